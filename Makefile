@@ -1,0 +1,57 @@
+# Every target makes what it needs; `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHON
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[36m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: ## Make .venv and install everything into it
+	@scripts/install
+
+.PHONY: demo
+demo: install ## Install, run the farm and its main job to pulled engines, leave nothing running
+	@FARM_HOME="$(CURDIR)/.demo" $(BIN)/farm demo
+
+.PHONY: test
+test: install lint test-run ## Install, check the style and the types, run the tests
+
+.PHONY: test-run
+test-run: ## Run the tests; FARM_TEST_DATABASE_URL and FARM_TEST_BROKER_URL choose the services
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+.PHONY: lint
+lint: ## Check format, style, types and the direction of imports
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache >.lint-imports.log 2>&1 || { cat .lint-imports.log; exit 1; }; rm -f .lint-imports.log
+
+.PHONY: format
+format: install ## Format the code and mend what can be mended
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+.PHONY: bench
+bench: install ## Measure the farm against plain scripts and bare handlers, in one run
+	@$(BIN)/python -m bench
+
+.PHONY: docs
+docs: install ## Make the reference pages and the OpenAPI document from the code
+	@$(BIN)/python scripts/make_docs.py
+
+.PHONY: constraints
+constraints: install ## Write down the versions that are installed now
+	@$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | LC_ALL=C sort -f >constraints.txt
+
+.PHONY: check-compose
+check-compose: install ## Check docker-compose.yml and the Dockerfiles without Docker
+	@$(BIN)/python -m pytest -q tests/contract/test_compose.py
+
+.PHONY: clean
+clean: ## Remove what the targets made
+	@rm -rf .venv .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis

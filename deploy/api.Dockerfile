@@ -1,0 +1,13 @@
+# Control plane: API, migrations, Flower. No torch.
+FROM python:3.13-slim
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /opt/farm
+COPY pyproject.toml constraints.txt README.md ./
+COPY farm farm
+COPY workers workers
+COPY migrations migrations
+RUN pip install -c constraints.txt .
+RUN useradd --create-home --uid 1000 farm && install -d -o farm /var/lib/farm/store
+USER farm
+EXPOSE 8000 5555
+CMD ["farm", "api", "--host", "0.0.0.0", "--port", "8000"]

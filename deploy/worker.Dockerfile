@@ -1,0 +1,19 @@
+# Data plane: the default is a CPU worker with TensorRT-RTX; for GPUs
+#   --build-arg EXTRAS=worker,gpu,rtx,tensorrt --build-arg TORCH=cuda
+FROM python:3.13-slim
+ARG EXTRAS=worker,cpu,rtx
+ARG TORCH=cpu
+ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /opt/farm
+COPY pyproject.toml constraints.txt README.md ./
+# torch first, in a layer of its own: it is the largest part and changes least.
+RUN if [ "$TORCH" = cpu ]; then index="--index-url $TORCH_CPU_INDEX"; fi && \
+    pip install -c constraints.txt $index torch
+COPY farm farm
+COPY workers workers
+COPY migrations migrations
+RUN pip install -c constraints.txt ".[$EXTRAS]"
+RUN useradd --create-home --uid 1000 farm && install -d -o farm /var/lib/farm/store
+USER farm
+CMD ["farm", "worker"]

@@ -1,0 +1,49 @@
+"""The ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from farm import __version__, logs
+from farm.api import blobs, builds, fleet, health, problems, registry
+from farm.api.services import Services
+from farm.db import require_schema
+from farm.settings import Settings
+
+DESCRIPTION = """
+Submit a model once; pull the right TensorRT engine for every GPU.
+
+1. `POST /v1/blobs` the model and its data, 2. `POST /v1/builds`, 3. follow
+`GET /v1/builds/{id}/events`, 4. `GET /v1/models/{model}/engines/{gpu}`.
+Errors are RFC 9457 problems whose `hint` says what to do.
+"""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The API on these settings. Its process also runs a sweep."""
+    services = Services.create(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        require_schema(services.db)
+        services.sweeper.start()
+        yield
+        services.sweeper.stop()
+        services.db.dispose()
+
+    logs.configure(settings.log_level)
+    app = FastAPI(
+        title="Engine farm",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    app.state.services = services
+    problems.install(app)
+    for router in (blobs.router, builds.router, registry.router, fleet.router, health.router):
+        app.include_router(router)
+    return app

@@ -1,0 +1,86 @@
+"""Uploads: streamed to disk, never held in memory."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from farm.api.services import Farm, Services, problems
+from farm.db import now
+from farm.errors import InvalidRequest, NotFound
+from farm.models import Artifact
+from farm.schemas import Blob
+from farm.storage import Stored
+
+router = APIRouter(prefix="/v1/blobs", tags=["blobs"])
+
+_SHA256 = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/=]+):")
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Upload a file",
+    responses=problems(400, 413, 507),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+)
+async def upload(
+    request: Request,
+    farm: Farm,
+    repr_digest: Annotated[
+        str | None,
+        Header(
+            description="RFC 9530; verified, and nothing is kept on a mismatch",
+            examples=["sha-256=:RBNvo1WzZ4oRRq0W9+hknpT7T8If536DEMBg9hyq/4o=:"],
+        ),
+    ] = None,
+) -> Blob:
+    """Store the raw request body under its sha256."""
+    stored = await farm.store.receive(
+        request.stream(),
+        expected=_announced(repr_digest),
+        max_bytes=farm.settings.max_upload_bytes,
+    )
+    await run_in_threadpool(_remember, farm, stored)
+    return Blob(digest=stored.digest, bytes=stored.bytes)
+
+
+def _announced(header: str | None) -> str | None:
+    if header is None:
+        return None
+    found = _SHA256.search(header)
+    try:
+        digest = base64.b64decode(found[1], validate=True) if found else b""
+    except binascii.Error:
+        digest = b""
+    if len(digest) != 32:
+        raise InvalidRequest(
+            "Repr-Digest has no sha-256", hint="send Repr-Digest: sha-256=:BASE64:, or leave it out"
+        )
+    return f"sha256:{digest.hex()}"
+
+
+def _remember(farm: Services, stored: Stored) -> None:
+    with farm.db.write() as session:
+        if session.get(Artifact, stored.digest) is None:
+            session.add(Artifact(digest=stored.digest, bytes=stored.bytes, created_at=now()))
+
+
+@router.head("/{digest}", summary="Is this blob here?", responses=problems(404))
+def head(digest: str, farm: Farm) -> Response:
+    """200 with its size as Content-Length, or 404: so that a client never uploads twice."""
+    with farm.db.read() as session:
+        artifact = session.get(Artifact, digest)
+    if artifact is None or not farm.store.has(digest):
+        raise NotFound(f"there is no blob {digest}", hint="upload it: POST /v1/blobs")
+    return Response(headers={"Content-Length": str(artifact.bytes), "ETag": f'"{digest}"'})

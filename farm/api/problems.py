@@ -1,0 +1,66 @@
+"""Every error is rendered here, as RFC 9457 ``application/problem+json``."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from farm.errors import FarmError, Unavailable
+
+log = logging.getLogger(__name__)
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(FarmError, _farm_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _bug)
+
+
+def problem(status: int, code: str, detail: str, hint: str | None = None) -> JSONResponse:
+    headers = {"Retry-After": "2"} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    body = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "code": code,
+        "detail": detail,
+        "hint": hint,
+    }
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
+
+
+async def _farm_error(request: Request, err: Exception) -> JSONResponse:
+    assert isinstance(err, FarmError)
+    if isinstance(err, Unavailable):
+        log.warning("%s %s: %s", request.method, request.url.path, err.detail)
+    return problem(err.status, err.code, err.detail, err.hint)
+
+
+async def _invalid(request: Request, err: Exception) -> JSONResponse:
+    assert isinstance(err, RequestValidationError)
+    detail = "; ".join(_explain(one) for one in err.errors())
+    hint = f"the request's fields are described at {request.base_url}docs"
+    return problem(422, "invalid-request", detail, hint)
+
+
+def _explain(error: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in error["loc"] if part != "body")
+    return f"{where}: {error['msg']}" if where else str(error["msg"])
+
+
+async def _http(request: Request, err: Exception) -> JSONResponse:
+    assert isinstance(err, HTTPException)
+    hint = "the calls are listed at /docs" if err.status_code == HTTPStatus.NOT_FOUND else None
+    return problem(err.status_code, "http-error", str(err.detail), hint)
+
+
+async def _bug(request: Request, err: Exception) -> JSONResponse:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=err)
+    return problem(500, "internal-error", "the farm has a bug here; its log has the traceback")

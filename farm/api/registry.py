@@ -1,0 +1,118 @@
+"""The registry: models, engines, and pulls by model and GPU tag."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Response
+
+from farm import registry, views
+from farm.api.files import BlobResponse
+from farm.api.services import Cursor, Farm, Limit, problems
+from farm.schemas import EnginePage, EngineView, Manifest, Match, ModelDetail, ModelPage
+from farm.specs import Precision, Runtime
+
+router = APIRouter(prefix="/v1", tags=["registry"])
+
+
+@router.get("/models", summary="List models")
+def list_models(farm: Farm, limit: Limit = 50, cursor: Cursor = None) -> ModelPage:
+    """Models by name."""
+    with farm.db.read() as session:
+        items = views.models(session, after=cursor, limit=limit + 1)
+    more = len(items) > limit
+    return ModelPage(items=items[:limit], cursor=items[limit - 1].name if more else None)
+
+
+@router.get("/models/{model}", summary="Show a model", responses=problems(404))
+def show_model(model: str, farm: Farm) -> ModelDetail:
+    """A model's versions, and its newest version's engines."""
+    with farm.db.read() as session:
+        return views.model(session, model)
+
+
+@router.get("/models/{model}/engines", summary="List engines", responses=problems(404, 422))
+def list_engines(
+    model: str,
+    farm: Farm,
+    gpu: str | None = None,
+    precision: Precision | None = None,
+    runtime: Runtime | None = None,
+    version: int | None = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> EnginePage:
+    """A model's engines, the newest first."""
+    with farm.db.read() as session:
+        items = registry.engines(
+            session,
+            model,
+            gpu=gpu,
+            precision=precision,
+            runtime=runtime,
+            version=version,
+            before=cursor,
+            limit=limit + 1,
+        )
+    more = len(items) > limit
+    return EnginePage(items=items[:limit], cursor=items[limit - 1].id if more else None)
+
+
+@router.get("/models/{model}/engines/{gpu}", summary="Pull", responses=problems(404, 422))
+def match(
+    model: str,
+    gpu: str,
+    farm: Farm,
+    precision: Precision | None = None,
+    runtime: Runtime | None = None,
+    version: int | None = None,
+) -> Match:
+    """The best engine for a GPU tag, and why; its bytes are at `/v1/engines/{id}/content`."""
+    with farm.db.read() as session:
+        return registry.match(
+            session, model, gpu, precision=precision, runtime=runtime, version=version
+        )
+
+
+@router.get("/engines/{engine_id}", summary="Show an engine", responses=problems(404))
+def show_engine(engine_id: str, farm: Farm) -> EngineView:
+    """A row of the registry."""
+    with farm.db.read() as session:
+        return registry.engine(session, engine_id)
+
+
+@router.get("/engines/{engine_id}/manifest", summary="An engine's manifest", responses=problems(404))
+def manifest(engine_id: str, farm: Farm) -> Manifest:
+    """What the engine is and where it came from, to keep beside its bytes."""
+    with farm.db.read() as session:
+        engine = registry.engine(session, engine_id)
+        return Manifest(engine=engine, provenance=registry.provenance(session, engine_id))
+
+
+@router.head("/engines/{engine_id}/content", include_in_schema=False)
+@router.get(
+    "/engines/{engine_id}/content",
+    summary="An engine's bytes",
+    response_class=Response,
+    responses=problems(404)
+    | {
+        200: {"content": {"application/octet-stream": {}}, "description": "the plan, byte for byte"},
+        206: {"description": "the asked range"},
+        304: {"description": "If-None-Match has the digest"},
+    },
+)
+def content(
+    engine_id: str,
+    farm: Farm,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The engine itself. `ETag` is its digest; `Range` and `If-Range` resume a download."""
+    with farm.db.read() as session:
+        engine = registry.engine(session, engine_id)
+    etag = f'"{engine.digest}"'
+    if if_none_match is not None and (
+        if_none_match.strip() == "*"
+        or etag in (tag.strip().removeprefix("W/") for tag in if_none_match.split(","))
+    ):
+        return Response(status_code=304, headers={"ETag": etag})
+    return BlobResponse(farm.store.path(engine.digest), etag=etag)

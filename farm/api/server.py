@@ -1,0 +1,36 @@
+"""The API's process: granian, which sends a file from its path without copying it through Python."""
+
+from __future__ import annotations
+
+import signal
+
+from fastapi import FastAPI
+
+from farm.processes import die_with_parent
+from farm.settings import Settings
+
+
+def serve(host: str = "127.0.0.1", port: int = 8000) -> None:
+    """Serve the API until SIGTERM or SIGINT."""
+    from granian import Granian
+    from granian.constants import Interfaces
+
+    Granian(
+        "farm.api.server:app",
+        factory=True,
+        address=host,
+        port=port,
+        interface=Interfaces.ASGI,
+        websockets=False,
+        log_access=False,
+        workers_kill_timeout=5,
+    ).serve()
+
+
+def app() -> FastAPI:
+    """Granian's worker process calls this."""
+    from farm.api.app import create_app
+
+    # Granian's own supervisor may be killed; its worker must not keep the port.
+    die_with_parent(signal.SIGTERM)
+    return create_app(Settings())

@@ -1,0 +1,180 @@
+"""The database: engine, sessions, and migrations under a lock.
+
+A unit of work is ``with db.write() as session``: it commits at its end, or rolls back. Services
+never commit.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    DateTime,
+    Engine,
+    MetaData,
+    create_engine,
+    event,
+    inspect,
+    text,
+)
+from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy.types import TypeDecorator
+
+from farm.errors import DatabaseUnavailable, FarmError
+from farm.settings import Settings
+
+MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
+MIGRATION_LOCK = 0x656E67696E65  # any constant: the key of Postgres' advisory lock
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Instant(TypeDecorator[datetime]):
+    """A UTC time, aware in Python. SQLite has no time zones, so it is stored naive there."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time in the database needs a time zone")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Database:
+    """Sessions on one database, SQLite in WAL mode or Postgres."""
+
+    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+        self.url = make_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.engine = self._sqlite() if self.is_sqlite else self._postgres(pool_size)
+        self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+
+    def _sqlite(self) -> Engine:
+        if self.url.database:
+            Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(self.url, connect_args={"timeout": 30}, pool_size=20)
+
+        @event.listens_for(engine, "connect")
+        def _pragmas(connection: sqlite3.Connection, _record: object) -> None:
+            # The driver would begin transactions on its own, and too late for BEGIN IMMEDIATE.
+            connection.isolation_level = None
+            for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+                connection.execute(f"PRAGMA {pragma}")
+
+        @event.listens_for(engine, "begin")
+        def _begin(connection: Connection) -> None:
+            # A read that turns into a write can't wait for another writer: it would fail at once.
+            immediate = connection.get_execution_options().get("farm_write", False)
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+        return engine
+
+    def _postgres(self, pool_size: int) -> Engine:
+        return create_engine(self.url, pool_size=pool_size, max_overflow=20, pool_pre_ping=True)
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session for reading.
+
+        Raises:
+            DatabaseUnavailable
+        """
+        with self._session(write=False) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A unit of work: commits at its end, rolls back on any error.
+
+        Raises:
+            DatabaseUnavailable
+        """
+        with self._session(write=True) as session:
+            yield session
+            session.commit()
+
+    @contextmanager
+    def _session(self, *, write: bool) -> Iterator[Session]:
+        session = self._sessions()
+        try:
+            if write:
+                session.connection(execution_options={"farm_write": True})
+            yield session
+        except DBAPIError as err:
+            session.rollback()
+            if isinstance(err, OperationalError) or err.connection_invalidated:
+                raise DatabaseUnavailable(f"the database can't be reached: {err.orig}") from err
+            raise
+        except BaseException:
+            session.rollback()
+            raise
+        finally:
+            session.close()
+
+    def dispose(self) -> None:
+        self.engine.dispose()
+
+
+def upgrade(settings: Settings | None = None) -> str:
+    """Bring the database to the newest schema, one process at a time; return its revision."""
+    from alembic import command
+    from alembic.config import Config
+    from alembic.runtime.migration import MigrationContext
+
+    db = Database((settings or Settings()).database)
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    try:
+        with db.engine.connect().execution_options(farm_write=True) as connection:
+            if not db.is_sqlite:
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+                connection.execute(text("SET LOCAL lock_timeout = '10s'"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            revision = MigrationContext.configure(connection).get_current_revision()
+            connection.commit()
+    except OperationalError as err:
+        raise DatabaseUnavailable(f"the database can't be reached: {err.orig}") from err
+    finally:
+        db.dispose()
+    return str(revision)
+
+
+def require_schema(db: Database) -> None:
+    """Raise a FarmError that says what to do when the database has no schema yet."""
+    try:
+        there = inspect(db.engine).has_table("jobs")
+    except OperationalError as err:
+        raise DatabaseUnavailable(f"the database can't be reached: {err.orig}") from err
+    if not there:
+        raise FarmError("the database has no schema yet", hint="run: farm db upgrade")

@@ -1,0 +1,126 @@
+"""Celery as a doorbell: messages that carry a job's id and attempt, sent after the commit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from datetime import timedelta
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from sqlalchemy import or_, select, update
+
+from farm.db import Database, now
+from farm.errors import BrokerUnavailable
+from farm.models import Job
+from farm.settings import Settings
+from farm.states import JobState
+
+log = logging.getLogger(__name__)
+
+TASK = "farm.run"
+
+
+def create_celery(settings: Settings) -> Celery:
+    """The Celery application that producers, workers and Flower share."""
+    app = Celery("farm", broker=settings.broker)
+    app.conf.update(
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        # What Flower needs to show names, arguments and states.
+        worker_send_task_events=True,
+        task_send_sent_event=True,
+        task_track_started=True,
+        result_extended=True,
+        # The database holds the work. A message is acked when it arrives: it's only a bell.
+        task_acks_late=False,
+        worker_prefetch_multiplier=1,
+        # Without this a message waits behind a running build beside an idle peer.
+        worker_disable_prefetch=True,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "priority_steps": list(range(10)),
+            "queue_order_strategy": "priority",
+            "socket_connect_timeout": 2,
+            "socket_timeout": 5,
+        },
+        task_create_missing_queues=True,
+        worker_hijack_root_logger=False,
+        worker_enable_remote_control=True,
+    )
+    return app
+
+
+class Doorbell:
+    """Sends the messages that tell workers of queued jobs, and notes when."""
+
+    def __init__(self, db: Database, celery: Celery) -> None:
+        self._db = db
+        self._celery = celery
+
+    def ring(self, job_ids: Iterable[int]) -> None:
+        """Announce these jobs, as far as they are queued.
+
+        Raises:
+            BrokerUnavailable: the sweep announces them when the broker is back.
+        """
+        ids = list(job_ids)
+        if ids:
+            self._ring(Job.id.in_(ids))
+
+    def ring_pending(self, *, again_s: float) -> int:
+        """Announce every queued job that never was, or was so long ago that its message may be lost.
+
+        Raises:
+            BrokerUnavailable
+        """
+        late = now() - timedelta(seconds=again_s)
+        return self._ring(or_(Job.rung_at.is_(None), Job.rung_at < late))
+
+    def _ring(self, condition: object) -> int:
+        with self._db.read() as session:
+            jobs = session.scalars(
+                select(Job)
+                .where(Job.state == JobState.QUEUED, condition)  # type: ignore[arg-type]
+                .order_by(Job.priority.desc(), Job.id)
+                .limit(1000)
+            ).all()
+        if not jobs:
+            return 0
+        for job in jobs:
+            self._send(job)
+        with self._db.write() as session:
+            session.execute(
+                update(Job)
+                .where(Job.id.in_([j.id for j in jobs]), Job.state == JobState.QUEUED)
+                .values(rung_at=now())
+            )
+        return len(jobs)
+
+    def _send(self, job: Job) -> None:
+        try:
+            self._celery.send_task(
+                TASK,
+                args=(job.id, job.attempt),
+                queue=job.queue,
+                priority=9 - job.priority,  # of Redis' lists the first is 0
+                shadow=job.title,
+                argsrepr=f"job={job.id} attempt={job.attempt} key={job.key[7:19]}",
+                retry=False,
+                ignore_result=True,
+            )
+        except OperationalError as err:
+            raise BrokerUnavailable(f"the broker can't be reached: {err}") from err
+
+
+def run_flower(host: str = "127.0.0.1", port: int = 5555) -> None:
+    """Run Flower, to look at and not to touch: tasks sent from it would bypass the database."""
+    import os
+
+    os.environ.setdefault("FLOWER_UNAUTHENTICATED_API", "true")
+    create_celery(Settings()).start(
+        ["flower", f"--address={host}", f"--port={port}", "--read_only=true", "--inspect_timeout=3000"]
+    )

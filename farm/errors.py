@@ -1,0 +1,223 @@
+"""The one error tree. A class names a fact; its docstring is the default message.
+
+    FarmError
+    ├── Rejected                 the request can't be taken as it is (4xx)
+    │   ├── InvalidRequest       422
+    │   │   ├── SourceRefused
+    │   │   ├── UnknownGpu
+    │   │   ├── TargetUnsupported
+    │   │   └── CalibrationMissing
+    │   ├── NotFound             404
+    │   ├── Conflict             409
+    │   └── DigestMismatch       400
+    ├── StageFailed              a job's child ended in failure
+    │   ├── InvalidModel
+    │   ├── InvalidData
+    │   ├── ProfileMismatch
+    │   ├── ExportDiverged
+    │   ├── CastFailed
+    │   ├── CalibrationFailed
+    │   ├── EngineBuildFailed
+    │   ├── AccuracyDropped
+    │   ├── ToolchainChanged
+    │   └── ChildDied
+    │       ├── ChildTimedOut
+    │       └── ChildOutOfMemory
+    ├── LeaseLost                another attempt holds the job now
+    ├── IllegalTransition        a state change that the state machine doesn't know
+    └── Unavailable              503, worth a retry
+        ├── DatabaseUnavailable
+        ├── BrokerUnavailable
+        ├── StorageUnavailable
+        └── StorageFull          507
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+
+class FarmError(Exception):
+    """Something in the farm went wrong."""
+
+    status = 500
+    retryable = False
+    default_hint: str | None = None
+
+    def __init__(self, detail: str | None = None, *, hint: str | None = None) -> None:
+        self.detail = detail or inspect.cleandoc(type(self).__doc__ or "").splitlines()[0]
+        self.hint = hint or self.default_hint
+        super().__init__(self.detail)
+
+    @property
+    def code(self) -> str:
+        """The fact in kebab case, stable for scripts: ``calibration-missing``."""
+        return code_of(type(self))
+
+
+def code_of(cls: type[FarmError]) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
+
+
+def from_code(code: str, detail: str | None = None, hint: str | None = None) -> FarmError:
+    """The error with this code, as it was raised in a child or on the other side of the API."""
+    return _by_code(FarmError).get(code, FarmError)(detail, hint=hint)
+
+
+def _by_code(cls: type[FarmError]) -> dict[str, type[FarmError]]:
+    found = {code_of(cls): cls}
+    for child in cls.__subclasses__():
+        found |= _by_code(child)
+    return found
+
+
+class Rejected(FarmError):
+    """The request can't be taken as it is."""
+
+    status = 400
+
+
+class InvalidRequest(Rejected):
+    """The request isn't valid."""
+
+    status = 422
+
+
+class SourceRefused(InvalidRequest):
+    """This source can't be taken."""
+
+    default_hint = "hand in a torch.export program (torch.export.save(…, 'model.pt2')) or an ONNX model"
+
+
+class UnknownGpu(InvalidRequest):
+    """The farm doesn't know this GPU tag."""
+
+
+class TargetUnsupported(InvalidRequest):
+    """No runtime of the farm can serve this target."""
+
+    default_hint = "`farm targets` lists what each runtime can serve, and why not"
+
+
+class CalibrationMissing(InvalidRequest):
+    """INT8 needs calibration data."""
+
+    default_hint = "pass calibration data (--calibration samples.npz), or choose fp16"
+
+
+class NotFound(Rejected):
+    """There is no such thing."""
+
+    status = 404
+
+
+class Conflict(Rejected):
+    """The request contradicts what the farm already holds."""
+
+    status = 409
+
+
+class DigestMismatch(Rejected):
+    """The bytes that arrived aren't the bytes that were announced; nothing was kept."""
+
+    status = 400
+    default_hint = "upload the file again"
+
+
+class StageFailed(FarmError):
+    """A stage of the build failed."""
+
+
+class InvalidModel(StageFailed):
+    """The model isn't valid."""
+
+
+class InvalidData(StageFailed):
+    """The calibration or evaluation data don't fit the model."""
+
+
+class ProfileMismatch(StageFailed):
+    """The profile doesn't fit the model's inputs."""
+
+
+class ExportDiverged(StageFailed):
+    """The exported ONNX model doesn't give the PyTorch model's outputs."""
+
+
+class CastFailed(StageFailed):
+    """The model couldn't be converted to the asked precision."""
+
+
+class CalibrationFailed(StageFailed):
+    """The model couldn't be calibrated."""
+
+
+class EngineBuildFailed(StageFailed):
+    """The runtime couldn't build an engine."""
+
+
+class AccuracyDropped(StageFailed):
+    """The engine loses more accuracy than the build allows."""
+
+    default_hint = "add calibration data, choose another method or precision, or raise max_drop"
+
+
+class ToolchainChanged(StageFailed):
+    """The worker's toolchain isn't the one that this job was planned with."""
+
+    retryable = True
+    default_hint = "retry the build: it is planned anew with the toolchain that is there now"
+
+
+class ChildDied(StageFailed):
+    """The stage's process died."""
+
+    retryable = True
+
+
+class ChildTimedOut(ChildDied):
+    """The stage ran longer than its time limit."""
+
+    default_hint = "raise FARM_JOB_TIMEOUT_S on the worker, or make the model or the data smaller"
+
+
+class ChildOutOfMemory(ChildDied):
+    """The stage was killed for memory."""
+
+    default_hint = "give the worker more memory, or calibrate with fewer or smaller batches"
+
+
+class LeaseLost(FarmError):
+    """Another attempt holds this job now."""
+
+
+class IllegalTransition(FarmError):
+    """The state machine has no such transition."""
+
+
+class Unavailable(FarmError):
+    """A service that the farm needs can't be reached."""
+
+    status = 503
+    retryable = True
+    default_hint = "try again in a moment"
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database can't be reached."""
+
+
+class BrokerUnavailable(Unavailable):
+    """The broker can't be reached."""
+
+
+class StorageUnavailable(Unavailable):
+    """The artifact store can't be reached."""
+
+
+class StorageFull(Unavailable):
+    """The artifact store is full; nothing was kept."""
+
+    status = 507
+    default_hint = "free space in the artifact store, then try again"

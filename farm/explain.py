@@ -1,0 +1,99 @@
+"""Why a job ran or was reused: against the nearest earlier job, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from farm.errors import NotFound
+from farm.models import Build, BuildJob, Job
+from farm.schemas import Explanation, JobReason
+from farm.states import Reuse
+
+#: How many earlier jobs of the same kind are compared.
+_CANDIDATES = 200
+
+
+def explain(session: Session, build_id: str) -> Explanation:
+    """Why each job of a build ran or was reused.
+
+    Raises:
+        NotFound
+    """
+    if session.get(Build, build_id) is None:
+        raise NotFound(f"there is no build {build_id!r}", hint="`farm builds` lists them")
+    pairs = session.execute(
+        select(Job, BuildJob.reuse)
+        .join(BuildJob, BuildJob.job_id == Job.id)
+        .where(BuildJob.build_id == build_id)
+        .order_by(BuildJob.position)
+    ).all()
+    return Explanation(build=build_id, jobs=[_reason(session, job, reuse) for job, reuse in pairs])
+
+
+def _reason(session: Session, job: Job, reuse: str) -> JobReason:
+    nearest, differs = (None, []) if reuse != Reuse.RAN else _nearest(session, job)
+    why = {
+        Reuse.CACHED: f"job {job.id} of the same key had already succeeded",
+        Reuse.JOINED: f"job {job.id} of the same key was already on its way",
+    }.get(Reuse(reuse))
+    if why is None:
+        why = _why_it_ran(nearest, differs)
+    return JobReason(
+        job=job.id,
+        title=job.title,
+        reuse=reuse,
+        why=why,
+        nearest=nearest.id if nearest else None,
+        differs=differs,
+    )
+
+
+def _why_it_ran(nearest: Job | None, differs: list[str]) -> str:
+    if nearest is None:
+        return "no earlier job of this kind"
+    if not differs:
+        return f"job {nearest.id} of the same key had {nearest.state}"
+    return f"differs from job {nearest.id}: {'; '.join(differs)}"
+
+
+def _nearest(session: Session, job: Job) -> tuple[Job | None, list[str]]:
+    """The earlier job of the same kind with the fewest differences, the latest of them."""
+    earlier = session.scalars(
+        select(Job)
+        .where(Job.kind == job.kind, Job.id < job.id)
+        .order_by(Job.id.desc())
+        .limit(_CANDIDATES)
+    )
+    ranked = [(list(differences(old.recipe, job.recipe)), old) for old in earlier]
+    if not ranked:
+        return None, []
+    differs, nearest = min(ranked, key=lambda pair: len(pair[0]))
+    return nearest, differs
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """What differs between two recipes, in words."""
+    for tool in sorted(old["tools"].keys() | new["tools"].keys()):
+        before, after = old["tools"].get(tool, "none"), new["tools"].get(tool, "none")
+        if before != after:
+            yield f"{tool} {before} → {after}"
+    if old["stage"] != new["stage"]:
+        yield f"the farm's {new['kind']} stage {old['stage']} → {new['stage']}"
+    for role in sorted(old["inputs"].keys() | new["inputs"].keys()):
+        if old["inputs"].get(role) != new["inputs"].get(role):
+            yield f"{role} differs"
+    for name in sorted(old["params"].keys() | new["params"].keys()):
+        before, after = old["params"].get(name), new["params"].get(name)
+        if before != after:
+            yield f"{name} {_short(before)} → {_short(after)}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict) and value.keys() == {"runtime", "gpu"}:
+        return f"{value['runtime']}:{value['gpu']}"
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

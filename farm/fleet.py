@@ -1,0 +1,160 @@
+"""The workers that announced themselves: who is online, with which GPU, queues and toolchain."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from farm import gpu_tags, targets
+from farm.db import now
+from farm.models import Job, Worker
+from farm.schemas import TargetView, WorkerView
+from farm.specs import Precision, Runtime, Target
+from farm.states import JobState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Announcement:
+    """What a worker says of itself."""
+
+    name: str
+    host: str
+    gpu: str | None
+    gpu_uuid: str | None
+    tags: tuple[str, ...]
+    queues: tuple[str, ...]
+    runtimes: Mapping[str, str]
+    toolchain: Mapping[str, str]
+
+
+def announce(session: Session, worker: Announcement) -> None:
+    """Record that a worker has come online."""
+    at = now()
+    session.merge(
+        Worker(
+            name=worker.name,
+            host=worker.host,
+            gpu=worker.gpu,
+            gpu_uuid=worker.gpu_uuid,
+            tags=list(worker.tags),
+            queues=list(worker.queues),
+            runtimes=dict(worker.runtimes),
+            toolchain=dict(worker.toolchain),
+            started_at=at,
+            last_seen_at=at,
+            left_at=None,
+        )
+    )
+
+
+def seen(session: Session, name: str) -> None:
+    """Record that a worker is still there."""
+    row = session.get(Worker, name)
+    if row is not None:
+        row.last_seen_at = now()
+        row.left_at = None
+
+
+def left(session: Session, name: str) -> None:
+    """Record that a worker has gone."""
+    row = session.get(Worker, name)
+    if row is not None:
+        row.left_at = now()
+
+
+class Fleet:
+    """The workers as they were at one moment."""
+
+    def __init__(self, workers: Iterable[Worker], *, ttl_s: float, at: datetime) -> None:
+        self._ttl = timedelta(seconds=ttl_s)
+        self._at = at
+        # Those online first, then the one seen last: the newest toolchain known.
+        self.workers = sorted(workers, key=lambda w: (self.online(w), w.last_seen_at), reverse=True)
+
+    @classmethod
+    def load(cls, session: Session, *, ttl_s: float) -> Fleet:
+        return cls(session.scalars(select(Worker)), ttl_s=ttl_s, at=now())
+
+    def online(self, worker: Worker) -> bool:
+        return worker.left_at is None and self._at - worker.last_seen_at < self._ttl
+
+    @property
+    def online_queues(self) -> Counter[str]:
+        return Counter(queue for w in self.workers if self.online(w) for queue in w.queues)
+
+    def toolchain(self, queue: str) -> Mapping[str, str]:
+        """The toolchain of the worker that will most likely take a job from this queue."""
+        for worker in self.workers:
+            if queue in worker.queues:
+                return worker.toolchain
+        return {}
+
+    def waits_for(self, job: Job) -> str | None:
+        """Which worker a queued job waits for, when none that is online can run it."""
+        if job.state != JobState.QUEUED or self.online_queues.get(job.queue):
+            return None
+        runtime, _, tag = job.queue.rpartition(".")
+        if not runtime or tag == gpu_tags.CPU:
+            return f"a CPU worker{f' with {runtime}' if runtime else ''} (start one: farm worker)"
+        return f"a worker with a GPU {tag} and {runtime} installed (start one there: farm worker)"
+
+
+def worker_views(session: Session, fleet: Fleet) -> list[WorkerView]:
+    running = {
+        job.owner: job
+        for job in session.scalars(select(Job).where(Job.state == JobState.RUNNING))
+    }
+    views = []
+    for worker in sorted(fleet.workers, key=lambda w: w.name):
+        job = running.get(worker.name)
+        views.append(
+            WorkerView(
+                **{c: getattr(worker, c) for c in _WORKER_FIELDS},
+                online=fleet.online(worker),
+                job=job.id if job else None,
+                job_title=job.title if job else None,
+            )
+        )
+    return views
+
+
+_WORKER_FIELDS = (
+    "name host gpu gpu_uuid tags queues runtimes toolchain started_at last_seen_at".split()
+)
+
+
+def target_views(fleet: Fleet) -> list[TargetView]:
+    """Every runtime × GPU tag: buildable now, when such a worker joins, or not at all, and why."""
+    tags = (gpu_tags.CPU, *gpu_tags.COMPUTE_CAPABILITIES)
+    return [_target_view(fleet, Target(runtime=r, gpu=tag)) for tag in tags for r in Runtime]
+
+
+def _target_view(fleet: Fleet, target: Target) -> TargetView:
+    queue = targets.build_queue(target)
+    reason = targets.refusal(target)
+    online = fleet.online_queues.get(queue, 0)
+    if reason:
+        status, why = "unsupported", reason
+    elif online:
+        status, why = "buildable", f"{online} worker{'s' * (online > 1)} online"
+    else:
+        status, why = "waits-for-worker", f"no worker online consumes {queue}; start one: farm worker"
+    return TargetView.model_validate(
+        {
+            "target": str(target),
+            "runtime": target.runtime,
+            "gpu": target.gpu,
+            "compute_capability": gpu_tags.compute_capability(target.gpu),
+            "products": gpu_tags.products_of(target.gpu),
+            "status": status,
+            "why": why,
+            "precisions": []
+            if reason
+            else [p for p in Precision if targets.refusal(target, p) is None],
+        }
+    )

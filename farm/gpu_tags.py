@@ -1,0 +1,102 @@
+"""GPU tags: compute capabilities, and the products that map to them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from farm.errors import UnknownGpu
+
+#: Product → compute capability. Source: NVIDIA's table of CUDA GPUs.
+PRODUCTS: dict[str, str] = {
+    "t4": "sm_75",
+    "rtx-2060": "sm_75",
+    "rtx-2070": "sm_75",
+    "rtx-2080": "sm_75",
+    "rtx-2080-ti": "sm_75",
+    "quadro-rtx-6000": "sm_75",
+    "quadro-rtx-8000": "sm_75",
+    "a30": "sm_80",
+    "a100": "sm_80",
+    "a2": "sm_86",
+    "a10": "sm_86",
+    "a10g": "sm_86",
+    "a16": "sm_86",
+    "a40": "sm_86",
+    "rtx-3060": "sm_86",
+    "rtx-3070": "sm_86",
+    "rtx-3080": "sm_86",
+    "rtx-3090": "sm_86",
+    "rtx-a4000": "sm_86",
+    "rtx-a5000": "sm_86",
+    "rtx-a6000": "sm_86",
+    "jetson-orin": "sm_87",
+    "l4": "sm_89",
+    "l40": "sm_89",
+    "l40s": "sm_89",
+    "rtx-4060": "sm_89",
+    "rtx-4070": "sm_89",
+    "rtx-4080": "sm_89",
+    "rtx-4090": "sm_89",
+    "rtx-6000-ada": "sm_89",
+    "h100": "sm_90",
+    "h200": "sm_90",
+    "gh200": "sm_90",
+    "b200": "sm_100",
+    "gb200": "sm_100",
+    "b300": "sm_103",
+    "gb300": "sm_103",
+    "jetson-thor": "sm_110",
+    "rtx-5070": "sm_120",
+    "rtx-5080": "sm_120",
+    "rtx-5090": "sm_120",
+    "rtx-pro-6000": "sm_120",
+    "gb10": "sm_121",
+    "dgx-spark": "sm_121",
+}
+
+CPU = "cpu"
+COMPUTE_CAPABILITIES: tuple[str, ...] = tuple(
+    sorted(set(PRODUCTS.values()), key=lambda tag: int(tag.removeprefix("sm_")))
+)
+_ALIASES = {re.sub(r"[^a-z0-9]", "", name): name for name in (*PRODUCTS, *COMPUTE_CAPABILITIES, CPU)}
+_VENDOR = re.compile(r"\b(nvidia|geforce|tesla|graphics|gpu|generation)\b")
+
+
+def canonical(tag: str) -> str:
+    """The tag as the farm writes it: ``RTX 4090`` → ``rtx-4090``, ``SM89`` → ``sm_89``, ``8.9`` → ``sm_89``.
+
+    Raises:
+        UnknownGpu: with the closest known tags.
+    """
+    dotted = re.fullmatch(r"(\d+)\.(\d)", tag.strip())
+    squeezed = re.sub(r"[^a-z0-9]", "", f"sm{dotted[1]}{dotted[2]}" if dotted else tag.lower())
+    if squeezed in _ALIASES:
+        return _ALIASES[squeezed]
+    near = difflib.get_close_matches(squeezed, _ALIASES, n=3, cutoff=0.5)
+    closest = ", ".join(_ALIASES[name] for name in near)
+    raise UnknownGpu(
+        f"unknown GPU tag {tag!r}",
+        hint=f"did you mean {closest}? " * bool(closest) + "`farm targets` lists every tag",
+    )
+
+
+def compute_capability(tag: str) -> str:
+    """``h200`` → ``sm_90``; a compute capability and ``cpu`` stand for themselves."""
+    name = canonical(tag)
+    return PRODUCTS.get(name, name)
+
+
+def product_of(device_name: str) -> str | None:
+    """The product tag of a device's NVML name: ``NVIDIA H100 80GB HBM3`` → ``h100``."""
+    words = re.findall(r"[a-z0-9]+", _VENDOR.sub(" ", device_name.lower()))
+    if "ada" in words and "6000" in words:
+        return "rtx-6000-ada"
+    joined = f"-{'-'.join(words)}-"
+    found = [name for name in PRODUCTS if f"-{name}-" in joined]
+    return max(found, key=len) if found else None
+
+
+def products_of(tag: str) -> list[str]:
+    """The products with this compute capability."""
+    return [name for name, capability in PRODUCTS.items() if capability == tag]

@@ -1,0 +1,57 @@
+"""Keys: a job is named by what it does.
+
+``key = sha256(canonical JSON of the recipe)``. The recipe covers everything that can change the
+result (inputs by digest, parameters, tools) and nothing that can't (names, labels, priorities).
+An input that another job makes enters by that job's key, so every key of a build is known when
+it is submitted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from farm.specs import JobKind, Runtime
+
+#: Raise a stage's number when its code changes what it makes.
+STAGE_VERSIONS: dict[JobKind, int] = {
+    JobKind.EXPORT: 1,
+    JobKind.CAST: 1,
+    JobKind.CALIBRATE: 1,
+    JobKind.BUILD: 1,
+    JobKind.MEASURE: 1,
+}
+
+_ONNX = ("onnx", "onnx-ir", "numpy")
+_MODELOPT = ("nvidia-modelopt", "onnx-graphsurgeon", "onnxslim", "onnxruntime", "polygraphy", *_ONNX)
+
+#: The packages whose version can change what a stage makes.
+STAGE_TOOLS: dict[JobKind, tuple[str, ...]] = {
+    JobKind.EXPORT: ("torch", "onnxscript", *_ONNX),
+    JobKind.CAST: _MODELOPT,
+    JobKind.CALIBRATE: _MODELOPT,
+    JobKind.BUILD: (),
+    JobKind.MEASURE: ("torch", "onnxruntime", "numpy"),
+}
+RUNTIME_TOOLS: dict[Runtime, tuple[str, ...]] = {
+    Runtime.TENSORRT: ("tensorrt",),
+    Runtime.TENSORRT_RTX: ("tensorrt-rtx",),
+    Runtime.ONNXRUNTIME: ("onnxruntime",),
+}
+
+
+def tools(kind: JobKind, runtime: Runtime | None, toolchain: Mapping[str, str]) -> dict[str, str]:
+    """The part of a worker's toolchain that a job's key covers.
+
+    A tool that no worker has announced yet is ``any``: the worker that claims the job says which.
+    """
+    names = STAGE_TOOLS[kind] + (RUNTIME_TOOLS[runtime] if runtime and kind is JobKind.BUILD else ())
+    return {name: toolchain.get(name, "any") for name in sorted(names)}
+
+
+def key(recipe: Mapping[str, Any]) -> str:
+    """The key of a recipe; equal recipes have equal keys whatever the order of their fields."""
+    canonical = json.dumps(recipe, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"

@@ -1,0 +1,230 @@
+"""The tables."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String, Text, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from farm.db import Base, Instant, now
+
+# None is SQL's NULL, not JSON's null.
+Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+# SQLite counts up only an INTEGER PRIMARY KEY.
+BigId = BigInteger().with_variant(Integer(), "sqlite")
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def new_id() -> str:
+    """A short id that sorts by time: 10 digits of milliseconds, 6 of chance (Crockford's base 32)."""
+    number = (int(time.time() * 1000) << 30) | secrets.randbits(30)
+    digits = []
+    for _ in range(16):
+        number, digit = divmod(number, 32)
+        digits.append(_ALPHABET[digit])
+    return "".join(reversed(digits))
+
+
+class Model(Base):
+    """A name under which versions are kept."""
+
+    __tablename__ = "models"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(100), unique=True)
+    created_at: Mapped[datetime] = mapped_column(Instant, default=now)
+
+
+class Version(Base):
+    """A source of a model; its number grows with each new source digest."""
+
+    __tablename__ = "versions"
+    __table_args__ = (
+        UniqueConstraint("model_id", "number"),
+        UniqueConstraint("model_id", "source_digest"),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
+    number: Mapped[int]
+    source_digest: Mapped[str] = mapped_column(String(71))
+    source_format: Mapped[str] = mapped_column(String(20))
+    created_at: Mapped[datetime] = mapped_column(Instant, default=now)
+
+
+class Artifact(Base):
+    """A blob in the store that the farm knows of."""
+
+    __tablename__ = "artifacts"
+    digest: Mapped[str] = mapped_column(String(71), primary_key=True)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(Instant, default=now)
+
+
+class Build(Base):
+    """What a client asked for: one model version × precisions × targets."""
+
+    __tablename__ = "builds"
+    __table_args__ = (
+        Index("ix_builds_version_id_id", "version_id", "id"),
+        Index("ix_builds_state_id", "state", "id"),
+    )
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"))
+    state: Mapped[str] = mapped_column(String(20))
+    request: Mapped[dict[str, Any]] = mapped_column(Json)
+    priority: Mapped[int]
+    idempotency_key: Mapped[str | None] = mapped_column(String(200), unique=True)
+    first_event: Mapped[int | None] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(Instant, default=now)
+    started_at: Mapped[datetime | None] = mapped_column(Instant)
+    finished_at: Mapped[datetime | None] = mapped_column(Instant)
+
+
+class Job(Base):
+    """A unit of work, named by what it does. Failed and cancelled rows are history."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        # Single flight: at most one job of a key is alive or has succeeded.
+        Index(
+            "uq_jobs_key_usable",
+            "key",
+            unique=True,
+            sqlite_where=text("state NOT IN ('failed', 'cancelled')"),
+            postgresql_where=text("state NOT IN ('failed', 'cancelled')"),
+        ),
+        Index("ix_jobs_kind_id", "kind", "id"),
+        Index("ix_jobs_state_lease_until", "state", "lease_until"),
+    )
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    key: Mapped[str] = mapped_column(String(71))
+    kind: Mapped[str] = mapped_column(String(20))
+    title: Mapped[str] = mapped_column(String(250))
+    state: Mapped[str] = mapped_column(String(20))
+    recipe: Mapped[dict[str, Any]] = mapped_column(Json)  #: what the key covers
+    toolchain: Mapped[dict[str, str]] = mapped_column(Json)
+    runtime: Mapped[str | None] = mapped_column(String(20))
+    target: Mapped[str | None] = mapped_column(String(60))
+    precision: Mapped[str | None] = mapped_column(String(10))
+    queue: Mapped[str] = mapped_column(String(80))
+    priority: Mapped[int]
+    needs: Mapped[int] = mapped_column(default=0)  #: inputs that haven't succeeded yet
+    attempt: Mapped[int] = mapped_column(default=1)
+    first_attempt: Mapped[int] = mapped_column(default=1)
+    rung_at: Mapped[datetime | None] = mapped_column(Instant)  #: when its message was last sent
+    owner: Mapped[str | None] = mapped_column(String(200))
+    lease_until: Mapped[datetime | None] = mapped_column(Instant)
+    cancel_requested: Mapped[bool] = mapped_column(default=False)
+    phase: Mapped[str | None] = mapped_column(String(100))
+    progress: Mapped[float | None]
+    outputs: Mapped[dict[str, str] | None] = mapped_column(Json)  #: role → digest
+    facts: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    error: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    created_at: Mapped[datetime] = mapped_column(Instant, default=now)
+    started_at: Mapped[datetime | None] = mapped_column(Instant)
+    finished_at: Mapped[datetime | None] = mapped_column(Instant)
+
+
+class JobInput(Base):
+    """An edge: a job takes an output of another."""
+
+    __tablename__ = "job_inputs"
+    __table_args__ = (Index("ix_job_inputs_needs_id", "needs_id"),)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    role: Mapped[str] = mapped_column(String(30), primary_key=True)
+    needs_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
+    output: Mapped[str] = mapped_column(String(30))
+
+
+class BuildJob(Base):
+    """A job that a build wants, and how it came by it."""
+
+    __tablename__ = "build_jobs"
+    __table_args__ = (Index("ix_build_jobs_job_id", "job_id"),)
+    build_id: Mapped[str] = mapped_column(ForeignKey("builds.id"), primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    reuse: Mapped[str] = mapped_column(String(10))
+    position: Mapped[int]
+
+
+class Wanted(Base):
+    """An engine that a build wants: one precision × target."""
+
+    __tablename__ = "wanted_engines"
+    __table_args__ = (
+        Index("ix_wanted_engines_build_job_id", "build_job_id"),
+        Index("ix_wanted_engines_measure_job_id", "measure_job_id"),
+    )
+    build_id: Mapped[str] = mapped_column(ForeignKey("builds.id"), primary_key=True)
+    target: Mapped[str] = mapped_column(String(60), primary_key=True)
+    precision: Mapped[str] = mapped_column(String(10), primary_key=True)
+    asked: Mapped[str] = mapped_column(String(100))
+    why: Mapped[str] = mapped_column(Text)
+    build_job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
+    measure_job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
+    engine_id: Mapped[str | None] = mapped_column(ForeignKey("engines.id"))
+
+
+class EngineRow(Base):
+    """The registry: an engine, checked against the model that it came from. Never changed."""
+
+    __tablename__ = "engines"
+    __table_args__ = (
+        UniqueConstraint("version_id", "build_job_id", "measure_job_id"),
+        Index("ix_engines_version_id_gpu_precision", "version_id", "gpu", "precision"),
+    )
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"))
+    runtime: Mapped[str] = mapped_column(String(20))
+    runtime_version: Mapped[str] = mapped_column(String(40))
+    gpu: Mapped[str] = mapped_column(String(40))
+    precision: Mapped[str] = mapped_column(String(10))
+    digest: Mapped[str] = mapped_column(ForeignKey("artifacts.digest"))
+    accuracy: Mapped[dict[str, Any]] = mapped_column(Json)
+    metrics: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    metrics_reason: Mapped[str | None] = mapped_column(Text)
+    io: Mapped[dict[str, Any]] = mapped_column(Json)  #: inputs, outputs, profiles
+    toolchain: Mapped[dict[str, str]] = mapped_column(Json)
+    build_id: Mapped[str] = mapped_column(ForeignKey("builds.id"))
+    build_job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
+    measure_job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
+    created_at: Mapped[datetime] = mapped_column(Instant, default=now)
+
+
+class Event(Base):
+    """Every change of state, every phase and every piece of log, in order."""
+
+    __tablename__ = "events"
+    __table_args__ = (
+        Index("ix_events_build_id_id", "build_id", "id"),
+        Index("ix_events_job_id_id", "job_id", "id"),
+    )
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    build_id: Mapped[str | None] = mapped_column(ForeignKey("builds.id"))
+    job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id"))
+    kind: Mapped[str] = mapped_column(String(10))
+    state: Mapped[str | None] = mapped_column(String(20))
+    data: Mapped[dict[str, Any]] = mapped_column(Json)
+    at: Mapped[datetime] = mapped_column(Instant, default=now)
+
+
+class Worker(Base):
+    """A worker that announced itself."""
+
+    __tablename__ = "workers"
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    host: Mapped[str] = mapped_column(String(200))
+    gpu: Mapped[str | None] = mapped_column(String(100))
+    gpu_uuid: Mapped[str | None] = mapped_column(String(100))
+    tags: Mapped[list[str]] = mapped_column(Json)
+    queues: Mapped[list[str]] = mapped_column(Json)
+    runtimes: Mapped[dict[str, str]] = mapped_column(Json)
+    toolchain: Mapped[dict[str, str]] = mapped_column(Json)
+    started_at: Mapped[datetime] = mapped_column(Instant)
+    last_seen_at: Mapped[datetime] = mapped_column(Instant)
+    left_at: Mapped[datetime | None] = mapped_column(Instant)

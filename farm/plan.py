@@ -1,0 +1,240 @@
+"""What a build needs: its jobs, in an order in which each comes after its inputs. Pure, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from farm import gpu_tags, keys, targets
+from farm.errors import CalibrationMissing, TargetUnsupported
+from farm.schemas import BuildRequest
+from farm.specs import (
+    BuildParams,
+    CalibrateParams,
+    CastParams,
+    ExportParams,
+    JobKind,
+    MeasureParams,
+    Precision,
+    Runtime,
+    StageParams,
+    Target,
+)
+from farm.targets import Choice
+
+CPU_QUEUE = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """Where a job's input comes from: a blob, or an output of another planned job."""
+
+    digest: str | None = None
+    job: PlannedJob | None = None
+    output: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.digest or f"{self.job.key if self.job else ''}#{self.output}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlannedJob:
+    kind: JobKind
+    title: str
+    queue: str
+    key: str
+    recipe: Mapping[str, Any]
+    toolchain: Mapping[str, str]
+    inputs: Mapping[str, Input]
+    target: Target | None
+    precision: Precision | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedEngine:
+    choice: Choice
+    precision: Precision
+    build: PlannedJob
+    measure: PlannedJob
+
+
+@dataclass(kw_only=True)
+class Plan:
+    jobs: dict[str, PlannedJob] = field(default_factory=dict)  #: by key, inputs first
+    engines: list[PlannedEngine] = field(default_factory=list)
+
+
+Toolchains = Callable[[str], Mapping[str, str]]
+"""Queue → the toolchain of a worker that consumes it, or nothing when none is known."""
+
+
+def plan(request: BuildRequest, choices: Sequence[Choice], toolchains: Toolchains) -> Plan:
+    """Plan a build.
+
+    Raises:
+        TargetUnsupported: for a precision that a target hasn't.
+        CalibrationMissing: INT8 without data.
+    """
+    _check(request, choices)
+    planner = _Planner(request, toolchains)
+    for choice in choices:
+        for precision in dict.fromkeys(request.precisions):
+            planner.engine(choice, precision)
+    return planner.plan
+
+
+def _check(request: BuildRequest, choices: Sequence[Choice]) -> None:
+    if Precision.INT8 in request.precisions and request.calibration is None:
+        raise CalibrationMissing()
+    for choice in choices:
+        for precision in request.precisions:
+            reason = targets.refusal(choice.target, precision)
+            if reason:
+                raise TargetUnsupported(
+                    f"{precision} for {choice.asked}: {reason}",
+                    hint="leave that pair out, or submit it with other precisions in a build of its own",
+                )
+
+
+class _Planner:
+    def __init__(self, request: BuildRequest, toolchains: Toolchains) -> None:
+        self.plan = Plan()
+        self._request = request
+        self._toolchains = toolchains
+        self._profiles = tuple(request.profiles)
+
+    def engine(self, choice: Choice, precision: Precision) -> None:
+        if any(e.choice.target == choice.target and e.precision == precision for e in self.plan.engines):
+            return  # two tags that mean the same target
+        build = self._build(choice, precision)
+        measure = self._measure(choice.target, precision, build)
+        self.plan.engines.append(
+            PlannedEngine(choice=choice, precision=precision, build=build, measure=measure)
+        )
+
+    def _export(self) -> PlannedJob:
+        source = self._request.source
+        params = ExportParams(format=source.format, profiles=self._profiles)
+        return self._add(JobKind.EXPORT, params, {"source": Input(digest=source.digest)})
+
+    def _cast(self, precision: Precision) -> PlannedJob:
+        params = CastParams.model_validate({"precision": precision, "profiles": self._profiles})
+        onnx = Input(job=self._export(), output="onnx")
+        return self._add(JobKind.CAST, params, {"onnx": onnx}, precision=precision)
+
+    def _calibrate(self) -> PlannedJob:
+        data = self._request.calibration
+        if data is None:
+            raise CalibrationMissing()
+        params = CalibrateParams(
+            method=data.method, batch_size=data.batch_size, profiles=self._profiles
+        )
+        inputs = {
+            "onnx": Input(job=self._export(), output="onnx"),
+            "calibration": Input(digest=data.digest),
+        }
+        return self._add(JobKind.CALIBRATE, params, inputs, precision=Precision.INT8)
+
+    def _typed(self, precision: Precision, target: Target) -> Input:
+        """The ONNX that carries the precision; one serves every architecture."""
+        if precision is Precision.FP32:
+            return Input(job=self._export(), output="onnx")
+        if precision is not Precision.INT8:
+            return Input(job=self._cast(precision), output="typed")
+        on_cpu = target.gpu == gpu_tags.CPU
+        return Input(job=self._calibrate(), output="typed" if on_cpu else "typed_fp16")
+
+    def _build(self, choice: Choice, precision: Precision) -> PlannedJob:
+        params = BuildParams(
+            target=choice.target,
+            compute_capability=choice.compute_capability,
+            precision=precision,
+            profiles=self._profiles,
+        )
+        return self._add(
+            JobKind.BUILD,
+            params,
+            {"typed": self._typed(precision, choice.target)},
+            queue=targets.build_queue(choice.target),
+            target=choice.target,
+            precision=precision,
+        )
+
+    def _measure(self, target: Target, precision: Precision, build: PlannedJob) -> PlannedJob:
+        """Measure a CPU engine itself; for engines that can't run on the CPU worker their typed ONNX.
+
+        The latter doesn't depend on the target, so one job serves every architecture.
+        """
+        request = self._request
+        runnable = target.gpu == gpu_tags.CPU
+        params = MeasureParams(
+            precision=precision,
+            target=target if runnable else None,
+            format=request.source.format,
+            profiles=self._profiles,
+            metric=request.evaluation.metric if request.evaluation else None,
+            max_drop=request.evaluation.max_drop if request.evaluation else None,
+        )
+        inputs = {
+            "source": Input(digest=request.source.digest),
+            "typed": self._typed(precision, target),
+        }
+        if runnable:
+            inputs["engine"] = Input(job=build, output="engine")
+        if request.evaluation:
+            inputs["evaluation"] = Input(digest=request.evaluation.digest)
+        elif request.calibration:
+            inputs["calibration"] = Input(digest=request.calibration.digest)
+        return self._add(
+            JobKind.MEASURE,
+            params,
+            inputs,
+            target=target if runnable else None,
+            precision=precision,
+        )
+
+    def _add(
+        self,
+        kind: JobKind,
+        params: StageParams,
+        inputs: Mapping[str, Input],
+        *,
+        queue: str = CPU_QUEUE,
+        target: Target | None = None,
+        precision: Precision | None = None,
+    ) -> PlannedJob:
+        runtime: Runtime | None = target.runtime if target else None
+        toolchain = keys.tools(kind, runtime, self._toolchains(queue))
+        recipe = {
+            "kind": kind.value,
+            "stage": keys.STAGE_VERSIONS[kind],
+            "params": params.model_dump(mode="json"),
+            "inputs": {role: given.name for role, given in inputs.items()},
+            "tools": toolchain,
+        }
+        key = keys.key(recipe)
+        if key not in self.plan.jobs:
+            self.plan.jobs[key] = PlannedJob(
+                kind=kind,
+                title=title(kind, self._request.model, precision, target),
+                queue=queue,
+                key=key,
+                recipe=recipe,
+                toolchain=toolchain,
+                inputs=dict(inputs),
+                target=target,
+                precision=precision,
+            )
+        return self.plan.jobs[key]
+
+
+def title(kind: JobKind, model: str, precision: Precision | None, target: Target | None) -> str:
+    """What people read in Flower and in tables: ``build digits:int8@sm_89``."""
+    name = f"{kind} {model}"
+    if precision:
+        name += f":{precision}"
+    if target:
+        name += f"@{target.gpu}"
+    return name

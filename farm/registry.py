@@ -1,0 +1,246 @@
+"""The registry: engines by model and GPU tag, published when they are built and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Select, or_, select
+from sqlalchemy.orm import Session
+
+from farm import gpu_tags
+from farm.errors import NotFound
+from farm.models import Artifact, Build, EngineRow, Job, Model, Version, Wanted, new_id
+from farm.schemas import EngineView, Match
+from farm.states import JobState
+
+
+def publish(session: Session, job_id: int) -> None:
+    """Enter the engines into the registry that are complete now that this job has succeeded."""
+    wanted = session.scalars(
+        select(Wanted).where(
+            or_(Wanted.build_job_id == job_id, Wanted.measure_job_id == job_id),
+            Wanted.engine_id.is_(None),
+        )
+    )
+    publish_wanted(session, wanted.all())
+
+
+def publish_wanted(session: Session, wanted: Sequence[Wanted]) -> None:
+    """Enter those of the wanted engines into the registry whose jobs have all succeeded."""
+    for want in wanted:
+        built = session.get_one(Job, want.build_job_id)
+        measured = session.get_one(Job, want.measure_job_id)
+        if built.state == measured.state == JobState.SUCCEEDED:
+            want.engine_id = _engine(session, want, built, measured)
+
+
+def _engine(session: Session, want: Wanted, built: Job, measured: Job) -> str:
+    version_id = session.scalars(select(Build.version_id).where(Build.id == want.build_id)).one()
+    there = session.scalar(
+        select(EngineRow.id).where(
+            EngineRow.version_id == version_id,
+            EngineRow.build_job_id == built.id,
+            EngineRow.measure_job_id == measured.id,
+        )
+    )
+    if there:
+        return there
+    facts: dict[str, Any] = built.facts or {}
+    report: dict[str, Any] = measured.facts or {}
+    runtime, _, gpu = want.target.rpartition(":")
+    row = EngineRow(
+        id=new_id(),
+        version_id=version_id,
+        runtime=runtime,
+        runtime_version=facts["runtime_version"],
+        gpu=gpu,
+        precision=want.precision,
+        digest=(built.outputs or {})["engine"],
+        accuracy=report["accuracy"],
+        metrics=report["metrics"],
+        metrics_reason=report["metrics_reason"],
+        io={name: facts[name] for name in ("inputs", "outputs", "profiles")},
+        toolchain=built.toolchain,
+        build_id=want.build_id,
+        build_job_id=built.id,
+        measure_job_id=measured.id,
+    )
+    session.add(row)
+    session.flush()
+    return row.id
+
+
+def _rows() -> Select[Any]:
+    return (
+        select(EngineRow, Model.name, Version.number, Version.source_digest, Artifact.bytes)
+        .join(Version, Version.id == EngineRow.version_id)
+        .join(Model, Model.id == Version.model_id)
+        .join(Artifact, Artifact.digest == EngineRow.digest)
+    )
+
+
+def _view(row: Any) -> EngineView:
+    engine, model, version, source_digest, size = row
+    columns = {c: getattr(engine, c) for c in _COLUMNS}
+    return EngineView(
+        **columns,
+        **engine.io,
+        model=model,
+        version=version,
+        source_digest=source_digest,
+        bytes=size,
+        build=engine.build_id,
+    )
+
+
+_COLUMNS = (
+    "id runtime runtime_version gpu precision digest accuracy metrics metrics_reason toolchain "
+    "created_at"
+).split()
+
+
+def engine(session: Session, engine_id: str) -> EngineView:
+    """One row of the registry.
+
+    Raises:
+        NotFound
+    """
+    row = session.execute(_rows().where(EngineRow.id == engine_id)).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no engine {engine_id!r}", hint="`farm engines MODEL` lists them")
+    return _view(row)
+
+
+def provenance(session: Session, engine_id: str) -> dict[str, Any]:
+    """Where an engine came from: the jobs that built and measured it, with all that their keys cover."""
+    row = session.get_one(EngineRow, engine_id)
+    jobs = {"build": row.build_job_id, "measure": row.measure_job_id}
+    found = {name: session.get_one(Job, job_id) for name, job_id in jobs.items()}
+    return {
+        name: {"job": job.id, "key": job.key, "recipe": job.recipe, "worker": job.owner}
+        for name, job in found.items()
+    }
+
+
+def engines(
+    session: Session,
+    model: str,
+    *,
+    gpu: str | None = None,
+    precision: str | None = None,
+    runtime: str | None = None,
+    version: int | None = None,
+    before: str | None = None,
+    limit: int = 50,
+) -> list[EngineView]:
+    """A model's engines, the newest first.
+
+    Raises:
+        NotFound: there is no such model.
+        UnknownGpu
+    """
+    model_id(session, model)
+    statement = _rows().where(Model.name == model)
+    if gpu is not None:
+        tag = gpu_tags.canonical(gpu)
+        statement = statement.where(
+            EngineRow.gpu.in_({tag, gpu_tags.compute_capability(tag)})
+        )
+    if precision is not None:
+        statement = statement.where(EngineRow.precision == precision)
+    if runtime is not None:
+        statement = statement.where(EngineRow.runtime == runtime)
+    if version is not None:
+        statement = statement.where(Version.number == version)
+    if before is not None:
+        statement = statement.where(EngineRow.id < before)
+    return [_view(row) for row in session.execute(statement.order_by(EngineRow.id.desc()).limit(limit))]
+
+
+def model_id(session: Session, name: str) -> int:
+    """A model's id.
+
+    Raises:
+        NotFound: with the names that are there.
+    """
+    found = session.scalar(select(Model.id).where(Model.name == name))
+    if found is None:
+        names = ", ".join(session.scalars(select(Model.name).order_by(Model.name).limit(10)))
+        raise NotFound(
+            f"there is no model {name!r}",
+            hint=f"the models are {names}" if names else "submit one: farm submit MODEL_FILE",
+        )
+    return found
+
+
+#: Of equal matches a pull takes the fastest precision that was asked for nowhere.
+_PRECISION_ORDER = {"int8": 0, "fp16": 1, "bf16": 2, "fp32": 3}
+_RUNTIME_ORDER = {"tensorrt": 0, "tensorrt-rtx": 1, "onnxruntime": 2}
+
+
+def match(
+    session: Session,
+    model: str,
+    gpu: str,
+    *,
+    precision: str | None = None,
+    runtime: str | None = None,
+    version: int | None = None,
+) -> Match:
+    """The best engine of a model for a GPU: the newest version, the exact product before its
+    compute capability, the asked precision or else the smallest, the newest build.
+
+    Raises:
+        NotFound: naming what exists.
+        UnknownGpu
+    """
+    tag = gpu_tags.canonical(gpu)
+    found = engines(
+        session, model, gpu=tag, precision=precision, runtime=runtime, version=version, limit=1000
+    )
+    if not found:
+        raise NotFound(*_nothing(session, model, tag, precision, runtime, version))
+
+    def rank(engine: EngineView) -> tuple[Any, ...]:
+        return (
+            -engine.version,
+            engine.gpu != tag,
+            _PRECISION_ORDER[engine.precision],
+            _RUNTIME_ORDER[engine.runtime],
+        )
+
+    # engines() gives the newest first, and the sort is stable.
+    best = sorted(found, key=rank)[0]
+    return Match(engine=best, why=_why(best, tag, precision, runtime, version))
+
+
+def _why(
+    best: EngineView, tag: str, precision: str | None, runtime: str | None, version: int | None
+) -> str:
+    fits = (
+        f"built for {tag}" if best.gpu == tag else f"built for {best.gpu}, the compute capability of {tag}"
+    )
+    reasons = [
+        fits,
+        f"version {best.version} as asked" if version else f"version {best.version} is the newest with one",
+        f"{best.precision} as asked" if precision else f"{best.precision} is the most compact there is",
+        f"{best.runtime} as asked" if runtime else f"runtime {best.runtime}",
+    ]
+    return "; ".join(reasons)
+
+
+def _nothing(
+    session: Session,
+    model: str,
+    tag: str,
+    precision: str | None,
+    runtime: str | None,
+    version: int | None,
+) -> tuple[str]:
+    asked = " ".join(str(x) for x in (precision, runtime, version and f"version {version}") if x)
+    there = sorted(
+        {f"{e.precision}@{e.gpu} ({e.runtime}, v{e.version})" for e in engines(session, model, limit=1000)}
+    )
+    exists = f"there is {', '.join(there)}" if there else "it has no engines yet"
+    return (f"{model} has no {asked + ' ' if asked else ''}engine for {tag}; {exists}",)

@@ -1,0 +1,313 @@
+"""The shapes of the REST contract, shared by the API that serves them and the client that reads them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from farm.specs import (
+    CalibrationMethod,
+    JobKind,
+    Precision,
+    Profile,
+    Runtime,
+    SourceFormat,
+    TensorSpec,
+)
+from farm.states import BuildState, JobState, Reuse
+
+Digest = Annotated[
+    str,
+    StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$"),
+    Field(examples=["sha256:" + "0" * 64]),
+]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class Request(BaseModel):
+    """What a client sends. Unknown fields are refused, so that a typo is never silently dropped."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Answer(BaseModel):
+    """What the farm answers. A client ignores fields that it doesn't know."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+class Source(Request):
+    digest: Digest
+    format: SourceFormat
+
+
+class Calibration(Request):
+    digest: Digest
+    method: CalibrationMethod = "entropy"
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
+
+
+class Evaluation(Request):
+    digest: Digest
+    metric: Literal["top1"] | None = Field(
+        None, description="task metric; needs an array `label` in the data"
+    )
+    max_drop: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="an engine that loses more of the metric than this fails its build"
+    )
+
+
+BUILD_EXAMPLE: dict[str, Any] = {
+    "model": "digits",
+    "source": {"digest": "sha256:" + "a" * 64, "format": "pt2"},
+    "precisions": ["fp16", "int8"],
+    "targets": ["sm_89", "rtx-4090", "tensorrt-rtx:sm_120", "onnxruntime:cpu"],
+    "profiles": [{"image": {"min": [1, 1, 8, 8], "opt": [8, 1, 8, 8], "max": [64, 1, 8, 8]}}],
+    "calibration": {"digest": "sha256:" + "b" * 64, "method": "entropy", "batch_size": 8},
+    "evaluation": {"digest": "sha256:" + "c" * 64, "metric": "top1", "max_drop": 0.01},
+    "priority": 5,
+    "labels": {"team": "vision"},
+}
+
+
+class BuildRequest(Request):
+    """A model version × precisions × targets."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [BUILD_EXAMPLE]})
+
+    model: Name
+    source: Source
+    precisions: Annotated[list[Precision], Field(min_length=1, max_length=8)]
+    targets: Annotated[
+        list[Annotated[str, StringConstraints(min_length=1, max_length=100)]],
+        Field(min_length=1, max_length=64),
+    ]
+    profiles: Annotated[list[Profile], Field(max_length=8)] = []
+    calibration: Calibration | None = None
+    evaluation: Evaluation | None = None
+    priority: Annotated[int, Field(ge=0, le=9, description="9 is the most urgent")] = 5
+    labels: dict[str, Annotated[str, StringConstraints(max_length=200)]] = Field(
+        default_factory=dict, max_length=32
+    )
+
+
+class Problem(BaseModel):
+    """RFC 9457 ``application/problem+json``."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    code: str = Field(description="the fact in kebab case, stable for scripts")
+    detail: str
+    hint: str | None = Field(None, description="what to do next")
+
+
+class Blob(Answer):
+    digest: Digest
+    bytes: int
+
+
+class Failure(Answer):
+    """Why a job failed."""
+
+    code: str
+    detail: str
+    hint: str | None = None
+
+
+class JobView(Answer):
+    id: int
+    kind: JobKind
+    title: str = Field(examples=["build digits:int8@sm_89"])
+    key: str
+    state: JobState
+    reuse: Reuse = Field(description="whether this build ran the job, joined it or took its result")
+    runtime: Runtime | None
+    target: str | None = Field(examples=["tensorrt-rtx:sm_89"])
+    precision: Precision | None
+    attempt: int
+    worker: str | None
+    waits_for: str | None = Field(
+        None, description="for a queued job that nobody online can run: which worker it waits for"
+    )
+    phase: str | None = None
+    progress: float | None = Field(None, description="share of the phase done, 0 to 1")
+    error: Failure | None
+    facts: dict[str, Any] = Field(description="what the stage recorded")
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class EngineView(Answer):
+    """A row of the registry."""
+
+    id: str
+    model: str
+    version: int
+    runtime: Runtime
+    runtime_version: str
+    gpu: str
+    precision: Precision
+    digest: Digest
+    bytes: int
+    accuracy: dict[str, Any]
+    metrics: dict[str, Any] | None
+    metrics_reason: str | None = Field(description="why there are no metrics")
+    profiles: list[Profile]
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    toolchain: dict[str, str]
+    source_digest: Digest
+    build: str
+    created_at: datetime
+
+
+class WantedEngine(Answer):
+    """One precision × target of a build: what was asked, what was chosen, what came of it."""
+
+    asked: str
+    target: str
+    why: str
+    precision: Precision
+    build_job: int
+    measure_job: int
+    engine: str | None = Field(description="id in the registry once it is published")
+
+
+class BuildSummary(Answer):
+    id: str
+    model: str
+    version: int
+    state: BuildState
+    precisions: list[Precision]
+    targets: list[str]
+    priority: int
+    labels: dict[str, str]
+    jobs_total: int
+    jobs_done: int
+    engines_total: int
+    engines_done: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    error: Failure | None = None
+
+
+class BuildView(BuildSummary):
+    source: Source
+    calibration: Calibration | None
+    evaluation: Evaluation | None
+    profiles: list[Profile]
+    jobs: list[JobView]
+    engines: list[WantedEngine]
+
+
+class Page(Answer):
+    cursor: str | None = Field(description="pass as `cursor` for the next page; null on the last")
+
+
+class BuildPage(Page):
+    items: list[BuildSummary]
+
+
+class EnginePage(Page):
+    items: list[EngineView]
+
+
+class ModelView(Answer):
+    name: str
+    versions: list[int]
+    engines: int
+    created_at: datetime
+
+
+class ModelPage(Page):
+    items: list[ModelView]
+
+
+class VersionView(Answer):
+    version: int
+    source_digest: Digest
+    source_format: SourceFormat
+    engines: int
+    created_at: datetime
+
+
+class ModelDetail(Answer):
+    name: str
+    created_at: datetime
+    versions: list[VersionView]
+    engines: list[EngineView] = Field(description="the newest version's engines")
+
+
+class Match(Answer):
+    """The answer to a pull: the best engine, and why it is the best."""
+
+    engine: EngineView
+    why: str
+
+
+class JobReason(Answer):
+    """Why one job of a build ran or was reused."""
+
+    job: int
+    title: str
+    reuse: Reuse
+    why: str
+    nearest: int | None = Field(description="the nearest earlier job of the same kind")
+    differs: list[str] = Field(description="what differs from it, in words")
+
+
+class Explanation(Answer):
+    build: str
+    jobs: list[JobReason]
+
+
+class WorkerView(Answer):
+    name: str
+    host: str
+    online: bool
+    gpu: str | None = Field(description="the GPU's name; null for a CPU worker")
+    gpu_uuid: str | None
+    tags: list[str]
+    queues: list[str]
+    runtimes: dict[str, str]
+    toolchain: dict[str, str]
+    job: int | None
+    job_title: str | None
+    started_at: datetime
+    last_seen_at: datetime
+
+
+class TargetView(Answer):
+    target: str
+    runtime: Runtime
+    gpu: str
+    compute_capability: str
+    products: list[str]
+    status: Literal["buildable", "waits-for-worker", "unsupported"]
+    why: str
+    precisions: list[Precision]
+
+
+class Manifest(Answer):
+    """What an engine is and where it came from; the bytes must have this digest."""
+
+    engine: EngineView
+    provenance: dict[str, Any]
+
+
+class Event(Answer):
+    """One server-sent event's data."""
+
+    id: int
+    at: datetime
+    kind: Literal["build", "job", "phase", "log"]
+    build: str | None
+    job: int | None
+    title: str | None = None
+    state: str | None = None
+    data: dict[str, Any]

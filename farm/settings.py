@@ -1,0 +1,83 @@
+"""The farm's settings, read once and passed in. Environment variables carry the prefix ``FARM_``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from farm.specs import Runtime
+
+
+class Settings(BaseSettings):
+    """Everything that differs between one machine and a fleet.
+
+    No setting is needed for ``farm up``. ``docs/reference/settings.md`` is made from this class.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="FARM_", frozen=True, extra="ignore")
+
+    home: Path = Field(
+        Path("~/.engine-farm"), description="the folder that holds all state of an embedded farm"
+    )
+    database_url: str = Field(
+        "", description="SQLAlchemy URL; by default SQLite in the home folder"
+    )
+    broker_url: str = Field(
+        "", description="Redis or Valkey URL; by default the embedded Valkey that `farm up` starts"
+    )
+    store: Path | None = Field(
+        None, description="folder of the artifact store; by default `store` in the home folder"
+    )
+    runtimes: Annotated[tuple[Runtime, ...], NoDecode] = Field(
+        (Runtime.TENSORRT, Runtime.TENSORRT_RTX),
+        description="runtimes for targets that name none, the preferred one first, comma-separated",
+    )
+    max_upload_bytes: int = Field(64 * 2**30, description="largest blob that the API takes")
+    lease_ttl_s: float = Field(30.0, gt=0, description="a job whose worker is silent so long is run again")
+    max_attempts: int = Field(3, ge=1, description="attempts of a job whose worker or child died")
+    worker_ttl_s: float = Field(30.0, gt=0, description="a worker silent for so long is offline")
+    sweep_interval_s: float = Field(2.0, gt=0, description="how often lost messages and leases are looked for")
+    ring_again_s: float = Field(60.0, gt=0, description="a job queued for so long is announced again")
+    job_timeout_s: float = Field(4 * 3600.0, gt=0, description="time limit of one stage")
+    job_memory_bytes: int | None = Field(
+        None, description="memory limit of one stage's process; by default none"
+    )
+    keep_workdirs: bool = Field(
+        False, description="keep failed stages' work folders in the home folder, to look into"
+    )
+    log_level: str = Field("INFO", description="of the farm's own processes")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_runtimes(cls, values: dict[str, object]) -> dict[str, object]:
+        runtimes = values.get("runtimes")
+        if isinstance(runtimes, str):
+            values = {**values, "runtimes": tuple(r.strip() for r in runtimes.split(",") if r.strip())}
+        return values
+
+    @model_validator(mode="after")
+    def _absolute(self) -> Self:
+        # The farm's processes have different working folders: a relative path would split the state.
+        object.__setattr__(self, "home", self.home.expanduser().absolute())
+        if self.store is not None:
+            object.__setattr__(self, "store", self.store.expanduser().absolute())
+        return self
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite:///{self.home / 'farm.db'}"
+
+    @property
+    def broker(self) -> str:
+        """The broker's URL: the setting, else what the running ``farm up`` wrote down."""
+        if self.broker_url:
+            return self.broker_url
+        written = self.home / "broker.url"
+        return written.read_text().strip() if written.exists() else "redis://127.0.0.1:6379/0"
+
+    @property
+    def store_dir(self) -> Path:
+        return self.store or self.home / "store"

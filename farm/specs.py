@@ -1,0 +1,140 @@
+"""The values that the farm speaks of: precisions, targets, profiles, and each stage's parameters."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Value(BaseModel):
+    """A frozen value. Unknown fields are an error, so that a typo is never silently dropped."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Precision(StrEnum):
+    """The number format that an engine computes in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"  #: explicit Q/DQ, calibrated; the rest in fp16 on GPUs and fp32 on CPUs
+
+
+class Runtime(StrEnum):
+    """What executes the engine."""
+
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+    ONNXRUNTIME = "onnxruntime"
+
+
+class SourceFormat(StrEnum):
+    """What the user hands in."""
+
+    ONNX = "onnx"
+    PT2 = "pt2"  #: a ``torch.export`` program
+
+
+class JobKind(StrEnum):
+    """What a job does."""
+
+    EXPORT = "export"  #: source → ONNX, checked against the source
+    CAST = "cast"  #: ONNX → ONNX typed fp16 or bf16
+    CALIBRATE = "calibrate"  #: ONNX + data → ONNX with explicit Q/DQ
+    BUILD = "build"  #: typed ONNX → engine
+    MEASURE = "measure"  #: engine → accuracy and latency
+
+
+class ShapeRange(Value):
+    """The shapes that one input may have: smallest, the one to optimise for, largest."""
+
+    min: tuple[Annotated[int, Field(ge=1)], ...]
+    opt: tuple[Annotated[int, Field(ge=1)], ...]
+    max: tuple[Annotated[int, Field(ge=1)], ...]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not len(self.min) == len(self.opt) == len(self.max):
+            raise ValueError("min, opt and max must have the same number of axes")
+        for axis, (low, mid, high) in enumerate(zip(self.min, self.opt, self.max, strict=True)):
+            if not low <= mid <= high:
+                raise ValueError(f"axis {axis}: min {low} ≤ opt {mid} ≤ max {high} doesn't hold")
+        return self
+
+
+#: An optimization profile: input name → the shapes that it may have.
+Profile = dict[str, ShapeRange]
+
+
+class TensorSpec(Value):
+    """A graph input or output. A dynamic axis is its dimension's name, or ``?`` when anonymous."""
+
+    name: str
+    dtype: str  #: numpy's name: ``float32``, ``int64``
+    shape: tuple[int | str, ...]
+
+
+class Target(Value):
+    """A runtime and a GPU tag: what an engine is built for."""
+
+    runtime: Runtime
+    gpu: str  #: ``sm_89``, a product name such as ``h200``, or ``cpu``
+
+    def __str__(self) -> str:
+        return f"{self.runtime}:{self.gpu}"
+
+    @property
+    def queue(self) -> str:
+        """The queue of the workers that hold this GPU and this runtime."""
+        return f"{self.runtime}.{self.gpu}"
+
+
+CalibrationMethod = Literal["entropy", "max"]
+
+
+class ExportParams(Value):
+    format: SourceFormat
+    profiles: tuple[Profile, ...] = ()
+
+
+class CastParams(Value):
+    precision: Literal[Precision.FP16, Precision.BF16]
+    profiles: tuple[Profile, ...] = ()
+
+
+class CalibrateParams(Value):
+    method: CalibrationMethod = "entropy"
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
+    profiles: tuple[Profile, ...] = ()
+
+
+class BuildParams(Value):
+    target: Target
+    compute_capability: str  #: ``sm_89``, or ``cpu``
+    precision: Precision
+    profiles: tuple[Profile, ...] = ()
+
+
+class MeasureParams(Value):
+    """What to measure. Without a target the typed ONNX stands in for engines that can't run here."""
+
+    precision: Precision
+    target: Target | None = None
+    format: SourceFormat
+    profiles: tuple[Profile, ...] = ()
+    metric: Literal["top1"] | None = None
+    max_drop: float | None = None
+
+
+StageParams = ExportParams | CastParams | CalibrateParams | BuildParams | MeasureParams
+
+PARAMS: dict[JobKind, type[StageParams]] = {
+    JobKind.EXPORT: ExportParams,
+    JobKind.CAST: CastParams,
+    JobKind.CALIBRATE: CalibrateParams,
+    JobKind.BUILD: BuildParams,
+    JobKind.MEASURE: MeasureParams,
+}

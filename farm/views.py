@@ -1,0 +1,288 @@
+"""What the API shows of builds, models and events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import case, func, or_, select
+from sqlalchemy.orm import Session
+
+from farm import registry
+from farm.errors import NotFound
+from farm.fleet import Fleet
+from farm.models import Build, BuildJob, EngineRow, Job, Model, Version, Wanted
+from farm.models import Event as EventRow
+from farm.schemas import (
+    BuildSummary,
+    BuildView,
+    Event,
+    Failure,
+    JobView,
+    ModelDetail,
+    ModelView,
+    VersionView,
+    WantedEngine,
+)
+from farm.states import ENDED, JobState
+
+
+def build(session: Session, build_id: str, fleet: Fleet) -> BuildView:
+    """One build with its jobs and engines.
+
+    Raises:
+        NotFound
+    """
+    row = session.get(Build, build_id)
+    if row is None:
+        raise NotFound(f"there is no build {build_id!r}", hint="`farm builds` lists them")
+    summary = summaries(session, [row])[0]
+    pairs = session.execute(
+        select(Job, BuildJob.reuse)
+        .join(BuildJob, BuildJob.job_id == Job.id)
+        .where(BuildJob.build_id == build_id)
+        .order_by(BuildJob.position)
+    )
+    return BuildView(
+        **summary.model_dump(),
+        **{name: row.request[name] for name in ("source", "calibration", "evaluation", "profiles")},
+        jobs=[_job(job, reuse, fleet) for job, reuse in pairs],
+        engines=_wanted(session, build_id),
+    )
+
+
+def _job(job: Job, reuse: str, fleet: Fleet) -> JobView:
+    columns = {name: getattr(job, name) for name in _JOB_FIELDS}
+    return JobView(
+        **columns,
+        reuse=reuse,
+        worker=job.owner,
+        facts=job.facts or {},
+        waits_for=fleet.waits_for(job),
+    )
+
+
+_JOB_FIELDS = (
+    "id kind title key state runtime target precision attempt phase progress error "
+    "created_at started_at finished_at"
+).split()
+
+
+def _wanted(session: Session, build_id: str) -> list[WantedEngine]:
+    rows = session.scalars(
+        select(Wanted).where(Wanted.build_id == build_id).order_by(Wanted.build_job_id)
+    )
+    return [
+        WantedEngine(
+            asked=row.asked,
+            target=row.target,
+            why=row.why,
+            precision=row.precision,
+            build_job=row.build_job_id,
+            measure_job=row.measure_job_id,
+            engine=row.engine_id,
+        )
+        for row in rows
+    ]
+
+
+def builds(
+    session: Session,
+    *,
+    model: str | None = None,
+    state: str | None = None,
+    before: str | None = None,
+    limit: int = 50,
+) -> list[BuildSummary]:
+    """Builds, the newest first."""
+    statement = select(Build).order_by(Build.id.desc()).limit(limit)
+    if model is not None:
+        versions = select(Version.id).where(Version.model_id == registry.model_id(session, model))
+        statement = statement.where(Build.version_id.in_(versions))
+    if state is not None:
+        statement = statement.where(Build.state == state)
+    if before is not None:
+        statement = statement.where(Build.id < before)
+    return summaries(session, session.scalars(statement).all())
+
+
+def summaries(session: Session, rows: Sequence[Build]) -> list[BuildSummary]:
+    ids = [row.id for row in rows]
+    ended = func.sum(case((Job.state.in_(ENDED), 1), else_=0))
+    jobs = _by_build(
+        session,
+        select(BuildJob.build_id, func.count(), ended)
+        .join(Job, Job.id == BuildJob.job_id)
+        .where(BuildJob.build_id.in_(ids))
+        .group_by(BuildJob.build_id),
+    )
+    engines = _by_build(
+        session,
+        select(Wanted.build_id, func.count(), func.count(Wanted.engine_id))
+        .where(Wanted.build_id.in_(ids))
+        .group_by(Wanted.build_id),
+    )
+    names = {
+        version_id: (name, number)
+        for version_id, name, number in session.execute(
+            select(Version.id, Model.name, Version.number)
+            .join(Model, Model.id == Version.model_id)
+            .where(Version.id.in_({row.version_id for row in rows}))
+        )
+    }
+    errors = _errors(session, [row.id for row in rows if row.state == "failed"])
+    return [
+        BuildSummary(
+            **{name: getattr(row, name) for name in _BUILD_FIELDS},
+            **{name: row.request[name] for name in ("precisions", "targets", "labels")},
+            model=names[row.version_id][0],
+            version=names[row.version_id][1],
+            jobs_total=jobs[row.id][0],
+            jobs_done=jobs[row.id][1],
+            engines_total=engines[row.id][0],
+            engines_done=engines[row.id][1],
+            error=errors.get(row.id),
+        )
+        for row in rows
+    ]
+
+
+_BUILD_FIELDS = "id state priority created_at started_at finished_at".split()
+
+
+def _by_build(session: Session, statement: Any) -> dict[str, tuple[int, int]]:
+    return {build_id: (total, done) for build_id, total, done in session.execute(statement)}
+
+
+def _errors(session: Session, build_ids: Sequence[str]) -> dict[str, Failure]:
+    """The first failure of each build: the others follow from it or are of their own jobs."""
+    found: dict[str, Failure] = {}
+    if not build_ids:
+        return found
+    rows = session.execute(
+        select(BuildJob.build_id, Job.error)
+        .join(Job, Job.id == BuildJob.job_id)
+        .where(BuildJob.build_id.in_(build_ids), Job.state == JobState.FAILED)
+        .order_by(Job.finished_at, Job.id)
+    )
+    for build_id, error in rows:
+        found.setdefault(build_id, Failure.model_validate(error))
+    return found
+
+
+def models(session: Session, *, after: str | None = None, limit: int = 50) -> list[ModelView]:
+    statement = select(Model).order_by(Model.name).limit(limit)
+    if after is not None:
+        statement = statement.where(Model.name > after)
+    return [
+        ModelView(
+            name=row.name,
+            created_at=row.created_at,
+            versions=[version.version for version in _versions(session, row.id)],
+            engines=sum(version.engines for version in _versions(session, row.id)),
+        )
+        for row in session.scalars(statement)
+    ]
+
+
+def model(session: Session, name: str) -> ModelDetail:
+    """A model with its versions and its newest version's engines.
+
+    Raises:
+        NotFound
+    """
+    row = session.get_one(Model, registry.model_id(session, name))
+    versions = _versions(session, row.id)
+    return ModelDetail(
+        name=row.name,
+        created_at=row.created_at,
+        versions=versions,
+        engines=registry.engines(session, name, version=versions[-1].version, limit=200),
+    )
+
+
+def _versions(session: Session, model_id: int) -> list[VersionView]:
+    rows = session.execute(
+        select(Version, func.count(EngineRow.id))
+        .outerjoin(EngineRow, EngineRow.version_id == Version.id)
+        .where(Version.model_id == model_id)
+        .group_by(Version.id)
+        .order_by(Version.number)
+    )
+    return [
+        VersionView(
+            version=version.number,
+            source_digest=version.source_digest,
+            source_format=version.source_format,
+            engines=engines,
+            created_at=version.created_at,
+        )
+        for version, engines in rows
+    ]
+
+
+def events(session: Session, build_id: str, *, after: int, limit: int = 500) -> list[Event]:
+    """What happened to a build and its jobs since its submission, past the event ``after``.
+
+    Raises:
+        NotFound
+    """
+    row = session.get(Build, build_id)
+    if row is None:
+        raise NotFound(f"there is no build {build_id!r}", hint="`farm builds` lists them")
+    jobs = select(BuildJob.job_id).where(BuildJob.build_id == build_id)
+    found = session.execute(
+        select(EventRow, Job.title)
+        .outerjoin(Job, Job.id == EventRow.job_id)
+        .where(
+            or_(EventRow.build_id == build_id, EventRow.job_id.in_(jobs)),
+            EventRow.id > max(after, (row.first_event or 1) - 1),
+        )
+        .order_by(EventRow.id)
+        .limit(limit)
+    )
+    return [
+        Event(
+            id=event.id,
+            at=event.at,
+            kind=event.kind,
+            build=event.build_id,
+            job=event.job_id,
+            title=title,
+            state=event.state,
+            data=event.data,
+        )
+        for event, title in found
+    ]
+
+
+def log(session: Session, build_id: str, job_id: int | None) -> str:
+    """What a build's jobs printed, each under its title; one job's alone without it.
+
+    Raises:
+        NotFound
+    """
+    if session.get(Build, build_id) is None:
+        raise NotFound(f"there is no build {build_id!r}", hint="`farm builds` lists them")
+    jobs = (
+        select(Job.id, Job.title)
+        .join(BuildJob, BuildJob.job_id == Job.id)
+        .where(BuildJob.build_id == build_id)
+        .order_by(BuildJob.position)
+    )
+    titles = dict(session.execute(jobs).tuples().all())
+    if job_id is not None:
+        if job_id not in titles:
+            raise NotFound(f"build {build_id} has no job {job_id}")
+        return _job_log(session, job_id)
+    parts = [(title, _job_log(session, one)) for one, title in titles.items()]
+    return "".join(f"=== {title}\n{text}" for title, text in parts if text)
+
+
+def _job_log(session: Session, job_id: int) -> str:
+    chunks = session.scalars(
+        select(EventRow.data)
+        .where(EventRow.job_id == job_id, EventRow.kind == "log")
+        .order_by(EventRow.id)
+    )
+    return "".join(chunk["text"] for chunk in chunks)

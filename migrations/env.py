@@ -1,0 +1,32 @@
+"""Alembic's entry: the connection is handed in by ``farm.db.upgrade``, or made from the settings."""
+
+from __future__ import annotations
+
+from alembic import context
+from sqlalchemy.engine import Connection
+
+from farm import models
+from farm.db import Base, Database
+from farm.settings import Settings
+
+assert models  # imported for its tables
+
+
+def run(connection: Connection) -> None:
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        compare_type=True,
+        render_as_batch=connection.dialect.name == "sqlite",
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+given = context.config.attributes.get("connection")
+if given is not None:
+    run(given)
+else:
+    with Database(Settings().database).engine.connect() as own:
+        run(own)
+        own.commit()

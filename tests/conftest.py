@@ -1,0 +1,77 @@
+"""Fixtures: a fresh database a test, on SQLite or, when ``FARM_TEST_DATABASE_URL`` is set, Postgres."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
+
+from farm import db as farm_db
+from farm.db import Database
+from farm.models import Artifact
+from farm.settings import Settings
+from tests.ledger import DATA, LABELLED, SOURCE, Ledger
+
+POSTGRES = os.environ.get("FARM_TEST_DATABASE_URL")
+
+
+def _admin(statement: str) -> None:
+    engine = create_engine(make_url(POSTGRES or ""), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(statement))
+    engine.dispose()
+
+
+def _postgres_url(name: str) -> str:
+    return make_url(POSTGRES or "").set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A migrated, empty database that tests copy: a file, or the name of a Postgres database."""
+    if POSTGRES is None:
+        path = tmp_path_factory.mktemp("template") / "farm.db"
+        farm_db.upgrade(Settings(database_url=f"sqlite:///{path}"))
+        yield str(path)
+        return
+    name = f"farm_template_{uuid.uuid4().hex[:12]}"
+    _admin(f"CREATE DATABASE {name}")
+    farm_db.upgrade(Settings(database_url=_postgres_url(name)))
+    yield name
+    _admin(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database_url(template: str, tmp_path: Path) -> Iterator[str]:
+    """The URL of a fresh, migrated database."""
+    if POSTGRES is None:
+        path = tmp_path / "farm.db"
+        shutil.copyfile(template, path)
+        yield f"sqlite:///{path}"
+        return
+    name = f"farm_test_{uuid.uuid4().hex[:12]}"
+    _admin(f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield _postgres_url(name)
+    _admin(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def db(database_url: str) -> Iterator[Database]:
+    database = Database(database_url)
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def ledger(db: Database) -> Ledger:
+    with db.write() as session:
+        session.add_all(Artifact(digest=digest, bytes=10) for digest in (SOURCE, DATA, LABELLED))
+    made = Ledger(db)
+    made.worker()
+    return made

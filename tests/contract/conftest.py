@@ -1,0 +1,48 @@
+"""The API in this process: no server, no broker; what a request does to the database is real."""
+
+from __future__ import annotations
+
+import anyio
+import httpx
+import pytest
+
+from farm.api.app import create_app
+from farm.settings import Settings
+
+
+class Api:
+    """A synchronous face on the ASGI application. The lifespan doesn't run, so nothing sweeps."""
+
+    def __init__(self, app) -> None:
+        self.app = app
+
+    def request(self, method, path, **options) -> httpx.Response:
+        async def go():
+            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://farm") as client:
+                return await client.request(method, path, **options)
+
+        return anyio.run(go)
+
+    def get(self, path, **options):
+        return self.request("GET", path, **options)
+
+    def post(self, path, **options):
+        return self.request("POST", path, **options)
+
+    def upload(self, content: bytes) -> str:
+        answer = self.post("/v1/blobs", content=content)
+        assert answer.status_code == 201, answer.text
+        return answer.json()["digest"]
+
+
+@pytest.fixture
+def settings(database_url, tmp_path) -> Settings:
+    return Settings(home=tmp_path / "home", database_url=database_url)
+
+
+@pytest.fixture
+def api(settings) -> Api:
+    app = create_app(settings)
+    yield Api(app)
+    app.state.services.db.dispose()

@@ -1,0 +1,315 @@
+"""Builds and jobs in the database: single flight, leases, cancel, retry."""
+
+import threading
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import func, select, update
+
+from farm import builds, jobs, registry
+from farm.db import now
+from farm.errors import Conflict, InvalidModel, LeaseLost, NotFound
+from farm.models import EngineRow, Event, Job
+from tests.ledger import DATA
+
+
+def test_a_build_runs_its_jobs_in_order_and_publishes_its_engines(ledger):
+    build = ledger.submit(targets=["sm_89", "cpu"])
+    assert ledger.view(build).state == "queued"
+    order = ledger.run_all()
+    assert order[:2] == ["export digits", "cast digits:fp16"]
+    view = ledger.view(build)
+    assert view.state == "succeeded"
+    assert view.engines_done == view.engines_total == 2
+    assert all(engine.engine for engine in view.engines)
+
+
+def test_an_engine_is_published_only_when_it_is_built_and_measured(ledger):
+    build = ledger.submit()
+    for title in ("export", "cast", "build"):
+        claim = ledger.claim_next()
+        assert claim.kind == title
+        ledger.succeed(claim)
+    assert ledger.view(build).engines_done == 0
+    ledger.run_all()
+    assert ledger.view(build).engines_done == 1
+
+
+def test_the_same_work_submitted_twice_runs_once_and_serves_both(ledger):
+    first, second = ledger.submit(), ledger.submit(priority=9, labels={"who": "else"})
+    assert {job.reuse for job in ledger.view(second).jobs} == {"joined"}
+    assert len(ledger.run_all()) == 4
+    assert ledger.view(first).state == ledger.view(second).state == "succeeded"
+    assert ledger.view(first).engines[0].engine == ledger.view(second).engines[0].engine
+
+
+def test_work_that_is_done_is_taken_from_the_registry_at_once(ledger):
+    ledger.submit()
+    ledger.run_all()
+    again = ledger.view(ledger.submit())
+    assert again.state == "succeeded"
+    assert {job.reuse for job in again.jobs} == {"cached"}
+    assert ledger.queued() == []
+
+
+def test_a_build_for_more_targets_runs_only_what_is_new(ledger):
+    ledger.submit(targets=["sm_86"])
+    ledger.run_all()
+    ledger.submit(targets=["sm_86", "sm_89"])
+    assert ledger.run_all() == ["build digits:fp16@sm_89"]
+
+
+def test_the_same_source_under_another_name_runs_nothing_and_has_engines_of_its_own(ledger):
+    ledger.submit()
+    ledger.run_all()
+    build = ledger.view(ledger.submit(model="other"))
+    assert build.state == "succeeded"
+    with ledger.db.read() as session:
+        assert registry.match(session, "other", "sm_89").engine.model == "other"
+
+
+def test_a_version_grows_with_each_new_source_and_not_with_the_same(ledger):
+    assert ledger.view(ledger.submit()).version == 1
+    assert ledger.view(ledger.submit()).version == 1
+    assert ledger.view(ledger.submit(source={"digest": DATA, "format": "onnx"})).version == 2
+
+
+def test_many_clients_at_once_start_each_job_once(ledger):
+    """Real threads on a real database race over the same keys."""
+    made, errors = [], []
+
+    def client():
+        for _ in range(20):
+            try:
+                made.append(ledger.submit())
+                return
+            except Exception as err:  # a lost race over a unique row; the API tries again too
+                if "unique" not in str(err).lower():
+                    errors.append(err)
+                    return
+
+    threads = [threading.Thread(target=client) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert len(made) == 12
+    with ledger.db.read() as session:
+        assert session.scalar(select(func.count()).select_from(Job)) == 4
+    ledger.run_all()
+    assert {ledger.view(build).state for build in made} == {"succeeded"}
+
+
+def test_an_idempotency_key_gives_the_first_answer_again(ledger):
+    first = ledger.submit(idempotency_key="k")
+    assert ledger.submit(idempotency_key="k") == first
+    with pytest.raises(Conflict):
+        ledger.submit(idempotency_key="k", targets=["sm_86"])
+
+
+def test_a_blob_that_was_never_uploaded_is_named(ledger):
+    with pytest.raises(NotFound, match="calibration sha256:fff"):
+        ledger.submit(precisions=["int8"], calibration={"digest": "sha256:" + "f" * 64})
+
+
+def test_a_refused_submission_leaves_nothing_behind(ledger):
+    with pytest.raises(NotFound):
+        ledger.submit(model="never", source={"digest": "sha256:" + "f" * 64, "format": "onnx"})
+    with ledger.db.read() as session, pytest.raises(NotFound):
+        registry.model_id(session, "never")
+
+
+def test_a_job_is_claimed_once(ledger):
+    ledger.submit()
+    job = ledger.queued()[0]
+    assert ledger.claim(job, owner="one") is not None
+    assert ledger.claim(job, owner="two") is None
+
+
+def test_a_failure_fails_what_waits_for_it_and_says_why_and_what_to_do(ledger):
+    build = ledger.submit(targets=["sm_89", "cpu"])
+    ledger.fail(ledger.claim_next(), InvalidModel("no operator Foo", hint="replace Foo"))
+    view = ledger.view(build)
+    assert view.state == "failed"
+    assert view.error.detail == "no operator Foo"
+    assert view.error.hint == "replace Foo"
+    waiting = [job for job in view.jobs if job.kind != "export"]
+    assert {job.error.code for job in waiting} == {"input-failed"}
+    assert all("export digits failed: no operator Foo" in job.error.detail for job in waiting)
+
+
+def test_a_failed_engine_does_not_keep_the_others_from_being_built(ledger):
+    build = ledger.submit(targets=["sm_86", "sm_89"])
+    while queue := ledger.queued():
+        claim = ledger.claim(queue[0])
+        if claim.title == "build digits:fp16@sm_89":
+            ledger.fail(claim, InvalidModel("not this one"))
+        else:
+            ledger.succeed(claim)
+    view = ledger.view(build)
+    assert (view.state, view.engines_done) == ("failed", 1)
+
+
+def test_a_failure_is_not_cached(ledger):
+    first = ledger.submit()
+    ledger.fail(ledger.claim_next(), InvalidModel("bad luck"))
+    second = ledger.submit()
+    assert {job.reuse for job in ledger.view(second).jobs} == {"ran"}
+    ledger.run_all()
+    assert ledger.view(second).state == "succeeded"
+    assert ledger.view(first).state == "failed"
+
+
+def test_a_retry_runs_what_failed_as_a_new_attempt_and_keeps_the_rest(ledger):
+    build = ledger.submit()
+    ledger.succeed(ledger.claim_next())
+    ledger.fail(ledger.claim_next(), InvalidModel("bad luck"))
+    ledger.retry(build)
+    assert [(job.kind, job.attempt) for job in ledger.queued()] == [("cast", 2)]
+    ledger.run_all()
+    assert ledger.view(build).state == "succeeded"
+    ledger.retry(build)
+    assert ledger.view(build).state == "succeeded"
+
+
+def test_cancel_ends_what_nobody_else_wants(ledger):
+    alone = ledger.submit(targets=["sm_86"])
+    ledger.cancel(alone)
+    ledger.cancel(alone)
+    assert set(ledger.states(alone).values()) == {"cancelled"}
+    assert ledger.queued() == []
+
+
+def test_cancel_keeps_what_another_build_wants(ledger):
+    mine, theirs = ledger.submit(targets=["sm_86"]), ledger.submit(targets=["sm_89"])
+    ledger.cancel(mine)
+    assert ledger.view(mine).state == "cancelled"
+    ledger.run_all()
+    assert ledger.view(theirs).state == "succeeded"
+    assert ledger.states(mine)["build digits:fp16@sm_86"] == "cancelled"
+
+
+def test_a_running_job_is_asked_to_end_and_lives_on_when_a_build_joins_it(ledger):
+    build = ledger.submit()
+    claim = ledger.claim_next()
+    ledger.cancel(build)
+    with ledger.db.read() as session:
+        assert jobs.wants_cancel(session, claim.job_id, claim.attempt)
+    joined = ledger.submit()
+    with ledger.db.write() as session:
+        ready = jobs.end_cancelled(session, claim.job_id, claim.attempt)
+    assert ready == [claim.job_id]
+    ledger.run_all()
+    assert ledger.view(joined).state == "succeeded"
+
+
+def expire(ledger, claim):
+    with ledger.db.write() as session:
+        late = now() - timedelta(seconds=1)
+        session.execute(update(Job).where(Job.id == claim.job_id).values(lease_until=late))
+
+
+def test_a_silent_worker_loses_its_job_and_its_late_result_is_refused(ledger):
+    build = ledger.submit()
+    lost = ledger.claim_next(owner="silent")
+    expire(ledger, lost)
+    assert ledger.reap() == [lost.job_id]
+    with pytest.raises(LeaseLost):
+        ledger.succeed(lost)
+    with ledger.db.write() as session, pytest.raises(LeaseLost):
+        jobs.renew(session, lost.job_id, lost.attempt, lease_s=30)
+    again = ledger.claim_next(owner="other")
+    assert again.attempt == lost.attempt + 1
+    ledger.succeed(again)
+    ledger.run_all()
+    assert ledger.view(build).state == "succeeded"
+
+
+def test_a_job_whose_workers_keep_dying_fails_with_the_count(ledger):
+    build = ledger.submit()
+    for _ in range(3):
+        expire(ledger, ledger.claim_next(owner="dying"))
+        ledger.reap(max_attempts=3)
+    view = ledger.view(build)
+    assert view.state == "failed"
+    assert "dying" in view.error.detail
+    assert "each of 3 attempts" in view.error.detail
+
+
+def test_a_worker_that_shuts_down_gives_its_job_back_and_that_is_no_attempt(ledger):
+    ledger.submit()
+    for _ in range(5):
+        ledger.claim_next(owner="leaving")
+        with ledger.db.write() as session:
+            assert len(jobs.release(session, "leaving")) == 1
+    expire(ledger, ledger.claim_next())
+    assert len(ledger.reap(max_attempts=2)) == 1
+
+
+def test_every_change_of_state_is_an_event(ledger):
+    build = ledger.submit()
+    ledger.run_all()
+    with ledger.db.read() as session:
+        for job_id in ledger.jobs_of(build):
+            states = session.scalars(
+                select(Event.state)
+                .where(Event.job_id == job_id, Event.kind == "job")
+                .order_by(Event.id)
+            ).all()
+            assert [s for s in states if s != "waiting"] == ["queued", "running", "succeeded"]
+        seen = session.scalars(
+            select(Event.state).where(Event.build_id == build).order_by(Event.id)
+        ).all()
+    assert seen == ["queued", "running", "succeeded"]
+
+
+def test_a_job_that_nobody_online_can_run_says_whom_it_waits_for(ledger):
+    build = ledger.submit(targets=["tensorrt:h200"])
+    while any(job.queue == "cpu" for job in ledger.queued()):
+        ledger.succeed(ledger.claim(next(j for j in ledger.queued() if j.queue == "cpu")))
+    waiting = next(job for job in ledger.view(build).jobs if job.kind == "build")
+    assert waiting.state == "queued"
+    assert "GPU h200 and tensorrt" in waiting.waits_for
+
+
+def test_a_pull_takes_the_newest_version_and_says_why(ledger):
+    ledger.submit(precisions=["fp16"], targets=["sm_89"])
+    ledger.run_all()
+    ledger.submit(source={"digest": DATA, "format": "onnx"}, targets=["sm_89"])
+    ledger.run_all()
+    with ledger.db.read() as session:
+        match = registry.match(session, "digits", "rtx-4090")
+        assert match.engine.version == 2
+        assert "compute capability of rtx-4090" in match.why
+        assert registry.match(session, "digits", "sm_89", version=1).engine.version == 1
+        with pytest.raises(NotFound, match=r"no int8 engine for sm_89; there is fp16@sm_89"):
+            registry.match(session, "digits", "sm_89", precision="int8")
+
+
+def test_engines_are_listed_newest_first_and_page_by_page(ledger):
+    ledger.submit(targets=["sm_80", "sm_86", "sm_89"])
+    ledger.run_all()
+    with ledger.db.read() as session:
+        first = registry.engines(session, "digits", limit=2)
+        rest = registry.engines(session, "digits", before=first[-1].id)
+        assert len({e.id for e in first + rest}) == 3
+        assert session.scalar(select(func.count()).select_from(EngineRow)) == 3
+
+
+def test_the_events_of_a_cached_build_start_with_its_own(ledger):
+    from farm import views
+
+    ledger.submit()
+    ledger.run_all()
+    again = ledger.submit()
+    with ledger.db.read() as session:
+        events = views.events(session, again, after=0)
+    assert [(e.kind, e.state) for e in events] == [("build", "queued"), ("build", "succeeded")]
+
+
+def test_a_build_of_an_unknown_id_is_not_found(ledger):
+    with ledger.db.read() as session, pytest.raises(NotFound):
+        builds.state(session, "nope")
+
+

@@ -1,0 +1,134 @@
+"""A farm without processes: submissions and job ends against a real database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import select
+
+from farm import builds, fleet, jobs, views
+from farm.db import Database
+from farm.errors import FarmError
+from farm.fleet import Announcement, Fleet
+from farm.jobs import Claim, Output
+from farm.models import BuildJob, Job
+from farm.schemas import BuildRequest, BuildView
+from farm.specs import Runtime
+
+SOURCE, DATA, LABELLED = (f"sha256:{digit * 64}" for digit in "123")
+TOOLCHAIN = {"torch": "2.13.0", "onnx": "1.23.2", "onnxruntime": "1.31.1", "tensorrt-rtx": "1.7.1"}
+
+
+@dataclass
+class Ledger:
+    """Drives builds by their ledger alone, playing client and worker."""
+
+    db: Database
+
+    def fleet(self, session) -> Fleet:
+        return Fleet.load(session, ttl_s=30)
+
+    def worker(self, name="cpu@here", queues=("cpu", "tensorrt-rtx.cpu", "onnxruntime.cpu"), **more):
+        given = {"gpu": None, "gpu_uuid": None, "tags": ("cpu",), "toolchain": TOOLCHAIN} | more
+        with self.db.write() as session:
+            fleet.announce(
+                session,
+                Announcement(name=name, host="here", queues=tuple(queues), runtimes={}, **given),
+            )
+
+    def submit(self, idempotency_key=None, **changes) -> str:
+        request = BuildRequest.model_validate(
+            {
+                "model": "digits",
+                "source": {"digest": SOURCE, "format": "onnx"},
+                "precisions": ["fp16"],
+                "targets": ["sm_89"],
+            }
+            | changes
+        )
+        with self.db.write() as session:
+            return builds.submit(
+                session,
+                request,
+                fleet=self.fleet(session),
+                runtimes=(Runtime.TENSORRT, Runtime.TENSORRT_RTX),
+                idempotency_key=idempotency_key,
+            ).build_id
+
+    def view(self, build_id: str) -> BuildView:
+        with self.db.read() as session:
+            return views.build(session, build_id, self.fleet(session))
+
+    def states(self, build_id: str) -> dict[str, str]:
+        return {job.title: job.state.value for job in self.view(build_id).jobs}
+
+    def cancel(self, build_id: str) -> None:
+        with self.db.write() as session:
+            builds.cancel(session, build_id)
+
+    def retry(self, build_id: str) -> None:
+        with self.db.write() as session:
+            builds.retry(
+                session, build_id, fleet=self.fleet(session), runtimes=(Runtime.TENSORRT_RTX,)
+            )
+
+    def queued(self) -> list[Job]:
+        with self.db.read() as session:
+            return list(session.scalars(select(Job).where(Job.state == "queued").order_by(Job.id)))
+
+    def claim(self, job: Job, owner="cpu@here", lease_s=30.0) -> Claim | None:
+        with self.db.write() as session:
+            return jobs.claim(session, job.id, job.attempt, owner=owner, lease_s=lease_s)
+
+    def claim_next(self, **options) -> Claim:
+        claim = self.claim(self.queued()[0], **options)
+        assert claim is not None
+        return claim
+
+    def succeed(self, claim: Claim) -> list[int]:
+        digest = f"sha256:{claim.job_id:064d}"
+        facts = {
+            "runtime_version": "1.7.1",
+            "inputs": [],
+            "outputs": [],
+            "profiles": [],
+            "accuracy": {"cosine": 1.0},
+            "metrics": None,
+            "metrics_reason": "nobody measured",
+        }
+        roles = {"export": ["onnx"], "build": ["engine"], "measure": ["report"]}
+        outputs = roles.get(claim.kind, ["typed", "typed_fp16"])
+        with self.db.write() as session:
+            return jobs.succeed(
+                session,
+                claim.job_id,
+                claim.attempt,
+                outputs={role: Output(digest=digest, bytes=7) for role in outputs},
+                facts=facts,
+            )
+
+    def fail(self, claim: Claim, error: FarmError) -> None:
+        with self.db.write() as session:
+            jobs.fail(session, claim.job_id, claim.attempt, error)
+
+    def run_all(self, limit=100) -> list[str]:
+        """Run what is queued until nothing is; return the titles in the order they ran."""
+        ran = []
+        while queue := self.queued():
+            claim = self.claim(queue[0])
+            assert claim is not None
+            self.succeed(claim)
+            ran.append(claim.title)
+            assert len(ran) < limit
+        return ran
+
+    def reap(self, max_attempts=3) -> list[int]:
+        with self.db.write() as session:
+            return jobs.reap(session, max_attempts=max_attempts)
+
+    def jobs_of(self, build_id: str) -> Iterable[int]:
+        with self.db.read() as session:
+            return session.scalars(
+                select(BuildJob.job_id).where(BuildJob.build_id == build_id)
+            ).all()

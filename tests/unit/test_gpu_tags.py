@@ -1,0 +1,63 @@
+import pytest
+
+from farm import gpu_tags
+from farm.errors import UnknownGpu
+
+
+@pytest.mark.parametrize(
+    ("written", "tag"),
+    [
+        ("sm_89", "sm_89"),
+        ("SM89", "sm_89"),
+        ("8.9", "sm_89"),
+        ("12.0", "sm_120"),
+        ("RTX 4090", "rtx-4090"),
+        ("rtx4090", "rtx-4090"),
+        ("H200", "h200"),
+        ("cpu", "cpu"),
+    ],
+)
+def test_a_tag_is_understood_however_it_is_written(written, tag):
+    assert gpu_tags.canonical(written) == tag
+
+
+@pytest.mark.parametrize("written", ["t5", "sm_88", "rtx-4091", "", "🤷"])
+def test_an_unknown_tag_is_refused_with_the_way_to_the_known_ones(written):
+    with pytest.raises(UnknownGpu) as caught:
+        gpu_tags.canonical(written)
+    assert "farm targets" in caught.value.hint
+
+
+def test_an_unknown_tag_names_the_closest_known_ones():
+    with pytest.raises(UnknownGpu) as caught:
+        gpu_tags.canonical("rtx-4095")
+    assert "rtx-4090" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("product", "capability"),
+    [("t4", "sm_75"), ("a10", "sm_86"), ("rtx-4090", "sm_89"), ("h200", "sm_90"), ("cpu", "cpu")],
+)
+def test_a_product_maps_to_its_compute_capability(product, capability):
+    assert gpu_tags.compute_capability(product) == capability
+
+
+@pytest.mark.parametrize(
+    ("device", "product"),
+    [
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("NVIDIA GeForce RTX 2080 Ti", "rtx-2080-ti"),
+        ("Tesla T4", "t4"),
+        ("NVIDIA A10", "a10"),
+        ("NVIDIA A10G", "a10g"),
+        ("NVIDIA A100-SXM4-40GB", "a100"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA RTX 6000 Ada Generation", "rtx-6000-ada"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "rtx-pro-6000"),
+        ("Some other device", None),
+    ],
+)
+def test_a_device_name_gives_its_product(device, product):
+    assert gpu_tags.product_of(device) == product

@@ -1,0 +1,133 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from farm import keys, targets
+from farm.errors import CalibrationMissing, TargetUnsupported
+from farm.explain import differences
+from farm.plan import plan
+from farm.schemas import BUILD_EXAMPLE, BuildRequest
+from farm.specs import Runtime
+
+TOOLS = {
+    "torch": "2.13.0",
+    "onnx": "1.23.2",
+    "onnxruntime": "1.31.1",
+    "nvidia-modelopt": "0.47.0",
+    "tensorrt-rtx": "1.7.1",
+}
+
+
+def planned(tools=TOOLS, **changes):
+    request = BuildRequest.model_validate(BUILD_EXAMPLE | changes)
+    online = {"tensorrt-rtx.cpu": 1, "onnxruntime.cpu": 1}
+    choices = [
+        targets.choose(t, runtimes=(Runtime.TENSORRT_RTX,), online_queues=online) for t in request.targets
+    ]
+    return plan(request, choices, lambda _queue: tools)
+
+
+def test_one_export_one_cast_and_one_calibration_serve_every_target():
+    made = planned(targets=["sm_86", "sm_89", "sm_120", "cpu"], precisions=["fp16", "int8"])
+    kinds = Counter(job.kind for job in made.jobs.values())
+    assert (kinds["export"], kinds["cast"], kinds["calibrate"]) == (1, 1, 1)
+    assert kinds["build"] == 8
+    # One measurement of each typed ONNX serves three architectures; each CPU engine has its own.
+    assert kinds["measure"] == 4
+    assert len(made.engines) == 8
+
+
+def test_a_job_comes_after_its_inputs():
+    seen = set()
+    for job in planned().jobs.values():
+        assert {i.job.key for i in job.inputs.values() if i.job} <= seen
+        seen.add(job.key)
+
+
+def test_two_tags_of_one_target_are_one_engine():
+    made = planned(targets=["sm_89", "rtx-4090", "tensorrt-rtx:l4"], precisions=["fp16"])
+    assert [str(e.choice.target) for e in made.engines] == ["tensorrt-rtx:sm_89"]
+
+
+def test_int8_without_calibration_data_is_refused():
+    with pytest.raises(CalibrationMissing) as caught:
+        planned(calibration=None)
+    assert "--calibration" in caught.value.hint
+
+
+def test_a_precision_that_one_target_lacks_is_refused_by_name():
+    with pytest.raises(TargetUnsupported, match=r"bf16 for t4.*use fp16"):
+        planned(targets=["t4", "sm_89"], precisions=["bf16"])
+
+
+def all_keys(made):
+    return set(made.jobs)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "another-name"},
+        {"priority": 9},
+        {"labels": {"team": "speech"}},
+        {"targets": ["rtx-4090", "sm_89", "onnxruntime:cpu", "tensorrt-rtx:sm_120"]},
+        {"precisions": ["int8", "fp16"]},
+    ],
+)
+def test_what_cannot_change_the_result_does_not_change_a_key(changes):
+    assert all_keys(planned(**changes)) == all_keys(planned())
+
+
+DIGEST = "sha256:" + "d" * 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "kinds"),
+    [
+        ({"source": {"digest": DIGEST, "format": "pt2"}}, {"export", "cast", "calibrate", "build", "measure"}),
+        ({"calibration": {"digest": DIGEST}}, {"calibrate", "build", "measure"}),
+        ({"calibration": BUILD_EXAMPLE["calibration"] | {"batch_size": 16}}, {"calibrate", "build", "measure"}),
+        ({"calibration": BUILD_EXAMPLE["calibration"] | {"method": "max"}}, {"calibrate", "build", "measure"}),
+        ({"evaluation": {"digest": DIGEST}}, {"measure"}),
+        ({"evaluation": BUILD_EXAMPLE["evaluation"] | {"max_drop": 0.5}}, {"measure"}),
+        ({"profiles": []}, {"export", "cast", "calibrate", "build", "measure"}),
+    ],
+)
+def test_what_can_change_the_result_changes_the_keys_of_the_jobs_that_it_touches(changes, kinds):
+    before, after = planned(), planned(**changes)
+    new = {after.jobs[key].kind.value for key in all_keys(after) - all_keys(before)}
+    assert new == kinds
+
+
+@pytest.mark.parametrize(
+    ("tool", "kinds"),
+    [
+        ("torch", {"export", "cast", "calibrate", "build", "measure"}),
+        ("nvidia-modelopt", {"cast", "calibrate", "build", "measure"}),
+        ("tensorrt-rtx", {"build"}),
+    ],
+)
+def test_a_tool_of_another_version_changes_the_keys_of_what_it_makes(tool, kinds):
+    before, after = planned(), planned(tools=TOOLS | {tool: "99"})
+    new = {after.jobs[key].kind.value for key in all_keys(after) - all_keys(before)}
+    assert new == kinds
+
+
+def test_a_package_that_touches_nothing_changes_no_key():
+    assert all_keys(planned(tools=TOOLS | {"pip": "99"})) == all_keys(planned())
+
+
+@given(st.permutations(["kind", "stage", "params", "inputs", "tools"]))
+def test_a_key_does_not_depend_on_the_order_of_fields(order):
+    recipe = next(iter(planned().jobs.values())).recipe
+    assert keys.key({name: recipe[name] for name in order}) == keys.key(recipe)
+
+
+def test_differences_are_told_in_words():
+    before = next(iter(planned().jobs.values())).recipe
+    after = next(iter(planned(tools=TOOLS | {"torch": "2.14.0"}, profiles=[]).jobs.values())).recipe
+    told = list(differences(before, after))
+    assert "torch 2.13.0 → 2.14.0" in told
+    assert any(words.startswith("profiles ") for words in told)

@@ -1,0 +1,63 @@
+import pytest
+
+from farm import targets
+from farm.errors import InvalidRequest, TargetUnsupported
+from farm.specs import Precision, Runtime, Target
+
+BOTH = (Runtime.TENSORRT, Runtime.TENSORRT_RTX)
+
+
+def choose(asked, online=()):
+    return targets.choose(asked, runtimes=BOTH, online_queues=dict.fromkeys(online, 1))
+
+
+def test_a_tag_takes_the_first_runtime_that_a_worker_online_can_build():
+    assert str(choose("sm_89", ["tensorrt-rtx.cpu"]).target) == "tensorrt-rtx:sm_89"
+    online = ["tensorrt-rtx.cpu", "tensorrt.sm_89"]
+    assert str(choose("sm_89", online).target) == "tensorrt:sm_89"
+
+
+def test_a_tag_that_nobody_can_build_now_waits_for_the_first_runtime_that_could():
+    choice = choose("sm_90")
+    assert str(choice.target) == "tensorrt:sm_90"
+    assert "waits" in choice.why
+
+
+def test_a_product_is_kept_for_tensorrt_and_generalised_for_tensorrt_rtx():
+    assert str(choose("tensorrt:rtx-4090").target) == "tensorrt:rtx-4090"
+    assert str(choose("tensorrt-rtx:rtx-4090").target) == "tensorrt-rtx:sm_89"
+
+
+def test_cpu_means_onnxruntime():
+    assert str(choose("cpu").target) == "onnxruntime:cpu"
+
+
+def test_a_named_runtime_that_never_serves_the_tag_is_refused_with_one_that_does():
+    with pytest.raises(TargetUnsupported, match="use tensorrt:sm_90"):
+        choose("tensorrt-rtx:sm_90")
+
+
+def test_an_unknown_runtime_names_the_known_ones():
+    with pytest.raises(InvalidRequest) as caught:
+        choose("openvino:cpu")
+    assert "tensorrt-rtx" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "words"),
+    [
+        ("tensorrt-rtx:sm_75", Precision.FP32, "fp16 or int8"),
+        ("tensorrt:t4", Precision.BF16, "use fp16"),
+        ("onnxruntime:cpu", Precision.BF16, "fp32 or int8"),
+    ],
+)
+def test_a_precision_that_the_architecture_lacks_is_refused_before_a_minute_is_spent(
+    target, precision, words
+):
+    runtime, gpu = target.split(":")
+    assert words in targets.refusal(Target(runtime=runtime, gpu=gpu), precision)
+
+
+def test_tensorrt_rtx_builds_on_cpu_workers_and_tensorrt_on_its_gpu():
+    assert targets.build_queue(Target(runtime=Runtime.TENSORRT_RTX, gpu="sm_89")) == "tensorrt-rtx.cpu"
+    assert targets.build_queue(Target(runtime=Runtime.TENSORRT, gpu="h200")) == "tensorrt.h200"

@@ -1,0 +1,122 @@
+"""``python -m workers``: one pinned worker a GPU of this machine, and one for CPU work.
+
+This process only supervises. Each worker is a process of its own, started with
+``--gpu UUID`` or ``--cpu``; what ends this one ends them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import FrameType
+
+from workers import gpus, toolchain
+
+_GRACE_S = 30.0
+_RESTART_S = 2.0
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = _parse(argv)
+    missing = toolchain.missing()
+    if missing:
+        print(
+            f"error: this machine can't work: {', '.join(missing)} not installed\n"
+            "hint: pip install -c constraints.txt '.[worker,cpu,rtx]'",
+            file=sys.stderr,
+        )
+        return 2
+    if options.one is not None:
+        return _one(options.one, options.name)
+    return _Supervisor(_commands(options)).run()
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="farm worker", description=__doc__)
+    parser.add_argument("--cpu-only", action="store_true", help="no worker for the GPUs")
+    parser.add_argument("--no-cpu", action="store_true", help="no worker for CPU work")
+    parser.add_argument("--name", help="name this machine's workers go by, instead of the host's")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # "cpu", or a GPU's UUID
+    return parser.parse_args(argv)
+
+
+def _one(which: str, name: str) -> int:
+    """Be one worker."""
+    from farm.processes import die_with_parent
+    from workers import app, tasks
+
+    die_with_parent(signal.SIGTERM)
+    found = {gpu.uuid: gpu for gpu in gpus.discover()} if which != "cpu" else {}
+    app.run_worker(name, found.get(which), register=tasks.register)
+    return 0
+
+
+def _commands(options: argparse.Namespace) -> dict[str, dict[str, str]]:
+    """Worker's name → what its environment needs."""
+    from workers.app import default_name
+
+    if options.name:
+        os.environ["FARM_WORKER_HOST"] = options.name
+    commands: dict[str, dict[str, str]] = {}
+    if not options.no_cpu:
+        # CPU work sees no GPU, so that no stage takes memory on one by accident.
+        commands[default_name(None, 0)] = {"FARM_ONE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    if not options.cpu_only:
+        for index, gpu in enumerate(gpus.discover()):
+            pinned = {"FARM_ONE": gpu.uuid, "CUDA_VISIBLE_DEVICES": gpu.uuid}
+            commands[default_name(gpu, index)] = pinned
+    return commands
+
+
+class _Supervisor:
+    """Keeps the workers running until it is told to stop."""
+
+    def __init__(self, commands: dict[str, dict[str, str]]) -> None:
+        self._commands = commands
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._stopping = False
+
+    def run(self) -> int:
+        if not self._commands:
+            print("error: no GPU here and --no-cpu: nothing to start", file=sys.stderr)
+            return 2
+        for sig in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sig, self._stop)
+        while not self._stopping:
+            for name in self._commands:
+                worker = self._running.get(name)
+                if worker is None or worker.poll() is not None:
+                    self._start(name)
+            time.sleep(_RESTART_S if len(self._running) else 0)
+        return self._end()
+
+    def _start(self, name: str) -> None:
+        more = dict(self._commands[name])
+        one = more.pop("FARM_ONE")
+        command = [sys.executable, "-m", "workers", "--one", one, "--name", name]
+        # In a session of its own: Ctrl+C reaches this process alone, which then ends them in order.
+        self._running[name] = subprocess.Popen(
+            command, env=os.environ | more, start_new_session=True
+        )
+
+    def _stop(self, _signal: int, _frame: FrameType | None) -> None:
+        self._stopping = True
+        for worker in self._running.values():
+            worker.terminate()
+
+    def _end(self) -> int:
+        deadline = time.monotonic() + _GRACE_S
+        for worker in self._running.values():
+            try:
+                worker.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                worker.kill()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

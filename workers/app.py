@@ -1,0 +1,136 @@
+"""The Celery worker: announces itself while it is there, and consumes the queues of its tags."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from celery import Celery, signals
+
+from farm import fleet, gpu_tags, jobs, logs
+from farm.db import Database, require_schema
+from farm.dispatch import Doorbell, create_celery
+from farm.errors import Unavailable
+from farm.fleet import Announcement
+from farm.plan import CPU_QUEUE
+from farm.settings import Settings
+from farm.specs import Runtime
+from farm.storage import LocalStore
+from workers import isolate, toolchain
+from workers.gpus import Gpu
+
+#: What a job's child would otherwise import on its own time.
+PRELOADED = [f"workers.stages.{stage}" for stage in ("export", "cast", "calibrate", "build", "measure")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What the task works with."""
+
+    settings: Settings
+    db: Database
+    store: LocalStore
+    doorbell: Doorbell
+    worker: str
+
+
+def announcement(name: str, gpu: Gpu | None) -> Announcement:
+    """What a worker for this GPU, or for CPU work, says of itself."""
+    runtimes = toolchain.runtimes()
+    return Announcement(
+        name=name,
+        host=socket.gethostname(),
+        gpu=gpu.name if gpu else None,
+        gpu_uuid=gpu.uuid if gpu else None,
+        tags=gpu.tags if gpu else (gpu_tags.CPU,),
+        queues=queues(gpu, runtimes),
+        runtimes=runtimes,
+        toolchain=toolchain.installed(),
+    )
+
+
+def queues(gpu: Gpu | None, runtimes: dict[str, str]) -> tuple[str, ...]:
+    """The queues that a worker consumes: each of its runtimes × each of its tags."""
+    if gpu is not None:
+        tuned = [r for r in runtimes if r != Runtime.ONNXRUNTIME]
+        return tuple(f"{runtime}.{tag}" for runtime in tuned for tag in gpu.tags)
+    # TensorRT needs a GPU to build; TensorRT-RTX and ONNX Runtime don't.
+    return (CPU_QUEUE, *(f"{r}.{gpu_tags.CPU}" for r in runtimes if r != Runtime.TENSORRT))
+
+
+def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Context], None]) -> None:
+    """Consume this worker's queues until SIGTERM. ``register`` adds the task to the application."""
+    settings = Settings()
+    logs.configure(settings.log_level)
+    me = announcement(name, gpu)
+    db = Database(settings.database)
+    require_schema(db)
+    app = create_celery(settings)
+    context = Context(
+        settings=settings,
+        db=db,
+        store=LocalStore(settings.store_dir),
+        doorbell=Doorbell(db, app),
+        worker=name,
+    )
+    register(app, context)
+    _announce_while_up(db, me, every_s=settings.worker_ttl_s / 3)
+    signals.worker_process_init.connect(_on_pool_process(db), weak=False)
+    # A build may take hours: on SIGTERM the worker ends it and gives the job back.
+    os.environ["REMAP_SIGTERM"] = "SIGQUIT"
+    app.worker_main(
+        [
+            "worker",
+            f"--hostname={name}",
+            f"--queues={','.join(me.queues)}",
+            "--pool=prefork",
+            "--concurrency=1",
+            "--without-mingle",
+            "--without-gossip",
+            f"--loglevel={settings.log_level}",
+        ]
+    )
+
+
+def _on_pool_process(db: Database) -> Callable[..., None]:
+    def start(**_: object) -> None:
+        # Connections don't survive a fork.
+        db.engine.dispose(close=False)
+        isolate.preload(PRELOADED)
+
+    return start
+
+
+def _announce_while_up(db: Database, me: Announcement, *, every_s: float) -> None:
+    stopped = threading.Event()
+
+    def beat() -> None:
+        with db.write() as session:
+            fleet.announce(session, me)
+        while not stopped.wait(every_s):
+            try:
+                with db.write() as session:
+                    fleet.seen(session, me.name)
+            except Unavailable:
+                continue  # the next beat tells; a worker that can't be seen counts as offline
+
+    def ready(**_: object) -> None:
+        threading.Thread(target=beat, name="announce", daemon=True).start()
+
+    def leave(**_: object) -> None:
+        stopped.set()
+        with db.write() as session:
+            fleet.left(session, me.name)
+            jobs.release(session, me.name)
+
+    signals.worker_ready.connect(ready, weak=False)
+    signals.worker_shutdown.connect(leave, weak=False)
+
+
+def default_name(gpu: Gpu | None, index: int) -> str:
+    """``cpu@host`` or ``gpu0@host``; ``FARM_WORKER_HOST`` stands in for the host's name."""
+    host = os.environ.get("FARM_WORKER_HOST") or socket.gethostname()
+    return f"{'cpu' if gpu is None else f'gpu{index}'}@{host}"

@@ -1,0 +1,106 @@
+"""ONNX Runtime on the CPU: sessions for checks and measurements, and engines for ``cpu``."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from farm.errors import EngineBuildFailed, InvalidModel
+from workers.samples import Arrays
+
+VERSION = onnxruntime.__version__
+
+Optimisation = Literal["none", "extended", "all"]
+_LEVELS = {
+    "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+_LOG_ERRORS_ONLY = 3
+
+
+def cpu_threads() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class OrtModel:
+    """An ONNX file in an ONNX Runtime session on the CPU.
+
+    Raises:
+        InvalidModel: if the runtime can't load the model.
+    """
+
+    def __init__(self, path: Path, *, optimisation: Optimisation = "all") -> None:
+        options = _options(optimisation)
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as err:  # pybind classes of ONNX Runtime with no common public base
+            raise InvalidModel(
+                f"ONNX Runtime {VERSION} can't load the model: {_brief(err)}",
+                hint="check the model with onnx.checker, and export it with opset 20",
+            ) from err
+        self.input_names = [value.name for value in self._session.get_inputs()]
+        self.output_names = [value.name for value in self._session.get_outputs()]
+
+    def run(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        """The outputs for one batch, by name."""
+        outputs = self._session.run(self.output_names, dict(arrays))
+        return dict(zip(self.output_names, outputs, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuEngine:
+    """What a build for the CPU made."""
+
+    build_s: float
+    runtime_version: str
+
+
+def build_engine(typed: Path, engine: Path) -> CpuEngine:
+    """Write the graph as ONNX Runtime optimises it for CPUs.
+
+    The level is *extended*: fusions, constant folding and integer kernels for Q/DQ, which are good
+    on every machine of this architecture. The last level lays tensors out for the vector width of
+    the CPU at hand, and is left to the machine that loads the engine.
+
+    Raises:
+        EngineBuildFailed: with the runtime's reason.
+    """
+    start = time.monotonic()
+    options = _options("extended")
+    options.optimized_model_filepath = str(engine)
+    try:
+        onnxruntime.InferenceSession(str(typed), options, providers=["CPUExecutionProvider"])
+    except Exception as err:  # pybind classes of ONNX Runtime with no common public base
+        raise EngineBuildFailed(
+            f"ONNX Runtime {VERSION} can't build this graph: {_brief(err)}",
+            hint="choose fp32, fp16 or int8 for the cpu target (its kernels know no bf16)",
+        ) from err
+    return CpuEngine(build_s=time.monotonic() - start, runtime_version=VERSION)
+
+
+def _options(optimisation: Optimisation) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = _LEVELS[optimisation]
+    options.intra_op_num_threads = cpu_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _LOG_ERRORS_ONLY
+    # Threads that spin between runs would slow whatever is timed beside this session.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _brief(err: Exception) -> str:
+    text = " ".join(str(err).split())
+    return text.split(" : ", 2)[-1][:400] if text else type(err).__name__

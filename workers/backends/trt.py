@@ -1,0 +1,206 @@
+"""TensorRT behind one small adapter: the modules ``tensorrt_rtx``, and ``tensorrt`` 10 and 11.
+
+What an API can do is asked of it with ``hasattr``, never guessed from its version. The builder
+returns None instead of raising, so the reason is collected from its log.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from farm.errors import EngineBuildFailed
+from farm.specs import Profile, Runtime
+
+Report = Callable[[str, float | None], None]
+
+_MODULES = {Runtime.TENSORRT_RTX: "tensorrt_rtx", Runtime.TENSORRT: "tensorrt"}
+
+#: What to do about a reason, by a part of its text. The first match counts.
+_HINTS = (
+    ("FP32 GEMM is not supported", "sm_75 multiplies matrices in fp16 or int8: choose one of them"),
+    (
+        "Plugin not found",
+        "rewrite that operator with standard operators: there are no plugins",
+    ),
+    ("NonZero", "NonZero has outputs of unknown size: export the model with a mask instead"),
+    ("does not support", "choose another precision, or rewrite that operator and export again"),
+    ("not supported", "choose another precision, or rewrite that operator and export again"),
+    ("profile", "check the profiles' min, opt and max shapes against the model's inputs"),
+    ("memory", "give the worker more memory, or build for smaller max shapes"),
+)
+_NO_HINT = "see the job's log for what the builder said, or choose another precision"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A serialised engine, and what is known of how it was built."""
+
+    data: bytes
+    runtime_version: str
+    layers: int
+    build_s: float
+
+
+def load_runtime(runtime: Runtime) -> ModuleType:
+    """Import the Python module of a TensorRT runtime.
+
+    Raises:
+        EngineBuildFailed: if it isn't installed on this worker.
+    """
+    name = _MODULES[runtime]
+    try:
+        return import_module(name)
+    except ImportError as err:
+        raise EngineBuildFailed(
+            f"{runtime} isn't installed on this worker: {err}",
+            hint=f"install {name.replace('_', '-')} on the worker, or choose another runtime",
+        ) from err
+
+
+def build_plan(
+    runtime: Runtime,
+    onnx: Path,
+    profiles: Sequence[Profile],
+    compute_capability: str,
+    report: Report,
+) -> Plan:
+    """Build a strongly typed engine from a typed ONNX file.
+
+    TensorRT-RTX builds ahead of time for ``compute_capability``; classic TensorRT builds for the
+    GPU that the worker is pinned to, and ignores it.
+
+    Raises:
+        EngineBuildFailed: with the builder's own reason and what to do about it.
+    """
+    trt = load_runtime(runtime)
+    log = _collecting_log(trt)
+    builder = trt.Builder(log)
+    if builder is None:
+        raise _failure(log, "the builder couldn't be made")
+    network = builder.create_network(_network_flags(trt))
+    parser = trt.OnnxParser(network, log)
+    report("parse", None)
+    _parse(parser, onnx, log)
+    config = builder.create_builder_config()
+    _set_capability(trt, config, compute_capability)
+    for profile in profiles:
+        _add_profile(builder, config, profile, log)
+    if hasattr(config, "progress_monitor"):
+        config.progress_monitor = _phase_monitor(trt, report)
+    start = time.monotonic()
+    report("build", None)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise _failure(log, "the builder gave no reason")
+    return Plan(
+        data=bytes(plan),
+        runtime_version=str(trt.__version__),
+        layers=int(network.num_layers),
+        build_s=time.monotonic() - start,
+    )
+
+
+def _network_flags(trt: Any) -> int:
+    """Strong typing, by the enum: its bit is 1 in TensorRT 10 and 0 in RTX."""
+    flags = trt.NetworkDefinitionCreationFlag
+    return 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
+
+
+def _parse(parser: Any, onnx: Path, log: Any) -> None:
+    # From the file, not from bytes: only so does the parser find weights that lie beside it.
+    if parser.parse_from_file(str(onnx)):
+        return
+    reasons = [_parser_reason(parser.get_error(index)) for index in range(parser.num_errors)]
+    raise _failure(log, "; ".join(reasons) or "the ONNX parser gave no reason", "can't read")
+
+
+def _parser_reason(error: Any) -> str:
+    where = ""
+    if hasattr(error, "node_operator") and error.node_operator():
+        where = f" (operator {error.node_operator()}, node {error.node_name()!r})"
+    return f"{' '.join(error.desc().split())[:300]}{where}"
+
+
+def _set_capability(trt: Any, config: Any, compute_capability: str) -> None:
+    if not hasattr(config, "set_compute_capability"):
+        return
+    name = compute_capability.replace("_", "").upper()
+    capability = getattr(trt.ComputeCapability, name, None)
+    if capability is None:
+        known = sorted(c for c in dir(trt.ComputeCapability) if c.startswith("SM"))
+        raise EngineBuildFailed(
+            f"this runtime can't build for {compute_capability}",
+            hint="choose one of " + ", ".join(f"sm_{c[2:]}" for c in known),
+        )
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(capability, 0)
+
+
+def _add_profile(builder: Any, config: Any, profile: Profile, log: Any) -> None:
+    native = builder.create_optimization_profile()
+    for name, shapes in profile.items():
+        native.set_shape(name, shapes.min, shapes.opt, shapes.max)
+    if config.add_optimization_profile(native) < 0:
+        raise _failure(log, f"the profile {dict(profile)} was refused")
+
+
+def _failure(log: Any, fallback: str, verb: str = "can't build") -> EngineBuildFailed:
+    reason = "; ".join(dict.fromkeys([*log.errors[-3:]])) or fallback
+    everything = f"{fallback} {reason}"
+    hint = next((hint for part, hint in _HINTS if part in everything), _NO_HINT)
+    told = fallback if verb == "can't read" else reason
+    return EngineBuildFailed(f"TensorRT {verb} this graph: {told}"[:800], hint=hint)
+
+
+def _collecting_log(trt: Any) -> Any:
+    """A logger that prints to the job's log and keeps the errors.
+
+    The class is made here since its base belongs to the module at hand. An IErrorRecorder in
+    Python, the other way to the errors, crashes when the network is freed.
+    """
+    severity = trt.ILogger.Severity
+
+    class CollectingLog(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self._told: set[str] = set()
+
+        def log(self, level: Any, message: str) -> None:
+            if level <= severity.ERROR:
+                self.errors.append(" ".join(message.split())[:400])
+            if level <= severity.WARNING and message not in self._told:
+                self._told.add(message)  # an INT8 graph repeats one warning hundreds of times
+                print(f"[{trt.__name__}] {level.name}: {message}", flush=True)
+
+    return CollectingLog()
+
+
+def _phase_monitor(trt: Any, report: Report) -> Any:
+    """Reports the outermost phase and the time since the start.
+
+    Not a share: most of a build is one step that reports nothing.
+    """
+    start = time.monotonic()
+
+    class PhaseMonitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, name: str, parent: str | None, _steps: int) -> None:
+            if parent is None:
+                report(f"build: {name}, {time.monotonic() - start:.0f} s", None)
+
+        def step_complete(self, _phase: str, _step: int) -> bool:
+            return True
+
+        def phase_finish(self, _phase: str) -> None:
+            return None
+
+    return PhaseMonitor()

@@ -1,0 +1,76 @@
+"""A ``torch.export`` program run eagerly: the reference that everything is checked against."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from farm.errors import InvalidModel
+from workers.samples import Arrays
+
+
+class EagerModel:
+    """Runs a program on numpy arrays, by input name."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self.input_names = input_names(program)
+        self.output_names = output_names(program)
+        self._in_spec = program.call_spec.in_spec
+        self._module = program.module()
+
+    def run(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        """The outputs for one batch, by the names that the ONNX graph gives them."""
+        # Arrays of a .npz may be read-only views, of which torch would warn: it never writes here.
+        tensors = [
+            torch.from_numpy(np.require(arrays[name], requirements="W"))
+            for name in self.input_names
+        ]
+        args, kwargs = pytree.tree_unflatten(tensors, self._in_spec)
+        with torch.inference_mode():
+            leaves = pytree.tree_leaves(self._module(*args, **kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        return {
+            name: tensor.detach().numpy()
+            for name, tensor in zip(self.output_names, tensors, strict=True)
+        }
+
+
+def input_names(program: ExportedProgram) -> list[str]:
+    """The program's inputs in the order of its call.
+
+    Raises:
+        InvalidModel: if an input isn't a tensor.
+    """
+    names = program.graph_signature.user_inputs
+    constants = [name for name in names if not isinstance(name, str)]
+    if constants:
+        raise InvalidModel(
+            f"the program takes the constants {constants} as inputs",
+            hint="bind them in a wrapper module, so that every input is a tensor",
+        )
+    return [str(name) for name in names]
+
+
+def output_names(program: ExportedProgram) -> list[str]:
+    """Names for the outputs: the keys of a dict or dataclass, else ``output`` or ``output_0`` …"""
+    signature = program.graph_signature
+    count = sum(isinstance(name, str) for name in signature.user_outputs)
+    if count == 1:
+        return ["output"]
+    keys = _keys(program)
+    if len(keys) == count == len(set(keys) - set(signature.user_inputs)):
+        return keys
+    return [f"output_{index}" for index in range(count)]
+
+
+def _keys(program: ExportedProgram) -> list[str]:
+    spec = program.call_spec.out_spec
+    if spec is None or spec.type is not dict:
+        return []
+    return [key for key in spec.context if isinstance(key, str) and re.fullmatch(r"\w+", key)]

@@ -1,0 +1,174 @@
+"""ONNX graphs: reading, checking, and describing their inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import helper
+
+from farm.errors import InvalidModel
+from farm.specs import TensorSpec
+
+#: Domains whose operators the farm's runtimes know.
+STANDARD_DOMAINS = ("", "ai.onnx")
+#: The first opset whose Q/DQ may have fp16 scales; older models are upgraded to it.
+MIN_OPSET = 19
+#: protobuf's limit for one message: beyond it the weights are kept beside the graph.
+MAX_PROTO_BYTES = 2_000_000_000
+QDQ_OPS = ("QuantizeLinear", "DequantizeLinear")
+
+_EXPORT_AGAIN = "export the model again and check that the upload is whole"
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Read the ONNX model in ``path``.
+
+    Raises:
+        InvalidModel: if it is empty, damaged, or keeps its weights in other files.
+    """
+    if path.stat().st_size == 0:
+        # Zero bytes are a valid protobuf message, and TensorRT parses them without a complaint.
+        raise InvalidModel("the file is empty", hint="upload the model again")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, ValueError) as err:
+        raise InvalidModel("the file isn't a readable ONNX model", hint=_EXPORT_AGAIN) from err
+    if not model.graph.node or not model.graph.output or not model.opset_import:
+        raise InvalidModel("the ONNX model has no graph", hint=_EXPORT_AGAIN)
+    _refuse_external_data(model)
+    return model
+
+
+def check_model(model: onnx.ModelProto) -> None:
+    """Check that a graph is valid and made of standard operators.
+
+    Raises:
+        InvalidModel: naming the operator and domain, or what the checker found.
+    """
+    opset = opset_of(model)
+    for node in all_nodes(model.graph):
+        _check_operator(node, opset)
+    try:
+        onnx.checker.check_model(model)
+        onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
+        raise InvalidModel(
+            f"the ONNX model is invalid: {_brief(err)}",
+            hint="run onnx.checker.check_model(model, full_check=True) on it and export it again",
+        ) from err
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the standard operators that a model uses."""
+    versions = [entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS]
+    if not versions:
+        raise InvalidModel("the ONNX model imports no standard opset", hint=_EXPORT_AGAIN)
+    return int(max(versions))
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a graph, those of its subgraphs too."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for nested in ([attribute.g] if attribute.HasField("g") else []) + list(
+                attribute.graphs
+            ):
+                yield from all_nodes(nested)
+
+
+def input_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
+    """The inputs that a caller must give: initializers with a default aren't among them."""
+    given = {tensor.name for tensor in model.graph.initializer}
+    return tuple(_spec(value) for value in model.graph.input if value.name not in given)
+
+
+def output_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
+    return tuple(_spec(value) for value in model.graph.output)
+
+
+def parameter_count(model: onnx.ModelProto) -> int:
+    """The number of weights in the graph."""
+    return sum(prod(tensor.dims) for tensor in model.graph.initializer)
+
+
+def qdq_pairs(model: onnx.ModelProto) -> int:
+    """The number of dequantised tensors: activations as Q/DQ pairs, weights as Q/DQ or DQ alone."""
+    return sum(node.op_type == "DequantizeLinear" for node in all_nodes(model.graph))
+
+
+def is_quantized(model: onnx.ModelProto) -> bool:
+    return any(node.op_type in QDQ_OPS for node in all_nodes(model.graph))
+
+
+def save_model(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model, with its weights in the same file.
+
+    Raises:
+        InvalidModel: when it is larger than one protobuf message may be.
+    """
+    size = model.ByteSize()
+    if size > MAX_PROTO_BYTES:
+        raise InvalidModel(
+            f"the ONNX model is {size / 1e9:.1f} GB, and one file holds 2 GB",
+            hint="choose fp16, or split the model",
+        )
+    onnx.save(model, str(path))
+
+
+def specs_as_json(specs: Sequence[TensorSpec]) -> list[dict[str, object]]:
+    return [spec.model_dump(mode="json") for spec in specs]
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    if not value.type.HasField("tensor_type"):
+        raise InvalidModel(
+            f"{value.name!r} isn't a tensor",
+            hint="give the model plain tensors as inputs and outputs",
+        )
+    if not tensor.HasField("shape"):
+        raise InvalidModel(
+            f"the rank of {value.name!r} isn't known",
+            hint="export the model with the shapes of its inputs and outputs",
+        )
+    shape = tuple(
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?"
+        for dim in tensor.shape.dim
+    )
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    return TensorSpec(name=value.name, dtype=dtype, shape=shape)
+
+
+def _check_operator(node: onnx.NodeProto, opset: int) -> None:
+    if node.domain not in STANDARD_DOMAINS:
+        raise InvalidModel(
+            f"operator {node.op_type} of domain {node.domain!r} isn't a standard ONNX operator",
+            hint="rewrite it with standard operators and export again: engines carry no plugins",
+        )
+    try:
+        onnx.defs.get_schema(node.op_type, max_inclusive_version=opset, domain="")
+    except onnx.defs.SchemaError as err:
+        raise InvalidModel(
+            f"operator {node.op_type} doesn't exist in ONNX opset {opset}",
+            hint="check its spelling, or export with a newer opset",
+        ) from err
+
+
+def _refuse_external_data(model: onnx.ModelProto) -> None:
+    # Its locations are paths: following them would read whatever the author wished.
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise InvalidModel(
+                f"the weight {tensor.name!r} lies in another file, which wasn't handed in",
+                hint="save it in one file: onnx.save(model, path, save_as_external_data=False)",
+            )
+
+
+def _brief(err: Exception) -> str:
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return " ".join(lines)[:400] or type(err).__name__

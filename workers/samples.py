@@ -1,0 +1,163 @@
+"""Calibration and evaluation data: arrays by input name, samples on axis 0."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from farm.errors import InvalidData
+from farm.specs import Profile, TensorSpec
+from workers.profiles import Shapes
+
+Arrays = dict[str, NDArray[np.generic]]
+
+#: The name of the array of class indices in evaluation data.
+LABEL = "label"
+
+
+def read_samples(path: Path) -> Arrays:
+    """Read a ``.npz`` or ``.safetensors`` file, told apart by content. A pickle is never run.
+
+    Raises:
+        InvalidData: if the file is neither, is damaged, or holds Python objects.
+    """
+    try:
+        with path.open("rb") as file:
+            magic = file.read(9)
+        if magic[:2] == b"PK":
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        if magic[8:9] == b"{":
+            from safetensors.numpy import load_file
+
+            return dict(load_file(path))
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as err:
+        raise InvalidData(
+            f"the data can't be read: {str(err).splitlines()[0]}",
+            hint="save plain arrays with numpy.savez(path, input_name=array)",
+        ) from err
+    except Exception as err:
+        if type(err).__name__ != "SafetensorError":
+            raise
+        raise InvalidData(
+            f"the safetensors file is damaged: {err}", hint="save and upload it again"
+        ) from err
+    raise InvalidData(
+        "the data are neither .npz nor .safetensors",
+        hint="save them with numpy.savez(path, input_name=array)",
+    )
+
+
+def check_samples(arrays: Arrays, inputs: Sequence[TensorSpec], profile: Profile) -> Arrays:
+    """The arrays of the graph's inputs, checked for names, shapes, dtypes and finite values.
+
+    A dtype is never converted here: a cast that nobody sees is how uint8 images reach a model
+    that was trained on floats in 0…1.
+
+    Raises:
+        InvalidData: naming the input and what to do.
+    """
+    samples = {name: array for name, array in arrays.items() if name != LABEL}
+    names = [spec.name for spec in inputs]
+    if set(samples) != set(names):
+        raise InvalidData(
+            f"the data hold {_listed(samples)}, and the model's inputs are {_listed(names)}",
+            hint="save one array an input, under exactly the input's name: "
+            f"numpy.savez(path, {', '.join(f'{name}=…' for name in names)})",
+        )
+    for spec in inputs:
+        _check_array(samples[spec.name], spec, profile)
+    counts = {name: len(samples[name]) for name in names}
+    if len(set(counts.values())) != 1:
+        raise InvalidData(
+            f"the inputs hold different numbers of samples: {counts}",
+            hint="every array needs the same number of samples on axis 0",
+        )
+    return {name: samples[name] for name in names}
+
+
+def check_labels(arrays: Arrays, count: int) -> NDArray[np.int64] | None:
+    """The class index of every sample, or None when the data hold no labels.
+
+    Raises:
+        InvalidData: when there is not one integer for every sample.
+    """
+    labels = arrays.get(LABEL)
+    if labels is None:
+        return None
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise InvalidData(
+            f"{LABEL!r} is {labels.dtype}{list(labels.shape)}, and one integer a sample is needed",
+            hint=f"save class indices as int64 of shape [{count}]",
+        )
+    return labels.astype(np.int64)
+
+
+def count_samples(samples: Mapping[str, NDArray[np.generic]]) -> int:
+    return len(next(iter(samples.values())))
+
+
+def batches_of(samples: Arrays, size: int, *, smallest: int = 1) -> Iterator[Arrays]:
+    """Consecutive batches in the order of the file; a remainder below ``smallest`` is left out."""
+    for start in range(0, count_samples(samples), size):
+        batch = {name: array[start : start + size] for name, array in samples.items()}
+        if count_samples(batch) >= smallest:
+            yield batch
+
+
+def random_arrays(inputs: Sequence[TensorSpec], shapes: Shapes, *, seed: int) -> Arrays:
+    """Seeded stand-in inputs: floats in −1…1, booleans, and integers 0 or 1.
+
+    0 and 1 are valid where integers are token or class indices, whatever the table's size.
+    """
+    rng = np.random.default_rng(seed)
+    arrays: Arrays = {}
+    for spec in inputs:
+        dtype = np.dtype(spec.dtype)
+        if dtype.kind == "f":
+            arrays[spec.name] = rng.uniform(-1, 1, shapes[spec.name]).astype(dtype)
+        else:
+            arrays[spec.name] = rng.integers(0, 2, shapes[spec.name]).astype(dtype)
+    return arrays
+
+
+def _check_array(array: NDArray[np.generic], spec: TensorSpec, profile: Profile) -> None:
+    if array.ndim != len(spec.shape) or array.ndim == 0:
+        raise InvalidData(
+            f"the data of input {spec.name!r} have shape {list(array.shape)}, "
+            f"and the model takes {list(spec.shape)}",
+            hint="put the samples on axis 0 and keep the model's other axes",
+        )
+    if array.dtype.name != spec.dtype:
+        raise InvalidData(
+            f"the data of input {spec.name!r} are {array.dtype.name}, "
+            f"and the model takes {spec.dtype}",
+            hint=f"preprocess them as for the model and save them with .astype(numpy.{spec.dtype})",
+        )
+    shapes = profile[spec.name]
+    for axis in range(1, array.ndim):
+        low, high = shapes.min[axis], shapes.max[axis]
+        if not low <= array.shape[axis] <= high:
+            allowed = str(low) if low == high else f"{low} to {high}"
+            raise InvalidData(
+                f"axis {axis} of the data of input {spec.name!r} is {array.shape[axis]}, "
+                f"and the model takes {allowed}",
+                hint="resize or pad the samples as for the model",
+            )
+    if len(array) == 0:
+        raise InvalidData(f"input {spec.name!r} has no samples", hint="save at least two batches")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = int((~np.isfinite(array)).sum())
+        raise InvalidData(
+            f"the data of input {spec.name!r} hold {bad} values that are NaN or infinite",
+            hint="remove those samples, or fix the preprocessing",
+        )
+
+
+def _listed(names: object) -> str:
+    return ", ".join(map(repr, names)) or "nothing"  # type: ignore[call-overload]

@@ -1,0 +1,281 @@
+"""Loading a ``torch.export`` program without running anything that its author put into the file.
+
+``torch.export.load`` isn't safe on files of strangers (torch 2.13): it unpickles custom objects and
+tensor subclasses, falls back from ``weights_only=True`` to a full unpickle, loads native libraries
+of AOTInductor, hands symbolic sizes to ``sympy.sympify``, which evaluates Python, and looks up
+operators by ``getattr`` from ``torch``. So the archive is read here first, with torch's own reader,
+and whatever isn't plain data is refused; and while it loads, every unpickler that could run code is
+shut.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.pt2_archive import _package
+
+from farm.errors import InvalidModel
+
+_EXPORT_AGAIN = (
+    "save it again with torch.export.save(torch.export.export(model, args), 'model.pt2') "
+    "from plain tensors and operators, or hand in ONNX"
+)
+
+#: Keys of the program's JSON whose strings become Python identifiers when the graph is compiled.
+_NAME_KEYS = frozenset(
+    ["name", "as_name", "parameter_name", "buffer_name", "tensor_constant_name", "user_input_name", "forward_arg_names", "field_names", "fqn"]
+)
+_NAME_MAPPINGS = frozenset(
+    ["tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values", "range_constraints"]
+)
+_NAME = re.compile(r"[\w.\-]*")
+_SYMBOL = re.compile(r"\w+|-?\d+(\.\d+)?(e[+-]?\d+)?")  # s0, 3, '0.5', True
+_OPERATOR = re.compile(
+    r"torch\.ops\.(aten|prims|torchvision)\.[A-Za-z_]\w*(\.[A-Za-z_]\w*)?"
+    r"|torch\.ops\.higher_order\.(cond|while_loop|scan|map_impl|wrap_with_set_grad_enabled"
+    r"|wrap_with_autocast)"
+    r"|_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge"
+    r"|and_|or_|not_|iadd|isub|imul)"
+    r"|math\.(ceil|floor|trunc|sqrt|pow|log|log2|exp)"
+    r"|torch\.sym_(int|float|max|min|not|sqrt|ite|sum|fresh_size)"
+    r"|torch\._sym_(sqrt|log2|floor|ceil)"
+)
+#: Operators of aten that touch files.
+_FILE_OPERATORS = re.compile(r"torch\.ops\.aten\.(from_file|save|load)(\.|$)")
+_SYMBOLIC_CALLS = frozenset(
+    ["Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Max", "Min", "Abs", "And", "Or", "Not", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "Mod", "Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan", "floor", "ceiling", "FloorDiv", "CleanDiv", "CeilDiv", "IntTrueDiv", "FloatTrueDiv", "ModularIndexing", "PythonMod", "Where", "TruncToInt", "TruncToFloat", "RoundToInt", "RoundDecimal", "FloorToInt", "CeilToInt", "ToFloat", "PowByNatural", "FloatPow", "LShift", "RShift", "BitwiseFn_bitwise_and", "BitwiseFn_bitwise_or", "Identity", "IsNonOverlapping", "OpaqueUnaryFn_sqrt", "OpaqueUnaryFn_log2", "OpaqueUnaryFn_exp", "Half", "One", "Zero", "NegativeOne"]
+)
+_SYMBOLIC_NODES = (
+    ast.Expression,
+    ast.Constant,
+    ast.Name,
+    ast.Load,
+    ast.BinOp,
+    ast.UnaryOp,
+    ast.BoolOp,
+    ast.Compare,
+    ast.Call,
+    ast.keyword,
+    ast.operator,
+    ast.unaryop,
+    ast.boolop,
+    ast.cmpop,
+)
+
+
+def load_program(path: Path) -> ExportedProgram:
+    """Load the ``torch.export`` program in ``path``; no code in the file is run.
+
+    Raises:
+        InvalidModel: if the file isn't a program, or holds more than plain data.
+    """
+    scan_archive(path)
+    try:
+        with _no_code(), path.open("rb") as file:
+            programs = _package.load_pt2(file).exported_programs
+    except pickle.UnpicklingError as err:
+        _refuse_pickle(str(err).splitlines()[0])
+    except InvalidModel:
+        raise
+    except Exception as err:  # torch raises a dozen kinds on a malformed program
+        raise InvalidModel(
+            f"torch {torch.__version__} can't read this program: {_first_line(err)}",
+            hint=_EXPORT_AGAIN,
+        ) from err
+    program = programs.get("model") or next(iter(programs.values()))
+    # These would be compiled and executed by module(); they only repeat the shape ranges.
+    program._guards_code = []
+    return program
+
+
+def scan_archive(path: Path) -> None:
+    """Refuse a ``.pt2`` that holds anything but plain weights and standard operators.
+
+    Raises:
+        InvalidModel: naming the entry that is refused.
+    """
+    reader = _open_archive(path)
+    names = reader.get_file_names()
+    if "serialized_exported_program.json" in names or "archive_version" not in names:
+        raise InvalidModel(
+            "this isn't a torch.export program in the archive format of torch 2.8 or later",
+            hint=_EXPORT_AGAIN,
+        )
+    for name in names:
+        if name.startswith("data/aotinductor/"):
+            raise InvalidModel(f"it holds compiled native code ({name})", hint=_EXPORT_AGAIN)
+        if name.endswith(".pt") and name.startswith(("data/weights/", "data/constants/")):
+            _refuse_pickle(f"{name} is a legacy pickled state")
+        if name.endswith("_config.json") and name.startswith(("data/weights/", "data/constants/")):
+            _scan_payloads(_read_json(reader, name), name)
+    programs = [name for name in names if name.startswith("models/")]
+    if len(programs) != 1:
+        raise InvalidModel(
+            f"it holds {len(programs)} programs, and the farm takes exactly one",
+            hint="save each program to a file of its own",
+        )
+    _scan_program(_read_json(reader, programs[0]))
+
+
+def _open_archive(path: Path) -> Any:
+    if path.stat().st_size == 0:
+        raise InvalidModel("the file is empty", hint="upload the model again")
+    try:
+        return _package.PT2ArchiveReader(str(path))
+    except Exception as err:  # RuntimeError from the zip reader, or an assertion of the wrapper
+        raise InvalidModel(
+            f"the file isn't a torch.export archive: {_first_line(err)}",
+            hint=f"check that the upload is whole, and {_EXPORT_AGAIN}",
+        ) from err
+
+
+def _read_json(reader: Any, name: str) -> Mapping[str, Any]:
+    try:
+        content = json.loads(reader.read_string(name))
+    except (RuntimeError, ValueError) as err:
+        raise InvalidModel(f"{name} in the archive is damaged", hint=_EXPORT_AGAIN) from err
+    if not isinstance(content, dict):
+        raise InvalidModel(f"{name} in the archive isn't a JSON object", hint=_EXPORT_AGAIN)
+    return content
+
+
+def _scan_payloads(config: Mapping[str, Any], where: str) -> None:
+    payloads = config.get("config")
+    if not isinstance(payloads, dict):
+        raise InvalidModel(f"{where} in the archive is damaged", hint=_EXPORT_AGAIN)
+    for name, payload in payloads.items():
+        _check_name(name)
+        # Tensors of the archive format are raw bytes; everything else in it is a pickle.
+        path = str(payload.get("path_name", ""))
+        if payload.get("use_pickle") is not False or not path.startswith(("weight_", "tensor_")):
+            _refuse_pickle(f"{name} in {where} is a pickled object")
+        device = ((payload.get("tensor_meta") or {}).get("device") or {}).get("type", "cpu")
+        if device != "cpu":
+            raise InvalidModel(
+                f"its weights lie on the device {device!r}",
+                hint="export it on the CPU: torch.export.export(model.cpu(), args)",
+            )
+        if not _NAME.fullmatch(path):
+            raise InvalidModel(f"{where} names a file outside itself", hint=_EXPORT_AGAIN)
+
+
+def _scan_program(value: Any, key: str = "") -> None:
+    """Check every string of the program's JSON that torch would turn into code."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if name in ("metadata", "guards_code"):
+                continue  # looked up, never called; and dropped after loading
+            if key in _NAME_MAPPINGS:
+                _check_name(name)
+            _scan_program(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            _scan_program(item, key)
+    elif isinstance(value, str):
+        _scan_string(value, key)
+
+
+def _scan_string(value: str, key: str) -> None:
+    if key == "expr_str":
+        _check_expression(value)
+    elif key in ("target", "as_operator"):
+        _check_operator(value)
+    elif key in _NAME_KEYS:
+        _check_name(value)
+    elif key in ("class_fqn", "custom_obj_name"):
+        _refuse_pickle(f"it needs the custom object {value!r}")
+    elif key in ("in_spec", "out_spec") and "__enum__" in value:
+        raise InvalidModel("its inputs hold Python enums", hint=_EXPORT_AGAIN)
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise InvalidModel(
+            f"{name[:80]!r} isn't a name that a program may use",
+            hint="name modules and inputs with letters, digits and underscores",
+        )
+
+
+def _check_operator(target: str) -> None:
+    if not _OPERATOR.fullmatch(target) or _FILE_OPERATORS.match(target):
+        raise InvalidModel(
+            f"the farm doesn't know the operator {target[:80]!r}",
+            hint="rewrite it with standard PyTorch operators, or hand in ONNX",
+        )
+
+
+def _check_expression(text: str) -> None:
+    """Only arithmetic on symbols may reach sympy, which evaluates what it parses."""
+    try:
+        tree = ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError):
+        _refuse_expression(text)
+    for node in ast.walk(tree):
+        if not isinstance(node, _SYMBOLIC_NODES):
+            _refuse_expression(text)
+        if isinstance(node, ast.Call) and not (
+            isinstance(node.func, ast.Name) and node.func.id in _SYMBOLIC_CALLS
+        ):
+            _refuse_expression(text)
+        if isinstance(node, ast.Constant) and not _SYMBOL.fullmatch(str(node.value)):
+            _refuse_expression(text)
+
+
+def _refuse_expression(text: str) -> NoReturn:
+    raise InvalidModel(
+        f"{text[:80]!r} isn't a symbolic size",
+        hint="export again with torch.export.Dim for the dynamic axes",
+    )
+
+
+def _refuse_pickle(fact: str) -> NoReturn:
+    raise InvalidModel(
+        f"the program holds a pickle, and the farm never runs one: {fact}", hint=_EXPORT_AGAIN
+    )
+
+
+def _first_line(err: Exception) -> str:
+    lines = str(err).strip().splitlines()
+    return lines[0][:300] if lines else type(err).__name__
+
+
+@contextmanager
+def _no_code() -> Iterator[None]:
+    """Shut what could execute code in an archive, should the scan have missed it.
+
+    ``TORCH_FORCE_WEIGHTS_ONLY_LOAD`` overrides the ``weights_only=False`` at torch's call sites.
+    """
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        _refuse_pickle("a custom object")
+
+    native = torch._C._pickle_load_obj
+    aoti = _package._load_aoti
+    forced = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    allowed = os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    torch._C._pickle_load_obj = refuse
+    _package._load_aoti = refuse
+    vars(_package)["pickle"] = SimpleNamespace(loads=refuse)
+    try:
+        yield
+    finally:
+        torch._C._pickle_load_obj = native
+        _package._load_aoti = aoti
+        vars(_package)["pickle"] = pickle
+        os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+        if forced is not None:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = forced
+        if allowed is not None:
+            os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = allowed

@@ -1,0 +1,59 @@
+"""The stages of a build, each one function ``run(stage) -> StageResult`` in a module of its own.
+
+A stage runs in a child process of its own, in a private empty folder. It reads ``stage.inputs``,
+writes files below ``stage.workdir``, and returns which of them are its outputs. A failure that the
+user can act on is raised as a ``farm.errors.StageFailed`` with a hint; anything else is a bug.
+Whatever a stage prints is the job's log.
+
+Roles of files, by stage:
+
+========== ======================================================= ==========================================
+stage      inputs                                                  outputs
+========== ======================================================= ==========================================
+export     source                                                  onnx
+cast       onnx                                                    typed
+calibrate  onnx, calibration                                       typed (fp32 remainder), typed_fp16
+build      typed                                                   engine
+measure    source, typed, [engine], [evaluation], [calibration]    report
+========== ======================================================= ==========================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from farm.specs import JobKind, StageParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage to run."""
+
+    kind: JobKind
+    params: StageParams
+    inputs: Mapping[str, Path]  #: role → a file to read, never to write
+    workdir: Path  #: private and empty
+    progress: Callable[[str, float | None], None]  #: phase, and the share done in 0…1 or None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """What a stage made."""
+
+    outputs: Mapping[str, Path]  #: role → a file below the workdir
+    facts: Mapping[str, Any] = field(default_factory=dict)  #: JSON: what is recorded of the job
+
+
+def run(stage: Stage) -> StageResult:
+    """Run one stage in this process.
+
+    Raises:
+        StageFailed: with what the user can do about it.
+    """
+    module = import_module(f"workers.stages.{stage.kind}")
+    result: StageResult = module.run(stage)
+    return result

@@ -1,0 +1,161 @@
+"""Calibrate: explicit INT8 Q/DQ from the user's data, by ModelOpt.
+
+One calibration serves every engine: its Q/DQ graph is written with the remainder in fp32, for CPUs,
+and once more with the remainder in fp16, for GPUs.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import onnx
+from modelopt.onnx.autocast.convert import convert_to_f16
+from modelopt.onnx.quantization import quantize
+from onnxruntime.quantization.calibrate import CalibrationDataReader
+
+from farm.errors import CalibrationFailed, InvalidData
+from farm.specs import CalibrateParams, Profile, TensorSpec
+from workers import graphs
+from workers.profiles import batch_range, has_dynamic_batch, resolve_profiles
+from workers.samples import Arrays, batches_of, check_samples, count_samples, read_samples
+from workers.stages import Stage, StageResult
+
+Progress = Callable[[str, float | None], None]
+
+
+def run(stage: Stage) -> StageResult:
+    """Write ``typed`` (fp32 remainder) and ``typed_fp16`` from ``onnx`` and ``calibration``.
+
+    Raises:
+        InvalidData: if the data don't fit the graph's inputs, or are too few.
+        CalibrationFailed: if the graph is quantised already, or nothing in it can be.
+    """
+    params = stage.params
+    assert isinstance(params, CalibrateParams)
+    model = graphs.read_model(stage.inputs["onnx"])
+    _refuse_unquantisable(model)
+    inputs = graphs.input_specs(model)
+    profile = resolve_profiles(inputs, params.profiles)[0]
+    samples = check_samples(read_samples(stage.inputs["calibration"]), inputs, profile)
+    size, smallest = batch_size(params.batch_size, inputs, profile)
+    batches = list(batches_of(samples, size, smallest=smallest))
+    _refuse_too_few(batches, count_samples(samples), size, params)
+
+    source = stage.workdir / "source.onnx"
+    shutil.copyfile(stage.inputs["onnx"], source)  # ModelOpt writes beside what it reads
+    typed = stage.workdir / "typed.onnx"
+    reader = BatchReader(batches, stage.progress)
+    _quantize(source, typed, reader, params)
+    source.unlink()
+    quantized = onnx.load(str(typed))
+    pairs = _checked_pairs(quantized)
+    stage.progress("cast the remainder", None)
+    typed_fp16 = stage.workdir / "typed_fp16.onnx"
+    graphs.save_model(
+        convert_to_f16(quantized, low_precision_type="fp16", keep_io_types=True), typed_fp16
+    )
+    facts = {
+        "samples": sum(count_samples(batch) for batch in batches),
+        "batch_size": size,
+        "batches": len(batches),
+        "method": params.method,
+        "qdq_pairs": pairs,
+        "opset": graphs.opset_of(quantized),
+    }
+    return StageResult(outputs={"typed": typed, "typed_fp16": typed_fp16}, facts=facts)
+
+
+class BatchReader(CalibrationDataReader):  # type: ignore[misc]
+    """Feeds ModelOpt the user's batches; it reads them more than once, each time from the start."""
+
+    def __init__(self, batches: Sequence[Arrays], progress: Progress) -> None:
+        self._batches = batches
+        self._progress = progress
+        self._position = 0
+
+    def get_next(self) -> Arrays | None:
+        if self._position == len(self._batches):
+            return None
+        batch = self._batches[self._position]
+        self._position += 1
+        self._progress("calibrate", self._position / len(self._batches))
+        return batch
+
+    def get_first(self) -> Arrays:
+        """The first batch, without moving on: ModelOpt tries the session with it."""
+        return self._batches[0]
+
+    def rewind(self) -> None:
+        self._position = 0
+
+
+def batch_size(asked: int, inputs: Sequence[TensorSpec], profile: Profile) -> tuple[int, int]:
+    """The batch size to calibrate with, and the smallest batch that the profile allows.
+
+    The asked size is brought into the profile's range; a static batch leaves no choice.
+    """
+    low, _, high = batch_range(inputs, profile)
+    size = max(low, min(asked, high)) if has_dynamic_batch(inputs) else high
+    if size != asked:
+        print(f"batch size {size} instead of {asked}: the profile allows {low} to {high}")
+    return size, low
+
+
+def _quantize(source: Path, typed: Path, reader: BatchReader, params: CalibrateParams) -> None:
+    quantize(
+        str(source),
+        quantize_mode="int8",
+        calibration_method=params.method,
+        calibration_data_reader=reader,
+        calibration_eps=["cpu"],
+        high_precision_dtype="fp32",
+        output_path=str(typed),
+        log_level="INFO",
+    )
+    if not typed.exists():
+        raise CalibrationFailed(
+            "ModelOpt wrote no quantised model", hint="see the job's log, or choose fp16"
+        )
+
+
+def _checked_pairs(quantized: onnx.ModelProto) -> int:
+    pairs = graphs.qdq_pairs(quantized)
+    if pairs == 0:
+        raise CalibrationFailed(
+            "the graph has no operator that INT8 can serve: ModelOpt quantises convolutions and "
+            "matrix products, but not a product by a vector, as a batch of one is",
+            hint="calibrate with a larger batch_size, or choose fp16",
+        )
+    return pairs
+
+
+def _refuse_unquantisable(model: onnx.ModelProto) -> None:
+    if graphs.is_quantized(model):
+        raise CalibrationFailed(
+            "the graph holds Q/DQ nodes already, and would be passed on as it is",
+            hint="hand in the unquantised model, or build this one as fp32, which keeps its Q/DQ",
+        )
+    opset = graphs.opset_of(model)
+    if opset < graphs.MIN_OPSET:
+        raise CalibrationFailed(
+            f"the graph is in opset {opset}, and INT8 needs {graphs.MIN_OPSET}",
+            hint=f"export the model with opset {graphs.MIN_OPSET} or later",
+        )
+
+
+def _refuse_too_few(
+    batches: Sequence[Arrays], samples: int, size: int, params: CalibrateParams
+) -> None:
+    if not batches:
+        raise InvalidData(
+            f"{samples} samples don't fill one batch of {size}, the smallest that the model takes",
+            hint=f"pass at least {2 * size} samples",
+        )
+    if params.method == "entropy" and len(batches) < 2:
+        # The histogram's range is that of the first batch: with one there is nothing to compare.
+        raise InvalidData(
+            f"{samples} samples are a single batch of {size}, and entropy calibration needs two",
+            hint=f"pass at least {size + 1} samples, a smaller batch_size, or the method max",
+        )

@@ -1,0 +1,103 @@
+"""Cast: an fp32 graph typed fp16 or bf16 by ModelOpt AutoCast, with fp32 inputs and outputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from modelopt.onnx.autocast.convert import DEFAULT_DATA_MAX, DEFAULT_INIT_MAX
+from modelopt.onnx.autocast.convert import convert_to_mixed_precision as autocast
+
+from farm.errors import CastFailed
+from farm.specs import CastParams, Precision
+from workers import graphs
+from workers.profiles import resolve_profiles, shapes_at
+from workers.samples import random_arrays
+from workers.stages import Stage, StageResult
+
+SEED = 0
+#: bf16 has the range of fp32, so no value is too large for it and no run need look for one.
+BF16_MAX = float(np.finfo(np.float32).max)
+
+
+def run(stage: Stage) -> StageResult:
+    """Write ``typed`` from ``onnx``.
+
+    Raises:
+        CastFailed: if nothing in the graph can be cast.
+    """
+    params = stage.params
+    assert isinstance(params, CastParams)
+    model = graphs.read_model(stage.inputs["onnx"])
+    _refuse_typed(model, params.precision)
+    stage.progress("cast", None)
+    typed = _cast(stage, model, params)
+    low, floats = low_precision_nodes(typed, params.precision)
+    if low == 0:
+        raise CastFailed(
+            f"none of the graph's {floats} floating-point operators could become "
+            f"{params.precision}",
+            hint="choose fp32: the values leave the range of fp16, or it computes on integers",
+        )
+    path = stage.workdir / "typed.onnx"
+    graphs.save_model(typed, path)
+    share = low / floats
+    print(f"{low} of {floats} floating-point operators are {params.precision} ({share:.0%})")
+    facts = {
+        "precision": str(params.precision),
+        "low_precision_nodes": low,
+        "float_nodes": floats,
+        "share": round(share, 4),
+        "opset": graphs.opset_of(typed),
+        "inputs": graphs.specs_as_json(graphs.input_specs(typed)),
+        "outputs": graphs.specs_as_json(graphs.output_specs(typed)),
+    }
+    return StageResult(outputs={"typed": path}, facts=facts)
+
+
+def low_precision_nodes(model: onnx.ModelProto, precision: Precision) -> tuple[int, int]:
+    """How many operators give ``precision``, and how many give any floating-point type.
+
+    Casts and constants don't count: they compute nothing.
+    """
+    low_type = {
+        Precision.FP16: onnx.TensorProto.FLOAT16,
+        Precision.BF16: onnx.TensorProto.BFLOAT16,
+    }[precision]
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for value in [*inferred.value_info, *inferred.output]
+    }
+    computing = [node for node in inferred.node if node.op_type not in ("Cast", "Constant")]
+    given = [types.get(node.output[0]) for node in computing]
+    low = sum(kind == low_type for kind in given)
+    return low, low + sum(kind == onnx.TensorProto.FLOAT for kind in given)
+
+
+def _cast(stage: Stage, model: onnx.ModelProto, params: CastParams) -> onnx.ModelProto:
+    fp16 = params.precision is Precision.FP16
+    profile = resolve_profiles(graphs.input_specs(model), params.profiles)[0]
+    arrays = random_arrays(graphs.input_specs(model), shapes_at(profile, "opt"), seed=SEED)
+    typed: onnx.ModelProto = autocast(
+        str(stage.inputs["onnx"]),
+        low_precision_type=str(params.precision),
+        keep_io_types=True,
+        # AutoCast keeps in fp32 what leaves these bounds when it runs the graph on this data.
+        data_max=DEFAULT_DATA_MAX if fp16 else np.inf,
+        init_max=DEFAULT_INIT_MAX if fp16 else BF16_MAX,
+        calibration_data=arrays,  # a dict of arrays is taken as one batch
+        providers=["cpu"],
+    )
+    return typed
+
+
+def _refuse_typed(model: onnx.ModelProto, precision: Precision) -> None:
+    kinds = {tensor.data_type for tensor in model.graph.initializer}
+    if graphs.is_quantized(model) or kinds & {
+        onnx.TensorProto.FLOAT16,
+        onnx.TensorProto.BFLOAT16,
+    }:
+        raise CastFailed(
+            f"the model is quantised or half-precision already, so it can't be cast to {precision}",
+            hint="hand in the fp32 model, or build this one as fp32, which keeps its own types",
+        )

@@ -1,0 +1,197 @@
+"""Export: the source as one ONNX file, checked against the source."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch.export import ExportedProgram
+
+from farm.errors import ExportDiverged, InvalidModel
+from farm.specs import ExportParams, Profile, SourceFormat, TensorSpec
+from workers import graphs
+from workers.backends.ort import OrtModel
+from workers.checks import NO_DIFFERENCE, Difference, difference
+from workers.eager import EagerModel, input_names, output_names
+from workers.profiles import (
+    Shapes,
+    batch_range,
+    has_dynamic_batch,
+    resolve_profiles,
+    shapes_at,
+    shapes_at_batch,
+)
+from workers.samples import random_arrays
+from workers.sources import load_program
+from workers.stages import Stage, StageResult
+
+#: Every runtime of the farm reads it, and Q/DQ may have fp16 scales in it.
+EXPORT_OPSET = 20
+#: A larger error, as a share of the output's largest magnitude, isn't rounding any more.
+TOLERANCE = 1e-3
+#: Where a profile allows many, this batch size is enough to show that the batch is dynamic.
+SMALL_BATCH = 2
+SEED = 0
+
+
+def run(stage: Stage) -> StageResult:
+    """Write ``onnx`` from ``source``.
+
+    Raises:
+        InvalidModel: if the source can't be read or exported.
+        ProfileMismatch: if the build's profiles don't fit the model's inputs.
+        ExportDiverged: if the ONNX graph doesn't give the source's outputs.
+    """
+    params = stage.params
+    assert isinstance(params, ExportParams)
+    target = stage.workdir / "model.onnx"
+    if params.format is SourceFormat.PT2:
+        check = _from_program(stage, params, target)
+    else:
+        check = _from_onnx(stage, params, target)
+    model = onnx.load(str(target))
+    return StageResult(outputs={"onnx": target}, facts=_facts(model, check))
+
+
+def _facts(model: onnx.ModelProto, check: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "inputs": graphs.specs_as_json(graphs.input_specs(model)),
+        "outputs": graphs.specs_as_json(graphs.output_specs(model)),
+        "opset": graphs.opset_of(model),
+        "parameters": graphs.parameter_count(model),
+        "check": check,
+    }
+
+
+def _from_program(stage: Stage, params: ExportParams, target: Path) -> dict[str, Any]:
+    stage.progress("load", None)
+    program = load_program(stage.inputs["source"])
+    stage.progress("export", None)
+    model = _to_onnx(program)
+    _name_batch(model)
+    graphs.check_model(model)
+    graphs.save_model(model, target)
+    inputs = graphs.input_specs(model)
+    profiles = resolve_profiles(inputs, params.profiles)
+    stage.progress("check", None)
+    return _compare(EagerModel(program), OrtModel(target), inputs, profiles)
+
+
+def _from_onnx(stage: Stage, params: ExportParams, target: Path) -> dict[str, Any]:
+    stage.progress("check", None)
+    source = stage.inputs["source"]
+    model = graphs.read_model(source)
+    graphs.check_model(model)
+    inputs = graphs.input_specs(model)
+    profiles = resolve_profiles(inputs, params.profiles)
+    original = OrtModel(source, optimisation="none")
+    if graphs.opset_of(model) >= graphs.MIN_OPSET:
+        target.write_bytes(source.read_bytes())
+        original.run(random_arrays(inputs, shapes_at(profiles[0], "min"), seed=SEED))
+        return {"reason": "the source is ONNX and was taken as it is"}
+    stage.progress("upgrade", None)
+    graphs.save_model(_upgraded(model), target)
+    return _compare(original, OrtModel(target), inputs, profiles)
+
+
+def _to_onnx(program: ExportedProgram) -> onnx.ModelProto:
+    start = time.monotonic()
+    try:
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=EXPORT_OPSET,
+            input_names=input_names(program),
+            output_names=output_names(program),
+            optimize=True,
+            verify=False,
+            verbose=False,
+        )
+    except torch.onnx.errors.OnnxExporterError as err:
+        raise InvalidModel(
+            f"PyTorch can't export this program to ONNX: {_reason(err)}",
+            hint="rewrite that operator with others, or hand in an ONNX model",
+        ) from err
+    assert exported is not None
+    print(f"exported to opset {EXPORT_OPSET} in {time.monotonic() - start:.1f} s", flush=True)
+    return exported.model_proto
+
+
+def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
+    opset = graphs.opset_of(model)
+    print(f"upgrading from opset {opset} to {graphs.MIN_OPSET}", flush=True)
+    try:
+        upgraded = onnx.version_converter.convert_version(model, graphs.MIN_OPSET)
+    except Exception as err:  # the native converter raises bare RuntimeErrors and worse
+        raise InvalidModel(
+            f"the model is in opset {opset} and can't be upgraded to {graphs.MIN_OPSET}: "
+            f"{_reason(err)}",
+            hint=f"export it with opset {EXPORT_OPSET}",
+        ) from err
+    graphs.check_model(upgraded)
+    return upgraded
+
+
+def _name_batch(model: onnx.ModelProto) -> None:
+    """Call the batch axis ``batch``: an archive doesn't keep the names of its dimensions."""
+    first = {
+        value.type.tensor_type.shape.dim[0].dim_param
+        for value in model.graph.input
+        if value.type.tensor_type.shape.dim
+    } - {""}
+    if len(first) != 1:
+        return
+    (symbol,) = first
+    graph = model.graph
+    for value in [*graph.input, *graph.output, *graph.value_info]:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == symbol:
+                dim.dim_param = "batch"
+
+
+def _compare(
+    expected: EagerModel | OrtModel,
+    actual: OrtModel,
+    inputs: Sequence[TensorSpec],
+    profiles: Sequence[Profile],
+) -> dict[str, Any]:
+    total: Difference = NO_DIFFERENCE
+    for number, shapes in enumerate(check_shapes(inputs, profiles)):
+        arrays = random_arrays(inputs, shapes, seed=SEED + number)
+        total = total.merged(difference(expected.run(arrays), actual.run(arrays)))
+    if not total.finite or total.scaled_error > TOLERANCE:
+        raise ExportDiverged(
+            f"the ONNX graph's outputs differ from the source's by up to {total.max_abs_error:.3g} "
+            f"({total.scaled_error:.2%} of the largest output; {TOLERANCE:.1%} is allowed)",
+            hint="put the model in eval mode before torch.export, and check for random operators",
+        )
+    batches = [next(iter(s.values()), ())[:1] for s in check_shapes(inputs, profiles)]
+    return {
+        "max_abs_error": total.max_abs_error,
+        "max_rel_error": total.max_rel_error,
+        "batches": [batch[0] for batch in batches if batch],
+    }
+
+
+def check_shapes(inputs: Sequence[TensorSpec], profiles: Sequence[Profile]) -> list[Shapes]:
+    """The shapes to check at: each profile's, at two batch sizes where the batch is dynamic."""
+    chosen: list[Shapes] = []
+    for profile in profiles:
+        low, opt, high = batch_range(inputs, profile)
+        sizes = [opt]
+        if has_dynamic_batch(inputs):
+            other = max(low, min(SMALL_BATCH, high))
+            sizes = [other if other != opt else low if low != opt else high, opt]
+        chosen += [shapes_at_batch(inputs, profile, size) for size in dict.fromkeys(sizes)]
+    return chosen
+
+
+def _reason(err: BaseException) -> str:
+    while err.__cause__ is not None:
+        err = err.__cause__
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(err).__name__

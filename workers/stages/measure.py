@@ -1,0 +1,289 @@
+"""Measure: an engine's accuracy against its source, and its latency where it can run here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from farm.errors import AccuracyDropped, InvalidData, InvalidModel
+from farm.specs import MeasureParams, Profile, Runtime, SourceFormat, TensorSpec
+from workers import graphs
+from workers.accuracy import Comparison
+from workers.backends.ort import OrtModel, cpu_threads
+from workers.eager import EagerModel
+from workers.profiles import batch_range, has_dynamic_batch, resolve_profiles, shapes_at_batch
+from workers.rounding import is_half_typed, rounded_model
+from workers.samples import (
+    Arrays,
+    batches_of,
+    check_labels,
+    check_samples,
+    count_samples,
+    random_arrays,
+    read_samples,
+)
+from workers.sources import load_program
+from workers.stages import Stage, StageResult
+from workers.timing import Pace, cpu_name, latency_ms, percentile, samples_per_s, time_side_by_side
+
+SEED = 0
+#: Batches of random data, where neither evaluation nor calibration data were given.
+RANDOM_BATCHES = 2
+#: Enough calibration samples to compare by, where no evaluation data were given.
+MAX_CALIBRATION_SAMPLES = 256
+#: Outputs this far from the source's are of a broken engine, whatever the data.
+MIN_COSINE = 0.5
+#: At the profile's opt batch, whose latency is the headline.
+LATENCY_PACE = Pace()
+#: At the other batch sizes, for throughput.
+THROUGHPUT_PACE = Pace(duration_s=0.5)
+#: A batch whose one run would take longer isn't timed.
+MAX_RUN_S = 1.5
+
+
+class Runnable(Protocol):
+    """A model that runs one batch here."""
+
+    def run(self, arrays: Arrays) -> Arrays: ...
+
+
+def run(stage: Stage) -> StageResult:
+    """Write ``report``: accuracy, and latency and throughput or why there are none.
+
+    Raises:
+        AccuracyDropped: if the engine is broken, or loses more than ``max_drop``.
+        InvalidData: if the evaluation data don't fit the model.
+    """
+    params = stage.params
+    assert isinstance(params, MeasureParams)
+    torch.set_num_threads(cpu_threads())
+    stage.progress("load", None)
+    typed = graphs.read_model(stage.inputs["typed"])
+    inputs = graphs.input_specs(typed)
+    profile = resolve_profiles(inputs, params.profiles)[0]
+    source = _source(stage, params)
+    subject, measured_on = _subject(stage, params, typed)
+    stage.progress("compare", None)
+    samples, labels, data = _data(stage, params, inputs, profile)
+    accuracy = _compare(source, subject, samples, labels, inputs, profile)
+    accuracy |= {"data": data, "measured_on": measured_on}
+    refuse_drop(accuracy, params.max_drop)
+    metrics, reason = None, _why_not_timed(params)
+    if measured_on == "engine":
+        stage.progress("time", None)
+        eager = source if isinstance(source, EagerModel) else None
+        metrics = _time(subject, eager, inputs, profile)
+    facts = {"accuracy": accuracy, "metrics": metrics, "metrics_reason": reason}
+    report = stage.workdir / "report.json"
+    report.write_text(json.dumps(facts, indent=2) + "\n")
+    return StageResult(outputs={"report": report}, facts=facts)
+
+
+def _source(stage: Stage, params: MeasureParams) -> EagerModel | OrtModel:
+    path = stage.inputs["source"]
+    if params.format is SourceFormat.PT2:
+        return EagerModel(load_program(path))
+    return OrtModel(path, optimisation="none")
+
+
+def _subject(stage: Stage, params: MeasureParams, typed: onnx.ModelProto) -> tuple[OrtModel, str]:
+    """What is measured: the engine where it runs here, else its typed ONNX."""
+    if _runs_here(params) and "engine" in stage.inputs:
+        return OrtModel(stage.inputs["engine"]), "engine"
+    path: Path = stage.inputs["typed"]
+    if is_half_typed(typed):
+        path = stage.workdir / "rounded.onnx"
+        graphs.save_model(rounded_model(typed), path)
+    return OrtModel(path), "typed-onnx"
+
+
+def _runs_here(params: MeasureParams) -> bool:
+    target = params.target
+    return target is not None and target.runtime is Runtime.ONNXRUNTIME and target.gpu == "cpu"
+
+
+def _why_not_timed(params: MeasureParams) -> str | None:
+    if _runs_here(params):
+        return None
+    what = f"a {params.target} engine" if params.target else "the engine"
+    return f"{what} can't run on this worker: accuracy is that of the typed ONNX, on the CPU"
+
+
+def _data(
+    stage: Stage, params: MeasureParams, inputs: Sequence[TensorSpec], profile: Profile
+) -> tuple[Arrays, NDArray[np.int64] | None, str]:
+    """Evaluation data, else calibration data, else seeded random data at the opt shapes."""
+    judged = params.metric is not None or params.max_drop is not None
+    if "evaluation" in stage.inputs:
+        arrays = read_samples(stage.inputs["evaluation"])
+        samples = check_samples(arrays, inputs, profile)
+        labels = check_labels(arrays, count_samples(samples))
+        if judged and labels is None:
+            raise InvalidData(
+                "the accuracy drop can't be judged: the evaluation data hold no 'label'",
+                hint="add the array 'label' with a class index a sample, or leave out max_drop",
+            )
+        return samples, labels, "evaluation"
+    if judged:
+        raise InvalidData(
+            "the accuracy drop can't be judged without evaluation data",
+            hint="pass evaluation data with the array 'label', or leave out max_drop",
+        )
+    if "calibration" in stage.inputs:
+        samples = check_samples(read_samples(stage.inputs["calibration"]), inputs, profile)
+        return {n: a[:MAX_CALIBRATION_SAMPLES] for n, a in samples.items()}, None, "calibration"
+    return random_samples(inputs, profile), None, "random"
+
+
+def random_samples(inputs: Sequence[TensorSpec], profile: Profile) -> Arrays:
+    """Seeded random samples: two opt batches where the batch is dynamic, else one."""
+    batch = batch_range(inputs, profile)[1]
+    count = RANDOM_BATCHES * batch if has_dynamic_batch(inputs) else batch
+    return random_arrays(inputs, shapes_at_batch(inputs, profile, count), seed=SEED)
+
+
+def _compare(
+    source: Runnable,
+    subject: Runnable,
+    samples: Arrays,
+    labels: NDArray[np.int64] | None,
+    inputs: Sequence[TensorSpec],
+    profile: Profile,
+) -> dict[str, Any]:
+    smallest, size, _ = batch_range(inputs, profile)
+    comparison = Comparison()
+    for batch in batches_of(samples, size, smallest=smallest):
+        expected, actual = source.run(batch), subject.run(batch)
+        _check_outputs(expected, actual)
+        comparison.add(expected, actual, count_samples(batch))
+    if comparison.samples == 0:
+        raise InvalidData(
+            f"{count_samples(samples)} samples don't fill the model's smallest batch of {smallest}",
+            hint=f"pass at least {smallest} samples",
+        )
+    if comparison.not_finite:
+        raise AccuracyDropped(
+            f"{comparison.not_finite} of the outputs are NaN or infinite, and finite in the source",
+            hint="choose bf16 or fp32: values of this model leave the range of fp16",
+        )
+    facts = comparison.facts(labels)
+    if labels is not None and facts["task"] is None:
+        raise InvalidData(
+            "there are labels, but no output of shape [samples, classes] to hold against them",
+            hint="leave 'label' out of the evaluation data for a model that isn't a classifier",
+        )
+    return facts
+
+
+def _check_outputs(expected: Arrays, actual: Arrays) -> None:
+    for name, array in expected.items():
+        if name not in actual or actual[name].shape != array.shape:
+            raise InvalidModel(
+                f"the source's output {name!r} has shape {list(array.shape)}, and the engine's "
+                f"outputs are { ({n: list(a.shape) for n, a in actual.items()}) }",
+                hint="retry the build; if it stays so, export the model to ONNX and hand that in",
+            )
+
+
+def refuse_drop(accuracy: dict[str, Any], max_drop: float | None) -> None:
+    """Let no engine pass that is broken, or that loses more than the build allows.
+
+    Raises:
+        AccuracyDropped: with the figures.
+    """
+    task = accuracy["task"]
+    if max_drop is not None and task is not None and task["drop"] > max_drop:
+        raise AccuracyDropped(
+            f"top-1 falls from {task['source']:.4f} to {task['engine']:.4f}: "
+            f"by {task['drop']:.4f}, and {max_drop:g} is allowed"
+        )
+    if accuracy["cosine_mean"] < MIN_COSINE:
+        raise AccuracyDropped(
+            f"the outputs have little to do with the source's: their mean cosine similarity is "
+            f"{accuracy['cosine_mean']:.3f} over {accuracy['samples']} samples"
+        )
+
+
+def _time(
+    engine: Runnable, eager: Runnable | None, inputs: Sequence[TensorSpec], profile: Profile
+) -> dict[str, Any]:
+    models: dict[str, Runnable] = {"engine": engine} | ({"eager": eager} if eager else {})
+    smallest, opt, largest = batch_range(inputs, profile)
+    latencies = {opt: _time_batch(models, inputs, profile, opt, LATENCY_PACE)}
+    skipped: dict[int, float] = {}
+    for batch in sorted({smallest, largest} - {opt}):
+        slowest = max(percentile(times, 50) for times in latencies[opt].values()) * batch / opt
+        if slowest > MAX_RUN_S:
+            skipped[batch] = slowest
+        else:
+            latencies[batch] = _time_batch(models, inputs, profile, batch, THROUGHPUT_PACE)
+    results = {name: _results(name, latencies, skipped, opt) for name in models}
+    engine_p50, eager_p50 = (
+        percentile(latencies[opt][name], 50) if name in models else None
+        for name in ("engine", "eager")
+    )
+    assert engine_p50 is not None
+    return {
+        "batch": opt,
+        **results["engine"],
+        "eager": results.get("eager"),
+        "eager_reason": None if eager else "the source is ONNX, which PyTorch doesn't run",
+        "speed_up": round(eager_p50 / engine_p50, 3) if eager_p50 else None,
+        "settings": _settings(),
+    }
+
+
+def _time_batch(
+    models: dict[str, Runnable],
+    inputs: Sequence[TensorSpec],
+    profile: Profile,
+    batch: int,
+    pace: Pace,
+) -> dict[str, list[float]]:
+    arrays = random_arrays(inputs, shapes_at_batch(inputs, profile, batch), seed=SEED)
+    return time_side_by_side(
+        {name: lambda model=model: model.run(arrays) for name, model in models.items()},  # type: ignore[misc]
+        pace,
+    )
+
+
+def _results(
+    name: str, latencies: dict[int, dict[str, list[float]]], skipped: dict[int, float], opt: int
+) -> dict[str, Any]:
+    throughput: list[dict[str, Any]] = [
+        {
+            "batch": batch,
+            "samples_per_s": samples_per_s(times[name], batch),
+            "latency_p50_ms": latency_ms(times[name])["p50"],
+            "iterations": len(times[name]),
+        }
+        for batch, times in latencies.items()
+    ]
+    throughput += [
+        {"batch": batch, "samples_per_s": None, "reason": f"one run would take {seconds:.1f} s"}
+        for batch, seconds in skipped.items()
+    ]
+    return {
+        "latency_ms": latency_ms(latencies[opt][name]),
+        "iterations": len(latencies[opt][name]),
+        "throughput": sorted(throughput, key=lambda entry: int(entry["batch"])),
+    }
+
+
+def _settings() -> dict[str, Any]:
+    return {
+        "device": "cpu",
+        "cpu": cpu_name(),
+        "threads": cpu_threads(),
+        "torch": torch.__version__,
+        "clock": "host time around one call, side by side in one process",
+        "latency": LATENCY_PACE.settings(),
+        "throughput": THROUGHPUT_PACE.settings(),
+    }

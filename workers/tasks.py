@@ -1,0 +1,216 @@
+"""The one task: claim a job, run its stage in a child, finish it if it is still held."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from celery import Celery, Task
+
+from farm import jobs
+from farm.dispatch import TASK
+from farm.errors import BrokerUnavailable, FarmError, LeaseLost, ToolchainChanged
+from farm.jobs import Claim, Output
+from farm.specs import PARAMS, JobKind
+from workers import isolate, stages, toolchain
+from workers.app import Context
+from workers.isolate import Child, Line, Progress
+from workers.stages import Stage
+
+log = logging.getLogger(__name__)
+
+_CANCEL_POLL_S = 0.5
+_LOG_FLUSH_S = 0.5
+
+
+def register(app: Celery, context: Context) -> None:
+    """Add the task to a worker's application."""
+
+    @app.task(name=TASK, bind=True)
+    def run(task: Task[Any, Any], job_id: int, attempt: int) -> str:
+        return _run(task, context, job_id, attempt)
+
+
+def _run(task: Task[Any, Any], context: Context, job_id: int, attempt: int) -> str:
+    with context.db.write() as session:
+        claim = jobs.claim(
+            session, job_id, attempt, owner=context.worker, lease_s=context.settings.lease_ttl_s
+        )
+    if claim is None:
+        return "not there to be claimed"
+    log.info("%s (job %s, attempt %s)", claim.title, job_id, attempt)
+    try:
+        ready = _work(task, context, claim)
+    except LeaseLost as err:
+        log.warning("%s: the result is refused", err.detail)
+        return "lost its lease"
+    except FarmError as err:
+        log.info("%s failed: %s", claim.title, err.detail)
+        with context.db.write() as session:
+            jobs.fail(session, job_id, attempt, err)
+        return f"failed: {err.detail}"
+    _ring(context, ready)
+    return "ended"
+
+
+def _ring(context: Context, ready: list[int]) -> None:
+    try:
+        context.doorbell.ring(ready)
+    except BrokerUnavailable as err:
+        log.warning("%s; the sweep rings for jobs %s", err.detail, ready)
+
+
+def _work(task: Task[Any, Any], context: Context, claim: Claim) -> list[int]:
+    """Run the job's stage and finish it; return the jobs that became ready."""
+    _check_toolchain(claim)
+    with _workdir(context, claim) as workdir:
+        request = _request(context, claim, workdir)
+        with Child(
+            _stage,
+            request,
+            timeout_s=context.settings.job_timeout_s,
+            memory_bytes=context.settings.job_memory_bytes,
+        ) as child:
+            cancelled = _Watch(task, context, claim).follow(child)
+            if cancelled:
+                child.end()
+                with context.db.write() as session:
+                    return jobs.end_cancelled(session, claim.job_id, claim.attempt)
+            made = child.result()
+        outputs = {}
+        for role, path in made["outputs"].items():
+            stored = context.store.put(Path(path))
+            outputs[role] = Output(digest=stored.digest, bytes=stored.bytes)
+        with context.db.write() as session:
+            return jobs.succeed(
+                session, claim.job_id, claim.attempt, outputs=outputs, facts=made["facts"]
+            )
+
+
+def _check_toolchain(claim: Claim) -> None:
+    """Refuse a job that was planned with other tools: its key would promise what isn't so."""
+    here = toolchain.installed()
+    other = [
+        f"{tool} {planned} → {here.get(tool, 'none')}"
+        for tool, planned in claim.toolchain.items()
+        if planned not in ("any", here.get(tool))
+    ]
+    if other:
+        raise ToolchainChanged(f"planned with another toolchain: {', '.join(other)}")
+
+
+@contextmanager
+def _workdir(context: Context, claim: Claim) -> Iterator[Path]:
+    path = context.settings.home / "work" / f"{claim.job_id}-{claim.attempt}"
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    try:
+        yield path
+    except FarmError:
+        if not context.settings.keep_workdirs:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _request(context: Context, claim: Claim, workdir: Path) -> dict[str, Any]:
+    return {
+        "kind": claim.kind,
+        "params": dict(claim.params),
+        "inputs": {role: str(context.store.path(d)) for role, d in claim.inputs.items()},
+        "workdir": str(workdir),
+    }
+
+
+def _stage(request: dict[str, Any], report: isolate.Report) -> dict[str, Any]:
+    """In the child: run one stage."""
+    kind = JobKind(request["kind"])
+    result = stages.run(
+        Stage(
+            kind=kind,
+            params=PARAMS[kind].model_validate(request["params"]),
+            inputs={role: Path(path) for role, path in request["inputs"].items()},
+            workdir=Path(request["workdir"]),
+            progress=report,
+        )
+    )
+    return {
+        "outputs": {role: str(path) for role, path in result.outputs.items()},
+        "facts": dict(result.facts),
+    }
+
+
+class _Watch:
+    """Follows a child: keeps its lease, records what it prints, sees that nobody wants it any more."""
+
+    def __init__(self, task: Task[Any, Any], context: Context, claim: Claim) -> None:
+        self._task = task
+        self._context = context
+        self._claim = claim
+        self._text = ""
+        self._progress: Progress | None = None
+        at = time.monotonic()
+        self._renewed = self._polled = self._flushed = at
+
+    def follow(self, child: Child) -> bool:
+        """Follow to the end; return whether the job should be cancelled.
+
+        Raises:
+            LeaseLost, ChildTimedOut
+        """
+        try:
+            for happening in child.happenings():
+                if isinstance(happening, Line):
+                    self._text += happening.text
+                elif isinstance(happening, Progress):
+                    self._progress = happening
+                if self._look():
+                    return True
+            return False
+        finally:
+            self._flush()
+
+    def _look(self) -> bool:
+        at = time.monotonic()
+        if at - self._renewed > self._context.settings.lease_ttl_s / 3:
+            self._renewed = at
+            with self._context.db.write() as session:
+                jobs.renew(
+                    session,
+                    self._claim.job_id,
+                    self._claim.attempt,
+                    lease_s=self._context.settings.lease_ttl_s,
+                )
+        if at - self._flushed > _LOG_FLUSH_S:
+            self._flushed = at
+            self._flush()
+        if at - self._polled > _CANCEL_POLL_S:
+            self._polled = at
+            with self._context.db.read() as session:
+                return jobs.wants_cancel(session, self._claim.job_id, self._claim.attempt)
+        return False
+
+    def _flush(self) -> None:
+        text, progress = self._text, self._progress
+        if not text and progress is None:
+            return
+        self._text, self._progress = "", None
+        with self._context.db.write() as session:
+            jobs.report(
+                session,
+                self._claim.job_id,
+                self._claim.attempt,
+                phase=progress.phase if progress else None,
+                progress=progress.share if progress else None,
+                text=text,
+            )
+        if progress:
+            share = "" if progress.share is None else f" {progress.share:.0%}"
+            # Flower shows a task's kwargs in its list.
+            self._task.send_event("task-progress", kwargs=f"{progress.phase}{share}")

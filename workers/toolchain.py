@@ -1,0 +1,53 @@
+"""Which packages this worker has, by their installed version; nothing is imported for it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from importlib import metadata
+
+from farm.specs import Runtime
+
+#: What a key calls it → the distributions that it may be installed as.
+_DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
+    "torch": ("torch",),
+    "onnx": ("onnx",),
+    "onnx-ir": ("onnx-ir",),
+    "onnxscript": ("onnxscript",),
+    "numpy": ("numpy",),
+    "nvidia-modelopt": ("nvidia-modelopt",),
+    "onnx-graphsurgeon": ("onnx-graphsurgeon",),
+    "onnxslim": ("onnxslim",),
+    "polygraphy": ("polygraphy",),
+    "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
+    "tensorrt": ("tensorrt-cu13", "tensorrt-cu12", "tensorrt"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
+}
+_REQUIRED = ("torch", "onnx", "onnxscript", "onnxruntime", "nvidia-modelopt")
+
+
+def installed() -> dict[str, str]:
+    """Tool → version, of those that are installed."""
+    return {"python": platform.python_version()} | dict(_found())
+
+
+def _found() -> Iterator[tuple[str, str]]:
+    for tool, distributions in _DISTRIBUTIONS.items():
+        for name in distributions:
+            try:
+                yield tool, metadata.version(name)
+                break
+            except metadata.PackageNotFoundError:
+                continue
+
+
+def missing() -> list[str]:
+    """The packages that every worker needs and this one hasn't."""
+    there = installed()
+    return [name for name in _REQUIRED if name not in there]
+
+
+def runtimes() -> dict[str, str]:
+    """Runtime → version, of those that this worker has."""
+    there = installed()
+    return {r.value: there[r.value] for r in Runtime if r.value in there}
