@@ -246,16 +246,36 @@ def reap(session: Session, *, max_attempts: int) -> list[int]:
         )
     ).all()
     for job in expired:
-        gone = f"worker {job.owner} was silent past its lease"
         if job.cancel_requested:
             ready += end_cancelled(session, job.id, job.attempt)
-        elif job.attempt - job.first_attempt + 1 < max_attempts:
-            ready += requeue(session, job, cause=gone)
         else:
-            hint = "look at the job's log and at the worker, then: farm retry"
-            error = StageFailed(f"{gone}, in each of {max_attempts} attempts", hint=hint)
-            fail(session, job.id, job.attempt, error)
+            cause = f"worker {job.owner} was silent past its lease"
+            ready += _again_or_fail(session, job, cause, max_attempts)
     return ready
+
+
+def interrupt(
+    session: Session, job_id: int, attempt: int, error: FarmError, *, max_attempts: int
+) -> None:
+    """Give a job that something outside of it interrupted to a next attempt, a while later; past
+    ``max_attempts`` it fails.
+
+    Raises:
+        LeaseLost
+    """
+    job = _held(session, job_id, attempt)
+    if _again_or_fail(session, job, error.detail, max_attempts):
+        # As if it had been announced just now: the sweep announces it again in a while.
+        session.execute(update(Job).where(Job.id == job_id).values(rung_at=now()))
+
+
+def _again_or_fail(session: Session, job: Job, cause: str, max_attempts: int) -> list[int]:
+    if job.attempt - job.first_attempt + 1 < max_attempts:
+        return requeue(session, job, cause=cause)
+    hint = "look at the job's log and at the worker, then: farm retry"
+    error = StageFailed(f"{cause}, in each of {max_attempts} attempts", hint=hint)
+    fail(session, job.id, job.attempt, error)
+    return []
 
 
 def cancel(session: Session, job_ids: Iterable[int]) -> None:

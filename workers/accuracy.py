@@ -86,8 +86,8 @@ def _cosine(
 ) -> NDArray[np.float64]:
     """Each sample's cosine similarity; two zero outputs are alike, one of them is not."""
     rows = count if reference.ndim and reference.shape[0] == count else 1
-    left = np.nan_to_num(reference).reshape(rows, -1)
-    right = np.nan_to_num(actual).reshape(rows, -1)
+    left = np.where(np.isfinite(reference), reference, 0.0).reshape(rows, -1)
+    right = np.where(np.isfinite(actual), actual, 0.0).reshape(rows, -1)
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     same = (np.linalg.norm(left, axis=1) == 0) & (np.linalg.norm(right, axis=1) == 0)
     dots = (left * right).sum(axis=1)

@@ -23,7 +23,7 @@ from workers import isolate, toolchain
 from workers.gpus import Gpu
 
 #: What a job's child would otherwise import on its own time.
-PRELOADED = [f"workers.stages.{stage}" for stage in ("export", "cast", "calibrate", "build", "measure")]
+PRELOADED = ["workers.stages.warm"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 
 import onnx
+import onnx.shape_inference
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import helper
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.process
 import os
 import resource
 import select
@@ -17,7 +18,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from multiprocessing.process import AuthenticationString, BaseProcess  # type: ignore[attr-defined]
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +60,19 @@ Report = Callable[[str, float | None], None]
 def preload(modules: list[str]) -> None:
     """Start the fork server with these modules imported; children then start in milliseconds."""
     _context.set_forkserver_preload(modules)
-    from multiprocessing import forkserver
 
     forkserver.ensure_running()
+
+
+def _be_ordinary() -> None:
+    """Undo what Celery's pool (billiard) does to the standard library's idea of the current process:
+    a daemon, which may have no children, with a key that can't be handed on. Our children die with
+    their parent by the kernel's hand.
+    """
+    ordinary = BaseProcess(name="worker")
+    key = AuthenticationString(os.urandom(32))
+    ordinary._config = {"authkey": key, "semprefix": "/mp"}  # type: ignore[attr-defined]
+    multiprocessing.process._current_process = ordinary  # type: ignore[attr-defined]
 
 
 class Child:
@@ -78,6 +91,7 @@ class Child:
         timeout_s: float,
         memory_bytes: int | None = None,
     ) -> None:
+        _be_ordinary()
         self._timeout_s = timeout_s
         self._log, log = _context.Pipe(duplex=False)
         self._messages, messages = _context.Pipe(duplex=False)
@@ -188,6 +202,9 @@ def _main(
 ) -> None:
     """The child."""
     os.setsid()
+    # Every child holds the fork server's lifeline for children of its own. Let go of it: so the fork
+    # server ends when the worker does, however it does, and this child with the fork server.
+    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
     die_with_parent()
     _print_to(log.fileno())
     if memory_bytes is not None:

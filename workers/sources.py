@@ -34,10 +34,15 @@ _EXPORT_AGAIN = (
 
 #: Keys of the program's JSON whose strings become Python identifiers when the graph is compiled.
 _NAME_KEYS = frozenset(
-    ["name", "as_name", "parameter_name", "buffer_name", "tensor_constant_name", "user_input_name", "forward_arg_names", "field_names", "fqn"]
+    """
+    name as_name parameter_name buffer_name tensor_constant_name user_input_name
+    forward_arg_names field_names fqn
+    """.split()  # noqa: SIM905
 )
 _NAME_MAPPINGS = frozenset(
-    ["tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values", "range_constraints"]
+    """
+    tensor_values sym_int_values sym_bool_values sym_float_values range_constraints
+    """.split()  # noqa: SIM905
 )
 _NAME = re.compile(r"[\w.\-]*")
 _SYMBOL = re.compile(r"\w+|-?\d+(\.\d+)?(e[+-]?\d+)?")  # s0, 3, '0.5', True
@@ -54,7 +59,15 @@ _OPERATOR = re.compile(
 #: Operators of aten that touch files.
 _FILE_OPERATORS = re.compile(r"torch\.ops\.aten\.(from_file|save|load)(\.|$)")
 _SYMBOLIC_CALLS = frozenset(
-    ["Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Max", "Min", "Abs", "And", "Or", "Not", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "Mod", "Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan", "floor", "ceiling", "FloorDiv", "CleanDiv", "CeilDiv", "IntTrueDiv", "FloatTrueDiv", "ModularIndexing", "PythonMod", "Where", "TruncToInt", "TruncToFloat", "RoundToInt", "RoundDecimal", "FloorToInt", "CeilToInt", "ToFloat", "PowByNatural", "FloatPow", "LShift", "RShift", "BitwiseFn_bitwise_and", "BitwiseFn_bitwise_or", "Identity", "IsNonOverlapping", "OpaqueUnaryFn_sqrt", "OpaqueUnaryFn_log2", "OpaqueUnaryFn_exp", "Half", "One", "Zero", "NegativeOne"]
+    """
+    Symbol Integer Float Rational Add Mul Pow Max Min Abs And Or Not Eq Ne Lt Le Gt Ge
+    Mod Equality Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan floor
+    ceiling FloorDiv CleanDiv CeilDiv IntTrueDiv FloatTrueDiv ModularIndexing PythonMod
+    Where TruncToInt TruncToFloat RoundToInt RoundDecimal FloorToInt CeilToInt ToFloat
+    PowByNatural FloatPow LShift RShift BitwiseFn_bitwise_and BitwiseFn_bitwise_or
+    Identity IsNonOverlapping OpaqueUnaryFn_sqrt OpaqueUnaryFn_log2 OpaqueUnaryFn_exp
+    Half One Zero NegativeOne
+    """.split()  # noqa: SIM905
 )
 _SYMBOLIC_NODES = (
     ast.Expression,

@@ -14,7 +14,7 @@ from celery import Celery, Task
 
 from farm import jobs
 from farm.dispatch import TASK
-from farm.errors import BrokerUnavailable, FarmError, LeaseLost, ToolchainChanged
+from farm.errors import BrokerUnavailable, FarmError, LeaseLost, ToolchainChanged, Unavailable
 from farm.jobs import Claim, Output
 from farm.specs import PARAMS, JobKind
 from workers import isolate, stages, toolchain
@@ -49,13 +49,26 @@ def _run(task: Task[Any, Any], context: Context, job_id: int, attempt: int) -> s
     except LeaseLost as err:
         log.warning("%s: the result is refused", err.detail)
         return "lost its lease"
+    except Unavailable as err:
+        log.warning("%s is interrupted: %s", claim.title, err.detail)
+        most = context.settings.max_attempts
+        with context.db.write() as session:
+            jobs.interrupt(session, job_id, attempt, err, max_attempts=most)
+        return f"interrupted: {err.detail}"
     except FarmError as err:
         log.info("%s failed: %s", claim.title, err.detail)
-        with context.db.write() as session:
-            jobs.fail(session, job_id, attempt, err)
-        return f"failed: {err.detail}"
+        return _fail(context, claim, err)
+    except Exception as err:
+        _fail(context, claim, FarmError(f"the worker has a bug here: {err!r}"))
+        raise
     _ring(context, ready)
     return "ended"
+
+
+def _fail(context: Context, claim: Claim, error: FarmError) -> str:
+    with context.db.write() as session:
+        jobs.fail(session, claim.job_id, claim.attempt, error)
+    return f"failed: {error.detail}"
 
 
 def _ring(context: Context, ready: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""Loading a .pt2 runs nothing of it: archives that try are made here, and their marker stays away."""
+"""Loading a .pt2 runs nothing of it: archives that try are made here, and none succeeds."""
 
 from __future__ import annotations
 
@@ -205,9 +205,7 @@ def test_a_name_that_would_become_code_is_refused(
         graph = program["graph_module"]["graph"]
         graph["inputs"][0]["as_tensor"]["name"] = f"x=open({str(marker)!r}, 'w')"
 
-    refused(
-        edited(honest, tmp_path / "evil.pt2", edit_json("models/model.json", replace)), marker
-    )
+    refused(edited(honest, tmp_path / "evil.pt2", edit_json("models/model.json", replace)), marker)
 
 
 def test_guards_are_dropped_rather_than_compiled(

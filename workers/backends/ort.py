@@ -54,8 +54,20 @@ class OrtModel:
         self.output_names = [value.name for value in self._session.get_outputs()]
 
     def run(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        """The outputs for one batch, by name."""
-        outputs = self._session.run(self.output_names, dict(arrays))
+        """The outputs for one batch, by name.
+
+        Raises:
+            InvalidModel: if the model can't run at the shapes of this batch.
+        """
+        try:
+            outputs = self._session.run(self.output_names, dict(arrays))
+        except Exception as err:  # pybind classes of ONNX Runtime with no common public base
+            shapes = {name: list(array.shape) for name, array in arrays.items()}
+            raise InvalidModel(
+                f"the model can't run with inputs of the shapes {shapes}: {_brief(err)}",
+                hint="a size inside the model may be fixed: pass profiles with the sizes that it "
+                "takes, or export it again with that axis dynamic",
+            ) from err
         return dict(zip(self.output_names, outputs, strict=True))
 
 

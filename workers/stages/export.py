@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx.inliner
+import onnx.version_converter
 import torch
 from torch.export import ExportedProgram
 
@@ -22,7 +26,6 @@ from workers.profiles import (
     batch_range,
     has_dynamic_batch,
     resolve_profiles,
-    shapes_at,
     shapes_at_batch,
 )
 from workers.samples import random_arrays
@@ -36,6 +39,8 @@ TOLERANCE = 1e-3
 #: Where a profile allows many, this batch size is enough to show that the batch is dynamic.
 SMALL_BATCH = 2
 SEED = 0
+#: A dynamic size as torch.export names it, alone or in an expression: ``s40``, ``2*s40``.
+_SYMBOL = re.compile(r"\bs\d+\b")
 
 
 def run(stage: Stage) -> StageResult:
@@ -72,7 +77,7 @@ def _from_program(stage: Stage, params: ExportParams, target: Path) -> dict[str,
     program = load_program(stage.inputs["source"])
     stage.progress("export", None)
     model = _to_onnx(program)
-    _name_batch(model)
+    _name_axes(model)
     graphs.check_model(model)
     graphs.save_model(model, target)
     inputs = graphs.input_specs(model)
@@ -85,16 +90,18 @@ def _from_onnx(stage: Stage, params: ExportParams, target: Path) -> dict[str, An
     stage.progress("check", None)
     source = stage.inputs["source"]
     model = graphs.read_model(source)
-    graphs.check_model(model)
+    inlined = onnx.inliner.inline_local_functions(model) if model.functions else model
+    graphs.check_model(inlined)
     inputs = graphs.input_specs(model)
     profiles = resolve_profiles(inputs, params.profiles)
     original = OrtModel(source, optimisation="none")
-    if graphs.opset_of(model) >= graphs.MIN_OPSET:
-        target.write_bytes(source.read_bytes())
-        original.run(random_arrays(inputs, shapes_at(profiles[0], "min"), seed=SEED))
+    if graphs.opset_of(model) >= graphs.MIN_OPSET and not model.functions:
+        for shapes in check_shapes(inputs, profiles):
+            original.run(random_arrays(inputs, shapes, seed=SEED))
+        shutil.copyfile(source, target)
         return {"reason": "the source is ONNX and was taken as it is"}
     stage.progress("upgrade", None)
-    graphs.save_model(_upgraded(model), target)
+    graphs.save_model(_upgraded(inlined), target)
     return _compare(original, OrtModel(target), inputs, profiles)
 
 
@@ -123,6 +130,8 @@ def _to_onnx(program: ExportedProgram) -> onnx.ModelProto:
 
 def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
     opset = graphs.opset_of(model)
+    if opset >= graphs.MIN_OPSET:
+        return model
     print(f"upgrading from opset {opset} to {graphs.MIN_OPSET}", flush=True)
     try:
         upgraded = onnx.version_converter.convert_version(model, graphs.MIN_OPSET)
@@ -136,21 +145,21 @@ def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
     return upgraded
 
 
-def _name_batch(model: onnx.ModelProto) -> None:
-    """Call the batch axis ``batch``: an archive doesn't keep the names of its dimensions."""
-    first = {
-        value.type.tensor_type.shape.dim[0].dim_param
-        for value in model.graph.input
-        if value.type.tensor_type.shape.dim
-    } - {""}
-    if len(first) != 1:
-        return
-    (symbol,) = first
+def _name_axes(model: onnx.ModelProto) -> None:
+    """Call the batch ``batch`` and other axes by their input: an archive keeps no names."""
     graph = model.graph
+    names: dict[str, str] = {}
+    for value in graph.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if _SYMBOL.fullmatch(dim.dim_param):
+                is_batch = axis == 0 and "batch" not in names.values()
+                names.setdefault(dim.dim_param, "batch" if is_batch else f"{value.name}_{axis}")
     for value in [*graph.input, *graph.output, *graph.value_info]:
         for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param == symbol:
-                dim.dim_param = "batch"
+            if dim.dim_param:
+                dim.dim_param = _SYMBOL.sub(
+                    lambda match: names.get(match[0], match[0]), dim.dim_param
+                )
 
 
 def _compare(

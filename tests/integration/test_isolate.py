@@ -1,0 +1,140 @@
+"""Children: whatever happens in one ends with a clear error, and the parent goes on."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from farm.errors import ChildDied, ChildOutOfMemory, ChildTimedOut, InvalidModel
+from workers.isolate import Child, Line, Progress
+
+
+def happy(argument, report):
+    report("half way", 0.5)
+    print("hello from", argument)
+    os.system("echo hello from a grandchild")  # noqa: S605, S607
+    return {"doubled": argument * 2}
+
+
+def refuses(_argument, _report):
+    raise InvalidModel("no operator Foo", hint="replace Foo")
+
+
+def has_a_bug(_argument, _report):
+    raise KeyError("surprise")
+
+
+def crashes(_argument, _report):
+    print("about to crash")
+    ctypes.string_at(0)
+
+
+def is_killed(_argument, _report):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def eats_memory(_argument, _report):
+    return len(bytearray(4 << 30))
+
+
+def sleeps(path, _report):
+    grandchild = subprocess.Popen(["sleep", "1000"])
+    Path(path).write_text(f"{os.getpid()} {grandchild.pid}")
+    time.sleep(1000)
+
+
+def run(function, argument=21, *, timeout_s=60, **options):
+    with Child(function, argument, timeout_s=timeout_s, **options) as child:
+        happenings = list(child.happenings())
+        return child.result(), happenings
+
+
+def test_a_child_gives_its_result_its_output_and_its_progress():
+    result, happenings = run(happy)
+    assert result == {"doubled": 42}
+    printed = "".join(h.text for h in happenings if isinstance(h, Line))
+    assert "hello from 21\n" in printed
+    assert "hello from a grandchild\n" in printed
+    assert Progress(phase="half way", share=0.5) in happenings
+
+
+def test_an_error_for_the_user_keeps_its_kind_and_hint():
+    with pytest.raises(InvalidModel) as caught:
+        run(refuses)
+    assert (caught.value.detail, caught.value.hint) == ("no operator Foo", "replace Foo")
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "words"),
+    [
+        (has_a_bug, ChildDied, "KeyError"),
+        (crashes, ChildDied, "SIGSEGV"),
+        (is_killed, ChildOutOfMemory, "killed from outside"),
+    ],
+)
+def test_a_child_that_dies_says_how_and_the_next_one_runs(function, error, words):
+    with pytest.raises(error, match=words):
+        run(function)
+    assert run(happy)[0] == {"doubled": 42}
+
+
+def test_a_child_over_its_memory_limit_ends_alone():
+    with pytest.raises(ChildOutOfMemory):
+        run(eats_memory, memory_bytes=1 << 30)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def pids_in(path):
+    wait_for(lambda: path.exists() and len(path.read_text().split()) == 2)
+    return [int(pid) for pid in path.read_text().split()]
+
+
+def test_a_child_past_its_time_is_ended_with_its_whole_group(tmp_path):
+    path = tmp_path / "pids"
+    with pytest.raises(ChildTimedOut):
+        run(sleeps, str(path), timeout_s=1.0)
+    wait_for(lambda: not any(map(alive, pids_in(path))))
+
+
+def test_ending_a_child_takes_less_than_a_second(tmp_path):
+    path = tmp_path / "pids"
+    with Child(sleeps, str(path), timeout_s=60) as child:
+        pids = pids_in(path)
+        start = time.monotonic()
+        child.end()
+        wait_for(lambda: not any(map(alive, pids)))
+        assert time.monotonic() - start < 1.0
+
+
+def test_killing_the_worker_leaves_no_child_behind(tmp_path):
+    path = tmp_path / "pids"
+    code = (
+        "import sys, tests.integration.test_isolate as t; from workers.isolate import Child\n"
+        f"child = Child(t.sleeps, {str(path)!r}, timeout_s=60)\n"
+        "list(child.happenings())"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    child, _grandchild = pids_in(path)
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not alive(child))
+    # The grandchild was left by a stage that was itself killed: its group is what a worker ends.
+    os.kill(_grandchild, signal.SIGKILL)

@@ -1,0 +1,742 @@
+"""The stages of a build on real small models, run in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from farm.engine_header import parse_header
+from farm.errors import (
+    AccuracyDropped,
+    CalibrationFailed,
+    CastFailed,
+    EngineBuildFailed,
+    ExportDiverged,
+    InvalidData,
+    InvalidModel,
+    ProfileMismatch,
+    StageFailed,
+)
+from farm.specs import (
+    BuildParams,
+    CalibrateParams,
+    CastParams,
+    ExportParams,
+    JobKind,
+    MeasureParams,
+    ShapeRange,
+    StageParams,
+    Target,
+)
+from workers import demo, graphs
+from workers.stages import Stage, StageResult, export, measure, run
+from workers.timing import Pace
+
+CPU = Target(runtime="onnxruntime", gpu="cpu")
+KINDS: dict[type[StageParams], JobKind] = {
+    ExportParams: JobKind.EXPORT,
+    CastParams: JobKind.CAST,
+    CalibrateParams: JobKind.CALIBRATE,
+    BuildParams: JobKind.BUILD,
+    MeasureParams: JobKind.MEASURE,
+}
+
+
+class Bench:
+    """Runs stages, each in a new empty folder, and keeps what they reported."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.phases: list[tuple[str, float | None]] = []
+        self._runs = 0
+
+    def run(self, params: StageParams, **inputs: Path) -> StageResult:
+        self._runs += 1
+        workdir = self.folder / f"{self._runs}"
+        workdir.mkdir()
+        kind = KINDS[type(params)]
+        before = {path: path.read_bytes() for path in inputs.values()}
+        result = run(
+            Stage(
+                kind=kind,
+                params=params,
+                inputs=inputs,
+                workdir=workdir,
+                progress=lambda phase, share: self.phases.append((phase, share)),
+            )
+        )
+        json.dumps(result.facts, allow_nan=False)
+        assert all(
+            path.parent == workdir and path.stat().st_size for path in result.outputs.values()
+        )
+        assert before == {path: path.read_bytes() for path in inputs.values()}, (
+            "an input was written"
+        )
+        return result
+
+    def fails(self, error: type[StageFailed], params: StageParams, **inputs: Path) -> StageFailed:
+        with pytest.raises(error) as caught:
+            self.run(params, **inputs)
+        assert caught.value.hint, "the message doesn't say what to do"
+        return caught.value
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits:
+    source: Path
+    calibration: Path
+    evaluation: Path
+    exported: StageResult
+    fp16: StageResult
+    calibrated: StageResult
+
+    @property
+    def onnx(self) -> Path:
+        return self.exported.outputs["onnx"]
+
+    @property
+    def int8(self) -> Path:
+        return self.calibrated.outputs["typed"]
+
+    @property
+    def int8_fp16(self) -> Path:
+        return self.calibrated.outputs["typed_fp16"]
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
+    folder = tmp_path_factory.mktemp("digits")
+    train, held_out = demo.digits_split()
+    source = folder / "digits.pt2"
+    demo.save_program(demo.train_digits(train, epochs=6), torch.zeros(2, 1, 8, 8), source)
+    calibration, evaluation = folder / "calibration.npz", folder / "evaluation.npz"
+    np.savez(calibration, image=train["image"][:64])
+    np.savez(evaluation, image=held_out["image"], label=held_out["label"])
+    bench = Bench(folder)
+    exported = bench.run(ExportParams(format="pt2"), source=source)
+    graph = exported.outputs["onnx"]
+    return Digits(
+        source=source,
+        calibration=calibration,
+        evaluation=evaluation,
+        exported=exported,
+        fp16=bench.run(CastParams(precision="fp16"), onnx=graph),
+        calibrated=bench.run(CalibrateParams(), onnx=graph, calibration=calibration),
+    )
+
+
+@pytest.fixture(autouse=True)
+def quick_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pace = Pace(warmup_s=0.01, duration_s=0.05, min_iterations=3, max_s=0.2, slice_s=0.02)
+    monkeypatch.setattr(measure, "LATENCY_PACE", pace)
+    monkeypatch.setattr(measure, "THROUGHPUT_PACE", pace)
+
+
+def small_graph(
+    path: Path,
+    *nodes: onnx.NodeProto,
+    shape: Sequence[int | str | None] = ("n", 4),
+    weights: dict[str, np.ndarray] | None = None,
+    opset: int = 20,
+    dtype: int = TensorProto.FLOAT,
+) -> Path:
+    """A graph from ``x`` to ``y`` of the given nodes."""
+    graph = helper.make_graph(
+        list(nodes) or [helper.make_node("Relu", ["x"], ["y"])],
+        "small",
+        [helper.make_tensor_value_info("x", dtype, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in (weights or {}).items()],
+    )
+    graph.output[0].type.tensor_type.shape.Clear()
+    for _ in shape:
+        graph.output[0].type.tensor_type.shape.dim.add()
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("acme", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=9), str(path))
+    return path
+
+
+def matmul(path: Path, **options: Any) -> Path:
+    weights = {"w": np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)}
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
+    return small_graph(path, node, weights=weights, **options)
+
+
+def save_npz(path: Path, **arrays: Any) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def batch_profile(low: int, opt: int, high: int) -> dict[str, ShapeRange]:
+    shapes = {"min": (low, 1, 8, 8), "opt": (opt, 1, 8, 8), "max": (high, 1, 8, 8)}
+    return {"image": ShapeRange(**shapes)}
+
+
+# Export
+
+
+def test_export_keeps_the_batch_dynamic_and_the_names(digits: Digits) -> None:
+    facts = digits.exported.facts
+    assert facts["inputs"] == [{"name": "image", "dtype": "float32", "shape": ["batch", 1, 8, 8]}]
+    assert facts["outputs"] == [{"name": "output", "dtype": "float32", "shape": ["batch", 10]}]
+    assert facts["opset"] >= 19
+    assert facts["parameters"] > 10_000
+
+
+def test_export_checks_two_batch_sizes_against_pytorch(digits: Digits) -> None:
+    check = digits.exported.facts["check"]
+    assert len(set(check["batches"])) == 2
+    assert 0 <= check["max_abs_error"] < 1e-3
+
+
+def test_export_checks_within_the_profile(bench: Bench, digits: Digits) -> None:
+    params = ExportParams(format="pt2", profiles=(batch_profile(3, 5, 6),))
+    check = bench.run(params, source=digits.source).facts["check"]
+    assert all(3 <= batch <= 6 for batch in check["batches"])
+    assert len(check["batches"]) == 2
+
+
+def test_export_refuses_a_graph_that_diverges(
+    bench: Bench, digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to_onnx = export._to_onnx
+
+    def wrong(program: Any) -> onnx.ModelProto:
+        model = to_onnx(program)
+        weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+        array = numpy_helper.to_array(weight) * np.float32(1.1)
+        weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+        return model
+
+    monkeypatch.setattr(export, "_to_onnx", wrong)
+    error = bench.fails(ExportDiverged, ExportParams(format="pt2"), source=digits.source)
+    assert "differ" in error.detail
+
+
+def test_onnx_is_taken_as_it_is(bench: Bench, tmp_path: Path) -> None:
+    source = matmul(tmp_path / "m.onnx")
+    result = bench.run(ExportParams(format="onnx"), source=source)
+    assert result.outputs["onnx"].read_bytes() == source.read_bytes()
+    assert result.facts["inputs"][0]["shape"] == ["n", 4]
+
+
+def test_old_onnx_is_upgraded_and_compared(bench: Bench, tmp_path: Path) -> None:
+    result = bench.run(ExportParams(format="onnx"), source=matmul(tmp_path / "m.onnx", opset=13))
+    assert result.facts["opset"] == graphs.MIN_OPSET
+    assert result.facts["check"]["max_abs_error"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(b"", "empty"), (b"\x00\x01garbage", "readable"), (b"PK\x03\x04", "read")]
+)
+def test_a_file_that_is_no_onnx_is_refused(
+    content: bytes, told: str, bench: Bench, tmp_path: Path
+) -> None:
+    source = tmp_path / "bad.onnx"
+    source.write_bytes(content)
+    assert told in bench.fails(InvalidModel, ExportParams(format="onnx"), source=source).detail
+
+
+def test_truncated_onnx_is_refused(bench: Bench, digits: Digits, tmp_path: Path) -> None:
+    source = tmp_path / "half.onnx"
+    source.write_bytes(digits.onnx.read_bytes()[:-2000])
+    bench.fails(InvalidModel, ExportParams(format="onnx"), source=source)
+
+
+def test_a_custom_operator_is_named_with_its_domain(bench: Bench, tmp_path: Path) -> None:
+    node = helper.make_node("MagicBlend", ["x"], ["y"], domain="acme")
+    source = small_graph(tmp_path / "custom.onnx", node)
+    error = bench.fails(InvalidModel, ExportParams(format="onnx"), source=source)
+    assert "MagicBlend" in error.detail
+    assert "acme" in error.detail
+
+
+def test_an_unknown_standard_operator_is_named(bench: Bench, tmp_path: Path) -> None:
+    source = small_graph(tmp_path / "typo.onnx", helper.make_node("Rellu", ["x"], ["y"]))
+    error = bench.fails(InvalidModel, ExportParams(format="onnx"), source=source)
+    assert "Rellu" in error.detail
+
+
+def test_a_graph_that_contradicts_itself_is_refused(bench: Bench, tmp_path: Path) -> None:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    weights = {"w": np.zeros((5, 8), np.float32)}
+    source = small_graph(tmp_path / "shapes.onnx", node, weights=weights)
+    bench.fails(InvalidModel, ExportParams(format="onnx"), source=source)
+
+
+def test_weights_in_another_file_are_refused(bench: Bench, tmp_path: Path) -> None:
+    model = onnx.load(str(matmul(tmp_path / "m.onnx")))
+    source = tmp_path / "split.onnx"
+    onnx.save(
+        model, str(source), save_as_external_data=True, location="weights.bin", size_threshold=0
+    )
+    error = bench.fails(InvalidModel, ExportParams(format="onnx"), source=source)
+    assert "another file" in error.detail
+
+
+def test_functions_of_the_model_are_inlined(bench: Bench, tmp_path: Path) -> None:
+    source = small_graph(
+        tmp_path / "f.onnx", helper.make_node("Twice", ["x"], ["y"], domain="acme")
+    )
+    model = onnx.load(str(source))
+    body = [helper.make_node("Add", ["a", "a"], ["b"])]
+    opset = [helper.make_opsetid("", 20)]
+    model.functions.append(helper.make_function("acme", "Twice", ["a"], ["b"], body, opset))
+    onnx.save(model, str(source))
+    result = bench.run(ExportParams(format="onnx"), source=source)
+    assert [node.op_type for node in onnx.load(str(result.outputs["onnx"])).graph.node] == ["Add"]
+
+
+def test_a_batch_that_is_fixed_inside_the_model_is_noticed(bench: Bench, tmp_path: Path) -> None:
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"])
+    source = small_graph(
+        tmp_path / "fixed.onnx", node, weights={"shape": np.array([1, 4], np.int64)}
+    )
+    error = bench.fails(InvalidModel, ExportParams(format="onnx"), source=source)
+    assert "shapes" in error.detail
+
+
+# Profiles
+
+
+@pytest.mark.parametrize(
+    ("profile", "told"),
+    [
+        ({"picture": ShapeRange(min=(1, 1, 8, 8), opt=(1, 1, 8, 8), max=(1, 1, 8, 8))}, "picture"),
+        ({"image": ShapeRange(min=(1, 64), opt=(8, 64), max=(8, 64))}, "4 axes"),
+        ({"image": ShapeRange(min=(1, 1, 8, 8), opt=(1, 1, 9, 8), max=(1, 1, 9, 8))}, "axis 2"),
+    ],
+)
+def test_a_profile_that_does_not_fit_names_what_is_wrong(
+    profile: dict[str, ShapeRange], told: str, bench: Bench, digits: Digits
+) -> None:
+    params = BuildParams(
+        target=CPU, compute_capability="cpu", precision="fp32", profiles=(profile,)
+    )
+    assert told in bench.fails(ProfileMismatch, params, typed=digits.onnx).detail
+
+
+def test_an_unknown_input_is_answered_with_the_known_ones(bench: Bench, digits: Digits) -> None:
+    shapes = ShapeRange(min=(1,), opt=(1,), max=(1,))
+    params = ExportParams(format="pt2", profiles=({"picture": shapes},))
+    assert "image" in (bench.fails(ProfileMismatch, params, source=digits.source).hint or "")
+
+
+def test_a_dynamic_axis_needs_a_profile(bench: Bench, tmp_path: Path) -> None:
+    source = small_graph(tmp_path / "sequence.onnx", shape=("n", "length"))
+    error = bench.fails(ProfileMismatch, ExportParams(format="onnx"), source=source)
+    assert "axis 1 of input 'x'" in error.detail
+
+
+def test_a_dynamic_batch_has_a_default_profile(bench: Bench, digits: Digits) -> None:
+    params = BuildParams(target=CPU, compute_capability="cpu", precision="fp32")
+    (profile,) = bench.run(params, typed=digits.onnx).facts["profiles"]
+    assert [profile["image"][size][0] for size in ("min", "opt", "max")] == [1, 8, 64]
+
+
+def test_a_static_model_has_its_own_shape(bench: Bench, tmp_path: Path) -> None:
+    params = BuildParams(target=CPU, compute_capability="cpu", precision="fp32")
+    typed = matmul(tmp_path / "static.onnx", shape=(3, 4))
+    (profile,) = bench.run(params, typed=typed).facts["profiles"]
+    assert profile["x"]["min"] == profile["x"]["max"] == [3, 4]
+
+
+# Cast
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_cast_really_casts_and_keeps_io_fp32(precision: str, bench: Bench, digits: Digits) -> None:
+    result = bench.run(CastParams(precision=precision), onnx=digits.onnx)
+    facts = result.facts
+    assert facts["share"] > 0.9
+    assert {spec["dtype"] for spec in [*facts["inputs"], *facts["outputs"]]} == {"float32"}
+    assert facts["inputs"][0]["shape"] == ["batch", 1, 8, 8]
+    typed = result.outputs["typed"]
+    assert typed.stat().st_size < 0.7 * digits.onnx.stat().st_size
+
+
+def test_cast_of_a_half_precision_model_is_refused(bench: Bench, digits: Digits) -> None:
+    bench.fails(CastFailed, CastParams(precision="fp16"), onnx=digits.fp16.outputs["typed"])
+
+
+def test_cast_keeps_in_fp32_what_fp16_cannot_hold(bench: Bench, tmp_path: Path) -> None:
+    weights = {"w": np.full((4, 4), 1e6, np.float32)}
+    typed = small_graph(
+        tmp_path / "large.onnx", helper.make_node("MatMul", ["x", "w"], ["y"]), weights=weights
+    )
+    error = bench.fails(CastFailed, CastParams(precision="fp16"), onnx=typed)
+    assert "fp32" in (error.hint or "")
+
+
+# Calibrate
+
+
+def test_one_calibration_gives_both_remainders(digits: Digits) -> None:
+    facts = digits.calibrated.facts
+    assert (facts["samples"], facts["batch_size"], facts["batches"]) == (64, 8, 8)
+    assert facts["method"] == "entropy"
+    assert facts["qdq_pairs"] > 5
+    fp32, fp16 = (onnx.load(str(path)) for path in (digits.int8, digits.int8_fp16))
+    assert graphs.qdq_pairs(fp32) == graphs.qdq_pairs(fp16)
+    assert {w.data_type for w in fp32.graph.initializer}.isdisjoint({TensorProto.FLOAT16})
+    assert TensorProto.FLOAT16 in {w.data_type for w in fp16.graph.initializer}
+    assert graphs.input_specs(fp16)[0].dtype == graphs.output_specs(fp16)[0].dtype == "float32"
+
+
+def test_both_remainders_have_the_same_scales(digits: Digits) -> None:
+    def scales(path: Path) -> list[float]:
+        graph = onnx.load(str(path)).graph
+        values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        nodes = [node for node in graph.node if node.op_type == "DequantizeLinear"]
+        return sorted(float(values[node.input[1]].astype(np.float64).max()) for node in nodes)
+
+    assert scales(digits.int8_fp16) == pytest.approx(scales(digits.int8), rel=2e-3)
+
+
+def test_calibration_is_reproducible(bench: Bench, digits: Digits) -> None:
+    again = bench.run(CalibrateParams(), onnx=digits.onnx, calibration=digits.calibration)
+    assert again.outputs["typed"].read_bytes() == digits.int8.read_bytes()
+    assert again.outputs["typed_fp16"].read_bytes() == digits.int8_fp16.read_bytes()
+    assert any(phase == "calibrate" and share == 1 for phase, share in bench.phases)
+
+
+def test_calibration_depends_on_the_data(bench: Bench, digits: Digits, tmp_path: Path) -> None:
+    other = save_npz(tmp_path / "o.npz", image=np.load(digits.calibration)["image"] * np.float32(3))
+    result = bench.run(CalibrateParams(method="max"), onnx=digits.onnx, calibration=other)
+    assert result.outputs["typed"].read_bytes() != digits.int8.read_bytes()
+
+
+IMAGE = np.random.default_rng(1).uniform(0, 1, (32, 1, 8, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "told"),
+    [
+        ({"img": IMAGE}, "'img'"),
+        ({"image": IMAGE, "mask": IMAGE}, "'mask'"),
+        ({"image": IMAGE[:, 0]}, "shape [32, 8, 8]"),
+        ({"image": IMAGE[:, :, :7]}, "axis 2"),
+        ({"image": IMAGE.astype(np.float64)}, "float64"),
+        ({"image": (IMAGE * 255).astype(np.uint8)}, "uint8"),
+        ({"image": np.where(IMAGE > 0.5, np.float32(np.nan), IMAGE)}, "NaN"),
+        ({"image": IMAGE[:0]}, "no samples"),
+        ({"image": IMAGE[:8]}, "single batch"),
+        ({"image": np.array([{}], dtype=object)}, "can't be read"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_data_that_do_not_fit_are_refused(
+    arrays: dict[str, np.ndarray], told: str, bench: Bench, digits: Digits, tmp_path: Path
+) -> None:
+    data = save_npz(tmp_path / "data.npz", **arrays)
+    error = bench.fails(InvalidData, CalibrateParams(), onnx=digits.onnx, calibration=data)
+    assert told in error.detail
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not data", b"PK\x03\x04truncated", b"\x08" + b"\0" * 7 + b"{bad"]
+)
+def test_data_files_that_are_neither_are_refused(
+    content: bytes, bench: Bench, digits: Digits, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.write_bytes(content)
+    bench.fails(InvalidData, CalibrateParams(), onnx=digits.onnx, calibration=data)
+
+
+def test_safetensors_data_calibrate_like_npz(bench: Bench, digits: Digits, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    data = tmp_path / "data.safetensors"
+    save_file({"image": np.load(digits.calibration)["image"]}, data)
+    result = bench.run(CalibrateParams(), onnx=digits.onnx, calibration=data)
+    assert result.outputs["typed"].read_bytes() == digits.int8.read_bytes()
+
+
+def test_a_quantised_graph_is_not_quantised_again(bench: Bench, digits: Digits) -> None:
+    inputs = {"onnx": digits.int8, "calibration": digits.calibration}
+    assert "Q/DQ" in bench.fails(CalibrationFailed, CalibrateParams(), **inputs).detail
+
+
+def test_a_graph_with_nothing_to_quantise_is_refused(bench: Bench, tmp_path: Path) -> None:
+    source = small_graph(tmp_path / "relu.onnx")
+    data = save_npz(tmp_path / "x.npz", x=np.ones((32, 4), np.float32))
+    error = bench.fails(CalibrationFailed, CalibrateParams(), onnx=source, calibration=data)
+    assert "no operator" in error.detail
+
+
+def test_the_batch_size_stays_within_the_profile(bench: Bench, digits: Digits) -> None:
+    params = CalibrateParams(profiles=(batch_profile(1, 2, 4),))
+    facts = bench.run(params, onnx=digits.onnx, calibration=digits.calibration).facts
+    assert facts["batch_size"] == 4
+
+
+# Build
+
+
+@pytest.mark.parametrize("gpu", ["sm_75", "sm_86", "sm_89", "sm_120"])
+def test_rtx_engines_are_for_exactly_the_asked_gpu(gpu: str, bench: Bench, digits: Digits) -> None:
+    params = BuildParams(
+        target=Target(runtime="tensorrt-rtx", gpu=gpu), compute_capability=gpu, precision="int8"
+    )
+    result = bench.run(params, typed=digits.int8_fp16)
+    data = result.outputs["engine"].read_bytes()
+    header = parse_header(data)
+    assert header.compute_capabilities == (gpu,) == tuple(result.facts["compute_capabilities"])
+    assert header.version == result.facts["runtime_version"]
+    assert header.bytes == len(data) == result.facts["engine_bytes"]
+    assert result.facts["layers"] > 0
+
+
+def rtx(gpu: str, precision: str = "fp32", **options: Any) -> BuildParams:
+    target = Target(runtime="tensorrt-rtx", gpu=gpu)
+    return BuildParams(target=target, compute_capability=gpu, precision=precision, **options)
+
+
+def test_rtx_builds_every_precision(bench: Bench, digits: Digits) -> None:
+    bf16 = bench.run(CastParams(precision="bf16"), onnx=digits.onnx).outputs["typed"]
+    for typed in (digits.onnx, digits.fp16.outputs["typed"], bf16):
+        assert bench.run(rtx("sm_89"), typed=typed).facts["build_s"] > 0
+
+
+def test_an_engine_can_have_several_profiles(bench: Bench, digits: Digits) -> None:
+    profiles = (batch_profile(1, 1, 1), batch_profile(2, 8, 16))
+    facts = bench.run(rtx("sm_89", profiles=profiles), typed=digits.onnx).facts
+    assert [profile["image"]["opt"][0] for profile in facts["profiles"]] == [1, 8]
+
+
+def test_progress_names_the_phase_of_a_build(bench: Bench, digits: Digits) -> None:
+    bench.run(rtx("sm_89"), typed=digits.onnx)
+    assert any(phase.startswith("build: ") for phase, _ in bench.phases)
+
+
+def test_turing_refuses_fp32_matrix_products_and_bf16(bench: Bench, digits: Digits) -> None:
+    error = bench.fails(EngineBuildFailed, rtx("sm_75"), typed=digits.onnx)
+    assert "fp32" in error.detail
+    bf16 = bench.run(CastParams(precision="bf16"), onnx=digits.onnx).outputs["typed"]
+    assert "bf16" in bench.fails(EngineBuildFailed, rtx("sm_75", "bf16"), typed=bf16).detail
+
+
+def test_a_gpu_that_rtx_cannot_build_for_is_answered_with_those_it_can(
+    bench: Bench, digits: Digits
+) -> None:
+    error = bench.fails(EngineBuildFailed, rtx("sm_90"), typed=digits.onnx)
+    assert "sm_89" in (error.hint or "")
+
+
+def test_the_builders_reason_reaches_the_user(bench: Bench, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["found"], name="where"),
+        helper.make_node("Cast", ["found"], ["y"], to=TensorProto.FLOAT),
+    ]
+    error = bench.fails(
+        EngineBuildFailed, rtx("sm_89"), typed=small_graph(tmp_path / "nonzero.onnx", *nodes)
+    )
+    assert "NonZero" in error.detail
+
+
+def test_a_runtime_that_is_not_installed_is_named(bench: Bench, digits: Digits) -> None:
+    params = BuildParams(
+        target=Target(runtime="tensorrt", gpu="sm_90"),
+        compute_capability="sm_90",
+        precision="fp32",
+    )
+    try:
+        import tensorrt  # noqa: F401
+    except ImportError:
+        error = bench.fails(EngineBuildFailed, params, typed=digits.onnx)
+        assert "isn't installed" in error.detail
+    else:
+        pytest.skip("classic TensorRT is installed here")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_cpu_engines_give_the_outputs_of_their_typed_graph(
+    precision: str, bench: Bench, digits: Digits
+) -> None:
+    typed = digits.onnx if precision == "fp32" else digits.int8
+    params = BuildParams(target=CPU, compute_capability="cpu", precision=precision)
+    engine = bench.run(params, typed=typed).outputs["engine"]
+    expected, actual = (
+        onnxruntime.InferenceSession(str(path)).run(None, {"image": IMAGE})[0]
+        for path in (typed, engine)
+    )
+    assert np.abs(expected - actual).max() < 0.02 * np.abs(expected).max()
+
+
+def test_bf16_for_the_cpu_says_what_to_choose(bench: Bench, digits: Digits) -> None:
+    bf16 = bench.run(CastParams(precision="bf16"), onnx=digits.onnx).outputs["typed"]
+    params = BuildParams(target=CPU, compute_capability="cpu", precision="bf16")
+    assert "fp16" in (bench.fails(EngineBuildFailed, params, typed=bf16).hint or "")
+
+
+# Measure
+
+
+def measured(precision: str, **options: Any) -> MeasureParams:
+    return MeasureParams(precision=precision, format="pt2", **options)
+
+
+def test_accuracy_is_that_of_the_typed_onnx_where_no_engine_runs(
+    bench: Bench, digits: Digits
+) -> None:
+    facts = bench.run(
+        measured("int8"),
+        source=digits.source,
+        typed=digits.int8_fp16,
+        evaluation=digits.evaluation,
+    ).facts
+    accuracy = facts["accuracy"]
+    assert accuracy["measured_on"] == "typed-onnx"
+    assert accuracy["data"] == "evaluation"
+    assert accuracy["samples"] == 450
+    assert accuracy["top1_agreement"] > 0.97
+    assert accuracy["task"]["metric"] == "top1"
+    assert accuracy["task"]["source"] > 0.9
+    assert abs(accuracy["task"]["drop"]) < 0.02
+    assert facts["metrics"] is None
+    assert facts["metrics_reason"]
+
+
+def cpu_engine(bench: Bench, typed: Path, precision: str = "fp32") -> Path:
+    params = BuildParams(target=CPU, compute_capability="cpu", precision=precision)
+    return bench.run(params, typed=typed).outputs["engine"]
+
+
+def test_a_cpu_engine_is_timed_beside_pytorch(bench: Bench, digits: Digits) -> None:
+    result = bench.run(
+        measured("fp32", target=CPU),
+        source=digits.source,
+        typed=digits.onnx,
+        engine=cpu_engine(bench, digits.onnx),
+        evaluation=digits.evaluation,
+    )
+    assert result.facts["accuracy"]["measured_on"] == "engine"
+    assert result.facts["accuracy"]["top1_agreement"] == 1.0
+    metrics = result.facts["metrics"]
+    latency = metrics["latency_ms"]
+    assert 0 < latency["p50"] <= latency["p90"] <= latency["p95"] <= latency["p99"]
+    assert [entry["batch"] for entry in metrics["throughput"]] == [1, 8, 64]
+    expected = metrics["eager"]["latency_ms"]["p50"] / latency["p50"]
+    assert metrics["speed_up"] == pytest.approx(expected, rel=0.05)
+    assert metrics["settings"]["threads"] >= 1
+    assert json.loads(result.outputs["report"].read_text()) == result.facts
+
+
+def test_an_onnx_source_has_no_eager_pytorch(bench: Bench, digits: Digits) -> None:
+    params = MeasureParams(precision="fp32", format="onnx", target=CPU)
+    engine = cpu_engine(bench, digits.onnx)
+    facts = bench.run(params, source=digits.onnx, typed=digits.onnx, engine=engine).facts
+    assert facts["metrics"]["eager"] is None
+    assert facts["metrics"]["eager_reason"]
+    assert facts["metrics"]["speed_up"] is None
+
+
+def test_without_evaluation_data_calibration_data_serve(bench: Bench, digits: Digits) -> None:
+    inputs = {"source": digits.source, "typed": digits.int8_fp16}
+    accuracy = bench.run(measured("int8"), **inputs, calibration=digits.calibration).facts[
+        "accuracy"
+    ]
+    assert (accuracy["data"], accuracy["samples"], accuracy["task"]) == ("calibration", 64, None)
+
+
+def test_without_any_data_seeded_random_data_serve(bench: Bench, digits: Digits) -> None:
+    inputs = {"source": digits.source, "typed": digits.fp16.outputs["typed"]}
+    first, second = (bench.run(measured("fp16"), **inputs).facts["accuracy"] for _ in range(2))
+    assert first == second
+    assert first["data"] == "random"
+    assert first["cosine_min"] > 0.99
+
+
+def test_bf16_is_measured_although_the_cpu_has_none(bench: Bench, digits: Digits) -> None:
+    typed = bench.run(CastParams(precision="bf16"), onnx=digits.onnx).outputs["typed"]
+    inputs = {"source": digits.source, "typed": typed, "evaluation": digits.evaluation}
+    accuracy = bench.run(measured("bf16"), **inputs).facts["accuracy"]
+    assert accuracy["top1_agreement"] > 0.98
+    assert accuracy["max_abs_error"] > 1e-3, "nothing was rounded to bf16"
+
+
+def test_an_fp16_overflow_is_seen_although_the_cpu_computes_in_fp32(
+    bench: Bench, tmp_path: Path
+) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("Mul", ["half", "up"], ["large"]),
+        helper.make_node("Mul", ["large", "down"], ["small"]),
+        helper.make_node("Cast", ["small"], ["y"], to=TensorProto.FLOAT),
+    ]
+    half = {"up": np.array(6e4, np.float16), "down": np.array(1e-4, np.float16)}
+    typed = small_graph(tmp_path / "typed.onnx", *nodes, weights=half)
+    source = small_graph(tmp_path / "source.onnx", helper.make_node("Relu", ["x"], ["y"]))
+    data = save_npz(tmp_path / "x.npz", x=np.full((8, 4), 3, np.float32))
+    params = MeasureParams(precision="fp16", format="onnx")
+    error = bench.fails(AccuracyDropped, params, source=source, typed=typed, evaluation=data)
+    assert "infinite" in error.detail
+
+
+def test_a_drop_beyond_the_limit_fails_with_the_figures(
+    bench: Bench, digits: Digits, tmp_path: Path
+) -> None:
+    model = onnx.load(str(digits.onnx))
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.shape == (10, 64):  # one class loses its weights
+            array = array.copy()
+            array[3] = -1
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    typed = tmp_path / "worse.onnx"
+    onnx.save(model, str(typed))
+    inputs = {"source": digits.source, "typed": typed, "evaluation": digits.evaluation}
+    params = measured("fp32", metric="top1", max_drop=0.01)
+    error = bench.fails(AccuracyDropped, params, **inputs)
+    assert "0.01" in error.detail
+    assert bench.run(measured("fp32", metric="top1", max_drop=0.5), **inputs)
+
+
+def test_a_drop_cannot_be_judged_without_labels(bench: Bench, digits: Digits) -> None:
+    params = measured("fp32", metric="top1", max_drop=0.01)
+    inputs = {"source": digits.source, "typed": digits.onnx}
+    bench.fails(InvalidData, params, **inputs, evaluation=digits.calibration)
+    bench.fails(InvalidData, params, **inputs)
+
+
+def test_an_engine_that_has_nothing_to_do_with_its_source_fails(
+    bench: Bench, tmp_path: Path
+) -> None:
+    source = small_graph(tmp_path / "source.onnx", helper.make_node("Neg", ["x"], ["y"]))
+    typed = small_graph(tmp_path / "typed.onnx", helper.make_node("Identity", ["x"], ["y"]))
+    params = MeasureParams(precision="fp32", format="onnx")
+    assert "cosine" in bench.fails(AccuracyDropped, params, source=source, typed=typed).detail
+
+
+@pytest.mark.parametrize("label", [np.zeros(449, np.int64), np.zeros((450, 10), np.float32)])
+def test_labels_that_do_not_fit_are_refused(
+    label: np.ndarray, bench: Bench, digits: Digits, tmp_path: Path
+) -> None:
+    image = np.load(digits.evaluation)["image"]
+    data = save_npz(tmp_path / "e.npz", image=image, label=label)
+    inputs = {"source": digits.source, "typed": digits.onnx, "evaluation": data}
+    assert "label" in bench.fails(InvalidData, measured("fp32"), **inputs).detail
+
+
+def test_a_static_batch_is_measured_in_whole_batches(bench: Bench, tmp_path: Path) -> None:
+    source = matmul(tmp_path / "static.onnx", shape=(3, 4))
+    data = save_npz(tmp_path / "x.npz", x=np.ones((10, 4), np.float32))
+    params = MeasureParams(precision="fp32", format="onnx")
+    facts = bench.run(params, source=source, typed=source, evaluation=data).facts
+    assert facts["accuracy"]["samples"] == 9
