@@ -116,7 +116,13 @@ class Farm:
             home=settings.home,
         )
 
-    def start(self) -> None:
+    def start(self, parts: Sequence[str] = ("api", "workers", "flower")) -> None:
+        """Start the broker and these parts, and wait until they are ready.
+
+        Raises:
+            Conflict: a port is taken.
+            FarmError: a part didn't start.
+        """
         for port in (self._port, self._flower_port):
             _check_free(port)
         self._logs.mkdir(exist_ok=True)
@@ -124,12 +130,20 @@ class Farm:
         environment = {"FARM_HOME": str(self._settings.home)}
         if not self._settings.broker_url:
             environment["FARM_BROKER_URL"] = self._start_broker()
-        self._start_part("api", ["api", "--port", str(self._port)], environment)
-        self._start_part("workers", ["worker"], environment)
-        self._start_part("flower", ["flower", "--port", str(self._flower_port)], environment)
-        self._await("the API", "api", lambda: _answers(f"{self.addresses.api}/readyz"))
-        self._await("a worker", "workers", self._has_worker)
-        self._await("Flower", "flower", lambda: _answers(f"{self.addresses.flower}/healthcheck"))
+        commands = {
+            "api": ["api", "--port", str(self._port)],
+            "workers": ["worker"],
+            "flower": ["flower", "--port", str(self._flower_port)],
+        }
+        for part in parts:
+            self._start_part(part, commands[part], environment)
+        ready = {
+            "api": ("the API", lambda: _answers(f"{self.addresses.api}/readyz")),
+            "workers": ("a worker", self._has_worker),
+            "flower": ("Flower", lambda: _answers(f"{self.addresses.flower}/healthcheck")),
+        }
+        for part in parts:
+            self._await(ready[part][0], part, ready[part][1])
 
     def wait(self) -> None:
         """Wait for Ctrl+C or SIGTERM.

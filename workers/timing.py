@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,10 +26,17 @@ class Pace:
         return asdict(self)
 
 
-def time_side_by_side(
-    runs: Mapping[str, Callable[[], object]], pace: Pace
-) -> dict[str, list[float]]:
-    """Each run's latencies in seconds. The runs take turns, so that a busy spell hits them all."""
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Latencies in seconds of each run, and how much of the CPU other processes had meanwhile."""
+
+    latencies: dict[str, list[float]]
+    others_share: float  #: of all cores, 0…1
+
+
+def time_side_by_side(runs: Mapping[str, Callable[[], object]], pace: Pace) -> Timings:
+    """Time some runs. They take turns, so that a busy spell of the machine hits them all."""
+    before = _cpu_times()
     for run in runs.values():
         _repeat(run, pace.warmup_s)
     latencies: dict[str, list[float]] = {name: [] for name in runs}
@@ -37,7 +45,7 @@ def time_side_by_side(
         for name in unfinished:
             latencies[name] += _repeat(runs[name], pace.slice_s)
         unfinished = [name for name in unfinished if not _is_enough(latencies[name], pace)]
-    return latencies
+    return Timings(latencies=latencies, others_share=_others_share(before, _cpu_times()))
 
 
 def percentile(latencies: Sequence[float], percent: float) -> float:
@@ -65,6 +73,23 @@ def cpu_name() -> str:
     except OSError:
         pass  # not Linux: the platform's word has to do
     return platform.processor() or platform.machine()
+
+
+def _cpu_times() -> tuple[float, float, float]:
+    """Seconds so far: of all cores together, of all work on them, and of this process."""
+    try:
+        line = Path("/proc/stat").read_text().splitlines()[0]
+    except OSError:
+        return 0.0, 0.0, 0.0  # not Linux: the share of others stays unknown, as zero
+    ticks = [int(field) / os.sysconf("SC_CLK_TCK") for field in line.split()[1:9]]
+    total = sum(ticks)
+    idle = ticks[3] + ticks[4]  # idle and waiting for the disk
+    return total, total - idle, time.process_time()
+
+
+def _others_share(before: tuple[float, float, float], after: tuple[float, float, float]) -> float:
+    total, busy, own = (end - start for start, end in zip(before, after, strict=True))
+    return min(max(busy - own, 0.0) / total, 1.0) if total > 0 else 0.0
 
 
 def _repeat(run: Callable[[], object], seconds: float) -> list[float]:

@@ -6,14 +6,18 @@ before a fork would be missing in the child, which would wait for them for ever.
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from importlib import import_module
 
-from workers.backends import trt
-from workers.stages import build, calibrate, cast, export, measure
+#: How often an idle OpenMP thread of PyTorch looks for work before it sleeps; libgomp reads it
+#: once, when it is loaded. By default it looks for so long that, on a machine with other work to
+#: do, an operation waits 100 ms for a thread that has no core; with this it is as fast when alone.
+_SPINS = "10000"
 
-__all__ = ["build", "calibrate", "cast", "export", "measure"]
-
+_STAGES = tuple(
+    f"workers.stages.{kind}" for kind in ("export", "cast", "calibrate", "build", "measure")
+)
 #: What a first export, cast or build would import late. A missing one only costs its job the time.
 _LATE = (
     "onnxscript.function_libs.torch_lib.ops",
@@ -26,7 +30,10 @@ _LATE = (
     "torch.export._trace",
 )
 
+os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+for _name in _STAGES:
+    import_module(_name)
 for _name in _LATE:
     with suppress(ImportError):
         import_module(_name)
-trt.preload()
+import_module("workers.backends.trt").preload()
