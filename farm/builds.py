@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select
-from sqlalchemy.orm import Session
+from sqlalchemy import and_, bindparam, delete, func, insert, select
+from sqlalchemy.orm import Session, defer
 
 from farm import jobs, registry, targets
-from farm.db import now
+from farm.db import Base, now
 from farm.errors import Conflict, NotFound
 from farm.fleet import Fleet
 from farm.models import (
@@ -28,16 +28,49 @@ from farm.models import (
 from farm.plan import Plan, PlannedJob, plan
 from farm.schemas import BuildRequest
 from farm.specs import Runtime
-from farm.states import BUILD_ENDED, BuildState, JobState, Reuse
+from farm.states import BUILD_ENDED, BuildState, JobState, Reuse, build_state
 
 _USABLE = (JobState.WAITING, JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED)
+
+# The statements of every submission are made once: making them is a good part of what they cost.
+_BLOBS = select(Artifact.digest).where(
+    Artifact.digest.in_(bindparam("digests", expanding=True))
+)
+_VERSION = (
+    select(Model.id, Version.id, Version.number)
+    .outerjoin(
+        Version, and_(Version.model_id == Model.id, Version.source_digest == bindparam("digest"))
+    )
+    .where(Model.name == bindparam("name"))
+)
+# Locked, so that none of them ends between this look and the commit: a new job that waits for one
+# would miss its end.
+_JOBS = (
+    select(Job)
+    .where(Job.key.in_(bindparam("keys", expanding=True)), Job.state.in_(_USABLE))
+    .order_by(Job.id)
+    .options(defer(Job.recipe), defer(Job.toolchain), defer(Job.outputs))
+    .with_for_update()
+)
+_INSERTS = {cls: insert(cls.__table__) for cls in (Build, BuildJob, Event, Wanted)}  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attached:
+    """A build with its jobs and engines, as they are in the database now."""
+
+    build: Build
+    model: str
+    version: int
+    jobs: Sequence[tuple[Job, str]]  #: each with how the build came by it, in the plan's order
+    wanted: Sequence[Wanted]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
     build_id: str
-    ready: Sequence[int]  #: jobs to announce after the commit
-    repeated: bool = False  #: the idempotency key had been used: this is the first answer
+    attached: Attached | None  #: None when nothing was done: the build was there before
+    ready: Sequence[int] = ()  #: jobs to announce after the commit
 
 
 def submit(
@@ -61,24 +94,21 @@ def submit(
         if first is not None:
             if first.request != document:
                 raise Conflict("this Idempotency-Key was used for another request")
-            return Submitted(build_id=first.id, ready=(), repeated=True)
+            return Submitted(build_id=first.id, attached=None)
     planned = _plan(session, request, fleet, runtimes)
+    version_id, number = _version(session, request)
     build = Build(
         id=new_id(),
-        version_id=_version(session, request).id,
+        version_id=version_id,
         state=BuildState.QUEUED,
         request=document,
         priority=request.priority,
         idempotency_key=idempotency_key,
         created_at=now(),
     )
-    session.add(build)
-    session.flush()
-    created = Event(build_id=build.id, kind="build", state=build.state, data={})
-    session.add(created)
-    session.flush()
-    build.first_event = created.id
-    return Submitted(build_id=build.id, ready=_attach(session, build, planned))
+    _insert(session, build)
+    _insert(session, Event(build_id=build.id, kind="build", state=build.state, data={}, at=now()))
+    return _attach(session, build, request.model, number, planned)
 
 
 def retry(
@@ -94,8 +124,9 @@ def retry(
     """
     build = locked(session, build_id)
     if build.state not in (BuildState.FAILED, BuildState.CANCELLED):
-        return Submitted(build_id=build.id, ready=(), repeated=True)
-    planned = _plan(session, BuildRequest.model_validate(build.request), fleet, runtimes)
+        return Submitted(build_id=build.id, attached=None)
+    request = BuildRequest.model_validate(build.request)
+    planned = _plan(session, request, fleet, runtimes)
     attempts = {
         key: attempt + 1
         for key, attempt in session.execute(
@@ -111,7 +142,9 @@ def retry(
     session.add(
         Event(build_id=build.id, kind="build", state=build.state, data={"cause": "retried"})
     )
-    return Submitted(build_id=build.id, ready=_attach(session, build, planned, attempts))
+    session.flush()
+    _, number = _version(session, request)
+    return _attach(session, build, request.model, number, planned, attempts)
 
 
 def cancel(session: Session, build_id: str) -> None:
@@ -158,59 +191,67 @@ def _check_blobs(session: Session, request: BuildRequest) -> None:
         digests["calibration"] = request.calibration.digest
     if request.evaluation:
         digests["evaluation"] = request.evaluation.digest
-    there = set(
-        session.scalars(select(Artifact.digest).where(Artifact.digest.in_(digests.values())))
-    )
+    there = set(session.scalars(_BLOBS, {"digests": list(digests.values())}))
     for role, digest in digests.items():
         if digest not in there:
             raise NotFound(f"the {role} {digest} isn't here", hint="upload it first: POST /v1/blobs")
 
 
-def _version(session: Session, request: BuildRequest) -> Version:
-    model = session.scalar(select(Model).where(Model.name == request.model).with_for_update())
-    if model is None:
-        model = Model(name=request.model)
-        session.add(model)
-        session.flush()
-    same = select(Version).where(
-        Version.model_id == model.id, Version.source_digest == request.source.digest
+def _version(session: Session, request: BuildRequest) -> tuple[int, int]:
+    """The version's id and number; a source that the model hasn't had yet is its next one."""
+    digest = request.source.digest
+    found = session.execute(_VERSION, {"digest": digest, "name": request.model}).one_or_none()
+    if found is not None and found[1] is not None:
+        return found[1], found[2]
+    model_id = found[0] if found is not None else _new_model(session, request.model)
+    newest = session.scalar(select(func.max(Version.number)).where(Version.model_id == model_id))
+    version = Version(
+        model_id=model_id,
+        number=(newest or 0) + 1,
+        source_digest=digest,
+        source_format=request.source.format,
     )
-    version = session.scalar(same)
-    if version is None:
-        newest = session.scalar(
-            select(func.max(Version.number)).where(Version.model_id == model.id)
-        )
-        version = Version(
-            model_id=model.id,
-            number=(newest or 0) + 1,
-            source_digest=request.source.digest,
-            source_format=request.source.format,
-        )
-        session.add(version)
-        session.flush()
-    return version
+    session.add(version)
+    session.flush()
+    return version.id, version.number
+
+
+def _new_model(session: Session, name: str) -> int:
+    model = Model(name=name)
+    session.add(model)
+    session.flush()
+    return model.id
+
+
+def _insert(session: Session, *rows: Base) -> None:
+    """Insert rows without the unit of work's bookkeeping, which would be half of a submission's time."""
+    columns = [{k: v for k, v in vars(row).items() if not k.startswith("_")} for row in rows]
+    if columns:
+        session.execute(_INSERTS[type(rows[0])], columns)
 
 
 def _attach(
-    session: Session, build: Build, planned: Plan, attempts: dict[str, int] | None = None
-) -> list[int]:
+    session: Session,
+    build: Build,
+    model: str,
+    version: int,
+    planned: Plan,
+    attempts: dict[str, int] | None = None,
+) -> Submitted:
     """Give a build its jobs: take those of the same key that are usable, create the others."""
     usable = _usable(session, planned)
-    created = [p for key, p in planned.jobs.items() if key not in usable]
+    created = _create(session, build, planned, usable, attempts or {})
+    rows = usable | created
     reuse = {key: _reuse(job) for key, job in usable.items()}
-    rows = usable | _create(session, build, created, usable, attempts or {})
-    session.execute(
-        insert(BuildJob),
-        [
-            {
-                "build_id": build.id,
-                "job_id": rows[key].id,
-                "reuse": reuse.get(key, Reuse.RAN),
-                "position": position,
-            }
-            for position, key in enumerate(planned.jobs)
-        ],
-    )
+    links = [
+        BuildJob(
+            build_id=build.id,
+            job_id=rows[key].id,
+            reuse=reuse.get(key, Reuse.RAN),
+            position=position,
+        )
+        for position, key in enumerate(planned.jobs)
+    ]
     wanted = [
         Wanted(
             build_id=build.id,
@@ -220,29 +261,34 @@ def _attach(
             why=engine.choice.why,
             build_job_id=rows[engine.build.key].id,
             measure_job_id=rows[engine.measure.key].id,
+            engine_id=None,
         )
         for engine in planned.engines
     ]
-    session.add_all(wanted)
-    session.flush()
-    if reuse:
-        registry.publish_wanted(session, wanted)
-        session.flush()
-        jobs.refresh_build(session, build)
-    return [job.id for key, job in rows.items() if key not in usable and job.state == JobState.QUEUED]
+    _insert(session, *links)
+    _insert(session, *wanted)
+    done = {job.id for job in usable.values() if job.state == JobState.SUCCEEDED}
+    if any({want.build_job_id, want.measure_job_id} <= done for want in wanted):
+        wanted = registry.publish_build(session, build.id)
+    state = build_state(JobState(job.state) for job in rows.values())
+    if state != build.state:
+        build = session.get_one(Build, build.id)
+        jobs.set_build_state(session, build, state)
+    jobs_in_order = [(rows[key], reuse.get(key, Reuse.RAN)) for key in planned.jobs]
+    return Submitted(
+        build_id=build.id,
+        attached=Attached(
+            build=build, model=model, version=version, jobs=jobs_in_order, wanted=wanted
+        ),
+        ready=[job.id for job in created.values() if job.state == JobState.QUEUED],
+    )
 
 
 def _usable(session: Session, planned: Plan) -> dict[str, Job]:
-    # Locked, so that none of them ends between this look and the commit: a new job that waits
-    # for one would miss its end.
-    found = session.scalars(
-        select(Job)
-        .where(Job.key.in_(planned.jobs), Job.state.in_(_USABLE))
-        .order_by(Job.id)
-        .with_for_update()
-    ).all()
+    found = session.scalars(_JOBS, {"keys": list(planned.jobs)}).all()
     for job in found:
-        job.cancel_requested = False
+        if job.cancel_requested:
+            job.cancel_requested = False
     return {job.key: job for job in found}
 
 
@@ -253,12 +299,13 @@ def _reuse(job: Job) -> Reuse:
 def _create(
     session: Session,
     build: Build,
-    planned: Sequence[PlannedJob],
+    planned: Plan,
     usable: dict[str, Job],
     attempts: dict[str, int],
 ) -> dict[str, Job]:
     rows: dict[str, Job] = {}
-    for job in planned:
+    new = [job for key, job in planned.jobs.items() if key not in usable]
+    for job in new:
         needs = [i.job for i in job.inputs.values() if i.job is not None]
         missing = [n for n in needs if n.key in rows or usable[n.key].state != JobState.SUCCEEDED]
         attempt = attempts.get(job.key, 1)
@@ -279,11 +326,12 @@ def _create(
             first_attempt=attempt,
             created_at=now(),
         )
+    if not new:
+        return rows
     session.add_all(rows.values())
     session.flush()
-    _connect(session, planned, rows | usable)
-    for row in rows.values():
-        jobs.record(session, row, JobState(row.state), build=build.id)
+    _connect(session, new, rows | usable)
+    _insert(session, *(jobs.event(row, JobState(row.state), build=build.id) for row in rows.values()))
     return rows
 
 

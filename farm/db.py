@@ -7,8 +7,9 @@ never commit.
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,8 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = self._sqlite() if self.is_sqlite else self._postgres(pool_size)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        # SQLite has one writer, and makes the others sleep and ask again. Within a process they queue.
+        self._writer = threading.Lock() if self.is_sqlite else nullcontext()
 
     def _sqlite(self) -> Engine:
         if self.url.database:
@@ -119,7 +122,7 @@ class Database:
         Raises:
             DatabaseUnavailable
         """
-        with self._session(write=True) as session:
+        with self._writer, self._session(write=True) as session:
             yield session
             session.commit()
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from datetime import timedelta
+from typing import Any
 
 from celery import Celery
 from kombu.exceptions import OperationalError
-from sqlalchemy import or_, select, update
+from sqlalchemy import ColumnElement, Row, or_, select, update
 
 from farm.db import Database, now
 from farm.errors import BrokerUnavailable
@@ -80,11 +81,11 @@ class Doorbell:
         late = now() - timedelta(seconds=again_s)
         return self._ring(or_(Job.rung_at.is_(None), Job.rung_at < late))
 
-    def _ring(self, condition: object) -> int:
+    def _ring(self, condition: ColumnElement[bool]) -> int:
         with self._db.read() as session:
-            jobs = session.scalars(
-                select(Job)
-                .where(Job.state == JobState.QUEUED, condition)  # type: ignore[arg-type]
+            jobs = session.execute(
+                select(Job.id, Job.attempt, Job.queue, Job.priority, Job.title, Job.key)
+                .where(Job.state == JobState.QUEUED, condition)
                 .order_by(Job.priority.desc(), Job.id)
                 .limit(1000)
             ).all()
@@ -100,7 +101,7 @@ class Doorbell:
             )
         return len(jobs)
 
-    def _send(self, job: Job) -> None:
+    def _send(self, job: Row[Any]) -> None:
         try:
             self._celery.send_task(
                 TASK,

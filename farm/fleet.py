@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -83,7 +84,7 @@ class Fleet:
     def online(self, worker: Worker) -> bool:
         return worker.left_at is None and self._at - worker.last_seen_at < self._ttl
 
-    @property
+    @cached_property
     def online_queues(self) -> Counter[str]:
         return Counter(queue for w in self.workers if self.online(w) for queue in w.queues)
 

@@ -234,6 +234,12 @@ def release(session: Session, owner: str) -> list[int]:
     return ready
 
 
+def has_expired(session: Session) -> bool:
+    """Whether a running job's lease has expired."""
+    expired = select(Job.id).where(Job.state == JobState.RUNNING, Job.lease_until < now())
+    return session.scalar(expired.limit(1)) is not None
+
+
 def reap(session: Session, *, max_attempts: int) -> list[int]:
     """Requeue running jobs whose lease has expired; past ``max_attempts`` they fail.
 
@@ -306,8 +312,13 @@ def describe(error: FarmError) -> dict[str, Any]:
 
 def record(session: Session, job: Job, state: JobState, **data: Any) -> None:
     """Write down a change of state."""
+    session.add(event(job, state, **data))
+
+
+def event(job: Job, state: JobState, **data: Any) -> Event:
+    """A change of a job's state, to be written down."""
     data = {"kind": job.kind, "title": job.title, "attempt": job.attempt} | data
-    session.add(Event(job_id=job.id, kind="job", state=state, data=data))
+    return Event(job_id=job.id, kind="job", state=state, data=data, at=now())
 
 
 def _move(

@@ -79,7 +79,6 @@ class Build(Base):
     request: Mapped[dict[str, Any]] = mapped_column(Json)
     priority: Mapped[int]
     idempotency_key: Mapped[str | None] = mapped_column(String(200), unique=True)
-    first_event: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
     started_at: Mapped[datetime | None] = mapped_column(Instant)
     finished_at: Mapped[datetime | None] = mapped_column(Instant)

@@ -23,11 +23,18 @@ def publish(session: Session, job_id: int) -> None:
             Wanted.engine_id.is_(None),
         )
     )
-    publish_wanted(session, wanted.all())
+    _publish(session, wanted.all())
 
 
-def publish_wanted(session: Session, wanted: Sequence[Wanted]) -> None:
-    """Enter those of the wanted engines into the registry whose jobs have all succeeded."""
+def publish_build(session: Session, build_id: str) -> Sequence[Wanted]:
+    """Enter the engines into the registry that a new build finds complete; return all that it wants."""
+    wanted = session.scalars(select(Wanted).where(Wanted.build_id == build_id)).all()
+    _publish(session, wanted)
+    session.flush()
+    return wanted
+
+
+def _publish(session: Session, wanted: Sequence[Wanted]) -> None:
     for want in wanted:
         built = session.get_one(Job, want.build_job_id)
         measured = session.get_one(Job, want.measure_job_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 from farm import jobs
 from farm.db import Database
@@ -37,9 +38,13 @@ class Sweeper(threading.Thread):
         self.join(timeout=10)
 
     def run(self) -> None:
+        reaped = 0.0
         while not self._stopped.is_set():
             try:
-                self.sweep()
+                if time.monotonic() - reaped > self._settings.sweep_interval_s:
+                    reaped = time.monotonic()
+                    self.reap()
+                self._doorbell.ring_pending(again_s=self._settings.ring_again_s)
             except Unavailable as err:
                 log.warning("%s; the sweep tries again in %s s", err.detail, self._settings.sweep_interval_s)
                 # A woken sweep would spin while the broker is away.
@@ -47,12 +52,14 @@ class Sweeper(threading.Thread):
             self._woken.wait(self._settings.sweep_interval_s)
             self._woken.clear()
 
-    def sweep(self) -> None:
-        """Look once.
+    def reap(self) -> None:
+        """Take jobs back from workers that fell silent.
 
         Raises:
-            Unavailable: the database or the broker is away; nothing is lost by that.
+            Unavailable: the database is away; nothing is lost by that.
         """
+        with self._db.read() as session:
+            if not jobs.has_expired(session):
+                return
         with self._db.write() as session:
             jobs.reap(session, max_attempts=self._settings.max_attempts)
-        self._doorbell.ring_pending(again_s=self._settings.ring_again_s)

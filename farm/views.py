@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import case, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from farm import registry
+from farm.builds import Attached
 from farm.errors import NotFound
 from farm.fleet import Fleet
 from farm.models import Build, BuildJob, EngineRow, Job, Model, Version, Wanted
@@ -24,7 +25,7 @@ from farm.schemas import (
     VersionView,
     WantedEngine,
 )
-from farm.states import ENDED, JobState
+from farm.states import ENDED, BuildState, JobState
 
 
 def build(session: Session, build_id: str, fleet: Fleet) -> BuildView:
@@ -33,22 +34,59 @@ def build(session: Session, build_id: str, fleet: Fleet) -> BuildView:
     Raises:
         NotFound
     """
-    row = session.get(Build, build_id)
-    if row is None:
+    found = session.execute(
+        select(Build, Model.name, Version.number)
+        .join(Version, Version.id == Build.version_id)
+        .join(Model, Model.id == Version.model_id)
+        .where(Build.id == build_id)
+    ).one_or_none()
+    if found is None:
         raise NotFound(f"there is no build {build_id!r}", hint="`farm builds` lists them")
-    summary = summaries(session, [row])[0]
     pairs = session.execute(
         select(Job, BuildJob.reuse)
         .join(BuildJob, BuildJob.job_id == Job.id)
         .where(BuildJob.build_id == build_id)
+        .options(defer(Job.recipe), defer(Job.toolchain), defer(Job.outputs))
         .order_by(BuildJob.position)
     )
-    return BuildView(
-        **summary.model_dump(),
-        **{name: row.request[name] for name in ("source", "calibration", "evaluation", "profiles")},
-        jobs=[_job(job, reuse, fleet) for job, reuse in pairs],
-        engines=_wanted(session, build_id),
+    wanted = session.scalars(
+        select(Wanted).where(Wanted.build_id == build_id).order_by(Wanted.build_job_id)
     )
+    row, model, version = found
+    rows = Attached(
+        build=row,
+        model=model,
+        version=version,
+        jobs=list(pairs.tuples()),
+        wanted=wanted.all(),
+    )
+    return attached(rows, fleet)
+
+
+def attached(rows: Attached, fleet: Fleet) -> BuildView:
+    """One build, from rows that are at hand."""
+    row, states = rows.build, [job.state for job, _ in rows.jobs]
+    failed = [job for job, _ in rows.jobs if job.state == JobState.FAILED and job.finished_at]
+    first = min(failed, key=lambda job: (job.finished_at, job.id), default=None)
+    return BuildView(
+        **{name: getattr(row, name) for name in _BUILD_FIELDS},
+        **{name: row.request[name] for name in _REQUEST_FIELDS},
+        model=rows.model,
+        version=rows.version,
+        jobs_total=len(states),
+        jobs_done=sum(state in ENDED for state in states),
+        engines_total=len(rows.wanted),
+        engines_done=sum(want.engine_id is not None for want in rows.wanted),
+        error=first.error if first and row.state == BuildState.FAILED else None,
+        jobs=[_job(job, reuse, fleet) for job, reuse in rows.jobs],
+        engines=[_wanted(want) for want in rows.wanted],
+    )
+
+
+_BUILD_FIELDS = "id state priority created_at started_at finished_at".split()
+_REQUEST_FIELDS = (
+    "precisions targets labels source calibration evaluation profiles"
+).split()
 
 
 def _job(job: Job, reuse: str, fleet: Fleet) -> JobView:
@@ -68,22 +106,16 @@ _JOB_FIELDS = (
 ).split()
 
 
-def _wanted(session: Session, build_id: str) -> list[WantedEngine]:
-    rows = session.scalars(
-        select(Wanted).where(Wanted.build_id == build_id).order_by(Wanted.build_job_id)
+def _wanted(row: Wanted) -> WantedEngine:
+    return WantedEngine(
+        asked=row.asked,
+        target=row.target,
+        why=row.why,
+        precision=row.precision,
+        build_job=row.build_job_id,
+        measure_job=row.measure_job_id,
+        engine=row.engine_id,
     )
-    return [
-        WantedEngine(
-            asked=row.asked,
-            target=row.target,
-            why=row.why,
-            precision=row.precision,
-            build_job=row.build_job_id,
-            measure_job=row.measure_job_id,
-            engine=row.engine_id,
-        )
-        for row in rows
-    ]
 
 
 def builds(
@@ -145,9 +177,6 @@ def summaries(session: Session, rows: Sequence[Build]) -> list[BuildSummary]:
         )
         for row in rows
     ]
-
-
-_BUILD_FIELDS = "id state priority created_at started_at finished_at".split()
 
 
 def _by_build(session: Session, statement: Any) -> dict[str, tuple[int, int]]:
@@ -227,8 +256,8 @@ def events(session: Session, build_id: str, *, after: int, limit: int = 500) -> 
     Raises:
         NotFound
     """
-    row = session.get(Build, build_id)
-    if row is None:
+    first = session.scalar(select(func.min(EventRow.id)).where(EventRow.build_id == build_id))
+    if first is None:
         raise NotFound(f"there is no build {build_id!r}", hint="`farm builds` lists them")
     jobs = select(BuildJob.job_id).where(BuildJob.build_id == build_id)
     found = session.execute(
@@ -236,7 +265,7 @@ def events(session: Session, build_id: str, *, after: int, limit: int = 500) -> 
         .outerjoin(Job, Job.id == EventRow.job_id)
         .where(
             or_(EventRow.build_id == build_id, EventRow.job_id.in_(jobs)),
-            EventRow.id > max(after, (row.first_event or 1) - 1),
+            EventRow.id > max(after, first - 1),
         )
         .order_by(EventRow.id)
         .limit(limit)

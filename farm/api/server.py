@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 
 from fastapi import FastAPI
@@ -33,4 +34,7 @@ def app() -> FastAPI:
 
     # Granian's own supervisor may be killed; its worker must not keep the port.
     die_with_parent(signal.SIGTERM)
-    return create_app(Settings())
+    made = create_app(Settings())
+    # What is there now stays: the collector needn't walk through it again and again.
+    gc.freeze()
+    return made

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request
 from pydantic import StringConstraints
 from sqlalchemy.orm import Session
 
+from farm import sources
 from farm.db import Database
 from farm.dispatch import Doorbell, create_celery
 from farm.fleet import Fleet
 from farm.schemas import Problem
 from farm.settings import Settings
+from farm.specs import SourceFormat
 from farm.storage import LocalStore
 from farm.sweep import Sweeper
 
 
-@dataclass(frozen=True, kw_only=True)
+_FLEET_S = 0.5
+
+
+@dataclass(kw_only=True)
 class Services:
     settings: Settings
     db: Database
     store: LocalStore
     sweeper: Sweeper
+    _checked: set[tuple[str, SourceFormat]] = field(default_factory=set, init=False)
+    _known_fleet: tuple[float, Fleet] | None = field(default=None, init=False)
 
     @classmethod
     def create(cls, settings: Settings) -> Services:
@@ -36,11 +44,27 @@ class Services:
             sweeper=Sweeper(db, doorbell, settings),
         )
 
+    def check_source(self, digest: str, format: SourceFormat) -> None:
+        """Refuse what can't be a source of this format; a blob never changes, so once is enough.
+
+        Raises:
+            SourceRefused, InvalidRequest
+        """
+        if (digest, format) not in self._checked and self.store.has(digest):
+            sources.check(self.store.path(digest), format)
+            self._checked.add((digest, format))
+
     def fleet(self, session: Session) -> Fleet:
-        return Fleet.load(session, ttl_s=self.settings.worker_ttl_s)
+        """The workers as they are, or were less than half a second ago."""
+        known = self._known_fleet
+        if known is None or time.monotonic() - known[0] > _FLEET_S:
+            known = (time.monotonic(), Fleet.load(session, ttl_s=self.settings.worker_ttl_s))
+            self._known_fleet = known
+        return known[1]
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
+    # A coroutine, though it awaits nothing: FastAPI would send a function to a thread.
     services: Services = request.app.state.services
     return services
 

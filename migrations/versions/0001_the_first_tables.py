@@ -127,7 +127,6 @@ def upgrade() -> None:
         sa.Column("request", Json, nullable=False),
         sa.Column("priority", sa.Integer(), nullable=False),
         sa.Column("idempotency_key", sa.String(length=200), nullable=True),
-        sa.Column("first_event", sa.BigInteger(), nullable=True),
         sa.Column("created_at", Instant(), nullable=False),
         sa.Column("started_at", Instant(), nullable=True),
         sa.Column("finished_at", Instant(), nullable=True),

@@ -1,0 +1,15 @@
+"""``farm``, the command line. One module a noun; each command imports what it needs when it runs,
+so that ``farm --help`` and completion are quick."""
+
+from farm.cli import builds, fleet, pull, registry, serve, submit, watch
+from farm.cli.app import app
+
+__all__ = ["app", "main"]
+
+for noun in (submit, builds, watch, registry, pull, fleet, serve):
+    noun.register(app)
+
+
+def main() -> None:
+    """Run the command line, and exit with one of the codes in ``farm.cli.exits``."""
+    app(prog_name="farm")

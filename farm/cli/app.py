@@ -1,0 +1,81 @@
+"""The application that the commands are registered with; it tells a user of errors."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from http import HTTPStatus
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from farm import __version__
+from farm.cli import exits
+from farm.errors import FarmError
+
+
+class FarmGroup(TyperGroup):
+    """Commands whose errors are told on stderr: in words, or with ``--json`` as a problem."""
+
+    def invoke(self, ctx: Any) -> Any:
+        as_json = "--json" in ctx.args
+        try:
+            return super().invoke(ctx)
+        except FarmError as err:
+            tell(err, as_json=as_json)
+            raise typer.Exit(exits.of(err)) from err
+        except OSError as err:
+            if err.errno == errno.EPIPE:
+                raise
+            tell(FarmError(f"this machine says: {err}"), as_json=as_json)
+            raise typer.Exit(exits.FAILED) from err
+
+
+def tell(err: FarmError, *, as_json: bool) -> None:
+    """Print an error and what to do on stderr."""
+    if as_json:
+        print(json.dumps(problem(err), ensure_ascii=False), file=sys.stderr)
+        return
+    print(f"error: {err.detail}", file=sys.stderr)
+    if err.hint:
+        print(f"hint: {err.hint}", file=sys.stderr)
+
+
+def problem(err: FarmError) -> dict[str, Any]:
+    """An error in the shape of RFC 9457, as the API renders it."""
+    return {
+        "type": "about:blank",
+        "title": HTTPStatus(err.status).phrase,
+        "status": err.status,
+        "code": err.code,
+        "detail": err.detail,
+        "hint": err.hint,
+    }
+
+
+app = typer.Typer(
+    name="farm",
+    cls=FarmGroup,
+    epilog=exits.EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"engine-farm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def farm(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    """Build TensorRT engines: submit a model once, pull the right engine for every GPU."""

@@ -1,0 +1,183 @@
+"""The commands on builds: status, logs, cancel, retry, explain, builds."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from farm.cli import complete, show
+from farm.cli.options import BuildId, Json, Url, again, connect, example
+from farm.cli.watch import jobs_table
+
+if TYPE_CHECKING:
+    from farm.client import Build
+    from farm.schemas import BuildView
+
+_ID = "06C3XQ5W8RJ4T2KD"
+_PANEL = "Builds"
+Job = Annotated[int | None, typer.Option("--job", metavar="N", help="One job's, by its id.")]
+
+
+def register(app: typer.Typer) -> None:
+    for command, text in (
+        (status, f"farm status {_ID}"),
+        (logs, f"farm logs {_ID} --job 42"),
+        (cancel, f"farm cancel {_ID}"),
+        (retry, f"farm retry {_ID}"),
+        (explain, f"farm explain {_ID}"),
+        (builds, "farm builds --model digits --state failed"),
+    ):
+        app.command(rich_help_panel=_PANEL, epilog=example(text))(command)
+
+
+def status(build_id: BuildId, as_json: Json = False, url: Url = None) -> None:
+    """Show a build: its jobs, its engines, and what went wrong."""
+    view = connect(url).build(build_id).view
+    if as_json:
+        show.document(view)
+    else:
+        _show(view, url)
+
+
+def _show(view: BuildView, url: str | None) -> None:
+    took = show.elapsed(view.created_at, view.finished_at)
+    head = f"build {view.id} of {view.model} v{view.version}: "
+    show.line(Text.assemble(head, show.state(view.state), f", {took}"))
+    if view.labels:
+        show.line("labels: " + ", ".join(f"{k}={v}" for k, v in view.labels.items()))
+    jobs_table(view.jobs)
+    show.line()
+    engines = [
+        (want.target, str(want.precision), want.engine or show.NONE, want.why)
+        for want in view.engines
+    ]
+    keep = ("target", "precision", "engine")
+    show.table(("target", "precision", "engine", "why this target"), engines, keep=keep)
+    _show_failures(view, url)
+
+
+def _show_failures(view: BuildView, url: str | None) -> None:
+    from farm.client.build import failures
+
+    for job, error in failures(view):
+        show.line(f"\n{job.title} failed: {error.detail}")
+        log = again(f"farm logs {view.id} --job {job.id}", url)
+        show.line(f"  hint: {error.hint}\n  its log: {log}" if error.hint else f"  its log: {log}")
+
+
+def logs(
+    build_id: BuildId,
+    job: Job = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print what comes until the build has ended.")
+    ] = False,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Print what a build's jobs printed. With --follow --json, a line of JSON for each piece."""
+    build = connect(url).build(build_id)
+    if follow:
+        _follow(build, job, as_json=as_json)
+        return
+    text = build.logs(job)
+    if as_json:
+        show.document({"build": build.id, "job": job, "text": text})
+    else:
+        sys.stdout.write(text)
+
+
+def _follow(build: Build, job: int | None, *, as_json: bool) -> None:
+    last: int | None = None
+    for event in build.events():
+        if event.kind != "log" or job not in (None, event.job):
+            continue
+        if as_json:
+            show.document(event)
+            continue
+        if job is None and event.job != last:
+            print(f"=== {event.title}")
+            last = event.job
+        sys.stdout.write(str(event.data.get("text", "")))
+        sys.stdout.flush()
+
+
+def cancel(build_id: BuildId, as_json: Json = False, url: Url = None) -> None:
+    """Cancel a build. Work that another build wants goes on. Cancelling twice is harmless."""
+    build = connect(url).build(build_id)
+    had_ended = build.has_ended
+    view = build.cancel().view
+    if as_json:
+        show.document(view)
+        return
+    was = "had ended before: " if had_ended else ""
+    show.line(f"build {view.id} {was}{view.state}")
+
+
+def retry(build_id: BuildId, as_json: Json = False, url: Url = None) -> None:
+    """Run again what failed or was cancelled in a build; what has succeeded is kept."""
+    build = connect(url).build(build_id)
+    to_retry = build.view.state in ("failed", "cancelled")
+    view = build.retry().view
+    if as_json:
+        show.document(view)
+        return
+    note = "" if to_retry else ", nothing to retry"
+    show.line(f"build {view.id} {view.state}{note}")
+    if to_retry:
+        show.line(f"  watch it: {again(f'farm watch {view.id}', url)}")
+
+
+def explain(build_id: BuildId, as_json: Json = False, url: Url = None) -> None:
+    """Say why each job of a build ran or was reused, against the nearest earlier job."""
+    found = connect(url).build(build_id).explain()
+    if as_json:
+        show.document(found)
+        return
+    rows = [(str(job.job), job.title, str(job.reuse), job.why) for job in found.jobs]
+    show.table(("job", "title", "reuse", "why"), rows, keep=("job", "reuse"))
+
+
+def builds(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="MODEL", help="Only of this model.", autocompletion=complete.models
+        ),
+    ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            "--state",
+            metavar="STATE",
+            help="Only in this state: queued, running, succeeded, failed, cancelled.",
+            autocompletion=complete.build_states,
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many at most.")] = 20,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """List the newest builds."""
+    found = connect(url).builds(model=model, state=state, limit=limit)
+    if as_json:
+        show.document(found)
+        return
+    rows = [
+        (
+            build.id,
+            f"{build.model} v{build.version}",
+            show.state(build.state),
+            f"{build.engines_done}/{build.engines_total}",
+            ",".join(build.precisions),
+            ",".join(build.targets),
+            show.ago(build.created_at),
+            show.elapsed(build.created_at, build.finished_at),
+        )
+        for build in found
+    ]
+    headers = ("id", "model", "state", "engines", "precisions", "targets", "submitted", "took")
+    empty = f"no builds; submit one: {again('farm submit MODEL_FILE --gpu sm_89', url)}"
+    show.table(headers, rows, keep=("id", "model", "state", "engines"), empty=empty)

@@ -1,0 +1,74 @@
+"""Shell completion. The farm is asked, briefly; one that is out of reach offers nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+import typer
+
+from farm.errors import FarmError
+
+if TYPE_CHECKING:
+    from farm.client import Farm
+
+T = TypeVar("T")
+
+_PATIENCE_S = 1.0
+_OFFERED = 50
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+RUNTIMES = ("tensorrt", "tensorrt-rtx", "onnxruntime")
+
+
+def build_ids(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """The newest builds, with their model and state."""
+    return [
+        (build.id, f"{build.model} v{build.version} {build.state}")
+        for build in _ask(ctx, lambda farm: farm.builds(limit=_OFFERED))
+        if build.id.startswith(incomplete)
+    ]
+
+
+def models(ctx: typer.Context, incomplete: str) -> list[str]:
+    names = [model.name for model in _ask(ctx, lambda farm: farm.models(limit=_OFFERED))]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def gpus(incomplete: str) -> list[tuple[str, str]]:
+    """GPU tags, with the compute capability of each product."""
+    from farm.gpu_tags import COMPUTE_CAPABILITIES, CPU, PRODUCTS
+
+    offered = {CPU: "no GPU needed"} | dict.fromkeys(COMPUTE_CAPABILITIES, "compute capability")
+    return list(_last_part(incomplete, offered | PRODUCTS))
+
+
+def precisions(incomplete: str) -> list[tuple[str, str]]:
+    return list(_last_part(incomplete, dict.fromkeys(PRECISIONS, "")))
+
+
+def build_states(incomplete: str) -> list[str]:
+    from farm.states import BuildState
+
+    return [state for state in BuildState if state.startswith(incomplete)]
+
+
+def runtimes(incomplete: str) -> list[str]:
+    return [name for name in RUNTIMES if name.startswith(incomplete)]
+
+
+def _last_part(incomplete: str, offered: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Complete what stands after the last comma."""
+    before, comma, last = incomplete.rpartition(",")
+    for name, meaning in offered.items():
+        if name.startswith(last):
+            yield before + comma + name, meaning
+
+
+def _ask(ctx: typer.Context, question: Callable[[Farm], Iterable[T]]) -> Iterable[T]:
+    from farm.client import Backoff, Farm
+
+    try:
+        with Farm(ctx.params.get("url"), _PATIENCE_S, backoff=Backoff(attempts=1)) as farm:
+            return question(farm)
+    except FarmError:
+        return []  # a shell that completes nothing says enough

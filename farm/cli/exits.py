@@ -1,0 +1,32 @@
+"""What the command line's exit codes mean, in one place."""
+
+from __future__ import annotations
+
+from farm.errors import DigestMismatch, FarmError, NotFound, StageFailed
+
+OK = 0
+FAILED = 1
+USAGE = 2
+NOT_FOUND = 3
+UNAVAILABLE = 4
+INTERRUPTED = 130
+
+#: Codes of the client's errors; their classes aren't imported, for a quick start.
+_ENDED_BADLY = frozenset({"build-failed", "build-cancelled"})
+
+#: For ``farm --help``.
+EPILOG = (
+    f"Exit codes: {OK} ok · {FAILED} the build failed or was cancelled, or the download isn't "
+    f"what the registry says · {USAGE} usage, or a request that the farm refuses (4xx) · "
+    f"{NOT_FOUND} not found · {UNAVAILABLE} the farm can't be reached or has an error (5xx) · "
+    f"{INTERRUPTED} Ctrl+C."
+)
+
+
+def of(error: FarmError) -> int:
+    """The exit code for an error."""
+    if isinstance(error, DigestMismatch | StageFailed) or error.code in _ENDED_BADLY:
+        return FAILED
+    if isinstance(error, NotFound) or error.status == NotFound.status:
+        return NOT_FOUND
+    return USAGE if 400 <= error.status < 500 else UNAVAILABLE

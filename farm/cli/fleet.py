@@ -1,0 +1,83 @@
+"""The commands on what the farm has: workers and targets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from farm.cli import complete, show
+from farm.cli.options import Json, Url, connect, example
+
+if TYPE_CHECKING:
+    from farm.schemas import TargetView, WorkerView
+
+_PANEL = "Fleet"
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel=_PANEL, epilog=example("farm workers"))(workers)
+    app.command(rich_help_panel=_PANEL, epilog=example("farm targets --gpu rtx-4090"))(targets)
+
+
+def workers(as_json: Json = False, url: Url = None) -> None:
+    """List the workers: who is online, with which GPU and runtimes, and what it does now."""
+    found = connect(url).workers()
+    if as_json:
+        show.document(found)
+        return
+    headers = ("worker", "state", "gpu", "tags", "runtimes", "job", "seen")
+    empty = "no workers; start some: farm worker"
+    show.table(headers, map(_worker, found), keep=("worker", "state", "tags"), empty=empty)
+
+
+def _worker(worker: WorkerView) -> tuple[str | Text, ...]:
+    job = show.NONE if worker.job is None else f"{worker.job} {worker.job_title}"
+    return (
+        worker.name,
+        show.state("online" if worker.online else "offline"),
+        worker.gpu or "CPU",
+        ",".join(worker.tags) or show.NONE,
+        ", ".join(f"{name} {version}" for name, version in worker.runtimes.items()) or show.NONE,
+        job,
+        show.ago(worker.last_seen_at),
+    )
+
+
+def targets(
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            "--gpu",
+            metavar="TAG",
+            help="Only this GPU: sm_89, rtx-4090, cpu.",
+            autocompletion=complete.gpus,
+        ),
+    ] = None,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """List every runtime × GPU: buildable now, when such a worker joins, or not at all, and why."""
+    found = [one for one in connect(url).targets() if gpu is None or _is_for(one, gpu)]
+    if as_json:
+        show.document(found)
+        return
+    headers = ("target", "status", "precisions", "products", "why")
+    rows = [
+        (
+            one.target,
+            show.state(one.status),
+            ",".join(one.precisions) or show.NONE,
+            ", ".join(one.products) or show.NONE,
+            one.why,
+        )
+        for one in found
+    ]
+    show.table(headers, rows, keep=("target", "status"), empty=f"no target is for {gpu}")
+
+
+def _is_for(target: TargetView, gpu: str) -> bool:
+    from farm.gpu_tags import compute_capability
+
+    return target.compute_capability == compute_capability(gpu)

@@ -1,0 +1,129 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from farm.cli import complete
+from farm.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from farm.client import Farm
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        envvar="FARM_URL",
+        metavar="URL",
+        help="Where the farm is; by default http://127.0.0.1:8000.",
+    ),
+]
+BuildId = Annotated[
+    str, typer.Argument(metavar="ID", help="The build's id.", autocompletion=complete.build_ids)
+]
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="The model's name.", autocompletion=complete.models)
+]
+Gpu = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu",
+        metavar="TAG",
+        help="Only for this GPU: sm_89, rtx-4090, cpu.",
+        autocompletion=complete.gpus,
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="PRECISION",
+        help="Only this precision: fp32, fp16, bf16, int8.",
+        autocompletion=complete.precisions,
+    ),
+]
+Runtime = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime",
+        metavar="RUNTIME",
+        help="Only this runtime: tensorrt, tensorrt-rtx, onnxruntime.",
+        autocompletion=complete.runtimes,
+    ),
+]
+Version = Annotated[
+    int | None, typer.Option("--version", metavar="N", min=1, help="Only this model version.")
+]
+
+
+def example(text: str) -> str:
+    """The epilog that shows a command's use."""
+    return f"Example: {text}"
+
+
+def connect(url: str | None) -> Farm:
+    """The farm that the user means."""
+    from farm.client import Farm
+
+    return Farm(url)
+
+
+def again(command: str, url: str | None) -> str:
+    """A command to type next, which reaches the same farm as this one did."""
+    same = url is None or url == os.environ.get("FARM_URL")
+    return command if same else f"{command} --url {url}"
+
+
+def split(values: Iterable[str] | None) -> list[str]:
+    """Values given by repeating an option, by commas, or both."""
+    parts = [part.strip() for value in values or () for part in value.split(",")]
+    return list(dict.fromkeys(filter(None, parts)))
+
+
+def labels(pairs: Iterable[str] | None) -> dict[str, str]:
+    """``["team=vision"]`` → ``{"team": "vision"}``.
+
+    Raises:
+        InvalidRequest
+    """
+    found = {}
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise InvalidRequest(
+                f"{pair!r} isn't a label", hint="write KEY=VALUE: --label team=vision"
+            )
+        found[key] = value
+    return found
+
+
+def profiles(inputs: Iterable[str] | None) -> list[dict[str, dict[str, list[int]]]]:
+    """``["image=1x3:8x3:64x3"]`` → one profile of these inputs; of one shape, a fixed input.
+
+    Raises:
+        InvalidRequest
+    """
+    profile = dict(_input(text) for text in inputs or ())
+    return [profile] if profile else []
+
+
+def _input(text: str) -> tuple[str, dict[str, list[int]]]:
+    # The name may hold colons (input:0); the shapes hold no equals sign.
+    name, _, shapes = text.rpartition("=")
+    try:
+        given = [[int(axis) for axis in shape.split("x")] for shape in shapes.split(":")]
+    except ValueError:
+        given = []
+    if not name or len(given) not in (1, 3):
+        raise InvalidRequest(
+            f"{text!r} isn't a profile",
+            hint="write INPUT=MIN:OPT:MAX: --profile image=1x1x8x8:8x1x8x8:64x1x8x8",
+        )
+    low, mid, high = given * 3 if len(given) == 1 else given
+    return name, {"min": low, "opt": mid, "max": high}

@@ -1,0 +1,108 @@
+"""``farm pull``: the right engine for a GPU, verified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from farm.cli import complete, show, transfer
+from farm.cli.options import Json, ModelName, Runtime, Url, Version, connect, example, split
+
+if TYPE_CHECKING:
+    from farm.client import Farm, Pulled
+    from farm.schemas import Match
+
+
+def register(app: typer.Typer) -> None:
+    text = "farm pull digits --gpu rtx-4090 --precision int8 -o engines"
+    app.command(rich_help_panel="Engines", epilog=example(text))(pull)
+
+
+def pull(
+    model: ModelName,
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gpu",
+            metavar="TAG",
+            help="GPU tags, repeated or by commas; by default this machine's.",
+            autocompletion=complete.gpus,
+        ),
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--precision",
+            metavar="PRECISION",
+            help="Precisions, repeated or by commas; by default the most compact there is.",
+            autocompletion=complete.precisions,
+        ),
+    ] = None,
+    runtime: Runtime = None,
+    version: Version = None,
+    folder: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Where the files go.")
+    ] = Path(),
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Download a model's engine for a GPU, and its manifest beside it.
+
+    The bytes are verified before the file gets its name; a download that was cut off is resumed.
+    """
+    farm = connect(url)
+    tags = split(gpu) or _detected()
+    matches = _matches(farm, model, tags, split(precision) or [None], runtime, version)
+    found = [(tag, one) for tag, one in matches]
+    with transfer.bar(hidden=as_json) as progress:
+        pulled = [(tag, farm.fetch(one, folder, progress=progress)) for tag, one in found]
+    if as_json:
+        show.document([_document(tag, one) for tag, one in pulled])
+        return
+    for _, one in pulled:
+        _say(one)
+
+
+def _detected() -> list[str]:
+    from farm.cli.this_machine import gpu_tags
+
+    return gpu_tags()
+
+
+def _matches(
+    farm: Farm,
+    model: str,
+    tags: Sequence[str],
+    precisions: Sequence[str | None],
+    runtime: str | None,
+    version: int | None,
+) -> Iterator[tuple[str, Match]]:
+    """The best match for each tag and precision, each engine once."""
+    seen: set[str] = set()
+    for tag in tags:
+        for one in precisions:
+            match = farm.match(model, tag, precision=one, runtime=runtime, version=version)
+            if match.engine.id not in seen:
+                seen.add(match.engine.id)
+                yield tag, match
+
+
+def _say(pulled: Pulled) -> None:
+    show.line(f"{pulled.path}  {show.size(pulled.engine.bytes)}  {pulled.engine.digest}")
+    show.line(f"  why: {pulled.why}")
+    show.line(f"  runs on: {pulled.engine.runtime} {pulled.engine.runtime_version}")
+    show.line("  verified" + ("" if pulled.fresh else "; it was here already"))
+
+
+def _document(tag: str, pulled: Pulled) -> dict[str, object]:
+    return {
+        "gpu": tag,
+        "path": str(pulled.path),
+        "manifest": f"{pulled.path}.json",
+        "fresh": pulled.fresh,
+        "why": pulled.why,
+        "engine": pulled.engine,
+    }

@@ -1,0 +1,158 @@
+"""The commands on what was built: models and engines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from farm.cli import complete, show
+from farm.cli.options import (
+    Gpu,
+    Json,
+    ModelName,
+    Precision,
+    Runtime,
+    Url,
+    Version,
+    again,
+    connect,
+    example,
+)
+
+if TYPE_CHECKING:
+    from farm.schemas import EngineView
+
+_PANEL = "Engines"
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel=_PANEL, epilog=example("farm engines digits --gpu rtx-4090"))(
+        engines
+    )
+    app.command(rich_help_panel=_PANEL, epilog=example("farm models digits"))(models)
+
+
+def engines(
+    model: ModelName,
+    gpu: Gpu = None,
+    precision: Precision = None,
+    runtime: Runtime = None,
+    version: Version = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many at most.")] = 200,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """List a model's engines with their accuracy and speed, the newest first.
+
+    Accuracy is against the source model: how often the same class comes first (top-1), the mean
+    cosine similarity of the outputs, and the task's own metric where there were labels.
+    """
+    found = connect(url).engines(
+        model, gpu=gpu, precision=precision, runtime=runtime, version=version, limit=limit
+    )
+    if as_json:
+        show.document(found)
+        return
+    headers = (
+        "id",
+        "version",
+        "target",
+        "precision",
+        "size",
+        "top-1 agreement",
+        "cosine",
+        "task",
+        "measured on",
+        "p50",
+        "speed-up",
+    )
+    empty = f"no such engines; what there is: {again(f'farm engines {model}', url)}"
+    show.table(
+        headers, map(_row, found), keep=("id", "version", "target", "precision"), empty=empty
+    )
+
+
+def _row(engine: EngineView) -> tuple[str, ...]:
+    accuracy: dict[str, Any] = engine.accuracy
+    cosine = accuracy.get("cosine_mean")
+    return (
+        engine.id,
+        f"v{engine.version}",
+        f"{engine.runtime}:{engine.gpu}",
+        str(engine.precision),
+        show.size(engine.bytes),
+        show.share(accuracy.get("top1_agreement")),
+        show.NONE if cosine is None else f"{cosine:.4f}",
+        _task(accuracy.get("task")),
+        str(accuracy.get("measured_on") or show.NONE),
+        *_speed(engine.metrics or {}),
+    )
+
+
+def _task(task: dict[str, Any] | None) -> str:
+    """``98.2 % (98.4 %)``: the engine's, and the source's."""
+    if not task:
+        return show.NONE
+    return f"{show.share(task.get('engine'))} (source {show.share(task.get('source'))})"
+
+
+def _speed(metrics: dict[str, Any]) -> tuple[str, str]:
+    p50_ms = (metrics.get("latency_ms") or {}).get("p50")
+    speed_up = metrics.get("speed_up")
+    return (
+        show.NONE if p50_ms is None else f"{p50_ms:.3g} ms",
+        show.NONE if speed_up is None else f"{speed_up:.2f}×",
+    )
+
+
+def models(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="Show this model's versions.",
+            autocompletion=complete.models,
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """List the models, or one model's versions."""
+    if model is not None:
+        _versions(model, url, as_json=as_json)
+        return
+    found = connect(url).models()
+    if as_json:
+        show.document(found)
+        return
+    rows = [
+        (
+            one.name,
+            f"v{max(one.versions)}" if one.versions else show.NONE,
+            str(one.engines),
+            show.ago(one.created_at),
+        )
+        for one in found
+    ]
+    empty = f"no models; submit one: {again('farm submit MODEL_FILE --gpu sm_89', url)}"
+    show.table(("model", "newest", "engines", "since"), rows, keep=("model",), empty=empty)
+
+
+def _versions(model: str, url: str | None, *, as_json: bool) -> None:
+    detail = connect(url).model(model)
+    if as_json:
+        show.document(detail)
+        return
+    rows = [
+        (
+            f"v{one.version}",
+            str(one.source_format),
+            one.source_digest,
+            str(one.engines),
+            show.ago(one.created_at),
+        )
+        for one in detail.versions
+    ]
+    show.table(("version", "format", "source", "engines", "submitted"), rows, keep=("source",))

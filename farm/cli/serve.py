@@ -1,0 +1,130 @@
+"""The commands that run a farm, or parts of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from farm.cli import exits
+from farm.cli.options import Json, example
+
+_PANEL = "Run a farm"
+_db = typer.Typer(help="The farm's database.", no_args_is_help=True)
+
+Host = Annotated[str, typer.Option("--host", metavar="HOST", help="The address to listen on.")]
+
+
+def register(app: typer.Typer) -> None:
+    def add(command: object, name: str, text: str) -> None:
+        app.command(name, rich_help_panel=_PANEL, epilog=example(text))(command)  # type: ignore[type-var]
+
+    add(up, "up", "farm up --port 8000")
+    add(demo, "demo", "farm demo --keep demo-engines")
+    add(worker, "worker", "farm worker --cpu-only")
+    add(api, "api", "farm api --host 0.0.0.0 --port 8000")
+    add(flower, "flower", "farm flower --port 5555")
+    _db.command("upgrade", epilog=example("farm db upgrade"))(upgrade)
+    app.add_typer(_db, name="db", rich_help_panel=_PANEL)
+
+
+def up(
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="The API's port; 0 for a free one.")
+    ] = 8000,
+    flower_port: Annotated[
+        int, typer.Option("--flower-port", min=0, max=65535, help="Flower's; 0 for a free one.")
+    ] = 5555,
+    as_json: Json = False,
+) -> None:
+    """Run the whole farm on this machine: API, broker, workers, Flower. Ctrl+C ends all of it.
+
+    State is kept in FARM_HOME, by default ~/.engine-farm. With --json one line tells the addresses
+    once the farm is ready to take work.
+    """
+    from farm.up import run
+
+    run(port, flower_port, as_json)
+
+
+def demo(
+    keep: Annotated[
+        Path | None,
+        typer.Option("--keep", metavar="DIR", help="Keep the demo's models and engines here."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the farm at work: build, calibrate and pull engines of two models, from nothing."""
+    from farm.demo import run
+
+    raise typer.Exit(run(as_json, keep))
+
+
+def worker(
+    cpu_only: Annotated[
+        bool, typer.Option("--cpu-only", help="Start no worker for the GPUs.")
+    ] = False,
+    no_cpu: Annotated[bool, typer.Option("--no-cpu", help="Start no worker for CPU work.")] = False,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Name of this machine's workers."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Join a farm with this machine: one pinned worker a GPU, and one for CPU work.
+
+    FARM_DATABASE_URL, FARM_BROKER_URL and FARM_STORE say which farm. With --json one line tells the
+    process before it starts.
+    """
+    options = ["--cpu-only"] * cpu_only + ["--no-cpu"] * no_cpu
+    options += ["--name", name] if name else []
+    if as_json:
+        _announce(pid=os.getpid(), options=options)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "workers", *options])  # noqa: S606 - no shell
+
+
+def api(
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The port.")] = 8000,
+    as_json: Json = False,
+) -> None:
+    """Run the API alone, until SIGTERM or Ctrl+C."""
+    from farm.api.server import serve
+
+    if as_json:
+        _announce(api=f"http://{host}:{port}")
+    serve(host, port)
+
+
+def flower(
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The port.")] = 5555,
+    as_json: Json = False,
+) -> None:
+    """Run Flower alone, to watch the workers in a browser."""
+    from farm.dispatch import run_flower
+
+    if as_json:
+        _announce(flower=f"http://{host}:{port}")
+    run_flower(host, port)
+
+
+def upgrade(as_json: Json = False) -> None:
+    """Bring the database's schema up to date. Safe to repeat, and with several at once."""
+    from farm.db import upgrade as upgrade_schema
+
+    revision = upgrade_schema()
+    if as_json:
+        _announce(revision=revision)
+    else:
+        print(f"The schema is at {revision}.")
+    raise typer.Exit(exits.OK)
+
+
+def _announce(**facts: object) -> None:
+    print(json.dumps(facts), flush=True)

@@ -1,0 +1,156 @@
+"""How the command line shows things: tables, sizes, times, JSON.
+
+On a terminal tables fit its width, except for ids, which are never cut. Anywhere else lines are as
+long as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import IO, Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+NONE = "–"
+_UNBOUNDED = 10_000
+_STYLES = {
+    "succeeded": "green",
+    "buildable": "green",
+    "online": "green",
+    "failed": "red",
+    "unsupported": "red",
+    "running": "cyan",
+    "queued": "yellow",
+    "waits-for-worker": "yellow",
+    "waiting": "dim",
+    "offline": "dim",
+    "cancelled": "magenta",
+}
+
+
+def console(file: IO[str] | None = None) -> Console:
+    """A console on stdout, or on ``file``, that takes texts as they are."""
+    stream = file or sys.stdout
+    return Console(
+        file=stream,
+        width=None if stream.isatty() else _UNBOUNDED,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        soft_wrap=False,
+    )
+
+
+def line(text: str | Text = "") -> None:
+    console().print(text, soft_wrap=True)
+
+
+def document(value: Any) -> None:
+    """Print a value as one line of JSON."""
+    print(json.dumps(_plain(value), ensure_ascii=False), flush=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value
+
+
+def grid(
+    headers: Sequence[str], rows: Iterable[Sequence[str | Text]], *, keep: Sequence[str] = ()
+) -> Table:
+    """A table whose columns in ``keep`` are neither wrapped nor cut."""
+    cells = [list(row) for row in rows]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for index, header in enumerate(headers):
+        widest = max([len(header), *(len(row[index]) for row in cells)])
+        whole = header in keep
+        table.add_column(
+            header,
+            no_wrap=whole,
+            overflow="fold",
+            # Kept even where the table is wider than the terminal.
+            min_width=widest if whole else None,
+        )
+    for row in cells:
+        table.add_row(*row)
+    return table
+
+
+def table(
+    headers: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    *,
+    keep: Sequence[str] = (),
+    empty: str = "",
+) -> None:
+    """Print a table, or ``empty`` where there are no rows."""
+    cells = list(rows)
+    if not cells:
+        line(empty)
+        return
+    made = grid(headers, cells, keep=keep)
+    target = console()
+    # Wider than the terminal only when ids leave no other way: the terminal then wraps them.
+    width = max(target.width, target.measure(made).minimum)
+    target.print(made, width=width, crop=False)
+
+
+def state(name: str) -> Text:
+    return Text(name, style=_STYLES.get(name, ""))
+
+
+def size(count: int) -> str:
+    """``1.4 MB``."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """``4.2 s``, ``1 min 05 s``, ``2 h 03 min``."""
+    if seconds < 60:
+        return f"{max(seconds, 0):.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def elapsed(start: datetime | None, end: datetime | None) -> str:
+    """How long something took, or has taken until now."""
+    if start is None:
+        return NONE
+    return duration(((end or datetime.now(UTC)) - start).total_seconds())
+
+
+def ago(moment: datetime) -> str:
+    """``3 min ago``."""
+    seconds = max(0, round((datetime.now(UTC) - moment).total_seconds()))
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length} {unit} ago"
+    return f"{seconds} s ago"
+
+
+def share(value: float | None, digits: int = 1) -> str:
+    """``99.8 %``."""
+    return NONE if value is None else f"{value * 100:.{digits}f} %"
+
+
+def short(digest: str) -> str:
+    """A digest's beginning, for people."""
+    return digest.removeprefix("sha256:")[:12]

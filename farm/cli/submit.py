@@ -1,0 +1,159 @@
+"""``farm submit``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from farm.cli import complete, show, transfer
+from farm.cli.options import Json, Url, again, connect, example, labels, profiles, split
+from farm.cli.watch import watch_build
+from farm.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from farm.schemas import BuildView
+
+_EXAMPLE = (
+    "farm submit digits.pt2 --gpu sm_89,rtx-5090 --precision fp16,int8 "
+    "--calibration digits-calibration.npz --evaluation digits-evaluation.npz --max-drop 0.01 --wait"
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.command("submit", rich_help_panel="Builds", epilog=example(_EXAMPLE))(submit)
+
+
+def submit(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL_FILE",
+            help="An .onnx file, a .pt2 file of torch.export, or the digest of one already there.",
+        ),
+    ],
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gpu",
+            "--target",
+            metavar="TAG",
+            help="GPU tags or RUNTIME:TAG, repeated or by commas: sm_89, rtx-4090, cpu, "
+            "tensorrt-rtx:sm_120.",
+            autocompletion=complete.gpus,
+        ),
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--precision",
+            metavar="PRECISION",
+            help="fp32, fp16, bf16, int8, repeated or by commas; by default fp16.",
+            autocompletion=complete.precisions,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="The model's name; by default the file's."),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option("--calibration", metavar="FILE", help="Samples for int8: .npz, .safetensors."),
+    ] = None,
+    calibration_method: Annotated[
+        str, typer.Option("--calibration-method", metavar="METHOD", help="entropy or max.")
+    ] = "entropy",
+    calibration_batch_size: Annotated[
+        int, typer.Option("--calibration-batch-size", metavar="N", min=1, max=4096)
+    ] = 8,
+    evaluation: Annotated[
+        str | None,
+        typer.Option("--evaluation", metavar="FILE", help="Samples with labels: .npz, …"),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", metavar="METRIC", help="The task's metric: top1.")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            "--max-drop", metavar="SHARE", min=0, max=1, help="The loss of the metric to allow."
+        ),
+    ] = None,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--profile",
+            metavar="INPUT=MIN:OPT:MAX",
+            help="An input's shapes: image=1x1x8x8:8x1x8x8:64x1x8x8. Repeat it for other inputs.",
+        ),
+    ] = None,
+    priority: Annotated[
+        int, typer.Option("--priority", min=0, max=9, help="9 is the most urgent.")
+    ] = 5,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Repeat for more.")
+    ] = None,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option("--idempotency-key", metavar="KEY", help="A repeat returns the first build."),
+    ] = None,
+    source_format: Annotated[
+        str | None,
+        typer.Option("--format", metavar="FORMAT", help="onnx or pt2, of a source by its digest."),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Watch the build until it ends.")] = False,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Submit a model: every precision for every GPU. Work that is there or on its way is reused."""
+    targets = split(gpu)
+    if not targets:
+        raise InvalidRequest(
+            "no GPU given", hint="say which: --gpu sm_89 (farm targets lists them; cpu works too)"
+        )
+    farm = connect(url)
+    with transfer.bar(hidden=as_json) as progress:
+        build = farm.submit(
+            source,
+            targets=targets,
+            precisions=split(precision) or ["fp16"],
+            name=name,
+            format=source_format,
+            calibration=calibration,
+            calibration_method=calibration_method,
+            calibration_batch_size=calibration_batch_size,
+            evaluation=evaluation,
+            metric=metric,
+            max_drop=max_drop,
+            profiles=profiles(profile),
+            priority=priority,
+            labels=labels(label),
+            idempotency_key=idempotency_key,
+            progress=progress,
+        )
+    if not as_json:
+        _say(build.view, url, waiting=wait)
+    if wait:
+        raise typer.Exit(watch_build(build, url, as_json=as_json, only_end=as_json))
+    if as_json:
+        show.document(build.view)
+
+
+def _say(view: BuildView, url: str | None, *, waiting: bool) -> None:
+    show.line(f"build {view.id} of {view.model} v{view.version}: {view.state}")
+    rows = [(want.asked, want.target, str(want.precision), want.why) for want in view.engines]
+    show.table(("asked", "target", "precision", "why"), rows, keep=("asked", "target", "precision"))
+    reused = sum(job.reuse != "ran" for job in view.jobs)
+    show.line(f"{view.jobs_total} jobs, {reused} of them reused")
+    for missing in dict.fromkeys(job.waits_for for job in view.jobs if job.waits_for):
+        show.line(f"waits for {missing}")
+    if waiting:
+        return
+    pull = f"farm pull {view.model} --gpu {view.engines[0].target.rpartition(':')[2]} -o engines"
+    for what, command in (
+        ("watch it:", f"farm watch {view.id}"),
+        ("why reused or not:", f"farm explain {view.id}"),
+        ("cancel it:", f"farm cancel {view.id}"),
+        ("when it's done:", pull),
+    ):
+        show.line(f"  {what:<20}{again(command, url)}")

@@ -1,0 +1,227 @@
+"""``farm watch``: a build's stages as they happen. Ctrl+C stops watching, not the build."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from farm.cli import exits, show
+from farm.cli.options import BuildId, Json, Url, again, connect, example
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from farm.client import Build
+    from farm.schemas import BuildView, Event, JobView
+
+_TICK_S = 0.25
+_ROOM = 8  #: lines of a terminal that the jobs don't get
+_HEADERS = ("job", "title", "state", "stage", "worker", "time")
+_KEEP = ("job", "state", "time")
+_ORDER = ("failed", "running", "queued", "waiting", "succeeded", "cancelled")
+
+
+def register(app: typer.Typer) -> None:
+    text = "farm watch 06C3XQ5W8RJ4T2KD"
+    app.command("watch", rich_help_panel="Builds", epilog=example(text))(watch)
+
+
+def watch(build_id: BuildId, as_json: Json = False, url: Url = None) -> None:
+    """Watch a build's stages until it ends. Ctrl+C stops watching, not the build.
+
+    With --json prints each event as a line of JSON. Exits 1 when the build failed or was cancelled.
+    """
+    raise typer.Exit(watch_build(connect(url).build(build_id), url, as_json=as_json))
+
+
+def watch_build(build: Build, url: str | None, *, as_json: bool, only_end: bool = False) -> int:
+    """Watch a build until it ends; return the exit code.
+
+    Parameters:
+        only_end: with ``as_json``, print the build once it has ended instead of its events.
+    """
+    try:
+        if only_end:
+            for _ in build.events():
+                pass
+            show.document(build.refresh().view)
+        elif as_json:
+            for event in build.events():
+                show.document(event)
+        elif sys.stdout.isatty():
+            _live(build)
+        else:
+            _lines(build)
+    except KeyboardInterrupt:
+        resume = again(f"farm watch {build.id}", url)
+        print(f"\nStopped watching; build {build.id} goes on. Resume: {resume}", file=sys.stderr)
+        return exits.INTERRUPTED
+    return _conclude(build.refresh(), url, as_json=as_json)
+
+
+def _conclude(build: Build, url: str | None, *, as_json: bool) -> int:
+    """Say what became of the build; return the exit code."""
+    from farm.client.build import failures
+
+    view = build.view
+    if as_json:
+        build.raise_for_state()
+        return exits.OK
+    took = show.elapsed(view.created_at, view.finished_at)
+    done = f"{view.engines_done} of {view.engines_total} engines"
+    show.line(f"build {view.id} {view.state} after {took}: {done}")
+    if view.state == "failed":
+        for job, error in failures(view):
+            print(f"error: {job.title}: {error.detail}", file=sys.stderr)
+            print(
+                f"hint: {error.hint or f'read its log: farm logs {view.id} --job {job.id}'}",
+                file=sys.stderr,
+            )
+    if view.state == "succeeded":
+        tags = dict.fromkeys(want.target.rpartition(":")[2] for want in view.engines)
+        for tag in tags:
+            show.line(f"  {again(f'farm pull {view.model} --gpu {tag} -o engines', url)}")
+        return exits.OK
+    show.line(f"  run it again: {again(f'farm retry {view.id}', url)}")
+    return exits.FAILED
+
+
+def _lines(build: Build) -> None:
+    """Print a line whenever a stage changes."""
+    show.line(_title(build.view))
+    phases: dict[int | None, str] = {}
+    for event in build.events():
+        phase = event.data.get("phase")
+        if event.kind == "log" or (event.kind == "phase" and phases.get(event.job) == phase):
+            continue
+        if event.kind == "phase":
+            phases[event.job] = str(phase)
+        print(_line(event), flush=True)
+
+
+def _line(event: Event) -> str:
+    what = event.title or f"build {event.build}"
+    happened = event.state or _phase(event.data.get("phase"), event.data.get("progress"))
+    return f"{event.at.astimezone():%H:%M:%S}  {what}  {happened}{_more(event.data)}"
+
+
+def _more(data: dict[str, Any]) -> str:
+    parts = []
+    if data.get("worker"):
+        parts.append(f"on {data['worker']}")
+    if data.get("attempt", 1) > 1:
+        parts.append(f"attempt {data['attempt']}")
+    if data.get("cause"):
+        parts.append(str(data["cause"]))
+    if data.get("error"):
+        parts.append(str(data["error"].get("detail")))
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _phase(phase: str | None, progress: float | None) -> str:
+    if phase is None:
+        return ""
+    return phase if progress is None else f"{phase} {progress:.0%}"
+
+
+def _live(build: Build) -> None:
+    """Show the jobs in place, with the time ticking, until the build has ended."""
+    from rich.live import Live
+
+    screen = _Screen(build.view)
+    bell = _Bell(build)
+    bell.thread.start()
+    with Live(screen, console=show.console(), refresh_per_second=1 / _TICK_S):
+        while not bell.ended:
+            # The stream only rings: what is shown is always the farm's own account.
+            if bell.news.wait(_TICK_S):
+                bell.news.clear()
+                screen.view = build.refresh().view
+        screen.view = build.refresh().view
+    if bell.error is not None:
+        raise bell.error
+
+
+class _Bell:
+    """Listens to a build's events in a thread of its own."""
+
+    def __init__(self, build: Build) -> None:
+        self.news = threading.Event()
+        self.ended = False
+        self.error: Exception | None = None
+        self._build = build
+        # A daemon: Ctrl+C needn't wait for the next event.
+        self.thread = threading.Thread(target=self._listen, daemon=True, name="watch")
+
+    def _listen(self) -> None:
+        try:
+            for event in self._build.events():
+                if event.kind != "log":
+                    self.news.set()
+        except Exception as err:
+            self.error = err  # raised where the user is told
+        self.ended = True
+        self.news.set()
+
+
+class _Screen:
+    """A build as a live table."""
+
+    def __init__(self, view: BuildView) -> None:
+        self.view = view
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        yield _title(self.view)
+        yield _jobs_grid(self.view.jobs, room=console.height - _ROOM)
+        yield _summary(self.view)
+
+
+def _jobs_grid(jobs: list[JobView], *, room: int | None = None) -> RenderableType:
+    """The jobs as a table; where there is no room for all, those that matter most now."""
+    shown = list(jobs)
+    if room is not None and len(jobs) > room:
+        shown = sorted(jobs, key=lambda job: _ORDER.index(job.state))[: max(room, 1)]
+    return show.grid(_HEADERS, [_row(job) for job in shown], keep=_KEEP)
+
+
+def jobs_table(jobs: list[JobView]) -> None:
+    """Print the jobs as a table."""
+    show.table(_HEADERS, [_row(job) for job in jobs], keep=_KEEP)
+
+
+def _row(job: JobView) -> tuple[Any, ...]:
+    stage = _phase(job.phase, job.progress) if job.state == "running" else ""
+    if job.reuse != "ran":
+        stage = stage or job.reuse
+    if job.error is not None:
+        stage = job.error.code
+    if job.waits_for:
+        stage = f"waits for {job.waits_for}"
+    attempt = f" (attempt {job.attempt})" if job.attempt > 1 else ""
+    return (
+        str(job.id),
+        job.title,
+        show.state(job.state),
+        stage + attempt,
+        job.worker or show.NONE,
+        show.elapsed(job.started_at, job.finished_at),
+    )
+
+
+def _title(view: BuildView) -> str:
+    reused = sum(job.reuse != "ran" for job in view.jobs)
+    return (
+        f"build {view.id} of {view.model} v{view.version}: {view.jobs_total} jobs, {reused} reused"
+    )
+
+
+def _summary(view: BuildView) -> str:
+    took = show.elapsed(view.created_at, view.finished_at)
+    return (
+        f"{view.state} for {took} · jobs {view.jobs_done}/{view.jobs_total} "
+        f"· engines {view.engines_done}/{view.engines_total} "
+        "· Ctrl+C stops watching, not the build"
+    )

@@ -1,0 +1,26 @@
+"""The farm from Python.
+
+    from farm.client import Farm
+
+    build = Farm().submit("digits.pt2", targets=["sm_89"], precisions=["fp16"])
+    build.wait().pull("engines/")
+
+Nothing here needs torch, onnx, a database or a broker: any machine that reaches the farm will do.
+"""
+
+from farm.client.build import Build, BuildCancelled, BuildFailed, WaitTimedOut
+from farm.client.download import Pulled
+from farm.client.farm import Farm
+from farm.client.http import Backoff
+from farm.client.progress import Progress
+
+__all__ = [
+    "Backoff",
+    "Build",
+    "BuildCancelled",
+    "BuildFailed",
+    "Farm",
+    "Progress",
+    "Pulled",
+    "WaitTimedOut",
+]

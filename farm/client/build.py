@@ -1,0 +1,197 @@
+"""A build that was submitted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from farm.client import events
+from farm.client.progress import Progress
+from farm.errors import Conflict, FarmError, NotFound
+from farm.gpu_tags import canonical, compute_capability
+from farm.schemas import BuildView, EngineView, Event, Explanation, Failure, JobView
+from farm.states import BUILD_ENDED, BuildState, JobState
+
+if TYPE_CHECKING:
+    from farm.client.farm import Farm
+
+_FIRST_POLL_S = 0.2
+_LONGEST_POLL_S = 2.0
+#: The code of a job that failed because one before it did.
+_FOLLOWS = "input-failed"
+
+
+class BuildFailed(FarmError):  # noqa: N818 - exceptions name the fact
+    """The build failed."""
+
+    def __init__(self, view: BuildView) -> None:
+        self.view = view
+        causes = failures(view)
+        said = "; ".join(f"{job.title}: {error.detail}" for job, error in causes)
+        hints = dict.fromkeys(error.hint for _, error in causes if error.hint)
+        super().__init__(
+            f"build {view.id} failed: {said or 'no job says why'}",
+            hint="; ".join(hints) or f"read its log: farm logs {view.id}",
+        )
+
+
+class BuildCancelled(FarmError):  # noqa: N818
+    """The build was cancelled."""
+
+
+class WaitTimedOut(FarmError):  # noqa: N818
+    """The build hadn't ended in the time given; it goes on."""
+
+
+def failures(view: BuildView) -> list[tuple[JobView, Failure]]:
+    """The jobs that failed by themselves, not because one before them did, and why."""
+    failed = [(job, job.error) for job in view.jobs if job.error and job.state is JobState.FAILED]
+    return [(job, error) for job, error in failed if error.code != _FOLLOWS] or failed
+
+
+class Build:
+    """A handle to one build of a farm."""
+
+    def __init__(self, farm: Farm, view: BuildView) -> None:
+        self._farm = farm
+        self._view = view
+
+    def __repr__(self) -> str:
+        return f"<Build {self.id} of {self._view.model} v{self._view.version}: {self._view.state}>"
+
+    @property
+    def id(self) -> str:
+        return self._view.id
+
+    @property
+    def view(self) -> BuildView:
+        """The build as it was when it was last looked at."""
+        return self._view
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the build had ended when it was last looked at."""
+        return self._view.state in BUILD_ENDED
+
+    def refresh(self) -> Self:
+        """Look at the build."""
+        self._view = self._farm.http.read(BuildView, "GET", self._path)
+        return self
+
+    def events(self, *, after: int = 0) -> Iterator[Event]:
+        """What happens to the build, from its submission on, until it has ended."""
+        return events.follow(self._farm.http, self.id, after=after)
+
+    def wait(self, timeout: float | None = None) -> Self:
+        """Wait until the build has succeeded.
+
+        Parameters:
+            timeout: seconds; the build goes on when they are over.
+
+        Raises:
+            BuildFailed, BuildCancelled, WaitTimedOut
+            Unavailable: the farm stayed out of reach; the build isn't touched by that.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause_s = _FIRST_POLL_S
+        while not self.refresh().has_ended:
+            left_s = float("inf") if deadline is None else deadline - time.monotonic()
+            if left_s <= 0:
+                raise WaitTimedOut(
+                    f"build {self.id} hadn't ended after {timeout:g} s; it goes on",
+                    hint=f"wait again, or look: farm status {self.id}",
+                )
+            time.sleep(min(pause_s, left_s))
+            pause_s = min(pause_s * 1.5, _LONGEST_POLL_S)
+        self.raise_for_state()
+        return self
+
+    def raise_for_state(self) -> None:
+        """Raise what became of the build, unless it lives or has succeeded.
+
+        Raises:
+            BuildFailed, BuildCancelled
+        """
+        if self._view.state is BuildState.FAILED:
+            raise BuildFailed(self._view)
+        if self._view.state is BuildState.CANCELLED:
+            raise BuildCancelled(
+                f"build {self.id} was cancelled", hint=f"run it again: farm retry {self.id}"
+            )
+
+    def cancel(self) -> Self:
+        """Cancel the build; work that another build wants goes on."""
+        return self._post("cancel")
+
+    def retry(self) -> Self:
+        """Run what failed or was cancelled again; what has succeeded is kept."""
+        return self._post("retry")
+
+    def logs(self, job: int | None = None) -> str:
+        """What the build's jobs printed, or one of them."""
+        query = {} if job is None else {"job": job}
+        return self._farm.http.request("GET", f"{self._path}/logs", params=query).text
+
+    def explain(self) -> Explanation:
+        """Why each job ran or was reused."""
+        return self._farm.http.read(Explanation, "GET", f"{self._path}/explain")
+
+    def engines(self) -> list[EngineView]:
+        """The build's engines that are in the registry."""
+        ids = dict.fromkeys(want.engine for want in self.refresh().view.engines if want.engine)
+        return [self._farm.engine(engine_id) for engine_id in ids]
+
+    def pull(
+        self,
+        folder: str | Path = ".",
+        gpu: str | None = None,
+        precision: str | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> list[Path]:
+        """Download the build's engines, or those for a GPU and a precision; return their paths.
+
+        Of a build that failed, the engines that could be built.
+
+        Raises:
+            Conflict: the build isn't done yet.
+            NotFound: it has no such engine.
+            UnknownGpu
+        """
+        engines = self.engines()
+        ready = self._view.engines_done == self._view.engines_total
+        if not ready and not self.has_ended:
+            raise Conflict(
+                f"{self._view.engines_done} of {self._view.engines_total} engines of build "
+                f"{self.id} are ready",
+                hint="wait for it first: build.wait(), or farm watch " + self.id,
+            )
+        return self._farm.download_all(self._chosen(engines, gpu, precision), folder, progress)
+
+    def _chosen(
+        self, engines: Sequence[EngineView], gpu: str | None, precision: str | None
+    ) -> list[EngineView]:
+        tags = {canonical(gpu), compute_capability(gpu)} if gpu else None
+        chosen = [
+            engine
+            for engine in engines
+            if (tags is None or engine.gpu in tags) and precision in (None, engine.precision)
+        ]
+        if not chosen:
+            there = ", ".join(f"{e.precision}@{e.gpu}" for e in engines) or "none"
+            asked = " ".join(filter(None, (precision, gpu)))
+            raise NotFound(
+                f"build {self.id} has no {asked + ' ' if asked else ''}engine; there is {there}",
+                hint=f"what became of it: farm status {self.id}",
+            )
+        return chosen
+
+    @property
+    def _path(self) -> str:
+        return f"/v1/builds/{self.id}"
+
+    def _post(self, verb: str) -> Self:
+        self._view = self._farm.http.read(BuildView, "POST", f"{self._path}/{verb}")
+        return self

@@ -1,0 +1,74 @@
+"""Server-sent events, followed across lost connections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import httpx
+from pydantic import TypeAdapter
+
+from farm.client.http import Http
+from farm.errors import Unavailable
+from farm.schemas import BuildView, Event
+from farm.states import BUILD_ENDED
+
+#: The server says something, if only a comment, at least every 15 s.
+_SILENCE_S = 60.0
+#: Lost connections in a row, with the client's backoff about a minute.
+_LOSSES = 15
+_EVENT = TypeAdapter(Event)
+
+
+def follow(http: Http, build_id: str, *, after: int = 0) -> Iterator[Event]:
+    """A build's events past ``after``, from its submission on, until it has ended.
+
+    A lost connection is made again and resumes after the last event that was seen.
+
+    Raises:
+        NotFound: there is no such build.
+        Unavailable: the farm stayed out of reach.
+    """
+    losses = 0
+    while True:
+        error: Unavailable | None = None
+        try:
+            for event in _connection(http, build_id, after):
+                after, losses = event.id, 0
+                yield event
+            if _has_ended(http, build_id):
+                return
+        except httpx.TransportError as err:
+            error = http.unreachable(err)
+        except Unavailable as err:
+            error = err
+        losses += 1
+        if losses >= _LOSSES:
+            raise error or Unavailable(f"the event stream of build {build_id} keeps ending")
+        http.pause(losses)
+
+
+def _connection(http: Http, build_id: str, after: int) -> Iterator[Event]:
+    headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+    if after:
+        headers["Last-Event-ID"] = str(after)
+    path = f"/v1/builds/{build_id}/events"
+    with http.stream(path, headers=headers, read_timeout_s=_SILENCE_S) as response:
+        for data in payloads(response.iter_lines()):
+            yield http.understand(_EVENT, data.encode(), "an event")
+
+
+def payloads(lines: Iterable[str]) -> Iterator[str]:
+    """The ``data`` of each event; comments, and an event that was cut off, are dropped."""
+    data: list[str] = []
+    for line in lines:
+        if line == "":
+            if data:
+                yield "\n".join(data)
+            data = []
+        elif line.startswith("data:"):
+            data.append(line.removeprefix("data:").removeprefix(" "))
+
+
+def _has_ended(http: Http, build_id: str) -> bool:
+    """Whether the stream ended because the build has, and not for a proxy or a restart between."""
+    return http.read(BuildView, "GET", f"/v1/builds/{build_id}").state in BUILD_ENDED

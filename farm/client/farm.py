@@ -1,0 +1,322 @@
+"""A farm, by its address."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import TypeAdapter
+
+from farm.client import download
+from farm.client.build import Build
+from farm.client.download import Pulled
+from farm.client.http import Backoff, Http
+from farm.client.progress import Progress
+from farm.client.submission import Files, build_request, data, model_name
+from farm.client.upload import is_digest, source_format, upload
+from farm.errors import InvalidRequest, NotFound
+from farm.schemas import (
+    BuildPage,
+    BuildRequest,
+    BuildSummary,
+    BuildView,
+    EnginePage,
+    EngineView,
+    Match,
+    ModelDetail,
+    ModelPage,
+    ModelView,
+    Page,
+    TargetView,
+    WorkerView,
+)
+
+P = TypeVar("P", bound=Page)
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+_PAGE = 200
+_WORKERS = TypeAdapter(list[WorkerView])
+_TARGETS = TypeAdapter(list[TargetView])
+
+
+class Farm:
+    """The farm at ``url``; by default at ``FARM_URL``, else on this machine.
+
+    Parameters:
+        timeout: seconds without an answer after which a request is given up.
+        backoff: how requests that can be repeated are repeated while the farm is out of reach.
+        transport: what carries the requests, for tests.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        timeout: float = 30.0,
+        *,
+        backoff: Backoff | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.url = url or os.environ.get("FARM_URL") or DEFAULT_URL
+        self.http = Http(
+            self.url, timeout_s=timeout, backoff=backoff or Backoff(), transport=transport
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections to the farm."""
+        self.http.close()
+
+    def submit(
+        self,
+        source: str | Path,
+        *,
+        targets: Sequence[str],
+        precisions: Sequence[str],
+        name: str | None = None,
+        format: str | None = None,  # noqa: A002 - the contract's word
+        calibration: str | Path | None = None,
+        calibration_method: str = "entropy",
+        calibration_batch_size: int = 8,
+        evaluation: str | Path | None = None,
+        metric: str | None = None,
+        max_drop: float | None = None,
+        profiles: Sequence[Mapping[str, Any]] | None = None,
+        priority: int = 5,
+        labels: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        progress: Progress | None = None,
+    ) -> Build:
+        """Ask for a model's engines: every precision for every target.
+
+        Parameters:
+            source: an ``.onnx`` or ``.pt2`` file, or the digest of one that the farm has.
+            name: the model's, by default the file's without its suffix.
+            format: of a source given by its digest: ``onnx`` or ``pt2``; by default the one that
+                it was first submitted with.
+            calibration, evaluation: ``.npz`` or ``.safetensors`` files, or digests.
+            profiles: input name → ``{"min": shape, "opt": shape, "max": shape}``.
+            idempotency_key: a repeat with the same key returns the first build.
+
+        Raises:
+            InvalidRequest: and its kinds; nothing was submitted.
+            Unavailable
+        """
+        source_kind, model = self._source(source, name, format)
+        files = Files(progress)
+        calibrated = None if calibration is None else files.digest(calibration)
+        evaluated = None if evaluation is None else files.digest(evaluation)
+        if evaluated is None and (metric is not None or max_drop is not None):
+            raise InvalidRequest(
+                "metric and max_drop need evaluation data", hint="pass evaluation=… (--evaluation)"
+            )
+        request = build_request(
+            model=model,
+            source={"digest": files.digest(source), "format": source_kind},
+            precisions=list(precisions),
+            targets=list(targets),
+            profiles=list(profiles or ()),
+            calibration=data(
+                calibrated, method=calibration_method, batch_size=calibration_batch_size
+            ),
+            evaluation=data(evaluated, metric=metric, max_drop=max_drop),
+            priority=priority,
+            labels=dict(labels or {}),
+        )
+        for digest, path in files.by_digest.items():
+            upload(self.http, path, digest, progress=progress)
+        return self._submit(request, idempotency_key)
+
+    def _source(self, source: str | Path, name: str | None, given: str | None) -> tuple[str, str]:
+        """The source's format and the model's name."""
+        if not is_digest(str(source)):
+            path = Path(source)
+            return source_format(path), name or model_name(path)
+        if name is None:
+            raise InvalidRequest("a source given by its digest needs a name", hint="pass name=…")
+        return given or self._known_format(str(source), name), name
+
+    def _known_format(self, digest: str, name: str) -> str:
+        hint = "pass format='onnx' or format='pt2' (--format)"
+        try:
+            versions = self.model(name).versions
+        except NotFound as err:
+            raise InvalidRequest(f"the format of {digest} isn't known here", hint=hint) from err
+        for version in versions:
+            if version.source_digest == digest:
+                return version.source_format
+        raise InvalidRequest(f"{digest} is no version of {name}: say its format", hint=hint)
+
+    def _submit(self, request: BuildRequest, idempotency_key: str | None) -> Build:
+        view = self.http.read(
+            BuildView,
+            "POST",
+            "/v1/builds",
+            json=request.model_dump(mode="json"),
+            # One key for all attempts of this call: a repeat after a lost answer is harmless.
+            headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex},
+        )
+        return Build(self, view)
+
+    def build(self, build_id: str) -> Build:
+        """The build with this id.
+
+        Raises:
+            NotFound
+        """
+        view = self.http.read(BuildView, "GET", f"/v1/builds/{_part(build_id)}")
+        return Build(self, view)
+
+    def builds(
+        self, *, model: str | None = None, state: str | None = None, limit: int = 50
+    ) -> list[BuildSummary]:
+        """The newest builds."""
+        query = {"model": model, "state": state}
+        pages = self._pages(BuildPage, "/v1/builds", query, limit)
+        return [item for page in pages for item in page.items]
+
+    def models(self, *, limit: int = 1000) -> list[ModelView]:
+        """Models by name."""
+        pages = self._pages(ModelPage, "/v1/models", {}, limit)
+        return [item for page in pages for item in page.items]
+
+    def model(self, name: str) -> ModelDetail:
+        """A model with its versions and its newest version's engines.
+
+        Raises:
+            NotFound
+        """
+        return self.http.read(ModelDetail, "GET", f"/v1/models/{_part(name)}")
+
+    def engines(
+        self,
+        model: str,
+        *,
+        gpu: str | None = None,
+        precision: str | None = None,
+        runtime: str | None = None,
+        version: int | None = None,
+        limit: int = 1000,
+    ) -> list[EngineView]:
+        """A model's engines, the newest first.
+
+        Raises:
+            NotFound, UnknownGpu
+        """
+        query = {"gpu": gpu, "precision": precision, "runtime": runtime, "version": version}
+        pages = self._pages(EnginePage, f"/v1/models/{_part(model)}/engines", query, limit)
+        return [item for page in pages for item in page.items]
+
+    def engine(self, engine_id: str) -> EngineView:
+        """A row of the registry.
+
+        Raises:
+            NotFound
+        """
+        return self.http.read(EngineView, "GET", f"/v1/engines/{_part(engine_id)}")
+
+    def match(
+        self,
+        model: str,
+        gpu: str,
+        *,
+        precision: str | None = None,
+        runtime: str | None = None,
+        version: int | None = None,
+    ) -> Match:
+        """The best engine of a model for a GPU tag, and why it is the best.
+
+        Raises:
+            NotFound: naming what exists.
+            UnknownGpu
+        """
+        query = {"precision": precision, "runtime": runtime, "version": version}
+        path = f"/v1/models/{_part(model)}/engines/{_part(gpu)}"
+        return self.http.read(Match, "GET", path, params=_given(query))
+
+    def pull(
+        self,
+        model: str,
+        gpu: str,
+        folder: str | Path = ".",
+        *,
+        precision: str | None = None,
+        runtime: str | None = None,
+        version: int | None = None,
+        progress: Progress | None = None,
+    ) -> Pulled:
+        """Download the best engine of a model for a GPU tag, verified.
+
+        Raises:
+            NotFound, UnknownGpu, DigestMismatch, Unavailable
+        """
+        match = self.match(model, gpu, precision=precision, runtime=runtime, version=version)
+        return self.fetch(match, folder, progress=progress)
+
+    def fetch(
+        self, match: Match, folder: str | Path = ".", *, progress: Progress | None = None
+    ) -> Pulled:
+        """Download a match, verified.
+
+        Raises:
+            DigestMismatch, Unavailable
+        """
+        path = Path(folder) / download.file_name(match.engine)
+        fresh = download.download(self.http, match.engine, path, progress=progress)
+        return Pulled(path=path, engine=match.engine, why=match.why, fresh=fresh)
+
+    def download_all(
+        self, engines: Sequence[EngineView], folder: str | Path, progress: Progress | None = None
+    ) -> list[Path]:
+        """Download these engines; return their paths in the same order."""
+        names = download.file_names(engines)
+        paths = [Path(folder) / names[engine.id] for engine in engines]
+        for engine, path in zip(engines, paths, strict=True):
+            download.download(self.http, engine, path, progress=progress)
+        return paths
+
+    def workers(self) -> list[WorkerView]:
+        """Every worker that announced itself."""
+        return self.http.read(_WORKERS, "GET", "/v1/workers")
+
+    def targets(self) -> list[TargetView]:
+        """Every runtime × GPU tag, and whether it can be built."""
+        return self.http.read(_TARGETS, "GET", "/v1/targets")
+
+    def _pages(
+        self, shape: type[P], path: str, query: Mapping[str, Any], limit: int
+    ) -> Iterator[P]:
+        """The pages that hold the first ``limit`` items."""
+        cursor = None
+        while limit > 0:
+            size = min(limit, _PAGE)
+            params = _given({**query, "limit": size, "cursor": cursor})
+            page = self.http.read(shape, "GET", path, params=params)
+            yield page
+            limit, cursor = limit - size, page.cursor
+            if cursor is None:
+                return
+
+
+def _given(query: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in query.items() if value is not None}
+
+
+def _part(name: str) -> str:
+    """A name as one part of a path: a slash in it doesn't make it two."""
+    return quote(name, safe="")

@@ -1,0 +1,66 @@
+"""What a submission needs before it is sent: its files' digests, and the request naming them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from farm.client.progress import Progress
+from farm.client.upload import digest_of, is_digest, require_file
+from farm.errors import InvalidRequest
+from farm.schemas import BuildRequest
+
+
+class Files:
+    """The local files of a submission, by their digests."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self.by_digest: dict[str, Path] = {}
+
+    def digest(self, given: str | Path) -> str:
+        """The digest of a file, to be uploaded; a digest stands for itself.
+
+        Raises:
+            InvalidRequest: there is no such file, or nothing is in it.
+        """
+        if is_digest(str(given)):
+            return str(given)
+        path = Path(given)
+        require_file(path)
+        digest = digest_of(path, progress=self._progress)
+        self.by_digest[digest] = path
+        return digest
+
+
+def data(digest: str | None, **more: Any) -> dict[str, Any] | None:
+    """The request's part on calibration or evaluation data, if there are any."""
+    return None if digest is None else {"digest": digest} | more
+
+
+def build_request(**fields: Any) -> BuildRequest:
+    """The request with these fields.
+
+    Raises:
+        InvalidRequest: naming the fields that aren't valid.
+    """
+    try:
+        return BuildRequest.model_validate(fields)
+    except ValidationError as err:
+        raise InvalidRequest("; ".join(_explain(one) for one in err.errors())) from err
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    return f"{where}: {error['msg']}, not {error['input']!r}"
+
+
+def model_name(path: Path) -> str:
+    """A model's name by its file: ``my model.onnx`` → ``my-model``."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-")[:100]
+    if not name:
+        raise InvalidRequest(f"{path.name} gives no name to a model", hint="pass name=… (--name)")
+    return name

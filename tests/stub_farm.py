@@ -1,0 +1,413 @@
+"""A farm of plain HTTP that the client's tests talk to: it answers from memory and fails on demand."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+NOW = "2026-05-01T12:00:00Z"
+LATER = "2026-05-01T12:01:05Z"
+BUILD = "06C3XQ5W8RJ4T2KD"
+
+
+def digest_of(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def rtx_plan(size: int = 300_000, *, capability_bit: int = 0x08, seed: int = 7) -> bytes:
+    """Bytes that begin as a TensorRT-RTX engine does (sm_89 by default)."""
+    header = bytearray(36)
+    header[:4] = b"vtrt"
+    struct.pack_into("<Q", header, 16, size)
+    header[24:28] = bytes([1, 7, 1, 116])
+    struct.pack_into("<I", header, 32, capability_bit)
+    body = hashlib.shake_256(bytes([seed])).digest(size - len(header))
+    return bytes(header) + body
+
+
+def engine(data: bytes, **changes: Any) -> dict[str, Any]:
+    """A row of the registry for these bytes."""
+    return {
+        "id": "06C3XQ6000000001",
+        "model": "digits",
+        "version": 1,
+        "runtime": "tensorrt-rtx",
+        "runtime_version": "1.7.1.116",
+        "gpu": "sm_89",
+        "precision": "int8",
+        "digest": digest_of(data),
+        "bytes": len(data),
+        "accuracy": {
+            "samples": 450,
+            "top1_agreement": 0.9978,
+            "cosine_mean": 0.99934,
+            "task": {"source": 0.984, "engine": 0.982, "drop": 0.002},
+            "measured_on": "typed ONNX",
+        },
+        "metrics": None,
+        "metrics_reason": "built on a CPU",
+        "profiles": [],
+        "inputs": [],
+        "outputs": [],
+        "toolchain": {},
+        "source_digest": "sha256:" + "a" * 64,
+        "build": BUILD,
+        "created_at": NOW,
+    } | changes
+
+
+def job(number: int, title: str, state: str = "succeeded", **changes: Any) -> dict[str, Any]:
+    return {
+        "id": number,
+        "kind": title.split()[0],
+        "title": title,
+        "key": "k" * 64,
+        "state": state,
+        "reuse": "ran",
+        "runtime": None,
+        "target": None,
+        "precision": None,
+        "attempt": 1,
+        "worker": "host-cpu",
+        "waits_for": None,
+        "phase": None,
+        "progress": None,
+        "error": None,
+        "facts": {},
+        "created_at": NOW,
+        "started_at": NOW,
+        "finished_at": LATER,
+    } | changes
+
+
+def build(state: str = "succeeded", **changes: Any) -> dict[str, Any]:
+    """A build of digits as int8 for sm_89."""
+    done = state == "succeeded"
+    return {
+        "id": BUILD,
+        "model": "digits",
+        "version": 1,
+        "state": state,
+        "precisions": ["int8"],
+        "targets": ["rtx-4090"],
+        "priority": 5,
+        "labels": {"team": "vision"},
+        "jobs_total": 2,
+        "jobs_done": 2 if done else 0,
+        "engines_total": 1,
+        "engines_done": 1 if done else 0,
+        "created_at": NOW,
+        "started_at": NOW,
+        "finished_at": LATER if done else None,
+        "error": None,
+        "source": {"digest": "sha256:" + "a" * 64, "format": "pt2"},
+        "calibration": None,
+        "evaluation": None,
+        "profiles": [],
+        "jobs": [
+            job(1, "export digits", reuse="cached"),
+            job(2, "build digits:int8@sm_89", "succeeded" if done else "queued"),
+        ],
+        "engines": [
+            {
+                "asked": "rtx-4090",
+                "target": "tensorrt-rtx:sm_89",
+                "why": "first of tensorrt, tensorrt-rtx that a worker online can build",
+                "precision": "int8",
+                "build_job": 2,
+                "measure_job": 2,
+                "engine": "06C3XQ6000000001" if done else None,
+            }
+        ],
+    } | changes
+
+
+def failed_build() -> dict[str, Any]:
+    error = {
+        "code": "calibration-failed",
+        "detail": "no samples [for image]",
+        "hint": "add samples",
+    }
+    follows = {"code": "input-failed", "detail": "calibrate failed", "hint": "add samples"}
+    return build(
+        "failed",
+        finished_at=LATER,
+        jobs=[
+            job(1, "calibrate digits", "failed", error=error),
+            job(2, "build digits:int8@sm_89", "failed", error=follows),
+        ],
+    )
+
+
+def event(number: int, kind: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "id": number,
+        "at": NOW,
+        "kind": kind,
+        "build": BUILD,
+        "job": None,
+        "title": None,
+        "state": None,
+        "data": {},
+    } | changes
+
+
+EVENTS = [
+    event(1, "build", state="queued"),
+    event(2, "job", job=2, title="build digits:int8@sm_89", state="running", data={"worker": "w1"}),
+    event(3, "phase", job=2, title="build digits:int8@sm_89", data={"phase": "compile"}),
+    event(
+        4,
+        "phase",
+        job=2,
+        title="build digits:int8@sm_89",
+        data={"phase": "compile", "progress": 0.5},
+    ),
+    event(5, "log", job=2, title="build digits:int8@sm_89", data={"text": "tactic 7\n"}),
+    event(6, "job", job=2, title="build digits:int8@sm_89", state="succeeded"),
+    event(7, "build", state="succeeded"),
+]
+
+
+@dataclass
+class StubFarm:
+    """What the stub holds, how it shall fail, and what it was asked."""
+
+    blobs: set[str] = field(default_factory=set)
+    builds: dict[str, dict[str, Any]] = field(default_factory=lambda: {BUILD: build()})
+    events: list[dict[str, Any]] = field(default_factory=lambda: list(EVENTS))
+    engines: dict[str, tuple[dict[str, Any], bytes]] = field(default_factory=dict)
+    #: Path → answers to give first: a status with a problem, before the real answer.
+    problems: dict[str, list[tuple[int, dict[str, Any] | None]]] = field(default_factory=dict)
+    cut_after: list[int] = field(default_factory=list)  #: bytes or events, then drop the line
+    ranges: bool = True
+    targets: list[dict[str, Any]] = field(default_factory=list)
+    workers: list[dict[str, Any]] = field(default_factory=list)
+    seen: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+    submitted: list[dict[str, Any]] = field(default_factory=list)
+    url: str = ""
+
+    def add(self, data: bytes, sent: bytes | None = None, **changes: Any) -> dict[str, Any]:
+        """Register an engine; ``sent`` are the bytes that really come."""
+        row = engine(data, **changes)
+        self.engines[row["id"]] = (row, data if sent is None else sent)
+        return row
+
+    def asked(self, method: str, path: str) -> list[dict[str, str]]:
+        """The headers of the requests to a path."""
+        return [headers for verb, where, headers in self.seen if (verb, where) == (method, path)]
+
+
+@contextmanager
+def running() -> Iterator[StubFarm]:
+    """A stub farm on a port of its own."""
+    farm = StubFarm()
+    handler = type("Handler", (_Handler,), {"farm": farm})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    farm.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield farm
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    farm: StubFarm
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._route()
+
+    def do_GET(self) -> None:
+        self._route()
+
+    def do_POST(self) -> None:
+        self._route()
+
+    def _route(self) -> None:
+        path = urlsplit(self.path).path
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.farm.seen.append((self.command, self.path, headers))
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.farm.problems.get(path):
+            self._problem(*self.farm.problems[path].pop(0))
+            return
+        parts = path.strip("/").split("/")[1:]
+        answer = getattr(self, f"_{self.command.lower()}_{parts[0]}", None)
+        if answer is None:
+            self._missing("no such call")
+        else:
+            answer(parts[1:], body)
+
+    def _head_blobs(self, parts: list[str], body: bytes) -> None:
+        self._empty(200 if parts[0] in self.farm.blobs else 404)
+
+    def _post_blobs(self, parts: list[str], body: bytes) -> None:
+        announced = self.headers["Repr-Digest"].removeprefix("sha-256=:").rstrip(":")
+        digest = digest_of(body)
+        assert base64.b64decode(announced).hex() == digest.removeprefix("sha256:")
+        self.farm.blobs.add(digest)
+        self._json({"digest": digest, "bytes": len(body)}, 201)
+
+    def _post_builds(self, parts: list[str], body: bytes) -> None:
+        if not parts:
+            self.farm.submitted.append(json.loads(body))
+            self._json(self.farm.builds[BUILD], 202)
+        elif parts[1] == "cancel":
+            self.farm.builds[parts[0]]["state"] = "cancelled"
+            self._json(self.farm.builds[parts[0]])
+        else:
+            self.farm.builds[parts[0]]["state"] = "queued"
+            self._json(self.farm.builds[parts[0]])
+
+    def _get_builds(self, parts: list[str], body: bytes) -> None:
+        if not parts:
+            self._json({"items": list(self.farm.builds.values()), "cursor": None})
+        elif parts[0] not in self.farm.builds:
+            self._missing(f"there is no build {parts[0]!r}", "`farm builds` lists them")
+        elif len(parts) == 1:
+            self._json(self.farm.builds[parts[0]])
+        elif parts[1] == "events":
+            self._events()
+        elif parts[1] == "logs":
+            self._bytes(b"=== build digits\ntactic 7\n", "text/plain")
+        else:
+            reason = {
+                "job": 2,
+                "title": "build digits:int8@sm_89",
+                "reuse": "ran",
+                "why": "differs from job 1: method entropy → max",
+                "nearest": 1,
+                "differs": ["method entropy → max"],
+            }
+            self._json({"build": parts[0], "jobs": [reason]})
+
+    def _events(self) -> None:
+        last = int(self.headers.get("Last-Event-ID", 0))
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        cut = self.farm.cut_after.pop(0) if self.farm.cut_after else None
+        self._chunk(b": ping\n\n")
+        for count, one in enumerate(e for e in self.farm.events if e["id"] > last):
+            text = f"event: {one['kind']}\nid: {one['id']}\ndata: {json.dumps(one)}\n\n"
+            if count == cut:
+                self._chunk(text[: len(text) // 2].encode())  # cut off within an event
+                self._drop()
+                return
+            self._chunk(text.encode())
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _chunk(self, data: bytes) -> None:
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+    def _get_models(self, parts: list[str], body: bytes) -> None:
+        rows = [row for row, _ in self.farm.engines.values()]
+        if not parts:
+            item = {"name": "digits", "versions": [1], "engines": len(rows), "created_at": NOW}
+            self._json({"items": [item], "cursor": None})
+        elif parts[0] != "digits":
+            self._missing(f"there is no model {parts[0]!r}", "the models are digits")
+        elif len(parts) == 1:
+            version = {
+                "version": 1,
+                "source_digest": "sha256:" + "a" * 64,
+                "source_format": "pt2",
+                "engines": len(rows),
+                "created_at": NOW,
+            }
+            self._json(
+                {"name": "digits", "created_at": NOW, "versions": [version], "engines": rows}
+            )
+        elif len(parts) == 2:
+            self._json({"items": rows, "cursor": None})
+        else:
+            self._match(parts[2], rows)
+
+    def _match(self, gpu: str, rows: list[dict[str, Any]]) -> None:
+        wanted = {"rtx-4090": "sm_89"}.get(gpu, gpu)
+        asked = parse_qs(urlsplit(self.path).query).get("precision", [None])[0]
+        found = [r for r in rows if r["gpu"] == wanted and asked in (None, r["precision"])]
+        if found:
+            self._json({"engine": found[0], "why": f"built for {wanted}; int8 is the most compact"})
+        else:
+            self._missing(f"digits has no engine for {gpu}; there is int8@sm_89")
+
+    def _get_engines(self, parts: list[str], body: bytes) -> None:
+        row, data = self.farm.engines[parts[0]]
+        if len(parts) == 1:
+            self._json(row)
+        elif parts[1] == "manifest":
+            self._json({"engine": row, "provenance": {"build": {"job": 2}}})
+        else:
+            self._content(row, data)
+
+    def _content(self, row: dict[str, Any], data: bytes) -> None:
+        start, etag = 0, f'"{row["digest"]}"'
+        wanted = self.headers.get("Range")
+        if wanted and self.farm.ranges and self.headers.get("If-Range") == etag:
+            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.send_header("ETag", etag)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        cut = self.farm.cut_after.pop(0) if self.farm.cut_after else None
+        if cut is None:
+            self.wfile.write(data[start:])
+        else:
+            self.wfile.write(data[start : start + cut])
+            self._drop()
+
+    def _get_workers(self, parts: list[str], body: bytes) -> None:
+        self._json(self.farm.workers)
+
+    def _get_targets(self, parts: list[str], body: bytes) -> None:
+        self._json(self.farm.targets)
+
+    def _drop(self) -> None:
+        self.wfile.flush()
+        self.close_connection = True
+
+    def _missing(self, detail: str, hint: str | None = None) -> None:
+        self._problem(404, {"code": "not-found", "detail": detail, "hint": hint})
+
+    def _problem(self, status: int, body: dict[str, Any] | None) -> None:
+        if body is None:
+            self._empty(status)
+            return
+        whole = {"title": "", "status": status} | body
+        self._bytes(json.dumps(whole).encode(), "application/problem+json", status)
+
+    def _json(self, value: Any, status: int = 200) -> None:
+        self._bytes(json.dumps(value).encode(), "application/json", status)
+
+    def _bytes(self, data: bytes, kind: str, status: int = 200) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _empty(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
