@@ -60,7 +60,11 @@ def cold(demo: Path) -> Iterator[dict[str, str]]:
             farm.append(first)
             again += repeats
     yield row(
-        "ResNet-50 fp16+int8 for sm_89, cold, imports included", min(farm), min(peer), "≤ 1.10", 1.10
+        "ResNet-50 fp16+int8 for sm_89, cold, imports included",
+        min(farm),
+        min(peer),
+        "≤ 1.10",
+        1.10,
     )
     best = sorted(again)[len(again) // 2]
     yield {

@@ -31,11 +31,14 @@ def ratio() -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         db.upgrade(Settings(home=home))
-        farm, bare = serve("farm.api.server:app", home), serve("bench.bare:app", home)
+        farm, bare = Server("farm.api.server:app", home), Server("bench.bare:app", home)
         try:
             digest = prepare(farm.url)
             rates = [
-                (load(farm.url, "/v1/builds", lambda n: build(digest, n)), load(bare.url, "/", item))
+                (
+                    load(farm.url, "/v1/builds", lambda n: build(digest, n)),
+                    load(bare.url, "/", item),
+                )
                 for _ in range(ROUNDS)
             ]
         finally:
@@ -52,7 +55,7 @@ def ratio() -> dict[str, str]:
     }
 
 
-class serve:
+class Server:
     """One granian process."""
 
     def __init__(self, target: str, home: Path) -> None:
@@ -61,7 +64,7 @@ class serve:
         code = (
             "from granian import Granian; from granian.constants import Interfaces;"
             f"Granian({target!r}, factory=True, port={port}, interface=Interfaces.ASGI,"
-            "websockets=False, log_access=False).serve()"
+            "websockets=False, log_access=False).Server()"
         )
         environment = os.environ | {"FARM_HOME": str(home), "FARM_LOG_LEVEL": "ERROR"}
         self._process = subprocess.Popen(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, bindparam, delete, func, insert, select
+from sqlalchemy import Insert, and_, bindparam, delete, func, insert, select
 from sqlalchemy.orm import Session, defer
 
 from farm import jobs, registry, targets
@@ -33,9 +33,7 @@ from farm.states import BUILD_ENDED, BuildState, JobState, Reuse, build_state
 _USABLE = (JobState.WAITING, JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED)
 
 # The statements of every submission are made once: making them is a good part of what they cost.
-_BLOBS = select(Artifact.digest).where(
-    Artifact.digest.in_(bindparam("digests", expanding=True))
-)
+_BLOBS = select(Artifact.digest).where(Artifact.digest.in_(bindparam("digests", expanding=True)))
 _VERSION = (
     select(Model.id, Version.id, Version.number)
     .outerjoin(
@@ -52,7 +50,9 @@ _JOBS = (
     .options(defer(Job.recipe), defer(Job.toolchain), defer(Job.outputs))
     .with_for_update()
 )
-_INSERTS = {cls: insert(cls.__table__) for cls in (Build, BuildJob, Event, Wanted)}  # type: ignore[arg-type]
+_INSERTS: dict[type[Base], Insert] = {
+    row: insert(Base.metadata.tables[row.__tablename__]) for row in (Build, BuildJob, Event, Wanted)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +194,9 @@ def _check_blobs(session: Session, request: BuildRequest) -> None:
     there = set(session.scalars(_BLOBS, {"digests": list(digests.values())}))
     for role, digest in digests.items():
         if digest not in there:
-            raise NotFound(f"the {role} {digest} isn't here", hint="upload it first: POST /v1/blobs")
+            raise NotFound(
+                f"the {role} {digest} isn't here", hint="upload it first: POST /v1/blobs"
+            )
 
 
 def _version(session: Session, request: BuildRequest) -> tuple[int, int]:
@@ -252,7 +254,7 @@ def _attach(
         )
         for position, key in enumerate(planned.jobs)
     ]
-    wanted = [
+    wanted: Sequence[Wanted] = [
         Wanted(
             build_id=build.id,
             target=str(engine.choice.target),
@@ -331,7 +333,9 @@ def _create(
     session.add_all(rows.values())
     session.flush()
     _connect(session, new, rows | usable)
-    _insert(session, *(jobs.event(row, JobState(row.state), build=build.id) for row in rows.values()))
+    _insert(
+        session, *(jobs.event(row, JobState(row.state), build=build.id) for row in rows.values())
+    )
     return rows
 
 

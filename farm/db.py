@@ -61,7 +61,7 @@ class Instant(TypeDecorator[datetime]):
         value = value.astimezone(UTC)
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
-    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+    def process_result_value(self, value: datetime | None, _dialect: Any) -> datetime | None:
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -160,7 +160,9 @@ def upgrade(settings: Settings | None = None) -> str:
     try:
         with db.engine.connect().execution_options(farm_write=True) as connection:
             if not db.is_sqlite:
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+                connection.execute(
+                    text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK}
+                )
                 connection.execute(text("SET LOCAL lock_timeout = '10s'"))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")

@@ -101,7 +101,7 @@ class Doorbell:
             )
         return len(jobs)
 
-    def _send(self, job: Row[Any]) -> None:
+    def _send(self, job: Row[*tuple[Any, ...]]) -> None:
         try:
             self._celery.send_task(
                 TASK,
@@ -123,5 +123,11 @@ def run_flower(host: str = "127.0.0.1", port: int = 5555) -> None:
 
     os.environ.setdefault("FLOWER_UNAUTHENTICATED_API", "true")
     create_celery(Settings()).start(
-        ["flower", f"--address={host}", f"--port={port}", "--read_only=true", "--inspect_timeout=3000"]
+        [
+            "flower",
+            f"--address={host}",
+            f"--port={port}",
+            "--read_only=true",
+            "--inspect_timeout=3000",
+        ]
     )

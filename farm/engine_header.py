@@ -25,7 +25,7 @@ _CAPABILITY_BITS = {
 }
 
 
-class MalformedHeader(ValueError):  # noqa: N818 - exceptions name the fact
+class MalformedHeader(ValueError):
     """These bytes don't begin with the header of a TensorRT-RTX engine."""
 
 

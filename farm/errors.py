@@ -1,35 +1,35 @@
 """The one error tree. A class names a fact; its docstring is the default message.
 
-    FarmError
-    ├── Rejected                 the request can't be taken as it is (4xx)
-    │   ├── InvalidRequest       422
-    │   │   ├── SourceRefused
-    │   │   ├── UnknownGpu
-    │   │   ├── TargetUnsupported
-    │   │   └── CalibrationMissing
-    │   ├── NotFound             404
-    │   ├── Conflict             409
-    │   └── DigestMismatch       400
-    ├── StageFailed              a job's child ended in failure
-    │   ├── InvalidModel
-    │   ├── InvalidData
-    │   ├── ProfileMismatch
-    │   ├── ExportDiverged
-    │   ├── CastFailed
-    │   ├── CalibrationFailed
-    │   ├── EngineBuildFailed
-    │   ├── AccuracyDropped
-    │   ├── ToolchainChanged
-    │   └── ChildDied
-    │       ├── ChildTimedOut
-    │       └── ChildOutOfMemory
-    ├── LeaseLost                another attempt holds the job now
-    ├── IllegalTransition        a state change that the state machine doesn't know
-    └── Unavailable              503, worth a retry
-        ├── DatabaseUnavailable
-        ├── BrokerUnavailable
-        ├── StorageUnavailable
-        └── StorageFull          507
+FarmError
+├── Rejected                 the request can't be taken as it is (4xx)
+│   ├── InvalidRequest       422
+│   │   ├── SourceRefused
+│   │   ├── UnknownGpu
+│   │   ├── TargetUnsupported
+│   │   └── CalibrationMissing
+│   ├── NotFound             404
+│   ├── Conflict             409
+│   └── DigestMismatch       400
+├── StageFailed              a job's child ended in failure
+│   ├── InvalidModel
+│   ├── InvalidData
+│   ├── ProfileMismatch
+│   ├── ExportDiverged
+│   ├── CastFailed
+│   ├── CalibrationFailed
+│   ├── EngineBuildFailed
+│   ├── AccuracyDropped
+│   ├── ToolchainChanged
+│   └── ChildDied
+│       ├── ChildTimedOut
+│       └── ChildOutOfMemory
+├── LeaseLost                another attempt holds the job now
+├── IllegalTransition        a state change that the state machine doesn't know
+└── Unavailable              503, worth a retry
+    ├── DatabaseUnavailable
+    ├── BrokerUnavailable
+    ├── StorageUnavailable
+    └── StorageFull          507
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ class InvalidRequest(Rejected):
 class SourceRefused(InvalidRequest):
     """This source can't be taken."""
 
-    default_hint = "hand in a torch.export program (torch.export.save(…, 'model.pt2')) or an ONNX model"
+    default_hint = (
+        "hand in a torch.export program (torch.export.save(…, 'model.pt2')) or an ONNX model"
+    )
 
 
 class UnknownGpu(InvalidRequest):

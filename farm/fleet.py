@@ -107,8 +107,7 @@ class Fleet:
 
 def worker_views(session: Session, fleet: Fleet) -> list[WorkerView]:
     running = {
-        job.owner: job
-        for job in session.scalars(select(Job).where(Job.state == JobState.RUNNING))
+        job.owner: job for job in session.scalars(select(Job).where(Job.state == JobState.RUNNING))
     }
     views = []
     for worker in sorted(fleet.workers, key=lambda w: w.name):
@@ -144,7 +143,10 @@ def _target_view(fleet: Fleet, target: Target) -> TargetView:
     elif online:
         status, why = "buildable", f"{online} worker{'s' * (online > 1)} online"
     else:
-        status, why = "waits-for-worker", f"no worker online consumes {queue}; start one: farm worker"
+        status, why = (
+            "waits-for-worker",
+            f"no worker online consumes {queue}; start one: farm worker",
+        )
     return TargetView.model_validate(
         {
             "target": str(target),

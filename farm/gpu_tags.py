@@ -59,7 +59,9 @@ CPU = "cpu"
 COMPUTE_CAPABILITIES: tuple[str, ...] = tuple(
     sorted(set(PRODUCTS.values()), key=lambda tag: int(tag.removeprefix("sm_")))
 )
-_ALIASES = {re.sub(r"[^a-z0-9]", "", name): name for name in (*PRODUCTS, *COMPUTE_CAPABILITIES, CPU)}
+_ALIASES = {
+    re.sub(r"[^a-z0-9]", "", name): name for name in (*PRODUCTS, *COMPUTE_CAPABILITIES, CPU)
+}
 _VENDOR = re.compile(r"\b(nvidia|geforce|tesla|graphics|gpu|generation)\b")
 
 

@@ -50,7 +50,9 @@ class Output:
     bytes: int
 
 
-def claim(session: Session, job_id: int, attempt: int, *, owner: str, lease_s: float) -> Claim | None:
+def claim(
+    session: Session, job_id: int, attempt: int, *, owner: str, lease_s: float
+) -> Claim | None:
     """Take a queued job, or None when this attempt isn't there to be taken any more."""
     moved = _move(
         session,
@@ -84,7 +86,7 @@ def _input_digests(session: Session, job: Job) -> dict[str, str]:
         .join(Job, Job.id == JobInput.needs_id)
         .where(JobInput.job_id == job.id)
     )
-    digests = {role: outputs[output] for role, output, outputs in made}
+    digests = {role: (outputs or {})[output] for role, output, outputs in made}
     given = {r: name for r, name in job.recipe["inputs"].items() if r not in digests}
     return digests | given
 
@@ -131,9 +133,7 @@ def report(
             .where(Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING)
             .values(phase=phase, progress=progress)
         )
-        session.add(
-            Event(job_id=job_id, kind="phase", data={"phase": phase, "progress": progress})
-        )
+        session.add(Event(job_id=job_id, kind="phase", data={"phase": phase, "progress": progress}))
     if text:
         session.add(Event(job_id=job_id, kind="log", data={"text": text, "attempt": attempt}))
 
@@ -351,7 +351,7 @@ def _finish(session: Session, job_id: int, attempt: int, state: JobState, **valu
 
 
 def _held(session: Session, job_id: int, attempt: int) -> Job:
-    job = session.scalar(_locked(select(Job).where(Job.id == job_id)))
+    job: Job | None = session.scalar(_locked(select(Job).where(Job.id == job_id)))
     if job is None or job.attempt != attempt or job.state != JobState.RUNNING:
         raise LeaseLost(f"job {job_id} isn't held by attempt {attempt} any more")
     return job
@@ -372,7 +372,9 @@ def _release_dependents(session: Session, job_id: int) -> list[int]:
             .where(JobInput.needs_id == job_id, Job.state == JobState.WAITING)
             .group_by(JobInput.job_id)
             .order_by(JobInput.job_id)
-        ).tuples().all()
+        )
+        .tuples()
+        .all()
     )
     ready = []
     for dependent_id, count in edges.items():

@@ -25,7 +25,14 @@ STAGE_VERSIONS: dict[JobKind, int] = {
 }
 
 _ONNX = ("onnx", "onnx-ir", "numpy")
-_MODELOPT = ("nvidia-modelopt", "onnx-graphsurgeon", "onnxslim", "onnxruntime", "polygraphy", *_ONNX)
+_MODELOPT = (
+    "nvidia-modelopt",
+    "onnx-graphsurgeon",
+    "onnxslim",
+    "onnxruntime",
+    "polygraphy",
+    *_ONNX,
+)
 
 #: The packages whose version can change what a stage makes.
 STAGE_TOOLS: dict[JobKind, tuple[str, ...]] = {
@@ -47,7 +54,9 @@ def tools(kind: JobKind, runtime: Runtime | None, toolchain: Mapping[str, str]) 
 
     A tool that no worker has announced yet is ``any``: the worker that claims the job says which.
     """
-    names = STAGE_TOOLS[kind] + (RUNTIME_TOOLS[runtime] if runtime and kind is JobKind.BUILD else ())
+    names = STAGE_TOOLS[kind] + (
+        RUNTIME_TOOLS[runtime] if runtime and kind is JobKind.BUILD else ()
+    )
     return {name: toolchain.get(name, "any") for name in sorted(names)}
 
 

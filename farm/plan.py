@@ -106,7 +106,9 @@ class _Planner:
         self._profiles = tuple(request.profiles)
 
     def engine(self, choice: Choice, precision: Precision) -> None:
-        if any(e.choice.target == choice.target and e.precision == precision for e in self.plan.engines):
+        if any(
+            e.choice.target == choice.target and e.precision == precision for e in self.plan.engines
+        ):
             return  # two tags that mean the same target
         build = self._build(choice, precision)
         measure = self._measure(choice.target, precision, build)

@@ -78,7 +78,7 @@ def _engine(session: Session, want: Wanted, built: Job, measured: Job) -> str:
     return row.id
 
 
-def _rows() -> Select[Any]:
+def _rows() -> Select[*tuple[Any, ...]]:
     return (
         select(EngineRow, Model.name, Version.number, Version.source_digest, Artifact.bytes)
         .join(Version, Version.id == EngineRow.version_id)
@@ -151,9 +151,7 @@ def engines(
     statement = _rows().where(Model.name == model)
     if gpu is not None:
         tag = gpu_tags.canonical(gpu)
-        statement = statement.where(
-            EngineRow.gpu.in_({tag, gpu_tags.compute_capability(tag)})
-        )
+        statement = statement.where(EngineRow.gpu.in_({tag, gpu_tags.compute_capability(tag)}))
     if precision is not None:
         statement = statement.where(EngineRow.precision == precision)
     if runtime is not None:
@@ -162,7 +160,9 @@ def engines(
         statement = statement.where(Version.number == version)
     if before is not None:
         statement = statement.where(EngineRow.id < before)
-    return [_view(row) for row in session.execute(statement.order_by(EngineRow.id.desc()).limit(limit))]
+    return [
+        _view(row) for row in session.execute(statement.order_by(EngineRow.id.desc()).limit(limit))
+    ]
 
 
 def model_id(session: Session, name: str) -> int:
@@ -226,12 +226,18 @@ def _why(
     best: EngineView, tag: str, precision: str | None, runtime: str | None, version: int | None
 ) -> str:
     fits = (
-        f"built for {tag}" if best.gpu == tag else f"built for {best.gpu}, the compute capability of {tag}"
+        f"built for {tag}"
+        if best.gpu == tag
+        else f"built for {best.gpu}, the compute capability of {tag}"
     )
     reasons = [
         fits,
-        f"version {best.version} as asked" if version else f"version {best.version} is the newest with one",
-        f"{best.precision} as asked" if precision else f"{best.precision} is the most compact there is",
+        f"version {best.version} as asked"
+        if version
+        else f"version {best.version} is the newest with one",
+        f"{best.precision} as asked"
+        if precision
+        else f"{best.precision} is the most compact there is",
         f"{best.runtime} as asked" if runtime else f"runtime {best.runtime}",
     ]
     return "; ".join(reasons)
@@ -247,7 +253,10 @@ def _nothing(
 ) -> tuple[str]:
     asked = " ".join(str(x) for x in (precision, runtime, version and f"version {version}") if x)
     there = sorted(
-        {f"{e.precision}@{e.gpu} ({e.runtime}, v{e.version})" for e in engines(session, model, limit=1000)}
+        {
+            f"{e.precision}@{e.gpu} ({e.runtime}, v{e.version})"
+            for e in engines(session, model, limit=1000)
+        }
     )
     exists = f"there is {', '.join(there)}" if there else "it has no engines yet"
     return (f"{model} has no {asked + ' ' if asked else ''}engine for {tag}; {exists}",)

@@ -36,11 +36,17 @@ class Settings(BaseSettings):
         description="runtimes for targets that name none, the preferred one first, comma-separated",
     )
     max_upload_bytes: int = Field(64 * 2**30, description="largest blob that the API takes")
-    lease_ttl_s: float = Field(30.0, gt=0, description="a job whose worker is silent so long is run again")
+    lease_ttl_s: float = Field(
+        30.0, gt=0, description="a job whose worker is silent so long is run again"
+    )
     max_attempts: int = Field(3, ge=1, description="attempts of a job whose worker or child died")
     worker_ttl_s: float = Field(30.0, gt=0, description="a worker silent for so long is offline")
-    sweep_interval_s: float = Field(2.0, gt=0, description="how often lost messages and leases are looked for")
-    ring_again_s: float = Field(60.0, gt=0, description="a job queued for so long is announced again")
+    sweep_interval_s: float = Field(
+        2.0, gt=0, description="how often lost messages and leases are looked for"
+    )
+    ring_again_s: float = Field(
+        60.0, gt=0, description="a job queued for so long is announced again"
+    )
     job_timeout_s: float = Field(4 * 3600.0, gt=0, description="time limit of one stage")
     job_memory_bytes: int | None = Field(
         None, description="memory limit of one stage's process; by default none"
@@ -55,7 +61,10 @@ class Settings(BaseSettings):
     def _split_runtimes(cls, values: dict[str, object]) -> dict[str, object]:
         runtimes = values.get("runtimes")
         if isinstance(runtimes, str):
-            values = {**values, "runtimes": tuple(r.strip() for r in runtimes.split(",") if r.strip())}
+            values = {
+                **values,
+                "runtimes": tuple(r.strip() for r in runtimes.split(",") if r.strip()),
+            }
         return values
 
     @model_validator(mode="after")

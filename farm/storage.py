@@ -153,6 +153,6 @@ class _Incoming:
             self._file.flush()
             os.fsync(self._file.fileno())
             place.parent.mkdir(parents=True, exist_ok=True)
-            os.chmod(self._file.name, 0o444)
-            os.replace(self._file.name, place)
+            Path(self._file.name).chmod(0o444)
+            Path(self._file.name).replace(place)
         return Stored(digest=digest, bytes=self.bytes)

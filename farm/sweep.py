@@ -46,7 +46,9 @@ class Sweeper(threading.Thread):
                     self.reap()
                 self._doorbell.ring_pending(again_s=self._settings.ring_again_s)
             except Unavailable as err:
-                log.warning("%s; the sweep tries again in %s s", err.detail, self._settings.sweep_interval_s)
+                log.warning(
+                    "%s; the sweep tries again in %s s", err.detail, self._settings.sweep_interval_s
+                )
                 # A woken sweep would spin while the broker is away.
                 self._stopped.wait(self._settings.sweep_interval_s)
             self._woken.wait(self._settings.sweep_interval_s)

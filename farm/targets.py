@@ -69,7 +69,9 @@ def parse(asked: str) -> tuple[Runtime | None, str]:
         runtime = Runtime(name.strip().lower())
     except ValueError:
         known = ", ".join(Runtime)
-        raise InvalidRequest(f"unknown runtime {name!r}", hint=f"the runtimes are {known}") from None
+        raise InvalidRequest(
+            f"unknown runtime {name!r}", hint=f"the runtimes are {known}"
+        ) from None
     return runtime, gpu_tags.canonical(tag)
 
 

@@ -253,7 +253,8 @@ def _tethered() -> None:
 def _check_free(port: int) -> None:
     if _accepts(port):
         raise Conflict(
-            f"port {port} is taken", hint="choose another with --port or --flower-port (0: a free one)"
+            f"port {port} is taken",
+            hint="choose another with --port or --flower-port (0: a free one)",
         )
 
 

@@ -84,9 +84,7 @@ def attached(rows: Attached, fleet: Fleet) -> BuildView:
 
 
 _BUILD_FIELDS = "id state priority created_at started_at finished_at".split()
-_REQUEST_FIELDS = (
-    "precisions targets labels source calibration evaluation profiles"
-).split()
+_REQUEST_FIELDS = ("precisions targets labels source calibration evaluation profiles").split()
 
 
 def _job(job: Job, reuse: str, fleet: Fleet) -> JobView:

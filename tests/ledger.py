@@ -29,7 +29,9 @@ class Ledger:
     def fleet(self, session) -> Fleet:
         return Fleet.load(session, ttl_s=30)
 
-    def worker(self, name="cpu@here", queues=("cpu", "tensorrt-rtx.cpu", "onnxruntime.cpu"), **more):
+    def worker(
+        self, name="cpu@here", queues=("cpu", "tensorrt-rtx.cpu", "onnxruntime.cpu"), **more
+    ):
         given = {"gpu": None, "gpu_uuid": None, "tags": ("cpu",), "toolchain": TOOLCHAIN} | more
         with self.db.write() as session:
             fleet.announce(

@@ -1,4 +1,4 @@
-"""A farm of plain HTTP that the client's tests talk to: it answers from memory and fails on demand."""
+"""A farm for the client's tests: plain HTTP, answers from memory, failures on demand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 NOW = "2026-05-01T12:00:00Z"
 LATER = "2026-05-01T12:01:05Z"
-BUILD = "06C3XQ5W8RJ4T2KD"
+BUILD = "01m7y8mb9kssegkq"
 
 
 def digest_of(data: bytes) -> str:
@@ -37,7 +37,7 @@ def rtx_plan(size: int = 300_000, *, capability_bit: int = 0x08, seed: int = 7) 
 def engine(data: bytes, **changes: Any) -> dict[str, Any]:
     """A row of the registry for these bytes."""
     return {
-        "id": "06C3XQ6000000001",
+        "id": "01m7y8mbznssegkq",
         "model": "digits",
         "version": 1,
         "runtime": "tensorrt-rtx",
@@ -125,7 +125,7 @@ def build(state: str = "succeeded", **changes: Any) -> dict[str, Any]:
                 "precision": "int8",
                 "build_job": 2,
                 "measure_job": 2,
-                "engine": "06C3XQ6000000001" if done else None,
+                "engine": "01m7y8mbznssegkq" if done else None,
             }
         ],
     } | changes
@@ -196,7 +196,7 @@ class StubFarm:
     submitted: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
 
-    def add(self, data: bytes, sent: bytes | None = None, **changes: Any) -> dict[str, Any]:
+    def add(self, data: bytes, *, sent: bytes | None = None, **changes: Any) -> dict[str, Any]:
         """Register an engine; ``sent`` are the bytes that really come."""
         row = engine(data, **changes)
         self.engines[row["id"]] = (row, data if sent is None else sent)

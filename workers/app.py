@@ -79,6 +79,10 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     register(app, context)
     _announce_while_up(db, me, every_s=settings.worker_ttl_s / 3)
     signals.worker_process_init.connect(_on_pool_process(db), weak=False)
+    # Inherited by the jobs' children. ModelOpt would fill their logs with progress bars; and OpenMP's
+    # threads, spinning beside another busy process, would make PyTorch a hundred times slower.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # A build may take hours: on SIGTERM the worker ends it and gives the job back.
     os.environ["REMAP_SIGTERM"] = "SIGQUIT"
     app.worker_main(

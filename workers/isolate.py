@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import AuthenticationString, BaseProcess  # type: ignore[attr-defined]
-from pathlib import Path
 from typing import Any
 
 from farm import errors
@@ -125,7 +124,9 @@ class Child:
             yield Tick()
             if time.monotonic() > deadline:
                 self.end()
-                raise ChildTimedOut(f"the stage ran longer than {self._timeout_s:g} s and was ended")
+                raise ChildTimedOut(
+                    f"the stage ran longer than {self._timeout_s:g} s and was ended"
+                )
             if not self._process.is_alive() and not ready:
                 break  # a grandchild may hold the pipe open
         self._process.join()
@@ -223,9 +224,7 @@ def _main(
         send("error", _portable(err))
     except BaseException as err:
         traceback.print_exc()
-        died = ChildDied(
-            f"{type(err).__name__}: {err}", hint="the job's log has the traceback"
-        )
+        died = ChildDied(f"{type(err).__name__}: {err}", hint="the job's log has the traceback")
         send("error", _portable(died))
     finally:
         sys.stdout.flush()
@@ -238,8 +237,8 @@ def _print_to(fd: int) -> None:
     # At the level of descriptors, so that native libraries' output is caught too.
     os.dup2(fd, 1)
     os.dup2(fd, 2)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)
-    sys.stderr = open(2, "w", buffering=1, closefd=False)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
 
 
 def _portable(err: FarmError) -> dict[str, str | None]:

@@ -37,12 +37,12 @@ _NAME_KEYS = frozenset(
     """
     name as_name parameter_name buffer_name tensor_constant_name user_input_name
     forward_arg_names field_names fqn
-    """.split()  # noqa: SIM905
+    """.split()
 )
 _NAME_MAPPINGS = frozenset(
     """
     tensor_values sym_int_values sym_bool_values sym_float_values range_constraints
-    """.split()  # noqa: SIM905
+    """.split()
 )
 _NAME = re.compile(r"[\w.\-]*")
 _SYMBOL = re.compile(r"\w+|-?\d+(\.\d+)?(e[+-]?\d+)?")  # s0, 3, '0.5', True
@@ -67,7 +67,7 @@ _SYMBOLIC_CALLS = frozenset(
     PowByNatural FloatPow LShift RShift BitwiseFn_bitwise_and BitwiseFn_bitwise_or
     Identity IsNonOverlapping OpaqueUnaryFn_sqrt OpaqueUnaryFn_log2 OpaqueUnaryFn_exp
     Half One Zero NegativeOne
-    """.split()  # noqa: SIM905
+    """.split()
 )
 _SYMBOLIC_NODES = (
     ast.Expression,

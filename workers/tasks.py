@@ -31,7 +31,7 @@ _LOG_FLUSH_S = 0.5
 def register(app: Celery, context: Context) -> None:
     """Add the task to a worker's application."""
 
-    @app.task(name=TASK, bind=True)
+    @app.task(name=TASK, bind=True)  # type: ignore[untyped-decorator]
     def run(task: Task[Any, Any], job_id: int, attempt: int) -> str:
         return _run(task, context, job_id, attempt)
 

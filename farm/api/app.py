@@ -27,7 +27,7 @@ def create_app(settings: Settings) -> FastAPI:
     services = Services.create(settings)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         require_schema(services.db)
         services.sweeper.start()
         yield

@@ -55,7 +55,7 @@ def _explain(error: dict[str, Any]) -> str:
     return f"{where}: {error['msg']}" if where else str(error["msg"])
 
 
-async def _http(request: Request, err: Exception) -> JSONResponse:
+async def _http(_request: Request, err: Exception) -> JSONResponse:
     assert isinstance(err, HTTPException)
     hint = "the calls are listed at /docs" if err.status_code == HTTPStatus.NOT_FOUND else None
     return problem(err.status_code, "http-error", str(err.detail), hint)

@@ -81,7 +81,9 @@ def show_engine(engine_id: str, farm: Farm) -> EngineView:
         return registry.engine(session, engine_id)
 
 
-@router.get("/engines/{engine_id}/manifest", summary="An engine's manifest", responses=problems(404))
+@router.get(
+    "/engines/{engine_id}/manifest", summary="An engine's manifest", responses=problems(404)
+)
 def manifest(engine_id: str, farm: Farm) -> Manifest:
     """What the engine is and where it came from, to keep beside its bytes."""
     with farm.db.read() as session:
@@ -96,7 +98,10 @@ def manifest(engine_id: str, farm: Farm) -> Manifest:
     response_class=Response,
     responses=problems(404)
     | {
-        200: {"content": {"application/octet-stream": {}}, "description": "the plan, byte for byte"},
+        200: {
+            "content": {"application/octet-stream": {}},
+            "description": "the plan, byte for byte",
+        },
         206: {"description": "the asked range"},
         304: {"description": "If-None-Match has the digest"},
     },

@@ -20,7 +20,6 @@ from farm.specs import SourceFormat
 from farm.storage import LocalStore
 from farm.sweep import Sweeper
 
-
 _FLEET_S = 0.5
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from farm.client import Build
     from farm.schemas import BuildView
 
-_ID = "06C3XQ5W8RJ4T2KD"
+_ID = "01m7y8mb9kssegkq"
 _PANEL = "Builds"
 Job = Annotated[int | None, typer.Option("--job", metavar="N", help="One job's, by its id.")]
 

@@ -63,14 +63,14 @@ def targets(
     if as_json:
         show.document(found)
         return
-    headers = ("target", "status", "precisions", "products", "why")
+    headers = ("target", "status", "precisions", "why", "products")
     rows = [
         (
             one.target,
             show.state(one.status),
             ",".join(one.precisions) or show.NONE,
-            ", ".join(one.products) or show.NONE,
             one.why,
+            ", ".join(one.products) or show.NONE,
         )
         for one in found
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -54,22 +55,29 @@ def engines(
     if as_json:
         show.document(found)
         return
-    headers = (
-        "id",
-        "version",
-        "target",
-        "precision",
-        "size",
-        "top-1 agreement",
-        "cosine",
-        "task",
-        "measured on",
-        "p50",
-        "speed-up",
-    )
     empty = f"no such engines; what there is: {again(f'farm engines {model}', url)}"
+    engines_table(found, empty=empty)
+
+
+_HEADERS = (
+    "id",
+    "version",
+    "target",
+    "precision",
+    "size",
+    "top-1 agreement",
+    "cosine",
+    "task",
+    "measured on",
+    "p50",
+    "speed-up",
+)
+
+
+def engines_table(engines: Sequence[EngineView], *, empty: str = "") -> None:
+    """Print engines with their accuracy and speed."""
     show.table(
-        headers, map(_row, found), keep=("id", "version", "target", "precision"), empty=empty
+        _HEADERS, map(_row, engines), keep=("id", "version", "target", "precision"), empty=empty
     )
 
 

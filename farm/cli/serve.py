@@ -54,12 +54,12 @@ def up(
 def demo(
     keep: Annotated[
         Path | None,
-        typer.Option("--keep", metavar="DIR", help="Keep the demo's models and engines here."),
+        typer.Option("--keep", metavar="DIR", help="Put the pulled engines here."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Show the farm at work: build, calibrate and pull engines of two models, from nothing."""
-    from farm.demo import run
+    from farm.cli.demo import run
 
     raise typer.Exit(run(as_json, keep))
 

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import IO, Any
+from typing import Any
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -34,12 +34,11 @@ _STYLES = {
 }
 
 
-def console(file: IO[str] | None = None) -> Console:
-    """A console on stdout, or on ``file``, that takes texts as they are."""
-    stream = file or sys.stdout
+def console() -> Console:
+    """A console on stdout that takes texts as they are."""
     return Console(
-        file=stream,
-        width=None if stream.isatty() else _UNBOUNDED,
+        file=sys.stdout,
+        width=None if sys.stdout.isatty() else _UNBOUNDED,
         markup=False,
         emoji=False,
         highlight=False,

@@ -25,7 +25,7 @@ _ORDER = ("failed", "running", "queued", "waiting", "succeeded", "cancelled")
 
 
 def register(app: typer.Typer) -> None:
-    text = "farm watch 06C3XQ5W8RJ4T2KD"
+    text = "farm watch 01m7y8mb9kssegkq"
     app.command("watch", rich_help_panel="Builds", epilog=example(text))(watch)
 
 
@@ -37,10 +37,13 @@ def watch(build_id: BuildId, as_json: Json = False, url: Url = None) -> None:
     raise typer.Exit(watch_build(connect(url).build(build_id), url, as_json=as_json))
 
 
-def watch_build(build: Build, url: str | None, *, as_json: bool, only_end: bool = False) -> int:
+def watch_build(
+    build: Build, url: str | None, *, as_json: bool, only_end: bool = False, hints: bool = True
+) -> int:
     """Watch a build until it ends; return the exit code.
 
     Parameters:
+        hints: say which commands come next.
         only_end: with ``as_json``, print the build once it has ended instead of its events.
     """
     try:
@@ -59,10 +62,10 @@ def watch_build(build: Build, url: str | None, *, as_json: bool, only_end: bool 
         resume = again(f"farm watch {build.id}", url)
         print(f"\nStopped watching; build {build.id} goes on. Resume: {resume}", file=sys.stderr)
         return exits.INTERRUPTED
-    return _conclude(build.refresh(), url, as_json=as_json)
+    return _conclude(build.refresh(), url, as_json=as_json, hints=hints)
 
 
-def _conclude(build: Build, url: str | None, *, as_json: bool) -> int:
+def _conclude(build: Build, url: str | None, *, as_json: bool, hints: bool) -> int:
     """Say what became of the build; return the exit code."""
     from farm.client.build import failures
 
@@ -82,7 +85,7 @@ def _conclude(build: Build, url: str | None, *, as_json: bool) -> int:
             )
     if view.state == "succeeded":
         tags = dict.fromkeys(want.target.rpartition(":")[2] for want in view.engines)
-        for tag in tags:
+        for tag in tags if hints else ():
             show.line(f"  {again(f'farm pull {view.model} --gpu {tag} -o engines', url)}")
         return exits.OK
     show.line(f"  run it again: {again(f'farm retry {view.id}', url)}")
@@ -94,11 +97,14 @@ def _lines(build: Build) -> None:
     show.line(_title(build.view))
     phases: dict[int | None, str] = {}
     for event in build.events():
-        phase = event.data.get("phase")
-        if event.kind == "log" or (event.kind == "phase" and phases.get(event.job) == phase):
+        if event.kind == "log" or event.state == "waiting":
             continue
         if event.kind == "phase":
-            phases[event.job] = str(phase)
+            # What follows a colon is the phase's progress in words: not a line each second.
+            phase = str(event.data.get("phase")).partition(":")[0]
+            if phases.get(event.job) == phase:
+                continue
+            phases[event.job] = phase
         print(_line(event), flush=True)
 
 
@@ -220,8 +226,10 @@ def _title(view: BuildView) -> str:
 
 def _summary(view: BuildView) -> str:
     took = show.elapsed(view.created_at, view.finished_at)
-    return (
-        f"{view.state} for {took} · jobs {view.jobs_done}/{view.jobs_total} "
-        f"· engines {view.engines_done}/{view.engines_total} "
-        "· Ctrl+C stops watching, not the build"
+    done = (
+        f"jobs {view.jobs_done}/{view.jobs_total} "
+        f"· engines {view.engines_done}/{view.engines_total}"
     )
+    if view.finished_at is not None:
+        return f"{view.state} after {took} · {done}"
+    return f"{view.state} for {took} · {done} · Ctrl+C stops watching, not the build"

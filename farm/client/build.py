@@ -23,7 +23,7 @@ _LONGEST_POLL_S = 2.0
 _FOLLOWS = "input-failed"
 
 
-class BuildFailed(FarmError):  # noqa: N818 - exceptions name the fact
+class BuildFailed(FarmError):
     """The build failed."""
 
     def __init__(self, view: BuildView) -> None:
@@ -37,11 +37,11 @@ class BuildFailed(FarmError):  # noqa: N818 - exceptions name the fact
         )
 
 
-class BuildCancelled(FarmError):  # noqa: N818
+class BuildCancelled(FarmError):
     """The build was cancelled."""
 
 
-class WaitTimedOut(FarmError):  # noqa: N818
+class WaitTimedOut(FarmError):
     """The build hadn't ended in the time given; it goes on."""
 
 

@@ -89,7 +89,7 @@ class Farm:
         targets: Sequence[str],
         precisions: Sequence[str],
         name: str | None = None,
-        format: str | None = None,  # noqa: A002 - the contract's word
+        format: str | None = None,
         calibration: str | Path | None = None,
         calibration_method: str = "entropy",
         calibration_batch_size: int = 8,

@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from tests.ledger import Ledger
 
 from farm.db import Database
+from tests.ledger import Ledger
 
 
 def body(digest, **changes):
@@ -176,9 +176,7 @@ def test_cancel_and_retry_are_idempotent(api, digest):
     assert attempts == {2}
 
 
-@pytest.mark.parametrize(
-    "path", ["", "/events", "/logs", "/explain", "/cancel", "/retry"]
-)
+@pytest.mark.parametrize("path", ["", "/events", "/logs", "/explain", "/cancel", "/retry"])
 def test_a_build_that_is_not_there_is_a_problem(api, path):
     method = "POST" if path in ("/cancel", "/retry") else "GET"
     assert problem(api.request(method, f"/v1/builds/nope{path}"), 404)["hint"]

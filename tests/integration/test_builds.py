@@ -311,5 +311,3 @@ def test_the_events_of_a_cached_build_start_with_its_own(ledger):
 def test_a_build_of_an_unknown_id_is_not_found(ledger):
     with ledger.db.read() as session, pytest.raises(NotFound):
         builds.state(session, "nope")
-
-

@@ -209,9 +209,9 @@ def test_an_answer_of_another_shape_asks_whether_this_is_a_farm(farm: Farm) -> N
     def elsewhere(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, html="<h1>It works!</h1>")
 
-    with Farm("http://elsewhere", transport=httpx.MockTransport(elsewhere)) as other:
-        with pytest.raises(FarmError) as caught:
-            other.workers()
+    other = Farm("http://elsewhere", transport=httpx.MockTransport(elsewhere))
+    with other, pytest.raises(FarmError) as caught:
+        other.workers()
     assert "an engine farm at http://elsewhere" in str(caught.value.hint)
 
 
@@ -235,9 +235,9 @@ def test_a_full_store_is_not_asked_again(farm: Farm, stub: StubFarm, model: Path
 
 
 def test_no_farm_at_the_address_says_how_to_start_one() -> None:
-    with Farm("http://127.0.0.1:9", backoff=QUICK) as farm:
-        with pytest.raises(Unavailable, match="no farm answers") as caught:
-            farm.workers()
+    nowhere = Farm("http://127.0.0.1:9", backoff=QUICK)
+    with nowhere, pytest.raises(Unavailable, match="no farm answers") as caught:
+        nowhere.workers()
     assert "farm up" in str(caught.value.hint)
     assert "FARM_URL" in str(caught.value.hint)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from tests.stub_farm import BUILD, StubFarm, rtx_plan
 
 PLAN = rtx_plan()
 NAME = "digits-v1-int8-sm_89.engine"
-CONTENT = "/v1/engines/06C3XQ6000000001/content"
+CONTENT = "/v1/engines/01m7y8mbznssegkq/content"
 
 
 @pytest.fixture
@@ -162,7 +163,7 @@ def test_a_newer_engine_replaces_the_one_of_the_same_name(
     ],
 )
 def test_an_rtx_engine_whose_header_disagrees_with_the_registry_is_not_kept(
-    farm: Farm, stub: StubFarm, tmp_path: Path, data: bytes, row: dict[str, str], said: str
+    farm: Farm, stub: StubFarm, tmp_path: Path, data: bytes, row: dict[str, Any], said: str
 ) -> None:
     stub.add(data, **row)
     with pytest.raises(DigestMismatch, match=said):
@@ -171,13 +172,11 @@ def test_an_rtx_engine_whose_header_disagrees_with_the_registry_is_not_kept(
 
 
 def test_a_manifest_of_other_bytes_is_refused(farm: Farm, stub: StubFarm, tmp_path: Path) -> None:
-    match = farm.http  # the row that the match gave is replaced before the manifest is read
     stub.add(PLAN)
     found = farm.match("digits", "sm_89")
     stub.add(rtx_plan(seed=9))
     with pytest.raises(DigestMismatch, match="its manifest as"):
         farm.fetch(found, tmp_path)
-    assert match.url == stub.url
     assert files(tmp_path) == []
 
 
@@ -204,7 +203,12 @@ def test_progress_of_a_resumed_download_counts_what_was_there(
 def _two_engines(stub: StubFarm) -> None:
     onnx = b"onnx" * 100
     stub.add(PLAN)
-    cpu = {"runtime": "onnxruntime", "gpu": "cpu", "runtime_version": "1.31", "id": "E2"}
+    cpu: dict[str, Any] = {
+        "runtime": "onnxruntime",
+        "gpu": "cpu",
+        "runtime_version": "1.31",
+        "id": "E2",
+    }
     stub.add(onnx, **cpu)
     view = stub_farm.build(engines_total=2, engines_done=2)
     want = view["engines"][0]

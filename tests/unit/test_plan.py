@@ -24,7 +24,8 @@ def planned(tools=TOOLS, **changes):
     request = BuildRequest.model_validate(BUILD_EXAMPLE | changes)
     online = {"tensorrt-rtx.cpu": 1, "onnxruntime.cpu": 1}
     choices = [
-        targets.choose(t, runtimes=(Runtime.TENSORRT_RTX,), online_queues=online) for t in request.targets
+        targets.choose(t, runtimes=(Runtime.TENSORRT_RTX,), online_queues=online)
+        for t in request.targets
     ]
     return plan(request, choices, lambda _queue: tools)
 
@@ -86,10 +87,19 @@ DIGEST = "sha256:" + "d" * 64
 @pytest.mark.parametrize(
     ("changes", "kinds"),
     [
-        ({"source": {"digest": DIGEST, "format": "pt2"}}, {"export", "cast", "calibrate", "build", "measure"}),
+        (
+            {"source": {"digest": DIGEST, "format": "pt2"}},
+            {"export", "cast", "calibrate", "build", "measure"},
+        ),
         ({"calibration": {"digest": DIGEST}}, {"calibrate", "build", "measure"}),
-        ({"calibration": BUILD_EXAMPLE["calibration"] | {"batch_size": 16}}, {"calibrate", "build", "measure"}),
-        ({"calibration": BUILD_EXAMPLE["calibration"] | {"method": "max"}}, {"calibrate", "build", "measure"}),
+        (
+            {"calibration": BUILD_EXAMPLE["calibration"] | {"batch_size": 16}},
+            {"calibrate", "build", "measure"},
+        ),
+        (
+            {"calibration": BUILD_EXAMPLE["calibration"] | {"method": "max"}},
+            {"calibrate", "build", "measure"},
+        ),
         ({"evaluation": {"digest": DIGEST}}, {"measure"}),
         ({"evaluation": BUILD_EXAMPLE["evaluation"] | {"max_drop": 0.5}}, {"measure"}),
         ({"profiles": []}, {"export", "cast", "calibrate", "build", "measure"}),

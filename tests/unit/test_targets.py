@@ -59,5 +59,7 @@ def test_a_precision_that_the_architecture_lacks_is_refused_before_a_minute_is_s
 
 
 def test_tensorrt_rtx_builds_on_cpu_workers_and_tensorrt_on_its_gpu():
-    assert targets.build_queue(Target(runtime=Runtime.TENSORRT_RTX, gpu="sm_89")) == "tensorrt-rtx.cpu"
+    assert (
+        targets.build_queue(Target(runtime=Runtime.TENSORRT_RTX, gpu="sm_89")) == "tensorrt-rtx.cpu"
+    )
     assert targets.build_queue(Target(runtime=Runtime.TENSORRT, gpu="h200")) == "tensorrt.h200"

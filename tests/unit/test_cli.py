@@ -1,0 +1,433 @@
+"""The command line: what it prints, in words and as JSON, and its exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from farm.cli import app, exits, options, show, watch
+from farm.client import Build, Farm
+from farm.errors import InvalidRequest
+from tests import stub_farm
+from tests.stub_farm import BUILD, StubFarm, rtx_plan
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def stub() -> Iterator[StubFarm]:
+    with stub_farm.running() as farm:
+        yield farm
+
+
+@pytest.fixture
+def run(stub: StubFarm, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("FARM_URL", stub.url)
+    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "digits.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("digits/archive_format", "pt2")
+    return path
+
+
+def test_submit_says_what_was_chosen_and_what_comes_next(run: Run, model: Path) -> None:
+    result = run("submit", model, "--gpu", "rtx-4090", "--precision", "int8")
+    assert result.exit_code == exits.OK, result.output
+    assert f"build {BUILD} of digits v1" in result.stdout
+    assert re.search(r"rtx-4090 +tensorrt-rtx:sm_89 +int8 +first of tensorrt", result.stdout)
+    assert "2 jobs, 1 of them reused" in result.stdout
+    assert f"farm watch {BUILD}\n" in result.stdout
+    assert "farm pull digits --gpu sm_89 -o engines\n" in result.stdout
+
+
+def test_submit_takes_lists_by_commas_and_by_repeating(
+    run: Run, stub: StubFarm, model: Path
+) -> None:
+    words = "--gpu sm_89,rtx-5090 --gpu cpu --precision fp16,fp32 --label team=vision --label x=a=b"
+    profiles = "--profile image=1x3:8x3:64x3 --profile mask=1x8"
+    result = run("submit", model, *words.split(), *profiles.split(), "--name", "d", "--json")
+    assert result.exit_code == exits.OK, result.output
+    sent = stub.submitted[0]
+    assert sent["model"] == "d"
+    assert sent["targets"] == ["sm_89", "rtx-5090", "cpu"]
+    assert sent["precisions"] == ["fp16", "fp32"]
+    assert sent["labels"] == {"team": "vision", "x": "a=b"}
+    image = {"min": [1, 3], "opt": [8, 3], "max": [64, 3]}
+    assert sent["profiles"] == [
+        {"image": image, "mask": {"min": [1, 8], "opt": [1, 8], "max": [1, 8]}}
+    ]
+    assert json.loads(result.stdout)["id"] == BUILD
+
+
+def test_submit_waits_and_prints_one_document(run: Run, model: Path) -> None:
+    result = run("submit", model, "--gpu", "sm_89", "--wait", "--json")
+    assert result.exit_code == exits.OK
+    assert json.loads(result.stdout)["state"] == "succeeded"
+
+
+def test_submit_without_a_gpu_says_how_to_name_one(run: Run, model: Path) -> None:
+    result = run("submit", model)
+    assert result.exit_code == exits.USAGE
+    assert result.stderr.startswith("error: no GPU given\nhint: say which: --gpu sm_89")
+
+
+def test_a_pickle_is_refused_with_what_to_do(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "m.pth").write_bytes(b"\x80\x04")
+    result = run("submit", tmp_path / "m.pth", "--gpu", "sm_89")
+    assert result.exit_code == exits.USAGE
+    assert "torch.export.save" in result.stderr
+
+
+def test_a_profile_that_is_not_one_is_explained() -> None:
+    for text in ("image", "image=1x2:3", "=1x2", "image=axb"):
+        with pytest.raises(InvalidRequest) as caught:
+            options.profiles([text])
+        assert "INPUT=MIN:OPT:MAX" in str(caught.value.hint)
+
+
+def test_a_profiles_input_may_have_a_colon_in_its_name() -> None:
+    assert options.profiles(["input:0=1:2:3"])[0]["input:0"]["max"] == [3]
+
+
+def test_a_label_that_is_not_one_is_explained() -> None:
+    with pytest.raises(InvalidRequest, match="'team' isn't a label"):
+        options.labels(["team"])
+
+
+def test_watch_prints_a_line_a_change(run: Run) -> None:
+    result = run("watch", BUILD)
+    assert result.exit_code == exits.OK
+    lines = [line.partition("  ")[2] for line in result.stdout.splitlines()[1:7]]
+    assert lines[:5] == [
+        f"build {BUILD}  queued",
+        "build digits:int8@sm_89  running (on w1)",
+        "build digits:int8@sm_89  compile",
+        "build digits:int8@sm_89  succeeded",
+        f"build {BUILD}  succeeded",
+    ]
+    assert f"build {BUILD} succeeded after 1 min 05 s: 1 of 1 engines" in result.stdout
+
+
+def test_watch_prints_events_as_lines_of_json(run: Run) -> None:
+    result = run("watch", BUILD, "--json")
+    assert [json.loads(line)["id"] for line in result.stdout.splitlines()] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_watching_a_build_that_fails_tells_the_cause_and_exits_1(run: Run, stub: StubFarm) -> None:
+    stub.builds[BUILD] = stub_farm.failed_build()
+    result = run("watch", BUILD)
+    assert result.exit_code == exits.FAILED
+    assert result.stderr == "error: calibrate digits: no samples [for image]\nhint: add samples\n"
+    assert f"farm retry {BUILD}" in result.stdout
+
+
+def test_watching_a_build_that_fails_as_json_ends_with_a_problem(run: Run, stub: StubFarm) -> None:
+    stub.builds[BUILD] = stub_farm.failed_build()
+    result = run("watch", BUILD, "--json")
+    assert result.exit_code == exits.FAILED
+    assert json.loads(result.stderr)["code"] == "build-failed"
+
+
+def test_watching_a_cancelled_build_exits_1(run: Run, stub: StubFarm) -> None:
+    stub.builds[BUILD] = stub_farm.build("cancelled")
+    assert run("watch", BUILD).exit_code == exits.FAILED
+
+
+def _interrupt(self: Build, *, after: int = 0) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_stops_watching_and_says_how_to_resume(
+    run: Run, stub: StubFarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Build, "events", _interrupt)
+    result = run("watch", BUILD)
+    assert result.exit_code == exits.INTERRUPTED
+    assert f"build {BUILD} goes on. Resume: farm watch {BUILD}\n" in result.stderr
+    assert not stub.asked("POST", f"/v1/builds/{BUILD}/cancel")
+
+
+def test_what_to_type_next_names_the_farm_that_was_given(
+    run: Run, stub: StubFarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FARM_URL")
+    monkeypatch.setattr(Build, "events", _interrupt)
+    result = run("watch", BUILD, "--url", stub.url)
+    assert f"Resume: farm watch {BUILD} --url {stub.url}\n" in result.stderr
+
+
+def test_on_a_terminal_watch_shows_the_jobs_in_place(
+    stub: StubFarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = io.StringIO()
+    screen = Console(file=shown, force_terminal=True, width=120, height=40, markup=False)
+    monkeypatch.setattr(show, "console", lambda: screen)
+    with Farm(stub.url) as farm:
+        watch._live(farm.build(BUILD))
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
+    assert re.search(r"2 +build digits:int8@sm_89 +succeeded +host-cpu +1 min 05 s", text)
+    assert "engines 1/1" in text
+
+
+def test_on_a_terminal_watch_tells_when_the_farm_is_lost(
+    stub: StubFarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(self: Build, *, after: int = 0) -> Any:
+        raise InvalidRequest("lost")
+
+    monkeypatch.setattr(Build, "events", lose)
+    screen = Console(file=io.StringIO(), force_terminal=True, width=120)
+    monkeypatch.setattr(show, "console", lambda: screen)
+    with Farm(stub.url) as farm, pytest.raises(InvalidRequest, match="lost"):
+        watch._live(farm.build(BUILD))
+    assert not [t for t in threading.enumerate() if t.name == "watch"]
+
+
+def test_a_build_of_many_jobs_shows_those_that_matter_on_a_small_terminal() -> None:
+    view = stub_farm.build()
+    view["jobs"] = [stub_farm.job(n, f"build {n}") for n in range(50)]
+    view["jobs"][40]["state"] = "running"
+    from farm.schemas import BuildView
+
+    table = watch._jobs_grid(BuildView.model_validate(view).jobs, room=3)
+    out = io.StringIO()
+    Console(file=out, width=100).print(table)
+    assert len(out.getvalue().splitlines()) == 4
+    assert "build 40" in out.getvalue()
+
+
+def test_status_shows_jobs_and_engines(run: Run) -> None:
+    result = run("status", BUILD)
+    assert result.exit_code == exits.OK
+    assert re.search(r"1 +export digits +succeeded +cached", result.stdout)
+    assert "01m7y8mbznssegkq" in result.stdout
+    assert "labels: team=vision" in result.stdout
+
+
+def test_status_of_a_failed_build_shows_brackets_as_they_are(run: Run, stub: StubFarm) -> None:
+    stub.builds[BUILD] = stub_farm.failed_build()
+    result = run("status", BUILD)
+    assert "calibrate digits failed: no samples [for image]" in result.stdout
+    assert f"farm logs {BUILD} --job 1" in result.stdout
+
+
+def test_a_build_that_is_not_there_exits_3(run: Run) -> None:
+    result = run("status", "06NOPE")
+    assert result.exit_code == exits.NOT_FOUND
+    expected = "error: there is no build '06NOPE'\nhint: `farm builds` lists them\n"
+    assert result.stderr == expected
+
+
+def test_an_error_as_json_is_a_problem_on_stderr(run: Run) -> None:
+    result = run("status", "06NOPE", "--json")
+    assert result.stdout == ""
+    assert json.loads(result.stderr) == {
+        "type": "about:blank",
+        "title": "Not Found",
+        "status": 404,
+        "code": "not-found",
+        "detail": "there is no build '06NOPE'",
+        "hint": "`farm builds` lists them",
+    }
+
+
+def test_a_farm_out_of_reach_exits_4(run: Run) -> None:
+    result = run("builds", "--url", "http://127.0.0.1:9")
+    assert result.exit_code == exits.UNAVAILABLE
+    assert "farm up" in result.stderr
+
+
+def test_an_unknown_option_exits_2(run: Run) -> None:
+    assert run("status", BUILD, "--nonsense").exit_code == exits.USAGE
+
+
+def test_logs_are_printed_as_they_are(run: Run) -> None:
+    assert run("logs", BUILD).stdout == "=== build digits\ntactic 7\n"
+    assert json.loads(run("logs", BUILD, "--json").stdout)["text"].endswith("tactic 7\n")
+
+
+def test_logs_are_followed(run: Run) -> None:
+    assert run("logs", BUILD, "--follow").stdout == "=== build digits:int8@sm_89\ntactic 7\n"
+    assert run("logs", BUILD, "-f", "--job", "2").stdout == "tactic 7\n"
+
+
+def test_cancel_and_retry_say_what_became_of_the_build(run: Run, stub: StubFarm) -> None:
+    stub.builds[BUILD] = stub_farm.build("running")
+    assert run("cancel", BUILD).stdout == f"build {BUILD} cancelled\n"
+    assert run("cancel", BUILD).stdout == f"build {BUILD} had ended before: cancelled\n"
+    assert f"farm watch {BUILD}" in run("retry", BUILD).stdout
+
+
+def test_explain_says_what_differs(run: Run) -> None:
+    assert "differs from job 1: method entropy → max" in run("explain", BUILD).stdout
+    assert json.loads(run("explain", BUILD, "--json").stdout)["jobs"][0]["nearest"] == 1
+
+
+def test_builds_are_listed(run: Run) -> None:
+    result = run("builds", "--model", "digits", "--state", "succeeded")
+    assert re.search(rf"{BUILD} +digits v1 +succeeded +1/1 +int8 +rtx-4090", result.stdout)
+    assert [one["id"] for one in json.loads(run("builds", "--json").stdout)] == [BUILD]
+
+
+def test_engines_show_accuracy_and_say_where_nothing_was_measured(run: Run, stub: StubFarm) -> None:
+    stub.add(rtx_plan())
+    timed = {"latency_ms": {"p50": 0.1234, "p99": 0.2}, "speed_up": 3.456}
+    stub.add(b"x", id="E2", gpu="cpu", runtime="onnxruntime", metrics=timed)
+    rows = run("engines", "digits").stdout.splitlines()
+    assert re.split(r" {2,}", rows[1].rstrip()) == [
+        "01m7y8mbznssegkq",
+        "v1",
+        "tensorrt-rtx:sm_89",
+        "int8",
+        "300.0 kB",
+        "99.8 %",
+        "0.9993",
+        "98.2 % (source 98.4 %)",
+        "typed ONNX",
+        "–",
+        "–",
+    ]
+    assert rows[2].rstrip().endswith("0.123 ms  3.46×")
+
+
+def test_an_engine_without_figures_is_shown_with_dashes(run: Run, stub: StubFarm) -> None:
+    stub.add(rtx_plan(), accuracy={"cosine_mean": 1.0, "top1_agreement": None, "task": None})
+    assert re.search(r"– +1\.0000 +– +– +– +–", run("engines", "digits").stdout)
+
+
+def test_engines_of_an_unknown_model_name_those_that_are_there(run: Run) -> None:
+    result = run("engines", "nope")
+    assert result.exit_code == exits.NOT_FOUND
+    assert "hint: the models are digits" in result.stderr
+
+
+def test_models_and_their_versions_are_listed(run: Run) -> None:
+    assert re.search(r"digits +v1 +0", run("models").stdout)
+    assert "sha256:" + "a" * 64 in run("models", "digits").stdout
+    assert json.loads(run("models", "--json").stdout)[0]["name"] == "digits"
+
+
+def test_workers_are_listed(run: Run, stub: StubFarm) -> None:
+    assert "farm worker" in run("workers").stdout
+    stub.workers = [
+        {
+            "name": "host-cpu",
+            "host": "host",
+            "online": True,
+            "gpu": None,
+            "gpu_uuid": None,
+            "tags": ["cpu"],
+            "queues": ["cpu"],
+            "runtimes": {"onnxruntime": "1.31.0"},
+            "toolchain": {},
+            "job": 2,
+            "job_title": "build digits:int8@sm_89",
+            "started_at": stub_farm.NOW,
+            "last_seen_at": stub_farm.NOW,
+        }
+    ]
+    assert re.search(
+        r"host-cpu +online +CPU +cpu +onnxruntime 1\.31\.0 +2 build", run("workers").stdout
+    )
+
+
+def test_targets_are_listed_with_why_and_by_product(run: Run, stub: StubFarm) -> None:
+    stub.targets = [
+        {
+            "target": f"tensorrt-rtx:{tag}",
+            "runtime": "tensorrt-rtx",
+            "gpu": tag,
+            "compute_capability": tag,
+            "products": products,
+            "status": "buildable",
+            "why": "1 worker online",
+            "precisions": ["fp16", "int8"],
+        }
+        for tag, products in (("sm_89", ["rtx-4090"]), ("sm_120", ["rtx-5090"]))
+    ]
+    assert len(run("targets").stdout.splitlines()) == 3
+    shown = run("targets", "--gpu", "rtx-5090").stdout
+    assert "tensorrt-rtx:sm_120  buildable" in shown
+    assert "sm_89" not in shown
+    assert run("targets", "--gpu", "rtx-9999").exit_code == exits.USAGE
+
+
+def _subcommands() -> dict[str, Any]:
+    import typer
+
+    commands: dict[str, Any] = {}
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            commands[name] = command
+        else:
+            commands |= {f"{name} {sub}": one for sub, one in inner.items()}
+    return commands
+
+
+@pytest.mark.parametrize("name", _subcommands())
+def test_every_command_has_json_and_an_example_that_parses(name: str) -> None:
+    command = _subcommands()[name]
+    text = command.epilog.removeprefix("Example: ")
+    words = shlex.split(text)
+    assert words[: 1 + len(name.split())] == ["farm", *name.split()]
+    command.make_context(name, words[1 + len(name.split()) :])
+    assert "--json" in {opt for param in command.params for opt in param.opts}
+
+
+def test_help_tells_the_exit_codes(run: Run) -> None:
+    text = " ".join(run("--help").stdout.split())
+    assert "0 ok · 1 the build failed" in text
+    assert "130 Ctrl+C" in text
+
+
+def test_worker_becomes_the_workers_process(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda path, words: called.append([path, *words]))
+    run("worker", "--cpu-only", "--name", "bench")
+    python = sys.executable
+    assert called == [[python, python, "-m", "workers", "--cpu-only", "--name", "bench"]]
+
+
+def test_python_m_farm_is_the_command_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "farm", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("engine-farm ")
+
+
+def test_completion_offers_builds_and_tags_and_never_fails(
+    stub: StubFarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offered(words: str) -> str:
+        shell = {"_FARM_COMPLETE": "complete_bash", "COMP_WORDS": words}
+        shell["COMP_CWORD"] = str(len(words.split(" ")) - 1)
+        command = [sys.executable, "-m", "farm"]
+        environment = {**os.environ, **shell}
+        return subprocess.run(command, env=environment, capture_output=True, text=True).stdout
+
+    monkeypatch.setenv("FARM_URL", stub.url)
+    assert BUILD in offered("farm status 01")
+    assert "digits" in offered("farm pull d")
+    assert "sm_80,rtx-4090" in offered("farm submit m.pt2 --gpu sm_80,rtx-40")
+    assert "bf16" in offered("farm submit m.pt2 --precision b")
+    monkeypatch.setenv("FARM_URL", "http://127.0.0.1:9")
+    assert offered("farm status 01").strip() == ""

@@ -1,0 +1,148 @@
+"""``farm pull``: this machine's GPU, the match and its reason, exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from farm.cli import app, exits
+from tests import stub_farm
+from tests.stub_farm import StubFarm, rtx_plan
+
+Run = Callable[..., Result]
+NAME = "digits-v1-int8-sm_89.engine"
+
+
+@pytest.fixture
+def stub() -> Iterator[StubFarm]:
+    with stub_farm.running() as farm:
+        farm.add(rtx_plan())
+        yield farm
+
+
+@pytest.fixture
+def run(stub: StubFarm, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("FARM_URL", stub.url)
+    return lambda *words: CliRunner().invoke(app, ["pull", "digits", *map(str, words)])
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, *gpus: tuple[str, tuple[int, int]]) -> None:
+    """Let this machine have these GPUs."""
+
+    class NVMLError(Exception):
+        pass
+
+    def start() -> None:
+        if not gpus:
+            raise NVMLError("Driver Not Loaded")
+
+    nvml = SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlInit=start,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetCount=lambda: len(gpus),
+        nvmlDeviceGetHandleByIndex=lambda index: gpus[index],
+        nvmlDeviceGetName=lambda gpu: gpu[0],
+        nvmlDeviceGetCudaComputeCapability=lambda gpu: gpu[1],
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+
+
+def test_pull_prints_the_file_and_why_it_was_the_match(run: Run, tmp_path: Path) -> None:
+    result = run("--gpu", "rtx-4090", "-o", tmp_path)
+    assert result.exit_code == exits.OK, result.output
+    assert result.stdout.splitlines() == [
+        f"{tmp_path / NAME}  300.0 kB  {stub_farm.digest_of(rtx_plan())}",
+        "  why: built for sm_89; int8 is the most compact",
+        "  runs on: tensorrt-rtx 1.7.1.116",
+        "  verified",
+    ]
+
+
+def test_pull_without_a_gpu_takes_this_machines(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, ("NVIDIA GeForce RTX 4090", (8, 9)), ("NVIDIA GeForce RTX 4090", (8, 9)))
+    result = run("-o", tmp_path, "--json")
+    assert result.exit_code == exits.OK, result.output
+    (pulled,) = json.loads(result.stdout)
+    assert pulled["gpu"] == "rtx-4090"
+    assert pulled["path"] == str(tmp_path / NAME)
+    assert Path(pulled["manifest"]).is_file()
+    assert pulled["engine"]["precision"] == "int8"
+
+
+def test_a_product_without_a_name_here_is_pulled_by_its_capability(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, ("NVIDIA Something New", (8, 9)))
+    assert json.loads(run("-o", tmp_path, "--json").stdout)[0]["gpu"] == "sm_89"
+
+
+def test_pull_on_a_machine_without_a_gpu_says_to_name_one(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch)
+    result = run()
+    assert result.exit_code == exits.USAGE
+    assert "found no NVIDIA GPU on this machine: Driver Not Loaded" in result.stderr
+    assert "--gpu sm_89, or --gpu cpu" in result.stderr
+
+
+def test_pull_without_nvml_says_to_name_a_gpu(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules: Any = sys.modules
+    monkeypatch.setitem(modules, "pynvml", None)
+    result = run()
+    assert result.exit_code == exits.USAGE
+    assert "nvidia-ml-py isn't installed" in result.stderr
+
+
+def test_pull_for_the_cpu_needs_no_gpu(run: Run, stub: StubFarm, tmp_path: Path) -> None:
+    stub.add(b"onnx", id="E2", gpu="cpu", runtime="onnxruntime")
+    assert run("--gpu", "cpu", "-o", tmp_path).exit_code == exits.OK
+    assert (tmp_path / "digits-v1-int8-cpu.onnx").read_bytes() == b"onnx"
+
+
+def test_an_engine_that_two_tags_mean_is_pulled_once(run: Run, tmp_path: Path) -> None:
+    result = run("--gpu", "sm_89,rtx-4090", "-o", tmp_path, "--json")
+    assert len(json.loads(result.stdout)) == 1
+
+
+def test_pull_for_a_gpu_without_an_engine_exits_3_and_names_what_there_is(
+    run: Run, tmp_path: Path
+) -> None:
+    result = run("--gpu", "h200", "-o", tmp_path / "engines")
+    assert result.exit_code == exits.NOT_FOUND
+    assert "there is int8@sm_89" in result.stderr
+    assert not (tmp_path / "engines").exists()
+
+
+def test_pull_of_wrong_bytes_exits_1_and_keeps_nothing(
+    run: Run, stub: StubFarm, tmp_path: Path
+) -> None:
+    stub.add(rtx_plan(), sent=rtx_plan(seed=8))
+    result = run("--gpu", "sm_89", "-o", tmp_path)
+    assert result.exit_code == exits.FAILED
+    assert "nothing was kept" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_told_without_a_traceback(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    result = run("--gpu", "sm_89", "-o", tmp_path / "file")
+    assert result.exit_code == exits.FAILED
+    assert result.stderr.startswith("error: this machine says:")
+
+
+def test_a_second_pull_says_that_it_was_here_already(run: Run, tmp_path: Path) -> None:
+    run("--gpu", "sm_89", "-o", tmp_path)
+    assert "it was here already" in run("--gpu", "sm_89", "-o", tmp_path).stdout

@@ -1,0 +1,77 @@
+"""How things are shown: sizes, times, tables that never cut an id."""
+
+from __future__ import annotations
+
+import io
+import re
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from farm.cli import show
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1400, "1.4 kB"), (25_600_000, "25.6 MB"), (3 * 10**12, "3.0 TB")],
+)
+def test_sizes_are_for_people(count: int, text: str) -> None:
+    assert show.size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-1, "0.0 s"), (4.21, "4.2 s"), (65, "1 min 05 s"), (7400, "2 h 03 min")],
+)
+def test_durations_are_for_people(seconds: float, text: str) -> None:
+    assert show.duration(seconds) == text
+
+
+def test_how_long_ago_is_for_people() -> None:
+    assert show.ago(datetime.now(UTC) - timedelta(minutes=3, seconds=5)) == "3 min ago"
+
+
+def _on_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> str:
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout", terminal)
+    why = "because of many words that do not fit on one line of a narrow terminal"
+    show.table(("id", "why"), [("01m7y8mb9kssegkq", why)], keep=("id",))
+    return terminal.getvalue()
+
+
+def test_a_narrow_terminal_wraps_words_and_keeps_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    text = _on_terminal(monkeypatch, 40)
+    assert "01m7y8mb9kssegkq" in text
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    assert max(map(len, plain.splitlines())) <= 40
+
+
+def test_a_terminal_narrower_than_an_id_still_shows_it_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "01m7y8mb9kssegkq" in _on_terminal(monkeypatch, 10)
+
+
+def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout", terminal)
+    show.line(show.state("failed"))
+    assert terminal.getvalue() == "failed\n"
+
+
+def test_off_a_terminal_a_row_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    show.table(("id", "why"), [("01m7y8mb9kssegkq", "word " * 100)])
+    assert len(capsys.readouterr().out.splitlines()) == 2
