@@ -57,7 +57,7 @@ def _one(which: str, name: str) -> int:
 
 def _commands(options: argparse.Namespace) -> dict[str, dict[str, str]]:
     """Worker's name → what its environment needs."""
-    from workers.app import default_name
+    from workers.app import default_name, queues
 
     if options.name:
         os.environ["FARM_WORKER_HOST"] = options.name
@@ -66,7 +66,15 @@ def _commands(options: argparse.Namespace) -> dict[str, dict[str, str]]:
         # CPU work sees no GPU, so that no stage takes memory on one by accident.
         commands[default_name(None, 0)] = {"FARM_ONE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     if not options.cpu_only:
+        runtimes = toolchain.runtimes()
         for index, gpu in enumerate(gpus.discover()):
+            if not queues(gpu, runtimes):
+                print(
+                    f"{gpu.name} ({gpu.uuid}) gets no worker: no runtime for GPUs is installed "
+                    "(pip install -c constraints.txt '.[worker,gpu,tensorrt]')",
+                    file=sys.stderr,
+                )
+                continue
             pinned = {"FARM_ONE": gpu.uuid, "CUDA_VISIBLE_DEVICES": gpu.uuid}
             commands[default_name(gpu, index)] = pinned
     return commands
@@ -82,7 +90,7 @@ class _Supervisor:
 
     def run(self) -> int:
         if not self._commands:
-            print("error: no GPU here and --no-cpu: nothing to start", file=sys.stderr)
+            print("error: no GPU here that can be served, and no CPU worker wanted", file=sys.stderr)
             return 2
         for sig in (signal.SIGINT, signal.SIGTERM):
             signal.signal(sig, self._stop)
