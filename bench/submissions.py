@@ -64,7 +64,7 @@ class Server:
         code = (
             "from granian import Granian; from granian.constants import Interfaces;"
             f"Granian({target!r}, factory=True, port={port}, interface=Interfaces.ASGI,"
-            "websockets=False, log_access=False).Server()"
+            "websockets=False, log_access=False).serve()"
         )
         environment = os.environ | {"FARM_HOME": str(home), "FARM_LOG_LEVEL": "ERROR"}
         self._process = subprocess.Popen(

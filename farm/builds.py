@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Insert, and_, bindparam, delete, func, insert, select
-from sqlalchemy.orm import Session, defer
+from sqlalchemy import Insert, and_, bindparam, delete, func, insert, select, update
+from sqlalchemy.orm import Session
 
 from farm import jobs, registry, targets
 from farm.db import Base, now
@@ -32,6 +32,8 @@ from farm.states import BUILD_ENDED, BuildState, JobState, Reuse, build_state
 
 _USABLE = (JobState.WAITING, JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED)
 
+_LARGE = {"recipe", "toolchain", "outputs"}
+
 # The statements of every submission are made once: making them is a good part of what they cost.
 _BLOBS = select(Artifact.digest).where(Artifact.digest.in_(bindparam("digests", expanding=True)))
 _VERSION = (
@@ -44,10 +46,9 @@ _VERSION = (
 # Locked, so that none of them ends between this look and the commit: a new job that waits for one
 # would miss its end.
 _JOBS = (
-    select(Job)
+    select(*(column for column in Job.__table__.c if column.name not in _LARGE))
     .where(Job.key.in_(bindparam("keys", expanding=True)), Job.state.in_(_USABLE))
     .order_by(Job.id)
-    .options(defer(Job.recipe), defer(Job.toolchain), defer(Job.outputs))
     .with_for_update()
 )
 _INSERTS: dict[type[Base], Insert] = {
@@ -191,7 +192,7 @@ def _check_blobs(session: Session, request: BuildRequest) -> None:
         digests["calibration"] = request.calibration.digest
     if request.evaluation:
         digests["evaluation"] = request.evaluation.digest
-    there = set(session.scalars(_BLOBS, {"digests": list(digests.values())}))
+    there = set(session.connection().scalars(_BLOBS, {"digests": list(digests.values())}))
     for role, digest in digests.items():
         if digest not in there:
             raise NotFound(
@@ -202,7 +203,11 @@ def _check_blobs(session: Session, request: BuildRequest) -> None:
 def _version(session: Session, request: BuildRequest) -> tuple[int, int]:
     """The version's id and number; a source that the model hasn't had yet is its next one."""
     digest = request.source.digest
-    found = session.execute(_VERSION, {"digest": digest, "name": request.model}).one_or_none()
+    found = (
+        session.connection()
+        .execute(_VERSION, {"digest": digest, "name": request.model})
+        .one_or_none()
+    )
     if found is not None and found[1] is not None:
         return found[1], found[2]
     model_id = found[0] if found is not None else _new_model(session, request.model)
@@ -229,7 +234,7 @@ def _insert(session: Session, *rows: Base) -> None:
     """Insert rows without the unit of work's bookkeeping, which would be half of a submission's time."""
     columns = [{k: v for k, v in vars(row).items() if not k.startswith("_")} for row in rows]
     if columns:
-        session.execute(_INSERTS[type(rows[0])], columns)
+        session.connection().execute(_INSERTS[type(rows[0])], columns)
 
 
 def _attach(
@@ -287,11 +292,12 @@ def _attach(
 
 
 def _usable(session: Session, planned: Plan) -> dict[str, Job]:
-    found = session.scalars(_JOBS, {"keys": list(planned.jobs)}).all()
-    for job in found:
-        if job.cancel_requested:
-            job.cancel_requested = False
-    return {job.key: job for job in found}
+    rows = session.connection().execute(_JOBS, {"keys": list(planned.jobs)}).mappings()
+    found = {row["key"]: Job(**row) for row in rows}
+    ending = [job.id for job in found.values() if job.cancel_requested]
+    if ending:
+        session.execute(update(Job).where(Job.id.in_(ending)).values(cancel_requested=False))
+    return found
 
 
 def _reuse(job: Job) -> Reuse:
