@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
-from celery import Celery
+from celery import Celery, uuid
+from kombu import Producer
 from kombu.exceptions import OperationalError
 from sqlalchemy import ColumnElement, Row, or_, select, update
 
@@ -20,6 +21,8 @@ from farm.states import JobState
 log = logging.getLogger(__name__)
 
 TASK = "farm.run"
+#: Of Flower's list of tasks; a running task's kwargs are its phase and progress.
+COLUMNS = "name,state,args,kwargs,runtime,worker,received,uuid"
 
 
 def create_celery(settings: Settings) -> Celery:
@@ -32,7 +35,6 @@ def create_celery(settings: Settings) -> Celery:
         task_store_errors_even_if_ignored=False,
         # What Flower needs to show names, arguments and states.
         worker_send_task_events=True,
-        task_send_sent_event=True,
         task_track_started=True,
         result_extended=True,
         # The database holds the work. A message is acked when it arrives: it's only a bell.
@@ -61,6 +63,7 @@ class Doorbell:
     def __init__(self, db: Database, celery: Celery) -> None:
         self._db = db
         self._celery = celery
+        self._events = celery.events.Dispatcher(enabled=False)
 
     def ring(self, job_ids: Iterable[int]) -> None:
         """Announce these jobs, as far as they are queued.
@@ -91,8 +94,12 @@ class Doorbell:
             ).all()
         if not jobs:
             return 0
-        for job in jobs:
-            self._send(job)
+        try:
+            with self._celery.producer_or_acquire() as producer:
+                for job in jobs:
+                    self._send(job, producer)
+        except OperationalError as err:
+            raise BrokerUnavailable(f"the broker can't be reached: {err}") from err
         with self._db.write() as session:
             session.execute(
                 update(Job)
@@ -101,20 +108,23 @@ class Doorbell:
             )
         return len(jobs)
 
-    def _send(self, job: Row[*tuple[Any, ...]]) -> None:
-        try:
-            self._celery.send_task(
-                TASK,
-                args=(job.id, job.attempt),
-                queue=job.queue,
-                priority=9 - job.priority,  # of Redis' lists the first is 0
-                shadow=job.title,
-                argsrepr=f"job={job.id} attempt={job.attempt} key={job.key[7:19]}",
-                retry=False,
-                ignore_result=True,
-            )
-        except OperationalError as err:
-            raise BrokerUnavailable(f"the broker can't be reached: {err}") from err
+    def _send(self, job: Row[*tuple[Any, ...]], producer: Producer) -> None:
+        task_id, arguments = uuid(), f"job={job.id} attempt={job.attempt} key={job.key[7:19]}"
+        self._celery.send_task(
+            TASK,
+            args=(job.id, job.attempt),
+            task_id=task_id,
+            queue=job.queue,
+            priority=9 - job.priority,  # of Redis' lists the first is 0
+            shadow=job.title,
+            argsrepr=arguments,
+            producer=producer,
+            retry=False,
+            ignore_result=True,
+        )
+        # Celery's own event would call every waiting task by the name that all of them have.
+        sent = {"uuid": task_id, "name": job.title, "args": arguments, "queue": job.queue}
+        self._events.publish("task-sent", sent, producer)
 
 
 def run_flower(host: str = "127.0.0.1", port: int = 5555) -> None:
@@ -128,6 +138,7 @@ def run_flower(host: str = "127.0.0.1", port: int = 5555) -> None:
             f"--address={host}",
             f"--port={port}",
             "--read_only=true",
+            f"--tasks_columns={COLUMNS}",
             "--inspect_timeout=3000",
         ]
     )

@@ -28,9 +28,12 @@ _ONNX = ("onnx", "onnx-ir", "numpy")
 _MODELOPT = (
     "nvidia-modelopt",
     "onnx-graphsurgeon",
+    "onnxscript",
     "onnxslim",
     "onnxruntime",
     "polygraphy",
+    "ml-dtypes",
+    "scipy",
     *_ONNX,
 )
 
@@ -39,8 +42,8 @@ STAGE_TOOLS: dict[JobKind, tuple[str, ...]] = {
     JobKind.EXPORT: ("torch", "onnxscript", *_ONNX),
     JobKind.CAST: _MODELOPT,
     JobKind.CALIBRATE: _MODELOPT,
-    JobKind.BUILD: (),
-    JobKind.MEASURE: ("torch", "onnxruntime", "numpy"),
+    JobKind.BUILD: ("onnx",),
+    JobKind.MEASURE: ("torch", "onnx", "onnxruntime", "numpy"),
 }
 RUNTIME_TOOLS: dict[Runtime, tuple[str, ...]] = {
     Runtime.TENSORRT: ("tensorrt",),

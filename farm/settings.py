@@ -75,6 +75,12 @@ class Settings(BaseSettings):
             object.__setattr__(self, "store", self.store.expanduser().absolute())
         return self
 
+    def environment(self) -> dict[str, str]:
+        """The variables by which another process has these settings."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        values["runtimes"] = ",".join(self.runtimes)
+        return {f"FARM_{k.upper()}": str(v) for k, v in values.items() if v is not None}
+
     @property
     def database(self) -> str:
         return self.database_url or f"sqlite:///{self.home / 'farm.db'}"

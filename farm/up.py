@@ -127,7 +127,7 @@ class Farm:
             _check_free(port)
         self._logs.mkdir(exist_ok=True)
         db.upgrade(self._settings)
-        environment = {"FARM_HOME": str(self._settings.home)}
+        environment = self._settings.environment()
         if not self._settings.broker_url:
             environment["FARM_BROKER_URL"] = self._start_broker()
         commands = {

@@ -90,7 +90,9 @@ class _Supervisor:
 
     def run(self) -> int:
         if not self._commands:
-            print("error: no GPU here that can be served, and no CPU worker wanted", file=sys.stderr)
+            print(
+                "error: no GPU here that can be served, and no CPU worker wanted", file=sys.stderr
+            )
             return 2
         for sig in (signal.SIGINT, signal.SIGTERM):
             signal.signal(sig, self._stop)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from celery import Celery, signals
 
@@ -35,6 +37,11 @@ class Context:
     store: LocalStore
     doorbell: Doorbell
     worker: str
+
+    @property
+    def workdirs(self) -> Path:
+        """The folder of this worker's jobs' folders."""
+        return self.settings.home / "work" / self.worker
 
 
 def announcement(name: str, gpu: Gpu | None) -> Announcement:
@@ -76,6 +83,8 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
         doorbell=Doorbell(db, app),
         worker=name,
     )
+    # What a killed predecessor of this name left behind.
+    shutil.rmtree(context.workdirs, ignore_errors=True)
     register(app, context)
     _announce_while_up(db, me, every_s=settings.worker_ttl_s / 3)
     signals.worker_process_init.connect(_on_pool_process(db), weak=False)

@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import AuthenticationString, BaseProcess  # type: ignore[attr-defined]
@@ -29,6 +30,7 @@ from farm.processes import die_with_parent
 
 _context = multiprocessing.get_context("forkserver")
 _TICK_S = 0.1
+_PRELOAD_S = 600.0
 _PIPE_BYTES = 65536
 
 
@@ -59,8 +61,18 @@ Report = Callable[[str, float | None], None]
 def preload(modules: list[str]) -> None:
     """Start the fork server with these modules imported; children then start in milliseconds."""
     _context.set_forkserver_preload(modules)
-
     forkserver.ensure_running()
+
+
+@cache
+def await_preload() -> None:
+    """Wait, once, until the fork server has imported its modules and can start a child."""
+    with Child(_nothing, None, timeout_s=_PRELOAD_S):
+        pass  # its start waits for the fork server
+
+
+def _nothing(_argument: None, _report: Report) -> None:
+    return None
 
 
 def _be_ordinary() -> None:

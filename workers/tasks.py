@@ -16,11 +16,11 @@ from farm import jobs
 from farm.dispatch import TASK
 from farm.errors import BrokerUnavailable, FarmError, LeaseLost, ToolchainChanged, Unavailable
 from farm.jobs import Claim, Output
-from farm.specs import PARAMS, JobKind
-from workers import isolate, stages, toolchain
+from farm.specs import JobKind
+from workers import isolate, toolchain
 from workers.app import Context
 from workers.isolate import Child, Line, Progress
-from workers.stages import Stage
+from workers.stages import StageRequest, run_request
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +31,15 @@ _LOG_FLUSH_S = 0.5
 def register(app: Celery, context: Context) -> None:
     """Add the task to a worker's application."""
 
-    @app.task(name=TASK, bind=True)  # type: ignore[untyped-decorator]
+    # Failures are ends like others: Flower shows them as such, and the log needs no traceback.
+    @app.task(name=TASK, bind=True, throws=(FarmError,))  # type: ignore[untyped-decorator]
     def run(task: Task[Any, Any], job_id: int, attempt: int) -> str:
         return _run(task, context, job_id, attempt)
 
 
 def _run(task: Task[Any, Any], context: Context, job_id: int, attempt: int) -> str:
+    # A lease that ran while frameworks are still being imported would be lost before the job starts.
+    isolate.await_preload()
     with context.db.write() as session:
         claim = jobs.claim(
             session, job_id, attempt, owner=context.worker, lease_s=context.settings.lease_ttl_s
@@ -56,8 +59,8 @@ def _run(task: Task[Any, Any], context: Context, job_id: int, attempt: int) -> s
             jobs.interrupt(session, job_id, attempt, err, max_attempts=most)
         return f"interrupted: {err.detail}"
     except FarmError as err:
-        log.info("%s failed: %s", claim.title, err.detail)
-        return _fail(context, claim, err)
+        _fail(context, claim, err)
+        raise
     except Exception as err:
         _fail(context, claim, FarmError(f"the worker has a bug here: {err!r}"))
         raise
@@ -65,10 +68,9 @@ def _run(task: Task[Any, Any], context: Context, job_id: int, attempt: int) -> s
     return "ended"
 
 
-def _fail(context: Context, claim: Claim, error: FarmError) -> str:
+def _fail(context: Context, claim: Claim, error: FarmError) -> None:
     with context.db.write() as session:
         jobs.fail(session, claim.job_id, claim.attempt, error)
-    return f"failed: {error.detail}"
 
 
 def _ring(context: Context, ready: list[int]) -> None:
@@ -84,7 +86,7 @@ def _work(task: Task[Any, Any], context: Context, claim: Claim) -> list[int]:
     with _workdir(context, claim) as workdir:
         request = _request(context, claim, workdir)
         with Child(
-            _stage,
+            run_request,
             request,
             timeout_s=context.settings.job_timeout_s,
             memory_bytes=context.settings.job_memory_bytes,
@@ -119,44 +121,31 @@ def _check_toolchain(claim: Claim) -> None:
 
 @contextmanager
 def _workdir(context: Context, claim: Claim) -> Iterator[Path]:
-    path = context.settings.home / "work" / f"{claim.job_id}-{claim.attempt}"
-    shutil.rmtree(path, ignore_errors=True)
+    """A private folder for the child; kept after a failure when the settings say so."""
+    path = context.workdirs / f"{claim.job_id}-{claim.attempt}"
     path.mkdir(parents=True)
+    kept = context.settings.keep_workdirs
     try:
         yield path
-    except FarmError:
-        if not context.settings.keep_workdirs:
+        kept = False
+    finally:
+        if not kept:
             shutil.rmtree(path, ignore_errors=True)
-        raise
-    else:
-        shutil.rmtree(path, ignore_errors=True)
 
 
-def _request(context: Context, claim: Claim, workdir: Path) -> dict[str, Any]:
-    return {
-        "kind": claim.kind,
-        "params": dict(claim.params),
-        "inputs": {role: str(context.store.path(d)) for role, d in claim.inputs.items()},
-        "workdir": str(workdir),
-    }
-
-
-def _stage(request: dict[str, Any], report: isolate.Report) -> dict[str, Any]:
-    """In the child: run one stage."""
-    kind = JobKind(request["kind"])
-    result = stages.run(
-        Stage(
-            kind=kind,
-            params=PARAMS[kind].model_validate(request["params"]),
-            inputs={role: Path(path) for role, path in request["inputs"].items()},
-            workdir=Path(request["workdir"]),
-            progress=report,
-        )
+def _request(context: Context, claim: Claim, workdir: Path) -> StageRequest:
+    request = StageRequest(
+        kind=JobKind(claim.kind),
+        params=dict(claim.params),
+        inputs={role: context.store.path(digest) for role, digest in claim.inputs.items()},
+        workdir=workdir / "out",
     )
-    return {
-        "outputs": {role: str(path) for role, path in result.outputs.items()},
-        "facts": dict(result.facts),
-    }
+    request.workdir.mkdir()
+    if context.settings.keep_workdirs:
+        file = workdir / "request.json"
+        file.write_text(request.model_dump_json(indent=2))
+        log.info("%s by hand: python -m workers.stages '%s'", claim.title, file)
+    return request
 
 
 class _Watch:

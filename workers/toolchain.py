@@ -15,6 +15,8 @@ _DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "onnx-ir": ("onnx-ir",),
     "onnxscript": ("onnxscript",),
     "numpy": ("numpy",),
+    "scipy": ("scipy",),
+    "ml-dtypes": ("ml-dtypes",),
     "nvidia-modelopt": ("nvidia-modelopt",),
     "onnx-graphsurgeon": ("onnx-graphsurgeon",),
     "onnxslim": ("onnxslim",),

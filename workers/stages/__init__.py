@@ -7,15 +7,16 @@ Whatever a stage prints is the job's log.
 
 Roles of files, by stage:
 
-========== ======================================================= ==========================================
-stage      inputs                                                  outputs
-========== ======================================================= ==========================================
-export     source                                                  onnx
-cast       onnx                                                    typed
-calibrate  onnx, calibration                                       typed (fp32 remainder), typed_fp16
-build      typed                                                   engine
-measure    source, typed, [engine], [evaluation], [calibration]    report
-========== ======================================================= ==========================================
+========== ============================================= ======================================
+stage      inputs                                        outputs
+========== ============================================= ======================================
+export     source                                        onnx
+cast       onnx                                          typed
+calibrate  onnx, calibration                             typed (fp32 remainder), typed_fp16
+build      typed                                         engine
+measure    source, typed, [engine], [evaluation],        report
+           [calibration]
+========== ============================================= ======================================
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from farm.specs import JobKind, StageParams
+from pydantic import BaseModel
+
+from farm.specs import PARAMS, JobKind, StageParams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,38 @@ class StageResult:
 
     outputs: Mapping[str, Path]  #: role → a file below the workdir
     facts: Mapping[str, Any] = field(default_factory=dict)  #: JSON: what is recorded of the job
+
+
+class StageRequest(BaseModel):
+    """A stage to run, as it is handed to a child process or kept to be run by hand."""
+
+    kind: JobKind
+    params: dict[str, Any]
+    inputs: dict[str, Path]
+    workdir: Path
+
+
+def run_request(
+    request: StageRequest, progress: Callable[[str, float | None], None]
+) -> dict[str, Any]:
+    """Run a stage and return its outputs' paths and its facts, as JSON.
+
+    Raises:
+        StageFailed: with what the user can do about it.
+    """
+    result = run(
+        Stage(
+            kind=request.kind,
+            params=PARAMS[request.kind].model_validate(request.params),
+            inputs=request.inputs,
+            workdir=request.workdir,
+            progress=progress,
+        )
+    )
+    return {
+        "outputs": {role: str(path) for role, path in result.outputs.items()},
+        "facts": dict(result.facts),
+    }
 
 
 def run(stage: Stage) -> StageResult:
