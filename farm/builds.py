@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,8 +107,9 @@ def submit(
         idempotency_key=idempotency_key,
         created_at=now(),
     )
-    _insert(session, build)
-    _insert(session, Event(build_id=build.id, kind="build", state=build.state, data={}, at=now()))
+    _insert(session, Build, [_columns(build)])
+    created = {"build_id": build.id, "kind": "build", "state": build.state, "data": {}, "at": now()}
+    _insert(session, Event, [created])
     return _attach(session, build, request.model, number, planned)
 
 
@@ -230,11 +231,13 @@ def _new_model(session: Session, name: str) -> int:
     return model.id
 
 
-def _insert(session: Session, *rows: Base) -> None:
+def _insert(session: Session, table: type[Base], rows: Iterable[Mapping[str, Any]]) -> None:
     """Insert rows without the unit of work's bookkeeping, which would be half of a submission's time."""
-    columns = [{k: v for k, v in vars(row).items() if not k.startswith("_")} for row in rows]
-    if columns:
-        session.connection().execute(_INSERTS[type(rows[0])], columns)
+    session.connection().execute(_INSERTS[table], list(rows))
+
+
+def _columns(row: Base) -> dict[str, Any]:
+    return {name: value for name, value in vars(row).items() if not name.startswith("_")}
 
 
 def _attach(
@@ -251,12 +254,12 @@ def _attach(
     rows = usable | created
     reuse = {key: _reuse(job) for key, job in usable.items()}
     links = [
-        BuildJob(
-            build_id=build.id,
-            job_id=rows[key].id,
-            reuse=reuse.get(key, Reuse.RAN),
-            position=position,
-        )
+        {
+            "build_id": build.id,
+            "job_id": rows[key].id,
+            "reuse": reuse.get(key, Reuse.RAN),
+            "position": position,
+        }
         for position, key in enumerate(planned.jobs)
     ]
     wanted: Sequence[Wanted] = [
@@ -272,8 +275,8 @@ def _attach(
         )
         for engine in planned.engines
     ]
-    _insert(session, *links)
-    _insert(session, *wanted)
+    _insert(session, BuildJob, links)
+    _insert(session, Wanted, map(_columns, wanted))
     done = {job.id for job in usable.values() if job.state == JobState.SUCCEEDED}
     if any({want.build_job_id, want.measure_job_id} <= done for want in wanted):
         wanted = registry.publish_build(session, build.id)
@@ -339,9 +342,8 @@ def _create(
     session.add_all(rows.values())
     session.flush()
     _connect(session, new, rows | usable)
-    _insert(
-        session, *(jobs.event(row, JobState(row.state), build=build.id) for row in rows.values())
-    )
+    events = (jobs.event(row, JobState(row.state), build=build.id) for row in rows.values())
+    _insert(session, Event, map(_columns, events))
     return rows
 
 

@@ -201,15 +201,17 @@ def models(session: Session, *, after: str | None = None, limit: int = 50) -> li
     statement = select(Model).order_by(Model.name).limit(limit)
     if after is not None:
         statement = statement.where(Model.name > after)
-    return [
-        ModelView(
-            name=row.name,
-            created_at=row.created_at,
-            versions=[version.version for version in _versions(session, row.id)],
-            engines=sum(version.engines for version in _versions(session, row.id)),
-        )
-        for row in session.scalars(statement)
-    ]
+    return [_model(session, row) for row in session.scalars(statement)]
+
+
+def _model(session: Session, row: Model) -> ModelView:
+    versions = _versions(session, row.id)
+    return ModelView(
+        name=row.name,
+        created_at=row.created_at,
+        versions=[version.version for version in versions],
+        engines=sum(version.engines for version in versions),
+    )
 
 
 def model(session: Session, name: str) -> ModelDetail:
