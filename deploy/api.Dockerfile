@@ -7,7 +7,8 @@ COPY farm farm
 COPY workers workers
 COPY migrations migrations
 RUN pip install -c constraints.txt .
-RUN useradd --create-home --uid 1000 farm && install -d -o farm /var/lib/farm/store
+# Each by its name: `install -d` gives the owner to the last folder of a path alone.
+RUN useradd --create-home --uid 1000 farm && install -d -o farm /var/lib/farm /var/lib/farm/store
 USER farm
 EXPOSE 8000 5555
 CMD ["farm", "api", "--host", "0.0.0.0", "--port", "8000"]

@@ -7,13 +7,16 @@ ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /opt/farm
 COPY pyproject.toml constraints.txt README.md ./
-# torch first, in a layer of its own: it is the largest part and changes least.
-RUN if [ "$TORCH" = cpu ]; then index="--index-url $TORCH_CPU_INDEX"; fi && \
-    pip install -c constraints.txt $index torch
+# torch first, in a layer of its own: it is the largest part and changes least. From the index of CPU
+# builds torch alone: it has only some versions of what torch needs, which the next install brings.
+RUN if [ "$TORCH" = cpu ]; then only="--no-deps --index-url $TORCH_CPU_INDEX"; fi && \
+    pip install -c constraints.txt $only torch
 COPY farm farm
 COPY workers workers
 COPY migrations migrations
 RUN pip install -c constraints.txt ".[$EXTRAS]"
-RUN useradd --create-home --uid 1000 farm && install -d -o farm /var/lib/farm/store
+COPY deploy/worker_health.py ./
+# Each by its name: `install -d` gives the owner to the last folder of a path alone.
+RUN useradd --create-home --uid 1000 farm && install -d -o farm /var/lib/farm /var/lib/farm/store
 USER farm
 CMD ["farm", "worker"]

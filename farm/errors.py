@@ -9,7 +9,9 @@ FarmError
 │   │   └── CalibrationMissing
 │   ├── NotFound             404
 │   ├── Conflict             409
-│   └── DigestMismatch       400
+│   ├── DigestMismatch       400
+│   ├── EmptyBlob            400, in farm.storage
+│   └── TooLarge             413, in farm.storage
 ├── StageFailed              a job's child ended in failure
 │   ├── InvalidModel
 │   ├── InvalidData
@@ -23,6 +25,7 @@ FarmError
 │   └── ChildDied
 │       ├── ChildTimedOut
 │       └── ChildOutOfMemory
+├── BuildFailed, BuildCancelled, WaitTimedOut   what a client waited for, in farm.client
 ├── LeaseLost                another attempt holds the job now
 ├── IllegalTransition        a state change that the state machine doesn't know
 └── Unavailable              503, worth a retry

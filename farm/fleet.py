@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from farm import gpu_tags, targets
@@ -17,6 +17,9 @@ from farm.models import Job, Worker
 from farm.schemas import TargetView, WorkerView
 from farm.specs import Precision, Runtime, Target
 from farm.states import JobState
+
+
+_FORGET = timedelta(days=7)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,9 @@ class Announcement:
 
 
 def announce(session: Session, worker: Announcement) -> None:
-    """Record that a worker has come online."""
+    """Record that a worker has come online; forget those that haven't been seen for a week."""
     at = now()
+    session.execute(delete(Worker).where(Worker.last_seen_at < at - _FORGET))
     session.merge(
         Worker(
             name=worker.name,
@@ -79,7 +83,11 @@ class Fleet:
 
     @classmethod
     def load(cls, session: Session, *, ttl_s: float) -> Fleet:
-        return cls(session.scalars(select(Worker)), ttl_s=ttl_s, at=now())
+        workers = session.scalars(select(Worker)).all()
+        for worker in workers:
+            # It outlives the session, and so mustn't be expired by the session's rollback.
+            session.expunge(worker)
+        return cls(workers, ttl_s=ttl_s, at=now())
 
     def online(self, worker: Worker) -> bool:
         return worker.left_at is None and self._at - worker.last_seen_at < self._ttl

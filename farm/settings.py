@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -17,7 +17,9 @@ class Settings(BaseSettings):
     No setting is needed for ``farm up``. ``docs/reference/settings.md`` is made from this class.
     """
 
-    model_config = SettingsConfigDict(env_prefix="FARM_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="FARM_", env_ignore_empty=True, frozen=True, extra="ignore"
+    )
 
     home: Path = Field(
         Path("~/.engine-farm"), description="the folder that holds all state of an embedded farm"
@@ -39,7 +41,7 @@ class Settings(BaseSettings):
     lease_ttl_s: float = Field(
         30.0, gt=0, description="a job whose worker is silent so long is run again"
     )
-    max_attempts: int = Field(3, ge=1, description="attempts of a job whose worker or child died")
+    max_attempts: int = Field(3, ge=1, description="attempts of a job whose worker fell silent")
     worker_ttl_s: float = Field(30.0, gt=0, description="a worker silent for so long is offline")
     sweep_interval_s: float = Field(
         2.0, gt=0, description="how often lost messages and leases are looked for"
@@ -54,7 +56,9 @@ class Settings(BaseSettings):
     keep_workdirs: bool = Field(
         False, description="keep failed stages' work folders in the home folder, to look into"
     )
-    log_level: str = Field("INFO", description="of the farm's own processes")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="of the farm's own processes"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -6,7 +6,8 @@ import os
 import shutil
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,40 +85,43 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
         worker=name,
     )
     # What a killed predecessor of this name left behind.
-    shutil.rmtree(context.workdirs, ignore_errors=True)
     register(app, context)
-    _announce_while_up(db, me, every_s=settings.worker_ttl_s / 3)
-    signals.worker_process_init.connect(_on_pool_process(db), weak=False)
+    signals.worker_process_init.connect(_on_pool_process(context), weak=False)
     # Inherited by the jobs' children. ModelOpt would fill their logs with progress bars; and OpenMP's
     # threads, spinning beside another busy process, would make PyTorch a hundred times slower.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # A build may take hours: on SIGTERM the worker ends it and gives the job back.
     os.environ["REMAP_SIGTERM"] = "SIGQUIT"
-    app.worker_main(
-        [
-            "worker",
-            f"--hostname={name}",
-            f"--queues={','.join(me.queues)}",
-            "--pool=prefork",
-            "--concurrency=1",
-            "--without-mingle",
-            "--without-gossip",
-            f"--loglevel={settings.log_level}",
-        ]
-    )
+    with _announced(db, me, every_s=settings.worker_ttl_s / 3):
+        app.worker_main(
+            [
+                "worker",
+                f"--hostname={name}",
+                f"--queues={','.join(me.queues)}",
+                "--pool=prefork",
+                "--concurrency=1",
+                "--without-mingle",
+                "--without-gossip",
+                f"--loglevel={settings.log_level}",
+            ]
+        )
 
 
-def _on_pool_process(db: Database) -> Callable[..., None]:
+def _on_pool_process(context: Context) -> Callable[..., None]:
     def start(**_: object) -> None:
         # Connections don't survive a fork.
-        db.engine.dispose(close=False)
+        context.db.engine.dispose(close=False)
+        # This process alone runs the worker's jobs: what is there was left by one that was killed.
+        shutil.rmtree(context.workdirs, ignore_errors=True)
         isolate.preload(PRELOADED)
 
     return start
 
 
-def _announce_while_up(db: Database, me: Announcement, *, every_s: float) -> None:
+@contextmanager
+def _announced(db: Database, me: Announcement, *, every_s: float) -> Iterator[None]:
+    """Announce the worker once it is ready; give back what it holds when it ends, by whatever signal."""
     stopped = threading.Event()
 
     def beat() -> None:
@@ -130,17 +134,22 @@ def _announce_while_up(db: Database, me: Announcement, *, every_s: float) -> Non
             except Unavailable:
                 continue  # the next beat tells; a worker that can't be seen counts as offline
 
-    def ready(**_: object) -> None:
-        threading.Thread(target=beat, name="announce", daemon=True).start()
+    beats = threading.Thread(target=beat, name="announce", daemon=True)
 
-    def leave(**_: object) -> None:
+    def ready(**_: object) -> None:
+        beats.start()
+
+    signals.worker_ready.connect(ready, weak=False)
+    try:
+        yield
+    finally:
+        # Not on Celery's worker_shutdown, which a cold shutdown doesn't send.
         stopped.set()
+        if beats.is_alive():
+            beats.join()
         with db.write() as session:
             fleet.left(session, me.name)
             jobs.release(session, me.name)
-
-    signals.worker_ready.connect(ready, weak=False)
-    signals.worker_shutdown.connect(leave, weak=False)
 
 
 def default_name(gpu: Gpu | None, index: int) -> str:

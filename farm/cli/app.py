@@ -9,11 +9,12 @@ from http import HTTPStatus
 from typing import Any
 
 import typer
+from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from farm import __version__
 from farm.cli import exits
-from farm.errors import FarmError
+from farm.errors import FarmError, InvalidRequest
 
 
 class FarmGroup(TyperGroup):
@@ -26,11 +27,24 @@ class FarmGroup(TyperGroup):
         except FarmError as err:
             tell(err, as_json=as_json)
             raise typer.Exit(exits.of(err)) from err
+        except ValidationError as err:
+            if err.title != "Settings":
+                raise
+            tell(_bad_settings(err), as_json=as_json)
+            raise typer.Exit(exits.USAGE) from err
         except OSError as err:
             if err.errno == errno.EPIPE:
                 raise
             tell(FarmError(f"this machine says: {err}"), as_json=as_json)
             raise typer.Exit(exits.FAILED) from err
+
+
+def _bad_settings(err: ValidationError) -> InvalidRequest:
+    said = "; ".join(
+        f"FARM_{str(one['loc'][0]).upper()}: {one['msg']}" if one["loc"] else one["msg"]
+        for one in err.errors()
+    )
+    return InvalidRequest(f"a setting isn't valid: {said}", hint="docs/reference/settings.md")
 
 
 def tell(err: FarmError, *, as_json: bool) -> None:

@@ -64,7 +64,14 @@ def submit(
         str, typer.Option("--calibration-method", metavar="METHOD", help="entropy or max.")
     ] = "entropy",
     calibration_batch_size: Annotated[
-        int, typer.Option("--calibration-batch-size", metavar="N", min=1, max=4096)
+        int,
+        typer.Option(
+            "--calibration-batch-size",
+            metavar="N",
+            min=1,
+            max=4096,
+            help="Samples a batch; entropy needs two batches at least.",
+        ),
     ] = 8,
     evaluation: Annotated[
         str | None,

@@ -1,0 +1,343 @@
+"""The reference pages, made from the code: ``python scripts/make_docs.py`` writes docs/reference/.
+
+A test compares what lies there with what this makes; nothing of this machine enters the pages.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import typer
+
+import farm
+from farm import states
+from farm.api.app import create_app
+from farm.cli import app as cli
+from farm.cli import exits
+from farm.errors import FarmError, Rejected, StageFailed, Unavailable, code_of
+from farm.settings import Settings
+
+REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
+NONE = "–"
+
+
+def pages() -> dict[str, str]:
+    """File name → text of every reference page."""
+    return {
+        "settings.md": settings_page(),
+        "cli.md": cli_page(),
+        "openapi.json": openapi_document(),
+        "errors.md": errors_page(),
+        "states.md": states_page(),
+    }
+
+
+def main() -> int:
+    REFERENCE.mkdir(parents=True, exist_ok=True)
+    for name, text in pages().items():
+        (REFERENCE / name).write_text(text)
+        print(f"docs/reference/{name}")
+    return 0
+
+
+def _page(title: str, source: str, *parts: str) -> str:
+    head = f"<!-- Made from {source} by `make docs`; a change here would be lost. -->"
+    return "\n\n".join((head, f"# {title}", *(part.strip("\n") for part in parts))) + "\n"
+
+
+def _table(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [headers, ("---",) * len(headers), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|") or NONE
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+# Settings
+
+
+def settings_page() -> str:
+    prefix = str(Settings.model_config["env_prefix"])
+    rows = [
+        (_code(prefix + name.upper()), _default(name, field.default), field.description or "")
+        for name, field in Settings.model_fields.items()
+    ]
+    return _page(
+        "Settings",
+        "`farm/settings.py`",
+        "The farm's processes read these environment variables once, when they start. None is needed "
+        "for `farm up`. In a fleet `FARM_DATABASE_URL`, `FARM_BROKER_URL` and `FARM_STORE` name the same "
+        "things on every machine: [how-to/fleet.md](../how-to/fleet.md).",
+        _table(("variable", "default", "what it is"), rows),
+        "The commands that talk to a farm, and `farm.client`, read one more:",
+        _table(("variable", "default", "what it is"), list(_client_variables())),
+    )
+
+
+def _default(name: str, value: object) -> str:
+    if value in ("", None):
+        return ""
+    if isinstance(value, bool):
+        return _code(str(value).lower())
+    if isinstance(value, tuple):
+        return _code(",".join(map(str, value)))
+    if isinstance(value, float):
+        return _code(f"{value:g}")
+    if name.endswith("_bytes") and isinstance(value, int):
+        return f"{_code(str(value))} ({value / 2**30:g} GiB)"
+    return _code(str(value))
+
+
+def _client_variables() -> Iterator[tuple[str, ...]]:
+    from farm.client.farm import DEFAULT_URL
+
+    found = {
+        param.envvar: param.help
+        for _, command in commands()
+        for param in command.params
+        if _env(param)
+    }
+    for variable, text in found.items():
+        yield _code(str(variable)), _code(DEFAULT_URL), str(text).partition(";")[0]
+
+
+def _env(param: Any) -> bool:
+    return bool(getattr(param, "envvar", None))
+
+
+# The command line
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command's name, with its group's, and the command."""
+    yield from _commands(typer.main.get_command(cli), "farm")
+
+
+def _commands(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{prefix} {name}")
+        else:
+            yield f"{prefix} {name}", command
+
+
+def cli_page() -> str:
+    panels: dict[str, list[str]] = {}
+    last = ""
+    for name, command in commands():
+        # A command of a group stands where its group does, with the panel before it.
+        last = str(getattr(command, "rich_help_panel", None) or last)
+        panels.setdefault(last, []).append(_command(name, command))
+    sections = [part for panel, parts in panels.items() for part in (f"## {panel}", *parts)]
+    return _page(
+        "Command line",
+        "`farm/cli/`",
+        "Every command takes `--help`, and `--json`: JSON on stdout, errors as problems on stderr.",
+        exits.EPILOG,
+        *sections,
+    )
+
+
+def _command(name: str, command: Any) -> str:
+    arguments = [param for param in command.params if param.param_type_name == "argument"]
+    options = [param for param in command.params if param.param_type_name == "option"]
+    usage = " ".join((name, *(param.metavar for param in arguments), "[OPTIONS]"))
+    example = (command.epilog or "").removeprefix("Example: ")
+    parts = [f"### {name}", f"`{usage}`", inspect.cleandoc(command.help or "")]
+    rows = [(_code(param.metavar), "", param.help or "") for param in arguments]
+    rows += [(_option(param), _option_default(param), param.help or "") for param in options]
+    parts.append(_table(("argument or option", "default", "what it is"), rows))
+    if example:
+        parts.append(f"```sh\n{example}\n```")
+    return "\n\n".join(parts)
+
+
+def _option(param: Any) -> str:
+    value = "" if param.is_flag else f" {param.metavar or 'N'}"  # only numbers go without a metavar
+    return ", ".join(_code(f"{name}{value}") for name in param.opts)
+
+
+def _option_default(param: Any) -> str:
+    if param.is_flag or param.default in (None, ""):
+        return _code("$" + str(param.envvar)) if _env(param) else ""
+    return _code(str(param.default))
+
+
+# REST
+
+
+def openapi_document() -> str:
+    with tempfile.TemporaryDirectory() as home:
+        app = create_app(Settings(home=Path(home), database_url="sqlite://"))
+        document = app.openapi()
+        app.state.services.db.dispose()
+    return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+# Errors
+
+_KINDS = (
+    (Rejected, "The request can't be taken as it is", "The API answers with these."),
+    (
+        StageFailed,
+        "A job failed",
+        "They stand in the `error` of a build's job, not in an HTTP answer.",
+    ),
+    (
+        Unavailable,
+        "Something the farm needs is out of reach",
+        "Worth a repeat: the client and the workers repeat by themselves for a while.",
+    ),
+)
+
+
+def errors_page() -> str:
+    _import_all()
+    sections = [
+        part
+        for kind, title, text in _KINDS
+        for part in (f"## {title}", text, _errors_table(list(_below(kind))))
+    ]
+    named = {error for kind, _, _ in _KINDS for error in _below(kind)}
+    others = [error for error in _below(FarmError) if error not in named]
+    return _page(
+        "Errors",
+        "`farm/errors.py` and its kin",
+        "Errors of the API are RFC 9457 problems (`application/problem+json`): `code` names the fact "
+        "and is stable for scripts, `detail` says what happened, and `hint` what to do. The command "
+        "line prints the same. [how-to/troubleshoot.md](../how-to/troubleshoot.md) goes from a code "
+        "to its remedy.",
+        "```\n" + "\n".join(_tree(FarmError)) + "\n```",
+        *sections,
+        "## Others",
+        "Of the client, and of the farm's inner workings.",
+        _errors_table(others),
+        "Three codes have no class: `http-error` (no such call, or not with this method), "
+        "`internal-error` (500: a bug; the API's log has the traceback), and `input-failed` (a job "
+        "that didn't run because one before it failed: look at that one).",
+    )
+
+
+def _import_all() -> None:
+    for module in pkgutil.walk_packages(farm.__path__, "farm."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+
+
+def _children(error: type[FarmError]) -> list[type[FarmError]]:
+    """Its kinds: those of the tree in their order there, then those that live beside their use."""
+    ours = [kind for kind in error.__subclasses__() if kind.__module__.startswith("farm.")]
+    return sorted(ours, key=lambda kind: (kind.__module__ != "farm.errors", *_place(kind)))
+
+
+def _place(kind: type[FarmError]) -> tuple[str, int]:
+    return kind.__module__, inspect.getsourcelines(kind)[1]
+
+
+def _below(error: type[FarmError]) -> Iterator[type[FarmError]]:
+    yield error
+    for kind in _children(error):
+        yield from _below(kind)
+
+
+def _tree(error: type[FarmError], indent: str = "") -> Iterator[str]:
+    if not indent:
+        yield error.__name__
+    kinds = _children(error)
+    for kind in kinds:
+        last = kind is kinds[-1]
+        yield f"{indent}{'└── ' if last else '├── '}{kind.__name__}"
+        yield from _tree(kind, indent + ("    " if last else "│   "))
+
+
+def _errors_table(errors: list[type[FarmError]]) -> str:
+    rows = [
+        (
+            _code(code_of(error)),
+            _status(error),
+            "yes" if error.retryable else "no",
+            inspect.cleandoc(error.__doc__ or "").splitlines()[0],
+            error.default_hint or "",
+        )
+        for error in errors
+    ]
+    return _table(("code", "HTTP", "retryable", "meaning", "default hint"), rows)
+
+
+def _status(error: type[FarmError]) -> str:
+    spoken = issubclass(error, Rejected | Unavailable)
+    return str(error.status) if spoken else ""
+
+
+# States
+
+_MEMBER = re.compile(r'^\s+[A-Z]+ = "(?P<value>[a-z]+)"(?:\s+#: (?P<text>.+))?$', re.MULTILINE)
+_TRANSITION = re.compile(
+    r"^\s+\(JobState\.(?P<old>\w+), JobState\.(?P<new>\w+)\),(?:\s+# (?P<text>.+))?$", re.MULTILINE
+)
+
+
+def states_page() -> str:
+    moves = list(_moves())
+    return _page(
+        "States",
+        "`farm/states.py`",
+        "Every change of a job's state is a compare-and-set along one of these arrows.",
+        "## Jobs",
+        f"```mermaid\n{_diagram(moves)}\n```",
+        _table(("state", "what it means"), _members(states.JobState)),
+        _table(("from", "to", "when"), [(_code(a), _code(b), text) for a, b, text in moves]),
+        "## Builds",
+        "A build's state follows from its jobs' states. While others still run, one that failed leaves "
+        "the build `running`: the engines that can be built are built.",
+        _table(("state", "what it means"), _members(states.BuildState)),
+        "## Reuse",
+        "How a build came by a job's result. `farm explain` says why.",
+        _table(("reuse", "what it means"), _members(states.Reuse)),
+    )
+
+
+def _members(enum: type[StrEnum]) -> list[tuple[str, ...]]:
+    found = {m["value"]: m["text"] or "" for m in _MEMBER.finditer(inspect.getsource(enum))}
+    return [(_code(member.value), found[member.value]) for member in enum]
+
+
+def _moves() -> Iterator[tuple[str, str, str]]:
+    """From, to, when: in the order of the source."""
+    found = list(_TRANSITION.finditer(inspect.getsource(states)))
+    pairs = {(states.JobState[m["old"]], states.JobState[m["new"]]) for m in found}
+    if pairs != states.JOB_TRANSITIONS:
+        raise SystemExit(
+            "farm/states.py: write one transition a line: (JobState.A, JobState.B),  # why"
+        )
+    for m in found:
+        yield states.JobState[m["old"]].value, states.JobState[m["new"]].value, m["text"] or ""
+
+
+def _diagram(moves: list[tuple[str, str, str]]) -> str:
+    lines = ["stateDiagram-v2", "    [*] --> waiting", "    [*] --> queued"]
+    for old, new, text in moves:
+        # A second colon would end the label.
+        label = f": {text.replace(':', ',')}" if text else ""
+        lines.append(f"    {old} --> {new}{label}")
+    lines += [f"    {state} --> [*]" for state in states.JobState if state in states.ENDED]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""The schema: what the migrations make is what the models declare, there and back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect, text
+
+from farm import db as farm_db
+from farm import models
+from farm.db import MIGRATIONS, Base, Database, require_schema
+from farm.errors import DatabaseUnavailable, FarmError
+from farm.settings import Settings
+
+assert models  # imported for its tables
+TOGETHER = 4
+
+
+def config() -> Config:
+    made = Config()
+    made.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return made
+
+
+HEAD = ScriptDirectory.from_config(config()).get_current_head()
+
+
+def tables(db: Database) -> set[str]:
+    return set(inspect(db.engine).get_table_names()) - {"alembic_version"}
+
+
+def differences(db: Database) -> list:
+    with db.engine.connect() as connection:
+        options = {"compare_type": True, "render_as_batch": db.is_sqlite}
+        context = MigrationContext.configure(connection, opts=options)
+        return compare_metadata(context, Base.metadata)
+
+
+def run(db: Database, step, revision: str) -> None:
+    alembic = config()
+    with db.engine.connect().execution_options(farm_write=True) as connection:
+        alembic.attributes["connection"] = connection
+        step(alembic, revision)
+        connection.commit()
+
+
+@pytest.fixture
+def blank(db, database_url) -> Settings:
+    """The settings of a database in which nothing was ever made."""
+    if db.is_sqlite:
+        for ending in ("", "-wal", "-shm"):
+            Path(f"{db.url.database}{ending}").unlink(missing_ok=True)
+    else:
+        run(db, command.downgrade, "base")
+        with db.engine.begin() as connection:
+            connection.execute(text("DROP TABLE alembic_version"))
+    return Settings(database_url=database_url)
+
+
+def test_the_migrated_schema_is_the_declared_one(db):
+    assert differences(db) == []
+    assert tables(db) == set(Base.metadata.tables)
+
+
+def test_the_index_of_single_flight_is_partial_and_unique(db):
+    # compare_metadata doesn't look at an index's WHERE, and the farm's single flight rests on it.
+    [index] = [
+        i for i in inspect(db.engine).get_indexes("jobs") if i["name"] == "uq_jobs_key_usable"
+    ]
+    where = index["dialect_options"][f"{db.engine.dialect.name}_where"]
+    assert index["unique"]
+    assert "failed" in str(where)
+    assert "cancelled" in str(where)
+
+
+def test_migrations_go_down_and_up_again(db, database_url):
+    run(db, command.downgrade, "base")
+    assert tables(db) == set()
+    with pytest.raises(FarmError, match="no schema yet"):
+        require_schema(db)
+    assert farm_db.upgrade(Settings(database_url=database_url)) == HEAD
+    assert differences(db) == []
+
+
+def test_there_is_one_head():
+    assert len(ScriptDirectory.from_config(config()).get_heads()) == 1
+
+
+def test_an_upgrade_can_be_repeated(db, database_url):
+    for _ in range(2):
+        assert farm_db.upgrade(Settings(database_url=database_url)) == HEAD
+    assert differences(db) == []
+
+
+def test_four_processes_upgrade_a_blank_database_at_once(db, blank):
+    program = "import sys; from farm.db import upgrade; sys.stdin.read(); print(upgrade())"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env=os.environ | {"FARM_DATABASE_URL": blank.database_url},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(TOGETHER)
+    ]
+    for process in started:
+        process.stdin.close()  # the starting shot
+    for process in started:
+        process.wait(60)
+    said = [(p.stdout.read().strip(), p.returncode, p.stderr.read()[-2000:]) for p in started]
+    assert [(revision, code) for revision, code, _ in said] == [(HEAD, 0)] * TOGETHER, said
+    assert differences(db) == []
+
+
+def test_a_database_out_of_reach_is_told_as_such():
+    settings = Settings(database_url="postgresql://farm@127.0.0.1:1/farm")
+    with pytest.raises(DatabaseUnavailable, match="can't be reached"):
+        farm_db.upgrade(settings)
