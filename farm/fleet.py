@@ -18,7 +18,6 @@ from farm.schemas import TargetView, WorkerView
 from farm.specs import Precision, Runtime, Target
 from farm.states import JobState
 
-
 _FORGET = timedelta(days=7)
 
 

@@ -88,9 +88,10 @@ class BuildRequest(Request):
     calibration: Calibration | None = None
     evaluation: Evaluation | None = None
     priority: Annotated[int, Field(ge=0, le=9, description="9 is the most urgent")] = 5
-    labels: dict[str, Annotated[str, StringConstraints(max_length=200)]] = Field(
-        default_factory=dict, max_length=32
-    )
+    labels: dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=100)],
+        Annotated[str, StringConstraints(max_length=200)],
+    ] = Field(default_factory=dict, max_length=32)
 
 
 class Problem(BaseModel):

@@ -48,12 +48,15 @@ class JobKind(StrEnum):
     MEASURE = "measure"  #: engine → accuracy and latency
 
 
+Axis = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+
 class ShapeRange(Value):
     """The shapes that one input may have: smallest, the one to optimise for, largest."""
 
-    min: tuple[Annotated[int, Field(ge=1)], ...]
-    opt: tuple[Annotated[int, Field(ge=1)], ...]
-    max: tuple[Annotated[int, Field(ge=1)], ...]
+    min: tuple[Axis, ...]
+    opt: tuple[Axis, ...]
+    max: tuple[Axis, ...]
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
