@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Insert, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from farm import jobs, registry, targets
+from farm import advance, jobs, registry, targets
 from farm.db import Base, now
 from farm.errors import Conflict, NotFound
 from farm.fleet import Fleet
@@ -158,7 +158,7 @@ def cancel(session: Session, build_id: str) -> None:
     build = locked(session, build_id)
     if build.state in BUILD_ENDED:
         return
-    jobs.set_build_state(session, build, BuildState.CANCELLED)
+    advance.set_build_state(session, build, BuildState.CANCELLED)
     session.flush()
     wanted = session.scalars(select(BuildJob.job_id).where(BuildJob.build_id == build.id))
     jobs.cancel(session, wanted.all())
@@ -283,7 +283,7 @@ def _attach(
     state = build_state(JobState(job.state) for job in rows.values())
     if state != build.state:
         build = session.get_one(Build, build.id)
-        jobs.set_build_state(session, build, state)
+        advance.set_build_state(session, build, state)
     jobs_in_order = [(rows[key], reuse.get(key, Reuse.RAN)) for key in planned.jobs]
     return Submitted(
         build_id=build.id,
@@ -342,7 +342,7 @@ def _create(
     session.add_all(rows.values())
     session.flush()
     _connect(session, new, rows | usable)
-    events = (jobs.event(row, JobState(row.state), build=build.id) for row in rows.values())
+    events = (advance.event(row, JobState(row.state), build=build.id) for row in rows.values())
     _insert(session, Event, map(_columns, events))
     return rows
 
