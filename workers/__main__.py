@@ -16,7 +16,8 @@ from types import FrameType
 
 from workers import gpus, toolchain
 
-_GRACE_S = 30.0
+#: A cold shutdown takes 3 s; with the broker gone it may wait for ever, and leases cover the rest.
+_GRACE_S = 10.0
 _RESTART_S = 2.0
 
 
