@@ -1,0 +1,93 @@
+"""Farms of real processes: one that the tests share, and as many of their own as they like.
+
+With ``FARM_TEST_DATABASE_URL`` and ``FARM_TEST_BROKER_URL`` each farm has a fresh Postgres database
+and a Redis database number of its own, so that sessions side by side don't mix.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from redis import Redis
+
+from farm import up
+from farm.settings import Settings
+from tests.conftest import POSTGRES, _admin, _postgres_url
+from tests.e2e.live import ROOT, LiveFarm, wait_until
+
+BROKER = os.environ.get("FARM_TEST_BROKER_URL")
+#: Short leases, so that what a crash interrupted goes on soon; long enough for a busy machine.
+QUICK = {"lease_ttl_s": 4.0, "sweep_interval_s": 0.5, "ring_again_s": 10.0}
+
+
+@contextmanager
+def fresh_settings(home: Path, **more: Any) -> Iterator[Settings]:
+    """Settings of a farm that has nothing yet."""
+    with ExitStack() as stack:
+        if POSTGRES is not None:
+            more["database_url"] = stack.enter_context(_database())
+        if BROKER is not None:
+            more["broker_url"] = stack.enter_context(_broker(BROKER))
+        yield Settings(home=home, **(QUICK | more))
+
+
+@contextmanager
+def _database() -> Iterator[str]:
+    name = f"farm_e2e_{uuid.uuid4().hex[:12]}"
+    _admin(f"CREATE DATABASE {name}")
+    yield _postgres_url(name)
+    _admin(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def _broker(url: str) -> Iterator[str]:
+    """A Redis database that no other session uses."""
+    for number in range(1, 16):
+        numbered = urlsplit(url)._replace(path=f"/{number}").geturl()
+        with Redis.from_url(numbered) as redis:
+            if redis.set("taken-by-a-test", "1", nx=True, ex=1800):
+                try:
+                    yield numbered
+                finally:
+                    redis.flushdb()
+                return
+    pytest.fail("every Redis database is taken: FLUSHALL it")
+
+
+@pytest.fixture(scope="session")
+def maker(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Popen[bytes], Path]:
+    """What makes the files, while the farm starts."""
+    folder = tmp_path_factory.mktemp("files")
+    command = [sys.executable, "-m", "tests.e2e.files", str(folder)]
+    return subprocess.Popen(command, cwd=ROOT), folder
+
+
+@pytest.fixture(scope="session")
+def files(maker: tuple[subprocess.Popen[bytes], Path]) -> Path:
+    """A folder with what is submitted; ``tests.e2e.files`` says what."""
+    process, folder = maker
+    assert process.wait(120) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def farm(tmp_path_factory: pytest.TempPathFactory, maker: object) -> Iterator[LiveFarm]:
+    home = tmp_path_factory.mktemp("e2e") / "a home"
+    with fresh_settings(home) as settings, up.embedded(settings) as running:
+        yield LiveFarm(running.addresses, settings)
+
+
+@pytest.fixture
+def tidy(farm: LiveFarm) -> Iterator[None]:
+    """Afterwards no child and no work folder is left."""
+    yield
+    wait_until("nothing is left behind", farm.is_tidy, 15)

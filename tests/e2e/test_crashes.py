@@ -1,0 +1,92 @@
+"""Cancelled, killed, starved: the worker goes on, the job is run again, no child is orphaned."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.live import LiveFarm, Process, pools, processes, stages, wait_until, workers
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("farm"),
+    pytest.mark.usefixtures("tidy"),
+]
+
+
+def long_build(farm: LiveFarm, files: Path, seed: int, samples: int = 6000) -> Any:
+    """A build whose calibration takes a few seconds."""
+    data = farm.long_calibration(seed, samples)
+    return farm.submit("small", files / "small.onnx", precisions=["int8"], calibration=data)
+
+
+def only_stage(farm: LiveFarm) -> Process:
+    (stage,) = stages(farm.home)
+    return stage
+
+
+def has_gone(farm: LiveFarm, *gone: Process) -> None:
+    pids = {process.pid for process in gone}
+    wait_until("they have ended", lambda: not pids & {p.pid for p in processes(farm.home)}, 10)
+
+
+def test_cancelling_a_running_build_ends_its_child_and_the_worker_goes_on(
+    farm: LiveFarm, files: Path
+) -> None:
+    build = long_build(farm, files, seed=1, samples=60_000)
+    farm.running(build["id"], "calibrate")
+    child = only_stage(farm)
+    answer = farm.http.post(f"/v1/builds/{build['id']}/cancel").json()
+    assert answer["state"] == "cancelled"
+    next_build = farm.submit("after-a-cancel", files / "small.onnx")
+    has_gone(farm, child)
+    assert farm.ended(next_build["id"])["state"] == "succeeded"
+    states = {j["kind"]: j["state"] for j in farm.build(build["id"])["jobs"]}
+    assert states == {
+        "export": "succeeded",
+        "calibrate": "cancelled",
+        "build": "cancelled",
+        "measure": "cancelled",
+    }
+
+
+def test_a_job_whose_worker_process_is_killed_is_run_again(farm: LiveFarm, files: Path) -> None:
+    build = long_build(farm, files, seed=2)
+    farm.running(build["id"], "calibrate")
+    (pool,), child = pools(farm.home), only_stage(farm)
+    os.kill(pool.pid, signal.SIGKILL)
+    has_gone(farm, pool, child)
+    view = farm.ended(build["id"])
+    assert view["state"] == "succeeded", view["error"]
+    assert {j["kind"]: j["attempt"] for j in view["jobs"]}["calibrate"] == 2
+
+
+def test_a_job_whose_whole_worker_is_killed_is_run_again(farm: LiveFarm, files: Path) -> None:
+    build = long_build(farm, files, seed=3)
+    farm.running(build["id"], "calibrate")
+    (worker,), (pool,), child = workers(farm.home), pools(farm.home), only_stage(farm)
+    os.kill(worker.pid, signal.SIGKILL)
+    has_gone(farm, worker, pool, child)
+    view = farm.ended(build["id"])
+    assert view["state"] == "succeeded", view["error"]
+    assert {j["kind"]: j["attempt"] for j in view["jobs"]}["calibrate"] == 2
+
+
+def test_a_child_that_is_killed_fails_its_build_which_a_retry_finishes(
+    farm: LiveFarm, files: Path
+) -> None:
+    build = long_build(farm, files, seed=4)
+    farm.running(build["id"], "calibrate")
+    os.kill(only_stage(farm).pid, signal.SIGKILL)
+    view = farm.ended(build["id"])
+    assert view["state"] == "failed"
+    assert view["error"]["code"] == "child-out-of-memory"
+    assert view["error"]["hint"]
+    farm.http.post(f"/v1/builds/{build['id']}/retry").raise_for_status()
+    view = farm.ended(build["id"])
+    assert view["state"] == "succeeded", view["error"]
+    assert {j["kind"]: j["attempt"] for j in view["jobs"]}["calibrate"] == 2

@@ -1,0 +1,87 @@
+"""``farm up``: however it ends, nothing of it stays, and its work goes on when it is started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from farm.db import Database
+from farm.models import Job
+from farm.settings import Settings
+from farm.up import Addresses
+from tests.e2e.conftest import fresh_settings
+from tests.e2e.live import ROOT, LiveFarm, processes, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+
+
+class Up:
+    """``farm up --json`` as a process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "farm", "up", "--port", "0", "--flower-port", "0", "--json"],
+            env=os.environ | settings.environment(),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        told = json.loads(self.process.stdout.readline())
+        assert told["home"] == str(settings.home)
+        addresses = Addresses(api=told["api"], flower=told["flower"], home=settings.home)
+        self.farm = LiveFarm(addresses, settings)
+
+    def end(self, sig: int) -> None:
+        """Send it a signal; nothing of it is left then."""
+        self.process.send_signal(sig)
+        code = self.process.wait(30)
+        assert code == (0 if sig == signal.SIGTERM else -sig)
+        try:
+            wait_until("every process has ended", lambda: not processes(self.farm.home), 25)
+        except AssertionError:
+            print(*processes(self.farm.home), sep="\n")
+            raise
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[Settings]:
+    with fresh_settings(tmp_path / "another home") as made:
+        yield made
+        for left in processes(made.home):
+            os.kill(left.pid, signal.SIGKILL)
+
+
+def test_what_sigterm_interrupts_is_given_back_and_finished_by_the_next_farm_up(
+    settings: Settings, files: Path
+) -> None:
+    first = Up(settings)
+    farm = first.farm
+    data = farm.long_calibration(seed=5)
+    build = farm.submit("small", files / "small.onnx", precisions=["int8"], calibration=data)
+    job = farm.running(build["id"], "calibrate")
+    first.end(signal.SIGTERM)
+
+    db = Database(settings.database)
+    with db.read() as session:
+        row = session.scalars(select(Job).where(Job.id == job["id"])).one()
+        assert (row.state, row.owner, row.attempt) == ("queued", None, 2)
+    db.dispose()
+
+    second = Up(settings)
+    view = second.farm.ended(build["id"])
+    assert view["state"] == "succeeded", view["error"]
+    assert second.farm.workdirs() == []
+    data = second.farm.long_calibration(seed=6)
+    build = second.farm.submit("small", files / "small.onnx", precisions=["int8"], calibration=data)
+    second.farm.running(build["id"], "calibrate")
+    # Not even a chance to clean up.
+    second.end(signal.SIGKILL)
