@@ -150,4 +150,4 @@ def set_build_state(session: Session, build: Build, state: BuildState) -> None:
 
 def locked_rows(statement: Select[Any], *, skip: bool = False) -> Select[Any]:
     """Lock the rows on Postgres; SQLite has one writer, and ignores it."""
-    return statement.with_for_update(skip_locked=skip)
+    return statement.with_for_update(skip_locked=skip, key_share=True)

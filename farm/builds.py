@@ -49,7 +49,15 @@ _JOBS = (
     select(*(column for column in Job.__table__.c if column.name not in _LARGE))
     .where(Job.key.in_(bindparam("keys", expanding=True)), Job.state.in_(_USABLE))
     .order_by(Job.id)
-    .with_for_update()
+    # Not their keys, which an engine that is being published refers to.
+    .with_for_update(key_share=True)
+)
+_JOBS_OF_BUILD = (
+    select(Job.id)
+    .join(BuildJob, BuildJob.job_id == Job.id)
+    .where(BuildJob.build_id == bindparam("build_id"))
+    .order_by(Job.id)
+    .with_for_update(of=Job, key_share=True)
 )
 _INSERTS: dict[type[Base], Insert] = {
     row: insert(Base.metadata.tables[row.__tablename__]) for row in (Build, BuildJob, Event, Wanted)
@@ -165,11 +173,13 @@ def cancel(session: Session, build_id: str) -> None:
 
 
 def locked(session: Session, build_id: str) -> Build:
-    """A build, locked until the end of the unit of work.
+    """A build, locked with its jobs until the end of the unit of work.
 
     Raises:
         NotFound
     """
+    # Jobs before builds, as workers lock them: the other way round each would wait for the other.
+    session.execute(_JOBS_OF_BUILD, {"build_id": build_id})
     build = session.scalar(select(Build).where(Build.id == build_id).with_for_update())
     if build is None:
         raise NotFound(f"there is no build {build_id!r}", hint="`farm builds` lists them")

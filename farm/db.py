@@ -23,12 +23,13 @@ from sqlalchemy import (
     inspect,
     text,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
-from farm.errors import DatabaseUnavailable, FarmError
+from farm.errors import DatabaseUnavailable, FarmError, InvalidRequest
 from farm.settings import Settings
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
@@ -117,7 +118,7 @@ class Database:
         """A session for reading.
 
         Raises:
-            DatabaseUnavailable
+            DatabaseUnavailable, InvalidRequest
         """
         with self._session(write=False) as session:
             yield session
@@ -128,6 +129,7 @@ class Database:
 
         Raises:
             DatabaseUnavailable
+            InvalidRequest: a value is none that the database can hold.
         """
         with self._writer, self._session(write=True) as session:
             yield session
@@ -144,6 +146,11 @@ class Database:
             session.rollback()
             if isinstance(err, OperationalError) or err.connection_invalidated:
                 raise DatabaseUnavailable(f"the database can't be reached: {err.orig}") from err
+            if isinstance(err, DataError):
+                raise InvalidRequest(
+                    f"a value can't be stored: {str(err.orig).splitlines()[0]}",
+                    hint="look for NUL characters, lone surrogates and numbers out of range",
+                ) from err
             raise
         except BaseException:
             session.rollback()
@@ -153,6 +160,13 @@ class Database:
 
     def dispose(self) -> None:
         self.engine.dispose()
+
+
+def insert_if_absent(session: Session, row: type[Base], **values: Any) -> None:
+    """Insert a row unless one of its key is there, also when another transaction is inserting it."""
+    dialect = session.get_bind().dialect.name
+    insert = sqlite.insert if dialect == "sqlite" else postgresql.insert
+    session.execute(insert(row).values(**values).on_conflict_do_nothing())
 
 
 def upgrade(settings: Settings | None = None) -> str:

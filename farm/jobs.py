@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from farm import advance, registry
-from farm.db import now
+from farm.db import insert_if_absent, now
 from farm.errors import FarmError, LeaseLost, StageFailed
 from farm.models import Artifact, Build, BuildJob, Event, Job, JobInput
 from farm.states import (
@@ -319,9 +319,9 @@ def _held(session: Session, job_id: int, attempt: int) -> Job:
 
 
 def _remember_blobs(session: Session, outputs: Iterable[Output]) -> None:
-    for output in outputs:
-        if session.get(Artifact, output.digest) is None:
-            session.merge(Artifact(digest=output.digest, bytes=output.bytes))
+    # In one order, so that two jobs which made the same files don't wait for each other.
+    for output in sorted(outputs, key=lambda output: output.digest):
+        insert_if_absent(session, Artifact, digest=output.digest, bytes=output.bytes)
 
 
 def describe(error: FarmError) -> dict[str, Any]:

@@ -147,7 +147,9 @@ class Child:
         """One piece of news, or None at the end of this source."""
         if source is self._log:
             text = os.read(source.fileno(), _PIPE_BYTES)
-            return Line(text=text.decode(errors="replace")) if text else None
+            # Postgres keeps no NUL in a text.
+            printed = text.decode(errors="replace").replace("\0", "\ufffd")
+            return Line(text=printed) if text else None
         try:
             kind, value = json.loads(source.recv_bytes())
         except (EOFError, OSError):

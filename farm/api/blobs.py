@@ -11,7 +11,7 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from farm.api.services import Farm, Services, problems
-from farm.db import now
+from farm.db import insert_if_absent
 from farm.errors import InvalidRequest, NotFound
 from farm.models import Artifact
 from farm.schemas import Blob
@@ -74,8 +74,7 @@ def _announced(header: str | None) -> str | None:
 
 def _remember(farm: Services, stored: Stored) -> None:
     with farm.db.write() as session:
-        if session.get(Artifact, stored.digest) is None:
-            session.add(Artifact(digest=stored.digest, bytes=stored.bytes, created_at=now()))
+        insert_if_absent(session, Artifact, digest=stored.digest, bytes=stored.bytes)
 
 
 @router.head("/{digest}", summary="Is this blob here?", responses=problems(404))

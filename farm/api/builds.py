@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import Field
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -131,7 +132,10 @@ def _existing(build_id: str, farm: Farm) -> str:
 async def follow(
     build_id: Annotated[str, Depends(_existing)],
     farm: Farm,
-    last_event_id: Annotated[int | None, Header(description="resume after this event")] = None,
+    last_event_id: Annotated[
+        Annotated[int, Field(ge=0, le=2**63 - 1)] | None,
+        Header(description="resume after this event"),
+    ] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events: changes of state, phases, progress, log. Ends when the build has ended."""
     last = last_event_id or 0

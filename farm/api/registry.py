@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Query, Response
+from pydantic import Field
 
 from farm import registry, views
 from farm.api.files import BlobResponse
@@ -13,6 +14,8 @@ from farm.schemas import EnginePage, EngineView, Manifest, Match, ModelDetail, M
 from farm.specs import Precision, Runtime
 
 router = APIRouter(prefix="/v1", tags=["registry"])
+
+VersionNumber = Annotated[Annotated[int, Field(ge=1, le=2**31 - 1)] | None, Query()]
 
 
 @router.get("/models", summary="List models")
@@ -38,7 +41,7 @@ def list_engines(
     gpu: str | None = None,
     precision: Precision | None = None,
     runtime: Runtime | None = None,
-    version: int | None = None,
+    version: VersionNumber = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> EnginePage:
@@ -65,7 +68,7 @@ def match(
     farm: Farm,
     precision: Precision | None = None,
     runtime: Runtime | None = None,
-    version: int | None = None,
+    version: VersionNumber = None,
 ) -> Match:
     """The best engine for a GPU tag, and why; its bytes are at `/v1/engines/{id}/content`."""
     with farm.db.read() as session:
