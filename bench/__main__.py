@@ -135,7 +135,7 @@ def upload(client: httpx.Client, path: Path) -> str:
 def finish(client: httpx.Client, request: dict[str, object]) -> None:
     build = client.post("/v1/builds", json=request).raise_for_status().json()
     while build["state"] not in ENDED:
-        time.sleep(0.05)
+        time.sleep(0.25)  # a client waits no less; polling takes from the two cores
         build = client.get(f"/v1/builds/{build['id']}").json()
     if build["state"] != "succeeded":
         sys.exit(f"the build {build['state']}: {json.dumps(build['error'])}")

@@ -21,9 +21,7 @@ from farm.specs import (
     StageParams,
     Target,
 )
-from farm.targets import Choice
-
-CPU_QUEUE = "cpu"
+from farm.targets import CPU_QUEUE, Choice
 
 
 @dataclass(frozen=True, kw_only=True)

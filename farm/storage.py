@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -42,8 +43,8 @@ class Stored:
 class Store(Protocol):
     """Where artifacts live."""
 
-    def put(self, source: Path) -> Stored:
-        """Keep a copy of a file."""
+    def take(self, source: Path) -> Stored:
+        """Keep a file; it's gone from where it was."""
         ...
 
     def has(self, digest: str) -> bool: ...
@@ -79,16 +80,20 @@ class LocalStore:
             raise NotFound(f"the store has no blob {digest}", hint="upload it: POST /v1/blobs")
         return place
 
-    def put(self, source: Path) -> Stored:
-        """Keep a copy of a file.
+    def take(self, source: Path) -> Stored:
+        """Keep a file; it's gone from where it was. On the same file system it isn't even copied.
 
         Raises:
             StorageFull, StorageUnavailable
         """
-        with self._receiving() as blob, source.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                blob.write(chunk)
-            return blob.keep(None)
+        with self._receiving() as blob:
+            try:
+                source.replace(blob.path)
+            except OSError as err:
+                if err.errno != errno.EXDEV:
+                    raise
+                shutil.move(source, blob.path)
+            return blob.keep_file()
 
     async def receive(
         self, chunks: AsyncIterator[bytes], *, expected: str | None, max_bytes: int
@@ -139,10 +144,23 @@ class _Incoming:
         self._hash = hashlib.sha256()
         self.bytes = 0
 
+    @property
+    def path(self) -> Path:
+        return Path(self._file.name)
+
     def write(self, chunk: bytes) -> None:
         self._hash.update(chunk)
         self._file.write(chunk)
         self.bytes += len(chunk)
+
+    def keep_file(self) -> Stored:
+        """Keep the file that was put in this one's place."""
+        with self.path.open("rb") as file:
+            self._file = file
+            while chunk := file.read(_CHUNK_BYTES):
+                self._hash.update(chunk)
+                self.bytes += len(chunk)
+            return self.keep(None)
 
     def keep(self, expected: str | None) -> Stored:
         digest = f"sha256:{self._hash.hexdigest()}"
@@ -153,6 +171,6 @@ class _Incoming:
             self._file.flush()
             os.fsync(self._file.fileno())
             place.parent.mkdir(parents=True, exist_ok=True)
-            Path(self._file.name).chmod(0o444)
-            Path(self._file.name).replace(place)
+            self.path.chmod(0o444)
+            self.path.replace(place)
         return Stored(digest=digest, bytes=self.bytes)

@@ -9,6 +9,8 @@ from farm import gpu_tags
 from farm.errors import InvalidRequest, TargetUnsupported
 from farm.specs import Precision, Runtime, Target
 
+CPU_QUEUE = "cpu"  #: of the jobs that any CPU worker can run
+
 #: TensorRT-RTX builds ahead of time for these on any CPU (tensorrt-rtx 1.7).
 RTX_CAPABILITIES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 

@@ -58,7 +58,7 @@ def _one(which: str, name: str) -> int:
 
 def _commands(options: argparse.Namespace) -> dict[str, dict[str, str]]:
     """Worker's name → what its environment needs."""
-    from workers.app import default_name, queues
+    from workers.names import default_name, queues
 
     if options.name:
         os.environ["FARM_WORKER_HOST"] = options.name

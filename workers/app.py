@@ -18,12 +18,11 @@ from farm.db import Database, require_schema
 from farm.dispatch import Doorbell, create_celery
 from farm.errors import Unavailable
 from farm.fleet import Announcement
-from farm.plan import CPU_QUEUE
 from farm.settings import Settings
-from farm.specs import Runtime
 from farm.storage import LocalStore
 from workers import isolate, toolchain
 from workers.gpus import Gpu
+from workers.names import queues
 
 #: What a job's child would otherwise import on its own time.
 PRELOADED = ["workers.stages.warm"]
@@ -58,15 +57,6 @@ def announcement(name: str, gpu: Gpu | None) -> Announcement:
         runtimes=runtimes,
         toolchain=toolchain.installed(),
     )
-
-
-def queues(gpu: Gpu | None, runtimes: dict[str, str]) -> tuple[str, ...]:
-    """The queues that a worker consumes: each of its runtimes × each of its tags."""
-    if gpu is not None:
-        tuned = [r for r in runtimes if r != Runtime.ONNXRUNTIME]
-        return tuple(f"{runtime}.{tag}" for runtime in tuned for tag in gpu.tags)
-    # TensorRT needs a GPU to build; TensorRT-RTX and ONNX Runtime don't.
-    return (CPU_QUEUE, *(f"{r}.{gpu_tags.CPU}" for r in runtimes if r != Runtime.TENSORRT))
 
 
 def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Context], None]) -> None:
@@ -150,9 +140,3 @@ def _announced(db: Database, me: Announcement, *, every_s: float) -> Iterator[No
         with db.write() as session:
             fleet.left(session, me.name)
             jobs.release(session, me.name)
-
-
-def default_name(gpu: Gpu | None, index: int) -> str:
-    """``cpu@host`` or ``gpu0@host``; ``FARM_WORKER_HOST`` stands in for the host's name."""
-    host = os.environ.get("FARM_WORKER_HOST") or socket.gethostname()
-    return f"{'cpu' if gpu is None else f'gpu{index}'}@{host}"

@@ -99,7 +99,7 @@ def _work(task: Task[Any, Any], context: Context, claim: Claim) -> list[int]:
             made = child.result()
         outputs = {}
         for role, path in made["outputs"].items():
-            stored = context.store.put(Path(path))
+            stored = context.store.take(Path(path))
             outputs[role] = Output(digest=stored.digest, bytes=stored.bytes)
         with context.db.write() as session:
             return jobs.succeed(

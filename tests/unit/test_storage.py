@@ -1,5 +1,6 @@
 import errno
 import hashlib
+from pathlib import Path
 
 import anyio
 import pytest
@@ -39,12 +40,29 @@ def test_a_blob_is_found_by_its_digest(store):
     assert store.path(stored.digest).read_bytes() == b"abc"
 
 
-def test_a_file_is_copied_and_stays(store, tmp_path):
+def test_a_file_is_taken_and_is_gone_from_where_it_was(store, tmp_path):
+    file = tmp_path / "model"
+    for _ in range(2):  # again: no error, nothing doubled
+        file.write_bytes(b"abc")
+        assert store.take(file).digest == digest_of(b"abc")
+        assert not file.exists()
+    assert [path.read_bytes() for path in leftovers(store)] == [b"abc"]
+
+
+def test_a_file_is_taken_from_another_file_system_too(store, tmp_path, monkeypatch):
     file = tmp_path / "model"
     file.write_bytes(b"abc")
-    assert store.put(file).digest == digest_of(b"abc")
-    assert file.exists()
-    assert store.put(file).digest == digest_of(b"abc")  # again: no error, nothing doubled
+
+    rename = Path.replace
+
+    def replace(self, target):
+        if self == file:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    assert store.take(file).digest == digest_of(b"abc")
+    assert not file.exists()
     assert len(leftovers(store)) == 1
 
 

@@ -1,0 +1,27 @@
+"""What a worker is called, and which queues it consumes. Light: the supervisor needs no more."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+
+from farm import gpu_tags
+from farm.specs import Runtime
+from farm.targets import CPU_QUEUE
+from workers.gpus import Gpu
+
+
+def queues(gpu: Gpu | None, runtimes: Mapping[str, str]) -> tuple[str, ...]:
+    """The queues that a worker consumes: each of its runtimes × each of its tags."""
+    if gpu is not None:
+        tuned = [r for r in runtimes if r != Runtime.ONNXRUNTIME]
+        return tuple(f"{runtime}.{tag}" for runtime in tuned for tag in gpu.tags)
+    # TensorRT needs a GPU to build; TensorRT-RTX and ONNX Runtime don't.
+    return (CPU_QUEUE, *(f"{r}.{gpu_tags.CPU}" for r in runtimes if r != Runtime.TENSORRT))
+
+
+def default_name(gpu: Gpu | None, index: int) -> str:
+    """``cpu@host`` or ``gpu0@host``; ``FARM_WORKER_HOST`` stands in for the host's name."""
+    host = os.environ.get("FARM_WORKER_HOST") or socket.gethostname()
+    return f"{'cpu' if gpu is None else f'gpu{index}'}@{host}"
