@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     ring_again_s: float = Field(
         60.0, gt=0, description="a job queued for so long is announced again"
     )
+    cpu_slots: int = Field(
+        2, ge=1, description="jobs that a CPU worker runs side by side; a GPU worker runs one"
+    )
     job_timeout_s: float = Field(4 * 3600.0, gt=0, description="time limit of one stage")
     job_memory_bytes: int | None = Field(
         None, description="memory limit of one stage's process; by default none"

@@ -14,11 +14,13 @@ import sys
 import time
 from types import FrameType
 
-from workers import gpus, toolchain
+from workers import gpus, isolate, toolchain
 
 #: A cold shutdown takes 3 s; with the broker gone it may wait for ever, and leases cover the rest.
 _GRACE_S = 10.0
 _RESTART_S = 2.0
+#: What a job's child would otherwise import on its own time.
+PRELOADED = ["workers.stages.warm"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,6 +49,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _one(which: str, name: str) -> int:
     """Be one worker."""
+    # First of all: it takes seconds, and runs beside the imports of Celery.
+    isolate.preload(PRELOADED)
     from farm.processes import die_with_parent
     from workers import app, tasks
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from celery import Celery, signals
@@ -20,12 +19,10 @@ from farm.errors import Unavailable
 from farm.fleet import Announcement
 from farm.settings import Settings
 from farm.storage import LocalStore
-from workers import isolate, toolchain
+from workers import toolchain
 from workers.gpus import Gpu
+from workers.isolate import Room
 from workers.names import queues
-
-#: What a job's child would otherwise import on its own time.
-PRELOADED = ["workers.stages.warm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +34,8 @@ class Context:
     store: LocalStore
     doorbell: Doorbell
     worker: str
+    room: Room = field(default_factory=Room)
+    stopping: threading.Event = field(default_factory=threading.Event)
 
     @property
     def workdirs(self) -> Path:
@@ -75,38 +74,28 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
         worker=name,
     )
     # What a killed predecessor of this name left behind.
+    shutil.rmtree(context.workdirs, ignore_errors=True)
     register(app, context)
-    signals.worker_process_init.connect(_on_pool_process(context), weak=False)
-    # Inherited by the jobs' children. ModelOpt would fill their logs with progress bars; and OpenMP's
-    # threads, spinning beside another busy process, would make PyTorch a hundred times slower.
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    # A build may take hours: on SIGTERM the worker ends it and gives the job back.
-    os.environ["REMAP_SIGTERM"] = "SIGQUIT"
+
+    # A build may take hours: a worker that is told to end gives its jobs back at once.
+    def stop(**_: object) -> None:
+        context.stopping.set()
+
+    signals.worker_shutting_down.connect(stop, weak=False)
     with _announced(db, me, every_s=settings.worker_ttl_s / 3):
         app.worker_main(
             [
                 "worker",
                 f"--hostname={name}",
                 f"--queues={','.join(me.queues)}",
-                "--pool=prefork",
-                "--concurrency=1",
+                # A job has a process of its own already; a thread of this one follows it.
+                "--pool=threads",
+                f"--concurrency={settings.cpu_slots if gpu is None else 1}",
                 "--without-mingle",
                 "--without-gossip",
                 f"--loglevel={settings.log_level}",
             ]
         )
-
-
-def _on_pool_process(context: Context) -> Callable[..., None]:
-    def start(**_: object) -> None:
-        # Connections don't survive a fork.
-        context.db.engine.dispose(close=False)
-        # This process alone runs the worker's jobs: what is there was left by one that was killed.
-        shutil.rmtree(context.workdirs, ignore_errors=True)
-        isolate.preload(PRELOADED)
-
-    return start
 
 
 @contextmanager

@@ -2,36 +2,53 @@
 
 The child has its own process group and session, dies with its parent, writes what it prints to a
 pipe (the job's log), and leaves its result as a file. Nothing that it does can harm the worker.
+
+Children that share a CPU share a :class:`Room`, in which one that times something may have quiet:
+the others are stopped for these seconds.
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-import multiprocessing.process
 import os
 import resource
 import select
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
-from multiprocessing.process import AuthenticationString, BaseProcess  # type: ignore[attr-defined]
 from typing import Any
 
 from farm import errors
-from farm.errors import ChildDied, ChildOutOfMemory, ChildTimedOut, FarmError
+from farm.errors import ChildDied, ChildOutOfMemory, ChildTimedOut, FarmError, Unavailable
 from farm.processes import die_with_parent
 
 _context = multiprocessing.get_context("forkserver")
 _TICK_S = 0.1
 _PRELOAD_S = 600.0
 _PIPE_BYTES = 65536
+#: multiprocessing's exit code of a process whose fork server has gone; no child of ours exits so.
+_LOST = 255
+#: Stages make and drop copies of a model all the time. By default glibc gives each back to the kernel,
+#: and the next one's pages are faulted in anew, 4 KiB at a time: a third of a calibration's time.
+#: Read at a process's start; other C libraries don't know it.
+_MALLOC = ":".join(
+    f"glibc.malloc.{name}={value}"
+    for name, value in {
+        "hugetlb": 1,
+        "mmap_threshold": 2**30,
+        "trim_threshold": 2**32,
+        "top_pad": 2**26,
+    }.items()
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +72,77 @@ class Tick:
 
 
 Happening = Line | Progress | Tick
-Report = Callable[[str, float | None], None]
+
+
+class Link:
+    """What a child has of its worker."""
+
+    def __init__(self, messages: Connection) -> None:
+        self._messages = messages
+
+    def progress(self, phase: str, share: float | None) -> None:
+        """Tell where the job is."""
+        self.send("progress", [phase, share])
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Have the room's other children stopped, to time something."""
+        self.send("quiet", True)
+        self._messages.recv_bytes()  # the worker's word that it is so
+        try:
+            yield
+        finally:
+            self.send("quiet", False)
+
+    def send(self, kind: str, value: Any) -> None:
+        self._messages.send_bytes(json.dumps([kind, value]).encode())
+
+
+class Room:
+    """The children of one worker that run side by side on one CPU."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._children: set[Child] = set()
+        self._quiet_for: Child | None = None
+
+    def enter(self, child: Child) -> None:
+        with self._lock:
+            self._children.add(child)
+            if self._quiet_for is not None:
+                child.signal(signal.SIGSTOP)
+
+    def leave(self, child: Child) -> None:
+        with self._lock:
+            self._children.discard(child)
+            self._end_quiet(child)
+
+    def hush(self, child: Child) -> bool:
+        """Stop the others, and return True; or False while another child has quiet."""
+        with self._lock:
+            if self._quiet_for is None:
+                self._quiet_for = child
+                self._signal_others(signal.SIGSTOP)
+            return self._quiet_for is child
+
+    def resume(self, child: Child) -> None:
+        """Let the others go on, if it was this child that had quiet."""
+        with self._lock:
+            self._end_quiet(child)
+
+    def _end_quiet(self, child: Child) -> None:
+        if self._quiet_for is child:
+            self._signal_others(signal.SIGCONT)
+            self._quiet_for = None
+
+    def _signal_others(self, sig: signal.Signals) -> None:
+        for other in self._children - {self._quiet_for}:
+            other.signal(sig)
 
 
 def preload(modules: list[str]) -> None:
     """Start the fork server with these modules imported; children then start in milliseconds."""
+    os.environ.setdefault("GLIBC_TUNABLES", _MALLOC)
     _context.set_forkserver_preload(modules)
     forkserver.ensure_running()
 
@@ -71,41 +154,33 @@ def await_preload() -> None:
         pass  # its start waits for the fork server
 
 
-def _nothing(_argument: None, _report: Report) -> None:
+def _nothing(_argument: None, _link: Link) -> None:
     return None
-
-
-def _be_ordinary() -> None:
-    """Undo what Celery's pool (billiard) does to the standard library's idea of the current process:
-    a daemon, which may have no children, with a key that can't be handed on. Our children die with
-    their parent by the kernel's hand.
-    """
-    ordinary = BaseProcess(name="worker")
-    key = AuthenticationString(os.urandom(32))
-    ordinary._config = {"authkey": key, "semprefix": "/mp"}  # type: ignore[attr-defined]
-    multiprocessing.process._current_process = ordinary  # type: ignore[attr-defined]
 
 
 class Child:
     """A function that runs in a process of its own.
 
     Parameters:
-        function: module-level; takes ``argument`` and a callback for progress, returns JSON.
+        function: module-level; takes ``argument`` and the link to its worker, returns JSON.
         memory_bytes: limit of its address space's data, or None.
+        room: the children that it shares the CPU with; by default it is alone.
     """
 
     def __init__(
         self,
-        function: Callable[[Any, Report], Any],
+        function: Callable[[Any, Link], Any],
         argument: Any,
         *,
         timeout_s: float,
         memory_bytes: int | None = None,
+        room: Room | None = None,
     ) -> None:
-        _be_ordinary()
         self._timeout_s = timeout_s
+        self._room = room or Room()
+        self._wants_quiet = False
         self._log, log = _context.Pipe(duplex=False)
-        self._messages, messages = _context.Pipe(duplex=False)
+        self._messages, messages = _context.Pipe()
         self._process = _context.Process(
             target=_main,
             args=(function, argument, log, messages, memory_bytes),
@@ -115,6 +190,7 @@ class Child:
         log.close()
         messages.close()
         self._result: tuple[str, Any] | None = None
+        self._room.enter(self)
 
     def happenings(self) -> Iterator[Happening]:
         """What the child prints and reports, as it comes, until it has ended; a tick at least every
@@ -133,6 +209,10 @@ class Child:
                     sources.remove(source)
                 else:
                     yield happening
+            if self._wants_quiet and self._room.hush(self):
+                self._wants_quiet = False
+                with suppress(OSError):  # it died while it waited
+                    self._messages.send_bytes(b"quiet")
             yield Tick()
             if time.monotonic() > deadline:
                 self.end()
@@ -156,6 +236,11 @@ class Child:
             return None
         if kind == "progress":
             return Progress(phase=value[0], share=value[1])
+        if kind == "quiet":
+            self._wants_quiet = value
+            if not value:
+                self._room.resume(self)
+            return Tick()
         self._result = (kind, value)
         return Tick()
 
@@ -174,6 +259,9 @@ class Child:
 
     def _death(self) -> FarmError:
         code = self._process.exitcode or 0
+        if code == _LOST:
+            await_preload.cache_clear()
+            return Unavailable("the process that jobs are forked from was killed from outside")
         if code == -signal.SIGKILL:
             return ChildOutOfMemory(
                 "the stage's process was killed from outside, most likely for memory"
@@ -183,18 +271,25 @@ class Child:
             f"the stage's process died ({name})", hint="the end of the job's log says where"
         )
 
-    def end(self) -> None:
-        """Kill the child and its whole process group."""
-        if self._process.pid is None:
+    def signal(self, sig: signal.Signals) -> None:
+        """Send a signal to the child and its whole process group."""
+        pid = self._process.pid
+        if pid is None:
             return
         try:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(pid, sig)
         except ProcessLookupError:
-            self._process.kill()
+            with suppress(ProcessLookupError):
+                os.kill(pid, sig)  # so young that it has no group yet, or gone
+
+    def end(self) -> None:
+        """Kill the child and its whole process group."""
+        self.signal(signal.SIGKILL)
         self._process.join()
 
     def close(self) -> None:
         """End the child if it is alive, and free what the worker held of it."""
+        self._room.leave(self)
         if self._process.is_alive():
             self.end()
         self._log.close()
@@ -209,7 +304,7 @@ class Child:
 
 
 def _main(
-    function: Callable[[Any, Report], Any],
+    function: Callable[[Any, Link], Any],
     argument: Any,
     log: Connection,
     messages: Connection,
@@ -225,21 +320,18 @@ def _main(
     if memory_bytes is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
 
-    def send(kind: str, value: Any) -> None:
-        messages.send_bytes(json.dumps([kind, value]).encode())
-
+    link = Link(messages)
     try:
-        result = function(argument, lambda phase, share: send("progress", [phase, share]))
-        send("result", result)
+        link.send("result", function(argument, link))
     except MemoryError:
-        send("error", _portable(ChildOutOfMemory("the stage ran out of its memory limit")))
+        link.send("error", _portable(ChildOutOfMemory("the stage ran out of its memory limit")))
     except FarmError as err:
         print(f"{err.code}: {err.detail}", file=sys.stderr)
-        send("error", _portable(err))
+        link.send("error", _portable(err))
     except BaseException as err:
         traceback.print_exc()
         died = ChildDied(f"{type(err).__name__}: {err}", hint="the job's log has the traceback")
-        send("error", _portable(died))
+        link.send("error", _portable(died))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

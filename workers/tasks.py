@@ -19,13 +19,17 @@ from farm.jobs import Claim, Output
 from farm.specs import JobKind
 from workers import isolate, toolchain
 from workers.app import Context
-from workers.isolate import Child, Line, Progress
+from workers.isolate import Child, Line, Link, Progress
 from workers.stages import StageRequest, run_request
 
 log = logging.getLogger(__name__)
 
 _CANCEL_POLL_S = 0.5
 _LOG_FLUSH_S = 0.5
+
+
+class _Stopping(Exception):
+    """The worker shuts down; what it holds is given back when all its children have ended."""
 
 
 def register(app: Celery, context: Context) -> None:
@@ -52,6 +56,8 @@ def _run(task: Task[Any, Any], context: Context, job_id: int, attempt: int) -> s
     except LeaseLost as err:
         log.warning("%s: the result is refused", err.detail)
         return "lost its lease"
+    except _Stopping:
+        return "given back: the worker shuts down"
     except Unavailable as err:
         log.warning("%s is interrupted: %s", claim.title, err.detail)
         most = context.settings.max_attempts
@@ -86,10 +92,11 @@ def _work(task: Task[Any, Any], context: Context, claim: Claim) -> list[int]:
     with _workdir(context, claim) as workdir:
         request = _request(context, claim, workdir)
         with Child(
-            run_request,
+            _run_stage,
             request,
             timeout_s=context.settings.job_timeout_s,
             memory_bytes=context.settings.job_memory_bytes,
+            room=context.room,
         ) as child:
             cancelled = _Watch(task, context, claim).follow(child)
             if cancelled:
@@ -105,6 +112,11 @@ def _work(task: Task[Any, Any], context: Context, claim: Claim) -> list[int]:
             return jobs.succeed(
                 session, claim.job_id, claim.attempt, outputs=outputs, facts=made["facts"]
             )
+
+
+def _run_stage(request: StageRequest, link: Link) -> dict[str, Any]:
+    """The child."""
+    return run_request(request, link.progress, link.quiet)
 
 
 def _check_toolchain(claim: Claim) -> None:
@@ -179,6 +191,8 @@ class _Watch:
             self._flush()
 
     def _look(self) -> bool:
+        if self._context.stopping.is_set():
+            raise _Stopping
         at = time.monotonic()
         if at - self._renewed > self._context.settings.lease_ttl_s / 3:
             self._renewed = at

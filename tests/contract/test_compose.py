@@ -363,7 +363,7 @@ def health():
 
 @pytest.fixture
 def proc(tmp_path):
-    """A /proc with a supervisor, a worker with its pool's process, another worker, and strangers."""
+    """A /proc with a supervisor, two workers, and strangers."""
 
     def add(pid: int, *arguments: str) -> None:
         (tmp_path / str(pid)).mkdir()
@@ -373,7 +373,6 @@ def proc(tmp_path):
     add(1, "/sbin/docker-init", "--", "farm", "worker")
     add(7, "python", "-m", "workers", "--no-cpu")
     add(8, *worker, "GPU-1", "--name", "gpu0@here")
-    add(9, *worker, "GPU-1", "--name", "gpu0@here")
     add(10, *worker, "GPU-2", "--name", "gpu1@here")
     add(11)
     (tmp_path / "self").mkdir()

@@ -72,17 +72,15 @@ def stages(home: Path) -> list[Process]:
     return [p for p in found if "forkserver" in p.command and p.session == p.pid]
 
 
+def fork_servers(home: Path) -> list[Process]:
+    """The processes that stages are forked from."""
+    parents = {p.parent for p in stages(home)}
+    return [p for p in processes(home) if p.pid in parents]
+
+
 def workers(home: Path) -> list[Process]:
     """The Celery workers."""
-    found = [p for p in processes(home) if "-m workers --one" in p.command]
-    pids = {p.pid for p in found}
-    return [p for p in found if p.parent not in pids]
-
-
-def pools(home: Path) -> list[Process]:
-    """The processes in which the Celery workers run their tasks."""
-    pids = {p.pid for p in workers(home)}
-    return [p for p in processes(home) if p.parent in pids and "-m workers --one" in p.command]
+    return [p for p in processes(home) if "-m workers --one" in p.command]
 
 
 # The farm

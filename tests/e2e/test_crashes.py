@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.live import LiveFarm, Process, pools, processes, stages, wait_until, workers
+from tests.e2e.live import LiveFarm, Process, fork_servers, processes, stages, wait_until, workers
 
 pytestmark = [
     pytest.mark.slow,
@@ -54,12 +54,12 @@ def test_cancelling_a_running_build_ends_its_child_and_the_worker_goes_on(
     }
 
 
-def test_a_job_whose_worker_process_is_killed_is_run_again(farm: LiveFarm, files: Path) -> None:
+def test_a_job_whose_fork_server_is_killed_is_run_again(farm: LiveFarm, files: Path) -> None:
     build = long_build(farm, files, seed=2)
     farm.running(build["id"], "calibrate")
-    (pool,), child = pools(farm.home), only_stage(farm)
-    os.kill(pool.pid, signal.SIGKILL)
-    has_gone(farm, pool, child)
+    (server,), child = fork_servers(farm.home), only_stage(farm)
+    os.kill(server.pid, signal.SIGKILL)
+    has_gone(farm, server, child)
     view = farm.ended(build["id"])
     assert view["state"] == "succeeded", view["error"]
     assert {j["kind"]: j["attempt"] for j in view["jobs"]}["calibrate"] == 2
@@ -68,12 +68,20 @@ def test_a_job_whose_worker_process_is_killed_is_run_again(farm: LiveFarm, files
 def test_a_job_whose_whole_worker_is_killed_is_run_again(farm: LiveFarm, files: Path) -> None:
     build = long_build(farm, files, seed=3)
     farm.running(build["id"], "calibrate")
-    (worker,), (pool,), child = workers(farm.home), pools(farm.home), only_stage(farm)
+    (worker,), child = workers(farm.home), only_stage(farm)
     os.kill(worker.pid, signal.SIGKILL)
-    has_gone(farm, worker, pool, child)
+    has_gone(farm, worker, child)
     view = farm.ended(build["id"])
     assert view["state"] == "succeeded", view["error"]
     assert {j["kind"]: j["attempt"] for j in view["jobs"]}["calibrate"] == 2
+
+
+def test_a_cpu_worker_runs_two_jobs_side_by_side(farm: LiveFarm, files: Path) -> None:
+    builds = [long_build(farm, files, seed=seed, samples=60_000) for seed in (31, 32, 33)]
+    wait_until("two of them run", lambda: len(stages(farm.home)) == 2, 60)
+    for build in builds:
+        farm.http.post(f"/v1/builds/{build['id']}/cancel").raise_for_status()
+    wait_until("they have ended", lambda: not stages(farm.home), 10)
 
 
 def test_a_child_that_is_killed_fails_its_build_which_a_retry_finishes(

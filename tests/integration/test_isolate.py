@@ -11,38 +11,38 @@ from pathlib import Path
 import pytest
 
 from farm.errors import ChildDied, ChildOutOfMemory, ChildTimedOut, InvalidModel
-from workers.isolate import Child, Line, Progress
+from workers.isolate import Child, Line, Progress, Room, Tick
 
 
-def happy(argument, report):
-    report("half way", 0.5)
+def happy(argument, link):
+    link.progress("half way", 0.5)
     print("hello from", argument)
     os.system("echo hello from a grandchild")
     return {"doubled": argument * 2}
 
 
-def refuses(_argument, _report):
+def refuses(_argument, _link):
     raise InvalidModel("no operator Foo", hint="replace Foo")
 
 
-def has_a_bug(_argument, _report):
+def has_a_bug(_argument, _link):
     raise KeyError("surprise")
 
 
-def crashes(_argument, _report):
+def crashes(_argument, _link):
     print("about to crash")
     ctypes.string_at(0)
 
 
-def is_killed(_argument, _report):
+def is_killed(_argument, _link):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def eats_memory(_argument, _report):
+def eats_memory(_argument, _link):
     return len(bytearray(4 << 30))
 
 
-def sleeps(path, _report):
+def sleeps(path, _link):
     grandchild = subprocess.Popen(["sleep", "1000"])
     Path(path).write_text(f"{os.getpid()} {grandchild.pid}")
     time.sleep(1000)
@@ -138,3 +138,82 @@ def test_killing_the_worker_leaves_no_child_behind(tmp_path):
     wait_for(lambda: not alive(child))
     # The grandchild was left by a stage that was itself killed: its group is what a worker ends.
     os.kill(_grandchild, signal.SIGKILL)
+
+
+def counts(path, _link):
+    while True:
+        with Path(path).open("a") as file:
+            file.write(".")
+        time.sleep(0.01)
+
+
+def has_quiet(paths, link):
+    watched, go_on = map(Path, paths)
+    with link.quiet():
+        before = watched.stat().st_size
+        time.sleep(0.3)
+        during = watched.stat().st_size - before
+        link.progress("had quiet", None)
+    while not go_on.exists():
+        time.sleep(0.01)
+    return during
+
+
+def test_a_child_that_times_something_has_quiet_and_the_others_go_on_after_it(tmp_path):
+    count, done = tmp_path / "count", tmp_path / "done"
+    room = Room()
+    with (
+        Child(counts, str(count), timeout_s=60, room=room) as busy,
+        Child(has_quiet, [str(count), str(done)], timeout_s=60, room=room) as timing,
+    ):
+        wait_for(lambda: count.exists() and count.stat().st_size > 3)
+        for happening in timing.happenings():
+            if isinstance(happening, Progress):
+                break
+        after = count.stat().st_size
+        for _ in timing.happenings():  # hears that the quiet is over
+            break
+        wait_for(lambda: count.stat().st_size > after + 3)
+        done.touch()
+        assert all(isinstance(happening, Tick) for happening in timing.happenings())
+        assert timing.result() == 0
+        busy.end()
+
+
+def test_a_child_that_dies_while_it_has_quiet_lets_the_others_go_on(tmp_path):
+    count = tmp_path / "count"
+    room = Room()
+    with Child(counts, str(count), timeout_s=60, room=room) as busy:
+        with Child(dies_in_quiet, None, timeout_s=60, room=room) as timing:
+            list(timing.happenings())
+        after = count.stat().st_size if count.exists() else 0
+        wait_for(lambda: count.exists() and count.stat().st_size > after + 3)
+        busy.end()
+
+
+def dies_in_quiet(_argument, link):
+    with link.quiet():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_child_that_starts_while_another_has_quiet_waits_for_its_end(tmp_path):
+    count, done = tmp_path / "count", tmp_path / "done"
+    room = Room()
+    with Child(keeps_quiet, str(done), timeout_s=60, room=room) as timing:
+        for happening in timing.happenings():
+            if isinstance(happening, Progress):
+                break
+        with Child(counts, str(count), timeout_s=60, room=room) as late:
+            time.sleep(0.3)  # it would count to ten in this time
+            assert not count.exists() or count.stat().st_size < 3
+            done.touch()
+            list(timing.happenings())
+            wait_for(lambda: count.exists() and count.stat().st_size > 3)
+            late.end()
+
+
+def keeps_quiet(done, link):
+    with link.quiet():
+        link.progress("quiet", None)
+        while not Path(done).exists():
+            time.sleep(0.01)

@@ -22,6 +22,7 @@ measure    source, typed, [engine], [evaluation],        report
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -41,6 +42,7 @@ class Stage:
     inputs: Mapping[str, Path]  #: role → a file to read, never to write
     workdir: Path  #: private and empty
     progress: Callable[[str, float | None], None]  #: phase, and the share done in 0…1 or None
+    quiet: Callable[[], AbstractContextManager[None]] = nullcontext  #: others pause, to time by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,9 @@ class StageRequest(BaseModel):
 
 
 def run_request(
-    request: StageRequest, progress: Callable[[str, float | None], None]
+    request: StageRequest,
+    progress: Callable[[str, float | None], None],
+    quiet: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, Any]:
     """Run a stage and return its outputs' paths and its facts, as JSON.
 
@@ -75,6 +79,7 @@ def run_request(
             inputs=request.inputs,
             workdir=request.workdir,
             progress=progress,
+            quiet=quiet,
         )
     )
     return {

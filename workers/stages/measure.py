@@ -92,7 +92,8 @@ def run(stage: Stage) -> StageResult:
     if measured_on == "engine":
         stage.progress("time", None)
         eager = source if isinstance(source, EagerModel) else None
-        metrics = _time(subject, eager, inputs, profile)
+        with stage.quiet():
+            metrics = _time(subject, eager, inputs, profile)
     facts = {"accuracy": accuracy, "metrics": metrics, "metrics_reason": reason}
     report = stage.workdir / "report.json"
     report.write_text(json.dumps(facts, indent=2) + "\n")

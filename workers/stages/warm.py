@@ -31,6 +31,8 @@ _LATE = (
 )
 
 os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+# ModelOpt would fill the jobs' logs with progress bars.
+os.environ.setdefault("TQDM_DISABLE", "1")
 for _name in _STAGES:
     import_module(_name)
 for _name in _LATE:
