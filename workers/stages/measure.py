@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -322,6 +323,7 @@ def _settings() -> dict[str, Any]:
         "cpu": cpu_name(),
         "threads": cpu_threads(),
         "torch": torch.__version__,
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES"),
         "clock": "host time around one call, side by side in one process",
         "latency": LATENCY_PACE.settings(),
         "throughput": THROUGHPUT_PACE.settings(),
