@@ -111,7 +111,12 @@ class Database:
         return engine
 
     def _postgres(self, pool_size: int) -> Engine:
-        return create_engine(self.url, pool_size=pool_size, max_overflow=20, pool_pre_ping=True)
+        # A network that swallows packets is noticed within seconds: a worker must know by then that it
+        # can't keep its lease.
+        limits = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
+        return create_engine(
+            self.url, pool_size=pool_size, max_overflow=20, pool_pre_ping=True, connect_args=limits
+        )
 
     @contextmanager
     def read(self) -> Iterator[Session]:

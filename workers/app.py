@@ -6,7 +6,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from workers import toolchain
 from workers.gpus import Gpu
 from workers.isolate import Room
 from workers.names import queues
+
+_ANNOUNCE_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +106,16 @@ def _announced(db: Database, me: Announcement, *, every_s: float) -> Iterator[No
     stopped = threading.Event()
 
     def beat() -> None:
-        with db.write() as session:
-            fleet.announce(session, me)
-        while not stopped.wait(every_s):
-            try:
-                with db.write() as session:
+        announced = False
+        while not stopped.is_set():
+            # A beat that is missed is made up for by the next: unseen for long, it counts as offline.
+            with suppress(Unavailable), db.write() as session:
+                if announced:
                     fleet.seen(session, me.name)
-            except Unavailable:
-                continue  # the next beat tells; a worker that can't be seen counts as offline
+                else:
+                    fleet.announce(session, me)
+                announced = True
+            stopped.wait(every_s if announced else _ANNOUNCE_AGAIN_S)
 
     beats = threading.Thread(target=beat, name="announce", daemon=True)
 

@@ -5,16 +5,25 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from celery import Celery, Task
+from kombu.exceptions import OperationalError
+from sqlalchemy.orm import Session
 
 from farm import jobs
 from farm.dispatch import TASK
-from farm.errors import BrokerUnavailable, FarmError, LeaseLost, ToolchainChanged, Unavailable
+from farm.errors import (
+    BrokerUnavailable,
+    DatabaseUnavailable,
+    FarmError,
+    LeaseLost,
+    ToolchainChanged,
+    Unavailable,
+)
 from farm.jobs import Claim, Output
 from farm.specs import JobKind
 from workers import isolate, toolchain
@@ -26,6 +35,9 @@ log = logging.getLogger(__name__)
 
 _CANCEL_POLL_S = 0.5
 _LOG_FLUSH_S = 0.5
+_RETRY_S = (0.5, 10.0)  #: between tries while the database is away: at first, and at most
+
+T = TypeVar("T")
 
 
 class _Stopping(Exception):
@@ -44,10 +56,14 @@ def register(app: Celery, context: Context) -> None:
 def _run(task: Task[Any, Any], context: Context, job_id: int, attempt: int) -> str:
     # A lease that ran while frameworks are still being imported would be lost before the job starts.
     isolate.await_preload()
-    with context.db.write() as session:
-        claim = jobs.claim(
-            session, job_id, attempt, owner=context.worker, lease_s=context.settings.lease_ttl_s
-        )
+    try:
+        with context.db.write() as session:
+            claim = jobs.claim(
+                session, job_id, attempt, owner=context.worker, lease_s=context.settings.lease_ttl_s
+            )
+    except DatabaseUnavailable as err:
+        log.warning("job %s isn't claimed, the sweep rings for it again: %s", job_id, err.detail)
+        return "not claimed: the database is away"
     if claim is None:
         return "not there to be claimed"
     log.info("%s (job %s, attempt %s)", claim.title, job_id, attempt)
@@ -60,9 +76,7 @@ def _run(task: Task[Any, Any], context: Context, job_id: int, attempt: int) -> s
         return "given back: the worker shuts down"
     except Unavailable as err:
         log.warning("%s is interrupted: %s", claim.title, err.detail)
-        most = context.settings.max_attempts
-        with context.db.write() as session:
-            jobs.interrupt(session, job_id, attempt, err, max_attempts=most)
+        _interrupt(context, claim, err)
         return f"interrupted: {err.detail}"
     except FarmError as err:
         _fail(context, claim, err)
@@ -74,9 +88,48 @@ def _run(task: Task[Any, Any], context: Context, job_id: int, attempt: int) -> s
     return "ended"
 
 
+def _insist(context: Context, work: Callable[[Session], T]) -> T:
+    """Do a unit of work, and while the database is away try it again: what took hours to make isn't
+    lost to a restart of the database. Whoever took the job over meanwhile has it.
+
+    Raises:
+        DatabaseUnavailable: the worker shuts down.
+        LeaseLost
+    """
+    wait_s, longest_s = _RETRY_S
+    while True:
+        try:
+            with context.db.write() as session:
+                return work(session)
+        except DatabaseUnavailable as err:
+            log.warning("%s; trying again in %s s", err.detail, wait_s)
+            if context.stopping.wait(wait_s):
+                raise
+            wait_s = min(2 * wait_s, longest_s)
+
+
+def _interrupt(context: Context, claim: Claim, error: Unavailable) -> None:
+    _end(
+        context,
+        lambda session: jobs.interrupt(
+            session,
+            claim.job_id,
+            claim.attempt,
+            error,
+            max_attempts=context.settings.max_attempts,
+        ),
+    )
+
+
 def _fail(context: Context, claim: Claim, error: FarmError) -> None:
-    with context.db.write() as session:
-        jobs.fail(session, claim.job_id, claim.attempt, error)
+    _end(context, lambda session: jobs.fail(session, claim.job_id, claim.attempt, error))
+
+
+def _end(context: Context, work: Callable[[Session], None]) -> None:
+    try:
+        _insist(context, work)
+    except LeaseLost as err:
+        log.warning("%s: how it ended here is of no account", err.detail)
 
 
 def _ring(context: Context, ready: list[int]) -> None:
@@ -101,17 +154,21 @@ def _work(task: Task[Any, Any], context: Context, claim: Claim) -> list[int]:
             cancelled = _Watch(task, context, claim).follow(child)
             if cancelled:
                 child.end()
-                with context.db.write() as session:
-                    return jobs.end_cancelled(session, claim.job_id, claim.attempt)
+                return _insist(
+                    context,
+                    lambda session: jobs.end_cancelled(session, claim.job_id, claim.attempt),
+                )
             made = child.result()
         outputs = {}
         for role, path in made["outputs"].items():
             stored = context.store.take(Path(path))
             outputs[role] = Output(digest=stored.digest, bytes=stored.bytes)
-        with context.db.write() as session:
-            return jobs.succeed(
+        return _insist(
+            context,
+            lambda session: jobs.succeed(
                 session, claim.job_id, claim.attempt, outputs=outputs, facts=made["facts"]
-            )
+            ),
+        )
 
 
 def _run_stage(request: StageRequest, link: Link) -> dict[str, Any]:
@@ -188,21 +245,28 @@ class _Watch:
                     return True
             return False
         finally:
-            self._flush()
+            with suppress(DatabaseUnavailable):  # the end of the log isn't worth the job
+                self._flush()
 
     def _look(self) -> bool:
         if self._context.stopping.is_set():
             raise _Stopping
+        try:
+            return self._tell()
+        except DatabaseUnavailable as err:
+            silent_s = time.monotonic() - self._renewed
+            if silent_s > self._context.settings.lease_ttl_s:
+                # Somebody else may hold the job by now: nobody could tell us.
+                raise LeaseLost(f"job {self._claim.job_id}: {err.detail}, past its lease") from err
+            return False
+
+    def _tell(self) -> bool:
         at = time.monotonic()
-        if at - self._renewed > self._context.settings.lease_ttl_s / 3:
-            self._renewed = at
+        lease_s = self._context.settings.lease_ttl_s
+        if at - self._renewed > lease_s / 3:
             with self._context.db.write() as session:
-                jobs.renew(
-                    session,
-                    self._claim.job_id,
-                    self._claim.attempt,
-                    lease_s=self._context.settings.lease_ttl_s,
-                )
+                jobs.renew(session, self._claim.job_id, self._claim.attempt, lease_s=lease_s)
+            self._renewed = at
         if at - self._flushed > _LOG_FLUSH_S:
             self._flushed = at
             self._flush()
@@ -216,7 +280,6 @@ class _Watch:
         text, progress = self._text, self._progress
         if not text and progress is None:
             return
-        self._text, self._progress = "", None
         with self._context.db.write() as session:
             jobs.report(
                 session,
@@ -226,7 +289,9 @@ class _Watch:
                 progress=progress.share if progress else None,
                 text=text,
             )
+        self._text, self._progress = "", None
         if progress:
             share = "" if progress.share is None else f" {progress.share:.0%}"
-            # Flower shows a task's kwargs in its list.
-            self._task.send_event("task-progress", kwargs=f"{progress.phase}{share}")
+            with suppress(OperationalError):  # the broker is away: Flower can wait
+                # Flower shows a task's kwargs in its list.
+                self._task.send_event("task-progress", kwargs=f"{progress.phase}{share}")

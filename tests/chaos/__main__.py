@@ -1,0 +1,72 @@
+"""``python -m tests.chaos [--seed N] [--builds N] [--models N] [--home DIR]``: a long storm."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from farm.settings import Settings
+from tests.chaos.audit import Findings, audit
+from tests.chaos.crowd import Crowd
+from tests.chaos.site import Site
+from tests.chaos.storm import Storm
+from tests.e2e.conftest import fresh_settings
+
+#: Short, so that what a crash interrupted goes on soon; and a storm may hit a job many times.
+QUICK = {"lease_ttl_s": 4.0, "sweep_interval_s": 0.5, "ring_again_s": 5.0, "max_attempts": 50}
+
+
+def weather(
+    settings: Settings, *, seed: int, builds: int, models: int, pause_s: tuple[float, float]
+) -> tuple[Findings, Storm, Crowd]:
+    """Let a storm go over a farm at work, then look whether all is right.
+
+    Raises:
+        AssertionError: with what is broken.
+    """
+    site = Site(settings)
+    try:
+        site.start()
+        crowd = Crowd(site.url, seed, builds=builds, models=models)
+        storm = Storm(site, seed, pause_s)
+        storm.start()
+        try:
+            ended = crowd.run(patience_s=120 + 6.0 * builds)
+        finally:
+            storm.end()
+        return audit(site, ended), storm, crowd
+    finally:
+        site.stop()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--builds", type=int, default=300)
+    parser.add_argument("--models", type=int, default=24)
+    parser.add_argument("--home", type=Path, help="kept, to look into; by default a temporary one")
+    options = parser.parse_args()
+    print(f"seed {options.seed}, {options.builds} builds of {options.models} models", flush=True)
+    start = time.monotonic()
+    home = options.home or Path(tempfile.mkdtemp(prefix="farm-chaos-"))
+    with fresh_settings(home, **QUICK) as settings:
+        findings, storm, crowd = weather(
+            settings,
+            seed=options.seed,
+            builds=options.builds,
+            models=options.models,
+            pause_s=(0.5, 4.0),
+        )
+    for name, count in sorted(storm.done.items()):
+        print(f"{count:6} × {name}")
+    print(findings, f"retried by clients: {next(crowd.retries)}")
+    print(f"all is right after {time.monotonic() - start:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

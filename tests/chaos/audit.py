@@ -1,0 +1,105 @@
+"""What must be true when the storm is over and every build has ended."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+
+from farm.db import Database
+from farm.models import Artifact, Build, EngineRow, Event, Job, Model, Version
+from farm.states import BUILD_LIVE, LIVE, JobState
+from farm.storage import LocalStore
+from tests.chaos.crowd import Ended
+from tests.chaos.site import Site
+from tests.e2e.live import stages, wait_until, workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """Figures of a storm that the farm came through."""
+
+    jobs: int
+    attempts: int  #: more than jobs: these were run again
+    engines: int
+    blobs: int
+
+
+def audit(site: Site, ended: Sequence[Ended]) -> Findings:
+    """Check every guarantee; raise AssertionError with what is broken."""
+    _every_build_ended_well(ended)
+    _nothing_runs(site)
+    db = Database(site.settings.database)
+    try:
+        findings = _database_is_right(db, ended, LocalStore(site.settings.store_dir))
+    finally:
+        db.dispose()
+    return findings
+
+
+def _every_build_ended_well(ended: Sequence[Ended]) -> None:
+    bad = [build for build in ended if build.state not in ("succeeded", "cancelled")]
+    assert not bad, bad
+    assert len({build.id for build in ended}) == len(ended), "a submission became two builds"
+
+
+def _nothing_runs(site: Site) -> None:
+    wait_until("no stage is left", lambda: not stages(site.home), 30)
+    wait_until("two workers are there", lambda: len(workers(site.home)) == 2, 30)
+
+
+def _database_is_right(db: Database, ended: Sequence[Ended], store: LocalStore) -> Findings:
+    with db.read() as session:
+        assert not session.scalars(select(Job.title).where(Job.state.in_(LIVE))).all()
+        assert not session.scalars(select(Job.title).where(Job.lease_until.is_not(None))).all()
+        assert not session.scalars(select(Build.id).where(Build.state.in_(BUILD_LIVE))).all()
+        assert session.scalar(select(func.count()).select_from(Build)) == len(ended)
+
+        jobs = session.scalars(select(Job)).all()
+        succeeded = Counter(job.key for job in jobs if job.state == JobState.SUCCEEDED)
+        assert set(succeeded.values()) <= {1}, "a key succeeded twice"
+        ends = Counter(
+            session.scalars(
+                select(Event.job_id).where(Event.state == "succeeded", Event.kind == "job")
+            )
+        )
+        assert set(ends.values()) <= {1}, "a job succeeded twice"
+        assert ends.keys() == {job.id for job in jobs if job.state == JobState.SUCCEEDED}
+
+        for digest in session.scalars(select(Artifact.digest)):
+            content = store.path(digest).read_bytes()
+            assert f"sha256:{hashlib.sha256(content).hexdigest()}" == digest, "a blob isn't whole"
+        known = set(session.scalars(select(Artifact.digest)))
+        made = {d for job in jobs for d in (job.outputs or {}).values()}
+        assert made <= known, "an output isn't in the store"
+
+        engines = Counter(
+            session.execute(
+                select(Model.name, EngineRow.precision, EngineRow.runtime, EngineRow.gpu)
+                .join(Version, Version.id == EngineRow.version_id)
+                .join(Model, Model.id == Version.model_id)
+            )
+            .tuples()
+            .all()
+        )
+        wanted = {want for build in ended if build.state == "succeeded" for want in _wants(build)}
+        asked = {want for build in ended for want in _wants(build)}
+        assert set(engines.values()) <= {1}, "an engine is in the registry twice"
+        assert wanted <= engines.keys() <= asked, wanted ^ engines.keys()
+        return Findings(
+            jobs=len(jobs),
+            attempts=sum(job.attempt - job.first_attempt + 1 for job in jobs),
+            engines=len(engines),
+            blobs=len(known),
+        )
+
+
+def _wants(build: Ended) -> set[tuple[str, str, str, str]]:
+    return {
+        (build.request["model"], precision, *target.split(":"))
+        for precision in build.request["precisions"]
+        for target in build.request["targets"]
+    }

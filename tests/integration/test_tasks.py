@@ -1,0 +1,90 @@
+"""What the worker does while the database is away."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+from sqlalchemy import select
+
+from farm import views
+from farm.errors import DatabaseUnavailable, LeaseLost
+from farm.models import Job
+from workers import tasks
+from workers.tasks import _insist, _Watch
+
+
+class Flaky:
+    """A database that can't be reached for some times, or until it is told to be there."""
+
+    def __init__(self, db, failures):
+        self._db = db
+        self.failures = failures
+
+    @contextmanager
+    def write(self):
+        if self.failures > 0:
+            self.failures -= 1
+            raise DatabaseUnavailable("the database can't be reached: gone fishing")
+        with self._db.write() as session:
+            yield session
+
+    read = write
+
+
+def context(db, lease_ttl_s=30.0):
+    return SimpleNamespace(
+        db=db, stopping=threading.Event(), settings=SimpleNamespace(lease_ttl_s=lease_ttl_s)
+    )
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(tasks, "_RETRY_S", (0.01, 0.02))
+
+
+def test_a_result_waits_for_a_database_that_is_away(ledger):
+    ledger.submit()
+    flaky = Flaky(ledger.db, failures=3)
+    titles = _insist(context(flaky), lambda session: session.scalars(select(Job.title)).all())
+    assert "export digits" in titles
+    assert flaky.failures == 0
+
+
+def test_a_worker_that_shuts_down_waits_for_no_database(ledger):
+    here = context(Flaky(ledger.db, failures=10**6))
+    here.stopping.set()
+    with pytest.raises(DatabaseUnavailable):
+        _insist(here, ledger.fleet)
+
+
+def test_a_job_goes_on_without_the_database_until_its_lease_has_run_out(ledger):
+    ledger.submit()
+    claim = ledger.claim_next()
+    watch = _Watch(None, context(Flaky(ledger.db, failures=10**6), lease_ttl_s=0.3), claim)
+    watch._text = "printed meanwhile"
+    start = time.monotonic()
+    with pytest.raises(LeaseLost, match="past its lease"):
+        _look_until_it_raises(watch)
+    assert time.monotonic() - start >= 0.3
+
+
+def _look_until_it_raises(watch):
+    while True:
+        assert watch._look() is False
+        time.sleep(0.01)
+
+
+def test_what_a_job_printed_while_the_database_was_away_is_kept(ledger, monkeypatch):
+    monkeypatch.setattr(tasks, "_LOG_FLUSH_S", 0.0)
+    build = ledger.submit()
+    claim = ledger.claim_next()
+    watch = _Watch(None, context(Flaky(ledger.db, failures=2)), claim)
+    watch._text = "printed meanwhile"
+    for _ in range(4):
+        watch._look()
+    with ledger.db.read() as session:
+        assert "printed meanwhile" in views.log(session, build, None)
