@@ -15,6 +15,14 @@ from farm.states import Reuse
 
 #: How many earlier jobs of the same kind are compared.
 _CANDIDATES = 200
+_ROLES = {
+    "source": "the source",
+    "calibration": "calibration data",
+    "evaluation": "evaluation data",
+    "onnx": "the exported ONNX",
+    "typed": "the typed ONNX",
+    "engine": "the engine",
+}
 
 
 def explain(session: Session, build_id: str) -> Explanation:
@@ -68,15 +76,29 @@ def _nearest(session: Session, job: Job) -> tuple[Job | None, list[str]]:
         .order_by(Job.id.desc())
         .limit(_CANDIDATES)
     )
-    ranked = [(list(differences(old.recipe, job.recipe)), old) for old in earlier]
+    ranked = [
+        (list(differences(old.recipe, job.recipe, _samples(old, job))), old) for old in earlier
+    ]
     if not ranked:
         return None, []
     differs, nearest = min(ranked, key=lambda pair: len(pair[0]))
     return nearest, differs
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    """What differs between two recipes, in words."""
+def _samples(old: Job, new: Job) -> str:
+    """How many samples each of two jobs was given, as far as they have told."""
+    before, after = ((job.facts or {}).get("samples") for job in (old, new))
+    if before is None or after is None or before == after:
+        return ""
+    return f" ({before} → {after} samples)"
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], samples: str = "") -> Iterator[str]:
+    """What differs between two recipes, in words.
+
+    Parameters:
+        samples: what to add where the calibration data differ.
+    """
     for tool in sorted(old["tools"].keys() | new["tools"].keys()):
         before, after = old["tools"].get(tool, "none"), new["tools"].get(tool, "none")
         if before != after:
@@ -85,7 +107,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]
         yield f"the farm's {new['kind']} stage {old['stage']} → {new['stage']}"
     for role in sorted(old["inputs"].keys() | new["inputs"].keys()):
         if old["inputs"].get(role) != new["inputs"].get(role):
-            yield f"{role} differs"
+            yield f"{_ROLES.get(role, role)} differs{samples if role == 'calibration' else ''}"
     for name in sorted(old["params"].keys() | new["params"].keys()):
         before, after = old["params"].get(name), new["params"].get(name)
         if before != after:

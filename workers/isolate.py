@@ -231,7 +231,7 @@ class Child:
             printed = text.decode(errors="replace").replace("\0", "\ufffd")
             return Line(text=printed) if text else None
         try:
-            kind, value = json.loads(source.recv_bytes())
+            kind, value = _storable(source.recv_bytes())
         except (EOFError, OSError):
             return None
         if kind == "progress":
@@ -301,6 +301,12 @@ class Child:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _storable(message: bytes) -> Any:
+    """A message's JSON, with what Postgres keeps in no text replaced: a model's own strings may hold it."""
+    text = json.dumps(json.loads(message), ensure_ascii=False).encode(errors="replace")
+    return json.loads(text.replace(b"\\u0000", b"\\ufffd"))
 
 
 def _main(

@@ -69,6 +69,17 @@ def test_an_error_for_the_user_keeps_its_kind_and_hint():
     assert (caught.value.detail, caught.value.hint) == ("no operator Foo", "replace Foo")
 
 
+def names_what_no_database_keeps(_argument, link):
+    link.progress("layer \0 \ud800", None)
+    return {"a\0b": "c\udfffd", "plain": "é €"}
+
+
+def test_strings_that_a_database_refuses_are_made_fit_for_it():
+    result, happenings = run(names_what_no_database_keeps)
+    assert result == {"a\ufffdb": "c?d", "plain": "é €"}
+    assert Progress(phase="layer \ufffd ?", share=None) in happenings
+
+
 @pytest.mark.parametrize(
     ("function", "error", "words"),
     [

@@ -9,7 +9,7 @@ from farm.errors import CalibrationMissing, TargetUnsupported
 from farm.explain import differences
 from farm.plan import plan
 from farm.schemas import BUILD_EXAMPLE, BuildRequest
-from farm.specs import Runtime
+from farm.specs import JobKind, Runtime
 
 TOOLS = {
     "torch": "2.13.0",
@@ -133,6 +133,21 @@ def test_a_package_that_touches_nothing_changes_no_key():
 def test_a_key_does_not_depend_on_the_order_of_fields(order):
     recipe = next(iter(planned().jobs.values())).recipe
     assert keys.key({name: recipe[name] for name in order}) == keys.key(recipe)
+
+
+def test_other_calibration_data_are_told_with_their_sizes():
+    before, after = (
+        next(
+            job.recipe
+            for job in planned(
+                precisions=["int8"], calibration={"digest": f"sha256:{digit * 64}"}
+            ).jobs.values()
+            if job.kind == JobKind.CALIBRATE
+        )
+        for digit in "78"
+    )
+    told = list(differences(before, after, " (512 → 256 samples)"))
+    assert told == ["calibration data differs (512 → 256 samples)"]
 
 
 def test_differences_are_told_in_words():
