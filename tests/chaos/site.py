@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 from redis import Redis
@@ -129,7 +128,3 @@ class Site:
         """Lose every message."""
         with Redis.from_url(self._broker_url, socket_timeout=5) as redis:
             redis.flushdb()
-
-    @property
-    def owns_broker(self) -> bool:
-        return urlsplit(self._broker_url).path == "/0" and self.broker is not None

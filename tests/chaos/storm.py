@@ -47,7 +47,7 @@ class Storm(threading.Thread):
             "kill the API": self._kill_the_api,
             "flush the broker": self._flush_the_broker,
         }
-        if self._site.owns_broker:
+        if self._site.broker is not None:
             acts["kill the broker"] = lambda: self._restart_the_broker(signal.SIGKILL, 0.0)
             acts["broker gone for a while"] = lambda: self._restart_the_broker(signal.SIGTERM, 3.0)
         if POSTGRES is not None:

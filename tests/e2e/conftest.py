@@ -50,15 +50,21 @@ def _database() -> Iterator[str]:
 
 @contextmanager
 def _broker(url: str) -> Iterator[str]:
-    """A Redis database that no other session uses."""
-    for number in range(1, 16):
-        numbered = urlsplit(url)._replace(path=f"/{number}").geturl()
-        with Redis.from_url(numbered) as redis:
-            if redis.set("taken-by-a-test", "1", nx=True, ex=1800):
+    """A Redis database that no other session uses.
+
+    Who uses which is written in database 0, since a storm flushes the one it uses.
+    """
+    with Redis.from_url(urlsplit(url)._replace(path="/0").geturl()) as claims:
+        for number in range(1, 16):
+            claim = f"farm-test-uses-{number}"
+            if claims.set(claim, "1", nx=True, ex=1800):
+                numbered = urlsplit(url)._replace(path=f"/{number}").geturl()
                 try:
                     yield numbered
                 finally:
-                    redis.flushdb()
+                    with Redis.from_url(numbered) as redis:
+                        redis.flushdb()
+                    claims.delete(claim)
                 return
     pytest.fail("every Redis database is taken: FLUSHALL it")
 
