@@ -35,7 +35,12 @@ _USABLE = (JobState.WAITING, JobState.QUEUED, JobState.RUNNING, JobState.SUCCEED
 _LARGE = {"recipe", "toolchain", "outputs"}
 
 # The statements of every submission are made once: making them is a good part of what they cost.
-_BLOBS = select(Artifact.digest).where(Artifact.digest.in_(bindparam("digests", expanding=True)))
+_BLOBS = (
+    select(Artifact.digest)
+    .where(Artifact.digest.in_(bindparam("digests", expanding=True)))
+    # Shared with other submissions, and kept from garbage collection until this one is committed.
+    .with_for_update(key_share=True, read=True)
+)
 _VERSION = (
     select(Model.id, Version.id, Version.number)
     .outerjoin(

@@ -13,15 +13,11 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from farm import advance, registry
-from farm.db import insert_if_absent, now
+from farm import advance, artifacts, registry
+from farm.db import now
 from farm.errors import FarmError, LeaseLost, StageFailed
-from farm.models import Artifact, Build, BuildJob, Event, Job, JobInput
-from farm.states import (
-    BUILD_LIVE,
-    LIVE,
-    JobState,
-)
+from farm.models import Build, BuildJob, Event, Job, JobInput
+from farm.states import BUILD_LIVE, LIVE, JobState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,7 +317,7 @@ def _held(session: Session, job_id: int, attempt: int) -> Job:
 def _remember_blobs(session: Session, outputs: Iterable[Output]) -> None:
     # In one order, so that two jobs which made the same files don't wait for each other.
     for output in sorted(outputs, key=lambda output: output.digest):
-        insert_if_absent(session, Artifact, digest=output.digest, bytes=output.bytes)
+        artifacts.remember(session, output.digest, size=output.bytes)
 
 
 def describe(error: FarmError) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -20,6 +21,7 @@ from farm.errors import DigestMismatch, NotFound, Rejected, StorageFull, Storage
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CHUNK_BYTES = 1 << 20
+_ASIDE = "aside-"
 
 
 class TooLarge(Rejected):
@@ -38,6 +40,20 @@ class EmptyBlob(Rejected):
 class Stored:
     digest: str
     bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """A file of the store, as it was when it was looked at."""
+
+    path: Path
+    bytes: int
+    put_at: datetime  #: when it was last put or written to
+
+    @property
+    def digest(self) -> str:
+        """Of a blob, or of one that was set aside."""
+        return f"sha256:{self.path.name.removeprefix(_ASIDE)}"
 
 
 class Store(Protocol):
@@ -87,6 +103,8 @@ class LocalStore:
             StorageFull, StorageUnavailable
         """
         with self._receiving() as blob:
+            # It was written long ago, maybe, and arrives now: no leftover of an upload.
+            os.utime(source)
             try:
                 source.replace(blob.path)
             except OSError as err:
@@ -119,9 +137,70 @@ class LocalStore:
             # fsync takes its time: not on the event loop.
             return await to_thread.run_sync(blob.keep, expected)
 
+    def blobs(self) -> Iterator[StoredFile]:
+        """Every blob, one folder after the other; those that come or go meanwhile or not."""
+        for folder in _entries(self.root / "sha256"):
+            yield from _files(_entries(folder))
+
+    def interrupted(self, before: datetime) -> Iterator[StoredFile]:
+        """What uploads left behind that broke off with their process, before this time."""
+        for file in _files(_entries(self._incoming)):
+            if file.put_at < before and not file.path.name.startswith(_ASIDE):
+                yield file
+
+    def set_aside(self, digest: str) -> StoredFile | None:
+        """Take a blob out of its place without deleting it, or None if it isn't there.
+
+        Whoever puts the same blob before that makes the file younger than it was; whoever puts it
+        after that puts a file of its own.
+        """
+        place = self._place(digest)
+        aside = self._incoming / f"{_ASIDE}{place.name}"
+        try:
+            self._incoming.mkdir(parents=True, exist_ok=True)
+            place.replace(aside)
+        except FileNotFoundError:
+            return None
+        return next(_files([aside]), None)
+
+    def put_back(self, file: StoredFile) -> None:
+        """Put a blob that was set aside back in its place, as if it had been put there now."""
+        if self._renew(file.path):
+            with suppress(FileNotFoundError):  # another gc was quicker
+                file.path.replace(self._place(file.digest))
+
+    def put_all_back(self) -> None:
+        """Put back whatever is aside."""
+        for file in _files(_entries(self._incoming)):
+            if file.path.name.startswith(_ASIDE):
+                self.put_back(file)
+
+    @staticmethod
+    def _renew(file: Path) -> bool:
+        """Make a file young, in one step with the look whether it's there."""
+        try:
+            os.utime(file)
+        except FileNotFoundError:
+            return False
+        return True
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """What goes wrong with the disk is told as an error of the farm.
+
+        Raises:
+            StorageFull, StorageUnavailable
+        """
+        try:
+            yield
+        except OSError as err:
+            if err.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StorageFull() from err
+            raise StorageUnavailable(f"the artifact store can't be written: {err}") from err
+
     @contextmanager
     def _receiving(self) -> Iterator[_Incoming]:
-        try:
+        with self.writing():
             self._incoming.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self._incoming, delete=False) as file:
                 blob = _Incoming(store=self, file=file)  # type: ignore[arg-type]
@@ -129,10 +208,21 @@ class LocalStore:
                     yield blob
                 finally:
                     Path(file.name).unlink(missing_ok=True)
-        except OSError as err:
-            if err.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageFull() from err
-            raise StorageUnavailable(f"the artifact store can't be written: {err}") from err
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _files(paths: Iterable[Path]) -> Iterator[StoredFile]:
+    for path in paths:
+        with suppress(FileNotFoundError):  # gone since the folder was listed
+            found = path.stat()
+            put_at = datetime.fromtimestamp(found.st_mtime, UTC)
+            yield StoredFile(path=path, bytes=found.st_size, put_at=put_at)
 
 
 class _Incoming:
@@ -167,10 +257,12 @@ class _Incoming:
         if expected is not None and digest != expected:
             raise DigestMismatch(f"announced {expected}, but {digest} arrived; nothing was kept")
         place = self._store._place(digest)
-        if not place.is_file():
+        # One that is there becomes young by that: garbage collection leaves it alone.
+        if not self._store._renew(place):
             self._file.flush()
             os.fsync(self._file.fileno())
             place.parent.mkdir(parents=True, exist_ok=True)
             self.path.chmod(0o444)
+            self._store._renew(self.path)
             self.path.replace(place)
         return Stored(digest=digest, bytes=self.bytes)

@@ -14,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from farm.schemas import GC_EXAMPLE
+
 NOW = "2026-05-01T12:00:00Z"
 LATER = "2026-05-01T12:01:05Z"
 BUILD = "01m7y8mb9kssegkq"
@@ -194,6 +196,7 @@ class StubFarm:
     workers: list[dict[str, Any]] = field(default_factory=list)
     seen: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     submitted: list[dict[str, Any]] = field(default_factory=list)
+    collected: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
 
     def add(self, data: bytes, *, sent: bytes | None = None, **changes: Any) -> dict[str, Any]:
@@ -275,6 +278,12 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.farm.builds[parts[0]]["state"] = "queued"
             self._json(self.farm.builds[parts[0]])
+
+    def _post_gc(self, parts: list[str], body: bytes) -> None:
+        self.farm.collected.append(json.loads(body))
+        self._json(
+            GC_EXAMPLE | {"dry_run": json.loads(body)["dry_run"], "uploads": 2, "uploads_bytes": 10}
+        )
 
     def _get_builds(self, parts: list[str], body: bytes) -> None:
         if not parts:

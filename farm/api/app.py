@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from farm import __version__, logs
-from farm.api import blobs, builds, fleet, health, problems, registry
+from farm.api import blobs, builds, fleet, gc, health, problems, registry
 from farm.api.services import Services
 from farm.db import require_schema
 from farm.settings import Settings
@@ -44,6 +44,6 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.services = services
     problems.install(app)
-    for router in (blobs.router, builds.router, registry.router, fleet.router, health.router):
-        app.include_router(router)
+    for noun in (blobs, builds, registry, fleet, gc, health):
+        app.include_router(noun.router)
     return app

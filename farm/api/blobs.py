@@ -10,10 +10,9 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from farm import artifacts
 from farm.api.services import Farm, Services, problems
-from farm.db import insert_if_absent
 from farm.errors import InvalidRequest, NotFound
-from farm.models import Artifact
 from farm.schemas import Blob
 from farm.storage import Stored
 
@@ -74,14 +73,15 @@ def _announced(header: str | None) -> str | None:
 
 def _remember(farm: Services, stored: Stored) -> None:
     with farm.db.write() as session:
-        insert_if_absent(session, Artifact, digest=stored.digest, bytes=stored.bytes)
+        artifacts.remember(session, stored.digest, size=stored.bytes)
 
 
 @router.head("/{digest}", summary="Is this blob here?", responses=problems(404))
 def head(digest: str, farm: Farm) -> Response:
     """200 with its size as Content-Length, or 404: so that a client never uploads twice."""
-    with farm.db.read() as session:
-        artifact = session.get(Artifact, digest)
-    if artifact is None or not farm.store.has(digest):
+    # Who asks counts on it from now on, so it is as young as if it had been uploaded.
+    with farm.db.write() as session:
+        size = artifacts.renew(session, digest)
+    if size is None or not farm.store.has(digest):
         raise NotFound(f"there is no blob {digest}", hint="upload it: POST /v1/blobs")
-    return Response(headers={"Content-Length": str(artifact.bytes), "ETag": f'"{digest}"'})
+    return Response(headers={"Content-Length": str(size), "ETag": f'"{digest}"'})

@@ -103,6 +103,23 @@ def labels(pairs: Iterable[str] | None) -> dict[str, str]:
     return found
 
 
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds(duration: str) -> float:
+    """``"90m"`` → 5400.
+
+    Raises:
+        InvalidRequest
+    """
+    number, unit = duration[:-1], _UNITS_S.get(duration[-1:])
+    if unit is None or not number.isdecimal():
+        raise InvalidRequest(
+            f"{duration!r} isn't a duration", hint="write a number and s, m, h or d: 24h"
+        )
+    return int(number) * unit
+
+
 def profiles(inputs: Iterable[str] | None) -> list[dict[str, dict[str, list[int]]]]:
     """``["image=1x3:8x3:64x3"]`` → one profile of these inputs; of one shape, a fixed input.
 

@@ -28,6 +28,7 @@ from farm.schemas import (
     BuildView,
     EnginePage,
     EngineView,
+    GcReport,
     Match,
     ModelDetail,
     ModelPage,
@@ -41,6 +42,7 @@ P = TypeVar("P", bound=Page)
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _PAGE = 200
+_GC_S = 3600.0
 _WORKERS = TypeAdapter(list[WorkerView])
 _TARGETS = TypeAdapter(list[TargetView])
 
@@ -297,6 +299,26 @@ class Farm:
     def targets(self) -> list[TargetView]:
         """Every runtime × GPU tag, and whether it can be built."""
         return self.http.read(_TARGETS, "GET", "/v1/targets")
+
+    def gc(self, *, older_than_s: float = 86400.0, dry_run: bool = False) -> GcReport:
+        """Remove from the farm's store what nothing in its database refers to.
+
+        Parameters:
+            older_than_s: what was put or asked for since then is kept.
+            dry_run: remove nothing, and report what would be removed.
+
+        Raises:
+            InvalidRequest, Unavailable
+        """
+        return self.http.read(
+            GcReport,
+            "POST",
+            "/v1/gc",
+            json={"dry_run": dry_run, "older_than_s": older_than_s},
+            # It answers when it is done; a repeat would report only what was left to do.
+            repeatable=False,
+            timeout=_GC_S,
+        )
 
     def _pages(
         self, shape: type[P], path: str, query: Mapping[str, Any], limit: int

@@ -345,6 +345,21 @@ def test_a_database_that_is_away_is_a_503_that_may_be_tried_again(api, settings,
     assert answer.headers["retry-after"]
 
 
+def test_gc_frees_uploads_that_nothing_refers_to(api, settings):
+    digest = api.upload(b"no build was submitted with it")
+    asked = {"dry_run": True, "older_than_s": 0}
+    would = api.post("/v1/gc", json=asked).json()
+    assert [blob["digest"] for blob in would["removed"]] == [digest]
+    did = api.post("/v1/gc", json=asked | {"dry_run": False}).json()
+    assert did == would | {"dry_run": False}
+    assert api.request("HEAD", f"/v1/blobs/{digest}").status_code == 404
+    assert api.upload(b"no build was submitted with it") == digest
+
+
+def test_gc_takes_a_grace_of_no_less_than_nothing(api):
+    assert problem(api.post("/v1/gc", json={"older_than_s": -1}), 422)
+
+
 def test_every_call_is_documented_with_a_summary(api):
     paths = api.get("/openapi.json").json()["paths"]
     calls = [call for path in paths.values() for call in path.values()]

@@ -431,3 +431,24 @@ def test_completion_offers_builds_and_tags_and_never_fails(
     assert "bf16" in offered("farm submit m.pt2 --precision b")
     monkeypatch.setenv("FARM_URL", "http://127.0.0.1:9")
     assert offered("farm status 01").strip() == ""
+
+
+def test_gc_says_what_it_would_free_and_how(run: Run, stub: StubFarm) -> None:
+    result = run("gc", "--dry-run", "--older-than", "7d")
+    assert result.exit_code == exits.OK, result.output
+    assert "would remove 1 blob (52.4 MB) and 2 interrupted uploads (10 B)" in result.stdout
+    assert "kept 14 blobs (734.0 MB)" in result.stdout
+    assert "farm gc --older-than 7d" in result.stdout
+    assert stub.collected == [{"dry_run": True, "older_than_s": 7 * 86400}]
+
+
+def test_gc_refuses_a_duration_that_it_cannot_read(run: Run, stub: StubFarm) -> None:
+    result = run("gc", "--older-than", "a week")
+    assert result.exit_code == exits.USAGE
+    assert "write a number and s, m, h or d: 24h" in result.output
+    assert stub.collected == []
+
+
+def test_gc_as_json_is_the_report(run: Run) -> None:
+    result = run("gc", "--json")
+    assert json.loads(result.stdout)["removed_total"] == 1

@@ -1,0 +1,63 @@
+"""The command that frees disk space."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from farm.cli import show
+from farm.cli.options import Json, Url, again, connect, example, seconds
+
+if TYPE_CHECKING:
+    from farm.schemas import GcReport
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel="Fleet", epilog=example("farm gc --dry-run --older-than 7d"))(gc)
+
+
+def gc(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Remove nothing, and say what would be removed.")
+    ] = False,
+    older_than: Annotated[
+        str,
+        typer.Option(
+            "--older-than",
+            metavar="DURATION",
+            help="Keep what was uploaded or asked for since then: 90m, 24h, 7d.",
+        ),
+    ] = "24h",
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Free the disk of blobs that nothing refers to: no model, build, finished job or engine.
+
+    These are uploads that no build was submitted with, files of jobs that didn't succeed, and what
+    interrupted uploads have left. Builds go on meanwhile.
+    """
+    report = connect(url).gc(older_than_s=seconds(older_than), dry_run=dry_run)
+    if as_json:
+        show.document(report)
+        return
+    if report.removed:
+        rows = [(blob.digest, show.size(blob.bytes)) for blob in report.removed]
+        show.table(("blob", "size"), rows, keep=("blob", "size"))
+    print(_summary(report))
+    if dry_run and (report.removed_total or report.uploads):
+        print(f"remove them: {again(f'farm gc --older-than {older_than}', url)}")
+
+
+def _summary(report: GcReport) -> str:
+    done = "would remove" if report.dry_run else "removed"
+    return (
+        f"{done} {_counted(report.removed_total, 'blob', report.removed_bytes)} and "
+        f"{_counted(report.uploads, 'interrupted upload', report.uploads_bytes)}; "
+        f"kept {_counted(report.kept, 'blob', report.kept_bytes)}"
+    )
+
+
+def _counted(number: int, noun: str, size: int) -> str:
+    plural = "" if number == 1 else "s"
+    return f"{number} {noun}{plural} ({show.size(size)})"
