@@ -7,7 +7,7 @@ somebody else was there first.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Session
@@ -15,6 +15,8 @@ from sqlalchemy.orm import Session
 from farm.db import now
 from farm.models import Build, BuildJob, Event, Job, JobInput, Wanted
 from farm.states import BUILD_ENDED, BUILD_LIVE, BuildState, JobState, build_state, check_transition
+
+S = TypeVar("S", bound=Select[Any])
 
 
 def record(session: Session, job: Job, state: JobState, **data: Any) -> None:
@@ -148,6 +150,6 @@ def set_build_state(session: Session, build: Build, state: BuildState) -> None:
     session.add(Event(build_id=build.id, kind="build", state=state, data={"engines_done": done}))
 
 
-def locked_rows(statement: Select[Any], *, skip: bool = False) -> Select[Any]:
+def locked_rows(statement: S, *, skip: bool = False) -> S:
     """Lock the rows on Postgres; SQLite has one writer, and ignores it."""
     return statement.with_for_update(skip_locked=skip, key_share=True)

@@ -9,7 +9,7 @@ from typing import Any, cast
 from sqlalchemy import Insert, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from farm import advance, jobs, registry, targets
+from farm import advance, jobs, registry, targets, turns
 from farm.db import Base, now
 from farm.errors import Conflict, NotFound
 from farm.fleet import Fleet
@@ -28,7 +28,7 @@ from farm.models import (
 from farm.plan import Plan, PlannedJob, plan
 from farm.schemas import BuildRequest
 from farm.specs import Runtime
-from farm.states import BUILD_ENDED, BuildState, JobState, Reuse, build_state
+from farm.states import BUILD_ENDED, LIVE, BuildState, JobState, Reuse, build_state
 
 _USABLE = (JobState.WAITING, JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED)
 
@@ -93,6 +93,7 @@ def submit(
     *,
     fleet: Fleet,
     runtimes: Sequence[Runtime],
+    client: str = "",
     idempotency_key: str | None = None,
 ) -> Submitted:
     """Take a build: plan its jobs, and create those that nobody has asked for yet.
@@ -117,6 +118,8 @@ def submit(
         state=BuildState.QUEUED,
         request=document,
         priority=request.priority,
+        client=client,
+        turn=0,
         idempotency_key=idempotency_key,
         created_at=now(),
     )
@@ -273,6 +276,9 @@ def _attach(
 ) -> Submitted:
     """Give a build its jobs: take those of the same key that are usable, create the others."""
     usable = _usable(session, planned)
+    if any(key not in usable or usable[key].state in LIVE for key in planned.jobs):
+        turns.take(session, build)
+        turns.hurry(session, build, usable.values())
     created = _create(session, build, planned, usable, attempts or {})
     rows = usable | created
     reuse = {key: _reuse(job) for key, job in usable.items()}
@@ -356,6 +362,7 @@ def _create(
             precision=job.precision,
             queue=job.queue,
             priority=build.priority,
+            place=turns.place(build.priority, build.turn),
             needs=len(missing),
             attempt=attempt,
             first_attempt=attempt,

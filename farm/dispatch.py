@@ -10,8 +10,9 @@ from typing import Any
 from celery import Celery, uuid
 from kombu import Producer
 from kombu.exceptions import OperationalError
-from sqlalchemy import ColumnElement, Row, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, or_, select, update
 
+from farm import turns
 from farm.db import Database, now
 from farm.errors import BrokerUnavailable
 from farm.models import Job
@@ -57,6 +58,11 @@ def create_celery(settings: Settings) -> Celery:
     return app
 
 
+def shown_arguments(job_id: int, attempt: int, key: str) -> str:
+    """A task's arguments as Flower shows them."""
+    return f"job={job_id} attempt={attempt} key={key.removeprefix('sha256:')[:12]}"
+
+
 class Doorbell:
     """Sends the messages that tell workers of queued jobs, and notes when."""
 
@@ -82,34 +88,38 @@ class Doorbell:
             BrokerUnavailable
         """
         late = now() - timedelta(seconds=again_s)
-        return self._ring(or_(Job.rung_at.is_(None), Job.rung_at < late))
+        return self._ring(and_(turns.may_start(), or_(Job.rung_at.is_(None), Job.rung_at < late)))
 
     def _ring(self, condition: ColumnElement[bool]) -> int:
         with self._db.read() as session:
-            jobs = session.execute(
+            queued = session.execute(
                 select(Job.id, Job.attempt, Job.queue, Job.priority, Job.title, Job.key)
                 .where(Job.state == JobState.QUEUED, condition)
-                .order_by(Job.priority.desc(), Job.id)
+                .order_by(Job.place, Job.id)
                 .limit(1000)
             ).all()
-        if not jobs:
+        if not queued:
             return 0
         try:
             with self._celery.producer_or_acquire() as producer:
-                for job in jobs:
+                for job in queued:
                     self._send(job, producer)
         except OperationalError as err:
             raise BrokerUnavailable(f"the broker can't be reached: {err}") from err
         with self._db.write() as session:
             session.execute(
                 update(Job)
-                .where(Job.id.in_([j.id for j in jobs]), Job.state == JobState.QUEUED)
+                .where(Job.id.in_([job.id for job in queued]), Job.state == JobState.QUEUED)
                 .values(rung_at=now())
             )
-        return len(jobs)
+        return len(queued)
 
     def _send(self, job: Row[*tuple[Any, ...]], producer: Producer) -> None:
-        task_id, arguments = uuid(), f"job={job.id} attempt={job.attempt} key={job.key[7:19]}"
+        task_id, arguments = uuid(), shown_arguments(job.id, job.attempt, job.key)
+        # Celery's own event would call every waiting task by the name that all of them have. Sent
+        # first: after the worker's events it would undo what they say.
+        sent = {"uuid": task_id, "name": job.title, "args": arguments, "queue": job.queue}
+        self._events.publish("task-sent", sent, producer)
         self._celery.send_task(
             TASK,
             args=(job.id, job.attempt),
@@ -122,9 +132,6 @@ class Doorbell:
             retry=False,
             ignore_result=True,
         )
-        # Celery's own event would call every waiting task by the name that all of them have.
-        sent = {"uuid": task_id, "name": job.title, "args": arguments, "queue": job.queue}
-        self._events.publish("task-sent", sent, producer)
 
 
 def run_flower(host: str = "127.0.0.1", port: int = 5555) -> None:

@@ -26,6 +26,7 @@ class Claim:
 
     job_id: int
     attempt: int
+    key: str
     kind: str
     title: str
     params: Mapping[str, Any]
@@ -54,6 +55,7 @@ def claim(
         owner=owner,
         lease_until=now() + timedelta(seconds=lease_s),
         started_at=now(),
+        phase=None,
     )
     if not moved:
         return None
@@ -63,6 +65,7 @@ def claim(
     return Claim(
         job_id=job_id,
         attempt=attempt,
+        key=job.key,
         kind=job.kind,
         title=job.title,
         params=job.recipe["params"],
@@ -252,18 +255,30 @@ def reap(session: Session, *, max_attempts: int) -> list[int]:
 
 
 def interrupt(
-    session: Session, job_id: int, attempt: int, error: FarmError, *, max_attempts: int
+    session: Session,
+    job_id: int,
+    attempt: int,
+    error: FarmError,
+    *,
+    max_attempts: int,
+    wait_s: float,
 ) -> None:
     """Give a job that something outside of it interrupted to a next attempt, a while later; past
     ``max_attempts`` it fails.
+
+    Parameters:
+        wait_s: before the second attempt; four times as long before each further one.
 
     Raises:
         LeaseLost
     """
     job = _held(session, job_id, attempt)
+    wait_s = wait_s * 4 ** (attempt - job.first_attempt)
     if _again_or_fail(session, job, error.detail, max_attempts):
-        # As if it had been announced just now: the sweep announces it again in a while.
-        session.execute(update(Job).where(Job.id == job_id).values(rung_at=now()))
+        until = now() + timedelta(seconds=wait_s)
+        why = f"interrupted: {error.detail}"[:100]
+        values = {"not_before": until, "phase": why}
+        session.execute(update(Job).where(Job.id == job_id).values(values))
 
 
 def _again_or_fail(session: Session, job: Job, cause: str, max_attempts: int) -> list[int]:

@@ -91,12 +91,15 @@ class Build(Base):
     __table_args__ = (
         Index("ix_builds_version_id_id", "version_id", "id"),
         Index("ix_builds_state_id", "state", "id"),
+        Index("ix_builds_client_state_turn", "client", "state", "turn"),
     )
     id: Mapped[str] = mapped_column(String(16), primary_key=True)
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"))
     state: Mapped[str] = mapped_column(String(20))
     request: Mapped[dict[str, Any]] = mapped_column(Json)
     priority: Mapped[int]
+    client: Mapped[str] = mapped_column(String(100), default="")  #: who takes turns with others
+    turn: Mapped[int] = mapped_column(BigInteger, default=0)  #: `farm.turns`; 0: it needed none
     idempotency_key: Mapped[str | None] = mapped_column(String(200), unique=True)
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
     started_at: Mapped[datetime | None] = mapped_column(Instant)
@@ -118,6 +121,16 @@ class Job(Base):
         ),
         Index("ix_jobs_kind_id", "kind", "id"),
         Index("ix_jobs_state_lease_until", "state", "lease_until"),
+        Index("ix_jobs_started_at", "started_at"),
+        # The order in which a queue's jobs are claimed.
+        Index(
+            "ix_jobs_queue_place_id",
+            "queue",
+            "place",
+            "id",
+            sqlite_where=text("state = 'queued'"),
+            postgresql_where=text("state = 'queued'"),
+        ),
     )
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     key: Mapped[str] = mapped_column(String(71))
@@ -131,10 +144,12 @@ class Job(Base):
     precision: Mapped[str | None] = mapped_column(String(10))
     queue: Mapped[str] = mapped_column(String(80))
     priority: Mapped[int]
+    place: Mapped[int] = mapped_column(BigInteger, default=0)  #: in the line: `farm.turns`
     needs: Mapped[int] = mapped_column(default=0)  #: inputs that haven't succeeded yet
     attempt: Mapped[int] = mapped_column(default=1)
     first_attempt: Mapped[int] = mapped_column(default=1)
     rung_at: Mapped[datetime | None] = mapped_column(Instant)  #: when its message was last sent
+    not_before: Mapped[datetime | None] = mapped_column(Instant)  #: when it may be tried again
     owner: Mapped[str | None] = mapped_column(String(200))
     lease_until: Mapped[datetime | None] = mapped_column(Instant)
     cancel_requested: Mapped[bool] = mapped_column(default=False)

@@ -174,7 +174,9 @@ class JobView(Answer):
     waits_for: str | None = Field(
         None, description="for a queued job that nobody online can run: which worker it waits for"
     )
-    phase: str | None = None
+    phase: str | None = Field(
+        None, description="what it does now; of a queued job, what interrupted it"
+    )
     progress: float | None = Field(None, description="share of the phase done, 0 to 1")
     error: Failure | None
     facts: dict[str, Any] = Field(description="what the stage recorded")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import select
 
-from farm import builds, fleet, jobs, views
+from farm import builds, fleet, jobs, turns, views
 from farm.db import Database
 from farm.errors import FarmError
 from farm.fleet import Announcement, Fleet
@@ -39,7 +39,7 @@ class Ledger:
                 Announcement(name=name, host="here", queues=tuple(queues), runtimes={}, **given),
             )
 
-    def submit(self, idempotency_key=None, **changes) -> str:
+    def submit(self, idempotency_key=None, client="", **changes) -> str:
         request = BuildRequest.model_validate(
             {
                 "model": "digits",
@@ -55,6 +55,7 @@ class Ledger:
                 request,
                 fleet=self.fleet(session),
                 runtimes=(Runtime.TENSORRT, Runtime.TENSORRT_RTX),
+                client=client,
                 idempotency_key=idempotency_key,
             ).build_id
 
@@ -82,6 +83,17 @@ class Ledger:
     def claim(self, job: Job, owner="cpu@here", lease_s=30.0) -> Claim | None:
         with self.db.write() as session:
             return jobs.claim(session, job.id, job.attempt, owner=owner, lease_s=lease_s)
+
+    def first_in_line(self) -> Job | None:
+        """What a message for any job of the CPU queue makes a worker do."""
+        with self.db.write() as session:
+            anyone = session.scalar(select(Job.id).where(Job.queue == "cpu").limit(1))
+            first = turns.first_in_line(session, anyone) if anyone else None
+            return session.get_one(Job, first[0]) if first else None
+
+    def reload(self, job: Job) -> Job:
+        with self.db.read() as session:
+            return session.get_one(Job, job.id)
 
     def claim_next(self, **options) -> Claim:
         claim = self.claim(self.queued()[0], **options)

@@ -14,8 +14,8 @@ from celery import Celery, Task
 from kombu.exceptions import OperationalError
 from sqlalchemy.orm import Session
 
-from farm import jobs
-from farm.dispatch import TASK
+from farm import jobs, turns
+from farm.dispatch import TASK, shown_arguments
 from farm.errors import (
     BrokerUnavailable,
     DatabaseUnavailable,
@@ -49,24 +49,23 @@ def register(app: Celery, context: Context) -> None:
 
     # Failures are ends like others: Flower shows them as such, and the log needs no traceback.
     @app.task(name=TASK, bind=True, throws=(FarmError,))  # type: ignore[untyped-decorator]
-    def run(task: Task[Any, Any], job_id: int, attempt: int) -> str:
-        return _run(task, context, job_id, attempt)
+    def run(task: Task[Any, Any], job_id: int, _attempt: int) -> str:
+        return _run(task, context, job_id)
 
 
-def _run(task: Task[Any, Any], context: Context, job_id: int, attempt: int) -> str:
+def _run(task: Task[Any, Any], context: Context, job_id: int) -> str:
     # A lease that ran while frameworks are still being imported would be lost before the job starts.
     isolate.await_preload()
     try:
-        with context.db.write() as session:
-            claim = jobs.claim(
-                session, job_id, attempt, owner=context.worker, lease_s=context.settings.lease_ttl_s
-            )
+        claim = _claim(context, job_id)
     except DatabaseUnavailable as err:
         log.warning("job %s isn't claimed, the sweep rings for it again: %s", job_id, err.detail)
         return "not claimed: the database is away"
     if claim is None:
-        return "not there to be claimed"
-    log.info("%s (job %s, attempt %s)", claim.title, job_id, attempt)
+        return "nothing there to be claimed"
+    log.info("%s (job %s, attempt %s)", claim.title, claim.job_id, claim.attempt)
+    if claim.job_id != job_id:
+        _tell_flower(task, claim)
     try:
         ready = _work(task, context, claim)
     except LeaseLost as err:
@@ -86,6 +85,24 @@ def _run(task: Task[Any, Any], context: Context, job_id: int, attempt: int) -> s
         raise
     _ring(context, ready)
     return "ended"
+
+
+def _claim(context: Context, job_id: int) -> Claim | None:
+    """Claim the first in line of the queue that the message rang for."""
+    with context.db.write() as session:
+        first = turns.first_in_line(session, job_id)
+        if first is None:
+            return None
+        return jobs.claim(
+            session, *first, owner=context.worker, lease_s=context.settings.lease_ttl_s
+        )
+
+
+def _tell_flower(task: Task[Any, Any], claim: Claim) -> None:
+    """Say which job it is, where the message named one that isn't the first any more."""
+    arguments = shown_arguments(claim.job_id, claim.attempt, claim.key)
+    with suppress(OperationalError):  # the broker is away: Flower can wait
+        task.send_event("task-progress", name=claim.title, args=arguments)
 
 
 def _insist(context: Context, work: Callable[[Session], T]) -> T:
@@ -117,6 +134,7 @@ def _interrupt(context: Context, claim: Claim, error: Unavailable) -> None:
             claim.attempt,
             error,
             max_attempts=context.settings.max_attempts,
+            wait_s=context.settings.ring_again_s / 4,
         ),
     )
 

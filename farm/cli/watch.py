@@ -199,7 +199,7 @@ def jobs_table(jobs: list[JobView]) -> None:
 
 
 def _row(job: JobView) -> tuple[Any, ...]:
-    stage = _phase(job.phase, job.progress) if job.state == "running" else ""
+    stage = _phase(job.phase, job.progress) if job.state in ("running", "queued") else ""
     if job.reuse != "ran":
         stage = stage or job.reuse
     if job.error is not None:

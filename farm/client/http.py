@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import ipaddress
+import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +39,15 @@ class Backoff:
         return min(self.longest_s, self.first_s * 2.0 ** min(failures - 1, 16))
 
 
+def _who() -> str:
+    """Who asks, as clients take turns: ``user@host``, in what a header can hold."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}".encode("ascii", "replace").decode()[:100]
+
+
 class Http:
     """One farm's address, spoken to over kept-alive connections."""
 
@@ -54,7 +66,7 @@ class Http:
                 base_url=self.url,
                 timeout=timeout_s,
                 transport=transport,
-                headers={"User-Agent": f"engine-farm/{__version__}"},
+                headers={"User-Agent": f"engine-farm/{__version__}", "Farm-Client": _who()},
                 # A proxy meant for the internet can't reach this machine's own ports.
                 trust_env=not _is_local(self.url),
             )

@@ -1,0 +1,139 @@
+"""Which job comes next: by priority, then by the clients' turns, then by age."""
+
+from __future__ import annotations
+
+import threading
+from itertools import groupby
+
+import pytest
+from sqlalchemy import select
+
+from farm import jobs
+from farm.db import Database, now
+from farm.errors import Unavailable
+from farm.models import Artifact, Build, Job
+from tests.ledger import Ledger
+
+
+def upload(ledger: Ledger, number: int) -> dict[str, str]:
+    """A source of its own, so that builds share no work."""
+    digest = f"sha256:{number:064x}"
+    with ledger.db.write() as session:
+        session.add(Artifact(digest=digest, bytes=1))
+    return {"digest": digest, "format": "onnx"}
+
+
+def submit(ledger: Ledger, numbers: range, client: str, **changes) -> None:
+    for number in numbers:
+        ledger.submit(
+            client=client, model=f"{client}-{number}", source=upload(ledger, number), **changes
+        )
+
+
+def exports_in_line(ledger: Ledger) -> list[str]:
+    """The models in the order in which one worker would export them."""
+    order = []
+    while (job := ledger.first_in_line()) is not None:
+        claim = ledger.claim(job)
+        assert claim is not None
+        if claim.kind == "export":
+            order.append(claim.title.removeprefix("export "))
+        # Not finished: what follows from an export comes in its own turn.
+    return order
+
+
+def test_one_clients_hundred_builds_do_not_starve_anothers_one(ledger):
+    submit(ledger, range(100), "many")
+    submit(ledger, range(100, 101), "one")
+    assert exports_in_line(ledger)[:3] == ["many-0", "one-100", "many-1"]
+
+
+def test_clients_with_many_builds_take_turns(ledger):
+    submit(ledger, range(10), "a")
+    submit(ledger, range(10, 20), "b")
+    runs = [len(list(run)) for _, run in groupby(exports_in_line(ledger), lambda name: name[0])]
+    assert max(runs) <= 2
+
+
+def test_who_comes_late_does_not_make_up_for_the_time_before(ledger):
+    submit(ledger, range(10), "early")
+    for _ in range(5):
+        job = ledger.first_in_line()
+        assert ledger.claim(job) is not None
+    submit(ledger, range(10, 20), "late")
+    runs = [len(list(run)) for _, run in groupby(exports_in_line(ledger), lambda name: name[0])]
+    assert max(runs[:8]) <= 2
+
+
+def test_a_higher_priority_comes_first_and_within_one_the_older(ledger):
+    submit(ledger, range(3), "a", priority=2)
+    submit(ledger, range(3, 5), "a", priority=7)
+    assert exports_in_line(ledger) == ["a-3", "a-4", "a-0", "a-1", "a-2"]
+
+
+def test_a_build_of_higher_priority_takes_the_jobs_along_that_it_joins(ledger, db: Database):
+    submit(ledger, range(3), "a", priority=2)
+    with db.write() as session:
+        for job in session.query(Job).all():
+            job.rung_at = job.created_at
+    ledger.submit(
+        client="b",
+        model="urgent",
+        source={"digest": f"sha256:{2:064x}", "format": "onnx"},
+        priority=9,
+    )
+    first = ledger.first_in_line()
+    assert first.title == "export a-2"
+    assert first.rung_at is None  # so that its message is sent again, among the urgent ones
+
+
+def test_what_is_all_there_already_takes_no_turn(ledger, db: Database):
+    ledger.submit(client="a")
+    ledger.run_all()
+    cached = ledger.submit(client="b")
+    with db.read() as session:
+        build = session.get_one(Build, cached)
+    assert (build.client, build.turn) == ("b", 0)
+
+
+def test_an_interrupted_job_is_left_alone_for_a_while_and_the_others_come_first(ledger):
+    submit(ledger, range(2), "a")
+    first = ledger.first_in_line()
+    waits = []
+    for _ in range(2):
+        claim = ledger.claim(first)
+        with ledger.db.write() as session:
+            jobs.interrupt(
+                session,
+                claim.job_id,
+                claim.attempt,
+                Unavailable("the store is away"),
+                max_attempts=3,
+                wait_s=15,
+            )
+            first = session.get_one(Job, first.id, populate_existing=True)
+            assert first.phase == "interrupted: the store is away"
+            waits.append((first.not_before - now()).total_seconds())
+    assert waits == [pytest.approx(15, abs=1), pytest.approx(60, abs=1)]
+    assert ledger.first_in_line().title == "export a-1"
+    with ledger.db.write() as session:
+        session.get_one(Job, first.id).not_before = now()
+    assert ledger.first_in_line().id == first.id
+    assert ledger.claim(ledger.first_in_line())
+    assert ledger.reload(first).phase is None
+
+
+def test_a_submission_that_holds_the_only_job_makes_its_worker_wait_and_not_go_away(ledger):
+    if ledger.db.is_sqlite:
+        pytest.skip("SQLite has one writer")
+    ledger.submit()
+    held, found = threading.Event(), []
+    with ledger.db.write() as session:
+        session.execute(select(Job).with_for_update(key_share=True)).all()
+        worker = threading.Thread(target=lambda: held.set() or found.append(ledger.first_in_line()))
+        worker.start()
+        held.wait()
+        worker.join(0.3)
+        assert worker.is_alive()
+    worker.join(30)
+    assert found[0].title == "export digits"
