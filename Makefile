@@ -24,6 +24,10 @@ test: install lint test-run ## Install, check the style and the types, run the t
 test-run: ## Run the tests; FARM_TEST_DATABASE_URL and FARM_TEST_BROKER_URL choose the services
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
+.PHONY: chaos
+chaos: install ## Kill whatever runs, at random, under hundreds of builds; ARGS="--seed N --builds N"
+	@$(BIN)/python -m tests.chaos $(ARGS)
+
 .PHONY: lint
 lint: ## Check format, style, types and the direction of imports
 	@$(BIN)/ruff format --check --quiet .
@@ -37,8 +41,8 @@ format: install ## Format the code and mend what can be mended
 	@$(BIN)/ruff check --fix .
 
 .PHONY: bench
-bench: install ## Measure the farm against plain scripts and bare handlers, in one run
-	@$(BIN)/python -m bench
+bench: install ## Measure the farm against its peers in one run; ARGS="dispatch jobs" measures these alone
+	@$(BIN)/python -m bench $(ARGS)
 
 .PHONY: docs
 docs: install ## Make the reference pages and the OpenAPI document from the code

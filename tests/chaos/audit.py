@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
+from farm import artifacts, gc
 from farm.db import Database
 from farm.models import Artifact, Build, EngineRow, Event, Job, Model, Version
 from farm.states import BUILD_LIVE, LIVE, JobState
@@ -34,7 +35,9 @@ def audit(site: Site, ended: Sequence[Ended]) -> Findings:
     _nothing_runs(site)
     db = Database(site.settings.database)
     try:
-        findings = _database_is_right(db, ended, LocalStore(site.settings.store_dir))
+        store = LocalStore(site.settings.store_dir)
+        gc.collect(db, store, older_than_s=0)
+        findings = _database_is_right(db, ended, store)
     finally:
         db.dispose()
     return findings
@@ -69,10 +72,12 @@ def _database_is_right(db: Database, ended: Sequence[Ended], store: LocalStore) 
         assert set(ends.values()) <= {1}, "a job succeeded twice"
         assert ends.keys() == {job.id for job in jobs if job.state == JobState.SUCCEEDED}
 
-        for digest in session.scalars(select(Artifact.digest)):
-            content = store.path(digest).read_bytes()
-            assert f"sha256:{hashlib.sha256(content).hexdigest()}" == digest, "a blob isn't whole"
+        for file in store.blobs():
+            content = file.path.read_bytes()
+            assert f"sha256:{hashlib.sha256(content).hexdigest()}" == file.digest, "not whole"
         known = set(session.scalars(select(Artifact.digest)))
+        assert all(map(store.has, known)), "a blob isn't in the store"
+        assert known <= artifacts.referred(session), "a blob is kept for nobody"
         made = {d for job in jobs for d in (job.outputs or {}).values()}
         assert made <= known, "an output isn't in the store"
 

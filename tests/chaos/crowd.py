@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +57,9 @@ class Crowd:
         chance = random.Random(f"{self._seed}-{number}")
         model = chance.randrange(len(self._models))
         with httpx.Client(base_url=self._url, timeout=30) as client:
-            digest = _insist(client, "POST", "/v1/blobs", content=self._models[model])["digest"]
+            if chance.random() < 0.2:
+                _upload(client, b"uploaded, and never asked for", number.to_bytes(4, "big"))
+            digest = _upload(client, self._models[model])
             request = {
                 "model": f"tiny-{model}",
                 "source": {"digest": digest, "format": "onnx"},
@@ -67,7 +69,15 @@ class Crowd:
             }
             # A submission whose answer was lost is sent again: it must not become a second build.
             key = {"Idempotency-Key": f"{self._seed}-{number}"}
-            build = _insist(client, "POST", "/v1/builds", json=request, headers=key)
+            build = _insist(
+                client,
+                "POST",
+                "/v1/builds",
+                json=request,
+                headers=key,
+                # Garbage collection without a grace may have been quicker than this submission.
+                otherwise={404: lambda: _upload(client, self._models[model])},
+            )
             if chance.random() < 0.1:
                 time.sleep(chance.random())
                 _insist(client, "POST", f"/v1/builds/{build['id']}/cancel")
@@ -87,8 +97,23 @@ class Crowd:
             time.sleep(0.5)
 
 
-def _insist(client: httpx.Client, method: str, path: str, **more: Any) -> Any:
-    """Ask until the API answers: it may be down, or say that it's unavailable for now."""
+def _upload(client: httpx.Client, *content: bytes) -> str:
+    return str(_insist(client, "POST", "/v1/blobs", content=b"".join(content))["digest"])
+
+
+def _insist(
+    client: httpx.Client,
+    method: str,
+    path: str,
+    otherwise: Mapping[int, Callable[[], object]] | None = None,
+    **more: Any,
+) -> Any:
+    """Ask until the API answers: it may be down, or say that it's unavailable for now.
+
+    Parameters:
+        otherwise: what to do about an answer of this status before asking again.
+    """
+    remedies = {503: lambda: None} | dict(otherwise or {})
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
@@ -97,9 +122,11 @@ def _insist(client: httpx.Client, method: str, path: str, **more: Any) -> Any:
             if time.monotonic() > deadline:
                 raise
         else:
-            if answer.status_code != 503 or time.monotonic() > deadline:
+            remedy = remedies.get(answer.status_code)
+            if remedy is None or time.monotonic() > deadline:
                 assert answer.is_success, (method, path, answer.status_code, answer.text)
                 return answer.json()
+            remedy()
         time.sleep(0.2)
 
 

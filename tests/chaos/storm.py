@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 
+import httpx
 from redis.exceptions import RedisError
 from sqlalchemy import make_url
 
@@ -46,6 +47,7 @@ class Storm(threading.Thread):
             "stop a worker past its lease": self._stop_a_worker,
             "kill the API": self._kill_the_api,
             "flush the broker": self._flush_the_broker,
+            "collect garbage": self._collect_garbage,
         }
         if self._site.broker is not None:
             acts["kill the broker"] = lambda: self._restart_the_broker(signal.SIGKILL, 0.0)
@@ -116,6 +118,14 @@ class Storm(threading.Thread):
     def _kill_the_api(self) -> bool:
         self._site.api.restart()
         return True
+
+    def _collect_garbage(self) -> bool:
+        """Remove whatever may be removed, without a grace."""
+        try:
+            answer = httpx.post(f"{self._site.url}/v1/gc", json={"older_than_s": 0}, timeout=60)
+        except httpx.TransportError:
+            return False  # it is being restarted
+        return answer.is_success and answer.json()["removed_total"] > 0
 
     def _flush_the_broker(self) -> bool:
         try:
