@@ -24,13 +24,21 @@ _ROWS = 1000  #: read at once
 
 def remember(session: Session, digest: str, *, size: int) -> None:
     """Note that a blob is in the store, as of now."""
-    dialect = session.get_bind().dialect.name
-    insert = sqlite.insert if dialect == "sqlite" else postgresql.insert
-    statement = insert(Artifact).values(digest=digest, bytes=size, created_at=now())
+    values = {"digest": digest, "bytes": size, "created_at": now()}
+    session.connection().execute(_REMEMBER[session.get_bind().dialect.name], values)
+
+
+def _upsert(statement: postgresql.Insert | sqlite.Insert) -> Any:
     # An update rather than nothing: it waits for a `forget` that is about to delete the row, and
     # puts it there again.
     young = {"created_at": statement.excluded.created_at}
-    session.execute(statement.on_conflict_do_update(index_elements=["digest"], set_=young))
+    return statement.on_conflict_do_update(index_elements=["digest"], set_=young)
+
+
+_REMEMBER = {
+    "sqlite": _upsert(sqlite.insert(Artifact)),
+    "postgresql": _upsert(postgresql.insert(Artifact)),
+}
 
 
 def renew(session: Session, digest: str) -> int | None:

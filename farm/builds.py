@@ -14,6 +14,7 @@ from farm.db import Base, now
 from farm.errors import Conflict, NotFound
 from farm.fleet import Fleet
 from farm.models import (
+    IS_USABLE,
     Artifact,
     Build,
     BuildJob,
@@ -29,8 +30,7 @@ from farm.plan import Plan, PlannedJob, plan
 from farm.schemas import BuildRequest
 from farm.specs import Runtime
 from farm.states import BUILD_ENDED, LIVE, BuildState, JobState, Reuse, build_state
-
-_USABLE = (JobState.WAITING, JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED)
+from farm.turns import Bell
 
 _LARGE = {"recipe", "toolchain", "outputs"}
 
@@ -52,7 +52,7 @@ _VERSION = (
 # would miss its end.
 _JOBS = (
     select(*(column for column in Job.__table__.c if column.name not in _LARGE))
-    .where(Job.key.in_(bindparam("keys", expanding=True)), Job.state.in_(_USABLE))
+    .where(Job.key.in_(bindparam("keys", expanding=True)), IS_USABLE)
     .order_by(Job.id)
     # Not their keys, which an engine that is being published refers to.
     .with_for_update(key_share=True)
@@ -67,6 +67,9 @@ _JOBS_OF_BUILD = (
 _INSERTS: dict[type[Base], Insert] = {
     row: insert(Base.metadata.tables[row.__tablename__]) for row in (Build, BuildJob, Event, Wanted)
 }
+_JOB_INSERT = insert(Base.metadata.tables[Job.__tablename__]).returning(
+    Job.id, sort_by_parameter_order=True
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,7 @@ class Attached:
 class Submitted:
     build_id: str
     attached: Attached | None  #: None when nothing was done: the build was there before
-    ready: Sequence[int] = ()  #: jobs to announce after the commit
+    ready: Sequence[Bell] = ()  #: to ring after the commit
 
 
 def submit(
@@ -175,7 +178,6 @@ def cancel(session: Session, build_id: str) -> None:
     if build.state in BUILD_ENDED:
         return
     advance.set_build_state(session, build, BuildState.CANCELLED)
-    session.flush()
     wanted = session.scalars(select(BuildJob.job_id).where(BuildJob.build_id == build.id))
     jobs.cancel(session, wanted.all())
 
@@ -276,9 +278,10 @@ def _attach(
 ) -> Submitted:
     """Give a build its jobs: take those of the same key that are usable, create the others."""
     usable = _usable(session, planned)
+    ready: list[Bell] = []
     if any(key not in usable or usable[key].state in LIVE for key in planned.jobs):
         turns.take(session, build)
-        turns.hurry(session, build, usable.values())
+        ready = turns.hurry(session, build, usable.values())
     created = _create(session, build, planned, usable, attempts or {})
     rows = usable | created
     reuse = {key: _reuse(job) for key, job in usable.items()}
@@ -311,15 +314,15 @@ def _attach(
         wanted = registry.publish_build(session, build.id)
     state = build_state(JobState(job.state) for job in rows.values())
     if state != build.state:
-        build = session.get_one(Build, build.id)
         advance.set_build_state(session, build, state)
+        build = session.get_one(Build, build.id, populate_existing=True)
     jobs_in_order = [(rows[key], reuse.get(key, Reuse.RAN)) for key in planned.jobs]
     return Submitted(
         build_id=build.id,
         attached=Attached(
             build=build, model=model, version=version, jobs=jobs_in_order, wanted=wanted
         ),
-        ready=[job.id for job in created.values() if job.state == JobState.QUEUED],
+        ready=ready + [Bell.of(job) for job in created.values() if job.state == JobState.QUEUED],
     )
 
 
@@ -366,15 +369,26 @@ def _create(
             needs=len(missing),
             attempt=attempt,
             first_attempt=attempt,
+            rung_at=None if missing else now(),
             created_at=now(),
         )
     if not new:
         return rows
-    session.add_all(rows.values())
-    session.flush()
+    made = session.connection().execute(_JOB_INSERT, list(map(_columns, rows.values())))
+    for row, job_id in zip(rows.values(), made.scalars(), strict=True):
+        row.id = job_id
     _connect(session, new, rows | usable)
-    events = (advance.event(row, JobState(row.state), build=build.id) for row in rows.values())
-    _insert(session, Event, map(_columns, events))
+    events = [
+        {
+            "job_id": row.id,
+            "kind": "job",
+            "state": row.state,
+            "data": advance.about(row, build=build.id),
+            "at": row.created_at,
+        }
+        for row in rows.values()
+    ]
+    _insert(session, Event, events)
     return rows
 
 

@@ -23,7 +23,6 @@ from sqlalchemy import (
     inspect,
     text,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import DataError, DBAPIError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
@@ -165,13 +164,6 @@ class Database:
 
     def dispose(self) -> None:
         self.engine.dispose()
-
-
-def insert_if_absent(session: Session, row: type[Base], **values: Any) -> None:
-    """Insert a row unless one of its key is there, also when another transaction is inserting it."""
-    dialect = session.get_bind().dialect.name
-    insert = sqlite.insert if dialect == "sqlite" else postgresql.insert
-    session.execute(insert(row).values(**values).on_conflict_do_nothing())
 
 
 def upgrade(settings: Settings | None = None) -> str:

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from datetime import timedelta
-from typing import Any
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 
 from celery import Celery, uuid
 from kombu import Producer
 from kombu.exceptions import OperationalError
-from sqlalchemy import ColumnElement, Row, and_, or_, select, update
+from sqlalchemy import or_, select, update
 
 from farm import turns
 from farm.db import Database, now
 from farm.errors import BrokerUnavailable
-from farm.models import Job
+from farm.models import IS_QUEUED, Job
 from farm.settings import Settings
-from farm.states import JobState
+from farm.turns import Bell
 
 log = logging.getLogger(__name__)
 
 TASK = "farm.run"
 #: Of Flower's list of tasks; a running task's kwargs are its phase and progress.
 COLUMNS = "name,state,args,kwargs,runtime,worker,received,uuid"
+
+_BELL = tuple(getattr(Job, name) for name in Bell._fields)
 
 
 def create_celery(settings: Settings) -> Celery:
@@ -64,69 +65,87 @@ def shown_arguments(job_id: int, attempt: int, key: str) -> str:
 
 
 class Doorbell:
-    """Sends the messages that tell workers of queued jobs, and notes when."""
+    """Sends the messages that tell workers of queued jobs.
+
+    A job's ``rung_at`` is set before its message is sent, in the transaction that makes it ready: what
+    a crash in between loses, the sweep sends when that was long ago.
+    """
 
     def __init__(self, db: Database, celery: Celery) -> None:
         self._db = db
         self._celery = celery
         self._events = celery.events.Dispatcher(enabled=False)
 
-    def ring(self, job_ids: Iterable[int]) -> None:
-        """Announce these jobs, as far as they are queued.
+    def ring(self, bells: Sequence[Bell]) -> None:
+        """Announce these jobs.
 
         Raises:
             BrokerUnavailable: the sweep announces them when the broker is back.
         """
-        ids = list(job_ids)
-        if ids:
-            self._ring(Job.id.in_(ids))
+        try:
+            self._publish(bells)
+        except BrokerUnavailable:
+            self._note(bells, None)
+            raise
+
+    def pass_on(self, job_id: int) -> None:
+        """Send a job's message again, since it made a worker claim a job that has none.
+
+        Otherwise there would be more announced jobs than messages.
+
+        Raises:
+            BrokerUnavailable
+        """
+        with self._db.read() as session:
+            job = session.execute(select(*_BELL).where(Job.id == job_id)).one()
+        self._publish([Bell.of(job)])
 
     def ring_pending(self, *, again_s: float) -> int:
-        """Announce every queued job that never was, or was so long ago that its message may be lost.
+        """Announce every queued job that isn't, or was so long ago that its message may be lost.
 
         Raises:
             BrokerUnavailable
         """
         late = now() - timedelta(seconds=again_s)
-        return self._ring(and_(turns.may_start(), or_(Job.rung_at.is_(None), Job.rung_at < late)))
-
-    def _ring(self, condition: ColumnElement[bool]) -> int:
+        pending = (
+            select(*_BELL)
+            .where(IS_QUEUED, or_(Job.rung_at.is_(None), Job.rung_at < late), turns.may_start())
+            .order_by(Job.place, Job.id)
+            .limit(1000)
+        )
         with self._db.read() as session:
-            queued = session.execute(
-                select(Job.id, Job.attempt, Job.queue, Job.priority, Job.title, Job.key)
-                .where(Job.state == JobState.QUEUED, condition)
-                .order_by(Job.place, Job.id)
-                .limit(1000)
-            ).all()
-        if not queued:
-            return 0
+            bells = [Bell.of(job) for job in session.execute(pending, {"at": now()})]
+        if bells:
+            self._note(bells, now())
+            self.ring(bells)
+        return len(bells)
+
+    def _note(self, bells: Sequence[Bell], at: datetime | None) -> None:
+        ids = [bell.id for bell in bells]
+        with self._db.write() as session:
+            session.execute(update(Job).where(Job.id.in_(ids), IS_QUEUED).values(rung_at=at))
+
+    def _publish(self, bells: Iterable[Bell]) -> None:
         try:
             with self._celery.producer_or_acquire() as producer:
-                for job in queued:
-                    self._send(job, producer)
+                for bell in bells:
+                    self._send(bell, producer)
         except OperationalError as err:
             raise BrokerUnavailable(f"the broker can't be reached: {err}") from err
-        with self._db.write() as session:
-            session.execute(
-                update(Job)
-                .where(Job.id.in_([job.id for job in queued]), Job.state == JobState.QUEUED)
-                .values(rung_at=now())
-            )
-        return len(queued)
 
-    def _send(self, job: Row[*tuple[Any, ...]], producer: Producer) -> None:
-        task_id, arguments = uuid(), shown_arguments(job.id, job.attempt, job.key)
+    def _send(self, bell: Bell, producer: Producer) -> None:
+        task_id, arguments = uuid(), shown_arguments(bell.id, bell.attempt, bell.key)
         # Celery's own event would call every waiting task by the name that all of them have. Sent
         # first: after the worker's events it would undo what they say.
-        sent = {"uuid": task_id, "name": job.title, "args": arguments, "queue": job.queue}
+        sent = {"uuid": task_id, "name": bell.title, "args": arguments, "queue": bell.queue}
         self._events.publish("task-sent", sent, producer)
         self._celery.send_task(
             TASK,
-            args=(job.id, job.attempt),
+            args=(bell.id, bell.attempt),
             task_id=task_id,
-            queue=job.queue,
-            priority=9 - job.priority,  # of Redis' lists the first is 0
-            shadow=job.title,
+            queue=bell.queue,
+            priority=9 - bell.priority,  # of Redis' lists the first is 0
+            shadow=bell.title,
             argsrepr=arguments,
             producer=producer,
             retry=False,

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
 from farm import advance, artifacts, registry
 from farm.db import now
 from farm.errors import FarmError, LeaseLost, StageFailed
 from farm.models import Build, BuildJob, Event, Job, JobInput
-from farm.states import BUILD_LIVE, LIVE, JobState
+from farm.states import BUILD_ENDED, LIVE, JobState
+from farm.turns import Bell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class Claim:
     params: Mapping[str, Any]
     inputs: Mapping[str, str]  #: role → digest
     toolchain: Mapping[str, str]
+    announced: bool  #: whether a message was sent for this attempt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,22 +48,21 @@ def claim(
     session: Session, job_id: int, attempt: int, *, owner: str, lease_s: float
 ) -> Claim | None:
     """Take a queued job, or None when this attempt isn't there to be taken any more."""
-    moved = advance.move(
+    job = advance.move(
         session,
         job_id,
         JobState.QUEUED,
         JobState.RUNNING,
-        attempt=attempt,
+        of_attempt=attempt,
         owner=owner,
         lease_until=now() + timedelta(seconds=lease_s),
         started_at=now(),
         phase=None,
     )
-    if not moved:
+    if job is None:
         return None
-    job = session.get_one(Job, job_id)
     advance.record(session, job, JobState.RUNNING, worker=owner)
-    advance.refresh_builds(session, [job_id])
+    advance.start_builds(session, job_id)
     return Claim(
         job_id=job_id,
         attempt=attempt,
@@ -69,20 +70,24 @@ def claim(
         kind=job.kind,
         title=job.title,
         params=job.recipe["params"],
-        inputs=_input_digests(session, job),
+        inputs=_input_digests(session, job_id, job.recipe),
         toolchain=job.toolchain,
+        announced=job.rung_at is not None,
     )
 
 
-def _input_digests(session: Session, job: Job) -> dict[str, str]:
-    made = session.execute(
-        select(JobInput.role, JobInput.output, Job.outputs)
-        .join(Job, Job.id == JobInput.needs_id)
-        .where(JobInput.job_id == job.id)
-    )
+def _input_digests(session: Session, job_id: int, recipe: Mapping[str, Any]) -> dict[str, str]:
+    made = session.connection().execute(_INPUTS, {"job_id": job_id})
     digests = {role: (outputs or {})[output] for role, output, outputs in made}
-    given = {r: name for r, name in job.recipe["inputs"].items() if r not in digests}
+    given = {r: name for r, name in recipe["inputs"].items() if r not in digests}
     return digests | given
+
+
+_INPUTS = (
+    select(JobInput.role, JobInput.output, Job.outputs)
+    .join(Job, Job.id == JobInput.needs_id)
+    .where(JobInput.job_id == bindparam("job_id"))
+)
 
 
 def renew(session: Session, job_id: int, attempt: int, *, lease_s: float) -> bool:
@@ -139,10 +144,10 @@ def succeed(
     *,
     outputs: Mapping[str, Output],
     facts: Mapping[str, Any],
-) -> list[int]:
+) -> list[Bell]:
     """Finish a job with what it made, and publish the engines that are complete by that.
 
-    The blobs must be in the store already. Returns the ids of the jobs that became ready.
+    The blobs must be in the store already. Returns the bells of the jobs that became ready.
 
     Raises:
         LeaseLost: the result is refused, since this attempt doesn't hold the job.
@@ -174,31 +179,31 @@ def fail(session: Session, job_id: int, attempt: int, error: FarmError) -> None:
     advance.refresh_builds(session, failed)
 
 
-def end_cancelled(session: Session, job_id: int, attempt: int) -> list[int]:
+def end_cancelled(session: Session, job_id: int, attempt: int) -> None:
     """Finish a job whose child was ended because nobody wanted it.
 
-    When a build has joined it in the meantime it is queued again instead; returns it as ready then.
+    When a build has joined it in the meantime it is queued again instead.
 
     Raises:
         LeaseLost
     """
     job = _held(session, job_id, attempt)
     if not job.cancel_requested:
-        return requeue(session, job, cause="a build joined it while it was being cancelled")
+        requeue(session, job, cause="a build joined it while it was being cancelled")
+        return
     _finish(session, job_id, attempt, JobState.CANCELLED)
     advance.refresh_builds(session, [job_id])
-    return []
 
 
-def requeue(session: Session, job: Job, *, cause: str) -> list[int]:
-    """Give a running job to the next attempt."""
+def requeue(session: Session, job: Job, *, cause: str) -> bool:
+    """Give a running job to the next attempt, which the sweep announces."""
     moved = advance.move(
         session,
         job.id,
         JobState.RUNNING,
         JobState.QUEUED,
-        attempt=job.attempt,
-        values={"attempt": job.attempt + 1},
+        of_attempt=job.attempt,
+        attempt=job.attempt + 1,
         owner=None,
         lease_until=None,
         rung_at=None,
@@ -206,26 +211,23 @@ def requeue(session: Session, job: Job, *, cause: str) -> list[int]:
         progress=None,
     )
     if not moved:
-        return []
-    advance.record(session, job, JobState.QUEUED, cause=cause, attempt=job.attempt + 1)
+        return False
+    advance.record(session, moved, JobState.QUEUED, cause=cause)
     advance.refresh_builds(session, [job.id])
-    return [job.id]
+    return True
 
 
-def release(session: Session, owner: str) -> list[int]:
+def release(session: Session, owner: str) -> None:
     """Give back what a worker holds that is shutting down; that counts as no attempt of its jobs."""
     held = session.scalars(
         advance.locked_rows(select(Job).where(Job.state == JobState.RUNNING, Job.owner == owner))
     ).all()
-    ready: list[int] = []
     for job in held:
         if job.cancel_requested:
-            ready += end_cancelled(session, job.id, job.attempt)
+            end_cancelled(session, job.id, job.attempt)
         else:
             job.first_attempt += 1
-            session.flush()
-            ready += requeue(session, job, cause=f"worker {owner} shut down")
-    return ready
+            requeue(session, job, cause=f"worker {owner} shut down")
 
 
 def has_expired(session: Session) -> bool:
@@ -234,12 +236,8 @@ def has_expired(session: Session) -> bool:
     return session.scalar(expired.limit(1)) is not None
 
 
-def reap(session: Session, *, max_attempts: int) -> list[int]:
-    """Requeue running jobs whose lease has expired; past ``max_attempts`` they fail.
-
-    Returns the ids of the jobs that became ready.
-    """
-    ready: list[int] = []
+def reap(session: Session, *, max_attempts: int) -> None:
+    """Requeue running jobs whose lease has expired; past ``max_attempts`` they fail."""
     expired = session.scalars(
         advance.locked_rows(
             select(Job).where(Job.state == JobState.RUNNING, Job.lease_until < now()), skip=True
@@ -247,11 +245,10 @@ def reap(session: Session, *, max_attempts: int) -> list[int]:
     ).all()
     for job in expired:
         if job.cancel_requested:
-            ready += end_cancelled(session, job.id, job.attempt)
+            end_cancelled(session, job.id, job.attempt)
         else:
             cause = f"worker {job.owner} was silent past its lease"
-            ready += _again_or_fail(session, job, cause, max_attempts)
-    return ready
+            _again_or_fail(session, job, cause, max_attempts)
 
 
 def interrupt(
@@ -281,13 +278,13 @@ def interrupt(
         session.execute(update(Job).where(Job.id == job_id).values(values))
 
 
-def _again_or_fail(session: Session, job: Job, cause: str, max_attempts: int) -> list[int]:
+def _again_or_fail(session: Session, job: Job, cause: str, max_attempts: int) -> bool:
     if job.attempt - job.first_attempt + 1 < max_attempts:
         return requeue(session, job, cause=cause)
     hint = "look at the job's log and at the worker, then: farm retry"
     error = StageFailed(f"{cause}, in each of {max_attempts} attempts", hint=hint)
     fail(session, job.id, job.attempt, error)
-    return []
+    return False
 
 
 def cancel(session: Session, job_ids: Iterable[int]) -> None:
@@ -295,12 +292,13 @@ def cancel(session: Session, job_ids: Iterable[int]) -> None:
     wanted = (
         select(BuildJob.job_id)
         .join(Build, Build.id == BuildJob.build_id)
-        .where(Build.state.in_(BUILD_LIVE))
+        .where(BuildJob.job_id == Job.id, Build.state.not_in(BUILD_ENDED))
+        .exists()
     )
     unwanted = session.scalars(
         advance.locked_rows(
             select(Job)
-            .where(Job.id.in_(list(job_ids)), Job.state.in_(LIVE), Job.id.not_in(wanted))
+            .where(Job.id.in_(list(job_ids)), Job.state.in_(LIVE), ~wanted)
             .order_by(Job.id)
         )
     ).all()
@@ -316,9 +314,9 @@ def cancel(session: Session, job_ids: Iterable[int]) -> None:
 
 def _finish(session: Session, job_id: int, attempt: int, state: JobState, **values: Any) -> None:
     values |= {"finished_at": now(), "lease_until": None}
-    if not advance.move(session, job_id, JobState.RUNNING, state, attempt=attempt, values=values):
+    job = advance.move(session, job_id, JobState.RUNNING, state, of_attempt=attempt, **values)
+    if job is None:
         raise LeaseLost(f"job {job_id} isn't held by attempt {attempt} any more")
-    job = session.get_one(Job, job_id, populate_existing=True)
     advance.record(session, job, state, **({"error": job.error} if job.error else {}))
 
 

@@ -106,6 +106,12 @@ class Build(Base):
     finished_at: Mapped[datetime | None] = mapped_column(Instant)
 
 
+# What the partial indexes are of. A query must say it in the same words: a bound parameter would hide
+# from SQLite that they serve it.
+IS_USABLE = text("jobs.state NOT IN ('failed', 'cancelled')")
+IS_QUEUED = text("jobs.state = 'queued'")
+
+
 class Job(Base):
     """A unit of work, named by what it does. Failed and cancelled rows are history."""
 
@@ -116,20 +122,27 @@ class Job(Base):
             "uq_jobs_key_usable",
             "key",
             unique=True,
-            sqlite_where=text("state NOT IN ('failed', 'cancelled')"),
-            postgresql_where=text("state NOT IN ('failed', 'cancelled')"),
+            sqlite_where=IS_USABLE,
+            postgresql_where=IS_USABLE,
         ),
         Index("ix_jobs_kind_id", "kind", "id"),
         Index("ix_jobs_state_lease_until", "state", "lease_until"),
         Index("ix_jobs_started_at", "started_at"),
+        # Those that wait to be announced.
+        Index(
+            "ix_jobs_rung_at",
+            "rung_at",
+            sqlite_where=IS_QUEUED,
+            postgresql_where=IS_QUEUED,
+        ),
         # The order in which a queue's jobs are claimed.
         Index(
             "ix_jobs_queue_place_id",
             "queue",
             "place",
             "id",
-            sqlite_where=text("state = 'queued'"),
-            postgresql_where=text("state = 'queued'"),
+            sqlite_where=IS_QUEUED,
+            postgresql_where=IS_QUEUED,
         ),
     )
     id: Mapped[int] = mapped_column(BigId, primary_key=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, bindparam, or_, select
+from sqlalchemy.orm import Session, aliased
 
 from farm import gpu_tags
 from farm.errors import NotFound
@@ -17,13 +17,25 @@ from farm.states import JobState
 
 def publish(session: Session, job_id: int) -> None:
     """Enter the engines into the registry that are complete now that this job has succeeded."""
-    wanted = session.scalars(
-        select(Wanted).where(
-            or_(Wanted.build_job_id == job_id, Wanted.measure_job_id == job_id),
-            Wanted.engine_id.is_(None),
-        )
+    _publish(session, session.scalars(_WANTED, {"job_id": job_id}).all())
+
+
+# Made once: every job that succeeds asks.
+_BUILT, _MEASURED = aliased(Job), aliased(Job)
+_WANTED = (
+    select(Wanted)
+    .join(_BUILT, _BUILT.id == Wanted.build_job_id)
+    .join(_MEASURED, _MEASURED.id == Wanted.measure_job_id)
+    .where(
+        or_(
+            Wanted.build_job_id == bindparam("job_id"),
+            Wanted.measure_job_id == bindparam("job_id"),
+        ),
+        Wanted.engine_id.is_(None),
+        _BUILT.state == JobState.SUCCEEDED,
+        _MEASURED.state == JobState.SUCCEEDED,
     )
-    _publish(session, wanted.all())
+)
 
 
 def publish_build(session: Session, build_id: str) -> Sequence[Wanted]:

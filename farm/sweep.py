@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
+from collections.abc import Iterable
 
 from farm import jobs
 from farm.db import Database
 from farm.dispatch import Doorbell
 from farm.errors import Unavailable
 from farm.settings import Settings
+from farm.turns import Bell
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +21,7 @@ log = logging.getLogger(__name__)
 class Sweeper(threading.Thread):
     """Runs in every API process; two of them do no harm.
 
-    ``wake`` makes it look at once, so that a submission needn't wait for the broker.
+    ``ring`` leaves a submission's messages to it, so that the submission needn't wait for the broker.
     """
 
     def __init__(self, db: Database, doorbell: Doorbell, settings: Settings) -> None:
@@ -26,10 +29,12 @@ class Sweeper(threading.Thread):
         self._db = db
         self._doorbell = doorbell
         self._settings = settings
+        self._bells: deque[Bell] = deque()
         self._woken = threading.Event()
         self._stopped = threading.Event()
 
-    def wake(self) -> None:
+    def ring(self, bells: Iterable[Bell]) -> None:
+        self._bells.extend(bells)
         self._woken.set()
 
     def stop(self) -> None:
@@ -38,13 +43,14 @@ class Sweeper(threading.Thread):
         self.join(timeout=10)
 
     def run(self) -> None:
-        reaped = 0.0
+        swept = 0.0
         while not self._stopped.is_set():
             try:
-                if time.monotonic() - reaped > self._settings.sweep_interval_s:
-                    reaped = time.monotonic()
+                self._ring()
+                if time.monotonic() - swept > self._settings.sweep_interval_s:
+                    swept = time.monotonic()
                     self.reap()
-                self._doorbell.ring_pending(again_s=self._settings.ring_again_s)
+                    self._doorbell.ring_pending(again_s=self._settings.ring_again_s)
             except Unavailable as err:
                 log.warning(
                     "%s; the sweep tries again in %s s", err.detail, self._settings.sweep_interval_s
@@ -53,6 +59,11 @@ class Sweeper(threading.Thread):
                 self._stopped.wait(self._settings.sweep_interval_s)
             self._woken.wait(self._settings.sweep_interval_s)
             self._woken.clear()
+
+    def _ring(self) -> None:
+        bells = [self._bells.popleft() for _ in range(len(self._bells))]
+        if bells:
+            self._doorbell.ring(bells)
 
     def reap(self) -> None:
         """Take jobs back from workers that fell silent.

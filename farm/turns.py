@@ -10,17 +10,36 @@ Source: Goyal, Vin, Cheng: Start-time Fair Queuing, SIGCOMM 1996.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, NamedTuple, Self
 
 from sqlalchemy import ColumnElement, bindparam, func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
-from farm.db import now
-from farm.models import Build, Job
+from farm.db import Instant, now
+from farm.models import IS_QUEUED, Build, Job
 from farm.states import BUILD_LIVE, JobState
 
 _PRIORITIES = 10
 _TURNS = 2**40  #: more than a farm sees in its life
+_OTHER = aliased(Job)
 _NOT_STARTED = (JobState.WAITING, JobState.QUEUED)
+
+
+class Bell(NamedTuple):
+    """What a message says of a queued job."""
+
+    id: int
+    attempt: int
+    queue: str
+    priority: int
+    title: str
+    key: str
+
+    @classmethod
+    def of(cls, job: Any) -> Self:
+        """The bell of a Job, or of a row with these columns."""
+        return cls(*(getattr(job, name) for name in cls._fields))
+
 
 # Made once, as all statements of a submission.
 _NEWEST = select(
@@ -47,17 +66,23 @@ def take(session: Session, build: Build) -> None:
     session.connection().execute(update(Build).where(Build.id == build.id).values(turn=build.turn))
 
 
-def hurry(session: Session, build: Build, joined: Iterable[Job]) -> None:
-    """Let joined jobs that haven't started come as early as the build that joins them."""
+def hurry(session: Session, build: Build, joined: Iterable[Job]) -> list[Bell]:
+    """Let joined jobs that haven't started come as early as the build that joins them.
+
+    Returns:
+        Those to ring for anew after the commit: their messages have the old priority.
+    """
     early = place(build.priority, build.turn)
     late = [job.id for job in joined if job.state in _NOT_STARTED and job.place > early]
-    if late:
-        session.execute(
-            update(Job)
-            .where(Job.id.in_(late), Job.state.in_(_NOT_STARTED))
-            # Announced anew, since the message that is under way has the old priority.
-            .values(priority=build.priority, place=early, rung_at=None)
-        )
+    if not late:
+        return []
+    moved = session.connection().execute(
+        update(Job)
+        .where(Job.id.in_(late), Job.state.in_(_NOT_STARTED))
+        .values(priority=build.priority, place=early)
+        .returning(Job.state, *(getattr(Job, name) for name in Bell._fields))
+    )
+    return [Bell.of(job) for job in moved if job.state == JobState.QUEUED]
 
 
 def first_in_line(session: Session, job_id: int) -> tuple[int, int] | None:
@@ -66,24 +91,30 @@ def first_in_line(session: Session, job_id: int) -> tuple[int, int] | None:
     A message rings for a queue's work: which job comes next is decided when a worker is free, not
     when the message was sent.
     """
-    queue = select(Job.queue).where(Job.id == job_id).scalar_subquery()
-    waiting = (
-        select(Job.id, Job.attempt)
-        .where(Job.queue == queue, Job.state == JobState.QUEUED, may_start())
-        .order_by(Job.place, Job.id)
-        .limit(1)
-    )
+    values = {"job_id": job_id, "at": now()}
     # One that somebody else is about to claim is passed by; but when there's no other, it may be a
     # submission that holds it, and then nobody else would come for it.
-    for skip in (True, False):
-        first = session.execute(
-            waiting.with_for_update(skip_locked=skip, key_share=True)
-        ).one_or_none()
+    for statement in (_FIRST_FREE, _FIRST):
+        first = session.connection().execute(statement, values).one_or_none()
         if first is not None:
             return first.id, first.attempt
     return None
 
 
 def may_start() -> ColumnElement[bool]:
-    """That a job isn't to be left alone for a while yet."""
-    return or_(Job.not_before.is_(None), Job.not_before <= now())
+    """That a job isn't to be left alone for a while after the time ``at``."""
+    return or_(Job.not_before.is_(None), Job.not_before <= bindparam("at", type_=Instant()))
+
+
+_IN_LINE = (
+    select(Job.id, Job.attempt)
+    .where(
+        Job.queue == select(_OTHER.queue).where(_OTHER.id == bindparam("job_id")).scalar_subquery(),
+        IS_QUEUED,
+        may_start(),
+    )
+    .order_by(Job.place, Job.id)
+    .limit(1)
+)
+_FIRST_FREE = _IN_LINE.with_for_update(skip_locked=True, key_share=True)
+_FIRST = _IN_LINE.with_for_update(key_share=True)

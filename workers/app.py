@@ -17,6 +17,7 @@ from farm.db import Database, require_schema
 from farm.dispatch import Doorbell, create_celery
 from farm.errors import Unavailable
 from farm.fleet import Announcement
+from farm.processes import take_short_turns
 from farm.settings import Settings
 from farm.storage import LocalStore
 from workers import toolchain
@@ -56,12 +57,13 @@ def announcement(name: str, gpu: Gpu | None) -> Announcement:
         tags=gpu.tags if gpu else (gpu_tags.CPU,),
         queues=queues(gpu, runtimes),
         runtimes=runtimes,
-        toolchain=toolchain.installed(),
+        toolchain=dict(toolchain.installed()),
     )
 
 
 def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Context], None]) -> None:
     """Consume this worker's queues until SIGTERM. ``register`` adds the task to the application."""
+    take_short_turns()
     settings = Settings()
     logs.configure(settings.log_level)
     me = announcement(name, gpu)

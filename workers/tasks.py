@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,6 @@ from sqlalchemy.orm import Session
 from farm import jobs, turns
 from farm.dispatch import TASK, shown_arguments
 from farm.errors import (
-    BrokerUnavailable,
     DatabaseUnavailable,
     FarmError,
     LeaseLost,
@@ -26,6 +25,7 @@ from farm.errors import (
 )
 from farm.jobs import Claim, Output
 from farm.specs import JobKind
+from farm.turns import Bell
 from workers import isolate, toolchain
 from workers.app import Context
 from workers.isolate import Child, Line, Link, Progress
@@ -66,6 +66,8 @@ def _run(task: Task[Any, Any], context: Context, job_id: int) -> str:
     log.info("%s (job %s, attempt %s)", claim.title, claim.job_id, claim.attempt)
     if claim.job_id != job_id:
         _tell_flower(task, claim)
+        if not claim.announced:
+            _pass_on(context, job_id)
     try:
         ready = _work(task, context, claim)
     except LeaseLost as err:
@@ -96,6 +98,13 @@ def _claim(context: Context, job_id: int) -> Claim | None:
         return jobs.claim(
             session, *first, owner=context.worker, lease_s=context.settings.lease_ttl_s
         )
+
+
+def _pass_on(context: Context, job_id: int) -> None:
+    try:
+        context.doorbell.pass_on(job_id)
+    except Unavailable as err:
+        log.warning("%s; the sweep rings again for what is queued", err.detail)
 
 
 def _tell_flower(task: Task[Any, Any], claim: Claim) -> None:
@@ -150,15 +159,15 @@ def _end(context: Context, work: Callable[[Session], None]) -> None:
         log.warning("%s: how it ended here is of no account", err.detail)
 
 
-def _ring(context: Context, ready: list[int]) -> None:
+def _ring(context: Context, ready: Sequence[Bell]) -> None:
     try:
         context.doorbell.ring(ready)
-    except BrokerUnavailable as err:
-        log.warning("%s; the sweep rings for jobs %s", err.detail, ready)
+    except Unavailable as err:
+        log.warning("%s; the sweep rings for %s", err.detail, [bell.title for bell in ready])
 
 
-def _work(task: Task[Any, Any], context: Context, claim: Claim) -> list[int]:
-    """Run the job's stage and finish it; return the jobs that became ready."""
+def _work(task: Task[Any, Any], context: Context, claim: Claim) -> list[Bell]:
+    """Run the job's stage and finish it; return the bells of the jobs that became ready."""
     _check_toolchain(claim)
     with _workdir(context, claim) as workdir:
         request = _request(context, claim, workdir)
@@ -172,10 +181,11 @@ def _work(task: Task[Any, Any], context: Context, claim: Claim) -> list[int]:
             cancelled = _Watch(task, context, claim).follow(child)
             if cancelled:
                 child.end()
-                return _insist(
+                _insist(
                     context,
                     lambda session: jobs.end_cancelled(session, claim.job_id, claim.attempt),
                 )
+                return []
             made = child.result()
         outputs = {}
         for role, path in made["outputs"].items():

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from importlib import metadata
+from types import MappingProxyType
 
 from farm.specs import Runtime
 
@@ -28,9 +31,19 @@ _DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
 _REQUIRED = ("torch", "onnx", "onnxscript", "onnxruntime", "nvidia-modelopt")
 
 
-def installed() -> dict[str, str]:
-    """Tool → version, of those that are installed."""
-    return {"python": platform.python_version()} | dict(_found())
+_FRESH_S = 10.0
+
+
+def installed() -> Mapping[str, str]:
+    """Tool → version, of those that are installed; at most ten seconds old."""
+    return _installed(int(time.monotonic() / _FRESH_S))
+
+
+# Looking takes 5 ms, and every job looks. Not for ever, since a package may be upgraded under a
+# running worker, whose children import some of them only then.
+@lru_cache(maxsize=1)
+def _installed(_moment: int) -> Mapping[str, str]:
+    return MappingProxyType({"python": platform.python_version()} | dict(_found()))
 
 
 def _found() -> Iterator[tuple[str, str]]:

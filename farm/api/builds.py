@@ -91,17 +91,16 @@ def _unit(farm: Services, work: Callable[[Session], Submitted]) -> BuildView:
                 session.flush()
                 fleet = farm.fleet(session)
                 if submitted.attached is None:
-                    view = views.build(session, submitted.build_id, fleet)
-                else:
-                    view = views.attached(submitted.attached, fleet)
+                    return views.build(session, submitted.build_id, fleet)
             break
         except IntegrityError:
             continue
     else:
         raise Conflict("too many submissions of the same work at once", hint="submit it again")
     if submitted.ready:
-        farm.sweeper.wake()
-    return view
+        farm.sweeper.ring(submitted.ready)
+    # A worker hears of it meanwhile.
+    return views.attached(submitted.attached, fleet)
 
 
 @router.get("", summary="List builds", responses=problems(404, 422))

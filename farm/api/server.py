@@ -7,7 +7,7 @@ import signal
 
 from fastapi import FastAPI
 
-from farm.processes import die_with_parent
+from farm.processes import die_with_parent, take_short_turns
 from farm.settings import Settings
 
 
@@ -34,6 +34,7 @@ def app() -> FastAPI:
 
     # Granian's own supervisor may be killed; its worker must not keep the port.
     die_with_parent(signal.SIGTERM)
+    take_short_turns()
     made = create_app(Settings())
     # What is there now stays: the collector needn't walk through it again and again.
     gc.freeze()

@@ -13,6 +13,7 @@ branch_labels = None
 depends_on = None
 
 _QUEUED = sa.text("state = 'queued'")
+_OF_QUEUED = {"ix_jobs_rung_at": ["rung_at"], "ix_jobs_queue_place_id": ["queue", "place", "id"]}
 
 
 def upgrade() -> None:
@@ -25,17 +26,13 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("not_before", Instant(), nullable=True))
     op.create_index("ix_builds_client_state_turn", "builds", ["client", "state", "turn"])
     op.create_index("ix_jobs_started_at", "jobs", ["started_at"])
-    op.create_index(
-        "ix_jobs_queue_place_id",
-        "jobs",
-        ["queue", "place", "id"],
-        sqlite_where=_QUEUED,
-        postgresql_where=_QUEUED,
-    )
+    for name, columns in _OF_QUEUED.items():
+        op.create_index(name, "jobs", columns, sqlite_where=_QUEUED, postgresql_where=_QUEUED)
 
 
 def downgrade() -> None:
-    op.drop_index("ix_jobs_queue_place_id", "jobs")
+    for name in _OF_QUEUED:
+        op.drop_index(name, "jobs")
     op.drop_index("ix_jobs_started_at", "jobs")
     op.drop_index("ix_builds_client_state_turn", "builds")
     op.drop_column("jobs", "not_before")

@@ -198,8 +198,7 @@ def test_a_running_job_is_asked_to_end_and_lives_on_when_a_build_joins_it(ledger
         assert jobs.wants_cancel(session, claim.job_id, claim.attempt)
     joined = ledger.submit()
     with ledger.db.write() as session:
-        ready = jobs.end_cancelled(session, claim.job_id, claim.attempt)
-    assert ready == [claim.job_id]
+        jobs.end_cancelled(session, claim.job_id, claim.attempt)
     ledger.run_all()
     assert ledger.view(joined).state == "succeeded"
 
@@ -214,7 +213,8 @@ def test_a_silent_worker_loses_its_job_and_its_late_result_is_refused(ledger):
     build = ledger.submit()
     lost = ledger.claim_next(owner="silent")
     expire(ledger, lost)
-    assert ledger.reap() == [lost.job_id]
+    ledger.reap()
+    assert [job.id for job in ledger.queued()] == [lost.job_id]
     with pytest.raises(LeaseLost):
         ledger.succeed(lost)
     with ledger.db.write() as session, pytest.raises(LeaseLost):
@@ -242,9 +242,10 @@ def test_a_worker_that_shuts_down_gives_its_job_back_and_that_is_no_attempt(ledg
     for _ in range(5):
         ledger.claim_next(owner="leaving")
         with ledger.db.write() as session:
-            assert len(jobs.release(session, "leaving")) == 1
+            jobs.release(session, "leaving")
     expire(ledger, ledger.claim_next())
-    assert len(ledger.reap(max_attempts=2)) == 1
+    ledger.reap(max_attempts=2)
+    assert len(ledger.queued()) == 1
 
 
 def test_every_change_of_state_is_an_event(ledger):

@@ -1,4 +1,4 @@
-"""What the worker does while the database is away."""
+"""What the worker makes of a message; what it does while the database is away."""
 
 from __future__ import annotations
 
@@ -88,3 +88,43 @@ def test_what_a_job_printed_while_the_database_was_away_is_kept(ledger, monkeypa
         watch._look()
     with ledger.db.read() as session:
         assert "printed meanwhile" in views.log(session, build, None)
+
+
+class Bells:
+    """A doorbell that counts."""
+
+    def __init__(self):
+        self.rung, self.passed_on = [], []
+
+    def ring(self, ids):
+        self.rung += ids
+
+    def pass_on(self, job_id):
+        self.passed_on.append(job_id)
+
+
+def receive(ledger, monkeypatch, job):
+    """Let a worker receive a job's message; return what it did, and its doorbell."""
+    worked, bells = [], Bells()
+    here = context(ledger.db)
+    here.worker, here.doorbell = "cpu@here", bells
+    monkeypatch.setattr(tasks, "_work", lambda *a: worked.append(a[2]) or [])
+    monkeypatch.setattr(tasks, "_tell_flower", lambda *_: None)
+    tasks._run(None, here, job.id)
+    return worked[0], bells
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_message_that_another_job_took_is_sent_again_if_that_ones_own_was_not(
+    ledger, monkeypatch, announced
+):
+    # Otherwise there would be more queued jobs than messages, and one would wait for the sweep.
+    for number, priority in enumerate((3, 8)):
+        ledger.submit(model=f"m{number}", source=ledger.upload(number), priority=priority)
+    slow, fast = sorted(ledger.queued(), key=lambda job: job.priority)
+    with ledger.db.write() as session:
+        session.get_one(Job, slow.id).rung_at = slow.created_at
+        session.get_one(Job, fast.id).rung_at = fast.created_at if announced else None
+    claim, bells = receive(ledger, monkeypatch, slow)
+    assert claim.job_id == fast.id
+    assert bells.passed_on == ([] if announced else [slow.id])
