@@ -1,178 +1,57 @@
-"""``make bench``: every figure is a ratio of two things measured in this run."""
+"""``make bench``: every figure is a ratio of two things measured in this run.
+
+``python -m bench`` prints all rows, ``python -m bench NAME …`` (``make bench ARGS="NAME …"``) those of
+these benches:
+
+=========== =========================================================================
+cold        a first build beside a plain script, and the same build again
+submissions submissions a second beside a handler of two inserts
+dispatch    from a submission to its first claim, beside the delay of a Celery task
+jobs        jobs a second that do nothing, beside Celery tasks that do nothing
+claims      a claim with 10,000 queued jobs beside one with 100
+post        the 99th percentile of a submission's time beside a handler of two inserts
+children    the start of a job's process beside that of a Python that imports the same
+=========== =========================================================================
+
+``claims`` and ``post`` also measure Postgres when ``FARM_TEST_DATABASE_URL`` is set.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
+import argparse
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
-import httpx
+from bench import children, claims, cold, dispatch, posts, submissions
+from bench.table import Row, show
 
-from bench import submissions
-from farm import up
-from farm.settings import Settings
-
-ROOT = Path(__file__).resolve().parent.parent
-HOME = ROOT / ".bench"
-ENDED = {"succeeded", "failed", "cancelled"}
+BENCHES = {
+    "cold": cold.builds,
+    "submissions": submissions.ratio,
+    "dispatch": dispatch.latency,
+    "jobs": dispatch.throughput,
+    "claims": claims.costs,
+    "post": posts.p99,
+    "children": children.cost,
+}
 
 
 def main() -> int:
-    HOME.mkdir(exist_ok=True)
-    demo = HOME / "demo"
-    run([sys.executable, "-m", "workers.demo", str(demo)])
-    rows = [*cold(demo), submissions.ratio()]
-    print(f"\n{'what':58} {'farm':>11} {'peer':>11} {'ratio':>7}  goal")
-    for row in rows:
-        print("{what:58} {farm:>11} {peer:>11} {ratio:>7}  {goal} {verdict}".format(**row))
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHES))
+    names = parser.parse_args().names or list(BENCHES)
+    unknown = set(names) - set(BENCHES)
+    if unknown:
+        parser.error(f"there is no bench {', '.join(sorted(unknown))}; choose {', '.join(BENCHES)}")
+    rows: list[Row] = []
+    for name in names:
+        print(f"{name} …", flush=True)
+        rows += BENCHES[name]()
+    show(rows)
     return 0
-
-
-def run(command: list[str]) -> float:
-    """Run a command and return how long it took, in seconds."""
-    start = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
-    return time.perf_counter() - start
-
-
-def cold(demo: Path) -> Iterator[dict[str, str]]:
-    """ResNet-50 to fp16 and int8 engines for sm_89: the farm from an empty home beside a script.
-
-    Imports are in both times: the worker starts at the moment of the submission.
-    """
-    peer, farm, again = [], [], []
-    # Alternating, so that a busy spell of the machine hits both.
-    for turn in range(2):
-        with tempfile.TemporaryDirectory() as out:
-            print(f"plain script, run {turn + 1} of 2 …", flush=True)
-            peer.append(run([sys.executable, "-m", "bench.plain_script", str(demo), out]))
-        with tempfile.TemporaryDirectory(dir=HOME) as home:
-            print(f"farm, run {turn + 1} of 2 …", flush=True)
-            first, repeats = farm_once(demo, Path(home))
-            farm.append(first)
-            again += repeats
-    yield row(
-        "ResNet-50 fp16+int8 for sm_89, cold, imports included",
-        min(farm),
-        min(peer),
-        "≤ 1.10",
-        1.10,
-    )
-    best = sorted(again)[len(again) // 2]
-    yield {
-        "what": f"the same build again, to succeeded (median of {len(again)})",
-        "farm": f"{best:.3f} s",
-        "peer": "–",
-        "ratio": "–",
-        "goal": "≤ 0.1 s",
-        "verdict": verdict(best <= 0.1),
-    }
-
-
-def row(what: str, farm_s: float, peer_s: float, goal: str, most: float) -> dict[str, str]:
-    ratio = farm_s / peer_s
-    return {
-        "what": what,
-        "farm": f"{farm_s:.1f} s",
-        "peer": f"{peer_s:.1f} s",
-        "ratio": f"{ratio:.2f}",
-        "goal": goal,
-        "verdict": verdict(ratio <= most),
-    }
-
-
-def verdict(met: bool) -> str:
-    return "met" if met else "MISSED"
-
-
-def farm_once(demo: Path, home: Path) -> tuple[float, list[float]]:
-    """Seconds from the start of a worker to the build's end, and those of five repeats."""
-    settings = Settings(home=home)
-    with api_without_worker(settings) as client:
-        files = {
-            role: upload(client, demo / f"resnet50{suffix}")
-            for role, suffix in {
-                "source": ".pt2",
-                "calibration": "-calibration.npz",
-                "evaluation": "-evaluation.npz",
-            }.items()
-        }
-        request = {
-            "model": "resnet50",
-            "source": {"digest": files["source"], "format": "pt2"},
-            "precisions": ["fp16", "int8"],
-            "targets": ["tensorrt-rtx:sm_89"],
-            "calibration": {"digest": files["calibration"]},
-            "evaluation": {"digest": files["evaluation"]},
-        }
-        start = time.perf_counter()
-        with worker(settings):
-            # A worker announces its toolchain, which the jobs' keys cover.
-            wait_for(lambda: any(w["online"] for w in client.get("/v1/workers").json()))
-            finish(client, request)
-            first = time.perf_counter() - start
-            repeats = []
-            for _ in range(5):
-                start = time.perf_counter()
-                finish(client, request)
-                repeats.append(time.perf_counter() - start)
-    return first, repeats
-
-
-def upload(client: httpx.Client, path: Path) -> str:
-    with path.open("rb") as file:
-        return str(client.post("/v1/blobs", content=file).raise_for_status().json()["digest"])
-
-
-def finish(client: httpx.Client, request: dict[str, object]) -> None:
-    build = client.post("/v1/builds", json=request).raise_for_status().json()
-    while build["state"] not in ENDED:
-        time.sleep(0.25)  # a client waits no less; polling takes from the two cores
-        build = client.get(f"/v1/builds/{build['id']}").json()
-    if build["state"] != "succeeded":
-        sys.exit(f"the build {build['state']}: {json.dumps(build['error'])}")
-
-
-def wait_for(condition: object, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        if time.monotonic() > deadline:
-            sys.exit("waited too long")
-        time.sleep(0.02)
-
-
-@contextmanager
-def api_without_worker(settings: Settings) -> Iterator[httpx.Client]:
-    with ExitStack() as stack:
-        farm = up.Farm(settings, up.free_port(), up.free_port())
-        stack.callback(farm.stop)
-        farm.start(parts=("api",))
-        client = stack.enter_context(httpx.Client(base_url=farm.addresses.api, timeout=60))
-        yield client
-
-
-@contextmanager
-def worker(settings: Settings) -> Iterator[None]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "workers", "--cpu-only"],
-        cwd=ROOT,
-        env=os.environ | {"FARM_HOME": str(settings.home)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait()
 
 
 if __name__ == "__main__":

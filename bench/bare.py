@@ -1,4 +1,4 @@
-"""The peer of the submissions bench: a handler that inserts two rows, and nothing else."""
+"""The peer of the benches of submissions: a handler that inserts two rows, and nothing else."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class Item(BaseModel):
 
 def app() -> FastAPI:
     made = FastAPI()
-    db = Database(f"sqlite:///{Settings().home / 'bare.db'}")
+    settings = Settings()
+    db = Database(settings.database_url or f"sqlite:///{settings.home / 'bare.db'}")
     Base.metadata.create_all(db.engine)
 
     @made.post("/")

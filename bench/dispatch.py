@@ -1,0 +1,180 @@
+"""How fast a job starts, and how many go through a worker, over bare Celery's tasks.
+
+Both sides use one broker, the Valkey that ``farm up`` starts, and one worker each with the thread
+pool and ``FARM_CPU_SLOTS`` threads (``bench.noop_worker`` says what these do). The database is SQLite.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from statistics import median
+
+import httpx
+from sqlalchemy import ColumnElement, func, select
+
+from bench import submissions
+from bench.noop_worker import DEPENDENTS, FIRST, QUEUE, bare
+from bench.processes import api_without_worker, module, wait_for
+from bench.table import Row, row
+from farm.db import Database
+from farm.models import Build, BuildJob, Job
+from farm.settings import Settings
+from farm.states import JobState
+
+SUBMISSIONS = 40
+BUILDS = 200
+ROUNDS = 3
+_JOBS_OF_A_BUILD = 1 + DEPENDENTS  #: an export, and the build and the measure that wait for it
+
+
+def latency() -> Iterator[Row]:
+    """From a build's row, and from just before its POST, to the time in its export's ``started_at``,
+    which the worker takes as it claims, over the time from just before Celery's ``send_task`` to the
+    first line of the task.
+
+    Medians. Both workers are idle, everything has been used once, and the sides take turns. The second
+    of the two has an HTTP request and its answer in it, which take as long as Celery does.
+    """
+    with _Sides.started() as sides, sides.farm_worker(), sides.bare_worker():
+        wait_for(lambda: any(w["online"] for w in sides.client.get("/v1/workers").json()))
+        times = [(*sides.farm_delays(n), sides.bare_delay()) for n in range(SUBMISSIONS + 2)][2:]
+    stored, posted, theirs = (median(side) * 1000 for side in zip(*times, strict=True))
+    yield row(
+        "a build's row to its first claim, over a task's delay", stored, theirs, " ms", most=3
+    )
+    yield row("the same, from before the build's POST", posted, theirs, " ms", most=3)
+
+
+def throughput() -> Iterator[Row]:
+    """Jobs a second, from the first job's claim to the last one's end, over bare Celery's tasks a
+    second, from the first one's start to the last one's.
+
+    On both sides a third of the messages lie in the broker when the worker starts; each of these
+    jobs, or tasks, makes the worker send two more. The median of some rounds in which the sides
+    take turns.
+    """
+    with _Sides.started() as sides:
+        rates = [(sides.farm_rate(number), sides.bare_rate()) for number in range(ROUNDS)]
+    ours, theirs = sorted(rates, key=lambda pair: pair[0] / pair[1])[ROUNDS // 2]
+    yield row(
+        "no-op jobs/s over bare Celery (orchestration only, no child process)",
+        ours,
+        theirs,
+        "/s",
+        digits=0,
+        least=0.5,
+    )
+
+
+class _Sides:
+    """A farm without workers, and on its broker a bare application without workers."""
+
+    def __init__(self, settings: Settings, client: httpx.Client) -> None:
+        self.client = client
+        self._settings = settings
+        self._db = Database(settings.database)
+        self._bare = bare(settings)
+        self._started = settings.home / "started"
+        self._started.touch()
+        self._digest = submissions.prepare(str(client.base_url))
+
+    @classmethod
+    @contextmanager
+    def started(cls) -> Iterator[_Sides]:
+        with tempfile.TemporaryDirectory() as folder:
+            settings = Settings(home=Path(folder))
+            with api_without_worker(settings) as client:
+                sides = cls(settings, client)
+                try:
+                    yield sides
+                finally:
+                    sides._bare.close()
+                    sides._db.dispose()
+
+    def farm_worker(self) -> AbstractContextManager[None]:
+        return module("bench.noop_worker", "farm", home=self._settings.home)
+
+    def bare_worker(self) -> AbstractContextManager[None]:
+        arguments = ("celery", str(self._started))
+        return module("bench.noop_worker", *arguments, home=self._settings.home)
+
+    def farm_delays(self, number: int) -> tuple[float, float]:
+        """Seconds from the build's row, and from before its POST, to the first claim."""
+        start = time.time()
+        build_id = self._submit(number)
+        wait_for(lambda: self._is_over(build_id))
+        with self._db.read() as session:
+            stored, claimed = session.execute(
+                select(Build.created_at, func.min(Job.started_at))
+                .join(BuildJob, BuildJob.build_id == Build.id)
+                .join(Job, Job.id == BuildJob.job_id)
+                .where(Build.id == build_id)
+            ).one()
+        return (claimed - stored).total_seconds(), claimed.timestamp() - start
+
+    def bare_delay(self) -> float:
+        """Seconds."""
+        before = len(self._starts())
+        start = time.time()
+        self._send(dependents=0)
+        wait_for(lambda: len(self._starts()) > before)
+        return self._starts()[-1] - start
+
+    def farm_rate(self, turn: int) -> float:
+        """Jobs a second."""
+        ids = [self._submit((turn + 1) * BUILDS + n) for n in range(BUILDS)]
+        wait_for(lambda: self._count(ids, Job.rung_at.is_not(None)) == BUILDS)
+        every = BUILDS * _JOBS_OF_A_BUILD
+        with self.farm_worker():
+            wait_for(
+                lambda: self._count(ids, Job.state == JobState.SUCCEEDED) == every, every_s=0.5
+            )
+        with self._db.read() as session:
+            first, last = session.execute(
+                select(func.min(Job.started_at), func.max(Job.finished_at))
+                .join(BuildJob, BuildJob.job_id == Job.id)
+                .where(BuildJob.build_id.in_(ids))
+            ).one()
+        assert first is not None
+        assert last is not None
+        return every / (last - first).total_seconds()
+
+    def bare_rate(self) -> float:
+        """Tasks a second."""
+        self._started.write_bytes(b"")
+        for _ in range(BUILDS):
+            self._send(dependents=DEPENDENTS)
+        every = BUILDS * _JOBS_OF_A_BUILD
+        with self.bare_worker():
+            wait_for(lambda: len(self._starts()) == every, every_s=0.5)
+        starts = self._starts()
+        return every / (max(starts) - min(starts))
+
+    def _submit(self, number: int) -> str:
+        # Of every ten of these numbers one is of new work.
+        body = submissions.build(self._digest, 10 * number)
+        answer = self.client.post("/v1/builds", json=body).raise_for_status()
+        return str(answer.json()["id"])
+
+    def _is_over(self, build_id: str) -> bool:
+        return self._count([build_id], Job.state == JobState.SUCCEEDED) == _JOBS_OF_A_BUILD
+
+    def _count(self, build_ids: list[str], condition: ColumnElement[bool]) -> int:
+        with self._db.read() as session:
+            counted = session.scalar(
+                select(func.count())
+                .select_from(Job)
+                .join(BuildJob, BuildJob.job_id == Job.id)
+                .where(BuildJob.build_id.in_(build_ids), condition)
+            )
+        return counted or 0
+
+    def _send(self, *, dependents: int) -> None:
+        self._bare.send_task(FIRST, args=(dependents,), queue=QUEUE, ignore_result=True)
+
+    def _starts(self) -> list[float]:
+        return [float(line) for line in self._started.read_text().splitlines()]

@@ -1,0 +1,115 @@
+"""Workers whose work is nothing: ``python -m bench.noop_worker farm``, and ``… celery STARTED_FILE``.
+
+The farm's is the real worker with the real task of ``workers.tasks``. Only the child process is
+replaced: a stand-in in its place leaves the outputs that the jobs after it need, all of them one and
+the same small file. Message, claim, toolchain check, work folder, log, taking the outputs into the
+store, finishing with events and dependents, publishing and ringing for the dependents are the
+farm's own.
+
+Celery's is an application with the farm's Celery settings on the same broker, with the same pool and
+concurrency: it sends Flower's events too, and prefetches nothing. Its tasks write down when they
+start, a line each, and ``first`` sends ``second`` twice: so many jobs does an export release.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from celery import Celery
+
+from farm.dispatch import create_celery
+from farm.processes import die_with_parent
+from farm.settings import Settings
+from workers import app, isolate, tasks
+from workers.stages import StageRequest
+
+QUEUE, FIRST, SECOND = "bench", "bench.first", "bench.second"
+DEPENDENTS = 2
+
+_OUTPUTS = {"export": "onnx", "build": "engine", "measure": "report"}
+_FACTS: dict[str, Any] = {
+    "runtime_version": "0",
+    "inputs": [],
+    "outputs": [],
+    "profiles": [],
+    "accuracy": {"cosine": 1.0},
+    "metrics": None,
+    "metrics_reason": "nobody measured",
+}
+
+
+class NoChild:
+    """Stands in for ``workers.isolate.Child``: has ended before it began, and made its outputs."""
+
+    def __init__(self, _function: object, request: StageRequest, **_options: object) -> None:
+        self._request = request
+
+    def happenings(self) -> Iterator[isolate.Happening]:
+        return iter(())
+
+    def result(self) -> dict[str, Any]:
+        made = self._request.workdir / "made"
+        made.write_bytes(b"nothing")
+        return {"outputs": {_OUTPUTS[self._request.kind]: str(made)}, "facts": _FACTS}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def farm() -> None:
+    """Be a CPU worker of the farm in ``FARM_HOME``."""
+    tasks.Child = NoChild  # type: ignore[assignment, attr-defined]
+    isolate.await_preload = lambda: None  # type: ignore[assignment]
+    app.run_worker("cpu@bench", None, register=tasks.register)
+
+
+def bare(settings: Settings) -> Celery:
+    """The peer's application."""
+    return create_celery(settings)
+
+
+def celery(started: Path) -> None:
+    """Be a bare worker on the broker of the farm in ``FARM_HOME``."""
+    settings = Settings()
+    celery_app = bare(settings)
+    notes = os.open(started, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    @celery_app.task(name=FIRST, ignore_result=True)  # type: ignore[untyped-decorator]
+    def first(dependents: int) -> None:
+        os.write(notes, f"{time.time()}\n".encode())
+        for _ in range(dependents):
+            second.apply_async(queue=QUEUE)
+
+    @celery_app.task(name=SECOND, ignore_result=True)  # type: ignore[untyped-decorator]
+    def second() -> None:
+        os.write(notes, f"{time.time()}\n".encode())
+
+    celery_app.worker_main(
+        [
+            "worker",
+            "--hostname=bare@bench",
+            f"--queues={QUEUE}",
+            "--pool=threads",
+            f"--concurrency={settings.cpu_slots}",
+            "--without-mingle",
+            "--without-gossip",
+            f"--loglevel={settings.log_level}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    die_with_parent(signal.SIGTERM)
+    if sys.argv[1] == "farm":
+        farm()
+    else:
+        celery(Path(sys.argv[2]))
