@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from celery import Celery, Task
-from kombu.exceptions import OperationalError
 from sqlalchemy.orm import Session
 
 from farm import jobs, turns
@@ -50,10 +49,10 @@ def register(app: Celery, context: Context) -> None:
     # Failures are ends like others: Flower shows them as such, and the log needs no traceback.
     @app.task(name=TASK, bind=True, throws=(FarmError,))  # type: ignore[untyped-decorator]
     def run(task: Task[Any, Any], job_id: int, _attempt: int) -> str:
-        return _run(task, context, job_id)
+        return _run(task.request.id, context, job_id)
 
 
-def _run(task: Task[Any, Any], context: Context, job_id: int) -> str:
+def _run(task_id: str, context: Context, job_id: int) -> str:
     # A lease that ran while frameworks are still being imported would be lost before the job starts.
     isolate.await_preload()
     try:
@@ -65,11 +64,13 @@ def _run(task: Task[Any, Any], context: Context, job_id: int) -> str:
         return "nothing there to be claimed"
     log.info("%s (job %s, attempt %s)", claim.title, claim.job_id, claim.attempt)
     if claim.job_id != job_id:
-        _tell_flower(task, claim)
+        # The message named one that isn't the first any more.
+        arguments = shown_arguments(claim.job_id, claim.attempt, claim.key)
+        context.flower.tell(task_id, name=claim.title, args=arguments)
         if not claim.announced:
             _pass_on(context, job_id)
     try:
-        ready = _work(task, context, claim)
+        ready = _work(task_id, context, claim)
     except LeaseLost as err:
         log.warning("%s: the result is refused", err.detail)
         return "lost its lease"
@@ -105,13 +106,6 @@ def _pass_on(context: Context, job_id: int) -> None:
         context.doorbell.pass_on(job_id)
     except Unavailable as err:
         log.warning("%s; the sweep rings again for what is queued", err.detail)
-
-
-def _tell_flower(task: Task[Any, Any], claim: Claim) -> None:
-    """Say which job it is, where the message named one that isn't the first any more."""
-    arguments = shown_arguments(claim.job_id, claim.attempt, claim.key)
-    with suppress(OperationalError):  # the broker is away: Flower can wait
-        task.send_event("task-progress", name=claim.title, args=arguments)
 
 
 def _insist(context: Context, work: Callable[[Session], T]) -> T:
@@ -166,7 +160,7 @@ def _ring(context: Context, ready: Sequence[Bell]) -> None:
         log.warning("%s; the sweep rings for %s", err.detail, [bell.title for bell in ready])
 
 
-def _work(task: Task[Any, Any], context: Context, claim: Claim) -> list[Bell]:
+def _work(task_id: str, context: Context, claim: Claim) -> list[Bell]:
     """Run the job's stage and finish it; return the bells of the jobs that became ready."""
     _check_toolchain(claim)
     with _workdir(context, claim) as workdir:
@@ -178,7 +172,7 @@ def _work(task: Task[Any, Any], context: Context, claim: Claim) -> list[Bell]:
             memory_bytes=context.settings.job_memory_bytes,
             room=context.room,
         ) as child:
-            cancelled = _Watch(task, context, claim).follow(child)
+            cancelled = _Watch(task_id, context, claim).follow(child)
             if cancelled:
                 child.end()
                 _insist(
@@ -248,8 +242,8 @@ def _request(context: Context, claim: Claim, workdir: Path) -> StageRequest:
 class _Watch:
     """Follows a child: keeps its lease, records what it prints, sees that nobody wants it any more."""
 
-    def __init__(self, task: Task[Any, Any], context: Context, claim: Claim) -> None:
-        self._task = task
+    def __init__(self, task_id: str, context: Context, claim: Claim) -> None:
+        self._task_id = task_id
         self._context = context
         self._claim = claim
         self._text = ""
@@ -320,6 +314,5 @@ class _Watch:
         self._text, self._progress = "", None
         if progress:
             share = "" if progress.share is None else f" {progress.share:.0%}"
-            with suppress(OperationalError):  # the broker is away: Flower can wait
-                # Flower shows a task's kwargs in its list.
-                self._task.send_event("task-progress", kwargs=f"{progress.phase}{share}")
+            # Flower shows a task's kwargs in its list.
+            self._context.flower.tell(self._task_id, kwargs=f"{progress.phase}{share}")

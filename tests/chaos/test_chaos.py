@@ -14,6 +14,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
 
 def test_every_build_ends_and_each_key_succeeds_once_in_a_storm(tmp_path: Path) -> None:
     with fresh_settings(tmp_path, **QUICK) as settings:
-        findings, storm, _ = weather(settings, seed=7, builds=40, models=4, pause_s=(0.3, 2.5))
+        findings, storm, _ = weather(settings, seed=7, builds=24, models=4, pause_s=(0.3, 2.5))
     assert len(storm.done) >= 5, storm.done
     assert findings.engines > 10
