@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import case, func, or_, select
+from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session, defer
 
 from farm import registry
@@ -17,7 +17,6 @@ from farm.models import Event as EventRow
 from farm.schemas import (
     BuildSummary,
     BuildView,
-    Event,
     Failure,
     JobView,
     ModelDetail,
@@ -247,41 +246,6 @@ def _versions(session: Session, model_id: int) -> list[VersionView]:
             created_at=version.created_at,
         )
         for version, engines in rows
-    ]
-
-
-def events(session: Session, build_id: str, *, after: int, limit: int = 500) -> list[Event]:
-    """What happened to a build and its jobs since its submission, past the event ``after``.
-
-    Raises:
-        NotFound
-    """
-    first = session.scalar(select(func.min(EventRow.id)).where(EventRow.build_id == build_id))
-    if first is None:
-        raise NotFound(f"there is no build {build_id!r}", hint="`farm builds` lists them")
-    jobs = select(BuildJob.job_id).where(BuildJob.build_id == build_id)
-    found = session.execute(
-        select(EventRow, Job.title)
-        .outerjoin(Job, Job.id == EventRow.job_id)
-        .where(
-            or_(EventRow.build_id == build_id, EventRow.job_id.in_(jobs)),
-            EventRow.id > max(after, first - 1),
-        )
-        .order_by(EventRow.id)
-        .limit(limit)
-    )
-    return [
-        Event(
-            id=event.id,
-            at=event.at,
-            kind=event.kind,
-            build=event.build_id,
-            job=event.job_id,
-            title=title,
-            state=event.state,
-            data=event.data,
-        )
-        for event, title in found
     ]
 
 

@@ -14,13 +14,13 @@ from pydantic import Field
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from farm import builds, views
+from farm import builds, events, views
 from farm.api.services import Cursor, Farm, Limit, Services, problems
 from farm.builds import Submitted
 from farm.errors import Conflict
 from farm.explain import explain
 from farm.schemas import BuildPage, BuildRequest, BuildView, Event, Explanation
-from farm.states import BUILD_ENDED, BuildState
+from farm.states import BuildState
 
 router = APIRouter(prefix="/v1/builds", tags=["builds"])
 
@@ -127,7 +127,7 @@ def show(build_id: str, farm: Farm) -> BuildView:
 
 def _existing(build_id: str, farm: Farm) -> str:
     with farm.db.read() as session:
-        views.events(session, build_id, after=0, limit=1)
+        builds.state(session, build_id)
     return build_id
 
 
@@ -148,21 +148,19 @@ async def follow(
     """Server-sent events: changes of state, phases, progress, log. Ends when the build has ended."""
     last = last_event_id or 0
     while True:
-        events, ended = await run_in_threadpool(_news, farm, build_id, last)
-        for event in events:
+        news, ended = await run_in_threadpool(_news, farm, build_id, last)
+        for event in news:
             last = event.id
             yield ServerSentEvent(data=event, event=event.kind, id=str(event.id))
-        if ended and not events:
+        if ended and not news:
             return
-        if not events:
+        if not news:
             await anyio.sleep(_POLL_S)
 
 
 def _news(farm: Services, build_id: str, last: int) -> tuple[list[Event], bool]:
     with farm.db.read() as session:
-        # The state first: an event that comes between the two looks isn't lost by that.
-        ended = builds.state(session, build_id) in BUILD_ENDED
-        return views.events(session, build_id, after=last), ended
+        return events.since(session, build_id, last), events.has_ended(session, build_id, last)
 
 
 @router.get(

@@ -299,14 +299,14 @@ def test_engines_are_listed_newest_first_and_page_by_page(ledger):
 
 
 def test_the_events_of_a_cached_build_start_with_its_own(ledger):
-    from farm import views
+    from farm import events
 
     ledger.submit()
     ledger.run_all()
     again = ledger.submit()
     with ledger.db.read() as session:
-        events = views.events(session, again, after=0)
-    assert [(e.kind, e.state) for e in events] == [("build", "queued"), ("build", "succeeded")]
+        found = events.since(session, again)
+    assert [(e.kind, e.state) for e in found] == [("build", "queued"), ("build", "succeeded")]
 
 
 def test_a_build_of_an_unknown_id_is_not_found(ledger):
