@@ -146,6 +146,68 @@ def retry(
     build = locked(session, build_id)
     if build.state not in (BuildState.FAILED, BuildState.CANCELLED):
         return Submitted(build_id=build.id, attached=None)
+    build.state, build.finished_at = BuildState.QUEUED, None
+    session.add(
+        Event(build_id=build.id, kind="build", state=build.state, data={"cause": "retried"})
+    )
+    session.flush()
+    return _plan_anew(session, build, fleet, runtimes)
+
+
+def replan(
+    session: Session,
+    job_id: int,
+    attempt: int,
+    cause: str,
+    *,
+    fleet: Fleet,
+    runtimes: Sequence[Runtime],
+) -> list[Bell]:
+    """Plan the builds anew that want a job which its worker can't run, since it has other tools.
+
+    When the plan is the same it is the worker that lags behind: the job is left, for a while, to one
+    that has the tools. Neither counts as an attempt.
+
+    Returns:
+        What is to be rung for after the commit.
+
+    Raises:
+        LeaseLost
+    """
+    wanting = session.scalars(
+        select(Build.id)
+        .join(BuildJob, BuildJob.build_id == Build.id)
+        .where(BuildJob.job_id == job_id, Build.state.not_in(BUILD_ENDED))
+        .order_by(Build.id)
+    ).all()
+    before = session.scalars(
+        select(BuildJob.job_id).where(BuildJob.build_id.in_(wanting)).distinct()
+    ).all()
+    # All jobs, then the builds, as everybody locks them.
+    held = jobs.locked(session, {*before, job_id})[job_id]
+    jobs.check_held(held, attempt)
+    ready: list[Bell] = []
+    for build_id in wanting:
+        build = locked(session, build_id)
+        request = BuildRequest.model_validate(build.request)
+        if build.state in BUILD_ENDED or held.key in _plan(request, fleet, runtimes).jobs:
+            continue
+        session.add(
+            Event(build_id=build.id, kind="build", state=build.state, data={"cause": cause})
+        )
+        session.flush()
+        ready += _plan_anew(session, build, fleet, runtimes).ready
+    jobs.cancel(session, before)
+    if held.cancel_requested:
+        jobs.end_cancelled(session, job_id, attempt)
+    else:
+        jobs.leave_to_others(session, held, cause)
+    return ready
+
+
+def _plan_anew(
+    session: Session, build: Build, fleet: Fleet, runtimes: Sequence[Runtime]
+) -> Submitted:
     request = BuildRequest.model_validate(build.request)
     _, number = _version(session, request)
     planned = _plan(request, fleet, runtimes)
@@ -160,11 +222,6 @@ def retry(
     }
     session.execute(delete(Wanted).where(Wanted.build_id == build.id))
     session.execute(delete(BuildJob).where(BuildJob.build_id == build.id))
-    build.state, build.finished_at = BuildState.QUEUED, None
-    session.add(
-        Event(build_id=build.id, kind="build", state=build.state, data={"cause": "retried"})
-    )
-    session.flush()
     return _attach(session, build, request.model, number, planned, attempts)
 
 

@@ -21,7 +21,6 @@ FarmError
 │   ├── CalibrationFailed
 │   ├── EngineBuildFailed
 │   ├── AccuracyDropped
-│   ├── ToolchainChanged
 │   └── ChildDied
 │       ├── ChildTimedOut
 │       └── ChildOutOfMemory
@@ -166,13 +165,6 @@ class AccuracyDropped(StageFailed):
     """The engine loses more accuracy than the build allows."""
 
     default_hint = "add calibration data, choose another method or precision, or raise max_drop"
-
-
-class ToolchainChanged(StageFailed):
-    """The worker's toolchain isn't the one that this job was planned with."""
-
-    retryable = True
-    default_hint = "retry the build: it is planned anew with the toolchain that is there now"
 
 
 class ChildDied(StageFailed):

@@ -77,8 +77,9 @@ class Fleet:
     def __init__(self, workers: Iterable[Worker], *, ttl_s: float, at: datetime) -> None:
         self._ttl = timedelta(seconds=ttl_s)
         self._at = at
-        # Those online first, then the one seen last: the newest toolchain known.
-        self.workers = sorted(workers, key=lambda w: (self.online(w), w.last_seen_at), reverse=True)
+        # Those online first, then the one started last: the newest toolchain, also while a fleet is
+        # upgraded one worker after the other.
+        self.workers = sorted(workers, key=lambda w: (self.online(w), w.started_at), reverse=True)
 
     @classmethod
     def load(cls, session: Session, *, ttl_s: float) -> Fleet:

@@ -20,6 +20,9 @@ from farm.models import Build, BuildJob, Event, Job, JobInput
 from farm.states import BUILD_ENDED, LIVE, JobState
 from farm.turns import Bell
 
+#: Other workers have this long to come for a job that one couldn't run.
+_LEAVE_FOR = timedelta(seconds=5)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
@@ -278,6 +281,20 @@ def interrupt(
         session.execute(update(Job).where(Job.id == job_id).values(values))
 
 
+def leave_to_others(session: Session, job: Job, cause: str) -> None:
+    """Give a job that this worker can't run to a next attempt, a while later; that counts as none."""
+    job.first_attempt += 1
+    if requeue(session, job, cause=cause):
+        later = {"not_before": now() + _LEAVE_FOR, "phase": cause[:100]}
+        session.execute(update(Job).where(Job.id == job.id).values(later))
+
+
+def locked(session: Session, job_ids: Iterable[int]) -> dict[int, Job]:
+    """Jobs by their ids, locked in order until the end of the unit of work."""
+    statement = select(Job).where(Job.id.in_(list(job_ids))).order_by(Job.id)
+    return {job.id: job for job in session.scalars(advance.locked_rows(statement))}
+
+
 def _again_or_fail(session: Session, job: Job, cause: str, max_attempts: int) -> bool:
     if job.attempt - job.first_attempt + 1 < max_attempts:
         return requeue(session, job, cause=cause)
@@ -321,10 +338,15 @@ def _finish(session: Session, job_id: int, attempt: int, state: JobState, **valu
 
 
 def _held(session: Session, job_id: int, attempt: int) -> Job:
-    job: Job | None = session.scalar(advance.locked_rows(select(Job).where(Job.id == job_id)))
-    if job is None or job.attempt != attempt or job.state != JobState.RUNNING:
-        raise LeaseLost(f"job {job_id} isn't held by attempt {attempt} any more")
+    job = locked(session, [job_id])[job_id]
+    check_held(job, attempt)
     return job
+
+
+def check_held(job: Job, attempt: int) -> None:
+    """Raise LeaseLost unless this attempt holds the job."""
+    if job.attempt != attempt or job.state != JobState.RUNNING:
+        raise LeaseLost(f"job {job.id} isn't held by attempt {attempt} any more")
 
 
 def _remember_blobs(session: Session, outputs: Iterable[Output]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -25,6 +28,8 @@ from workers import toolchain
 from workers.gpus import Gpu
 from workers.isolate import Room
 from workers.names import queues
+
+log = logging.getLogger(__name__)
 
 _ANNOUNCE_AGAIN_S = 1.0
 
@@ -132,6 +137,9 @@ def _announced(db: Database, me: Announcement, *, every_s: float) -> Iterator[No
     def beat() -> None:
         announced = False
         while not stopped.is_set():
+            if dict(toolchain.installed()) != me.toolchain:
+                log.warning("packages were changed under this worker: it starts again")
+                os.kill(os.getpid(), signal.SIGTERM)  # it gives its jobs back; see the supervisor
             # A beat that is missed is made up for by the next: unseen for long, it counts as offline.
             with suppress(Unavailable), db.write() as session:
                 if announced:

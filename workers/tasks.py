@@ -13,15 +13,15 @@ from typing import Any, TypeVar
 from celery import Celery, Task
 from sqlalchemy.orm import Session
 
-from farm import jobs, turns
+from farm import builds, jobs, turns
 from farm.dispatch import TASK, shown_arguments
 from farm.errors import (
     DatabaseUnavailable,
     FarmError,
     LeaseLost,
-    ToolchainChanged,
     Unavailable,
 )
+from farm.fleet import Fleet
 from farm.jobs import Claim, Output
 from farm.specs import JobKind
 from farm.turns import Bell
@@ -37,6 +37,10 @@ _LOG_FLUSH_S = 0.5
 _RETRY_S = (0.5, 10.0)  #: between tries while the database is away: at first, and at most
 
 T = TypeVar("T")
+
+
+class _OtherTools(Exception):
+    """This worker hasn't the tools that the job was planned with."""
 
 
 class _Stopping(Exception):
@@ -76,6 +80,9 @@ def _run(task_id: str, context: Context, job_id: int) -> str:
         return "lost its lease"
     except _Stopping:
         return "given back: the worker shuts down"
+    except _OtherTools as err:
+        _ring(context, _replan(context, claim, str(err)))
+        return f"not run here: {err}"
     except Unavailable as err:
         log.warning("%s is interrupted: %s", claim.title, err.detail)
         _interrupt(context, claim, err)
@@ -140,6 +147,26 @@ def _interrupt(context: Context, claim: Claim, error: Unavailable) -> None:
             wait_s=context.settings.ring_again_s / 4,
         ),
     )
+
+
+def _replan(context: Context, claim: Claim, cause: str) -> list[Bell]:
+    log.warning("%s: %s", claim.title, cause)
+
+    def work(session: Session) -> list[Bell]:
+        return builds.replan(
+            session,
+            claim.job_id,
+            claim.attempt,
+            cause,
+            fleet=Fleet.load(session, ttl_s=context.settings.worker_ttl_s),
+            runtimes=context.settings.runtimes,
+        )
+
+    try:
+        return _insist(context, work)
+    except LeaseLost as err:
+        log.warning("%s: planning anew is somebody else's", err.detail)
+        return []
 
 
 def _fail(context: Context, claim: Claim, error: FarmError) -> None:
@@ -207,7 +234,7 @@ def _check_toolchain(claim: Claim) -> None:
         if planned not in ("any", here.get(tool))
     ]
     if other:
-        raise ToolchainChanged(f"planned with another toolchain: {', '.join(other)}")
+        raise _OtherTools(f"planned with another toolchain: {', '.join(other)}")
 
 
 @contextmanager

@@ -1,0 +1,95 @@
+"""Workers are upgraded while builds wait: what was planned with other tools is planned anew."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import select
+
+from farm import builds, events
+from farm.errors import LeaseLost
+from farm.models import Job
+from farm.specs import Runtime
+from tests.ledger import TOOLCHAIN
+
+NEWER = TOOLCHAIN | {"torch": "2.14.0"}
+CAUSE = "planned with another toolchain: torch 2.13.0 → 2.14.0"
+
+
+def refuse(ledger, claim):
+    """What a worker does that has other tools than a job was planned with."""
+    with ledger.db.write() as session:
+        return builds.replan(
+            session,
+            claim.job_id,
+            claim.attempt,
+            CAUSE,
+            fleet=ledger.fleet(session),
+            runtimes=(Runtime.TENSORRT, Runtime.TENSORRT_RTX),
+        )
+
+
+def test_a_build_is_planned_anew_with_the_tools_that_are_there_and_never_fails(ledger):
+    first, second = ledger.submit(), ledger.submit()
+    old = {job.key for job in ledger.queued()}
+    ledger.worker("cpu@upgraded", toolchain=NEWER)
+    bells = refuse(ledger, ledger.claim_next(owner="cpu@upgraded"))
+    queued = ledger.queued()
+    assert [job.toolchain["torch"] for job in queued] == ["2.14.0"]
+    assert {bell.key for bell in bells} == {job.key for job in queued}
+    assert old.isdisjoint(job.key for job in queued)
+    ledger.run_all()
+    for build in (first, second):
+        assert ledger.view(build).state == "succeeded"
+        with ledger.db.read() as session:
+            happened = events.since(session, build)
+        states = [event.state for event in happened if event.kind == "build"]
+        assert "failed" not in states
+        assert CAUSE in [event.data.get("cause") for event in happened]
+
+
+def test_the_old_jobs_are_cancelled_and_what_is_there_already_is_kept(ledger):
+    build = ledger.submit()
+    ledger.succeed(ledger.claim_next())  # the export; torch isn't a tool of what comes next
+    ledger.worker("cpu@upgraded", toolchain=NEWER)
+    before = [job.id for job in ledger.queued()]
+    claim = ledger.claim_next(owner="cpu@upgraded")
+    refuse(ledger, claim)
+    ledger.run_all()
+    assert ledger.view(build).state == "succeeded"
+    with ledger.db.read() as session:
+        states = dict(session.execute(select(Job.id, Job.state)).tuples().all())
+        assert not session.scalars(select(Job.id).where(Job.lease_until.is_not(None))).all()
+    assert states[claim.job_id] == "cancelled"
+    assert {states[job_id] for job_id in before} <= {"cancelled", "succeeded"}
+
+
+def test_a_worker_that_lags_behind_leaves_the_job_to_others_and_that_is_no_attempt(ledger):
+    ledger.worker("cpu@upgraded", toolchain=NEWER)
+    build = ledger.submit()
+    for _ in range(5):
+        claim = ledger.claim_next()
+        assert refuse(ledger, claim) == []
+        with ledger.db.read() as session:
+            job = session.get_one(Job, claim.job_id)
+        assert (job.state, job.phase) == ("queued", CAUSE)
+        assert job.not_before is not None
+    ledger.reap(max_attempts=1)
+    ledger.run_all()
+    assert ledger.view(build).state == "succeeded"
+
+
+def test_who_lost_its_lease_plans_nothing_anew(ledger):
+    ledger.submit()
+    claim = ledger.claim_next()
+    with ledger.db.write() as session:
+        session.get_one(Job, claim.job_id).attempt += 1
+    with pytest.raises(LeaseLost):
+        refuse(ledger, claim)
+
+
+def test_a_job_that_nobody_wants_any_more_ends(ledger):
+    build = ledger.submit()
+    claim = ledger.claim_next()
+    ledger.cancel(build)
+    refuse(ledger, claim)
+    assert set(ledger.states(build).values()) == {"cancelled"}
