@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ from farm.settings import Settings
 _START_S = 120.0
 _STOP_S = 40.0
 _POLL_S = 0.1
+_DEATHS, _SPELL_S = (
+    5,
+    60.0,
+)  #: of one part: so many within so long aren't mended by starting it again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +114,8 @@ class Farm:
         self._broker_port = free_port()
         self._logs = settings.home / "logs"
         self._parts: dict[str, subprocess.Popen[bytes]] = {}
+        self._spawned: dict[str, tuple[Sequence[str], Mapping[str, str], Path | None]] = {}
+        self._deaths: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_DEATHS))
         self._stopping = False
         self.addresses = Addresses(
             api=f"http://127.0.0.1:{port}",
@@ -146,10 +153,10 @@ class Farm:
             self._await(ready[part][0], part, ready[part][1])
 
     def wait(self) -> None:
-        """Wait for Ctrl+C or SIGTERM.
+        """Wait for Ctrl+C or SIGTERM; a part that dies is started again meanwhile.
 
         Raises:
-            FarmError: a part died.
+            FarmError: a part keeps dying.
         """
 
         def stop(_signal: int, _frame: FrameType | None) -> None:
@@ -158,8 +165,9 @@ class Farm:
         for sig in (signal.SIGINT, signal.SIGTERM):
             signal.signal(sig, stop)
         while not self._stopping:
-            for name in self._parts:
-                self._check_alive(name)
+            for name in list(self._parts):
+                if self._parts[name].poll() is not None:
+                    self._start_again(name)
             time.sleep(_POLL_S)
 
     def stop(self) -> None:
@@ -204,6 +212,7 @@ class Farm:
     def _spawn(
         self, name: str, command: Sequence[str], more: Mapping[str, str], cwd: Path | None = None
     ) -> None:
+        self._spawned[name] = (command, more, cwd)
         with self._log(name).open("ab") as log:
             self._parts[name] = subprocess.Popen(
                 command,
@@ -216,6 +225,16 @@ class Farm:
                 start_new_session=True,
                 preexec_fn=_tethered,
             )
+
+    def _start_again(self, name: str) -> None:
+        """Nothing is lost by a part's death: what it was at goes on when it is there again."""
+        deaths = self._deaths[name]
+        deaths.append(time.monotonic())
+        if len(deaths) == deaths.maxlen and deaths[-1] - deaths[0] < _SPELL_S:
+            self._check_alive(name)
+        code = self._parts[name].returncode
+        print(f"{name} ended with {code}, and is started again", file=sys.stderr, flush=True)
+        self._spawn(name, *self._spawned[name])
 
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from sqlalchemy import select
 
@@ -60,6 +61,25 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
             os.kill(left.pid, signal.SIGKILL)
 
 
+def kill_and_see_it_again(farm: LiveFarm, part: str) -> None:
+    """Kill a part of ``farm up``, known by words of its command."""
+
+    def there() -> set[int]:
+        return {one.pid for one in processes(farm.home) if part in one.command}
+
+    before = there()
+    assert before
+    os.kill(min(before), signal.SIGKILL)
+    wait_until(f"{part} is there again", lambda: there() - before, 30)
+
+
+def answers(farm: LiveFarm) -> bool:
+    try:
+        return farm.http.get("/readyz").is_success
+    except httpx.TransportError:
+        return False
+
+
 def test_what_sigterm_interrupts_is_given_back_and_finished_by_the_next_farm_up(
     settings: Settings, files: Path
 ) -> None:
@@ -80,6 +100,10 @@ def test_what_sigterm_interrupts_is_given_back_and_finished_by_the_next_farm_up(
     view = second.farm.ended(build["id"])
     assert view["state"] == "succeeded", view["error"]
     assert second.farm.workdirs() == []
+    if settings.broker_url == "":
+        kill_and_see_it_again(second.farm, "valkey")
+    kill_and_see_it_again(second.farm, " api --port")
+    wait_until("the API answers", lambda: answers(second.farm), 60)
     data = second.farm.long_calibration(seed=6)
     build = second.farm.submit("small", files / "small.onnx", precisions=["int8"], calibration=data)
     second.farm.running(build["id"], "calibrate")
