@@ -217,4 +217,4 @@ class StorageFull(Unavailable):
     """The artifact store is full; nothing was kept."""
 
     status = 507
-    default_hint = "free space in the artifact store, then try again"
+    default_hint = "free space in the artifact store (farm gc --dry-run), then try again"

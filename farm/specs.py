@@ -49,14 +49,15 @@ class JobKind(StrEnum):
 
 
 Axis = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Shape = Annotated[tuple[Axis, ...], Field(max_length=16)]  #: more than any runtime takes
 
 
 class ShapeRange(Value):
     """The shapes that one input may have: smallest, the one to optimise for, largest."""
 
-    min: tuple[Axis, ...]
-    opt: tuple[Axis, ...]
-    max: tuple[Axis, ...]
+    min: Shape
+    opt: Shape
+    max: Shape
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

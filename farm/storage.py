@@ -69,7 +69,7 @@ class Store(Protocol):
         """A local file with the blob, to read and never to write.
 
         Raises:
-            NotFound
+            NotFound, StorageUnavailable
         """
         ...
 
@@ -93,6 +93,10 @@ class LocalStore:
     def path(self, digest: str) -> Path:
         place = self._place(digest)
         if not place.is_file():
+            if not (self.root / "sha256").is_dir():
+                raise StorageUnavailable(
+                    f"the artifact store isn't at {self.root}", hint="is it mounted there?"
+                )
             raise NotFound(f"the store has no blob {digest}", hint="upload it: POST /v1/blobs")
         return place
 

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from farm.errors import FarmError, Unavailable
 
@@ -20,6 +21,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(FarmError, _farm_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _broken_off)
     app.add_exception_handler(Exception, _bug)
 
 
@@ -59,6 +61,12 @@ async def _http(_request: Request, err: Exception) -> JSONResponse:
     assert isinstance(err, HTTPException)
     hint = "the calls are listed at /docs" if err.status_code == HTTPStatus.NOT_FOUND else None
     return problem(err.status_code, "http-error", str(err.detail), hint)
+
+
+async def _broken_off(request: Request, _err: Exception) -> JSONResponse:
+    log.info("%s %s broke off", request.method, request.url.path)
+    detail = "the request broke off, or its chunks are malformed; nothing was kept"
+    return problem(400, "http-error", detail, "send it again, whole")
 
 
 async def _bug(request: Request, err: Exception) -> JSONResponse:

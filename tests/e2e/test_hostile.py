@@ -99,6 +99,24 @@ def test_an_event_id_that_cannot_be_is_refused(last: str, farm: LiveFarm, files:
     assert farm.http.get(path, headers={"Last-Event-ID": last}).status_code == 422
 
 
+@pytest.mark.parametrize("rest", [b"ZZ\r\n", b""])
+def test_a_chunked_upload_that_breaks_off_is_refused_and_leaves_nothing(
+    rest: bytes, farm: LiveFarm
+) -> None:
+    incoming = farm.settings.store_dir / "incoming"
+    host, port = httpx.URL(farm.addresses.api).host, httpx.URL(farm.addresses.api).port
+    with socket.create_connection((host, port), timeout=30) as line:
+        line.sendall(
+            b"POST /v1/blobs HTTP/1.1\r\nhost: farm\r\ntransfer-encoding: chunked\r\n\r\n"
+            b"5\r\nhello\r\n" + rest
+        )
+        line.shutdown(socket.SHUT_WR)
+        answer = line.recv(10_000)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"nothing was kept" in answer
+    assert list(incoming.iterdir()) == []
+
+
 def test_the_same_file_uploaded_by_many_at_once_is_kept_once(farm: LiveFarm) -> None:
     content = b"the same bytes" * 1000
     with ThreadPoolExecutor(12) as pool:

@@ -5,7 +5,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from farm.errors import DigestMismatch, NotFound, StorageFull
+from farm.errors import DigestMismatch, NotFound, StorageFull, StorageUnavailable
 from farm.storage import LocalStore, TooLarge
 
 
@@ -101,7 +101,13 @@ def test_a_full_disk_is_told_and_leaves_nothing(store, monkeypatch):
     assert leftovers(store) == []
 
 
+def test_a_store_that_is_not_mounted_is_unavailable_and_its_blobs_are_not_lost(store):
+    with pytest.raises(StorageUnavailable, match="isn't at"):
+        store.path("sha256:" + "0" * 64)
+
+
 @pytest.mark.parametrize("digest", ["sha256:" + "0" * 64, "../../etc/passwd", "sha256:../x", ""])
 def test_a_digest_that_is_not_there_is_not_found(store, digest):
+    receive(store, b"something else")
     with pytest.raises(NotFound):
         store.path(digest)
