@@ -129,6 +129,61 @@ def test_a_package_that_touches_nothing_changes_no_key():
     assert all_keys(planned(tools=TOOLS | {"pip": "99"})) == all_keys(planned())
 
 
+EVERY_TOOL = {
+    tool: "1.0"
+    for tools in (*keys.STAGE_TOOLS.values(), *keys.RUNTIME_TOOLS.values())
+    for tool in tools
+    if tool != "tensorrt"  # no target of these is built with it
+}
+names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,50}", fullmatch=True)
+digests = st.integers(0, 2**256 - 1).map(lambda number: f"sha256:{number:064x}")
+
+
+@given(
+    model=names,
+    priority=st.integers(0, 9),
+    labels=st.dictionaries(names, st.text(max_size=50), max_size=5),
+)
+def test_no_name_label_or_priority_changes_a_key(model, priority, labels):
+    made = planned(model=model, priority=priority, labels=labels)
+    assert all_keys(made) == all_keys(planned())
+
+
+@given(tool=st.sampled_from(sorted(EVERY_TOOL)), version=st.text(min_size=1, max_size=20))
+def test_another_version_of_any_tool_changes_a_key_and_the_same_none(tool, version):
+    before = all_keys(planned(tools=EVERY_TOOL))
+    after = all_keys(planned(tools=EVERY_TOOL | {tool: version}))
+    assert (before == after) == (version == "1.0")
+
+
+@given(role=st.sampled_from(["source", "calibration", "evaluation"]), digest=digests)
+def test_any_other_data_changes_a_key(role, digest):
+    other = BUILD_EXAMPLE | {role: BUILD_EXAMPLE[role] | {"digest": digest}}
+    same = digest == BUILD_EXAMPLE[role]["digest"]
+    assert (all_keys(planned(**other)) == all_keys(planned())) == same
+
+
+@given(batch=st.integers(1, 512), method=st.sampled_from(["entropy", "max"]))
+def test_any_other_batch_or_method_of_calibration_changes_a_key(batch, method):
+    given_ = BUILD_EXAMPLE["calibration"]
+    other = given_ | {"batch_size": batch, "method": method}
+    same = planned(calibration=other).jobs.keys() == planned().jobs.keys()
+    before = BuildRequest.model_validate(BUILD_EXAMPLE).calibration
+    assert same == ((batch, method) == (before.batch_size, before.method))
+
+
+@given(
+    st.tuples(*[st.integers(1, 2048)] * 3).map(sorted),
+    st.tuples(*[st.integers(1, 2048)] * 3).map(sorted),
+)
+def test_any_other_profile_changes_a_key(one, other):
+    def keys_of(sizes):
+        shapes = dict(zip(("min", "opt", "max"), ([size, 1, 8, 8] for size in sizes), strict=True))
+        return all_keys(planned(profiles=[{"image": shapes}]))
+
+    assert (keys_of(one) == keys_of(other)) == (one == other)
+
+
 @given(st.permutations(["kind", "stage", "params", "inputs", "tools"]))
 def test_a_key_does_not_depend_on_the_order_of_fields(order):
     recipe = next(iter(planned().jobs.values())).recipe
