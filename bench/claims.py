@@ -86,7 +86,7 @@ class _Queue:
         assert claim is not None
         place = self._chance.randrange(self._places)
         with self.db.write() as session:
-            jobs.release(session, _OWNER)
+            jobs.release(session, _OWNER, {claim.job_id: claim.attempt})
             session.execute(update(Job).where(Job.id == claim.job_id).values(place=place))
         return taken
 

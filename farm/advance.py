@@ -198,6 +198,12 @@ def start_builds(session: Session, job_id: int) -> None:
         set_build_state(session, build, BuildState.RUNNING)
 
 
+def lock_builds(session: Session, job_id: int) -> None:
+    """Lock the builds that want this job, until the end of the unit of work."""
+    session.flush()
+    session.connection().execute(_BUILDS, {"job_ids": [job_id]}).all()
+
+
 def refresh_builds(session: Session, job_ids: Sequence[int]) -> None:
     """Let the states of the builds that want these jobs follow from their jobs' states."""
     session.flush()

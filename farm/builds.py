@@ -28,8 +28,9 @@ from farm.models import (
 )
 from farm.plan import Plan, PlannedJob, plan
 from farm.schemas import BuildRequest
-from farm.specs import Runtime
+from farm.specs import Runtime, Target
 from farm.states import BUILD_ENDED, LIVE, BuildState, JobState, Reuse, build_state
+from farm.targets import Choice
 from farm.turns import Bell
 
 _LARGE = {"recipe", "toolchain", "outputs"}
@@ -114,7 +115,7 @@ def submit(
                 raise Conflict("this Idempotency-Key was used for another request")
             return Submitted(build_id=first.id, attached=None)
     version_id, number = _version(session, request)
-    planned = _plan(request, fleet, runtimes)
+    planned = plan(request, _choose(request, fleet, runtimes), fleet.toolchain)
     build = Build(
         id=new_id(),
         version_id=version_id,
@@ -151,7 +152,9 @@ def retry(
         Event(build_id=build.id, kind="build", state=build.state, data={"cause": "retried"})
     )
     session.flush()
-    return _plan_anew(session, build, fleet, runtimes)
+    build.turn = 0  # a new one
+    request = BuildRequest.model_validate(build.request)
+    return _plan_anew(session, build, _choose(request, fleet, runtimes), fleet)
 
 
 def replan(
@@ -161,7 +164,6 @@ def replan(
     cause: str,
     *,
     fleet: Fleet,
-    runtimes: Sequence[Runtime],
 ) -> list[Bell]:
     """Plan the builds anew that want a job which its worker can't run, since it has other tools.
 
@@ -189,14 +191,16 @@ def replan(
     ready: list[Bell] = []
     for build_id in wanting:
         build = locked(session, build_id)
+        # Its targets stay: the workers of one of them may be starting again just now.
+        choices = _choices(session, build_id)
         request = BuildRequest.model_validate(build.request)
-        if build.state in BUILD_ENDED or held.key in _plan(request, fleet, runtimes).jobs:
+        if build.state in BUILD_ENDED or held.key in plan(request, choices, fleet.toolchain).jobs:
             continue
         session.add(
             Event(build_id=build.id, kind="build", state=build.state, data={"cause": cause})
         )
         session.flush()
-        ready += _plan_anew(session, build, fleet, runtimes).ready
+        ready += _plan_anew(session, build, choices, fleet).ready
     jobs.cancel(session, before)
     if held.cancel_requested:
         jobs.end_cancelled(session, job_id, attempt)
@@ -205,12 +209,27 @@ def replan(
     return ready
 
 
+def _choices(session: Session, build_id: str) -> list[Choice]:
+    """The targets that were chosen for a build."""
+    rows = session.execute(
+        select(Wanted.asked, Wanted.target, Wanted.why)
+        .where(Wanted.build_id == build_id)
+        .distinct()
+        .order_by(Wanted.target)
+    )
+    return [
+        Choice(asked=asked, target=Target(runtime=runtime, gpu=gpu), why=why)
+        for asked, target, why in rows
+        for runtime, _, gpu in [target.rpartition(":")]
+    ]
+
+
 def _plan_anew(
-    session: Session, build: Build, fleet: Fleet, runtimes: Sequence[Runtime]
+    session: Session, build: Build, choices: Sequence[Choice], fleet: Fleet
 ) -> Submitted:
     request = BuildRequest.model_validate(build.request)
     _, number = _version(session, request)
-    planned = _plan(request, fleet, runtimes)
+    planned = plan(request, choices, fleet.toolchain)
     attempts = {
         key: attempt + 1
         for key, attempt in session.execute(
@@ -253,12 +272,11 @@ def locked(session: Session, build_id: str) -> Build:
     return build
 
 
-def _plan(request: BuildRequest, fleet: Fleet, runtimes: Sequence[Runtime]) -> Plan:
+def _choose(request: BuildRequest, fleet: Fleet, runtimes: Sequence[Runtime]) -> list[Choice]:
     online = fleet.online_queues
-    choices = [
+    return [
         targets.choose(asked, runtimes=runtimes, online_queues=online) for asked in request.targets
     ]
-    return plan(request, choices, fleet.toolchain)
 
 
 def _check_blobs(session: Session, request: BuildRequest, *, source_is_here: bool) -> None:
@@ -337,7 +355,8 @@ def _attach(
     usable = _usable(session, planned)
     ready: list[Bell] = []
     if any(key not in usable or usable[key].state in LIVE for key in planned.jobs):
-        turns.take(session, build)
+        if not build.turn:
+            turns.take(session, build)
         ready = turns.hurry(session, build, usable.values())
     created = _create(session, build, planned, usable, attempts or {})
     rows = usable | created

@@ -166,6 +166,8 @@ def succeed(
         progress=1.0,
     )
     ready = advance.release_dependents(session, job_id)
+    # An engine is complete by its last job. When two end at once, the second must see the first.
+    advance.lock_builds(session, job_id)
     registry.publish(session, job_id)
     advance.refresh_builds(session, [job_id])
     return ready
@@ -192,6 +194,7 @@ def end_cancelled(session: Session, job_id: int, attempt: int) -> None:
     """
     job = _held(session, job_id, attempt)
     if not job.cancel_requested:
+        job.first_attempt += 1
         requeue(session, job, cause="a build joined it while it was being cancelled")
         return
     _finish(session, job_id, attempt, JobState.CANCELLED)
@@ -220,12 +223,22 @@ def requeue(session: Session, job: Job, *, cause: str) -> bool:
     return True
 
 
-def release(session: Session, owner: str) -> None:
-    """Give back what a worker holds that is shutting down; that counts as no attempt of its jobs."""
+def release(session: Session, owner: str, attempts: Mapping[int, int]) -> None:
+    """Give back what a worker holds that is shutting down; that counts as no attempt of its jobs.
+
+    Parameters:
+        attempts: of each job that it claimed. A worker of the same name may be at work already.
+    """
     held = session.scalars(
-        advance.locked_rows(select(Job).where(Job.state == JobState.RUNNING, Job.owner == owner))
+        advance.locked_rows(
+            select(Job)
+            .where(Job.id.in_(attempts), Job.state == JobState.RUNNING, Job.owner == owner)
+            .order_by(Job.id)
+        )
     ).all()
     for job in held:
+        if attempts[job.id] != job.attempt:
+            continue
         if job.cancel_requested:
             end_cancelled(session, job.id, job.attempt)
         else:
@@ -261,21 +274,22 @@ def interrupt(
     error: FarmError,
     *,
     max_attempts: int,
-    wait_s: float,
+    wait_s: tuple[float, float],
 ) -> None:
     """Give a job that something outside of it interrupted to a next attempt, a while later; past
     ``max_attempts`` it fails.
 
     Parameters:
-        wait_s: before the second attempt; four times as long before each further one.
+        wait_s: before the next attempt, at first, and at most.
 
     Raises:
         LeaseLost
     """
     job = _held(session, job_id, attempt)
-    wait_s = wait_s * 4 ** (attempt - job.first_attempt)
+    first_s, most_s = wait_s
+    wait = timedelta(seconds=min(first_s * 4.0 ** min(attempt - job.first_attempt, 20), most_s))
     if _again_or_fail(session, job, error.detail, max_attempts):
-        until = now() + timedelta(seconds=wait_s)
+        until = now() + wait
         why = f"interrupted: {error.detail}"[:100]
         values = {"not_before": until, "phase": why}
         session.execute(update(Job).where(Job.id == job_id).values(values))

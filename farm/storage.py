@@ -19,7 +19,8 @@ from anyio import to_thread
 
 from farm.errors import DigestMismatch, NotFound, Rejected, StorageFull, StorageUnavailable
 
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_NAME = re.compile(r"[0-9a-f]{64}")
+_DIGEST = re.compile(rf"sha256:{_NAME.pattern}")
 _CHUNK_BYTES = 1 << 20
 _ASIDE = "aside-"
 
@@ -144,7 +145,9 @@ class LocalStore:
     def blobs(self) -> Iterator[StoredFile]:
         """Every blob, one folder after the other; those that come or go meanwhile or not."""
         for folder in _entries(self.root / "sha256"):
-            yield from _files(_entries(folder))
+            if folder.is_dir():
+                # File systems and people leave other files there.
+                yield from _files(file for file in _entries(folder) if _NAME.fullmatch(file.name))
 
     def interrupted(self, before: datetime) -> Iterator[StoredFile]:
         """What uploads left behind that broke off with their process, before this time."""

@@ -57,6 +57,10 @@ class Sweeper(threading.Thread):
                 )
                 # A woken sweep would spin while the broker is away.
                 self._stopped.wait(self._settings.sweep_interval_s)
+            except Exception:
+                # Nobody else sweeps in this process: a bug may cost a round, and not the thread.
+                log.exception("the sweep has a bug here")
+                self._stopped.wait(self._settings.sweep_interval_s)
             self._woken.wait(self._settings.sweep_interval_s)
             self._woken.clear()
 

@@ -44,10 +44,14 @@ class Bell(NamedTuple):
 # Made once, as all statements of a submission.
 _NEWEST = select(
     select(func.max(Build.turn))
-    .where(Build.client == bindparam("client"), Build.state.in_(BUILD_LIVE))
+    .where(
+        Build.client == bindparam("client"),
+        Build.state.in_(BUILD_LIVE),
+        Build.priority == bindparam("priority"),
+    )
     .scalar_subquery(),
     select(Job.place)
-    .where(Job.started_at.is_not(None))
+    .where(Job.started_at.is_not(None), Job.priority == bindparam("priority"))
     .order_by(Job.started_at.desc())
     .limit(1)
     .scalar_subquery(),
@@ -61,7 +65,8 @@ def place(priority: int, turn: int) -> int:
 
 def take(session: Session, build: Build) -> None:
     """Give a build the turn after its client's newest one, or after what is being worked at."""
-    own, started = session.connection().execute(_NEWEST, {"client": build.client}).one()
+    of = {"client": build.client, "priority": build.priority}
+    own, started = session.connection().execute(_NEWEST, of).one()
     build.turn = max(own or 0, (started or 0) % _TURNS) + 1
     session.connection().execute(update(Build).where(Build.id == build.id).values(turn=build.turn))
 

@@ -66,6 +66,7 @@ class Context:
     flower: Flower = field(default_factory=Flower)
     room: Room = field(default_factory=Room)
     stopping: threading.Event = field(default_factory=threading.Event)
+    held: dict[int, int] = field(default_factory=dict)  #: job → its attempt, of those at work here
 
     @property
     def workdirs(self) -> Path:
@@ -113,7 +114,7 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
         context.stopping.set()
 
     signals.worker_shutting_down.connect(stop, weak=False)
-    with _announced(db, me, every_s=settings.worker_ttl_s / 3):
+    with _announced(context, me, every_s=settings.worker_ttl_s / 3):
         app.worker_main(
             [
                 "worker",
@@ -130,7 +131,7 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
 
 
 @contextmanager
-def _announced(db: Database, me: Announcement, *, every_s: float) -> Iterator[None]:
+def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterator[None]:
     """Announce the worker once it is ready; give back what it holds when it ends, by whatever signal."""
     stopped = threading.Event()
 
@@ -141,7 +142,7 @@ def _announced(db: Database, me: Announcement, *, every_s: float) -> Iterator[No
                 log.warning("packages were changed under this worker: it starts again")
                 os.kill(os.getpid(), signal.SIGTERM)  # it gives its jobs back; see the supervisor
             # A beat that is missed is made up for by the next: unseen for long, it counts as offline.
-            with suppress(Unavailable), db.write() as session:
+            with suppress(Unavailable), context.db.write() as session:
                 if announced:
                     fleet.seen(session, me.name)
                 else:
@@ -162,6 +163,6 @@ def _announced(db: Database, me: Announcement, *, every_s: float) -> Iterator[No
         stopped.set()
         if beats.is_alive():
             beats.join()
-        with db.write() as session:
+        with context.db.write() as session:
             fleet.left(session, me.name)
-            jobs.release(session, me.name)
+            jobs.release(session, me.name, dict(context.held))

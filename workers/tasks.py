@@ -11,16 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from celery import Celery, Task
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from farm import builds, jobs, turns
 from farm.dispatch import TASK, shown_arguments
-from farm.errors import (
-    DatabaseUnavailable,
-    FarmError,
-    LeaseLost,
-    Unavailable,
-)
+from farm.errors import DatabaseUnavailable, FarmError, LeaseLost, Unavailable
 from farm.fleet import Fleet
 from farm.jobs import Claim, Output
 from farm.specs import JobKind
@@ -35,6 +31,8 @@ log = logging.getLogger(__name__)
 _CANCEL_POLL_S = 0.5
 _LOG_FLUSH_S = 0.5
 _RETRY_S = (0.5, 10.0)  #: between tries while the database is away: at first, and at most
+
+_RACES = 10
 
 T = TypeVar("T")
 
@@ -66,6 +64,16 @@ def _run(task_id: str, context: Context, job_id: int) -> str:
         return "not claimed: the database is away"
     if claim is None:
         return "nothing there to be claimed"
+    context.held[claim.job_id] = claim.attempt
+    try:
+        return _run_claimed(task_id, context, job_id, claim)
+    finally:
+        # What is given back is released when the worker has ended.
+        if not context.stopping.is_set():
+            context.held.pop(claim.job_id, None)
+
+
+def _run_claimed(task_id: str, context: Context, job_id: int, claim: Claim) -> str:
     log.info("%s (job %s, attempt %s)", claim.title, claim.job_id, claim.attempt)
     if claim.job_id != job_id:
         # The message named one that isn't the first any more.
@@ -124,10 +132,15 @@ def _insist(context: Context, work: Callable[[Session], T]) -> T:
         LeaseLost
     """
     wait_s, longest_s = _RETRY_S
+    races = 0
     while True:
         try:
             with context.db.write() as session:
                 return work(session)
+        except IntegrityError:
+            races += 1  # with a submission of the same work; the next look finds it there
+            if races > _RACES:
+                raise
         except DatabaseUnavailable as err:
             log.warning("%s; trying again in %s s", err.detail, wait_s)
             if context.stopping.wait(wait_s):
@@ -144,7 +157,7 @@ def _interrupt(context: Context, claim: Claim, error: Unavailable) -> None:
             claim.attempt,
             error,
             max_attempts=context.settings.max_attempts,
-            wait_s=context.settings.ring_again_s / 4,
+            wait_s=(context.settings.ring_again_s / 4, context.settings.ring_again_s),
         ),
     )
 
@@ -159,14 +172,18 @@ def _replan(context: Context, claim: Claim, cause: str) -> list[Bell]:
             claim.attempt,
             cause,
             fleet=Fleet.load(session, ttl_s=context.settings.worker_ttl_s),
-            runtimes=context.settings.runtimes,
         )
 
     try:
         return _insist(context, work)
     except LeaseLost as err:
         log.warning("%s: planning anew is somebody else's", err.detail)
-        return []
+    except FarmError as err:
+        _fail(context, claim, err)
+    except Exception as err:
+        _fail(context, claim, FarmError(f"the worker has a bug here: {err!r}"))
+        raise
+    return []
 
 
 def _fail(context: Context, claim: Claim, error: FarmError) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,7 +12,10 @@ from farm import __version__, logs
 from farm.api import blobs, builds, fleet, gc, health, problems, registry
 from farm.api.services import Services
 from farm.db import require_schema
+from farm.errors import DatabaseUnavailable
 from farm.settings import Settings
+
+log = logging.getLogger(__name__)
 
 DESCRIPTION = """
 Submit a model once; pull the right TensorRT engine for every GPU.
@@ -28,7 +32,11 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        require_schema(services.db)
+        try:
+            require_schema(services.db)
+        except DatabaseUnavailable as err:
+            # It answers 503 until the database is there, rather than having to be started again.
+            log.warning("%s", err.detail)
         services.sweeper.start()
         yield
         services.sweeper.stop()

@@ -23,6 +23,8 @@ def upgrade() -> None:
     for table, name in (("builds", "turn"), ("jobs", "place")):
         column = sa.Column(name, sa.BigInteger(), nullable=False, server_default="0")
         op.add_column(table, column)
+    # Before this, as `farm.turns` would have placed them.
+    op.execute("UPDATE jobs SET place = (9 - priority) * CAST(1099511627776 AS BIGINT)")
     op.add_column("jobs", sa.Column("not_before", Instant(), nullable=True))
     op.create_index("ix_builds_client_state_turn", "builds", ["client", "state", "turn"])
     op.create_index("ix_jobs_started_at", "jobs", ["started_at"])

@@ -35,7 +35,7 @@ def weather(
         storm = Storm(site, seed, pause_s)
         storm.start()
         try:
-            ended = crowd.run(patience_s=120 + 6.0 * builds)
+            ended = crowd.run(patience_s=120 + 3.0 * builds)
         finally:
             storm.end()
         return audit(site, ended), storm, crowd

@@ -240,9 +240,11 @@ def test_a_job_whose_workers_keep_dying_fails_with_the_count(ledger):
 def test_a_worker_that_shuts_down_gives_its_job_back_and_that_is_no_attempt(ledger):
     ledger.submit()
     for _ in range(5):
-        ledger.claim_next(owner="leaving")
+        claim = ledger.claim_next(owner="leaving")
         with ledger.db.write() as session:
-            jobs.release(session, "leaving")
+            jobs.release(session, "leaving", {claim.job_id: claim.attempt - 1})  # another's
+            assert session.get_one(Job, claim.job_id).state == "running"
+            jobs.release(session, "leaving", {claim.job_id: claim.attempt})
     expire(ledger, ledger.claim_next())
     ledger.reap(max_attempts=2)
     assert len(ledger.queued()) == 1

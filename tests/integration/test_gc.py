@@ -123,6 +123,19 @@ def test_who_asks_whether_a_blob_is_there_can_count_on_it(shelf):
     assert shelf.collect().removed == []
 
 
+def test_what_else_lies_in_the_store_is_left_alone(shelf):
+    digest = shelf.put(b"garbage")
+    strays = [
+        shelf.store.root / "sha256" / ".DS_Store",
+        shelf.store.path(digest).with_name(".nfs0001"),
+    ]
+    for stray in strays:
+        stray.touch()
+        os.utime(stray, (0, 0))
+    assert [blob.digest for blob in shelf.collect().removed] == [digest]
+    assert all(stray.exists() for stray in strays)
+
+
 def test_a_dry_run_removes_nothing_and_reports_the_same(shelf):
     digests = {shelf.put(bytes([n])) for n in range(250)}
     before = shelf.collect(dry_run=True)

@@ -113,7 +113,8 @@ def machine(ledger: Ledger) -> type[RuleBasedStateMachine]:
         @rule(owner=st.sampled_from(["cpu@here", "cpu@there"]))
         def a_worker_shuts_down(self, owner: str) -> None:
             with ledger.db.write() as session:
-                jobs.release(session, owner)
+                held = {claim.job_id: claim.attempt for claim in self.claims}
+                jobs.release(session, owner, held)
 
         @invariant()
         def the_promises_hold(self) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import select
 
-from farm import builds, events
+from farm import builds, events, fleet
 from farm.errors import LeaseLost
 from farm.models import Job
-from farm.specs import Runtime
 from tests.ledger import TOOLCHAIN
 
 NEWER = TOOLCHAIN | {"torch": "2.14.0"}
@@ -24,7 +23,6 @@ def refuse(ledger, claim):
             claim.attempt,
             CAUSE,
             fleet=ledger.fleet(session),
-            runtimes=(Runtime.TENSORRT, Runtime.TENSORRT_RTX),
         )
 
 
@@ -93,3 +91,16 @@ def test_a_job_that_nobody_wants_any_more_ends(ledger):
     ledger.cancel(build)
     refuse(ledger, claim)
     assert set(ledger.states(build).values()) == {"cancelled"}
+
+
+def test_a_build_keeps_its_targets_while_workers_are_away_that_serve_them(ledger):
+    ledger.worker("gpu@here", queues=("tensorrt.sm_89", "tensorrt.rtx-4090"))
+    build = ledger.submit(targets=["rtx-4090"])
+    [before] = {want.target for want in ledger.view(build).engines}
+    assert before.startswith("tensorrt:")
+    with ledger.db.write() as session:
+        fleet.left(session, "gpu@here")
+    ledger.worker("cpu@upgraded", toolchain=NEWER)
+    refuse(ledger, ledger.claim_next(owner="cpu@upgraded"))
+    assert {want.target for want in ledger.view(build).engines} == {before}
+    assert {job.toolchain["torch"] for job in ledger.queued()} == {"2.14.0"}

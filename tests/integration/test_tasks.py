@@ -107,7 +107,7 @@ def receive(ledger, monkeypatch, job):
     """Let a worker receive a job's message; return what it did, and its doorbell."""
     worked, bells = [], Bells()
     here = context(ledger.db)
-    here.worker, here.doorbell = "cpu@here", bells
+    here.worker, here.doorbell, here.held = "cpu@here", bells, {}
     here.flower = SimpleNamespace(tell=lambda *_, **__: None)
     monkeypatch.setattr(tasks, "_work", lambda *a: worked.append(a[2]) or [])
     tasks._run("a task", here, job.id)
