@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from sqlalchemy import Insert, and_, bindparam, delete, func, insert, select, update
@@ -29,9 +29,9 @@ from farm.models import (
 from farm.plan import Plan, PlannedJob, plan
 from farm.schemas import BuildRequest
 from farm.specs import Runtime, Target
-from farm.states import BUILD_ENDED, LIVE, BuildState, JobState, Reuse, build_state
+from farm.states import BUILD_ENDED, BuildState, JobState, Reuse, build_state
 from farm.targets import Choice
-from farm.turns import Bell
+from farm.turns import Bell, Turns
 
 _LARGE = {"recipe", "toolchain", "outputs"}
 
@@ -123,7 +123,6 @@ def submit(
         request=document,
         priority=request.priority,
         client=client,
-        turn=0,
         idempotency_key=idempotency_key,
         created_at=now(),
     )
@@ -152,23 +151,39 @@ def retry(
         Event(build_id=build.id, kind="build", state=build.state, data={"cause": "retried"})
     )
     session.flush()
-    build.turn = 0  # a new one
     request = BuildRequest.model_validate(build.request)
     return _plan_anew(session, build, _choose(request, fleet, runtimes), fleet)
 
 
+def wanting(session: Session, job_id: int) -> Sequence[str]:
+    """The live builds that want a job, the oldest first."""
+    return session.scalars(
+        select(Build.id)
+        .join(BuildJob, BuildJob.build_id == Build.id)
+        .where(BuildJob.job_id == job_id, Build.state.not_in(BUILD_ENDED))
+        .order_by(Build.id)
+    ).all()
+
+
 def replan(
     session: Session,
-    job_id: int,
+    build_id: str,
+    *,
+    instead_of: int,
     attempt: int,
     cause: str,
-    *,
     fleet: Fleet,
-) -> list[Bell]:
-    """Plan the builds anew that want a job which its worker can't run, since it has other tools.
+    lease_s: float,
+) -> Sequence[Bell]:
+    """Plan a build anew that wants a job which its worker can't run, since it has other tools.
 
-    When the plan is the same it is the worker that lags behind: the job is left, for a while, to one
-    that has the tools. Neither counts as an attempt.
+    Its targets stay, since the workers of one of them may be starting again just now, and so do its
+    places. When the plan is the same nothing is done: it is the worker that lags behind. One build
+    after the other is planned so, and the lease renewed by that; in the end the worker leaves the job
+    (``jobs.leave``).
+
+    Parameters:
+        instead_of: the job, which this attempt holds.
 
     Returns:
         What is to be rung for after the commit.
@@ -176,36 +191,20 @@ def replan(
     Raises:
         LeaseLost
     """
-    wanting = session.scalars(
-        select(Build.id)
-        .join(BuildJob, BuildJob.build_id == Build.id)
-        .where(BuildJob.job_id == job_id, Build.state.not_in(BUILD_ENDED))
-        .order_by(Build.id)
-    ).all()
-    before = session.scalars(
-        select(BuildJob.job_id).where(BuildJob.build_id.in_(wanting)).distinct()
-    ).all()
-    # All jobs, then the builds, as everybody locks them.
-    held = jobs.locked(session, {*before, job_id})[job_id]
-    jobs.check_held(held, attempt)
-    ready: list[Bell] = []
-    for build_id in wanting:
-        build = locked(session, build_id)
-        # Its targets stay: the workers of one of them may be starting again just now.
-        choices = _choices(session, build_id)
-        request = BuildRequest.model_validate(build.request)
-        if build.state in BUILD_ENDED or held.key in plan(request, choices, fleet.toolchain).jobs:
-            continue
-        session.add(
-            Event(build_id=build.id, kind="build", state=build.state, data={"cause": cause})
-        )
-        session.flush()
-        ready += _plan_anew(session, build, choices, fleet).ready
+    before = session.scalars(select(BuildJob.job_id).where(BuildJob.build_id == build_id)).all()
+    # All jobs, then the build, as everybody locks them.
+    held = jobs.locked(session, {*before, instead_of})[instead_of]
+    jobs.renew(session, instead_of, attempt, lease_s=lease_s)
+    build = locked(session, build_id)
+    choices = _choices(session, build_id)
+    request = BuildRequest.model_validate(build.request)
+    if build.state in BUILD_ENDED or held.key in plan(request, choices, fleet.toolchain).jobs:
+        return ()
+    session.add(Event(build_id=build.id, kind="build", state=build.state, data={"cause": cause}))
+    session.flush()
+    kept = turns.places(session, build)
+    ready = _plan_anew(session, build, choices, fleet, kept).ready
     jobs.cancel(session, before)
-    if held.cancel_requested:
-        jobs.end_cancelled(session, job_id, attempt)
-    else:
-        jobs.leave_to_others(session, held, cause)
     return ready
 
 
@@ -225,23 +224,28 @@ def _choices(session: Session, build_id: str) -> list[Choice]:
 
 
 def _plan_anew(
-    session: Session, build: Build, choices: Sequence[Choice], fleet: Fleet
+    session: Session,
+    build: Build,
+    choices: Sequence[Choice],
+    fleet: Fleet,
+    places: Mapping[str, int] | None = None,
 ) -> Submitted:
     request = BuildRequest.model_validate(build.request)
     _, number = _version(session, request)
     planned = plan(request, choices, fleet.toolchain)
-    attempts = {
-        key: attempt + 1
-        for key, attempt in session.execute(
-            select(Job.key, func.max(Job.attempt))
-            .join(BuildJob, BuildJob.job_id == Job.id)
-            .where(BuildJob.build_id == build.id)
-            .group_by(Job.key)
-        )
-    }
+    rows = session.execute(
+        select(Job.id, Job.key, Job.attempt, BuildJob.reuse)
+        .join(BuildJob, BuildJob.job_id == Job.id)
+        .where(BuildJob.build_id == build.id)
+    ).all()
+    before = _Before(
+        attempts={row.key: row.attempt for row in rows},
+        reuse={row.id: Reuse(row.reuse) for row in rows},
+        places=places or {},
+    )
     session.execute(delete(Wanted).where(Wanted.build_id == build.id))
     session.execute(delete(BuildJob).where(BuildJob.build_id == build.id))
-    return _attach(session, build, request.model, number, planned, attempts)
+    return _attach(session, build, request.model, number, planned, before)
 
 
 def cancel(session: Session, build_id: str) -> None:
@@ -343,24 +347,31 @@ def _columns(row: Base) -> dict[str, Any]:
     return {name: value for name, value in vars(row).items() if not name.startswith("_")}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Before:
+    """What a build had before it was planned anew."""
+
+    attempts: Mapping[str, int] = field(default_factory=dict)  #: key → its last attempt
+    reuse: Mapping[int, Reuse] = field(default_factory=dict)  #: job → how the build came by it
+    places: Mapping[str, int] = field(default_factory=dict)  #: queue → `farm.turns`
+
+
 def _attach(
     session: Session,
     build: Build,
     model: str,
     version: int,
     planned: Plan,
-    attempts: dict[str, int] | None = None,
+    before: _Before | None = None,
 ) -> Submitted:
     """Give a build its jobs: take those of the same key that are usable, create the others."""
+    before = before or _Before()
     usable = _usable(session, planned)
-    ready: list[Bell] = []
-    if any(key not in usable or usable[key].state in LIVE for key in planned.jobs):
-        if not build.turn:
-            turns.take(session, build)
-        ready = turns.hurry(session, build, usable.values())
-    created = _create(session, build, planned, usable, attempts or {})
+    places = Turns(session, build, before.places)
+    ready = places.hurry(usable.values())
+    created = _create(session, build, planned, usable, places, before.attempts)
     rows = usable | created
-    reuse = {key: _reuse(job) for key, job in usable.items()}
+    reuse = {key: before.reuse.get(job.id) or _reuse(job) for key, job in usable.items()}
     links = [
         {
             "build_id": build.id,
@@ -421,14 +432,15 @@ def _create(
     build: Build,
     planned: Plan,
     usable: dict[str, Job],
-    attempts: dict[str, int],
+    places: Turns,
+    attempts: Mapping[str, int],
 ) -> dict[str, Job]:
     rows: dict[str, Job] = {}
     new = [job for key, job in planned.jobs.items() if key not in usable]
     for job in new:
         needs = [i.job for i in job.inputs.values() if i.job is not None]
         missing = [n for n in needs if n.key in rows or usable[n.key].state != JobState.SUCCEEDED]
-        attempt = attempts.get(job.key, 1)
+        attempt = attempts.get(job.key, 0) + 1
         rows[job.key] = Job(
             key=job.key,
             kind=job.kind,
@@ -441,7 +453,8 @@ def _create(
             precision=job.precision,
             queue=job.queue,
             priority=build.priority,
-            place=turns.place(build.priority, build.turn),
+            client=build.client,
+            place=places.place(job.queue),
             needs=len(missing),
             attempt=attempt,
             first_attempt=attempt,

@@ -295,8 +295,18 @@ def interrupt(
         session.execute(update(Job).where(Job.id == job_id).values(values))
 
 
-def leave_to_others(session: Session, job: Job, cause: str) -> None:
-    """Give a job that this worker can't run to a next attempt, a while later; that counts as none."""
+def leave(session: Session, job_id: int, attempt: int, cause: str) -> None:
+    """Give a job that this worker can't run to a next attempt, a while later; that counts as none.
+
+    When no build wants it any more it is cancelled.
+
+    Raises:
+        LeaseLost
+    """
+    job = _held(session, job_id, attempt)
+    if job.cancel_requested:
+        end_cancelled(session, job_id, attempt)
+        return
     job.first_attempt += 1
     if requeue(session, job, cause=cause):
         later = {"not_before": now() + _LEAVE_FOR, "phase": cause[:100]}
@@ -353,14 +363,9 @@ def _finish(session: Session, job_id: int, attempt: int, state: JobState, **valu
 
 def _held(session: Session, job_id: int, attempt: int) -> Job:
     job = locked(session, [job_id])[job_id]
-    check_held(job, attempt)
-    return job
-
-
-def check_held(job: Job, attempt: int) -> None:
-    """Raise LeaseLost unless this attempt holds the job."""
     if job.attempt != attempt or job.state != JobState.RUNNING:
-        raise LeaseLost(f"job {job.id} isn't held by attempt {attempt} any more")
+        raise LeaseLost(f"job {job_id} isn't held by attempt {attempt} any more")
+    return job
 
 
 def _remember_blobs(session: Session, outputs: Iterable[Output]) -> None:

@@ -91,7 +91,6 @@ class Build(Base):
     __table_args__ = (
         Index("ix_builds_version_id_id", "version_id", "id"),
         Index("ix_builds_state_id", "state", "id"),
-        Index("ix_builds_client_state_turn", "client", "state", "turn"),
     )
     id: Mapped[str] = mapped_column(String(16), primary_key=True)
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"))
@@ -99,7 +98,6 @@ class Build(Base):
     request: Mapped[dict[str, Any]] = mapped_column(Json)
     priority: Mapped[int]
     client: Mapped[str] = mapped_column(String(100), default="")  #: who takes turns with others
-    turn: Mapped[int] = mapped_column(BigInteger, default=0)  #: `farm.turns`; 0: it needed none
     idempotency_key: Mapped[str | None] = mapped_column(String(200), unique=True)
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
     started_at: Mapped[datetime | None] = mapped_column(Instant)
@@ -110,6 +108,7 @@ class Build(Base):
 # from SQLite that they serve it.
 IS_USABLE = text("jobs.state NOT IN ('failed', 'cancelled')")
 IS_QUEUED = text("jobs.state = 'queued'")
+IS_IN_LINE = text("jobs.state IN ('waiting', 'queued')")
 
 
 class Job(Base):
@@ -127,7 +126,17 @@ class Job(Base):
         ),
         Index("ix_jobs_kind_id", "kind", "id"),
         Index("ix_jobs_state_lease_until", "state", "lease_until"),
-        Index("ix_jobs_started_at", "started_at"),
+        Index("ix_jobs_finished_at", "finished_at"),
+        # Whose turn it is in a queue: what was started last there, and a client's newest.
+        Index("ix_jobs_queue_priority_started_at", "queue", "priority", "started_at"),
+        Index(
+            "ix_jobs_queue_client_place",
+            "queue",
+            "client",
+            "place",
+            sqlite_where=IS_IN_LINE,
+            postgresql_where=IS_IN_LINE,
+        ),
         # Those that wait to be announced.
         Index(
             "ix_jobs_rung_at",
@@ -157,7 +166,8 @@ class Job(Base):
     precision: Mapped[str | None] = mapped_column(String(10))
     queue: Mapped[str] = mapped_column(String(80))
     priority: Mapped[int]
-    place: Mapped[int] = mapped_column(BigInteger, default=0)  #: in the line: `farm.turns`
+    client: Mapped[str] = mapped_column(String(100), default="")  #: of the build that created it
+    place: Mapped[int] = mapped_column(BigInteger, default=0)  #: in the queue: `farm.turns`
     needs: Mapped[int] = mapped_column(default=0)  #: inputs that haven't succeeded yet
     attempt: Mapped[int] = mapped_column(default=1)
     first_attempt: Mapped[int] = mapped_column(default=1)

@@ -1,8 +1,8 @@
-"""Whose turn it is: every job has a place in the line, by priority, then by its client's turn.
+"""Whose turn it is: every job has a place in its queue, by priority, then by its client's turn.
 
-A client's builds have turns in a row, so that a thousand of them leave room between each two for the
-builds of another, whose first comes right after what is being worked at. Within a turn the older comes
-first.
+In each queue a client's builds have turns in a row, so that a thousand of them leave room between each
+two for the builds of another, whose first comes right after what is being worked at there. Within a
+turn the older comes first.
 
 Source: Goyal, Vin, Cheng: Start-time Fair Queuing, SIGCOMM 1996.
 """
@@ -16,8 +16,8 @@ from sqlalchemy import ColumnElement, bindparam, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from farm.db import Instant, now
-from farm.models import IS_QUEUED, Build, Job
-from farm.states import BUILD_LIVE, JobState
+from farm.models import IS_IN_LINE, IS_QUEUED, Build, BuildJob, Job
+from farm.states import JobState
 
 _PRIORITIES = 10
 _TURNS = 2**40  #: more than a farm sees in its life
@@ -43,51 +43,92 @@ class Bell(NamedTuple):
 
 # Made once, as all statements of a submission.
 _NEWEST = select(
-    select(func.max(Build.turn))
+    select(func.max(Job.place))
     .where(
-        Build.client == bindparam("client"),
-        Build.state.in_(BUILD_LIVE),
-        Build.priority == bindparam("priority"),
+        Job.queue == bindparam("queue"),
+        Job.client == bindparam("client"),
+        Job.place.between(bindparam("first"), bindparam("last")),
+        IS_IN_LINE,
     )
     .scalar_subquery(),
     select(Job.place)
-    .where(Job.started_at.is_not(None), Job.priority == bindparam("priority"))
+    .where(
+        Job.queue == bindparam("queue"),
+        Job.priority == bindparam("priority"),
+        Job.started_at.is_not(None),
+    )
     .order_by(Job.started_at.desc())
     .limit(1)
     .scalar_subquery(),
 )
 
 
-def place(priority: int, turn: int) -> int:
-    """A job's place in the line: lower comes first."""
-    return (_PRIORITIES - 1 - priority) * _TURNS + turn
+class Turns:
+    """A build's places: one in each queue in which it has work, taken when it is asked for.
 
-
-def take(session: Session, build: Build) -> None:
-    """Give a build the turn after its client's newest one, or after what is being worked at."""
-    of = {"client": build.client, "priority": build.priority}
-    own, started = session.connection().execute(_NEWEST, of).one()
-    build.turn = max(own or 0, (started or 0) % _TURNS) + 1
-    session.connection().execute(update(Build).where(Build.id == build.id).values(turn=build.turn))
-
-
-def hurry(session: Session, build: Build, joined: Iterable[Job]) -> list[Bell]:
-    """Let joined jobs that haven't started come as early as the build that joins them.
-
-    Returns:
-        Those to ring for anew after the commit: their messages have the old priority.
+    Parameters:
+        kept: queue → place, of those that it had before it was planned anew.
     """
-    early = place(build.priority, build.turn)
-    late = [job.id for job in joined if job.state in _NOT_STARTED and job.place > early]
-    if not late:
-        return []
-    moved = session.connection().execute(
-        update(Job)
-        .where(Job.id.in_(late), Job.state.in_(_NOT_STARTED))
-        .values(priority=build.priority, place=early)
-        .returning(Job.state, *(getattr(Job, name) for name in Bell._fields))
+
+    def __init__(
+        self, session: Session, build: Build, kept: Mapping[str, int] | None = None
+    ) -> None:
+        self._session = session
+        self._build = build
+        self._places = dict(kept or {})
+
+    def place(self, queue: str) -> int:
+        """After the client's newest in this queue, or after what is being worked at. Lower is first."""
+        if queue not in self._places:
+            self._places[queue] = self._next(queue)
+        return self._places[queue]
+
+    def _next(self, queue: str) -> int:
+        client, priority = self._build.client, self._build.priority
+        first = (_PRIORITIES - 1 - priority) * _TURNS
+        of = {"queue": queue, "client": client, "priority": priority}
+        band = {"first": first, "last": first + _TURNS - 1}
+        own, started = self._session.connection().execute(_NEWEST, of | band).one()
+        return max(own or first, started or first) + 1
+
+    def hurry(self, joined: Iterable[Job]) -> list[Bell]:
+        """Let joined jobs that haven't started come as early as the build that joins them.
+
+        Returns:
+            Those to ring for anew after the commit: their messages have the old priority.
+        """
+        waiting = [job for job in joined if job.state in _NOT_STARTED]
+        bells: list[Bell] = []
+        for queue in sorted({job.queue for job in waiting}):
+            early = self.place(queue)
+            late = [job.id for job in waiting if job.queue == queue and job.place > early]
+            if late:
+                bells += self._hurry(late, early)
+        return bells
+
+    def _hurry(self, late: list[int], early: int) -> Iterable[Bell]:
+        moved = self._session.connection().execute(
+            update(Job)
+            .where(Job.id.in_(late), Job.state.in_(_NOT_STARTED))
+            .values(priority=self._build.priority, place=early)
+            .returning(Job.state, *(getattr(Job, name) for name in Bell._fields))
+        )
+        return [Bell.of(job) for job in moved if job.state == JobState.QUEUED]
+
+
+def places(session: Session, build: Build) -> dict[str, int]:
+    """Queue → place, of the jobs that a build has put there itself."""
+    rows = session.execute(
+        select(Job.queue, func.min(Job.place))
+        .join(BuildJob, BuildJob.job_id == Job.id)
+        .where(
+            BuildJob.build_id == build.id,
+            Job.client == build.client,
+            Job.priority == build.priority,
+        )
+        .group_by(Job.queue)
     )
-    return [Bell.of(job) for job in moved if job.state == JobState.QUEUED]
+    return dict(rows.tuples().all())
 
 
 def first_in_line(session: Session, job_id: int) -> tuple[int, int] | None:

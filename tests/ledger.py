@@ -95,11 +95,11 @@ class Ledger:
         with self.db.write() as session:
             return jobs.claim(session, job.id, job.attempt, owner=owner, lease_s=lease_s)
 
-    def first_in_line(self) -> Job | None:
-        """What a message for any job of the CPU queue makes a worker do."""
+    def first_in_line(self, queue="cpu") -> Job | None:
+        """What a message for any job of the queue makes a worker do."""
         with self.db.write() as session:
-            anyone = session.scalar(select(Job.id).where(Job.queue == "cpu").limit(1))
-            first = turns.first_in_line(session, anyone) if anyone else None
+            anyone = session.scalar(select(Job.id).where(Job.queue == queue).limit(1))
+            first = turns.first_in_line(session, anyone, longest_s=60) if anyone else None
             return session.get_one(Job, first[0]) if first else None
 
     def reload(self, job: Job) -> Job:
@@ -112,7 +112,7 @@ class Ledger:
         return claim
 
     def succeed(self, claim: Claim, digest: str = "") -> list[Bell]:
-        digest = digest or f"sha256:{claim.job_id:064d}"
+        digest = digest or f"sha256:{'e' * 8}{claim.job_id:056d}"
         facts = {
             "runtime_version": "1.7.1",
             "inputs": [],

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -165,29 +166,35 @@ def _interrupt(context: Context, claim: Claim, error: Unavailable) -> None:
 def _replan(context: Context, claim: Claim, cause: str) -> list[Bell]:
     log.warning("%s: %s", claim.title, cause)
 
-    def work(session: Session) -> list[Bell]:
+    def replan(build_id: str, session: Session) -> Sequence[Bell]:
         return builds.replan(
             session,
-            claim.job_id,
-            claim.attempt,
-            cause,
-            fleet=Fleet.load(session, ttl_s=context.settings.worker_ttl_s),
+            build_id,
+            instead_of=claim.job_id,
+            attempt=claim.attempt,
+            cause=cause,
+            fleet=Fleet.load(session, ttl_s=settings.worker_ttl_s),
+            lease_s=settings.lease_ttl_s,
         )
 
     try:
-        return _insist(context, work)
+        for build_id in _insist(context, lambda session: builds.wanting(session, claim.job_id)):
+            ready += _insist(context, partial(replan, build_id))
+        _insist(context, lambda session: jobs.leave(session, claim.job_id, claim.attempt, cause))
     except LeaseLost as err:
         log.warning("%s: planning anew is somebody else's", err.detail)
+    settings = context.settings
     except FarmError as err:
         _fail(context, claim, err)
     except Exception as err:
         _fail(context, claim, FarmError(f"the worker has a bug here: {err!r}"))
         raise
-    return []
+    return ready
 
 
 def _fail(context: Context, claim: Claim, error: FarmError) -> None:
     _end(context, lambda session: jobs.fail(session, claim.job_id, claim.attempt, error))
+    ready: list[Bell] = []
 
 
 def _end(context: Context, work: Callable[[Session], None]) -> None:

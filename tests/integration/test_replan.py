@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import select
 
-from farm import builds, events, fleet
+from farm import builds, events, fleet, jobs
 from farm.errors import LeaseLost
 from farm.models import Job
 from tests.ledger import TOOLCHAIN
@@ -16,14 +16,23 @@ CAUSE = "planned with another toolchain: torch 2.13.0 → 2.14.0"
 
 def refuse(ledger, claim):
     """What a worker does that has other tools than a job was planned with."""
+    with ledger.db.read() as session:
+        wanting = builds.wanting(session, claim.job_id)
+    bells = []
+    for build_id in wanting:
+        with ledger.db.write() as session:
+            bells += builds.replan(
+                session,
+                build_id,
+                instead_of=claim.job_id,
+                attempt=claim.attempt,
+                cause=CAUSE,
+                fleet=ledger.fleet(session),
+                lease_s=30,
+            )
     with ledger.db.write() as session:
-        return builds.replan(
-            session,
-            claim.job_id,
-            claim.attempt,
-            CAUSE,
-            fleet=ledger.fleet(session),
-        )
+        jobs.leave(session, claim.job_id, claim.attempt, CAUSE)
+    return bells
 
 
 def test_a_build_is_planned_anew_with_the_tools_that_are_there_and_never_fails(ledger):
@@ -53,12 +62,31 @@ def test_the_old_jobs_are_cancelled_and_what_is_there_already_is_kept(ledger):
     claim = ledger.claim_next(owner="cpu@upgraded")
     refuse(ledger, claim)
     ledger.run_all()
-    assert ledger.view(build).state == "succeeded"
+    view = ledger.view(build)
+    assert view.state == "succeeded"
+    assert {job.title: job.reuse for job in view.jobs}["export digits"] == "ran"
     with ledger.db.read() as session:
         states = dict(session.execute(select(Job.id, Job.state)).tuples().all())
         assert not session.scalars(select(Job.id).where(Job.lease_until.is_not(None))).all()
     assert states[claim.job_id] == "cancelled"
     assert {states[job_id] for job_id in before} <= {"cancelled", "succeeded"}
+
+
+def test_builds_keep_their_places_in_line(ledger):
+    for number in range(3):
+        ledger.submit(model=f"m{number}", source=ledger.upload(number), client="a")
+    ledger.submit(model="late", source=ledger.upload(3), client="b")
+    before = [job.title for job in in_line(ledger)]
+    ledger.worker("cpu@upgraded", toolchain=NEWER)
+    refused = len(before)
+    for _ in range(refused):
+        refuse(ledger, ledger.claim(in_line(ledger)[0], owner="cpu@upgraded"))
+    assert [job.title for job in in_line(ledger)] == before
+    assert {job.toolchain["torch"] for job in ledger.queued()} == {"2.14.0"}
+
+
+def in_line(ledger):
+    return sorted(ledger.queued(), key=lambda job: (job.toolchain["torch"], job.place, job.id))
 
 
 def test_a_worker_that_lags_behind_leaves_the_job_to_others_and_that_is_no_attempt(ledger):

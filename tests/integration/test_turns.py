@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import select
 
 from farm import jobs
-from farm.db import Database, now
+from farm.db import now
 from farm.errors import Unavailable
-from farm.models import Build, Job
+from farm.models import Job
 from tests.ledger import Ledger
 
 
@@ -76,13 +76,31 @@ def test_a_build_of_higher_priority_takes_the_jobs_along_that_it_joins(ledger):
     assert ("export a-2", 9) in [(bell.title, bell.priority) for bell in ledger.ready]
 
 
-def test_what_is_all_there_already_takes_no_turn(ledger, db: Database):
+def test_turns_are_counted_in_each_queue(ledger):
+    """A client whose builds wait for a slow GPU doesn't keep another's first one from that GPU."""
+    gpu = "tensorrt.sm_90"
+    ledger.worker("gpu@h200", queues=(gpu,), tags=("sm_90",))
+    submit(ledger, range(20), "many", targets=["sm_90"])
+    while (job := ledger.first_in_line()) is not None:  # the CPU's work is all done, and long ago
+        ledger.succeed(ledger.claim(job))
+    assert ledger.claim(ledger.first_in_line(gpu)).title.startswith("build many-0")
+    submit(ledger, range(20, 21), "one", targets=["sm_90"])
+    while (job := ledger.first_in_line()) is not None:
+        ledger.succeed(ledger.claim(job))
+    claimed = [ledger.claim(ledger.first_in_line(gpu)).title for _ in range(3)]
+    assert [title.split(":")[0] for title in claimed] == [
+        "build many-1",
+        "build one-20",
+        "build many-2",
+    ]
+
+
+def test_what_is_all_there_already_takes_no_turn(ledger):
     ledger.submit(client="a")
     ledger.run_all()
-    cached = ledger.submit(client="b")
-    with db.read() as session:
-        build = session.get_one(Build, cached)
-    assert (build.client, build.turn) == ("b", 0)
+    ledger.submit(client="b")
+    with ledger.db.read() as session:
+        assert set(session.scalars(select(Job.client))) == {"a"}
 
 
 def test_an_interrupted_job_is_left_alone_for_a_while_and_the_others_come_first(ledger):
