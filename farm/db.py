@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
@@ -75,7 +76,8 @@ class Instant(TypeDecorator[datetime]):
 
 
 def now() -> datetime:
-    return datetime.now(UTC)
+    """The time, in UTC."""
+    return datetime.fromtimestamp(time.time(), UTC)
 
 
 class Database:

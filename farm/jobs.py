@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
@@ -246,25 +246,32 @@ def release(session: Session, owner: str, attempts: Mapping[int, int]) -> None:
             requeue(session, job, cause=f"worker {owner} shut down")
 
 
-def has_expired(session: Session) -> bool:
-    """Whether a running job's lease has expired."""
-    expired = select(Job.id).where(Job.state == JobState.RUNNING, Job.lease_until < now())
-    return session.scalar(expired.limit(1)) is not None
+class Lease(NamedTuple):
+    """What a worker renews while it holds a job: each renewal is another lease."""
+
+    job_id: int
+    attempt: int
+    until: datetime | None
 
 
-def reap(session: Session, *, max_attempts: int) -> None:
-    """Requeue running jobs whose lease has expired; past ``max_attempts`` they fail."""
-    expired = session.scalars(
-        advance.locked_rows(
-            select(Job).where(Job.state == JobState.RUNNING, Job.lease_until < now()), skip=True
-        )
-    ).all()
-    for job in expired:
-        if job.cancel_requested:
-            end_cancelled(session, job.id, job.attempt)
-        else:
-            cause = f"worker {job.owner} was silent past its lease"
-            _again_or_fail(session, job, cause, max_attempts)
+def leases(session: Session) -> list[Lease]:
+    """The leases of all running jobs."""
+    rows = session.execute(
+        select(Job.id, Job.attempt, Job.lease_until).where(Job.state == JobState.RUNNING)
+    )
+    return [Lease(*row) for row in rows]
+
+
+def reap(session: Session, lease: Lease, *, max_attempts: int) -> None:
+    """Requeue a job whose worker hasn't renewed this lease in time; past ``max_attempts`` it fails."""
+    job = locked(session, [lease.job_id])[lease.job_id]
+    if job.state != JobState.RUNNING or Lease(job.id, job.attempt, job.lease_until) != lease:
+        return  # it was renewed just now, or ended
+    if job.cancel_requested:
+        end_cancelled(session, job.id, job.attempt)
+    else:
+        cause = f"worker {job.owner} was silent past its lease"
+        _again_or_fail(session, job, cause, max_attempts)
 
 
 def interrupt(

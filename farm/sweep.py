@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from farm import jobs
 from farm.db import Database
 from farm.dispatch import Doorbell
-from farm.errors import Unavailable
+from farm.errors import DatabaseUnavailable, Unavailable
+from farm.jobs import Lease
 from farm.settings import Settings
 from farm.turns import Bell
 
@@ -29,6 +30,9 @@ class Sweeper(threading.Thread):
         self._db = db
         self._doorbell = doorbell
         self._settings = settings
+        self._silence = Silence(
+            longest_s=settings.lease_ttl_s, interval_s=settings.sweep_interval_s
+        )
         self._bells: deque[Bell] = deque()
         self._woken = threading.Event()
         self._stopped = threading.Event()
@@ -52,6 +56,8 @@ class Sweeper(threading.Thread):
                     self.reap()
                     self._doorbell.ring_pending(again_s=self._settings.ring_again_s)
             except Unavailable as err:
+                if isinstance(err, DatabaseUnavailable):
+                    self._silence.forget()  # no worker could renew its lease either
                 log.warning(
                     "%s; the sweep tries again in %s s", err.detail, self._settings.sweep_interval_s
                 )
@@ -76,7 +82,42 @@ class Sweeper(threading.Thread):
             Unavailable: the database is away; nothing is lost by that.
         """
         with self._db.read() as session:
-            if not jobs.has_expired(session):
-                return
-        with self._db.write() as session:
-            jobs.reap(session, max_attempts=self._settings.max_attempts)
+            leases = jobs.leases(session)
+        for lease in self._silence.of(leases, time.monotonic()):
+            with self._db.write() as session:
+                jobs.reap(session, lease, max_attempts=self._settings.max_attempts)
+
+
+class Silence:
+    """For how long leases haven't been renewed, by this process' own clock.
+
+    The times that are written in them aren't compared: clocks of machines differ, and jump. Time in
+    which nobody looked doesn't count either: whatever stopped this process may have stopped the
+    workers too.
+
+    Source: the record version numbers of Amazon's DynamoDB lock client.
+
+    Parameters:
+        longest_s: a lease that wasn't renewed for so long has expired.
+        interval_s: how often it is looked.
+    """
+
+    def __init__(self, *, longest_s: float, interval_s: float) -> None:
+        self._longest_s = longest_s
+        self._interval_s = interval_s
+        self._looked_s = 0.0
+        self._silent_s: dict[Lease, float] = {}
+
+    def of(self, leases: Iterable[Lease], at_s: float) -> list[Lease]:
+        """Those of all leases at this time that have expired."""
+        watched_s = min(at_s - self._looked_s, 2 * self._interval_s)
+        self._looked_s = at_s
+        before = self._silent_s
+        self._silent_s = {
+            lease: before[lease] + watched_s if lease in before else 0.0 for lease in leases
+        }
+        return [lease for lease, silent_s in self._silent_s.items() if silent_s > self._longest_s]
+
+    def forget(self) -> None:
+        """Begin anew with every lease."""
+        self._silent_s = {}

@@ -9,7 +9,8 @@ Source: Goyal, Vin, Cheng: Start-time Fair Queuing, SIGCOMM 1996.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Self
 
 from sqlalchemy import ColumnElement, bindparam, func, or_, select, update
@@ -131,13 +132,16 @@ def places(session: Session, build: Build) -> dict[str, int]:
     return dict(rows.tuples().all())
 
 
-def first_in_line(session: Session, job_id: int) -> tuple[int, int] | None:
+def first_in_line(session: Session, job_id: int, *, longest_s: float) -> tuple[int, int] | None:
     """The first job of the queue in which this one is, or was, and its attempt.
 
     A message rings for a queue's work: which job comes next is decided when a worker is free, not
     when the message was sent.
+
+    Parameters:
+        longest_s: for which a job is left alone.
     """
-    values = {"job_id": job_id, "at": now()}
+    values = {"job_id": job_id} | due(longest_s)
     # One that somebody else is about to claim is passed by; but when there's no other, it may be a
     # submission that holds it, and then nobody else would come for it.
     for statement in (_FIRST_FREE, _FIRST):
@@ -148,8 +152,18 @@ def first_in_line(session: Session, job_id: int) -> tuple[int, int] | None:
 
 
 def may_start() -> ColumnElement[bool]:
-    """That a job isn't to be left alone for a while after the time ``at``."""
-    return or_(Job.not_before.is_(None), Job.not_before <= bindparam("at", type_=Instant()))
+    """That a job isn't to be left alone for a while, with the parameters that ``due`` makes."""
+    return or_(
+        Job.not_before.is_(None),
+        Job.not_before <= bindparam("at", type_=Instant()),
+        # Nothing is left alone for so long: the clock has been put back.
+        Job.not_before > bindparam("too_far", type_=Instant()),
+    )
+
+
+def due(longest_s: float) -> dict[str, datetime]:
+    """What ``may_start`` compares with now."""
+    return {"at": now(), "too_far": now() + timedelta(seconds=longest_s)}
 
 
 _IN_LINE = (

@@ -149,8 +149,12 @@ class Ledger:
         return ran
 
     def reap(self, max_attempts=3) -> None:
-        with self.db.write() as session:
-            jobs.reap(session, max_attempts=max_attempts)
+        """What the sweep does when every worker has been silent for the time of a lease."""
+        with self.db.read() as session:
+            leases = jobs.leases(session)
+        for lease in leases:
+            with self.db.write() as session:
+                jobs.reap(session, lease, max_attempts=max_attempts)
 
     def jobs_of(self, build_id: str) -> Iterable[int]:
         with self.db.read() as session:

@@ -109,7 +109,7 @@ def _run_claimed(task_id: str, context: Context, job_id: int, claim: Claim) -> s
 def _claim(context: Context, job_id: int) -> Claim | None:
     """Claim the first in line of the queue that the message rang for."""
     with context.db.write() as session:
-        first = turns.first_in_line(session, job_id)
+        first = turns.first_in_line(session, job_id, longest_s=context.settings.ring_again_s)
         if first is None:
             return None
         return jobs.claim(

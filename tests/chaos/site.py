@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,16 +19,21 @@ from farm import db, up
 from farm.settings import Settings
 from tests.e2e.live import ROOT, Process, fork_servers, stages, wait_until, workers
 
+CLOCK = Path(__file__).parent / "clock"
+
 
 class Part:
-    """One process, and how to start it again."""
+    """One process, and how to start it again. Its clock, and its children's, can be put."""
 
     def __init__(
         self, name: str, command: Sequence[str], environment: dict[str, str], log: Path
     ) -> None:
         self.name = name
         self._command = command
-        self._environment = environment
+        self._clock = log.with_suffix(".clock")
+        self.put_clock(0.0)
+        mine = {"FARM_CHAOS_CLOCK": str(self._clock), "PYTHONPATH": str(CLOCK)}
+        self._environment = environment | mine
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -42,6 +48,12 @@ class Part:
                 stderr=log,
                 start_new_session=True,
             )
+
+    def put_clock(self, off_s: float) -> None:
+        """Let its clock be off by so many seconds from now on."""
+        # In place: the processes have the file mapped.
+        with self._clock.open("r+b" if self._clock.exists() else "wb") as file:
+            file.write(struct.pack("d", off_s))
 
     def kill(self, sig: signal.Signals = signal.SIGKILL) -> None:
         if self._process is not None:

@@ -20,6 +20,7 @@ from tests.conftest import POSTGRES, _admin
 from tests.e2e.live import Process
 
 _LOOK_S = 3.0
+_CLOCKS_OFF_S = 240.0
 
 
 class Storm(threading.Thread):
@@ -48,6 +49,7 @@ class Storm(threading.Thread):
             "kill the API": self._kill_the_api,
             "flush the broker": self._flush_the_broker,
             "collect garbage": self._collect_garbage,
+            "put a clock": self._put_a_clock,
         }
         if self._site.broker is not None:
             acts["kill the broker"] = lambda: self._restart_the_broker(signal.SIGKILL, 0.0)
@@ -117,6 +119,12 @@ class Storm(threading.Thread):
 
     def _kill_the_api(self) -> bool:
         self._site.api.restart()
+        return True
+
+    def _put_a_clock(self) -> bool:
+        """Let one machine's clock jump, by many leases. Garbage collection takes ten minutes."""
+        part = self._random.choice([self._site.api, *self._site.supervisors])
+        part.put_clock(self._random.uniform(-_CLOCKS_OFF_S, _CLOCKS_OFF_S))
         return True
 
     def _collect_garbage(self) -> bool:

@@ -1,13 +1,11 @@
 """Builds and jobs in the database: single flight, leases, cancel, retry."""
 
 import threading
-from datetime import timedelta
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 
 from farm import builds, jobs, registry
-from farm.db import now
 from farm.errors import Conflict, InvalidModel, LeaseLost, NotFound
 from farm.models import EngineRow, Event, Job
 from tests.ledger import DATA
@@ -203,16 +201,9 @@ def test_a_running_job_is_asked_to_end_and_lives_on_when_a_build_joins_it(ledger
     assert ledger.view(joined).state == "succeeded"
 
 
-def expire(ledger, claim):
-    with ledger.db.write() as session:
-        late = now() - timedelta(seconds=1)
-        session.execute(update(Job).where(Job.id == claim.job_id).values(lease_until=late))
-
-
 def test_a_silent_worker_loses_its_job_and_its_late_result_is_refused(ledger):
     build = ledger.submit()
     lost = ledger.claim_next(owner="silent")
-    expire(ledger, lost)
     ledger.reap()
     assert [job.id for job in ledger.queued()] == [lost.job_id]
     with pytest.raises(LeaseLost):
@@ -229,7 +220,7 @@ def test_a_silent_worker_loses_its_job_and_its_late_result_is_refused(ledger):
 def test_a_job_whose_workers_keep_dying_fails_with_the_count(ledger):
     build = ledger.submit()
     for _ in range(3):
-        expire(ledger, ledger.claim_next(owner="dying"))
+        ledger.claim_next(owner="dying")
         ledger.reap(max_attempts=3)
     view = ledger.view(build)
     assert view.state == "failed"
@@ -245,7 +236,7 @@ def test_a_worker_that_shuts_down_gives_its_job_back_and_that_is_no_attempt(ledg
             jobs.release(session, "leaving", {claim.job_id: claim.attempt - 1})  # another's
             assert session.get_one(Job, claim.job_id).state == "running"
             jobs.release(session, "leaving", {claim.job_id: claim.attempt})
-    expire(ledger, ledger.claim_next())
+    ledger.claim_next()
     ledger.reap(max_attempts=2)
     assert len(ledger.queued()) == 1
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from datetime import timedelta
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, select
 
 from farm import jobs
-from farm.db import Base, now
+from farm.db import Base
 from farm.errors import InvalidModel, LeaseLost
 from farm.models import Build, BuildJob, EngineRow, Event, Job, JobInput, Wanted
 from farm.states import BUILD_ENDED, JOB_TRANSITIONS, LIVE, BuildState, JobState, build_state
@@ -103,11 +102,6 @@ def machine(ledger: Ledger) -> type[RuleBasedStateMachine]:
 
         @rule()
         def workers_fall_silent(self) -> None:
-            with ledger.db.write() as session:
-                late = now() - timedelta(seconds=1)
-                session.execute(
-                    update(Job).where(Job.state == JobState.RUNNING).values(lease_until=late)
-                )
             ledger.reap(max_attempts=MAX_ATTEMPTS)
 
         @rule(owner=st.sampled_from(["cpu@here", "cpu@there"]))

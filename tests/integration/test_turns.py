@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 from itertools import groupby
 
 import pytest
@@ -125,6 +126,9 @@ def test_an_interrupted_job_is_left_alone_for_a_while_and_the_others_come_first(
     assert ledger.first_in_line().title == "export a-1"
     with ledger.db.write() as session:
         session.get_one(Job, first.id).not_before = now()
+    assert ledger.first_in_line().id == first.id
+    with ledger.db.write() as session:  # the clock was put back meanwhile
+        session.get_one(Job, first.id).not_before = now() + timedelta(days=1)
     assert ledger.first_in_line().id == first.id
     assert ledger.claim(ledger.first_in_line())
     assert ledger.reload(first).phase is None
