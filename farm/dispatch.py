@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 from celery import Celery, uuid
-from kombu import Producer
+from kombu import Connection, Producer
 from kombu.exceptions import OperationalError
-from sqlalchemy import or_, select, update
+from sqlalchemy import func, or_, select, update
 
 from farm import turns
 from farm.db import Database, now
@@ -48,7 +50,8 @@ def create_celery(settings: Settings) -> Celery:
         broker_connection_max_retries=None,
         broker_transport_options={
             "priority_steps": list(range(10)),
-            "queue_order_strategy": "priority",
+            # A backlog in one queue mustn't keep a worker from its others.
+            "queue_order_strategy": "round_robin",
             "socket_connect_timeout": 2,
             "socket_timeout": 5,
         },
@@ -75,6 +78,7 @@ class Doorbell:
         self._db = db
         self._celery = celery
         self._events = celery.events.Dispatcher(enabled=False)
+        self._lost = (OperationalError, *celery.connection_for_write().connection_errors)
 
     def ring(self, bells: Sequence[Bell]) -> None:
         """Announce these jobs.
@@ -100,25 +104,52 @@ class Doorbell:
             job = session.execute(select(*_BELL).where(Job.id == job_id)).one()
         self._publish([Bell.of(job)])
 
-    def ring_pending(self, *, again_s: float) -> int:
-        """Announce every queued job that isn't, or was so long ago that its message may be lost.
+    def ring_pending(self, *, again_s: float) -> None:
+        """Announce what is queued and isn't, or was so long ago that its message may be lost.
+
+        A message makes a worker claim the first in line of the queue: one for each queued job is
+        enough, and those that wait for a worker which isn't there don't pile up.
 
         Raises:
             BrokerUnavailable
         """
-        late = now() - timedelta(seconds=again_s)
+        again = timedelta(seconds=again_s)
+        due = turns.due(again_s)
+        not_lately = or_(
+            Job.rung_at.is_(None),
+            Job.rung_at < now() - again,
+            Job.rung_at > now() + again,  # before the clock was put back
+        )
         pending = (
             select(*_BELL)
-            .where(IS_QUEUED, or_(Job.rung_at.is_(None), Job.rung_at < late), turns.may_start())
+            .where(IS_QUEUED, turns.may_start(), not_lately)
             .order_by(Job.place, Job.id)
             .limit(1000)
         )
         with self._db.read() as session:
-            bells = [Bell.of(job) for job in session.execute(pending, {"at": now()})]
-        if bells:
-            self._note(bells, now())
-            self.ring(bells)
-        return len(bells)
+            bells = [Bell.of(job) for job in session.execute(pending, due)]
+        if not bells:
+            return
+        self._note(bells, now())
+        try:
+            self._publish(self._without_message(bells, due))
+        except BrokerUnavailable:
+            self._note(bells, None)
+            raise
+
+    def _without_message(self, bells: Sequence[Bell], due: Mapping[str, datetime]) -> list[Bell]:
+        """The first of these in each queue, as many as messages are missing there."""
+        queued = (
+            select(Job.queue, func.count())
+            .where(IS_QUEUED, turns.may_start(), Job.queue.in_({bell.queue for bell in bells}))
+            .group_by(Job.queue)
+        )
+        with self._db.read() as session:
+            missing = Counter(dict(session.execute(queued, due).tuples().all()))
+        with self._reaching(), self._celery.connection_for_write() as connection:
+            missing -= Counter({queue: _messages(connection, queue) for queue in missing})
+        by_queue = {queue: [b for b in bells if b.queue == queue] for queue in missing}
+        return [bell for queue, count in missing.items() for bell in by_queue[queue][:count]]
 
     def _note(self, bells: Sequence[Bell], at: datetime | None) -> None:
         ids = [bell.id for bell in bells]
@@ -126,11 +157,15 @@ class Doorbell:
             session.execute(update(Job).where(Job.id.in_(ids), IS_QUEUED).values(rung_at=at))
 
     def _publish(self, bells: Iterable[Bell]) -> None:
+        with self._reaching(), self._celery.producer_or_acquire() as producer:
+            for bell in bells:
+                self._send(bell, producer)
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
         try:
-            with self._celery.producer_or_acquire() as producer:
-                for bell in bells:
-                    self._send(bell, producer)
-        except OperationalError as err:
+            yield
+        except self._lost as err:
             raise BrokerUnavailable(f"the broker can't be reached: {err}") from err
 
     def _send(self, bell: Bell, producer: Producer) -> None:
@@ -151,6 +186,15 @@ class Doorbell:
             retry=False,
             ignore_result=True,
         )
+
+
+def _messages(connection: Connection, queue: str) -> int:
+    """How many messages wait in a queue."""
+    with connection.channel() as channel:
+        try:
+            return int(channel.queue_declare(queue, passive=True).message_count)
+        except connection.channel_errors:
+            return 0  # nobody has made the queue yet
 
 
 def run_flower(host: str = "127.0.0.1", port: int = 5555) -> None:
