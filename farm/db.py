@@ -150,7 +150,7 @@ class Database:
             yield session
         except DBAPIError as err:
             session.rollback()
-            if isinstance(err, OperationalError) or err.connection_invalidated:
+            if _is_unavailable(err):
                 raise DatabaseUnavailable(f"the database can't be reached: {err.orig}") from err
             if isinstance(err, DataError):
                 raise InvalidRequest(
@@ -166,6 +166,13 @@ class Database:
 
     def dispose(self) -> None:
         self.engine.dispose()
+
+
+def _is_unavailable(err: DBAPIError) -> bool:
+    """Whether the same may succeed later: the error isn't the statement's."""
+    if isinstance(err.orig, sqlite3.OperationalError):
+        return err.orig.sqlite_errorcode != sqlite3.SQLITE_ERROR
+    return isinstance(err, OperationalError) or err.connection_invalidated
 
 
 def upgrade(settings: Settings | None = None) -> str:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from farm import builds, jobs, turns
 from farm.dispatch import TASK, shown_arguments
-from farm.errors import DatabaseUnavailable, FarmError, LeaseLost, Unavailable
+from farm.errors import DatabaseUnavailable, FarmError, LeaseLost, StorageUnavailable, Unavailable
 from farm.fleet import Fleet
 from farm.jobs import Claim, Output
 from farm.specs import JobKind
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 _CANCEL_POLL_S = 0.5
 _LOG_FLUSH_S = 0.5
 _RETRY_S = (0.5, 10.0)  #: between tries while the database is away: at first, and at most
+_CLAIM_AGAIN_S = (0.2, 1.0)  #: before the second and the third try of a claim
 
 _RACES = 10
 
@@ -107,7 +108,20 @@ def _run_claimed(task_id: str, context: Context, job_id: int, claim: Claim) -> s
 
 
 def _claim(context: Context, job_id: int) -> Claim | None:
-    """Claim the first in line of the queue that the message rang for."""
+    """Claim the first in line of the queue that the message rang for.
+
+    Raises:
+        DatabaseUnavailable: not only for a moment, as when a lock wasn't to be had.
+    """
+    for wait_s in _CLAIM_AGAIN_S:
+        try:
+            return _try_to_claim(context, job_id)
+        except DatabaseUnavailable:
+            context.stopping.wait(wait_s)
+    return _try_to_claim(context, job_id)
+
+
+def _try_to_claim(context: Context, job_id: int) -> Claim | None:
     with context.db.write() as session:
         first = turns.first_in_line(session, job_id, longest_s=context.settings.ring_again_s)
         if first is None:
@@ -165,6 +179,7 @@ def _interrupt(context: Context, claim: Claim, error: Unavailable) -> None:
 
 def _replan(context: Context, claim: Claim, cause: str) -> list[Bell]:
     log.warning("%s: %s", claim.title, cause)
+    settings = context.settings
 
     def replan(build_id: str, session: Session) -> Sequence[Bell]:
         return builds.replan(
@@ -177,13 +192,13 @@ def _replan(context: Context, claim: Claim, cause: str) -> list[Bell]:
             lease_s=settings.lease_ttl_s,
         )
 
+    ready: list[Bell] = []
     try:
         for build_id in _insist(context, lambda session: builds.wanting(session, claim.job_id)):
             ready += _insist(context, partial(replan, build_id))
         _insist(context, lambda session: jobs.leave(session, claim.job_id, claim.attempt, cause))
     except LeaseLost as err:
         log.warning("%s: planning anew is somebody else's", err.detail)
-    settings = context.settings
     except FarmError as err:
         _fail(context, claim, err)
     except Exception as err:
@@ -194,7 +209,6 @@ def _replan(context: Context, claim: Claim, cause: str) -> list[Bell]:
 
 def _fail(context: Context, claim: Claim, error: FarmError) -> None:
     _end(context, lambda session: jobs.fail(session, claim.job_id, claim.attempt, error))
-    ready: list[Bell] = []
 
 
 def _end(context: Context, work: Callable[[Session], None]) -> None:
@@ -236,12 +250,16 @@ def _work(task_id: str, context: Context, claim: Claim) -> list[Bell]:
         for role, path in made["outputs"].items():
             stored = context.store.take(Path(path))
             outputs[role] = Output(digest=stored.digest, bytes=stored.bytes)
-        return _insist(
-            context,
-            lambda session: jobs.succeed(
+
+        def succeed(session: Session) -> list[Bell]:
+            # Of what nothing refers to yet garbage collection may have been quicker, after an hour.
+            if not all(context.store.has(output.digest) for output in outputs.values()):
+                raise StorageUnavailable("the store has lost what was made")
+            return jobs.succeed(
                 session, claim.job_id, claim.attempt, outputs=outputs, facts=made["facts"]
-            ),
-        )
+            )
+
+        return _insist(context, succeed)
 
 
 def _run_stage(request: StageRequest, link: Link) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from farm import __version__, logs
 from farm.api import blobs, builds, fleet, gc, health, problems, registry
 from farm.api.services import Services
 from farm.db import require_schema
-from farm.errors import DatabaseUnavailable
+from farm.errors import DatabaseUnavailable, Unavailable
 from farm.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,11 @@ def create_app(settings: Settings) -> FastAPI:
             require_schema(services.db)
         except DatabaseUnavailable as err:
             # It answers 503 until the database is there, rather than having to be started again.
+            log.warning("%s", err.detail)
+        try:
+            with services.store.writing():
+                services.store.put_all_back()  # what a garbage collection had aside that was killed
+        except Unavailable as err:
             log.warning("%s", err.detail)
         services.sweeper.start()
         yield

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
+from sqlalchemy.exc import DBAPIError
 
 from farm import views
 from farm.errors import DatabaseUnavailable, LeaseLost
 from farm.models import Job
 from workers import tasks
-from workers.tasks import _insist, _Watch
+from workers.tasks import _claim, _insist, _Watch
 
 
 class Flaky:
@@ -36,14 +37,14 @@ class Flaky:
 
 
 def context(db, lease_ttl_s=30.0):
-    return SimpleNamespace(
-        db=db, stopping=threading.Event(), settings=SimpleNamespace(lease_ttl_s=lease_ttl_s)
-    )
+    settings = SimpleNamespace(lease_ttl_s=lease_ttl_s, ring_again_s=60.0)
+    return SimpleNamespace(db=db, stopping=threading.Event(), settings=settings, worker="cpu@here")
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(tasks, "_RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr(tasks, "_CLAIM_AGAIN_S", (0.01, 0.02))
 
 
 def test_a_result_waits_for_a_database_that_is_away(ledger):
@@ -52,6 +53,20 @@ def test_a_result_waits_for_a_database_that_is_away(ledger):
     titles = _insist(context(flaky), lambda session: session.scalars(select(Job.title)).all())
     assert "export digits" in titles
     assert flaky.failures == 0
+
+
+def test_a_claim_is_tried_again_before_its_message_is_given_up(ledger):
+    ledger.submit()
+    [job] = ledger.queued()
+    with pytest.raises(DatabaseUnavailable):
+        _claim(context(Flaky(ledger.db, failures=3)), job.id)
+    claim = _claim(context(Flaky(ledger.db, failures=2)), job.id)
+    assert claim.job_id == job.id
+
+
+def test_a_bug_is_not_taken_for_a_database_that_is_away(ledger):
+    with pytest.raises(DBAPIError):
+        _insist(context(ledger.db), lambda session: session.execute(text("SELECT nothing")))
 
 
 def test_a_worker_that_shuts_down_waits_for_no_database(ledger):
