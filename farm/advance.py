@@ -6,7 +6,7 @@ somebody else was there first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -198,16 +198,15 @@ def start_builds(session: Session, job_id: int) -> None:
         set_build_state(session, build, BuildState.RUNNING)
 
 
-def lock_builds(session: Session, job_id: int) -> None:
-    """Lock the builds that want this job, until the end of the unit of work."""
+def locked_builds(session: Session, job_ids: Sequence[int]) -> Sequence[Any]:
+    """The live builds that want these jobs, locked until the end of the unit of work."""
     session.flush()
-    session.connection().execute(_BUILDS, {"job_ids": [job_id]}).all()
+    return session.connection().execute(_BUILDS, {"job_ids": list(job_ids)}).all()
 
 
-def refresh_builds(session: Session, job_ids: Sequence[int]) -> None:
-    """Let the states of the builds that want these jobs follow from their jobs' states."""
-    session.flush()
-    for build in session.connection().execute(_BUILDS, {"job_ids": list(job_ids)}).all():
+def refresh_builds(session: Session, builds: Iterable[Any]) -> None:
+    """Let the states of locked builds follow from their jobs' states."""
+    for build in builds:
         states = session.connection().scalars(_STATES, {"build_id": build.id})
         set_build_state(session, build, build_state(map(JobState, states)))
 

@@ -10,18 +10,20 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import Row, bindparam, select, update
 from sqlalchemy.orm import Session
 
 from farm import advance, artifacts, registry
 from farm.db import now
 from farm.errors import FarmError, LeaseLost, StageFailed
 from farm.models import Build, BuildJob, Event, Job, JobInput
+from farm.specs import JobKind
 from farm.states import BUILD_ENDED, LIVE, JobState
 from farm.turns import Bell
 
 #: Other workers have this long to come for a job that one couldn't run.
 _LEAVE_FOR = timedelta(seconds=5)
+_OF_AN_ENGINE = (JobKind.BUILD, JobKind.MEASURE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +158,7 @@ def succeed(
         LeaseLost: the result is refused, since this attempt doesn't hold the job.
     """
     _remember_blobs(session, outputs.values())
-    _finish(
+    job = _finish(
         session,
         job_id,
         attempt,
@@ -167,9 +169,10 @@ def succeed(
     )
     ready = advance.release_dependents(session, job_id)
     # An engine is complete by its last job. When two end at once, the second must see the first.
-    advance.lock_builds(session, job_id)
-    registry.publish(session, job_id)
-    advance.refresh_builds(session, [job_id])
+    wanting = advance.locked_builds(session, [job_id])
+    if job.kind in _OF_AN_ENGINE:
+        registry.publish(session, job_id)
+    advance.refresh_builds(session, wanting)
     return ready
 
 
@@ -181,7 +184,7 @@ def fail(session: Session, job_id: int, attempt: int, error: FarmError) -> None:
     """
     _finish(session, job_id, attempt, JobState.FAILED, error=describe(error))
     failed = [job_id, *advance.fail_dependents(session, job_id)]
-    advance.refresh_builds(session, failed)
+    advance.refresh_builds(session, advance.locked_builds(session, failed))
 
 
 def end_cancelled(session: Session, job_id: int, attempt: int) -> None:
@@ -198,7 +201,7 @@ def end_cancelled(session: Session, job_id: int, attempt: int) -> None:
         requeue(session, job, cause="a build joined it while it was being cancelled")
         return
     _finish(session, job_id, attempt, JobState.CANCELLED)
-    advance.refresh_builds(session, [job_id])
+    advance.refresh_builds(session, advance.locked_builds(session, [job_id]))
 
 
 def requeue(session: Session, job: Job, *, cause: str) -> bool:
@@ -219,7 +222,7 @@ def requeue(session: Session, job: Job, *, cause: str) -> bool:
     if not moved:
         return False
     advance.record(session, moved, JobState.QUEUED, cause=cause)
-    advance.refresh_builds(session, [job.id])
+    advance.refresh_builds(session, advance.locked_builds(session, [job.id]))
     return True
 
 
@@ -360,12 +363,15 @@ def cancel(session: Session, job_ids: Iterable[int]) -> None:
             advance.record(session, job, JobState.CANCELLED, cause="no build wants it")
 
 
-def _finish(session: Session, job_id: int, attempt: int, state: JobState, **values: Any) -> None:
+def _finish(
+    session: Session, job_id: int, attempt: int, state: JobState, **values: Any
+) -> Row[*tuple[Any, ...]]:
     values |= {"finished_at": now(), "lease_until": None}
     job = advance.move(session, job_id, JobState.RUNNING, state, of_attempt=attempt, **values)
     if job is None:
         raise LeaseLost(f"job {job_id} isn't held by attempt {attempt} any more")
     advance.record(session, job, state, **({"error": job.error} if job.error else {}))
+    return job
 
 
 def _held(session: Session, job_id: int, attempt: int) -> Job:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, bindparam, or_, select
+from sqlalchemy import Select, and_, bindparam, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from farm import gpu_tags
@@ -14,76 +14,83 @@ from farm.models import Artifact, Build, EngineRow, Job, Model, Version, Wanted,
 from farm.schemas import EngineView, Match
 from farm.states import JobState
 
-
-def publish(session: Session, job_id: int) -> None:
-    """Enter the engines into the registry that are complete now that this job has succeeded."""
-    _publish(session, session.scalars(_WANTED, {"job_id": job_id}).all())
-
-
-# Made once: every job that succeeds asks.
 _BUILT, _MEASURED = aliased(Job), aliased(Job)
-_WANTED = (
-    select(Wanted)
+# Made once: every build and measure job that succeeds asks.
+_COMPLETE = (
+    select(
+        Wanted,
+        Build.version_id,
+        EngineRow.id.label("engine_id"),
+        _BUILT.outputs,
+        _BUILT.facts,
+        _BUILT.toolchain,
+        _MEASURED.facts.label("report"),
+    )
+    .join(Build, Build.id == Wanted.build_id)
     .join(_BUILT, _BUILT.id == Wanted.build_job_id)
     .join(_MEASURED, _MEASURED.id == Wanted.measure_job_id)
-    .where(
-        or_(
-            Wanted.build_job_id == bindparam("job_id"),
-            Wanted.measure_job_id == bindparam("job_id"),
+    .outerjoin(
+        EngineRow,
+        and_(
+            EngineRow.version_id == Build.version_id,
+            EngineRow.build_job_id == Wanted.build_job_id,
+            EngineRow.measure_job_id == Wanted.measure_job_id,
         ),
+    )
+    .where(
         Wanted.engine_id.is_(None),
         _BUILT.state == JobState.SUCCEEDED,
         _MEASURED.state == JobState.SUCCEEDED,
     )
 )
+_COMPLETE_BY_JOB = _COMPLETE.where(
+    or_(Wanted.build_job_id == bindparam("job_id"), Wanted.measure_job_id == bindparam("job_id"))
+)
+_COMPLETE_OF_BUILD = _COMPLETE.where(Wanted.build_id == bindparam("build_id"))
+
+
+def publish(session: Session, job_id: int) -> None:
+    """Enter the engines into the registry that are complete now that this job has succeeded."""
+    _publish(session, session.execute(_COMPLETE_BY_JOB, {"job_id": job_id}).all())
 
 
 def publish_build(session: Session, build_id: str) -> Sequence[Wanted]:
     """Enter the engines into the registry that a new build finds complete; return all that it wants."""
-    wanted = session.scalars(select(Wanted).where(Wanted.build_id == build_id)).all()
-    _publish(session, wanted)
+    _publish(session, session.execute(_COMPLETE_OF_BUILD, {"build_id": build_id}).all())
+    return session.scalars(select(Wanted).where(Wanted.build_id == build_id)).all()
+
+
+def _publish(session: Session, complete: Sequence[Any]) -> None:
+    # Several builds may want one engine.
+    published: dict[tuple[int, int, int], str] = {}
+    for found in complete:
+        want = found.Wanted
+        same = (found.version_id, want.build_job_id, want.measure_job_id)
+        if same not in published:
+            published[same] = found.engine_id or _engine(session, found)
+        want.engine_id = published[same]
     session.flush()
-    return wanted
 
 
-def _publish(session: Session, wanted: Sequence[Wanted]) -> None:
-    for want in wanted:
-        built = session.get_one(Job, want.build_job_id)
-        measured = session.get_one(Job, want.measure_job_id)
-        if built.state == measured.state == JobState.SUCCEEDED:
-            want.engine_id = _engine(session, want, built, measured)
-
-
-def _engine(session: Session, want: Wanted, built: Job, measured: Job) -> str:
-    version_id = session.scalars(select(Build.version_id).where(Build.id == want.build_id)).one()
-    there = session.scalar(
-        select(EngineRow.id).where(
-            EngineRow.version_id == version_id,
-            EngineRow.build_job_id == built.id,
-            EngineRow.measure_job_id == measured.id,
-        )
-    )
-    if there:
-        return there
-    facts: dict[str, Any] = built.facts or {}
-    report: dict[str, Any] = measured.facts or {}
+def _engine(session: Session, found: Any) -> str:
+    want, facts, report = found.Wanted, found.facts, found.report
     runtime, _, gpu = want.target.rpartition(":")
     row = EngineRow(
         id=new_id(),
-        version_id=version_id,
+        version_id=found.version_id,
         runtime=runtime,
         runtime_version=facts["runtime_version"],
         gpu=gpu,
         precision=want.precision,
-        digest=(built.outputs or {})["engine"],
+        digest=found.outputs["engine"],
         accuracy=report["accuracy"],
         metrics=report["metrics"],
         metrics_reason=report["metrics_reason"],
         io={name: facts[name] for name in ("inputs", "outputs", "profiles")},
-        toolchain=built.toolchain,
+        toolchain=found.toolchain,
         build_id=want.build_id,
-        build_job_id=built.id,
-        measure_job_id=measured.id,
+        build_job_id=want.build_job_id,
+        measure_job_id=want.measure_job_id,
     )
     session.add(row)
     session.flush()

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -107,16 +106,38 @@ class LocalStore:
         Raises:
             StorageFull, StorageUnavailable
         """
-        with self._receiving() as blob:
-            # It was written long ago, maybe, and arrives now: no leftover of an upload.
-            os.utime(source)
+        with self.writing():
             try:
-                source.replace(blob.path)
+                return self._adopt(source)
             except OSError as err:
                 if err.errno != errno.EXDEV:
                     raise
-                shutil.move(source, blob.path)
-            return blob.keep_file()
+        with self._receiving() as blob, source.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                blob.write(chunk)
+            stored = blob.keep(None)
+            source.unlink()
+            return stored
+
+    def _adopt(self, source: Path) -> Stored:
+        with source.open("rb") as file:
+            digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+            size = os.fstat(file.fileno()).st_size
+            self._put(source, file, digest)
+        return Stored(digest=digest, bytes=size)
+
+    def _put(self, path: Path, file: BinaryIO, digest: str) -> None:
+        """Put a whole file in its place; from where it was it's gone."""
+        place = self._place(digest)
+        # One that is there becomes young by that: garbage collection leaves it alone.
+        if self._renew(place):
+            path.unlink()
+            return
+        os.fsync(file.fileno())
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o444)
+        self._renew(path)  # it was written long ago, maybe, and arrives now
+        path.replace(place)
 
     async def receive(
         self, chunks: AsyncIterator[bytes], *, expected: str | None, max_bytes: int
@@ -241,35 +262,15 @@ class _Incoming:
         self._hash = hashlib.sha256()
         self.bytes = 0
 
-    @property
-    def path(self) -> Path:
-        return Path(self._file.name)
-
     def write(self, chunk: bytes) -> None:
         self._hash.update(chunk)
         self._file.write(chunk)
         self.bytes += len(chunk)
 
-    def keep_file(self) -> Stored:
-        """Keep the file that was put in this one's place."""
-        with self.path.open("rb") as file:
-            self._file = file
-            while chunk := file.read(_CHUNK_BYTES):
-                self._hash.update(chunk)
-                self.bytes += len(chunk)
-            return self.keep(None)
-
     def keep(self, expected: str | None) -> Stored:
         digest = f"sha256:{self._hash.hexdigest()}"
         if expected is not None and digest != expected:
             raise DigestMismatch(f"announced {expected}, but {digest} arrived; nothing was kept")
-        place = self._store._place(digest)
-        # One that is there becomes young by that: garbage collection leaves it alone.
-        if not self._store._renew(place):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            place.parent.mkdir(parents=True, exist_ok=True)
-            self.path.chmod(0o444)
-            self._store._renew(self.path)
-            self.path.replace(place)
+        self._file.flush()
+        self._store._put(Path(self._file.name), self._file, digest)
         return Stored(digest=digest, bytes=self.bytes)

@@ -290,7 +290,21 @@ def _workdir(context: Context, claim: Claim) -> Iterator[Path]:
         kept = False
     finally:
         if not kept:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
+            if context.settings.keep_workdirs:
+                _request_file(path).unlink(missing_ok=True)
+
+
+def _request_file(workdir: Path) -> Path:
+    """What a failed stage was asked for, beside its folder."""
+    return workdir.with_suffix(".json")
+
+
+def _remove(folder: Path) -> None:
+    try:
+        folder.rmdir()  # what a stage made is mostly taken, and to look for more costs more
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _request(context: Context, claim: Claim, workdir: Path) -> StageRequest:
@@ -298,11 +312,10 @@ def _request(context: Context, claim: Claim, workdir: Path) -> StageRequest:
         kind=JobKind(claim.kind),
         params=dict(claim.params),
         inputs={role: context.store.path(digest) for role, digest in claim.inputs.items()},
-        workdir=workdir / "out",
+        workdir=workdir,
     )
-    request.workdir.mkdir()
     if context.settings.keep_workdirs:
-        file = workdir / "request.json"
+        file = _request_file(workdir)
         file.write_text(request.model_dump_json(indent=2))
         log.info("%s by hand: python -m workers.stages '%s'", claim.title, file)
     return request
