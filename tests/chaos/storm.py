@@ -63,8 +63,8 @@ class Storm(threading.Thread):
                 name = first.pop(0) if first else self._random.choice(sorted(acts))
                 if acts[name]():
                     self.done[name] += 1
-                elif not self.done[name]:
-                    first.append(name)  # there was nothing to kill
+                elif first and not self.done[name]:
+                    first.append(name)  # there was nothing to kill, or to collect
         except BaseException as err:
             self.error = err
 
