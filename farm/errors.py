@@ -105,7 +105,7 @@ class TargetUnsupported(InvalidRequest):
 
 
 class CalibrationMissing(InvalidRequest):
-    """INT8 needs calibration data."""
+    """INT8 and FP8 need calibration data."""
 
     default_hint = "pass calibration data (--calibration samples.npz), or choose fp16"
 

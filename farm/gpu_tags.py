@@ -56,9 +56,14 @@ PRODUCTS: dict[str, str] = {
 }
 
 CPU = "cpu"
-COMPUTE_CAPABILITIES: tuple[str, ...] = tuple(
-    sorted(set(PRODUCTS.values()), key=lambda tag: int(tag.removeprefix("sm_")))
-)
+
+
+def number(compute_capability: str) -> int:
+    """``sm_89`` → 89."""
+    return int(compute_capability.removeprefix("sm_"))
+
+
+COMPUTE_CAPABILITIES: tuple[str, ...] = tuple(sorted(set(PRODUCTS.values()), key=number))
 _ALIASES = {
     re.sub(r"[^a-z0-9]", "", name): name for name in (*PRODUCTS, *COMPUTE_CAPABILITIES, CPU)
 }

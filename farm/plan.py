@@ -10,6 +10,7 @@ from farm import gpu_tags, keys, targets
 from farm.errors import CalibrationMissing, TargetUnsupported
 from farm.schemas import BuildRequest
 from farm.specs import (
+    CALIBRATED,
     BuildParams,
     CalibrateParams,
     CastParams,
@@ -73,7 +74,7 @@ def plan(request: BuildRequest, choices: Sequence[Choice], toolchains: Toolchain
 
     Raises:
         TargetUnsupported: for a precision that a target hasn't.
-        CalibrationMissing: INT8 without data.
+        CalibrationMissing: INT8 or FP8 without data.
     """
     _check(request, choices)
     planner = _Planner(request, toolchains)
@@ -84,8 +85,9 @@ def plan(request: BuildRequest, choices: Sequence[Choice], toolchains: Toolchain
 
 
 def _check(request: BuildRequest, choices: Sequence[Choice]) -> None:
-    if Precision.INT8 in request.precisions and request.calibration is None:
-        raise CalibrationMissing()
+    for precision in request.precisions:
+        if precision in CALIBRATED and request.calibration is None:
+            raise CalibrationMissing(f"{precision} needs calibration data")
     for choice in choices:
         for precision in request.precisions:
             reason = targets.refusal(choice.target, precision)
@@ -124,27 +126,32 @@ class _Planner:
         onnx = Input(job=self._export(), output="onnx")
         return self._add(JobKind.CAST, params, {"onnx": onnx}, precision=precision)
 
-    def _calibrate(self) -> PlannedJob:
+    def _calibrate(self, precision: Precision) -> PlannedJob:
         data = self._request.calibration
         if data is None:
             raise CalibrationMissing()
-        params = CalibrateParams(
-            method=data.method, batch_size=data.batch_size, profiles=self._profiles
+        params = CalibrateParams.model_validate(
+            {
+                "precision": precision,
+                "method": data.method,
+                "batch_size": data.batch_size,
+                "profiles": self._profiles,
+            }
         )
         inputs = {
             "onnx": Input(job=self._export(), output="onnx"),
             "calibration": Input(digest=data.digest),
         }
-        return self._add(JobKind.CALIBRATE, params, inputs, precision=Precision.INT8)
+        return self._add(JobKind.CALIBRATE, params, inputs, precision=precision)
 
     def _typed(self, precision: Precision, target: Target) -> Input:
         """The ONNX that carries the precision; one serves every architecture."""
         if precision is Precision.FP32:
             return Input(job=self._export(), output="onnx")
-        if precision is not Precision.INT8:
+        if precision not in CALIBRATED:
             return Input(job=self._cast(precision), output="typed")
         on_cpu = target.gpu == gpu_tags.CPU
-        return Input(job=self._calibrate(), output="typed" if on_cpu else "typed_fp16")
+        return Input(job=self._calibrate(precision), output="typed" if on_cpu else "typed_fp16")
 
     def _build(self, choice: Choice, precision: Precision) -> PlannedJob:
         params = BuildParams(

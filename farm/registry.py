@@ -201,7 +201,7 @@ def model_id(session: Session, name: str) -> int:
 
 
 #: Of equal matches a pull takes the fastest precision that was asked for nowhere.
-_PRECISION_ORDER = {"int8": 0, "fp16": 1, "bf16": 2, "fp32": 3}
+_PRECISION_ORDER = {"int8": 0, "fp8": 1, "fp16": 2, "bf16": 3, "fp32": 4}
 _RUNTIME_ORDER = {"tensorrt": 0, "tensorrt-rtx": 1, "onnxruntime": 2}
 
 

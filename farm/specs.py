@@ -21,6 +21,11 @@ class Precision(StrEnum):
     FP16 = "fp16"
     BF16 = "bf16"
     INT8 = "int8"  #: explicit Q/DQ, calibrated; the rest in fp16 on GPUs and fp32 on CPUs
+    FP8 = "fp8"  #: E4M3, explicit Q/DQ, calibrated; the rest in fp16
+
+
+#: Those whose ranges come from calibration data.
+CALIBRATED = (Precision.INT8, Precision.FP8)
 
 
 class Runtime(StrEnum):
@@ -110,6 +115,7 @@ class CastParams(Value):
 
 
 class CalibrateParams(Value):
+    precision: Literal[Precision.INT8, Precision.FP8] = Precision.INT8
     method: CalibrationMethod = "entropy"
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
     profiles: tuple[Profile, ...] = ()

@@ -13,6 +13,7 @@ CPU_QUEUE = "cpu"  #: of the jobs that any CPU worker can run
 
 #: TensorRT-RTX builds ahead of time for these on any CPU (tensorrt-rtx 1.7).
 RTX_CAPABILITIES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
+_FIRST_FP8 = 89  #: Ada
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,8 @@ def refusal(target: Target, precision: Precision | None = None) -> str | None:
             return f"{target.runtime} runs on GPUs only; on a CPU use onnxruntime:cpu"
         if precision is Precision.BF16:
             return "ONNX Runtime has no bf16 kernels for CPUs; use fp32 or int8"
+        if precision is Precision.FP8:
+            return "CPUs have no fp8; use int8"
         return None
     if target.runtime is Runtime.ONNXRUNTIME:
         return f"ONNX Runtime engines are built for cpu only; use tensorrt:{target.gpu}"
@@ -44,6 +47,8 @@ def refusal(target: Target, precision: Precision | None = None) -> str | None:
             f"TensorRT-RTX can't build for {capability} (only {', '.join(RTX_CAPABILITIES)}); "
             f"use tensorrt:{target.gpu}"
         )
+    if precision is Precision.FP8 and gpu_tags.number(capability) < _FIRST_FP8:
+        return f"{capability} has no fp8, which comes with sm_{_FIRST_FP8}; use int8"
     if capability == "sm_75":
         if precision is Precision.BF16:
             return "sm_75 has no bf16; use fp16"

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 _PATIENCE_S = 1.0
 _OFFERED = 50
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 RUNTIMES = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 
 

@@ -48,7 +48,7 @@ def submit(
         typer.Option(
             "--precision",
             metavar="PRECISION",
-            help="fp32, fp16, bf16, int8, repeated or by commas; by default fp16.",
+            help="fp32, fp16, bf16, int8, fp8, repeated or by commas; by default fp16.",
             autocompletion=complete.precisions,
         ),
     ] = None,
@@ -58,7 +58,9 @@ def submit(
     ] = None,
     calibration: Annotated[
         str | None,
-        typer.Option("--calibration", metavar="FILE", help="Samples for int8: .npz, .safetensors."),
+        typer.Option(
+            "--calibration", metavar="FILE", help="Samples for int8 and fp8: .npz, .safetensors."
+        ),
     ] = None,
     calibration_method: Annotated[
         str, typer.Option("--calibration-method", metavar="METHOD", help="entropy or max.")

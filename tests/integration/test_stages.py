@@ -514,6 +514,24 @@ def test_rtx_builds_every_precision(bench: Bench, digits: Digits) -> None:
         assert bench.run(rtx("sm_89"), typed=typed).facts["build_s"] > 0
 
 
+@pytest.mark.parametrize("method", ["entropy", "max"])
+def test_fp8_is_calibrated_built_and_as_accurate_as_the_source(
+    bench: Bench, digits: Digits, method: str
+) -> None:
+    params = CalibrateParams(precision="fp8", method=method)
+    made = bench.run(params, onnx=digits.onnx, calibration=digits.calibration)
+    typed = made.outputs["typed_fp16"]
+    zero_points = {
+        tensor.data_type
+        for tensor in onnx.load(str(typed)).graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT8E4M3FN
+    }
+    assert zero_points, "nothing is fp8"
+    assert bench.run(rtx("sm_89", "fp8"), typed=typed).facts["layers"] > 0
+    inputs = {"source": digits.source, "typed": typed, "evaluation": digits.evaluation}
+    assert bench.run(measured("fp8"), **inputs).facts["accuracy"]["top1_agreement"] > 0.97
+
+
 def test_an_engine_can_have_several_profiles(bench: Bench, digits: Digits) -> None:
     profiles = (batch_profile(1, 1, 1), batch_profile(2, 8, 16))
     facts = bench.run(rtx("sm_89", profiles=profiles), typed=digits.onnx).facts

@@ -52,10 +52,17 @@ def test_two_tags_of_one_target_are_one_engine():
     assert [str(e.choice.target) for e in made.engines] == ["tensorrt-rtx:sm_89"]
 
 
-def test_int8_without_calibration_data_is_refused():
-    with pytest.raises(CalibrationMissing) as caught:
-        planned(calibration=None)
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_what_needs_calibration_data_is_refused_without(precision):
+    with pytest.raises(CalibrationMissing, match=precision) as caught:
+        planned(precisions=[precision], targets=["sm_89"], calibration=None)
     assert "--calibration" in caught.value.hint
+
+
+def test_int8_and_fp8_are_calibrated_each_for_all_gpus_at_once():
+    made = planned(targets=["sm_89", "sm_120"], precisions=["int8", "fp8"])
+    calibrations = [job.title for job in made.jobs.values() if job.kind == "calibrate"]
+    assert calibrations == ["calibrate digits:int8", "calibrate digits:fp8"]
 
 
 def test_a_precision_that_one_target_lacks_is_refused_by_name():

@@ -49,6 +49,9 @@ def test_an_unknown_runtime_names_the_known_ones():
         ("tensorrt-rtx:sm_75", Precision.FP32, "fp16 or int8"),
         ("tensorrt:t4", Precision.BF16, "use fp16"),
         ("onnxruntime:cpu", Precision.BF16, "fp32 or int8"),
+        ("onnxruntime:cpu", Precision.FP8, "int8"),
+        ("tensorrt-rtx:sm_86", Precision.FP8, "comes with sm_89"),
+        ("tensorrt:t4", Precision.FP8, "comes with sm_89"),
     ],
 )
 def test_a_precision_that_the_architecture_lacks_is_refused_before_a_minute_is_spent(

@@ -1,4 +1,4 @@
-"""Calibrate: explicit INT8 Q/DQ from the user's data, by ModelOpt.
+"""Calibrate: explicit INT8 or FP8 Q/DQ from the user's data, by ModelOpt.
 
 One calibration serves every engine: its Q/DQ graph is written with the remainder in fp32, for CPUs,
 and once more with the remainder in fp16, for GPUs.
@@ -16,7 +16,7 @@ from modelopt.onnx.quantization import quantize
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 
 from farm.errors import CalibrationFailed, InvalidData
-from farm.specs import CalibrateParams, Profile, TensorSpec
+from farm.specs import CalibrateParams, Precision, Profile, TensorSpec
 from workers import graphs
 from workers.profiles import batch_range, has_dynamic_batch, resolve_profiles
 from workers.samples import Arrays, batches_of, check_samples, count_samples, read_samples
@@ -35,7 +35,7 @@ def run(stage: Stage) -> StageResult:
     params = stage.params
     assert isinstance(params, CalibrateParams)
     model = graphs.read_model(stage.inputs["onnx"])
-    _refuse_unquantisable(model)
+    _refuse_unquantisable(model, params.precision)
     inputs = graphs.input_specs(model)
     profile = resolve_profiles(inputs, params.profiles)[0]
     samples = check_samples(read_samples(stage.inputs["calibration"]), inputs, profile)
@@ -50,7 +50,7 @@ def run(stage: Stage) -> StageResult:
     _quantize(source, typed, reader, params)
     source.unlink()
     quantized = onnx.load(str(typed))
-    pairs = _checked_pairs(quantized)
+    pairs = _checked_pairs(quantized, params.precision)
     stage.progress("cast the remainder", None)
     typed_fp16 = stage.workdir / "typed_fp16.onnx"
     graphs.save_model(
@@ -60,6 +60,7 @@ def run(stage: Stage) -> StageResult:
         "samples": sum(count_samples(batch) for batch in batches),
         "batch_size": size,
         "batches": len(batches),
+        "precision": str(params.precision),
         "method": params.method,
         "qdq_pairs": pairs,
         "opset": graphs.opset_of(quantized),
@@ -106,7 +107,7 @@ def batch_size(asked: int, inputs: Sequence[TensorSpec], profile: Profile) -> tu
 def _quantize(source: Path, typed: Path, reader: BatchReader, params: CalibrateParams) -> None:
     quantize(
         str(source),
-        quantize_mode="int8",
+        quantize_mode=str(params.precision),
         calibration_method=params.method,
         calibration_data_reader=reader,
         calibration_eps=["cpu"],
@@ -120,18 +121,18 @@ def _quantize(source: Path, typed: Path, reader: BatchReader, params: CalibrateP
         )
 
 
-def _checked_pairs(quantized: onnx.ModelProto) -> int:
+def _checked_pairs(quantized: onnx.ModelProto, precision: Precision) -> int:
     pairs = graphs.qdq_pairs(quantized)
     if pairs == 0:
         raise CalibrationFailed(
-            "the graph has no operator that INT8 can serve: ModelOpt quantises convolutions and "
+            f"the graph has no operator that {precision} can serve: ModelOpt quantises convolutions and "
             "matrix products, but not a product by a vector, as a batch of one is",
             hint="calibrate with a larger batch_size, or choose fp16",
         )
     return pairs
 
 
-def _refuse_unquantisable(model: onnx.ModelProto) -> None:
+def _refuse_unquantisable(model: onnx.ModelProto, precision: Precision) -> None:
     if graphs.is_quantized(model):
         raise CalibrationFailed(
             "the graph holds Q/DQ nodes already, and would be passed on as it is",
@@ -140,7 +141,7 @@ def _refuse_unquantisable(model: onnx.ModelProto) -> None:
     opset = graphs.opset_of(model)
     if opset < graphs.MIN_OPSET:
         raise CalibrationFailed(
-            f"the graph is in opset {opset}, and INT8 needs {graphs.MIN_OPSET}",
+            f"the graph is in opset {opset}, and {precision} needs {graphs.MIN_OPSET}",
             hint=f"export the model with opset {graphs.MIN_OPSET} or later",
         )
 
