@@ -19,8 +19,8 @@ from farm.specs import JobKind, Runtime
 STAGE_VERSIONS: dict[JobKind, int] = {
     JobKind.EXPORT: 1,
     JobKind.CAST: 1,
-    JobKind.CALIBRATE: 1,
-    JobKind.BUILD: 1,
+    JobKind.CALIBRATE: 2,
+    JobKind.BUILD: 2,
     JobKind.MEASURE: 1,
 }
 

@@ -33,17 +33,19 @@ def cpu_threads() -> int:
 
 
 class OrtModel:
-    """An ONNX file in an ONNX Runtime session on the CPU.
+    """An ONNX file, or a model's bytes, in an ONNX Runtime session on the CPU.
 
     Raises:
         InvalidModel: if the runtime can't load the model.
     """
 
-    def __init__(self, path: Path, *, optimisation: Optimisation = "all") -> None:
+    def __init__(self, model: Path | bytes, *, optimisation: Optimisation = "all") -> None:
         options = _options(optimisation)
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                model if isinstance(model, bytes) else str(model),
+                options,
+                providers=["CPUExecutionProvider"],
             )
         except Exception as err:  # pybind classes of ONNX Runtime with no common public base
             raise InvalidModel(

@@ -1,23 +1,27 @@
 """Calibrate: explicit INT8 or FP8 Q/DQ from the user's data, by ModelOpt.
 
-One calibration serves every engine: its Q/DQ graph is written with the remainder in fp32, for CPUs,
-and once more with the remainder in fp16, for GPUs.
+One calibration serves every engine: its Q/DQ graph is written with the remainder in fp16, for GPUs,
+and INT8 once more for CPUs, with the remainder in fp32 and all that integer kernels need.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import onnx
 from modelopt.onnx.autocast.convert import convert_to_f16
 from modelopt.onnx.quantization import quantize
+from onnx import TensorProto, helper
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 
 from farm.errors import CalibrationFailed, InvalidData
 from farm.specs import CalibrateParams, Precision, Profile, TensorSpec
 from workers import graphs
+from workers.backends import ort
+from workers.integer import integer_graph
 from workers.profiles import batch_range, has_dynamic_batch, resolve_profiles
 from workers.samples import Arrays, batches_of, check_samples, count_samples, read_samples
 from workers.stages import Stage, StageResult
@@ -26,7 +30,8 @@ Progress = Callable[[str, float | None], None]
 
 
 def run(stage: Stage) -> StageResult:
-    """Write ``typed`` (fp32 remainder) and ``typed_fp16`` from ``onnx`` and ``calibration``.
+    """Write ``typed_fp16``, and ``typed`` for CPUs where they have the type, from ``onnx`` and
+    ``calibration``.
 
     Raises:
         InvalidData: if the data don't fit the graph's inputs, or are too few.
@@ -50,7 +55,15 @@ def run(stage: Stage) -> StageResult:
     _quantize(source, typed, reader, params)
     source.unlink()
     quantized = onnx.load(str(typed))
+    typed.unlink()
     pairs = _checked_pairs(quantized, params.precision)
+    outputs = {}
+    if params.precision is Precision.INT8:
+        stage.progress("measure ranges", None)
+        outputs["typed"] = typed
+        graphs.save_model(
+            integer_graph(quantized, partial(_largest, model, quantized, batches)), typed
+        )
     stage.progress("cast the remainder", None)
     typed_fp16 = stage.workdir / "typed_fp16.onnx"
     graphs.save_model(
@@ -65,7 +78,33 @@ def run(stage: Stage) -> StageResult:
         "qdq_pairs": pairs,
         "opset": graphs.opset_of(quantized),
     }
-    return StageResult(outputs={"typed": typed, "typed_fp16": typed_fp16}, facts=facts)
+    return StageResult(outputs=outputs | {"typed_fp16": typed_fp16}, facts=facts)
+
+
+def _largest(
+    source: onnx.ModelProto,
+    quantized: onnx.ModelProto,
+    batches: Sequence[Arrays],
+    names: Sequence[str],
+) -> dict[str, float]:
+    """The largest magnitude of each of these tensors over the batches."""
+    # ModelOpt may have renamed some; where it hasn't, the source is several times faster.
+    there = {name for node in source.graph.node for name in node.output}
+    model = onnx.ModelProto()
+    model.CopyFrom(source if there.issuperset(names) else quantized)
+    graph = model.graph
+    del graph.output[:]
+    for index, name in enumerate(names):
+        magnitude, largest = f"magnitude_{index}", f"largest_{index}"
+        graph.node.append(helper.make_node("Abs", [name], [magnitude]))
+        graph.node.append(helper.make_node("ReduceMax", [magnitude], [largest], keepdims=0))
+        graph.output.append(helper.make_tensor_value_info(largest, TensorProto.FLOAT, []))
+    session = ort.OrtModel(model.SerializeToString())
+    results = [session.run(batch) for batch in batches]
+    return {
+        name: max(float(result[f"largest_{index}"]) for result in results)
+        for index, name in enumerate(names)
+    }
 
 
 class BatchReader(CalibrationDataReader):  # type: ignore[misc]

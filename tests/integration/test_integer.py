@@ -1,0 +1,129 @@
+"""INT8 graphs for CPUs: the same values, in the form that ONNX Runtime's integer kernels take."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from workers.backends import ort
+from workers.integer import integer_graph
+
+SCALES = {"x": 0.03, "r": 0.05}
+CHANNELS = 4
+
+
+def residual_block() -> onnx.ModelProto:
+    """Q/DQ as for GPUs: x → conv → + x → Relu → conv, [n,4,6,6], only what enters a conv quantised."""
+    rng = np.random.default_rng(0)
+    tensors = [
+        numpy_helper.from_array(np.float32(scale), f"{name}_scale")
+        for name, scale in SCALES.items()
+    ]
+    tensors.append(numpy_helper.from_array(np.int8(0), "zero"))
+    nodes = []
+    for n in (1, 2):
+        weights = rng.integers(-127, 128, (CHANNELS, CHANNELS, 3, 3)).astype(np.int8)
+        scale = rng.uniform(0.001, 0.004, CHANNELS).astype(np.float32)
+        tensors += [
+            numpy_helper.from_array(weights, f"w{n}"),
+            numpy_helper.from_array(scale, f"w{n}_scale"),
+            numpy_helper.from_array(np.zeros(CHANNELS, np.int8), f"w{n}_zero"),
+            numpy_helper.from_array(rng.standard_normal(CHANNELS).astype(np.float32), f"b{n}"),
+        ]
+        nodes.append(
+            helper.make_node(
+                "DequantizeLinear", [f"w{n}", f"w{n}_scale", f"w{n}_zero"], [f"w{n}_f"], axis=0
+            )
+        )
+
+    def pair(name: str) -> list[onnx.NodeProto]:
+        shared = [f"{name}_scale", "zero"]
+        return [
+            helper.make_node("QuantizeLinear", [name, *shared], [f"{name}_q"]),
+            helper.make_node("DequantizeLinear", [f"{name}_q", *shared], [f"{name}_dq"]),
+        ]
+
+    nodes += [
+        *pair("x"),
+        helper.make_node("Conv", ["x_dq", "w1_f", "b1"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["c", "x_dq"], ["s"]),
+        helper.make_node("Relu", ["s"], ["r"]),
+        *pair("r"),
+        helper.make_node("Conv", ["r_dq", "w2_f", "b2"], ["y"], pads=[1, 1, 1, 1]),
+    ]
+    shape = ["n", CHANNELS, 6, 6]
+    graph = helper.make_graph(
+        nodes,
+        "block",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        tensors,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def run(model: onnx.ModelProto, *outputs: str) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    return session.run(list(outputs) or None, {"x": INPUT})
+
+
+INPUT = np.random.default_rng(1).standard_normal((8, CHANNELS, 6, 6)).astype(np.float32)
+LARGEST = 6.0
+
+
+def rewritten() -> tuple[onnx.ModelProto, list[str]]:
+    asked = []
+
+    def ranges(names):
+        asked.extend(names)
+        return dict.fromkeys(names, LARGEST)
+
+    made = integer_graph(residual_block(), ranges)
+    onnx.checker.check_model(made, full_check=True)
+    return made, asked
+
+
+def test_only_a_convolution_that_feeds_something_in_floats_has_its_range_measured():
+    assert rewritten()[1] == ["c"]
+
+
+def test_the_values_stay_but_for_the_rounding_that_came_with_the_new_pair():
+    [expected], [actual] = run(residual_block()), run(rewritten()[0])
+    assert np.corrcoef(expected.ravel(), actual.ravel())[0, 1] > 0.999
+
+
+def test_a_signed_activation_is_shifted_and_one_after_a_relu_is_not():
+    graph = rewritten()[0].graph
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    zeros, scales = {}, {}
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear":
+            scales[node.input[0]], zeros[node.input[0]] = (tensors[n] for n in node.input[1:])
+    assert {name: int(zero) for name, zero in zeros.items()} == {"x": 128, "c": 128, "r": 0}
+    assert {zero.dtype for zero in zeros.values()} == {np.dtype(np.uint8)}
+    assert scales["x"] == np.float32(SCALES["x"])
+    assert scales["c"] == pytest.approx(LARGEST / 127)
+    assert scales["r"] * 255 == pytest.approx(SCALES["r"] * 127)
+
+
+def test_every_convolution_of_the_engine_computes_in_integers(tmp_path):
+    typed, engine = tmp_path / "typed.onnx", tmp_path / "engine.onnx"
+    onnx.save(rewritten()[0], str(typed))
+    ort.build_engine(typed, engine)
+    kinds = [node.op_type for node in onnx.load(str(engine)).graph.node]
+    # The last gives floats, the model's output, and so stays as it is.
+    assert kinds.count("QLinearConv") == 1
+    assert "QLinearAdd" in kinds
+
+
+def test_what_is_left_as_it_was_is_not_doubled():
+    graph = rewritten()[0].graph
+    names = [tensor.name for tensor in graph.initializer]
+    used = {name for node in graph.node for name in node.input}
+    assert len(names) == len(set(names))
+    assert set(names) <= used

@@ -1,0 +1,189 @@
+"""INT8 graphs for CPUs: what ONNX Runtime needs around an operator to compute it in integers.
+
+ModelOpt places Q/DQ as GPUs want it: before an operator. ONNX Runtime's integer kernels for CPUs give
+integers too, add a bias of integers, and want all activations of one type. So here
+
+- activations become uint8: signed ones shifted by 128, which changes no value, and those after a Relu
+  in 0 to 255 over the same range, which makes the Relu a part of the rounding;
+- an operator whose result wasn't quantised has it quantised, in a range that is measured;
+- biases become int32 of the scale that the sum has.
+
+Source: the QDQ selectors of ONNX Runtime; Jacob et al., Quantization and Training of Neural Networks
+for Efficient Integer-Arithmetic-Only Inference, CVPR 2018.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+Ranges = Callable[[Sequence[str]], Mapping[str, float]]
+"""The largest magnitude of each of these tensors over the calibration data."""
+
+_SIGNED_LEVELS, _UNSIGNED_LEVELS = 127, 255
+_ZERO = {True: np.uint8(128), False: np.uint8(0)}  #: is it signed → its zero
+#: Kernels of other matrix products give floats as well.
+_GIVE_INTEGERS = ("Conv", "Gemm")
+
+
+def integer_graph(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
+    """The same graph with what ONNX Runtime needs to compute it in integers.
+
+    Parameters:
+        model: with int8 Q/DQ, symmetric, and fp32 between them.
+        ranges: called once, with what isn't quantised and should be.
+    """
+    rewriter = _Rewriter(model)
+    rewriter.quantize_results(ranges)
+    rewriter.make_activations_unsigned()
+    rewriter.quantize_biases()
+    return rewriter.result()
+
+
+class _Rewriter:
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._model = onnx.ModelProto()
+        self._model.CopyFrom(model)
+        graph = self._model.graph
+        self._nodes = list(graph.node)
+        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+        self._made: list[onnx.TensorProto] = []
+        self._outputs = {value.name for value in graph.output}
+        self._index()
+
+    def _index(self) -> None:
+        self._makers = {name: node for node in self._nodes for name in node.output}
+        self._consumers: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in self._nodes:
+            for name in node.input:
+                self._consumers[name].append(node)
+
+    def result(self) -> onnx.ModelProto:
+        graph = self._model.graph
+        del graph.node[:]
+        graph.node.extend(self._nodes)
+        graph.initializer.extend(self._made)
+        used = {name for node in self._nodes for name in node.input} | self._outputs
+        kept = [tensor for tensor in graph.initializer if tensor.name in used]
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
+        return self._model
+
+    def quantize_results(self, ranges: Ranges) -> None:
+        """Quantise what quantised operators give and nobody quantises."""
+        ends = [
+            self._end(node) for node in self._nodes if self._is_quantized(node, *_GIVE_INTEGERS)
+        ]
+        missing = [
+            name
+            for name in ends
+            if name not in self._outputs
+            and any(node.op_type != "QuantizeLinear" for node in self._consumers[name])
+        ]
+        largest = ranges(missing) if missing else {}
+        for name in missing:
+            if largest[name] > 0:
+                self._insert_pair(name, np.float32(largest[name] / _SIGNED_LEVELS))
+        self._index()
+
+    def make_activations_unsigned(self) -> None:
+        for node in self._nodes:
+            if node.op_type != "QuantizeLinear" or node.input[0] in self._tensors:
+                continue
+            scale, zero = self._scale(node), self._value(node.input[2])
+            if scale is None or zero is None or zero.dtype != np.int8 or zero.any() or scale.ndim:
+                continue
+            maker = self._makers.get(node.input[0])
+            signed = maker is None or maker.op_type != "Relu"
+            if not signed:
+                scale = scale * np.float32(_SIGNED_LEVELS / _UNSIGNED_LEVELS)
+            names = [
+                self._add(f"{node.output[0]}__scale", scale),
+                self._add(f"{node.output[0]}__zero", np.asarray(_ZERO[signed])),
+            ]
+            for pair in (node, *self._consumers[node.output[0]]):
+                if pair is node or pair.op_type == "DequantizeLinear":
+                    pair.input[1], pair.input[2] = names
+        self._tensors |= {tensor.name: tensor for tensor in self._made}
+
+    def quantize_biases(self) -> None:
+        for node in list(self._nodes):
+            if not self._is_quantized(node, *_GIVE_INTEGERS) or len(node.input) < 3:
+                continue
+            bias = self._value(node.input[2])
+            given, weights = (self._scale(self._makers[name]) for name in node.input[:2])
+            if bias is None or given is None or weights is None or given.ndim:
+                continue
+            scale = np.asarray(given * weights)
+            if scale.ndim and scale.shape != bias.shape:
+                continue
+            limits = np.iinfo(np.int32)
+            whole = np.clip(np.rint(bias / scale.astype(np.float64)), limits.min, limits.max)
+            name = f"{node.input[2]}__of__{node.output[0]}"
+            inputs = [
+                self._add(f"{name}__whole", whole.astype(np.int32)),
+                self._add(f"{name}__scale", scale),
+                self._add(f"{name}__zero", np.zeros(scale.shape, np.int32)),
+            ]
+            axis = {"axis": 0} if scale.ndim else {}
+            made = helper.make_node("DequantizeLinear", inputs, [name], name=name, **axis)
+            self._nodes.insert(self._nodes.index(node), made)
+            node.input[2] = name
+
+    def _is_quantized(self, node: onnx.NodeProto, *kinds: str) -> bool:
+        if node.op_type not in kinds:
+            return False
+        makers = [self._makers.get(name) for name in node.input[:2]]
+        return all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
+
+    def _end(self, node: onnx.NodeProto) -> str:
+        """What an operator gives, after its Relu if that is all that it goes to."""
+        name: str = node.output[0]
+        consumers = self._consumers[name]
+        if len(consumers) == 1 and consumers[0].op_type == "Relu" and name not in self._outputs:
+            return str(consumers[0].output[0])
+        return name
+
+    def _insert_pair(self, name: str, scale: NDArray[np.float32] | np.float32) -> None:
+        shared = [
+            self._add(f"{name}__scale", np.asarray(scale)),
+            self._add(f"{name}__zero", np.asarray(np.int8(0))),
+        ]
+        quantized, dequantized = f"{name}__quantized", f"{name}__dequantized"
+        for consumer in self._consumers[name]:
+            for index, given in enumerate(consumer.input):
+                if given == name:
+                    consumer.input[index] = dequantized
+        pair = [
+            helper.make_node("QuantizeLinear", [name, *shared], [quantized], name=quantized),
+            helper.make_node(
+                "DequantizeLinear", [quantized, *shared], [dequantized], name=dequantized
+            ),
+        ]
+        at = self._nodes.index(self._makers[name]) + 1
+        self._nodes[at:at] = pair
+        self._tensors |= {tensor.name: tensor for tensor in self._made}
+
+    def _scale(self, pair: onnx.NodeProto) -> NDArray[np.float32] | None:
+        """Of a QuantizeLinear or DequantizeLinear."""
+        value = self._value(pair.input[1])
+        return None if value is None else value.astype(np.float32)
+
+    def _value(self, name: str) -> NDArray[np.generic] | None:
+        tensor = self._tensors.get(name)
+        maker = self._makers.get(name)
+        if tensor is None and maker is not None and maker.op_type == "Constant":
+            tensor = maker.attribute[0].t
+        value: NDArray[np.generic] | None = (
+            None if tensor is None else numpy_helper.to_array(tensor)
+        )
+        return value
+
+    def _add(self, name: str, value: NDArray[np.generic] | np.generic) -> str:
+        self._made.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
