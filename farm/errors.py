@@ -161,6 +161,12 @@ class EngineBuildFailed(StageFailed):
     """The runtime couldn't build an engine."""
 
 
+class PrecisionMissed(StageFailed):
+    """Nothing in the engine would compute in the precision that it is called by."""
+
+    default_hint = "look at what the calibration or the cast left out in its log, or choose fp16"
+
+
 class AccuracyDropped(StageFailed):
     """The engine loses more accuracy than the build allows."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Select, and_, bindparam, or_, select
@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session, aliased
 from farm import gpu_tags
 from farm.errors import NotFound
 from farm.models import Artifact, Build, EngineRow, Job, Model, Version, Wanted, new_id
-from farm.schemas import EngineView, Match
+from farm.schemas import Comparison, EngineView, Match
+from farm.specs import CALIBRATED, Precision
 from farm.states import JobState
 
 _BUILT, _MEASURED = aliased(Job), aliased(Job)
@@ -86,7 +87,7 @@ def _engine(session: Session, found: Any) -> str:
         accuracy=report["accuracy"],
         metrics=report["metrics"],
         metrics_reason=report["metrics_reason"],
-        io={name: facts[name] for name in ("inputs", "outputs", "profiles")},
+        io={name: facts.get(name) for name in ("inputs", "outputs", "profiles", "compute")},
         toolchain=found.toolchain,
         build_id=want.build_id,
         build_job_id=want.build_job_id,
@@ -126,6 +127,64 @@ _COLUMNS = (
 ).split()
 
 
+#: What a calibrated engine is compared with, the first that there is.
+_WIDER = (Precision.FP16, Precision.FP32)
+
+
+def compared(session: Session, views: Sequence[EngineView]) -> list[EngineView]:
+    """The same engines; those of calibrated types beside their newest wider twins."""
+    ids = [view.id for view in views if view.precision in CALIBRATED]
+    versions = select(EngineRow.version_id).where(EngineRow.id.in_(ids))
+    wider = _rows().where(
+        EngineRow.version_id.in_(versions), EngineRow.precision.in_([str(p) for p in _WIDER])
+    )
+    twins = {
+        (_twin_key(view), view.precision): view
+        for view in map(_view, session.execute(wider.order_by(EngineRow.id)) if ids else ())
+    }
+    return [
+        view.model_copy(update={"against": _against(view, twins)}) if view.id in ids else view
+        for view in views
+    ]
+
+
+def _twin_key(view: EngineView) -> tuple[Any, ...]:
+    return view.model, view.version, view.runtime, view.gpu, str(view.profiles)
+
+
+def _against(
+    view: EngineView, twins: Mapping[tuple[Any, Precision], EngineView]
+) -> Comparison | None:
+    for precision in _WIDER:
+        twin = twins.get((_twin_key(view), precision))
+        if twin is not None:
+            return Comparison(
+                engine=twin.id,
+                precision=precision,
+                size_ratio=round(view.bytes / twin.bytes, 4),
+                latency_ratio=_latency_ratio(view, twin),
+                task_drop=_drop(view, twin, "task", "engine"),
+                agreement_drop=_drop(view, twin, "top1_agreement"),
+            )
+    return None
+
+
+def _latency_ratio(view: EngineView, twin: EngineView) -> float | None:
+    value, other = (_at(one.metrics, "latency_ms", "p50") for one in (view, twin))
+    return round(value / other, 4) if value and other else None
+
+
+def _drop(view: EngineView, twin: EngineView, *path: str) -> float | None:
+    value, other = _at(view.accuracy, *path), _at(twin.accuracy, *path)
+    return None if value is None or other is None else round(other - value, 4)
+
+
+def _at(document: Any, *path: str) -> Any:
+    for name in path:
+        document = document.get(name) if isinstance(document, Mapping) else None
+    return document
+
+
 def engine(session: Session, engine_id: str) -> EngineView:
     """One row of the registry.
 
@@ -136,6 +195,24 @@ def engine(session: Session, engine_id: str) -> EngineView:
     if row is None:
         raise NotFound(f"there is no engine {engine_id!r}", hint="`farm engines MODEL` lists them")
     return _view(row)
+
+
+def layers(session: Session, engine_id: str) -> str:
+    """The digest of an engine's layer report.
+
+    Raises:
+        NotFound
+    """
+    outputs = session.scalar(
+        select(Job.outputs)
+        .join(EngineRow, EngineRow.build_job_id == Job.id)
+        .where(EngineRow.id == engine_id)
+    )
+    if outputs is None:
+        raise NotFound(f"there is no engine {engine_id!r}", hint="`farm engines MODEL` lists them")
+    if "layers" not in outputs:
+        raise NotFound(f"engine {engine_id!r} was built without a layer report")
+    return outputs["layers"]
 
 
 def provenance(session: Session, engine_id: str) -> dict[str, Any]:

@@ -185,6 +185,67 @@ class JobView(Answer):
     finished_at: datetime | None
 
 
+class TypeShare(Answer):
+    """What an engine computes in one type."""
+
+    layers: int = Field(description="convolutions and matrix products")
+    share: float | None = Field(
+        description="of all multiply-accumulates, 0 to 1; null where a shape isn't known"
+    )
+
+
+class ComputeView(Answer):
+    """In which types an engine multiplies, at the opt shapes of its first profile."""
+
+    macs: int | None = Field(description="multiply-accumulates of one run; null where unknown")
+    types: dict[str, TypeShare] = Field(examples=[{"int8": {"layers": 53, "share": 0.97}}])
+
+
+class LayerTensor(Answer):
+    name: str
+    type: str | None
+    shape: list[int] | None = Field(description="-1 is a dynamic axis")
+
+
+class Layer(Answer):
+    name: str
+    type: str
+    inputs: list[LayerTensor]
+    outputs: list[LayerTensor]
+
+
+class ProductView(Answer):
+    """A convolution or a matrix product."""
+
+    name: str
+    op_type: str
+    type: str = Field(description="in which it computes")
+    macs: int | None
+    not_quantized: list[str] = Field(description="its inputs that aren't dequantised tensors")
+
+
+class LayerReport(Answer):
+    """What is in an engine."""
+
+    source: str = Field(description="where the layers were read from")
+    compute: ComputeView
+    products: list[ProductView]
+    layers: list[Layer]
+
+
+class Comparison(Answer):
+    """An engine beside one of a wider type, of the same version, target and profiles."""
+
+    engine: str
+    precision: Precision
+    size_ratio: float = Field(description="of the bytes; below 1 it is smaller")
+    latency_ratio: float | None = Field(
+        description="of the median latencies; null where they weren't measured"
+    )
+    task_drop: float | None = Field(description="of the task's metric; null without labels")
+    agreement_drop: float | None = Field(description="of the top-1 agreement with the source")
+
+
 class EngineView(Answer):
     """A row of the registry."""
 
@@ -200,6 +261,13 @@ class EngineView(Answer):
     accuracy: dict[str, Any]
     metrics: dict[str, Any] | None
     metrics_reason: str | None = Field(description="why there are no metrics")
+    compute: ComputeView | None = Field(
+        None, description="in which types it multiplies; null where nobody counted"
+    )
+    against: Comparison | None = Field(
+        None,
+        description="in lists, for int8 and fp8: whether it was worth it, over fp16 or else fp32",
+    )
     profiles: list[Profile]
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]

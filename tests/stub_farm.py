@@ -67,6 +67,41 @@ def engine(data: bytes, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
+#: An int8 network with a product that was left out.
+LAYERS: dict[str, Any] = {
+    "source": "the network, before the builder fused its layers",
+    "compute": {
+        "macs": 4_000_000_000,
+        "types": {"int8": {"layers": 1, "share": 0.97}, "fp16": {"layers": 1, "share": 0.03}},
+    },
+    "products": [
+        {
+            "name": "c1",
+            "op_type": "Conv",
+            "type": "int8",
+            "macs": 3_880_000_000,
+            "not_quantized": [],
+        },
+        {
+            "name": "head",
+            "op_type": "Gemm",
+            "type": "fp16",
+            "macs": 120_000_000,
+            "not_quantized": ["pooled"],
+        },
+    ],
+    "layers": [
+        {
+            "name": f"layer {n}",
+            "type": "CONVOLUTION",
+            "inputs": [],
+            "outputs": [{"name": "y", "type": "half", "shape": [-1, 10]}],
+        }
+        for n in range(50)
+    ],
+}
+
+
 def job(number: int, title: str, state: str = "succeeded", **changes: Any) -> dict[str, Any]:
     return {
         "id": number,
@@ -365,6 +400,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(row)
         elif parts[1] == "manifest":
             self._json({"engine": row, "provenance": {"build": {"job": 2}}})
+        elif parts[1] == "layers":
+            self._json(LAYERS)
         else:
             self._content(row, data)
 

@@ -10,7 +10,15 @@ from pydantic import Field
 from farm import registry, views
 from farm.api.files import BlobResponse
 from farm.api.services import Cursor, Farm, Limit, problems
-from farm.schemas import EnginePage, EngineView, Manifest, Match, ModelDetail, ModelPage
+from farm.schemas import (
+    EnginePage,
+    EngineView,
+    LayerReport,
+    Manifest,
+    Match,
+    ModelDetail,
+    ModelPage,
+)
 from farm.specs import Precision, Runtime
 
 router = APIRouter(prefix="/v1", tags=["registry"])
@@ -57,6 +65,7 @@ def list_engines(
             before=cursor,
             limit=limit + 1,
         )
+        items = registry.compared(session, items)
     more = len(items) > limit
     return EnginePage(items=items[:limit], cursor=items[limit - 1].id if more else None)
 
@@ -81,7 +90,8 @@ def match(
 def show_engine(engine_id: str, farm: Farm) -> EngineView:
     """A row of the registry."""
     with farm.db.read() as session:
-        return registry.engine(session, engine_id)
+        [engine] = registry.compared(session, [registry.engine(session, engine_id)])
+        return engine
 
 
 @router.get(
@@ -92,6 +102,14 @@ def manifest(engine_id: str, farm: Farm) -> Manifest:
     with farm.db.read() as session:
         engine = registry.engine(session, engine_id)
         return Manifest(engine=engine, provenance=registry.provenance(session, engine_id))
+
+
+@router.get("/engines/{engine_id}/layers", summary="What is in an engine", responses=problems(404))
+def layers(engine_id: str, farm: Farm) -> LayerReport:
+    """Its layers, and in which types it computes."""
+    with farm.db.read() as session:
+        digest = registry.layers(session, engine_id)
+    return LayerReport.model_validate_json(farm.store.path(digest).read_bytes())
 
 
 @router.head("/engines/{engine_id}/content", include_in_schema=False)

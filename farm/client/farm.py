@@ -29,6 +29,7 @@ from farm.schemas import (
     EnginePage,
     EngineView,
     GcReport,
+    LayerReport,
     Match,
     ModelDetail,
     ModelPage,
@@ -231,6 +232,14 @@ class Farm:
             NotFound
         """
         return self.http.read(EngineView, "GET", f"/v1/engines/{_part(engine_id)}")
+
+    def layers(self, engine_id: str) -> LayerReport:
+        """What is in an engine: its layers, and in which types it computes.
+
+        Raises:
+            NotFound
+        """
+        return self.http.read(LayerReport, "GET", f"/v1/engines/{_part(engine_id)}/layers")
 
     def match(
         self,

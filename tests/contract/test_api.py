@@ -96,7 +96,7 @@ def test_a_submission_answers_with_the_build_and_where_it_is(api, digest):
         ({"targets": ["t5"]}, 422, "t4"),
         ({"targets": ["tensorrt-rtx:h200"]}, 422, "use tensorrt:h200"),
         ({"targets": []}, 422, "targets"),
-        ({"precisions": ["int8"]}, 422, "INT8 needs calibration data"),
+        ({"precisions": ["int8"]}, 422, "int8 needs calibration data"),
         ({"precisions": ["int4"]}, 422, "precisions"),
         ({"targets": ["t4"], "precisions": ["bf16"]}, 422, "use fp16"),
         ({"model": "../etc"}, 422, "model"),
@@ -252,6 +252,37 @@ def test_an_engine_is_pulled_by_model_and_gpu_tag(api, engine):
     assert "fp16@sm_89" in found["detail"]
     problem(api.get("/v1/models/digits/engines/t5"), 422)
     assert "digits" in problem(api.get("/v1/models/other/engines/t4"), 404)["hint"]
+
+
+def test_what_is_in_an_engine_is_told(api, ledger, engine):
+    path = f"/v1/engines/{engine['id']}/layers"
+    assert "without a layer report" in problem(api.get(path), 404)["detail"]
+    from sqlalchemy import update
+
+    from farm.models import EngineRow, Job
+    from tests.stub_farm import LAYERS
+
+    digest = api.upload(json.dumps(LAYERS).encode())
+    with ledger.db.write() as session:
+        row = session.get_one(EngineRow, engine["id"])
+        outputs = {"engine": row.digest, "layers": digest}
+        session.execute(update(Job).where(Job.id == row.build_job_id).values(outputs=outputs))
+    assert api.get(path).json() == LAYERS
+    problem(api.get("/v1/engines/none/layers"), 404)
+
+
+def test_an_int8_engine_is_listed_beside_its_fp16_twin(api, ledger, digest):
+    calibration = {"digest": api.upload(b"samples")}
+    submit(api, digest, precisions=["fp16", "int8"], calibration=calibration)
+    ledger.run_all()
+    listed = api.get("/v1/models/digits/engines").json()["items"]
+    rows = {row["precision"]: row for row in listed}
+    against = rows["int8"]["against"]
+    assert (against["engine"], against["precision"]) == (rows["fp16"]["id"], "fp16")
+    assert against["size_ratio"] == rows["int8"]["bytes"] / rows["fp16"]["bytes"]
+    assert against["latency_ratio"] is None
+    assert rows["fp16"]["against"] is None
+    assert api.get(f"/v1/engines/{rows['int8']['id']}").json()["against"] == against
 
 
 def test_an_engines_bytes_come_with_its_digest_as_etag(api, engine):

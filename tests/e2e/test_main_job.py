@@ -124,6 +124,26 @@ def test_an_engine_that_runs_on_no_gpu_here_says_so_instead_of_inventing_figures
         assert engine["metrics_reason"]
 
 
+def test_every_engine_computes_in_the_type_that_it_is_called_by(
+    built: Built, farm: LiveFarm
+) -> None:
+    for (gpu, precision), engine in built.engines.items():
+        types = engine["compute"]["types"]
+        assert types[precision]["share"] > 0.98, (gpu, precision, types)
+        report = farm.cli("inspect", engine["id"], "--json").json()
+        assert report["compute"] == engine["compute"]
+        assert len(report["layers"]) > len(report["products"]) == 5
+
+
+def test_int8_is_shown_beside_its_twin(built: Built, farm: LiveFarm) -> None:
+    listed = {(e["gpu"], e["precision"]): e for e in farm.cli("engines", "digits", "--json").json()}
+    for gpu, wider in [*((gpu, "fp16") for gpu in GPUS), ("cpu", "fp32")]:
+        against = listed[gpu, "int8"]["against"]
+        assert against["engine"] == built.engines[gpu, wider]["id"]
+        assert (against["latency_ratio"] is None) == (gpu != "cpu")
+        assert abs(against["task_drop"]) < 0.02
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_cpu_engine_gives_the_recorded_accuracy(
     precision: str, built: Built, files: Path

@@ -48,6 +48,35 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
+def test_inspect_shows_the_types_and_the_layers_of_an_engine(run: Run, stub: StubFarm) -> None:
+    image = {"min": [1, 1, 8, 8], "opt": [8, 1, 8, 8], "max": [64, 1, 8, 8]}
+    spec = {"name": "image", "dtype": "float32", "shape": ["batch", 1, 8, 8]}
+    row = stub.add(rtx_plan(), inputs=[spec], profiles=[{"image": image}])
+    result = run("inspect", row["id"])
+    assert result.exit_code == exits.OK, result.output
+    assert re.search(r"input +image +float32 +batch×1×8×8 +1x1x8x8:8x1x8x8:64x1x8x8", result.stdout)
+    assert "2 convolutions and matrix products, 4 billion" in result.stdout
+    assert re.search(r"int8 +1 +97\.0 %", result.stdout)
+    assert "not in int8: Gemm head (pooled isn't)" in result.stdout
+    assert re.search(r"40 +CONVOLUTION +half \?×10 +layer 39", result.stdout)
+    assert f"… 10 more: farm inspect {row['id']} --all" in result.stdout
+    everything = run("inspect", row["id"], "--all").stdout
+    assert "layer 49" in everything
+    assert "more:" not in everything
+    assert json.loads(run("inspect", row["id"], "--json").stdout) == stub_farm.LAYERS
+
+
+def test_engines_say_what_they_compute_in_and_whether_it_was_worth_it(
+    run: Run, stub: StubFarm
+) -> None:
+    against = {"engine": "x", "precision": "fp16", "size_ratio": 0.52, "latency_ratio": 0.61}
+    drops = {"task_drop": 0.002, "agreement_drop": 0.001}
+    stub.add(rtx_plan(), compute=stub_farm.LAYERS["compute"], against=against | drops)
+    shown = run("engines", "digits").stdout
+    assert "int8 97 %, fp16 3 %" in shown
+    assert "fp16: 0.52× size, 0.61× p50, task -0.2 %" in shown
+
+
 def test_submit_says_what_was_chosen_and_what_comes_next(run: Run, model: Path) -> None:
     result = run("submit", model, "--gpu", "rtx-4090", "--precision", "int8")
     assert result.exit_code == exits.OK, result.output
@@ -302,10 +331,9 @@ def test_engines_show_accuracy_and_say_where_nothing_was_measured(run: Run, stub
         "0.9993",
         "98.2 % (source 98.4 %)",
         "typed ONNX",
-        "–",
-        "–",
+        *"––––",
     ]
-    assert rows[2].rstrip().endswith("0.123 ms  3.46×")
+    assert re.search(r"0\.123 ms +3\.46× +– +–$", rows[2].rstrip())
 
 
 def test_an_engine_without_figures_is_shown_with_dashes(run: Run, stub: StubFarm) -> None:

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from farm.errors import EngineBuildFailed
+from farm.schemas import Layer, LayerTensor
 from farm.specs import Profile, Runtime
 
 Report = Callable[[str, float | None], None]
@@ -44,7 +45,7 @@ class Plan:
 
     data: bytes
     runtime_version: str
-    layers: int
+    layers: tuple[Layer, ...]  #: of the network, before the builder fuses them
     build_s: float
 
 
@@ -109,9 +110,28 @@ def build_plan(
     return Plan(
         data=bytes(plan),
         runtime_version=str(trt.__version__),
-        layers=int(network.num_layers),
+        layers=tuple(_layer(network.get_layer(index)) for index in range(network.num_layers)),
         build_s=time.monotonic() - start,
     )
+
+
+def _layer(layer: Any) -> Layer:
+    inputs = (layer.get_input(index) for index in range(layer.num_inputs))
+    outputs = (layer.get_output(index) for index in range(layer.num_outputs))
+    return Layer(
+        name=layer.name,
+        type=str(layer.type).rpartition(".")[2],
+        inputs=[_tensor(tensor) for tensor in inputs if tensor is not None],
+        outputs=[_tensor(tensor) for tensor in outputs if tensor is not None],
+    )
+
+
+def _tensor(tensor: Any) -> LayerTensor:
+    try:
+        shape = [int(size) for size in tensor.shape]
+    except ValueError:  # of a rank that isn't known
+        shape = None
+    return LayerTensor(name=tensor.name, type=tensor.dtype.name.lower(), shape=shape)
 
 
 def _network_flags(trt: Any) -> int:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 import onnx
 
 from farm.engine_header import MalformedHeader, parse_header
 from farm.errors import EngineBuildFailed
+from farm.schemas import Layer
 from farm.specs import BuildParams, Profile, Runtime
-from workers import graphs
+from workers import graphs, layers
 from workers.backends import ort, trt
-from workers.profiles import profiles_as_json, resolve_profiles
+from workers.compute import compute_of
+from workers.profiles import profiles_as_json, resolve_profiles, shapes_at
 from workers.stages import Stage, StageResult
 
 _MATRIX_PRODUCTS = ("MatMul", "Gemm")
 
 
 def run(stage: Stage) -> StageResult:
-    """Write ``engine`` from ``typed``.
+    """Write ``engine`` and its layer report ``layers`` from ``typed``.
 
     Raises:
+        PrecisionMissed: if nothing in the graph computes in the engine's precision.
         EngineBuildFailed: with the runtime's reason.
         ProfileMismatch: if the profiles don't fit the graph's inputs.
     """
@@ -29,31 +33,58 @@ def run(stage: Stage) -> StageResult:
     assert isinstance(params, BuildParams)
     model = graphs.read_model(stage.inputs["typed"])
     profiles = resolve_profiles(graphs.input_specs(model), params.profiles)
+    compute = compute_of(model, shapes_at(profiles[0], "opt"))
+    layers.check_precision(params.precision, compute)
     if params.target.runtime is Runtime.ONNXRUNTIME:
-        return _build_for_cpu(stage, model, profiles)
-    return _build_plan(stage, params, model, profiles)
+        made = _build_for_cpu(stage, params)
+    else:
+        made = _build_plan(stage, params, model, profiles)
+    report = layers.report(made.layers, compute, source=made.layers_source)
+    facts = {
+        "runtime": str(params.target.runtime),
+        "runtime_version": made.runtime_version,
+        "compute_capabilities": list(made.compute_capabilities),
+        "layers": len(made.layers),
+        "compute": compute.as_facts(),
+        "build_s": round(made.build_s, 3),
+        "engine_bytes": made.engine.stat().st_size,
+        "inputs": graphs.specs_as_json(graphs.input_specs(model)),
+        "outputs": graphs.specs_as_json(graphs.output_specs(model)),
+        "profiles": profiles_as_json(profiles),
+    }
+    written = layers.write(report, stage.workdir / "layers.json")
+    return StageResult(outputs={"engine": made.engine, "layers": written}, facts=facts)
 
 
-def _build_for_cpu(
-    stage: Stage, model: onnx.ModelProto, profiles: Sequence[Profile]
-) -> StageResult:
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    engine: Path
+    runtime_version: str
+    compute_capabilities: tuple[str, ...]
+    build_s: float
+    layers: Sequence[Layer]
+    layers_source: str
+
+
+def _build_for_cpu(stage: Stage, params: BuildParams) -> _Made:
     stage.progress("build", None)
     engine = stage.workdir / "engine.onnx"
     built = ort.build_engine(stage.inputs["typed"], engine)
-    facts = {
-        "runtime": str(Runtime.ONNXRUNTIME),
-        "runtime_version": built.runtime_version,
-        "compute_capabilities": [],
-        "layers": len(onnx.load(str(engine), load_external_data=False).graph.node),
-        "build_s": round(built.build_s, 3),
-        "engine_bytes": engine.stat().st_size,
-    }
-    return StageResult(outputs={"engine": engine}, facts=facts | _interface(model, profiles))
+    optimised = onnx.load(str(engine), load_external_data=False)
+    layers.check_integer_kernels(optimised, params.precision)
+    return _Made(
+        engine=engine,
+        runtime_version=built.runtime_version,
+        compute_capabilities=(),
+        build_s=built.build_s,
+        layers=layers.of_onnx(optimised),
+        layers_source="the engine: a graph that ONNX Runtime has optimised",
+    )
 
 
 def _build_plan(
     stage: Stage, params: BuildParams, model: onnx.ModelProto, profiles: Sequence[Profile]
-) -> StageResult:
+) -> _Made:
     if params.compute_capability == "sm_75":
         refuse_on_turing(model)
     plan = trt.build_plan(
@@ -63,28 +94,18 @@ def _build_plan(
         params.compute_capability,
         stage.progress,
     )
-    capabilities = [params.compute_capability]
     if params.target.runtime is Runtime.TENSORRT_RTX:
         check_header(plan.data, plan.runtime_version, params.compute_capability)
     engine = stage.workdir / "engine.plan"
     engine.write_bytes(plan.data)
-    facts = {
-        "runtime": str(params.target.runtime),
-        "runtime_version": plan.runtime_version,
-        "compute_capabilities": capabilities,
-        "layers": plan.layers,
-        "build_s": round(plan.build_s, 3),
-        "engine_bytes": len(plan.data),
-    }
-    return StageResult(outputs={"engine": engine}, facts=facts | _interface(model, profiles))
-
-
-def _interface(model: onnx.ModelProto, profiles: Sequence[Profile]) -> dict[str, Any]:
-    return {
-        "inputs": graphs.specs_as_json(graphs.input_specs(model)),
-        "outputs": graphs.specs_as_json(graphs.output_specs(model)),
-        "profiles": profiles_as_json(profiles),
-    }
+    return _Made(
+        engine=engine,
+        runtime_version=plan.runtime_version,
+        compute_capabilities=(params.compute_capability,),
+        build_s=plan.build_s,
+        layers=plan.layers,
+        layers_source="the network, before the builder fused its layers",
+    )
 
 
 def check_header(data: bytes, version: str, compute_capability: str) -> None:

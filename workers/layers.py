@@ -1,0 +1,129 @@
+"""The layer report of an engine: what is in it, and in which types it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import TensorProto, helper
+
+from farm.errors import PrecisionMissed
+from farm.schemas import Layer, LayerReport, LayerTensor, ProductView
+from farm.specs import Precision
+from workers.compute import Compute
+from workers.graphs import all_nodes
+
+#: ONNX Runtime's operators that multiply integers.
+INTEGER_KERNELS = (
+    "ConvInteger",
+    "DynamicQuantizeMatMul",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "QGemm",
+    "QLinearConv",
+    "QLinearMatMul",
+)
+_NAMED = 3
+
+
+def check_precision(precision: Precision, compute: Compute) -> None:
+    """Refuse a graph that multiplies nothing in the type which its engine would be called by.
+
+    A graph without products is right in any type; fp32 is what a graph's author made of it.
+
+    Raises:
+        PrecisionMissed: saying of the first products why not.
+    """
+    if precision is Precision.FP32 or not compute.products or compute.layers(str(precision)):
+        return
+    why = "; ".join(
+        f"{product.op_type} {product.name!r} computes in {product.type}"
+        + (f", since {', '.join(product.not_quantized)} isn't quantised" * bool(q))
+        for product in compute.products[:_NAMED]
+        for q in [product.not_quantized and precision in (Precision.INT8, Precision.FP8)]
+    )
+    raise PrecisionMissed(
+        f"none of the graph's {len(compute.products)} convolutions and matrix products would "
+        f"compute in {precision}: {why}"
+    )
+
+
+def check_integer_kernels(engine: onnx.ModelProto, precision: Precision) -> None:
+    """Refuse an int8 engine in which ONNX Runtime found no operator for its integer kernels.
+
+    Raises:
+        PrecisionMissed
+    """
+    kinds = {node.op_type for node in all_nodes(engine.graph)}
+    if precision is Precision.INT8 and kinds.isdisjoint(INTEGER_KERNELS):
+        raise PrecisionMissed(
+            "ONNX Runtime fused no Q/DQ pair into an integer kernel, so nothing would compute in int8"
+        )
+
+
+def report(layers: Sequence[Layer], compute: Compute, *, source: str) -> LayerReport:
+    """The report.
+
+    Parameters:
+        source: where the layers were read from.
+    """
+    return LayerReport.model_validate(
+        {
+            "source": source,
+            "compute": compute.as_facts(),
+            "products": [
+                ProductView(
+                    name=product.name,
+                    op_type=product.op_type,
+                    type=product.type,
+                    macs=product.macs,
+                    not_quantized=list(product.not_quantized),
+                )
+                for product in compute.products
+            ],
+            "layers": layers,
+        }
+    )
+
+
+def write(made: LayerReport, path: Path) -> Path:
+    path.write_text(made.model_dump_json() + "\n")
+    return path
+
+
+def of_onnx(model: onnx.ModelProto) -> list[Layer]:
+    """The nodes of a graph as layers."""
+    graph = model.graph
+    values = {value.name: value for value in [*graph.value_info, *graph.input, *graph.output]}
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+
+    def tensor(name: str) -> LayerTensor:
+        if name in tensors:
+            return LayerTensor(
+                name=name, type=_type(tensors[name].data_type), shape=list(tensors[name].dims)
+            )
+        if name in values:
+            kind = values[name].type.tensor_type
+            shape: list[Any] = [
+                dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim
+            ]
+            return LayerTensor(name=name, type=_type(kind.elem_type), shape=shape)
+        return LayerTensor(name=name, type=None, shape=None)
+
+    return [
+        Layer(
+            name=node.name or node.output[0],
+            type=node.op_type,
+            inputs=[tensor(name) for name in node.input if name],
+            outputs=[tensor(name) for name in node.output if name],
+        )
+        for node in graph.node
+    ]
+
+
+def _type(data_type: int) -> str:
+    if data_type in (TensorProto.BFLOAT16, TensorProto.FLOAT8E4M3FN):
+        return str(TensorProto.DataType.Name(data_type)).lower()
+    return str(helper.tensor_dtype_to_np_dtype(data_type).name)
