@@ -85,6 +85,12 @@ def plan(request: BuildRequest, choices: Sequence[Choice], toolchains: Toolchain
 
 
 def _check(request: BuildRequest, choices: Sequence[Choice]) -> None:
+    for choice in choices:
+        reason = targets.option_refusal(choice.target, request.options)
+        if reason:
+            raise TargetUnsupported(
+                f"{choice.asked}: {reason}", hint="submit that target in a build of its own"
+            )
     for precision in request.precisions:
         if precision in CALIBRATED and request.calibration is None:
             raise CalibrationMissing(f"{precision} needs calibration data")
@@ -159,6 +165,7 @@ class _Planner:
             compute_capability=choice.compute_capability,
             precision=precision,
             profiles=self._profiles,
+            options=self._request.options,
         )
         return self._add(
             JobKind.BUILD,

@@ -15,6 +15,8 @@ from farm.schemas import Comparison, EngineView, Match
 from farm.specs import CALIBRATED, Precision
 from farm.states import JobState
 
+#: Of what a build says of its engine, what is kept in the row.
+_IO = ("inputs", "outputs", "profiles", "compute", "options")
 _BUILT, _MEASURED = aliased(Job), aliased(Job)
 # Made once: every build and measure job that succeeds asks.
 _COMPLETE = (
@@ -87,7 +89,7 @@ def _engine(session: Session, found: Any) -> str:
         accuracy=report["accuracy"],
         metrics=report["metrics"],
         metrics_reason=report["metrics_reason"],
-        io={name: facts.get(name) for name in ("inputs", "outputs", "profiles", "compute")},
+        io={name: facts.get(name) for name in _IO},
         toolchain=found.toolchain,
         build_id=want.build_id,
         build_job_id=want.build_job_id,
@@ -149,7 +151,7 @@ def compared(session: Session, views: Sequence[EngineView]) -> list[EngineView]:
 
 
 def _twin_key(view: EngineView) -> tuple[Any, ...]:
-    return view.model, view.version, view.runtime, view.gpu, str(view.profiles)
+    return view.model, view.version, view.runtime, view.gpu, str((view.profiles, view.options))
 
 
 def _against(

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from farm.specs import (
+    BuilderOptions,
     CalibrationMethod,
     JobKind,
     Precision,
@@ -67,6 +68,7 @@ BUILD_EXAMPLE: dict[str, Any] = {
     "profiles": [{"image": {"min": [1, 1, 8, 8], "opt": [8, 1, 8, 8], "max": [64, 1, 8, 8]}}],
     "calibration": {"digest": "sha256:" + "b" * 64, "method": "entropy", "batch_size": 8},
     "evaluation": {"digest": "sha256:" + "c" * 64, "metric": "top1", "max_drop": 0.01},
+    "options": {"tf32": True},
     "priority": 5,
     "labels": {"team": "vision"},
 }
@@ -87,6 +89,7 @@ class BuildRequest(Request):
     profiles: Annotated[list[Profile], Field(max_length=8)] = []
     calibration: Calibration | None = None
     evaluation: Evaluation | None = None
+    options: BuilderOptions = BuilderOptions()
     priority: Annotated[int, Field(ge=0, le=9, description="9 is the most urgent")] = 5
     labels: dict[
         Annotated[str, StringConstraints(min_length=1, max_length=100)],
@@ -268,6 +271,7 @@ class EngineView(Answer):
         None,
         description="in lists, for int8 and fp8: whether it was worth it, over fp16 or else fp32",
     )
+    options: BuilderOptions | None = Field(None, description="that it was built with")
     profiles: list[Profile]
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]

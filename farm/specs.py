@@ -101,6 +101,31 @@ class Target(Value):
         return f"{self.runtime}.{self.gpu}"
 
 
+class BuilderOptions(Value):
+    """Of TensorRT's builder, by its names. The defaults are the builder's own."""
+
+    tf32: bool = Field(True, description="fp32 products may be computed in TF32, where there is it")
+    sparse_weights: bool = Field(
+        False, description="use 2:4 sparse kernels for weights that are pruned so"
+    )
+    builder_optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
+    max_aux_streams: Annotated[int, Field(ge=0, le=64)] | None = None
+    workspace_mib: Annotated[int, Field(ge=1, le=2**24)] | None = Field(
+        None, description="most memory that a layer may use, in MiB; by default all"
+    )
+    hardware_compatibility_level: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
+    version_compatible: bool = Field(
+        False, description="run with later versions of TensorRT of the same major too"
+    )
+    weight_streaming: bool = Field(
+        False, description="the weights may stay in the host's memory at run time"
+    )
+
+    def changed(self) -> dict[str, object]:
+        """Those that aren't the builder's own, by name."""
+        return self.model_dump(exclude_defaults=True)
+
+
 CalibrationMethod = Literal["entropy", "max"]
 
 
@@ -126,6 +151,7 @@ class BuildParams(Value):
     compute_capability: str  #: ``sm_89``, or ``cpu``
     precision: Precision
     profiles: tuple[Profile, ...] = ()
+    options: BuilderOptions = BuilderOptions()
 
 
 class MeasureParams(Value):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from farm import gpu_tags
 from farm.errors import InvalidRequest, TargetUnsupported
-from farm.specs import Precision, Runtime, Target
+from farm.specs import BuilderOptions, Precision, Runtime, Target
 
 CPU_QUEUE = "cpu"  #: of the jobs that any CPU worker can run
 
@@ -54,6 +54,24 @@ def refusal(target: Target, precision: Precision | None = None) -> str | None:
             return "sm_75 has no bf16; use fp16"
         if precision is Precision.FP32 and target.runtime is Runtime.TENSORRT_RTX:
             return "TensorRT-RTX has no fp32 matrix products on sm_75; use fp16 or int8"
+    return None
+
+
+def option_refusal(target: Target, options: BuilderOptions) -> str | None:
+    """Why no worker could ever build this target with these options, or None when one could."""
+    changed = options.changed()
+    if target.runtime is Runtime.ONNXRUNTIME and changed:
+        return f"{', '.join(changed)}: an option of TensorRT's builder, and ONNX Runtime has none"
+    if target.runtime is Runtime.TENSORRT_RTX:
+        if options.version_compatible:
+            return (
+                "TensorRT-RTX runs an engine with the version that built it: it has no lean runtime"
+            )
+        if options.hardware_compatibility_level != "none":
+            return (
+                "TensorRT-RTX builds for named compute capabilities: name each GPU as a target "
+                "instead of a hardware_compatibility_level"
+            )
     return None
 
 

@@ -46,6 +46,12 @@ def precisions(incomplete: str) -> list[tuple[str, str]]:
     return list(_last_part(incomplete, dict.fromkeys(PRECISIONS, "")))
 
 
+def builder_options(incomplete: str) -> list[str]:
+    from farm.specs import BuilderOptions
+
+    return [f"{n}=" for n in BuilderOptions.model_fields if n.startswith(incomplete)]
+
+
 def build_states(incomplete: str) -> list[str]:
     from farm.states import BuildState
 

@@ -103,6 +103,24 @@ def labels(pairs: Iterable[str] | None) -> dict[str, str]:
     return found
 
 
+def builder_options(pairs: Iterable[str] | None) -> dict[str, str]:
+    """``["tf32=false"]`` → ``{"tf32": "false"}``; the request checks the values.
+
+    Raises:
+        InvalidRequest: naming the options that exist.
+    """
+    from farm.specs import BuilderOptions
+
+    found = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals or name not in BuilderOptions.model_fields:
+            known = ", ".join(BuilderOptions.model_fields)
+            raise InvalidRequest(f"{pair!r} is no option", hint=f"write NAME=VALUE: {known}")
+        found[name] = value
+    return found
+
+
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 

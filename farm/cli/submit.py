@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from farm.cli import complete, show, transfer
-from farm.cli.options import Json, Url, again, connect, example, labels, profiles, split
+from farm.cli.options import (
+    Json,
+    Url,
+    again,
+    builder_options,
+    connect,
+    example,
+    labels,
+    profiles,
+    split,
+)
 from farm.cli.watch import watch_build
 from farm.errors import InvalidRequest
 
@@ -22,6 +32,10 @@ _EXAMPLE = (
 
 def register(app: typer.Typer) -> None:
     app.command("submit", rich_help_panel="Builds", epilog=example(_EXAMPLE))(submit)
+    trtexec = (
+        "farm import-trtexec 'trtexec --onnx=resnet50.onnx --fp16 --saveEngine=resnet50.engine'"
+    )
+    app.command("import-trtexec", rich_help_panel="Builds", epilog=example(trtexec))(import_trtexec)
 
 
 def submit(
@@ -96,6 +110,15 @@ def submit(
             help="An input's shapes: image=1x1x8x8:8x1x8x8:64x1x8x8. Repeat it for other inputs.",
         ),
     ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            metavar="NAME=VALUE",
+            help="Of TensorRT's builder: tf32=false, builder_optimization_level=5, … Repeat for more.",
+            autocompletion=complete.builder_options,
+        ),
+    ] = None,
     priority: Annotated[
         int, typer.Option("--priority", min=0, max=9, help="9 is the most urgent.")
     ] = 5,
@@ -135,6 +158,7 @@ def submit(
             metric=metric,
             max_drop=max_drop,
             profiles=profiles(profile),
+            options=builder_options(option),
             priority=priority,
             labels=labels(label),
             idempotency_key=idempotency_key,
@@ -146,6 +170,29 @@ def submit(
         raise typer.Exit(watch_build(build, url, as_json=as_json, only_end=as_json))
     if as_json:
         show.document(build.view)
+
+
+def import_trtexec(
+    command: Annotated[
+        str, typer.Argument(metavar="COMMAND", help="A whole command line of trtexec, quoted.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Turn a command line of trtexec into the farm's, and say what the farm does otherwise.
+
+    Nothing is submitted: add the GPUs to what it prints.
+    """
+    from dataclasses import asdict
+
+    from farm import trtexec
+
+    found = trtexec.parse(command)
+    if as_json:
+        show.document(asdict(found) | {"command": found.command()})
+        return
+    show.line(f"{found.command()} --gpu …")
+    for note in found.notes:
+        show.line(f"  {note}")
 
 
 def _say(view: BuildView, url: str | None, *, waiting: bool) -> None:

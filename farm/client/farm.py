@@ -100,6 +100,7 @@ class Farm:
         metric: str | None = None,
         max_drop: float | None = None,
         profiles: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
         priority: int = 5,
         labels: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
@@ -114,6 +115,7 @@ class Farm:
                 it was first submitted with.
             calibration, evaluation: ``.npz`` or ``.safetensors`` files, or digests.
             profiles: input name → ``{"min": shape, "opt": shape, "max": shape}``.
+            options: of TensorRT's builder: ``farm.specs.BuilderOptions``.
             idempotency_key: a repeat with the same key returns the first build.
 
         Raises:
@@ -138,6 +140,7 @@ class Farm:
                 calibrated, method=calibration_method, batch_size=calibration_batch_size
             ),
             evaluation=data(evaluated, metric=metric, max_drop=max_drop),
+            options=dict(options or {}),
             priority=priority,
             labels=dict(labels or {}),
         )

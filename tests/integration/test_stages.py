@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from farm.errors import (
     StageFailed,
 )
 from farm.specs import (
+    BuilderOptions,
     BuildParams,
     CalibrateParams,
     CastParams,
@@ -39,6 +41,7 @@ from farm.specs import (
     Target,
 )
 from workers import demo, graphs
+from workers.backends import trt
 from workers.stages import Stage, StageResult, export, measure, run
 from workers.timing import Pace, Timings, percentile
 
@@ -542,6 +545,65 @@ def test_fp8_is_calibrated_built_and_as_accurate_as_the_source(
     assert bench.run(rtx("sm_89", "fp8"), typed=typed).facts["layers"] > 0
     inputs = {"source": digits.source, "typed": typed, "evaluation": digits.evaluation}
     assert bench.run(measured("fp8"), **inputs).facts["accuracy"]["top1_agreement"] > 0.97
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tf32": False},
+        {"sparse_weights": True, "weight_streaming": True},
+        {"builder_optimization_level": 0, "max_aux_streams": 0, "workspace_mib": 64},
+    ],
+)
+def test_rtx_takes_the_builders_options(
+    options: dict[str, Any], bench: Bench, digits: Digits
+) -> None:
+    facts = bench.run(rtx("sm_89", options=options), typed=digits.onnx).facts
+    assert facts["options"].items() >= options.items()
+
+
+class Config:
+    """A builder's configuration that remembers what is set."""
+
+    def __init__(self) -> None:
+        self.flags: set[str] = {"TF32"}
+        self.builder_optimization_level = 3
+        self.max_aux_streams = -1
+        self.hardware_compatibility_level = "NONE"
+        self.set_flag, self.clear_flag = self.flags.add, self.flags.discard
+
+    def set_memory_pool_limit(self, pool: str, limit: int) -> None:
+        self.pool = (pool, limit)
+
+
+def test_every_option_reaches_classic_tensorrts_configuration() -> None:
+    flags = "TF32 SPARSE_WEIGHTS VERSION_COMPATIBLE WEIGHT_STREAMING".split()
+    module = SimpleNamespace(
+        __name__="tensorrt",
+        __version__="10.13",
+        BuilderFlag=SimpleNamespace(**{flag: flag for flag in flags}),
+        MemoryPoolType=SimpleNamespace(WORKSPACE="WORKSPACE"),
+        HardwareCompatibilityLevel=SimpleNamespace(AMPERE_PLUS="AMPERE_PLUS"),
+    )
+    everything = BuilderOptions(
+        tf32=False,
+        sparse_weights=True,
+        builder_optimization_level=5,
+        max_aux_streams=2,
+        workspace_mib=3,
+        hardware_compatibility_level="ampere_plus",
+        version_compatible=True,
+        weight_streaming=True,
+    )
+    config = Config()
+    trt._set_options(module, config, everything)
+    assert config.flags == {"SPARSE_WEIGHTS", "VERSION_COMPATIBLE", "WEIGHT_STREAMING"}
+    assert (config.builder_optimization_level, config.max_aux_streams) == (5, 2)
+    assert config.pool == ("WORKSPACE", 3 << 20)
+    assert config.hardware_compatibility_level == "AMPERE_PLUS"
+    del module.BuilderFlag.WEIGHT_STREAMING
+    with pytest.raises(EngineBuildFailed, match="has no weight_streaming"):
+        trt._set_options(module, config, everything)
 
 
 def test_an_engine_can_have_several_profiles(bench: Bench, digits: Digits) -> None:

@@ -48,6 +48,37 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
+def test_options_of_the_builder_are_submitted_and_unknown_ones_are_told(
+    run: Run, stub: StubFarm, model: Path
+) -> None:
+    given = ("--option", "tf32=false", "--option", "builder_optimization_level=5")
+    result = run("submit", model, "--gpu", "sm_89", *given)
+    assert result.exit_code == exits.OK, result.output
+    sent = stub.submitted[-1]["options"]
+    assert (sent["tf32"], sent["builder_optimization_level"]) == (False, 5)
+    unknown = run("submit", model, "--gpu", "sm_89", "--option", "turbo=on")
+    assert unknown.exit_code == exits.USAGE
+    assert "builder_optimization_level" in unknown.stderr
+    wrong = run("submit", model, "--gpu", "sm_89", "--option", "builder_optimization_level=9")
+    assert wrong.exit_code == exits.USAGE
+
+
+def test_a_trtexec_command_becomes_a_submission(run: Run) -> None:
+    command = "trtexec --onnx=m.onnx --fp16 --noTF32 --iterations=10"
+    result = run("import-trtexec", command)
+    assert result.stdout.splitlines()[0] == (
+        "farm submit m.onnx --precision fp16 --option tf32=false --gpu …"
+    )
+    assert "without --iterations" in result.stdout
+    found = json.loads(run("import-trtexec", command, "--json").stdout)
+    assert (found["source"], found["precisions"], found["options"]) == (
+        "m.onnx",
+        ["fp16"],
+        {"tf32": False},
+    )
+    assert run("import-trtexec", "trtexec --plugins=x.so --onnx=m.onnx").exit_code == exits.USAGE
+
+
 def test_inspect_shows_the_types_and_the_layers_of_an_engine(run: Run, stub: StubFarm) -> None:
     image = {"min": [1, 1, 8, 8], "opt": [8, 1, 8, 8], "max": [64, 1, 8, 8]}
     spec = {"name": "image", "dtype": "float32", "shape": ["batch", 1, 8, 8]}

@@ -20,6 +20,7 @@ from farm.errors import (
     SourceRefused,
     Unavailable,
 )
+from farm.specs import BuilderOptions
 from tests import stub_farm
 from tests.stub_farm import BUILD, StubFarm
 
@@ -67,6 +68,7 @@ def test_submit_sends_what_the_contract_asks_for(
         metric="top1",
         max_drop=0.01,
         profiles=[{"image": {"min": [1, 3], "opt": [8, 3], "max": [64, 3]}}],
+        options={"tf32": False},
         labels={"team": "vision"},
     )
     data = stub_farm.digest_of(samples.read_bytes())
@@ -80,6 +82,7 @@ def test_submit_sends_what_the_contract_asks_for(
             "profiles": [{"image": {"min": [1, 3], "opt": [8, 3], "max": [64, 3]}}],
             "calibration": {"digest": data, "method": "max", "batch_size": 8},
             "evaluation": {"digest": data, "metric": "top1", "max_drop": 0.01},
+            "options": BuilderOptions().model_dump() | {"tf32": False},
             "priority": 5,
             "labels": {"team": "vision"},
         }

@@ -70,6 +70,20 @@ def test_a_precision_that_one_target_lacks_is_refused_by_name():
         planned(targets=["t4", "sm_89"], precisions=["bf16"])
 
 
+@pytest.mark.parametrize(
+    ("target", "options", "why"),
+    [
+        ("cpu", {"tf32": False}, "ONNX Runtime has none"),
+        ("tensorrt-rtx:sm_89", {"version_compatible": True}, "no lean runtime"),
+        ("tensorrt-rtx:sm_89", {"hardware_compatibility_level": "ampere_plus"}, "as a target"),
+    ],
+)
+def test_an_option_that_a_runtime_lacks_is_refused_with_the_reason(target, options, why):
+    with pytest.raises(TargetUnsupported, match=why):
+        planned(targets=[target], precisions=["fp32"], options=options)
+    planned(targets=["tensorrt:sm_89"], precisions=["fp32"], options=options)
+
+
 def all_keys(made):
     return set(made.jobs)
 
@@ -99,6 +113,7 @@ DIGEST = "sha256:" + "d" * 64
             {"export", "cast", "calibrate", "build", "measure"},
         ),
         ({"calibration": {"digest": DIGEST}}, {"calibrate", "build", "measure"}),
+        ({"targets": ["sm_89"], "options": {"tf32": False}}, {"build"}),
         (
             {"calibration": BUILD_EXAMPLE["calibration"] | {"batch_size": 16}},
             {"calibrate", "build", "measure"},

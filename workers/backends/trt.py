@@ -17,7 +17,7 @@ from typing import Any
 
 from farm.errors import EngineBuildFailed
 from farm.schemas import Layer, LayerTensor
-from farm.specs import Profile, Runtime
+from farm.specs import BuilderOptions, Profile, Runtime
 
 Report = Callable[[str, float | None], None]
 
@@ -77,6 +77,7 @@ def build_plan(
     onnx: Path,
     profiles: Sequence[Profile],
     compute_capability: str,
+    options: BuilderOptions,
     report: Report,
 ) -> Plan:
     """Build a strongly typed engine from a typed ONNX file.
@@ -98,6 +99,7 @@ def build_plan(
     _parse(parser, onnx, log)
     config = builder.create_builder_config()
     _set_capability(trt, config, compute_capability)
+    _set_options(trt, config, options)
     for profile in profiles:
         _add_profile(builder, config, profile, log)
     if hasattr(config, "progress_monitor"):
@@ -168,6 +170,48 @@ def _set_capability(trt: Any, config: Any, compute_capability: str) -> None:
         )
     config.num_compute_capabilities = 1
     config.set_compute_capability(capability, 0)
+
+
+_FLAGS = {
+    "tf32": "TF32",
+    "sparse_weights": "SPARSE_WEIGHTS",
+    "version_compatible": "VERSION_COMPATIBLE",
+    "weight_streaming": "WEIGHT_STREAMING",
+}
+
+
+def _set_options(trt: Any, config: Any, options: BuilderOptions) -> None:
+    """Set each option that isn't at its default, and TF32 in any case.
+
+    Raises:
+        EngineBuildFailed: naming what this runtime doesn't have.
+    """
+    for name, flag in _FLAGS.items():
+        wanted = getattr(options, name)
+        if hasattr(trt.BuilderFlag, flag):
+            (config.set_flag if wanted else config.clear_flag)(getattr(trt.BuilderFlag, flag))
+        elif wanted and name in options.changed():
+            raise _no_option(trt, name)
+    for name in ("builder_optimization_level", "max_aux_streams"):
+        value = getattr(options, name)
+        if value is not None:
+            if not hasattr(config, name):
+                raise _no_option(trt, name)
+            setattr(config, name, value)
+    if options.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    if options.hardware_compatibility_level != "none":
+        levels = getattr(trt, "HardwareCompatibilityLevel", None)
+        level = getattr(levels, options.hardware_compatibility_level.upper(), None)
+        if level is None:
+            raise _no_option(trt, "hardware_compatibility_level")
+        config.hardware_compatibility_level = level
+
+
+def _no_option(trt: Any, name: str) -> EngineBuildFailed:
+    return EngineBuildFailed(
+        f"{trt.__name__} {trt.__version__} has no {name}", hint="leave that option out"
+    )
 
 
 def _add_profile(builder: Any, config: Any, profile: Profile, log: Any) -> None:

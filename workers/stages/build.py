@@ -51,6 +51,7 @@ def run(stage: Stage) -> StageResult:
         "inputs": graphs.specs_as_json(graphs.input_specs(model)),
         "outputs": graphs.specs_as_json(graphs.output_specs(model)),
         "profiles": profiles_as_json(profiles),
+        "options": params.options.model_dump(mode="json"),
     }
     written = layers.write(report, stage.workdir / "layers.json")
     return StageResult(outputs={"engine": made.engine, "layers": written}, facts=facts)
@@ -92,6 +93,7 @@ def _build_plan(
         stage.inputs["typed"],
         profiles,
         params.compute_capability,
+        params.options,
         stage.progress,
     )
     if params.target.runtime is Runtime.TENSORRT_RTX:

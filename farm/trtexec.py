@@ -1,0 +1,257 @@
+"""``trtexec``'s command line as a submission. Pure, no I/O.
+
+Source: trtexec's help, TensorRT 10 and 11.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from farm.errors import InvalidRequest
+
+
+@dataclass(kw_only=True)
+class Imported:
+    """What a command asks for, and what of it the farm does otherwise."""
+
+    source: str = ""
+    precisions: list[str] = field(default_factory=list)
+    profiles: list[dict[str, dict[str, list[int]]]] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)  #: of `farm.specs.BuilderOptions`
+    notes: list[str] = field(default_factory=list)
+
+    def command(self) -> str:
+        """The ``farm submit`` that does the same, but for the GPUs."""
+        words = ["farm", "submit", self.source, "--precision", ",".join(self.precisions)]
+        for profile in self.profiles[:1]:
+            for name, shapes in profile.items():
+                given = ":".join(
+                    "x".join(map(str, shapes[which])) for which in ("min", "opt", "max")
+                )
+                words += ["--profile", f"{name}={given}"]
+        for name, value in self.options.items():
+            words += ["--option", f"{name}={str(value).lower()}"]
+        return shlex.join(words)
+
+
+_PRECISIONS = ("fp16", "bf16", "int8", "fp8")
+#: How to measure, and what to print.
+_MEASURES = (
+    "allocationStrategy avgRuns avgTiming dumpLayerInfo dumpOutput dumpProfile "
+    "dumpRawBindingsToFile duration exportLayerInfo exportOutput exportProfile exportTimes "
+    "exposeDMA idleTime infStreams iterations loadInputs minTiming noCompilationCache "
+    "noDataTransfers percentile persistentCacheRatio preview profilingVerbosity "
+    "separateProfileRun skipInference sleepTime streams threads timeDeserialize timeRefit "
+    "useCudaGraph useManagedMemory useProfile useRuntime useSpinWait verbose warmUp"
+).split()
+_REFUSED = {
+    "plugins": "the farm's engines carry no plugins: rewrite the operator with standard ones",
+    "layerPrecisions": "a layer's precision lies in the graph: type the ONNX and submit it as fp32",
+    "refit": "engines of the farm aren't refitted: submit the new weights as the next version",
+    "useDLACore": "the farm builds for GPUs, and not for DLA",
+    "inputIOFormats": "inputs and outputs stay as the ONNX has them",
+    "sparsity": "it would overwrite weights: prune the model 2:4 and say --sparsity=enable",
+    "loadEngine": "this command builds nothing: it measures an engine",
+    "model": "hand in ONNX: Caffe and UFF models are no longer read",
+}
+_ALIKE = {
+    "staticPlugins": "plugins",
+    "dynamicPlugins": "plugins",
+    "setPluginsToSerialize": "plugins",
+    "ignoreParsedPluginLibs": "plugins",
+    "layerOutputTypes": "layerPrecisions",
+    "layerDeviceTypes": "useDLACore",
+    "allowGPUFallback": "useDLACore",
+    "precisionConstraints": "layerPrecisions",
+    "stripWeights": "refit",
+    "stripAllWeights": "refit",
+    "outputIOFormats": "inputIOFormats",
+    "uff": "model",
+    "deploy": "model",
+}
+_LEVELS = {
+    "none": "none",
+    "ampere+": "ampere_plus",
+    "sameComputeCapability": "same_compute_capability",
+}
+_MIB = {"B": 1 / 2**20, "K": 1 / 2**10, "": 1.0, "M": 1.0, "G": 2.0**10}
+
+
+def parse(command: str) -> Imported:
+    """Read a command.
+
+    Raises:
+        InvalidRequest: naming the flag that the farm can't follow, and why.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError as err:
+        raise InvalidRequest(f"the command can't be read: {err}", hint="check its quotes") from err
+    if words and not words[0].startswith("-"):
+        words = words[1:]
+    reader = _Reader()
+    for word in words:
+        name, _, value = word.lstrip("-").partition("=")
+        if not word.startswith("--") or not name:
+            raise InvalidRequest(f"{word!r} is no flag of trtexec", hint="write --name=value")
+        reader.read(name, value)
+    return reader.result()
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self._made = Imported()
+        self._wanted: set[str] = set()
+        self._shapes: defaultdict[int, dict[str, dict[str, list[int]]]] = defaultdict(dict)
+        self._profile = 0
+        self._ignored: list[str] = []
+        made, options = self._made, self._made.options
+        self._flags: dict[str, Callable[[str], object]] = {
+            "onnx": lambda v: setattr(made, "source", v),
+            "saveEngine": lambda v: made.notes.append(
+                f"{v or 'the engine'} is kept in the registry: farm pull brings it"
+            ),
+            "best": lambda _: self._best(),
+            "stronglyTyped": lambda _: made.notes.append(
+                "--stronglyTyped: the farm types every graph; fp32 keeps the graph's own types"
+            ),
+            "noTF32": lambda _: options.update(tf32=False),
+            "sparsity": self._sparsity,
+            "builderOptimizationLevel": lambda v: options.update(
+                builder_optimization_level=_whole("builderOptimizationLevel", v)
+            ),
+            "maxAuxStreams": lambda v: options.update(max_aux_streams=_whole("maxAuxStreams", v)),
+            "versionCompatible": lambda _: options.update(version_compatible=True),
+            "allowWeightStreaming": lambda _: options.update(weight_streaming=True),
+            "hardwareCompatibilityLevel": self._compatibility,
+            "workspace": lambda v: options.update(workspace_mib=_whole("workspace", v)),
+            "memPoolSize": self._pools,
+            "profile": lambda v: setattr(self, "_profile", _whole("profile", v)),
+            "minShapes": lambda v: self._range("min", v),
+            "optShapes": lambda v: self._range("opt", v),
+            "maxShapes": lambda v: self._range("max", v),
+            "shapes": lambda v: made.notes.append(
+                f"--shapes={v}: the farm measures at batch sizes of the profile"
+            ),
+            "calib": lambda _: made.notes.append(
+                "--calib: calibration is made anew from your data: add --calibration FILE"
+            ),
+            "timingCacheFile": lambda _: made.notes.append(
+                "--timingCacheFile: each build times its layers anew"
+            ),
+            "device": lambda _: made.notes.append(
+                "--device: the GPU is chosen by its tag, and the farm pins a worker to each"
+            ),
+        }
+        self._flags["vc"] = self._flags["versionCompatible"]
+
+    def read(self, name: str, value: str) -> None:
+        if name in _PRECISIONS:
+            self._wanted.add(name)
+        elif name in self._flags:
+            self._flags[name](value)
+        elif name in _MEASURES:
+            self._ignored.append(f"--{name}")
+        elif name in _REFUSED or name in _ALIKE:
+            _refuse(name, value, _REFUSED[_ALIKE.get(name, name)])
+        else:
+            raise InvalidRequest(f"trtexec has no --{name}, or the farm doesn't know it")
+
+    def result(self) -> Imported:
+        made = self._made
+        if not made.source:
+            raise InvalidRequest("the command names no model", hint="it needs --onnx=FILE")
+        # In trtexec a type is allowed beside the wider ones; here it is what the engine computes in.
+        order = ("fp8", "int8", "bf16", "fp16")
+        chosen = next((one for one in order if one in self._wanted), "fp32")
+        made.precisions = made.precisions or [chosen]
+        if len(self._wanted) > 1:
+            others = ", ".join(sorted(self._wanted - {chosen}))
+            made.notes.append(
+                f"{chosen} is what the engine computes in; for one in {others} too, "
+                f"add it to --precision"
+            )
+        if {"int8", "fp8"} & set(made.precisions):
+            made.notes.append(
+                "int8 and fp8 are calibrated: add --calibration FILE. trtexec without a "
+                "calibration invents ranges, and its engine is only good for timing"
+            )
+        made.profiles = [_complete(self._shapes[number]) for number in sorted(self._shapes)]
+        if len(made.profiles) > 1:
+            made.notes.append(
+                "several profiles: farm submit takes one; in Python pass them all as profiles=…"
+            )
+        if self._ignored:
+            made.notes.append(
+                f"the farm measures in its own way, without {' '.join(self._ignored)}"
+            )
+        return made
+
+    def _best(self) -> None:
+        self._made.precisions = ["fp16", "int8"]
+        self._made.notes.append("--best: an fp16 and an int8 engine; the registry compares them")
+
+    def _sparsity(self, value: str) -> None:
+        if value == "force":
+            _refuse("sparsity", value, _REFUSED["sparsity"])
+        if value == "enable":
+            self._made.options["sparse_weights"] = True
+
+    def _compatibility(self, value: str) -> None:
+        if value not in _LEVELS:
+            raise InvalidRequest(
+                f"--hardwareCompatibilityLevel={value} doesn't exist", hint=" or ".join(_LEVELS)
+            )
+        self._made.options["hardware_compatibility_level"] = _LEVELS[value]
+
+    def _pools(self, value: str) -> None:
+        for pool in value.split(","):
+            name, _, size = pool.partition(":")
+            found = re.fullmatch(r"([0-9.]+)([BKMG]?)(?:iB)?", size)
+            if found is None:
+                raise InvalidRequest(
+                    f"--memPoolSize={value} can't be read", hint="as in workspace:1024M"
+                )
+            if name == "workspace":
+                mib = float(found[1]) * _MIB[found[2]]
+                self._made.options["workspace_mib"] = max(1, round(mib))
+            else:
+                self._made.notes.append(f"--memPoolSize: {name} is left at its default")
+
+    def _range(self, which: str, value: str) -> None:
+        for text in value.split(","):
+            # Names may hold colons.
+            name, _, shape = text.rpartition(":")
+            if not name or not re.fullmatch(r"\d+(x\d+)*", shape):
+                raise InvalidRequest(
+                    f"--{which}Shapes={value} can't be read", hint="as in image:1x3x224x224"
+                )
+            axes = [int(size) for size in shape.split("x")]
+            self._shapes[self._profile].setdefault(name.strip("'\""), {})[which] = axes
+
+
+def _complete(profile: dict[str, dict[str, list[int]]]) -> dict[str, dict[str, list[int]]]:
+    """As trtexec does: what isn't given is as its neighbour."""
+    return {
+        name: {
+            "min": given.get("min") or given.get("opt") or given["max"],
+            "opt": given.get("opt") or given.get("max") or given["min"],
+            "max": given.get("max") or given.get("opt") or given["min"],
+        }
+        for name, given in profile.items()
+    }
+
+
+def _whole(name: str, value: str) -> int:
+    if not value.isdecimal():
+        raise InvalidRequest(f"--{name}={value}: {value!r} is no whole number")
+    return int(value)
+
+
+def _refuse(name: str, value: str, why: str) -> None:
+    raise InvalidRequest(f"--{name}{'=' * bool(value)}{value} can't be followed", hint=why)
