@@ -58,6 +58,10 @@ constraints: install ## Write down the versions that are installed now
 check-compose: install ## Check docker-compose.yml and the Dockerfiles without Docker
 	@$(BIN)/python -m pytest -q tests/contract/test_compose.py
 
+.PHONY: check-tensorrt
+check-tensorrt: install ## Check the adapter against classic TensorRT's published types and names
+	@$(BIN)/python scripts/check_tensorrt.py
+
 .PHONY: clean
 clean: ## Remove what the targets made
 	@rm -rf .venv .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis

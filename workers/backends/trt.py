@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from farm.errors import EngineBuildFailed
 from farm.schemas import Layer, LayerTensor
 from farm.specs import BuilderOptions, Profile, Runtime
+
+if TYPE_CHECKING:
+    # TensorRT-RTX has the same classes; what only one of the two has is probed, and so untyped.
+    import tensorrt as types
 
 Report = Callable[[str, float | None], None]
 
@@ -90,18 +94,16 @@ def build_plan(
     """
     trt = load_runtime(runtime)
     log = _collecting_log(trt)
-    builder = trt.Builder(log)
-    if builder is None:
-        raise _failure(log, "the builder couldn't be made")
-    network = builder.create_network(_network_flags(trt))
-    parser = trt.OnnxParser(network, log)
+    builder: types.Builder = trt.Builder(log)
+    network: types.INetworkDefinition = builder.create_network(_network_flags(trt))
+    parser: types.OnnxParser = trt.OnnxParser(network, log)
     report("parse", None)
     _parse(parser, onnx, log)
     config = builder.create_builder_config()
     _set_capability(trt, config, compute_capability)
     _set_options(trt, config, options)
     for profile in profiles:
-        _add_profile(builder, config, profile, log)
+        _add_profile(trt, builder, config, profile, log)
     if hasattr(config, "progress_monitor"):
         config.progress_monitor = _phase_monitor(trt, report)
     start = time.monotonic()
@@ -117,7 +119,7 @@ def build_plan(
     )
 
 
-def _layer(layer: Any) -> Layer:
+def _layer(layer: types.ILayer) -> Layer:
     inputs = (layer.get_input(index) for index in range(layer.num_inputs))
     outputs = (layer.get_output(index) for index in range(layer.num_outputs))
     return Layer(
@@ -128,9 +130,10 @@ def _layer(layer: Any) -> Layer:
     )
 
 
-def _tensor(tensor: Any) -> LayerTensor:
+def _tensor(tensor: types.ITensor) -> LayerTensor:
+    shape: list[int] | None
     try:
-        shape = [int(size) for size in tensor.shape]
+        shape = [int(tensor.shape[axis]) for axis in range(len(tensor.shape))]
     except ValueError:  # of a rank that isn't known
         shape = None
     return LayerTensor(name=tensor.name, type=tensor.dtype.name.lower(), shape=shape)
@@ -142,7 +145,7 @@ def _network_flags(trt: Any) -> int:
     return 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
 
 
-def _parse(parser: Any, onnx: Path, log: Any) -> None:
+def _parse(parser: types.OnnxParser, onnx: Path, log: Any) -> None:
     # From the file, not from bytes: only so does the parser find weights that lie beside it.
     if parser.parse_from_file(str(onnx)):
         return
@@ -150,7 +153,7 @@ def _parse(parser: Any, onnx: Path, log: Any) -> None:
     raise _failure(log, "; ".join(reasons) or "the ONNX parser gave no reason", "can't read")
 
 
-def _parser_reason(error: Any) -> str:
+def _parser_reason(error: types.ParserError) -> str:
     where = ""
     if hasattr(error, "node_operator") and error.node_operator():
         where = f" (operator {error.node_operator()}, node {error.node_name()!r})"
@@ -180,7 +183,7 @@ _FLAGS = {
 }
 
 
-def _set_options(trt: Any, config: Any, options: BuilderOptions) -> None:
+def _set_options(trt: Any, config: types.IBuilderConfig, options: BuilderOptions) -> None:
     """Set each option that isn't at its default, and TF32 in any case.
 
     Raises:
@@ -214,10 +217,12 @@ def _no_option(trt: Any, name: str) -> EngineBuildFailed:
     )
 
 
-def _add_profile(builder: Any, config: Any, profile: Profile, log: Any) -> None:
-    native = builder.create_optimization_profile()
+def _add_profile(
+    trt: Any, builder: types.Builder, config: types.IBuilderConfig, profile: Profile, log: Any
+) -> None:
+    native: types.IOptimizationProfile = builder.create_optimization_profile()
     for name, shapes in profile.items():
-        native.set_shape(name, shapes.min, shapes.opt, shapes.max)
+        native.set_shape(name, *(trt.Dims(shape) for shape in (shapes.min, shapes.opt, shapes.max)))
     if config.add_optimization_profile(native) < 0:
         raise _failure(log, f"the profile {dict(profile)} was refused")
 
