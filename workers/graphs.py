@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from math import prod
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import onnx.shape_inference
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from farm.errors import InvalidModel
 from farm.specs import TensorSpec
@@ -58,7 +60,7 @@ def check_model(model: onnx.ModelProto) -> None:
         onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
         raise InvalidModel(
-            f"the ONNX model is invalid: {_brief(err)}",
+            f"the ONNX model is invalid: {brief(err)}",
             hint="run onnx.checker.check_model(model, full_check=True) on it and export it again",
         ) from err
 
@@ -104,6 +106,59 @@ def qdq_pairs(model: onnx.ModelProto) -> int:
 
 def is_quantized(model: onnx.ModelProto) -> bool:
     return any(node.op_type in QDQ_OPS for node in all_nodes(model.graph))
+
+
+def is_modern(model: onnx.ModelProto) -> bool:
+    """Whether weights are initializers, and nothing else: see ``modernised``."""
+    given = {tensor.name for tensor in model.graph.initializer}
+    return (
+        model.ir_version >= _ir_version(model)
+        and not any(value.name in given for value in model.graph.input)
+        and not any(_is_filled(node, given) for node in model.graph.node)
+    )
+
+
+def modernised(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph in the IR version of its operators, in which weights are initializers alone.
+
+    Before IR version 4 they had to be inputs as well. Weights that a ConstantOfShape makes are written
+    out: nothing quantises them otherwise.
+    """
+    modern = onnx.ModelProto()
+    modern.CopyFrom(model)
+    graph = modern.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    _keep(graph.input, [value for value in graph.input if value.name not in tensors])
+    filled = [node for node in graph.node if _is_filled(node, tensors)]
+    for node in filled:
+        value = next((numpy_helper.to_array(a.t) for a in node.attribute), np.zeros(1, np.float32))
+        shape = [int(size) for size in numpy_helper.to_array(tensors[node.input[0]])]
+        if prod(shape) * value.itemsize > MAX_PROTO_BYTES or min(shape, default=0) < 0:
+            raise InvalidModel(
+                f"{node.output[0]!r} would be filled with {shape} values", hint=_EXPORT_AGAIN
+            )
+        weights = np.full(shape, value[0], value.dtype)
+        graph.initializer.append(numpy_helper.from_array(weights, node.output[0]))
+    _keep(graph.node, [node for node in graph.node if node not in filled])
+    used = {name for node in all_nodes(graph) for name in node.input}
+    used |= {value.name for value in graph.output}
+    _keep(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in used])
+    modern.ir_version = max(modern.ir_version, _ir_version(modern))
+    return modern
+
+
+def _ir_version(model: onnx.ModelProto) -> int:
+    """The first that has the model's operators."""
+    return int(helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True))
+
+
+def _is_filled(node: onnx.NodeProto, constants: Container[str]) -> bool:
+    return node.op_type == "ConstantOfShape" and node.input[0] in constants
+
+
+def _keep(field: Any, values: list[Any]) -> None:
+    del field[:]
+    field.extend(values)
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
@@ -170,6 +225,7 @@ def _refuse_external_data(model: onnx.ModelProto) -> None:
             )
 
 
-def _brief(err: Exception) -> str:
+def brief(err: Exception) -> str:
+    """An exception in one line."""
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
     return " ".join(lines)[:400] or type(err).__name__

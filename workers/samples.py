@@ -113,13 +113,16 @@ def batches_of(samples: Arrays, size: int, *, smallest: int = 1) -> Iterator[Arr
 def random_arrays(inputs: Sequence[TensorSpec], shapes: Shapes, *, seed: int) -> Arrays:
     """Seeded stand-in inputs: floats in −1…1, booleans, and integers 0 or 1.
 
-    0 and 1 are valid where integers are token or class indices, whatever the table's size.
+    0 and 1 are valid where integers are token or class indices, whatever the table's size. A mask
+    is ones: what is masked wholly has no defined result.
     """
     rng = np.random.default_rng(seed)
     arrays: Arrays = {}
     for spec in inputs:
         dtype = np.dtype(spec.dtype)
-        if dtype.kind == "f":
+        if spec.name.lower().endswith("mask"):
+            arrays[spec.name] = np.ones(shapes[spec.name], dtype)
+        elif dtype.kind == "f":
             arrays[spec.name] = rng.uniform(-1, 1, shapes[spec.name]).astype(dtype)
         else:
             arrays[spec.name] = rng.integers(0, 2, shapes[spec.name]).astype(dtype)

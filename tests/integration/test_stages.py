@@ -39,10 +39,12 @@ from farm.specs import (
     ShapeRange,
     StageParams,
     Target,
+    TensorSpec,
 )
 from workers import demo, graphs
 from workers.backends import trt
-from workers.stages import Stage, StageResult, export, measure, run
+from workers.samples import random_arrays
+from workers.stages import Stage, StageResult, calibrate, cast, export, measure, run
 from workers.timing import Pace, Timings, percentile
 
 CPU = Target(runtime="onnxruntime", gpu="cpu")
@@ -242,6 +244,82 @@ def test_old_onnx_is_upgraded_and_compared(bench: Bench, tmp_path: Path) -> None
     result = bench.run(ExportParams(format="onnx"), source=matmul(tmp_path / "m.onnx", opset=13))
     assert result.facts["opset"] == graphs.MIN_OPSET
     assert result.facts["check"]["max_abs_error"] < 1e-5
+
+
+def light(path: Path, *, weights_are_inputs: bool, filled: bool) -> Path:
+    """x·w [n,16] as years ago: weights that are inputs too, or that a ConstantOfShape makes."""
+    shape = numpy_helper.from_array(np.array([16, 32]), "shape")
+    weights = numpy_helper.from_array(np.full((16, 32), 0.5, np.float32), "w")
+    fill = helper.make_node(
+        "ConstantOfShape", ["shape"], ["w"], value=helper.make_tensor("v", 1, [1], [0.5])
+    )
+    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16])]
+    if weights_are_inputs:
+        name, kind = ("shape", TensorProto.INT64) if filled else ("w", TensorProto.FLOAT)
+        given.append(helper.make_tensor_value_info(name, kind, [2] if filled else [16, 32]))
+    graph = helper.make_graph(
+        [*([fill] if filled else []), helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "light",
+        given,
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 32])],
+        [shape if filled else weights],
+    )
+    opset = [helper.make_opsetid("", 9 if weights_are_inputs else 20)]
+    version = 3 if weights_are_inputs else 10
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=version), str(path))
+    return path
+
+
+@pytest.mark.parametrize("weights_are_inputs", [True, False])
+@pytest.mark.parametrize("filled", [True, False])
+def test_weights_of_old_and_light_onnx_become_initializers_alone(
+    weights_are_inputs: bool, filled: bool, bench: Bench, tmp_path: Path
+) -> None:
+    source = light(tmp_path / "m.onnx", weights_are_inputs=weights_are_inputs, filled=filled)
+    exported = bench.run(ExportParams(format="onnx"), source=source).outputs["onnx"]
+    graph = onnx.load(str(exported)).graph
+    assert [value.name for value in graph.input] == ["x"]
+    assert [tensor.name for tensor in graph.initializer] == ["w"]
+    assert (exported.read_bytes() == source.read_bytes()) == (not weights_are_inputs and not filled)
+    samples = save_npz(tmp_path / "c.npz", x=np.ones((16, 16), np.float32))
+    typed = bench.run(CastParams(precision="fp16"), onnx=exported).outputs["typed"]
+    assert bench.run(rtx("sm_89", "fp16"), typed=typed).facts["layers"] > 0
+    typed = bench.run(CalibrateParams(), onnx=exported, calibration=samples).outputs["typed_fp16"]
+    assert bench.run(rtx("sm_89", "int8"), typed=typed).facts["compute"]["types"].keys() == {"int8"}
+
+
+@pytest.mark.parametrize("size", [2**40, -1])
+def test_a_graph_that_would_fill_the_memory_is_refused(
+    size: int, bench: Bench, tmp_path: Path
+) -> None:
+    shape = np.array([size, 1])
+    fill = helper.make_node("ConstantOfShape", ["shape"], ["w"])
+    add = helper.make_node("Add", ["x", "w"], ["y"])
+    source = small_graph(tmp_path / "m.onnx", fill, add, weights={"shape": shape}, opset=13)
+    error = bench.fails(InvalidModel, ExportParams(format="onnx"), source=source)
+    assert error.detail
+
+
+def test_what_modelopt_stumbles_over_is_told_as_what_to_do(
+    bench: Bench, digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumble(*_: object, **__: object) -> None:
+        raise RuntimeError("no shape\nof node n7")
+
+    monkeypatch.setattr(cast, "autocast", stumble)
+    error = bench.fails(CastFailed, CastParams(precision="bf16"), onnx=digits.onnx)
+    assert "can't cast this graph to bf16: no shape of node n7" in error.detail
+    monkeypatch.setattr(calibrate, "quantize", stumble)
+    inputs = {"onnx": digits.onnx, "calibration": digits.calibration}
+    error = bench.fails(CalibrationFailed, CalibrateParams(), **inputs)
+    assert "can't calibrate this graph for int8: no shape of node n7" in error.detail
+
+
+def test_a_mask_of_stand_in_inputs_hides_nothing() -> None:
+    specs = [TensorSpec(name=name, dtype="int64", shape=(4, 8)) for name in ("ids", "pad_mask")]
+    arrays = random_arrays(specs, {"ids": (4, 8), "pad_mask": (4, 8)}, seed=0)
+    assert set(arrays["ids"].ravel()) == {0, 1}
+    assert set(arrays["pad_mask"].ravel()) == {1}
 
 
 @pytest.mark.parametrize(

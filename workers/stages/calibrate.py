@@ -144,16 +144,22 @@ def batch_size(asked: int, inputs: Sequence[TensorSpec], profile: Profile) -> tu
 
 
 def _quantize(source: Path, typed: Path, reader: BatchReader, params: CalibrateParams) -> None:
-    quantize(
-        str(source),
-        quantize_mode=str(params.precision),
-        calibration_method=params.method,
-        calibration_data_reader=reader,
-        calibration_eps=["cpu"],
-        high_precision_dtype="fp32",
-        output_path=str(typed),
-        log_level="INFO",
-    )
+    try:
+        quantize(
+            str(source),
+            quantize_mode=str(params.precision),
+            calibration_method=params.method,
+            calibration_data_reader=reader,
+            calibration_eps=["cpu"],
+            high_precision_dtype="fp32",
+            output_path=str(typed),
+            log_level="INFO",
+        )
+    except Exception as err:  # it raises whatever it comes across, and bare Exceptions of its own
+        raise CalibrationFailed(
+            f"ModelOpt can't calibrate this graph for {params.precision}: {graphs.brief(err)}",
+            hint="choose fp16; see the job's log for what it stumbled over",
+        ) from err
     if not typed.exists():
         raise CalibrationFailed(
             "ModelOpt wrote no quantised model", hint="see the job's log, or choose fp16"

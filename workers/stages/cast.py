@@ -78,16 +78,22 @@ def _cast(stage: Stage, model: onnx.ModelProto, params: CastParams) -> onnx.Mode
     fp16 = params.precision is Precision.FP16
     profile = resolve_profiles(graphs.input_specs(model), params.profiles)[0]
     arrays = random_arrays(graphs.input_specs(model), shapes_at(profile, "opt"), seed=SEED)
-    typed: onnx.ModelProto = autocast(
-        str(stage.inputs["onnx"]),
-        low_precision_type=str(params.precision),
-        keep_io_types=True,
-        # AutoCast keeps in fp32 what leaves these bounds when it runs the graph on this data.
-        data_max=DEFAULT_DATA_MAX if fp16 else np.inf,
-        init_max=DEFAULT_INIT_MAX if fp16 else BF16_MAX,
-        calibration_data=arrays,  # a dict of arrays is taken as one batch
-        providers=["cpu"],
-    )
+    try:
+        typed: onnx.ModelProto = autocast(
+            str(stage.inputs["onnx"]),
+            low_precision_type=str(params.precision),
+            keep_io_types=True,
+            # AutoCast keeps in fp32 what leaves these bounds when it runs the graph on this data.
+            data_max=DEFAULT_DATA_MAX if fp16 else np.inf,
+            init_max=DEFAULT_INIT_MAX if fp16 else BF16_MAX,
+            calibration_data=arrays,  # a dict of arrays is taken as one batch
+            providers=["cpu"],
+        )
+    except Exception as err:  # it raises whatever it comes across, and bare Exceptions of its own
+        raise CastFailed(
+            f"ModelOpt can't cast this graph to {params.precision}: {graphs.brief(err)}",
+            hint="choose fp32, or int8; see the job's log for what it stumbled over",
+        ) from err
     return typed
 
 

@@ -95,7 +95,8 @@ def _from_onnx(stage: Stage, params: ExportParams, target: Path) -> dict[str, An
     inputs = graphs.input_specs(model)
     profiles = resolve_profiles(inputs, params.profiles)
     original = OrtModel(source, optimisation="none")
-    if graphs.opset_of(model) >= graphs.MIN_OPSET and not model.functions:
+    is_new = graphs.opset_of(model) >= graphs.MIN_OPSET and graphs.is_modern(model)
+    if is_new and not model.functions:
         for shapes in check_shapes(inputs, profiles):
             original.run(random_arrays(inputs, shapes, seed=SEED))
         shutil.copyfile(source, target)
@@ -131,7 +132,7 @@ def _to_onnx(program: ExportedProgram) -> onnx.ModelProto:
 def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
     opset = graphs.opset_of(model)
     if opset >= graphs.MIN_OPSET:
-        return model
+        return graphs.modernised(model)
     print(f"upgrading from opset {opset} to {graphs.MIN_OPSET}", flush=True)
     try:
         upgraded = onnx.version_converter.convert_version(model, graphs.MIN_OPSET)
@@ -141,8 +142,9 @@ def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
             f"{_reason(err)}",
             hint=f"export it with opset {EXPORT_OPSET}",
         ) from err
-    graphs.check_model(upgraded)
-    return upgraded
+    modern = graphs.modernised(upgraded)
+    graphs.check_model(modern)
+    return modern
 
 
 def _name_axes(model: onnx.ModelProto) -> None:
