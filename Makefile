@@ -62,6 +62,10 @@ check-compose: install ## Check docker-compose.yml and the Dockerfiles without D
 check-tensorrt: install ## Check the adapter against classic TensorRT's published types and names
 	@$(BIN)/python scripts/check_tensorrt.py
 
+.PHONY: support-matrix
+support-matrix: install ## Build the zoo for every GPU in every precision; write docs/support-matrix.md
+	@$(BIN)/python -m tests.zoo --write docs/support-matrix.md
+
 .PHONY: clean
 clean: ## Remove what the targets made
 	@rm -rf .venv .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
