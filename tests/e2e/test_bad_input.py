@@ -61,7 +61,7 @@ def test_a_file_that_is_no_model_is_refused_at_the_door(
     [
         ({"targets": ["sm_999"]}, "sm_999"),
         ({"targets": ["tensorrt-rtx:sm_90"]}, "sm_90"),
-        ({"precisions": ["int8"]}, "INT8 needs calibration data"),
+        ({"precisions": ["int8"]}, "int8 needs calibration data"),
         ({"profiles": profile("image", [4, 1, 8, 8], [1, 1, 8, 8], [8, 1, 8, 8])}, "min"),
         ({"profiles": profile("image", [10**30], [10**30], [10**30])}, ""),
         ({"profiles": profile("image", [1], [1], [2**63])}, ""),
