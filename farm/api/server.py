@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 
 from fastapi import FastAPI
@@ -16,6 +17,8 @@ def serve(host: str = "127.0.0.1", port: int = 8000) -> None:
     from granian import Granian
     from granian.constants import Interfaces
 
+    # The worker looks whether we died before it could ask to die with us.
+    os.environ["FARM_PARENT_PID"] = str(os.getpid())
     Granian(
         "farm.api.server:app",
         factory=True,
