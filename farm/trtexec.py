@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from farm.errors import InvalidRequest
+from farm.specs import CALIBRATED
 
 
 @dataclass(kw_only=True)
@@ -39,7 +40,7 @@ class Imported:
         return shlex.join(words)
 
 
-_PRECISIONS = ("fp16", "bf16", "int8", "fp8")
+_PRECISIONS = ("fp8", "int8", "bf16", "fp16")  #: the narrowest first
 #: How to measure, and what to print.
 _MEASURES = (
     "allocationStrategy avgRuns avgTiming dumpLayerInfo dumpOutput dumpProfile "
@@ -167,8 +168,7 @@ class _Reader:
         if not made.source:
             raise InvalidRequest("the command names no model", hint="it needs --onnx=FILE")
         # In trtexec a type is allowed beside the wider ones; here it is what the engine computes in.
-        order = ("fp8", "int8", "bf16", "fp16")
-        chosen = next((one for one in order if one in self._wanted), "fp32")
+        chosen = next((one for one in _PRECISIONS if one in self._wanted), "fp32")
         made.precisions = made.precisions or [chosen]
         if len(self._wanted) > 1:
             others = ", ".join(sorted(self._wanted - {chosen}))
@@ -176,7 +176,7 @@ class _Reader:
                 f"{chosen} is what the engine computes in; for one in {others} too, "
                 f"add it to --precision"
             )
-        if {"int8", "fp8"} & set(made.precisions):
+        if not set(CALIBRATED).isdisjoint(made.precisions):
             made.notes.append(
                 "int8 and fp8 are calibrated: add --calibration FILE. trtexec without a "
                 "calibration invents ranges, and its engine is only good for timing"

@@ -109,7 +109,6 @@ class _Rewriter:
             for pair in (node, *self._consumers[node.output[0]]):
                 if pair is node or pair.op_type == "DequantizeLinear":
                     pair.input[1], pair.input[2] = names
-        self._tensors |= {tensor.name: tensor for tensor in self._made}
 
     def quantize_biases(self) -> None:
         for node in list(self._nodes):
@@ -167,7 +166,6 @@ class _Rewriter:
         ]
         at = self._nodes.index(self._makers[name]) + 1
         self._nodes[at:at] = pair
-        self._tensors |= {tensor.name: tensor for tensor in self._made}
 
     def _scale(self, pair: onnx.NodeProto) -> NDArray[np.float32] | None:
         """Of a QuantizeLinear or DequantizeLinear."""
@@ -185,5 +183,6 @@ class _Rewriter:
         return value
 
     def _add(self, name: str, value: NDArray[np.generic] | np.generic) -> str:
-        self._made.append(numpy_helper.from_array(np.asarray(value), name))
+        self._tensors[name] = numpy_helper.from_array(np.asarray(value), name)
+        self._made.append(self._tensors[name])
         return name

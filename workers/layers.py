@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from farm.errors import PrecisionMissed
 from farm.schemas import Layer, LayerReport, LayerTensor, ProductView
-from farm.specs import Precision
+from farm.specs import CALIBRATED, Precision
 from workers.compute import Compute
 from workers.graphs import all_nodes
 
@@ -42,7 +42,7 @@ def check_precision(precision: Precision, compute: Compute) -> None:
         f"{product.op_type} {product.name!r} computes in {product.type}"
         + (f", since {', '.join(product.not_quantized)} isn't quantised" * bool(q))
         for product in compute.products[:_NAMED]
-        for q in [product.not_quantized and precision in (Precision.INT8, Precision.FP8)]
+        for q in [product.not_quantized and precision in CALIBRATED]
     )
     raise PrecisionMissed(
         f"none of the graph's {len(compute.products)} convolutions and matrix products would "

@@ -205,6 +205,8 @@ def _range(profile: Profile, name: str) -> str:
 
 
 def _compute(report: LayerReport, precision: str) -> None:
+    from farm.specs import CALIBRATED
+
     macs = report.compute.macs
     total = "" if macs is None else f", {macs / 1e9:.3g} billion multiply-accumulates a run"
     show.line(f"{len(report.products)} convolutions and matrix products{total}")
@@ -212,11 +214,12 @@ def _compute(report: LayerReport, precision: str) -> None:
         (type_, str(of.layers), show.share(of.share)) for type_, of in report.compute.types.items()
     ]
     show.table(("computes in", "layers", "share of the compute"), rows)
+    if precision not in CALIBRATED:
+        return
     for product in report.products:
         if product.type != precision and product.not_quantized:
             inputs = ", ".join(product.not_quantized)
-            if precision in ("int8", "fp8"):
-                show.line(f"not in {precision}: {product.op_type} {product.name} ({inputs} isn't)")
+            show.line(f"not in {precision}: {product.op_type} {product.name} ({inputs} isn't)")
 
 
 def _tensors(tensors: Sequence[LayerTensor]) -> str:
