@@ -20,6 +20,7 @@ FarmError
 │   ├── CastFailed
 │   ├── CalibrationFailed
 │   ├── EngineBuildFailed
+│   ├── PrecisionMissed
 │   ├── AccuracyDropped
 │   └── ChildDied
 │       ├── ChildTimedOut

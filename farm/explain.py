@@ -108,18 +108,15 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], samples: str = "
     for role in sorted(old["inputs"].keys() | new["inputs"].keys()):
         if old["inputs"].get(role) != new["inputs"].get(role):
             yield f"{_ROLES.get(role, role)} differs{samples if role == 'calibration' else ''}"
-    for name in sorted(old["params"].keys() | new["params"].keys()):
-        before, after = old["params"].get(name), new["params"].get(name)
-        if name == "options" and before and after:
-            yield from _fields(before, after)
-        elif before != after:
-            yield f"{name} {_short(before)} → {_short(after)}"
+    yield from _fields(old["params"], new["params"])
 
 
 def _fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name), new.get(name)
-        if before != after:
+        if name == "options" and before and after:
+            yield from _fields(before, after)
+        elif before != after:
             yield f"{name} {_short(before)} → {_short(after)}"
 
 

@@ -26,8 +26,7 @@ _TYPES = {
     TensorProto.UINT8: "int8",  # shifted by 128, as CPUs want it
     TensorProto.FLOAT8E4M3FN: "fp8",
 }
-_CONVOLUTIONS = ("Conv", "ConvTranspose")
-_PRODUCTS = (*_CONVOLUTIONS, "MatMul", "Gemm")
+_PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 #: What may stand between a DequantizeLinear and its product without making it another type.
 _PASSED = ("Cast", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
 

@@ -140,9 +140,7 @@ def modernised(model: onnx.ModelProto) -> onnx.ModelProto:
         weights = np.full(shape, value[0], value.dtype)
         graph.initializer.append(numpy_helper.from_array(weights, node.output[0]))
     _keep(graph.node, [node for node in graph.node if node not in filled])
-    used = {name for node in all_nodes(graph) for name in node.input}
-    used |= {value.name for value in graph.output}
-    _keep(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in used])
+    drop_unused(graph)
     modern.ir_version = max(modern.ir_version, _ir_version(modern))
     return modern
 
@@ -150,6 +148,13 @@ def modernised(model: onnx.ModelProto) -> onnx.ModelProto:
 def _ir_version(model: onnx.ModelProto) -> int:
     """The first that has the model's operators."""
     return int(helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True))
+
+
+def drop_unused(graph: onnx.GraphProto) -> None:
+    """Drop the initializers that nothing takes."""
+    used = {name for node in all_nodes(graph) for name in node.input}
+    used |= {value.name for value in graph.output}
+    _keep(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in used])
 
 
 def _is_filled(node: onnx.NodeProto, constants: Container[str]) -> bool:

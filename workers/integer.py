@@ -22,6 +22,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from workers import graphs
+
 Ranges = Callable[[Sequence[str]], Mapping[str, float]]
 """The largest magnitude of each of these tensors over the calibration data."""
 
@@ -68,10 +70,7 @@ class _Rewriter:
         del graph.node[:]
         graph.node.extend(self._nodes)
         graph.initializer.extend(self._made)
-        used = {name for node in self._nodes for name in node.input} | self._outputs
-        kept = [tensor for tensor in graph.initializer if tensor.name in used]
-        del graph.initializer[:]
-        graph.initializer.extend(kept)
+        graphs.drop_unused(graph)
         return self._model
 
     def quantize_results(self, ranges: Ranges) -> None:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from farm.errors import PrecisionMissed
 from farm.schemas import Layer, LayerReport, LayerTensor, ProductView
 from farm.specs import CALIBRATED, Precision
-from workers.compute import Compute
+from workers.compute import Compute, Product
 from workers.graphs import all_nodes
 
 #: ONNX Runtime's operators that multiply integers.
@@ -38,16 +38,18 @@ def check_precision(precision: Precision, compute: Compute) -> None:
     """
     if precision is Precision.FP32 or not compute.products or compute.layers(str(precision)):
         return
-    why = "; ".join(
-        f"{product.op_type} {product.name!r} computes in {product.type}"
-        + (f", since {', '.join(product.not_quantized)} isn't quantised" * bool(q))
-        for product in compute.products[:_NAMED]
-        for q in [product.not_quantized and precision in CALIBRATED]
-    )
+    why = "; ".join(_why_not(product, precision) for product in compute.products[:_NAMED])
     raise PrecisionMissed(
         f"none of the graph's {len(compute.products)} convolutions and matrix products would "
         f"compute in {precision}: {why}"
     )
+
+
+def _why_not(product: Product, precision: Precision) -> str:
+    said = f"{product.op_type} {product.name!r} computes in {product.type}"
+    if product.not_quantized and precision in CALIBRATED:
+        said += f", since {', '.join(product.not_quantized)} isn't quantised"
+    return said
 
 
 def check_integer_kernels(engine: onnx.ModelProto, precision: Precision) -> None:
@@ -73,16 +75,7 @@ def report(layers: Sequence[Layer], compute: Compute, *, source: str) -> LayerRe
         {
             "source": source,
             "compute": compute.as_facts(),
-            "products": [
-                ProductView(
-                    name=product.name,
-                    op_type=product.op_type,
-                    type=product.type,
-                    macs=product.macs,
-                    not_quantized=list(product.not_quantized),
-                )
-                for product in compute.products
-            ],
+            "products": [ProductView.model_validate(product) for product in compute.products],
             "layers": layers,
         }
     )

@@ -127,3 +127,18 @@ def test_what_is_left_as_it_was_is_not_doubled():
     used = {name for node in graph.node for name in node.input}
     assert len(names) == len(set(names))
     assert set(names) <= used
+
+
+def test_what_only_a_subgraph_takes_is_kept():
+    model = residual_block()
+    graph = model.graph
+    graph.initializer.append(numpy_helper.from_array(np.array(True), "always"))
+    graph.initializer.append(numpy_helper.from_array(np.float32(1), "inner"))
+    value = helper.make_tensor_value_info("i", TensorProto.FLOAT, [])
+    branch = helper.make_graph([helper.make_node("Identity", ["inner"], ["i"])], "b", [], [value])
+    graph.node.append(
+        helper.make_node("If", ["always"], ["z"], then_branch=branch, else_branch=branch)
+    )
+    graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, []))
+    made = integer_graph(model, lambda names: dict.fromkeys(names, LARGEST))
+    assert run(made, "z") == [1.0]
