@@ -7,6 +7,7 @@ before a fork would be missing in the child, which would wait for them for ever.
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from importlib import import_module
 
@@ -33,6 +34,9 @@ _LATE = (
 os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
 # ModelOpt would fill the jobs' logs with progress bars.
 os.environ.setdefault("TQDM_DISABLE", "1")
+# ModelOpt would import CuPy where there is one, and that starts CUDA: jobs forked from here would die
+# of it. What ModelOpt does here needs none.
+sys.modules.setdefault("cupy", None)  # type: ignore[arg-type]
 for _name in _STAGES:
     import_module(_name)
 for _name in _LATE:
