@@ -67,6 +67,9 @@ COMPUTE_CAPABILITIES: tuple[str, ...] = tuple(sorted(set(PRODUCTS.values()), key
 _ALIASES = {
     re.sub(r"[^a-z0-9]", "", name): name for name in (*PRODUCTS, *COMPUTE_CAPABILITIES, CPU)
 }
+#: A slice of a GPU, as NVML names its profile: ``h200-1g.18gb``. What is tuned and timed on it isn't
+#: what the whole GPU would give, so it has a tag of its own.
+_SLICE = re.compile(r"(?P<gpu>.+?)[ -](?:mig[ -])?(?P<profile>\dg\.\d+gb)", re.IGNORECASE)
 _VENDOR = re.compile(r"\b(nvidia|geforce|tesla|graphics|gpu|generation)\b")
 
 
@@ -76,6 +79,9 @@ def canonical(tag: str) -> str:
     Raises:
         UnknownGpu: with the closest known tags.
     """
+    sliced = _SLICE.fullmatch(tag.strip())
+    if sliced:
+        return f"{canonical(sliced['gpu'])}-{sliced['profile'].lower()}"
     dotted = re.fullmatch(r"(\d+)\.(\d)", tag.strip())
     squeezed = re.sub(r"[^a-z0-9]", "", f"sm{dotted[1]}{dotted[2]}" if dotted else tag.lower())
     if squeezed in _ALIASES:
@@ -91,11 +97,20 @@ def canonical(tag: str) -> str:
 def compute_capability(tag: str) -> str:
     """``h200`` → ``sm_90``; a compute capability and ``cpu`` stand for themselves."""
     name = canonical(tag)
+    sliced = _SLICE.fullmatch(name)
+    if sliced:
+        name = sliced["gpu"]
     return PRODUCTS.get(name, name)
 
 
 def product_of(device_name: str) -> str | None:
-    """The product tag of a device's NVML name: ``NVIDIA H100 80GB HBM3`` → ``h100``."""
+    """The product tag of a device's NVML name: ``NVIDIA H100 80GB HBM3`` → ``h100``,
+    ``NVIDIA H200 MIG 1g.18gb`` → ``h200-1g.18gb``.
+    """
+    sliced = _SLICE.fullmatch(device_name.strip())
+    if sliced:
+        whole = product_of(sliced["gpu"])
+        return whole and f"{whole}-{sliced['profile'].lower()}"
     words = re.findall(r"[a-z0-9]+", _VENDOR.sub(" ", device_name.lower()))
     if "ada" in words and "6000" in words:
         return "rtx-6000-ada"

@@ -1,7 +1,8 @@
 """``python -m workers``: one pinned worker a GPU of this machine, and one for CPU work.
 
 This process only supervises. Each worker is a process of its own, started with
-``--gpu UUID`` or ``--cpu``; what ends this one ends them all.
+``--one UUID`` or ``--one cpu``; what ends this one ends them all. ``CUDA_VISIBLE_DEVICES`` leaves out
+GPUs that something else uses.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import time
 from types import FrameType
 
+from farm.errors import InvalidRequest
 from workers import gpus, isolate, toolchain
 
 #: A cold shutdown takes 3 s; with the broker gone it may wait for ever, and leases cover the rest.
@@ -35,7 +37,12 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if options.one is not None:
         return _one(options.one, options.name)
-    return _Supervisor(_commands(options)).run()
+    try:
+        commands = _commands(options)
+    except InvalidRequest as err:
+        print(f"error: {err.detail}\nhint: {err.hint}", file=sys.stderr)
+        return 2
+    return _Supervisor(commands).run()
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -72,7 +79,8 @@ def _commands(options: argparse.Namespace) -> dict[str, dict[str, str]]:
         commands[default_name(None, 0)] = {"FARM_ONE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     if not options.cpu_only:
         runtimes = toolchain.runtimes()
-        for index, gpu in enumerate(gpus.discover()):
+        found = gpus.visible(gpus.discover(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+        for index, gpu in enumerate(found):
             if not queues(gpu, runtimes):
                 print(
                     f"{gpu.name} ({gpu.uuid}) gets no worker: no runtime for GPUs is installed "

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from farm import gpu_tags
+from farm.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
 
@@ -18,16 +22,22 @@ class Gpu:
     name: str
     compute_capability: str  #: ``sm_90``
     memory_bytes: int
+    is_slice: bool = False  #: a MIG instance
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """The GPU tags that it answers to: its compute capability, and its product when known."""
+        """The GPU tags that it answers to: its compute capability, and its product when known.
+
+        A slice answers to its own product alone: an engine that was tuned on it, and its figures,
+        aren't those of a whole GPU of that capability.
+        """
         product = gpu_tags.product_of(self.name)
-        return (self.compute_capability, *((product,) if product else ()))
+        capability = () if self.is_slice and product else (self.compute_capability,)
+        return (*capability, *((product,) if product else ()))
 
 
 def discover() -> list[Gpu]:
-    """The GPUs that NVML sees; none when there is no driver."""
+    """The GPUs that NVML sees, of those in MIG mode their instances; none when there is no driver."""
     try:
         import pynvml
     except ImportError:
@@ -38,22 +48,75 @@ def discover() -> list[Gpu]:
         log.debug("no NVIDIA driver here: %s", err)
         return []
     try:
-        return [_gpu(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return [
+            gpu
+            for index in range(pynvml.nvmlDeviceGetCount())
+            for gpu in _gpus(pynvml.nvmlDeviceGetHandleByIndex(index))
+        ]
     finally:
         pynvml.nvmlShutdown()
 
 
-def _gpu(index: int) -> Gpu:
+def visible(found: Sequence[Gpu], wanted: str | None) -> list[Gpu]:
+    """Those of the GPUs that ``CUDA_VISIBLE_DEVICES`` leaves, in its order; all when it isn't set.
+
+    Parameters:
+        wanted: UUIDs, or as much of them as tells them apart, or numbers in NVML's order.
+
+    Raises:
+        InvalidRequest: one of them isn't there.
+    """
+    if wanted is None:
+        return list(found)
+    chosen = []
+    for word in filter(None, (part.strip() for part in wanted.split(","))):
+        named = [gpu for gpu in found if gpu.uuid.startswith(word)]
+        if word.isdigit() and int(word) < len(found):
+            named = [found[int(word)]]
+        if len(named) != 1:
+            there = ", ".join(f"{gpu.uuid} ({gpu.name})" for gpu in found) or "none"
+            raise InvalidRequest(
+                f"CUDA_VISIBLE_DEVICES names {word!r}, which isn't one of this machine's GPUs",
+                hint=f"its GPUs: {there}",
+            )
+        chosen += named
+    return chosen
+
+
+def _gpus(whole: Any) -> Iterator[Gpu]:
+    """A GPU, or its MIG instances."""
     import pynvml
 
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-    return Gpu(
-        uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
-        name=_text(pynvml.nvmlDeviceGetName(handle)),
-        compute_capability=f"sm_{major}{minor}",
-        memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-    )
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(whole)
+    slices = list(_slices(whole))
+    for handle in slices or ([] if _in_mig_mode(whole) else [whole]):
+        yield Gpu(
+            uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
+            name=_text(pynvml.nvmlDeviceGetName(handle)),
+            compute_capability=f"sm_{major}{minor}",
+            memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+            is_slice=handle is not whole,
+        )
+
+
+def _in_mig_mode(whole: Any) -> bool:
+    import pynvml
+
+    try:
+        current, _pending = pynvml.nvmlDeviceGetMigMode(whole)
+    except pynvml.NVMLError:  # a GPU that can't be sliced
+        return False
+    return bool(current == pynvml.NVML_DEVICE_MIG_ENABLE)
+
+
+def _slices(whole: Any) -> Iterator[Any]:
+    import pynvml
+
+    if not _in_mig_mode(whole):
+        return
+    for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(whole)):
+        with suppress(pynvml.NVMLError):  # so many could be there, and not all are
+            yield pynvml.nvmlDeviceGetMigDeviceHandleByIndex(whole, index)
 
 
 def _text(value: str | bytes) -> str:

@@ -77,6 +77,8 @@ def worker(
 ) -> None:
     """Join a farm with this machine: one pinned worker a GPU, and one for CPU work.
 
+    CUDA_VISIBLE_DEVICES leaves out GPUs that something else uses.
+
     FARM_DATABASE_URL, FARM_BROKER_URL and FARM_STORE say which farm. With --json one line tells the
     process before it starts.
     """

@@ -15,13 +15,15 @@ from farm.errors import UnknownGpu
         ("rtx4090", "rtx-4090"),
         ("H200", "h200"),
         ("cpu", "cpu"),
+        ("H200 MIG 1g.18gb", "h200-1g.18gb"),
+        ("a100-3g.20gb", "a100-3g.20gb"),
     ],
 )
 def test_a_tag_is_understood_however_it_is_written(written, tag):
     assert gpu_tags.canonical(written) == tag
 
 
-@pytest.mark.parametrize("written", ["t5", "sm_88", "rtx-4091", "", "🤷"])
+@pytest.mark.parametrize("written", ["t5", "sm_88", "rtx-4091", "", "🤷", "h201-1g.18gb"])
 def test_an_unknown_tag_is_refused_with_the_way_to_the_known_ones(written):
     with pytest.raises(UnknownGpu) as caught:
         gpu_tags.canonical(written)
@@ -36,7 +38,14 @@ def test_an_unknown_tag_names_the_closest_known_ones():
 
 @pytest.mark.parametrize(
     ("product", "capability"),
-    [("t4", "sm_75"), ("a10", "sm_86"), ("rtx-4090", "sm_89"), ("h200", "sm_90"), ("cpu", "cpu")],
+    [
+        ("t4", "sm_75"),
+        ("a10", "sm_86"),
+        ("rtx-4090", "sm_89"),
+        ("h200", "sm_90"),
+        ("h200-1g.18gb", "sm_90"),
+        ("cpu", "cpu"),
+    ],
 )
 def test_a_product_maps_to_its_compute_capability(product, capability):
     assert gpu_tags.compute_capability(product) == capability
@@ -53,6 +62,9 @@ def test_a_product_maps_to_its_compute_capability(product, capability):
         ("NVIDIA A100-SXM4-40GB", "a100"),
         ("NVIDIA H100 80GB HBM3", "h100"),
         ("NVIDIA H200", "h200"),
+        ("NVIDIA H200 MIG 1g.18gb", "h200-1g.18gb"),
+        ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", "a100-3g.20gb"),
+        ("Some other device MIG 1g.5gb", None),
         ("NVIDIA L40S", "l40s"),
         ("NVIDIA RTX 6000 Ada Generation", "rtx-6000-ada"),
         ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "rtx-pro-6000"),
