@@ -367,6 +367,45 @@ def test_engines_show_accuracy_and_say_where_nothing_was_measured(run: Run, stub
     assert re.search(r"0\.123 ms +3\.46× +– +–$", rows[2].rstrip())
 
 
+def test_speed_shows_an_engine_beside_pytorch_and_what_to_think_of_the_figures(
+    run: Run, stub: StubFarm
+) -> None:
+    def facts(p50: float, **more: object) -> dict[str, object]:
+        parts = {part: {"p50": 0.25} for part in ("h2d_ms", "compute_ms", "d2h_ms", "enqueue_ms")}
+        latency = dict.fromkeys(("p90", "p95", "p99"), 9.0) | {"p50": p50}
+        return {"latency_ms": latency, **parts, "samples_per_s": 8000.4, **more}
+
+    clocks = {name: {"median": 1980} for name in ("sm_clock_mhz", "power_w", "temperature_c")}
+    metrics = facts(0.75) | {
+        "batch": 8,
+        "cuda_graph": facts(0.5),
+        "eager": facts(3.0),
+        "eager_autocast": facts(2.0, autocast="float16"),
+        "compiled": {"reason": "no C compiler", "autocast": "float16"},
+        "throughput": [{"batch": 64, "samples_per_s": None, "reason": "out of memory"}],
+        "gpu": {**clocks, "mj_per_sample": 12.3},
+        "memory": {"engine_bytes": 52_000_000},
+        "warnings": ["the compute time varies by 9.1%"],
+        "settings": {"device": "NVIDIA H200"},
+    }
+    row = stub.add(b"x", gpu="h200", runtime="onnxruntime", metrics=metrics)
+    shown = run("speed", row["id"]).stdout
+    assert "batches of 8 on NVIDIA H200, 1980 MHz, 1980 W" in shown
+    assert "12.3 mJ a sample, 52.0 MB" in shown
+    assert re.search(r"^engine +0\.750 +9\.000 +9\.000 +9\.000( +0\.250){4} +8000 *$", shown, re.M)
+    assert re.search(r"^engine, CUDA graph +0\.500", shown, re.M)
+    assert re.search(r"^PyTorch, float16 +2\.000", shown, re.M)
+    assert "PyTorch, torch.compile, float16: no figures: no C compiler" in shown
+    assert re.search(r"^64 +– +– +out of memory", shown, re.M)
+    assert "warning: the compute time varies" in shown
+    assert json.loads(run("speed", row["id"], "--json").stdout)["metrics"] == metrics
+
+
+def test_speed_says_why_an_engine_was_not_measured(run: Run, stub: StubFarm) -> None:
+    row = stub.add(rtx_plan(), metrics=None, metrics_reason="no such GPU here")
+    assert "not measured: no such GPU here" in run("speed", row["id"]).stdout
+
+
 def test_an_engine_without_figures_is_shown_with_dashes(run: Run, stub: StubFarm) -> None:
     stub.add(rtx_plan(), accuracy={"cosine_mean": 1.0, "top1_agreement": None, "task": None})
     assert re.search(r"– +1\.0000 +– +– +– +–", run("engines", "digits").stdout)
