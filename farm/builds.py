@@ -115,7 +115,7 @@ def submit(
                 raise Conflict("this Idempotency-Key was used for another request")
             return Submitted(build_id=first.id, attached=None)
     version_id, number = _version(session, request)
-    planned = plan(request, _choose(request, fleet, runtimes), fleet.toolchain)
+    planned = _plan(request, _choose(request, fleet, runtimes), fleet)
     build = Build(
         id=new_id(),
         version_id=version_id,
@@ -198,7 +198,7 @@ def replan(
     build = locked(session, build_id)
     choices = _choices(session, build_id)
     request = BuildRequest.model_validate(build.request)
-    if build.state in BUILD_ENDED or held.key in plan(request, choices, fleet.toolchain).jobs:
+    if build.state in BUILD_ENDED or held.key in _plan(request, choices, fleet).jobs:
         return ()
     session.add(Event(build_id=build.id, kind="build", state=build.state, data={"cause": cause}))
     session.flush()
@@ -232,7 +232,7 @@ def _plan_anew(
 ) -> Submitted:
     request = BuildRequest.model_validate(build.request)
     _, number = _version(session, request)
-    planned = plan(request, choices, fleet.toolchain)
+    planned = _plan(request, choices, fleet)
     rows = session.execute(
         select(Job.id, Job.key, Job.attempt, BuildJob.reuse)
         .join(BuildJob, BuildJob.job_id == Job.id)
@@ -281,6 +281,10 @@ def _choose(request: BuildRequest, fleet: Fleet, runtimes: Sequence[Runtime]) ->
     return [
         targets.choose(asked, runtimes=runtimes, online_queues=online) for asked in request.targets
     ]
+
+
+def _plan(request: BuildRequest, choices: Sequence[Choice], fleet: Fleet) -> Plan:
+    return plan(request, choices, fleet.toolchain, fleet.online_queues)
 
 
 def _check_blobs(session: Session, request: BuildRequest, *, source_is_here: bool) -> None:

@@ -57,9 +57,7 @@ def tools(kind: JobKind, runtime: Runtime | None, toolchain: Mapping[str, str]) 
 
     A tool that no worker has announced yet is ``any``: the worker that claims the job says which.
     """
-    names = STAGE_TOOLS[kind] + (
-        RUNTIME_TOOLS[runtime] if runtime and kind is JobKind.BUILD else ()
-    )
+    names = {*STAGE_TOOLS[kind], *(RUNTIME_TOOLS[runtime] if runtime else ())}
     return {name: toolchain.get(name, "any") for name in sorted(names)}
 
 

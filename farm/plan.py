@@ -69,15 +69,23 @@ Toolchains = Callable[[str], Mapping[str, str]]
 """Queue → the toolchain of a worker that consumes it, or nothing when none is known."""
 
 
-def plan(request: BuildRequest, choices: Sequence[Choice], toolchains: Toolchains) -> Plan:
+def plan(
+    request: BuildRequest,
+    choices: Sequence[Choice],
+    toolchains: Toolchains,
+    online_queues: Mapping[str, int],
+) -> Plan:
     """Plan a build.
+
+    Parameters:
+        online_queues: queue → number of online workers that consume it.
 
     Raises:
         TargetUnsupported: for a precision that a target hasn't.
         CalibrationMissing: INT8 or FP8 without data.
     """
     _check(request, choices)
-    planner = _Planner(request, toolchains)
+    planner = _Planner(request, toolchains, online_queues)
     for choice in choices:
         for precision in dict.fromkeys(request.precisions):
             planner.engine(choice, precision)
@@ -105,10 +113,13 @@ def _check(request: BuildRequest, choices: Sequence[Choice]) -> None:
 
 
 class _Planner:
-    def __init__(self, request: BuildRequest, toolchains: Toolchains) -> None:
+    def __init__(
+        self, request: BuildRequest, toolchains: Toolchains, online_queues: Mapping[str, int]
+    ) -> None:
         self.plan = Plan()
         self._request = request
         self._toolchains = toolchains
+        self._online_queues = online_queues
         self._profiles = tuple(request.profiles)
 
     def engine(self, choice: Choice, precision: Precision) -> None:
@@ -177,12 +188,13 @@ class _Planner:
         )
 
     def _measure(self, target: Target, precision: Precision, build: PlannedJob) -> PlannedJob:
-        """Measure a CPU engine itself; for engines that can't run on the CPU worker their typed ONNX.
+        """Measure an engine where it can run; its typed ONNX, on a CPU, where there is no such place.
 
         The latter doesn't depend on the target, so one job serves every architecture.
         """
         request = self._request
-        runnable = target.gpu == gpu_tags.CPU
+        queue = targets.run_queue(target, self._online_queues)
+        runnable = queue is not None
         params = MeasureParams(
             precision=precision,
             target=target if runnable else None,
@@ -205,6 +217,7 @@ class _Planner:
             JobKind.MEASURE,
             params,
             inputs,
+            queue=queue or CPU_QUEUE,
             target=target if runnable else None,
             precision=precision,
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from farm import gpu_tags
 from farm.errors import InvalidRequest, TargetUnsupported
-from farm.specs import BuilderOptions, Precision, Runtime, Target
+from farm.specs import CALIBRATED, BuilderOptions, Precision, Runtime, Target
 
 CPU_QUEUE = "cpu"  #: of the jobs that any CPU worker can run
 
@@ -41,7 +41,12 @@ def refusal(target: Target, precision: Precision | None = None) -> str | None:
             return "CPUs have no fp8; use int8"
         return None
     if target.runtime is Runtime.ONNXRUNTIME:
-        return f"ONNX Runtime engines are built for cpu only; use tensorrt:{target.gpu}"
+        if precision in CALIBRATED:
+            return (
+                f"ONNX Runtime's CUDA provider multiplies in floats and has no {precision} kernels; "
+                f"use tensorrt:{target.gpu}"
+            )
+        return None
     if target.runtime is Runtime.TENSORRT_RTX and capability not in RTX_CAPABILITIES:
         return (
             f"TensorRT-RTX can't build for {capability} (only {', '.join(RTX_CAPABILITIES)}); "
@@ -79,6 +84,19 @@ def build_queue(target: Target) -> str:
     """The queue of the workers that can build for this target."""
     needs_no_gpu = target.runtime is Runtime.TENSORRT_RTX or target.gpu == gpu_tags.CPU
     return f"{target.runtime}.cpu" if needs_no_gpu else target.queue
+
+
+def run_queue(target: Target, online_queues: Mapping[str, int]) -> str | None:
+    """The queue of the workers that can run this target's engines, to measure them.
+
+    Where an engine is built it can be run. Those of TensorRT-RTX are built without a GPU: None for
+    them while no worker with such a GPU is online.
+    """
+    if target.gpu == gpu_tags.CPU:
+        return CPU_QUEUE
+    if target.runtime is Runtime.TENSORRT_RTX and not online_queues.get(target.queue):
+        return None
+    return target.queue
 
 
 def parse(asked: str) -> tuple[Runtime | None, str]:

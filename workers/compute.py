@@ -26,7 +26,7 @@ _TYPES = {
     TensorProto.UINT8: "int8",  # shifted by 128, as CPUs want it
     TensorProto.FLOAT8E4M3FN: "fp8",
 }
-_PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 #: What may stand between a DequantizeLinear and its product without making it another type.
 _PASSED = ("Cast", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
 
@@ -91,7 +91,7 @@ def compute_of(model: onnx.ModelProto, shapes: Shapes) -> Compute:
         | {name: tensor.data_type for name, tensor in tensors.items()},
     )
     return Compute(
-        products=[lookup.product(node) for node in inferred.node if node.op_type in _PRODUCTS]
+        products=[lookup.product(node) for node in inferred.node if node.op_type in PRODUCTS]
     )
 
 

@@ -19,6 +19,7 @@ class EagerModel:
     """Runs a program on numpy arrays, by input name."""
 
     def __init__(self, program: ExportedProgram) -> None:
+        self.program = program
         self.input_names = input_names(program)
         self.output_names = output_names(program)
         self._in_spec = program.call_spec.in_spec

@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from farm import gpu_tags
 from farm.specs import Runtime
 from farm.targets import CPU_QUEUE
+from workers import toolchain
 from workers.gpus import Gpu
 
 
 def queues(gpu: Gpu | None, runtimes: Mapping[str, str]) -> tuple[str, ...]:
     """The queues that a worker consumes: each of its runtimes × each of its tags."""
     if gpu is not None:
-        tuned = [r for r in runtimes if r != Runtime.ONNXRUNTIME]
-        return tuple(f"{runtime}.{tag}" for runtime in tuned for tag in gpu.tags)
+        there = [r for r in runtimes if r != Runtime.ONNXRUNTIME or toolchain.has_cuda_provider()]
+        return tuple(f"{runtime}.{tag}" for runtime in there for tag in gpu.tags)
     # TensorRT needs a GPU to build; TensorRT-RTX and ONNX Runtime don't.
     return (CPU_QUEUE, *(f"{r}.{gpu_tags.CPU}" for r in runtimes if r != Runtime.TENSORRT))
 

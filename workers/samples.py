@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,13 @@ from farm.specs import Profile, TensorSpec
 from workers.profiles import Shapes
 
 Arrays = dict[str, NDArray[np.generic]]
+
+
+class Runnable(Protocol):
+    """A model that runs one batch here."""
+
+    def run(self, arrays: Arrays) -> Arrays: ...
+
 
 #: The name of the array of class indices in evaluation data.
 LABEL = "label"

@@ -62,6 +62,15 @@ def missing() -> list[str]:
     return [name for name in _REQUIRED if name not in there]
 
 
+def has_cuda_provider() -> bool:
+    """Whether the ONNX Runtime here was made for GPUs."""
+    try:
+        metadata.version("onnxruntime-gpu")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def runtimes() -> dict[str, str]:
     """Runtime → version, of those that this worker has."""
     there = installed()

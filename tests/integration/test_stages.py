@@ -41,10 +41,10 @@ from farm.specs import (
     Target,
     TensorSpec,
 )
-from workers import demo, graphs
+from workers import cpu_metrics, demo, graphs
 from workers.backends import trt
 from workers.samples import random_arrays
-from workers.stages import Stage, StageResult, calibrate, cast, export, measure, run
+from workers.stages import Stage, StageResult, calibrate, cast, export, run
 from workers.timing import Pace, Timings, percentile
 
 CPU = Target(runtime="onnxruntime", gpu="cpu")
@@ -148,8 +148,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
 @pytest.fixture(autouse=True)
 def quick_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     pace = Pace(warmup_s=0.01, duration_s=0.05, min_iterations=3, max_s=0.2, slice_s=0.02)
-    monkeypatch.setattr(measure, "LATENCY_PACE", pace)
-    monkeypatch.setattr(measure, "THROUGHPUT_PACE", pace)
+    monkeypatch.setattr(cpu_metrics, "LATENCY_PACE", pace)
+    monkeypatch.setattr(cpu_metrics, "THROUGHPUT_PACE", pace)
 
 
 def small_graph(
@@ -810,12 +810,12 @@ def test_a_cpu_engine_is_timed_beside_pytorch(bench: Bench, digits: Digits) -> N
 
 def test_the_speed_up_is_the_ratio_of_medians_on_a_quiet_machine() -> None:
     latencies = {"eager": [0.004, 0.002, 0.003], "engine": [0.001, 0.001, 0.009]}
-    assert measure.speed_up(Timings(latencies=latencies, others_share=0.1))["speed_up"] == 3.0
+    assert cpu_metrics.speed_up(Timings(latencies=latencies, others_share=0.1))["speed_up"] == 3.0
 
 
 def test_there_is_no_speed_up_from_a_busy_machine() -> None:
     latencies = {"eager": [0.2], "engine": [0.001]}
-    facts = measure.speed_up(Timings(latencies=latencies, others_share=0.5))
+    facts = cpu_metrics.speed_up(Timings(latencies=latencies, others_share=0.5))
     assert facts["speed_up"] is None
     assert "50%" in facts["speed_up_reason"]
 

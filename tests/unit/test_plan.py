@@ -20,14 +20,14 @@ TOOLS = {
 }
 
 
-def planned(tools=TOOLS, **changes):
+def planned(tools=TOOLS, online=(), **changes):
     request = BuildRequest.model_validate(BUILD_EXAMPLE | changes)
-    online = {"tensorrt-rtx.cpu": 1, "onnxruntime.cpu": 1}
+    queues = dict.fromkeys(["tensorrt-rtx.cpu", "onnxruntime.cpu", *online], 1)
     choices = [
-        targets.choose(t, runtimes=(Runtime.TENSORRT_RTX,), online_queues=online)
+        targets.choose(t, runtimes=(Runtime.TENSORRT_RTX,), online_queues=queues)
         for t in request.targets
     ]
-    return plan(request, choices, lambda _queue: tools)
+    return plan(request, choices, lambda _queue: tools, queues)
 
 
 def test_one_export_one_cast_and_one_calibration_serve_every_target():
@@ -38,6 +38,25 @@ def test_one_export_one_cast_and_one_calibration_serve_every_target():
     # One measurement of each typed ONNX serves three architectures; each CPU engine has its own.
     assert kinds["measure"] == 4
     assert len(made.engines) == 8
+
+
+def test_an_engine_is_measured_on_its_gpu_where_a_worker_has_one():
+    made = planned(
+        online=["tensorrt-rtx.sm_89"], targets=["sm_89", "sm_120", "cpu"], precisions=["fp16"]
+    )
+    queues = {str(e.choice.target): e.measure.queue for e in made.engines}
+    assert queues == {
+        "tensorrt-rtx:sm_89": "tensorrt-rtx.sm_89",
+        "tensorrt-rtx:sm_120": "cpu",
+        "onnxruntime:cpu": "cpu",
+    }
+    assert [e.measure.target is None for e in made.engines] == [False, True, False]
+
+
+@pytest.mark.parametrize("target", ["tensorrt:h200", "onnxruntime:h200"])
+def test_what_needs_a_gpu_to_build_is_measured_there_too(target):
+    [engine] = planned(targets=[target], precisions=["fp16"]).engines
+    assert engine.build.queue == engine.measure.queue == target.replace(":", ".")
 
 
 def test_a_job_comes_after_its_inputs():

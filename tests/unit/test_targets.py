@@ -52,6 +52,7 @@ def test_an_unknown_runtime_names_the_known_ones():
         ("onnxruntime:cpu", Precision.FP8, "int8"),
         ("tensorrt-rtx:sm_86", Precision.FP8, "comes with sm_89"),
         ("tensorrt:t4", Precision.FP8, "comes with sm_89"),
+        ("onnxruntime:h200", Precision.INT8, "use tensorrt:h200"),
     ],
 )
 def test_a_precision_that_the_architecture_lacks_is_refused_before_a_minute_is_spent(

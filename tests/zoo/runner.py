@@ -75,7 +75,7 @@ def _plan(source: Source, precision: Precision, gpu: str) -> Plan:
         }
     )
     choice = targets.choose(gpu, runtimes=RUNTIMES, online_queues={})
-    return plan(request, [choice], lambda _queue: toolchain.installed())
+    return plan(request, [choice], lambda _queue: toolchain.installed(), {})
 
 
 class _Runner:

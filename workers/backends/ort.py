@@ -40,7 +40,7 @@ class OrtModel:
     """
 
     def __init__(self, model: Path | bytes, *, optimisation: Optimisation = "all") -> None:
-        options = _options(optimisation)
+        options = session_options(optimisation)
         try:
             self._session = onnxruntime.InferenceSession(
                 model if isinstance(model, bytes) else str(model),
@@ -49,7 +49,7 @@ class OrtModel:
             )
         except Exception as err:  # pybind classes of ONNX Runtime with no common public base
             raise InvalidModel(
-                f"ONNX Runtime {VERSION} can't load the model: {_brief(err)}",
+                f"ONNX Runtime {VERSION} can't load the model: {brief(err)}",
                 hint="check the model with onnx.checker, and export it with opset 20",
             ) from err
         self.input_names = [value.name for value in self._session.get_inputs()]
@@ -66,7 +66,7 @@ class OrtModel:
         except Exception as err:  # pybind classes of ONNX Runtime with no common public base
             shapes = {name: list(array.shape) for name, array in arrays.items()}
             raise InvalidModel(
-                f"the model can't run with inputs of the shapes {shapes}: {_brief(err)}",
+                f"the model can't run with inputs of the shapes {shapes}: {brief(err)}",
                 hint="a size inside the model may be fixed: pass profiles with the sizes that it "
                 "takes, or export it again with that axis dynamic",
             ) from err
@@ -74,14 +74,14 @@ class OrtModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CpuEngine:
-    """What a build for the CPU made."""
+class BuiltGraph:
+    """How an engine of ONNX Runtime was built."""
 
     build_s: float
     runtime_version: str
 
 
-def build_engine(typed: Path, engine: Path) -> CpuEngine:
+def build_engine(typed: Path, engine: Path) -> BuiltGraph:
     """Write the graph as ONNX Runtime optimises it for CPUs.
 
     The level is *extended*: fusions, constant folding and integer kernels for Q/DQ, which are good
@@ -92,19 +92,20 @@ def build_engine(typed: Path, engine: Path) -> CpuEngine:
         EngineBuildFailed: with the runtime's reason.
     """
     start = time.monotonic()
-    options = _options("extended")
+    options = session_options("extended")
     options.optimized_model_filepath = str(engine)
     try:
         onnxruntime.InferenceSession(str(typed), options, providers=["CPUExecutionProvider"])
     except Exception as err:  # pybind classes of ONNX Runtime with no common public base
         raise EngineBuildFailed(
-            f"ONNX Runtime {VERSION} can't build this graph: {_brief(err)}",
+            f"ONNX Runtime {VERSION} can't build this graph: {brief(err)}",
             hint="choose fp32, fp16 or int8 for the cpu target (its kernels know no bf16)",
         ) from err
-    return CpuEngine(build_s=time.monotonic() - start, runtime_version=VERSION)
+    return BuiltGraph(build_s=time.monotonic() - start, runtime_version=VERSION)
 
 
-def _options(optimisation: Optimisation) -> onnxruntime.SessionOptions:
+def session_options(optimisation: Optimisation) -> onnxruntime.SessionOptions:
+    """Of every session: all cores, errors alone in the log."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = _LEVELS[optimisation]
     options.intra_op_num_threads = cpu_threads()
@@ -115,6 +116,7 @@ def _options(optimisation: Optimisation) -> onnxruntime.SessionOptions:
     return options
 
 
-def _brief(err: Exception) -> str:
+def brief(err: Exception) -> str:
+    """The runtime's reason, without its codes."""
     text = " ".join(str(err).split())
     return text.split(" : ", 2)[-1][:400] if text else type(err).__name__

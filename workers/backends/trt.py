@@ -93,7 +93,7 @@ def build_plan(
         EngineBuildFailed: with the builder's own reason and what to do about it.
     """
     trt = load_runtime(runtime)
-    log = _collecting_log(trt)
+    log = collecting_log(trt)
     builder: types.Builder = trt.Builder(log)
     network: types.INetworkDefinition = builder.create_network(_network_flags(trt))
     parser: types.OnnxParser = trt.OnnxParser(network, log)
@@ -235,7 +235,7 @@ def _failure(log: Any, fallback: str, verb: str = "can't build") -> EngineBuildF
     return EngineBuildFailed(f"TensorRT {verb} this graph: {told}"[:800], hint=hint)
 
 
-def _collecting_log(trt: Any) -> Any:
+def collecting_log(trt: Any) -> Any:
     """A logger that prints to the job's log and keeps the errors.
 
     The class is made here since its base belongs to the module at hand. An IErrorRecorder in

@@ -10,10 +10,11 @@ import onnx
 
 from farm.engine_header import MalformedHeader, parse_header
 from farm.errors import EngineBuildFailed
+from farm.gpu_tags import CPU
 from farm.schemas import Layer
 from farm.specs import BuildParams, Profile, Runtime
 from workers import graphs, layers
-from workers.backends import ort, trt
+from workers.backends import ort, ort_cuda, trt
 from workers.compute import compute_of
 from workers.profiles import profiles_as_json, resolve_profiles, shapes_at
 from workers.stages import Stage, StageResult
@@ -36,7 +37,7 @@ def run(stage: Stage) -> StageResult:
     compute = compute_of(model, shapes_at(profiles[0], "opt"))
     layers.check_precision(params.precision, compute)
     if params.target.runtime is Runtime.ONNXRUNTIME:
-        made = _build_for_cpu(stage, params)
+        made = _build_graph(stage, params)
     else:
         made = _build_plan(stage, params, model, profiles)
     report = layers.report(made.layers, compute, source=made.layers_source)
@@ -67,16 +68,19 @@ class _Made:
     layers_source: str
 
 
-def _build_for_cpu(stage: Stage, params: BuildParams) -> _Made:
+def _build_graph(stage: Stage, params: BuildParams) -> _Made:
     stage.progress("build", None)
     engine = stage.workdir / "engine.onnx"
-    built = ort.build_engine(stage.inputs["typed"], engine)
+    on_cpu = params.target.gpu == CPU
+    build = ort.build_engine if on_cpu else ort_cuda.build_engine
+    built = build(stage.inputs["typed"], engine)
     optimised = onnx.load(str(engine), load_external_data=False)
-    layers.check_integer_kernels(optimised, params.precision)
+    if on_cpu:
+        layers.check_integer_kernels(optimised, params.precision)
     return _Made(
         engine=engine,
         runtime_version=built.runtime_version,
-        compute_capabilities=(),
+        compute_capabilities=() if on_cpu else (params.compute_capability,),
         build_s=built.build_s,
         layers=layers.of_onnx(optimised),
         layers_source="the engine: a graph that ONNX Runtime has optimised",

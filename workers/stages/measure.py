@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from farm.errors import AccuracyDropped, InvalidData, InvalidModel
-from farm.specs import MeasureParams, Profile, Runtime, SourceFormat, TensorSpec
-from workers import graphs
+from farm.gpu_tags import CPU
+from farm.specs import MeasureParams, Profile, SourceFormat, TensorSpec
+from workers import cpu_metrics, gpu_metrics, graphs
 from workers.accuracy import Comparison
 from workers.backends.ort import OrtModel, cpu_threads
 from workers.eager import EagerModel
@@ -24,6 +22,7 @@ from workers.profiles import batch_range, has_dynamic_batch, resolve_profiles, s
 from workers.rounding import is_half_typed, rounded_model
 from workers.samples import (
     Arrays,
+    Runnable,
     batches_of,
     check_labels,
     check_samples,
@@ -33,15 +32,6 @@ from workers.samples import (
 )
 from workers.sources import load_program
 from workers.stages import Stage, StageResult
-from workers.timing import (
-    Pace,
-    Timings,
-    cpu_name,
-    latency_ms,
-    percentile,
-    samples_per_s,
-    time_side_by_side,
-)
 
 SEED = 0
 #: Batches of random data, where neither evaluation nor calibration data were given.
@@ -50,22 +40,6 @@ RANDOM_BATCHES = 2
 MAX_CALIBRATION_SAMPLES = 256
 #: Outputs this far from the source's are of a broken engine, whatever the data.
 MIN_COSINE = 0.5
-#: At the profile's opt batch, whose latency is the headline.
-LATENCY_PACE = Pace()
-#: At the other batch sizes, for throughput.
-THROUGHPUT_PACE = Pace(duration_s=0.5)
-#: While others hold more than this share of all cores, a ratio of latencies means little.
-MAX_OTHERS_SHARE = 0.2
-#: How often the headline's latency is taken again on a busy machine.
-RETRIES = 1
-#: A batch whose one run would take longer isn't timed.
-MAX_RUN_S = 1.5
-
-
-class Runnable(Protocol):
-    """A model that runs one batch here."""
-
-    def run(self, arrays: Arrays) -> Arrays: ...
 
 
 def run(stage: Stage) -> StageResult:
@@ -86,15 +60,28 @@ def run(stage: Stage) -> StageResult:
     subject, measured_on = _subject(stage, params, typed)
     stage.progress("compare", None)
     samples, labels, data = _data(stage, params, inputs, profile)
-    accuracy = _compare(source, subject, samples, labels, inputs, profile)
+    runnable = subject.engine if isinstance(subject, gpu_metrics.Loaded) else subject
+    accuracy = _compare(source, runnable, samples, labels, inputs, profile)
     accuracy |= {"data": data, "measured_on": measured_on}
     refuse_drop(accuracy, params.max_drop)
-    metrics, reason = None, _why_not_timed(params)
-    if measured_on == "engine":
+    metrics, reason = None, None
+    if isinstance(subject, gpu_metrics.Loaded):
+        beside = gpu_metrics.Comparison(
+            program=source.program if isinstance(source, EagerModel) else None,
+            precision=params.precision,
+            inputs=inputs,
+            profile=profile,
+        )
+        metrics = gpu_metrics.metrics(subject, beside, stage.progress)
+    elif measured_on == "engine":
         stage.progress("time", None)
         eager = source if isinstance(source, EagerModel) else None
         with stage.quiet():
-            metrics = _time(subject, eager, inputs, profile)
+            metrics = cpu_metrics.metrics(subject, eager, inputs, profile)
+    else:
+        reason = (
+            "the engine can't run on this worker: accuracy is that of the typed ONNX, on the CPU"
+        )
     facts = {"accuracy": accuracy, "metrics": metrics, "metrics_reason": reason}
     report = stage.workdir / "report.json"
     report.write_text(json.dumps(facts, indent=2) + "\n")
@@ -108,27 +95,20 @@ def _source(stage: Stage, params: MeasureParams) -> EagerModel | OrtModel:
     return OrtModel(path, optimisation="none")
 
 
-def _subject(stage: Stage, params: MeasureParams, typed: onnx.ModelProto) -> tuple[OrtModel, str]:
+def _subject(
+    stage: Stage, params: MeasureParams, typed: onnx.ModelProto
+) -> tuple[OrtModel | gpu_metrics.Loaded, str]:
     """What is measured: the engine where it runs here, else its typed ONNX."""
-    if _runs_here(params) and "engine" in stage.inputs:
-        return OrtModel(stage.inputs["engine"]), "engine"
-    path: Path = stage.inputs["typed"]
+    if params.target is not None:
+        engine = stage.inputs["engine"]
+        if params.target.gpu == CPU:
+            return OrtModel(engine), "engine"
+        return gpu_metrics.load(params.target.runtime, engine), "engine"
+    path = stage.inputs["typed"]
     if is_half_typed(typed):
         path = stage.workdir / "rounded.onnx"
         graphs.save_model(rounded_model(typed), path)
     return OrtModel(path), "typed-onnx"
-
-
-def _runs_here(params: MeasureParams) -> bool:
-    target = params.target
-    return target is not None and target.runtime is Runtime.ONNXRUNTIME and target.gpu == "cpu"
-
-
-def _why_not_timed(params: MeasureParams) -> str | None:
-    if _runs_here(params):
-        return None
-    what = f"a {params.target} engine" if params.target else "the engine"
-    return f"{what} can't run on this worker: accuracy is that of the typed ONNX, on the CPU"
 
 
 def _data(
@@ -226,105 +206,3 @@ def refuse_drop(accuracy: dict[str, Any], max_drop: float | None) -> None:
             f"the outputs have little to do with the source's: their mean cosine similarity is "
             f"{accuracy['cosine_mean']:.3f} over {accuracy['samples']} samples"
         )
-
-
-def _time(
-    engine: Runnable, eager: Runnable | None, inputs: Sequence[TensorSpec], profile: Profile
-) -> dict[str, Any]:
-    models: dict[str, Runnable] = {"engine": engine} | ({"eager": eager} if eager else {})
-    smallest, opt, largest = batch_range(inputs, profile)
-    headline = _time_headline(models, inputs, profile, opt)
-    latencies = {opt: headline.latencies}
-    skipped: dict[int, float] = {}
-    for batch in sorted({smallest, largest} - {opt}):
-        slowest = max(percentile(times, 50) for times in headline.latencies.values()) * batch / opt
-        if slowest > MAX_RUN_S:
-            skipped[batch] = slowest
-        else:
-            timed = _time_batch(models, inputs, profile, batch, THROUGHPUT_PACE)
-            latencies[batch] = timed.latencies
-    results = {name: _results(name, latencies, skipped, opt) for name in models}
-    return {
-        "batch": opt,
-        **results["engine"],
-        "eager": results.get("eager"),
-        "eager_reason": None if eager else "the source is ONNX, which PyTorch doesn't run",
-        **speed_up(headline),
-        "settings": _settings(),
-    }
-
-
-def speed_up(timings: Timings) -> dict[str, Any]:
-    """The ratio of median latencies, PyTorch's to the engine's, or why there is none."""
-    share = timings.others_share
-    facts: dict[str, Any] = {"speed_up": None, "others_cpu_share": round(share, 3)}
-    if "eager" not in timings.latencies:
-        return facts
-    if share > MAX_OTHERS_SHARE:
-        return facts | {
-            "speed_up_reason": f"other processes had {share:.0%} of the CPU while it was timed"
-        }
-    medians = {name: percentile(times, 50) for name, times in timings.latencies.items()}
-    return facts | {"speed_up": round(medians["eager"] / medians["engine"], 3)}
-
-
-def _time_headline(
-    models: dict[str, Runnable], inputs: Sequence[TensorSpec], profile: Profile, batch: int
-) -> Timings:
-    """The least disturbed of some timings; the first, if the machine was quiet."""
-    best = _time_batch(models, inputs, profile, batch, LATENCY_PACE)
-    for _ in range(RETRIES):
-        if best.others_share <= MAX_OTHERS_SHARE:
-            break
-        again = _time_batch(models, inputs, profile, batch, LATENCY_PACE)
-        best = min(best, again, key=lambda timings: timings.others_share)
-    return best
-
-
-def _time_batch(
-    models: dict[str, Runnable],
-    inputs: Sequence[TensorSpec],
-    profile: Profile,
-    batch: int,
-    pace: Pace,
-) -> Timings:
-    arrays = random_arrays(inputs, shapes_at_batch(inputs, profile, batch), seed=SEED)
-    return time_side_by_side(
-        {name: partial(model.run, arrays) for name, model in models.items()}, pace
-    )
-
-
-def _results(
-    name: str, latencies: dict[int, dict[str, list[float]]], skipped: dict[int, float], opt: int
-) -> dict[str, Any]:
-    throughput: list[dict[str, Any]] = [
-        {
-            "batch": batch,
-            "samples_per_s": samples_per_s(times[name], batch),
-            "latency_p50_ms": latency_ms(times[name])["p50"],
-            "iterations": len(times[name]),
-        }
-        for batch, times in latencies.items()
-    ]
-    throughput += [
-        {"batch": batch, "samples_per_s": None, "reason": f"one run would take {seconds:.1f} s"}
-        for batch, seconds in skipped.items()
-    ]
-    return {
-        "latency_ms": latency_ms(latencies[opt][name]),
-        "iterations": len(latencies[opt][name]),
-        "throughput": sorted(throughput, key=lambda entry: int(entry["batch"])),
-    }
-
-
-def _settings() -> dict[str, Any]:
-    return {
-        "device": "cpu",
-        "cpu": cpu_name(),
-        "threads": cpu_threads(),
-        "torch": torch.__version__,
-        "glibc_tunables": os.environ.get("GLIBC_TUNABLES"),
-        "clock": "host time around one call, side by side in one process",
-        "latency": LATENCY_PACE.settings(),
-        "throughput": THROUGHPUT_PACE.settings(),
-    }

@@ -1,0 +1,91 @@
+"""Engines of ONNX Runtime's CUDA provider: built, run and timed on this machine's GPU."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from farm.specs import BuildParams, CastParams, ExportParams, JobKind, MeasureParams, Target
+from workers import demo, gpu_metrics, gpus, toolchain
+from workers.stages import Stage, run
+
+pytestmark = pytest.mark.gpu
+
+FOUND = gpus.discover()
+needs_gpu = pytest.mark.skipif(
+    not FOUND or not toolchain.has_cuda_provider(), reason="no GPU, or no onnxruntime-gpu, here"
+)
+KINDS = {
+    ExportParams: JobKind.EXPORT,
+    CastParams: JobKind.CAST,
+    BuildParams: JobKind.BUILD,
+    MeasureParams: JobKind.MEASURE,
+}
+
+
+@pytest.fixture
+def stage(tmp_path):
+    runs = iter(range(100))
+
+    def one(params, **inputs):
+        workdir = tmp_path / str(next(runs))
+        workdir.mkdir()
+        return run(
+            Stage(
+                kind=KINDS[type(params)],
+                params=params,
+                inputs=inputs,
+                workdir=workdir,
+                progress=lambda *_: None,
+            )
+        )
+
+    return one
+
+
+@pytest.fixture
+def source(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)
+    )
+    path = tmp_path / "net.pt2"
+    demo.save_program(net.eval(), torch.zeros(2, 3, 64, 64), path)
+    return path
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_an_engine_is_timed_beside_pytorch_on_its_gpu(stage, source, precision, monkeypatch):
+    monkeypatch.setattr(gpu_metrics, "PACE", replace(gpu_metrics.PACE, duration_s=0.5))
+    target = Target(runtime="onnxruntime", gpu=FOUND[0].tags[-1])
+    typed = stage(ExportParams(format="pt2"), source=source).outputs["onnx"]
+    if precision != "fp32":
+        typed = stage(CastParams(precision=precision), onnx=typed).outputs["typed"]
+    params = BuildParams(
+        target=target, compute_capability=FOUND[0].compute_capability, precision=precision
+    )
+    built = stage(params, typed=typed)
+    measured = stage(
+        MeasureParams(precision=precision, target=target, format="pt2"),
+        source=source,
+        typed=typed,
+        engine=built.outputs["engine"],
+    )
+    accuracy, metrics = measured.facts["accuracy"], measured.facts["metrics"]
+    print(metrics)
+    assert accuracy["measured_on"] == "engine"
+    assert accuracy["cosine_mean"] > 0.999
+    parts = [metrics[part]["p50"] for part in ("h2d_ms", "compute_ms", "d2h_ms")]
+    assert all(part > 0 for part in parts)
+    assert np.isclose(sum(parts), metrics["latency_ms"]["p50"], rtol=0.2)
+    assert metrics["cuda_graph"]["enqueue_ms"]["p50"] < metrics["enqueue_ms"]["p50"]
+    assert metrics["eager"]["latency_ms"]["p50"] > 0
+    assert metrics["compiled"]["latency_ms"]["p50"] > 0
+    assert [entry["batch"] for entry in metrics["throughput"]] == [1, 8, 64]
+    assert metrics["gpu"]["sm_clock_mhz"]["max"] > 0
+    assert metrics["gpu"]["power_w"]["median"] > 0
+    assert metrics["memory"]["engine_bytes"] > 0
+    assert metrics["settings"]["device"] == FOUND[0].name

@@ -1,0 +1,115 @@
+"""TensorRT engines, run on the GPU that the worker is pinned to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from farm.errors import EngineBuildFailed
+from farm.specs import Runtime
+from workers.backends.trt import collecting_log, load_runtime
+from workers.cuda_timing import Bound, Tensors, captured
+from workers.samples import Arrays
+
+if TYPE_CHECKING:
+    import tensorrt as types
+
+#: TensorRT's name of a type → torch's.
+_TYPES = {
+    "FLOAT": torch.float32,
+    "HALF": torch.float16,
+    "BF16": torch.bfloat16,
+    "INT64": torch.int64,
+    "INT32": torch.int32,
+    "INT8": torch.int8,
+    "UINT8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class TrtEngine:
+    """An engine of TensorRT or TensorRT-RTX on the current GPU, at its first profile.
+
+    Raises:
+        EngineBuildFailed: if this GPU or this version of the runtime doesn't take it.
+    """
+
+    def __init__(self, runtime: Runtime, plan: Path) -> None:
+        trt = load_runtime(runtime)
+        self._log = collecting_log(trt)
+        # The runtime must live as long as its engines.
+        self._runtime: types.Runtime = trt.Runtime(self._log)
+        engine: types.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan.read_bytes())
+        if engine is None:
+            reason = "; ".join(self._log.errors[-3:]) or "it gives no reason"
+            raise EngineBuildFailed(
+                f"{runtime} {trt.__version__} can't load the engine on this GPU: {reason}",
+                hint="build it for the GPU that is meant to run it, with this worker's version",
+            )
+        self._engine = engine
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        modes = {name: engine.get_tensor_mode(name) for name in names}
+        self._inputs = [n for n in names if modes[n] == trt.TensorIOMode.INPUT]
+        self.output_names = [n for n in names if modes[n] != trt.TensorIOMode.INPUT]
+
+    def run(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        """The outputs for one batch, by name."""
+        inputs = {
+            name: torch.from_numpy(np.require(array, requirements=["C", "W"])).cuda()
+            for name, array in arrays.items()
+        }
+        torch.cuda.synchronize()
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            outputs = self.bind(inputs).enqueue()
+            stream.synchronize()
+        return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+
+    def bind(self, inputs: Tensors) -> _Bound:
+        """An inference of these tensors on the current stream."""
+        return _Bound(self._engine, self._log, {n: inputs[n] for n in self._inputs})
+
+    def bind_graph(self, inputs: Tensors) -> Bound:
+        """The same, replayed as a CUDA graph."""
+        return captured(self.bind)(inputs)
+
+
+class _Bound:
+    """A context with its inputs and outputs at fixed places."""
+
+    def __init__(self, engine: types.ICudaEngine, log: Any, inputs: Tensors) -> None:
+        self._log = log
+        self._inputs = inputs  # which must live as long as their addresses are set
+        self._context: types.IExecutionContext = engine.create_execution_context()
+        for name, tensor in inputs.items():
+            if not self._context.set_input_shape(name, tuple(tensor.shape)):
+                raise self._refused(f"the shape {list(tensor.shape)} of input {name!r}")
+            self._context.set_tensor_address(name, tensor.data_ptr())
+        self._outputs = {
+            name: torch.empty(
+                tuple(self._context.get_tensor_shape(name)),
+                dtype=_TYPES[engine.get_tensor_dtype(name).name],
+                device="cuda",
+            )
+            for index in range(engine.num_io_tensors)
+            if (name := engine.get_tensor_name(index)) not in inputs
+        }
+        for name, tensor in self._outputs.items():
+            self._context.set_tensor_address(name, tensor.data_ptr())
+
+    def enqueue(self) -> Tensors:
+        if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+            raise self._refused("to run")
+        return self._outputs
+
+    def _refused(self, what: str) -> EngineBuildFailed:
+        reason = "; ".join(self._log.errors[-3:]) or "it gives no reason"
+        return EngineBuildFailed(
+            f"the engine refuses {what}: {reason}",
+            hint="check the profiles, and the job's log for what TensorRT said",
+        )

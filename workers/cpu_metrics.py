@@ -1,0 +1,139 @@
+"""How fast an engine for CPUs is, beside eager PyTorch in the same run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from farm.specs import Profile, TensorSpec
+from workers.backends.ort import cpu_threads
+from workers.profiles import batch_range, shapes_at_batch
+from workers.samples import Runnable, random_arrays
+from workers.timing import (
+    Pace,
+    Timings,
+    cpu_name,
+    latency_ms,
+    percentile,
+    samples_per_s,
+    time_side_by_side,
+)
+
+_SEED = 0
+#: At the profile's opt batch, whose latency is the headline.
+LATENCY_PACE = Pace()
+#: At the other batch sizes, for throughput.
+THROUGHPUT_PACE = Pace(duration_s=0.5)
+#: While others hold more than this share of all cores, a ratio of latencies means little.
+MAX_OTHERS_SHARE = 0.2
+#: How often the headline's latency is taken again on a busy machine.
+RETRIES = 1
+#: A batch whose one run would take longer isn't timed.
+MAX_RUN_S = 1.5
+
+
+def metrics(
+    engine: Runnable, eager: Runnable | None, inputs: Sequence[TensorSpec], profile: Profile
+) -> dict[str, Any]:
+    """Latency and throughput at the batch sizes of a profile."""
+    models: dict[str, Runnable] = {"engine": engine} | ({"eager": eager} if eager else {})
+    smallest, opt, largest = batch_range(inputs, profile)
+    headline = _time_headline(models, inputs, profile, opt)
+    latencies = {opt: headline.latencies}
+    skipped: dict[int, float] = {}
+    for batch in sorted({smallest, largest} - {opt}):
+        slowest = max(percentile(times, 50) for times in headline.latencies.values()) * batch / opt
+        if slowest > MAX_RUN_S:
+            skipped[batch] = slowest
+        else:
+            timed = _time_batch(models, inputs, profile, batch, THROUGHPUT_PACE)
+            latencies[batch] = timed.latencies
+    results = {name: _results(name, latencies, skipped, opt) for name in models}
+    return {
+        "batch": opt,
+        **results["engine"],
+        "eager": results.get("eager"),
+        "eager_reason": None if eager else "the source is ONNX, which PyTorch doesn't run",
+        **speed_up(headline),
+        "settings": _settings(),
+    }
+
+
+def speed_up(timings: Timings) -> dict[str, Any]:
+    """The ratio of median latencies, PyTorch's to the engine's, or why there is none."""
+    share = timings.others_share
+    facts: dict[str, Any] = {"speed_up": None, "others_cpu_share": round(share, 3)}
+    if "eager" not in timings.latencies:
+        return facts
+    if share > MAX_OTHERS_SHARE:
+        return facts | {
+            "speed_up_reason": f"other processes had {share:.0%} of the CPU while it was timed"
+        }
+    medians = {name: percentile(times, 50) for name, times in timings.latencies.items()}
+    return facts | {"speed_up": round(medians["eager"] / medians["engine"], 3)}
+
+
+def _time_headline(
+    models: dict[str, Runnable], inputs: Sequence[TensorSpec], profile: Profile, batch: int
+) -> Timings:
+    """The least disturbed of some timings; the first, if the machine was quiet."""
+    best = _time_batch(models, inputs, profile, batch, LATENCY_PACE)
+    for _ in range(RETRIES):
+        if best.others_share <= MAX_OTHERS_SHARE:
+            break
+        again = _time_batch(models, inputs, profile, batch, LATENCY_PACE)
+        best = min(best, again, key=lambda timings: timings.others_share)
+    return best
+
+
+def _time_batch(
+    models: dict[str, Runnable],
+    inputs: Sequence[TensorSpec],
+    profile: Profile,
+    batch: int,
+    pace: Pace,
+) -> Timings:
+    arrays = random_arrays(inputs, shapes_at_batch(inputs, profile, batch), seed=_SEED)
+    return time_side_by_side(
+        {name: partial(model.run, arrays) for name, model in models.items()}, pace
+    )
+
+
+def _results(
+    name: str, latencies: dict[int, dict[str, list[float]]], skipped: dict[int, float], opt: int
+) -> dict[str, Any]:
+    throughput: list[dict[str, Any]] = [
+        {
+            "batch": batch,
+            "samples_per_s": samples_per_s(times[name], batch),
+            "latency_p50_ms": latency_ms(times[name])["p50"],
+            "iterations": len(times[name]),
+        }
+        for batch, times in latencies.items()
+    ]
+    throughput += [
+        {"batch": batch, "samples_per_s": None, "reason": f"one run would take {seconds:.1f} s"}
+        for batch, seconds in skipped.items()
+    ]
+    return {
+        "latency_ms": latency_ms(latencies[opt][name]),
+        "iterations": len(latencies[opt][name]),
+        "throughput": sorted(throughput, key=lambda entry: int(entry["batch"])),
+    }
+
+
+def _settings() -> dict[str, Any]:
+    return {
+        "device": "cpu",
+        "cpu": cpu_name(),
+        "threads": cpu_threads(),
+        "torch": torch.__version__,
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES"),
+        "clock": "host time around one call, side by side in one process",
+        "latency": LATENCY_PACE.settings(),
+        "throughput": THROUGHPUT_PACE.settings(),
+    }

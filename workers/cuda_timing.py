@@ -1,0 +1,241 @@
+"""Latency on a GPU as trtexec takes it: CUDA events around transfer in, compute, transfer out.
+
+Two queries are in flight, on a stream each for the way in, the compute and the way out, so that
+transfers overlap with compute. Latency is the sum of a query's three parts; throughput counts the
+queries over the span from the first transfer in to the last one out.
+Source: TensorRT's samples/common/sampleInference.cpp.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median, pstdev
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from workers.timing import PERCENTILES, Pace, percentile
+
+#: trtexec's bounds, beyond which it says so.
+ENQUEUE_SHARE = 0.8
+COMPUTE_VARIATION = 0.025
+FEW_QUERIES = 100
+
+_IN_FLIGHT = 2
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+class Bound(Protocol):
+    """An inference whose inputs lie on the GPU."""
+
+    def enqueue(self) -> Tensors:
+        """Put one inference on the current stream; its outputs, which are there when the stream is."""
+        ...
+
+
+#: Makes an inference of tensors on the GPU; the current stream is the one that it will run on.
+Bind = Callable[[Tensors], Bound]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """The parts of one inference, in milliseconds."""
+
+    h2d_ms: float
+    compute_ms: float
+    d2h_ms: float
+    enqueue_ms: float  #: of the host, around the call
+
+    @property
+    def latency_ms(self) -> float:
+        return self.h2d_ms + self.compute_ms + self.d2h_ms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Queries in a row, and how long they took together."""
+
+    queries: Sequence[Query]
+    seconds: float
+
+    def facts(self, batch: int) -> dict[str, Any]:
+        """Percentiles of each part, queries and samples a second."""
+        rate = len(self.queries) / self.seconds
+        return {
+            "latency_ms": _spread([q.latency_ms for q in self.queries]),
+            "h2d_ms": _spread([q.h2d_ms for q in self.queries]),
+            "compute_ms": _spread([q.compute_ms for q in self.queries]),
+            "d2h_ms": _spread([q.d2h_ms for q in self.queries]),
+            "enqueue_ms": _spread([q.enqueue_ms for q in self.queries]),
+            "iterations": len(self.queries),
+            "queries_per_s": round(rate, 2),
+            "samples_per_s": round(rate * batch, 2),
+        }
+
+    def warnings(self) -> list[str]:
+        """Why the figures may be less, or less sure, than they could be."""
+        said = []
+        compute = [query.compute_ms for query in self.queries]
+        enqueue = median(query.enqueue_ms for query in self.queries)
+        if enqueue > ENQUEUE_SHARE * median(compute):
+            said.append(
+                f"the host takes {enqueue:.3f} ms to enqueue what computes for "
+                f"{median(compute):.3f} ms: the GPU waits for it; look at the figures with a CUDA graph"
+            )
+        variation = pstdev(compute) / fmean(compute)
+        if variation > COMPUTE_VARIATION:
+            said.append(
+                f"the compute time varies by {variation:.1%}: lock the GPU's clocks "
+                "(nvidia-smi --lock-gpu-clocks) for steadier figures"
+            )
+        if len(self.queries) < FEW_QUERIES:
+            said.append(
+                f"only {len(self.queries)} queries were timed: high percentiles mean little"
+            )
+        return said
+
+
+class Streams:
+    """One for each part of a query."""
+
+    def __init__(self) -> None:
+        self.h2d = torch.cuda.Stream()
+        self.compute = torch.cuda.Stream()
+        self.d2h = torch.cuda.Stream()
+
+
+def time_queries(
+    bind: Bind, arrays: Mapping[str, NDArray[np.generic]], pace: Pace, streams: Streams
+) -> Span:
+    """Time inferences of these inputs on the current GPU.
+
+    Raises:
+        RuntimeError: CUDA's, as when the GPU's memory doesn't suffice.
+    """
+    slots = [_Slot(bind, arrays, streams) for _ in range(_IN_FLIGHT)]
+    _repeat(slots, seconds=pace.warmup_s, least=_IN_FLIGHT, longest_s=pace.max_s)
+    first = torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    first.record(streams.h2d)
+    queries, last = _repeat(
+        slots, seconds=pace.duration_s, least=pace.min_iterations, longest_s=pace.max_s
+    )
+    return Span(queries=queries, seconds=first.elapsed_time(last) / 1e3)
+
+
+def captured(bind: Bind) -> Bind:
+    """The same inference as a CUDA graph, for runtimes that let their work be captured."""
+    return lambda inputs: _Captured(bind(inputs))
+
+
+class _Captured:
+    def __init__(self, bound: Bound) -> None:
+        stream = torch.cuda.current_stream()
+        bound.enqueue()  # what a first run sets up mustn't be captured
+        stream.synchronize()
+        self._bound = bound
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=stream):
+            self._outputs = bound.enqueue()
+
+    def enqueue(self) -> Tensors:
+        self._graph.replay()
+        return self._outputs
+
+
+class _Slot:
+    """The buffers and events of one query in flight."""
+
+    def __init__(
+        self, bind: Bind, arrays: Mapping[str, NDArray[np.generic]], streams: Streams
+    ) -> None:
+        self.busy = False
+        self._streams = streams
+        self._sent = {name: _pinned(array) for name, array in arrays.items()}
+        self._inputs = {name: tensor.cuda() for name, tensor in self._sent.items()}
+        torch.cuda.synchronize()
+        with torch.cuda.stream(streams.compute):
+            self._bound = bind(self._inputs)
+            self._outputs = self._bound.enqueue()
+            streams.compute.synchronize()
+        self._received = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            for name, tensor in self._outputs.items()
+        }
+        self._events = [torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(6)]
+        self._enqueue_ms = 0.0
+
+    def start(self) -> None:
+        sent, arrived, began, computed, leaving, received = self._events
+        self.busy = True
+        with torch.cuda.stream(self._streams.h2d):
+            sent.record()
+            for name, tensor in self._sent.items():
+                self._inputs[name].copy_(tensor, non_blocking=True)
+            arrived.record()
+        with torch.cuda.stream(self._streams.compute):
+            self._streams.compute.wait_event(arrived)
+            began.record()
+            start = time.perf_counter()
+            self._outputs = self._bound.enqueue()
+            self._enqueue_ms = (time.perf_counter() - start) * 1e3
+            computed.record()
+        with torch.cuda.stream(self._streams.d2h):
+            self._streams.d2h.wait_event(computed)
+            leaving.record()
+            for name, tensor in self._outputs.items():
+                self._received[name].copy_(tensor, non_blocking=True)
+            received.record()
+
+    def finish(self) -> Query:
+        sent, arrived, began, computed, leaving, received = self._events
+        received.synchronize()
+        self.busy = False
+        return Query(
+            h2d_ms=sent.elapsed_time(arrived),
+            compute_ms=began.elapsed_time(computed),
+            d2h_ms=leaving.elapsed_time(received),
+            enqueue_ms=self._enqueue_ms,
+        )
+
+    @property
+    def received(self) -> torch.cuda.Event:
+        """When its outputs were on the host."""
+        return self._events[-1]
+
+
+def _repeat(
+    slots: Sequence[_Slot], *, seconds: float, least: int, longest_s: float
+) -> tuple[list[Query], torch.cuda.Event]:
+    """Queries for some time, and at least so many; the event at which the last one had ended."""
+    queries: list[Query] = []
+    start = time.perf_counter()
+    started = 0
+    while True:
+        spent = time.perf_counter() - start
+        if spent >= longest_s or (spent >= seconds and started >= least):
+            break
+        slot = slots[started % len(slots)]
+        if slot.busy:
+            queries.append(slot.finish())
+        slot.start()
+        started += 1
+    last = slots[(started - 1) % len(slots)]
+    for number in range(started, started + len(slots)):  # in the order in which they were started
+        if slots[number % len(slots)].busy:
+            queries.append(slots[number % len(slots)].finish())
+    return queries, last.received
+
+
+def _pinned(array: NDArray[np.generic]) -> torch.Tensor:
+    return torch.from_numpy(np.require(array, requirements=["C", "W"])).pin_memory()
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    facts = {f"p{p}": round(percentile(values, p), 4) for p in PERCENTILES}
+    return facts | {"mean": round(fmean(values), 4), "min": round(min(values), 4)}

@@ -1,0 +1,79 @@
+"""PyTorch on the GPU, eager and compiled: what an engine's speed is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.passes import move_to_device_pass
+from torch.utils import _pytree as pytree
+
+from farm.specs import Precision
+from workers.cuda_timing import Bind, Tensors
+from workers.eager import input_names, output_names
+
+#: What autocast computes in beside an engine of this precision; fp32 needs none.
+_HALF = {Precision.FP32: None, Precision.BF16: torch.bfloat16}
+
+
+class PyTorchOnGpu:
+    """A program on the current GPU."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        # By its index, which checks of devices inside a program compare.
+        moved = move_to_device_pass(program, "cuda:0")
+        self._names = input_names(moved), output_names(moved)
+        self._in_spec = moved.call_spec.in_spec
+        self._module = moved.module()
+
+    def eager(self, dtype: torch.dtype | None) -> Bind:
+        """Inferences as the program is, or with autocast to a type."""
+        module = self._typed(dtype)
+        return lambda inputs: _Bound(module, self._names, self._in_spec, inputs, dtype)
+
+    def _typed(self, dtype: torch.dtype | None) -> torch.fx.GraphModule:
+        """With weights of that type: autocast alone would cast them anew in every run."""
+        return self._module if dtype is None else deepcopy(self._module).to(dtype)
+
+    def compiled(self, dtype: torch.dtype | None) -> Bind:
+        """Inferences compiled by ``torch.compile`` for the very shapes."""
+        # In this process: a job leaves no others behind.
+        torch._inductor.config.compile_threads = 1
+        torch._dynamo.reset()
+        module = torch.compile(self._typed(dtype), dynamic=False)
+        return lambda inputs: _Bound(module, self._names, self._in_spec, inputs, dtype)
+
+
+def autocast_dtype(precision: Precision) -> torch.dtype | None:
+    """What PyTorch would compute in where an engine has this precision."""
+    return _HALF.get(precision, torch.float16)
+
+
+class _Bound:
+    def __init__(
+        self,
+        module: Callable[..., Any],
+        names: tuple[list[str], list[str]],
+        in_spec: Any,
+        inputs: Tensors,
+        dtype: torch.dtype | None,
+    ) -> None:
+        input_order, self._outputs = names
+        self._module = module
+        self._dtype = dtype
+        self._args, self._kwargs = pytree.tree_unflatten(
+            [inputs[name] for name in input_order], in_spec
+        )
+
+    def enqueue(self) -> Tensors:
+        with torch.inference_mode(), self._autocast():
+            leaves = pytree.tree_leaves(self._module(*self._args, **self._kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        return dict(zip(self._outputs, tensors, strict=True))
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cuda", self._dtype) if self._dtype else nullcontext()

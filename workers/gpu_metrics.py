@@ -1,0 +1,270 @@
+"""How fast an engine is on a GPU, beside PyTorch on the same GPU in the same run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.export import ExportedProgram
+
+from farm.errors import FarmError
+from farm.specs import Precision, Profile, Runtime, TensorSpec
+from workers import telemetry
+from workers.backends import ort_cuda, trt_cuda
+from workers.compute import PRODUCTS
+from workers.cuda_timing import Bind, Bound, Span, Streams, Tensors, time_queries
+from workers.eager_cuda import PyTorchOnGpu, autocast_dtype
+from workers.profiles import batch_range, shapes_at_batch
+from workers.samples import Runnable, random_arrays
+from workers.timing import Pace
+
+_SEED = 0
+#: trtexec's: 200 ms to warm up, then 3 s and at least 10 queries.
+PACE = Pace(duration_s=3.0, max_s=10.0)
+#: At the other batch sizes, for throughput.
+THROUGHPUT_PACE = replace(PACE, duration_s=1.0)
+
+Progress = Callable[[str, float | None], None]
+
+
+class GpuEngine(Runnable, Protocol):
+    """An engine on the current GPU."""
+
+    def bind(self, inputs: Tensors) -> Bound: ...
+
+    def bind_graph(self, inputs: Tensors) -> Bound: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """An engine that was loaded onto the GPU that this process is pinned to."""
+
+    engine: GpuEngine
+    memory_bytes: int  #: that it took
+    other_processes: int  #: that were on the GPU before
+    warnings: Sequence[str] = ()
+
+
+def load(runtime: Runtime, path: Path) -> Loaded:
+    """Load an engine; the first use of CUDA in this process.
+
+    Raises:
+        EngineBuildFailed: this GPU, or this worker's runtime, doesn't take it.
+    """
+    others = telemetry.processes_on(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    torch.cuda.init()
+    before = _used_bytes()
+    warnings = []
+    engine: GpuEngine
+    if runtime is Runtime.ONNXRUNTIME:
+        engine = ort_cuda.OrtCudaEngine(path)
+        slow = sorted(set(engine.on_cpu) & set(PRODUCTS))
+        if slow:
+            warnings.append(f"some of the graph's {', '.join(slow)} run on the CPU")
+    else:
+        engine = trt_cuda.TrtEngine(runtime, path)
+    return Loaded(
+        engine=engine,
+        memory_bytes=_used_bytes() - before,
+        other_processes=others,
+        warnings=warnings,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What an engine is timed at, and beside."""
+
+    program: ExportedProgram | None  #: the source, where PyTorch runs it
+    precision: Precision
+    inputs: Sequence[TensorSpec]
+    profile: Profile
+
+
+def metrics(loaded: Loaded, beside: Comparison, progress: Progress) -> dict[str, Any]:
+    """Latency with and without a CUDA graph, throughput at the batch sizes of the profile.
+
+    Latency is with transfers, as trtexec 10 takes it by default; what trtexec 11 gives by default is
+    ``compute_ms`` of ``cuda_graph``.
+    """
+    # Eager PyTorch may use TF32 where the engines may.
+    torch.set_float32_matmul_precision("high")
+    engine, timer = loaded.engine, _Timer(beside)
+    _, opt, _ = batch_range(beside.inputs, beside.profile)
+    with telemetry.watching(_uuid(), loaded.other_processes) as seen:
+        progress("time: the engine", None)
+        headline = timer.time(engine.bind, opt, PACE)
+    progress("time: with a CUDA graph", None)
+    graph = _tried(partial(timer.time, engine.bind_graph, opt, PACE), opt)
+    throughput = timer.throughput(engine.bind, {opt: headline}, progress)
+    used = _used_bytes()
+    gpu = seen.facts()
+    facts = headline.facts(opt)
+    peers = _peers(beside, timer, opt, progress)
+    return {
+        "batch": opt,
+        **facts,
+        "throughput": throughput,
+        "cuda_graph": graph,
+        **peers,
+        **_speed_ups(facts, graph, peers),
+        "memory": {"engine_bytes": loaded.memory_bytes, "used_bytes": used},
+        "gpu": gpu | _energy(gpu, headline, opt),
+        "warnings": [*loaded.warnings, *headline.warnings(), *_slowed(gpu)],
+        "settings": _settings(beside.precision),
+    }
+
+
+class _Timer:
+    """Times models at the shapes of one profile, on the same streams."""
+
+    def __init__(self, beside: Comparison) -> None:
+        self._beside = beside
+        self._streams = Streams()
+
+    def time(self, bind: Bind, batch: int, pace: Pace) -> Span:
+        return time_queries(bind, self._arrays(batch), pace, self._streams)
+
+    def throughput(
+        self, bind: Bind, known: Mapping[int, Span], progress: Progress
+    ) -> list[dict[str, Any]]:
+        """At the smallest, the opt and the largest batch."""
+        entries = []
+        for batch in sorted(set(batch_range(self._beside.inputs, self._beside.profile))):
+            progress(f"time: batches of {batch}", None)
+            if batch in known:
+                entries.append(_entry(batch, known[batch].facts(batch)))
+                continue
+            facts = _tried(partial(self.time, bind, batch, THROUGHPUT_PACE), batch)
+            entries.append(_entry(batch, facts))
+        return entries
+
+    def _arrays(self, batch: int) -> Mapping[str, NDArray[np.generic]]:
+        inputs, profile = self._beside.inputs, self._beside.profile
+        return random_arrays(inputs, shapes_at_batch(inputs, profile, batch), seed=_SEED)
+
+
+def _entry(batch: int, facts: Mapping[str, Any]) -> dict[str, Any]:
+    if "reason" in facts:
+        return {"batch": batch, "samples_per_s": None, "reason": facts["reason"]}
+    return {
+        "batch": batch,
+        "samples_per_s": facts["samples_per_s"],
+        "latency_p50_ms": facts["latency_ms"]["p50"],
+        "iterations": facts["iterations"],
+    }
+
+
+def _peers(beside: Comparison, timer: _Timer, batch: int, progress: Progress) -> dict[str, Any]:
+    """PyTorch as the source is, in the engine's type by autocast, and compiled in that type."""
+    names = ("eager", "eager_autocast", "compiled")
+    if beside.program is None:
+        reason = "the source isn't a program that PyTorch runs"
+        return {name: {"reason": reason} for name in names}
+    try:
+        torch_model = PyTorchOnGpu(beside.program)
+    except (
+        Exception
+    ) as err:  # of any kind: how PyTorch fares on the GPU is no matter of the engine's
+        return {name: {"reason": _first_line(err)} for name in names}
+    dtype = autocast_dtype(beside.precision)
+    peers: dict[str, dict[str, Any]] = {}
+    for name, bind, computes in (
+        ("eager", torch_model.eager(None), None),
+        ("eager_autocast", torch_model.eager(dtype), dtype),
+        ("compiled", torch_model.compiled(dtype), dtype),
+    ):
+        if name == "eager_autocast" and dtype is None:
+            continue
+        progress(f"time: PyTorch, {name.replace('_', ' with ')}", None)
+        peers[name] = _tried(partial(timer.time, bind, batch, PACE), batch)
+        peers[name]["autocast"] = computes and str(computes).removeprefix("torch.")
+    return peers
+
+
+def _tried(time: Callable[[], Span], batch: int) -> dict[str, Any]:
+    """The figures, or why there are none: of a graph, a batch or a peer, never of the engine itself."""
+    try:
+        return time().facts(batch)
+    except FarmError as err:
+        return {"reason": err.detail}
+    except Exception as err:  # of CUDA, of a compiler, of memory that doesn't suffice
+        torch.cuda.empty_cache()
+        return {"reason": _first_line(err)}
+
+
+def _speed_ups(
+    engine: Mapping[str, Any], graph: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Ratios of median latencies, PyTorch's to the engine's."""
+    latency = _p50(engine)
+    best = min(filter(None, (latency, _p50(graph))))
+    ratio = {name: _p50(facts) for name, facts in peers.items()}
+    return {
+        "speed_up": _over(ratio.get("eager"), latency),
+        "speed_up_over_compiled": _over(ratio.get("compiled"), latency),
+        "speed_up_over_compiled_with_cuda_graph": _over(ratio.get("compiled"), best),
+    }
+
+
+def _p50(facts: Mapping[str, Any]) -> float | None:
+    latency: Mapping[str, float] = facts.get("latency_ms", {})
+    return latency.get("p50")
+
+
+def _over(peer_ms: float | None, engine_ms: float | None) -> float | None:
+    return round(peer_ms / engine_ms, 3) if peer_ms and engine_ms else None
+
+
+def _slowed(gpu: Mapping[str, Any]) -> list[str]:
+    said = []
+    if gpu["slowed_by"]:
+        said.append(f"the GPU's clocks were held down by {', '.join(gpu['slowed_by'])}")
+    if gpu["other_processes"]:
+        said.append(f"{gpu['other_processes']} other processes were on the GPU")
+    return said
+
+
+def _energy(gpu: Mapping[str, Any], span: Span, batch: int) -> dict[str, Any]:
+    if gpu["energy_j"] is None:
+        return {"mj_per_sample": None}
+    return {"mj_per_sample": round(gpu["energy_j"] * 1e3 / (len(span.queries) * batch), 3)}
+
+
+def _used_bytes() -> int:
+    free, total = torch.cuda.mem_get_info()
+    return total - free
+
+
+def _uuid() -> str:
+    return f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+
+
+def _settings(precision: Precision) -> dict[str, Any]:
+    """What makes the figures comparable."""
+    return {
+        "device": torch.cuda.get_device_name(0),
+        "uuid": _uuid(),
+        "clock": "CUDA events: transfer in + compute + transfer out, two queries in flight",
+        "transfers": True,
+        "spin_wait": False,
+        "cuda_graph": False,
+        "tf32": True,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "latency": PACE.settings(),
+        "throughput": THROUGHPUT_PACE.settings(),
+        "precision": str(precision),
+    }
+
+
+def _first_line(err: Exception) -> str:
+    lines = str(err).strip().splitlines()
+    return f"{type(err).__name__}: {lines[0][:300]}" if lines else type(err).__name__
