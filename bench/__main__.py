@@ -11,6 +11,8 @@ jobs        jobs a second that do nothing, beside Celery tasks that do nothing
 claims      a claim with 10,000 queued jobs beside one with 100
 post        the 99th percentile of a submission's time beside a handler of two inserts
 children    the start of a job's process beside that of a Python that imports the same
+gpu         engines of ResNet-50 and BERT-base on this machine's GPU, beside PyTorch on it
+gpus        GPU jobs a second with 1, 2, 4 … GPUs, beside one
 =========== =========================================================================
 
 ``claims`` and ``post`` also measure Postgres when ``FARM_TEST_DATABASE_URL`` is set.
@@ -21,7 +23,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import children, claims, cold, dispatch, posts, submissions
+from bench import children, claims, cold, dispatch, gpus, posts, submissions
 from bench.table import Row, show
 
 BENCHES = {
@@ -32,6 +34,8 @@ BENCHES = {
     "claims": claims.costs,
     "post": posts.p99,
     "children": children.cost,
+    "gpu": gpus.engines,
+    "gpus": gpus.scaling,
 }
 
 

@@ -113,4 +113,6 @@ def finish(client: httpx.Client, request: dict[str, object]) -> None:
         time.sleep(0.25)  # a client waits no less; polling takes from the two cores
         build = client.get(f"/v1/builds/{build['id']}").json()
     if build["state"] != "succeeded":
-        sys.exit(f"the build {build['state']}: {json.dumps(build['error'])}")
+        failed = [(job["title"], job["error"]) for job in build["jobs"] if job["error"]]
+        log = client.get(f"/v1/builds/{build['id']}/logs").text[-2000:]
+        sys.exit(f"the build {build['state']}: {json.dumps(failed)}\n{log}")
