@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ADAPTER = ROOT / "workers" / "backends" / "trt.py"
+ADAPTER = sorted((ROOT / "workers" / "backends").glob("trt*.py"))
 WHEELS = ("tensorrt-stubs", "tensorrt-cu13-bindings")
 #: Asked for with hasattr, since classic TensorRT hasn't them.
 RTX_ONLY = {"ComputeCapability", "num_compute_capabilities", "set_compute_capability"}
@@ -27,9 +27,7 @@ def main() -> int:
         wrong = [*type_errors(unpacked), *unknown_names(unpacked)]
     for line in wrong:
         print(line)
-    print(
-        f"{len(wrong)} things wrong with {ADAPTER.relative_to(ROOT)}" if wrong else "all is right"
-    )
+    print(f"{len(wrong)} things wrong with the adapter" if wrong else "all is right")
     return bool(wrong)
 
 
@@ -61,14 +59,15 @@ def type_errors(unpacked: Path) -> list[str]:
     """What mypy says of the adapter; the stubs' own mistakes are theirs."""
     options = "--config-file= --strict --python-version 3.11 --ignore-missing-imports"
     command = [sys.executable, "-m", "mypy", *options.split(), "--follow-imports=silent"]
-    command += [f"--cache-dir={unpacked / 'cache'}", str(ADAPTER.relative_to(ROOT))]
+    files = [str(file.relative_to(ROOT)) for file in ADAPTER]
+    command += [f"--cache-dir={unpacked / 'cache'}", *files]
     environment = {"MYPYPATH": str(unpacked), "PATH": ""}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     lines = run.stdout.splitlines()
     # Without the stubs mypy would take everything for Any, and find nothing.
     if not any("tensorrt.pyi" in line for line in lines):
         return [f"mypy hasn't read the stubs: {run.stdout}{run.stderr}"]
-    return [line for line in lines if line.startswith(str(ADAPTER.relative_to(ROOT)))]
+    return [line for line in lines if line.startswith(tuple(files))]
 
 
 def unknown_names(unpacked: Path) -> list[str]:
@@ -86,7 +85,10 @@ def unknown_names(unpacked: Path) -> list[str]:
 
 def used_names() -> set[str]:
     """The attributes of the module, and of the variables that are typed as its objects."""
-    tree = ast.parse(ADAPTER.read_text())
+    return {name for file in ADAPTER for name in _names(ast.parse(file.read_text()))}
+
+
+def _names(tree: ast.Module) -> set[str]:
     objects = {"trt"}
     for node in ast.walk(tree):
         if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation is not None:

@@ -42,7 +42,7 @@ from farm.specs import (
     TensorSpec,
 )
 from workers import cpu_metrics, demo, graphs
-from workers.backends import trt
+from workers.backends import trt_options
 from workers.samples import random_arrays
 from workers.stages import Stage, StageResult, calibrate, cast, export, run
 from workers.timing import Pace, Timings, percentile
@@ -674,14 +674,14 @@ def test_every_option_reaches_classic_tensorrts_configuration() -> None:
         weight_streaming=True,
     )
     config = Config()
-    trt._set_options(module, config, everything)
+    trt_options.set_options(module, config, everything)
     assert config.flags == {"SPARSE_WEIGHTS", "VERSION_COMPATIBLE", "WEIGHT_STREAMING"}
     assert (config.builder_optimization_level, config.max_aux_streams) == (5, 2)
     assert config.pool == ("WORKSPACE", 3 << 20)
     assert config.hardware_compatibility_level == "AMPERE_PLUS"
     del module.BuilderFlag.WEIGHT_STREAMING
     with pytest.raises(EngineBuildFailed, match="has no weight_streaming"):
-        trt._set_options(module, config, everything)
+        trt_options.set_options(module, config, everything)
 
 
 def test_an_engine_can_have_several_profiles(bench: Bench, digits: Digits) -> None:

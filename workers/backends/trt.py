@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from farm.errors import EngineBuildFailed
 from farm.schemas import Layer, LayerTensor
 from farm.specs import BuilderOptions, Profile, Runtime
+from workers.backends.trt_options import set_capability, set_options
 
 if TYPE_CHECKING:
     # TensorRT-RTX has the same classes; what only one of the two has is probed, and so untyped.
@@ -100,8 +101,8 @@ def build_plan(
     report("parse", None)
     _parse(parser, onnx, log)
     config = builder.create_builder_config()
-    _set_capability(trt, config, compute_capability)
-    _set_options(trt, config, options)
+    set_capability(trt, config, compute_capability)
+    set_options(trt, config, options)
     for profile in profiles:
         _add_profile(trt, builder, config, profile, log)
     if hasattr(config, "progress_monitor"):
@@ -158,63 +159,6 @@ def _parser_reason(error: types.ParserError) -> str:
     if hasattr(error, "node_operator") and error.node_operator():
         where = f" (operator {error.node_operator()}, node {error.node_name()!r})"
     return f"{' '.join(error.desc().split())[:300]}{where}"
-
-
-def _set_capability(trt: Any, config: Any, compute_capability: str) -> None:
-    if not hasattr(config, "set_compute_capability"):
-        return
-    name = compute_capability.replace("_", "").upper()
-    capability = getattr(trt.ComputeCapability, name, None)
-    if capability is None:
-        known = sorted(c for c in dir(trt.ComputeCapability) if c.startswith("SM"))
-        raise EngineBuildFailed(
-            f"this runtime can't build for {compute_capability}",
-            hint="choose one of " + ", ".join(f"sm_{c[2:]}" for c in known),
-        )
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(capability, 0)
-
-
-_FLAGS = {
-    "tf32": "TF32",
-    "sparse_weights": "SPARSE_WEIGHTS",
-    "version_compatible": "VERSION_COMPATIBLE",
-    "weight_streaming": "WEIGHT_STREAMING",
-}
-
-
-def _set_options(trt: Any, config: types.IBuilderConfig, options: BuilderOptions) -> None:
-    """Set each option that isn't at its default, and TF32 in any case.
-
-    Raises:
-        EngineBuildFailed: naming what this runtime doesn't have.
-    """
-    for name, flag in _FLAGS.items():
-        wanted = getattr(options, name)
-        if hasattr(trt.BuilderFlag, flag):
-            (config.set_flag if wanted else config.clear_flag)(getattr(trt.BuilderFlag, flag))
-        elif wanted and name in options.changed():
-            raise _no_option(trt, name)
-    for name in ("builder_optimization_level", "max_aux_streams"):
-        value = getattr(options, name)
-        if value is not None:
-            if not hasattr(config, name):
-                raise _no_option(trt, name)
-            setattr(config, name, value)
-    if options.workspace_mib is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
-    if options.hardware_compatibility_level != "none":
-        levels = getattr(trt, "HardwareCompatibilityLevel", None)
-        level = getattr(levels, options.hardware_compatibility_level.upper(), None)
-        if level is None:
-            raise _no_option(trt, "hardware_compatibility_level")
-        config.hardware_compatibility_level = level
-
-
-def _no_option(trt: Any, name: str) -> EngineBuildFailed:
-    return EngineBuildFailed(
-        f"{trt.__name__} {trt.__version__} has no {name}", hint="leave that option out"
-    )
 
 
 def _add_profile(
