@@ -20,7 +20,7 @@ STAGE_VERSIONS: dict[JobKind, int] = {
     JobKind.EXPORT: 2,
     JobKind.CAST: 2,
     JobKind.CALIBRATE: 2,
-    JobKind.BUILD: 2,
+    JobKind.BUILD: 3,
     JobKind.MEASURE: 2,
 }
 

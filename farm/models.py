@@ -269,6 +269,22 @@ class Event(Base):
     at: Mapped[datetime] = mapped_column(Instant, default=now)
 
 
+class TimingCache(Base):
+    """What TensorRT's builder has timed on a GPU with a toolchain; the newest revision alone."""
+
+    __tablename__ = "timing_caches"
+    gpu: Mapped[str] = mapped_column(String(100), primary_key=True)
+    compute_capability: Mapped[str] = mapped_column(String(20), primary_key=True)
+    tensorrt: Mapped[str] = mapped_column(String(40), primary_key=True)
+    cuda: Mapped[str] = mapped_column(String(10), primary_key=True)
+    digest: Mapped[str] = mapped_column(ForeignKey("artifacts.digest"))
+    revision: Mapped[int]
+    entries: Mapped[int | None]  #: None where this TensorRT can't tell
+    builds: Mapped[int]  #: that have added to it, or found all in it
+    hits: Mapped[int]  #: of these, those that found all in it
+    updated_at: Mapped[datetime] = mapped_column(Instant)
+
+
 class Worker(Base):
     """A worker that announced itself."""
 

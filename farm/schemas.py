@@ -398,6 +398,23 @@ class WorkerView(Answer):
     last_seen_at: datetime
 
 
+class TimingCacheView(Answer):
+    """What TensorRT's builders have timed on one GPU with one toolchain."""
+
+    gpu: str = Field(examples=["NVIDIA H200"])
+    compute_capability: str = Field(examples=["sm_90"])
+    tensorrt: str = Field(examples=["11.4.0.106"])
+    cuda: str = Field(description="major version", examples=["13"])
+    digest: Digest
+    bytes: int
+    revision: int
+    entries: int | None = Field(description="timings in it; null where this TensorRT can't tell")
+    builds: int = Field(description="that added to it, or found all in it")
+    hits: int = Field(description="of these, those that found all in it and timed nothing")
+    hit_rate: float = Field(description="hits by builds, 0 to 1")
+    updated_at: datetime
+
+
 class TargetView(Answer):
     target: str
     runtime: Runtime

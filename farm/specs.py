@@ -120,6 +120,9 @@ class BuilderOptions(Value):
     weight_streaming: bool = Field(
         False, description="the weights may stay in the host's memory at run time"
     )
+    timing_cache: bool = Field(
+        True, description="take what the fleet has timed on such a GPU, and add to it"
+    )
 
     def changed(self) -> dict[str, object]:
         """Those that aren't the builder's own, by name."""

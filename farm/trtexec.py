@@ -143,8 +143,9 @@ class _Reader:
                 "--calib: calibration is made anew from your data: add --calibration FILE"
             ),
             "timingCacheFile": lambda _: made.notes.append(
-                "--timingCacheFile: each build times its layers anew"
+                "--timingCacheFile: the farm keeps one for each GPU and toolchain: farm timing-caches"
             ),
+            "noBuilderCache": lambda _: options.update(timing_cache=False),
             "device": lambda _: made.notes.append(
                 "--device: the GPU is chosen by its tag, and the farm pins a worker to each"
             ),

@@ -229,6 +229,7 @@ class StubFarm:
     ranges: bool = True
     targets: list[dict[str, Any]] = field(default_factory=list)
     workers: list[dict[str, Any]] = field(default_factory=list)
+    timing_caches: list[dict[str, Any]] = field(default_factory=list)
     seen: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     submitted: list[dict[str, Any]] = field(default_factory=list)
     collected: list[dict[str, Any]] = field(default_factory=list)
@@ -287,7 +288,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._problem(*self.farm.problems[path].pop(0))
             return
         parts = path.strip("/").split("/")[1:]
-        answer = getattr(self, f"_{self.command.lower()}_{parts[0]}", None)
+        answer = getattr(self, f"_{self.command.lower()}_{parts[0].replace('-', '_')}", None)
         if answer is None:
             self._missing("no such call")
         else:
@@ -425,6 +426,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _get_workers(self, parts: list[str], body: bytes) -> None:
         self._json(self.farm.workers)
+
+    def _get_timing_caches(self, parts: list[str], body: bytes) -> None:
+        self._json(self.farm.timing_caches)
 
     def _get_targets(self, parts: list[str], body: bytes) -> None:
         self._json(self.farm.targets)

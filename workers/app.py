@@ -63,6 +63,7 @@ class Context:
     store: LocalStore
     doorbell: Doorbell
     worker: str
+    gpu: Gpu | None = None  #: that the worker is pinned to
     flower: Flower = field(default_factory=Flower)
     room: Room = field(default_factory=Room)
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -104,6 +105,7 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
         store=LocalStore(settings.store_dir),
         doorbell=Doorbell(db, app),
         worker=name,
+        gpu=gpu,
     )
     # What a killed predecessor of this name left behind.
     shutil.rmtree(context.workdirs, ignore_errors=True)

@@ -309,6 +309,15 @@ def _storable(message: bytes) -> Any:
     return json.loads(text.replace(b"\\u0000", b"\\ufffd"))
 
 
+def peak_memory_bytes() -> int:
+    """The most memory that this process, or one that it ran, has had resident.
+
+    A job's process starts with what it shares with the one that it was forked from.
+    """
+    ran = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(who).ru_maxrss for who in ran) * 1024
+
+
 def _main(
     function: Callable[[Any, Link], Any],
     argument: Any,

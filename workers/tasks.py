@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from farm.fleet import Fleet
 from farm.jobs import Claim, Output
 from farm.specs import JobKind
 from farm.turns import Bell
-from workers import isolate, toolchain
+from workers import isolate, timing_caches, toolchain
 from workers.app import Context
 from workers.isolate import Child, Line, Link, Progress
 from workers.stages import StageRequest, run_request
@@ -229,7 +229,8 @@ def _work(task_id: str, context: Context, claim: Claim) -> list[Bell]:
     """Run the job's stage and finish it; return the bells of the jobs that became ready."""
     _check_toolchain(claim)
     with _workdir(context, claim) as workdir:
-        request = _request(context, claim, workdir)
+        offer = timing_caches.offer(context, claim)
+        request = _request(context, claim, workdir, offer.inputs if offer else {})
         with Child(
             _run_stage,
             request,
@@ -246,6 +247,10 @@ def _work(task_id: str, context: Context, claim: Claim) -> list[Bell]:
                 )
                 return []
             made = child.result()
+        # No output: which cache it was and what it has become is no part of what the job does.
+        timed = made["outputs"].pop(timing_caches.ROLE, None)
+        if offer and timed:
+            made["facts"]["timing_cache"] |= offer.as_facts()
         outputs = {}
         for role, path in made["outputs"].items():
             stored = context.store.take(Path(path))
@@ -259,12 +264,18 @@ def _work(task_id: str, context: Context, claim: Claim) -> list[Bell]:
                 session, claim.job_id, claim.attempt, outputs=outputs, facts=made["facts"]
             )
 
-        return _insist(context, succeed)
+        ready = _insist(context, succeed)
+        if offer and timed:
+            facts = made["facts"]["timing_cache"]
+            timing_caches.merge(context, claim, offer, Path(timed), facts)
+        return ready
 
 
 def _run_stage(request: StageRequest, link: Link) -> dict[str, Any]:
     """The child."""
-    return run_request(request, link.progress, link.quiet)
+    made = run_request(request, link.progress, link.quiet)
+    made["facts"]["peak_memory_bytes"] = isolate.peak_memory_bytes()
+    return made
 
 
 def _check_toolchain(claim: Claim) -> None:
@@ -307,11 +318,16 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _request(context: Context, claim: Claim, workdir: Path) -> StageRequest:
+def _request(
+    context: Context, claim: Claim, workdir: Path, offered: Mapping[str, Path]
+) -> StageRequest:
     request = StageRequest(
         kind=JobKind(claim.kind),
         params=dict(claim.params),
-        inputs={role: context.store.path(digest) for role, digest in claim.inputs.items()},
+        inputs={
+            **{role: context.store.path(digest) for role, digest in claim.inputs.items()},
+            **offered,
+        },
         workdir=workdir,
     )
     if context.settings.keep_workdirs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
 from types import MappingProxyType
@@ -54,6 +55,16 @@ def _found() -> Iterator[tuple[str, str]]:
                 break
             except metadata.PackageNotFoundError:
                 continue
+
+
+def cuda_of_tensorrt() -> str:
+    """The major version of CUDA that the installed TensorRT is built for, or ``unknown``."""
+    for name in _DISTRIBUTIONS["tensorrt"]:
+        major = name.partition("-cu")[2]
+        with suppress(metadata.PackageNotFoundError):
+            if major and metadata.version(name):
+                return major
+    return "unknown"
 
 
 def missing() -> list[str]:

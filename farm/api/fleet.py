@@ -1,12 +1,12 @@
-"""Who is online, and what can be built."""
+"""Who is online, what can be built, and what was timed."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
 
-from farm import fleet
+from farm import fleet, timing_caches
 from farm.api.services import Farm
-from farm.schemas import TargetView, WorkerView
+from farm.schemas import TargetView, TimingCacheView, WorkerView
 
 router = APIRouter(prefix="/v1", tags=["fleet"])
 
@@ -23,3 +23,10 @@ def targets(farm: Farm) -> list[TargetView]:
     """Every runtime × GPU tag: buildable now, when such a worker joins, or not at all, and why."""
     with farm.db.read() as session:
         return fleet.target_views(farm.fleet(session))
+
+
+@router.get("/timing-caches", summary="List timing caches")
+def list_timing_caches(farm: Farm) -> list[TimingCacheView]:
+    """What TensorRT's builders have timed, a GPU and toolchain: the next build there starts with it."""
+    with farm.db.read() as session:
+        return timing_caches.views(session)

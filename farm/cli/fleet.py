@@ -1,4 +1,4 @@
-"""The commands on what the farm has: workers and targets."""
+"""The commands on what the farm has: workers, targets and timing caches."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ _PANEL = "Fleet"
 def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=_PANEL, epilog=example("farm workers"))(workers)
     app.command(rich_help_panel=_PANEL, epilog=example("farm targets --gpu rtx-4090"))(targets)
+    app.command(rich_help_panel=_PANEL, epilog=example("farm timing-caches"))(timing_caches)
 
 
 def workers(as_json: Json = False, url: Url = None) -> None:
@@ -81,3 +82,29 @@ def _is_for(target: TargetView, gpu: str) -> bool:
     from farm.gpu_tags import compute_capability
 
     return target.compute_capability == compute_capability(gpu)
+
+
+def timing_caches(as_json: Json = False, url: Url = None) -> None:
+    """List what TensorRT's builders have timed, a GPU and toolchain: the next build starts with it.
+
+    A hit is a build that found all that it looked for, and timed nothing.
+    """
+    found = connect(url).timing_caches()
+    if as_json:
+        show.document(found)
+        return
+    rows = [
+        (
+            one.gpu,
+            f"tensorrt {one.tensorrt}, cuda {one.cuda}, {one.compute_capability}",
+            show.size(one.bytes),
+            show.NONE if one.entries is None else str(one.entries),
+            str(one.builds),
+            show.share(one.hit_rate),
+            show.ago(one.updated_at),
+        )
+        for one in found
+    ]
+    headers = ("gpu", "toolchain", "size", "entries", "builds", "hits", "used")
+    empty = "no timing caches yet: the first build with tensorrt on a GPU makes one"
+    show.table(headers, rows, keep=("gpu",), empty=empty)

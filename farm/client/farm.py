@@ -36,6 +36,7 @@ from farm.schemas import (
     ModelView,
     Page,
     TargetView,
+    TimingCacheView,
     WorkerView,
 )
 
@@ -46,6 +47,7 @@ _PAGE = 200
 _GC_S = 3600.0
 _WORKERS = TypeAdapter(list[WorkerView])
 _TARGETS = TypeAdapter(list[TargetView])
+_TIMING_CACHES = TypeAdapter(list[TimingCacheView])
 
 
 class Farm:
@@ -311,6 +313,10 @@ class Farm:
     def targets(self) -> list[TargetView]:
         """Every runtime × GPU tag, and whether it can be built."""
         return self.http.read(_TARGETS, "GET", "/v1/targets")
+
+    def timing_caches(self) -> list[TimingCacheView]:
+        """What TensorRT's builders have timed, a GPU and toolchain."""
+        return self.http.read(_TIMING_CACHES, "GET", "/v1/timing-caches")
 
     def gc(self, *, older_than_s: float = 86400.0, dry_run: bool = False) -> GcReport:
         """Remove from the farm's store what nothing in its database refers to.

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
+from farm import timing_caches
 from farm.db import Database
+from farm.timing_caches import Revision, Timed
 from tests.ledger import Ledger
 
 
@@ -408,3 +410,15 @@ def test_the_control_plane_imports_no_framework():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_timing_caches_are_listed_with_what_they_were_worth(api, ledger):
+    timed = Timed(gpu="NVIDIA H200", compute_capability="sm_90", tensorrt="11.4.0.106", cuda="13")
+    assert api.get("/v1/timing-caches").json() == []
+    with ledger.db.write() as session:
+        made = {"digest": "sha256:" + "a" * 64, "size": 4096, "entries": 12}
+        assert timing_caches.replace(session, timed, instead_of=Revision(), **made)
+        timing_caches.count_hit(session, timed)
+    [cache] = api.get("/v1/timing-caches").json()
+    assert (cache["gpu"], cache["bytes"], cache["entries"]) == ("NVIDIA H200", 4096, 12)
+    assert (cache["builds"], cache["hits"], cache["hit_rate"]) == (2, 1, 0.5)

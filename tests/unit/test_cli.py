@@ -447,6 +447,30 @@ def test_workers_are_listed(run: Run, stub: StubFarm) -> None:
     )
 
 
+def test_timing_caches_are_listed_with_their_worth(run: Run, stub: StubFarm) -> None:
+    assert "the first build with tensorrt" in run("timing-caches").stdout
+    stub.timing_caches = [
+        {
+            "gpu": "NVIDIA H200",
+            "compute_capability": "sm_90",
+            "tensorrt": "11.4.0.106",
+            "cuda": "13",
+            "digest": "sha256:" + "a" * 64,
+            "bytes": 4096,
+            "revision": 3,
+            "entries": None,
+            "builds": 4,
+            "hits": 1,
+            "hit_rate": 0.25,
+            "updated_at": stub_farm.NOW,
+        }
+    ]
+    assert re.search(
+        r"NVIDIA H200 +tensorrt 11\.4\.0\.106, cuda 13, sm_90 +4\.1 kB +– +4 +25\.0 %",
+        run("timing-caches").stdout,
+    )
+
+
 def test_targets_are_listed_with_why_and_by_product(run: Run, stub: StubFarm) -> None:
     stub.targets = [
         {

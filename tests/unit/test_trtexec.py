@@ -56,6 +56,8 @@ def test_the_precision_is_what_the_engine_computes_in(flags, precisions, note):
         ("--memPoolSize=workspace:512KiB,dlaSRAM:1M", {"workspace_mib": 1}),
         ("--maxAuxStreams=0", {"max_aux_streams": 0}),
         ("--vc", {"version_compatible": True}),
+        ("--noBuilderCache", {"timing_cache": False}),
+        ("--timingCacheFile=timings.cache", {}),
         ("--allowWeightStreaming", {"weight_streaming": True}),
         (
             "--hardwareCompatibilityLevel=ampere+",

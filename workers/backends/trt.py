@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from farm.errors import EngineBuildFailed
 from farm.schemas import Layer, LayerTensor
 from farm.specs import BuilderOptions, Profile, Runtime
+from workers.backends import trt_cache
+from workers.backends.trt_cache import TimingCacheUse
 from workers.backends.trt_options import set_capability, set_options
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class Plan:
     runtime_version: str
     layers: tuple[Layer, ...]  #: of the network, before the builder fuses them
     build_s: float
+    timing_cache: TimingCacheUse | None  #: None where the runtime or the options have none
 
 
 def load_runtime(runtime: Runtime) -> ModuleType:
@@ -84,11 +87,16 @@ def build_plan(
     compute_capability: str,
     options: BuilderOptions,
     report: Report,
+    *,
+    timing_cache: bytes = b"",
 ) -> Plan:
     """Build a strongly typed engine from a typed ONNX file.
 
     TensorRT-RTX builds ahead of time for ``compute_capability``; classic TensorRT builds for the
     GPU that the worker is pinned to, and ignores it.
+
+    Parameters:
+        timing_cache: what classic TensorRT has timed before on such a GPU, serialised.
 
     Raises:
         EngineBuildFailed: with the builder's own reason and what to do about it.
@@ -107,6 +115,9 @@ def build_plan(
         _add_profile(trt, builder, config, profile, log)
     if hasattr(config, "progress_monitor"):
         config.progress_monitor = _phase_monitor(trt, report)
+    # TensorRT-RTX times nothing when it builds; of its timing cache only the names are left.
+    cached = runtime is Runtime.TENSORRT and options.timing_cache
+    timings = trt_cache.start(config, timing_cache) if cached else None
     start = time.monotonic()
     report("build", None)
     plan = builder.build_serialized_network(network, config)
@@ -117,7 +128,18 @@ def build_plan(
         runtime_version=str(trt.__version__),
         layers=tuple(_layer(network.get_layer(index)) for index in range(network.num_layers)),
         build_s=time.monotonic() - start,
+        timing_cache=trt_cache.finish(config, timings) if timings else None,
     )
+
+
+def combine_timing_caches(newest: bytes, mine: bytes) -> tuple[bytes, int | None] | None:
+    """Two serialised timing caches of this GPU and TensorRT as one, with its number of entries.
+
+    None when mine doesn't go with the newest.
+    """
+    trt = load_runtime(Runtime.TENSORRT)
+    builder: types.Builder = trt.Builder(_collecting_log(trt))
+    return trt_cache.combine(builder.create_builder_config(), newest, mine)
 
 
 def _layer(layer: types.ILayer) -> Layer:

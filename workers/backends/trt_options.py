@@ -51,6 +51,8 @@ def set_options(trt: Any, config: types.IBuilderConfig, options: BuilderOptions)
             (config.set_flag if wanted else config.clear_flag)(getattr(trt.BuilderFlag, flag))
         elif wanted and name in options.changed():
             raise _no_option(trt, name)
+    if not options.timing_cache and hasattr(trt.BuilderFlag, "DISABLE_TIMING_CACHE"):
+        config.set_flag(trt.BuilderFlag.DISABLE_TIMING_CACHE)
     for name in ("builder_optimization_level", "max_aux_streams"):
         value = getattr(options, name)
         if value is not None:

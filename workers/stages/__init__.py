@@ -13,7 +13,7 @@ stage      inputs                                        outputs
 export     source                                        onnx
 cast       onnx                                          typed
 calibrate  onnx, calibration                             typed (fp32 remainder), typed_fp16
-build      typed                                         engine
+build      typed, [timing_cache]                         engine, layers, [timing_cache]
 measure    source, typed, [engine], [evaluation],        report
            [calibration]
 ========== ============================================= ======================================

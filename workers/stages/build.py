@@ -15,6 +15,7 @@ from farm.schemas import Layer
 from farm.specs import BuildParams, Profile, Runtime
 from workers import graphs, layers
 from workers.backends import ort, ort_cuda, trt
+from workers.backends.trt_cache import TimingCacheUse
 from workers.compute import compute_of
 from workers.profiles import profiles_as_json, resolve_profiles, shapes_at
 from workers.stages import Stage, StageResult
@@ -23,7 +24,7 @@ _MATRIX_PRODUCTS = ("MatMul", "Gemm")
 
 
 def run(stage: Stage) -> StageResult:
-    """Write ``engine`` and its layer report ``layers`` from ``typed``.
+    """Write ``engine``, its layer report ``layers``, and what classic TensorRT has timed, from ``typed``.
 
     Raises:
         PrecisionMissed: if nothing in the graph computes in the engine's precision.
@@ -55,7 +56,12 @@ def run(stage: Stage) -> StageResult:
         "options": params.options.model_dump(mode="json"),
     }
     written = layers.write(report, stage.workdir / "layers.json")
-    return StageResult(outputs={"engine": made.engine, "layers": written}, facts=facts)
+    outputs = {"engine": made.engine, "layers": written}
+    if made.timing_cache:
+        facts["timing_cache"] = made.timing_cache.as_facts()
+        outputs["timing_cache"] = stage.workdir / "timing.cache"
+        outputs["timing_cache"].write_bytes(made.timing_cache.data)
+    return StageResult(outputs=outputs, facts=facts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +72,7 @@ class _Made:
     build_s: float
     layers: Sequence[Layer]
     layers_source: str
+    timing_cache: TimingCacheUse | None = None
 
 
 def _build_graph(stage: Stage, params: BuildParams) -> _Made:
@@ -92,6 +99,7 @@ def _build_plan(
 ) -> _Made:
     if params.compute_capability == "sm_75":
         refuse_on_turing(model)
+    known = stage.inputs.get("timing_cache")
     plan = trt.build_plan(
         params.target.runtime,
         stage.inputs["typed"],
@@ -99,6 +107,7 @@ def _build_plan(
         params.compute_capability,
         params.options,
         stage.progress,
+        timing_cache=known.read_bytes() if known else b"",
     )
     if params.target.runtime is Runtime.TENSORRT_RTX:
         check_header(plan.data, plan.runtime_version, params.compute_capability)
@@ -111,6 +120,7 @@ def _build_plan(
         build_s=plan.build_s,
         layers=plan.layers,
         layers_source="the network, before the builder fused its layers",
+        timing_cache=plan.timing_cache,
     )
 
 

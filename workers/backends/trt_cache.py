@@ -1,0 +1,107 @@
+"""TensorRT's timing cache: what the fleet has timed already, and what a build adds to it.
+
+TensorRT tells which entries a cache has, and not which of them a build looked up. So what is known of a
+build is how many it had to time (``misses``), and whether that was none (``hit``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import tensorrt as types
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimingCacheUse:
+    """What came of a timing cache in a build."""
+
+    data: bytes  #: the cache with what the build has timed
+    taken: bool  #: whether the given cache was good for this GPU and version
+    entries_before: int | None  #: None where this TensorRT can't tell
+    entries_after: int | None
+    misses: int | None  #: entries that the build had to time
+    hit: bool  #: it had to time nothing
+
+    def as_facts(self) -> dict[str, object]:
+        return {
+            name: getattr(self, name)
+            for name in ("taken", "entries_before", "entries_after", "misses", "hit")
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """A cache that a builder's configuration has been given."""
+
+    given: bytes
+    taken: bool
+    keys: frozenset[str] | None
+
+
+def start(config: types.IBuilderConfig, given: bytes) -> Started:
+    """Let a build start with a serialised cache, or with an empty one if TensorRT refuses this one."""
+    taken = bool(given) and _set(config, given)
+    if not taken:
+        _set(config, b"")
+    if given and not taken:
+        print("the fleet's timing cache doesn't fit here: this build times everything", flush=True)
+    return Started(given=given, taken=taken, keys=_keys(config.get_timing_cache()))
+
+
+def finish(config: types.IBuilderConfig, started: Started) -> TimingCacheUse | None:
+    """What the build has made of its cache; None when it kept none."""
+    cache: types.ITimingCache | None = config.get_timing_cache()
+    if cache is None:
+        return None
+    data, keys = bytes(cache.serialize()), _keys(cache)
+    known = keys is not None and started.keys is not None
+    misses = len((keys or frozenset()) - (started.keys or frozenset())) if known else None
+    return TimingCacheUse(
+        data=data,
+        taken=started.taken,
+        entries_before=None if started.keys is None else len(started.keys),
+        entries_after=None if keys is None else len(keys),
+        misses=misses,
+        hit=started.taken and (data == started.given if misses is None else misses == 0),
+    )
+
+
+def combine(
+    config: types.IBuilderConfig, newest: bytes, mine: bytes
+) -> tuple[bytes, int | None] | None:
+    """Two caches as one, with its number of entries; where both have timed the same, the newest counts.
+
+    A broken newest one gives way to mine. None when mine doesn't go with the newest.
+    """
+    theirs: types.ITimingCache | None = config.create_timing_cache(newest)
+    ours: types.ITimingCache | None = config.create_timing_cache(mine)
+    if ours is None:
+        return None
+    if theirs is None:
+        return mine, _count(ours)
+    if not theirs.combine(ours, False):
+        return None
+    return bytes(theirs.serialize()), _count(theirs)
+
+
+def _set(config: types.IBuilderConfig, data: bytes) -> bool:
+    # Without a look at mismatches: tactics of another GPU would be used as if they were this one's.
+    cache: types.ITimingCache | None = config.create_timing_cache(data)
+    return cache is not None and config.set_timing_cache(cache, False)
+
+
+def _keys(cache: Any) -> frozenset[str] | None:
+    """The keys of a cache's entries (since TensorRT 10.8)."""
+    if not hasattr(cache, "queryKeys"):
+        return None
+    try:
+        return frozenset(str(key) for key in cache.queryKeys())
+    except RuntimeError:  # as its documentation says; a build doesn't depend on it
+        return None
+
+
+def _count(cache: Any) -> int | None:
+    keys = _keys(cache)
+    return None if keys is None else len(keys)

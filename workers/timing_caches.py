@@ -1,0 +1,151 @@
+"""A worker's part in the fleet's timing caches: hands a build the newest, and adds what it has timed.
+
+A build never fails for its cache: what goes wrong is told in the job's log, and costs the next build
+the time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from farm import jobs, timing_caches
+from farm.errors import FarmError, NotFound
+from farm.jobs import Claim
+from farm.specs import JobKind, Runtime
+from farm.timing_caches import Revision, Timed
+from workers import toolchain
+from workers.app import Context
+from workers.backends import trt
+from workers.isolate import Child, Link
+
+log = logging.getLogger(__name__)
+
+ROLE = "timing_cache"
+_RACES = 10
+_COMBINE_S = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """The fleet's cache as a build starts with it."""
+
+    timed: Timed
+    revision: Revision
+    path: Path | None
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        return {ROLE: self.path} if self.path else {}
+
+    def as_facts(self) -> dict[str, Any]:
+        given = self.path is not None
+        return {
+            "digest": self.revision.digest if given else None,
+            "revision": self.revision.number if given else None,
+        }
+
+
+def offer(context: Context, claim: Claim) -> Offer | None:
+    """The newest cache for a build with TensorRT; None for other jobs, and when it doesn't want one."""
+    timed = _timed(context, claim)
+    if timed is None:
+        return None
+    try:
+        with context.db.write() as session:
+            revision = timing_caches.newest(session, timed)
+        path = context.store.path(revision.digest) if revision.digest else None
+    except NotFound as err:  # deleted behind the farm's back: what this build makes takes its place
+        log.warning("%s: its timing cache is gone: %s", claim.title, err.detail)
+        path = None
+    except FarmError as err:
+        log.warning("%s: without a timing cache: %s", claim.title, err.detail)
+        return None
+    return Offer(timed=timed, revision=revision, path=path)
+
+
+def _timed(context: Context, claim: Claim) -> Timed | None:
+    if claim.kind != JobKind.BUILD or context.gpu is None:
+        return None
+    if claim.params["target"]["runtime"] != Runtime.TENSORRT:
+        return None  # TensorRT-RTX times nothing when it builds: its cache is an empty shell
+    if not claim.params["options"].get("timing_cache", True):
+        return None
+    return Timed(
+        gpu=context.gpu.name,
+        compute_capability=context.gpu.compute_capability,
+        tensorrt=toolchain.installed().get("tensorrt", "unknown"),
+        cuda=toolchain.cuda_of_tensorrt(),
+    )
+
+
+def merge(
+    context: Context, claim: Claim, offer: Offer, made: Path, facts: Mapping[str, Any]
+) -> None:
+    """Add what a build has timed to the fleet's cache. Raises nothing that the build should fail for."""
+    try:
+        if facts["hit"]:
+            with context.db.write() as session:
+                timing_caches.count_hit(session, offer.timed)
+        elif not _add(context, offer, made, facts["entries_after"]):
+            _tell(context, claim, "what this build has timed doesn't go with the fleet's cache")
+    except FarmError as err:
+        _tell(context, claim, f"what this build has timed isn't in the fleet's cache: {err.detail}")
+
+
+def _add(context: Context, offer: Offer, made: Path, entries: int | None) -> bool:
+    """Compare and set; whoever comes second combines what both have, and tries again."""
+    revision, folder = offer.revision, made.parent
+    for race in range(_RACES):
+        stored = context.store.take(made)
+        with context.db.write() as session:
+            if timing_caches.replace(
+                session,
+                offer.timed,
+                instead_of=revision,
+                digest=stored.digest,
+                size=stored.bytes,
+                entries=entries,
+            ):
+                return True
+            revision = timing_caches.newest(session, offer.timed)
+        mine, newest = context.store.path(stored.digest), context.store.path(revision.digest or "")
+        made = folder / f"combined-{race}"
+        combined = _combined(context, newest, mine, made)
+        if not combined["done"]:
+            return False
+        entries = combined["entries"]
+    raise FarmError(f"other builds were quicker {_RACES} times")
+
+
+def _combined(context: Context, newest: Path, mine: Path, made: Path) -> dict[str, Any]:
+    argument = {"newest": str(newest), "mine": str(mine), "made": str(made)}
+    with Child(_combine, argument, timeout_s=_COMBINE_S) as child:
+        for _ in child.happenings():
+            if context.stopping.is_set():
+                raise FarmError("the worker shuts down")
+        result: dict[str, Any] = child.result()
+        return result
+
+
+def _combine(argument: Mapping[str, str], _link: Link) -> dict[str, Any]:
+    """The child: it takes TensorRT, and so the GPU."""
+    newest, mine = (Path(argument[name]).read_bytes() for name in ("newest", "mine"))
+    combined = trt.combine_timing_caches(newest, mine)
+    if combined is None:
+        return {"done": False}
+    data, entries = combined
+    Path(argument["made"]).write_bytes(data)
+    return {"done": True, "entries": entries}
+
+
+def _tell(context: Context, claim: Claim, what: str) -> None:
+    log.warning("%s: %s", claim.title, what)
+    try:
+        with context.db.write() as session:
+            jobs.report(session, claim.job_id, claim.attempt, text=f"timing cache: {what}\n")
+    except FarmError as err:  # the log isn't worth more trouble than the cache
+        log.warning("%s", err.detail)
