@@ -16,7 +16,7 @@ from farm.specs import CALIBRATED, Precision
 from farm.states import JobState
 
 #: Of what a build says of its engine, what is kept in the row.
-_IO = ("inputs", "outputs", "profiles", "compute", "options")
+_IO = "inputs outputs profiles compute options timing_cache peak_memory_bytes".split()
 _BUILT, _MEASURED = aliased(Job), aliased(Job)
 # Made once: every build and measure job that succeeds asks.
 _COMPLETE = (

@@ -202,12 +202,18 @@ class ComputeView(Answer):
 
     macs: int | None = Field(description="multiply-accumulates of one run; null where unknown")
     types: dict[str, TypeShare] = Field(examples=[{"int8": {"layers": 53, "share": 0.97}}])
+    source: Literal["graph", "engine"] = Field(
+        "graph", description="who says so: the typed graph, or the layers of the engine itself"
+    )
 
 
 class LayerTensor(Answer):
     name: str
     type: str | None
     shape: list[int] | None = Field(description="-1 is a dynamic axis")
+    format: str | None = Field(
+        default=None, description="how it lies in memory, in TensorRT's words"
+    )
 
 
 class Layer(Answer):
@@ -215,6 +221,8 @@ class Layer(Answer):
     type: str
     inputs: list[LayerTensor]
     outputs: list[LayerTensor]
+    kernel: str | None = Field(default=None, description="the tactic that the builder chose")
+    operators: list[str] = Field(default=[], description="of the ONNX graph, that it computes")
 
 
 class ProductView(Answer):
@@ -225,6 +233,25 @@ class ProductView(Answer):
     type: str = Field(description="in which it computes")
     macs: int | None
     not_quantized: list[str] = Field(description="its inputs that aren't dequantised tensors")
+    typed: str | None = Field(None, description="the graph's type, where the engine's is another")
+    layer: str | None = Field(None, description="of the engine, that computes it")
+
+
+class WeightsView(Answer):
+    """Constants of one type."""
+
+    parameters: int
+    bytes: int
+
+
+class MemoryView(Answer):
+    """What an engine takes of a GPU's memory, as TensorRT says; null where it doesn't."""
+
+    context_bytes: int | None = Field(description="of an execution context: activations, workspace")
+    context_bytes_by_profile: list[int]
+    weights_bytes: int | None
+    streamable_weights_bytes: int | None = Field(description="that may stay in the host's memory")
+    aux_streams: int | None
 
 
 class LayerReport(Answer):
@@ -234,6 +261,16 @@ class LayerReport(Answer):
     compute: ComputeView
     products: list[ProductView]
     layers: list[Layer]
+    kinds: dict[str, int] = Field({}, description="kind of layer → how many")
+    operators: int | None = Field(None, description="of the typed graph, before any fusion")
+    fusions: dict[str, int] = Field(
+        {}, description="kind of layer → how many stand for several operators"
+    )
+    weights: dict[str, WeightsView] = Field({}, description="by type")
+    memory: MemoryView | None = None
+    inputs: list[TensorSpec] = []
+    outputs: list[TensorSpec] = []
+    profiles: list[Profile] = []
 
 
 class Comparison(Answer):
@@ -272,6 +309,12 @@ class EngineView(Answer):
         description="in lists, for int8 and fp8: whether it was worth it, over fp16 or else fp32",
     )
     options: BuilderOptions | None = Field(None, description="that it was built with")
+    timing_cache: dict[str, Any] | None = Field(
+        None, description="with which its build started, and what came of that"
+    )
+    peak_memory_bytes: int | None = Field(
+        None, description="of the process that built it, on the host"
+    )
     profiles: list[Profile]
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]

@@ -1,7 +1,8 @@
 """Check the TensorRT adapter against classic TensorRT, which no GPU is needed for: nothing is imported.
 
-Its types against the published stubs, by mypy; and every name that it uses against the newest Python
-bindings, in whose library each name stands as a string.
+Its types against the published stubs, by mypy; every name that it uses against the newest Python bindings,
+in whose library each name stands as a string; and the TensorRT that the tests play, against the stubs'
+signatures.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ADAPTER = sorted((ROOT / "workers" / "backends").glob("trt*.py"))
+PLAYED = ROOT / "tests" / "classic" / "tensorrt" / "__init__.py"
+#: Which the stubs leave out, or to whose enums they give no values.
+PLAYED_FREELY = {"BuilderFlag", "MemoryPoolType", "NetworkDefinitionCreationFlag", "TimingCacheKey"}
 WHEELS = ("tensorrt-stubs", "tensorrt-cu13-bindings")
 #: Asked for with hasattr, since classic TensorRT hasn't them.
 RTX_ONLY = {"ComputeCapability", "num_compute_capabilities", "set_compute_capability"}
@@ -24,7 +28,7 @@ RTX_ONLY = {"ComputeCapability", "num_compute_capabilities", "set_compute_capabi
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         unpacked = fetch(Path(folder))
-        wrong = [*type_errors(unpacked), *unknown_names(unpacked)]
+        wrong = [*type_errors(unpacked), *unknown_names(unpacked), *played_otherwise(unpacked)]
     for line in wrong:
         print(line)
     print(f"{len(wrong)} things wrong with the adapter" if wrong else "all is right")
@@ -106,6 +110,28 @@ def _names(tree: ast.Module) -> set[str]:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_FLAGS":
             names |= set(ast.literal_eval(node.value).values())
     return {name for name in names if not name.startswith("__")}
+
+
+def played_otherwise(unpacked: Path) -> list[str]:
+    """The methods that the tests' TensorRT has otherwise than the stubs."""
+    stubs = ast.parse((unpacked / "tensorrt_bindings" / "tensorrt.pyi").read_text())
+    real, played = _signatures(stubs), _signatures(ast.parse(PLAYED.read_text()))
+    return [
+        f"tests/classic: {class_}.{name}({', '.join(parameters)}) isn't in the stubs"
+        for (class_, name), [parameters] in played.items()
+        if class_ not in PLAYED_FREELY and parameters not in real.get((class_, name), ())
+    ]
+
+
+def _signatures(tree: ast.Module) -> dict[tuple[str, str], list[list[str]]]:
+    """Class and method → the parameters of each of its overloads. Constructors are left out."""
+    found: dict[tuple[str, str], list[list[str]]] = {}
+    for class_ in tree.body:
+        for one in class_.body if isinstance(class_, ast.ClassDef) else ():
+            if isinstance(one, ast.FunctionDef) and not one.name.startswith("_"):
+                parameters = [argument.arg for argument in one.args.args]
+                found.setdefault((class_.name, one.name), []).append(parameters)
+    return found
 
 
 def _root(node: ast.expr) -> str:

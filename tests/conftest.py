@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from farm.models import Artifact
 from farm.settings import Settings
 from tests.ledger import DATA, LABELLED, SOURCE, Ledger
 
+CLASSIC = str(Path(__file__).parent / "classic")
 POSTGRES = os.environ.get("FARM_TEST_DATABASE_URL")
 
 
@@ -75,3 +78,12 @@ def ledger(db: Database) -> Ledger:
     made = Ledger(db)
     made.worker()
     return made
+
+
+@pytest.fixture
+def classic(monkeypatch):
+    """Classic TensorRT as the tests play it (`tests/classic`), here and in children of this process."""
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    monkeypatch.syspath_prepend(CLASSIC)
+    yield importlib.import_module("tensorrt")
+    sys.modules.pop("tensorrt", None)

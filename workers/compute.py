@@ -40,6 +40,8 @@ class Product:
     type: str  #: ``int8``, ``fp16``, …
     macs: int | None  #: multiply-accumulates at the given shapes; None when a shape isn't known
     not_quantized: tuple[str, ...]  #: its inputs that aren't dequantised
+    typed: str | None = None  #: the graph's type, where the engine computes in another
+    layer: str | None = None  #: of the engine, that computes it
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from farm.errors import PrecisionMissed
 from farm.schemas import Layer, LayerReport, LayerTensor, ProductView
 from farm.specs import CALIBRATED, Precision
 from workers.compute import Compute, Product
-from workers.graphs import all_nodes
+from workers.graphs import all_nodes, input_specs, output_specs
 
 #: ONNX Runtime's operators that multiply integers.
 INTEGER_KERNELS = (
@@ -65,20 +67,70 @@ def check_integer_kernels(engine: onnx.ModelProto, precision: Precision) -> None
         )
 
 
-def report(layers: Sequence[Layer], compute: Compute, *, source: str) -> LayerReport:
+def report(
+    layers: Sequence[Layer],
+    compute: Compute,
+    typed: onnx.ModelProto,
+    *,
+    compute_source: str = "graph",
+    **more: Any,
+) -> LayerReport:
     """The report.
 
     Parameters:
-        source: where the layers were read from.
+        typed: the graph that the engine was built from.
+        more: other fields of the report.
     """
     return LayerReport.model_validate(
         {
-            "source": source,
-            "compute": compute.as_facts(),
+            "compute": compute.as_facts() | {"source": compute_source},
             "products": [ProductView.model_validate(product) for product in compute.products],
             "layers": layers,
+            "kinds": Counter(layer.type for layer in layers),
+            "fusions": Counter(layer.type for layer in layers if len(layer.operators) > 1),
+            "operators": len(list(all_nodes(typed.graph))),
+            "weights": weights_of(typed),
+            "inputs": input_specs(typed),
+            "outputs": output_specs(typed),
         }
+        | more
     )
+
+
+def weights_of(model: onnx.ModelProto) -> dict[str, dict[str, int]]:
+    """Type → ``parameters`` and ``bytes`` of a graph's constants, those of its subgraphs too."""
+    constants = [
+        *model.graph.initializer,
+        *(a.t for node in all_nodes(model.graph) for a in node.attribute if a.HasField("t")),
+        *(tensor for graph in _subgraphs(model) for tensor in graph.initializer),
+    ]
+    found: dict[str, dict[str, int]] = {}
+    for tensor in constants:
+        of_type = found.setdefault(_type(tensor.data_type), {"parameters": 0, "bytes": 0})
+        of_type["parameters"] += prod(tensor.dims)
+        of_type["bytes"] += ceil(prod(tensor.dims) * _bits(tensor.data_type) / 8)
+    return found
+
+
+def _subgraphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    for node in all_nodes(model.graph):
+        for attribute in node.attribute:
+            yield from attribute.graphs
+            if attribute.HasField("g"):
+                yield attribute.g
+
+
+def _bits(data_type: int) -> int:
+    if data_type in (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1):
+        return 4
+    return int(helper.tensor_dtype_to_np_dtype(data_type).itemsize) * 8
+
+
+def fused_by_onnxruntime(engine: onnx.ModelProto, typed: onnx.ModelProto) -> dict[str, int]:
+    """The kinds of operators that ONNX Runtime put in the place of others, and how many of each."""
+    before = {node.op_type for node in all_nodes(typed.graph)}
+    after = Counter(node.op_type for node in all_nodes(engine.graph))
+    return {kind: count for kind, count in after.items() if kind not in before}
 
 
 def write(made: LayerReport, path: Path) -> Path:

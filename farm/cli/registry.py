@@ -22,8 +22,7 @@ from farm.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from farm.schemas import EngineView, LayerReport, LayerTensor
-    from farm.specs import Profile
+    from farm.schemas import EngineView
 
 _PANEL = "Engines"
 
@@ -33,8 +32,6 @@ def register(app: typer.Typer) -> None:
         engines
     )
     app.command(rich_help_panel=_PANEL, epilog=example("farm models digits"))(models)
-    text = "farm inspect 06gm2vw9k3xq4t7n"
-    app.command("inspect", rich_help_panel=_PANEL, epilog=example(text))(inspect)
 
 
 def engines(
@@ -140,90 +137,6 @@ def _speed(metrics: dict[str, Any]) -> tuple[str, str]:
         show.NONE if p50_ms is None else f"{p50_ms:.3g} ms",
         show.NONE if speed_up is None else f"{speed_up:.2f}×",
     )
-
-
-_LAYERS = 40
-
-
-def inspect(
-    engine: Annotated[
-        str, typer.Argument(metavar="ENGINE", help="An engine's id: farm engines MODEL lists them.")
-    ],
-    all_layers: Annotated[
-        bool, typer.Option("--all", help=f"List all layers, not only the first {_LAYERS}.")
-    ] = False,
-    as_json: Json = False,
-    url: Url = None,
-) -> None:
-    """Show what is in an engine: inputs and outputs, the types it computes in, its layers."""
-    farm = connect(url)
-    report = farm.layers(engine)
-    if as_json:
-        show.document(report)
-        return
-    row = farm.engine(engine)
-    show.line(
-        f"{row.model} v{row.version} {row.precision} for {row.runtime}:{row.gpu}, "
-        f"{row.runtime} {row.runtime_version}, {show.size(row.bytes)}"
-    )
-    _interface(row)
-    _compute(report, str(row.precision))
-    show.line(f"{len(report.layers)} layers of {report.source}")
-    listed = report.layers if all_layers else report.layers[:_LAYERS]
-    rows = [
-        (str(n), one.type, _tensors(one.outputs), one.name) for n, one in enumerate(listed, start=1)
-    ]
-    show.table(("layer", "type", "gives", "name"), rows, keep=("layer", "type", "gives"))
-    if len(listed) < len(report.layers):
-        show.line(
-            f"… {len(report.layers) - len(listed)} more: {again(f'farm inspect {engine} --all', url)}"
-        )
-
-
-def _interface(row: EngineView) -> None:
-    rows = [
-        (
-            way,
-            spec.name,
-            spec.dtype,
-            _shape(spec.shape),
-            "; ".join(_range(p, spec.name) for p in of),
-        )
-        for way, specs, of in (("input", row.inputs, row.profiles), ("output", row.outputs, ()))
-        for spec in specs
-    ]
-    show.table(("", "name", "type", "shape", "min:opt:max"), rows, keep=("", "name", "type"))
-
-
-def _shape(shape: Sequence[int | str] | None) -> str:
-    return "?" if shape is None else "×".join(str("?" if size == -1 else size) for size in shape)
-
-
-def _range(profile: Profile, name: str) -> str:
-    shapes = profile[name]
-    return ":".join("x".join(map(str, shape)) for shape in (shapes.min, shapes.opt, shapes.max))
-
-
-def _compute(report: LayerReport, precision: str) -> None:
-    from farm.specs import CALIBRATED
-
-    macs = report.compute.macs
-    total = "" if macs is None else f", {macs / 1e9:.3g} billion multiply-accumulates a run"
-    show.line(f"{len(report.products)} convolutions and matrix products{total}")
-    rows = [
-        (type_, str(of.layers), show.share(of.share)) for type_, of in report.compute.types.items()
-    ]
-    show.table(("computes in", "layers", "share of the compute"), rows)
-    if precision not in CALIBRATED:
-        return
-    for product in report.products:
-        if product.type != precision and product.not_quantized:
-            inputs = ", ".join(product.not_quantized)
-            show.line(f"not in {precision}: {product.op_type} {product.name} ({inputs} isn't)")
-
-
-def _tensors(tensors: Sequence[LayerTensor]) -> str:
-    return ", ".join(f"{one.type or '?'} {_shape(one.shape)}" for one in tensors)
 
 
 def models(

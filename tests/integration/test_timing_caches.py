@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 import threading
 from dataclasses import replace
 from itertools import pairwise
@@ -31,16 +29,6 @@ from workers.gpus import Gpu
 from workers.stages import StageRequest, run_request
 
 H200 = Gpu(uuid="GPU-1", name="NVIDIA H200", compute_capability="sm_90", memory_bytes=1)
-CLASSIC = str(Path(__file__).parents[1] / "classic")
-
-
-@pytest.fixture
-def classic(monkeypatch):
-    """Classic TensorRT as the tests play it, in this process and in its children."""
-    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
-    monkeypatch.syspath_prepend(CLASSIC)
-    yield importlib.import_module("tensorrt")
-    sys.modules.pop("tensorrt", None)
 
 
 def chain(path: Path, *widths: int) -> Path:

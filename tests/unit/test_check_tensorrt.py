@@ -50,3 +50,14 @@ def test_stubs_with_parameters_named_in_become_python(check, tmp_path):
     stubs.write_text("class A:\n    def f(self, in: list[int], out: int) -> int: ...\n")
     check.mend(stubs)
     compile(stubs.read_text(), "tensorrt.pyi", "exec")
+
+
+def test_a_method_that_the_tests_play_otherwise_is_told(check, tmp_path):
+    stubs = tmp_path / "tensorrt_bindings" / "tensorrt.pyi"
+    stubs.parent.mkdir()
+    played = check.PLAYED.read_text()
+    stubs.write_text(played)
+    assert check.played_otherwise(tmp_path) == []
+    stubs.write_text(played.replace("ignore_mismatch", "force"))
+    told = check.played_otherwise(tmp_path)
+    assert any("ITimingCache.combine(self, input_cache, ignore_mismatch)" in one for one in told)

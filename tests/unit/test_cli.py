@@ -89,12 +89,49 @@ def test_inspect_shows_the_types_and_the_layers_of_an_engine(run: Run, stub: Stu
     assert "2 convolutions and matrix products, 4 billion" in result.stdout
     assert re.search(r"int8 +1 +97\.0 %", result.stdout)
     assert "not in int8: Gemm head (pooled isn't)" in result.stdout
-    assert re.search(r"40 +CONVOLUTION +half \?×10 +layer 39", result.stdout)
+    assert re.search(r"40 +CONVOLUTION +half \?×10 +– +layer 39", result.stdout)
     assert f"… 10 more: farm inspect {row['id']} --all" in result.stdout
     everything = run("inspect", row["id"], "--all").stdout
     assert "layer 49" in everything
     assert "more:" not in everything
-    assert json.loads(run("inspect", row["id"], "--json").stdout) == stub_farm.LAYERS
+    shown = json.loads(run("inspect", row["id"], "--json").stdout)
+    assert [one["name"] for one in shown["products"]] == ["c1", "head"]
+    assert len(shown["layers"]) == 50
+
+
+def test_inspect_shows_what_the_engine_itself_says(
+    run: Run, stub: StubFarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = {"taken": True, "revision": 3, "entries_before": 120, "misses": 4}
+    row = stub.add(rtx_plan(), peak_memory_bytes=2_000_000_000, timing_cache=cache)
+    product = stub_farm.LAYERS["products"][0]
+    told = {
+        "source": "the engine, by TensorRT's inspector",
+        "compute": stub_farm.LAYERS["compute"] | {"source": "engine"},
+        "products": [product | {"type": "fp16", "typed": "int8", "layer": "c1 + relu"}],
+        "kinds": {"CaskConvolution": 50, "Reformat": 2},
+        "fusions": {"CaskConvolution": 48},
+        "operators": 120,
+        "weights": {"int8": {"parameters": 25_000_000, "bytes": 25_000_000}},
+        "memory": {
+            "context_bytes": 8_000_000,
+            "context_bytes_by_profile": [4_000_000, 8_000_000],
+            "weights_bytes": None,
+            "streamable_weights_bytes": 0,
+            "aux_streams": 1,
+        },
+    }
+    for name, value in told.items():
+        monkeypatch.setitem(stub_farm.LAYERS, name, value)
+    shown = run("inspect", row["id"]).stdout
+    assert "as the engine's own layers say" in shown
+    assert "timing cache: revision 3 of 120 entries; 4 more were timed" in shown
+    assert "in fp16, and typed int8: Conv c1" in shown
+    assert "GPU memory: 8.0 MB for each execution context; by profile 4.0 MB, 8.0 MB" in shown
+    assert "its build took 2.0 GB of the host's memory at most" in shown
+    assert "of 120 operators in the typed graph: 50 CaskConvolution, 2 Reformat" in shown
+    assert "fused of several operators: 48 CaskConvolution" in shown
+    assert re.search(r"int8 +25,000,000 +25\.0 MB", shown)
 
 
 def test_engines_say_what_they_compute_in_and_whether_it_was_worth_it(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from farm.errors import EngineBuildFailed
 from farm.schemas import Layer, LayerTensor
 from farm.specs import BuilderOptions, Profile, Runtime
-from workers.backends import trt_cache
+from workers.backends import trt_cache, trt_inspect
 from workers.backends.trt_cache import TimingCacheUse
+from workers.backends.trt_inspect import Inspected
 from workers.backends.trt_options import set_capability, set_options
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class Plan:
     layers: tuple[Layer, ...]  #: of the network, before the builder fuses them
     build_s: float
     timing_cache: TimingCacheUse | None  #: None where the runtime or the options have none
+    inspected: Inspected | None  #: None where the engine can't be read back
 
 
 def load_runtime(runtime: Runtime) -> ModuleType:
@@ -115,20 +118,28 @@ def build_plan(
         _add_profile(trt, builder, config, profile, log)
     if hasattr(config, "progress_monitor"):
         config.progress_monitor = _phase_monitor(trt, report)
-    # TensorRT-RTX times nothing when it builds; of its timing cache only the names are left.
-    cached = runtime is Runtime.TENSORRT and options.timing_cache
+    # TensorRT-RTX builds where there is no GPU: it times nothing, of its timing cache only the names
+    # are left, and its engines can't be loaded there.
+    on_gpu = runtime is Runtime.TENSORRT
+    if on_gpu:  # the inspector tells no more than names otherwise
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    cached = on_gpu and options.timing_cache
     timings = trt_cache.start(config, timing_cache) if cached else None
     start = time.monotonic()
     report("build", None)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _failure(log, "the builder gave no reason")
+    build_s = time.monotonic() - start
+    report("inspect", None)
+    inspect = partial(trt_inspect.inspect, trt, log, host_code=options.version_compatible)
     return Plan(
         data=bytes(plan),
         runtime_version=str(trt.__version__),
         layers=tuple(_layer(network.get_layer(index)) for index in range(network.num_layers)),
-        build_s=time.monotonic() - start,
+        build_s=build_s,
         timing_cache=trt_cache.finish(config, timings) if timings else None,
+        inspected=inspect(bytes(plan)) if on_gpu else None,
     )
 
 
@@ -150,6 +161,7 @@ def _layer(layer: types.ILayer) -> Layer:
         type=str(layer.type).rpartition(".")[2],
         inputs=[_tensor(tensor) for tensor in inputs if tensor is not None],
         outputs=[_tensor(tensor) for tensor in outputs if tensor is not None],
+        operators=trt_inspect.operators_of(layer.metadata),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,15 +11,18 @@ import onnx
 from farm.engine_header import MalformedHeader, parse_header
 from farm.errors import EngineBuildFailed
 from farm.gpu_tags import CPU
-from farm.schemas import Layer
-from farm.specs import BuildParams, Profile, Runtime
-from workers import graphs, layers
+from farm.schemas import Layer, LayerReport
+from farm.specs import BuildParams, Precision, Profile, Runtime
+from workers import engine_types, graphs, layers
 from workers.backends import ort, ort_cuda, trt
 from workers.backends.trt_cache import TimingCacheUse
-from workers.compute import compute_of
+from workers.backends.trt_inspect import Inspected
+from workers.compute import Compute, compute_of
 from workers.profiles import profiles_as_json, resolve_profiles, shapes_at
 from workers.stages import Stage, StageResult
 
+_ENGINE = "the engine, by TensorRT's inspector"
+_NETWORK = "the network, before the builder fused its layers"
 _MATRIX_PRODUCTS = ("MatMul", "Gemm")
 
 
@@ -38,16 +41,18 @@ def run(stage: Stage) -> StageResult:
     compute = compute_of(model, shapes_at(profiles[0], "opt"))
     layers.check_precision(params.precision, compute)
     if params.target.runtime is Runtime.ONNXRUNTIME:
-        made = _build_graph(stage, params)
+        made = _build_graph(stage, params, model)
     else:
         made = _build_plan(stage, params, model, profiles)
-    report = layers.report(made.layers, compute, source=made.layers_source)
+    if made.inspected:
+        compute = _of_engine(params.precision, compute, made.inspected, model)
+    report = _report(made, model, profiles, compute)
     facts = {
         "runtime": str(params.target.runtime),
         "runtime_version": made.runtime_version,
         "compute_capabilities": list(made.compute_capabilities),
         "layers": len(made.layers),
-        "compute": compute.as_facts(),
+        "compute": report.compute.model_dump(mode="json"),
         "build_s": round(made.build_s, 3),
         "engine_bytes": made.engine.stat().st_size,
         "inputs": graphs.specs_as_json(graphs.input_specs(model)),
@@ -73,9 +78,42 @@ class _Made:
     layers: Sequence[Layer]
     layers_source: str
     timing_cache: TimingCacheUse | None = None
+    inspected: Inspected | None = None
+    fusions: Mapping[str, int] | None = None  #: where the layers don't tell
 
 
-def _build_graph(stage: Stage, params: BuildParams) -> _Made:
+def _of_engine(
+    precision: Precision, compute: Compute, inspected: Inspected, model: onnx.ModelProto
+) -> Compute:
+    """What the engine's own layers say of the graph's products.
+
+    Raises:
+        PrecisionMissed
+    """
+    found_in, found = engine_types.of_engine(compute, inspected.layers, model)
+    total = len(compute.products)
+    print(f"{found} of {total} convolutions and matrix products found in the engine's layers")
+    engine_types.check_engine(precision, found_in)
+    return found_in
+
+
+def _report(
+    made: _Made, model: onnx.ModelProto, profiles: Sequence[Profile], compute: Compute
+) -> LayerReport:
+    more = {} if made.fusions is None else {"fusions": made.fusions}
+    return layers.report(
+        made.layers,
+        compute,
+        model,
+        compute_source="engine" if made.inspected else "graph",
+        source=made.layers_source,
+        memory=made.inspected.memory if made.inspected else None,
+        profiles=profiles,
+        **more,
+    )
+
+
+def _build_graph(stage: Stage, params: BuildParams, model: onnx.ModelProto) -> _Made:
     stage.progress("build", None)
     engine = stage.workdir / "engine.onnx"
     on_cpu = params.target.gpu == CPU
@@ -91,6 +129,7 @@ def _build_graph(stage: Stage, params: BuildParams) -> _Made:
         build_s=built.build_s,
         layers=layers.of_onnx(optimised),
         layers_source="the engine: a graph that ONNX Runtime has optimised",
+        fusions=layers.fused_by_onnxruntime(optimised, model),
     )
 
 
@@ -118,9 +157,10 @@ def _build_plan(
         runtime_version=plan.runtime_version,
         compute_capabilities=(params.compute_capability,),
         build_s=plan.build_s,
-        layers=plan.layers,
-        layers_source="the network, before the builder fused its layers",
+        layers=plan.inspected.layers if plan.inspected else plan.layers,
+        layers_source=_ENGINE if plan.inspected else _NETWORK,
         timing_cache=plan.timing_cache,
+        inspected=plan.inspected,
     )
 
 

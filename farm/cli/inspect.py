@@ -1,0 +1,159 @@
+"""``farm inspect``: what is in an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from farm.cli import show
+from farm.cli.options import Json, Url, again, connect, example
+
+if TYPE_CHECKING:
+    from farm.schemas import EngineView, LayerReport, LayerTensor
+    from farm.specs import Profile
+
+
+def register(app: typer.Typer) -> None:
+    text = "farm inspect 06gm2vw9k3xq4t7n"
+    app.command("inspect", rich_help_panel="Engines", epilog=example(text))(inspect)
+
+
+_LAYERS = 40
+_NAMED = 10
+
+
+def inspect(
+    engine: Annotated[
+        str, typer.Argument(metavar="ENGINE", help="An engine's id: farm engines MODEL lists them.")
+    ],
+    all_layers: Annotated[
+        bool, typer.Option("--all", help=f"List all layers, not only the first {_LAYERS}.")
+    ] = False,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Show what is in an engine: inputs, types it computes in, weights, memory, fusions, layers."""
+    farm = connect(url)
+    report = farm.layers(engine)
+    if as_json:
+        show.document(report)
+        return
+    row = farm.engine(engine)
+    show.line(
+        f"{row.model} v{row.version} {row.precision} for {row.runtime}:{row.gpu}, "
+        f"{row.runtime} {row.runtime_version}, {show.size(row.bytes)}"
+    )
+    _interface(row)
+    _compute(report, str(row.precision))
+    _memory(report, row)
+    if row.timing_cache:
+        show.line(_timing_cache(row.timing_cache))
+    show.line(f"{len(report.layers)} layers of {report.source}")
+    _kinds(report)
+    listed = report.layers if all_layers else report.layers[:_LAYERS]
+    rows = [
+        (str(n), one.type, _tensors(one.outputs), one.kernel or show.NONE, one.name)
+        for n, one in enumerate(listed, start=1)
+    ]
+    headers = ("layer", "type", "gives", "kernel", "name")
+    show.table(headers, rows, keep=("layer", "type", "gives"))
+    if len(listed) < len(report.layers):
+        show.line(
+            f"… {len(report.layers) - len(listed)} more: {again(f'farm inspect {engine} --all', url)}"
+        )
+
+
+def _interface(row: EngineView) -> None:
+    rows = [
+        (
+            way,
+            spec.name,
+            spec.dtype,
+            _shape(spec.shape),
+            "; ".join(_range(p, spec.name) for p in of),
+        )
+        for way, specs, of in (("input", row.inputs, row.profiles), ("output", row.outputs, ()))
+        for spec in specs
+    ]
+    show.table(("", "name", "type", "shape", "min:opt:max"), rows, keep=("", "name", "type"))
+
+
+def _shape(shape: Sequence[int | str] | None) -> str:
+    return "?" if shape is None else "×".join(str("?" if size == -1 else size) for size in shape)
+
+
+def _range(profile: Profile, name: str) -> str:
+    shapes = profile[name]
+    return ":".join("x".join(map(str, shape)) for shape in (shapes.min, shapes.opt, shapes.max))
+
+
+def _compute(report: LayerReport, precision: str) -> None:
+    from farm.specs import CALIBRATED
+
+    macs = report.compute.macs
+    total = "" if macs is None else f", {macs / 1e9:.3g} billion multiply-accumulates a run"
+    show.line(f"{len(report.products)} convolutions and matrix products{total}")
+    rows = [
+        (type_, str(of.layers), show.share(of.share)) for type_, of in report.compute.types.items()
+    ]
+    show.table(("computes in", "layers", "share of the compute"), rows)
+    if report.compute.source == "engine":
+        show.line("as the engine's own layers say")
+    for product in report.products:
+        if product.typed is not None:
+            show.line(
+                f"in {product.type}, and typed {product.typed}: {product.op_type} {product.name}"
+            )
+    if precision not in CALIBRATED:
+        return
+    for product in report.products:
+        if product.type != precision and product.not_quantized:
+            inputs = ", ".join(product.not_quantized)
+            show.line(f"not in {precision}: {product.op_type} {product.name} ({inputs} isn't)")
+
+
+def _memory(report: LayerReport, row: EngineView) -> None:
+    rows = [
+        (type_, f"{of.parameters:,}", show.size(of.bytes)) for type_, of in report.weights.items()
+    ]
+    if rows:
+        show.table(("weights", "parameters", "size"), rows)
+    memory, said = report.memory, []
+    if memory is not None and memory.context_bytes is not None:
+        said.append(f"{show.size(memory.context_bytes)} for each execution context")
+    if memory is not None and len(memory.context_bytes_by_profile) > 1:
+        sizes = ", ".join(map(show.size, memory.context_bytes_by_profile))
+        said.append(f"by profile {sizes}")
+    if memory is not None and memory.streamable_weights_bytes:
+        said.append(f"{show.size(memory.streamable_weights_bytes)} of weights can be streamed")
+    if said:
+        show.line(f"GPU memory: {'; '.join(said)}")
+    if row.peak_memory_bytes is not None:
+        show.line(f"its build took {show.size(row.peak_memory_bytes)} of the host's memory at most")
+
+
+def _timing_cache(used: dict[str, Any]) -> str:
+    """``timing cache: revision 3 of 120 entries; 4 more were timed``."""
+    if not used.get("taken"):
+        return "timing cache: none was there for its GPU and toolchain"
+    known, misses = used.get("entries_before"), used.get("misses")
+    entries = "" if known is None else f" of {known} entries"
+    timed = "" if misses is None else f"; {misses or 'no'} more were timed"
+    return f"timing cache: revision {used.get('revision')}{entries}{timed}"
+
+
+def _kinds(report: LayerReport) -> None:
+    kinds = sorted(report.kinds.items(), key=lambda item: -item[1])
+    if kinds:
+        more = f", and {len(kinds) - _NAMED} kinds more" if len(kinds) > _NAMED else ""
+        named = ", ".join(f"{count} {kind}" for kind, count in kinds[:_NAMED])
+        show.line(f"of {report.operators} operators in the typed graph: {named}{more}")
+    if report.fusions:
+        fused = ", ".join(f"{count} {kind}" for kind, count in report.fusions.items())
+        show.line(f"fused of several operators: {fused}")
+
+
+def _tensors(tensors: Sequence[LayerTensor]) -> str:
+    return ", ".join(f"{one.type or '?'} {_shape(one.shape)}" for one in tensors)
