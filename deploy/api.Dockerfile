@@ -6,7 +6,7 @@ COPY pyproject.toml constraints.txt README.md ./
 COPY farm farm
 COPY workers workers
 COPY migrations migrations
-RUN pip install -c constraints.txt .
+RUN pip install -c constraints.txt ".[plugins]"
 # Each by its name: `install -d` gives the owner to the last folder of a path alone.
 RUN useradd --create-home --uid 1000 farm && install -d -o farm /var/lib/farm /var/lib/farm/store
 USER farm

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from farm.db import now
-from farm.models import Artifact, Build, EngineRow, Job, TimingCache, Version, first_id
+from farm.models import Artifact, Build, EngineRow, Job, Plugin, TimingCache, Version, first_id
 from farm.states import JobState
 
 _ROLES = ("source", "calibration", "evaluation")
@@ -66,8 +66,9 @@ def referred(session: Session, *, since: datetime | None = None) -> set[str]:
         outputs = outputs.where(Job.finished_at >= since)
     found = {digest for row in _rows(session, builds) for digest in row if digest}
     found.update(_values(session, outputs))
-    # The few that are current: one may have been put in another's place just now.
-    found.update(digest for (digest,) in _rows(session, select(TimingCache.digest)))
+    # These are few: one may have come there just now.
+    for newest in (TimingCache.digest, Plugin.digest):
+        found.update(digest for (digest,) in _rows(session, select(newest)))
     if since is None:
         found.update(_values(session, select(Job.recipe["inputs"])))
         for column in (Version.source_digest, EngineRow.digest):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from sqlalchemy import Insert, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from farm import advance, jobs, registry, targets, turns
+from farm import advance, jobs, plugins, registry, targets, turns
 from farm.db import Base, now
 from farm.errors import Conflict, NotFound
 from farm.fleet import Fleet
@@ -97,13 +97,14 @@ def submit(
     *,
     fleet: Fleet,
     runtimes: Sequence[Runtime],
+    plugin_keys: Collection[str] = (),
     client: str = "",
     idempotency_key: str | None = None,
 ) -> Submitted:
     """Take a build: plan its jobs, and create those that nobody has asked for yet.
 
     Raises:
-        InvalidRequest, UnknownGpu, TargetUnsupported, CalibrationMissing
+        InvalidRequest, UnknownGpu, TargetUnsupported, CalibrationMissing, PluginRefused
         NotFound: a blob hasn't been uploaded.
         Conflict: the idempotency key was used for another request.
     """
@@ -116,6 +117,7 @@ def submit(
             return Submitted(build_id=first.id, attached=None)
     version_id, number = _version(session, request)
     planned = _plan(request, _choose(request, fleet, runtimes), fleet)
+    plugins.require(session, request.options.plugins, plugin_keys)
     build = Build(
         id=new_id(),
         version_id=version_id,

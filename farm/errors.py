@@ -6,6 +6,7 @@ FarmError
 │   │   ├── SourceRefused
 │   │   ├── UnknownGpu
 │   │   ├── TargetUnsupported
+│   │   ├── PluginRefused
 │   │   └── CalibrationMissing
 │   ├── NotFound             404
 │   ├── Conflict             409
@@ -103,6 +104,15 @@ class TargetUnsupported(InvalidRequest):
     """No runtime of the farm can serve this target."""
 
     default_hint = "`farm targets` lists what each runtime can serve, and why not"
+
+
+class PluginRefused(InvalidRequest):
+    """This plugin library may not run here."""
+
+    default_hint = (
+        "have an operator sign it with a key of FARM_PLUGIN_KEYS, then: "
+        "farm plugins add LIBRARY --signature FILE"
+    )
 
 
 class CalibrationMissing(InvalidRequest):

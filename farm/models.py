@@ -285,6 +285,17 @@ class TimingCache(Base):
     updated_at: Mapped[datetime] = mapped_column(Instant)
 
 
+class Plugin(Base):
+    """A plugin library that builds may load, since one of the farm's keys has signed it."""
+
+    __tablename__ = "plugins"
+    digest: Mapped[str] = mapped_column(ForeignKey("artifacts.digest"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(100))
+    signature: Mapped[str] = mapped_column(String(100))
+    key: Mapped[str] = mapped_column(String(50))
+    created_at: Mapped[datetime] = mapped_column(Instant)
+
+
 class Worker(Base):
     """A worker that announced itself."""
 

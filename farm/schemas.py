@@ -441,6 +441,26 @@ class WorkerView(Answer):
     last_seen_at: datetime
 
 
+class PluginRequest(Request):
+    """A library to be allow-listed."""
+
+    digest: Digest
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]
+    signature: Annotated[str, StringConstraints(max_length=100)] = Field(
+        description="Ed25519, of the library's bytes, in base64"
+    )
+
+
+class PluginView(Answer):
+    """A library of TensorRT plugins that builds may name."""
+
+    digest: Digest
+    name: str
+    bytes: int
+    key: str = Field(description="of FARM_PLUGIN_KEYS, that has signed it")
+    created_at: datetime
+
+
 class TimingCacheView(Answer):
     """What TensorRT's builders have timed on one GPU with one toolchain."""
 

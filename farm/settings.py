@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from farm import signatures
 from farm.specs import Runtime
 
 
@@ -37,6 +38,11 @@ class Settings(BaseSettings):
         (Runtime.TENSORRT, Runtime.TENSORRT_RTX),
         description="runtimes for targets that name none, the preferred one first, comma-separated",
     )
+    plugin_keys: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Ed25519 public keys (base64 of 32 bytes), comma-separated, whose signature lets "
+        "a plugin library run in builds; by default none",
+    )
     max_upload_bytes: int = Field(64 * 2**30, description="largest blob that the API takes")
     lease_ttl_s: float = Field(
         30.0, gt=0, description="a job whose worker is silent so long is run again"
@@ -65,14 +71,19 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _split_runtimes(cls, values: dict[str, object]) -> dict[str, object]:
-        runtimes = values.get("runtimes")
-        if isinstance(runtimes, str):
-            values = {
-                **values,
-                "runtimes": tuple(r.strip() for r in runtimes.split(",") if r.strip()),
-            }
+    def _split(cls, values: dict[str, object]) -> dict[str, object]:
+        for name in ("runtimes", "plugin_keys"):
+            given = values.get(name)
+            if isinstance(given, str):
+                values = {**values, name: tuple(p.strip() for p in given.split(",") if p.strip())}
         return values
+
+    @field_validator("plugin_keys")
+    @classmethod
+    def _are_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        for key in keys:
+            signatures.decoded(key, signatures.KEY_BYTES)
+        return keys
 
     @model_validator(mode="after")
     def _absolute(self) -> Self:
@@ -85,7 +96,7 @@ class Settings(BaseSettings):
     def environment(self) -> dict[str, str]:
         """The variables by which another process has these settings."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
-        values["runtimes"] = ",".join(self.runtimes)
+        values |= {name: ",".join(values[name]) for name in ("runtimes", "plugin_keys")}
         return {f"FARM_{k.upper()}": str(v) for k, v in values.items() if v is not None}
 
     @property

@@ -5,7 +5,14 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 
 class Value(BaseModel):
@@ -101,6 +108,9 @@ class Target(Value):
         return f"{self.runtime}.{self.gpu}"
 
 
+LibraryDigest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
 class BuilderOptions(Value):
     """Of TensorRT's builder, by its names. The defaults are the builder's own."""
 
@@ -123,6 +133,14 @@ class BuilderOptions(Value):
     timing_cache: bool = Field(
         True, description="take what the fleet has timed on such a GPU, and add to it"
     )
+    plugins: Annotated[tuple[LibraryDigest, ...], Field(max_length=16)] = Field(
+        (), description="digests of allow-listed plugin libraries to load, in this order"
+    )
+
+    @field_validator("plugins", mode="before")
+    @classmethod
+    def _by_commas(cls, given: object) -> object:
+        return tuple(filter(None, given.split(","))) if isinstance(given, str) else given
 
     def changed(self) -> dict[str, object]:
         """Those that aren't the builder's own, by name."""

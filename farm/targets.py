@@ -68,6 +68,8 @@ def option_refusal(target: Target, options: BuilderOptions) -> str | None:
     if target.runtime is Runtime.ONNXRUNTIME and changed:
         return f"{', '.join(changed)}: an option of TensorRT's builder, and ONNX Runtime has none"
     if target.runtime is Runtime.TENSORRT_RTX:
+        if options.plugins:
+            return "TensorRT-RTX takes no plugins: rewrite the operator with standard ones"
         if options.version_compatible:
             return (
                 "TensorRT-RTX runs an engine with the version that built it: it has no lean runtime"

@@ -51,7 +51,7 @@ _MEASURES = (
     "useCudaGraph useManagedMemory useProfile useRuntime useSpinWait verbose warmUp"
 ).split()
 _REFUSED = {
-    "plugins": "the farm's engines carry no plugins: rewrite the operator with standard ones",
+    "plugins": "a library is loaded by each build that names it: --option plugins=DIGEST",
     "layerPrecisions": "a layer's precision lies in the graph: type the ONNX and submit it as fp32",
     "refit": "engines of the farm aren't refitted: submit the new weights as the next version",
     "useDLACore": "the farm builds for GPUs, and not for DLA",
@@ -61,8 +61,6 @@ _REFUSED = {
     "model": "hand in ONNX: Caffe and UFF models are no longer read",
 }
 _ALIKE = {
-    "staticPlugins": "plugins",
-    "dynamicPlugins": "plugins",
     "setPluginsToSerialize": "plugins",
     "ignoreParsedPluginLibs": "plugins",
     "layerOutputTypes": "layerPrecisions",
@@ -145,6 +143,7 @@ class _Reader:
             "timingCacheFile": lambda _: made.notes.append(
                 "--timingCacheFile: the farm keeps one for each GPU and toolchain: farm timing-caches"
             ),
+            **{name: self._plugin(name) for name in ("plugins", "staticPlugins", "dynamicPlugins")},
             "noBuilderCache": lambda _: options.update(timing_cache=False),
             "device": lambda _: made.notes.append(
                 "--device: the GPU is chosen by its tag, and the farm pins a worker to each"
@@ -192,6 +191,12 @@ class _Reader:
                 f"the farm measures in its own way, without {' '.join(self._ignored)}"
             )
         return made
+
+    def _plugin(self, name: str) -> Callable[[str], object]:
+        return lambda library: self._made.notes.append(
+            f"--{name}={library}: an operator signs the library and adds it: farm plugins add "
+            f"{library} --signature FILE; then add --option plugins=DIGEST"
+        )
 
     def _best(self) -> None:
         self._made.precisions = ["fp16", "int8"]

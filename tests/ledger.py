@@ -48,7 +48,7 @@ class Ledger:
             session.add(Artifact(digest=digest, bytes=1))
         return {"digest": digest, "format": "onnx"}
 
-    def submit(self, idempotency_key=None, client="", **changes) -> str:
+    def submit(self, idempotency_key=None, client="", plugin_keys=(), **changes) -> str:
         request = BuildRequest.model_validate(
             {
                 "model": "digits",
@@ -64,6 +64,7 @@ class Ledger:
                 request,
                 fleet=self.fleet(session),
                 runtimes=(Runtime.TENSORRT, Runtime.TENSORRT_RTX),
+                plugin_keys=plugin_keys,
                 client=client,
                 idempotency_key=idempotency_key,
             )

@@ -229,6 +229,7 @@ class StubFarm:
     ranges: bool = True
     targets: list[dict[str, Any]] = field(default_factory=list)
     workers: list[dict[str, Any]] = field(default_factory=list)
+    plugins: list[dict[str, Any]] = field(default_factory=list)
     timing_caches: list[dict[str, Any]] = field(default_factory=list)
     seen: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     submitted: list[dict[str, Any]] = field(default_factory=list)
@@ -314,6 +315,23 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.farm.builds[parts[0]]["state"] = "queued"
             self._json(self.farm.builds[parts[0]])
+
+    def _post_plugins(self, parts: list[str], body: bytes) -> None:
+        asked = json.loads(body)
+        self.farm.plugins.append(
+            {
+                "digest": asked["digest"],
+                "name": asked["name"],
+                "bytes": 7,
+                "key": "K" * 43 + "=",
+                "created_at": NOW,
+                "signature": asked["signature"],
+            }
+        )
+        self._json(self.farm.plugins[-1], 201)
+
+    def _get_plugins(self, parts: list[str], body: bytes) -> None:
+        self._json(self.farm.plugins)
 
     def _post_gc(self, parts: list[str], body: bytes) -> None:
         self.farm.collected.append(json.loads(body))

@@ -22,7 +22,7 @@ from farm.fleet import Fleet
 from farm.jobs import Claim, Output
 from farm.specs import JobKind
 from farm.turns import Bell
-from workers import isolate, timing_caches, toolchain
+from workers import isolate, plugins, timing_caches, toolchain
 from workers.app import Context
 from workers.isolate import Child, Line, Link, Progress
 from workers.stages import StageRequest, run_request
@@ -230,7 +230,8 @@ def _work(task_id: str, context: Context, claim: Claim) -> list[Bell]:
     _check_toolchain(claim)
     with _workdir(context, claim) as workdir:
         offer = timing_caches.offer(context, claim)
-        request = _request(context, claim, workdir, offer.inputs if offer else {})
+        offered = plugins.verified(context, claim, workdir) | (offer.inputs if offer else {})
+        request = _request(context, claim, workdir, offered)
         with Child(
             _run_stage,
             request,

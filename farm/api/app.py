@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from farm import __version__, logs
-from farm.api import blobs, builds, fleet, gc, health, problems, registry
+from farm.api import blobs, builds, fleet, gc, health, plugins, problems, registry
 from farm.api.services import Services
 from farm.db import require_schema
 from farm.errors import DatabaseUnavailable, Unavailable
@@ -57,6 +57,6 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.services = services
     problems.install(app)
-    for noun in (blobs, builds, registry, fleet, gc, health):
+    for noun in (blobs, builds, registry, fleet, plugins, gc, health):
         app.include_router(noun.router)
     return app

@@ -76,6 +76,7 @@ def _submit(
             request,
             fleet=farm.fleet(session),
             runtimes=farm.settings.runtimes,
+            plugin_keys=farm.settings.plugin_keys,
             client=client,
             idempotency_key=idempotency_key,
         ),

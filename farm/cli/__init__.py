@@ -1,12 +1,12 @@
 """``farm``, the command line. One module a noun; each command imports what it needs when it runs,
 so that ``farm --help`` and completion are quick."""
 
-from farm.cli import builds, fleet, gc, inspect, pull, registry, serve, speed, submit, watch
+from farm.cli import builds, fleet, gc, inspect, plugins, pull, registry, serve, speed, submit, watch
 from farm.cli.app import app
 
 __all__ = ["app", "main"]
 
-for noun in (submit, builds, watch, registry, inspect, speed, pull, fleet, gc, serve):
+for noun in (submit, builds, watch, registry, inspect, speed, pull, fleet, plugins, gc, serve):
     noun.register(app)
 
 

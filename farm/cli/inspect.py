@@ -45,6 +45,9 @@ def inspect(
         f"{row.model} v{row.version} {row.precision} for {row.runtime}:{row.gpu}, "
         f"{row.runtime} {row.runtime_version}, {show.size(row.bytes)}"
     )
+    changed = row.options.changed() if row.options else {}
+    if changed:
+        show.line("built with " + ", ".join(f"{n}={_value(v)}" for n, v in changed.items()))
     _interface(row)
     _compute(report, str(row.precision))
     _memory(report, row)
@@ -63,6 +66,10 @@ def inspect(
         show.line(
             f"… {len(report.layers) - len(listed)} more: {again(f'farm inspect {engine} --all', url)}"
         )
+
+
+def _value(option: object) -> str:
+    return ",".join(map(str, option)) if isinstance(option, tuple) else str(option).lower()
 
 
 def _interface(row: EngineView) -> None:

@@ -35,6 +35,7 @@ from farm.schemas import (
     ModelPage,
     ModelView,
     Page,
+    PluginView,
     TargetView,
     TimingCacheView,
     WorkerView,
@@ -47,6 +48,7 @@ _PAGE = 200
 _GC_S = 3600.0
 _WORKERS = TypeAdapter(list[WorkerView])
 _TARGETS = TypeAdapter(list[TargetView])
+_PLUGINS = TypeAdapter(list[PluginView])
 _TIMING_CACHES = TypeAdapter(list[TimingCacheView])
 
 
@@ -317,6 +319,33 @@ class Farm:
     def timing_caches(self) -> list[TimingCacheView]:
         """What TensorRT's builders have timed, a GPU and toolchain."""
         return self.http.read(_TIMING_CACHES, "GET", "/v1/timing-caches")
+
+    def plugins(self) -> list[PluginView]:
+        """The plugin libraries that builds may name."""
+        return self.http.read(_PLUGINS, "GET", "/v1/plugins")
+
+    def add_plugin(
+        self,
+        library: str | Path,
+        signature: str,
+        *,
+        name: str | None = None,
+        progress: Progress | None = None,
+    ) -> PluginView:
+        """Upload a library of TensorRT plugins, and allow-list it.
+
+        Parameters:
+            signature: Ed25519, of the library's bytes, by a key that the farm trusts; in base64.
+            name: by default the file's.
+
+        Raises:
+            PluginRefused, InvalidRequest, DigestMismatch, Unavailable
+        """
+        files, path = Files(progress), Path(library)
+        digest = files.digest(path)
+        upload(self.http, path, digest, progress=progress)
+        request = {"digest": digest, "name": name or path.name, "signature": signature}
+        return self.http.read(PluginView, "POST", "/v1/plugins", json=request)
 
     def gc(self, *, older_than_s: float = 86400.0, dry_run: bool = False) -> GcReport:
         """Remove from the farm's store what nothing in its database refers to.

@@ -424,3 +424,17 @@ def test_timing_caches_are_listed_with_what_they_were_worth(api, ledger):
     [cache] = api.get("/v1/timing-caches").json()
     assert (cache["gpu"], cache["bytes"], cache["entries"]) == ("NVIDIA H200", 4096, 12)
     assert (cache["builds"], cache["hits"], cache["hit_rate"]) == (2, 1, 0.5)
+
+
+def test_plugins_are_refused_where_no_key_is_trusted_and_where_nobody_added_them(api, digest):
+    library = api.upload(b"\x7fELF")
+    asked = {"digest": library, "name": "libfoo.so", "signature": "x"}
+    refused = problem(api.post("/v1/plugins", json=asked), 422)
+    assert refused["code"] == "plugin-refused"
+    assert "FARM_PLUGIN_KEYS" in refused["hint"]
+    options = {"plugins": [library]}
+    answer = api.post("/v1/builds", json=body(digest, targets=["tensorrt:h200"], options=options))
+    assert problem(answer, 422)["code"] == "plugin-refused"
+    answer = api.post("/v1/builds", json=body(digest, options=options))
+    assert "TensorRT-RTX takes no plugins" in problem(answer, 422)["detail"]
+    assert api.get("/v1/plugins").json() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -76,7 +77,7 @@ def test_a_trtexec_command_becomes_a_submission(run: Run) -> None:
         ["fp16"],
         {"tf32": False},
     )
-    assert run("import-trtexec", "trtexec --plugins=x.so --onnx=m.onnx").exit_code == exits.USAGE
+    assert run("import-trtexec", "trtexec --useDLACore=0 --onnx=m.onnx").exit_code == exits.USAGE
 
 
 def test_inspect_shows_the_types_and_the_layers_of_an_engine(run: Run, stub: StubFarm) -> None:
@@ -482,6 +483,20 @@ def test_workers_are_listed(run: Run, stub: StubFarm) -> None:
     assert re.search(
         r"host-cpu +online +CPU +cpu +onnxruntime 1\.31\.0 +2 build", run("workers").stdout
     )
+
+
+def test_a_plugin_library_is_added_with_its_signature(
+    run: Run, stub: StubFarm, tmp_path: Path
+) -> None:
+    library, signature = tmp_path / "libfoo.so", tmp_path / "libfoo.so.sig"
+    library.write_bytes(b"\x7fELF...")
+    signature.write_bytes(bytes(64))
+    shown = run("plugins", "add", str(library), "--signature", str(signature)).stdout
+    [added] = stub.plugins
+    assert (added["name"], base64.b64decode(added["signature"])) == ("libfoo.so", bytes(64))
+    assert added["digest"] in stub.blobs
+    assert f"--option plugins={added['digest']}" in shown
+    assert re.search(r"libfoo\.so +sha256:[0-9a-f]{64} +7 B +K{43}=", run("plugins", "list").stdout)
 
 
 def test_timing_caches_are_listed_with_their_worth(run: Run, stub: StubFarm) -> None:

@@ -82,7 +82,7 @@ def test_submit_sends_what_the_contract_asks_for(
             "profiles": [{"image": {"min": [1, 3], "opt": [8, 3], "max": [64, 3]}}],
             "calibration": {"digest": data, "method": "max", "batch_size": 8},
             "evaluation": {"digest": data, "metric": "top1", "max_drop": 0.01},
-            "options": BuilderOptions().model_dump() | {"tf32": False},
+            "options": BuilderOptions().model_dump(mode="json") | {"tf32": False},
             "priority": 5,
             "labels": {"team": "vision"},
         }

@@ -2,7 +2,7 @@ import pytest
 
 from farm import targets
 from farm.errors import InvalidRequest, TargetUnsupported
-from farm.specs import Precision, Runtime, Target
+from farm.specs import BuilderOptions, Precision, Runtime, Target
 
 BOTH = (Runtime.TENSORRT, Runtime.TENSORRT_RTX)
 
@@ -60,6 +60,21 @@ def test_a_precision_that_the_architecture_lacks_is_refused_before_a_minute_is_s
 ):
     runtime, gpu = target.split(":")
     assert words in targets.refusal(Target(runtime=runtime, gpu=gpu), precision)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("tensorrt-rtx:sm_89", "TensorRT-RTX takes no plugins"),
+        ("onnxruntime:cpu", "plugins: an option of TensorRT's builder"),
+        ("tensorrt:h200", None),
+    ],
+)
+def test_plugins_are_for_classic_tensorrt(target, words):
+    runtime, gpu = target.split(":")
+    options = BuilderOptions(plugins="sha256:" + "a" * 64)
+    refused = targets.option_refusal(Target(runtime=runtime, gpu=gpu), options)
+    assert refused is None if words is None else words in refused
 
 
 def test_tensorrt_rtx_builds_on_cpu_workers_and_tensorrt_on_its_gpu():

@@ -9,6 +9,12 @@ from farm.errors import InvalidRequest
 from farm.schemas import BuildRequest
 
 
+@pytest.mark.parametrize("flag", ["plugins", "staticPlugins", "dynamicPlugins"])
+def test_a_plugin_library_is_to_be_signed_and_added_first(flag):
+    found = trtexec.parse(f"trtexec --onnx=m.onnx --{flag}=libfoo.so")
+    assert any("farm plugins add libfoo.so --signature FILE" in note for note in found.notes)
+
+
 def options(flags: str) -> dict:
     return trtexec.parse(f"trtexec --onnx=m.onnx {flags}").options
 
@@ -97,8 +103,7 @@ def test_several_profiles_are_kept():
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
-        ("--plugins=libmine.so", "carry no plugins"),
-        ("--staticPlugins=libmine.so", "carry no plugins"),
+        ("--setPluginsToSerialize=libmine.so", "--option plugins=DIGEST"),
         ("--sparsity=force", "prune the model"),
         ("--useDLACore=0", "not for DLA"),
         ("--refit", "next version"),

@@ -37,7 +37,7 @@ _HINTS = (
     ("FP32 GEMM is not supported", "sm_75 multiplies matrices in fp16 or int8: choose one of them"),
     (
         "Plugin not found",
-        "rewrite that operator with standard operators: there are no plugins",
+        "rewrite that operator with standard operators, or name a plugin library that has it",
     ),
     ("NonZero", "NonZero has outputs of unknown size: export the model with a mask instead"),
     ("does not support", "choose another precision, or rewrite that operator and export again"),
@@ -92,6 +92,7 @@ def build_plan(
     report: Report,
     *,
     timing_cache: bytes = b"",
+    plugins: Sequence[Path] = (),
 ) -> Plan:
     """Build a strongly typed engine from a typed ONNX file.
 
@@ -100,6 +101,7 @@ def build_plan(
 
     Parameters:
         timing_cache: what classic TensorRT has timed before on such a GPU, serialised.
+        plugins: libraries to load, which the caller has verified.
 
     Raises:
         EngineBuildFailed: with the builder's own reason and what to do about it.
@@ -107,6 +109,8 @@ def build_plan(
     trt = load_runtime(runtime)
     log = collecting_log(trt)
     builder: types.Builder = trt.Builder(log)
+    # After the builder: the first one's log is what the registry writes to.
+    load_plugins(trt, log, plugins)
     network: types.INetworkDefinition = builder.create_network(_network_flags(trt))
     parser: types.OnnxParser = trt.OnnxParser(network, log)
     report("parse", None)
@@ -151,6 +155,29 @@ def combine_timing_caches(newest: bytes, mine: bytes) -> tuple[bytes, int | None
     trt = load_runtime(Runtime.TENSORRT)
     builder: types.Builder = trt.Builder(_collecting_log(trt))
     return trt_cache.combine(builder.create_builder_config(), newest, mine)
+
+
+def load_plugins(trt: Any, log: Any, libraries: Sequence[Path]) -> None:
+    """Load libraries of plugins into this process, for parsers, builders and runtimes alike.
+
+    Raises:
+        EngineBuildFailed: with TensorRT's reason.
+    """
+    if not libraries:
+        return
+    registry: types.IPluginRegistry = trt.get_plugin_registry()
+    if not hasattr(registry, "load_library"):
+        raise EngineBuildFailed(
+            f"{trt.__name__} {trt.__version__} loads no plugins", hint="leave plugins out"
+        )
+    for library in libraries:
+        if registry.load_library(str(library)) is None:
+            reason = "; ".join(log.errors) or "TensorRT gives no reason"
+            raise EngineBuildFailed(
+                f"the plugin library {library.name} can't be loaded: {reason}"[:800],
+                hint="build it against this TensorRT, with getCreators in it, and see that what it "
+                "links to is installed on the worker; no plugin of it may be loaded already",
+            )
 
 
 def _layer(layer: types.ILayer) -> Layer:

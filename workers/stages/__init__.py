@@ -13,7 +13,7 @@ stage      inputs                                        outputs
 export     source                                        onnx
 cast       onnx                                          typed
 calibrate  onnx, calibration                             typed (fp32 remainder), typed_fp16
-build      typed, [timing_cache]                         engine, layers, [timing_cache]
+build      typed, [timing_cache], [plugin-0, …]          engine, layers, [timing_cache]
 measure    source, typed, [engine], [evaluation],        report
            [calibration]
 ========== ============================================= ======================================
@@ -40,7 +40,7 @@ class Stage:
     kind: JobKind
     params: StageParams
     inputs: Mapping[str, Path]  #: role → a file to read, never to write
-    workdir: Path  #: private and empty
+    workdir: Path  #: private, and empty but for inputs
     progress: Callable[[str, float | None], None]  #: phase, and the share done in 0…1 or None
     quiet: Callable[[], AbstractContextManager[None]] = nullcontext  #: others pause, to time by
 

@@ -20,8 +20,11 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m workers.stages REQUEST.json", file=sys.stderr)
         return 2
     request = StageRequest.model_validate_json(Path(arguments[0]).read_text())
-    shutil.rmtree(request.workdir, ignore_errors=True)
-    request.workdir.mkdir(parents=True)
+    request.workdir.mkdir(parents=True, exist_ok=True)
+    for left in request.workdir.iterdir():
+        if any(given.is_relative_to(left) for given in request.inputs.values()):
+            continue
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     try:
         made = run_request(request, lambda phase, share: print(phase, share or "", flush=True))
     except FarmError as err:

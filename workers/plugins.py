@@ -1,0 +1,52 @@
+"""Plugin libraries for a build: copied into its folder, and verified there once more."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from farm import plugins
+from farm.errors import DigestMismatch, EngineBuildFailed, Rejected
+from farm.jobs import Claim
+from workers.app import Context
+
+ROLE = "plugin-"  #: and a number, in the order of the build's options
+
+
+def verified(context: Context, claim: Claim, workdir: Path) -> dict[str, Path]:
+    """The libraries that a job names, in a folder that nobody else writes to.
+
+    Raises:
+        EngineBuildFailed: one isn't allow-listed, isn't what was signed, or this worker doesn't
+            trust its key.
+    """
+    digests = claim.params.get("options", {}).get("plugins", ())
+    return {
+        f"{ROLE}{number}": _verified(context, digest, workdir / "plugins" / str(number))
+        for number, digest in enumerate(digests)
+    }
+
+
+def _verified(context: Context, digest: str, folder: Path) -> Path:
+    with context.db.read() as session:
+        row = plugins.find(session, digest)
+    if row is None:
+        raise EngineBuildFailed(
+            f"the plugin {digest} isn't allow-listed any more",
+            hint="add it again: farm plugins add LIBRARY --signature FILE",
+        )
+    folder.mkdir(parents=True)
+    copy = folder / row.name
+    try:
+        # The copy is what is verified and what is loaded: the store may be written by others.
+        shutil.copyfile(context.store.path(digest), copy)
+        content = copy.read_bytes()
+        if f"sha256:{hashlib.sha256(content).hexdigest()}" != digest:
+            raise DigestMismatch(f"the store has other bytes under {digest}")
+        plugins.signer(content, row.signature, context.settings.plugin_keys)
+    except Rejected as err:
+        raise EngineBuildFailed(
+            f"the plugin {row.name} isn't loaded: {err.detail}", hint=err.hint
+        ) from err
+    return copy
