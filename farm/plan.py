@@ -11,6 +11,7 @@ from farm.errors import CalibrationMissing, TargetUnsupported
 from farm.schemas import BuildRequest
 from farm.specs import (
     CALIBRATED,
+    BuilderOptions,
     BuildParams,
     CalibrateParams,
     CastParams,
@@ -200,6 +201,7 @@ class _Planner:
             target=target if runnable else None,
             format=request.source.format,
             profiles=self._profiles,
+            options=request.options if runnable else BuilderOptions(),
             metric=request.evaluation.metric if request.evaluation else None,
             max_drop=request.evaluation.max_drop if request.evaluation else None,
         )

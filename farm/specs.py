@@ -182,6 +182,7 @@ class MeasureParams(Value):
     target: Target | None = None
     format: SourceFormat
     profiles: tuple[Profile, ...] = ()
+    options: BuilderOptions = BuilderOptions()  #: that the engine was built with, where it is run
     metric: Literal["top1"] | None = None
     max_drop: float | None = None
 

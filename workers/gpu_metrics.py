@@ -52,8 +52,11 @@ class Loaded:
     warnings: Sequence[str] = ()
 
 
-def load(runtime: Runtime, path: Path) -> Loaded:
+def load(runtime: Runtime, path: Path, plugins: Sequence[Path] = ()) -> Loaded:
     """Load an engine; the first use of CUDA in this process.
+
+    Parameters:
+        plugins: the libraries that it was built with.
 
     Raises:
         EngineBuildFailed: this GPU, or this worker's runtime, doesn't take it.
@@ -69,7 +72,7 @@ def load(runtime: Runtime, path: Path) -> Loaded:
         if slow:
             warnings.append(f"some of the graph's {', '.join(slow)} run on the CPU")
     else:
-        engine = trt_cuda.TrtEngine(runtime, path)
+        engine = trt_cuda.TrtEngine(runtime, path, plugins)
     return Loaded(
         engine=engine,
         memory_bytes=_used_bytes() - before,

@@ -1,7 +1,19 @@
 """``farm``, the command line. One module a noun; each command imports what it needs when it runs,
 so that ``farm --help`` and completion are quick."""
 
-from farm.cli import builds, fleet, gc, inspect, plugins, pull, registry, serve, speed, submit, watch
+from farm.cli import (
+    builds,
+    fleet,
+    gc,
+    inspect,
+    plugins,
+    pull,
+    registry,
+    serve,
+    speed,
+    submit,
+    watch,
+)
 from farm.cli.app import app
 
 __all__ = ["app", "main"]

@@ -200,13 +200,13 @@ def test_libraries_are_loaded_before_the_model_is_read_in_their_order(classic, t
         )
     assert list(map(str, libraries)) == classic.PLUGINS
     with pytest.raises(EngineBuildFailed, match=r"b\.so can't be loaded"):
-        trt.load_plugins(classic, trt._collecting_log(classic), libraries)
+        trt.load_plugins(classic, trt.collecting_log(classic), libraries)
 
 
 def test_a_library_without_creators_is_refused():
     # For real: TensorRT-RTX has the same registry.
     runtime = trt.load_runtime(Runtime.TENSORRT_RTX)
-    log = trt._collecting_log(runtime)
+    log = trt.collecting_log(runtime)
     with pytest.raises(EngineBuildFailed, match=r"_ctypes.* can't be loaded") as caught:
         trt.load_plugins(runtime, log, [Path(_ctypes.__file__)])
     assert "getCreators" in caught.value.hint

@@ -153,7 +153,7 @@ def combine_timing_caches(newest: bytes, mine: bytes) -> tuple[bytes, int | None
     None when mine doesn't go with the newest.
     """
     trt = load_runtime(Runtime.TENSORRT)
-    builder: types.Builder = trt.Builder(_collecting_log(trt))
+    builder: types.Builder = trt.Builder(collecting_log(trt))
     return trt_cache.combine(builder.create_builder_config(), newest, mine)
 
 

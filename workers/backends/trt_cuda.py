@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from farm.errors import EngineBuildFailed
 from farm.specs import Runtime
-from workers.backends.trt import collecting_log, load_runtime
+from workers.backends.trt import collecting_log, load_plugins, load_runtime
 from workers.cuda_timing import Bound, Tensors, captured
 from workers.samples import Arrays
 
@@ -35,13 +35,17 @@ _TYPES = {
 class TrtEngine:
     """An engine of TensorRT or TensorRT-RTX on the current GPU, at its first profile.
 
+    Parameters:
+        plugins: the libraries that it was built with.
+
     Raises:
         EngineBuildFailed: if this GPU or this version of the runtime doesn't take it.
     """
 
-    def __init__(self, runtime: Runtime, plan: Path) -> None:
+    def __init__(self, runtime: Runtime, plan: Path, plugins: Sequence[Path] = ()) -> None:
         trt = load_runtime(runtime)
         self._log = collecting_log(trt)
+        load_plugins(trt, self._log, plugins)
         # The runtime must live as long as its engines.
         self._runtime: types.Runtime = trt.Runtime(self._log)
         engine: types.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan.read_bytes())
@@ -92,12 +96,13 @@ class _Bound:
             self._context.set_tensor_address(name, tensor.data_ptr())
         self._outputs = {
             name: torch.empty(
-                tuple(self._context.get_tensor_shape(name)),
+                [int(shape[axis]) for axis in range(len(shape))],
                 dtype=_TYPES[engine.get_tensor_dtype(name).name],
                 device="cuda",
             )
             for index in range(engine.num_io_tensors)
             if (name := engine.get_tensor_name(index)) not in inputs
+            for shape in [self._context.get_tensor_shape(name)]
         }
         for name, tensor in self._outputs.items():
             self._context.set_tensor_address(name, tensor.data_ptr())

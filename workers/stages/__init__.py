@@ -30,7 +30,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from farm.specs import PARAMS, JobKind, StageParams
+from farm.specs import PARAMS, BuilderOptions, JobKind, StageParams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,10 @@ class Stage:
     workdir: Path  #: private, and empty but for inputs
     progress: Callable[[str, float | None], None]  #: phase, and the share done in 0…1 or None
     quiet: Callable[[], AbstractContextManager[None]] = nullcontext  #: others pause, to time by
+
+    def plugins(self, options: BuilderOptions) -> list[Path]:
+        """The plugin libraries that these options name, verified."""
+        return [self.inputs[f"plugin-{number}"] for number in range(len(options.plugins))]
 
 
 @dataclass(frozen=True, kw_only=True)

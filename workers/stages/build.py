@@ -147,7 +147,7 @@ def _build_plan(
         params.options,
         stage.progress,
         timing_cache=known.read_bytes() if known else b"",
-        plugins=[stage.inputs[f"plugin-{n}"] for n in range(len(params.options.plugins))],
+        plugins=stage.plugins(params.options),
     )
     if params.target.runtime is Runtime.TENSORRT_RTX:
         check_header(plan.data, plan.runtime_version, params.compute_capability)

@@ -103,7 +103,8 @@ def _subject(
         engine = stage.inputs["engine"]
         if params.target.gpu == CPU:
             return OrtModel(engine), "engine"
-        return gpu_metrics.load(params.target.runtime, engine), "engine"
+        libraries = stage.plugins(params.options)
+        return gpu_metrics.load(params.target.runtime, engine, libraries), "engine"
     path = stage.inputs["typed"]
     if is_half_typed(typed):
         path = stage.workdir / "rounded.onnx"
