@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,13 +23,12 @@ from farm.specs import JobKind
 from farm.turns import Bell
 from workers import isolate, plugins, timing_caches, toolchain
 from workers.app import Context
-from workers.isolate import Child, Line, Link, Progress
+from workers.isolate import Child, Link
 from workers.stages import StageRequest, run_request
+from workers.watch import Stopping, Watch
 
 log = logging.getLogger(__name__)
 
-_CANCEL_POLL_S = 0.5
-_LOG_FLUSH_S = 0.5
 _RETRY_S = (0.5, 10.0)  #: between tries while the database is away: at first, and at most
 _CLAIM_AGAIN_S = (0.2, 1.0)  #: before the second and the third try of a claim
 
@@ -41,10 +39,6 @@ T = TypeVar("T")
 
 class _OtherTools(Exception):
     """This worker hasn't the tools that the job was planned with."""
-
-
-class _Stopping(Exception):
-    """The worker shuts down; what it holds is given back when all its children have ended."""
 
 
 def register(app: Celery, context: Context) -> None:
@@ -88,7 +82,7 @@ def _run_claimed(task_id: str, context: Context, job_id: int, claim: Claim) -> s
     except LeaseLost as err:
         log.warning("%s: the result is refused", err.detail)
         return "lost its lease"
-    except _Stopping:
+    except Stopping:
         return "given back: the worker shuts down"
     except _OtherTools as err:
         _ring(context, _replan(context, claim, str(err)))
@@ -239,7 +233,7 @@ def _work(task_id: str, context: Context, claim: Claim) -> list[Bell]:
             memory_bytes=context.settings.job_memory_bytes,
             room=context.room,
         ) as child:
-            cancelled = _Watch(task_id, context, claim).follow(child)
+            cancelled = Watch(task_id, context, claim).follow(child)
             if cancelled:
                 child.end()
                 _insist(
@@ -336,82 +330,3 @@ def _request(
         file.write_text(request.model_dump_json(indent=2))
         log.info("%s by hand: python -m workers.stages '%s'", claim.title, file)
     return request
-
-
-class _Watch:
-    """Follows a child: keeps its lease, records what it prints, sees that nobody wants it any more."""
-
-    def __init__(self, task_id: str, context: Context, claim: Claim) -> None:
-        self._task_id = task_id
-        self._context = context
-        self._claim = claim
-        self._text = ""
-        self._progress: Progress | None = None
-        at = time.monotonic()
-        self._renewed = self._polled = self._flushed = at
-
-    def follow(self, child: Child) -> bool:
-        """Follow to the end; return whether the job should be cancelled.
-
-        Raises:
-            LeaseLost, ChildTimedOut
-        """
-        try:
-            for happening in child.happenings():
-                if isinstance(happening, Line):
-                    self._text += happening.text
-                elif isinstance(happening, Progress):
-                    self._progress = happening
-                if self._look():
-                    return True
-            return False
-        finally:
-            with suppress(DatabaseUnavailable):  # the end of the log isn't worth the job
-                self._flush()
-
-    def _look(self) -> bool:
-        if self._context.stopping.is_set():
-            raise _Stopping
-        try:
-            return self._tell()
-        except DatabaseUnavailable as err:
-            silent_s = time.monotonic() - self._renewed
-            if silent_s > self._context.settings.lease_ttl_s:
-                # Somebody else may hold the job by now: nobody could tell us.
-                raise LeaseLost(f"job {self._claim.job_id}: {err.detail}, past its lease") from err
-            return False
-
-    def _tell(self) -> bool:
-        at = time.monotonic()
-        lease_s = self._context.settings.lease_ttl_s
-        if at - self._renewed > lease_s / 3:
-            with self._context.db.write() as session:
-                jobs.renew(session, self._claim.job_id, self._claim.attempt, lease_s=lease_s)
-            self._renewed = at
-        if at - self._flushed > _LOG_FLUSH_S:
-            self._flushed = at
-            self._flush()
-        if at - self._polled > _CANCEL_POLL_S:
-            self._polled = at
-            with self._context.db.read() as session:
-                return jobs.wants_cancel(session, self._claim.job_id, self._claim.attempt)
-        return False
-
-    def _flush(self) -> None:
-        text, progress = self._text, self._progress
-        if not text and progress is None:
-            return
-        with self._context.db.write() as session:
-            jobs.report(
-                session,
-                self._claim.job_id,
-                self._claim.attempt,
-                phase=progress.phase if progress else None,
-                progress=progress.share if progress else None,
-                text=text,
-            )
-        self._text, self._progress = "", None
-        if progress:
-            share = "" if progress.share is None else f" {progress.share:.0%}"
-            # Flower shows a task's kwargs in its list.
-            self._context.flower.tell(self._task_id, kwargs=f"{progress.phase}{share}")

@@ -15,7 +15,9 @@ from farm import views
 from farm.errors import DatabaseUnavailable, LeaseLost
 from farm.models import Job
 from workers import tasks
-from workers.tasks import _claim, _insist, _Watch
+from workers import watch as watch_module
+from workers.tasks import _claim, _insist
+from workers.watch import Watch
 
 
 class Flaky:
@@ -79,7 +81,7 @@ def test_a_worker_that_shuts_down_waits_for_no_database(ledger):
 def test_a_job_goes_on_without_the_database_until_its_lease_has_run_out(ledger):
     ledger.submit()
     claim = ledger.claim_next()
-    watch = _Watch(None, context(Flaky(ledger.db, failures=10**6), lease_ttl_s=0.3), claim)
+    watch = Watch(None, context(Flaky(ledger.db, failures=10**6), lease_ttl_s=0.3), claim)
     watch._text = "printed meanwhile"
     start = time.monotonic()
     with pytest.raises(LeaseLost, match="past its lease"):
@@ -94,10 +96,10 @@ def _look_until_it_raises(watch):
 
 
 def test_what_a_job_printed_while_the_database_was_away_is_kept(ledger, monkeypatch):
-    monkeypatch.setattr(tasks, "_LOG_FLUSH_S", 0.0)
+    monkeypatch.setattr(watch_module, "_LOG_FLUSH_S", 0.0)
     build = ledger.submit()
     claim = ledger.claim_next()
-    watch = _Watch(None, context(Flaky(ledger.db, failures=2)), claim)
+    watch = Watch(None, context(Flaky(ledger.db, failures=2)), claim)
     watch._text = "printed meanwhile"
     for _ in range(4):
         watch._look()

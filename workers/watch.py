@@ -1,0 +1,98 @@
+"""Follows a job's child: keeps its lease, records what it prints, sees that nobody wants it any more."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+
+from farm import jobs
+from farm.errors import DatabaseUnavailable, LeaseLost
+from farm.jobs import Claim
+from workers.app import Context
+from workers.isolate import Child, Line, Progress
+
+_CANCEL_POLL_S = 0.5
+_LOG_FLUSH_S = 0.5
+
+
+class Stopping(Exception):
+    """The worker shuts down; what it holds is given back when all its children have ended."""
+
+
+class Watch:
+    """Follows a child: keeps its lease, records what it prints, sees that nobody wants it any more."""
+
+    def __init__(self, task_id: str, context: Context, claim: Claim) -> None:
+        self._task_id = task_id
+        self._context = context
+        self._claim = claim
+        self._text = ""
+        self._progress: Progress | None = None
+        at = time.monotonic()
+        self._renewed = self._polled = self._flushed = at
+
+    def follow(self, child: Child) -> bool:
+        """Follow to the end; return whether the job should be cancelled.
+
+        Raises:
+            LeaseLost, ChildTimedOut
+        """
+        try:
+            for happening in child.happenings():
+                if isinstance(happening, Line):
+                    self._text += happening.text
+                elif isinstance(happening, Progress):
+                    self._progress = happening
+                if self._look():
+                    return True
+            return False
+        finally:
+            with suppress(DatabaseUnavailable):  # the end of the log isn't worth the job
+                self._flush()
+
+    def _look(self) -> bool:
+        if self._context.stopping.is_set():
+            raise Stopping
+        try:
+            return self._tell()
+        except DatabaseUnavailable as err:
+            silent_s = time.monotonic() - self._renewed
+            if silent_s > self._context.settings.lease_ttl_s:
+                # Somebody else may hold the job by now: nobody could tell us.
+                raise LeaseLost(f"job {self._claim.job_id}: {err.detail}, past its lease") from err
+            return False
+
+    def _tell(self) -> bool:
+        at = time.monotonic()
+        lease_s = self._context.settings.lease_ttl_s
+        if at - self._renewed > lease_s / 3:
+            with self._context.db.write() as session:
+                jobs.renew(session, self._claim.job_id, self._claim.attempt, lease_s=lease_s)
+            self._renewed = at
+        if at - self._flushed > _LOG_FLUSH_S:
+            self._flushed = at
+            self._flush()
+        if at - self._polled > _CANCEL_POLL_S:
+            self._polled = at
+            with self._context.db.read() as session:
+                return jobs.wants_cancel(session, self._claim.job_id, self._claim.attempt)
+        return False
+
+    def _flush(self) -> None:
+        text, progress = self._text, self._progress
+        if not text and progress is None:
+            return
+        with self._context.db.write() as session:
+            jobs.report(
+                session,
+                self._claim.job_id,
+                self._claim.attempt,
+                phase=progress.phase if progress else None,
+                progress=progress.share if progress else None,
+                text=text,
+            )
+        self._text, self._progress = "", None
+        if progress:
+            share = "" if progress.share is None else f" {progress.share:.0%}"
+            # Flower shows a task's kwargs in its list.
+            self._context.flower.tell(self._task_id, kwargs=f"{progress.phase}{share}")
