@@ -179,17 +179,26 @@ def _peers(beside: Comparison, timer: _Timer, batch: int, progress: Progress) ->
         return {name: {"reason": _first_line(err)} for name in names}
     dtype = autocast_dtype(beside.precision)
     peers: dict[str, dict[str, Any]] = {}
-    for name, bind, computes in (
-        ("eager", torch_model.eager(None), None),
-        ("eager_autocast", torch_model.eager(dtype), dtype),
-        ("compiled", torch_model.compiled(dtype), dtype),
+    for name, prepared, computes in (
+        ("eager", torch_model.eager, None),
+        ("eager_autocast", torch_model.eager, dtype),
+        ("compiled", torch_model.compiled, dtype),
     ):
         if name == "eager_autocast" and dtype is None:
             continue
         progress(f"time: PyTorch, {name.replace('_', ' with ')}", None)
-        peers[name] = _tried(partial(timer.time, bind, batch, PACE), batch)
+        peers[name] = _tried(partial(_time_peer, timer, prepared, computes, batch), batch)
         peers[name]["autocast"] = computes and str(computes).removeprefix("torch.")
     return peers
+
+
+def _time_peer(
+    timer: _Timer,
+    prepared: Callable[[torch.dtype | None], Bind],
+    dtype: torch.dtype | None,
+    batch: int,
+) -> Span:
+    return timer.time(prepared(dtype), batch, PACE)
 
 
 def _tried(time: Callable[[], Span], batch: int) -> dict[str, Any]:
