@@ -16,6 +16,7 @@ FarmError
 ├── StageFailed              a job's child ended in failure
 │   ├── InvalidModel
 │   ├── InvalidData
+│   ├── PruningFailed
 │   ├── ProfileMismatch
 │   ├── ExportDiverged
 │   ├── CastFailed
@@ -152,6 +153,12 @@ class InvalidData(StageFailed):
     """The calibration or evaluation data don't fit the model."""
 
 
+class PruningFailed(StageFailed):
+    """No layer of the model can be pruned so."""
+
+    default_hint = "prune by l1:0.5, which takes layers of any size, or submit it without prune"
+
+
 class ProfileMismatch(StageFailed):
     """The profile doesn't fit the model's inputs."""
 
@@ -181,7 +188,9 @@ class PrecisionMissed(StageFailed):
 class AccuracyDropped(StageFailed):
     """The engine loses more accuracy than the build allows."""
 
-    default_hint = "add calibration data, choose another method or precision, or raise max_drop"
+    default_hint = (
+        "add calibration data, choose another method or precision, prune less, or raise max_drop"
+    )
 
 
 class ChildDied(StageFailed):

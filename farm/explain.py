@@ -107,7 +107,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], samples: str = "
         yield f"the farm's {new['kind']} stage {old['stage']} → {new['stage']}"
     for role in sorted(old["inputs"].keys() | new["inputs"].keys()):
         if old["inputs"].get(role) != new["inputs"].get(role):
-            yield f"{_ROLES.get(role, role)} differs{samples if role == 'calibration' else ''}"
+            made_here = any("#" in recipe["inputs"].get(role, "") for recipe in (old, new))
+            what = (
+                "the pruning of the source"
+                if role == "source" and made_here
+                else _ROLES.get(role, role)
+            )
+            yield f"{what} differs{samples if role == 'calibration' else ''}"
     yield from _fields(old["params"], new["params"])
 
 

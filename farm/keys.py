@@ -17,6 +17,7 @@ from farm.specs import JobKind, Runtime
 
 #: Raise a stage's number when its code changes what it makes.
 STAGE_VERSIONS: dict[JobKind, int] = {
+    JobKind.PRUNE: 1,
     JobKind.EXPORT: 2,
     JobKind.CAST: 2,
     JobKind.CALIBRATE: 2,
@@ -39,6 +40,7 @@ _MODELOPT = (
 
 #: The packages whose version can change what a stage makes.
 STAGE_TOOLS: dict[JobKind, tuple[str, ...]] = {
+    JobKind.PRUNE: ("torch",),
     JobKind.EXPORT: ("torch", "onnxscript", *_ONNX),
     JobKind.CAST: _MODELOPT,
     JobKind.CALIBRATE: _MODELOPT,

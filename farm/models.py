@@ -27,6 +27,8 @@ from farm.db import Base, Instant, now
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 # SQLite counts up only an INTEGER PRIMARY KEY.
 BigId = BigInteger().with_variant(Integer(), "sqlite")
+# SQLite knows no lengths, and would copy the table to write down another.
+PrecisionName = String(20).with_variant(String(10), "sqlite")
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -163,7 +165,7 @@ class Job(Base):
     toolchain: Mapped[dict[str, str]] = mapped_column(Json)
     runtime: Mapped[str | None] = mapped_column(String(20))
     target: Mapped[str | None] = mapped_column(String(60))
-    precision: Mapped[str | None] = mapped_column(String(10))
+    precision: Mapped[str | None] = mapped_column(PrecisionName)
     queue: Mapped[str] = mapped_column(String(80))
     priority: Mapped[int]
     client: Mapped[str] = mapped_column(String(100), default="")  #: of the build that created it
@@ -218,7 +220,7 @@ class Wanted(Base):
     )
     build_id: Mapped[str] = mapped_column(ForeignKey("builds.id"), primary_key=True)
     target: Mapped[str] = mapped_column(String(60), primary_key=True)
-    precision: Mapped[str] = mapped_column(String(10), primary_key=True)
+    precision: Mapped[str] = mapped_column(PrecisionName, primary_key=True)
     asked: Mapped[str] = mapped_column(String(100))
     why: Mapped[str] = mapped_column(Text)
     build_job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
@@ -239,7 +241,8 @@ class EngineRow(Base):
     runtime: Mapped[str] = mapped_column(String(20))
     runtime_version: Mapped[str] = mapped_column(String(40))
     gpu: Mapped[str] = mapped_column(String(40))
-    precision: Mapped[str] = mapped_column(String(10))
+    precision: Mapped[str] = mapped_column(PrecisionName)
+    prune: Mapped[str | None] = mapped_column(String(40))  #: ``2:4``, ``l1:0.5``
     digest: Mapped[str] = mapped_column(ForeignKey("artifacts.digest"))
     accuracy: Mapped[dict[str, Any]] = mapped_column(Json)
     metrics: Mapped[dict[str, Any] | None] = mapped_column(Json)

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from farm import gpu_tags, keys, targets
-from farm.errors import CalibrationMissing, TargetUnsupported
+from farm.errors import CalibrationMissing, SourceRefused, TargetUnsupported
 from farm.schemas import BuildRequest
 from farm.specs import (
     CALIBRATED,
+    MODULES,
+    TENSORRTS,
     BuilderOptions,
     BuildParams,
     CalibrateParams,
@@ -19,7 +21,9 @@ from farm.specs import (
     JobKind,
     MeasureParams,
     Precision,
+    PruneParams,
     Runtime,
+    SourceFormat,
     StageParams,
     Target,
 )
@@ -84,6 +88,7 @@ def plan(
     Raises:
         TargetUnsupported: for a precision that a target hasn't.
         CalibrationMissing: INT8 or FP8 without data.
+        SourceRefused: a source that can't be pruned, and shall be.
     """
     _check(request, choices)
     planner = _Planner(request, toolchains, online_queues)
@@ -94,6 +99,12 @@ def plan(
 
 
 def _check(request: BuildRequest, choices: Sequence[Choice]) -> None:
+    if request.prune and request.source.format not in MODULES:
+        raise SourceRefused(
+            f"pruning works on PyTorch's modules, and the source is {request.source.format}",
+            hint="hand in the torch.export program that it was made from, or prune the model before "
+            "you export it, and submit without prune",
+        )
     for choice in choices:
         reason = targets.option_refusal(choice.target, request.options)
         if reason:
@@ -134,10 +145,20 @@ class _Planner:
             PlannedEngine(choice=choice, precision=precision, build=build, measure=measure)
         )
 
+    def _source(self) -> tuple[Input, SourceFormat]:
+        """What is built: the source, or what pruning makes of it."""
+        source, prune = self._request.source, self._request.prune
+        given = Input(digest=source.digest)
+        if prune is None:
+            return given, source.format
+        params = PruneParams(format=source.format, prune=prune)
+        job = self._add(JobKind.PRUNE, params, {"source": given})
+        return Input(job=job, output="source"), SourceFormat.PT2
+
     def _export(self) -> PlannedJob:
-        source = self._request.source
-        params = ExportParams(format=source.format, profiles=self._profiles)
-        return self._add(JobKind.EXPORT, params, {"source": Input(digest=source.digest)})
+        source, kind = self._source()
+        params = ExportParams(format=kind, profiles=self._profiles)
+        return self._add(JobKind.EXPORT, params, {"source": source})
 
     def _cast(self, precision: Precision) -> PlannedJob:
         params = CastParams.model_validate({"precision": precision, "profiles": self._profiles})
@@ -177,7 +198,7 @@ class _Planner:
             compute_capability=choice.compute_capability,
             precision=precision,
             profiles=self._profiles,
-            options=self._request.options,
+            options=self._options(choice.target),
         )
         return self._add(
             JobKind.BUILD,
@@ -188,10 +209,18 @@ class _Planner:
             precision=precision,
         )
 
+    def _options(self, target: Target) -> BuilderOptions:
+        """As asked for. TensorRT may use its sparse kernels for what was pruned for them alone."""
+        options, prune = self._request.options, self._request.prune
+        if prune and prune.method == "2:4" and target.runtime in TENSORRTS:
+            return options.model_copy(update={"sparse_weights": True})
+        return options
+
     def _measure(self, target: Target, precision: Precision, build: PlannedJob) -> PlannedJob:
         """Measure an engine where it can run; its typed ONNX, on a CPU, where there is no such place.
 
-        The latter doesn't depend on the target, so one job serves every architecture.
+        The latter doesn't depend on the target, so one job serves every architecture. All are measured
+        against the source as it was handed in: what pruning loses counts.
         """
         request = self._request
         queue = targets.run_queue(target, self._online_queues)

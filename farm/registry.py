@@ -12,7 +12,7 @@ from farm import gpu_tags
 from farm.errors import NotFound
 from farm.models import Artifact, Build, EngineRow, Job, Model, Version, Wanted, new_id
 from farm.schemas import Comparison, EngineView, Match
-from farm.specs import CALIBRATED, Precision
+from farm.specs import CALIBRATED, Precision, Prune
 from farm.states import JobState
 
 #: Of what a build says of its engine, what is kept in the row.
@@ -23,6 +23,7 @@ _COMPLETE = (
     select(
         Wanted,
         Build.version_id,
+        Build.request["prune"].label("prune"),
         EngineRow.id.label("engine_id"),
         _BUILT.outputs,
         _BUILT.facts,
@@ -85,6 +86,7 @@ def _engine(session: Session, found: Any) -> str:
         runtime_version=facts["runtime_version"],
         gpu=gpu,
         precision=want.precision,
+        prune=str(Prune.model_validate(found.prune)) if found.prune else None,
         digest=found.outputs["engine"],
         accuracy=report["accuracy"],
         metrics=report["metrics"],
@@ -124,7 +126,7 @@ def _view(row: Any) -> EngineView:
 
 
 _COLUMNS = (
-    "id runtime runtime_version gpu precision digest accuracy metrics metrics_reason toolchain "
+    "id runtime runtime_version gpu precision prune digest accuracy metrics metrics_reason toolchain "
     "created_at"
 ).split()
 
@@ -134,15 +136,16 @@ _WIDER = (Precision.FP16, Precision.FP32)
 
 
 def compared(session: Session, views: Sequence[EngineView]) -> list[EngineView]:
-    """The same engines; those of calibrated types beside their newest wider twins."""
-    ids = [view.id for view in views if view.precision in CALIBRATED]
+    """The same engines; those that are compressed beside their newest twins that aren't so.
+
+    Of a pruned one that is the unpruned one of its precision, of a calibrated one a wider one.
+    """
+    ids = [view.id for view in views if _twin_precisions(view)]
     versions = select(EngineRow.version_id).where(EngineRow.id.in_(ids))
-    wider = _rows().where(
-        EngineRow.version_id.in_(versions), EngineRow.precision.in_([str(p) for p in _WIDER])
-    )
+    unpruned = _rows().where(EngineRow.version_id.in_(versions), EngineRow.prune.is_(None))
     twins = {
         (_twin_key(view), view.precision): view
-        for view in map(_view, session.execute(wider.order_by(EngineRow.id)) if ids else ())
+        for view in map(_view, session.execute(unpruned.order_by(EngineRow.id)) if ids else ())
     }
     return [
         view.model_copy(update={"against": _against(view, twins)}) if view.id in ids else view
@@ -150,14 +153,24 @@ def compared(session: Session, views: Sequence[EngineView]) -> list[EngineView]:
     ]
 
 
+def _twin_precisions(view: EngineView) -> Sequence[Precision]:
+    if view.prune:
+        return (view.precision,)
+    return _WIDER if view.precision in CALIBRATED else ()
+
+
 def _twin_key(view: EngineView) -> tuple[Any, ...]:
-    return view.model, view.version, view.runtime, view.gpu, str((view.profiles, view.options))
+    options = view.options
+    if view.prune and options:
+        # The plan sets it for weights that were pruned for it: it is a part of the pruning.
+        options = options.model_copy(update={"sparse_weights": False})
+    return view.model, view.version, view.runtime, view.gpu, str((view.profiles, options))
 
 
 def _against(
     view: EngineView, twins: Mapping[tuple[Any, Precision], EngineView]
 ) -> Comparison | None:
-    for precision in _WIDER:
+    for precision in _twin_precisions(view):
         twin = twins.get((_twin_key(view), precision))
         if twin is not None:
             return Comparison(
@@ -236,14 +249,18 @@ def engines(
     precision: str | None = None,
     runtime: str | None = None,
     version: int | None = None,
+    prune: str | None = None,
     before: str | None = None,
     limit: int = 50,
 ) -> list[EngineView]:
     """A model's engines, the newest first.
 
+    Parameters:
+        prune: ``2:4``, ``l1:0.5``, or ``none`` for those with all weights.
+
     Raises:
         NotFound: there is no such model.
-        UnknownGpu
+        UnknownGpu, InvalidRequest
     """
     model_id(session, model)
     statement = _rows().where(Model.name == model)
@@ -256,6 +273,9 @@ def engines(
         statement = statement.where(EngineRow.runtime == runtime)
     if version is not None:
         statement = statement.where(Version.number == version)
+    if prune is not None:
+        wanted = None if prune == UNPRUNED else str(Prune.parse(prune))
+        statement = statement.where(EngineRow.prune.is_not_distinct_from(wanted))
     if before is not None:
         statement = statement.where(EngineRow.id < before)
     return [
@@ -279,6 +299,7 @@ def model_id(session: Session, name: str) -> int:
     return found
 
 
+UNPRUNED = "none"
 #: Of equal matches a pull takes the fastest precision that was asked for nowhere.
 _PRECISION_ORDER = {"int8": 0, "fp8": 1, "fp16": 2, "bf16": 3, "fp32": 4}
 _RUNTIME_ORDER = {"tensorrt": 0, "tensorrt-rtx": 1, "onnxruntime": 2}
@@ -292,24 +313,31 @@ def match(
     precision: str | None = None,
     runtime: str | None = None,
     version: int | None = None,
+    prune: str | None = None,
 ) -> Match:
-    """The best engine of a model for a GPU: the newest version, the exact product before its
-    compute capability, the asked precision or else the smallest, the newest build.
+    """The best engine of a model for a GPU: the newest version, one with all weights before a pruned
+    one, the exact product before its compute capability, the asked precision or else the smallest,
+    the newest build.
 
     Raises:
         NotFound: naming what exists.
-        UnknownGpu
+        UnknownGpu, InvalidRequest
     """
     tag = gpu_tags.canonical(gpu)
-    found = engines(
-        session, model, gpu=tag, precision=precision, runtime=runtime, version=version, limit=1000
-    )
+    asked: dict[str, Any] = {
+        "precision": precision,
+        "runtime": runtime,
+        "version": version,
+        "prune": prune,
+    }
+    found = engines(session, model, gpu=tag, **asked, limit=1000)
     if not found:
-        raise NotFound(*_nothing(session, model, tag, precision, runtime, version))
+        raise NotFound(*_nothing(session, model, tag, **asked))
 
     def rank(engine: EngineView) -> tuple[Any, ...]:
         return (
             -engine.version,
+            engine.prune is not None,
             engine.gpu != tag,
             _PRECISION_ORDER[engine.precision],
             _RUNTIME_ORDER[engine.runtime],
@@ -317,11 +345,17 @@ def match(
 
     # engines() gives the newest first, and the sort is stable.
     best = sorted(found, key=rank)[0]
-    return Match(engine=best, why=_why(best, tag, precision, runtime, version))
+    return Match(engine=best, why=_why(best, tag, **asked))
 
 
 def _why(
-    best: EngineView, tag: str, precision: str | None, runtime: str | None, version: int | None
+    best: EngineView,
+    tag: str,
+    *,
+    precision: str | None,
+    runtime: str | None,
+    version: int | None,
+    prune: str | None,
 ) -> str:
     fits = (
         f"built for {tag}"
@@ -338,6 +372,12 @@ def _why(
         else f"{best.precision} is the most compact there is",
         f"{best.runtime} as asked" if runtime else f"runtime {best.runtime}",
     ]
+    if best.prune and prune:
+        reasons.append(f"pruned {best.prune} as asked")
+    elif best.prune:
+        reasons.append(
+            f"pruned {best.prune}: there is no such engine of version {best.version} unpruned"
+        )
     return "; ".join(reasons)
 
 
@@ -345,14 +385,18 @@ def _nothing(
     session: Session,
     model: str,
     tag: str,
+    *,
     precision: str | None,
     runtime: str | None,
     version: int | None,
+    prune: str | None,
 ) -> tuple[str]:
-    asked = " ".join(str(x) for x in (precision, runtime, version and f"version {version}") if x)
+    pruned = prune and ("unpruned" if prune == UNPRUNED else f"pruned {prune}")
+    parts = (pruned, precision, runtime, version and f"version {version}")
+    asked = " ".join(str(part) for part in parts if part)
     there = sorted(
         {
-            f"{e.precision}@{e.gpu} ({e.runtime}, v{e.version})"
+            f"{e.precision}@{e.gpu} ({e.runtime}, v{e.version}{f', pruned {e.prune}' * bool(e.prune)})"
             for e in engines(session, model, limit=1000)
         }
     )

@@ -13,6 +13,7 @@ from farm.specs import (
     JobKind,
     Precision,
     Profile,
+    Prune,
     Runtime,
     SourceFormat,
     TensorSpec,
@@ -90,6 +91,9 @@ class BuildRequest(Request):
     calibration: Calibration | None = None
     evaluation: Evaluation | None = None
     options: BuilderOptions = BuilderOptions()
+    prune: Prune | None = Field(
+        None, description="of the source, before anything else; not of ONNX"
+    )
     priority: Annotated[int, Field(ge=0, le=9, description="9 is the most urgent")] = 5
     labels: dict[
         Annotated[str, StringConstraints(min_length=1, max_length=100)],
@@ -274,7 +278,10 @@ class LayerReport(Answer):
 
 
 class Comparison(Answer):
-    """An engine beside one of a wider type, of the same version, target and profiles."""
+    """An engine beside one that isn't compressed so: unpruned, or of a wider type.
+
+    Of the same version, target and profiles.
+    """
 
     engine: str
     precision: Precision
@@ -296,6 +303,9 @@ class EngineView(Answer):
     runtime_version: str
     gpu: str
     precision: Precision
+    prune: str | None = Field(
+        None, description="how its weights were pruned: 2:4, l1:0.5; null for one with all weights"
+    )
     digest: Digest
     bytes: int
     accuracy: dict[str, Any]
@@ -306,7 +316,8 @@ class EngineView(Answer):
     )
     against: Comparison | None = Field(
         None,
-        description="in lists, for int8 and fp8: whether it was worth it, over fp16 or else fp32",
+        description="whether it was worth it: of a pruned engine over the unpruned one, of int8 and fp8 "
+        "over fp16 or else fp32",
     )
     options: BuilderOptions | None = Field(None, description="that it was built with")
     timing_cache: dict[str, Any] | None = Field(
@@ -359,6 +370,7 @@ class BuildView(BuildSummary):
     source: Source
     calibration: Calibration | None
     evaluation: Evaluation | None
+    prune: Prune | None = None
     profiles: list[Profile]
     jobs: list[JobView]
     engines: list[WantedEngine]

@@ -14,6 +14,8 @@ from pydantic import (
     model_validator,
 )
 
+from farm.errors import InvalidRequest
+
 
 class Value(BaseModel):
     """A frozen value. Unknown fields are an error, so that a typo is never silently dropped."""
@@ -43,6 +45,9 @@ class Runtime(StrEnum):
     ONNXRUNTIME = "onnxruntime"
 
 
+TENSORRTS = (Runtime.TENSORRT, Runtime.TENSORRT_RTX)
+
+
 class SourceFormat(StrEnum):
     """What the user hands in."""
 
@@ -50,9 +55,14 @@ class SourceFormat(StrEnum):
     PT2 = "pt2"  #: a ``torch.export`` program
 
 
+#: Those that PyTorch runs: their weights can be pruned.
+MODULES = (SourceFormat.PT2,)
+
+
 class JobKind(StrEnum):
     """What a job does."""
 
+    PRUNE = "prune"  #: source → the same program with some weights zero
     EXPORT = "export"  #: source → ONNX, checked against the source
     CAST = "cast"  #: ONNX → ONNX typed fp16 or bf16
     CALIBRATE = "calibrate"  #: ONNX + data → ONNX with explicit Q/DQ
@@ -150,6 +160,53 @@ class BuilderOptions(Value):
 CalibrationMethod = Literal["entropy", "max"]
 
 
+class Prune(Value):
+    """Which weights of convolutions and matrix products become zero, layer by layer."""
+
+    method: Literal["l1-unstructured", "2:4"] = Field(
+        description="those of least magnitude, anywhere; or 2 in each 4 along the input channels"
+    )
+    amount: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of each layer's weights, for l1-unstructured"
+    )
+
+    @model_validator(mode="after")
+    def _amount_where_it_means_something(self) -> Self:
+        if (self.amount is None) == (self.method == "l1-unstructured"):
+            raise ValueError(
+                "l1-unstructured needs an amount; 2:4 has none, since it is half of all"
+            )
+        return self
+
+    def __str__(self) -> str:
+        return "2:4" if self.amount is None else f"l1:{self.amount}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """``2:4`` or ``l1:0.5``, as ``str`` gives it.
+
+        Raises:
+            InvalidRequest
+        """
+        if text == "2:4":
+            return cls(method="2:4")
+        method, _, amount = text.partition(":")
+        try:
+            if method == "l1":
+                return cls(method="l1-unstructured", amount=float(amount))
+        except ValueError:
+            pass
+        raise InvalidRequest(
+            f"{text!r} is no way of pruning",
+            hint="write 2:4, or l1 and the share of weights that becomes zero, between 0 and 1: l1:0.5",
+        )
+
+
+class PruneParams(Value):
+    format: SourceFormat
+    prune: Prune
+
+
 class ExportParams(Value):
     format: SourceFormat
     profiles: tuple[Profile, ...] = ()
@@ -187,9 +244,12 @@ class MeasureParams(Value):
     max_drop: float | None = None
 
 
-StageParams = ExportParams | CastParams | CalibrateParams | BuildParams | MeasureParams
+StageParams = (
+    PruneParams | ExportParams | CastParams | CalibrateParams | BuildParams | MeasureParams
+)
 
 PARAMS: dict[JobKind, type[StageParams]] = {
+    JobKind.PRUNE: PruneParams,
     JobKind.EXPORT: ExportParams,
     JobKind.CAST: CastParams,
     JobKind.CALIBRATE: CalibrateParams,

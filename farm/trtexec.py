@@ -56,7 +56,7 @@ _REFUSED = {
     "refit": "engines of the farm aren't refitted: submit the new weights as the next version",
     "useDLACore": "the farm builds for GPUs, and not for DLA",
     "inputIOFormats": "inputs and outputs stay as the ONNX has them",
-    "sparsity": "it would overwrite weights: prune the model 2:4 and say --sparsity=enable",
+    "sparsity": "it would overwrite weights: submit with --prune 2:4, which says what that costs",
     "loadEngine": "this command builds nothing: it measures an engine",
     "model": "hand in ONNX: Caffe and UFF models are no longer read",
 }

@@ -70,6 +70,7 @@ def attached(rows: Attached, fleet: Fleet) -> BuildView:
     return BuildView(
         **{name: getattr(row, name) for name in _BUILD_FIELDS},
         **{name: row.request[name] for name in _REQUEST_FIELDS},
+        prune=row.request.get("prune"),  # which older requests don't know
         model=rows.model,
         version=rows.version,
         jobs_total=len(states),

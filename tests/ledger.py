@@ -123,7 +123,12 @@ class Ledger:
             "metrics": None,
             "metrics_reason": "nobody measured",
         }
-        roles = {"export": ["onnx"], "build": ["engine"], "measure": ["report"]}
+        roles = {
+            "prune": ["source"],
+            "export": ["onnx"],
+            "build": ["engine"],
+            "measure": ["report"],
+        }
         outputs = roles.get(claim.kind, ["typed", "typed_fp16"])
         with self.db.write() as session:
             return jobs.succeed(

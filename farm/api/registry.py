@@ -23,6 +23,10 @@ from farm.specs import Precision, Runtime
 
 router = APIRouter(prefix="/v1", tags=["registry"])
 
+Pruned = Annotated[
+    Annotated[str, Field(max_length=40)] | None,
+    Query(description="2:4, l1:0.5, or none for engines with all weights", examples=["2:4"]),
+]
 VersionNumber = Annotated[Annotated[int, Field(ge=1, le=2**31 - 1)] | None, Query()]
 
 
@@ -50,6 +54,7 @@ def list_engines(
     precision: Precision | None = None,
     runtime: Runtime | None = None,
     version: VersionNumber = None,
+    prune: Pruned = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> EnginePage:
@@ -62,6 +67,7 @@ def list_engines(
             precision=precision,
             runtime=runtime,
             version=version,
+            prune=prune,
             before=cursor,
             limit=limit + 1,
         )
@@ -78,11 +84,21 @@ def match(
     precision: Precision | None = None,
     runtime: Runtime | None = None,
     version: VersionNumber = None,
+    prune: Pruned = None,
 ) -> Match:
-    """The best engine for a GPU tag, and why; its bytes are at `/v1/engines/{id}/content`."""
+    """The best engine for a GPU tag, and why; its bytes are at `/v1/engines/{id}/content`.
+
+    A pruned one is answered only where it is asked for, or there is no other of its version.
+    """
     with farm.db.read() as session:
         return registry.match(
-            session, model, gpu, precision=precision, runtime=runtime, version=version
+            session,
+            model,
+            gpu,
+            precision=precision,
+            runtime=runtime,
+            version=version,
+            prune=prune,
         )
 
 

@@ -17,6 +17,7 @@ T = TypeVar("T")
 _PATIENCE_S = 1.0
 _OFFERED = 50
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+PRUNED = ("2:4", "l1:0.5")
 RUNTIMES = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 
 
@@ -50,6 +51,14 @@ def builder_options(incomplete: str) -> list[str]:
     from farm.specs import BuilderOptions
 
     return [f"{n}=" for n in BuilderOptions.model_fields if n.startswith(incomplete)]
+
+
+def prunings(incomplete: str) -> list[str]:
+    return [name for name in PRUNED if name.startswith(incomplete)]
+
+
+def pruned(incomplete: str) -> list[str]:
+    return [name for name in (*PRUNED, "none") if name.startswith(incomplete)]
 
 
 def build_states(incomplete: str) -> list[str]:

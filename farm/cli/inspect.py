@@ -42,7 +42,7 @@ def inspect(
         return
     row = farm.engine(engine)
     show.line(
-        f"{row.model} v{row.version} {row.precision} for {row.runtime}:{row.gpu}, "
+        f"{row.model} v{row.version} {show.precision(row.precision, row.prune)} for {row.runtime}:{row.gpu}, "
         f"{row.runtime} {row.runtime_version}, {show.size(row.bytes)}"
     )
     changed = row.options.changed() if row.options else {}

@@ -61,6 +61,16 @@ Version = Annotated[
     int | None, typer.Option("--version", metavar="N", min=1, help="Only this model version.")
 ]
 
+Pruned = Annotated[
+    str | None,
+    typer.Option(
+        "--prune",
+        metavar="METHOD",
+        help="Only engines pruned so: 2:4, l1:0.5; none for those with all weights.",
+        autocompletion=complete.pruned,
+    ),
+]
+
 
 def example(text: str) -> str:
     """The epilog that shows a command's use."""

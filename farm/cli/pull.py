@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from farm.cli import complete, show, transfer
-from farm.cli.options import Json, ModelName, Runtime, Url, Version, connect, example, split
+from farm.cli.options import (
+    Json,
+    ModelName,
+    Pruned,
+    Runtime,
+    Url,
+    Version,
+    connect,
+    example,
+    split,
+)
 
 if TYPE_CHECKING:
     from farm.client import Farm, Pulled
@@ -43,6 +53,7 @@ def pull(
     ] = None,
     runtime: Runtime = None,
     version: Version = None,
+    prune: Pruned = None,
     folder: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Where the files go.")
     ] = Path(),
@@ -51,11 +62,14 @@ def pull(
 ) -> None:
     """Download a model's engine for a GPU, and its manifest beside it.
 
+    A pruned engine is taken where ``--prune`` asks for it, or its version has no other.
+
     The bytes are verified before the file gets its name; a download that was cut off is resumed.
     """
     farm = connect(url)
     tags = split(gpu) or _detected()
-    matches = _matches(farm, model, tags, split(precision) or [None], runtime, version)
+    only = {"runtime": runtime, "version": version, "prune": prune}
+    matches = _matches(farm, model, tags, split(precision) or [None], only)
     found = [(tag, one) for tag, one in matches]
     with transfer.bar(hidden=as_json) as progress:
         pulled = [(tag, farm.fetch(one, folder, progress=progress)) for tag, one in found]
@@ -77,14 +91,13 @@ def _matches(
     model: str,
     tags: Sequence[str],
     precisions: Sequence[str | None],
-    runtime: str | None,
-    version: int | None,
+    only: Mapping[str, Any],
 ) -> Iterator[tuple[str, Match]]:
     """The best match for each tag and precision, each engine once."""
     seen: set[str] = set()
     for tag in tags:
         for one in precisions:
-            match = farm.match(model, tag, precision=one, runtime=runtime, version=version)
+            match = farm.match(model, tag, precision=one, **only)
             if match.engine.id not in seen:
                 seen.add(match.engine.id)
                 yield tag, match

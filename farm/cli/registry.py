@@ -13,6 +13,7 @@ from farm.cli.options import (
     Json,
     ModelName,
     Precision,
+    Pruned,
     Runtime,
     Url,
     Version,
@@ -40,6 +41,7 @@ def engines(
     precision: Precision = None,
     runtime: Runtime = None,
     version: Version = None,
+    prune: Pruned = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many at most.")] = 200,
     as_json: Json = False,
     url: Url = None,
@@ -50,7 +52,13 @@ def engines(
     cosine similarity of the outputs, and the task's own metric where there were labels.
     """
     found = connect(url).engines(
-        model, gpu=gpu, precision=precision, runtime=runtime, version=version, limit=limit
+        model,
+        gpu=gpu,
+        precision=precision,
+        runtime=runtime,
+        version=version,
+        prune=prune,
+        limit=limit,
     )
     if as_json:
         show.document(found)
@@ -90,7 +98,7 @@ def _row(engine: EngineView) -> tuple[str, ...]:
         engine.id,
         f"v{engine.version}",
         f"{engine.runtime}:{engine.gpu}",
-        str(engine.precision),
+        show.precision(engine.precision, engine.prune),
         show.size(engine.bytes),
         show.share(accuracy.get("top1_agreement")),
         show.NONE if cosine is None else f"{cosine:.4f}",
@@ -120,7 +128,8 @@ def _against(engine: EngineView) -> str:
         said.append(f"{found.latency_ratio:.2f}× p50")
     if found.task_drop is not None:
         said.append(f"task {round(-100 * found.task_drop, 1) + 0.0:+.1f} %")  # no -0.0
-    return f"{found.precision}: {', '.join(said)}"
+    twin = f"unpruned {found.precision}" if engine.prune else found.precision
+    return f"{twin}: {', '.join(said)}"
 
 
 def _task(task: dict[str, Any] | None) -> str:

@@ -150,6 +150,11 @@ def share(value: float | None, digits: int = 1) -> str:
     return NONE if value is None else f"{value * 100:.{digits}f} %"
 
 
+def precision(name: str, prune: str | None) -> str:
+    """``fp16``, ``fp16, pruned 2:4``."""
+    return f"{name}, pruned {prune}" if prune else str(name)
+
+
 def short(digest: str) -> str:
     """A digest's beginning, for people."""
     return digest.removeprefix("sha256:")[:12]

@@ -43,7 +43,9 @@ def speed(
     if as_json:
         show.document({"metrics": metrics, "metrics_reason": row.metrics_reason})
         return
-    show.line(f"{row.model} v{row.version} {row.precision} for {row.runtime}:{row.gpu}")
+    show.line(
+        f"{row.model} v{row.version} {show.precision(row.precision, row.prune)} for {row.runtime}:{row.gpu}"
+    )
     if metrics is None:
         show.line(f"not measured: {row.metrics_reason}")
         return

@@ -119,6 +119,15 @@ def submit(
             autocompletion=complete.builder_options,
         ),
     ] = None,
+    prune: Annotated[
+        str | None,
+        typer.Option(
+            "--prune",
+            metavar="METHOD",
+            help="Prune the model first: 2:4 for sparse kernels of TensorRT, or l1 and a share: l1:0.5.",
+            autocompletion=complete.prunings,
+        ),
+    ] = None,
     priority: Annotated[
         int, typer.Option("--priority", min=0, max=9, help="9 is the most urgent.")
     ] = 5,
@@ -159,6 +168,7 @@ def submit(
             max_drop=max_drop,
             profiles=profiles(profile),
             options=builder_options(option),
+            prune=prune,
             priority=priority,
             labels=labels(label),
             idempotency_key=idempotency_key,
@@ -205,7 +215,9 @@ def _say(view: BuildView, url: str | None, *, waiting: bool) -> None:
         show.line(f"waits for {missing}")
     if waiting:
         return
-    pull = f"farm pull {view.model} --gpu {view.engines[0].target.rpartition(':')[2]} -o engines"
+    pruned = f" --prune {view.prune}" if view.prune else ""
+    tag = view.engines[0].target.rpartition(":")[2]
+    pull = f"farm pull {view.model} --gpu {tag}{pruned} -o engines"
     for what, command in (
         ("watch it:", f"farm watch {view.id}"),
         ("why reused or not:", f"farm explain {view.id}"),

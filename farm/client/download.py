@@ -42,10 +42,13 @@ class Pulled:
 
 
 def file_name(engine: EngineView, *, with_runtime: bool = False) -> str:
-    """``digits-v1-int8-sm_89.engine``, or ``.onnx`` for ONNX Runtime."""
+    """``digits-v1-int8-sm_89.engine``, or ``.onnx`` for ONNX Runtime; ``…-pruned-2-4.engine``."""
     suffix = "onnx" if engine.runtime is Runtime.ONNXRUNTIME else "engine"
     runtime = f"-{engine.runtime}" if with_runtime else ""
-    return f"{engine.model}-v{engine.version}-{engine.precision}-{engine.gpu}{runtime}.{suffix}"
+    # Never the name of the unpruned one, which may lie in the same folder.
+    pruned = f"-pruned-{engine.prune.replace(':', '-')}" if engine.prune else ""
+    name = f"{engine.model}-v{engine.version}-{engine.precision}-{engine.gpu}"
+    return f"{name}{runtime}{pruned}.{suffix}"
 
 
 def file_names(engines: Sequence[EngineView]) -> dict[str, str]:

@@ -40,6 +40,7 @@ from farm.schemas import (
     TimingCacheView,
     WorkerView,
 )
+from farm.specs import Prune
 
 P = TypeVar("P", bound=Page)
 
@@ -105,6 +106,7 @@ class Farm:
         max_drop: float | None = None,
         profiles: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
+        prune: str | None = None,
         priority: int = 5,
         labels: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
@@ -120,6 +122,7 @@ class Farm:
             calibration, evaluation: ``.npz`` or ``.safetensors`` files, or digests.
             profiles: input name → ``{"min": shape, "opt": shape, "max": shape}``.
             options: of TensorRT's builder: ``farm.specs.BuilderOptions``.
+            prune: ``2:4``, or ``l1:0.5`` for half of each layer's weights; not of ONNX.
             idempotency_key: a repeat with the same key returns the first build.
 
         Raises:
@@ -145,6 +148,7 @@ class Farm:
             ),
             evaluation=data(evaluated, metric=metric, max_drop=max_drop),
             options=dict(options or {}),
+            prune=None if prune is None else Prune.parse(prune),
             priority=priority,
             labels=dict(labels or {}),
         )
@@ -221,14 +225,19 @@ class Farm:
         precision: str | None = None,
         runtime: str | None = None,
         version: int | None = None,
+        prune: str | None = None,
         limit: int = 1000,
     ) -> list[EngineView]:
         """A model's engines, the newest first.
+
+        Parameters:
+            prune: ``2:4``, ``l1:0.5``, or ``none`` for those with all weights.
 
         Raises:
             NotFound, UnknownGpu
         """
         query = {"gpu": gpu, "precision": precision, "runtime": runtime, "version": version}
+        query["prune"] = prune
         pages = self._pages(EnginePage, f"/v1/models/{_part(model)}/engines", query, limit)
         return [item for page in pages for item in page.items]
 
@@ -256,14 +265,17 @@ class Farm:
         precision: str | None = None,
         runtime: str | None = None,
         version: int | None = None,
+        prune: str | None = None,
     ) -> Match:
         """The best engine of a model for a GPU tag, and why it is the best.
+
+        A pruned one only where it is asked for, or there is no other of its version.
 
         Raises:
             NotFound: naming what exists.
             UnknownGpu
         """
-        query = {"precision": precision, "runtime": runtime, "version": version}
+        query = {"precision": precision, "runtime": runtime, "version": version, "prune": prune}
         path = f"/v1/models/{_part(model)}/engines/{_part(gpu)}"
         return self.http.read(Match, "GET", path, params=_given(query))
 
@@ -276,6 +288,7 @@ class Farm:
         precision: str | None = None,
         runtime: str | None = None,
         version: int | None = None,
+        prune: str | None = None,
         progress: Progress | None = None,
     ) -> Pulled:
         """Download the best engine of a model for a GPU tag, verified.
@@ -283,7 +296,9 @@ class Farm:
         Raises:
             NotFound, UnknownGpu, DigestMismatch, Unavailable
         """
-        match = self.match(model, gpu, precision=precision, runtime=runtime, version=version)
+        match = self.match(
+            model, gpu, precision=precision, runtime=runtime, version=version, prune=prune
+        )
         return self.fetch(match, folder, progress=progress)
 
     def fetch(

@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from farm import builds, jobs, registry
 from farm.errors import Conflict, InvalidModel, LeaseLost, NotFound
 from farm.models import EngineRow, Event, Job
-from tests.ledger import DATA
+from tests.ledger import DATA, SOURCE
 
 
 def test_a_build_runs_its_jobs_in_order_and_publishes_its_engines(ledger):
@@ -279,6 +279,47 @@ def test_a_pull_takes_the_newest_version_and_says_why(ledger):
         assert registry.match(session, "digits", "sm_89", version=1).engine.version == 1
         with pytest.raises(NotFound, match=r"no int8 engine for sm_89; there is fp16@sm_89"):
             registry.match(session, "digits", "sm_89", precision="int8")
+
+
+MODULE = {"digest": SOURCE, "format": "pt2"}
+
+
+def test_a_pruned_engine_is_never_handed_out_in_place_of_an_unpruned_one(ledger):
+    def pull(**asked):
+        with ledger.db.read() as session:
+            found = registry.match(session, "digits", "sm_89", **asked)
+            return found.engine.precision, found.engine.prune, found.why
+
+    sparse = {"method": "2:4"}
+    ledger.submit(source=MODULE, precisions=["fp16"], prune=sparse)
+    ledger.run_all()
+    assert pull()[:2] == ("fp16", "2:4")
+    assert "no such engine of version 1 unpruned" in pull()[2]
+    with pytest.raises(NotFound, match=r"no unpruned .*fp16@sm_89 \(.*pruned 2:4\)"):
+        pull(prune="none")
+    ledger.submit(source=MODULE, precisions=["fp32"])
+    ledger.run_all()
+    assert pull()[:2] == ("fp32", None)
+    assert pull(prune="2:4")[:2] == ("fp16", "2:4")
+    assert "pruned 2:4 as asked" in pull(prune="2:4")[2]
+    with pytest.raises(NotFound, match=r"no pruned l1:0\.5"):
+        pull(prune="l1:0.50")
+
+
+def test_a_pruned_engine_is_listed_beside_its_unpruned_twin(ledger):
+    for prune in ({"method": "2:4"}, {"method": "l1-unstructured", "amount": 0.5}, None):
+        ledger.submit(source=MODULE, precisions=["fp16"], prune=prune)
+    ledger.run_all()
+    with ledger.db.read() as session:
+        views = registry.compared(session, registry.engines(session, "digits"))
+        rows = {view.prune: view for view in views}
+        assert rows.keys() == {"2:4", "l1:0.5", None}
+        assert rows[None].against is None
+        twin = rows[None].id
+        assert {rows[name].against.engine for name in ("2:4", "l1:0.5")} == {twin}
+        for name in ("2:4", "l1:0.5", "none"):
+            [found] = registry.engines(session, "digits", prune=name)
+            assert str(found.prune or "none") == name
 
 
 def test_engines_are_listed_newest_first_and_page_by_page(ledger):

@@ -64,6 +64,17 @@ def test_options_of_the_builder_are_submitted_and_unknown_ones_are_told(
     assert wrong.exit_code == exits.USAGE
 
 
+def test_a_pruning_is_submitted_and_an_unknown_one_is_told(
+    run: Run, stub: StubFarm, model: Path
+) -> None:
+    result = run("submit", model, "--gpu", "sm_89", "--prune", "l1:0.5")
+    assert result.exit_code == exits.OK, result.output
+    assert stub.submitted[-1]["prune"] == {"method": "l1-unstructured", "amount": 0.5}
+    unknown = run("submit", model, "--gpu", "sm_89", "--prune", "magic")
+    assert unknown.exit_code == exits.USAGE
+    assert "2:4" in unknown.stderr
+
+
 def test_a_trtexec_command_becomes_a_submission(run: Run) -> None:
     command = "trtexec --onnx=m.onnx --fp16 --noTF32 --iterations=10"
     result = run("import-trtexec", command)
@@ -442,6 +453,19 @@ def test_speed_shows_an_engine_beside_pytorch_and_what_to_think_of_the_figures(
 def test_speed_says_why_an_engine_was_not_measured(run: Run, stub: StubFarm) -> None:
     row = stub.add(rtx_plan(), metrics=None, metrics_reason="no such GPU here")
     assert "not measured: no such GPU here" in run("speed", row["id"]).stdout
+
+
+def test_a_pruned_engine_is_listed_as_one_beside_its_unpruned_twin(
+    run: Run, stub: StubFarm
+) -> None:
+    against = {
+        "engine": "E1", "precision": "fp16", "size_ratio": 1.0, "latency_ratio": None,
+        "task_drop": 0.012, "agreement_drop": None,
+    }  # fmt: skip
+    stub.add(rtx_plan(), precision="fp16", prune="2:4", against=against)
+    row = run("engines", "digits").stdout.splitlines()[1]
+    assert "fp16, pruned 2:4" in row
+    assert "unpruned fp16: 1.00× size, task -1.2 %" in row
 
 
 def test_an_engine_without_figures_is_shown_with_dashes(run: Run, stub: StubFarm) -> None:

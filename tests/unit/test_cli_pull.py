@@ -55,6 +55,17 @@ def machine(monkeypatch: pytest.MonkeyPatch, *gpus: tuple[str, tuple[int, int]])
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
 
 
+def test_a_pruned_engine_is_asked_for_and_has_a_file_name_of_its_own(
+    run: Run, stub: StubFarm, tmp_path: Path
+) -> None:
+    stub.engines.clear()
+    stub.add(rtx_plan(), prune="2:4")
+    result = run("--gpu", "rtx-4090", "--prune", "2:4", "-o", tmp_path)
+    assert result.exit_code == exits.OK, result.output
+    assert (tmp_path / "digits-v1-int8-sm_89-pruned-2-4.engine").is_file()
+    assert any("prune=2%3A4" in where for _, where, _ in stub.seen)
+
+
 def test_pull_prints_the_file_and_why_it_was_the_match(run: Run, tmp_path: Path) -> None:
     result = run("--gpu", "rtx-4090", "-o", tmp_path)
     assert result.exit_code == exits.OK, result.output

@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farm import keys, targets
-from farm.errors import CalibrationMissing, TargetUnsupported
+from farm.errors import CalibrationMissing, InvalidRequest, SourceRefused, TargetUnsupported
 from farm.explain import differences
 from farm.plan import plan
 from farm.schemas import BUILD_EXAMPLE, BuildRequest
-from farm.specs import JobKind, Runtime
+from farm.specs import JobKind, Prune, Runtime
 
 TOOLS = {
     "torch": "2.13.0",
@@ -103,6 +103,50 @@ def test_an_option_that_a_runtime_lacks_is_refused_with_the_reason(target, optio
     planned(targets=["tensorrt:sm_89"], precisions=["fp32"], options=options)
 
 
+def test_a_pruned_program_is_what_is_built_and_the_source_what_it_is_measured_against():
+    made = planned(prune={"method": "2:4"})
+    [pruned] = [job for job in made.jobs.values() if job.kind == "prune"]
+    [export] = [job for job in made.jobs.values() if job.kind == "export"]
+    assert export.inputs["source"].job is pruned
+    source = BUILD_EXAMPLE["source"]["digest"]
+    assert pruned.inputs["source"].digest == source
+    measured = [job for job in made.jobs.values() if job.kind == "measure"]
+    assert {job.inputs["source"].digest for job in measured} == {source}
+    assert not {job.key for job in measured} & all_keys(planned())
+
+
+def test_what_is_pruned_for_tensorrts_sparse_kernels_may_be_built_with_them():
+    def sparse(**changes):
+        made = planned(targets=["sm_89", "cpu"], precisions=["fp16"], **changes)
+        return {
+            e.build.recipe["params"]["options"]["sparse_weights"]: e.choice.asked
+            for e in made.engines
+        }
+
+    assert sparse(prune={"method": "2:4"}) == {True: "sm_89", False: "cpu"}
+    assert True not in sparse(prune={"method": "l1-unstructured", "amount": 0.5})
+
+
+def test_onnx_is_not_pruned_and_says_what_to_do_instead():
+    onnx = BUILD_EXAMPLE["source"] | {"format": "onnx"}
+    with pytest.raises(SourceRefused, match="source is onnx") as caught:
+        planned(source=onnx, prune={"method": "2:4"})
+    assert "torch.export" in caught.value.hint
+    assert caught.value.status == 422
+
+
+@pytest.mark.parametrize("text", ["2:4", "l1:0.5", "l1:0.999"])
+def test_a_pruning_is_written_as_it_is_read(text):
+    assert str(Prune.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "2:3", "l1", "l1:", "l1:0", "l1:1", "l1:nan", "l2:0.5"])
+def test_a_pruning_that_there_is_not_is_answered_with_those_there_are(text):
+    with pytest.raises(InvalidRequest) as caught:
+        Prune.parse(text)
+    assert "l1:0.5" in caught.value.hint
+
+
 def all_keys(made):
     return set(made.jobs)
 
@@ -143,6 +187,10 @@ DIGEST = "sha256:" + "d" * 64
         ),
         ({"evaluation": {"digest": DIGEST}}, {"measure"}),
         ({"evaluation": BUILD_EXAMPLE["evaluation"] | {"max_drop": 0.5}}, {"measure"}),
+        (
+            {"prune": {"method": "2:4"}},
+            {"prune", "export", "cast", "calibrate", "build", "measure"},
+        ),
         ({"profiles": []}, {"export", "cast", "calibrate", "build", "measure"}),
     ],
 )
@@ -244,6 +292,14 @@ def test_other_calibration_data_are_told_with_their_sizes():
     )
     told = list(differences(before, after, " (512 → 256 samples)"))
     assert told == ["calibration data differs (512 → 256 samples)"]
+
+
+def test_a_pruning_is_told_as_what_differs():
+    before, after = (
+        next(job.recipe for job in made.jobs.values() if job.kind == JobKind.EXPORT)
+        for made in (planned(), planned(prune={"method": "2:4"}))
+    )
+    assert list(differences(before, after)) == ["the pruning of the source differs"]
 
 
 def test_differences_are_told_in_words():

@@ -104,7 +104,7 @@ def test_several_profiles_are_kept():
     ("flags", "why"),
     [
         ("--setPluginsToSerialize=libmine.so", "--option plugins=DIGEST"),
-        ("--sparsity=force", "prune the model"),
+        ("--sparsity=force", "--prune 2:4"),
         ("--useDLACore=0", "not for DLA"),
         ("--refit", "next version"),
         ("--layerPrecisions=*:fp16", "lies in the graph"),

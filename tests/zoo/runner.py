@@ -30,6 +30,7 @@ class Source:
     path: Path
     format: str
     samples: Mapping[str, np.ndarray]
+    labels: np.ndarray | None = None  #: of the samples, to judge by
     profiles: Sequence[Mapping[str, Any]] = ()
 
 
@@ -44,26 +45,46 @@ class Built:
     seconds: float = 0.0  #: of its own build job
     facts: Mapping[str, Any] = field(default_factory=dict)
     accuracy: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    #: Of its jobs, by their kinds: what each wrote, and what it recorded.
+    results: Mapping[str, StageResult] = field(default_factory=dict)
 
 
 def build(
-    source: Source, *, precisions: Sequence[Precision], gpus: Sequence[str], folder: Path
+    source: Source,
+    *,
+    precisions: Sequence[Precision],
+    gpus: Sequence[str],
+    folder: Path,
+    **request: Any,
 ) -> Iterator[Built]:
-    """Build every pair; one that is refused comes with the reason."""
-    calibration = folder / "calibration.npz"
-    np.savez(calibration, **source.samples)
-    runner = _Runner({f"{DIGEST}1": source.path, f"{DIGEST}2": calibration}, folder)
+    """Build every pair; one that is refused comes with the reason.
+
+    Parameters:
+        request: more fields of the build request.
+    """
+    runner = _Runner(_blobs(source, folder), folder)
     for gpu in gpus:
         for precision in precisions:
             try:
-                [engine] = _plan(source, precision, gpu).engines
+                [engine] = _plan(source, precision, gpu, request).engines
             except FarmError as err:
                 yield Built(target=gpu, precision=str(precision), error=err)
             else:
                 yield runner.engine(engine)
 
 
-def _plan(source: Source, precision: Precision, gpu: str) -> Plan:
+def _blobs(source: Source, folder: Path) -> dict[str, Path]:
+    calibration, evaluation = folder / "calibration.npz", folder / "evaluation.npz"
+    np.savez(calibration, **source.samples)
+    blobs = {f"{DIGEST}1": source.path, f"{DIGEST}2": calibration}
+    if source.labels is not None:
+        np.savez(evaluation, **source.samples, label=source.labels)
+        blobs[f"{DIGEST}3"] = evaluation
+    return blobs
+
+
+def _plan(source: Source, precision: Precision, gpu: str, more: Mapping[str, Any]) -> Plan:
     request = BuildRequest.model_validate(
         {
             "model": source.name,
@@ -73,6 +94,8 @@ def _plan(source: Source, precision: Precision, gpu: str) -> Plan:
             "profiles": list(source.profiles),
             "calibration": {"digest": f"{DIGEST}2", "method": "max"},
         }
+        | ({"evaluation": {"digest": f"{DIGEST}3"}} if source.labels is not None else {})
+        | more
     )
     choice = targets.choose(gpu, runtimes=RUNTIMES, online_queues={})
     return plan(request, [choice], lambda _queue: toolchain.installed(), {})
@@ -101,7 +124,17 @@ class _Runner:
             seconds=self.seconds[engine.build.key],
             facts=built.facts,
             accuracy=measured.facts["accuracy"],
+            metrics=measured.facts["metrics"] or {},
+            results=dict(self._results(engine.measure)),
         )
+
+    def _results(self, job: PlannedJob) -> Iterator[tuple[str, StageResult]]:
+        for given in job.inputs.values():
+            if given.job is not None:
+                yield from self._results(given.job)
+        result = self._ended[job.key]
+        assert isinstance(result, StageResult)
+        yield job.kind.value, result
 
     def _run(self, job: PlannedJob) -> StageResult | FarmError:
         if job.key not in self._ended:

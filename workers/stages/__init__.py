@@ -10,6 +10,7 @@ Roles of files, by stage:
 ========== ============================================= ======================================
 stage      inputs                                        outputs
 ========== ============================================= ======================================
+prune      source                                        source
 export     source                                        onnx
 cast       onnx                                          typed
 calibrate  onnx, calibration                             typed (fp32 remainder), typed_fp16

@@ -17,7 +17,8 @@ from importlib import import_module
 _SPINS = "10000"
 
 _STAGES = tuple(
-    f"workers.stages.{kind}" for kind in ("export", "cast", "calibrate", "build", "measure")
+    f"workers.stages.{kind}"
+    for kind in ("prune", "export", "cast", "calibrate", "build", "measure")
 )
 #: What a first export, cast or build would import late. A missing one only costs its job the time.
 _LATE = (

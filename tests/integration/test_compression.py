@@ -1,0 +1,161 @@
+"""Models that are compressed before they are built: planned, built and measured, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from farm.errors import AccuracyDropped, PruningFailed
+from farm.specs import Precision, Prune
+from tests.zoo import runner
+from tests.zoo.runner import Built, Source
+from workers import cpu_metrics, demo
+from workers.sources import load_program
+from workers.stages import prune
+from workers.timing import Pace
+from workers.weights import weights
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_timing() -> Iterator[None]:
+    pace = Pace(warmup_s=0.01, duration_s=0.05, min_iterations=3, max_s=0.2, slice_s=0.02)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_metrics, "LATENCY_PACE", pace)
+        patch.setattr(cpu_metrics, "THROUGHPUT_PACE", pace)
+        yield
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    folder = tmp_path_factory.mktemp("digits")
+    train, held_out = demo.digits_split()
+    path = folder / "digits.pt2"
+    demo.save_program(demo.train_digits(train, epochs=6), torch.zeros(2, 1, 8, 8), path)
+    samples = {"image": held_out["image"]}
+    return Source(name="digits", path=path, format="pt2", samples=samples, labels=held_out["label"])
+
+
+def built(source: Source, folder: Path, precision: str, *gpus: str, **request: Any) -> list[Built]:
+    precisions = [Precision(precision)]
+    return list(runner.build(source, precisions=precisions, gpus=gpus, folder=folder, **request))
+
+
+def judged(max_drop: float) -> dict[str, Any]:
+    evaluation = {"digest": f"{runner.DIGEST}3", "metric": "top1", "max_drop": max_drop}
+    return {"evaluation": evaluation}
+
+
+@pytest.fixture(scope="module")
+def pruned(digits: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
+    """The digits pruned 2:4, in fp32, by GPU."""
+    folder = tmp_path_factory.mktemp("pruned")
+    made = built(digits, folder, "fp32", "cpu", "sm_89", prune={"method": "2:4"}, **judged(0.05))
+    assert [one.error for one in made] == [None, None]
+    return {one.target.partition(":")[2]: one for one in made}
+
+
+def save(model: nn.Module, path: Path, *example: Tensor) -> Path:
+    batch = torch.export.Dim("batch", min=1, max=64)
+    shapes = tuple({0: batch} for _ in example)
+    torch.export.save(torch.export.export(model.eval(), example, dynamic_shapes=shapes), path)
+    return path
+
+
+# Pruning
+
+
+def test_a_sane_pruning_passes_and_says_what_it_took(pruned: dict[str, Built]) -> None:
+    facts = pruned["cpu"].results["prune"].facts
+    assert facts["sparsity"] == 0.5
+    assert {layer["sparsity"] for layer in facts["layers"].values()} == {0.5}
+    assert facts["left_out"] == {"features.0.weight": "its 1 input channels aren't groups of 4"}
+    assert pruned["cpu"].accuracy["measured_on"] == "engine"
+    # Against the source that was handed in: with the pruned one there would be no error.
+    assert pruned["cpu"].accuracy["max_abs_error"] > 0.01
+
+
+def test_a_ruinous_pruning_is_refused(digits: Source, tmp_path: Path) -> None:
+    ruin = {"method": "l1-unstructured", "amount": 0.99}
+    [made] = built(digits, tmp_path, "fp32", "sm_89", prune=ruin, **judged(0.05))
+    assert isinstance(made.error, AccuracyDropped)
+    assert "prune less" in (made.error.hint or "")
+
+
+def test_what_is_pruned_2_4_meets_tensorrts_demand_when_it_is_built(
+    pruned: dict[str, Built],
+) -> None:
+    assert pruned["sm_89"].facts["options"]["sparse_weights"] is True
+    assert pruned["cpu"].facts["options"]["sparse_weights"] is False
+    graph = onnx.load(str(pruned["sm_89"].results["export"].outputs["onnx"])).graph
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    kinds = {"Conv": 0, "Gemm": 0}
+    for node in graph.node:
+        if node.op_type in kinds:
+            kinds[node.op_type] += _is_sparse(tensors[node.input[1]])
+    assert kinds == {"Conv": 2, "Gemm": 2}  # the first has one input channel
+
+
+def _is_sparse(weights: np.ndarray) -> bool:
+    """TensorRT's condition, for weights [K,C,…]: of each 4 of C at most 2 aren't zero."""
+    channels = weights.reshape(*weights.shape[:2], -1)
+    if channels.shape[1] % 4:
+        return False
+    groups = channels.reshape(channels.shape[0], -1, 4, channels.shape[2])
+    return bool(((groups != 0).sum(axis=2) <= 2).all())
+
+
+class _Uses(nn.Module):
+    """Weights in the ways that graphs multiply by them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 12)
+        self.up = nn.ConvTranspose1d(12, 4, 3)
+        self.matmul = nn.Parameter(torch.randn(4, 8))
+        self.turned = nn.Parameter(torch.randn(6, 8))
+        self.odd = nn.Linear(6, 5)
+        self.table = nn.Embedding(8, 5)
+        self.head = nn.Linear(5, 8, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: Tensor, x: Tensor) -> Tensor:
+        y = self.up(self.linear(x)[:, :, None]).mean(-1) @ self.matmul
+        y = self.odd(y @ self.turned.T) + self.table(ids)
+        return self.head(y)
+
+
+def test_weights_are_found_by_how_the_graph_takes_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    example = (torch.tensor([1, 2]), torch.randn(2, 8))
+    program = load_program(save(_Uses(), tmp_path / "uses.pt2", *example))
+    found, others = weights(program)
+    axes = {weight.name: weight.axis for weight in found}
+    assert axes == {"linear.weight": 1, "up.weight": 0, "matmul": 0, "turned": 1, "odd.weight": 1}
+    assert "aten.embedding.default takes it too" in others.values()
+    facts = prune.prune_program(program, Prune.parse("2:4"))
+    assert facts["layers"].keys() == axes.keys() - {"odd.weight"}
+    assert facts["left_out"]["odd.weight"] == "its 6 input channels aren't groups of 4"
+    matmul = program.state_dict["matmul"]
+    assert ((matmul != 0).sum(dim=0) == 2).all()
+
+
+def test_the_largest_two_of_each_four_input_channels_stay() -> None:
+    row = [[1.0, -4.0, 3.0, 2.0, 0.1, 0.2, -0.4, 0.3]]
+    mask = prune.two_of_four(torch.tensor(row), 1)
+    assert mask.tolist() == [[0, 1, 1, 0, 0, 0, 1, 1]]
+    assert prune.two_of_four(torch.tensor(row).T, 0).T.tolist() == mask.tolist()
+
+
+def test_a_model_without_weights_to_prune_is_refused_with_the_reasons(tmp_path: Path) -> None:
+    program = load_program(save(nn.Linear(6, 5), tmp_path / "odd.pt2", torch.randn(2, 6)))
+    with pytest.raises(PruningFailed, match="6 input channels") as caught:
+        prune.prune_program(program, Prune.parse("2:4"))
+    assert "l1" in (caught.value.hint or "")

@@ -1,0 +1,119 @@
+"""Prune: the source with the weights of least magnitude zero, and nothing else changed.
+
+Weights are pruned a layer at a time, by ``torch.nn.utils.prune``, where the graph multiplies by them:
+a program keeps no layers, only the operators that they became.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.nn.utils import prune
+
+from farm.errors import PruningFailed
+from farm.specs import Prune, PruneParams
+from workers.sources import load_program
+from workers.stages import Stage, StageResult
+from workers.weights import Weight, weights
+
+#: TensorRT's sparse kernels take weights of which at least 2 in each 4 input channels are zero.
+#: Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/io-formats-sparsity.html
+GROUP, KEPT = 4, 2
+_prune: Any = prune  # without types of its own
+
+
+def run(stage: Stage) -> StageResult:
+    """Write the pruned ``source`` from ``source``.
+
+    Raises:
+        InvalidModel: if the source can't be read.
+        PruningFailed: if it has no weights that can be pruned so.
+    """
+    params = stage.params
+    assert isinstance(params, PruneParams)
+    stage.progress("load", None)
+    program = load_program(stage.inputs["source"])
+    stage.progress("prune", None)
+    facts = prune_program(program, params.prune)
+    print(
+        f"{facts['sparsity']:.1%} of {facts['weights']} weights in {len(facts['layers'])} layers "
+        f"are zero; {len(facts['left_out'])} left out",
+        flush=True,
+    )
+    return StageResult(outputs={"source": _save(program, stage.workdir)}, facts=facts)
+
+
+def prune_program(program: ExportedProgram, how: Prune) -> dict[str, Any]:
+    """Prune a program in place; return what became of each layer.
+
+    Raises:
+        PruningFailed: if nothing in it can be pruned so.
+    """
+    found, left_out = weights(program)
+    pruned: dict[str, Tensor] = {}
+    for weight in found:
+        tensor = program.state_dict[weight.name]
+        reason = _why_not(weight, tensor, how)
+        if reason:
+            left_out[weight.name] = reason
+        else:
+            pruned[weight.name] = _pruned(tensor, weight.axis, how)
+    if not pruned:
+        why = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:3])
+        raise PruningFailed(f"no layer of the model can be pruned by {how}{': ' * bool(why)}{why}")
+    for name, tensor in pruned.items():
+        # In place: a weight may have other names too.
+        program.state_dict[name].data.copy_(tensor)
+    return _facts(pruned, left_out)
+
+
+def _why_not(weight: Weight, tensor: Tensor, how: Prune) -> str | None:
+    if not tensor.is_floating_point():
+        return f"its type is {tensor.dtype}"
+    if how.method == "2:4" and tensor.shape[weight.axis] % GROUP:
+        return f"its {tensor.shape[weight.axis]} input channels aren't groups of {GROUP}"
+    return None
+
+
+def _pruned(tensor: Tensor, axis: int, how: Prune) -> Tensor:
+    layer = nn.Module()
+    layer.register_parameter("weight", nn.Parameter(tensor.detach().clone(), requires_grad=False))
+    if how.method == "2:4":
+        _prune.custom_from_mask(layer, "weight", two_of_four(tensor, axis))
+    else:
+        _prune.l1_unstructured(layer, "weight", how.amount)
+    _prune.remove(layer, "weight")
+    return layer.get_parameter("weight").detach()
+
+
+def two_of_four(tensor: Tensor, axis: int) -> Tensor:
+    """A mask of ones for the 2 of largest magnitude in each 4 along an axis, in a row, zeros else."""
+    rows = tensor.detach().abs().movedim(axis, -1)
+    groups = rows.reshape(-1, GROUP)
+    mask = torch.zeros_like(groups).scatter_(1, groups.topk(KEPT, dim=1).indices, 1.0)
+    return mask.reshape(rows.shape).movedim(-1, axis)
+
+
+def _facts(pruned: Mapping[str, Tensor], left_out: Mapping[str, str]) -> dict[str, Any]:
+    zeros = {name: int((tensor == 0).sum()) for name, tensor in pruned.items()}
+    total = sum(tensor.numel() for tensor in pruned.values())
+    return {
+        "weights": total,
+        "sparsity": round(sum(zeros.values()) / total, 4),
+        "layers": {
+            name: {"weights": tensor.numel(), "sparsity": round(zeros[name] / tensor.numel(), 4)}
+            for name, tensor in pruned.items()
+        },
+        "left_out": dict(left_out),
+    }
+
+
+def _save(program: ExportedProgram, folder: Path) -> Path:
+    path = folder / "pruned.pt2"
+    torch.export.save(program, path)
+    return path
