@@ -119,7 +119,9 @@ class PluginRefused(InvalidRequest):
 class CalibrationMissing(InvalidRequest):
     """INT8 and FP8 need calibration data."""
 
-    default_hint = "pass calibration data (--calibration samples.npz), or choose fp16"
+    default_hint = (
+        "pass calibration data (--calibration samples.npz), or choose fp16, or int8-dynamic for cpu"
+    )
 
 
 class NotFound(Rejected):

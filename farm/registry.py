@@ -12,7 +12,7 @@ from farm import gpu_tags
 from farm.errors import NotFound
 from farm.models import Artifact, Build, EngineRow, Job, Model, Version, Wanted, new_id
 from farm.schemas import Comparison, EngineView, Match
-from farm.specs import CALIBRATED, Precision, Prune
+from farm.specs import QUANTIZED, Precision, Prune
 from farm.states import JobState
 
 #: Of what a build says of its engine, what is kept in the row.
@@ -131,14 +131,14 @@ _COLUMNS = (
 ).split()
 
 
-#: What a calibrated engine is compared with, the first that there is.
+#: What a quantised engine is compared with, the first that there is.
 _WIDER = (Precision.FP16, Precision.FP32)
 
 
 def compared(session: Session, views: Sequence[EngineView]) -> list[EngineView]:
     """The same engines; those that are compressed beside their newest twins that aren't so.
 
-    Of a pruned one that is the unpruned one of its precision, of a calibrated one a wider one.
+    Of a pruned one that is the unpruned one of its precision, of a quantised one a wider one.
     """
     ids = [view.id for view in views if _twin_precisions(view)]
     versions = select(EngineRow.version_id).where(EngineRow.id.in_(ids))
@@ -156,7 +156,7 @@ def compared(session: Session, views: Sequence[EngineView]) -> list[EngineView]:
 def _twin_precisions(view: EngineView) -> Sequence[Precision]:
     if view.prune:
         return (view.precision,)
-    return _WIDER if view.precision in CALIBRATED else ()
+    return _WIDER if view.precision in QUANTIZED else ()
 
 
 def _twin_key(view: EngineView) -> tuple[Any, ...]:
@@ -301,7 +301,7 @@ def model_id(session: Session, name: str) -> int:
 
 UNPRUNED = "none"
 #: Of equal matches a pull takes the fastest precision that was asked for nowhere.
-_PRECISION_ORDER = {"int8": 0, "fp8": 1, "fp16": 2, "bf16": 3, "fp32": 4}
+_PRECISION_ORDER = {"int8": 0, "fp8": 1, "int8-dynamic": 2, "fp16": 3, "bf16": 4, "fp32": 5}
 _RUNTIME_ORDER = {"tensorrt": 0, "tensorrt-rtx": 1, "onnxruntime": 2}
 
 

@@ -31,10 +31,17 @@ class Precision(StrEnum):
     BF16 = "bf16"
     INT8 = "int8"  #: explicit Q/DQ, calibrated; the rest in fp16 on GPUs and fp32 on CPUs
     FP8 = "fp8"  #: E4M3, explicit Q/DQ, calibrated; the rest in fp16
+    INT8_DYNAMIC = "int8-dynamic"  #: int8 weights, activations as they come; the rest in fp32
+
+    @property
+    def computes_in(self) -> str:
+        """The type of its products, as ``compute`` names them."""
+        return "int8" if self is Precision.INT8_DYNAMIC else self.value
 
 
 #: Those whose ranges come from calibration data.
 CALIBRATED = (Precision.INT8, Precision.FP8)
+QUANTIZED = (*CALIBRATED, Precision.INT8_DYNAMIC)
 
 
 class Runtime(StrEnum):
@@ -64,7 +71,7 @@ class JobKind(StrEnum):
 
     PRUNE = "prune"  #: source → the same program with some weights zero
     EXPORT = "export"  #: source → ONNX, checked against the source
-    CAST = "cast"  #: ONNX → ONNX typed fp16 or bf16
+    CAST = "cast"  #: ONNX → ONNX typed fp16 or bf16, or with int8 weights
     CALIBRATE = "calibrate"  #: ONNX + data → ONNX with explicit Q/DQ
     BUILD = "build"  #: typed ONNX → engine
     MEASURE = "measure"  #: engine → accuracy and latency
@@ -213,7 +220,7 @@ class ExportParams(Value):
 
 
 class CastParams(Value):
-    precision: Literal[Precision.FP16, Precision.BF16]
+    precision: Literal[Precision.FP16, Precision.BF16, Precision.INT8_DYNAMIC]
     profiles: tuple[Profile, ...] = ()
 
 

@@ -40,6 +40,8 @@ def refusal(target: Target, precision: Precision | None = None) -> str | None:
         if precision is Precision.FP8:
             return "CPUs have no fp8; use int8"
         return None
+    if precision is Precision.INT8_DYNAMIC:
+        return "TensorRT takes ranges from calibration only; use int8, with calibration data"
     if target.runtime is Runtime.ONNXRUNTIME:
         if precision in CALIBRATED:
             return (

@@ -2,7 +2,8 @@
 
 Strongly typed, a runtime computes what the graph says, so this is known before an engine has run. A
 product is a convolution or a matrix product; nearly all of a network's arithmetic is in them. One of
-dequantised tensors is computed in the quantised type: that is what Q/DQ around an operator means.
+dequantised tensors is computed in the quantised type: that is what Q/DQ around an operator means. One
+that takes integers multiplies these, and adds them up in int32.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _TYPES = {
     TensorProto.UINT8: "int8",  # shifted by 128, as CPUs want it
     TensorProto.FLOAT8E4M3FN: "fp8",
 }
-PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+_INTEGER = ("ConvInteger", "MatMulInteger")
+PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm", *_INTEGER)
 #: What may stand between a DequantizeLinear and its product without making it another type.
 _PASSED = ("Cast", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
 
@@ -104,6 +106,14 @@ class _Lookup:
     types: Mapping[str, int]
 
     def product(self, node: onnx.NodeProto) -> Product:
+        if node.op_type in _INTEGER:
+            return Product(
+                name=node.name or node.output[0],
+                op_type=node.op_type,
+                type=_name(self.types.get(node.input[1], TensorProto.UNDEFINED)),
+                macs=self._macs(node),
+                not_quantized=(),
+            )
         quantized = [self._quantized_type(name) for name in node.input[:2]]
         missing = tuple(
             name for name, type_ in zip(node.input, quantized, strict=False) if not type_
@@ -135,7 +145,7 @@ class _Lookup:
         made = self.dims.get(node.output[0])
         if left is None or right is None or made is None:
             return None
-        if node.op_type == "Conv":
+        if node.op_type in ("Conv", "ConvInteger"):
             return prod(made) * prod(right[1:])
         if node.op_type == "ConvTranspose":
             return prod(left) * prod(right[1:])

@@ -100,7 +100,7 @@ def check_engine(precision: Precision, compute: Compute) -> None:
     Raises:
         PrecisionMissed: saying what the builder chose instead.
     """
-    if precision is Precision.FP32 or not compute.products or compute.layers(str(precision)):
+    if precision is Precision.FP32 or not compute.products or compute.layers(precision.computes_in):
         return
     instead = "; ".join(
         f"{one.op_type} {one.name!r} runs in {one.type}" for one in compute.products[:_NAMED]

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from farm.errors import PrecisionMissed
 from farm.schemas import Layer, LayerReport, LayerTensor, ProductView
-from farm.specs import CALIBRATED, Precision
+from farm.specs import QUANTIZED, Precision
 from workers.compute import Compute, Product
 from workers.graphs import all_nodes, input_specs, output_specs
 
@@ -38,7 +38,7 @@ def check_precision(precision: Precision, compute: Compute) -> None:
     Raises:
         PrecisionMissed: saying of the first products why not.
     """
-    if precision is Precision.FP32 or not compute.products or compute.layers(str(precision)):
+    if precision is Precision.FP32 or not compute.products or compute.layers(precision.computes_in):
         return
     why = "; ".join(_why_not(product, precision) for product in compute.products[:_NAMED])
     raise PrecisionMissed(
@@ -49,7 +49,7 @@ def check_precision(precision: Precision, compute: Compute) -> None:
 
 def _why_not(product: Product, precision: Precision) -> str:
     said = f"{product.op_type} {product.name!r} computes in {product.type}"
-    if product.not_quantized and precision in CALIBRATED:
+    if product.not_quantized and precision in QUANTIZED:
         said += f", since {', '.join(product.not_quantized)} isn't quantised"
     return said
 
@@ -61,9 +61,9 @@ def check_integer_kernels(engine: onnx.ModelProto, precision: Precision) -> None
         PrecisionMissed
     """
     kinds = {node.op_type for node in all_nodes(engine.graph)}
-    if precision is Precision.INT8 and kinds.isdisjoint(INTEGER_KERNELS):
+    if precision.computes_in == "int8" and kinds.isdisjoint(INTEGER_KERNELS):
         raise PrecisionMissed(
-            "ONNX Runtime fused no Q/DQ pair into an integer kernel, so nothing would compute in int8"
+            "ONNX Runtime found no integer kernel for any operator, so nothing would compute in int8"
         )
 
 

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 _PATIENCE_S = 1.0
 _OFFERED = 50
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int8-dynamic")
 PRUNED = ("2:4", "l1:0.5")
 RUNTIMES = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 

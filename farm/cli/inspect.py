@@ -12,7 +12,7 @@ from farm.cli.options import Json, Url, again, connect, example
 
 if TYPE_CHECKING:
     from farm.schemas import EngineView, LayerReport, LayerTensor
-    from farm.specs import Profile
+    from farm.specs import Precision, Profile
 
 
 def register(app: typer.Typer) -> None:
@@ -49,7 +49,7 @@ def inspect(
     if changed:
         show.line("built with " + ", ".join(f"{n}={_value(v)}" for n, v in changed.items()))
     _interface(row)
-    _compute(report, str(row.precision))
+    _compute(report, row.precision)
     _memory(report, row)
     if row.timing_cache:
         show.line(_timing_cache(row.timing_cache))
@@ -96,8 +96,8 @@ def _range(profile: Profile, name: str) -> str:
     return ":".join("x".join(map(str, shape)) for shape in (shapes.min, shapes.opt, shapes.max))
 
 
-def _compute(report: LayerReport, precision: str) -> None:
-    from farm.specs import CALIBRATED
+def _compute(report: LayerReport, precision: Precision) -> None:
+    from farm.specs import QUANTIZED
 
     macs = report.compute.macs
     total = "" if macs is None else f", {macs / 1e9:.3g} billion multiply-accumulates a run"
@@ -113,12 +113,13 @@ def _compute(report: LayerReport, precision: str) -> None:
             show.line(
                 f"in {product.type}, and typed {product.typed}: {product.op_type} {product.name}"
             )
-    if precision not in CALIBRATED:
+    if precision not in QUANTIZED:
         return
+    wanted = precision.computes_in
     for product in report.products:
-        if product.type != precision and product.not_quantized:
+        if product.type != wanted and product.not_quantized:
             inputs = ", ".join(product.not_quantized)
-            show.line(f"not in {precision}: {product.op_type} {product.name} ({inputs} isn't)")
+            show.line(f"not in {wanted}: {product.op_type} {product.name} ({inputs} isn't)")
 
 
 def _memory(report: LayerReport, row: EngineView) -> None:

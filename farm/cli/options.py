@@ -44,7 +44,7 @@ Precision = Annotated[
     typer.Option(
         "--precision",
         metavar="PRECISION",
-        help="Only this precision: fp32, fp16, bf16, int8, fp8.",
+        help="Only this precision: fp32, fp16, bf16, int8, fp8, int8-dynamic.",
         autocompletion=complete.precisions,
     ),
 ]

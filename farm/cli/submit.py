@@ -62,7 +62,7 @@ def submit(
         typer.Option(
             "--precision",
             metavar="PRECISION",
-            help="fp32, fp16, bf16, int8, fp8, repeated or by commas; by default fp16.",
+            help="fp32, fp16, bf16, int8, fp8, int8-dynamic, repeated or by commas; by default fp16.",
             autocompletion=complete.precisions,
         ),
     ] = None,

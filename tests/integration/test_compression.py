@@ -10,14 +10,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from farm.errors import AccuracyDropped, PruningFailed
+from farm.errors import AccuracyDropped, PrecisionMissed, PruningFailed
 from farm.specs import Precision, Prune
 from tests.zoo import runner
 from tests.zoo.runner import Built, Source
 from workers import cpu_metrics, demo
+from workers.backends.ort import OrtModel
+from workers.compute import compute_of
+from workers.dynamic import quantize_weights
+from workers.layers import INTEGER_KERNELS, check_integer_kernels
 from workers.sources import load_program
 from workers.stages import prune
 from workers.timing import Pace
@@ -159,3 +163,73 @@ def test_a_model_without_weights_to_prune_is_refused_with_the_reasons(tmp_path: 
     with pytest.raises(PruningFailed, match="6 input channels") as caught:
         prune.prune_program(program, Prune.parse("2:4"))
     assert "l1" in (caught.value.hint or "")
+
+
+# INT8 without calibration data
+
+
+def test_an_int8_dynamic_engine_multiplies_integers_and_says_how_many(
+    digits: Source, tmp_path: Path
+) -> None:
+    [made] = built(digits, tmp_path, "int8-dynamic", "cpu", calibration=None, **judged(0.02))
+    assert made.error is None
+    types = made.facts["compute"]["types"]
+    assert {name: of["layers"] for name, of in types.items()} == {"int8": 2, "fp32": 3}
+    assert 0 < types["int8"]["share"] < types["fp32"]["share"]
+    engine = onnx.load(str(made.results["build"].outputs["engine"]))
+    kernels = [node.op_type for node in engine.graph.node if node.op_type in INTEGER_KERNELS]
+    assert len(kernels) == 2
+    assert made.accuracy["cosine_mean"] > 0.999
+    assert made.metrics["latency_ms"]["p50"] > 0
+
+
+def _gemms(path: Path, *kinds: str) -> onnx.ModelProto:
+    """Products of one weight [8,8], one after the other."""
+    weights = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
+    names = ["x", *(f"h{n}" for n in range(len(kinds) - 1)), "y"]
+    turned = {"Gemm": {"transB": 1}, "MatMul": {}}
+    nodes = [
+        helper.make_node(kind, [names[n], "w"], [names[n + 1]], **turned[kind])
+        for n, kind in enumerate(kinds)
+    ]
+    value = helper.make_tensor_value_info
+    made = helper.make_graph(
+        nodes,
+        "gemms",
+        [value("x", onnx.TensorProto.FLOAT, ["n", 8])],
+        [value("y", onnx.TensorProto.FLOAT, ["n", 8])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    onnx.save(onnx.shape_inference.infer_shapes(model), str(path))
+    return onnx.load(str(path))
+
+
+@pytest.mark.parametrize("kinds", [("Gemm",), ("Gemm", "Gemm"), ("MatMul", "Gemm", "Gemm")])
+def test_products_that_share_a_weight_keep_it(kinds: tuple[str, ...], tmp_path: Path) -> None:
+    model = _gemms(tmp_path / "m.onnx", *kinds)
+    quantize_weights(model, tmp_path / "q.onnx")
+    assert compute_of(onnx.load(str(tmp_path / "q.onnx")), {"x": (2, 8)}).as_facts() == {
+        "macs": 2 * 64 * len(kinds),
+        "types": {"int8": {"layers": len(kinds), "share": 1.0}},
+    }
+    x = {"x": np.random.default_rng(1).standard_normal((4, 8)).astype(np.float32)}
+    before, after = (OrtModel(tmp_path / name).run(x)["y"] for name in ("m.onnx", "q.onnx"))
+    assert np.abs(before - after).max() < 0.05 * np.abs(before).max()
+
+
+def test_a_model_of_convolutions_alone_is_no_int8_dynamic_engine(tmp_path: Path) -> None:
+    path = save(nn.Conv1d(4, 4, 3), tmp_path / "conv.pt2", torch.randn(2, 4, 8))
+    samples = {"input": np.ones((2, 4, 8), np.float32)}
+    source = Source(name="conv", path=path, format="pt2", samples=samples)
+    [made] = built(source, tmp_path, "int8-dynamic", "cpu", calibration=None)
+    assert isinstance(made.error, PrecisionMissed)
+    assert "(Conv) multiplies by a constant matrix" in made.error.detail
+
+
+def test_an_int8_dynamic_engine_without_an_integer_kernel_is_refused() -> None:
+    model = helper.make_model(
+        helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [], [])
+    )
+    with pytest.raises(PrecisionMissed):
+        check_integer_kernels(model, Precision.INT8_DYNAMIC)

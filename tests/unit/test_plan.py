@@ -78,6 +78,11 @@ def test_what_needs_calibration_data_is_refused_without(precision):
     assert "--calibration" in caught.value.hint
 
 
+def test_int8_dynamic_needs_no_data_and_is_cast():
+    made = planned(targets=["cpu"], precisions=["int8-dynamic"], calibration=None)
+    assert [job.kind for job in made.jobs.values()] == ["export", "cast", "build", "measure"]
+
+
 def test_int8_and_fp8_are_calibrated_each_for_all_gpus_at_once():
     made = planned(targets=["sm_89", "sm_120"], precisions=["int8", "fp8"])
     calibrations = [job.title for job in made.jobs.values() if job.kind == "calibrate"]

@@ -53,6 +53,8 @@ def test_an_unknown_runtime_names_the_known_ones():
         ("tensorrt-rtx:sm_86", Precision.FP8, "comes with sm_89"),
         ("tensorrt:t4", Precision.FP8, "comes with sm_89"),
         ("onnxruntime:h200", Precision.INT8, "use tensorrt:h200"),
+        ("tensorrt:h200", Precision.INT8_DYNAMIC, "use int8, with calibration data"),
+        ("tensorrt-rtx:sm_89", Precision.INT8_DYNAMIC, "ranges from calibration"),
     ],
 )
 def test_a_precision_that_the_architecture_lacks_is_refused_before_a_minute_is_spent(
@@ -75,6 +77,11 @@ def test_plugins_are_for_classic_tensorrt(target, words):
     options = BuilderOptions(plugins="sha256:" + "a" * 64)
     refused = targets.option_refusal(Target(runtime=runtime, gpu=gpu), options)
     assert refused is None if words is None else words in refused
+
+
+def test_int8_dynamic_is_for_cpus():
+    cpu = Target(runtime=Runtime.ONNXRUNTIME, gpu="cpu")
+    assert targets.refusal(cpu, Precision.INT8_DYNAMIC) is None
 
 
 def test_tensorrt_rtx_builds_on_cpu_workers_and_tensorrt_on_its_gpu():

@@ -56,7 +56,7 @@ def one(name: str, gpus: Sequence[str]) -> dict[str, Any]:
 
 def _share(facts: Any, precision: str) -> float | None:
     types = facts.get("compute", {}).get("types", {})
-    return types.get(precision, {}).get("share")
+    return types.get(Precision(precision).computes_in, {}).get("share")
 
 
 def all_of(names: Sequence[str], gpus: Sequence[str]) -> Iterator[dict[str, Any]]:

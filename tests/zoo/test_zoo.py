@@ -18,6 +18,18 @@ SOME = {
 }
 
 
+def test_bert_with_int8_weights_is_smaller_and_right(tmp_path: Path) -> None:
+    source = models.source("bert", tmp_path)
+    precisions = [Precision.FP32, Precision.INT8_DYNAMIC]
+    wide, narrow = runner.build(source, precisions=precisions, gpus=["cpu"], folder=tmp_path)
+    assert (wide.error, narrow.error) == (None, None)
+    types = narrow.facts["compute"]["types"]
+    # Attention multiplies activations by each other, which stays fp32.
+    assert (types["int8"]["layers"], types["fp32"]["layers"]) == (12, 4)
+    assert narrow.bytes < wide.bytes
+    assert narrow.accuracy["cosine_mean"] > 0.999
+
+
 @pytest.mark.parametrize("name", SOME)
 def test_what_is_built_is_right_and_what_is_not_says_what_to_do(name: str, tmp_path: Path) -> None:
     source = models.source(name, tmp_path)

@@ -1,15 +1,22 @@
-"""Cast: an fp32 graph typed fp16 or bf16 by ModelOpt AutoCast, with fp32 inputs and outputs."""
+"""Cast: an fp32 graph typed fp16 or bf16 by ModelOpt AutoCast, or with int8 weights by ONNX Runtime.
+
+Inputs and outputs stay fp32.
+"""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import onnx
 from modelopt.onnx.autocast.convert import DEFAULT_DATA_MAX, DEFAULT_INIT_MAX
 from modelopt.onnx.autocast.convert import convert_to_mixed_precision as autocast
 
-from farm.errors import CastFailed
+from farm.errors import CastFailed, PrecisionMissed
 from farm.specs import CastParams, Precision
 from workers import graphs
+from workers.compute import compute_of
+from workers.dynamic import quantize_weights
 from workers.profiles import resolve_profiles, shapes_at
 from workers.samples import random_arrays
 from workers.stages import Stage, StageResult
@@ -24,24 +31,20 @@ def run(stage: Stage) -> StageResult:
 
     Raises:
         CastFailed: if nothing in the graph can be cast.
+        PrecisionMissed: if no product of it can have int8 weights.
     """
     params = stage.params
     assert isinstance(params, CastParams)
     model = graphs.read_model(stage.inputs["onnx"])
     _refuse_typed(model, params.precision)
     stage.progress("cast", None)
-    typed = _cast(stage, model, params)
-    low, floats = low_precision_nodes(typed, params.precision)
-    if low == 0:
-        raise CastFailed(
-            f"none of the graph's {floats} floating-point operators could become "
-            f"{params.precision}",
-            hint="choose fp32: the values leave the range of fp16, or it computes on integers",
-        )
     path = stage.workdir / "typed.onnx"
-    graphs.save_model(typed, path)
+    if params.precision is Precision.INT8_DYNAMIC:
+        typed, low, floats = _quantize(model, path, params)
+    else:
+        typed, low, floats = _cast_to_half(stage, model, path, params)
     share = low / floats
-    print(f"{low} of {floats} floating-point operators are {params.precision} ({share:.0%})")
+    print(f"{low} of {floats} operators that could be are {params.precision} ({share:.0%})")
     facts = {
         "precision": str(params.precision),
         "low_precision_nodes": low,
@@ -52,6 +55,45 @@ def run(stage: Stage) -> StageResult:
         "outputs": graphs.specs_as_json(graphs.output_specs(typed)),
     }
     return StageResult(outputs={"typed": path}, facts=facts)
+
+
+def _quantize(
+    model: onnx.ModelProto, path: Path, params: CastParams
+) -> tuple[onnx.ModelProto, int, int]:
+    try:
+        quantize_weights(model, path)
+    except Exception as err:  # onnx.shape_inference and the quantiser raise kinds of their own
+        raise CastFailed(
+            f"ONNX Runtime can't quantise this graph: {graphs.brief(err)}",
+            hint="choose fp32, or int8 with calibration data",
+        ) from err
+    typed = onnx.load(str(path))
+    profile = resolve_profiles(graphs.input_specs(typed), params.profiles)[0]
+    compute = compute_of(typed, shapes_at(profile, "opt"))
+    low = compute.layers("int8")
+    if not low:
+        kinds = ", ".join(sorted({product.op_type for product in compute.products})) or "none"
+        raise PrecisionMissed(
+            f"none of the graph's products ({kinds}) multiplies by a constant matrix, and only such "
+            "are quantised without calibration data: convolutions would be slower than in fp32",
+            hint="choose int8 with calibration data, which has convolutions too, or fp32",
+        )
+    return typed, low, len(compute.products)
+
+
+def _cast_to_half(
+    stage: Stage, model: onnx.ModelProto, path: Path, params: CastParams
+) -> tuple[onnx.ModelProto, int, int]:
+    typed = _cast(stage, model, params)
+    low, floats = low_precision_nodes(typed, params.precision)
+    if low == 0:
+        raise CastFailed(
+            f"none of the graph's {floats} floating-point operators could become "
+            f"{params.precision}",
+            hint="choose fp32: the values leave the range of fp16, or it computes on integers",
+        )
+    graphs.save_model(typed, path)
+    return typed, low, floats
 
 
 def low_precision_nodes(model: onnx.ModelProto, precision: Precision) -> tuple[int, int]:
