@@ -51,6 +51,7 @@ RUNTIME_TOOLS: dict[Runtime, tuple[str, ...]] = {
     Runtime.TENSORRT: ("tensorrt",),
     Runtime.TENSORRT_RTX: ("tensorrt-rtx",),
     Runtime.ONNXRUNTIME: ("onnxruntime",),
+    Runtime.TORCHSCRIPT: ("torch",),
 }
 
 

@@ -105,6 +105,14 @@ def _check(request: BuildRequest, choices: Sequence[Choice]) -> None:
             hint="hand in the torch.export program that it was made from, or prune the model before "
             "you export it, and submit without prune",
         )
+    if request.source.format not in MODULES:
+        for choice in choices:
+            if choice.target.runtime is Runtime.TORCHSCRIPT:
+                raise SourceRefused(
+                    f"{choice.asked}: TorchScript is made of PyTorch's programs, and the source is "
+                    f"{request.source.format}",
+                    hint="use onnxruntime:cpu, or hand in the torch.export program",
+                )
     for choice in choices:
         reason = targets.option_refusal(choice.target, request.options)
         if reason:
@@ -193,17 +201,24 @@ class _Planner:
         return Input(job=self._calibrate(precision), output="typed" if on_cpu else "typed_fp16")
 
     def _build(self, choice: Choice, precision: Precision) -> PlannedJob:
+        kind = None
+        if choice.target.runtime is Runtime.TORCHSCRIPT:
+            source, kind = self._source()
+            inputs = {"source": source}
+        else:
+            inputs = {"typed": self._typed(precision, choice.target)}
         params = BuildParams(
             target=choice.target,
             compute_capability=choice.compute_capability,
             precision=precision,
             profiles=self._profiles,
             options=self._options(choice.target),
+            format=kind,
         )
         return self._add(
             JobKind.BUILD,
             params,
-            {"typed": self._typed(precision, choice.target)},
+            inputs,
             queue=targets.build_queue(choice.target),
             target=choice.target,
             precision=precision,
@@ -234,10 +249,9 @@ class _Planner:
             metric=request.evaluation.metric if request.evaluation else None,
             max_drop=request.evaluation.max_drop if request.evaluation else None,
         )
-        inputs = {
-            "source": Input(digest=request.source.digest),
-            "typed": self._typed(precision, target),
-        }
+        inputs = {"source": Input(digest=request.source.digest)}
+        if target.runtime is not Runtime.TORCHSCRIPT:
+            inputs["typed"] = self._typed(precision, target)
         if runnable:
             inputs["engine"] = Input(job=build, output="engine")
         if request.evaluation:
@@ -294,5 +308,6 @@ def title(kind: JobKind, model: str, precision: Precision | None, target: Target
     if precision:
         name += f":{precision}"
     if target:
-        name += f"@{target.gpu}"
+        # Beside the engine of ONNX Runtime for the same CPU.
+        name += f"@{target if target.runtime is Runtime.TORCHSCRIPT else target.gpu}"
     return name

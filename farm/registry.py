@@ -302,7 +302,7 @@ def model_id(session: Session, name: str) -> int:
 UNPRUNED = "none"
 #: Of equal matches a pull takes the fastest precision that was asked for nowhere.
 _PRECISION_ORDER = {"int8": 0, "fp8": 1, "int8-dynamic": 2, "fp16": 3, "bf16": 4, "fp32": 5}
-_RUNTIME_ORDER = {"tensorrt": 0, "tensorrt-rtx": 1, "onnxruntime": 2}
+_RUNTIME_ORDER = {"tensorrt": 0, "tensorrt-rtx": 1, "onnxruntime": 2, "torchscript": 3}
 
 
 def match(

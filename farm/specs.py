@@ -50,6 +50,7 @@ class Runtime(StrEnum):
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
     ONNXRUNTIME = "onnxruntime"
+    TORCHSCRIPT = "torchscript"  #: built from the program itself, without ONNX
 
 
 TENSORRTS = (Runtime.TENSORRT, Runtime.TENSORRT_RTX)
@@ -237,6 +238,7 @@ class BuildParams(Value):
     precision: Precision
     profiles: tuple[Profile, ...] = ()
     options: BuilderOptions = BuilderOptions()
+    format: SourceFormat | None = None  #: of the source, where the engine is built from it
 
 
 class MeasureParams(Value):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from farm import gpu_tags
 from farm.errors import InvalidRequest, TargetUnsupported
-from farm.specs import CALIBRATED, BuilderOptions, Precision, Runtime, Target
+from farm.specs import CALIBRATED, TENSORRTS, BuilderOptions, Precision, Runtime, Target
 
 CPU_QUEUE = "cpu"  #: of the jobs that any CPU worker can run
 
@@ -33,15 +33,19 @@ def refusal(target: Target, precision: Precision | None = None) -> str | None:
     """Why no worker could ever build this, or None when one could."""
     capability = gpu_tags.compute_capability(target.gpu)
     if capability == gpu_tags.CPU:
-        if target.runtime is not Runtime.ONNXRUNTIME:
+        if target.runtime in TENSORRTS:
             return f"{target.runtime} runs on GPUs only; on a CPU use onnxruntime:cpu"
+        if target.runtime is Runtime.TORCHSCRIPT:
+            return _torchscript_refusal(precision)
         if precision is Precision.BF16:
             return "ONNX Runtime has no bf16 kernels for CPUs; use fp32 or int8"
         if precision is Precision.FP8:
             return "CPUs have no fp8; use int8"
         return None
+    if target.runtime is Runtime.TORCHSCRIPT:
+        return f"TorchScript is built for cpu only; use tensorrt:{target.gpu}"
     if precision is Precision.INT8_DYNAMIC:
-        return "TensorRT takes ranges from calibration only; use int8, with calibration data"
+        return "on GPUs ranges come from calibration only; use int8, with calibration data"
     if target.runtime is Runtime.ONNXRUNTIME:
         if precision in CALIBRATED:
             return (
@@ -64,11 +68,19 @@ def refusal(target: Target, precision: Precision | None = None) -> str | None:
     return None
 
 
+def _torchscript_refusal(precision: Precision | None) -> str | None:
+    if precision in (None, Precision.FP32):
+        return None
+    return f"TorchScript is built in fp32; for {precision} use onnxruntime:cpu"
+
+
 def option_refusal(target: Target, options: BuilderOptions) -> str | None:
     """Why no worker could ever build this target with these options, or None when one could."""
     changed = options.changed()
-    if target.runtime is Runtime.ONNXRUNTIME and changed:
-        return f"{', '.join(changed)}: an option of TensorRT's builder, and ONNX Runtime has none"
+    if target.runtime not in TENSORRTS and changed:
+        return (
+            f"{', '.join(changed)}: an option of TensorRT's builder, and {target.runtime} has none"
+        )
     if target.runtime is Runtime.TENSORRT_RTX:
         if options.plugins:
             return "TensorRT-RTX takes no plugins: rewrite the operator with standard ones"

@@ -12,7 +12,11 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from farm.errors import InvalidModel
+from farm.specs import TensorSpec
 from workers.samples import Arrays
+
+#: A dynamic size as torch.export names it, alone or in an expression: ``s40``, ``2*s40``.
+SYMBOL = re.compile(r"\bs\d+\b")
 
 
 class EagerModel:
@@ -22,6 +26,7 @@ class EagerModel:
         self.program = program
         self.input_names = input_names(program)
         self.output_names = output_names(program)
+        self.input_specs, self.output_specs = specs(program)
         self._in_spec = program.call_spec.in_spec
         self._module = program.module()
 
@@ -68,6 +73,34 @@ def output_names(program: ExportedProgram) -> list[str]:
     if len(keys) == count == len(set(keys) - set(signature.user_inputs)):
         return keys
     return [f"output_{index}" for index in range(count)]
+
+
+def specs(program: ExportedProgram) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """The inputs and the outputs. Dynamic axes have the names that the ONNX graph gives them."""
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    names: dict[str, str] = {}
+    inputs = input_names(program)
+    for name in inputs:
+        for axis, size in enumerate(values[name].shape):
+            if not isinstance(size, int) and SYMBOL.fullmatch(str(size)):
+                is_batch = axis == 0 and "batch" not in names.values()
+                names.setdefault(str(size), "batch" if is_batch else f"{name}_{axis}")
+    made = [name for name in program.graph_signature.user_outputs if isinstance(name, str)]
+    return (
+        tuple(_spec(name, values[name], names) for name in inputs),
+        tuple(
+            _spec(name, values[node], names)
+            for name, node in zip(output_names(program), made, strict=True)
+        ),
+    )
+
+
+def _spec(name: str, tensor: torch.Tensor, names: Mapping[str, str]) -> TensorSpec:
+    shape = tuple(
+        size if isinstance(size, int) else SYMBOL.sub(lambda m: names.get(m[0], m[0]), str(size))
+        for size in tensor.shape
+    )
+    return TensorSpec(name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=shape)
 
 
 def _keys(program: ExportedProgram) -> list[str]:

@@ -17,8 +17,9 @@ def queues(gpu: Gpu | None, runtimes: Mapping[str, str]) -> tuple[str, ...]:
     """The queues that a worker consumes: each of its runtimes × each of its tags."""
     if gpu is not None:
         there = [r for r in runtimes if r != Runtime.ONNXRUNTIME or toolchain.has_cuda_provider()]
+        there = [runtime for runtime in there if runtime != Runtime.TORCHSCRIPT]
         return tuple(f"{runtime}.{tag}" for runtime in there for tag in gpu.tags)
-    # TensorRT needs a GPU to build; TensorRT-RTX and ONNX Runtime don't.
+    # TensorRT needs a GPU to build; the others don't.
     return (CPU_QUEUE, *(f"{r}.{gpu_tags.CPU}" for r in runtimes if r != Runtime.TENSORRT))
 
 

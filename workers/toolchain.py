@@ -10,6 +10,7 @@ from functools import lru_cache
 from importlib import metadata
 from types import MappingProxyType
 
+from farm.keys import RUNTIME_TOOLS
 from farm.specs import Runtime
 
 #: What a key calls it → the distributions that it may be installed as.
@@ -85,4 +86,5 @@ def has_cuda_provider() -> bool:
 def runtimes() -> dict[str, str]:
     """Runtime → version, of those that this worker has."""
     there = installed()
-    return {r.value: there[r.value] for r in Runtime if r.value in there}
+    tools = {runtime.value: RUNTIME_TOOLS[runtime][0] for runtime in Runtime}
+    return {runtime: there[tool] for runtime, tool in tools.items() if tool in there}

@@ -14,6 +14,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from workers.compute import Compute, Product
+
 aten = torch.ops.aten
 
 #: Operator → the position of its weights, and the axis of these that it sums over.
@@ -32,6 +34,7 @@ _PRODUCTS = {
     aten.addmm: (2, -2),
     aten.baddbmm: (2, -2),
 }
+_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 #: What gives the same tensor, its axes in another order.
 _TURNS = (aten.t, aten.transpose, aten.permute, aten.numpy_T, aten.mT)
 _SAME = (aten.detach, aten.alias, aten.contiguous, aten.clone)
@@ -100,3 +103,20 @@ def _turned(user: Node, packet: object, order: tuple[int, ...]) -> tuple[int, ..
     turned = list(order)
     turned[one], turned[other] = turned[other], turned[one]
     return tuple(turned)
+
+
+def compute_of_program(program: ExportedProgram) -> Compute:
+    """The products of a program, each in its own type; how many multiplications they take isn't known."""
+    made = [
+        Product(
+            name=node.name,
+            op_type=str(node.target),
+            type=_TYPES.get(node.meta["val"].dtype, str(node.meta["val"].dtype)),
+            macs=None,
+            not_quantized=(),
+        )
+        for node in program.graph.nodes
+        if getattr(node.target, "overloadpacket", None)
+        in (*_PRODUCTS, aten.scaled_dot_product_attention)
+    ]
+    return Compute(products=made)

@@ -53,7 +53,7 @@ Runtime = Annotated[
     typer.Option(
         "--runtime",
         metavar="RUNTIME",
-        help="Only this runtime: tensorrt, tensorrt-rtx, onnxruntime.",
+        help="Only this runtime: tensorrt, tensorrt-rtx, onnxruntime, torchscript.",
         autocompletion=complete.runtimes,
     ),
 ]

@@ -53,7 +53,7 @@ def submit(
             "--target",
             metavar="TAG",
             help="GPU tags or RUNTIME:TAG, repeated or by commas: sm_89, rtx-4090, cpu, "
-            "tensorrt-rtx:sm_120.",
+            "tensorrt-rtx:sm_120, torchscript:cpu.",
             autocompletion=complete.gpus,
         ),
     ] = None,

@@ -28,6 +28,7 @@ from farm.schemas import EngineView, Manifest
 from farm.specs import Runtime
 
 _SILENCE_S = 60.0
+_SUFFIXES = {Runtime.ONNXRUNTIME: "onnx", Runtime.TORCHSCRIPT: "pt"}
 _REBUILD_HINT = "don't use this engine; tell whoever runs the farm, and submit the model again"
 
 
@@ -43,7 +44,7 @@ class Pulled:
 
 def file_name(engine: EngineView, *, with_runtime: bool = False) -> str:
     """``digits-v1-int8-sm_89.engine``, or ``.onnx`` for ONNX Runtime; ``…-pruned-2-4.engine``."""
-    suffix = "onnx" if engine.runtime is Runtime.ONNXRUNTIME else "engine"
+    suffix = _SUFFIXES.get(engine.runtime, "engine")
     runtime = f"-{engine.runtime}" if with_runtime else ""
     # Never the name of the unpruned one, which may lie in the same folder.
     pruned = f"-pruned-{engine.prune.replace(':', '-')}" if engine.prune else ""

@@ -289,6 +289,29 @@ def test_an_int8_engine_is_listed_beside_its_fp16_twin(api, ledger, digest):
     assert api.get(f"/v1/engines/{rows['int8']['id']}").json()["against"] == against
 
 
+def test_engines_are_asked_for_by_their_pruning(api, engine):
+    path = "/v1/models/digits/engines"
+    assert api.get(path, params={"prune": "none"}).json()["items"][0]["prune"] is None
+    assert api.get(path, params={"prune": "2:4"}).json()["items"] == []
+    assert "l1:0.5" in problem(api.get(path, params={"prune": "magic"}), 422)["hint"]
+    found = problem(api.get(f"{path}/sm_89", params={"prune": "2:4"}), 404)
+    assert "has no pruned 2:4 engine" in found["detail"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"prune": {"method": "2:4"}}, "source-refused"),
+        ({"targets": ["torchscript:cpu"], "precisions": ["fp32"]}, "source-refused"),
+        ({"precisions": ["int8-dynamic"]}, "target-unsupported"),
+        ({"prune": {"method": "2:4", "amount": 0.5}}, "invalid-request"),
+        ({"prune": {"method": "l1-unstructured"}}, "invalid-request"),
+    ],
+)
+def test_what_onnx_or_a_gpu_cannot_have_is_refused_with_what_to_do(api, digest, changes, code):
+    assert problem(api.post("/v1/builds", json=body(digest, **changes)), 422)["code"] == code
+
+
 def test_an_engines_bytes_come_with_its_digest_as_etag(api, engine):
     answer = api.get(f"/v1/engines/{engine['id']}/content")
     assert answer.content == b"0123456789"

@@ -83,6 +83,7 @@ def test_submit_sends_what_the_contract_asks_for(
             "calibration": {"digest": data, "method": "max", "batch_size": 8},
             "evaluation": {"digest": data, "metric": "top1", "max_drop": 0.01},
             "options": BuilderOptions().model_dump(mode="json") | {"tf32": False},
+            "prune": None,
             "priority": 5,
             "labels": {"team": "vision"},
         }

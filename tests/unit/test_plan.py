@@ -97,7 +97,7 @@ def test_a_precision_that_one_target_lacks_is_refused_by_name():
 @pytest.mark.parametrize(
     ("target", "options", "why"),
     [
-        ("cpu", {"tf32": False}, "ONNX Runtime has none"),
+        ("cpu", {"tf32": False}, "onnxruntime has none"),
         ("tensorrt-rtx:sm_89", {"version_compatible": True}, "no lean runtime"),
         ("tensorrt-rtx:sm_89", {"hardware_compatibility_level": "ampere_plus"}, "as a target"),
     ],
@@ -130,6 +130,27 @@ def test_what_is_pruned_for_tensorrts_sparse_kernels_may_be_built_with_them():
 
     assert sparse(prune={"method": "2:4"}) == {True: "sm_89", False: "cpu"}
     assert True not in sparse(prune={"method": "l1-unstructured", "amount": 0.5})
+
+
+def test_torchscript_is_built_from_the_source_or_what_pruning_makes_of_it():
+    made = planned(targets=["torchscript:cpu"], precisions=["fp32"])
+    assert [job.title for job in made.jobs.values()] == [
+        "build digits:fp32@torchscript:cpu",
+        "measure digits:fp32@torchscript:cpu",
+    ]
+    build = made.engines[0].build
+    assert build.inputs["source"].digest == BUILD_EXAMPLE["source"]["digest"]
+    assert build.queue == "torchscript.cpu"
+    pruned = planned(targets=["torchscript:cpu"], precisions=["fp32"], prune={"method": "2:4"})
+    assert [job.kind for job in pruned.jobs.values()] == ["prune", "build", "measure"]
+    assert pruned.engines[0].build.inputs["source"].job.kind == "prune"
+
+
+def test_torchscript_of_onnx_is_refused_with_what_to_take_instead():
+    onnx = BUILD_EXAMPLE["source"] | {"format": "onnx"}
+    with pytest.raises(SourceRefused, match="source is onnx") as caught:
+        planned(targets=["torchscript:cpu"], precisions=["fp32"], source=onnx)
+    assert "onnxruntime:cpu" in caught.value.hint
 
 
 def test_onnx_is_not_pruned_and_says_what_to_do_instead():

@@ -53,8 +53,10 @@ def test_an_unknown_runtime_names_the_known_ones():
         ("tensorrt-rtx:sm_86", Precision.FP8, "comes with sm_89"),
         ("tensorrt:t4", Precision.FP8, "comes with sm_89"),
         ("onnxruntime:h200", Precision.INT8, "use tensorrt:h200"),
+        ("torchscript:cpu", Precision.INT8, "use onnxruntime:cpu"),
+        ("torchscript:sm_89", Precision.FP32, "use tensorrt:sm_89"),
         ("tensorrt:h200", Precision.INT8_DYNAMIC, "use int8, with calibration data"),
-        ("tensorrt-rtx:sm_89", Precision.INT8_DYNAMIC, "ranges from calibration"),
+        ("tensorrt-rtx:sm_89", Precision.INT8_DYNAMIC, "ranges come from calibration"),
     ],
 )
 def test_a_precision_that_the_architecture_lacks_is_refused_before_a_minute_is_spent(
@@ -77,6 +79,12 @@ def test_plugins_are_for_classic_tensorrt(target, words):
     options = BuilderOptions(plugins="sha256:" + "a" * 64)
     refused = targets.option_refusal(Target(runtime=runtime, gpu=gpu), options)
     assert refused is None if words is None else words in refused
+
+
+def test_torchscript_is_built_in_fp32_for_cpus_where_it_is_named():
+    assert str(choose("torchscript:cpu").target) == "torchscript:cpu"
+    cpu = Target(runtime=Runtime.TORCHSCRIPT, gpu="cpu")
+    assert targets.refusal(cpu, Precision.FP32) is None
 
 
 def test_int8_dynamic_is_for_cpus():

@@ -15,7 +15,8 @@ export     source                                        onnx
 cast       onnx                                          typed
 calibrate  onnx, calibration                             typed (fp32 remainder), typed_fp16
 build      typed, [timing_cache], [plugin-0, …]          engine, layers, [timing_cache]
-measure    source, typed, [engine], [evaluation],        report
+build      source, for TorchScript                       engine, layers
+measure    source, [typed], [engine], [evaluation],      report
            [calibration]
 ========== ============================================= ======================================
 """

@@ -13,7 +13,7 @@ from farm.errors import EngineBuildFailed
 from farm.gpu_tags import CPU
 from farm.schemas import Layer, LayerReport
 from farm.specs import BuildParams, Precision, Profile, Runtime
-from workers import engine_types, graphs, layers
+from workers import engine_types, graphs, layers, scripted
 from workers.backends import ort, ort_cuda, trt
 from workers.backends.trt_cache import TimingCacheUse
 from workers.backends.trt_inspect import Inspected
@@ -29,6 +29,8 @@ _MATRIX_PRODUCTS = ("MatMul", "Gemm")
 def run(stage: Stage) -> StageResult:
     """Write ``engine``, its layer report ``layers``, and what classic TensorRT has timed, from ``typed``.
 
+    TorchScript is built from ``source``.
+
     Raises:
         PrecisionMissed: if nothing in the graph computes in the engine's precision.
         EngineBuildFailed: with the runtime's reason.
@@ -36,6 +38,8 @@ def run(stage: Stage) -> StageResult:
     """
     params = stage.params
     assert isinstance(params, BuildParams)
+    if params.target.runtime is Runtime.TORCHSCRIPT:
+        return scripted.build(stage, params)
     model = graphs.read_model(stage.inputs["typed"])
     profiles = resolve_profiles(graphs.input_specs(model), params.profiles)
     compute = compute_of(model, shapes_at(profiles[0], "opt"))

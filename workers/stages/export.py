@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from farm.specs import ExportParams, Profile, SourceFormat, TensorSpec
 from workers import graphs
 from workers.backends.ort import OrtModel
 from workers.checks import NO_DIFFERENCE, Difference, difference
-from workers.eager import EagerModel, input_names, output_names
+from workers.eager import SYMBOL, EagerModel, input_names, output_names
 from workers.profiles import (
     Shapes,
     batch_range,
@@ -39,8 +38,6 @@ TOLERANCE = 1e-3
 #: Where a profile allows many, this batch size is enough to show that the batch is dynamic.
 SMALL_BATCH = 2
 SEED = 0
-#: A dynamic size as torch.export names it, alone or in an expression: ``s40``, ``2*s40``.
-_SYMBOL = re.compile(r"\bs\d+\b")
 
 
 def run(stage: Stage) -> StageResult:
@@ -153,13 +150,13 @@ def _name_axes(model: onnx.ModelProto) -> None:
     names: dict[str, str] = {}
     for value in graph.input:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if _SYMBOL.fullmatch(dim.dim_param):
+            if SYMBOL.fullmatch(dim.dim_param):
                 is_batch = axis == 0 and "batch" not in names.values()
                 names.setdefault(dim.dim_param, "batch" if is_batch else f"{value.name}_{axis}")
     for value in [*graph.input, *graph.output, *graph.value_info]:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
-                dim.dim_param = _SYMBOL.sub(
+                dim.dim_param = SYMBOL.sub(
                     lambda match: names.get(match[0], match[0]), dim.dim_param
                 )
 

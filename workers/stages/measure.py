@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from farm.errors import AccuracyDropped, InvalidData, InvalidModel
 from farm.gpu_tags import CPU
-from farm.specs import MeasureParams, Profile, SourceFormat, TensorSpec
+from farm.specs import MeasureParams, Profile, Runtime, SourceFormat, TensorSpec
 from workers import cpu_metrics, gpu_metrics, graphs
 from workers.accuracy import Comparison
 from workers.backends.ort import OrtModel, cpu_threads
+from workers.backends.torchscript import TorchScriptModel
 from workers.eager import EagerModel
 from workers.profiles import batch_range, has_dynamic_batch, resolve_profiles, shapes_at_batch
 from workers.rounding import is_half_typed, rounded_model
@@ -53,11 +54,9 @@ def run(stage: Stage) -> StageResult:
     assert isinstance(params, MeasureParams)
     torch.set_num_threads(cpu_threads())
     stage.progress("load", None)
-    typed = graphs.read_model(stage.inputs["typed"])
-    inputs = graphs.input_specs(typed)
-    profile = resolve_profiles(inputs, params.profiles)[0]
     source = _source(stage, params)
-    subject, measured_on = _subject(stage, params, typed)
+    subject, measured_on, inputs = _subject(stage, params, source)
+    profile = resolve_profiles(inputs, params.profiles)[0]
     stage.progress("compare", None)
     samples, labels, data = _data(stage, params, inputs, profile)
     runnable = subject.engine if isinstance(subject, gpu_metrics.Loaded) else subject
@@ -96,9 +95,20 @@ def _source(stage: Stage, params: MeasureParams) -> EagerModel | OrtModel:
 
 
 def _subject(
+    stage: Stage, params: MeasureParams, source: EagerModel | OrtModel
+) -> tuple[Runnable | gpu_metrics.Loaded, str, Sequence[TensorSpec]]:
+    """What is measured, the engine where it runs here, else its typed ONNX; and its inputs."""
+    if params.target is not None and params.target.runtime is Runtime.TORCHSCRIPT:
+        assert isinstance(source, EagerModel)
+        return TorchScriptModel(stage.inputs["engine"]), "engine", source.input_specs
+    typed = graphs.read_model(stage.inputs["typed"])
+    subject, measured_on = _of_onnx(stage, params, typed)
+    return subject, measured_on, graphs.input_specs(typed)
+
+
+def _of_onnx(
     stage: Stage, params: MeasureParams, typed: onnx.ModelProto
 ) -> tuple[OrtModel | gpu_metrics.Loaded, str]:
-    """What is measured: the engine where it runs here, else its typed ONNX."""
     if params.target is not None:
         engine = stage.inputs["engine"]
         if params.target.gpu == CPU:

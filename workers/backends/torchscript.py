@@ -1,0 +1,134 @@
+"""TorchScript: a program compiled by ``torch.jit``, for processes that load it without Python.
+
+Scripted rather than traced: a trace keeps the sizes of its example where the program computes with a
+dynamic one, and so would run at that batch alone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx
+from torch._ops import OpOverload
+from torch.export import ExportedProgram
+from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
+
+from farm.errors import EngineBuildFailed
+from farm.schemas import Layer, LayerTensor
+from workers.eager import input_names, output_names
+from workers.samples import Arrays
+
+VERSION = torch.__version__
+#: In the archive, beside the code: the names of the inputs and outputs, in the order of the call.
+NAMES = "names.json"
+#: Of the operators that make tensors. TorchScript can't say them, and there is one device.
+_PLACES = ("device", "pin_memory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scripted:
+    """What was built."""
+
+    build_s: float
+    layers: Sequence[Layer]
+
+
+def build_engine(program: ExportedProgram, engine: Path) -> Scripted:
+    """Write a program as TorchScript: its inputs one after the other, one output or a tuple.
+
+    Raises:
+        EngineBuildFailed: naming what TorchScript can't say.
+    """
+    start = time.monotonic()
+    graph = _flat_graph(program)
+    names = {"inputs": input_names(program), "outputs": output_names(program)}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is deprecated, which the documents say
+            module = torch.jit.freeze(torch.jit.script(graph.eval()))
+            torch.jit.save(module, str(engine), _extra_files={NAMES: json.dumps(names)})
+    except Exception as err:  # the compiler raises kinds of its own, and bare RuntimeErrors
+        raise EngineBuildFailed(
+            f"torch {VERSION} can't compile this program to TorchScript: {_reason(err)}",
+            hint="use onnxruntime:cpu, or rewrite that operator with others",
+        ) from err
+    return Scripted(build_s=time.monotonic() - start, layers=list(map(_layer, _calls(program))))
+
+
+class TorchScriptModel:
+    """A TorchScript engine of the farm's own, on the CPU. Never load a stranger's: it holds a pickle."""
+
+    def __init__(self, path: Path) -> None:
+        extra = {NAMES: ""}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            load: Any = torch.jit.load  # without types of its own
+            self._module = load(str(path), map_location="cpu", _extra_files=extra)
+        names = json.loads(extra[NAMES])
+        self.input_names: list[str] = names["inputs"]
+        self.output_names: list[str] = names["outputs"]
+
+    def run(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        """The outputs for one batch, by name."""
+        # Arrays of a .npz may be read-only views, of which torch would warn: it never writes here.
+        given = [
+            torch.from_numpy(np.require(arrays[name], requirements="W"))
+            for name in self.input_names
+        ]
+        with torch.inference_mode():
+            made = self._module(*given)
+        tensors = made if isinstance(made, tuple) else (made,)
+        return {
+            name: tensor.numpy() for name, tensor in zip(self.output_names, tensors, strict=True)
+        }
+
+
+def _flat_graph(program: ExportedProgram) -> fx.GraphModule:
+    """The program's graph in words that TorchScript has: operators by name, inputs in a row."""
+    module = program.module(check_guards=False)
+    graph = module.graph
+    graph.set_codegen(CodeGen())
+    for node in graph.nodes:
+        if node.op == "call_function" and isinstance(node.target, OpOverload):
+            node.target = node.target.overloadpacket
+            node.kwargs = {name: of for name, of in node.kwargs.items() if name not in _PLACES}
+        if node.op == "output":
+            leaves = [of for of in pytree.tree_leaves(node.args) if _tensors(of)]
+            node.args = (leaves[0] if len(leaves) == 1 else tuple(leaves),)
+    return fx.GraphModule(module, graph)
+
+
+def _calls(program: ExportedProgram) -> list[fx.Node]:
+    return [node for node in program.graph.nodes if node.op == "call_function"]
+
+
+def _layer(node: fx.Node) -> Layer:
+    return Layer(
+        name=node.name,
+        type=str(node.target),
+        inputs=[tensor for given in node.all_input_nodes for tensor in _tensors(given)],
+        outputs=_tensors(node),
+    )
+
+
+def _tensors(node: Any) -> list[LayerTensor]:
+    made: Any = node.meta.get("val") if isinstance(node, fx.Node) else None
+    if not isinstance(made, torch.Tensor):
+        return []
+    shape = [size if isinstance(size, int) else -1 for size in made.shape]
+    return [LayerTensor(name=node.name, type=str(made.dtype).removeprefix("torch."), shape=shape)]
+
+
+def _reason(err: Exception) -> str:
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return " ".join(lines)[:400] or type(err).__name__

@@ -1,0 +1,103 @@
+"""Building TorchScript, and holding it against its source: engines that are made without ONNX."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from farm.errors import EngineBuildFailed
+from farm.schemas import LayerReport, ProductView
+from farm.specs import BuildParams, Profile
+from workers import graphs, layers
+from workers.backends import torchscript
+from workers.backends.torchscript import Scripted, TorchScriptModel
+from workers.checks import difference
+from workers.compute import Compute
+from workers.eager import EagerModel
+from workers.profiles import Shapes, profiles_as_json, resolve_profiles, shapes_at
+from workers.samples import random_arrays
+from workers.sources import load_program
+from workers.stages import Stage, StageResult
+from workers.weights import compute_of_program
+
+SEED = 0
+#: A larger error, as a share of the output's largest magnitude, isn't rounding any more.
+TOLERANCE = 1e-3
+
+
+def build(stage: Stage, params: BuildParams) -> StageResult:
+    """Write ``engine`` and its layer report ``layers`` from ``source``.
+
+    Raises:
+        EngineBuildFailed: if it can't be TorchScript, or doesn't do then what the source does.
+        ProfileMismatch: if the profiles don't fit the program's inputs.
+    """
+    stage.progress("load", None)
+    program = load_program(stage.inputs["source"])
+    source = EagerModel(program)
+    profiles = resolve_profiles(source.input_specs, params.profiles)
+    stage.progress("build", None)
+    engine = stage.workdir / "engine.pt"
+    built = torchscript.build_engine(program, engine)
+    stage.progress("check", None)
+    check(source, TorchScriptModel(engine), profiles)
+    report = _report(source, built, compute_of_program(program), profiles)
+    facts = {
+        "runtime": str(params.target.runtime),
+        "runtime_version": torchscript.VERSION,
+        "compute_capabilities": [],
+        "layers": len(built.layers),
+        "compute": report.compute.model_dump(mode="json"),
+        "build_s": round(built.build_s, 3),
+        "engine_bytes": engine.stat().st_size,
+        "inputs": graphs.specs_as_json(source.input_specs),
+        "outputs": graphs.specs_as_json(source.output_specs),
+        "profiles": profiles_as_json(profiles),
+        "options": params.options.model_dump(mode="json"),
+    }
+    written = layers.write(report, stage.workdir / "layers.json")
+    return StageResult(outputs={"engine": engine, "layers": written}, facts=facts)
+
+
+def check(source: EagerModel, engine: TorchScriptModel, profiles: Sequence[Profile]) -> None:
+    """Refuse an engine that doesn't give its source's outputs at the profiles' min and opt shapes.
+
+    Raises:
+        EngineBuildFailed: with the shapes.
+    """
+    for profile in profiles:
+        # At one size alone a batch that became fixed wouldn't show.
+        for shapes in (shapes_at(profile, "min"), shapes_at(profile, "opt")):
+            arrays = random_arrays(source.input_specs, shapes, seed=SEED)
+            expected = source.run(arrays)
+            try:
+                found = difference(expected, engine.run(arrays))
+            except RuntimeError as err:
+                raise _diverged(shapes, str(err).strip().splitlines()[-1][:200]) from err
+            if not found.finite or found.scaled_error > TOLERANCE:
+                raise _diverged(shapes, f"its outputs are off by up to {found.max_abs_error:.3g}")
+
+
+def _diverged(shapes: Shapes, why: str) -> EngineBuildFailed:
+    return EngineBuildFailed(
+        f"TorchScript doesn't do what the source does at the shapes {shapes}: {why}",
+        hint="use onnxruntime:cpu; for that size alone export the model with fixed shapes",
+    )
+
+
+def _report(
+    source: EagerModel, built: Scripted, compute: Compute, profiles: Sequence[Profile]
+) -> LayerReport:
+    return LayerReport.model_validate(
+        {
+            "source": "the program that was compiled",
+            "compute": compute.as_facts(),
+            "products": [ProductView.model_validate(product) for product in compute.products],
+            "layers": built.layers,
+            "kinds": Counter(layer.type for layer in built.layers),
+            "operators": len(built.layers),
+            "inputs": source.input_specs,
+            "outputs": source.output_specs,
+            "profiles": profiles,
+        }
+    )
