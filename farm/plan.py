@@ -245,7 +245,7 @@ class _Planner:
             target=target if runnable else None,
             format=request.source.format,
             profiles=self._profiles,
-            options=request.options if runnable else BuilderOptions(),
+            options=self._options(target) if runnable else BuilderOptions(),
             metric=request.evaluation.metric if request.evaluation else None,
             max_drop=request.evaluation.max_drop if request.evaluation else None,
         )
