@@ -67,9 +67,13 @@ check-tensorrt: install ## Check the adapter against classic TensorRT's publishe
 	@$(BIN)/python scripts/check_tensorrt.py
 
 .PHONY: support-matrix
-support-matrix: install ## Build the zoo for every GPU in every precision; write docs/support-matrix.md
-	@$(BIN)/python -m tests.zoo --write docs/support-matrix.md
+support-matrix: install ## Build the zoo for every GPU in every precision; write docs/support-matrix.md; ARGS=--again
+	@$(BIN)/python -m tests.zoo support-matrix $(ARGS)
+
+.PHONY: architectures
+architectures: install ## Build BERT-base and ResNet-50 for every GPU in every precision; write docs/architectures.md
+	@$(BIN)/python -m tests.zoo architectures $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what the targets made
-	@rm -rf .venv .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .zoo

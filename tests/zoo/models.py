@@ -1,11 +1,11 @@
-"""The zoo: the light models inside the ``onnx`` package, and small ``transformers`` of many kinds.
+"""The zoo: the light models inside the ``onnx`` package, ``transformers`` of many kinds, two of real size.
 
 All have random weights, so what is tested is whether their graphs can be built, and what is lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,31 @@ import torch
 from torch import nn
 
 from tests.zoo.runner import Source
-from workers import graphs
+from workers import demo, graphs
 from workers.profiles import resolve_profiles, shapes_at_batch
 from workers.samples import random_arrays
 
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
 SAMPLES = 4
+LARGE_SAMPLES = 16
 _SEED = 0
 
 
-def names() -> list[str]:
-    return [path.stem.removeprefix("light_") for path in sorted(LIGHT.glob("*.onnx"))] + list(
-        TRANSFORMERS
-    )
+def small() -> list[str]:
+    """Those of the support matrix."""
+    light = [path.stem.removeprefix("light_") for path in sorted(LIGHT.glob("*.onnx"))]
+    return light + list(TRANSFORMERS)
+
+
+def large() -> list[str]:
+    """Those of real sizes."""
+    return list(LARGE)
 
 
 def source(name: str, folder: Path) -> Source:
     """A model of the zoo, written to a folder where it has to be made."""
+    if name in LARGE:
+        return LARGE[name](folder)
     if name in TRANSFORMERS:
         return _transformer(name, folder)
     path = LIGHT / f"light_{name}.onnx"
@@ -207,15 +215,65 @@ TRANSFORMERS: dict[str, Maker] = {
 def _transformer(name: str, folder: Path) -> Source:
     torch.manual_seed(_SEED)
     model, inputs, output = TRANSFORMERS[name]()
-    wrapped = _WRAPPERS[next(iter(inputs))](model.eval(), output)
     batch = torch.export.Dim("batch", min=1, max=64)
+    return _exported(name, folder, model, inputs, output, {0: batch})
+
+
+def _exported(
+    name: str,
+    folder: Path,
+    model: nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    output: str,
+    dynamic: Mapping[int, torch.export.Dim],
+    profiles: Sequence[Mapping[str, Any]] = (),
+) -> Source:
+    wrapped = _WRAPPERS[next(iter(inputs))](model.eval(), output)
     with torch.no_grad():
         program = torch.export.export(
             wrapped,
             tuple(tensor[:2] for tensor in inputs.values()),
-            dynamic_shapes=tuple({0: batch} for _ in inputs),
+            dynamic_shapes=tuple(dict(dynamic) for _ in inputs),
         )
     path = folder / f"{name}.pt2"
     torch.export.save(program, path)
     samples = {spec: tensor.numpy() for spec, tensor in inputs.items()}
-    return Source(name=name, path=path, format="pt2", samples=samples)
+    return Source(name=name, path=path, format="pt2", samples=samples, profiles=profiles)
+
+
+def _bert_base(folder: Path) -> Source:
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(_SEED)
+    inputs = {
+        "input_ids": torch.randint(0, 30522, (LARGE_SAMPLES, 64)),
+        "attention_mask": torch.ones(LARGE_SAMPLES, 64, dtype=torch.long),
+    }
+    batch = torch.export.Dim("batch", min=1, max=64)
+    sequence = torch.export.Dim("sequence", min=2, max=512)
+    shapes = {"min": (1, 16), "opt": (8, 64), "max": (8, 128)}
+    return _exported(
+        "bert-base",
+        folder,
+        BertModel(BertConfig()),
+        inputs,
+        "last_hidden_state",
+        {0: batch, 1: sequence},
+        profiles=[dict.fromkeys(inputs, shapes)],
+    )
+
+
+def _resnet_50(folder: Path) -> Source:
+    images = demo.textured_images(LARGE_SAMPLES, seed=_SEED)
+    path = folder / "resnet-50.pt2"
+    demo.save_program(demo.random_resnet50(images), torch.from_numpy(images[:2]), path)
+    profile = {
+        "image": {"min": (1, 3, 224, 224), "opt": (8, 3, 224, 224), "max": (16, 3, 224, 224)}
+    }
+    return Source(
+        name="resnet-50", path=path, format="pt2", samples={"image": images}, profiles=[profile]
+    )
+
+
+#: Of real sizes: these have a page of their own.
+LARGE: dict[str, Callable[[Path], Source]] = {"bert-base": _bert_base, "resnet-50": _resnet_50}

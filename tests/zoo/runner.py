@@ -1,9 +1,10 @@
-"""Runs a build's plan here, without a farm: each job's stage in this process, one after the other."""
+"""Runs a build's plan here, without a farm: one job after the other, in this process or each in a child."""
 
 from __future__ import annotations
 
+import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,17 @@ from farm import targets
 from farm.errors import FarmError, StageFailed
 from farm.plan import Plan, PlannedEngine, PlannedJob, plan
 from farm.schemas import BuildRequest
-from farm.specs import PARAMS, Precision, Runtime
+from farm.specs import Precision, Runtime
 from workers import toolchain
-from workers.stages import Stage, StageResult, run
+from workers.isolate import Child, Link, peak_memory_bytes, preload
+from workers.stages import StageRequest, run_request
 
 DIGEST = f"sha256:{'0' * 63}"
 RUNTIMES = (Runtime.TENSORRT_RTX, Runtime.ONNXRUNTIME)
+STAGE_TIMEOUT_S = 3600.0
+
+#: Runs a stage, and returns its ``outputs`` and ``facts``; of a child ``cpu_s`` and ``peak_bytes``, too.
+Execute = Callable[[StageRequest], dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +41,50 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ended:
+    """What came of one job."""
+
+    job: PlannedJob
+    seconds: float = 0.0
+    cpu_s: float = (
+        0.0  #: of its process, on all cores: what other work on the machine changes little
+    )
+    peak_bytes: int = 0  #: of its process's memory, with what it shares with the fork server
+    outputs: Mapping[str, Path] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    error: FarmError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Built:
-    """What came of one precision for one target."""
+    """What came of one precision for one target; refused when it was planned, it has no results."""
 
     target: str
     precision: str
     error: FarmError | None = None
-    bytes: int = 0
-    seconds: float = 0.0  #: of its own build job
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    accuracy: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, Any] = field(default_factory=dict)
     #: Of its jobs, by their kinds: what each wrote, and what it recorded.
-    results: Mapping[str, StageResult] = field(default_factory=dict)
+    results: Mapping[str, Ended] = field(default_factory=dict)
+
+    @property
+    def build(self) -> Ended:
+        return self.results["build"]
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return self.build.facts
+
+    @property
+    def bytes(self) -> int:
+        return int(self.facts["engine_bytes"])
+
+    @property
+    def accuracy(self) -> Mapping[str, Any]:
+        accuracy: Mapping[str, Any] = self.results["measure"].facts["accuracy"]
+        return accuracy
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        return self.results["measure"].facts["metrics"] or {}
 
 
 def build(
@@ -58,20 +95,104 @@ def build(
     folder: Path,
     **request: Any,
 ) -> Iterator[Built]:
-    """Build every pair; one that is refused comes with the reason.
+    """Build every pair in this process; one that is refused comes with the reason.
 
     Parameters:
         request: more fields of the build request.
     """
-    runner = _Runner(_blobs(source, folder), folder)
-    for gpu in gpus:
-        for precision in precisions:
+    return Runner(source, folder, in_process).build(precisions, gpus, **request)
+
+
+def in_process(request: StageRequest) -> dict[str, Any]:
+    return run_request(request, lambda *_: None)
+
+
+def in_child(request: StageRequest) -> dict[str, Any]:
+    """Run a stage as a worker does."""
+    preload(["workers.stages.warm", __name__])
+    with Child(_stage, request.model_dump(mode="json"), timeout_s=STAGE_TIMEOUT_S) as child:
+        for _ in child.happenings():
+            pass
+        made: dict[str, Any] = child.result()
+        return made
+
+
+def _stage(request: dict[str, Any], link: Link) -> dict[str, Any]:
+    made = run_request(StageRequest.model_validate(request), link.progress, link.quiet)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    spent = {"cpu_s": usage.ru_utime + usage.ru_stime, "peak_bytes": peak_memory_bytes()}
+    return made | spent
+
+
+class Runner:
+    """Runs each job once; a job whose input failed fails as that did."""
+
+    def __init__(self, source: Source, folder: Path, execute: Execute) -> None:
+        self._source = source
+        self._folder = folder
+        self._execute = execute
+        self._blobs = _blobs(source, folder)
+        self.ended: dict[str, Ended] = {}  #: by key
+
+    def build(
+        self, precisions: Sequence[Precision], gpus: Sequence[str], **request: Any
+    ) -> Iterator[Built]:
+        """Build every pair; one that is refused comes with the reason.
+
+        Parameters:
+            request: more fields of the build request.
+        """
+        for gpu in gpus:
+            for precision in precisions:
+                try:
+                    [engine] = _plan(self._source, precision, gpu, request).engines
+                except FarmError as err:
+                    yield Built(target=gpu, precision=str(precision), error=err)
+                else:
+                    yield self._engine(engine)
+
+    def _engine(self, engine: PlannedEngine) -> Built:
+        build, measure = self._run(engine.build), self._run(engine.measure)
+        return Built(
+            target=str(engine.choice.target),
+            precision=str(engine.precision),
+            error=build.error or measure.error,
+            results={"build": build} | dict(self._results(engine.measure)),
+        )
+
+    def _results(self, job: PlannedJob) -> Iterator[tuple[str, Ended]]:
+        for given in job.inputs.values():
+            if given.job is not None:
+                yield from self._results(given.job)
+        yield job.kind.value, self._run(job)
+
+    def _run(self, job: PlannedJob) -> Ended:
+        if job.key not in self.ended:
+            start = time.monotonic()
             try:
-                [engine] = _plan(source, precision, gpu, request).engines
-            except FarmError as err:
-                yield Built(target=gpu, precision=str(precision), error=err)
-            else:
-                yield runner.engine(engine)
+                made = self._stage(job)
+            except StageFailed as err:
+                made = {"error": err}
+            made["outputs"] = {r: Path(path) for r, path in made.get("outputs", {}).items()}
+            self.ended[job.key] = Ended(job=job, seconds=time.monotonic() - start, **made)
+        return self.ended[job.key]
+
+    def _stage(self, job: PlannedJob) -> dict[str, Any]:
+        inputs = {}
+        for role, given in job.inputs.items():
+            if given.job is None:
+                inputs[role] = self._blobs[given.name]
+                continue
+            made = self._run(given.job)
+            if made.error:
+                raise made.error
+            inputs[role] = made.outputs[given.output]
+        workdir = self._folder / job.key.removeprefix("sha256:")[:16]
+        workdir.mkdir()
+        params = job.recipe["params"]
+        return self._execute(
+            StageRequest(kind=job.kind, params=params, inputs=inputs, workdir=workdir)
+        )
 
 
 def _blobs(source: Source, folder: Path) -> dict[str, Path]:
@@ -99,72 +220,3 @@ def _plan(source: Source, precision: Precision, gpu: str, more: Mapping[str, Any
     )
     choice = targets.choose(gpu, runtimes=RUNTIMES, online_queues={})
     return plan(request, [choice], lambda _queue: toolchain.installed(), {})
-
-
-class _Runner:
-    """Runs each job once; a job whose input failed fails as that did."""
-
-    def __init__(self, blobs: Mapping[str, Path], folder: Path) -> None:
-        self._blobs = blobs
-        self._folder = folder
-        self._ended: dict[str, StageResult | FarmError] = {}
-        self.seconds: dict[str, float] = {}
-
-    def engine(self, engine: PlannedEngine) -> Built:
-        named = {"target": str(engine.choice.target), "precision": str(engine.precision)}
-        built, measured = self._run(engine.build), self._run(engine.measure)
-        for end in (built, measured):
-            if isinstance(end, FarmError):
-                return Built(**named, error=end)
-        assert isinstance(built, StageResult)
-        assert isinstance(measured, StageResult)
-        return Built(
-            **named,
-            bytes=built.outputs["engine"].stat().st_size,
-            seconds=self.seconds[engine.build.key],
-            facts=built.facts,
-            accuracy=measured.facts["accuracy"],
-            metrics=measured.facts["metrics"] or {},
-            results=dict(self._results(engine.measure)),
-        )
-
-    def _results(self, job: PlannedJob) -> Iterator[tuple[str, StageResult]]:
-        for given in job.inputs.values():
-            if given.job is not None:
-                yield from self._results(given.job)
-        result = self._ended[job.key]
-        assert isinstance(result, StageResult)
-        yield job.kind.value, result
-
-    def _run(self, job: PlannedJob) -> StageResult | FarmError:
-        if job.key not in self._ended:
-            start = time.monotonic()
-            try:
-                self._ended[job.key] = self._stage(job)
-            except StageFailed as err:
-                self._ended[job.key] = err
-            self.seconds[job.key] = time.monotonic() - start
-        return self._ended[job.key]
-
-    def _stage(self, job: PlannedJob) -> StageResult:
-        inputs = {}
-        for role, given in job.inputs.items():
-            if given.job is None:
-                inputs[role] = self._blobs[given.name]
-                continue
-            made = self._run(given.job)
-            if isinstance(made, FarmError):
-                raise made
-            inputs[role] = made.outputs[given.output]
-        workdir = self._folder / job.key.removeprefix("sha256:")[:16]
-        workdir.mkdir()
-        params = PARAMS[job.kind].model_validate(job.recipe["params"])
-        return run(
-            Stage(
-                kind=job.kind,
-                params=params,
-                inputs=inputs,
-                workdir=workdir,
-                progress=lambda *_: None,
-            )
-        )

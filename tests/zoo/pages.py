@@ -1,0 +1,140 @@
+"""The pages of docs/ that say what came of the zoo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from farm.specs import Precision
+
+Result = dict[str, Any]
+
+#: Shares and cosines above these are whole for a reader.
+_WHOLE_SHARE, _WHOLE_COSINE = 0.995, 0.999
+
+_MATRIX = """<!-- Made by `make support-matrix`; a change here would be lost. -->
+
+# Support matrix
+
+Models × GPUs × precisions: TensorRT-RTX ahead of time for each architecture, ONNX Runtime for `cpu`,
+on a machine of 2 cores without a GPU. The models are the light ones inside the `onnx` package and
+small configurations of `transformers`, all with random weights and samples.
+
+A cell says the engine's size, the share of the multiplications that are in that type where it isn't all,
+and the cosine similarity with the source where it is below 0.999. A number in brackets is a reason, below."""
+
+_ARCHITECTURES = """<!-- Made by `make architectures`; a change here would be lost. -->
+
+# Two models for every architecture
+
+BERT-base (`transformers.BertModel`, dynamic batch 1–8 and sequence 16–128) and ResNet-50 (224 × 224, dynamic
+batch 1–16), with random weights, in every precision that each architecture has: TensorRT-RTX ahead of time,
+ONNX Runtime for `cpu`, on a machine of 2 cores without a GPU. int8 and fp8 are calibrated with random
+samples by the method `max`.
+
+Each job ran alone in a process of its own. Its peak memory counts what it shares with the process that jobs
+are forked from, about {shared} of imported libraries. Accuracy is that of the typed ONNX graph for GPUs, and
+of the engine for `cpu`. The jobs in the first table of a model are shared by all of its engines."""
+
+
+def support_matrix(results: Sequence[Result]) -> str:
+    gpus = list(dict.fromkeys(row["gpu"] for result in results for row in result["rows"]))
+    reasons: dict[str, int] = {}
+    lines = [_MATRIX]
+    for precision in Precision:
+        lines += ["", f"## {precision}", "", *_head("model", *gpus)]
+        for result in results:
+            rows = [row for row in result["rows"] if row["precision"] == precision]
+            lines.append(_line(result["model"], *(_cell(row, reasons) for row in rows)))
+    lines += ["", "## Why not", "", *_reasons(reasons)]
+    lines += ["", "## Time and memory", ""]
+    lines += _head("model", "engines", "seconds, all jobs", "peak memory of a job")
+    for result in results:
+        built = sum(not row["error"] for row in result["rows"])
+        peak = max(job["peak_bytes"] for job in result["jobs"])
+        lines.append(_line(result["model"], built, f"{result['seconds']:.0f}", _gb(peak)))
+    return "\n".join(lines) + "\n"
+
+
+def architectures(results: Sequence[Result]) -> str:
+    least = min(job["peak_bytes"] for result in results for job in result["jobs"])
+    lines = [_ARCHITECTURES.format(shared=_gb(least))]
+    reasons: dict[str, int] = {}
+    for result in results:
+        lines += ["", f"## {result['model']}", ""]
+        lines += _head("job", "precision", "seconds", "peak memory")
+        lines += [
+            _line(
+                job["kind"],
+                job["precision"] or "–",
+                f"{job['seconds']:.1f}",
+                _gb(job["peak_bytes"]),
+            )
+            for job in result["jobs"]
+            if job["kind"] != "build" and not job["error"]
+        ]
+        lines += [""]
+        lines += _head(
+            "GPU",
+            "precision",
+            "build, s",
+            "peak memory",
+            "engine",
+            "computes in",
+            "cosine",
+            "top-1",
+        )
+        lines += [_engine(row, reasons) for row in result["rows"]]
+    return "\n".join([*lines, "", "## Why not", "", *_reasons(reasons)]) + "\n"
+
+
+def _engine(row: dict[str, Any], reasons: dict[str, int]) -> str:
+    if row["error"]:
+        return _line(row["gpu"], row["precision"], _reason(row, reasons), *[""] * 5)
+    accuracy, top1 = row["accuracy"], row["accuracy"]["top1_agreement"]
+    return _line(
+        row["gpu"],
+        row["precision"],
+        f"{row['seconds']:.1f}",
+        _gb(row["peak_bytes"]),
+        f"{row['bytes'] / 1e6:.1f} MB",
+        ", ".join(f"{name} {share:.1%}" for name, share in row["types"].items()),
+        f"{accuracy['cosine_mean']:.4f}",
+        "–" if top1 is None else f"{top1:.1%}",
+    )
+
+
+def _cell(row: dict[str, Any], reasons: dict[str, int]) -> str:
+    if row["error"]:
+        return _reason(row, reasons)
+    said = [f"{row['bytes'] / 1e6:.1f} MB"]
+    share, cosine = row["types"].get(row["precision"]), row["accuracy"]["cosine_mean"]
+    if share is not None and share < _WHOLE_SHARE:
+        said.append(f"{share:.0%}")
+    if cosine < _WHOLE_COSINE:
+        said.append(f"cos {cosine:.3f}")
+    return ", ".join(said)
+
+
+def _reason(row: dict[str, Any], reasons: dict[str, int]) -> str:
+    _code, detail, hint = row["error"]
+    # Of one reason for many GPUs the GPU is in the row, or the column.
+    text = f"{detail}. {hint or ''}".strip().replace(f"for {row['gpu']}: ", "")
+    return f"[{reasons.setdefault(text, len(reasons) + 1)}]"
+
+
+def _reasons(reasons: dict[str, int]) -> Iterator[str]:
+    for text, number in reasons.items():
+        yield f"{number}. {text}"
+
+
+def _head(*names: str) -> list[str]:
+    return [_line(*names), _line(*["---"] * len(names))]
+
+
+def _line(*cells: object) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |"
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"
