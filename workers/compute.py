@@ -16,6 +16,7 @@ from math import prod
 import onnx
 from onnx import TensorProto
 
+from workers import graphs
 from workers.profiles import Shapes
 
 _TYPES = {
@@ -155,8 +156,7 @@ class _Lookup:
 
 def _at(model: onnx.ModelProto, shapes: Shapes) -> onnx.ModelProto:
     """A graph with shapes inferred at these of its inputs."""
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
+    fixed = graphs.outline(model)
     for given in fixed.graph.input:
         for dim, size in zip(
             given.type.tensor_type.shape.dim, shapes.get(given.name, ()), strict=False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ MIN_OPSET = 19
 #: protobuf's limit for one message: beyond it the weights are kept beside the graph.
 MAX_PROTO_BYTES = 2_000_000_000
 QDQ_OPS = ("QuantizeLinear", "DequantizeLinear")
+#: Constants of up to so many values may say a shape; larger ones are weights.
+_SHAPE_VALUES = 64
 
 _EXPORT_AGAIN = "export the model again and check that the upload is whole"
 
@@ -57,7 +59,7 @@ def check_model(model: onnx.ModelProto) -> None:
         _check_operator(node, opset)
     try:
         onnx.checker.check_model(model)
-        onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        onnx.shape_inference.infer_shapes(outline(model), strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
         raise InvalidModel(
             f"the ONNX model is invalid: {brief(err)}",
@@ -71,6 +73,38 @@ def opset_of(model: onnx.ModelProto) -> int:
     if not versions:
         raise InvalidModel("the ONNX model imports no standard opset", hint=_EXPORT_AGAIN)
     return int(max(versions))
+
+
+def outline(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with its weights as inputs, without their values.
+
+    Types and shapes follow from it as well. Of the whole model they are inferred in seconds, since that
+    copies all weights more than once.
+    """
+    result = onnx.ModelProto(ir_version=model.ir_version)
+    result.opset_import.extend(model.opset_import)
+    result.functions.extend(model.functions)
+    graph = result.graph
+    graph.name = model.graph.name
+    for field in ("node", "input", "output", "value_info"):
+        getattr(graph, field).extend(getattr(model.graph, field))
+    given = {value.name for value in graph.input}
+    for tensor in model.graph.initializer:
+        if prod(tensor.dims) <= _SHAPE_VALUES:
+            graph.initializer.append(tensor)
+        elif tensor.name not in given:
+            graph.input.append(
+                helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    return result
+
+
+def types_of(model: onnx.ModelProto) -> dict[str, int]:
+    """The element type of every tensor of a graph, those of its subgraphs left out."""
+    graph = onnx.shape_inference.infer_shapes(outline(model)).graph
+    values = [*graph.value_info, *graph.output, *graph.input]
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
 def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
@@ -128,7 +162,7 @@ def modernised(model: onnx.ModelProto) -> onnx.ModelProto:
     modern.CopyFrom(model)
     graph = modern.graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    _keep(graph.input, [value for value in graph.input if value.name not in tensors])
+    _drop(graph.input, lambda value: value.name in tensors)
     filled = [node for node in graph.node if _is_filled(node, tensors)]
     for node in filled:
         value = next((numpy_helper.to_array(a.t) for a in node.attribute), np.zeros(1, np.float32))
@@ -139,7 +173,7 @@ def modernised(model: onnx.ModelProto) -> onnx.ModelProto:
             )
         weights = np.full(shape, value[0], value.dtype)
         graph.initializer.append(numpy_helper.from_array(weights, node.output[0]))
-    _keep(graph.node, [node for node in graph.node if node not in filled])
+    _drop(graph.node, lambda node: _is_filled(node, tensors))
     drop_unused(graph)
     modern.ir_version = max(modern.ir_version, _ir_version(modern))
     return modern
@@ -154,16 +188,18 @@ def drop_unused(graph: onnx.GraphProto) -> None:
     """Drop the initializers that nothing takes."""
     used = {name for node in all_nodes(graph) for name in node.input}
     used |= {value.name for value in graph.output}
-    _keep(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in used])
+    _drop(graph.initializer, lambda tensor: tensor.name not in used)
 
 
 def _is_filled(node: onnx.NodeProto, constants: Container[str]) -> bool:
     return node.op_type == "ConstantOfShape" and node.input[0] in constants
 
 
-def _keep(field: Any, values: list[Any]) -> None:
-    del field[:]
-    field.extend(values)
+def _drop(field: Any, is_dropped: Callable[[Any], bool]) -> None:
+    """Drop some messages of a repeated field; to write it anew would copy the others."""
+    for index in reversed(range(len(field))):
+        if is_dropped(field[index]):
+            del field[index]
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:

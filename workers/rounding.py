@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from workers import graphs
+
 _HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
@@ -27,7 +29,7 @@ def rounded_model(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Subgraphs are left as they are. The graph's inputs and outputs must be fp32.
     """
-    types = _types(model)
+    types = graphs.types_of(model)
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
@@ -41,12 +43,6 @@ def rounded_model(model: onnx.ModelProto) -> onnx.ModelProto:
     del graph.node[:]
     graph.node.extend(nodes)
     return result
-
-
-def _types(model: onnx.ModelProto) -> dict[str, int]:
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    values = [*graph.value_info, *graph.output]
-    return {value.name: value.type.tensor_type.elem_type for value in values}
 
 
 def _rounded(node: onnx.NodeProto, types: dict[str, int]) -> list[onnx.NodeProto]:

@@ -198,13 +198,8 @@ def refuse_on_turing(model: onnx.ModelProto) -> None:
     Raises:
         EngineBuildFailed: naming the operator.
     """
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    types = {
-        value.name: value.type.tensor_type.elem_type
-        for value in [*inferred.value_info, *inferred.output, *inferred.input]
-    }
-    types |= {tensor.name: tensor.data_type for tensor in inferred.initializer}
-    for node in inferred.node:
+    types = graphs.types_of(model)
+    for node in model.graph.node:
         kinds = {types.get(name) for name in [*node.input, *node.output]}
         if onnx.TensorProto.BFLOAT16 in kinds:
             raise EngineBuildFailed(

@@ -105,12 +105,8 @@ def low_precision_nodes(model: onnx.ModelProto, precision: Precision) -> tuple[i
         Precision.FP16: onnx.TensorProto.FLOAT16,
         Precision.BF16: onnx.TensorProto.BFLOAT16,
     }[precision]
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    types = {
-        value.name: value.type.tensor_type.elem_type
-        for value in [*inferred.value_info, *inferred.output]
-    }
-    computing = [node for node in inferred.node if node.op_type not in ("Cast", "Constant")]
+    types = graphs.types_of(model)
+    computing = [node for node in model.graph.node if node.op_type not in ("Cast", "Constant")]
     given = [types.get(node.output[0]) for node in computing]
     low = sum(kind == low_type for kind in given)
     return low, low + sum(kind == onnx.TensorProto.FLOAT for kind in given)
