@@ -18,7 +18,7 @@ from farm.specs import JobKind, Runtime
 #: Raise a stage's number when its code changes what it makes.
 STAGE_VERSIONS: dict[JobKind, int] = {
     JobKind.PRUNE: 1,
-    JobKind.EXPORT: 2,
+    JobKind.EXPORT: 3,
     JobKind.CAST: 2,
     JobKind.CALIBRATE: 2,
     JobKind.BUILD: 3,

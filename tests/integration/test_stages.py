@@ -233,6 +233,30 @@ def test_export_refuses_a_graph_that_diverges(
     assert "differ" in error.detail
 
 
+class BiasedAttention(torch.nn.Module):
+    """Attention with a bias by position that all of a batch share, as that of T5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = torch.nn.Embedding(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = x.reshape(x.shape[0], 4, 2, 8).transpose(1, 2)
+        distances = (torch.arange(4)[:, None] - torch.arange(4)).abs()
+        bias = self.bias(distances).permute(2, 0, 1).unsqueeze(0)
+        mixed = torch.nn.functional.scaled_dot_product_attention(
+            heads, heads, heads, attn_mask=bias
+        )
+        return mixed.transpose(1, 2).reshape(x.shape)
+
+
+def test_attention_with_a_shared_bias_is_exported(bench: Bench, tmp_path: Path) -> None:
+    source = tmp_path / "attention.pt2"
+    demo.save_program(BiasedAttention().eval(), torch.randn(2, 4, 16), source)
+    facts = bench.run(ExportParams(format="pt2"), source=source).facts
+    assert facts["check"]["max_abs_error"] < 1e-4
+
+
 def test_onnx_is_taken_as_it_is(bench: Bench, tmp_path: Path) -> None:
     source = matmul(tmp_path / "m.onnx")
     result = bench.run(ExportParams(format="onnx"), source=source)

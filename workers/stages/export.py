@@ -105,6 +105,7 @@ def _from_onnx(stage: Stage, params: ExportParams, target: Path) -> dict[str, An
 
 def _to_onnx(program: ExportedProgram) -> onnx.ModelProto:
     start = time.monotonic()
+    _lay_attention_out(program)
     try:
         exported = torch.onnx.export(
             program,
@@ -124,6 +125,27 @@ def _to_onnx(program: ExportedProgram) -> onnx.ModelProto:
     assert exported is not None
     print(f"exported to opset {EXPORT_OPSET} in {time.monotonic() - start:.1f} s", flush=True)
     return exported.model_proto
+
+
+def _lay_attention_out(program: ExportedProgram) -> None:
+    """Have attention's result contiguous, as that of ONNX is.
+
+    PyTorch's kernel for CPUs gives it transposed. The exporter would take a reshape after it for a view,
+    which it isn't of ONNX's result, and fail (torch 2.13, with a bias that a batch shares, as T5's).
+    """
+    graph = program.graph
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+            with graph.inserting_after(node):
+                laid_out = graph.call_function(
+                    torch.ops.aten.clone.default,
+                    (node,),
+                    {"memory_format": torch.contiguous_format},
+                )
+            value = node.meta["val"].clone(memory_format=torch.contiguous_format)
+            laid_out.meta = node.meta | {"val": value}
+            node.replace_all_uses_with(laid_out, lambda user, kept=laid_out: user is not kept)
+    program.graph_module.recompile()
 
 
 def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
