@@ -20,7 +20,7 @@ STAGE_VERSIONS: dict[JobKind, int] = {
     JobKind.PRUNE: 1,
     JobKind.EXPORT: 3,
     JobKind.CAST: 2,
-    JobKind.CALIBRATE: 2,
+    JobKind.CALIBRATE: 3,
     JobKind.BUILD: 3,
     JobKind.MEASURE: 2,
 }

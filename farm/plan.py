@@ -197,8 +197,11 @@ class _Planner:
             return Input(job=self._export(), output="onnx")
         if precision not in CALIBRATED:
             return Input(job=self._cast(precision), output="typed")
-        on_cpu = target.gpu == gpu_tags.CPU
-        return Input(job=self._calibrate(precision), output="typed" if on_cpu else "typed_fp16")
+        if target.gpu == gpu_tags.CPU:
+            output = "typed"
+        else:
+            output = "typed_half" if targets.has_bf16(target) else "typed_fp16"
+        return Input(job=self._calibrate(precision), output=output)
 
     def _build(self, choice: Choice, precision: Precision) -> PlannedJob:
         kind = None
@@ -207,6 +210,7 @@ class _Planner:
             inputs = {"source": source}
         else:
             inputs = {"typed": self._typed(precision, choice.target)}
+            inputs |= self._ranges(precision, choice.target)
         params = BuildParams(
             target=choice.target,
             compute_capability=choice.compute_capability,
@@ -223,6 +227,14 @@ class _Planner:
             target=choice.target,
             precision=precision,
         )
+
+    def _ranges(self, precision: Precision, target: Target) -> dict[str, Input]:
+        """What a build measures the ranges by that integer kernels of CPUs need, and GPUs don't."""
+        data = self._request.calibration
+        if precision is not Precision.INT8 or target.gpu != gpu_tags.CPU or data is None:
+            return {}
+        onnx = Input(job=self._export(), output="onnx")
+        return {"onnx": onnx, "calibration": Input(digest=data.digest)}
 
     def _options(self, target: Target) -> BuilderOptions:
         """As asked for. TensorRT may use its sparse kernels for what was pruned for them alone."""

@@ -29,8 +29,8 @@ class Precision(StrEnum):
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"
-    INT8 = "int8"  #: explicit Q/DQ, calibrated; the rest in fp16 on GPUs and fp32 on CPUs
-    FP8 = "fp8"  #: E4M3, explicit Q/DQ, calibrated; the rest in fp16
+    INT8 = "int8"  #: explicit Q/DQ, calibrated; the rest in fp16, or bf16 for its range, and fp32 on CPUs
+    FP8 = "fp8"  #: E4M3, explicit Q/DQ, calibrated; the rest in fp16, or bf16 for its range
     INT8_DYNAMIC = "int8-dynamic"  #: int8 weights, activations as they come; the rest in fp32
 
     @property

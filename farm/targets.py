@@ -13,6 +13,7 @@ CPU_QUEUE = "cpu"  #: of the jobs that any CPU worker can run
 
 #: TensorRT-RTX builds ahead of time for these on any CPU (tensorrt-rtx 1.7).
 RTX_CAPABILITIES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
+_FIRST_BF16 = 80  #: Ampere
 _FIRST_FP8 = 89  #: Ada
 
 
@@ -72,6 +73,11 @@ def _torchscript_refusal(precision: Precision | None) -> str | None:
     if precision in (None, Precision.FP32):
         return None
     return f"TorchScript is built in fp32; for {precision} use onnxruntime:cpu"
+
+
+def has_bf16(target: Target) -> bool:
+    """Whether a GPU computes in bf16."""
+    return gpu_tags.number(gpu_tags.compute_capability(target.gpu)) >= _FIRST_BF16
 
 
 def option_refusal(target: Target, options: BuilderOptions) -> str | None:

@@ -129,7 +129,7 @@ class Ledger:
             "build": ["engine"],
             "measure": ["report"],
         }
-        outputs = roles.get(claim.kind, ["typed", "typed_fp16"])
+        outputs = roles.get(claim.kind, ["typed", "typed_fp16", "typed_half"])
         with self.db.write() as session:
             return jobs.succeed(
                 session,

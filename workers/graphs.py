@@ -173,7 +173,7 @@ def modernised(model: onnx.ModelProto) -> onnx.ModelProto:
             )
         weights = np.full(shape, value[0], value.dtype)
         graph.initializer.append(numpy_helper.from_array(weights, node.output[0]))
-    _drop(graph.node, lambda node: _is_filled(node, tensors))
+    drop_nodes(graph, lambda node: _is_filled(node, tensors))
     drop_unused(graph)
     modern.ir_version = max(modern.ir_version, _ir_version(modern))
     return modern
@@ -189,6 +189,11 @@ def drop_unused(graph: onnx.GraphProto) -> None:
     used = {name for node in all_nodes(graph) for name in node.input}
     used |= {value.name for value in graph.output}
     _drop(graph.initializer, lambda tensor: tensor.name not in used)
+
+
+def drop_nodes(graph: onnx.GraphProto, is_dropped: Callable[[onnx.NodeProto], bool]) -> None:
+    """Drop the nodes of which this is true, those of subgraphs kept."""
+    _drop(graph.node, is_dropped)
 
 
 def _is_filled(node: onnx.NodeProto, constants: Container[str]) -> bool:

@@ -43,6 +43,8 @@ from farm.specs import (
 )
 from workers import cpu_metrics, demo, graphs
 from workers.backends import trt_options
+from workers.backends.ort import OrtModel
+from workers.folding import fold_quantized_weights
 from workers.samples import random_arrays
 from workers.stages import Stage, StageResult, calibrate, cast, export, run
 from workers.timing import Pace, Timings, percentile
@@ -117,6 +119,10 @@ class Digits:
     @property
     def int8(self) -> Path:
         return self.calibrated.outputs["typed"]
+
+    @property
+    def for_cpu(self) -> dict[str, Path]:
+        return {"typed": self.int8, "onnx": self.onnx, "calibration": self.calibration}
 
     @property
     def int8_fp16(self) -> Path:
@@ -506,8 +512,8 @@ def test_gpus_and_cpus_have_the_same_scales_of_weights(digits: Digits) -> None:
     def weights(path: Path) -> list[float]:
         graph = onnx.load(str(path)).graph
         values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-        quantized = (node for node in graph.node if node.op_type == "QuantizeLinear")
-        scales = (values[n.input[1]] for n in quantized if n.input[0] in values)
+        dequantized = (node for node in graph.node if node.op_type == "DequantizeLinear")
+        scales = (values[n.input[1]] for n in dequantized if n.input[0] in values)
         return sorted(float(scale.max()) for scale in scales)
 
     assert weights(digits.int8) == pytest.approx(weights(digits.int8_fp16), rel=2e-3)
@@ -516,13 +522,67 @@ def test_gpus_and_cpus_have_the_same_scales_of_weights(digits: Digits) -> None:
 
 def test_a_cpu_engine_multiplies_integers(bench: Bench, digits: Digits) -> None:
     params = BuildParams(target=CPU, compute_capability="cpu", precision="int8")
-    result = bench.run(params, typed=digits.int8)
+    result = bench.run(params, **digits.for_cpu)
     engine = onnx.load(str(result.outputs["engine"]))
     kinds = [node.op_type for node in engine.graph.node]
     assert (kinds.count("QLinearConv"), kinds.count("QGemm")) == (3, 1), kinds
     # ModelOpt leaves a head of ten classes alone.
     assert result.facts["compute"]["types"]["int8"] == {"layers": 4, "share": 0.999}
     assert result.facts["compute"]["types"]["fp32"]["layers"] == 1
+
+
+def test_a_remainder_that_leaves_the_range_of_fp16_is_bf16(bench: Bench, tmp_path: Path) -> None:
+    weights = {f"w{n}": np.full((32, 32), 1.0 + n, np.float32) for n in range(3)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w0"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "w1"], ["c"], name="second"),
+        helper.make_node("Relu", ["c"], ["d"]),
+        helper.make_node("MatMul", ["d", "w2"], ["y"], name="third"),
+    ]
+    source = small_graph(tmp_path / "large.onnx", *nodes, shape=("n", 32), weights=weights)
+    data = save_npz(
+        tmp_path / "x.npz", x=np.linspace(1, 9, 32 * 32, dtype=np.float32).reshape(32, 32)
+    )
+    made = bench.run(CalibrateParams(method="max"), onnx=source, calibration=data)
+    assert made.facts["remainder"] == "bf16"
+    params = MeasureParams(precision="int8", format="onnx")
+    wide = {"source": source, "typed": made.outputs["typed_half"], "calibration": data}
+    assert bench.run(params, **wide).facts["accuracy"]["cosine_min"] > 0.99
+    error = bench.fails(AccuracyDropped, params, **wide | {"typed": made.outputs["typed_fp16"]})
+    assert "bf16" in (error.hint or "")
+    built = bench.run(rtx("sm_80", "int8"), typed=made.outputs["typed_half"]).facts
+    assert built["compute"]["types"]["int8"]["layers"] == 3
+
+
+def test_weights_are_stored_in_their_quantised_type(digits: Digits) -> None:
+    for path in (digits.int8, digits.int8_fp16):
+        graph = onnx.load(str(path)).graph
+        types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+        kinds = {node.input[0]: node.op_type for node in graph.node}
+        assert not [name for name in types if kinds.get(name) == "QuantizeLinear"]
+        stored = [name for name in types if kinds.get(name) == "DequantizeLinear"]
+        assert [types[name] for name in stored] == [TensorProto.INT8] * 4
+
+
+@pytest.mark.parametrize("type_", [TensorProto.INT8, TensorProto.FLOAT8E4M3FN])
+def test_stored_weights_are_those_that_the_graph_would_make(type_: int, tmp_path: Path) -> None:
+    weights = {
+        "w": np.random.default_rng(0).normal(0, 1, (4, 8)).astype(np.float32),
+        "scale": np.geomspace(1e-4, 1, 8, dtype=np.float32),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["w", "scale", "zero"], ["q"], axis=1),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"], axis=1),
+        helper.make_node("MatMul", ["x", "d"], ["y"]),
+    ]
+    model = onnx.load(str(small_graph(tmp_path / "m.onnx", *nodes, weights=weights)))
+    model.graph.initializer.append(helper.make_tensor("zero", type_, [8], [0] * 8))
+    x = {"x": np.eye(4, dtype=np.float32)}
+    expected = OrtModel(model.SerializeToString()).run(x)["y"]
+    fold_quantized_weights(model)
+    assert [node.op_type for node in model.graph.node] == ["DequantizeLinear", "MatMul"]
+    assert np.array_equal(OrtModel(model.SerializeToString()).run(x)["y"], expected)
 
 
 def test_calibration_is_reproducible(bench: Bench, digits: Digits) -> None:
@@ -759,18 +819,22 @@ def test_a_runtime_that_is_not_installed_is_named(bench: Bench, digits: Digits) 
         pytest.skip("classic TensorRT is installed here")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize(
+    ("precision", "share"),
+    [("fp32", 1e-5), ("int8", 0.05)],  # int8 engines round what their operators give, too
+)
 def test_cpu_engines_give_the_outputs_of_their_typed_graph(
-    precision: str, bench: Bench, digits: Digits
+    precision: str, share: float, bench: Bench, digits: Digits
 ) -> None:
     typed = digits.onnx if precision == "fp32" else digits.int8
     params = BuildParams(target=CPU, compute_capability="cpu", precision=precision)
-    engine = bench.run(params, typed=typed).outputs["engine"]
+    inputs = digits.for_cpu | {"typed": typed}
+    engine = bench.run(params, **inputs).outputs["engine"]
     expected, actual = (
         onnxruntime.InferenceSession(str(path)).run(None, {"image": IMAGE})[0]
         for path in (typed, engine)
     )
-    assert np.abs(expected - actual).max() < 0.02 * np.abs(expected).max()
+    assert np.abs(expected - actual).max() < share * np.abs(expected).max()
 
 
 def test_bf16_for_the_cpu_says_what_to_choose(bench: Bench, digits: Digits) -> None:

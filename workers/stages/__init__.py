@@ -13,8 +13,10 @@ stage      inputs                                        outputs
 prune      source                                        source
 export     source                                        onnx
 cast       onnx                                          typed
-calibrate  onnx, calibration                             typed (fp32 remainder), typed_fp16
-build      typed, [timing_cache], [plugin-0, …]          engine, layers, [timing_cache]
+calibrate  onnx, calibration                             typed (fp32 remainder), typed_fp16,
+                                                         typed_half (fp16, or bf16 for its range)
+build      typed, [onnx, calibration],                   engine, layers, [timing_cache]
+           [timing_cache], [plugin-0, …]
 build      source, for TorchScript                       engine, layers
 measure    source, [typed], [engine], [evaluation],      report
            [calibration]

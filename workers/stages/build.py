@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -18,7 +19,10 @@ from workers.backends import ort, ort_cuda, trt
 from workers.backends.trt_cache import TimingCacheUse
 from workers.backends.trt_inspect import Inspected
 from workers.compute import Compute, compute_of
-from workers.profiles import profiles_as_json, resolve_profiles, shapes_at
+from workers.integer import integer_graph
+from workers.profiles import batch_range, profiles_as_json, resolve_profiles, shapes_at
+from workers.ranges import largest
+from workers.samples import batches_of, check_samples, read_samples
 from workers.stages import Stage, StageResult
 
 _ENGINE = "the engine, by TensorRT's inspector"
@@ -27,7 +31,8 @@ _MATRIX_PRODUCTS = ("MatMul", "Gemm")
 
 
 def run(stage: Stage) -> StageResult:
-    """Write ``engine``, its layer report ``layers``, and what classic TensorRT has timed, from ``typed``.
+    """Write ``engine``, its layer report ``layers``, and what classic TensorRT has timed, from ``typed``;
+    for int8 on CPUs with ``onnx`` and ``calibration``, too.
 
     TorchScript is built from ``source``.
 
@@ -122,7 +127,10 @@ def _build_graph(stage: Stage, params: BuildParams, model: onnx.ModelProto) -> _
     engine = stage.workdir / "engine.onnx"
     on_cpu = params.target.gpu == CPU
     build = ort.build_engine if on_cpu else ort_cuda.build_engine
-    built = build(stage.inputs["typed"], engine)
+    typed = stage.inputs["typed"]
+    if on_cpu and params.precision is Precision.INT8:
+        typed = _in_integers(stage, params)
+    built = build(typed, engine)
     optimised = onnx.load(str(engine), load_external_data=False)
     if on_cpu:
         layers.check_integer_kernels(optimised, params.precision)
@@ -135,6 +143,20 @@ def _build_graph(stage: Stage, params: BuildParams, model: onnx.ModelProto) -> _
         layers_source="the engine: a graph that ONNX Runtime has optimised",
         fusions=layers.fused_by_onnxruntime(optimised, model),
     )
+
+
+def _in_integers(stage: Stage, params: BuildParams) -> Path:
+    """The Q/DQ graph with what integer kernels need, in ranges that the calibration data have."""
+    stage.progress("measure ranges", None)
+    source, quantized = (graphs.read_model(stage.inputs[role]) for role in ("onnx", "typed"))
+    inputs = graphs.input_specs(source)
+    profile = resolve_profiles(inputs, params.profiles)[0]
+    smallest, size, _ = batch_range(inputs, profile)
+    samples = check_samples(read_samples(stage.inputs["calibration"]), inputs, profile)
+    batches = list(batches_of(samples, size, smallest=smallest))
+    path = stage.workdir / "integer.onnx"
+    graphs.save_model(integer_graph(quantized, partial(largest, source, quantized, batches)), path)
+    return path
 
 
 def _build_plan(

@@ -1,37 +1,45 @@
 """Calibrate: explicit INT8 or FP8 Q/DQ from the user's data, by ModelOpt.
 
-One calibration serves every engine: its Q/DQ graph is written with the remainder in fp16, for GPUs,
-and INT8 once more for CPUs, with the remainder in fp32 and all that integer kernels need.
+One calibration serves every engine: its Q/DQ graph is written with the remainder in fp16, for GPUs, or in
+bf16 where values leave the range of fp16 and the GPU has bf16; and INT8 in fp32, for CPUs.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import onnx
 from modelopt.onnx.autocast.convert import convert_to_f16
 from modelopt.onnx.quantization import quantize
-from onnx import TensorProto, helper
+from onnx import numpy_helper
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 
 from farm.errors import CalibrationFailed, InvalidData
 from farm.specs import CalibrateParams, Precision, Profile, TensorSpec
 from workers import graphs
+from workers.accuracy import Comparison
 from workers.backends import ort
-from workers.integer import integer_graph
+from workers.folding import fold_quantized_weights
 from workers.profiles import batch_range, has_dynamic_batch, resolve_profiles
+from workers.rounding import rounded_model
 from workers.samples import Arrays, batches_of, check_samples, count_samples, read_samples
 from workers.stages import Stage, StageResult
+
+#: A larger value's square leaves the range of fp16. Only graphs with such values are tried in fp16.
+_SUSPECT = 2.0**8
+#: The largest level, which the scale is for.
+_LEVELS = {Precision.INT8: 127.0, Precision.FP8: 448.0}
+#: Where the remainder in fp16 makes the outputs less like those in fp32, it isn't rounding any more.
+_LIKE = 0.99
 
 Progress = Callable[[str, float | None], None]
 
 
 def run(stage: Stage) -> StageResult:
-    """Write ``typed_fp16``, and ``typed`` for CPUs where they have the type, from ``onnx`` and
-    ``calibration``.
+    """Write ``typed_half`` and, for GPUs without bf16, ``typed_fp16``, and ``typed`` for CPUs where
+    they have the type, from ``onnx`` and ``calibration``.
 
     Raises:
         InvalidData: if the data don't fit the graph's inputs, or are too few.
@@ -55,20 +63,13 @@ def run(stage: Stage) -> StageResult:
     _quantize(source, typed, reader, params)
     source.unlink()
     quantized = onnx.load(str(typed))
-    typed.unlink()
     pairs = _checked_pairs(quantized, params.precision)
-    outputs = {}
-    if params.precision is Precision.INT8:
-        stage.progress("measure ranges", None)
-        outputs["typed"] = typed
-        graphs.save_model(
-            integer_graph(quantized, partial(_largest, model, quantized, batches)), typed
-        )
+    fold_quantized_weights(quantized)
+    graphs.save_model(quantized, typed)
     stage.progress("cast the remainder", None)
-    typed_fp16 = stage.workdir / "typed_fp16.onnx"
-    graphs.save_model(
-        convert_to_f16(quantized, low_precision_type="fp16", keep_io_types=True), typed_fp16
-    )
+    outputs, remainder = _write_for_gpus(stage, quantized, typed, batches[0])
+    if params.precision is Precision.INT8:
+        outputs["typed"] = typed
     facts = {
         "samples": sum(count_samples(batch) for batch in batches),
         "batch_size": size,
@@ -76,35 +77,62 @@ def run(stage: Stage) -> StageResult:
         "precision": str(params.precision),
         "method": params.method,
         "qdq_pairs": pairs,
+        "remainder": remainder,
         "opset": graphs.opset_of(quantized),
     }
-    return StageResult(outputs=outputs | {"typed_fp16": typed_fp16}, facts=facts)
+    return StageResult(outputs=outputs, facts=facts)
 
 
-def _largest(
-    source: onnx.ModelProto,
-    quantized: onnx.ModelProto,
-    batches: Sequence[Arrays],
-    names: Sequence[str],
-) -> dict[str, float]:
-    """The largest magnitude of each of these tensors over the batches."""
-    # ModelOpt may have renamed some; where it hasn't, the source is several times faster.
-    there = {name for node in source.graph.node for name in node.output}
-    model = onnx.ModelProto()
-    model.CopyFrom(source if there.issuperset(names) else quantized)
-    graph = model.graph
-    del graph.output[:]
-    for index, name in enumerate(names):
-        magnitude, largest = f"magnitude_{index}", f"largest_{index}"
-        graph.node.append(helper.make_node("Abs", [name], [magnitude]))
-        graph.node.append(helper.make_node("ReduceMax", [magnitude], [largest], keepdims=0))
-        graph.output.append(helper.make_tensor_value_info(largest, TensorProto.FLOAT, []))
-    session = ort.OrtModel(model.SerializeToString())
-    results = [session.run(batch) for batch in batches]
-    return {
-        name: max(float(result[f"largest_{index}"]) for result in results)
-        for index, name in enumerate(names)
-    }
+def _write_for_gpus(
+    stage: Stage, quantized: onnx.ModelProto, typed: Path, batch: Arrays
+) -> tuple[dict[str, Path], str]:
+    """``typed_fp16`` and ``typed_half``, and the type of the remainder of the latter."""
+    params = stage.params
+    assert isinstance(params, CalibrateParams)
+    paths = {role: stage.workdir / f"{role}.onnx" for role in ("typed_fp16", "typed_half")}
+    fp16 = _with_remainder(quantized, Precision.FP16)
+    graphs.save_model(fp16, paths["typed_fp16"])
+    if _is_suspect(quantized, params.precision) and not _fits(stage, fp16, typed, batch):
+        print("values leave the range of fp16: the remainder is bf16 for GPUs that have it")
+        graphs.save_model(_with_remainder(quantized, Precision.BF16), paths["typed_half"])
+        return paths, str(Precision.BF16)
+    paths["typed_half"].hardlink_to(paths["typed_fp16"])
+    return paths, str(Precision.FP16)
+
+
+def _with_remainder(quantized: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(quantized)
+    typed: onnx.ModelProto = convert_to_f16(
+        copy, low_precision_type=str(precision), keep_io_types=True
+    )
+    return typed
+
+
+def _is_suspect(quantized: onnx.ModelProto, precision: Precision) -> bool:
+    """Whether a calibrated range is so wide that what is made of its values may leave fp16's."""
+    tensors = {tensor.name: tensor for tensor in quantized.graph.initializer}
+    scales = {n.input[1] for n in quantized.graph.node if n.op_type == "QuantizeLinear"}
+    widest = max(
+        (float(numpy_helper.to_array(tensors[name]).max()) for name in scales if name in tensors),
+        default=0.0,
+    )
+    return widest * _LEVELS[precision] > _SUSPECT
+
+
+def _fits(stage: Stage, fp16: onnx.ModelProto, typed: Path, batch: Arrays) -> bool:
+    """Whether the graph gives with its remainder in fp16 what it gives in fp32."""
+    rounded = stage.workdir / "rounded.onnx"
+    graphs.save_model(rounded_model(fp16), rounded)
+    # Optimised, ONNX Runtime would pool in fp8, for which it has no kernel.
+    expected, actual = (
+        ort.OrtModel(path, optimisation="none").run(batch) for path in (typed, rounded)
+    )
+    comparison = Comparison()
+    comparison.add(expected, actual, count_samples(batch))
+    rounded.unlink()
+    likeness = comparison.facts(None)["cosine_min"]
+    return not comparison.not_finite and bool(likeness >= _LIKE)
 
 
 class BatchReader(CalibrationDataReader):  # type: ignore[misc]

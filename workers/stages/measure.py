@@ -177,7 +177,8 @@ def _compare(
     if comparison.not_finite:
         raise AccuracyDropped(
             f"{comparison.not_finite} of the outputs are NaN or infinite, and finite in the source",
-            hint="choose bf16 or fp32: values of this model leave the range of fp16",
+            hint="choose bf16 or fp32, or for int8 a GPU that has bf16 (sm_80 and later): values of this "
+            "model leave the range of fp16",
         )
     facts = comparison.facts(labels)
     if labels is not None and facts["task"] is None:
