@@ -89,6 +89,18 @@ def test_int8_and_fp8_are_calibrated_each_for_all_gpus_at_once():
     assert calibrations == ["calibrate digits:int8", "calibrate digits:fp8"]
 
 
+def test_only_a_gpu_without_bf16_gets_a_remainder_that_is_fp16_whatever_the_range():
+    made = planned(targets=["sm_75", "sm_89", "cpu"], precisions=["int8"])
+    typed = {e.choice.target.gpu: e.build.inputs["typed"].output for e in made.engines}
+    assert typed == {"sm_75": "typed_fp16", "sm_89": "typed_half", "cpu": "typed"}
+
+
+def test_ranges_that_cpus_need_are_measured_by_their_builds_alone():
+    made = planned(targets=["sm_89", "cpu"], precisions=["int8"])
+    roles = {e.choice.target.gpu: set(e.build.inputs) for e in made.engines}
+    assert roles == {"sm_89": {"typed"}, "cpu": {"typed", "onnx", "calibration"}}
+
+
 def test_a_precision_that_one_target_lacks_is_refused_by_name():
     with pytest.raises(TargetUnsupported, match=r"bf16 for t4.*use fp16"):
         planned(targets=["t4", "sm_89"], precisions=["bf16"])

@@ -32,9 +32,10 @@ batch 1–16), with random weights, in every precision that each architecture ha
 ONNX Runtime for `cpu`, on a machine of 2 cores without a GPU. int8 and fp8 are calibrated with random
 samples by the method `max`.
 
-Each job ran alone in a process of its own. Its peak memory counts what it shares with the process that jobs
-are forked from, about {shared} of imported libraries. Accuracy is that of the typed ONNX graph for GPUs, and
-of the engine for `cpu`. The jobs in the first table of a model are shared by all of its engines."""
+Each job ran in a process of its own, one after the other. Seconds are those of the clock and, after the
+stroke, of the CPU: the machine had other work to do. The peak memory of a job counts what it shares with the
+process that jobs are forked from, about {shared} of imported libraries. Accuracy is that of the typed ONNX
+graph for GPUs, and of the engine for `cpu`. The jobs of the first table serve all engines of a model."""
 
 
 def support_matrix(results: Sequence[Result]) -> str:
@@ -59,49 +60,43 @@ def support_matrix(results: Sequence[Result]) -> str:
 def architectures(results: Sequence[Result]) -> str:
     least = min(job["peak_bytes"] for result in results for job in result["jobs"])
     lines = [_ARCHITECTURES.format(shared=_gb(least))]
-    reasons: dict[str, int] = {}
     for result in results:
-        lines += ["", f"## {result['model']}", ""]
-        lines += _head("job", "precision", "seconds", "peak memory")
         lines += [
-            _line(
-                job["kind"],
-                job["precision"] or "–",
-                f"{job['seconds']:.1f}",
-                _gb(job["peak_bytes"]),
-            )
-            for job in result["jobs"]
-            if job["kind"] != "build" and not job["error"]
+            "",
+            f"## {result['model']}",
+            "",
+            *_head("job", "precision", "seconds", "peak memory"),
         ]
-        lines += [""]
-        lines += _head(
-            "GPU",
-            "precision",
-            "build, s",
-            "peak memory",
-            "engine",
-            "computes in",
-            "cosine",
-            "top-1",
-        )
-        lines += [_engine(row, reasons) for row in result["rows"]]
-    return "\n".join([*lines, "", "## Why not", "", *_reasons(reasons)]) + "\n"
+        lines += [_shared(job) for job in result["jobs"] if job["kind"] != "build"]
+        columns = ("build, s", "peak memory", "engine", "computes in", "cosine", "top-1")
+        lines += ["", *_head("GPU", "precision", *columns)]
+        lines += [_engine(row) for row in result["rows"]]
+    return "\n".join(lines) + "\n"
 
 
-def _engine(row: dict[str, Any], reasons: dict[str, int]) -> str:
+def _shared(job: dict[str, Any]) -> str:
+    on_cpu = f"{job['kind']}, engine for cpu" if job["title"].endswith("@cpu") else job["kind"]
+    return _line(on_cpu, job["precision"] or "–", _seconds(job), _gb(job["peak_bytes"]))
+
+
+def _engine(row: dict[str, Any]) -> str:
+    named = (row["gpu"], row["precision"])
     if row["error"]:
-        return _line(row["gpu"], row["precision"], _reason(row, reasons), *[""] * 5)
+        return _line(*named, *"–––", _told(row), *"––")
     accuracy, top1 = row["accuracy"], row["accuracy"]["top1_agreement"]
     return _line(
-        row["gpu"],
-        row["precision"],
-        f"{row['seconds']:.1f}",
+        *named,
+        _seconds(row),
         _gb(row["peak_bytes"]),
         f"{row['bytes'] / 1e6:.1f} MB",
         ", ".join(f"{name} {share:.1%}" for name, share in row["types"].items()),
         f"{accuracy['cosine_mean']:.4f}",
         "–" if top1 is None else f"{top1:.1%}",
     )
+
+
+def _seconds(job: dict[str, Any]) -> str:
+    return f"{job['seconds']:.1f} / {job['cpu_seconds']:.1f}"
 
 
 def _cell(row: dict[str, Any], reasons: dict[str, int]) -> str:
@@ -117,10 +112,14 @@ def _cell(row: dict[str, Any], reasons: dict[str, int]) -> str:
 
 
 def _reason(row: dict[str, Any], reasons: dict[str, int]) -> str:
-    _code, detail, hint = row["error"]
-    # Of one reason for many GPUs the GPU is in the row, or the column.
-    text = f"{detail}. {hint or ''}".strip().replace(f"for {row['gpu']}: ", "")
-    return f"[{reasons.setdefault(text, len(reasons) + 1)}]"
+    return f"[{reasons.setdefault(_told(row), len(reasons) + 1)}]"
+
+
+def _told(row: dict[str, Any]) -> str:
+    """Why not, and what to do. What is refused at once says that of the pair, which stands beside."""
+    code, detail, hint = row["error"]
+    pair = f"{row['precision']} for {row['gpu']}: "
+    return detail.removeprefix(pair) if code == "target-unsupported" else f"{detail}. Hint: {hint}"
 
 
 def _reasons(reasons: dict[str, int]) -> Iterator[str]:
