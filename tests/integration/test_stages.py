@@ -782,8 +782,24 @@ def test_progress_names_the_phase_of_a_build(bench: Bench, digits: Digits) -> No
 def test_turing_refuses_fp32_matrix_products_and_bf16(bench: Bench, digits: Digits) -> None:
     error = bench.fails(EngineBuildFailed, rtx("sm_75"), typed=digits.onnx)
     assert "fp32" in error.detail
+    assert "choose fp16" in (error.hint or "")
     bf16 = bench.run(CastParams(precision="bf16"), onnx=digits.onnx).outputs["typed"]
     assert "bf16" in bench.fails(EngineBuildFailed, rtx("sm_75", "bf16"), typed=bf16).detail
+
+
+def test_turing_is_not_answered_with_the_precision_that_was_asked_for(
+    bench: Bench, tmp_path: Path
+) -> None:
+    up = {"w": np.full((4, 4), 1e6, np.float32), "v": np.full((4, 4), 1e-3, np.float32)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "v"], ["small"], name="fits"),
+        helper.make_node("MatMul", ["small", "w"], ["y"], name="leaves"),
+    ]
+    source = small_graph(tmp_path / "wide.onnx", *nodes, weights=up)
+    typed = bench.run(CastParams(precision="fp16"), onnx=source).outputs["typed"]
+    error = bench.fails(EngineBuildFailed, rtx("sm_75", "fp16"), typed=typed)
+    assert "'leaves'" in error.detail
+    assert "sm_80" in (error.hint or "")
 
 
 def test_a_gpu_that_rtx_cannot_build_for_is_answered_with_those_it_can(

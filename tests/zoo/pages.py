@@ -49,11 +49,14 @@ def support_matrix(results: Sequence[Result]) -> str:
             lines.append(_line(result["model"], *(_cell(row, reasons) for row in rows)))
     lines += ["", "## Why not", "", *_reasons(reasons)]
     lines += ["", "## Time and memory", ""]
-    lines += _head("model", "engines", "seconds, all jobs", "peak memory of a job")
+    lines += _head(
+        "model", "engines", "seconds of the CPU, all jobs", "largest peak memory of a job"
+    )
     for result in results:
         built = sum(not row["error"] for row in result["rows"])
         peak = max(job["peak_bytes"] for job in result["jobs"])
-        lines.append(_line(result["model"], built, f"{result['seconds']:.0f}", _gb(peak)))
+        spent = sum(job["cpu_seconds"] for job in result["jobs"])
+        lines.append(_line(result["model"], built, f"{spent:.0f}", _gb(peak)))
     return "\n".join(lines) + "\n"
 
 

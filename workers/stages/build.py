@@ -163,7 +163,7 @@ def _build_plan(
     stage: Stage, params: BuildParams, model: onnx.ModelProto, profiles: Sequence[Profile]
 ) -> _Made:
     if params.compute_capability == "sm_75":
-        refuse_on_turing(model)
+        refuse_on_turing(model, params.precision)
     known = stage.inputs.get("timing_cache")
     plan = trt.build_plan(
         params.target.runtime,
@@ -212,7 +212,7 @@ def check_header(data: bytes, version: str, compute_capability: str) -> None:
         )
 
 
-def refuse_on_turing(model: onnx.ModelProto) -> None:
+def refuse_on_turing(model: onnx.ModelProto, precision: Precision) -> None:
     """Refuse types that sm_75 builds wrongly or not at all.
 
     Engines for it with bf16 have crashed, and dynamic fp32 matrix products have returned zeros.
@@ -231,5 +231,8 @@ def refuse_on_turing(model: onnx.ModelProto) -> None:
         if node.op_type in _MATRIX_PRODUCTS and types.get(node.input[0]) == onnx.TensorProto.FLOAT:
             raise EngineBuildFailed(
                 f"TensorRT can't multiply matrices in fp32 on sm_75: {node.op_type} {node.name!r}",
-                hint="choose fp16 or int8 for this GPU",
+                hint="choose fp16 or int8 for this GPU"
+                if precision is Precision.FP32
+                else "its values leave the range of fp16, so it was kept in fp32: choose a GPU with "
+                "bf16 (sm_80 and later)",
             )
