@@ -70,9 +70,9 @@ check-tensorrt: install ## Check the adapter against classic TensorRT's publishe
 support-matrix: install ## Build the zoo for every GPU in every precision; write docs/support-matrix.md; ARGS=--again
 	@$(BIN)/python -m tests.zoo support-matrix $(ARGS)
 
-.PHONY: architectures
-architectures: install ## Build BERT-base and ResNet-50 for every GPU in every precision; write docs/architectures.md
-	@$(BIN)/python -m tests.zoo architectures $(ARGS)
+.PHONY: gpu-architectures
+gpu-architectures: install ## Build BERT-base and ResNet-50 for every GPU in every precision; write docs/gpu-architectures.md
+	@$(BIN)/python -m tests.zoo gpu-architectures $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what the targets made

@@ -25,7 +25,7 @@ KEPT = ROOT / ".zoo"
 GPUS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121", "cpu")
 PAGES = {
     "support-matrix": (models.small, pages.support_matrix),
-    "architectures": (models.large, pages.architectures),
+    "gpu-architectures": (models.large, pages.gpu_architectures),
 }
 
 

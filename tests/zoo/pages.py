@@ -23,7 +23,7 @@ small configurations of `transformers`, all with random weights and samples.
 A cell says the engine's size, the share of the multiplications that are in that type where it isn't all,
 and the cosine similarity with the source where it is below 0.999. A number in brackets is a reason, below."""
 
-_ARCHITECTURES = """<!-- Made by `make architectures`; a change here would be lost. -->
+_ARCHITECTURES = """<!-- Made by `make gpu-architectures`; a change here would be lost. -->
 
 # Two models for every architecture
 
@@ -60,7 +60,7 @@ def support_matrix(results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def architectures(results: Sequence[Result]) -> str:
+def gpu_architectures(results: Sequence[Result]) -> str:
     least = min(job["peak_bytes"] for result in results for job in result["jobs"])
     lines = [_ARCHITECTURES.format(shared=_gb(least))]
     for result in results:
