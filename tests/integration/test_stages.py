@@ -585,6 +585,19 @@ def test_stored_weights_are_those_that_the_graph_would_make(type_: int, tmp_path
     assert np.array_equal(OrtModel(model.SerializeToString()).run(x)["y"], expected)
 
 
+def test_types_and_shapes_follow_from_a_graph_without_its_weights(digits: Digits) -> None:
+    def inferred(model: onnx.ModelProto) -> dict[str, bytes]:
+        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        return {value.name: value.SerializeToString() for value in graph.value_info}
+
+    for path in (digits.onnx, digits.int8, digits.int8_fp16):
+        model = onnx.load(str(path))
+        outline = graphs.outline(model)
+        assert outline.ByteSize() < model.ByteSize() / 4
+        whole, light = inferred(model), inferred(outline)
+        assert whole == light
+
+
 def test_calibration_is_reproducible(bench: Bench, digits: Digits) -> None:
     again = bench.run(CalibrateParams(), onnx=digits.onnx, calibration=digits.calibration)
     assert again.outputs["typed"].read_bytes() == digits.int8.read_bytes()
