@@ -502,6 +502,7 @@ def test_one_calibration_serves_gpus_and_cpus(digits: Digits) -> None:
     assert (facts["samples"], facts["batch_size"], facts["batches"]) == (64, 8, 8)
     assert facts["method"] == "entropy"
     assert facts["qdq_pairs"] > 5
+    assert facts["remainder"] == "fp16"
     fp32, fp16 = (onnx.load(str(path)) for path in (digits.int8, digits.int8_fp16))
     assert {w.data_type for w in fp32.graph.initializer}.isdisjoint({TensorProto.FLOAT16})
     assert TensorProto.FLOAT16 in {w.data_type for w in fp16.graph.initializer}

@@ -92,7 +92,9 @@ def _engine(row: dict[str, Any]) -> str:
         _seconds(row),
         _gb(row["peak_bytes"]),
         f"{row['bytes'] / 1e6:.1f} MB",
-        ", ".join(f"{name} {share:.1%}" for name, share in row["types"].items()),
+        ", ".join(
+            name if share is None else f"{name} {share:.1%}" for name, share in row["types"].items()
+        ),
         f"{accuracy['cosine_mean']:.4f}",
         "–" if top1 is None else f"{top1:.1%}",
     )

@@ -31,8 +31,8 @@ from workers.stages import Stage, StageResult
 _SUSPECT = 2.0**8
 #: The largest level, which the scale is for.
 _LEVELS = {Precision.INT8: 127.0, Precision.FP8: 448.0}
-#: Where the remainder in fp16 makes the outputs less like those in fp32, it isn't rounding any more.
-_LIKE = 0.99
+#: How much less like the source's the outputs may be with the remainder in fp16 than in fp32.
+_ROUNDING = 0.01
 
 Progress = Callable[[str, float | None], None]
 
@@ -121,18 +121,20 @@ def _is_suspect(quantized: onnx.ModelProto, precision: Precision) -> bool:
 
 
 def _fits(stage: Stage, fp16: onnx.ModelProto, typed: Path, batch: Arrays) -> bool:
-    """Whether the graph gives with its remainder in fp16 what it gives in fp32."""
+    """Whether the graph is as like its source with its remainder in fp16 as in fp32."""
     rounded = stage.workdir / "rounded.onnx"
     graphs.save_model(rounded_model(fp16), rounded)
-    # Optimised, ONNX Runtime would pool in fp8, for which it has no kernel.
-    expected, actual = (
-        ort.OrtModel(path, optimisation="none").run(batch) for path in (typed, rounded)
-    )
-    comparison = Comparison()
-    comparison.add(expected, actual, count_samples(batch))
+    expected = ort.OrtModel(stage.inputs["onnx"]).run(batch)
+    likeness = []
+    for path in (typed, rounded):
+        comparison = Comparison()
+        # Optimised, ONNX Runtime would pool in fp8, for which it has no kernel.
+        actual = ort.OrtModel(path, optimisation="none").run(batch)
+        comparison.add(expected, actual, count_samples(batch))
+        cosine = comparison.facts(None)["cosine_mean"]
+        likeness.append(-1.0 if comparison.not_finite else cosine)
     rounded.unlink()
-    likeness = comparison.facts(None)["cosine_min"]
-    return not comparison.not_finite and bool(likeness >= _LIKE)
+    return bool(likeness[1] > likeness[0] - _ROUNDING)
 
 
 class BatchReader(CalibrationDataReader):  # type: ignore[misc]
