@@ -55,7 +55,7 @@ def support_matrix(results: Sequence[Result]) -> str:
     for result in results:
         built = sum(not row["error"] for row in result["rows"])
         peak = max(job["peak_bytes"] for job in result["jobs"])
-        spent = sum(job["cpu_seconds"] for job in result["jobs"])
+        spent = sum(job["cpu_s"] for job in result["jobs"])
         lines.append(_line(result["model"], built, f"{spent:.0f}", _gb(peak)))
     return "\n".join(lines) + "\n"
 
@@ -101,14 +101,15 @@ def _engine(row: dict[str, Any]) -> str:
 
 
 def _seconds(job: dict[str, Any]) -> str:
-    return f"{job['seconds']:.1f} / {job['cpu_seconds']:.1f}"
+    return f"{job['seconds']:.1f} / {job['cpu_s']:.1f}"
 
 
 def _cell(row: dict[str, Any], reasons: dict[str, int]) -> str:
     if row["error"]:
         return _reason(row, reasons)
     said = [f"{row['bytes'] / 1e6:.1f} MB"]
-    share, cosine = row["types"].get(row["precision"]), row["accuracy"]["cosine_mean"]
+    share = row["types"].get(Precision(row["precision"]).computes_in)
+    cosine = row["accuracy"]["cosine_mean"]
     if share is not None and share < _WHOLE_SHARE:
         said.append(f"{share:.0%}")
     if cosine < _WHOLE_COSINE:

@@ -46,7 +46,9 @@ class Ended:
 
     job: PlannedJob
     seconds: float = 0.0
-    cpu_s: float = 0.0  #: of its process, on all cores: what other work on the machine changes little
+    cpu_s: float = (
+        0.0  #: of its process, on all cores: what other work on the machine changes little
+    )
     peak_bytes: int = 0  #: of its process's memory, with what it shares with the fork server
     outputs: Mapping[str, Path] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
