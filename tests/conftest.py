@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
@@ -19,6 +20,10 @@ from farm.db import Database
 from farm.models import Artifact
 from farm.settings import Settings
 from tests.ledger import DATA, LABELLED, SOURCE, Ledger
+
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("farm", deadline=None)
+hypothesis.settings.load_profile("farm")
 
 CLASSIC = str(Path(__file__).parent / "classic")
 POSTGRES = os.environ.get("FARM_TEST_DATABASE_URL")

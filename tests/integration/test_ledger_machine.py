@@ -200,7 +200,6 @@ def test_the_promises_hold_in_whatever_order_things_happen(ledger: Ledger) -> No
         settings=settings(
             max_examples=25,
             stateful_step_count=40,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
