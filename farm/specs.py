@@ -103,6 +103,10 @@ class ShapeRange(Value):
 Profile = dict[str, ShapeRange]
 
 
+#: The name of a dynamic axis that has none. Two such axes have nothing to do with each other.
+ANONYMOUS = "?"
+
+
 class TensorSpec(Value):
     """A graph input or output. A dynamic axis is its dimension's name, or ``?`` when anonymous."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,13 @@ from torch.utils import _pytree as pytree
 
 from farm.errors import InvalidModel
 from farm.specs import TensorSpec
+from workers.profiles import AxisRange
 from workers.samples import Arrays
 
 #: A dynamic size as torch.export names it, alone or in an expression: ``s40``, ``2*s40``.
 SYMBOL = re.compile(r"\bs\d+\b")
+#: A bound this large is none: torch writes its infinity down so.
+_UNBOUNDED = 2**31
 
 
 class EagerModel:
@@ -27,6 +31,7 @@ class EagerModel:
         self.input_names = input_names(program)
         self.output_names = output_names(program)
         self.input_specs, self.output_specs = specs(program)
+        self.axis_ranges = axis_ranges(program)
         self._in_spec = program.call_spec.in_spec
         self._module = program.module()
 
@@ -63,6 +68,29 @@ def input_names(program: ExportedProgram) -> list[str]:
     return [str(name) for name in names]
 
 
+def axis_ranges(program: ExportedProgram) -> dict[str, AxisRange]:
+    """What the program says of its inputs' dynamic axes, by the names that ``specs`` gives them.
+
+    A smallest size of 2 counts as 1: torch.export reserves 0 and 1 for what it specialises on.
+    """
+    values, names = _values(program), _axis_names(program)
+    return {
+        _renamed(size, names): _range(size)
+        for name in input_names(program)
+        for size in values[name].shape
+        if isinstance(size, torch.SymInt)
+    }
+
+
+def _range(size: torch.SymInt) -> AxisRange:
+    expression = size.node.expr
+    bounds = size.node.shape_env.bound_sympy(expression)
+    low = 1 if bounds.lower <= 2 else int(bounds.lower)
+    high = None if bounds.upper >= _UNBOUNDED else int(bounds.upper)
+    example = size.node.hint if size.node.has_hint() else low
+    return AxisRange(low, max(low, min(example, high or example)), high)
+
+
 def output_names(program: ExportedProgram) -> list[str]:
     """Names for the outputs: the keys of a dict or dataclass, else ``output`` or ``output_0`` …"""
     signature = program.graph_signature
@@ -77,17 +105,10 @@ def output_names(program: ExportedProgram) -> list[str]:
 
 def specs(program: ExportedProgram) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """The inputs and the outputs. Dynamic axes have the names that the ONNX graph gives them."""
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
-    names: dict[str, str] = {}
-    inputs = input_names(program)
-    for name in inputs:
-        for axis, size in enumerate(values[name].shape):
-            if not isinstance(size, int) and SYMBOL.fullmatch(str(size)):
-                is_batch = axis == 0 and "batch" not in names.values()
-                names.setdefault(str(size), "batch" if is_batch else f"{name}_{axis}")
+    values, names = _values(program), _axis_names(program)
     made = [name for name in program.graph_signature.user_outputs if isinstance(name, str)]
     return (
-        tuple(_spec(name, values[name], names) for name in inputs),
+        tuple(_spec(name, values[name], names) for name in input_names(program)),
         tuple(
             _spec(name, values[node], names)
             for name, node in zip(output_names(program), made, strict=True)
@@ -95,11 +116,28 @@ def specs(program: ExportedProgram) -> tuple[tuple[TensorSpec, ...], tuple[Tenso
     )
 
 
+def _values(program: ExportedProgram) -> dict[str, Any]:
+    return {node.name: node.meta.get("val") for node in program.graph.nodes}
+
+
+def _axis_names(program: ExportedProgram) -> dict[str, str]:
+    """Symbol → name: the batch is ``batch``, other axes are called by their input."""
+    values = _values(program)
+    names: dict[str, str] = {}
+    for name in input_names(program):
+        for axis, size in enumerate(values[name].shape):
+            if not isinstance(size, int) and SYMBOL.fullmatch(str(size)):
+                is_batch = axis == 0 and "batch" not in names.values()
+                names.setdefault(str(size), "batch" if is_batch else f"{name}_{axis}")
+    return names
+
+
+def _renamed(size: torch.SymInt, names: Mapping[str, str]) -> str:
+    return SYMBOL.sub(lambda match: names.get(match[0], match[0]), str(size))
+
+
 def _spec(name: str, tensor: torch.Tensor, names: Mapping[str, str]) -> TensorSpec:
-    shape = tuple(
-        size if isinstance(size, int) else SYMBOL.sub(lambda m: names.get(m[0], m[0]), str(size))
-        for size in tensor.shape
-    )
+    shape = tuple(size if isinstance(size, int) else _renamed(size, names) for size in tensor.shape)
     return TensorSpec(name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=shape)
 
 

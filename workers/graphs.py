@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx.shape_inference
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import helper, numpy_helper
+from onnx import helper
+from pydantic import TypeAdapter, ValidationError
 
 from farm.errors import InvalidModel
-from farm.specs import TensorSpec
+from farm.specs import ANONYMOUS, TensorSpec
+from workers.profiles import AxisRange, AxisRanges
 
 #: Domains whose operators the farm's runtimes know.
 STANDARD_DOMAINS = ("", "ai.onnx")
@@ -26,6 +27,8 @@ QDQ_OPS = ("QuantizeLinear", "DequantizeLinear")
 #: Constants of up to so many values may say a shape; larger ones are weights.
 _SHAPE_VALUES = 64
 
+_RANGES_KEY = "engine-farm.axis-ranges"
+_RANGES = TypeAdapter(dict[str, AxisRange])
 _EXPORT_AGAIN = "export the model again and check that the upload is whole"
 
 
@@ -142,65 +145,19 @@ def is_quantized(model: onnx.ModelProto) -> bool:
     return any(node.op_type in QDQ_OPS for node in all_nodes(model.graph))
 
 
-def is_modern(model: onnx.ModelProto) -> bool:
-    """Whether weights are initializers, and nothing else: see ``modernised``."""
-    given = {tensor.name for tensor in model.graph.initializer}
-    return (
-        model.ir_version >= _ir_version(model)
-        and not any(value.name in given for value in model.graph.input)
-        and not any(_is_filled(node, given) for node in model.graph.node)
-    )
-
-
-def modernised(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph in the IR version of its operators, in which weights are initializers alone.
-
-    Before IR version 4 they had to be inputs as well. Weights that a ConstantOfShape makes are written
-    out: nothing quantises them otherwise.
-    """
-    modern = onnx.ModelProto()
-    modern.CopyFrom(model)
-    graph = modern.graph
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    _drop(graph.input, lambda value: value.name in tensors)
-    filled = [node for node in graph.node if _is_filled(node, tensors)]
-    for node in filled:
-        value = next((numpy_helper.to_array(a.t) for a in node.attribute), np.zeros(1, np.float32))
-        shape = [int(size) for size in numpy_helper.to_array(tensors[node.input[0]])]
-        if prod(shape) * value.itemsize > MAX_PROTO_BYTES or min(shape, default=0) < 0:
-            raise InvalidModel(
-                f"{node.output[0]!r} would be filled with {shape} values", hint=_EXPORT_AGAIN
-            )
-        weights = np.full(shape, value[0], value.dtype)
-        graph.initializer.append(numpy_helper.from_array(weights, node.output[0]))
-    drop_nodes(graph, lambda node: _is_filled(node, tensors))
-    drop_unused(graph)
-    modern.ir_version = max(modern.ir_version, _ir_version(modern))
-    return modern
-
-
-def _ir_version(model: onnx.ModelProto) -> int:
-    """The first that has the model's operators."""
-    return int(helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True))
-
-
 def drop_unused(graph: onnx.GraphProto) -> None:
     """Drop the initializers that nothing takes."""
     used = {name for node in all_nodes(graph) for name in node.input}
     used |= {value.name for value in graph.output}
-    _drop(graph.initializer, lambda tensor: tensor.name not in used)
+    drop(graph.initializer, lambda tensor: tensor.name not in used)
 
 
 def drop_nodes(graph: onnx.GraphProto, is_dropped: Callable[[onnx.NodeProto], bool]) -> None:
     """Drop the nodes of which this is true, those of subgraphs kept."""
-    _drop(graph.node, is_dropped)
+    drop(graph.node, is_dropped)
 
 
-def _is_filled(node: onnx.NodeProto, constants: Container[str]) -> bool:
-    return node.op_type == "ConstantOfShape" and node.input[0] in constants
-
-
-def _drop(field: Any, is_dropped: Callable[[Any], bool]) -> None:
+def drop(field: Any, is_dropped: Callable[[Any], bool]) -> None:
     """Drop some messages of a repeated field; to write it anew would copy the others."""
     for index in reversed(range(len(field))):
         if is_dropped(field[index]):
@@ -226,6 +183,32 @@ def specs_as_json(specs: Sequence[TensorSpec]) -> list[dict[str, object]]:
     return [spec.model_dump(mode="json") for spec in specs]
 
 
+def axis_of(dim: Any) -> int | str:
+    """A static axis's size, or a dynamic one's name; a negative size says that it is dynamic."""
+    if dim.HasField("dim_value") and dim.dim_value >= 0:
+        return int(dim.dim_value)
+    return str(dim.dim_param) or ANONYMOUS
+
+
+def axis_ranges(model: onnx.ModelProto) -> dict[str, AxisRange]:
+    """What the model's source says of its dynamic axes, as ``keep_axis_ranges`` wrote it down."""
+    written = {entry.key: entry.value for entry in model.metadata_props}.get(_RANGES_KEY, "{}")
+    try:
+        return _RANGES.validate_json(written)
+    except ValidationError as err:
+        raise InvalidModel(
+            f"the model's metadata {_RANGES_KEY} aren't ranges of axes", hint=_EXPORT_AGAIN
+        ) from err
+
+
+def keep_axis_ranges(model: onnx.ModelProto, ranges: AxisRanges) -> None:
+    """Write them into the model's metadata, for the stages after this one."""
+    drop(model.metadata_props, lambda entry: entry.key == _RANGES_KEY)
+    if ranges:
+        text = _RANGES.dump_json(dict(ranges)).decode()
+        model.metadata_props.add(key=_RANGES_KEY, value=text)
+
+
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
     if not value.type.HasField("tensor_type"):
@@ -238,10 +221,7 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
             f"the rank of {value.name!r} isn't known",
             hint="export the model with the shapes of its inputs and outputs",
         )
-    shape = tuple(
-        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?"
-        for dim in tensor.shape.dim
-    )
+    shape = tuple(axis_of(dim) for dim in tensor.shape.dim)
     dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     return TensorSpec(name=value.name, dtype=dtype, shape=shape)
 

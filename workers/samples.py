@@ -1,10 +1,13 @@
-"""Calibration and evaluation data: arrays by input name, samples on axis 0."""
+"""Calibration and evaluation data: arrays by input name, samples on axis 0.
+
+An input that has no batch, as a scalar or a table, is one array for all samples.
+"""
 
 from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +16,7 @@ from numpy.typing import NDArray
 
 from farm.errors import InvalidData
 from farm.specs import Profile, TensorSpec
-from workers.profiles import Shapes
+from workers.profiles import Shapes, batched_inputs
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -78,10 +81,11 @@ def check_samples(arrays: Arrays, inputs: Sequence[TensorSpec], profile: Profile
             hint="save one array an input, under exactly the input's name: "
             f"numpy.savez(path, {', '.join(f'{name}=…' for name in names)})",
         )
+    batched = batched_inputs(inputs, profile)
     for spec in inputs:
-        _check_array(samples[spec.name], spec, profile)
-    counts = {name: len(samples[name]) for name in names}
-    if len(set(counts.values())) != 1:
+        _check_array(samples[spec.name], spec, profile, has_samples=spec.name in batched)
+    counts = {name: len(samples[name]) for name in batched}
+    if len(set(counts.values())) > 1:
         raise InvalidData(
             f"the inputs hold different numbers of samples: {counts}",
             hint="every array needs the same number of samples on axis 0",
@@ -106,15 +110,21 @@ def check_labels(arrays: Arrays, count: int) -> NDArray[np.int64] | None:
     return labels.astype(np.int64)
 
 
-def count_samples(samples: Mapping[str, NDArray[np.generic]]) -> int:
-    return len(next(iter(samples.values())))
+def count_samples(samples: Mapping[str, NDArray[np.generic]], batched: Collection[str]) -> int:
+    """How many samples the arrays of the batched inputs hold; 1 where there is no batch."""
+    return min((len(samples[name]) for name in batched), default=1)
 
 
-def batches_of(samples: Arrays, size: int, *, smallest: int = 1) -> Iterator[Arrays]:
+def batches_of(
+    samples: Arrays, batched: Collection[str], size: int, *, smallest: int = 1
+) -> Iterator[Arrays]:
     """Consecutive batches in the order of the file; a remainder below ``smallest`` is left out."""
-    for start in range(0, count_samples(samples), size):
-        batch = {name: array[start : start + size] for name, array in samples.items()}
-        if count_samples(batch) >= smallest:
+    for start in range(0, count_samples(samples, batched), size):
+        batch = {
+            name: array[start : start + size] if name in batched else array
+            for name, array in samples.items()
+        }
+        if count_samples(batch, batched) >= smallest:
             yield batch
 
 
@@ -137,12 +147,16 @@ def random_arrays(inputs: Sequence[TensorSpec], shapes: Shapes, *, seed: int) ->
     return arrays
 
 
-def _check_array(array: NDArray[np.generic], spec: TensorSpec, profile: Profile) -> None:
-    if array.ndim != len(spec.shape) or array.ndim == 0:
+def _check_array(
+    array: NDArray[np.generic], spec: TensorSpec, profile: Profile, *, has_samples: bool
+) -> None:
+    if array.ndim != len(spec.shape):
         raise InvalidData(
             f"the data of input {spec.name!r} have shape {list(array.shape)}, "
             f"and the model takes {list(spec.shape)}",
-            hint="put the samples on axis 0 and keep the model's other axes",
+            hint="put the samples on axis 0 and keep the model's other axes"
+            if has_samples
+            else "this input has no batch: give one array, which serves for all samples",
         )
     if array.dtype.name != spec.dtype:
         raise InvalidData(
@@ -151,7 +165,7 @@ def _check_array(array: NDArray[np.generic], spec: TensorSpec, profile: Profile)
             hint=f"preprocess them as for the model and save them with .astype(numpy.{spec.dtype})",
         )
     shapes = profile[spec.name]
-    for axis in range(1, array.ndim):
+    for axis in range(int(has_samples), array.ndim):
         low, high = shapes.min[axis], shapes.max[axis]
         if not low <= array.shape[axis] <= high:
             allowed = str(low) if low == high else f"{low} to {high}"
@@ -160,7 +174,7 @@ def _check_array(array: NDArray[np.generic], spec: TensorSpec, profile: Profile)
                 f"and the model takes {allowed}",
                 hint="resize or pad the samples as for the model",
             )
-    if len(array) == 0:
+    if array.size == 0:
         raise InvalidData(f"input {spec.name!r} has no samples", hint="save at least two batches")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = int((~np.isfinite(array)).sum())

@@ -35,7 +35,7 @@ def build(stage: Stage, params: BuildParams) -> StageResult:
     stage.progress("load", None)
     program = load_program(stage.inputs["source"])
     source = EagerModel(program)
-    profiles = resolve_profiles(source.input_specs, params.profiles)
+    profiles = resolve_profiles(source.input_specs, params.profiles, source.axis_ranges)
     stage.progress("build", None)
     engine = stage.workdir / "engine.pt"
     built = torchscript.build_engine(program, engine)

@@ -22,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import torch
+from torch._export.utils import _get_shape_env_from_gm
 from torch.export import ExportedProgram
 from torch.export.pt2_archive import _package
 
@@ -41,7 +42,7 @@ _NAME_KEYS = frozenset(
 )
 _NAME_MAPPINGS = frozenset(
     """
-    tensor_values sym_int_values sym_bool_values sym_float_values range_constraints
+    tensor_values sym_int_values sym_bool_values sym_float_values
     """.split()
 )
 _NAME = re.compile(r"[\w.\-]*")
@@ -109,7 +110,16 @@ def load_program(path: Path) -> ExportedProgram:
     program = programs.get("model") or next(iter(programs.values()))
     # These would be compiled and executed by module(); they only repeat the shape ranges.
     program._guards_code = []
+    _drop_ranges_of_expressions(program)
     return program
+
+
+def _drop_ranges_of_expressions(program: ExportedProgram) -> None:
+    """torch saves the range of 8*s0 beside that of s0, and then can't export what it has loaded."""
+    environment = _get_shape_env_from_gm(program.graph_module)
+    for ranges in (program._range_constraints, environment.var_to_range if environment else {}):
+        for expression in [key for key in ranges if not key.is_Symbol]:
+            del ranges[expression]
 
 
 def scan_archive(path: Path) -> None:
@@ -191,6 +201,8 @@ def _scan_program(value: Any, key: str = "") -> None:
                 continue  # looked up, never called; and dropped after loading
             if key in _NAME_MAPPINGS:
                 _check_name(name)
+            if key == "range_constraints":
+                _check_expression(name)  # s0, and 8*s0 for an axis of multiples of 8
             _scan_program(item, name)
     elif isinstance(value, list):
         for item in value:

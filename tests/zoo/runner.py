@@ -15,7 +15,7 @@ from farm import targets
 from farm.errors import FarmError, StageFailed
 from farm.plan import Plan, PlannedEngine, PlannedJob, plan
 from farm.schemas import BuildRequest
-from farm.specs import Precision, Runtime
+from farm.specs import JobKind, Precision, Runtime
 from workers import toolchain
 from workers.isolate import Child, Link, peak_memory_bytes, preload
 from workers.stages import StageRequest, run_request
@@ -103,6 +103,15 @@ def build(
     return Runner(source, folder, in_process).build(precisions, gpus, **request)
 
 
+def stage(source: Source, kind: JobKind, folder: Path) -> Ended:
+    """Run the first job of this kind of the fp32 build for ``cpu``, and what it needs.
+
+    Raises:
+        StageFailed
+    """
+    return Runner(source, folder, in_process).first(kind)
+
+
 def in_process(request: StageRequest) -> dict[str, Any]:
     return run_request(request, lambda *_: None)
 
@@ -150,6 +159,18 @@ class Runner:
                     yield Built(target=gpu, precision=str(precision), error=err)
                 else:
                     yield self._engine(engine)
+
+    def first(self, kind: JobKind) -> Ended:
+        """What comes of the first job of this kind of the fp32 build for ``cpu``.
+
+        Raises:
+            StageFailed
+        """
+        planned = _plan(self._source, Precision.FP32, "cpu", {})
+        made = self._run(next(job for job in planned.jobs.values() if job.kind is kind))
+        if made.error:
+            raise made.error
+        return made
 
     def _engine(self, engine: PlannedEngine) -> Built:
         build, measure = self._run(engine.build), self._run(engine.measure)

@@ -20,7 +20,13 @@ from workers.backends.trt_cache import TimingCacheUse
 from workers.backends.trt_inspect import Inspected
 from workers.compute import Compute, compute_of
 from workers.integer import integer_graph
-from workers.profiles import batch_range, profiles_as_json, resolve_profiles, shapes_at
+from workers.profiles import (
+    batch_range,
+    batched_inputs,
+    profiles_as_json,
+    resolve_profiles,
+    shapes_at,
+)
 from workers.ranges import largest
 from workers.samples import batches_of, check_samples, read_samples
 from workers.stages import Stage, StageResult
@@ -46,7 +52,9 @@ def run(stage: Stage) -> StageResult:
     if params.target.runtime is Runtime.TORCHSCRIPT:
         return scripted.build(stage, params)
     model = graphs.read_model(stage.inputs["typed"])
-    profiles = resolve_profiles(graphs.input_specs(model), params.profiles)
+    profiles = resolve_profiles(
+        graphs.input_specs(model), params.profiles, graphs.axis_ranges(model)
+    )
     compute = compute_of(model, shapes_at(profiles[0], "opt"))
     layers.check_precision(params.precision, compute)
     if params.target.runtime is Runtime.ONNXRUNTIME:
@@ -150,10 +158,11 @@ def _in_integers(stage: Stage, params: BuildParams) -> Path:
     stage.progress("measure ranges", None)
     source, quantized = (graphs.read_model(stage.inputs[role]) for role in ("onnx", "typed"))
     inputs = graphs.input_specs(source)
-    profile = resolve_profiles(inputs, params.profiles)[0]
+    profile = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(source))[0]
     smallest, size, _ = batch_range(inputs, profile)
     samples = check_samples(read_samples(stage.inputs["calibration"]), inputs, profile)
-    batches = list(batches_of(samples, size, smallest=smallest))
+    batched = batched_inputs(inputs, profile)
+    batches = list(batches_of(samples, batched, size, smallest=smallest))
     path = stage.workdir / "integer.onnx"
     graphs.save_model(integer_graph(quantized, partial(largest, source, quantized, batches)), path)
     return path

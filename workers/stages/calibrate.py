@@ -22,7 +22,12 @@ from workers import graphs
 from workers.accuracy import Comparison
 from workers.backends import ort
 from workers.folding import fold_quantized_weights
-from workers.profiles import batch_range, has_dynamic_batch, resolve_profiles
+from workers.profiles import (
+    batch_range,
+    batched_inputs,
+    has_dynamic_batch,
+    resolve_profiles,
+)
 from workers.rounding import rounded_model
 from workers.samples import Arrays, batches_of, check_samples, count_samples, read_samples
 from workers.stages import Stage, StageResult
@@ -50,11 +55,12 @@ def run(stage: Stage) -> StageResult:
     model = graphs.read_model(stage.inputs["onnx"])
     _refuse_unquantisable(model, params.precision)
     inputs = graphs.input_specs(model)
-    profile = resolve_profiles(inputs, params.profiles)[0]
+    profile = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))[0]
+    batched = batched_inputs(inputs, profile)
     samples = check_samples(read_samples(stage.inputs["calibration"]), inputs, profile)
     size, smallest = batch_size(params.batch_size, inputs, profile)
-    batches = list(batches_of(samples, size, smallest=smallest))
-    _refuse_too_few(batches, count_samples(samples), size, params)
+    batches = list(batches_of(samples, batched, size, smallest=smallest))
+    _refuse_too_few(batches, count_samples(samples, batched), size, params)
 
     source = stage.workdir / "source.onnx"
     shutil.copyfile(stage.inputs["onnx"], source)  # ModelOpt writes beside what it reads
@@ -64,14 +70,16 @@ def run(stage: Stage) -> StageResult:
     source.unlink()
     quantized = onnx.load(str(typed))
     pairs = _checked_pairs(quantized, params.precision)
+    graphs.keep_axis_ranges(quantized, graphs.axis_ranges(model))
     fold_quantized_weights(quantized)
     graphs.save_model(quantized, typed)
     stage.progress("cast the remainder", None)
-    outputs, remainder = _write_for_gpus(stage, quantized, typed, batches[0])
+    count = count_samples(batches[0], batched)
+    outputs, remainder = _write_for_gpus(stage, quantized, typed, batches[0], count)
     if params.precision is Precision.INT8:
         outputs["typed"] = typed
     facts = {
-        "samples": sum(count_samples(batch) for batch in batches),
+        "samples": sum(count_samples(batch, batched) for batch in batches),
         "batch_size": size,
         "batches": len(batches),
         "precision": str(params.precision),
@@ -84,7 +92,7 @@ def run(stage: Stage) -> StageResult:
 
 
 def _write_for_gpus(
-    stage: Stage, quantized: onnx.ModelProto, typed: Path, batch: Arrays
+    stage: Stage, quantized: onnx.ModelProto, typed: Path, batch: Arrays, count: int
 ) -> tuple[dict[str, Path], str]:
     """``typed_fp16`` and ``typed_half``, and the type of the remainder of the latter."""
     params = stage.params
@@ -92,7 +100,7 @@ def _write_for_gpus(
     paths = {role: stage.workdir / f"{role}.onnx" for role in ("typed_fp16", "typed_half")}
     fp16 = _with_remainder(quantized, Precision.FP16)
     graphs.save_model(fp16, paths["typed_fp16"])
-    if _is_suspect(quantized, params.precision) and not _fits(stage, fp16, typed, batch):
+    if _is_suspect(quantized, params.precision) and not _fits(stage, fp16, typed, batch, count):
         print("values leave the range of fp16: the remainder is bf16 for GPUs that have it")
         graphs.save_model(_with_remainder(quantized, Precision.BF16), paths["typed_half"])
         return paths, str(Precision.BF16)
@@ -106,6 +114,7 @@ def _with_remainder(quantized: onnx.ModelProto, precision: Precision) -> onnx.Mo
     typed: onnx.ModelProto = convert_to_f16(
         copy, low_precision_type=str(precision), keep_io_types=True
     )
+    graphs.keep_axis_ranges(typed, graphs.axis_ranges(quantized))
     return typed
 
 
@@ -120,7 +129,7 @@ def _is_suspect(quantized: onnx.ModelProto, precision: Precision) -> bool:
     return widest * _LEVELS[precision] > _SUSPECT
 
 
-def _fits(stage: Stage, fp16: onnx.ModelProto, typed: Path, batch: Arrays) -> bool:
+def _fits(stage: Stage, fp16: onnx.ModelProto, typed: Path, batch: Arrays, count: int) -> bool:
     """Whether the graph is as like its source with its remainder in fp16 as in fp32."""
     rounded = stage.workdir / "rounded.onnx"
     graphs.save_model(rounded_model(fp16), rounded)
@@ -130,7 +139,7 @@ def _fits(stage: Stage, fp16: onnx.ModelProto, typed: Path, batch: Arrays) -> bo
         comparison = Comparison()
         # Optimised, ONNX Runtime would pool in fp8, for which it has no kernel.
         actual = ort.OrtModel(path, optimisation="none").run(batch)
-        comparison.add(expected, actual, count_samples(batch))
+        comparison.add(expected, actual, count)
         cosine = comparison.facts(None)["cosine_mean"]
         likeness.append(-1.0 if comparison.not_finite else cosine)
     rounded.unlink()

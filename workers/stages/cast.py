@@ -68,7 +68,10 @@ def _quantize(
             hint="choose fp32, or int8 with calibration data",
         ) from err
     typed = onnx.load(str(path))
-    profile = resolve_profiles(graphs.input_specs(typed), params.profiles)[0]
+    ranges = graphs.axis_ranges(model)
+    graphs.keep_axis_ranges(typed, ranges)
+    graphs.save_model(typed, path)
+    profile = resolve_profiles(graphs.input_specs(typed), params.profiles, ranges)[0]
     compute = compute_of(typed, shapes_at(profile, "opt"))
     low = compute.layers("int8")
     if not low:
@@ -92,6 +95,7 @@ def _cast_to_half(
             f"{params.precision}",
             hint="choose fp32: the values leave the range of fp16, or it computes on integers",
         )
+    graphs.keep_axis_ranges(typed, graphs.axis_ranges(model))
     graphs.save_model(typed, path)
     return typed, low, floats
 
@@ -114,7 +118,9 @@ def low_precision_nodes(model: onnx.ModelProto, precision: Precision) -> tuple[i
 
 def _cast(stage: Stage, model: onnx.ModelProto, params: CastParams) -> onnx.ModelProto:
     fp16 = params.precision is Precision.FP16
-    profile = resolve_profiles(graphs.input_specs(model), params.profiles)[0]
+    profile = resolve_profiles(
+        graphs.input_specs(model), params.profiles, graphs.axis_ranges(model)
+    )[0]
     arrays = random_arrays(graphs.input_specs(model), shapes_at(profile, "opt"), seed=SEED)
     try:
         typed: onnx.ModelProto = autocast(
@@ -137,6 +143,11 @@ def _cast(stage: Stage, model: onnx.ModelProto, params: CastParams) -> onnx.Mode
 
 def _refuse_typed(model: onnx.ModelProto, precision: Precision) -> None:
     kinds = {tensor.data_type for tensor in model.graph.initializer}
+    if onnx.TensorProto.DOUBLE in kinds:
+        raise CastFailed(
+            f"the model's weights are fp64, which can't be cast to {precision}",
+            hint="export the model in fp32: model.float() in PyTorch",
+        )
     if graphs.is_quantized(model) or kinds & {
         onnx.TensorProto.FLOAT16,
         onnx.TensorProto.BFLOAT16,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnx.inliner
 import onnx.version_converter
 import torch
 from torch.export import ExportedProgram
@@ -20,6 +19,7 @@ from workers import graphs
 from workers.backends.ort import OrtModel
 from workers.checks import NO_DIFFERENCE, Difference, difference
 from workers.eager import SYMBOL, EagerModel, input_names, output_names
+from workers.modern import described, is_modern, modernised
 from workers.profiles import (
     Shapes,
     batch_range,
@@ -73,33 +73,35 @@ def _from_program(stage: Stage, params: ExportParams, target: Path) -> dict[str,
     stage.progress("load", None)
     program = load_program(stage.inputs["source"])
     stage.progress("export", None)
+    source = EagerModel(program)  # before the exporter, which narrows its axes' ranges
     model = _to_onnx(program)
     _name_axes(model)
+    graphs.keep_axis_ranges(model, source.axis_ranges)
     graphs.check_model(model)
     graphs.save_model(model, target)
     inputs = graphs.input_specs(model)
-    profiles = resolve_profiles(inputs, params.profiles)
+    profiles = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))
     stage.progress("check", None)
-    return _compare(EagerModel(program), OrtModel(target), inputs, profiles)
+    return _compare(source, OrtModel(target), inputs, profiles)
 
 
 def _from_onnx(stage: Stage, params: ExportParams, target: Path) -> dict[str, Any]:
     stage.progress("check", None)
     source = stage.inputs["source"]
-    model = graphs.read_model(source)
-    inlined = onnx.inliner.inline_local_functions(model) if model.functions else model
-    graphs.check_model(inlined)
+    given = graphs.read_model(source)
+    model = described(given)
+    graphs.check_model(model)
     inputs = graphs.input_specs(model)
-    profiles = resolve_profiles(inputs, params.profiles)
+    profiles = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))
     original = OrtModel(source, optimisation="none")
-    is_new = graphs.opset_of(model) >= graphs.MIN_OPSET and graphs.is_modern(model)
-    if is_new and not model.functions:
+    is_new = graphs.opset_of(model) >= graphs.MIN_OPSET and is_modern(model)
+    if is_new and model is given:
         for shapes in check_shapes(inputs, profiles):
             original.run(random_arrays(inputs, shapes, seed=SEED))
         shutil.copyfile(source, target)
         return {"reason": "the source is ONNX and was taken as it is"}
     stage.progress("upgrade", None)
-    graphs.save_model(_upgraded(inlined), target)
+    graphs.save_model(_upgraded(model), target)
     return _compare(original, OrtModel(target), inputs, profiles)
 
 
@@ -151,7 +153,7 @@ def _lay_attention_out(program: ExportedProgram) -> None:
 def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
     opset = graphs.opset_of(model)
     if opset >= graphs.MIN_OPSET:
-        return graphs.modernised(model)
+        return modernised(model)
     print(f"upgrading from opset {opset} to {graphs.MIN_OPSET}", flush=True)
     try:
         upgraded = onnx.version_converter.convert_version(model, graphs.MIN_OPSET)
@@ -161,7 +163,7 @@ def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
             f"{_reason(err)}",
             hint=f"export it with opset {EXPORT_OPSET}",
         ) from err
-    modern = graphs.modernised(upgraded)
+    modern = modernised(upgraded)
     graphs.check_model(modern)
     return modern
 

@@ -19,7 +19,14 @@ from workers.accuracy import Comparison
 from workers.backends.ort import OrtModel, cpu_threads
 from workers.backends.torchscript import TorchScriptModel
 from workers.eager import EagerModel
-from workers.profiles import batch_range, has_dynamic_batch, resolve_profiles, shapes_at_batch
+from workers.profiles import (
+    AxisRanges,
+    batch_range,
+    batched_inputs,
+    has_dynamic_batch,
+    resolve_profiles,
+    shapes_at_batch,
+)
 from workers.rounding import is_half_typed, rounded_model
 from workers.samples import (
     Arrays,
@@ -55,8 +62,8 @@ def run(stage: Stage) -> StageResult:
     torch.set_num_threads(cpu_threads())
     stage.progress("load", None)
     source = _source(stage, params)
-    subject, measured_on, inputs = _subject(stage, params, source)
-    profile = resolve_profiles(inputs, params.profiles)[0]
+    subject, measured_on, inputs, ranges = _subject(stage, params, source)
+    profile = resolve_profiles(inputs, params.profiles, ranges)[0]
     stage.progress("compare", None)
     samples, labels, data = _data(stage, params, inputs, profile)
     runnable = subject.engine if isinstance(subject, gpu_metrics.Loaded) else subject
@@ -96,14 +103,15 @@ def _source(stage: Stage, params: MeasureParams) -> EagerModel | OrtModel:
 
 def _subject(
     stage: Stage, params: MeasureParams, source: EagerModel | OrtModel
-) -> tuple[Runnable | gpu_metrics.Loaded, str, Sequence[TensorSpec]]:
-    """What is measured, the engine where it runs here, else its typed ONNX; and its inputs."""
+) -> tuple[Runnable | gpu_metrics.Loaded, str, Sequence[TensorSpec], AxisRanges]:
+    """What is measured, the engine where it runs here, else its typed ONNX; its inputs and axes."""
     if params.target is not None and params.target.runtime is Runtime.TORCHSCRIPT:
         assert isinstance(source, EagerModel)
-        return TorchScriptModel(stage.inputs["engine"]), "engine", source.input_specs
+        model = TorchScriptModel(stage.inputs["engine"])
+        return model, "engine", source.input_specs, source.axis_ranges
     typed = graphs.read_model(stage.inputs["typed"])
     subject, measured_on = _of_onnx(stage, params, typed)
-    return subject, measured_on, graphs.input_specs(typed)
+    return subject, measured_on, graphs.input_specs(typed), graphs.axis_ranges(typed)
 
 
 def _of_onnx(
@@ -126,11 +134,12 @@ def _data(
     stage: Stage, params: MeasureParams, inputs: Sequence[TensorSpec], profile: Profile
 ) -> tuple[Arrays, NDArray[np.int64] | None, str]:
     """Evaluation data, else calibration data, else seeded random data at the opt shapes."""
+    batched = batched_inputs(inputs, profile)
     judged = params.metric is not None or params.max_drop is not None
     if "evaluation" in stage.inputs:
         arrays = read_samples(stage.inputs["evaluation"])
         samples = check_samples(arrays, inputs, profile)
-        labels = check_labels(arrays, count_samples(samples))
+        labels = check_labels(arrays, count_samples(samples, batched))
         if judged and labels is None:
             raise InvalidData(
                 "the accuracy drop can't be judged: the evaluation data hold no 'label'",
@@ -144,7 +153,8 @@ def _data(
         )
     if "calibration" in stage.inputs:
         samples = check_samples(read_samples(stage.inputs["calibration"]), inputs, profile)
-        return {n: a[:MAX_CALIBRATION_SAMPLES] for n, a in samples.items()}, None, "calibration"
+        first = next(batches_of(samples, batched, MAX_CALIBRATION_SAMPLES))
+        return first, None, "calibration"
     return random_samples(inputs, profile), None, "random"
 
 
@@ -163,15 +173,16 @@ def _compare(
     inputs: Sequence[TensorSpec],
     profile: Profile,
 ) -> dict[str, Any]:
+    batched = batched_inputs(inputs, profile)
     smallest, size, _ = batch_range(inputs, profile)
     comparison = Comparison()
-    for batch in batches_of(samples, size, smallest=smallest):
+    for batch in batches_of(samples, batched, size, smallest=smallest):
         expected, actual = source.run(batch), subject.run(batch)
         _check_outputs(expected, actual)
-        comparison.add(expected, actual, count_samples(batch))
+        comparison.add(expected, actual, count_samples(batch, batched))
     if comparison.samples == 0:
         raise InvalidData(
-            f"{count_samples(samples)} samples don't fill the model's smallest batch of {smallest}",
+            f"{count_samples(samples, batched)} samples don't fill the model's smallest batch of {smallest}",
             hint=f"pass at least {smallest} samples",
         )
     if comparison.not_finite:

@@ -1,0 +1,97 @@
+"""ONNX from the wild, made as the stages want it: nothing that it computes is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from math import prod
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnx.shape_inference
+from onnx import helper, numpy_helper
+
+from farm.errors import InvalidModel
+from farm.specs import ANONYMOUS
+from workers.graphs import MAX_PROTO_BYTES, axis_of, drop, drop_nodes, drop_unused, outline
+
+_EXPORT_AGAIN = "export the model again and check that the upload is whole"
+
+
+def described(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph without functions, its dynamic axes named and its outputs' shapes given.
+
+    An anonymous axis gets a name of its own: two of them have nothing to do with each other, and
+    calibration takes no axis without a name. The model itself, where nothing is to be done.
+    """
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    unshaped = [v.name for v in model.graph.output if not v.type.tensor_type.HasField("shape")]
+    anonymous = [
+        (value.name, axis)
+        for value in model.graph.input
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim)
+        if axis_of(dim) == ANONYMOUS
+    ]
+    if not unshaped and not anonymous:
+        return model
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    if unshaped:
+        _shape_outputs(result)
+    inputs = {value.name: value for value in result.graph.input}
+    for name, axis in anonymous:
+        inputs[name].type.tensor_type.shape.dim[axis].dim_param = f"{name}_{axis}"
+    return result
+
+
+def _shape_outputs(model: onnx.ModelProto) -> None:
+    inferred = onnx.shape_inference.infer_shapes(outline(model), data_prop=True).graph
+    for value, found in zip(model.graph.output, inferred.output, strict=True):
+        value.CopyFrom(found)
+
+
+def is_modern(model: onnx.ModelProto) -> bool:
+    """Whether weights are initializers, and nothing else: see ``modernised``."""
+    given = {tensor.name for tensor in model.graph.initializer}
+    return (
+        model.ir_version >= _ir_version(model)
+        and not any(value.name in given for value in model.graph.input)
+        and not any(_is_filled(node, given) for node in model.graph.node)
+    )
+
+
+def modernised(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph in the IR version of its operators, in which weights are initializers alone.
+
+    Before IR version 4 they had to be inputs as well. Weights that a ConstantOfShape makes are written
+    out: nothing quantises them otherwise.
+    """
+    modern = onnx.ModelProto()
+    modern.CopyFrom(model)
+    graph = modern.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    drop(graph.input, lambda value: value.name in tensors)
+    filled = [node for node in graph.node if _is_filled(node, tensors)]
+    for node in filled:
+        value = next((numpy_helper.to_array(a.t) for a in node.attribute), np.zeros(1, np.float32))
+        shape = [int(size) for size in numpy_helper.to_array(tensors[node.input[0]])]
+        if prod(shape) * value.itemsize > MAX_PROTO_BYTES or min(shape, default=0) < 0:
+            raise InvalidModel(
+                f"{node.output[0]!r} would be filled with {shape} values", hint=_EXPORT_AGAIN
+            )
+        weights = np.full(shape, value[0], value.dtype)
+        graph.initializer.append(numpy_helper.from_array(weights, node.output[0]))
+    drop_nodes(graph, lambda node: _is_filled(node, tensors))
+    drop_unused(graph)
+    modern.ir_version = max(modern.ir_version, _ir_version(modern))
+    return modern
+
+
+def _ir_version(model: onnx.ModelProto) -> int:
+    """The first that has the model's operators."""
+    return int(helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True))
+
+
+def _is_filled(node: onnx.NodeProto, constants: Container[str]) -> bool:
+    return node.op_type == "ConstantOfShape" and node.input[0] in constants
