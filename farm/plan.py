@@ -13,6 +13,7 @@ from farm.specs import (
     CALIBRATED,
     MODULES,
     TENSORRTS,
+    Architecture,
     BuilderOptions,
     BuildParams,
     CalibrateParams,
@@ -159,14 +160,20 @@ class _Planner:
         given = Input(digest=source.digest)
         if prune is None:
             return given, source.format
-        params = PruneParams(format=source.format, prune=prune)
+        params = PruneParams(format=source.format, architecture=source.architecture, prune=prune)
         job = self._add(JobKind.PRUNE, params, {"source": given})
         return Input(job=job, output="source"), SourceFormat.PT2
 
     def _export(self) -> PlannedJob:
         source, kind = self._source()
-        params = ExportParams(format=kind, profiles=self._profiles)
+        params = ExportParams(
+            format=kind, architecture=self._architecture(kind), profiles=self._profiles
+        )
         return self._add(JobKind.EXPORT, params, {"source": source})
+
+    def _architecture(self, kind: SourceFormat) -> Architecture | None:
+        """What pruning makes of weights is a program, which needs none."""
+        return self._request.source.architecture if kind is SourceFormat.SAFETENSORS else None
 
     def _cast(self, precision: Precision) -> PlannedJob:
         params = CastParams.model_validate({"precision": precision, "profiles": self._profiles})
@@ -218,6 +225,7 @@ class _Planner:
             profiles=self._profiles,
             options=self._options(choice.target),
             format=kind,
+            architecture=self._architecture(kind) if kind else None,
         )
         return self._add(
             JobKind.BUILD,
@@ -256,6 +264,7 @@ class _Planner:
             precision=precision,
             target=target if runnable else None,
             format=request.source.format,
+            architecture=request.source.architecture,
             profiles=self._profiles,
             options=self._options(target) if runnable else BuilderOptions(),
             metric=request.evaluation.metric if request.evaluation else None,

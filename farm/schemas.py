@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from farm.specs import (
+    Architecture,
     BuilderOptions,
     CalibrationMethod,
     JobKind,
@@ -43,6 +44,20 @@ class Answer(BaseModel):
 class Source(Request):
     digest: Digest
     format: SourceFormat
+    architecture: Architecture | None = Field(
+        None,
+        description="of safetensors weights: the module that they are of",
+        examples=[{"library": "transformers", "name": "BertModel", "config": {}}],
+    )
+
+    @model_validator(mode="after")
+    def _architecture_of_weights(self) -> Self:
+        if (self.format is SourceFormat.SAFETENSORS) != (self.architecture is not None):
+            raise ValueError(
+                "safetensors need an architecture (--architecture transformers:BertModel), and "
+                "other formats take none"
+            )
+        return self
 
 
 class Calibration(Request):

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from farm import packs
 from farm.errors import InvalidRequest, SourceRefused
+from farm.onnx_files import MalformedModel, external_files
 from farm.specs import SourceFormat
 
+PACK_HINT = (
+    "`farm submit model.onnx` packs a model with its data files; by hand: "
+    "tar cf model.tar model.onnx model.onnx.data"
+)
 #: A pickle's first two bytes from protocol 2 on; older ones are text and fail as ONNX.
 _PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
@@ -19,14 +25,36 @@ def check(path: Path, format: SourceFormat) -> None:
         SourceRefused: a pickle, or weights saved by ``torch.save``.
         InvalidRequest: not what the format says.
     """
+    check_start(path, format)
+    if format is SourceFormat.ONNX:
+        _check_onnx(path)
+
+
+def check_start(path: Path, format: SourceFormat) -> None:
+    """The part of ``check`` that needs no other files.
+
+    Raises:
+        SourceRefused, InvalidRequest
+    """
     with path.open("rb") as file:
         start = file.read(4)
     if start[:2] in _PICKLE:
         raise SourceRefused("this is a pickle: loading one runs whatever code is in it")
     names = _archive(path) if start == b"PK\x03\x04" else []
+    if format is SourceFormat.SAFETENSORS:
+        _check_safetensors(path)
+    if format is SourceFormat.TORCHSCRIPT and _has_torchscript(names):
+        return
     if any(name.rpartition("/")[2] == "data.pkl" and name.count("/") == 1 for name in names):
-        raise SourceRefused(
-            "this was saved by torch.save or torch.jit.save: it holds a pickle, which runs code when loaded"
+        what = (
+            "torch.jit.save: give the format torchscript"
+            if _has_torchscript(names)
+            else ("torch.save: it holds a pickle, which runs code when loaded")
+        )
+        raise SourceRefused(f"this was saved by {what}")
+    if format is SourceFormat.TORCHSCRIPT:
+        raise InvalidRequest(
+            "this isn't TorchScript", hint="save it by torch.jit.trace(model, example).save(path)"
         )
     if format is SourceFormat.PT2 and not _is_program(names):
         raise InvalidRequest(
@@ -37,6 +65,53 @@ def check(path: Path, format: SourceFormat) -> None:
         raise InvalidRequest(
             "this is an archive, not an ONNX model",
             hint="if it is a torch.export program, give the format pt2",
+        )
+
+
+def _check_onnx(path: Path) -> None:
+    """Every file that the model names must have been handed in with it."""
+    try:
+        if packs.is_pack(path):
+            there = packs.members(path)
+            model = there[packs.one_ending(there, ".onnx")]
+            folder = PurePosixPath(model.name).parent
+            beside = {
+                str(PurePosixPath(name).relative_to(folder))
+                for name in there
+                if PurePosixPath(name).is_relative_to(folder)
+            }
+            missing = external_files(path, model.offset, model.bytes) - beside
+        else:
+            missing = external_files(path)
+    except packs.MalformedPack as err:
+        raise InvalidRequest(f"this archive is no model: {err}", hint=PACK_HINT) from err
+    except MalformedModel:
+        return  # the export says what is wrong with it
+    if missing:
+        raise InvalidRequest(
+            f"the model keeps weights in {', '.join(map(repr, sorted(missing)[:5]))}, "
+            "which wasn't handed in with it",
+            hint=PACK_HINT,
+        )
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file was saved by ``torch.jit.save``: by its names, nothing is loaded."""
+    return zipfile.is_zipfile(path) and _has_torchscript(_archive(path))
+
+
+def _has_torchscript(names: list[str]) -> bool:
+    inner = {name.partition("/")[2] for name in names}
+    return {"data.pkl", "constants.pkl"} <= inner and any(n.startswith("code/") for n in inner)
+
+
+def _check_safetensors(path: Path) -> None:
+    """Its first eight bytes are the size of its header, which is a JSON object."""
+    with path.open("rb") as file:
+        size, start = int.from_bytes(file.read(8), "little"), file.read(1)
+    if start != b"{" or size + 8 > path.stat().st_size:
+        raise InvalidRequest(
+            "this isn't a safetensors file", hint="save it by safetensors.torch.save_model"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from farm import architectures
 from farm.errors import InvalidRequest
 
 
@@ -61,10 +62,12 @@ class SourceFormat(StrEnum):
 
     ONNX = "onnx"
     PT2 = "pt2"  #: a ``torch.export`` program
+    TORCHSCRIPT = "torchscript"
+    SAFETENSORS = "safetensors"  #: weights, of an architecture that the request names
 
 
 #: Those that PyTorch runs: their weights can be pruned.
-MODULES = (SourceFormat.PT2,)
+MODULES = (SourceFormat.PT2, SourceFormat.SAFETENSORS)
 
 
 class JobKind(StrEnum):
@@ -214,13 +217,29 @@ class Prune(Value):
         )
 
 
+class Architecture(Value):
+    """The module that safetensors weights are of."""
+
+    library: Literal["transformers", "timm", "torchvision"]
+    name: Annotated[str, Field(max_length=100)]  #: the class, or the function that makes the model
+    config: dict[str, Any] = {}  #: transformers: the fields of config.json
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if reason := architectures.refusal(self.library, self.name, self.config):
+            raise ValueError(reason)
+        return self
+
+
 class PruneParams(Value):
     format: SourceFormat
+    architecture: Architecture | None = None
     prune: Prune
 
 
 class ExportParams(Value):
     format: SourceFormat
+    architecture: Architecture | None = None
     profiles: tuple[Profile, ...] = ()
 
 
@@ -243,6 +262,7 @@ class BuildParams(Value):
     profiles: tuple[Profile, ...] = ()
     options: BuilderOptions = BuilderOptions()
     format: SourceFormat | None = None  #: of the source, where the engine is built from it
+    architecture: Architecture | None = None
 
 
 class MeasureParams(Value):
@@ -251,6 +271,7 @@ class MeasureParams(Value):
     precision: Precision
     target: Target | None = None
     format: SourceFormat
+    architecture: Architecture | None = None
     profiles: tuple[Profile, ...] = ()
     options: BuilderOptions = BuilderOptions()  #: that the engine was built with, where it is run
     metric: Literal["top1"] | None = None

@@ -168,7 +168,7 @@ def _at(model: onnx.ModelProto, shapes: Shapes) -> onnx.ModelProto:
         for dim in made.type.tensor_type.shape.dim:
             if dim.HasField("dim_param"):
                 dim.Clear()
-    return onnx.shape_inference.infer_shapes(fixed, data_prop=True)
+    return graphs.inferred(fixed, data_prop=True)
 
 
 def _dims(value: onnx.TypeProto.Tensor) -> tuple[int, ...] | None:

@@ -57,7 +57,7 @@ def metrics(
         "batch": opt,
         **results["engine"],
         "eager": results.get("eager"),
-        "eager_reason": None if eager else "the source is ONNX, which PyTorch doesn't run",
+        "eager_reason": None if eager else "the source is no program that PyTorch runs eagerly",
         **speed_up(headline),
         "settings": _settings(),
     }

@@ -95,12 +95,15 @@ def output_names(program: ExportedProgram) -> list[str]:
     """Names for the outputs: the keys of a dict or dataclass, else ``output`` or ``output_0`` …"""
     signature = program.graph_signature
     count = sum(isinstance(name, str) for name in signature.user_outputs)
-    if count == 1:
-        return ["output"]
-    keys = _keys(program)
-    if len(keys) == count == len(set(keys) - set(signature.user_inputs)):
+    keys = _keys(program) if count > 1 else []
+    if keys and len(keys) == count == len(set(keys) - set(signature.user_inputs)):
         return keys
-    return [f"output_{index}" for index in range(count)]
+    return numbered_outputs(count)
+
+
+def numbered_outputs(count: int) -> list[str]:
+    """``output``, or ``output_0`` … where there are several."""
+    return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
 
 
 def specs(program: ExportedProgram) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import onnx
 import onnx.shape_inference
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import helper
+from onnx import external_data_helper, helper
 from pydantic import TypeAdapter, ValidationError
 
+from farm import packs
 from farm.errors import InvalidModel
+from farm.onnx_files import MalformedModel, external_files
+from farm.sources import PACK_HINT
 from farm.specs import ANONYMOUS, TensorSpec
 from workers.profiles import AxisRange, AxisRanges
 
@@ -23,6 +28,8 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 MIN_OPSET = 19
 #: protobuf's limit for one message: beyond it the weights are kept beside the graph.
 MAX_PROTO_BYTES = 2_000_000_000
+#: Tensors of so many numbers, shapes for example, are always in the graph itself.
+_SMALL_TENSOR = 1024
 QDQ_OPS = ("QuantizeLinear", "DequantizeLinear")
 #: Constants of up to so many values may say a shape; larger ones are weights.
 _SHAPE_VALUES = 64
@@ -32,23 +39,87 @@ _RANGES = TypeAdapter(dict[str, AxisRange])
 _EXPORT_AGAIN = "export the model again and check that the upload is whole"
 
 
-def read_model(path: Path) -> onnx.ModelProto:
-    """Read the ONNX model in ``path``.
+def read_model(path: Path, folder: Path) -> tuple[Path, onnx.ModelProto]:
+    """The ONNX model in ``path``: the file to hand to a runtime, and its graph.
+
+    Of a pack the model lies below ``folder``, unpacked, and its large weights stay in their files.
 
     Raises:
-        InvalidModel: if it is empty, damaged, or keeps its weights in other files.
+        InvalidModel: if it is empty, damaged, or keeps weights in files that aren't in the pack.
     """
     if path.stat().st_size == 0:
         # Zero bytes are a valid protobuf message, and TensorRT parses them without a complaint.
         raise InvalidModel("the file is empty", hint="upload the model again")
+    file = _unpacked(path, folder) if packs.is_pack(path) else path
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        model = onnx.load(str(file), load_external_data=False)
     except (DecodeError, ValueError) as err:
         raise InvalidModel("the file isn't a readable ONNX model", hint=_EXPORT_AGAIN) from err
+    if file is path:
+        _refuse_external_data(path)
     if not model.graph.node or not model.graph.output or not model.opset_import:
         raise InvalidModel("the ONNX model has no graph", hint=_EXPORT_AGAIN)
-    _refuse_external_data(model)
+    if _take_in_small_tensors(model, file.parent):
+        onnx.save(model, str(file))
+    return file, model
+
+
+def _take_in_small_tensors(model: onnx.ModelProto, folder: Path) -> bool:
+    """Without the values of shapes and axes no runtime infers shapes. Returns whether there were any."""
+    tensors = [t for t in model.graph.initializer if is_external(t)]
+    small = [tensor for tensor in tensors if prod(tensor.dims) <= _SMALL_TENSOR]
+    for tensor in small:
+        external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+    return bool(small)
+
+
+def _unpacked(path: Path, folder: Path) -> Path:
+    """The model of a pack, unpacked; nothing but the pack's files is ever read for it."""
+    target = folder / f"unpacked-{uuid4().hex[:8]}"
+    try:
+        model = target / packs.one_ending(packs.members(path), ".onnx")
+        packs.unpack(path, target)
+        names = external_files(model)
+    except (packs.MalformedPack, MalformedModel) as err:
+        raise InvalidModel(f"the archive is no model: {err}", hint=_EXPORT_AGAIN) from err
+    for name in names:
+        _check_location(model.parent / name, target)
     return model
+
+
+def _refuse_external_data(path: Path) -> None:
+    # Its locations are paths: following them would read whatever the author wished.
+    names = external_files(path)
+    if names:
+        raise InvalidModel(
+            f"the model keeps weights in {min(names)!r}, which wasn't handed in with it",
+            hint=PACK_HINT,
+        )
+
+
+def _check_location(file: Path, folder: Path) -> None:
+    if not file.resolve().is_relative_to(folder.resolve()) or not file.is_file():
+        raise InvalidModel(
+            f"the model keeps weights in {file.name!r}, which wasn't handed in with it",
+            hint=PACK_HINT,
+        )
+
+
+def load_weights(model: onnx.ModelProto, file: Path) -> None:
+    """Bring the weights that the model of this file keeps elsewhere into it."""
+    external_data_helper.load_external_data_for_model(model, str(file.parent))
+
+
+def is_external(tensor: onnx.TensorProto) -> bool:
+    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def inferred(model: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
+    """The outline of a graph with types and shapes inferred."""
+    result: onnx.ModelProto = onnx.shape_inference.infer_shapes(outline(model), **options)
+    return result
 
 
 def check_model(model: onnx.ModelProto) -> None:
@@ -61,13 +132,17 @@ def check_model(model: onnx.ModelProto) -> None:
     for node in all_nodes(model.graph):
         _check_operator(node, opset)
     try:
-        onnx.checker.check_model(model)
-        onnx.shape_inference.infer_shapes(outline(model), strict_mode=True, data_prop=True)
+        _check_proto(model)
+        inferred(model, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
         raise InvalidModel(
             f"the ONNX model is invalid: {brief(err)}",
             hint="run onnx.checker.check_model(model, full_check=True) on it and export it again",
         ) from err
+
+
+def _check_proto(model: onnx.ModelProto) -> None:
+    onnx.checker.check_model(outline(model) if is_large(model) else model)
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -104,7 +179,7 @@ def outline(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def types_of(model: onnx.ModelProto) -> dict[str, int]:
     """The element type of every tensor of a graph, those of its subgraphs left out."""
-    graph = onnx.shape_inference.infer_shapes(outline(model)).graph
+    graph = inferred(model).graph
     values = [*graph.value_info, *graph.output, *graph.input]
     types = {value.name: value.type.tensor_type.elem_type for value in values}
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -164,19 +239,57 @@ def drop(field: Any, is_dropped: Callable[[Any], bool]) -> None:
             del field[index]
 
 
-def save_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model, with its weights in the same file.
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """The size of the weights, wherever they are."""
+    return sum(
+        prod(tensor.dims) * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+        for tensor in model.graph.initializer
+    )
 
-    Raises:
-        InvalidModel: when it is larger than one protobuf message may be.
+
+def is_large(model: onnx.ModelProto) -> bool:
+    """Whether it is more than one protobuf message may hold, or has weights in other files."""
+    return weight_bytes(model) > MAX_PROTO_BYTES or any(map(is_external, model.graph.initializer))
+
+
+def write_model(model: onnx.ModelProto, file: Path) -> None:
+    """Write a model for a runtime, a large one with its weights beside it.
+
+    The weights of a large one leave ``model``.
     """
-    size = model.ByteSize()
-    if size > MAX_PROTO_BYTES:
-        raise InvalidModel(
-            f"the ONNX model is {size / 1e9:.1f} GB, and one file holds 2 GB",
-            hint="choose fp16, or split the model",
-        )
-    onnx.save(model, str(path))
+    onnx.save(
+        model,
+        str(file),
+        save_as_external_data=is_large(model),
+        location=f"{file.name}.data",
+        size_threshold=8 * _SMALL_TENSOR,
+    )
+
+
+def save_model(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model as one file, a large one as a pack."""
+    folder = path.with_name(f"{path.name}.files")
+    folder.mkdir()
+    write_model(model, folder / "model.onnx")
+    load_weights(model, folder / "model.onnx")
+    as_one_file(folder, model, path)
+
+
+def as_one_file(folder: Path, model: onnx.ModelProto, path: Path) -> None:
+    """Make one file of a model that was written to ``model.onnx`` in a folder, and remove the folder.
+
+    Parameters:
+        model: what was written, its weights where they were written to.
+    """
+    files = {file.name: file for file in folder.iterdir()}
+    if len(files) > 1 and weight_bytes(model) <= MAX_PROTO_BYTES:
+        load_weights(model, folder / "model.onnx")
+        onnx.save(model, str(path))
+    elif len(files) > 1:
+        packs.Pack(name=path.name, files=files).write(path)
+    else:
+        files["model.onnx"].rename(path)
+    shutil.rmtree(folder)
 
 
 def specs_as_json(specs: Sequence[TensorSpec]) -> list[dict[str, object]]:
@@ -239,16 +352,6 @@ def _check_operator(node: onnx.NodeProto, opset: int) -> None:
             f"operator {node.op_type} doesn't exist in ONNX opset {opset}",
             hint="check its spelling, or export with a newer opset",
         ) from err
-
-
-def _refuse_external_data(model: onnx.ModelProto) -> None:
-    # Its locations are paths: following them would read whatever the author wished.
-    for tensor in model.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise InvalidModel(
-                f"the weight {tensor.name!r} lies in another file, which wasn't handed in",
-                hint="save it in one file: onnx.save(model, path, save_as_external_data=False)",
-            )
 
 
 def brief(err: Exception) -> str:

@@ -8,12 +8,11 @@ from math import prod
 import numpy as np
 import onnx
 import onnx.inliner
-import onnx.shape_inference
 from onnx import helper, numpy_helper
 
 from farm.errors import InvalidModel
 from farm.specs import ANONYMOUS
-from workers.graphs import MAX_PROTO_BYTES, axis_of, drop, drop_nodes, drop_unused, outline
+from workers.graphs import MAX_PROTO_BYTES, axis_of, drop, drop_nodes, drop_unused, inferred
 
 _EXPORT_AGAIN = "export the model again and check that the upload is whole"
 
@@ -46,8 +45,8 @@ def described(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _shape_outputs(model: onnx.ModelProto) -> None:
-    inferred = onnx.shape_inference.infer_shapes(outline(model), data_prop=True).graph
-    for value, found in zip(model.graph.output, inferred.output, strict=True):
+    made = inferred(model, data_prop=True).graph.output
+    for value, found in zip(model.graph.output, made, strict=True):
         value.CopyFrom(found)
 
 

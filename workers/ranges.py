@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import onnx
 from onnx import TensorProto, helper
 
+from workers import graphs
 from workers.backends.ort import OrtModel
 from workers.samples import Arrays
 
@@ -15,9 +17,14 @@ def largest(
     source: onnx.ModelProto,
     quantized: onnx.ModelProto,
     batches: Sequence[Arrays],
+    folder: Path,
     names: Sequence[str],
 ) -> dict[str, float]:
-    """The largest magnitude of each of these tensors of ``quantized`` over the batches."""
+    """The largest magnitude of each of these tensors of ``quantized`` over the batches.
+
+    Parameters:
+        folder: for the graph that finds them.
+    """
     # ModelOpt may have renamed some; where it hasn't, the source is several times faster.
     there = {name for node in source.graph.node for name in node.output}
     model = onnx.ModelProto()
@@ -29,7 +36,9 @@ def largest(
         graph.node.append(helper.make_node("Abs", [name], [magnitude]))
         graph.node.append(helper.make_node("ReduceMax", [magnitude], [most], keepdims=0))
         graph.output.append(helper.make_tensor_value_info(most, TensorProto.FLOAT, []))
-    session = OrtModel(model.SerializeToString())
+    file = folder / "largest.onnx"
+    graphs.write_model(model, file)
+    session = OrtModel(file)
     results = [session.run(batch) for batch in batches]
     return {
         name: max(float(result[f"largest_{index}"]) for result in results)

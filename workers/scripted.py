@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from farm.errors import EngineBuildFailed
 from farm.schemas import LayerReport, ProductView
 from farm.specs import BuildParams, Profile
-from workers import graphs, layers
+from workers import graphs, layers, references
 from workers.backends import torchscript
 from workers.backends.torchscript import Scripted, TorchScriptModel
 from workers.checks import difference
@@ -16,7 +16,6 @@ from workers.compute import Compute
 from workers.eager import EagerModel
 from workers.profiles import Shapes, profiles_as_json, resolve_profiles, shapes_at
 from workers.samples import random_arrays
-from workers.sources import load_program
 from workers.stages import Stage, StageResult
 from workers.weights import compute_of_program
 
@@ -33,7 +32,8 @@ def build(stage: Stage, params: BuildParams) -> StageResult:
         ProfileMismatch: if the profiles don't fit the program's inputs.
     """
     stage.progress("load", None)
-    program = load_program(stage.inputs["source"])
+    program = references.program(stage.inputs["source"], params)
+    assert program is not None
     source = EagerModel(program)
     profiles = resolve_profiles(source.input_specs, params.profiles, source.axis_ranges)
     stage.progress("build", None)

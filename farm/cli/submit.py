@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -43,7 +44,8 @@ def submit(
         str,
         typer.Argument(
             metavar="MODEL_FILE",
-            help="An .onnx file, a .pt2 file of torch.export, or the digest of one already there.",
+            help="An .onnx file, a .pt2 file of torch.export, TorchScript, .safetensors weights, or the "
+            "digest of one already there.",
         ),
     ],
     gpu: Annotated[
@@ -140,7 +142,23 @@ def submit(
     ] = None,
     source_format: Annotated[
         str | None,
-        typer.Option("--format", metavar="FORMAT", help="onnx or pt2, of a source by its digest."),
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="onnx, pt2, torchscript, safetensors; by default what the file's name and bytes say.",
+        ),
+    ] = None,
+    architecture: Annotated[
+        str | None,
+        typer.Option(
+            "--architecture",
+            metavar="LIBRARY:NAME",
+            help="What .safetensors are the weights of: transformers:BertModel.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="The architecture's config.json."),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Watch the build until it ends.")] = False,
     as_json: Json = False,
@@ -160,6 +178,8 @@ def submit(
             precisions=split(precision) or ["fp16"],
             name=name,
             format=source_format,
+            architecture=architecture,
+            config=config,
             calibration=calibration,
             calibration_method=calibration_method,
             calibration_batch_size=calibration_batch_size,

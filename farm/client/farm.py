@@ -13,13 +13,13 @@ from urllib.parse import quote
 import httpx
 from pydantic import TypeAdapter
 
-from farm.client import download
+from farm.client import download, sources
 from farm.client.build import Build
 from farm.client.download import Pulled
 from farm.client.http import Backoff, Http
 from farm.client.progress import Progress
 from farm.client.submission import Files, build_request, data, model_name
-from farm.client.upload import is_digest, source_format, upload
+from farm.client.upload import is_digest, upload
 from farm.errors import InvalidRequest, NotFound
 from farm.schemas import (
     BuildPage,
@@ -40,7 +40,7 @@ from farm.schemas import (
     TimingCacheView,
     WorkerView,
 )
-from farm.specs import Prune
+from farm.specs import Prune, SourceFormat
 
 P = TypeVar("P", bound=Page)
 
@@ -98,6 +98,8 @@ class Farm:
         precisions: Sequence[str],
         name: str | None = None,
         format: str | None = None,
+        architecture: str | None = None,
+        config: Path | Mapping[str, Any] | None = None,
         calibration: str | Path | None = None,
         calibration_method: str = "entropy",
         calibration_batch_size: int = 8,
@@ -115,10 +117,13 @@ class Farm:
         """Ask for a model's engines: every precision for every target.
 
         Parameters:
-            source: an ``.onnx`` or ``.pt2`` file, or the digest of one that the farm has.
+            source: an ``.onnx``, ``.pt2``, TorchScript or ``.safetensors`` file, or the digest of one
+                that the farm has. Files in which an ``.onnx`` keeps weights are packed with it.
             name: the model's, by default the file's without its suffix.
-            format: of a source given by its digest: ``onnx`` or ``pt2``; by default the one that
-                it was first submitted with.
+            format: ``onnx``, ``pt2``, ``torchscript`` or ``safetensors``; by default what the file's name
+                and bytes say, and of a digest the one that it was first submitted with.
+            architecture: of safetensors weights: ``LIBRARY:NAME``, as ``transformers:BertModel``.
+            config: its configuration, or the path of its ``config.json``.
             calibration, evaluation: ``.npz`` or ``.safetensors`` files, or digests.
             profiles: input name → ``{"min": shape, "opt": shape, "max": shape}``.
             options: of TensorRT's builder: ``farm.specs.BuilderOptions``.
@@ -129,8 +134,8 @@ class Farm:
             InvalidRequest: and its kinds; nothing was submitted.
             Unavailable
         """
-        source_kind, model = self._source(source, name, format)
         files = Files(progress)
+        digest, source_kind, model = self._source(files, source, name, format)
         calibrated = None if calibration is None else files.digest(calibration)
         evaluated = None if evaluation is None else files.digest(evaluation)
         if evaluated is None and (metric is not None or max_drop is not None):
@@ -139,7 +144,11 @@ class Farm:
             )
         request = build_request(
             model=model,
-            source={"digest": files.digest(source), "format": source_kind},
+            source={
+                "digest": digest,
+                "format": source_kind,
+                "architecture": sources.architecture(architecture, config),
+            },
             precisions=list(precisions),
             targets=list(targets),
             profiles=list(profiles or ()),
@@ -152,21 +161,24 @@ class Farm:
             priority=priority,
             labels=dict(labels or {}),
         )
-        for digest, path in files.by_digest.items():
-            upload(self.http, path, digest, progress=progress)
+        for digest, content in files.by_digest.items():
+            upload(self.http, content, digest, progress=progress)
         return self._submit(request, idempotency_key)
 
-    def _source(self, source: str | Path, name: str | None, given: str | None) -> tuple[str, str]:
-        """The source's format and the model's name."""
+    def _source(
+        self, files: Files, source: str | Path, name: str | None, given: str | None
+    ) -> tuple[str, str, str]:
+        """The source's digest and format, and the model's name."""
         if not is_digest(str(source)):
             path = Path(source)
-            return source_format(path), name or model_name(path)
+            found = sources.find(path, given)
+            return files.take(found.content), found.format, name or model_name(path)
         if name is None:
             raise InvalidRequest("a source given by its digest needs a name", hint="pass name=…")
-        return given or self._known_format(str(source), name), name
+        return str(source), given or self._known_format(str(source), name), name
 
     def _known_format(self, digest: str, name: str) -> str:
-        hint = "pass format='onnx' or format='pt2' (--format)"
+        hint = f"pass format=… (--format): {', '.join(SourceFormat)}"
         try:
             versions = self.model(name).versions
         except NotFound as err:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from farm.client.progress import Progress
-from farm.client.upload import digest_of, is_digest, require_file
+from farm.client.upload import Content, digest_of, is_digest, require_file
 from farm.errors import InvalidRequest
 from farm.schemas import BuildRequest
 
@@ -19,7 +19,7 @@ class Files:
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
-        self.by_digest: dict[str, Path] = {}
+        self.by_digest: dict[str, Content] = {}
 
     def digest(self, given: str | Path) -> str:
         """The digest of a file, to be uploaded; a digest stands for itself.
@@ -31,8 +31,12 @@ class Files:
             return str(given)
         path = Path(given)
         require_file(path)
-        digest = digest_of(path, progress=self._progress)
-        self.by_digest[digest] = path
+        return self.take(path)
+
+    def take(self, content: Content) -> str:
+        """The digest of a file or a pack, to be uploaded."""
+        digest = digest_of(content, progress=self._progress)
+        self.by_digest[digest] = content
         return digest
 
 
@@ -55,6 +59,8 @@ def build_request(**fields: Any) -> BuildRequest:
 
 def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "value_error":  # our own words, which say what was given
+        return f"{where}: {error['ctx']['error']}"
     return f"{where}: {error['msg']}, not {error['input']!r}"
 
 

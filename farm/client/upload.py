@@ -10,43 +10,18 @@ from pathlib import Path
 
 from farm.client.http import Http
 from farm.client.progress import Progress
-from farm.errors import DigestMismatch, InvalidRequest, NotFound, SourceRefused
+from farm.errors import DigestMismatch, InvalidRequest, NotFound
+from farm.packs import Pack
 from farm.schemas import Blob
-from farm.sources import check
-from farm.specs import SourceFormat
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CHUNK_BYTES = 1 << 20
-_FORMATS = {".onnx": SourceFormat.ONNX, ".pt2": SourceFormat.PT2}
-_PICKLES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib"})
-_EXPORT_HINT = (
-    "export it: torch.export.save(torch.export.export(model, (example,)), 'model.pt2'), "
-    "then submit model.pt2"
-)
+
+Content = Path | Pack
 
 
 def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
-
-
-def source_format(path: Path) -> SourceFormat:
-    """The format of a source file, which must look like one.
-
-    Raises:
-        SourceRefused: a pickle by its name or its bytes, or a format that the farm doesn't take.
-        InvalidRequest: no such file, or not what its name says.
-    """
-    suffix = path.suffix.lower()
-    if suffix in _PICKLES:
-        raise SourceRefused(
-            f"{path.name}: a {suffix} file is a pickle, which runs code when it is loaded",
-            hint=_EXPORT_HINT,
-        )
-    if suffix not in _FORMATS:
-        raise SourceRefused(f"{path.name}: a source is an .onnx or a .pt2 file", hint=_EXPORT_HINT)
-    require_file(path)
-    check(path, _FORMATS[suffix])
-    return _FORMATS[suffix]
 
 
 def require_file(path: Path) -> None:
@@ -58,16 +33,16 @@ def require_file(path: Path) -> None:
         raise InvalidRequest(f"{path} is empty", hint="check the path, or write the file again")
 
 
-def digest_of(path: Path, *, what: str = "", progress: Progress | None = None) -> str:
-    """``sha256:…`` of a file, read once in small pieces."""
+def digest_of(content: Content, *, what: str = "", progress: Progress | None = None) -> str:
+    """``sha256:…`` of a file or a pack, read once in small pieces."""
     found = hashlib.sha256()
-    for chunk in _chunks(path, f"{what or 'hash'} {path.name}", progress):
+    for chunk in _chunks(content, f"{what or 'hash'} {content.name}", progress):
         found.update(chunk)
     return f"sha256:{found.hexdigest()}"
 
 
-def upload(http: Http, path: Path, digest: str, *, progress: Progress | None = None) -> None:
-    """Give the farm a file, unless it has it.
+def upload(http: Http, content: Content, digest: str, *, progress: Progress | None = None) -> None:
+    """Give the farm a file or a pack, unless it has it.
 
     Raises:
         DigestMismatch: the file changed since its digest was taken.
@@ -78,7 +53,7 @@ def upload(http: Http, path: Path, digest: str, *, progress: Progress | None = N
     raw = bytes.fromhex(digest.removeprefix("sha256:"))
     headers = {
         "Content-Type": "application/octet-stream",
-        "Content-Length": str(path.stat().st_size),
+        "Content-Length": str(_size(content)),
         "Repr-Digest": f"sha-256=:{base64.b64encode(raw).decode()}:",
     }
     # Repeatable: what is stored is named by its content.
@@ -87,10 +62,12 @@ def upload(http: Http, path: Path, digest: str, *, progress: Progress | None = N
         "POST",
         "/v1/blobs",
         headers=headers,
-        body=lambda: _chunks(path, f"upload {path.name}", progress),
+        body=lambda: _chunks(content, f"upload {content.name}", progress),
     )
     if stored.digest != digest:
-        raise DigestMismatch(f"the farm received {path.name} as {stored.digest}, not as {digest}")
+        raise DigestMismatch(
+            f"the farm received {content.name} as {stored.digest}, not as {digest}"
+        )
 
 
 def has(http: Http, digest: str) -> bool:
@@ -102,11 +79,20 @@ def has(http: Http, digest: str) -> bool:
     return True
 
 
-def _chunks(path: Path, what: str, progress: Progress | None) -> Iterator[bytes]:
-    done, total = 0, path.stat().st_size
+def _size(content: Content) -> int:
+    return content.total_bytes if isinstance(content, Pack) else content.stat().st_size
+
+
+def _chunks(content: Content, what: str, progress: Progress | None) -> Iterator[bytes]:
+    done, total = 0, _size(content)
+    for chunk in content.chunks() if isinstance(content, Pack) else _read(content):
+        yield chunk
+        done += len(chunk)
+        if progress is not None:
+            progress(what, done, total)
+
+
+def _read(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             yield chunk
-            done += len(chunk)
-            if progress is not None:
-                progress(what, done, total)

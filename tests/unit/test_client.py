@@ -76,7 +76,11 @@ def test_submit_sends_what_the_contract_asks_for(
     assert stub.submitted == [
         {
             "model": "my-digits",
-            "source": {"digest": stub_farm.digest_of(model.read_bytes()), "format": "pt2"},
+            "source": {
+                "digest": stub_farm.digest_of(model.read_bytes()),
+                "format": "pt2",
+                "architecture": None,
+            },
             "precisions": ["int8"],
             "targets": ["sm_89"],
             "profiles": [{"image": {"min": [1, 3], "opt": [8, 3], "max": [64, 3]}}],
@@ -136,7 +140,11 @@ def test_an_idempotency_key_that_is_given_is_used(farm: Farm, stub: StubFarm, mo
 def test_a_digest_stands_for_a_file_that_the_farm_has(farm: Farm, stub: StubFarm) -> None:
     digest = "sha256:" + "a" * 64
     farm.submit(digest, name="digits", targets=["sm_89"], precisions=["fp16"])
-    assert stub.submitted[0]["source"] == {"digest": digest, "format": "pt2"}
+    assert stub.submitted[0]["source"] == {
+        "digest": digest,
+        "format": "pt2",
+        "architecture": None,
+    }
     assert not stub.asked("POST", "/v1/blobs")
 
 
@@ -144,7 +152,7 @@ def test_a_digest_of_unknown_format_is_asked_for_it(farm: Farm) -> None:
     digest = "sha256:" + "b" * 64
     with pytest.raises(InvalidRequest) as caught:
         farm.submit(digest, name="digits", targets=["sm_89"], precisions=["fp16"])
-    assert "format='onnx'" in str(caught.value.hint)
+    assert "onnx, pt2" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("name", ["m.pkl", "m.pt", "m.pth", "m.bin"])

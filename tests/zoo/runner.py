@@ -38,6 +38,7 @@ class Source:
     samples: Mapping[str, np.ndarray]
     labels: np.ndarray | None = None  #: of the samples, to judge by
     profiles: Sequence[Mapping[str, Any]] = ()
+    architecture: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +210,7 @@ class Runner:
                 raise made.error
             inputs[role] = made.outputs[given.output]
         workdir = self._folder / job.key.removeprefix("sha256:")[:16]
-        workdir.mkdir()
+        workdir.mkdir(parents=True)
         params = job.recipe["params"]
         return self._execute(
             StageRequest(kind=job.kind, params=params, inputs=inputs, workdir=workdir)
@@ -230,7 +231,11 @@ def _plan(source: Source, precision: Precision, gpu: str, more: Mapping[str, Any
     request = BuildRequest.model_validate(
         {
             "model": source.name,
-            "source": {"digest": f"{DIGEST}1", "format": source.format},
+            "source": {
+                "digest": f"{DIGEST}1",
+                "format": source.format,
+                "architecture": source.architecture,
+            },
             "precisions": [precision],
             "targets": [gpu],
             "profiles": list(source.profiles),

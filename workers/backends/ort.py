@@ -81,19 +81,21 @@ class BuiltGraph:
     runtime_version: str
 
 
-def build_engine(typed: Path, engine: Path) -> BuiltGraph:
+def build_engine(typed: Path, engine: Path, *, weights_beside: bool = False) -> BuiltGraph:
     """Write the graph as ONNX Runtime optimises it for CPUs.
 
     The level is *extended*: fusions, constant folding and integer kernels for Q/DQ, which are good
     on every machine of this architecture. The last level lays tensors out for the vector width of
     the CPU at hand, and is left to the machine that loads the engine.
 
+    Parameters:
+        weights_beside: keep large weights in a file beside the engine, for more than a file may hold.
+
     Raises:
         EngineBuildFailed: with the runtime's reason.
     """
     start = time.monotonic()
-    options = session_options("extended")
-    options.optimized_model_filepath = str(engine)
+    options = writing_options(engine, weights_beside=weights_beside)
     try:
         onnxruntime.InferenceSession(str(typed), options, providers=["CPUExecutionProvider"])
     except Exception as err:  # pybind classes of ONNX Runtime with no common public base
@@ -102,6 +104,17 @@ def build_engine(typed: Path, engine: Path) -> BuiltGraph:
             hint="choose fp32, fp16 or int8 for the cpu target (its kernels know no bf16)",
         ) from err
     return BuiltGraph(build_s=time.monotonic() - start, runtime_version=VERSION)
+
+
+def writing_options(engine: Path, *, weights_beside: bool) -> onnxruntime.SessionOptions:
+    """Of a session that writes its graph to a file as it optimises it, large weights beside it or in it."""
+    options = session_options("extended")
+    options.optimized_model_filepath = str(engine)
+    if weights_beside:
+        entry = "session.optimized_model_external_initializers"
+        options.add_session_config_entry(f"{entry}_file_name", f"{engine.name}.data")
+        options.add_session_config_entry(f"{entry}_min_size_in_bytes", "8192")
+    return options
 
 
 def session_options(optimisation: Optimisation) -> onnxruntime.SessionOptions:

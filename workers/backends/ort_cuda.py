@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from farm.errors import EngineBuildFailed
-from workers.backends.ort import VERSION, BuiltGraph, brief, session_options
+from workers.backends.ort import VERSION, BuiltGraph, brief, session_options, writing_options
 from workers.cuda_timing import Tensors
 from workers.samples import Arrays
 
@@ -38,15 +38,17 @@ _TYPES: dict[torch.dtype, tuple[int, str]] = {
 }
 
 
-def build_engine(typed: Path, engine: Path) -> BuiltGraph:
+def build_engine(typed: Path, engine: Path, *, weights_beside: bool = False) -> BuiltGraph:
     """Write the graph as ONNX Runtime optimises it for its CUDA provider.
+
+    Parameters:
+        weights_beside: keep large weights in a file beside the engine, for more than a file may hold.
 
     Raises:
         EngineBuildFailed: with the runtime's reason.
     """
     start = time.monotonic()
-    options = session_options("extended")
-    options.optimized_model_filepath = str(engine)
+    options = writing_options(engine, weights_beside=weights_beside)
     _session(typed, options, {})
     return BuiltGraph(build_s=time.monotonic() - start, runtime_version=VERSION)
 

@@ -51,16 +51,16 @@ def run(stage: Stage) -> StageResult:
     assert isinstance(params, BuildParams)
     if params.target.runtime is Runtime.TORCHSCRIPT:
         return scripted.build(stage, params)
-    model = graphs.read_model(stage.inputs["typed"])
+    file, model = graphs.read_model(stage.inputs["typed"], stage.workdir)
     profiles = resolve_profiles(
         graphs.input_specs(model), params.profiles, graphs.axis_ranges(model)
     )
     compute = compute_of(model, shapes_at(profiles[0], "opt"))
     layers.check_precision(params.precision, compute)
     if params.target.runtime is Runtime.ONNXRUNTIME:
-        made = _build_graph(stage, params, model)
+        made = _build_graph(stage, params, file, model)
     else:
-        made = _build_plan(stage, params, model, profiles)
+        made = _build_plan(stage, params, file, model, profiles)
     if made.inspected:
         compute = _of_engine(params.precision, compute, made.inspected, model)
     report = _report(made, model, profiles, compute)
@@ -130,18 +130,22 @@ def _report(
     )
 
 
-def _build_graph(stage: Stage, params: BuildParams, model: onnx.ModelProto) -> _Made:
+def _build_graph(stage: Stage, params: BuildParams, file: Path, model: onnx.ModelProto) -> _Made:
     stage.progress("build", None)
-    engine = stage.workdir / "engine.onnx"
+    folder = stage.workdir / "engine"
+    folder.mkdir()
     on_cpu = params.target.gpu == CPU
     build = ort.build_engine if on_cpu else ort_cuda.build_engine
-    typed = stage.inputs["typed"]
     if on_cpu and params.precision is Precision.INT8:
-        typed = _in_integers(stage, params)
-    built = build(typed, engine)
-    optimised = onnx.load(str(engine), load_external_data=False)
+        file = _in_integers(stage, params)
+    # Folding may widen fp16 weights to fp32. And what stays outside must come along.
+    may_be_large = graphs.is_large(model) or 2 * graphs.weight_bytes(model) > graphs.MAX_PROTO_BYTES
+    built = build(file, folder / "model.onnx", weights_beside=may_be_large)
+    optimised = onnx.load(str(folder / "model.onnx"), load_external_data=False)
     if on_cpu:
         layers.check_integer_kernels(optimised, params.precision)
+    engine = stage.workdir / "engine.onnx"
+    graphs.as_one_file(folder, optimised, engine)
     return _Made(
         engine=engine,
         runtime_version=built.runtime_version,
@@ -156,27 +160,38 @@ def _build_graph(stage: Stage, params: BuildParams, model: onnx.ModelProto) -> _
 def _in_integers(stage: Stage, params: BuildParams) -> Path:
     """The Q/DQ graph with what integer kernels need, in ranges that the calibration data have."""
     stage.progress("measure ranges", None)
-    source, quantized = (graphs.read_model(stage.inputs[role]) for role in ("onnx", "typed"))
+    source, quantized = (_whole(stage, role) for role in ("onnx", "typed"))
     inputs = graphs.input_specs(source)
     profile = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(source))[0]
     smallest, size, _ = batch_range(inputs, profile)
     samples = check_samples(read_samples(stage.inputs["calibration"]), inputs, profile)
     batched = batched_inputs(inputs, profile)
     batches = list(batches_of(samples, batched, size, smallest=smallest))
-    path = stage.workdir / "integer.onnx"
-    graphs.save_model(integer_graph(quantized, partial(largest, source, quantized, batches)), path)
-    return path
+    ranges = partial(largest, source, quantized, batches, stage.workdir)
+    file = stage.workdir / "integer.onnx"
+    graphs.write_model(integer_graph(quantized, ranges), file)
+    return file
+
+
+def _whole(stage: Stage, role: str) -> onnx.ModelProto:
+    file, model = graphs.read_model(stage.inputs[role], stage.workdir)
+    graphs.load_weights(model, file)
+    return model
 
 
 def _build_plan(
-    stage: Stage, params: BuildParams, model: onnx.ModelProto, profiles: Sequence[Profile]
+    stage: Stage,
+    params: BuildParams,
+    file: Path,
+    model: onnx.ModelProto,
+    profiles: Sequence[Profile],
 ) -> _Made:
     if params.compute_capability == "sm_75":
         refuse_on_turing(model, params.precision)
     known = stage.inputs.get("timing_cache")
     plan = trt.build_plan(
         params.target.runtime,
-        stage.inputs["typed"],
+        file,
         profiles,
         params.compute_capability,
         params.options,

@@ -52,7 +52,7 @@ def run(stage: Stage) -> StageResult:
     """
     params = stage.params
     assert isinstance(params, CalibrateParams)
-    model = graphs.read_model(stage.inputs["onnx"])
+    file, model = graphs.read_model(stage.inputs["onnx"], stage.workdir)
     _refuse_unquantisable(model, params.precision)
     inputs = graphs.input_specs(model)
     profile = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))[0]
@@ -62,12 +62,12 @@ def run(stage: Stage) -> StageResult:
     batches = list(batches_of(samples, batched, size, smallest=smallest))
     _refuse_too_few(batches, count_samples(samples, batched), size, params)
 
-    source = stage.workdir / "source.onnx"
-    shutil.copyfile(stage.inputs["onnx"], source)  # ModelOpt writes beside what it reads
+    if file is stage.inputs["onnx"]:
+        file = stage.workdir / "source.onnx"
+        shutil.copyfile(stage.inputs["onnx"], file)  # ModelOpt writes beside what it reads
     typed = stage.workdir / "typed.onnx"
     reader = BatchReader(batches, stage.progress)
-    _quantize(source, typed, reader, params)
-    source.unlink()
+    _quantize(file, typed, reader, params, is_large=graphs.is_large(model))
     quantized = onnx.load(str(typed))
     pairs = _checked_pairs(quantized, params.precision)
     graphs.keep_axis_ranges(quantized, graphs.axis_ranges(model))
@@ -132,10 +132,13 @@ def _is_suspect(quantized: onnx.ModelProto, precision: Precision) -> bool:
 def _fits(stage: Stage, fp16: onnx.ModelProto, typed: Path, batch: Arrays, count: int) -> bool:
     """Whether the graph is as like its source with its remainder in fp16 as in fp32."""
     rounded = stage.workdir / "rounded.onnx"
-    graphs.save_model(rounded_model(fp16), rounded)
-    expected = ort.OrtModel(stage.inputs["onnx"]).run(batch)
+    graphs.write_model(rounded_model(fp16), rounded)
+    source, quantized = (
+        graphs.read_model(path, stage.workdir)[0] for path in (stage.inputs["onnx"], typed)
+    )
+    expected = ort.OrtModel(source).run(batch)
     likeness = []
-    for path in (typed, rounded):
+    for path in (quantized, rounded):
         comparison = Comparison()
         # Optimised, ONNX Runtime would pool in fp8, for which it has no kernel.
         actual = ort.OrtModel(path, optimisation="none").run(batch)
@@ -182,7 +185,9 @@ def batch_size(asked: int, inputs: Sequence[TensorSpec], profile: Profile) -> tu
     return size, low
 
 
-def _quantize(source: Path, typed: Path, reader: BatchReader, params: CalibrateParams) -> None:
+def _quantize(
+    source: Path, typed: Path, reader: BatchReader, params: CalibrateParams, *, is_large: bool
+) -> None:
     try:
         quantize(
             str(source),
@@ -193,6 +198,7 @@ def _quantize(source: Path, typed: Path, reader: BatchReader, params: CalibrateP
             high_precision_dtype="fp32",
             output_path=str(typed),
             log_level="INFO",
+            use_external_data_format=is_large,
         )
     except Exception as err:  # it raises whatever it comes across, and bare Exceptions of its own
         raise CalibrationFailed(

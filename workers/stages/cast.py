@@ -35,14 +35,14 @@ def run(stage: Stage) -> StageResult:
     """
     params = stage.params
     assert isinstance(params, CastParams)
-    model = graphs.read_model(stage.inputs["onnx"])
+    file, model = graphs.read_model(stage.inputs["onnx"], stage.workdir)
     _refuse_typed(model, params.precision)
     stage.progress("cast", None)
     path = stage.workdir / "typed.onnx"
     if params.precision is Precision.INT8_DYNAMIC:
-        typed, low, floats = _quantize(model, path, params)
+        typed, low, floats = _quantize(file, model, path, params)
     else:
-        typed, low, floats = _cast_to_half(stage, model, path, params)
+        typed, low, floats = _cast_to_half(file, model, path, params)
     share = low / floats
     print(f"{low} of {floats} operators that could be are {params.precision} ({share:.0%})")
     facts = {
@@ -58,8 +58,9 @@ def run(stage: Stage) -> StageResult:
 
 
 def _quantize(
-    model: onnx.ModelProto, path: Path, params: CastParams
+    file: Path, model: onnx.ModelProto, path: Path, params: CastParams
 ) -> tuple[onnx.ModelProto, int, int]:
+    graphs.load_weights(model, file)
     try:
         quantize_weights(model, path)
     except Exception as err:  # onnx.shape_inference and the quantiser raise kinds of their own
@@ -85,9 +86,9 @@ def _quantize(
 
 
 def _cast_to_half(
-    stage: Stage, model: onnx.ModelProto, path: Path, params: CastParams
+    file: Path, model: onnx.ModelProto, path: Path, params: CastParams
 ) -> tuple[onnx.ModelProto, int, int]:
-    typed = _cast(stage, model, params)
+    typed = _cast(file, model, params)
     low, floats = low_precision_nodes(typed, params.precision)
     if low == 0:
         raise CastFailed(
@@ -116,7 +117,7 @@ def low_precision_nodes(model: onnx.ModelProto, precision: Precision) -> tuple[i
     return low, low + sum(kind == onnx.TensorProto.FLOAT for kind in given)
 
 
-def _cast(stage: Stage, model: onnx.ModelProto, params: CastParams) -> onnx.ModelProto:
+def _cast(file: Path, model: onnx.ModelProto, params: CastParams) -> onnx.ModelProto:
     fp16 = params.precision is Precision.FP16
     profile = resolve_profiles(
         graphs.input_specs(model), params.profiles, graphs.axis_ranges(model)
@@ -124,7 +125,7 @@ def _cast(stage: Stage, model: onnx.ModelProto, params: CastParams) -> onnx.Mode
     arrays = random_arrays(graphs.input_specs(model), shapes_at(profile, "opt"), seed=SEED)
     try:
         typed: onnx.ModelProto = autocast(
-            str(stage.inputs["onnx"]),
+            str(file),
             low_precision_type=str(params.precision),
             keep_io_types=True,
             # AutoCast keeps in fp32 what leaves these bounds when it runs the graph on this data.

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from farm.errors import ExportDiverged, InvalidModel
 from farm.specs import ExportParams, Profile, SourceFormat, TensorSpec
-from workers import graphs
+from workers import graphs, references
 from workers.backends.ort import OrtModel
 from workers.checks import NO_DIFFERENCE, Difference, difference
 from workers.eager import SYMBOL, EagerModel, input_names, output_names
@@ -27,9 +27,9 @@ from workers.profiles import (
     resolve_profiles,
     shapes_at_batch,
 )
-from workers.samples import random_arrays
-from workers.sources import load_program
+from workers.samples import Runnable, random_arrays
 from workers.stages import Stage, StageResult
+from workers.torchscript import TorchScriptSource
 
 #: Every runtime of the farm reads it, and Q/DQ may have fp16 scales in it.
 EXPORT_OPSET = 20
@@ -38,6 +38,9 @@ TOLERANCE = 1e-3
 #: Where a profile allows many, this batch size is enough to show that the batch is dynamic.
 SMALL_BATCH = 2
 SEED = 0
+
+#: The graph, and what the check of it found.
+Exported = tuple[onnx.ModelProto, dict[str, Any]]
 
 
 def run(stage: Stage) -> StageResult:
@@ -51,11 +54,8 @@ def run(stage: Stage) -> StageResult:
     params = stage.params
     assert isinstance(params, ExportParams)
     target = stage.workdir / "model.onnx"
-    if params.format is SourceFormat.PT2:
-        check = _from_program(stage, params, target)
-    else:
-        check = _from_onnx(stage, params, target)
-    model = onnx.load(str(target))
+    take = {SourceFormat.ONNX: _from_onnx, SourceFormat.TORCHSCRIPT: _from_torchscript}
+    model, check = take.get(params.format, _from_program)(stage, params, target)
     return StageResult(outputs={"onnx": target}, facts=_facts(model, check))
 
 
@@ -69,9 +69,10 @@ def _facts(model: onnx.ModelProto, check: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _from_program(stage: Stage, params: ExportParams, target: Path) -> dict[str, Any]:
+def _from_program(stage: Stage, params: ExportParams, target: Path) -> Exported:
     stage.progress("load", None)
-    program = load_program(stage.inputs["source"])
+    program = references.program(stage.inputs["source"], params)
+    assert program is not None
     stage.progress("export", None)
     source = EagerModel(program)  # before the exporter, which narrows its axes' ranges
     model = _to_onnx(program)
@@ -82,27 +83,56 @@ def _from_program(stage: Stage, params: ExportParams, target: Path) -> dict[str,
     inputs = graphs.input_specs(model)
     profiles = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))
     stage.progress("check", None)
-    return _compare(source, OrtModel(target), inputs, profiles)
+    return model, _compare(source, _session(stage, target), inputs, profiles)
 
 
-def _from_onnx(stage: Stage, params: ExportParams, target: Path) -> dict[str, Any]:
+def _from_torchscript(stage: Stage, params: ExportParams, target: Path) -> Exported:
+    stage.progress("load", None)
+    source = TorchScriptSource(stage.inputs["source"])
+    specs = source.input_specs(params.profiles)
+    stage.progress("export", None)
+    folder = stage.workdir / "exported"
+    folder.mkdir()
+    profile = resolve_profiles(specs, params.profiles)[0]
+    model = source.to_onnx(specs, profile, folder / "model.onnx", opset=EXPORT_OPSET)
+    shutil.rmtree(folder)
+    graphs.check_model(model)
+    modern = modernised(model)
+    graphs.save_model(modern, target)
+    profiles = resolve_profiles(graphs.input_specs(modern), params.profiles)
+    stage.progress("check", None)
+    return modern, _compare(source, _session(stage, target), specs, profiles)
+
+
+def _from_onnx(stage: Stage, params: ExportParams, target: Path) -> Exported:
     stage.progress("check", None)
     source = stage.inputs["source"]
-    given = graphs.read_model(source)
+    file, given = graphs.read_model(source, stage.workdir)
     model = described(given)
     graphs.check_model(model)
     inputs = graphs.input_specs(model)
     profiles = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))
-    original = OrtModel(source, optimisation="none")
+    original = OrtModel(file, optimisation="none")
     is_new = graphs.opset_of(model) >= graphs.MIN_OPSET and is_modern(model)
     if is_new and model is given:
         for shapes in check_shapes(inputs, profiles):
             original.run(random_arrays(inputs, shapes, seed=SEED))
-        shutil.copyfile(source, target)
-        return {"reason": "the source is ONNX and was taken as it is"}
+        if file != source and graphs.weight_bytes(model) <= graphs.MAX_PROTO_BYTES:
+            graphs.load_weights(model, file)  # one file is simpler for all stages after this
+            graphs.save_model(model, target)
+        else:
+            shutil.copyfile(source, target)
+        return model, {"reason": "the source is ONNX and was taken as it is"}
     stage.progress("upgrade", None)
-    graphs.save_model(_upgraded(model), target)
-    return _compare(original, OrtModel(target), inputs, profiles)
+    graphs.load_weights(model, file)
+    upgraded = _upgraded(model)
+    graphs.save_model(upgraded, target)
+    return upgraded, _compare(original, _session(stage, target), inputs, profiles)
+
+
+def _session(stage: Stage, path: Path) -> OrtModel:
+    file, _ = graphs.read_model(path, stage.workdir)
+    return OrtModel(file)
 
 
 def _to_onnx(program: ExportedProgram) -> onnx.ModelProto:
@@ -186,7 +216,7 @@ def _name_axes(model: onnx.ModelProto) -> None:
 
 
 def _compare(
-    expected: EagerModel | OrtModel,
+    expected: Runnable,
     actual: OrtModel,
     inputs: Sequence[TensorSpec],
     profiles: Sequence[Profile],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from farm.errors import AccuracyDropped, InvalidData, InvalidModel
 from farm.gpu_tags import CPU
-from farm.specs import MeasureParams, Profile, Runtime, SourceFormat, TensorSpec
+from farm.specs import MeasureParams, Profile, Runtime, TensorSpec
 from workers import cpu_metrics, gpu_metrics, graphs
 from workers.accuracy import Comparison
 from workers.backends.ort import OrtModel, cpu_threads
@@ -27,6 +28,7 @@ from workers.profiles import (
     resolve_profiles,
     shapes_at_batch,
 )
+from workers.references import reference
 from workers.rounding import is_half_typed, rounded_model
 from workers.samples import (
     Arrays,
@@ -38,7 +40,6 @@ from workers.samples import (
     random_arrays,
     read_samples,
 )
-from workers.sources import load_program
 from workers.stages import Stage, StageResult
 
 SEED = 0
@@ -61,7 +62,7 @@ def run(stage: Stage) -> StageResult:
     assert isinstance(params, MeasureParams)
     torch.set_num_threads(cpu_threads())
     stage.progress("load", None)
-    source = _source(stage, params)
+    source = reference(stage.inputs["source"], params, stage.workdir)
     subject, measured_on, inputs, ranges = _subject(stage, params, source)
     profile = resolve_profiles(inputs, params.profiles, ranges)[0]
     stage.progress("compare", None)
@@ -94,40 +95,35 @@ def run(stage: Stage) -> StageResult:
     return StageResult(outputs={"report": report}, facts=facts)
 
 
-def _source(stage: Stage, params: MeasureParams) -> EagerModel | OrtModel:
-    path = stage.inputs["source"]
-    if params.format is SourceFormat.PT2:
-        return EagerModel(load_program(path))
-    return OrtModel(path, optimisation="none")
-
-
 def _subject(
-    stage: Stage, params: MeasureParams, source: EagerModel | OrtModel
+    stage: Stage, params: MeasureParams, source: Runnable
 ) -> tuple[Runnable | gpu_metrics.Loaded, str, Sequence[TensorSpec], AxisRanges]:
     """What is measured, the engine where it runs here, else its typed ONNX; its inputs and axes."""
     if params.target is not None and params.target.runtime is Runtime.TORCHSCRIPT:
         assert isinstance(source, EagerModel)
         model = TorchScriptModel(stage.inputs["engine"])
         return model, "engine", source.input_specs, source.axis_ranges
-    typed = graphs.read_model(stage.inputs["typed"])
-    subject, measured_on = _of_onnx(stage, params, typed)
+    file, typed = graphs.read_model(stage.inputs["typed"], stage.workdir)
+    subject, measured_on = _of_onnx(stage, params, file, typed)
     return subject, measured_on, graphs.input_specs(typed), graphs.axis_ranges(typed)
 
 
 def _of_onnx(
-    stage: Stage, params: MeasureParams, typed: onnx.ModelProto
+    stage: Stage, params: MeasureParams, file: Path, typed: onnx.ModelProto
 ) -> tuple[OrtModel | gpu_metrics.Loaded, str]:
     if params.target is not None:
         engine = stage.inputs["engine"]
+        if params.target.runtime is Runtime.ONNXRUNTIME:
+            engine, _ = graphs.read_model(engine, stage.workdir)
         if params.target.gpu == CPU:
             return OrtModel(engine), "engine"
         libraries = stage.plugins(params.options)
         return gpu_metrics.load(params.target.runtime, engine, libraries), "engine"
-    path = stage.inputs["typed"]
     if is_half_typed(typed):
-        path = stage.workdir / "rounded.onnx"
-        graphs.save_model(rounded_model(typed), path)
-    return OrtModel(path), "typed-onnx"
+        graphs.load_weights(typed, file)
+        file = stage.workdir / "rounded.onnx"
+        graphs.write_model(rounded_model(typed), file)
+    return OrtModel(file), "typed-onnx"
 
 
 def _data(

@@ -17,7 +17,7 @@ from torch.nn.utils import prune
 
 from farm.errors import PruningFailed
 from farm.specs import Prune, PruneParams
-from workers.sources import load_program
+from workers import references
 from workers.stages import Stage, StageResult
 from workers.weights import Weight, weights
 
@@ -37,7 +37,8 @@ def run(stage: Stage) -> StageResult:
     params = stage.params
     assert isinstance(params, PruneParams)
     stage.progress("load", None)
-    program = load_program(stage.inputs["source"])
+    program = references.program(stage.inputs["source"], params)
+    assert program is not None
     stage.progress("prune", None)
     facts = prune_program(program, params.prune)
     print(

@@ -1,0 +1,87 @@
+"""The architectures that safetensors weights may be of, by library and class: this list and no more.
+
+What a class takes is known from here, so that a submission is refused before anything is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Literal
+
+Takes = Literal["text", "image", "sound"]
+
+_TEXT = """
+AlbertForSequenceClassification AlbertModel BertForMaskedLM BertForQuestionAnswering
+BertForSequenceClassification BertForTokenClassification BertModel CLIPTextModel
+DebertaV2ForSequenceClassification DebertaV2Model DistilBertForQuestionAnswering
+DistilBertForSequenceClassification DistilBertModel ElectraForSequenceClassification ElectraModel
+GPT2LMHeadModel GPT2Model LlamaForCausalLM LlamaModel MPNetForSequenceClassification MPNetModel
+OPTForCausalLM OPTModel Qwen2ForCausalLM Qwen2Model RobertaForQuestionAnswering
+RobertaForSequenceClassification RobertaForTokenClassification RobertaModel T5EncoderModel
+XLMRobertaForSequenceClassification XLMRobertaModel
+"""
+_IMAGE = """
+BeitForImageClassification BeitModel CLIPVisionModel ConvNextForImageClassification ConvNextModel
+DeiTForImageClassification DeiTModel Dinov2ForImageClassification Dinov2Model
+EfficientNetForImageClassification MobileNetV2ForImageClassification RegNetForImageClassification
+ResNetForImageClassification ResNetModel SegformerForImageClassification
+SwinForImageClassification SwinModel ViTForImageClassification ViTModel
+"""
+_SOUND = """
+ASTForAudioClassification ASTModel HubertModel Wav2Vec2Model WhisperEncoder
+"""
+_TIMM = """
+convnext_base convnext_small convnext_tiny deit_base_patch16_224 deit_small_patch16_224
+densenet121 efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_lite0
+inception_v3 mixer_b16_224 mobilenetv2_100 mobilenetv3_large_100 mobilenetv3_small_100 regnety_016
+regnety_032 resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d seresnet50
+swin_tiny_patch4_window7_224 tf_efficientnetv2_s vgg16 vit_base_patch16_224
+vit_large_patch16_224 vit_small_patch16_224 vit_tiny_patch16_224 wide_resnet50_2
+"""
+_TORCHVISION = """
+alexnet convnext_base convnext_small convnext_tiny densenet121 efficientnet_b0 efficientnet_b1
+efficientnet_v2_s googlenet inception_v3 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small
+regnet_y_16gf regnet_y_400mf resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d
+shufflenet_v2_x1_0 squeezenet1_1 swin_t swin_v2_t vgg16 vgg16_bn vit_b_16 vit_l_16 wide_resnet50_2
+"""
+
+
+def _names(text: str, takes: Takes) -> dict[str, Takes]:
+    return dict.fromkeys(text.split(), takes)
+
+
+#: Library → class, or the function that makes the model → what it takes.
+ARCHITECTURES: Mapping[str, Mapping[str, Takes]] = {
+    "transformers": _names(_TEXT, "text") | _names(_IMAGE, "image") | _names(_SOUND, "sound"),
+    "timm": _names(_TIMM, "image"),
+    "torchvision": _names(_TORCHVISION, "image"),
+}
+
+#: Fields of a configuration that choose code, files or hubs; the farm chooses no such thing.
+_CHOOSE_CODE = frozenset(
+    """
+    auto_map custom_pipelines trust_remote_code quantization_config attn_implementation
+    _attn_implementation _attn_implementation_internal experts_implementation
+    _experts_implementation use_kernels backbone backbone_config use_timm_backbone
+    use_pretrained_backbone pretrained pretrained_cfg pretrained_cfg_overlay checkpoint_path weights
+    weights_backbone cache_dir scriptable exportable
+    """.split()
+)
+#: What timm's and torchvision's functions take of a configuration.
+FUNCTION_FIELDS = frozenset({"num_classes", "in_chans", "img_size", "image_size", "drop_rate"})
+
+
+def refusal(library: str, name: str, config: Mapping[str, object]) -> str | None:
+    """Why the farm doesn't make this module, or None."""
+    known = ARCHITECTURES[library]
+    if name not in known:
+        close = get_close_matches(name, known, n=5, cutoff=0.3) or list(known)[:5]
+        return f"of {library} the farm makes no {name!r}; it makes {', '.join(close)}, …"
+    fields = sorted(field for field in config if field in _CHOOSE_CODE and config[field])
+    if fields:
+        return f"the configuration's {', '.join(fields)} would choose code to run"
+    others = sorted(config.keys() - FUNCTION_FIELDS) if library != "transformers" else []
+    if others:
+        return f"{library} takes {', '.join(sorted(FUNCTION_FIELDS))} here, not {', '.join(others)}"
+    return None

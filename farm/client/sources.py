@@ -1,0 +1,153 @@
+"""A source as the user has it: which format it is, and the one file or pack that is handed in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from farm import sources
+from farm.client.upload import Content, require_file
+from farm.errors import InvalidRequest, SourceRefused
+from farm.onnx_files import MalformedModel, external_files
+from farm.packs import MalformedPack, Pack, is_pack, one_ending
+from farm.specs import SourceFormat
+
+_FORMATS = {
+    ".onnx": SourceFormat.ONNX,
+    ".pt2": SourceFormat.PT2,
+    ".safetensors": SourceFormat.SAFETENSORS,
+    ".tar": SourceFormat.ONNX,
+    ".torchscript": SourceFormat.TORCHSCRIPT,
+    ".ts": SourceFormat.TORCHSCRIPT,
+}
+_PICKLES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib"})
+_EXPORT_HINT = (
+    "export it: torch.export.save(torch.export.export(model, (example,)), 'model.pt2'), "
+    "then submit model.pt2"
+)
+
+
+class Found(NamedTuple):
+    """What a source is."""
+
+    format: SourceFormat
+    content: Content
+
+
+def find(path: Path, given: str | None = None) -> Found:
+    """The source at ``path``: a file, a model with its data files, or a folder of one.
+
+    Parameters:
+        given: the format, where the name and the bytes don't say it.
+
+    Raises:
+        SourceRefused: a pickle by its name or its bytes, or a format that the farm doesn't take.
+        InvalidRequest: no such file, or not what its name says.
+    """
+    if path.is_dir():
+        path = _in_folder(path)
+    kind = _format(path, given)
+    require_file(path)
+    sources.check_start(path, kind)
+    if kind is SourceFormat.ONNX and not is_pack(path):
+        return Found(kind, _with_data(path))
+    sources.check(path, kind)
+    return Found(kind, path)
+
+
+def architecture(
+    given: str | None, config: Path | Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """The request's part on the module of safetensors weights.
+
+    Parameters:
+        given: ``LIBRARY:NAME``.
+        config: a ``config.json``, or what is in one.
+
+    Raises:
+        InvalidRequest
+    """
+    if given is None:
+        if config is not None:
+            raise InvalidRequest(
+                "a configuration needs an architecture",
+                hint="pass architecture='transformers:NAME'",
+            )
+        return None
+    library, colon, name = given.partition(":")
+    if not colon:
+        raise InvalidRequest(
+            f"{given!r} isn't an architecture", hint="write LIBRARY:NAME: transformers:BertModel"
+        )
+    return {"library": library, "name": name, "config": _config(config)}
+
+
+def _config(config: Path | Mapping[str, Any] | None) -> dict[str, Any]:
+    if not isinstance(config, Path):
+        return dict(config or {})
+    require_file(config)
+    try:
+        found = json.loads(config.read_text())
+    except ValueError as err:
+        raise InvalidRequest(f"{config} isn't JSON: {err}", hint="give a config.json") from err
+    if not isinstance(found, dict):
+        raise InvalidRequest(f"{config} isn't a JSON object", hint="give a config.json")
+    return found
+
+
+def _format(path: Path, given: str | None) -> SourceFormat:
+    if given is not None:
+        try:
+            return SourceFormat(given)
+        except ValueError as err:
+            known = ", ".join(SourceFormat)
+            raise InvalidRequest(f"{given!r} is no format", hint=f"choose one of {known}") from err
+    suffix = path.suffix.lower()
+    if suffix in _PICKLES:
+        if path.is_file() and sources.is_torchscript(path):
+            return SourceFormat.TORCHSCRIPT
+        raise SourceRefused(
+            f"{path.name}: a {suffix} file is a pickle, which runs code when it is loaded",
+            hint=_EXPORT_HINT,
+        )
+    if suffix not in _FORMATS:
+        raise SourceRefused(
+            f"{path.name}: a source is an .onnx, .pt2, .pt or .safetensors file", hint=_EXPORT_HINT
+        )
+    return _FORMATS[suffix]
+
+
+def _in_folder(folder: Path) -> Path:
+    names = {path.name: path for path in folder.iterdir()}
+    try:
+        return names[one_ending(names, ".onnx")]
+    except MalformedPack as err:
+        raise InvalidRequest(f"{folder} is no model: {err}", hint="name the .onnx file") from err
+
+
+def _with_data(path: Path) -> Content:
+    """The model, packed with the files that it keeps weights in if it does."""
+    try:
+        names = external_files(path)
+    except MalformedModel:
+        return path  # the export says what is wrong with it
+    if not names:
+        return path
+    files = {"model.onnx": path}
+    for name in names:
+        where = PurePosixPath(name)
+        if where.is_absolute() or ".." in where.parts or str(where) in files:
+            raise InvalidRequest(
+                f"{path.name} keeps weights in {name!r}, which isn't beside it",
+                hint="save it again: onnx.save(onnx.load(path), path, save_as_external_data=True)",
+            )
+        data = path.parent / where
+        if not data.is_file():
+            raise InvalidRequest(
+                f"{path.name} keeps weights in {name!r}, which isn't there",
+                hint=f"put it beside the model: {data}",
+            )
+        files[str(where)] = data
+    return Pack(name=path.name, files=files)

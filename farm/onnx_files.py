@@ -1,0 +1,93 @@
+"""Which other files an ONNX model keeps weights in, found without loading it.
+
+Reads just as much of protobuf's wire format as leads to the locations of tensors' external data.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+_MAX_DEPTH = 100
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+#: onnx.proto: by message, the fields that hold messages which may hold tensors.
+_NESTED = {
+    "model": {7: "graph", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
+_KEY, _VALUE = 1, 2
+
+
+class MalformedModel(ValueError):
+    """The bytes aren't a model in protobuf's wire format."""
+
+
+def external_files(path: Path, offset: int = 0, size: int | None = None) -> frozenset[str]:
+    """The locations that tensors of the ONNX model name, as the model writes them.
+
+    Parameters:
+        offset, size: where the model lies in the file, in bytes; by default it is all of it.
+
+    Raises:
+        MalformedModel
+    """
+    if path.stat().st_size == 0:
+        return frozenset()
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        end = len(data) if size is None else offset + size
+        return frozenset(_locations(data, offset, end, "model", 0))
+
+
+def _locations(data: mmap.mmap, start: int, end: int, message: str, depth: int) -> Iterator[str]:
+    if depth > _MAX_DEPTH:
+        raise MalformedModel("its graphs are nested too deep")
+    for number, at, until in _fields(data, start, end):
+        inner = _NESTED[message].get(number)
+        if inner == "entry":
+            entry = {field: data[a:b] for field, a, b in _fields(data, at, until)}
+            if entry.get(_KEY) == b"location":
+                yield entry.get(_VALUE, b"").decode(errors="replace")
+        elif inner:
+            yield from _locations(data, at, until, inner, depth + 1)
+
+
+def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Number, start and end of each field that has a length; others are passed over."""
+    while at < end:
+        tag, at = _varint(data, at, end)
+        number, kind = tag >> 3, tag & 7
+        if kind == _VARINT:
+            _, at = _varint(data, at, end)
+        elif kind == _BYTES:
+            size, at = _varint(data, at, end)
+            if at + size > end:
+                raise MalformedModel("it is cut off")
+            yield number, at, at + size
+            at += size
+        elif kind in (_FIXED64, _FIXED32):
+            at += 8 if kind == _FIXED64 else 4
+        else:
+            raise MalformedModel(f"it has a field of the unknown kind {kind}")
+
+
+def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= end:
+            raise MalformedModel("it is cut off")
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise MalformedModel("it has a number that is too long")

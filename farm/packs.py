@@ -1,0 +1,145 @@
+"""Packs: a model of several files as one, an uncompressed tar.
+
+Equal files make equal packs, whatever their dates and owners. A pack that is read holds regular files
+below its own root and nothing else; it can't grow when it is unpacked.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+_CHUNK_BYTES = 1 << 20
+_MAGIC_AT = 257
+_MAGIC = b"ustar"
+_END = bytes(2 * tarfile.BLOCKSIZE)
+_MAX_FILES = 10_000
+
+
+class MalformedPack(ValueError):
+    """The archive is damaged, or holds what a pack may not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """Files to be packed."""
+
+    name: str
+    files: Mapping[str, Path]  #: name in the pack → file
+
+    @property
+    def total_bytes(self) -> int:
+        """Of the tar."""
+        sizes = [path.stat().st_size for path in self.files.values()]
+        headers = [len(_header(name, 0)) for name in self.files]
+        return sum(headers) + sum(size + _padding(size) for size in sizes) + len(_END)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The tar, in small pieces; the same whenever the files are."""
+        for name, path in sorted(self.files.items()):
+            size = path.stat().st_size
+            yield _header(name, size)
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    yield chunk
+            yield bytes(_padding(size))
+        yield _END
+
+    def write(self, target: Path) -> None:
+        with target.open("wb") as file:
+            file.writelines(self.chunks())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A file in a pack."""
+
+    name: str
+    offset: int  #: of its first byte in the pack
+    bytes: int
+
+
+def is_pack(path: Path) -> bool:
+    """Whether a file is a tar, by its bytes."""
+    with path.open("rb") as file:
+        file.seek(_MAGIC_AT)
+        return file.read(len(_MAGIC)) == _MAGIC
+
+
+def members(path: Path) -> dict[str, Member]:
+    """The files in a pack, by name.
+
+    Raises:
+        MalformedPack: it is damaged, or holds links, devices, sparse files or paths out of it.
+    """
+    found: dict[str, Member] = {}
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for entry in archive:
+                if entry.isdir():
+                    continue
+                member = _member(entry)
+                if member.name in found:
+                    raise MalformedPack(f"it holds {member.name!r} twice")
+                if member.offset + member.bytes > path.stat().st_size:
+                    raise MalformedPack(f"it ends within {member.name!r}")
+                found[member.name] = member
+                if len(found) > _MAX_FILES:
+                    raise MalformedPack(f"it holds more than {_MAX_FILES} files")
+    except (tarfile.TarError, OverflowError, UnicodeError) as err:
+        raise MalformedPack(f"it can't be read as an uncompressed tar: {err}") from err
+    return found
+
+
+def unpack(path: Path, folder: Path) -> None:
+    """Write a pack's files below a folder.
+
+    Raises:
+        MalformedPack
+    """
+    with path.open("rb") as file:
+        for member in members(path).values():
+            target = folder / member.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.seek(member.offset)
+            with target.open("xb") as made:
+                left = member.bytes
+                while left:
+                    chunk = file.read(min(left, _CHUNK_BYTES))
+                    made.write(chunk)
+                    left -= len(chunk)
+
+
+def one_ending(names: Iterator[str] | Mapping[str, object], suffix: str) -> str:
+    """The one name that ends so.
+
+    Raises:
+        MalformedPack: there is none, or several.
+    """
+    found = [name for name in names if name.lower().endswith(suffix)]
+    if len(found) != 1:
+        told = ", ".join(sorted(found)[:5]) or "none"
+        raise MalformedPack(f"one {suffix} file is needed in it, and there is {told}")
+    return found[0]
+
+
+def _member(entry: tarfile.TarInfo) -> Member:
+    name = PurePosixPath(entry.name)
+    if not entry.isreg() or entry.issparse():
+        raise MalformedPack(f"{entry.name!r} is no regular file")
+    if name.is_absolute() or ".." in name.parts or not name.parts or "\0" in entry.name:
+        raise MalformedPack(f"{entry.name!r} leads out of it")
+    return Member(name=str(name), offset=entry.offset_data, bytes=entry.size)
+
+
+def _header(name: str, size: int) -> bytes:
+    entry = tarfile.TarInfo(name)
+    entry.size = size
+    entry.mode = 0o644
+    return entry.tobuf(tarfile.GNU_FORMAT)
+
+
+def _padding(size: int) -> int:
+    return -size % tarfile.BLOCKSIZE

@@ -1,0 +1,236 @@
+"""TorchScript: loaded on the CPU, run by input name, and exported to ONNX.
+
+``torch.jit.load`` runs no Python: its unpickler, in C++, knows tensors, plain containers and the
+classes in the archive, and their methods are TorchScript. But TorchScript is a language, methods may
+run while it loads, and some of its operators open files or make native objects. So the code in the
+archive is read here first, as text and with torch's own reader, and what could name one is refused.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch.utils import _pytree as pytree
+
+from farm.errors import InvalidModel, ProfileMismatch
+from farm.specs import Profile, TensorSpec
+from workers.eager import numbered_outputs
+from workers.graphs import brief
+from workers.profiles import shapes_at
+from workers.samples import Arrays, random_arrays
+
+_HINT = "export it instead: torch.export.save(torch.export.export(model, args), 'model.pt2')"
+_TRACE = (
+    "trace it, since a traced file keeps its example inputs: "
+    "torch.jit.trace(model, example).save('model.pt')"
+)
+#: Operators that touch files, as functions, methods, or by getattr.
+_FILE_OPERATOR = re.compile(rb"\b(from_file|save|load_tensor)\b")
+_OTHER_OPERATORS = re.compile(rb"\bops\s*\.\s*(?!(aten|prim|prims|quantized)\s*\.)")
+_NATIVE_CLASS = re.compile(rb"\btorch\s*\.\s*classes\b")
+_GETATTR = re.compile(rb"\bgetattr\b")
+_PLAIN_GETATTR = re.compile(rb'getattr\([\w.()]+, "[^"\\]*"\)')
+#: Inputs of these names are indices or masks, where a file doesn't say.
+_INTEGERS = re.compile(r".*(ids|mask|tokens)", re.IGNORECASE)
+
+
+class TorchScriptSource:
+    """Runs TorchScript on numpy arrays, by input name.
+
+    Raises:
+        InvalidModel: if the file isn't TorchScript, or names what it may not.
+    """
+
+    def __init__(self, path: Path) -> None:
+        scan(path)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # it is deprecated
+                load: Any = torch.jit.load
+                self.module = load(path, map_location="cpu", _restore_shapes=True).eval()
+        except Exception as err:  # the reader and the compiler raise RuntimeErrors and worse
+            raise InvalidModel(
+                f"torch {torch.__version__} can't load this TorchScript: {brief(err)}", hint=_HINT
+            ) from err
+        self.input_names = [argument.name for argument in self._arguments()]
+
+    def _arguments(self) -> list[Any]:
+        arguments = self.module.forward.schema.arguments[1:]
+        others = [a.name for a in arguments if str(a.type) != "Tensor"]
+        if others or not arguments:
+            raise InvalidModel(
+                f"its forward takes {', '.join(others) or 'nothing'}, and tensors are needed",
+                hint="wrap it in a module whose forward takes tensors, and save that",
+            )
+        return list(arguments)
+
+    def run(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        """The outputs for one batch, by the names that the ONNX graph gives them.
+
+        Raises:
+            InvalidModel: if it can't run at these shapes, or gives other things than tensors.
+        """
+        found = self._leaves(self.tensors(arrays))
+        return {
+            name: tensor.detach().numpy()
+            for name, tensor in zip(numbered_outputs(len(found)), found, strict=True)
+        }
+
+    def tensors(self, arrays: Mapping[str, NDArray[np.generic]]) -> tuple[torch.Tensor, ...]:
+        """The module's arguments."""
+        # Arrays of a .npz may be read-only views, of which torch would warn: it never writes here.
+        return tuple(
+            torch.from_numpy(np.require(arrays[name], requirements="W"))
+            for name in self.input_names
+        )
+
+    def _leaves(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        try:
+            with torch.inference_mode():
+                result = self.module(*tensors)
+        except Exception as err:  # whatever the code in it raises
+            shapes = {n: list(t.shape) for n, t in zip(self.input_names, tensors, strict=True)}
+            raise InvalidModel(
+                f"the module can't run with inputs of the shapes {shapes}: {brief(err)}",
+                hint="pass profiles with the shapes that it takes, min = opt = max for a fixed one",
+            ) from err
+        leaves = pytree.tree_leaves(result)
+        if isinstance(result, dict) or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
+            raise InvalidModel(
+                "its forward gives other things than tensors, or a dict",
+                hint="wrap it in a module that returns a tensor or a tuple of tensors",
+            )
+        return leaves
+
+    def input_specs(self, profiles: Sequence[Profile]) -> tuple[TensorSpec, ...]:
+        """Its inputs: by the profiles, else by the example that it was traced with.
+
+        An example's first axis is the batch, and dynamic; its other axes are as they are.
+
+        Raises:
+            ProfileMismatch: for an input of which neither says the shape.
+        """
+        traced = {
+            name: (value.type().sizes(), value.type().dtype())
+            for name, value in zip(
+                self.input_names, list(self.module.graph.inputs())[1:], strict=True
+            )
+        }
+        batch = next((sizes[0] for sizes, _ in traced.values() if sizes), None)
+        return tuple(
+            TensorSpec(
+                name=name,
+                dtype=str(dtype).removeprefix("torch.") if dtype else _likely_dtype(name),
+                shape=_shape(name, sizes, batch, [p[name] for p in profiles if name in p]),
+            )
+            for name, (sizes, dtype) in traced.items()
+        )
+
+    def to_onnx(
+        self, specs: Sequence[TensorSpec], profile: Profile, file: Path, *, opset: int
+    ) -> onnx.ModelProto:
+        """Export it at the profile's opt shapes, with the axes dynamic that are so in ``specs``.
+
+        Raises:
+            InvalidModel: with PyTorch's reason.
+        """
+        tensors = self.tensors(random_arrays(specs, shapes_at(profile, "opt"), seed=0))
+        outputs = numbered_outputs(len(self._leaves(tensors)))
+        axes = {
+            spec.name: {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+            for spec in specs
+        }
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                # The exporter through torch.export knows no control flow of TorchScript.
+                torch.onnx.export(
+                    self.module,
+                    tensors,
+                    str(file),
+                    dynamo=False,
+                    opset_version=opset,
+                    input_names=list(self.input_names),
+                    output_names=outputs,
+                    dynamic_axes=axes,
+                )
+        except Exception as err:  # bare RuntimeErrors, beside those of torch.onnx.errors
+            raise InvalidModel(
+                f"PyTorch can't export this TorchScript to ONNX: {_reason(err)}", hint=_HINT
+            ) from err
+        return onnx.load(str(file))
+
+
+def scan(path: Path) -> None:
+    """Refuse TorchScript that could touch files or make native objects.
+
+    Raises:
+        InvalidModel: naming the file in the archive and what it names.
+    """
+    try:
+        reader = torch._C.PyTorchFileReader(str(path))
+        names = reader.get_all_records()
+    except RuntimeError as err:
+        raise InvalidModel("the file isn't a TorchScript archive", hint=_HINT) from err
+    code = [name for name in names if name.startswith("code/") and name.endswith(".py")]
+    if not code or "data.pkl" not in names:
+        raise InvalidModel("there is no TorchScript in the archive", hint=_HINT)
+    for name in code:
+        text = reader.get_record(name)
+        for pattern in (_FILE_OPERATOR, _OTHER_OPERATORS, _NATIVE_CLASS):
+            if found := pattern.search(text):
+                _refuse(name, text[found.start() : found.end() + 40])
+        for use in _GETATTR.finditer(text):
+            if not _PLAIN_GETATTR.match(text, use.start()):
+                _refuse(name, text[use.start() : use.start() + 40])
+
+
+def _refuse(name: str, text: bytes) -> NoReturn:
+    told = text.decode(errors="replace").splitlines()[0]
+    raise InvalidModel(
+        f"{name} in it names {told!r}, which the farm doesn't run: operators that touch files, "
+        "custom operators and classes",
+        hint=f"rename what is yours and called so, or {_HINT}",
+    )
+
+
+def _likely_dtype(name: str) -> str:
+    return "int64" if _INTEGERS.fullmatch(name) else "float32"
+
+
+def _shape(
+    name: str, traced: Sequence[int] | None, batch: int | None, asked: Sequence[Any]
+) -> tuple[int | str, ...]:
+    if asked:
+        first = asked[0]
+        sizes = [{s for r in asked for s in (r.min[a], r.max[a])} for a in range(len(first.opt))]
+        return tuple(
+            first.opt[axis] if len(found) == 1 else _axis(name, axis)
+            for axis, found in enumerate(sizes)
+        )
+    if traced is None:
+        raise ProfileMismatch(
+            f"neither the file nor a profile says the shape of input {name!r}",
+            hint=f"pass a profile with min, opt and max shapes for {name!r}, or {_TRACE}",
+        )
+    is_batched = bool(traced) and traced[0] == batch
+    return (_axis(name, 0), *traced[1:]) if is_batched else tuple(traced)
+
+
+def _axis(name: str, axis: int) -> str:
+    return "batch" if axis == 0 else f"{name}_{axis}"
+
+
+def _reason(err: Exception) -> str:
+    """Without the graph that the exporter prints before it."""
+    return (
+        brief(err).rpartition("Torch IR graph at exception")[0] or str(err).splitlines()[-1][:300]
+    )
