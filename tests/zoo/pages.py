@@ -32,10 +32,11 @@ batch 1–16), with random weights, in every precision that each architecture ha
 ONNX Runtime for `cpu`, on a machine of 2 cores without a GPU. int8 and fp8 are calibrated with random
 samples by the method `max`.
 
-Each job ran in a process of its own, one after the other. Seconds are those of the clock and, after the
-stroke, of the CPU: the machine had other work to do. The peak memory of a job counts what it shares with the
-process that jobs are forked from, about {shared} of imported libraries. Accuracy is that of the typed ONNX
-graph for GPUs, and of the engine for `cpu`. The jobs of the first table serve all engines of a model."""
+Each job ran in a process of its own, one after the other. Its time is that of the CPU, of all cores together:
+what the clock says depends on what else a machine does, and is less where both cores work at once. Its peak
+memory counts what it shares with the process that jobs are forked from, about {shared} of imported libraries.
+Accuracy is that of the typed ONNX graph for GPUs, and of the engine for `cpu`. The jobs of the first table
+serve all engines of a model; int8 is measured for `sm_75`, which has no bf16, on its own."""
 
 
 def support_matrix(results: Sequence[Result]) -> str:
@@ -49,14 +50,12 @@ def support_matrix(results: Sequence[Result]) -> str:
             lines.append(_line(result["model"], *(_cell(row, reasons) for row in rows)))
     lines += ["", "## Why not", "", *_reasons(reasons)]
     lines += ["", "## Time and memory", ""]
-    lines += _head(
-        "model", "engines", "seconds of the CPU, all jobs", "largest peak memory of a job"
-    )
+    lines += _head("model", "engines", "CPU time of all jobs", "largest peak memory of a job")
     for result in results:
         built = sum(not row["error"] for row in result["rows"])
         peak = max(job["peak_bytes"] for job in result["jobs"])
         spent = sum(job["cpu_s"] for job in result["jobs"])
-        lines.append(_line(result["model"], built, f"{spent:.0f}", _gb(peak)))
+        lines.append(_line(result["model"], built, f"{spent:.0f} s", _gb(peak)))
     return "\n".join(lines) + "\n"
 
 
@@ -68,10 +67,10 @@ def gpu_architectures(results: Sequence[Result]) -> str:
             "",
             f"## {result['model']}",
             "",
-            *_head("job", "precision", "seconds", "peak memory"),
+            *_head("job", "precision", "CPU time", "peak memory"),
         ]
         lines += [_shared(job) for job in result["jobs"] if job["kind"] != "build"]
-        columns = ("build, s", "peak memory", "engine", "computes in", "cosine", "top-1")
+        columns = ("build, CPU time", "peak memory", "engine", "computes in", "cosine", "top-1")
         lines += ["", *_head("GPU", "precision", *columns)]
         lines += [_engine(row) for row in result["rows"]]
     return "\n".join(lines) + "\n"
@@ -79,7 +78,7 @@ def gpu_architectures(results: Sequence[Result]) -> str:
 
 def _shared(job: dict[str, Any]) -> str:
     on_cpu = f"{job['kind']}, engine for cpu" if job["title"].endswith("@cpu") else job["kind"]
-    return _line(on_cpu, job["precision"] or "–", _seconds(job), _gb(job["peak_bytes"]))
+    return _line(on_cpu, job["precision"] or "–", _time(job), _gb(job["peak_bytes"]))
 
 
 def _engine(row: dict[str, Any]) -> str:
@@ -89,7 +88,7 @@ def _engine(row: dict[str, Any]) -> str:
     accuracy, top1 = row["accuracy"], row["accuracy"]["top1_agreement"]
     return _line(
         *named,
-        _seconds(row),
+        _time(row),
         _gb(row["peak_bytes"]),
         f"{row['bytes'] / 1e6:.1f} MB",
         ", ".join(
@@ -100,8 +99,8 @@ def _engine(row: dict[str, Any]) -> str:
     )
 
 
-def _seconds(job: dict[str, Any]) -> str:
-    return f"{job['seconds']:.1f} / {job['cpu_s']:.1f}"
+def _time(job: dict[str, Any]) -> str:
+    return f"{job['cpu_s']:.1f} s"
 
 
 def _cell(row: dict[str, Any], reasons: dict[str, int]) -> str:
