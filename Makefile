@@ -55,7 +55,7 @@ docs: install ## Make the reference pages and the OpenAPI document from the code
 .PHONY: constraints
 constraints: install ## Write down the versions that are installed now
 	@{ $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; \
-	   grep -E '^(onnxruntime-gpu|tensorrt-cu13)' constraints.txt; } | LC_ALL=C sort -f >constraints.new
+	   grep -E '^(onnxruntime-gpu|tensorflow-cpu|tensorrt-cu13|tf2onnx)' constraints.txt; } | LC_ALL=C sort -f >constraints.new
 	@mv constraints.new constraints.txt
 
 .PHONY: check-compose

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from farm.specs import JobKind, Runtime
+from farm.specs import JobKind, Runtime, SourceFormat
 
 #: Raise a stage's number when its code changes what it makes.
 STAGE_VERSIONS: dict[JobKind, int] = {
@@ -53,14 +53,26 @@ RUNTIME_TOOLS: dict[Runtime, tuple[str, ...]] = {
     Runtime.ONNXRUNTIME: ("onnxruntime",),
     Runtime.TORCHSCRIPT: ("torch",),
 }
+#: Beside these, for the stages that run a source of this format.
+FORMAT_TOOLS: dict[SourceFormat, tuple[str, ...]] = {
+    SourceFormat.SAVEDMODEL: ("tensorflow", "tf2onnx"),
+}
+_RUN_THE_SOURCE = (JobKind.EXPORT, JobKind.MEASURE)
 
 
-def tools(kind: JobKind, runtime: Runtime | None, toolchain: Mapping[str, str]) -> dict[str, str]:
+def tools(
+    kind: JobKind,
+    runtime: Runtime | None,
+    toolchain: Mapping[str, str],
+    format: SourceFormat | None = None,
+) -> dict[str, str]:
     """The part of a worker's toolchain that a job's key covers.
 
     A tool that no worker has announced yet is ``any``: the worker that claims the job says which.
     """
     names = {*STAGE_TOOLS[kind], *(RUNTIME_TOOLS[runtime] if runtime else ())}
+    if format is not None and kind in _RUN_THE_SOURCE:
+        names |= set(FORMAT_TOOLS.get(format, ()))
     return {name: toolchain.get(name, "any") for name in sorted(names)}
 
 

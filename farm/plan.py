@@ -299,7 +299,7 @@ class _Planner:
         precision: Precision | None = None,
     ) -> PlannedJob:
         runtime: Runtime | None = target.runtime if target else None
-        toolchain = keys.tools(kind, runtime, self._toolchains(queue))
+        toolchain = keys.tools(kind, runtime, self._toolchains(queue), self._request.source.format)
         recipe = {
             "kind": kind.value,
             "stage": keys.STAGE_VERSIONS[kind],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from farm import packs
@@ -13,6 +14,12 @@ from farm.specs import SourceFormat
 PACK_HINT = (
     "`farm submit model.onnx` packs a model with its data files; by hand: "
     "tar cf model.tar model.onnx model.onnx.data"
+)
+#: The graph of a SavedModel, in its folder.
+SAVED_MODEL = "saved_model.pb"
+_SAVEDMODEL_HINT = (
+    "`farm submit FOLDER` packs the folder that holds saved_model.pb; by hand: "
+    "tar cf model.tar -C FOLDER saved_model.pb variables"
 )
 #: A pickle's first two bytes from protocol 2 on; older ones are text and fail as ONNX.
 _PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
@@ -28,6 +35,8 @@ def check(path: Path, format: SourceFormat) -> None:
     check_start(path, format)
     if format is SourceFormat.ONNX:
         _check_onnx(path)
+    if format is SourceFormat.SAVEDMODEL:
+        _check_savedmodel(path)
 
 
 def check_start(path: Path, format: SourceFormat) -> None:
@@ -93,6 +102,39 @@ def _check_onnx(path: Path) -> None:
             "which wasn't handed in with it",
             hint=PACK_HINT,
         )
+
+
+def savedmodel_root(names: Iterable[str]) -> PurePosixPath:
+    """The folder in a pack that is the SavedModel.
+
+    Raises:
+        MalformedPack: there is none, or several.
+    """
+    found = [path for path in map(PurePosixPath, names) if path.name == SAVED_MODEL]
+    if len(found) != 1:
+        raise packs.MalformedPack(f"one {SAVED_MODEL} is needed in it, and there are {len(found)}")
+    return found[0].parent
+
+
+def _check_savedmodel(path: Path) -> None:
+    if not packs.is_pack(path):
+        raise InvalidRequest("this isn't a SavedModel's archive", hint=_SAVEDMODEL_HINT)
+    try:
+        savedmodel_root(packs.members(path))
+    except packs.MalformedPack as err:
+        raise InvalidRequest(
+            f"this archive is no SavedModel: {err}", hint=_SAVEDMODEL_HINT
+        ) from err
+
+
+def is_savedmodel(path: Path) -> bool:
+    """Whether a file is a pack of one SavedModel and no ONNX, by its names."""
+    try:
+        names = packs.members(path) if packs.is_pack(path) else {}
+        savedmodel_root(names)
+    except packs.MalformedPack:
+        return False
+    return not any(name.lower().endswith(".onnx") for name in names)
 
 
 def is_torchscript(path: Path) -> bool:

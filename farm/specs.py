@@ -63,6 +63,7 @@ class SourceFormat(StrEnum):
     ONNX = "onnx"
     PT2 = "pt2"  #: a ``torch.export`` program
     TORCHSCRIPT = "torchscript"
+    SAVEDMODEL = "savedmodel"  #: of TensorFlow 2, a folder as a pack
     SAFETENSORS = "safetensors"  #: weights, of an architecture that the request names
 
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import onnx
 import onnx.shape_inference
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from onnx import external_data_helper, helper
 from pydantic import TypeAdapter, ValidationError
 

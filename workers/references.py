@@ -11,6 +11,7 @@ from workers import architectures, graphs
 from workers.backends.ort import OrtModel
 from workers.eager import EagerModel
 from workers.samples import Runnable
+from workers.savedmodel import SavedModelSource
 from workers.sources import load_program
 from workers.torchscript import TorchScriptSource
 
@@ -42,6 +43,8 @@ def reference(path: Path, params: ExportParams | MeasureParams, folder: Path) ->
     """
     if params.format is SourceFormat.TORCHSCRIPT:
         return TorchScriptSource(path)
+    if params.format is SourceFormat.SAVEDMODEL:
+        return SavedModelSource(path, folder)
     found = program(path, params)
     if found is not None:
         return EagerModel(found)

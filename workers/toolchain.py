@@ -27,6 +27,8 @@ _DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "onnxslim": ("onnxslim",),
     "polygraphy": ("polygraphy",),
     "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
+    "tensorflow": ("tensorflow-cpu", "tensorflow"),
+    "tf2onnx": ("tf2onnx",),
     "tensorrt": ("tensorrt-cu13", "tensorrt-cu12", "tensorrt"),
     "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
 }

@@ -145,7 +145,7 @@ def submit(
         typer.Option(
             "--format",
             metavar="FORMAT",
-            help="onnx, pt2, torchscript, safetensors; by default what the file's name and bytes say.",
+            help="onnx, pt2, torchscript, savedmodel, safetensors; by default what its name and bytes say.",
         ),
     ] = None,
     architecture: Annotated[

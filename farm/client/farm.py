@@ -117,11 +117,12 @@ class Farm:
         """Ask for a model's engines: every precision for every target.
 
         Parameters:
-            source: an ``.onnx``, ``.pt2``, TorchScript or ``.safetensors`` file, or the digest of one
-                that the farm has. Files in which an ``.onnx`` keeps weights are packed with it.
+            source: an ``.onnx``, ``.pt2``, TorchScript or ``.safetensors`` file, the folder of a
+                SavedModel, or the digest of one that the farm has. Files in which an ``.onnx`` keeps
+                weights are packed with it.
             name: the model's, by default the file's without its suffix.
-            format: ``onnx``, ``pt2``, ``torchscript`` or ``safetensors``; by default what the file's name
-                and bytes say, and of a digest the one that it was first submitted with.
+            format: ``onnx``, ``pt2``, ``torchscript``, ``savedmodel`` or ``safetensors``; by default what the
+                file's name and bytes say, and of a digest the one that it was first submitted with.
             architecture: of safetensors weights: ``LIBRARY:NAME``, as ``transformers:BertModel``.
             config: its configuration, or the path of its ``config.json``.
             calibration, evaluation: ``.npz`` or ``.safetensors`` files, or digests.

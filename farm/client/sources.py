@@ -47,6 +47,8 @@ def find(path: Path, given: str | None = None) -> Found:
         InvalidRequest: no such file, or not what its name says.
     """
     if path.is_dir():
+        if given == SourceFormat.SAVEDMODEL or (path / sources.SAVED_MODEL).is_file():
+            return Found(SourceFormat.SAVEDMODEL, _savedmodel(path))
         path = _in_folder(path)
     kind = _format(path, given)
     require_file(path)
@@ -112,9 +114,12 @@ def _format(path: Path, given: str | None) -> SourceFormat:
             f"{path.name}: a {suffix} file is a pickle, which runs code when it is loaded",
             hint=_EXPORT_HINT,
         )
+    if suffix == ".tar" and path.is_file() and sources.is_savedmodel(path):
+        return SourceFormat.SAVEDMODEL
     if suffix not in _FORMATS:
         raise SourceRefused(
-            f"{path.name}: a source is an .onnx, .pt2, .pt or .safetensors file", hint=_EXPORT_HINT
+            f"{path.name}: a source is an .onnx, .pt2, .pt or .safetensors file, or a SavedModel's folder",
+            hint=_EXPORT_HINT,
         )
     return _FORMATS[suffix]
 
@@ -125,6 +130,15 @@ def _in_folder(folder: Path) -> Path:
         return names[one_ending(names, ".onnx")]
     except MalformedPack as err:
         raise InvalidRequest(f"{folder} is no model: {err}", hint="name the .onnx file") from err
+
+
+def _savedmodel(folder: Path) -> Pack:
+    """What TensorFlow reads of the folder; its fingerprint differs each time that it is saved."""
+    graph = folder / sources.SAVED_MODEL
+    require_file(graph)
+    variables = sorted(path for path in (folder / "variables").rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): path for path in [graph, *variables]}
+    return Pack(name=folder.name, files=files)
 
 
 def _with_data(path: Path) -> Content:

@@ -28,6 +28,7 @@ from workers.profiles import (
     shapes_at_batch,
 )
 from workers.samples import Runnable, random_arrays
+from workers.savedmodel import SavedModelSource
 from workers.stages import Stage, StageResult
 from workers.torchscript import TorchScriptSource
 
@@ -54,7 +55,11 @@ def run(stage: Stage) -> StageResult:
     params = stage.params
     assert isinstance(params, ExportParams)
     target = stage.workdir / "model.onnx"
-    take = {SourceFormat.ONNX: _from_onnx, SourceFormat.TORCHSCRIPT: _from_torchscript}
+    take = {
+        SourceFormat.ONNX: _from_onnx,
+        SourceFormat.TORCHSCRIPT: _from_torchscript,
+        SourceFormat.SAVEDMODEL: _from_savedmodel,
+    }
     model, check = take.get(params.format, _from_program)(stage, params, target)
     return StageResult(outputs={"onnx": target}, facts=_facts(model, check))
 
@@ -102,6 +107,20 @@ def _from_torchscript(stage: Stage, params: ExportParams, target: Path) -> Expor
     profiles = resolve_profiles(graphs.input_specs(modern), params.profiles)
     stage.progress("check", None)
     return modern, _compare(source, _session(stage, target), specs, profiles)
+
+
+def _from_savedmodel(stage: Stage, params: ExportParams, target: Path) -> Exported:
+    stage.progress("load", None)
+    source = SavedModelSource(stage.inputs["source"], stage.workdir)
+    stage.progress("export", None)
+    model = described(source.to_onnx())
+    graphs.check_model(model)
+    upgraded = _upgraded(model)
+    graphs.save_model(upgraded, target)
+    inputs = graphs.input_specs(upgraded)
+    profiles = resolve_profiles(inputs, params.profiles)
+    stage.progress("check", None)
+    return upgraded, _compare(source, _session(stage, target), inputs, profiles)
 
 
 def _from_onnx(stage: Stage, params: ExportParams, target: Path) -> Exported:

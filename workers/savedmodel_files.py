@@ -1,0 +1,168 @@
+"""A SavedModel's files, as TensorFlow may see them: unpacked, its graph read and cleaned.
+
+A SavedModel is a program: operators of TensorFlow read and write files, map them into memory, load
+libraries and call Python. Some run as soon as it is loaded. So the graph is read here first, without
+TensorFlow, and must consist of operators that are listed below: those that tf2onnx converts, and what
+variables and calls need. The functions that save and restore variables hold others, and so they are
+dropped: TensorFlow reads the variables' files by itself. What is loaded is what was read, written anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from farm import packs, sources
+from farm.errors import InvalidModel
+
+_SAVE_AGAIN = "save it by tf.saved_model.save of TensorFlow 2, and submit that folder"
+_CONVERT = "convert it to ONNX yourself, and submit that"
+#: Hold the names of files; in functions that nothing but the graph's saver calls.
+_SAVERS = frozenset("SaveV2 RestoreV2 MergeV2Checkpoints ShardedFilename".split())
+#: Without tables, queues, iterators and strings.
+_OPERATORS = frozenset(
+    """
+    Abs Acos Acosh Add AddN AddV2 AdjustContrastv2 AdjustHue AdjustSaturation All Any ArgMax ArgMin
+    Asin Asinh Assert AssignAddVariableOp AssignSubVariableOp AssignVariableOp Atan Atan2 Atanh
+    AvgPool AvgPool3D BatchMatMul BatchMatMulV2 BatchMatMulV3 BatchToSpaceND BiasAdd BiasAddV1
+    Bincount BitwiseAnd BitwiseOr BitwiseXor BroadcastArgs BroadcastTo CTCGreedyDecoder Cast Ceil
+    CheckNumerics ClipByValue CombinedNonMaxSuppression ComplexAbs Concat ConcatV2 Const Conv2D
+    Conv2DBackpropInput Conv3D Conv3DBackpropInputV2 Cos Cosh CropAndResize CudnnRNN Cumprod Cumsum
+    DenseBincount DepthToSpace DepthwiseConv2dNative DisableCopyOnRead Div DivNoNan
+    DynamicPartition DynamicStitch Einsum Elu EmptyTensorList EnsureShape Equal Erf Exp ExpandDims
+    Expm1 ExtractImagePatches FFT FakeQuantWithMinMaxArgs FakeQuantWithMinMaxVars Fill Floor
+    FloorDiv FloorMod FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 Gather GatherNd GatherV2
+    Greater GreaterEqual Identity IdentityN If Invert InvertPermutation IsFinite IsInf IsNan L2Loss
+    LRN LSTMBlockCell LeakyRelu LeftShift Less LessEqual LinSpace Log Log1p LogSoftmax LogicalAnd
+    LogicalNot LogicalOr MatMul MatrixBandPart MatrixDeterminant MatrixDiag MatrixDiagPart
+    MatrixDiagPartV2 MatrixDiagPartV3 MatrixDiagV2 MatrixDiagV3 MatrixInverse MatrixSetDiagV3 Max
+    MaxPool MaxPool3D MaxPoolV2 MaxPoolWithArgmax Maximum Mean Min Minimum MirrorPad Mul Multinomial
+    Neg NoOp NonMaxSuppressionV2 NonMaxSuppressionV3 NonMaxSuppressionV4 NonMaxSuppressionV5
+    NotEqual OneHot OnesLike Pack Pad PadV2 ParallelDynamicStitch PartitionedCall Placeholder
+    PlaceholderV2 PlaceholderWithDefault Pow PreventGradient Prod RFFT RFFT2D RaggedGather
+    RaggedRange RaggedTensorFromVariant RaggedTensorToSparse RaggedTensorToTensor
+    RaggedTensorToVariant RandomShuffle RandomStandardNormal RandomUniform RandomUniformInt Range
+    Rank ReadVariableOp RealDiv Reciprocal Relu Relu6 Reshape ResizeArea ResizeBicubic
+    ResizeBilinear ResizeNearestNeighbor ResourceGather ReverseSequence ReverseV2 RightShift Rint
+    RngReadAndSkip Roll Round Rsqrt ScatterNd SegmentMax SegmentMean SegmentMin SegmentProd
+    SegmentSum Select SelectV2 Selu Shape ShapeN Sigmoid Sign Sin Sinh Size Slice Softmax
+    SoftmaxCrossEntropyWithLogits Softplus Softsign SpaceToBatchND SpaceToDepth
+    SparseFillEmptyRows SparseReshape SparseSegmentMean SparseSegmentSqrtN SparseSegmentSum
+    SparseSoftmaxCrossEntropyWithLogits SparseToDense Split SplitV Sqrt Square SquaredDifference
+    Squeeze StatefulPartitionedCall StatelessIf StatelessRandomGetKeyCounter
+    StatelessRandomUniformV2 StatelessWhile StopGradient StridedSlice Sub Sum Tan Tanh
+    TensorListFromTensor TensorListGetItem TensorListLength TensorListReserve TensorListResize
+    TensorListSetItem TensorListStack TensorScatterAdd TensorScatterMax TensorScatterMin
+    TensorScatterSub TensorScatterUpdate Tile TopKV2 Transpose TruncateDiv Unique UniqueWithCounts
+    Unpack UnsortedSegmentMax UnsortedSegmentMin UnsortedSegmentProd UnsortedSegmentSum
+    VarHandleOp VarIsInitializedOp VariableShape Where While Xlogy ZerosLike
+    """.split()
+)
+
+#: What is read of TensorFlow's messages: field, number, and the message that it holds, else bytes.
+#: Protobuf keeps the fields that aren't here as they are.
+_SCHEMA = {
+    "Saved": [("graphs", 2, "Meta")],
+    "Meta": [("graph", 2, "Graph"), ("objects", 7, "")],
+    "Graph": [("node", 1, "Node"), ("library", 2, "Library")],
+    "Library": [("function", 1, "Function")],
+    "Function": [("signature", 1, "Signature"), ("node", 3, "Node")],
+    "Signature": [("name", 1, "")],
+    "Node": [("op", 2, "")],
+}
+_REPEATED = frozenset({"graphs", "node", "function"})
+
+
+def unpack(pack: Path, folder: Path) -> Path:
+    """The SavedModel in a pack, below ``folder``, with nothing in its graph but listed operators.
+
+    Raises:
+        InvalidModel
+    """
+    whole, clean = folder / "unpacked", folder / "savedmodel"
+    try:
+        root = sources.savedmodel_root(packs.members(pack))
+        packs.unpack(pack, whole)
+    except packs.MalformedPack as err:
+        raise InvalidModel(f"this archive is no SavedModel: {err}", hint=_SAVE_AGAIN) from err
+    clean.mkdir()
+    (clean / sources.SAVED_MODEL).write_bytes(
+        cleaned((whole / root / sources.SAVED_MODEL).read_bytes())
+    )
+    variables = whole / root / "variables"
+    if variables.is_dir():
+        variables.rename(clean / "variables")
+    return clean
+
+
+def cleaned(saved_model: bytes) -> bytes:
+    """The same SavedModel without what saves and restores it.
+
+    Raises:
+        InvalidModel: it is damaged, is of TensorFlow 1, or holds other operators than those listed.
+    """
+    model = message("Saved")()
+    try:
+        model.ParseFromString(saved_model)
+    except DecodeError as err:
+        raise InvalidModel("saved_model.pb is damaged", hint=_SAVE_AGAIN) from err
+    if len(model.graphs) != 1 or not model.graphs[0].HasField("objects"):
+        raise InvalidModel("this isn't one SavedModel of TensorFlow 2", hint=_SAVE_AGAIN)
+    graph = model.graphs[0].graph
+    del graph.node[:]  # TensorFlow 2 runs the functions alone
+    functions = graph.library.function
+    dropped = _drop_savers(functions)
+    if any(name in function.SerializeToString() for function in functions for name in dropped):
+        raise InvalidModel("it saves or restores files when it runs", hint=_SAVE_AGAIN)
+    others = sorted(set(_operators(functions)) - _OPERATORS)
+    if others:
+        raise InvalidModel(
+            f"its graph has the operators {', '.join(others[:8])}, which the farm doesn't run: it takes "
+            "what tf2onnx converts, and nothing that could touch files or run code",
+            hint=f"save a module of numeric operators alone, or {_CONVERT}",
+        )
+    return bytes(model.SerializeToString())
+
+
+def _drop_savers(functions: Any) -> list[bytes]:
+    """The names of the functions that were dropped; TensorFlow can't load what calls one of them."""
+    dropped = []
+    for index in reversed(range(len(functions))):
+        if any(_text(node.op) in _SAVERS for node in functions[index].node):
+            dropped.append(functions[index].signature.name)
+            del functions[index]
+    return dropped
+
+
+def _operators(functions: Any) -> Iterator[str]:
+    for function in functions:
+        for node in function.node:
+            yield _text(node.op)
+
+
+def _text(name: bytes) -> str:
+    return name.decode(errors="replace")
+
+
+@cache
+def message(name: str) -> Any:
+    """The class of one of TensorFlow's messages, as far as it is read here."""
+    file = descriptor_pb2.FileDescriptorProto(name="savedmodel.proto", syntax="proto2")
+    for kind, fields in _SCHEMA.items():
+        made = file.message_type.add(name=kind)
+        for field, number, inner in fields:
+            made.field.add(
+                name=field,
+                number=number,
+                label=3 if field in _REPEATED else 1,
+                type=11 if inner else 12,
+                type_name=f".{inner}" if inner else None,
+            )
+    pool = descriptor_pool.DescriptorPool()  # TensorFlow's own names stay free
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
