@@ -6,8 +6,11 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 
 _PR_SET_PDEATHSIG = 1
+_LOOK_S = 1.0
 
 
 def die_with_parent(sig: int = signal.SIGKILL) -> None:
@@ -15,9 +18,23 @@ def die_with_parent(sig: int = signal.SIGKILL) -> None:
     if sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(sig), 0, 0, 0)
-    if os.getppid() == 1 and os.environ.get("FARM_PARENT_PID", "1") != "1":
-        # The parent died before we asked.
-        os.kill(os.getpid(), sig)
+
+
+def end_without(parent: int, *, grace_s: float) -> None:
+    """Watch the parent, and end this process when it has died: by SIGTERM, and after the grace for good.
+
+    For processes whose library may not listen yet when the kernel tells them, or whose parent may be
+    dead before they can ask the kernel.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(grace_s)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def take_short_turns() -> None:

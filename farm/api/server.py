@@ -8,8 +8,11 @@ import signal
 
 from fastapi import FastAPI
 
-from farm.processes import die_with_parent, take_short_turns
+from farm.processes import die_with_parent, end_without, take_short_turns
 from farm.settings import Settings
+
+_PARENT = "FARM_PARENT_PID"
+_STOP_S = 5
 
 
 def serve(host: str = "127.0.0.1", port: int = 8000) -> None:
@@ -17,8 +20,7 @@ def serve(host: str = "127.0.0.1", port: int = 8000) -> None:
     from granian import Granian
     from granian.constants import Interfaces
 
-    # The worker looks whether we died before it could ask to die with us.
-    os.environ["FARM_PARENT_PID"] = str(os.getpid())
+    os.environ[_PARENT] = str(os.getpid())
     Granian(
         "farm.api.server:app",
         factory=True,
@@ -27,7 +29,7 @@ def serve(host: str = "127.0.0.1", port: int = 8000) -> None:
         interface=Interfaces.ASGI,
         websockets=False,
         log_access=False,
-        workers_kill_timeout=5,
+        workers_kill_timeout=_STOP_S,
     ).serve()
 
 
@@ -37,6 +39,8 @@ def app() -> FastAPI:
 
     # Granian's own supervisor may be killed; its worker must not keep the port.
     die_with_parent(signal.SIGTERM)
+    if _PARENT in os.environ:
+        end_without(int(os.environ[_PARENT]), grace_s=_STOP_S)
     take_short_turns()
     made = create_app(Settings())
     # What is there now stays: the collector needn't walk through it again and again.
