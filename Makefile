@@ -22,11 +22,11 @@ test: install lint test-run ## Install, check the style and the types, run the t
 
 .PHONY: test-run
 test-run: ## Run the tests; FARM_TEST_DATABASE_URL and FARM_TEST_BROKER_URL choose the services
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not zoo" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not heavy" $(ARGS)
 
-.PHONY: test-zoo
-test-zoo: install ## Build some models of the zoo
-	@$(BIN)/python -m pytest -n 2 tests/zoo $(ARGS)
+.PHONY: test-heavy
+test-heavy: install ## Run the tests that take long: a storm, whole models of the zoo
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m heavy $(ARGS)
 
 .PHONY: chaos
 chaos: install ## Kill whatever runs, at random, under hundreds of builds; ARGS="--seed N --builds N"

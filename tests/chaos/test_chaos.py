@@ -9,7 +9,7 @@ import pytest
 from tests.chaos.__main__ import QUICK, weather
 from tests.e2e.conftest import fresh_settings
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("farm")]
 
 
 def test_every_build_ends_and_each_key_succeeds_once_in_a_storm(tmp_path: Path) -> None:

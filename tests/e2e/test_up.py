@@ -80,6 +80,7 @@ def answers(farm: LiveFarm) -> bool:
         return False
 
 
+@pytest.mark.heavy
 def test_what_sigterm_interrupts_is_given_back_and_finished_by_the_next_farm_up(
     settings: Settings, files: Path
 ) -> None:

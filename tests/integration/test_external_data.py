@@ -75,6 +75,7 @@ def tar(path: Path, **entries: bytes | tarfile.TarInfo) -> Path:
     return path
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("opset", [13, 20])
 def test_every_stage_passes_weights_in_other_files_on(
     opset: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

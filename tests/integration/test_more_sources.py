@@ -216,6 +216,7 @@ def weights(path: Path, name: str, config: Mapping[str, Any] = SMALL) -> Archite
     return named
 
 
+@pytest.mark.heavy
 def test_safetensors_of_a_named_architecture_are_built(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     tokens = {
@@ -246,6 +247,7 @@ def test_images_are_of_the_size_in_the_configuration(tmp_path: Path) -> None:
     assert EagerModel(program).run({"pixel_values": np.zeros((3, 3, 32, 32), np.float32)})
 
 
+@pytest.mark.heavy
 def test_safetensors_are_pruned_and_built_as_programs_are(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     source = runner.Source(

@@ -9,7 +9,7 @@ import pytest
 from farm.specs import Precision
 from tests.zoo import models, runner
 
-pytestmark = pytest.mark.zoo
+pytestmark = pytest.mark.heavy
 
 #: What each is built in for sm_89: an old graph whose values leave the range of fp16, and a new one.
 SOME = {
