@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,19 +37,24 @@ class EagerModel:
 
     def run(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
         """The outputs for one batch, by the names that the ONNX graph gives them."""
-        # Arrays of a .npz may be read-only views, of which torch would warn: it never writes here.
-        tensors = [
-            torch.from_numpy(np.require(arrays[name], requirements="W"))
-            for name in self.input_names
-        ]
-        args, kwargs = pytree.tree_unflatten(tensors, self._in_spec)
+        args, kwargs = pytree.tree_unflatten(tensors_of(arrays, self.input_names), self._in_spec)
         with torch.inference_mode():
-            leaves = pytree.tree_leaves(self._module(*args, **kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        return {
-            name: tensor.detach().numpy()
-            for name, tensor in zip(self.output_names, tensors, strict=True)
-        }
+            made = named_tensors(self._module(*args, **kwargs), self.output_names)
+        return {name: tensor.detach().numpy() for name, tensor in made.items()}
+
+
+def tensors_of(
+    arrays: Mapping[str, NDArray[np.generic]], names: Sequence[str]
+) -> list[torch.Tensor]:
+    """Some of the arrays as tensors on the CPU, in the order of the names."""
+    # Arrays of a .npz may be read-only views, of which torch would warn: nobody writes to them here.
+    return [torch.from_numpy(np.require(arrays[name], requirements="W")) for name in names]
+
+
+def named_tensors(result: Any, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The tensors in what a module gives, by these names."""
+    tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+    return dict(zip(names, tensors, strict=True))
 
 
 def input_names(program: ExportedProgram) -> list[str]:

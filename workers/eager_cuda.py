@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from farm.specs import Precision
 from workers.cuda_timing import Bind, Tensors
-from workers.eager import input_names, output_names
+from workers.eager import input_names, named_tensors, output_names
 
 #: What autocast computes in beside an engine of this precision; fp32 needs none.
 _HALF = {Precision.FP32: None, Precision.BF16: torch.bfloat16}
@@ -71,9 +71,7 @@ class _Bound:
 
     def enqueue(self) -> Tensors:
         with torch.inference_mode(), self._autocast():
-            leaves = pytree.tree_leaves(self._module(*self._args, **self._kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        return dict(zip(self._outputs, tensors, strict=True))
+            return named_tensors(self._module(*self._args, **self._kwargs), self._outputs)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast("cuda", self._dtype) if self._dtype else nullcontext()

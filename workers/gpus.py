@@ -91,8 +91,8 @@ def _gpus(whole: Any) -> Iterator[Gpu]:
     slices = list(_slices(whole))
     for handle in slices or ([] if _in_mig_mode(whole) else [whole]):
         yield Gpu(
-            uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
-            name=_text(pynvml.nvmlDeviceGetName(handle)),
+            uuid=text(pynvml.nvmlDeviceGetUUID(handle)),
+            name=text(pynvml.nvmlDeviceGetName(handle)),
             compute_capability=f"sm_{major}{minor}",
             memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
             is_slice=handle is not whole,
@@ -119,5 +119,6 @@ def _slices(whole: Any) -> Iterator[Any]:
             yield pynvml.nvmlDeviceGetMigDeviceHandleByIndex(whole, index)
 
 
-def _text(value: str | bytes) -> str:
+def text(value: str | bytes) -> str:
+    """What NVML tells, which older bindings give as bytes."""
     return value.decode() if isinstance(value, bytes) else value

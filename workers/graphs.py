@@ -64,6 +64,15 @@ def read_model(path: Path, folder: Path) -> tuple[Path, onnx.ModelProto]:
     return file, model
 
 
+def model_file(path: Path, folder: Path) -> Path:
+    """The file to hand to a runtime of a model that a stage has written.
+
+    Raises:
+        InvalidModel: of a pack, as ``read_model``.
+    """
+    return read_model(path, folder)[0] if packs.is_pack(path) else path
+
+
 def _take_in_small_tensors(model: onnx.ModelProto, folder: Path) -> bool:
     """Without the values of shapes and axes no runtime infers shapes. Returns whether there were any."""
     tensors = [t for t in model.graph.initializer if is_external(t)]

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from workers.gpus import text
+
 #: Often enough for runs of seconds, and seldom enough to leave the host's thread alone.
 _EVERY_S = 0.05
 #: NVML's reasons for clocks below the highest that mean a figure is lower than the GPU could give.
@@ -60,8 +62,8 @@ def watching(uuid: str, others: int = 0) -> Iterator[Telemetry]:
             yield seen
             return
         nvml, device = handle
-        seen.name = _text(nvml.nvmlDeviceGetName(device))
-        seen.driver = _text(nvml.nvmlSystemGetDriverVersion())
+        seen.name = text(nvml.nvmlDeviceGetName(device))
+        seen.driver = text(nvml.nvmlSystemGetDriverVersion())
         before = _asked(nvml, lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(device))
         ended = threading.Event()
         sampler = threading.Thread(target=_sample, args=(nvml, device, seen, ended), daemon=True)
@@ -125,10 +127,6 @@ def _handle(uuid: str) -> Iterator[tuple[Any, Any] | None]:
         yield None if found is None else (pynvml, found)
     finally:
         pynvml.nvmlShutdown()
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def _range(values: Sequence[float]) -> dict[str, float] | None:

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from farm.errors import InvalidModel, ProfileMismatch
 from farm.specs import Profile, TensorSpec
-from workers.eager import numbered_outputs
+from workers.eager import numbered_outputs, tensors_of
 from workers.graphs import brief
 from workers.profiles import shapes_at
 from workers.samples import Arrays, random_arrays
@@ -86,11 +86,7 @@ class TorchScriptSource:
 
     def tensors(self, arrays: Mapping[str, NDArray[np.generic]]) -> tuple[torch.Tensor, ...]:
         """The module's arguments."""
-        # Arrays of a .npz may be read-only views, of which torch would warn: it never writes here.
-        return tuple(
-            torch.from_numpy(np.require(arrays[name], requirements="W"))
-            for name in self.input_names
-        )
+        return tuple(tensors_of(arrays, self.input_names))
 
     def _leaves(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         try:

@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 from farm.errors import EngineBuildFailed
 from farm.schemas import Layer, LayerTensor
-from workers.eager import input_names, output_names
+from workers.eager import input_names, named_tensors, output_names, tensors_of
 from workers.samples import Arrays
 
 VERSION = torch.__version__
@@ -80,17 +80,9 @@ class TorchScriptModel:
 
     def run(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
         """The outputs for one batch, by name."""
-        # Arrays of a .npz may be read-only views, of which torch would warn: it never writes here.
-        given = [
-            torch.from_numpy(np.require(arrays[name], requirements="W"))
-            for name in self.input_names
-        ]
         with torch.inference_mode():
-            made = self._module(*given)
-        tensors = made if isinstance(made, tuple) else (made,)
-        return {
-            name: tensor.numpy() for name, tensor in zip(self.output_names, tensors, strict=True)
-        }
+            made = self._module(*tensors_of(arrays, self.input_names))
+        return {n: tensor.numpy() for n, tensor in named_tensors(made, self.output_names).items()}
 
 
 def _flat_graph(program: ExportedProgram) -> fx.GraphModule:

@@ -232,8 +232,13 @@ def _add_profile(
         raise _failure(log, f"the profile {dict(profile)} was refused")
 
 
+def last_errors(log: Any) -> str:
+    """The last reasons that a ``collecting_log`` was told, each once; empty if there were none."""
+    return "; ".join(dict.fromkeys(log.errors[-3:]))
+
+
 def _failure(log: Any, fallback: str, verb: str = "can't build") -> EngineBuildFailed:
-    reason = "; ".join(dict.fromkeys([*log.errors[-3:]])) or fallback
+    reason = last_errors(log) or fallback
     everything = f"{fallback} {reason}"
     hint = next((hint for part, hint in _HINTS if part in everything), _NO_HINT)
     told = fallback if verb == "can't read" else reason

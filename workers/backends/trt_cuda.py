@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from farm.errors import EngineBuildFailed
 from farm.specs import Runtime
-from workers.backends.trt import collecting_log, load_plugins, load_runtime
+from workers.backends.trt import collecting_log, last_errors, load_plugins, load_runtime
 from workers.cuda_timing import Bound, Tensors, captured
 from workers.samples import Arrays
 
@@ -50,7 +50,7 @@ class TrtEngine:
         self._runtime: types.Runtime = trt.Runtime(self._log)
         engine: types.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if engine is None:
-            reason = "; ".join(self._log.errors[-3:]) or "it gives no reason"
+            reason = last_errors(self._log) or "it gives no reason"
             raise EngineBuildFailed(
                 f"{runtime} {trt.__version__} can't load the engine on this GPU: {reason}",
                 hint="build it for the GPU that is meant to run it, with this worker's version",
@@ -113,7 +113,7 @@ class _Bound:
         return self._outputs
 
     def _refused(self, what: str) -> EngineBuildFailed:
-        reason = "; ".join(self._log.errors[-3:]) or "it gives no reason"
+        reason = last_errors(self._log) or "it gives no reason"
         return EngineBuildFailed(
             f"the engine refuses {what}: {reason}",
             hint="check the profiles, and the job's log for what TensorRT said",

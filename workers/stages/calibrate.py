@@ -134,7 +134,7 @@ def _fits(stage: Stage, fp16: onnx.ModelProto, typed: Path, batch: Arrays, count
     rounded = stage.workdir / "rounded.onnx"
     graphs.write_model(rounded_model(fp16), rounded)
     source, quantized = (
-        graphs.read_model(path, stage.workdir)[0] for path in (stage.inputs["onnx"], typed)
+        graphs.model_file(path, stage.workdir) for path in (stage.inputs["onnx"], typed)
     )
     expected = ort.OrtModel(source).run(batch)
     likeness = []

@@ -150,8 +150,7 @@ def _from_onnx(stage: Stage, params: ExportParams, target: Path) -> Exported:
 
 
 def _session(stage: Stage, path: Path) -> OrtModel:
-    file, _ = graphs.read_model(path, stage.workdir)
-    return OrtModel(file)
+    return OrtModel(graphs.model_file(path, stage.workdir))
 
 
 def _to_onnx(program: ExportedProgram) -> onnx.ModelProto:

@@ -114,7 +114,7 @@ def _of_onnx(
     if params.target is not None:
         engine = stage.inputs["engine"]
         if params.target.runtime is Runtime.ONNXRUNTIME:
-            engine, _ = graphs.read_model(engine, stage.workdir)
+            engine = graphs.model_file(engine, stage.workdir)
         if params.target.gpu == CPU:
             return OrtModel(engine), "engine"
         libraries = stage.plugins(params.options)
