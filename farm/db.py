@@ -185,7 +185,12 @@ def upgrade(settings: Settings | None = None) -> str:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     try:
-        with db.engine.connect().execution_options(farm_write=True) as connection:
+        # One transaction, begun before Alembic looks: on SQLite it would make one a migration, and
+        # between two of them another process would begin with the same.
+        with (
+            db.engine.connect().execution_options(farm_write=True) as connection,
+            connection.begin(),
+        ):
             if not db.is_sqlite:
                 connection.execute(
                     text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK}
@@ -194,7 +199,6 @@ def upgrade(settings: Settings | None = None) -> str:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
             revision = MigrationContext.configure(connection).get_current_revision()
-            connection.commit()
     except OperationalError as err:
         raise DatabaseUnavailable(f"the database can't be reached: {err.orig}") from err
     finally:
