@@ -169,16 +169,32 @@ class _Planner:
         params = ExportParams(
             format=kind, architecture=self._architecture(kind), profiles=self._profiles
         )
-        return self._add(JobKind.EXPORT, params, {"source": source})
+        return self._add(JobKind.EXPORT, params, {"source": source} | self._samples())
+
+    def _samples(self) -> dict[str, Input]:
+        """What a model is run on wherever it is: the user's own data, where there are any."""
+        if self._request.calibration:
+            return {"calibration": Input(digest=self._request.calibration.digest)}
+        if self._request.evaluation:
+            return {"evaluation": Input(digest=self._request.evaluation.digest)}
+        return {}
+
+    @property
+    def _hold_out(self) -> int | None:
+        """No engine is judged on what it was calibrated with."""
+        data = self._request.calibration
+        return data.batch_size if data and not self._request.evaluation else None
 
     def _architecture(self, kind: SourceFormat) -> Architecture | None:
         """What pruning makes of weights is a program, which needs none."""
         return self._request.source.architecture if kind is SourceFormat.SAFETENSORS else None
 
     def _cast(self, precision: Precision) -> PlannedJob:
-        params = CastParams.model_validate({"precision": precision, "profiles": self._profiles})
-        onnx = Input(job=self._export(), output="onnx")
-        return self._add(JobKind.CAST, params, {"onnx": onnx}, precision=precision)
+        params = CastParams.model_validate(
+            {"precision": precision, "profiles": self._profiles, "hold_out": self._hold_out}
+        )
+        inputs = {"onnx": Input(job=self._export(), output="onnx")} | self._samples()
+        return self._add(JobKind.CAST, params, inputs, precision=precision)
 
     def _calibrate(self, precision: Precision) -> PlannedJob:
         data = self._request.calibration
@@ -190,6 +206,7 @@ class _Planner:
                 "method": data.method,
                 "batch_size": data.batch_size,
                 "profiles": self._profiles,
+                "hold_out": self._hold_out,
             }
         )
         inputs = {
@@ -211,13 +228,14 @@ class _Planner:
         return Input(job=self._calibrate(precision), output=output)
 
     def _build(self, choice: Choice, precision: Precision) -> PlannedJob:
-        kind = None
+        kind, ranges = None, {}
         if choice.target.runtime is Runtime.TORCHSCRIPT:
             source, kind = self._source()
             inputs = {"source": source}
         else:
             inputs = {"typed": self._typed(precision, choice.target)}
-            inputs |= self._ranges(precision, choice.target)
+            ranges = self._ranges(precision, choice.target)
+            inputs |= ranges
         params = BuildParams(
             target=choice.target,
             compute_capability=choice.compute_capability,
@@ -226,6 +244,7 @@ class _Planner:
             options=self._options(choice.target),
             format=kind,
             architecture=self._architecture(kind) if kind else None,
+            hold_out=self._hold_out if ranges else None,
         )
         return self._add(
             JobKind.BUILD,
@@ -269,6 +288,7 @@ class _Planner:
             options=self._options(target) if runnable else BuilderOptions(),
             metric=request.evaluation.metric if request.evaluation else None,
             max_drop=request.evaluation.max_drop if request.evaluation else None,
+            hold_out=self._hold_out,
         )
         inputs = {"source": Input(digest=request.source.digest)}
         if target.runtime is not Runtime.TORCHSCRIPT:

@@ -82,6 +82,15 @@ class JobKind(StrEnum):
     MEASURE = "measure"  #: engine → accuracy and latency
 
 
+class DataKind(StrEnum):
+    """On which data something was found."""
+
+    EVALUATION = "evaluation"  #: the user's, apart from all that the engine was made with
+    HELD_OUT = "held-out"  #: a part of the calibration data that the engine wasn't calibrated with
+    CALIBRATION = "calibration"  #: the very data that it was calibrated with
+    RANDOM = "random"  #: seeded noise
+
+
 Axis = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Shape = Annotated[tuple[Axis, ...], Field(max_length=16)]  #: more than any runtime takes
 
@@ -232,6 +241,11 @@ class Architecture(Value):
         return self
 
 
+HoldOut = Annotated[int, Field(ge=1, le=4096)] | None
+"""The batch size by which a part of the calibration data is held out, to judge engines by; None where
+there are evaluation data for that."""
+
+
 class PruneParams(Value):
     format: SourceFormat
     architecture: Architecture | None = None
@@ -247,6 +261,7 @@ class ExportParams(Value):
 class CastParams(Value):
     precision: Literal[Precision.FP16, Precision.BF16, Precision.INT8_DYNAMIC]
     profiles: tuple[Profile, ...] = ()
+    hold_out: HoldOut = None
 
 
 class CalibrateParams(Value):
@@ -254,6 +269,7 @@ class CalibrateParams(Value):
     method: CalibrationMethod = "entropy"
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
     profiles: tuple[Profile, ...] = ()
+    hold_out: HoldOut = None
 
 
 class BuildParams(Value):
@@ -264,6 +280,7 @@ class BuildParams(Value):
     options: BuilderOptions = BuilderOptions()
     format: SourceFormat | None = None  #: of the source, where the engine is built from it
     architecture: Architecture | None = None
+    hold_out: HoldOut = None
 
 
 class MeasureParams(Value):
@@ -277,6 +294,7 @@ class MeasureParams(Value):
     options: BuilderOptions = BuilderOptions()  #: that the engine was built with, where it is run
     metric: Literal["top1"] | None = None
     max_drop: float | None = None
+    hold_out: HoldOut = None
 
 
 StageParams = (

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farm.errors import InvalidData
-from farm.specs import Profile, TensorSpec
-from workers.profiles import Shapes, batched_inputs
+from farm.specs import DataKind, Profile, TensorSpec
+from workers.profiles import Shapes, batch_range, batched_inputs, shapes_at
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -29,6 +29,8 @@ class Runnable(Protocol):
 
 #: The name of the array of class indices in evaluation data.
 LABEL = "label"
+#: Of random data, so that a job gives the same again.
+SEED = 0
 
 
 def read_samples(path: Path) -> Arrays:
@@ -126,6 +128,62 @@ def batches_of(
         }
         if count_samples(batch, batched) >= smallest:
             yield batch
+
+
+def split(
+    samples: Arrays, inputs: Sequence[TensorSpec], profile: Profile, hold_out: int | None
+) -> tuple[Arrays, Arrays | None]:
+    """Calibration data: what to calibrate with, and what is held out to judge engines by, if anything is.
+
+    Parameters:
+        hold_out: the batch size of the calibration.
+    """
+    batched = batched_inputs(inputs, profile)
+    smallest = batch_range(inputs, profile)[0]
+    count = count_samples(samples, batched)
+    is_held = _is_held_out(count, max(hold_out, smallest) if hold_out else None)
+    if not is_held.any():
+        return samples, None
+    return _taken(samples, batched, ~is_held), _taken(samples, batched, is_held)
+
+
+def _is_held_out(count: int, size: int | None) -> NDArray[np.bool_]:
+    """Every third in four batches, and of less than three none.
+
+    Not the last ones: files are often sorted by class.
+    """
+    if size is None or count < 3 * size:
+        return np.zeros(count, bool)
+    return np.asarray(np.arange(count) // size % 4 == 2)
+
+
+def _taken(samples: Arrays, batched: Collection[str], which: NDArray[np.bool_]) -> Arrays:
+    return {name: array[which] if name in batched else array for name, array in samples.items()}
+
+
+def samples_for(
+    given: Mapping[str, Path],
+    inputs: Sequence[TensorSpec],
+    profile: Profile,
+    *,
+    hold_out: int | None = None,
+) -> tuple[Arrays, DataKind]:
+    """What to run a model on: calibration data, else evaluation data, else random data at the opt shapes.
+
+    Parameters:
+        given: a stage's inputs.
+        hold_out: the batch size by which calibration data are held out.
+
+    Raises:
+        InvalidData: if the data don't fit the model.
+    """
+    for kind in (DataKind.CALIBRATION, DataKind.EVALUATION):
+        if kind in given:
+            samples = check_samples(read_samples(given[kind]), inputs, profile)
+            if kind is DataKind.CALIBRATION:
+                samples, _ = split(samples, inputs, profile, hold_out)
+            return samples, kind
+    return random_arrays(inputs, shapes_at(profile, "opt"), seed=SEED), DataKind.RANDOM
 
 
 def random_arrays(inputs: Sequence[TensorSpec], shapes: Shapes, *, seed: int) -> Arrays:

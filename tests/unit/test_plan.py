@@ -213,7 +213,11 @@ DIGEST = "sha256:" + "d" * 64
             {"source": {"digest": DIGEST, "format": "pt2"}},
             {"export", "cast", "calibrate", "build", "measure"},
         ),
-        ({"calibration": {"digest": DIGEST}}, {"calibrate", "build", "measure"}),
+        # The export is checked on it, and the cast measures ranges over it.
+        (
+            {"calibration": {"digest": DIGEST}},
+            {"export", "cast", "calibrate", "build", "measure"},
+        ),
         ({"targets": ["sm_89"], "options": {"tf32": False}}, {"build"}),
         (
             {"calibration": BUILD_EXAMPLE["calibration"] | {"batch_size": 16}},
@@ -329,7 +333,29 @@ def test_other_calibration_data_are_told_with_their_sizes():
         for digit in "78"
     )
     told = list(differences(before, after, " (512 → 256 samples)"))
-    assert told == ["calibration data differs (512 → 256 samples)"]
+    assert told == [
+        "calibration data differs (512 → 256 samples)",
+        "the exported ONNX differs",
+    ]
+
+
+def test_a_part_of_the_calibration_data_is_held_out_where_there_are_no_evaluation_data():
+    with_both = planned()
+    held = planned(evaluation=None)
+    kinds = {JobKind.CAST, JobKind.CALIBRATE, JobKind.MEASURE}
+
+    def hold_out(made):
+        return {j.recipe["params"]["hold_out"] for j in made.jobs.values() if j.kind in kinds}
+
+    assert hold_out(with_both) == {None}
+    assert hold_out(held) == {BUILD_EXAMPLE["calibration"]["batch_size"]}
+
+
+def test_a_model_is_run_on_evaluation_data_where_there_are_no_calibration_data():
+    made = planned(calibration=None, precisions=["fp16"])
+    for job in made.jobs.values():
+        if job.kind in (JobKind.EXPORT, JobKind.CAST):
+            assert job.inputs["evaluation"].digest == BUILD_EXAMPLE["evaluation"]["digest"]
 
 
 def test_a_pruning_is_told_as_what_differs():

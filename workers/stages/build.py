@@ -28,7 +28,7 @@ from workers.profiles import (
     shapes_at,
 )
 from workers.ranges import largest
-from workers.samples import batches_of, check_samples, read_samples
+from workers.samples import batches_of, samples_for
 from workers.stages import Stage, StageResult
 
 _ENGINE = "the engine, by TensorRT's inspector"
@@ -164,7 +164,7 @@ def _in_integers(stage: Stage, params: BuildParams) -> Path:
     inputs = graphs.input_specs(source)
     profile = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(source))[0]
     smallest, size, _ = batch_range(inputs, profile)
-    samples = check_samples(read_samples(stage.inputs["calibration"]), inputs, profile)
+    samples, _ = samples_for(stage.inputs, inputs, profile, hold_out=params.hold_out)
     batched = batched_inputs(inputs, profile)
     batches = list(batches_of(samples, batched, size, smallest=smallest))
     ranges = partial(largest, source, quantized, batches, stage.workdir)

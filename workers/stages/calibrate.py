@@ -29,7 +29,7 @@ from workers.profiles import (
     resolve_profiles,
 )
 from workers.rounding import rounded_model
-from workers.samples import Arrays, batches_of, check_samples, count_samples, read_samples
+from workers.samples import Arrays, batches_of, count_samples, samples_for
 from workers.stages import Stage, StageResult
 
 #: A larger value's square leaves the range of fp16. Only graphs with such values are tried in fp16.
@@ -57,7 +57,7 @@ def run(stage: Stage) -> StageResult:
     inputs = graphs.input_specs(model)
     profile = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))[0]
     batched = batched_inputs(inputs, profile)
-    samples = check_samples(read_samples(stage.inputs["calibration"]), inputs, profile)
+    samples, _ = samples_for(stage.inputs, inputs, profile, hold_out=params.hold_out)
     size, smallest = batch_size(params.batch_size, inputs, profile)
     batches = list(batches_of(samples, batched, size, smallest=smallest))
     _refuse_too_few(batches, count_samples(samples, batched), size, params)
