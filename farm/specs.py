@@ -241,6 +241,31 @@ class Architecture(Value):
         return self
 
 
+class Gates(Value):
+    """An engine that fails one of these isn't broken, and doubtful: no pull takes it by default.
+
+    A share that few samples leave open counts as passed.
+    """
+
+    agreement: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.98,
+        description="least share of classes, of integers, or of found items that are the source's",
+    )
+    error: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.1,
+        description="largest error of floats: its root mean square over the standard deviation of the "
+        "source's values; 0.1 is a cosine similarity of about 0.995",
+    )
+    drop: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.01, description="largest loss of the task's metric, where labels tell it"
+    )
+
+
+#: By default: of engines that compute in floats, and of quantised ones.
+FLOAT_GATES = Gates()
+QUANTIZED_GATES = Gates(agreement=0.9, error=0.35, drop=0.03)
+
+
 HoldOut = Annotated[int, Field(ge=1, le=4096)] | None
 """The batch size by which a part of the calibration data is held out, to judge engines by; None where
 there are evaluation data for that."""
@@ -294,6 +319,7 @@ class MeasureParams(Value):
     options: BuilderOptions = BuilderOptions()  #: that the engine was built with, where it is run
     metric: Literal["top1"] | None = None
     max_drop: float | None = None
+    gates: Gates = FLOAT_GATES
     hold_out: HoldOut = None
 
 

@@ -96,18 +96,20 @@ def check_samples(arrays: Arrays, inputs: Sequence[TensorSpec], profile: Profile
 
 
 def check_labels(arrays: Arrays, count: int) -> NDArray[np.int64] | None:
-    """The class index of every sample, or None when the data hold no labels.
+    """The class index of every sample, or of each of its places; None when the data hold no labels.
 
     Raises:
-        InvalidData: when there is not one integer for every sample.
+        InvalidData: when there are no integers for every sample.
     """
     labels = arrays.get(LABEL)
     if labels is None:
         return None
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+    if labels.shape[:1] != (count,) or labels.dtype.kind not in "iu":
         raise InvalidData(
-            f"{LABEL!r} is {labels.dtype}{list(labels.shape)}, and one integer a sample is needed",
-            hint=f"save class indices as int64 of shape [{count}]",
+            f"{LABEL!r} is {labels.dtype}{list(labels.shape)}, and integers for each of {count} samples "
+            "are needed",
+            hint=f"save class indices as int64 of shape [{count}], or [{count}, height, width] where "
+            "each pixel has a class",
         )
     return labels.astype(np.int64)
 
@@ -144,7 +146,11 @@ def split(
     is_held = _is_held_out(count, max(hold_out, smallest) if hold_out else None)
     if not is_held.any():
         return samples, None
-    return _taken(samples, batched, ~is_held), _taken(samples, batched, is_held)
+    numbers = np.arange(count)
+    return (
+        numbered(samples, batched, numbers[~is_held]),
+        numbered(samples, batched, numbers[is_held]),
+    )
 
 
 def _is_held_out(count: int, size: int | None) -> NDArray[np.bool_]:
@@ -157,8 +163,14 @@ def _is_held_out(count: int, size: int | None) -> NDArray[np.bool_]:
     return np.asarray(np.arange(count) // size % 4 == 2)
 
 
-def _taken(samples: Arrays, batched: Collection[str], which: NDArray[np.bool_]) -> Arrays:
-    return {name: array[which] if name in batched else array for name, array in samples.items()}
+def numbered(
+    samples: Arrays, batched: Collection[str], numbers: Sequence[int] | NDArray[np.intp]
+) -> Arrays:
+    """The samples of these numbers, in this order."""
+    return {
+        name: array[np.asarray(numbers)] if name in batched else array
+        for name, array in samples.items()
+    }
 
 
 def samples_for(

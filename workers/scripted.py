@@ -11,9 +11,9 @@ from farm.specs import BuildParams, Profile
 from workers import graphs, layers, references
 from workers.backends import torchscript
 from workers.backends.torchscript import Scripted, TorchScriptModel
-from workers.checks import difference
 from workers.compute import Compute
 from workers.eager import EagerModel
+from workers.measure.difference import difference
 from workers.profiles import Shapes, profiles_as_json, resolve_profiles, shapes_at
 from workers.samples import random_arrays
 from workers.stages import Stage, StageResult
@@ -74,8 +74,8 @@ def check(source: EagerModel, engine: TorchScriptModel, profiles: Sequence[Profi
                 found = difference(expected, engine.run(arrays))
             except RuntimeError as err:
                 raise _diverged(shapes, str(err).strip().splitlines()[-1][:200]) from err
-            if not found.finite or found.scaled_error > TOLERANCE:
-                raise _diverged(shapes, f"its outputs are off by up to {found.max_abs_error:.3g}")
+            if why := found.beyond(TOLERANCE):
+                raise _diverged(shapes, why)
 
 
 def _diverged(shapes: Shapes, why: str) -> EngineBuildFailed:

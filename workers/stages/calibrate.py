@@ -19,9 +19,9 @@ from onnxruntime.quantization.calibrate import CalibrationDataReader
 from farm.errors import CalibrationFailed, InvalidData
 from farm.specs import CalibrateParams, Precision, Profile, TensorSpec
 from workers import graphs
-from workers.accuracy import Comparison
 from workers.backends import ort
 from workers.folding import fold_quantized_weights
+from workers.measure.accuracy import Comparison
 from workers.profiles import (
     batch_range,
     batched_inputs,

@@ -17,8 +17,8 @@ from farm.errors import ExportDiverged, InvalidModel
 from farm.specs import ExportParams, Profile, SourceFormat, TensorSpec
 from workers import graphs, references
 from workers.backends.ort import OrtModel
-from workers.checks import NO_DIFFERENCE, Difference, difference
 from workers.eager import SYMBOL, EagerModel, input_names, output_names
+from workers.measure.difference import NO_DIFFERENCE, Difference, difference
 from workers.modern import described, is_modern, modernised
 from workers.profiles import (
     Shapes,
@@ -243,10 +243,10 @@ def _compare(
     for number, shapes in enumerate(check_shapes(inputs, profiles)):
         arrays = random_arrays(inputs, shapes, seed=SEED + number)
         total = total.merged(difference(expected.run(arrays), actual.run(arrays)))
-    if not total.finite or total.scaled_error > TOLERANCE:
+    why = total.beyond(TOLERANCE)
+    if why:
         raise ExportDiverged(
-            f"the ONNX graph's outputs differ from the source's by up to {total.max_abs_error:.3g} "
-            f"({total.scaled_error:.2%} of the largest output; {TOLERANCE:.1%} is allowed)",
+            f"the ONNX graph's outputs aren't the source's: {why}",
             hint="put the model in eval mode before torch.export, and check for random operators",
         )
     batches = [next(iter(s.values()), ())[:1] for s in check_shapes(inputs, profiles)]

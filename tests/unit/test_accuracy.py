@@ -1,0 +1,211 @@
+import math
+
+import numpy as np
+import pytest
+
+from farm.errors import AccuracyDropped
+from farm.specs import QUANTIZED_GATES, DataKind, Gates
+from workers.measure import intervals
+from workers.measure.accuracy import Comparison
+from workers.measure.difference import difference
+from workers.measure.verdict import doubts, refuse_broken
+
+NAN, INF = float("nan"), float("inf")
+rng = np.random.default_rng(5)
+
+
+def compared(source, engine, labels=None, **more):
+    comparison = Comparison(**more)
+    comparison.add(source, engine, len(next(iter(source.values()))))
+    return comparison.facts(labels) | {"data": DataKind.EVALUATION}, comparison
+
+
+def facts_of(source, engine, **more):
+    return compared({"y": np.asarray(source)}, {"y": np.asarray(engine)}, **more)[0]
+
+
+def test_classes_that_an_argmax_gives_are_compared_and_a_broken_engine_is_refused():
+    source = rng.integers(0, 6, (64, 8, 8))
+    facts = facts_of(source, (source + 1) % 6)
+    assert facts["equal"] == 0.0
+    assert facts["cosine_mean"] is None, "integers have no cosine"
+    with pytest.raises(AccuracyDropped, match=r"0\.0% of the outputs' integers"):
+        refuse_broken(facts, None)
+
+
+def test_booleans_are_compared():
+    facts = facts_of([[True, False], [True, True]], [[True, True], [True, True]])
+    assert facts["equal"] == 0.75
+
+
+def test_an_argmax_of_one_class_a_sample_has_top1_agreement_and_labels():
+    source, engine = np.array([0, 1, 2, 3]), np.array([0, 1, 2, 0])
+    facts = facts_of(source, engine, labels=np.array([0, 1, 0, 3]))
+    assert facts["top1_agreement"] == 0.75
+    assert (facts["task"]["source"], facts["task"]["engine"]) == (0.75, 0.5)
+
+
+def test_labels_may_be_a_class_for_each_pixel():
+    scores = rng.standard_normal((4, 3, 5, 5)).astype(np.float32)
+    labels = scores.argmax(axis=1)
+    worse = scores.copy()
+    worse[0] = -worse[0]
+    facts = facts_of(scores, worse, labels=labels, places=labels.shape[1:])
+    assert facts["task"]["source"] == 1.0
+    right = (worse.argmax(axis=1) == labels).mean()
+    assert facts["task"]["engine"] == pytest.approx(right)
+    assert right < 0.9
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_what_is_not_finite_in_the_same_places_is_equal(value):
+    source = np.array([[1.0, value], [2.0, 3.0]], np.float32)
+    facts, comparison = compared({"y": source}, {"y": source.copy()})
+    assert comparison.not_finite == 0
+    assert facts["cosine_mean"] == pytest.approx(1.0)
+    assert difference({"y": source}, {"y": source.copy()}).beyond(1e-3) is None
+
+
+@pytest.mark.parametrize(("source", "engine"), [(1.0, NAN), (NAN, 1.0), (INF, -INF), (1.0, INF)])
+def test_what_is_finite_in_one_alone_counts(source, engine):
+    left, right = (np.array([[value, 2.0, 3.0]], np.float32) for value in (source, engine))
+    if {source, engine} != {INF, -INF}:
+        assert compared({"y": left}, {"y": right})[1].not_finite == 1
+    assert difference({"y": left}, {"y": right}).finite is False
+
+
+def test_an_output_that_is_nothing_but_nan_is_said_to_be_so():
+    nothing = np.full((4, 3), NAN, np.float32)
+    facts = facts_of(nothing, nothing.copy())
+    assert facts["all_nan"] == ["y"]
+    assert "gives only NaN" in doubts(facts, Gates(), None)[0]
+    assert difference({"y": nothing}, {"y": nothing.copy()}).all_nan == ("y",)
+
+
+def test_detections_are_compared_as_sets_when_their_number_differs():
+    boxes = rng.uniform(0, 640, (40, 4)).astype(np.float32)
+    scores = rng.uniform(0.5, 1, 40).astype(np.float32)
+    classes = rng.integers(0, 80, 40)
+    source = {"boxes": boxes, "scores": scores, "classes": classes}
+    order = rng.permutation(39)  # one is lost, and they come in another order
+    engine = {
+        name: array[order] * (1 if array is classes else 1.001) for name, array in source.items()
+    }
+    comparison = Comparison()
+    comparison.add(source, engine, 8)
+    facts = comparison.facts(None)
+    assert facts["matched"] == pytest.approx(2 * 39 / (40 + 39))
+    assert facts["cosine_mean"] is None
+    assert facts["match_tolerance"] == 0.05
+
+
+def test_a_detection_of_another_class_has_no_partner():
+    source = {"scores": np.array([0.9, 0.8, 0.7]), "classes": np.array([1, 2, 3])}
+    engine = {"scores": np.array([0.9, 0.8]), "classes": np.array([1, 5])}
+    comparison = Comparison()
+    comparison.add(source, engine, 1)
+    assert comparison.facts(None)["matched"] == pytest.approx(2 / 5)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "matched"), [(0, 3, 0.0), (3, 0, 0.0), (3, 3, 1.0), (0, 0, 1.0)]
+)
+def test_no_detections_are_like_none_alone(left, right, matched):
+    comparison = Comparison()
+    comparison.varying = {"boxes": 0}
+    comparison.add({"boxes": np.ones((left, 4))}, {"boxes": np.ones((right, 4))}, 1)
+    assert comparison.facts(None)["matched"] == matched
+
+
+def test_batches_before_a_size_differed_are_compared_item_by_item_as_well():
+    found = Comparison()
+    same, fewer = np.eye(4), np.eye(4)[:3]
+    batches = [(same, same[::-1]), (same, fewer)]
+    for source, engine in batches:
+        found.add({"boxes": source}, {"boxes": engine}, 1)
+    again = Comparison(varying=found.varying)
+    for source, engine in batches:
+        again.add({"boxes": source}, {"boxes": engine}, 1)
+    assert again.facts(None)["matched"] == pytest.approx((1 + 6 / 7) / 2)
+
+
+def test_an_empty_output_is_no_error():
+    nothing = {"y": np.ones((2, 3)), "z": np.ones((2, 0))}
+    assert compared(nothing, nothing)[0]["cosine_mean"] == pytest.approx(1.0)
+
+
+def test_what_all_outputs_share_hides_no_error():
+    """Temperatures in kelvin: whatever becomes of the degrees, the cosine is 1."""
+    source = 300 + rng.standard_normal((32, 4)).astype(np.float32)
+    engine = 300 + rng.standard_normal((32, 4)).astype(np.float32)
+    facts = facts_of(source[:, :, None], engine[:, :, None])
+    assert facts["cosine_mean"] > 0.9999
+    assert facts["relative_error"] > 1
+    assert any("spread" in doubt for doubt in doubts(facts, Gates(), None))
+
+
+def test_the_worst_of_several_outputs_counts():
+    good = rng.standard_normal((8, 5, 2)).astype(np.float32)
+    facts, _ = compared({"a": good, "b": good}, {"a": good, "b": -good})
+    assert facts["cosine_mean"] == pytest.approx(-1.0)
+
+
+def scores(samples, agreeing):
+    source = np.zeros((samples, 10), np.float32)
+    source[:, 0] = 1
+    engine = source.copy()
+    engine[agreeing:, 1] = 1.5
+    return source, engine
+
+
+def test_an_engine_that_picks_other_classes_is_doubtful():
+    facts = facts_of(*scores(64, 12))
+    refuse_broken(facts, None)  # not broken: its cosine is fair
+    [first, *_] = doubts(facts, Gates(), None)
+    assert "18.8% (98% is the gate) over 64 samples" in first
+
+
+def test_few_samples_raise_no_doubt_of_their_own():
+    facts = facts_of(*scores(32, 29))
+    assert facts["top1_interval"][1] > QUANTIZED_GATES.agreement
+    assert not any("class" in doubt for doubt in doubts(facts, QUANTIZED_GATES, None))
+
+
+def test_a_drop_that_the_user_allows_outranks_likeness():
+    source, engine = scores(64, 12)
+    labels = np.where(np.arange(64) < 12, 0, 1)  # where they differ the engine is right
+    facts = facts_of(source, engine, labels=labels)
+    assert doubts(facts, Gates(), 0.01) == []
+    with pytest.raises(AccuracyDropped, match="top-1 falls from"):
+        refuse_broken(facts_of(source, engine, labels=np.zeros(64, np.int64)), 0.01)
+
+
+def test_figures_on_random_data_say_so():
+    facts = facts_of(*scores(64, 12)) | {"data": DataKind.RANDOM}
+    assert "64 random samples" in doubts(facts, Gates(), None)[0]
+
+
+def test_a_row_that_depends_on_its_neighbours_is_a_doubt():
+    facts = facts_of(*scores(8, 8)) | {
+        "batch_invariance": {"batch": 4, "max_error": 0.3, "tolerance": 1e-3, "holds": False}
+    }
+    assert "alone, first and last in a batch of 4" in doubts(facts, Gates(), None)[0]
+
+
+def test_intervals_are_wilsons():
+    # Source: Brown, Cai, DasGupta, Interval Estimation for a Binomial Proportion, 2001, formula (4).
+    low, high = intervals.of_share(0.9, 10)
+    assert (round(low, 4), round(high, 4)) == (0.5958, 0.9821)
+    assert intervals.of_share(1.0, 5)[1] == 1.0
+    assert intervals.of_mean(np.array([0.5])) is None
+    low, high = intervals.of_mean(np.array([0.0, 1.0] * 50))
+    assert math.isclose(high - low, 2 * 1.96 * 0.50252 / 10, rel_tol=1e-4)
+
+
+def test_one_class_in_a_hundred_that_rounding_moves_is_no_difference():
+    source = np.zeros(200, np.int64)
+    engine = source.copy()
+    engine[0] = 1
+    assert difference({"y": source}, {"y": engine}).beyond(1e-3) is None
+    engine[:10] = 1
+    assert "5.0% of an output's integers" in difference({"y": source}, {"y": engine}).beyond(1e-3)

@@ -1,0 +1,295 @@
+"""How well an engine keeps its source's outputs, and its source's accuracy.
+
+What is compared depends on the output. Scores of shape [N,C] also have a class, the largest one; floats
+are compared by cosine similarity and error; integers and booleans by how many are equal; outputs whose
+size depends on the data item by item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.measure import intervals, items
+
+Outputs = Mapping[str, NDArray[np.generic]]
+Labels = NDArray[np.int64]
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """Adds up batches of a source's and an engine's outputs for the same samples.
+
+    Parameters:
+        batch_axes: of each output, where it has one; by default 0, where that is as long as the batch.
+        places: the shape of a sample's labels, where each place of it has a class of its own.
+        varying: the outputs whose size depends on the data, each with the axis that counts its items. Of
+            those that turn out to be so on the way, the batches before weren't compared item by item:
+            compare them all again with what is here then.
+    """
+
+    batch_axes: Mapping[str, int] = field(default_factory=dict)
+    places: tuple[int, ...] = ()
+    varying: dict[str, int] = field(default_factory=dict)
+    samples: int = 0
+    not_finite: int = 0  #: values that are finite in the source and aren't in the engine
+    _outputs: dict[str, _Output] = field(default_factory=dict)
+    _matched: list[float] = field(default_factory=list)  #: of each batch in which sizes differ
+
+    def add(self, source: Outputs, engine: Outputs, count: int) -> None:
+        """Take in one batch of ``count`` samples.
+
+        Raises:
+            KeyError, ValueError: the engine lacks an output, or it is of another rank.
+        """
+        self.varying |= items.varying(source, engine)
+        for name, expected in source.items():
+            actual = engine[name]
+            if name in self.varying or expected.size == actual.size == 0:
+                continue
+            if actual.shape != expected.shape:
+                raise ValueError(name)
+            known = self._outputs.setdefault(name, _Output(name=name))
+            axis = _batch_axis(expected, self.batch_axes.get(name, 0), count)
+            known.add(expected, actual, axis, count)
+            known.add_classes(expected, actual, axis, self.places)
+        self.not_finite = sum(output.not_finite for output in self._outputs.values())
+        for group in items.groups(self.varying, source, engine):
+            self._matched.append(items.matched(group, source, engine))
+        self.samples += count
+
+    def facts(self, labels: Labels | None) -> dict[str, Any]:
+        """The figures; with labels the task's accuracy of source and engine, as shares.
+
+        A figure is None where no output has it. Over several outputs the worst one counts.
+        """
+        compared = [one for name, one in self._outputs.items() if name not in self.varying]
+        cosines = [output.cosines() for output in compared if output.is_float]
+        worst = np.minimum.reduce(cosines) if cosines else None
+        # Scores before integers, which may be anything.
+        by_kind = sorted(compared, key=lambda output: not output.is_float)
+        classes = next((output for output in by_kind if output.has_classes), None)
+        errors = [output.error() for output in compared if output.is_float]
+        return {
+            "samples": self.samples,
+            "top1_agreement": None,
+            "top1_interval": None,
+            **_agreement(classes),
+            **_share("equal", [output.equal() for output in compared if not output.is_float]),
+            **_share("matched", [np.asarray(self._matched)] if self._matched else []),
+            "match_tolerance": items.TOLERANCE if self._matched else None,
+            "cosine_mean": None if worst is None else float(worst.mean()),
+            "cosine_min": None if worst is None else float(worst.min()),
+            "cosine_interval": None if worst is None else intervals.of_mean(worst),
+            "relative_error": max((e for e in errors if e is not None), default=None),
+            "max_abs_error": max((o.max_abs_error for o in compared if o.is_float), default=None),
+            "all_nan": [output.name for output in compared if output.is_all_nan],
+            "outputs": [output.facts() for output in compared]
+            + [{"name": name, "kind": "items"} for name in self.varying],
+            "task": _first_task(compared, labels[: self.samples]) if labels is not None else None,
+        }
+
+
+@dataclass(kw_only=True)
+class _Output:
+    """One output over all batches."""
+
+    name: str
+    is_float: bool = False
+    not_finite: int = 0
+    max_abs_error: float = 0.0
+    _values: int = 0
+    _nan: int = 0
+    _squared_error: float = 0.0
+    _sum: float = 0.0
+    _squares: float = 0.0
+    _cosines: list[NDArray[np.float64]] = field(default_factory=list)
+    _equal: list[NDArray[np.float64]] = field(default_factory=list)
+    _source: list[NDArray[np.int64]] = field(default_factory=list)  #: classes
+    _engine: list[NDArray[np.int64]] = field(default_factory=list)
+
+    def add(
+        self,
+        expected: NDArray[np.generic],
+        actual: NDArray[np.generic],
+        axis: int | None,
+        count: int,
+    ) -> None:
+        """Take in a batch.
+
+        Parameters:
+            axis: of the samples; None where the output is one for all.
+        """
+        left, right = (_rows(array, axis, count) for array in (expected, actual))
+        self.is_float = expected.dtype.kind in "fV"
+        if self.is_float:
+            self._add_floats(left.astype(np.float64), right.astype(np.float64), count)
+        else:
+            self._equal.append(np.broadcast_to((left == right).mean(axis=1), (count,)))
+
+    def add_classes(
+        self,
+        expected: NDArray[np.generic],
+        actual: NDArray[np.generic],
+        axis: int | None,
+        places: tuple[int, ...],
+    ) -> None:
+        """Take in the classes of a batch, where the output has any."""
+        if axis is None:
+            return
+        source, engine = (
+            _classes(np.moveaxis(array, axis, 0), places) for array in (expected, actual)
+        )
+        if source is not None and engine is not None:
+            self._source.append(source)
+            self._engine.append(engine)
+
+    def _add_floats(
+        self, left: NDArray[np.float64], right: NDArray[np.float64], count: int
+    ) -> None:
+        is_number, stays = np.isfinite(left), np.isfinite(right)
+        same = (left == right) | (np.isnan(left) & np.isnan(right))
+        self.not_finite += int((~same & (is_number ^ stays)).sum())
+        both = is_number & stays
+        error = np.abs(np.where(both, left, 0.0) - np.where(both, right, 0.0))
+        self.max_abs_error = max(self.max_abs_error, float(error.max(initial=0.0)))
+        self._values += int(both.sum())
+        self._nan += int(np.isnan(left).sum())
+        self._squared_error += float((error**2).sum())
+        kept = np.where(both, left, 0.0)
+        self._sum += float(kept.sum())
+        self._squares += float((kept**2).sum())
+        cosines = _cosine(kept, np.where(both, right, 0.0))
+        self._cosines.append(np.broadcast_to(cosines, (count,)))
+
+    @property
+    def is_all_nan(self) -> bool:
+        return self.is_float and self._values == 0 and self._nan > 0
+
+    @property
+    def has_classes(self) -> bool:
+        return bool(self._source)
+
+    def cosines(self) -> NDArray[np.float64]:
+        return np.concatenate(self._cosines)
+
+    def equal(self) -> NDArray[np.float64]:
+        return np.concatenate(self._equal)
+
+    def error(self) -> float | None:
+        """The root mean square of the errors over the standard deviation of the source's values.
+
+        What always has the same large part, as a temperature in kelvin, has a cosine of 1 whatever
+        becomes of the rest. None where there are no values to compare.
+        """
+        if self._values == 0:
+            return None
+        spread = max(self._squares - self._sum**2 / self._values, 0.0)
+        # Of a constant the values themselves are the scale.
+        scale = spread if spread > 1e-12 * self._squares else self._squares
+        if self._squared_error == 0.0:
+            return 0.0
+        return float(np.sqrt(self._squared_error / scale)) if scale > 0 else float("inf")
+
+    def facts(self) -> dict[str, Any]:
+        if not self.is_float:
+            return {"name": self.name, "kind": "integers", "equal": float(self.equal().mean())}
+        return {
+            "name": self.name,
+            "kind": "scores" if self.has_classes else "values",
+            "cosine_mean": float(self.cosines().mean()),
+            "relative_error": self.error(),
+            "max_abs_error": self.max_abs_error,
+            "not_finite": self.not_finite,
+        }
+
+    def classes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return np.concatenate(self._source), np.concatenate(self._engine)
+
+    def task(self, labels: Labels) -> dict[str, Any] | None:
+        """Top-1 by these labels; None where the output has no classes of their shape."""
+        if not self.has_classes:
+            return None
+        source, engine = self.classes()
+        if source.shape != labels.shape:
+            return None
+        return _task(source == labels, engine == labels)
+
+
+def _first_task(outputs: Sequence[_Output], labels: Labels) -> dict[str, Any] | None:
+    return next(filter(None, (output.task(labels) for output in outputs)), None)
+
+
+def _batch_axis(array: NDArray[np.generic], axis: int, count: int) -> int | None:
+    return axis if array.ndim > axis and array.shape[axis] == count else None
+
+
+def _rows(array: NDArray[np.generic], axis: int | None, count: int) -> NDArray[np.generic]:
+    """A sample a row; one row for all where there is no batch."""
+    if axis is None:
+        return array.reshape(1, -1)
+    return np.moveaxis(array, axis, 0).reshape(count, -1)
+
+
+def _classes(array: NDArray[np.generic], places: tuple[int, ...]) -> NDArray[np.int64] | None:
+    """The class of each sample, or of each of its places: integers themselves, or the largest score's."""
+    if array.dtype.kind in "iu":
+        shape = (len(array),) if array.shape[1:] == (1,) else array.shape
+        return array.reshape(shape).astype(np.int64)
+    is_scores = array.ndim == 2 or (bool(places) and array.shape[2:] == places)
+    if array.dtype.kind in "fV" and is_scores and array.shape[1] > 1:
+        return np.asarray(array.astype(np.float64).argmax(axis=1))
+    return None
+
+
+def _agreement(classes: _Output | None) -> dict[str, Any]:
+    if classes is None:
+        return {}
+    source, engine = classes.classes()
+    if source.ndim > 1:
+        return {}
+    share = float((source == engine).mean())
+    return {
+        "top1_agreement": share,
+        "top1_interval": intervals.of_share(share, len(source)),
+    }
+
+
+def _share(name: str, shares: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
+    """The mean share of the worst output, with its interval."""
+    if not shares:
+        return {name: None, f"{name}_interval": None}
+    worst = min(shares, key=lambda values: float(values.mean()))
+    mean = float(worst.mean())
+    return {name: mean, f"{name}_interval": intervals.of_share(mean, len(worst))}
+
+
+def _task(source: NDArray[np.bool_], engine: NDArray[np.bool_]) -> dict[str, Any]:
+    """Accuracy before and after, by sample: a sample may be right in some of its places."""
+    rights = [hits.reshape(len(hits), -1).mean(axis=1) for hits in (source, engine)]
+    before, after = (float(right.mean()) for right in rights)
+    return {
+        "metric": "top1",
+        "source": before,
+        "engine": after,
+        "drop": before - after,
+        "engine_interval": intervals.of_share(after, len(engine)),
+        "drop_interval": intervals.of_mean(rights[0] - rights[1]),
+    }
+
+
+def _cosine(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each row; two zero rows are alike, one of them is not."""
+    norms = np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=1)
+    product = norms[0] * norms[1]
+    same = (norms[0] == 0) & (norms[1] == 0)
+    dots = (left * right).sum(axis=1)
+    cosines = np.where(
+        same, 1.0, np.divide(dots, product, out=np.zeros(len(left)), where=product > 0)
+    )
+    result: NDArray[np.float64] = np.clip(cosines, -1.0, 1.0)
+    return result

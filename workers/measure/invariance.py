@@ -1,0 +1,84 @@
+"""Whether a row's outputs depend on the rows beside it: a known fault of compilers.
+
+The same row is run alone, first and last in a batch, and in a batch of copies of itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from farm.specs import Precision, Profile, TensorSpec
+from workers.measure.difference import MAX_CHANGED, NO_DIFFERENCE, Difference, difference
+from workers.profiles import batch_range, batched_inputs, has_dynamic_batch
+from workers.samples import Arrays, Runnable, count_samples, numbered
+
+#: Batches of this size show it, where the profile allows it.
+_BATCH = 4
+#: Largest error, as a share of the output's largest magnitude: another batch may take another kernel,
+#: which adds up in another order; and quantised values may round to the next level.
+_TOLERANCE = {Precision.FP32: 1e-3, Precision.FP16: 2e-2}
+_WIDE_TOLERANCE = 5e-2
+
+
+def batch_invariance(
+    engine: Runnable,
+    source: Runnable,
+    samples: Arrays,
+    inputs: Sequence[TensorSpec],
+    profile: Profile,
+    precision: Precision,
+) -> dict[str, Any] | None:
+    """``batch``, ``max_error``, ``tolerance`` and whether it ``holds``; None where the batch is fixed.
+
+    Where a row's outputs depend on others in the source itself, as with an attention over the batch,
+    the engine does right to have them so.
+    """
+    smallest, _, largest = batch_range(inputs, profile)
+    if not has_dynamic_batch(inputs) or smallest > 1 or largest < 2:
+        return None
+    size = min(_BATCH, largest)
+    batched = batched_inputs(inputs, profile)
+    count = count_samples(samples, batched)
+    others = [1 + number % max(count - 1, 1) for number in range(size - 1)] if count > 1 else []
+    batches = [[0, *others], [*others, 0], [0] * size] if others else [[0] * size]
+    found = _difference(engine, samples, batched, batches)
+    tolerance = _TOLERANCE.get(precision, _WIDE_TOLERANCE)
+    holds = found.finite and found.scaled_error <= tolerance and found.changed <= MAX_CHANGED
+    facts = {
+        "batch": size,
+        "max_error": max(found.scaled_error, found.changed),
+        "tolerance": tolerance,
+        "holds": holds,
+    }
+    if not holds:
+        source_error = _difference(source, samples, batched, batches)
+        facts["source_error"] = max(source_error.scaled_error, source_error.changed)
+        facts["holds"] = source_error.beyond(tolerance) is not None
+    return facts
+
+
+def _difference(
+    model: Runnable, samples: Arrays, batched: Sequence[str], batches: Sequence[Sequence[int]]
+) -> Difference:
+    alone = model.run(numbered(samples, batched, [0]))
+    total = NO_DIFFERENCE
+    for numbers in batches:
+        made = model.run(numbered(samples, batched, numbers))
+        for place, number in enumerate(numbers):
+            if number == 0:
+                row = _row(made, alone, place, len(numbers))
+                total = total.merged(difference({n: alone[n] for n in row}, row))
+    return total
+
+
+def _row(made: Arrays, alone: Mapping[str, NDArray[np.generic]], place: int, size: int) -> Arrays:
+    """What one row of a batch gave, of the outputs that have a row each."""
+    return {
+        name: array[place : place + 1]
+        for name, array in made.items()
+        if array.ndim and array.shape[0] == size and alone[name].shape[:1] == (1,)
+    }

@@ -1,0 +1,97 @@
+"""Whether an engine is good: broken engines fail, doubtful ones are published as what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from farm.errors import AccuracyDropped
+from farm.specs import DataKind, Gates
+
+#: Outputs this far from the source's are of a broken engine, whatever the data.
+MIN_COSINE = 0.5
+#: Where there are no floats: fewer equal values, or found items, are of a broken engine.
+MIN_SHARE = 0.5
+
+
+def refuse_broken(accuracy: Mapping[str, Any], max_drop: float | None) -> None:
+    """Let no engine pass that is broken, or that loses more than the build allows.
+
+    Raises:
+        AccuracyDropped: with the figures.
+    """
+    task = accuracy["task"]
+    if max_drop is not None and task is not None:
+        if task["drop"] > max_drop:
+            raise AccuracyDropped(
+                f"top-1 falls from {task['source']:.4f} to {task['engine']:.4f}: by {task['drop']:.4f} "
+                f"over {accuracy['samples']} samples, and {max_drop:g} is allowed"
+            )
+        return  # the user's own measure outranks likeness
+    of = f"over {_samples(accuracy)}"
+    cosine = accuracy["cosine_mean"]
+    if cosine is not None:
+        if cosine < MIN_COSINE:
+            raise AccuracyDropped(
+                "the outputs have little to do with the source's: their mean cosine similarity is "
+                f"{cosine:.3f} {of}"
+            )
+        return
+    for name, what in (("equal", "of the outputs' integers"), ("matched", "of the items")):
+        share = accuracy[name]
+        if share is not None and share < MIN_SHARE:
+            raise AccuracyDropped(
+                f"the outputs have little to do with the source's: {share:.1%} {what} are the same {of}"
+            )
+
+
+def doubts(accuracy: Mapping[str, Any], gates: Gates, max_drop: float | None) -> list[str]:
+    """Why an engine that isn't broken may not be good enough to serve, in words; empty for a good one.
+
+    A share counts by the better end of its interval: few samples raise no doubt of their own.
+    """
+    found = [f"{doubt} over {_samples(accuracy)}" for doubt in _doubts(accuracy, gates, max_drop)]
+    invariance = accuracy.get("batch_invariance")
+    if invariance and not invariance["holds"]:
+        found.append(
+            f"a row's outputs depend on the rows beside it: they differ by up to "
+            f"{invariance['max_error']:.2%} of the largest output, alone, first and last in a batch of "
+            f"{invariance['batch']}"
+        )
+    if accuracy["all_nan"]:
+        names = ", ".join(map(repr, accuracy["all_nan"]))
+        found.append(
+            f"the source gives only NaN as {names} on these data, so nothing of it was compared"
+        )
+    return found
+
+
+def _doubts(accuracy: Mapping[str, Any], gates: Gates, max_drop: float | None) -> Iterator[str]:
+    task = accuracy["task"]
+    if task is not None:
+        low = (task["drop_interval"] or (task["drop"],))[0]
+        if max_drop is None and low > gates.drop:
+            yield f"top-1 falls by {task['drop']:.1%} ({gates.drop:.1%} is the gate)"
+        if max_drop is not None:
+            return  # the user's own measure outranks likeness
+    for name, what in (
+        ("top1", "the class is the source's in"),
+        ("equal", "integers equal the source's in"),
+        ("matched", "items have a partner in"),
+    ):
+        share = accuracy["top1_agreement" if name == "top1" else name]
+        interval: Sequence[float] | None = accuracy[f"{name}_interval"]
+        if share is not None and interval is not None and interval[1] < gates.agreement:
+            yield f"{what} {share:.1%} ({gates.agreement:.0%} is the gate)"
+    error = accuracy["relative_error"]
+    if task is None and error is not None and error > gates.error:
+        yield (
+            f"the error is {error:.2g} of the outputs' own spread ({gates.error:g} is the gate; "
+            f"cosine {accuracy['cosine_mean']:.4f})"
+        )
+
+
+def _samples(accuracy: Mapping[str, Any]) -> str:
+    count = accuracy["samples"]
+    kind = "random samples" if accuracy.get("data") == DataKind.RANDOM else "samples"
+    return f"{count} {kind if count != 1 else kind.removesuffix('s')}"
