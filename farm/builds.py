@@ -28,7 +28,7 @@ from farm.models import (
 )
 from farm.plan import Plan, PlannedJob, plan
 from farm.schemas import BuildRequest
-from farm.specs import Runtime, Target
+from farm.specs import GateSet, Runtime, Target
 from farm.states import BUILD_ENDED, BuildState, JobState, Reuse, build_state
 from farm.targets import Choice
 from farm.turns import Bell, Turns
@@ -82,6 +82,7 @@ class Attached:
     version: int
     jobs: Sequence[tuple[Job, str]]  #: each with how the build came by it, in the plan's order
     wanted: Sequence[Wanted]
+    doubts: Mapping[str, Sequence[str]] = field(default_factory=dict)  #: of engines, by their ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +99,14 @@ def submit(
     fleet: Fleet,
     runtimes: Sequence[Runtime],
     plugin_keys: Collection[str] = (),
+    gates: GateSet = GateSet(),
     client: str = "",
     idempotency_key: str | None = None,
 ) -> Submitted:
     """Take a build: plan its jobs, and create those that nobody has asked for yet.
+
+    Parameters:
+        gates: the farm's, where the request sets none. The build keeps them.
 
     Raises:
         InvalidRequest, UnknownGpu, TargetUnsupported, CalibrationMissing, PluginRefused
@@ -116,7 +121,9 @@ def submit(
                 raise Conflict("this Idempotency-Key was used for another request")
             return Submitted(build_id=first.id, attached=None)
     version_id, number = _version(session, request)
-    planned = _plan(request, _choose(request, fleet, runtimes), fleet)
+    if request.gates:
+        gates = gates.changed(request.gates)
+    planned = _plan(request, _choose(request, fleet, runtimes), fleet, gates)
     plugins.require(session, request.options.plugins, plugin_keys)
     build = Build(
         id=new_id(),
@@ -126,6 +133,7 @@ def submit(
         priority=request.priority,
         client=client,
         idempotency_key=idempotency_key,
+        gates=gates.model_dump(),
         created_at=now(),
     )
     _insert(session, Build, [_columns(build)])
@@ -200,7 +208,7 @@ def replan(
     build = locked(session, build_id)
     choices = _choices(session, build_id)
     request = BuildRequest.model_validate(build.request)
-    if build.state in BUILD_ENDED or held.key in _plan(request, choices, fleet).jobs:
+    if build.state in BUILD_ENDED or held.key in _plan(request, choices, fleet, _gates(build)).jobs:
         return ()
     session.add(Event(build_id=build.id, kind="build", state=build.state, data={"cause": cause}))
     session.flush()
@@ -234,7 +242,7 @@ def _plan_anew(
 ) -> Submitted:
     request = BuildRequest.model_validate(build.request)
     _, number = _version(session, request)
-    planned = _plan(request, choices, fleet)
+    planned = _plan(request, choices, fleet, _gates(build))
     rows = session.execute(
         select(Job.id, Job.key, Job.attempt, BuildJob.reuse)
         .join(BuildJob, BuildJob.job_id == Job.id)
@@ -285,8 +293,13 @@ def _choose(request: BuildRequest, fleet: Fleet, runtimes: Sequence[Runtime]) ->
     ]
 
 
-def _plan(request: BuildRequest, choices: Sequence[Choice], fleet: Fleet) -> Plan:
-    return plan(request, choices, fleet.toolchain, fleet.online_queues)
+def _plan(request: BuildRequest, choices: Sequence[Choice], fleet: Fleet, gates: GateSet) -> Plan:
+    return plan(request, choices, fleet.toolchain, fleet.online_queues, gates)
+
+
+def _gates(build: Build) -> GateSet:
+    """A build's gates; the defaults for one that was submitted before there were any."""
+    return GateSet.model_validate(build.gates or {})
 
 
 def _check_blobs(session: Session, request: BuildRequest, *, source_is_here: bool) -> None:
@@ -413,7 +426,12 @@ def _attach(
     return Submitted(
         build_id=build.id,
         attached=Attached(
-            build=build, model=model, version=version, jobs=jobs_in_order, wanted=wanted
+            build=build,
+            model=model,
+            version=version,
+            jobs=jobs_in_order,
+            wanted=wanted,
+            doubts=registry.doubts(session, wanted),
         ),
         ready=ready + [Bell.of(job) for job in created.values() if job.state == JobState.QUEUED],
     )

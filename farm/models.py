@@ -22,6 +22,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from farm.db import Base, Instant, now
+from farm.states import EngineState
 
 # None is SQL's NULL, not JSON's null.
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
@@ -101,6 +102,7 @@ class Build(Base):
     priority: Mapped[int]
     client: Mapped[str] = mapped_column(String(100), default="")  #: who takes turns with others
     idempotency_key: Mapped[str | None] = mapped_column(String(200), unique=True)
+    gates: Mapped[dict[str, Any] | None] = mapped_column(Json)  #: that its engines are held to
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
     started_at: Mapped[datetime | None] = mapped_column(Instant)
     finished_at: Mapped[datetime | None] = mapped_column(Instant)
@@ -247,6 +249,8 @@ class EngineRow(Base):
     accuracy: Mapped[dict[str, Any]] = mapped_column(Json)
     metrics: Mapped[dict[str, Any] | None] = mapped_column(Json)
     metrics_reason: Mapped[str | None] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(String(10), server_default=EngineState.READY)
+    doubts: Mapped[list[str] | None] = mapped_column(Json)  #: why it is doubtful, in words
     io: Mapped[dict[str, Any]] = mapped_column(Json)  #: inputs, outputs, profiles
     toolchain: Mapped[dict[str, str]] = mapped_column(Json)
     build_id: Mapped[str] = mapped_column(ForeignKey("builds.id"))

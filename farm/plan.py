@@ -19,6 +19,7 @@ from farm.specs import (
     CalibrateParams,
     CastParams,
     ExportParams,
+    GateSet,
     JobKind,
     MeasureParams,
     Precision,
@@ -80,11 +81,13 @@ def plan(
     choices: Sequence[Choice],
     toolchains: Toolchains,
     online_queues: Mapping[str, int],
+    gates: GateSet,
 ) -> Plan:
     """Plan a build.
 
     Parameters:
         online_queues: queue → number of online workers that consume it.
+        gates: that the engines are held to.
 
     Raises:
         TargetUnsupported: for a precision that a target hasn't.
@@ -92,7 +95,7 @@ def plan(
         SourceRefused: a source that can't be pruned, and shall be.
     """
     _check(request, choices)
-    planner = _Planner(request, toolchains, online_queues)
+    planner = _Planner(request, toolchains, online_queues, gates)
     for choice in choices:
         for precision in dict.fromkeys(request.precisions):
             planner.engine(choice, precision)
@@ -135,12 +138,17 @@ def _check(request: BuildRequest, choices: Sequence[Choice]) -> None:
 
 class _Planner:
     def __init__(
-        self, request: BuildRequest, toolchains: Toolchains, online_queues: Mapping[str, int]
+        self,
+        request: BuildRequest,
+        toolchains: Toolchains,
+        online_queues: Mapping[str, int],
+        gates: GateSet,
     ) -> None:
         self.plan = Plan()
         self._request = request
         self._toolchains = toolchains
         self._online_queues = online_queues
+        self._gates = gates
         self._profiles = tuple(request.profiles)
 
     def engine(self, choice: Choice, precision: Precision) -> None:
@@ -288,6 +296,7 @@ class _Planner:
             options=self._options(target) if runnable else BuilderOptions(),
             metric=request.evaluation.metric if request.evaluation else None,
             max_drop=request.evaluation.max_drop if request.evaluation else None,
+            gates=self._gates.of(precision),
             hold_out=self._hold_out,
         )
         inputs = {"source": Input(digest=request.source.digest)}

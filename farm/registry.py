@@ -13,7 +13,7 @@ from farm.errors import NotFound
 from farm.models import Artifact, Build, EngineRow, Job, Model, Version, Wanted, new_id
 from farm.schemas import Comparison, EngineView, Match
 from farm.specs import QUANTIZED, Precision, Prune
-from farm.states import JobState
+from farm.states import EngineState, JobState
 
 #: Of what a build says of its engine, what is kept in the row.
 _IO = "inputs outputs profiles compute options timing_cache peak_memory_bytes".split()
@@ -76,6 +76,19 @@ def _publish(session: Session, complete: Sequence[Any]) -> None:
     session.flush()
 
 
+def doubts(session: Session, wanted: Sequence[Wanted]) -> dict[str, list[str]]:
+    """Engine id → why it is doubtful, of those of these engines that are."""
+    ids = [want.engine_id for want in wanted if want.engine_id]
+    if not ids:
+        return {}
+    rows = session.execute(
+        select(EngineRow.id, EngineRow.doubts).where(
+            EngineRow.id.in_(ids), EngineRow.state == EngineState.DOUBTFUL
+        )
+    )
+    return {engine_id: told or [] for engine_id, told in rows}
+
+
 def _engine(session: Session, found: Any) -> str:
     want, facts, report = found.Wanted, found.facts, found.report
     runtime, _, gpu = want.target.rpartition(":")
@@ -91,6 +104,8 @@ def _engine(session: Session, found: Any) -> str:
         accuracy=report["accuracy"],
         metrics=report["metrics"],
         metrics_reason=report["metrics_reason"],
+        state=EngineState.DOUBTFUL if report.get("doubts") else EngineState.READY,
+        doubts=report.get("doubts"),
         io={name: facts.get(name) for name in _IO},
         toolchain=found.toolchain,
         build_id=want.build_id,
@@ -117,6 +132,7 @@ def _view(row: Any) -> EngineView:
     return EngineView(
         **columns,
         **engine.io,
+        doubts=engine.doubts or [],
         model=model,
         version=version,
         source_digest=source_digest,
@@ -126,8 +142,8 @@ def _view(row: Any) -> EngineView:
 
 
 _COLUMNS = (
-    "id runtime runtime_version gpu precision prune digest accuracy metrics metrics_reason toolchain "
-    "created_at"
+    "id runtime runtime_version gpu precision prune digest accuracy metrics metrics_reason state "
+    "toolchain created_at"
 ).split()
 
 
@@ -314,10 +330,14 @@ def match(
     runtime: str | None = None,
     version: int | None = None,
     prune: str | None = None,
+    doubtful: bool = False,
 ) -> Match:
     """The best engine of a model for a GPU: the newest version, one with all weights before a pruned
     one, the exact product before its compute capability, the asked precision or else the smallest,
     the newest build.
+
+    Parameters:
+        doubtful: take one that failed a gate, too, after those that didn't.
 
     Raises:
         NotFound: naming what exists.
@@ -331,12 +351,16 @@ def match(
         "prune": prune,
     }
     found = engines(session, model, gpu=tag, **asked, limit=1000)
-    if not found:
+    good = [one for one in found if doubtful or one.state is EngineState.READY]
+    if found and not good:
+        raise _only_doubtful(found[0], tag)
+    if not good:
         raise NotFound(*_nothing(session, model, tag, **asked))
 
     def rank(engine: EngineView) -> tuple[Any, ...]:
         return (
             -engine.version,
+            engine.state is EngineState.DOUBTFUL,
             engine.prune is not None,
             engine.gpu != tag,
             _PRECISION_ORDER[engine.precision],
@@ -344,7 +368,7 @@ def match(
         )
 
     # engines() gives the newest first, and the sort is stable.
-    best = sorted(found, key=rank)[0]
+    best = sorted(good, key=rank)[0]
     return Match(engine=best, why=_why(best, tag, **asked))
 
 
@@ -378,7 +402,19 @@ def _why(
         reasons.append(
             f"pruned {best.prune}: there is no such engine of version {best.version} unpruned"
         )
+    if best.doubts:
+        reasons.append(f"doubtful, as asked: {'; '.join(best.doubts)}")
     return "; ".join(reasons)
+
+
+def _only_doubtful(engine: EngineView, tag: str) -> NotFound:
+    """Why a pull doesn't take what there is."""
+    return NotFound(
+        f"{engine.model} has no engine for {tag} that passed its gates; {engine.precision} of version "
+        f"{engine.version} is doubtful: {'; '.join(engine.doubts)}",
+        hint="take it all the same with --doubtful (doubtful=true), or submit the model again with data "
+        "of its own, another precision, or other gates",
+    )
 
 
 def _nothing(

@@ -11,6 +11,8 @@ from farm.specs import (
     Architecture,
     BuilderOptions,
     CalibrationMethod,
+    GateChanges,
+    GateSet,
     JobKind,
     Precision,
     Profile,
@@ -19,7 +21,7 @@ from farm.specs import (
     SourceFormat,
     TensorSpec,
 )
-from farm.states import BuildState, JobState, Reuse
+from farm.states import BuildState, EngineState, JobState, Reuse
 
 Digest = Annotated[
     str,
@@ -105,6 +107,10 @@ class BuildRequest(Request):
     profiles: Annotated[list[Profile], Field(max_length=8)] = []
     calibration: Calibration | None = None
     evaluation: Evaluation | None = None
+    gates: GateChanges | None = Field(
+        None,
+        description="an engine that fails one is published as doubtful; by default the farm's (FARM_GATES)",
+    )
     options: BuilderOptions = BuilderOptions()
     prune: Prune | None = Field(
         None, description="of the source, before anything else; not of ONNX"
@@ -326,6 +332,10 @@ class EngineView(Answer):
     accuracy: dict[str, Any]
     metrics: dict[str, Any] | None
     metrics_reason: str | None = Field(description="why there are no metrics")
+    state: EngineState = Field(
+        EngineState.READY, description="doubtful ones are pulled only where they are asked for"
+    )
+    doubts: list[str] = Field([], description="why it is doubtful, in words")
     compute: ComputeView | None = Field(
         None, description="in which types it multiplies; null where nobody counted"
     )
@@ -360,6 +370,7 @@ class WantedEngine(Answer):
     build_job: int
     measure_job: int
     engine: str | None = Field(description="id in the registry once it is published")
+    doubts: list[str] = Field([], description="why the engine is doubtful; empty for a good one")
 
 
 class BuildSummary(Answer):
@@ -375,6 +386,9 @@ class BuildSummary(Answer):
     jobs_done: int
     engines_total: int
     engines_done: int
+    engines_doubtful: int = Field(
+        0, description="of those done, how many failed a gate: no pull takes them by default"
+    )
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -386,6 +400,7 @@ class BuildView(BuildSummary):
     calibration: Calibration | None
     evaluation: Evaluation | None
     prune: Prune | None = None
+    gates: GateSet | None = Field(None, description="that its engines are held to")
     profiles: list[Profile]
     jobs: list[JobView]
     engines: list[WantedEngine]

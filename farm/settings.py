@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from farm import signatures
-from farm.specs import Runtime
+from farm.specs import GateSet, Runtime
 
 
 class Settings(BaseSettings):
@@ -42,6 +42,11 @@ class Settings(BaseSettings):
         (),
         description="Ed25519 public keys (base64 of 32 bytes), comma-separated, whose signature lets "
         "a plugin library run in builds; by default none",
+    )
+    gates: GateSet = Field(
+        GateSet(),
+        description="an engine that fails one is published as doubtful, which no pull takes by default; "
+        'JSON, of some or all: `{"quantized": {"agreement": 0.95}}`',
     )
     max_upload_bytes: int = Field(64 * 2**30, description="largest blob that the API takes")
     lease_ttl_s: float = Field(
@@ -97,6 +102,7 @@ class Settings(BaseSettings):
         """The variables by which another process has these settings."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         values |= {name: ",".join(values[name]) for name in ("runtimes", "plugin_keys")}
+        values["gates"] = self.gates.model_dump_json()
         return {f"FARM_{k.upper()}": str(v) for k, v in values.items() if v is not None}
 
     @property

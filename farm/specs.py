@@ -261,9 +261,37 @@ class Gates(Value):
     )
 
 
-#: By default: of engines that compute in floats, and of quantised ones.
-FLOAT_GATES = Gates()
-QUANTIZED_GATES = Gates(agreement=0.9, error=0.35, drop=0.03)
+class QuantizedGates(Gates):
+    """Of engines that compute in int8 or fp8: 0.35 is a cosine similarity of about 0.94."""
+
+    agreement: Annotated[float, Field(ge=0, le=1)] = 0.9
+    error: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.35
+    drop: Annotated[float, Field(ge=0, le=1)] = 0.03
+
+
+class GateSet(Value):
+    """The gates of a build's engines, by what they compute in."""
+
+    floats: Gates = Gates()
+    quantized: QuantizedGates = QuantizedGates()
+
+    def of(self, precision: Precision) -> Gates:
+        return self.quantized if precision in QUANTIZED else self.floats
+
+    def changed(self, changes: GateChanges) -> GateSet:
+        """The same with some gates set for all precisions."""
+        given = changes.model_dump(exclude_none=True)
+        return GateSet.model_validate(
+            {family: gates | given for family, gates in self.model_dump().items()}
+        )
+
+
+class GateChanges(Value):
+    """What a build sets instead of the farm's gates."""
+
+    agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    error: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    drop: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 HoldOut = Annotated[int, Field(ge=1, le=4096)] | None
@@ -319,7 +347,7 @@ class MeasureParams(Value):
     options: BuilderOptions = BuilderOptions()  #: that the engine was built with, where it is run
     metric: Literal["top1"] | None = None
     max_drop: float | None = None
-    gates: Gates = FLOAT_GATES
+    gates: Gates = Gates()
     hold_out: HoldOut = None
 
 

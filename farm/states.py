@@ -28,6 +28,15 @@ class BuildState(StrEnum):
     CANCELLED = "cancelled"
 
 
+class EngineState(StrEnum):
+    """Whether an engine is good enough to serve."""
+
+    READY = "ready"
+    DOUBTFUL = (
+        "doubtful"  #: built and not broken, and failed a gate: pulled only where it is asked for
+    )
+
+
 class Reuse(StrEnum):
     """How a build came by a job's result."""
 

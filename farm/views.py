@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import case, func, select
@@ -24,7 +24,7 @@ from farm.schemas import (
     VersionView,
     WantedEngine,
 )
-from farm.states import ENDED, BuildState, JobState
+from farm.states import ENDED, BuildState, EngineState, JobState
 
 
 def build(session: Session, build_id: str, fleet: Fleet) -> BuildView:
@@ -52,12 +52,14 @@ def build(session: Session, build_id: str, fleet: Fleet) -> BuildView:
         select(Wanted).where(Wanted.build_id == build_id).order_by(Wanted.build_job_id)
     )
     row, model, version = found
+    wants = wanted.all()
     rows = Attached(
         build=row,
         model=model,
         version=version,
         jobs=list(pairs.tuples()),
-        wanted=wanted.all(),
+        wanted=wants,
+        doubts=registry.doubts(session, wants),
     )
     return attached(rows, fleet)
 
@@ -71,15 +73,17 @@ def attached(rows: Attached, fleet: Fleet) -> BuildView:
         **{name: getattr(row, name) for name in _BUILD_FIELDS},
         **{name: row.request[name] for name in _REQUEST_FIELDS},
         prune=row.request.get("prune"),  # which older requests don't know
+        gates=row.gates,
         model=rows.model,
         version=rows.version,
         jobs_total=len(states),
         jobs_done=sum(state in ENDED for state in states),
         engines_total=len(rows.wanted),
         engines_done=sum(want.engine_id is not None for want in rows.wanted),
+        engines_doubtful=sum(bool(rows.doubts.get(w.engine_id or "")) for w in rows.wanted),
         error=first.error if first and row.state == BuildState.FAILED else None,
         jobs=[_job(job, reuse, fleet) for job, reuse in rows.jobs],
-        engines=[_wanted(want) for want in rows.wanted],
+        engines=[_wanted(want, rows.doubts) for want in rows.wanted],
     )
 
 
@@ -104,7 +108,7 @@ _JOB_FIELDS = (
 ).split()
 
 
-def _wanted(row: Wanted) -> WantedEngine:
+def _wanted(row: Wanted, doubts: Mapping[str, Sequence[str]]) -> WantedEngine:
     return WantedEngine(
         asked=row.asked,
         target=row.target,
@@ -113,6 +117,7 @@ def _wanted(row: Wanted) -> WantedEngine:
         build_job=row.build_job_id,
         measure_job=row.measure_job_id,
         engine=row.engine_id,
+        doubts=list(doubts.get(row.engine_id or "", ())),
     )
 
 
@@ -152,6 +157,16 @@ def summaries(session: Session, rows: Sequence[Build]) -> list[BuildSummary]:
         .where(Wanted.build_id.in_(ids))
         .group_by(Wanted.build_id),
     )
+    doubtful = dict(
+        session.execute(
+            select(Wanted.build_id, func.count())
+            .join(EngineRow, EngineRow.id == Wanted.engine_id)
+            .where(Wanted.build_id.in_(ids), EngineRow.state == EngineState.DOUBTFUL)
+            .group_by(Wanted.build_id)
+        )
+        .tuples()
+        .all()
+    )
     names = {
         version_id: (name, number)
         for version_id, name, number in session.execute(
@@ -171,6 +186,7 @@ def summaries(session: Session, rows: Sequence[Build]) -> list[BuildSummary]:
             jobs_done=jobs[row.id][1],
             engines_total=engines[row.id][0],
             engines_done=engines[row.id][1],
+            engines_doubtful=doubtful.get(row.id, 0),
             error=errors.get(row.id),
         )
         for row in rows

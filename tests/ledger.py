@@ -14,7 +14,7 @@ from farm.fleet import Announcement, Fleet
 from farm.jobs import Claim, Output
 from farm.models import Artifact, BuildJob, Job
 from farm.schemas import BuildRequest, BuildView
-from farm.specs import Runtime
+from farm.specs import GateSet, Runtime
 from farm.turns import Bell
 
 SOURCE, DATA, LABELLED = (f"sha256:{digit * 64}" for digit in "123")
@@ -48,7 +48,9 @@ class Ledger:
             session.add(Artifact(digest=digest, bytes=1))
         return {"digest": digest, "format": "onnx"}
 
-    def submit(self, idempotency_key=None, client="", plugin_keys=(), **changes) -> str:
+    def submit(
+        self, idempotency_key=None, client="", plugin_keys=(), held_to=GateSet(), **changes
+    ) -> str:
         request = BuildRequest.model_validate(
             {
                 "model": "digits",
@@ -65,6 +67,7 @@ class Ledger:
                 fleet=self.fleet(session),
                 runtimes=(Runtime.TENSORRT, Runtime.TENSORRT_RTX),
                 plugin_keys=plugin_keys,
+                gates=held_to,
                 client=client,
                 idempotency_key=idempotency_key,
             )
@@ -112,7 +115,7 @@ class Ledger:
         assert claim is not None
         return claim
 
-    def succeed(self, claim: Claim, digest: str = "") -> list[Bell]:
+    def succeed(self, claim: Claim, digest: str = "", doubts: Sequence[str] = ()) -> list[Bell]:
         digest = digest or f"sha256:{'e' * 8}{claim.job_id:056d}"
         facts = {
             "runtime_version": "1.7.1",
@@ -120,6 +123,7 @@ class Ledger:
             "outputs": [],
             "profiles": [],
             "accuracy": {"cosine": 1.0},
+            "doubts": list(doubts),
             "metrics": None,
             "metrics_reason": "nobody measured",
         }
@@ -143,13 +147,17 @@ class Ledger:
         with self.db.write() as session:
             jobs.fail(session, claim.job_id, claim.attempt, error)
 
-    def run_all(self, limit=100) -> list[str]:
-        """Run what is queued until nothing is; return the titles in the order they ran."""
+    def run_all(self, limit=100, doubts: Sequence[str] = ()) -> list[str]:
+        """Run what is queued until nothing is; return the titles in the order they ran.
+
+        Parameters:
+            doubts: that every measurement has.
+        """
         ran = []
         while queue := self.queued():
             claim = self.claim(queue[0])
             assert claim is not None
-            self.succeed(claim)
+            self.succeed(claim, doubts=doubts)
             ran.append(claim.title)
             assert len(ran) < limit
         return ran

@@ -77,6 +77,7 @@ def _submit(
             fleet=farm.fleet(session),
             runtimes=farm.settings.runtimes,
             plugin_keys=farm.settings.plugin_keys,
+            gates=farm.settings.gates,
             client=client,
             idempotency_key=idempotency_key,
         ),

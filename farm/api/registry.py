@@ -85,6 +85,9 @@ def match(
     runtime: Runtime | None = None,
     version: VersionNumber = None,
     prune: Pruned = None,
+    doubtful: Annotated[
+        bool, Query(description="take an engine that failed a gate, where there is no good one")
+    ] = False,
 ) -> Match:
     """The best engine for a GPU tag, and why; its bytes are at `/v1/engines/{id}/content`.
 
@@ -99,6 +102,7 @@ def match(
             runtime=runtime,
             version=version,
             prune=prune,
+            doubtful=doubtful,
         )
 
 

@@ -9,6 +9,7 @@ FAILED = 1
 USAGE = 2
 NOT_FOUND = 3
 UNAVAILABLE = 4
+DOUBTFUL = 5
 INTERRUPTED = 130
 
 #: Codes of the client's errors; their classes aren't imported, for a quick start.
@@ -19,7 +20,7 @@ EPILOG = (
     f"Exit codes: {OK} ok · {FAILED} the build failed or was cancelled, or the download isn't "
     f"what the registry says · {USAGE} usage, or a request that the farm refuses (4xx) · "
     f"{NOT_FOUND} not found · {UNAVAILABLE} the farm can't be reached or has an error (5xx) · "
-    f"{INTERRUPTED} Ctrl+C."
+    f"{DOUBTFUL} the build succeeded, and an engine of it is doubtful · {INTERRUPTED} Ctrl+C."
 )
 
 

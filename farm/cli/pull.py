@@ -54,6 +54,12 @@ def pull(
     runtime: Runtime = None,
     version: Version = None,
     prune: Pruned = None,
+    doubtful: Annotated[
+        bool,
+        typer.Option(
+            "--doubtful", help="Take an engine that failed a gate, if there's no good one."
+        ),
+    ] = False,
     folder: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Where the files go.")
     ] = Path(),
@@ -62,13 +68,14 @@ def pull(
 ) -> None:
     """Download a model's engine for a GPU, and its manifest beside it.
 
-    A pruned engine is taken where ``--prune`` asks for it, or its version has no other.
+    A pruned engine is taken where ``--prune`` asks for it, or its version has no other; a doubtful one,
+    which failed a gate, only with ``--doubtful``.
 
     The bytes are verified before the file gets its name; a download that was cut off is resumed.
     """
     farm = connect(url)
     tags = split(gpu) or _detected()
-    only = {"runtime": runtime, "version": version, "prune": prune}
+    only = {"runtime": runtime, "version": version, "prune": prune, "doubtful": doubtful}
     matches = _matches(farm, model, tags, split(precision) or [None], only)
     found = [(tag, one) for tag, one in matches]
     with transfer.bar(hidden=as_json) as progress:
@@ -106,6 +113,7 @@ def _matches(
 def _say(pulled: Pulled) -> None:
     show.line(f"{pulled.path}  {show.size(pulled.engine.bytes)}  {pulled.engine.digest}")
     show.line(f"  why: {pulled.why}")
+    show.line(f"  judged on: {show.judged_on(pulled.engine.accuracy)}")
     show.line(f"  runs on: {pulled.engine.runtime} {pulled.engine.runtime_version}")
     show.line("  verified" + ("" if pulled.fresh else "; it was here already"))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -127,6 +127,12 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def judged_on(accuracy: Mapping[str, Any]) -> str:
+    """``450 evaluation``, ``16 held out``, ``16 random``: how many samples of which data."""
+    samples, data = accuracy.get("samples"), accuracy.get("data")
+    return NONE if samples is None else f"{samples} {str(data or '?').replace('-', ' ')}"
 
 
 def elapsed(start: datetime | None, end: datetime | None) -> str:

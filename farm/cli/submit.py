@@ -104,6 +104,25 @@ def submit(
             "--max-drop", metavar="SHARE", min=0, max=1, help="The loss of the metric to allow."
         ),
     ] = None,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(
+            "--min-agreement",
+            metavar="SHARE",
+            min=0,
+            max=1,
+            help="Engines whose classes, integers or items agree less with the source's are doubtful.",
+        ),
+    ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(
+            "--max-error",
+            metavar="RATIO",
+            min=0,
+            help="Engines whose floats have a larger error are doubtful: RMS over their spread.",
+        ),
+    ] = None,
     profile: Annotated[
         list[str] | None,
         typer.Option(
@@ -186,6 +205,8 @@ def submit(
             evaluation=evaluation,
             metric=metric,
             max_drop=max_drop,
+            min_agreement=min_agreement,
+            max_error=max_error,
             profiles=profiles(profile),
             options=builder_options(option),
             prune=prune,

@@ -32,7 +32,8 @@ def register(app: typer.Typer) -> None:
 def watch(build_id: BuildId, as_json: Json = False, url: Url = None) -> None:
     """Watch a build's stages until it ends. Ctrl+C stops watching, not the build.
 
-    With --json prints each event as a line of JSON. Exits 1 when the build failed or was cancelled.
+    With --json prints each event as a line of JSON. Exits 1 when the build failed or was cancelled, and
+    5 when it succeeded and an engine of it failed a gate.
     """
     raise typer.Exit(watch_build(connect(url).build(build_id), url, as_json=as_json))
 
@@ -72,10 +73,14 @@ def _conclude(build: Build, url: str | None, *, as_json: bool, hints: bool) -> i
     view = build.view
     if as_json:
         build.raise_for_state()
-        return exits.OK
+        return _ended_well(view)
     took = show.elapsed(view.created_at, view.finished_at)
     done = f"{view.engines_done} of {view.engines_total} engines"
-    show.line(f"build {view.id} {view.state} after {took}: {done}")
+    doubtful = f", {view.engines_doubtful} of them doubtful" if view.engines_doubtful else ""
+    show.line(f"build {view.id} {view.state} after {took}: {done}{doubtful}")
+    for want in view.engines:
+        for doubt in want.doubts:
+            print(f"doubtful: {want.precision}@{want.target}: {doubt}", file=sys.stderr)
     if view.state == "failed":
         for job, error in failures(view):
             print(f"error: {job.title}: {error.detail}", file=sys.stderr)
@@ -87,9 +92,13 @@ def _conclude(build: Build, url: str | None, *, as_json: bool, hints: bool) -> i
         tags = dict.fromkeys(want.target.rpartition(":")[2] for want in view.engines)
         for tag in tags if hints else ():
             show.line(f"  {again(f'farm pull {view.model} --gpu {tag} -o engines', url)}")
-        return exits.OK
+        return _ended_well(view)
     show.line(f"  run it again: {again(f'farm retry {view.id}', url)}")
     return exits.FAILED
+
+
+def _ended_well(view: BuildView) -> int:
+    return exits.DOUBTFUL if view.engines_doubtful else exits.OK
 
 
 def _lines(build: Build) -> None:

@@ -149,11 +149,15 @@ class Build:
         gpu: str | None = None,
         precision: str | None = None,
         *,
+        doubtful: bool = False,
         progress: Progress | None = None,
     ) -> list[Path]:
         """Download the build's engines, or those for a GPU and a precision; return their paths.
 
         Of a build that failed, the engines that could be built.
+
+        Parameters:
+            doubtful: take those that failed a gate, too.
 
         Raises:
             Conflict: the build isn't done yet.
@@ -168,10 +172,16 @@ class Build:
                 f"{self.id} are ready",
                 hint="wait for it first: build.wait(), or farm watch " + self.id,
             )
-        return self._farm.download_all(self._chosen(engines, gpu, precision), folder, progress)
+        chosen = self._chosen(engines, gpu, precision, doubtful=doubtful)
+        return self._farm.download_all(chosen, folder, progress)
 
     def _chosen(
-        self, engines: Sequence[EngineView], gpu: str | None, precision: str | None
+        self,
+        engines: Sequence[EngineView],
+        gpu: str | None,
+        precision: str | None,
+        *,
+        doubtful: bool,
     ) -> list[EngineView]:
         tags = {canonical(gpu), compute_capability(gpu)} if gpu else None
         chosen = [
@@ -186,7 +196,15 @@ class Build:
                 f"build {self.id} has no {asked + ' ' if asked else ''}engine; there is {there}",
                 hint=f"what became of it: farm status {self.id}",
             )
-        return chosen
+        good = [engine for engine in chosen if doubtful or not engine.doubts]
+        if not good:
+            why = "; ".join(f"{e.precision}@{e.gpu}: {'; '.join(e.doubts)}" for e in chosen)
+            raise NotFound(
+                f"every such engine of build {self.id} is doubtful: {why}",
+                hint="take them all the same with doubtful=True, or submit the model again with data of "
+                "its own, another precision, or other gates",
+            )
+        return good
 
     @property
     def _path(self) -> str:

@@ -40,7 +40,7 @@ from farm.schemas import (
     TimingCacheView,
     WorkerView,
 )
-from farm.specs import Prune, SourceFormat
+from farm.specs import GateChanges, Prune, SourceFormat
 
 P = TypeVar("P", bound=Page)
 
@@ -106,6 +106,8 @@ class Farm:
         evaluation: str | Path | None = None,
         metric: str | None = None,
         max_drop: float | None = None,
+        min_agreement: float | None = None,
+        max_error: float | None = None,
         profiles: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
         prune: str | None = None,
@@ -126,6 +128,8 @@ class Farm:
             architecture: of safetensors weights: ``LIBRARY:NAME``, as ``transformers:BertModel``.
             config: its configuration, or the path of its ``config.json``.
             calibration, evaluation: ``.npz`` or ``.safetensors`` files, or digests.
+            min_agreement, max_error: gates for all precisions instead of the farm's; an engine that fails
+                one is published as doubtful.
             profiles: input name → ``{"min": shape, "opt": shape, "max": shape}``.
             options: of TensorRT's builder: ``farm.specs.BuilderOptions``.
             prune: ``2:4``, or ``l1:0.5`` for half of each layer's weights; not of ONNX.
@@ -158,6 +162,9 @@ class Farm:
             ),
             evaluation=data(evaluated, metric=metric, max_drop=max_drop),
             options=dict(options or {}),
+            gates=GateChanges(agreement=min_agreement, error=max_error)
+            if (min_agreement, max_error) != (None, None)
+            else None,
             prune=None if prune is None else Prune.parse(prune),
             priority=priority,
             labels=dict(labels or {}),
@@ -279,16 +286,21 @@ class Farm:
         runtime: str | None = None,
         version: int | None = None,
         prune: str | None = None,
+        doubtful: bool = False,
     ) -> Match:
         """The best engine of a model for a GPU tag, and why it is the best.
 
         A pruned one only where it is asked for, or there is no other of its version.
+
+        Parameters:
+            doubtful: take one that failed a gate, where there is no good one.
 
         Raises:
             NotFound: naming what exists.
             UnknownGpu
         """
         query = {"precision": precision, "runtime": runtime, "version": version, "prune": prune}
+        query |= {"doubtful": doubtful or None}
         path = f"/v1/models/{_part(model)}/engines/{_part(gpu)}"
         return self.http.read(Match, "GET", path, params=_given(query))
 
@@ -302,6 +314,7 @@ class Farm:
         runtime: str | None = None,
         version: int | None = None,
         prune: str | None = None,
+        doubtful: bool = False,
         progress: Progress | None = None,
     ) -> Pulled:
         """Download the best engine of a model for a GPU tag, verified.
@@ -310,7 +323,13 @@ class Farm:
             NotFound, UnknownGpu, DigestMismatch, Unavailable
         """
         match = self.match(
-            model, gpu, precision=precision, runtime=runtime, version=version, prune=prune
+            model,
+            gpu,
+            precision=precision,
+            runtime=runtime,
+            version=version,
+            prune=prune,
+            doubtful=doubtful,
         )
         return self.fetch(match, folder, progress=progress)
 

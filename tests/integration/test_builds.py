@@ -5,9 +5,10 @@ import threading
 import pytest
 from sqlalchemy import func, select
 
-from farm import builds, jobs, registry
+from farm import builds, jobs, registry, views
 from farm.errors import Conflict, InvalidModel, LeaseLost, NotFound
 from farm.models import EngineRow, Event, Job
+from farm.specs import GateSet, QuantizedGates
 from tests.ledger import DATA, SOURCE
 
 
@@ -279,6 +280,51 @@ def test_a_pull_takes_the_newest_version_and_says_why(ledger):
         assert registry.match(session, "digits", "sm_89", version=1).engine.version == 1
         with pytest.raises(NotFound, match=r"no int8 engine for sm_89; there is fp16@sm_89"):
             registry.match(session, "digits", "sm_89", precision="int8")
+
+
+def test_a_doubtful_engine_is_pulled_only_where_it_is_asked_for(ledger):
+    good = ledger.submit(source={"digest": DATA, "format": "onnx"})
+    ledger.run_all()
+    build = ledger.submit()
+    ledger.run_all(doubts=["the class is the source's in 19.0%"])
+    view = ledger.view(build)
+    assert (view.state, view.engines_done, view.engines_doubtful) == ("succeeded", 1, 1)
+    assert view.engines[0].doubts == ["the class is the source's in 19.0%"]
+    assert ledger.view(good).engines_doubtful == 0
+    with ledger.db.read() as session:
+        listed = registry.engines(session, "digits")
+        assert [row.state for row in listed] == ["doubtful", "ready"]
+        # The version before has a good one, which is served on.
+        assert registry.match(session, "digits", "sm_89").engine.version == 1
+        taken = registry.match(session, "digits", "sm_89", version=2, doubtful=True)
+        assert taken.engine.state == "doubtful"
+        assert "doubtful, as asked: the class" in taken.why
+        with pytest.raises(
+            NotFound, match=r"passed its gates; fp16 of version 2 is .* 19\.0%"
+        ) as no:
+            registry.match(session, "digits", "sm_89", version=2)
+        assert "--doubtful" in no.value.hint
+        counted = {one.id: one.engines_doubtful for one in views.builds(session)}
+        assert counted == {good: 0, build: 1}
+
+
+def test_a_build_keeps_the_gates_that_it_was_submitted_with(ledger):
+    farms = GateSet(quantized=QuantizedGates(agreement=0.7))
+    build = ledger.submit(
+        precisions=["int8", "fp16"],
+        calibration={"digest": DATA},
+        gates={"error": 0.5},
+        held_to=farms,
+    )
+    gates = ledger.view(build).gates
+    assert (gates.quantized.agreement, gates.quantized.error, gates.floats.error) == (0.7, 0.5, 0.5)
+    with ledger.db.read() as session:
+        measured = session.scalars(select(Job).where(Job.kind == "measure")).all()
+        assert {job.recipe["params"]["gates"]["error"] for job in measured} == {0.5}
+    keys = {job.key for job in ledger.view(build).jobs}
+    ledger.cancel(build)
+    ledger.retry(build)
+    assert {job.key for job in ledger.view(build).jobs} == keys
 
 
 MODULE = {"digest": SOURCE, "format": "pt2"}

@@ -255,6 +255,31 @@ def test_watching_a_build_that_fails_as_json_ends_with_a_problem(run: Run, stub:
     assert json.loads(result.stderr)["code"] == "build-failed"
 
 
+DOUBT = "the class is the source's in 19.0% (98% is the gate) over 64 random samples"
+
+
+def test_watching_a_build_with_a_doubtful_engine_says_why_and_exits_5(
+    run: Run, stub: StubFarm
+) -> None:
+    doubtful = stub.builds[BUILD]["engines"][0] | {"doubts": [DOUBT]}
+    stub.builds[BUILD] |= {"engines_doubtful": 1, "engines": [doubtful]}
+    result = run("watch", BUILD)
+    assert result.exit_code == exits.DOUBTFUL
+    assert "1 of 1 engines, 1 of them doubtful" in result.stdout
+    assert f"doubtful: int8@tensorrt-rtx:sm_89: {DOUBT}" in result.stderr
+    assert run("watch", BUILD, "--json").exit_code == exits.DOUBTFUL
+
+
+def test_a_doubtful_engine_and_what_it_was_judged_on_show_in_the_list(
+    run: Run, stub: StubFarm
+) -> None:
+    accuracy = {"samples": 64, "data": "random", "equal": 0.19, "equal_interval": [0.1, 0.3]}
+    stub.add(rtx_plan(), state="doubtful", doubts=[DOUBT], accuracy=accuracy)
+    shown = run("engines", "digits").stdout
+    assert re.search(r"19\.0 % \(10\.0–30\.0\) .* 64 random ", shown)
+    assert f"doubtful: 01m7y8mbznssegkq (int8@sm_89): {DOUBT}" in shown
+
+
 def test_watching_a_cancelled_build_exits_1(run: Run, stub: StubFarm) -> None:
     stub.builds[BUILD] = stub_farm.build("cancelled")
     assert run("watch", BUILD).exit_code == exits.FAILED
@@ -407,9 +432,10 @@ def test_engines_show_accuracy_and_say_where_nothing_was_measured(run: Run, stub
         "tensorrt-rtx:sm_89",
         "int8",
         "300.0 kB",
-        "99.8 %",
+        "99.8 % (98.8–100.0)",
         "0.9993",
         "98.2 % (source 98.4 %)",
+        "450 evaluation",
         "typed ONNX",
         *"––––",
     ]

@@ -9,7 +9,7 @@ from farm.errors import CalibrationMissing, InvalidRequest, SourceRefused, Targe
 from farm.explain import differences
 from farm.plan import plan
 from farm.schemas import BUILD_EXAMPLE, BuildRequest
-from farm.specs import JobKind, Prune, Runtime
+from farm.specs import GateSet, JobKind, Prune, Runtime
 
 TOOLS = {
     "torch": "2.13.0",
@@ -27,7 +27,7 @@ def planned(tools=TOOLS, online=(), **changes):
         targets.choose(t, runtimes=(Runtime.TENSORRT_RTX,), online_queues=queues)
         for t in request.targets
     ]
-    return plan(request, choices, lambda _queue: tools, queues)
+    return plan(request, choices, lambda _queue: tools, queues, GateSet())
 
 
 def test_one_export_one_cast_and_one_calibration_serve_every_target():

@@ -15,7 +15,7 @@ from farm import targets
 from farm.errors import FarmError, StageFailed
 from farm.plan import Plan, PlannedEngine, PlannedJob, plan
 from farm.schemas import BuildRequest
-from farm.specs import JobKind, Precision, Runtime
+from farm.specs import GateSet, JobKind, Precision, Runtime
 from workers import toolchain
 from workers.isolate import Child, Link, peak_memory_bytes, preload
 from workers.stages import StageRequest, run_request
@@ -245,4 +245,4 @@ def _plan(source: Source, precision: Precision, gpu: str, more: Mapping[str, Any
         | more
     )
     choice = targets.choose(gpu, runtimes=RUNTIMES, online_queues={})
-    return plan(request, [choice], lambda _queue: toolchain.installed(), {})
+    return plan(request, [choice], lambda _queue: toolchain.installed(), {}, GateSet())
