@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from farm.errors import AccuracyDropped
-from farm.specs import QUANTIZED_GATES, DataKind, Gates
+from farm.specs import DataKind, Gates, QuantizedGates
 from workers.measure import intervals
 from workers.measure.accuracy import Comparison
 from workers.measure.difference import difference
@@ -163,12 +163,42 @@ def test_an_engine_that_picks_other_classes_is_doubtful():
     refuse_broken(facts, None)  # not broken: its cosine is fair
     [first, *_] = doubts(facts, Gates(), None)
     assert "18.8% (98% is the gate) over 64 samples" in first
+    assert facts["top1_or_tied"] == facts["top1_agreement"] == 12 / 64
+
+
+def test_which_of_two_equal_scores_is_the_largest_raises_no_doubt():
+    """As of an embedding, which has no classes at all."""
+    source = rng.standard_normal((64, 384)).astype(np.float32)
+    engine = source + rng.normal(0, 0.08, source.shape).astype(np.float32)
+    facts = facts_of(source, engine)
+    assert facts["top1_agreement"] < 0.95
+    assert facts["top1_or_tied"] == 1.0
+    assert doubts(facts, Gates(), None) == []
+
+
+def test_probabilities_are_the_classes_also_where_boxes_come_first():
+    boxes = rng.standard_normal((32, 4)).astype(np.float32)
+    probabilities = rng.dirichlet([0.1, 0.1], 32).astype(np.float32)
+    facts, _ = compared(
+        {"boxes": boxes, "classes": probabilities},
+        {"boxes": -boxes, "classes": probabilities},
+        labels=probabilities.argmax(axis=1),
+    )
+    assert (facts["top1_output"], facts["top1_agreement"]) == ("classes", 1.0)
+    assert facts["task"]["engine"] == 1.0
+
+
+def test_a_binary_classifier_that_flips_is_doubtful():
+    certain = np.tile(np.array([[0.99, 0.01]], np.float32), (40, 1))
+    facts = facts_of(certain, np.where(np.arange(40)[:, None] < 8, certain[:, ::-1], certain))
+    assert facts["top1_or_tied"] == 0.8
+    assert doubts(facts, Gates(), None)
 
 
 def test_few_samples_raise_no_doubt_of_their_own():
     facts = facts_of(*scores(32, 29))
-    assert facts["top1_interval"][1] > QUANTIZED_GATES.agreement
-    assert not any("class" in doubt for doubt in doubts(facts, QUANTIZED_GATES, None))
+    assert facts["top1_interval"][1] > QuantizedGates().agreement
+    assert not any("class" in doubt for doubt in doubts(facts, QuantizedGates(), None))
 
 
 def test_a_drop_that_the_user_allows_outranks_likeness():

@@ -19,6 +19,11 @@ from workers.measure import intervals, items
 Outputs = Mapping[str, NDArray[np.generic]]
 Labels = NDArray[np.int64]
 
+#: Scores this close to the best, as a share of their output's range, are as good as it: which of them is
+#: the largest is rounding's choice. And what looks like scores may be no such thing, but an embedding.
+TIE = 0.05
+_SUM_TOLERANCE = 1e-2
+
 
 @dataclass(kw_only=True)
 class Comparison:
@@ -70,14 +75,16 @@ class Comparison:
         compared = [one for name, one in self._outputs.items() if name not in self.varying]
         cosines = [output.cosines() for output in compared if output.is_float]
         worst = np.minimum.reduce(cosines) if cosines else None
-        # Scores before integers, which may be anything.
-        by_kind = sorted(compared, key=lambda output: not output.is_float)
+        # Probabilities before other scores, and these before integers, which may be anything.
+        by_kind = sorted(compared, key=lambda one: (not one.is_probabilities, not one.is_float))
         classes = next((output for output in by_kind if output.has_classes), None)
         errors = [output.error() for output in compared if output.is_float]
         return {
             "samples": self.samples,
             "top1_agreement": None,
             "top1_interval": None,
+            "top1_output": None,
+            "top1_or_tied": None,
             **_agreement(classes),
             **_share("equal", [output.equal() for output in compared if not output.is_float]),
             **_share("matched", [np.asarray(self._matched)] if self._matched else []),
@@ -90,7 +97,7 @@ class Comparison:
             "all_nan": [output.name for output in compared if output.is_all_nan],
             "outputs": [output.facts() for output in compared]
             + [{"name": name, "kind": "items"} for name in self.varying],
-            "task": _first_task(compared, labels[: self.samples]) if labels is not None else None,
+            "task": _first_task(by_kind, labels[: self.samples]) if labels is not None else None,
         }
 
 
@@ -100,6 +107,7 @@ class _Output:
 
     name: str
     is_float: bool = False
+    is_probabilities: bool = False  #: of every sample they add up to one
     not_finite: int = 0
     max_abs_error: float = 0.0
     _values: int = 0
@@ -111,6 +119,7 @@ class _Output:
     _equal: list[NDArray[np.float64]] = field(default_factory=list)
     _source: list[NDArray[np.int64]] = field(default_factory=list)  #: classes
     _engine: list[NDArray[np.int64]] = field(default_factory=list)
+    _tied: list[NDArray[np.bool_]] = field(default_factory=list)
 
     def add(
         self,
@@ -141,12 +150,18 @@ class _Output:
         """Take in the classes of a batch, where the output has any."""
         if axis is None:
             return
-        source, engine = (
-            _classes(np.moveaxis(array, axis, 0), places) for array in (expected, actual)
-        )
-        if source is not None and engine is not None:
-            self._source.append(source)
-            self._engine.append(engine)
+        rows = np.moveaxis(expected, axis, 0)
+        source, engine = _classes(rows, places), _classes(np.moveaxis(actual, axis, 0), places)
+        if source is None or engine is None:
+            return
+        if self.is_float and rows.ndim == 2:
+            scores = rows.astype(np.float64)
+            self._tied.append((source == engine) | _is_tied(scores, engine))
+            self.is_probabilities = _is_probabilities(scores) and (
+                self.is_probabilities or not self._source
+            )
+        self._source.append(source)
+        self._engine.append(engine)
 
     def _add_floats(
         self, left: NDArray[np.float64], right: NDArray[np.float64], count: int
@@ -207,6 +222,10 @@ class _Output:
             "not_finite": self.not_finite,
         }
 
+    def tied(self) -> NDArray[np.bool_]:
+        """Whether the class of each sample is the source's, or one that scored as well there."""
+        return np.concatenate(self._tied)
+
     def classes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return np.concatenate(self._source), np.concatenate(self._engine)
 
@@ -253,10 +272,25 @@ def _agreement(classes: _Output | None) -> dict[str, Any]:
     if source.ndim > 1:
         return {}
     share = float((source == engine).mean())
+    tied = float(classes.tied().mean()) if classes.is_float else share
     return {
         "top1_agreement": share,
         "top1_interval": intervals.of_share(share, len(source)),
+        "top1_output": classes.name,
+        "top1_or_tied": tied,
     }
+
+
+def _is_tied(scores: NDArray[np.float64], chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
+    with np.errstate(invalid="ignore"):
+        lost = scores.max(axis=1) - scores[np.arange(len(scores)), chosen]
+    finite = scores[np.isfinite(scores)]
+    return np.asarray(lost <= TIE * float(np.ptp(finite))) if finite.size else lost == 0
+
+
+def _is_probabilities(scores: NDArray[np.float64]) -> bool:
+    sums = scores.sum(axis=1)
+    return bool((scores >= 0).all() and (np.abs(sums - 1) < _SUM_TOLERANCE).all())
 
 
 def _share(name: str, shares: Sequence[NDArray[np.float64]]) -> dict[str, Any]:

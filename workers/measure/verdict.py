@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from farm.errors import AccuracyDropped
 from farm.specs import DataKind, Gates
+from workers.measure import intervals
 
 #: Outputs this far from the source's are of a broken engine, whatever the data.
 MIN_COSINE = 0.5
@@ -75,13 +76,15 @@ def _doubts(accuracy: Mapping[str, Any], gates: Gates, max_drop: float | None) -
         if max_drop is not None:
             return  # the user's own measure outranks likeness
     for name, what in (
-        ("top1", "the class is the source's in"),
+        ("top1_or_tied", "the class is the source's, or scored as well there, in"),
         ("equal", "integers equal the source's in"),
         ("matched", "items have a partner in"),
     ):
-        share = accuracy["top1_agreement" if name == "top1" else name]
-        interval: Sequence[float] | None = accuracy[f"{name}_interval"]
-        if share is not None and interval is not None and interval[1] < gates.agreement:
+        share = accuracy[name]
+        if (
+            share is not None
+            and intervals.of_share(share, accuracy["samples"])[1] < gates.agreement
+        ):
             yield f"{what} {share:.1%} ({gates.agreement:.0%} is the gate)"
     error = accuracy["relative_error"]
     if task is None and error is not None and error > gates.error:
