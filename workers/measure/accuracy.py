@@ -23,6 +23,8 @@ Labels = NDArray[np.int64]
 #: the largest is rounding's choice. And what looks like scores may be no such thing, but an embedding.
 TIE = 0.05
 _SUM_TOLERANCE = 1e-2
+#: JSON knows no infinity, which the error of a source that is zero everywhere would be.
+_MAX_ERROR = 1e9
 
 
 @dataclass(kw_only=True)
@@ -208,7 +210,7 @@ class _Output:
         scale = spread if spread > 1e-12 * self._squares else self._squares
         if self._squared_error == 0.0:
             return 0.0
-        return float(np.sqrt(self._squared_error / scale)) if scale > 0 else float("inf")
+        return min(float(np.sqrt(self._squared_error / scale)), _MAX_ERROR) if scale else _MAX_ERROR
 
     def facts(self) -> dict[str, Any]:
         if not self.is_float:
