@@ -14,6 +14,8 @@ import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
+from workers.saturation import exact_graph
+
 #: A Gemm is taken as the product and the sum that it is.
 PRODUCTS = ("MatMul",)
 
@@ -33,6 +35,8 @@ def quantize_weights(model: onnx.ModelProto, path: Path) -> None:
         per_channel=True,
         weight_type=QuantType.QInt8,
     )
+    # Unsigned only now: unsigned weights of the quantiser's own making are asymmetric.
+    onnx.save(exact_graph(onnx.load(str(path))), str(path))
 
 
 def _give_each_gemm_its_weights(graph: onnx.GraphProto) -> None:

@@ -11,6 +11,7 @@ from workers import architectures, graphs
 from workers.backends.ort import OrtModel
 from workers.eager import EagerModel
 from workers.samples import Runnable
+from workers.saturation import exact_file
 from workers.savedmodel import SavedModelSource
 from workers.sources import load_program
 from workers.torchscript import TorchScriptSource
@@ -49,4 +50,4 @@ def reference(path: Path, params: ExportParams | MeasureParams, folder: Path) ->
     if found is not None:
         return EagerModel(found)
     file, _ = graphs.read_model(path, folder)
-    return OrtModel(file, optimisation="none")
+    return OrtModel(exact_file(file, folder), optimisation="none")

@@ -35,12 +35,21 @@ def cpu_threads() -> int:
 class OrtModel:
     """An ONNX file, or a model's bytes, in an ONNX Runtime session on the CPU.
 
+    Parameters:
+        is_engine: as its users' sessions run it; any other graph's Q/DQ are computed in floats, as
+            they are written.
+
     Raises:
         InvalidModel: if the runtime can't load the model.
     """
 
-    def __init__(self, model: Path | bytes, *, optimisation: Optimisation = "all") -> None:
+    def __init__(
+        self, model: Path | bytes, *, optimisation: Optimisation = "all", is_engine: bool = False
+    ) -> None:
         options = session_options(optimisation)
+        if not is_engine:
+            # Else 16-bit sums may saturate here, and a session rounds what the graph has in floats.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
             self._session = onnxruntime.InferenceSession(
                 model if isinstance(model, bytes) else str(model),
@@ -110,6 +119,8 @@ def writing_options(engine: Path, *, weights_beside: bool) -> onnxruntime.Sessio
     """Of a session that writes its graph to a file as it optimises it, large weights beside it or in it."""
     options = session_options("extended")
     options.optimized_model_filepath = str(engine)
+    # By default what MatMulNBits multiplies is quantised as well: 4. 1 is fp32.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if weights_beside:
         entry = "session.optimized_model_external_initializers"
         options.add_session_config_entry(f"{entry}_file_name", f"{engine.name}.data")

@@ -14,7 +14,7 @@ from farm.errors import EngineBuildFailed
 from farm.gpu_tags import CPU
 from farm.schemas import Layer, LayerReport
 from farm.specs import BuildParams, Precision, Profile, Runtime
-from workers import engine_types, graphs, layers, scripted
+from workers import engine_types, graphs, layers, saturation, scripted
 from workers.backends import ort, ort_cuda, trt
 from workers.backends.trt_cache import TimingCacheUse
 from workers.backends.trt_inspect import Inspected
@@ -138,12 +138,15 @@ def _build_graph(stage: Stage, params: BuildParams, file: Path, model: onnx.Mode
     build = ort.build_engine if on_cpu else ort_cuda.build_engine
     if on_cpu and params.precision is Precision.INT8:
         file = _in_integers(stage, params)
+    if on_cpu:
+        file = saturation.exact_file(file, stage.workdir)
     # Folding may widen fp16 weights to fp32. And what stays outside must come along.
     may_be_large = graphs.is_large(model) or 2 * graphs.weight_bytes(model) > graphs.MAX_PROTO_BYTES
     built = build(file, folder / "model.onnx", weights_beside=may_be_large)
     optimised = onnx.load(str(folder / "model.onnx"), load_external_data=False)
     if on_cpu:
         layers.check_integer_kernels(optimised, params.precision)
+        saturation.refuse_saturation(optimised)
     engine = stage.workdir / "engine.onnx"
     graphs.as_one_file(folder, optimised, engine)
     return _Made(

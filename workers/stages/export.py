@@ -28,6 +28,7 @@ from workers.profiles import (
     shapes_at_batch,
 )
 from workers.samples import Runnable, random_arrays
+from workers.saturation import exact_file
 from workers.savedmodel import SavedModelSource
 from workers.stages import Stage, StageResult
 from workers.torchscript import TorchScriptSource
@@ -131,7 +132,7 @@ def _from_onnx(stage: Stage, params: ExportParams, target: Path) -> Exported:
     graphs.check_model(model)
     inputs = graphs.input_specs(model)
     profiles = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))
-    original = OrtModel(file, optimisation="none")
+    original = OrtModel(exact_file(file, stage.workdir), optimisation="none")
     is_new = graphs.opset_of(model) >= graphs.MIN_OPSET and is_modern(model)
     if is_new and model is given:
         for shapes in check_shapes(inputs, profiles):
@@ -150,7 +151,7 @@ def _from_onnx(stage: Stage, params: ExportParams, target: Path) -> Exported:
 
 
 def _session(stage: Stage, path: Path) -> OrtModel:
-    return OrtModel(graphs.model_file(path, stage.workdir))
+    return OrtModel(exact_file(graphs.model_file(path, stage.workdir), stage.workdir))
 
 
 def _to_onnx(program: ExportedProgram) -> onnx.ModelProto:

@@ -45,6 +45,7 @@ from workers.samples import (
     read_samples,
     split,
 )
+from workers.saturation import exact_file
 from workers.stages import Stage, StageResult
 
 #: Batches of random data, where neither evaluation nor calibration data were given.
@@ -130,14 +131,14 @@ def _of_onnx(
         if params.target.runtime is Runtime.ONNXRUNTIME:
             engine = graphs.model_file(engine, stage.workdir)
         if params.target.gpu == CPU:
-            return OrtModel(engine), "engine"
+            return OrtModel(engine, is_engine=True), "engine"
         libraries = stage.plugins(params.options)
         return gpu_metrics.load(params.target.runtime, engine, libraries), "engine"
     if is_half_typed(typed):
         graphs.load_weights(typed, file)
         file = stage.workdir / "rounded.onnx"
         graphs.write_model(rounded_model(typed), file)
-    return OrtModel(file), "typed-onnx"
+    return OrtModel(exact_file(file, stage.workdir)), "typed-onnx"
 
 
 def _data(

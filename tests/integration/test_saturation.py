@@ -1,0 +1,358 @@
+"""Engines for CPUs multiply integers exactly, with the largest values too, on every processor."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from farm.errors import EngineBuildFailed
+from tests import emulated
+from workers.backends import ort
+from workers.backends.ort import OrtModel
+from workers.layers import INTEGER_KERNELS
+from workers.saturation import OPERANDS, exact_graph, refuse_saturation
+
+EMULATOR = shutil.which("qemu-x86_64")
+#: No VNNI in the one, nor AVX2 in the other, whose kernels differ again.
+PROCESSORS = ("Haswell", "Nehalem")
+LENGTH, ROWS, COLUMNS = 512, 5, 24
+SCALE = np.float32(2.0**-5)
+node = helper.make_node
+
+
+def model_of(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: dict[str, np.ndarray],
+    tensors: dict[str, np.ndarray],
+    *,
+    kind: int = TensorProto.FLOAT,
+    shape: Sequence[int] | None = None,
+    opset: int = 21,
+) -> onnx.ModelProto:
+    given = [
+        helper.make_tensor_value_info(
+            name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
+        )
+        for name, value in inputs.items()
+    ]
+    made = [numpy_helper.from_array(np.asarray(value), name) for name, value in tensors.items()]
+    output = helper.make_tensor_value_info("y", kind, shape)
+    graph = helper.make_graph(list(nodes), "products", given, [output], made)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+def built(model: onnx.ModelProto, folder: Path, name: str = "engine") -> Path:
+    """The engine, as the build stage makes it."""
+    typed, engine = folder / "typed.onnx", folder / f"{name}.onnx"
+    onnx.save(exact_graph(model), str(typed))
+    ort.build_engine(typed, engine)
+    refuse_saturation(onnx.load(str(engine)))
+    typed.unlink()
+    return engine
+
+
+def kinds(engine: Path) -> list[str]:
+    return [made.op_type for made in onnx.load(str(engine)).graph.node]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A graph, its inputs, and what integers of any width would give."""
+
+    model: onnx.ModelProto
+    inputs: dict[str, np.ndarray]
+    expected: np.ndarray
+    kernel: str
+
+
+def pair(name: str, zero: str) -> list[onnx.NodeProto]:
+    return [
+        node("QuantizeLinear", [name, "scale", zero], [f"{name}_q"]),
+        node("DequantizeLinear", [f"{name}_q", "scale", zero], [f"{name}_d"]),
+    ]
+
+
+def largest(signed: bool, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Whole numbers, most of them the largest that the type has, some any."""
+    rng = np.random.default_rng(seed)
+    low, high = (-128, 127) if signed else (0, 255)
+    values = np.full(shape, high)
+    values[..., ::3] = rng.integers(low, high + 1, values[..., ::3].shape)
+    return values
+
+
+def weights(shape: tuple[int, ...], axis: int) -> np.ndarray:
+    """All 127 in one channel, all −128 in the next, then any."""
+    made = np.random.default_rng(7).integers(-128, 128, shape)
+    channels = np.moveaxis(made, axis, 0)
+    channels[::4], channels[1::4] = 127, -128
+    return made
+
+
+def quantized(
+    product: onnx.NodeProto, whole: np.ndarray, weight: np.ndarray, *, signed: bool, axis: int,
+    sums: np.ndarray, rounded: bool, kernel: str, per_channel: bool = True,
+) -> Case:  # fmt: skip
+    """Q/DQ around a product of ``x`` and ``w``, and around its result where that is rounded."""
+    kind = np.int8 if signed else np.uint8
+    channels = weight.shape[axis]
+    scales = np.full(channels, 2.0**-6, np.float32)
+    tensors = {
+        "scale": SCALE,
+        "zero": kind(0),
+        "weight": weight.astype(np.int8),
+        "weight_scale": scales if per_channel else scales[0],
+        "weight_zero": np.zeros(channels, np.int8) if per_channel else np.int8(0),
+    }
+    nodes = [
+        *pair("x", "zero"),
+        node(
+            "DequantizeLinear",
+            ["weight", "weight_scale", "weight_zero"],
+            ["w"],
+            **({"axis": axis} if per_channel else {}),
+        ),
+        product,
+    ]
+    expected = sums * 2.0**-11
+    if rounded:
+        step = np.float32(2.0 ** np.ceil(np.log2(np.abs(expected).max() / 120)))
+        tensors |= {"step": step, "middle": np.int8(0) if signed else np.uint8(128)}
+        nodes += [
+            node("QuantizeLinear", ["p", "step", "middle"], ["p_q"]),
+            node("DequantizeLinear", ["p_q", "step", "middle"], ["y"]),
+        ]
+        expected = np.rint(expected / step) * step
+    else:
+        nodes += [node("Identity", ["p"], ["y"])]
+    inputs = {"x": whole.astype(np.float32) * SCALE}
+    model = model_of(nodes, inputs, tensors, shape=expected.shape)
+    return Case(model=model, inputs=inputs, expected=expected, kernel=kernel)
+
+
+def matrix(operator: str, *, signed: bool, rounded: bool, rows: int = ROWS) -> Case:
+    whole = largest(signed, (rows, LENGTH), 1)
+    weight = weights((LENGTH, COLUMNS), 1)
+    kernel = {("MatMul", True): "QLinearMatMul", ("MatMul", False): "MatMulIntegerToFloat"}
+    return quantized(
+        node(operator, ["x_d", "w"], ["p"]),
+        whole,
+        weight,
+        signed=signed,
+        axis=1,
+        sums=whole @ weight,
+        rounded=rounded,
+        kernel=kernel.get((operator, rounded), "QGemm"),
+    )
+
+
+def convolved(whole: np.ndarray, weight: np.ndarray, group: int) -> np.ndarray:
+    """A convolution in integers of 64 bits."""
+    windows = np.lib.stride_tricks.sliding_window_view(whole, weight.shape[2:], axis=(2, 3))
+    inputs, outputs = (size // group for size in (whole.shape[1], weight.shape[0]))
+    parts = [
+        np.einsum(
+            "nchwij,ocij->nohw",
+            windows[:, part * inputs : (part + 1) * inputs],
+            weight[part * outputs : (part + 1) * outputs],
+        )
+        for part in range(group)
+    ]
+    return np.concatenate(parts, axis=1)
+
+
+def convolution(
+    inputs: int, outputs: int, size: int, group: int = 1, *, signed: bool, per_channel: bool = True
+) -> Case:
+    whole = largest(signed, (2, inputs, 7, 7), 2)
+    weight = weights((outputs, inputs // group, size, size), 0)
+    return quantized(
+        node("Conv", ["x_d", "w"], ["p"], group=group),
+        whole,
+        weight,
+        signed=signed,
+        axis=0,
+        sums=convolved(whole, weight, group),
+        rounded=True,
+        kernel="QLinearConv",
+        per_channel=per_channel,
+    )
+
+
+def between_activations() -> Case:
+    """Both operands unsigned and signed activations: x uint8, v int8."""
+    whole, other = largest(False, (ROWS, LENGTH), 3), weights((LENGTH, COLUMNS), 1)
+    inputs = {
+        "x": whole.astype(np.float32) * SCALE,
+        "v": other.astype(np.float32) * SCALE,
+    }
+    tensors = {"scale": SCALE, "zero": np.uint8(0), "signed": np.int8(0)}
+    nodes = [*pair("x", "zero"), *pair("v", "signed"), node("MatMul", ["x_d", "v_d"], ["y"])]
+    expected = (whole @ other) * 2.0**-10
+    model = model_of(nodes, inputs, tensors, shape=expected.shape)
+    return Case(model=model, inputs=inputs, expected=expected, kernel="MatMulIntegerToFloat")
+
+
+def integers(operator: str, *, constant: bool = True, zeros: bool = True) -> Case:
+    """MatMulInteger or ConvInteger as people write it, the right operand signed."""
+    if operator == "MatMulInteger":
+        left, right = largest(False, (ROWS, LENGTH), 4), weights((LENGTH, COLUMNS), 1)
+        expected, names = left @ right, ["left", "right"]
+    else:
+        # It multiplies its weights by its input.
+        right, left = largest(True, (2, 16, 7, 7), 4), largest(False, (8, 16, 3, 3), 5)
+        expected, names = convolved(right, left, 1), ["right", "left"]
+    values = {"left": left.astype(np.uint8), "right": right.astype(np.int8)}
+    inputs = {"left": values["left"]} if constant else values
+    tensors = {name: value for name, value in values.items() if name not in inputs}
+    if zeros:
+        kinds = {"left": np.uint8, "right": np.int8}
+        tensors |= {f"{name}_zero": kinds[name](0) for name in names}
+        names = [*names, *(f"{name}_zero" for name in names)]
+    model = model_of(
+        [node(operator, names, ["y"])],
+        inputs,
+        tensors,
+        kind=TensorProto.INT32,
+        shape=expected.shape,
+    )
+    return Case(model=model, inputs=inputs, expected=expected, kernel=operator)
+
+
+def dynamic() -> Case:
+    """A product whose activations are quantised as they come."""
+    whole, weight = largest(False, (ROWS, LENGTH), 6), weights((LENGTH, COLUMNS), 1)
+    whole[0, 0], whole[0, 1] = 0, 255
+    tensors = {
+        "weight": weight.astype(np.int8),
+        "weight_zero": np.zeros(COLUMNS, np.int8),
+        "weight_scale": np.full(COLUMNS, 2.0**-6, np.float32),
+    }
+    nodes = [
+        node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        node("MatMulInteger", ["q", "weight", "z", "weight_zero"], ["i"]),
+        node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
+        node("Mul", ["s", "weight_scale"], ["ss"]),
+        node("Mul", ["f", "ss"], ["y"]),
+    ]
+    inputs = {"x": whole.astype(np.float32)}
+    expected = (whole @ weight) * 2.0**-6
+    model = model_of(nodes, inputs, tensors, shape=expected.shape)
+    return Case(model=model, inputs=inputs, expected=expected, kernel="DynamicQuantizeMatMul")
+
+
+def operators() -> Case:
+    """QLinearMatMul as people write it, unsigned by signed."""
+    whole, weight = largest(False, (ROWS, LENGTH), 1), weights((LENGTH, COLUMNS), 1)
+    sums = (whole @ weight) * 2.0**-11
+    step = np.float32(2.0 ** np.ceil(np.log2(np.abs(sums).max() / 120)))
+    tensors = {
+        "scale": SCALE,
+        "zero": np.uint8(0),
+        "weight": weight.astype(np.int8),
+        "weight_scale": np.float32(2.0**-6),
+        "weight_zero": np.int8(0),
+        "step": step,
+        "middle": np.uint8(128),
+    }
+    names = ["x", "scale", "zero", "weight", "weight_scale", "weight_zero", "step", "middle"]
+    inputs = {"x": whole.astype(np.uint8)}
+    model = model_of(
+        [node("QLinearMatMul", names, ["y"])],
+        inputs,
+        tensors,
+        kind=TensorProto.UINT8,
+        shape=sums.shape,
+    )
+    expected = np.rint(sums / step) + 128
+    return Case(model=model, inputs=inputs, expected=expected, kernel="QLinearMatMul")
+
+
+CASES = {
+    "conv": convolution(64, 16, 3, signed=True),
+    "conv-unsigned": convolution(64, 16, 3, signed=False),
+    "conv-one-scale": convolution(64, 16, 3, signed=False, per_channel=False),
+    "conv-few-channels": convolution(3, 8, 5, signed=False),
+    "conv-1x1": convolution(256, 16, 1, signed=False),
+    "conv-grouped": convolution(64, 16, 3, 2, signed=False),
+    "conv-depthwise": convolution(32, 32, 3, 32, signed=False),
+    "conv-depthwise-5x5": convolution(32, 32, 5, 32, signed=True),
+    "conv-depthwise-multiplied": convolution(16, 32, 3, 16, signed=False),
+    "matmul": matrix("MatMul", signed=True, rounded=False),
+    "matmul-unsigned": matrix("MatMul", signed=False, rounded=False),
+    "matmul-rounded": matrix("MatMul", signed=False, rounded=True),
+    "matmul-signed-rounded": matrix("MatMul", signed=True, rounded=True),
+    "matmul-of-one-row": matrix("MatMul", signed=False, rounded=False, rows=1),
+    "matmul-between-activations": between_activations(),
+    "gemm": matrix("Gemm", signed=True, rounded=False),
+    "gemm-rounded": matrix("Gemm", signed=False, rounded=True),
+    "dynamic": dynamic(),
+    "matmulinteger": integers("MatMulInteger"),
+    "matmulinteger-without-zeros": integers("MatMulInteger", zeros=False),
+    "matmulinteger-of-inputs": integers("MatMulInteger", constant=False),
+    "convinteger": integers("ConvInteger", constant=False),
+    "convinteger-without-zeros": integers("ConvInteger", constant=False, zeros=False),
+    "qlinearmatmul": operators(),
+}
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The engine of every case, and beside it what it is run with and what comes of it."""
+    folder = tmp_path_factory.mktemp("engines")
+    for name, case in CASES.items():
+        built(case.model, folder, name)
+        np.savez(folder / f"{name}.npz", expected=case.expected, **case.inputs)
+    return folder
+
+
+def test_the_largest_values_are_added_up_exactly_in_whatever_session(engines: Path) -> None:
+    assert emulated.differences(engines) == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_products_are_computed_in_integers(name: str, engines: Path) -> None:
+    assert CASES[name].kernel in kinds(engines / f"{name}.onnx")
+
+
+def test_every_integer_kernel_that_an_engine_may_hold_is_among_the_cases() -> None:
+    assert {case.kernel for case in CASES.values()} | {"QAttention"} == set(OPERANDS)
+    assert set(INTEGER_KERNELS) <= set(OPERANDS)
+
+
+def emulate(processor: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    if EMULATOR is None:
+        if os.environ.get("CI"):
+            pytest.fail("no qemu-x86_64: apt-get install qemu-user")
+        pytest.skip("no qemu-x86_64, as the package qemu-user has it")
+    return subprocess.run(
+        [EMULATOR, "-cpu", processor, sys.executable, emulated.__file__, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_engines_are_exact_on_an_emulated_processor(processor: str, engines: Path) -> None:
+    ended = emulate(processor, engines)
+    assert (ended.returncode, ended.stdout.split("\n")[0]) == (0, ""), ended.stderr[-2000:]
+
+
+def test_an_emulated_processor_without_vnni_saturates_what_is_signed(tmp_path: Path) -> None:
+    case = integers("MatMulInteger")
+    onnx.save(case.model, str(tmp_path / "signed.onnx"))
+    np.savez(tmp_path / "signed.npz", expected=case.expected, **case.inputs)
+    ended = emulate("Haswell", tmp_path)
+    assert ended.returncode == 1
+    assert ended.stdout.startswith("signed ORT_DISABLE_ALL: ")
