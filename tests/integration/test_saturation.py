@@ -20,7 +20,7 @@ from tests import emulated
 from workers.backends import ort
 from workers.backends.ort import OrtModel
 from workers.layers import INTEGER_KERNELS
-from workers.saturation import OPERANDS, exact_graph, refuse_saturation
+from workers.saturation import OPERANDS, exact_file, exact_graph, refuse_saturation
 
 EMULATOR = shutil.which("qemu-x86_64")
 #: No VNNI in the one, nor AVX2 in the other, whose kernels differ again.
@@ -356,3 +356,195 @@ def test_an_emulated_processor_without_vnni_saturates_what_is_signed(tmp_path: P
     ended = emulate("Haswell", tmp_path)
     assert ended.returncode == 1
     assert ended.stdout.startswith("signed ORT_DISABLE_ALL: ")
+
+
+def as_written(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """What a graph gives in floats, operator by operator."""
+    result: np.ndarray = OrtModel(model.SerializeToString(), optimisation="none").run(inputs)["y"]
+    return result
+
+
+def assert_as_written(model: onnx.ModelProto, inputs: dict[str, np.ndarray], folder: Path) -> Path:
+    """Check that an engine gives what its graph says in whatever session; return it."""
+    engine = built(model, folder)
+    expected = as_written(model, inputs)
+    for level in emulated.LEVELS:
+        actual = emulated.run(engine, inputs, level)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    return engine
+
+
+def activations(*shape: int) -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(0).uniform(0, 255 * SCALE, shape).astype(np.float32)}
+
+
+@pytest.mark.parametrize("operator", ["MatMul", "Gemm"])
+@pytest.mark.parametrize("kind", [np.int8, np.uint8])
+def test_activations_in_floats_stay_so_where_only_weights_are_quantised(
+    operator: str, kind: type[np.generic], tmp_path: Path
+) -> None:
+    weight = np.random.default_rng(1).integers(-120, 120, (LENGTH, COLUMNS)).astype(kind)
+    zero = np.arange(COLUMNS).astype(kind)
+    scale = np.geomspace(1e-3, 1e-1, COLUMNS, dtype=np.float32)
+    nodes = [
+        node("DequantizeLinear", ["weight", "weight_scale", "weight_zero"], ["w"], axis=1),
+        node(operator, ["x", "w"], ["y"]),
+    ]
+    tensors = {"weight": weight, "weight_scale": scale, "weight_zero": zero}
+    inputs = activations(ROWS, LENGTH)
+    model = model_of(nodes, inputs, tensors, shape=(ROWS, COLUMNS))
+    assert kinds(assert_as_written(model, inputs, tmp_path)) == [operator]
+
+
+@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose", "Gemm"])
+def test_weights_in_floats_between_quantised_activations_stay_so(
+    operator: str, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(1)
+    size = (16, 8) if operator == "Gemm" else (16, 16, 3, 3)
+    inputs = activations(4, 16, *((5, 5) if operator != "Gemm" else ()))
+    weight = rng.standard_normal(size).astype(np.float32)
+    tensors = {"scale": SCALE, "zero": np.uint8(0), "w": weight, "step": np.float32(2.0**-4)}
+    tensors |= {"b": rng.standard_normal(8 if operator == "Gemm" else 16).astype(np.float32)}
+    nodes = [
+        *pair("x", "zero"),
+        node(operator, ["x_d", "w", "b"], ["p"]),
+        node("Relu", ["p"], ["r"]),
+        node("QuantizeLinear", ["r", "step", "zero"], ["q"]),
+        node("DequantizeLinear", ["q", "step", "zero"], ["y"]),
+    ]
+    model = model_of(nodes, inputs, tensors, shape=as_shape(operator))
+    assert_as_written(model, inputs, tmp_path)
+
+
+def as_shape(operator: str) -> tuple[int, ...]:
+    return {"Gemm": (4, 8), "Conv": (4, 16, 3, 3), "ConvTranspose": (4, 16, 7, 7)}[operator]
+
+
+def quantized_conv(**changes: np.ndarray) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    rng = np.random.default_rng(1)
+    tensors = {
+        "scale": SCALE,
+        "zero": np.uint8(0),
+        "weight": rng.integers(-127, 128, (4, 8, 3, 3)).astype(np.int8),
+        "weight_scale": np.full(4, 2.0**-6, np.float32),
+        "weight_zero": np.zeros(4, np.int8),
+        "b": np.ones(4, np.float32),
+        "step": np.float32(0.5),
+        "middle": np.uint8(128),
+    } | changes
+    nodes = [
+        *pair("x", "zero"),
+        node("DequantizeLinear", ["weight", "weight_scale", "weight_zero"], ["w"], axis=0),
+        node("Conv", ["x_d", "w", "b"], ["p"]),
+        node("QuantizeLinear", ["p", "step", "middle"], ["q"]),
+        node("DequantizeLinear", ["q", "step", "middle"], ["y"]),
+    ]
+    inputs = activations(2, 8, 5, 5)
+    return model_of(nodes, inputs, tensors, shape=(2, 4, 3, 3)), inputs
+
+
+def test_a_bias_that_int32_cant_hold_stays_in_floats(tmp_path: Path) -> None:
+    # A channel that training has silenced: its weights are 0, and its scale next to nothing.
+    scale = np.array([2.0**-6, 2.0**-6, 1e-12, 2.0**-6], np.float32)
+    model, inputs = quantized_conv(weight_scale=scale, b=np.full(4, 20, np.float32))
+    engine = assert_as_written(model, inputs, tmp_path)
+    assert "QLinearConv" not in kinds(engine)
+
+
+def test_weights_with_a_zero_point_a_channel_stay_in_floats_where_no_kernel_takes_them(
+    tmp_path: Path,
+) -> None:
+    model, inputs = quantized_conv(weight_zero=np.array([0, 3, -5, 7], np.int8))
+    assert "QLinearConv" not in kinds(assert_as_written(model, inputs, tmp_path))
+    model, inputs = quantized_conv()
+    assert "QLinearConv" in kinds(assert_as_written(model, inputs, tmp_path))
+
+
+def test_what_bodies_of_control_flow_multiply_is_exact(tmp_path: Path) -> None:
+    case = matrix("MatMul", signed=True, rounded=False)
+    inner = case.model.graph
+    body = helper.make_graph(
+        [n for n in inner.node if n.op_type != "QuantizeLinear"], "body", [], list(inner.output)
+    )
+    quantize = [n for n in inner.node if n.op_type == "QuantizeLinear"]
+    choice = node("If", ["flag"], ["y"], then_branch=body, else_branch=body)
+    inputs = {**case.inputs, "flag": np.array(True)}
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in inner.initializer}
+    model = model_of([*quantize, choice], inputs, tensors, shape=case.expected.shape)
+    engine = built(model, tmp_path)
+    for level in emulated.LEVELS:
+        np.testing.assert_allclose(emulated.run(engine, inputs, level), case.expected, rtol=1e-6)
+    [branch] = [n for n in onnx.load(str(engine)).graph.node if n.op_type == "If"]
+    assert "MatMulIntegerToFloat" in [n.op_type for n in branch.attribute[0].g.node]
+
+
+def test_what_local_functions_multiply_is_exact(tmp_path: Path) -> None:
+    case = matrix("MatMul", signed=True, rounded=False)
+    constants = [node("Constant", [], [t.name], value=t) for t in case.model.graph.initializer]
+    made = helper.make_function(
+        "own", "product", ["x"], ["y"], [*constants, *case.model.graph.node],
+        [helper.make_opsetid("", 21)],
+    )  # fmt: skip
+    graph = helper.make_graph(
+        [node("product", ["x"], ["y"], domain="own")],
+        "g",
+        list(case.model.graph.input),
+        list(case.model.graph.output),
+    )
+    imports = [helper.make_opsetid("", 21), helper.make_opsetid("own", 1)]
+    model = helper.make_model(graph, functions=[made], opset_imports=imports, ir_version=10)
+    engine = built(model, tmp_path)
+    for level in emulated.LEVELS:
+        actual = emulated.run(engine, case.inputs, level)
+        np.testing.assert_allclose(actual, case.expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", ["constant", "computed"])
+def test_int8_that_isnt_a_constant_is_shifted_where_it_is_dequantised(
+    scale: str, tmp_path: Path
+) -> None:
+    """Without a zero point, and given as an input."""
+    left, right = largest(False, (ROWS, LENGTH), 3), weights((LENGTH, COLUMNS), 1)
+    inputs = {"x": left.astype(np.float32) * SCALE, "v": right.astype(np.int8)}
+    if scale == "computed":
+        inputs["v_scale"] = np.full(COLUMNS, 2.0**-6, np.float32)
+    tensors = {"scale": SCALE, "zero": np.uint8(0)}
+    if scale == "constant":
+        tensors["v_scale"] = np.full(COLUMNS, 2.0**-6, np.float32)
+    nodes = [
+        *pair("x", "zero"),
+        node("DequantizeLinear", ["v", "v_scale"], ["v_d"], axis=1),
+        node("MatMul", ["x_d", "v_d"], ["y"]),
+    ]
+    expected = (left @ right) * 2.0**-11
+    model = model_of(nodes, inputs, tensors, shape=expected.shape)
+    engine = built(model, tmp_path)
+    for level in emulated.LEVELS:
+        np.testing.assert_allclose(emulated.run(engine, inputs, level), expected, rtol=1e-6)
+
+
+def test_a_graph_without_integers_is_taken_as_it_is(tmp_path: Path) -> None:
+    inputs = activations(ROWS, LENGTH)
+    file = tmp_path / "floats.onnx"
+    onnx.save(model_of([node("Relu", ["x"], ["y"])], inputs, {}, shape=(ROWS, LENGTH)), str(file))
+    assert exact_file(file, tmp_path) == file
+
+
+def test_an_engine_that_would_saturate_is_refused() -> None:
+    signed = integers("MatMulInteger").model
+    with pytest.raises(EngineBuildFailed, match=r"MatMulInteger .* unsigned by signed"):
+        refuse_saturation(signed)
+    refuse_saturation(exact_graph(signed))
+
+
+def test_what_stands_for_a_source_is_exact_too(tmp_path: Path) -> None:
+    """Its Q/DQ in floats, its integers unsigned."""
+    for name in ("conv", "matmul-rounded", "matmulinteger", "convinteger", "qlinearmatmul"):
+        case = CASES[name]
+        file = tmp_path / f"{name}.onnx"
+        onnx.save(case.model, str(file))
+        for optimisation in ("none", "all"):
+            session = OrtModel(exact_file(file, tmp_path), optimisation=optimisation)
+            actual = session.run(case.inputs)["y"]
+            np.testing.assert_allclose(actual, case.expected, rtol=1e-5, err_msg=name)
