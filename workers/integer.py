@@ -1,11 +1,11 @@
 """INT8 graphs for CPUs: what ONNX Runtime needs around an operator to compute it in integers.
 
-ModelOpt places Q/DQ as GPUs want it: before an operator. ONNX Runtime's integer kernels for CPUs give
-integers too, add a bias of integers, and want all activations of one type. So here
+ModelOpt places Q/DQ as GPUs want it: before an operator. ONNX Runtime's integer kernels for CPUs add a
+bias of integers, want all activations of one type, and that of convolutions gives integers too. So here
 
 - activations become uint8: signed ones shifted by 128, which changes no value, and those after a Relu
   in 0 to 255 over the same range, which makes the Relu a part of the rounding;
-- an operator whose result wasn't quantised has it quantised, in a range that is measured;
+- a convolution whose result wasn't quantised has it quantised, in a range that is measured;
 - biases become int32 of the scale that the sum has.
 
 Source: the QDQ selectors of ONNX Runtime; Jacob et al., Quantization and Training of Neural Networks
@@ -23,14 +23,17 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from workers import graphs
+from workers.saturation import fits_int32
 
 Ranges = Callable[[Sequence[str]], Mapping[str, float]]
 """The largest magnitude of each of these tensors over the calibration data."""
 
 _SIGNED_LEVELS, _UNSIGNED_LEVELS = 127, 255
 _ZERO = {True: np.uint8(128), False: np.uint8(0)}  #: is it signed → its zero
-#: Kernels of other matrix products give floats as well.
-_GIVE_INTEGERS = ("Conv", "Gemm")
+#: The kernel of a convolution gives integers and nothing else.
+_GIVE_INTEGERS = ("Conv",)
+_HAVE_BIASES = ("Conv", "Gemm")
+_MATRIX = 2  #: axes
 
 
 def integer_graph(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
@@ -56,6 +59,11 @@ class _Rewriter:
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
         self._made: list[onnx.TensorProto] = []
         self._outputs = {value.name for value in graph.output}
+        self._matrices = {
+            value.name
+            for value in graphs.inferred(model).graph.value_info
+            if len(value.type.tensor_type.shape.dim) == _MATRIX
+        }
         self._index()
 
     def _index(self) -> None:
@@ -111,27 +119,37 @@ class _Rewriter:
 
     def quantize_biases(self) -> None:
         for node in list(self._nodes):
-            if not self._is_quantized(node, *_GIVE_INTEGERS) or len(node.input) < 3:
-                continue
-            bias = self._value(node.input[2])
-            given, weights = (self._scale(self._makers[name]) for name in node.input[:2])
-            if bias is None or given is None or weights is None or given.ndim:
-                continue
-            scale = np.asarray(given * weights)
-            if scale.ndim and scale.shape != bias.shape:
-                continue
-            limits = np.iinfo(np.int32)
-            whole = np.clip(np.rint(bias / scale.astype(np.float64)), limits.min, limits.max)
-            name = f"{node.input[2]}__of__{node.output[0]}"
-            inputs = [
-                self._add(f"{name}__whole", whole.astype(np.int32)),
-                self._add(f"{name}__scale", scale),
-                self._add(f"{name}__zero", np.zeros(scale.shape, np.int32)),
-            ]
-            axis = {"axis": 0} if scale.ndim else {}
-            made = helper.make_node("DequantizeLinear", inputs, [name], name=name, **axis)
-            self._nodes.insert(self._nodes.index(node), made)
-            node.input[2] = name
+            if self._is_quantized(node, *_HAVE_BIASES) and len(node.input) > 2:
+                self._quantize_bias(node, node, 2)
+            elif self._is_quantized(node, "MatMul") and node.output[0] in self._matrices:
+                # ONNX Runtime makes one Gemm of both, for which it has no kernel with a bias in floats.
+                consumers = self._consumers[node.output[0]]
+                if len(consumers) == 1 and consumers[0].op_type == "Add":
+                    index = 1 - list(consumers[0].input).index(node.output[0])
+                    self._quantize_bias(node, consumers[0], index)
+
+    def _quantize_bias(self, node: onnx.NodeProto, adds: onnx.NodeProto, index: int) -> None:
+        """The bias of a product, which is an input of ``adds``."""
+        bias = self._value(adds.input[index])
+        given, weights = (self._scale(self._makers[name]) for name in node.input[:2])
+        if bias is None or given is None or weights is None or given.ndim:
+            return
+        scale = np.asarray(given * weights)
+        if bias.ndim != 1 or (scale.ndim and scale.shape != bias.shape):
+            return
+        if not fits_int32(bias, given, weights):
+            return
+        whole = np.rint(bias / scale.astype(np.float64))
+        name = f"{adds.input[index]}__of__{node.output[0]}"
+        inputs = [
+            self._add(f"{name}__whole", whole.astype(np.int32)),
+            self._add(f"{name}__scale", scale),
+            self._add(f"{name}__zero", np.zeros(scale.shape, np.int32)),
+        ]
+        axis = {"axis": 0} if scale.ndim else {}
+        made = helper.make_node("DequantizeLinear", inputs, [name], name=name, **axis)
+        self._nodes.insert(self._nodes.index(node), made)
+        adds.input[index] = name
 
     def _is_quantized(self, node: onnx.NodeProto, *kinds: str) -> bool:
         if node.op_type not in kinds:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -10,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from workers.backends import ort
 from workers.integer import integer_graph
+from workers.saturation import exact_graph
 
 SCALES = {"x": 0.03, "r": 0.05}
 CHANNELS = 4
@@ -142,3 +145,65 @@ def test_what_only_a_subgraph_takes_is_kept():
     graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, []))
     made = integer_graph(model, lambda names: dict.fromkeys(names, LARGEST))
     assert run(made, "z") == [1.0]
+
+
+def product(operator: str, *after: str, shape: tuple[str | int, ...]) -> onnx.ModelProto:
+    """Q/DQ as for GPUs: x · w, then its bias as an Add or in a Gemm, then what comes ``after``."""
+    rng = np.random.default_rng(0)
+    tensors = {
+        "scale": np.float32(0.02),
+        "zero": np.int8(0),
+        "w": rng.integers(-127, 128, (16, 8)).astype(np.int8),
+        "w_scale": np.full(8, 0.01, np.float32),
+        "w_zero": np.zeros(8, np.int8),
+        "b": rng.standard_normal(8).astype(np.float32),
+    }
+    names = ["x", *(f"t{n}" for n in range(len(after))), "y"]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["f"], axis=1),
+        helper.make_node(operator, ["d", "f", *(["b"] if operator == "Gemm" else [])], [names[1]]),
+    ]
+    for n, kind in enumerate(after, 1):
+        nodes.append(
+            helper.make_node(kind, [names[n], *(["b"] if kind == "Add" else [])], [names[n + 1]])
+        )
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "product",
+        [value("x", TensorProto.FLOAT, shape)],
+        [value("y", TensorProto.FLOAT, [*shape[:-1], 8])],
+        [numpy_helper.from_array(value, name) for name, value in tensors.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+AFTER = ((), ("Relu",), ("Add",), ("Add", "Relu"), ("Add", "Sigmoid"))
+MATRIX, STACK = ("n", 16), ("n", 5, 16)
+
+
+@pytest.mark.parametrize(
+    ("operator", "after", "shape"),
+    [
+        *(("MatMul", after, shape) for after in AFTER for shape in (MATRIX, STACK)),
+        *(("Gemm", after, MATRIX) for after in AFTER if "Add" not in after),
+    ],
+)
+def test_every_matrix_product_computes_in_integers_and_its_result_isnt_rounded(
+    operator: str, after: tuple[str, ...], shape: tuple[str | int, ...], tmp_path: Path
+) -> None:
+    model = product(operator, *after, shape=shape)
+    made = exact_graph(integer_graph(model, pytest.fail))
+    typed, engine = tmp_path / "typed.onnx", tmp_path / "engine.onnx"
+    onnx.save(made, str(typed))
+    ort.build_engine(typed, engine)
+    kinds = {node.op_type for node in onnx.load(str(engine)).graph.node}
+    assert kinds & {"QGemm", "MatMulIntegerToFloat"}
+    assert not kinds & {"Gemm", "FusedGemm", "MatMul"}
+    x = np.random.default_rng(1).standard_normal((3, 5, 16)[3 - len(shape) :]).astype(np.float32)
+    [expected] = ort.OrtModel(model.SerializeToString(), optimisation="none").run({"x": x}).values()
+    [actual] = ort.OrtModel(engine, is_engine=True).run({"x": x}).values()
+    # Only the bias is rounded, to the steps of the sum.
+    assert np.abs(actual - expected).max() < 0.02 * 0.01
