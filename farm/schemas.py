@@ -227,8 +227,11 @@ class ComputeView(Answer):
 
     macs: int | None = Field(description="multiply-accumulates of one run; null where unknown")
     types: dict[str, TypeShare] = Field(examples=[{"int8": {"layers": 53, "share": 0.97}}])
-    source: Literal["graph", "engine"] = Field(
-        "graph", description="who says so: the typed graph, or the layers of the engine itself"
+    source: Literal["graph", "inspector", "plan", "optimised-graph", "engine"] = Field(
+        "graph",
+        description="who says so: the typed graph; of the engine itself TensorRT's inspector, the text in "
+        "a TensorRT-RTX plan, or the graph that ONNX Runtime has optimised; `engine` is an earlier "
+        "farm's word for the inspector",
     )
 
 

@@ -22,6 +22,11 @@ def register(app: typer.Typer) -> None:
 
 _LAYERS = 40
 _NAMED = 10
+#: Who says what an engine computes in, where it isn't the typed graph.
+_SAID_BY = {
+    "engine": "as the engine's own layers say",
+    "optimised-graph": "as the graph says that ONNX Runtime has optimised",
+}
 
 
 def inspect(
@@ -106,8 +111,8 @@ def _compute(report: LayerReport, precision: Precision) -> None:
         (type_, str(of.layers), show.share(of.share)) for type_, of in report.compute.types.items()
     ]
     show.table(("computes in", "layers", "share of the compute"), rows)
-    if report.compute.source == "engine":
-        show.line("as the engine's own layers say")
+    if report.compute.source in _SAID_BY:
+        show.line(_SAID_BY[report.compute.source])
     for product in report.products:
         if product.typed is not None:
             show.line(

@@ -14,7 +14,7 @@ from farm.errors import EngineBuildFailed
 from farm.gpu_tags import CPU
 from farm.schemas import Layer, LayerReport
 from farm.specs import BuildParams, Precision, Profile, Runtime
-from workers import engine_types, graphs, layers, saturation, scripted
+from workers import engine_types, graphs, layers, optimised, saturation, scripted
 from workers.backends import ort, ort_cuda, trt
 from workers.backends.trt_cache import TimingCacheUse
 from workers.backends.trt_inspect import Inspected
@@ -63,6 +63,9 @@ def run(stage: Stage) -> StageResult:
         made = _build_plan(stage, params, file, model, profiles)
     if made.inspected:
         compute = _of_engine(params.precision, compute, made.inspected, model)
+    if made.optimised:
+        opt = shapes_at(profiles[0], "opt")
+        compute = optimised.compute_of_engine(made.optimised, opt, compute)
     report = _report(made, model, profiles, compute)
     facts = {
         "runtime": str(params.target.runtime),
@@ -96,6 +99,7 @@ class _Made:
     layers_source: str
     timing_cache: TimingCacheUse | None = None
     inspected: Inspected | None = None
+    optimised: onnx.ModelProto | None = None  #: of ONNX Runtime
     fusions: Mapping[str, int] | None = None  #: where the layers don't tell
 
 
@@ -114,6 +118,12 @@ def _of_engine(
     return found_in
 
 
+def _source(made: _Made) -> str:
+    if made.optimised:
+        return optimised.SOURCE
+    return "engine" if made.inspected else "graph"
+
+
 def _report(
     made: _Made, model: onnx.ModelProto, profiles: Sequence[Profile], compute: Compute
 ) -> LayerReport:
@@ -122,7 +132,7 @@ def _report(
         made.layers,
         compute,
         model,
-        compute_source="engine" if made.inspected else "graph",
+        compute_source=_source(made),
         source=made.layers_source,
         memory=made.inspected.memory if made.inspected else None,
         profiles=profiles,
@@ -143,20 +153,21 @@ def _build_graph(stage: Stage, params: BuildParams, file: Path, model: onnx.Mode
     # Folding may widen fp16 weights to fp32. And what stays outside must come along.
     may_be_large = graphs.is_large(model) or 2 * graphs.weight_bytes(model) > graphs.MAX_PROTO_BYTES
     built = build(file, folder / "model.onnx", weights_beside=may_be_large)
-    optimised = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+    made = onnx.load(str(folder / "model.onnx"), load_external_data=False)
     if on_cpu:
-        layers.check_integer_kernels(optimised, params.precision)
-        saturation.refuse_saturation(optimised)
+        layers.check_integer_kernels(made, params.precision)
+        saturation.refuse_saturation(made)
     engine = stage.workdir / "engine.onnx"
-    graphs.as_one_file(folder, optimised, engine)
+    graphs.as_one_file(folder, made, engine)
     return _Made(
         engine=engine,
         runtime_version=built.runtime_version,
         compute_capabilities=() if on_cpu else (params.compute_capability,),
         build_s=built.build_s,
-        layers=layers.of_onnx(optimised),
+        layers=layers.of_onnx(made),
         layers_source="the engine: a graph that ONNX Runtime has optimised",
-        fusions=layers.fused_by_onnxruntime(optimised, model),
+        optimised=made,
+        fusions=layers.fused_by_onnxruntime(made, model),
     )
 
 
