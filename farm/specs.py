@@ -91,7 +91,8 @@ class DataKind(StrEnum):
     RANDOM = "random"  #: seeded noise
 
 
-Axis = Annotated[int, Field(ge=1, le=2**31 - 1)]
+#: An axis may be of length 0: the cache of a decoder's first call is.
+Axis = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Shape = Annotated[tuple[Axis, ...], Field(max_length=16)]  #: more than any runtime takes
 
 

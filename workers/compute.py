@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto
 
 from workers import graphs
-from workers.profiles import Shapes
+from workers.batch import Shapes
 
 _TYPES = {
     TensorProto.FLOAT: "fp32",

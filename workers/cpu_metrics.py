@@ -11,7 +11,7 @@ import torch
 
 from farm.specs import Profile, TensorSpec
 from workers.backends.ort import cpu_threads
-from workers.profiles import batch_range, shapes_at_batch
+from workers.batch import Batch
 from workers.samples import Runnable, random_arrays
 from workers.timing import (
     Pace,
@@ -41,7 +41,8 @@ def metrics(
 ) -> dict[str, Any]:
     """Latency and throughput at the batch sizes of a profile."""
     models: dict[str, Runnable] = {"engine": engine} | ({"eager": eager} if eager else {})
-    smallest, opt, largest = batch_range(inputs, profile)
+    sizes = Batch.of(inputs, profile)
+    smallest, opt, largest = sizes.min, sizes.opt, sizes.max
     headline = _time_headline(models, inputs, profile, opt)
     latencies = {opt: headline.latencies}
     skipped: dict[int, float] = {}
@@ -97,7 +98,7 @@ def _time_batch(
     batch: int,
     pace: Pace,
 ) -> Timings:
-    arrays = random_arrays(inputs, shapes_at_batch(inputs, profile, batch), seed=_SEED)
+    arrays = random_arrays(inputs, Batch.of(inputs, profile).at(profile, batch), seed=_SEED)
     return time_side_by_side(
         {name: partial(model.run, arrays) for name, model in models.items()}, pace
     )

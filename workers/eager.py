@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 
 from farm.errors import InvalidModel
 from farm.specs import TensorSpec
+from workers.batch import Arrays, batch_symbol
 from workers.profiles import AxisRange
-from workers.samples import Arrays
 
 #: A dynamic size as torch.export names it, alone or in an expression: ``s40``, ``2*s40``.
 SYMBOL = re.compile(r"\bs\d+\b")
@@ -129,14 +129,32 @@ def _values(program: ExportedProgram) -> dict[str, Any]:
 
 
 def _axis_names(program: ExportedProgram) -> dict[str, str]:
-    """Symbol → name: the batch is ``batch``, other axes are called by their input."""
+    """Symbol → name, by the inputs."""
     values = _values(program)
+    return axis_names({name: tuple(values[name].shape) for name in input_names(program)})
+
+
+def axis_names(shapes: Mapping[str, Sequence[Any]]) -> dict[str, str]:
+    """Symbol → name, for an archive keeps no names: the batch is ``batch``, wherever it lies, and other
+    axes are called by their input.
+
+    Parameters:
+        shapes: of the inputs, a dynamic size being a symbol or what computes with symbols.
+    """
+    raw = [
+        TensorSpec(
+            name=name,
+            dtype="",
+            shape=tuple(size if isinstance(size, int) else str(size) for size in shape),
+        )
+        for name, shape in shapes.items()
+    ]
+    batch = batch_symbol(raw)
     names: dict[str, str] = {}
-    for name in input_names(program):
-        for axis, size in enumerate(values[name].shape):
-            if not isinstance(size, int) and SYMBOL.fullmatch(str(size)):
-                is_batch = axis == 0 and "batch" not in names.values()
-                names.setdefault(str(size), "batch" if is_batch else f"{name}_{axis}")
+    for spec in raw:
+        for axis, size in enumerate(spec.shape):
+            if isinstance(size, str) and SYMBOL.fullmatch(size):
+                names.setdefault(size, "batch" if size == batch else f"{spec.name}_{axis}")
     return names
 
 

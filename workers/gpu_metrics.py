@@ -18,10 +18,10 @@ from farm.errors import FarmError
 from farm.specs import Precision, Profile, Runtime, TensorSpec
 from workers import telemetry
 from workers.backends import ort_cuda, trt_cuda
+from workers.batch import Batch
 from workers.compute import PRODUCTS
 from workers.cuda_timing import Bind, Bound, Span, Streams, Tensors, time_queries
 from workers.eager_cuda import PyTorchOnGpu, autocast_dtype
-from workers.profiles import batch_range, shapes_at_batch
 from workers.samples import Runnable, random_arrays
 from workers.timing import Pace
 
@@ -100,7 +100,7 @@ def metrics(loaded: Loaded, beside: Comparison, progress: Progress) -> dict[str,
     # Eager PyTorch may use TF32 where the engines may.
     torch.set_float32_matmul_precision("high")
     engine, timer = loaded.engine, _Timer(beside)
-    _, opt, _ = batch_range(beside.inputs, beside.profile)
+    opt = Batch.of(beside.inputs, beside.profile).opt
     with telemetry.watching(_uuid(), loaded.other_processes) as seen:
         progress("time: the engine", None)
         headline = timer.time(engine.bind, opt, PACE)
@@ -140,7 +140,8 @@ class _Timer:
     ) -> list[dict[str, Any]]:
         """At the smallest, the opt and the largest batch."""
         entries = []
-        for batch in sorted(set(batch_range(self._beside.inputs, self._beside.profile))):
+        sizes = Batch.of(self._beside.inputs, self._beside.profile)
+        for batch in sorted({sizes.min, sizes.opt, sizes.max}):
             progress(f"time: batches of {batch}", None)
             if batch in known:
                 entries.append(_entry(batch, known[batch].facts(batch)))
@@ -151,7 +152,7 @@ class _Timer:
 
     def _arrays(self, batch: int) -> Mapping[str, NDArray[np.generic]]:
         inputs, profile = self._beside.inputs, self._beside.profile
-        return random_arrays(inputs, shapes_at_batch(inputs, profile, batch), seed=_SEED)
+        return random_arrays(inputs, Batch.of(inputs, profile).at(profile, batch), seed=_SEED)
 
 
 def _entry(batch: int, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import ast
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from farm.errors import ProfileMismatch
 from farm.specs import ANONYMOUS, Profile, ShapeRange, TensorSpec
+from workers.batch import Shapes, Sizes, batch_symbol, sizes_of
 
 #: Batch sizes (min, opt, max) of a model with a dynamic batch and no profile.
 DEFAULT_BATCH = (1, 8, 64)
 
-Shapes = dict[str, tuple[int, ...]]
-Sizes = tuple[int, int, int]  #: of an axis: smallest, optimal, largest
 Which = Literal["min", "opt", "max"]
 
 
@@ -37,9 +38,10 @@ def resolve_profiles(
     """Give every profile a range for every input, in the order of the inputs.
 
     A dynamic axis of an input that a profile leaves out has, in this order: the sizes that the profile
-    gives an axis of the same name; the range that its source declared, with the size it was exported
-    with as the optimal one; if it is the first axis, the batch of the others, or 1, 8 and 64 within
-    its range. Static models need no profile.
+    gives an axis of the same name; if it is the batch, wherever it lies, or the first axis of an input
+    without one, the batch of the others, or 1, 8 and 64 within its range; the range that its source
+    declared, with the size it was exported with as the optimal one; what follows from other axes, where
+    its name computes with theirs, as ``past + sequence`` does. Static models need no profile.
 
     Raises:
         ProfileMismatch: naming the input and the axis that doesn't fit.
@@ -52,40 +54,6 @@ def resolve_profiles(
 def shapes_at(profile: Profile, which: Which) -> Shapes:
     """The shape of every input at the profile's smallest, optimal or largest size."""
     return {name: getattr(shapes, which) for name, shapes in profile.items()}
-
-
-def batched_inputs(inputs: Sequence[TensorSpec], profile: Profile) -> tuple[str, ...]:
-    """The inputs whose first axis is the batch; others are the same for every sample.
-
-    Where a first axis is dynamic the batch is, and all with its range are batched; a static model's
-    batch is the first axis of its first input.
-    """
-    firsts = {spec.name: _sizes(profile[spec.name], 0) for spec in inputs if spec.shape}
-    dynamic = [s.name for s in inputs if s.name in firsts and isinstance(s.shape[0], str)]
-    if not firsts:
-        return ()
-    batch = firsts[(dynamic or list(firsts))[0]]
-    return tuple(name for name in dynamic or firsts if firsts[name] == batch)
-
-
-def has_dynamic_batch(inputs: Sequence[TensorSpec]) -> bool:
-    """Whether an input's first axis is dynamic, so that samples can be batched at will."""
-    return any(spec.shape and isinstance(spec.shape[0], str) for spec in inputs)
-
-
-def batch_range(inputs: Sequence[TensorSpec], profile: Profile) -> Sizes:
-    """The profile's smallest, optimal and largest batch; 1, 1, 1 for a model of scalars."""
-    batched = batched_inputs(inputs, profile)
-    return _sizes(profile[batched[0]], 0) if batched else (1, 1, 1)
-
-
-def shapes_at_batch(inputs: Sequence[TensorSpec], profile: Profile, batch: int) -> Shapes:
-    """The opt shapes, with the batch of every input that has a dynamic one set to ``batch``."""
-    shapes = shapes_at(profile, "opt")
-    if has_dynamic_batch(inputs):
-        for name in batched_inputs(inputs, profile):
-            shapes[name] = (batch, *shapes[name][1:])
-    return shapes
 
 
 def profiles_as_json(profiles: Sequence[Profile]) -> list[dict[str, object]]:
@@ -104,15 +72,9 @@ def _resolve(inputs: Sequence[TensorSpec], profile: Profile, ranges: AxisRanges)
                 hint=f"the model's inputs are {', '.join(known)}",
             )
         _check(known[name], shapes, ranges)
-    given = _given_axes(known, profile)
-    batch = _given_batch(known, profile)
-    resolved = {
-        spec.name: profile[spec.name]
-        if spec.name in profile
-        else _default(spec, given, batch, ranges)
-        for spec in inputs
-    }
+    resolved = _Defaults(known, profile, ranges).resolved()
     _check_shared_axes(inputs, resolved)
+    _refuse_no_samples(inputs, resolved)
     return resolved
 
 
@@ -124,7 +86,7 @@ def _check(spec: TensorSpec, shapes: ShapeRange, ranges: AxisRanges) -> None:
             hint=f"give {len(spec.shape)} sizes each for min, opt and max",
         )
     for axis, size in enumerate(spec.shape):
-        asked = set(_sizes(shapes, axis))
+        asked = set(sizes_of(shapes, axis))
         told = f"and the profile asks for {', '.join(map(str, sorted(asked)))}"
         if isinstance(size, int) and asked != {size}:
             raise ProfileMismatch(
@@ -139,27 +101,93 @@ def _check(spec: TensorSpec, shapes: ShapeRange, ranges: AxisRanges) -> None:
             )
 
 
-def _default(
-    spec: TensorSpec, given: Mapping[str, Sizes], batch: Sizes | None, ranges: AxisRanges
-) -> ShapeRange:
-    axes: list[Sizes] = []
-    for axis, size in enumerate(spec.shape):
-        if isinstance(size, int):
-            axes.append((size, size, size))
-        elif size in given:
-            axes.append(given[size])
-        elif axis == 0:
-            axes.append(batch or _within(DEFAULT_BATCH, ranges.get(size)))
-        elif size in ranges and (largest := ranges[size].max) is not None:
-            axes.append((ranges[size].min, ranges[size].example, largest))
-        else:
-            raise ProfileMismatch(
-                f"axis {axis} of input {spec.name!r} is dynamic {_text(spec)}, "
-                "and no profile says how large it gets",
-                hint=f"pass a profile with min, opt and max shapes for {spec.name!r}",
-            )
-    low, mid, high = zip(*axes, strict=True) if axes else ((), (), ())
-    return ShapeRange(min=low, opt=mid, max=high)
+class _Defaults:
+    """The ranges of what a profile leaves out, by the axes' names."""
+
+    def __init__(
+        self, known: Mapping[str, TensorSpec], profile: Profile, ranges: AxisRanges
+    ) -> None:
+        self._known = known
+        self._profile = profile
+        self._ranges = ranges
+        self._symbol = batch_symbol(list(known.values()))
+        self._sizes = _given_axes(known, profile)
+        self._batch = self._sizes.get(self._symbol or "") or _given_batch(known, profile)
+
+    def resolved(self) -> Profile:
+        for spec in self._known.values():
+            for axis, size in enumerate(spec.shape):
+                found = self._plain(spec, axis, size) if isinstance(size, str) else None
+                if found and size != ANONYMOUS:
+                    self._sizes.setdefault(str(size), found)
+        return {
+            name: self._profile[name] if name in self._profile else self._range(spec)
+            for name, spec in self._known.items()
+        }
+
+    def _plain(self, spec: TensorSpec, axis: int, size: str) -> Sizes | None:
+        """What isn't computed from other axes."""
+        if size in self._sizes:
+            return self._sizes[size]
+        if size == self._symbol or (axis == 0 and self._symbol not in spec.shape):
+            return self._batch or _within(DEFAULT_BATCH, self._ranges.get(size))
+        if size in self._ranges and (largest := self._ranges[size].max) is not None:
+            return self._ranges[size].min, self._ranges[size].example, largest
+        return None
+
+    def _range(self, spec: TensorSpec) -> ShapeRange:
+        axes: list[Sizes] = []
+        for axis, size in enumerate(spec.shape):
+            if isinstance(size, int):
+                axes.append((size, size, size))
+                continue
+            found = computed(size, self._sizes) or self._plain(spec, axis, size)
+            if found is None:
+                raise ProfileMismatch(
+                    f"axis {axis} of input {spec.name!r} is dynamic {_text(spec)}, "
+                    "and no profile says how large it gets",
+                    hint=f"pass a profile with min, opt and max shapes for {spec.name!r}",
+                )
+            axes.append(found)
+        low, mid, high = zip(*axes, strict=True) if axes else ((), (), ())
+        return ShapeRange(min=low, opt=mid, max=high)
+
+
+_OPERATORS: dict[type, Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+}
+
+
+def computed(name: str, sizes: Mapping[str, Sizes]) -> Sizes | None:
+    """The sizes of an axis whose name computes with those of others, as ``past + 2*sequence``.
+
+    None where it is no such name, or names an axis whose sizes aren't known.
+    """
+    if name in sizes:
+        return None
+    try:
+        tree = ast.parse(name, mode="eval").body
+        low, mid, high = (
+            _value(tree, {other: given[which] for other, given in sizes.items()})
+            for which in range(3)
+        )
+    except (SyntaxError, ValueError, KeyError, ZeroDivisionError, RecursionError):
+        return None
+    return (low, mid, high) if 0 <= low <= mid <= high else None
+
+
+def _value(node: ast.expr, sizes: Mapping[str, int]) -> int:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return node.value
+    if isinstance(node, ast.Name):
+        return sizes[node.id]
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        left, right = _value(node.left, sizes), _value(node.right, sizes)
+        return _OPERATORS[type(node.op)](left, right)
+    raise ValueError("it isn't arithmetic on sizes")
 
 
 def _within(sizes: Sizes, allowed: AxisRange | None) -> Sizes:
@@ -171,14 +199,10 @@ def _within(sizes: Sizes, allowed: AxisRange | None) -> Sizes:
     return low, mid, high
 
 
-def _sizes(shapes: ShapeRange, axis: int) -> Sizes:
-    return shapes.min[axis], shapes.opt[axis], shapes.max[axis]
-
-
 def _given_axes(known: Mapping[str, TensorSpec], profile: Profile) -> dict[str, Sizes]:
     """The sizes that a profile gives to axes with a name."""
     return {
-        size: _sizes(shapes, axis)
+        size: sizes_of(shapes, axis)
         for name, shapes in profile.items()
         for axis, size in enumerate(known[name].shape)
         if isinstance(size, str) and size != ANONYMOUS
@@ -189,7 +213,7 @@ def _given_batch(known: Mapping[str, TensorSpec], profile: Profile) -> Sizes | N
     for name, shapes in profile.items():
         shape = known[name].shape
         if shape and isinstance(shape[0], str):
-            return _sizes(shapes, 0)
+            return sizes_of(shapes, 0)
     return None
 
 
@@ -201,13 +225,24 @@ def _check_shared_axes(inputs: Sequence[TensorSpec], profile: Profile) -> None:
         for axis, size in enumerate(spec.shape):
             if isinstance(size, int) or size == ANONYMOUS:
                 continue
-            sizes = _sizes(shapes, axis)
+            sizes = sizes_of(shapes, axis)
             other = seen.setdefault(size, (spec.name, axis, sizes))
             if other[2] != sizes:
                 raise ProfileMismatch(
                     f"axis {axis} of input {spec.name!r} and axis {other[1]} of input {other[0]!r} "
                     f"are the same axis {size!r}, and their ranges {sizes} and {other[2]} differ",
                     hint="give both the same min, opt and max",
+                )
+
+
+def _refuse_no_samples(inputs: Sequence[TensorSpec], profile: Profile) -> None:
+    symbol = batch_symbol(inputs)
+    for spec in inputs:
+        for axis, size in enumerate(spec.shape):
+            if size == symbol and size != ANONYMOUS and profile[spec.name].min[axis] == 0:
+                raise ProfileMismatch(
+                    f"axis {axis} of input {spec.name!r} is the batch, and the profile begins at 0",
+                    hint="let it begin at 1: other axes may be of length 0, as that of a cache",
                 )
 
 

@@ -1,13 +1,14 @@
-"""Calibration and evaluation data: arrays by input name, samples on axis 0.
+"""Calibration and evaluation data: arrays by input name, samples along the batch's axis.
 
-An input that has no batch, as a scalar or a table, is one array for all samples.
+Arrays lie as the model takes them. An input that has no batch, as a scalar or a table, is one array
+for all samples.
 """
 
 from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,9 +17,9 @@ from numpy.typing import NDArray
 
 from farm.errors import InvalidData
 from farm.specs import DataKind, Profile, TensorSpec
-from workers.profiles import Shapes, batch_range, batched_inputs, shapes_at
-
-Arrays = dict[str, NDArray[np.generic]]
+from workers.batch import Arrays as Arrays
+from workers.batch import Batch, Shapes
+from workers.profiles import shapes_at
 
 
 class Runnable(Protocol):
@@ -83,14 +84,15 @@ def check_samples(arrays: Arrays, inputs: Sequence[TensorSpec], profile: Profile
             hint="save one array an input, under exactly the input's name: "
             f"numpy.savez(path, {', '.join(f'{name}=…' for name in names)})",
         )
-    batched = batched_inputs(inputs, profile)
+    batch = Batch.of(inputs, profile)
     for spec in inputs:
-        _check_array(samples[spec.name], spec, profile, has_samples=spec.name in batched)
-    counts = {name: len(samples[name]) for name in batched}
+        _check_array(samples[spec.name], spec, profile, batch.axis_of(spec.name))
+    counts = {name: batch.count({name: samples[name]}) for name in batch.inputs}
     if len(set(counts.values())) > 1:
+        along = ", ".join(f"axis {batch.axis_of(name)} of {name!r}" for name in counts)
         raise InvalidData(
             f"the inputs hold different numbers of samples: {counts}",
-            hint="every array needs the same number of samples on axis 0",
+            hint=f"every array needs the same number of samples along the batch: {along}",
         )
     return {name: samples[name] for name in names}
 
@@ -114,24 +116,6 @@ def check_labels(arrays: Arrays, count: int) -> NDArray[np.int64] | None:
     return labels.astype(np.int64)
 
 
-def count_samples(samples: Mapping[str, NDArray[np.generic]], batched: Collection[str]) -> int:
-    """How many samples the arrays of the batched inputs hold; 1 where there is no batch."""
-    return min((len(samples[name]) for name in batched), default=1)
-
-
-def batches_of(
-    samples: Arrays, batched: Collection[str], size: int, *, smallest: int = 1
-) -> Iterator[Arrays]:
-    """Consecutive batches in the order of the file; a remainder below ``smallest`` is left out."""
-    for start in range(0, count_samples(samples, batched), size):
-        batch = {
-            name: array[start : start + size] if name in batched else array
-            for name, array in samples.items()
-        }
-        if count_samples(batch, batched) >= smallest:
-            yield batch
-
-
 def split(
     samples: Arrays, inputs: Sequence[TensorSpec], profile: Profile, hold_out: int | None
 ) -> tuple[Arrays, Arrays | None]:
@@ -140,17 +124,11 @@ def split(
     Parameters:
         hold_out: the batch size of the calibration.
     """
-    batched = batched_inputs(inputs, profile)
-    smallest = batch_range(inputs, profile)[0]
-    count = count_samples(samples, batched)
-    is_held = _is_held_out(count, max(hold_out, smallest) if hold_out else None)
+    batch = Batch.of(inputs, profile)
+    is_held = _is_held_out(batch.count(samples), max(hold_out, batch.min) if hold_out else None)
     if not is_held.any():
         return samples, None
-    numbers = np.arange(count)
-    return (
-        numbered(samples, batched, numbers[~is_held]),
-        numbered(samples, batched, numbers[is_held]),
-    )
+    return batch.take(samples, ~is_held), batch.take(samples, is_held)
 
 
 def _is_held_out(count: int, size: int | None) -> NDArray[np.bool_]:
@@ -161,16 +139,6 @@ def _is_held_out(count: int, size: int | None) -> NDArray[np.bool_]:
     if size is None or count < 3 * size:
         return np.zeros(count, bool)
     return np.asarray(np.arange(count) // size % 4 == 2)
-
-
-def numbered(
-    samples: Arrays, batched: Collection[str], numbers: Sequence[int] | NDArray[np.intp]
-) -> Arrays:
-    """The samples of these numbers, in this order."""
-    return {
-        name: array[np.asarray(numbers)] if name in batched else array
-        for name, array in samples.items()
-    }
 
 
 def samples_for(
@@ -218,15 +186,15 @@ def random_arrays(inputs: Sequence[TensorSpec], shapes: Shapes, *, seed: int) ->
 
 
 def _check_array(
-    array: NDArray[np.generic], spec: TensorSpec, profile: Profile, *, has_samples: bool
+    array: NDArray[np.generic], spec: TensorSpec, profile: Profile, batch_axis: int | None
 ) -> None:
     if array.ndim != len(spec.shape):
         raise InvalidData(
             f"the data of input {spec.name!r} have shape {list(array.shape)}, "
             f"and the model takes {list(spec.shape)}",
-            hint="put the samples on axis 0 and keep the model's other axes"
-            if has_samples
-            else "this input has no batch: give one array, which serves for all samples",
+            hint="this input has no batch: give one array, which serves for all samples"
+            if batch_axis is None
+            else f"put the samples on axis {batch_axis} and keep the model's other axes",
         )
     if array.dtype.name != spec.dtype:
         raise InvalidData(
@@ -235,7 +203,9 @@ def _check_array(
             hint=f"preprocess them as for the model and save them with .astype(numpy.{spec.dtype})",
         )
     shapes = profile[spec.name]
-    for axis in range(int(has_samples), array.ndim):
+    for axis in range(array.ndim):
+        if axis == batch_axis:
+            continue
         low, high = shapes.min[axis], shapes.max[axis]
         if not low <= array.shape[axis] <= high:
             allowed = str(low) if low == high else f"{low} to {high}"
@@ -244,7 +214,7 @@ def _check_array(
                 f"and the model takes {allowed}",
                 hint="resize or pad the samples as for the model",
             )
-    if array.size == 0:
+    if batch_axis is not None and array.shape[batch_axis] == 0:
         raise InvalidData(f"input {spec.name!r} has no samples", hint="save at least two batches")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = int((~np.isfinite(array)).sum())

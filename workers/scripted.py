@@ -11,10 +11,11 @@ from farm.specs import BuildParams, Profile
 from workers import graphs, layers, references
 from workers.backends import torchscript
 from workers.backends.torchscript import Scripted, TorchScriptModel
+from workers.batch import Shapes
 from workers.compute import Compute
 from workers.eager import EagerModel
 from workers.measure.difference import difference
-from workers.profiles import Shapes, profiles_as_json, resolve_profiles, shapes_at
+from workers.profiles import profiles_as_json, resolve_profiles, shapes_at
 from workers.samples import random_arrays
 from workers.stages import Stage, StageResult
 from workers.weights import compute_of_program

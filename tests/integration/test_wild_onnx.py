@@ -17,9 +17,10 @@ from farm.errors import InvalidModel, ProfileMismatch
 from farm.specs import JobKind, Precision, ShapeRange
 from tests.zoo import runner
 from workers import graphs
+from workers.batch import Batch
 from workers.modern import described
-from workers.profiles import AxisRange, batched_inputs, resolve_profiles
-from workers.samples import batches_of, check_samples
+from workers.profiles import AxisRange, resolve_profiles
+from workers.samples import check_samples
 
 FLOAT = TensorProto.FLOAT
 RANDOM = np.random.default_rng(0)
@@ -187,9 +188,9 @@ def test_an_input_without_a_batch_is_one_array_for_all_samples(z: Shape, tmp_pat
     inputs = graphs.input_specs(model)
     asked = {"x": sizes((1, 16), (8, 16), (16, 16)), "z": sizes((5, 16), (5, 16), (5, 16))}
     [profile] = resolve_profiles(inputs, [asked])
-    assert batched_inputs(inputs, profile) == ("x",)
+    assert Batch.of(inputs, profile).inputs == ("x",)
     samples = check_samples({"x": weights(20, 16), "z": weights(5, 16)}, inputs, profile)
-    shapes = [(len(b["x"]), len(b["z"])) for b in batches_of(samples, ["x"], 8)]
+    shapes = [(len(b["x"]), len(b["z"])) for b in Batch.of(inputs, profile).split(samples, 8)]
     assert shapes == [(8, 5), (8, 5), (4, 5)]
 
 

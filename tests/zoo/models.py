@@ -16,7 +16,8 @@ from torch import nn
 
 from tests.zoo.runner import Source
 from workers import demo, graphs
-from workers.profiles import resolve_profiles, shapes_at_batch
+from workers.batch import Batch
+from workers.profiles import resolve_profiles
 from workers.samples import random_arrays
 
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
@@ -47,7 +48,7 @@ def source(name: str, folder: Path) -> Source:
     inputs = graphs.input_specs(model)
     profile = resolve_profiles(inputs, ())[0]
     batches = [
-        random_arrays(inputs, shapes_at_batch(inputs, profile, 1), seed=_SEED + n)
+        random_arrays(inputs, Batch.of(inputs, profile).at(profile, 1), seed=_SEED + n)
         for n in range(SAMPLES)
     ]
     samples = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}

@@ -32,14 +32,15 @@ class Comparison:
     """Adds up batches of a source's and an engine's outputs for the same samples.
 
     Parameters:
-        batch_axes: of each output, where it has one; by default 0, where that is as long as the batch.
+        batch_axes: of each output, None where it is one for all; by default 0, where that is as long as
+            the batch.
         places: the shape of a sample's labels, where each place of it has a class of its own.
         varying: the outputs whose size depends on the data, each with the axis that counts its items. Of
             those that turn out to be so on the way, the batches before weren't compared item by item:
             compare them all again with what is here then.
     """
 
-    batch_axes: Mapping[str, int] = field(default_factory=dict)
+    batch_axes: Mapping[str, int | None] = field(default_factory=dict)
     places: tuple[int, ...] = ()
     varying: dict[str, int] = field(default_factory=dict)
     samples: int = 0
@@ -245,7 +246,9 @@ def _first_task(outputs: Sequence[_Output], labels: Labels) -> dict[str, Any] | 
     return next(filter(None, (output.task(labels) for output in outputs)), None)
 
 
-def _batch_axis(array: NDArray[np.generic], axis: int, count: int) -> int | None:
+def _batch_axis(array: NDArray[np.generic], axis: int | None, count: int) -> int | None:
+    if axis is None:
+        return None
     return axis if array.ndim > axis and array.shape[axis] == count else None
 
 

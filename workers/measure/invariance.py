@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from farm.specs import Precision, Profile, TensorSpec
+from farm.specs import Precision
+from workers.batch import Arrays, Batch
 from workers.measure.difference import MAX_CHANGED, NO_DIFFERENCE, Difference, difference
-from workers.profiles import batch_range, batched_inputs, has_dynamic_batch
-from workers.samples import Arrays, Runnable, count_samples, numbered
+from workers.samples import Runnable
 
 #: Batches of this size show it, where the profile allows it.
 _BATCH = 4
@@ -28,8 +28,7 @@ def batch_invariance(
     engine: Runnable,
     source: Runnable,
     samples: Arrays,
-    inputs: Sequence[TensorSpec],
-    profile: Profile,
+    batch: Batch,
     precision: Precision,
 ) -> dict[str, Any] | None:
     """``batch``, ``max_error``, ``tolerance`` and whether it ``holds``; None where the batch is fixed.
@@ -37,15 +36,13 @@ def batch_invariance(
     Where a row's outputs depend on others in the source itself, as with an attention over the batch,
     the engine does right to have them so.
     """
-    smallest, _, largest = batch_range(inputs, profile)
-    if not has_dynamic_batch(inputs) or smallest > 1 or largest < 2:
+    if not batch.is_dynamic or batch.min > 1 or batch.max < 2:
         return None
-    size = min(_BATCH, largest)
-    batched = batched_inputs(inputs, profile)
-    count = count_samples(samples, batched)
+    size = min(_BATCH, batch.max)
+    count = batch.count(samples)
     others = [1 + number % max(count - 1, 1) for number in range(size - 1)] if count > 1 else []
     batches = [[0, *others], [*others, 0], [0] * size] if others else [[0] * size]
-    found = _difference(engine, samples, batched, batches)
+    found = _difference(engine, samples, batch, batches)
     tolerance = _TOLERANCE.get(precision, _WIDE_TOLERANCE)
     holds = found.finite and found.scaled_error <= tolerance and found.changed <= MAX_CHANGED
     facts = {
@@ -55,30 +52,39 @@ def batch_invariance(
         "holds": holds,
     }
     if not holds:
-        source_error = _difference(source, samples, batched, batches)
+        source_error = _difference(source, samples, batch, batches)
         facts["source_error"] = max(source_error.scaled_error, source_error.changed)
         facts["holds"] = source_error.beyond(tolerance) is not None
     return facts
 
 
 def _difference(
-    model: Runnable, samples: Arrays, batched: Sequence[str], batches: Sequence[Sequence[int]]
+    model: Runnable, samples: Arrays, batch: Batch, batches: Sequence[Sequence[int]]
 ) -> Difference:
-    alone = model.run(numbered(samples, batched, [0]))
+    alone = model.run(batch.take(samples, [0]))
     total = NO_DIFFERENCE
     for numbers in batches:
-        made = model.run(numbered(samples, batched, numbers))
+        made = model.run(batch.take(samples, numbers))
         for place, number in enumerate(numbers):
             if number == 0:
-                row = _row(made, alone, place, len(numbers))
+                row = _row(made, alone, batch, place, len(numbers))
                 total = total.merged(difference({n: alone[n] for n in row}, row))
     return total
 
 
-def _row(made: Arrays, alone: Mapping[str, NDArray[np.generic]], place: int, size: int) -> Arrays:
+def _row(
+    made: Arrays,
+    alone: Mapping[str, NDArray[np.generic]],
+    batch: Batch,
+    place: int,
+    size: int,
+) -> Arrays:
     """What one row of a batch gave, of the outputs that have a row each."""
-    return {
-        name: array[place : place + 1]
-        for name, array in made.items()
-        if array.ndim and array.shape[0] == size and alone[name].shape[:1] == (1,)
-    }
+    rows: Arrays = {}
+    for name, array in made.items():
+        axis = batch.axis_of_output(name)
+        if axis is None or array.ndim <= axis or alone[name].ndim <= axis:
+            continue
+        if array.shape[axis] == size and alone[name].shape[axis] == 1:
+            rows[name] = np.take(array, [place], axis)
+    return rows

@@ -18,17 +18,16 @@ from workers import engine_types, graphs, layers, optimised, saturation, scripte
 from workers.backends import ort, ort_cuda, trt
 from workers.backends.trt_cache import TimingCacheUse
 from workers.backends.trt_inspect import Inspected
+from workers.batch import Batch
 from workers.compute import Compute, compute_of
 from workers.integer import integer_graph
 from workers.profiles import (
-    batch_range,
-    batched_inputs,
     profiles_as_json,
     resolve_profiles,
     shapes_at,
 )
 from workers.ranges import largest
-from workers.samples import batches_of, samples_for
+from workers.samples import samples_for
 from workers.stages import Stage, StageResult
 
 _ENGINE = "the engine, by TensorRT's inspector"
@@ -177,10 +176,9 @@ def _in_integers(stage: Stage, params: BuildParams) -> Path:
     source, quantized = (_whole(stage, role) for role in ("onnx", "typed"))
     inputs = graphs.input_specs(source)
     profile = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(source))[0]
-    smallest, size, _ = batch_range(inputs, profile)
+    batch = Batch.of(inputs, profile)
     samples, _ = samples_for(stage.inputs, inputs, profile, hold_out=params.hold_out)
-    batched = batched_inputs(inputs, profile)
-    batches = list(batches_of(samples, batched, size, smallest=smallest))
+    batches = list(batch.split(samples, batch.opt, smallest=batch.min))
     ranges = partial(largest, source, quantized, batches, stage.workdir)
     file = stage.workdir / "integer.onnx"
     graphs.write_model(integer_graph(quantized, ranges), file)

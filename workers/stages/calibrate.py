@@ -17,19 +17,15 @@ from onnx import numpy_helper
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 
 from farm.errors import CalibrationFailed, InvalidData
-from farm.specs import CalibrateParams, Precision, Profile, TensorSpec
+from farm.specs import CalibrateParams, Precision
 from workers import graphs
 from workers.backends import ort
+from workers.batch import Batch
 from workers.folding import fold_quantized_weights
 from workers.measure.accuracy import Comparison
-from workers.profiles import (
-    batch_range,
-    batched_inputs,
-    has_dynamic_batch,
-    resolve_profiles,
-)
+from workers.profiles import resolve_profiles
 from workers.rounding import rounded_model
-from workers.samples import Arrays, batches_of, count_samples, samples_for
+from workers.samples import Arrays, samples_for
 from workers.stages import Stage, StageResult
 
 #: A larger value's square leaves the range of fp16. Only graphs with such values are tried in fp16.
@@ -56,11 +52,11 @@ def run(stage: Stage) -> StageResult:
     _refuse_unquantisable(model, params.precision)
     inputs = graphs.input_specs(model)
     profile = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))[0]
-    batched = batched_inputs(inputs, profile)
+    batch = Batch.of(inputs, profile)
     samples, _ = samples_for(stage.inputs, inputs, profile, hold_out=params.hold_out)
-    size, smallest = batch_size(params.batch_size, inputs, profile)
-    batches = list(batches_of(samples, batched, size, smallest=smallest))
-    _refuse_too_few(batches, count_samples(samples, batched), size, params)
+    size, smallest = batch_size(params.batch_size, batch)
+    batches = list(batch.split(samples, size, smallest=smallest))
+    _refuse_too_few(batches, batch.count(samples), size, params)
 
     if file is stage.inputs["onnx"]:
         file = stage.workdir / "source.onnx"
@@ -74,12 +70,12 @@ def run(stage: Stage) -> StageResult:
     fold_quantized_weights(quantized)
     graphs.save_model(quantized, typed)
     stage.progress("cast the remainder", None)
-    count = count_samples(batches[0], batched)
+    count = batch.count(batches[0])
     outputs, remainder = _write_for_gpus(stage, quantized, typed, batches[0], count)
     if params.precision is Precision.INT8:
         outputs["typed"] = typed
     facts = {
-        "samples": sum(count_samples(batch, batched) for batch in batches),
+        "samples": sum(map(batch.count, batches)),
         "batch_size": size,
         "batches": len(batches),
         "precision": str(params.precision),
@@ -173,16 +169,17 @@ class BatchReader(CalibrationDataReader):  # type: ignore[misc]
         self._position = 0
 
 
-def batch_size(asked: int, inputs: Sequence[TensorSpec], profile: Profile) -> tuple[int, int]:
+def batch_size(asked: int, batch: Batch) -> tuple[int, int]:
     """The batch size to calibrate with, and the smallest batch that the profile allows.
 
     The asked size is brought into the profile's range; a static batch leaves no choice.
     """
-    low, _, high = batch_range(inputs, profile)
-    size = max(low, min(asked, high)) if has_dynamic_batch(inputs) else high
+    size = max(batch.min, min(asked, batch.max)) if batch.is_dynamic else batch.max
     if size != asked:
-        print(f"batch size {size} instead of {asked}: the profile allows {low} to {high}")
-    return size, low
+        print(
+            f"batch size {size} instead of {asked}: the profile allows {batch.min} to {batch.max}"
+        )
+    return size, batch.min
 
 
 def _quantize(

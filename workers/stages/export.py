@@ -17,16 +17,11 @@ from farm.errors import ExportDiverged, InvalidModel
 from farm.specs import ExportParams, Profile, SourceFormat, TensorSpec
 from workers import graphs, references
 from workers.backends.ort import OrtModel
-from workers.eager import SYMBOL, EagerModel, input_names, output_names
+from workers.batch import Batch, Shapes
+from workers.eager import SYMBOL, EagerModel, axis_names, input_names, output_names
 from workers.measure.difference import NO_DIFFERENCE, Difference, difference
 from workers.modern import described, is_modern, modernised
-from workers.profiles import (
-    Shapes,
-    batch_range,
-    has_dynamic_batch,
-    resolve_profiles,
-    shapes_at_batch,
-)
+from workers.profiles import resolve_profiles
 from workers.samples import Runnable, random_arrays
 from workers.saturation import exact_file
 from workers.savedmodel import SavedModelSource
@@ -218,14 +213,14 @@ def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _name_axes(model: onnx.ModelProto) -> None:
-    """Call the batch ``batch`` and other axes by their input: an archive keeps no names."""
+    """Call the batch ``batch`` and other axes by their input, as ``EagerModel`` does."""
     graph = model.graph
-    names: dict[str, str] = {}
-    for value in graph.input:
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if SYMBOL.fullmatch(dim.dim_param):
-                is_batch = axis == 0 and "batch" not in names.values()
-                names.setdefault(dim.dim_param, "batch" if is_batch else f"{value.name}_{axis}")
+    names = axis_names(
+        {
+            value.name: [graphs.axis_of(dim) for dim in value.type.tensor_type.shape.dim]
+            for value in graph.input
+        }
+    )
     for value in [*graph.input, *graph.output, *graph.value_info]:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
@@ -250,24 +245,33 @@ def _compare(
             f"the ONNX graph's outputs aren't the source's: {why}",
             hint="put the model in eval mode before torch.export, and check for random operators",
         )
-    batches = [next(iter(s.values()), ())[:1] for s in check_shapes(inputs, profiles)]
+    batches = _batches(inputs, profiles)
     return {
         "max_abs_error": total.max_abs_error,
         "max_rel_error": total.max_rel_error,
-        "batches": [batch[0] for batch in batches if batch],
+        "batches": batches,
     }
+
+
+def _batches(inputs: Sequence[TensorSpec], profiles: Sequence[Profile]) -> list[int]:
+    """The batch sizes that ``check_shapes`` chooses."""
+    return [size for profile in profiles for size in _batch_sizes(Batch.of(inputs, profile))]
+
+
+def _batch_sizes(batch: Batch) -> list[int]:
+    if not batch.is_dynamic:
+        return [batch.opt]
+    other = max(batch.min, min(SMALL_BATCH, batch.max))
+    another = batch.min if batch.min != batch.opt else batch.max
+    return list(dict.fromkeys([other if other != batch.opt else another, batch.opt]))
 
 
 def check_shapes(inputs: Sequence[TensorSpec], profiles: Sequence[Profile]) -> list[Shapes]:
     """The shapes to check at: each profile's, at two batch sizes where the batch is dynamic."""
     chosen: list[Shapes] = []
     for profile in profiles:
-        low, opt, high = batch_range(inputs, profile)
-        sizes = [opt]
-        if has_dynamic_batch(inputs):
-            other = max(low, min(SMALL_BATCH, high))
-            sizes = [other if other != opt else low if low != opt else high, opt]
-        chosen += [shapes_at_batch(inputs, profile, size) for size in dict.fromkeys(sizes)]
+        batch = Batch.of(inputs, profile)
+        chosen += [batch.at(profile, size) for size in _batch_sizes(batch)]
     return chosen
 
 

@@ -18,29 +18,20 @@ from farm.specs import DataKind, MeasureParams, Profile, Runtime, TensorSpec
 from workers import cpu_metrics, gpu_metrics, graphs
 from workers.backends.ort import OrtModel, cpu_threads
 from workers.backends.torchscript import TorchScriptModel
+from workers.batch import Batch
 from workers.eager import EagerModel
 from workers.measure.accuracy import Comparison
 from workers.measure.invariance import batch_invariance
 from workers.measure.verdict import doubts, refuse_broken
-from workers.profiles import (
-    AxisRanges,
-    batch_range,
-    batched_inputs,
-    has_dynamic_batch,
-    resolve_profiles,
-    shapes_at_batch,
-)
+from workers.profiles import AxisRanges, resolve_profiles
 from workers.references import reference
 from workers.rounding import is_half_typed, rounded_model
 from workers.samples import (
     SEED,
     Arrays,
     Runnable,
-    batches_of,
     check_labels,
     check_samples,
-    count_samples,
-    numbered,
     random_arrays,
     read_samples,
     split,
@@ -66,17 +57,18 @@ def run(stage: Stage) -> StageResult:
     torch.set_num_threads(cpu_threads())
     stage.progress("load", None)
     source = reference(stage.inputs["source"], params, stage.workdir)
-    subject, measured_on, inputs, ranges = _subject(stage, params, source)
+    subject, measured_on, inputs, outputs, ranges = _subject(stage, params, source)
     profile = resolve_profiles(inputs, params.profiles, ranges)[0]
+    batch = Batch.of(inputs, profile, outputs)
     stage.progress("compare", None)
-    samples, labels, data = _data(stage, params, inputs, profile)
+    samples, labels, data = _data(stage, params, inputs, profile, batch)
     runnable = subject.engine if isinstance(subject, gpu_metrics.Loaded) else subject
-    accuracy = _compare(source, runnable, samples, labels, inputs, profile)
+    accuracy = _compare(source, runnable, samples, labels, batch)
     accuracy |= {"data": data, "measured_on": measured_on}
     refuse_broken(accuracy, params.max_drop)
     if measured_on == "engine":
         accuracy["batch_invariance"] = batch_invariance(
-            runnable, source, samples, inputs, profile, params.precision
+            runnable, source, samples, batch, params.precision
         )
     doubtful = doubts(accuracy, params.gates, params.max_drop)
     for doubt in doubtful:
@@ -112,15 +104,18 @@ def run(stage: Stage) -> StageResult:
 
 def _subject(
     stage: Stage, params: MeasureParams, source: Runnable
-) -> tuple[Runnable | gpu_metrics.Loaded, str, Sequence[TensorSpec], AxisRanges]:
-    """What is measured, the engine where it runs here, else its typed ONNX; its inputs and axes."""
+) -> tuple[
+    Runnable | gpu_metrics.Loaded, str, Sequence[TensorSpec], Sequence[TensorSpec], AxisRanges
+]:
+    """What is measured, the engine where it runs here, else its typed ONNX; its inputs, outputs and axes."""
     if params.target is not None and params.target.runtime is Runtime.TORCHSCRIPT:
         assert isinstance(source, EagerModel)
         model = TorchScriptModel(stage.inputs["engine"])
-        return model, "engine", source.input_specs, source.axis_ranges
+        return model, "engine", source.input_specs, source.output_specs, source.axis_ranges
     file, typed = graphs.read_model(stage.inputs["typed"], stage.workdir)
     subject, measured_on = _of_onnx(stage, params, file, typed)
-    return subject, measured_on, graphs.input_specs(typed), graphs.axis_ranges(typed)
+    inputs, outputs = graphs.input_specs(typed), graphs.output_specs(typed)
+    return subject, measured_on, inputs, outputs, graphs.axis_ranges(typed)
 
 
 def _of_onnx(
@@ -142,15 +137,18 @@ def _of_onnx(
 
 
 def _data(
-    stage: Stage, params: MeasureParams, inputs: Sequence[TensorSpec], profile: Profile
+    stage: Stage,
+    params: MeasureParams,
+    inputs: Sequence[TensorSpec],
+    profile: Profile,
+    batch: Batch,
 ) -> tuple[Arrays, NDArray[np.int64] | None, DataKind]:
     """Evaluation data, else what was held out of the calibration data, else seeded random data."""
-    batched = batched_inputs(inputs, profile)
     judged = params.metric is not None or params.max_drop is not None
     if "evaluation" in stage.inputs:
         arrays = read_samples(stage.inputs["evaluation"])
         samples = check_samples(arrays, inputs, profile)
-        labels = check_labels(arrays, count_samples(samples, batched))
+        labels = check_labels(arrays, batch.count(samples))
         if judged and labels is None:
             raise InvalidData(
                 "the accuracy drop can't be judged: the evaluation data hold no 'label'",
@@ -166,17 +164,16 @@ def _data(
         given = check_samples(read_samples(stage.inputs["calibration"]), inputs, profile)
         _, held = split(given, inputs, profile, params.hold_out)
         samples = given if held is None else held
-        count = min(count_samples(samples, batched), MAX_CALIBRATION_SAMPLES)
         kind = DataKind.CALIBRATION if held is None else DataKind.HELD_OUT
-        return numbered(samples, batched, range(count)), None, kind
+        return batch.take(samples, slice(MAX_CALIBRATION_SAMPLES)), None, kind
     return random_samples(inputs, profile), None, DataKind.RANDOM
 
 
 def random_samples(inputs: Sequence[TensorSpec], profile: Profile) -> Arrays:
     """Seeded random samples: two opt batches where the batch is dynamic, else one."""
-    batch = batch_range(inputs, profile)[1]
-    count = RANDOM_BATCHES * batch if has_dynamic_batch(inputs) else batch
-    return random_arrays(inputs, shapes_at_batch(inputs, profile, count), seed=SEED)
+    batch = Batch.of(inputs, profile)
+    count = RANDOM_BATCHES * batch.opt if batch.is_dynamic else batch.opt
+    return random_arrays(inputs, batch.at(profile, count), seed=SEED)
 
 
 def _compare(
@@ -184,27 +181,26 @@ def _compare(
     subject: Runnable,
     samples: Arrays,
     labels: NDArray[np.int64] | None,
-    inputs: Sequence[TensorSpec],
-    profile: Profile,
+    batch: Batch,
 ) -> dict[str, Any]:
-    batched = batched_inputs(inputs, profile)
-    smallest, size, _ = batch_range(inputs, profile)
     varying: dict[str, int] = {}
     while True:
         comparison = Comparison(
-            places=() if labels is None else labels.shape[1:], varying=dict(varying)
+            batch_axes=batch.output_axes,
+            places=() if labels is None else labels.shape[1:],
+            varying=dict(varying),
         )
-        for batch in batches_of(samples, batched, size, smallest=smallest):
-            expected, actual = source.run(batch), subject.run(batch)
+        for arrays in batch.split(samples, batch.opt, smallest=batch.min):
+            expected, actual = source.run(arrays), subject.run(arrays)
             _check_outputs(expected, actual)
-            comparison.add(expected, actual, count_samples(batch, batched))
+            comparison.add(expected, actual, batch.count(arrays))
         if comparison.varying == varying:
             break
         varying = comparison.varying
     if comparison.samples == 0:
         raise InvalidData(
-            f"{count_samples(samples, batched)} samples don't fill the model's smallest batch of {smallest}",
-            hint=f"pass at least {smallest} samples",
+            f"{batch.count(samples)} samples don't fill the model's smallest batch of {batch.min}",
+            hint=f"pass at least {batch.min} samples",
         )
     if comparison.not_finite:
         raise AccuracyDropped(
