@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from farm.errors import InvalidModel
 from farm.specs import TensorSpec
 from workers.batch import Arrays, batch_symbol
+from workers.plain import numbered_outputs
 from workers.profiles import AxisRange
 
 #: A dynamic size as torch.export names it, alone or in an expression: ``s40``, ``2*s40``.
@@ -97,18 +98,14 @@ def _range(size: torch.SymInt) -> AxisRange:
 
 
 def output_names(program: ExportedProgram) -> list[str]:
-    """Names for the outputs: the keys of a dict or dataclass, else ``output`` or ``output_0`` …"""
+    """Names for the outputs: the keys of a dict, as ``plain_program`` makes one; else ``output`` or
+    ``output_0`` …"""
     signature = program.graph_signature
     count = sum(isinstance(name, str) for name in signature.user_outputs)
-    keys = _keys(program) if count > 1 else []
-    if keys and len(keys) == count == len(set(keys) - set(signature.user_inputs)):
+    keys = _keys(program)
+    if len(keys) == count == len(set(keys) - set(signature.user_inputs)):
         return keys
     return numbered_outputs(count)
-
-
-def numbered_outputs(count: int) -> list[str]:
-    """``output``, or ``output_0`` … where there are several."""
-    return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
 
 
 def specs(program: ExportedProgram) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -15,16 +15,18 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import torch
+from torch._export.serde import serialize
 from torch._export.utils import _get_shape_env_from_gm
 from torch.export import ExportedProgram
 from torch.export.pt2_archive import _package
+from torch.utils import _pytree as pytree
 
 from farm.errors import InvalidModel
 
@@ -91,12 +93,15 @@ _SYMBOLIC_NODES = (
 def load_program(path: Path) -> ExportedProgram:
     """Load the ``torch.export`` program in ``path``; no code in the file is run.
 
+    What it takes and gives in containers of its author's, as dataclasses, ``ModelOutput`` or caches, it
+    takes and gives in dicts and tuples of the same fields.
+
     Raises:
         InvalidModel: if the file isn't a program, or holds more than plain data.
     """
-    scan_archive(path)
+    fields = scan_archive(path)
     try:
-        with _no_code(), path.open("rb") as file:
+        with _no_code(fields), path.open("rb") as file:
             programs = _package.load_pt2(file).exported_programs
     except pickle.UnpicklingError as err:
         _refuse_pickle(str(err).splitlines()[0])
@@ -122,8 +127,11 @@ def _drop_ranges_of_expressions(program: ExportedProgram) -> None:
             del ranges[expression]
 
 
-def scan_archive(path: Path) -> None:
+def scan_archive(path: Path) -> dict[str, list[str]]:
     """Refuse a ``.pt2`` that holds anything but plain weights and standard operators.
+
+    Returns:
+        The fields of the named tuples in it, by their names.
 
     Raises:
         InvalidModel: naming the entry that is refused.
@@ -148,7 +156,62 @@ def scan_archive(path: Path) -> None:
             f"it holds {len(programs)} programs, and the farm takes exactly one",
             hint="save each program to a file of its own",
         )
-    _scan_program(_read_json(reader, programs[0]))
+    program = _read_json(reader, programs[0])
+    _scan_program(program)
+    return _named_tuples(program)
+
+
+def _named_tuples(program: Mapping[str, Any]) -> dict[str, list[str]]:
+    graph = program.get("graph_module")
+    given = graph.get("treespec_namedtuple_fields") if isinstance(graph, dict) else None
+    return {
+        name: [str(field) for field in one["field_names"]]
+        for name, one in (given or {}).items()
+        if isinstance(one, dict) and isinstance(one.get("field_names"), list)
+    }
+
+
+#: Containers of Python's own, as torch writes their types down.
+_CONTAINERS = {
+    "builtins.tuple": "builtins.tuple",
+    "builtins.list": "builtins.list",
+    "builtins.dict": "builtins.dict",
+    "collections.OrderedDict": "builtins.dict",
+}
+
+
+def plain_treespec(text: str, fields: Mapping[str, Sequence[str]]) -> str:
+    """A serialised tree of containers, those of its author's own being dicts of their fields.
+
+    What tells the fields is the context that torch has written beside the type: the class isn't looked
+    up, and no code of it is run. Where none does, it becomes a tuple.
+    """
+    protocol, tree = json.loads(text)
+    return json.dumps([protocol, _plain_node(tree, fields)])
+
+
+def _plain_node(node: Mapping[str, Any], fields: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    kind, context = node["type"], node["context"]
+    children = [_plain_node(child, fields) for child in node["children_spec"]]
+    if kind is None:
+        return {"type": None, "context": None, "children_spec": children}
+    if kind in _CONTAINERS:
+        return {"type": _CONTAINERS[kind], "context": context, "children_spec": children}
+    found = json.loads(context) if context else None
+    named = fields.get(found) if isinstance(found, str) else None
+    keys = named if named is not None else _keys(found, len(children))
+    if keys is None or len(keys) != len(children):
+        return {"type": "builtins.tuple", "context": "null", "children_spec": children}
+    return {"type": "builtins.dict", "context": json.dumps(keys), "children_spec": children}
+
+
+def _keys(context: Any, count: int) -> list[str] | None:
+    """The first list of so many different names in a context."""
+    if not isinstance(context, list):
+        return None
+    if len(context) == count and count and all(isinstance(key, str) for key in context):
+        return list(context) if len(set(context)) == count else None
+    return next((keys for part in context if (keys := _keys(part, count))), None)
 
 
 def _open_archive(path: Path) -> Any:
@@ -276,14 +339,19 @@ def _first_line(err: Exception) -> str:
 
 
 @contextmanager
-def _no_code() -> Iterator[None]:
+def _no_code(fields: Mapping[str, Sequence[str]]) -> Iterator[None]:
     """Shut what could execute code in an archive, should the scan have missed it.
+
+    Types of containers are never looked up: ``plain_treespec`` stands in for torch's reader of them.
 
     ``TORCH_FORCE_WEIGHTS_ONLY_LOAD`` overrides the ``weights_only=False`` at torch's call sites.
     """
 
     def refuse(*_: object, **__: object) -> NoReturn:
         _refuse_pickle("a custom object")
+
+    def loads(text: str) -> Any:
+        return pytree.treespec_loads(plain_treespec(text, fields))
 
     native = torch._C._pickle_load_obj
     aoti = _package._load_aoti
@@ -292,12 +360,14 @@ def _no_code() -> Iterator[None]:
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     torch._C._pickle_load_obj = refuse
     _package._load_aoti = refuse
+    vars(serialize)["treespec_loads"] = loads
     vars(_package)["pickle"] = SimpleNamespace(loads=refuse)
     try:
         yield
     finally:
         torch._C._pickle_load_obj = native
         _package._load_aoti = aoti
+        vars(serialize)["treespec_loads"] = pytree.treespec_loads
         vars(_package)["pickle"] = pickle
         os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
         if forced is not None:

@@ -22,8 +22,9 @@ from torch.utils import _pytree as pytree
 
 from farm.errors import InvalidModel, ProfileMismatch
 from farm.specs import Profile, TensorSpec
-from workers.eager import numbered_outputs, tensors_of
+from workers.eager import tensors_of
 from workers.graphs import brief
+from workers.plain import numbered_outputs
 from workers.profiles import shapes_at
 from workers.samples import Arrays, random_arrays
 
