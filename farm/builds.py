@@ -9,7 +9,7 @@ from typing import Any, cast
 from sqlalchemy import Insert, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from farm import advance, jobs, plugins, registry, targets, turns
+from farm import advance, jobs, keys, plugins, registry, targets, turns
 from farm.db import Base, now
 from farm.errors import Conflict, NotFound
 from farm.fleet import Fleet
@@ -45,7 +45,12 @@ _BLOBS = (
 _VERSION = (
     select(Model.id, Version.id, Version.number)
     .outerjoin(
-        Version, and_(Version.model_id == Model.id, Version.source_digest == bindparam("digest"))
+        Version,
+        and_(
+            Version.model_id == Model.id,
+            Version.source_digest == bindparam("digest"),
+            Version.variant == bindparam("variant"),
+        ),
     )
     .where(Model.name == bindparam("name"))
 )
@@ -326,10 +331,15 @@ def _version(session: Session, request: BuildRequest) -> tuple[int, int]:
     Raises:
         NotFound: a blob of the request hasn't been uploaded.
     """
-    digest = request.source.digest
+    digest, architecture = request.source.digest, request.source.architecture
+    told = {
+        "fixed_inputs": request.fixed_inputs or None,
+        "architecture": architecture.model_dump(mode="json") if architecture else None,
+    }
+    variant = keys.variant(**told)
     found = (
         session.connection()
-        .execute(_VERSION, {"digest": digest, "name": request.model})
+        .execute(_VERSION, {"digest": digest, "name": request.model, "variant": variant})
         .one_or_none()
     )
     is_known = found is not None and found[1] is not None
@@ -344,6 +354,8 @@ def _version(session: Session, request: BuildRequest) -> tuple[int, int]:
         number=(newest or 0) + 1,
         source_digest=digest,
         source_format=request.source.format,
+        variant=variant,
+        **told,
     )
     session.add(version)
     session.flush()

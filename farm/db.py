@@ -175,6 +175,31 @@ def _is_unavailable(err: DBAPIError) -> bool:
     return isinstance(err, OperationalError) or err.connection_invalidated
 
 
+@contextmanager
+def _referring_later(connection: Connection) -> Iterator[None]:
+    """On SQLite foreign keys are off meanwhile: it changes a constraint by making the table anew, and
+    wouldn't drop one that others refer to. That can't be said within a transaction.
+    https://www.sqlite.org/lang_altertable.html#otheralter"""
+    driver: Any = connection.connection.driver_connection
+    is_sqlite = connection.dialect.name == "sqlite"
+    if is_sqlite:
+        driver.execute("PRAGMA foreign_keys=OFF")
+    try:
+        yield
+    finally:
+        if is_sqlite:
+            driver.execute("PRAGMA foreign_keys=ON")
+
+
+def _check_references(connection: Connection) -> None:
+    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    if broken:
+        raise DatabaseUnavailable(
+            f"rows of {broken[0][0]} would refer to nothing after the upgrade, which wasn't made",
+            hint="restore the database from a backup; it was damaged before",
+        )
+
+
 def upgrade(settings: Settings | None = None) -> str:
     """Bring the database to the newest schema, one process at a time; return its revision."""
     from alembic import command
@@ -189,6 +214,7 @@ def upgrade(settings: Settings | None = None) -> str:
         # between two of them another process would begin with the same.
         with (
             db.engine.connect().execution_options(farm_write=True) as connection,
+            _referring_later(connection),
             connection.begin(),
         ):
             if not db.is_sqlite:
@@ -198,6 +224,8 @@ def upgrade(settings: Settings | None = None) -> str:
                 connection.execute(text("SET LOCAL lock_timeout = '10s'"))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            if db.is_sqlite:
+                _check_references(connection)
             revision = MigrationContext.configure(connection).get_current_revision()
     except OperationalError as err:
         raise DatabaseUnavailable(f"the database can't be reached: {err.orig}") from err

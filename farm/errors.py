@@ -18,6 +18,7 @@ FarmError
 │   ├── InvalidData
 │   ├── PruningFailed
 │   ├── ProfileMismatch
+│   ├── FixedInputRefused
 │   ├── ExportDiverged
 │   ├── CastFailed
 │   ├── CalibrationFailed
@@ -163,6 +164,10 @@ class PruningFailed(StageFailed):
 
 class ProfileMismatch(StageFailed):
     """The profile doesn't fit the model's inputs."""
+
+
+class FixedInputRefused(StageFailed):
+    """An input can't be fixed to this value."""
 
 
 class ExportDiverged(StageFailed):

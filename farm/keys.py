@@ -80,3 +80,10 @@ def key(recipe: Mapping[str, Any]) -> str:
     """The key of a recipe; equal recipes have equal keys whatever the order of their fields."""
     canonical = json.dumps(recipe, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+
+
+def variant(fixed_inputs: Mapping[str, Any] | None, architecture: Mapping[str, Any] | None) -> str:
+    """What tells apart the sources of the same bytes; empty for one that the bytes alone say all of."""
+    told = {"fixed_inputs": fixed_inputs, "architecture": architecture}
+    given = {name: value for name, value in told.items() if value}
+    return key(given) if given else ""

@@ -63,18 +63,25 @@ class Model(Base):
 
 
 class Version(Base):
-    """A source of a model; its number grows with each new source digest."""
+    """A source of a model; its number grows with each source that the model hasn't had.
+
+    The same bytes are another source with other inputs fixed, or of another architecture.
+    """
 
     __tablename__ = "versions"
     __table_args__ = (
         UniqueConstraint("model_id", "number"),
-        UniqueConstraint("model_id", "source_digest"),
+        UniqueConstraint("model_id", "source_digest", "variant"),
     )
     id: Mapped[int] = mapped_column(primary_key=True)
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
     number: Mapped[int]
     source_digest: Mapped[str] = mapped_column(String(71))
     source_format: Mapped[str] = mapped_column(String(20))
+    #: `farm.keys.variant`: of what is below, empty where there is nothing.
+    variant: Mapped[str] = mapped_column(String(71), default="", server_default="")
+    fixed_inputs: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    architecture: Mapped[dict[str, Any] | None] = mapped_column(Json)
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
 
 

@@ -150,6 +150,7 @@ class _Planner:
         self._online_queues = online_queues
         self._gates = gates
         self._profiles = tuple(request.profiles)
+        self._fixed = dict(request.fixed_inputs)
 
     def engine(self, choice: Choice, precision: Precision) -> None:
         if any(
@@ -175,7 +176,10 @@ class _Planner:
     def _export(self) -> PlannedJob:
         source, kind = self._source()
         params = ExportParams(
-            format=kind, architecture=self._architecture(kind), profiles=self._profiles
+            format=kind,
+            architecture=self._architecture(kind),
+            profiles=self._profiles,
+            fixed_inputs=self._fixed,
         )
         return self._add(JobKind.EXPORT, params, {"source": source} | self._samples())
 
@@ -199,7 +203,12 @@ class _Planner:
 
     def _cast(self, precision: Precision) -> PlannedJob:
         params = CastParams.model_validate(
-            {"precision": precision, "profiles": self._profiles, "hold_out": self._hold_out}
+            {
+                "precision": precision,
+                "profiles": self._profiles,
+                "hold_out": self._hold_out,
+                "fixed_inputs": self._fixed,
+            }
         )
         inputs = {"onnx": Input(job=self._export(), output="onnx")} | self._samples()
         return self._add(JobKind.CAST, params, inputs, precision=precision)
@@ -215,6 +224,7 @@ class _Planner:
                 "batch_size": data.batch_size,
                 "profiles": self._profiles,
                 "hold_out": self._hold_out,
+                "fixed_inputs": self._fixed,
             }
         )
         inputs = {
@@ -253,6 +263,7 @@ class _Planner:
             format=kind,
             architecture=self._architecture(kind) if kind else None,
             hold_out=self._hold_out if ranges else None,
+            fixed_inputs=self._fixed if kind or ranges else {},
         )
         return self._add(
             JobKind.BUILD,
@@ -298,6 +309,7 @@ class _Planner:
             max_drop=request.evaluation.max_drop if request.evaluation else None,
             gates=self._gates.of(precision),
             hold_out=self._hold_out,
+            fixed_inputs=self._fixed,
         )
         inputs = {"source": Input(digest=request.source.digest)}
         if target.runtime is not Runtime.TORCHSCRIPT:

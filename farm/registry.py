@@ -119,7 +119,14 @@ def _engine(session: Session, found: Any) -> str:
 
 def _rows() -> Select[*tuple[Any, ...]]:
     return (
-        select(EngineRow, Model.name, Version.number, Version.source_digest, Artifact.bytes)
+        select(
+            EngineRow,
+            Model.name,
+            Version.number,
+            Version.source_digest,
+            Version.fixed_inputs,
+            Artifact.bytes,
+        )
         .join(Version, Version.id == EngineRow.version_id)
         .join(Model, Model.id == Version.model_id)
         .join(Artifact, Artifact.digest == EngineRow.digest)
@@ -127,7 +134,7 @@ def _rows() -> Select[*tuple[Any, ...]]:
 
 
 def _view(row: Any) -> EngineView:
-    engine, model, version, source_digest, size = row
+    engine, model, version, source_digest, fixed_inputs, size = row
     columns = {c: getattr(engine, c) for c in _COLUMNS}
     return EngineView(
         **columns,
@@ -136,6 +143,7 @@ def _view(row: Any) -> EngineView:
         model=model,
         version=version,
         source_digest=source_digest,
+        fixed_inputs=fixed_inputs or {},
         bytes=size,
         build=engine.build_id,
     )

@@ -11,6 +11,7 @@ from farm.specs import (
     Architecture,
     BuilderOptions,
     CalibrationMethod,
+    FixedInputs,
     GateChanges,
     GateSet,
     JobKind,
@@ -105,6 +106,12 @@ class BuildRequest(Request):
         Field(min_length=1, max_length=64),
     ]
     profiles: Annotated[list[Profile], Field(max_length=8)] = []
+    fixed_inputs: FixedInputs = Field(
+        {},
+        description="inputs that always have one value, which is folded into the graph: a number, true "
+        "or false, or lists of them in the input's shape",
+        examples=[{"sr": 16000}],
+    )
     calibration: Calibration | None = None
     evaluation: Evaluation | None = None
     gates: GateChanges | None = Field(
@@ -120,6 +127,15 @@ class BuildRequest(Request):
         Annotated[str, StringConstraints(min_length=1, max_length=100)],
         Annotated[str, StringConstraints(max_length=200)],
     ] = Field(default_factory=dict, max_length=32)
+
+    @model_validator(mode="after")
+    def _fixed_or_ranged(self) -> Self:
+        both = {name for profile in self.profiles for name in profile} & self.fixed_inputs.keys()
+        if both:
+            raise ValueError(
+                f"{', '.join(sorted(both))}: an input that is fixed has no profile; leave one of both out"
+            )
+        return self
 
 
 class Problem(BaseModel):
@@ -355,6 +371,9 @@ class EngineView(Answer):
         None, description="of the process that built it, on the host"
     )
     profiles: list[Profile]
+    fixed_inputs: FixedInputs = Field(
+        {}, description="inputs that were folded into it, with their value: it takes them no more"
+    )
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     toolchain: dict[str, str]
@@ -405,6 +424,7 @@ class BuildView(BuildSummary):
     prune: Prune | None = None
     gates: GateSet | None = Field(None, description="that its engines are held to")
     profiles: list[Profile]
+    fixed_inputs: FixedInputs = {}
     jobs: list[JobView]
     engines: list[WantedEngine]
 
@@ -433,9 +453,13 @@ class ModelPage(Page):
 
 
 class VersionView(Answer):
+    """A source, with the inputs that are fixed in it and the architecture that it is of."""
+
     version: int
     source_digest: Digest
     source_format: SourceFormat
+    fixed_inputs: FixedInputs = {}
+    architecture: Architecture | None = None
     engines: int
     created_at: datetime
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from math import isfinite
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -115,6 +117,52 @@ class ShapeRange(Value):
 
 #: An optimization profile: input name → the shapes that it may have.
 Profile = dict[str, ShapeRange]
+
+#: Values of an input that is fixed, all together. More than that is a weight.
+MAX_FIXED_VALUES = 4096
+_MAX_FIXED_AXES = 8
+
+
+def _checked_value(value: Any) -> Any:
+    _count(value, 0)
+    return value
+
+
+def _count(value: Any, depth: int) -> int:
+    """How many numbers there are in nested lists, which are rectangular."""
+    if not isinstance(value, list):
+        if not isinstance(value, bool | int | float):
+            raise ValueError(f"{value!r} is neither a number, true or false, nor a list of these")
+        if isinstance(value, float) and not isfinite(value):
+            raise ValueError(f"{value!r} isn't finite")
+        if isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise ValueError(f"{value!r} is in no type that a tensor has")
+        return 1
+    if depth == _MAX_FIXED_AXES:
+        raise ValueError(f"the lists are nested more than {_MAX_FIXED_AXES} deep")
+    shapes = {_shape(one) for one in value}
+    if len(shapes) > 1:
+        raise ValueError("the lists in it are of different lengths")
+    total = sum(_count(one, depth + 1) for one in value)
+    if total > MAX_FIXED_VALUES:
+        raise ValueError(f"more than {MAX_FIXED_VALUES} values: keep them in the model")
+    return total
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        return ()
+    return (len(value), *(_shape(value[0]) if value else ()))
+
+
+#: A number, a truth, or lists of them in the shape of the input.
+FixedValue = Annotated[Any, AfterValidator(_checked_value)]
+
+#: Inputs that always have one value, which is folded into the graph: name → value.
+FixedInputs = Annotated[
+    dict[Annotated[str, StringConstraints(min_length=1, max_length=200)], FixedValue],
+    Field(max_length=64),
+]
 
 
 #: The name of a dynamic axis that has none. Two such axes have nothing to do with each other.
@@ -304,18 +352,21 @@ class PruneParams(Value):
     format: SourceFormat
     architecture: Architecture | None = None
     prune: Prune
+    fixed_inputs: FixedInputs = {}
 
 
 class ExportParams(Value):
     format: SourceFormat
     architecture: Architecture | None = None
     profiles: tuple[Profile, ...] = ()
+    fixed_inputs: FixedInputs = {}
 
 
 class CastParams(Value):
     precision: Literal[Precision.FP16, Precision.BF16, Precision.INT8_DYNAMIC]
     profiles: tuple[Profile, ...] = ()
     hold_out: HoldOut = None
+    fixed_inputs: FixedInputs = {}
 
 
 class CalibrateParams(Value):
@@ -324,6 +375,7 @@ class CalibrateParams(Value):
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
     profiles: tuple[Profile, ...] = ()
     hold_out: HoldOut = None
+    fixed_inputs: FixedInputs = {}
 
 
 class BuildParams(Value):
@@ -335,6 +387,7 @@ class BuildParams(Value):
     format: SourceFormat | None = None  #: of the source, where the engine is built from it
     architecture: Architecture | None = None
     hold_out: HoldOut = None
+    fixed_inputs: FixedInputs = {}
 
 
 class MeasureParams(Value):
@@ -350,6 +403,7 @@ class MeasureParams(Value):
     max_drop: float | None = None
     gates: Gates = Gates()
     hold_out: HoldOut = None
+    fixed_inputs: FixedInputs = {}
 
 
 StageParams = (

@@ -72,7 +72,9 @@ def attached(rows: Attached, fleet: Fleet) -> BuildView:
     return BuildView(
         **{name: getattr(row, name) for name in _BUILD_FIELDS},
         **{name: row.request[name] for name in _REQUEST_FIELDS},
-        prune=row.request.get("prune"),  # which older requests don't know
+        # Which older requests don't know.
+        prune=row.request.get("prune"),
+        fixed_inputs=row.request.get("fixed_inputs") or {},
         gates=row.gates,
         model=rows.model,
         version=rows.version,
@@ -259,6 +261,8 @@ def _versions(session: Session, model_id: int) -> list[VersionView]:
             version=version.number,
             source_digest=version.source_digest,
             source_format=version.source_format,
+            fixed_inputs=version.fixed_inputs or {},
+            architecture=version.architecture,
             engines=engines,
             created_at=version.created_at,
         )

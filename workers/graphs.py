@@ -211,6 +211,11 @@ def input_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
     return tuple(_spec(value) for value in model.graph.input if value.name not in given)
 
 
+def every_input(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
+    """The inputs that a caller may give, those with a default too."""
+    return tuple(_spec(value) for value in model.graph.input)
+
+
 def output_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
     return tuple(_spec(value) for value in model.graph.output)
 

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 from torch.export import ExportedProgram
 
-from farm.specs import BuildParams, ExportParams, MeasureParams, PruneParams, SourceFormat
-from workers import architectures, graphs
+from farm.specs import (
+    BuildParams,
+    ExportParams,
+    FixedInputs,
+    MeasureParams,
+    PruneParams,
+    SourceFormat,
+)
+from workers import architectures, fixing, graphs
 from workers.backends.ort import OrtModel
-from workers.eager import EagerModel
+from workers.eager import EagerModel, specs
+from workers.fixing import Fixed
+from workers.plain import plain_program
 from workers.samples import Runnable
 from workers.saturation import exact_file
 from workers.savedmodel import SavedModelSource
@@ -22,32 +33,60 @@ def program(
 ) -> ExportedProgram | None:
     """The source as a program of PyTorch, or None where it is no such thing.
 
+    All that it takes and gives are tensors; inputs that are fixed are a part of it.
+
     Raises:
-        InvalidModel
+        InvalidModel, FixedInputRefused
     """
     if params.format is SourceFormat.PT2:
-        return load_program(path)
-    if params.format is SourceFormat.SAFETENSORS:
+        found = load_program(path)
+    elif params.format is SourceFormat.SAFETENSORS:
         assert params.architecture is not None
-        return architectures.load_program(path, params.architecture)
-    return None
+        found = architectures.load_program(path, params.architecture)
+    else:
+        return None
+    for name, why in plain_program(found).items():
+        print(f"the output {name} is left out: {why}", flush=True)
+    if params.fixed_inputs:
+        plain_program(found, fixing.values(params.fixed_inputs, specs(found)[0]))
+    return found
 
 
 def reference(path: Path, params: ExportParams | MeasureParams, folder: Path) -> Runnable:
-    """The source, ready to run.
+    """The source, ready to run on its inputs but those that are fixed.
 
     Parameters:
         folder: for files of a source that is a pack.
 
     Raises:
-        InvalidModel
+        InvalidModel, FixedInputRefused
     """
+    fixed = params.fixed_inputs
     if params.format is SourceFormat.TORCHSCRIPT:
-        return TorchScriptSource(path)
+        return TorchScriptSource(path, fixed)
     if params.format is SourceFormat.SAVEDMODEL:
-        return SavedModelSource(path, folder)
+        return savedmodel(SavedModelSource(path, folder), fixed)
     found = program(path, params)
     if found is not None:
         return EagerModel(found)
-    file, _ = graphs.read_model(path, folder)
-    return OrtModel(exact_file(file, folder), optimisation="none")
+    file, model = graphs.read_model(path, folder)
+    return onnx_model(file, model, fixed, folder)
+
+
+def onnx_model(file: Path, model: onnx.ModelProto, fixed: FixedInputs, folder: Path) -> Runnable:
+    """An ONNX model as it is, its fixed inputs fed with their values.
+
+    Parameters:
+        folder: for a file of the same values whose integers no kernel saturates.
+
+    Raises:
+        InvalidModel, FixedInputRefused
+    """
+    made = OrtModel(exact_file(file, folder), optimisation="none")
+    return Fixed(made, fixing.values(fixed, graphs.every_input(model))) if fixed else made
+
+
+def savedmodel(source: SavedModelSource, fixed: FixedInputs) -> Runnable:
+    """A SavedModel, its fixed inputs fed with their values: TensorFlow makes tensors of its types."""
+    values = {name: np.asarray(value) for name, value in fixed.items()}
+    return Fixed(source, values) if fixed else source

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farm.errors import InvalidData
-from farm.specs import DataKind, Profile, TensorSpec
+from farm.specs import DataKind, FixedInputs, Profile, TensorSpec
 from workers.batch import Arrays as Arrays
 from workers.batch import Batch, Shapes
 from workers.profiles import shapes_at
@@ -34,12 +34,37 @@ LABEL = "label"
 SEED = 0
 
 
-def read_samples(path: Path) -> Arrays:
+def read_samples(path: Path, fixed: FixedInputs | None = None) -> Arrays:
     """Read a ``.npz`` or ``.safetensors`` file, told apart by content. A pickle is never run.
 
+    Parameters:
+        fixed: inputs that the model takes no more. The data needn't hold them; if they do, then with
+            these values.
+
     Raises:
-        InvalidData: if the file is neither, is damaged, or holds Python objects.
+        InvalidData: if the file is neither, is damaged, holds Python objects, or other values of what is
+            fixed.
     """
+    arrays = _read(path)
+    for name in (fixed or {}).keys() & arrays.keys():
+        if not _is_always(arrays.pop(name), np.asarray((fixed or {})[name])):
+            raise InvalidData(
+                f"the input {name!r} is fixed to {(fixed or {})[name]}, and the data hold other values "
+                "of it",
+                hint=f"leave {name!r} out of the data, or submit a build for each of its values",
+            )
+    return arrays
+
+
+def _is_always(array: NDArray[np.generic], value: NDArray[np.generic]) -> bool:
+    """Whether an array is this value, or this value for each sample."""
+    try:
+        return bool((array == np.broadcast_to(value, array.shape)).all())
+    except ValueError:
+        return False
+
+
+def _read(path: Path) -> Arrays:
     try:
         with path.open("rb") as file:
             magic = file.read(9)
@@ -147,19 +172,21 @@ def samples_for(
     profile: Profile,
     *,
     hold_out: int | None = None,
+    fixed: FixedInputs | None = None,
 ) -> tuple[Arrays, DataKind]:
     """What to run a model on: calibration data, else evaluation data, else random data at the opt shapes.
 
     Parameters:
         given: a stage's inputs.
         hold_out: the batch size by which calibration data are held out.
+        fixed: inputs that the model takes no more.
 
     Raises:
         InvalidData: if the data don't fit the model.
     """
     for kind in (DataKind.CALIBRATION, DataKind.EVALUATION):
         if kind in given:
-            samples = check_samples(read_samples(given[kind]), inputs, profile)
+            samples = check_samples(read_samples(given[kind], fixed), inputs, profile)
             if kind is DataKind.CALIBRATION:
                 samples, _ = split(samples, inputs, profile, hold_out)
             return samples, kind

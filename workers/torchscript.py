@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
 
-from farm.errors import InvalidModel, ProfileMismatch
-from farm.specs import Profile, TensorSpec
+from farm.errors import FixedInputRefused, InvalidModel, ProfileMismatch
+from farm.specs import FixedInputs, Profile, TensorSpec
 from workers.eager import tensors_of
 from workers.graphs import brief
 from workers.plain import numbered_outputs
@@ -46,11 +46,15 @@ _INTEGERS = re.compile(r".*(ids|mask|tokens)", re.IGNORECASE)
 class TorchScriptSource:
     """Runs TorchScript on numpy arrays, by input name.
 
+    Parameters:
+        fixed: inputs that always have one value; they needn't be tensors.
+
     Raises:
         InvalidModel: if the file isn't TorchScript, or names what it may not.
+        FixedInputRefused
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fixed: FixedInputs | None = None) -> None:
         scan(path)
         try:
             with warnings.catch_warnings():
@@ -61,17 +65,41 @@ class TorchScriptSource:
             raise InvalidModel(
                 f"torch {torch.__version__} can't load this TorchScript: {brief(err)}", hint=_HINT
             ) from err
-        self.input_names = [argument.name for argument in self._arguments()]
+        self._fixed = self._values(fixed or {})
+        self.input_names = [a.name for a in self._arguments() if a.name not in self._fixed]
 
     def _arguments(self) -> list[Any]:
-        arguments = self.module.forward.schema.arguments[1:]
-        others = [a.name for a in arguments if str(a.type) != "Tensor"]
-        if others or not arguments:
+        return list(self.module.forward.schema.arguments[1:])
+
+    def _values(self, fixed: FixedInputs) -> dict[str, Any]:
+        """The values of the arguments that are no inputs: fixed ones, and what has a default."""
+        arguments = {a.name: a for a in self._arguments()}
+        for name in fixed.keys() - arguments.keys():
+            raise FixedInputRefused(
+                f"the model has no input {name!r} that could be fixed",
+                hint=f"its inputs are {', '.join(arguments)}",
+            )
+        values: dict[str, Any] = {}
+        for name, argument in arguments.items():
+            is_tensor = str(argument.type) == "Tensor"
+            if name in fixed:
+                values[name] = torch.tensor(fixed[name]) if is_tensor else fixed[name]
+            elif not is_tensor and argument.has_default_value():
+                values[name] = argument.default_value
+        others = [n for n, a in arguments.items() if n not in values and str(a.type) != "Tensor"]
+        if others or len(values) == len(arguments):
             raise InvalidModel(
                 f"its forward takes {', '.join(others) or 'nothing'}, and tensors are needed",
-                hint="wrap it in a module whose forward takes tensors, and save that",
+                hint=f"give its one value: --fix {others[0]}=VALUE"
+                if others
+                else "wrap it in a module whose forward takes tensors, and save that",
             )
-        return list(arguments)
+        return values
+
+    def _call(self, tensors: Sequence[torch.Tensor]) -> tuple[Any, ...]:
+        """All arguments of the module."""
+        given = dict(zip(self.input_names, tensors, strict=True)) | self._fixed
+        return tuple(given[argument.name] for argument in self._arguments())
 
     def run(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
         """The outputs for one batch, by the names that the ONNX graph gives them.
@@ -92,7 +120,7 @@ class TorchScriptSource:
     def _leaves(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         try:
             with torch.inference_mode():
-                result = self.module(*tensors)
+                result = self.module(*self._call(tensors))
         except Exception as err:  # whatever the code in it raises
             shapes = {n: list(t.shape) for n, t in zip(self.input_names, tensors, strict=True)}
             raise InvalidModel(
@@ -107,6 +135,15 @@ class TorchScriptSource:
             )
         return leaves
 
+    def _bound(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """The module with its fixed arguments in it. What is called within isn't traced: it is a script."""
+        if not self._fixed:
+            return self.module
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trace: Any = torch.jit.trace
+            return trace(_Bound(self), tuple(tensors), check_trace=False)
+
     def input_specs(self, profiles: Sequence[Profile]) -> tuple[TensorSpec, ...]:
         """Its inputs: by the profiles, else by the example that it was traced with.
 
@@ -118,8 +155,11 @@ class TorchScriptSource:
         traced = {
             name: (value.type().sizes(), value.type().dtype())
             for name, value in zip(
-                self.input_names, list(self.module.graph.inputs())[1:], strict=True
+                [argument.name for argument in self._arguments()],
+                list(self.module.graph.inputs())[1:],
+                strict=True,
             )
+            if name in self.input_names
         }
         batch = next((sizes[0] for sizes, _ in traced.values() if sizes), None)
         return tuple(
@@ -150,7 +190,7 @@ class TorchScriptSource:
                 warnings.simplefilter("ignore")
                 # The exporter through torch.export knows no control flow of TorchScript.
                 torch.onnx.export(
-                    self.module,
+                    self._bound(tensors),
                     tensors,
                     str(file),
                     dynamo=False,
@@ -164,6 +204,18 @@ class TorchScriptSource:
                 f"PyTorch can't export this TorchScript to ONNX: {_reason(err)}", hint=_HINT
             ) from err
         return onnx.load(str(file))
+
+
+class _Bound(torch.nn.Module):
+    """A module of TorchScript with some of its arguments given."""
+
+    def __init__(self, source: TorchScriptSource) -> None:
+        super().__init__()
+        self.module = source.module
+        self._arguments = source._call
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        return self.module(*self._arguments(tensors))
 
 
 def scan(path: Path) -> None:

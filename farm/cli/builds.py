@@ -48,6 +48,8 @@ def _show(view: BuildView, url: str | None) -> None:
     show.line(Text.assemble(head, show.state(view.state), f", {took}"))
     if view.labels:
         show.line("labels: " + ", ".join(f"{k}={v}" for k, v in view.labels.items()))
+    if view.fixed_inputs:
+        show.line(f"fixed: {show.fixed(view.fixed_inputs)}")
     jobs_table(view.jobs)
     show.line()
     engines = [

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -127,6 +128,32 @@ def builder_options(pairs: Iterable[str] | None) -> dict[str, str]:
         if not equals or name not in BuilderOptions.model_fields:
             known = ", ".join(BuilderOptions.model_fields)
             raise InvalidRequest(f"{pair!r} is no option", hint=f"write NAME=VALUE: {known}")
+        found[name] = value
+    return found
+
+
+def fixed_inputs(pairs: Iterable[str] | None) -> dict[str, Any]:
+    """``["sr=16000"]`` → ``{"sr": 16000}``; the request checks the values.
+
+    Raises:
+        InvalidRequest
+    """
+    found = {}
+    for pair in pairs or ():
+        # The name may hold an equals sign no more than a number does.
+        name, _, text = pair.rpartition("=")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = None
+        if not name or value is None:
+            raise InvalidRequest(
+                f"{pair!r} fixes nothing",
+                hint="write NAME=VALUE, a number, true, false or lists of them: --fix sr=16000, "
+                "--fix 'size=[640, 480]'",
+            )
+        if name in found:
+            raise InvalidRequest(f"{name} is fixed twice", hint="give it one value")
         found[name] = value
     return found
 

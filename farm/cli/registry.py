@@ -23,7 +23,7 @@ from farm.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from farm.schemas import EngineView
+    from farm.schemas import EngineView, VersionView
 
 _PANEL = "Engines"
 
@@ -217,9 +217,20 @@ def _versions(model: str, url: str | None, *, as_json: bool) -> None:
             f"v{one.version}",
             str(one.source_format),
             one.source_digest,
+            _told(one),
             str(one.engines),
             show.ago(one.created_at),
         )
         for one in detail.versions
     ]
-    show.table(("version", "format", "source", "engines", "submitted"), rows, keep=("source",))
+    columns = ("version", "format", "source", "taken as", "engines", "submitted")
+    show.table(columns, rows, keep=("source",))
+
+
+def _told(version: VersionView) -> str:
+    """What a source is taken as, beside its bytes."""
+    module = version.architecture
+    parts = [f"{module.library}:{module.name}"] if module else []
+    if version.fixed_inputs:
+        parts.append(show.fixed(version.fixed_inputs))
+    return ", ".join(parts) or show.NONE

@@ -164,3 +164,8 @@ def precision(name: str, prune: str | None) -> str:
 def short(digest: str) -> str:
     """A digest's beginning, for people."""
     return digest.removeprefix("sha256:")[:12]
+
+
+def fixed(inputs: Mapping[str, Any]) -> str:
+    """``sr=16000, size=[640, 480]``"""
+    return ", ".join(f"{name}={json.dumps(value)}" for name, value in inputs.items())

@@ -15,6 +15,7 @@ from farm.cli.options import (
     builder_options,
     connect,
     example,
+    fixed_inputs,
     labels,
     profiles,
     split,
@@ -131,6 +132,14 @@ def submit(
             help="An input's shapes: image=1x1x8x8:8x1x8x8:64x1x8x8. Repeat it for other inputs.",
         ),
     ] = None,
+    fix: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fix",
+            metavar="NAME=VALUE",
+            help="Fold the one value of an input into the graph: sr=16000, size=[640,480]. Repeat for more.",
+        ),
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -208,6 +217,7 @@ def submit(
             min_agreement=min_agreement,
             max_error=max_error,
             profiles=profiles(profile),
+            fixed_inputs=fixed_inputs(fix),
             options=builder_options(option),
             prune=prune,
             priority=priority,

@@ -109,6 +109,7 @@ class Farm:
         min_agreement: float | None = None,
         max_error: float | None = None,
         profiles: Sequence[Mapping[str, Any]] | None = None,
+        fixed_inputs: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
         prune: str | None = None,
         priority: int = 5,
@@ -131,6 +132,8 @@ class Farm:
             min_agreement, max_error: gates for all precisions instead of the farm's; an engine that fails
                 one is published as doubtful.
             profiles: input name → ``{"min": shape, "opt": shape, "max": shape}``.
+            fixed_inputs: input name → the one value that it has, which is folded into the graph: a
+                number, a truth, or lists of them in the input's shape.
             options: of TensorRT's builder: ``farm.specs.BuilderOptions``.
             prune: ``2:4``, or ``l1:0.5`` for half of each layer's weights; not of ONNX.
             idempotency_key: a repeat with the same key returns the first build.
@@ -157,6 +160,7 @@ class Farm:
             precisions=list(precisions),
             targets=list(targets),
             profiles=list(profiles or ()),
+            fixed_inputs=dict(fixed_inputs or {}),
             calibration=data(
                 calibrated, method=calibration_method, batch_size=calibration_batch_size
             ),

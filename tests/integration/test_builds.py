@@ -73,6 +73,34 @@ def test_a_version_grows_with_each_new_source_and_not_with_the_same(ledger):
     assert ledger.view(ledger.submit(source={"digest": DATA, "format": "onnx"})).version == 2
 
 
+def test_a_version_is_a_source_with_what_is_fixed_in_it(ledger):
+    plain = ledger.submit()
+    wide = ledger.submit(fixed_inputs={"sr": 16000})
+    narrow = ledger.submit(fixed_inputs={"sr": 8000})
+    again = ledger.submit(fixed_inputs={"sr": 16000}, priority=9)
+    assert [ledger.view(b).version for b in (plain, wide, narrow, again)] == [1, 2, 3, 2]
+    assert ledger.view(narrow).fixed_inputs == {"sr": 8000}
+    assert {job.reuse for job in ledger.view(again).jobs} == {"joined"}
+    assert {job.reuse for job in ledger.view(narrow).jobs} == {"ran"}
+    ledger.run_all()
+    with ledger.db.read() as session:
+        detail = views.model(session, "digits")
+        fixed = {v.version: v.fixed_inputs for v in detail.versions}
+        engine = registry.match(session, "digits", "sm_89", version=2).engine
+    assert fixed == {1: {}, 2: {"sr": 16000}, 3: {"sr": 8000}}
+    assert engine.fixed_inputs == {"sr": 16000}
+
+
+def test_a_version_of_weights_is_of_one_architecture(ledger):
+    def weights(layers):
+        config = {"num_hidden_layers": layers}
+        named = {"library": "transformers", "name": "BertModel", "config": config}
+        return {"digest": SOURCE, "format": "safetensors", "architecture": named}
+
+    numbers = [ledger.view(ledger.submit(source=weights(n))).version for n in (2, 4, 2)]
+    assert numbers == [1, 2, 1]
+
+
 def test_many_clients_at_once_start_each_job_once(ledger):
     """Real threads on a real database race over the same keys."""
     made, errors = [], []

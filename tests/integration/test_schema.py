@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,10 +14,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect, text
+from sqlalchemy import inspect, select, text
 
 from farm import db as farm_db
-from farm import models
+from farm import keys, models
 from farm.db import MIGRATIONS, Base, Database, require_schema
 from farm.errors import DatabaseUnavailable, FarmError
 from farm.settings import Settings
@@ -127,3 +128,25 @@ def test_a_database_out_of_reach_is_told_as_such():
     settings = Settings(database_url="postgresql://farm@127.0.0.1:1/farm")
     with pytest.raises(DatabaseUnavailable, match="can't be reached"):
         farm_db.upgrade(settings)
+
+
+def test_versions_from_before_variants_keep_their_architecture(db, database_url):
+    run(db, command.downgrade, "0006")
+    architecture = {"library": "timm", "name": "resnet18", "config": {}}
+    source = {"digest": "sha256:1", "format": "safetensors", "architecture": architecture}
+    at = "'2026-01-01 00:00:00'"
+    with db.engine.begin() as connection:
+        for statement in (
+            f"INSERT INTO models (id, name, created_at) VALUES (1, 'm', {at})",
+            "INSERT INTO versions (id, model_id, number, source_digest, source_format, created_at) "
+            f"VALUES (1, 1, 1, 'sha256:1', 'safetensors', {at}), (2, 1, 2, 'sha256:2', 'onnx', {at})",
+            "INSERT INTO builds (id, version_id, state, request, priority, client, created_at) VALUES "
+            f"('b1', 1, 'queued', '{json.dumps({'source': source})}', 5, '', {at})",
+        ):
+            connection.execute(text(statement))
+    assert farm_db.upgrade(Settings(database_url=database_url)) == HEAD
+    with db.read() as session:
+        first, second = session.scalars(select(models.Version).order_by(models.Version.id))
+    assert first.architecture == architecture
+    assert first.variant == keys.variant(None, architecture)
+    assert (second.variant, second.architecture, second.fixed_inputs) == ("", None, None)

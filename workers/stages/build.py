@@ -177,7 +177,9 @@ def _in_integers(stage: Stage, params: BuildParams) -> Path:
     inputs = graphs.input_specs(source)
     profile = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(source))[0]
     batch = Batch.of(inputs, profile)
-    samples, _ = samples_for(stage.inputs, inputs, profile, hold_out=params.hold_out)
+    samples, _ = samples_for(
+        stage.inputs, inputs, profile, hold_out=params.hold_out, fixed=params.fixed_inputs
+    )
     batches = list(batch.split(samples, batch.opt, smallest=batch.min))
     ranges = partial(largest, source, quantized, batches, stage.workdir)
     file = stage.workdir / "integer.onnx"

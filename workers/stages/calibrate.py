@@ -53,7 +53,9 @@ def run(stage: Stage) -> StageResult:
     inputs = graphs.input_specs(model)
     profile = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))[0]
     batch = Batch.of(inputs, profile)
-    samples, _ = samples_for(stage.inputs, inputs, profile, hold_out=params.hold_out)
+    samples, _ = samples_for(
+        stage.inputs, inputs, profile, hold_out=params.hold_out, fixed=params.fixed_inputs
+    )
     size, smallest = batch_size(params.batch_size, batch)
     batches = list(batch.split(samples, size, smallest=smallest))
     _refuse_too_few(batches, batch.count(samples), size, params)

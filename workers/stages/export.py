@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from farm.errors import ExportDiverged, InvalidModel
 from farm.specs import ExportParams, Profile, SourceFormat, TensorSpec
-from workers import graphs, references
+from workers import fixing, graphs, references
 from workers.backends.ort import OrtModel
 from workers.batch import Batch, Shapes
 from workers.eager import SYMBOL, EagerModel, axis_names, input_names, output_names
@@ -78,6 +78,8 @@ def _from_program(stage: Stage, params: ExportParams, target: Path) -> Exported:
     source = EagerModel(program)  # before the exporter, which narrows its axes' ranges
     model = _to_onnx(program)
     _name_axes(model)
+    if params.fixed_inputs:
+        model = fixing.folded(model)
     graphs.keep_axis_ranges(model, source.axis_ranges)
     graphs.check_model(model)
     graphs.save_model(model, target)
@@ -89,7 +91,7 @@ def _from_program(stage: Stage, params: ExportParams, target: Path) -> Exported:
 
 def _from_torchscript(stage: Stage, params: ExportParams, target: Path) -> Exported:
     stage.progress("load", None)
-    source = TorchScriptSource(stage.inputs["source"])
+    source = TorchScriptSource(stage.inputs["source"], params.fixed_inputs)
     specs = source.input_specs(params.profiles)
     stage.progress("export", None)
     folder = stage.workdir / "exported"
@@ -97,6 +99,8 @@ def _from_torchscript(stage: Stage, params: ExportParams, target: Path) -> Expor
     profile = resolve_profiles(specs, params.profiles)[0]
     model = source.to_onnx(specs, profile, folder / "model.onnx", opset=EXPORT_OPSET)
     shutil.rmtree(folder)
+    if params.fixed_inputs:
+        model = fixing.folded(model)
     graphs.check_model(model)
     modern = modernised(model)
     graphs.save_model(modern, target)
@@ -110,13 +114,16 @@ def _from_savedmodel(stage: Stage, params: ExportParams, target: Path) -> Export
     source = SavedModelSource(stage.inputs["source"], stage.workdir)
     stage.progress("export", None)
     model = described(source.to_onnx())
+    if params.fixed_inputs:
+        model = fixing.fixed_model(model, params.fixed_inputs)
     graphs.check_model(model)
     upgraded = _upgraded(model)
     graphs.save_model(upgraded, target)
     inputs = graphs.input_specs(upgraded)
     profiles = resolve_profiles(inputs, params.profiles)
     stage.progress("check", None)
-    return upgraded, _compare(source, _session(stage, target), inputs, profiles)
+    reference = references.savedmodel(source, params.fixed_inputs)
+    return upgraded, _compare(reference, _session(stage, target), inputs, profiles)
 
 
 def _from_onnx(stage: Stage, params: ExportParams, target: Path) -> Exported:
@@ -124,10 +131,13 @@ def _from_onnx(stage: Stage, params: ExportParams, target: Path) -> Exported:
     source = stage.inputs["source"]
     file, given = graphs.read_model(source, stage.workdir)
     model = described(given)
+    original = references.onnx_model(file, model, params.fixed_inputs, stage.workdir)
+    if params.fixed_inputs:
+        graphs.load_weights(model, file)
+        model = fixing.fixed_model(model, params.fixed_inputs)
     graphs.check_model(model)
     inputs = graphs.input_specs(model)
     profiles = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))
-    original = OrtModel(exact_file(file, stage.workdir), optimisation="none")
     is_new = graphs.opset_of(model) >= graphs.MIN_OPSET and is_modern(model)
     if is_new and model is given:
         for shapes in check_shapes(inputs, profiles):

@@ -146,7 +146,7 @@ def _data(
     """Evaluation data, else what was held out of the calibration data, else seeded random data."""
     judged = params.metric is not None or params.max_drop is not None
     if "evaluation" in stage.inputs:
-        arrays = read_samples(stage.inputs["evaluation"])
+        arrays = read_samples(stage.inputs["evaluation"], params.fixed_inputs)
         samples = check_samples(arrays, inputs, profile)
         labels = check_labels(arrays, batch.count(samples))
         if judged and labels is None:
@@ -161,7 +161,8 @@ def _data(
             hint="pass evaluation data with the array 'label', or leave out max_drop",
         )
     if "calibration" in stage.inputs:
-        given = check_samples(read_samples(stage.inputs["calibration"]), inputs, profile)
+        arrays = read_samples(stage.inputs["calibration"], params.fixed_inputs)
+        given = check_samples(arrays, inputs, profile)
         _, held = split(given, inputs, profile, params.hold_out)
         samples = given if held is None else held
         kind = DataKind.CALIBRATION if held is None else DataKind.HELD_OUT

@@ -1,0 +1,136 @@
+"""Inputs with one value: given once, and folded into the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnxscript import optimizer
+
+from farm.errors import FixedInputRefused, InvalidModel
+from farm.specs import FixedInputs, FixedValue, TensorSpec
+from workers import graphs
+from workers.batch import Arrays
+from workers.samples import Runnable
+
+#: Folding an ``If`` shows more that is constant; a graph nested deeper than this is left as it is then.
+_ROUNDS = 8
+_TYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+class Fixed:
+    """A model some inputs of which always have one value.
+
+    Parameters:
+        values: of these inputs, as the model takes them.
+    """
+
+    def __init__(self, model: Runnable, values: Mapping[str, NDArray[np.generic]]) -> None:
+        self._model = model
+        self._values = values
+
+    def run(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        """The outputs for one batch of the other inputs."""
+        return self._model.run(dict(arrays) | dict(self._values))
+
+
+def values(fixed: FixedInputs, inputs: Sequence[TensorSpec]) -> Arrays:
+    """The values as arrays of the inputs' types and shapes.
+
+    Raises:
+        FixedInputRefused: naming the input, and why the value can't be its.
+    """
+    known = {spec.name: spec for spec in inputs}
+    for name in fixed:
+        if name not in known:
+            raise FixedInputRefused(
+                f"the model has no input {name!r} that could be fixed",
+                hint=f"its inputs are {', '.join(known)}",
+            )
+    if fixed and len(fixed) == len(known):
+        raise FixedInputRefused(
+            "all inputs of the model are fixed, and nothing is left for it to compute on",
+            hint="leave one input to be given at run time",
+        )
+    return {name: _array(given, known[name]) for name, given in fixed.items()}
+
+
+def fixed_model(model: onnx.ModelProto, fixed: FixedInputs) -> onnx.ModelProto:
+    """The graph with the values folded in: what depends on them alone is computed, and an ``If`` on
+    them is the branch that they choose.
+
+    Raises:
+        FixedInputRefused
+    """
+    found = values(fixed, graphs.every_input(model))
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    graphs.drop(graph.input, lambda value: value.name in found)
+    graphs.drop(graph.initializer, lambda tensor: tensor.name in found)
+    graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in found.items())
+    return folded(copy)
+
+
+def folded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with all computed that follows from small constants, and no branch that is never taken.
+
+    Raises:
+        InvalidModel
+    """
+    before = sum(1 for _ in graphs.all_nodes(model.graph))
+    # What was inferred for any value would hide what follows from these.
+    del model.graph.value_info[:]
+    try:
+        result: onnx.ModelProto = optimizer.optimize(model, num_iterations=_ROUNDS)
+    except Exception as err:  # passes of onnxscript raise kinds of their own, and bare ones
+        raise InvalidModel(
+            f"the fixed values can't be folded into the graph: {graphs.brief(err)}",
+            hint="fix them in the model itself, and export it again",
+        ) from err
+    after = sum(1 for _ in graphs.all_nodes(result.graph))
+    print(f"folded the fixed inputs: {after} operators of {before} are left", flush=True)
+    return result
+
+
+def _array(given: FixedValue, spec: TensorSpec) -> NDArray[np.generic]:
+    dtype = _TYPES.get(spec.dtype) or np.dtype(spec.dtype)
+    array = np.asarray(given)
+    if not _fits(array, dtype):
+        raise FixedInputRefused(
+            f"the input {spec.name!r} takes {spec.dtype}, and {given!r} isn't a value of that type",
+            hint=f"give {spec.dtype}: --fix {spec.name}=VALUE",
+        )
+    sizes = [size if isinstance(size, int) else None for size in spec.shape]
+    known = [size for size in sizes if size is not None]
+    if array.ndim == 0 and len(known) == len(sizes):
+        return np.full(known, array, dtype)
+    if array.ndim != len(sizes) or any(
+        size not in (None, there) for size, there in zip(sizes, array.shape, strict=True)
+    ):
+        shape = f"[{', '.join(map(str, spec.shape))}]"
+        raise FixedInputRefused(
+            f"the input {spec.name!r} has the shape {shape}, and the value {list(array.shape)}",
+            hint="give a number for an input of a known shape, else lists in the input's shape",
+        )
+    return array.astype(dtype)
+
+
+def _fits(array: NDArray[Any], dtype: np.dtype[Any]) -> bool:
+    if dtype.kind == "b":
+        return bool(array.dtype.kind == "b" or np.isin(array, (0, 1)).all())
+    if array.dtype.kind == "b":
+        return False
+    if dtype.kind in "iu":
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        return bool(
+            (array == np.floor(array)).all()
+            and (low <= array.min(initial=0))
+            and (array.max(initial=0) <= high)
+        )
+    return True
