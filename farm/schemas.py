@@ -249,6 +249,10 @@ class ComputeView(Answer):
         "a TensorRT-RTX plan, or the graph that ONNX Runtime has optimised; `engine` is an earlier "
         "farm's word for the inspector",
     )
+    found: int | None = Field(
+        None,
+        description="how many products the engine names; the others are as the typed graph has them",
+    )
 
 
 class LayerTensor(Answer):
@@ -296,6 +300,9 @@ class MemoryView(Answer):
     weights_bytes: int | None
     streamable_weights_bytes: int | None = Field(description="that may stay in the host's memory")
     aux_streams: int | None
+    constants: dict[str, int] = Field(
+        {}, description="bytes of the constants in the engine by type, where it says so"
+    )
 
 
 class LayerReport(Answer):

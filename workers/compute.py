@@ -1,23 +1,25 @@
 """In which type a graph multiplies: how many of its products, and what share of all multiplications.
 
 Strongly typed, a runtime computes what the graph says, so this is known before an engine has run. A
-product is a convolution or a matrix product; nearly all of a network's arithmetic is in them. One of
-dequantised tensors is computed in the quantised type: that is what Q/DQ around an operator means. One
-that takes integers multiplies these, and adds them up in int32.
+product is a convolution or a matrix product, or an operator that is made of such ones; nearly all of a
+network's arithmetic is in them. One of dequantised tensors is computed in the quantised type: that is
+what Q/DQ around an operator means. One that takes integers multiplies these, and adds them up in int32.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 import onnx
-from onnx import TensorProto
+import onnx.inliner
+from onnx import TensorProto, numpy_helper
 
 from workers import graphs
 from workers.batch import Shapes
+from workers.graphs import STANDARD_DOMAINS
 
 _TYPES = {
     TensorProto.FLOAT: "fp32",
@@ -28,8 +30,26 @@ _TYPES = {
     TensorProto.UINT8: "int8",  # shifted by 128, as CPUs want it
     TensorProto.FLOAT8E4M3FN: "fp8",
 }
-_INTEGER = ("ConvInteger", "MatMulInteger")
-PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm", *_INTEGER)
+#: Operators that multiply integers → where their two operands are.
+_INTEGER = {
+    "ConvInteger": (0, 1),
+    "MatMulInteger": (0, 1),
+    "QLinearConv": (0, 3),
+    "QLinearMatMul": (0, 3),
+}
+_RECURRENT = ("GRU", "LSTM", "RNN")
+PRODUCTS = (
+    "Conv",
+    "ConvTranspose",
+    "MatMul",
+    "Gemm",
+    "Einsum",
+    "Attention",
+    *_RECURRENT,
+    *_INTEGER,
+)
+#: Inputs that may be left out, of an Attention.
+_PAST_KEY = 4
 #: What may stand between a DequantizeLinear and its product without making it another type.
 _PASSED = ("Cast", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
 
@@ -79,39 +99,147 @@ class Compute:
 
 
 def compute_of(model: onnx.ModelProto, shapes: Shapes) -> Compute:
-    """The products of a graph, those of its subgraphs left out.
+    """The products of a graph, and of the bodies in it.
+
+    Each branch of an If counts as if it ran. The body of a Loop or Scan counts as often as it runs, and
+    where that isn't known its multiply-accumulates aren't.
 
     Parameters:
         shapes: of the inputs.
     """
-    inferred = _at(model, shapes).graph
-    values = {v.name: v.type.tensor_type for v in [*inferred.value_info, *inferred.input]}
-    values |= {v.name: v.type.tensor_type for v in inferred.output}
-    tensors = {tensor.name: tensor for tensor in inferred.initializer}
-    lookup = _Lookup(
-        makers={name: node for node in inferred.node for name in node.output},
-        dims={name: _dims(value) for name, value in values.items()}
-        | {name: tuple(tensor.dims) for name, tensor in tensors.items()},
-        types={name: value.elem_type for name, value in values.items()}
-        | {name: tensor.data_type for name, tensor in tensors.items()},
-    )
-    return Compute(
-        products=[lookup.product(node) for node in inferred.node if node.op_type in PRODUCTS]
-    )
+    fixed = _at(model, shapes)
+    nothing = _Lookup(makers={}, dims={}, types={}, values={}, opsets=fixed.opset_import)
+    return Compute(products=list(_products(fixed.graph, nothing, 1)))
+
+
+def _products(graph: onnx.GraphProto, outside: _Lookup, times: int | None) -> Iterator[Product]:
+    """Those of a graph that runs so many times, with what it sees of the graphs around it."""
+    lookup = outside.within(graph)
+    for node in graph.node:
+        if node.domain in STANDARD_DOMAINS and lookup.is_product(node):
+            product = lookup.product(node)
+            often = None if product.macs is None or times is None else product.macs * times
+            yield replace(product, macs=often)
+        runs = lookup.runs(node)
+        both = None if times is None or runs is None else times * runs
+        for body in graphs.bodies(node):
+            inside = lookup.body_of_loop(node, body) if node.op_type == "Loop" else body
+            yield from _products(inside, lookup, both)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Lookup:
+    """What is known of the tensors that a graph sees."""
+
     makers: Mapping[str, onnx.NodeProto]
     dims: Mapping[str, tuple[int, ...] | None]
     types: Mapping[str, int]
+    values: Mapping[str, onnx.TensorProto]  #: constants, as far as they are at hand
+    opsets: Sequence[onnx.OperatorSetIdProto]
+
+    def within(self, graph: onnx.GraphProto) -> _Lookup:
+        """The same, and a graph's own tensors, which hide those of the same names."""
+        infos = [*graph.value_info, *graph.input, *graph.output]
+        told = {v.name: v.type.tensor_type for v in infos if v.type.HasField("tensor_type")}
+        tensors = {tensor.name: tensor for tensor in graph.initializer}
+        constants = {
+            node.output[0]: attribute.t
+            for node in graph.node
+            if node.op_type == "Constant"
+            for attribute in node.attribute
+            if attribute.name == "value"
+        }
+        return _Lookup(
+            makers=dict(self.makers) | {out: node for node in graph.node for out in node.output},
+            dims=dict(self.dims)
+            | {name: _dims(value) for name, value in told.items()}
+            | {name: tuple(tensor.dims) for name, tensor in tensors.items()},
+            types=dict(self.types)
+            | {name: value.elem_type for name, value in told.items()}
+            | {name: tensor.data_type for name, tensor in tensors.items()},
+            values=dict(self.values) | tensors | constants,
+            opsets=self.opsets,
+        )
+
+    def body_of_loop(self, node: onnx.NodeProto, body: onnx.GraphProto) -> onnx.GraphProto:
+        """The body with its shapes, where its state keeps the shape that it starts with.
+
+        ONNX infers none, since a state may change its shape from round to round.
+        """
+        alone = onnx.ModelProto(ir_version=10, opset_import=self.opsets)
+        alone.graph.CopyFrom(body)
+        alone.graph.name = alone.graph.name or "body"
+        for value in [*alone.graph.value_info, *alone.graph.output]:
+            if value.type.HasField("tensor_type"):
+                value.type.tensor_type.ClearField("shape")
+        pairs = zip(alone.graph.input[2:], node.input[2:], strict=False)
+        states = [(value, start) for value, start in pairs if start in self.types]
+        for value, start in states:
+            _set_type(value, self.types[start], self.dims.get(start))
+        own = {value.name for value in alone.graph.input}
+        made = {name for inner in body.node for name in inner.output}
+        given = {tensor.name for tensor in body.initializer}
+        used = {name for inner in graphs.all_nodes(body) for name in inner.input}
+        for name in sorted(used & set(self.types) - own - made - given):
+            _set_type(alone.graph.input.add(name=name), self.types[name], self.dims.get(name))
+        try:
+            inferred = graphs.inferred(alone, data_prop=True).graph
+        except onnx.shape_inference.InferenceError:
+            return body  # its shapes stay unknown
+        ends = dict(zip((one.name for one in body.input[2:]), inferred.output[1:], strict=False))
+        kept = all(
+            _dims(value.type.tensor_type) == _dims(ends[value.name].type.tensor_type)
+            for value, _ in states
+            if value.name in ends
+        )
+        return inferred if kept else body
+
+    def is_product(self, node: onnx.NodeProto) -> bool:
+        if node.op_type == "Einsum":
+            return len(node.input) > 1 and _contracts(_equation(node))
+        return node.op_type in PRODUCTS
+
+    def runs(self, node: onnx.NodeProto) -> int | None:
+        """How often a node runs each body of its own; None where only a run shows it."""
+        if node.op_type == "Scan":
+            return self._scan_length(node)
+        if node.op_type != "Loop":
+            return 1
+        trips = self._number(node.input[0]) if node.input and node.input[0] else None
+        [body] = graphs.bodies(node)
+        return trips if trips is not None and self._never_ends_early(node, body) else None
+
+    def _scan_length(self, node: onnx.NodeProto) -> int | None:
+        count = next((a.i for a in node.attribute if a.name == "num_scan_inputs"), 0)
+        axes = next((list(a.ints) for a in node.attribute if a.name == "scan_input_axes"), [])
+        scanned = self.dims.get(node.input[len(node.input) - count]) if count else None
+        axis = axes[0] if axes else 0
+        return scanned[axis] if scanned and -len(scanned) <= axis < len(scanned) else None
+
+    def _never_ends_early(self, node: onnx.NodeProto, body: onnx.GraphProto) -> bool:
+        """Whether the condition is what it was at the start, and that is true."""
+        given = node.input[1] if len(node.input) > 1 else ""
+        if given and not self._number(given):
+            return False
+        makers = {name: maker for maker in body.node for name in maker.output}
+        name = body.output[0].name
+        while name in makers and makers[name].op_type == "Identity":
+            name = makers[name].input[0]
+        return name == body.input[1].name or bool(self.within(body)._number(name))
+
+    def _number(self, name: str) -> int | None:
+        """A constant's one value; a boolean's as a number."""
+        tensor = self.values.get(name)
+        if tensor is None or prod(tensor.dims) != 1 or graphs.is_external(tensor):
+            return None
+        return int(numpy_helper.to_array(tensor).reshape(-1)[0])
 
     def product(self, node: onnx.NodeProto) -> Product:
         if node.op_type in _INTEGER:
             return Product(
                 name=node.name or node.output[0],
                 op_type=node.op_type,
-                type=_name(self.types.get(node.input[1], TensorProto.UNDEFINED)),
+                type=_name(self.types.get(self._operands(node)[1], TensorProto.UNDEFINED)),
                 macs=self._macs(node),
                 not_quantized=(),
             )
@@ -130,6 +258,10 @@ class _Lookup:
             not_quantized=missing,
         )
 
+    def _operands(self, node: onnx.NodeProto) -> tuple[str, str]:
+        left, right = _INTEGER.get(node.op_type, (0, 1))
+        return node.input[left], node.input[right]
+
     def _quantized_type(self, name: str) -> int | None:
         """The type that a tensor is dequantised from, or None when it isn't."""
         node = self.makers.get(name)
@@ -142,21 +274,98 @@ class _Lookup:
         return self.types.get(node.input[2]) if len(node.input) > 2 else TensorProto.UINT8
 
     def _macs(self, node: onnx.NodeProto) -> int | None:
-        left, right = (self.dims.get(name) for name in node.input[:2])
+        if node.op_type == "Attention":
+            return self._macs_of_attention(node)
+        if node.op_type == "Einsum":
+            return _macs_of_einsum(_equation(node), [self.dims.get(name) for name in node.input])
+        if node.op_type in _RECURRENT:
+            return self._macs_of_recurrent(node)
+        left, right = (self.dims.get(name) for name in self._operands(node))
         made = self.dims.get(node.output[0])
         if left is None or right is None or made is None:
             return None
-        if node.op_type in ("Conv", "ConvInteger"):
+        if node.op_type in ("Conv", "ConvInteger", "QLinearConv"):
             return prod(made) * prod(right[1:])
         if node.op_type == "ConvTranspose":
             return prod(left) * prod(right[1:])
         transposed = any(a.name == "transA" and a.i for a in node.attribute)
         return prod(made) * (left[-2] if transposed else left[-1])
 
+    def _macs_of_attention(self, node: onnx.NodeProto) -> int | None:
+        """Of queries by keys, and of what that gives by values."""
+        query, key, value = (self.dims.get(name) for name in node.input[:3])
+        if query is None or key is None or value is None:
+            return None
+        length = key[-2]
+        if len(node.input) > _PAST_KEY and node.input[_PAST_KEY]:
+            past = self.dims.get(node.input[_PAST_KEY])
+            if past is None:
+                return None
+            length += past[-2]
+        if len(query) == 4:  # [batch, heads, length, size]
+            return prod(query[:3]) * length * (query[3] + value[3])
+        heads = {a.name: int(a.i) for a in node.attribute}
+        kv_heads = heads.get("kv_num_heads")
+        if not kv_heads:
+            return None
+        of_values = heads.get("q_num_heads", 0) * value[2] // kv_heads
+        return query[0] * query[1] * length * (query[2] + of_values)
+
+    def _macs_of_recurrent(self, node: onnx.NodeProto) -> int | None:
+        """Its weights are [directions, gates × hidden, inputs or hidden]; layout 1 is batch first."""
+        sequence, weights, recurrence = (self.dims.get(name) for name in node.input[:3])
+        if sequence is None or weights is None or recurrence is None:
+            return None
+        return sequence[0] * sequence[1] * (prod(weights) + prod(recurrence))
+
+
+def _set_type(value: onnx.ValueInfoProto, type_: int, dims: Sequence[int] | None) -> None:
+    tensor = value.type.tensor_type
+    tensor.elem_type = type_
+    tensor.ClearField("shape")
+    if dims is not None:
+        tensor.shape.SetInParent()
+        for size in dims:
+            tensor.shape.dim.add(dim_value=size)
+
+
+def _equation(node: onnx.NodeProto) -> str:
+    found = next((a.s.decode() for a in node.attribute if a.name == "equation"), "")
+    return found.replace(" ", "")
+
+
+def _contracts(equation: str) -> bool:
+    """Whether an Einsum adds up along an axis that operands share."""
+    given, arrow, made = equation.partition("->")
+    letters = {letter for letter in given if letter.isalpha() and given.count(letter) > 1}
+    return bool(letters - set(made)) if arrow else bool(letters)
+
+
+def _macs_of_einsum(equation: str, operands: Sequence[tuple[int, ...] | None]) -> int | None:
+    """Of two operands: every combination of indices is one. Of more it depends on their order."""
+    terms = equation.partition("->")[0].split(",")
+    if len(operands) != 2 or len(terms) != 2:
+        return None
+    sizes: dict[str, int] = {}
+    for term, dims in zip(terms, operands, strict=True):
+        if dims is None:
+            return None
+        before, dots, after = term.partition("...")
+        spread = len(dims) - len(before) - len(after)
+        if spread < 0 or (spread and not dots):
+            return None
+        # The axes of an ellipsis are broadcast, so they are counted from the last.
+        names = [*before, *(f".{n}" for n in range(spread, 0, -1)), *after]
+        for name, size in zip(names, dims, strict=True):
+            sizes[name] = max(size, sizes.get(name, 1))
+    return prod(sizes.values())
+
 
 def _at(model: onnx.ModelProto, shapes: Shapes) -> onnx.ModelProto:
     """A graph with shapes inferred at these of its inputs."""
     fixed = graphs.outline(model)
+    if fixed.functions:
+        fixed = onnx.inliner.inline_local_functions(fixed)
     for given in fixed.graph.input:
         for dim, size in zip(
             given.type.tensor_type.shape.dim, shapes.get(given.name, ()), strict=False

@@ -4,6 +4,8 @@ A layer of the engine names the ONNX nodes that it computes, so that each produc
 found there. Its type is that of the kernel's operands where the kernel's name has them
 (``sm80_xmma_gemm_i8i8_i8i32_f32_…``), else that of the layer's first input: the others may be biases
 and residuals. Where a layer converts its input itself, or has several products, its inputs tell nothing.
+
+A plan of TensorRT-RTX lists the operands of each step: a product computes in the type of its first two.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import onnx
 from farm.errors import PrecisionMissed
 from farm.schemas import Layer
 from farm.specs import Precision
+from workers.backends.rtx_plan import RtxPlan
 from workers.compute import PRODUCTS, Compute, Product
 
 _OPERAND = {
@@ -72,6 +75,65 @@ def _found(
     return replace(product, type=type_, typed=other, layer=ranked[0].name)
 
 
+#: Of a plan's steps, those that multiply their first two operands.
+_MULTIPLYING = {"convolution", "deconvolution", "fully_connected"}
+#: The fused kernels that have products in them, by the names of their parts.
+_FUSED = re.compile(r"gemm|mha|attention|conv|_Fc|Corr|Mul[A-Z]\w*Sum|MulSum", re.ASCII)
+#: Their parts that change a type: such a kernel's operands aren't what it multiplies.
+_CONVERTING = re.compile(r"Cast|Roun|Quan")
+#: Of two types the earlier is what both are brought to.
+_WIDTH = ("fp64", "fp32", "bf16", "fp16", "fp8", "int8", "int4", "fp4")
+
+
+def of_plan(compute: Compute, plan: RtxPlan) -> tuple[Compute, int]:
+    """The same products in the types that a plan's steps have, and how many were found there.
+
+    Those that weren't keep the graph's type.
+
+    Parameters:
+        compute: of the typed graph.
+    """
+    naming: defaultdict[str, list[Layer]] = defaultdict(list)
+    for layer in (*plan.layers, *plan.inner):
+        # One in a body is "NODE | body (then_branch) | outer (If)".
+        for operator in dict.fromkeys(one.partition(" | ")[0] for one in layer.operators):
+            naming[operator].append(layer)
+    products = [_in_plan(product, naming) for product in compute.products]
+    return Compute(products=products), sum(one.layer is not None for one in products)
+
+
+def _in_plan(product: Product, naming: Mapping[str, Sequence[Layer]]) -> Product:
+    candidates = naming.get(product.name) or naming.get(f"node_of_{product.name}") or ()
+    steps = [one for one in candidates if one.type in _MULTIPLYING]
+    steps = steps or [one for one in candidates if _FUSED.search(one.name)]
+    types = {_operands_type(one) for one in steps}
+    [type_] = types if len(types) == 1 else (None,)
+    if type_ is None:
+        return product
+    other = product.typed if type_ == product.type else product.type
+    return replace(product, type=type_, typed=other, layer=steps[0].name)
+
+
+def _operands_type(step: Layer) -> str | None:
+    """In which a step multiplies; None where its operands don't tell."""
+    if step.type in _MULTIPLYING:
+        operands = [one.type for one in step.inputs[:2]]
+    elif _CONVERTING.search(step.name):
+        return None
+    else:
+        # Sizes and conditions stand among a kernel's arguments, and scalars.
+        tensors = (one for one in step.inputs if one.shape and one.shape != [1])
+        operands = [one.type for one in tensors if _name(one.type) in _WIDTH][:2]
+    types = {_name(one) for one in operands}
+    if len(operands) < 2 or not types.issubset(_WIDTH):
+        return None
+    return min(types, key=_WIDTH.index)
+
+
+def _name(type_: str | None) -> str:
+    return _TYPES.get(type_, type_) if type_ else "?"
+
+
 _NEVER = 3
 
 
@@ -92,6 +154,29 @@ def _type(layer: Layer, kinds: Mapping[str, str]) -> str | None:
         return None
     first = layer.inputs[0].type if layer.inputs else None
     return _TYPES.get(first, first) if first else None
+
+
+def check_rtx(precision: Precision, compute: Compute, compute_capability: str) -> None:
+    """Refuse at once what TensorRT-RTX is known to build in half, whatever the graph says.
+
+    Found in plans of tensorrt-rtx 1.7.1: of int8 it has matrix products on every GPU, convolutions from
+    sm_80 on, and no transposed convolutions.
+
+    Raises:
+        PrecisionMissed
+    """
+    if precision is not Precision.INT8:
+        return
+    in_half = {"ConvTranspose"} | ({"Conv"} if compute_capability == "sm_75" else set())
+    kinds = {one.op_type for one in compute.products if one.type == precision.computes_in}
+    if kinds and kinds <= in_half:
+        raise PrecisionMissed(
+            f"TensorRT-RTX computes int8 {' and '.join(sorted(kinds))} in half on {compute_capability}, "
+            "and nothing else in the graph is int8",
+            hint=f"choose fp16 for {compute_capability}, or int8 for sm_80 and later"
+            if "Conv" in kinds
+            else "choose fp16",
+        )
 
 
 def check_engine(precision: Precision, compute: Compute) -> None:

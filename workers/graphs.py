@@ -198,11 +198,17 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """Every node of a graph, those of its subgraphs too."""
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            for nested in ([attribute.g] if attribute.HasField("g") else []) + list(
-                attribute.graphs
-            ):
-                yield from all_nodes(nested)
+        for nested in bodies(node):
+            yield from all_nodes(nested)
+
+
+def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs that a node runs: branches of an If, the body of a Loop or a Scan."""
+    return [
+        nested
+        for attribute in node.attribute
+        for nested in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs)
+    ]
 
 
 def input_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:

@@ -73,17 +73,20 @@ def report(
     typed: onnx.ModelProto,
     *,
     compute_source: str = "graph",
+    found: int | None = None,
     **more: Any,
 ) -> LayerReport:
     """The report.
 
     Parameters:
         typed: the graph that the engine was built from.
+        compute_source: who says in which types it computes, as ``ComputeView`` has it.
+        found: how many products that source names.
         more: other fields of the report.
     """
     return LayerReport.model_validate(
         {
-            "compute": compute.as_facts() | {"source": compute_source},
+            "compute": compute.as_facts() | {"source": compute_source, "found": found},
             "products": [ProductView.model_validate(product) for product in compute.products],
             "layers": layers,
             "kinds": Counter(layer.type for layer in layers),

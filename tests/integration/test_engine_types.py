@@ -11,9 +11,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from farm.errors import PrecisionMissed
 from farm.schemas import Layer, LayerReport
-from farm.specs import BuildParams, JobKind, Precision, Target
+from farm.specs import (
+    BuilderOptions,
+    BuildParams,
+    JobKind,
+    Precision,
+    Runtime,
+    ShapeRange,
+    Target,
+)
 from workers import engine_types, layers
-from workers.backends import trt_inspect
+from workers.backends import trt, trt_inspect
 from workers.compute import compute_of
 from workers.stages import StageRequest, run_request
 
@@ -71,7 +79,7 @@ def build(typed, folder, *, target="tensorrt:h200", precision="int8"):
 def test_the_engine_says_that_a_layer_of_an_int8_network_runs_in_fp16(classic, tmp_path):
     classic.FALL_BACK.add("/b")
     facts, report = build(quantized(tmp_path / "typed.onnx", "/a", "/b"), tmp_path / "job")
-    assert facts["compute"]["source"] == "engine"
+    assert (facts["compute"]["source"], facts["compute"]["found"]) == ("inspector", 2)
     assert facts["compute"]["types"] == {
         "int8": {"layers": 1, "share": 0.5},
         "fp16": {"layers": 1, "share": 0.5},
@@ -130,10 +138,12 @@ def test_an_inspector_that_prints_otherwise_costs_the_report_and_not_the_engine(
 def test_every_product_is_named_by_a_layer_of_the_network_that_tensorrt_parses(tmp_path, names):
     # For real, by TensorRT-RTX's parser: the engine's layers are found by the same names.
     typed = quantized(tmp_path / "typed.onnx", *names)
-    _, report = build(typed, tmp_path / "job", target="tensorrt-rtx:sm_89")
+    profile = {"x": ShapeRange(min=(1, 4), opt=(8, 4), max=(8, 4))}
+    rtx, options, quiet = Runtime.TENSORRT_RTX, BuilderOptions(), lambda *_: None
+    plan = trt.build_plan(rtx, typed, [profile], "sm_89", options, quiet)
     model = onnx.load(typed)
     compute = compute_of(model, {"x": (8, 4)})
-    multiplying = [one for one in report.layers if one.type == "MATRIX_MULTIPLY"]
+    multiplying = [one for one in plan.layers if one.type == "MATRIX_MULTIPLY"]
     _, found = engine_types.of_engine(compute, multiplying, model)
     assert found == len(compute.products) == 2
 
@@ -229,4 +239,6 @@ def test_weights_of_four_bits_take_half_a_byte():
 def test_a_report_of_before_can_still_be_read():
     old = {"source": "s", "compute": {"macs": None, "types": {}}, "products": [], "layers": []}
     assert LayerReport.model_validate(old).memory is None
+    read = old | {"compute": {"macs": None, "types": {}, "source": "engine"}}
+    assert LayerReport.model_validate(read).compute.source == "engine"
     assert Layer(name="a", type="t", inputs=[], outputs=[]).operators == []

@@ -19,14 +19,16 @@ from typing import TYPE_CHECKING, Any
 from farm.errors import EngineBuildFailed
 from farm.schemas import Layer, LayerTensor
 from farm.specs import BuilderOptions, Profile, Runtime
-from workers.backends import trt_cache, trt_inspect
+from workers.backends import trt_cache, trt_inspect, trt_parsed
 from workers.backends.trt_cache import TimingCacheUse
 from workers.backends.trt_inspect import Inspected
+from workers.backends.trt_interface import Interface, of_network
 from workers.backends.trt_options import set_capability, set_options
 
 if TYPE_CHECKING:
     # TensorRT-RTX has the same classes; what only one of the two has is probed, and so untyped.
     import tensorrt as types
+    from onnx import ModelProto
 
 Report = Callable[[str, float | None], None]
 
@@ -55,6 +57,7 @@ class Plan:
     data: bytes
     runtime_version: str
     layers: tuple[Layer, ...]  #: of the network, before the builder fuses them
+    interface: Interface  #: inputs and outputs of the network
     build_s: float
     timing_cache: TimingCacheUse | None  #: None where the runtime or the options have none
     inspected: Inspected | None  #: None where the engine can't be read back
@@ -91,6 +94,7 @@ def build_plan(
     options: BuilderOptions,
     report: Report,
     *,
+    model: ModelProto | None = None,
     timing_cache: bytes = b"",
     plugins: Sequence[Path] = (),
 ) -> Plan:
@@ -100,6 +104,7 @@ def build_plan(
     GPU that the worker is pinned to, and ignores it.
 
     Parameters:
+        model: the file's graph, that what the parser has understood is held against.
         timing_cache: what classic TensorRT has timed before on such a GPU, serialised.
         plugins: libraries to load, which the caller has verified.
 
@@ -115,6 +120,8 @@ def build_plan(
     parser: types.OnnxParser = trt.OnnxParser(network, log)
     report("parse", None)
     _parse(parser, onnx, log)
+    if model is not None:
+        trt_parsed.check_attributes(trt, network, model)
     config = builder.create_builder_config()
     set_capability(trt, config, compute_capability)
     set_options(trt, config, options)
@@ -141,6 +148,7 @@ def build_plan(
         data=bytes(plan),
         runtime_version=str(trt.__version__),
         layers=tuple(_layer(network.get_layer(index)) for index in range(network.num_layers)),
+        interface=of_network(network),
         build_s=build_s,
         timing_cache=trt_cache.finish(config, timings) if timings else None,
         inspected=inspect(bytes(plan)) if on_gpu else None,

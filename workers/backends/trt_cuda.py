@@ -76,7 +76,11 @@ class TrtEngine:
 
     def bind(self, inputs: Tensors) -> _Bound:
         """An inference of these tensors on the current stream."""
-        return _Bound(self._engine, self._log, {n: inputs[n] for n in self._inputs})
+        # An engine of an fp64 model takes fp32: what it was given would be read as other numbers.
+        given = {
+            n: inputs[n].to(_TYPES[self._engine.get_tensor_dtype(n).name]) for n in self._inputs
+        }
+        return _Bound(self._engine, self._log, given)
 
     def bind_graph(self, inputs: Tensors) -> Bound:
         """The same, replayed as a CUDA graph."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from farm.schemas import Layer, LayerTensor, MemoryView
+from workers.backends.trt_interface import Interface, of_engine
 
 if TYPE_CHECKING:
     import tensorrt as types
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 class Inspected:
     layers: tuple[Layer, ...]
     memory: MemoryView
+    interface: Interface  #: its inputs and outputs
 
 
 def inspect(trt: Any, log: Any, plan: bytes, *, host_code: bool) -> Inspected | None:
@@ -45,7 +47,7 @@ def inspect(trt: Any, log: Any, plan: bytes, *, host_code: bool) -> Inspected | 
     except (ValueError, LookupError, TypeError, AttributeError) as err:
         print(f"what the inspector prints can't be read: {err!r}", flush=True)
         return None
-    return Inspected(layers=layers, memory=_memory(trt, engine))
+    return Inspected(layers=layers, memory=_memory(trt, engine), interface=of_engine(trt, engine))
 
 
 def _memory(trt: Any, engine: Any) -> MemoryView:
@@ -62,6 +64,7 @@ def _memory(trt: Any, engine: Any) -> MemoryView:
         weights_bytes=weights,
         streamable_weights_bytes=getattr(engine, "streamable_weights_size", None),
         aux_streams=getattr(engine, "num_aux_streams", None),
+        constants={},
     )
 
 

@@ -12,13 +12,15 @@ import onnx
 from farm.engine_header import MalformedHeader, parse_header
 from farm.errors import EngineBuildFailed
 from farm.gpu_tags import CPU
-from farm.schemas import Layer, LayerReport
-from farm.specs import BuildParams, Precision, Profile, Runtime
+from farm.schemas import Layer, LayerReport, MemoryView
+from farm.specs import BuildParams, Precision, Profile, Runtime, TensorSpec
 from workers import engine_types, graphs, layers, optimised, saturation, scripted
-from workers.backends import ort, ort_cuda, trt
+from workers.backends import ort, ort_cuda, rtx_plan, trt, trt_interface
+from workers.backends.rtx_plan import RtxPlan
 from workers.backends.trt_cache import TimingCacheUse
 from workers.backends.trt_inspect import Inspected
-from workers.batch import Batch
+from workers.backends.trt_interface import Interface
+from workers.batch import Batch, Shapes
 from workers.compute import Compute, compute_of
 from workers.integer import integer_graph
 from workers.profiles import (
@@ -30,7 +32,8 @@ from workers.ranges import largest
 from workers.samples import samples_for
 from workers.stages import Stage, StageResult
 
-_ENGINE = "the engine, by TensorRT's inspector"
+_INSPECTOR = "the engine, by TensorRT's inspector"
+_PLAN = "the plan of TensorRT-RTX {version}, by the text in it"
 _NETWORK = "the network, before the builder fused its layers"
 _MATRIX_PRODUCTS = ("MatMul", "Gemm")
 
@@ -56,16 +59,14 @@ def run(stage: Stage) -> StageResult:
     )
     compute = compute_of(model, shapes_at(profiles[0], "opt"))
     layers.check_precision(params.precision, compute)
+    if params.target.runtime is Runtime.TENSORRT_RTX:
+        engine_types.check_rtx(params.precision, compute, params.compute_capability)
     if params.target.runtime is Runtime.ONNXRUNTIME:
         made = _build_graph(stage, params, file, model)
     else:
         made = _build_plan(stage, params, file, model, profiles)
-    if made.inspected:
-        compute = _of_engine(params.precision, compute, made.inspected, model)
-    if made.optimised:
-        opt = shapes_at(profiles[0], "opt")
-        compute = optimised.compute_of_engine(made.optimised, opt, compute)
-    report = _report(made, model, profiles, compute)
+    said = _of_engine(params.precision, compute, made, model, shapes_at(profiles[0], "opt"))
+    report = _report(made, model, profiles, said)
     facts = {
         "runtime": str(params.target.runtime),
         "runtime_version": made.runtime_version,
@@ -74,8 +75,9 @@ def run(stage: Stage) -> StageResult:
         "compute": report.compute.model_dump(mode="json"),
         "build_s": round(made.build_s, 3),
         "engine_bytes": made.engine.stat().st_size,
-        "inputs": graphs.specs_as_json(graphs.input_specs(model)),
-        "outputs": graphs.specs_as_json(graphs.output_specs(model)),
+        "inputs": graphs.specs_as_json(report.inputs),
+        "outputs": graphs.specs_as_json(report.outputs),
+        "differences": list(_interface(made, model)[2]),
         "profiles": profiles_as_json(profiles),
         "options": params.options.model_dump(mode="json"),
     }
@@ -99,42 +101,80 @@ class _Made:
     timing_cache: TimingCacheUse | None = None
     inspected: Inspected | None = None
     optimised: onnx.ModelProto | None = None  #: of ONNX Runtime
+    read: RtxPlan | None = None  #: of TensorRT-RTX
+    interface: Interface | None = None  #: where TensorRT has its own view of it
     fusions: Mapping[str, int] | None = None  #: where the layers don't tell
+
+    @property
+    def memory(self) -> MemoryView | None:
+        told = self.inspected or self.read
+        return told.memory if told else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Said:
+    """In which types the products compute, and who says so."""
+
+    compute: Compute
+    source: str
+    found: int | None = None  #: how many of the products the engine names
 
 
 def _of_engine(
-    precision: Precision, compute: Compute, inspected: Inspected, model: onnx.ModelProto
-) -> Compute:
-    """What the engine's own layers say of the graph's products.
+    precision: Precision, compute: Compute, made: _Made, model: onnx.ModelProto, opt: Shapes
+) -> _Said:
+    """What the engine itself says of the graph's products, where it can be read.
 
     Raises:
         PrecisionMissed
     """
-    found_in, found = engine_types.of_engine(compute, inspected.layers, model)
+    if made.inspected:
+        found_in, found = engine_types.of_engine(compute, made.inspected.layers, model)
+        said = _Said(compute=found_in, source="inspector", found=found)
+    elif made.read:
+        found_in, found = engine_types.of_plan(compute, made.read)
+        said = _Said(compute=found_in, source="plan", found=found)
+    elif made.optimised:
+        found_in = optimised.compute_of_engine(made.optimised, opt, compute)
+        return _Said(compute=found_in, source=optimised.SOURCE)
+    else:
+        return _Said(compute=compute, source="graph")
     total = len(compute.products)
-    print(f"{found} of {total} convolutions and matrix products found in the engine's layers")
-    engine_types.check_engine(precision, found_in)
-    return found_in
+    print(f"{said.found} of {total} convolutions and matrix products found in the engine's layers")
+    engine_types.check_engine(precision, said.compute)
+    return said
 
 
-def _source(made: _Made) -> str:
-    if made.optimised:
-        return optimised.SOURCE
-    return "engine" if made.inspected else "graph"
+def _interface(
+    made: _Made, model: onnx.ModelProto
+) -> tuple[Sequence[TensorSpec], Sequence[TensorSpec], Sequence[str]]:
+    """Inputs and outputs as the engine has them, and how they differ from the graph's."""
+    inputs, outputs = graphs.input_specs(model), graphs.output_specs(model)
+    if made.interface is None:
+        return inputs, outputs, ()
+    taken, other = trt_interface.named(made.interface.inputs, inputs)
+    given, others = trt_interface.named(made.interface.outputs, outputs)
+    return taken, given, [*(f"input {one}" for one in other), *(f"output {one}" for one in others)]
 
 
 def _report(
-    made: _Made, model: onnx.ModelProto, profiles: Sequence[Profile], compute: Compute
+    made: _Made, model: onnx.ModelProto, profiles: Sequence[Profile], said: _Said
 ) -> LayerReport:
-    more = {} if made.fusions is None else {"fusions": made.fusions}
+    more: dict[str, object] = {} if made.fusions is None else {"fusions": made.fusions}
+    inputs, outputs, differences = _interface(made, model)
+    for one in differences:
+        print(f"TensorRT has it otherwise: {one}")
     return layers.report(
         made.layers,
-        compute,
+        said.compute,
         model,
-        compute_source=_source(made),
+        compute_source=said.source,
+        found=said.found,
         source=made.layers_source,
-        memory=made.inspected.memory if made.inspected else None,
+        memory=made.memory,
         profiles=profiles,
+        inputs=inputs,
+        outputs=outputs,
         **more,
     )
 
@@ -210,22 +250,34 @@ def _build_plan(
         params.compute_capability,
         params.options,
         stage.progress,
+        model=model,
         timing_cache=known.read_bytes() if known else b"",
         plugins=stage.plugins(params.options),
     )
+    read = None
     if params.target.runtime is Runtime.TENSORRT_RTX:
         check_header(plan.data, plan.runtime_version, params.compute_capability)
+        read = rtx_plan.read_plan(plan.data)
+        if read is None:
+            print("the plan's text can't be read: its types are those of the typed graph")
     engine = stage.workdir / "engine.plan"
     engine.write_bytes(plan.data)
+    made, source = plan.layers, _NETWORK
+    if plan.inspected:
+        made, source = plan.inspected.layers, _INSPECTOR
+    elif read:
+        made, source = read.layers, _PLAN.format(version=read.version or plan.runtime_version)
     return _Made(
         engine=engine,
         runtime_version=plan.runtime_version,
         compute_capabilities=(params.compute_capability,),
         build_s=plan.build_s,
-        layers=plan.inspected.layers if plan.inspected else plan.layers,
-        layers_source=_ENGINE if plan.inspected else _NETWORK,
+        layers=made,
+        layers_source=source,
         timing_cache=plan.timing_cache,
         inspected=plan.inspected,
+        read=read,
+        interface=plan.inspected.interface if plan.inspected else plan.interface,
     )
 
 

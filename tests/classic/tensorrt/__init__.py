@@ -21,14 +21,17 @@ import tensorrt_rtx as rtx
 from tensorrt_rtx import (  # noqa: F401
     DataType,
     Dims,
+    IGridSampleLayer,
     ILogger,
     INetworkDefinition,
     IProgressMonitor,
+    IResizeLayer,
     LayerInformationFormat,
     LayerType,
     Logger,
     OnnxParser,
     ProfilingVerbosity,
+    TensorIOMode,
 )
 
 __version__ = "10.13.0.35"
@@ -171,12 +174,20 @@ class Builder:
                 "gpu": GPU,
                 "profiles": config.num_optimization_profiles,
                 "Layers": layers if detailed else [layer["Name"] for layer in layers],
-                "Bindings": [
-                    *(network.get_input(n).name for n in range(network.num_inputs)),
-                    *(network.get_output(n).name for n in range(network.num_outputs)),
-                ],
+                "Bindings": [tensor.name for _, tensor in _io(network)],
+                "IO": {
+                    tensor.name: [mode, tensor.dtype.name, [int(size) for size in tensor.shape]]
+                    for mode, tensor in _io(network)
+                },
             }
         ).encode()
+
+
+def _io(network: INetworkDefinition) -> list[tuple[str, Any]]:
+    return [
+        *(("INPUT", network.get_input(n)) for n in range(network.num_inputs)),
+        *(("OUTPUT", network.get_output(n)) for n in range(network.num_outputs)),
+    ]
 
 
 def _described(layer: dict[str, Any]) -> list[Any]:
@@ -269,6 +280,19 @@ class ICudaEngine:
         self.device_memory_size_v2 = 1 << 20
         self.streamable_weights_size = 0
         self.num_aux_streams = 0
+        self.num_io_tensors = len(plan["IO"])
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self._plan["IO"])[index]
+
+    def get_tensor_mode(self, name: str) -> TensorIOMode:
+        return TensorIOMode.__members__[self._plan["IO"][name][0]]
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return DataType.__members__[self._plan["IO"][name][1]]
+
+    def get_tensor_shape(self, name: str) -> Dims:
+        return Dims(self._plan["IO"][name][2])
 
     def create_engine_inspector(self) -> EngineInspector:
         return EngineInspector(self._plan)
