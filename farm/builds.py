@@ -232,9 +232,7 @@ def _choices(session: Session, build_id: str) -> list[Choice]:
         .order_by(Wanted.target)
     )
     return [
-        Choice(asked=asked, target=Target(runtime=runtime, gpu=gpu), why=why)
-        for asked, target, why in rows
-        for runtime, _, gpu in [target.rpartition(":")]
+        Choice(asked=asked, target=Target.parse(target), why=why) for asked, target, why in rows
     ]
 
 

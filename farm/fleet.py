@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from farm import gpu_tags, targets
 from farm.db import now
 from farm.models import Job, Worker
+from farm.queues import Queue
 from farm.schemas import TargetView, WorkerView
 from farm.specs import Precision, Runtime, Target
 from farm.states import JobState
@@ -107,10 +108,10 @@ class Fleet:
         """Which worker a queued job waits for, when none that is online can run it."""
         if job.state != JobState.QUEUED or self.online_queues.get(job.queue):
             return None
-        runtime, _, tag = job.queue.rpartition(".")
-        if not runtime or tag == gpu_tags.CPU:
-            return f"a CPU worker{f' with {runtime}' if runtime else ''} (start one: farm worker)"
-        return f"a worker with a GPU {tag} and {runtime} installed (start one there: farm worker)"
+        queue = Queue.parse(job.queue)
+        if queue is None or queue.gpu == gpu_tags.CPU:
+            return f"{queue.worker if queue else 'a CPU worker'} (start one: farm worker)"
+        return f"{queue.worker} (start one there: farm worker)"
 
 
 def worker_views(session: Session, fleet: Fleet) -> list[WorkerView]:

@@ -67,9 +67,13 @@ COMPUTE_CAPABILITIES: tuple[str, ...] = tuple(sorted(set(PRODUCTS.values()), key
 _ALIASES = {
     re.sub(r"[^a-z0-9]", "", name): name for name in (*PRODUCTS, *COMPUTE_CAPABILITIES, CPU)
 }
-#: A slice of a GPU, as NVML names its profile: ``h200-1g.18gb``. What is tuned and timed on it isn't
-#: what the whole GPU would give, so it has a tag of its own.
-_SLICE = re.compile(r"(?P<gpu>.+?)[ -](?:mig[ -])?(?P<profile>\dg\.\d+gb)", re.IGNORECASE)
+#: A slice of a GPU, as NVML names its profile: ``h200-1g.18gb``, and with fewer or more engines than its
+#: share ``1c.2g.20gb``, ``1g.10gb+me``, ``1g.24gb-me``. What is tuned and timed on it isn't what the
+#: whole GPU would give, so it has a tag of its own.
+_SLICE = re.compile(
+    r"(?P<gpu>.+?)[ -](?:mig[ -])?(?P<profile>(?:\dc\.)?\dg\.\d+gb(?:[+-][a-z]+(?:\.[a-z]+)?)?)",
+    re.IGNORECASE,
+)
 _VENDOR = re.compile(r"\b(nvidia|geforce|tesla|graphics|gpu|generation)\b")
 
 
@@ -109,14 +113,19 @@ def product_of(device_name: str) -> str | None:
     """
     sliced = _SLICE.fullmatch(device_name.strip())
     if sliced:
-        whole = product_of(sliced["gpu"])
-        return whole and f"{whole}-{sliced['profile'].lower()}"
+        return slice_of(device_name, product_of(sliced["gpu"]))
     words = re.findall(r"[a-z0-9]+", _VENDOR.sub(" ", device_name.lower()))
     if "ada" in words and "6000" in words:
         return "rtx-6000-ada"
     joined = f"-{'-'.join(words)}-"
     found = [name for name in PRODUCTS if f"-{name}-" in joined]
     return max(found, key=len) if found else None
+
+
+def slice_of(device_name: str, whole: str | None) -> str | None:
+    """The tag of a slice of a GPU that has the tag ``whole``; None of what is no slice."""
+    sliced = _SLICE.fullmatch(device_name.strip())
+    return f"{whole}-{sliced['profile'].lower()}" if sliced and whole else None
 
 
 def products_of(tag: str) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from farm import gpu_tags, keys, targets
 from farm.errors import CalibrationMissing, SourceRefused, TargetUnsupported
+from farm.queues import CPU_QUEUE
 from farm.schemas import BuildRequest
 from farm.specs import (
     CALIBRATED,
@@ -29,7 +30,7 @@ from farm.specs import (
     StageParams,
     Target,
 )
-from farm.targets import CPU_QUEUE, Choice
+from farm.targets import Choice
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from farm import gpu_tags
 from farm.errors import NotFound
 from farm.models import Artifact, Build, EngineRow, Job, Model, Version, Wanted, new_id
 from farm.schemas import Comparison, EngineView, Match
-from farm.specs import QUANTIZED, Precision, Prune
+from farm.specs import QUANTIZED, Precision, Prune, Target
 from farm.states import EngineState, JobState
 
 #: Of what a build says of its engine, what is kept in the row.
@@ -91,13 +91,13 @@ def doubts(session: Session, wanted: Sequence[Wanted]) -> dict[str, list[str]]:
 
 def _engine(session: Session, found: Any) -> str:
     want, facts, report = found.Wanted, found.facts, found.report
-    runtime, _, gpu = want.target.rpartition(":")
+    target = Target.parse(want.target)
     row = EngineRow(
         id=new_id(),
         version_id=found.version_id,
-        runtime=runtime,
+        runtime=target.runtime,
         runtime_version=facts["runtime_version"],
-        gpu=gpu,
+        gpu=target.gpu,
         precision=want.precision,
         prune=str(Prune.model_validate(found.prune)) if found.prune else None,
         digest=found.outputs["engine"],

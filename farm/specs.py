@@ -186,10 +186,11 @@ class Target(Value):
     def __str__(self) -> str:
         return f"{self.runtime}:{self.gpu}"
 
-    @property
-    def queue(self) -> str:
-        """The queue of the workers that hold this GPU and this runtime."""
-        return f"{self.runtime}.{self.gpu}"
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """A target as ``str`` gives it; what users write is read by ``targets.parse``."""
+        runtime, _, gpu = text.partition(":")
+        return cls(runtime=Runtime(runtime), gpu=gpu)
 
 
 LibraryDigest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from farm import gpu_tags
 from farm.errors import InvalidRequest, TargetUnsupported
+from farm.queues import CPU_QUEUE, Queue
 from farm.specs import CALIBRATED, TENSORRTS, BuilderOptions, Precision, Runtime, Target
-
-CPU_QUEUE = "cpu"  #: of the jobs that any CPU worker can run
 
 #: TensorRT-RTX builds ahead of time for these on any CPU (tensorrt-rtx 1.7).
 RTX_CAPABILITIES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
@@ -105,7 +104,7 @@ def option_refusal(target: Target, options: BuilderOptions) -> str | None:
 def build_queue(target: Target) -> str:
     """The queue of the workers that can build for this target."""
     needs_no_gpu = target.runtime is Runtime.TENSORRT_RTX or target.gpu == gpu_tags.CPU
-    return f"{target.runtime}.cpu" if needs_no_gpu else target.queue
+    return str(Queue(target.runtime, gpu_tags.CPU) if needs_no_gpu else Queue.of(target))
 
 
 def run_queue(target: Target, online_queues: Mapping[str, int]) -> str | None:
@@ -116,9 +115,10 @@ def run_queue(target: Target, online_queues: Mapping[str, int]) -> str | None:
     """
     if target.gpu == gpu_tags.CPU:
         return CPU_QUEUE
-    if target.runtime is Runtime.TENSORRT_RTX and not online_queues.get(target.queue):
+    queue = str(Queue.of(target))
+    if target.runtime is Runtime.TENSORRT_RTX and not online_queues.get(queue):
         return None
-    return target.queue
+    return queue
 
 
 def parse(asked: str) -> tuple[Runtime | None, str]:

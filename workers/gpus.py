@@ -28,12 +28,14 @@ class Gpu:
     def tags(self) -> tuple[str, ...]:
         """The GPU tags that it answers to: its compute capability, and its product when known.
 
-        A slice answers to its own product alone: an engine that was tuned on it, and its figures,
-        aren't those of a whole GPU of that capability.
+        A slice answers to its own tag alone: an engine that was tuned on it, and its figures,
+        aren't those of a whole GPU of that product or capability.
         """
         product = gpu_tags.product_of(self.name)
-        capability = () if self.is_slice and product else (self.compute_capability,)
-        return (*capability, *((product,) if product else ()))
+        if self.is_slice:
+            product = product or gpu_tags.slice_of(self.name, self.compute_capability)
+            return (product,) if product else ()
+        return (self.compute_capability, *((product,) if product else ()))
 
 
 def discover() -> list[Gpu]:

@@ -7,8 +7,8 @@ import socket
 from collections.abc import Mapping
 
 from farm import gpu_tags
+from farm.queues import CPU_QUEUE, Queue
 from farm.specs import Runtime
-from farm.targets import CPU_QUEUE
 from workers import toolchain
 from workers.gpus import Gpu
 
@@ -18,9 +18,10 @@ def queues(gpu: Gpu | None, runtimes: Mapping[str, str]) -> tuple[str, ...]:
     if gpu is not None:
         there = [r for r in runtimes if r != Runtime.ONNXRUNTIME or toolchain.has_cuda_provider()]
         there = [runtime for runtime in there if runtime != Runtime.TORCHSCRIPT]
-        return tuple(f"{runtime}.{tag}" for runtime in there for tag in gpu.tags)
+        return tuple(str(Queue(Runtime(runtime), tag)) for runtime in there for tag in gpu.tags)
     # TensorRT needs a GPU to build; the others don't.
-    return (CPU_QUEUE, *(f"{r}.{gpu_tags.CPU}" for r in runtimes if r != Runtime.TENSORRT))
+    there = [runtime for runtime in runtimes if runtime != Runtime.TENSORRT]
+    return (CPU_QUEUE, *(str(Queue(Runtime(runtime), gpu_tags.CPU)) for runtime in there))
 
 
 def default_name(gpu: Gpu | None, index: int) -> str:

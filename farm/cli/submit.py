@@ -267,7 +267,9 @@ def _say(view: BuildView, url: str | None, *, waiting: bool) -> None:
     if waiting:
         return
     pruned = f" --prune {view.prune}" if view.prune else ""
-    tag = view.engines[0].target.rpartition(":")[2]
+    from farm.specs import Target
+
+    tag = Target.parse(view.engines[0].target).gpu
     pull = f"farm pull {view.model} --gpu {tag}{pruned} -o engines"
     for what, command in (
         ("watch it:", f"farm watch {view.id}"),

@@ -89,7 +89,9 @@ def _conclude(build: Build, url: str | None, *, as_json: bool, hints: bool) -> i
                 file=sys.stderr,
             )
     if view.state == "succeeded":
-        tags = dict.fromkeys(want.target.rpartition(":")[2] for want in view.engines)
+        from farm.specs import Target
+
+        tags = dict.fromkeys(Target.parse(want.target).gpu for want in view.engines)
         for tag in tags if hints else ():
             show.line(f"  {again(f'farm pull {view.model} --gpu {tag} -o engines', url)}")
         return _ended_well(view)

@@ -16,6 +16,8 @@ from farm.errors import UnknownGpu
         ("H200", "h200"),
         ("cpu", "cpu"),
         ("H200 MIG 1g.18gb", "h200-1g.18gb"),
+        ("h100-1c.3g.40gb", "h100-1c.3g.40gb"),
+        ("sm_90-1g.18gb", "sm_90-1g.18gb"),
         ("a100-3g.20gb", "a100-3g.20gb"),
     ],
 )
@@ -64,6 +66,13 @@ def test_a_product_maps_to_its_compute_capability(product, capability):
         ("NVIDIA H200", "h200"),
         ("NVIDIA H200 MIG 1g.18gb", "h200-1g.18gb"),
         ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", "a100-3g.20gb"),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.10gb+me", "a100-1g.10gb+me"),
+        ("NVIDIA H100 80GB HBM3 MIG 1c.3g.40gb", "h100-1c.3g.40gb"),
+        (
+            "NVIDIA RTX PRO 6000 Blackwell Server Edition MIG 1g.24gb+me.all",
+            "rtx-pro-6000-1g.24gb+me.all",
+        ),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition MIG 2g.48gb-me", "rtx-pro-6000-2g.48gb-me"),
         ("Some other device MIG 1g.5gb", None),
         ("NVIDIA L40S", "l40s"),
         ("NVIDIA RTX 6000 Ada Generation", "rtx-6000-ada"),

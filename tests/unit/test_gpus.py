@@ -81,6 +81,12 @@ def test_a_gpu_in_mig_mode_is_as_many_as_it_has_instances(discovered):
     assert found[0].memory_bytes == 18 << 30
 
 
+def test_a_slice_of_a_gpu_of_no_known_product_answers_to_a_tag_of_its_own_too(discovered):
+    slices = [device("MIG-0", "NVIDIA Unheard-Of MIG 1g.18gb")]
+    [found] = discovered(device("GPU-1", "NVIDIA Unheard-Of", slices=slices))
+    assert found.tags == ("sm_90-1g.18gb",)
+
+
 def test_a_gpu_in_mig_mode_without_instances_can_do_nothing(discovered):
     assert discovered(device("GPU-1", "NVIDIA H200", slices=[])) == []
 
