@@ -15,11 +15,14 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from farm.db import Base, Instant, now
+from farm.errors import InputFailed, code_of
 from farm.models import Build, BuildJob, Event, Job, JobInput, Wanted
 from farm.states import BUILD_ENDED, BuildState, JobState, build_state, check_transition
 from farm.turns import Bell
 
 S = TypeVar("S", bound=GenerativeSelect)
+
+_FOLLOWS = code_of(InputFailed)
 
 
 def locked_rows(statement: S, *, skip: bool = False) -> S:
@@ -169,9 +172,9 @@ def fail_dependents(session: Session, job_id: int) -> list[int]:
         cause = causes.pop()
         origin = cause.error or {}
         error = {
-            "code": "input-failed",
+            "code": _FOLLOWS,
             "detail": origin["detail"]
-            if origin.get("code") == "input-failed"
+            if origin.get("code") == _FOLLOWS
             else f"{cause.title} failed: {origin.get('detail')}",
             "hint": origin.get("hint"),
         }

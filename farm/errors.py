@@ -11,8 +11,8 @@ FarmError
 │   ├── NotFound             404
 │   ├── Conflict             409
 │   ├── DigestMismatch       400
-│   ├── EmptyBlob            400, in farm.storage
-│   └── TooLarge             413, in farm.storage
+│   ├── EmptyBlob            400
+│   └── TooLarge             413
 ├── StageFailed              a job's child ended in failure
 │   ├── InvalidModel
 │   ├── InvalidData
@@ -25,10 +25,14 @@ FarmError
 │   ├── EngineBuildFailed
 │   ├── PrecisionMissed
 │   ├── AccuracyDropped
+│   ├── StageFault           the farm's own fault, not the model's
+│   ├── InputFailed          a job before this one failed
 │   └── ChildDied
 │       ├── ChildTimedOut
 │       └── ChildOutOfMemory
-├── BuildFailed, BuildCancelled, WaitTimedOut   what a client waited for, in farm.client
+├── BuildFailed, BuildCancelled, WaitTimedOut   what a client waited for
+├── HttpError                no such call, or one that broke off
+├── InternalError            the farm has a bug
 ├── LeaseLost                another attempt holds the job now
 ├── IllegalTransition        a state change that the state machine doesn't know
 └── Unavailable              503, worth a retry
@@ -36,12 +40,15 @@ FarmError
     ├── BrokerUnavailable
     ├── StorageUnavailable
     └── StorageFull          507
+
+All of them stand here, so that every code is known wherever an error arrives.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
+from typing import Any
 
 
 class FarmError(Exception):
@@ -54,12 +61,10 @@ class FarmError(Exception):
     def __init__(self, detail: str | None = None, *, hint: str | None = None) -> None:
         self.detail = detail or inspect.cleandoc(type(self).__doc__ or "").splitlines()[0]
         self.hint = hint or self.default_hint
+        #: The fact in kebab case, stable for scripts: ``calibration-missing``. Its class's, but where a
+        #: newer farm sent one that this one hasn't.
+        self.code = code_of(type(self))
         super().__init__(self.detail)
-
-    @property
-    def code(self) -> str:
-        """The fact in kebab case, stable for scripts: ``calibration-missing``."""
-        return code_of(type(self))
 
 
 def code_of(cls: type[FarmError]) -> str:
@@ -68,7 +73,9 @@ def code_of(cls: type[FarmError]) -> str:
 
 def from_code(code: str, detail: str | None = None, hint: str | None = None) -> FarmError:
     """The error with this code, as it was raised in a child or on the other side of the API."""
-    return _by_code(FarmError).get(code, FarmError)(detail, hint=hint)
+    error = _by_code(FarmError).get(code, FarmError)(detail, hint=hint)
+    error.code = code
+    return error
 
 
 def _by_code(cls: type[FarmError]) -> dict[str, type[FarmError]]:
@@ -144,6 +151,19 @@ class DigestMismatch(Rejected):
     default_hint = "upload the file again"
 
 
+class EmptyBlob(Rejected):
+    """The body is empty; nothing was kept."""
+
+    default_hint = "check the file and its path"
+
+
+class TooLarge(Rejected):
+    """The blob is larger than the farm takes."""
+
+    status = 413
+    default_hint = "raise FARM_MAX_UPLOAD_BYTES on the API"
+
+
 class StageFailed(FarmError):
     """A stage of the build failed."""
 
@@ -200,6 +220,21 @@ class AccuracyDropped(StageFailed):
     )
 
 
+class StageFault(StageFailed):
+    """The farm has a fault in this stage."""
+
+    default_hint = (
+        "this is the farm's fault, not the model's, and running it again won't help: report it with the "
+        "end of the job's log, which has the traceback and the request that repeats it"
+    )
+
+
+class InputFailed(StageFailed):
+    """A job that this one waited for failed."""
+
+    default_hint = "look at the job that failed first"
+
+
 class ChildDied(StageFailed):
     """The stage's process died."""
 
@@ -216,6 +251,32 @@ class ChildOutOfMemory(ChildDied):
     """The stage was killed for memory."""
 
     default_hint = "give the worker more memory, or calibrate with fewer or smaller batches"
+
+
+class BuildFailed(FarmError):
+    """The build failed."""
+
+    view: Any = None  #: the build as the client that waited for it saw it: a ``schemas.BuildView``
+
+
+class BuildCancelled(FarmError):
+    """The build was cancelled."""
+
+
+class WaitTimedOut(FarmError):
+    """The build hadn't ended in the time given; it goes on."""
+
+
+class HttpError(FarmError):
+    """There is no such call, or the request broke off."""
+
+    status = 400
+
+
+class InternalError(FarmError):
+    """The farm has a bug here."""
+
+    default_hint = "report it with the traceback, which is in the log of the process that failed"
 
 
 class LeaseLost(FarmError):

@@ -16,24 +16,19 @@ from typing import BinaryIO, Protocol
 
 from anyio import to_thread
 
-from farm.errors import DigestMismatch, NotFound, Rejected, StorageFull, StorageUnavailable
+from farm.errors import (
+    DigestMismatch,
+    EmptyBlob,
+    NotFound,
+    StorageFull,
+    StorageUnavailable,
+    TooLarge,
+)
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _DIGEST = re.compile(rf"sha256:{_NAME.pattern}")
 _CHUNK_BYTES = 1 << 20
 _ASIDE = "aside-"
-
-
-class TooLarge(Rejected):
-    """The blob is larger than the farm takes."""
-
-    status = 413
-
-
-class EmptyBlob(Rejected):
-    """The body is empty; nothing was kept."""
-
-    default_hint = "check the file and its path"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,10 +149,7 @@ class LocalStore:
             async for chunk in chunks:
                 blob.write(chunk)
                 if blob.bytes > max_bytes:
-                    raise TooLarge(
-                        f"a blob may have {max_bytes} bytes at most",
-                        hint="raise FARM_MAX_UPLOAD_BYTES on the API",
-                    )
+                    raise TooLarge(f"a blob may have {max_bytes} bytes at most")
             if blob.bytes == 0:
                 raise EmptyBlob()
             # fsync takes its time: not on the event loop.

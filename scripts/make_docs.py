@@ -5,10 +5,8 @@ A test compares what lies there with what this makes; nothing of this machine en
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
-import pkgutil
 import re
 import sys
 import tempfile
@@ -19,7 +17,6 @@ from typing import Any
 
 import typer
 
-import farm
 from farm import states
 from farm.api.app import create_app
 from farm.cli import app as cli
@@ -207,7 +204,6 @@ _KINDS = (
 
 
 def errors_page() -> str:
-    _import_all()
     sections = [
         part
         for kind, title, text in _KINDS
@@ -217,7 +213,7 @@ def errors_page() -> str:
     others = [error for error in _below(FarmError) if error not in named]
     return _page(
         "Errors",
-        "`farm/errors.py` and its kin",
+        "`farm/errors.py`",
         "Errors of the API are RFC 9457 problems (`application/problem+json`): `code` names the fact "
         "and is stable for scripts, `detail` says what happened, and `hint` what to do. The command "
         "line prints the same. [how-to/troubleshoot.md](../how-to/troubleshoot.md) goes from a code "
@@ -227,26 +223,13 @@ def errors_page() -> str:
         "## Others",
         "Of the client, and of the farm's inner workings.",
         _errors_table(others),
-        "Three codes have no class: `http-error` (no such call, or not with this method), "
-        "`internal-error` (500: a bug; the API's log has the traceback), and `input-failed` (a job "
-        "that didn't run because one before it failed: look at that one).",
+        "A client that meets the code of a newer farm raises `FarmError` with that code.",
     )
 
 
-def _import_all() -> None:
-    for module in pkgutil.walk_packages(farm.__path__, "farm."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
-
-
 def _children(error: type[FarmError]) -> list[type[FarmError]]:
-    """Its kinds: those of the tree in their order there, then those that live beside their use."""
-    ours = [kind for kind in error.__subclasses__() if kind.__module__.startswith("farm.")]
-    return sorted(ours, key=lambda kind: (kind.__module__ != "farm.errors", *_place(kind)))
-
-
-def _place(kind: type[FarmError]) -> tuple[str, int]:
-    return kind.__module__, inspect.getsourcelines(kind)[1]
+    """Its kinds, in their order in the tree."""
+    return [kind for kind in error.__subclasses__() if kind.__module__ == FarmError.__module__]
 
 
 def _below(error: type[FarmError]) -> Iterator[type[FarmError]]:

@@ -16,7 +16,14 @@ from sqlalchemy.orm import Session
 
 from farm import builds, jobs, turns
 from farm.dispatch import TASK, shown_arguments
-from farm.errors import DatabaseUnavailable, FarmError, LeaseLost, StorageUnavailable, Unavailable
+from farm.errors import (
+    DatabaseUnavailable,
+    FarmError,
+    InternalError,
+    LeaseLost,
+    StorageUnavailable,
+    Unavailable,
+)
 from farm.fleet import Fleet
 from farm.jobs import Claim, Output
 from farm.specs import JobKind
@@ -95,7 +102,7 @@ def _run_claimed(task_id: str, context: Context, job_id: int, claim: Claim) -> s
         _fail(context, claim, err)
         raise
     except Exception as err:
-        _fail(context, claim, FarmError(f"the worker has a bug here: {err!r}"))
+        _fail(context, claim, InternalError(f"the worker has a bug here: {err!r}"))
         raise
     _ring(context, ready)
     return "ended"
@@ -196,7 +203,7 @@ def _replan(context: Context, claim: Claim, cause: str) -> list[Bell]:
     except FarmError as err:
         _fail(context, claim, err)
     except Exception as err:
-        _fail(context, claim, FarmError(f"the worker has a bug here: {err!r}"))
+        _fail(context, claim, InternalError(f"the worker has a bug here: {err!r}"))
         raise
     return ready
 

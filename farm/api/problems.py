@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from farm.errors import FarmError, Unavailable
+from farm.errors import FarmError, HttpError, InternalError, InvalidRequest, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -25,15 +25,17 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _bug)
 
 
-def problem(status: int, code: str, detail: str, hint: str | None = None) -> JSONResponse:
+def problem(err: FarmError, status: int | None = None) -> JSONResponse:
+    """An error as the API's answer, by default with its class's status."""
+    status = status or err.status
     headers = {"Retry-After": "2"} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
     body = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
         "status": status,
-        "code": code,
-        "detail": detail,
-        "hint": hint,
+        "code": err.code,
+        "detail": err.detail,
+        "hint": err.hint,
     }
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
@@ -42,14 +44,14 @@ async def _farm_error(request: Request, err: Exception) -> JSONResponse:
     assert isinstance(err, FarmError)
     if isinstance(err, Unavailable):
         log.warning("%s %s: %s", request.method, request.url.path, err.detail)
-    return problem(err.status, err.code, err.detail, err.hint)
+    return problem(err)
 
 
 async def _invalid(request: Request, err: Exception) -> JSONResponse:
     assert isinstance(err, RequestValidationError)
     detail = "; ".join(_explain(one) for one in err.errors())
     hint = f"the request's fields are described at {request.base_url}docs"
-    return problem(422, "invalid-request", detail, hint)
+    return problem(InvalidRequest(detail, hint=hint))
 
 
 def _explain(error: dict[str, Any]) -> str:
@@ -60,15 +62,15 @@ def _explain(error: dict[str, Any]) -> str:
 async def _http(_request: Request, err: Exception) -> JSONResponse:
     assert isinstance(err, HTTPException)
     hint = "the calls are listed at /docs" if err.status_code == HTTPStatus.NOT_FOUND else None
-    return problem(err.status_code, "http-error", str(err.detail), hint)
+    return problem(HttpError(str(err.detail), hint=hint), err.status_code)
 
 
 async def _broken_off(request: Request, _err: Exception) -> JSONResponse:
     log.info("%s %s broke off", request.method, request.url.path)
     detail = "the request broke off, or its chunks are malformed; nothing was kept"
-    return problem(400, "http-error", detail, "send it again, whole")
+    return problem(HttpError(detail, hint="send it again, whole"))
 
 
 async def _bug(request: Request, err: Exception) -> JSONResponse:
     log.error("%s %s failed", request.method, request.url.path, exc_info=err)
-    return problem(500, "internal-error", "the farm has a bug here; its log has the traceback")
+    return problem(InternalError("the farm has a bug here; the API's log has the traceback"))

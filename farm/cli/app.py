@@ -59,9 +59,10 @@ def tell(err: FarmError, *, as_json: bool) -> None:
 
 def problem(err: FarmError) -> dict[str, Any]:
     """An error in the shape of RFC 9457, as the API renders it."""
+    known = err.status in set(HTTPStatus)  # a proxy may have answered 520
     return {
         "type": "about:blank",
-        "title": HTTPStatus(err.status).phrase,
+        "title": HTTPStatus(err.status).phrase if known else "Unknown Status",
         "status": err.status,
         "code": err.code,
         "detail": err.detail,

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from farm.errors import DigestMismatch, FarmError, NotFound, StageFailed
+from farm.errors import (
+    BuildCancelled,
+    BuildFailed,
+    DigestMismatch,
+    FarmError,
+    NotFound,
+    StageFailed,
+)
 
 OK = 0
 FAILED = 1
@@ -12,8 +19,7 @@ UNAVAILABLE = 4
 DOUBTFUL = 5
 INTERRUPTED = 130
 
-#: Codes of the client's errors; their classes aren't imported, for a quick start.
-_ENDED_BADLY = frozenset({"build-failed", "build-cancelled"})
+_ENDED_BADLY = (BuildFailed, BuildCancelled, DigestMismatch, StageFailed)
 
 #: For ``farm --help``.
 EPILOG = (
@@ -26,7 +32,7 @@ EPILOG = (
 
 def of(error: FarmError) -> int:
     """The exit code for an error."""
-    if isinstance(error, DigestMismatch | StageFailed) or error.code in _ENDED_BADLY:
+    if isinstance(error, _ENDED_BADLY):
         return FAILED
     if isinstance(error, NotFound) or error.status == NotFound.status:
         return NOT_FOUND

@@ -8,11 +8,12 @@
 Nothing here needs torch, onnx, a database or a broker: any machine that reaches the farm will do.
 """
 
-from farm.client.build import Build, BuildCancelled, BuildFailed, WaitTimedOut
+from farm.client.build import Build
 from farm.client.download import Pulled
 from farm.client.farm import Farm
 from farm.client.http import Backoff
 from farm.client.progress import Progress
+from farm.errors import BuildCancelled, BuildFailed, WaitTimedOut
 
 __all__ = [
     "Backoff",

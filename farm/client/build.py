@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Self
 
 from farm.client import events
 from farm.client.progress import Progress
-from farm.errors import Conflict, FarmError, NotFound
+from farm.errors import (
+    BuildCancelled,
+    BuildFailed,
+    Conflict,
+    InputFailed,
+    NotFound,
+    WaitTimedOut,
+    code_of,
+)
 from farm.gpu_tags import canonical, compute_capability
 from farm.schemas import BuildView, EngineView, Event, Explanation, Failure, JobView
 from farm.states import BUILD_ENDED, BuildState, JobState
@@ -20,35 +28,25 @@ if TYPE_CHECKING:
 _FIRST_POLL_S = 0.2
 _LONGEST_POLL_S = 2.0
 #: The code of a job that failed because one before it did.
-_FOLLOWS = "input-failed"
-
-
-class BuildFailed(FarmError):
-    """The build failed."""
-
-    def __init__(self, view: BuildView) -> None:
-        self.view = view
-        causes = failures(view)
-        said = "; ".join(f"{job.title}: {error.detail}" for job, error in causes)
-        hints = dict.fromkeys(error.hint for _, error in causes if error.hint)
-        super().__init__(
-            f"build {view.id} failed: {said or 'no job says why'}",
-            hint="; ".join(hints) or f"read its log: farm logs {view.id}",
-        )
-
-
-class BuildCancelled(FarmError):
-    """The build was cancelled."""
-
-
-class WaitTimedOut(FarmError):
-    """The build hadn't ended in the time given; it goes on."""
+_FOLLOWS = code_of(InputFailed)
 
 
 def failures(view: BuildView) -> list[tuple[JobView, Failure]]:
     """The jobs that failed by themselves, not because one before them did, and why."""
     failed = [(job, job.error) for job in view.jobs if job.error and job.state is JobState.FAILED]
     return [(job, error) for job, error in failed if error.code != _FOLLOWS] or failed
+
+
+def _failed(view: BuildView) -> BuildFailed:
+    causes = failures(view)
+    said = "; ".join(f"{job.title}: {error.detail}" for job, error in causes)
+    hints = dict.fromkeys(error.hint for _, error in causes if error.hint)
+    failed = BuildFailed(
+        f"build {view.id} failed: {said or 'no job says why'}",
+        hint="; ".join(hints) or f"read its log: farm logs {view.id}",
+    )
+    failed.view = view
+    return failed
 
 
 class Build:
@@ -115,7 +113,7 @@ class Build:
             BuildFailed, BuildCancelled
         """
         if self._view.state is BuildState.FAILED:
-            raise BuildFailed(self._view)
+            raise _failed(self._view)
         if self._view.state is BuildState.CANCELLED:
             raise BuildCancelled(
                 f"build {self.id} was cancelled", hint=f"run it again: farm retry {self.id}"

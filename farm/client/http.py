@@ -197,10 +197,11 @@ def error_of(response: httpx.Response) -> FarmError:
         return _foreign(response)
     hint = problem.get("hint")
     error = from_code(str(problem["code"]), str(problem["detail"]), hint and str(hint))
-    if status in _BUSY and not isinstance(error, Unavailable):
-        error = Unavailable(error.detail, hint=error.hint)
-    if status == HTTPStatus.NOT_FOUND and type(error) is FarmError:
-        error = NotFound(error.detail, hint=error.hint)
+    # What a client may try again, or look for elsewhere, follows from the status; the code stays.
+    kind = {404: NotFound}.get(status, Unavailable if status in _BUSY else FarmError)
+    if not isinstance(error, kind):
+        error = kind(error.detail, hint=hint and str(hint))
+        error.code = str(problem["code"])
     error.status = status
     return error
 

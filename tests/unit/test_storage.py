@@ -5,8 +5,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from farm.errors import DigestMismatch, NotFound, StorageFull, StorageUnavailable
-from farm.storage import LocalStore, TooLarge
+from farm.errors import DigestMismatch, NotFound, StorageFull, StorageUnavailable, TooLarge
+from farm.storage import LocalStore
 
 
 @pytest.fixture
