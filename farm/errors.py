@@ -209,7 +209,7 @@ class EngineBuildFailed(StageFailed):
 class PrecisionMissed(StageFailed):
     """Nothing in the engine would compute in the precision that it is called by."""
 
-    default_hint = "look at what the calibration or the cast left out in its log, or choose fp16"
+    default_hint = "see in the log of the calibration or the cast what it left out, and why"
 
 
 class AccuracyDropped(StageFailed):
@@ -250,7 +250,7 @@ class ChildTimedOut(ChildDied):
 class ChildOutOfMemory(ChildDied):
     """The stage was killed for memory."""
 
-    default_hint = "give the worker more memory, or calibrate with fewer or smaller batches"
+    default_hint = "give the worker more memory, or allow smaller shapes or batches"
 
 
 class BuildFailed(FarmError):

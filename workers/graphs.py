@@ -140,6 +140,8 @@ def check_model(model: onnx.ModelProto) -> None:
     opset = opset_of(model)
     for node in all_nodes(model.graph):
         _check_operator(node, opset)
+    for value in (*model.graph.input, *model.graph.output):
+        _check_is_tensor(value)
     try:
         _check_proto(model)
         inferred(model, strict_mode=True, data_prop=True)
@@ -344,11 +346,7 @@ def keep_axis_ranges(model: onnx.ModelProto, ranges: AxisRanges) -> None:
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
-    if not value.type.HasField("tensor_type"):
-        raise InvalidModel(
-            f"{value.name!r} isn't a tensor",
-            hint="give the model plain tensors as inputs and outputs",
-        )
+    _check_is_tensor(value)
     if not tensor.HasField("shape"):
         raise InvalidModel(
             f"the rank of {value.name!r} isn't known",
@@ -357,6 +355,14 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     shape = tuple(axis_of(dim) for dim in tensor.shape.dim)
     dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     return TensorSpec(name=value.name, dtype=dtype, shape=shape)
+
+
+def _check_is_tensor(value: onnx.ValueInfoProto) -> None:
+    if not value.type.HasField("tensor_type"):
+        raise InvalidModel(
+            f"{value.name!r} isn't a tensor",
+            hint="give the model plain tensors as inputs and outputs",
+        )
 
 
 def _check_operator(node: onnx.NodeProto, opset: int) -> None:

@@ -28,7 +28,14 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from farm import errors
-from farm.errors import ChildDied, ChildOutOfMemory, ChildTimedOut, FarmError, Unavailable
+from farm.errors import (
+    ChildDied,
+    ChildOutOfMemory,
+    ChildTimedOut,
+    FarmError,
+    StageFault,
+    Unavailable,
+)
 from farm.processes import die_with_parent
 
 _context = multiprocessing.get_context("forkserver")
@@ -70,6 +77,21 @@ class Progress:
 class Tick:
     """Nothing happened for a moment: time to look at the clock and the lease."""
 
+
+_CRASHED = (
+    "a native library crashed: the end of the job's log says where, and most crashes come again with the "
+    "same model; another precision or runtime may avoid it"
+)
+#: What to do about a signal that isn't a crash.
+_HINTS: dict[int, str] = {
+    signal.SIGTERM: "something outside of the farm ended it: farm retry",
+    signal.SIGINT: "something outside of the farm ended it: farm retry",
+    signal.SIGHUP: "something outside of the farm ended it: farm retry",
+    signal.SIGBUS: "look for a full disk under the worker's FARM_HOME or in /dev/shm, then: farm retry",
+    signal.SIGILL: "a library uses instructions that the worker's CPU hasn't: install a build for it",
+    signal.SIGXCPU: "raise the limit of CPU time that the worker runs under (ulimit -t)",
+    signal.SIGXFSZ: "raise the limit of a file's size that the worker runs under (ulimit -f)",
+}
 
 Happening = Line | Progress | Tick
 
@@ -267,9 +289,7 @@ class Child:
                 "the stage's process was killed from outside, most likely for memory"
             )
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return ChildDied(
-            f"the stage's process died ({name})", hint="the end of the job's log says where"
-        )
+        return ChildDied(f"the stage's process died ({name})", hint=_HINTS.get(-code, _CRASHED))
 
     def signal(self, sig: signal.Signals) -> None:
         """Send a signal to the child and its whole process group."""
@@ -345,8 +365,7 @@ def _main(
         link.send("error", _portable(err))
     except BaseException as err:
         traceback.print_exc()
-        died = ChildDied(f"{type(err).__name__}: {err}", hint="the job's log has the traceback")
-        link.send("error", _portable(died))
+        link.send("error", _portable(StageFault(f"{type(err).__name__}: {err}")))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from farm.errors import ChildDied, ChildOutOfMemory, ChildTimedOut, InvalidModel
+from farm.errors import ChildDied, ChildOutOfMemory, ChildTimedOut, InvalidModel, StageFault
 from workers.isolate import Child, Line, Progress, Room, Tick
 
 
@@ -83,7 +83,7 @@ def test_strings_that_a_database_refuses_are_made_fit_for_it():
 @pytest.mark.parametrize(
     ("function", "error", "words"),
     [
-        (has_a_bug, ChildDied, "KeyError"),
+        (has_a_bug, StageFault, "KeyError"),
         (crashes, ChildDied, "SIGSEGV"),
         (is_killed, ChildOutOfMemory, "killed from outside"),
     ],

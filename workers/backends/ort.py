@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,11 @@ _LEVELS = {
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 _LOG_ERRORS_ONLY = 3
+#: ``[ONNXRuntimeError] : 1 : FAIL : ``, and the place in its sources that comes before a reason.
+_CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:")
+_SOURCE = re.compile(
+    r"/onnxruntime_src/\S+:\d+ [^()]*\([^()]*(?:\([^()]*\)[^()]*)*\)(?: const)?(?: \[with [^\]]*\])? "
+)
 
 
 def cpu_threads() -> int:
@@ -58,8 +64,7 @@ class OrtModel:
             )
         except Exception as err:  # pybind classes of ONNX Runtime with no common public base
             raise InvalidModel(
-                f"ONNX Runtime {VERSION} can't load the model: {brief(err)}",
-                hint="check the model with onnx.checker, and export it with opset 20",
+                f"ONNX Runtime {VERSION} can't load the model: {brief(err)}"
             ) from err
         self.input_names = [value.name for value in self._session.get_inputs()]
         self.output_names = [value.name for value in self._session.get_outputs()]
@@ -71,13 +76,13 @@ class OrtModel:
             InvalidModel: if the model can't run at the shapes of this batch.
         """
         try:
-            outputs = self._session.run(self.output_names, dict(arrays))
+            # A scalar that was taken out of an array is none, and ONNX Runtime asks for one.
+            given = {name: np.asarray(array) for name, array in arrays.items()}
+            outputs = self._session.run(self.output_names, given)
         except Exception as err:  # pybind classes of ONNX Runtime with no common public base
-            shapes = {name: list(array.shape) for name, array in arrays.items()}
+            shapes = {name: list(np.shape(array)) for name, array in arrays.items()}
             raise InvalidModel(
-                f"the model can't run with inputs of the shapes {shapes}: {brief(err)}",
-                hint="a size inside the model may be fixed: pass profiles with the sizes that it "
-                "takes, or export it again with that axis dynamic",
+                f"the model can't run with inputs of the shapes {shapes}: {brief(err)}"
             ) from err
         return dict(zip(self.output_names, outputs, strict=True))
 
@@ -109,8 +114,7 @@ def build_engine(typed: Path, engine: Path, *, weights_beside: bool = False) -> 
         onnxruntime.InferenceSession(str(typed), options, providers=["CPUExecutionProvider"])
     except Exception as err:  # pybind classes of ONNX Runtime with no common public base
         raise EngineBuildFailed(
-            f"ONNX Runtime {VERSION} can't build this graph: {brief(err)}",
-            hint="choose fp32, fp16 or int8 for the cpu target (its kernels know no bf16)",
+            f"ONNX Runtime {VERSION} can't build this graph: {brief(err)}"
         ) from err
     return BuiltGraph(build_s=time.monotonic() - start, runtime_version=VERSION)
 
@@ -143,4 +147,5 @@ def session_options(optimisation: Optimisation) -> onnxruntime.SessionOptions:
 def brief(err: Exception) -> str:
     """The runtime's reason, without its codes."""
     text = " ".join(str(err).split())
-    return text.split(" : ", 2)[-1][:400] if text else type(err).__name__
+    reason = _CODE.sub("", text)
+    return _SOURCE.sub("", reason)[:400] or type(err).__name__

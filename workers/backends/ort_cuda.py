@@ -68,8 +68,15 @@ class OrtCudaEngine:
         self._graphs = 0
 
     def run(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        """The outputs for one batch, by name."""
-        outputs = self._session.run(self.output_names, dict(arrays))
+        """The outputs for one batch, by name.
+
+        Raises:
+            EngineBuildFailed: if the engine can't run it.
+        """
+        try:
+            outputs = self._session.run(self.output_names, dict(arrays))
+        except Exception as err:  # pybind classes of ONNX Runtime with no common public base
+            raise _refused(arrays, err) from err
         return dict(zip(self.output_names, outputs, strict=True))
 
     def bind(self, inputs: Tensors) -> _Bound:
@@ -153,6 +160,13 @@ def _place(name: str, tensor: torch.Tensor) -> tuple[Any, ...]:
     return name, "cuda", 0, _TYPES[tensor.dtype][0], list(tensor.shape), tensor.data_ptr()
 
 
+def _refused(inputs: Mapping[str, Any], err: Exception) -> EngineBuildFailed:
+    shapes = {name: list(value.shape) for name, value in inputs.items()}
+    return EngineBuildFailed(
+        f"the engine can't run with inputs of the shapes {shapes}: {brief(err)}"
+    )
+
+
 def _session(
     model: Path, options: onnxruntime.SessionOptions, provider: Mapping[str, str]
 ) -> onnxruntime.InferenceSession:
@@ -166,8 +180,7 @@ def _session(
         )
     except Exception as err:  # pybind classes of ONNX Runtime with no common public base
         raise EngineBuildFailed(
-            f"ONNX Runtime {VERSION} can't load this graph on the GPU: {brief(err)}",
-            hint="choose fp32 or fp16, or a target of TensorRT",
+            f"ONNX Runtime {VERSION} can't load this graph on the GPU: {brief(err)}"
         ) from err
     if _CUDA not in session.get_providers():
         # It would run on the CPU in silence.

@@ -6,6 +6,7 @@ returns None instead of raising, so the reason is collected from its log.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -24,6 +25,7 @@ from workers.backends.trt_cache import TimingCacheUse
 from workers.backends.trt_inspect import Inspected
 from workers.backends.trt_interface import Interface, of_network
 from workers.backends.trt_options import set_capability, set_options
+from workers.known_failures import Said
 
 if TYPE_CHECKING:
     # TensorRT-RTX has the same classes; what only one of the two has is probed, and so untyped.
@@ -34,20 +36,12 @@ Report = Callable[[str, float | None], None]
 
 _MODULES = {Runtime.TENSORRT_RTX: "tensorrt_rtx", Runtime.TENSORRT: "tensorrt"}
 
-#: What to do about a reason, by a part of its text. The first match counts.
-_HINTS = (
-    ("FP32 GEMM is not supported", "sm_75 multiplies matrices in fp16 or int8: choose one of them"),
-    (
-        "Plugin not found",
-        "rewrite that operator with standard operators, or name a plugin library that has it",
-    ),
-    ("NonZero", "NonZero has outputs of unknown size: export the model with a mask instead"),
-    ("does not support", "choose another precision, or rewrite that operator and export again"),
-    ("not supported", "choose another precision, or rewrite that operator and export again"),
-    ("profile", "check the profiles' min, opt and max shapes against the model's inputs"),
-    ("memory", "give the worker more memory, or build for smaller max shapes"),
+_PACKAGES = {Runtime.TENSORRT_RTX: "rtx", Runtime.TENSORRT: "tensorrt"}
+#: Where in its sources TensorRT noticed it; and that there is no driver where TensorRT-RTX needs none.
+_NOISE = re.compile(
+    r"\[checkMacros\.cpp::catchCudaError::\d+\] Error Code \d+: Cuda Runtime \(.*?\(cudaError 35:[^)]*\)\)"
+    r"| ?In \w+ at /_src/[\w/.]+:\d+"
 )
-_NO_HINT = "see the job's log for what the builder said, or choose another precision"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +68,9 @@ def load_runtime(runtime: Runtime) -> ModuleType:
         return import_module(name)
     except ImportError as err:
         raise EngineBuildFailed(
-            f"{runtime} isn't installed on this worker: {err}",
-            hint=f"install {name.replace('_', '-')} on the worker, or choose another runtime",
+            f"{runtime} can't be used on this worker: {err}",
+            hint="install it there (pip install -c constraints.txt "
+            f"'.[{_PACKAGES[runtime]}]'), or name another runtime in the target",
         ) from err
 
 
@@ -227,7 +222,12 @@ def _parser_reason(error: types.ParserError) -> str:
     where = ""
     if hasattr(error, "node_operator") and error.node_operator():
         where = f" (operator {error.node_operator()}, node {error.node_name()!r})"
-    return f"{' '.join(error.desc().split())[:300]}{where}"
+    return f"{_plain(error.desc())[:300]}{where}"
+
+
+def _plain(reason: str) -> str:
+    """TensorRT's reason in one line, without its sources' places."""
+    return " ".join(_NOISE.sub("", " ".join(reason.split())).split())
 
 
 def _add_profile(
@@ -247,10 +247,12 @@ def last_errors(log: Any) -> str:
 
 def _failure(log: Any, fallback: str, verb: str = "can't build") -> EngineBuildFailed:
     reason = last_errors(log) or fallback
-    everything = f"{fallback} {reason}"
-    hint = next((hint for part, hint in _HINTS if part in everything), _NO_HINT)
-    told = fallback if verb == "can't read" else reason
-    return EngineBuildFailed(f"TensorRT {verb} this graph: {told}"[:800], hint=hint)
+    told = _plain(fallback if verb == "can't read" else reason)
+    # Its parser's word for an operator that it hasn't.
+    told = re.sub(r"(?<![^ ])false(?= \(operator)", "it has no such operator", told)
+    failed = EngineBuildFailed(f"TensorRT {verb} this graph: {told}"[:800])
+    failed.__cause__ = Said(f"{fallback} {reason}")
+    return failed
 
 
 def collecting_log(trt: Any) -> Any:

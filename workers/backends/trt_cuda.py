@@ -14,6 +14,7 @@ from farm.errors import EngineBuildFailed
 from farm.specs import Runtime
 from workers.backends.trt import collecting_log, last_errors, load_plugins, load_runtime
 from workers.cuda_timing import Bound, Tensors, captured
+from workers.known_failures import Said
 from workers.samples import Arrays
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class TrtEngine:
             raise EngineBuildFailed(
                 f"{runtime} {trt.__version__} can't load the engine on this GPU: {reason}",
                 hint="build it for the GPU that is meant to run it, with this worker's version",
-            )
+            ) from Said(reason)
         self._engine = engine
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         modes = {name: engine.get_tensor_mode(name) for name in names}
@@ -118,7 +119,9 @@ class _Bound:
 
     def _refused(self, what: str) -> EngineBuildFailed:
         reason = last_errors(self._log) or "it gives no reason"
-        return EngineBuildFailed(
+        refused = EngineBuildFailed(
             f"the engine refuses {what}: {reason}",
-            hint="check the profiles, and the job's log for what TensorRT said",
+            hint="check the profiles' min, opt and max against the model's inputs",
         )
+        refused.__cause__ = Said(reason)
+        return refused

@@ -2,7 +2,8 @@
 
 A stage runs in a child process of its own, in a private empty folder. It reads ``stage.inputs``,
 writes files below ``stage.workdir``, and returns which of them are its outputs. A failure that the
-user can act on is raised as a ``farm.errors.StageFailed`` with a hint; anything else is a bug.
+user can act on is raised as a ``farm.errors.StageFailed``, ``from`` what a library said: the hint then
+comes from ``known_failures``. Anything else is a bug, and becomes a ``StageFault`` at the border.
 Whatever a stage prints is the job's log.
 
 Roles of files, by stage:
@@ -25,6 +26,7 @@ measure    source, [typed], [engine], [evaluation],      report
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -32,9 +34,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
+from farm.errors import StageFailed
 from farm.specs import PARAMS, BuilderOptions, JobKind, StageParams
+from workers.asked import Asked
+from workers.stage_errors import explained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +85,18 @@ def run_request(
     Raises:
         StageFailed: with what the user can do about it.
     """
+    try:
+        params = PARAMS[request.kind].model_validate(request.params)
+    except ValidationError as err:
+        raise StageFailed(
+            f"this worker doesn't know what the {request.kind} job asks for: "
+            f"{'; '.join(one['msg'] for one in err.errors())}",
+            hint="bring the API and the workers to the same version of the farm (farm --version)",
+        ) from err
     result = run(
         Stage(
             kind=request.kind,
-            params=PARAMS[request.kind].model_validate(request.params),
+            params=params,
             inputs=request.inputs,
             workdir=request.workdir,
             progress=progress,
@@ -100,8 +113,30 @@ def run(stage: Stage) -> StageResult:
     """Run one stage in this process.
 
     Raises:
-        StageFailed: with what the user can do about it.
+        StageFailed: with what the user can do about it, or a ``StageFault``, of which the log has the
+            traceback and the request that repeats it.
+        StorageFull: there was no room for what it writes.
     """
-    module = import_module(f"workers.stages.{stage.kind}")
-    result: StageResult = module.run(stage)
+    try:
+        module = import_module(f"workers.stages.{stage.kind}")
+        result: StageResult = module.run(stage)
+    except Exception as err:
+        told = explained(err, Asked.of(stage.kind, stage.params, stage.inputs))
+        if told is err:
+            raise
+        traceback.print_exception(err)
+        print(
+            f"to repeat it: python -m workers.stages FILE, with this in FILE\n{_request_of(stage)}"
+        )
+        raise told from err
     return result
+
+
+def _request_of(stage: Stage) -> str:
+    request = StageRequest(
+        kind=stage.kind,
+        params=stage.params.model_dump(mode="json"),
+        inputs=dict(stage.inputs),
+        workdir=stage.workdir,
+    )
+    return request.model_dump_json()

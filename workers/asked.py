@@ -1,0 +1,86 @@
+"""What a stage was asked for, and what else its target could be given."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Self
+
+from farm import gpu_tags, targets
+from farm.specs import CALIBRATED, JobKind, Precision, Runtime, SourceFormat, StageParams, Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a stage was asked for."""
+
+    stage: JobKind
+    precision: Precision | None = None
+    target: Target | None = None  #: None where one run serves several
+    source: SourceFormat | None = None  #: None where the stage starts from ONNX
+    data: frozenset[str] = frozenset()  #: the user's: ``calibration``, ``evaluation``
+    may_drop: bool = False  #: whether the user has said how much accuracy may be lost
+
+    @classmethod
+    def of(cls, stage: JobKind, params: StageParams, roles: Collection[str]) -> Self:
+        """Of a stage with these parameters and inputs."""
+        return cls(
+            stage=stage,
+            precision=getattr(params, "precision", None),
+            target=getattr(params, "target", None),
+            source=getattr(params, "format", None),
+            data=frozenset(roles) & {"calibration", "evaluation"},
+            may_drop=getattr(params, "max_drop", None) is not None,
+        )
+
+    def __str__(self) -> str:
+        """``build in fp16 for tensorrt-rtx:sm_89``."""
+        in_type = f" in {self.precision}" if self.precision else ""
+        return f"{self.stage}{in_type}{f' for {self.target}' if self.target else ''}"
+
+    def better(self, *wanted: Precision) -> str:
+        """Those of the precisions that weren't asked for and that the target has; empty if none."""
+        return _any_of(
+            "choose",
+            [
+                _named(one, self)
+                for one in wanted
+                if one is not self.precision and self._serves(one, self.target)
+            ],
+        )
+
+    def elsewhere(self, *runtimes: Runtime) -> str:
+        """The same precision in other runtimes, on this GPU or else on CPUs; empty if there are none."""
+        if self.target is None:
+            return ""
+        gpus = dict.fromkeys((self.target.gpu, gpu_tags.CPU))
+        there = [Target(runtime=runtime, gpu=gpu) for gpu in gpus for runtime in runtimes]
+        found = [
+            str(target)
+            for target in there
+            if target != self.target and self._serves(self.precision, target)
+        ]
+        return _any_of("build it for", found)
+
+    def _serves(self, precision: Precision | None, target: Target | None) -> bool:
+        if target is not None:
+            return targets.refusal(target, precision) is None
+        return precision is not Precision.INT8_DYNAMIC
+
+
+def _named(precision: Precision, asked: Asked) -> str:
+    if precision in CALIBRATED and asked.precision not in CALIBRATED and not asked.data:
+        return f"{precision} with calibration data"
+    if precision is Precision.BF16 and asked.target is None:
+        return "bf16 for GPUs of sm_80 and later"
+    return str(precision)
+
+
+def _any_of(verb: str, things: list[str]) -> str:
+    *others, last = things or [""]
+    return f"{verb} {', '.join(others)}{' or ' * bool(others)}{last}" if things else ""
+
+
+def either(*ways: str) -> str:
+    """The ways that there are, as one sentence."""
+    return ", or ".join(filter(None, ways))

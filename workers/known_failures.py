@@ -1,0 +1,464 @@
+"""What libraries say when they fail, and what then helps, by what was asked for.
+
+A stage raises its error ``from`` what the library said. At the stage's border (``stage_errors``) the words
+are looked up here, so that a hint never advises what was asked for already or what the target hasn't.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from farm import gpu_tags
+from farm.errors import ChildOutOfMemory, InvalidModel, StageFailed
+from farm.specs import JobKind, Precision, Runtime, SourceFormat
+from workers.asked import Asked, either
+
+FP32, FP16, BF16, INT8 = Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8
+
+
+class Said(Exception):
+    """A library's own words, where it doesn't raise them: the cause of the farm's error."""
+
+
+Answer = Callable[[Asked, re.Match[str]], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """A failure that is known by its words."""
+
+    pattern: re.Pattern[str]
+    answer: Answer
+    error: type[StageFailed] = InvalidModel  #: where no stage has given it a class
+
+
+def known(text: str, asked: Asked) -> tuple[Known, str] | None:
+    """The failure that these words are of, and what to do about it; the first in the table counts."""
+    for one in TABLE:
+        match = one.pattern.search(text)
+        if match:
+            return one, one.answer(asked, match)
+    return None
+
+
+def another_way(asked: Asked) -> str:
+    """Another precision for the target, or the same elsewhere; empty if there is neither."""
+    return either(
+        asked.better(FP32, FP16) or asked.better(BF16, INT8),
+        asked.elsewhere(Runtime.TENSORRT, Runtime.ONNXRUNTIME),
+    )
+
+
+def memory(asked: Asked, _: re.Match[str] | None = None) -> str:
+    """What to do when there wasn't enough of it."""
+    smaller = {
+        JobKind.CALIBRATE: "calibrate with a smaller batch_size or fewer samples",
+        JobKind.MEASURE: "allow smaller shapes by --profile",
+    }.get(asked.stage, "allow smaller max shapes by --profile")
+    on_gpu = asked.target is not None and asked.target.gpu != gpu_tags.CPU
+    more = "more memory" if not on_gpu else "more memory, or a GPU with more"
+    return f"give the worker {more}, or {smaller}"
+
+
+# The answers that need more than a line.
+
+
+def _lacks_operator(asked: Asked, match: re.Match[str]) -> str:
+    classic = asked.target is not None and asked.target.runtime is Runtime.TENSORRT
+    return either(
+        f"rewrite {match['op']} with operators that TensorRT has",
+        "name a plugin library that has it (option plugins)" if classic else "",
+        asked.elsewhere(Runtime.ONNXRUNTIME),
+    )
+
+
+def _value_shaped(asked: Asked, _match: re.Match[str]) -> str:
+    return either(
+        "keep its size fixed: a mask (torch.where) or TopK instead of NonZero",
+        asked.elsewhere(Runtime.TENSORRT, Runtime.ONNXRUNTIME),
+    )
+
+
+def _fp32_on_turing(asked: Asked, _match: re.Match[str]) -> str:
+    other = asked.elsewhere(Runtime.ONNXRUNTIME)
+    if asked.precision is FP32:
+        return either(asked.better(FP16, INT8), other)
+    return either(
+        "choose a GPU of sm_80 or later: what is kept in fp32, for its range or in a branch or loop, "
+        "can't be multiplied by TensorRT-RTX on sm_75",
+        other,
+    )
+
+
+_TYPE_WORDS = {"b16": "bf16", "fp8_e4m3": "fp8"}
+
+
+def _lacks_type(asked: Asked, match: re.Match[str]) -> str:
+    word = _TYPE_WORDS.get(match["type"], match["type"])
+    needs = {"bf16": "sm_80", "fp8": "sm_89"}.get(word)
+    there = f"choose a GPU that has {word}{f' ({needs} and later)' if needs else ''}"
+    return either(asked.better(FP16, INT8), there)
+
+
+def _mixed_types(asked: Asked, match: re.Match[str]) -> str:
+    if _as_submitted(asked):
+        return f"cast the inputs of {match['op'] or 'that operator'} to one type in the model"
+    return _mistyped(asked)
+
+
+def _as_submitted(asked: Asked) -> bool:
+    """Whether the graph that failed is the user's own, not one that the farm has made of it."""
+    return asked.stage is JobKind.EXPORT or (
+        asked.stage is JobKind.BUILD and asked.precision is FP32
+    )
+
+
+def _mistyped(asked: Asked) -> str:
+    return either(
+        another_way(asked),
+        "report it with the job's log: the model was valid, and what the farm has made of it isn't",
+    )
+
+
+def _size_input(_asked: Asked, _match: re.Match[str]) -> str:
+    return either(
+        "give the input that is a size one value: --fix NAME=VALUE",
+        "export the model with that value as a constant",
+    )
+
+
+def _index(asked: Asked, _match: re.Match[str]) -> str:
+    if asked.data or asked.stage is JobKind.CALIBRATE:
+        return (
+            "the data hold an index that the model has no row for: check that they were made for this "
+            "model (its tokenizer, its number of classes)"
+        )
+    return (
+        "an input of this model is an index, and random values are too large for it: pass calibration "
+        "or evaluation data, which the farm then uses"
+    )
+
+
+def _fixed_inside(asked: Asked, _match: re.Match[str]) -> str:
+    if asked.source in (None, SourceFormat.ONNX):
+        again = "export it again with that axis dynamic"
+    else:
+        again = "export it again with that axis dynamic all the way: torch.export.Dim"
+    return (
+        f"a size inside the model is fixed: pass --profile with the sizes that it takes, or {again}"
+    )
+
+
+def _no_kernel(asked: Asked, match: re.Match[str]) -> str:
+    op = match["op"]
+    if _as_submitted(asked):
+        return (
+            f"submit the model in fp32 (model.float() in PyTorch), which the farm checks on a CPU: ONNX "
+            f"Runtime has no {op} in this type there; fp16 and bf16 are precisions to ask for"
+        )
+    return either(
+        asked.better(FP32, INT8, FP16),
+        asked.elsewhere(Runtime.TENSORRT),
+        f"rewrite {op}: ONNX Runtime has no kernel for it in this type",
+    )
+
+
+def _too_new(_asked: Asked, _match: re.Match[str]) -> str:
+    return "export it with opset 20, or bring the worker's onnxruntime up to date"
+
+
+def _unknown_operator(_asked: Asked, match: re.Match[str]) -> str:
+    op = match["op"] or match["fn"]
+    return f"rewrite {op} with standard ONNX operators, and export it again"
+
+
+def _contradiction(asked: Asked, _match: re.Match[str]) -> str:
+    if not _as_submitted(asked):
+        return _mistyped(asked)
+    return (
+        "mend the model: onnx.checker.check_model(model, full_check=True) shows the same; then export "
+        "it again"
+    )
+
+
+def _no_onnx_for(_asked: Asked, match: re.Match[str]) -> str:
+    return (
+        f"rewrite {match['op']} with operators that ONNX has, or build it for torchscript:cpu, which "
+        "takes the program as it is"
+    )
+
+
+def _other_torch(_asked: Asked, _match: re.Match[str]) -> str:
+    return (
+        f"save it with the torch of the worker ({version('torch')}), install the torch that saved it "
+        "on the worker, or export it to ONNX there: torch.onnx.export(program, dynamo=True)"
+    )
+
+
+def _unsupported(asked: Asked, _match: re.Match[str]) -> str:
+    return either(
+        "rewrite that operator",
+        asked.elsewhere(Runtime.TENSORRT, Runtime.ONNXRUNTIME),
+        asked.better(FP32, FP16),
+    )
+
+
+def _plain(text: str) -> Answer:
+    return lambda _asked, _match: text
+
+
+def _entry(pattern: str, answer: Answer | str, error: type[StageFailed] = InvalidModel) -> Known:
+    given = _plain(answer) if isinstance(answer, str) else answer
+    return Known(pattern=re.compile(pattern), answer=given, error=error)
+
+
+#: The first match counts: what is more precise comes first.
+TABLE: tuple[Known, ...] = (
+    # Memory, of whichever library
+    _entry(
+        r"(?i)\bout of memory\b|bad_alloc|can't allocate memory|cudaErrorMemoryAllocation"
+        r"|Failed to allocate memory for requested buffer|CUBLAS_STATUS_ALLOC_FAILED",
+        memory,
+        ChildOutOfMemory,
+    ),
+    # TensorRT's parser and builders, tensorrt-rtx 1.7
+    _entry(r"FP32 GEMM is not supported", _fp32_on_turing),
+    _entry(r"model contains HW-specific datatypes: (?P<type>\w+)", _lacks_type),
+    _entry(r"NonZero plugin creator|operator NonZero\b", _value_shaped),
+    _entry(
+        r"checkCalculationStatusSanity|isInFlight",
+        lambda asked, _: either(
+            "compute that shape from shapes: here it follows from an input's values, which TensorRT "
+            "can't plan for",
+            asked.elsewhere(Runtime.ONNXRUNTIME),
+        ),
+    ),
+    _entry(
+        r"plugin was not found in the plugin registry.*operator (?P<op>\w+)",
+        lambda asked, match: either(
+            f"rewrite {match['op']}: TensorRT-RTX has it as a plugin alone, which can't be made on a "
+            "worker without a GPU",
+            asked.elsewhere(Runtime.TENSORRT, Runtime.ONNXRUNTIME),
+        ),
+    ),
+    _entry(r"Plugin not found.*operator (?P<op>\w+)", _lacks_operator),
+    _entry(r"\bfalse \(operator (?P<op>\w+)", _lacks_operator),
+    _entry(
+        r"has type UInt8 but must have type",
+        "make Cast to float the first thing that is done with the uint8 input, before the Transpose: "
+        "TensorRT takes uint8 as an input's type alone",
+    ),
+    _entry(
+        r"Found unsupported input type of (?P<type>\w+)",
+        lambda _asked, match: (
+            f"cast the operands to float32 there: TensorRT has that operator in no {match['type']}"
+        ),
+    ),
+    _entry(
+        r"Failed to convert ONNX date type to TensorRT data type|Unsupported data type for the Cast"
+        r"|convertOnnxWeights\(initializer",
+        lambda asked, _: either(
+            "give every input, weight and Cast one of TensorRT's types (float32, float16, bfloat16, "
+            "int64, int32, int8, uint8, bool)",
+            asked.elsewhere(Runtime.ONNXRUNTIME),
+        ),
+    ),
+    _entry(
+        r"Failed to convert ONNX dimensions to TensorRT dimensions",
+        lambda asked, _: either(
+            "reshape the input to 8 axes or fewer, as many as TensorRT takes",
+            asked.elsewhere(Runtime.ONNXRUNTIME),
+        ),
+    ),
+    _entry(
+        r"shiftIsAllZeros|Non-zero zero point is not supported",
+        lambda asked, _: either(
+            "quantise it symmetrically, in int8 with zero points of 0, as TensorRT takes it",
+            f"submit the model without Q/DQ, and let the farm calibrate it: {asked.better(INT8)}"
+            if asked.better(INT8)
+            else "",
+            asked.elsewhere(Runtime.ONNXRUNTIME),
+        ),
+    ),
+    _entry(
+        r"(?:operation|Operation (?P<op>\w+)) must have same input types\. But they are of types",
+        _mixed_types,
+    ),
+    _entry(
+        r"must have (?:the )?same input types\. But they are of types.*?(?:operator (?P<op>\w+)|$)",
+        _mixed_types,
+    ),
+    _entry(
+        r"missing values for shape input|dynamic or shape inputs, but no optimization profile",
+        _size_input,
+    ),
+    _entry(
+        r"Strided & Dilated Deconv are currently not supported",
+        lambda asked, _: either(
+            "rewrite the transposed convolution with a stride or with dilation, not both",
+            asked.elsewhere(Runtime.ONNXRUNTIME),
+        ),
+    ),
+    _entry(
+        r"\(ctx->tensors\(\)\.count\(inputName\)\): Node input was not registered",
+        lambda asked, _: either(
+            "write that input out: a Loop's condition that is left out as a constant True, a sparse "
+            "weight as a dense one",
+            asked.elsewhere(Runtime.ONNXRUNTIME),
+        ),
+    ),
+    _entry(
+        r"Kernel weight dimension failed to broadcast to input",
+        "check the model's shapes: a convolution's weights don't fit its input's channels",
+    ),
+    _entry(
+        r"has no runners that implement it",
+        lambda asked, _: either(
+            "leave that operator to the code that runs the engine (as NonMaxSuppression often is): "
+            f"{asked.target.runtime if asked.target else 'TensorRT'} has no kernel for it",
+            asked.elsewhere(Runtime.TENSORRT, Runtime.ONNXRUNTIME),
+        ),
+    ),
+    _entry(
+        r"Could not find any implementation for node",
+        lambda asked, _: either(
+            "leave out workspace_mib or raise it, if it is set",
+            asked.better(FP16, FP32),
+            asked.elsewhere(Runtime.TENSORRT_RTX, Runtime.ONNXRUNTIME),
+        ),
+    ),
+    _entry(
+        r"input tensor __\w+ is missing dimensions in profile",
+        "leave an input out of the model's outputs, or put an operator between the two (Mul by 1)",
+    ),
+    _entry(
+        r"Dropout operator in training mode",
+        "put the model in eval mode before exporting it: model.eval()",
+    ),
+    _entry(
+        r"IFillLayer::setToType",
+        lambda asked, _: either(
+            asked.better(FP16, FP32),
+            "take the random operator out: its values differ from run to run",
+        ),
+    ),
+    _entry(
+        r"(?i)optimization profile|is missing dimensions in profile|the profile .* was refused",
+        "check the profiles' min, opt and max against the model's inputs",
+    ),
+    # ONNX Runtime 1.31: loading
+    _entry(
+        r"guarantees\* support for models stamped|Unsupported model IR version|"
+        r"opset \d+ is under development",
+        _too_new,
+    ),
+    _entry(r"Could not find an implementation for (?P<op>\w+)\(", _no_kernel),
+    _entry(
+        r"Type 'tensor\((?P<type>\w+)\)' of input parameter .* of operator \((?P<op>\w+)\)"
+        r".*is invalid",
+        _no_kernel,
+    ),
+    _entry(r"Optype \((?P<op>\w+)\) bound to different types", _mixed_types),
+    _entry(
+        r"No Op registered for (?P<op>\w+)|: (?P<fn>[\w.]+:\w+)\(-?\d+\) is not a registered",
+        _unknown_operator,
+    ),
+    _entry(
+        r"External data|external data|file_length.*out of bounds|Protobuf parsing failed",
+        "upload the whole model: the folder or the archive with its data files",
+    ),
+    _entry(
+        r"ShapeInferenceError|is not a graph input, initializer, or output of a previous node"
+        r"|Duplicate definition of name|graph is not acyclic",
+        _contradiction,
+    ),
+    _entry(
+        r"MLDataType for: tensor\((?P<type>\w+)\) is not currently registered",
+        lambda _asked, match: (
+            f"hold {match['type']} in float tensors, as real and imaginary parts: no runtime of the farm "
+            "has that type"
+        ),
+    ),
+    # ONNX Runtime 1.31: running
+    _entry(
+        r"indices element out of data bounds|invalid ind(?:ex|ice) found|index out of range"
+        r"|out of bounds for dimension",
+        _index,
+    ),
+    _entry(
+        r"k argument \[-?\d+\] should not be greater|tensor\.cc:\d+ CalculateTensorStorageSize",
+        _size_input,
+    ),
+    _entry(
+        r"requested_shape_size was false|[Dd]imension mismatch|Attempting to broadcast an axis"
+        r"|Non concat axis dimensions must match|input_shape\[i\] == 1|Invalid input shape"
+        r"|Invalid num_outputs value|Size of dimension being split|cannot be reshaped|"
+        r"Got invalid dimensions for input",
+        _fixed_inside,
+    ),
+    _entry(
+        r"(?i)integer division by zero",
+        "the model divides by an integer that is 0: pass data that don't lead there, or mend it",
+    ),
+    _entry(
+        r"no kernel image is available|libcudnn|libcublas|libonnxruntime_providers_cuda",
+        "install onnxruntime-gpu and the CUDA libraries of its version on the worker: "
+        "pip install -c constraints.txt '.[worker,gpu]'",
+    ),
+    # torch 2.13: its exporter, and loading what another torch has saved
+    _entry(r"No ONNX function found for <OpOverload\(op='(?P<op>[\w.:]+)'", _no_onnx_for),
+    _entry(
+        r"Serialized schema version|archive version \d+ does not match",
+        _other_torch,
+    ),
+    _entry(
+        r"PytorchStreamReader failed|invalid header or archive is corrupted",
+        "the file is damaged or not whole: save it and upload it again",
+    ),
+    _entry(
+        r"Failed deserializing node Node\(target='(?P<op>[\w.:]+)'",
+        lambda _asked, match: (
+            f"rewrite {match['op']} with operators of PyTorch's own, or save the program with an older "
+            "torch: the worker's has no such operator"
+        ),
+    ),
+    _entry(
+        r"Unable to deserialize output node",
+        "return tensors alone from forward, in tuples or dicts: wrap the module in one that does",
+    ),
+    _entry(
+        r"GuardOnDataDependent|data-dependent (?:expression|control flow|branching)|"
+        r"specialized integer from data-dependent",
+        "put torch.cond or torch.where where Python branches on a tensor's values, and export it "
+        "yourself",
+    ),
+    # ModelOpt 0.47, and what it runs models with
+    _entry(
+        r"Too many bins",
+        "calibrate with the method max, or look for outliers in the data: one tensor's values are spread "
+        "too widely for a histogram",
+    ),
+    _entry(
+        r"unexpected dtype: object|for abs\(\): 'str'|could not convert string to float",
+        "keep strings in the code around the model, and give it numbers: their values can't be compared",
+    ),
+    _entry(
+        r"dtype is unsupported for objects of type: list",
+        lambda asked, _: either(
+            asked.better(BF16, FP32),
+            "take sequences out of the model: ModelOpt runs it to see its values, and can't with them",
+        ),
+    ),
+    _entry(
+        r"Cannot restore public graph output metadata",
+        lambda asked, _: either(
+            "leave inputs and weights out of the model's outputs, or put an operator between the two",
+            asked.better(FP32),
+        ),
+    ),
+    # The rest of what TensorRT and others don't do
+    _entry(r"(?i)(?:is|are) (?:currently )?not supported|does not support", _unsupported),
+)

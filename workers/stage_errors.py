@@ -1,0 +1,134 @@
+"""How a stage ends badly: with an error of the farm whose hint fits what was asked for."""
+
+from __future__ import annotations
+
+import errno
+import re
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from farm.errors import (
+    AccuracyDropped,
+    ChildOutOfMemory,
+    FarmError,
+    PrecisionMissed,
+    StageFailed,
+    StageFault,
+    StorageFull,
+)
+from farm.specs import CALIBRATED, Precision, Runtime
+from workers.asked import Asked, either
+from workers.known_failures import another_way, known, memory
+
+_HERE = Path(__file__).parent
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def explained(err: Exception, asked: Asked) -> FarmError:
+    """The error that a stage ends in, with a hint that fits what was asked for.
+
+    What no stage has foreseen becomes a ``StageFault``, which names the stage, the target, and the line.
+    """
+    found = known(said_by_others(err), asked)
+    if isinstance(err, StageFailed):
+        if found:
+            err.hint = found[1]
+        elif err.hint is None or err.hint == type(err).default_hint:
+            err.hint = _by_kind(err, asked)
+        return err
+    if isinstance(err, FarmError):
+        return err
+    if isinstance(err, MemoryError):
+        return ChildOutOfMemory(f"{asked}: out of memory", hint=memory(asked))
+    if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull(
+            f"{asked}: no room left in the worker's home folder ({err.strerror})",
+            hint="free space there, or give the worker another FARM_HOME: it's tried again in a while",
+        )
+    if isinstance(err, ImportError):
+        return StageFailed(
+            f"{asked}: a library of this worker can't be used: {first_line(err)}",
+            hint="mend its installation: pip install -c constraints.txt '.[worker,cpu,rtx]', with gpu in "
+            "the place of cpu where it has a GPU",
+        )
+    if found:
+        return found[0].error(f"{asked}: {first_line(err)}", hint=found[1])
+    return StageFault(f"{asked}: {type(err).__name__}: {first_line(err)} ({_where(err)})")
+
+
+def said_by_others(err: BaseException) -> str:
+    """What libraries said that led to an error, in one line; of the farm's own errors nothing."""
+    return " ".join(
+        " ".join(_COLOUR.sub("", f"{one}").split())
+        for one in _chain(err)
+        if not isinstance(one, FarmError)
+    )
+
+
+def _chain(err: BaseException) -> Iterator[BaseException]:
+    one: BaseException | None = err
+    seen: set[int] = set()
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+
+
+def first_line(err: BaseException) -> str:
+    """The first line of what an error says."""
+    lines = [line.strip() for line in _COLOUR.sub("", str(err)).splitlines() if line.strip()]
+    return lines[0][:300] if lines else "it gives no reason"
+
+
+def _where(err: BaseException) -> str:
+    """The last line of the farm's code that it came through."""
+    frames = traceback.extract_tb(err.__traceback__)
+    ours = [f for f in frames if Path(f.filename).parent.is_relative_to(_HERE)]
+    if not ours:
+        return "in no line of the farm"
+    return f"{Path(ours[-1].filename).relative_to(_HERE.parent)}:{ours[-1].lineno}"
+
+
+def _by_kind(err: StageFailed, asked: Asked) -> str | None:
+    """What to do where neither the stage nor the table knows better."""
+    if isinstance(err, PrecisionMissed):
+        return either(
+            asked.better(Precision.FP16, Precision.FP32),
+            "see what the job before this one left out: farm logs ID",
+        )
+    if isinstance(err, AccuracyDropped):
+        return _accuracy(asked)
+    if isinstance(err, ChildOutOfMemory):
+        return memory(asked)
+    if err.hint is None:
+        return either(
+            another_way(asked),
+            "report it with the job's log: the farm doesn't know this failure",
+        )
+    return err.hint
+
+
+def _accuracy(asked: Asked) -> str:
+    drop = "raise max_drop" if asked.may_drop else ""
+    if asked.precision in CALIBRATED:
+        data = "pass more calibration data, like what the model will see"
+        return either(
+            data,
+            "try the other calibration method",
+            asked.better(Precision.FP16, Precision.BF16),
+            drop,
+        )
+    if asked.precision is Precision.FP32:
+        return either(
+            asked.elsewhere(Runtime.TENSORRT, Runtime.ONNXRUNTIME),
+            "look for random operators in the model (Dropout in training mode), and report it if there "
+            "are none: in fp32 an engine gives what its model gives",
+            drop,
+        )
+    return either(
+        asked.better(Precision.BF16, Precision.FP32)
+        if asked.precision is Precision.FP16
+        else asked.better(Precision.FP32),
+        drop,
+    )
