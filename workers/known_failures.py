@@ -184,17 +184,19 @@ def _contradiction(asked: Asked, _match: re.Match[str]) -> str:
     )
 
 
-def _no_onnx_for(_asked: Asked, match: re.Match[str]) -> str:
-    return (
-        f"rewrite {match['op']} with operators that ONNX has, or build it for torchscript:cpu, which "
-        "takes the program as it is"
+def _no_onnx_for(asked: Asked, match: re.Match[str]) -> str:
+    return either(
+        f"rewrite {match['op']} with operators that ONNX has",
+        "build it for torchscript:cpu, which takes the program as it is"
+        if asked.target is None
+        else "",
     )
 
 
 def _other_torch(_asked: Asked, _match: re.Match[str]) -> str:
     return (
         f"save it with the torch of the worker ({version('torch')}), install the torch that saved it "
-        "on the worker, or export it to ONNX there: torch.onnx.export(program, dynamo=True)"
+        "on the worker, or submit what torch.onnx.export(program, dynamo=True) makes of it there"
     )
 
 

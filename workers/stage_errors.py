@@ -126,9 +126,8 @@ def _accuracy(asked: Asked) -> str:
             "are none: in fp32 an engine gives what its model gives",
             drop,
         )
+    wider = (Precision.BF16, Precision.FP32) if asked.precision is Precision.FP16 else ()
     return either(
-        asked.better(Precision.BF16, Precision.FP32)
-        if asked.precision is Precision.FP16
-        else asked.better(Precision.FP32),
-        drop,
+        asked.better(*wider or (Precision.FP32,)) or asked.elsewhere(*Runtime),
+        drop or "say how much may be lost, on evaluation data: max_drop",
     )
