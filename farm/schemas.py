@@ -435,6 +435,14 @@ class BuildView(BuildSummary):
     jobs: list[JobView]
     engines: list[WantedEngine]
 
+    def name_of(self, job: JobView) -> str:
+        """A job's title, with its runtime or its targets where the title alone doesn't tell them."""
+        if job.target is None:
+            served = {want.target for want in self.engines if job.id == want.measure_job}
+            return f"{job.title} (for {', '.join(sorted(served))})" if served else job.title
+        twins = [other for other in self.jobs if other.title == job.title]
+        return f"{job.title} ({job.runtime})" if len(twins) > 1 else job.title
+
 
 class Page(Answer):
     cursor: str | None = Field(description="pass as `cursor` for the next page; null on the last")

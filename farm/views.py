@@ -69,7 +69,7 @@ def attached(rows: Attached, fleet: Fleet) -> BuildView:
     row, states = rows.build, [job.state for job, _ in rows.jobs]
     failed = [job for job, _ in rows.jobs if job.state == JobState.FAILED and job.finished_at]
     first = min(failed, key=lambda job: (job.finished_at, job.id), default=None)
-    return BuildView(
+    view = BuildView(
         **{name: getattr(row, name) for name in _BUILD_FIELDS},
         **{name: row.request[name] for name in _REQUEST_FIELDS},
         # Which older requests don't know.
@@ -83,10 +83,19 @@ def attached(rows: Attached, fleet: Fleet) -> BuildView:
         engines_total=len(rows.wanted),
         engines_done=sum(want.engine_id is not None for want in rows.wanted),
         engines_doubtful=sum(bool(rows.doubts.get(w.engine_id or "")) for w in rows.wanted),
-        error=first.error if first and row.state == BuildState.FAILED else None,
         jobs=[_job(job, reuse, fleet) for job, reuse in rows.jobs],
         engines=[_wanted(want, rows.doubts) for want in rows.wanted],
     )
+    if first and row.state == BuildState.FAILED:
+        name = next(view.name_of(job) for job in view.jobs if job.id == first.id)
+        view.error = _failure(name, first.error)
+    return view
+
+
+def _failure(name: str, error: Any) -> Failure:
+    """A job's failure, told of a build of which it is one among others."""
+    failure = Failure.model_validate(error)
+    return failure.model_copy(update={"detail": f"{name}: {failure.detail}"})
 
 
 _BUILD_FIELDS = "id state priority created_at started_at finished_at".split()
@@ -205,13 +214,13 @@ def _errors(session: Session, build_ids: Sequence[str]) -> dict[str, Failure]:
     if not build_ids:
         return found
     rows = session.execute(
-        select(BuildJob.build_id, Job.error)
+        select(BuildJob.build_id, Job.title, Job.error)
         .join(Job, Job.id == BuildJob.job_id)
         .where(BuildJob.build_id.in_(build_ids), Job.state == JobState.FAILED)
         .order_by(Job.finished_at, Job.id)
     )
-    for build_id, error in rows:
-        found.setdefault(build_id, Failure.model_validate(error))
+    for build_id, title, error in rows:
+        found.setdefault(build_id, _failure(title, error))
     return found
 
 

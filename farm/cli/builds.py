@@ -65,7 +65,7 @@ def _show_failures(view: BuildView, url: str | None) -> None:
     from farm.client.build import failures
 
     for job, error in failures(view):
-        show.line(f"\n{job.title} failed: {error.detail}")
+        show.line(f"\n{view.name_of(job)} failed: {error.detail}")
         log = again(f"farm logs {view.id} --job {job.id}", url)
         show.line(f"  hint: {error.hint}\n  its log: {log}" if error.hint else f"  its log: {log}")
 

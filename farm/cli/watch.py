@@ -68,7 +68,7 @@ def watch_build(
 
 def _conclude(build: Build, url: str | None, *, as_json: bool, hints: bool) -> int:
     """Say what became of the build; return the exit code."""
-    from farm.client.build import failures
+    from farm.client.build import failures, is_retryable
 
     view = build.view
     if as_json:
@@ -83,7 +83,7 @@ def _conclude(build: Build, url: str | None, *, as_json: bool, hints: bool) -> i
             print(f"doubtful: {want.precision}@{want.target}: {doubt}", file=sys.stderr)
     if view.state == "failed":
         for job, error in failures(view):
-            print(f"error: {job.title}: {error.detail}", file=sys.stderr)
+            print(f"error: {view.name_of(job)}: {error.detail}", file=sys.stderr)
             print(
                 f"hint: {error.hint or f'read its log: farm logs {view.id} --job {job.id}'}",
                 file=sys.stderr,
@@ -95,7 +95,9 @@ def _conclude(build: Build, url: str | None, *, as_json: bool, hints: bool) -> i
         for tag in tags if hints else ():
             show.line(f"  {again(f'farm pull {view.model} --gpu {tag} -o engines', url)}")
         return _ended_well(view)
-    show.line(f"  run it again: {again(f'farm retry {view.id}', url)}")
+    # The same model would fail again of what isn't the machines' affair.
+    if view.state == "cancelled" or any(is_retryable(error) for _, error in failures(view)):
+        show.line(f"  run it again: {again(f'farm retry {view.id}', url)}")
     return exits.FAILED
 
 

@@ -15,8 +15,10 @@ from farm.errors import (
     Conflict,
     InputFailed,
     NotFound,
+    StageFailed,
     WaitTimedOut,
     code_of,
+    from_code,
 )
 from farm.gpu_tags import canonical, compute_capability
 from farm.schemas import BuildView, EngineView, Event, Explanation, Failure, JobView
@@ -39,7 +41,7 @@ def failures(view: BuildView) -> list[tuple[JobView, Failure]]:
 
 def _failed(view: BuildView) -> BuildFailed:
     causes = failures(view)
-    said = "; ".join(f"{job.title}: {error.detail}" for job, error in causes)
+    said = "; ".join(f"{view.name_of(job)}: {error.detail}" for job, error in causes)
     hints = dict.fromkeys(error.hint for _, error in causes if error.hint)
     failed = BuildFailed(
         f"build {view.id} failed: {said or 'no job says why'}",
@@ -47,6 +49,11 @@ def _failed(view: BuildView) -> BuildFailed:
     )
     failed.view = view
     return failed
+
+
+def is_retryable(error: Failure) -> bool:
+    """Whether the same job may succeed when it's run again as it is."""
+    return type(from_code(error.code)) is StageFailed or from_code(error.code).retryable
 
 
 class Build:

@@ -159,7 +159,7 @@ def test_a_failure_fails_what_waits_for_it_and_says_why_and_what_to_do(ledger):
     ledger.fail(ledger.claim_next(), InvalidModel("no operator Foo", hint="replace Foo"))
     view = ledger.view(build)
     assert view.state == "failed"
-    assert view.error.detail == "no operator Foo"
+    assert view.error.detail == "export digits: no operator Foo"
     assert view.error.hint == "replace Foo"
     waiting = [job for job in view.jobs if job.kind != "export"]
     assert {job.error.code for job in waiting} == {"input-failed"}

@@ -245,6 +245,16 @@ def test_watching_a_build_that_fails_tells_the_cause_and_exits_1(run: Run, stub:
     result = run("watch", BUILD)
     assert result.exit_code == exits.FAILED
     assert result.stderr == "error: calibrate digits: no samples [for image]\nhint: add samples\n"
+    assert "farm retry" not in result.stdout  # it would fail again
+
+
+def test_watching_a_build_whose_worker_failed_says_how_to_run_it_again(
+    run: Run, stub: StubFarm
+) -> None:
+    stub.builds[BUILD] = failed = stub_farm.failed_build()
+    failed["jobs"][0]["error"] |= {"code": "child-timed-out"}
+    result = run("watch", BUILD)
+    assert result.exit_code == exits.FAILED
     assert f"farm retry {BUILD}" in result.stdout
 
 

@@ -373,3 +373,28 @@ def test_pulling_a_build_that_is_not_done_says_to_wait(farm: Farm, stub: StubFar
     with pytest.raises(Conflict) as caught:
         farm.build(BUILD).pull()
     assert "wait" in str(caught.value.hint)
+
+
+def test_a_failure_names_the_runtime_where_two_engines_have_one_title(
+    farm: Farm, stub: StubFarm
+) -> None:
+    stub.builds[BUILD] = failed = stub_farm.failed_build()
+    error = {"code": "engine-build-failed", "detail": "no", "hint": "choose fp32"}
+    title = "build digits:int8@h200"
+    failed["jobs"] = [
+        stub_farm.job(1, title, "failed", error=error, runtime=name, target=f"{name}:h200")
+        for name in ("tensorrt", "onnxruntime")
+    ]
+    with pytest.raises(BuildFailed) as caught:
+        farm.build(BUILD).wait()
+    assert f"{title} (tensorrt): no; {title} (onnxruntime): no" in caught.value.detail
+
+
+def test_a_failed_measurement_of_the_typed_graph_names_the_targets_that_it_serves(
+    farm: Farm, stub: StubFarm
+) -> None:
+    stub.builds[BUILD] = failed = stub_farm.failed_build()
+    error = {"code": "accuracy-dropped", "detail": "cosine 0.1", "hint": "choose fp16"}
+    failed["jobs"] = [stub_farm.job(2, "measure digits:int8", "failed", error=error)]
+    with pytest.raises(BuildFailed, match=r"measure digits:int8 \(for tensorrt-rtx:sm_89\): cos"):
+        farm.build(BUILD).wait()
