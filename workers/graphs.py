@@ -189,10 +189,20 @@ def outline(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def types_of(model: onnx.ModelProto) -> dict[str, int]:
-    """The element type of every tensor of a graph, those of its subgraphs left out."""
-    graph = inferred(model).graph
-    values = [*graph.value_info, *graph.output, *graph.input]
-    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    """The element type of every tensor of a graph and of its bodies; 0 of what isn't a tensor.
+
+    Names must mean one tensor each, as they do in normal form.
+    """
+    return _types_in(inferred(model).graph)
+
+
+def _types_in(graph: onnx.GraphProto) -> dict[str, int]:
+    types: dict[str, int] = {}
+    for node in graph.node:
+        for body in subgraphs_of(node):
+            types |= _types_in(body)
+    for value in [*graph.value_info, *graph.output, *graph.input]:
+        types[value.name] = value.type.tensor_type.elem_type or types.get(value.name, 0)
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
@@ -206,11 +216,15 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     """The graphs that a node runs: branches of an If, the body of a Loop or a Scan."""
-    return [
-        nested
-        for attribute in node.attribute
-        for nested in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs)
-    ]
+    return list(subgraphs_of(node))
+
+
+def subgraphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The bodies of an If, Loop or Scan."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def input_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
@@ -247,6 +261,9 @@ def drop_unused(graph: onnx.GraphProto) -> None:
     used = {name for node in all_nodes(graph) for name in node.input}
     used |= {value.name for value in graph.output}
     drop(graph.initializer, lambda tensor: tensor.name not in used)
+    for node in graph.node:
+        for body in subgraphs_of(node):
+            drop_unused(body)
 
 
 def drop_nodes(graph: onnx.GraphProto, is_dropped: Callable[[onnx.NodeProto], bool]) -> None:

@@ -13,18 +13,20 @@ from onnx import helper, numpy_helper
 from farm.errors import InvalidModel
 from farm.specs import ANONYMOUS
 from workers.graphs import MAX_PROTO_BYTES, axis_of, drop, drop_nodes, drop_unused, inferred
+from workers.normal import normalised
 
 _EXPORT_AGAIN = "export the model again and check that the upload is whole"
 
 
 def described(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph without functions, its dynamic axes named and its outputs' shapes given.
+    """The same graph in normal form without functions, its dynamic axes named and its outputs' shapes given.
 
     An anonymous axis gets a name of its own: two of them have nothing to do with each other, and
     calibration takes no axis without a name. The model itself, where nothing is to be done.
     """
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
+    model = normalised(model)
     unshaped = [v.name for v in model.graph.output if not v.type.tensor_type.HasField("shape")]
     anonymous = [
         (value.name, axis)
@@ -61,13 +63,13 @@ def is_modern(model: onnx.ModelProto) -> bool:
 
 
 def modernised(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph in the IR version of its operators, in which weights are initializers alone.
+    """The same graph in normal form and in the IR version of its operators; weights are initializers alone.
 
     Before IR version 4 they had to be inputs as well. Weights that a ConstantOfShape makes are written
     out: nothing quantises them otherwise.
     """
     modern = onnx.ModelProto()
-    modern.CopyFrom(model)
+    modern.CopyFrom(normalised(model))
     graph = modern.graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     drop(graph.input, lambda value: value.name in tensors)

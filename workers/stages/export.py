@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnx.version_converter
 import torch
 from torch.export import ExportedProgram
 
 from farm.errors import ExportDiverged, InvalidModel
 from farm.specs import ExportParams, Profile, SourceFormat, TensorSpec
-from workers import fixing, graphs, references
+from workers import fixing, graphs, opsets, references
 from workers.backends.ort import OrtModel
 from workers.batch import Batch, Shapes
 from workers.eager import SYMBOL, EagerModel, axis_names, input_names, output_names
 from workers.measure.difference import NO_DIFFERENCE, Difference, difference
 from workers.modern import described, is_modern, modernised
+from workers.normal import normalised
 from workers.profiles import resolve_profiles
 from workers.samples import Runnable, random_arrays
 from workers.saturation import exact_file
@@ -76,7 +76,7 @@ def _from_program(stage: Stage, params: ExportParams, target: Path) -> Exported:
     assert program is not None
     stage.progress("export", None)
     source = EagerModel(program)  # before the exporter, which narrows its axes' ranges
-    model = _to_onnx(program)
+    model = normalised(_to_onnx(program))
     _name_axes(model)
     if params.fixed_inputs:
         model = fixing.folded(model)
@@ -209,15 +209,7 @@ def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
     if opset >= graphs.MIN_OPSET:
         return modernised(model)
     print(f"upgrading from opset {opset} to {graphs.MIN_OPSET}", flush=True)
-    try:
-        upgraded = onnx.version_converter.convert_version(model, graphs.MIN_OPSET)
-    except Exception as err:  # the native converter raises bare RuntimeErrors and worse
-        raise InvalidModel(
-            f"the model is in opset {opset} and can't be upgraded to {graphs.MIN_OPSET}: "
-            f"{_reason(err)}",
-            hint=f"export it with opset {EXPORT_OPSET}",
-        ) from err
-    modern = modernised(upgraded)
+    modern = modernised(opsets.upgraded(model, graphs.MIN_OPSET))
     graphs.check_model(modern)
     return modern
 

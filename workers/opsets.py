@@ -1,0 +1,106 @@
+"""Opsets: a graph with its bodies in a newer one.
+
+ONNX's converter leaves the bodies of If, Loop and Scan as they were, which makes the model invalid. So each
+body is converted as a model of its own, whose inputs are what it captures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+import onnx
+import onnx.version_converter
+from onnx import helper
+
+from farm.errors import InvalidModel
+from workers.graphs import all_nodes, brief, inferred, opset_of, subgraphs_of
+from workers.normal import captured, normalised
+
+#: Captured constants of up to so many values may say an axis or a size, which the converter looks at.
+_SMALL = 1024
+
+Values = Mapping[str, onnx.ValueInfoProto]
+Tensors = Mapping[str, onnx.TensorProto]
+
+
+def upgraded(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """The same model, in normal form, with its operators as they are in that opset.
+
+    Raises:
+        InvalidModel: if the converter can't.
+    """
+    before = opset_of(model)
+    if before >= opset:
+        return normalised(model)
+    given = normalised(model)
+    try:
+        made = onnx.version_converter.convert_version(given, opset)
+        if any(True for node in all_nodes(made.graph) for _ in subgraphs_of(node)):
+            found = inferred(given).graph
+            _convert_bodies(made.graph, found, given, {}, {}, opset)
+    except Exception as err:  # the native converter raises bare RuntimeErrors and worse
+        raise InvalidModel(
+            f"the model is in opset {before}, and the farm can't bring it to {opset}: {brief(err)}",
+            hint="export it with opset 20; the model itself may be right as it is",
+        ) from err
+    made.metadata_props.extend(given.metadata_props[len(made.metadata_props) :])
+    return normalised(made)
+
+
+def _convert_bodies(
+    graph: onnx.GraphProto,
+    found: onnx.GraphProto,
+    model: onnx.ModelProto,
+    values: Values,
+    tensors: Tensors,
+    opset: int,
+) -> None:
+    """Convert the bodies in a graph that is converted.
+
+    Parameters:
+        found: the graph before, with its types and shapes inferred.
+        values: of the graphs around it.
+        tensors: the constants of the graphs around it.
+    """
+    values = dict(values) | {
+        value.name: value for value in [*found.value_info, *found.output, *found.input]
+    }
+    tensors = dict(tensors) | {tensor.name: tensor for tensor in found.initializer}
+    before = [body for node in found.node for body in subgraphs_of(node)]
+    after = [body for node in graph.node for body in subgraphs_of(node)]
+    for old, new in zip(before, after, strict=True):
+        _convert_body(old, new, model, values, tensors, opset)
+        _convert_bodies(new, old, model, values, tensors, opset)
+
+
+def _convert_body(
+    old: onnx.GraphProto,
+    new: onnx.GraphProto,
+    model: onnx.ModelProto,
+    values: Values,
+    tensors: Tensors,
+    opset: int,
+) -> None:
+    alone = onnx.ModelProto(ir_version=max(model.ir_version, 4))
+    alone.opset_import.extend(model.opset_import)
+    alone.graph.CopyFrom(old)
+    taken = sorted(captured(old))
+    for name in taken:
+        tensor = tensors.get(name)
+        if tensor is not None and prod(tensor.dims) <= _SMALL:
+            alone.graph.initializer.append(tensor)
+        elif tensor is not None:
+            alone.graph.input.append(
+                helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)
+            )
+        elif name in values:
+            alone.graph.input.append(values[name])
+    made = onnx.version_converter.convert_version(alone, opset).graph
+    for field in (made.input, made.initializer):
+        for index in reversed(range(len(field))):
+            if field[index].name in taken:
+                del field[index]
+    new.CopyFrom(made)
+    # The converter counts its own names from the start in each.
+    new.name = old.name
