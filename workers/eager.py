@@ -17,6 +17,7 @@ from farm.specs import TensorSpec
 from workers.batch import Arrays, batch_symbol
 from workers.plain import numbered_outputs
 from workers.profiles import AxisRange
+from workers.samples import BF16
 
 #: A dynamic size as torch.export names it, alone or in an expression: ``s40``, ``2*s40``.
 SYMBOL = re.compile(r"\bs\d+\b")
@@ -38,10 +39,14 @@ class EagerModel:
 
     def run(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
         """The outputs for one batch, by the names that the ONNX graph gives them."""
-        args, kwargs = pytree.tree_unflatten(tensors_of(arrays, self.input_names), self._in_spec)
+        given = tensors_of(arrays, self.input_names)
+        for index, spec in enumerate(self.input_specs):
+            if spec.dtype == BF16:  # NumPy has none, so that arrays are of fp32
+                given[index] = given[index].to(torch.bfloat16)
+        args, kwargs = pytree.tree_unflatten(given, self._in_spec)
         with torch.inference_mode():
             made = named_tensors(self._module(*args, **kwargs), self.output_names)
-        return {name: tensor.detach().numpy() for name, tensor in made.items()}
+        return {name: array_of(tensor) for name, tensor in made.items()}
 
 
 def tensors_of(
@@ -50,6 +55,15 @@ def tensors_of(
     """Some of the arrays as tensors on the CPU, in the order of the names."""
     # Arrays of a .npz may be read-only views, of which torch would warn: nobody writes to them here.
     return [torch.from_numpy(np.require(arrays[name], requirements="W")) for name in names]
+
+
+def array_of(tensor: torch.Tensor) -> NDArray[np.generic]:
+    """A tensor as an array; one of bf16, which NumPy hasn't, as fp32."""
+    tensor = tensor.detach().cpu()
+    array: NDArray[np.generic] = (
+        tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    ).numpy()
+    return array
 
 
 def named_tensors(result: Any, names: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -18,15 +18,18 @@ from workers.normal import normalised
 _EXPORT_AGAIN = "export the model again and check that the upload is whole"
 
 
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model without functions; the model itself, where it has none."""
+    return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
 def described(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph in normal form without functions, its dynamic axes named and its outputs' shapes given.
 
     An anonymous axis gets a name of its own: two of them have nothing to do with each other, and
     calibration takes no axis without a name. The model itself, where nothing is to be done.
     """
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
-    model = normalised(model)
+    model = normalised(inlined(model))
     unshaped = [v.name for v in model.graph.output if not v.type.tensor_type.HasField("shape")]
     anonymous = [
         (value.name, axis)

@@ -251,4 +251,3 @@ def _name_nodes_apart(model: onnx.ModelProto) -> None:
                 node.name = f"{original}__{used[original]}"
                 used[original] += 1
             names.add(node.name)
-

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from torch.export import ExportedProgram
 
+from farm.errors import InvalidModel
 from farm.specs import (
     BuildParams,
     ExportParams,
@@ -20,7 +21,11 @@ from workers import architectures, fixing, graphs
 from workers.backends.ort import OrtModel
 from workers.eager import EagerModel, specs
 from workers.fixing import Fixed
+from workers.floats import has_type
+from workers.modern import inlined
+from workers.normal import is_normal, normalised
 from workers.plain import plain_program
+from workers.rounding import rounded_model
 from workers.samples import Runnable
 from workers.saturation import exact_file
 from workers.savedmodel import SavedModelSource
@@ -77,13 +82,36 @@ def onnx_model(file: Path, model: onnx.ModelProto, fixed: FixedInputs, folder: P
     """An ONNX model as it is, its fixed inputs fed with their values.
 
     Parameters:
-        folder: for a file of the same values whose integers no kernel saturates.
+        folder: for a file of the same values that ONNX Runtime computes right.
 
     Raises:
         InvalidModel, FixedInputRefused
     """
-    made = OrtModel(exact_file(file, folder), optimisation="none")
+    made = _of_onnx(file, model, folder)
     return Fixed(made, fixing.values(fixed, graphs.every_input(model))) if fixed else made
+
+
+def _of_onnx(file: Path, model: onnx.ModelProto, folder: Path) -> OrtModel:
+    """The ONNX model in this file, ready to run: bf16 emulated, its integers exact, and in normal form if
+    need be.
+
+    Raises:
+        InvalidModel
+    """
+    is_bf16 = has_type(inlined(model), onnx.TensorProto.BFLOAT16)
+    try:
+        if not is_bf16:
+            return OrtModel(exact_file(file, folder), optimisation="none")
+    except InvalidModel:
+        if is_normal(inlined(model)):
+            raise
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    graphs.load_weights(whole, file)
+    normal = normalised(inlined(whole))
+    other = folder / "reference.onnx"
+    graphs.write_model(rounded_model(normal) if is_bf16 else normal, other)
+    return OrtModel(exact_file(other, folder), optimisation="none")
 
 
 def savedmodel(source: SavedModelSource, fixed: FixedInputs) -> Runnable:

@@ -7,69 +7,57 @@ stores it; like a GPU's tensor cores, the sums inside an operator are fp32.
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Mapping
+
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-from workers import graphs
-
-_HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+from workers.floats import HALVES, has_type, widened
+from workers.graphs import subgraphs_of, types_of
+from workers.normal import normalised
 
 
 def is_half_typed(model: onnx.ModelProto) -> bool:
-    """Whether anything in the graph is fp16 or bf16."""
-    graph = model.graph
-    if any(tensor.data_type in _HALF for tensor in graph.initializer):
-        return True
-    return any(_cast_type(node) in _HALF for node in graph.node)
+    """Whether anything in the graph, its bodies or its interface is fp16 or bf16."""
+    return has_type(model, *HALVES)
 
 
 def rounded_model(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph in fp32, rounding where the original stores fp16 or bf16.
 
-    Subgraphs are left as they are. The graph's inputs and outputs must be fp32.
+    The bodies of control flow round as well. Inputs and outputs of fp16 stay so; those of bf16, which NumPy
+    hasn't, are fp32 and rounded.
     """
-    types = graphs.types_of(model)
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    graph = result.graph
-    del graph.value_info[:]
-    for tensor in graph.initializer:
-        if tensor.data_type in _HALF:
-            tensor.CopyFrom(_as_float(tensor))
-    nodes: list[onnx.NodeProto] = []
-    for node in list(graph.node):
-        nodes += _rounded(node, types)
+    model = normalised(model)
+    wide, inside = widened(model, kinds=HALVES)
+    types = types_of(model)
+    halves = {inside.get(name, name): kind for name, kind in types.items() if kind in HALVES}
+    _round(wide.graph, halves)
+    for value in (*wide.graph.input, *wide.graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.BFLOAT16:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    return wide
+
+
+def _round(graph: onnx.GraphProto, halves: Mapping[str, int]) -> None:
+    made = onnx.GraphProto()
+    for node in graph.node:
+        for body in subgraphs_of(node):
+            _round(body, halves)
+        made.node.append(node)
+        after = made.node[-1]
+        if after.op_type == "Cast":
+            for attribute in after.attribute:  # that of an output: inside there are none
+                if attribute.name == "to" and attribute.i == TensorProto.BFLOAT16:
+                    attribute.i = TensorProto.FLOAT
+        for index, name in enumerate(node.output):
+            if half := halves.get(name):
+                after.output[index] = f"{name}__wide"
+                made.node.append(_cast(f"{name}__wide", f"{name}__half", half))
+                made.node.append(_cast(f"{name}__half", name, TensorProto.FLOAT))
     del graph.node[:]
-    graph.node.extend(nodes)
-    return result
+    graph.node.extend(made.node)
 
 
-def _rounded(node: onnx.NodeProto, types: dict[str, int]) -> list[onnx.NodeProto]:
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type in _HALF:
-            attribute.t.CopyFrom(_as_float(attribute.t))
-        if attribute.name in ("to", "output_dtype") and attribute.i in _HALF:
-            attribute.i = TensorProto.FLOAT
-    nodes = [node]
-    for index, name in enumerate(node.output):
-        half = types.get(name)
-        if half not in _HALF or node.op_type == "Constant":
-            continue
-        node.output[index] = f"{name}__wide"
-        nodes += [
-            helper.make_node("Cast", [f"{name}__wide"], [f"{name}__half"], to=half),
-            helper.make_node("Cast", [f"{name}__half"], [name], to=TensorProto.FLOAT),
-        ]
-    return nodes
-
-
-def _as_float(tensor: onnx.TensorProto) -> onnx.TensorProto:
-    array = numpy_helper.to_array(tensor).astype(np.float32)
-    return numpy_helper.from_array(array, tensor.name)
-
-
-def _cast_type(node: onnx.NodeProto) -> int:
-    if node.op_type != "Cast":
-        return int(TensorProto.UNDEFINED)
-    return next((int(a.i) for a in node.attribute if a.name == "to"), int(TensorProto.UNDEFINED))
+def _cast(given: str, made: str, kind: int) -> onnx.NodeProto:
+    return helper.make_node("Cast", [given], [made], to=kind)

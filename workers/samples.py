@@ -32,6 +32,8 @@ class Runnable(Protocol):
 LABEL = "label"
 #: Of random data, so that a job gives the same again.
 SEED = 0
+#: NumPy has no such type: what the model takes as bf16 is given as float32, and rounded where it is run.
+BF16 = "bfloat16"
 
 
 def read_samples(path: Path, fixed: FixedInputs | None = None) -> Arrays:
@@ -202,7 +204,7 @@ def random_arrays(inputs: Sequence[TensorSpec], shapes: Shapes, *, seed: int) ->
     rng = np.random.default_rng(seed)
     arrays: Arrays = {}
     for spec in inputs:
-        dtype = np.dtype(spec.dtype)
+        dtype = np.dtype(given_as(spec))
         if spec.name.lower().endswith("mask"):
             arrays[spec.name] = np.ones(shapes[spec.name], dtype)
         elif dtype.kind == "f":
@@ -210,6 +212,11 @@ def random_arrays(inputs: Sequence[TensorSpec], shapes: Shapes, *, seed: int) ->
         else:
             arrays[spec.name] = rng.integers(0, 2, shapes[spec.name]).astype(dtype)
     return arrays
+
+
+def given_as(spec: TensorSpec) -> str:
+    """The NumPy type of an input's arrays."""
+    return "float32" if spec.dtype == BF16 else spec.dtype
 
 
 def _check_array(
@@ -223,11 +230,12 @@ def _check_array(
             if batch_axis is None
             else f"put the samples on axis {batch_axis} and keep the model's other axes",
         )
-    if array.dtype.name != spec.dtype:
+    if array.dtype.name != given_as(spec):
         raise InvalidData(
             f"the data of input {spec.name!r} are {array.dtype.name}, "
             f"and the model takes {spec.dtype}",
-            hint=f"preprocess them as for the model and save them with .astype(numpy.{spec.dtype})",
+            hint="preprocess them as for the model and save them with "
+            f".astype(numpy.{given_as(spec)})",
         )
     shapes = profile[spec.name]
     for axis in range(array.ndim):

@@ -14,6 +14,7 @@ from farm.errors import EngineBuildFailed
 from farm.specs import Runtime
 from workers.backends.trt import collecting_log, last_errors, load_plugins, load_runtime
 from workers.cuda_timing import Bound, Tensors, captured
+from workers.eager import array_of
 from workers.known_failures import Said
 from workers.samples import Arrays
 
@@ -59,6 +60,7 @@ class TrtEngine:
         self._engine = engine
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         modes = {name: engine.get_tensor_mode(name) for name in names}
+        self._types = {name: _TYPES[engine.get_tensor_dtype(name).name] for name in names}
         self._inputs = [n for n in names if modes[n] == trt.TensorIOMode.INPUT]
         self.output_names = [n for n in names if modes[n] != trt.TensorIOMode.INPUT]
 
@@ -68,12 +70,17 @@ class TrtEngine:
             name: torch.from_numpy(np.require(array, requirements=["C", "W"])).cuda()
             for name, array in arrays.items()
         }
+        # Of what the source takes as fp64 or bf16 there may be another type in the engine, or in the data.
+        inputs = {
+            name: tensor.to(self._types[name]) if tensor.is_floating_point() else tensor
+            for name, tensor in inputs.items()
+        }
         torch.cuda.synchronize()
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
             outputs = self.bind(inputs).enqueue()
             stream.synchronize()
-        return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+        return {name: array_of(tensor) for name, tensor in outputs.items()}
 
     def bind(self, inputs: Tensors) -> _Bound:
         """An inference of these tensors on the current stream."""

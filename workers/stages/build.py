@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +14,8 @@ from farm.engine_header import MalformedHeader, parse_header
 from farm.errors import EngineBuildFailed
 from farm.gpu_tags import CPU
 from farm.schemas import Layer, LayerReport, MemoryView
-from farm.specs import BuildParams, Precision, Profile, Runtime, TensorSpec
-from workers import engine_types, graphs, layers, optimised, saturation, scripted
+from farm.specs import TENSORRTS, BuildParams, Precision, Profile, Runtime, TensorSpec
+from workers import engine_types, floats, graphs, layers, optimised, saturation, scripted
 from workers.backends import ort, ort_cuda, rtx_plan, trt, trt_interface
 from workers.backends.rtx_plan import RtxPlan
 from workers.backends.trt_cache import TimingCacheUse
@@ -36,6 +37,18 @@ _INSPECTOR = "the engine, by TensorRT's inspector"
 _PLAN = "the plan of TensorRT-RTX {version}, by the text in it"
 _NETWORK = "the network, before the builder fused its layers"
 _MATRIX_PRODUCTS = ("MatMul", "Gemm")
+_KEPT = (
+    "its values leave the range of fp16, or no data reach it, so it was kept in fp32: choose a GPU with "
+    "bf16 (sm_80 and later)"
+)
+#: What to do about a type that sm_75 hasn't, by what was asked for.
+_FOR_TURING = defaultdict(
+    lambda: _KEPT,
+    {
+        Precision.FP32: "choose fp16 or int8 for this GPU",
+        Precision.BF16: "choose fp16 or int8 for this GPU",
+    },
+)
 
 
 def run(stage: Stage) -> StageResult:
@@ -54,6 +67,7 @@ def run(stage: Stage) -> StageResult:
     if params.target.runtime is Runtime.TORCHSCRIPT:
         return scripted.build(stage, params)
     file, model = graphs.read_model(stage.inputs["typed"], stage.workdir)
+    file, model, missing = _in_types_of(params, stage.workdir, file, model)
     profiles = resolve_profiles(
         graphs.input_specs(model), params.profiles, graphs.axis_ranges(model)
     )
@@ -80,6 +94,8 @@ def run(stage: Stage) -> StageResult:
         "differences": list(_interface(made, model)[2]),
         "profiles": profiles_as_json(profiles),
         "options": params.options.model_dump(mode="json"),
+        "float_types": floats.float_types(model),
+        "narrowed": missing,
     }
     written = layers.write(report, stage.workdir / "layers.json")
     outputs = {"engine": made.engine, "layers": written}
@@ -88,6 +104,33 @@ def run(stage: Stage) -> StageResult:
         outputs["timing_cache"] = stage.workdir / "timing.cache"
         outputs["timing_cache"].write_bytes(made.timing_cache.data)
     return StageResult(outputs=outputs, facts=facts)
+
+
+def _in_types_of(
+    params: BuildParams, folder: Path, file: Path, model: onnx.ModelProto
+) -> tuple[Path, onnx.ModelProto, list[str]]:
+    """The graph without the floating-point types that the target hasn't, and which these are.
+
+    Its inputs and outputs of such a type become fp32, too.
+    """
+    missing = (
+        [onnx.TensorProto.DOUBLE]
+        if params.target.runtime in TENSORRTS
+        else [onnx.TensorProto.BFLOAT16]
+        if params.target.gpu == CPU and params.precision is not Precision.BF16
+        else []
+    )
+    if not floats.has_type(model, *missing):
+        return file, model, []
+    names = [floats.NAMES[kind] for kind in missing]
+    print(
+        f"{params.target} has no {names[0]}: the engine computes in float32 there, and takes and gives it"
+    )
+    graphs.load_weights(model, file)
+    made = floats.narrowed(model, kinds=missing)
+    file = folder / "narrowed.onnx"
+    graphs.write_model(made, file)
+    return file, made, names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,7 +346,7 @@ def check_header(data: bytes, version: str, compute_capability: str) -> None:
 
 
 def refuse_on_turing(model: onnx.ModelProto, precision: Precision) -> None:
-    """Refuse types that sm_75 builds wrongly or not at all.
+    """Refuse types that sm_75 builds wrongly or not at all, in the graph or in a body.
 
     Engines for it with bf16 have crashed, and dynamic fp32 matrix products have returned zeros.
 
@@ -311,18 +354,15 @@ def refuse_on_turing(model: onnx.ModelProto, precision: Precision) -> None:
         EngineBuildFailed: naming the operator.
     """
     types = graphs.types_of(model)
-    for node in model.graph.node:
-        kinds = {types.get(name) for name in [*node.input, *node.output]}
+    for node in graphs.all_nodes(model.graph):
+        kinds = {types.get(name) for name in [*node.input, *node.output] if name}
         if onnx.TensorProto.BFLOAT16 in kinds:
             raise EngineBuildFailed(
                 f"sm_75 has no bf16, which {node.op_type} {node.name!r} computes in",
-                hint="choose fp16 or int8 for this GPU",
+                hint=_FOR_TURING[precision],
             )
         if node.op_type in _MATRIX_PRODUCTS and types.get(node.input[0]) == onnx.TensorProto.FLOAT:
             raise EngineBuildFailed(
                 f"TensorRT can't multiply matrices in fp32 on sm_75: {node.op_type} {node.name!r}",
-                hint="choose fp16 or int8 for this GPU"
-                if precision is Precision.FP32
-                else "its values leave the range of fp16, so it was kept in fp32: choose a GPU with "
-                "bf16 (sm_80 and later)",
+                hint=_FOR_TURING[precision],
             )

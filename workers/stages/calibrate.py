@@ -1,39 +1,37 @@
 """Calibrate: explicit INT8 or FP8 Q/DQ from the user's data, by ModelOpt.
 
-One calibration serves every engine: its Q/DQ graph is written with the remainder in fp16, for GPUs, or in
-bf16 where values leave the range of fp16 and the GPU has bf16; and INT8 in fp32, for CPUs.
+One calibration serves every engine. Its Q/DQ graph is written in fp32, for CPUs, and for GPUs with the
+remainder typed operator by operator, by the ranges that values have on the data: fp16, and fp32 where fp16
+can't hold them; of products, bf16 for GPUs that have it.
 """
 
 from __future__ import annotations
 
-import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx
-from modelopt.onnx.autocast.convert import convert_to_f16
 from modelopt.onnx.quantization import quantize
-from onnx import numpy_helper
+from onnx import TensorProto
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 
-from farm.errors import CalibrationFailed, InvalidData
-from farm.specs import CalibrateParams, Precision
-from workers import graphs
-from workers.backends import ort
+from farm.errors import CalibrationFailed, FarmError, InvalidData
+from farm.specs import CalibrateParams, DataKind, Precision
+from workers import casting, choosing, floats, graphs, opsets
 from workers.batch import Batch
 from workers.folding import fold_quantized_weights
-from workers.measure.accuracy import Comparison
+from workers.magnitudes import MAX_SAMPLES, Magnitudes, measured
+from workers.normal import normalised
 from workers.profiles import resolve_profiles
-from workers.rounding import rounded_model
 from workers.samples import Arrays, samples_for
 from workers.stages import Stage, StageResult
 
-#: A larger value's square leaves the range of fp16. Only graphs with such values are tried in fp16.
-_SUSPECT = 2.0**8
-#: The largest level, which the scale is for.
-_LEVELS = {Precision.INT8: 127.0, Precision.FP8: 448.0}
-#: How much less like the source's the outputs may be with the remainder in fp16 than in fp32.
-_ROUNDING = 0.01
+_NAMES = {
+    TensorProto.FLOAT: str(Precision.FP32),
+    TensorProto.FLOAT16: str(Precision.FP16),
+    TensorProto.BFLOAT16: str(Precision.BF16),
+}
 
 Progress = Callable[[str, float | None], None]
 
@@ -60,20 +58,22 @@ def run(stage: Stage) -> StageResult:
     batches = list(batch.split(samples, size, smallest=smallest))
     _refuse_too_few(batches, batch.count(samples), size, params)
 
-    if file is stage.inputs["onnx"]:
-        file = stage.workdir / "source.onnx"
-        shutil.copyfile(stage.inputs["onnx"], file)  # ModelOpt writes beside what it reads
+    graphs.load_weights(model, file)
+    # NumPy has no bf16, and nothing that calibrates knows it: such inputs and outputs are fp32.
+    wide = floats.in_fp32(floats.narrowed(model, kinds=(TensorProto.BFLOAT16,)))
+    file = stage.workdir / "source.onnx"
+    graphs.write_model(wide, file)  # ModelOpt writes beside what it reads
     typed = stage.workdir / "typed.onnx"
     reader = BatchReader(batches, stage.progress)
     _quantize(file, typed, reader, params, is_large=graphs.is_large(model))
-    quantized = onnx.load(str(typed))
+    quantized = normalised(onnx.load(str(typed)))
     pairs = _checked_pairs(quantized, params.precision)
     graphs.keep_axis_ranges(quantized, graphs.axis_ranges(model))
     fold_quantized_weights(quantized)
     graphs.save_model(quantized, typed)
     stage.progress("cast the remainder", None)
-    count = batch.count(batches[0])
-    outputs, remainder = _write_for_gpus(stage, quantized, typed, batches[0], count)
+    seen = batches[: max(1, MAX_SAMPLES // size)]
+    outputs, remainder = _write_for_gpus(stage, quantized, seen)
     if params.precision is Precision.INT8:
         outputs["typed"] = typed
     facts = {
@@ -83,68 +83,62 @@ def run(stage: Stage) -> StageResult:
         "precision": str(params.precision),
         "method": params.method,
         "qdq_pairs": pairs,
-        "remainder": remainder,
+        "remainder": max(remainder, key=lambda name: remainder[name]),
+        "remainder_nodes": remainder,
         "opset": graphs.opset_of(quantized),
     }
     return StageResult(outputs=outputs, facts=facts)
 
 
 def _write_for_gpus(
-    stage: Stage, quantized: onnx.ModelProto, typed: Path, batch: Arrays, count: int
-) -> tuple[dict[str, Path], str]:
-    """``typed_fp16`` and ``typed_half``, and the type of the remainder of the latter."""
-    params = stage.params
-    assert isinstance(params, CalibrateParams)
+    stage: Stage, quantized: onnx.ModelProto, batches: Sequence[Arrays]
+) -> tuple[dict[str, Path], dict[str, int]]:
+    """``typed_fp16`` and ``typed_half``, and how many operators of the latter's remainder have each type."""
     paths = {role: stage.workdir / f"{role}.onnx" for role in ("typed_fp16", "typed_half")}
-    fp16 = _with_remainder(quantized, Precision.FP16)
-    graphs.save_model(fp16, paths["typed_fp16"])
-    if _is_suspect(quantized, params.precision) and not _fits(stage, fp16, typed, batch, count):
-        print("values leave the range of fp16: the remainder is bf16 for GPUs that have it")
-        graphs.save_model(_with_remainder(quantized, Precision.BF16), paths["typed_half"])
-        return paths, str(Precision.BF16)
-    paths["typed_half"].hardlink_to(paths["typed_fp16"])
-    return paths, str(Precision.FP16)
+    try:
+        magnitudes = measured(quantized, batches, stage.workdir)
+        fp16, chosen = _with_remainder(quantized, magnitudes, None)
+        graphs.save_model(fp16, paths["typed_fp16"])
+        if chosen.why:
+            reasons = ", ".join(f"{why} ({n})" for why, n in sorted(chosen.counts().items()))
+            print(f"{len(chosen.why)} operators of the remainder stay in fp32: {reasons}")
+        if not choosing.products_out_of_range(quantized, chosen):
+            paths["typed_half"].hardlink_to(paths["typed_fp16"])
+            return paths, _count(quantized, chosen)
+        # What was measured is of the same names.
+        newer = opsets.upgraded(quantized, casting.BF16_OPSET)
+        half, chosen = _with_remainder(newer, magnitudes, TensorProto.BFLOAT16)
+        graphs.save_model(half, paths["typed_half"])
+    except FarmError:
+        raise
+    except Exception as err:  # what onnx's inference and converter come across
+        raise CalibrationFailed(
+            f"the remainder of the quantised graph can't be typed: {graphs.brief(err)}",
+            hint="choose fp16 or bf16, and report the graph's operators",
+        ) from err
+    return paths, _count(newer, chosen)
 
 
-def _with_remainder(quantized: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(quantized)
-    typed: onnx.ModelProto = convert_to_f16(
-        copy, low_precision_type=str(precision), keep_io_types=True
+def _with_remainder(
+    quantized: onnx.ModelProto, magnitudes: Magnitudes, instead: int | None
+) -> tuple[onnx.ModelProto, choosing.Chosen]:
+    chosen = choosing.choose(
+        quantized, magnitudes, TensorProto.FLOAT16, DataKind.CALIBRATION, instead=instead
     )
-    graphs.keep_axis_ranges(typed, graphs.axis_ranges(quantized))
-    return typed
+    made = casting.typed(quantized, chosen.types)
+    graphs.check_model(made)
+    graphs.keep_axis_ranges(made, graphs.axis_ranges(quantized))
+    return made, chosen
 
 
-def _is_suspect(quantized: onnx.ModelProto, precision: Precision) -> bool:
-    """Whether a calibrated range is so wide that what is made of its values may leave fp16's."""
-    tensors = {tensor.name: tensor for tensor in quantized.graph.initializer}
-    scales = {n.input[1] for n in quantized.graph.node if n.op_type == "QuantizeLinear"}
-    widest = max(
-        (float(numpy_helper.to_array(tensors[name]).max()) for name in scales if name in tensors),
-        default=0.0,
-    )
-    return widest * _LEVELS[precision] > _SUSPECT
-
-
-def _fits(stage: Stage, fp16: onnx.ModelProto, typed: Path, batch: Arrays, count: int) -> bool:
-    """Whether the graph is as like its source with its remainder in fp16 as in fp32."""
-    rounded = stage.workdir / "rounded.onnx"
-    graphs.write_model(rounded_model(fp16), rounded)
-    source, quantized = (
-        graphs.model_file(path, stage.workdir) for path in (stage.inputs["onnx"], typed)
-    )
-    expected = ort.OrtModel(source).run(batch)
-    likeness = []
-    for path in (quantized, rounded):
-        comparison = Comparison()
-        # Optimised, ONNX Runtime would pool in fp8, for which it has no kernel.
-        actual = ort.OrtModel(path, optimisation="none").run(batch)
-        comparison.add(expected, actual, count)
-        cosine = comparison.facts(None)["cosine_mean"]
-        likeness.append(-1.0 if comparison.not_finite else cosine)
-    rounded.unlink()
-    return bool(likeness[1] > likeness[0] - _ROUNDING)
+def _count(quantized: onnx.ModelProto, chosen: choosing.Chosen) -> dict[str, int]:
+    """Type → how many operators; those that only quantise and dequantise left out."""
+    counts: Counter[str] = Counter({str(Precision.FP16): 0})
+    for node in graphs.all_nodes(quantized.graph):
+        name = node.output[0] if node.output else ""
+        if node.op_type not in graphs.QDQ_OPS and (name in chosen.types or name in chosen.why):
+            counts[_NAMES[chosen.types.get(name, TensorProto.FLOAT)]] += 1
+    return dict(counts)
 
 
 class BatchReader(CalibrationDataReader):  # type: ignore[misc]

@@ -1,29 +1,31 @@
-"""Cast: an fp32 graph typed fp16 or bf16 by ModelOpt AutoCast, or with int8 weights by ONNX Runtime.
+"""Cast: a graph typed fp16 or bf16 by the ranges of its values, or with int8 weights by ONNX Runtime.
 
-Inputs and outputs stay fp32.
+Inputs and outputs keep the types that they have.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Mapping
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import onnx
-from modelopt.onnx.autocast.convert import DEFAULT_DATA_MAX, DEFAULT_INIT_MAX
-from modelopt.onnx.autocast.convert import convert_to_mixed_precision as autocast
+from onnx import TensorProto
 
-from farm.errors import CastFailed, PrecisionMissed
-from farm.specs import CastParams, Precision
-from workers import graphs
-from workers.compute import compute_of
+from farm.errors import CastFailed, FarmError, PrecisionMissed
+from farm.specs import CastParams, DataKind, Precision
+from workers import casting, choosing, floats, graphs, opsets
+from workers.batch import Batch
+from workers.compute import PRODUCTS, compute_of
 from workers.dynamic import quantize_weights
+from workers.magnitudes import MAX_SAMPLES, Magnitudes, measured
 from workers.profiles import resolve_profiles, shapes_at
-from workers.samples import random_arrays
+from workers.samples import Arrays, samples_for
 from workers.stages import Stage, StageResult
 
-SEED = 0
-#: bf16 has the range of fp32, so no value is too large for it and no run need look for one.
-BF16_MAX = float(np.finfo(np.float32).max)
+HALF = {Precision.FP16: TensorProto.FLOAT16, Precision.BF16: TensorProto.BFLOAT16}
 
 
 def run(stage: Stage) -> StageResult:
@@ -32,36 +34,136 @@ def run(stage: Stage) -> StageResult:
     Raises:
         CastFailed: if nothing in the graph can be cast.
         PrecisionMissed: if no product of it can have int8 weights.
+        InvalidData: if the data don't fit the graph's inputs.
     """
     params = stage.params
     assert isinstance(params, CastParams)
     file, model = graphs.read_model(stage.inputs["onnx"], stage.workdir)
-    _refuse_typed(model, params.precision)
+    _refuse_quantized(model, params.precision)
+    graphs.load_weights(model, file)
     stage.progress("cast", None)
     path = stage.workdir / "typed.onnx"
+    more: dict[str, Any] = {}
     if params.precision is Precision.INT8_DYNAMIC:
-        typed, low, floats = _quantize(file, model, path, params)
+        typed, low, total = _quantize(model, path, params)
     else:
-        typed, low, floats = _cast_to_half(file, model, path, params)
-    share = low / floats
-    print(f"{low} of {floats} operators that could be are {params.precision} ({share:.0%})")
+        typed, more = _in_half(stage, model, params)
+        low, total = low_precision_nodes(typed, params.precision)
+        graphs.keep_axis_ranges(typed, graphs.axis_ranges(model))
+        graphs.save_model(typed, path)
+    share = low / total
+    print(f"{low} of {total} operators that could be are {params.precision} ({share:.0%})")
     facts = {
         "precision": str(params.precision),
         "low_precision_nodes": low,
-        "float_nodes": floats,
+        "float_nodes": total,
         "share": round(share, 4),
         "opset": graphs.opset_of(typed),
         "inputs": graphs.specs_as_json(graphs.input_specs(typed)),
         "outputs": graphs.specs_as_json(graphs.output_specs(typed)),
     }
-    return StageResult(outputs={"typed": path}, facts=facts)
+    return StageResult(outputs={"typed": path}, facts=facts | more)
+
+
+def _in_half(
+    stage: Stage, given: onnx.ModelProto, params: CastParams
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The typed graph, and which data its types are from."""
+    kind = HALF[params.precision]
+    if _is_of(given, params.precision):
+        print(f"the source computes in {params.precision} itself, and is taken as it is")
+        return given, {"own_types": floats.float_types(given)}
+    try:
+        model = floats.in_fp32(_for_type(given, kind))
+        magnitudes, data, count = _measured(stage, model, params)
+        chosen = choosing.choose(model, magnitudes, kind, data)
+        _refuse_unfit(model, magnitudes, chosen, params.precision, data)
+        typed = casting.typed(model, chosen.types)
+        graphs.check_model(typed)
+    except FarmError:
+        raise
+    except Exception as err:  # what onnx's inference and converter come across
+        raise CastFailed(
+            f"this graph can't be cast to {params.precision}: {graphs.brief(err)}",
+            hint="choose fp32, and report the graph's operators",
+        ) from err
+    if chosen.why:
+        print(f"{len(chosen.why)} operators stay in fp32: {_listed(chosen.counts())}")
+    print(f"ranges are from {count} samples of {data} data")
+    return typed, {"data": str(data), "samples": count, "kept_in_fp32": chosen.counts()}
+
+
+def _for_type(model: onnx.ModelProto, kind: int) -> onnx.ModelProto:
+    if kind == TensorProto.BFLOAT16 and graphs.opset_of(model) < casting.BF16_OPSET:
+        return opsets.upgraded(model, casting.BF16_OPSET)
+    return model
+
+
+def _measured(
+    stage: Stage, model: onnx.ModelProto, params: CastParams
+) -> tuple[Magnitudes, DataKind, int]:
+    inputs = graphs.input_specs(model)
+    profile = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))[0]
+    batch = Batch.of(inputs, profile)
+    samples, data = samples_for(
+        stage.inputs, inputs, profile, hold_out=params.hold_out, fixed=params.fixed_inputs
+    )
+    size = batch.opt
+    every = batch.split(samples, size, smallest=batch.min)
+    batches: list[Arrays] = list(islice(every, max(1, MAX_SAMPLES // size)))
+    if not batches:
+        batches = [samples]
+    stage.progress("measure ranges", None)
+    magnitudes = measured(model, batches, stage.workdir)
+    return magnitudes, data, sum(map(batch.count, batches))
+
+
+def _is_of(model: onnx.ModelProto, precision: Precision) -> bool:
+    """Whether most of a graph's operators, and one product where it has any, give this type already."""
+    low, total = low_precision_nodes(model, precision)
+    products = low_precision_nodes(model, precision, PRODUCTS)
+    return 2 * low > total and (products[0] > 0 or products[1] == 0)
+
+
+def _refuse_unfit(
+    model: onnx.ModelProto,
+    magnitudes: Magnitudes,
+    chosen: choosing.Chosen,
+    precision: Precision,
+    data: DataKind,
+) -> None:
+    """Refuse a cast that would leave every product, or everything, in fp32.
+
+    Raises:
+        CastFailed: naming bf16 where that serves.
+    """
+    nodes = list(graphs.all_nodes(model.graph))
+    products = {node.output[0] for node in nodes if node.op_type in PRODUCTS}
+    if (products or set(chosen.types)) & set(chosen.types):
+        return
+    reasons = Counter(why for name, why in chosen.why.items() if name in products or not products)
+    what = f"{len(products)} convolutions and matrix products" if products else "operators"
+    hint = "choose fp32"
+    if precision is Precision.FP16:
+        wide = choosing.choose(
+            _for_type(model, TensorProto.BFLOAT16), magnitudes, TensorProto.BFLOAT16, data
+        )
+        if products & set(wide.types):
+            hint = "choose bf16, which has the range of fp32, on GPUs from sm_80 on; or fp32"
+    raise CastFailed(
+        f"none of the graph's {what} can be {precision}: {_listed(reasons)}", hint=hint
+    )
+
+
+def _listed(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{why} ({count})" for why, count in sorted(reasons.items())) or "it has none"
 
 
 def _quantize(
-    file: Path, model: onnx.ModelProto, path: Path, params: CastParams
+    given: onnx.ModelProto, path: Path, params: CastParams
 ) -> tuple[onnx.ModelProto, int, int]:
-    graphs.load_weights(model, file)
     try:
+        model = floats.in_fp32(given)
         quantize_weights(model, path)
     except Exception as err:  # onnx.shape_inference and the quantiser raise kinds of their own
         raise CastFailed(
@@ -85,75 +187,29 @@ def _quantize(
     return typed, low, len(compute.products)
 
 
-def _cast_to_half(
-    file: Path, model: onnx.ModelProto, path: Path, params: CastParams
-) -> tuple[onnx.ModelProto, int, int]:
-    typed = _cast(file, model, params)
-    low, floats = low_precision_nodes(typed, params.precision)
-    if low == 0:
-        raise CastFailed(
-            f"none of the graph's {floats} floating-point operators could become "
-            f"{params.precision}",
-            hint="choose fp32: the values leave the range of fp16, or it computes on integers",
-        )
-    graphs.keep_axis_ranges(typed, graphs.axis_ranges(model))
-    graphs.save_model(typed, path)
-    return typed, low, floats
+def low_precision_nodes(
+    model: onnx.ModelProto, precision: Precision, kinds: Collection[str] = ()
+) -> tuple[int, int]:
+    """How many operators give ``precision``, and how many give any floating-point type, in bodies too.
 
+    Casts and constants don't count: they compute nothing. Nor do operators with bodies: those in them do.
 
-def low_precision_nodes(model: onnx.ModelProto, precision: Precision) -> tuple[int, int]:
-    """How many operators give ``precision``, and how many give any floating-point type.
-
-    Casts and constants don't count: they compute nothing.
+    Parameters:
+        kinds: count these alone.
     """
-    low_type = {
-        Precision.FP16: onnx.TensorProto.FLOAT16,
-        Precision.BF16: onnx.TensorProto.BFLOAT16,
-    }[precision]
     types = graphs.types_of(model)
-    computing = [node for node in model.graph.node if node.op_type not in ("Cast", "Constant")]
-    given = [types.get(node.output[0]) for node in computing]
-    low = sum(kind == low_type for kind in given)
-    return low, low + sum(kind == onnx.TensorProto.FLOAT for kind in given)
+    given = [
+        types.get(node.output[0])
+        for node in graphs.all_nodes(model.graph)
+        if node.op_type not in ("Cast", "Constant") and not list(graphs.subgraphs_of(node))
+        if not kinds or node.op_type in kinds
+    ]
+    return given.count(HALF[precision]), sum(kind in floats.NAMES for kind in given)
 
 
-def _cast(file: Path, model: onnx.ModelProto, params: CastParams) -> onnx.ModelProto:
-    fp16 = params.precision is Precision.FP16
-    profile = resolve_profiles(
-        graphs.input_specs(model), params.profiles, graphs.axis_ranges(model)
-    )[0]
-    arrays = random_arrays(graphs.input_specs(model), shapes_at(profile, "opt"), seed=SEED)
-    try:
-        typed: onnx.ModelProto = autocast(
-            str(file),
-            low_precision_type=str(params.precision),
-            keep_io_types=True,
-            # AutoCast keeps in fp32 what leaves these bounds when it runs the graph on this data.
-            data_max=DEFAULT_DATA_MAX if fp16 else np.inf,
-            init_max=DEFAULT_INIT_MAX if fp16 else BF16_MAX,
-            calibration_data=arrays,  # a dict of arrays is taken as one batch
-            providers=["cpu"],
-        )
-    except Exception as err:  # it raises whatever it comes across, and bare Exceptions of its own
+def _refuse_quantized(model: onnx.ModelProto, precision: Precision) -> None:
+    if graphs.is_quantized(model):
         raise CastFailed(
-            f"ModelOpt can't cast this graph to {params.precision}: {graphs.brief(err)}",
-            hint="choose fp32, or int8; see the job's log for what it stumbled over",
-        ) from err
-    return typed
-
-
-def _refuse_typed(model: onnx.ModelProto, precision: Precision) -> None:
-    kinds = {tensor.data_type for tensor in model.graph.initializer}
-    if onnx.TensorProto.DOUBLE in kinds:
-        raise CastFailed(
-            f"the model's weights are fp64, which can't be cast to {precision}",
-            hint="export the model in fp32: model.float() in PyTorch",
-        )
-    if graphs.is_quantized(model) or kinds & {
-        onnx.TensorProto.FLOAT16,
-        onnx.TensorProto.BFLOAT16,
-    }:
-        raise CastFailed(
-            f"the model is quantised or half-precision already, so it can't be cast to {precision}",
-            hint="hand in the fp32 model, or build this one as fp32, which keeps its own types",
+            f"the model is quantised already, so it can't be cast to {precision}",
+            hint="hand in the unquantised model, or build this one as fp32, which keeps its own types",
         )

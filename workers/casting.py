@@ -1,0 +1,254 @@
+"""A graph of fp32 with a type of its own for every operator, its bodies' too.
+
+Each value is made in its operator's type, and cast once for all that take it in another. What a cast was made
+of is taken where that has the type already, and what is dequantised is dequantised once more instead:
+builders look for the DequantizeLinear right before an operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+
+import onnx
+from onnx import TensorProto, helper
+
+from workers.floats import HALVES, NAMES, of_type
+from workers.graphs import drop_unused, opset_of, subgraphs_of, types_of
+
+#: Output → the type that its operator computes in; fp32 where it isn't named.
+Choice = Mapping[str, int]
+
+#: The first whose convolutions may be bf16.
+BF16_OPSET = 22
+_FLOATS = tuple(NAMES)
+#: Slots that a schema lets be half and that stay fp32: LayerNormalization's are of its ``stash_type``.
+_STASHED = {"LayerNormalization": "U"}
+
+
+def typed(model: onnx.ModelProto, choice: Choice) -> onnx.ModelProto:
+    """The same graph with each operator in the type that is chosen for it.
+
+    Inputs and outputs keep their types.
+
+    Parameters:
+        model: in normal form, in fp32 but for its inputs and outputs.
+        choice: by an operator's first output.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    types = types_of(model)
+    _Scope(result.graph, None, types, choice, opset_of(model)).rewrite({})
+    drop_unused(result.graph)
+    return result
+
+
+def low_slots(op_type: str, opset: int, kind: int, count: int, *, inputs: bool) -> list[bool]:
+    """Which of an operator's inputs, or outputs, may be of this half type."""
+    names = _slots(op_type, opset, kind, inputs)
+    if not names:
+        return [False] * count
+    return [names[min(index, len(names) - 1)] for index in range(count)]
+
+
+@cache
+def _slots(op_type: str, opset: int, kind: int, inputs: bool) -> tuple[bool, ...]:
+    try:
+        schema = onnx.defs.get_schema(op_type, max_inclusive_version=opset, domain="")
+    except onnx.defs.SchemaError:
+        return ()
+    allowed = {
+        constraint.type_param_str
+        for constraint in schema.type_constraints
+        if f"tensor({NAMES[kind]})" in constraint.allowed_type_strs
+    } - {_STASHED.get(op_type)}
+    return tuple(p.type_str in allowed for p in (schema.inputs if inputs else schema.outputs))
+
+
+class _Scope:
+    """A graph or body, rewritten in place."""
+
+    def __init__(
+        self,
+        graph: onnx.GraphProto,
+        outer: _Scope | None,
+        types: Mapping[str, int],
+        choice: Choice,
+        opset: int,
+    ) -> None:
+        self._graph, self._outer, self._types = graph, outer, types
+        self._choice, self._opset = choice, opset
+        self._nodes: list[onnx.NodeProto] = []
+        self._makers: dict[str, onnx.NodeProto] = {}
+        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+        #: Name and type → what it is called in that type. The first is what is made.
+        self._versions: dict[str, dict[int, str]] = {
+            name: {tensor.data_type: name}
+            for name, tensor in self._tensors.items()
+            if tensor.data_type in _FLOATS
+        }
+
+    def rewrite(self, wanted: Mapping[int, int]) -> None:
+        """Rewrite the graph.
+
+        Parameters:
+            wanted: an output's position → its type, of a body.
+        """
+        graph = self._graph
+        for value in graph.input:
+            kind = value.type.tensor_type.elem_type
+            if kind in _FLOATS:
+                self._versions.setdefault(value.name, {kind: value.name})
+        public = {value.name for value in graph.output} if self._outer is None else set()
+        for node in list(graph.node):
+            self._rewrite_node(node, public)
+        for index, value in enumerate(graph.output):
+            kind = wanted.get(index, value.type.tensor_type.elem_type)
+            if value.name not in self._versions or kind not in _FLOATS:
+                continue
+            name = self.version(value.name, kind)
+            if self._outer is not None:  # a model's outputs keep their names
+                value.name = name
+                value.type.tensor_type.elem_type = kind
+        del graph.node[:]
+        graph.node.extend(self._nodes)
+        self._drop_stale()
+
+    def _drop_stale(self) -> None:
+        """What was said of values whose type is another now."""
+        for index in reversed(range(len(self._graph.value_info))):
+            if self._graph.value_info[index].type.tensor_type.elem_type in _FLOATS:
+                del self._graph.value_info[index]
+
+    def _rewrite_node(self, node: onnx.NodeProto, public: set[str]) -> None:
+        made = onnx.NodeProto()
+        made.CopyFrom(node)
+        kind = self._choice.get(node.output[0], TensorProto.FLOAT) if node.output else 0
+        bodies = list(subgraphs_of(made))
+        if bodies:
+            self._enter(node, bodies, kind)
+            gives = [True] * len(node.output)
+            takes = [True] * len(node.input)
+        elif kind in HALVES:
+            takes = low_slots(node.op_type, self._opset, kind, len(node.input), inputs=True)
+            gives = low_slots(node.op_type, self._opset, kind, len(node.output), inputs=False)
+        else:
+            takes, gives = [False] * len(node.input), [False] * len(node.output)
+        for index, name in enumerate(node.input):
+            if self._native(name) is not None:
+                made.input[index] = self._taken(node, name, kind if takes[index] else 1)
+        if node.op_type == "Cast":
+            self._retype_cast(made, kind)
+        for index, name in enumerate(node.output):
+            before = self._types.get(name, 0)
+            if before not in _FLOATS:
+                continue
+            native = before
+            if before == TensorProto.FLOAT and gives[index] and kind in HALVES:
+                native = kind
+            own = name
+            if name in public and native != before:
+                own = made.output[index] = f"{name}__{NAMES[native]}"
+            self._versions[name] = {native: own}
+            self._makers[own] = made
+        self._nodes.append(made)
+        self._pass_through(node)
+
+    def _taken(self, node: onnx.NodeProto, name: str, kind: int) -> str:
+        """An input in the type that its operator takes it in."""
+        if node.op_type in ("Cast", "Shape", "Size"):  # take any
+            to = next((a.i for a in node.attribute if a.name == "to"), 0)
+            if to in HALVES:
+                return self.version(name, to)
+            return self.version(name, self._native(name) or kind)
+        if self._types.get(name, TensorProto.FLOAT) != TensorProto.FLOAT:
+            return name  # an input that was of another type
+        return self.version(name, kind)
+
+    def _retype_cast(self, made: onnx.NodeProto, kind: int) -> None:
+        to = next(a for a in made.attribute if a.name == "to")
+        if to.i == TensorProto.FLOAT and kind in HALVES:
+            to.i = kind
+        if self._kind_of(made.input[0]) == to.i:
+            made.op_type = "Identity"
+            del made.attribute[:]
+
+    def _pass_through(self, node: onnx.NodeProto) -> None:
+        """What a Cast gives is there in the type that it was cast from, too, if that was a half."""
+        if node.op_type != "Cast" or self._types.get(node.output[0]) != TensorProto.FLOAT:
+            return
+        given = self._types.get(node.input[0], 0)
+        if given in HALVES and (outer := self._find(node.input[0])):
+            name = outer.get(given)
+            if name:
+                self._versions[node.output[0]].setdefault(given, name)
+
+    def _enter(self, node: onnx.NodeProto, bodies: list[onnx.GraphProto], kind: int) -> None:
+        """Rewrite the bodies of an operator whose floats are of one type."""
+        wanted = {}
+        shift = 1 if node.op_type == "Loop" else 0  # its first output is the condition
+        for index, name in enumerate(node.output):
+            if self._types.get(name) == TensorProto.FLOAT:
+                wanted[index + shift] = kind
+        for body in bodies:
+            if kind in HALVES:
+                for value in body.input:
+                    if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+                        value.type.tensor_type.elem_type = kind
+                for index, value in enumerate(body.output):
+                    if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+                        wanted.setdefault(index, kind)
+            _Scope(body, self, self._types, self._choice, self._opset).rewrite(wanted)
+
+    def _find(self, name: str) -> dict[int, str] | None:
+        found = self._versions.get(name)
+        return found if found is not None or self._outer is None else self._outer._find(name)
+
+    def _kind_of(self, own: str) -> int | None:
+        """The type of what is called this by now."""
+        for versions in self._versions.values():
+            for kind, name in versions.items():
+                if name == own:
+                    return kind
+        return self._outer._kind_of(own) if self._outer else None
+
+    def _native(self, name: str) -> int | None:
+        """The type that a float is made in; None of what isn't a float."""
+        versions = self._find(name)
+        return next(iter(versions)) if versions else None
+
+    def version(self, name: str, kind: int) -> str:
+        """What a float is called in a type, cast where it is made if need be."""
+        if name not in self._versions and self._outer is not None:
+            return self._outer.version(name, kind)
+        versions = self._versions[name]
+        if kind not in versions:
+            versions[kind] = self._cast(name, versions, kind)
+        return versions[kind]
+
+    def _cast(self, name: str, versions: dict[int, str], kind: int) -> str:
+        own = next(iter(versions.values()))
+        made = name if kind == TensorProto.FLOAT and own != name else f"{name}__{NAMES[kind]}"
+        if name in self._tensors:
+            self._graph.initializer.append(of_type(self._tensors[name], kind, made))
+            return made
+        maker = self._makers.get(own)
+        if maker is not None and maker.op_type == "DequantizeLinear":
+            again = onnx.NodeProto()
+            again.CopyFrom(maker)
+            again.name, again.output[0] = f"{made}__dequantized", made
+            again.input[1] = self._scale(maker, kind)
+            self._nodes.append(again)
+        else:
+            self._nodes.append(
+                helper.make_node("Cast", [own], [made], name=f"{made}__cast", to=kind)
+            )
+        return made
+
+    def _scale(self, dequantize: onnx.NodeProto, kind: int) -> str:
+        scale = dequantize.input[1]
+        for name, versions in self._versions.items():
+            if scale in versions.values():
+                return self.version(name, kind)
+        assert self._outer is not None, scale
+        return self._outer._scale(dequantize, kind)

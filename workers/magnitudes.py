@@ -1,0 +1,288 @@
+"""How large and how small the values of a graph get on data: of every tensor, in bodies and inside sums too.
+
+ONNX Runtime finds them while it runs the graph: what is kept of a tensor is a number, so that memory is what
+one run needs. A body gives its numbers to the graph around it, a Loop and a Scan one a turn. A branch that
+no data take is run by force, where it can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from farm.errors import InvalidModel
+from workers import graphs
+from workers.backends.ort import OrtModel
+from workers.floats import narrowed
+from workers.normal import graphs_of
+from workers.samples import Arrays
+
+#: Enough to see how large values get; a margin is for the others.
+MAX_SAMPLES = 256
+#: Sums over axes: what they give may fit where what is added up for it doesn't.
+_SUMS = ("ReduceSum", "ReduceMean", "GlobalAveragePool")
+#: What is asked for is always the largest, the smallest magnitude as the largest of their opposites.
+_UNKNOWN = -np.inf  #: of a branch that wasn't taken
+_LEAST, _MOST, _SUM = "least", "most", "sum"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Magnitude:
+    """Of a tensor's values, over all data."""
+
+    most: float
+    least: float = 0.0
+    inner: float = 0.0  #: the largest sum of magnitudes that is added up for it
+
+
+Magnitudes = Mapping[str, Magnitude]
+"""Tensor → its magnitude; without those that no data reach."""
+
+
+def measured(
+    model: onnx.ModelProto, batches: Sequence[Arrays], folder: Path
+) -> dict[str, Magnitude]:
+    """The magnitudes of a graph's floats on these data.
+
+    Parameters:
+        model: in normal form, in fp32 but for its inputs and outputs.
+        folder: for the graph that finds them.
+
+    Raises:
+        InvalidModel: if the graph can't be run on the data.
+    """
+    found = _run(model, batches, folder)
+    if any(True for node in graphs.all_nodes(model.graph) if node.op_type == "If"):
+        for way in (True, False):
+            try:
+                forced = _run(_forced(model, way), batches[:1], folder)
+            except InvalidModel:  # a branch for other data than these
+                continue
+            found = forced | found
+    return found | _of_constants(model)
+
+
+def _run(model: onnx.ModelProto, batches: Sequence[Arrays], folder: Path) -> dict[str, Magnitude]:
+    try:
+        return _probed_run(model, batches, folder, careful=False)
+    except InvalidModel:  # ONNX Runtime finds no largest value of an empty tensor
+        return _probed_run(model, batches, folder, careful=True)
+
+
+def _probed_run(
+    model: onnx.ModelProto, batches: Sequence[Arrays], folder: Path, *, careful: bool
+) -> dict[str, Magnitude]:
+    # NumPy has no bf16: what is of it is given as fp32.
+    probed = narrowed(model, kinds=(TensorProto.BFLOAT16,))
+    probes = _Probes(graphs.types_of(model), careful=careful)
+    names = probes.add(probed.graph)
+    del probed.graph.output[:]
+    for name in names:
+        probed.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
+    file = folder / "magnitudes.onnx"
+    graphs.write_model(probed, file)
+    found: dict[str, Magnitude] = {}
+    try:
+        session = OrtModel(file, optimisation="none")
+        for batch in batches:
+            _merge(found, probes.read(session.run(batch)))
+    finally:
+        for path in (file, file.with_name(f"{file.name}.data")):
+            path.unlink(missing_ok=True)
+    return found
+
+
+def _merge(found: dict[str, Magnitude], more: Mapping[str, Magnitude]) -> None:
+    for name, new in more.items():
+        old = found.get(name, new)
+        found[name] = Magnitude(
+            most=max(old.most, new.most),
+            least=min(old.least, new.least),
+            inner=max(old.inner, new.inner),
+        )
+
+
+def _of_constants(model: onnx.ModelProto) -> dict[str, Magnitude]:
+    found = {}
+    for graph in graphs_of(model):
+        for tensor in graph.initializer:
+            if tensor.data_type == TensorProto.FLOAT:
+                value = np.abs(numpy_helper.to_array(tensor))
+                found[tensor.name] = Magnitude(
+                    most=float(value.max(initial=0)),
+                    least=float(value.min(initial=np.inf)) if value.size else 0.0,
+                )
+    return found
+
+
+def _forced(model: onnx.ModelProto, way: bool) -> onnx.ModelProto:
+    """The same graph, every If of which goes this way."""
+    forced = onnx.ModelProto()
+    forced.CopyFrom(model)
+    name = "forced__way"
+    forced.graph.initializer.append(numpy_helper.from_array(np.array(way), name))
+    for node in graphs.all_nodes(forced.graph):
+        if node.op_type == "If":
+            node.input[0] = name
+    return forced
+
+
+class _Probes:
+    """Adds to a graph what finds the numbers."""
+
+    def __init__(self, types: Mapping[str, int], *, careful: bool) -> None:
+        self._types, self._careful = types, careful
+        self._of: dict[str, tuple[str, str]] = {}  #: probe → tensor, and what it tells of it
+
+    def add(self, graph: onnx.GraphProto) -> list[str]:
+        """Probe a graph and the bodies in it, and return the scalars that tell, in this graph."""
+        nodes: list[onnx.NodeProto] = []
+        scalars: list[str] = []
+        given = [v.name for v in graph.input]
+        for name in self._floats(given):
+            scalars += self._probe(name, nodes)
+        for node in graph.node:
+            bodies = list(graphs.subgraphs_of(node))
+            told = [(body, self.add(body)) for body in bodies]
+            nodes.append(node)
+            scalars += self._of_bodies(node, told, nodes)
+            for name in self._floats(node.output):
+                scalars += self._probe(name, nodes)
+            scalars += self._sums(node, nodes)
+        made = onnx.GraphProto()
+        made.node.extend(nodes)
+        del graph.node[:]
+        graph.node.extend(made.node)
+        return scalars
+
+    def read(self, results: Arrays) -> dict[str, Magnitude]:
+        found: dict[str, Magnitude] = {}
+        for probe, (name, what) in self._of.items():
+            value = float(results[probe])
+            if value == _UNKNOWN:
+                continue
+            old = found.get(name, Magnitude(most=0.0))
+            if what == _MOST:
+                found[name] = replace(old, most=value)
+            elif what == _LEAST:
+                found[name] = replace(old, least=-value)
+            else:
+                found[name] = replace(old, inner=value)
+        return found
+
+    def _floats(self, names: Sequence[str]) -> Iterator[str]:
+        return (name for name in names if name and self._types.get(name) == TensorProto.FLOAT)
+
+    def _probe(self, name: str, nodes: list[onnx.NodeProto]) -> list[str]:
+        magnitude, smallest = f"{name}__magnitude", f"{name}__smallest"
+        most, least = f"{name}__{_MOST}", f"{name}__{_LEAST}"
+        nodes.append(helper.make_node("Abs", [name], [magnitude]))
+        magnitude = self._filled(magnitude, nodes)
+        nodes += [
+            helper.make_node("ReduceMax", [magnitude], [most], keepdims=0),
+            helper.make_node("ReduceMin", [magnitude], [smallest], keepdims=0),
+            helper.make_node("Neg", [smallest], [least]),
+        ]
+        self._of |= {most: (name, _MOST), least: (name, _LEAST)}
+        return [most, least]
+
+    def _filled(self, name: str, nodes: list[onnx.NodeProto]) -> str:
+        """Without the care for empty tensors the same tensor; with it one of a value more, a 0."""
+        if not self._careful:
+            return name
+        flat, ends, made = f"{name}__flat", f"{name}__ends", f"{name}__filled"
+        nodes += [
+            _constant(f"{flat}__shape", [-1], np.int64),
+            helper.make_node("Reshape", [name, f"{flat}__shape"], [flat]),
+            _constant(ends, [0.0]),
+            helper.make_node("Concat", [flat, ends], [made], axis=0),
+        ]
+        return made
+
+    def _sums(self, node: onnx.NodeProto, nodes: list[onnx.NodeProto]) -> list[str]:
+        """The same sum of magnitudes; of a mean, times what it was divided by."""
+        name = node.output[0] if node.output else ""
+        if node.op_type not in _SUMS or self._types.get(name) != TensorProto.FLOAT:
+            return []
+        summed = onnx.NodeProto()
+        summed.CopyFrom(node)
+        summed.name = ""
+        summed.input[0], summed.output[0] = f"{name}__terms", f"{name}__summed"
+        nodes.append(helper.make_node("Abs", [node.input[0]], [summed.input[0]]))
+        nodes.append(summed)
+        probe, largest = f"{name}__{_SUM}", f"{name}__largest"
+        filled = self._filled(summed.output[0], nodes)
+        nodes.append(helper.make_node("ReduceMax", [filled], [largest], keepdims=0))
+        if node.op_type == "ReduceSum":
+            nodes.append(helper.make_node("Identity", [largest], [probe]))
+        else:
+            sizes = [f"{name}__size_in", f"{name}__size_out"]
+            for size, of in zip(sizes, (node.input[0], name), strict=True):
+                nodes.append(helper.make_node("Size", [of], [f"{size}__whole"]))
+                nodes.append(
+                    helper.make_node("Cast", [f"{size}__whole"], [size], to=TensorProto.FLOAT)
+                )
+            nodes.append(helper.make_node("Div", sizes, [f"{name}__terms_each"]))
+            nodes.append(helper.make_node("Mul", [largest, f"{name}__terms_each"], [probe]))
+        self._of[probe] = (name, _SUM)
+        return [probe]
+
+    def _of_bodies(
+        self,
+        node: onnx.NodeProto,
+        told: Sequence[tuple[onnx.GraphProto, list[str]]],
+        nodes: list[onnx.NodeProto],
+    ) -> list[str]:
+        """What the bodies of the node tell, brought into the graph that holds it."""
+        scalars: list[str] = []
+        for body, inside in told:
+            for name in inside:
+                self._bring(node, body, [other for other, _ in told], name)
+                outside = f"{name}__outside"
+                what = self._of.pop(name)
+                probe = f"{outside}__all"
+                if node.op_type == "If":
+                    nodes.append(helper.make_node("Identity", [outside], [probe]))
+                else:
+                    self._over_turns(outside, probe, nodes)
+                self._of[probe] = what
+                scalars.append(probe)
+        return scalars
+
+    def _bring(
+        self,
+        node: onnx.NodeProto,
+        body: onnx.GraphProto,
+        bodies: Sequence[onnx.GraphProto],
+        name: str,
+    ) -> None:
+        node.output.append(f"{name}__outside")
+        for each in bodies:
+            made = name
+            if each is not body:
+                made = f"{name}__untaken"
+                each.node.append(_constant(made, _UNKNOWN))
+            each.output.append(helper.make_tensor_value_info(made, TensorProto.FLOAT, []))
+        for attribute in node.attribute:
+            if attribute.name in ("scan_output_axes", "scan_output_directions"):
+                attribute.ints.append(0)
+
+    def _over_turns(self, given: str, probe: str, nodes: list[onnx.NodeProto]) -> None:
+        """The largest of all turns; unknown where there was none."""
+        none, turns = f"{probe}__none", f"{probe}__turns"
+        nodes += [
+            _constant(none, [_UNKNOWN]),
+            helper.make_node("Concat", [given, none], [turns], axis=0),
+            helper.make_node("ReduceMax", [turns], [probe], keepdims=0),
+        ]
+
+
+def _constant(name: str, value: object, dtype: type = np.float32) -> onnx.NodeProto:
+    return helper.make_node(
+        "Constant", [], [name], value=numpy_helper.from_array(np.asarray(value, dtype), name)
+    )
