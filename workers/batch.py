@@ -114,7 +114,7 @@ class Batch:
     def take(
         self,
         arrays: Mapping[str, NDArray[np.generic]],
-        which: slice | Sequence[int] | NDArray[np.bool_],
+        which: slice | Sequence[int] | NDArray[np.bool_] | NDArray[np.intp],
     ) -> Arrays:
         """Some of the samples: a stretch, those of a mask, or those of these numbers in this order."""
         taken: Arrays = {}
@@ -122,6 +122,10 @@ class Batch:
             axis = self.axes.get(name)
             taken[name] = array if axis is None else array[(slice(None),) * axis + (which,)]
         return taken
+
+    def repeated(self, arrays: Mapping[str, NDArray[np.generic]], size: int) -> Arrays:
+        """A batch of this size: the samples one after the other, and again from the first."""
+        return self.take(arrays, np.arange(size) % self.count(arrays))
 
     def at(self, profile: Profile, size: int) -> Shapes:
         """The opt shapes, with a dynamic batch of ``size``."""

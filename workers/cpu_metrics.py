@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
-from farm.specs import Profile, TensorSpec
 from workers.backends.ort import cpu_threads
-from workers.batch import Batch
-from workers.samples import Runnable, random_arrays
+from workers.batch import Arrays, Batch
+from workers.samples import Runnable
 from workers.timing import (
     Pace,
     Timings,
@@ -23,7 +21,6 @@ from workers.timing import (
     time_side_by_side,
 )
 
-_SEED = 0
 #: At the profile's opt batch, whose latency is the headline.
 LATENCY_PACE = Pace()
 #: At the other batch sizes, for throughput.
@@ -37,25 +34,29 @@ MAX_RUN_S = 1.5
 
 
 def metrics(
-    engine: Runnable, eager: Runnable | None, inputs: Sequence[TensorSpec], profile: Profile
+    engine: Runnable, eager: Runnable | None, batch: Batch, samples: Arrays
 ) -> dict[str, Any]:
-    """Latency and throughput at the batch sizes of a profile."""
+    """Latency and throughput at the batch sizes of a profile.
+
+    Parameters:
+        samples: what is run, in batches.
+    """
     models: dict[str, Runnable] = {"engine": engine} | ({"eager": eager} if eager else {})
-    sizes = Batch.of(inputs, profile)
-    smallest, opt, largest = sizes.min, sizes.opt, sizes.max
-    headline = _time_headline(models, inputs, profile, opt)
+    smallest, opt, largest = batch.min, batch.opt, batch.max
+    headline = _time_headline(models, batch.repeated(samples, opt))
     latencies = {opt: headline.latencies}
     skipped: dict[int, float] = {}
-    for batch in sorted({smallest, largest} - {opt}):
-        slowest = max(percentile(times, 50) for times in headline.latencies.values()) * batch / opt
+    for size in sorted({smallest, largest} - {opt}):
+        slowest = max(percentile(times, 50) for times in headline.latencies.values()) * size / opt
         if slowest > MAX_RUN_S:
-            skipped[batch] = slowest
+            skipped[size] = slowest
         else:
-            timed = _time_batch(models, inputs, profile, batch, THROUGHPUT_PACE)
-            latencies[batch] = timed.latencies
+            timed = _time_batch(models, batch.repeated(samples, size), THROUGHPUT_PACE)
+            latencies[size] = timed.latencies
     results = {name: _results(name, latencies, skipped, opt) for name in models}
     return {
         "batch": opt,
+        "shapes": {name: list(a.shape) for name, a in batch.repeated(samples, opt).items()},
         **results["engine"],
         "eager": results.get("eager"),
         "eager_reason": None if eager else "the source is no program that PyTorch runs eagerly",
@@ -78,27 +79,18 @@ def speed_up(timings: Timings) -> dict[str, Any]:
     return facts | {"speed_up": round(medians["eager"] / medians["engine"], 3)}
 
 
-def _time_headline(
-    models: dict[str, Runnable], inputs: Sequence[TensorSpec], profile: Profile, batch: int
-) -> Timings:
+def _time_headline(models: dict[str, Runnable], arrays: Arrays) -> Timings:
     """The least disturbed of some timings; the first, if the machine was quiet."""
-    best = _time_batch(models, inputs, profile, batch, LATENCY_PACE)
+    best = _time_batch(models, arrays, LATENCY_PACE)
     for _ in range(RETRIES):
         if best.others_share <= MAX_OTHERS_SHARE:
             break
-        again = _time_batch(models, inputs, profile, batch, LATENCY_PACE)
+        again = _time_batch(models, arrays, LATENCY_PACE)
         best = min(best, again, key=lambda timings: timings.others_share)
     return best
 
 
-def _time_batch(
-    models: dict[str, Runnable],
-    inputs: Sequence[TensorSpec],
-    profile: Profile,
-    batch: int,
-    pace: Pace,
-) -> Timings:
-    arrays = random_arrays(inputs, Batch.of(inputs, profile).at(profile, batch), seed=_SEED)
+def _time_batch(models: dict[str, Runnable], arrays: Arrays, pace: Pace) -> Timings:
     return time_side_by_side(
         {name: partial(model.run, arrays) for name, model in models.items()}, pace
     )

@@ -9,23 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from farm.errors import FarmError
-from farm.specs import Precision, Profile, Runtime, TensorSpec
+from farm.specs import Precision, Runtime
 from workers import telemetry
 from workers.backends import ort_cuda, trt_cuda
-from workers.batch import Batch
+from workers.batch import Arrays, Batch
 from workers.compute import PRODUCTS
 from workers.cuda_timing import Bind, Bound, Span, Streams, Tensors, time_queries
 from workers.eager_cuda import PyTorchOnGpu, autocast_dtype
-from workers.samples import Runnable, random_arrays
+from workers.samples import Runnable
 from workers.timing import Pace
 
-_SEED = 0
 #: trtexec's: 200 ms to warm up, then 3 s and at least 10 queries.
 PACE = Pace(duration_s=3.0, max_s=10.0)
 #: At the other batch sizes, for throughput.
@@ -87,8 +84,8 @@ class Comparison:
 
     program: ExportedProgram | None  #: the source, where PyTorch runs it
     precision: Precision
-    inputs: Sequence[TensorSpec]
-    profile: Profile
+    batch: Batch
+    samples: Arrays  #: what is run, in batches
 
 
 def metrics(loaded: Loaded, beside: Comparison, progress: Progress) -> dict[str, Any]:
@@ -100,7 +97,7 @@ def metrics(loaded: Loaded, beside: Comparison, progress: Progress) -> dict[str,
     # Eager PyTorch may use TF32 where the engines may.
     torch.set_float32_matmul_precision("high")
     engine, timer = loaded.engine, _Timer(beside)
-    opt = Batch.of(beside.inputs, beside.profile).opt
+    opt = beside.batch.opt
     with telemetry.watching(_uuid(), loaded.other_processes) as seen:
         progress("time: the engine", None)
         headline = timer.time(engine.bind, opt, PACE)
@@ -113,6 +110,7 @@ def metrics(loaded: Loaded, beside: Comparison, progress: Progress) -> dict[str,
     peers = _peers(beside, timer, opt, progress)
     return {
         "batch": opt,
+        "shapes": {name: list(array.shape) for name, array in timer.arrays(opt).items()},
         **facts,
         "throughput": throughput,
         "cuda_graph": graph,
@@ -126,21 +124,21 @@ def metrics(loaded: Loaded, beside: Comparison, progress: Progress) -> dict[str,
 
 
 class _Timer:
-    """Times models at the shapes of one profile, on the same streams."""
+    """Times models on the same samples and streams."""
 
     def __init__(self, beside: Comparison) -> None:
         self._beside = beside
         self._streams = Streams()
 
     def time(self, bind: Bind, batch: int, pace: Pace) -> Span:
-        return time_queries(bind, self._arrays(batch), pace, self._streams)
+        return time_queries(bind, self.arrays(batch), pace, self._streams)
 
     def throughput(
         self, bind: Bind, known: Mapping[int, Span], progress: Progress
     ) -> list[dict[str, Any]]:
         """At the smallest, the opt and the largest batch."""
         entries = []
-        sizes = Batch.of(self._beside.inputs, self._beside.profile)
+        sizes = self._beside.batch
         for batch in sorted({sizes.min, sizes.opt, sizes.max}):
             progress(f"time: batches of {batch}", None)
             if batch in known:
@@ -150,9 +148,8 @@ class _Timer:
             entries.append(_entry(batch, facts))
         return entries
 
-    def _arrays(self, batch: int) -> Mapping[str, NDArray[np.generic]]:
-        inputs, profile = self._beside.inputs, self._beside.profile
-        return random_arrays(inputs, Batch.of(inputs, profile).at(profile, batch), seed=_SEED)
+    def arrays(self, batch: int) -> Arrays:
+        return self._beside.batch.repeated(self._beside.samples, batch)
 
 
 def _entry(batch: int, facts: Mapping[str, Any]) -> dict[str, Any]:

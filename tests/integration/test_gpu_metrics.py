@@ -3,12 +3,14 @@
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from farm.errors import EngineBuildFailed
 from farm.specs import Precision, ShapeRange, TensorSpec
 from workers import gpu_metrics
+from workers.batch import Batch
 from workers.cuda_timing import Query, Span
 from workers.gpu_metrics import Comparison, Loaded
 from workers.telemetry import Telemetry
@@ -66,7 +68,12 @@ def told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
 
     def tell(program: object = "a program", precision: Precision = Precision.FP16):
-        beside = Comparison(program=program, precision=precision, inputs=INPUTS, profile=PROFILE)
+        beside = Comparison(
+            program=program,
+            precision=precision,
+            batch=Batch.of(INPUTS, PROFILE),
+            samples={"image": np.zeros((3, *INPUTS[0].shape[1:]), np.float32)},
+        )
         loaded = Loaded(engine=Engine(), memory_bytes=1_000_000, other_processes=1)
         return gpu_metrics.metrics(loaded, beside, lambda *_: None), batches
 

@@ -78,15 +78,15 @@ def run(stage: Stage) -> StageResult:
         beside = gpu_metrics.Comparison(
             program=source.program if isinstance(source, EagerModel) else None,
             precision=params.precision,
-            inputs=inputs,
-            profile=profile,
+            batch=batch,
+            samples=samples,
         )
         metrics = gpu_metrics.metrics(subject, beside, stage.progress)
     elif measured_on == "engine":
         stage.progress("time", None)
         eager = source if isinstance(source, EagerModel) else None
         with stage.quiet():
-            metrics = cpu_metrics.metrics(subject, eager, inputs, profile)
+            metrics = cpu_metrics.metrics(subject, eager, batch, samples)
     else:
         reason = (
             "the engine can't run on this worker: accuracy is that of the typed ONNX, on the CPU"
