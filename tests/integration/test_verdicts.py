@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from farm.errors import AccuracyDropped
 from farm.specs import JobKind, MeasureParams, Precision, ShapeRange, TensorSpec
 from workers import cpu_metrics
+from workers.batch import Batch
 from workers.measure.invariance import batch_invariance
 from workers.stages import Stage, run
 from workers.timing import Pace
@@ -173,7 +174,7 @@ def invariance(engine: Rows, source: Rows, precision: str = "fp16", **sizes: int
     spec = TensorSpec(name="x", dtype="float32", shape=("n" if low != high else low, 3))
     profile = {"x": ShapeRange(min=(low, 3), opt=(high, 3), max=(high, 3))}
     data = {"x": rng.standard_normal((8, 3)).astype(np.float32)}
-    return batch_invariance(engine, source, data, [spec], profile, Precision(precision))
+    return batch_invariance(engine, source, data, Batch.of([spec], profile), Precision(precision))
 
 
 def test_a_row_that_leaks_into_the_next_is_found():
