@@ -3,10 +3,11 @@
 ModelOpt places Q/DQ as GPUs want it: before an operator. ONNX Runtime's integer kernels for CPUs add a
 bias of integers, want all activations of one type, and that of convolutions gives integers too. So here
 
-- activations become uint8: signed ones shifted by 128, which changes no value, and those after a Relu
-  in 0 to 255 over the same range, which makes the Relu a part of the rounding;
+- activations become uint8: signed ones shifted by 128, which changes no value, and those that are never
+  negative in 0 to 255 over the same range, which makes their Relu a part of the rounding;
 - a convolution whose result wasn't quantised has it quantised, in a range that is measured;
-- biases become int32 of the scale that the sum has.
+- biases become int32 of the scale that the sum has;
+- what stands between a matrix product and its integer kernel is put otherwise.
 
 Source: the QDQ selectors of ONNX Runtime; Jacob et al., Quantization and Training of Neural Networks
 for Efficient Integer-Arithmetic-Only Inference, CVPR 2018.
@@ -34,6 +35,19 @@ _ZERO = {True: np.uint8(128), False: np.uint8(0)}  #: is it signed → its zero
 _GIVE_INTEGERS = ("Conv",)
 _HAVE_BIASES = ("Conv", "Gemm")
 _MATRIX = 2  #: axes
+_NEVER_NEGATIVE = ("Relu", "Sigmoid", "Softmax")
+_KEEP_SIGNS = (
+    *graphs.QDQ_OPS,
+    "AveragePool",
+    "Flatten",
+    "GlobalAveragePool",
+    "Identity",
+    "MaxPool",
+    "Reshape",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+)
 
 
 def integer_graph(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
@@ -47,6 +61,7 @@ def integer_graph(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
     rewriter.quantize_results(ranges)
     rewriter.make_activations_unsigned()
     rewriter.quantize_biases()
+    rewriter.set_clips_apart()
     return rewriter.result()
 
 
@@ -105,8 +120,7 @@ class _Rewriter:
             scale, zero = self._scale(node), self._value(node.input[2])
             if scale is None or zero is None or zero.dtype != np.int8 or zero.any() or scale.ndim:
                 continue
-            maker = self._makers.get(node.input[0])
-            signed = maker is None or maker.op_type != "Relu"
+            signed = not self._is_never_negative(node.input[0])
             if not signed:
                 scale = scale * np.float32(_SIGNED_LEVELS / _UNSIGNED_LEVELS)
             names = [
@@ -117,16 +131,22 @@ class _Rewriter:
                 if pair is node or pair.op_type == "DequantizeLinear":
                     pair.input[1], pair.input[2] = names
 
+    def _is_never_negative(self, name: str) -> bool:
+        maker = self._makers.get(name)
+        while maker is not None and maker.op_type in _KEEP_SIGNS:
+            maker = self._makers.get(maker.input[0])
+        return maker is not None and maker.op_type in _NEVER_NEGATIVE
+
     def quantize_biases(self) -> None:
         for node in list(self._nodes):
             if self._is_quantized(node, *_HAVE_BIASES) and len(node.input) > 2:
                 self._quantize_bias(node, node, 2)
             elif self._is_quantized(node, "MatMul") and node.output[0] in self._matrices:
                 # ONNX Runtime makes one Gemm of both, for which it has no kernel with a bias in floats.
-                consumers = self._consumers[node.output[0]]
-                if len(consumers) == 1 and consumers[0].op_type == "Add":
-                    index = 1 - list(consumers[0].input).index(node.output[0])
-                    self._quantize_bias(node, consumers[0], index)
+                added = self._only_consumer(node)
+                if added is not None and added.op_type == "Add":
+                    index = 1 - list(added.input).index(node.output[0])
+                    self._quantize_bias(node, added, index)
 
     def _quantize_bias(self, node: onnx.NodeProto, adds: onnx.NodeProto, index: int) -> None:
         """The bias of a product, which is an input of ``adds``."""
@@ -150,6 +170,35 @@ class _Rewriter:
         made = helper.make_node("DequantizeLinear", inputs, [name], name=name, **axis)
         self._nodes.insert(self._nodes.index(node), made)
         adds.input[index] = name
+
+    def set_clips_apart(self) -> None:
+        """Put a Relu or Clip after a matrix product otherwise, unless what comes next is rounded.
+
+        ONNX Runtime takes it for a part of the rounding, and where there is none leaves all in floats.
+        """
+        for node in list(self._nodes):
+            if not self._is_quantized(node, "MatMul", "Gemm"):
+                continue
+            clip = self._only_consumer(node)
+            if clip is not None and clip.op_type == "Add":
+                clip = self._only_consumer(clip)
+            if clip is None or clip.op_type not in ("Relu", "Clip"):
+                continue
+            after = self._only_consumer(clip)
+            if after is None or after.op_type == "QuantizeLinear":
+                continue
+            if clip.op_type == "Relu":
+                clip.op_type = "Max"
+                clip.input.append(self._add(f"{clip.output[0]}__least", np.float32(0)))
+            else:
+                name = f"{clip.input[0]}__as_it_is"
+                made = helper.make_node("Max", [clip.input[0]], [name], name=name)
+                self._nodes.insert(self._nodes.index(clip), made)
+                clip.input[0] = name
+
+    def _only_consumer(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
+        consumers = self._consumers[node.output[0]]
+        return consumers[0] if len(consumers) == 1 else None
 
     def _is_quantized(self, node: onnx.NodeProto, *kinds: str) -> bool:
         if node.op_type not in kinds:

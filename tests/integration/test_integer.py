@@ -180,7 +180,16 @@ def product(operator: str, *after: str, shape: tuple[str | int, ...]) -> onnx.Mo
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-AFTER = ((), ("Relu",), ("Add",), ("Add", "Relu"), ("Add", "Sigmoid"))
+AFTER = (
+    (),
+    ("Relu",),
+    ("Relu", "Neg"),
+    ("Clip", "Neg"),
+    ("Add",),
+    ("Add", "Relu"),
+    ("Add", "Relu", "Neg"),
+    ("Add", "Sigmoid"),
+)
 MATRIX, STACK = ("n", 16), ("n", 5, 16)
 
 
@@ -207,3 +216,28 @@ def test_every_matrix_product_computes_in_integers_and_its_result_isnt_rounded(
     [actual] = ort.OrtModel(engine, is_engine=True).run({"x": x}).values()
     # Only the bias is rounded, to the steps of the sum.
     assert np.abs(actual - expected).max() < 0.02 * 0.01
+
+
+def test_what_is_never_negative_has_all_levels_also_after_a_pooling(tmp_path: Path) -> None:
+    """x → conv → Relu → max pooling → conv, all with one scale: nothing between is in floats."""
+    model = residual_block()
+    graph = model.graph
+    nodes = {node.output[0]: node for node in graph.node}
+    pooled = [
+        helper.make_node("QuantizeLinear", ["r0", "r_scale", "zero"], ["r0_q"]),
+        helper.make_node("DequantizeLinear", ["r0_q", "r_scale", "zero"], ["r0_dq"]),
+        helper.make_node("MaxPool", ["r0_dq"], ["r"], kernel_shape=[1, 1]),
+    ]
+    nodes["r"].input[0], nodes["r"].output[0] = "c", "r0"
+    kept = [node for node in graph.node if node.output[0] != "s"]
+    at = kept.index(nodes["r"]) + 1
+    kept[at:at] = pooled
+    copied = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+    del graph.node[:]
+    graph.node.extend(copied)
+    typed, engine = tmp_path / "typed.onnx", tmp_path / "engine.onnx"
+    onnx.save(exact_graph(integer_graph(model, pytest.fail)), str(typed))
+    ort.build_engine(typed, engine)
+    makers = {n.output[0]: n for n in onnx.load(str(engine)).graph.node}
+    [pooling] = [n for n in makers.values() if n.op_type == "MaxPool"]
+    assert makers[pooling.input[0]].op_type == "QLinearConv"
