@@ -10,6 +10,7 @@ dispatch    from a submission to its first claim, beside the delay of a Celery t
 jobs        jobs a second that do nothing, beside Celery tasks that do nothing
 claims      a claim with 10,000 queued jobs beside one with 100
 post        the 99th percentile of a submission's time beside a handler of two inserts
+int8        engines for cpu in int8 beside fp32, with the processor's name
 children    the start of a job's process beside that of a Python that imports the same
 gpu         engines of ResNet-50 and BERT-base on this machine's GPU, beside PyTorch on it
 gpus        GPU jobs a second with 1, 2, 4 … GPUs, beside one
@@ -23,7 +24,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import children, claims, cold, dispatch, gpus, posts, submissions
+from bench import children, claims, cold, dispatch, gpus, int8, posts, submissions
 from bench.table import Row, show
 
 BENCHES = {
@@ -33,6 +34,7 @@ BENCHES = {
     "jobs": dispatch.throughput,
     "claims": claims.costs,
     "post": posts.p99,
+    "int8": int8.ratios,
     "children": children.cost,
     "gpu": gpus.engines,
     "gpus": gpus.scaling,

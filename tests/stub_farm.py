@@ -223,6 +223,7 @@ class StubFarm:
 
     blobs: set[str] = field(default_factory=set)
     builds: dict[str, dict[str, Any]] = field(default_factory=lambda: {BUILD: build()})
+    coming: list[dict[str, Any]] = field(default_factory=list)  #: of the next submissions
     events: list[dict[str, Any]] = field(default_factory=lambda: list(EVENTS))
     engines: dict[str, tuple[dict[str, Any], bytes]] = field(default_factory=dict)
     #: Path → answers to give first: a status with a problem, before the real answer.
@@ -310,7 +311,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _post_builds(self, parts: list[str], body: bytes) -> None:
         if not parts:
             self.farm.submitted.append(json.loads(body))
-            self._json(self.farm.builds[BUILD], 202)
+            made = self.farm.coming.pop(0) if self.farm.coming else self.farm.builds[BUILD]
+            self.farm.builds[made["id"]] = made
+            self._json(made, 202)
         elif parts[1] == "cancel":
             self.farm.builds[parts[0]]["state"] = "cancelled"
             self._json(self.farm.builds[parts[0]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from farm import up
 from farm.cli import exits, registry, show
-from farm.cli.watch import watch_build
+from farm.cli.watch import follow, tell_ending
 from farm.client import Farm
-from farm.errors import FarmError
+from farm.errors import BuildFailed, FarmError, NotFound
 from farm.settings import Settings
 
 if TYPE_CHECKING:
     from farm.client import Build
+    from farm.schemas import EngineView
 
 GPUS = ("sm_86", "sm_89", "sm_120")
+#: What is built of each model, a build each.
+TARGETS = ((GPUS, ("fp16", "int8")), (("cpu",), ("fp32", "int8")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +48,60 @@ MODELS = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One build of the demo."""
+
+    model: Model
+    targets: Sequence[str]
+    precisions: Sequence[str]
+
+    def __str__(self) -> str:
+        return f"{self.model.name} in {' and '.join(self.precisions)} for {', '.join(self.targets)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A part that failed: which, why, and what next."""
+
+    part: Part
+    build: str | None  #: its id; None when it wasn't even submitted
+    detail: str
+    hint: str
+
+    @classmethod
+    def by(cls, err: FarmError, part: Part, build: Build | None, home: Path) -> Failed:
+        """By an error, which of a build that failed is those of its jobs."""
+        from farm.client.build import failures
+
+        if not isinstance(err, BuildFailed) or build is None:
+            named = build.id if build else None
+            hint = err.hint or _look(home, named)
+            return cls(part=part, build=named, detail=err.detail, hint=hint)
+        view = build.view
+        causes = failures(view)
+        detail = "; ".join(f"{view.name_of(job)}: {error.detail}" for job, error in causes)
+        hints = dict.fromkeys(error.hint for _, error in causes if error.hint)
+        return cls(
+            part=part,
+            build=build.id,
+            detail=detail or err.detail,
+            hint="; ".join(hints) or _look(home, build.id),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "model": self.part.model.name,
+            "targets": list(self.part.targets),
+            "precisions": list(self.part.precisions),
+            "build": self.build,
+            "error": self.detail,
+            "hint": self.hint,
+        }
+
+
 def run(as_json: bool, keep: Path | None) -> int:
-    """Run the demo in a home of its own; return the exit code.
+    """Run the demo in a home of its own; return the exit code, which says whether all parts succeeded.
 
     Parameters:
         keep: where the pulled engines go, by default below the home.
@@ -67,35 +122,113 @@ def run(as_json: bool, keep: Path | None) -> int:
         say(f"The farm is up after {show.duration(time.monotonic() - start)}:")
         say(f"  API {farm.addresses.api}/docs   Flower {farm.addresses.flower}\n")
         with Farm(farm.addresses.api) as client:
-            builds = [build for model in MODELS for build in _submit(client, files, model)]
-            for build in builds:
-                code = _follow(build, farm.addresses.api, as_json=as_json)
-                if code != exits.OK:
-                    return code
-            pulled = [path for build in builds for path in build.pull(folder)]
-            found = {model.name: client.engines(model.name) for model in MODELS}
+            shown = run_parts(client, settings.home, folder, as_json=as_json)
     took = time.monotonic() - start
     if as_json:
-        paths = [str(path) for path in pulled]
-        show.document({"seconds": round(took, 1), "pulled": paths, "engines": found})
-        return exits.OK
-    for name, engines in found.items():
+        show.document({"seconds": round(took, 1)} | shown.as_json())
+        return shown.code
+    for name, engines in shown.engines.items():
         show.line(f"\n{name}")
-        registry.engines_table(engines)
-    show.line(f"\n{len(pulled)} engines pulled into {folder}, each verified against its digest.")
+        registry.engines_table(engines, empty="no engines")
+    show.line(
+        f"\n{len(shown.pulled)} engines pulled into {folder}, each verified against its digest."
+    )
+    for failed in shown.failed:
+        print(f"error: {_named(failed)}: {failed.detail}", file=sys.stderr)
+        print(f"hint: {failed.hint}", file=sys.stderr)
+    if shown.failed:
+        done = len(MODELS) * len(TARGETS) - len(shown.failed)
+        show.line(f"{done} of {done + len(shown.failed)} builds succeeded.")
     show.line(f"Done in {show.duration(took)}; nothing is left running.")
-    return exits.OK
+    return shown.code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What came of the demo's parts."""
+
+    pulled: Sequence[Path]
+    engines: Mapping[str, Sequence[EngineView]]
+    failed: Sequence[Failed]
+
+    @property
+    def code(self) -> int:
+        return exits.FAILED if self.failed else exits.OK
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "pulled": [str(path) for path in self.pulled],
+            "engines": self.engines,
+            "failed": [failed.as_json() for failed in self.failed],
+        }
+
+
+def run_parts(client: Farm, home: Path, folder: Path, *, as_json: bool) -> Shown:
+    """Submit every part, follow it and pull its engines; one that fails leaves the others alone."""
+    parts = [
+        Part(model=model, targets=targets, precisions=precisions)
+        for model in MODELS
+        for targets, precisions in TARGETS
+    ]
+    failed: list[Failed] = []
+    builds: list[tuple[Part, Build]] = []
+    for part in parts:
+        try:
+            builds.append((part, _submit(client, home / "models", part)))
+        except FarmError as err:
+            failed.append(Failed.by(err, part, None, home))
+    pulled: list[Path] = []
+    for part, build in builds:
+        try:
+            _follow(build, as_json=as_json)
+        except FarmError as err:
+            failed.append(Failed.by(err, part, build, home))
+    for part, build in builds:
+        try:
+            # Of a build that failed there may be engines, and may be none.
+            if build.engines():
+                pulled += build.pull(folder)
+        except FarmError as err:
+            failed.append(Failed.by(err, part, build, home))
+    engines = {model.name: _engines(client, model) for model in MODELS}
+    return Shown(pulled=pulled, engines=engines, failed=failed)
+
+
+def _engines(client: Farm, model: Model) -> Sequence[EngineView]:
+    try:
+        return client.engines(model.name)
+    except NotFound:
+        return ()  # nothing of this model could be submitted
 
 
 def _silent(_text: str) -> None:
     return None
 
 
-def _follow(build: Build, url: str, *, as_json: bool) -> int:
+def _named(failed: Failed) -> str:
+    return f"build {failed.build}, {failed.part}" if failed.build else str(failed.part)
+
+
+def _look(home: Path, build: str | None) -> str:
+    """What to do about a part whose error has no hint."""
+    again = "run the demo again: what has succeeded is kept"
+    if build is None:
+        return again
+    return f"read its log: FARM_HOME={home} farm up, then farm logs {build}; or {again}"
+
+
+def _follow(build: Build, *, as_json: bool) -> None:
+    """Show a build until it ends.
+
+    Raises:
+        BuildFailed, BuildCancelled
+    """
     if as_json:
         build.wait()
-        return exits.OK
-    return watch_build(build, url, as_json=False, hints=False)
+    else:
+        follow(build)
+        tell_ending(build.refresh().view)
+        build.raise_for_state()
 
 
 @contextmanager
@@ -120,19 +253,18 @@ def _models(folder: Path, *, quiet: bool) -> Iterator[Any]:
         maker.wait()
 
 
-def _submit(client: Farm, files: Path, model: Model) -> list[Build]:
+def _submit(client: Farm, files: Path, part: Part) -> Build:
     """One build for the GPUs and one for CPUs: they share one export and one calibration."""
+    model = part.model
     shapes = zip(("min", "opt", "max"), model.batches, strict=True)
     profile = {"image": {which: [batch, *model.image] for which, batch in shapes}}
-    common: dict[str, Any] = {
-        "calibration": files / f"{model.name}-calibration.npz",
-        "evaluation": files / f"{model.name}-evaluation.npz",
-        "profiles": [profile],
-        "labels": {"from": "demo"},
+    return client.submit(
+        files / f"{model.name}.pt2",
+        targets=part.targets,
+        precisions=part.precisions,
+        calibration=files / f"{model.name}-calibration.npz",
+        evaluation=files / f"{model.name}-evaluation.npz",
+        profiles=[profile],
+        labels={"from": "demo"},
         **model.accuracy,
-    }
-    source = files / f"{model.name}.pt2"
-    return [
-        client.submit(source, targets=GPUS, precisions=["fp16", "int8"], **common),
-        client.submit(source, targets=["cpu"], precisions=["fp32", "int8"], **common),
-    ]
+    )

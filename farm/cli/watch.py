@@ -39,12 +39,11 @@ def watch(build_id: BuildId, as_json: Json = False, url: Url = None) -> None:
 
 
 def watch_build(
-    build: Build, url: str | None, *, as_json: bool, only_end: bool = False, hints: bool = True
+    build: Build, url: str | None, *, as_json: bool, only_end: bool = False
 ) -> int:
     """Watch a build until it ends; return the exit code.
 
     Parameters:
-        hints: say which commands come next.
         only_end: with ``as_json``, print the build once it has ended instead of its events.
     """
     try:
@@ -55,25 +54,25 @@ def watch_build(
         elif as_json:
             for event in build.events():
                 show.document(event)
-        elif sys.stdout.isatty():
-            _live(build)
         else:
-            _lines(build)
+            follow(build)
     except KeyboardInterrupt:
         resume = again(f"farm watch {build.id}", url)
         print(f"\nStopped watching; build {build.id} goes on. Resume: {resume}", file=sys.stderr)
         return exits.INTERRUPTED
-    return _conclude(build.refresh(), url, as_json=as_json, hints=hints)
+    return _conclude(build.refresh(), url, as_json=as_json)
 
 
-def _conclude(build: Build, url: str | None, *, as_json: bool, hints: bool) -> int:
-    """Say what became of the build; return the exit code."""
-    from farm.client.build import failures, is_retryable
+def follow(build: Build) -> None:
+    """Show a build's stages until it ends: live on a terminal, else line by line."""
+    if sys.stdout.isatty():
+        _live(build)
+    else:
+        _lines(build)
 
-    view = build.view
-    if as_json:
-        build.raise_for_state()
-        return _ended_well(view)
+
+def tell_ending(view: BuildView) -> None:
+    """Say what became of a build, and which of its engines are doubtful."""
     took = show.elapsed(view.created_at, view.finished_at)
     done = f"{view.engines_done} of {view.engines_total} engines"
     doubtful = f", {view.engines_doubtful} of them doubtful" if view.engines_doubtful else ""
@@ -81,6 +80,17 @@ def _conclude(build: Build, url: str | None, *, as_json: bool, hints: bool) -> i
     for want in view.engines:
         for doubt in want.doubts:
             print(f"doubtful: {want.precision}@{want.target}: {doubt}", file=sys.stderr)
+
+
+def _conclude(build: Build, url: str | None, *, as_json: bool) -> int:
+    """Say what became of the build; return the exit code."""
+    from farm.client.build import failures, is_retryable
+
+    view = build.view
+    if as_json:
+        build.raise_for_state()
+        return _ended_well(view)
+    tell_ending(view)
     if view.state == "failed":
         for job, error in failures(view):
             print(f"error: {view.name_of(job)}: {error.detail}", file=sys.stderr)
@@ -92,7 +102,7 @@ def _conclude(build: Build, url: str | None, *, as_json: bool, hints: bool) -> i
         from farm.specs import Target
 
         tags = dict.fromkeys(Target.parse(want.target).gpu for want in view.engines)
-        for tag in tags if hints else ():
+        for tag in tags:
             show.line(f"  {again(f'farm pull {view.model} --gpu {tag} -o engines', url)}")
         return _ended_well(view)
     # The same model would fail again of what isn't the machines' affair.

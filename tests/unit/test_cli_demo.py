@@ -1,0 +1,134 @@
+"""``farm demo``: a part that fails is told, the others go on, and the exit code says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from farm.cli import app, demo, exits
+from tests import stub_farm
+from tests.stub_farm import BUILD, StubFarm, rtx_plan
+
+FAILED = "06gm2vw9k3xq4t7n"
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def stub() -> Iterator[StubFarm]:
+    with stub_farm.running() as farm:
+        farm.add(rtx_plan())
+        yield farm
+
+
+@pytest.fixture
+def run(stub: StubFarm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """The demo against the stub, with files in the place of models."""
+    files = tmp_path / "demo" / "models"
+    files.mkdir(parents=True)
+    for model in demo.MODELS:
+        for name in (".pt2", "-calibration.npz", "-evaluation.npz"):
+            (files / f"{model.name}{name}").write_bytes(f"{model.name}{name}".encode())
+
+    @contextmanager
+    def embedded(_settings: object) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(addresses=SimpleNamespace(api=stub.url, flower="http://flower"))
+
+    @contextmanager
+    def models(_folder: Path, *, quiet: bool) -> Iterator[Callable[[], None]]:
+        yield lambda: None
+
+    monkeypatch.setenv("FARM_HOME", str(tmp_path))
+    monkeypatch.setattr(demo.up, "embedded", embedded)
+    monkeypatch.setattr(demo, "_models", models)
+    return lambda *words: CliRunner().invoke(app, ["demo", *words])
+
+
+def failing() -> dict[str, object]:
+    return stub_farm.failed_build() | {"id": FAILED, "engines": []}
+
+
+def refusal() -> tuple[int, dict[str, object]]:
+    problem = {"title": "Not possible", "detail": "no worker builds for sm_86", "code": "conflict"}
+    return 409, {"type": "about:blank", "status": 409, "hint": "start one", **problem}
+
+
+def test_all_parts_that_succeed_end_well(run: Run, tmp_path: Path) -> None:
+    result = run()
+    assert result.exit_code == exits.OK, result.output
+    assert "4 engines pulled" in result.stdout
+    assert "error" not in result.stderr
+
+
+def test_a_part_that_fails_is_told_with_its_reason_and_what_to_do(
+    run: Run, stub: StubFarm
+) -> None:
+    stub.coming = [failing()]
+    result = run()
+    assert result.exit_code == exits.FAILED
+    assert result.stderr.splitlines() == [
+        f"error: build {FAILED}, digits in fp16 and int8 for sm_86, sm_89, sm_120: "
+        "calibrate digits: no samples [for image]",
+        "hint: add samples",
+    ]
+    assert "3 of 4 builds succeeded." in result.stdout
+
+
+def test_the_other_parts_go_on_and_are_pulled(run: Run, stub: StubFarm, tmp_path: Path) -> None:
+    stub.problems["/v1/builds"] = [refusal()]
+    stub.coming = [failing()]
+    result = run("--keep", str(tmp_path / "kept"))
+    assert result.exit_code == exits.FAILED
+    assert [asked["precisions"] for asked in stub.submitted] == [
+        ["fp32", "int8"],
+        ["fp16", "int8"],
+        ["fp32", "int8"],
+    ]
+    assert "\ndigits\n" in result.stdout
+    assert "\nresnet50\n" in result.stdout
+    assert "2 engines pulled" in result.stdout
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == [
+        "digits-v1-int8-sm_89.engine"
+    ]
+    [refused, failed] = [
+        line for line in result.stderr.splitlines() if line.startswith("error")
+    ]
+    assert refused.startswith("error: digits in fp16 and int8 for sm_86, sm_89, sm_120: no worker")
+    assert failed.startswith(f"error: build {FAILED}, digits in fp32 and int8 for cpu: ")
+
+
+def test_a_failure_without_a_hint_says_where_its_log_is(
+    run: Run, stub: StubFarm, tmp_path: Path
+) -> None:
+    made = failing()
+    made["jobs"] = []
+    stub.coming = [made]
+    home = tmp_path / "demo"
+    assert f"hint: read its log: FARM_HOME={home} farm up, then farm logs {FAILED}" in run().stderr
+
+
+def test_json_says_what_failed_beside_what_was_pulled(run: Run, stub: StubFarm) -> None:
+    stub.coming = [failing()]
+    result = run("--json")
+    assert result.exit_code == exits.FAILED
+    said = json.loads(result.stdout)
+    assert len(said["pulled"]) == 3
+    assert said["engines"].keys() == {"digits", "resnet50"}
+    assert said["failed"] == [
+        {
+            "model": "digits",
+            "targets": ["sm_86", "sm_89", "sm_120"],
+            "precisions": ["fp16", "int8"],
+            "build": FAILED,
+            "error": "calibrate digits: no samples [for image]",
+            "hint": "add samples",
+        }
+    ]
+    stub.coming = []
+    assert json.loads(run("--json").stdout)["failed"] == []
+    assert stub.builds.keys() == {BUILD, FAILED}
