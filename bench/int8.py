@@ -138,9 +138,7 @@ def _session(model: onnx.ModelProto, engine: Path) -> onnxruntime.InferenceSessi
     options.intra_op_num_threads = ort.cpu_threads()
     # What spins after a run would slow what is timed beside it.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    return onnxruntime.InferenceSession(
-        str(engine), options, providers=["CPUExecutionProvider"]
-    )
+    return onnxruntime.InferenceSession(str(engine), options, providers=["CPUExecutionProvider"])
 
 
 def _floats(layers: Layers, weights: Sequence[Array]) -> onnx.ModelProto:

@@ -38,9 +38,7 @@ def watch(build_id: BuildId, as_json: Json = False, url: Url = None) -> None:
     raise typer.Exit(watch_build(connect(url).build(build_id), url, as_json=as_json))
 
 
-def watch_build(
-    build: Build, url: str | None, *, as_json: bool, only_end: bool = False
-) -> int:
+def watch_build(build: Build, url: str | None, *, as_json: bool, only_end: bool = False) -> int:
     """Watch a build until it ends; return the exit code.
 
     Parameters:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,9 @@ def run(stub: StubFarm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     files = tmp_path / "demo" / "models"
     files.mkdir(parents=True)
     for model in demo.MODELS:
-        for name in (".pt2", "-calibration.npz", "-evaluation.npz"):
+        with zipfile.ZipFile(files / f"{model.name}.pt2", "w") as archive:
+            archive.writestr(f"{model.name}/archive_format", "pt2")
+        for name in ("-calibration.npz", "-evaluation.npz"):
             (files / f"{model.name}{name}").write_bytes(f"{model.name}{name}".encode())
 
     @contextmanager
@@ -65,9 +68,7 @@ def test_all_parts_that_succeed_end_well(run: Run, tmp_path: Path) -> None:
     assert "error" not in result.stderr
 
 
-def test_a_part_that_fails_is_told_with_its_reason_and_what_to_do(
-    run: Run, stub: StubFarm
-) -> None:
+def test_a_part_that_fails_is_told_with_its_reason_and_what_to_do(run: Run, stub: StubFarm) -> None:
     stub.coming = [failing()]
     result = run()
     assert result.exit_code == exits.FAILED
@@ -92,12 +93,8 @@ def test_the_other_parts_go_on_and_are_pulled(run: Run, stub: StubFarm, tmp_path
     assert "\ndigits\n" in result.stdout
     assert "\nresnet50\n" in result.stdout
     assert "2 engines pulled" in result.stdout
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == [
-        "digits-v1-int8-sm_89.engine"
-    ]
-    [refused, failed] = [
-        line for line in result.stderr.splitlines() if line.startswith("error")
-    ]
+    assert [p.name for p in (tmp_path / "kept").glob("*.engine")] == ["digits-v1-int8-sm_89.engine"]
+    [refused, failed] = [line for line in result.stderr.splitlines() if line.startswith("error")]
     assert refused.startswith("error: digits in fp16 and int8 for sm_86, sm_89, sm_120: no worker")
     assert failed.startswith(f"error: build {FAILED}, digits in fp32 and int8 for cpu: ")
 
