@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Self
@@ -62,10 +63,25 @@ class Asked:
         ]
         return _any_of("build it for", found)
 
+    def misses(self, hint: str) -> bool:
+        """Whether a hint advises to choose what was asked for already, or what the target hasn't."""
+        chosen = [
+            Precision(word) for list_ in _CHOICE.findall(hint) for word in _WORD.findall(list_)
+        ]
+        return any(
+            one is self.precision or not self._serves(one, self.target)
+            for one in chosen
+            if self.precision is not None
+        )
+
     def _serves(self, precision: Precision | None, target: Target | None) -> bool:
         if target is not None:
             return targets.refusal(target, precision) is None
         return precision is not Precision.INT8_DYNAMIC
+
+
+_WORD = re.compile("|".join(sorted(map(re.escape, Precision), key=len, reverse=True)))
+_CHOICE = re.compile(rf"\bchoose ((?:(?:{_WORD.pattern})(?:, or |, | or )?)+)")
 
 
 def _named(precision: Precision, asked: Asked) -> str:

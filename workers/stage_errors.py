@@ -10,6 +10,8 @@ from pathlib import Path
 
 from farm.errors import (
     AccuracyDropped,
+    CalibrationFailed,
+    CastFailed,
     ChildOutOfMemory,
     FarmError,
     PrecisionMissed,
@@ -34,7 +36,7 @@ def explained(err: Exception, asked: Asked) -> FarmError:
     if isinstance(err, StageFailed):
         if found:
             err.hint = found[1]
-        elif err.hint is None or err.hint == type(err).default_hint:
+        elif _is_general(err) or asked.misses(err.hint or ""):
             err.hint = _by_kind(err, asked)
         return err
     if isinstance(err, FarmError):
@@ -90,7 +92,14 @@ def _where(err: BaseException) -> str:
     return f"{Path(ours[-1].filename).relative_to(_HERE.parent)}:{ours[-1].lineno}"
 
 
-def _by_kind(err: StageFailed, asked: Asked) -> str | None:
+def _is_general(err: StageFailed) -> bool:
+    """Whether its hint is its class's, or a stage's for whatever a tool may come across."""
+    return err.hint in (None, type(err).default_hint) or (
+        isinstance(err, CastFailed | CalibrationFailed) and bool(said_by_others(err))
+    )
+
+
+def _by_kind(err: StageFailed, asked: Asked) -> str:
     """What to do where neither the stage nor the table knows better."""
     if isinstance(err, PrecisionMissed):
         return either(
@@ -101,15 +110,13 @@ def _by_kind(err: StageFailed, asked: Asked) -> str | None:
         return _accuracy(asked)
     if isinstance(err, ChildOutOfMemory):
         return memory(asked)
-    if err.hint is None:
-        return either(
-            another_way(asked),
-            "report it with the job's log: the farm doesn't know this failure",
-        )
-    return err.hint
+    return either(
+        another_way(asked), "report it with the job's log: the farm doesn't know this failure"
+    )
 
 
 def _accuracy(asked: Asked) -> str:
+    """Of an engine whose outputs are too far from its source's, or NaN where those aren't."""
     drop = "raise max_drop" if asked.may_drop else ""
     if asked.precision in CALIBRATED:
         data = "pass more calibration data, like what the model will see"

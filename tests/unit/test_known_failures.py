@@ -310,6 +310,37 @@ def test_a_stages_own_hint_stays_where_no_library_says_more():
     assert explained(error, ada("int8")).hint == "remove those samples"
 
 
+@pytest.mark.parametrize(
+    ("asked_hint", "precision", "target"),
+    [
+        ("this GPU has no kernel for it: choose fp16", "fp16", "tensorrt:h200"),
+        ("choose bf16 or fp32, or for int8 a GPU that has bf16", "fp32", "onnxruntime:sm_86"),
+        ("choose bf16 or fp32", "fp16", "tensorrt-rtx:sm_75"),
+        ("choose fp8", "int8", "onnxruntime:cpu"),
+    ],
+)
+def test_a_stages_hint_that_leads_in_a_circle_gives_way(asked_hint, precision, target):
+    asked = Asked(stage=JobKind.BUILD, precision=Precision(precision), target=Target.parse(target))
+    for kind in (EngineBuildFailed, PrecisionMissed, AccuracyDropped):
+        told = explained(kind("what happened", hint=asked_hint), asked)
+        assert told.hint != asked_hint
+        assert_fits(told.hint, asked)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        "choose bf16 or fp32, or for int8 a GPU that has bf16",
+        "choose a GPU that has fp16",
+        "hand in the fp32 model, or build this one as fp32",
+        "choose int8 with calibration data",
+    ],
+)
+def test_a_stages_hint_that_fits_stays(own):
+    error = EngineBuildFailed("what happened", hint=own)
+    assert explained(error, ada("fp16")).hint == own
+
+
 def test_a_librarys_words_outrank_a_stages_general_hint():
     error = CastFailed("ModelOpt can't cast this graph", hint="choose fp32, or int8")
     error.__cause__ = RuntimeError(f"AutoCast failed\n{SAID['index']}")
