@@ -35,7 +35,8 @@ def signer(content: bytes, signature: str, keys: Collection[str]) -> str:
         key = signatures.signer(content, signature, keys)
     except ValueError as err:
         raise InvalidRequest(
-            f"the signature can't be read: {err}", hint="an Ed25519 signature, 64 bytes in base64"
+            f"the signature can't be read: {err}",
+            hint="give an Ed25519 signature, 64 bytes in base64",
         ) from err
     if key is None:
         raise PluginRefused("the library isn't signed by any of the farm's keys")

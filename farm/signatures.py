@@ -42,7 +42,8 @@ def signer(content: bytes, signature: str, keys: Iterable[str]) -> str | None:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     except ImportError as err:
         raise FarmError(
-            "signatures can't be verified here", hint="pip install 'engine-farm[plugins]'"
+            "signatures can't be verified here",
+            hint="install what does it: pip install 'engine-farm[plugins]'",
         ) from err
     raw = decoded(signature, SIGNATURE_BYTES)
     for key in keys:

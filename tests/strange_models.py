@@ -337,6 +337,13 @@ def scalar_input() -> onnx.ModelProto:
 
 
 @strange
+def empty_axis() -> onnx.ModelProto:
+    nodes = [node("Concat", ["cache", "x"], ["all"], axis=0), linear("all", "y")]
+    io = [FEATURES, value("cache", T.FLOAT, [0, 8])], [value("y", T.FLOAT, ["n", 4])]
+    return model(nodes, *io, [WEIGHT])
+
+
+@strange
 def fixed_size_inside() -> onnx.ModelProto:
     nodes = [node("Reshape", ["x", "shape"], ["r"]), linear("r", "y")]
     return model(nodes, [FEATURES], [value("y", T.FLOAT, [4, 4])], [WEIGHT, const("shape", [4, 8])])

@@ -80,7 +80,7 @@ class Asked:
         return precision is not Precision.INT8_DYNAMIC
 
 
-_WORD = re.compile("|".join(sorted(map(re.escape, Precision), key=len, reverse=True)))
+_WORD = re.compile("|".join(sorted((str(one) for one in Precision), key=len, reverse=True)))
 _CHOICE = re.compile(rf"\bchoose ((?:(?:{_WORD.pattern})(?:, or |, | or )?)+)")
 
 

@@ -44,7 +44,10 @@ def _bad_settings(err: ValidationError) -> InvalidRequest:
         f"FARM_{str(one['loc'][0]).upper()}: {one['msg']}" if one["loc"] else one["msg"]
         for one in err.errors()
     )
-    return InvalidRequest(f"a setting isn't valid: {said}", hint="docs/reference/settings.md")
+    return InvalidRequest(
+        f"a setting isn't valid: {said}",
+        hint="docs/reference/settings.md says what each setting takes",
+    )
 
 
 def tell(err: FarmError, *, as_json: bool) -> None:

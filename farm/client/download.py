@@ -29,7 +29,9 @@ from farm.specs import Runtime
 
 _SILENCE_S = 60.0
 _SUFFIXES = {Runtime.ONNXRUNTIME: "onnx", Runtime.TORCHSCRIPT: "pt"}
-_REBUILD_HINT = "don't use this engine; tell whoever runs the farm, and submit the model again"
+_CONTRADICTION_HINT = (
+    "don't use this engine, and tell whoever runs the farm: its records contradict each other"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ def _manifest(http: Http, engine: EngineView) -> bytes:
         raise DigestMismatch(
             f"the registry gives engine {engine.id} as {engine.digest}, "
             f"its manifest as {stated.digest}",
-            hint=_REBUILD_HINT,
+            hint=_CONTRADICTION_HINT,
         )
     return response.content
 
@@ -249,7 +251,9 @@ def _verify_header(partial: Path, engine: EngineView) -> None:
     if differs:
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()
-        raise DigestMismatch(f"engine {engine.id}: {differs}; nothing was kept", hint=_REBUILD_HINT)
+        raise DigestMismatch(
+            f"engine {engine.id}: {differs}; nothing was kept", hint=_CONTRADICTION_HINT
+        )
 
 
 def _disagreement(start: bytes, engine: EngineView) -> str | None:

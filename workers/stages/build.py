@@ -36,6 +36,10 @@ from workers.stages import Stage, StageResult
 _INSPECTOR = "the engine, by TensorRT's inspector"
 _PLAN = "the plan of TensorRT-RTX {version}, by the text in it"
 _NETWORK = "the network, before the builder fused its layers"
+_HEADER_HINT = (
+    "report it with the job's log: this version of TensorRT-RTX writes its engines otherwise than the "
+    "farm knows, and would do so again"
+)
 _MATRIX_PRODUCTS = ("MatMul", "Gemm")
 _KEPT = (
     "its values leave the range of fp16, or no data reach it, so it was kept in fp32: choose a GPU with "
@@ -334,14 +338,14 @@ def check_header(data: bytes, version: str, compute_capability: str) -> None:
         header = parse_header(data)
     except MalformedHeader as err:
         raise EngineBuildFailed(
-            f"the engine's header can't be read: {err}", hint="retry the build"
+            f"the engine's header can't be read: {err}", hint=_HEADER_HINT
         ) from err
     asked = (version, len(data), (compute_capability,))
     found = (header.version, header.bytes, header.compute_capabilities)
     if found != asked:
         raise EngineBuildFailed(
             f"the engine's header says {found}, and {asked} was asked for",
-            hint="retry the build, and report it if it stays so",
+            hint=_HEADER_HINT,
         )
 
 
