@@ -25,7 +25,7 @@ from farm.specs import (
 )
 from tests.strange_models import MODELS
 from workers import graphs
-from workers.profiles import has_dynamic_batch, resolve_profiles, shapes_at_batch
+from workers.profiles import resolve_profiles, shapes_at
 from workers.samples import random_arrays
 from workers.stages import Stage, StageResult, run
 
@@ -87,12 +87,31 @@ def write(model: onnx.ModelProto, path: Path) -> Path:
 def data_for(model: Path, path: Path) -> Path:
     inputs = graphs.input_specs(onnx.load(str(model)))
     profile = resolve_profiles(inputs, (), {})[0]
-    shapes = shapes_at_batch(inputs, profile, 16 if has_dynamic_batch(inputs) else 1)
-    np.savez(path, **random_arrays(inputs, shapes, seed=1))
+    np.savez(path, **random_arrays(inputs, shapes_at(profile, "opt"), seed=1))
     return path
 
 
-@pytest.mark.parametrize("name", MODELS)
+#: One of each kind; all of them take a minute or two.
+QUICK = (
+    "bf16",
+    "strings",
+    "constant_strings",
+    "sequence_output",
+    "optional_inside",
+    "branch",
+    "loop",
+    "size_input",
+    "empty_axis",
+    "input_is_an_output",
+    "sparse_weights",
+    "nothing_but_a_constant",
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in QUICK else (pytest.mark.heavy,)) for n in MODELS],
+)
 def test_a_strange_model_becomes_an_engine_or_a_hint_says_why_not(name, tmp_path):
     line = Line(tmp_path)
     source = write(MODELS[name](), tmp_path / "source.onnx")
