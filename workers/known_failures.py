@@ -440,7 +440,7 @@ TABLE: tuple[Known, ...] = (
     # ModelOpt 0.47, and what it runs models with
     _entry(
         r"Too many bins",
-        "calibrate with the method max, or look for outliers in the data: one tensor's values are spread "
+        "calibrate with --calibration-method max, or look for outliers: a tensor's values are spread "
         "too widely for a histogram",
     ),
     _entry(

@@ -6,6 +6,7 @@ import errno
 import itertools
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -93,6 +94,7 @@ SAID = {
     "of data bounds, idx=99 must be within the inclusive range [-10,9]",
     "k": "running TopK node. Status Message: k argument [99] should not be greater than specified axis dim",
     "reshape": "running Reshape node. Status Message: input_shape_size == requested_shape_size was false.",
+    "gemm-shape": "running Gemm node. Status Message: GEMM: Dimension mismatch, W: {48,4} K: 75 N:4",
     "division": "b_data[i] != T{0} was false. Integer division by zero",
     "cuda-libraries": "Failed to load library libonnxruntime_providers_cuda.so with error: libcublasLt",  #
     "onnx-function": "No ONNX function found for <OpOverload(op='aten._linalg_svd', overload='default')>. "
@@ -372,3 +374,14 @@ def test_every_gpu_has_an_answer():
                 asked = Asked(stage=JobKind.BUILD, precision=Precision.FP16, target=target)
                 for answer in answers:
                     assert_fits(answer(asked), asked)
+
+
+def test_what_the_documents_say_of_a_failure_is_what_the_table_knows():
+    page = (Path(__file__).parents[2] / "docs/how-to/troubleshoot.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \| .* \| .* \|$", page.partition("### What runtimes")[2], re.M)
+    phrases = [phrase for row in rows for phrase in re.findall(r"`([^`]+)`", row)]
+    assert len(phrases) > 15
+    recorded = [*SAID.values(), "it has no such operator (operator Det, node '')"]
+    for phrase in phrases:
+        parts = [part.strip().lower() for part in phrase.split("…")]
+        assert any(all(part in text.lower() for part in parts) for text in recorded), phrase
