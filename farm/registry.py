@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Select, and_, bindparam, or_, select
+from sqlalchemy import Select, and_, bindparam, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from farm import gpu_tags
+from farm import gpu_tags, judgements, latencies, ranking
 from farm.errors import NotFound
 from farm.models import Artifact, Build, EngineRow, Job, Model, Version, Wanted, new_id
 from farm.schemas import Comparison, EngineView, Match
@@ -16,7 +17,7 @@ from farm.specs import QUANTIZED, Precision, Prune, Target
 from farm.states import EngineState, JobState
 
 #: Of what a build says of its engine, what is kept in the row.
-_IO = "inputs outputs profiles compute options timing_cache peak_memory_bytes".split()
+_IO = "inputs outputs differences profiles compute options timing_cache peak_memory_bytes".split()
 _BUILT, _MEASURED = aliased(Job), aliased(Job)
 # Made once: every build and measure job that succeeds asks.
 _COMPLETE = (
@@ -159,7 +160,7 @@ _COLUMNS = (
 _WIDER = (Precision.FP16, Precision.FP32)
 
 
-def compared(session: Session, views: Sequence[EngineView]) -> list[EngineView]:
+def _compared(session: Session, views: Sequence[EngineView]) -> list[EngineView]:
     """The same engines; those that are compressed beside their newest twins that aren't so.
 
     Of a pruned one that is the unpruned one of its precision, of a quantised one a wider one.
@@ -169,7 +170,7 @@ def compared(session: Session, views: Sequence[EngineView]) -> list[EngineView]:
     unpruned = _rows().where(EngineRow.version_id.in_(versions), EngineRow.prune.is_(None))
     twins = {
         (_twin_key(view), view.precision): view
-        for view in map(_view, session.execute(unpruned.order_by(EngineRow.id)) if ids else ())
+        for view in reversed(_grouped(session.execute(unpruned)) if ids else [])
     }
     return [
         view.model_copy(update={"against": _against(view, twins)}) if view.id in ids else view
@@ -197,20 +198,30 @@ def _against(
     for precision in _twin_precisions(view):
         twin = twins.get((_twin_key(view), precision))
         if twin is not None:
+            latency_ratio, no_latency = latencies.ratio(view.metrics, twin.metrics)
             return Comparison(
                 engine=twin.id,
                 precision=precision,
                 size_ratio=round(view.bytes / twin.bytes, 4),
-                latency_ratio=_latency_ratio(view, twin),
-                task_drop=_drop(view, twin, "task", "engine"),
-                agreement_drop=_drop(view, twin, "top1_agreement"),
+                latency_ratio=latency_ratio,
+                latency_reason=no_latency,
+                task_drop=_drop(view, twin, "task", "engine") if _same_task(view, twin) else None,
+                agreement_drop=_drop(view, twin, "top1_agreement")
+                if _same_data(view, twin)
+                else None,
             )
     return None
 
 
-def _latency_ratio(view: EngineView, twin: EngineView) -> float | None:
-    value, other = (_at(one.metrics, "latency_ms", "p50") for one in (view, twin))
-    return round(value / other, 4) if value and other else None
+def _same_data(view: EngineView, twin: EngineView) -> bool:
+    """Whether two judgements are of data of the same kind and number."""
+    return all(view.accuracy.get(name) == twin.accuracy.get(name) for name in ("data", "samples"))
+
+
+def _same_task(view: EngineView, twin: EngineView) -> bool:
+    """Whether the source has the same result in both judgements, as it has on the same labels."""
+    source = _at(view.accuracy, "task", "source")
+    return source is not None and source == _at(twin.accuracy, "task", "source")
 
 
 def _drop(view: EngineView, twin: EngineView, *path: str) -> float | None:
@@ -225,15 +236,31 @@ def _at(document: Any, *path: str) -> Any:
 
 
 def engine(session: Session, engine_id: str) -> EngineView:
-    """One row of the registry.
+    """One row of the registry, with the other judgements of its engine.
 
     Raises:
         NotFound
     """
-    row = session.execute(_rows().where(EngineRow.id == engine_id)).one_or_none()
+    row = session.get(EngineRow, engine_id)
     if row is None:
         raise NotFound(f"there is no engine {engine_id!r}", hint="`farm engines MODEL` lists them")
-    return _view(row)
+    same = _rows().where(
+        EngineRow.version_id == row.version_id, EngineRow.build_job_id == row.build_job_id
+    )
+    views = [_view(one) for one in session.execute(same)]
+    [asked] = [view for view in views if view.id == engine_id]
+    [compared] = _compared(session, [judgements.beneath(asked, views)])
+    return compared
+
+
+def _grouped(rows: Iterable[Any]) -> list[EngineView]:
+    """One view an engine, its other judgements beneath; that which was published last first."""
+    groups: defaultdict[tuple[int, int], list[EngineView]] = defaultdict(list)
+    for row in rows:
+        groups[row[0].version_id, row[0].build_job_id].append(_view(row))
+    newest = sorted(groups.values(), key=lambda views: min(v.id for v in views), reverse=True)
+    ranked = [judgements.ranked(views) for views in newest]
+    return [judgements.beneath(best, rest) for best, *rest in ranked]
 
 
 def layers(session: Session, engine_id: str) -> str:
@@ -277,17 +304,53 @@ def engines(
     before: str | None = None,
     limit: int = 50,
 ) -> list[EngineView]:
-    """A model's engines, the newest first.
+    """A model's engines, that which was published last first.
+
+    An engine that was judged again is told once, by its best founded judgement.
 
     Parameters:
+        before: the id of a row, whose engine was published after those that are asked for.
         prune: ``2:4``, ``l1:0.5``, or ``none`` for those with all weights.
 
     Raises:
         NotFound: there is no such model.
         UnknownGpu, InvalidRequest
     """
+    found = _engines(
+        session,
+        model,
+        gpu=gpu,
+        precision=precision,
+        runtime=runtime,
+        version=version,
+        prune=prune,
+        before=before,
+        limit=limit,
+    )
+    return _compared(session, found)
+
+
+def _engines(
+    session: Session,
+    model: str,
+    *,
+    gpu: str | None = None,
+    precision: str | None = None,
+    runtime: str | None = None,
+    version: int | None = None,
+    prune: str | None = None,
+    before: str | None = None,
+    limit: int,
+) -> list[EngineView]:
     model_id(session, model)
-    statement = _rows().where(Model.name == model)
+    first = func.min(EngineRow.id)
+    statement = (
+        select(EngineRow.version_id, EngineRow.build_job_id, first.label("first"))
+        .join(Version, Version.id == EngineRow.version_id)
+        .join(Model, Model.id == Version.model_id)
+        .where(Model.name == model)
+        .group_by(EngineRow.version_id, EngineRow.build_job_id)
+    )
     if gpu is not None:
         tag = gpu_tags.canonical(gpu)
         statement = statement.where(EngineRow.gpu.in_({tag, gpu_tags.compute_capability(tag)}))
@@ -301,10 +364,23 @@ def engines(
         wanted = None if prune == UNPRUNED else str(Prune.parse(prune))
         statement = statement.where(EngineRow.prune.is_not_distinct_from(wanted))
     if before is not None:
-        statement = statement.where(EngineRow.id < before)
-    return [
-        _view(row) for row in session.execute(statement.order_by(EngineRow.id.desc()).limit(limit))
-    ]
+        statement = statement.having(first < _published(session, before))
+    page = statement.order_by(first.desc()).limit(limit).subquery()
+    same = and_(
+        page.c.version_id == EngineRow.version_id, page.c.build_job_id == EngineRow.build_job_id
+    )
+    return _grouped(session.execute(_rows().join(page, same)))
+
+
+def _published(session: Session, engine_id: str) -> str:
+    """The id of the first row of an engine, of which this is one."""
+    row = session.get(EngineRow, engine_id)
+    if row is None:
+        return engine_id
+    same = select(func.min(EngineRow.id)).where(
+        EngineRow.version_id == row.version_id, EngineRow.build_job_id == row.build_job_id
+    )
+    return session.scalar(same) or engine_id
 
 
 def model_id(session: Session, name: str) -> int:
@@ -324,9 +400,6 @@ def model_id(session: Session, name: str) -> int:
 
 
 UNPRUNED = "none"
-#: Of equal matches a pull takes the fastest precision that was asked for nowhere.
-_PRECISION_ORDER = {"int8": 0, "fp8": 1, "int8-dynamic": 2, "fp16": 3, "bf16": 4, "fp32": 5}
-_RUNTIME_ORDER = {"tensorrt": 0, "tensorrt-rtx": 1, "onnxruntime": 2, "torchscript": 3}
 
 
 def match(
@@ -341,8 +414,8 @@ def match(
     doubtful: bool = False,
 ) -> Match:
     """The best engine of a model for a GPU: the newest version, one with all weights before a pruned
-    one, the exact product before its compute capability, the asked precision or else the smallest,
-    the newest build.
+    one, the exact product before its compute capability, the asked precision or else the fastest, where
+    that was measured, or else the smallest; the newest build.
 
     Parameters:
         doubtful: take one that failed a gate, too, after those that didn't.
@@ -358,30 +431,20 @@ def match(
         "version": version,
         "prune": prune,
     }
-    found = engines(session, model, gpu=tag, **asked, limit=1000)
+    found = _engines(session, model, gpu=tag, **asked, limit=1000)
     good = [one for one in found if doubtful or one.state is EngineState.READY]
     if found and not good:
         raise _only_doubtful(found[0], tag)
     if not good:
         raise NotFound(*_nothing(session, model, tag, **asked))
-
-    def rank(engine: EngineView) -> tuple[Any, ...]:
-        return (
-            -engine.version,
-            engine.state is EngineState.DOUBTFUL,
-            engine.prune is not None,
-            engine.gpu != tag,
-            _PRECISION_ORDER[engine.precision],
-            _RUNTIME_ORDER[engine.runtime],
-        )
-
-    # engines() gives the newest first, and the sort is stable.
-    best = sorted(good, key=rank)[0]
-    return Match(engine=best, why=_why(best, tag, **asked))
+    best, chosen_from = ranking.best(good, tag, by_precision=precision is not None)
+    [compared] = _compared(session, [best])
+    return Match(engine=compared, why=_why(best, chosen_from, tag, **asked))
 
 
 def _why(
     best: EngineView,
+    chosen_from: Sequence[EngineView],
     tag: str,
     *,
     precision: str | None,
@@ -399,9 +462,7 @@ def _why(
         f"version {best.version} as asked"
         if version
         else f"version {best.version} is the newest with one",
-        f"{best.precision} as asked"
-        if precision
-        else f"{best.precision} is the most compact there is",
+        f"{best.precision} as asked" if precision else ranking.reason(best, chosen_from),
         f"{best.runtime} as asked" if runtime else f"runtime {best.runtime}",
     ]
     if best.prune and prune:
@@ -441,7 +502,7 @@ def _nothing(
     there = sorted(
         {
             f"{e.precision}@{e.gpu} ({e.runtime}, v{e.version}{f', pruned {e.prune}' * bool(e.prune)})"
-            for e in engines(session, model, limit=1000)
+            for e in _engines(session, model, limit=1000)
         }
     )
     exists = f"there is {', '.join(there)}" if there else "it has no engines yet"

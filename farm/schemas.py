@@ -334,10 +334,32 @@ class Comparison(Answer):
     precision: Precision
     size_ratio: float = Field(description="of the bytes; below 1 it is smaller")
     latency_ratio: float | None = Field(
-        description="of the median latencies; null where they weren't measured"
+        description="of the median latencies; null where they can't be compared"
     )
-    task_drop: float | None = Field(description="of the task's metric; null without labels")
-    agreement_drop: float | None = Field(description="of the top-1 agreement with the source")
+    latency_reason: str | None = Field(
+        None,
+        description="why there is no ratio: what wasn't measured, was disturbed, or was measured otherwise",
+    )
+    task_drop: float | None = Field(
+        description="of the task's metric; null without the same labels for both"
+    )
+    agreement_drop: float | None = Field(
+        description="of the top-1 agreement with the source; null unless both are of such data"
+    )
+
+
+class Judgement(Answer):
+    """What an engine was found to be worth when its model was submitted once more."""
+
+    engine: str = Field(description="id of the row, which has all figures")
+    data: str | None = Field(description="what it was judged on")
+    labelled: bool = Field(description="whether there were labels, and so a metric of the task")
+    samples: int | None
+    state: EngineState
+    doubts: list[str]
+    accuracy: dict[str, Any]
+    build: str
+    created_at: datetime
 
 
 class EngineView(Answer):
@@ -370,6 +392,11 @@ class EngineView(Answer):
         description="whether it was worth it: of a pruned engine over the unpruned one, of int8 and fp8 "
         "over fp16 or else fp32",
     )
+    judgements: list[Judgement] = Field(
+        [],
+        description="others of the same engine, by other data: the best founded first. A list and a pull "
+        "show the best founded of all: by labels, by evaluation data, by calibration data, by random data",
+    )
     options: BuilderOptions | None = Field(None, description="that it was built with")
     timing_cache: dict[str, Any] | None = Field(
         None, description="with which its build started, and what came of that"
@@ -381,8 +408,11 @@ class EngineView(Answer):
     fixed_inputs: FixedInputs = Field(
         {}, description="inputs that were folded into it, with their value: it takes them no more"
     )
-    inputs: list[TensorSpec]
+    inputs: list[TensorSpec] = Field(description="as the runtime has them")
     outputs: list[TensorSpec]
+    differences: list[str] | None = Field(
+        None, description="how the runtime's inputs and outputs differ from those of the model"
+    )
     toolchain: dict[str, str]
     source_digest: Digest
     build: str

@@ -414,7 +414,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = parse_qs(urlsplit(self.path).query).get("precision", [None])[0]
         found = [r for r in rows if r["gpu"] == wanted and asked in (None, r["precision"])]
         if found:
-            self._json({"engine": found[0], "why": f"built for {wanted}; int8 is the most compact"})
+            self._json({"engine": found[0], "why": f"built for {wanted}; int8 is the only one"})
         else:
             self._missing(f"digits has no engine for {gpu}; there is int8@sm_89")
 

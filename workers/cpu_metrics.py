@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from farm.latencies import MAX_OTHERS_SHARE
 from workers.backends.ort import cpu_threads
 from workers.batch import Arrays, Batch
 from workers.samples import Runnable
@@ -25,8 +26,6 @@ from workers.timing import (
 LATENCY_PACE = Pace()
 #: At the other batch sizes, for throughput.
 THROUGHPUT_PACE = Pace(duration_s=0.5)
-#: While others hold more than this share of all cores, a ratio of latencies means little.
-MAX_OTHERS_SHARE = 0.2
 #: How often the headline's latency is taken again on a busy machine.
 RETRIES = 1
 #: A batch whose one run would take longer isn't timed.

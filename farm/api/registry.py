@@ -58,7 +58,7 @@ def list_engines(
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> EnginePage:
-    """A model's engines, the newest first."""
+    """A model's engines, the newest first; each once, however often it was judged."""
     with farm.db.read() as session:
         items = registry.engines(
             session,
@@ -71,7 +71,6 @@ def list_engines(
             before=cursor,
             limit=limit + 1,
         )
-        items = registry.compared(session, items)
     more = len(items) > limit
     return EnginePage(items=items[:limit], cursor=items[limit - 1].id if more else None)
 
@@ -110,8 +109,7 @@ def match(
 def show_engine(engine_id: str, farm: Farm) -> EngineView:
     """A row of the registry."""
     with farm.db.read() as session:
-        [engine] = registry.compared(session, [registry.engine(session, engine_id)])
-        return engine
+        return registry.engine(session, engine_id)
 
 
 @router.get(

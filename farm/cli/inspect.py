@@ -22,11 +22,7 @@ def register(app: typer.Typer) -> None:
 
 _LAYERS = 40
 _NAMED = 10
-#: Who says what an engine computes in, where it isn't the typed graph.
-_SAID_BY = {
-    "engine": "as the engine's own layers say",
-    "optimised-graph": "as the graph says that ONNX Runtime has optimised",
-}
+_OPERANDS = 2  #: of a product; what follows are biases and scales
 
 
 def inspect(
@@ -62,11 +58,18 @@ def inspect(
     _kinds(report)
     listed = report.layers if all_layers else report.layers[:_LAYERS]
     rows = [
-        (str(n), one.type, _tensors(one.outputs), one.kernel or show.NONE, one.name)
+        (
+            str(n),
+            one.type,
+            " × ".join(tensor.type or "?" for tensor in one.inputs[:_OPERANDS]) or show.NONE,
+            _tensors(one.outputs),
+            one.kernel or show.NONE,
+            one.name,
+        )
         for n, one in enumerate(listed, start=1)
     ]
-    headers = ("layer", "type", "gives", "kernel", "name")
-    show.table(headers, rows, keep=("layer", "type", "gives"))
+    headers = ("layer", "type", "takes", "gives", "kernel", "name")
+    show.table(headers, rows, keep=("layer", "type", "takes"))
     if len(listed) < len(report.layers):
         show.line(
             f"… {len(report.layers) - len(listed)} more: {again(f'farm inspect {engine} --all', url)}"
@@ -90,6 +93,8 @@ def _interface(row: EngineView) -> None:
         for spec in specs
     ]
     show.table(("", "name", "type", "shape", "min:opt:max"), rows, keep=("", "name", "type"))
+    for one in row.differences or ():
+        show.line(f"otherwise than in the model: {one}")
 
 
 def _shape(shape: Sequence[int | str] | None) -> str:
@@ -111,8 +116,7 @@ def _compute(report: LayerReport, precision: Precision) -> None:
         (type_, str(of.layers), show.share(of.share)) for type_, of in report.compute.types.items()
     ]
     show.table(("computes in", "layers", "share of the compute"), rows)
-    if report.compute.source in _SAID_BY:
-        show.line(_SAID_BY[report.compute.source])
+    show.line(_source(report))
     for product in report.products:
         if product.typed is not None:
             show.line(
@@ -127,6 +131,16 @@ def _compute(report: LayerReport, precision: Precision) -> None:
             show.line(f"not in {wanted}: {product.op_type} {product.name} ({inputs} isn't)")
 
 
+def _source(report: LayerReport) -> str:
+    """``as the plan says: 10 of 10 found in it``."""
+    compute, count = report.compute, len(report.products)
+    said = f"as the {show.SOURCES[compute.source]} says"
+    if compute.found is None:
+        return said
+    rest = "" if compute.found == count else "; the others are as the typed graph has them"
+    return f"{said}: {compute.found} of {count} found in it{rest}"
+
+
 def _memory(report: LayerReport, row: EngineView) -> None:
     rows = [
         (type_, f"{of.parameters:,}", show.size(of.bytes)) for type_, of in report.weights.items()
@@ -134,6 +148,9 @@ def _memory(report: LayerReport, row: EngineView) -> None:
     if rows:
         show.table(("weights", "parameters", "size"), rows)
     memory, said = report.memory, []
+    if memory is not None and memory.constants:
+        sizes = ", ".join(f"{show.size(of)} {name}" for name, of in memory.constants.items())
+        show.line(f"constants in the engine: {sizes}")
     if memory is not None and memory.context_bytes is not None:
         said.append(f"{show.size(memory.context_bytes)} for each execution context")
     if memory is not None and len(memory.context_bytes_by_profile) > 1:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.cli import complete, show, transfer
+from farm.cli import complete, registry, show, transfer
 from farm.cli.options import (
     Json,
     ModelName,
@@ -47,7 +47,8 @@ def pull(
         typer.Option(
             "--precision",
             metavar="PRECISION",
-            help="Precisions, repeated or by commas; by default the most compact there is.",
+            help="Precisions, repeated or by commas; by default the fastest where that was measured, "
+            "else the smallest.",
             autocompletion=complete.precisions,
         ),
     ] = None,
@@ -114,6 +115,8 @@ def _say(pulled: Pulled) -> None:
     show.line(f"{pulled.path}  {show.size(pulled.engine.bytes)}  {pulled.engine.digest}")
     show.line(f"  why: {pulled.why}")
     show.line(f"  judged on: {show.judged_on(pulled.engine.accuracy)}")
+    if pulled.engine.against is not None:
+        show.line(f"  against {registry.against(pulled.engine)}")
     show.line(f"  runs on: {pulled.engine.runtime} {pulled.engine.runtime_version}")
     show.line("  verified" + ("" if pulled.fresh else "; it was here already"))
 

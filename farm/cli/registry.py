@@ -23,7 +23,7 @@ from farm.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from farm.schemas import EngineView, VersionView
+    from farm.schemas import EngineView, Judgement, VersionView
 
 _PANEL = "Engines"
 
@@ -87,9 +87,8 @@ _HEADERS = (
 
 def engines_table(engines: Sequence[EngineView], *, empty: str = "") -> None:
     """Print engines with their accuracy and speed."""
-    show.table(
-        _HEADERS, map(_row, engines), keep=("id", "version", "target", "precision"), empty=empty
-    )
+    rows = [row for engine in engines for row in (_row(engine), *map(_judged, engine.judgements))]
+    show.table(_HEADERS, rows, keep=("id", "version", "target", "precision"), empty=empty)
     for engine in engines:
         if engine.doubts:
             show.line(
@@ -113,19 +112,35 @@ def _row(engine: EngineView) -> tuple[str, ...]:
         str(accuracy.get("measured_on") or show.NONE),
         *_speed(engine.metrics or {}),
         _types(engine),
-        _against(engine),
+        against(engine),
     )
 
 
+def _judged(one: Judgement) -> tuple[str, ...]:
+    """Another judgement of the engine above, in the columns of accuracy."""
+    cosine = one.accuracy.get("cosine_mean")
+    row = dict.fromkeys(_HEADERS, "") | {
+        "id": f"└ {one.engine}",
+        "precision": str(one.state),
+        "agreement": _agreement(one.accuracy),
+        "cosine": show.NONE if cosine is None else f"{cosine:.4f}",
+        "task": _task(one.accuracy.get("task")),
+        "judged on": show.judged_on(one.accuracy),
+        "measured on": str(one.accuracy.get("measured_on") or show.NONE),
+    }
+    return tuple(row.values())
+
+
 def _types(engine: EngineView) -> str:
-    """``int8 97 %, fp16 3 %``."""
-    if engine.compute is None:
+    """``int8 97 %, fp16 3 % (plan)``."""
+    if engine.compute is None or not engine.compute.types:
         return show.NONE
     types = sorted(engine.compute.types.items(), key=lambda item: -(item[1].share or 0))
-    return ", ".join(f"{name} {show.share(of.share, 0)}" for name, of in types) or show.NONE
+    shares = ", ".join(f"{name} {show.share(of.share, 0)}" for name, of in types)
+    return f"{shares} ({show.SOURCES[engine.compute.source]})"
 
 
-def _against(engine: EngineView) -> str:
+def against(engine: EngineView) -> str:
     """``fp16: 0.52× size, 0.61× p50, task −0.2 %``."""
     found = engine.against
     if found is None:

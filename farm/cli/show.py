@@ -151,6 +151,16 @@ def ago(moment: datetime) -> str:
     return f"{seconds} s ago"
 
 
+#: Who says in which types an engine computes.
+SOURCES = {
+    "graph": "typed graph",
+    "inspector": "inspector",
+    "engine": "inspector",  # as an earlier farm called it
+    "plan": "plan",
+    "optimised-graph": "optimised graph",
+}
+
+
 def share(value: float | None, digits: int = 1) -> str:
     """``99.8 %``."""
     return NONE if value is None else f"{value * 100:.{digits}f} %"

@@ -101,7 +101,7 @@ def test_inspect_shows_the_types_and_the_layers_of_an_engine(run: Run, stub: Stu
     assert "2 convolutions and matrix products, 4 billion" in result.stdout
     assert re.search(r"int8 +1 +97\.0 %", result.stdout)
     assert "not in int8: Gemm head (pooled isn't)" in result.stdout
-    assert re.search(r"40 +CONVOLUTION +half \?×10 +– +layer 39", result.stdout)
+    assert re.search(r"40 +CONVOLUTION +– +half \?×10 +– +layer 39", result.stdout)
     assert f"… 10 more: farm inspect {row['id']} --all" in result.stdout
     everything = run("inspect", row["id"], "--all").stdout
     assert "layer 49" in everything
@@ -119,7 +119,7 @@ def test_inspect_shows_what_the_engine_itself_says(
     product = stub_farm.LAYERS["products"][0]
     told = {
         "source": "the engine, by TensorRT's inspector",
-        "compute": stub_farm.LAYERS["compute"] | {"source": "engine"},
+        "compute": stub_farm.LAYERS["compute"] | {"source": "inspector", "found": 1},
         "products": [product | {"type": "fp16", "typed": "int8", "layer": "c1 + relu"}],
         "kinds": {"CaskConvolution": 50, "Reformat": 2},
         "fusions": {"CaskConvolution": 48},
@@ -131,12 +131,14 @@ def test_inspect_shows_what_the_engine_itself_says(
             "weights_bytes": None,
             "streamable_weights_bytes": 0,
             "aux_streams": 1,
+            "constants": {"int8": 25_000_000, "half": 2_000},
         },
     }
     for name, value in told.items():
         monkeypatch.setitem(stub_farm.LAYERS, name, value)
     shown = run("inspect", row["id"]).stdout
-    assert "as the engine's own layers say" in shown
+    assert "as the inspector says: 1 of 1 found in it" in shown
+    assert "constants in the engine: 25.0 MB int8, 2.0 kB half" in shown
     assert "timing cache: revision 3 of 120 entries; 4 more were timed" in shown
     assert "in fp16, and typed int8: Conv c1" in shown
     assert "GPU memory: 8.0 MB for each execution context; by profile 4.0 MB, 8.0 MB" in shown
@@ -153,8 +155,33 @@ def test_engines_say_what_they_compute_in_and_whether_it_was_worth_it(
     drops = {"task_drop": 0.002, "agreement_drop": 0.001}
     stub.add(rtx_plan(), compute=stub_farm.LAYERS["compute"], against=against | drops)
     shown = run("engines", "digits").stdout
-    assert "int8 97 %, fp16 3 %" in shown
+    assert "int8 97 %, fp16 3 % (typed graph)" in shown
     assert "fp16: 0.52× size, 0.61× p50, task -0.2 %" in shown
+
+
+def test_other_judgements_of_an_engine_are_listed_beneath_it(run: Run, stub: StubFarm) -> None:
+    task = {"metric": "top1", "source": 0.9, "engine": 0.88, "drop": 0.02}
+    other = {
+        "engine": "E2",
+        "data": "evaluation",
+        "labelled": True,
+        "samples": 50,
+        "state": "ready",
+        "doubts": [],
+        "accuracy": {
+            "cosine_mean": 0.97,
+            "top1_agreement": 0.96,
+            "task": task,
+            "samples": 50,
+            "data": "evaluation",
+        },
+        "build": "B2",
+        "created_at": "2026-07-01T10:00:00Z",
+    }
+    row = stub.add(rtx_plan(), judgements=[other])
+    lines = run("engines", "digits").stdout.splitlines()
+    [at] = [n for n, line in enumerate(lines) if row["id"] in line]
+    assert re.search(r"└ E2 +ready +96\.0 % +0\.9700 .*50 evaluation", lines[at + 1])
 
 
 def test_submit_says_what_was_chosen_and_what_comes_next(run: Run, model: Path) -> None:

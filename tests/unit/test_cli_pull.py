@@ -71,7 +71,7 @@ def test_pull_prints_the_file_and_why_it_was_the_match(run: Run, tmp_path: Path)
     assert result.exit_code == exits.OK, result.output
     assert result.stdout.splitlines() == [
         f"{tmp_path / NAME}  300.0 kB  {stub_farm.digest_of(rtx_plan())}",
-        "  why: built for sm_89; int8 is the most compact",
+        "  why: built for sm_89; int8 is the only one",
         "  judged on: 450 evaluation",
         "  runs on: tensorrt-rtx 1.7.1.116",
         "  verified",
