@@ -28,6 +28,7 @@ from farm.models import (
 )
 from farm.plan import Plan, PlannedJob, plan
 from farm.schemas import BuildRequest
+from farm.sources import TAKEN, Look
 from farm.specs import GateSet, Runtime, Target
 from farm.states import BUILD_ENDED, BuildState, JobState, Reuse, build_state
 from farm.targets import Choice
@@ -105,12 +106,14 @@ def submit(
     runtimes: Sequence[Runtime],
     plugin_keys: Collection[str] = (),
     gates: GateSet = GateSet(),
+    look: Look = Look(),
     client: str = "",
     idempotency_key: str | None = None,
 ) -> Submitted:
     """Take a build: plan its jobs, and create those that nobody has asked for yet.
 
     Parameters:
+        look: what is known of the source's graph.
         gates: the farm's, where the request sets none. The build keeps them.
 
     Raises:
@@ -128,7 +131,7 @@ def submit(
     version_id, number = _version(session, request)
     if request.gates:
         gates = gates.changed(request.gates)
-    planned = _plan(request, _choose(request, fleet, runtimes), fleet, gates)
+    planned = _plan(request, _choose(request, fleet, runtimes), fleet, gates, look)
     plugins.require(session, request.options.plugins, plugin_keys)
     build = Build(
         id=new_id(),
@@ -296,8 +299,14 @@ def _choose(request: BuildRequest, fleet: Fleet, runtimes: Sequence[Runtime]) ->
     ]
 
 
-def _plan(request: BuildRequest, choices: Sequence[Choice], fleet: Fleet, gates: GateSet) -> Plan:
-    return plan(request, choices, fleet.toolchain, fleet.online_queues, gates)
+def _plan(
+    request: BuildRequest,
+    choices: Sequence[Choice],
+    fleet: Fleet,
+    gates: GateSet,
+    look: Look = TAKEN,
+) -> Plan:
+    return plan(request, choices, fleet.toolchain, fleet.online_queues, gates, look)
 
 
 def _gates(build: Build) -> GateSet:

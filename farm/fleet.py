@@ -156,6 +156,8 @@ def _target_view(fleet: Fleet, target: Target) -> TargetView:
             "waits-for-worker",
             f"no worker online consumes {queue}; start one: farm worker",
         )
+    notes = filter(None, (targets.note(target, precision) for precision in Precision))
+    why = "; ".join([why, *(() if reason else notes)])
     return TargetView.model_validate(
         {
             "target": str(target),

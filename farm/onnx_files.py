@@ -1,6 +1,7 @@
-"""Which other files an ONNX model keeps weights in, found without loading it.
+"""Which other files an ONNX model keeps weights in, and which operators it has, found without loading it.
 
-Reads just as much of protobuf's wire format as leads to the locations of tensors' external data.
+Reads just as much of protobuf's wire format as leads to the locations of tensors' external data, or to
+the kinds of nodes.
 """
 
 from __future__ import annotations
@@ -23,10 +24,61 @@ _NESTED = {
     "tensor": {13: "entry"},
 }
 _KEY, _VALUE = 1, 2
+#: The fields that hold messages which may hold nodes, and a node's kind.
+_NESTED_NODES = {
+    "model": {7: "graph", 25: "function"},
+    "graph": {1: "node"},
+    "function": {7: "node"},
+    "node": {4: "kind", 5: "attribute"},
+    "attribute": {6: "graph", 11: "graph"},
+}
+#: Fields to look at before giving up: of a graph of some ten thousand nodes.
+_MAX_LOOKS = 300_000
 
 
 class MalformedModel(ValueError):
     """The bytes aren't a model in protobuf's wire format."""
+
+
+def operators(path: Path, offset: int = 0, size: int | None = None) -> frozenset[str] | None:
+    """The kinds of nodes of the ONNX model, those of bodies and functions too.
+
+    None for a model of so many nodes that it would take long to look at.
+
+    Parameters:
+        offset, size: as of ``external_files``.
+
+    Raises:
+        MalformedModel
+    """
+    if path.stat().st_size == 0:
+        return frozenset()
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        end = len(data) if size is None else offset + size
+        found: set[str] = set()
+        kinds = _kinds(data, offset, end, "model", 0)
+        for looks, kind in enumerate(kinds):
+            if looks > _MAX_LOOKS:
+                return None
+            found |= {kind} - {""}
+        return frozenset(found)
+
+
+def _kinds(data: mmap.mmap, start: int, end: int, message: str, depth: int) -> Iterator[str]:
+    """The kind of each node, and nothing for each other field, so that these count as well."""
+    if depth > _MAX_DEPTH:
+        raise MalformedModel("its graphs are nested too deep")
+    for number, at, until in _fields(data, start, end):
+        inner = _NESTED_NODES[message].get(number)
+        if inner == "kind":
+            yield data[at:until].decode(errors="replace")
+        elif inner:
+            yield from _kinds(data, at, until, inner, depth + 1)
+        else:
+            yield ""
 
 
 def external_files(path: Path, offset: int = 0, size: int | None = None) -> frozenset[str]:

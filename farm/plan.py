@@ -10,6 +10,7 @@ from farm import gpu_tags, keys, targets
 from farm.errors import CalibrationMissing, SourceRefused, TargetUnsupported
 from farm.queues import CPU_QUEUE
 from farm.schemas import BuildRequest
+from farm.sources import Look
 from farm.specs import (
     CALIBRATED,
     MODULES,
@@ -83,19 +84,21 @@ def plan(
     toolchains: Toolchains,
     online_queues: Mapping[str, int],
     gates: GateSet,
+    look: Look = Look(),
 ) -> Plan:
     """Plan a build.
 
     Parameters:
         online_queues: queue → number of online workers that consume it.
         gates: that the engines are held to.
+        look: what is known of the source's graph.
 
     Raises:
         TargetUnsupported: for a precision that a target hasn't.
-        CalibrationMissing: INT8 or FP8 without data.
+        CalibrationMissing: INT8 or FP8 without data, of a source that isn't quantised.
         SourceRefused: a source that can't be pruned, and shall be.
     """
-    _check(request, choices)
+    _check(request, choices, look)
     planner = _Planner(request, toolchains, online_queues, gates)
     for choice in choices:
         for precision in dict.fromkeys(request.precisions):
@@ -103,7 +106,7 @@ def plan(
     return planner.plan
 
 
-def _check(request: BuildRequest, choices: Sequence[Choice]) -> None:
+def _check(request: BuildRequest, choices: Sequence[Choice], look: Look) -> None:
     if request.prune and request.source.format not in MODULES:
         raise SourceRefused(
             f"pruning works on PyTorch's modules, and the source is {request.source.format}",
@@ -125,11 +128,14 @@ def _check(request: BuildRequest, choices: Sequence[Choice]) -> None:
                 f"{choice.asked}: {reason}", hint="submit that target in a build of its own"
             )
     for precision in request.precisions:
-        if precision in CALIBRATED and request.calibration is None:
+        calibrated = request.calibration is not None or look.may_be_quantized
+        if precision in CALIBRATED and not calibrated:
             raise CalibrationMissing(f"{precision} needs calibration data")
     for choice in choices:
         for precision in request.precisions:
-            reason = targets.refusal(choice.target, precision)
+            reason = targets.refusal(choice.target, precision) or targets.graph_refusal(
+                choice.target, precision, look.operators
+            )
             if reason:
                 raise TargetUnsupported(
                     f"{precision} for {choice.asked}: {reason}",
@@ -216,22 +222,19 @@ class _Planner:
 
     def _calibrate(self, precision: Precision) -> PlannedJob:
         data = self._request.calibration
-        if data is None:
-            raise CalibrationMissing()
+        asked = {"method": data.method, "batch_size": data.batch_size} if data else {}
         params = CalibrateParams.model_validate(
             {
                 "precision": precision,
-                "method": data.method,
-                "batch_size": data.batch_size,
                 "profiles": self._profiles,
                 "hold_out": self._hold_out,
                 "fixed_inputs": self._fixed,
             }
+            | asked
         )
-        inputs = {
-            "onnx": Input(job=self._export(), output="onnx"),
-            "calibration": Input(digest=data.digest),
-        }
+        inputs = {"onnx": Input(job=self._export(), output="onnx")}
+        if data:  # a graph that was quantised in training needs none
+            inputs["calibration"] = Input(digest=data.digest)
         return self._add(JobKind.CALIBRATE, params, inputs, precision=precision)
 
     def _typed(self, precision: Precision, target: Target) -> Input:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from farm import packs
 from farm.errors import InvalidRequest, SourceRefused
-from farm.onnx_files import MalformedModel, external_files
+from farm.onnx_files import MalformedModel, external_files, operators
 from farm.specs import SourceFormat
 
 PACK_HINT = (
@@ -23,6 +24,43 @@ _SAVEDMODEL_HINT = (
 )
 #: A pickle's first two bytes from protocol 2 on; older ones are text and fail as ONNX.
 _PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
+
+
+#: The operators that a quantised graph holds.
+_QUANTIZING = {"QuantizeLinear", "DequantizeLinear"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a first look at a source has shown of its graph."""
+
+    operators: frozenset[str] | None = None  #: None where the look doesn't go so far
+    may_be_quantized: bool = False  #: so that int8 needs no data; its export says whether it is
+
+
+#: Of what was taken before: it is looked at once.
+TAKEN = Look(may_be_quantized=True)
+
+
+def look(path: Path, format: SourceFormat) -> Look:
+    """What can be seen of a source without loading it: of ONNX its operators, of others nothing."""
+    if format is not SourceFormat.ONNX:
+        return Look()
+    try:
+        found = _operators(path)
+    except (packs.MalformedPack, MalformedModel):
+        return Look()  # the export says what is wrong with it
+    if found is None:
+        return Look(may_be_quantized=True)
+    return Look(operators=found, may_be_quantized=not _QUANTIZING.isdisjoint(found))
+
+
+def _operators(path: Path) -> frozenset[str] | None:
+    if not packs.is_pack(path):
+        return operators(path)
+    there = packs.members(path)
+    model = there[packs.one_ending(there, ".onnx")]
+    return operators(path, model.offset, model.bytes)
 
 
 def check(path: Path, format: SourceFormat) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from farm import gpu_tags
@@ -65,6 +65,33 @@ def refusal(target: Target, precision: Precision | None = None) -> str | None:
             return "sm_75 has no bf16; use fp16"
         if precision is Precision.FP32 and target.runtime is Runtime.TENSORRT_RTX:
             return "TensorRT-RTX has no fp32 matrix products on sm_75; use fp16 or int8"
+    return None
+
+
+#: Of these TensorRT-RTX builds no int8 for sm_75 but computes them in half (tensorrt-rtx 1.7).
+_IN_HALF_ON_TURING = {"Conv", "ConvTranspose"}
+_PRODUCTS = {"Attention", "Einsum", "Gemm", "MatMul", *_IN_HALF_ON_TURING}
+_TURING_HAS_NO_INT8_CONVOLUTIONS = (
+    "TensorRT-RTX computes int8 convolutions in half on sm_75, and only matrix products in int8"
+)
+
+
+def note(target: Target, precision: Precision | None) -> str | None:
+    """What to know of an engine before it is built, where that isn't what its name says."""
+    turing = gpu_tags.compute_capability(target.gpu) == "sm_75"
+    if precision is Precision.INT8 and turing and target.runtime is Runtime.TENSORRT_RTX:
+        return _TURING_HAS_NO_INT8_CONVOLUTIONS
+    return None
+
+
+def graph_refusal(
+    target: Target, precision: Precision, operators: Collection[str] | None
+) -> str | None:
+    """Why a graph of these operators can't be had so, as far as is known without building it."""
+    said = note(target, precision)
+    products = _PRODUCTS.intersection(operators or ())
+    if said and products and products <= _IN_HALF_ON_TURING:
+        return f"{said}, of which the model has none; use fp16, or tensorrt:{target.gpu}"
     return None
 
 

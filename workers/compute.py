@@ -31,7 +31,7 @@ _TYPES = {
     TensorProto.FLOAT8E4M3FN: "fp8",
 }
 #: Operators that multiply integers → where their two operands are.
-_INTEGER = {
+INTEGER_OPERATORS = {
     "ConvInteger": (0, 1),
     "MatMulInteger": (0, 1),
     "QLinearConv": (0, 3),
@@ -46,7 +46,7 @@ PRODUCTS = (
     "Einsum",
     "Attention",
     *_RECURRENT,
-    *_INTEGER,
+    *INTEGER_OPERATORS,
 )
 #: Inputs that may be left out, of an Attention.
 _PAST_KEY = 4
@@ -235,7 +235,7 @@ class _Lookup:
         return int(numpy_helper.to_array(tensor).reshape(-1)[0])
 
     def product(self, node: onnx.NodeProto) -> Product:
-        if node.op_type in _INTEGER:
+        if node.op_type in INTEGER_OPERATORS:
             return Product(
                 name=node.name or node.output[0],
                 op_type=node.op_type,
@@ -259,7 +259,7 @@ class _Lookup:
         )
 
     def _operands(self, node: onnx.NodeProto) -> tuple[str, str]:
-        left, right = _INTEGER.get(node.op_type, (0, 1))
+        left, right = INTEGER_OPERATORS.get(node.op_type, (0, 1))
         return node.input[left], node.input[right]
 
     def _quantized_type(self, name: str) -> int | None:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from farm.errors import PrecisionMissed
 from farm.schemas import Layer, LayerReport, LayerTensor, ProductView
 from farm.specs import QUANTIZED, Precision
-from workers.compute import Compute, Product
+from workers.compute import INTEGER_OPERATORS, Compute, Product
 from workers.graphs import all_nodes, input_specs, output_specs
 
 #: ONNX Runtime's operators that multiply integers.
@@ -33,11 +33,13 @@ _NAMED = 3
 def check_precision(precision: Precision, compute: Compute) -> None:
     """Refuse a graph that multiplies nothing in the type which its engine would be called by.
 
-    A graph without products is right in any type; fp32 is what a graph's author made of it.
+    A graph without products is right in any type; fp32 is what a graph's author made of it, but for Q/DQ.
 
     Raises:
         PrecisionMissed: saying of the first products why not.
     """
+    if precision is Precision.FP32:
+        _refuse_quantized(compute)
     if precision is Precision.FP32 or not compute.products or compute.layers(precision.computes_in):
         return
     why = "; ".join(_why_not(product, precision) for product in compute.products[:_NAMED])
@@ -45,6 +47,18 @@ def check_precision(precision: Precision, compute: Compute) -> None:
         f"none of the graph's {len(compute.products)} convolutions and matrix products would "
         f"compute in {precision}: {why}"
     )
+
+
+def _refuse_quantized(compute: Compute) -> None:
+    for quantized in QUANTIZED:
+        of_type = (one for one in compute.products if one.type == quantized.computes_in)
+        found = [one for one in of_type if one.op_type not in INTEGER_OPERATORS]
+        if found:
+            raise PrecisionMissed(
+                f"the model is quantised: {len(found)} of its {len(compute.products)} convolutions and "
+                f"matrix products compute in {quantized}, so it is no fp32 engine",
+                hint=f"submit it as {quantized}: it needs no calibration data",
+            )
 
 
 def _why_not(product: Product, precision: Precision) -> str:

@@ -68,12 +68,13 @@ async def submit(
 def _submit(
     farm: Services, request: BuildRequest, client: str, idempotency_key: str | None
 ) -> BuildView:
-    farm.check_source(request.source.digest, request.source.format)
+    look = farm.check_source(request.source.digest, request.source.format)
     return _unit(
         farm,
         lambda session: builds.submit(
             session,
             request,
+            look=look,
             fleet=farm.fleet(session),
             runtimes=farm.settings.runtimes,
             plugin_keys=farm.settings.plugin_keys,

@@ -16,6 +16,7 @@ from farm.dispatch import Doorbell, create_celery
 from farm.fleet import Fleet
 from farm.schemas import Problem
 from farm.settings import Settings
+from farm.sources import Look
 from farm.specs import SourceFormat
 from farm.storage import LocalStore
 from farm.sweep import Sweeper
@@ -29,7 +30,7 @@ class Services:
     db: Database
     store: LocalStore
     sweeper: Sweeper
-    _checked: set[tuple[str, SourceFormat]] = field(default_factory=set, init=False)
+    _checked: dict[tuple[str, SourceFormat], Look] = field(default_factory=dict, init=False)
     _known_fleet: tuple[float, Fleet] | None = field(default=None, init=False)
 
     @classmethod
@@ -43,15 +44,21 @@ class Services:
             sweeper=Sweeper(db, doorbell, settings),
         )
 
-    def check_source(self, digest: str, format: SourceFormat) -> None:
+    def check_source(self, digest: str, format: SourceFormat) -> Look:
         """Refuse what can't be a source of this format; a blob never changes, so once is enough.
+
+        Returns what else the look at it has shown.
 
         Raises:
             SourceRefused, InvalidRequest
         """
-        if (digest, format) not in self._checked and self.store.has(digest):
-            sources.check(self.store.path(digest), format)
-            self._checked.add((digest, format))
+        if (digest, format) not in self._checked:
+            if not self.store.has(digest):
+                return Look()
+            path = self.store.path(digest)
+            sources.check(path, format)
+            self._checked[digest, format] = sources.look(path, format)
+        return self._checked[digest, format]
 
     def fleet(self, session: Session) -> Fleet:
         """The workers as they are, or were less than half a second ago."""

@@ -15,7 +15,7 @@ from farm.errors import EngineBuildFailed
 from farm.gpu_tags import CPU
 from farm.schemas import Layer, LayerReport, MemoryView
 from farm.specs import TENSORRTS, BuildParams, Precision, Profile, Runtime, TensorSpec
-from workers import engine_types, floats, graphs, layers, optimised, saturation, scripted
+from workers import engine_types, floats, graphs, layers, optimised, qat, saturation, scripted
 from workers.backends import ort, ort_cuda, rtx_plan, trt, trt_interface
 from workers.backends.rtx_plan import RtxPlan
 from workers.backends.trt_cache import TimingCacheUse
@@ -233,7 +233,7 @@ def _build_graph(stage: Stage, params: BuildParams, file: Path, model: onnx.Mode
     on_cpu = params.target.gpu == CPU
     build = ort.build_engine if on_cpu else ort_cuda.build_engine
     if on_cpu and params.precision is Precision.INT8:
-        file = _in_integers(stage, params)
+        file = _in_integers(stage, params) or file
     if on_cpu:
         file = saturation.exact_file(file, stage.workdir)
     # Folding may widen fp16 weights to fp32. And what stays outside must come along.
@@ -257,10 +257,17 @@ def _build_graph(stage: Stage, params: BuildParams, file: Path, model: onnx.Mode
     )
 
 
-def _in_integers(stage: Stage, params: BuildParams) -> Path:
-    """The Q/DQ graph with what integer kernels need, in ranges that the calibration data have."""
+def _in_integers(stage: Stage, params: BuildParams) -> Path | None:
+    """The Q/DQ graph with what integer kernels need, in ranges that the calibration data have.
+
+    None of a graph that came with its Q/DQ: they stand where its author wanted them.
+    """
+    if "onnx" not in stage.inputs:
+        return None
     stage.progress("measure ranges", None)
     source, quantized = (_whole(stage, role) for role in ("onnx", "typed"))
+    if graphs.is_quantized(source):
+        return None
     inputs = graphs.input_specs(source)
     profile = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(source))[0]
     batch = Batch.of(inputs, profile)
@@ -289,6 +296,7 @@ def _build_plan(
 ) -> _Made:
     if params.compute_capability == "sm_75":
         refuse_on_turing(model, params.precision)
+    qat.refuse_asymmetric(model)
     known = stage.inputs.get("timing_cache")
     plan = trt.build_plan(
         params.target.runtime,

@@ -16,9 +16,9 @@ from modelopt.onnx.quantization import quantize
 from onnx import TensorProto
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 
-from farm.errors import CalibrationFailed, FarmError, InvalidData
+from farm.errors import CalibrationFailed, CalibrationMissing, FarmError, InvalidData
 from farm.specs import CalibrateParams, DataKind, Precision
-from workers import casting, choosing, floats, graphs, opsets
+from workers import casting, choosing, floats, graphs, opsets, qat
 from workers.batch import Batch
 from workers.folding import fold_quantized_weights
 from workers.magnitudes import MAX_SAMPLES, Magnitudes, measured
@@ -38,16 +38,18 @@ Progress = Callable[[str, float | None], None]
 
 def run(stage: Stage) -> StageResult:
     """Write ``typed_half`` and, for GPUs without bf16, ``typed_fp16``, and ``typed`` for CPUs where
-    they have the type, from ``onnx`` and ``calibration``.
+    they have the type, from ``onnx`` and ``calibration``, which a graph that is quantised doesn't need.
 
     Raises:
         InvalidData: if the data don't fit the graph's inputs, or are too few.
-        CalibrationFailed: if the graph is quantised already, or nothing in it can be.
+        CalibrationFailed: if nothing in the graph can be quantised, or it is so in another type.
     """
     params = stage.params
     assert isinstance(params, CalibrateParams)
     file, model = graphs.read_model(stage.inputs["onnx"], stage.workdir)
-    _refuse_unquantisable(model, params.precision)
+    if graphs.is_quantized(model):
+        return _as_it_is(stage, params, file, model)
+    _refuse_unquantisable(stage, model, params.precision)
     inputs = graphs.input_specs(model)
     profile = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))[0]
     batch = Batch.of(inputs, profile)
@@ -86,6 +88,40 @@ def run(stage: Stage) -> StageResult:
         "remainder": max(remainder, key=lambda name: remainder[name]),
         "remainder_nodes": remainder,
         "opset": graphs.opset_of(quantized),
+    }
+    return StageResult(outputs=outputs, facts=facts)
+
+
+def _as_it_is(
+    stage: Stage, params: CalibrateParams, file: Path, model: onnx.ModelProto
+) -> StageResult:
+    """What was quantised in training. Its remainder is cast as that of what is quantised here."""
+    qat.check(model, params.precision)
+    print("the graph is quantised already: nothing is calibrated, and data only run it")
+    graphs.load_weights(model, file)
+    inputs = graphs.input_specs(model)
+    profile = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))[0]
+    batch = Batch.of(inputs, profile)
+    samples, kind = samples_for(
+        stage.inputs, inputs, profile, hold_out=params.hold_out, fixed=params.fixed_inputs
+    )
+    first = next(iter(batch.split(samples, batch.opt, smallest=batch.min)))
+    typed = stage.workdir / "typed.onnx"
+    graphs.save_model(model, typed)
+    stage.progress("cast the remainder", None)
+    taken = qat.for_gpus(model)
+    outputs, remainder = _write_for_gpus(stage, taken, [first])
+    if params.precision is Precision.INT8:
+        outputs["typed"] = typed
+    facts = {
+        "samples": 0,
+        "precision": str(params.precision),
+        "method": "as it came",
+        "qdq_pairs": graphs.qdq_pairs(model),
+        "remainder": max(remainder, key=lambda name: remainder[name]),
+        "remainder_nodes": remainder,
+        "remainder_by": str(kind),
+        "opset": graphs.opset_of(model),
     }
     return StageResult(outputs=outputs, facts=facts)
 
@@ -215,11 +251,11 @@ def _checked_pairs(quantized: onnx.ModelProto, precision: Precision) -> int:
     return pairs
 
 
-def _refuse_unquantisable(model: onnx.ModelProto, precision: Precision) -> None:
-    if graphs.is_quantized(model):
+def _refuse_unquantisable(stage: Stage, model: onnx.ModelProto, precision: Precision) -> None:
+    if "calibration" not in stage.inputs:
         raise CalibrationFailed(
-            "the graph holds Q/DQ nodes already, and would be passed on as it is",
-            hint="hand in the unquantised model, or build this one as fp32, which keeps its Q/DQ",
+            f"{precision} needs calibration data, since the graph holds no Q/DQ of its own",
+            hint=CalibrationMissing.default_hint,
         )
     opset = graphs.opset_of(model)
     if opset < graphs.MIN_OPSET:

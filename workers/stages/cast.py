@@ -211,5 +211,6 @@ def _refuse_quantized(model: onnx.ModelProto, precision: Precision) -> None:
     if graphs.is_quantized(model):
         raise CastFailed(
             f"the model is quantised already, so it can't be cast to {precision}",
-            hint="hand in the unquantised model, or build this one as fp32, which keeps its own types",
+            hint="submit it as int8, which it is: it needs no calibration data, and what it doesn't "
+            "quantise becomes fp16 for GPUs; or hand in the model that it was made from",
         )

@@ -1,0 +1,124 @@
+"""Graphs that were quantised before they came here: in training, or by another tool.
+
+They hold Q/DQ already, so nothing is calibrated and int8 is what they are. TensorRT takes symmetric int8
+alone; CPUs take what there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from farm.errors import CalibrationFailed, EngineBuildFailed
+from farm.specs import Precision
+from workers import graphs
+from workers.folding import fold_quantized_weights
+
+_TYPES = {
+    Precision.INT8: (TensorProto.INT8, TensorProto.UINT8),
+    Precision.FP8: (TensorProto.FLOAT8E4M3FN,),
+}
+_NAMED = 3
+
+
+def check(model: onnx.ModelProto, precision: Precision) -> None:
+    """Refuse a quantised graph that is of another type than it is asked for in.
+
+    Raises:
+        CalibrationFailed: naming the types that it has.
+    """
+    tensors = _constants(model)
+    found = {_type_of(node, tensors) for node in _quantizing(model)} - {None, TensorProto.INT32}
+    if found.isdisjoint(_TYPES[precision]):
+        names = ", ".join(sorted(TensorProto.DataType.Name(one).lower() for one in found if one))
+        other = next((one for one, types in _TYPES.items() if not found.isdisjoint(types)), None)
+        raise CalibrationFailed(
+            f"the graph is quantised already, in {names or 'an unknown type'}, and {precision} was asked for",
+            hint=f"submit it as {other}: it needs no calibration data"
+            if other
+            else "submit the model that it was made from",
+        )
+
+
+def refuse_asymmetric(model: onnx.ModelProto) -> None:
+    """Refuse what TensorRT can't take: unsigned integers, and zero points other than 0.
+
+    Raises:
+        EngineBuildFailed: naming the first tensors.
+    """
+    wrong = list(dict.fromkeys(_asymmetric(model)))
+    if not wrong:
+        return
+    more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+    raise EngineBuildFailed(
+        f"TensorRT wants symmetric int8, zero point 0: {'; '.join(wrong[:_NAMED])}{more}",
+        hint="quantise activations symmetrically in int8 (in torch.ao: qscheme=per_tensor_symmetric, "
+        "dtype=qint8) and export again, or build it for cpu, which takes it as it is",
+    )
+
+
+def _asymmetric(model: onnx.ModelProto) -> Iterator[str]:
+    tensors = _constants(model)
+    for node in _quantizing(model):
+        if _type_of(node, tensors) in (TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT4):
+            yield f"{node.input[0]!r} is unsigned"
+        zero = tensors.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        if zero is not None and numpy_helper.to_array(zero).astype(np.float32).any():
+            value = numpy_helper.to_array(zero).reshape(-1)[0]
+            yield f"{node.input[0]!r} has the zero point {value}"
+
+
+def for_gpus(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph as TensorRT takes it: integer biases as the floats that they stand for.
+
+    Its dequantised int32 is an accumulator's, which TensorRT has no operator for.
+    """
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    tensors = _constants(made)
+    floats = {
+        node.output[0]: _dequantized(node, tensors)
+        for node in made.graph.node
+        if node.op_type == "DequantizeLinear"
+        and node.input[0] in tensors
+        and node.input[1] in tensors
+        and tensors[node.input[0]].data_type == TensorProto.INT32
+    }
+    graphs.drop_nodes(made.graph, lambda node: bool(node.output) and node.output[0] in floats)
+    made.graph.initializer.extend(floats.values())
+    fold_quantized_weights(made)
+    return made
+
+
+def _dequantized(node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto]) -> onnx.TensorProto:
+    """An int32's zero point is 0; biases are vectors, so that a vector of scales goes along them."""
+    values, scale = (numpy_helper.to_array(tensors[name]) for name in node.input[:2])
+    return numpy_helper.from_array((values * scale).astype(scale.dtype), node.output[0])
+
+
+def _quantizing(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    return (node for node in graphs.all_nodes(model.graph) if node.op_type in graphs.QDQ_OPS)
+
+
+def _type_of(node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto]) -> int | None:
+    """The quantised type; None where only its makers show it."""
+    names = [*node.input[2:3], *(node.input[:1] if node.op_type == "DequantizeLinear" else ())]
+    known = (int(tensors[name].data_type) for name in names if name in tensors)
+    declared = (int(a.i) for a in node.attribute if a.name == "output_dtype" and a.i)
+    if node.op_type == "QuantizeLinear":
+        return next(known, None) or next(declared, TensorProto.UINT8)
+    return next(known, None)
+
+
+def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    made = (
+        (node.output[0], attribute.t)
+        for node in graphs.all_nodes(model.graph)
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.name == "value"
+    )
+    return {tensor.name: tensor for tensor in model.graph.initializer} | dict(made)
