@@ -18,8 +18,9 @@ def best(
     """The engine to take, and those that it was chosen from, it among them.
 
     The newest version, one without doubts, one with all weights before a pruned one, the exact product
-    before its compute capability. Of those the fastest, where their latencies can be compared; else the first runtime's, of
-    these the smallest. An engine of an asked precision isn't chosen by speed or size but by its age.
+    before its compute capability. Of those the fastest, where their latencies can be compared; else the
+    first runtime's, of these the smallest. One of an asked precision isn't chosen by speed or size but by
+    its age.
 
     Parameters:
         found: the newest first.

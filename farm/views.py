@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session, defer
 
-from farm import registry
+from farm import registry, targets
 from farm.builds import Attached
 from farm.errors import NotFound
 from farm.fleet import Fleet
@@ -24,6 +24,7 @@ from farm.schemas import (
     VersionView,
     WantedEngine,
 )
+from farm.specs import Precision, Runtime, Target
 from farm.states import ENDED, BuildState, EngineState, JobState
 
 
@@ -120,10 +121,12 @@ _JOB_FIELDS = (
 
 
 def _wanted(row: Wanted, doubts: Mapping[str, Sequence[str]]) -> WantedEngine:
+    runtime, _, gpu = row.target.rpartition(":")
+    note = targets.note(Target(runtime=Runtime(runtime), gpu=gpu), Precision(row.precision))
     return WantedEngine(
         asked=row.asked,
         target=row.target,
-        why=row.why,
+        why=f"{row.why}; {note}" if note else row.why,
         precision=row.precision,
         build_job=row.build_job_id,
         measure_job=row.measure_job_id,

@@ -23,7 +23,7 @@ from workers.backends.trt_inspect import Inspected
 from workers.backends.trt_interface import Interface
 from workers.batch import Batch, Shapes
 from workers.compute import Compute, compute_of
-from workers.integer import integer_graph
+from workers.integer import Ranges, integer_graph
 from workers.profiles import (
     profiles_as_json,
     resolve_profiles,
@@ -233,7 +233,7 @@ def _build_graph(stage: Stage, params: BuildParams, file: Path, model: onnx.Mode
     on_cpu = params.target.gpu == CPU
     build = ort.build_engine if on_cpu else ort_cuda.build_engine
     if on_cpu and params.precision is Precision.INT8:
-        file = _in_integers(stage, params) or file
+        file = _in_integers(stage, params)
     if on_cpu:
         file = saturation.exact_file(file, stage.workdir)
     # Folding may widen fp16 weights to fp32. And what stays outside must come along.
@@ -257,17 +257,25 @@ def _build_graph(stage: Stage, params: BuildParams, file: Path, model: onnx.Mode
     )
 
 
-def _in_integers(stage: Stage, params: BuildParams) -> Path | None:
+def _in_integers(stage: Stage, params: BuildParams) -> Path:
     """The Q/DQ graph with what integer kernels need, in ranges that the calibration data have.
 
-    None of a graph that came with its Q/DQ: they stand where its author wanted them.
+    Without data, as a graph that came with its Q/DQ needs none, no range is known that isn't in it.
     """
-    if "onnx" not in stage.inputs:
-        return None
+    quantized = _whole(stage, "typed")
+    ranges = _ranges(stage, params, quantized) if "onnx" in stage.inputs else _unknown
+    file = stage.workdir / "integer.onnx"
+    graphs.write_model(integer_graph(quantized, ranges), file)
+    return file
+
+
+def _unknown(names: Sequence[str]) -> dict[str, float]:
+    return dict.fromkeys(names, 0.0)
+
+
+def _ranges(stage: Stage, params: BuildParams, quantized: onnx.ModelProto) -> Ranges:
     stage.progress("measure ranges", None)
-    source, quantized = (_whole(stage, role) for role in ("onnx", "typed"))
-    if graphs.is_quantized(source):
-        return None
+    source = _whole(stage, "onnx")
     inputs = graphs.input_specs(source)
     profile = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(source))[0]
     batch = Batch.of(inputs, profile)
@@ -275,10 +283,7 @@ def _in_integers(stage: Stage, params: BuildParams) -> Path | None:
         stage.inputs, inputs, profile, hold_out=params.hold_out, fixed=params.fixed_inputs
     )
     batches = list(batch.split(samples, batch.opt, smallest=batch.min))
-    ranges = partial(largest, source, quantized, batches, stage.workdir)
-    file = stage.workdir / "integer.onnx"
-    graphs.write_model(integer_graph(quantized, ranges), file)
-    return file
+    return partial(largest, source, quantized, batches, stage.workdir)
 
 
 def _whole(stage: Stage, role: str) -> onnx.ModelProto:
