@@ -41,7 +41,7 @@ from farm.specs import (
     Target,
     TensorSpec,
 )
-from workers import cpu_metrics, demo, graphs
+from workers import casting, cpu_metrics, demo, graphs
 from workers.backends import trt_options
 from workers.backends.ort import OrtModel
 from workers.folding import fold_quantized_weights
@@ -336,7 +336,7 @@ def test_what_modelopt_stumbles_over_is_told_as_what_to_do(
     def stumble(*_: object, **__: object) -> None:
         raise RuntimeError("no shape\nof node n7")
 
-    monkeypatch.setattr(cast, "autocast", stumble)
+    monkeypatch.setattr(casting, "typed", stumble)
     error = bench.fails(CastFailed, CastParams(precision="bf16"), onnx=digits.onnx)
     assert "can't cast this graph to bf16: no shape of node n7" in error.detail
     monkeypatch.setattr(calibrate, "quantize", stumble)

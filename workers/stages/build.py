@@ -24,6 +24,7 @@ from workers.backends.trt_interface import Interface
 from workers.batch import Batch, Shapes
 from workers.compute import Compute, compute_of
 from workers.integer import Ranges, integer_graph
+from workers.normal import normalised
 from workers.profiles import (
     profiles_as_json,
     resolve_profiles,
@@ -239,7 +240,11 @@ def _build_graph(stage: Stage, params: BuildParams, file: Path, model: onnx.Mode
     # Folding may widen fp16 weights to fp32. And what stays outside must come along.
     may_be_large = graphs.is_large(model) or 2 * graphs.weight_bytes(model) > graphs.MAX_PROTO_BYTES
     built = build(file, folder / "model.onnx", weights_beside=may_be_large)
-    made = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+    written = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+    # ONNX Runtime calls the casts that it adds to bodies alike, and then can't load what it wrote.
+    made = normalised(written)
+    if made is not written:
+        onnx.save(made, str(folder / "model.onnx"))
     if on_cpu:
         layers.check_integer_kernels(made, params.precision)
         saturation.refuse_saturation(made)
