@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from workers.floats import HALVES, NAMES, of_type
-from workers.graphs import drop_unused, opset_of, subgraphs_of, types_of
+from workers.graphs import drop, drop_unused, opset_of, subgraphs_of, types_of
 
 #: Output → the type that its operator computes in; fp32 where it isn't named.
 Choice = Mapping[str, int]
@@ -252,3 +252,37 @@ class _Scope:
                 return self.version(name, kind)
         assert self._outer is not None, scale
         return self._outer._scale(dequantize, kind)
+
+
+def merge_casts(graph: onnx.GraphProto) -> bool:
+    """Cast each value to a type once, in place. Returns whether any was cast more often.
+
+    ONNX Runtime adds casts of its own; where a norm is written out, its fusion takes two casts of one value
+    for two values, makes a LayerNormalization of different types, and then can't load what it wrote.
+    """
+    made: dict[tuple[str, int], str] = {}
+    renamed: dict[str, str] = {}
+    outputs = {value.name for value in graph.output}
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
+        if node.op_type != "Cast":
+            continue
+        key = (node.input[0], next(a.i for a in node.attribute if a.name == "to"))
+        if key in made and node.output[0] not in outputs:
+            renamed[node.output[0]] = made[key]
+        else:
+            made.setdefault(key, node.output[0])
+    if renamed:
+        for body in (body for node in graph.node for body in subgraphs_of(node)):
+            _rename(body, renamed)
+        drop(graph.node, lambda node: node.op_type == "Cast" and node.output[0] in renamed)
+    return bool(renamed)
+
+
+def _rename(body: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
+    for node in body.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
+        for nested in subgraphs_of(node):
+            _rename(nested, renamed)

@@ -54,6 +54,13 @@ def in_fp32(model: onnx.ModelProto, *, kinds: Collection[int] = _OTHERS) -> onnx
     return widened(model, kinds=kinds)[0] if has_type(model, *kinds) else model
 
 
+def calibratable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """As ``in_fp32``, and without bf16 in the interface: neither NumPy nor what calibrates knows it."""
+    if has_type(model, TensorProto.BFLOAT16):
+        model = narrowed(model, kinds=(TensorProto.BFLOAT16,))
+    return in_fp32(model)
+
+
 def widened(
     model: onnx.ModelProto, *, kinds: Collection[int]
 ) -> tuple[onnx.ModelProto, dict[str, str]]:

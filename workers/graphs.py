@@ -256,6 +256,18 @@ def is_quantized(model: onnx.ModelProto) -> bool:
     return any(node.op_type in QDQ_OPS for node in all_nodes(model.graph))
 
 
+def take_out_given(model: onnx.ModelProto) -> dict[int, onnx.ValueInfoProto]:
+    """Take the outputs that are inputs out of a model, and return them by their positions.
+
+    They are legal, and few tools know them.
+    """
+    given = {value.name for value in model.graph.input}
+    taken = {at: v for at, v in enumerate(model.graph.output) if v.name in given}
+    copies = {at: onnx.ValueInfoProto.FromString(v.SerializeToString()) for at, v in taken.items()}
+    drop(model.graph.output, lambda value: value.name in given)
+    return copies
+
+
 def drop_unused(graph: onnx.GraphProto) -> None:
     """Drop the initializers that nothing takes."""
     used = {name for node in all_nodes(graph) for name in node.input}

@@ -15,7 +15,17 @@ from farm.errors import EngineBuildFailed
 from farm.gpu_tags import CPU
 from farm.schemas import Layer, LayerReport, MemoryView
 from farm.specs import TENSORRTS, BuildParams, Precision, Profile, Runtime, TensorSpec
-from workers import engine_types, floats, graphs, layers, optimised, qat, saturation, scripted
+from workers import (
+    casting,
+    engine_types,
+    floats,
+    graphs,
+    layers,
+    optimised,
+    qat,
+    saturation,
+    scripted,
+)
 from workers.backends import ort, ort_cuda, rtx_plan, trt, trt_interface
 from workers.backends.rtx_plan import RtxPlan
 from workers.backends.trt_cache import TimingCacheUse
@@ -243,7 +253,7 @@ def _build_graph(stage: Stage, params: BuildParams, file: Path, model: onnx.Mode
     written = onnx.load(str(folder / "model.onnx"), load_external_data=False)
     # ONNX Runtime calls the casts that it adds to bodies alike, and then can't load what it wrote.
     made = normalised(written)
-    if made is not written:
+    if casting.merge_casts(made.graph) or made is not written:
         onnx.save(made, str(folder / "model.onnx"))
     if on_cpu:
         layers.check_integer_kernels(made, params.precision)
@@ -280,8 +290,9 @@ def _unknown(names: Sequence[str]) -> dict[str, float]:
 
 def _ranges(stage: Stage, params: BuildParams, quantized: onnx.ModelProto) -> Ranges:
     stage.progress("measure ranges", None)
-    source = _whole(stage, "onnx")
-    inputs = graphs.input_specs(source)
+    given = _whole(stage, "onnx")
+    inputs = graphs.input_specs(given)
+    source = floats.calibratable(given)
     profile = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(source))[0]
     batch = Batch.of(inputs, profile)
     samples, _ = samples_for(
@@ -304,6 +315,7 @@ def _build_plan(
     model: onnx.ModelProto,
     profiles: Sequence[Profile],
 ) -> _Made:
+    _refuse_given_outputs(model)
     if params.compute_capability == "sm_75":
         refuse_on_turing(model, params.precision)
     qat.refuse_asymmetric(model)
@@ -344,6 +356,16 @@ def _build_plan(
         read=read,
         interface=plan.inspected.interface if plan.inspected else plan.interface,
     )
+
+
+def _refuse_given_outputs(model: onnx.ModelProto) -> None:
+    given = {value.name for value in model.graph.input}
+    through = [value.name for value in model.graph.output if value.name in given]
+    if through:
+        raise EngineBuildFailed(
+            f"the output {through[0]!r} is the input of that name, which TensorRT can't give back",
+            hint="leave that output out of the model: who calls it has the value; or give it another name",
+        )
 
 
 def check_header(data: bytes, version: str, compute_capability: str) -> None:

@@ -61,14 +61,16 @@ def run(stage: Stage) -> StageResult:
     _refuse_too_few(batches, batch.count(samples), size, params)
 
     graphs.load_weights(model, file)
-    # NumPy has no bf16, and nothing that calibrates knows it: such inputs and outputs are fp32.
-    wide = floats.in_fp32(floats.narrowed(model, kinds=(TensorProto.BFLOAT16,)))
+    wide = floats.calibratable(model)
+    through = graphs.take_out_given(wide)
     file = stage.workdir / "source.onnx"
     graphs.write_model(wide, file)  # ModelOpt writes beside what it reads
     typed = stage.workdir / "typed.onnx"
     reader = BatchReader(batches, stage.progress)
     _quantize(file, typed, reader, params, is_large=graphs.is_large(model))
     quantized = normalised(onnx.load(str(typed)))
+    for position, value in through.items():  # in the order that they had
+        quantized.graph.output.insert(position, value)
     pairs = _checked_pairs(quantized, params.precision)
     graphs.keep_axis_ranges(quantized, graphs.axis_ranges(model))
     fold_quantized_weights(quantized)
