@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from farm.specs import (
     SourceFormat,
 )
 from workers import architectures, fixing, graphs
-from workers.backends.ort import OrtModel
+from workers.backends.ort import Optimisation, OrtModel
 from workers.eager import EagerModel, specs
 from workers.fixing import Fixed
 from workers.floats import has_type
@@ -87,11 +88,13 @@ def onnx_model(file: Path, model: onnx.ModelProto, fixed: FixedInputs, folder: P
     Raises:
         InvalidModel, FixedInputRefused
     """
-    made = _of_onnx(file, model, folder)
+    made = session(file, model, folder)
     return Fixed(made, fixing.values(fixed, graphs.every_input(model))) if fixed else made
 
 
-def _of_onnx(file: Path, model: onnx.ModelProto, folder: Path) -> OrtModel:
+def session(
+    file: Path, model: onnx.ModelProto, folder: Path, *, optimisation: Optimisation = "none"
+) -> OrtModel:
     """The ONNX model in this file, ready to run: bf16 emulated, its integers exact, and in normal form if
     need be.
 
@@ -101,17 +104,14 @@ def _of_onnx(file: Path, model: onnx.ModelProto, folder: Path) -> OrtModel:
     is_bf16 = has_type(inlined(model), onnx.TensorProto.BFLOAT16)
     try:
         if not is_bf16:
-            return OrtModel(exact_file(file, folder), optimisation="none")
+            return OrtModel(exact_file(file, folder), optimisation=optimisation)
     except InvalidModel:
-        if is_normal(inlined(model)):
+        if is_normal(inlined(onnx.load(str(file), load_external_data=False))):
             raise
-    whole = onnx.ModelProto()
-    whole.CopyFrom(model)
-    graphs.load_weights(whole, file)
-    normal = normalised(inlined(whole))
-    other = folder / "reference.onnx"
+    normal = normalised(inlined(onnx.load(str(file))))
+    other = folder / f"reference-{uuid4().hex[:8]}.onnx"
     graphs.write_model(rounded_model(normal) if is_bf16 else normal, other)
-    return OrtModel(exact_file(other, folder), optimisation="none")
+    return OrtModel(exact_file(other, folder), optimisation=optimisation)
 
 
 def savedmodel(source: SavedModelSource, fixed: FixedInputs) -> Runnable:

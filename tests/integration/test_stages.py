@@ -46,7 +46,7 @@ from workers.backends import trt_options
 from workers.backends.ort import OrtModel
 from workers.folding import fold_quantized_weights
 from workers.samples import random_arrays
-from workers.stages import Stage, StageResult, calibrate, cast, export, run
+from workers.stages import Stage, StageResult, calibrate, export, run
 from workers.timing import Pace, Timings, percentile
 
 CPU = Target(runtime="onnxruntime", gpu="cpu")
