@@ -7,6 +7,7 @@ the kinds of nodes.
 from __future__ import annotations
 
 import mmap
+import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,6 +99,19 @@ def external_files(path: Path, offset: int = 0, size: int | None = None) -> froz
     ):
         end = len(data) if size is None else offset + size
         return frozenset(_locations(data, offset, end, "model", 0))
+
+
+def location(written: str) -> str:
+    """Where a tensor's data lie below its model's folder: ``./x``, ``.\\x`` and ``a/../x`` are ``x``.
+
+    What leads out of the folder keeps its ``..`` or its leading slash.
+    """
+    return posixpath.normpath(written.replace("\\", "/"))
+
+
+def leads_out(place: str) -> bool:
+    """Whether a ``location`` isn't below the model's folder."""
+    return place in ("", ".", "..") or place.startswith(("/", "../")) or place[1:2] == ":"
 
 
 def _locations(data: mmap.mmap, start: int, end: int, message: str, depth: int) -> Iterator[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from farm import packs
 from farm.errors import InvalidRequest, SourceRefused
-from farm.onnx_files import MalformedModel, external_files, operators
+from farm.onnx_files import MalformedModel, external_files, location, operators
 from farm.specs import SourceFormat
 
 PACK_HINT = (
@@ -120,16 +120,17 @@ def _check_onnx(path: Path) -> None:
     try:
         if packs.is_pack(path):
             there = packs.members(path)
-            model = there[packs.one_ending(there, ".onnx")]
+            model = there[model_in_pack(path)]
             folder = PurePosixPath(model.name).parent
             beside = {
                 str(PurePosixPath(name).relative_to(folder))
                 for name in there
                 if PurePosixPath(name).is_relative_to(folder)
             }
-            missing = external_files(path, model.offset, model.bytes) - beside
+            kept = external_files(path, model.offset, model.bytes)
+            missing = {name for name in kept if location(name) not in beside}
         else:
-            missing = external_files(path)
+            missing = set(external_files(path))
     except packs.MalformedPack as err:
         raise InvalidRequest(f"this archive is no model: {err}", hint=PACK_HINT) from err
     except MalformedModel:
@@ -140,6 +141,45 @@ def _check_onnx(path: Path) -> None:
             "which wasn't handed in with it",
             hint=PACK_HINT,
         )
+
+
+def model_in_pack(path: Path) -> str:
+    """The name of the ONNX model in a pack. Data files may be called ``.onnx`` as well.
+
+    Raises:
+        MalformedPack: there is none, or several.
+        MalformedModel
+    """
+    there = packs.members(path)
+    named = [name for name in there if name.lower().endswith(".onnx")]
+    if len(named) == 1:
+        return named[0]
+    return _one_model({name: (path, there[name].offset, there[name].bytes) for name in named})
+
+
+def model_in_folder(folder: Path) -> Path:
+    """The ONNX model in a folder, as ``model_in_pack``.
+
+    Raises:
+        MalformedPack, MalformedModel
+    """
+    named = {path.name: path for path in folder.iterdir() if path.name.lower().endswith(".onnx")}
+    return named[_one_model({name: (path, 0, None) for name, path in named.items()})]
+
+
+def _one_model(candidates: Mapping[str, tuple[Path, int, int | None]]) -> str:
+    """The one that isn't data of another."""
+    data: set[str] = set()
+    for name, (path, offset, size) in candidates.items():
+        if len(candidates) == 1:
+            break
+        try:
+            kept = external_files(path, offset, size)
+        except MalformedModel:  # raw numbers, which another one names
+            continue
+        folder = PurePosixPath(name).parent
+        data |= {str(folder / location(one)) for one in kept}
+    return packs.one_ending({name: None for name in candidates if name not in data}, ".onnx")
 
 
 def savedmodel_root(names: Iterable[str]) -> PurePosixPath:

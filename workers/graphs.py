@@ -17,8 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from farm import packs
 from farm.errors import InvalidModel
-from farm.onnx_files import MalformedModel, external_files
-from farm.sources import PACK_HINT
+from farm.onnx_files import MalformedModel, external_files, location
+from farm.sources import PACK_HINT, model_in_pack
 from farm.specs import ANONYMOUS, TensorSpec
 from workers.profiles import AxisRange, AxisRanges
 
@@ -59,7 +59,8 @@ def read_model(path: Path, folder: Path) -> tuple[Path, onnx.ModelProto]:
         _refuse_external_data(path)
     if not model.graph.node or not model.graph.output or not model.opset_import:
         raise InvalidModel("the ONNX model has no graph", hint=_EXPORT_AGAIN)
-    if _take_in_small_tensors(model, file.parent):
+    # Both, one after the other.
+    if _plain_locations(model) | _take_in_small_tensors(model, file.parent):
         onnx.save(model, str(file))
     return file, model
 
@@ -71,6 +72,16 @@ def model_file(path: Path, folder: Path) -> Path:
         InvalidModel: of a pack, as ``read_model``.
     """
     return read_model(path, folder)[0] if packs.is_pack(path) else path
+
+
+def _plain_locations(model: onnx.ModelProto) -> bool:
+    """Runtimes differ in what they take for a path. Returns whether one was written in another way."""
+    changed = False
+    for tensor in external_data_helper._get_all_tensors(model):
+        for entry in tensor.external_data if is_external(tensor) else ():
+            if entry.key == "location" and entry.value != location(entry.value):
+                entry.value, changed = location(entry.value), True
+    return changed
 
 
 def _take_in_small_tensors(model: onnx.ModelProto, folder: Path) -> bool:
@@ -88,13 +99,13 @@ def _unpacked(path: Path, folder: Path) -> Path:
     """The model of a pack, unpacked; nothing but the pack's files is ever read for it."""
     target = folder / f"unpacked-{uuid4().hex[:8]}"
     try:
-        model = target / packs.one_ending(packs.members(path), ".onnx")
+        model = target / model_in_pack(path)
         packs.unpack(path, target)
         names = external_files(model)
     except (packs.MalformedPack, MalformedModel) as err:
         raise InvalidModel(f"the archive is no model: {err}", hint=_EXPORT_AGAIN) from err
     for name in names:
-        _check_location(model.parent / name, target)
+        _check_location(model.parent / location(name), target)
     return model
 
 

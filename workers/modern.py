@@ -8,11 +8,20 @@ from math import prod
 import numpy as np
 import onnx
 import onnx.inliner
+import onnx.shape_inference
 from onnx import helper, numpy_helper
 
 from farm.errors import InvalidModel
 from farm.specs import ANONYMOUS
-from workers.graphs import MAX_PROTO_BYTES, axis_of, drop, drop_nodes, drop_unused, inferred
+from workers.graphs import (
+    MAX_PROTO_BYTES,
+    axis_of,
+    drop,
+    drop_nodes,
+    drop_unused,
+    inferred,
+    outline,
+)
 from workers.normal import normalised
 
 _EXPORT_AGAIN = "export the model again and check that the upload is whole"
@@ -27,9 +36,10 @@ def described(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph in normal form without functions, its dynamic axes named and its outputs' shapes given.
 
     An anonymous axis gets a name of its own: two of them have nothing to do with each other, and
-    calibration takes no axis without a name. The model itself, where nothing is to be done.
+    calibration takes no axis without a name. Shapes of the model's own that contradict what follows from
+    its inputs are dropped. The model itself, where nothing is to be done.
     """
-    model = normalised(inlined(model))
+    model = _without_stale_shapes(normalised(inlined(model)))
     unshaped = [v.name for v in model.graph.output if not v.type.tensor_type.HasField("shape")]
     anonymous = [
         (value.name, axis)
@@ -47,6 +57,55 @@ def described(model: onnx.ModelProto) -> onnx.ModelProto:
     for name, axis in anonymous:
         inputs[name].type.tensor_type.shape.dim[axis].dim_param = f"{name}_{axis}"
     return result
+
+
+def _without_stale_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Whoever edits the batch of an input alone leaves shapes behind that say the old one. No runtime
+    believes them, and so neither does the farm."""
+    bare = outline(model)
+    stated = {v.name: v for v in [*model.graph.value_info, *model.graph.output]}
+    del bare.graph.value_info[:]
+    for value in bare.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        made = onnx.shape_inference.infer_shapes(bare, strict_mode=True, data_prop=True).graph
+    except onnx.shape_inference.InferenceError:
+        return model  # the check says what is wrong with it
+    sizes = {
+        str(axis_of(dim)) for v in model.graph.input for dim in v.type.tensor_type.shape.dim
+    } - {ANONYMOUS}
+    found = {value.name: value for value in [*made.value_info, *made.output]}
+    stale = [
+        name
+        for name, value in stated.items()
+        if name in found and _contradicts(value, found[name], sizes)
+    ]
+    if not stale:
+        return model
+    print(f"dropped stale shapes of {', '.join(stale[:5])}", flush=True)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.value_info[:]
+    for value in result.graph.output:
+        if value.name in stale:
+            value.CopyFrom(found[value.name])
+    return result
+
+
+def _contradicts(
+    stated: onnx.ValueInfoProto, found: onnx.ValueInfoProto, sizes: Container[str]
+) -> bool:
+    """Whether a shape states another size than the one found, or one where an input's decides."""
+    shapes = [value.type.tensor_type for value in (stated, found)]
+    if not all(shape.HasField("shape") for shape in shapes):
+        return False
+    left, right = ([axis_of(dim) for dim in shape.shape.dim] for shape in shapes)
+    if len(left) != len(right):
+        return True
+    return any(
+        isinstance(said, int) and said != is_ and (isinstance(is_, int) or is_ in sizes)
+        for said, is_ in zip(left, right, strict=True)
+    )
 
 
 def _shape_outputs(model: onnx.ModelProto) -> None:

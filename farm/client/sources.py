@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from farm import sources
 from farm.client.upload import Content, require_file
 from farm.errors import InvalidRequest, SourceRefused
-from farm.onnx_files import MalformedModel, external_files
-from farm.packs import MalformedPack, Pack, is_pack, one_ending
+from farm.onnx_files import MalformedModel, external_files, leads_out, location
+from farm.packs import MalformedPack, Pack, is_pack
 from farm.specs import SourceFormat
 
 _FORMATS = {
@@ -125,10 +125,9 @@ def _format(path: Path, given: str | None) -> SourceFormat:
 
 
 def _in_folder(folder: Path) -> Path:
-    names = {path.name: path for path in folder.iterdir()}
     try:
-        return names[one_ending(names, ".onnx")]
-    except MalformedPack as err:
+        return sources.model_in_folder(folder)
+    except (MalformedPack, MalformedModel) as err:
         raise InvalidRequest(f"{folder} is no model: {err}", hint="name the .onnx file") from err
 
 
@@ -149,19 +148,27 @@ def _with_data(path: Path) -> Content:
         return path  # the export says what is wrong with it
     if not names:
         return path
-    files = {"model.onnx": path}
-    for name in names:
-        where = PurePosixPath(name)
-        if where.is_absolute() or ".." in where.parts or str(where) in files:
-            raise InvalidRequest(
-                f"{path.name} keeps weights in {name!r}, which isn't beside it",
-                hint="save it again: onnx.save(onnx.load(path), path, save_as_external_data=True)",
-            )
-        data = path.parent / where
-        if not data.is_file():
-            raise InvalidRequest(
-                f"{path.name} keeps weights in {name!r}, which isn't there",
-                hint=f"put it beside the model: {data}",
-            )
-        files[str(where)] = data
-    return Pack(name=path.name, files=files)
+    data = {location(name): _data_file(path, name) for name in sorted(names)}
+    model = "model.onnx"
+    while model in data:  # so may weights be called
+        model = f"_{model}"
+    # Links, as those of a hub's cache, are followed here: what they lead to is what is handed in.
+    return Pack(name=path.name, files={model: path} | data)
+
+
+def _data_file(model: Path, name: str) -> Path:
+    """The file in which a model keeps weights by this name."""
+    place = location(name)
+    if leads_out(place):
+        raise InvalidRequest(
+            f"{model.name} keeps weights in {name!r}, which isn't beside it",
+            hint="save it again: onnx.save(onnx.load(path), path, save_as_external_data=True)",
+        )
+    # As it is written, for a name that has a backslash in it; else as it is meant.
+    for found in (model.parent / name, model.parent / place):
+        if found.is_file():
+            return found
+    raise InvalidRequest(
+        f"{model.name} keeps weights in {name!r}, which isn't there",
+        hint=f"put it beside the model: {model.parent / place}",
+    )
