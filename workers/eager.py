@@ -34,18 +34,32 @@ class EagerModel:
         self.output_names = output_names(program)
         self.input_specs, self.output_specs = specs(program)
         self.axis_ranges = axis_ranges(program)
+        #: Outputs of the author's that are no tensors, and what they are.
+        self.left_out: dict[str, str] = program.graph_module.meta.get("left_out", {})
         self._in_spec = program.call_spec.in_spec
         self._module = program.module()
 
     def run(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        """The outputs for one batch, by the names that the ONNX graph gives them."""
+        """The outputs for one batch, by the names that the ONNX graph gives them.
+
+        Raises:
+            InvalidModel: if it can't run at these shapes, or on these values.
+        """
         given = tensors_of(arrays, self.input_names)
         for index, spec in enumerate(self.input_specs):
             if spec.dtype == BF16:  # NumPy has none, so that arrays are of fp32
                 given[index] = given[index].to(torch.bfloat16)
         args, kwargs = pytree.tree_unflatten(given, self._in_spec)
-        with torch.inference_mode():
-            made = named_tensors(self._module(*args, **kwargs), self.output_names)
+        try:
+            with torch.inference_mode():
+                made = named_tensors(self._module(*args, **kwargs), self.output_names)
+        except Exception as err:  # whatever the operators in it raise
+            shapes = {name: list(arrays[name].shape) for name in self.input_names}
+            reason = (str(err).strip() or type(err).__name__).splitlines()[0][:400]
+            raise InvalidModel(
+                f"the program can't run with inputs of the shapes {shapes}: {reason}",
+                hint="pass profiles with the sizes that it takes, or export it with these axes dynamic",
+            ) from err
         return {name: array_of(tensor) for name, tensor in made.items()}
 
 

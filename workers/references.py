@@ -51,10 +51,12 @@ def program(
         found = architectures.load_program(path, params.architecture)
     else:
         return None
-    for name, why in plain_program(found).items():
+    left_out = plain_program(found)
+    for name, why in left_out.items():
         print(f"the output {name} is left out: {why}", flush=True)
     if params.fixed_inputs:
         plain_program(found, fixing.values(params.fixed_inputs, specs(found)[0]))
+    found.graph_module.meta["left_out"] = left_out
     return found
 
 

@@ -197,12 +197,18 @@ def _plain_node(node: Mapping[str, Any], fields: Mapping[str, Sequence[str]]) ->
         return {"type": None, "context": None, "children_spec": children}
     if kind in _CONTAINERS:
         return {"type": _CONTAINERS[kind], "context": context, "children_spec": children}
-    found = json.loads(context) if context else None
-    named = fields.get(found) if isinstance(found, str) else None
-    keys = named if named is not None else _keys(found, len(children))
+    named = fields.get(context) if isinstance(context, str) else None  # of a named tuple
+    keys = list(named) if named is not None else _keys(_parsed(context), len(children))
     if keys is None or len(keys) != len(children):
         return {"type": "builtins.tuple", "context": "null", "children_spec": children}
     return {"type": "builtins.dict", "context": json.dumps(keys), "children_spec": children}
+
+
+def _parsed(context: Any) -> Any:
+    try:
+        return json.loads(context)
+    except (TypeError, ValueError):
+        return None
 
 
 def _keys(context: Any, count: int) -> list[str] | None:
@@ -353,7 +359,12 @@ def _no_code(fields: Mapping[str, Sequence[str]]) -> Iterator[None]:
     def loads(text: str) -> Any:
         return pytree.treespec_loads(plain_treespec(text, fields))
 
+    def artifact(serialized: Any) -> Any:
+        # What comes in bytes are the example inputs, a pickle of whatever the program was exported with.
+        return serialized if isinstance(serialized, dict | tuple) else None
+
     native = torch._C._pickle_load_obj
+    unpickle = serialize.deserialize_torch_artifact
     aoti = _package._load_aoti
     forced = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     allowed = os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
@@ -361,6 +372,7 @@ def _no_code(fields: Mapping[str, Sequence[str]]) -> Iterator[None]:
     torch._C._pickle_load_obj = refuse
     _package._load_aoti = refuse
     vars(serialize)["treespec_loads"] = loads
+    vars(serialize)["deserialize_torch_artifact"] = artifact
     vars(_package)["pickle"] = SimpleNamespace(loads=refuse)
     try:
         yield
@@ -368,6 +380,7 @@ def _no_code(fields: Mapping[str, Sequence[str]]) -> Iterator[None]:
         torch._C._pickle_load_obj = native
         _package._load_aoti = aoti
         vars(serialize)["treespec_loads"] = pytree.treespec_loads
+        vars(serialize)["deserialize_torch_artifact"] = unpickle
         vars(_package)["pickle"] = pickle
         os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
         if forced is not None:
