@@ -32,6 +32,7 @@ from workers.backends.trt_cache import TimingCacheUse
 from workers.backends.trt_inspect import Inspected
 from workers.backends.trt_interface import Interface
 from workers.batch import Batch, Shapes
+from workers.bytes_first import cast_first
 from workers.compute import Compute, compute_of
 from workers.integer import Ranges, integer_graph
 from workers.normal import normalised
@@ -319,6 +320,7 @@ def _build_plan(
     if params.compute_capability == "sm_75":
         refuse_on_turing(model, params.precision)
     qat.refuse_asymmetric(model)
+    file = _bytes_cast_first(stage, file, model)
     known = stage.inputs.get("timing_cache")
     plan = trt.build_plan(
         params.target.runtime,
@@ -366,6 +368,19 @@ def _refuse_given_outputs(model: onnx.ModelProto) -> None:
             f"the output {through[0]!r} is the input of that name, which TensorRT can't give back",
             hint="leave that output out of the model: who calls it has the value; or give it another name",
         )
+
+
+def _bytes_cast_first(stage: Stage, file: Path, model: onnx.ModelProto) -> Path:
+    """The graph for TensorRT, which can do nothing with bytes but cast them."""
+    names = cast_first(model)
+    if not names:
+        return file
+    print(f"cast before they are moved: {', '.join(names)}", flush=True)
+    # Beside the weights, where they lie in files of their own.
+    folder = stage.workdir if file in stage.inputs.values() else file.parent
+    changed = folder / "cast-first.onnx"
+    onnx.save(model, str(changed))
+    return changed
 
 
 def check_header(data: bytes, version: str, compute_capability: str) -> None:

@@ -1,0 +1,101 @@
+"""Inputs of bytes, as cameras give them, for TensorRT: it can do nothing with uint8 but cast it.
+
+A graph that moves the bytes first, and casts them then, is turned into one that casts first. The values
+are the same: all 256 are exact in every type that they are cast to.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import onnx
+from onnx import TensorProto, helper
+
+from workers import graphs
+
+#: What only moves values, its first input; others say where to.
+_MOVES = (
+    "Transpose",
+    "Reshape",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+    "Identity",
+    "Slice",
+    "Gather",
+    "DepthToSpace",
+    "SpaceToDepth",
+    "Expand",
+    "Tile",
+    "Split",
+)
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+def cast_first(model: onnx.ModelProto) -> list[str]:
+    """Cast the inputs of bytes before they are moved, in place, and return which were.
+
+    Only where all that is made of one by moving is cast to floats in the end.
+    """
+    graph = model.graph
+    changed = []
+    for value in graph.input:
+        if value.type.tensor_type.elem_type != TensorProto.UINT8:
+            continue
+        found = _moved(graph, value.name)
+        if found is None:
+            continue
+        moves, casts = found
+        if not moves:
+            continue
+        _rewrite(graph, value.name, moves, casts)
+        changed.append(value.name)
+    if changed:
+        del graph.value_info[:]  # they say of what was moved that it is bytes
+    return changed
+
+
+def _moved(
+    graph: onnx.GraphProto, name: str
+) -> tuple[list[onnx.NodeProto], list[onnx.NodeProto]] | None:
+    """The nodes that move an input's bytes, and those that cast them; None where others take them."""
+    users: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in graph.node:
+        # A body may take what is outside of it.
+        inside = graphs.all_nodes(onnx.GraphProto(node=[node]))
+        for given in dict.fromkeys(name for one in inside for name in one.input):
+            users[given].append(node)
+    made = {value.name for value in graph.output}
+    moves: list[onnx.NodeProto] = []
+    casts: list[onnx.NodeProto] = []
+    waiting = [name]
+    while waiting:
+        one = waiting.pop()
+        if one in made:
+            return None
+        for node in users[one]:
+            if node.op_type == "Cast":
+                if next(a.i for a in node.attribute if a.name == "to") not in _FLOATS:
+                    return None
+                casts.append(node)
+            elif node.op_type in _MOVES and node.input[0] == one and one not in node.input[1:]:
+                moves.append(node)
+                waiting += node.output
+            elif node.op_type == "Shape":  # which gives no bytes
+                moves.append(node)
+            else:
+                return None
+    return moves, casts
+
+
+def _rewrite(
+    graph: onnx.GraphProto, name: str, moves: list[onnx.NodeProto], casts: list[onnx.NodeProto]
+) -> None:
+    kind = next(
+        (a.i for cast in casts for a in cast.attribute if a.name == "to"), TensorProto.FLOAT
+    )
+    first = f"{name}_as_floats"
+    for node in [*moves, *casts]:
+        node.input[:] = [first if given == name else given for given in node.input]
+    cast = helper.make_node("Cast", [name], [first], name=f"{first}_cast", to=kind)
+    graph.node.insert(0, cast)
