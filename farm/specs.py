@@ -11,8 +11,10 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -98,12 +100,41 @@ Axis = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Shape = Annotated[tuple[Axis, ...], Field(max_length=16)]  #: more than any runtime takes
 
 
+Size = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+SizeValues = Annotated[tuple[Size, ...], Field(max_length=64)]  #: more than TensorRT takes
+
+
+class ValueRange(Value):
+    """The values that an input which says a size may have, in a row: smallest, likely, largest."""
+
+    min: SizeValues
+    opt: SizeValues
+    max: SizeValues
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not len(self.min) == len(self.opt) == len(self.max):
+            raise ValueError("min, opt and max of the values must be as many")
+        for low, mid, high in zip(self.min, self.opt, self.max, strict=True):
+            if not low <= mid <= high:
+                raise ValueError(f"values: min {low} ≤ opt {mid} ≤ max {high} doesn't hold")
+        return self
+
+
 class ShapeRange(Value):
     """The shapes that one input may have: smallest, the one to optimise for, largest."""
 
     min: Shape
     opt: Shape
     max: Shape
+    values: ValueRange | None = (
+        None  #: of an input whose values are sizes, which TensorRT must know
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_values(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        return {name: value for name, value in found.items() if name != "values" or value}
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Literal, NamedTuple
 
 from farm.errors import ProfileMismatch
-from farm.specs import ANONYMOUS, Profile, ShapeRange, TensorSpec
+from farm.specs import ANONYMOUS, Profile, ShapeRange, TensorSpec, ValueRange
 from workers.batch import Shapes, Sizes, batch_symbol, sizes_of
 
 #: Batch sizes (min, opt, max) of a model with a dynamic batch and no profile.
@@ -28,7 +29,7 @@ class AxisRange(NamedTuple):
         return f"{self.min} to {self.max}" if self.max else f"{self.min} or more"
 
 
-#: By the axis's name.
+#: By the axis's name; of an input whose values are sizes, of its values as ``NAME[0]`` ….
 AxisRanges = Mapping[str, AxisRange]
 
 
@@ -73,9 +74,26 @@ def _resolve(inputs: Sequence[TensorSpec], profile: Profile, ranges: AxisRanges)
             )
         _check(known[name], shapes, ranges)
     resolved = _Defaults(known, profile, ranges).resolved()
+    resolved = {name: _with_values(name, one, ranges) for name, one in resolved.items()}
     _check_shared_axes(inputs, resolved)
     _refuse_no_samples(inputs, resolved)
     return resolved
+
+
+def value_ranges(name: str, values: Sequence[int]) -> dict[str, AxisRange]:
+    """What ``resolve_profiles`` takes as the values of an input that says sizes."""
+    return {f"{name}[{n}]": AxisRange(value, value, value) for n, value in enumerate(values)}
+
+
+def _with_values(name: str, shapes: ShapeRange, ranges: AxisRanges) -> ShapeRange:
+    """With the values that its source was run with, where the profile has none."""
+    found = [ranges[f"{name}[{n}]"] for n in range(prod(shapes.opt)) if f"{name}[{n}]" in ranges]
+    if shapes.values is not None or not found or len(found) != prod(shapes.opt):
+        return shapes
+    low, mid, high = zip(
+        *((one.min, one.example, one.max or one.example) for one in found), strict=True
+    )
+    return shapes.model_copy(update={"values": ValueRange(min=low, opt=mid, max=high)})
 
 
 def _check(spec: TensorSpec, shapes: ShapeRange, ranges: AxisRanges) -> None:
@@ -84,6 +102,11 @@ def _check(spec: TensorSpec, shapes: ShapeRange, ranges: AxisRanges) -> None:
             f"input {spec.name!r} has {len(spec.shape)} axes {_text(spec)}, "
             f"and its profile has {len(shapes.opt)}",
             hint=f"give {len(spec.shape)} sizes each for min, opt and max",
+        )
+    if shapes.values and len(shapes.values.opt) != prod(shapes.opt):
+        raise ProfileMismatch(
+            f"input {spec.name!r} holds {prod(shapes.opt)} values, and its profile {len(shapes.values.opt)}",
+            hint=f"give {prod(shapes.opt)} values each for min, opt and max",
         )
     for axis, size in enumerate(spec.shape):
         asked = set(sizes_of(shapes, axis))

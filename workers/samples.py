@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,22 +17,18 @@ from numpy.typing import NDArray
 from farm.errors import InvalidData
 from farm.specs import DataKind, FixedInputs, Profile, TensorSpec
 from workers.batch import Arrays as Arrays
-from workers.batch import Batch, Shapes
+from workers.batch import Batch
 from workers.profiles import shapes_at
-
-
-class Runnable(Protocol):
-    """A model that runs one batch here."""
-
-    def run(self, arrays: Arrays) -> Arrays: ...
-
+from workers.standins import BF16 as BF16
+from workers.standins import Runnable as Runnable
+from workers.standins import given_as as given_as
+from workers.standins import random_arrays as random_arrays
+from workers.standins import tried
 
 #: The name of the array of class indices in evaluation data.
 LABEL = "label"
 #: Of random data, so that a job gives the same again.
 SEED = 0
-#: NumPy has no such type: what the model takes as bf16 is given as float32, and rounded where it is run.
-BF16 = "bfloat16"
 
 
 def read_samples(path: Path, fixed: FixedInputs | None = None) -> Arrays:
@@ -175,6 +170,7 @@ def samples_for(
     *,
     hold_out: int | None = None,
     fixed: FixedInputs | None = None,
+    source: Callable[[], Runnable] | None = None,
 ) -> tuple[Arrays, DataKind]:
     """What to run a model on: calibration data, else evaluation data, else random data at the opt shapes.
 
@@ -182,9 +178,11 @@ def samples_for(
         given: a stage's inputs.
         hold_out: the batch size by which calibration data are held out.
         fixed: inputs that the model takes no more.
+        source: loads what random data are tried on, so that it gives finite outputs for them.
 
     Raises:
         InvalidData: if the data don't fit the model.
+        InvalidModel: if it runs on no random data.
     """
     for kind in (DataKind.CALIBRATION, DataKind.EVALUATION):
         if kind in given:
@@ -192,31 +190,10 @@ def samples_for(
             if kind is DataKind.CALIBRATION:
                 samples, _ = split(samples, inputs, profile, hold_out)
             return samples, kind
-    return random_arrays(inputs, shapes_at(profile, "opt"), seed=SEED), DataKind.RANDOM
-
-
-def random_arrays(inputs: Sequence[TensorSpec], shapes: Shapes, *, seed: int) -> Arrays:
-    """Seeded stand-in inputs: floats in −1…1, booleans, and integers 0 or 1.
-
-    0 and 1 are valid where integers are token or class indices, whatever the table's size. A mask
-    is ones: what is masked wholly has no defined result.
-    """
-    rng = np.random.default_rng(seed)
-    arrays: Arrays = {}
-    for spec in inputs:
-        dtype = np.dtype(given_as(spec))
-        if spec.name.lower().endswith("mask"):
-            arrays[spec.name] = np.ones(shapes[spec.name], dtype)
-        elif dtype.kind == "f":
-            arrays[spec.name] = rng.uniform(-1, 1, shapes[spec.name]).astype(dtype)
-        else:
-            arrays[spec.name] = rng.integers(0, 2, shapes[spec.name]).astype(dtype)
-    return arrays
-
-
-def given_as(spec: TensorSpec) -> str:
-    """The NumPy type of an input's arrays."""
-    return "float32" if spec.dtype == BF16 else spec.dtype
+    shapes = shapes_at(profile, "opt")
+    if source is None:
+        return random_arrays(inputs, shapes, seed=SEED, profile=profile), DataKind.RANDOM
+    return tried(source(), inputs, shapes, seed=SEED, profile=profile)[0], DataKind.RANDOM
 
 
 def _check_array(

@@ -179,7 +179,9 @@ class TorchScriptSource:
         Raises:
             InvalidModel: with PyTorch's reason.
         """
-        tensors = self.tensors(random_arrays(specs, shapes_at(profile, "opt"), seed=0))
+        tensors = self.tensors(
+            random_arrays(specs, shapes_at(profile, "opt"), seed=0, profile=profile)
+        )
         outputs = numbered_outputs(len(self._leaves(tensors)))
         axes = {
             spec.name: {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}

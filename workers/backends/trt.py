@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from farm.errors import EngineBuildFailed
 from farm.schemas import Layer, LayerTensor
-from farm.specs import BuilderOptions, Profile, Runtime
+from farm.specs import BuilderOptions, Profile, Runtime, ShapeRange, ValueRange
 from workers.backends import trt_cache, trt_inspect, trt_parsed
 from workers.backends.trt_cache import TimingCacheUse
 from workers.backends.trt_inspect import Inspected
@@ -121,7 +121,7 @@ def build_plan(
     set_capability(trt, config, compute_capability)
     set_options(trt, config, options)
     for profile in profiles:
-        _add_profile(trt, builder, config, profile, log)
+        _add_profile(trt, builder, network, config, profile, log)
     if hasattr(config, "progress_monitor"):
         config.progress_monitor = _phase_monitor(trt, report)
     # TensorRT-RTX builds where there is no GPU: it times nothing, of its timing cache only the names
@@ -231,13 +231,37 @@ def _plain(reason: str) -> str:
 
 
 def _add_profile(
-    trt: Any, builder: types.Builder, config: types.IBuilderConfig, profile: Profile, log: Any
+    trt: Any,
+    builder: types.Builder,
+    network: types.INetworkDefinition,
+    config: types.IBuilderConfig,
+    profile: Profile,
+    log: Any,
 ) -> None:
     native: types.IOptimizationProfile = builder.create_optimization_profile()
+    given = [network.get_input(index) for index in range(network.num_inputs)]
+    sizes = {tensor.name for tensor in given if tensor.is_shape_tensor}
     for name, shapes in profile.items():
-        native.set_shape(name, *(trt.Dims(shape) for shape in (shapes.min, shapes.opt, shapes.max)))
+        if name in sizes:
+            values = _size_values(name, shapes)
+            native.set_shape_input(name, list(values.min), list(values.opt), list(values.max))
+        # Of what isn't data the shape is known, and needn't be said.
+        if name not in sizes or shapes.min != shapes.max:
+            low, mid, high = (trt.Dims(shape) for shape in (shapes.min, shapes.opt, shapes.max))
+            native.set_shape(name, low, mid, high)
     if config.add_optimization_profile(native) < 0:
         raise _failure(log, f"the profile {dict(profile)} was refused")
+
+
+def _size_values(name: str, shapes: ShapeRange) -> ValueRange:
+    if shapes.values is None:
+        raise EngineBuildFailed(
+            f"the values of input {name!r} are sizes, and TensorRT must know which they may be",
+            hint=f"fix them by --fix {name}=VALUE; or hand in samples that hold {name!r}, whose values "
+            "are taken; or a range of them in the profile (REST): "
+            f'{{"{name}": {{…, "values": {{"min": […], "opt": […], "max": […]}}}}}}',
+        )
+    return shapes.values
 
 
 def last_errors(log: Any) -> str:

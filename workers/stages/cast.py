@@ -17,6 +17,7 @@ from onnx import TensorProto
 from farm.errors import CastFailed, FarmError, PrecisionMissed
 from farm.specs import CastParams, DataKind, Precision
 from workers import casting, choosing, floats, graphs, opsets
+from workers.backends.ort import OrtModel
 from workers.batch import Batch
 from workers.compute import PRODUCTS, compute_of
 from workers.dynamic import quantize_weights
@@ -106,7 +107,12 @@ def _measured(
     profile = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))[0]
     batch = Batch.of(inputs, profile)
     samples, data = samples_for(
-        stage.inputs, inputs, profile, hold_out=params.hold_out, fixed=params.fixed_inputs
+        stage.inputs,
+        inputs,
+        profile,
+        hold_out=params.hold_out,
+        fixed=params.fixed_inputs,
+        source=lambda: OrtModel(graphs.model_file(stage.inputs["onnx"], stage.workdir)),
     )
     size = batch.opt
     every = batch.split(samples, size, smallest=batch.min)

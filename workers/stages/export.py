@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,19 @@ import torch
 from torch.export import ExportedProgram
 
 from farm.errors import ExportDiverged, InvalidModel
-from farm.specs import ExportParams, Profile, SourceFormat, TensorSpec
+from farm.specs import DataKind, ExportParams, Profile, SourceFormat, TensorSpec
 from workers import fixing, floats, graphs, opsets, references
 from workers.backends.ort import OrtModel
-from workers.batch import Batch, Shapes
+from workers.batch import Arrays, Batch
 from workers.eager import SYMBOL, EagerModel, axis_names, input_names, output_names
 from workers.measure.difference import NO_DIFFERENCE, Difference, difference
 from workers.modern import described, is_modern, modernised
 from workers.normal import normalised
-from workers.profiles import resolve_profiles
-from workers.samples import Runnable, random_arrays
+from workers.profiles import resolve_profiles, value_ranges
+from workers.samples import Runnable, samples_for
 from workers.savedmodel import SavedModelSource
 from workers.stages import Stage, StageResult
+from workers.standins import tried
 from workers.torchscript import TorchScriptSource
 
 #: Every runtime of the farm reads it, and Q/DQ may have fp16 scales in it.
@@ -36,6 +38,8 @@ HALF_TOLERANCES = {"float16": 2.0**-6, "bfloat16": 2.0**-3}
 #: Where a profile allows many, this batch size is enough to show that the batch is dynamic.
 SMALL_BATCH = 2
 SEED = 0
+#: More integers than that say no size: it is what a profile may hold of an input's.
+MAX_SIZES = 64
 
 #: The graph, and what the check of it found.
 Exported = tuple[onnx.ModelProto, dict[str, Any]]
@@ -83,12 +87,13 @@ def _from_program(stage: Stage, params: ExportParams, target: Path) -> Exported:
         model = fixing.folded(model)
     graphs.keep_axis_ranges(model, source.axis_ranges)
     graphs.check_model(model)
-    graphs.save_model(model, target)
     inputs = graphs.input_specs(model)
     profiles = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))
+    _keep_sizes(stage, model, inputs, profiles[0])
+    graphs.save_model(model, target)
     stage.progress("check", None)
-    tolerance = _tolerance(model)
-    return model, _compare(source, _session(stage, target), inputs, profiles, tolerance)
+    check = _compare(stage, source, _session(stage, target), inputs, profiles, _tolerance(model))
+    return model, check | ({"left_out": source.left_out} if source.left_out else {})
 
 
 def _tolerance(model: onnx.ModelProto) -> float:
@@ -109,11 +114,13 @@ def _from_torchscript(stage: Stage, params: ExportParams, target: Path) -> Expor
         model = fixing.folded(model)
     graphs.check_model(model)
     modern = modernised(model)
-    graphs.save_model(modern, target)
     profiles = resolve_profiles(graphs.input_specs(modern), params.profiles)
+    _keep_sizes(stage, modern, specs, profiles[0])
+    graphs.save_model(modern, target)
     stage.progress("check", None)
     tolerance = _tolerance(modern)
-    return modern, _compare(source, _session(stage, target), specs, profiles, tolerance)
+    check = _compare(stage, source, _session(stage, target), specs, profiles, tolerance)
+    return modern, check
 
 
 def _from_savedmodel(stage: Stage, params: ExportParams, target: Path) -> Exported:
@@ -125,12 +132,13 @@ def _from_savedmodel(stage: Stage, params: ExportParams, target: Path) -> Export
         model = fixing.fixed_model(model, params.fixed_inputs)
     graphs.check_model(model)
     upgraded = _upgraded(model)
-    graphs.save_model(upgraded, target)
     inputs = graphs.input_specs(upgraded)
     profiles = resolve_profiles(inputs, params.profiles)
+    _keep_sizes(stage, upgraded, inputs, profiles[0])
+    graphs.save_model(upgraded, target)
     stage.progress("check", None)
     reference = references.savedmodel(source, params.fixed_inputs)
-    return upgraded, _compare(reference, _session(stage, target), inputs, profiles)
+    return upgraded, _compare(stage, reference, _session(stage, target), inputs, profiles)
 
 
 def _from_onnx(stage: Stage, params: ExportParams, target: Path) -> Exported:
@@ -146,21 +154,54 @@ def _from_onnx(stage: Stage, params: ExportParams, target: Path) -> Exported:
     inputs = graphs.input_specs(model)
     profiles = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))
     is_new = graphs.opset_of(model) >= graphs.MIN_OPSET and is_modern(model)
-    if is_new and model is given:
-        for shapes in check_shapes(inputs, profiles):
-            original.run(random_arrays(inputs, shapes, seed=SEED))
+    has_sizes = _keep_sizes(stage, model, inputs, profiles[0])
+    if is_new and model is given and not has_sizes:
+        data = _data(stage, original, inputs, profiles)
+        for arrays in data.batches:
+            original.run(arrays)
         if file != source and graphs.weight_bytes(model) <= graphs.MAX_PROTO_BYTES:
             graphs.load_weights(model, file)  # one file is simpler for all stages after this
             graphs.save_model(model, target)
         else:
             shutil.copyfile(source, target)
-        return model, {"reason": "the source is ONNX and was taken as it is"}
+        return model, {"reason": "the source is ONNX and was taken as it is", **data.facts()}
     stage.progress("upgrade", None)
     graphs.load_weights(model, file)
     upgraded = _upgraded(model)
     graphs.save_model(upgraded, target)
     tolerance = _tolerance(upgraded)
-    return upgraded, _compare(original, _session(stage, target), inputs, profiles, tolerance)
+    check = _compare(stage, original, _session(stage, target), inputs, profiles, tolerance)
+    return upgraded, check
+
+
+def _keep_sizes(
+    stage: Stage, model: onnx.ModelProto, inputs: Sequence[TensorSpec], profile: Profile
+) -> bool:
+    """Write down the values that the user's samples hold of inputs which may be sizes, and say whether
+    there are any: integers, a few, and the same for every sample."""
+    params = stage.params
+    assert isinstance(params, ExportParams)
+    batch = Batch.of(inputs, profile)
+    sizes = [
+        spec.name
+        for spec in inputs
+        if batch.axis_of(spec.name) is None
+        and spec.dtype in ("int32", "int64")
+        and len(spec.shape) <= 1
+    ]
+    if not sizes or not _has_samples(stage):
+        return False
+    samples, _ = samples_for(stage.inputs, inputs, profile, fixed=params.fixed_inputs)
+    ranges = dict(graphs.axis_ranges(model))
+    for name in sizes:
+        if samples[name].size <= MAX_SIZES:
+            ranges |= value_ranges(name, [int(value) for value in samples[name].flat])
+    graphs.keep_axis_ranges(model, ranges)
+    return True
+
+
+def _has_samples(stage: Stage) -> bool:
+    return not stage.inputs.keys().isdisjoint((DataKind.CALIBRATION, DataKind.EVALUATION))
 
 
 def _session(stage: Stage, path: Path) -> OrtModel:
@@ -240,7 +281,51 @@ def _name_axes(model: onnx.ModelProto) -> None:
                 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """What source and graph are run on: some batches, the samples in each, and what they are."""
+
+    batches: list[Arrays]
+    sizes: list[int]
+    kind: DataKind
+    random: list[str]  #: how random ones were drawn
+
+    def facts(self) -> dict[str, Any]:
+        drawn = {"random": self.random} if self.random else {}
+        return {"data": str(self.kind), "batches": self.sizes, **drawn}
+
+
+def _data(
+    stage: Stage, source: Runnable, inputs: Sequence[TensorSpec], profiles: Sequence[Profile]
+) -> _Data:
+    """The user's samples, which are of the first profile's shapes, and random ones where there are none:
+    at two batch sizes, where the batch is dynamic."""
+    params = stage.params
+    assert isinstance(params, ExportParams)
+    batches: list[Arrays] = []
+    sizes: list[int] = []
+    drawn: list[str] = []
+    kind = DataKind.RANDOM
+    for number, profile in enumerate(profiles):
+        batch = Batch.of(inputs, profile)
+        sizes += batch_sizes(batch)
+        if number == 0 and _has_samples(stage):
+            samples, kind = samples_for(stage.inputs, inputs, profile, fixed=params.fixed_inputs)
+            count = batch.count(samples)
+            for size in batch_sizes(batch):
+                batches.append(batch.take(samples, [one % count for one in range(size)]))
+            continue
+        for size in batch_sizes(batch):
+            arrays, how = tried(
+                source, inputs, batch.at(profile, size), seed=SEED + len(batches), profile=profile
+            )
+            batches.append(arrays)
+            drawn.append(str(how))
+    return _Data(batches=batches, sizes=sizes, kind=kind, random=list(dict.fromkeys(drawn)))
+
+
 def _compare(
+    stage: Stage,
     expected: Runnable,
     actual: OrtModel,
     inputs: Sequence[TensorSpec],
@@ -248,8 +333,8 @@ def _compare(
     tolerance: float = TOLERANCE,
 ) -> dict[str, Any]:
     total: Difference = NO_DIFFERENCE
-    for number, shapes in enumerate(check_shapes(inputs, profiles)):
-        arrays = random_arrays(inputs, shapes, seed=SEED + number)
+    data = _data(stage, expected, inputs, profiles)
+    for arrays in data.batches:
         total = total.merged(difference(expected.run(arrays), actual.run(arrays)))
     why = total.beyond(tolerance)
     if why:
@@ -257,34 +342,20 @@ def _compare(
             f"the ONNX graph's outputs aren't the source's: {why}",
             hint="put the model in eval mode before torch.export, and check for random operators",
         )
-    batches = _batches(inputs, profiles)
     return {
         "max_abs_error": total.max_abs_error,
         "max_rel_error": total.max_rel_error,
-        "batches": batches,
+        **data.facts(),
     }
 
 
-def _batches(inputs: Sequence[TensorSpec], profiles: Sequence[Profile]) -> list[int]:
-    """The batch sizes that ``check_shapes`` chooses."""
-    return [size for profile in profiles for size in _batch_sizes(Batch.of(inputs, profile))]
-
-
-def _batch_sizes(batch: Batch) -> list[int]:
+def batch_sizes(batch: Batch) -> list[int]:
+    """The batch sizes to check at: two where the batch is dynamic."""
     if not batch.is_dynamic:
         return [batch.opt]
     other = max(batch.min, min(SMALL_BATCH, batch.max))
     another = batch.min if batch.min != batch.opt else batch.max
     return list(dict.fromkeys([other if other != batch.opt else another, batch.opt]))
-
-
-def check_shapes(inputs: Sequence[TensorSpec], profiles: Sequence[Profile]) -> list[Shapes]:
-    """The shapes to check at: each profile's, at two batch sizes where the batch is dynamic."""
-    chosen: list[Shapes] = []
-    for profile in profiles:
-        batch = Batch.of(inputs, profile)
-        chosen += [batch.at(profile, size) for size in _batch_sizes(batch)]
-    return chosen
 
 
 def _reason(err: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from workers.samples import (
 )
 from workers.saturation import exact_file
 from workers.stages import Stage, StageResult
+from workers.standins import tried
 
 #: Batches of random data, where neither evaluation nor calibration data were given.
 RANDOM_BATCHES = 2
@@ -61,7 +63,7 @@ def run(stage: Stage) -> StageResult:
     profile = resolve_profiles(inputs, params.profiles, ranges)[0]
     batch = Batch.of(inputs, profile, outputs)
     stage.progress("compare", None)
-    samples, labels, data = _data(stage, params, inputs, profile, batch)
+    samples, labels, data = _data(stage, params, source, inputs, profile, batch)
     runnable = subject.engine if isinstance(subject, gpu_metrics.Loaded) else subject
     accuracy = _compare(source, runnable, samples, labels, batch)
     accuracy |= {"data": data, "measured_on": measured_on}
@@ -139,6 +141,7 @@ def _of_onnx(
 def _data(
     stage: Stage,
     params: MeasureParams,
+    source: Runnable,
     inputs: Sequence[TensorSpec],
     profile: Profile,
     batch: Batch,
@@ -167,14 +170,17 @@ def _data(
         samples = given if held is None else held
         kind = DataKind.CALIBRATION if held is None else DataKind.HELD_OUT
         return batch.take(samples, slice(MAX_CALIBRATION_SAMPLES)), None, kind
-    return random_samples(inputs, profile), None, DataKind.RANDOM
+    return random_samples(source, inputs, profile), None, DataKind.RANDOM
 
 
-def random_samples(inputs: Sequence[TensorSpec], profile: Profile) -> Arrays:
-    """Seeded random samples: two opt batches where the batch is dynamic, else one."""
+def random_samples(source: Runnable, inputs: Sequence[TensorSpec], profile: Profile) -> Arrays:
+    """Seeded random samples that the source gives finite outputs for, as far as any are found: two opt
+    batches where the batch is dynamic, else one."""
     batch = Batch.of(inputs, profile)
     count = RANDOM_BATCHES * batch.opt if batch.is_dynamic else batch.opt
-    return random_arrays(inputs, batch.at(profile, count), seed=SEED)
+    samples = partial(random_arrays, inputs, batch.at(profile, count), seed=SEED, profile=profile)
+    _, kind = tried(source, inputs, batch.at(profile, batch.opt), seed=SEED, profile=profile)
+    return samples(kind=kind)
 
 
 def _compare(

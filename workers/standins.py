@@ -1,0 +1,144 @@
+"""Seeded stand-ins for data that nobody gave: within what a model accepts, as far as it can be known."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from farm.errors import InvalidModel
+from farm.specs import Profile, TensorSpec
+from workers.batch import Arrays, Shapes, batch_symbol
+
+#: Integers that say how much of each sample is there.
+_LENGTHS = re.compile(r"(?P<of>.*?)_?(len|lens|length|lengths)", re.IGNORECASE)
+#: NumPy has no such type: what the model takes as bf16 is given as float32, and rounded where it is run.
+BF16 = "bfloat16"
+
+
+class Runnable(Protocol):
+    """A model that runs one batch here."""
+
+    def run(self, arrays: Arrays) -> Arrays: ...
+
+
+class Kind(NamedTuple):
+    """From what random values are drawn."""
+
+    floats: tuple[float, float]
+    integers: tuple[int, int]
+
+    def __str__(self) -> str:
+        low, high = self.integers
+        integers = str(low) if low == high else f"{low} or {high}"
+        return f"floats in {self.floats[0]:g}…{self.floats[1]:g}, integers {integers}"
+
+
+#: In the order in which they are tried: a power, a distance and a depth are positive by nature.
+KINDS = tuple(
+    Kind(floats, integers) for integers in ((0, 1), (1, 1)) for floats in ((-1.0, 1.0), (0.0, 1.0))
+)
+
+
+def random_arrays(
+    inputs: Sequence[TensorSpec],
+    shapes: Shapes,
+    *,
+    seed: int,
+    profile: Profile | None = None,
+    kind: Kind = KINDS[0],
+) -> Arrays:
+    """Seeded stand-in inputs: floats in −1…1, booleans, and integers 0 or 1, if of no other kind.
+
+    0 and 1 are valid where integers are token or class indices, whatever the table's size. A mask is
+    ones: what is masked wholly has no defined result. Lengths are within the axis that they count, and
+    an input whose values the profile gives has its optimal ones.
+    """
+    rng = np.random.default_rng(seed)
+    arrays: Arrays = {}
+    for spec in inputs:
+        dtype, shape = np.dtype(given_as(spec)), shapes[spec.name]
+        given = profile[spec.name].values if profile and spec.name in profile else None
+        if given is not None:
+            arrays[spec.name] = np.array(given.opt).reshape(shape).astype(dtype)
+        elif spec.name.lower().endswith("mask"):
+            arrays[spec.name] = np.ones(shape, dtype)
+        elif dtype.kind in "iu" and (longest := _counted(spec, inputs, shapes)):
+            arrays[spec.name] = rng.integers((longest + 1) // 2, longest + 1, shape).astype(dtype)
+        elif dtype.kind == "b":
+            arrays[spec.name] = rng.integers(0, 2, shape).astype(dtype)
+        elif dtype.kind in "iu":
+            low, high = kind.integers
+            arrays[spec.name] = rng.integers(low, high + 1, shape).astype(dtype)
+        else:
+            arrays[spec.name] = rng.uniform(*kind.floats, shape).astype(dtype)
+    return arrays
+
+
+def tried(
+    model: Runnable,
+    inputs: Sequence[TensorSpec],
+    shapes: Shapes,
+    *,
+    seed: int,
+    profile: Profile | None = None,
+) -> tuple[Arrays, Kind]:
+    """Stand-ins of the first kind that a model gives finite outputs for; else that it runs on at all.
+
+    Raises:
+        InvalidModel: the model runs on none. Names the integer inputs, of which few values may be right.
+    """
+    runs: list[tuple[Arrays, Kind]] = []
+    failures: list[InvalidModel] = []
+    for kind in KINDS:
+        arrays = random_arrays(inputs, shapes, seed=seed, profile=profile, kind=kind)
+        try:
+            made = model.run(arrays)
+        except InvalidModel as err:
+            failures.append(err)
+            continue
+        if _is_finite(made):
+            return arrays, kind
+        runs.append((arrays, kind))
+    if runs:
+        return runs[0]
+    raise _refused(failures[0], inputs)
+
+
+def given_as(spec: TensorSpec) -> str:
+    """The NumPy type of an input's arrays."""
+    return "float32" if spec.dtype == BF16 else spec.dtype
+
+
+def _is_finite(arrays: Mapping[str, NDArray[np.generic]]) -> bool:
+    floats = (a for a in arrays.values() if a.dtype.kind in "fV")
+    return all(np.isfinite(array.astype(np.float64)).all() for array in floats)
+
+
+def _refused(failure: InvalidModel, inputs: Sequence[TensorSpec]) -> InvalidModel:
+    integers = [spec.name for spec in inputs if np.dtype(given_as(spec)).kind in "iu"]
+    if not integers:
+        return failure
+    return InvalidModel(
+        f"{failure.detail}; nobody gave data, and random values stood in, 0 and 1 for "
+        f"{', '.join(map(repr, integers))}",
+        hint=f"give an input that has one value by --fix {integers[-1]}=VALUE; of others hand in samples: "
+        "--calibration, --evaluation",
+    )
+
+
+def _counted(spec: TensorSpec, inputs: Sequence[TensorSpec], shapes: Shapes) -> int | None:
+    """How long the axis is that an input of lengths counts along; None where it is no such input."""
+    found = _LENGTHS.fullmatch(spec.name)
+    if not found or len(spec.shape) > 2:
+        return None
+    batch = batch_symbol(inputs)
+    others = [one for one in inputs if len(one.shape) > 1 and not _LENGTHS.fullmatch(one.name)]
+    named = [one for one in others if one.name.lower().startswith(found["of"].lower())]
+    for one in named or others:
+        batch_axis = one.shape.index(batch) if batch in one.shape else 0
+        return next(n for axis, n in enumerate(shapes[one.name]) if axis != batch_axis)
+    return None
