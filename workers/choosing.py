@@ -23,9 +23,8 @@ from farm.specs import DataKind
 from workers.casting import low_slots
 from workers.compute import PRODUCTS
 from workers.floats import HALVES, largest_of
-from workers.graphs import opset_of, subgraphs_of, types_of
+from workers.graphs import graphs_of, opset_of, subgraphs_of, types_of
 from workers.magnitudes import Magnitude, Magnitudes
-from workers.normal import graphs_of
 
 #: How much larger than on the data at hand values may get. Real outliers of a trained network's
 #: activations are within a factor of 2 to 3 of those in a hundred samples; noise between −1 and 1 says
@@ -114,6 +113,8 @@ _KEEPS_SMALL = MOVES | {
     "ReduceSumSquare",
     "Sqrt",
 }
+#: What a sum of squares is made of.
+_KEEPS_SQUARES = MOVES | {"Add", "Clip", "Max", "Mul", "ReduceMean", "ReduceSum", "Sub", "Sum"}
 _DEPTH = 12
 
 
@@ -208,6 +209,7 @@ class _Chooser:
         for node in self.nodes:
             for name in node.input:
                 self._consumers[name].append(node)
+        self._squares: dict[str, bool] = {}
         self._kept: dict[str, str] = {}  #: first output → why it must be exact
         self._keep_exact()
 
@@ -328,14 +330,23 @@ class _Chooser:
         return None if inner <= self._limit else _RANGE
 
     def _is_of_squares(self, node: onnx.NodeProto) -> bool:
-        """Whether it squares, or sums squares: with the data it grows by its square."""
-        if node.op_type == "Mul":
-            return bool(node.input[0] == node.input[1])
-        if node.op_type == "Pow":
-            return True
-        maker = self._makers.get(node.input[0]) if node.input else None
-        sums = node.op_type in ("ReduceMean", "ReduceSum", "Sqrt")
-        return sums and maker is not None and self._is_of_squares(maker)
+        """Whether it takes or gives squares, or sums of them: with the data these grow by their square."""
+        if node.op_type in PRODUCTS:
+            return False
+        return any(self._is_square(name, 0) for name in self._floats(node))
+
+    def _is_square(self, name: str, depth: int) -> bool:
+        maker = self._makers.get(name)
+        if maker is None or depth > _DEPTH:
+            return False
+        if name not in self._squares:
+            is_square = maker.op_type == "Pow" or (
+                maker.op_type == "Mul" and maker.input[0] == maker.input[1]
+            )
+            if not is_square and maker.op_type in _KEEPS_SQUARES:
+                is_square = any(self._is_square(given, depth + 1) for given in maker.input)
+            self._squares[name] = is_square
+        return self._squares[name]
 
     def _reason_of_border(self, node: onnx.NodeProto) -> str | None:
         """Of an If, Loop or Scan: all that goes in and comes out is of one type."""

@@ -86,7 +86,7 @@ def _plain_locations(model: onnx.ModelProto) -> bool:
 
 def _take_in_small_tensors(model: onnx.ModelProto, folder: Path) -> bool:
     """Without the values of shapes and axes no runtime infers shapes. Returns whether there were any."""
-    tensors = [t for t in model.graph.initializer if is_external(t)]
+    tensors = [t for t in tensors_of(model) if is_external(t)]
     small = [tensor for tensor in tensors if prod(tensor.dims) <= _SMALL_TENSOR]
     for tensor in small:
         external_data_helper.load_external_data_for_tensor(tensor, str(folder))
@@ -225,6 +225,19 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
             yield from all_nodes(nested)
 
 
+def graphs_of(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """The graph of a model, and every body in it after the graph that holds it."""
+    yield model.graph
+    for node in all_nodes(model.graph):
+        yield from subgraphs_of(node)
+
+
+def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """The initializers of a model, those of its bodies too."""
+    for graph in graphs_of(model):
+        yield from graph.initializer
+
+
 def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     """The graphs that a node runs: branches of an If, the body of a Loop or a Scan."""
     return list(subgraphs_of(node))
@@ -255,7 +268,7 @@ def output_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
 
 def parameter_count(model: onnx.ModelProto) -> int:
     """The number of weights in the graph."""
-    return sum(prod(tensor.dims) for tensor in model.graph.initializer)
+    return sum(prod(tensor.dims) for tensor in tensors_of(model))
 
 
 def qdq_pairs(model: onnx.ModelProto) -> int:
@@ -305,13 +318,13 @@ def weight_bytes(model: onnx.ModelProto) -> int:
     """The size of the weights, wherever they are."""
     return sum(
         prod(tensor.dims) * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-        for tensor in model.graph.initializer
+        for tensor in tensors_of(model)
     )
 
 
 def is_large(model: onnx.ModelProto) -> bool:
     """Whether it is more than one protobuf message may hold, or has weights in other files."""
-    return weight_bytes(model) > MAX_PROTO_BYTES or any(map(is_external, model.graph.initializer))
+    return weight_bytes(model) > MAX_PROTO_BYTES or any(map(is_external, tensors_of(model)))
 
 
 def write_model(model: onnx.ModelProto, file: Path) -> None:

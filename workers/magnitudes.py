@@ -19,7 +19,6 @@ from farm.errors import InvalidModel
 from workers import graphs
 from workers.backends.ort import OrtModel
 from workers.floats import narrowed
-from workers.normal import graphs_of
 from workers.samples import Arrays
 
 #: Enough to see how large values get; a margin is for the others.
@@ -109,7 +108,7 @@ def _merge(found: dict[str, Magnitude], more: Mapping[str, Magnitude]) -> None:
 
 def _of_constants(model: onnx.ModelProto) -> dict[str, Magnitude]:
     found = {}
-    for graph in graphs_of(model):
+    for graph in graphs.graphs_of(model):
         for tensor in graph.initializer:
             if tensor.data_type == TensorProto.FLOAT:
                 value = np.abs(numpy_helper.to_array(tensor))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from farm.errors import InvalidModel
-from workers.graphs import MAX_PROTO_BYTES, all_nodes, drop, subgraphs_of
+from workers.graphs import MAX_PROTO_BYTES, all_nodes, drop, graphs_of, subgraphs_of
 
 _EXPORT_AGAIN = "export the model again and check that the upload is whole"
 #: Attributes of a Constant, by what they say its type is.
@@ -65,13 +65,6 @@ def normalised(model: onnx.ModelProto) -> onnx.ModelProto:
         _make_outputs(graph, used)
     _name_nodes_apart(result)
     return result
-
-
-def graphs_of(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    """The graph of a model, and every body in it after the graph that holds it."""
-    yield model.graph
-    for node in all_nodes(model.graph):
-        yield from subgraphs_of(node)
 
 
 def _defined(graph: onnx.GraphProto) -> Iterator[str]:

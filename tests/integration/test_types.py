@@ -343,6 +343,24 @@ def test_a_norm_of_pixels_is_right_in_fp16_and_in_the_remainder_of_int8(
     assert remainder["fp16"] > remainder["fp32"]
 
 
+def test_fp16_is_right_on_pixels_though_its_types_were_chosen_on_noise(tmp_path: Path) -> None:
+    wide = normalised(norm())
+    seen = [{"x": np.random.default_rng(0).uniform(-1, 1, (8, 3, 32, 32)).astype(np.float32)}]
+    chosen = choosing.choose(wide, measured(wide, seen, tmp_path), H, DataKind.RANDOM)
+    rounded = rounded_model(casting.typed(wide, chosen.types))
+    expected, actual = (
+        OrtModel(made.SerializeToString(), optimisation="none").run({"x": pixels()})["y"]
+        for made in (wide, rounded)
+    )
+    np.testing.assert_allclose(actual, expected, atol=0.02 * np.abs(expected).max())
+    products = [n for n in wide.graph.node if n.op_type in ("Conv", "MatMul")]
+    assert all(chosen.types.get(n.output[0]) == H for n in products)
+
+
+def test_weights_of_bodies_are_counted() -> None:
+    assert graphs.parameter_count(branches()) == 16 * 32 + 2 * 32 * 32 + 32 * 8 + 1
+
+
 def test_a_norm_of_pixels_is_right_in_fp16_on_the_cpu(tmp_path: Path) -> None:
     all_right(build(tmp_path, norm(), {"x": pixels()}, ["fp16"], ["cpu"]), 0.999)
 
