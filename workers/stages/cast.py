@@ -16,8 +16,7 @@ from onnx import TensorProto
 
 from farm.errors import CastFailed, FarmError, PrecisionMissed
 from farm.specs import CastParams, DataKind, Precision
-from workers import casting, choosing, floats, graphs, opsets
-from workers.backends.ort import OrtModel
+from workers import casting, choosing, floats, graphs, opsets, references
 from workers.batch import Batch
 from workers.compute import PRODUCTS, compute_of
 from workers.dynamic import quantize_weights
@@ -112,7 +111,9 @@ def _measured(
         profile,
         hold_out=params.hold_out,
         fixed=params.fixed_inputs,
-        source=lambda: OrtModel(graphs.model_file(stage.inputs["onnx"], stage.workdir)),
+        source=lambda: references.onnx_model(
+            *graphs.read_model(stage.inputs["onnx"], stage.workdir), {}, stage.workdir
+        ),
     )
     size = batch.opt
     every = batch.split(samples, size, smallest=batch.min)
