@@ -94,6 +94,29 @@ def test_a_child_that_dies_says_how_and_the_next_one_runs(function, error, words
     assert run(happy)[0] == {"doubled": 42}
 
 
+def is_ended_from_outside(_argument, _link):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def has_no_room(_argument, _link):
+    os.kill(os.getpid(), signal.SIGBUS)
+
+
+@pytest.mark.parametrize(
+    ("function", "told", "is_worth_a_retry"),
+    [
+        (crashes, "native library crashed", False),
+        (is_ended_from_outside, "outside of the farm", True),
+        (has_no_room, "full disk", True),
+    ],
+)
+def test_how_a_child_died_decides_whether_another_try_is_advised(function, told, is_worth_a_retry):
+    with pytest.raises(ChildDied) as caught:
+        run(function)
+    assert told in caught.value.hint
+    assert ("farm retry" in caught.value.hint) is is_worth_a_retry
+
+
 def test_a_child_over_its_memory_limit_ends_alone():
     with pytest.raises(ChildOutOfMemory):
         run(eats_memory, memory_bytes=1 << 30)
