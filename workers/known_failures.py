@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 
-from farm import gpu_tags
 from farm.errors import ChildOutOfMemory, InvalidModel, StageFailed
-from farm.specs import JobKind, Precision, Runtime, SourceFormat
+from farm.specs import Precision, Runtime
+from workers import answers
 from workers.asked import Asked, either
 
 FP32, FP16, BF16, INT8 = Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8
@@ -44,170 +43,6 @@ def known(text: str, asked: Asked) -> tuple[Known, str] | None:
     return None
 
 
-def another_way(asked: Asked) -> str:
-    """Another precision for the target, or the same elsewhere; empty if there is neither."""
-    return either(
-        asked.better(FP32, FP16) or asked.better(BF16, INT8),
-        asked.elsewhere(Runtime.TENSORRT, Runtime.ONNXRUNTIME),
-    )
-
-
-def memory(asked: Asked, _: re.Match[str] | None = None) -> str:
-    """What to do when there wasn't enough of it."""
-    smaller = {
-        JobKind.CALIBRATE: "calibrate with a smaller batch_size or fewer samples",
-        JobKind.MEASURE: "allow smaller shapes by --profile",
-    }.get(asked.stage, "allow smaller max shapes by --profile")
-    on_gpu = asked.target is not None and asked.target.gpu != gpu_tags.CPU
-    more = "more memory" if not on_gpu else "more memory, or a GPU with more"
-    return f"give the worker {more}, or {smaller}"
-
-
-# The answers that need more than a line.
-
-
-def _lacks_operator(asked: Asked, match: re.Match[str]) -> str:
-    classic = asked.target is not None and asked.target.runtime is Runtime.TENSORRT
-    return either(
-        f"rewrite {match['op']} with operators that TensorRT has",
-        "name a plugin library that has it (option plugins)" if classic else "",
-        asked.elsewhere(Runtime.ONNXRUNTIME),
-    )
-
-
-def _value_shaped(asked: Asked, _match: re.Match[str]) -> str:
-    return either(
-        "keep its size fixed: a mask (torch.where) or TopK instead of NonZero",
-        asked.elsewhere(Runtime.TENSORRT, Runtime.ONNXRUNTIME),
-    )
-
-
-def _fp32_on_turing(asked: Asked, _match: re.Match[str]) -> str:
-    other = asked.elsewhere(Runtime.ONNXRUNTIME)
-    if asked.precision is FP32:
-        return either(asked.better(FP16, INT8), other)
-    return either(
-        "choose a GPU of sm_80 or later: what is kept in fp32, for its range or in a branch or loop, "
-        "can't be multiplied by TensorRT-RTX on sm_75",
-        other,
-    )
-
-
-_TYPE_WORDS = {"b16": "bf16", "fp8_e4m3": "fp8"}
-
-
-def _lacks_type(asked: Asked, match: re.Match[str]) -> str:
-    word = _TYPE_WORDS.get(match["type"], match["type"])
-    needs = {"bf16": "sm_80", "fp8": "sm_89"}.get(word)
-    there = f"choose a GPU that has {word}{f' ({needs} and later)' if needs else ''}"
-    return either(asked.better(FP16, INT8), there)
-
-
-def _mixed_types(asked: Asked, match: re.Match[str]) -> str:
-    if _as_submitted(asked):
-        return f"cast the inputs of {match['op'] or 'that operator'} to one type in the model"
-    return _mistyped(asked)
-
-
-def _as_submitted(asked: Asked) -> bool:
-    """Whether the graph that failed is the user's own, not one that the farm has made of it."""
-    return asked.stage is JobKind.EXPORT or (
-        asked.stage is JobKind.BUILD and asked.precision is FP32
-    )
-
-
-def _mistyped(asked: Asked) -> str:
-    return either(
-        another_way(asked),
-        "report it with the job's log: the model was valid, and what the farm has made of it isn't",
-    )
-
-
-def _size_input(_asked: Asked, _match: re.Match[str]) -> str:
-    return either(
-        "give the input that is a size one value: --fix NAME=VALUE",
-        "export the model with that value as a constant",
-    )
-
-
-def _index(asked: Asked, _match: re.Match[str]) -> str:
-    if asked.data or asked.stage is JobKind.CALIBRATE:
-        return (
-            "the data hold an index that the model has no row for: check that they were made for this "
-            "model (its tokenizer, its number of classes)"
-        )
-    return (
-        "an input of this model is an index, and random values are too large for it: pass calibration "
-        "or evaluation data, which the farm then uses"
-    )
-
-
-def _fixed_inside(asked: Asked, _match: re.Match[str]) -> str:
-    if asked.source in (None, SourceFormat.ONNX):
-        again = "export it again with that axis dynamic"
-    else:
-        again = "export it again with that axis dynamic all the way: torch.export.Dim"
-    return (
-        f"a size inside the model is fixed: pass --profile with the sizes that it takes, or {again}"
-    )
-
-
-def _no_kernel(asked: Asked, match: re.Match[str]) -> str:
-    op = match["op"]
-    if _as_submitted(asked):
-        return (
-            f"submit the model in fp32 (model.float() in PyTorch), which the farm checks on a CPU: ONNX "
-            f"Runtime has no {op} in this type there; fp16 and bf16 are precisions to ask for"
-        )
-    return either(
-        asked.better(FP32, INT8, FP16),
-        asked.elsewhere(Runtime.TENSORRT),
-        f"rewrite {op}: ONNX Runtime has no kernel for it in this type",
-    )
-
-
-def _too_new(_asked: Asked, _match: re.Match[str]) -> str:
-    return "export it with opset 20, or bring the worker's onnxruntime up to date"
-
-
-def _unknown_operator(_asked: Asked, match: re.Match[str]) -> str:
-    op = match["op"] or match["fn"]
-    return f"rewrite {op} with standard ONNX operators, and export it again"
-
-
-def _contradiction(asked: Asked, _match: re.Match[str]) -> str:
-    if not _as_submitted(asked):
-        return _mistyped(asked)
-    return (
-        "mend the model: onnx.checker.check_model(model, full_check=True) shows the same; then export "
-        "it again"
-    )
-
-
-def _no_onnx_for(asked: Asked, match: re.Match[str]) -> str:
-    return either(
-        f"rewrite {match['op']} with operators that ONNX has",
-        "build it for torchscript:cpu, which takes the program as it is"
-        if asked.target is None
-        else "",
-    )
-
-
-def _other_torch(_asked: Asked, _match: re.Match[str]) -> str:
-    return (
-        f"save it with the torch of the worker ({version('torch')}), install the torch that saved it "
-        "on the worker, or submit what torch.onnx.export(program, dynamo=True) makes of it there"
-    )
-
-
-def _unsupported(asked: Asked, _match: re.Match[str]) -> str:
-    return either(
-        "rewrite that operator",
-        asked.elsewhere(Runtime.TENSORRT, Runtime.ONNXRUNTIME),
-        asked.better(FP32, FP16),
-    )
-
-
 def _plain(text: str) -> Answer:
     return lambda _asked, _match: text
 
@@ -223,13 +58,13 @@ TABLE: tuple[Known, ...] = (
     _entry(
         r"(?i)\bout of memory\b|bad_alloc|can't allocate memory|cudaErrorMemoryAllocation"
         r"|Failed to allocate memory for requested buffer|CUBLAS_STATUS_ALLOC_FAILED",
-        memory,
+        answers.memory,
         ChildOutOfMemory,
     ),
     # TensorRT's parser and builders, tensorrt-rtx 1.7
-    _entry(r"FP32 GEMM is not supported", _fp32_on_turing),
-    _entry(r"model contains HW-specific datatypes: (?P<type>\w+)", _lacks_type),
-    _entry(r"NonZero plugin creator|operator NonZero\b", _value_shaped),
+    _entry(r"FP32 GEMM is not supported", answers.fp32_on_turing),
+    _entry(r"model contains HW-specific datatypes: (?P<type>\w+)", answers.lacks_type),
+    _entry(r"NonZero plugin creator|operator NonZero\b", answers.value_shaped),
     _entry(
         r"checkCalculationStatusSanity|isInFlight",
         lambda asked, _: either(
@@ -246,8 +81,8 @@ TABLE: tuple[Known, ...] = (
             asked.elsewhere(Runtime.TENSORRT, Runtime.ONNXRUNTIME),
         ),
     ),
-    _entry(r"Plugin not found.*operator (?P<op>\w+)", _lacks_operator),
-    _entry(r"\bfalse \(operator (?P<op>\w+)", _lacks_operator),
+    _entry(r"Plugin not found.*operator (?P<op>\w+)", answers.lacks_operator),
+    _entry(r"\bfalse \(operator (?P<op>\w+)", answers.lacks_operator),
     _entry(
         r"has type UInt8 but must have type",
         "make Cast to float the first thing that is done with the uint8 input, before the Transpose: "
@@ -287,15 +122,15 @@ TABLE: tuple[Known, ...] = (
     ),
     _entry(
         r"(?:operation|Operation (?P<op>\w+)) must have same input types\. But they are of types",
-        _mixed_types,
+        answers.mixed_types,
     ),
     _entry(
         r"must have (?:the )?same input types\. But they are of types.*?(?:operator (?P<op>\w+)|$)",
-        _mixed_types,
+        answers.mixed_types,
     ),
     _entry(
         r"missing values for shape input|dynamic or shape inputs, but no optimization profile",
-        _size_input,
+        answers.size_input,
     ),
     _entry(
         r"Strided & Dilated Deconv are currently not supported",
@@ -355,18 +190,18 @@ TABLE: tuple[Known, ...] = (
     _entry(
         r"guarantees\* support for models stamped|Unsupported model IR version|"
         r"opset \d+ is under development",
-        _too_new,
+        answers.too_new,
     ),
-    _entry(r"Could not find an implementation for (?P<op>\w+)\(", _no_kernel),
+    _entry(r"Could not find an implementation for (?P<op>\w+)\(", answers.no_kernel),
     _entry(
         r"Type 'tensor\((?P<type>\w+)\)' of input parameter .* of operator \((?P<op>\w+)\)"
         r".*is invalid",
-        _no_kernel,
+        answers.no_kernel,
     ),
-    _entry(r"Optype \((?P<op>\w+)\) bound to different types", _mixed_types),
+    _entry(r"Optype \((?P<op>\w+)\) bound to different types", answers.mixed_types),
     _entry(
         r"No Op registered for (?P<op>\w+)|: (?P<fn>[\w.]+:\w+)\(-?\d+\) is not a registered",
-        _unknown_operator,
+        answers.unknown_operator,
     ),
     _entry(
         r"External data|external data|file_length.*out of bounds|Protobuf parsing failed",
@@ -375,7 +210,7 @@ TABLE: tuple[Known, ...] = (
     _entry(
         r"ShapeInferenceError|is not a graph input, initializer, or output of a previous node"
         r"|Duplicate definition of name|graph is not acyclic",
-        _contradiction,
+        answers.contradiction,
     ),
     _entry(
         r"MLDataType for: tensor\((?P<type>\w+)\) is not currently registered",
@@ -388,18 +223,18 @@ TABLE: tuple[Known, ...] = (
     _entry(
         r"indices element out of data bounds|invalid ind(?:ex|ice) found|index out of range"
         r"|out of bounds for dimension",
-        _index,
+        answers.index,
     ),
     _entry(
         r"k argument \[-?\d+\] should not be greater|tensor\.cc:\d+ CalculateTensorStorageSize",
-        _size_input,
+        answers.size_input,
     ),
     _entry(
         r"requested_shape_size was false|[Dd]imension mismatch|Attempting to broadcast an axis"
         r"|Non concat axis dimensions must match|input_shape\[i\] == 1|Invalid input shape"
         r"|Invalid num_outputs value|Size of dimension being split|cannot be reshaped|"
         r"Got invalid dimensions for input",
-        _fixed_inside,
+        answers.fixed_inside,
     ),
     _entry(
         r"(?i)integer division by zero",
@@ -411,10 +246,10 @@ TABLE: tuple[Known, ...] = (
         "pip install -c constraints.txt '.[worker,gpu]'",
     ),
     # torch 2.13: its exporter, and loading what another torch has saved
-    _entry(r"No ONNX function found for <OpOverload\(op='(?P<op>[\w.:]+)'", _no_onnx_for),
+    _entry(r"No ONNX function found for <OpOverload\(op='(?P<op>[\w.:]+)'", answers.no_onnx_for),
     _entry(
         r"Serialized schema version|archive version \d+ does not match",
-        _other_torch,
+        answers.other_torch,
     ),
     _entry(
         r"PytorchStreamReader failed|invalid header or archive is corrupted",
@@ -462,5 +297,5 @@ TABLE: tuple[Known, ...] = (
         ),
     ),
     # The rest of what TensorRT and others don't do
-    _entry(r"(?i)(?:is|are) (?:currently )?not supported|does not support", _unsupported),
+    _entry(r"(?i)(?:is|are) (?:currently )?not supported|does not support", answers.unsupported),
 )

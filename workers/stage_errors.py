@@ -20,8 +20,9 @@ from farm.errors import (
     StorageFull,
 )
 from farm.specs import CALIBRATED, Precision, Runtime
+from workers.answers import another_way, memory
 from workers.asked import Asked, either
-from workers.known_failures import another_way, known, memory
+from workers.known_failures import known
 
 _HERE = Path(__file__).parent
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
