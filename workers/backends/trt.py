@@ -67,8 +67,10 @@ def load_runtime(runtime: Runtime) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as err:
+        is_missing = isinstance(err, ModuleNotFoundError) and err.name == name
+        what = "isn't installed" if is_missing else "is installed and can't be loaded"
         raise EngineBuildFailed(
-            f"{runtime} can't be used on this worker: {err}",
+            f"{runtime} {what} on this worker: {err}",
             hint="install it there (pip install -c constraints.txt "
             f"'.[{_PACKAGES[runtime]}]'), or name another runtime in the target",
         ) from err
