@@ -50,19 +50,32 @@ _KEEP_SIGNS = (
 )
 
 
-def integer_graph(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
+def integer_graph(
+    model: onnx.ModelProto, ranges: Ranges, *, keep_levels: bool = False
+) -> onnx.ModelProto:
     """The same graph with what ONNX Runtime needs to compute it in integers.
 
     Parameters:
-        model: with int8 Q/DQ, symmetric, and fp32 between them.
+        model: with int8 Q/DQ, and fp32 between them.
         ranges: called once, with what isn't quantised and should be.
+        keep_levels: round to what the graph's own Q/DQ round to, which a model was trained for; else
+            to twice as many levels where values are never negative.
     """
     rewriter = _Rewriter(model)
     rewriter.quantize_results(ranges)
-    rewriter.make_activations_unsigned()
+    if keep_levels:
+        rewriter.clip_in_integers()
+    else:
+        rewriter.make_activations_unsigned()
     rewriter.quantize_biases()
     rewriter.set_clips_apart()
     return rewriter.result()
+
+
+def _level(limit: float, scale: NDArray[np.float32], zero: NDArray[np.generic]) -> np.uint8:
+    """What a value is rounded to, shifted by 128."""
+    level = np.clip(np.rint(np.float32(limit) / scale) + int(zero), -128, 127)
+    return np.uint8(int(level) + 128)
 
 
 class _Rewriter:
@@ -90,8 +103,10 @@ class _Rewriter:
 
     def result(self) -> onnx.ModelProto:
         graph = self._model.graph
+        nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in self._nodes]
         del graph.node[:]
-        graph.node.extend(self._nodes)
+        graph.node.extend(nodes)
+        del graph.value_info[:]  # what is uint8 now was int8
         graph.initializer.extend(self._made)
         graphs.drop_unused(graph)
         return self._model
@@ -115,7 +130,7 @@ class _Rewriter:
 
     def make_activations_unsigned(self) -> None:
         for node in self._nodes:
-            if node.op_type != "QuantizeLinear" or node.input[0] in self._tensors:
+            if not self._is_of_activation(node):
                 continue
             scale, zero = self._scale(node), self._value(node.input[2])
             if scale is None or zero is None or zero.dtype != np.int8 or zero.any() or scale.ndim:
@@ -128,8 +143,86 @@ class _Rewriter:
                 self._add(f"{node.output[0]}__zero", np.asarray(_ZERO[signed])),
             ]
             for pair in (node, *self._consumers[node.output[0]]):
-                if pair is node or pair.op_type == "DequantizeLinear":
-                    pair.input[1], pair.input[2] = names
+                pair.input[1], pair.input[2] = names
+
+    def _is_of_activation(self, node: onnx.NodeProto) -> bool:
+        """A QuantizeLinear with a zero point, whose result nothing but DequantizeLinear takes."""
+        if node.op_type != "QuantizeLinear" or node.input[0] in self._tensors:
+            return False
+        if len(node.input) < 3 or not node.input[2] or node.output[0] in self._outputs:
+            return False
+        consumers = self._consumers[node.output[0]]
+        return all(
+            consumer.op_type == "DequantizeLinear" and len(consumer.input) > 2
+            for consumer in consumers
+        )
+
+    def clip_in_integers(self) -> None:
+        """Put each Relu or Clip between a quantised product and Q behind the Q.
+
+        Rounding keeps the order of values, so nothing changes. In its place ONNX Runtime takes it for a
+        part of the rounding only where that has no level below it, and leaves all in floats elsewhere.
+        """
+        for node in list(self._nodes):
+            if not self._is_of_activation(node):
+                continue
+            zero, scale = self._value(node.input[2]), self._scale(node)
+            clip = self._makers.get(node.input[0])
+            if zero is None or zero.dtype != np.int8 or zero.ndim or scale is None or clip is None:
+                continue
+            limits = self._limits(clip)
+            if limits is None or not self._ends_product(clip.input[0]):
+                continue
+            if self._only_consumer(clip) is not node or clip.output[0] in self._outputs:
+                continue
+            self._swap(clip, node, [_level(limit, scale, zero) for limit in limits])
+        self._index()
+
+    def _swap(
+        self, clip: onnx.NodeProto, rounding: onnx.NodeProto, limits: Sequence[np.uint8]
+    ) -> None:
+        """Clip after rounding to uint8, shifted by 128, which all of its consumers learn."""
+        clipped = rounding.output[0]
+        scale, zero = self._scale(rounding), self._value(rounding.input[2])
+        assert scale is not None
+        assert zero is not None
+        shifted = np.asarray(zero.astype(np.int32) + 128).astype(np.uint8)
+        names = [
+            self._add(f"{clipped}__scale", scale),
+            self._add(f"{clipped}__zero", shifted),
+        ]
+        for pair in (rounding, *self._consumers[clipped]):
+            pair.input[1], pair.input[2] = names
+        rounded = f"{clipped}__before_it_is_clipped"
+        bounds = [self._add(f"{clipped}__limit_{n}", limit) for n, limit in enumerate(limits)]
+        made = helper.make_node("Clip", [rounded, *bounds], [clipped], name=clip.name or clipped)
+        rounding.input[0], rounding.output[0] = clip.input[0], rounded
+        self._nodes.insert(self._nodes.index(rounding) + 1, made)
+        self._nodes.remove(clip)
+
+    def _limits(self, clip: onnx.NodeProto) -> tuple[float, float] | None:
+        if clip.op_type == "Relu":
+            return 0.0, float("inf")
+        if clip.op_type != "Clip":
+            return None
+        limits = [-float("inf"), float("inf")]
+        for n, name in enumerate(clip.input[1:3]):
+            if name:
+                value = self._value(name)
+                if value is None:
+                    return None
+                limits[n] = float(value.reshape(-1)[0])
+        return limits[0], limits[1]
+
+    def _ends_product(self, name: str) -> bool:
+        """Whether a quantised product gives this, or its bias's Add, to nothing but one operator."""
+        maker = self._makers.get(name)
+        if maker is None or len(self._consumers[name]) != 1 or name in self._outputs:
+            return False
+        if maker.op_type == "Add":
+            made = [self._makers.get(given) for given in maker.input]
+            return any(one is not None and self._is_quantized(one, "MatMul") for one in made)
+        return self._is_quantized(maker, "Conv", "Gemm", "MatMul")
 
     def _is_never_negative(self, name: str) -> bool:
         maker = self._makers.get(name)
@@ -242,7 +335,7 @@ class _Rewriter:
         tensor = self._tensors.get(name)
         maker = self._makers.get(name)
         if tensor is None and maker is not None and maker.op_type == "Constant":
-            tensor = maker.attribute[0].t
+            tensor = next((a.t for a in maker.attribute if a.name == "value"), None)
         value: NDArray[np.generic] | None = (
             None if tensor is None else numpy_helper.to_array(tensor)
         )

@@ -241,3 +241,82 @@ def test_what_is_never_negative_has_all_levels_also_after_a_pooling(tmp_path: Pa
     makers = {n.output[0]: n for n in onnx.load(str(engine)).graph.node}
     [pooling] = [n for n in makers.values() if n.op_type == "MaxPool"]
     assert makers[pooling.input[0]].op_type == "QLinearConv"
+
+
+CLIPS = {
+    "Relu": [helper.make_node("Relu", ["p"], ["c"])],
+    "Clip": [helper.make_node("Clip", ["p", "least", "most"], ["c"])],
+    "Clip above": [helper.make_node("Clip", ["p", "", "most"], ["c"])],
+    "Add, Relu": [
+        helper.make_node("Add", ["p", "b"], ["s"]),
+        helper.make_node("Relu", ["s"], ["c"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("zero", [0, -20])
+@pytest.mark.parametrize(
+    ("operator", "clip"),
+    [
+        *(("Conv", clip) for clip in CLIPS if "Add" not in clip),
+        *(("MatMul", clip) for clip in CLIPS),
+        *(("Gemm", clip) for clip in CLIPS if "Add" not in clip),
+    ],
+)
+def test_a_trained_quantisation_keeps_its_levels_and_is_computed_in_integers(
+    operator: str, clip: str, zero: int, tmp_path: Path
+) -> None:
+    """x → product → clip → Q/DQ → the same product: what the graph says, to the last step."""
+    rng = np.random.default_rng(0)
+    is_conv = operator == "Conv"
+    shape = (3, 8, 5, 5) if is_conv else (3, 8)
+    tensors = {
+        "scale": np.float32(2.0**-6),
+        "zero": np.int8(0),
+        "step": np.float32(2.0**-4),
+        "middle": np.int8(zero),
+        "w": rng.integers(-127, 128, (8, 8, 1, 1) if is_conv else (8, 8)).astype(np.int8),
+        "w_scale": np.full(8, 2.0**-6, np.float32),
+        "w_zero": np.zeros(8, np.int8),
+        "b": rng.integers(-1024, 1025, 8).astype(np.float32) * np.float32(2.0**-10),
+        "least": np.float32(-0.5),
+        "most": np.float32(3),
+    }
+    bias = [] if operator == "MatMul" else ["b"]
+    axis = 0 if is_conv else 1
+    make = helper.make_node
+    nodes = [
+        make("DequantizeLinear", ["w", "w_scale", "w_zero"], ["f"], axis=axis),
+        make("QuantizeLinear", ["x", "scale", "zero"], ["xq"]),
+        make("DequantizeLinear", ["xq", "scale", "zero"], ["xd"]),
+        make(operator, ["xd", "f", *bias], ["p"]),
+        *CLIPS[clip],
+        make("QuantizeLinear", ["c", "step", "middle"], ["cq"]),
+        make("DequantizeLinear", ["cq", "step", "middle"], ["cd"]),
+        make(operator, ["cd", "f", *bias], ["r"]),
+        make("QuantizeLinear", ["r", "step", "zero"], ["rq"]),
+        make("DequantizeLinear", ["rq", "step", "zero"], ["y"]),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "trained",
+        [value("x", TensorProto.FLOAT, shape)],
+        [value("y", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(array, name) for name, array in tensors.items()],
+    )
+    imports = [helper.make_opsetid("", 20)]
+    model = onnx.shape_inference.infer_shapes(
+        helper.make_model(graph, opset_imports=imports, ir_version=10)
+    )
+    made = integer_graph(model, lambda names: dict.fromkeys(names, 0.0), keep_levels=True)
+    typed, engine = tmp_path / "typed.onnx", tmp_path / "engine.onnx"
+    onnx.save(exact_graph(made), str(typed))
+    ort.build_engine(typed, engine)
+    kinds = [node.op_type for node in onnx.load(str(engine)).graph.node]
+    assert not {"Conv", "FusedConv", "MatMul", "Gemm", "FusedGemm"} & set(kinds), kinds
+    x = rng.standard_normal(shape).astype(np.float32)
+    expected = ort.OrtModel(model.SerializeToString(), optimisation="none").run({"x": x})["y"]
+    actual = ort.OrtModel(engine, is_engine=True).run({"x": x})["y"]
+    # Powers of two: no sum is rounded, and each value to the same level.
+    np.testing.assert_array_equal(actual, expected)

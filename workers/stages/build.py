@@ -279,9 +279,11 @@ def _in_integers(stage: Stage, params: BuildParams) -> Path:
     Without data, as a graph that came with its Q/DQ needs none, no range is known that isn't in it.
     """
     quantized = _whole(stage, "typed")
-    ranges = _ranges(stage, params, quantized) if "onnx" in stage.inputs else _unknown
+    is_calibrated = "onnx" in stage.inputs
+    ranges = _ranges(stage, params, quantized) if is_calibrated else _unknown
     file = stage.workdir / "integer.onnx"
-    graphs.write_model(integer_graph(quantized, ranges), file)
+    made = integer_graph(quantized, ranges, keep_levels=not is_calibrated)
+    graphs.write_model(made, file)
     return file
 
 
