@@ -1,7 +1,7 @@
 """The judgements of one engine: each time that its model is submitted again, with whatever data.
 
-What is the same engine has been built by the same job. The best founded judgement speaks for it, the others
-stand beneath: an engine that was judged by labels isn't hidden by a resubmission without any.
+The best founded judgement speaks for it, the others stand beneath: an engine that was judged by labels isn't
+hidden by a resubmission without any. Each has its own row and bytes, for which it stands.
 """
 
 from __future__ import annotations

@@ -6,14 +6,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Select, and_, bindparam, func, or_, select
+from sqlalchemy import ColumnElement, Select, String, and_, bindparam, cast, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from farm import gpu_tags, judgements, latencies, ranking
+from farm import gpu_tags, judgements, keys, latencies, ranking
 from farm.errors import NotFound
 from farm.models import Artifact, Build, EngineRow, Job, Model, Version, Wanted, new_id
 from farm.schemas import Comparison, EngineView, Match
-from farm.specs import QUANTIZED, Precision, Prune, Target
+from farm.specs import CALIBRATED, QUANTIZED, Precision, Prune, Target
 from farm.states import EngineState, JobState
 
 #: Of what a build says of its engine, what is kept in the row.
@@ -24,7 +24,7 @@ _COMPLETE = (
     select(
         Wanted,
         Build.version_id,
-        Build.request["prune"].label("prune"),
+        Build.request,
         EngineRow.id.label("engine_id"),
         _BUILT.outputs,
         _BUILT.facts,
@@ -90,9 +90,43 @@ def doubts(session: Session, wanted: Sequence[Wanted]) -> dict[str, list[str]]:
     return {engine_id: told or [] for engine_id, told in rows}
 
 
+#: By which judgements of one engine are told from other engines; of older rows it is the build job.
+_SAME = func.coalesce(EngineRow.io["same"].as_string(), cast(EngineRow.build_job_id, String))
+
+
+def count_engines() -> ColumnElement[int]:
+    """How many engines there are, however often each was judged."""
+    return func.count(_SAME.distinct())
+
+
+def _same(found: Any) -> str:
+    """What two engines have in common that differ at most by the data that their model was run on.
+
+    Other samples are no reason to call an engine another: they judge it, and show which of its values
+    leave the range of a type. Data that it was calibrated with are.
+    """
+    facts, request = found.facts, found.request
+    calibrated = found.Wanted.precision in CALIBRATED
+    recipe = {
+        "target": found.Wanted.target,
+        "precision": found.Wanted.precision,
+        "runtime_version": facts["runtime_version"],
+        "toolchain": found.toolchain,
+        "stages": {kind.value: version for kind, version in keys.STAGE_VERSIONS.items()},
+        "prune": request.get("prune"),
+        "fixed_inputs": request.get("fixed_inputs"),
+        "architecture": request["source"].get("architecture"),
+        "calibration": request.get("calibration") if calibrated else None,
+        "profiles": facts.get("profiles"),
+        "options": facts.get("options"),
+    }
+    return keys.key(recipe)
+
+
 def _engine(session: Session, found: Any) -> str:
     want, facts, report = found.Wanted, found.facts, found.report
     target = Target.parse(want.target)
+    prune = found.request.get("prune")
     row = EngineRow(
         id=new_id(),
         version_id=found.version_id,
@@ -100,14 +134,14 @@ def _engine(session: Session, found: Any) -> str:
         runtime_version=facts["runtime_version"],
         gpu=target.gpu,
         precision=want.precision,
-        prune=str(Prune.model_validate(found.prune)) if found.prune else None,
+        prune=str(Prune.model_validate(prune)) if prune else None,
         digest=found.outputs["engine"],
         accuracy=report["accuracy"],
         metrics=report["metrics"],
         metrics_reason=report["metrics_reason"],
         state=EngineState.DOUBTFUL if report.get("doubts") else EngineState.READY,
         doubts=report.get("doubts"),
-        io={name: facts.get(name) for name in _IO},
+        io={name: facts.get(name) for name in _IO} | {"same": _same(found)},
         toolchain=found.toolchain,
         build_id=want.build_id,
         build_job_id=want.build_job_id,
@@ -244,20 +278,22 @@ def engine(session: Session, engine_id: str) -> EngineView:
     row = session.get(EngineRow, engine_id)
     if row is None:
         raise NotFound(f"there is no engine {engine_id!r}", hint="`farm engines MODEL` lists them")
-    same = _rows().where(
-        EngineRow.version_id == row.version_id, EngineRow.build_job_id == row.build_job_id
-    )
+    same = _rows().where(EngineRow.version_id == row.version_id, _SAME.in_([_identity(row)]))
     views = [_view(one) for one in session.execute(same)]
     [asked] = [view for view in views if view.id == engine_id]
     [compared] = _compared(session, [judgements.beneath(asked, views)])
     return compared
 
 
+def _identity(row: EngineRow) -> str:
+    return row.io.get("same") or str(row.build_job_id)
+
+
 def _grouped(rows: Iterable[Any]) -> list[EngineView]:
     """One view an engine, its other judgements beneath; that which was published last first."""
-    groups: defaultdict[tuple[int, int], list[EngineView]] = defaultdict(list)
+    groups: defaultdict[tuple[int, str], list[EngineView]] = defaultdict(list)
     for row in rows:
-        groups[row[0].version_id, row[0].build_job_id].append(_view(row))
+        groups[row[0].version_id, _identity(row[0])].append(_view(row))
     newest = sorted(groups.values(), key=lambda views: min(v.id for v in views), reverse=True)
     ranked = [judgements.ranked(views) for views in newest]
     return [judgements.beneath(best, rest) for best, *rest in ranked]
@@ -343,13 +379,11 @@ def _engines(
     limit: int,
 ) -> list[EngineView]:
     model_id(session, model)
-    first = func.min(EngineRow.id)
     statement = (
-        select(EngineRow.version_id, EngineRow.build_job_id, first.label("first"))
+        select(EngineRow.id, EngineRow.version_id, _SAME.label("same"))
         .join(Version, Version.id == EngineRow.version_id)
         .join(Model, Model.id == Version.model_id)
         .where(Model.name == model)
-        .group_by(EngineRow.version_id, EngineRow.build_job_id)
     )
     if gpu is not None:
         tag = gpu_tags.canonical(gpu)
@@ -363,12 +397,13 @@ def _engines(
     if prune is not None:
         wanted = None if prune == UNPRUNED else str(Prune.parse(prune))
         statement = statement.where(EngineRow.prune.is_not_distinct_from(wanted))
+    row = statement.subquery()
+    first = func.min(row.c.id)
+    groups = select(row.c.version_id, row.c.same).group_by(row.c.version_id, row.c.same)
     if before is not None:
-        statement = statement.having(first < _published(session, before))
-    page = statement.order_by(first.desc()).limit(limit).subquery()
-    same = and_(
-        page.c.version_id == EngineRow.version_id, page.c.build_job_id == EngineRow.build_job_id
-    )
+        groups = groups.having(first < _published(session, before))
+    page = groups.order_by(first.desc()).limit(limit).subquery()
+    same = and_(page.c.version_id == EngineRow.version_id, page.c.same == _SAME)
     return _grouped(session.execute(_rows().join(page, same)))
 
 
@@ -378,7 +413,7 @@ def _published(session: Session, engine_id: str) -> str:
     if row is None:
         return engine_id
     same = select(func.min(EngineRow.id)).where(
-        EngineRow.version_id == row.version_id, EngineRow.build_job_id == row.build_job_id
+        EngineRow.version_id == row.version_id, _SAME.in_([_identity(row)])
     )
     return session.scalar(same) or engine_id
 

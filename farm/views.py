@@ -262,7 +262,7 @@ def model(session: Session, name: str) -> ModelDetail:
 
 def _versions(session: Session, model_id: int) -> list[VersionView]:
     rows = session.execute(
-        select(Version, func.count(EngineRow.build_job_id.distinct()))
+        select(Version, registry.count_engines())
         .outerjoin(EngineRow, EngineRow.version_id == Version.id)
         .where(Version.model_id == model_id)
         .group_by(Version.id)

@@ -265,3 +265,17 @@ def test_the_same_source_under_two_names_is_two_engines(ledger):
     build(ledger)
     build(ledger, model="other")
     assert (len(rows(ledger)), rows(ledger)[0].judgements) == (1, [])
+
+
+def test_engines_of_other_calibration_data_are_others(ledger):
+    build(ledger, precisions=["int8"], calibration=CALIBRATION)
+    build(ledger, precisions=["int8"], calibration={"digest": LABELLED})
+    assert [len(one.judgements) for one in rows(ledger)] == [0, 0]
+
+
+def test_rows_of_before_are_one_engine_where_one_job_has_built_them(ledger):
+    first = build(ledger, precisions=["int8"], calibration=CALIBRATION)["int8"]
+    second = build(ledger, model="other")["fp16"]
+    record(ledger, first, io={"inputs": [], "outputs": [], "profiles": []})
+    assert [(one.id, one.judgements) for one in rows(ledger)] == [(first, [])]
+    assert second != first
