@@ -85,6 +85,7 @@ def test_submit_sends_what_the_contract_asks_for(
             "precisions": ["int8"],
             "targets": ["sm_89"],
             "profiles": [{"image": {"min": [1, 3], "opt": [8, 3], "max": [64, 3]}}],
+            "fixed_inputs": {},
             "calibration": {"digest": data, "method": "max", "batch_size": 8},
             "evaluation": {"digest": data, "metric": "top1", "max_drop": 0.01},
             "gates": {"agreement": 0.9, "error": None, "drop": None},
