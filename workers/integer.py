@@ -72,10 +72,15 @@ def integer_graph(
     return rewriter.result()
 
 
+def _shift(zero: NDArray[np.generic]) -> int:
+    """What makes a quantised type unsigned."""
+    return 128 if zero.dtype == np.int8 else 0
+
+
 def _level(limit: float, scale: NDArray[np.float32], zero: NDArray[np.generic]) -> np.uint8:
-    """What a value is rounded to, shifted by 128."""
-    level = np.clip(np.rint(np.float32(limit) / scale) + int(zero), -128, 127)
-    return np.uint8(int(level) + 128)
+    """What a value is rounded to, unsigned."""
+    level = np.rint(np.float32(limit) / scale) + int(zero) + _shift(zero)
+    return np.uint8(np.clip(level, 0, 255))
 
 
 class _Rewriter:
@@ -168,8 +173,12 @@ class _Rewriter:
                 continue
             zero, scale = self._value(node.input[2]), self._scale(node)
             clip = self._makers.get(node.input[0])
-            if zero is None or zero.dtype != np.int8 or zero.ndim or scale is None or clip is None:
+            if zero is None or zero.ndim or scale is None or clip is None:
                 continue
+            if zero.dtype not in (np.int8, np.uint8):
+                continue
+            if zero.dtype == np.uint8 and not zero and clip.op_type == "Relu":
+                continue  # ONNX Runtime sees that the rounding does the same
             limits = self._limits(clip)
             if limits is None or not self._ends_product(clip.input[0]):
                 continue
@@ -181,12 +190,12 @@ class _Rewriter:
     def _swap(
         self, clip: onnx.NodeProto, rounding: onnx.NodeProto, limits: Sequence[np.uint8]
     ) -> None:
-        """Clip after rounding to uint8, shifted by 128, which all of its consumers learn."""
+        """Clip after rounding to uint8, which all consumers learn of what was int8."""
         clipped = rounding.output[0]
         scale, zero = self._scale(rounding), self._value(rounding.input[2])
         assert scale is not None
         assert zero is not None
-        shifted = np.asarray(zero.astype(np.int32) + 128).astype(np.uint8)
+        shifted = np.asarray(zero.astype(np.int32) + _shift(zero)).astype(np.uint8)
         names = [
             self._add(f"{clipped}__scale", scale),
             self._add(f"{clipped}__zero", shifted),

@@ -254,7 +254,7 @@ CLIPS = {
 }
 
 
-@pytest.mark.parametrize("zero", [0, -20])
+@pytest.mark.parametrize("zero", [np.int8(0), np.int8(-20), np.uint8(0), np.uint8(100)])
 @pytest.mark.parametrize(
     ("operator", "clip"),
     [
@@ -264,7 +264,7 @@ CLIPS = {
     ],
 )
 def test_a_trained_quantisation_keeps_its_levels_and_is_computed_in_integers(
-    operator: str, clip: str, zero: int, tmp_path: Path
+    operator: str, clip: str, zero: np.generic, tmp_path: Path
 ) -> None:
     """x → product → clip → Q/DQ → the same product: what the graph says, to the last step."""
     rng = np.random.default_rng(0)
@@ -274,7 +274,8 @@ def test_a_trained_quantisation_keeps_its_levels_and_is_computed_in_integers(
         "scale": np.float32(2.0**-6),
         "zero": np.int8(0),
         "step": np.float32(2.0**-4),
-        "middle": np.int8(zero),
+        "middle": zero,
+        "last": type(zero)(3),
         "w": rng.integers(-127, 128, (8, 8, 1, 1) if is_conv else (8, 8)).astype(np.int8),
         "w_scale": np.full(8, 2.0**-6, np.float32),
         "w_zero": np.zeros(8, np.int8),
@@ -294,8 +295,8 @@ def test_a_trained_quantisation_keeps_its_levels_and_is_computed_in_integers(
         make("QuantizeLinear", ["c", "step", "middle"], ["cq"]),
         make("DequantizeLinear", ["cq", "step", "middle"], ["cd"]),
         make(operator, ["cd", "f", *bias], ["r"]),
-        make("QuantizeLinear", ["r", "step", "zero"], ["rq"]),
-        make("DequantizeLinear", ["rq", "step", "zero"], ["y"]),
+        make("QuantizeLinear", ["r", "step", "last"], ["rq"]),
+        make("DequantizeLinear", ["rq", "step", "last"], ["y"]),
     ]
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
