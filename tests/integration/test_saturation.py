@@ -19,6 +19,7 @@ from farm.errors import EngineBuildFailed
 from tests import emulated
 from workers.backends import ort
 from workers.backends.ort import OrtModel
+from workers.integer import integer_graph
 from workers.layers import INTEGER_KERNELS
 from workers.saturation import OPERANDS, exact_file, exact_graph, refuse_saturation
 
@@ -278,7 +279,46 @@ def operators() -> Case:
     return Case(model=model, inputs=inputs, expected=expected, kernel="QLinearMatMul")
 
 
+def network() -> Case:
+    """Two convolutions and a Gemm as ModelOpt quantises them, made integers as the build stage does it.
+
+    What comes of it is what its Q/DQ say in floats, whose sums are exact: they are below 2²⁴.
+    """
+    rng = np.random.default_rng(3)
+    tensors = {"scale": SCALE, "zero": np.int8(0), "ones": np.ones(16, np.float32)}
+    nodes, given = [], "x"
+    for name, size in (("first", (16, 32, 3, 3)), ("second", (16, 16, 3, 3)), ("last", (16, 8))):
+        is_conv = len(size) > 2
+        axis = 0 if is_conv else 1
+        weight = weights(size, axis)
+        tensors |= {
+            name: np.maximum(weight, -127).astype(np.int8),
+            f"{name}_scale": np.full(size[axis], 2.0**-12, np.float32),
+            f"{name}_zero": np.zeros(size[axis], np.int8),
+        }
+        if not is_conv:
+            nodes.append(node("GlobalMaxPool", [given], ["pooled"]))
+            nodes.append(node("Flatten", ["pooled"], ["flat"]))
+            given = "flat"
+        stored = [name, f"{name}_scale", f"{name}_zero"]
+        nodes += [*pair(given, "zero"), node("DequantizeLinear", stored, [f"{name}_w"], axis=axis)]
+        kind = "Conv" if is_conv else "Gemm"
+        bias = ["ones"] if is_conv else []
+        nodes.append(node(kind, [f"{given}_d", f"{name}_w", *bias], [f"{name}_p"]))
+        given = f"{name}_r" if is_conv else f"{name}_p"
+        if is_conv:
+            nodes.append(node("Relu", [f"{name}_p"], [given]))
+    nodes[-1].output[0] = "y"
+    whole = np.where(rng.random((2, 32, 7, 7)) < 0.5, 127, -127)
+    inputs = {"x": whole.astype(np.float32) * SCALE}
+    model = model_of(nodes, inputs, tensors, shape=(2, 8))
+    made = integer_graph(model, lambda names: dict.fromkeys(names, 4.0))
+    expected = OrtModel(made.SerializeToString(), optimisation="none").run(inputs)["y"]
+    return Case(model=made, inputs=inputs, expected=expected, kernel="QLinearConv")
+
+
 CASES = {
+    "network": network(),
     "conv": convolution(64, 16, 3, signed=True),
     "conv-unsigned": convolution(64, 16, 3, signed=False),
     "conv-one-scale": convolution(64, 16, 3, signed=False, per_channel=False),
