@@ -34,8 +34,9 @@ def quantize_weights(model: onnx.ModelProto, path: Path) -> None:
         op_types_to_quantize=list(PRODUCTS),
         per_channel=True,
         weight_type=QuantType.QInt8,
+        # To 64, which no kernel saturates with: see workers.saturation.
+        reduce_range=True,
     )
-    # Unsigned only now: unsigned weights of the quantiser's own making are asymmetric.
     onnx.save(exact_graph(onnx.load(str(path))), str(path))
 
 

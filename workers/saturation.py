@@ -1,11 +1,13 @@
 """Q/DQ graphs that ONNX Runtime computes as they are written, on every x86-64 processor.
 
 Without VNNI its kernels add two products of unsigned and signed 8-bit numbers in 16 bits, which saturate:
-255 × 127 + 255 × 127 is 32,767 there. Unsigned by unsigned is exact in every kernel (AVX2, AVX-512, VNNI,
-AMX), and so is signed by signed, but that is slower than fp32. Its transformers make activations unsigned
-whenever a session loads a graph, and leave weights signed. So here
+255 × 127 + 255 × 127 is 32,767 there. Signed weights of at most 64 can't: twice 255 × 64 is 32,640. They are
+exact in every kernel (AVX2, AVX-512, VNNI, AMX), and the fastest in each. So is unsigned by unsigned exact,
+at two to eight times the cost, and signed by signed, which is slower than fp32. Transformers make
+activations unsigned whenever a session loads a graph, and leave weights signed. So here
 
-- what is dequantised from int8 is dequantised from uint8, shifted by 128, which changes no value;
+- weights of at most 64 stay signed, as the farm's own are (``workers.integer``);
+- what else is dequantised from int8 is dequantised from uint8, shifted by 128, which changes no value;
 - integer operators take such operands too;
 - what a session would round on its own is kept from it: weights and biases in floats between Q and DQ,
   and activations where only the weights are quantised.
@@ -34,6 +36,8 @@ from workers import graphs
 
 #: Added to what was signed.
 _SHIFT = 128
+#: Of signed weights: two products with unsigned numbers of 8 bits fit 16 bits.
+LARGEST_WEIGHT = 64
 #: A bias beyond it, in units of the sum's scale, may overflow int32 together with the products.
 LARGEST_BIAS = 2.0**30
 
@@ -41,6 +45,7 @@ _QUANTIZE, _DEQUANTIZE = graphs.QDQ_OPS
 #: What a session gives weights in integers of its own accord, and in what form.
 _ROUNDED_AT_LOADING = ("Conv", "ConvTranspose", "Gemm")
 _CLIPS = ("Relu", "Clip")
+_HAVE_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +101,11 @@ def exact_graph(model: onnx.ModelProto) -> onnx.ModelProto:
     return made
 
 
-def refuse_saturation(engine: onnx.ModelProto) -> None:
-    """Refuse an engine that holds an unsigned by signed product in integers.
+def refuse_saturation(engine: onnx.ModelProto, folder: Path = Path()) -> None:
+    """Refuse an engine that holds an unsigned by signed product in integers which could saturate.
+
+    Parameters:
+        folder: of the files in which it keeps weights.
 
     Raises:
         EngineBuildFailed: naming the operator.
@@ -110,6 +118,9 @@ def refuse_saturation(engine: onnx.ModelProto) -> None:
             continue
         left = _operand_type(node, operands.left, operands.left_zero, types)
         right = _operand_type(node, operands.right, operands.right_zero, types)
+        weights = tensors.get(node.input[operands.right])
+        if weights is not None and _is_small(numpy_helper.to_array(weights, str(folder))):
+            continue
         if right == TensorProto.INT8 and left != TensorProto.INT8:
             raise EngineBuildFailed(
                 f"{node.op_type} {node.name!r} multiplies unsigned by signed integers, which saturates "
@@ -117,6 +128,13 @@ def refuse_saturation(engine: onnx.ModelProto) -> None:
                 hint="quantise what is multiplied symmetrically by constant weights, or build the "
                 "unquantised model",
             )
+
+
+def _is_small(weights: NDArray[np.generic]) -> bool:
+    """Whether these are signed weights of which no two products saturate."""
+    return weights.dtype == np.int8 and bool(
+        (np.abs(weights.astype(np.int16)) <= LARGEST_WEIGHT).all()
+    )
 
 
 def _operand_type(
@@ -250,14 +268,31 @@ class _Scope:
     def _dequantize(self, node: onnx.NodeProto) -> None:
         name = node.input[0]
         if name not in self.unsigned:
-            if self._type(name) != TensorProto.INT8:
+            if self._type(name) != TensorProto.INT8 or self._are_small_weights(node):
                 return
             node.input[0] = self._shift(name)
         self._shift_zero(node, scale=1, zero=2)
 
+    def _are_small_weights(self, node: onnx.NodeProto) -> bool:
+        """Whether a DequantizeLinear gives small signed weights, to products alone."""
+        value = self._value(node.input[0])
+        return (
+            value is not None
+            and _is_small(value)
+            and node.output[0] not in self._outputs
+            and all(
+                consumer.op_type in _HAVE_WEIGHTS
+                and [n for n, name in enumerate(consumer.input) if name == node.output[0]] == [1]
+                for consumer in self._consumers[node.output[0]]
+            )
+        )
+
     def _multiply(self, node: onnx.NodeProto) -> None:
         operands = OPERANDS[node.op_type]
         right = self._type(node.input[operands.right])
+        weights = self._value(node.input[operands.right])
+        if weights is not None and _is_small(weights):
+            return
         left = None if operands.left is None else self._type(node.input[operands.left])
         if right == TensorProto.INT8 and left != TensorProto.INT8:
             node.input[operands.right] = self._shift(node.input[operands.right])

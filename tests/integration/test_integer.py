@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from workers.backends import ort
 from workers.integer import integer_graph
-from workers.saturation import exact_graph
+from workers.saturation import LARGEST_WEIGHT, exact_graph
 
 SCALES = {"x": 0.03, "r": 0.05}
 CHANNELS = 4
@@ -153,7 +153,7 @@ def product(operator: str, *after: str, shape: tuple[str | int, ...]) -> onnx.Mo
     tensors = {
         "scale": np.float32(0.02),
         "zero": np.int8(0),
-        "w": rng.integers(-127, 128, (16, 8)).astype(np.int8),
+        "w": rng.integers(-64, 65, (16, 8)).astype(np.int8),
         "w_scale": np.full(8, 0.01, np.float32),
         "w_zero": np.zeros(8, np.int8),
         "b": rng.standard_normal(8).astype(np.float32),
@@ -216,6 +216,30 @@ def test_every_matrix_product_computes_in_integers_and_its_result_isnt_rounded(
     [actual] = ort.OrtModel(engine, is_engine=True).run({"x": x}).values()
     # Only the bias is rounded, to the steps of the sum.
     assert np.abs(actual - expected).max() < 0.02 * 0.01
+
+
+def test_weights_are_rounded_to_seven_bits_with_which_no_kernel_saturates() -> None:
+    model = residual_block()
+    given = tensors_of(model)
+    made = integer_graph(model, lambda names: dict.fromkeys(names, LARGEST))
+    found = tensors_of(made)
+    for n in (1, 2):
+        [maker] = [node for node in made.graph.node if node.output[0] == f"w{n}_f"]
+        weights, scale = (found[name] for name in maker.input[:2])
+        assert weights.dtype == np.int8
+        assert 60 < np.abs(weights.astype(int)).max() <= LARGEST_WEIGHT
+        scales = scale.reshape(-1, 1, 1, 1)
+        before = given[f"w{n}"] * given[f"w{n}_scale"].reshape(-1, 1, 1, 1)
+        assert (np.abs(weights * scales - before) <= 0.501 * scales).all()
+    # Those that a model was trained with stay.
+    kept = tensors_of(
+        integer_graph(model, lambda names: dict.fromkeys(names, 0.0), keep_levels=True)
+    )
+    assert (kept["w1"] == given["w1"]).all()
+
+
+def tensors_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
 def test_what_is_never_negative_has_all_levels_also_after_a_pooling(tmp_path: Path) -> None:

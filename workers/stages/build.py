@@ -258,7 +258,7 @@ def _build_graph(stage: Stage, params: BuildParams, file: Path, model: onnx.Mode
         onnx.save(made, str(folder / "model.onnx"))
     if on_cpu:
         layers.check_integer_kernels(made, params.precision)
-        saturation.refuse_saturation(made)
+        saturation.refuse_saturation(made, folder)
     engine = stage.workdir / "engine.onnx"
     graphs.as_one_file(folder, made, engine)
     return _Made(
