@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from workers.samples import Arrays
 
 #: Enough to see how large values get; a margin is for the others.
 MAX_SAMPLES = 256
+#: Of a graph with more of them the others are run by data alone.
+MAX_BRANCHES = 8
 #: Sums over axes: what they give may fit where what is added up for it doesn't.
 _SUMS = ("ReduceSum", "ReduceMean", "GlobalAveragePool")
 #: What is asked for is always the largest, the smallest magnitude as the largest of their opposites.
@@ -56,25 +59,49 @@ def measured(
         InvalidModel: if the graph can't be run on the data.
     """
     found = _run(model, batches, folder)
-    if any(True for node in graphs.all_nodes(model.graph) if node.op_type == "If"):
-        for way in (True, False):
-            try:
-                forced = _run(_forced(model, way), batches[:1], folder)
-            except InvalidModel:  # a branch for other data than these
-                continue
-            found = forced | found
+    untaken = (
+        ways
+        for ways, body in _branches(model.graph, {})
+        if not any(name in found for node in body.node for name in node.output)
+    )
+    for ways in islice(untaken, MAX_BRANCHES):
+        try:
+            forced = _forced(model, ways)
+            found = _probed_run(forced, batches[:1], folder, careful=False, quiet=True) | found
+        except InvalidModel:  # a branch for other data than these
+            continue
     return found | _of_constants(model)
+
+
+def _branches(
+    graph: onnx.GraphProto, ways: Mapping[str, bool]
+) -> Iterator[tuple[dict[str, bool], onnx.GraphProto]]:
+    """Every branch of every If, and which way each If on the way to it must go, by its first output."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if not attribute.HasField("g"):
+                continue
+            to = dict(ways)
+            if node.op_type == "If":
+                to[node.output[0]] = attribute.name == "then_branch"
+                yield to, attribute.g
+            yield from _branches(attribute.g, to)
 
 
 def _run(model: onnx.ModelProto, batches: Sequence[Arrays], folder: Path) -> dict[str, Magnitude]:
     try:
-        return _probed_run(model, batches, folder, careful=False)
+        return _probed_run(model, batches, folder, careful=False, quiet=True)
     except InvalidModel:  # ONNX Runtime finds no largest value of an empty tensor
-        return _probed_run(model, batches, folder, careful=True)
+        return _probed_run(model, batches, folder, careful=True, quiet=False)
 
 
 def _probed_run(
-    model: onnx.ModelProto, batches: Sequence[Arrays], folder: Path, *, careful: bool
+    model: onnx.ModelProto,
+    batches: Sequence[Arrays],
+    folder: Path,
+    *,
+    careful: bool,
+    quiet: bool,
 ) -> dict[str, Magnitude]:
     # NumPy has no bf16: what is of it is given as fp32.
     probed = narrowed(model, kinds=(TensorProto.BFLOAT16,))
@@ -87,7 +114,7 @@ def _probed_run(
     graphs.write_model(probed, file)
     found: dict[str, Magnitude] = {}
     try:
-        session = OrtModel(file, optimisation="none")
+        session = OrtModel(file, optimisation="none", quiet=quiet)
         for batch in batches:
             _merge(found, probes.read(session.run(batch)))
     finally:
@@ -119,15 +146,16 @@ def _of_constants(model: onnx.ModelProto) -> dict[str, Magnitude]:
     return found
 
 
-def _forced(model: onnx.ModelProto, way: bool) -> onnx.ModelProto:
-    """The same graph, every If of which goes this way."""
+def _forced(model: onnx.ModelProto, ways: Mapping[str, bool]) -> onnx.ModelProto:
+    """The same graph, in which these Ifs go these ways."""
     forced = onnx.ModelProto()
     forced.CopyFrom(model)
-    name = "forced__way"
-    forced.graph.initializer.append(numpy_helper.from_array(np.array(way), name))
+    names = {True: "forced__then", False: "forced__else"}
+    for way, name in names.items():
+        forced.graph.initializer.append(numpy_helper.from_array(np.array(way), name))
     for node in graphs.all_nodes(forced.graph):
-        if node.op_type == "If":
-            node.input[0] = name
+        if node.op_type == "If" and node.output[0] in ways:
+            node.input[0] = names[ways[node.output[0]]]
     return forced
 
 

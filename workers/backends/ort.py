@@ -26,6 +26,7 @@ _LEVELS = {
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 _LOG_ERRORS_ONLY = 3
+_LOG_NO_ERRORS = 4
 #: ``[ONNXRuntimeError] : 1 : FAIL : ``, and the place in its sources that comes before a reason.
 _CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:")
 _SOURCE = re.compile(
@@ -44,15 +45,23 @@ class OrtModel:
     Parameters:
         is_engine: as its users' sessions run it; any other graph's Q/DQ are computed in floats, as
             they are written.
+        quiet: log no errors: they are expected, and raised.
 
     Raises:
         InvalidModel: if the runtime can't load the model.
     """
 
     def __init__(
-        self, model: Path | bytes, *, optimisation: Optimisation = "all", is_engine: bool = False
+        self,
+        model: Path | bytes,
+        *,
+        optimisation: Optimisation = "all",
+        is_engine: bool = False,
+        quiet: bool = False,
     ) -> None:
         options = session_options(optimisation)
+        if quiet:
+            options.log_severity_level = _LOG_NO_ERRORS
         if not is_engine:
             # Else 16-bit sums may saturate here, and a session rounds what the graph has in floats.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
