@@ -15,7 +15,7 @@ prune      source                                        source
 export     source                                        onnx
 cast       onnx                                          typed
 calibrate  onnx, calibration                             typed (fp32 remainder), typed_fp16,
-                                                         typed_half (fp16, or bf16 for its range)
+                                                         typed_half (fp16, and bf16 for its range)
 build      typed, [onnx, calibration],                   engine, layers, [timing_cache]
            [timing_cache], [plugin-0, …]
 build      source, for TorchScript                       engine, layers
