@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -308,6 +308,81 @@ def test_a_branch_that_no_data_take_is_measured_by_force(tmp_path: Path) -> None
     products = [n for n in graphs.all_nodes(wide.graph) if n.op_type == "Gemm"]
     assert len(products) == 4
     assert all(found[n.output[0]].most > 0 for n in products)
+
+
+def sequences() -> onnx.ModelProto:
+    """Values that pass through a sequence, whose type inference doesn't tell."""
+    nodes = [
+        node("MatMul", "x w", "a"),
+        node("SplitToSequence", "a four", "parts", axis=1),
+        node("SequenceAt", "parts zero", "p"),
+        node("ConcatFromSequence", "parts", "back", axis=1),
+        node("MatMul", "back k", "m"),
+        node("Add", "m p", "y"),
+    ]
+    tensors = {
+        "w": random(8, 8),
+        "k": random(8, 4),
+        "four": np.array(4),
+        "zero": np.array(0),
+    }
+    inputs = [value("x", F, ["n", 8])]
+    return model(graph(nodes, inputs, [value("y", F, ["n", 4])], tensors))
+
+
+def no_turns() -> onnx.ModelProto:
+    """A Loop whose body isn't run."""
+    body = graph(
+        [node("MatMul", "s u", "sn"), node("Identity", "ci", "co")],
+        [value("it", I64, []), value("ci", BOOL, []), value("s", F, ["n", 8])],
+        [value("co", BOOL, []), value("sn", F, ["n", 8])],
+    )
+    nodes = [node("Loop", "trips true x", "f", body=body), node("MatMul", "f k", "y")]
+    tensors = {
+        "trips": np.array(0),
+        "true": np.array(True),
+        "u": random(8, 8),
+        "k": random(8, 4),
+    }
+    inputs = [value("x", F, ["n", 8])]
+    return model(graph(nodes, inputs, [value("y", F, ["n", 4])], tensors))
+
+
+def nothing_yet() -> onnx.ModelProto:
+    """A tensor without values beside others, as a cache is at first."""
+    nodes = [
+        node("Slice", "x from to one", "empty"),
+        node("Mul", "empty empty", "squared"),
+        node("Concat", "squared x", "z", axis=1),
+        node("MatMul", "z k", "y"),
+    ]
+    tensors = {
+        "from": np.array([0]),
+        "to": np.array([0]),
+        "one": np.array([1]),
+        "k": random(8, 4),
+    }
+    inputs = [value("x", F, ["n", 8])]
+    return model(graph(nodes, inputs, [value("y", F, ["n", 4])], tensors))
+
+
+@pytest.mark.parametrize("kind", [H, BF])
+@pytest.mark.parametrize("make", [sequences, no_turns, nothing_yet], ids=lambda m: m.__name__)
+def test_what_inference_or_data_do_not_reach_stays_in_fp32(
+    make: Callable[[], onnx.ModelProto], kind: int, tmp_path: Path
+) -> None:
+    wide = upgraded(make(), casting.BF16_OPSET)
+    x = {"x": noise(4, 8)}
+    chosen = choosing.choose(wide, measured(wide, [x], tmp_path), kind, DataKind.CALIBRATION)
+    typed = casting.typed(wide, chosen.types)
+    graphs.check_model(typed)
+    assert chosen.why
+    assert kind in graphs.types_of(typed).values()
+    expected, actual = (
+        OrtModel(made.SerializeToString(), optimisation="none").run(x)["y"]
+        for made in (wide, rounded_model(typed))
+    )
+    np.testing.assert_allclose(actual, expected, atol=0.03 * np.abs(expected).max())
 
 
 def test_a_loops_magnitudes_are_those_of_all_turns(tmp_path: Path) -> None:
@@ -663,8 +738,10 @@ ODD = (sparse, unsorted, same_names, constants, weight_given)
 
 
 @pytest.mark.parametrize("make", ODD, ids=lambda make: make.__name__)
-def test_what_onnx_allows_is_brought_to_one_form_that_computes_the_same(make: object) -> None:
-    made = make()  # type: ignore[operator]
+def test_what_onnx_allows_is_brought_to_one_form_that_computes_the_same(
+    make: Callable[[], onnx.ModelProto],
+) -> None:
+    made = make()
     normal = normalised(made)
     assert is_normal(normal)
     assert normalised(normal) is normal
@@ -677,8 +754,10 @@ def test_what_onnx_allows_is_brought_to_one_form_that_computes_the_same(make: ob
 
 
 @pytest.mark.parametrize("make", [*ODD, unused_input], ids=lambda make: make.__name__)
-def test_what_onnx_allows_is_built_in_every_precision(make: object, tmp_path: Path) -> None:
-    made = make()  # type: ignore[operator]
+def test_what_onnx_allows_is_built_in_every_precision(
+    make: Callable[[], onnx.ModelProto], tmp_path: Path
+) -> None:
+    made = make()
     samples = {"x": noise(64, 64)}
     if make is unused_input:
         samples["unused"] = noise(64, 3)
