@@ -345,7 +345,7 @@ def _first_line(err: Exception) -> str:
 
 
 @contextmanager
-def _no_code(fields: Mapping[str, Sequence[str]]) -> Iterator[None]:
+def _no_code(fields: Mapping[str, Sequence[str]] | None = None) -> Iterator[None]:
     """Shut what could execute code in an archive, should the scan have missed it.
 
     Types of containers are never looked up: ``plain_treespec`` stands in for torch's reader of them.
@@ -357,7 +357,7 @@ def _no_code(fields: Mapping[str, Sequence[str]]) -> Iterator[None]:
         _refuse_pickle("a custom object")
 
     def loads(text: str) -> Any:
-        return pytree.treespec_loads(plain_treespec(text, fields))
+        return pytree.treespec_loads(plain_treespec(text, fields or {}))
 
     def artifact(serialized: Any) -> Any:
         # What comes in bytes are the example inputs, a pickle of whatever the program was exported with.

@@ -239,8 +239,8 @@ def _plan(source: Source, precision: Precision, gpu: str, more: Mapping[str, Any
             "precisions": [precision],
             "targets": [gpu],
             "profiles": list(source.profiles),
-            "calibration": {"digest": f"{DIGEST}2", "method": "max"},
         }
+        | ({"calibration": {"digest": f"{DIGEST}2", "method": "max"}} if source.samples else {})
         | ({"evaluation": {"digest": f"{DIGEST}3"}} if source.labels is not None else {})
         | more
     )
