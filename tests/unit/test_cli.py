@@ -213,6 +213,18 @@ def test_submit_takes_lists_by_commas_and_by_repeating(
     assert json.loads(result.stdout)["id"] == BUILD
 
 
+def test_inputs_that_are_fixed_are_submitted_with_their_values(
+    run: Run, stub: StubFarm, model: Path
+) -> None:
+    given = ("--fix", "sr=16000", "--fix", "size=[640, 480]", "--fix", "on=true")
+    result = run("submit", model, "--gpu", "sm_89", *given)
+    assert result.exit_code == exits.OK, result.output
+    assert stub.submitted[-1]["fixed_inputs"] == {"sr": 16000, "size": [640, 480], "on": True}
+    wrong = run("submit", model, "--gpu", "sm_89", "--fix", "sr=fast")
+    assert wrong.exit_code == exits.USAGE
+    assert "write NAME=VALUE" in wrong.stderr
+
+
 def test_submit_waits_and_prints_one_document(run: Run, model: Path) -> None:
     result = run("submit", model, "--gpu", "sm_89", "--wait", "--json")
     assert result.exit_code == exits.OK
