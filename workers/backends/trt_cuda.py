@@ -88,6 +88,11 @@ class TrtEngine:
         given = {
             n: inputs[n].to(_TYPES[self._engine.get_tensor_dtype(n).name]) for n in self._inputs
         }
+        # Values that are sizes are read on the host, to infer shapes by.
+        given = {
+            n: tensor.cpu() if self._engine.is_shape_inference_io(n) else tensor
+            for n, tensor in given.items()
+        }
         return _Bound(self._engine, self._log, given)
 
     def bind_graph(self, inputs: Tensors) -> Bound:
