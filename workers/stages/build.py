@@ -82,8 +82,8 @@ def run(stage: Stage) -> StageResult:
     assert isinstance(params, BuildParams)
     if params.target.runtime is Runtime.TORCHSCRIPT:
         return scripted.build(stage, params)
-    file, model = graphs.read_model(stage.inputs["typed"], stage.workdir)
-    file, model, missing = _in_types_of(params, stage.workdir, file, model)
+    file, typed = graphs.read_model(stage.inputs["typed"], stage.workdir)
+    file, model, missing = _in_types_of(params, stage.workdir, file, typed)
     profiles = resolve_profiles(
         graphs.input_specs(model), params.profiles, graphs.axis_ranges(model)
     )
@@ -96,7 +96,8 @@ def run(stage: Stage) -> StageResult:
     else:
         made = _build_plan(stage, params, file, model, profiles)
     said = _of_engine(params.precision, compute, made, model, shapes_at(profiles[0], "opt"))
-    report = _report(made, model, profiles, said)
+    interface = _interface(made, model, typed)
+    report = _report(made, model, profiles, said, interface)
     facts = {
         "runtime": str(params.target.runtime),
         "runtime_version": made.runtime_version,
@@ -107,7 +108,7 @@ def run(stage: Stage) -> StageResult:
         "engine_bytes": made.engine.stat().st_size,
         "inputs": graphs.specs_as_json(report.inputs),
         "outputs": graphs.specs_as_json(report.outputs),
-        "differences": list(_interface(made, model)[2]),
+        "differences": list(interface.differences),
         "profiles": profiles_as_json(profiles),
         "options": params.options.model_dump(mode="json"),
         "float_types": floats.float_types(model),
@@ -204,25 +205,32 @@ def _of_engine(
     return said
 
 
-def _interface(
-    made: _Made, model: onnx.ModelProto
-) -> tuple[Sequence[TensorSpec], Sequence[TensorSpec], Sequence[str]]:
-    """Inputs and outputs as the engine has them, and how they differ from the graph's."""
+@dataclass(frozen=True, kw_only=True)
+class _Ends:
+    """Inputs and outputs as the engine has them."""
+
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    differences: Sequence[str]  #: from those of the typed graph
+
+
+def _interface(made: _Made, model: onnx.ModelProto, typed: onnx.ModelProto) -> _Ends:
+    """What the runtime has, else what the graph has that it was built from, beside the typed graph's."""
     inputs, outputs = graphs.input_specs(model), graphs.output_specs(model)
-    if made.interface is None:
-        return inputs, outputs, ()
-    taken, other = trt_interface.named(made.interface.inputs, inputs)
-    given, others = trt_interface.named(made.interface.outputs, outputs)
-    return taken, given, [*(f"input {one}" for one in other), *(f"output {one}" for one in others)]
+    if made.interface is not None:
+        inputs, outputs = made.interface.inputs, made.interface.outputs
+    taken, other = trt_interface.named(inputs, graphs.input_specs(typed))
+    given, others = trt_interface.named(outputs, graphs.output_specs(typed))
+    differences = [*(f"input {one}" for one in other), *(f"output {one}" for one in others)]
+    for one in differences:
+        print(f"otherwise than in the model: {one}")
+    return _Ends(inputs=taken, outputs=given, differences=differences)
 
 
 def _report(
-    made: _Made, model: onnx.ModelProto, profiles: Sequence[Profile], said: _Said
+    made: _Made, model: onnx.ModelProto, profiles: Sequence[Profile], said: _Said, ends: _Ends
 ) -> LayerReport:
     more: dict[str, object] = {} if made.fusions is None else {"fusions": made.fusions}
-    inputs, outputs, differences = _interface(made, model)
-    for one in differences:
-        print(f"TensorRT has it otherwise: {one}")
     return layers.report(
         made.layers,
         said.compute,
@@ -232,8 +240,8 @@ def _report(
         source=made.layers_source,
         memory=made.memory,
         profiles=profiles,
-        inputs=inputs,
-        outputs=outputs,
+        inputs=ends.inputs,
+        outputs=ends.outputs,
         **more,
     )
 
