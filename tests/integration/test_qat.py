@@ -220,7 +220,7 @@ def test_a_model_that_is_not_quantised_is_not_calibrated_without_data(tmp_path):
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(CalibrationFailed, match="needs calibration data") as err:
         calibrated(tmp_path / "c", tmp_path / "model.onnx")
-    assert err.value.hint == CalibrationMissing.default_hint
+    assert "pass calibration data" in err.value.hint
 
 
 # At submission.

@@ -16,7 +16,7 @@ from modelopt.onnx.quantization import quantize
 from onnx import TensorProto
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 
-from farm.errors import CalibrationFailed, CalibrationMissing, FarmError, InvalidData
+from farm.errors import CalibrationFailed, FarmError, InvalidData
 from farm.specs import CalibrateParams, DataKind, Precision
 from workers import casting, choosing, floats, graphs, opsets, qat
 from workers.batch import Batch
@@ -255,7 +255,7 @@ def _refuse_unquantisable(stage: Stage, model: onnx.ModelProto, precision: Preci
     if "calibration" not in stage.inputs:
         raise CalibrationFailed(
             f"{precision} needs calibration data, since the graph holds no Q/DQ of its own",
-            hint=CalibrationMissing.default_hint,
+            hint="pass calibration data (--calibration samples.npz), or choose fp16",
         )
     opset = graphs.opset_of(model)
     if opset < graphs.MIN_OPSET:
