@@ -168,30 +168,59 @@ def check_rtx(precision: Precision, compute: Compute, compute_capability: str) -
     if precision is not Precision.INT8:
         return
     in_half = {"ConvTranspose"} | ({"Conv"} if compute_capability == "sm_75" else set())
-    kinds = {one.op_type for one in compute.products if one.type == precision.computes_in}
-    if kinds and kinds <= in_half:
-        raise PrecisionMissed(
-            f"TensorRT-RTX computes int8 {' and '.join(sorted(kinds))} in half on {compute_capability}, "
-            "and nothing else in the graph is int8",
-            hint=f"choose fp16 for {compute_capability}, or int8 for sm_80 and later"
-            if "Conv" in kinds
-            else "choose fp16",
-        )
+    quantized = [one for one in compute.products if one.type == precision.computes_in]
+    left = [one for one in quantized if one.op_type not in in_half]
+    if not quantized or len(left) == len(quantized) or not _is_little(left, compute):
+        return
+    kinds = sorted({one.op_type for one in quantized} & in_half)
+    rest = f"only {_share_of(left, compute):.2%} of the arithmetic" if left else "nothing else"
+    raise PrecisionMissed(
+        f"TensorRT-RTX computes int8 {' and '.join(kinds)} in half on {compute_capability}, and {rest} "
+        "in the graph would be int8",
+        hint=f"choose fp16 for {compute_capability}, or int8 for sm_80 and later"
+        if "Conv" in kinds
+        else "choose fp16",
+    )
+
+
+#: An engine with less of its arithmetic in a quantised type isn't called by it.
+_MIN_SHARE = 0.01
+
+
+def _is_little(products: Sequence[Product], compute: Compute) -> bool:
+    """Whether these are next to none of all products; where shapes aren't known, whether they are none."""
+    share = _share_of(products, compute)
+    return not products or (share is not None and share < _MIN_SHARE)
+
+
+def _share_of(products: Sequence[Product], compute: Compute) -> float | None:
+    if any(one.macs is None for one in compute.products):
+        return None
+    total = sum(one.macs or 0 for one in compute.products)
+    return sum(one.macs or 0 for one in products) / total if total else None
 
 
 def check_engine(precision: Precision, compute: Compute) -> None:
-    """Refuse an engine that multiplies nothing in the type which it would be called by.
+    """Refuse an engine that multiplies next to nothing in the type which it would be called by, where the
+    graph has more of it.
 
     Raises:
         PrecisionMissed: saying what the builder chose instead.
     """
-    if precision is Precision.FP32 or not compute.products or compute.layers(precision.computes_in):
+    if precision is Precision.FP32 or not compute.products:
+        return
+    there = [one for one in compute.products if one.type == precision.computes_in]
+    elsewhere = [one for one in compute.products if one.typed == precision.computes_in]
+    if there and not (elsewhere and _is_little(there, compute)):
         return
     instead = "; ".join(
-        f"{one.op_type} {one.name!r} runs in {one.type}" for one in compute.products[:_NAMED]
+        f"{one.op_type} {one.name!r} runs in {one.type}"
+        for one in (elsewhere or compute.products)[:_NAMED]
     )
+    share = _share_of(there, compute)
+    little = f"only {share:.2%} of the arithmetic" if there and share is not None else "none"
     raise PrecisionMissed(
-        f"the engine computes none of its {len(compute.products)} convolutions and matrix "
+        f"the engine computes {little} of its {len(compute.products)} convolutions and matrix "
         f"products in {precision}: {instead}",
         hint="this GPU has no kernel for these shapes in that type: choose fp16",
     )

@@ -399,6 +399,30 @@ def test_int8_of_convolutions_alone_for_turing_is_refused_before_anything_is_bui
     assert "choose fp16 for sm_75" in err.value.hint
 
 
+def test_int8_for_turing_that_is_int8_in_its_head_alone_is_refused_by_its_share():
+    def made(name, op_type, type_, macs, typed=None):
+        return Product(
+            name=name, op_type=op_type, type=type_, macs=macs, not_quantized=(), typed=typed
+        )
+
+    graph = Compute(products=[made("c", "Conv", "int8", 9_990), made("y", "Gemm", "int8", 10)])
+    with pytest.raises(PrecisionMissed, match=r"only 0\.10% of the arithmetic .* would be int8"):
+        engine_types.check_rtx(Precision.INT8, graph, "sm_75")
+    engine_types.check_rtx(Precision.INT8, graph, "sm_86")
+    engine = Compute(
+        products=[made("c", "Conv", "fp16", 9_990, "int8"), made("y", "Gemm", "int8", 10)]
+    )
+    with pytest.raises(PrecisionMissed, match=r"only 0\.10% .* Conv 'c' runs in fp16"):
+        engine_types.check_engine(Precision.INT8, engine)
+    more = Compute(products=[made("c", "Conv", "int8", 900), made("y", "Gemm", "int8", 100)])
+    engine_types.check_rtx(Precision.INT8, more, "sm_75")
+    # What the graph itself hasn't more of is no fault of the builder's.
+    small = Compute(products=[made("c", "Conv", "fp16", 9_990), made("y", "Gemm", "int8", 10)])
+    engine_types.check_engine(Precision.INT8, small)
+    unknown = Compute(products=[made("c", "Conv", "int8", None), made("y", "Gemm", "int8", None)])
+    engine_types.check_rtx(Precision.INT8, unknown, "sm_75")
+
+
 def test_an_int8_engine_whose_plan_has_no_int8_fails_with_what_it_runs_in(tmp_path, monkeypatch):
     monkeypatch.setattr(engine_types, "check_rtx", lambda *_: None)
     net = Net("int8")
