@@ -107,8 +107,10 @@ class _Rewriter:
         self._makers = {name: node for node in self._nodes for name in node.output}
         self._consumers: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in self._nodes:
-            for name in node.input:
-                self._consumers[name].append(node)
+            bodies = (below for body in graphs.bodies(node) for below in graphs.all_nodes(body))
+            for consumer in (node, *bodies):
+                for name in consumer.input:
+                    self._consumers[name].append(consumer)
 
     def result(self) -> onnx.ModelProto:
         graph = self._model.graph
@@ -311,8 +313,9 @@ class _Rewriter:
                 clip = self._only_consumer(clip)
             if clip is None or clip.op_type not in ("Relu", "Clip"):
                 continue
-            after = self._only_consumer(clip)
-            if after is None or after.op_type == "QuantizeLinear":
+            consumers = self._consumers[clip.output[0]]
+            is_rounded = all(one.op_type == "QuantizeLinear" for one in consumers)
+            if is_rounded and clip.output[0] not in self._outputs:
                 continue
             if clip.op_type == "Relu":
                 clip.op_type = "Max"

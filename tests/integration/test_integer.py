@@ -218,6 +218,35 @@ def test_every_matrix_product_computes_in_integers_and_its_result_isnt_rounded(
     assert np.abs(actual - expected).max() < 0.02 * 0.01
 
 
+@pytest.mark.parametrize("takers", ["a body", "two"])
+def test_a_product_is_computed_in_integers_whoever_takes_its_result(
+    takers: str, tmp_path: Path
+) -> None:
+    model = product("MatMul", "Relu", shape=MATRIX)
+    graph = model.graph
+    graph.node[-1].output[0] = "r"
+    if takers == "two":
+        graph.node.append(helper.make_node("Neg", ["r"], ["n"]))
+        graph.node.append(helper.make_node("Sub", ["r", "n"], ["y"]))
+    else:
+        graph.initializer.append(numpy_helper.from_array(np.array(True), "always"))
+        value = helper.make_tensor_value_info("i", TensorProto.FLOAT, ["n", 8])
+        branch = helper.make_graph(
+            [helper.make_node("Add", ["r", "r"], ["i"])], "branch", [], [value]
+        )
+        options = {"then_branch": branch, "else_branch": branch}
+        graph.node.append(helper.make_node("If", ["always"], ["y"], **options))
+    typed, engine = tmp_path / "typed.onnx", tmp_path / "engine.onnx"
+    onnx.save(exact_graph(integer_graph(model, pytest.fail)), str(typed))
+    ort.build_engine(typed, engine)
+    kinds = {node.op_type for node in onnx.load(str(engine)).graph.node}
+    assert kinds & {"QGemm", "MatMulIntegerToFloat"}
+    x = np.random.default_rng(1).standard_normal((5, 16)).astype(np.float32)
+    [expected] = ort.OrtModel(model.SerializeToString(), optimisation="none").run({"x": x}).values()
+    [actual] = ort.OrtModel(engine, is_engine=True).run({"x": x}).values()
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
 def test_weights_are_rounded_to_seven_bits_with_which_no_kernel_saturates() -> None:
     model = residual_block()
     given = tensors_of(model)
