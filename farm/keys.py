@@ -18,11 +18,11 @@ from farm.specs import JobKind, Runtime, SourceFormat
 #: Raise a stage's number when its code changes what it makes.
 STAGE_VERSIONS: dict[JobKind, int] = {
     JobKind.PRUNE: 1,
-    JobKind.EXPORT: 4,
-    JobKind.CAST: 3,
-    JobKind.CALIBRATE: 4,
-    JobKind.BUILD: 4,
-    JobKind.MEASURE: 3,
+    JobKind.EXPORT: 5,
+    JobKind.CAST: 4,
+    JobKind.CALIBRATE: 5,
+    JobKind.BUILD: 5,
+    JobKind.MEASURE: 4,
 }
 
 _ONNX = ("onnx", "onnx-ir", "numpy")
@@ -42,7 +42,7 @@ _MODELOPT = (
 STAGE_TOOLS: dict[JobKind, tuple[str, ...]] = {
     JobKind.PRUNE: ("torch",),
     JobKind.EXPORT: ("torch", "onnxscript", *_ONNX),
-    JobKind.CAST: _MODELOPT,
+    JobKind.CAST: ("onnxruntime", "ml-dtypes", *_ONNX),
     JobKind.CALIBRATE: _MODELOPT,
     JobKind.BUILD: ("onnx",),
     JobKind.MEASURE: ("torch", "onnx", "onnxruntime", "numpy"),

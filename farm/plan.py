@@ -312,6 +312,7 @@ class _Planner:
             metric=request.evaluation.metric if request.evaluation else None,
             max_drop=request.evaluation.max_drop if request.evaluation else None,
             gates=self._gates.of(precision),
+            pruned=request.prune is not None,
             hold_out=self._hold_out,
             fixed_inputs=self._fixed,
         )

@@ -21,6 +21,7 @@ class Asked:
     source: SourceFormat | None = None  #: None where the stage starts from ONNX
     data: frozenset[str] = frozenset()  #: the user's: ``calibration``, ``evaluation``
     may_drop: bool = False  #: whether the user has said how much accuracy may be lost
+    pruned: bool = False
 
     @classmethod
     def of(cls, stage: JobKind, params: StageParams, roles: Collection[str]) -> Self:
@@ -32,6 +33,7 @@ class Asked:
             source=getattr(params, "format", None),
             data=frozenset(roles) & {"calibration", "evaluation"},
             may_drop=getattr(params, "max_drop", None) is not None,
+            pruned=getattr(params, "pruned", False),
         )
 
     def __str__(self) -> str:

@@ -46,7 +46,8 @@ class Batch:
 
         The batch is the axis that is called so, or that stands first in the first input and wherever
         else it stands; another input's first axis is the batch where it is dynamic and of the same
-        range. Of a static model it is the first axis of the first input, and of those that are as long.
+        range, and so is a later one of an input whose first is static, as of a recurrent state without
+        names. Of a static model it is the first axis of the first input, and of those that are as long.
         """
         symbol = batch_symbol(inputs)
         if symbol is None:
@@ -66,6 +67,8 @@ class Batch:
             first = spec.shape[0] if spec.shape else 0
             if axes[spec.name] is None and isinstance(first, str) and first not in beside:
                 axes[spec.name] = 0 if sizes_of(profile[spec.name], 0) == sizes else None
+            elif axes[spec.name] is None:
+                axes[spec.name] = _axis_of_range(spec, profile[spec.name], sizes, beside)
         low, mid, high = sizes
         made = {spec.name: _output_axis(spec, symbol, beside) for spec in outputs}
         return cls(axes=axes, min=low, opt=mid, max=high, is_dynamic=True, output_axes=made)
@@ -189,6 +192,20 @@ def _sequence_first(inputs: Sequence[TensorSpec], first: str) -> str | None:
 def _axis(shape: tuple[int | str, ...], symbol: str) -> int | None:
     # Two anonymous axes have nothing to do with each other.
     return shape.index(symbol) if symbol in shape and symbol != ANONYMOUS else None
+
+
+def _axis_of_range(
+    spec: TensorSpec, shapes: ShapeRange, sizes: Sizes, beside: set[int | str]
+) -> int | None:
+    """The dynamic axis of this range that no input with a batch has beside it."""
+    return next(
+        (
+            axis
+            for axis, size in enumerate(spec.shape)
+            if isinstance(size, str) and size not in beside and sizes_of(shapes, axis) == sizes
+        ),
+        None,
+    )
 
 
 def _output_axis(spec: TensorSpec, symbol: str, beside: set[int | str]) -> int | None:

@@ -62,13 +62,16 @@ def refuse_asymmetric(model: onnx.ModelProto) -> None:
 
 def _asymmetric(model: onnx.ModelProto) -> Iterator[str]:
     tensors = _constants(model)
+    casts = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Cast"}
     for node in _quantizing(model):
+        # Not by the name of a cast of ours, which nobody has seen.
+        name = casts.get(node.input[0], node.input[0])
         if _type_of(node, tensors) in (TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT4):
-            yield f"{node.input[0]!r} is unsigned"
+            yield f"{name!r} is unsigned"
         zero = tensors.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         if zero is not None and numpy_helper.to_array(zero).astype(np.float32).any():
             value = numpy_helper.to_array(zero).reshape(-1)[0]
-            yield f"{node.input[0]!r} has the zero point {value}"
+            yield f"{name!r} has the zero point {value}"
 
 
 def for_gpus(model: onnx.ModelProto) -> onnx.ModelProto:

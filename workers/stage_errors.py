@@ -119,6 +119,8 @@ def _by_kind(err: StageFailed, asked: Asked) -> str:
 def _accuracy(asked: Asked) -> str:
     """Of an engine whose outputs are too far from its source's, or NaN where those aren't."""
     drop = "raise max_drop" if asked.may_drop else ""
+    if asked.pruned:
+        return either("prune less", drop)
     if asked.precision in CALIBRATED:
         data = "pass more calibration data, like what the model will see"
         return either(

@@ -59,6 +59,21 @@ def test_the_batch_is_known_by_its_name_or_its_place(
     assert batch_symbol(inputs) == symbol
 
 
+@pytest.mark.parametrize("names", [("?", "?"), ("input_0", "state_1")], ids=str)
+def test_the_axis_of_a_state_without_names_is_known_by_its_range(names: tuple[str, str]) -> None:
+    inputs = [spec("input", names[0], 576), spec("state", 2, names[1], 128)]
+    profile = {
+        "input": sizes((1, 576), (8, 576), (32, 576)),
+        "state": sizes((2, 1, 128), (2, 8, 128), (2, 32, 128)),
+    }
+    batch = Batch.of(inputs, profile)
+    assert batch.axes == {"input": 0, "state": 1}
+    arrays = {"input": normal(96, 576), "state": normal(2, 96, 128)}
+    assert batch.count(check_samples(arrays, inputs, profile)) == 96
+    other = profile | {"state": sizes((2, 1, 128), (2, 4, 128), (2, 4, 128))}
+    assert Batch.of(inputs, other).axes["state"] is None
+
+
 def test_a_recurrent_state_has_the_batch_of_the_others_by_default() -> None:
     inputs = [spec("x", "batch", 20, 40), spec("h", 1, "batch", 64)]
     [profile] = resolve_profiles(inputs, ())

@@ -246,7 +246,8 @@ def test_what_can_change_the_result_changes_the_keys_of_the_jobs_that_it_touches
     ("tool", "kinds"),
     [
         ("torch", {"export", "cast", "calibrate", "build", "measure"}),
-        ("nvidia-modelopt", {"cast", "calibrate", "build", "measure"}),
+        ("nvidia-modelopt", {"calibrate", "build", "measure"}),
+        ("onnxruntime", {"cast", "calibrate", "build", "measure"}),
         ("tensorrt-rtx", {"build"}),
     ],
 )
