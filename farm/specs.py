@@ -434,7 +434,9 @@ class MeasureParams(Value):
     metric: Literal["top1"] | None = None
     max_drop: float | None = None
     gates: Gates = Gates()
-    pruned: bool = False  #: whether the engine is of a pruned source, and so may be far from this one
+    pruned: bool = (
+        False  #: whether the engine is of a pruned source, and so may be far from this one
+    )
     hold_out: HoldOut = None
     fixed_inputs: FixedInputs = {}
 

@@ -81,6 +81,14 @@ TABLE: tuple[Known, ...] = (
             asked.elsewhere(Runtime.TENSORRT, Runtime.ONNXRUNTIME),
         ),
     ),
+    _entry(
+        r"ISqueezeLayer without an axes input",
+        lambda asked, _: either(
+            "give the Squeeze its axes (from opset 13 on as an input): without them TensorRT can't tell "
+            "which axes of unknown size are 1",
+            asked.elsewhere(Runtime.ONNXRUNTIME),
+        ),
+    ),
     _entry(r"Plugin not found.*operator (?P<op>\w+)", answers.lacks_operator),
     _entry(r"\bfalse \(operator (?P<op>\w+)", answers.lacks_operator),
     _entry(

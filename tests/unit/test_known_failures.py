@@ -53,6 +53,7 @@ SAID = {
     "(operator DFT, node '')",
     "operator": "false (operator Det, node '')",
     "uint8": "node_of_a: first input has type UInt8 but must have type Float, Half, BFloat16, or Bool.",
+    "squeeze": "node_of_s: ISqueezeLayer without an axes input requires dimension 0 to not be a wildcard",
     "int32": "Assertion failed: status.is_success(): Found unsupported input type of INT32 (operator "
     "MatMul, node '')",
     "type": 'Assertion failed: convertDtype(onnxDtype.elem_type(), &trtDtype) && "Failed to convert ONNX '

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,9 +177,10 @@ def random_samples(source: Runnable, inputs: Sequence[TensorSpec], profile: Prof
     batches where the batch is dynamic, else one."""
     batch = Batch.of(inputs, profile)
     count = RANDOM_BATCHES * batch.opt if batch.is_dynamic else batch.opt
-    samples = partial(random_arrays, inputs, batch.at(profile, count), seed=SEED, profile=profile)
-    _, kind = tried(source, inputs, batch.at(profile, batch.opt), seed=SEED, profile=profile)
-    return samples(kind=kind)
+    found, kind = tried(source, inputs, batch.at(profile, batch.opt), seed=SEED, profile=profile)
+    more = random_arrays(inputs, batch.at(profile, count), seed=SEED, profile=profile, kind=kind)
+    # Of what is the same for every sample the values that the source was tried with.
+    return {name: more[name] if name in batch.inputs else found[name] for name in more}
 
 
 def _compare(
