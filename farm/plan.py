@@ -253,7 +253,7 @@ class _Planner:
         kind, ranges = None, {}
         if choice.target.runtime is Runtime.TORCHSCRIPT:
             source, kind = self._source()
-            inputs = {"source": source}
+            inputs = {"source": source} | self._samples()
         else:
             inputs = {"typed": self._typed(precision, choice.target)}
             ranges = self._ranges(precision, choice.target)

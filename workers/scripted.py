@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from farm.errors import EngineBuildFailed
 from farm.schemas import LayerReport, ProductView
-from farm.specs import BuildParams, Profile
+from farm.specs import BuildParams, DataKind, Profile
 from workers import graphs, layers, references
 from workers.backends import torchscript
 from workers.backends.torchscript import Scripted, TorchScriptModel
-from workers.batch import Shapes
+from workers.batch import Arrays, Batch, Shapes
 from workers.compute import Compute
 from workers.eager import EagerModel
 from workers.measure.difference import difference
 from workers.profiles import profiles_as_json, resolve_profiles, shapes_at
-from workers.samples import random_arrays
+from workers.samples import random_arrays, samples_for
 from workers.stages import Stage, StageResult
 from workers.weights import compute_of_program
 
@@ -41,7 +41,7 @@ def build(stage: Stage, params: BuildParams) -> StageResult:
     engine = stage.workdir / "engine.pt"
     built = torchscript.build_engine(program, engine)
     stage.progress("check", None)
-    check(source, TorchScriptModel(engine), profiles)
+    check(source, TorchScriptModel(engine), _batches(stage, params, source, profiles))
     report = _report(source, built, compute_of_program(program), profiles)
     facts = {
         "runtime": str(params.target.runtime),
@@ -60,23 +60,38 @@ def build(stage: Stage, params: BuildParams) -> StageResult:
     return StageResult(outputs={"engine": engine, "layers": written}, facts=facts)
 
 
-def check(source: EagerModel, engine: TorchScriptModel, profiles: Sequence[Profile]) -> None:
-    """Refuse an engine that doesn't give its source's outputs at the profiles' min and opt shapes.
+def _batches(
+    stage: Stage, params: BuildParams, source: EagerModel, profiles: Sequence[Profile]
+) -> Iterator[Arrays]:
+    """The user's samples in batches of the smallest and the opt size, else random ones of each profile's
+    min and opt shapes: at one size alone a batch that became fixed wouldn't show."""
+    inputs = source.input_specs
+    if stage.inputs.keys().isdisjoint((DataKind.CALIBRATION, DataKind.EVALUATION)):
+        for profile in profiles:
+            for shapes in (shapes_at(profile, "min"), shapes_at(profile, "opt")):
+                yield random_arrays(inputs, shapes, seed=SEED, profile=profile)
+        return
+    samples, _ = samples_for(stage.inputs, inputs, profiles[0], fixed=params.fixed_inputs)
+    batch = Batch.of(inputs, profiles[0])
+    for size in dict.fromkeys((batch.min, batch.opt)):
+        yield batch.repeated(samples, size)
+
+
+def check(source: EagerModel, engine: TorchScriptModel, batches: Iterable[Arrays]) -> None:
+    """Refuse an engine that doesn't give its source's outputs for these batches.
 
     Raises:
         EngineBuildFailed: with the shapes.
     """
-    for profile in profiles:
-        # At one size alone a batch that became fixed wouldn't show.
-        for shapes in (shapes_at(profile, "min"), shapes_at(profile, "opt")):
-            arrays = random_arrays(source.input_specs, shapes, seed=SEED, profile=profile)
-            expected = source.run(arrays)
-            try:
-                found = difference(expected, engine.run(arrays))
-            except RuntimeError as err:
-                raise _diverged(shapes, str(err).strip().splitlines()[-1][:200]) from err
-            if why := found.beyond(TOLERANCE):
-                raise _diverged(shapes, why)
+    for arrays in batches:
+        shapes = {name: array.shape for name, array in arrays.items()}
+        expected = source.run(arrays)
+        try:
+            found = difference(expected, engine.run(arrays))
+        except RuntimeError as err:
+            raise _diverged(shapes, str(err).strip().splitlines()[-1][:200]) from err
+        if why := found.beyond(TOLERANCE):
+            raise _diverged(shapes, why)
 
 
 def _diverged(shapes: Shapes, why: str) -> EngineBuildFailed:
