@@ -65,6 +65,7 @@ class TorchScriptSource:
             raise InvalidModel(
                 f"torch {torch.__version__} can't load this TorchScript: {brief(err)}", hint=_HINT
             ) from err
+        self._is_known_to_repeat = False
         self._fixed = self._values(fixed or {})
         self.input_names = [a.name for a in self._arguments() if a.name not in self._fixed]
 
@@ -108,10 +109,26 @@ class TorchScriptSource:
             InvalidModel: if it can't run at these shapes, or gives other things than tensors.
         """
         found = self._leaves(self.tensors(arrays))
+        if not self._is_known_to_repeat:
+            self._check_repeats(found, self._leaves(self.tensors(arrays)))
         return {
             name: tensor.detach().numpy()
             for name, tensor in zip(numbered_outputs(len(found)), found, strict=True)
         }
+
+    def _check_repeats(self, first: Sequence[torch.Tensor], again: Sequence[torch.Tensor]) -> None:
+        """Refuse a module that gives something else when it is called with the same inputs again.
+
+        Raises:
+            InvalidModel
+        """
+        if not all(map(_is_repeated, first, again)):
+            raise InvalidModel(
+                "the module gives other outputs when it is called with the same inputs again: it keeps state "
+                "from call to call, or is random",
+                hint="hand its state in and out as inputs and outputs of forward, and put it in eval mode",
+            )
+        self._is_known_to_repeat = True
 
     def tensors(self, arrays: Mapping[str, NDArray[np.generic]]) -> tuple[torch.Tensor, ...]:
         """The module's arguments."""
@@ -119,7 +136,8 @@ class TorchScriptSource:
 
     def _leaves(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         try:
-            with torch.inference_mode():
+            # Not inference_mode: what a module keeps from here couldn't be traced by its export.
+            with torch.no_grad():
                 result = self.module(*self._call(tensors))
         except Exception as err:  # whatever the code in it raises
             shapes = {n: list(t.shape) for n, t in zip(self.input_names, tensors, strict=True)}
@@ -274,6 +292,12 @@ def _shape(
         )
     is_batched = bool(traced) and traced[0] == batch
     return (_axis(name, 0), *traced[1:]) if is_batched else tuple(traced)
+
+
+def _is_repeated(first: torch.Tensor, again: torch.Tensor) -> bool:
+    if first.shape != again.shape or not first.is_floating_point():
+        return torch.equal(first, again)
+    return torch.allclose(first, again, rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
 def _axis(name: str, axis: int) -> str:

@@ -44,7 +44,8 @@ MODELS = (
         batches=(1, 8, 64),
         accuracy={"metric": "top1", "max_drop": 0.01},
     ),
-    Model(name="resnet50", image=(3, 224, 224), batches=(1, 8, 16), accuracy={}),
+    # Random weights leave classes that score alike, which int8 tells apart less well than trained ones.
+    Model(name="resnet50", image=(3, 224, 224), batches=(1, 8, 16), accuracy={"max_error": 0.5}),
 )
 
 

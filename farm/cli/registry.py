@@ -183,7 +183,7 @@ def _speed(metrics: dict[str, Any]) -> tuple[str, str]:
     p50_ms = (metrics.get("latency_ms") or {}).get("p50")
     speed_up = metrics.get("speed_up")
     return (
-        show.NONE if p50_ms is None else f"{p50_ms:.3g} ms",
+        show.NONE if p50_ms is None else show.milliseconds(p50_ms),
         show.NONE if speed_up is None else f"{speed_up:.2f}×",
     )
 

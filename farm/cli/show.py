@@ -135,6 +135,11 @@ def judged_on(accuracy: Mapping[str, Any]) -> str:
     return NONE if samples is None else f"{samples} {str(data or '?').replace('-', ' ')}"
 
 
+def milliseconds(value: float) -> str:
+    """Three digits, and of a second and more all: ``0.0663 ms``, ``174 ms``, ``1490 ms``."""
+    return f"{value:.0f} ms" if value >= 1000 else f"{value:.3g} ms"
+
+
 def elapsed(start: datetime | None, end: datetime | None) -> str:
     """How long something took, or has taken until now."""
     if start is None:

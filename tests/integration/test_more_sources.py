@@ -67,6 +67,27 @@ def scripted(path: Path, module: nn.Module | None = None) -> Path:
     return path
 
 
+class Counting(nn.Module):
+    """Keeps how often it was called, and adds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.calls = self.calls + 1
+        return image * 2 + self.calls
+
+
+def test_torchscript_that_keeps_state_from_call_to_call_is_refused_in_these_words(
+    tmp_path: Path,
+) -> None:
+    source = TorchScriptSource(scripted(tmp_path / "m.pt", Counting()))
+    with pytest.raises(InvalidModel, match="keeps state from call to call") as refused:
+        source.run({"image": np.ones((2, 3), np.float32)})
+    assert "hand its state in and out" in refused.value.hint
+
+
 def sizes(low: list[int], opt: list[int], high: list[int]) -> ShapeRange:
     return ShapeRange(min=tuple(low), opt=tuple(opt), max=tuple(high))
 
