@@ -343,10 +343,10 @@ class Gates(Value):
 
 
 class QuantizedGates(Gates):
-    """Of engines that compute in int8 or fp8: an error of 0.4 is a cosine similarity of about 0.93."""
+    """Of engines that compute in int8 or fp8: an error of 0.35 is a cosine similarity of about 0.94."""
 
     agreement: Annotated[float, Field(ge=0, le=1)] = 0.9
-    error: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.4
+    error: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.35
     drop: Annotated[float, Field(ge=0, le=1)] = 0.03
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from math import prod
 
 import onnx
@@ -136,6 +137,9 @@ class _Lookup:
     types: Mapping[str, int]
     values: Mapping[str, onnx.TensorProto]  #: constants, as far as they are at hand
     opsets: Sequence[onnx.OperatorSetIdProto]
+    leading: Mapping[str, tuple[int, ...]] = field(
+        default_factory=dict
+    )  #: sizes known from the first on
 
     def within(self, graph: onnx.GraphProto) -> _Lookup:
         """The same, and a graph's own tensors, which hide those of the same names."""
@@ -159,6 +163,7 @@ class _Lookup:
             | {name: tensor.data_type for name, tensor in tensors.items()},
             values=dict(self.values) | tensors | constants,
             opsets=self.opsets,
+            leading=dict(self.leading) | {name: _leading(value) for name, value in told.items()},
         )
 
     def body_of_loop(self, node: onnx.NodeProto, body: onnx.GraphProto) -> onnx.GraphProto:
@@ -313,8 +318,10 @@ class _Lookup:
 
     def _macs_of_recurrent(self, node: onnx.NodeProto) -> int | None:
         """Its weights are [directions, gates × hidden, inputs or hidden]; layout 1 is batch first."""
-        sequence, weights, recurrence = (self.dims.get(name) for name in node.input[:3])
-        if sequence is None or weights is None or recurrence is None:
+        weights, recurrence = (self.dims.get(name) for name in node.input[1:3])
+        # What follows from a Reshape may have lost its last size, which the weights say.
+        sequence = self.leading.get(node.input[0], ())
+        if len(sequence) < 2 or weights is None or recurrence is None:
             return None
         return sequence[0] * sequence[1] * (prod(weights) + prod(recurrence))
 
@@ -385,6 +392,12 @@ def _dims(value: onnx.TypeProto.Tensor) -> tuple[int, ...] | None:
         return None
     dims = value.shape.dim
     return tuple(d.dim_value for d in dims) if all(d.HasField("dim_value") for d in dims) else None
+
+
+def _leading(value: onnx.TypeProto.Tensor) -> tuple[int, ...]:
+    """The sizes of the first axes, up to one that isn't known."""
+    known = takewhile(lambda dim: dim.HasField("dim_value"), value.shape.dim)
+    return tuple(dim.dim_value for dim in known)
 
 
 def _name(type_: int) -> str:

@@ -245,8 +245,10 @@ def _checked_pairs(quantized: onnx.ModelProto, precision: Precision) -> int:
     if pairs == 0:
         raise CalibrationFailed(
             f"the graph has no operator that {precision} can serve: ModelOpt quantises convolutions and "
-            "matrix products, but not a product by a vector, as a batch of one is",
-            hint="calibrate with a larger batch_size, or choose fp16",
+            "matrix products, but none with a side below 16, none by a vector, as a batch of one is, none in "
+            "a body of control flow, and no recurrent layers",
+            hint="choose fp16; where an If asks for a rate or a mode, fix that: --fix NAME=VALUE; and if the "
+            "products are by vectors, calibrate with a larger batch_size",
         )
     return pairs
 
