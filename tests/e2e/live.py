@@ -132,7 +132,7 @@ class LiveFarm:
     def build(self, build_id: str) -> Any:
         return self.get(f"/v1/builds/{build_id}")
 
-    def ended(self, build_id: str, seconds: float = 90.0) -> Any:
+    def ended(self, build_id: str, seconds: float = 220.0) -> Any:
         """The build once it has ended."""
 
         def look() -> Any:

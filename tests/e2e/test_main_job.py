@@ -140,7 +140,9 @@ def test_int8_is_shown_beside_its_twin(built: Built, farm: LiveFarm) -> None:
     for gpu, wider in [*((gpu, "fp16") for gpu in GPUS), ("cpu", "fp32")]:
         against = listed[gpu, "int8"]["against"]
         assert against["engine"] == built.engines[gpu, wider]["id"]
-        assert (against["latency_ratio"] is None) == (gpu != "cpu")
+        # On a busy machine there is no ratio on a CPU either, and the reason instead.
+        assert (against["latency_ratio"] is None) == bool(against["latency_reason"])
+        assert gpu == "cpu" or against["latency_ratio"] is None
         assert abs(against["task_drop"]) < 0.02
 
 
