@@ -148,6 +148,7 @@ class Rated(nn.Module):
         return self.narrow(x).relu()
 
 
+@pytest.mark.heavy
 def test_a_program_has_its_fixed_input_folded_in(tmp_path: Path) -> None:
     torch.manual_seed(1)
     module, path = Scaled().eval(), tmp_path / "scaled.pt2"

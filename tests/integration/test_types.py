@@ -564,6 +564,7 @@ def detector(dtype: type) -> onnx.ModelProto:
     return model(graph(nodes, inputs, [value("y", kind, ["n", 8])], given))
 
 
+@pytest.mark.heavy
 def test_a_source_of_fp16_keeps_its_types_and_can_be_cast_and_calibrated(tmp_path: Path) -> None:
     samples = {"x": noise(32, 3, 16, 16, dtype=np.float16)}
     precisions = ["fp32", "fp16", "int8"]
@@ -580,6 +581,7 @@ def test_a_source_of_fp16_keeps_its_types_and_can_be_cast_and_calibrated(tmp_pat
     all_right(build(tmp_path, detector(np.float16), samples, ["bf16"], ["sm_89"]), 0.999)
 
 
+@pytest.mark.heavy
 def test_an_onnx_source_of_bf16_can_be_built_cast_and_calibrated(tmp_path: Path) -> None:
     import ml_dtypes
 
@@ -592,6 +594,7 @@ def test_an_onnx_source_of_bf16_can_be_built_cast_and_calibrated(tmp_path: Path)
     assert set(built["fp16", "sm_89"].facts["compute"]["types"]) == {"fp16"}
 
 
+@pytest.mark.heavy
 def test_a_program_of_bf16_can_be_built_and_cast(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8))
@@ -614,6 +617,7 @@ def doubles() -> onnx.ModelProto:
     return model(graph(nodes, inputs, [value("y", D, ["n", 8])], tensors))
 
 
+@pytest.mark.heavy
 def test_fp64_is_exact_on_the_cpu_and_narrowed_with_a_note_for_gpus(tmp_path: Path) -> None:
     samples = {"x": noise(32, 16, dtype=np.float64)}
     built = build(tmp_path, doubles(), samples, ["fp32"], ["cpu", "sm_89"])
@@ -627,6 +631,7 @@ def test_fp64_is_exact_on_the_cpu_and_narrowed_with_a_note_for_gpus(tmp_path: Pa
     all_right(build(tmp_path, doubles(), samples, ["int8"], ["sm_75"]), 0.99)
 
 
+@pytest.mark.heavy
 def test_one_constant_of_fp64_is_no_reason_to_refuse_a_cast(tmp_path: Path) -> None:
     half = node("Constant", "", "half", value=numpy_helper.from_array(np.float64(0.5)))
     half.ClearField("input")
@@ -754,6 +759,7 @@ def test_what_onnx_allows_is_brought_to_one_form_that_computes_the_same(
 
 
 @pytest.mark.parametrize("make", [*ODD, unused_input], ids=lambda make: make.__name__)
+@pytest.mark.heavy
 def test_what_onnx_allows_is_built_in_every_precision(
     make: Callable[[], onnx.ModelProto], tmp_path: Path
 ) -> None:
@@ -765,6 +771,7 @@ def test_what_onnx_allows_is_built_in_every_precision(
     all_right(build(tmp_path, made, samples, ["fp32", "fp16"], ["cpu"]), 0.999)
 
 
+@pytest.mark.heavy
 def test_an_output_that_is_an_input_is_built_for_cpus_and_refused_in_words_for_gpus(
     tmp_path: Path,
 ) -> None:
