@@ -45,4 +45,7 @@ def test_what_is_built_is_right_and_what_is_not_says_what_to_do(name: str, tmp_p
             assert one.error.hint
         else:
             assert one.accuracy["cosine_mean"] > 0.99, one
-            assert one.facts["compute"]["types"][one.precision]["layers"] > 0
+            # ONNX Runtime has no kernels for fp16 on CPUs of x86-64, and its engines say so.
+            is_wide = one.target.endswith("cpu") and one.precision == Precision.FP16
+            kind = Precision.FP32 if is_wide else one.precision
+            assert one.facts["compute"]["types"][kind]["layers"] > 0
