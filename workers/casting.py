@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from workers.floats import HALVES, NAMES, of_type
-from workers.graphs import drop, drop_unused, opset_of, subgraphs_of, types_of
+from workers.graphs import bodies, drop, drop_unused, opset_of, types_of
 
 #: Output → the type that its operator computes in; fp32 where it isn't named.
 Choice = Mapping[str, int]
@@ -124,9 +124,9 @@ class _Scope:
         made = onnx.NodeProto()
         made.CopyFrom(node)
         kind = self._choice.get(node.output[0], TensorProto.FLOAT) if node.output else 0
-        bodies = list(subgraphs_of(made))
-        if bodies:
-            self._enter(node, bodies, kind)
+        inner = bodies(made)
+        if inner:
+            self._enter(node, inner, kind)
             gives = [True] * len(node.output)
             takes = [True] * len(node.input)
         elif kind in HALVES:
@@ -274,7 +274,7 @@ def merge_casts(graph: onnx.GraphProto) -> bool:
         else:
             made.setdefault(key, node.output[0])
     if renamed:
-        for body in (body for node in graph.node for body in subgraphs_of(node)):
+        for body in (body for node in graph.node for body in bodies(node)):
             _rename(body, renamed)
         drop(graph.node, lambda node: node.op_type == "Cast" and node.output[0] in renamed)
     return bool(renamed)
@@ -284,5 +284,5 @@ def _rename(body: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
     for node in body.node:
         for index, name in enumerate(node.input):
             node.input[index] = renamed.get(name, name)
-        for nested in subgraphs_of(node):
+        for nested in bodies(node):
             _rename(nested, renamed)

@@ -23,7 +23,7 @@ from farm.specs import DataKind
 from workers.casting import low_slots
 from workers.compute import PRODUCTS
 from workers.floats import HALVES, largest_of
-from workers.graphs import graphs_of, opset_of, subgraphs_of, types_of
+from workers.graphs import bodies, graphs_of, opset_of, types_of
 from workers.magnitudes import Magnitude, Magnitudes
 
 #: How much larger than on the data at hand values may get. Real outliers of a trained network's
@@ -271,7 +271,7 @@ class _Chooser:
             return _NO_KERNEL
         if node.output[0] in self._kept:
             return self._kept[node.output[0]]
-        if list(subgraphs_of(node)):
+        if bodies(node):
             return self._reason_of_border(node)
         for name in self._floats(node):
             if reason := self._reason_of(name, node):
@@ -286,7 +286,7 @@ class _Chooser:
         names = [name for name in (*node.input, *node.output) if name]
         if node.op_type in _NEVER or any(not self._types.get(name) for name in names):
             return False  # 0 is a sequence, or nothing that inference knows
-        if list(subgraphs_of(node)):
+        if bodies(node):
             return True
         if node.op_type == "Cast":
             return bool(self._types.get(node.input[0]) == TensorProto.FLOAT)
@@ -351,7 +351,7 @@ class _Chooser:
     def _reason_of_border(self, node: onnx.NodeProto) -> str | None:
         """Of an If, Loop or Scan: all that goes in and comes out is of one type."""
         names = self._floats(node)
-        for body in subgraphs_of(node):
+        for body in bodies(node):
             names += [
                 value.name
                 for value in (*body.input, *body.output)

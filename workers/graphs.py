@@ -210,7 +210,7 @@ def types_of(model: onnx.ModelProto) -> dict[str, int]:
 def _types_in(graph: onnx.GraphProto) -> dict[str, int]:
     types: dict[str, int] = {}
     for node in graph.node:
-        for body in subgraphs_of(node):
+        for body in bodies(node):
             types |= _types_in(body)
     for value in [*graph.value_info, *graph.output, *graph.input]:
         types[value.name] = value.type.tensor_type.elem_type or types.get(value.name, 0)
@@ -229,7 +229,7 @@ def graphs_of(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
     """The graph of a model, and every body in it after the graph that holds it."""
     yield model.graph
     for node in all_nodes(model.graph):
-        yield from subgraphs_of(node)
+        yield from bodies(node)
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -240,15 +240,11 @@ def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     """The graphs that a node runs: branches of an If, the body of a Loop or a Scan."""
-    return list(subgraphs_of(node))
-
-
-def subgraphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The bodies of an If, Loop or Scan."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
+    return [
+        body
+        for attribute in node.attribute
+        for body in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs)
+    ]
 
 
 def input_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
@@ -298,7 +294,7 @@ def drop_unused(graph: onnx.GraphProto) -> None:
     used |= {value.name for value in graph.output}
     drop(graph.initializer, lambda tensor: tensor.name not in used)
     for node in graph.node:
-        for body in subgraphs_of(node):
+        for body in bodies(node):
             drop_unused(body)
 
 

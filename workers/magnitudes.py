@@ -174,7 +174,7 @@ class _Probes:
         for name in self._floats(given):
             scalars += self._probe(name, nodes)
         for node in graph.node:
-            bodies = list(graphs.subgraphs_of(node))
+            bodies = graphs.bodies(node)
             told = [(body, self.add(body)) for body in bodies]
             nodes.append(node)
             scalars += self._of_bodies(node, told, nodes)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from farm.errors import InvalidModel
-from workers.graphs import MAX_PROTO_BYTES, all_nodes, drop, graphs_of, subgraphs_of
+from workers.graphs import MAX_PROTO_BYTES, all_nodes, bodies, drop, graphs_of
 
 _EXPORT_AGAIN = "export the model again and check that the upload is whole"
 #: Attributes of a Constant, by what they say its type is.
@@ -139,7 +139,7 @@ def _dense(sparse: onnx.SparseTensorProto, name: str) -> onnx.TensorProto:
 def taken(node: onnx.NodeProto) -> set[str]:
     """What a node needs of the graph that it stands in: its inputs, and what its bodies capture."""
     names = {name for name in node.input if name}
-    for body in subgraphs_of(node):
+    for body in bodies(node):
         names |= captured(body)
     return names
 
@@ -195,7 +195,7 @@ def _name_tensors_apart(graph: onnx.GraphProto, used: set[str], outer: dict[str,
         for field in (node.input, node.output):
             for index, name in enumerate(field):
                 field[index] = names.get(name, name)
-        for body in subgraphs_of(node):
+        for body in bodies(node):
             _name_tensors_apart(body, used, names)
 
 
@@ -229,7 +229,7 @@ def _take_instead(graph: onnx.GraphProto, name: str, other: str) -> None:
     for node in graph.node:
         for index, given in enumerate(node.input):
             node.input[index] = other if given == name else given
-        for body in subgraphs_of(node):
+        for body in bodies(node):
             _take_instead(body, name, other)
 
 

@@ -14,7 +14,7 @@ import onnx.version_converter
 from onnx import helper
 
 from farm.errors import InvalidModel
-from workers.graphs import all_nodes, brief, inferred, opset_of, subgraphs_of
+from workers.graphs import all_nodes, bodies, brief, inferred, opset_of
 from workers.normal import captured, normalised
 
 #: Captured constants of up to so many values may say an axis or a size, which the converter looks at.
@@ -36,7 +36,7 @@ def upgraded(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     given = normalised(model)
     try:
         made = onnx.version_converter.convert_version(given, opset)
-        if any(True for node in all_nodes(made.graph) for _ in subgraphs_of(node)):
+        if any(True for node in all_nodes(made.graph) for _ in bodies(node)):
             found = inferred(given).graph
             _convert_bodies(made.graph, found, given, {}, {}, opset)
     except Exception as err:  # the native converter raises bare RuntimeErrors and worse
@@ -67,8 +67,8 @@ def _convert_bodies(
         value.name: value for value in [*found.value_info, *found.output, *found.input]
     }
     tensors = dict(tensors) | {tensor.name: tensor for tensor in found.initializer}
-    before = [body for node in found.node for body in subgraphs_of(node)]
-    after = [body for node in graph.node for body in subgraphs_of(node)]
+    before = [body for node in found.node for body in bodies(node)]
+    after = [body for node in graph.node for body in bodies(node)]
     for old, new in zip(before, after, strict=True):
         _convert_body(old, new, model, values, tensors, opset)
         _convert_bodies(new, old, model, values, tensors, opset)

@@ -112,7 +112,7 @@ class _Standard:
     def rewrite(self, graph: onnx.GraphProto) -> None:
         nodes: list[onnx.NodeProto] = []
         for node in graph.node:
-            for body in _bodies(node):
+            for body in graphs.bodies(node):
                 self.rewrite(body)
             if node.op_type in self._ways and _is_put_otherwise(node):
                 nodes += self._ways[node.op_type](node)
@@ -139,13 +139,6 @@ def _is_put_otherwise(node: onnx.NodeProto) -> bool:
     """Not a standard operator of the same name, as Gelu or Attention."""
     is_standard = node.domain in graphs.STANDARD_DOMAINS and onnx.defs.has(node.op_type)
     return not is_standard or node.op_type in OPERANDS or node.op_type == "DequantizeLinear"
-
-
-def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        yield from attribute.graphs
-        if attribute.HasField("g"):
-            yield attribute.g
 
 
 def _named(

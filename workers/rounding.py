@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from workers.floats import HALVES, has_type, widened
-from workers.graphs import subgraphs_of, types_of
+from workers.graphs import bodies, types_of
 from workers.normal import normalised
 
 
@@ -42,7 +42,7 @@ def rounded_model(model: onnx.ModelProto) -> onnx.ModelProto:
 def _round(graph: onnx.GraphProto, halves: Mapping[str, int]) -> None:
     made = onnx.GraphProto()
     for node in graph.node:
-        for body in subgraphs_of(node):
+        for body in bodies(node):
             _round(body, halves)
         made.node.append(node)
         after = made.node[-1]

@@ -155,32 +155,24 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
             if value.type.tensor_type.elem_type:
                 found[value.name] = value.type.tensor_type.elem_type
         for node in graph.node:
-            for body in _bodies(node):
+            for body in graphs.bodies(node):
                 collect(body)
 
     collect(graphs.inferred(model).graph)
     return found
 
 
-def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    return [
-        body
-        for attribute in node.attribute
-        for body in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs)
-    ]
-
-
 def _below(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
     """The node, and those of its bodies."""
     yield node
-    for body in _bodies(node):
+    for body in graphs.bodies(node):
         yield from graphs.all_nodes(body)
 
 
 def _given(node: onnx.NodeProto) -> Iterator[onnx.ValueInfoProto]:
     """What the bodies of a node give."""
     for below in _below(node):
-        for body in _bodies(below):
+        for body in graphs.bodies(below):
             yield from body.output
 
 
@@ -189,7 +181,7 @@ def _tensors_below(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
             found[node.output[0]] = node.attribute[0].t
-        for body in _bodies(node):
+        for body in graphs.bodies(node):
             found |= _tensors_below(body)
     return found
 
@@ -230,7 +222,7 @@ class _Scope:
         for node in self.graph.node:
             self._keep_floats(node)
             ways.get(node.op_type, lambda _node: None)(node)
-            for body in _bodies(node):
+            for body in graphs.bodies(node):
                 _Scope(
                     graph=body,
                     types=self.types,

@@ -284,7 +284,7 @@ def test_bodies_are_typed_and_not_only_what_is_around_them(name: str, tmp_path: 
     typed = casting.typed(wide, chosen.types)
     graphs.check_model(typed)
     types = graphs.types_of(typed)
-    for body in (b for n in typed.graph.node for b in graphs.subgraphs_of(n)):
+    for body in (b for n in typed.graph.node for b in graphs.bodies(n)):
         computing = [n for n in body.node if n.op_type not in ("Cast", "Identity")]
         kinds = {types[n.output[0]] for n in computing}
         assert kinds <= {H}, name

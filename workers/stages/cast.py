@@ -208,7 +208,7 @@ def low_precision_nodes(
     given = [
         types.get(node.output[0])
         for node in graphs.all_nodes(model.graph)
-        if node.op_type not in ("Cast", "Constant") and not list(graphs.subgraphs_of(node))
+        if node.op_type not in ("Cast", "Constant") and not graphs.bodies(node)
         if not kinds or node.op_type in kinds
     ]
     return given.count(HALF[precision]), sum(kind in floats.NAMES for kind in given)
