@@ -80,8 +80,7 @@ class Tick:
 
 _CRASHED = (
     "a native library crashed, and most crashes come again with the same model; another precision or "
-    "runtime may avoid it. Of fp16 for cpu choose fp32: ONNX Runtime computes fp16 in fp32 there, and its "
-    "layout optimiser crashes on some such graphs. Else the end of the job's log says where it was"
+    "runtime may avoid it. The end of the job's log says where it was"
 )
 #: What to do about a signal that isn't a crash.
 _HINTS: dict[int, str] = {

@@ -20,6 +20,7 @@ from workers import (
     engine_types,
     floats,
     graphs,
+    half_weights,
     layers,
     optimised,
     qat,
@@ -128,7 +129,7 @@ def _in_types_of(
 ) -> tuple[Path, onnx.ModelProto, list[str]]:
     """The graph without the floating-point types that the target hasn't, and which these are.
 
-    Its inputs and outputs of such a type become fp32, too.
+    Its inputs and outputs of such a type become fp32, too. Those of fp16 stay: CPUs only lack its kernels.
     """
     missing = (
         [onnx.TensorProto.DOUBLE]
@@ -256,6 +257,7 @@ def _build_graph(stage: Stage, params: BuildParams, file: Path, model: onnx.Mode
         file = _in_integers(stage, params)
     if on_cpu:
         file = saturation.exact_file(file, stage.workdir)
+        file = _in_fp32(file, stage.workdir)
     # Folding may widen fp16 weights to fp32. And what stays outside must come along.
     may_be_large = graphs.is_large(model) or 2 * graphs.weight_bytes(model) > graphs.MAX_PROTO_BYTES
     built = build(file, folder / "model.onnx", weights_beside=may_be_large)
@@ -267,18 +269,35 @@ def _build_graph(stage: Stage, params: BuildParams, file: Path, model: onnx.Mode
     if on_cpu:
         layers.check_integer_kernels(made, params.precision)
         saturation.refuse_saturation(made, folder)
-    engine = stage.workdir / "engine.onnx"
-    graphs.as_one_file(folder, made, engine)
-    return _Made(
-        engine=engine,
+    result = _Made(
+        engine=stage.workdir / "engine.onnx",
         runtime_version=built.runtime_version,
         compute_capabilities=() if on_cpu else (params.compute_capability,),
         build_s=built.build_s,
         layers=layers.of_onnx(made),
         layers_source="the engine: a graph that ONNX Runtime has optimised",
-        optimised=made,
+        optimised=graphs.outline(made),
         fusions=layers.fused_by_onnxruntime(made, model),
     )
+    if on_cpu and half_weights.has_halves(model):
+        graphs.load_weights(made, folder / "model.onnx")
+        kept = half_weights.keep_in_halves(made)
+        print(f"{kept} weights are kept in fp16, and computed with in fp32")
+        graphs.save_model(made, result.engine)
+    else:
+        graphs.as_one_file(folder, made, result.engine)
+    return result
+
+
+def _in_fp32(file: Path, folder: Path) -> Path:
+    """The same graph without fp16 inside: CPUs have no kernels for it."""
+    model = onnx.load(str(file), load_external_data=False)
+    if not floats.has_type(model, onnx.TensorProto.FLOAT16):
+        return file
+    graphs.load_weights(model, file)
+    made = folder / "in-fp32.onnx"
+    graphs.write_model(floats.in_fp32(model, kinds=[onnx.TensorProto.FLOAT16]), made)
+    return made
 
 
 def _in_integers(stage: Stage, params: BuildParams) -> Path:
