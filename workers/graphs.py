@@ -24,6 +24,8 @@ from workers.profiles import AxisRange, AxisRanges
 
 #: Domains whose operators the farm's runtimes know.
 STANDARD_DOMAINS = ("", "ai.onnx")
+#: That of ONNX Runtime's own operators, which no other runtime has.
+ONNXRUNTIME_DOMAIN = "com.microsoft"
 #: The first opset whose Q/DQ may have fp16 scales; older models are upgraded to it.
 MIN_OPSET = 19
 #: protobuf's limit for one message: beyond it the weights are kept beside the graph.
@@ -143,7 +145,7 @@ def inferred(model: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
 
 
 def check_model(model: onnx.ModelProto) -> None:
-    """Check that a graph is valid and made of standard operators.
+    """Check that a graph is valid and made of standard operators, or of ONNX Runtime's.
 
     Raises:
         InvalidModel: naming the operator and domain, or what the checker found.
@@ -270,6 +272,12 @@ def parameter_count(model: onnx.ModelProto) -> int:
 def qdq_pairs(model: onnx.ModelProto) -> int:
     """The number of dequantised tensors: activations as Q/DQ pairs, weights as Q/DQ or DQ alone."""
     return sum(node.op_type == "DequantizeLinear" for node in all_nodes(model.graph))
+
+
+def own_operators(model: onnx.ModelProto) -> list[str]:
+    """The kinds of operators in the graph that ONNX Runtime alone has."""
+    nodes = all_nodes(model.graph)
+    return sorted({node.op_type for node in nodes if node.domain == ONNXRUNTIME_DOMAIN})
 
 
 def is_quantized(model: onnx.ModelProto) -> bool:
@@ -415,6 +423,8 @@ def _check_is_tensor(value: onnx.ValueInfoProto) -> None:
 
 
 def _check_operator(node: onnx.NodeProto, opset: int) -> None:
+    if node.domain == ONNXRUNTIME_DOMAIN:
+        return  # its session knows them, and there is one for every graph
     if node.domain not in STANDARD_DOMAINS:
         raise InvalidModel(
             f"operator {node.op_type} of domain {node.domain!r} isn't a standard ONNX operator",

@@ -63,4 +63,6 @@ def _kept(tensor: onnx.TensorProto) -> onnx.NodeProto:
     """Make a weight a half, and return the cast that has its name now."""
     name = tensor.name
     tensor.CopyFrom(of_type(tensor, TensorProto.FLOAT16, f"{name}__fp16"))
-    return helper.make_node("Cast", [tensor.name], [name], name=f"{name}__cast", to=TensorProto.FLOAT)
+    return helper.make_node(
+        "Cast", [tensor.name], [name], name=f"{name}__cast", to=TensorProto.FLOAT
+    )

@@ -19,7 +19,7 @@ DQMatMulToMatMulNBits of ONNX Runtime 1.31; each kernel with the largest values,
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -69,6 +69,18 @@ OPERANDS: Mapping[str, Operands] = {
     "QLinearConv": Operands(left=0, left_zero=2, right=3, right_zero=5),
     "QLinearMatMul": Operands(left=0, left_zero=2, right=3, right_zero=5),
 }
+#: Two products each: by the weights of the input, and by those of the state before.
+_RECURRENT: Mapping[str, Sequence[Operands]] = {
+    "DynamicQuantizeLSTM": [
+        Operands(left=None, left_zero=None, right=1, right_zero=9),
+        Operands(left=None, left_zero=None, right=2, right_zero=11),
+    ]
+}
+#: What multiplies integers, and its products.
+PRODUCTS: Mapping[str, Sequence[Operands]] = {
+    **{kind: [operands] for kind, operands in OPERANDS.items()},
+    **_RECURRENT,
+}
 
 
 def exact_file(file: Path, folder: Path) -> Path:
@@ -85,7 +97,7 @@ def exact_file(file: Path, folder: Path) -> Path:
 def is_concerned(model: onnx.ModelProto) -> bool:
     """Whether there is anything in a graph that could be computed in integers."""
     nodes = [*graphs.all_nodes(model.graph), *(n for f in model.functions for n in f.node)]
-    return any(node.op_type in (*graphs.QDQ_OPS, *OPERANDS) for node in nodes)
+    return any(node.op_type in (*graphs.QDQ_OPS, *PRODUCTS) for node in nodes)
 
 
 def exact_graph(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -113,21 +125,19 @@ def refuse_saturation(engine: onnx.ModelProto, folder: Path = Path()) -> None:
     tensors = _tensors_below(engine.graph)
     types = _types(engine) | {name: tensor.data_type for name, tensor in tensors.items()}
     for node in graphs.all_nodes(engine.graph):
-        operands = OPERANDS.get(node.op_type)
-        if operands is None:
-            continue
-        left = _operand_type(node, operands.left, operands.left_zero, types)
-        right = _operand_type(node, operands.right, operands.right_zero, types)
-        weights = tensors.get(node.input[operands.right])
-        if weights is not None and _is_small(numpy_helper.to_array(weights, str(folder))):
-            continue
-        if right == TensorProto.INT8 and left != TensorProto.INT8:
-            raise EngineBuildFailed(
-                f"{node.op_type} {node.name!r} multiplies unsigned by signed integers, which saturates "
-                "on processors without VNNI",
-                hint="quantise what is multiplied symmetrically by constant weights, or build the "
-                "unquantised model",
-            )
+        for operands in PRODUCTS.get(node.op_type, ()):
+            left = _operand_type(node, operands.left, operands.left_zero, types)
+            right = _operand_type(node, operands.right, operands.right_zero, types)
+            weights = tensors.get(node.input[operands.right])
+            if weights is not None and _is_small(numpy_helper.to_array(weights, str(folder))):
+                continue
+            if right == TensorProto.INT8 and left != TensorProto.INT8:
+                raise EngineBuildFailed(
+                    f"{node.op_type} {node.name!r} multiplies unsigned by signed integers, which saturates "
+                    "on processors without VNNI",
+                    hint="quantise what is multiplied symmetrically by constant weights, or build the "
+                    "unquantised model",
+                )
 
 
 def _is_small(weights: NDArray[np.generic]) -> bool:
@@ -217,7 +227,7 @@ class _Scope:
         ways: dict[str, Callable[[onnx.NodeProto], None]] = {
             _QUANTIZE: self._quantize,
             _DEQUANTIZE: self._dequantize,
-            **dict.fromkeys(OPERANDS, self._multiply),
+            **dict.fromkeys(PRODUCTS, self._multiply),
         }
         for node in self.graph.node:
             self._keep_floats(node)
@@ -280,15 +290,15 @@ class _Scope:
         )
 
     def _multiply(self, node: onnx.NodeProto) -> None:
-        operands = OPERANDS[node.op_type]
-        right = self._type(node.input[operands.right])
-        weights = self._value(node.input[operands.right])
-        if weights is not None and _is_small(weights):
-            return
-        left = None if operands.left is None else self._type(node.input[operands.left])
-        if right == TensorProto.INT8 and left != TensorProto.INT8:
-            node.input[operands.right] = self._shift(node.input[operands.right])
-            self._shift_zero(node, scale=None, zero=operands.right_zero)
+        for operands in PRODUCTS[node.op_type]:
+            right = self._type(node.input[operands.right])
+            weights = self._value(node.input[operands.right])
+            if weights is not None and _is_small(weights):
+                continue
+            left = None if operands.left is None else self._type(node.input[operands.left])
+            if right == TensorProto.INT8 and left != TensorProto.INT8:
+                node.input[operands.right] = self._shift(node.input[operands.right])
+                self._shift_zero(node, scale=None, zero=operands.right_zero)
 
     def _shift_zero(self, node: onnx.NodeProto, *, scale: int | None, zero: int) -> None:
         """Shift a zero point, which is 0 where there is none."""

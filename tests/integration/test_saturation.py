@@ -21,7 +21,7 @@ from workers.backends import ort
 from workers.backends.ort import OrtModel
 from workers.integer import integer_graph
 from workers.layers import INTEGER_KERNELS
-from workers.saturation import LARGEST_WEIGHT, OPERANDS, exact_file, exact_graph, refuse_saturation
+from workers.saturation import LARGEST_WEIGHT, PRODUCTS, exact_file, exact_graph, refuse_saturation
 
 EMULATOR = shutil.which("qemu-x86_64")
 #: No VNNI in the one, nor AVX2 in the other, whose kernels differ again.
@@ -288,6 +288,40 @@ def operators() -> Case:
     return Case(model=model, inputs=inputs, expected=expected, kernel="QLinearMatMul")
 
 
+def recurrent(limits: tuple[int, int] = WIDE) -> Case:
+    """One step of an LSTM whose weights, of input and state, are integers, and its activations linear."""
+    hidden = COLUMNS
+    whole, state = largest(False, (ROWS, LENGTH), 8), largest(False, (ROWS, hidden), 9)
+    whole[0, 0], state[0, 0] = 0, 0
+    weight, again = (weights((length, 4 * hidden), 1, *limits) for length in (LENGTH, hidden))
+    scale = np.array([2.0**-10], np.float32)
+    tensors = {
+        "w": weight[None].astype(np.int8),
+        "r": again[None].astype(np.int8),
+        "before": np.ones((1, ROWS, hidden), np.float32),
+        "scale": scale,
+        "zero": np.zeros(1, np.int8),
+    }
+    names = ["x", "w", "r", "", "", "h", "before", "", "scale", "zero", "scale", "zero"]
+    linear = {"activations": ["Affine"] * 3, "activation_alpha": [1.0] * 3}
+    made = node(
+        "DynamicQuantizeLSTM",
+        names,
+        ["", "y"],
+        domain="com.microsoft",
+        hidden_size=hidden,
+        activation_beta=[0.0] * 3,
+        **linear,
+    )
+    gates = (whole @ weight + state @ again) * float(scale[0])
+    given, shown, forgotten, new = np.split(gates, 4, axis=1)
+    expected = (shown * (forgotten + given * new))[None]
+    inputs = {"x": whole[None].astype(np.float32), "h": state[None].astype(np.float32)}
+    model = model_of([made], inputs, tensors, shape=expected.shape)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return Case(model=model, inputs=inputs, expected=expected, kernel=made.op_type)
+
+
 def network() -> Case:
     """Two convolutions and a Gemm as ModelOpt quantises them, made integers as the build stage does it.
 
@@ -352,6 +386,7 @@ CASES = {
     "convinteger": integers("ConvInteger", constant=False),
     "convinteger-without-zeros": integers("ConvInteger", constant=False, zeros=False),
     "qlinearmatmul": operators(),
+    "lstm": recurrent(),
 }
 #: Whose weights stay signed, since they can't saturate: the same kernels' faster ways.
 NARROW_CASES = {
@@ -373,6 +408,7 @@ NARROW_CASES = {
     "narrow-gemm": matrix("Gemm", signed=True, rounded=False, limits=NARROW),
     "narrow-gemm-rounded": matrix("Gemm", signed=False, rounded=True, limits=NARROW),
     "narrow-dynamic": dynamic(NARROW),
+    "narrow-lstm": recurrent(NARROW),
     "narrow-matmulinteger": integers("MatMulInteger", limits=NARROW),
 }
 CASES |= NARROW_CASES
@@ -405,8 +441,8 @@ def test_weights_that_cannot_saturate_stay_signed(name: str, engines: Path) -> N
 
 
 def test_every_integer_kernel_that_an_engine_may_hold_is_among_the_cases() -> None:
-    assert {case.kernel for case in CASES.values()} | {"QAttention"} == set(OPERANDS)
-    assert set(INTEGER_KERNELS) <= set(OPERANDS)
+    assert {case.kernel for case in CASES.values()} | {"QAttention"} == set(PRODUCTS)
+    assert set(INTEGER_KERNELS) <= set(PRODUCTS)
 
 
 def emulate(processor: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -346,6 +346,7 @@ def _build_plan(
     profiles: Sequence[Profile],
 ) -> _Made:
     _refuse_given_outputs(model)
+    _refuse_own_operators(params, model)
     if params.compute_capability == "sm_75":
         refuse_on_turing(model, params.precision)
     qat.refuse_asymmetric(model)
@@ -387,6 +388,16 @@ def _build_plan(
         read=read,
         interface=plan.inspected.interface if plan.inspected else plan.interface,
     )
+
+
+def _refuse_own_operators(params: BuildParams, model: onnx.ModelProto) -> None:
+    own = graphs.own_operators(model)
+    if own:
+        raise EngineBuildFailed(
+            f"{params.target} lacks operators of the model that ONNX Runtime alone has: {', '.join(own)}",
+            hint="build it for onnxruntime:cpu; or hand in the model before ONNX Runtime optimised or "
+            "quantised it",
+        )
 
 
 def _refuse_given_outputs(model: onnx.ModelProto) -> None:

@@ -259,6 +259,13 @@ def _refuse_unquantisable(stage: Stage, model: onnx.ModelProto, precision: Preci
             f"{precision} needs calibration data, since the graph holds no Q/DQ of its own",
             hint="pass calibration data (--calibration samples.npz), or choose fp16",
         )
+    own = graphs.own_operators(model)
+    if own:
+        raise CalibrationFailed(
+            f"the model has operators of ONNX Runtime's own ({', '.join(own)}), which ModelOpt doesn't know",
+            hint="choose fp32 for onnxruntime:cpu, which takes it as it is, integers and all; or hand in the "
+            "model before ONNX Runtime optimised or quantised it",
+        )
     opset = graphs.opset_of(model)
     if opset < graphs.MIN_OPSET:
         raise CalibrationFailed(

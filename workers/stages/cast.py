@@ -40,6 +40,7 @@ def run(stage: Stage) -> StageResult:
     assert isinstance(params, CastParams)
     file, model = graphs.read_model(stage.inputs["onnx"], stage.workdir)
     _refuse_quantized(model, params.precision)
+    _refuse_own_operators(model, params.precision)
     graphs.load_weights(model, file)
     stage.progress("cast", None)
     path = stage.workdir / "typed.onnx"
@@ -212,6 +213,17 @@ def low_precision_nodes(
         if not kinds or node.op_type in kinds
     ]
     return given.count(HALF[precision]), sum(kind in floats.NAMES for kind in given)
+
+
+def _refuse_own_operators(model: onnx.ModelProto, precision: Precision) -> None:
+    own = graphs.own_operators(model)
+    if own:
+        raise CastFailed(
+            f"the model has operators of ONNX Runtime's own ({', '.join(own)}), and what they give in "
+            f"{precision} isn't known",
+            hint="choose fp32 for onnxruntime:cpu, which takes it as it is; or hand in the model before ONNX "
+            "Runtime optimised or quantised it, which can be had in every precision",
+        )
 
 
 def _refuse_quantized(model: onnx.ModelProto, precision: Precision) -> None:

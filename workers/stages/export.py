@@ -154,6 +154,8 @@ def _from_onnx(stage: Stage, params: ExportParams, target: Path) -> Exported:
     inputs = graphs.input_specs(model)
     profiles = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))
     is_new = graphs.opset_of(model) >= graphs.MIN_OPSET and is_modern(model)
+    if graphs.own_operators(model):
+        is_new = True  # ONNX's converter doesn't know them, and ONNX Runtime takes any opset
     has_sizes = _keep_sizes(stage, model, inputs, profiles[0])
     if is_new and model is given and not has_sizes:
         data = _data(stage, original, inputs, profiles)
