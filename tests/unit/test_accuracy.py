@@ -176,6 +176,25 @@ def test_which_of_two_equal_scores_is_the_largest_raises_no_doubt():
     assert doubts(facts, Gates(), None) == []
 
 
+def test_directions_of_length_1_have_no_class_but_the_one_that_labels_give():
+    source = rng.standard_normal((64, 256))
+    source /= np.linalg.norm(source, axis=1, keepdims=True)
+    engine = source + 0.02 * rng.standard_normal(source.shape) / 16
+    facts = facts_of(source, engine)
+    assert (facts["top1_agreement"], facts["outputs"][0]["kind"]) == (None, "values")
+    assert doubts(facts, QuantizedGates(), None) == []
+    labels = source.argmax(axis=1)
+    assert facts_of(source, engine, labels=labels)["task"]["source"] == 1.0
+
+
+def test_scores_of_one_batch_that_are_of_length_1_are_scores_with_those_of_the_next():
+    comparison = Comparison()
+    for length in (1.0, 3.0):
+        scores = np.eye(4) * length - 0.0
+        comparison.add({"y": scores - 0.1 * (length > 1)}, {"y": scores}, 4)
+    assert comparison.facts(None)["top1_agreement"] == 1.0
+
+
 def test_probabilities_are_the_classes_also_where_boxes_come_first():
     boxes = rng.standard_normal((32, 4)).astype(np.float32)
     probabilities = rng.dirichlet([0.1, 0.1], 32).astype(np.float32)

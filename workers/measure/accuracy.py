@@ -1,8 +1,8 @@
 """How well an engine keeps its source's outputs, and its source's accuracy.
 
-What is compared depends on the output. Scores of shape [N,C] also have a class, the largest one; floats
-are compared by cosine similarity and error; integers and booleans by how many are equal; outputs whose
-size depends on the data item by item.
+What is compared depends on the output. Scores of shape [N,C] also have a class, the largest one, unless they
+are directions of length 1, as embeddings are; floats are compared by cosine similarity and error; integers
+and booleans by how many are equal; outputs whose size depends on the data item by item.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ Labels = NDArray[np.int64]
 #: the largest is rounding's choice. And what looks like scores may be no such thing, but an embedding.
 TIE = 0.05
 _SUM_TOLERANCE = 1e-2
+_NORM_TOLERANCE = 1e-2
 #: JSON knows no infinity, which the error of a source that is zero everywhere would be.
 _MAX_ERROR = 1e9
 
@@ -111,6 +112,9 @@ class _Output:
     name: str
     is_float: bool = False
     is_probabilities: bool = False  #: of every sample they add up to one
+    is_directions: bool = (
+        False  #: every sample is of length 1: an embedding, whose largest value says nothing
+    )
     not_finite: int = 0
     max_abs_error: float = 0.0
     _values: int = 0
@@ -160,9 +164,9 @@ class _Output:
         if self.is_float and rows.ndim == 2:
             scores = rows.astype(np.float64)
             self._tied.append((source == engine) | _is_tied(scores, engine))
-            self.is_probabilities = _is_probabilities(scores) and (
-                self.is_probabilities or not self._source
-            )
+            so_far = not self._source
+            self.is_directions = _is_directions(scores) and (self.is_directions or so_far)
+            self.is_probabilities = _is_probabilities(scores) and (self.is_probabilities or so_far)
         self._source.append(source)
         self._engine.append(engine)
 
@@ -190,7 +194,7 @@ class _Output:
 
     @property
     def has_classes(self) -> bool:
-        return bool(self._source)
+        return bool(self._source) and (self.is_probabilities or not self.is_directions)
 
     def cosines(self) -> NDArray[np.float64]:
         return np.concatenate(self._cosines)
@@ -234,7 +238,7 @@ class _Output:
 
     def task(self, labels: Labels) -> dict[str, Any] | None:
         """Top-1 by these labels; None where the output has no classes of their shape."""
-        if not self.has_classes:
+        if not self._source:
             return None
         source, engine = self.classes()
         if source.shape != labels.shape:
@@ -296,6 +300,11 @@ def _is_tied(scores: NDArray[np.float64], chosen: NDArray[np.int64]) -> NDArray[
 def _is_probabilities(scores: NDArray[np.float64]) -> bool:
     sums = scores.sum(axis=1)
     return bool((scores >= 0).all() and (np.abs(sums - 1) < _SUM_TOLERANCE).all())
+
+
+def _is_directions(scores: NDArray[np.float64]) -> bool:
+    lengths = np.linalg.norm(scores, axis=1)
+    return bool((np.abs(lengths - 1) < _NORM_TOLERANCE).all())
 
 
 def _share(name: str, shares: Sequence[NDArray[np.float64]]) -> dict[str, Any]:

@@ -76,7 +76,10 @@ def _doubts(accuracy: Mapping[str, Any], gates: Gates, max_drop: float | None) -
         if max_drop is not None:
             return  # the user's own measure outranks likeness
     for name, what in (
-        ("top1_or_tied", "the class is the source's, or scored as well there, in"),
+        (
+            "top1_or_tied",
+            "the largest of a sample's scores is where the source's is, or ties with it, in",
+        ),
         ("equal", "integers equal the source's in"),
         ("matched", "items have a partner in"),
     ):
