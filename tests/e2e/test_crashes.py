@@ -54,6 +54,7 @@ def test_cancelling_a_running_build_ends_its_child_and_the_worker_goes_on(
     }
 
 
+@pytest.mark.heavy
 def test_a_job_whose_fork_server_is_killed_is_run_again(farm: LiveFarm, files: Path) -> None:
     build = long_build(farm, files, seed=2)
     farm.running(build["id"], "calibrate")

@@ -177,6 +177,7 @@ def recurrent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.heavy
 def test_a_recurrent_program_is_built_and_measured_along_its_batch(
     recurrent: Path, tmp_path: Path
 ) -> None:

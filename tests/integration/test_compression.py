@@ -31,6 +31,9 @@ from workers.stages import prune
 from workers.timing import Pace
 from workers.weights import weights
 
+#: A group of its own, so that the digits are learnt once.
+pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("compression")]
+
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_timing() -> Iterator[None]:

@@ -285,6 +285,7 @@ def test_no_class_of_a_program_is_looked_up() -> None:
     assert named["context"] == '["p", "q"]'
 
 
+@pytest.mark.heavy
 def test_a_program_of_nested_outputs_is_built_for_every_runtime(tmp_path: Path) -> None:
     path = batched(tmp_path / "m.pt2", Twice())
     source = runner.Source(name="twice", path=path, format="pt2", samples={"x": floats(32, 16)})

@@ -972,6 +972,7 @@ def test_without_any_data_seeded_random_data_serve(bench: Bench, digits: Digits)
     assert first["cosine_min"] > 0.99
 
 
+@pytest.mark.heavy
 def test_bf16_is_measured_although_the_cpu_has_none(bench: Bench, digits: Digits) -> None:
     typed = bench.run(CastParams(precision="bf16"), onnx=digits.onnx).outputs["typed"]
     inputs = {"source": digits.source, "typed": typed, "evaluation": digits.evaluation}

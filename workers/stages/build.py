@@ -26,6 +26,7 @@ from workers import (
     qat,
     saturation,
     scripted,
+    static_axes,
 )
 from workers.backends import ort, ort_cuda, rtx_plan, trt, trt_interface
 from workers.backends.rtx_plan import RtxPlan
@@ -350,7 +351,7 @@ def _build_plan(
     if params.compute_capability == "sm_75":
         refuse_on_turing(model, params.precision)
     qat.refuse_asymmetric(model)
-    file = _bytes_cast_first(stage, file, model)
+    file = _as_tensorrt_takes_it(stage, file, model, profiles)
     known = stage.inputs.get("timing_cache")
     plan = trt.build_plan(
         params.target.runtime,
@@ -410,15 +411,20 @@ def _refuse_given_outputs(model: onnx.ModelProto) -> None:
         )
 
 
-def _bytes_cast_first(stage: Stage, file: Path, model: onnx.ModelProto) -> Path:
-    """The graph for TensorRT, which can do nothing with bytes but cast them."""
-    names = cast_first(model)
-    if not names:
+def _as_tensorrt_takes_it(
+    stage: Stage, file: Path, model: onnx.ModelProto, profiles: Sequence[Profile]
+) -> Path:
+    """The graph with what its parser needs to be told, or to find in another order."""
+    cast, settled = cast_first(model), static_axes.settle(model, profiles)
+    if cast:
+        print(f"cast before they are moved: {', '.join(cast)}", flush=True)
+    if settled:
+        print(f"with the one size that the profiles give axes of {', '.join(settled)}", flush=True)
+    if not cast and not settled:
         return file
-    print(f"cast before they are moved: {', '.join(names)}", flush=True)
     # Beside the weights, where they lie in files of their own.
     folder = stage.workdir if file in stage.inputs.values() else file.parent
-    changed = folder / "cast-first.onnx"
+    changed = folder / "for-tensorrt.onnx"
     onnx.save(model, str(changed))
     return changed
 
