@@ -18,7 +18,7 @@ from onnxruntime.quantization.calibrate import CalibrationDataReader
 
 from farm.errors import CalibrationFailed, FarmError, InvalidData
 from farm.specs import CalibrateParams, DataKind, Precision
-from workers import casting, choosing, floats, graphs, opsets, qat
+from workers import casting, choosing, floats, graphs, opsets, qat, unquantised
 from workers.batch import Batch
 from workers.folding import fold_quantized_weights
 from workers.magnitudes import MAX_SAMPLES, Magnitudes, measured
@@ -243,12 +243,9 @@ def _quantize(
 def _checked_pairs(quantized: onnx.ModelProto, precision: Precision) -> int:
     pairs = graphs.qdq_pairs(quantized)
     if pairs == 0:
+        why, hint = unquantised.reasons(quantized)
         raise CalibrationFailed(
-            f"the graph has no operator that {precision} can serve: ModelOpt quantises convolutions and "
-            "matrix products, but none with a side below 16, none by a vector, as a batch of one is, none in "
-            "a body of control flow, and no recurrent layers",
-            hint="choose fp16; where an If asks for a rate or a mode, fix that: --fix NAME=VALUE; and if the "
-            "products are by vectors, calibrate with a larger batch_size",
+            f"no convolution or matrix product of the graph can be {precision}: {why}", hint=hint
         )
     return pairs
 
