@@ -1,4 +1,4 @@
-"""Inputs with one value: given once, and folded into the graph."""
+"""Inputs with one value, given once, and sizes without a choice: folded into the graph."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ def folded(model: onnx.ModelProto) -> onnx.ModelProto:
         result: onnx.ModelProto = optimizer.optimize(model, num_iterations=_ROUNDS)
     except Exception as err:  # passes of onnxscript raise kinds of their own, and bare ones
         raise InvalidModel(
-            f"the fixed values can't be folded into the graph: {graphs.brief(err)}",
-            hint="fix them in the model itself, and export it again",
+            f"what is fixed can't be folded into the graph: {graphs.brief(err)}",
+            hint="fix it in the model itself, and export it again",
         ) from err
     after = sum(1 for _ in graphs.all_nodes(result.graph))
-    print(f"folded the fixed inputs: {after} operators of {before} are left", flush=True)
+    print(f"folded what is fixed: {after} operators of {before} are left", flush=True)
     return result
 
 

@@ -200,7 +200,9 @@ class TorchScriptSource:
         tensors = self.tensors(
             random_arrays(specs, shapes_at(profile, "opt"), seed=0, profile=profile)
         )
-        outputs = numbered_outputs(len(self._leaves(tensors)))
+        found = self._leaves(tensors)
+        self._check_repeats(found, self._leaves(tensors))
+        outputs = numbered_outputs(len(found))
         axes = {
             spec.name: {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
             for spec in specs

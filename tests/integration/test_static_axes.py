@@ -32,6 +32,57 @@ def squeezed() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
+def branching() -> onnx.ModelProto:
+    """An If on a size that the profile settles, as torch.jit exports ``squeeze``; a product either way."""
+    draw = np.random.default_rng(0).standard_normal
+    tensors = {"last": np.array([-1]), "one": np.array([1])}
+    tensors |= {"w": draw((8, 16)).astype(np.float32), "v": draw((8, 16)).astype(np.float32)}
+    value = helper.make_tensor_value_info
+
+    def branch(reduce: onnx.NodeProto, weight: str, name: str) -> onnx.GraphProto:
+        product = helper.make_node("MatMul", [*reduce.output, weight], [name])
+        return helper.make_graph(
+            [reduce, product], name, [], [value(name, TensorProto.FLOAT, ["n", 16])]
+        )
+
+    then = branch(helper.make_node("Squeeze", ["r", "last"], ["s"]), "w", "a")
+    mean = helper.make_node("ReduceMean", ["r", "last"], ["m"], keepdims=0)
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("Shape", ["r"], ["shape"]),
+        helper.make_node("Gather", ["shape", "last"], ["size"], axis=0),
+        helper.make_node("Equal", ["size", "one"], ["is_one"]),
+        helper.make_node(
+            "If", ["is_one"], ["y"], then_branch=then, else_branch=branch(mean, "v", "b")
+        ),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "branching",
+        [value("x", TensorProto.FLOAT, ["n", 8, "t"])],
+        [value("y", TensorProto.FLOAT, ["n", 16])],
+        [numpy_helper.from_array(array, name) for name, array in tensors.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_a_branch_that_the_sizes_rule_out_is_not_built(tmp_path: Path) -> None:
+    onnx.save(branching(), str(tmp_path / "model.onnx"))
+    source = runner.Source(
+        name="branching",
+        path=tmp_path / "model.onnx",
+        format="onnx",
+        samples={"x": np.random.default_rng(1).standard_normal((16, 8, 1)).astype(np.float32)},
+        profiles=[{"x": {"min": [1, 8, 1], "opt": [4, 8, 1], "max": [8, 8, 1]}}],
+    )
+    wanted = ["fp32", "fp16"]
+    for one in runner.build(source, precisions=wanted, gpus=["sm_89"], folder=tmp_path):
+        assert one.error is None
+        assert one.accuracy["cosine_min"] > 0.999
+        assert one.facts["inputs"][0]["shape"] == ["n", 8, 1]
+        assert sum(found["layers"] for found in one.facts["compute"]["types"].values()) == 1
+
+
 @pytest.mark.parametrize(
     ("counts", "is_built"), [((1, 1, 1), True), ((1, 1, 4), False)], ids=["one size", "some sizes"]
 )

@@ -18,6 +18,7 @@ from farm.specs import TENSORRTS, BuildParams, Precision, Profile, Runtime, Tens
 from workers import (
     casting,
     engine_types,
+    fixing,
     floats,
     graphs,
     half_weights,
@@ -89,6 +90,8 @@ def run(stage: Stage) -> StageResult:
     profiles = resolve_profiles(
         graphs.input_specs(model), params.profiles, graphs.axis_ranges(model)
     )
+    if params.target.runtime in TENSORRTS:
+        file, model = _settled(stage, file, model, profiles)
     compute = compute_of(model, shapes_at(profiles[0], "opt"))
     layers.check_precision(params.precision, compute)
     if params.target.runtime is Runtime.TENSORRT_RTX:
@@ -351,7 +354,7 @@ def _build_plan(
     if params.compute_capability == "sm_75":
         refuse_on_turing(model, params.precision)
     qat.refuse_asymmetric(model)
-    file = _as_tensorrt_takes_it(stage, file, model, profiles)
+    file = _bytes_cast_first(stage, file, model)
     known = stage.inputs.get("timing_cache")
     plan = trt.build_plan(
         params.target.runtime,
@@ -411,22 +414,35 @@ def _refuse_given_outputs(model: onnx.ModelProto) -> None:
         )
 
 
-def _as_tensorrt_takes_it(
-    stage: Stage, file: Path, model: onnx.ModelProto, profiles: Sequence[Profile]
-) -> Path:
-    """The graph with what its parser needs to be told, or to find in another order."""
-    cast, settled = cast_first(model), static_axes.settle(model, profiles)
-    if cast:
-        print(f"cast before they are moved: {', '.join(cast)}", flush=True)
-    if settled:
-        print(f"with the one size that the profiles give axes of {', '.join(settled)}", flush=True)
-    if not cast and not settled:
+def _bytes_cast_first(stage: Stage, file: Path, model: onnx.ModelProto) -> Path:
+    """The graph for TensorRT, which can do nothing with bytes but cast them."""
+    names = cast_first(model)
+    if not names:
         return file
+    print(f"cast before they are moved: {', '.join(names)}", flush=True)
+    return _written(stage, file, model, "cast-first.onnx")
+
+
+def _settled(
+    stage: Stage, file: Path, model: onnx.ModelProto, profiles: Sequence[Profile]
+) -> tuple[Path, onnx.ModelProto]:
+    """The graph with the sizes that the profiles leave no choice of, and without the branches that these
+    rule out: TensorRT refuses some of what it must plan for any size."""
+    names = static_axes.settle(model, profiles)
+    if not names:
+        return file, model
+    print(f"with the one size that the profiles give axes of {', '.join(names)}", flush=True)
+    has_branches = any(node.op_type == "If" for node in model.graph.node)
+    if has_branches and not graphs.is_large(model):
+        model = fixing.folded(model)
+    return _written(stage, file, model, "settled.onnx"), model
+
+
+def _written(stage: Stage, file: Path, model: onnx.ModelProto, name: str) -> Path:
     # Beside the weights, where they lie in files of their own.
     folder = stage.workdir if file in stage.inputs.values() else file.parent
-    changed = folder / "for-tensorrt.onnx"
-    onnx.save(model, str(changed))
-    return changed
+    onnx.save(model, str(folder / name))
+    return folder / name
 
 
 def check_header(data: bytes, version: str, compute_capability: str) -> None:
