@@ -38,7 +38,7 @@ INTEGER_OPERATORS = {
     "QLinearConv": (0, 3),
     "QLinearMatMul": (0, 3),
 }
-_RECURRENT = ("GRU", "LSTM", "RNN")
+RECURRENT = ("GRU", "LSTM", "RNN")
 PRODUCTS = (
     "Conv",
     "ConvTranspose",
@@ -46,7 +46,7 @@ PRODUCTS = (
     "Gemm",
     "Einsum",
     "Attention",
-    *_RECURRENT,
+    *RECURRENT,
     *INTEGER_OPERATORS,
 )
 #: Inputs that may be left out, of an Attention.
@@ -283,7 +283,7 @@ class _Lookup:
             return self._macs_of_attention(node)
         if node.op_type == "Einsum":
             return _macs_of_einsum(_equation(node), [self.dims.get(name) for name in node.input])
-        if node.op_type in _RECURRENT:
+        if node.op_type in RECURRENT:
             return self._macs_of_recurrent(node)
         left, right = (self.dims.get(name) for name in self._operands(node))
         made = self.dims.get(node.output[0])

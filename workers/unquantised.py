@@ -11,10 +11,9 @@ from collections import Counter
 import onnx
 
 from workers import graphs
-from workers.compute import PRODUCTS
+from workers.compute import PRODUCTS, RECURRENT
 
 _SMALLEST_SIDE = 16
-_RECURRENT = ("GRU", "LSTM", "RNN")
 _BY_SIZE = f"have a side below {_SMALLEST_SIDE}"
 _BY_VECTOR = "multiply by a vector, as a batch of one is"
 _RECURS = "recur (GRU, LSTM, RNN)"
@@ -28,7 +27,7 @@ def reasons(model: onnx.ModelProto) -> tuple[str, str]:
         for inner in (one for body in graphs.bodies(node) for one in graphs.all_nodes(body)):
             if inner.op_type in PRODUCTS:
                 counts[f"are in the body of {node.op_type} {node.name or node.output[0]!r}"] += 1
-        if node.op_type in _RECURRENT:
+        if node.op_type in RECURRENT:
             counts[_RECURS] += 1
         elif node.op_type in PRODUCTS:
             sides = [side for name in node.input for side in sizes.get(name, [])[-2:]]

@@ -25,19 +25,18 @@ def test_what_is_garbage_goes_before_a_build_and_nothing_does_meanwhile(
     monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
     seen: list[tuple[bool, object]] = []
-
-    def build(*_: Any, **__: Any) -> None:
-        seen.append((gc.isenabled(), left()))
-        if fails:
-            raise ValueError
-
-    monkeypatch.setattr(trt, "_build_plan", build)
     left = weakref.ref(Builder())
-    asked = (Runtime.TENSORRT_RTX, Path(), [], "sm_89", BuilderOptions(), print)
+
+    def begin(*_: Any) -> None:
+        seen.append((gc.isenabled(), left()))
+        raise ValueError
+
     if fails:
+        monkeypatch.setattr(trt, "load_runtime", begin)
         with pytest.raises(ValueError):  # noqa: PT011 it is the fake's
-            trt.build_plan(*asked)
+            trt.build_plan(Runtime.TENSORRT_RTX, Path(), [], "sm_89", BuilderOptions(), print)
     else:
-        trt.build_plan(*asked)
+        with trt._uncollected():
+            seen.append((gc.isenabled(), left()))
     assert seen == [(False, None)]
     assert gc.isenabled()

@@ -84,6 +84,24 @@ def preload() -> None:
             import_module(name)
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep Python's collector from running inside TensorRT.
+
+    An earlier builder in a cycle of garbage, as a failed build's traceback is one, would be deleted while
+    the next is made: both take the same lock, and the thread waits for itself.
+    """
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_uncollected()
 def build_plan(
     runtime: Runtime,
     onnx: Path,
@@ -109,49 +127,6 @@ def build_plan(
     Raises:
         EngineBuildFailed: with the builder's own reason and what to do about it.
     """
-    with _uncollected():
-        return _build_plan(
-            runtime,
-            onnx,
-            profiles,
-            compute_capability,
-            options,
-            report,
-            model=model,
-            timing_cache=timing_cache,
-            plugins=plugins,
-        )
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Keep Python's collector from running inside TensorRT.
-
-    An earlier builder in a cycle of garbage, as a failed build's traceback is one, would be deleted while
-    the next is made: both take the same lock, and the thread waits for itself.
-    """
-    gc.collect()
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def _build_plan(
-    runtime: Runtime,
-    onnx: Path,
-    profiles: Sequence[Profile],
-    compute_capability: str,
-    options: BuilderOptions,
-    report: Report,
-    *,
-    model: ModelProto | None,
-    timing_cache: bytes,
-    plugins: Sequence[Path],
-) -> Plan:
     trt = load_runtime(runtime)
     log = collecting_log(trt)
     builder: types.Builder = trt.Builder(log)
