@@ -1,4 +1,4 @@
-"""``python -m tests.chaos [--seed N] [--builds N] [--models N] [--home DIR]``: a long storm."""
+"""``python -m tests.chaos [--seed N] [--builds N] [--models N] [--strikes N] [--home DIR]``: a long storm."""
 
 from __future__ import annotations
 
@@ -21,9 +21,20 @@ QUICK = {"lease_ttl_s": 4.0, "sweep_interval_s": 0.5, "ring_again_s": 5.0, "max_
 
 
 def weather(
-    settings: Settings, *, seed: int, builds: int, models: int, pause_s: tuple[float, float]
+    settings: Settings,
+    *,
+    seed: int,
+    builds: int,
+    models: int,
+    pause_s: tuple[float, float],
+    strikes: int,
 ) -> tuple[Findings, Storm, Crowd]:
     """Let a storm go over a farm at work, then look whether all is right.
+
+    Parameters:
+        pause_s: the shortest and the longest time between two strikes.
+        strikes: how many at most. Each death costs a worker its imports again: a storm without an
+            end could kill the workers of a slow machine faster than they start.
 
     Raises:
         AssertionError: with what is broken.
@@ -32,10 +43,10 @@ def weather(
     try:
         site.start()
         crowd = Crowd(site.url, seed, builds=builds, models=models)
-        storm = Storm(site, seed, pause_s)
+        storm = Storm(site, seed, pause_s=pause_s, strikes=strikes)
         storm.start()
         try:
-            ended = crowd.run(patience_s=120 + 3.0 * builds)
+            ended = crowd.run(patience_s=600 + 10.0 * builds)
         finally:
             storm.end()
         return audit(site, ended), storm, crowd
@@ -48,6 +59,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--builds", type=int, default=300)
     parser.add_argument("--models", type=int, default=24)
+    parser.add_argument("--strikes", type=int, default=300)
     parser.add_argument("--home", type=Path, help="kept, to look into; by default a temporary one")
     options = parser.parse_args()
     print(f"seed {options.seed}, {options.builds} builds of {options.models} models", flush=True)
@@ -60,6 +72,7 @@ def main() -> int:
             builds=options.builds,
             models=options.models,
             pause_s=(0.5, 4.0),
+            strikes=options.strikes,
         )
     for name, count in sorted(storm.done.items()):
         print(f"{count:6} × {name}")

@@ -28,13 +28,17 @@ class Storm(threading.Thread):
 
     Parameters:
         pause_s: the shortest and the longest time between two of them.
+        strikes: how many at most; a farm on a slow machine has its rest after them.
     """
 
-    def __init__(self, site: Site, seed: int, pause_s: tuple[float, float]) -> None:
+    def __init__(
+        self, site: Site, seed: int, *, pause_s: tuple[float, float], strikes: int
+    ) -> None:
         super().__init__(name="storm", daemon=True)
         self._site = site
         self._random = random.Random(seed)
         self._pause_s = pause_s
+        self._strikes = strikes
         self._over = threading.Event()
         self.done: Counter[str] = Counter()
         self.error: BaseException | None = None
@@ -59,7 +63,9 @@ class Storm(threading.Thread):
         try:
             # Each once, in the seed's order, and then at random.
             first = self._random.sample(sorted(acts), len(acts))
-            while not self._over.wait(self._random.uniform(*self._pause_s)):
+            while self.done.total() < self._strikes:
+                if self._over.wait(self._random.uniform(*self._pause_s)):
+                    break
                 name = first.pop(0) if first else self._random.choice(sorted(acts))
                 if acts[name]():
                     self.done[name] += 1
