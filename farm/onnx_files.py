@@ -35,10 +35,25 @@ _NESTED_NODES = {
 }
 #: Fields to look at before giving up: of a graph of some ten thousand nodes.
 _MAX_LOOKS = 300_000
+#: Of an operator's kind, of a file's name, and of how many of each there are.
+_MAX_KIND_BYTES = 1000
+_MAX_LOCATION_BYTES = 4096
+_MAX_NAMES = 10_000
 
 
 class MalformedModel(ValueError):
     """The bytes aren't a model in protobuf's wire format."""
+
+
+class TooManyFields(Exception):
+    """It would take long to look at all of the model."""
+
+
+class Effort:
+    """How much may be looked at: so many fields, of whatever kind and in whatever files."""
+
+    def __init__(self, fields: int | None = None) -> None:
+        self.left = _MAX_LOOKS if fields is None else fields
 
 
 def operators(path: Path, offset: int = 0, size: int | None = None) -> frozenset[str] | None:
@@ -59,37 +74,54 @@ def operators(path: Path, offset: int = 0, size: int | None = None) -> frozenset
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
         end = len(data) if size is None else offset + size
-        found: set[str] = set()
-        kinds = _kinds(data, offset, end, "model", 0)
-        for looks, kind in enumerate(kinds):
-            if looks > _MAX_LOOKS:
-                return None
-            found |= {kind} - {""}
-        return frozenset(found)
+        try:
+            return _distinct(_kinds(data, offset, end, "model", 0, Effort()))
+        except TooManyFields:
+            return None
 
 
-def _kinds(data: mmap.mmap, start: int, end: int, message: str, depth: int) -> Iterator[str]:
-    """The kind of each node, and nothing for each other field, so that these count as well."""
+def _distinct(names: Iterator[str]) -> frozenset[str]:
+    found: set[str] = set()
+    for name in names:
+        found.add(name)
+        if len(found) > _MAX_NAMES:
+            raise TooManyFields
+    return frozenset(found)
+
+
+def _kinds(
+    data: mmap.mmap, start: int, end: int, message: str, depth: int, effort: Effort
+) -> Iterator[str]:
+    """The kind of each node."""
     if depth > _MAX_DEPTH:
         raise MalformedModel("its graphs are nested too deep")
-    for number, at, until in _fields(data, start, end):
-        inner = _NESTED_NODES[message].get(number)
+    nested = _NESTED_NODES[message]
+    for number, at, until in _fields(data, start, end, effort):
+        inner = nested.get(number)
         if inner == "kind":
-            yield data[at:until].decode(errors="replace")
+            yield _text(data, at, until, _MAX_KIND_BYTES)
         elif inner:
-            yield from _kinds(data, at, until, inner, depth + 1)
-        else:
-            yield ""
+            yield from _kinds(data, at, until, inner, depth + 1, effort)
 
 
-def external_files(path: Path, offset: int = 0, size: int | None = None) -> frozenset[str]:
+def _text(data: mmap.mmap, at: int, until: int, most: int) -> str:
+    if until - at > most:
+        raise MalformedModel(f"it has a name of {until - at} bytes")
+    return data[at:until].decode(errors="replace")
+
+
+def external_files(
+    path: Path, offset: int = 0, size: int | None = None, *, effort: Effort | None = None
+) -> frozenset[str]:
     """The locations that tensors of the ONNX model name, as the model writes them.
 
     Parameters:
         offset, size: where the model lies in the file, in bytes; by default it is all of it.
+        effort: how much may be looked at; by default all.
 
     Raises:
         MalformedModel
+        TooManyFields: only with an effort.
     """
     if path.stat().st_size == 0:
         return frozenset()
@@ -98,7 +130,8 @@ def external_files(path: Path, offset: int = 0, size: int | None = None) -> froz
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
         end = len(data) if size is None else offset + size
-        return frozenset(_locations(data, offset, end, "model", 0))
+        found = _locations(data, offset, end, "model", 0, effort)
+        return _distinct(found) if effort else frozenset(found)
 
 
 def location(written: str) -> str:
@@ -114,32 +147,46 @@ def leads_out(place: str) -> bool:
     return place in ("", ".", "..") or place.startswith(("/", "../")) or place[1:2] == ":"
 
 
-def _locations(data: mmap.mmap, start: int, end: int, message: str, depth: int) -> Iterator[str]:
+def _locations(
+    data: mmap.mmap, start: int, end: int, message: str, depth: int, effort: Effort | None
+) -> Iterator[str]:
     if depth > _MAX_DEPTH:
         raise MalformedModel("its graphs are nested too deep")
-    for number, at, until in _fields(data, start, end):
-        inner = _NESTED[message].get(number)
+    nested = _NESTED[message]
+    for number, at, until in _fields(data, start, end, effort):
+        inner = nested.get(number)
         if inner == "entry":
-            entry = {field: data[a:b] for field, a, b in _fields(data, at, until)}
-            if entry.get(_KEY) == b"location":
-                yield entry.get(_VALUE, b"").decode(errors="replace")
+            entry = {field: (a, b) for field, a, b in _fields(data, at, until, effort)}
+            key, value = entry.get(_KEY), entry.get(_VALUE, (at, at))
+            if key is not None and data[key[0] : min(key[1], key[0] + 9)] == b"location":
+                yield _text(data, *value, _MAX_LOCATION_BYTES)
         elif inner:
-            yield from _locations(data, at, until, inner, depth + 1)
+            yield from _locations(data, at, until, inner, depth + 1, effort)
 
 
-def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number, start and end of each field that has a length; others are passed over."""
+def _fields(
+    data: mmap.mmap, at: int, end: int, effort: Effort | None
+) -> Iterator[tuple[int, int, int]]:
+    """Number, start and end of each field that has a length; others are passed over.
+
+    Raises:
+        MalformedModel, TooManyFields
+    """
     while at < end:
+        if effort is not None:
+            effort.left -= 1
+            if effort.left < 0:
+                raise TooManyFields
         tag, at = _varint(data, at, end)
         number, kind = tag >> 3, tag & 7
-        if kind == _VARINT:
-            _, at = _varint(data, at, end)
-        elif kind == _BYTES:
+        if kind == _BYTES:
             size, at = _varint(data, at, end)
             if at + size > end:
                 raise MalformedModel("it is cut off")
             yield number, at, at + size
             at += size
+        elif kind == _VARINT:
+            _, at = _varint(data, at, end)
         elif kind in (_FIXED64, _FIXED32):
             at += 8 if kind == _FIXED64 else 4
         else:
@@ -147,6 +194,8 @@ def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]
 
 
 def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
+    if at < end and (byte := data[at]) < 0x80:  # nearly all of them
+        return byte, at + 1
     value = 0
     for shift in range(0, 70, 7):
         if at >= end:

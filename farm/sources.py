@@ -9,7 +9,14 @@ from pathlib import Path, PurePosixPath
 
 from farm import packs
 from farm.errors import InvalidRequest, SourceRefused
-from farm.onnx_files import MalformedModel, external_files, location, operators
+from farm.onnx_files import (
+    Effort,
+    MalformedModel,
+    TooManyFields,
+    external_files,
+    location,
+    operators,
+)
 from farm.specs import SourceFormat
 
 PACK_HINT = (
@@ -117,23 +124,24 @@ def check_start(path: Path, format: SourceFormat) -> None:
 
 def _check_onnx(path: Path) -> None:
     """Every file that the model names must have been handed in with it."""
+    effort = Effort()
     try:
         if packs.is_pack(path):
             there = packs.members(path)
-            model = there[model_in_pack(path)]
+            model = there[model_in_pack(path, effort)]
             folder = PurePosixPath(model.name).parent
             beside = {
                 str(PurePosixPath(name).relative_to(folder))
                 for name in there
                 if PurePosixPath(name).is_relative_to(folder)
             }
-            kept = external_files(path, model.offset, model.bytes)
+            kept = external_files(path, model.offset, model.bytes, effort=effort)
             missing = {name for name in kept if location(name) not in beside}
         else:
-            missing = set(external_files(path))
+            missing = set(external_files(path, effort=effort))
     except packs.MalformedPack as err:
         raise InvalidRequest(f"this archive is no model: {err}", hint=PACK_HINT) from err
-    except MalformedModel:
+    except (MalformedModel, TooManyFields):
         return  # the export says what is wrong with it
     if missing:
         raise InvalidRequest(
@@ -143,18 +151,20 @@ def _check_onnx(path: Path) -> None:
         )
 
 
-def model_in_pack(path: Path) -> str:
+def model_in_pack(path: Path, effort: Effort | None = None) -> str:
     """The name of the ONNX model in a pack. Data files may be called ``.onnx`` as well.
 
     Raises:
         MalformedPack: there is none, or several.
         MalformedModel
+        TooManyFields: only with an effort.
     """
     there = packs.members(path)
     named = [name for name in there if name.lower().endswith(".onnx")]
     if len(named) == 1:
         return named[0]
-    return _one_model({name: (path, there[name].offset, there[name].bytes) for name in named})
+    found = {name: (path, there[name].offset, there[name].bytes) for name in named}
+    return _one_model(found, effort)
 
 
 def model_in_folder(folder: Path) -> Path:
@@ -167,14 +177,16 @@ def model_in_folder(folder: Path) -> Path:
     return named[_one_model({name: (path, 0, None) for name, path in named.items()})]
 
 
-def _one_model(candidates: Mapping[str, tuple[Path, int, int | None]]) -> str:
+def _one_model(
+    candidates: Mapping[str, tuple[Path, int, int | None]], effort: Effort | None = None
+) -> str:
     """The one that isn't data of another."""
     data: set[str] = set()
     for name, (path, offset, size) in candidates.items():
         if len(candidates) == 1:
             break
         try:
-            kept = external_files(path, offset, size)
+            kept = external_files(path, offset, size, effort=effort)
         except MalformedModel:  # raw numbers, which another one names
             continue
         folder = PurePosixPath(name).parent
