@@ -71,9 +71,10 @@ _ALIASES = {
 #: share ``1c.2g.20gb``, ``1g.10gb+me``, ``1g.24gb-me``. What is tuned and timed on it isn't what the
 #: whole GPU would give, so it has a tag of its own.
 _SLICE = re.compile(
-    r"(?P<gpu>.+?)[ -](?:mig[ -])?(?P<profile>(?:\dc\.)?\dg\.\d+gb(?:[+-][a-z]+(?:\.[a-z]+)?)?)",
+    r"(?P<gpu>.+?)[ -](?:mig[ -])?(?P<profile>(?:\dc\.)?\dg\.\d{1,4}gb(?:[+-][a-z]{1,5}(?:\.[a-z]{1,5})?)?)",
     re.IGNORECASE,
 )
+_MOST_CHARS = 100
 _VENDOR = re.compile(r"\b(nvidia|geforce|tesla|graphics|gpu|generation)\b")
 
 
@@ -83,9 +84,19 @@ def canonical(tag: str) -> str:
     Raises:
         UnknownGpu: with the closest known tags.
     """
+    if len(tag) > _MOST_CHARS:
+        raise UnknownGpu(f"unknown GPU tag {tag[:40]!r}…", hint="`farm targets` lists every tag")
     sliced = _SLICE.fullmatch(tag.strip())
-    if sliced:
-        return f"{canonical(sliced['gpu'])}-{sliced['profile'].lower()}"
+    if not sliced:
+        return _whole(tag)
+    whole = _whole(sliced["gpu"])
+    if whole == CPU:
+        raise UnknownGpu(f"{tag!r}: a CPU has no slices", hint="write cpu")
+    return f"{whole}-{sliced['profile'].lower()}"
+
+
+def _whole(tag: str) -> str:
+    """The tag of a GPU that is no slice."""
     dotted = re.fullmatch(r"(\d+)\.(\d)", tag.strip())
     squeezed = re.sub(r"[^a-z0-9]", "", f"sm{dotted[1]}{dotted[2]}" if dotted else tag.lower())
     if squeezed in _ALIASES:
