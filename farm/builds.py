@@ -9,7 +9,7 @@ from typing import Any, cast
 from sqlalchemy import Insert, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from farm import advance, jobs, keys, plugins, registry, targets, turns
+from farm import advance, jobs, keys, parameters, plugins, registry, targets, turns
 from farm.db import Base, now
 from farm.errors import Conflict, NotFound
 from farm.fleet import Fleet
@@ -109,12 +109,14 @@ def submit(
     look: Look = Look(),
     client: str = "",
     idempotency_key: str | None = None,
+    most_jobs: int | None = None,
 ) -> Submitted:
     """Take a build: plan its jobs, and create those that nobody has asked for yet.
 
     Parameters:
         look: what is known of the source's graph.
         gates: the farm's, where the request sets none. The build keeps them.
+        most_jobs: that it may have; by default any number.
 
     Raises:
         InvalidRequest, UnknownGpu, TargetUnsupported, CalibrationMissing, PluginRefused
@@ -131,7 +133,7 @@ def submit(
     version_id, number = _version(session, request)
     if request.gates:
         gates = gates.changed(request.gates)
-    planned = _plan(request, _choose(request, fleet, runtimes), fleet, gates, look)
+    planned = _plan(request, _choose(request, fleet, runtimes), fleet, gates, look, most_jobs)
     plugins.require(session, request.options.plugins, plugin_keys)
     build = Build(
         id=new_id(),
@@ -305,8 +307,9 @@ def _plan(
     fleet: Fleet,
     gates: GateSet,
     look: Look = TAKEN,
+    most_jobs: int | None = None,
 ) -> Plan:
-    return plan(request, choices, fleet.toolchain, fleet.online_queues, gates, look)
+    return plan(request, choices, fleet.toolchain, fleet.online_queues, gates, look, most_jobs)
 
 
 def _gates(build: Build) -> GateSet:
@@ -404,6 +407,7 @@ def _attach(
 ) -> Submitted:
     """Give a build its jobs: take those of the same key that are usable, create the others."""
     before = before or _Before()
+    parameters.keep(session, planned.shared)
     usable = _usable(session, planned)
     places = Turns(session, build, before.places)
     ready = places.hurry(usable.values())

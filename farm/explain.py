@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from farm import parameters
 from farm.errors import NotFound
 from farm.models import Build, BuildJob, Job
 from farm.schemas import Explanation, JobReason
@@ -39,11 +41,34 @@ def explain(session: Session, build_id: str) -> Explanation:
         .where(BuildJob.build_id == build_id)
         .order_by(BuildJob.position)
     ).all()
-    return Explanation(build=build_id, jobs=[_reason(session, job, reuse) for job, reuse in pairs])
+    earlier = _Earlier(session, [job for job, reuse in pairs if reuse == Reuse.RAN])
+    return Explanation(build=build_id, jobs=[_reason(earlier, job, reuse) for job, reuse in pairs])
 
 
-def _reason(session: Session, job: Job, reuse: str) -> JobReason:
-    nearest, differs = (None, []) if reuse != Reuse.RAN else _nearest(session, job)
+class _Earlier:
+    """The jobs before those of a build, read once a kind however many there are of it."""
+
+    def __init__(self, session: Session, jobs: Sequence[Job]) -> None:
+        of_kind: dict[str, list[int]] = {}
+        for job in jobs:
+            of_kind.setdefault(job.kind, []).append(job.id)
+        self._jobs = {
+            kind: session.scalars(
+                select(Job)
+                .where(Job.kind == kind, Job.id < max(ids))
+                .order_by(Job.id.desc())
+                .limit(_CANDIDATES + len(ids))
+            ).all()
+            for kind, ids in of_kind.items()
+        }
+
+    def of(self, job: Job) -> Iterable[Job]:
+        """The latest of the same kind."""
+        return islice((one for one in self._jobs[job.kind] if one.id < job.id), _CANDIDATES)
+
+
+def _reason(earlier: _Earlier, job: Job, reuse: str) -> JobReason:
+    nearest, differs = (None, []) if reuse != Reuse.RAN else _nearest(earlier, job)
     why = {
         Reuse.CACHED: f"job {job.id} of the same key had already succeeded",
         Reuse.JOINED: f"job {job.id} of the same key was already on its way",
@@ -68,16 +93,11 @@ def _why_it_ran(nearest: Job | None, differs: list[str]) -> str:
     return f"differs from job {nearest.id}: {'; '.join(differs)}"
 
 
-def _nearest(session: Session, job: Job) -> tuple[Job | None, list[str]]:
+def _nearest(earlier: _Earlier, job: Job) -> tuple[Job | None, list[str]]:
     """The earlier job of the same kind with the fewest differences, the latest of them."""
-    earlier = session.scalars(
-        select(Job)
-        .where(Job.kind == job.kind, Job.id < job.id)
-        .order_by(Job.id.desc())
-        .limit(_CANDIDATES)
-    )
     ranked = [
-        (list(differences(old.recipe, job.recipe, _samples(old, job))), old) for old in earlier
+        (list(differences(old.recipe, job.recipe, _samples(old, job))), old)
+        for old in earlier.of(job)
     ]
     if not ranked:
         return None, []
@@ -129,5 +149,5 @@ def _fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
 def _short(value: Any) -> str:
     if isinstance(value, dict) and value.keys() == {"runtime", "gpu"}:
         return f"{value['runtime']}:{value['gpu']}"
-    text = str(value)
+    text = parameters.named(value) or str(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Row, bindparam, select, update
 from sqlalchemy.orm import Session
 
-from farm import advance, artifacts, registry
+from farm import advance, artifacts, parameters, registry
 from farm.db import now
 from farm.errors import FarmError, LeaseLost, StageFailed
 from farm.models import Build, BuildJob, Event, Job, JobInput
@@ -74,7 +74,7 @@ def claim(
         key=job.key,
         kind=job.kind,
         title=job.title,
-        params=job.recipe["params"],
+        params=parameters.whole(session, job.recipe)["params"],
         inputs=_input_digests(session, job_id, job.recipe),
         toolchain=job.toolchain,
         announced=job.rung_at is not None,

@@ -197,6 +197,14 @@ class Job(Base):
     finished_at: Mapped[datetime | None] = mapped_column(Instant)
 
 
+class SharedParameter(Base):
+    """A large parameter, kept once: the recipes name it by its digest."""
+
+    __tablename__ = "shared_parameters"
+    digest: Mapped[str] = mapped_column(String(71), primary_key=True)
+    value: Mapped[Any] = mapped_column(Json)
+
+
 class JobInput(Base):
     """An edge: a job takes an output of another."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from farm import gpu_tags, keys, targets
-from farm.errors import CalibrationMissing, SourceRefused, TargetUnsupported
+from farm.errors import CalibrationMissing, InvalidRequest, SourceRefused, TargetUnsupported
 from farm.queues import CPU_QUEUE
 from farm.schemas import BuildRequest
 from farm.sources import Look
@@ -32,6 +34,13 @@ from farm.specs import (
     Target,
 )
 from farm.targets import Choice
+
+#: What jobs take of a request as it is.
+_GIVEN = {"profiles", "fixed_inputs"}
+#: Of a parameter in a recipe, as JSON. A longer one is kept once, and the recipes name it.
+_MOST_INLINE_CHARS = 1024
+#: The one field of what stands in a recipe for such a parameter; its value is the digest.
+SHARED = "$shared"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +81,8 @@ class PlannedEngine:
 class Plan:
     jobs: dict[str, PlannedJob] = field(default_factory=dict)  #: by key, inputs first
     engines: list[PlannedEngine] = field(default_factory=list)
+    #: Digest → value, of the parameters that the recipes name rather than hold.
+    shared: dict[str, Any] = field(default_factory=dict)
 
 
 Toolchains = Callable[[str], Mapping[str, str]]
@@ -85,6 +96,7 @@ def plan(
     online_queues: Mapping[str, int],
     gates: GateSet,
     look: Look = Look(),
+    most_jobs: int | None = None,
 ) -> Plan:
     """Plan a build.
 
@@ -92,8 +104,10 @@ def plan(
         online_queues: queue → number of online workers that consume it.
         gates: that the engines are held to.
         look: what is known of the source's graph.
+        most_jobs: that it may have; by default any number.
 
     Raises:
+        InvalidRequest: it would have more jobs.
         TargetUnsupported: for a precision that a target hasn't.
         CalibrationMissing: INT8 or FP8 without data, of a source that isn't quantised.
         SourceRefused: a source that can't be pruned, and shall be.
@@ -103,6 +117,11 @@ def plan(
     for choice in choices:
         for precision in dict.fromkeys(request.precisions):
             planner.engine(choice, precision)
+            if most_jobs is not None and len(planner.plan.jobs) > most_jobs:
+                raise InvalidRequest(
+                    f"the build would have more than {most_jobs} jobs",
+                    hint="submit its targets in several builds: they share what they have in common",
+                )
     return planner.plan
 
 
@@ -156,14 +175,25 @@ class _Planner:
         self._toolchains = toolchains
         self._online_queues = online_queues
         self._gates = gates
-        self._profiles = tuple(request.profiles)
-        self._fixed = dict(request.fixed_inputs)
+        self._planned: set[tuple[str, Precision]] = set()
+        # Once for all jobs: of a request with many inputs they are most of each recipe.
+        self._given = {
+            name: self._shared(value)
+            for name, value in request.model_dump(mode="json", include=_GIVEN).items()
+        }
+
+    def _shared(self, value: Any) -> Any:
+        """A parameter as the recipes have it: a large one by its digest."""
+        if len(json.dumps(value)) <= _MOST_INLINE_CHARS:
+            return value
+        digest = keys.key({"value": value})
+        self.plan.shared[digest] = value
+        return {SHARED: digest}
 
     def engine(self, choice: Choice, precision: Precision) -> None:
-        if any(
-            e.choice.target == choice.target and e.precision == precision for e in self.plan.engines
-        ):
+        if (str(choice.target), precision) in self._planned:
             return  # two tags that mean the same target
+        self._planned.add((str(choice.target), precision))
         build = self._build(choice, precision)
         measure = self._measure(choice.target, precision, build)
         self.plan.engines.append(
@@ -182,13 +212,8 @@ class _Planner:
 
     def _export(self) -> PlannedJob:
         source, kind = self._source()
-        params = ExportParams(
-            format=kind,
-            architecture=self._architecture(kind),
-            profiles=self._profiles,
-            fixed_inputs=self._fixed,
-        )
-        return self._add(JobKind.EXPORT, params, {"source": source} | self._samples())
+        params = ExportParams(format=kind, architecture=self._architecture(kind))
+        return self._add(JobKind.EXPORT, params, {"source": source} | self._samples(), given=_GIVEN)
 
     def _samples(self) -> dict[str, Input]:
         """What a model is run on wherever it is: the user's own data, where there are any."""
@@ -209,33 +234,20 @@ class _Planner:
         return self._request.source.architecture if kind is SourceFormat.SAFETENSORS else None
 
     def _cast(self, precision: Precision) -> PlannedJob:
-        params = CastParams.model_validate(
-            {
-                "precision": precision,
-                "profiles": self._profiles,
-                "hold_out": self._hold_out,
-                "fixed_inputs": self._fixed,
-            }
-        )
+        params = CastParams.model_validate({"precision": precision, "hold_out": self._hold_out})
         inputs = {"onnx": Input(job=self._export(), output="onnx")} | self._samples()
-        return self._add(JobKind.CAST, params, inputs, precision=precision)
+        return self._add(JobKind.CAST, params, inputs, precision=precision, given=_GIVEN)
 
     def _calibrate(self, precision: Precision) -> PlannedJob:
         data = self._request.calibration
         asked = {"method": data.method, "batch_size": data.batch_size} if data else {}
         params = CalibrateParams.model_validate(
-            {
-                "precision": precision,
-                "profiles": self._profiles,
-                "hold_out": self._hold_out,
-                "fixed_inputs": self._fixed,
-            }
-            | asked
+            {"precision": precision, "hold_out": self._hold_out} | asked
         )
         inputs = {"onnx": Input(job=self._export(), output="onnx")}
         if data:  # a graph that was quantised in training needs none
             inputs["calibration"] = Input(digest=data.digest)
-        return self._add(JobKind.CALIBRATE, params, inputs, precision=precision)
+        return self._add(JobKind.CALIBRATE, params, inputs, precision=precision, given=_GIVEN)
 
     def _typed(self, precision: Precision, target: Target) -> Input:
         """The ONNX that carries the precision; one serves every architecture."""
@@ -262,12 +274,10 @@ class _Planner:
             target=choice.target,
             compute_capability=choice.compute_capability,
             precision=precision,
-            profiles=self._profiles,
             options=self._options(choice.target),
             format=kind,
             architecture=self._architecture(kind) if kind else None,
             hold_out=self._hold_out if ranges else None,
-            fixed_inputs=self._fixed if kind or ranges else {},
         )
         return self._add(
             JobKind.BUILD,
@@ -276,6 +286,7 @@ class _Planner:
             queue=targets.build_queue(choice.target),
             target=choice.target,
             precision=precision,
+            given=_GIVEN if kind or ranges else {"profiles"},
         )
 
     def _ranges(self, precision: Precision, target: Target) -> dict[str, Input]:
@@ -307,14 +318,12 @@ class _Planner:
             target=target if runnable else None,
             format=request.source.format,
             architecture=request.source.architecture,
-            profiles=self._profiles,
             options=self._options(target) if runnable else BuilderOptions(),
             metric=request.evaluation.metric if request.evaluation else None,
             max_drop=request.evaluation.max_drop if request.evaluation else None,
             gates=self._gates.of(precision),
             pruned=request.prune is not None,
             hold_out=self._hold_out,
-            fixed_inputs=self._fixed,
         )
         inputs = {"source": Input(digest=request.source.digest)}
         if target.runtime is not Runtime.TORCHSCRIPT:
@@ -332,6 +341,7 @@ class _Planner:
             queue=queue or CPU_QUEUE,
             target=target if runnable else None,
             precision=precision,
+            given=_GIVEN,
         )
 
     def _add(
@@ -343,13 +353,19 @@ class _Planner:
         queue: str = CPU_QUEUE,
         target: Target | None = None,
         precision: Precision | None = None,
+        given: Collection[str] = (),
     ) -> PlannedJob:
+        """Plan a job, or take the one that is planned already.
+
+        Parameters:
+            given: the parameters that it takes from the request as they are.
+        """
         runtime: Runtime | None = target.runtime if target else None
         toolchain = keys.tools(kind, runtime, self._toolchains(queue), self._request.source.format)
         recipe = {
             "kind": kind.value,
             "stage": keys.STAGE_VERSIONS[kind],
-            "params": params.model_dump(mode="json"),
+            "params": self._parameters(params) | {name: self._given[name] for name in given},
             "inputs": {role: given.name for role, given in inputs.items()},
             "tools": toolchain,
         }
@@ -367,6 +383,19 @@ class _Planner:
                 precision=precision,
             )
         return self.plan.jobs[key]
+
+    def _parameters(self, params: StageParams) -> dict[str, Any]:
+        document = params.model_dump(mode="json", exclude={"architecture"})
+        if "architecture" in type(params).model_fields:
+            has = getattr(params, "architecture", None) is not None
+            document["architecture"] = self._architecture_given if has else None
+        return document
+
+    @cached_property
+    def _architecture_given(self) -> Any:
+        """With its config, which may be large."""
+        source = self._request.source
+        return self._shared(source.model_dump(mode="json")["architecture"])
 
 
 def title(kind: JobKind, model: str, precision: Precision | None, target: Target | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, String, and_, bindparam, cast, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from farm import gpu_tags, judgements, keys, latencies, ranking
+from farm import gpu_tags, judgements, keys, latencies, parameters, ranking
 from farm.errors import NotFound
 from farm.models import Artifact, Build, EngineRow, Job, Model, Version, Wanted, new_id
 from farm.schemas import Comparison, EngineView, Match
@@ -323,7 +323,12 @@ def provenance(session: Session, engine_id: str) -> dict[str, Any]:
     jobs = {"build": row.build_job_id, "measure": row.measure_job_id}
     found = {name: session.get_one(Job, job_id) for name, job_id in jobs.items()}
     return {
-        name: {"job": job.id, "key": job.key, "recipe": job.recipe, "worker": job.owner}
+        name: {
+            "job": job.id,
+            "key": job.key,
+            "recipe": parameters.whole(session, job.recipe),
+            "worker": job.owner,
+        }
         for name, job in found.items()
     }
 

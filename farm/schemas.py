@@ -19,6 +19,7 @@ from farm.specs import (
     Profile,
     Prune,
     Runtime,
+    ShapeRange,
     SourceFormat,
     TensorSpec,
 )
@@ -63,6 +64,15 @@ class Source(Request):
         return self
 
 
+#: Of a request: models with more inputs are rare, and each of them is in many places of the database.
+_MOST_INPUTS = 512
+_MOST_RANGES = 1024
+RequestedProfile = Annotated[
+    dict[Annotated[str, StringConstraints(min_length=1, max_length=200)], ShapeRange],
+    Field(max_length=_MOST_INPUTS),
+]
+
+
 class Calibration(Request):
     digest: Digest
     method: CalibrationMethod = "entropy"
@@ -105,7 +115,7 @@ class BuildRequest(Request):
         list[Annotated[str, StringConstraints(min_length=1, max_length=100)]],
         Field(min_length=1, max_length=64),
     ]
-    profiles: Annotated[list[Profile], Field(max_length=8)] = []
+    profiles: Annotated[list[RequestedProfile], Field(max_length=8)] = []
     fixed_inputs: FixedInputs = Field(
         {},
         description="inputs that always have one value, which is folded into the graph: a number, true "
@@ -130,6 +140,11 @@ class BuildRequest(Request):
 
     @model_validator(mode="after")
     def _fixed_or_ranged(self) -> Self:
+        ranges = sum(map(len, self.profiles))
+        if ranges > _MOST_RANGES:
+            raise ValueError(
+                f"the profiles have {ranges} ranges of shapes in all, and at most {_MOST_RANGES} are taken"
+            )
         both = {name for profile in self.profiles for name in profile} & self.fixed_inputs.keys()
         if both:
             raise ValueError(
