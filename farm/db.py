@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import DataError, DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
@@ -34,6 +35,8 @@ from farm.settings import Settings
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 MIGRATION_LOCK = 0x656E67696E65  # any constant: the key of Postgres' advisory lock
+_LOCK_NOT_AVAILABLE = "55P03"
+_BUSY = "others are writing to the database, and went on for longer than this could wait"
 PRAGMAS = (
     "journal_mode=WAL",
     "synchronous=NORMAL",
@@ -83,18 +86,28 @@ def now() -> datetime:
 class Database:
     """Sessions on one database, SQLite in WAL mode or Postgres."""
 
-    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+    def __init__(self, url: str, *, pool_size: int = 10, patience_s: float = 30.0) -> None:
+        """
+        Parameters:
+            patience_s: for which a unit of work waits for others that write, or for a connection.
+        """
         self.url = make_url(url)
+        self._patience_s = patience_s
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = self._sqlite() if self.is_sqlite else self._postgres(pool_size)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
         # SQLite has one writer, and makes the others sleep and ask again. Within a process they queue.
-        self._writer = threading.Lock() if self.is_sqlite else nullcontext()
+        self._writer = threading.Lock() if self.is_sqlite else None
 
     def _sqlite(self) -> Engine:
         if self.url.database:
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(self.url, connect_args={"timeout": 30}, pool_size=20)
+        engine = create_engine(
+            self.url,
+            connect_args={"timeout": self._patience_s},
+            pool_size=20,
+            pool_timeout=self._patience_s,
+        )
 
         @event.listens_for(engine, "connect")
         def _pragmas(connection: sqlite3.Connection, _record: object) -> None:
@@ -106,7 +119,10 @@ class Database:
         @event.listens_for(engine, "begin")
         def _begin(connection: Connection) -> None:
             # A read that turns into a write can't wait for another writer: it would fail at once.
-            immediate = connection.get_execution_options().get("farm_write", False)
+            options = connection.get_execution_options()
+            patience_s = options.get("farm_patience_s", self._patience_s)
+            connection.exec_driver_sql(f"PRAGMA busy_timeout={int(patience_s * 1000)}")
+            immediate = options.get("farm_write", False)
             connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
         return engine
@@ -114,9 +130,18 @@ class Database:
     def _postgres(self, pool_size: int) -> Engine:
         # A network that swallows packets is noticed within seconds: a worker must know by then that it
         # can't keep its lease.
-        limits = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
+        limits = {
+            "connect_timeout": 5,
+            "tcp_user_timeout": 10_000,
+            "options": f"-c lock_timeout={int(self._patience_s * 1000)}",
+        }
         return create_engine(
-            self.url, pool_size=pool_size, max_overflow=20, pool_pre_ping=True, connect_args=limits
+            self.url,
+            pool_size=pool_size,
+            max_overflow=20,
+            pool_pre_ping=True,
+            pool_timeout=self._patience_s,
+            connect_args=limits,
         )
 
     @contextmanager
@@ -126,7 +151,7 @@ class Database:
         Raises:
             DatabaseUnavailable, InvalidRequest
         """
-        with self._session(write=False) as session:
+        with self._session() as session:
             yield session
 
     @contextmanager
@@ -137,19 +162,38 @@ class Database:
             DatabaseUnavailable
             InvalidRequest: a value is none that the database can hold.
         """
-        with self._writer, self._session(write=True) as session:
+        with self._turn() as patience_s, self._session(write_within_s=patience_s) as session:
             yield session
             session.commit()
 
     @contextmanager
-    def _session(self, *, write: bool) -> Iterator[Session]:
+    def _turn(self) -> Iterator[float]:
+        """This process's turn to write, and how long is left to wait for that of other processes."""
+        if self._writer is None:
+            yield self._patience_s
+            return
+        began = time.monotonic()
+        if not self._writer.acquire(timeout=self._patience_s):
+            raise DatabaseUnavailable(_BUSY)
+        try:
+            yield max(0.0, self._patience_s - (time.monotonic() - began))
+        finally:
+            self._writer.release()
+
+    @contextmanager
+    def _session(self, *, write_within_s: float | None = None) -> Iterator[Session]:
         session = self._sessions()
         try:
-            if write:
-                session.connection(execution_options={"farm_write": True})
+            if write_within_s is not None:
+                options = {"farm_write": True, "farm_patience_s": write_within_s}
+                session.connection(execution_options=options)
             yield session
+        except PoolTimeout as err:
+            raise DatabaseUnavailable("all connections to the database are in use") from err
         except DBAPIError as err:
             session.rollback()
+            if _is_busy(err):
+                raise DatabaseUnavailable(_BUSY) from err
             if _is_unavailable(err):
                 raise DatabaseUnavailable(f"the database can't be reached: {err.orig}") from err
             if isinstance(err, DataError):
@@ -166,6 +210,13 @@ class Database:
 
     def dispose(self) -> None:
         self.engine.dispose()
+
+
+def _is_busy(err: DBAPIError) -> bool:
+    """Whether others write, and have done so for as long as there was patience."""
+    if isinstance(err.orig, sqlite3.OperationalError):
+        return err.orig.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return getattr(err.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE
 
 
 def _is_unavailable(err: DBAPIError) -> bool:
