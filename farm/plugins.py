@@ -6,7 +6,10 @@ taken out of the settings takes its libraries with it: every submission and ever
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import mmap
+import os
+from collections.abc import Collection
+from pathlib import Path
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -16,10 +19,11 @@ from farm.db import now
 from farm.errors import InvalidRequest, NotFound, PluginRefused
 from farm.models import Artifact, Plugin
 from farm.schemas import PluginRequest, PluginView
-from farm.storage import LocalStore
+
+_ELF = b"\x7fELF"
 
 
-def signer(content: bytes, signature: str, keys: Collection[str]) -> str:
+def signer(content: signatures.Content, signature: str, keys: Collection[str]) -> str:
     """The key that has signed a library.
 
     Raises:
@@ -43,25 +47,50 @@ def signer(content: bytes, signature: str, keys: Collection[str]) -> str:
     return key
 
 
-def add(
-    session: Session, store: LocalStore, request: PluginRequest, keys: Sequence[str]
-) -> PluginView:
-    """Allow-list a library that is in the store. Repeating it renews its name and signature.
+def find_uploaded(session: Session, digest: str) -> None:
+    """Raise NotFound unless a blob has been uploaded."""
+    if session.get(Artifact, digest) is None:
+        raise NotFound(f"there is no blob {digest}", hint="upload it: POST /v1/blobs")
+
+
+def verified(library: Path, signature: str, keys: Collection[str], *, most_bytes: int) -> str:
+    """The key that has signed a library, of which no more is read than it takes to know.
+
+    Raises:
+        PluginRefused: none of them has, or it isn't a library.
+        InvalidRequest: the signature isn't one.
+    """
+    with library.open("rb") as file:
+        if file.read(len(_ELF)) != _ELF:
+            raise PluginRefused(
+                "this isn't a shared library", hint="hand in the .so of the plugins"
+            )
+        size = os.fstat(file.fileno()).st_size
+        if size > most_bytes:
+            raise PluginRefused(
+                f"the library has {size} bytes, and {most_bytes} are taken",
+                hint="raise FARM_MAX_PLUGIN_BYTES on the API",
+            )
+        # Not read: the signature is of the file as it lies there.
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return signer(content, signature, keys)
+
+
+def add(session: Session, request: PluginRequest, key: str) -> PluginView:
+    """Allow-list a library. Repeating it renews its name and signature.
+
+    Parameters:
+        key: that has signed it.
 
     Raises:
         NotFound: it hasn't been uploaded.
-        PluginRefused, InvalidRequest
     """
-    if session.get(Artifact, request.digest) is None:
-        raise NotFound(f"there is no blob {request.digest}", hint="upload it: POST /v1/blobs")
-    library = store.path(request.digest).read_bytes()
-    if not library.startswith(b"\x7fELF"):
-        raise PluginRefused("this isn't a shared library", hint="hand in the .so of the plugins")
+    find_uploaded(session, request.digest)
     row = Plugin(
         digest=request.digest,
         name=request.name,
         signature=request.signature,
-        key=signer(library, request.signature, keys),
+        key=key,
         created_at=now(),
     )
     session.merge(row)

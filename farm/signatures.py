@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import mmap
 from collections.abc import Iterable
 
 from farm.errors import FarmError
 
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
+Content = bytes | mmap.mmap
 
 
 def decoded(text: str, size: int) -> bytes:
@@ -27,7 +29,7 @@ def decoded(text: str, size: int) -> bytes:
     return found
 
 
-def signer(content: bytes, signature: str, keys: Iterable[str]) -> str | None:
+def signer(content: Content, signature: str, keys: Iterable[str]) -> str | None:
     """The first of the keys that has signed this content, or None.
 
     Parameters:

@@ -48,6 +48,7 @@ class Farm:
         self.ledger, self.folder, self.operator = ledger, folder, operator
         self.store = LocalStore(folder / "store")
         self.keys = [operator.key]
+        self.most_bytes = 1024
 
     def put(self, content):
         file = self.folder / "upload"
@@ -63,8 +64,10 @@ class Farm:
             name="libfoo.so",
             signature=signature or self.operator.sign(content),
         )
+        library = self.store.path(request.digest)
+        key = plugins.verified(library, request.signature, self.keys, most_bytes=self.most_bytes)
         with self.ledger.db.write() as session:
-            return plugins.add(session, self.store, request, self.keys)
+            return plugins.add(session, request, key)
 
     def require(self, *digests):
         with self.ledger.db.read() as session:
@@ -117,10 +120,17 @@ def test_a_farm_without_keys_takes_no_plugins(farm):
     assert "FARM_PLUGIN_KEYS" in caught.value.hint
 
 
+def test_a_library_that_is_too_large_is_refused_whoever_signed_it(farm):
+    large = LIBRARY + bytes(farm.most_bytes)
+    with pytest.raises(PluginRefused, match="and 1024 are taken") as caught:
+        farm.add(large)
+    assert "FARM_MAX_PLUGIN_BYTES" in caught.value.hint
+
+
 def test_a_library_that_was_not_uploaded_is_named(farm):
     request = PluginRequest(digest="sha256:" + "9" * 64, name="a.so", signature="x")
     with farm.ledger.db.write() as session, pytest.raises(NotFound, match="sha256:999"):
-        plugins.add(session, farm.store, request, farm.keys)
+        plugins.add(session, request, farm.operator.key)
 
 
 def test_a_key_that_is_not_trusted_any_more_takes_its_libraries_with_it(farm):
