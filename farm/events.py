@@ -8,8 +8,11 @@ reader waits, some milliseconds, for the transactions that are writing events ju
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from sqlalchemy import func, or_, select, text
+from sqlalchemy import Select, func, or_, select, text
 from sqlalchemy.orm import Session
 
 from farm.errors import NotFound
@@ -18,6 +21,7 @@ from farm.models import Event as Row
 from farm.schemas import Event
 from farm.states import BUILD_ENDED
 
+PAGE = 500  #: events that are read at once
 _PAUSE_S = 0.005
 _PATIENCE_S = 2.0  #: no transaction of the farm's takes so long
 _WRITERS = text(
@@ -27,42 +31,121 @@ _WRITERS = text(
 )
 
 
-def since(session: Session, build_id: str, after: int = 0, *, limit: int = 500) -> list[Event]:
+def since(session: Session, build_id: str, after: int = 0, *, limit: int = PAGE) -> list[Event]:
     """What happened to a build and its jobs since its submission, past the event ``after``.
 
     Raises:
         NotFound
     """
-    first = session.scalar(select(func.min(Row.id)).where(Row.build_id == build_id))
-    if first is None:
-        raise NotFound(f"there is no build {build_id!r}", hint="`farm builds` lists them")
-    jobs = select(BuildJob.job_id).where(BuildJob.build_id == build_id)
-    news = (
-        select(Row, Job.title)
-        .outerjoin(Job, Job.id == Row.job_id)
-        .where(or_(Row.build_id == build_id, Row.job_id.in_(jobs)), Row.id > max(after, first - 1))
-        .order_by(Row.id)
-        .limit(limit)
-    )
+    news = _of_build(session, build_id, after).limit(limit)
     found = session.execute(news).all()
     if found and not _is_sqlite(session):
         last = found[-1][0].id
         if not _writers_are_done(session):
             return []
         found = session.execute(news.where(Row.id <= last)).all()
-    return [
-        Event(
-            id=event.id,
-            at=event.at,
-            kind=event.kind,
-            build=event.build_id,
-            job=event.job_id,
-            title=title,
-            state=event.state,
-            data=event.data,
-        )
-        for event, title in found
-    ]
+    return [_event(row, title) for row, title in found]
+
+
+def history(
+    session: Session, build_id: str, after: int, upto: int, *, limit: int = PAGE
+) -> list[Event]:
+    """What happened to a build past the event ``after`` and up to one that is ``settled``.
+
+    Raises:
+        NotFound
+    """
+    was = _of_build(session, build_id, after).where(Row.id <= upto).limit(limit)
+    return [_event(row, title) for row, title in session.execute(was)]
+
+
+def _of_build(session: Session, build_id: str, after: int) -> Select[Row, str]:
+    first = session.scalar(select(func.min(Row.id)).where(Row.build_id == build_id))
+    if first is None:
+        raise NotFound(f"there is no build {build_id!r}", hint="`farm builds` lists them")
+    jobs = select(BuildJob.job_id).where(BuildJob.build_id == build_id)
+    return (
+        select(Row, Job.title)
+        .outerjoin(Job, Job.id == Row.job_id)
+        .where(or_(Row.build_id == build_id, Row.job_id.in_(jobs)), Row.id > max(after, first - 1))
+        .order_by(Row.id)
+    )
+
+
+def _event(row: Row, title: str | None) -> Event:
+    return Event(
+        id=row.id,
+        at=row.at,
+        kind=row.kind,
+        build=row.build_id,
+        job=row.job_id,
+        title=title,
+        state=row.state,
+        data=row.data,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class News:
+    """What happened to several builds."""
+
+    upto: int  #: the event up to which it is all
+    events: Sequence[Event] = ()
+    builds: Mapping[int, Collection[str]] = field(default_factory=dict)  #: event → whom it concerns
+
+
+def settled(session: Session) -> int | None:
+    """The last event up to which no other will appear; None while somebody is slow to commit one."""
+    upto = session.scalar(select(func.max(Row.id))) or 0
+    return upto if _is_sqlite(session) or _writers_are_done(session) else None
+
+
+def news(session: Session, builds: Collection[str], after: int, *, limit: int = PAGE) -> News:
+    """What happened to any of these builds and their jobs past the event ``after``.
+
+    However many builds there are, it is one look at what is new.
+    """
+    newest = session.scalar(select(func.max(Row.id))) or 0
+    upto = settled(session) if newest > after else None
+    if upto is None:
+        return News(upto=after)
+    rows = session.execute(
+        select(Row, Job.title)
+        .outerjoin(Job, Job.id == Row.job_id)
+        .where(Row.id > after, Row.id <= upto)
+        .order_by(Row.id)
+        .limit(limit)
+    ).all()
+    if len(rows) == limit:
+        upto = rows[-1][0].id
+    concerned = _concerned(session, [row for row, _ in rows], builds)
+    events = [_event(row, title) for row, title in rows if concerned[row.id]]
+    return News(upto=upto, events=events, builds=concerned)
+
+
+def _concerned(
+    session: Session, rows: Sequence[Row], builds: Collection[str]
+) -> dict[int, set[str]]:
+    wanting: dict[int, set[str]] = {row.job_id: set() for row in rows if row.job_id is not None}
+    pairs = select(BuildJob.job_id, BuildJob.build_id).where(BuildJob.job_id.in_(wanting))
+    for job_id, build_id in session.execute(pairs) if wanting else ():
+        if build_id in builds:
+            wanting[job_id].add(build_id)
+    concerned = {row.id: set(wanting.get(row.job_id or 0, ())) for row in rows}
+    for row in rows:
+        if row.build_id is not None and row.build_id in builds:
+            concerned[row.id].add(row.build_id)
+    return concerned
+
+
+def end(session: Session, build_id: str) -> int | None:
+    """The event by which a build has ended; None while it is alive.
+
+    Raises:
+        NotFound
+    """
+    last = _last_word(session, build_id)
+    return last.id if last.state in BUILD_ENDED else None
 
 
 def has_ended(session: Session, build_id: str, after: int) -> bool:
@@ -71,6 +154,11 @@ def has_ended(session: Session, build_id: str, after: int) -> bool:
     Raises:
         NotFound
     """
+    last = _last_word(session, build_id)
+    return last.id <= after and last.state in BUILD_ENDED
+
+
+def _last_word(session: Session, build_id: str) -> Any:
     last = session.execute(
         select(Row.id, Row.state)
         .where(Row.build_id == build_id, Row.kind == "build")
@@ -79,7 +167,7 @@ def has_ended(session: Session, build_id: str, after: int) -> bool:
     ).one_or_none()
     if last is None:
         raise NotFound(f"there is no build {build_id!r}", hint="`farm builds` lists them")
-    return last.id <= after and last.state in BUILD_ENDED
+    return last
 
 
 def _writers_are_done(session: Session) -> bool:
