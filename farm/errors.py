@@ -12,7 +12,11 @@ FarmError
 │   ├── Conflict             409
 │   ├── DigestMismatch       400
 │   ├── EmptyBlob            400
-│   └── TooLarge             413
+│   ├── TooLarge             413
+│   ├── TooSlow              408
+│   ├── WrongHost            421
+│   ├── CrossSite            403
+│   └── WrongContentType     415
 ├── StageFailed              a job's child ended in failure
 │   ├── InvalidModel
 │   ├── InvalidData
@@ -36,6 +40,7 @@ FarmError
 ├── LeaseLost                another attempt holds the job now
 ├── IllegalTransition        a state change that the state machine doesn't know
 └── Unavailable              503, worth a retry
+    ├── Busy
     ├── DatabaseUnavailable
     ├── BrokerUnavailable
     ├── StorageUnavailable
@@ -162,6 +167,36 @@ class TooLarge(Rejected):
 
     status = 413
     default_hint = "raise FARM_MAX_UPLOAD_BYTES on the API"
+
+
+class TooSlow(Rejected):
+    """The request's body stopped coming, or comes too slowly; nothing was kept."""
+
+    status = 408
+    default_hint = "send it again; FARM_BODY_IDLE_S and FARM_BODY_MIN_BYTES_PER_S are the limits"
+
+
+class WrongHost(Rejected):
+    """The farm isn't reached by this name."""
+
+    status = 421
+    default_hint = "use localhost or an address, or add the name to FARM_HOSTS on the API"
+
+
+class CrossSite(Rejected):
+    """A page of another site may not do this."""
+
+    status = 403
+    default_hint = (
+        "send it from the farm's own pages or from a program; behind a proxy, set FARM_HOSTS on the API "
+        "to the name that browsers see"
+    )
+
+
+class WrongContentType(Rejected):
+    """The request's Content-Type isn't what this call takes."""
+
+    status = 415
 
 
 class StageFailed(FarmError):
@@ -293,6 +328,10 @@ class Unavailable(FarmError):
     status = 503
     retryable = True
     default_hint = "try again in a moment"
+
+
+class Busy(Unavailable):
+    """The farm has too much to do just now."""
 
 
 class DatabaseUnavailable(Unavailable):

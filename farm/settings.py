@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -10,6 +11,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from farm import signatures
 from farm.specs import GateSet, Runtime
+
+_HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+_LISTS = ("runtimes", "plugin_keys", "hosts")
 
 
 class Settings(BaseSettings):
@@ -49,6 +53,31 @@ class Settings(BaseSettings):
         'JSON, of some or all: `{"quantized": {"agreement": 0.95}}`',
     )
     max_upload_bytes: int = Field(64 * 2**30, description="largest blob that the API takes")
+    max_uploads: int = Field(64, ge=1, description="uploads that the API takes side by side")
+    max_request_bytes: int = Field(
+        2**20, ge=1024, description="largest JSON body that the API takes"
+    )
+    max_build_jobs: int = Field(
+        512, ge=1, description="jobs that one build may have; more are several builds"
+    )
+    max_event_streams: int = Field(
+        512, ge=1, description="clients that follow builds side by side; others are asked to wait"
+    )
+    max_plugin_bytes: int = Field(
+        128 * 2**20, ge=1, description="largest plugin library that is allow-listed"
+    )
+    body_idle_s: float = Field(
+        15.0, gt=0, description="a request whose body pauses for so long is ended"
+    )
+    body_min_bytes_per_s: float = Field(
+        4096.0, ge=0, description="a request whose body comes slower on the whole is ended"
+    )
+    hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="names by which the API and Flower are reached, comma-separated: `farm.example.com`, "
+        "`*.example.com`, or `*` for any. Without them: `localhost`, this machine's own name, and "
+        "addresses such as `192.0.2.7`",
+    )
     lease_ttl_s: float = Field(
         30.0, gt=0, description="a job whose worker is silent so long is run again"
     )
@@ -77,7 +106,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _split(cls, values: dict[str, object]) -> dict[str, object]:
-        for name in ("runtimes", "plugin_keys"):
+        for name in _LISTS:
             given = values.get(name)
             if isinstance(given, str):
                 values = {**values, name: tuple(p.strip() for p in given.split(",") if p.strip())}
@@ -90,6 +119,14 @@ class Settings(BaseSettings):
             signatures.decoded(key, signatures.KEY_BYTES)
         return keys
 
+    @field_validator("hosts")
+    @classmethod
+    def _are_names(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not _HOST.fullmatch(host):
+                raise ValueError(f"{host!r} isn't a host's name; leave out http:// and the port")
+        return tuple(host.lower() for host in hosts)
+
     @model_validator(mode="after")
     def _absolute(self) -> Self:
         # The farm's processes have different working folders: a relative path would split the state.
@@ -101,7 +138,7 @@ class Settings(BaseSettings):
     def environment(self) -> dict[str, str]:
         """The variables by which another process has these settings."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
-        values |= {name: ",".join(values[name]) for name in ("runtimes", "plugin_keys")}
+        values |= {name: ",".join(values[name]) for name in _LISTS}
         values["gates"] = self.gates.model_dump_json()
         return {f"FARM_{k.upper()}": str(v) for k, v in values.items() if v is not None}
 

@@ -256,7 +256,10 @@ class BuilderOptions(Value):
     @field_validator("plugins", mode="before")
     @classmethod
     def _by_commas(cls, given: object) -> object:
-        return tuple(filter(None, given.split(","))) if isinstance(given, str) else given
+        if isinstance(given, str):
+            return tuple(filter(None, given.split(",")))
+        # Of JSON, which has no tuples.
+        return tuple(given) if isinstance(given, list) else given
 
     def changed(self) -> dict[str, object]:
         """Those that aren't the builder's own, by name."""

@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
 from farm.errors import (
     DigestMismatch,
@@ -29,6 +30,7 @@ _NAME = re.compile(r"[0-9a-f]{64}")
 _DIGEST = re.compile(rf"sha256:{_NAME.pattern}")
 _CHUNK_BYTES = 1 << 20
 _ASIDE = "aside-"
+_UPLOAD_THREADS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,11 @@ class LocalStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._incoming = root / "incoming"
+
+    @cached_property
+    def _disk(self) -> CapacityLimiter:
+        """Threads of its own, so that uploads to a slow disk leave those of other requests alone."""
+        return CapacityLimiter(_UPLOAD_THREADS)
 
     def _place(self, digest: str) -> Path:
         if not _DIGEST.fullmatch(digest):
@@ -145,15 +152,22 @@ class LocalStore:
         Raises:
             DigestMismatch, EmptyBlob, TooLarge, StorageFull, StorageUnavailable
         """
+        size, pending = 0, bytearray()
         with self._receiving() as blob:
+            # Hashing, writing and fsync take their time, and a disk may hang: not on the event loop.
             async for chunk in chunks:
-                blob.write(chunk)
-                if blob.bytes > max_bytes:
+                size += len(chunk)
+                if size > max_bytes:
                     raise TooLarge(f"a blob may have {max_bytes} bytes at most")
-            if blob.bytes == 0:
+                pending += chunk
+                if len(pending) >= _CHUNK_BYTES:
+                    await to_thread.run_sync(blob.write, pending, limiter=self._disk)
+                    pending = bytearray()
+            if size == 0:
                 raise EmptyBlob()
-            # fsync takes its time: not on the event loop.
-            return await to_thread.run_sync(blob.keep, expected)
+            if pending:
+                await to_thread.run_sync(blob.write, pending, limiter=self._disk)
+            return await to_thread.run_sync(blob.keep, expected, limiter=self._disk)
 
     def blobs(self) -> Iterator[StoredFile]:
         """Every blob, one folder after the other; those that come or go meanwhile or not."""
@@ -254,7 +268,7 @@ class _Incoming:
         self._hash = hashlib.sha256()
         self.bytes = 0
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes | bytearray) -> None:
         self._hash.update(chunk)
         self._file.write(chunk)
         self.bytes += len(chunk)

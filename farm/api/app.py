@@ -7,9 +7,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from farm import __version__, logs
-from farm.api import blobs, builds, fleet, gc, health, plugins, problems, registry
+from farm.api import (
+    blobs,
+    builds,
+    documents,
+    fleet,
+    gc,
+    health,
+    plugins,
+    problems,
+    registry,
+)
+from farm.api.door import Door
 from farm.api.services import Services
 from farm.db import require_schema
 from farm.errors import DatabaseUnavailable, Unavailable
@@ -48,15 +60,26 @@ def create_app(settings: Settings) -> FastAPI:
         services.db.dispose()
 
     logs.configure(settings.log_level)
-    app = FastAPI(
+    app = _Api(
         title="Engine farm",
         version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        docs_url=None,  # `documents` has it
+        redoc_url=None,
     )
     app.state.services = services
     problems.install(app)
     for noun in (blobs, builds, registry, fleet, plugins, gc, health):
         app.include_router(noun.router)
+    documents.install(app)
     return app
+
+
+class _Api(FastAPI):
+    """Behind its door, which also sees what Starlette itself answers."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        services: Services = self.state.services
+        return Door(super().build_middleware_stack(), services.settings)

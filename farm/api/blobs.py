@@ -7,7 +7,7 @@ import binascii
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Header, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from farm import artifacts
@@ -25,7 +25,7 @@ _SHA256 = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/=]+):")
     "",
     status_code=201,
     summary="Upload a file",
-    responses=problems(400, 413, 507),
+    responses=problems(507),
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -77,7 +77,7 @@ def _remember(farm: Services, stored: Stored) -> None:
 
 
 @router.head("/{digest}", summary="Is this blob here?", responses=problems(404))
-def head(digest: str, farm: Farm) -> Response:
+def head(digest: Annotated[str, Path(max_length=100)], farm: Farm) -> Response:
     """200 with its size as Content-Length, or 404: so that a client never uploads twice."""
     # Who asks counts on it from now on, so it is as young as if it had been uploaded.
     with farm.db.write() as session:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
-import anyio
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
-from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import Field
+from pydantic import BaseModel, Field, StringConstraints
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from farm import builds, events, views
-from farm.api.services import Cursor, Farm, Limit, Services, problems
+from farm import builds, views
+from farm.api.documents import event_stream, json_body
+from farm.api.services import Body, BuildId, Cursor, Farm, Limit, Services, parsed, problems
 from farm.builds import Submitted
 from farm.errors import Conflict
 from farm.explain import explain
@@ -24,7 +22,6 @@ from farm.states import BuildState
 
 router = APIRouter(prefix="/v1/builds", tags=["builds"])
 
-_POLL_S = 0.25
 _RACES = 10  #: how often a submission that raced another of the same work is tried again
 
 
@@ -33,10 +30,11 @@ _RACES = 10  #: how often a submission that raced another of the same work is tr
     status_code=202,
     summary="Submit a build",
     response_model=BuildView,
-    responses=problems(404, 409, 422, 503),
+    responses=problems(404, 409, 413),
+    openapi_extra=json_body(BuildRequest),
 )
-async def submit(
-    request: BuildRequest,
+def submit(
+    body: Body,
     farm: Farm,
     peer: Request,
     idempotency_key: Annotated[
@@ -49,26 +47,16 @@ async def submit(
     ] = None,
 ) -> Response:
     """Plan a model version × precisions × targets. Work that is there or on its way is reused."""
-    # SQLite answers in less time than it takes to change threads (`make bench`: 0.67 of a bare
-    # handler's rate against 0.5); Postgres is a network away, and must not hold up the others.
     client = farm_client or (peer.client.host if peer.client else "")
-    if farm.db.is_sqlite:
-        view = _submit(farm, request, client, idempotency_key)
-    else:
-        view = await run_in_threadpool(_submit, farm, request, client, idempotency_key)
-    # Written here, since FastAPI would check our own answer field by field.
-    return Response(
-        view.model_dump_json(),
-        status_code=202,
-        headers={"Location": f"/v1/builds/{view.id}"},
-        media_type="application/json",
-    )
+    with farm.one_of(farm.planning, "other builds are being planned"):
+        view = _submit(farm, parsed(BuildRequest, body), client, idempotency_key)
+    return _answer(view, status=202, headers={"Location": f"/v1/builds/{view.id}"})
 
 
 def _submit(
     farm: Services, request: BuildRequest, client: str, idempotency_key: str | None
 ) -> BuildView:
-    look = farm.check_source(request.source.digest, request.source.format)
+    look = farm.looks.at(request.source.digest, request.source.format)
     return _unit(
         farm,
         lambda session: builds.submit(
@@ -81,8 +69,17 @@ def _submit(
             gates=farm.settings.gates,
             client=client,
             idempotency_key=idempotency_key,
+            most_jobs=farm.settings.max_build_jobs,
         ),
     )
+
+
+def _answer(
+    view: BaseModel, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """A view as JSON, written in the call's own thread: FastAPI would write it on the event loop, after
+    checking it field by field."""
+    return Response(view.model_dump_json(), status, headers, media_type="application/json")
 
 
 def _unit(farm: Services, work: Callable[[Session], Submitted]) -> BuildView:
@@ -106,64 +103,47 @@ def _unit(farm: Services, work: Callable[[Session], Submitted]) -> BuildView:
     return views.attached(submitted.attached, fleet)
 
 
-@router.get("", summary="List builds", responses=problems(404, 422))
+@router.get("", summary="List builds", response_model=BuildPage, responses=problems(404))
 def list_builds(
     farm: Farm,
-    model: str | None = None,
+    model: Annotated[Annotated[str, StringConstraints(max_length=100)] | None, Query()] = None,
     state: BuildState | None = None,
     limit: Limit = 50,
     cursor: Cursor = None,
-) -> BuildPage:
+) -> Response:
     """Builds, the newest first."""
     with farm.db.read() as session:
         items = views.builds(session, model=model, state=state, before=cursor, limit=limit + 1)
     more = len(items) > limit
-    return BuildPage(items=items[:limit], cursor=items[limit - 1].id if more else None)
+    cursor = items[limit - 1].id if more else None
+    return _answer(BuildPage(items=items[:limit], cursor=cursor))
 
 
-@router.get("/{build_id}", summary="Show a build", responses=problems(404))
-def show(build_id: str, farm: Farm) -> BuildView:
+@router.get(
+    "/{build_id}", summary="Show a build", response_model=BuildView, responses=problems(404)
+)
+def show(build_id: BuildId, farm: Farm) -> Response:
     """State, jobs, engines and errors of a build."""
     with farm.db.read() as session:
-        return views.build(session, build_id, farm.fleet(session))
-
-
-def _existing(build_id: str, farm: Farm) -> str:
-    with farm.db.read() as session:
-        builds.state(session, build_id)
-    return build_id
+        return _answer(views.build(session, build_id, farm.fleet(session)))
 
 
 @router.get(
     "/{build_id}/events",
     summary="Follow a build",
-    response_class=EventSourceResponse,
-    responses=problems(404),
+    response_class=Response,
+    responses=problems(404) | {200: event_stream(Event)},
 )
 async def follow(
-    build_id: Annotated[str, Depends(_existing)],
+    build_id: BuildId,
     farm: Farm,
     last_event_id: Annotated[
         Annotated[int, Field(ge=0, le=2**63 - 1)] | None,
         Header(description="resume after this event"),
     ] = None,
-) -> AsyncIterator[ServerSentEvent]:
+) -> Response:
     """Server-sent events: changes of state, phases, progress, log. Ends when the build has ended."""
-    last = last_event_id or 0
-    while True:
-        news, ended = await run_in_threadpool(_news, farm, build_id, last)
-        for event in news:
-            last = event.id
-            yield ServerSentEvent(data=event, event=event.kind, id=str(event.id))
-        if ended and not news:
-            return
-        if not news:
-            await anyio.sleep(_POLL_S)
-
-
-def _news(farm: Services, build_id: str, last: int) -> tuple[list[Event], bool]:
-    with farm.db.read() as session:
-        return events.since(session, build_id, last), events.has_ended(session, build_id, last)
+    return await farm.streams.follow(build_id, last_event_id or 0)
 
 
 @router.get(
@@ -173,7 +153,11 @@ def _news(farm: Services, build_id: str, last: int) -> tuple[list[Event], bool]:
     responses=problems(404),
 )
 def logs(
-    build_id: str, farm: Farm, job: Annotated[int | None, Query(description="a job's id")] = None
+    build_id: BuildId,
+    farm: Farm,
+    job: Annotated[
+        Annotated[int, Field(ge=1, le=2**63 - 1)] | None, Query(description="a job's id")
+    ] = None,
 ) -> str:
     """What the build's jobs printed, as text."""
     with farm.db.read() as session:
@@ -181,27 +165,40 @@ def logs(
 
 
 @router.get("/{build_id}/explain", summary="Why did it run?", responses=problems(404))
-def why(build_id: str, farm: Farm) -> Explanation:
+def why(build_id: BuildId, farm: Farm) -> Explanation:
     """Why each job ran or was reused, against the nearest earlier job."""
     with farm.db.read() as session:
         return explain(session, build_id)
 
 
-@router.post("/{build_id}/cancel", summary="Cancel a build", responses=problems(404))
-def cancel(build_id: str, farm: Farm) -> BuildView:
+@router.post(
+    "/{build_id}/cancel",
+    summary="Cancel a build",
+    response_model=BuildView,
+    responses=problems(404),
+)
+def cancel(build_id: BuildId, farm: Farm) -> Response:
     """Cancel the build and those of its jobs that no other build wants. Idempotent."""
     with farm.db.write() as session:
         builds.cancel(session, build_id)
         session.flush()
-        return views.build(session, build_id, farm.fleet(session))
+        view = views.build(session, build_id, farm.fleet(session))
+    return _answer(view)
 
 
-@router.post("/{build_id}/retry", summary="Retry a build", responses=problems(404))
-def retry(build_id: str, farm: Farm) -> BuildView:
+@router.post(
+    "/{build_id}/retry",
+    summary="Retry a build",
+    response_model=BuildView,
+    responses=problems(404, 409),
+)
+def retry(build_id: BuildId, farm: Farm) -> Response:
     """Run what failed or was cancelled again; what has succeeded is kept. Idempotent."""
-    return _unit(
-        farm,
-        lambda session: builds.retry(
-            session, build_id, fleet=farm.fleet(session), runtimes=farm.settings.runtimes
-        ),
-    )
+    with farm.one_of(farm.planning, "other builds are being planned"):
+        view = _unit(
+            farm,
+            lambda session: builds.retry(
+                session, build_id, fleet=farm.fleet(session), runtimes=farm.settings.runtimes
+            ),
+        )
+    return _answer(view)

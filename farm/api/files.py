@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastapi.responses import FileResponse
-from starlette.responses import MalformedRangeHeader
+from starlette.exceptions import HTTPException
+from starlette.responses import MalformedRangeHeader, RangeNotSatisfiable
+
+_MOST_RANGES = 16  #: more than any client resumes by; for others the whole file is the answer
 
 
 class BlobResponse(FileResponse):
@@ -21,6 +24,13 @@ class BlobResponse(FileResponse):
     @classmethod
     def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
         try:
-            return super()._parse_range_header(http_range, file_size)
+            ranges = super()._parse_range_header(http_range, file_size)
         except MalformedRangeHeader:
             return []
+        except RangeNotSatisfiable:
+            raise HTTPException(
+                416,
+                f"the file has {file_size} bytes, and none of what was asked for",
+                headers={"Content-Range": f"bytes */{file_size}"},
+            ) from None
+        return ranges if len(ranges) <= _MOST_RANGES else []

@@ -5,18 +5,23 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from farm import gc
-from farm.api.services import Farm, problems
+from farm.api.documents import json_body
+from farm.api.services import Body, Farm, parsed, problems
 from farm.schemas import GcReport, GcRequest
 
 router = APIRouter(prefix="/v1/gc", tags=["fleet"])
 
 
-@router.post("", summary="Free disk space", responses=problems(422, 503))
-def collect(request: GcRequest, farm: Farm) -> GcReport:
+@router.post(
+    "", summary="Free disk space", responses=problems(507), openapi_extra=json_body(GcRequest)
+)
+def collect(body: Body, farm: Farm) -> GcReport:
     """Remove the blobs that nothing refers to: no version, build, job that has succeeded, or engine.
 
     Safe while builds run and uploads come in. It answers when it is done.
     """
-    return gc.collect(
-        farm.db, farm.store, older_than_s=request.older_than_s, dry_run=request.dry_run
-    )
+    request = parsed(GcRequest, body)
+    with farm.one_of(farm.collecting, "another garbage collection runs"):
+        return gc.collect(
+            farm.db, farm.store, older_than_s=request.older_than_s, dry_run=request.dry_run
+        )

@@ -19,11 +19,12 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @router.get("/healthz", summary="Is the process alive?")
-def healthz() -> dict[str, str]:
+async def healthz() -> dict[str, str]:
+    # No thread: it answers while all of them are at work.
     return {"status": "ok"}
 
 
-@router.get("/readyz", summary="Can it take work?", responses=problems(503))
+@router.get("/readyz", summary="Can it take work?", responses=problems())
 def readyz(farm: Farm) -> dict[str, str]:
     """200 when the database answers. The broker isn't asked: submissions are taken without it."""
     with farm.db.read() as session:

@@ -5,17 +5,34 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from farm import plugins
-from farm.api.services import Farm, problems
+from farm.api.documents import json_body
+from farm.api.services import Body, Farm, parsed, problems
 from farm.schemas import PluginRequest, PluginView
 
 router = APIRouter(prefix="/v1/plugins", tags=["fleet"])
 
 
-@router.post("", status_code=201, summary="Allow a plugin library", responses=problems(404, 422))
-def add(request: PluginRequest, farm: Farm) -> PluginView:
+@router.post(
+    "",
+    status_code=201,
+    summary="Allow a plugin library",
+    responses=problems(404),
+    openapi_extra=json_body(PluginRequest),
+)
+def add(body: Body, farm: Farm) -> PluginView:
     """Allow-list an uploaded library that one of `FARM_PLUGIN_KEYS` has signed. Idempotent."""
+    request = parsed(PluginRequest, body)
+    with farm.db.read() as session:
+        plugins.find_uploaded(session, request.digest)
+    with farm.one_of(farm.verifying, "another library is being verified"):
+        key = plugins.verified(
+            farm.store.path(request.digest),
+            request.signature,
+            farm.settings.plugin_keys,
+            most_bytes=farm.settings.max_plugin_bytes,
+        )
     with farm.db.write() as session:
-        return plugins.add(session, farm.store, request, farm.settings.plugin_keys)
+        return plugins.add(session, request, key)
 
 
 @router.get("", summary="List plugin libraries")

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import compile_path
 
 from farm.errors import FarmError, HttpError, InternalError, InvalidRequest, Unavailable
 
 log = logging.getLogger(__name__)
+
+_MOST_TOLD, _MOST_CHARS = 10, 500
 
 
 def install(app: FastAPI) -> None:
@@ -47,22 +52,42 @@ async def _farm_error(request: Request, err: Exception) -> JSONResponse:
     return problem(err)
 
 
-async def _invalid(request: Request, err: Exception) -> JSONResponse:
+async def _invalid(_request: Request, err: Exception) -> JSONResponse:
     assert isinstance(err, RequestValidationError)
-    detail = "; ".join(_explain(one) for one in err.errors())
-    hint = f"the request's fields are described at {request.base_url}docs"
-    return problem(InvalidRequest(detail, hint=hint))
+    return problem(invalid(err.errors()))
+
+
+def invalid(errors: Sequence[Any]) -> InvalidRequest:
+    """What is wrong with a request, of Pydantic's errors."""
+    told = [_explain(one) for one in errors[:_MOST_TOLD]]
+    more = len(errors) - len(told)
+    detail = "; ".join(told) + (f"; and {more} more" if more else "")
+    return InvalidRequest(detail, hint="the request's fields are described at /docs")
 
 
 def _explain(error: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in error["loc"] if part != "body")
-    return f"{where}: {error['msg']}" if where else str(error["msg"])
+    told = f"{where}: {error['msg']}" if where else str(error["msg"])
+    return told if len(told) <= _MOST_CHARS else f"{told[:_MOST_CHARS]}…"
 
 
-async def _http(_request: Request, err: Exception) -> JSONResponse:
+async def _http(request: Request, err: Exception) -> JSONResponse:
     assert isinstance(err, HTTPException)
     hint = "the calls are listed at /docs" if err.status_code == HTTPStatus.NOT_FOUND else None
-    return problem(HttpError(str(err.detail), hint=hint), err.status_code)
+    answer = problem(HttpError(str(err.detail), hint=hint), err.status_code)
+    answer.headers.update(err.headers or {})
+    if err.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        answer.headers["Allow"] = ", ".join(sorted(_methods(request)))
+    return answer
+
+
+def _methods(request: Request) -> set[str]:
+    """Those of all calls at a path: Starlette tells the first call's alone."""
+    found: set[str] = set()
+    for route in iter_route_contexts(request.app.routes):
+        if route.path and compile_path(route.path)[0].match(request.url.path):
+            found |= route.methods or set()
+    return found
 
 
 async def _broken_off(request: Request, _err: Exception) -> JSONResponse:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Path, Query, Response
 from pydantic import Field
 
 from farm import registry, views
 from farm.api.files import BlobResponse
-from farm.api.services import Cursor, Farm, Limit, problems
+from farm.api.services import Cursor, EngineId, Farm, GpuTag, Limit, ModelName, problems
+from farm.errors import TooLarge
 from farm.schemas import (
     EnginePage,
     EngineView,
@@ -27,6 +28,7 @@ Pruned = Annotated[
     Annotated[str, Field(max_length=40)] | None,
     Query(description="2:4, l1:0.5, or none for engines with all weights", examples=["2:4"]),
 ]
+_MOST_REPORT_BYTES = 64 * 2**20  #: a hundred times what a model of ten thousand layers has
 VersionNumber = Annotated[Annotated[int, Field(ge=1, le=2**31 - 1)] | None, Query()]
 
 
@@ -40,17 +42,17 @@ def list_models(farm: Farm, limit: Limit = 50, cursor: Cursor = None) -> ModelPa
 
 
 @router.get("/models/{model}", summary="Show a model", responses=problems(404))
-def show_model(model: str, farm: Farm) -> ModelDetail:
+def show_model(model: ModelName, farm: Farm) -> ModelDetail:
     """A model's versions, and its newest version's engines."""
     with farm.db.read() as session:
         return views.model(session, model)
 
 
-@router.get("/models/{model}/engines", summary="List engines", responses=problems(404, 422))
+@router.get("/models/{model}/engines", summary="List engines", responses=problems(404))
 def list_engines(
-    model: str,
+    model: ModelName,
     farm: Farm,
-    gpu: str | None = None,
+    gpu: Annotated[GpuTag | None, Query()] = None,
     precision: Precision | None = None,
     runtime: Runtime | None = None,
     version: VersionNumber = None,
@@ -75,10 +77,10 @@ def list_engines(
     return EnginePage(items=items[:limit], cursor=items[limit - 1].id if more else None)
 
 
-@router.get("/models/{model}/engines/{gpu}", summary="Pull", responses=problems(404, 422))
+@router.get("/models/{model}/engines/{gpu}", summary="Pull", responses=problems(404))
 def match(
-    model: str,
-    gpu: str,
+    model: ModelName,
+    gpu: Annotated[GpuTag, Path()],
     farm: Farm,
     precision: Precision | None = None,
     runtime: Runtime | None = None,
@@ -106,7 +108,7 @@ def match(
 
 
 @router.get("/engines/{engine_id}", summary="Show an engine", responses=problems(404))
-def show_engine(engine_id: str, farm: Farm) -> EngineView:
+def show_engine(engine_id: EngineId, farm: Farm) -> EngineView:
     """A row of the registry."""
     with farm.db.read() as session:
         return registry.engine(session, engine_id)
@@ -115,19 +117,31 @@ def show_engine(engine_id: str, farm: Farm) -> EngineView:
 @router.get(
     "/engines/{engine_id}/manifest", summary="An engine's manifest", responses=problems(404)
 )
-def manifest(engine_id: str, farm: Farm) -> Manifest:
+def manifest(engine_id: EngineId, farm: Farm) -> Manifest:
     """What the engine is and where it came from, to keep beside its bytes."""
     with farm.db.read() as session:
         engine = registry.engine(session, engine_id)
         return Manifest(engine=engine, provenance=registry.provenance(session, engine_id))
 
 
-@router.get("/engines/{engine_id}/layers", summary="What is in an engine", responses=problems(404))
-def layers(engine_id: str, farm: Farm) -> LayerReport:
+@router.get(
+    "/engines/{engine_id}/layers",
+    summary="What is in an engine",
+    response_model=LayerReport,
+    responses=problems(404, 413),
+)
+def layers(engine_id: EngineId, farm: Farm) -> Response:
     """Its layers, and in which types it computes."""
     with farm.db.read() as session:
         digest = registry.layers(session, engine_id)
-    return LayerReport.model_validate_json(farm.store.path(digest).read_bytes())
+    path = farm.store.path(digest)
+    if path.stat().st_size > _MOST_REPORT_BYTES:
+        raise TooLarge(
+            f"the layer report has {path.stat().st_size} bytes",
+            hint=f"it is the blob {digest} in the artifact store",
+        )
+    report = LayerReport.model_validate_json(path.read_bytes())
+    return Response(report.model_dump_json(), media_type="application/json")
 
 
 @router.head("/engines/{engine_id}/content", include_in_schema=False)
@@ -135,18 +149,21 @@ def layers(engine_id: str, farm: Farm) -> LayerReport:
     "/engines/{engine_id}/content",
     summary="An engine's bytes",
     response_class=Response,
-    responses=problems(404)
+    responses=problems(404, 416)
     | {
         200: {
             "content": {"application/octet-stream": {}},
             "description": "the plan, byte for byte",
         },
-        206: {"description": "the asked range"},
+        206: {
+            "content": {"application/octet-stream": {}, "multipart/byteranges": {}},
+            "description": "the asked range, or ranges",
+        },
         304: {"description": "If-None-Match has the digest"},
     },
 )
 def content(
-    engine_id: str,
+    engine_id: EngineId,
     farm: Farm,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:

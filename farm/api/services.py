@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Query, Request
-from pydantic import StringConstraints
+from fastapi import Depends, Path, Query, Request
+from pydantic import BaseModel, StringConstraints, ValidationError
 from sqlalchemy.orm import Session
 
-from farm import sources
+from farm.api.documents import problem_response
+from farm.api.looks import Looks
+from farm.api.problems import invalid
+from farm.api.streams import Streams
 from farm.db import Database
 from farm.dispatch import Doorbell, create_celery
+from farm.errors import Busy
 from farm.fleet import Fleet
-from farm.schemas import Problem
 from farm.settings import Settings
-from farm.sources import Look
-from farm.specs import SourceFormat
 from farm.storage import LocalStore
 from farm.sweep import Sweeper
 
 _FLEET_S = 0.5
+#: For which a request waits for the database, so that with all else it is answered within two seconds.
+_PATIENCE_S = 1.2
+#: Submissions that are planned side by side: it is Python's work, of which there is one at a time.
+_PLANNING = 2
+_WAIT_S = 1.0
 
 
 @dataclass(kw_only=True)
@@ -30,35 +39,44 @@ class Services:
     db: Database
     store: LocalStore
     sweeper: Sweeper
-    _checked: dict[tuple[str, SourceFormat], Look] = field(default_factory=dict, init=False)
+    looks: Looks
+    streams: Streams
+    planning: threading.BoundedSemaphore = field(
+        default_factory=lambda: threading.BoundedSemaphore(_PLANNING), init=False
+    )
+    collecting: threading.Lock = field(default_factory=threading.Lock, init=False)
+    verifying: threading.Lock = field(default_factory=threading.Lock, init=False)
     _known_fleet: tuple[float, Fleet] | None = field(default=None, init=False)
 
     @classmethod
     def create(cls, settings: Settings) -> Services:
-        db = Database(settings.database)
+        db = Database(settings.database, patience_s=_PATIENCE_S)
         doorbell = Doorbell(db, create_celery(settings))
+        store = LocalStore(settings.store_dir)
         return cls(
             settings=settings,
             db=db,
-            store=LocalStore(settings.store_dir),
+            store=store,
             sweeper=Sweeper(db, doorbell, settings),
+            looks=Looks(store),
+            streams=Streams(db),
         )
 
-    def check_source(self, digest: str, format: SourceFormat) -> Look:
-        """Refuse what can't be a source of this format; a blob never changes, so once is enough.
-
-        Returns what else the look at it has shown.
+    @contextmanager
+    def one_of(
+        self, places: threading.BoundedSemaphore | threading.Lock, what: str
+    ) -> Iterator[None]:
+        """Hold one of a few places.
 
         Raises:
-            SourceRefused, InvalidRequest
+            Busy: others hold them.
         """
-        if (digest, format) not in self._checked:
-            if not self.store.has(digest):
-                return Look()
-            path = self.store.path(digest)
-            sources.check(path, format)
-            self._checked[digest, format] = sources.look(path, format)
-        return self._checked[digest, format]
+        if not places.acquire(timeout=_WAIT_S):
+            raise Busy(what)
+        try:
+            yield
+        finally:
+            places.release()
 
     def fleet(self, session: Session) -> Fleet:
         """The workers as they are, or were less than half a second ago."""
@@ -75,7 +93,17 @@ async def _services(request: Request) -> Services:
     return services
 
 
+async def _body(request: Request) -> bytes:
+    # The door has read it: this neither waits nor parses.
+    return await request.body()
+
+
 Farm = Annotated[Services, Depends(_services)]
+Body = Annotated[bytes, Depends(_body)]
+BuildId = Annotated[str, Path(max_length=100)]
+EngineId = Annotated[str, Path(max_length=100)]
+ModelName = Annotated[str, Path(max_length=100)]
+GpuTag = Annotated[str, StringConstraints(max_length=100)]
 Limit = Annotated[int, Query(ge=1, le=200)]
 Cursor = Annotated[
     Annotated[str, StringConstraints(max_length=100)] | None,
@@ -83,18 +111,24 @@ Cursor = Annotated[
 ]
 
 
+Shape = TypeVar("Shape", bound=BaseModel)
+
+
+def parsed(shape: type[Shape], body: bytes) -> Shape:
+    """A JSON body as its shape. In a thread of its own: a large one takes a while.
+
+    Raises:
+        InvalidRequest
+    """
+    try:
+        # Strictly: true isn't a number of seconds, nor "8" a batch size.
+        return shape.model_validate_json(body, strict=True)
+    except ValidationError as err:
+        raise invalid(
+            err.errors(include_url=False, include_context=False, include_input=False)
+        ) from None
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's responses for these errors."""
-    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
-    return {status: {"description": _NAMES[status], "content": content} for status in statuses}
-
-
-_NAMES = {
-    400: "Bad request",
-    404: "Not found",
-    409: "Conflict",
-    413: "Too large",
-    422: "Invalid request",
-    503: "Unavailable",
-    507: "Storage full",
-}
+    """OpenAPI's responses for the errors of a call, beside those of all (`documents`)."""
+    return {status: problem_response(status) for status in statuses}

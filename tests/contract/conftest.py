@@ -19,7 +19,9 @@ class Api:
     def request(self, method, path, **options) -> httpx.Response:
         async def go():
             transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://farm") as client:
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://localhost"
+            ) as client:
                 return await client.request(method, path, **options)
 
         return anyio.run(go)

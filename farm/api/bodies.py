@@ -1,0 +1,127 @@
+"""Bodies of requests: as large as they may be and no larger, and not for ever on their way.
+
+A JSON body is read whole before its call gets a thread, so that a slow client holds none. Uploads go on to
+their call piece by piece.
+"""
+
+from __future__ import annotations
+
+import time
+
+import anyio
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from farm.api.room import Places
+from farm.errors import Busy, FarmError, InvalidRequest, TooLarge, TooSlow, WrongContentType
+from farm.settings import Settings
+from farm.trust.hosts import Headers
+
+#: Of JSON bodies that are read side by side.
+_MOST_HELD_BYTES = 64 * 2**20
+#: For which a body may be slower than it must be on the whole.
+_GRACE_S = 10.0
+JSON_HINT = "send JSON, with Content-Type: application/json"
+
+
+class Bodies:
+    """Reads what an API takes."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._held = 0
+        self._uploads = Places(
+            settings.max_uploads, f"{settings.max_uploads} uploads are on their way already"
+        )
+
+    async def upload(
+        self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, headers: Headers
+    ) -> None:
+        """Pass on a body that is streamed.
+
+        Raises:
+            Busy, TooLarge, InvalidRequest
+            TooSlow: to the call that reads it.
+        """
+        if _announced(headers) > self._settings.max_upload_bytes:
+            raise TooLarge(f"a blob may have {self._settings.max_upload_bytes} bytes at most")
+        with self._uploads.one():
+            await app(scope, _Paced(receive, self._settings), send)
+
+    async def read(self, receive: Receive, headers: Headers) -> bytes:
+        """A whole JSON body.
+
+        Raises:
+            TooLarge: without reading on.
+            TooSlow, Busy, WrongContentType, InvalidRequest
+        """
+        most = self._settings.max_request_bytes
+        if _announced(headers) > most:
+            raise _too_large(most)
+        paced, body, held = _Paced(receive, self._settings), bytearray(), 0
+        try:
+            while True:
+                message = await paced()
+                if message["type"] == "http.disconnect":
+                    raise InvalidRequest("the request broke off", hint="send it again, whole")
+                piece = message.get("body", b"")
+                held += len(piece)
+                self._held += len(piece)
+                if held > most:
+                    raise _too_large(most)
+                if self._held > _MOST_HELD_BYTES:
+                    raise Busy("too many large requests at once")
+                body += piece
+                if not message.get("more_body", False):
+                    break
+        finally:
+            self._held -= held
+        if body and "content-type" not in headers:
+            raise WrongContentType("the request has a body and no Content-Type", hint=JSON_HINT)
+        return bytes(body)
+
+
+def _too_large(most: int) -> FarmError:
+    return TooLarge(
+        f"a request may have {most} bytes at most",
+        hint="keep data in the model or upload them as a blob; FARM_MAX_REQUEST_BYTES on the API "
+        "is the limit",
+    )
+
+
+def _announced(headers: Headers) -> int:
+    """How many bytes a request says that it has; 0 where it doesn't."""
+    said = headers.get("content-length", ("0",))[0]
+    if not (said.isascii() and said.isdigit()):
+        raise InvalidRequest(f"Content-Length: {said[:50]!r} isn't a number of bytes")
+    return int(said[:30])
+
+
+class _Paced:
+    """A body that mustn't pause for long, nor be slow on the whole.
+
+    Raises:
+        TooSlow
+    """
+
+    def __init__(self, receive: Receive, settings: Settings) -> None:
+        self._receive = receive
+        self._idle_s = settings.body_idle_s
+        self._rate = settings.body_min_bytes_per_s
+        self._bytes = 0
+        self._waited_s = 0.0  #: for the client alone, not for the disk that its bytes go to
+        self._ended = False
+
+    async def __call__(self) -> Message:
+        if self._ended:
+            return await self._receive()
+        began = time.monotonic()
+        with anyio.move_on_after(self._idle_s) as scope:
+            message = await self._receive()
+        if scope.cancelled_caught:
+            raise TooSlow(f"nothing of the request's body came for {self._idle_s:g} s")
+        self._waited_s += time.monotonic() - began
+        self._bytes += len(message.get("body", b""))
+        self._ended = not message.get("more_body", False)
+        if not self._ended and self._waited_s > _GRACE_S + self._bytes / max(self._rate, 1e-9):
+            raise TooSlow(f"the request's body came with less than {self._rate:g} bytes a second")
+        return message

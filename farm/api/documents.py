@@ -1,0 +1,200 @@
+"""The OpenAPI document, and the page that shows it from files of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import fastapi_offline
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import FileResponse, HTMLResponse, Response
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from farm.errors import NotFound
+from farm.schemas import Problem
+
+router = APIRouter(prefix="/docs", include_in_schema=False)
+
+_SCHEMAS = "#/components/schemas/"
+#: The shapes of calls that read or write them without FastAPI.
+_REQUESTS: dict[str, type[BaseModel]] = {}
+_ANSWERS: dict[str, type[BaseModel]] = {Problem.__name__: Problem}
+
+#: What any call may answer: by another name, to another site, with too much to do.
+_OF_ALL = (403, 421, 503)
+_OF_BODIES = (400, 408, 413, 415)
+NAMES = {
+    400: "Bad request",
+    403: "Asked by a page of another site",
+    404: "Not found",
+    408: "The body came too slowly",
+    409: "Conflict",
+    413: "Too large",
+    415: "Another content type is needed",
+    416: "No such range",
+    421: "The farm isn't reached by this name",
+    422: "Invalid request",
+    503: "Unavailable: try again after Retry-After",
+    507: "Storage full",
+}
+
+
+def json_body(shape: type[BaseModel]) -> dict[str, Any]:
+    """OpenAPI's request body of a call that reads JSON of this shape itself (`services.parsed`)."""
+    _REQUESTS[shape.__name__] = shape
+    schema = {"$ref": f"{_SCHEMAS}{shape.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def event_stream(shape: type[BaseModel]) -> dict[str, Any]:
+    """OpenAPI's response of server-sent events whose data are of this shape."""
+    _ANSWERS[shape.__name__] = shape
+    data = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"$ref": f"{_SCHEMAS}{shape.__name__}"},
+    }
+    text = {"type": "string"}
+    event = {"type": "object", "properties": {"id": text, "event": text, "data": data}}
+    content = {"text/event-stream": {"schema": text, "itemSchema": event}}
+    return {"description": "server-sent events", "content": content}
+
+
+def problem_response(status: int) -> dict[str, Any]:
+    """OpenAPI's response for an error of this status."""
+    content = {"application/problem+json": {"schema": {"$ref": f"{_SCHEMAS}Problem"}}}
+    found: dict[str, Any] = {"description": NAMES[status], "content": content}
+    if status == 503:
+        seconds = {"schema": {"type": "integer"}, "description": "seconds to wait"}
+        found["headers"] = {"Retry-After": seconds}
+    return found
+
+
+def install(app: FastAPI) -> None:
+    """Let the application document itself, once."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _document(app)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+    app.include_router(router)
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    made = get_openapi(
+        title=app.title,
+        version=app.version,
+        description=app.description,
+        license_info=app.license_info,
+        routes=app.routes,
+    )
+    for operations in made["paths"].values():
+        for method, operation in operations.items():
+            _complete(method, operation)
+    schemas = made["components"]["schemas"]
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    _merge(schemas, _schemas(_ANSWERS, "serialization"))
+    _merge(schemas, _schemas(_REQUESTS, "validation"))
+    made["components"]["schemas"] = dict(sorted(schemas.items()))
+    return made
+
+
+def _complete(method: str, operation: dict[str, Any]) -> None:
+    """Add what the door answers, and problems where FastAPI documents its own errors."""
+    responses = operation["responses"]
+    statuses = set(_OF_ALL)
+    if method in ("post", "put", "patch", "delete"):
+        statuses |= set(_OF_BODIES)
+    if operation.get("parameters") or "requestBody" in operation:
+        statuses.add(422)
+        responses.pop("422", None)
+    for status in statuses:
+        responses.setdefault(str(status), problem_response(status))
+    operation["responses"] = dict(sorted(responses.items()))
+
+
+def _schemas(
+    shapes: Mapping[str, type[BaseModel]], mode: Literal["validation", "serialization"]
+) -> dict[str, Any]:
+    found: dict[str, Any] = models_json_schema(
+        [(shape, mode) for shape in shapes.values()], ref_template=f"{_SCHEMAS}{{model}}"
+    )[1]["$defs"]
+    return found
+
+
+def _merge(schemas: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Add the schemas of requests; one that differs from the answers' of the same name has another."""
+    renamed = {name: f"{name}-Input" for name, one in asked.items() if _differs(schemas, name, one)}
+    for name, one in asked.items():
+        schemas[renamed.get(name, name)] = _with_references(one, renamed)
+
+
+def _differs(schemas: dict[str, Any], name: str, one: dict[str, Any]) -> bool:
+    return name in schemas and schemas[name] != one
+
+
+def _with_references(schema: Any, renamed: dict[str, str]) -> Any:
+    if isinstance(schema, list):
+        return [_with_references(one, renamed) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: _with_references(one, renamed) for name, one in schema.items()}
+    reference = schema.get("$ref")
+    if isinstance(reference, str):
+        name = reference.removeprefix(_SCHEMAS)
+        found["$ref"] = f"{_SCHEMAS}{renamed.get(name, name)}"
+    return found
+
+
+_FILES = Path(fastapi_offline.__file__).parent / "static"
+#: Name → its type, of the files that the page needs.
+_SERVED = {
+    "swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui.css": "text/css",
+    "favicon.png": "image/png",
+}
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Engine farm</title>
+<link rel="icon" href="/docs/favicon.png">
+<link rel="stylesheet" href="/docs/swagger-ui.css">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="/docs/swagger-ui-bundle.js"></script>
+<script src="/docs/start.js"></script>
+</body>
+</html>
+"""
+#: A file, so that the page needs no script in itself.
+_START = """SwaggerUIBundle({
+  url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true, layout: "BaseLayout",
+  presets: [SwaggerUIBundle.presets.apis], validatorUrl: null
+});
+"""
+
+
+@router.get("")
+async def page() -> Response:
+    return HTMLResponse(_PAGE)
+
+
+@router.get("/start.js")
+async def start() -> Response:
+    return Response(_START, media_type="text/javascript")
+
+
+@router.get("/{name}")
+async def file(name: str) -> Response:
+    if name not in _SERVED:
+        raise NotFound("there is no such file", hint="the page is /docs")
+    return FileResponse(_FILES / name, media_type=_SERVED[name])

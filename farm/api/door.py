@@ -1,0 +1,145 @@
+"""The door: what every request must be before anything looks at it, and what every answer carries.
+
+In this order: by which name the farm is asked, and by whose page (`farm.trust.hosts`); what the body is
+said to be; how large it is and how fast it comes (`farm.api.bodies`); whether there is room
+(`farm.api.room`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from farm.api.bodies import JSON_HINT, Bodies
+from farm.api.problems import problem
+from farm.api.room import Places, Room
+from farm.errors import FarmError, WrongContentType
+from farm.settings import Settings
+from farm.trust.hosts import Headers, Hosts
+
+UPLOADS = "/v1/blobs"
+DOCS = "/docs"
+#: Those that need no thread.
+_OWN_ROOM = re.compile(r"/healthz|/docs(/.*)?")
+_EVENTS = re.compile(r"/v1/builds/[^/]+/events")
+_BODY_METHODS = ("POST", "PUT", "PATCH", "DELETE")
+_JSON = re.compile(r"application/([a-z0-9!#$&^_.+-]+\+)?json")
+_BYTES = "application/octet-stream"
+
+_NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+#: Swagger UI sets styles in its elements, and has its icons in them.
+_OF_DOCS = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_ALWAYS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+)
+
+
+class Door:
+    """The ASGI application in front of the API's."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._hosts = Hosts(settings.hosts)
+        self._bodies = Bodies(settings)
+        self._room = Room()
+        self._streams = Places(
+            settings.max_event_streams,
+            f"{settings.max_event_streams} clients follow builds already",
+            hint="try again in a moment, or ask for the build from time to time",
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        answer = _Answer(send, docs=scope["path"].startswith(DOCS))
+        try:
+            await self._enter(scope, receive, answer)
+        except FarmError as err:
+            if answer.began:
+                raise
+            await problem(err)(scope, receive, answer)
+
+    async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers, method, path = _headers(scope["headers"]), scope["method"], scope["path"]
+        self._hosts.check(method, headers)
+        if method not in _BODY_METHODS:
+            await self._call(path, scope, receive, send)
+        elif path == UPLOADS:
+            _check_type(
+                headers, _is_bytes, "send the file's bytes: curl -X POST -T FILE …/v1/blobs"
+            )
+            await self._bodies.upload(self._app, scope, receive, send, headers)
+        else:
+            _check_type(headers, _is_json, JSON_HINT)
+            body = await self._bodies.read(receive, headers)
+            await self._call(path, scope, _once(body, receive), send)
+
+    async def _call(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        if _OWN_ROOM.fullmatch(path):
+            await self._app(scope, receive, send)
+        elif _EVENTS.fullmatch(path):
+            with self._streams.one():
+                await self._app(scope, receive, send)
+        else:
+            await self._room.within(self._app, scope, receive, send)
+
+
+class _Answer:
+    """An answer with the headers that each carries."""
+
+    def __init__(self, send: Send, *, docs: bool) -> None:
+        self._send = send
+        self._policy = (b"content-security-policy", (_OF_DOCS if docs else _NOTHING).encode())
+        self.began = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.began = True
+            headers = [*message.get("headers", ()), *_ALWAYS, self._policy]
+            message = {**message, "headers": headers}
+        await self._send(message)
+
+
+def _headers(sent: Iterable[tuple[bytes, bytes]]) -> Headers:
+    found: dict[str, list[str]] = {}
+    for name, value in sent:
+        found.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+    return found
+
+
+def _check_type(headers: Headers, fits: Callable[[str], bool], hint: str) -> None:
+    for said in headers.get("content-type", ()):
+        if not fits(said.partition(";")[0].strip().lower()):
+            raise WrongContentType(f"this call takes no {said[:100]!r}", hint=hint)
+
+
+def _is_json(kind: str) -> bool:
+    return _JSON.fullmatch(kind) is not None
+
+
+def _is_bytes(kind: str) -> bool:
+    return kind == _BYTES
+
+
+def _once(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
+    """The body in one piece, and then whatever comes after it."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again

@@ -1,0 +1,76 @@
+"""First looks at sources: each blob is looked at once, whether it is taken or refused."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+from farm import sources
+from farm.errors import Busy, Rejected
+from farm.sources import Look
+from farm.specs import SourceFormat
+from farm.storage import LocalStore
+
+_KNOWN = 4096
+#: A look takes the interpreter for up to a second: more at once would only take it from the others.
+_AT_ONCE = 2
+_WAIT_S = 1.0
+
+#: A blob never changes; a damaged file that is put right is another one. Its time changes by being asked for.
+_Key = tuple[str, SourceFormat, int, int]
+
+
+class Looks:
+    def __init__(self, store: LocalStore) -> None:
+        self._store = store
+        self._known: OrderedDict[_Key, Look | Rejected] = OrderedDict()
+        self._lock = threading.Lock()
+        self._looking = threading.BoundedSemaphore(_AT_ONCE)
+
+    def at(self, digest: str, format: SourceFormat) -> Look:
+        """Refuse what can't be a source of this format. Returns what else the look has shown.
+
+        Raises:
+            SourceRefused, InvalidRequest
+            Busy: others are being looked at.
+        """
+        if not self._store.has(digest):
+            return Look()
+        path = self._store.path(digest)
+        found = path.stat()
+        key = (digest, format, found.st_ino, found.st_size)
+        seen = self._recall(key)
+        if seen is None:
+            if not self._looking.acquire(timeout=_WAIT_S):
+                raise Busy("other sources are being looked at")
+            try:
+                seen = self._recall(key) or _look(path, format)
+            finally:
+                self._looking.release()
+            self._remember(key, seen)
+        if isinstance(seen, Rejected):
+            # Of its own: an exception that is raised again keeps the frames of each time.
+            raise type(seen)(seen.detail, hint=seen.hint)
+        return seen
+
+    def _recall(self, key: _Key) -> Look | Rejected | None:
+        with self._lock:
+            seen = self._known.get(key)
+            if seen is not None:
+                self._known.move_to_end(key)
+            return seen
+
+    def _remember(self, key: _Key, seen: Look | Rejected) -> None:
+        with self._lock:
+            self._known[key] = seen
+            while len(self._known) > _KNOWN:
+                self._known.popitem(last=False)
+
+
+def _look(path: Path, format: SourceFormat) -> Look | Rejected:
+    try:
+        sources.check(path, format)
+        return sources.look(path, format)
+    except Rejected as err:
+        return type(err)(err.detail, hint=err.hint)

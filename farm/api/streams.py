@@ -1,0 +1,254 @@
+"""Event streams: however many clients follow builds, one look at the database serves all of them.
+
+A client first reads what has been, then what the one poller finds from then on. One that is slower than
+what happens reads from the database again; nothing is kept for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
+
+import anyio
+from anyio import CapacityLimiter, to_thread
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from farm import events
+from farm.db import Database
+from farm.errors import Busy, Unavailable
+from farm.events import News
+from farm.schemas import Event
+from farm.states import BUILD_ENDED
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.25
+_AWAY_S = 1.0  #: before a database that was away is asked again
+#: Something is said at least so often, so that neither side takes the other for dead.
+_PING_S = 15.0
+#: A client that takes nothing for so long has gone.
+_STALLED_S = 60.0
+#: Events of one build that are kept for those who follow it.
+_RECENT = 500
+#: Clients that read from the database side by side.
+_READERS = 4
+
+
+class _Feed:
+    """What happens to one build, for all who follow it."""
+
+    def __init__(self, floor: int) -> None:
+        self.followers = 0
+        self.recent: deque[tuple[int, bytes]] = deque(maxlen=_RECENT)
+        self.start = floor
+        self.floor = floor  #: past which ``recent`` has everything
+        self.end: int | None = None  #: the event by which the build has ended
+        self.heard = False  #: of the build itself, since the start
+        self.is_known = False  #: whether the build was looked for
+        self.looking = anyio.Lock()
+        self.changed = asyncio.Event()
+
+    def add(self, event: Event, rendered: bytes) -> None:
+        if len(self.recent) == self.recent.maxlen:
+            self.floor = self.recent[0][0]
+        self.recent.append((event.id, rendered))
+
+    def since(self, last: int) -> list[tuple[int, bytes]]:
+        found: list[tuple[int, bytes]] = []
+        for one in reversed(self.recent):
+            if one[0] <= last:
+                break
+            found.append(one)
+        return found[::-1]
+
+    def wake(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+class _Hub:
+    """The feeds of one event loop, and the poller that fills them."""
+
+    def __init__(self, db: Database) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._reading = CapacityLimiter(_READERS)
+        self._db = db
+        self._feeds: dict[str, _Feed] = {}
+        self._upto = 0
+        self._polling: asyncio.Task[None] | None = None
+        self._joining = anyio.Lock()
+
+    async def join(self, build_id: str) -> _Feed:
+        """The build's feed, which fills from now on until it is left.
+
+        Raises:
+            NotFound, DatabaseUnavailable, Busy
+        """
+        async with self._joining:
+            if self._polling is None or self._polling.done():
+                upto = await self._run(events.settled)
+                if upto is None:
+                    raise Busy("an event is being written, and that takes long")
+                self._upto = upto
+                self._polling = asyncio.create_task(self._poll())
+            feed = self._feeds.setdefault(build_id, _Feed(self._upto))
+            feed.followers += 1
+        try:
+            async with feed.looking:
+                if not feed.is_known:
+                    await self._look_for(build_id, feed)
+        except BaseException:
+            self.leave(build_id, feed)
+            raise
+        return feed
+
+    async def _look_for(self, build_id: str, feed: _Feed) -> None:
+        end = await self._run(events.end, build_id)
+        if end is not None and end <= feed.start and not feed.heard:
+            feed.end = end
+        feed.is_known = True
+
+    def leave(self, build_id: str, feed: _Feed) -> None:
+        feed.followers -= 1
+        if not feed.followers:
+            self._feeds.pop(build_id, None)
+
+    async def history(self, build_id: str, last: int, upto: int) -> list[tuple[int, bytes]]:
+        """Some of what happened to a build past ``last``, up to a feed's floor."""
+        was = await self._run(events.history, build_id, last, upto)
+        return [(event.id, _rendered(event)) for event in was]
+
+    async def _run(self, look: Callable[..., T], *values: object) -> T:
+        def within() -> T:
+            with self._db.read() as session:
+                return look(session, *values)
+
+        return await to_thread.run_sync(within, limiter=self._reading)
+
+    async def _poll(self) -> None:
+        while self._feeds:
+            try:
+                news = await self._run(events.news, frozenset(self._feeds), self._upto)
+            except Unavailable as err:
+                log.warning("%s; those who follow builds wait", err.detail)
+                await anyio.sleep(_AWAY_S)
+                continue
+            except Exception:
+                # Nobody else polls: a bug may cost a round, and not the poller.
+                log.exception("following builds has a bug here")
+                await anyio.sleep(_AWAY_S)
+                continue
+            self._publish(news)
+            if len(news.builds) < events.PAGE:
+                await anyio.sleep(_POLL_S)
+
+    def _publish(self, news: News) -> None:
+        self._upto = news.upto
+        woken: set[str] = set()
+        for event in news.events:
+            rendered = _rendered(event)
+            for build_id in news.builds[event.id]:
+                feed = self._feeds.get(build_id)
+                if feed is None or event.id <= feed.start:
+                    continue
+                feed.add(event, rendered)
+                woken.add(build_id)
+                if event.build == build_id and event.kind == "build":
+                    feed.heard = True
+                    feed.end = event.id if event.state in BUILD_ENDED else None
+        for build_id in woken:
+            self._feeds[build_id].wake()
+
+
+class Streams:
+    """Clients that follow builds; the door sees to how many there are."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._hub: _Hub | None = None
+
+    async def follow(self, build_id: str, after: int) -> EventStream:
+        """An answer with a build's events past ``after``, which ends when the build has.
+
+        Raises:
+            NotFound, DatabaseUnavailable, Busy
+        """
+        # An event loop of its own each: the API has one, tests have many.
+        if self._hub is None or self._hub.loop is not asyncio.get_running_loop():
+            self._hub = _Hub(self._db)
+        feed = await self._hub.join(build_id)
+        return EventStream(self._hub, build_id, feed, after)
+
+
+class EventStream(Response):
+    """Server-sent events of one build, for one client."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, hub: _Hub, build_id: str, feed: _Feed, after: int) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._hub = hub
+        self._build_id = build_id
+        self._feed = feed
+        self._last = after
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            start = {"status": self.status_code, "headers": self.raw_headers}
+            await send({"type": "http.response.start", **start})
+            async with anyio.create_task_group() as group:
+                group.start_soon(_until_gone, receive, group.cancel_scope)
+                await self._send_all(send)
+                group.cancel_scope.cancel()
+        finally:
+            self._hub.leave(self._build_id, self._feed)
+
+    async def _send_all(self, send: Send) -> None:
+        try:
+            async for piece in self._pieces():
+                with anyio.move_on_after(_STALLED_S) as stalled:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                if stalled.cancelled_caught:
+                    log.info("a client that follows %s takes nothing any more", self._build_id)
+                    return
+        except Unavailable as err:
+            # The client sees that the build hasn't ended, and comes again.
+            log.warning("%s; a stream of %s ends", err.detail, self._build_id)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        feed = self._feed
+        while True:
+            changed, floor = feed.changed, feed.floor
+            if self._last < floor:
+                found = await self._hub.history(self._build_id, self._last, floor)
+                self._last = found[-1][0] if found else floor
+            else:
+                found = feed.since(self._last)
+                self._last = found[-1][0] if found else self._last
+                if not found and feed.end is not None and feed.end <= self._last:
+                    return
+            if found:
+                yield b"".join(rendered for _, rendered in found)
+            elif self._last >= feed.floor:
+                with anyio.move_on_after(_PING_S) as silence:
+                    await changed.wait()
+                if silence.cancelled_caught:
+                    yield KEEPALIVE_COMMENT
+
+
+async def _until_gone(receive: Receive, scope: anyio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
+
+
+def _rendered(event: Event) -> bytes:
+    return format_sse_event(data_str=event.model_dump_json(), event=event.kind, id=str(event.id))

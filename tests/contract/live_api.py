@@ -1,0 +1,107 @@
+"""The API as a process of its own, which attacks can't slow down by sharing the tests' interpreter."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import httpx
+
+from farm import db
+from farm.settings import Settings
+from farm.up import free_port
+
+_START_S = 60.0
+
+
+class LiveApi:
+    def __init__(self, port: int, settings: Settings, process: subprocess.Popen[bytes]) -> None:
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.settings = settings
+        self.process = process
+        self.http = httpx.Client(base_url=self.url, timeout=60)
+
+    def upload(self, content: bytes) -> str:
+        answer = self.http.post("/v1/blobs", content=content)
+        assert answer.status_code == 201, answer.text
+        return answer.json()["digest"]
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
+
+    def health_s(self) -> float:
+        """How long it takes to say that it is well, on a connection of its own."""
+        began = time.monotonic()
+        with self.connect() as raw:
+            raw.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            answer = raw.recv(4096)
+        took = time.monotonic() - began
+        assert answer.startswith(b"HTTP/1.1 200 "), answer
+        return took
+
+    @contextlib.contextmanager
+    def staying_well(self) -> Iterator[None]:
+        """Ask for its health all the while; it answers within a second more than when it is idle."""
+        idle = max(self.health_s() for _ in range(5))
+        took: list[float] = []
+        ended = threading.Event()
+
+        def ask() -> None:
+            while not ended.is_set():
+                took.append(self.health_s())
+                ended.wait(0.02)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            asking.join()
+        took.append(self.health_s())
+        slowest, usual = max(took), statistics.median(took)
+        assert slowest < 1.0 + 10 * idle, f"{slowest:.2f} s ({usual:.3f} usually, {idle:.3f} idle)"
+
+
+@contextlib.contextmanager
+def live_api(home: Path, environment: Mapping[str, str] | None = None) -> Iterator[LiveApi]:
+    """A served API on an empty database, with these settings."""
+    home.mkdir(parents=True, exist_ok=True)
+    settings = Settings(home=home, database_url=f"sqlite:///{home / 'farm.db'}")
+    db.upgrade(settings)
+    port = free_port()
+    with (home / "api.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "farm", "api", "--port", str(port)],
+            env=os.environ | settings.environment() | dict(environment or {}),
+            stdout=log,
+            stderr=log,
+        )
+        api = LiveApi(port, settings, process)
+        try:
+            deadline = time.monotonic() + _START_S
+            while True:
+                with contextlib.suppress(ConnectionError):
+                    api.health_s()
+                    break
+                assert process.poll() is None, (home / "api.log").read_text()
+                assert time.monotonic() < deadline, (home / "api.log").read_text()
+                time.sleep(0.05)
+            yield api
+        finally:
+            api.http.close()
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

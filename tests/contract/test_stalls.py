@@ -1,0 +1,333 @@
+"""Nothing that a caller sends keeps the API from answering others."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sqlite3
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from sqlalchemy import func, select
+
+from farm.db import Database
+from farm.models import Build, Event, Job, SharedParameter
+from tests.contract.live_api import LiveApi, live_api
+
+pytestmark = pytest.mark.xdist_group("live-api")
+
+TARGETS = [
+    f"{runtime}:{gpu}"
+    for runtime in ("tensorrt", "tensorrt-rtx", "onnxruntime")
+    for gpu in "t4 a30 a100 a2 a10 a16 a40 rtx-3060 rtx-3070 rtx-3080 rtx-3090 l4 l40 l40s rtx-4060 "
+    "rtx-4070 rtx-4080 rtx-4090 h100 h200 b200 rtx-5070 rtx-5080 rtx-5090".split()
+    if not (runtime == "tensorrt-rtx" and gpu in ("h100", "h200", "b200", "a30", "a100"))
+][:64]
+
+JSON = {"Content-Type": "application/json"}
+AMPERE = [target for target in TARGETS if not target.endswith(":t4")]
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory):
+    limits = {
+        "FARM_BODY_IDLE_S": "1",
+        "FARM_MAX_EVENT_STREAMS": "200",
+        "FARM_MAX_UPLOADS": "4",
+        "FARM_MAX_PLUGIN_BYTES": "1048576",
+        "FARM_PLUGIN_KEYS": "11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=",
+    }
+    with live_api(tmp_path_factory.mktemp("api"), limits) as live:
+        yield live
+
+
+def ranges(inputs: int) -> list[dict]:
+    sizes = {"min": [1, 3, 8, 8], "opt": [8, 3, 8, 8], "max": [64, 3, 8, 8]}
+    return [{f"input_{n}": sizes for n in range(inputs)}]
+
+
+def request(digest: str, **changes) -> dict:
+    return {
+        "model": "digits",
+        "source": {"digest": digest, "format": "onnx"},
+        "precisions": ["fp16"],
+        "targets": TARGETS,
+    } | changes
+
+
+def varint(number: int) -> bytes:
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def field(number: int, payload: bytes) -> bytes:
+    return varint(number << 3 | 2) + varint(len(payload)) + payload
+
+
+#: Four megabytes of the smallest fields there are, by where they lie.
+SMALL_FIELDS = {
+    "numbers": b"\x08\x01" * 2_000_000,
+    "nodes": field(7, b"\x0a\x00" * 2_000_000),
+    "kinds of a node": field(7, field(1, b"\x22\x00" * 2_000_000)),
+    "data of a tensor": field(7, field(5, b"\x6a\x00" * 2_000_000)),
+}
+
+
+def test_a_build_of_ten_thousand_inputs_is_refused_at_once(api):
+    digest = api.upload(b"ten thousand inputs")
+    sent = request(digest, precisions=["fp32", "fp16", "bf16"], profiles=ranges(10_000))
+    body = json.dumps(sent).encode()
+    with api.staying_well():
+        answers = [api.http.post("/v1/builds", content=body, headers=JSON) for _ in range(3)]
+    assert {answer.status_code for answer in answers} <= {413, 422}
+    few = api.http.post("/v1/builds", json=sent | {"profiles": ranges(1025)})
+    assert few.status_code == 422
+    assert "at most" in few.json()["detail"]
+
+
+def test_the_largest_build_that_is_taken_keeps_its_profiles_once(api):
+    digest = api.upload(b"five hundred inputs")
+    sent = request(digest, profiles=ranges(512), precisions=["fp16", "bf16"], targets=AMPERE)
+    size = (api.settings.home / "farm.db").stat().st_size
+    with api.staying_well():
+        answer = api.http.post("/v1/builds", json=sent)
+    assert answer.status_code == 202, answer.text
+    database = Database(api.settings.database)
+    with database.read() as session:
+        jobs = session.scalars(select(Job)).all()
+        assert len(jobs) > 100
+        assert max(len(json.dumps(job.recipe)) for job in jobs) < 5000
+        assert session.scalar(select(func.count()).select_from(SharedParameter)) == 1
+    database.dispose()
+    assert (api.settings.home / "farm.db").stat().st_size - size < 10 * 2**20
+
+
+@pytest.mark.parametrize("place", SMALL_FIELDS)
+def test_a_model_of_the_smallest_fields_is_looked_at_once_and_not_for_long(api, place):
+    digest = api.upload(SMALL_FIELDS[place])
+    sent = request(digest, targets=["tensorrt:t4"], precisions=["fp32"])
+    took = []
+    with api.staying_well():
+        for _ in range(3):
+            began = time.monotonic()
+            assert api.http.post("/v1/builds", json=sent).status_code in (202, 422)
+            took.append(time.monotonic() - began)
+    # The first has looked; another that knows nothing of it takes as long as these.
+    other = request(api.upload(b"another model"), targets=["tensorrt:t4"], precisions=["fp32"])
+    began = time.monotonic()
+    api.http.post("/v1/builds", json=other)
+    assert min(took[1:]) < 0.5 + 5 * (time.monotonic() - began)
+
+
+def test_a_refusal_is_remembered(api, monkeypatch):
+    pickle = api.upload(b"\x80\x04 a pickle")
+    sent = request(pickle, targets=["tensorrt:t4"], precisions=["fp32"])
+    first, second = (api.http.post("/v1/builds", json=sent) for _ in range(2))
+    assert first.status_code == second.status_code == 422
+    assert first.json() == second.json()
+
+
+def test_three_hundred_megabytes_of_json_are_refused_unread(api):
+    with api.staying_well(), api.connect() as raw:
+        raw.sendall(
+            b"POST /v1/builds HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 314572800\r\n\r\n["
+        )
+        assert raw.recv(65536).startswith(b"HTTP/1.1 413 ")
+
+
+def test_json_that_says_no_length_is_read_up_to_the_limit_and_no_further(api):
+    with api.staying_well(), api.connect() as raw:
+        raw.sendall(
+            b"POST /v1/builds HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
+        piece = b"10000\r\n" + b"[" * 0x10000 + b"\r\n"
+        sent = 0
+        try:
+            while sent < 300 * 2**20:
+                raw.sendall(piece)
+                sent += 0x10000
+        except OSError:
+            pass  # it hung up
+        assert sent < 50 * 2**20
+
+
+@pytest.mark.parametrize("nested", ["[" * 400_000, '{"a":' * 150_000, "[" * 150 + "]" * 150])
+def test_json_that_is_nested_deep_is_refused(api, nested):
+    with api.staying_well():
+        headers = {"Content-Type": "application/json"}
+        deep = api.http.post("/v1/builds", content=nested, headers=headers)
+        within = json.dumps(request("sha256:" + "0" * 64)).replace('"onnx"', nested, 1)
+        inner = api.http.post("/v1/builds", content=within, headers=headers)
+    assert (deep.status_code, inner.status_code) == (422, 422)
+
+
+def test_a_database_that_others_write_to_is_told_within_two_seconds(api):
+    digest = api.upload(b"while others write")
+    holder = sqlite3.connect(api.settings.home / "farm.db", isolation_level=None)
+    try:
+        holder.execute("BEGIN IMMEDIATE")
+        sent = request(digest, targets=["tensorrt:t4"], precisions=["fp32"])
+
+        def post(_n: int) -> tuple[float, httpx.Response]:
+            began = time.monotonic()
+            answer = httpx.post(f"{api.url}/v1/builds", json=sent, timeout=60)
+            return time.monotonic() - began, answer
+
+        with api.staying_well(), ThreadPoolExecutor(40) as pool:
+            answers = list(pool.map(post, range(40)))
+            alone = post(0)
+        assert api.http.get("/v1/builds").status_code == 200
+    finally:
+        holder.rollback()
+        holder.close()
+    assert {answer.status_code for _, answer in [*answers, alone]} == {503}
+    assert all(answer.headers["Retry-After"] for _, answer in answers)
+    assert alone[0] < 2.0 + 10 * api.health_s()
+    assert api.http.post("/v1/builds", json=sent).status_code == 202
+
+
+def test_a_large_blob_is_not_read_to_find_that_it_is_no_plugin(api):
+    large = api.upload(b"\x7fELF" + bytes(8 * 2**20))
+    asked = {"digest": large, "name": "libfoo.so", "signature": "x"}
+    with api.staying_well():
+        answer = api.http.post("/v1/plugins", json=asked)
+    assert answer.status_code == 422
+    assert "FARM_MAX_PLUGIN_BYTES" in answer.json()["hint"]
+
+
+def test_an_upload_that_stops_is_ended_and_leaves_nothing(api):
+    before = sorted(api.settings.store_dir.rglob("*"))
+    with api.staying_well(), api.connect() as raw:
+        raw.sendall(
+            b"POST /v1/blobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc"
+        )
+        assert raw.recv(65536).startswith(b"HTTP/1.1 408 ")
+    assert sorted(api.settings.store_dir.rglob("*")) == before
+
+
+def test_uploads_that_stop_keep_nobody_from_asking_and_make_room_again(api):
+    def begin() -> socket.socket:
+        raw = api.connect()
+        raw.sendall(
+            b"POST /v1/blobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc"
+        )
+        return raw
+
+    idle = [begin() for _ in range(100)]
+    try:
+        with api.staying_well():
+            answers = [raw.recv(65536).split(b"\r\n")[0] for raw in idle]
+    finally:
+        for raw in idle:
+            raw.close()
+    assert answers.count(b"HTTP/1.1 408 Request Timeout") == 4
+    assert answers.count(b"HTTP/1.1 503 Service Unavailable") == 96
+    api.upload(b"there is room again")
+
+
+def test_connections_that_send_no_request_keep_nobody_from_asking(api):
+    silent = [api.connect() for _ in range(600)]
+    try:
+        with api.staying_well():
+            for raw in silent:
+                raw.sendall(b"GET /healthz HTTP/1.1\r\nHost: loc")
+            assert api.http.get("/v1/models").status_code == 200
+    finally:
+        for raw in silent:
+            raw.close()
+
+
+def test_a_thousand_readers_of_events_are_served_or_asked_to_wait(api):
+    digest = api.upload(b"followed")
+    build = api.http.post("/v1/builds", json=request(digest, targets=["tensorrt:t4"])).json()
+    path = f"/v1/builds/{build['id']}/events"
+    readers = [api.connect() for _ in range(1000)]
+    try:
+        with api.staying_well():
+            for raw in readers:
+                raw.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            first = [raw.recv(1 << 16) for raw in readers]
+            served = [
+                raw for raw, told in zip(readers, first, strict=True) if b" 200 " in told[:15]
+            ]
+            asked = [told for told in first if told.startswith(b"HTTP/1.1 503 ")]
+            assert len(served) == 200
+            assert len(asked) == 800
+            assert all(b"retry-after:" in told.lower() for told in asked)
+            assert api.http.post(f"/v1/builds/{build['id']}/cancel").status_code == 200
+            for raw in served:
+                told = b""
+                while b'"state":"cancelled"' not in told:
+                    piece = raw.recv(1 << 16)
+                    assert piece, told
+                    told += piece
+    finally:
+        for raw in readers:
+            raw.close()
+    assert api.http.get(path).text.count("event: build") >= 2
+
+
+def test_a_resumed_reader_is_told_all_that_the_first_was_and_nothing_twice(api):
+    digest = api.upload(b"resumed")
+    build = api.http.post("/v1/builds", json=request(digest, targets=["tensorrt:t4"])).json()["id"]
+    numbers: list[int] = []
+    started = threading.Event()
+
+    def follow() -> None:
+        with httpx.stream("GET", f"{api.url}/v1/builds/{build}/events", timeout=60) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("id: "):
+                    numbers.append(int(line[4:]))
+                    started.set()
+
+    reader = threading.Thread(target=follow)
+    reader.start()
+    assert started.wait(30)
+    database = Database(api.settings.database)
+    with database.read() as session:
+        job = session.scalars(select(Job).order_by(Job.id.desc())).first()
+    for n in range(1200):  # more than are kept for those who follow
+        with database.write() as session:
+            session.add(Event(job_id=job.id, kind="log", data={"text": f"{n}\n"}))
+    api.http.post(f"/v1/builds/{build}/cancel")
+    reader.join(60)
+    assert not reader.is_alive()
+    assert len(numbers) > 1200
+    assert numbers == sorted(set(numbers))
+    headers = {"Last-Event-ID": str(numbers[700])}
+    rest = api.http.get(f"/v1/builds/{build}/events", headers=headers).text
+    assert [int(line[4:]) for line in rest.splitlines() if line.startswith("id: ")] == numbers[701:]
+    with database.read() as session:
+        assert session.get(Build, build).state == "cancelled"
+    database.dispose()
+
+
+def test_many_at_once_are_served_or_asked_to_come_again(tmp_path):
+    with live_api(tmp_path / "busy") as api:
+        digest = api.upload(b"many at once")
+        bodies = [
+            json.dumps(request(digest, profiles=ranges(500), model=f"m{n}")).encode()
+            for n in range(16)
+        ]
+
+        def post(n: int) -> int:
+            answer = httpx.post(
+                f"{api.url}/v1/builds", content=bodies[n], headers=JSON, timeout=120
+            )
+            return answer.status_code
+
+        with api.staying_well(), ThreadPoolExecutor(16) as pool:
+            statuses = list(pool.map(post, range(16)))
+        assert set(statuses) <= {202, 503}
+        assert 202 in statuses
+
+
+assert LiveApi
