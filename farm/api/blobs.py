@@ -43,6 +43,7 @@ async def upload(
         Header(
             description="RFC 9530; verified, and nothing is kept on a mismatch",
             examples=["sha-256=:RBNvo1WzZ4oRRq0W9+hknpT7T8If536DEMBg9hyq/4o=:"],
+            json_schema_extra={"pattern": "^sha-256=:[A-Za-z0-9+/]{43}=:$"},
         ),
     ] = None,
 ) -> Blob:
@@ -76,7 +77,12 @@ def _remember(farm: Services, stored: Stored) -> None:
         artifacts.remember(session, stored.digest, size=stored.bytes)
 
 
-@router.head("/{digest}", summary="Is this blob here?", responses=problems(404))
+@router.head(
+    "/{digest}",
+    summary="Is this blob here?",
+    response_class=Response,
+    responses=problems(404),
+)
 def head(digest: Annotated[str, Path(max_length=100)], farm: Farm) -> Response:
     """200 with its size as Content-Length, or 404: so that a client never uploads twice."""
     # Who asks counts on it from now on, so it is as young as if it had been uploaded.

@@ -59,7 +59,7 @@ def event_stream(shape: type[BaseModel]) -> dict[str, Any]:
     }
     text = {"type": "string"}
     event = {"type": "object", "properties": {"id": text, "event": text, "data": data}}
-    content = {"text/event-stream": {"schema": text, "itemSchema": event}}
+    content = {"text/event-stream": {"itemSchema": event}}
     return {"description": "server-sent events", "content": content}
 
 
@@ -108,6 +108,8 @@ def _document(app: FastAPI) -> dict[str, Any]:
 def _complete(method: str, operation: dict[str, Any]) -> None:
     """Add what the door answers, and problems where FastAPI documents its own errors."""
     responses = operation["responses"]
+    for parameter in operation.get("parameters", ()):
+        parameter["schema"] = _without_null(parameter["schema"])
     statuses = set(_OF_ALL)
     if method in ("post", "put", "patch", "delete"):
         statuses |= set(_OF_BODIES)
@@ -117,6 +119,14 @@ def _complete(method: str, operation: dict[str, Any]) -> None:
     for status in statuses:
         responses.setdefault(str(status), problem_response(status))
     operation["responses"] = dict(sorted(responses.items()))
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A parameter's schema: one that may be left out can't be sent as null."""
+    kinds = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+    if len(kinds) != 1:
+        return schema
+    return {**kinds[0], **{name: value for name, value in schema.items() if name != "anyOf"}}
 
 
 def _schemas(
