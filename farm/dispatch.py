@@ -195,20 +195,3 @@ def _messages(connection: Connection, queue: str) -> int:
             return int(channel.queue_declare(queue, passive=True).message_count)
         except connection.channel_errors:
             return 0  # nobody has made the queue yet
-
-
-def run_flower(host: str = "127.0.0.1", port: int = 5555) -> None:
-    """Run Flower, to look at and not to touch: tasks sent from it would bypass the database."""
-    import os
-
-    os.environ.setdefault("FLOWER_UNAUTHENTICATED_API", "true")
-    create_celery(Settings()).start(
-        [
-            "flower",
-            f"--address={host}",
-            f"--port={port}",
-            "--read_only=true",
-            f"--tasks_columns={COLUMNS}",
-            "--inspect_timeout=3000",
-        ]
-    )

@@ -109,11 +109,11 @@ def flower(
     as_json: Json = False,
 ) -> None:
     """Run Flower alone, to watch the workers in a browser."""
-    from farm.dispatch import run_flower
+    from farm.local.flower import run
 
     if as_json:
         _announce(flower=f"http://{host}:{port}")
-    run_flower(host, port)
+    run(host, port)
 
 
 def upgrade(as_json: Json = False) -> None:

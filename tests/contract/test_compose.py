@@ -152,9 +152,18 @@ def test_migrations_run_once():
 
 def test_no_password_has_a_default():
     for variable, rest in re.findall(r"\$\{(\w+)([^}]*)\}", TEXT):
-        assert rest.startswith(":?"), f"{variable} must be refused when it is empty"
-        assert len(rest) > 2, f"{variable}: say where to set it"
+        if variable.endswith("_PASSWORD"):
+            assert rest.startswith(":?"), f"{variable} must be refused when it is empty"
+            assert len(rest) > 2, f"{variable}: say where to set it"
     assert not re.search(r"\$\w", re.sub(r"\$\$|\$\{[^}]*\}", "", TEXT))
+
+
+def test_the_api_and_flower_are_reached_by_their_services_names_and_by_those_of_the_setting():
+    for given, hosts in (("", {"api", "flower"}), ("a.lan,*.b", {"api", "flower", "a.lan", "*.b"})):
+        text = TEXT.replace("${FARM_HOSTS:-}", given)
+        for service in ("api", "flower"):
+            environment = yaml.safe_load(text)["services"][service]["environment"]
+            assert set(Settings(hosts=environment["FARM_HOSTS"]).hosts) == hosts
 
 
 def test_every_variable_stands_empty_in_the_example():

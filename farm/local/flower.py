@@ -1,0 +1,83 @@
+"""Flower, to look at and not to touch, for the farm's users and for no other page."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import flower.app
+import flower.command
+import flower.views
+from tornado.httputil import HTTPServerRequest
+from tornado.web import RequestHandler
+
+from farm.dispatch import COLUMNS, create_celery
+from farm.errors import FarmError
+from farm.settings import Settings
+from farm.trust.hosts import Hosts
+
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "frame-ancestors 'none'; base-uri 'self'; form-action 'self'",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def run(host: str = "127.0.0.1", port: int = 5555) -> None:
+    """Run Flower: tasks sent from it would bypass the database, so it is read-only."""
+    settings = Settings()
+    # Its own API answers without a login only with this, which also lets every page read it: hence below.
+    os.environ.setdefault("FLOWER_UNAUTHENTICATED_API", "true")
+    flower.views.BaseHandler.set_default_headers = _set_headers
+    flower.command.Flower = _behind(Hosts(settings.hosts))
+    create_celery(settings).start(
+        [
+            "flower",
+            f"--address={host}",
+            f"--port={port}",
+            "--read_only=true",
+            f"--tasks_columns={COLUMNS}",
+            "--inspect_timeout=3000",
+        ]
+    )
+
+
+def _set_headers(handler: RequestHandler) -> None:
+    """As Flower's, without `Access-Control-Allow-Origin: *`."""
+    for name, value in _HEADERS.items():
+        handler.set_header(name, value)
+
+
+def _behind(hosts: Hosts) -> type[Any]:
+    """Flower's application with the door of the API before it."""
+
+    class Guarded(flower.app.Flower):  # type: ignore[misc]
+        def find_handler(self, request: HTTPServerRequest, **options: Any) -> Any:
+            sent = {name.lower(): request.headers.get_list(name) for name in request.headers}
+            try:
+                hosts.check(request.method or "", sent)
+            except FarmError as err:
+                return self.get_handler_delegate(request, _Refused, {"err": err})
+            return super().find_handler(request, **options)
+
+    return Guarded
+
+
+class _Refused(RequestHandler):
+    """Any request that the door refuses."""
+
+    def initialize(self, err: FarmError) -> None:
+        self._err = err
+
+    def set_default_headers(self) -> None:
+        _set_headers(self)
+
+    def check_xsrf_cookie(self) -> None:
+        """It changes nothing."""
+
+    def prepare(self) -> None:
+        self.set_status(self._err.status)
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.finish(f"{self._err.detail}\n{self._err.hint or ''}\n")
