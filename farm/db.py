@@ -130,12 +130,8 @@ class Database:
     def _postgres(self, pool_size: int) -> Engine:
         # A network that swallows packets is noticed within seconds: a worker must know by then that it
         # can't keep its lease.
-        limits = {
-            "connect_timeout": 5,
-            "tcp_user_timeout": 10_000,
-            "options": f"-c lock_timeout={int(self._patience_s * 1000)}",
-        }
-        return create_engine(
+        limits = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
+        engine = create_engine(
             self.url,
             pool_size=pool_size,
             max_overflow=20,
@@ -143,6 +139,15 @@ class Database:
             pool_timeout=self._patience_s,
             connect_args=limits,
         )
+
+        @event.listens_for(engine, "connect")
+        def _patience(connection: Any, _record: object) -> None:
+            # Not in the connection's options, which a pooler between may not know.
+            with connection.cursor() as cursor:
+                cursor.execute(f"SET lock_timeout = {int(self._patience_s * 1000)}")
+            connection.commit()
+
+        return engine
 
     @contextmanager
     def read(self) -> Iterator[Session]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 
 from fastapi import FastAPI
@@ -13,14 +14,23 @@ from farm.settings import Settings
 
 _PARENT = "FARM_PARENT_PID"
 _STOP_S = 5
+#: Open at once, idle ones too: while there are so many the API hears no other.
+_CONNECTIONS = 4096
+_OTHER_FILES = 256  #: of the database, the broker, blobs, the program itself
+#: For a request's first lines, and for a connection without one.
+_HEADERS_MS = 15_000
+_HEADERS_BYTES = 2**16
 
 
 def serve(host: str = "127.0.0.1", port: int = 8000) -> None:
     """Serve the API until SIGTERM or SIGINT."""
     from granian import Granian
-    from granian.constants import Interfaces
+    from granian.constants import HTTPModes, Interfaces
+    from granian.http import HTTP1Settings
 
     os.environ[_PARENT] = str(os.getpid())
+    files = _allow_files(_CONNECTIONS + _OTHER_FILES)
+    connections = max(files // 2, min(_CONNECTIONS, files - _OTHER_FILES))
     Granian(
         "farm.api.server:app",
         factory=True,
@@ -28,9 +38,25 @@ def serve(host: str = "127.0.0.1", port: int = 8000) -> None:
         port=port,
         interface=Interfaces.ASGI,
         websockets=False,
+        backlog=connections,
+        backpressure=connections,
+        # Told by itself: until a connection has said which HTTP it speaks it would have no time limit.
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(
+            header_read_timeout=_HEADERS_MS, max_buffer_size=_HEADERS_BYTES
+        ),
         log_access=False,
         workers_kill_timeout=_STOP_S,
     ).serve()
+
+
+def _allow_files(wanted: int) -> int:
+    """Raise this process' limit of open files as far as it may; return how many of them there are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most
 
 
 def app() -> FastAPI:

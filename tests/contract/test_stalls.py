@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 import sqlite3
 import threading
@@ -29,6 +30,18 @@ TARGETS = [
 
 JSON = {"Content-Type": "application/json"}
 AMPERE = [target for target in TARGETS if not target.endswith(":t4")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _many_connections():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 3000
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip(f"needs {wanted} open files, and may have {hard}")
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture(scope="module")
@@ -233,13 +246,15 @@ def test_uploads_that_stop_keep_nobody_from_asking_and_make_room_again(api):
     api.upload(b"there is room again")
 
 
-def test_connections_that_send_no_request_keep_nobody_from_asking(api):
-    silent = [api.connect() for _ in range(600)]
+def test_connections_that_send_no_request_keep_nobody_from_asking_and_are_ended(api):
+    silent = [api.connect() for _ in range(1500)]
     try:
         with api.staying_well():
-            for raw in silent:
+            for raw in silent[::2]:
                 raw.sendall(b"GET /healthz HTTP/1.1\r\nHost: loc")
             assert api.http.get("/v1/models").status_code == 200
+        assert silent[1].recv(100) == b""
+        assert b" 200 " not in silent[0].recv(100)
     finally:
         for raw in silent:
             raw.close()
