@@ -217,6 +217,7 @@ def test_a_large_blob_is_not_read_to_find_that_it_is_no_plugin(api):
 
 
 def test_an_upload_that_stops_is_ended_and_leaves_nothing(api):
+    api.upload(b"makes the folders")
     before = sorted(api.settings.store_dir.rglob("*"))
     with api.staying_well(), api.connect() as raw:
         raw.sendall(
