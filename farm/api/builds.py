@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import Field, StringConstraints
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from farm import builds, views
 from farm.api.documents import event_stream, json_body
-from farm.api.services import Body, BuildId, Cursor, Farm, Limit, Services, parsed, problems
+from farm.api.services import Body, BuildId, Cursor, Farm, Limit, Services, answer, parsed, problems
 from farm.builds import Submitted
 from farm.errors import Conflict
 from farm.explain import explain
@@ -50,7 +50,7 @@ def submit(
     client = farm_client or (peer.client.host if peer.client else "")
     with farm.one_of(farm.planning, "other builds are being planned"):
         view = _submit(farm, parsed(BuildRequest, body), client, idempotency_key)
-    return _answer(view, status=202, headers={"Location": f"/v1/builds/{view.id}"})
+    return answer(view, status=202, headers={"Location": f"/v1/builds/{view.id}"})
 
 
 def _submit(
@@ -72,14 +72,6 @@ def _submit(
             most_jobs=farm.settings.max_build_jobs,
         ),
     )
-
-
-def _answer(
-    view: BaseModel, *, status: int = 200, headers: Mapping[str, str] | None = None
-) -> Response:
-    """A view as JSON, written in the call's own thread: FastAPI would write it on the event loop, after
-    checking it field by field."""
-    return Response(view.model_dump_json(), status, headers, media_type="application/json")
 
 
 def _unit(farm: Services, work: Callable[[Session], Submitted]) -> BuildView:
@@ -116,7 +108,7 @@ def list_builds(
         items = views.builds(session, model=model, state=state, before=cursor, limit=limit + 1)
     more = len(items) > limit
     cursor = items[limit - 1].id if more else None
-    return _answer(BuildPage(items=items[:limit], cursor=cursor))
+    return answer(BuildPage(items=items[:limit], cursor=cursor))
 
 
 @router.get(
@@ -125,7 +117,7 @@ def list_builds(
 def show(build_id: BuildId, farm: Farm) -> Response:
     """State, jobs, engines and errors of a build."""
     with farm.db.read() as session:
-        return _answer(views.build(session, build_id, farm.fleet(session)))
+        return answer(views.build(session, build_id, farm.fleet(session)))
 
 
 @router.get(
@@ -164,11 +156,19 @@ def logs(
         return views.log(session, build_id, job)
 
 
-@router.get("/{build_id}/explain", summary="Why did it run?", responses=problems(404))
-def why(build_id: BuildId, farm: Farm) -> Explanation:
+@router.get(
+    "/{build_id}/explain",
+    summary="Why did it run?",
+    response_model=Explanation,
+    responses=problems(404),
+)
+def why(build_id: BuildId, farm: Farm) -> Response:
     """Why each job ran or was reused, against the nearest earlier job."""
-    with farm.db.read() as session:
-        return explain(session, build_id)
+    with (
+        farm.one_of(farm.planning, "other builds are being planned or explained"),
+        farm.db.read() as session,
+    ):
+        return answer(explain(session, build_id))
 
 
 @router.post(
@@ -183,7 +183,7 @@ def cancel(build_id: BuildId, farm: Farm) -> Response:
         builds.cancel(session, build_id)
         session.flush()
         view = views.build(session, build_id, farm.fleet(session))
-    return _answer(view)
+    return answer(view)
 
 
 @router.post(
@@ -201,4 +201,4 @@ def retry(build_id: BuildId, farm: Farm) -> Response:
                 session, build_id, fleet=farm.fleet(session), runtimes=farm.settings.runtimes
             ),
         )
-    return _answer(view)
+    return answer(view)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from farm import registry, views
 from farm.api.files import BlobResponse
-from farm.api.services import Cursor, EngineId, Farm, GpuTag, Limit, ModelName, problems
+from farm.api.services import Cursor, EngineId, Farm, GpuTag, Limit, ModelName, answer, problems
 from farm.errors import TooLarge
 from farm.schemas import (
     EnginePage,
@@ -32,23 +32,31 @@ _MOST_REPORT_BYTES = 64 * 2**20  #: a hundred times what a model of ten thousand
 VersionNumber = Annotated[Annotated[int, Field(ge=1, le=2**31 - 1)] | None, Query()]
 
 
-@router.get("/models", summary="List models")
-def list_models(farm: Farm, limit: Limit = 50, cursor: Cursor = None) -> ModelPage:
+@router.get("/models", summary="List models", response_model=ModelPage)
+def list_models(farm: Farm, limit: Limit = 50, cursor: Cursor = None) -> Response:
     """Models by name."""
     with farm.db.read() as session:
         items = views.models(session, after=cursor, limit=limit + 1)
     more = len(items) > limit
-    return ModelPage(items=items[:limit], cursor=items[limit - 1].name if more else None)
+    cursor = items[limit - 1].name if more else None
+    return answer(ModelPage(items=items[:limit], cursor=cursor))
 
 
-@router.get("/models/{model}", summary="Show a model", responses=problems(404))
-def show_model(model: ModelName, farm: Farm) -> ModelDetail:
+@router.get(
+    "/models/{model}", summary="Show a model", response_model=ModelDetail, responses=problems(404)
+)
+def show_model(model: ModelName, farm: Farm) -> Response:
     """A model's versions, and its newest version's engines."""
     with farm.db.read() as session:
-        return views.model(session, model)
+        return answer(views.model(session, model))
 
 
-@router.get("/models/{model}/engines", summary="List engines", responses=problems(404))
+@router.get(
+    "/models/{model}/engines",
+    summary="List engines",
+    response_model=EnginePage,
+    responses=problems(404),
+)
 def list_engines(
     model: ModelName,
     farm: Farm,
@@ -59,7 +67,7 @@ def list_engines(
     prune: Pruned = None,
     limit: Limit = 50,
     cursor: Cursor = None,
-) -> EnginePage:
+) -> Response:
     """A model's engines, the newest first; each once, however often it was judged."""
     with farm.db.read() as session:
         items = registry.engines(
@@ -74,10 +82,13 @@ def list_engines(
             limit=limit + 1,
         )
     more = len(items) > limit
-    return EnginePage(items=items[:limit], cursor=items[limit - 1].id if more else None)
+    cursor = items[limit - 1].id if more else None
+    return answer(EnginePage(items=items[:limit], cursor=cursor))
 
 
-@router.get("/models/{model}/engines/{gpu}", summary="Pull", responses=problems(404))
+@router.get(
+    "/models/{model}/engines/{gpu}", summary="Pull", response_model=Match, responses=problems(404)
+)
 def match(
     model: ModelName,
     gpu: Annotated[GpuTag, Path()],
@@ -89,13 +100,13 @@ def match(
     doubtful: Annotated[
         bool, Query(description="take an engine that failed a gate, where there is no good one")
     ] = False,
-) -> Match:
+) -> Response:
     """The best engine for a GPU tag, and why; its bytes are at `/v1/engines/{id}/content`.
 
     A pruned one is answered only where it is asked for, or there is no other of its version.
     """
     with farm.db.read() as session:
-        return registry.match(
+        found = registry.match(
             session,
             model,
             gpu,
@@ -105,23 +116,33 @@ def match(
             prune=prune,
             doubtful=doubtful,
         )
-
-
-@router.get("/engines/{engine_id}", summary="Show an engine", responses=problems(404))
-def show_engine(engine_id: EngineId, farm: Farm) -> EngineView:
-    """A row of the registry."""
-    with farm.db.read() as session:
-        return registry.engine(session, engine_id)
+    return answer(found)
 
 
 @router.get(
-    "/engines/{engine_id}/manifest", summary="An engine's manifest", responses=problems(404)
+    "/engines/{engine_id}",
+    summary="Show an engine",
+    response_model=EngineView,
+    responses=problems(404),
 )
-def manifest(engine_id: EngineId, farm: Farm) -> Manifest:
+def show_engine(engine_id: EngineId, farm: Farm) -> Response:
+    """A row of the registry."""
+    with farm.db.read() as session:
+        return answer(registry.engine(session, engine_id))
+
+
+@router.get(
+    "/engines/{engine_id}/manifest",
+    summary="An engine's manifest",
+    response_model=Manifest,
+    responses=problems(404),
+)
+def manifest(engine_id: EngineId, farm: Farm) -> Response:
     """What the engine is and where it came from, to keep beside its bytes."""
     with farm.db.read() as session:
         engine = registry.engine(session, engine_id)
-        return Manifest(engine=engine, provenance=registry.provenance(session, engine_id))
+        provenance = registry.provenance(session, engine_id)
+    return answer(Manifest(engine=engine, provenance=provenance))
 
 
 @router.get(
@@ -140,8 +161,7 @@ def layers(engine_id: EngineId, farm: Farm) -> Response:
             f"the layer report has {path.stat().st_size} bytes",
             hint=f"it is the blob {digest} in the artifact store",
         )
-    report = LayerReport.model_validate_json(path.read_bytes())
-    return Response(report.model_dump_json(), media_type="application/json")
+    return answer(LayerReport.model_validate_json(path.read_bytes()))
 
 
 @router.head("/engines/{engine_id}/content", include_in_schema=False)
