@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar
 
 import anyio
 from anyio import CapacityLimiter, to_thread
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from sqlalchemy.orm import Session
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -34,8 +35,13 @@ _AWAY_S = 1.0  #: before a database that was away is asked again
 _PING_S = 15.0
 #: A client that takes nothing for so long has gone.
 _STALLED_S = 60.0
-#: Events of one build that are kept for those who follow it.
-_RECENT = 500
+#: Of the events of one build that are kept for those who follow it.
+_RECENT_BYTES = 2**20
+#: Of what is read from the database at once, and sent in one piece.
+_PAGE, _PAGE_BYTES = 100, 2**19
+#: For one connection. The server keeps what a client doesn't take, and doesn't say so: the client comes again
+#: for the rest, from the event that it saw last.
+_MOST_BYTES = 2 * 2**20
 #: Clients that read from the database side by side.
 _READERS = 4
 
@@ -45,7 +51,8 @@ class _Feed:
 
     def __init__(self, floor: int) -> None:
         self.followers = 0
-        self.recent: deque[tuple[int, bytes]] = deque(maxlen=_RECENT)
+        self.recent: deque[tuple[int, bytes]] = deque()
+        self._recent_bytes = 0
         self.start = floor
         self.floor = floor  #: past which ``recent`` has everything
         self.end: int | None = None  #: the event by which the build has ended
@@ -55,9 +62,11 @@ class _Feed:
         self.changed = asyncio.Event()
 
     def add(self, event: Event, rendered: bytes) -> None:
-        if len(self.recent) == self.recent.maxlen:
-            self.floor = self.recent[0][0]
         self.recent.append((event.id, rendered))
+        self._recent_bytes += len(rendered)
+        while self._recent_bytes > _RECENT_BYTES:
+            self.floor, dropped = self.recent.popleft()
+            self._recent_bytes -= len(dropped)
 
     def since(self, last: int) -> list[tuple[int, bytes]]:
         found: list[tuple[int, bytes]] = []
@@ -121,8 +130,7 @@ class _Hub:
 
     async def history(self, build_id: str, last: int, upto: int) -> list[tuple[int, bytes]]:
         """Some of what happened to a build past ``last``, up to a feed's floor."""
-        was = await self._run(events.history, build_id, last, upto)
-        return [(event.id, _rendered(event)) for event in was]
+        return await self._run(_history, build_id, last, upto)
 
     async def _run(self, look: Callable[..., T], *values: object) -> T:
         def within() -> T:
@@ -134,7 +142,7 @@ class _Hub:
     async def _poll(self) -> None:
         while self._feeds:
             try:
-                news = await self._run(events.news, frozenset(self._feeds), self._upto)
+                news, rendered = await self._run(_news, frozenset(self._feeds), self._upto)
             except Unavailable as err:
                 log.warning("%s; those who follow builds wait", err.detail)
                 await anyio.sleep(_AWAY_S)
@@ -144,20 +152,19 @@ class _Hub:
                 log.exception("following builds has a bug here")
                 await anyio.sleep(_AWAY_S)
                 continue
-            self._publish(news)
-            if len(news.builds) < events.PAGE:
+            self._publish(news, rendered)
+            if len(news.builds) < _PAGE:
                 await anyio.sleep(_POLL_S)
 
-    def _publish(self, news: News) -> None:
+    def _publish(self, news: News, rendered: Sequence[bytes]) -> None:
         self._upto = news.upto
         woken: set[str] = set()
-        for event in news.events:
-            rendered = _rendered(event)
+        for event, text in zip(news.events, rendered, strict=True):
             for build_id in news.builds[event.id]:
                 feed = self._feeds.get(build_id)
                 if feed is None or event.id <= feed.start:
                     continue
-                feed.add(event, rendered)
+                feed.add(event, text)
                 woken.add(build_id)
                 if event.build == build_id and event.kind == "build":
                     feed.heard = True
@@ -211,6 +218,7 @@ class EventStream(Response):
             self._hub.leave(self._build_id, self._feed)
 
     async def _send_all(self, send: Send) -> None:
+        sent = 0
         try:
             async for piece in self._pieces():
                 with anyio.move_on_after(_STALLED_S) as stalled:
@@ -218,6 +226,9 @@ class EventStream(Response):
                 if stalled.cancelled_caught:
                     log.info("a client that follows %s takes nothing any more", self._build_id)
                     return
+                sent += len(piece)
+                if sent > _MOST_BYTES:
+                    break
         except Unavailable as err:
             # The client sees that the build hasn't ended, and comes again.
             log.warning("%s; a stream of %s ends", err.detail, self._build_id)
@@ -248,6 +259,22 @@ async def _until_gone(receive: Receive, scope: anyio.CancelScope) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     scope.cancel()
+
+
+def _history(session: Session, build_id: str, last: int, upto: int) -> list[tuple[int, bytes]]:
+    found: list[tuple[int, bytes]] = []
+    size = 0
+    for event in events.history(session, build_id, last, upto, limit=_PAGE):
+        found.append((event.id, _rendered(event)))
+        size += len(found[-1][1])
+        if size > _PAGE_BYTES:
+            break
+    return found
+
+
+def _news(session: Session, builds: frozenset[str], after: int) -> tuple[News, list[bytes]]:
+    news = events.news(session, builds, after, limit=_PAGE)
+    return news, [_rendered(event) for event in news.events]
 
 
 def _rendered(event: Event) -> bytes:

@@ -31,20 +31,29 @@ def follow(http: Http, build_id: str, *, after: int = 0) -> Iterator[Event]:
     losses = 0
     while True:
         error: Unavailable | None = None
+        last: Event | None = None
         try:
             for event in _connection(http, build_id, after):
-                after, losses = event.id, 0
+                after, losses, last = event.id, 0, event
                 yield event
-            if _has_ended(http, build_id):
+            # The server ends a long stream before the build's end: there is more of it.
+            if _is_the_end(last) and _has_ended(http, build_id):
                 return
         except httpx.TransportError as err:
             error = http.unreachable(err)
         except Unavailable as err:
             error = err
+        if last is not None and error is None:
+            continue  # at once: it isn't lost, and goes on
         losses += 1
         if losses >= _LOSSES:
             raise error or Unavailable(f"the event stream of build {build_id} keeps ending")
         http.pause(losses)
+
+
+def _is_the_end(last: Event | None) -> bool:
+    """Whether nothing, or a build's end, was the last of a connection."""
+    return last is None or (last.kind == "build" and last.state in BUILD_ENDED)
 
 
 def _connection(http: Http, build_id: str, after: int) -> Iterator[Event]:

@@ -14,9 +14,10 @@ import httpx
 import pytest
 from sqlalchemy import func, select
 
+from farm.client import Farm
 from farm.db import Database
 from farm.models import Build, Event, Job, SharedParameter
-from tests.contract.live_api import LiveApi, live_api
+from tests.contract.live_api import live_api
 
 pytestmark = pytest.mark.xdist_group("live-api")
 
@@ -326,6 +327,38 @@ def test_a_resumed_reader_is_told_all_that_the_first_was_and_nothing_twice(api):
     database.dispose()
 
 
+def test_readers_that_read_nothing_are_kept_little_for_and_others_are_told_all(api):
+    digest = api.upload(b"a long log")
+    build = api.http.post("/v1/builds", json=request(digest, targets=["tensorrt:t4"])).json()["id"]
+    database = Database(api.settings.database)
+    with database.read() as session:
+        job = session.scalars(select(Job).order_by(Job.id.desc())).first()
+    for _ in range(20):
+        with database.write() as session:
+            text = "x" * 60_000
+            session.add_all(
+                Event(job_id=job.id, kind="log", data={"text": text}) for _ in range(10)
+            )
+    database.dispose()
+    api.http.post(f"/v1/builds/{build}/cancel")
+    deaf = [api.connect() for _ in range(50)]
+    try:
+        before = api.memory_bytes()
+        with api.staying_well():
+            for raw in deaf:
+                raw.sendall(
+                    f"GET /v1/builds/{build}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+                )
+            with Farm(api.url) as farm:
+                told = list(farm.build(build).events())
+        assert sum(event.kind == "log" for event in told) == 200
+        assert "cancelled" in {event.state for event in told if event.kind == "build"}
+        assert api.memory_bytes() - before < 50 * 4 * 2**20 + 100 * 2**20
+    finally:
+        for raw in deaf:
+            raw.close()
+
+
 def test_many_at_once_are_served_or_asked_to_come_again(tmp_path):
     with live_api(tmp_path / "busy") as api:
         digest = api.upload(b"many at once")
@@ -344,6 +377,3 @@ def test_many_at_once_are_served_or_asked_to_come_again(tmp_path):
             statuses = list(pool.map(post, range(16)))
         assert set(statuses) <= {202, 503}
         assert 202 in statuses
-
-
-assert LiveApi
