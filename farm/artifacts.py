@@ -24,14 +24,18 @@ _ROWS = 1000  #: read at once
 
 def remember(session: Session, digest: str, *, size: int) -> None:
     """Note that a blob is in the store, as of now."""
-    values = {"digest": digest, "bytes": size, "created_at": now()}
+    values = {"digest": digest, "bytes": size, "created_at": now(), "lost_at": None}
     session.connection().execute(_REMEMBER[session.get_bind().dialect.name], values)
 
 
 def _upsert(statement: postgresql.Insert | sqlite.Insert) -> Any:
     # An update rather than nothing: it waits for a `forget` that is about to delete the row, and
     # puts it there again.
-    young = {"created_at": statement.excluded.created_at}
+    young = {
+        "created_at": statement.excluded.created_at,
+        "bytes": statement.excluded.bytes,
+        "lost_at": statement.excluded.lost_at,
+    }
     return statement.on_conflict_do_update(index_elements=["digest"], set_=young)
 
 
@@ -42,13 +46,18 @@ _REMEMBER = {
 
 
 def renew(session: Session, digest: str) -> int | None:
-    """Make a blob young, since somebody counts on it; return its bytes, or None if it isn't known."""
+    """Make a blob young, since somebody counts on it; return its bytes, or None if it isn't there."""
     return session.scalar(
         update(Artifact)
-        .where(Artifact.digest == digest)
+        .where(Artifact.digest == digest, Artifact.lost_at.is_(None))
         .values(created_at=now())
         .returning(Artifact.bytes)
     )
+
+
+def lose(session: Session, digest: str) -> None:
+    """Take the promise back that a blob is there: it was damaged."""
+    session.execute(update(Artifact).where(Artifact.digest == digest).values(lost_at=now()))
 
 
 def referred(session: Session, *, since: datetime | None = None) -> set[str]:

@@ -39,7 +39,7 @@ _LARGE = {"recipe", "toolchain", "outputs"}
 # The statements of every submission are made once: making them is a good part of what they cost.
 _BLOBS = (
     select(Artifact.digest)
-    .where(Artifact.digest.in_(bindparam("digests", expanding=True)))
+    .where(Artifact.digest.in_(bindparam("digests", expanding=True)), Artifact.lost_at.is_(None))
     # Shared with other submissions, and kept from garbage collection until this one is committed.
     .with_for_update(key_share=True, read=True)
 )
@@ -317,16 +317,12 @@ def _gates(build: Build) -> GateSet:
     return GateSet.model_validate(build.gates or {})
 
 
-def _check_blobs(session: Session, request: BuildRequest, *, source_is_here: bool) -> None:
-    digests = {}
-    if not source_is_here:
-        digests["source"] = request.source.digest
+def _check_blobs(session: Session, request: BuildRequest) -> None:
+    digests = {"source": request.source.digest}
     if request.calibration:
         digests["calibration"] = request.calibration.digest
     if request.evaluation:
         digests["evaluation"] = request.evaluation.digest
-    if not digests:
-        return
     there = set(session.connection().scalars(_BLOBS, {"digests": list(digests.values())}))
     for role, digest in digests.items():
         if digest not in there:
@@ -353,8 +349,7 @@ def _version(session: Session, request: BuildRequest) -> tuple[int, int]:
         .one_or_none()
     )
     is_known = found is not None and found[1] is not None
-    # A version's source is kept for as long as the version.
-    _check_blobs(session, request, source_is_here=is_known)
+    _check_blobs(session, request)
     if found is not None and is_known:
         return found[1], found[2]
     model_id = found[0] if found is not None else _new_model(session, request.model)

@@ -199,6 +199,16 @@ class WrongContentType(Rejected):
     status = 415
 
 
+class BlobDamaged(FarmError):
+    """What the store holds aren't the bytes that their digest names; they were set aside."""
+
+    status = 503
+    default_hint = (
+        "`farm retry` of the build makes it again; if it was uploaded, submit it again first: that heals it. "
+        "And look at the disk: farm scrub"
+    )
+
+
 class StageFailed(FarmError):
     """A stage of the build failed."""
 

@@ -92,6 +92,7 @@ class Artifact(Base):
     digest: Mapped[str] = mapped_column(String(71), primary_key=True)
     bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
+    lost_at: Mapped[datetime | None] = mapped_column(Instant)  #: found damaged, and not put since
 
 
 class Build(Base):

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Select, String, and_, bindparam, cast, fun
 from sqlalchemy.orm import Session, aliased
 
 from farm import gpu_tags, judgements, keys, latencies, parameters, ranking
-from farm.errors import NotFound
+from farm.errors import BlobDamaged, NotFound
 from farm.models import Artifact, Build, EngineRow, Job, Model, Version, Wanted, new_id
 from farm.schemas import Comparison, EngineView, Match
 from farm.specs import CALIBRATED, QUANTIZED, Precision, Prune, Target
@@ -381,8 +381,14 @@ def _engines(
     version: int | None = None,
     prune: str | None = None,
     before: str | None = None,
+    only_whole: bool = False,
     limit: int,
 ) -> list[EngineView]:
+    """Engines, the newest first.
+
+    Parameters:
+        only_whole: leave out those whose bytes the store has lost.
+    """
     model_id(session, model)
     statement = (
         select(EngineRow.id, EngineRow.version_id, _SAME.label("same"))
@@ -409,7 +415,10 @@ def _engines(
         groups = groups.having(first < _published(session, before))
     page = groups.order_by(first.desc()).limit(limit).subquery()
     same = and_(page.c.version_id == EngineRow.version_id, page.c.same == _SAME)
-    return _grouped(session.execute(_rows().join(page, same)))
+    rows = _rows().join(page, same)
+    if only_whole:
+        rows = rows.where(Artifact.lost_at.is_(None))
+    return _grouped(session.execute(rows))
 
 
 def _published(session: Session, engine_id: str) -> str:
@@ -471,7 +480,10 @@ def match(
         "version": version,
         "prune": prune,
     }
-    found = _engines(session, model, gpu=tag, **asked, limit=1000)
+    found = _engines(session, model, gpu=tag, **asked, only_whole=True, limit=1000)
+    if not found:
+        for lost in _engines(session, model, gpu=tag, **asked, limit=1):
+            raise BlobDamaged(f"the store has lost the bytes of engine {lost.id} of {model}")
     good = [one for one in found if doubtful or one.state is EngineState.READY]
     if found and not good:
         raise _only_doubtful(found[0], tag)

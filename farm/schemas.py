@@ -210,6 +210,19 @@ class GcReport(Answer):
     kept_bytes: int
 
 
+class ScrubReport(Answer):
+    """What a scrub of the store has found."""
+
+    checked: int = Field(description="blobs that were hashed")
+    checked_bytes: int
+    damaged: list[str] = Field(
+        description="digests of blobs that held other bytes, and were set aside; the first 1000"
+    )
+    missing: list[str] = Field(
+        description="digests of blobs that the farm counts on and the store lacks; the first 1000"
+    )
+
+
 class Failure(Answer):
     """Why a job failed."""
 

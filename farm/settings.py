@@ -89,6 +89,9 @@ class Settings(BaseSettings):
     ring_again_s: float = Field(
         60.0, gt=0, description="a job queued for so long is announced again"
     )
+    scrub_bytes_per_s: float = Field(
+        10e6, gt=0, description="of the store that each API process hashes in the background"
+    )
     cpu_slots: int = Field(
         2, ge=1, description="jobs that a CPU worker runs side by side; a GPU worker runs one"
     )

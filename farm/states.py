@@ -56,6 +56,7 @@ JOB_TRANSITIONS: frozenset[tuple[JobState, JobState]] = frozenset(
         (JobState.RUNNING, JobState.FAILED),
         (JobState.RUNNING, JobState.CANCELLED),
         (JobState.RUNNING, JobState.QUEUED),  # its lease expired: the next attempt
+        (JobState.SUCCEEDED, JobState.FAILED),  # what it made was damaged in the store
     }
 )
 

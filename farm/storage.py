@@ -102,6 +102,22 @@ class LocalStore:
             raise NotFound(f"the store has no blob {digest}", hint="upload it: POST /v1/blobs")
         return place
 
+    def is_right(self, digest: str) -> bool:
+        """Whether a blob's bytes are those that its digest names; reads all of them.
+
+        Raises:
+            NotFound, StorageUnavailable
+        """
+        with self.reading(), self.path(digest).open("rb") as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest
+
+    def condemn(self, digest: str) -> None:
+        """Take a damaged blob out of its place, and keep it for somebody to look at."""
+        place, damaged = self._place(digest), self.root / "damaged"
+        with self.writing(), suppress(FileNotFoundError):
+            damaged.mkdir(parents=True, exist_ok=True)
+            place.replace(damaged / place.name)
+
     def take(self, source: Path) -> Stored:
         """Keep a file; it's gone from where it was. On the same file system it isn't even copied.
 
@@ -131,14 +147,11 @@ class LocalStore:
     def _put(self, path: Path, file: BinaryIO, digest: str) -> None:
         """Put a whole file in its place; from where it was it's gone."""
         place = self._place(digest)
-        # One that is there becomes young by that: garbage collection leaves it alone.
-        if self._renew(place):
-            path.unlink()
-            return
         os.fsync(file.fileno())
         place.parent.mkdir(parents=True, exist_ok=True)
         path.chmod(0o444)
         self._renew(path)  # it was written long ago, maybe, and arrives now
+        # Over one that is there: these bytes are right, and those may be damaged.
         path.replace(place)
 
     async def receive(
@@ -217,6 +230,18 @@ class LocalStore:
         except FileNotFoundError:
             return False
         return True
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """A disk that gives nothing is told as an error of the farm.
+
+        Raises:
+            StorageUnavailable
+        """
+        try:
+            yield
+        except OSError as err:
+            raise StorageUnavailable(f"the artifact store can't be read: {err}") from err
 
     @contextmanager
     def writing(self) -> Iterator[None]:

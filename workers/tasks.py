@@ -14,9 +14,10 @@ from celery import Celery, Task
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from farm import builds, jobs, turns
+from farm import builds, jobs, scrub, turns
 from farm.dispatch import TASK, shown_arguments
 from farm.errors import (
+    BlobDamaged,
     DatabaseUnavailable,
     FarmError,
     InternalError,
@@ -98,6 +99,11 @@ def _run_claimed(task_id: str, context: Context, job_id: int, claim: Claim) -> s
         log.warning("%s is interrupted: %s", claim.title, err.detail)
         _interrupt(context, claim, err)
         return f"interrupted: {err.detail}"
+    except BlobDamaged as err:
+        # Not on the child's word: it may say so of what is right.
+        _insist(context, lambda session: scrub.check(session, context.store, claim.inputs.values()))
+        _fail(context, claim, err)
+        raise
     except FarmError as err:
         _fail(context, claim, err)
         raise
@@ -331,6 +337,7 @@ def _request(
             **offered,
         },
         workdir=workdir,
+        digests=dict(claim.inputs),
     )
     if context.settings.keep_workdirs:
         file = _request_file(workdir)

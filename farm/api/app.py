@@ -20,6 +20,7 @@ from farm.api import (
     plugins,
     problems,
     registry,
+    scrub,
 )
 from farm.api.door import Door
 from farm.api.services import Services
@@ -39,7 +40,7 @@ Errors are RFC 9457 problems whose `hint` says what to do.
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The API on these settings. Its process also runs a sweep."""
+    """The API on these settings. Its process also sweeps and scrubs."""
     services = Services.create(settings)
 
     @asynccontextmanager
@@ -54,9 +55,11 @@ def create_app(settings: Settings) -> FastAPI:
                 services.store.put_all_back()  # what a garbage collection had aside that was killed
         except Unavailable as err:
             log.warning("%s", err.detail)
-        services.sweeper.start()
+        for thread in (services.sweeper, services.scrubber):
+            thread.start()
         yield
-        services.sweeper.stop()
+        for thread in (services.scrubber, services.sweeper):
+            thread.stop()
         services.db.dispose()
 
     logs.configure(settings.log_level)
@@ -71,7 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.services = services
     problems.install(app)
-    for noun in (blobs, builds, registry, fleet, plugins, gc, health):
+    for noun in (blobs, builds, registry, fleet, plugins, gc, scrub, health):
         app.include_router(noun.router)
     documents.install(app)
     return app

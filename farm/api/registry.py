@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import pathlib
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Response
 from pydantic import Field
 
-from farm import registry, views
+from farm import registry, scrub, views
 from farm.api.files import BlobResponse
-from farm.api.services import Cursor, EngineId, Farm, GpuTag, Limit, ModelName, answer, problems
-from farm.errors import TooLarge
+from farm.api.services import (
+    Cursor,
+    EngineId,
+    Farm,
+    GpuTag,
+    Limit,
+    ModelName,
+    Services,
+    answer,
+    problems,
+)
+from farm.errors import BlobDamaged, NotFound, TooLarge
 from farm.schemas import (
     EnginePage,
     EngineView,
@@ -180,7 +192,8 @@ def layers(engine_id: EngineId, farm: Farm) -> Response:
             "description": "the asked range, or ranges",
         },
         304: {"description": "If-None-Match has the digest"},
-    },
+    }
+    | problems(503),
 )
 def content(
     engine_id: EngineId,
@@ -196,4 +209,19 @@ def content(
         or etag in (tag.strip().removeprefix("W/") for tag in if_none_match.split(","))
     ):
         return Response(status_code=304, headers={"ETag": etag})
-    return BlobResponse(farm.store.path(engine.digest), etag=etag)
+    return BlobResponse(_whole(farm, engine), etag=etag)
+
+
+def _whole(farm: Services, engine: EngineView) -> pathlib.Path:
+    """The engine's file, as long as it must be.
+
+    Raises:
+        BlobDamaged
+    """
+    with suppress(NotFound, FileNotFoundError):
+        path = farm.store.path(engine.digest)
+        if path.stat().st_size == engine.bytes:
+            return path
+        with farm.db.write() as session:
+            scrub.check(session, farm.store, [engine.digest])
+    raise BlobDamaged(f"the store has lost the bytes of engine {engine.id}")

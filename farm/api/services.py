@@ -21,6 +21,7 @@ from farm.db import Database
 from farm.dispatch import Doorbell, create_celery
 from farm.errors import Busy
 from farm.fleet import Fleet
+from farm.scrub import Scrubber
 from farm.settings import Settings
 from farm.storage import LocalStore
 from farm.sweep import Sweeper
@@ -39,6 +40,7 @@ class Services:
     db: Database
     store: LocalStore
     sweeper: Sweeper
+    scrubber: Scrubber
     looks: Looks
     streams: Streams
     planning: threading.BoundedSemaphore = field(
@@ -58,6 +60,7 @@ class Services:
             db=db,
             store=store,
             sweeper=Sweeper(db, doorbell, settings),
+            scrubber=Scrubber(db, store, bytes_per_s=settings.scrub_bytes_per_s),
             looks=Looks(store),
             streams=Streams(db),
         )

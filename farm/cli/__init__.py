@@ -9,6 +9,7 @@ from farm.cli import (
     plugins,
     pull,
     registry,
+    scrub,
     serve,
     speed,
     submit,
@@ -18,7 +19,20 @@ from farm.cli.app import app
 
 __all__ = ["app", "main"]
 
-for noun in (submit, builds, watch, registry, inspect, speed, pull, fleet, plugins, gc, serve):
+for noun in (
+    submit,
+    builds,
+    watch,
+    registry,
+    inspect,
+    speed,
+    pull,
+    fleet,
+    plugins,
+    gc,
+    scrub,
+    serve,
+):
     noun.register(app)
 
 

@@ -36,6 +36,7 @@ from farm.schemas import (
     ModelView,
     Page,
     PluginView,
+    ScrubReport,
     TargetView,
     TimingCacheView,
     WorkerView,
@@ -417,6 +418,14 @@ class Farm:
             repeatable=False,
             timeout=_GC_S,
         )
+
+    def scrub(self) -> ScrubReport:
+        """Hash every blob of the farm's store, and set aside those that are damaged.
+
+        Raises:
+            Unavailable
+        """
+        return self.http.read(ScrubReport, "POST", "/v1/scrub", repeatable=False, timeout=_GC_S)
 
     def _pages(
         self, shape: type[P], path: str, query: Mapping[str, Any], limit: int

@@ -26,6 +26,7 @@ measure    source, [typed], [engine], [evaluation],      report
 
 from __future__ import annotations
 
+import hashlib
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -36,7 +37,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from farm.errors import StageFailed
+from farm.errors import BlobDamaged, StageFailed
 from farm.specs import PARAMS, BuilderOptions, JobKind, StageParams
 from workers.asked import Asked
 from workers.stage_errors import explained
@@ -73,6 +74,7 @@ class StageRequest(BaseModel):
     params: dict[str, Any]
     inputs: dict[str, Path]
     workdir: Path
+    digests: dict[str, str] = {}  #: role → what the input must be
 
 
 def run_request(
@@ -84,7 +86,9 @@ def run_request(
 
     Raises:
         StageFailed: with what the user can do about it.
+        BlobDamaged: an input isn't what its digest says.
     """
+    _verify(request, progress)
     try:
         params = PARAMS[request.kind].model_validate(request.params)
     except ValidationError as err:
@@ -107,6 +111,16 @@ def run_request(
         "outputs": {role: str(path) for role, path in result.outputs.items()},
         "facts": dict(result.facts),
     }
+
+
+def _verify(request: StageRequest, progress: Callable[[str, float | None], None]) -> None:
+    if request.digests:
+        progress("verify inputs", None)
+    for role, digest in request.digests.items():
+        with request.inputs[role].open("rb") as file:
+            found = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        if found != digest:
+            raise BlobDamaged(f"{role} {digest} is damaged in the store: its bytes are {found}")
 
 
 def run(stage: Stage) -> StageResult:

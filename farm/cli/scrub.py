@@ -1,0 +1,33 @@
+"""The command that checks the store's bytes."""
+
+from __future__ import annotations
+
+import typer
+
+from farm.cli import exits, show
+from farm.cli.options import Json, Url, connect, example
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel="Fleet", epilog=example("farm scrub"))(scrub)
+
+
+def scrub(as_json: Json = False, url: Url = None) -> None:
+    """Hash every blob in the farm's store, and set aside those that are damaged.
+
+    What was built is made again by a retry of its build, what was uploaded by submitting it again. The farm
+    also does this in the background, slowly. Exits with 1 if anything is damaged or missing.
+    """
+    report = connect(url).scrub()
+    if as_json:
+        show.document(report)
+    else:
+        for what, digests in (("damaged", report.damaged), ("missing", report.missing)):
+            for digest in digests:
+                print(f"{what}  {digest}")
+        print(
+            f"checked {report.checked} blobs ({show.size(report.checked_bytes)}): "
+            f"{len(report.damaged)} damaged, {len(report.missing)} missing"
+        )
+    if report.damaged or report.missing:
+        raise typer.Exit(exits.FAILED)

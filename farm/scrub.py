@@ -1,0 +1,136 @@
+"""Scrubbing: every blob of the store is hashed, and what is damaged is taken out of the farm's reach.
+
+A damaged blob is set aside. The farm's promise of it goes, so that its engines aren't matched any more, a
+submission that names it is told to upload it, and uploads of the right bytes heal it. The job that made it
+counts as failed from then on, so that a retry makes it again.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from farm import advance, artifacts, jobs
+from farm.db import Database, now
+from farm.errors import BlobDamaged, NotFound, Unavailable
+from farm.models import Artifact, Job
+from farm.schemas import ScrubReport
+from farm.states import JobState
+from farm.storage import LocalStore
+
+log = logging.getLogger(__name__)
+
+_LISTED = 1000  #: damaged and missing blobs that a report names
+_REST_S = 60.0  #: of the background's scrub, between rounds, and after an error
+
+
+def scrub(db: Database, store: LocalStore) -> ScrubReport:
+    """Hash all blobs that the farm knows of, and set aside the damaged ones.
+
+    Raises:
+        StorageUnavailable, DatabaseUnavailable
+    """
+    report = ScrubReport(checked=0, checked_bytes=0, damaged=[], missing=[])
+    for digest, size in _known(db):
+        if not store.has(digest):
+            missing = [*report.missing, digest][:_LISTED]
+            report = report.model_copy(update={"missing": missing})
+            continue
+        with db.write() as session:
+            found = check(session, store, [digest])
+        report = report.model_copy(
+            update={
+                "checked": report.checked + 1,
+                "checked_bytes": report.checked_bytes + size,
+                "damaged": [*report.damaged, *found][:_LISTED],
+            }
+        )
+    return report
+
+
+def check(session: Session, store: LocalStore, digests: Iterable[str]) -> list[str]:
+    """Hash these blobs, and set aside those that are damaged, which are returned."""
+    damaged = [digest for digest in sorted(set(digests)) if not _is_right(store, digest)]
+    for digest in damaged:
+        log.error("blob %s is damaged: set aside", digest)
+        store.condemn(digest)
+        artifacts.lose(session, digest)
+        _fail_its_makers(session, digest)
+    return damaged
+
+
+def _is_right(store: LocalStore, digest: str) -> bool:
+    try:
+        return store.is_right(digest)
+    except NotFound:
+        return True  # it is no blob, or gc was quicker
+
+
+def _fail_its_makers(session: Session, digest: str) -> None:
+    error = BlobDamaged(f"what it made, {digest}, was damaged in the store")
+    values: dict[str, Any] = {"error": jobs.describe(error), "finished_at": now()}
+    for job_id, outputs in session.execute(
+        select(Job.id, Job.outputs).where(Job.state == JobState.SUCCEEDED)
+    ):
+        if digest in (outputs or {}).values():
+            moved = advance.move(session, job_id, JobState.SUCCEEDED, JobState.FAILED, **values)
+            if moved is not None:
+                advance.record(session, moved, JobState.FAILED, error=values["error"])
+
+
+def _known(db: Database) -> Iterator[tuple[str, int]]:
+    with db.read() as session:
+        rows = session.execute(
+            select(Artifact.digest, Artifact.bytes)
+            .where(Artifact.lost_at.is_(None))
+            .order_by(Artifact.digest)
+        )
+        yield from [(digest, size) for digest, size in rows]
+
+
+class Scrubber(threading.Thread):
+    """Scrubs in the background, slowly, and from another place in every process.
+
+    Parameters:
+        bytes_per_s: at most so many are read, on average.
+    """
+
+    def __init__(self, db: Database, store: LocalStore, *, bytes_per_s: float) -> None:
+        super().__init__(name="scrubber", daemon=True)
+        self._db = db
+        self._store = store
+        self._bytes_per_s = bytes_per_s
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join(timeout=10)
+
+    def run(self) -> None:
+        while not self._stopped.wait(_REST_S):
+            try:
+                self._round()
+            except Unavailable as err:
+                log.warning("%s; scrubbing goes on in %s s", err.detail, _REST_S)
+            except Exception:
+                # Nobody else scrubs in this process: a bug may cost a round, and not the thread.
+                log.exception("the scrub has a bug here")
+
+    def _round(self) -> None:
+        known = list(_known(self._db))
+        start = random.randrange(len(known)) if known else 0  # noqa: S311 no secret
+        for digest, size in known[start:] + known[:start]:
+            began = time.monotonic()
+            if not _is_right(self._store, digest):
+                with self._db.write() as session:
+                    check(session, self._store, [digest])
+            spent_s = time.monotonic() - began
+            if self._stopped.wait(max(0.0, size / self._bytes_per_s - spent_s)):
+                return
