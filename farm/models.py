@@ -95,6 +95,14 @@ class Artifact(Base):
     lost_at: Mapped[datetime | None] = mapped_column(Instant)  #: found damaged, and not put since
 
 
+class KnownStore(Base):
+    """The store that the artifacts are in."""
+
+    __tablename__ = "stores"
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    created_at: Mapped[datetime] = mapped_column(Instant, default=now)
+
+
 class Build(Base):
     """What a client asked for: one model version × precisions × targets."""
 

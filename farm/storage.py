@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, Protocol
+from uuid import uuid4
 
 from anyio import CapacityLimiter, to_thread
 
@@ -101,6 +102,31 @@ class LocalStore:
                 )
             raise NotFound(f"the store has no blob {digest}", hint="upload it: POST /v1/blobs")
         return place
+
+    def identity(self) -> str | None:
+        """What tells this store from others, or None where no farm has used it."""
+        with self.reading(), suppress(FileNotFoundError):
+            return (self.root / "id").read_text().strip() or None
+        return None
+
+    def identify(self) -> str:
+        """Its identity, given now if it has none.
+
+        Raises:
+            StorageFull, StorageUnavailable
+        """
+        with self.writing():
+            self._incoming.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=self._incoming) as file:
+                file.write(f"{uuid4()}\n")
+                file.flush()
+                os.fchmod(file.fileno(), 0o444)
+                with suppress(FileExistsError):
+                    os.link(file.name, self.root / "id")  # of two that come at once, one wins
+        identity = self.identity()
+        if identity is None:
+            raise StorageUnavailable(f"the artifact store at {self.root} doesn't keep its identity")
+        return identity
 
     def is_right(self, digest: str) -> bool:
         """Whether a blob's bytes are those that its digest names; reads all of them.

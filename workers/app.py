@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Any
 
 from celery import Celery, signals
 
-from farm import fleet, gpu_tags, jobs, logs
+from farm import fleet, gpu_tags, jobs, logs, store_proof
 from farm.db import Database, require_schema
 from farm.dispatch import Doorbell, create_celery
 from farm.errors import Unavailable
@@ -32,6 +33,7 @@ from workers.names import queues
 log = logging.getLogger(__name__)
 
 _ANNOUNCE_AGAIN_S = 1.0
+_PROVE_AGAIN_S = 0.5
 
 
 class Flower:
@@ -68,6 +70,8 @@ class Context:
     room: Room = field(default_factory=Room)
     stopping: threading.Event = field(default_factory=threading.Event)
     held: dict[int, int] = field(default_factory=dict)  #: job → its attempt, of those at work here
+    #: job → until when others come first, since something on this machine failed it
+    shunned: dict[int, float] = field(default_factory=dict)
 
     @property
     def workdirs(self) -> Path:
@@ -116,6 +120,7 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
         context.stopping.set()
 
     signals.worker_shutting_down.connect(stop, weak=False)
+    _await_store(context)
     with _announced(context, me, every_s=settings.worker_ttl_s / 3):
         app.worker_main(
             [
@@ -130,6 +135,20 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
                 f"--loglevel={settings.log_level}",
             ]
         )
+
+
+def _await_store(context: Context) -> None:
+    """Take no work before this worker has shown that its store is the farm's."""
+    told = ""
+    while True:
+        try:
+            store_proof.prove(context.db, context.store)
+            return
+        except Unavailable as err:
+            if err.detail != told:
+                log.warning("%s; hint: %s", err.detail, err.hint)
+                told = err.detail
+        time.sleep(_PROVE_AGAIN_S)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +28,7 @@ from farm.errors import (
 )
 from farm.fleet import Fleet
 from farm.jobs import Claim, Output
+from farm.models import Job
 from farm.specs import JobKind
 from farm.turns import Bell
 from workers import isolate, plugins, timing_caches, toolchain
@@ -41,8 +43,18 @@ _RETRY_S = (0.5, 10.0)  #: between tries while the database is away: at first, a
 _CLAIM_AGAIN_S = (0.2, 1.0)  #: before the second and the third try of a claim
 
 _RACES = 10
+_SHUN_S = 60.0  #: after what should run again has failed here for reasons of this machine
+_PASS_ON_S = 0.5
 
 T = TypeVar("T")
+
+
+class _ForOthers(Exception):
+    """The first in line is a job that another worker shall try first."""
+
+    def __init__(self, job_id: int) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
 
 
 class _OtherTools(Exception):
@@ -66,6 +78,10 @@ def _run(task_id: str, context: Context, job_id: int) -> str:
     except DatabaseUnavailable as err:
         log.warning("job %s isn't claimed, the sweep rings for it again: %s", job_id, err.detail)
         return "not claimed: the database is away"
+    except _ForOthers as err:
+        context.stopping.wait(_PASS_ON_S)  # else it would come back here at once
+        _pass_on(context, err.job_id)
+        return "left for another worker, since something failed it here"
     if claim is None:
         return "nothing there to be claimed"
     context.held[claim.job_id] = claim.attempt
@@ -97,6 +113,7 @@ def _run_claimed(task_id: str, context: Context, job_id: int, claim: Claim) -> s
         return f"not run here: {err}"
     except Unavailable as err:
         log.warning("%s is interrupted: %s", claim.title, err.detail)
+        context.shunned[claim.job_id] = time.monotonic() + _SHUN_S
         _interrupt(context, claim, err)
         return f"interrupted: {err.detail}"
     except BlobDamaged as err:
@@ -133,9 +150,27 @@ def _try_to_claim(context: Context, job_id: int) -> Claim | None:
         first = turns.first_in_line(session, job_id, longest_s=context.settings.ring_again_s)
         if first is None:
             return None
+        if _is_for_others(context, session, first[0]):
+            raise _ForOthers(first[0])
         return jobs.claim(
             session, *first, owner=context.worker, lease_s=context.settings.lease_ttl_s
         )
+
+
+def _is_for_others(context: Context, session: Session, job_id: int) -> bool:
+    """Whether a job that this machine has failed waits for another worker that is there."""
+    until = context.shunned.get(job_id)
+    if until is None:
+        return False
+    if time.monotonic() > until:
+        del context.shunned[job_id]
+        return False
+    queue = session.get_one(Job, job_id).queue
+    fleet = Fleet.load(session, ttl_s=context.settings.worker_ttl_s)
+    return any(
+        queue in worker.queues and fleet.online(worker) and worker.name != context.worker
+        for worker in fleet.workers
+    )
 
 
 def _pass_on(context: Context, job_id: int) -> None:

@@ -1,4 +1,4 @@
-"""Blobs that were found damaged: since when."""
+"""Blobs that were found damaged, since when; and which store the blobs are in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("artifacts", sa.Column("lost_at", sa.DateTime(timezone=True), nullable=True))
+    op.create_table(
+        "stores",
+        sa.Column("id", sa.String(length=36), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_stores"),
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("stores")
     op.drop_column("artifacts", "lost_at")

@@ -11,9 +11,10 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
-from farm import views
-from farm.errors import DatabaseUnavailable, LeaseLost
+from farm import fleet, views
+from farm.errors import DatabaseUnavailable, LeaseLost, StorageUnavailable
 from farm.models import Job
+from farm.states import JobState
 from workers import tasks
 from workers import watch as watch_module
 from workers.tasks import _claim, _insist
@@ -39,8 +40,12 @@ class Flaky:
 
 
 def context(db, lease_ttl_s=30.0):
-    settings = SimpleNamespace(lease_ttl_s=lease_ttl_s, ring_again_s=60.0)
-    return SimpleNamespace(db=db, stopping=threading.Event(), settings=settings, worker="cpu@here")
+    settings = SimpleNamespace(
+        lease_ttl_s=lease_ttl_s, ring_again_s=60.0, worker_ttl_s=30.0, max_attempts=3
+    )
+    return SimpleNamespace(
+        db=db, stopping=threading.Event(), settings=settings, worker="cpu@here", held={}, shunned={}
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +129,7 @@ def receive(ledger, monkeypatch, job):
     """Let a worker receive a job's message; return what it did, and its doorbell."""
     worked, bells = [], Bells()
     here = context(ledger.db)
-    here.worker, here.doorbell, here.held = "cpu@here", bells, {}
+    here.doorbell = bells
     here.flower = SimpleNamespace(tell=lambda *_, **__: None)
     monkeypatch.setattr(tasks, "_work", lambda *a: worked.append(a[2]) or [])
     tasks._run("a task", here, job.id)
@@ -145,3 +150,28 @@ def test_a_message_that_another_job_took_is_sent_again_if_that_ones_own_was_not(
     claim, bells = receive(ledger, monkeypatch, slow)
     assert claim.job_id == fast.id
     assert bells.passed_on == ([] if announced else [slow.id])
+
+
+def test_a_job_that_this_machine_failed_is_left_to_another_while_there_is_one(ledger, monkeypatch):
+    ledger.submit()
+    [job] = ledger.queued()
+    here, bells = context(ledger.db), Bells()
+    here.doorbell, here.flower = bells, SimpleNamespace(tell=lambda *_, **__: None)
+    monkeypatch.setattr(tasks, "_PASS_ON_S", 0.0)
+
+    def fails(*_):
+        raise StorageUnavailable("the artifact store isn't at /mnt/store")
+
+    monkeypatch.setattr(tasks, "_work", fails)
+    assert tasks._run("a task", here, job.id).startswith("interrupted: the artifact store")
+    with ledger.db.write() as session:
+        session.get_one(Job, job.id).not_before = None
+    ledger.worker("cpu@there")
+    assert tasks._run("a task", here, job.id).startswith("left for another worker")
+    assert bells.passed_on == [job.id]
+    with ledger.db.read() as session:
+        assert session.get_one(Job, job.id).state == JobState.QUEUED
+    with ledger.db.write() as session:
+        fleet.left(session, "cpu@there")
+    monkeypatch.setattr(tasks, "_work", lambda *_: [])
+    assert tasks._run("a task", here, job.id) == "ended", "there is nobody else"

@@ -1,0 +1,57 @@
+"""Whose store it is: the API gives the farm's store an identity, and a worker proves that it has the same.
+
+One with another folder would take jobs and fail them all, since their inputs aren't there.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from farm.db import Database
+from farm.errors import StorageUnavailable
+from farm.models import KnownStore
+from farm.storage import LocalStore
+
+
+def adopt(db: Database, store: LocalStore) -> None:
+    """Make this the farm's store, if it has none.
+
+    Raises:
+        StorageUnavailable: the farm has another one.
+        DatabaseUnavailable
+    """
+    identity = store.identify()
+    try:
+        with db.write() as session:
+            if _known(session) is None:
+                session.add(KnownStore(id=identity))
+    except IntegrityError:
+        pass  # another process of the API was quicker
+    prove(db, store)
+
+
+def prove(db: Database, store: LocalStore) -> None:
+    """Return if this is the farm's store.
+
+    Raises:
+        StorageUnavailable: it isn't, or the farm has none yet.
+        DatabaseUnavailable
+    """
+    with db.read() as session:
+        known = _known(session)
+    if known is None:
+        raise StorageUnavailable(
+            "the farm's artifact store isn't known yet", hint="start the farm's API first: farm api"
+        )
+    if store.identity() != known:
+        raise StorageUnavailable(
+            f"{store.root} isn't the farm's artifact store",
+            hint="set FARM_STORE to the folder that the API has as its store, or mount it there; after the "
+            "store was moved on purpose, move its file id along",
+        )
+
+
+def _known(session: Session) -> str | None:
+    return session.scalar(select(KnownStore.id).order_by(KnownStore.created_at).limit(1))
