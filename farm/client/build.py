@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from farm.client import events
+from farm.client.plain import plain
 from farm.client.progress import Progress
 from farm.errors import (
     BuildCancelled,
@@ -137,7 +138,7 @@ class Build:
     def logs(self, job: int | None = None) -> str:
         """What the build's jobs printed, or one of them."""
         query = {} if job is None else {"job": job}
-        return self._farm.http.request("GET", f"{self._path}/logs", params=query).text
+        return plain(self._farm.http.request("GET", f"{self._path}/logs", params=query).text)
 
     def explain(self) -> Explanation:
         """Why each job ran or was reused."""

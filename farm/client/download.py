@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ from farm.schemas import EngineView, Manifest
 from farm.specs import Runtime
 
 _SILENCE_S = 60.0
+#: Of files: what a model may be called, and no folder, no hidden file, nothing that a shell expands.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,250}")
 _SUFFIXES = {Runtime.ONNXRUNTIME: "onnx", Runtime.TORCHSCRIPT: "pt"}
 _CONTRADICTION_HINT = (
     "don't use this engine, and tell whoever runs the farm: its records contradict each other"
@@ -51,7 +55,21 @@ def file_name(engine: EngineView, *, with_runtime: bool = False) -> str:
     # Never the name of the unpruned one, which may lie in the same folder.
     pruned = f"-pruned-{engine.prune.replace(':', '-')}" if engine.prune else ""
     name = f"{engine.model}-v{engine.version}-{engine.precision}-{engine.gpu}"
-    return f"{name}{runtime}{pruned}.{suffix}"
+    return _checked(f"{name}{runtime}{pruned}.{suffix}")
+
+
+def _checked(name: str) -> str:
+    """A name that stays in its folder, whoever runs the farm.
+
+    Raises:
+        DigestMismatch
+    """
+    if not _NAME.fullmatch(name):
+        raise DigestMismatch(
+            f"the farm gives an engine's file the name {name!r}, which may lead elsewhere; nothing was kept",
+            hint="don't use this farm, and tell whoever runs it: its records may have been tampered with",
+        )
+    return name
 
 
 def file_names(engines: Sequence[EngineView]) -> dict[str, str]:
@@ -103,17 +121,29 @@ def _manifest(http: Http, engine: EngineView) -> bytes:
 
 
 def _is_there(path: Path, engine: EngineView) -> bool:
-    whole = path.is_file() and path.stat().st_size == engine.bytes
+    # A link may lead anywhere: it is replaced, never followed.
+    whole = not path.is_symlink() and path.is_file() and path.stat().st_size == engine.bytes
     return whole and digest_of(path) == engine.digest
 
 
 def _write_manifest(path: Path, manifest: bytes) -> None:
-    new = path.with_name(f".{path.name}.json.{os.getpid()}")
-    try:
-        new.write_bytes(manifest)
-        new.replace(path.with_name(f"{path.name}.json"))
-    finally:
-        new.unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        new = Path(file.name)
+        try:
+            file.write(manifest)
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            new.replace(path.with_name(f"{path.name}.json"))
+        finally:
+            new.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 @contextmanager
@@ -127,7 +157,9 @@ def _partial(path: Path) -> Iterator[Path]:
 
     partial = path.with_name(f"{path.name}.partial")
     while True:
-        with partial.open("ab") as file:
+        if partial.is_symlink():
+            partial.unlink()
+        with _appending(partial) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -138,6 +170,12 @@ def _partial(path: Path) -> Iterator[Path]:
             if _is_same(file, partial):
                 yield partial
                 return
+
+
+def _appending(partial: Path) -> BinaryIO:
+    """The file, made if it isn't there. A link isn't followed: it is an OSError."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    return os.fdopen(os.open(partial, flags, 0o666), "ab")
 
 
 def _is_same(file: BinaryIO, path: Path) -> bool:
@@ -209,7 +247,7 @@ def _receive(http: Http, engine: EngineView, partial: Path, progress: Progress) 
             have = 0
         if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return
-        with partial.open("ab") as file:
+        with _appending(partial) as file:
             for chunk in response.iter_bytes():
                 file.write(chunk)
                 have += len(chunk)
@@ -234,7 +272,8 @@ def _continues(response: httpx.Response, have: int) -> bool:
 
 
 def _truncate(partial: Path) -> None:
-    os.truncate(partial, 0)
+    with _appending(partial) as file:
+        file.truncate(0)
 
 
 def _verify_header(partial: Path, engine: EngineView) -> None:

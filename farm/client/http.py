@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from farm import __version__
+from farm.client.plain import plain, plain_json, plain_value
 from farm.errors import FarmError, InvalidRequest, NotFound, Unavailable, from_code
 
 T = TypeVar("T")
@@ -100,6 +101,8 @@ class Http:
         Raises:
             FarmError: it is another shape.
         """
+        with suppress(ValueError):  # which the validation tells of
+            content = plain_json(content)
         try:
             return adapter.validate_json(content)
         except ValidationError as err:
@@ -211,14 +214,17 @@ def _problem(response: httpx.Response) -> dict[str, Any] | None:
         body = response.json()
     except ValueError:
         return None
-    return body if isinstance(body, dict) and {"code", "detail"} <= body.keys() else None
+    if not isinstance(body, dict) or not {"code", "detail"} <= body.keys():
+        return None
+    problem: dict[str, Any] = plain_value(body)
+    return problem
 
 
 def _foreign(response: httpx.Response) -> FarmError:
     """The error of an answer that isn't the farm's: a proxy's, or one without a body."""
     request, status = response.request, response.status_code
     phrase = response.reason_phrase or "an error"
-    detail = f"{request.method} {request.url} answered {status} {phrase}"
+    detail = plain(f"{request.method} {request.url} answered {status} {phrase}")
     kinds: dict[int, type[FarmError]] = {404: NotFound} | dict.fromkeys(_BUSY, Unavailable)
     error = kinds.get(status, FarmError)(detail, hint="is this an engine farm's address?")
     error.status = status
