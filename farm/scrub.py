@@ -43,8 +43,10 @@ def scrub(db: Database, store: LocalStore) -> ScrubReport:
             missing = [*report.missing, digest][:_LISTED]
             report = report.model_copy(update={"missing": missing})
             continue
-        with db.write() as session:
-            found = check(session, store, [digest])
+        found: list[str] = []
+        if not _is_right(store, digest):  # before the database is held
+            with db.write() as session:
+                found = check(session, store, [digest])
         report = report.model_copy(
             update={
                 "checked": report.checked + 1,
