@@ -24,19 +24,19 @@ from sqlalchemy import (
     inspect,
     text,
 )
-from sqlalchemy.engine import Connection, make_url
-from sqlalchemy.exc import DataError, DBAPIError, OperationalError
+from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
-from farm.errors import DatabaseUnavailable, FarmError, InvalidRequest
+from farm.database_faults import BUSY, fault_of
+from farm.errors import DatabaseUnavailable, InvalidRequest, SchemaOutdated
 from farm.settings import Settings
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 MIGRATION_LOCK = 0x656E67696E65  # any constant: the key of Postgres' advisory lock
-_LOCK_NOT_AVAILABLE = "55P03"
-_BUSY = "others are writing to the database, and went on for longer than this could wait"
+_URL_HINT = "FARM_DATABASE_URL is postgresql://USER:PASSWORD@HOST:5432/NAME, or sqlite:////PATH"
 PRAGMAS = (
     "journal_mode=WAL",
     "synchronous=NORMAL",
@@ -91,7 +91,7 @@ class Database:
         Parameters:
             patience_s: for which a unit of work waits for others that write, or for a connection.
         """
-        self.url = make_url(url)
+        self.url = _understood(url)
         self._patience_s = patience_s
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = self._sqlite() if self.is_sqlite else self._postgres(pool_size)
@@ -179,7 +179,7 @@ class Database:
             return
         began = time.monotonic()
         if not self._writer.acquire(timeout=self._patience_s):
-            raise DatabaseUnavailable(_BUSY)
+            raise DatabaseUnavailable(BUSY)
         try:
             yield max(0.0, self._patience_s - (time.monotonic() - began))
         finally:
@@ -197,15 +197,9 @@ class Database:
             raise DatabaseUnavailable("all connections to the database are in use") from err
         except DBAPIError as err:
             session.rollback()
-            if _is_busy(err):
-                raise DatabaseUnavailable(_BUSY) from err
-            if _is_unavailable(err):
-                raise DatabaseUnavailable(f"the database can't be reached: {err.orig}") from err
-            if isinstance(err, DataError):
-                raise InvalidRequest(
-                    f"a value can't be stored: {str(err.orig).splitlines()[0]}",
-                    hint="look for NUL characters, lone surrogates and numbers out of range",
-                ) from err
+            fault = fault_of(err)
+            if fault is not None:
+                raise fault from err
             raise
         except BaseException:
             session.rollback()
@@ -217,18 +211,24 @@ class Database:
         self.engine.dispose()
 
 
-def _is_busy(err: DBAPIError) -> bool:
-    """Whether others write, and have done so for as long as there was patience."""
-    if isinstance(err.orig, sqlite3.OperationalError):
-        return err.orig.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-    return getattr(err.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE
+def _understood(url: str) -> URL:
+    """The URL of a database that the farm can use.
 
-
-def _is_unavailable(err: DBAPIError) -> bool:
-    """Whether the same may succeed later: the error isn't the statement's."""
-    if isinstance(err.orig, sqlite3.OperationalError):
-        return err.orig.sqlite_errorcode != sqlite3.SQLITE_ERROR
-    return isinstance(err, OperationalError) or err.connection_invalidated
+    Raises:
+        InvalidRequest
+    """
+    try:
+        found = make_url(url)
+    except ArgumentError as err:
+        raise InvalidRequest(f"FARM_DATABASE_URL isn't an address: {err}", hint=_URL_HINT) from err
+    if found.drivername == "postgres":  # as libpq and many a platform write it
+        found = found.set(drivername="postgresql")
+    if found.get_backend_name() not in ("sqlite", "postgresql"):
+        raise InvalidRequest(
+            f"the farm keeps its state in Postgres or SQLite, not in {found.get_backend_name()}",
+            hint=_URL_HINT,
+        )
+    return found
 
 
 @contextmanager
@@ -261,6 +261,7 @@ def upgrade(settings: Settings | None = None) -> str:
     from alembic import command
     from alembic.config import Config
     from alembic.runtime.migration import MigrationContext
+    from alembic.util import CommandError
 
     db = Database((settings or Settings()).database)
     config = Config()
@@ -283,18 +284,46 @@ def upgrade(settings: Settings | None = None) -> str:
             if db.is_sqlite:
                 _check_references(connection)
             revision = MigrationContext.configure(connection).get_current_revision()
-    except OperationalError as err:
-        raise DatabaseUnavailable(f"the database can't be reached: {err.orig}") from err
+    except DBAPIError as err:
+        raise fault_of(err) or err from err
+    except CommandError as err:
+        raise SchemaOutdated(
+            f"the database's schema is of a newer farm: {err}",
+            hint="bring this machine's farm to the version that the others have",
+        ) from err
     finally:
         db.dispose()
     return str(revision)
 
 
+def newest_schema() -> str:
+    """The revision that this code is for."""
+    return max(path.name[:4] for path in MIGRATIONS.glob("versions/[0-9]*.py"))
+
+
 def require_schema(db: Database) -> None:
-    """Raise a FarmError that says what to do when the database has no schema yet."""
+    """Return if the database has the schema that this code is for.
+
+    Raises:
+        SchemaOutdated, DatabaseUnavailable, DatabaseDamaged
+    """
+    wanted = newest_schema()
     try:
-        there = inspect(db.engine).has_table("jobs")
-    except OperationalError as err:
-        raise DatabaseUnavailable(f"the database can't be reached: {err.orig}") from err
-    if not there:
-        raise FarmError("the database has no schema yet", hint="run: farm db upgrade")
+        with db.engine.connect() as connection:
+            there = inspect(connection).has_table("alembic_version")
+            found = (
+                connection.scalar(text("SELECT version_num FROM alembic_version"))
+                if there
+                else None
+            )
+    except DBAPIError as err:
+        raise fault_of(err) or err from err
+    if found is None:
+        raise SchemaOutdated("the database has no schema yet")
+    if found > wanted:
+        raise SchemaOutdated(
+            f"the database's schema is {found}, of a newer farm: this one knows {wanted}",
+            hint="bring this machine's farm to the version that the others have",
+        )
+    if found < wanted:
+        raise SchemaOutdated(f"the database's schema is {found}, and this farm needs {wanted}")

@@ -348,6 +348,30 @@ class DatabaseUnavailable(Unavailable):
     """The database can't be reached."""
 
 
+class NotReady(FarmError):
+    """The farm can't take work."""
+
+    status = 503
+    default_hint = "mend what it says; it is looked at anew with each request"
+
+
+class DatabaseDamaged(FarmError):
+    """The database's file isn't whole."""
+
+    status = 503
+    default_hint = (
+        "stop the farm and restore farm.db from a backup, or recover what is left: "
+        "sqlite3 farm.db .recover | sqlite3 recovered.db"
+    )
+
+
+class SchemaOutdated(FarmError):
+    """The database's schema isn't the one that this code is for."""
+
+    status = 503
+    default_hint = "run: farm db upgrade"
+
+
 class BrokerUnavailable(Unavailable):
     """The broker can't be reached."""
 

@@ -58,8 +58,13 @@ def collect(
     Raises:
         StorageUnavailable, DatabaseUnavailable
     """
-    with store.writing():
-        return _Collector(db, store, older_than_s=older_than_s).run(dry_run=dry_run)
+    if not dry_run:
+        store.spend_reserve()  # on a full disk even a deletion can't be written down
+    try:
+        with store.writing():
+            return _Collector(db, store, older_than_s=older_than_s).run(dry_run=dry_run)
+    finally:
+        store.keep_reserve()
 
 
 class _Collector:

@@ -210,6 +210,13 @@ class GcReport(Answer):
     kept_bytes: int
 
 
+class Readiness(Answer):
+    """Whether the farm can take work."""
+
+    status: str = Field(description="`ready`, or `degraded` while the broker is away")
+    checks: dict[str, str] = Field(description="part → `ok`, or what is wrong with it")
+
+
 class ScrubReport(Answer):
     """What a scrub of the store has found."""
 

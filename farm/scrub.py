@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from farm import advance, artifacts, jobs
+from farm import advance, artifacts, jobs, store_proof
 from farm.db import Database, now
 from farm.errors import BlobDamaged, NotFound, Unavailable
 from farm.models import Artifact, Job
@@ -28,6 +28,7 @@ from farm.storage import LocalStore
 log = logging.getLogger(__name__)
 
 _LISTED = 1000  #: damaged and missing blobs that a report names
+_ADOPT_AGAIN_S = 2.0
 _REST_S = 60.0  #: of the background's scrub, between rounds, and after an error
 
 
@@ -98,7 +99,7 @@ def _known(db: Database) -> Iterator[tuple[str, int]]:
 
 
 class Scrubber(threading.Thread):
-    """Scrubs in the background, slowly, and from another place in every process.
+    """Makes the store the farm's, and scrubs it in the background: slowly, and from a place of its own.
 
     Parameters:
         bytes_per_s: at most so many are read, on average.
@@ -116,6 +117,8 @@ class Scrubber(threading.Thread):
         self.join(timeout=10)
 
     def run(self) -> None:
+        while not self._adopted() and not self._stopped.wait(_ADOPT_AGAIN_S):
+            pass  # the database was away when the API started
         while not self._stopped.wait(_REST_S):
             try:
                 self._round()
@@ -124,6 +127,17 @@ class Scrubber(threading.Thread):
             except Exception:
                 # Nobody else scrubs in this process: a bug may cost a round, and not the thread.
                 log.exception("the scrub has a bug here")
+
+    def _adopted(self) -> bool:
+        try:
+            store_proof.adopt(self._db, self._store)
+        except Unavailable as err:
+            log.warning("%s; hint: %s", err.detail, err.hint)
+            return False
+        except Exception:
+            log.exception("the scrub has a bug here")
+            return False
+        return True
 
     def _round(self) -> None:
         known = list(_known(self._db))

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -31,6 +32,8 @@ _NAME = re.compile(r"[0-9a-f]{64}")
 _DIGEST = re.compile(rf"sha256:{_NAME.pattern}")
 _CHUNK_BYTES = 1 << 20
 _ASIDE = "aside-"
+#: Kept of a disk, so that garbage collection has room to work when all else is taken.
+RESERVE_BYTES = 32 * 2**20
 _UPLOAD_THREADS = 8
 
 
@@ -102,6 +105,32 @@ class LocalStore:
                 )
             raise NotFound(f"the store has no blob {digest}", hint="upload it: POST /v1/blobs")
         return place
+
+    def try_to_write(self) -> None:
+        """Raise what writing would.
+
+        Raises:
+            StorageFull, StorageUnavailable
+        """
+        with self.writing():
+            self._incoming.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self._incoming) as file:
+                file.write(b"x" * 4096)
+                file.flush()
+
+    def keep_reserve(self) -> None:
+        """Take the reserve of the disk, where there is room for it."""
+        with suppress(OSError):  # then there is none: what writes will tell
+            self.root.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(self.root).free < 2 * RESERVE_BYTES:
+                return
+            with (self.root / "reserve").open("ab") as file:
+                os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+
+    def spend_reserve(self) -> None:
+        """Give the reserve back to the disk."""
+        with suppress(OSError):
+            (self.root / "reserve").unlink(missing_ok=True)
 
     def identity(self) -> str | None:
         """What tells this store from others, or None where no farm has used it."""

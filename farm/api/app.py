@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from farm import __version__, logs, store_proof
+from farm import __version__, logs
 from farm.api import (
     blobs,
     builds,
@@ -53,7 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
         try:
             with services.store.writing():
                 services.store.put_all_back()  # what a garbage collection had aside that was killed
-            store_proof.adopt(services.db, services.store)
+            services.store.keep_reserve()
         except Unavailable as err:
             log.warning("%s", err.detail)
         for thread in (services.sweeper, services.scrubber):

@@ -10,8 +10,11 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 
+from farm import readiness
 from farm.api.services import Farm, Services, problems
+from farm.errors import NotReady
 from farm.models import Build, EngineRow, Job
+from farm.schemas import Readiness
 
 router = APIRouter(tags=["health"])
 
@@ -25,11 +28,16 @@ async def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz", summary="Can it take work?", responses=problems())
-def readyz(farm: Farm) -> dict[str, str]:
-    """200 when the database answers. The broker isn't asked: submissions are taken without it."""
-    with farm.db.read() as session:
-        session.execute(select(Build.id).limit(1)).all()
-    return {"status": "ready"}
+def readyz(farm: Farm) -> Readiness:
+    """Whether database, schema, store and disk are as they must be; 503 says which isn't, and what to do.
+
+    A broker that is away doesn't count: submissions are taken without it.
+    """
+    found = readiness.checks(farm.settings, farm.db, farm.store)
+    wrong = [f"{part}: {said}" for part, said in found.items() if said != readiness.OK]
+    if any(found[part] != readiness.OK for part in found if part != "broker"):
+        raise NotReady("; ".join(wrong))
+    return Readiness(status="degraded" if wrong else "ready", checks=found)
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)

@@ -82,6 +82,10 @@ def worker(
     FARM_DATABASE_URL, FARM_BROKER_URL and FARM_STORE say which farm. With --json one line tells the
     process before it starts.
     """
+    from farm import preflight
+    from farm.settings import Settings
+
+    preflight.require_database(Settings())
     options = ["--cpu-only"] * cpu_only + ["--no-cpu"] * no_cpu
     options += ["--name", name] if name else []
     if as_json:
@@ -96,8 +100,12 @@ def api(
     as_json: Json = False,
 ) -> None:
     """Run the API alone, until SIGTERM or Ctrl+C."""
+    from farm import preflight
     from farm.api.server import serve
+    from farm.settings import Settings
 
+    preflight.require_database(Settings())
+    preflight.require_port(host, port)
     if as_json:
         _announce(api=f"http://{host}:{port}")
     serve(host, port)
@@ -109,8 +117,10 @@ def flower(
     as_json: Json = False,
 ) -> None:
     """Run Flower alone, to watch the workers in a browser."""
+    from farm import preflight
     from farm.local.flower import run
 
+    preflight.require_port(host, port)
     if as_json:
         _announce(flower=f"http://{host}:{port}")
     run(host, port)

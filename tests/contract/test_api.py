@@ -391,9 +391,8 @@ def test_an_unknown_path_is_a_problem_too(api):
     problem(api.request("DELETE", "/v1/builds"), 405)
 
 
-def test_health_and_readiness(api):
+def test_the_process_is_alive(api):
     assert api.get("/healthz").json() == {"status": "ok"}
-    assert api.get("/readyz").json() == {"status": "ready"}
 
 
 def test_a_database_that_is_away_is_a_503_that_may_be_tried_again(api, settings, monkeypatch):

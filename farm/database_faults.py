@@ -1,0 +1,89 @@
+"""What a database's error means, and what to do about it."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+
+from sqlalchemy.exc import DataError, DBAPIError, OperationalError
+
+from farm.errors import (
+    DatabaseDamaged,
+    DatabaseUnavailable,
+    FarmError,
+    InvalidRequest,
+    SchemaOutdated,
+    StorageFull,
+)
+
+BUSY = "others are writing to the database, and went on for longer than this could wait"
+_FULL = "the disk that the database is on is full"
+_UNDEFINED = ("42P01", "42703")  #: a table, a column
+_DISK_FULL, _LOCK_NOT_AVAILABLE = "53100", "55P03"
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+#: What Postgres says before a session has begun has no code.
+_REFUSED = re.compile(
+    r"authentication failed|no password supplied|no pg_hba.conf entry|role .* does not exist"
+)
+_NO_DATABASE = re.compile(r"database .* does not exist")
+
+
+def fault_of(err: DBAPIError) -> FarmError | None:
+    """The farm's error for one of the driver's; None where the statement is wrong, and so the farm."""
+    if isinstance(err.orig, sqlite3.DatabaseError):
+        return _of_sqlite(err.orig) or _of_values(err)
+    state = getattr(err.orig, "sqlstate", None)
+    if state == _LOCK_NOT_AVAILABLE:
+        return DatabaseUnavailable(BUSY)
+    if state == _DISK_FULL:
+        return StorageFull(_FULL)
+    if state in _UNDEFINED:
+        return SchemaOutdated(f"the database isn't of this farm's schema: {_said(err)}")
+    if isinstance(err, OperationalError) or err.connection_invalidated:
+        return DatabaseUnavailable(f"the database can't be reached: {_said(err)}", hint=_hint(err))
+    return _of_values(err)
+
+
+def _of_sqlite(err: sqlite3.DatabaseError) -> FarmError | None:
+    code = getattr(err, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return DatabaseUnavailable(BUSY)
+    if code == sqlite3.SQLITE_FULL:
+        return StorageFull(_FULL)
+    if code in _DAMAGED:
+        return DatabaseDamaged(f"the database's file is damaged: {err}")
+    if "no such table" in str(err) or "no such column" in str(err) or "has no column" in str(err):
+        return SchemaOutdated(f"the database isn't of this farm's schema: {err}")
+    if isinstance(err, sqlite3.OperationalError) and code != sqlite3.SQLITE_ERROR:
+        return DatabaseUnavailable(f"the database can't be reached: {err}")
+    return None
+
+
+def _of_values(err: DBAPIError) -> FarmError | None:
+    if not isinstance(err, DataError):
+        return None
+    return InvalidRequest(
+        f"a value can't be stored: {_said(err)}",
+        hint="look for NUL characters, lone surrogates and numbers out of range",
+    )
+
+
+def is_refused(err: FarmError) -> bool:
+    """Whether the database is there, and won't have it so: waiting is no use."""
+    return bool(_REFUSED.search(err.detail) or _NO_DATABASE.search(err.detail))
+
+
+def _hint(err: DBAPIError) -> str:
+    said = str(err.orig)
+    if _REFUSED.search(said):
+        return (
+            "check user and password in FARM_DATABASE_URL, and that Postgres lets them in from here"
+        )
+    if _NO_DATABASE.search(said):
+        return "create it (createdb NAME), then: farm db upgrade; or mend FARM_DATABASE_URL"
+    return "is Postgres running at the host and port of FARM_DATABASE_URL? then try again"
+
+
+def _said(err: DBAPIError) -> str:
+    lines = str(err.orig).strip().splitlines()
+    return lines[0] if lines else type(err.orig).__name__

@@ -1,0 +1,81 @@
+"""What a farm needs to take work, looked at one by one: database, schema, store, disk, broker."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Callable, Mapping
+from urllib.parse import urlsplit
+
+from farm import store_proof
+from farm.db import Database, require_schema
+from farm.errors import FarmError
+from farm.settings import Settings
+from farm.storage import RESERVE_BYTES, LocalStore
+
+OK = "ok"
+_BROKER_S = 1.0
+_BROKER_PORT = 6379
+
+
+def checks(settings: Settings, db: Database, store: LocalStore) -> dict[str, str]:
+    """Part → ``ok``, or what is wrong with it and what to do."""
+    parts: Mapping[str, Callable[[], str]] = {
+        "database": lambda: _database(db),
+        "schema": lambda: _schema(db),
+        "store": lambda: _store(db, store),
+        "disk": lambda: _disk(store),
+        "broker": lambda: _broker(settings.broker),
+    }
+    return {name: look() for name, look in parts.items()}
+
+
+def _told(err: FarmError) -> str:
+    return f"{err.detail} ({err.hint})" if err.hint else err.detail
+
+
+def _database(db: Database) -> str:
+    try:
+        with db.read() as session:
+            session.connection().exec_driver_sql("SELECT 1")
+    except FarmError as err:
+        return _told(err)
+    return OK
+
+
+def _schema(db: Database) -> str:
+    try:
+        require_schema(db)
+    except FarmError as err:
+        return _told(err)
+    return OK
+
+
+def _store(db: Database, store: LocalStore) -> str:
+    try:
+        store_proof.prove(db, store)
+        store.try_to_write()
+    except FarmError as err:
+        return _told(err)
+    return OK
+
+
+def _disk(store: LocalStore) -> str:
+    try:
+        free = shutil.disk_usage(store.root).free
+    except OSError as err:
+        return f"the store's disk can't be looked at: {err}"
+    if free < RESERVE_BYTES:
+        return f"{free // 10**6} MB are free for the store (free some: farm gc)"
+    return OK
+
+
+def _broker(url: str) -> str:
+    # By its socket: a client would take its own time to give up.
+    found = urlsplit(url)
+    place = (found.hostname or "127.0.0.1", found.port or _BROKER_PORT)
+    try:
+        socket.create_connection(place, timeout=_BROKER_S).close()
+    except OSError as err:
+        return f"no broker answers at {place[0]}:{place[1]}: {err} (jobs wait until it is there)"
+    return OK
