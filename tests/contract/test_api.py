@@ -402,7 +402,7 @@ def test_a_database_that_is_away_is_a_503_that_may_be_tried_again(api, settings,
         raise OperationalError("SELECT 1", {}, Exception("connection refused"))
 
     monkeypatch.setattr("sqlalchemy.orm.Session.execute", away)
-    answer = api.get("/readyz")
+    answer = api.get("/v1/builds")
     assert problem(answer, 503)["code"] == "database-unavailable"
     assert answer.headers["retry-after"]
 
