@@ -1,9 +1,6 @@
 """TorchScript: loaded on the CPU, run by input name, and exported to ONNX.
 
-``torch.jit.load`` runs no Python: its unpickler, in C++, knows tensors, plain containers and the
-classes in the archive, and their methods are TorchScript. But TorchScript is a language, methods may
-run while it loads, and some of its operators open files or make native objects. So the code in the
-archive is read here first, as text and with torch's own reader, and what could name one is refused.
+``workers.programs.script`` has looked at all that it holds before any of it is run.
 """
 
 from __future__ import annotations
@@ -12,7 +9,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,19 +23,16 @@ from workers.eager import tensors_of
 from workers.graphs import brief
 from workers.plain import numbered_outputs
 from workers.profiles import shapes_at
+from workers.programs import script
+from workers.programs.guard import checked
 from workers.samples import Arrays, random_arrays
 
 _HINT = "export it instead: torch.export.save(torch.export.export(model, args), 'model.pt2')"
+_REWRITE = f"rewrite it with PyTorch's usual operators and save it by torch.jit.save, or {_HINT}"
 _TRACE = (
     "trace it, since a traced file keeps its example inputs: "
     "torch.jit.trace(model, example).save('model.pt')"
 )
-#: Operators that touch files, as functions, methods, or by getattr.
-_FILE_OPERATOR = re.compile(rb"\b(from_file|save|load_tensor)\b")
-_OTHER_OPERATORS = re.compile(rb"\bops\s*\.\s*(?!(aten|prim|prims|quantized)\s*\.)")
-_NATIVE_CLASS = re.compile(rb"\btorch\s*\.\s*classes\b")
-_GETATTR = re.compile(rb"\bgetattr\b")
-_PLAIN_GETATTR = re.compile(rb'getattr\([\w.()]+, "[^"\\]*"\)')
 #: Inputs of these names are indices or masks, where a file doesn't say.
 _INTEGERS = re.compile(r".*(ids|mask|tokens)", re.IGNORECASE)
 
@@ -50,21 +44,21 @@ class TorchScriptSource:
         fixed: inputs that always have one value; they needn't be tensors.
 
     Raises:
-        InvalidModel: if the file isn't TorchScript, or names what it may not.
+        InvalidModel: if the file isn't TorchScript, or holds what the farm doesn't run.
         FixedInputRefused
     """
 
     def __init__(self, path: Path, fixed: FixedInputs | None = None) -> None:
-        scan(path)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # it is deprecated
-                load: Any = torch.jit.load
-                self.module = load(path, map_location="cpu", _restore_shapes=True).eval()
-        except Exception as err:  # the reader and the compiler raise RuntimeErrors and worse
+            loaded = script.load(path)
+        except script.Refused as err:
+            raise InvalidModel(f"the farm doesn't run this TorchScript: {err}", hint=_REWRITE) from err
+        except script.Unreadable as err:
             raise InvalidModel(
-                f"torch {torch.__version__} can't load this TorchScript: {brief(err)}", hint=_HINT
+                f"torch {torch.__version__} can't load this TorchScript: {err}", hint=_HINT
             ) from err
+        self.module = loaded.module.eval()
+        self._operators = loaded.operators
         self._is_known_to_repeat = False
         self._fixed = self._values(fixed or {})
         self.input_names = [a.name for a in self._arguments() if a.name not in self._fixed]
@@ -137,7 +131,7 @@ class TorchScriptSource:
     def _leaves(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         try:
             # Not inference_mode: what a module keeps from here couldn't be traced by its export.
-            with torch.no_grad():
+            with torch.no_grad(), checked(self._operators):
                 result = self.module(*self._call(tensors))
         except Exception as err:  # whatever the code in it raises
             shapes = {n: list(t.shape) for n, t in zip(self.input_names, tensors, strict=True)}
@@ -157,7 +151,7 @@ class TorchScriptSource:
         """The module with its fixed arguments in it. What is called within isn't traced: it is a script."""
         if not self._fixed:
             return self.module
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), checked(self._operators):
             warnings.simplefilter("ignore")
             trace: Any = torch.jit.trace
             return trace(_Bound(self), tuple(tensors), check_trace=False)
@@ -208,7 +202,7 @@ class TorchScriptSource:
             for spec in specs
         }
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), checked(self._operators):
                 warnings.simplefilter("ignore")
                 # The exporter through torch.export knows no control flow of TorchScript.
                 torch.onnx.export(
@@ -238,39 +232,6 @@ class _Bound(torch.nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         return self.module(*self._arguments(tensors))
-
-
-def scan(path: Path) -> None:
-    """Refuse TorchScript that could touch files or make native objects.
-
-    Raises:
-        InvalidModel: naming the file in the archive and what it names.
-    """
-    try:
-        reader = torch._C.PyTorchFileReader(str(path))
-        names = reader.get_all_records()
-    except RuntimeError as err:
-        raise InvalidModel("the file isn't a TorchScript archive", hint=_HINT) from err
-    code = [name for name in names if name.startswith("code/") and name.endswith(".py")]
-    if not code or "data.pkl" not in names:
-        raise InvalidModel("there is no TorchScript in the archive", hint=_HINT)
-    for name in code:
-        text = reader.get_record(name)
-        for pattern in (_FILE_OPERATOR, _OTHER_OPERATORS, _NATIVE_CLASS):
-            if found := pattern.search(text):
-                _refuse(name, text[found.start() : found.end() + 40])
-        for use in _GETATTR.finditer(text):
-            if not _PLAIN_GETATTR.match(text, use.start()):
-                _refuse(name, text[use.start() : use.start() + 40])
-
-
-def _refuse(name: str, text: bytes) -> NoReturn:
-    told = text.decode(errors="replace").splitlines()[0]
-    raise InvalidModel(
-        f"{name} in it names {told!r}, which the farm doesn't run: operators that touch files, "
-        "custom operators and classes",
-        hint=f"rename what is yours and called so, or {_HINT}",
-    )
 
 
 def _likely_dtype(name: str) -> str:

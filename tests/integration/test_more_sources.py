@@ -21,7 +21,7 @@ from farm.errors import InvalidModel, InvalidRequest, ProfileMismatch, SourceRef
 from farm.schemas import Source
 from farm.specs import Architecture, JobKind, Precision, ShapeRange, SourceFormat
 from tests.zoo import runner
-from workers import architectures, graphs, torchscript
+from workers import architectures, graphs
 from workers.eager import EagerModel
 from workers.torchscript import TorchScriptSource
 
@@ -169,42 +169,6 @@ def test_torchscript_that_touches_files_is_refused(kind: type[Writes], tmp_path:
         TorchScriptSource(path)
     assert caught.value.hint
     assert not target.exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "is_refused"),
-    [
-        (b'getattr(self, "0")', False),
-        (b'getattr((self.a).b, "0")', False),
-        (b'getattr(x, "sa\\x76e")', True),
-        (b'getattr(x, "sa" "ve")', True),
-        (b"getattr (x, y)", True),
-        (b"(x).save(f)", True),
-        (b"self.saved", False),
-        (b"ops.aten.add(x, x)", False),
-        (b"ops . c10d . send(x)", True),
-        (b"__torch__.torch.classes.profiling.X", True),
-    ],
-)
-def test_the_code_is_read_as_text(
-    text: bytes, is_refused: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Reader:
-        def __init__(self, _path: str) -> None:
-            pass
-
-        def get_all_records(self) -> list[str]:
-            return ["data.pkl", "code/m.py"]
-
-        def get_record(self, _name: str) -> bytes:
-            return text
-
-    monkeypatch.setattr(torchscript.torch._C, "PyTorchFileReader", Reader)
-    if is_refused:
-        with pytest.raises(InvalidModel):
-            torchscript.scan(Path("m"))
-    else:
-        torchscript.scan(Path("m"))
 
 
 def test_a_pickle_called_torchscript_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,513 @@
+"""TorchScript of strangers: nothing of it runs that isn't listed, and ordinary modules all pass."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickletools
+import subprocess
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from farm.errors import InvalidModel
+from workers.programs import operators
+from workers.torchscript import TorchScriptSource
+
+warnings.filterwarnings("ignore", category=FutureWarning)  # TorchScript is deprecated
+warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+CODE = "code/__torch__/torch/nn/modules/linear.py"
+BODY = b"return torch.linear(input, weight, bias)"
+Change = Callable[[bytes], bytes]
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("script") / "honest.pt"
+    torch.jit.script(nn.Sequential(nn.Linear(4, 2)).eval()).save(path)
+    return path
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    return tmp_path / "touched"
+
+
+def edited(
+    source: Path, target: Path, changes: Mapping[str, Change], names: Mapping[str, str] | None = None
+) -> Path:
+    """A copy of an archive with some of its records changed, or renamed."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            record = name.partition("/")[2]
+            content = changes.get(record, bytes)(old.read(name))
+            new.writestr(f"m/{(names or {}).get(record, record)}", content)
+    return target
+
+
+def with_body(source: Path, target: Path, lines: str) -> Path:
+    """With other statements in a method; they follow the first two, which read its attributes."""
+    return edited(source, target, {CODE: lambda code: swapped(code, BODY, lines.encode())})
+
+
+def swapped(content: bytes, old: bytes, new: bytes) -> bytes:
+    assert old in content
+    return content.replace(old, new, 1)
+
+
+def refused(path: Path) -> InvalidModel:
+    with pytest.raises(InvalidModel) as caught:
+        TorchScriptSource(path)
+    assert caught.value.hint
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        '_ = torch.save(input, "{marker}")\n    return input',
+        'o = ops\n    a = o.aten\n    f = (a).save\n    _ = (f)(input, "{marker}")\n    return input',
+        '_ = getattr(getattr(ops, "aten"), "save")(input, "{marker}")\n    return input',
+        '_ = (((ops).aten).\n      save)(input, "{marker}")\n    return input',
+        'if torch.eq(torch.dim(input), 7):\n      _ = torch.save(input, "{marker}")\n    else:\n      pass\n    return input',
+        'for i in range(3):\n      _ = torch.save(input, "{marker}")\n    return input',
+    ],
+    ids=["plain", "alias", "getattr", "line-break", "branch", "loop"],
+)
+def test_an_operator_is_refused_however_it_is_written(
+    lines: str, honest: Path, tmp_path: Path, marker: Path
+) -> None:
+    path = with_body(honest, tmp_path / "m.pt", lines.replace("{marker}", str(marker)))
+    assert "aten::save" in refused(path).detail
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [
+        ("return ops.inductor._alloc_from_pool(input, 4096, 6, [9], [1])", "inductor"),
+        ("return ops.inductor._reinterpret_tensor(input, [9], [1], 4096)", "inductor"),
+        ("return torch._reshape_alias(input, [99], [4096])", "aten::_reshape_alias"),
+        ("return torch.resize_(input, [1000000])", "aten::resize_"),
+        ("return torch.set_(input, bias, 0, [99], [1])", "aten::set_"),
+        ('return torch.from_file("/etc/passwd", True, 4)', "aten::from_file"),
+        ("return torch._efficientzerotensor([9])", "_efficientzerotensor"),
+        ("return torch._sparse_coo_tensor_unsafe(input, input, [4])", "_sparse_coo_tensor_unsafe"),
+        ("return torch._sparse_csr_tensor_unsafe(input, input, input, [4, 4])", "_sparse_csr"),
+        ("return ops.quantized.cat([input], 0, 1., 0)", "quantized::cat"),
+        ("return torch.max_pool2d_with_indices_backward(input, input, [2, 2], [2, 2], [0, 0], "
+         "[1, 1], False, input)", "max_pool2d_with_indices_backward"),
+        ("return torch.add(input, input, out=input)", "aten::add"),
+        ('return ops.profiler._record_function_enter("x", None)', "profiler"),
+        ("print(input)\n    return input", "prim::Print"),
+        ("return ops.prim.data(torch.zeros([ops.prim.id(self)]))", "prim::id"),
+    ],
+)  # fmt: skip
+def test_what_reaches_past_tensors_or_out_of_the_module_is_refused(
+    lines: str, named: str, honest: Path, tmp_path: Path
+) -> None:
+    assert named in refused(with_body(honest, tmp_path / "m.pt", lines)).detail
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"out_features : Final[int] = 2", b"out_features : Final[int] = torch.len([1, 2])"),
+        (b"input: Tensor)", b"input: Tensor,\n    k: int=torch.len([1]))"),
+        (b"input: Tensor)", b"input: Tensor,\n    k: Tensor=torch.zeros([2])[0])"),
+        (b"training : bool", b"training : bool = torch.eq(1, 2)"),
+        (b"  def forward", b"  def __setstate__(self, s: int) -> None:\n    pass\n  def forward"),
+        (b"class Linear(Module)", b"class Seen(NamedTuple):\n  a : int = torch.len([1])\n"
+         b"class Linear(Module)"),
+    ],
+)  # fmt: skip
+def test_code_that_runs_as_it_is_loaded_is_refused(
+    old: bytes, new: bytes, honest: Path, tmp_path: Path
+) -> None:
+    path = edited(honest, tmp_path / "m.pt", {CODE: lambda code: swapped(code, old, new)})
+    assert "runs when it is loaded" in refused(path).detail
+
+
+@pytest.mark.parametrize("new", [b"'x'", b'"""x"""', b'r"\\"', b"1 # comment", b"1 \\\n + 1", b"\t1"])
+def test_code_that_two_parsers_could_read_in_two_ways_is_refused(
+    new: bytes, honest: Path, tmp_path: Path
+) -> None:
+    code = {CODE: lambda code: swapped(code, BODY, b"x = " + new + b"\n    " + BODY)}
+    assert "isn't written as" in refused(edited(honest, tmp_path / "m.pt", code)).detail
+
+
+def test_a_record_that_pytorch_finds_by_another_case_is_refused(
+    honest: Path, tmp_path: Path, marker: Path
+) -> None:
+    path = with_body(honest, tmp_path / "m.pt", f'_ = torch.save(input, "{marker}")\n    {BODY.decode()}')
+    refused(edited(path, tmp_path / "case.pt", {}, {CODE: f"CODE{CODE.removeprefix('code')}"}))
+    assert not marker.exists()
+
+
+def test_a_storage_longer_than_its_record_is_refused(honest: Path, tmp_path: Path) -> None:
+    # 8 numbers are 32 bytes; PyTorch reads 255 of them without a look at the record.
+    longer = {"data.pkl": lambda pkl: swapped(pkl, b"K\x08tQ", b"K\xfftQ")}
+    assert "shorter than" in refused(edited(honest, tmp_path / "m.pt", longer)).detail
+
+
+def test_a_tensor_past_its_storage_is_refused(honest: Path, tmp_path: Path) -> None:
+    wild = {"data.pkl": lambda pkl: swapped(pkl, b"(K\x02K\x04t", b"(K\xc8K\xc8t")}
+    assert "reaches past" in refused(edited(honest, tmp_path / "m.pt", wild)).detail
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("__torch__.torch.classes.profiling", "_RecordFunctionFast"),
+        ("torch._utils", "_rebuild_sparse_tensor"),
+        ("torch._utils", "_rebuild_qtensor"),
+        ("torch.distributed.rpc", "rref"),
+        ("os", "system"),
+    ],
+)
+def test_a_pickle_that_names_anything_else_is_refused(
+    module: str, name: str, honest: Path, tmp_path: Path
+) -> None:
+    new = f"c{module}\n{name}\n".encode()
+    names = {"data.pkl": lambda pkl: swapped(pkl, b"ccollections\nOrderedDict\n", new)}
+    assert "names" in refused(edited(honest, tmp_path / "m.pt", names)).detail
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = (1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.pair[1]
+
+
+def test_a_value_of_another_type_than_its_class_declares_is_refused(tmp_path: Path) -> None:
+    """PyTorch would read a tuple's second element where it has one alone."""
+    torch.jit.script(Pair()).save(tmp_path / "pair.pt")
+    TorchScriptSource(tmp_path / "pair.pt")
+    short = {"data.pkl": lambda pkl: swapped(pkl, b"K\x01K\x02\x86", b"K\x01\x85")}
+    error = refused(edited(tmp_path / "pair.pt", tmp_path / "m.pt", short))
+    assert "another type than declared" in error.detail
+
+
+def test_a_value_taken_for_a_tuple_unchecked_is_refused(honest: Path, tmp_path: Path) -> None:
+    lines = (
+        "x = annotate(Any, input)\n    y = unchecked_cast(Tuple[Tensor, Tensor], x)\n    return y[1]"
+    )
+    assert "unchecked" in refused(with_body(honest, tmp_path / "m.pt", lines)).detail
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_damaged_archive_is_refused_or_runs_as_it_is(
+    seed: int, honest: Path, tmp_path: Path
+) -> None:
+    """Bytes of its pickle changed: what loads has only listed operators, and nothing else happens."""
+    content = zipfile.ZipFile(honest).read("honest/data.pkl")
+    at = seed * 7919 % len(content)
+    damaged = content[:at] + bytes([content[at] ^ (1 + seed * 31 % 255)]) + content[at + 1 :]
+    path = edited(honest, tmp_path / "m.pt", {"data.pkl": lambda _: damaged})
+    try:
+        TorchScriptSource(path)
+    except InvalidModel as error:
+        assert error.hint
+
+
+class Point(NamedTuple):
+    x: Tensor
+    scale: float
+
+
+class Controls(nn.Module):
+    """Lists, dictionaries, named tuples, optional values, loops, branches, early returns, constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.names = {"a": 1, "b": 2}
+        self.kept: Tensor | None = None
+        self.sizes: list[int] = [1, 2]
+        self.pairs = [(1, torch.ones(1)), (2, torch.ones(1))]
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 2.0) -> Tensor:
+        made: list[Tensor] = []
+        for layer in self.layers:
+            made.append(layer(x))
+        point = Point(torch.stack(made), scale)
+        if mask is not None:
+            x = x * mask
+        table = {"x": point.x}
+        if x.dim() != 2:
+            raise ValueError(f"expected 2 axes, got {x.dim()}")
+        for name, number in self.names.items():
+            if name in table or number > 1:
+                x = x + number
+        for size, tensor in self.pairs:
+            x = x * size + tensor
+        kept = self.kept
+        if kept is not None:
+            return kept
+        return table["x"].sum(0) * point.scale + x + torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+
+class Uses(nn.Module):
+    def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x)
+
+
+class First(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x)[0]
+
+
+class Attends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x, x, x)[0]
+
+
+F = nn.functional
+IMAGES, ROWS = (2, 3, 8, 8), (2, 5, 8)
+SCRIPTED: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "conv": (nn.Sequential(nn.Conv2d(3, 4, 3, padding="same"), nn.BatchNorm2d(4), nn.ReLU6()), IMAGES),
+    "reflect": (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), IMAGES),
+    "transposed": (nn.ConvTranspose2d(3, 4, 2, stride=2), IMAGES),
+    "pools": (nn.Sequential(nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+              IMAGES),
+    "shuffle": (nn.Sequential(nn.PixelUnshuffle(2), nn.ChannelShuffle(2), nn.PixelShuffle(2)), IMAGES),
+    "norms": (nn.Sequential(nn.GroupNorm(1, 3), nn.InstanceNorm2d(3), nn.LocalResponseNorm(2)), IMAGES),
+    "upsample": (nn.Upsample(scale_factor=2, mode="bilinear"), IMAGES),
+    "unfold": (nn.Sequential(nn.Unfold(2), nn.Fold((8, 8), 2)), IMAGES),
+    "attention": (Attends(), ROWS),
+    "encoder": (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), ROWS),
+    "lstm": (First(nn.LSTM(8, 4, 2, bidirectional=True, batch_first=True)), ROWS),
+    "gru": (First(nn.GRU(8, 4)), ROWS),
+    "layer norm": (nn.Sequential(nn.LayerNorm(8), nn.GELU(), nn.SiLU(), nn.Softmax(-1)), ROWS),
+    "rms norm": (nn.RMSNorm(8), ROWS),
+    "activations": (nn.Sequential(nn.PReLU(), nn.ELU(), nn.SELU(), nn.Mish(), nn.Hardswish(), nn.GLU(),
+                                  nn.Softplus(), nn.LogSigmoid(), nn.Tanhshrink(), nn.CELU()), ROWS),
+    "controls": (Controls(), (2, 4)),
+}  # fmt: skip
+TRACED: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
+    "einsum": (lambda x: torch.einsum("bij,bkj->bik", x, x), ROWS),
+    "interpolate": (lambda x: F.interpolate(x, (5, 6), mode="bicubic"), IMAGES),
+    "antialias": (lambda x: F.interpolate(x, (5, 6), mode="bilinear", antialias=True), IMAGES),
+    "grid": (lambda x: F.grid_sample(x, F.affine_grid(torch.eye(2, 3).repeat(2, 1, 1), [2, 3, 4, 4])),
+             IMAGES),
+    "attention": (lambda x: F.scaled_dot_product_attention(x, x, x), ROWS),
+    "index": (lambda x: x[:, [0, 2]].index_fill(1, torch.tensor([0]), 2.0)[x[:, [0, 2]] > 0], ROWS),
+    "scatter": (lambda x: x.scatter(1, x.argsort(1), x).gather(1, x.argsort(1)), ROWS),
+    "topk": (lambda x: x.topk(3, -1).values.cumsum(-1), ROWS),
+    "in place": (lambda x: x.clone().mul_(2).add_(1).clamp_(0, 1).masked_fill_(x > 0, 3), ROWS),
+    "sets": (lambda x: set_slice(x.clone()), ROWS),
+    "spectrum": (lambda x: torch.fft.rfft(x).abs(), ROWS),
+    "stft": (lambda x: torch.stft(x.flatten(1), 8, window=torch.ones(8), return_complex=True).abs(), ROWS),
+    "linalg": (lambda x: torch.linalg.inv(x @ x.mT + torch.eye(5)), ROWS),
+    "norms": (lambda x: F.normalize(x) + x.norm(dim=-1, keepdim=True), ROWS),
+    "where": (lambda x: torch.where(x.isnan() | (x > 0), x, -x).roll(1, 1).flip(1), ROWS),
+    "types": (lambda x: x.half().float() + x.long() % 2 + x.to(torch.bfloat16).type_as(x), ROWS),
+    "embedding": (lambda x: F.embedding(x.abs().long() % 3, torch.ones(3, 4)), ROWS),
+    "bags": (lambda x: F.embedding_bag(x[0].abs().long() % 3, torch.ones(3, 4)), ROWS),
+    "losses": (lambda x: F.cross_entropy(x, x.argmax(1)) + F.mse_loss(x, x), ROWS),
+    "fake quantised": (lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, 0, 255), ROWS),
+    "strides": (lambda x: x.as_strided((2, 3), (1, 2)).contiguous().view(-1), ROWS),
+}  # fmt: skip
+
+
+def set_slice(x: Tensor) -> Tensor:
+    x[:, 1:3] = 0
+    x[:, 0] += 1
+    return x
+
+
+def saved(module: torch.jit.ScriptModule) -> io.BytesIO:
+    buffer = io.BytesIO()
+    torch.jit.save(module, buffer)
+    return buffer
+
+
+def taken(module: torch.jit.ScriptModule, shape: tuple[int, ...], path: Path) -> None:
+    """It is loaded, and gives what the module gives."""
+    path.write_bytes(saved(module).getvalue())
+    torch.manual_seed(0)
+    given = torch.rand(shape)
+    source = TorchScriptSource(path, {"scale": 2.0} if "scale" in str(module.forward.schema) else {})
+    arguments = [given] * len(source.input_names)
+    with torch.no_grad():
+        wanted = module(*arguments)
+    found = source._leaves(arguments)
+    wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+    flat = torch.utils._pytree.tree_leaves(wanted)
+    assert len(found) == len(flat)
+    for one, other in zip(found, flat, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", SCRIPTED)
+def test_a_scripted_module_is_taken(name: str, tmp_path: Path) -> None:
+    module, shape = SCRIPTED[name]
+    scripted = torch.jit.script(module.eval())
+    taken(scripted, shape, tmp_path / "m.pt")
+    taken(torch.jit.freeze(scripted), shape, tmp_path / "frozen.pt")
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_a_traced_function_is_taken(name: str, tmp_path: Path) -> None:
+    run, shape = TRACED[name]
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = torch.jit.trace(Uses(run), torch.rand(shape), check_trace=False)
+    taken(module, shape, tmp_path / "m.pt")
+
+
+def test_weights_under_a_norm_are_taken_and_checked(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer = nn.utils.weight_norm(nn.Linear(8, 3)).eval()
+    taken(torch.jit.trace(layer, torch.rand(ROWS)), ROWS, tmp_path / "m.pt")
+
+
+#: What the exporters convert and the farm doesn't run.
+NOT_TAKEN = {
+    # memory, storages, devices
+    "resize_": "grows a tensor over what lies behind it",
+    "is_pinned": "of GPUs",
+    "quantize_per_tensor": "quantised tensors",
+    "dequantize": "quantised tensors",
+    # kernels that trust their arguments, in forms that no module is saved in
+    "native_batch_norm": "weights shorter than the input",
+    "_native_batch_norm_legit": "weights shorter than the input",
+    "_native_batch_norm_legit_functional": "weights shorter than the input",
+    "_grouped_mm": "offsets that nothing checks",
+    "_scaled_dot_product_efficient_attention": "of GPUs",
+    "_scaled_dot_product_flash_attention": "of GPUs",
+    # gradients, which take indices that they trust
+    **dict.fromkeys(
+        """
+        _adaptive_avg_pool2d_backward avg_pool2d_backward convolution_backward
+        embedding_dense_backward hardtanh_backward max_pool2d_with_indices_backward
+        native_group_norm_backward native_layer_norm_backward
+        """.split(),
+        "a gradient",
+    ),
+}
+
+
+def test_what_the_exporters_to_onnx_convert_is_taken_but_for_what_is_unsafe() -> None:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+    from torch.onnx._internal.torchscript_exporter import utils  # noqa: F401, fills the registry
+    from torch.onnx._internal.torchscript_exporter.registration import registry
+
+    schemas = {schema.name for schema in torch._C._jit_get_all_schemas()}
+    modern = {str(key).partition(".")[0] for key in ONNXRegistry.from_torchlib().functions}
+    named = {name for name in modern | registry.all_functions() if name.startswith("aten::")}
+    missing = {
+        name.removeprefix("aten::")
+        for name in named & schemas
+        if not any(
+            operators.may_run(name, str(schema))
+            for schema in torch._C._jit_get_all_schemas()
+            if schema.name == name
+        )
+    }
+    assert missing == NOT_TAKEN.keys()
+
+
+def test_every_listed_name_is_an_operator() -> None:
+    names = {schema.name for schema in torch._C._jit_get_all_schemas()}
+    listed = operators._TENSORS | operators._PLAIN | operators.GUARDED
+    assert {name for name in listed if f"aten::{name}" not in names} == set()
+    assert {name for name in operators._PRIMS if f"prims::{name}" not in names} == set()
+
+
+#: Of operators that take positions: a call with one far out of the tensor.
+WILD = """
+gather(z(4), 0, t([B])); scatter(z(4), 0, t([B]), z(1)); scatter_add(z(4), 0, t([B]), z(1))
+scatter_reduce(z(4), 0, t([B]), z(1), "sum"); index_select(z(4), 0, t([B])); index(z(4), [t([B])])
+_unsafe_index(z(4), [t([B])]); _unsafe_index_put(z(4), [t([B])], z(1))
+index_put(z(4), [t([B])], z(1)); index_put(z(4), [t([B])], z(1), True)
+index_add(z(4, 2), 0, t([B]), z(1, 2)); index_copy(z(4), 0, t([B]), z(1))
+index_fill(z(4), 0, t([B]), 1.0); index_reduce(z(4), 0, t([B]), z(1), "amax"); take(z(4), t([B]))
+put(z(4), t([B]), z(1)); embedding(z(4, 2), t([B])); embedding_renorm(z(4, 2), t([B]), 1.0, 2.0)
+embedding_bag(z(4, 2), t([B]), t([0])); embedding_bag(z(4, 2), t([0, 1]), t([0, -B, 1]), False, 0, False, None, True)
+one_hot(t([B]), 5); nll_loss(z(1, 4), t([B])); nll_loss2d(z(1, 4, 1, 1), t([[[B]]]))
+multi_margin_loss(z(1, 4), t([B])); max_unpool2d(z(1, 1, 1, 1), t([[[[B]]]]), [2, 2])
+searchsorted(z(4), z(1), sorter=t([B, B, B, B])); bincount(z(W).long(), z(1))
+repeat_interleave(t([W]), output_size=1); as_strided(z(4), [8], [1 << 30])
+empty_strided([2, 2], [-B, 1]); new_empty_strided(z(1), [3], [-B]); select(z(4), 0, B)
+narrow(z(4), 0, 3, 5); unfold(z(4), 0, 9, 1); masked_scatter(z(5), z(5) == 0, z(1))
+native_group_norm(z(1, 2, 2), None, None, 9, 2, W, 1, 1e-5)
+native_layer_norm(z(1, W), [W], z(1), z(1), 1e-5); batch_norm(z(1, W, 1), z(1), z(1), z(1), z(1), False, 0.1, 1e-5, False)
+_native_batch_norm_legit_no_training(z(1, W, 1), z(1), z(1), z(1), z(1), 0.1, 1e-5)
+instance_norm(z(1, W, 2), z(1), z(1), z(1), z(1), False, 0.1, 1e-5, False)
+lstm(z(2, 1, W), [z(1, 1, 5), z(1, 1, 5)], [z(20, 4), z(20, 5), z(20), z(20)], True, 1, 0.0, False, False, False)
+lstm(z(2, 1, 4), [z(1, 1, W), z(1, 1, W)], [z(20, 4), z(20, 5), z(20), z(20)], True, 1, 0.0, False, False, False)
+gru(z(2, 1, 4), z(1, 1, 5000), [z(15000, 4), z(15000, 5000), z(1), z(2)], True, 1, 0.0, False, False, False)
+scaled_dot_product_attention(z(1, 1, 2, 8), z(1, 1, 100000, 8), z(1, 1, 2, 8))
+_scaled_dot_product_flash_attention_for_cpu(z(99999, 1, 2, 8), z(1, 1, 2, 8), z(1, 1, 2, 8))
+_fft_c2c(z(2).cfloat(), [9], 0, True); _fft_r2c(z(2), [9], 0, True); _fft_c2r(z(2).cfloat(), [0], 0, W)
+_native_multi_head_attention(z(1, 2, W), z(1, 2, W), z(1, 2, W), W, 1, z(3, 4), z(3), z(4, 4), z(4))
+_weight_norm(z(W, 4), z(1, 1), 0); _upsample_bilinear2d_aa(z(1, 1, 4, 4), [8, 8], False, 1e-19, 1e-19)
+_pad_packed_sequence(z(3, 4), t([B, 1]), True, 0.0, 3); _pack_padded_sequence(z(3, 2, 4), t([B, 1]), False)
+reflection_pad1d(z(1, 1, 4), [-100, 200]); col2im(z(1, 4, 4), [1 << 20, 1 << 20], [2, 2], [1, 1], [0, 0], [1, 1])
+fake_quantize_per_channel_affine(z(1, W), z(1), z(1).int(), 1, 0, 255); kthvalue(z(4), 9); topk(z(4), 9)
+"""
+ATTEMPTS = """
+import sys
+import torch
+from workers.programs.guard import checked
+t, z, B, W = torch.tensor, torch.zeros, 1 << 40, 30_000_000
+for call in sys.stdin.read().split("\\n"):
+    name = call.partition("(")[0]
+    try:
+        with torch.no_grad(), checked({name}):
+            eval(f"torch.ops.aten.{call}")
+    except (RuntimeError, ValueError, IndexError) as error:
+        continue
+    print(call, flush=True)
+print("all")
+"""
+
+
+def test_operators_that_take_positions_refuse_those_that_are_not_there() -> None:
+    """In a process of its own: some kernels of PyTorch, which are left out, crash it."""
+    calls = [call.strip() for line in WILD.strip().split("\n") for call in line.split("; ")]
+    for call in calls:
+        name = call.partition("(")[0]
+        assert operators._is_listed(name), name
+    done = subprocess.run(
+        [sys.executable, "-c", ATTEMPTS],
+        input="\n".join(calls),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert (done.returncode, done.stdout) == (0, "all\n"), done.stderr[-2000:]
+
+
+def test_the_pickles_of_honest_modules_have_listed_opcodes_alone(honest: Path) -> None:
+    from workers.programs.archive import _OPCODES
+
+    content = zipfile.ZipFile(honest).read("honest/data.pkl")
+    assert {opcode.name for opcode, _, _ in pickletools.genops(content)} <= _OPCODES

@@ -1,0 +1,142 @@
+"""Running a stranger's program on CPUs by kernels that check what they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from workers.programs.operators import GUARDED
+
+_REACH_GUARDED = GUARDED | {"_weight_norm", "embedding_bag"}
+#: A smaller scale makes a filter so wide that PyTorch's sizes of it overflow.
+_LEAST_SCALE = 1e-4
+
+
+@contextmanager
+def checked(operators: Collection[str]) -> Iterator[None]:
+    """Within, these operators of ``aten``, by their names, don't reach past a tensor.
+
+    oneDNN's LSTM and the fused attention trust that the shapes of their arguments belong together;
+    PyTorch's own kernels don't.
+
+    Raises:
+        ValueError: as it runs, where arguments of a guarded operator don't belong together.
+    """
+    names = {name.partition(".")[0] for name in operators}
+    with ExitStack() as stack:
+        if "lstm" in names:
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        if "scaled_dot_product_attention" in names:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if not names.isdisjoint(_REACH_GUARDED):
+            stack.enter_context(_Checks())
+        yield
+
+
+class _Checks(TorchDispatchMode):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        check = _CHECKS.get(func.overloadpacket.__name__) if func.namespace == "aten" else None
+        if check is not None:
+            names = [argument.name for argument in func._schema.arguments]
+            named = dict(zip(names, args, strict=False)) | given
+            if not check(named):
+                raise ValueError(f"the arguments of {func} don't belong together")
+        return func(*args, **given)
+
+
+def _batch_norm(given: dict[str, Any]) -> bool:
+    channels = given["input"].shape[1]
+    vectors = (given.get(name) for name in ("weight", "bias", "running_mean", "running_var"))
+    return all(vector is None or vector.shape == (channels,) for vector in vectors)
+
+
+def _attention(given: dict[str, Any]) -> bool:
+    query, key, value = given["query"], given["key"], given["value"]
+    mask = given.get("attn_mask")
+    one_shape = query.shape[:2] == key.shape[:2] and key.shape == value.shape
+    whole = (*query.shape[:3], key.shape[2])
+    return (
+        query.dim() == 4
+        and one_shape
+        and query.shape[3] == key.shape[3]
+        and (mask is None or mask.shape in (whole, whole[2:], (1, 1, *whole[2:])))
+    )
+
+
+def _fast_attention(given: dict[str, Any]) -> bool:
+    width, heads = given["embed_dim"], given["num_heads" if "src" in given else "num_head"]
+    inputs = [given["src"]] if "src" in given else [given[n] for n in ("query", "key", "value")]
+    first = inputs[0].shape
+    whole = (first[0], heads, first[1], first[1]) if len(first) == 3 else ()
+    mask = given.get("mask")
+    return (
+        heads > 0
+        and width % heads == 0
+        and all(one.shape == first and one.shape[2:] == (width,) for one in inputs)
+        and given["qkv_weight"].shape == (3 * width, width)
+        and given["qkv_bias"].shape == (3 * width,)
+        and given["proj_weight"].shape == (width, width)
+        and given["proj_bias"].shape == (width,)
+        and (mask is None or mask.shape in (whole, whole[2:], (whole[0], whole[2])))
+    )
+
+
+def _bags(given: dict[str, Any]) -> bool:
+    indices, offsets = given["indices"], given["offsets"]
+    if indices.dim() != 1 or offsets.dim() != 1 or not offsets.numel():
+        return False
+    is_sorted = bool((offsets[1:] >= offsets[:-1]).all())
+    return is_sorted and int(offsets[0]) == 0 and int(offsets[-1]) <= indices.numel()
+
+
+def _axes(given: dict[str, Any]) -> bool:
+    tensor, axes = given["self"], given["dim"]
+    last = given.get("last_dim_size")
+    inside = all(-tensor.dim() <= axis < tensor.dim() for axis in axes) and bool(axes)
+    return inside and (last is None or tensor.shape[axes[-1]] == last // 2 + 1)
+
+
+def _weight_norm(given: dict[str, Any]) -> bool:
+    weight, axis = given["v"], given.get("dim", 0)
+    if axis not in (0, weight.dim() - 1):
+        return False
+    sizes = [1] * weight.dim()
+    sizes[axis] = weight.shape[axis]
+    return bool(given["g"].shape == tuple(sizes))
+
+
+def _scales(given: dict[str, Any]) -> bool:
+    scales = [given.get(name) for name in ("scales_h", "scales_w", "scale_factors")]
+    flat = [one for scale in scales for one in (scale if isinstance(scale, list) else [scale])]
+    sizes = list(given["input" if "input" in given else "self"].shape[-2:])
+    asked = given.get("output_size") or sizes
+    return (
+        all(one is None or one >= _LEAST_SCALE for one in flat)
+        and all(size > 0 for size in (*sizes, *asked))
+        and all(new / old >= _LEAST_SCALE for old, new in zip(sizes, asked, strict=True))
+    )
+
+
+_CHECKS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "_embedding_bag": _bags,
+    "_embedding_bag_forward_only": _bags,
+    "_fft_c2c": _axes,
+    "_fft_c2r": _axes,
+    "_fft_r2c": _axes,
+    "_native_batch_norm_legit_no_training": _batch_norm,
+    "_native_multi_head_attention": _fast_attention,
+    "_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "_transformer_encoder_layer_fwd": _fast_attention,
+    "_upsample_bicubic2d_aa": _scales,
+    "_upsample_bilinear2d_aa": _scales,
+    "_upsample_lanczos2d_aa": _scales,
+    "_weight_norm_interface": _weight_norm,
+}

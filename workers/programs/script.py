@@ -1,0 +1,102 @@
+"""Loading TorchScript of strangers: only what is looked at whole, and holds nothing but listed operators.
+
+First the archive is read (``workers.programs.archive``), so that nothing in it runs as it is loaded. Then
+PyTorch compiles it, and every function and method in it is gone through, with all blocks: not as text,
+in which a name can be written in many ways, but as the graph that will run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.jit._recursive import wrap_cpp_module
+
+from workers.graphs import brief
+from workers.programs import archive, operators
+
+#: Parts of types whose values are native objects, other threads' or other machines'.
+_FOREIGN = ("__torch__.torch.classes", "RRef[", "Future[", "Await[", "Capsule", "PyObject")
+#: Their values are read by position, which nothing checks as it runs.
+_BY_POSITION = ("__torch__", "Tuple[", "NamedTuple(")
+_CASTS = ("prim::unchecked_cast", "prim::unchecked_unwrap_optional")
+
+
+class Refused(ValueError):
+    """It holds what the farm doesn't run."""
+
+
+class Unreadable(ValueError):
+    """PyTorch can't load it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """A module that was looked at, none of which has run yet."""
+
+    module: torch.jit.ScriptModule
+    operators: frozenset[str]  #: of ``aten``, by name, that it may call
+
+
+def load(path: Path) -> Script:
+    """Load it on the CPU.
+
+    Raises:
+        Refused, Unreadable
+    """
+    try:
+        archive.scan(path)
+    except archive.RefusedArchive as err:
+        raise Refused(str(err)) from err
+    unit = torch._C.CompilationUnit()
+    try:
+        compiled = torch._C.import_ir_module(unit, str(path), torch.device("cpu"), {}, True)
+        nodes = [node for graph in _graphs(unit) for node in _nodes(graph)]
+    except Exception as err:  # the reader and the compiler raise RuntimeErrors and worse
+        raise Unreadable(brief(err)) from err
+    for node in nodes:
+        _check(node)
+    named = (node.kind() for node in nodes)
+    called = {kind.removeprefix("aten::") for kind in named if kind.startswith("aten::")}
+    return Script(module=wrap_cpp_module(compiled), operators=frozenset(called))
+
+
+def _graphs(unit: Any) -> list[Any]:
+    """Of all functions and methods. One that is compiled may bring in others."""
+    graphs: list[Any] = []
+    while len(functions := unit.get_functions()) > len(graphs):
+        graphs += [function.graph for function in functions[len(graphs) :]]
+    return graphs
+
+
+def _nodes(block: Any) -> Iterator[Any]:
+    """The nodes of a graph, in its blocks too."""
+    waiting = [block]
+    while waiting:
+        for node in waiting.pop().nodes():
+            yield node
+            waiting += node.blocks()
+
+
+def _check(node: Any) -> None:
+    kind = node.kind()
+    if not operators.may_run(kind, node.schema()):
+        schema = node.schema()
+        named = schema.partition("(")[0] if schema.startswith(kind) else kind
+        raise Refused(f"it calls {named}, which isn't on the list of what it may call")
+    types = [value.type().annotation_str for value in [*node.inputs(), *node.outputs()]]
+    for foreign in _FOREIGN:
+        if any(foreign in one for one in types):
+            raise Refused(f"it holds a {foreign.strip('[')}, which only native code understands")
+    if kind in _CASTS and not _is_narrowing(types[0], types[-1]):
+        raise Refused(f"it takes a {types[0]} for a {types[-1]} unchecked")
+
+
+def _is_narrowing(given: str, made: str) -> bool:
+    """Whether a value is taken for one of the types that it is declared to have, or read with a check."""
+    if given == made or not any(part in made for part in _BY_POSITION):
+        return True
+    return given == f"Optional[{made}]"
