@@ -17,6 +17,7 @@ from farm.specs import TensorSpec
 from workers.batch import Arrays, batch_symbol
 from workers.plain import numbered_outputs
 from workers.profiles import AxisRange
+from workers.programs.guard import checked
 from workers.samples import BF16
 
 #: A dynamic size as torch.export names it, alone or in an expression: ``s40``, ``2*s40``.
@@ -37,7 +38,15 @@ class EagerModel:
         #: Outputs of the author's that are no tensors, and what they are.
         self.left_out: dict[str, str] = program.graph_module.meta.get("left_out", {})
         self._in_spec = program.call_spec.in_spec
-        self._module = program.module()
+        self._operators = called(program)
+        try:
+            self._module = program.module()
+        except Exception as err:  # whatever compiling a malformed graph raises
+            reason = (str(err).strip() or type(err).__name__).splitlines()[0][:400]
+            raise InvalidModel(
+                f"the program's graph can't be compiled: {reason}",
+                hint="export it again: torch.export.save(torch.export.export(model, args), 'model.pt2')",
+            ) from err
 
     def run(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
         """The outputs for one batch, by the names that the ONNX graph gives them.
@@ -51,7 +60,7 @@ class EagerModel:
                 given[index] = given[index].to(torch.bfloat16)
         args, kwargs = pytree.tree_unflatten(given, self._in_spec)
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), checked(self._operators):
                 made = named_tensors(self._module(*args, **kwargs), self.output_names)
         except Exception as err:  # whatever the operators in it raise
             shapes = {name: list(arrays[name].shape) for name in self.input_names}
@@ -61,6 +70,18 @@ class EagerModel:
                 hint="pass profiles with the sizes that it takes, or export it with these axes dynamic",
             ) from err
         return {name: array_of(tensor) for name, tensor in made.items()}
+
+
+def called(program: ExportedProgram) -> frozenset[str]:
+    """The operators of ``aten`` that a program calls, in its branches and loops too: ``add.Tensor``."""
+    modules = program.graph_module.modules()
+    graphs = (module.graph for module in modules if isinstance(module, torch.fx.GraphModule))
+    targets = (node.target for graph in graphs for node in graph.nodes)
+    return frozenset(
+        str(target).removeprefix("aten.")
+        for target in targets
+        if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten"
+    )
 
 
 def tensors_of(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import json
+import keyword
 import os
 import pickle
 import re
@@ -29,6 +30,7 @@ from torch.export.pt2_archive import _package
 from torch.utils import _pytree as pytree
 
 from farm.errors import InvalidModel
+from workers.programs import operators
 
 _EXPORT_AGAIN = (
     "save it again with torch.export.save(torch.export.export(model, args), 'model.pt2') "
@@ -39,7 +41,7 @@ _EXPORT_AGAIN = (
 _NAME_KEYS = frozenset(
     """
     name as_name parameter_name buffer_name tensor_constant_name user_input_name
-    forward_arg_names field_names fqn
+    field_names fqn
     """.split()
 )
 _NAME_MAPPINGS = frozenset(
@@ -50,7 +52,7 @@ _NAME_MAPPINGS = frozenset(
 _NAME = re.compile(r"[\w.\-]*")
 _SYMBOL = re.compile(r"\w+|-?\d+(\.\d+)?(e[+-]?\d+)?")  # s0, 3, '0.5', True
 _OPERATOR = re.compile(
-    r"torch\.ops\.(aten|prims|torchvision)\.[A-Za-z_]\w*(\.[A-Za-z_]\w*)?"
+    r"torch\.ops\.torchvision\.(nms|deform_conv2d)\.default"
     r"|torch\.ops\.higher_order\.(cond|while_loop|scan|map_impl|wrap_with_set_grad_enabled"
     r"|wrap_with_autocast)"
     r"|_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge"
@@ -59,8 +61,16 @@ _OPERATOR = re.compile(
     r"|torch\.sym_(int|float|max|min|not|sqrt|ite|sum|fresh_size)"
     r"|torch\._sym_(sqrt|log2|floor|ceil)"
 )
-#: Operators of aten that touch files.
-_FILE_OPERATORS = re.compile(r"torch\.ops\.aten\.(from_file|save|load)(\.|$)")
+_ATEN = re.compile(r"torch\.ops\.((?:aten|prims)\.\w+\.\w+)", re.ASCII)
+#: torch counts up to the number of such a symbol.
+_UNBACKED = re.compile(r"z?u[fi]?\d{7,}")
+#: Of one size, and of the file that describes a program.
+_MAX_EXPRESSION = 4096
+_MAX_JSON_BYTES = 256 << 20
+#: sympy computes them at once: beyond these two powers of numbers fill the memory.
+_POWERS = frozenset({"Pow", "PowByNatural", "FloatPow", "LShift"})
+_MAX_POWER = 64
+_MAX_POWERS = 2
 _SYMBOLIC_CALLS = frozenset(
     """
     Symbol Integer Float Rational Add Mul Pow Max Min Abs And Or Not Eq Ne Lt Le Gt Ge
@@ -138,6 +148,9 @@ def scan_archive(path: Path) -> dict[str, list[str]]:
     """
     reader = _open_archive(path)
     names = reader.get_file_names()
+    # PyTorch finds records whatever the case of their names.
+    if len({name.lower() for name in names}) < len(names):
+        raise InvalidModel("the archive holds two records of one name", hint=_EXPORT_AGAIN)
     if "serialized_exported_program.json" in names or "archive_version" not in names:
         raise InvalidModel(
             "this isn't a torch.export program in the archive format of torch 2.8 or later",
@@ -157,7 +170,10 @@ def scan_archive(path: Path) -> dict[str, list[str]]:
             hint="save each program to a file of its own",
         )
     program = _read_json(reader, programs[0])
-    _scan_program(program)
+    try:
+        _scan_program(program)
+    except RecursionError as err:
+        raise InvalidModel("the program is nested too deep", hint=_EXPORT_AGAIN) from err
     return _named_tuples(program)
 
 
@@ -234,8 +250,10 @@ def _open_archive(path: Path) -> Any:
 
 def _read_json(reader: Any, name: str) -> Mapping[str, Any]:
     try:
+        if reader.archive_file.get_record_size(name) > _MAX_JSON_BYTES:
+            raise ValueError("too large")
         content = json.loads(reader.read_string(name))
-    except (RuntimeError, ValueError) as err:
+    except (RuntimeError, ValueError, RecursionError, MemoryError) as err:
         raise InvalidModel(f"{name} in the archive is damaged", hint=_EXPORT_AGAIN) from err
     if not isinstance(content, dict):
         raise InvalidModel(f"{name} in the archive isn't a JSON object", hint=_EXPORT_AGAIN)
@@ -249,10 +267,12 @@ def _scan_payloads(config: Mapping[str, Any], where: str) -> None:
     for name, payload in payloads.items():
         _check_name(name)
         # Tensors of the archive format are raw bytes; everything else in it is a pickle.
+        if not isinstance(payload, dict) or not isinstance(payload.get("tensor_meta"), dict):
+            _refuse_pickle(f"{name} in {where} has no description")
         path = str(payload.get("path_name", ""))
         if payload.get("use_pickle") is not False or not path.startswith(("weight_", "tensor_")):
             _refuse_pickle(f"{name} in {where} is a pickled object")
-        device = ((payload.get("tensor_meta") or {}).get("device") or {}).get("type", "cpu")
+        device = (payload["tensor_meta"].get("device") or {}).get("type", "cpu")
         if device != "cpu":
             raise InvalidModel(
                 f"its weights lie on the device {device!r}",
@@ -287,10 +307,14 @@ def _scan_string(value: str, key: str) -> None:
         _check_operator(value)
     elif key in _NAME_KEYS:
         _check_name(value)
+    elif key == "forward_arg_names":
+        _check_argument(value)
     elif key in ("class_fqn", "custom_obj_name"):
         _refuse_pickle(f"it needs the custom object {value!r}")
     elif key in ("in_spec", "out_spec") and "__enum__" in value:
         raise InvalidModel("its inputs hold Python enums", hint=_EXPORT_AGAIN)
+    elif key == "in_spec":
+        _check_keywords(value)
 
 
 def _check_name(name: str) -> None:
@@ -301,20 +325,50 @@ def _check_name(name: str) -> None:
         )
 
 
-def _check_operator(target: str) -> None:
-    if not _OPERATOR.fullmatch(target) or _FILE_OPERATORS.match(target):
+def _check_argument(name: str) -> None:
+    """Arguments' names stand in the function that the graph is compiled to."""
+    if not name.isidentifier() or keyword.iskeyword(name):
         raise InvalidModel(
-            f"the farm doesn't know the operator {target[:80]!r}",
+            f"{name[:80]!r} isn't a name that an input may have",
+            hint="name inputs with letters, digits and underscores",
+        )
+
+
+def _check_keywords(text: str) -> None:
+    """The names of keyword arguments: the second of a call's two containers is a dict of them."""
+    try:
+        _, tree = json.loads(text)
+        children = tree["children_spec"]
+        is_call = tree["type"] == "builtins.tuple" and len(children) == 2
+        named = is_call and children[1]["type"] in ("builtins.dict", "collections.OrderedDict")
+        names = json.loads(children[1]["context"]) if named else []
+    except (ValueError, TypeError, KeyError, RecursionError) as err:
+        raise InvalidModel(
+            "the program's inputs are described wrongly", hint=_EXPORT_AGAIN
+        ) from err
+    for name in names:
+        _check_argument(str(name))
+
+
+def _check_operator(target: str) -> None:
+    aten = _ATEN.fullmatch(target)
+    if not (operators.may_call(aten[1]) if aten else _OPERATOR.fullmatch(target)):
+        raise InvalidModel(
+            f"the farm doesn't run the operator {target[:80]!r}: it takes those that compute on tensors "
+            "alone, with all their indices checked",
             hint="rewrite it with standard PyTorch operators, or hand in ONNX",
         )
 
 
 def _check_expression(text: str) -> None:
     """Only arithmetic on symbols may reach sympy, which evaluates what it parses."""
+    if len(text) > _MAX_EXPRESSION or _UNBACKED.search(text):
+        _refuse_expression(text)
     try:
         tree = ast.parse(text, mode="eval")
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         _refuse_expression(text)
+    powers = 0
     for node in ast.walk(tree):
         if not isinstance(node, _SYMBOLIC_NODES):
             _refuse_expression(text)
@@ -322,8 +376,40 @@ def _check_expression(text: str) -> None:
             isinstance(node.func, ast.Name) and node.func.id in _SYMBOLIC_CALLS
         ):
             _refuse_expression(text)
-        if isinstance(node, ast.Constant) and not _SYMBOL.fullmatch(str(node.value)):
+        if isinstance(node, ast.Constant) and not _is_symbol(node.value):
             _refuse_expression(text)
+        if (exponent := _exponent(node)) is not None:
+            powers += 1
+            if powers > _MAX_POWERS or not _is_small(exponent):
+                _refuse_expression(text)
+
+
+def _is_symbol(value: object) -> bool:
+    return bool(_SYMBOL.fullmatch(str(value))) and not (
+        isinstance(value, int) and abs(value) >= 1 << 64
+    )
+
+
+def _exponent(node: ast.AST) -> ast.expr | None:
+    """What a power raises to, and a shift shifts by."""
+    match node:
+        case ast.BinOp(op=ast.Pow() | ast.LShift(), right=exponent):
+            return exponent
+        case ast.Call(func=ast.Name(id=name), args=[_, exponent]) if name in _POWERS:
+            return exponent
+        case ast.Call(func=ast.Name(id=name)) as call if name in _POWERS:
+            return call  # by keywords, as nothing writes it
+    return None
+
+
+def _is_small(exponent: ast.expr) -> bool:
+    """Whether it is a small number; ``Integer(2)`` and ``Rational(1, 2)`` too."""
+    numbers = [node.value for node in ast.walk(exponent) if isinstance(node, ast.Constant)]
+    plain = all(isinstance(one, int | float) and abs(one) <= _MAX_POWER for one in numbers)
+    calls = (node for node in ast.walk(exponent) if isinstance(node, ast.Call))
+    names = {node.func.id for node in calls if isinstance(node.func, ast.Name)}
+    is_flat = not any(isinstance(node, ast.BinOp) for node in ast.walk(exponent))
+    return plain and bool(numbers) and names <= {"Integer", "Float", "Rational"} and is_flat
 
 
 def _refuse_expression(text: str) -> NoReturn:

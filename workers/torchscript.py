@@ -52,7 +52,9 @@ class TorchScriptSource:
         try:
             loaded = script.load(path)
         except script.Refused as err:
-            raise InvalidModel(f"the farm doesn't run this TorchScript: {err}", hint=_REWRITE) from err
+            raise InvalidModel(
+                f"the farm doesn't run this TorchScript: {err}", hint=_REWRITE
+            ) from err
         except script.Unreadable as err:
             raise InvalidModel(
                 f"torch {torch.__version__} can't load this TorchScript: {err}", hint=_HINT

@@ -34,13 +34,17 @@ def checked(operators: Collection[str]) -> Iterator[None]:
         if "scaled_dot_product_attention" in names:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if not names.isdisjoint(_REACH_GUARDED):
-            stack.enter_context(_Checks())
+            stack.enter_context(_Checks())  # type: ignore[no-untyped-call]
         yield
 
 
-class _Checks(TorchDispatchMode):
+class _Checks(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         given = kwargs or {}
         check = _CHECKS.get(func.overloadpacket.__name__) if func.namespace == "aten" else None
@@ -75,7 +79,7 @@ def _fast_attention(given: dict[str, Any]) -> bool:
     width, heads = given["embed_dim"], given["num_heads" if "src" in given else "num_head"]
     inputs = [given["src"]] if "src" in given else [given[n] for n in ("query", "key", "value")]
     first = inputs[0].shape
-    whole = (first[0], heads, first[1], first[1]) if len(first) == 3 else ()
+    whole: tuple[int, ...] = (first[0], heads, first[1], first[1]) if len(first) == 3 else ()
     mask = given.get("mask")
     return (
         heads > 0
@@ -85,7 +89,7 @@ def _fast_attention(given: dict[str, Any]) -> bool:
         and given["qkv_bias"].shape == (3 * width,)
         and given["proj_weight"].shape == (width, width)
         and given["proj_bias"].shape == (width,)
-        and (mask is None or mask.shape in (whole, whole[2:], (whole[0], whole[2])))
+        and (mask is None or mask.shape in (whole, whole[2:], whole[::2]))
     )
 
 

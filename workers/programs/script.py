@@ -37,7 +37,7 @@ class Unreadable(ValueError):
 class Script:
     """A module that was looked at, none of which has run yet."""
 
-    module: torch.jit.ScriptModule
+    module: Any  #: a ``torch.jit.ScriptModule``
     operators: frozenset[str]  #: of ``aten``, by name, that it may call
 
 
@@ -53,7 +53,8 @@ def load(path: Path) -> Script:
         raise Refused(str(err)) from err
     unit = torch._C.CompilationUnit()
     try:
-        compiled = torch._C.import_ir_module(unit, str(path), torch.device("cpu"), {}, True)
+        load_ir: Any = torch._C.import_ir_module  # whose stub lacks the last argument
+        compiled = load_ir(unit, str(path), torch.device("cpu"), {}, True)
         nodes = [node for graph in _graphs(unit) for node in _nodes(graph)]
     except Exception as err:  # the reader and the compiler raise RuntimeErrors and worse
         raise Unreadable(brief(err)) from err
@@ -61,7 +62,8 @@ def load(path: Path) -> Script:
         _check(node)
     named = (node.kind() for node in nodes)
     called = {kind.removeprefix("aten::") for kind in named if kind.startswith("aten::")}
-    return Script(module=wrap_cpp_module(compiled), operators=frozenset(called))
+    wrap: Any = wrap_cpp_module  # without types of its own
+    return Script(module=wrap(compiled), operators=frozenset(called))
 
 
 def _graphs(unit: Any) -> list[Any]:
