@@ -11,14 +11,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from farm.formats.door import Malformed, Window, behind
+
 _CHUNK_BYTES = 1 << 20
 _MAGIC_AT = 257
 _MAGIC = b"ustar"
 _END = bytes(2 * tarfile.BLOCKSIZE)
 _MAX_FILES = 10_000
+#: What file systems take: of a path in the pack, and of a folder's or a file's name in it.
+_MAX_NAME_BYTES = 1000
+_MAX_PART_BYTES = 255
 
 
-class MalformedPack(ValueError):
+class MalformedPack(Malformed):
     """The archive is damaged, or holds what a pack may not."""
 
 
@@ -75,21 +80,26 @@ def members(path: Path) -> dict[str, Member]:
         MalformedPack: it is damaged, or holds links, devices, sparse files or paths out of it.
     """
     found: dict[str, Member] = {}
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for entry in archive:
-                if entry.isdir():
-                    continue
-                member = _member(entry)
-                if member.name in found:
-                    raise MalformedPack(f"it holds {member.name!r} twice")
-                if member.offset + member.bytes > path.stat().st_size:
-                    raise MalformedPack(f"it ends within {member.name!r}")
-                found[member.name] = member
-                if len(found) > _MAX_FILES:
-                    raise MalformedPack(f"it holds more than {_MAX_FILES} files")
-    except (tarfile.TarError, OverflowError, UnicodeError) as err:
-        raise MalformedPack(f"it can't be read as an uncompressed tar: {err}") from err
+    size = path.stat().st_size
+    with (
+        behind(MalformedPack),
+        path.open("rb") as file,
+        tarfile.open(fileobj=Window(file), mode="r:") as archive,
+    ):
+        for entry in archive:
+            if entry.isdir():
+                continue
+            member = _member(entry)
+            if member.name in found:
+                raise MalformedPack(f"it holds {member.name!r} twice")
+            if not 0 <= member.offset <= member.offset + member.bytes <= size:
+                raise MalformedPack(f"it ends within {member.name!r}")
+            found[member.name] = member
+            if len(found) > _MAX_FILES:
+                raise MalformedPack(f"it holds more than {_MAX_FILES} files")
+    for name in found:
+        if any(str(parent) in found for parent in PurePosixPath(name).parents):
+            raise MalformedPack(f"it holds {name!r} in what is a file")
     return found
 
 
@@ -128,9 +138,12 @@ def one_ending(names: Iterator[str] | Mapping[str, object], suffix: str) -> str:
 def _member(entry: tarfile.TarInfo) -> Member:
     name = PurePosixPath(entry.name)
     if not entry.isreg() or entry.issparse():
-        raise MalformedPack(f"{entry.name!r} is no regular file")
+        raise MalformedPack(f"{entry.name[:200]!r} is no regular file")
     if name.is_absolute() or ".." in name.parts or not name.parts or "\0" in entry.name:
-        raise MalformedPack(f"{entry.name!r} leads out of it")
+        raise MalformedPack(f"{entry.name[:200]!r} leads out of it")
+    raw = entry.name.encode(errors="surrogateescape")
+    if len(raw) > _MAX_NAME_BYTES or max(map(len, raw.split(b"/"))) > _MAX_PART_BYTES:
+        raise MalformedPack(f"{entry.name[:200]!r} is too long for a file's name")
     return Member(name=str(name), offset=entry.offset_data, bytes=entry.size)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from farm import packs
 from farm.errors import InvalidRequest, SourceRefused
+from farm.formats.door import Malformed, zip_names
 from farm.onnx_files import (
     Effort,
     MalformedModel,
@@ -229,7 +229,10 @@ def is_savedmodel(path: Path) -> bool:
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file was saved by ``torch.jit.save``: by its names, nothing is loaded."""
-    return zipfile.is_zipfile(path) and _has_torchscript(_archive(path))
+    try:
+        return _has_torchscript(zip_names(path))
+    except Malformed:
+        return False
 
 
 def _has_torchscript(names: list[str]) -> bool:
@@ -249,12 +252,17 @@ def _check_safetensors(path: Path) -> None:
 
 def _archive(path: Path) -> list[str]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except zipfile.BadZipFile as err:
+        names = zip_names(path)
+    except Malformed as err:
         raise InvalidRequest(
             f"the archive is broken: {err}", hint="check the file and upload it again"
         ) from err
+    if not names:
+        raise InvalidRequest(
+            "the archive is broken: its directory is missing or empty",
+            hint="check the file and upload it again",
+        )
+    return names
 
 
 def _is_program(names: list[str]) -> bool:

@@ -6,8 +6,6 @@ for all samples.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farm.errors import InvalidData
+from farm.formats.door import Malformed, behind, zip_names
 from farm.specs import DataKind, FixedInputs, Profile, TensorSpec
 from workers.batch import Arrays as Arrays
 from workers.batch import Batch
@@ -63,30 +62,31 @@ def _is_always(array: NDArray[np.generic], value: NDArray[np.generic]) -> bool:
 
 def _read(path: Path) -> Arrays:
     try:
-        with path.open("rb") as file:
-            magic = file.read(9)
-        if magic[:2] == b"PK":
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        if magic[8:9] == b"{":
-            from safetensors.numpy import load_file
-
-            return dict(load_file(path))
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as err:
+        with behind():
+            return _arrays(path)
+    except Malformed as err:
         raise InvalidData(
-            f"the data can't be read: {str(err).splitlines()[0]}",
+            f"the data can't be read: {err}",
             hint="save plain arrays with numpy.savez(path, input_name=array)",
         ) from err
-    except Exception as err:
-        if type(err).__name__ != "SafetensorError":
-            raise
-        raise InvalidData(
-            f"the safetensors file is damaged: {err}", hint="save and upload it again"
-        ) from err
-    raise InvalidData(
-        "the data are neither .npz nor .safetensors",
-        hint="save them with numpy.savez(path, input_name=array)",
-    )
+
+
+def _arrays(path: Path) -> Arrays:
+    with path.open("rb") as file:
+        magic = file.read(9)
+    if magic[:2] == b"PK":
+        zip_names(path)  # of a size that its directory may have
+        with np.load(path, allow_pickle=False) as archive:
+            found = {name: archive[name] for name in archive.files}
+        others = [name for name, array in found.items() if not isinstance(array, np.ndarray)]
+        if others:  # what isn't .npy comes as bytes
+            raise Malformed(f"{others[0][:80]!r} in it is no array")
+        return found
+    if magic[8:9] == b"{":
+        from safetensors.numpy import load_file
+
+        return dict(load_file(path))
+    raise Malformed("they are neither .npz nor .safetensors")
 
 
 def check_samples(arrays: Arrays, inputs: Sequence[TensorSpec], profile: Profile) -> Arrays:

@@ -70,12 +70,14 @@ _SCHEMA = {
     "Saved": [("graphs", 2, "Meta")],
     "Meta": [("graph", 2, "Graph"), ("objects", 7, "")],
     "Graph": [("node", 1, "Node"), ("library", 2, "Library")],
-    "Library": [("function", 1, "Function")],
+    "Library": [("function", 1, "Function"), ("gradient", 2, ""), ("registered", 3, "")],
     "Function": [("signature", 1, "Signature"), ("node", 3, "Node")],
     "Signature": [("name", 1, "")],
     "Node": [("op", 2, "")],
 }
-_REPEATED = frozenset({"graphs", "node", "function"})
+_REPEATED = frozenset({"graphs", "node", "function", "gradient", "registered"})
+#: protobuf's limit for one message.
+_MAX_BYTES = 2**31 - 1
 
 
 def unpack(pack: Path, folder: Path) -> Path:
@@ -90,6 +92,8 @@ def unpack(pack: Path, folder: Path) -> Path:
         packs.unpack(pack, whole)
     except packs.MalformedPack as err:
         raise InvalidModel(f"this archive is no SavedModel: {err}", hint=_SAVE_AGAIN) from err
+    if (whole / root / sources.SAVED_MODEL).stat().st_size > _MAX_BYTES:
+        raise InvalidModel("saved_model.pb has more than 2 GiB", hint=_SAVE_AGAIN)
     clean.mkdir()
     (clean / sources.SAVED_MODEL).write_bytes(
         cleaned((whole / root / sources.SAVED_MODEL).read_bytes())
@@ -115,6 +119,8 @@ def cleaned(saved_model: bytes) -> bytes:
         raise InvalidModel("this isn't one SavedModel of TensorFlow 2", hint=_SAVE_AGAIN)
     graph = model.graphs[0].graph
     del graph.node[:]  # TensorFlow 2 runs the functions alone
+    del graph.library.gradient[:]  # which nothing here takes, and which name functions to run
+    del graph.library.registered[:]
     functions = graph.library.function
     dropped = _drop_savers(functions)
     if any(name in function.SerializeToString() for function in functions for name in dropped):

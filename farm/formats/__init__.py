@@ -1,0 +1,1 @@
+"""What is read of strangers' files without a framework."""
