@@ -209,6 +209,28 @@ def test_a_value_of_another_type_than_its_class_declares_is_refused(tmp_path: Pa
     assert "another type than declared" in error.detail
 
 
+class Table(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = {5: (6, 7)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table[5][1]
+
+
+def test_a_key_that_hides_another_is_refused(tmp_path: Path) -> None:
+    """Python would see one value of 1 and True, and PyTorch two."""
+    torch.jit.script(Table()).save(tmp_path / "table.pt")
+    TorchScriptSource(tmp_path / "table.pt")
+    hidden = {
+        "data.pkl": lambda pkl: swapped(
+            pkl, b"K\x05K\x06K\x07\x86", b"K\x01K\x06\x85\x88K\x06K\x07\x86"
+        )
+    }
+    error = refused(edited(tmp_path / "table.pt", tmp_path / "m.pt", hidden))
+    assert "keys" in error.detail
+
+
 def test_a_value_taken_for_a_tuple_unchecked_is_refused(honest: Path, tmp_path: Path) -> None:
     lines = "x = annotate(Any, input)\n    y = unchecked_cast(Tuple[Tensor, Tensor], x)\n    return y[1]"
     assert "unchecked" in refused(with_body(honest, tmp_path / "m.pt", lines)).detail

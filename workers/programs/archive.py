@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch._C import PyTorchFileReader
 
@@ -275,7 +275,11 @@ def _read_pickle(content: bytes, storages: _Storages) -> Any:
         raise RefusedArchive("a pickle in it is damaged") from err
 
 
-class _Unpickler(pickle.Unpickler):
+#: Python's unpickler in Python, whose opcodes can be given another meaning.
+_IN_PYTHON: Any = pickle._Unpickler
+
+
+class _Unpickler(_IN_PYTHON):  # type: ignore[misc]
     def __init__(self, content: bytes, storages: _Storages) -> None:
         super().__init__(io.BytesIO(content))
         self._storages = storages
@@ -294,6 +298,26 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         return self._storages.find(pid)
+
+    def _set_items(self) -> None:
+        items = self.pop_mark()
+        self._put(items[::2], items[1::2])
+
+    def _set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._put([key], [value])
+
+    def _put(self, keys: Sequence[object], values: Sequence[object]) -> None:
+        # To Python 1, 1.0 and True are one key, and to PyTorch three: none is to hide another's value.
+        if not all(type(key) in (str, int) for key in keys):
+            raise RefusedArchive("a pickle in it has keys that are neither texts nor integers")
+        self.stack[-1].update(zip(keys, values, strict=True))
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **_IN_PYTHON.dispatch,
+        pickle.SETITEMS[0]: _set_items,
+        pickle.SETITEM[0]: _set_item,
+    }
 
 
 def _tensor(
