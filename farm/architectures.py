@@ -5,7 +5,7 @@ What a class takes is known from here, so that a submission is refused before an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Literal
 
@@ -63,7 +63,8 @@ _CHOOSE_CODE = frozenset(
     """
     auto_map custom_pipelines trust_remote_code quantization_config attn_implementation
     _attn_implementation _attn_implementation_internal experts_implementation
-    _experts_implementation use_kernels backbone backbone_config use_timm_backbone
+    _experts_implementation use_kernels hub_kernel_config custom_generate backbone
+    backbone_config use_timm_backbone
     use_pretrained_backbone pretrained pretrained_cfg pretrained_cfg_overlay checkpoint_path weights
     weights_backbone cache_dir scriptable exportable
     """.split()
@@ -72,15 +73,43 @@ _CHOOSE_CODE = frozenset(
 FUNCTION_FIELDS = frozenset({"num_classes", "in_chans", "img_size", "image_size", "drop_rate"})
 
 
+#: Types of weights; another name would be looked up in torch.
+_DTYPES = (None, "float16", "bfloat16", "float32", "float64")
+_MAX_LAYERS = 1024
+_MAX_DEPTH = 8
+
+
+def _fields(config: Mapping[str, object], depth: int = 0) -> Iterator[tuple[str, object]]:
+    """Name and value of each field, those of configurations within it too."""
+    for name, value in config.items():
+        yield name, value
+        if isinstance(value, Mapping) and depth < _MAX_DEPTH:
+            yield from _fields(value, depth + 1)
+
+
+def _is_too_deep(name: str, value: object) -> bool:
+    counts = value if isinstance(value, list) else [value]
+    is_count = "layers" in name or "depth" in name
+    return is_count and any(isinstance(n, int | float) and n > _MAX_LAYERS for n in counts)
+
+
 def refusal(library: str, name: str, config: Mapping[str, object]) -> str | None:
     """Why the farm doesn't make this module, or None."""
     known = ARCHITECTURES[library]
     if name not in known:
         close = get_close_matches(name, known, n=5, cutoff=0.3) or list(known)[:5]
         return f"of {library} the farm makes no {name!r}; it makes {', '.join(close)}, …"
-    fields = sorted(field for field in config if field in _CHOOSE_CODE and config[field])
+    given = list(_fields(config))
+    fields = sorted({name for name, value in given if name in _CHOOSE_CODE and value})
     if fields:
         return f"the configuration's {', '.join(fields)} would choose code to run"
+    for field, value in given:
+        if field.startswith("__"):
+            return f"the configuration's {field[:40]!r} is no field of one"
+        if field in ("dtype", "torch_dtype") and value not in _DTYPES:
+            return f"the configuration's {field} is none of {', '.join(map(str, _DTYPES[1:]))}"
+        if _is_too_deep(field, value):
+            return f"the configuration's {field[:40]} is more than {_MAX_LAYERS}"
     others = sorted(config.keys() - FUNCTION_FIELDS) if library != "transformers" else []
     if others:
         return f"{library} takes {', '.join(sorted(FUNCTION_FIELDS))} here, not {', '.join(others)}"

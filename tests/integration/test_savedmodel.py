@@ -271,3 +271,24 @@ def test_a_signature_that_calls_what_saves_is_not_run(
     with pytest.raises(InvalidModel, match="TensorFlow can't load"):
         SavedModelSource(packed(folder), tmp_path / "unchecked")
     assert not list(tmp_path.glob("touched*"))
+
+
+def test_operators_of_every_function_are_looked_at_and_gradients_are_dropped() -> None:
+    model = savedmodel_files.message("Saved")()
+    meta = model.graphs.add()
+    meta.objects = b""
+    library = meta.graph.library
+    library.gradient.append(b"\x0a\x01f\x12\x01g")
+    library.registered.append(b"\x0a\x01f\x12\x01g")
+    for number in range(50):
+        made = library.function.add()
+        made.signature.name = f"function_{number}".encode()
+        made.node.add(op=b"Relu")
+    kept = savedmodel_files.message("Saved").FromString(
+        savedmodel_files.cleaned(model.SerializeToString())
+    )
+    found = kept.graphs[0].graph.library
+    assert (len(found.function), len(found.gradient), len(found.registered)) == (50, 0, 0)
+    library.function[49].node.add(op=b"PyFunc")
+    with pytest.raises(InvalidModel, match="PyFunc"):
+        savedmodel_files.cleaned(model.SerializeToString())
