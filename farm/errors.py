@@ -33,6 +33,7 @@ FarmError
 │   ├── InputFailed          a job before this one failed
 │   └── ChildDied
 │       ├── ChildTimedOut
+│       ├── ChildFilledDisk
 │       └── ChildOutOfMemory
 ├── BuildFailed, BuildCancelled, WaitTimedOut   what a client waited for
 ├── HttpError                no such call, or one that broke off
@@ -43,6 +44,7 @@ FarmError
     ├── Busy
     ├── DatabaseUnavailable
     ├── BrokerUnavailable
+    ├── SandboxMissing
     ├── StorageUnavailable
     └── StorageFull          507
 
@@ -289,13 +291,25 @@ class ChildDied(StageFailed):
 class ChildTimedOut(ChildDied):
     """The stage ran longer than its time limit."""
 
-    default_hint = "raise FARM_JOB_TIMEOUT_S on the worker, or make the model or the data smaller"
+    default_hint = (
+        "raise FARM_JOB_TIMEOUT_S or FARM_STAGE_TIMEOUTS_S on the worker, or make the model or the data "
+        "smaller"
+    )
 
 
 class ChildOutOfMemory(ChildDied):
     """The stage was killed for memory."""
 
-    default_hint = "give the worker more memory, or allow smaller shapes or batches"
+    default_hint = (
+        "allow smaller shapes or batches; or give jobs more memory: FARM_JOB_MEMORY_BYTES, or fewer "
+        "FARM_CPU_SLOTS, on the worker"
+    )
+
+
+class ChildFilledDisk(ChildDied):
+    """The stage wrote more than a job may, and was ended."""
+
+    default_hint = "free space under the worker's FARM_HOME, or raise FARM_JOB_DISK_BYTES there"
 
 
 class BuildFailed(FarmError):
@@ -374,6 +388,14 @@ class SchemaOutdated(FarmError):
 
 class BrokerUnavailable(Unavailable):
     """The broker can't be reached."""
+
+
+class SandboxMissing(Unavailable):
+    """This worker can't keep a job to itself as FARM_SANDBOX=required wants it."""
+
+    default_hint = (
+        "see what its machine lacks: farm worker --check-sandbox; or allow less: FARM_SANDBOX=best"
+    )
 
 
 class StorageUnavailable(Unavailable):

@@ -50,6 +50,7 @@ def announce(session: Session, worker: Announcement) -> None:
             queues=list(worker.queues),
             runtimes=dict(worker.runtimes),
             toolchain=dict(worker.toolchain),
+            sandbox={},
             started_at=at,
             last_seen_at=at,
             left_at=None,
@@ -63,6 +64,14 @@ def seen(session: Session, name: str) -> None:
     if row is not None:
         row.last_seen_at = now()
         row.left_at = None
+
+
+def confines(session: Session, name: str, sandbox: Mapping[str, object]) -> bool:
+    """Record what keeps a worker's jobs to themselves, as it has tried it; False if it isn't announced."""
+    row = session.get(Worker, name)
+    if row is not None:
+        row.sandbox = dict(sandbox)
+    return row is not None
 
 
 def left(session: Session, name: str) -> None:
@@ -133,7 +142,7 @@ def worker_views(session: Session, fleet: Fleet) -> list[WorkerView]:
 
 
 _WORKER_FIELDS = (
-    "name host gpu gpu_uuid tags queues runtimes toolchain started_at last_seen_at".split()
+    "name host gpu gpu_uuid tags queues runtimes toolchain sandbox started_at last_seen_at".split()
 )
 
 

@@ -339,6 +339,7 @@ class Worker(Base):
     queues: Mapped[list[str]] = mapped_column(Json)
     runtimes: Mapped[dict[str, str]] = mapped_column(Json)
     toolchain: Mapped[dict[str, str]] = mapped_column(Json)
+    sandbox: Mapped[dict[str, Any]] = mapped_column(Json, server_default="{}")
     started_at: Mapped[datetime] = mapped_column(Instant)
     last_seen_at: Mapped[datetime] = mapped_column(Instant)
     left_at: Mapped[datetime | None] = mapped_column(Instant)

@@ -584,6 +584,11 @@ class WorkerView(Answer):
     queues: list[str]
     runtimes: dict[str, str]
     toolchain: dict[str, str]
+    sandbox: dict[str, Any] = Field(
+        {},
+        description="what keeps its jobs to themselves, by part: whether it's enforced, and how or why not; "
+        "empty until it has been tried",
+    )
     job: int | None
     job_title: str | None
     started_at: datetime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -10,10 +11,10 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from farm import signatures
-from farm.specs import GateSet, Runtime
+from farm.specs import GateSet, JobKind, Runtime
 
 _HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
-_LISTS = ("runtimes", "plugin_keys", "hosts")
+_LISTS = ("runtimes", "plugin_keys", "hosts", "sandbox_read", "sandbox_environment")
 
 
 class Settings(BaseSettings):
@@ -96,8 +97,43 @@ class Settings(BaseSettings):
         2, ge=1, description="jobs that a CPU worker runs side by side; a GPU worker runs one"
     )
     job_timeout_s: float = Field(4 * 3600.0, gt=0, description="time limit of one stage")
+    stage_timeouts_s: dict[JobKind, float] = Field(
+        {JobKind.PRUNE: 3600.0, JobKind.CAST: 7200.0, JobKind.MEASURE: 7200.0},
+        description='shorter limits of some stages; JSON: `{"prune": 600}`',
+    )
     job_memory_bytes: int | None = Field(
-        None, description="memory limit of one stage's process; by default none"
+        None,
+        ge=2**28,
+        description="memory limit of one job; by default an equal share, by FARM_CPU_SLOTS, of what this "
+        "machine or container has, less a tenth and 1 GiB",
+    )
+    job_disk_bytes: int | None = Field(
+        None,
+        ge=2**20,
+        description="limit of what one job writes; by default an equal share of four fifths of what is free "
+        "under the home folder",
+    )
+    job_log_bytes: int = Field(
+        8 * 2**20,
+        ge=2**10,
+        description="what is kept of what one job prints: the beginning and, of the rest, the end",
+    )
+    sandbox: Literal["best", "required", "off"] = Field(
+        "best",
+        description="what a worker keeps a job from: `best`, all that this machine can enforce; `required`, "
+        "a worker that can't enforce everything runs nothing; `off`, nothing. "
+        "`farm worker --check-sandbox` tells what holds",
+    )
+    sandbox_own_user: bool = Field(
+        True, description="a worker that runs as root runs each job as a user of its own"
+    )
+    sandbox_read: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (),
+        description="more folders that jobs may read, comma-separated, where libraries lie elsewhere than in "
+        "`/usr`, Python's own folders and LD_LIBRARY_PATH",
+    )
+    sandbox_environment: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="more variables of the environment that jobs see, comma-separated"
     )
     keep_workdirs: bool = Field(
         False, description="keep failed stages' work folders in the home folder, to look into"
@@ -141,9 +177,14 @@ class Settings(BaseSettings):
     def environment(self) -> dict[str, str]:
         """The variables by which another process has these settings."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
-        values |= {name: ",".join(values[name]) for name in _LISTS}
+        values |= {name: ",".join(map(str, values[name])) for name in _LISTS}
         values["gates"] = self.gates.model_dump_json()
+        values["stage_timeouts_s"] = json.dumps(self.stage_timeouts_s)
         return {f"FARM_{k.upper()}": str(v) for k, v in values.items() if v is not None}
+
+    def timeout_s(self, kind: JobKind) -> float:
+        """The time limit of a stage."""
+        return min(self.job_timeout_s, self.stage_timeouts_s.get(kind, self.job_timeout_s))
 
     @property
     def database(self) -> str:

@@ -16,7 +16,9 @@ import time
 from types import FrameType
 
 from farm.errors import InvalidRequest
+from farm.settings import Settings
 from workers import gpus, isolate, toolchain
+from workers.sandbox import features
 
 #: A cold shutdown takes 3 s; with the broker gone it may wait for ever, and leases cover the rest.
 _GRACE_S = 10.0
@@ -27,6 +29,10 @@ PRELOADED = ["workers.stages.warm"]
 
 def main(argv: list[str] | None = None) -> int:
     options = _parse(argv)
+    if options.check_sandbox:
+        from workers import trial
+
+        return trial.show(Settings(), as_document=options.json)
     missing = toolchain.missing()
     if missing:
         print(
@@ -37,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if options.one is not None:
         return _one(options.one, options.name)
+    if Settings().sandbox == "required" and _lacks_sandbox():
+        return 2
     try:
         commands = _commands(options)
     except InvalidRequest as err:
@@ -50,8 +58,29 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cpu-only", action="store_true", help="no worker for the GPUs")
     parser.add_argument("--no-cpu", action="store_true", help="no worker for CPU work")
     parser.add_argument("--name", help="name this machine's workers go by, instead of the host's")
+    parser.add_argument(
+        "--check-sandbox",
+        action="store_true",
+        help="try what keeps a job to itself on this machine, and start no worker",
+    )
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # "cpu", or a GPU's UUID
     return parser.parse_args(argv)
+
+
+def _lacks_sandbox() -> bool:
+    """Whether something that must hold doesn't, which is told then."""
+    from workers import trial
+
+    isolate.preload([])
+    lacking = features.missing(trial.tried(Settings(), is_gpu=False))
+    if lacking:
+        print(
+            f"error: this machine can't keep a job to itself: {'; '.join(lacking)}\n"
+            "hint: farm worker --check-sandbox tells more; FARM_SANDBOX=best works without",
+            file=sys.stderr,
+        )
+    return bool(lacking)
 
 
 def _one(which: str, name: str) -> int:

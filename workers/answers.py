@@ -31,7 +31,7 @@ def memory(asked: Asked, _: re.Match[str] | None = None) -> str:
     }.get(asked.stage, "allow smaller max shapes by --profile")
     on_gpu = asked.target is not None and asked.target.gpu != gpu_tags.CPU
     more = "more memory" if not on_gpu else "more memory, or a GPU with more"
-    return f"give the worker {more}, or {smaller}"
+    return f"{smaller}; or give jobs {more} (FARM_JOB_MEMORY_BYTES, FARM_CPU_SLOTS on the worker)"
 
 
 def lacks_operator(asked: Asked, match: re.Match[str]) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +24,13 @@ from farm.fleet import Announcement
 from farm.processes import take_short_turns
 from farm.settings import Settings
 from farm.storage import LocalStore
-from workers import toolchain
+from workers import toolchain, trial
 from workers.gpus import Gpu
-from workers.isolate import Room
+from workers.isolate import Room, await_preload
 from workers.names import queues
+from workers.sandbox import Sandbox, environment, folder
+from workers.sandbox.features import missing
+from workers.sandbox.settings import sandbox_of
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,12 @@ class Context:
         """The folder of this worker's jobs' folders."""
         return self.settings.home / "work" / self.worker
 
+    def sandbox(self, workdir: Path, inputs: Iterable[Path], *, timeout_s: float) -> Sandbox:
+        """What a job with these inputs may do here."""
+        return sandbox_of(
+            self.settings, workdir, inputs, is_gpu=self.gpu is not None, timeout_s=timeout_s
+        )
+
 
 def announcement(name: str, gpu: Gpu | None) -> Announcement:
     """What a worker for this GPU, or for CPU work, says of itself."""
@@ -98,6 +106,9 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     """Consume this worker's queues until SIGTERM. ``register`` adds the task to the application."""
     take_short_turns()
     settings = Settings()
+    # From here on what they hold is nobody else's: the process that jobs are forked from may be started
+    # again.
+    environment.replace(environment.of_worker(settings.sandbox_environment))
     logs.configure(settings.log_level)
     me = announcement(name, gpu)
     db = Database(settings.database)
@@ -112,7 +123,7 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
         gpu=gpu,
     )
     # What a killed predecessor of this name left behind.
-    shutil.rmtree(context.workdirs, ignore_errors=True)
+    folder.remove(context.workdirs)
     register(app, context)
 
     # A build may take hours: a worker that is told to end gives its jobs back at once.
@@ -171,10 +182,22 @@ def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterato
                 announced = True
             stopped.wait(every_s if announced else _ANNOUNCE_AGAIN_S)
 
+    def try_sandbox() -> None:
+        """Tell what holds here, once jobs can be forked. Until then nothing is claimed."""
+        await_preload()
+        found = trial.tried(context.settings, is_gpu=context.gpu is not None)
+        for lacking in missing(found):
+            log.warning("a hostile model has more of this machine than its job: %s", lacking)
+        while not stopped.wait(_ANNOUNCE_AGAIN_S):
+            with suppress(Unavailable), context.db.write() as session:
+                if fleet.confines(session, me.name, trial.as_json(found)):
+                    return
+
     beats = threading.Thread(target=beat, name="announce", daemon=True)
 
     def ready(**_: object) -> None:
         beats.start()
+        threading.Thread(target=try_sandbox, name="sandbox", daemon=True).start()
 
     signals.worker_ready.connect(ready, weak=False)
     try:

@@ -1,7 +1,9 @@
 """One child process a job, forked from a preloaded parent that has never touched CUDA.
 
-The child has its own process group and session, dies with its parent, writes what it prints to a
-pipe (the job's log), and leaves its result as a file. Nothing that it does can harm the worker.
+The child has its own process group and session, dies with its parent and with all that it started, writes
+what it prints to a pipe (the job's log), and sends its result through another. It may do what its
+:class:`Sandbox` says, and what it sends is taken as a stranger's word: nothing that it does can harm the
+worker. Between the two is a guard, which has read nothing of a stranger's (``workers.sandbox.guard``).
 
 Children that share a CPU share a :class:`Room`, in which one that times something may have quiet:
 the others are stopped for these seconds.
@@ -25,23 +27,33 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
-from farm import errors
 from farm.errors import (
     ChildDied,
+    ChildFilledDisk,
     ChildOutOfMemory,
     ChildTimedOut,
     FarmError,
+    SandboxMissing,
     StageFault,
     Unavailable,
 )
 from farm.processes import die_with_parent
+from workers.printed import Printed
+from workers.sandbox import Mode, Sandbox, environment, guard, messages
+from workers.sandbox.features import Found, missing
+from workers.sandbox.guard import Surroundings
 
 _context = multiprocessing.get_context("forkserver")
 _TICK_S = 0.1
 _PRELOAD_S = 600.0
 _PIPE_BYTES = 65536
+_END_S = 2.0  #: for the guard to end all that a job has started, before it is ended itself
+#: So long may one child have the others stopped, all in all.
+_QUIET_S = 600.0
+#: Imported first where jobs are forked from.
+_FIRST = "workers.sandbox.server"
 #: multiprocessing's exit code of a process whose fork server has gone; no child of ours exits so.
 _LOST = 255
 #: Stages make and drop copies of a model all the time. By default glibc gives each back to the kernel,
@@ -82,6 +94,10 @@ _CRASHED = (
     "a native library crashed, and most crashes come again with the same model; another precision or "
     "runtime may avoid it. The end of the job's log says where it was"
 )
+_TAMPERED = (
+    "no stage of the farm does that: if the worker's packages are whole (pip check), take the model for "
+    "hostile"
+)
 #: What to do about a signal that isn't a crash.
 _HINTS: dict[int, str] = {
     signal.SIGTERM: "something outside of the farm ended it: farm retry",
@@ -117,7 +133,10 @@ class Link:
             self.send("quiet", False)
 
     def send(self, kind: str, value: Any) -> None:
-        self._messages.send_bytes(json.dumps([kind, value]).encode())
+        text = json.dumps([kind, value]).encode()
+        if len(text) > messages.MAX_BYTES:
+            raise StageFault(f"the stage has {len(text)} bytes to say, of {kind}")
+        self._messages.send_bytes(text)
 
 
 class Room:
@@ -165,8 +184,9 @@ class Room:
 def preload(modules: list[str]) -> None:
     """Start the fork server with these modules imported; children then start in milliseconds."""
     os.environ.setdefault("GLIBC_TUNABLES", _MALLOC)
-    _context.set_forkserver_preload(modules)
-    forkserver.ensure_running()
+    _context.set_forkserver_preload([_FIRST, *modules])
+    with environment.allowed_only(environment.more()):
+        forkserver.ensure_running()
 
 
 @cache
@@ -187,6 +207,8 @@ class Child:
         function: module-level; takes ``argument`` and the link to its worker, returns JSON.
         memory_bytes: limit of its address space's data, or None.
         room: the children that it shares the CPU with; by default it is alone.
+        sandbox: what it may do; by default whatever its worker may.
+        log_bytes: what is kept of what it prints.
     """
 
     def __init__(
@@ -197,21 +219,29 @@ class Child:
         timeout_s: float,
         memory_bytes: int | None = None,
         room: Room | None = None,
+        sandbox: Sandbox | None = None,
+        log_bytes: int = 8 * 2**20,
     ) -> None:
         self._timeout_s = timeout_s
         self._room = room or Room()
         self._wants_quiet = False
+        self._quiet_since: float | None = None
+        self._quiet_left_s = _QUIET_S
         self._log, log = _context.Pipe(duplex=False)
-        self._messages, messages = _context.Pipe()
+        self._messages, messages_end = _context.Pipe()
+        self._told, told = _context.Pipe(duplex=False)
         self._process = _context.Process(
             target=_main,
-            args=(function, argument, log, messages, memory_bytes),
+            args=(function, argument, log, messages_end, told, memory_bytes, sandbox),
             daemon=False,
         )
         self._process.start()
-        log.close()
-        messages.close()
+        for end in (log, messages_end, told):
+            end.close()
+        self._inbox = messages.Inbox()
+        self._printed = Printed(log_bytes)
         self._result: tuple[str, Any] | None = None
+        self._guard_said: dict[str, str | None] = {}
         self._room.enter(self)
 
     def happenings(self) -> Iterator[Happening]:
@@ -220,51 +250,98 @@ class Child:
 
         Raises:
             ChildTimedOut: after the child was ended.
+            StageFault: it sent what no stage sends, and was ended.
         """
         deadline = time.monotonic() + self._timeout_s
         sources = [self._log, self._messages]
         while sources:
-            ready, _, _ = select.select(sources, [], [], _TICK_S)
+            # What it says faster than it may waits in the pipe, and the child with it.
+            heard = [one for one in sources if self._may_read(one)]
+            ready, _, _ = select.select(heard, [], [], _TICK_S)
             for source in ready:
-                happening = self._read(source)
-                if happening is None:
+                news = self._read(source)
+                if news is None:
                     sources.remove(source)
                 else:
-                    yield happening
-            if self._wants_quiet and self._room.hush(self):
-                self._wants_quiet = False
-                with suppress(OSError):  # it died while it waited
-                    self._messages.send_bytes(b"quiet")
+                    yield from news
+            self._give_quiet()
             yield Tick()
             if time.monotonic() > deadline:
                 self.end()
+                yield from self._last_printed()
                 raise ChildTimedOut(
                     f"the stage ran longer than {self._timeout_s:g} s and was ended"
                 )
-            if not self._process.is_alive() and not ready:
-                break  # a grandchild may hold the pipe open
+            if not self._process.is_alive() and not ready and heard == sources:
+                break  # nobody is left who could hold the pipe open, but one that got away
+        yield from self._last_printed()
         self._process.join()
+        self._hear_guard()
 
-    def _read(self, source: Connection) -> Happening | None:
-        """One piece of news, or None at the end of this source."""
-        if source is self._log:
-            text = os.read(source.fileno(), _PIPE_BYTES)
-            # Postgres keeps no NUL in a text.
-            printed = text.decode(errors="replace").replace("\0", "\ufffd")
-            return Line(text=printed) if text else None
+    def _last_printed(self) -> Iterator[Line]:
+        last = self._printed.end()
+        if last:
+            yield Line(text=last)
+
+    def _may_read(self, source: Connection) -> bool:
+        return (self._printed if source is self._log else self._inbox).may_read()
+
+    def _give_quiet(self) -> None:
+        """Stop the others when this child asks for it; all in all not for long."""
+        at = time.monotonic()
+        if self._wants_quiet and (self._quiet_left_s <= 0 or self._room.hush(self)):
+            self._wants_quiet = False
+            self._quiet_since = at
+            # One that doesn't listen must not keep its worker waiting.
+            if select.select([], [self._messages], [], 0)[1]:
+                with suppress(OSError):  # it died while it waited
+                    self._messages.send_bytes(b"quiet")
+        if self._quiet_since is not None and at - self._quiet_since > self._quiet_left_s:
+            self._end_quiet()
+
+    def _end_quiet(self) -> None:
+        if self._quiet_since is not None:
+            self._quiet_left_s -= time.monotonic() - self._quiet_since
+            self._quiet_since = None
+        self._room.resume(self)
+
+    def _read(self, source: Connection) -> list[Happening] | None:
+        """The news from a source, or None at its end."""
         try:
-            kind, value = _storable(source.recv_bytes())
-        except (EOFError, OSError):
+            data = os.read(source.fileno(), _PIPE_BYTES)
+        except OSError:
             return None
+        if not data:
+            return None
+        if source is self._log:
+            text = self._printed.take(data)
+            return [Line(text=text)] if text else []
+        try:
+            return [self._heard(*message) for message in self._inbox.take(data)]
+        except messages.Malformed as err:
+            self.end()
+            raise StageFault(f"the stage's process sent {err}", hint=_TAMPERED) from err
+
+    def _heard(self, kind: str, value: Any) -> Happening:
+        """Raises: Malformed"""
         if kind == "progress":
-            return Progress(phase=value[0], share=value[1])
-        if kind == "quiet":
+            phase, share = messages.progress_of(value)
+            return Progress(phase=phase, share=share)
+        if kind == "quiet" and isinstance(value, bool):
             self._wants_quiet = value
             if not value:
-                self._room.resume(self)
+                self._end_quiet()
             return Tick()
-        self._result = (kind, value)
+        if kind not in ("result", "error") or self._result is not None:
+            raise messages.Malformed("a message of no kind")
+        self._result = (kind, messages.error_of(value) if kind == "error" else value)
         return Tick()
+
+    def _hear_guard(self) -> None:
+        """What the guard, or the child before it had read anything, has told of how it ended."""
+        if self._told.poll():
+            for line in os.read(self._told.fileno(), _PIPE_BYTES).splitlines():
+                self._guard_said |= json.loads(line)
 
     def result(self) -> Any:
         """What the function returned.
@@ -272,14 +349,21 @@ class Child:
         Raises:
             FarmError: what the function raised, or how the process died.
         """
-        if self._result is None:
+        if self._result is None or any(self._guard_said.values()):
             raise self._death()
         kind, value = self._result
         if kind == "error":
-            raise errors.from_code(**value)
+            raise value
         return value
 
     def _death(self) -> FarmError:
+        if self._guard_said.get("lacks"):
+            return SandboxMissing(f"this worker can't enforce {self._guard_said['lacks']}")
+        ended_for = self._guard_said.get("ended")
+        if ended_for == guard.MEMORY:
+            return ChildOutOfMemory("the stage took more memory than a job may have, and was ended")
+        if ended_for == guard.DISK:
+            return ChildFilledDisk()
         code = self._process.exitcode or 0
         if code == _LOST:
             await_preload.cache_clear()
@@ -303,17 +387,25 @@ class Child:
                 os.kill(pid, sig)  # so young that it has no group yet, or gone
 
     def end(self) -> None:
-        """Kill the child and its whole process group."""
-        self.signal(signal.SIGKILL)
-        self._process.join()
+        """Kill the child and all that it has started."""
+        pid = self._process.pid
+        if pid is not None:
+            # The guard knows who they are. It may have been stopped with them.
+            for sig in (signal.SIGTERM, signal.SIGCONT):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, sig)
+            self._process.join(_END_S)
+        if self._process.is_alive():
+            self.signal(signal.SIGKILL)
+            self._process.join()
 
     def close(self) -> None:
         """End the child if it is alive, and free what the worker held of it."""
         self._room.leave(self)
         if self._process.is_alive():
             self.end()
-        self._log.close()
-        self._messages.close()
+        for end in (self._log, self._messages, self._told):
+            end.close()
         self._process.close()
 
     def __enter__(self) -> Child:
@@ -321,12 +413,6 @@ class Child:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _storable(message: bytes) -> Any:
-    """A message's JSON, with what Postgres keeps in no text replaced: a model's own strings may hold it."""
-    text = json.dumps(json.loads(message), ensure_ascii=False).encode(errors="replace")
-    return json.loads(text.replace(b"\\u0000", b"\\ufffd"))
 
 
 def peak_memory_bytes() -> int:
@@ -342,20 +428,33 @@ def _main(
     function: Callable[[Any, Link], Any],
     argument: Any,
     log: Connection,
-    messages: Connection,
+    messages_end: Connection,
+    told: Connection,
     memory_bytes: int | None,
+    sandbox: Sandbox | None,
 ) -> None:
-    """The child."""
+    """The guard, of whom the child is forked."""
     os.setsid()
     # Every child holds the fork server's lifeline for children of its own. Let go of it: so the fork
     # server ends when the worker does, however it does, and this child with the fork server.
     os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
     die_with_parent()
-    _print_to(log.fileno())
-    if memory_bytes is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
 
-    link = Link(messages)
+    def job(around: Surroundings) -> NoReturn:
+        die_with_parent()
+        _print_to(log.fileno())
+        if memory_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+        if sandbox is not None and sandbox.mode is not Mode.OFF:
+            _confine(sandbox, around, messages_end.fileno(), told)
+        told.close()
+        _run(function, argument, Link(messages_end))
+
+    guard.follow(job, sandbox, told.fileno(), close=(log.fileno(), messages_end.fileno()))
+
+
+def _run(function: Callable[[Any, Link], Any], argument: Any, link: Link) -> NoReturn:
+    """The child."""
     try:
         link.send("result", function(argument, link))
     except MemoryError:
@@ -371,6 +470,28 @@ def _main(
         sys.stderr.flush()
         # Native libraries may hang or crash in their destructors; the result is out already.
         os._exit(0)
+
+
+#: What of its sandbox holds in this process, which is a job's.
+FOUND: list[Found] = []
+
+
+def _confine(sandbox: Sandbox, around: Surroundings, messages_fd: int, told: Connection) -> None:
+    """Confine this process; end it, and tell, when it can't be as it has to."""
+    from workers.sandbox.confine import confine
+
+    keep = {messages_fd, told.fileno()}
+    try:
+        FOUND[:] = confine(sandbox, keep, around)
+        lacking = missing(FOUND) if sandbox.mode is Mode.REQUIRED else []
+    except OSError as err:
+        lacking = [f"anything: {err}"]
+    # The kernel forgot it with the user that this process was.
+    die_with_parent()
+    if lacking:
+        text = json.dumps({"lacks": "; ".join(lacking)[:2000]})
+        os.write(told.fileno(), text.encode() + b"\n")
+        os._exit(1)
 
 
 def _print_to(fd: int) -> None:

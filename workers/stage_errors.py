@@ -12,6 +12,7 @@ from farm.errors import (
     AccuracyDropped,
     CalibrationFailed,
     CastFailed,
+    ChildFilledDisk,
     ChildOutOfMemory,
     FarmError,
     PrecisionMissed,
@@ -48,6 +49,14 @@ def explained(err: Exception, asked: Asked) -> FarmError:
         return StorageFull(
             f"{asked}: no room left in the worker's home folder ({err.strerror})",
             hint="free space there, or give the worker another FARM_HOME: it's tried again in a while",
+        )
+    if isinstance(err, OSError) and err.errno == errno.EFBIG:
+        return ChildFilledDisk(f"{asked}: a file is larger than a job's may be")
+    if isinstance(err, PermissionError):
+        return StageFailed(
+            f"{asked}: something wanted what a job here may not have: {first_line(err)} ({_where(err)})",
+            hint="if that is a library's own file, name its folder in FARM_SANDBOX_READ on the worker; a "
+            "model needs nothing but its inputs",
         )
     if isinstance(err, ImportError):
         return StageFailed(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +33,8 @@ from farm.turns import Bell
 from workers import isolate, plugins, timing_caches, toolchain
 from workers.app import Context
 from workers.isolate import Child, Link
+from workers.made import made_of
+from workers.sandbox import folder
 from workers.stages import StageRequest, run_request
 from workers.watch import Stopping, Watch
 
@@ -274,12 +275,14 @@ def _work(task_id: str, context: Context, claim: Claim) -> list[Bell]:
         offer = timing_caches.offer(context, claim)
         offered = plugins.verified(context, claim, workdir) | (offer.inputs if offer else {})
         request = _request(context, claim, workdir, offered)
+        timeout_s = context.settings.timeout_s(request.kind)
         with Child(
             _run_stage,
             request,
-            timeout_s=context.settings.job_timeout_s,
-            memory_bytes=context.settings.job_memory_bytes,
+            timeout_s=timeout_s,
             room=context.room,
+            sandbox=context.sandbox(workdir, request.inputs.values(), timeout_s=timeout_s),
+            log_bytes=context.settings.job_log_bytes,
         ) as child:
             cancelled = Watch(task_id, context, claim).follow(child)
             if cancelled:
@@ -289,28 +292,26 @@ def _work(task_id: str, context: Context, claim: Claim) -> list[Bell]:
                     lambda session: jobs.end_cancelled(session, claim.job_id, claim.attempt),
                 )
                 return []
-            made = child.result()
+            made = made_of(child.result(), request.kind, workdir)
         # No output: which cache it was and what it has become is no part of what the job does.
-        timed = made["outputs"].pop(timing_caches.ROLE, None)
+        files, facts = dict(made.outputs), dict(made.facts)
+        timed = files.pop(timing_caches.ROLE, None)
         if offer and timed:
-            made["facts"]["timing_cache"] |= offer.as_facts()
+            facts["timing_cache"] = facts["timing_cache"] | offer.as_facts()
         outputs = {}
-        for role, path in made["outputs"].items():
-            stored = context.store.take(Path(path))
+        for role, path in files.items():
+            stored = context.store.take(path)
             outputs[role] = Output(digest=stored.digest, bytes=stored.bytes)
 
         def succeed(session: Session) -> list[Bell]:
             # Of what nothing refers to yet garbage collection may have been quicker, after an hour.
             if not all(context.store.has(output.digest) for output in outputs.values()):
                 raise StorageUnavailable("the store has lost what was made")
-            return jobs.succeed(
-                session, claim.job_id, claim.attempt, outputs=outputs, facts=made["facts"]
-            )
+            return jobs.succeed(session, claim.job_id, claim.attempt, outputs=outputs, facts=facts)
 
         ready = _insist(context, succeed)
         if offer and timed:
-            facts = made["facts"]["timing_cache"]
-            timing_caches.merge(context, claim, offer, Path(timed), facts)
+            timing_caches.merge(context, claim, offer, timed, facts["timing_cache"])
         return ready
 
 
@@ -344,7 +345,7 @@ def _workdir(context: Context, claim: Claim) -> Iterator[Path]:
         kept = False
     finally:
         if not kept:
-            _remove(path)
+            folder.remove(path)
             if context.settings.keep_workdirs:
                 _request_file(path).unlink(missing_ok=True)
 
@@ -352,13 +353,6 @@ def _workdir(context: Context, claim: Claim) -> Iterator[Path]:
 def _request_file(workdir: Path) -> Path:
     """What a failed stage was asked for, beside its folder."""
     return workdir.with_suffix(".json")
-
-
-def _remove(folder: Path) -> None:
-    try:
-        folder.rmdir()  # what a stage made is mostly taken, and to look for more costs more
-    except OSError:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _request(

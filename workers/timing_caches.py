@@ -21,6 +21,7 @@ from workers import toolchain
 from workers.app import Context
 from workers.backends import trt
 from workers.isolate import Child, Link
+from workers.sandbox import folder
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def merge(
 
 def _add(context: Context, offer: Offer, made: Path, entries: int | None) -> bool:
     """Compare and set; whoever comes second combines what both have, and tries again."""
-    revision, folder = offer.revision, made.parent
+    revision, beside = offer.revision, made.parent
     for race in range(_RACES):
         stored = context.store.take(made)
         with context.db.write() as session:
@@ -113,7 +114,7 @@ def _add(context: Context, offer: Offer, made: Path, entries: int | None) -> boo
                 return True
             revision = timing_caches.newest(session, offer.timed)
         mine, newest = context.store.path(stored.digest), context.store.path(revision.digest or "")
-        made = folder / f"combined-{race}"
+        made = beside / f"combined-{race}"
         combined = _combined(context, newest, mine, made)
         if not combined["done"]:
             return False
@@ -123,12 +124,16 @@ def _add(context: Context, offer: Offer, made: Path, entries: int | None) -> boo
 
 def _combined(context: Context, newest: Path, mine: Path, made: Path) -> dict[str, Any]:
     argument = {"newest": str(newest), "mine": str(mine), "made": str(made)}
-    with Child(_combine, argument, timeout_s=_COMBINE_S) as child:
+    sandbox = context.sandbox(made.parent, (newest, mine), timeout_s=_COMBINE_S)
+    with Child(_combine, argument, timeout_s=_COMBINE_S, sandbox=sandbox) as child:
         for _ in child.happenings():
             if context.stopping.is_set():
                 raise FarmError("the worker shuts down")
-        result: dict[str, Any] = child.result()
-        return result
+        match child.result():
+            case {"done": True, "entries": int() | None as entries}:
+                folder.checked(str(made), made.parent)
+                return {"done": True, "entries": entries}
+        return {"done": False}
 
 
 def _combine(argument: Mapping[str, str], _link: Link) -> dict[str, Any]:

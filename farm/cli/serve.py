@@ -73,6 +73,13 @@ def worker(
         str | None,
         typer.Option("--name", metavar="NAME", help="Name of this machine's workers."),
     ] = None,
+    check_sandbox: Annotated[
+        bool,
+        typer.Option(
+            "--check-sandbox",
+            help="Try what keeps a job to itself on this machine, and start no worker.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Join a farm with this machine: one pinned worker a GPU, and one for CPU work.
@@ -88,7 +95,9 @@ def worker(
     preflight.require_database(Settings())
     options = ["--cpu-only"] * cpu_only + ["--no-cpu"] * no_cpu
     options += ["--name", name] if name else []
-    if as_json:
+    if check_sandbox:
+        options = ["--check-sandbox"] + ["--json"] * as_json
+    elif as_json:
         _announce(pid=os.getpid(), options=options)
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "workers", *options])  # noqa: S606 - no shell

@@ -1,0 +1,73 @@
+"""What a job prints, as far as it is kept: so much a second, and so much in all, of which the end."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from workers.sandbox.pace import Pace
+
+_BYTES_A_S = 1 << 20  #: that are kept, and a burst of as many
+_DROPPED_A_S = 64 << 20  #: that are read and dropped, past the limit
+_TAIL_SHARE = 8  #: of the whole, the part that is kept for the end of the log
+
+
+class Printed:
+    """Takes what a job prints, and gives what of it goes to the log.
+
+    The beginning goes there as it comes; past that the last is kept until the job has ended, which says
+    why it failed.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._tail_bytes = most_bytes // _TAIL_SHARE
+        self._room = most_bytes - self._tail_bytes
+        self._tail: deque[bytes] = deque()
+        self._tail_size = 0
+        self._dropped = 0
+        self._has_said = False
+        self._kept, self._read_only = Pace(_BYTES_A_S), Pace(_DROPPED_A_S)
+
+    def may_read(self) -> bool:
+        """Whether more may be read now: who prints faster than that waits."""
+        return self._pace.may()
+
+    @property
+    def _pace(self) -> Pace:
+        return self._kept if self._room > 0 else self._read_only
+
+    def take(self, data: bytes) -> str:
+        """The part of this that goes to the log now."""
+        self._pace.spend(len(data))
+        kept, left = data[: self._room], data[self._room :]
+        self._room -= len(kept)
+        text = _text(kept)
+        if left:
+            self._keep_last(left)
+            if not self._has_said:
+                self._has_said = True
+                text += "\n[the log is cut here: the job prints too much; its end follows below]\n"
+        return text
+
+    def _keep_last(self, data: bytes) -> None:
+        self._tail.append(data)
+        self._tail_size += len(data)
+        while self._tail_size - len(self._tail[0]) >= self._tail_bytes:
+            gone = len(self._tail.popleft())
+            self._tail_size -= gone
+            self._dropped += gone
+
+    def end(self) -> str:
+        """What was kept for the end, and how much was left out before it."""
+        tail = b"".join(self._tail)
+        last = tail[-self._tail_bytes :] if self._tail_bytes else b""
+        dropped = self._dropped + len(tail) - len(last)
+        self._tail.clear()
+        self._tail_size = 0
+        if not tail:
+            return ""
+        return (f"[{dropped} bytes left out]\n" if dropped else "") + _text(last)
+
+
+def _text(data: bytes) -> str:
+    # Postgres keeps no NUL in a text.
+    return data.decode(errors="replace").replace("\0", "\ufffd")

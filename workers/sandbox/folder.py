@@ -1,0 +1,99 @@
+"""What a job leaves in its work folder, taken as a stranger's: files that aren't links, inside of it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+
+class NotAnOutput(Exception):
+    """This isn't a file that a job has made in its folder."""
+
+
+def checked(path: str, workdir: Path) -> Path:
+    """A file in the work folder that nothing else leads to and that leads nowhere else.
+
+    Call it when the job's processes have ended: whoever still runs could change it afterwards.
+
+    Raises:
+        NotAnOutput
+    """
+    at = Path(path)
+    parts = at.relative_to(workdir).parts if at.is_relative_to(workdir) else ()
+    if not parts or "\0" in path or any(part in ("..", ".") for part in parts):
+        raise NotAnOutput("a file that isn't below the stage's work folder")
+    folder = os.open(workdir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for part in parts[:-1]:
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+            below = os.open(part, flags, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        found = os.lstat(parts[-1], dir_fd=folder)
+        if not stat.S_ISREG(found.st_mode):
+            raise NotAnOutput("a file that isn't one")
+        if found.st_nlink != 1 and found.st_nlink != _names(found, workdir):
+            raise NotAnOutput("a file that is elsewhere, too")
+        if found.st_uid != os.geteuid():
+            os.chown(parts[-1], os.geteuid(), os.getegid(), dir_fd=folder, follow_symlinks=False)
+        os.chmod(parts[-1], 0o600, dir_fd=folder)
+    except OSError as err:
+        raise NotAnOutput(f"a file that can't be had: {err.strerror}") from err
+    finally:
+        os.close(folder)
+    return at
+
+
+def _names(file: os.stat_result, folder: Path) -> int:
+    """How many names a file has in a folder."""
+    found, folders = 0, [folder]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                elif os.path.samestat(entry.stat(follow_symlinks=False), file):
+                    found += 1
+    return found
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder and all that is in it, however deep and whatever its permissions.
+
+    What can't be deleted stays.
+    """
+    with suppress(OSError):
+        folder.rmdir()  # what a stage made is mostly taken, and to look for more costs more
+        return
+    with suppress(OSError):
+        _empty(folder)
+        folder.rmdir()
+
+
+def _empty(folder: Path) -> None:
+    """Without recursion: a folder may be deeper than Python goes, or than a path can say."""
+    number = 0
+    while True:
+        folders = _without_files(folder)
+        if not folders:
+            return
+        for one in folders:
+            for below in _without_files(one):
+                number += 1
+                below.rename(folder / f"{number}-{os.urandom(8).hex()}")
+            one.rmdir()
+
+
+def _without_files(folder: Path) -> list[Path]:
+    """Delete a folder's files; return the folders in it."""
+    folder.chmod(0o700)
+    folders = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(Path(entry.path))
+            else:
+                Path(entry.path).unlink()
+    return folders

@@ -1,0 +1,198 @@
+"""How much a job may take of its machine, by default a share of what is there."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_GIB = 2**30
+#: Of the memory, what isn't for jobs: the system, the worker, the page cache.
+_OTHERS_SHARE, _OTHERS_BYTES = 0.1, _GIB
+#: Address space that is reserved and not used, as threads' stacks: what is asked for may be more than
+#: what is used by so much.
+_ASKED_SHARE, _ASKED_BYTES = 1.25, 2 * _GIB
+_DISK_SHARE = 0.8
+_FEW_PROCESSES, _PROCESSES_A_CORE = 1024, 64
+_OPEN_FILES = 4096
+_OOM_FIRST = 1000  #: whom the kernel ends first when memory runs out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a job's processes may use together; None is no limit."""
+
+    memory_bytes: int | None = None
+    disk_bytes: int | None = None  #: of its work folder, and so of each file in it
+    processes: int | None = None  #: threads count, too
+    cpu_s: float | None = None  #: of each process
+
+    @classmethod
+    def of_machine(
+        cls,
+        folder: Path,
+        *,
+        slots: int,
+        timeout_s: float,
+        memory_bytes: int | None = None,
+        disk_bytes: int | None = None,
+    ) -> Limits:
+        """What one of so many jobs side by side may take, of what is there now.
+
+        Parameters:
+            folder: on the disk that work folders are on.
+            memory_bytes, disk_bytes: instead of its share.
+        """
+        memory = machine_memory_bytes()
+        for_jobs = max(memory * (1 - _OTHERS_SHARE) - _OTHERS_BYTES, memory / 2)
+        cores = os.cpu_count() or 1
+        return cls(
+            memory_bytes=memory_bytes or int(for_jobs / slots),
+            disk_bytes=disk_bytes or int(shutil.disk_usage(folder).free * _DISK_SHARE / slots),
+            processes=max(_FEW_PROCESSES, _PROCESSES_A_CORE * cores),
+            cpu_s=timeout_s * cores,
+        )
+
+    def as_json(self) -> dict[str, float | None]:
+        return {
+            "memory_bytes": self.memory_bytes,
+            "disk_bytes": self.disk_bytes,
+            "processes": self.processes,
+            "cpu_s": self.cpu_s,
+        }
+
+
+def machine_memory_bytes() -> int:
+    """This machine's memory, or what its container has of it."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([whole, *_cgroup_limits()])
+
+
+def _cgroup_limits() -> Iterator[int]:
+    """The limits of the control groups that this process is in, and of those around them."""
+    root = Path("/sys/fs/cgroup")
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":
+                yield from _limits_above(root, path, "memory.max")
+            elif "memory" in controllers.split(","):
+                yield from _limits_above(root / "memory", path, "memory.limit_in_bytes")
+
+
+def _limits_above(root: Path, path: str, name: str) -> Iterator[int]:
+    at = root / path.lstrip("/")
+    while at.is_relative_to(root):
+        with suppress(OSError, ValueError):
+            yield int((at / name).read_text())
+        at = at.parent
+
+
+def apply(limits: Limits, *, gpu: bool) -> None:
+    """Set for this process and those that it starts what the kernel can keep by itself.
+
+    Parameters:
+        gpu: CUDA maps far more than it uses, and so gets no limit of what is asked for.
+    """
+    _lower(resource.RLIMIT_CORE, 0)
+    _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)
+    if limits.memory_bytes is not None and not gpu:
+        asked = limits.memory_bytes * _ASKED_SHARE + _ASKED_BYTES
+        _lower(resource.RLIMIT_DATA, int(asked))
+    if limits.disk_bytes is not None:
+        _lower(resource.RLIMIT_FSIZE, limits.disk_bytes)
+    if limits.cpu_s is not None:
+        _lower(resource.RLIMIT_CPU, int(limits.cpu_s) + 1)
+    if limits.processes is not None:
+        _lower(resource.RLIMIT_NPROC, limits.processes)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(f"{_OOM_FIRST}")
+
+
+def _lower(what: int, limit: int) -> None:
+    _, hard = resource.getrlimit(what)
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(what, (limit, limit))
+
+
+def most_processes(limits: Limits) -> None:
+    """Let the process IDs of this process's namespace end there, on kernels since 6.14.
+
+    Raises:
+        OSError
+    """
+    if limits.processes is not None:
+        Path("/proc/sys/kernel/pid_max").write_text(f"{limits.processes}")
+
+
+# What the kernel can't keep by itself is looked at now and then (workers.sandbox.guard).
+
+
+def uses_more_memory(pids: list[int], most_bytes: int) -> bool:
+    """Whether processes use more memory than that together."""
+    # The quick look counts for each what they share; only when that is too much a slow one follows.
+    return sum(map(_own_bytes, pids)) > most_bytes and sum(map(_fair_bytes, pids)) > most_bytes
+
+
+def _fair_bytes(pid: int) -> int:
+    """What is a process's own, and its part of what it shares."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return _own_bytes(pid)  # it may not be looked at so closely, or has ended
+    lines = (line.split() for line in text.splitlines()[1:])
+    kib = {line[0]: int(line[1]) for line in lines}
+    own = ("Pss_Anon:", "Pss_Shmem:", "SwapPss:")
+    return 1024 * sum(kib.get(name, 0) for name in own) if "Pss_Anon:" in kib else _own_bytes(pid)
+
+
+def _own_bytes(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0  # it has ended
+    lines = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    kib = (lines.get(name, "0 kB").split()[0] for name in ("RssAnon", "RssShmem", "VmSwap"))
+    return 1024 * sum(map(int, kib))
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that these have."""
+    found, new = [], [pid]
+    while new:
+        new = [child for one in new for child in _children(one)]
+        found += new
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    made: list[int] = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):
+                made += map(int, (task / "children").read_text().split())
+    return made
+
+
+def disk_used_bytes(folder: Path, *, at_most: int) -> int:
+    """What a folder holds on its disk; more than ``at_most`` when there are too many files to count."""
+    used, seen, folders = 0, 0, [folder]
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                seen += 1
+                if seen > _MANY_FILES:
+                    return at_most + 1
+                with suppress(OSError):
+                    used += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(Path(entry.path))
+    return used
+
+
+_MANY_FILES = 200_000
