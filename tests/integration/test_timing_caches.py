@@ -60,6 +60,7 @@ class Worker:
             gpu=H200,
             worker="gpu0@here",
             stopping=threading.Event(),
+            sandbox=lambda *_, **__: None,
         )
         ledger.worker("gpu0@here", queues=("tensorrt.h200", "tensorrt.sm_90"))
         ledger.submit(targets=["tensorrt:h200"], precisions=["fp32"])
