@@ -144,7 +144,7 @@ def pids_in(path):
 def test_a_child_past_its_time_is_ended_with_its_whole_group(tmp_path):
     path = tmp_path / "pids"
     with pytest.raises(ChildTimedOut):
-        run(sleeps, str(path), timeout_s=1.0)
+        run(sleeps, str(path), timeout_s=5.0)
     wait_for(lambda: not any(map(alive, pids_in(path))))
 
 
