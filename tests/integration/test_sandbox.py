@@ -118,7 +118,8 @@ def test_a_job_reads_its_inputs_and_nothing_else_of_the_farm(box, tmp_path, need
     asked += [Path(f"/proc/{os.getpid()}/cmdline"), Path("/proc/kallsyms")]
     read, _ = run(opens, [str(one) for one in asked], box)
     assert read.pop(str(box.reads[0])) == '"the job\'s own"'
-    assert {value for path, value in read.items() if Path(path).exists()} == {"PermissionError"}
+    told = {value for path, value in read.items() if Path(path).exists()}
+    assert told <= {"PermissionError", "FileNotFoundError"}, told  # others' processes aren't there
     assert read.keys() > {str(database)}
 
 
