@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from farm import errors
-from farm.errors import FarmError, Rejected, StageFailed, StageFault, StorageFull
+from farm.errors import BlobDamaged, FarmError, Rejected, StageFailed, StageFault, StorageFull
 from workers.sandbox.pace import Pace
 
 MAX_BYTES = 16 * 2**20  #: of one message
@@ -101,7 +101,7 @@ def error_of(value: Any) -> FarmError:
             advice = printable(hint, _TEXT_CHARS) if hint else None
             made = errors.from_code(code, said, advice)
             # What else there is tells of the worker, the database or the lease.
-            if isinstance(made, StageFailed | Rejected | StorageFull):
+            if isinstance(made, BlobDamaged | StageFailed | Rejected | StorageFull):
                 return made
             return StageFault(said)
     raise Malformed("an error that is none")
