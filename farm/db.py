@@ -102,11 +102,10 @@ class Database:
     def _sqlite(self) -> Engine:
         if self.url.database:
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+        # One in memory has a connection for each thread, and none to wait for.
+        waits = {"pool_timeout": self._patience_s} if self.url.database else {}
         engine = create_engine(
-            self.url,
-            connect_args={"timeout": self._patience_s},
-            pool_size=20,
-            pool_timeout=self._patience_s,
+            self.url, connect_args={"timeout": self._patience_s}, pool_size=20, **waits
         )
 
         @event.listens_for(engine, "connect")
