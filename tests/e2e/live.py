@@ -44,30 +44,41 @@ class Process:
 
 
 def processes(home: Path) -> list[Process]:
-    """The living processes of the farm in this home, known by their environment or their folder."""
+    """The living processes of the farm in this home, known by their environment or their folder; and what
+    they have started, of which some forget their environment."""
     own = f"FARM_HOME={home}".encode()
-    return [
-        process
+    there = {
+        process.pid: (process, mine)
         for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and (process := _process(entry, own, home)) is not None
-    ]
+        if entry.name.isdigit() and (found := _process(entry, own, home)) is not None
+        for process, mine in [found]
+    }
+
+    def is_mine(pid: int) -> bool:
+        return pid in there and (there[pid][1] or is_mine(there[pid][0].parent))
+
+    return [process for process, _ in there.values() if is_mine(process.pid)]
 
 
-def _process(entry: Path, own: bytes, home: Path) -> Process | None:
+def _process(entry: Path, own: bytes, home: Path) -> tuple[Process, bool] | None:
     try:
         state, parent, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+        command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    if state == "Z":
+        return None
+    found = Process(pid=int(entry.name), parent=int(parent), session=int(session), command=command)
+    try:
         mine = own in (entry / "environ").read_bytes().split(b"\0")
         mine = mine or (entry / "cwd").readlink().is_relative_to(home)
-        command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return None
-    if state == "Z" or not mine:
-        return None
-    return Process(pid=int(entry.name), parent=int(parent), session=int(session), command=command)
+        mine = False
+    return found, mine
 
 
 def stages(home: Path) -> list[Process]:
-    """The children in which stages run: forked from the fork server, each in its own session."""
+    """The guards of the stages: forked from the fork server, each with its child in a session of its own."""
     found = processes(home)
     return [p for p in found if "forkserver" in p.command and p.session == p.pid]
 

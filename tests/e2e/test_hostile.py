@@ -107,7 +107,7 @@ def test_a_chunked_upload_that_breaks_off_is_refused_and_leaves_nothing(
     host, port = httpx.URL(farm.addresses.api).host, httpx.URL(farm.addresses.api).port
     with socket.create_connection((host, port), timeout=30) as line:
         line.sendall(
-            b"POST /v1/blobs HTTP/1.1\r\nhost: farm\r\ntransfer-encoding: chunked\r\n\r\n"
+            b"POST /v1/blobs HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
             b"5\r\nhello\r\n" + rest
         )
         line.shutdown(socket.SHUT_WR)
@@ -156,7 +156,7 @@ def test_cancels_and_retries_that_race_leave_a_build_that_can_be_finished(
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(farm: LiveFarm) -> None:
-    head = "POST /v1/blobs HTTP/1.1\r\nHost: farm\r\nContent-Length: 10000000\r\n\r\n"
+    head = "POST /v1/blobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000000\r\n\r\n"
     for _ in range(10):
         connected(farm, head + "x" * 100_000).close()
     incoming = farm.settings.store_dir / "incoming"
@@ -170,7 +170,7 @@ def test_listeners_that_vanish_are_forgotten(farm: LiveFarm, files: Path) -> Non
         api = [p for p in processes(farm.home) if "-m farm api" in p.command]
         return sum(len(list(Path(f"/proc/{p.pid}/fd").iterdir())) for p in api)
 
-    get = f"GET /v1/builds/{build}/events HTTP/1.1\r\nHost: farm\r\n\r\n"
+    get = f"GET /v1/builds/{build}/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
     listeners = [connected(farm, get) for _ in range(40)]
     for listener in listeners:
         listener.recv(100)
