@@ -282,12 +282,6 @@ def of_a_newer_schema(name: str, content: bytes) -> bytes:
     return json.dumps(json.loads(content) | {"schema_version": {"major": 99, "minor": 1}}).encode()
 
 
-def with_an_operator_to_come(name: str, content: bytes) -> bytes:
-    if not name.endswith("models/model.json"):
-        return content
-    return content.replace(b"torch.ops.aten.linear.default", b"torch.ops.aten.to_come.default")
-
-
 def without_weights(name: str, content: bytes) -> bytes | None:
     return None if "data/weights/weight" in name else content
 
@@ -296,7 +290,6 @@ def without_weights(name: str, content: bytes) -> bytes | None:
     ("name", "edit"),
     [
         ("schema", of_a_newer_schema),
-        ("node", with_an_operator_to_come),
         ("reader", without_weights),
     ],
 )

@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 
 from farm.cli import app, exits, options, show, watch
 from farm.client import Build, Farm
+from farm.db import upgrade
 from farm.errors import InvalidRequest
 from tests import stub_farm
 from tests.stub_farm import BUILD, StubFarm, rtx_plan
@@ -672,8 +673,12 @@ def test_help_tells_the_exit_codes(run: Run) -> None:
     assert "130 Ctrl+C" in text
 
 
-def test_worker_becomes_the_workers_process(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_becomes_the_workers_process(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     called: list[list[str]] = []
+    monkeypatch.setenv("FARM_DATABASE_URL", f"sqlite:///{tmp_path / 'farm.db'}")
+    upgrade()
     monkeypatch.setattr(os, "execv", lambda path, words: called.append([path, *words]))
     run("worker", "--cpu-only", "--name", "bench")
     python = sys.executable
