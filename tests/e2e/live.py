@@ -72,7 +72,7 @@ def _process(entry: Path, own: bytes, home: Path) -> tuple[Process, bool] | None
     try:
         mine = own in (entry / "environ").read_bytes().split(b"\0")
         mine = mine or (entry / "cwd").readlink().is_relative_to(home)
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+    except OSError:  # it ended, or isn't ours to look at, or is in a folder whose name is too long
         mine = False
     return found, mine
 
