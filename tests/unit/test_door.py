@@ -69,6 +69,7 @@ TARS = {
     "long names within each other": (header(b"l", 1, b"L") + padded(b"a")) * 3000 + EMPTY,
     "pax whose length is none": header(b"p", 20, b"x") + padded(b"99999999999 path=m\n.") + EMPTY,
     "pax whose length is 0": header(b"p", 9, b"x") + padded(b"0 path=m\n") + EMPTY,
+    "pax of digits alone": header(b"p", 80_000, b"x") + padded(b"1" * 80_000) + EMPTY,
     "pax in another encoding": header(b"p", 22, b"x") + padded(b"22 hdrcharset=\xff\xfe\xff\xfe\xff\xfe\n")
     + EMPTY,
     "a file in a file": header(b"a", 0) + header(b"a/b.onnx", 0),

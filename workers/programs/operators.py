@@ -26,7 +26,7 @@ _TENSORS = frozenset(
     _assert_scalar _assert_tensor_metadata _cast_Byte _cast_Char _cast_Double _cast_Float
     _cast_Half _cast_Int _cast_Long _cast_Short _cdist_forward _conj _conj_copy _convolution
     _convolution_mode _dim_arange _linalg_det _local_scalar_dense _log_softmax
-    _pack_padded_sequence _pad_circular _pad_packed_sequence _pdist_forward _prelu_kernel
+    _pack_padded_sequence _pad_circular _pdist_forward _prelu_kernel
     _reshape_copy _reshape_from_tensor _safe_softmax _sample_dirichlet _shape_as_tensor _softmax
     _stack _standard_gamma _to_copy _unique _unique2 _unsafe_index _unsafe_index_put _unsafe_view
     _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d _weight_norm abs
