@@ -73,7 +73,7 @@ def test_a_claim_is_tried_again_before_its_message_is_given_up(ledger):
 
 def test_a_bug_is_not_taken_for_a_database_that_is_away(ledger):
     with pytest.raises(DBAPIError):
-        _insist(context(ledger.db), lambda session: session.execute(text("SELECT nothing")))
+        _insist(context(ledger.db), lambda session: session.execute(text("SELECT FROM WHERE")))
 
 
 def test_a_worker_that_shuts_down_waits_for_no_database(ledger):
