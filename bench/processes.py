@@ -39,7 +39,10 @@ def api_without_worker(settings: Settings) -> Iterator[httpx.Client]:
         farm = up.Farm(settings, up.free_port(), up.free_port())
         stack.callback(farm.stop)
         farm.start(parts=("api",))
-        yield stack.enter_context(httpx.Client(base_url=farm.addresses.api, timeout=60))
+        headers = {"Authorization": f"Bearer {farm.key}"}
+        yield stack.enter_context(
+            httpx.Client(base_url=farm.addresses.api, timeout=60, headers=headers)
+        )
 
 
 @contextmanager

@@ -266,18 +266,22 @@ def _plan_anew(
     return _attach(session, build, request.model, number, planned, before)
 
 
-def cancel(session: Session, build_id: str) -> None:
+def cancel(session: Session, build_id: str) -> bool:
     """Cancel a build, and those of its jobs that no other build wants. Nothing when it has ended.
+
+    Returns:
+        Whether that was something to do.
 
     Raises:
         NotFound
     """
     build = locked(session, build_id)
     if build.state in BUILD_ENDED:
-        return
+        return False
     advance.set_build_state(session, build, BuildState.CANCELLED)
     wanted = session.scalars(select(BuildJob.job_id).where(BuildJob.build_id == build.id))
     jobs.cancel(session, wanted.all())
+    return True
 
 
 def locked(session: Session, build_id: str) -> Build:

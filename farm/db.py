@@ -6,11 +6,12 @@ never commit.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,12 @@ class Database:
         self._writer = threading.Lock() if self.is_sqlite else None
 
     def _sqlite(self) -> Engine:
-        if self.url.database:
-            Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+        if self.url.database and self.url.database != ":memory:":
+            file = Path(self.url.database)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):  # SQLite says what is wrong
+                # Nobody else's to read; the files that SQLite makes beside it get its permissions.
+                os.close(os.open(file, os.O_CREAT | os.O_EXCL, 0o600))
         # One in memory has a connection for each thread, and none to wait for.
         waits = {"pool_timeout": self._patience_s} if self.url.database else {}
         engine = create_engine(

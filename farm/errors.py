@@ -14,6 +14,8 @@ FarmError
 │   ├── EmptyBlob            400
 │   ├── TooLarge             413
 │   ├── TooSlow              408
+│   ├── KeyNeeded            401
+│   ├── ScopeMissing         403
 │   ├── WrongHost            421
 │   ├── CrossSite            403
 │   └── WrongContentType     415
@@ -176,6 +178,25 @@ class TooSlow(Rejected):
 
     status = 408
     default_hint = "send it again; FARM_BODY_IDLE_S and FARM_BODY_MIN_BYTES_PER_S are the limits"
+
+
+class KeyNeeded(Rejected):
+    """The farm asks for a key, and the request has none that it knows."""
+
+    status = 401
+    was_given = False  #: a key, or something like it
+    default_hint = (
+        "send Authorization: Bearer KEY (FARM_KEY for the command line); an administrator makes keys: "
+        "farm keys create"
+    )
+
+
+class ScopeMissing(Rejected):
+    """The key doesn't allow this."""
+
+    status = 403
+    scope = ""  #: that it lacks
+    default_hint = "ask an administrator for a key with that scope: farm keys create --scope …"
 
 
 class WrongHost(Rejected):

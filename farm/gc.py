@@ -17,6 +17,8 @@ from farm import artifacts
 from farm.db import Database, now
 from farm.schemas import Blob, GcReport
 from farm.storage import LocalStore, StoredFile
+from farm.trust import audit
+from farm.trust.callers import THE_FARM, Caller
 
 LISTED = 1000  #: removed blobs that a report names
 _BATCH = 100  #: blobs a transaction: SQLite's other writers wait meanwhile
@@ -46,7 +48,12 @@ class _Tally:
 
 
 def collect(
-    db: Database, store: LocalStore, *, older_than_s: float, dry_run: bool = False
+    db: Database,
+    store: LocalStore,
+    *,
+    older_than_s: float,
+    dry_run: bool = False,
+    by: Caller = THE_FARM,
 ) -> GcReport:
     """Remove the blobs that nothing refers to, and what interrupted uploads have left.
 
@@ -54,6 +61,7 @@ def collect(
         older_than_s: the grace. What was put or asked for since then stays: somebody may be about
             to refer to it.
         dry_run: remove nothing, and report what would be removed.
+        by: who asks for it, for the audit.
 
     Raises:
         StorageUnavailable, DatabaseUnavailable
@@ -62,15 +70,16 @@ def collect(
         store.spend_reserve()  # on a full disk even a deletion can't be written down
     try:
         with store.writing():
-            return _Collector(db, store, older_than_s=older_than_s).run(dry_run=dry_run)
+            return _Collector(db, store, by, older_than_s=older_than_s).run(dry_run=dry_run)
     finally:
         store.keep_reserve()
 
 
 class _Collector:
-    def __init__(self, db: Database, store: LocalStore, *, older_than_s: float) -> None:
+    def __init__(self, db: Database, store: LocalStore, by: Caller, *, older_than_s: float) -> None:
         self._db = db
         self._store = store
+        self._by = by
         self._started = now()
         self._before = self._started - timedelta(seconds=older_than_s)
         self._arrived_before = min(self._before, self._started - _ARRIVING)
@@ -122,6 +131,8 @@ class _Collector:
             gone = artifacts.forget(
                 session, candidates, before=self._before, since=self._started - _SKEW
             )
+            if gone:
+                audit.record(session, self._by, "gc", f"{len(gone)} blobs", digests=sorted(gone))
         aside = [
             file for digest in sorted(gone) if (file := self._store.set_aside(digest)) is not None
         ]

@@ -327,6 +327,39 @@ class Plugin(Base):
     created_at: Mapped[datetime] = mapped_column(Instant)
 
 
+class ApiKey(Base):
+    """A key to the API, of which only the digest is kept. Never deleted: the audit names it."""
+
+    __tablename__ = "api_keys"
+    id: Mapped[str] = mapped_column(
+        String(10), primary_key=True
+    )  #: a part of the key that is no secret
+    name: Mapped[str] = mapped_column(String(100))
+    digest: Mapped[str] = mapped_column(String(64), unique=True)  #: sha256 of the whole key
+    scopes: Mapped[list[str]] = mapped_column(Json)
+    created_at: Mapped[datetime] = mapped_column(Instant)
+    created_by: Mapped[str] = mapped_column(String(400))
+    expires_at: Mapped[datetime | None] = mapped_column(Instant)
+    last_used_at: Mapped[datetime | None] = mapped_column(Instant)  #: to the minute
+    revoked_at: Mapped[datetime | None] = mapped_column(Instant)
+
+
+class AuditRow(Base):
+    """A change that somebody made. The database refuses to change or delete one."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index("ix_audit_key_id_id", "key_id", "id"),)
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    at: Mapped[datetime] = mapped_column(Instant)
+    key_id: Mapped[str | None] = mapped_column(String(10))  #: None where nobody needed a key
+    who: Mapped[str] = mapped_column(String(400))
+    label: Mapped[str] = mapped_column(String(100))  #: what the client calls itself
+    address: Mapped[str] = mapped_column(String(100))
+    action: Mapped[str] = mapped_column(String(40))
+    object: Mapped[str] = mapped_column(String(200))
+    details: Mapped[dict[str, Any] | None] = mapped_column(Json)
+
+
 class Worker(Base):
     """A worker that announced itself."""
 
@@ -337,6 +370,9 @@ class Worker(Base):
     gpu_uuid: Mapped[str | None] = mapped_column(String(100))
     tags: Mapped[list[str]] = mapped_column(Json)
     queues: Mapped[list[str]] = mapped_column(Json)
+    unread: Mapped[list[str] | None] = mapped_column(
+        Json
+    )  #: of its queues, those that it doesn't read
     runtimes: Mapped[dict[str, str]] = mapped_column(Json)
     toolchain: Mapped[dict[str, str]] = mapped_column(Json)
     sandbox: Mapped[dict[str, Any]] = mapped_column(Json, server_default="{}")

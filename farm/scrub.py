@@ -24,6 +24,8 @@ from farm.models import Artifact, Job
 from farm.schemas import ScrubReport
 from farm.states import JobState
 from farm.storage import LocalStore
+from farm.trust import audit
+from farm.trust.callers import THE_FARM, Caller
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +34,11 @@ _ADOPT_AGAIN_S = 2.0
 _REST_S = 60.0  #: of the background's scrub, between rounds, and after an error
 
 
-def scrub(db: Database, store: LocalStore) -> ScrubReport:
+def scrub(db: Database, store: LocalStore, by: Caller = THE_FARM) -> ScrubReport:
     """Hash all blobs that the farm knows of, and set aside the damaged ones.
+
+    Parameters:
+        by: who asks for it, for the audit.
 
     Raises:
         StorageUnavailable, DatabaseUnavailable
@@ -47,7 +52,7 @@ def scrub(db: Database, store: LocalStore) -> ScrubReport:
         found: list[str] = []
         if not _is_right(store, digest):  # before the database is held
             with db.write() as session:
-                found = check(session, store, [digest])
+                found = check(session, store, [digest], by)
         report = report.model_copy(
             update={
                 "checked": report.checked + 1,
@@ -58,13 +63,16 @@ def scrub(db: Database, store: LocalStore) -> ScrubReport:
     return report
 
 
-def check(session: Session, store: LocalStore, digests: Iterable[str]) -> list[str]:
+def check(
+    session: Session, store: LocalStore, digests: Iterable[str], by: Caller = THE_FARM
+) -> list[str]:
     """Hash these blobs, and set aside those that are damaged, which are returned."""
     damaged = [digest for digest in sorted(set(digests)) if not _is_right(store, digest)]
     for digest in damaged:
         log.error("blob %s is damaged: set aside", digest)
         store.condemn(digest)
         artifacts.lose(session, digest)
+        audit.record(session, by, "condemn", digest)
         _fail_its_makers(session, digest)
     return damaged
 

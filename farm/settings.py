@@ -79,6 +79,14 @@ class Settings(BaseSettings):
         "`*.example.com`, or `*` for any. Without them: `localhost`, this machine's own name, and "
         "addresses such as `192.0.2.7`",
     )
+    keys_required: bool = Field(
+        True,
+        description="whether the API and Flower ask for a key; without, whoever reaches them may do "
+        "everything. `farm up` makes one that its user's commands find by themselves",
+    )
+    metrics_need_key: bool = Field(
+        False, description="whether `/metrics` asks for a key, too, of any scope"
+    )
     lease_ttl_s: float = Field(
         30.0, gt=0, description="a job whose worker is silent so long is run again"
     )

@@ -49,6 +49,15 @@ CALIBRATED = (Precision.INT8, Precision.FP8)
 QUANTIZED = (*CALIBRATED, Precision.INT8_DYNAMIC)
 
 
+class Scope(StrEnum):
+    """What a key allows. Each of them lets its holder read, too."""
+
+    READ = "read"  #: see models, engines, builds and workers, and pull
+    SUBMIT = "submit"  #: upload, submit, cancel, retry
+    PROMOTE = "promote"  #: say which engines others are given by default
+    ADMIN = "admin"  #: everything: also keys, the audit, plugins, gc and scrub
+
+
 class Runtime(StrEnum):
     """What executes the engine."""
 

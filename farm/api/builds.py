@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import Field, StringConstraints
 from sqlalchemy.exc import IntegrityError
@@ -13,12 +14,25 @@ from sqlalchemy.orm import Session
 
 from farm import builds, views
 from farm.api.documents import event_stream, json_body
-from farm.api.services import Body, BuildId, Cursor, Farm, Limit, Services, answer, parsed, problems
+from farm.api.services import (
+    Body,
+    BuildId,
+    By,
+    Cursor,
+    Farm,
+    Limit,
+    Services,
+    answer,
+    parsed,
+    problems,
+)
 from farm.builds import Submitted
 from farm.errors import Conflict
 from farm.explain import explain
 from farm.schemas import BuildPage, BuildRequest, BuildView, Event, Explanation
 from farm.states import BuildState
+from farm.trust import audit
+from farm.trust.callers import Caller
 
 router = APIRouter(prefix="/v1/builds", tags=["builds"])
 
@@ -36,30 +50,37 @@ _RACES = 10  #: how often a submission that raced another of the same work is tr
 def submit(
     body: Body,
     farm: Farm,
-    peer: Request,
+    by: By,
     idempotency_key: Annotated[
         str | None,
-        Header(max_length=200, description="makes a repeat return the first answer"),
+        Header(
+            max_length=200,
+            description="makes a repeat with the same key return the first answer",
+        ),
     ] = None,
-    farm_client: Annotated[
+    _client: Annotated[
         str | None,
-        Header(max_length=100, description="who asks; clients take turns. By default the address"),
+        Header(
+            alias="Farm-Client",
+            max_length=100,
+            description="what the client calls itself, for the audit. Keys take turns; where none is "
+            "needed, these do, by default the address",
+        ),
     ] = None,
 ) -> Response:
     """Plan a model version × precisions × targets. Work that is there or on its way is reused."""
-    client = farm_client or (peer.client.host if peer.client else "")
     with farm.one_of(farm.planning, "other builds are being planned"):
-        view = _submit(farm, parsed(BuildRequest, body), client, idempotency_key)
+        view = _submit(farm, parsed(BuildRequest, body), by, idempotency_key)
     return answer(view, status=202, headers={"Location": f"/v1/builds/{view.id}"})
 
 
 def _submit(
-    farm: Services, request: BuildRequest, client: str, idempotency_key: str | None
+    farm: Services, request: BuildRequest, by: Caller, idempotency_key: str | None
 ) -> BuildView:
     look = farm.looks.at(request.source.digest, request.source.format)
-    return _unit(
-        farm,
-        lambda session: builds.submit(
+
+    def submitted(session: Session) -> Submitted:
+        made = builds.submit(
             session,
             request,
             look=look,
@@ -67,11 +88,22 @@ def _submit(
             runtimes=farm.settings.runtimes,
             plugin_keys=farm.settings.plugin_keys,
             gates=farm.settings.gates,
-            client=client,
-            idempotency_key=idempotency_key,
+            client=by.client,
+            idempotency_key=_of(by, idempotency_key),
             most_jobs=farm.settings.max_build_jobs,
-        ),
-    )
+        )
+        if made.attached is not None:
+            audit.record(session, by, "submit", made.build_id, model=request.model)
+        return made
+
+    return _unit(farm, submitted)
+
+
+def _of(by: Caller, idempotency_key: str | None) -> str | None:
+    """An idempotency key of this caller's own: nobody is answered with another's build."""
+    if idempotency_key is None or by.key_id is None:
+        return idempotency_key
+    return f"{by.key_id}:{hashlib.sha256(idempotency_key.encode()).hexdigest()}"
 
 
 def _unit(farm: Services, work: Callable[[Session], Submitted]) -> BuildView:
@@ -177,10 +209,11 @@ def why(build_id: BuildId, farm: Farm) -> Response:
     response_model=BuildView,
     responses=problems(404),
 )
-def cancel(build_id: BuildId, farm: Farm) -> Response:
+def cancel(build_id: BuildId, farm: Farm, by: By) -> Response:
     """Cancel the build and those of its jobs that no other build wants. Idempotent."""
     with farm.db.write() as session:
-        builds.cancel(session, build_id)
+        if builds.cancel(session, build_id):
+            audit.record(session, by, "cancel", build_id)
         session.flush()
         view = views.build(session, build_id, farm.fleet(session))
     return answer(view)
@@ -192,13 +225,16 @@ def cancel(build_id: BuildId, farm: Farm) -> Response:
     response_model=BuildView,
     responses=problems(404, 409),
 )
-def retry(build_id: BuildId, farm: Farm) -> Response:
+def retry(build_id: BuildId, farm: Farm, by: By) -> Response:
     """Run what failed or was cancelled again; what has succeeded is kept. Idempotent."""
+
+    def retried(session: Session) -> Submitted:
+        fleet = farm.fleet(session)
+        found = builds.retry(session, build_id, fleet=fleet, runtimes=farm.settings.runtimes)
+        if found.attached is not None:
+            audit.record(session, by, "retry", build_id)
+        return found
+
     with farm.one_of(farm.planning, "other builds are being planned"):
-        view = _unit(
-            farm,
-            lambda session: builds.retry(
-                session, build_id, fleet=farm.fleet(session), runtimes=farm.settings.runtimes
-            ),
-        )
+        view = _unit(farm, retried)
     return answer(view)

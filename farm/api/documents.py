@@ -13,8 +13,11 @@ from fastapi.responses import FileResponse, HTMLResponse, Response
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from farm.api import access
 from farm.errors import NotFound
 from farm.schemas import Problem
+from farm.settings import Settings
+from farm.specs import Scope
 
 router = APIRouter(prefix="/docs", include_in_schema=False)
 
@@ -25,10 +28,17 @@ _ANSWERS: dict[str, type[BaseModel]] = {Problem.__name__: Problem}
 
 #: What any call may answer: by another name, to another site, with too much to do.
 _OF_ALL = (403, 421, 503)
+_SCHEME = "key"
+_BEARER = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "A key of this farm: `farm keys create`; that of `farm up` is the file `key` in its home.",
+}
 _OF_BODIES = (400, 408, 413, 415)
 NAMES = {
     400: "Bad request",
-    403: "Asked by a page of another site",
+    401: "A key is needed",
+    403: "The key lacks the scope, or a page of another site asked",
     404: "Not found",
     408: "The body came too slowly",
     409: "Conflict",
@@ -67,6 +77,9 @@ def problem_response(status: int) -> dict[str, Any]:
     """OpenAPI's response for an error of this status."""
     content = {"application/problem+json": {"schema": {"$ref": f"{_SCHEMAS}Problem"}}}
     found: dict[str, Any] = {"description": NAMES[status], "content": content}
+    if status == 401:
+        challenge = {"schema": {"type": "string"}, "description": "`Bearer`"}
+        found["headers"] = {"WWW-Authenticate": challenge}
     if status == 503:
         seconds = {"schema": {"type": "integer"}, "description": "seconds to wait"}
         found["headers"] = {"Retry-After": seconds}
@@ -93,9 +106,13 @@ def _document(app: FastAPI) -> dict[str, Any]:
         license_info=app.license_info,
         routes=app.routes,
     )
-    for operations in made["paths"].values():
+    settings: Settings = app.state.services.settings
+    for path, operations in made["paths"].items():
         for method, operation in operations.items():
+            if not access.is_open(path, settings):
+                _lock(operation, access.needed(method.upper(), path))
             _complete(method, operation)
+    made["components"]["securitySchemes"] = {_SCHEME: _BEARER}
     schemas = made["components"]["schemas"]
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
@@ -119,6 +136,14 @@ def _complete(method: str, operation: dict[str, Any]) -> None:
     for status in statuses:
         responses.setdefault(str(status), problem_response(status))
     operation["responses"] = dict(sorted(responses.items()))
+
+
+def _lock(operation: dict[str, Any], scope: Scope) -> None:
+    """Say which scope an operation needs."""
+    operation["security"] = [{_SCHEME: [scope]}]
+    operation["responses"].setdefault("401", problem_response(401))
+    said = operation.get("description", "")
+    operation["description"] = f"{said}\n\nScope: `{scope}`.".strip()
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:

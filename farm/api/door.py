@@ -1,8 +1,8 @@
 """The door: what every request must be before anything looks at it, and what every answer carries.
 
-In this order: by which name the farm is asked, and by whose page (`farm.trust.hosts`); what the body is
-said to be; how large it is and how fast it comes (`farm.api.bodies`); whether there is room
-(`farm.api.room`).
+In this order: by which name the farm is asked, and by whose page (`farm.trust.hosts`); with whose key
+(`farm.api.access`); what the body is said to be; how large it is and how fast it comes
+(`farm.api.bodies`); whether there is room (`farm.api.room`).
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from farm.api.access import Access
 from farm.api.bodies import JSON_HINT, Bodies
 from farm.api.problems import problem
 from farm.api.room import Places, Room
+from farm.api.services import CALLER
 from farm.errors import FarmError, WrongContentType
 from farm.settings import Settings
 from farm.trust.hosts import Headers, Hosts
@@ -46,8 +48,9 @@ _ALWAYS = (
 class Door:
     """The ASGI application in front of the API's."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, access: Access) -> None:
         self._app = app
+        self._access = access
         self._hosts = Hosts(settings.hosts)
         self._bodies = Bodies(settings)
         self._room = Room()
@@ -72,6 +75,8 @@ class Door:
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, method, path = _headers(scope["headers"]), scope["method"], scope["path"]
         self._hosts.check(method, headers)
+        address = (scope.get("client") or ("",))[0]
+        scope[CALLER] = await self._access.caller(method, path, headers, address)
         if method not in _BODY_METHODS:
             await self._call(path, scope, receive, send)
         elif path == UPLOADS:

@@ -17,7 +17,7 @@ class BlobResponse(FileResponse):
     def __init__(self, path: Path, *, etag: str) -> None:
         super().__init__(
             path,
-            headers={"ETag": etag, "Cache-Control": "public, max-age=31536000, immutable"},
+            headers={"ETag": etag, "Cache-Control": "private, max-age=31536000, immutable"},
             media_type="application/octet-stream",
         )
 

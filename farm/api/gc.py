@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from farm import gc
 from farm.api.documents import json_body
-from farm.api.services import Body, Farm, parsed, problems
+from farm.api.services import Body, By, Farm, parsed, problems
 from farm.schemas import GcReport, GcRequest
 
 router = APIRouter(prefix="/v1/gc", tags=["fleet"])
@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1/gc", tags=["fleet"])
 @router.post(
     "", summary="Free disk space", responses=problems(507), openapi_extra=json_body(GcRequest)
 )
-def collect(body: Body, farm: Farm) -> GcReport:
+def collect(body: Body, farm: Farm, by: By) -> GcReport:
     """Remove the blobs that nothing refers to: no version, build, job that has succeeded, or engine.
 
     Safe while builds run and uploads come in. It answers when it is done.
@@ -23,5 +23,9 @@ def collect(body: Body, farm: Farm) -> GcReport:
     request = parsed(GcRequest, body)
     with farm.one_of(farm.collecting, "another garbage collection runs"):
         return gc.collect(
-            farm.db, farm.store, older_than_s=request.older_than_s, dry_run=request.dry_run
+            farm.db,
+            farm.store,
+            older_than_s=request.older_than_s,
+            dry_run=request.dry_run,
+            by=by,
         )

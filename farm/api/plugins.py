@@ -6,8 +6,9 @@ from fastapi import APIRouter
 
 from farm import plugins
 from farm.api.documents import json_body
-from farm.api.services import Body, Farm, parsed, problems
+from farm.api.services import Body, By, Farm, parsed, problems
 from farm.schemas import PluginRequest, PluginView
+from farm.trust import audit
 
 router = APIRouter(prefix="/v1/plugins", tags=["fleet"])
 
@@ -19,7 +20,7 @@ router = APIRouter(prefix="/v1/plugins", tags=["fleet"])
     responses=problems(404),
     openapi_extra=json_body(PluginRequest),
 )
-def add(body: Body, farm: Farm) -> PluginView:
+def add(body: Body, farm: Farm, by: By) -> PluginView:
     """Allow-list an uploaded library that one of `FARM_PLUGIN_KEYS` has signed. Idempotent."""
     request = parsed(PluginRequest, body)
     with farm.db.read() as session:
@@ -32,7 +33,9 @@ def add(body: Body, farm: Farm) -> PluginView:
             most_bytes=farm.settings.max_plugin_bytes,
         )
     with farm.db.write() as session:
-        return plugins.add(session, request, key)
+        view = plugins.add(session, request, key)
+        audit.record(session, by, "plugin.add", view.digest, name=view.name, key=key)
+        return view
 
 
 @router.get("", summary="List plugin libraries")

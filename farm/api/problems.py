@@ -15,7 +15,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 
-from farm.errors import FarmError, HttpError, InternalError, InvalidRequest, Unavailable
+from farm.errors import (
+    FarmError,
+    HttpError,
+    InternalError,
+    InvalidRequest,
+    KeyNeeded,
+    ScopeMissing,
+    Unavailable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +41,9 @@ def install(app: FastAPI) -> None:
 def problem(err: FarmError, status: int | None = None) -> JSONResponse:
     """An error as the API's answer, by default with its class's status."""
     status = status or err.status
-    headers = {"Retry-After": "2"} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    headers = {"Retry-After": "2"} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+    if isinstance(err, KeyNeeded | ScopeMissing):
+        headers["WWW-Authenticate"] = _challenge(err)
     body = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -43,6 +53,13 @@ def problem(err: FarmError, status: int | None = None) -> JSONResponse:
         "hint": err.hint,
     }
     return JSONResponse(body, status, headers, media_type="application/problem+json")
+
+
+def _challenge(err: KeyNeeded | ScopeMissing) -> str:
+    """What RFC 6750 says to a client that needs another key."""
+    if isinstance(err, ScopeMissing):
+        return f'Bearer realm="engine farm", error="insufficient_scope", scope="{err.scope}"'
+    return 'Bearer realm="engine farm"' + (', error="invalid_token"' if err.was_given else "")
 
 
 async def _farm_error(request: Request, err: Exception) -> JSONResponse:

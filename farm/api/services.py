@@ -25,7 +25,10 @@ from farm.scrub import Scrubber
 from farm.settings import Settings
 from farm.storage import LocalStore
 from farm.sweep import Sweeper
+from farm.trust.callers import Caller
+from farm.trust.ring import Ring, UseWriter
 
+CALLER = "farm.caller"  #: of a request's ASGI scope
 _FLEET_S = 0.5
 #: For which a request waits for the database, so that with all else it is answered within two seconds.
 _PATIENCE_S = 1.2
@@ -43,6 +46,8 @@ class Services:
     scrubber: Scrubber
     looks: Looks
     streams: Streams
+    ring: Ring
+    uses: UseWriter
     planning: threading.BoundedSemaphore = field(
         default_factory=lambda: threading.BoundedSemaphore(_PLANNING), init=False
     )
@@ -55,6 +60,7 @@ class Services:
         db = Database(settings.database, patience_s=_PATIENCE_S)
         doorbell = Doorbell(db, create_celery(settings))
         store = LocalStore(settings.store_dir)
+        ring = Ring(db)
         return cls(
             settings=settings,
             db=db,
@@ -63,6 +69,8 @@ class Services:
             scrubber=Scrubber(db, store, bytes_per_s=settings.scrub_bytes_per_s),
             looks=Looks(store),
             streams=Streams(db),
+            ring=ring,
+            uses=UseWriter(ring),
         )
 
     @contextmanager
@@ -101,7 +109,14 @@ async def _body(request: Request) -> bytes:
     return await request.body()
 
 
+async def _caller(request: Request) -> Caller:
+    # The door has let it in.
+    caller: Caller = request.scope[CALLER]
+    return caller
+
+
 Farm = Annotated[Services, Depends(_services)]
+By = Annotated[Caller, Depends(_caller)]
 Body = Annotated[bytes, Depends(_body)]
 BuildId = Annotated[str, Path(max_length=100)]
 EngineId = Annotated[str, Path(max_length=100)]

@@ -6,6 +6,7 @@ from farm.cli import (
     fleet,
     gc,
     inspect,
+    keys,
     plugins,
     pull,
     registry,
@@ -31,6 +32,7 @@ for noun in (
     plugins,
     gc,
     scrub,
+    keys,
     serve,
 ):
     noun.register(app)

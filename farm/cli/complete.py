@@ -67,6 +67,12 @@ def build_states(incomplete: str) -> list[str]:
     return [state for state in BuildState if state.startswith(incomplete)]
 
 
+def scopes(incomplete: str) -> list[tuple[str, str]]:
+    from farm.specs import Scope
+
+    return list(_last_part(incomplete, dict.fromkeys(Scope, "")))
+
+
 def runtimes(incomplete: str) -> list[str]:
     return [name for name in RUNTIMES if name.startswith(incomplete)]
 

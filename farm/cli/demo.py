@@ -17,6 +17,7 @@ from farm.cli.watch import follow, tell_ending
 from farm.client import Farm
 from farm.errors import BuildFailed, FarmError, NotFound
 from farm.settings import Settings
+from farm.trust import credentials
 
 if TYPE_CHECKING:
     from farm.client import Build
@@ -121,8 +122,9 @@ def run(as_json: bool, keep: Path | None) -> int:
     with _models(files, quiet=as_json) as made, up.embedded(settings) as farm:
         made()
         say(f"The farm is up after {show.duration(time.monotonic() - start)}:")
-        say(f"  API {farm.addresses.api}/docs   Flower {farm.addresses.flower}\n")
-        with Farm(farm.addresses.api) as client:
+        say(f"  API {farm.addresses.api}/docs   Flower {farm.addresses.flower}")
+        say(f"  Flower asks for the key in {credentials.home_file(settings.home)}\n")
+        with Farm(farm.addresses.api, key=farm.key) as client:
             shown = run_parts(client, settings.home, folder, as_json=as_json)
     took = time.monotonic() - start
     if as_json:
@@ -215,7 +217,8 @@ def _look(home: Path, build: str | None) -> str:
     again = "run the demo again: what has succeeded is kept"
     if build is None:
         return again
-    return f"read its log: FARM_HOME={home} farm up, then farm logs {build}; or {again}"
+    farm = f"FARM_HOME={home} farm"
+    return f"read its log: {farm} up, then {farm} logs {build}; or {again}"
 
 
 def _follow(build: Build, *, as_json: bool) -> None:

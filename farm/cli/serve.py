@@ -91,7 +91,9 @@ def worker(
     """
     from farm import preflight
     from farm.settings import Settings
+    from farm.trust.home import make_private
 
+    make_private(Settings().home)
     preflight.require_database(Settings())
     options = ["--cpu-only"] * cpu_only + ["--no-cpu"] * no_cpu
     options += ["--name", name] if name else []
@@ -112,7 +114,9 @@ def api(
     from farm import preflight
     from farm.api.server import serve
     from farm.settings import Settings
+    from farm.trust.home import make_private
 
+    make_private(Settings().home)
     preflight.require_database(Settings())
     preflight.require_port(host, port)
     if as_json:
@@ -138,7 +142,10 @@ def flower(
 def upgrade(as_json: Json = False) -> None:
     """Bring the database's schema up to date. Safe to repeat, and with several at once."""
     from farm.db import upgrade as upgrade_schema
+    from farm.settings import Settings
+    from farm.trust.home import make_private
 
+    make_private(Settings().home)
     revision = upgrade_schema()
     if as_json:
         _announce(revision=revision)

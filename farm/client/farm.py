@@ -22,6 +22,8 @@ from farm.client.submission import Files, build_request, data, model_name
 from farm.client.upload import is_digest, upload
 from farm.errors import InvalidRequest, NotFound
 from farm.schemas import (
+    AuditEntry,
+    AuditPage,
     BuildPage,
     BuildRequest,
     BuildSummary,
@@ -29,11 +31,14 @@ from farm.schemas import (
     EnginePage,
     EngineView,
     GcReport,
+    KeyPage,
+    KeyView,
     LayerReport,
     Match,
     ModelDetail,
     ModelPage,
     ModelView,
+    NewKey,
     Page,
     PluginView,
     ScrubReport,
@@ -58,6 +63,8 @@ class Farm:
     """The farm at ``url``; by default at ``FARM_URL``, else on this machine.
 
     Parameters:
+        key: to the farm; by default `FARM_KEY`, else that of the farm which this user runs on this
+            machine.
         timeout: seconds without an answer after which a request is given up.
         backoff: how requests that can be repeated are repeated while the farm is out of reach.
         transport: what carries the requests, for tests.
@@ -68,12 +75,17 @@ class Farm:
         url: str | None = None,
         timeout: float = 30.0,
         *,
+        key: str | None = None,
         backoff: Backoff | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.url = url or os.environ.get("FARM_URL") or DEFAULT_URL
         self.http = Http(
-            self.url, timeout_s=timeout, backoff=backoff or Backoff(), transport=transport
+            self.url,
+            timeout_s=timeout,
+            backoff=backoff or Backoff(),
+            key=key,
+            transport=transport,
         )
 
     def __enter__(self) -> Self:
@@ -426,6 +438,42 @@ class Farm:
             Unavailable
         """
         return self.http.read(ScrubReport, "POST", "/v1/scrub", repeatable=False, timeout=_GC_S)
+
+    def create_key(
+        self, name: str, scopes: Sequence[str], *, expires_in_s: int | None = None
+    ) -> NewKey:
+        """Make a key. What this returns is the only copy of it.
+
+        Parameters:
+            scopes: ``read``, ``submit``, ``promote``, ``admin``.
+
+        Raises:
+            KeyNeeded, ScopeMissing, InvalidRequest
+        """
+        request = {"name": name, "scopes": list(scopes), "expires_in_s": expires_in_s}
+        # A repeat would make another.
+        return self.http.read(NewKey, "POST", "/v1/keys", json=request, repeatable=False)
+
+    def keys(self, *, limit: int = 1000) -> list[KeyView]:
+        """The farm's keys, the newest first, also those that open nothing any more."""
+        pages = self._pages(KeyPage, "/v1/keys", {}, limit)
+        return [item for page in pages for item in page.items]
+
+    def revoke_key(self, key_id: str) -> KeyView:
+        """Let a key open nothing any more.
+
+        Raises:
+            NotFound
+            Conflict: it is the last one that can make others.
+        """
+        return self.http.read(KeyView, "DELETE", f"/v1/keys/{_part(key_id)}")
+
+    def audit(
+        self, *, key: str | None = None, action: str | None = None, limit: int = 50
+    ) -> list[AuditEntry]:
+        """Who changed what, the newest first."""
+        pages = self._pages(AuditPage, "/v1/audit", {"key": key, "action": action}, limit)
+        return [item for page in pages for item in page.items]
 
     def _pages(
         self, shape: type[P], path: str, query: Mapping[str, Any], limit: int

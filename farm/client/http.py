@@ -17,8 +17,9 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from farm import __version__
+from farm.client.key import find as find_key
 from farm.client.plain import plain, plain_json, plain_value
-from farm.errors import FarmError, InvalidRequest, NotFound, Unavailable, from_code
+from farm.errors import FarmError, InvalidRequest, KeyNeeded, NotFound, Unavailable, from_code
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ class Backoff:
 
 
 def _who() -> str:
-    """Who asks, as clients take turns: ``user@host``, in what a header can hold."""
+    """Who asks, for the farm's audit: ``user@host``, in what a header can hold."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name
@@ -58,18 +59,24 @@ class Http:
         *,
         timeout_s: float,
         backoff: Backoff,
+        key: str | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self.backoff = backoff
         try:
+            is_local = _is_local(self.url)
+            self._key = find_key(key, is_local=is_local)
+            headers = {"User-Agent": f"engine-farm/{__version__}", "Farm-Client": _who()}
+            if self._key.key:
+                headers["Authorization"] = f"Bearer {self._key.key}"
             self._client = httpx.Client(
                 base_url=self.url,
                 timeout=timeout_s,
                 transport=transport,
-                headers={"User-Agent": f"engine-farm/{__version__}", "Farm-Client": _who()},
+                headers=headers,
                 # A proxy meant for the internet can't reach this machine's own ports.
-                trust_env=not _is_local(self.url),
+                trust_env=not is_local,
             )
         except (httpx.InvalidURL, ValueError) as err:
             raise InvalidRequest(f"{url!r} isn't an address: {err}", hint=_START_HINT) from err
@@ -142,7 +149,7 @@ class Http:
                 )
                 if not response.is_error:
                     return response
-                error, pause_s = error_of(response), _retry_after_s(response)
+                error, pause_s = self.error_of(response), _retry_after_s(response)
             except httpx.TransportError as err:
                 error, pause_s = self.unreachable(err), 0.0
             except httpx.InvalidURL as err:
@@ -176,8 +183,15 @@ class Http:
                 and response.status_code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
             ):
                 response.read()
-                raise error_of(response)
+                raise self.error_of(response)
             yield response
+
+    def error_of(self, response: httpx.Response) -> FarmError:
+        """The farm's error that an answer tells of; of a key that it won't have, with what to do here."""
+        error = error_of(response)
+        if isinstance(error, KeyNeeded):
+            error.hint = self._key.hint
+        return error
 
     def unreachable(self, err: httpx.TransportError) -> Unavailable:
         """What a lost or refused connection means to a user."""

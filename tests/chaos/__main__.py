@@ -42,7 +42,7 @@ def weather(
     site = Site(settings)
     try:
         site.start()
-        crowd = Crowd(site.url, seed, builds=builds, models=models)
+        crowd = Crowd(site.url, site.key, seed, builds=builds, models=models)
         storm = Storm(site, seed, pause_s=pause_s, strikes=strikes)
         storm.start()
         try:

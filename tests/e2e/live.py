@@ -17,6 +17,7 @@ import numpy as np
 
 from farm.settings import Settings
 from farm.up import Addresses
+from tests.keys import bearer, key_of
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,14 +105,16 @@ class LiveFarm:
         self.addresses = addresses
         self.settings = settings
         self.home = addresses.home
-        self.http = httpx.Client(base_url=addresses.api, timeout=30)
+        self.key = key_of(settings)
+        self.http = httpx.Client(base_url=addresses.api, timeout=30, headers=bearer(self.key))
 
     def cli(self, *arguments: str | Path) -> Cli:
         """Start ``farm …`` as a process."""
-        return Cli(self.addresses.api, *map(str, arguments))
+        return Cli(self.addresses.api, *map(str, arguments), more={"FARM_KEY": self.key})
 
     def flower(self, path: str) -> Any:
-        return httpx.get(f"{self.addresses.flower}{path}", timeout=30).raise_for_status().json()
+        url = f"{self.addresses.flower}{path}"
+        return httpx.get(url, timeout=30, headers=bearer(self.key)).raise_for_status().json()
 
     def get(self, path: str, **query: Any) -> Any:
         return self.http.get(path, params=query).raise_for_status().json()

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.e2e.live import LiveFarm, processes, wait_until
+from tests.keys import bearer
 
 pytestmark = [
     pytest.mark.slow,
@@ -107,8 +108,9 @@ def test_a_chunked_upload_that_breaks_off_is_refused_and_leaves_nothing(
     host, port = httpx.URL(farm.addresses.api).host, httpx.URL(farm.addresses.api).port
     with socket.create_connection((host, port), timeout=30) as line:
         line.sendall(
-            b"POST /v1/blobs HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
-            b"5\r\nhello\r\n" + rest
+            f"POST /v1/blobs HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {farm.key}\r\n".encode()
+            + b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n"
+            + rest
         )
         line.shutdown(socket.SHUT_WR)
         answer = line.recv(10_000)
@@ -128,7 +130,9 @@ def test_identical_submissions_at_once_share_their_jobs(farm: LiveFarm, files: P
     request = body(farm, files, model="at-once", targets=["tensorrt-rtx:sm_75"])
 
     def submit(_: int) -> Any:
-        return httpx.post(f"{farm.addresses.api}/v1/builds", json=request, timeout=60)
+        return httpx.post(
+            f"{farm.addresses.api}/v1/builds", json=request, timeout=60, headers=bearer(farm.key)
+        )
 
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(submit, range(24)))
@@ -147,7 +151,7 @@ def test_cancels_and_retries_that_race_leave_a_build_that_can_be_finished(
     def poke(turn: int) -> int:
         verb = "cancel" if turn % 2 else "retry"
         url = f"{farm.addresses.api}/v1/builds/{build}/{verb}"
-        return httpx.post(url, timeout=60).status_code
+        return httpx.post(url, timeout=60, headers=bearer(farm.key)).status_code
 
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(poke, range(32))) == {200}
@@ -156,7 +160,8 @@ def test_cancels_and_retries_that_race_leave_a_build_that_can_be_finished(
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(farm: LiveFarm) -> None:
-    head = "POST /v1/blobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000000\r\n\r\n"
+    head = f"POST /v1/blobs HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {farm.key}\r\n"
+    head += "Content-Length: 10000000\r\n\r\n"
     for _ in range(10):
         connected(farm, head + "x" * 100_000).close()
     incoming = farm.settings.store_dir / "incoming"

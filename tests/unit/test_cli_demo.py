@@ -40,7 +40,8 @@ def run(stub: StubFarm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 
     @contextmanager
     def embedded(_settings: object) -> Iterator[SimpleNamespace]:
-        yield SimpleNamespace(addresses=SimpleNamespace(api=stub.url, flower="http://flower"))
+        addresses = SimpleNamespace(api=stub.url, flower="http://flower")
+        yield SimpleNamespace(addresses=addresses, key="a key")
 
     @contextmanager
     def models(_folder: Path, *, quiet: bool) -> Iterator[Callable[[], None]]:
@@ -106,7 +107,8 @@ def test_a_failure_without_a_hint_says_where_its_log_is(
     made["jobs"] = []
     stub.coming = [made]
     home = tmp_path / "demo"
-    assert f"hint: read its log: FARM_HOME={home} farm up, then farm logs {FAILED}" in run().stderr
+    farm = f"FARM_HOME={home} farm"
+    assert f"hint: read its log: {farm} up, then {farm} logs {FAILED}" in run().stderr
 
 
 def test_json_says_what_failed_beside_what_was_pulled(run: Run, stub: StubFarm) -> None:

@@ -1,0 +1,201 @@
+"""Who may call what: each operation needs one scope, and a key that has it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import anyio
+from anyio import CapacityLimiter, to_thread
+from fastapi.routing import iter_route_contexts
+from starlette.routing import BaseRoute, compile_path
+
+from farm.errors import DatabaseUnavailable, InternalError, KeyNeeded, ScopeMissing
+from farm.models import ApiKey
+from farm.settings import Settings
+from farm.specs import Scope
+from farm.trust.callers import Caller, allows
+from farm.trust.hosts import Headers
+from farm.trust.ring import Ring
+
+READ, SUBMIT, ADMIN = Scope.READ, Scope.SUBMIT, Scope.ADMIN
+#: Whoever reaches the farm may ask for these: whether it is well, and what it understands.
+OPEN = frozenset(
+    {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/start.js", "/docs/{name}"}
+)
+METRICS = "/metrics"
+#: Every other operation. One that isn't here keeps the API from starting.
+SCOPES: Mapping[tuple[str, str], Scope] = {
+    ("POST", "/v1/blobs"): SUBMIT,
+    ("HEAD", "/v1/blobs/{digest}"): SUBMIT,  # what is asked for stays longer
+    ("POST", "/v1/builds"): SUBMIT,
+    ("GET", "/v1/builds"): READ,
+    ("GET", "/v1/builds/{build_id}"): READ,
+    ("GET", "/v1/builds/{build_id}/events"): READ,
+    ("GET", "/v1/builds/{build_id}/logs"): READ,
+    ("GET", "/v1/builds/{build_id}/explain"): READ,
+    ("POST", "/v1/builds/{build_id}/cancel"): SUBMIT,
+    ("POST", "/v1/builds/{build_id}/retry"): SUBMIT,
+    ("GET", "/v1/models"): READ,
+    ("GET", "/v1/models/{model}"): READ,
+    ("GET", "/v1/models/{model}/engines"): READ,
+    ("GET", "/v1/models/{model}/engines/{gpu}"): READ,
+    ("GET", "/v1/engines/{engine_id}"): READ,
+    ("GET", "/v1/engines/{engine_id}/manifest"): READ,
+    ("GET", "/v1/engines/{engine_id}/layers"): READ,
+    ("GET", "/v1/engines/{engine_id}/content"): READ,
+    ("HEAD", "/v1/engines/{engine_id}/content"): READ,
+    ("GET", "/v1/workers"): READ,
+    ("GET", "/v1/targets"): READ,
+    ("GET", "/v1/timing-caches"): READ,
+    ("GET", "/v1/plugins"): READ,
+    ("POST", "/v1/plugins"): ADMIN,
+    ("POST", "/v1/gc"): ADMIN,
+    ("POST", "/v1/scrub"): ADMIN,
+    ("POST", "/v1/keys"): ADMIN,
+    ("GET", "/v1/keys"): ADMIN,
+    ("GET", "/v1/keys/{key_id}"): ADMIN,
+    ("DELETE", "/v1/keys/{key_id}"): ADMIN,
+    ("GET", "/v1/audit"): ADMIN,
+    ("GET", METRICS): READ,
+}
+_LOOKS = 2  #: at the database, side by side
+_WAIT_S = 0.5  #: for the database, by whoever is known from a moment ago
+_LABEL = 100
+
+
+def is_open(path: str, settings: Settings) -> bool:
+    """Whether an operation's path, as the routes have it, never asks for a key."""
+    return path in OPEN or (path == METRICS and not settings.metrics_need_key)
+
+
+def needed(method: str, path: str) -> Scope:
+    """The scope that an operation needs.
+
+    Raises:
+        InternalError: nobody has said which.
+    """
+    try:
+        return SCOPES[method, path]
+    except KeyError:
+        raise InternalError(
+            f"{method} {path} has no scope", hint="name it in farm/api/access.py: SCOPES"
+        ) from None
+
+
+def operations(routes: Sequence[BaseRoute]) -> list[tuple[str, str]]:
+    """Method and path of every operation, in the order in which they are tried."""
+    return [
+        (method, route.path)
+        for route in iter_route_contexts(routes)
+        if route.path
+        for method in sorted(route.methods or ())
+    ]
+
+
+class Access:
+    """Lets callers in.
+
+    Raises:
+        InternalError: an operation has no scope.
+    """
+
+    def __init__(self, routes: Sequence[BaseRoute], ring: Ring, settings: Settings) -> None:
+        self._ring = ring
+        self._settings = settings
+        self._looking: CapacityLimiter | None = None
+        #: As the router tries them: method, path, the scope, None for an open one.
+        self._rules: list[tuple[str, re.Pattern[str], Scope | None]] = [
+            (
+                method,
+                compile_path(path)[0],
+                None if is_open(path, settings) else needed(method, path),
+            )
+            for method, path in operations(routes)
+        ]
+
+    async def caller(self, method: str, path: str, headers: Headers, address: str) -> Caller:
+        """Who asks for this operation.
+
+        Raises:
+            KeyNeeded, ScopeMissing
+            DatabaseUnavailable: nobody can say whose key it is.
+        """
+        label = headers.get("farm-client", ("",))[0][:_LABEL]
+        key = _sent(headers)
+        wanted = self._scope(method, path)
+        if wanted is None or (key is None and not self._settings.keys_required):
+            return Caller(name="anonymous", address=address, label=label)
+        row = await self._row(key) if key is not None else None
+        if row is None:
+            raise _refusal(key)
+        if not allows([Scope(scope) for scope in row.scopes], wanted):
+            raise _too_little(row, wanted)
+        return Caller(
+            key_id=row.id,
+            name=row.name,
+            scopes=frozenset(map(Scope, row.scopes)),
+            address=address,
+            label=label,
+        )
+
+    def _scope(self, method: str, path: str) -> Scope | None:
+        for one, pattern, scope in self._rules:
+            if one == method and pattern.match(path):
+                return scope
+        # Another method of an open path, or nothing at all, which is nobody's business without a key.
+        opens = any(scope is None and pattern.match(path) for _, pattern, scope in self._rules)
+        return None if opens else READ
+
+    async def _row(self, key: str) -> ApiKey | None:
+        row = self._ring.known(key)
+        if row is not None:
+            return row
+        if self._looking is None:  # made in the event loop that serves
+            self._looking = CapacityLimiter(_LOOKS)
+        remembered = self._ring.remembered(key)
+        try:
+            with anyio.fail_after(None if remembered is None else _WAIT_S):
+                return await to_thread.run_sync(
+                    self._ring.look, key, abandon_on_cancel=True, limiter=self._looking
+                )
+        except (TimeoutError, DatabaseUnavailable):
+            if remembered is None:
+                raise
+            return remembered
+
+
+def _refusal(key: str | None) -> KeyNeeded:
+    if key is None:
+        return KeyNeeded("this farm asks for a key")
+    err = KeyNeeded(
+        "the farm doesn't know this key: it isn't of this farm, has expired, or was revoked"
+    )
+    err.was_given = True
+    return err
+
+
+def _too_little(row: ApiKey, wanted: Scope) -> ScopeMissing:
+    err = ScopeMissing(
+        f"this needs the scope {wanted}; the key {row.name} ({row.id}) has {', '.join(row.scopes)}",
+        hint=f"ask an administrator for a key that has it: farm keys create --scope {wanted}",
+    )
+    err.scope = wanted
+    return err
+
+
+def _sent(headers: Headers) -> str | None:
+    """The key that a request brings.
+
+    Raises:
+        KeyNeeded: it brings something else, or several.
+    """
+    said = headers.get("authorization", ())
+    if not said:
+        return None
+    scheme, _, key = said[0].partition(" ")
+    if len(said) > 1 or scheme.lower() != "bearer" or not key.strip():
+        err = KeyNeeded("the request's Authorization isn't a key")
+        err.was_given = True
+        raise err
+    return key.strip()

@@ -1,0 +1,283 @@
+"""``farm keys`` and ``farm audit``: who may do what, and who has done what."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from farm.cli import complete, show
+from farm.cli.options import Json, Url, again, connect, example, seconds, split
+from farm.errors import FarmError, InvalidRequest, KeyNeeded
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from farm.schemas import AuditEntry, KeyRequest, KeyView, NewKey
+
+T = TypeVar("T")
+
+_PANEL = "Fleet"
+_keys = typer.Typer(help="Keys to the farm.", no_args_is_help=True)
+
+Local = Annotated[
+    bool,
+    typer.Option(
+        "--local",
+        help="Ask the database of FARM_DATABASE_URL or FARM_HOME itself, which needs no key.",
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    text = "farm keys create --name ci --scope submit --expires 90d"
+    _keys.command("create", epilog=example(text))(create)
+    _keys.command("list", epilog=example("farm keys list"))(list_keys)
+    _keys.command("revoke", epilog=example("farm keys revoke 7k2c9qd4mx"))(revoke)
+    app.add_typer(_keys, name="keys", rich_help_panel=_PANEL)
+    app.command(rich_help_panel=_PANEL, epilog=example("farm audit --action submit"))(audit)
+
+
+def create(
+    scope: Annotated[
+        list[str],
+        typer.Option(
+            "--scope",
+            metavar="SCOPE",
+            help="What it allows, repeated or by commas: read, submit (and read), promote (and read), "
+            "admin (everything).",
+            autocompletion=complete.scopes,
+        ),
+    ],
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="Who or what it is for.")
+    ] = "key",
+    expires: Annotated[
+        str | None,
+        typer.Option("--expires", metavar="TIME", help="After 90d, 12h, … it opens nothing."),
+    ] = None,
+    local: Local = False,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Make a key and print it, this once: the farm keeps only its digest.
+
+    On a farm that has no key yet, this asks its database itself: run it where the API runs.
+    """
+    request = _request(name, split(scope), None if expires is None else int(seconds(expires)))
+    made = _create(request, url, local=local)
+    if as_json:
+        show.document(made)
+        return
+    print(made.key)
+    until = "for ever" if made.expires_at is None else f"until {_day(made.expires_at)}"
+    print(
+        f"{made.name} ({', '.join(made.scopes)}) opens the farm {until}: set FARM_KEY to it.\n"
+        f"It isn't shown again; take it back: {again(f'farm keys revoke {made.id}', url)}",
+        file=sys.stderr,
+    )
+
+
+def _request(name: str, scopes: list[str], expires_in_s: int | None) -> KeyRequest:
+    from pydantic import ValidationError
+
+    from farm.schemas import KeyRequest
+
+    given: dict[str, Any] = {"name": name, "scopes": scopes, "expires_in_s": expires_in_s}
+    try:
+        return KeyRequest.model_validate(given)
+    except ValidationError as err:
+        said = "; ".join(f"{one['loc'][0]}: {one['msg']}" for one in err.errors())
+        raise InvalidRequest(said, hint="see farm keys create --help") from err
+
+
+def _create(request: KeyRequest, url: str | None, *, local: bool) -> NewKey:
+    if local:
+        return _locally(request)
+    with connect(url) as farm:
+        try:
+            return farm.create_key(request.name, request.scopes, expires_in_s=request.expires_in_s)
+        except KeyNeeded:
+            if not _is_first():
+                raise
+    return _locally(request)
+
+
+def _locally(request: KeyRequest) -> NewKey:
+    from farm.schemas import KeyView, NewKey
+    from farm.trust import keys
+    from farm.trust.callers import this_user
+
+    def made(session: Session) -> NewKey:
+        row, text = keys.create(
+            session,
+            name=request.name,
+            scopes=request.scopes,
+            expires_in_s=request.expires_in_s,
+            by=this_user(),
+        )
+        return NewKey(key=text, **KeyView.model_validate(row).model_dump())
+
+    return _in_database(made)
+
+
+def _is_first() -> bool:
+    """Whether this machine has the database of a farm that has no key yet."""
+    from farm.trust import keys
+
+    try:
+        return _in_database(lambda session: not keys.live(session))
+    except FarmError:
+        return False
+
+
+def _in_database(work: Callable[[Session], T]) -> T:
+    """Do something in the database that this machine's settings name.
+
+    Raises:
+        SchemaOutdated, DatabaseUnavailable
+    """
+    from farm.db import Database, require_schema
+    from farm.settings import Settings
+
+    settings = Settings()
+    if not settings.database_url and not (settings.home / "farm.db").exists():
+        raise InvalidRequest(
+            f"there is no farm in {settings.home}",
+            hint="run it where the API runs, with its FARM_HOME or FARM_DATABASE_URL",
+        )
+    db = Database(settings.database)
+    try:
+        require_schema(db)
+        with db.write() as session:
+            return work(session)
+    finally:
+        db.dispose()
+
+
+def list_keys(local: Local = False, as_json: Json = False, url: Url = None) -> None:
+    """List the keys: whose they are, what they allow, when they were used."""
+    found = _listed() if local else connect(url).keys()
+    if as_json:
+        show.document(found)
+        return
+    rows = [
+        (
+            one.id,
+            one.name,
+            ",".join(one.scopes),
+            show.state(_state(one)),
+            show.NONE if one.expires_at is None else _day(one.expires_at),
+            show.NONE if one.last_used_at is None else show.ago(one.last_used_at),
+            show.ago(one.created_at),
+            one.created_by,
+        )
+        for one in found
+    ]
+    headers = ("id", "name", "scopes", "state", "expires", "used", "made", "by")
+    empty = f"no keys; make one: {again('farm keys create --scope admin', url)}"
+    show.table(headers, rows, keep=("id", "name"), empty=empty)
+
+
+def _listed() -> list[KeyView]:
+    from farm.schemas import KeyView
+    from farm.trust import keys
+
+    return _in_database(
+        lambda session: [KeyView.model_validate(row) for row in keys.page(session, limit=1000)]
+    )
+
+
+def _state(key: KeyView) -> str:
+    if key.revoked_at is not None:
+        return "revoked"
+    is_over = key.expires_at is not None and key.expires_at <= datetime.now(UTC)
+    return "expired" if is_over else "good"
+
+
+def _day(at: datetime) -> str:
+    return at.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, or the key itself.")],
+    local: Local = False,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Let a key open nothing any more, everywhere within a second."""
+    from farm.trust.credentials import id_of
+
+    # Whoever has a leaked key at hand has not its id; the key itself goes no further than this.
+    key_id = id_of(key_id) or key_id
+    revoked = _revoked(key_id) if local else connect(url).revoke_key(key_id)
+    if as_json:
+        show.document(revoked)
+    else:
+        show.line(f"{revoked.name} ({revoked.id}) opens nothing any more")
+
+
+def _revoked(key_id: str) -> KeyView:
+    from farm.schemas import KeyView
+    from farm.trust import keys
+    from farm.trust.callers import this_user
+
+    def done(session: Session) -> KeyView:
+        row = keys.get(session, key_id)
+        if row.revoked_at is None:
+            # Whoever has the database needs no key to make another.
+            keys.end(session, row, by=this_user())
+        return KeyView.model_validate(row)
+
+    return _in_database(done)
+
+
+def audit(
+    key: Annotated[
+        str | None, typer.Option("--key", metavar="ID", help="Only what this key has done.")
+    ] = None,
+    action: Annotated[
+        str | None,
+        typer.Option(
+            "--action", metavar="ACTION", help="Only this: submit, cancel, gc, key.create, …"
+        ),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", min=1, help="The newest N changes.")
+    ] = 50,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Show who changed what, from where and when, the newest first. Nobody can change this list."""
+    found = connect(url).audit(key=key, action=action, limit=limit)
+    if as_json:
+        show.document(found)
+        return
+    headers = ("at", "who", "key", "from", "action", "object", "details")
+    show.table(
+        headers, map(_entry, found), keep=("at", "key", "object"), empty="nothing changed yet"
+    )
+
+
+def _entry(one: AuditEntry) -> tuple[str, ...]:
+    who = f"{one.who} ({one.label})" if one.label else one.who
+    details = ", ".join(f"{name} {_short(value)}" for name, value in (one.details or {}).items())
+    return (
+        one.at.astimezone().strftime("%Y-%m-%d %H:%M:%S"),
+        who,
+        one.key_id or show.NONE,
+        one.address or show.NONE,
+        one.action,
+        one.object,
+        details or show.NONE,
+    )
+
+
+def _short(value: object) -> str:
+    if isinstance(value, list):
+        shown = ", ".join(map(str, value[:3]))
+        return shown + (f" and {len(value) - 3} more" if len(value) > 3 else "")
+    return str(value)

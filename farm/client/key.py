@@ -1,0 +1,56 @@
+"""Which key a client sends: the one that it is given, ``FARM_KEY``, or that of the farm on this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from farm.trust import credentials
+
+_MAKE = "or FARM_KEY to one that an administrator has made: farm keys create"
+
+
+class Found(NamedTuple):
+    """A key, if there is one, and what to do if the farm won't have it."""
+
+    key: str | None
+    hint: str
+
+
+def find(given: str | None, *, is_local: bool) -> Found:
+    """The key for a farm.
+
+    Parameters:
+        given: by the caller, before all else.
+        is_local: whether the farm is on this machine. The key of this user's own farm is sent to no other.
+    """
+    if given:
+        return Found(given, f"pass a key of this farm; {_makes()}")
+    variable = os.environ.get(credentials.VARIABLE, "").strip()
+    if variable:
+        return Found(variable, f"{credentials.VARIABLE} isn't a key of this farm; {_makes()}")
+    if not is_local:
+        return Found(None, f"set {credentials.VARIABLE} to a key of this farm; {_makes()}")
+    file = credentials.home_file(_home())
+    key = credentials.read(file)
+    if key is None:
+        return Found(
+            None,
+            f"there is no key in {file}: set FARM_HOME to the home that `farm up` has printed, {_MAKE}",
+        )
+    return Found(
+        key,
+        f"the key in {file} is another farm's: set FARM_HOME to the home that this one has printed, {_MAKE}",
+    )
+
+
+def _makes() -> str:
+    return "an administrator makes one: farm keys create"
+
+
+def _home() -> Path:
+    from farm.settings import Settings  # late: few need it, and it takes its time
+
+    default: Path = Settings.model_fields["home"].default
+    return Path(os.environ.get("FARM_HOME") or default).expanduser()

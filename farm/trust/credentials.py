@@ -1,0 +1,71 @@
+"""Keys as their holders have them: what they look like, and where one is kept on the holder's machine.
+
+A key is ``farm_ID_SECRET``: an id that lists may show, and 256 random bits. The prefix is for people, and
+for programs that look for secrets in the wrong places.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+VARIABLE = "FARM_KEY"
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_ID_CHARS = 10
+_SECRET_BYTES = 32
+_KEY = re.compile(r"farm_([0-9a-hjkmnp-tv-z]{10})_[0-9a-f]{64}")
+
+
+def new() -> tuple[str, str]:
+    """A key that nobody has, and its id."""
+    key_id = "".join(secrets.choice(_ALPHABET) for _ in range(_ID_CHARS))
+    return f"farm_{key_id}_{secrets.token_hex(_SECRET_BYTES)}", key_id
+
+
+def id_of(key: str) -> str | None:
+    """The id in a key; None if it can't be one."""
+    found = _KEY.fullmatch(key)
+    return found[1] if found else None
+
+
+def digest_of(key: str) -> str:
+    """What is kept of a key. No salt and no stretching: nobody guesses 256 random bits."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def home_file(home: Path) -> Path:
+    """Where an embedded farm keeps the key of whoever runs it."""
+    return home / "key"
+
+
+def read(file: Path) -> str | None:
+    """The key in a file, if there is one that this user may read."""
+    with suppress(OSError, UnicodeDecodeError):
+        key = file.read_text().strip()
+        return key if id_of(key) else None
+    return None
+
+
+def is_private(file: Path) -> bool:
+    """Whether nobody else can have read a file."""
+    found = file.stat()
+    return found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o077
+
+
+def write(file: Path, key: str) -> None:
+    """Keep a key for this user alone."""
+    # It is 0600 from its first byte on.
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+    try:
+        with os.fdopen(descriptor, "w") as fresh:
+            fresh.write(f"{key}\n")
+        Path(name).replace(file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,61 @@
+"""The home of an embedded farm: nobody else's to read, with a key in it for whoever runs the farm."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+from sqlalchemy import select
+
+from farm.db import Database, now
+from farm.models import ApiKey
+from farm.settings import Settings
+from farm.specs import Scope
+from farm.trust import credentials, keys
+from farm.trust.callers import this_user
+
+#: What shows that a folder is a farm's, and not somebody's whole home.
+_OURS = frozenset({"farm.db", "store", "key", "up.lock", "work", "logs", "broker", "broker.url"})
+
+
+def make_private(home: Path) -> None:
+    """Make a farm's home, or close one that is there to all other users of this machine.
+
+    A folder of other things than a farm's, or of another user, stays as it is: somebody may have named
+    ``/tmp``.
+    """
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = home.stat()
+    is_open = found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & 0o077
+    if is_open and not found.st_mode & stat.S_ISVTX:
+        there = {one.name for one in home.iterdir()}
+        if not there or there & _OURS:
+            home.chmod(0o700)
+
+
+def key(settings: Settings, db: Database) -> str:
+    """The key of whoever runs the farm in this home: the one that its file holds, else a new one.
+
+    A file that is lost, or that others could read, is as good as a key that is lost: the one before opens
+    nothing from then on.
+    """
+    file = credentials.home_file(settings.home)
+    text = credentials.read(file)
+    with db.write() as session:
+        maker = f"farm up in {settings.home} on {socket.gethostname()}"
+        before = session.scalars(
+            select(ApiKey).where(ApiKey.created_by == maker, ApiKey.revoked_at.is_(None))
+        ).all()
+        if text is not None and credentials.is_private(file):
+            kept = session.get(ApiKey, credentials.id_of(text))
+            if kept and Scope.ADMIN in kept.scopes and keys.fits(kept, text, at=now()):
+                return text
+        by = this_user()
+        for row in before:
+            keys.end(session, row, by=by)
+        row, text = keys.create(session, name="home", scopes=[Scope.ADMIN], by=by)
+        row.created_by = maker
+    credentials.write(file, text)
+    return text

@@ -1,0 +1,129 @@
+"""The farm's keys: made, listed, revoked, and found again by what a caller sends."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import Select, or_, select
+from sqlalchemy.orm import Session
+
+from farm.db import now
+from farm.errors import Conflict, NotFound
+from farm.models import ApiKey
+from farm.specs import Scope
+from farm.trust import audit, credentials
+from farm.trust.callers import Caller
+
+
+def create(
+    session: Session,
+    *,
+    name: str,
+    scopes: Collection[Scope],
+    by: Caller,
+    expires_in_s: float | None = None,
+) -> tuple[ApiKey, str]:
+    """Make a key.
+
+    Returns:
+        Its row, and the key itself, which nobody can have again.
+    """
+    text, key_id = credentials.new()
+    at = now()
+    row = ApiKey(
+        id=key_id,
+        name=name,
+        digest=credentials.digest_of(text),
+        scopes=sorted(set(scopes)),
+        created_at=at,
+        created_by=by.name,
+        expires_at=None if expires_in_s is None else at + timedelta(seconds=expires_in_s),
+    )
+    session.add(row)
+    session.flush()
+    audit.record(session, by, "key.create", key_id, name=name, scopes=row.scopes)
+    return row, text
+
+
+def revoke(session: Session, key_id: str, *, by: Caller) -> ApiKey:
+    """Let a key open nothing any more. Nothing when that is so already.
+
+    Raises:
+        NotFound
+        Conflict: it is the last one that can make others.
+    """
+    # All that can make others are locked, in one order: two that revoke each other's leave one.
+    admins = [
+        row
+        for row in session.scalars(_live().order_by(ApiKey.id).with_for_update())
+        if Scope.ADMIN in row.scopes
+    ]
+    row = get(session, key_id)
+    if row.revoked_at is not None:
+        return row
+    if [one.id for one in admins] == [key_id]:
+        raise Conflict(
+            "this is the only key that can make others",
+            hint="create another first: farm keys create --scope admin",
+        )
+    end(session, row, by=by)
+    return row
+
+
+def end(session: Session, row: ApiKey, *, by: Caller) -> None:
+    """Revoke this key, whatever others there are."""
+    row.revoked_at = now()
+    session.flush()
+    audit.record(session, by, "key.revoke", row.id, name=row.name)
+
+
+def get(session: Session, key_id: str) -> ApiKey:
+    """The key with this id.
+
+    Raises:
+        NotFound
+    """
+    row = session.get(ApiKey, key_id)
+    if row is None:
+        raise NotFound(
+            f"there is no key {key_id!r}", hint="`farm keys list` lists them by their ids"
+        )
+    return row
+
+
+def page(session: Session, *, before: str | None = None, limit: int) -> Sequence[ApiKey]:
+    """Keys, the newest first.
+
+    Raises:
+        NotFound: there is no such key as the page shall begin after.
+    """
+    found = select(ApiKey).order_by(ApiKey.created_at.desc(), ApiKey.id.desc()).limit(limit)
+    if before is not None:
+        last = get(session, before)
+        found = found.where(
+            or_(
+                ApiKey.created_at < last.created_at,
+                (ApiKey.created_at == last.created_at) & (ApiKey.id < last.id),
+            )
+        )
+    return session.scalars(found).all()
+
+
+def live(session: Session) -> Sequence[ApiKey]:
+    """Those that open something now."""
+    return session.scalars(_live()).all()
+
+
+def _live() -> Select[ApiKey]:
+    alive = ApiKey.revoked_at.is_(None) & or_(
+        ApiKey.expires_at.is_(None), ApiKey.expires_at > now()
+    )
+    return select(ApiKey).where(alive)
+
+
+def fits(row: ApiKey, text: str, *, at: datetime) -> bool:
+    """Whether this is the row's key, and opens something at this time."""
+    is_it = hmac.compare_digest(row.digest, credentials.digest_of(text))
+    return is_it and row.revoked_at is None and (row.expires_at is None or row.expires_at > at)

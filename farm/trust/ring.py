@@ -1,0 +1,151 @@
+"""The keys that open something, as this process knows them: one look at the database serves all requests."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from sqlalchemy import or_, update
+
+from farm.db import Database, now
+from farm.errors import DatabaseUnavailable, FarmError, Unavailable
+from farm.models import ApiKey
+from farm.trust import credentials, keys
+
+log = logging.getLogger(__name__)
+
+#: A key that was revoked elsewhere opens nothing after so long.
+_FRESH_S = 1.0
+#: For a key that isn't known: it may have been made just now. Guesses cost a look so often at most.
+_LOOK_AGAIN_S = 0.1
+#: While the database can't be asked, those that were known are believed for so long.
+_STALE_S = 30.0
+_FAIL_AGAIN_S = 0.5
+_USES_APART = timedelta(minutes=1)
+_WRITE_S = 5.0
+
+
+class Ring:
+    """Finds keys, and notes when they were used."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._rows: Mapping[str, ApiKey] = {}
+        self._looked_s: float | None = None
+        self._failed: tuple[float, str] | None = None
+        self._looking = threading.Lock()
+        self._written: dict[str, datetime] = {}
+        self._used: dict[str, datetime] = {}
+
+    def known(self, text: str) -> ApiKey | None:
+        """The key, if that can be told without a look at the database; ``look`` tells the rest."""
+        age_s = self._age_s()
+        if age_s is None or age_s > _FRESH_S:
+            return None
+        return self._fitting(text)
+
+    def look(self, text: str) -> ApiKey | None:
+        """The key, or None if the farm has none like this. Asks the database.
+
+        Raises:
+            DatabaseUnavailable, SchemaOutdated
+        """
+        if credentials.id_of(text) is None:
+            return None
+        with self._looking:
+            found = self.known(text)
+            age_s = self._age_s()
+            if found is None and (age_s is None or age_s > _LOOK_AGAIN_S):
+                self._refresh()
+                found = self._fitting(text)
+        return found
+
+    def remembered(self, text: str) -> ApiKey | None:
+        """The key as it was known a while ago, for when the database can't be asked."""
+        age_s = self._age_s()
+        return self._fitting(text) if age_s is not None and age_s < _STALE_S else None
+
+    def forget(self) -> None:
+        """Look again with the next request: a key was made, or revoked."""
+        self._looked_s = None
+
+    def _age_s(self) -> float | None:
+        return None if self._looked_s is None else time.monotonic() - self._looked_s
+
+    def _refresh(self) -> None:
+        began = time.monotonic()
+        if self._failed is not None and began - self._failed[0] < _FAIL_AGAIN_S:
+            raise DatabaseUnavailable(self._failed[1])
+        try:
+            with self._db.read() as session:
+                rows = {row.id: row for row in keys.live(session)}
+        except DatabaseUnavailable as err:
+            # Those that wait for this look are told the same, and don't each try for themselves.
+            self._failed = time.monotonic(), err.detail
+            raise
+        self._rows, self._looked_s, self._failed = rows, began, None
+
+    def _fitting(self, text: str) -> ApiKey | None:
+        row = self._rows.get(credentials.id_of(text) or "")
+        at = now()
+        if row is None or not keys.fits(row, text, at=at):
+            return None
+        self._note(row, at)
+        return row
+
+    def _note(self, row: ApiKey, at: datetime) -> None:
+        last = self._written.get(row.id) or row.last_used_at
+        if last is None or at - last >= _USES_APART or at < last:
+            self._written[row.id] = self._used[row.id] = at
+
+    def write_uses(self) -> None:
+        """Write down when keys were used, since this was called last.
+
+        Raises:
+            Unavailable: it is written with the next call.
+        """
+        used, self._used = self._used, {}
+        if not used:
+            return
+        try:
+            with self._db.write() as session:
+                for key_id, at in used.items():
+                    earlier = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < at)
+                    session.execute(
+                        update(ApiKey)
+                        .where(ApiKey.id == key_id, earlier)
+                        .values(last_used_at=at)
+                        .execution_options(synchronize_session=False)
+                    )
+        except FarmError:
+            self._used = used | self._used
+            raise
+
+
+class UseWriter(threading.Thread):
+    """Writes down when keys were used, so that no request waits for that."""
+
+    def __init__(self, ring: Ring) -> None:
+        super().__init__(name="key-uses", daemon=True)
+        self._ring = ring
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join(timeout=10)
+
+    def run(self) -> None:
+        while True:
+            last = self._stopped.wait(_WRITE_S)
+            try:
+                self._ring.write_uses()
+            except Unavailable as err:
+                log.warning("%s; when keys were used is written later", err.detail)
+            except Exception:
+                # Nobody else writes it in this process: a bug may cost a round, and not the thread.
+                log.exception("noting the use of keys has a bug here")
+            if last:
+                return
