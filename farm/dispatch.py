@@ -34,7 +34,10 @@ def create_celery(settings: Settings) -> Celery:
     app = Celery("farm", broker=settings.broker)
     app.conf.update(
         task_serializer="json",
+        event_serializer="json",
+        result_serializer="json",
         accept_content=["json"],
+        result_accept_content=["json"],
         task_ignore_result=True,
         task_store_errors_even_if_ignored=False,
         # What Flower needs to show names, arguments and states.
@@ -57,7 +60,7 @@ def create_celery(settings: Settings) -> Celery:
         },
         task_create_missing_queues=True,
         worker_hijack_root_logger=False,
-        worker_enable_remote_control=True,
+        worker_enable_remote_control=True,  # to look alone: `workers.remote`
     )
     return app
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -50,6 +50,7 @@ def announce(session: Session, worker: Announcement) -> None:
             queues=list(worker.queues),
             runtimes=dict(worker.runtimes),
             toolchain=dict(worker.toolchain),
+            unread=None,
             sandbox={},
             started_at=at,
             last_seen_at=at,
@@ -58,11 +59,17 @@ def announce(session: Session, worker: Announcement) -> None:
     )
 
 
-def seen(session: Session, name: str) -> None:
-    """Record that a worker is still there."""
+def seen(session: Session, name: str, *, unread: Sequence[str] = ()) -> None:
+    """Record that a worker is still there.
+
+    Parameters:
+        unread: those of its queues that it doesn't read, though it should.
+    """
     row = session.get(Worker, name)
     if row is not None:
         row.last_seen_at = now()
+        if (row.unread or []) != list(unread):
+            row.unread = list(unread)
         row.left_at = None
 
 
@@ -104,7 +111,18 @@ class Fleet:
 
     @cached_property
     def online_queues(self) -> Counter[str]:
-        return Counter(queue for w in self.workers if self.online(w) for queue in w.queues)
+        """Queue → how many workers read it."""
+        return Counter(queue for w in self.workers if self.online(w) for queue in _read(w))
+
+    @cached_property
+    def unread_queues(self) -> dict[str, list[str]]:
+        """Queue → the workers that are online for it, of those that none of them reads."""
+        found: dict[str, list[str]] = {}
+        for worker in self.workers:
+            if self.online(worker):
+                for queue in worker.unread or ():
+                    found.setdefault(queue, []).append(worker.name)
+        return {q: sorted(names) for q, names in found.items() if not self.online_queues.get(q)}
 
     def toolchain(self, queue: str) -> Mapping[str, str]:
         """The toolchain of the worker that will most likely take a job from this queue."""
@@ -117,10 +135,17 @@ class Fleet:
         """Which worker a queued job waits for, when none that is online can run it."""
         if job.state != JobState.QUEUED or self.online_queues.get(job.queue):
             return None
+        deaf = self.unread_queues.get(job.queue)
+        if deaf:
+            return f"{' or '.join(deaf)}, online without reading its queue (start it again)"
         queue = Queue.parse(job.queue)
         if queue is None or queue.gpu == gpu_tags.CPU:
             return f"{queue.worker if queue else 'a CPU worker'} (start one: farm worker)"
         return f"{queue.worker} (start one there: farm worker)"
+
+
+def _read(worker: Worker) -> set[str]:
+    return set(worker.queues) - set(worker.unread or ())
 
 
 def worker_views(session: Session, fleet: Fleet) -> list[WorkerView]:
@@ -133,6 +158,7 @@ def worker_views(session: Session, fleet: Fleet) -> list[WorkerView]:
         views.append(
             WorkerView(
                 **{c: getattr(worker, c) for c in _WORKER_FIELDS},
+                unread=worker.unread or [],
                 online=fleet.online(worker),
                 job=job.id if job else None,
                 job_title=job.title if job else None,

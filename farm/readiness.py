@@ -1,4 +1,4 @@
-"""What a farm needs to take work, looked at one by one: database, schema, store, disk, broker."""
+"""What a farm needs to take work, looked at one by one: database, schema, store, disk, broker, queues."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from urllib.parse import urlsplit
 from farm import store_proof
 from farm.db import Database, require_schema
 from farm.errors import FarmError
+from farm.fleet import Fleet
 from farm.settings import Settings
 from farm.storage import RESERVE_BYTES, LocalStore
 
 OK = "ok"
+#: Without these work is taken all the same, and waits.
+WAITED_FOR = frozenset({"broker", "queues"})
 _BROKER_S = 1.0
 _BROKER_PORT = 6379
 
@@ -26,6 +29,7 @@ def checks(settings: Settings, db: Database, store: LocalStore) -> dict[str, str
         "store": lambda: _store(db, store),
         "disk": lambda: _disk(store),
         "broker": lambda: _broker(settings.broker),
+        "queues": lambda: _queues(settings, db),
     }
     return {name: look() for name, look in parts.items()}
 
@@ -67,6 +71,20 @@ def _disk(store: LocalStore) -> str:
         return f"the store's disk can't be looked at: {err}"
     if free < RESERVE_BYTES:
         return f"{free // 10**6} MB are free for the store (free some: farm gc)"
+    return OK
+
+
+def _queues(settings: Settings, db: Database) -> str:
+    try:
+        with db.read() as session:
+            unread = Fleet.load(session, ttl_s=settings.worker_ttl_s).unread_queues
+    except FarmError as err:
+        return _told(err)
+    told = [f"{queue} ({', '.join(names)})" for queue, names in sorted(unread.items())]
+    if told:
+        return (
+            f"workers are online without reading their queues: {'; '.join(told)} (start them again)"
+        )
     return OK
 
 

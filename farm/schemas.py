@@ -214,7 +214,7 @@ class GcReport(Answer):
 class Readiness(Answer):
     """Whether the farm can take work."""
 
-    status: str = Field(description="`ready`, or `degraded` while the broker is away")
+    status: str = Field(description="`ready`, or `degraded` while work would wait")
     checks: dict[str, str] = Field(description="part → `ok`, or what is wrong with it")
 
 
@@ -583,6 +583,10 @@ class WorkerView(Answer):
     gpu_uuid: str | None
     tags: list[str]
     queues: list[str]
+    unread: list[str] = Field(
+        [],
+        description="those of its queues that it doesn't read, though it is there: start it again",
+    )
     runtimes: dict[str, str]
     toolchain: dict[str, str]
     sandbox: dict[str, Any] = Field(

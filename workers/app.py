@@ -24,7 +24,7 @@ from farm.fleet import Announcement
 from farm.processes import take_short_turns
 from farm.settings import Settings
 from farm.storage import LocalStore
-from workers import toolchain, trial
+from workers import remote, toolchain, trial
 from workers.gpus import Gpu
 from workers.isolate import Room, await_preload
 from workers.names import queues
@@ -50,6 +50,10 @@ class Flower:
 
     def _ready(self, sender: Any, **_: object) -> None:
         self._consumer = sender
+
+    def unread(self, queues: Iterable[str]) -> list[str]:
+        """Those of the worker's queues that it doesn't read, though it should."""
+        return remote.unread(self._consumer, queues)
 
     def tell(self, task_id: str, **fields: str) -> None:
         # The consumer makes itself a new dispatcher when it connects again.
@@ -125,6 +129,7 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     # What a killed predecessor of this name left behind.
     folder.remove(context.workdirs)
     register(app, context)
+    remote.close(app)
 
     # A build may take hours: a worker that is told to end gives its jobs back at once.
     def stop(**_: object) -> None:
@@ -176,7 +181,7 @@ def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterato
             # A beat that is missed is made up for by the next: unseen for long, it counts as offline.
             with suppress(Unavailable), context.db.write() as session:
                 if announced:
-                    fleet.seen(session, me.name)
+                    fleet.seen(session, me.name, unread=context.flower.unread(me.queues))
                 else:
                     fleet.announce(session, me)
                 announced = True

@@ -68,6 +68,8 @@ def register(app: Celery, context: Context) -> None:
     # Failures are ends like others: Flower shows them as such, and the log needs no traceback.
     @app.task(name=TASK, bind=True, throws=(FarmError,))  # type: ignore[untyped-decorator]
     def run(task: Task[Any, Any], job_id: int, _attempt: int) -> str:
+        if type(job_id) is not int or not 0 < job_id < 2**63:
+            return "no job's id"  # the farm sends none like that
         return _run(task.request.id, context, job_id)
 
 

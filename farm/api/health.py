@@ -31,11 +31,12 @@ async def healthz() -> dict[str, str]:
 def readyz(farm: Farm) -> Readiness:
     """Whether database, schema, store and disk are as they must be; 503 says which isn't, and what to do.
 
-    A broker that is away doesn't count: submissions are taken without it.
+    A broker that is away, or a worker that doesn't read its queues, doesn't count: submissions are taken,
+    and wait.
     """
     found = readiness.checks(farm.settings, farm.db, farm.store)
     wrong = [f"{part}: {said}" for part, said in found.items() if said != readiness.OK]
-    if any(found[part] != readiness.OK for part in found if part != "broker"):
+    if any(found[part] != readiness.OK for part in found.keys() - readiness.WAITED_FOR):
         raise NotReady("; ".join(wrong))
     return Readiness(status="degraded" if wrong else "ready", checks=found)
 

@@ -37,13 +37,19 @@ def _worker(worker: WorkerView) -> tuple[str | Text, ...]:
     job = show.NONE if worker.job is None else f"{worker.job} {worker.job_title}"
     return (
         worker.name,
-        show.state("online" if worker.online else "offline"),
+        _state(worker),
         worker.gpu or "CPU",
         ",".join(worker.tags) or show.NONE,
         ", ".join(f"{name} {version}" for name, version in worker.runtimes.items()) or show.NONE,
         job,
         show.ago(worker.last_seen_at),
     )
+
+
+def _state(worker: WorkerView) -> str | Text:
+    if worker.online and worker.unread:
+        return Text(f"deaf to {', '.join(worker.unread)}: start it again", style="red")
+    return show.state("online" if worker.online else "offline")
 
 
 def targets(

@@ -132,7 +132,10 @@ def flower(
     """Run Flower alone, to watch the workers in a browser."""
     from farm import preflight
     from farm.local.flower import run
+    from farm.settings import Settings
+    from farm.trust.home import make_private
 
+    make_private(Settings().home)
     preflight.require_port(host, port)
     if as_json:
         _announce(flower=f"http://{host}:{port}")

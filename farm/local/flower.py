@@ -11,11 +11,16 @@ import flower.views
 from tornado.httputil import HTTPServerRequest
 from tornado.web import RequestHandler
 
+from farm.db import Database
 from farm.dispatch import COLUMNS, create_celery
-from farm.errors import FarmError
+from farm.errors import FarmError, KeyNeeded
+from farm.local.login import PATH, Away, Form, Login, ToForm, is_browser
 from farm.settings import Settings
 from farm.trust.hosts import Hosts
+from farm.trust.ring import Ring, UseWriter
 
+_PATIENCE_S = 1.2
+_OWN = {PATH: Form, "/logout": Away}
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -31,13 +36,17 @@ def run(host: str = "127.0.0.1", port: int = 5555) -> None:
     # Its own API answers without a login only with this, which also lets every page read it: hence below.
     os.environ.setdefault("FLOWER_UNAUTHENTICATED_API", "true")
     flower.views.BaseHandler.set_default_headers = _set_headers
-    flower.command.Flower = _behind(Hosts(settings.hosts))
+    ring = Ring(Database(settings.database, patience_s=_PATIENCE_S))
+    flower.command.Flower = _behind(Hosts(settings.hosts), Login(ring), settings)
+    UseWriter(ring).start()
     create_celery(settings).start(
         [
             "flower",
             f"--address={host}",
             f"--port={port}",
             "--read_only=true",
+            # Workers send events without being told, and don't let themselves be told anything.
+            "--enable_events=false",
             f"--tasks_columns={COLUMNS}",
             "--inspect_timeout=3000",
         ]
@@ -50,14 +59,25 @@ def _set_headers(handler: RequestHandler) -> None:
         handler.set_header(name, value)
 
 
-def _behind(hosts: Hosts) -> type[Any]:
+def _behind(hosts: Hosts, login: Login, settings: Settings) -> type[Any]:
     """Flower's application with the door of the API before it."""
+    opens = {"/healthcheck"} | (set() if settings.metrics_need_key else {"/metrics"})
 
     class Guarded(flower.app.Flower):  # type: ignore[misc]
         def find_handler(self, request: HTTPServerRequest, **options: Any) -> Any:
             sent = {name.lower(): request.headers.get_list(name) for name in request.headers}
             try:
                 hosts.check(request.method or "", sent)
+                if not settings.keys_required:
+                    return super().find_handler(request, **options)
+                if request.path in _OWN:
+                    return self.get_handler_delegate(request, _OWN[request.path], {"login": login})
+                if request.path not in opens:
+                    login.check(request)
+            except KeyNeeded as err:
+                if is_browser(request):
+                    return self.get_handler_delegate(request, ToForm)
+                return self.get_handler_delegate(request, _Refused, {"err": err})
             except FarmError as err:
                 return self.get_handler_delegate(request, _Refused, {"err": err})
             return super().find_handler(request, **options)
@@ -79,5 +99,7 @@ class _Refused(RequestHandler):
 
     def prepare(self) -> None:
         self.set_status(self._err.status)
+        if isinstance(self._err, KeyNeeded):
+            self.set_header("WWW-Authenticate", 'Bearer realm="engine farm"')
         self.set_header("Content-Type", "text/plain; charset=utf-8")
         self.finish(f"{self._err.detail}\n{self._err.hint or ''}\n")

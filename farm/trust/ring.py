@@ -63,6 +63,19 @@ class Ring:
                 found = self._fitting(text)
         return found
 
+    def opens(self, key_id: str) -> bool:
+        """Whether the key with this id, which was shown before, still opens something.
+
+        Raises:
+            DatabaseUnavailable, SchemaOutdated
+        """
+        with self._looking:
+            age_s = self._age_s()
+            if age_s is None or age_s > _FRESH_S:
+                self._refresh()
+            row = self._rows.get(key_id)
+        return row is not None and (row.expires_at is None or row.expires_at > now())
+
     def remembered(self, text: str) -> ApiKey | None:
         """The key as it was known a while ago, for when the database can't be asked."""
         age_s = self._age_s()

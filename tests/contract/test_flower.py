@@ -6,11 +6,19 @@ import os
 import subprocess
 import sys
 import time
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from farm import db
+from farm.db import Database
+from farm.settings import Settings
+from farm.specs import Scope
+from farm.trust import credentials, keys
+from farm.trust.callers import THE_FARM
 from farm.up import free_port
+from tests.keys import a_key, bearer, key_of
 
 pytestmark = pytest.mark.xdist_group("live-api")
 
@@ -19,7 +27,13 @@ pytestmark = pytest.mark.xdist_group("live-api")
 def flower(tmp_path_factory):
     """Flower without a broker: it shows nothing, and says so to the same callers."""
     port, home = free_port(), tmp_path_factory.mktemp("flower")
-    environment = {"FARM_HOME": str(home), "FARM_BROKER_URL": "redis://127.0.0.1:1/0"}
+    settings = Settings(home=home, database_url=f"sqlite:///{home / 'farm.db'}")
+    db.upgrade(settings)
+    environment = {
+        "FARM_DATABASE_URL": settings.database_url,
+        "FARM_HOME": str(home),
+        "FARM_BROKER_URL": "redis://127.0.0.1:1/0",
+    }
     with (home / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "farm", "flower", "--port", str(port)],
@@ -37,7 +51,9 @@ def flower(tmp_path_factory):
             assert process.poll() is None, (home / "log").read_text()
             assert time.monotonic() < deadline, (home / "log").read_text()
             time.sleep(0.1)
-    yield url
+    with httpx.Client(base_url=url, headers=bearer(key_of(settings)), timeout=30) as client:
+        client.database_url = settings.database_url
+        yield client
     process.terminate()
     try:
         process.wait(20)
@@ -48,21 +64,21 @@ def flower(tmp_path_factory):
 
 @pytest.mark.parametrize("path", ["/api/tasks", "/healthcheck", "/tasks", "/static/css/flower.css"])
 def test_no_page_of_another_site_may_read_it(flower, path):
-    answer = httpx.get(f"{flower}{path}", headers={"Origin": "http://evil.example"}, timeout=30)
+    answer = flower.get(path, headers={"Origin": "http://evil.example"})
     assert answer.status_code == 200, answer.text
     assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
 @pytest.mark.parametrize("path", ["/api/tasks", "/", "/static/css/flower.css", "/none"])
 def test_a_name_that_was_made_to_lead_here_is_refused(flower, path):
-    answer = httpx.get(f"{flower}{path}", headers={"Host": "evil.example"}, timeout=30)
+    answer = flower.get(path, headers={"Host": "evil.example"})
     assert answer.status_code == 421
     assert "FARM_HOSTS" in answer.text
 
 
 def test_it_is_reached_by_the_names_of_the_setting(flower):
     headers = {"Host": "farm.example.com"}
-    assert httpx.get(f"{flower}/healthcheck", headers=headers, timeout=30).status_code == 200
+    assert flower.get("/healthcheck", headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -70,12 +86,113 @@ def test_it_is_reached_by_the_names_of_the_setting(flower):
 )
 @pytest.mark.parametrize("call", ["task/async-apply/farm.run", "worker/shutdown/w", "none"])
 def test_a_page_of_another_site_changes_nothing(flower, call, headers):
-    answer = httpx.post(f"{flower}/api/{call}", headers=headers, json={}, timeout=30)
+    answer = flower.post(f"/api/{call}", headers=headers, json={})
     assert answer.status_code == 403
     assert "another site" in answer.text or "asked for this" in answer.text
 
 
 def test_its_pages_are_in_no_frame(flower):
-    answer = httpx.get(f"{flower}/tasks", timeout=30)
+    answer = flower.get("/tasks")
     assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
     assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+# Its login
+
+
+def a_key_of(flower) -> str:
+    database = Database(flower.database_url)
+    made = a_key(database, Scope.READ)
+    database.dispose()
+    return made
+
+
+def revoke(flower, key: str) -> None:
+    database = Database(flower.database_url)
+    with database.write() as session:
+        keys.revoke(session, credentials.id_of(key), by=THE_FARM)
+    database.dispose()
+
+
+PAGE = {"Accept": "text/html,application/xhtml+xml"}
+
+
+@pytest.fixture
+def browser(flower):
+    """Somebody without a key."""
+    with httpx.Client(base_url=flower.base_url, timeout=30, headers=PAGE) as client:
+        yield client
+
+
+@pytest.fixture
+def key(flower) -> str:
+    return flower.headers["Authorization"].removeprefix("Bearer ")
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/tasks", "/api/tasks", "/api/workers", "/static/css/flower.css", "/none"]
+)
+def test_without_a_key_it_shows_nothing(flower, path):
+    wrong = ("Bearer x", "Basic eDp5", "Basic ?", "x", "Bearer")
+    for headers in ({}, {"Cookie": "farm_flower=x"}, *({"Authorization": one} for one in wrong)):
+        answer = httpx.get(f"{flower.base_url}{path}", headers=headers, timeout=30)
+        assert answer.status_code == 401, headers
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+
+
+def test_it_says_without_a_key_that_it_is_well(flower):
+    assert httpx.get(f"{flower.base_url}/healthcheck", timeout=30).status_code == 200
+
+
+def test_a_program_shows_the_key_as_a_bearer_or_as_a_password(flower, key):
+    for headers in (bearer(key), {}):
+        auth = None if headers else ("", key)
+        answer = httpx.get(f"{flower.base_url}/api/workers", headers=headers, auth=auth, timeout=30)
+        assert answer.status_code == 200
+
+
+def test_a_browser_logs_in_by_a_form_and_comes_where_it_wanted(browser, key):
+    asked = browser.get("/tasks?limit=5")
+    assert asked.status_code == 303
+    form = browser.get(asked.headers["location"])
+    assert 'value="/tasks?limit=5"' in form.text
+    assert form.headers["content-security-policy"].startswith("default-src 'none'")
+    wrong = browser.post("/login", data={"key": "farm_wrong", "next": "/tasks"})
+    assert wrong.status_code == 401
+    assert "set-cookie" not in wrong.headers
+    right = browser.post("/login", data={"key": f" {key}\n", "next": "/tasks?limit=5"})
+    assert (right.status_code, right.headers["location"]) == (303, "/tasks?limit=5")
+    cookie = right.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Strict" in cookie
+    assert key not in cookie
+    assert browser.get("/tasks").status_code == 200
+    browser.post("/logout")
+    assert browser.get("/tasks").status_code == 303
+
+
+@pytest.mark.parametrize(
+    "where", ["//evil.example", "https://evil.example", "/\\\\evil.example", "evil", "/a\tb"]
+)
+def test_nobody_is_sent_elsewhere_after_the_login(browser, key, where):
+    answer = browser.post("/login", data={"key": key, "next": where})
+    assert urlsplit(answer.headers["location"]).netloc == ""
+    assert answer.headers["location"] == "/"
+
+
+def test_a_page_of_another_site_logs_nobody_in(browser, key):
+    for headers in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "same-site"}):
+        answer = browser.post("/login", data={"key": key}, headers=headers)
+        assert answer.status_code == 403
+
+
+def test_a_session_ends_with_its_key(flower, browser, key):
+    made = a_key_of(flower)
+    assert browser.post("/login", data={"key": made}).status_code == 303
+    assert browser.get("/tasks").status_code == 200
+    revoke(flower, made)
+    deadline = time.monotonic() + 30
+    while browser.get("/tasks").status_code == 200:
+        assert time.monotonic() < deadline, "it goes on"
+        time.sleep(0.05)
+    assert browser.get("/tasks").status_code == 303

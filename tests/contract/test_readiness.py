@@ -43,7 +43,7 @@ def broker(monkeypatch):
 def test_a_farm_with_all_it_needs_is_ready(api, services, broker):
     answer = api.get("/readyz")
     assert answer.status_code == 200
-    parts = ("database", "schema", "store", "disk", "broker")
+    parts = ("database", "schema", "store", "disk", "broker", "queues")
     assert answer.json() == {"status": "ready", "checks": dict.fromkeys(parts, "ok")}
 
 
