@@ -16,8 +16,9 @@ from farm.specs import Scope
 from farm.trust import credentials, keys
 from farm.trust.callers import this_user
 
-#: What shows that a folder is a farm's, and not somebody's whole home.
-_OURS = frozenset({"farm.db", "store", "key", "up.lock", "work", "logs", "broker", "broker.url"})
+#: What no other folder has, and what a farm's home has beside it.
+_SIGNS = frozenset({"farm.db", "up.lock", "broker.url"})
+_OURS = _SIGNS | {"store", "key", "work", "logs", "broker"}
 
 
 def make_private(home: Path) -> None:
@@ -31,7 +32,7 @@ def make_private(home: Path) -> None:
     is_open = found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & 0o077
     if is_open and not found.st_mode & stat.S_ISVTX:
         there = {one.name for one in home.iterdir()}
-        if not there or there & _OURS:
+        if there & _SIGNS or there <= _OURS:
             home.chmod(0o700)
 
 

@@ -54,6 +54,12 @@ def upgrade() -> None:
                 f"CREATE TRIGGER audit_no_{event.lower()} BEFORE {event} ON audit "
                 f"BEGIN SELECT RAISE(ABORT, '{_REFUSAL}'); END"
             )
+        # INSERT OR REPLACE deletes, and tells no trigger.
+        is_there = "EXISTS (SELECT 1 FROM audit WHERE id = NEW.id)"
+        op.execute(
+            f"CREATE TRIGGER audit_no_replace BEFORE INSERT ON audit WHEN {is_there} "
+            f"BEGIN SELECT RAISE(ABORT, '{_REFUSAL}'); END"
+        )
         return
     op.execute(
         "CREATE FUNCTION audit_refuse() RETURNS trigger LANGUAGE plpgsql AS "

@@ -31,7 +31,7 @@ WORKER = """
 
     @app.task(name=TASK)
     def run(job_id, attempt):
-        print("ran", job_id, flush=True)
+        sys.stderr.write(f"ran {job_id}\\n")
 
     remote.close(app)
     app.worker_main("worker --pool=threads --concurrency=1 --without-mingle --without-gossip "

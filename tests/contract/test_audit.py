@@ -1,0 +1,302 @@
+"""The audit: each change leaves a row, in its own transaction, that nobody can rewrite."""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+
+import pytest
+from sqlalchemy import delete, select, text, update
+from sqlalchemy.exc import DBAPIError
+
+from farm import builds, gc, plugins
+from farm.api import access
+from farm.errors import FarmError
+from farm.models import Artifact, AuditRow, Build
+from farm.specs import Scope
+from farm.states import BuildState
+from farm.trust import audit, credentials, keys
+from farm.trust.callers import THE_FARM
+from tests.contract.conftest import Api
+from tests.keys import a_key
+
+REQUEST = {
+    "model": "digits",
+    "precisions": ["fp16"],
+    "targets": ["tensorrt-rtx:sm_89"],
+}
+
+
+@pytest.fixture
+def services(api):
+    return api.app.state.services
+
+
+@pytest.fixture
+def db(services):
+    return services.db
+
+
+def rows(db, action: str | None = None) -> list[AuditRow]:
+    with db.read() as session:
+        return list(audit.page(session, action=action, limit=1000))
+
+
+def submitted(api) -> str:
+    source = {"digest": api.upload(b"a model"), "format": "onnx"}
+    answer = api.post("/v1/builds", json=REQUEST | {"source": source})
+    assert answer.status_code == 202, answer.text
+    return answer.json()["id"]
+
+
+# What is written
+
+
+def test_a_row_says_who_did_what_from_where_and_when(api, db):
+    build = submitted(api)
+    headers = {"Farm-Client": "me@laptop"}
+    assert api.post(f"/v1/builds/{build}/cancel", headers=headers).status_code == 200
+    [row] = api.get("/v1/audit", params={"action": "cancel"}).json()["items"]
+    at = row.pop("at")
+    assert at.endswith("Z")
+    assert row.pop("id")
+    assert row == {
+        "key_id": credentials.id_of(api.key),
+        "who": "tests",
+        "label": "me@laptop",
+        "address": "127.0.0.1",
+        "action": "cancel",
+        "object": build,
+        "details": None,
+    }
+
+
+def _upload(api, _db, _monkeypatch):
+    return "upload", api.upload(b"some bytes")
+
+
+def _submit(api, _db, _monkeypatch):
+    return "submit", submitted(api)
+
+
+def _cancel(api, _db, _monkeypatch):
+    build = submitted(api)
+    assert api.post(f"/v1/builds/{build}/cancel").is_success
+    return "cancel", build
+
+
+def _retry(api, _db, _monkeypatch):
+    _, build = _cancel(api, _db, _monkeypatch)
+    assert api.post(f"/v1/builds/{build}/retry").is_success
+    return "retry", build
+
+
+def _plugin(api, _db, monkeypatch):
+    monkeypatch.setattr(plugins, "verified", lambda *_, **__: "a trusted key")
+    digest = api.upload(b"\x7fELF library")
+    signature = base64.b64encode(bytes(64)).decode()
+    request = {"digest": digest, "name": "lib.so", "signature": signature}
+    assert api.post("/v1/plugins", json=request).status_code == 201
+    return "plugin.add", digest
+
+
+def _old_upload(api, db) -> str:
+    """An upload that nothing refers to, and that is old enough to go."""
+    digest = api.upload(b"nobody's")
+    old = time.time() - 10 * 86400
+    os.utime(api.app.state.services.store.path(digest), (old, old))
+    with db.write() as session:
+        created = session.get(Artifact, digest)
+        created.created_at = created.created_at.replace(year=2020)
+    return digest
+
+
+def _gc(api, db, _monkeypatch):
+    _old_upload(api, db)
+    report = api.post("/v1/gc", json={"older_than_s": 7200}).json()
+    assert report["removed_total"] == 1
+    return "gc", "1 blobs"
+
+
+def _scrub(api, db, _monkeypatch):
+    digest = api.upload(b"right bytes")
+    path = api.app.state.services.store.path(digest)
+    path.chmod(0o644)
+    path.write_bytes(b"wrong bytes")
+    assert api.post("/v1/scrub").json()["damaged"] == [digest]
+    return "condemn", digest
+
+
+def _create_key(api, _db, _monkeypatch):
+    made = api.post("/v1/keys", json={"name": "ci", "scopes": ["read"]}).json()
+    return "key.create", made["id"]
+
+
+def _revoke_key(api, _db, _monkeypatch):
+    _, key_id = _create_key(api, _db, _monkeypatch)
+    assert api.request("DELETE", f"/v1/keys/{key_id}").is_success
+    return "key.revoke", key_id
+
+
+#: One for each operation that changes something.
+CHANGES = {
+    ("POST", "/v1/blobs"): _upload,
+    ("POST", "/v1/builds"): _submit,
+    ("POST", "/v1/builds/{build_id}/cancel"): _cancel,
+    ("POST", "/v1/builds/{build_id}/retry"): _retry,
+    ("POST", "/v1/plugins"): _plugin,
+    ("POST", "/v1/gc"): _gc,
+    ("POST", "/v1/scrub"): _scrub,
+    ("POST", "/v1/keys"): _create_key,
+    ("DELETE", "/v1/keys/{key_id}"): _revoke_key,
+}
+
+
+def test_every_operation_that_changes_something_is_tried_here():
+    changing = {one for one in access.SCOPES if one[0] not in ("GET", "HEAD")}
+    assert set(CHANGES) == changing
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=lambda change: change.__name__)
+def test_each_change_leaves_one_row_with_its_key(api, db, monkeypatch, change):
+    action, what = change(api, db, monkeypatch)
+    [row] = rows(db, action)[:1]
+    assert row.object == what
+    assert (row.key_id, row.who) == (credentials.id_of(api.key), "tests")
+    assert [one.object for one in rows(db, action)].count(what) == 1
+
+
+def test_a_collection_of_garbage_names_what_it_removed(api, db):
+    digest = _old_upload(api, db)
+    api.post("/v1/gc", json={"older_than_s": 7200})
+    assert rows(db, "gc")[0].details == {"digests": [digest]}
+
+
+def test_what_changes_nothing_leaves_no_row(api, db):
+    build = submitted(api)
+    api.post(f"/v1/builds/{build}/cancel")
+    _old_upload(api, db)
+    before = len(rows(db))
+    api.post(f"/v1/builds/{build}/cancel")  # it is
+    api.post("/v1/gc", json={"dry_run": True, "older_than_s": 7200})
+    api.post("/v1/builds", json=REQUEST)  # invalid
+    api.post("/v1/builds/none/cancel")
+    api.post("/v1/keys", json={"name": "x", "scopes": []})
+    api.request("DELETE", f"/v1/keys/{credentials.id_of(api.key)}")  # the last one
+    for path in ("/v1/builds", "/v1/models", "/v1/keys", "/v1/audit", "/v1/workers"):
+        api.get(path)
+    assert len(rows(db)) == before
+
+
+def test_a_repeat_with_its_idempotency_key_leaves_no_second_row(api, db):
+    source = {"digest": api.upload(b"a model"), "format": "onnx"}
+    for _ in range(2):
+        headers = {"Idempotency-Key": "once"}
+        api.post("/v1/builds", json=REQUEST | {"source": source}, headers=headers)
+    assert len(rows(db, "submit")) == 1
+
+
+def test_what_a_caller_may_not_do_leaves_no_row(api, db):
+    reader = Api(api.app, a_key(db, Scope.READ))
+    before = len(rows(db))
+    for method, path in CHANGES:
+        assert reader.request(method, path.replace("{", "").replace("}", "")).status_code == 403
+    assert len(rows(db)) == before
+
+
+# In the same transaction
+
+
+def test_a_change_whose_row_cant_be_written_isnt_made(api, db, monkeypatch):
+    build = submitted(api)
+    key = a_key(db, Scope.READ)
+
+    def full(*_args, **_details):
+        raise FarmError("no row")
+
+    monkeypatch.setattr(audit, "record", full)
+    source = {"digest": _digest(db), "format": "onnx"}
+    assert api.post("/v1/builds", json=REQUEST | {"source": source}).status_code == 500
+    assert api.post(f"/v1/builds/{build}/cancel").status_code == 500
+    assert api.post("/v1/blobs", content=b"others").status_code == 500
+    assert api.post("/v1/keys", json={"name": "x", "scopes": ["read"]}).status_code == 500
+    assert api.request("DELETE", f"/v1/keys/{credentials.id_of(key)}").status_code == 500
+    with db.read() as session:
+        assert session.scalars(select(Build.id)).all() == [build]
+        assert session.get(Build, build).state == BuildState.QUEUED
+        assert len(session.scalars(select(Artifact.digest)).all()) == 1
+        assert len(keys.live(session)) == 2
+
+
+def _digest(db) -> str:
+    with db.read() as session:
+        return session.scalars(select(Artifact.digest)).one()
+
+
+def test_a_change_that_is_rolled_back_leaves_no_row(db, api):
+    build = submitted(api)
+
+    def fail(session) -> None:
+        assert builds.cancel(session, build)
+        audit.record(session, THE_FARM, "cancel", build)
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError), db.write() as session:
+        fail(session)
+    assert rows(db, "cancel") == []
+
+
+# Never rewritten
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        update(AuditRow).values(who="nobody"),
+        delete(AuditRow),
+        text("UPDATE audit SET object = 'x' WHERE id = 1"),
+        text("DELETE FROM audit WHERE id = 1"),
+        text("TRUNCATE audit"),
+        text("INSERT OR REPLACE INTO audit SELECT * FROM audit"),
+    ],
+    ids=str,
+)
+def test_the_database_refuses_to_change_or_delete_a_row(api, db, statement):
+    submitted(api)
+    only = {"TRUNCATE audit": not db.is_sqlite, "INSERT OR": db.is_sqlite}
+    if not all(here for start, here in only.items() if str(statement).startswith(start)):
+        pytest.skip("the other database's words")
+    before = [(row.id, row.who, row.object) for row in rows(db)]
+    assert before
+    with pytest.raises(DBAPIError, match="only ever added to"), db.engine.begin() as connection:
+        connection.execute(statement)
+    assert [(row.id, row.who, row.object) for row in rows(db)] == before
+
+
+# Read
+
+
+def test_it_is_read_page_by_page_the_newest_first_and_by_key_or_action(api, db):
+    other = Api(api.app, a_key(db, Scope.SUBMIT, name="ci"))
+    for n in range(5):
+        (other if n % 2 else api).upload(f"bytes {n}".encode())
+    found, cursor = [], None
+    while True:
+        query = {"limit": 2, "action": "upload"} | ({"cursor": cursor} if cursor else {})
+        page = api.get("/v1/audit", params=query).json()
+        found += page["items"]
+        cursor = page["cursor"]
+        if cursor is None:
+            break
+    assert len(found) == 5
+    assert [one["id"] for one in found] == sorted((one["id"] for one in found), reverse=True)
+    by_ci = api.get("/v1/audit", params={"key": credentials.id_of(other.key)}).json()["items"]
+    assert [one["who"] for one in by_ci] == ["ci", "ci"]
+
+
+def test_what_the_farm_does_on_its_own_is_the_farms(api, db, services):
+    _old_upload(api, db)
+    gc.collect(db, services.store, older_than_s=7200)
+    [row] = rows(db, "gc")
+    assert (row.who, row.key_id) == ("the farm", None)
