@@ -218,7 +218,7 @@ class Farm:
         self, name: str, command: Sequence[str], more: Mapping[str, str], cwd: Path | None = None
     ) -> None:
         self._spawned[name] = (command, more, cwd)
-        with self._log(name).open("ab") as log:
+        with open(self._log(name), "ab", opener=_private) as log:
             self._parts[name] = subprocess.Popen(
                 command,
                 env=os.environ | more,
@@ -281,6 +281,10 @@ def _key(settings: Settings) -> str:
         return home.key(settings, database)
     finally:
         database.dispose()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _tethered() -> None:

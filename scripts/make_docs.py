@@ -81,7 +81,7 @@ def settings_page() -> str:
         "for `farm up`. In a fleet `FARM_DATABASE_URL`, `FARM_BROKER_URL` and `FARM_STORE` name the same "
         "things on every machine: [how-to/fleet.md](../how-to/fleet.md).",
         _table(("variable", "default", "what it is"), rows),
-        "The commands that talk to a farm, and `farm.client`, read one more:",
+        "The commands that talk to a farm, and `farm.client`, read two more:",
         _table(("variable", "default", "what it is"), list(_client_variables())),
     )
 
@@ -111,6 +111,12 @@ def _client_variables() -> Iterator[tuple[str, ...]]:
     }
     for variable, text in found.items():
         yield _code(str(variable)), _code(DEFAULT_URL), str(text).partition(";")[0]
+    # No option: what is on a command line, every user of the machine can see.
+    yield (
+        _code("FARM_KEY"),
+        "",
+        "A key to the farm; without it, for a farm on this machine, that of `FARM_HOME`",
+    )
 
 
 def _env(param: Any) -> bool:
