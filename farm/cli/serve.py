@@ -91,9 +91,8 @@ def worker(
     """
     from farm import preflight
     from farm.settings import Settings
-    from farm.trust.home import make_private
 
-    make_private(Settings().home)
+    _close_home()
     preflight.require_database(Settings())
     options = ["--cpu-only"] * cpu_only + ["--no-cpu"] * no_cpu
     options += ["--name", name] if name else []
@@ -114,9 +113,8 @@ def api(
     from farm import preflight
     from farm.api.server import serve
     from farm.settings import Settings
-    from farm.trust.home import make_private
 
-    make_private(Settings().home)
+    _close_home()
     preflight.require_database(Settings())
     preflight.require_port(host, port)
     if as_json:
@@ -132,10 +130,8 @@ def flower(
     """Run Flower alone, to watch the workers in a browser."""
     from farm import preflight
     from farm.local.flower import run
-    from farm.settings import Settings
-    from farm.trust.home import make_private
 
-    make_private(Settings().home)
+    _close_home()
     preflight.require_port(host, port)
     if as_json:
         _announce(flower=f"http://{host}:{port}")
@@ -145,16 +141,24 @@ def flower(
 def upgrade(as_json: Json = False) -> None:
     """Bring the database's schema up to date. Safe to repeat, and with several at once."""
     from farm.db import upgrade as upgrade_schema
-    from farm.settings import Settings
-    from farm.trust.home import make_private
 
-    make_private(Settings().home)
+    _close_home()
     revision = upgrade_schema()
     if as_json:
         _announce(revision=revision)
     else:
         print(f"The schema is at {revision}.")
     raise typer.Exit(exits.OK)
+
+
+def _close_home() -> None:
+    from contextlib import suppress
+
+    from farm.settings import Settings
+    from farm.trust.home import make_private
+
+    with suppress(OSError):  # who needs a home says so
+        make_private(Settings().home)
 
 
 def _announce(**facts: object) -> None:

@@ -69,6 +69,7 @@ class Http:
             self._key = find_key(key, is_local=is_local)
             headers = {"User-Agent": f"engine-farm/{__version__}", "Farm-Client": _who()}
             if self._key.key:
+                _check_key(self._key.key)
                 headers["Authorization"] = f"Bearer {self._key.key}"
             self._client = httpx.Client(
                 base_url=self.url,
@@ -204,6 +205,15 @@ class Http:
         if isinstance(err, httpx.TimeoutException):
             return Unavailable(f"the farm at {self.url} didn't answer in time ({_said(err)})")
         return Unavailable(f"the connection to {self.url} was lost: {_said(err)}")
+
+
+def _check_key(key: str) -> None:
+    """Raise InvalidRequest unless a header can hold it."""
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise InvalidRequest(
+            "what is given as a key to the farm isn't one",
+            hint="a key is one word, farm_…: look at FARM_KEY",
+        )
 
 
 def error_of(response: httpx.Response) -> FarmError:

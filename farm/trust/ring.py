@@ -37,6 +37,7 @@ class Ring:
         self._looked_s: float | None = None
         self._failed: tuple[float, str] | None = None
         self._looking = threading.Lock()
+        self._noting = threading.Lock()
         self._written: dict[str, datetime] = {}
         self._used: dict[str, datetime] = {}
 
@@ -112,7 +113,8 @@ class Ring:
     def _note(self, row: ApiKey, at: datetime) -> None:
         last = self._written.get(row.id) or row.last_used_at
         if last is None or at - last >= _USES_APART or at < last:
-            self._written[row.id] = self._used[row.id] = at
+            with self._noting:
+                self._written[row.id] = self._used[row.id] = at
 
     def write_uses(self) -> None:
         """Write down when keys were used, since this was called last.
@@ -120,7 +122,8 @@ class Ring:
         Raises:
             Unavailable: it is written with the next call.
         """
-        used, self._used = self._used, {}
+        with self._noting:
+            used, self._used = self._used, {}
         if not used:
             return
         try:
@@ -134,7 +137,8 @@ class Ring:
                         .execution_options(synchronize_session=False)
                     )
         except FarmError:
-            self._used = used | self._used
+            with self._noting:
+                self._used = used | self._used
             raise
 
 

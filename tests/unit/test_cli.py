@@ -677,6 +677,7 @@ def test_worker_becomes_the_workers_process(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     called: list[list[str]] = []
+    monkeypatch.setenv("FARM_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FARM_DATABASE_URL", f"sqlite:///{tmp_path / 'farm.db'}")
     upgrade()
     monkeypatch.setattr(os, "execv", lambda path, words: called.append([path, *words]))

@@ -17,7 +17,7 @@ from farm.cli import app, exits
 from farm.client import Farm
 from farm.client.key import find
 from farm.db import Database
-from farm.errors import FarmError, KeyNeeded, NotFound, ScopeMissing
+from farm.errors import FarmError, InvalidRequest, KeyNeeded, NotFound, ScopeMissing
 from farm.models import ApiKey, AuditRow
 from farm.settings import Settings
 from farm.specs import Scope
@@ -94,6 +94,18 @@ def test_the_variable_comes_before_the_file_and_an_argument_before_both(
     assert sent("http://farm.example", key=KEY) == f"Bearer {KEY}"
     monkeypatch.setenv("FARM_KEY", "")
     assert sent("http://127.0.0.1:8000") == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize(
+    "wrong", ["two words", "schl\N{LATIN SMALL LETTER U WITH DIAERESIS}ssel", "a\nb"]
+)
+def test_what_no_header_can_hold_is_told(
+    at_home: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    monkeypatch.setenv("FARM_KEY", wrong)
+    with pytest.raises(InvalidRequest, match="isn't one") as raised:
+        Farm("http://farm.example")
+    assert wrong not in str(raised.value)
 
 
 def test_a_key_follows_no_redirect(at_home: Path) -> None:
