@@ -18,6 +18,7 @@ from farm.client import Farm
 from farm.db import Database
 from farm.models import Build, Event, Job, SharedParameter
 from tests.contract.live_api import live_api
+from tests.keys import bearer
 
 pytestmark = pytest.mark.xdist_group("live-api")
 
@@ -367,7 +368,10 @@ def test_many_at_once_are_served_or_asked_to_come_again(tmp_path):
 
         def post(n: int) -> int:
             answer = httpx.post(
-                f"{api.url}/v1/builds", content=bodies[n], headers=JSON, timeout=120
+                f"{api.url}/v1/builds",
+                content=bodies[n],
+                headers=bearer(api.key) | JSON,
+                timeout=120,
             )
             return answer.status_code
 
