@@ -80,7 +80,7 @@ class _Sides:
         self._bare = bare(settings)
         self._started = settings.home / "started"
         self._started.touch()
-        self._digest = submissions.prepare(str(client.base_url))
+        self._digest = submissions.prepare(str(client.base_url), client.headers["Authorization"])
 
     @classmethod
     @contextmanager

@@ -52,7 +52,8 @@ def _measure(settings: Settings, bare_url: str) -> tuple[list[float], list[float
     with api_without_worker(settings) as client:
         bare = Server("bench.bare:app", settings.home, database_url=bare_url)
         try:
-            digest = submissions.prepare(str(client.base_url))
+            key = client.headers["Authorization"]
+            digest = submissions.prepare(str(client.base_url), key)
             numbers = iter(range(10**9))
             for _ in range(ROUNDS):
                 ours += asyncio.run(
@@ -60,6 +61,7 @@ def _measure(settings: Settings, bare_url: str) -> tuple[list[float], list[float
                         client.base_url.port or 0,
                         "/v1/builds",
                         lambda: submissions.build(digest, next(numbers)),
+                        key,
                     )
                 )
                 theirs += asyncio.run(
@@ -74,15 +76,19 @@ def _p99(seconds: list[float]) -> float:
     return quantiles(seconds, n=100)[98]
 
 
-async def _load(port: int, path: str, body: Callable[[], dict[str, Any]]) -> list[float]:
+async def _load(
+    port: int, path: str, body: Callable[[], dict[str, Any]], key: str = ""
+) -> list[float]:
     """Seconds of each request."""
     start = time.perf_counter()
-    clients = [_client(port, path, body, start + 1, start + 1 + SECONDS) for _ in range(CLIENTS)]
+    clients = [
+        _client(port, path, body, key, start + 1, start + 1 + SECONDS) for _ in range(CLIENTS)
+    ]
     return [second for times in await asyncio.gather(*clients) for second in times]
 
 
 async def _client(
-    port: int, path: str, body: Callable[[], dict[str, Any]], begin: float, end: float
+    port: int, path: str, body: Callable[[], dict[str, Any]], key: str, begin: float, end: float
 ) -> list[float]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     times = []
@@ -90,7 +96,7 @@ async def _client(
         content = json.dumps(body()).encode()
         head = (
             f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(content)}\r\n\r\n"
+            f"authorization: {key}\r\ncontent-length: {len(content)}\r\n\r\n"
         )
         writer.write(head.encode() + content)
         await _answer(reader)

@@ -91,8 +91,9 @@ class Server:
         self._process.wait()
 
 
-def prepare(url: str) -> str:
-    answer = httpx.post(f"{url}/v1/blobs", content=b"a model", timeout=30)
+def prepare(url: str, authorization: str = "") -> str:
+    headers = {"Authorization": authorization} if authorization else {}
+    answer = httpx.post(f"{url}/v1/blobs", content=b"a model", timeout=30, headers=headers)
     return str(answer.raise_for_status().json()["digest"])
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
@@ -184,8 +183,7 @@ def test_the_same_build_again_has_succeeded_at_once(
 
 
 def events(farm: LiveFarm, build_id: str) -> list[Any]:
-    path = f"{farm.addresses.api}/v1/builds/{build_id}/events"
-    with httpx.stream("GET", path, timeout=30) as stream:
+    with farm.http.stream("GET", f"/v1/builds/{build_id}/events") as stream:
         lines = [line for line in stream.iter_lines() if line.startswith("data:")]
     return [json.loads(line.removeprefix("data:")) for line in lines]
 
