@@ -84,13 +84,18 @@ def needed(method: str, path: str) -> Scope:
 
 
 def operations(routes: Sequence[BaseRoute]) -> list[tuple[str, str]]:
-    """Method and path of every operation, in the order in which they are tried."""
-    return [
-        (method, route.path)
-        for route in iter_route_contexts(routes)
-        if route.path
-        for method in sorted(route.methods or ())
-    ]
+    """Method and path of every operation, in the order in which they are tried.
+
+    Raises:
+        InternalError: something is answered by no method in particular, as what is mounted: no scope can be
+            named for it.
+    """
+    found = []
+    for route in iter_route_contexts(routes):
+        if not route.path or not route.methods:
+            raise InternalError(f"{route.path or 'a route'} has no methods, and so no scope")
+        found += [(method, route.path) for method in sorted(route.methods)]
+    return found
 
 
 class Access:
@@ -149,7 +154,7 @@ class Access:
 
     async def _row(self, key: str) -> ApiKey | None:
         row = self._ring.known(key)
-        if row is not None:
+        if row is not None or self._ring.is_unknown(key):
             return row
         if self._looking is None:  # made in the event loop that serves
             self._looking = CapacityLimiter(_LOOKS)

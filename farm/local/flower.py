@@ -20,6 +20,7 @@ from farm.trust.hosts import Hosts
 from farm.trust.ring import Ring, UseWriter
 
 _PATIENCE_S = 1.2
+_MOST_BYTES = 2**16
 _OWN = {PATH: Form, "/logout": Away}
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -65,6 +66,8 @@ def _behind(hosts: Hosts, login: Login, settings: Settings) -> type[Any]:
 
     class Guarded(flower.app.Flower):  # type: ignore[misc]
         def find_handler(self, request: HTTPServerRequest, **options: Any) -> Any:
+            # Nobody has much to send: Tornado would keep 100 MB of anybody's in memory.
+            request.connection.set_max_body_size(_MOST_BYTES)  # type: ignore[union-attr]
             sent = {name.lower(): request.headers.get_list(name) for name in request.headers}
             try:
                 hosts.check(request.method or "", sent)

@@ -48,6 +48,12 @@ class Ring:
             return None
         return self._fitting(text)
 
+    def is_unknown(self, text: str) -> bool:
+        """Whether that this is no key can be told without a look at the database."""
+        age_s = self._age_s()
+        lately = age_s is not None and age_s <= _LOOK_AGAIN_S
+        return credentials.id_of(text) is None or (lately and self._fitting(text) is None)
+
     def look(self, text: str) -> ApiKey | None:
         """The key, or None if the farm has none like this. Asks the database.
 

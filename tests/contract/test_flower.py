@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -196,3 +197,10 @@ def test_a_session_ends_with_its_key(flower, browser, key):
         assert time.monotonic() < deadline, "it goes on"
         time.sleep(0.05)
     assert browser.get("/tasks").status_code == 303
+
+
+def test_nobody_can_fill_its_memory(flower):
+    url = urlsplit(str(flower.base_url))
+    with socket.create_connection((url.hostname, url.port), timeout=30) as raw:
+        raw.sendall(b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
+        assert raw.recv(100).startswith(b"HTTP/1.1 400 ")

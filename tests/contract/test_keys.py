@@ -10,8 +10,10 @@ import threading
 import time
 from datetime import timedelta
 
+import anyio
 import httpx
 import pytest
+from fastapi import Response
 from sqlalchemy import select, text
 from typer.testing import CliRunner
 
@@ -89,6 +91,25 @@ def test_an_operation_without_a_scope_keeps_the_api_from_starting(api, monkeypat
     monkeypatch.setattr(access, "SCOPES", kept)
     with pytest.raises(InternalError, match="POST /v1/gc has no scope"):
         create_app(api.app.state.services.settings)
+
+
+def test_what_has_no_methods_keeps_the_api_from_starting(api):
+    api.app.mount("/files", Response("anything"))
+    with pytest.raises(InternalError, match="/files has no methods"):
+        access.Access(api.app.routes, api.app.state.services.ring, Settings())
+
+
+def test_no_websocket_is_opened(api):
+    said = []
+
+    async def go():
+        async def send(message):
+            said.append(message["type"])
+
+        await api.app({"type": "websocket", "path": "/v1/builds", "headers": []}, None, send)
+
+    anyio.run(go)
+    assert said == ["websocket.close"]
 
 
 def test_what_only_reads_needs_no_more_than_reading_but_for_keys_and_the_audit():
@@ -388,7 +409,12 @@ def test_guesses_cost_one_look_at_the_database_in_a_tenth_of_a_second(api, db, r
     for _ in range(50):
         assert ring.look(credentials.new()[0]) is None
     assert len(looks) == 1
-    assert ring.look("no key at all") is None
+    guess = credentials.new()[0]
+    assert ring.is_unknown(guess)  # so that not even a thread is taken
+    assert not ring.is_unknown(api.key)
+    frozen += 0.5
+    assert not ring.is_unknown(guess)
+    assert ring.is_unknown("no key at all")
 
 
 class Clock:
