@@ -41,7 +41,7 @@ def run(stub: StubFarm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     @contextmanager
     def embedded(_settings: object) -> Iterator[SimpleNamespace]:
         addresses = SimpleNamespace(api=stub.url, flower="http://flower")
-        yield SimpleNamespace(addresses=addresses, key="a key")
+        yield SimpleNamespace(addresses=addresses, key="a-key")
 
     @contextmanager
     def models(_folder: Path, *, quiet: bool) -> Iterator[Callable[[], None]]:
