@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import anyio
 from anyio import CapacityLimiter, to_thread
+from anyio.lowlevel import RunVar
 from fastapi.routing import iter_route_contexts
 from starlette.routing import BaseRoute, compile_path
 
@@ -62,6 +63,8 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
 _LOOKS = 2  #: at the database, side by side
 _WAIT_S = 0.5  #: for the database, by whoever is known from a moment ago
 _LABEL = 100
+#: Of an event loop each: the API has one, tests have many.
+_looking: RunVar[CapacityLimiter] = RunVar("looks at keys")
 
 
 def is_open(path: str, settings: Settings) -> bool:
@@ -108,7 +111,6 @@ class Access:
     def __init__(self, routes: Sequence[BaseRoute], ring: Ring, settings: Settings) -> None:
         self._ring = ring
         self._settings = settings
-        self._looking: CapacityLimiter | None = None
         #: As the router tries them: method, path, the scope, None for an open one.
         self._rules: list[tuple[str, re.Pattern[str], Scope | None]] = [
             (
@@ -156,18 +158,25 @@ class Access:
         row = self._ring.known(key)
         if row is not None or self._ring.is_unknown(key):
             return row
-        if self._looking is None:  # made in the event loop that serves
-            self._looking = CapacityLimiter(_LOOKS)
         remembered = self._ring.remembered(key)
         try:
             with anyio.fail_after(None if remembered is None else _WAIT_S):
                 return await to_thread.run_sync(
-                    self._ring.look, key, abandon_on_cancel=True, limiter=self._looking
+                    self._ring.look, key, abandon_on_cancel=True, limiter=_places()
                 )
         except (TimeoutError, DatabaseUnavailable):
             if remembered is None:
                 raise
             return remembered
+
+
+def _places() -> CapacityLimiter:
+    try:
+        return _looking.get()
+    except LookupError:
+        made = CapacityLimiter(_LOOKS)
+        _looking.set(made)
+        return made
 
 
 def _refusal(key: str | None) -> KeyNeeded:
