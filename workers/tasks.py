@@ -30,7 +30,7 @@ from farm.jobs import Claim, Output
 from farm.models import Job
 from farm.specs import JobKind
 from farm.turns import Bell
-from workers import isolate, plugins, timing_caches, toolchain
+from workers import inputs, isolate, plugins, timing_caches, toolchain
 from workers.app import Context
 from workers.isolate import Child, Link
 from workers.made import made_of
@@ -275,8 +275,7 @@ def _work(task_id: str, context: Context, claim: Claim) -> list[Bell]:
     _check_toolchain(claim)
     with _workdir(context, claim) as workdir:
         offer = timing_caches.offer(context, claim)
-        offered = plugins.verified(context, claim, workdir) | (offer.inputs if offer else {})
-        request = _request(context, claim, workdir, offered)
+        request = _request(context, claim, workdir, offer.inputs if offer else {})
         timeout_s = context.settings.timeout_s(request.kind)
         with Child(
             _run_stage,
@@ -294,7 +293,12 @@ def _work(task_id: str, context: Context, claim: Claim) -> list[Bell]:
                     lambda session: jobs.end_cancelled(session, claim.job_id, claim.attempt),
                 )
                 return []
-            made = made_of(child.result(), request.kind, workdir)
+            try:
+                result = child.result()
+            except FarmError:
+                inputs.require(request.inputs.values())
+                raise
+            made = made_of(result, request.kind, workdir)
         # No output: which cache it was and what it has become is no part of what the job does.
         files, facts = dict(made.outputs), dict(made.facts)
         timed = files.pop(timing_caches.ROLE, None)
@@ -348,8 +352,14 @@ def _workdir(context: Context, claim: Claim) -> Iterator[Path]:
     finally:
         if not kept:
             folder.remove(path)
+            folder.remove(_inputs_folder(path))
             if context.settings.keep_workdirs:
                 _request_file(path).unlink(missing_ok=True)
+
+
+def _inputs_folder(workdir: Path) -> Path:
+    """What a stage reads lies beside its folder, where it can't write."""
+    return workdir.with_suffix(".inputs")
 
 
 def _request_file(workdir: Path) -> Path:
@@ -360,12 +370,18 @@ def _request_file(workdir: Path) -> Path:
 def _request(
     context: Context, claim: Claim, workdir: Path, offered: Mapping[str, Path]
 ) -> StageRequest:
+    """What the child is asked for.
+
+    Parameters:
+        offered: role → a blob, of inputs that aren't the job's own.
+    """
+    blobs = {role: context.store.path(digest) for role, digest in claim.inputs.items()}
     request = StageRequest(
         kind=JobKind(claim.kind),
         params=dict(claim.params),
         inputs={
-            **{role: context.store.path(digest) for role, digest in claim.inputs.items()},
-            **offered,
+            **inputs.hold({**blobs, **offered}, _inputs_folder(workdir)),
+            **plugins.verified(context, claim, workdir),
         },
         workdir=workdir,
         digests=dict(claim.inputs),

@@ -1,0 +1,102 @@
+"""A job's inputs stay as they are while it runs, whatever becomes of the store's files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from farm.errors import StorageFull, StorageUnavailable
+from farm.storage import LocalStore
+from workers import inputs
+from workers.isolate import Child, Progress
+from workers.sandbox import Limits, Sandbox
+
+
+@pytest.fixture
+def store(tmp_path):
+    return LocalStore(tmp_path / "store")
+
+
+@pytest.fixture
+def put(store, tmp_path):
+    def put_(content):
+        file = tmp_path / "new"
+        file.write_bytes(content)
+        return store.path(store.take(file).digest)
+
+    return put_
+
+
+def reads_when_told(paths, link):
+    link.progress("waits", None)
+    while not Path("go").exists():
+        time.sleep(0.01)
+    return [Path(path).read_text() for path in paths]
+
+
+def test_a_job_reads_its_input_though_the_same_bytes_are_uploaded_again_meanwhile(
+    tmp_path, put, store
+):
+    blob = put(b"the model")
+    held = inputs.hold({"source": blob}, tmp_path / "inputs")
+    workdir = tmp_path / "work"
+    workdir.mkdir()
+    limits = Limits.of_machine(workdir, slots=2, timeout_s=60)
+    box = Sandbox(workdir=workdir, reads=tuple(held.values()), limits=limits)
+    asked = [str(path) for path in held.values()]
+    with Child(reads_when_told, asked, timeout_s=60, sandbox=box) as child:
+        for happening in child.happenings():
+            if isinstance(happening, Progress):
+                before = blob.stat().st_ino
+                put(b"the model")
+                assert blob.stat().st_ino != before
+                (workdir / "go").touch()
+        assert child.result() == ["the model"]
+
+
+@pytest.mark.parametrize("refusal", [errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK])
+def test_where_a_file_gets_no_second_name_a_job_has_a_copy(tmp_path, put, monkeypatch, refusal):
+    blob = put(b"the model")
+
+    def refuse(*_):
+        raise OSError(refusal, os.strerror(refusal))
+
+    monkeypatch.setattr(os, "link", refuse)
+    held = inputs.hold({"source": blob}, tmp_path / "inputs")["source"]
+    blob.unlink()
+    assert held.read_bytes() == b"the model"
+
+
+def test_a_blob_that_goes_meanwhile_is_the_stores_fault(tmp_path, put):
+    blob = put(b"the model")
+    blob.unlink()
+    with pytest.raises(StorageUnavailable, match="can't be read"):
+        inputs.hold({"source": blob}, tmp_path / "inputs")
+
+
+def test_no_room_for_a_copy_is_told_as_such(tmp_path, put, monkeypatch):
+    blob = put(b"the model")
+
+    def refuse(*_):
+        raise OSError(errno.EXDEV, "another file system")
+
+    def fill(*_):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(shutil, "copyfile", fill)
+    with pytest.raises(StorageFull):
+        inputs.hold({"source": blob}, tmp_path / "inputs")
+
+
+def test_what_fails_when_its_inputs_have_gone_is_no_failure_of_the_model(tmp_path, put):
+    held = inputs.hold({"source": put(b"one"), "typed": put(b"two")}, tmp_path / "inputs")
+    inputs.require(held.values())
+    held["typed"].unlink()
+    with pytest.raises(StorageUnavailable, match="typed"):
+        inputs.require(held.values())
