@@ -6,35 +6,21 @@ import ctypes
 import os
 import signal
 import sys
-import threading
-import time
 
 _PR_SET_PDEATHSIG = 1
-_LOOK_S = 1.0
 
 
-def die_with_parent(sig: int = signal.SIGKILL) -> None:
-    """Ask the kernel to end this process when its parent dies, even by kill -9. Linux only."""
+def die_with_parent(sig: int = signal.SIGKILL, *, parent: int | None = None) -> None:
+    """Ask the kernel to end this process when its parent dies, even by kill -9. Linux only.
+
+    Parameters:
+        parent: the parent's id, where it may be dead before this is called: then this process ends now.
+    """
     if sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(sig), 0, 0, 0)
-
-
-def end_without(parent: int, *, grace_s: float) -> None:
-    """Watch the parent, and end this process when it has died: by SIGTERM, and after the grace for good.
-
-    For processes whose library may not listen yet when the kernel tells them, or whose parent may be
-    dead before they can ask the kernel.
-    """
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_LOOK_S)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(grace_s)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), sig)
 
 
 def take_short_turns() -> None:

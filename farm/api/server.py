@@ -5,11 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import resource
-import signal
 
 from fastapi import FastAPI
 
-from farm.processes import die_with_parent, end_without, take_short_turns
+from farm.processes import die_with_parent, take_short_turns
 from farm.settings import Settings
 
 _PARENT = "FARM_PARENT_PID"
@@ -63,10 +62,10 @@ def app() -> FastAPI:
     """Granian's worker process calls this."""
     from farm.api.app import create_app
 
-    # Granian's own supervisor may be killed; its worker must not keep the port.
-    die_with_parent(signal.SIGTERM)
+    # Granian's own supervisor may be killed; its worker must not keep the port. At a request to end, the
+    # worker may wait for a thread that waits for the interpreter, and its supervisor kills it after a while.
     if _PARENT in os.environ:
-        end_without(int(os.environ[_PARENT]), grace_s=_STOP_S)
+        die_with_parent(parent=int(os.environ[_PARENT]))
     take_short_turns()
     made = create_app(Settings())
     # What is there now stays: the collector needn't walk through it again and again.

@@ -9,11 +9,11 @@ import pytest
 
 ORPHAN = """
 import os, signal, sys, time
-from farm.processes import end_without
-signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a library that doesn't listen yet
+from farm.processes import die_with_parent
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a library that waits for a thread of its own
 parent = int(sys.argv[1]) or os.getppid()
-end_without(parent, grace_s=0.1)
 print(os.getpid(), flush=True)
+die_with_parent(parent=parent)
 time.sleep(60)
 """
 
