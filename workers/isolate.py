@@ -41,7 +41,7 @@ from farm.errors import (
 )
 from farm.processes import die_with_parent
 from workers.printed import Printed
-from workers.sandbox import Mode, Sandbox, environment, guard, messages
+from workers.sandbox import Mode, Sandbox, environment, guard, messages, tree
 from workers.sandbox.features import Found, missing
 from workers.sandbox.guard import Surroundings
 
@@ -150,8 +150,7 @@ class Room:
     def enter(self, child: Child) -> None:
         with self._lock:
             self._children.add(child)
-            if self._quiet_for is not None:
-                child.signal(signal.SIGSTOP)
+            self._keep_quiet(child)
 
     def leave(self, child: Child) -> None:
         with self._lock:
@@ -163,7 +162,8 @@ class Room:
         with self._lock:
             if self._quiet_for is None:
                 self._quiet_for = child
-                self._signal_others(signal.SIGSTOP)
+                for other in self._children:
+                    self._keep_quiet(other)
             return self._quiet_for is child
 
     def resume(self, child: Child) -> None:
@@ -171,14 +171,21 @@ class Room:
         with self._lock:
             self._end_quiet(child)
 
+    def keep_quiet(self, child: Child) -> None:
+        """Stop what this child has started since it was stopped: its guard goes on, and may have been
+        about to start it."""
+        with self._lock:
+            self._keep_quiet(child)
+
+    def _keep_quiet(self, child: Child) -> None:
+        if self._quiet_for not in (None, child):
+            child.pause()
+
     def _end_quiet(self, child: Child) -> None:
         if self._quiet_for is child:
-            self._signal_others(signal.SIGCONT)
             self._quiet_for = None
-
-    def _signal_others(self, sig: signal.Signals) -> None:
-        for other in self._children - {self._quiet_for}:
-            other.signal(sig)
+            for other in self._children - {child}:
+                other.resume()
 
 
 def preload(modules: list[str]) -> None:
@@ -236,6 +243,8 @@ class Child:
             daemon=False,
         )
         self._process.start()
+        assert self._process.pid is not None
+        self._pid, self._born = self._process.pid, tree.born(self._process.pid)
         for end in (log, messages_end, told):
             end.close()
         self._inbox = messages.Inbox()
@@ -265,6 +274,7 @@ class Child:
                 else:
                     yield from news
             self._give_quiet()
+            self._room.keep_quiet(self)
             yield Tick()
             if time.monotonic() > deadline:
                 self.end()
@@ -375,29 +385,34 @@ class Child:
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return ChildDied(f"the stage's process died ({name})", hint=_HINTS.get(-code, _CRASHED))
 
-    def signal(self, sig: signal.Signals) -> None:
-        """Send a signal to the child and its whole process group."""
-        pid = self._process.pid
-        if pid is None:
-            return
-        try:
-            os.killpg(pid, sig)
-        except ProcessLookupError:
-            with suppress(ProcessLookupError):
-                os.kill(pid, sig)  # so young that it has no group yet, or gone
+    def pause(self) -> None:
+        """Stop the child and all that it has started; its guard watches on."""
+        if self._is_there():
+            tree.stop(self._pid)
+
+    def resume(self) -> None:
+        """Let them go on."""
+        if self._is_there():
+            tree.resume(self._pid)
+
+    def _is_there(self) -> bool:
+        # Of another thread's child: only its own may ask multiprocessing.
+        return tree.born(self._pid) == self._born != ""
 
     def end(self) -> None:
         """Kill the child and all that it has started."""
-        pid = self._process.pid
-        if pid is not None:
-            # The guard knows who they are. It may have been stopped with them.
-            for sig in (signal.SIGTERM, signal.SIGCONT):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, sig)
-            self._process.join(_END_S)
+        # The guard knows who they are. Somebody may have stopped it.
+        for sig in (signal.SIGTERM, signal.SIGCONT):
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, sig)
+        self._process.join(_END_S)
         if self._process.is_alive():
-            self.signal(signal.SIGKILL)
+            left = tree.below(self._pid)
+            self._process.kill()
             self._process.join()
+            for one in left:  # that have a new parent now
+                with suppress(ProcessLookupError):
+                    os.kill(one, signal.SIGKILL)
 
     def close(self) -> None:
         """End the child if it is alive, and free what the worker held of it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -48,7 +49,9 @@ def confine(sandbox: Sandbox, keep: Collection[int], around: Surroundings) -> li
         OSError: it can't do its job like that.
     """
     report = _Report()
-    own_shm = namespaces.own_mounts(processes=not around.own_pids)
+    is_seen = os.geteuid() != 0 or bool(kernel.capabilities() & privileges.PTRACE)
+    if not around.own_pids:
+        namespaces.own_view_of_processes()
     sandbox.scratch.mkdir(exist_ok=True)
     _surroundings(sandbox, keep)
     _few_processes(sandbox, report, is_namespace=not around.own_pids)
@@ -56,16 +59,25 @@ def confine(sandbox: Sandbox, keep: Collection[int], around: Surroundings) -> li
     has_landlock = files.abi() > 0
     _privileges(sandbox, report, slot=around.slot, kept_to_files=has_landlock)
     kernel.prctl(kernel.SET_NO_NEW_PRIVS, 1)
-    with suppress(OSError):
-        kernel.prctl(kernel.SET_DUMPABLE, 0)
     how = f"Landlock, ABI {files.abi()}"
     files_are = report.tried(
-        Feature.FILES, how, lambda: files.restrict(sandbox, private_shm=own_shm)
+        Feature.FILES, how, lambda: files.restrict(sandbox, private_shm=around.own_shm)
     )
-    calls_are = report.tried(Feature.CALLS, "seccomp", lambda: seccomp.install(gpu=sandbox.gpu))
+    # Its guard, as the same user, has to see what it holds. Without Landlock others would, too.
+    kernel.prctl(kernel.SET_DUMPABLE, int(files_are))
+    sees_others = bool(around.own_pids)
+    calls_are = report.tried(
+        Feature.CALLS,
+        "seccomp",
+        lambda: seccomp.install(gpu=sandbox.gpu, sees_others=sees_others),
+    )
+    _copy_contents_alone()
     report.found += _concluded(sandbox, around, files_are=files_are, calls_are=calls_are)
     report.tell(Feature.MEMORY, _how_memory(sandbox))
-    report.tell(Feature.DISK, "RLIMIT_FSIZE, and looked at every second")
+    if is_seen and (files_are or os.geteuid() == 0):
+        report.tell(Feature.DISK, "RLIMIT_FSIZE, and looked at four times a second")
+    else:
+        report.lacks(Feature.DISK, "files without a name can't be seen by this worker")
     return report.found
 
 
@@ -81,6 +93,11 @@ def _surroundings(sandbox: Sandbox, keep: Collection[int]) -> None:
                 os.fstat(number)
                 os.dup2(null, number, inheritable=False)
     os.close(null)
+
+
+def _copy_contents_alone() -> None:
+    """Python's ``shutil`` sets a copy's permissions and times, which a job may not."""
+    shutil.copymode = shutil.copystat = lambda *_, **__: None
 
 
 def _few_processes(sandbox: Sandbox, report: _Report, *, is_namespace: bool) -> None:

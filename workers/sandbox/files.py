@@ -46,7 +46,8 @@ _READABLE = """
     /sys/devices/system /sys/kernel/mm/transparent_hugepage /sys/kernel/mm/hugepages
     /dev/urandom /dev/random
 """.split()
-_DEVICES = "/dev/null /dev/zero /dev/full".split()
+#: Not ``/dev/zero``: mapped and unmapped, it keeps memory that is in no process's account.
+_DEVICES = "/dev/null /dev/full".split()
 #: CUDA and NVML: the driver's devices, what they say of themselves, where they are on the bus.
 _OF_GPU = """
     /proc/driver/nvidia /proc/driver/nvidia-uvm /proc/driver/nvidia-caps /proc/devices /proc/modules

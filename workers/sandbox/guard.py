@@ -15,13 +15,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
-from workers.sandbox import kernel, limits, namespaces
+from workers.sandbox import kernel, namespaces, tree, usage
 from workers.sandbox.features import Mode
 from workers.sandbox.namespaces import Processes
 from workers.sandbox.policy import Sandbox
 
 MEMORY, DISK = "memory", "disk"
-_LOOK_S, _LOOK_AT_DISK_S = 0.25, 1.0
+_LOOK_S = 0.25
+#: Counting files takes a twentieth of a guard's time at most.
+_DISK_TIMES = 20
 _HEARD = {signal.SIGCHLD, signal.SIGTERM}
 #: Multiprocessing's exit code of a process whose fork server has gone: nobody else may say that.
 _LOST = 255
@@ -33,6 +35,7 @@ class Surroundings:
 
     slot: int  #: a number that no other job has now
     own_pids: str  #: why the job isn't in a namespace of processes; empty when it is
+    own_shm: bool  #: whether ``/dev/shm`` is the job's own
 
 
 def follow(
@@ -58,7 +61,7 @@ def follow(
         job(surroundings)
     for one in close:
         os.close(one)
-    guard = _Guard(pid, processes, sandbox)
+    guard = _Guard(pid, processes, sandbox, own_shm=surroundings.own_shm)
     why = guard.wait()
     with suppress(OSError):
         os.write(told, json.dumps({"ended": why}).encode() + b"\n")
@@ -66,21 +69,25 @@ def follow(
 
 
 def _surroundings(sandbox: Sandbox | None) -> tuple[Processes | None, Surroundings]:
-    why, processes = "the sandbox is off", None
+    why, processes, own_shm = "the sandbox is off", None, False
     if sandbox is not None and sandbox.mode is not Mode.OFF:
+        own_shm = namespaces.own_shared_memory()
         try:
             processes, why = namespaces.own_processes(), ""
         except OSError as err:
             why = str(err)
-    return processes, Surroundings(slot=os.getpid(), own_pids=why)
+    return processes, Surroundings(slot=os.getpid(), own_pids=why, own_shm=own_shm)
 
 
 class _Guard:
-    def __init__(self, pid: int, processes: Processes | None, sandbox: Sandbox | None) -> None:
+    def __init__(
+        self, pid: int, processes: Processes | None, sandbox: Sandbox | None, *, own_shm: bool
+    ) -> None:
         self._pid = pid
         self._processes = processes
         self._sandbox = sandbox
-        self._looked_at_disk = time.monotonic()
+        self._shared_memory = namespaces.SHM if own_shm else None
+        self._looked = self._disk_next = time.monotonic()
         self._is_there = True
         self.status = 0
 
@@ -89,17 +96,22 @@ class _Guard:
         why = None
         while not self._has_ended():
             heard = signal.sigtimedwait(_HEARD, _LOOK_S)
-            if heard is None:
+            # By the clock: a job may see to it that there is always something to hear.
+            if time.monotonic() - self._looked >= _LOOK_S:
                 why = why or self._exceeded()
+                self._looked = time.monotonic()
             if why or (heard and heard.si_signo == signal.SIGTERM):
                 self._kill()
         self._kill()
         return why
 
     def _has_ended(self) -> bool:
-        if self._is_there:
-            pid, status = os.waitpid(self._pid, os.WNOHANG)
-            if pid:
+        while self._is_there and (pid := _ended_child()):
+            if self._processes is not None and pid == self._processes.first:
+                self._kill()  # and so have all of its namespace
+                break
+            _, status = os.waitpid(pid, 0)
+            if pid == self._pid:
                 self._is_there, self.status = False, status
         return not self._is_there
 
@@ -108,17 +120,19 @@ class _Guard:
         if sandbox is None or sandbox.mode is Mode.OFF:
             return None
         most = sandbox.limits.memory_bytes
-        if most is not None and limits.uses_more_memory(self._descendants(), most):
-            return MEMORY
+        pids = tree.below(os.getpid())
+        if most is not None:
+            used = usage.memory_bytes(pids, file_system=self._shared_memory, most=most)
+            if used > most:
+                return MEMORY
         at, most = time.monotonic(), sandbox.limits.disk_bytes
-        if most is not None and at - self._looked_at_disk > _LOOK_AT_DISK_S:
-            self._looked_at_disk = at
-            if limits.disk_used_bytes(sandbox.workdir, at_most=most) > most:
+        if most is not None and at >= self._disk_next:
+            used = usage.disk_bytes(sandbox.workdir, pids, most=most)
+            took = time.monotonic() - at
+            self._disk_next = at + took * _DISK_TIMES
+            if used > most:
                 return DISK
         return None
-
-    def _descendants(self) -> list[int]:
-        return limits.descendants(os.getpid())
 
     def _kill(self) -> None:
         """End the job and all that it started."""
@@ -133,10 +147,8 @@ class _Guard:
             self._processes.wait()
             self._processes = None
         # Each that is ended hands on its children; until none is left.
-        while left := self._descendants():
-            for one in left:
-                with suppress(ProcessLookupError):
-                    os.kill(one, signal.SIGKILL)
+        while left := tree.below(os.getpid()):
+            tree.send(left, signal.SIGKILL)
             self._reap(left)
 
     def _reap(self, pids: Iterable[int]) -> None:
@@ -144,6 +156,14 @@ class _Guard:
             with suppress(ChildProcessError):  # a child's child
                 os.waitpid(one, os.WNOHANG)
         time.sleep(0.001)
+
+
+def _ended_child() -> int:
+    """The number of a child that has ended, which is to be waited for; 0 without one."""
+    with suppress(ChildProcessError):
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return found.si_pid if found else 0
+    return 0
 
 
 def _end_as(status: int) -> NoReturn:

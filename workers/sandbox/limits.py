@@ -16,6 +16,8 @@ _OTHERS_SHARE, _OTHERS_BYTES = 0.1, _GIB
 #: Address space that is reserved and not used, as threads' stacks: what is asked for may be more than
 #: what is used by so much.
 _ASKED_SHARE, _ASKED_BYTES = 1.25, 2 * _GIB
+#: Address space whose page tables alone take a 512th of it; libraries reserve far more than they use.
+_SPACE_SHARE, _SPACE_BYTES = 16, 256 * _GIB
 _DISK_SHARE = 0.8
 _FEW_PROCESSES, _PROCESSES_A_CORE = 1024, 64
 _OPEN_FILES = 4096
@@ -96,13 +98,14 @@ def apply(limits: Limits, *, gpu: bool) -> None:
     """Set for this process and those that it starts what the kernel can keep by itself.
 
     Parameters:
-        gpu: CUDA maps far more than it uses, and so gets no limit of what is asked for.
+        gpu: CUDA maps far more than it uses, and so gets no limit of what is asked for and mapped.
     """
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)
     if limits.memory_bytes is not None and not gpu:
         asked = limits.memory_bytes * _ASKED_SHARE + _ASKED_BYTES
         _lower(resource.RLIMIT_DATA, int(asked))
+        _lower(resource.RLIMIT_AS, max(limits.memory_bytes * _SPACE_SHARE, _SPACE_BYTES))
     if limits.disk_bytes is not None:
         _lower(resource.RLIMIT_FSIZE, limits.disk_bytes)
     if limits.cpu_s is not None:
@@ -128,71 +131,3 @@ def most_processes(limits: Limits) -> None:
     """
     if limits.processes is not None:
         Path("/proc/sys/kernel/pid_max").write_text(f"{limits.processes}")
-
-
-# What the kernel can't keep by itself is looked at now and then (workers.sandbox.guard).
-
-
-def uses_more_memory(pids: list[int], most_bytes: int) -> bool:
-    """Whether processes use more memory than that together."""
-    # The quick look counts for each what they share; only when that is too much a slow one follows.
-    return sum(map(_own_bytes, pids)) > most_bytes and sum(map(_fair_bytes, pids)) > most_bytes
-
-
-def _fair_bytes(pid: int) -> int:
-    """What is a process's own, and its part of what it shares."""
-    try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError:
-        return _own_bytes(pid)  # it may not be looked at so closely, or has ended
-    lines = (line.split() for line in text.splitlines()[1:])
-    kib = {line[0]: int(line[1]) for line in lines}
-    own = ("Pss_Anon:", "Pss_Shmem:", "SwapPss:")
-    return 1024 * sum(kib.get(name, 0) for name in own) if "Pss_Anon:" in kib else _own_bytes(pid)
-
-
-def _own_bytes(pid: int) -> int:
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0  # it has ended
-    lines = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    kib = (lines.get(name, "0 kB").split()[0] for name in ("RssAnon", "RssShmem", "VmSwap"))
-    return 1024 * sum(map(int, kib))
-
-
-def descendants(pid: int) -> list[int]:
-    """The processes that a process has started, and those that these have."""
-    found, new = [], [pid]
-    while new:
-        new = [child for one in new for child in _children(one)]
-        found += new
-    return found
-
-
-def _children(pid: int) -> list[int]:
-    made: list[int] = []
-    with suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            with suppress(OSError):
-                made += map(int, (task / "children").read_text().split())
-    return made
-
-
-def disk_used_bytes(folder: Path, *, at_most: int) -> int:
-    """What a folder holds on its disk; more than ``at_most`` when there are too many files to count."""
-    used, seen, folders = 0, 0, [folder]
-    while folders:
-        with suppress(OSError), os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                seen += 1
-                if seen > _MANY_FILES:
-                    return at_most + 1
-                with suppress(OSError):
-                    used += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(Path(entry.path))
-    return used
-
-
-_MANY_FILES = 200_000

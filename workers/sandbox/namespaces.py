@@ -16,8 +16,8 @@ from pathlib import Path
 
 from workers.sandbox import kernel
 
-_SHM = "/dev/shm"  # noqa: S108
-_SHM_BYTES = 256 * 2**20
+SHM = Path("/dev/shm")  # noqa: S108
+_SHM_BYTES, _SHM_FILES = 256 * 2**20, 4096
 
 
 @dataclass(kw_only=True)
@@ -97,7 +97,7 @@ def own_processes() -> Processes:
                 (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
             ],
-            setpgroup=0,  # what stops the job for a while doesn't stop it
+            setpgroup=0,
         )
     finally:
         signal.signal(signal.SIGCHLD, before)
@@ -105,24 +105,28 @@ def own_processes() -> Processes:
     return Processes(first=first, lifeline=write)
 
 
-def own_mounts(*, processes: bool) -> bool:
-    """Have a ``/dev/shm`` that is empty, small and ends with this process and its children; and, in a
-    namespace of processes, a ``/proc`` that knows them by the numbers that they have there: CUDA looks up
-    its threads so. Return whether ``/dev/shm`` is own.
-    """
+def own_shared_memory() -> bool:
+    """Have a ``/dev/shm`` that is empty, small and ends with this process and its children, in a space of
+    mounts of their own. Return whether that could be."""
+    flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+    options = f"size={_SHM_BYTES},nr_inodes={_SHM_FILES},mode=1777"
     try:
-        _own_shared_memory()
+        _own_mounts()
+        kernel.mount("tmpfs", str(SHM), "tmpfs", flags, options)
     except OSError:
         return False
-    if processes:
-        flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
-        with suppress(OSError):  # as in a container that hides some of it
-            kernel.mount("proc", "/proc", "proc", flags)
     return True
 
 
-def _own_shared_memory() -> None:
+def own_view_of_processes() -> None:
+    """In a namespace of processes, have a ``/proc`` that knows them by the numbers that they have there:
+    CUDA looks up its threads so."""
+    flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+    with suppress(OSError):  # as in a container that hides some of it
+        _own_mounts()
+        kernel.mount("proc", "/proc", "proc", flags)
+
+
+def _own_mounts() -> None:
     kernel.unshare(kernel.NEWNS)
     kernel.mount("none", "/", "", kernel.MS_REC | kernel.MS_SLAVE)
-    flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
-    kernel.mount("tmpfs", _SHM, "tmpfs", flags, f"size={_SHM_BYTES},mode=1777")

@@ -15,6 +15,8 @@ _FIRST_UID, _UIDS = 60_706, 478
 #: Reading and searching whatever the permissions say: for a user who is kept to a few files otherwise.
 READ_SEARCH = 1 << 2
 _READ_SEARCH_NUMBER = 2
+#: Looking at another user's processes.
+PTRACE = 1 << 19
 _NO_ROOT_LOCKED = 0b11  #: user 0 gains nothing by being it, for good
 _KEEP_CAPS, _AMBIENT_RAISE = 8, 2
 _LAST_CAPABILITY = 63

@@ -1,0 +1,139 @@
+"""The processes that one has started, and those that these have: found, stopped, continued, killed.
+
+By their descent alone: they may be in any session and group, and whoever has lost its parent belongs to
+the guard, or to the first process of its namespace.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+#: So often, at most, those are looked for who were started, or continued, meanwhile.
+_PASSES, _PAUSE_S = 100, 0.001
+_STOPPED, _ENDED = "Tt", "ZXx"
+#: In the middle of a call: it stops before it does anything of its own.
+_IN_A_CALL = "D"
+
+
+def below(pid: int) -> dict[int, int]:
+    """The processes below one, each with its parent."""
+    found: dict[int, int] = {}
+    new = [pid]
+    while new:
+        made = {child: one for one in new for child in _children(one)}
+        new = [one for one in made if one not in found]
+        found |= made
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    made: list[int] = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):
+                made += map(int, (task / "children").read_text().split())
+    return made
+
+
+def born(pid: int) -> str:
+    """When a process was started, by which it is told from a later one of its number; empty when it has
+    ended."""
+    return _field(Path(f"/proc/{pid}"), 19)
+
+
+def stop(guard: int) -> None:
+    """Stop all processes of a guard's job, and neither the guard nor what ends the job with it.
+
+    What starts while this goes on is stopped, too; a process that is continued, by one that ran still, is
+    stopped again.
+    """
+    for _ in range(_PASSES):
+        found = _of_job(guard)
+        running = {pid: parent for pid, parent in found.items() if _runs(pid)}
+        if not running:
+            return
+        send(running, signal.SIGSTOP)
+        time.sleep(_PAUSE_S)
+
+
+def resume(guard: int) -> None:
+    """Continue all processes of a guard's job."""
+    send(_of_job(guard), signal.SIGCONT)
+
+
+def send(processes: dict[int, int], sig: signal.Signals) -> None:
+    """Send a signal to processes, given with their parents, that are what they were."""
+    family = processes.keys() | set(processes.values())
+    for pid in processes:
+        with suppress(OSError):
+            _send(pid, family, sig)
+
+
+def _send(pid: int, family: Iterable[int], sig: signal.Signals) -> None:
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    except OSError:  # before Linux 5.3, or in a container that refuses it
+        os.kill(pid, sig)
+        return
+    try:
+        # Its number may be another's by now. What has lost its parent went to one of the family's.
+        if _parent(pid) in family:
+            signal.pidfd_send_signal(handle, sig)
+    finally:
+        os.close(handle)
+
+
+def _of_job(guard: int) -> dict[int, int]:
+    found = below(guard)
+    return {
+        pid: parent
+        for pid, parent in found.items()
+        if parent != guard or not _is_first_of_namespace(pid)
+    }
+
+
+def _is_first_of_namespace(pid: int) -> bool:
+    numbers = _of_status(pid, "NSpid").split()
+    return len(numbers) > 1 and numbers[-1] == "1"
+
+
+def _runs(pid: int) -> bool:
+    state = _state(Path(f"/proc/{pid}"))
+    if state not in _ENDED:
+        return state not in _STOPPED + _IN_A_CALL
+    # Its first thread may have ended, and others not.
+    with suppress(OSError):
+        states = [_state(task) for task in Path(f"/proc/{pid}/task").iterdir()]
+        return any(one not in _ENDED + _STOPPED + _IN_A_CALL for one in states)
+    return False
+
+
+def _state(process: Path) -> str:
+    return _field(process, 0) or _ENDED[0]
+
+
+def _field(process: Path, number: int) -> str:
+    """A field of what the kernel tells of a process, counted from behind its name."""
+    with suppress(OSError, IndexError):
+        text = (process / "stat").read_text(errors="replace")
+        return text.rpartition(")")[2].split()[number]
+    return ""
+
+
+def _parent(pid: int) -> int:
+    return int(_of_status(pid, "PPid") or 0)
+
+
+def _of_status(pid: int, name: str) -> str:
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
+            if line.startswith(f"{name}:"):
+                return line.partition(":")[2].strip()
+    return ""
