@@ -26,6 +26,8 @@ from torch.utils import _pytree as pytree
 from farm.errors import EngineBuildFailed
 from farm.schemas import Layer, LayerTensor
 from workers.eager import input_names, named_tensors, output_names, tensors_of
+from workers.programs import script
+from workers.programs.guard import checked
 from workers.samples import Arrays
 
 VERSION = torch.__version__
@@ -66,21 +68,30 @@ def build_engine(program: ExportedProgram, engine: Path) -> Scripted:
 
 
 class TorchScriptModel:
-    """A TorchScript engine of the farm's own, on the CPU. Never load a stranger's: it holds a pickle."""
+    """A TorchScript engine, on the CPU. The process that built it had read a stranger's program: so it is
+    looked at, and run, as a stranger's.
+
+    Raises:
+        EngineBuildFailed: it holds what the farm doesn't run.
+    """
 
     def __init__(self, path: Path) -> None:
-        extra = {NAMES: ""}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            load: Any = torch.jit.load  # without types of its own
-            self._module = load(str(path), map_location="cpu", _extra_files=extra)
-        names = json.loads(extra[NAMES])
+        try:
+            loaded = script.load(path, (NAMES,))
+            names = json.loads(loaded.extra[NAMES])
+        except (script.Refused, script.Unreadable, ValueError) as err:
+            raise EngineBuildFailed(
+                f"the farm doesn't run this engine: {err}",
+                hint="use onnxruntime:cpu, or rewrite that part of the model with PyTorch's usual operators",
+            ) from err
+        self._module = loaded.module
+        self._operators = loaded.operators
         self.input_names: list[str] = names["inputs"]
         self.output_names: list[str] = names["outputs"]
 
     def run(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
         """The outputs for one batch, by name."""
-        with torch.inference_mode():
+        with torch.inference_mode(), checked(self._operators):
             made = self._module(*tensors_of(arrays, self.input_names))
         return {n: tensor.numpy() for n, tensor in named_tensors(made, self.output_names).items()}
 

@@ -165,6 +165,8 @@ def may_run(kind: str, schema: str) -> bool:
     namespace, _, name = kind.partition("::")
     if namespace == "prim":
         return name in _NODES
+    if namespace == "prims":  # of programs that were built to engines
+        return name in _PRIMS
     if namespace != "aten" or not (name in _PLAIN or _is_listed(name)):
         return False
     return name in _PLAIN or _is_pure_text(schema)

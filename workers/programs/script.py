@@ -7,7 +7,7 @@ in which a name can be written in many ways, but as the graph that will run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,14 @@ class Script:
 
     module: Any  #: a ``torch.jit.ScriptModule``
     operators: frozenset[str]  #: of ``aten``, by name, that it may call
+    extra: Mapping[str, str]  #: what lies beside the code, of what was asked for
 
 
-def load(path: Path) -> Script:
+def load(path: Path, extra: Iterable[str] = ()) -> Script:
     """Load it on the CPU.
+
+    Parameters:
+        extra: names of texts beside the code.
 
     Raises:
         Refused, Unreadable
@@ -52,9 +56,10 @@ def load(path: Path) -> Script:
     except archive.RefusedArchive as err:
         raise Refused(str(err)) from err
     unit = torch._C.CompilationUnit()
+    beside = dict.fromkeys(extra, "")
     try:
         load_ir: Any = torch._C.import_ir_module  # whose stub lacks the last argument
-        compiled = load_ir(unit, str(path), torch.device("cpu"), {}, True)
+        compiled = load_ir(unit, str(path), torch.device("cpu"), beside, True)
         nodes = [node for graph in _graphs(unit) for node in _nodes(graph)]
     except Exception as err:  # the reader and the compiler raise RuntimeErrors and worse
         raise Unreadable(brief(err)) from err
@@ -62,8 +67,12 @@ def load(path: Path) -> Script:
         _check(node)
     named = (node.kind() for node in nodes)
     called = {kind.removeprefix("aten::") for kind in named if kind.startswith("aten::")}
+    texts = {
+        name: text.decode(errors="replace") if isinstance(text, bytes) else text
+        for name, text in beside.items()
+    }
     wrap: Any = wrap_cpp_module  # without types of its own
-    return Script(module=wrap(compiled), operators=frozenset(called))
+    return Script(module=wrap(compiled), operators=frozenset(called), extra=texts)
 
 
 def _graphs(unit: Any) -> list[Any]:

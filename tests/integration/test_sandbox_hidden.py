@@ -1,0 +1,425 @@
+"""What a job could hide from its guard, change without opening it, or do while others are stopped."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+import platform
+import resource
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from farm.errors import ChildFilledDisk, ChildOutOfMemory
+from farm.settings import Settings
+from workers import trial
+from workers.isolate import Child, Room
+from workers.sandbox import Feature, Limits, Sandbox, seccomp, tree, usage
+
+MIB = 2**20
+X86 = platform.machine() == "x86_64"
+
+
+@pytest.fixture(scope="module")
+def holds(tmp_path_factory):
+    found = trial.tried(Settings(home=tmp_path_factory.mktemp("trial")), is_gpu=False)
+    return {one.feature: one for one in found}
+
+
+@pytest.fixture
+def needs(holds):
+    def needs(*features):
+        for feature in features:
+            if not holds[feature].enforced:
+                pytest.skip(f"this machine doesn't enforce {feature}: {holds[feature].how}")
+
+    return needs
+
+
+def box_in(folder: Path, **limits: int) -> Sandbox:
+    """The sandbox of a job with an input of the worker's."""
+    workdir, given = folder / "work", folder / "input"
+    workdir.mkdir(parents=True)
+    given.write_text("the worker's")
+    whole = Limits.of_machine(workdir, slots=2, timeout_s=60)
+    return Sandbox(workdir=workdir, reads=(given,), limits=replace(whole, **limits))
+
+
+def run(function, argument, box):
+    with Child(function, argument, timeout_s=60, sandbox=box) as child:
+        list(child.happenings())
+        return child.result()
+
+
+def outcome(attempt: Callable[[], object]) -> str:
+    try:
+        return repr(attempt())
+    except OSError as err:
+        return type(err).__name__
+
+
+# What needs no open file
+
+
+def changes(argument, _link):
+    """Files and processes that Landlock has no say about: they are the worker's, who may be this user."""
+    file, worker = argument["file"], argument["worker"]
+    reads = os.open(file, os.O_RDONLY)
+    pipe, _ = os.pipe()
+    attributes = ctypes.c_long(0x40)  # that no backup takes it
+    attempts = {
+        "chmod": lambda: Path(file).chmod(0o666),
+        "fchmod": lambda: os.fchmod(reads, 0o666),
+        "chown": lambda: os.chown(file, os.getuid(), -1),
+        "fchown": lambda: os.fchown(reads, os.getuid(), -1),
+        "lchown": lambda: os.lchown(file, os.getuid(), -1),
+        "utime": lambda: os.utime(file, (1, 1)),
+        "times of a descriptor": lambda: os.utime(reads, (1, 1)),
+        "attribute": lambda: os.setxattr(file, "user.x", b"1"),
+        "access list": lambda: os.setxattr(file, "system.posix_acl_access", b""),
+        "no attribute": lambda: os.removexattr(reads, "user.x"),
+        "truncate": lambda: os.truncate(file, 0),
+        "emptied as it is read": lambda: os.open(file, os.O_RDONLY | os.O_TRUNC),
+        "flags": lambda: fcntl.ioctl(reads, 0x40086602, attributes),
+        "for good": lambda: fcntl.ioctl(reads, 0x40806685, bytes(128)),
+        "lease": lambda: fcntl.fcntl(reads, fcntl.F_SETLEASE, fcntl.F_RDLCK),
+        "watch": lambda: fcntl.fcntl(reads, fcntl.F_NOTIFY, 1),
+        "owner": lambda: fcntl.fcntl(pipe, fcntl.F_SETOWN, worker),
+        "larger pipe": lambda: fcntl.fcntl(pipe, 1031, MIB),
+        "limits": lambda: resource.prlimit(worker, resource.RLIMIT_NOFILE, (1, 1)),
+        "priority": lambda: os.setpriority(os.PRIO_USER, 0, 19),
+        "scheduler": lambda: os.sched_setscheduler(worker, os.SCHED_IDLE, os.sched_param(0)),
+    }
+    return {name: outcome(attempt) for name, attempt in attempts.items()}
+
+
+def test_a_job_changes_nothing_of_its_workers_that_needs_no_open_file(tmp_path, needs):
+    needs(Feature.CALLS)
+    box = box_in(tmp_path)
+    [given] = box.reads
+    before = given.stat()
+    found = run(changes, {"file": str(given), "worker": os.getpid()}, box)
+    assert set(found.values()) == {"PermissionError"}, found
+    after = given.stat()
+    assert (after.st_mode, after.st_uid, after.st_mtime_ns) == (
+        before.st_mode,
+        before.st_uid,
+        before.st_mtime_ns,
+    )
+    assert given.read_text() == "the worker's"
+
+
+def copies(given, _link):
+    copied = [shutil.copy(given, "a"), shutil.copy2(given, "b")]
+    Path("folder").mkdir()
+    Path("folder/c").write_text("more")
+    shutil.copytree("folder", "other")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+    return [Path(one).read_text() for one in (*copied, "other/c")]
+
+
+def test_libraries_that_copy_files_still_do(tmp_path):
+    box = box_in(tmp_path)
+    assert run(copies, str(box.reads[0]), box) == ["the worker's", "the worker's", "more"]
+
+
+# The filter, on any processor
+
+
+def answer(program: list[tuple[int, int, int, int]], machine: str, number: int, *args: int) -> int:
+    """What a filter says to a call: it is run here as the kernel runs it."""
+    words = {0: number, 4: seccomp._AUDIT_ARCH[machine]}
+    words |= {16 + 8 * i: value & 0xFFFFFFFF for i, value in enumerate([*args, *[0] * 6][:6])}
+    at = value = 0
+    while True:
+        code, yes, no, given = program[at]
+        at += 1
+        if code == 0x20:
+            value = words[given]
+        elif code == 0x54:
+            value &= given
+        elif code == 0x06:
+            return given
+        else:
+            holds = {0x15: value == given, 0x35: value >= given, 0x45: bool(value & given)}[code]
+            at += yes if holds else no
+
+
+ALLOWED, REFUSED, ABSENT = 0x7FFF0000, 0x00050001, 0x00050026
+NUMBERS = {"x86_64": {"read": 0, "close": 3}, "aarch64": {"read": 63, "close": 57}}
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("gpu", [True, False])
+def test_the_filter_refuses_what_is_listed_and_of_other_calls_what_they_are_asked(machine, gpu):
+    program = seccomp.program(machine, gpu=gpu)
+    partly = seccomp._numbers(seccomp._REFUSED_PARTLY, machine)
+
+    def asked(name: str, *args: int) -> int:
+        return answer(program, machine, partly[name], *args)
+
+    assert len(program) <= 4096  # the kernel takes no more
+    for number in NUMBERS[machine].values():
+        assert answer(program, machine, number) == ALLOWED
+    for number in seccomp.numbers(machine, gpu=gpu).values():
+        assert answer(program, machine, number) == REFUSED
+    assert answer(program, machine, 435) == answer(program, machine, 437) == ABSENT
+    thread, own_files = 0x3D0F00, 0x3D0F00 & ~0x400
+    assert asked("clone", thread) == asked("clone", 17) == ALLOWED
+    assert asked("clone", own_files) == asked("clone", 0x10000011) == REFUSED
+    private, shared = 0x22, 0x21
+    assert asked("mmap", 0, 4096, 3, private) == asked("mmap", 0, 4096, 1, 0x01) == ALLOWED
+    assert asked("mmap", 0, 4096, 3, shared) == asked("mmap", 0, 4096, 3, 0x23) == REFUSED
+    assert asked("openat", -100, 0, os.O_WRONLY | os.O_TRUNC) == ALLOWED
+    assert asked("openat", -100, 0, os.O_RDONLY | os.O_CLOEXEC) == ALLOWED
+    assert asked("openat", -100, 0, os.O_RDONLY | os.O_TRUNC | os.O_CLOEXEC) == REFUSED
+    assert asked("prlimit64", 0, 7) == asked("setpriority", 0, 0, 5) == ALLOWED
+    assert asked("prlimit64", 1, 7) == asked("setpriority", 2, 0, 5) == REFUSED
+    assert asked("setpriority", 0, 1, 5) == REFUSED
+    assert asked("ioctl", 0, 0x5401) == asked("ioctl", 0, 0xC020462A) == ALLOWED  # NVIDIA's: F
+    assert asked("ioctl", 0, 0x40086602) == asked("ioctl", 0, 0x5412) == REFUSED
+    assert asked("fcntl", 0, fcntl.F_GETFL) == asked("fcntl", 0, fcntl.F_DUPFD) == ALLOWED
+    assert asked("fcntl", 0, fcntl.F_SETLEASE) == REFUSED
+    assert asked("fcntl", 0, fcntl.F_SETLK) == (ALLOWED if gpu else REFUSED)
+    assert asked("socketpair", 1, 1) == (ALLOWED if gpu else REFUSED)
+    assert asked("socketpair", 1, 2) == asked("socket", 2, 1) == REFUSED
+    assert asked("sched_setaffinity", 77) == ALLOWED  # a thread of its own
+    among_others = seccomp.program(machine, gpu=gpu, sees_others=True)
+    assert answer(among_others, machine, partly["sched_setaffinity"], 77) == REFUSED
+    assert answer(among_others, machine, partly["sched_setaffinity"], 0) == ALLOWED
+
+
+# Memory
+
+
+def hides_memory(how, _link):
+    """Takes memory that isn't in what the kernel says that its first thread has."""
+    if how == "page tables":
+        length = 128 * 2**30  # address space that is read, and none of whose pages are its own
+        area = mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000, mmap.PROT_READ)
+        area.madvise(15)  # no huge pages
+        for at in range(0, length, 2 * MIB):
+            area[at]
+        time.sleep(60)
+    if how == "another thread":
+        threading.Thread(target=grows).start()
+        ctypes.CDLL(None).syscall(60 if X86 else 93, 0)  # the first ends, and it alone
+    if how == "descriptors":
+        resource.setrlimit(resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)[::-1])
+        for _ in range(40):
+            if os.fork() == 0:
+                with suppress(OSError):
+                    while True:
+                        os.pipe()
+                time.sleep(60)
+        time.sleep(60)
+    held = Path("/dev/shm/held").open("wb")  # noqa: SIM115
+    for _ in range(200):
+        held.write(bytes(MIB))
+    time.sleep(60)
+
+
+def grows():
+    held = []
+    while True:
+        held.append(b"x" * MIB)
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("how", ["page tables", "another thread", "descriptors", "/dev/shm"])
+def test_memory_that_is_in_no_account_of_a_process_counts(tmp_path, needs, how):
+    if how == "/dev/shm":
+        needs(Feature.DESCENDANTS)  # which it has where it has its own mounts
+    if how == "descriptors" and Path("/proc/self/fd").stat().st_size == 0:
+        pytest.skip("this kernel doesn't say how many files a process has open")
+    box = box_in(tmp_path, memory_bytes=170 * MIB)
+    with pytest.raises(ChildOutOfMemory, match="more memory than a job may have"):
+        run(hides_memory, how, box)
+
+
+def makes_uncounted_memory(_argument, _link):
+    return {
+        "anonymous": outcome(lambda: mmap.mmap(-1, 4096)),
+        "zero": outcome(lambda: open("/dev/zero", "rb")),
+        "nameless": outcome(lambda: os.memfd_create("x")),
+        "sockets": outcome(socket.socketpair),
+        "spliced": outcome(_splice),
+        "locks": outcome(lambda: fcntl.lockf(Path("f").open("w"), fcntl.LOCK_EX, 1, 5)),
+    }
+
+
+def _splice() -> None:
+    if ctypes.CDLL(None, use_errno=True).vmsplice(1, None, 0, 0) < 0:
+        raise OSError(ctypes.get_errno(), "vmsplice")
+
+
+def test_memory_that_nothing_could_count_is_refused(tmp_path, needs):
+    needs(Feature.CALLS, Feature.FILES)
+    assert set(run(makes_uncounted_memory, None, box_in(tmp_path)).values()) == {"PermissionError"}
+
+
+# Disk
+
+
+def hides_files(how, _link):
+    """More than it may have, where no path leads."""
+    if how == "deep":
+        for _ in range(30):
+            Path("d" * 200).mkdir()
+            os.chdir("d" * 200)
+    if how == "shut":
+        Path("shut").mkdir(0o300)
+        os.chdir("shut")
+    held = []
+    for number in range(40):
+        with open(f"f{number}", "w+b") as file:
+            file.write(b"x" * MIB)
+            file.flush()
+            if how == "open":
+                held.append(os.dup(file.fileno()))
+            if how == "mapped":
+                held.append(_mapped(file.fileno()))
+        if how in ("open", "mapped"):
+            Path(f"f{number}").unlink()
+    time.sleep(60)
+
+
+def _mapped(descriptor: int) -> int:
+    """A page of a file, without a descriptor of it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    return libc.mmap(None, 4096, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+
+
+@pytest.mark.parametrize("how", ["open", "mapped", "deep", "shut"])
+def test_what_a_job_has_on_its_disk_counts_wherever_it_is(tmp_path, needs, how):
+    needs(Feature.DISK)
+    box = box_in(tmp_path, disk_bytes=20 * MIB)
+    try:
+        with pytest.raises(ChildFilledDisk):
+            run(hides_files, how, box)
+    finally:
+        with suppress(OSError):
+            (box.workdir / "shut").chmod(0o700)
+
+
+def test_what_is_below_a_job_s_folder_counts_once(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").write_bytes(bytes(MIB))
+    os.link(tmp_path / "a" / "b" / "file", tmp_path / "again")
+    held = (tmp_path / "a" / "open").open("wb")
+    with held:
+        held.write(b"x" * MIB)
+        held.flush()
+        os.fsync(held.fileno())
+        (tmp_path / "a" / "open").unlink()
+        used = usage.disk_bytes(tmp_path, [os.getpid()], most=2**40)
+    assert 2 * MIB <= used < 3 * MIB
+
+
+# Quiet
+
+
+def ticks(_argument, _link):
+    """Two processes in sessions of their own, each of which counts."""
+    for name in ("one", "two"):
+        if os.fork() == 0:
+            os.setsid()
+            for number in range(10**9):
+                Path(name).write_text(str(number))
+                time.sleep(0.01)
+    time.sleep(600)
+
+
+def grows_meanwhile(_argument, _link):
+    if os.fork() == 0:
+        os.setsid()
+        for number in range(10**9):
+            Path("one").write_text(str(number))
+            time.sleep(0.01)
+    time.sleep(600)
+
+
+def wait_for(condition, seconds=30.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def following(child: Child) -> threading.Thread:
+    def follow() -> None:
+        with suppress(Exception):
+            list(child.happenings())
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    return thread
+
+
+def states(guard: int) -> Iterator[tuple[str, bool]]:
+    """Of each process of a job, whether it is stopped; of the guard, too."""
+    for pid in (guard, *tree.below(guard)):
+        text = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        is_job = pid in tree._of_job(guard)
+        yield ("job" if is_job else "guard"), text[0] == "T"
+
+
+def test_quiet_stops_all_of_a_job_in_any_session_and_none_of_its_guard(tmp_path):
+    box, room = box_in(tmp_path), Room()
+    counts = [box.workdir / "one", box.workdir / "two"]
+    with Child(ticks, None, timeout_s=120, sandbox=box, room=room) as child:
+        thread = following(child)
+        wait_for(lambda: all(one.exists() for one in counts))
+        with Child(ticks, None, timeout_s=120, sandbox=box_in(tmp_path / "b"), room=room) as loud:
+            assert room.hush(loud)
+            found = list(states(child._pid))
+            assert {stopped for who, stopped in found if who == "job"} == {True}
+            assert {stopped for who, stopped in found if who == "guard"} == {False}
+            assert sum(who == "job" for who, _ in found) == 3
+            before = [one.read_text() for one in counts]
+            os.kill(child._pid, 0)
+            for _ in range(10):  # it goes on being so, whoever is told to go on meanwhile
+                room.keep_quiet(child)
+            assert [one.read_text() for one in counts] == before
+            room.resume(loud)
+            wait_for(lambda: [one.read_text() for one in counts] != before)
+        child.end()
+        thread.join()
+
+
+def test_a_job_that_starts_while_another_has_quiet_waits_for_its_end(tmp_path):
+    room = Room()
+    with Child(ticks, None, timeout_s=120, sandbox=box_in(tmp_path / "a"), room=room) as loud:
+        assert room.hush(loud)
+        box = box_in(tmp_path / "b")
+        with Child(grows_meanwhile, None, timeout_s=120, sandbox=box, room=room) as child:
+            thread = following(child)
+            wait_for(lambda: any(who == "job" for who, _ in states(child._pid)))
+            wait_for(lambda: all(stopped for who, stopped in states(child._pid) if who == "job"))
+            room.resume(loud)
+            wait_for((box.workdir / "one").exists)
+            child.end()
+            thread.join()
+
+
+def test_a_stopped_job_that_takes_too_much_is_ended_all_the_same(tmp_path):
+    """It took it just before: the guard looks while its job is stopped."""
+    box = box_in(tmp_path, disk_bytes=20 * MIB)
+    with Child(ticks, None, timeout_s=120, sandbox=box) as child:
+        wait_for((box.workdir / "one").exists)
+        child.pause()
+        (box.workdir / "big").write_bytes(b"x" * 30 * MIB)
+        list(child.happenings())
+        with pytest.raises(ChildFilledDisk):
+            child.result()
