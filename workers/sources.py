@@ -30,7 +30,7 @@ from torch.export.pt2_archive import _package
 from torch.utils import _pytree as pytree
 
 from farm.errors import InvalidModel
-from workers.programs import operators
+from workers.programs import enumerations, operators
 
 _EXPORT_AGAIN = (
     "save it again with torch.export.save(torch.export.export(model, args), 'model.pt2') "
@@ -125,6 +125,10 @@ def load_program(path: Path) -> ExportedProgram:
     program = programs.get("model") or next(iter(programs.values()))
     # These would be compiled and executed by module(); they only repeat the shape ranges.
     program._guards_code = []
+    try:
+        enumerations.check_program(program)
+    except enumerations.Unknown as err:
+        raise InvalidModel(f"the farm doesn't run this program: {err}", hint=_EXPORT_AGAIN) from err
     _drop_ranges_of_expressions(program)
     return program
 

@@ -522,6 +522,15 @@ _pack_padded_sequence(z(3, 2, 4), t([B, 1]), False)
 reflection_pad1d(z(1, 1, 4), [-100, 200])
 col2im(z(1, 4, 4), [1 << 20, 1 << 20], [2, 2], [1, 1], [0, 0], [1, 1])
 fake_quantize_per_channel_affine(z(1, W), z(1), z(1).int(), 1, 0, 255)
+grid_sampler(z(1, 1, 4, 4), z(1, 2, 2, 2) + 5, 7, 0, False)
+grid_sampler_2d(z(1, 1, 4, 4), z(1, 2, 2, 2) + 5, 0, 9, False)
+grid_sampler_2d(z(1, 1, 4, 4), z(1, 2, 2, 2) + 5, -1, 0, False)
+grid_sampler_3d(z(1, 1, 4, 4, 4), z(1, 2, 2, 2, 3) + 5, 7, 0, False)
+grid_sampler_3d(z(1, 1, 4, 4, 4), z(1, 2, 2, 2, 3) + 5, 0, 1 << 31, False)
+embedding_bag(z(4, 2), t([0, 1]), t([0]), False, 7)
+embedding_bag(z(4, 2), t([0, 1, 2]), t([0]), False, 0, False, z(1))
+_fft_c2c(z(4).cfloat(), [0], 99, True)
+_fft_r2c(z(4), [0], -1, True)
 kthvalue(z(4), 9)
 topk(z(4), 9)
 """
@@ -529,12 +538,13 @@ ATTEMPTS = """
 import sys
 import torch
 from workers.programs.guard import checked
+MODE = getattr(torch, sys.argv[1])
 t, z, B, W = torch.tensor, torch.zeros, 1 << 40, 20_000_000
 LSTM = [z(20, 4), z(20, 5), z(20), z(20)]
 for call in sys.stdin.read().split("\\n"):
     name = call.partition("(")[0]
     try:
-        with torch.no_grad(), checked({name}):
+        with MODE(), checked({name}):
             eval(f"torch.ops.aten.{call}")
     except (RuntimeError, ValueError, IndexError) as error:
         continue
@@ -543,14 +553,15 @@ print("all")
 """
 
 
-def test_operators_that_take_positions_refuse_those_that_are_not_there() -> None:
+@pytest.mark.parametrize("mode", ["no_grad", "inference_mode"])
+def test_operators_that_take_positions_refuse_those_that_are_not_there(mode: str) -> None:
     """In a process of its own: some kernels of PyTorch, which are left out, crash it."""
     calls = WILD.strip().split("\n")
     for call in calls:
         name = call.partition("(")[0]
         assert operators._is_listed(name), name
     done = subprocess.run(
-        [sys.executable, "-c", ATTEMPTS],
+        [sys.executable, "-c", ATTEMPTS, mode],
         input="\n".join(calls),
         capture_output=True,
         text=True,

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from workers.programs.operators import GUARDED
 
-_REACH_GUARDED = GUARDED | {"_weight_norm", "embedding_bag"}
+_REACH_GUARDED = GUARDED | {"_weight_norm", "embedding_bag", "grid_sampler"}
 #: A smaller scale makes a filter so wide that PyTorch's sizes of it overflow.
 _LEAST_SCALE = 1e-4
 
@@ -53,6 +53,12 @@ class _Checks(TorchDispatchMode):  # type: ignore[no-untyped-call]
             named = dict(zip(names, args, strict=False)) | given
             if not check(named):
                 raise ValueError(f"the arguments of {func} don't belong together")
+        elif func.namespace == "aten":
+            # In inference_mode operators come here that others are made of: to be seen, these, too.
+            with self:
+                made = func.decompose(*args, **given)
+            if made is not NotImplemented:
+                return made
         return func(*args, **given)
 
 
@@ -93,9 +99,18 @@ def _fast_attention(given: dict[str, Any]) -> bool:
     )
 
 
+def _grid(given: dict[str, Any]) -> bool:
+    return given["interpolation_mode"] in (0, 1, 2) and given["padding_mode"] in (0, 1, 2)
+
+
 def _bags(given: dict[str, Any]) -> bool:
     indices, offsets = given["indices"], given["offsets"]
     if indices.dim() != 1 or offsets.dim() != 1 or not offsets.numel():
+        return False
+    weights = given.get("per_sample_weights")
+    if given["weight"].dim() != 2 or given.get("mode", 0) not in (0, 1, 2):
+        return False
+    if weights is not None and weights.shape != indices.shape:
         return False
     is_sorted = bool((offsets[1:] >= offsets[:-1]).all())
     return is_sorted and int(offsets[0]) == 0 and int(offsets[-1]) <= indices.numel()
@@ -104,6 +119,8 @@ def _bags(given: dict[str, Any]) -> bool:
 def _axes(given: dict[str, Any]) -> bool:
     tensor, axes = given["self"], given["dim"]
     last = given.get("last_dim_size")
+    if given.get("normalization", 0) not in (0, 1, 2):
+        return False
     inside = all(-tensor.dim() <= axis < tensor.dim() for axis in axes) and bool(axes)
     return inside and (last is None or tensor.shape[axes[-1]] == last // 2 + 1)
 
@@ -143,4 +160,6 @@ _CHECKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "_upsample_bilinear2d_aa": _scales,
     "_upsample_lanczos2d_aa": _scales,
     "_weight_norm_interface": _weight_norm,
+    "grid_sampler_2d": _grid,
+    "grid_sampler_3d": _grid,
 }

@@ -52,7 +52,7 @@ _TENSORS = frozenset(
     fft_ifftn fft_ifftshift fft_ihfft fft_irfft fft_irfft2 fft_irfftn fft_rfft fft_rfft2
     fft_rfftfreq fft_rfftn fill fill_diagonal_ fix flatten flip fliplr flipud float_power floor
     floor_divide fmax fmin fmod frac frexp frobenius_norm full full_like gather gcd ge gelu
-    geometric ger glu greater greater_equal grid_sampler grid_sampler_2d grid_sampler_3d group_norm
+    geometric ger glu greater greater_equal grid_sampler group_norm
     gru gru_cell gt hamming_window hann_window hardshrink hardsigmoid hardswish hardtanh heaviside
     hinge_embedding_loss histc hsplit hstack huber_loss hypot i0 igamma igammac im2col imag index
     index_add index_copy index_fill index_put index_reduce index_select inner instance_norm inverse
@@ -141,6 +141,7 @@ GUARDED = frozenset(
     _native_batch_norm_legit_no_training _native_multi_head_attention
     _scaled_dot_product_flash_attention_for_cpu _transformer_encoder_layer_fwd
     _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_lanczos2d_aa _weight_norm_interface
+    grid_sampler_2d grid_sampler_3d
     """.split()
 )
 #: Types that an operator here neither takes nor gives.

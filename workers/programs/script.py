@@ -16,7 +16,7 @@ import torch
 from torch.jit._recursive import wrap_cpp_module
 
 from workers.graphs import brief
-from workers.programs import archive, operators
+from workers.programs import archive, enumerations, operators
 
 #: Parts of types whose values are native objects, other threads' or other machines'.
 _FOREIGN = ("__torch__.torch.classes", "RRef[", "Future[", "Await[", "Capsule", "PyObject")
@@ -60,11 +60,16 @@ def load(path: Path, extra: Iterable[str] = ()) -> Script:
     try:
         load_ir: Any = torch._C.import_ir_module  # whose stub lacks the last argument
         compiled = load_ir(unit, str(path), torch.device("cpu"), beside, True)
-        nodes = [node for graph in _graphs(unit) for node in _nodes(graph)]
+        functions = _functions(unit)
+        nodes = [node for function in functions for node in _nodes(function.graph)]
     except Exception as err:  # the reader and the compiler raise RuntimeErrors and worse
         raise Unreadable(brief(err)) from err
     for node in nodes:
         _check(node)
+    try:
+        enumerations.check(functions, nodes)
+    except enumerations.Unknown as err:
+        raise Refused(str(err)) from err
     named = (node.kind() for node in nodes)
     called = {kind.removeprefix("aten::") for kind in named if kind.startswith("aten::")}
     texts = {
@@ -75,12 +80,14 @@ def load(path: Path, extra: Iterable[str] = ()) -> Script:
     return Script(module=wrap(compiled), operators=frozenset(called), extra=texts)
 
 
-def _graphs(unit: Any) -> list[Any]:
-    """Of all functions and methods. One that is compiled may bring in others."""
-    graphs: list[Any] = []
-    while len(functions := unit.get_functions()) > len(graphs):
-        graphs += [function.graph for function in functions[len(graphs) :]]
-    return graphs
+def _functions(unit: Any) -> list[Any]:
+    """All functions and methods. One that is compiled may bring in others."""
+    compiled: list[Any] = []
+    while len(functions := unit.get_functions()) > len(compiled):
+        for function in functions[len(compiled) :]:
+            _ = function.graph
+            compiled.append(function)
+    return compiled
 
 
 def _nodes(block: Any) -> Iterator[Any]:

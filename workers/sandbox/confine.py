@@ -49,6 +49,8 @@ def confine(sandbox: Sandbox, keep: Collection[int], around: Surroundings) -> li
         OSError: it can't do its job like that.
     """
     report = _Report()
+    # What the kernel shows of it is this user's own until then, and not the superuser's alone.
+    kernel.prctl(kernel.SET_DUMPABLE, 1)
     is_seen = os.geteuid() != 0 or bool(kernel.capabilities() & privileges.PTRACE)
     if not around.own_pids:
         namespaces.own_view_of_processes()

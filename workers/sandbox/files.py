@@ -61,6 +61,7 @@ _STARTED_IN = Path.cwd()  #: the worker, too
 _INSTALLED_IN = ("site-packages", "dist-packages")
 
 
+@cache  # a job may not ask again
 def abi() -> int:
     """The version of Landlock that this kernel has; 0 without."""
     try:

@@ -194,8 +194,10 @@ def _by_arguments(*, gpu: bool, sees_others: bool) -> Iterator[tuple[str, list[_
     yield "ioctl", [_load(1), *_refuse_any(commands), *letters]
     changes = _FCNTLS if gpu else _FCNTLS | _FCNTLS_WITHOUT_GPU
     yield "fcntl", [_load(1), *_refuse_any(changes.values())]
+    # CUDA starts with some of it.
     shared = [_load(3), (_AND, 0, 0, _SHARED_ANONYMOUS), *_refuse_any([_SHARED_ANONYMOUS])]
-    yield "mmap", shared
+    if not gpu:
+        yield "mmap", shared
     for name, argument in (("open", 1), ("openat", 2)):
         masked = (_AND, 0, 0, _O_ACCMODE_AND_TRUNC)
         yield name, [_load(argument), masked, *_refuse_any([_O_TRUNC])]
