@@ -3,8 +3,8 @@
 A job reads what a stranger sent, and some parser of it will be broken one day. So each part here takes
 something away before the first byte is read: files and signals (``landlock``), the network and other
 processes (``namespaces``), system calls (``seccomp``), rights (``privileges``), the environment, open
-files, memory and disk (``limits``). ``guard`` is the process that starts the job, watches it, and ends
-all that it has started. ``check`` tries each on this machine.
+files, memory and disk (``limits``). ``guard`` is the process that starts the job, watches it (``usage``),
+and ends all that it has started (``tree``). ``check`` tries each on this machine.
 
 What a kernel refuses is left out and told; ``Mode.REQUIRED`` then refuses the job.
 """
