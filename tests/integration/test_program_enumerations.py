@@ -145,7 +145,7 @@ class Wild(nn.Module):
 
 class Fills(nn.Module):
     def forward(self, x: Tensor, grid: Tensor) -> Tensor:
-        return torch._sparse_coo_tensor_unsafe(grid.long(), x, [4, 4])
+        return torch.ops.aten._reshape_alias(x, [4, 4], [4, 1])
 
 
 def engine_with(module: nn.Module, path: Path) -> Path:
