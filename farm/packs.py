@@ -11,16 +11,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from farm.formats.door import Malformed, Window, behind
+from farm.formats.door import Malformed, Window, behind, check_name
 
 _CHUNK_BYTES = 1 << 20
 _MAGIC_AT = 257
 _MAGIC = b"ustar"
 _END = bytes(2 * tarfile.BLOCKSIZE)
 _MAX_FILES = 10_000
-#: What file systems take: of a path in the pack, and of a folder's or a file's name in it.
-_MAX_NAME_BYTES = 1000
-_MAX_PART_BYTES = 255
+_MAX_FOLDERS = 10_000
+#: Entries that tarfile copies to every file which follows.
+_MAX_GLOBAL_FIELDS = 32
 
 
 class MalformedPack(Malformed):
@@ -80,14 +80,23 @@ def members(path: Path) -> dict[str, Member]:
         MalformedPack: it is damaged, or holds links, devices, sparse files or paths out of it.
     """
     found: dict[str, Member] = {}
+    above: set[str] = set()
     size = path.stat().st_size
     with (
         behind(MalformedPack),
         path.open("rb") as file,
         tarfile.open(fileobj=Window(file), mode="r:") as archive,
     ):
+        folders = 0
         for entry in archive:
+            if len(archive.pax_headers) > _MAX_GLOBAL_FIELDS:
+                raise MalformedPack(
+                    f"it says more than {_MAX_GLOBAL_FIELDS} things of all its files"
+                )
             if entry.isdir():
+                folders += 1
+                if folders > _MAX_FOLDERS:
+                    raise MalformedPack(f"it holds more than {_MAX_FOLDERS} folders")
                 continue
             member = _member(entry)
             if member.name in found:
@@ -98,8 +107,12 @@ def members(path: Path) -> dict[str, Member]:
             if len(found) > _MAX_FILES:
                 raise MalformedPack(f"it holds more than {_MAX_FILES} files")
     for name in found:
-        if any(str(parent) in found for parent in PurePosixPath(name).parents):
-            raise MalformedPack(f"it holds {name!r} in what is a file")
+        folder = name.rpartition("/")[0]
+        while folder and folder not in above:  # else it was looked at with another's
+            above.add(folder)
+            if folder in found:
+                raise MalformedPack(f"it holds {name!r} in what is a file")
+            folder = folder.rpartition("/")[0]
     return found
 
 
@@ -136,14 +149,15 @@ def one_ending(names: Iterator[str] | Mapping[str, object], suffix: str) -> str:
 
 
 def _member(entry: tarfile.TarInfo) -> Member:
+    try:
+        check_name(entry.name)
+    except Malformed as err:
+        raise MalformedPack(str(err)) from None
     name = PurePosixPath(entry.name)
     if not entry.isreg() or entry.issparse():
         raise MalformedPack(f"{entry.name[:200]!r} is no regular file")
     if name.is_absolute() or ".." in name.parts or not name.parts or "\0" in entry.name:
         raise MalformedPack(f"{entry.name[:200]!r} leads out of it")
-    raw = entry.name.encode(errors="surrogateescape")
-    if len(raw) > _MAX_NAME_BYTES or max(map(len, raw.split(b"/"))) > _MAX_PART_BYTES:
-        raise MalformedPack(f"{entry.name[:200]!r} is too long for a file's name")
     return Member(name=str(name), offset=entry.offset_data, bytes=entry.size)
 
 

@@ -17,6 +17,7 @@ from farm.onnx_files import (
     location,
     operators,
 )
+from farm.packs import Member
 from farm.specs import SourceFormat
 
 PACK_HINT = (
@@ -54,34 +55,56 @@ def look(path: Path, format: SourceFormat) -> Look:
     if format is not SourceFormat.ONNX:
         return Look()
     try:
-        found = _operators(path)
-    except (packs.MalformedPack, MalformedModel):
+        return _look(path, packs.members(path) if packs.is_pack(path) else None)
+    except packs.MalformedPack:
         return Look()  # the export says what is wrong with it
+
+
+def _look(path: Path, there: Mapping[str, Member] | None) -> Look:
+    try:
+        found = _operators(path, there)
+    except (packs.MalformedPack, MalformedModel):
+        return Look()
     if found is None:
         return Look(may_be_quantized=True)
     return Look(operators=found, may_be_quantized=not _QUANTIZING.isdisjoint(found))
 
 
-def _operators(path: Path) -> frozenset[str] | None:
-    if not packs.is_pack(path):
+def _operators(path: Path, there: Mapping[str, Member] | None) -> frozenset[str] | None:
+    if there is None:
         return operators(path)
-    there = packs.members(path)
     model = there[packs.one_ending(there, ".onnx")]
     return operators(path, model.offset, model.bytes)
 
 
-def check(path: Path, format: SourceFormat) -> None:
-    """Refuse what can't be a source of this format.
+def check(path: Path, format: SourceFormat) -> Look:
+    """Refuse what can't be a source of this format; of others, what a ``look`` shows.
 
     Raises:
         SourceRefused: a pickle, or weights saved by ``torch.save``.
         InvalidRequest: not what the format says.
     """
     check_start(path, format)
-    if format is SourceFormat.ONNX:
-        _check_onnx(path)
     if format is SourceFormat.SAVEDMODEL:
         _check_savedmodel(path)
+    if format is not SourceFormat.ONNX:
+        return Look()
+    # Read once: of a pack of ten thousand files that takes a second.
+    there = _pack(path)
+    _check_onnx(path, there)
+    return _look(path, there)
+
+
+def _pack(path: Path) -> Mapping[str, Member] | None:
+    """The files in a pack; None where the model is a file by itself."""
+    try:
+        return packs.members(path) if packs.is_pack(path) else None
+    except packs.MalformedPack as err:
+        raise _no_model(err) from err
+
+
+def _no_model(err: packs.MalformedPack) -> InvalidRequest:
+    return InvalidRequest(f"this archive is no model: {err}", hint=PACK_HINT)
 
 
 def check_start(path: Path, format: SourceFormat) -> None:
@@ -122,25 +145,19 @@ def check_start(path: Path, format: SourceFormat) -> None:
         )
 
 
-def _check_onnx(path: Path) -> None:
+def _check_onnx(path: Path, there: Mapping[str, Member] | None) -> None:
     """Every file that the model names must have been handed in with it."""
     effort = Effort()
     try:
-        if packs.is_pack(path):
-            there = packs.members(path)
-            model = there[model_in_pack(path, effort)]
+        if there is not None:
+            model = there[_model_among(path, there, effort)]
             folder = PurePosixPath(model.name).parent
-            beside = {
-                str(PurePosixPath(name).relative_to(folder))
-                for name in there
-                if PurePosixPath(name).is_relative_to(folder)
-            }
             kept = external_files(path, model.offset, model.bytes, effort=effort)
-            missing = {name for name in kept if location(name) not in beside}
+            missing = {name for name in kept if str(folder / location(name)) not in there}
         else:
             missing = set(external_files(path, effort=effort))
     except packs.MalformedPack as err:
-        raise InvalidRequest(f"this archive is no model: {err}", hint=PACK_HINT) from err
+        raise _no_model(err) from err
     except (MalformedModel, TooManyFields):
         return  # the export says what is wrong with it
     if missing:
@@ -151,15 +168,17 @@ def _check_onnx(path: Path) -> None:
         )
 
 
-def model_in_pack(path: Path, effort: Effort | None = None) -> str:
+def model_in_pack(path: Path) -> str:
     """The name of the ONNX model in a pack. Data files may be called ``.onnx`` as well.
 
     Raises:
         MalformedPack: there is none, or several.
         MalformedModel
-        TooManyFields: only with an effort.
     """
-    there = packs.members(path)
+    return _model_among(path, packs.members(path), None)
+
+
+def _model_among(path: Path, there: Mapping[str, Member], effort: Effort | None) -> str:
     named = [name for name in there if name.lower().endswith(".onnx")]
     if len(named) == 1:
         return named[0]

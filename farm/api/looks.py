@@ -70,7 +70,6 @@ class Looks:
 
 def _look(path: Path, format: SourceFormat) -> Look | Rejected:
     try:
-        sources.check(path, format)
-        return sources.look(path, format)
+        return sources.check(path, format)
     except Rejected as err:
         return type(err)(err.detail, hint=err.hint)
