@@ -10,6 +10,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    FailFast,
     Field,
     SerializerFunctionWrapHandler,
     StringConstraints,
@@ -106,11 +107,13 @@ class DataKind(StrEnum):
 
 #: An axis may be of length 0: the cache of a decoder's first call is.
 Axis = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Shape = Annotated[tuple[Axis, ...], Field(max_length=16)]  #: more than any runtime takes
+#: More axes than any runtime takes. One fault of it is told: of thousands of shapes they would be many.
+Shape = Annotated[tuple[Axis, ...], Field(max_length=16), FailFast()]
 
 
 Size = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
-SizeValues = Annotated[tuple[Size, ...], Field(max_length=64)]  #: more than TensorRT takes
+#: More than TensorRT takes.
+SizeValues = Annotated[tuple[Size, ...], Field(max_length=64), FailFast()]
 
 
 class ValueRange(Value):
@@ -178,6 +181,8 @@ def _count(value: Any, depth: int) -> int:
         if isinstance(value, int) and not -(2**63) <= value < 2**64:
             raise ValueError(f"{value!r} is in no type that a tensor has")
         return 1
+    if len(value) > MAX_FIXED_VALUES:
+        raise ValueError(f"more than {MAX_FIXED_VALUES} values: keep them in the model")
     if depth == _MAX_FIXED_AXES:
         raise ValueError(f"the lists are nested more than {_MAX_FIXED_AXES} deep")
     shapes = {_shape(one) for one in value}
@@ -236,6 +241,9 @@ class Target(Value):
 LibraryDigest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
+_MAX_PLUGINS = 16
+
+
 class BuilderOptions(Value):
     """Of TensorRT's builder, by its names. The defaults are the builder's own."""
 
@@ -258,17 +266,18 @@ class BuilderOptions(Value):
     timing_cache: bool = Field(
         True, description="take what the fleet has timed on such a GPU, and add to it"
     )
-    plugins: Annotated[tuple[LibraryDigest, ...], Field(max_length=16)] = Field(
+    plugins: Annotated[tuple[LibraryDigest, ...], Field(max_length=_MAX_PLUGINS)] = Field(
         (), description="digests of allow-listed plugin libraries to load, in this order"
     )
 
     @field_validator("plugins", mode="before")
     @classmethod
     def _by_commas(cls, given: object) -> object:
+        # No more than it takes to see that they are too many.
         if isinstance(given, str):
-            return tuple(filter(None, given.split(",")))
+            return tuple(filter(None, given.split(",", _MAX_PLUGINS)))
         # Of JSON, which has no tuples.
-        return tuple(given) if isinstance(given, list) else given
+        return tuple(given[: _MAX_PLUGINS + 1]) if isinstance(given, list) else given
 
     def changed(self) -> dict[str, object]:
         """Those that aren't the builder's own, by name."""

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from farm import builds, views
 from farm.api.documents import event_stream, json_body
+from farm.api.extent import parsed
 from farm.api.services import (
     Body,
     BuildId,
@@ -23,7 +24,6 @@ from farm.api.services import (
     Limit,
     Services,
     answer,
-    parsed,
     problems,
 )
 from farm.builds import Submitted

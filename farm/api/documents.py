@@ -53,7 +53,7 @@ NAMES = {
 
 
 def json_body(shape: type[BaseModel]) -> dict[str, Any]:
-    """OpenAPI's request body of a call that reads JSON of this shape itself (`services.parsed`)."""
+    """OpenAPI's request body of a call that reads JSON of this shape itself (`extent.parsed`)."""
     _REQUESTS[shape.__name__] = shape
     schema = {"$ref": f"{_SCHEMAS}{shape.__name__}"}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -23,6 +23,8 @@ class BlobResponse(FileResponse):
 
     @classmethod
     def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
+        if http_range.count(",") >= _MOST_RANGES:
+            return []
         try:
             ranges = super()._parse_range_header(http_range, file_size)
         except MalformedRangeHeader:
@@ -33,4 +35,4 @@ class BlobResponse(FileResponse):
                 f"the file has {file_size} bytes, and none of what was asked for",
                 headers={"Content-Range": f"bytes */{file_size}"},
             ) from None
-        return ranges if len(ranges) <= _MOST_RANGES else []
+        return ranges

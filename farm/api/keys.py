@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Response
 
 from farm.api.documents import json_body
-from farm.api.services import Body, By, Cursor, Farm, Limit, answer, parsed, problems
+from farm.api.extent import parsed
+from farm.api.services import Body, By, Cursor, Farm, Limit, answer, problems
 from farm.schemas import KeyPage, KeyRequest, KeyView, NewKey
 from farm.trust import keys
 

@@ -6,7 +6,8 @@ from fastapi import APIRouter
 
 from farm import plugins
 from farm.api.documents import json_body
-from farm.api.services import Body, By, Farm, parsed, problems
+from farm.api.extent import parsed
+from farm.api.services import Body, By, Farm, problems
 from farm.schemas import PluginRequest, PluginView
 from farm.trust import audit
 

@@ -7,15 +7,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import Depends, Path, Query, Request, Response
-from pydantic import BaseModel, StringConstraints, ValidationError
+from pydantic import BaseModel, StringConstraints
 from sqlalchemy.orm import Session
 
 from farm.api.documents import problem_response
 from farm.api.looks import Looks
-from farm.api.problems import invalid
 from farm.api.streams import Streams
 from farm.db import Database
 from farm.dispatch import Doorbell, create_celery
@@ -127,24 +126,6 @@ Cursor = Annotated[
     Annotated[str, StringConstraints(max_length=100)] | None,
     Query(description="`cursor` of the page before"),
 ]
-
-
-Shape = TypeVar("Shape", bound=BaseModel)
-
-
-def parsed(shape: type[Shape], body: bytes) -> Shape:
-    """A JSON body as its shape. In a thread of its own: a large one takes a while.
-
-    Raises:
-        InvalidRequest
-    """
-    try:
-        # Strictly: true isn't a number of seconds, nor "8" a batch size.
-        return shape.model_validate_json(body, strict=True)
-    except ValidationError as err:
-        raise invalid(
-            err.errors(include_url=False, include_context=False, include_input=False)
-        ) from None
 
 
 def answer(

@@ -23,7 +23,7 @@ MAX_BYTES = 32 << 20
 MAX_READS = 40_000
 #: Of one header: a name, and what else a packer writes down of a file.
 MAX_HEADER_BYTES = 64 << 10
-#: Entries of all extended headers together (`path=…`, `mtime=…`): some for each file. tarfile takes 10 µs for one.
+#: Entries of all extended headers together (`path=…`, `mtime=…`): some for each file. One takes 10 µs.
 _MAX_FIELDS = 60_000
 #: Of the processor's time, whatever an archive is made of: some times what the largest that is taken needs.
 _MAX_CPU_S = 4.0

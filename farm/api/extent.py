@@ -1,0 +1,97 @@
+"""How much a JSON body may hold, found before its values are checked one by one.
+
+Pydantic checks all elements of what is too long, and keeps an error for each that is wrong: a megabyte took
+the interpreter for seconds. So the lengths that a shape declares are looked at first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json, to_json
+
+from farm.api.problems import invalid
+from farm.errors import InvalidRequest
+
+Shape = TypeVar("Shape", bound=BaseModel)
+
+#: Of one request, in lists and objects of whatever depth: three times the largest configuration of a model.
+_MOST_VALUES = 65_536
+#: Of what is told in words, ten are; more than these aren't even put into words.
+_MOST_FAULTS = 200
+_MOST_UNKNOWN = 16
+_HINT = "the request's fields and their limits are described at /docs"
+
+Schema = Mapping[str, Any]
+
+
+def parsed(shape: type[Shape], body: bytes) -> Shape:
+    """A JSON body as its shape. In a thread of its own: a large one takes a while.
+
+    Raises:
+        InvalidRequest
+    """
+    try:
+        # Strictly: true isn't a number of seconds, nor "8" a batch size.
+        return shape.model_validate_json(_bounded(shape, body), strict=True)
+    except ValidationError as err:
+        if err.error_count() > _MOST_FAULTS:
+            detail = f"{err.error_count()} values in the request are wrong"
+            raise InvalidRequest(detail, hint=_HINT) from None
+        told = err.errors(include_url=False, include_context=False, include_input=False)
+        raise invalid(told) from None
+
+
+def _bounded(shape: type[BaseModel], body: bytes) -> bytes:
+    """The body with each name once: of those that come again the parser would check them all."""
+    # There are at most as many values as these; without reading them, which makes an object of each.
+    if sum(map(body.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+        raise InvalidRequest(f"the request holds more than {_MOST_VALUES} values", hint=_HINT)
+    try:
+        tree = from_json(body)
+    except ValueError:
+        return body  # the shape says what is wrong with it
+    schema = _schema(shape)
+    fault = next(_too_long(tree, schema, schema.get("$defs", {}), ""), None)
+    if fault is not None:
+        raise InvalidRequest(fault, hint=_HINT)
+    return to_json(tree)
+
+
+@cache
+def _schema(shape: type[BaseModel]) -> Schema:
+    return shape.model_json_schema()
+
+
+def _too_long(value: Any, schema: Schema, named: Mapping[str, Schema], at: str) -> Iterator[str]:
+    """What is longer than its schema allows, in words: what contains it before what it contains."""
+    if not isinstance(value, list | dict):
+        return
+    if "$ref" in schema:
+        schema = named[schema["$ref"].rpartition("/")[2]]
+    for choice in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
+        yield from _too_long(value, choice, named, at)
+    if isinstance(value, list) and schema.get("type") == "array":
+        if len(value) > schema.get("maxItems", _MOST_VALUES):
+            yield f"{at or 'the request'}: {len(value)} items, and at most {schema['maxItems']} are taken"
+        for number, item in enumerate(value):
+            yield from _too_long(item, schema.get("items", {}), named, f"{at}.{number}".lstrip("."))
+    if isinstance(value, dict) and schema.get("type") == "object":
+        yield from _of_object(value, schema, named, at)
+
+
+def _of_object(
+    value: Mapping[str, Any], schema: Schema, named: Mapping[str, Schema], at: str
+) -> Iterator[str]:
+    known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
+    if len(value) > schema.get("maxProperties", _MOST_VALUES):
+        yield f"{at}: {len(value)} names, and at most {schema['maxProperties']} are taken"
+    unknown = [name for name in value if name not in known] if others is False else []
+    if len(unknown) > _MOST_UNKNOWN:
+        yield f"{at or 'the request'}: {len(unknown)} fields that it hasn't, as {unknown[0][:100]!r}"
+    for name, item in value.items():
+        inner = known.get(name, others if isinstance(others, dict) else {})
+        yield from _too_long(item, inner, named, f"{at}.{name[:100]}".lstrip("."))
