@@ -32,6 +32,7 @@ FarmError
 │   ├── PrecisionMissed
 │   ├── AccuracyDropped
 │   ├── StageFault           the farm's own fault, not the model's
+│   │   └── ResultRefused    what its process sent is no result
 │   ├── InputFailed          a job before this one failed
 │   └── ChildDied
 │       ├── ChildTimedOut
@@ -44,6 +45,7 @@ FarmError
 ├── IllegalTransition        a state change that the state machine doesn't know
 └── Unavailable              503, worth a retry
     ├── Busy
+    │   └── TooMany          429
     ├── DatabaseUnavailable
     ├── BrokerUnavailable
     ├── SandboxMissing
@@ -297,6 +299,15 @@ class StageFault(StageFailed):
     )
 
 
+class ResultRefused(StageFault):
+    """What the stage's process sent isn't a result of this stage's."""
+
+    default_hint = (
+        "no stage of the farm does that: if the worker's packages are whole (pip check), take the model for "
+        "hostile"
+    )
+
+
 class InputFailed(StageFailed):
     """A job that this one waited for failed."""
 
@@ -377,6 +388,13 @@ class Unavailable(FarmError):
 
 class Busy(Unavailable):
     """The farm has too much to do just now."""
+
+
+class TooMany(Busy):
+    """This client holds as many of the farm's places as one may."""
+
+    status = 429
+    default_hint = "let some of your other requests end first, then try again"
 
 
 class DatabaseUnavailable(Unavailable):

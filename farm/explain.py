@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from farm import parameters
 from farm.errors import NotFound
 from farm.models import Build, BuildJob, Job
+from farm.reports import facts as reports
 from farm.schemas import Explanation, JobReason
 from farm.states import Reuse
 
@@ -107,8 +108,8 @@ def _nearest(earlier: _Earlier, job: Job) -> tuple[Job | None, list[str]]:
 
 def _samples(old: Job, new: Job) -> str:
     """How many samples each of two jobs was given, as far as they have told."""
-    before, after = ((job.facts or {}).get("samples") for job in (old, new))
-    if before is None or after is None or before == after:
+    before, after = (reports.shown(job.facts).get("samples") for job in (old, new))
+    if not isinstance(before, int) or not isinstance(after, int) or before == after:
         return ""
     return f" ({before} → {after} samples)"
 

@@ -6,12 +6,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import ColumnElement, Select, String, and_, bindparam, cast, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from farm import gpu_tags, judgements, keys, latencies, parameters, ranking
 from farm.errors import BlobDamaged, NotFound
 from farm.models import Artifact, Build, EngineRow, Job, Model, Version, Wanted, new_id
+from farm.reports import extent
+from farm.reports import facts as reports
 from farm.schemas import Comparison, EngineView, Match
 from farm.specs import CALIBRATED, QUANTIZED, Precision, Prune, Target
 from farm.states import EngineState, JobState
@@ -87,7 +90,10 @@ def doubts(session: Session, wanted: Sequence[Wanted]) -> dict[str, list[str]]:
             EngineRow.id.in_(ids), EngineRow.state == EngineState.DOUBTFUL
         )
     )
-    return {engine_id: told or [] for engine_id, told in rows}
+    return {
+        engine_id: [one for one in told if isinstance(one, str)] if isinstance(told, list) else []
+        for engine_id, told in rows
+    }
 
 
 #: By which judgements of one engine are told from other engines; of older rows it is the build job.
@@ -169,12 +175,23 @@ def _rows() -> Select[*tuple[Any, ...]]:
 
 
 def _view(row: Any) -> EngineView:
+    engine = row[0]
+    recorded = {name: getattr(engine, name) for name in _RECORDED}
+    if reports.is_readable(recorded["accuracy"], recorded["metrics"]) and extent.fits(engine.io):
+        try:
+            return _shown(row, **recorded, doubts=engine.doubts or [], **engine.io)
+        except (ValidationError, TypeError):
+            pass
+    # An earlier farm took whatever a stage's process sent. One row mustn't keep others from being shown.
+    return _shown(row, **_UNREADABLE)
+
+
+def _shown(row: Any, **recorded: Any) -> EngineView:
     engine, model, version, source_digest, fixed_inputs, size = row
-    columns = {c: getattr(engine, c) for c in _COLUMNS}
+    columns = {name: getattr(engine, name) for name in _COLUMNS}
     return EngineView(
         **columns,
-        **engine.io,
-        doubts=engine.doubts or [],
+        **recorded,
         model=model,
         version=version,
         source_digest=source_digest,
@@ -184,10 +201,19 @@ def _view(row: Any) -> EngineView:
     )
 
 
-_COLUMNS = (
-    "id runtime runtime_version gpu precision prune digest accuracy metrics metrics_reason state "
-    "toolchain created_at"
-).split()
+_COLUMNS = "id runtime runtime_version gpu precision prune digest toolchain created_at".split()
+#: What its stages have said of it.
+_RECORDED = "accuracy metrics metrics_reason state".split()
+_UNREADABLE: Mapping[str, Any] = {
+    "accuracy": {},
+    "metrics": None,
+    "metrics_reason": "what was recorded of it can't be read",
+    "state": EngineState.DOUBTFUL,
+    "doubts": ["what was recorded of it can't be read: no stage of the farm writes so"],
+    "profiles": [],
+    "inputs": [],
+    "outputs": [],
+}
 
 
 #: What a quantised engine is compared with, the first that there is.

@@ -341,13 +341,17 @@ class MemoryView(Answer):
     )
 
 
+#: Of an engine's layer report: some hundred bytes for each layer.
+MAX_LAYER_REPORT_BYTES = 32 * 2**20
+
+
 class LayerReport(Answer):
     """What is in an engine."""
 
     source: str = Field(description="where the layers were read from")
     compute: ComputeView
-    products: list[ProductView]
-    layers: list[Layer]
+    products: Annotated[list[ProductView], Field(fail_fast=True)]
+    layers: Annotated[list[Layer], Field(fail_fast=True)]
     kinds: dict[str, int] = Field({}, description="kind of layer → how many")
     operators: int | None = Field(None, description="of the typed graph, before any fusion")
     fusions: dict[str, int] = Field(
@@ -355,9 +359,9 @@ class LayerReport(Answer):
     )
     weights: dict[str, WeightsView] = Field({}, description="by type")
     memory: MemoryView | None = None
-    inputs: list[TensorSpec] = []
-    outputs: list[TensorSpec] = []
-    profiles: list[Profile] = []
+    inputs: Annotated[list[TensorSpec], Field(fail_fast=True)] = []
+    outputs: Annotated[list[TensorSpec], Field(fail_fast=True)] = []
+    profiles: Annotated[list[Profile], Field(fail_fast=True)] = []
 
 
 class Comparison(Answer):

@@ -10,7 +10,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
-    FailFast,
     Field,
     SerializerFunctionWrapHandler,
     StringConstraints,
@@ -108,12 +107,12 @@ class DataKind(StrEnum):
 #: An axis may be of length 0: the cache of a decoder's first call is.
 Axis = Annotated[int, Field(ge=0, le=2**31 - 1)]
 #: More axes than any runtime takes. One fault of it is told: of thousands of shapes they would be many.
-Shape = Annotated[tuple[Axis, ...], Field(max_length=16), FailFast()]
+Shape = Annotated[tuple[Axis, ...], Field(max_length=16, fail_fast=True)]
 
 
 Size = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 #: More than TensorRT takes.
-SizeValues = Annotated[tuple[Size, ...], Field(max_length=64), FailFast()]
+SizeValues = Annotated[tuple[Size, ...], Field(max_length=64, fail_fast=True)]
 
 
 class ValueRange(Value):

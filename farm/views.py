@@ -14,6 +14,7 @@ from farm.errors import NotFound
 from farm.fleet import Fleet
 from farm.models import Build, BuildJob, EngineRow, Job, Model, Version, Wanted
 from farm.models import Event as EventRow
+from farm.reports import facts as reports
 from farm.schemas import (
     BuildSummary,
     BuildView,
@@ -109,7 +110,7 @@ def _job(job: Job, reuse: str, fleet: Fleet) -> JobView:
         **columns,
         reuse=reuse,
         worker=job.owner,
-        facts=job.facts or {},
+        facts=reports.shown(job.facts),
         waits_for=fleet.waits_for(job),
     )
 

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from farm.errors import StageFault
+from pydantic import ValidationError
+
+from farm.errors import ResultRefused
+from farm.reports import facts as reports
+from farm.reports.extent import TooMuch
+from farm.schemas import MAX_LAYER_REPORT_BYTES, LayerReport
 from farm.specs import JobKind
 from workers.sandbox import folder
 
@@ -24,10 +29,6 @@ _ROLES: Mapping[JobKind, tuple[frozenset[str], frozenset[str]]] = {
         (JobKind.MEASURE, "report", ""),
     )
 }
-_HINT = (
-    "no stage of the farm does that: if the worker's packages are whole (pip check), take the model for "
-    "hostile"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,22 +43,42 @@ def made_of(said: Any, kind: JobKind, workdir: Path) -> Made:
     """What a stage's process has sent, checked. To be called when its processes have ended.
 
     Raises:
-        StageFault: no stage would say so.
+        ResultRefused: no stage would say so.
     """
     match said:
         case {"outputs": dict(outputs), "facts": dict(facts)}:
             pass
         case _:
-            raise StageFault("the stage's process sent no result", hint=_HINT)
+            raise ResultRefused("the stage's process sent no result")
     always, maybe = _ROLES[kind]
     if not always <= outputs.keys() <= always | maybe or not outputs:
-        raise StageFault(f"the stage's process sent other outputs than a {kind} has", hint=_HINT)
+        raise ResultRefused(f"the stage's process sent other outputs than a {kind} has")
     if len(set(map(str, outputs.values()))) != len(outputs):
-        raise StageFault("the stage's process sent one output twice", hint=_HINT)
+        raise ResultRefused("the stage's process sent one output twice")
     if "timing_cache" in outputs and not _is_use(facts.get("timing_cache")):
-        raise StageFault("the stage's process sent a timing cache without its facts", hint=_HINT)
+        raise ResultRefused("the stage's process sent a timing cache without its facts")
+    try:
+        reports.check(kind, facts)
+    except TooMuch as err:
+        raise ResultRefused(f"the stage's process sent facts that no {kind} has: {err}") from None
     files = {role: _file(role, path, workdir) for role, path in outputs.items()}
+    if "layers" in files:
+        _check_layers(files["layers"])
     return Made(outputs=files, facts=facts)
+
+
+def _check_layers(path: Path) -> None:
+    """The one output that the API reads itself."""
+    size = path.stat().st_size
+    if size > MAX_LAYER_REPORT_BYTES:
+        raise ResultRefused(f"the stage's process sent a layer report of {size} bytes")
+    try:
+        LayerReport.model_validate_json(path.read_bytes(), strict=True)
+    except ValidationError as err:
+        told = reports.first_of(err)
+        raise ResultRefused(
+            f"the stage's process sent a layer report that is none: {told}"
+        ) from None
 
 
 def _is_use(facts: Any) -> bool:
@@ -71,4 +92,4 @@ def _file(role: str, path: Any, workdir: Path) -> Path:
     try:
         return folder.checked(str(path), workdir)
     except folder.NotAnOutput as err:
-        raise StageFault(f"the stage's process sent {err} as its {role}", hint=_HINT) from err
+        raise ResultRefused(f"the stage's process sent {err} as its {role}") from err

@@ -11,7 +11,7 @@ import time
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from farm.api.room import Places
+from farm.api.room import Places, Shares
 from farm.errors import Busy, FarmError, InvalidRequest, TooLarge, TooSlow, WrongContentType
 from farm.settings import Settings
 from farm.trust.hosts import Headers
@@ -29,30 +29,37 @@ class Bodies:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._held = 0
-        self._uploads = Places(
-            settings.max_uploads, f"{settings.max_uploads} uploads are on their way already"
-        )
+        share = settings.max_client_share
+        self._shares = Shares(_MOST_HELD_BYTES, share)
+        self._uploads = Places(settings.max_uploads, share, "uploads are on their way already")
 
     async def upload(
-        self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, headers: Headers
+        self,
+        app: ASGIApp,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        headers: Headers,
+        *,
+        client: str,
     ) -> None:
         """Pass on a body that is streamed.
 
         Raises:
-            Busy, TooLarge, InvalidRequest
+            Busy, TooMany, TooLarge, InvalidRequest
             TooSlow: to the call that reads it.
         """
         if _announced(headers) > self._settings.max_upload_bytes:
             raise TooLarge(f"a blob may have {self._settings.max_upload_bytes} bytes at most")
-        with self._uploads.one():
+        with self._uploads.one(client):
             await app(scope, _Paced(receive, self._settings), send)
 
-    async def read(self, receive: Receive, headers: Headers) -> bytes:
+    async def read(self, receive: Receive, headers: Headers, *, client: str) -> bytes:
         """A whole JSON body.
 
         Raises:
             TooLarge: without reading on.
-            TooSlow, Busy, WrongContentType, InvalidRequest
+            TooSlow, Busy, TooMany, WrongContentType, InvalidRequest
         """
         most = self._settings.max_request_bytes
         if _announced(headers) > most:
@@ -64,6 +71,7 @@ class Bodies:
                 if message["type"] == "http.disconnect":
                     raise InvalidRequest("the request broke off", hint="send it again, whole")
                 piece = message.get("body", b"")
+                self._shares.take(client, "too many large requests of this client", len(piece))
                 held += len(piece)
                 self._held += len(piece)
                 if held > most:
@@ -75,6 +83,7 @@ class Bodies:
                     break
         finally:
             self._held -= held
+            self._shares.give_back(client, held)
         if body and "content-type" not in headers:
             raise WrongContentType("the request has a body and no Content-Type", hint=JSON_HINT)
         return bytes(body)

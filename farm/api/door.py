@@ -53,10 +53,11 @@ class Door:
         self._access = access
         self._hosts = Hosts(settings.hosts)
         self._bodies = Bodies(settings)
-        self._room = Room()
+        self._room = Room(settings.max_client_share)
         self._streams = Places(
             settings.max_event_streams,
-            f"{settings.max_event_streams} clients follow builds already",
+            settings.max_client_share,
+            "streams of events are followed already",
             hint="try again in a moment, or ask for the build from time to time",
         )
 
@@ -79,27 +80,30 @@ class Door:
         headers, method, path = _headers(scope["headers"]), scope["method"], scope["path"]
         self._hosts.check(method, headers)
         address = (scope.get("client") or ("",))[0]
-        scope[CALLER] = await self._access.caller(method, path, headers, address)
+        caller = await self._access.caller(method, path, headers, address)
+        scope[CALLER], client = caller, caller.key_id or address
         if method not in _BODY_METHODS:
-            await self._call(path, scope, receive, send)
+            await self._call(path, scope, receive, send, client)
         elif path == UPLOADS:
             _check_type(
                 headers, _is_bytes, "send the file's bytes: curl -X POST -T FILE …/v1/blobs"
             )
-            await self._bodies.upload(self._app, scope, receive, send, headers)
+            await self._bodies.upload(self._app, scope, receive, send, headers, client=client)
         else:
             _check_type(headers, _is_json, JSON_HINT)
-            body = await self._bodies.read(receive, headers)
-            await self._call(path, scope, _once(body, receive), send)
+            body = await self._bodies.read(receive, headers, client=client)
+            await self._call(path, scope, _once(body, receive), send, client)
 
-    async def _call(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _call(
+        self, path: str, scope: Scope, receive: Receive, send: Send, client: str
+    ) -> None:
         if _OWN_ROOM.fullmatch(path):
             await self._app(scope, receive, send)
         elif _EVENTS.fullmatch(path):
-            with self._streams.one():
+            with self._streams.one(client):
                 await self._app(scope, receive, send)
         else:
-            await self._room.within(self._app, scope, receive, send)
+            await self._room.within(self._app, scope, receive, send, client=client)
 
 
 class _Answer:

@@ -28,6 +28,7 @@ from farm.errors import (
 log = logging.getLogger(__name__)
 
 _MOST_TOLD, _MOST_CHARS = 10, 500
+_LATER = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS)
 
 
 def install(app: FastAPI) -> None:
@@ -41,7 +42,7 @@ def install(app: FastAPI) -> None:
 def problem(err: FarmError, status: int | None = None) -> JSONResponse:
     """An error as the API's answer, by default with its class's status."""
     status = status or err.status
-    headers = {"Retry-After": "2"} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+    headers = {"Retry-After": "2"} if status in _LATER else {}
     if isinstance(err, KeyNeeded | ScopeMissing):
         headers["WWW-Authenticate"] = _challenge(err)
     body = {

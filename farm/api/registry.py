@@ -7,7 +7,8 @@ from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Response
-from pydantic import Field
+from fastapi.responses import FileResponse
+from pydantic import Field, ValidationError
 
 from farm import registry, scrub, views
 from farm.api.files import BlobResponse
@@ -24,6 +25,7 @@ from farm.api.services import (
 )
 from farm.errors import BlobDamaged, NotFound, TooLarge
 from farm.schemas import (
+    MAX_LAYER_REPORT_BYTES,
     EnginePage,
     EngineView,
     LayerReport,
@@ -40,7 +42,9 @@ Pruned = Annotated[
     Annotated[str, Field(max_length=40)] | None,
     Query(description="2:4, l1:0.5, or none for engines with all weights", examples=["2:4"]),
 ]
-_MOST_REPORT_BYTES = 64 * 2**20  #: a hundred times what a model of ten thousand layers has
+_MOST_PARSED_BYTES = (
+    4 * 2**20
+)  #: of a model of ten thousand layers; larger ones are answered as they lie
 VersionNumber = Annotated[Annotated[int, Field(ge=1, le=2**31 - 1)] | None, Query()]
 
 
@@ -168,12 +172,21 @@ def layers(engine_id: EngineId, farm: Farm) -> Response:
     with farm.db.read() as session:
         digest = registry.layers(session, engine_id)
     path = farm.store.path(digest)
-    if path.stat().st_size > _MOST_REPORT_BYTES:
+    size = path.stat().st_size
+    if size > MAX_LAYER_REPORT_BYTES:
         raise TooLarge(
-            f"the layer report has {path.stat().st_size} bytes",
+            f"the layer report has {size} bytes",
             hint=f"it is the blob {digest} in the artifact store",
         )
-    return answer(LayerReport.model_validate_json(path.read_bytes()))
+    if size > _MOST_PARSED_BYTES:
+        return FileResponse(path, media_type="application/json")
+    try:
+        return answer(LayerReport.model_validate_json(path.read_bytes()))
+    except ValidationError:
+        raise NotFound(
+            f"engine {engine_id!r} was built with a layer report that can't be read",
+            hint="don't trust this engine: its stage has sent what no stage of the farm sends",
+        ) from None
 
 
 @router.head("/engines/{engine_id}/content", include_in_schema=False)

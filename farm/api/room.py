@@ -1,53 +1,98 @@
 """Room: so many requests are worked at side by side; one that finds no room is told to come again.
 
 A call runs in a thread. Without this, requests would queue for threads without end, and behind them those
-that ask whether the farm is well.
+that ask whether the farm is well. One client gets a share of the room: the rest is for others.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from farm.errors import Busy
+from farm.errors import Busy, TooMany
 
 #: Fewer than there are threads, of which file downloads and uploads need some.
 _PLACES = 24
 _WAIT_S = 0.5
+_SHARE_HINT = "let some of your other requests end first; FARM_MAX_CLIENT_SHARE on the API is what one client may hold"
+
+
+class Shares:
+    """How much each client holds of something, and that none holds more than its share.
+
+    Parameters:
+        most: that there is of it.
+        share: that one client may hold, 0 to 1; one piece at least.
+    """
+
+    def __init__(self, most: int, share: float) -> None:
+        self.most = max(1, int(most * share))
+        self._held: Counter[str] = Counter()
+
+    def take(self, client: str, refusal: str, count: int = 1) -> None:
+        """Hold more.
+
+        Raises:
+            TooMany
+        """
+        if self._held[client] + count > self.most:
+            raise TooMany(refusal, hint=_SHARE_HINT)
+        self._held[client] += count
+
+    def give_back(self, client: str, count: int = 1) -> None:
+        self._held[client] -= count
+        if not self._held[client]:
+            del self._held[client]
 
 
 class Places:
-    """So many at once, and whoever finds none is told so at once."""
+    """So many at once, and whoever finds none is told so at once.
 
-    def __init__(self, most: int, refusal: str, *, hint: str | None = None) -> None:
+    Parameters:
+        what: is in them, as in "64 uploads are on their way already".
+        share: that one client may hold, 0 to 1.
+    """
+
+    def __init__(self, most: int, share: float, what: str, *, hint: str | None = None) -> None:
         self._left = most
-        self._refusal = refusal
+        self._refusal = f"{most} {what}"
         self._hint = hint
+        self._shares = Shares(most, share)
+        self._too_many = f"{self._shares.most} {what} for this client alone"
 
     @contextmanager
-    def one(self) -> Iterator[None]:
+    def one(self, client: str) -> Iterator[None]:
         """Hold a place.
 
         Raises:
+            TooMany: the client has its share.
             Busy
         """
-        if not self._left:
-            raise Busy(self._refusal, hint=self._hint)
-        self._left -= 1
+        self._shares.take(client, self._too_many)
         try:
-            yield
+            if not self._left:
+                raise Busy(self._refusal, hint=self._hint)
+            self._left -= 1
+            try:
+                yield
+            finally:
+                self._left += 1
         finally:
-            self._left += 1
+            self._shares.give_back(client)
 
 
 class Room:
     """Places for requests, held until the answer begins."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: float) -> None:
         self._waiting: anyio.Semaphore | None = None
+        self._most = max(1, int(_PLACES * share))
+        #: Of those clients that hold or wait for a place: their own places, and how many want one.
+        self._own: dict[str, tuple[anyio.Semaphore, int]] = {}
 
     def _places(self) -> anyio.Semaphore:
         # Made in the event loop that serves.
@@ -55,31 +100,57 @@ class Room:
             self._waiting = anyio.Semaphore(_PLACES)
         return self._waiting
 
-    async def within(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    @contextmanager
+    def _of(self, client: str) -> Iterator[anyio.Semaphore]:
+        own, wanting = self._own.get(client) or (anyio.Semaphore(self._most), 0)
+        self._own[client] = own, wanting + 1
+        try:
+            yield own
+        finally:
+            own, wanting = self._own[client]
+            self._own[client] = own, wanting - 1
+            if wanting == 1:
+                del self._own[client]
+
+    async def within(
+        self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, *, client: str
+    ) -> None:
         """Run a call when there is room.
 
         Raises:
+            TooMany: the client has its share of it for half a second.
             Busy: there is none for half a second.
         """
-        places = self._places()
-        with anyio.move_on_after(_WAIT_S) as waiting:
-            await places.acquire()
-        if waiting.cancelled_caught:
-            raise Busy("the farm works at as many requests as it can")
-        held = True
+        with self._of(client) as own:
+            await _wait(own, TooMany(f"{self._most} requests of this client are worked at already"))
+            try:
+                places = self._places()
+                await _wait(places, Busy("the farm works at as many requests as it can"))
+            except BaseException:
+                own.release()
+                raise
+            held = True
 
-        def leave() -> None:
-            nonlocal held
-            if held:
-                held = False
-                places.release()
+            def leave() -> None:
+                nonlocal held
+                if held:
+                    held = False
+                    places.release()
+                    own.release()
 
-        async def sent(message: Message) -> None:
-            # A client that reads slowly holds no place.
-            leave()
-            await send(message)
+            async def sent(message: Message) -> None:
+                # A client that reads slowly holds no place.
+                leave()
+                await send(message)
 
-        try:
-            await app(scope, receive, sent)
-        finally:
-            leave()
+            try:
+                await app(scope, receive, sent)
+            finally:
+                leave()
+
+
+async def _wait(places: anyio.Semaphore, refusal: Busy | TooMany) -> None:
+    with anyio.move_on_after(_WAIT_S) as waiting:
+        await places.acquire()
+    if waiting.cancelled_caught:
+        raise refusal

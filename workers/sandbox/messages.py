@@ -12,7 +12,7 @@ from farm import errors
 from farm.errors import BlobDamaged, FarmError, Rejected, StageFailed, StageFault, StorageFull
 from workers.sandbox.pace import Pace
 
-MAX_BYTES = 16 * 2**20  #: of one message
+MAX_BYTES = 4 * 2**20  #: of one message, of which a stage's facts may have the fourth part
 _MESSAGES_A_S, _MESSAGES_AT_ONCE = 100, 1000
 _PHASE_CHARS, _TEXT_CHARS = 100, 4000  #: of a phase, as the database keeps it; of an error's parts
 _HEADER = struct.Struct("!i")
