@@ -68,8 +68,8 @@ class Settings(BaseSettings):
         0.5,
         gt=0,
         le=1,
-        description="of the places for uploads, event streams and requests, and of the memory for bodies: what "
-        "one client may hold, by its key or else its address",
+        description="of the places for uploads, event streams and requests, and of the memory for bodies, "
+        "what one client may hold, by its key or else its address",
     )
     max_plugin_bytes: int = Field(
         128 * 2**20, ge=1, description="largest plugin library that is allow-listed"

@@ -26,8 +26,8 @@ _SCHEMAS = "#/components/schemas/"
 _REQUESTS: dict[str, type[BaseModel]] = {}
 _ANSWERS: dict[str, type[BaseModel]] = {Problem.__name__: Problem}
 
-#: What any call may answer: by another name, to another site, with too much to do.
-_OF_ALL = (403, 421, 503)
+#: What any call may answer: by another name, to another site, to one client too many times, with too much to do.
+_OF_ALL = (403, 421, 429, 503)
 _SCHEME = "key"
 _BEARER = {
     "type": "http",
@@ -47,6 +47,7 @@ NAMES = {
     416: "No such range",
     421: "The farm isn't reached by this name",
     422: "Invalid request",
+    429: "This client has its share: try again after Retry-After",
     503: "Unavailable: try again after Retry-After",
     507: "Storage full",
 }
@@ -80,7 +81,7 @@ def problem_response(status: int) -> dict[str, Any]:
     if status == 401:
         challenge = {"schema": {"type": "string"}, "description": "`Bearer`"}
         found["headers"] = {"WWW-Authenticate": challenge}
-    if status == 503:
+    if status in (429, 503):
         seconds = {"schema": {"type": "integer"}, "description": "seconds to wait"}
         found["headers"] = {"Retry-After": seconds}
     return found

@@ -18,7 +18,9 @@ from farm.errors import Busy, TooMany
 #: Fewer than there are threads, of which file downloads and uploads need some.
 _PLACES = 24
 _WAIT_S = 0.5
-_SHARE_HINT = "let some of your other requests end first; FARM_MAX_CLIENT_SHARE on the API is what one client may hold"
+_SHARE_HINT = (
+    "let some of your requests end first; FARM_MAX_CLIENT_SHARE on the API is one client's share"
+)
 
 
 class Shares:
@@ -122,7 +124,8 @@ class Room:
             Busy: there is none for half a second.
         """
         with self._of(client) as own:
-            await _wait(own, TooMany(f"{self._most} requests of this client are worked at already"))
+            told = f"{self._most} requests of this client are worked at already"
+            await _wait(own, TooMany(told, hint=_SHARE_HINT))
             try:
                 places = self._places()
                 await _wait(places, Busy("the farm works at as many requests as it can"))

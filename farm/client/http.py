@@ -23,7 +23,7 @@ from farm.errors import FarmError, InvalidRequest, KeyNeeded, NotFound, Unavaila
 
 T = TypeVar("T")
 
-_BUSY = frozenset({502, 503, 504})
+_BUSY = frozenset({429, 502, 503, 504})
 _START_HINT = "is the farm running? start one with: farm up; or set FARM_URL (--url) to where it is"
 _LONGEST_RETRY_AFTER_S = 10.0
 
