@@ -30,6 +30,8 @@ _SAVEDMODEL_HINT = (
     "`farm submit FOLDER` packs the folder that holds saved_model.pb; by hand: "
     "tar cf model.tar -C FOLDER saved_model.pb variables"
 )
+#: Files called .onnx that are looked at, for which of them is the model.
+_MAX_CANDIDATES = 256
 #: A pickle's first two bytes from protocol 2 on; older ones are text and fail as ONNX.
 _PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
@@ -200,6 +202,10 @@ def _one_model(
     candidates: Mapping[str, tuple[Path, int, int | None]], effort: Effort | None = None
 ) -> str:
     """The one that isn't data of another."""
+    if len(candidates) > _MAX_CANDIDATES:
+        raise packs.MalformedPack(
+            f"one .onnx file is needed in it, and there are {len(candidates)}"
+        )
     data: set[str] = set()
     for name, (path, offset, size) in candidates.items():
         if len(candidates) == 1:

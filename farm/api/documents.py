@@ -26,7 +26,7 @@ _SCHEMAS = "#/components/schemas/"
 _REQUESTS: dict[str, type[BaseModel]] = {}
 _ANSWERS: dict[str, type[BaseModel]] = {Problem.__name__: Problem}
 
-#: What any call may answer: by another name, to another site, to one client too many times, with too much to do.
+#: What any call may answer: by another name, to another site, to one client too often, with too much to do.
 _OF_ALL = (403, 421, 429, 503)
 _SCHEME = "key"
 _BEARER = {

@@ -51,6 +51,7 @@ COSTLY: dict[str, Callable[[], bytes]] = {
     "many headers of many fields": lambda: (
         b"".join(extended(fields(4500), name=f"{n}") for n in range(40)) + END
     ),
+    "many models": lambda: tar_of([f"{n}.onnx" for n in range(9900)]),
     "a header of 100 kB": lambda: extended(b"100011 comment=" + b"x" * 100_000) + END,
     "fields of all files": lambda: (
         extended(fields(4500), b"g") + tar_of([f"{n}.bin" for n in range(9000)])

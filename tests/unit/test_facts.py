@@ -153,7 +153,7 @@ def test_a_field_of_another_type_is_refused_wherever_it_stands(
         (JobKind.BUILD, "same", "an engine of others"),
         (JobKind.BUILD, "timing_cache", {"hit": "yes"}),
         (JobKind.EXPORT, "check.reason", "y" * 3_000_000),
-        (JobKind.EXPORT, "check.batches", [[]] * 200_000),
+        (JobKind.EXPORT, "check.batches", [[]] * 90_000),
         (JobKind.EXPORT, "inputs", [X] * 30_000),
         (JobKind.EXPORT, "unknown", 1),
         (JobKind.PRUNE, "layers", {str(n): "x" for n in range(30_000)}),
@@ -197,6 +197,12 @@ def test_a_layer_report_that_is_none_is_refused(layers: bytes, tmp_path: Path) -
     found = said(JobKind.BUILD, tmp_path, HONEST[JobKind.BUILD], layers)
     with pytest.raises(ResultRefused, match="layer report"):
         made_of(found, JobKind.BUILD, tmp_path)
+
+
+def test_a_message_of_more_values_than_any_result_has_is_none() -> None:
+    message = b'["result",[' + b"[]," * 1_000_000 + b"[]]]"
+    with pytest.raises(messages.Malformed):
+        list(messages.Inbox().take(len(message).to_bytes(4, "big") + message))
 
 
 def test_a_message_larger_than_any_result_is_none() -> None:

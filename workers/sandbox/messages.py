@@ -13,6 +13,8 @@ from farm.errors import BlobDamaged, FarmError, Rejected, StageFailed, StageFaul
 from workers.sandbox.pace import Pace
 
 MAX_BYTES = 4 * 2**20  #: of one message, of which a stage's facts may have the fourth part
+#: Of one message, in lists and objects: twice what facts may have. Each becomes an object, twice.
+_MOST_VALUES = 200_000
 _MESSAGES_A_S, _MESSAGES_AT_ONCE = 100, 1000
 _PHASE_CHARS, _TEXT_CHARS = 100, 4000  #: of a phase, as the database keeps it; of an error's parts
 _HEADER = struct.Struct("!i")
@@ -69,6 +71,8 @@ def _parsed(message: bytes) -> tuple[str, Any]:
 def _storable(message: bytes) -> Any:
     """A message's JSON, with what Postgres keeps in no text replaced: a model's own strings may hold it.
     Numbers that JSON hasn't become null."""
+    if sum(map(message.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+        raise ValueError("it holds too much")
     text = json.dumps(json.loads(message), ensure_ascii=False).encode(errors="replace")
     return json.loads(text.replace(b"\\u0000", b"\\ufffd"), parse_constant=lambda _: None)
 
