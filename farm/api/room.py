@@ -71,19 +71,17 @@ class Places:
         """Hold a place.
 
         Raises:
+            Busy: there is none left.
             TooMany: the client has its share.
-            Busy
         """
+        if not self._left:
+            raise Busy(self._refusal, hint=self._hint)
         self._shares.take(client, self._too_many)
+        self._left -= 1
         try:
-            if not self._left:
-                raise Busy(self._refusal, hint=self._hint)
-            self._left -= 1
-            try:
-                yield
-            finally:
-                self._left += 1
+            yield
         finally:
+            self._left += 1
             self._shares.give_back(client)
 
 
