@@ -23,6 +23,7 @@ _MOST_VALUES = 65_536
 #: Of what is told in words, ten are; more than these aren't even put into words.
 _MOST_FAULTS = 200
 _MOST_UNKNOWN = 16
+_EXACT = 2**53  #: up to here a float holds every integer
 _HINT = "the request's fields and their limits are described at /docs"
 
 Schema = Mapping[str, Any]
@@ -46,7 +47,8 @@ def parsed(shape: type[Shape], body: bytes) -> Shape:
 
 
 def _bounded(shape: type[BaseModel], body: bytes) -> bytes:
-    """The body with each name once: of those that come again the parser would check them all."""
+    """The body with each name once: of those that come again the parser would check them all; and with
+    whole numbers as integers, which in JSON they are."""
     # There are at most as many values as these; without reading them, which makes an object of each.
     if sum(map(body.count, (b",", b"[", b"{"))) > _MOST_VALUES:
         raise InvalidRequest(f"the request holds more than {_MOST_VALUES} values", hint=_HINT)
@@ -58,7 +60,17 @@ def _bounded(shape: type[BaseModel], body: bytes) -> bytes:
     fault = next(_too_long(tree, schema, schema.get("$defs", {}), ""), None)
     if fault is not None:
         raise InvalidRequest(fault, hint=_HINT)
-    return to_json(tree)
+    return to_json(_with_integers(tree))
+
+
+def _with_integers(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
+        return int(value)
+    if isinstance(value, list):
+        return [_with_integers(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _with_integers(one) for name, one in value.items()}
+    return value
 
 
 @cache

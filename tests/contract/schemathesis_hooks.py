@@ -31,6 +31,13 @@ def map_path_parameters(_context: Any, values: dict[str, Any] | None) -> dict[st
 
 
 @schemathesis.hook
+def before_call(_context: Any, case: schemathesis.Case, _kwargs: dict[str, Any]) -> None:
+    """It asks with a key, and may not revoke that one: every other call would be refused."""
+    if THERE["own_key_id"] in (case.path_parameters or {}).values():
+        case.path_parameters["key_id"] = THERE["key_id"]
+
+
+@schemathesis.hook
 def map_body(_context: Any, body: Any) -> Any:
     """A build of a blob that is there, for GPUs that there are."""
     if not isinstance(body, dict) or _chance.random() < 0.3:

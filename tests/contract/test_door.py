@@ -204,6 +204,13 @@ def test_what_is_of_another_type_is_refused_and_not_guessed(api, wrong):
     assert api.request("HEAD", f"/v1/blobs/{digest}").status_code == 200
 
 
+@pytest.mark.parametrize(("sent", "taken"), [("3600.0", 201), ("36e2", 201), ("3600.5", 422)])
+def test_a_whole_number_is_an_integer_however_it_is_written(api, sent, taken):
+    body = f'{{"name": "ci", "scopes": ["read"], "expires_in_s": {sent}}}'
+    answer = api.post("/v1/keys", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == taken, answer.text
+
+
 # What answers carry
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import update
 
 from farm.db import Database
 from farm.models import EngineRow
+from farm.trust import credentials
 from tests.contract.live_api import LiveApi, live_api
 from tests.ledger import Ledger
 
@@ -50,6 +51,8 @@ def filled(api: LiveApi) -> dict[str, str]:
         "model": "digits",
         "gpu": "rtx-4090",
         "digest": digest,
+        "key_id": api.http.post("/v1/keys", json={"name": "b", "scopes": ["read"]}).json()["id"],
+        "own_key_id": credentials.id_of(api.key),
     }
 
 
