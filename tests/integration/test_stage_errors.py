@@ -9,10 +9,12 @@ import onnx
 import pytest
 
 from farm.errors import StageFailed, StageFault
+from farm.reports import facts
 from farm.specs import BuildParams, CastParams, JobKind, Target
 from tests import strange_models as strange
+from workers import stages
 from workers.isolate import Child, Line, Link
-from workers.stages import Stage, StageRequest, cast, export, run, run_request
+from workers.stages import Stage, StageRequest, StageResult, cast, export, run, run_request
 
 ADA = Target(runtime="tensorrt-rtx", gpu="sm_89")
 MARK = "with this in FILE\n"
@@ -110,3 +112,14 @@ def test_whatever_a_stage_raises_it_ends_with_a_class_and_a_hint(
         run(stage)
     assert type(err).__name__ in caught.value.detail
     assert caught.value.detail.startswith(f"{kind} in fp16: ")
+
+
+def test_pages_that_a_library_gives_for_a_reason_are_cut_in_what_is_kept(tmp_path, monkeypatch):
+    reason = "CUDA error: " + "no kernel image is available\t" * 1000
+    said = {"accuracy": {}, "metrics": {"eager": {"reason": reason}}, "metrics_reason": None}
+    monkeypatch.setattr(stages, "run", lambda _stage: StageResult(outputs={}, facts=said))
+    found = run_request(request(tmp_path), lambda _phase, _share: None)["facts"]
+    facts.check(JobKind.MEASURE, found)
+    kept = found["metrics"]["eager"]["reason"]
+    assert reason.startswith(kept.removesuffix("…"))
+    assert len(kept) == 2000

@@ -42,6 +42,8 @@ from farm.specs import PARAMS, BuilderOptions, JobKind, StageParams
 from workers.asked import Asked
 from workers.stage_errors import explained
 
+_TEXT_CHARS = 2000  #: of one text among the facts
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -109,8 +111,19 @@ def run_request(
     )
     return {
         "outputs": {role: str(path) for role, path in result.outputs.items()},
-        "facts": dict(result.facts),
+        "facts": _brief(dict(result.facts)),
     }
+
+
+def _brief(value: Any) -> Any:
+    """Facts without pages of text, as libraries give for a reason: the log has them whole."""
+    if isinstance(value, str):
+        return value if len(value) <= _TEXT_CHARS else f"{value[: _TEXT_CHARS - 1]}…"
+    if isinstance(value, Mapping):
+        return {name: _brief(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_brief(one) for one in value]
+    return value
 
 
 def _verify(request: StageRequest, progress: Callable[[str, float | None], None]) -> None:
