@@ -227,7 +227,8 @@ class Metrics(Timed):
     speed_up_reason: Text | None = None
     others_cpu_share: Number | None = None
     warnings: Texts = []
-    memory: Annotated[dict[Word, Count | None], Field(max_length=20)] | None = None
+    #: Of the engine it is a difference, and others on the GPU may have given some back meanwhile.
+    memory: Annotated[dict[Word, int | None], Field(max_length=20)] | None = None
     gpu: Annotated[dict[Word, Any], Field(max_length=50)] | None = None
     settings: Annotated[dict[Word, Any], Field(max_length=50)] | None = None
 

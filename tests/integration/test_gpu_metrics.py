@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from farm.errors import EngineBuildFailed
-from farm.specs import Precision, ShapeRange, TensorSpec
+from farm.reports import facts
+from farm.specs import JobKind, Precision, ShapeRange, TensorSpec
 from workers import gpu_metrics
 from workers.batch import Batch
 from workers.cuda_timing import Query, Span
@@ -115,3 +116,12 @@ def test_what_held_the_gpu_back_is_a_warning(told):
         "1 other processes were on the GPU",
     ]
     assert metrics["gpu"]["mj_per_sample"] == 10.0
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_what_is_told_of_a_gpu_is_what_a_worker_takes(told, precision):
+    # Others on the GPU gave memory back while the engine was loaded.
+    metrics, _ = told(precision=precision)
+    metrics["memory"]["engine_bytes"] = -4096
+    found = {"accuracy": {}, "doubts": [], "metrics": metrics, "metrics_reason": None}
+    facts.check(JobKind.MEASURE, found)
