@@ -8,7 +8,7 @@ reader waits, some milliseconds, for the transactions that are writing events ju
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from sqlalchemy import Select, func, or_, select, text
 from sqlalchemy.orm import Session
 
 from farm.errors import NotFound
-from farm.models import BuildJob, Job
+from farm.models import BuildJob, Job, JobLog
 from farm.models import Event as Row
 from farm.schemas import Event
 from farm.states import BUILD_ENDED
@@ -44,7 +44,7 @@ def since(session: Session, build_id: str, after: int = 0, *, limit: int = PAGE)
         if not _writers_are_done(session):
             return []
         found = session.execute(news.where(Row.id <= last)).all()
-    return [_event(row, title) for row, title in found]
+    return _told(session, found)
 
 
 def history(
@@ -56,7 +56,7 @@ def history(
         NotFound
     """
     was = _of_build(session, build_id, after).where(Row.id <= upto).limit(limit)
-    return [_event(row, title) for row, title in session.execute(was)]
+    return _told(session, session.execute(was).all())
 
 
 def _of_build(session: Session, build_id: str, after: int) -> Select[Row, str]:
@@ -72,7 +72,16 @@ def _of_build(session: Session, build_id: str, after: int) -> Select[Row, str]:
     )
 
 
-def _event(row: Row, title: str | None) -> Event:
+def _told(session: Session, rows: Iterable[tuple[Row, str | None]]) -> list[Event]:
+    """Events as readers are told them: of the logs' text only what is among them is read."""
+    rows = list(rows)
+    printed = [row.id for row, _ in rows if row.kind == "log"]
+    texts = select(JobLog.event_id, JobLog.text).where(JobLog.event_id.in_(printed))
+    text_of = dict(session.execute(texts).tuples().all()) if printed else {}
+    return [_event(row, title, text_of.get(row.id)) for row, title in rows]
+
+
+def _event(row: Row, title: str | None, text: str | None) -> Event:
     return Event(
         id=row.id,
         at=row.at,
@@ -81,7 +90,7 @@ def _event(row: Row, title: str | None) -> Event:
         job=row.job_id,
         title=title,
         state=row.state,
-        data=row.data,
+        data=row.data if text is None else {"text": text, **row.data},
     )
 
 
@@ -119,7 +128,7 @@ def news(session: Session, builds: Collection[str], after: int, *, limit: int = 
     if len(rows) == limit:
         upto = rows[-1][0].id
     concerned = _concerned(session, [row for row, _ in rows], builds)
-    events = [_event(row, title) for row, title in rows if concerned[row.id]]
+    events = _told(session, [(row, title) for row, title in rows if concerned[row.id]])
     return News(upto=upto, events=events, builds=concerned)
 
 

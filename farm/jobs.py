@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from farm import advance, artifacts, parameters, registry
 from farm.db import now
 from farm.errors import FarmError, LeaseLost, StageFailed
-from farm.models import Build, BuildJob, Event, Job, JobInput
+from farm.models import Build, BuildJob, Event, Job, JobInput, JobLog
 from farm.specs import JobKind
 from farm.states import BUILD_ENDED, LIVE, JobState
 from farm.turns import Bell
@@ -139,7 +139,15 @@ def report(
         )
         session.add(Event(job_id=job_id, kind="phase", data={"phase": phase, "progress": progress}))
     if text:
-        session.add(Event(job_id=job_id, kind="log", data={"text": text, "attempt": attempt}))
+        printed = Event(job_id=job_id, kind="log", data={"attempt": attempt})
+        session.add(printed)
+        session.flush()  # numbers it
+        session.add(JobLog(event_id=printed.id, text=_encodable(text)))
+
+
+def _encodable(text: str) -> str:
+    # A file's name, as errors have it, may hold lone surrogates.
+    return text.encode(errors="backslashreplace").decode()
 
 
 def succeed(

@@ -284,7 +284,7 @@ class EngineRow(Base):
 
 
 class Event(Base):
-    """Every change of state, every phase and every piece of log, in order."""
+    """Every change of state, every phase and every piece of log, in order; a log's text is in ``JobLog``."""
 
     __tablename__ = "events"
     __table_args__ = (
@@ -298,6 +298,16 @@ class Event(Base):
     state: Mapped[str | None] = mapped_column(String(20))
     data: Mapped[dict[str, Any]] = mapped_column(Json)
     at: Mapped[datetime] = mapped_column(Instant, default=now)
+
+
+class JobLog(Base):
+    """What a job printed, by the event that says when and in which attempt: read only where it is shown."""
+
+    __tablename__ = "job_logs"
+    event_id: Mapped[int] = mapped_column(
+        BigId, ForeignKey("events.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    text: Mapped[str] = mapped_column(Text)
 
 
 class TimingCache(Base):

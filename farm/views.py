@@ -12,7 +12,7 @@ from farm import registry, targets
 from farm.builds import Attached
 from farm.errors import NotFound
 from farm.fleet import Fleet
-from farm.models import Build, BuildJob, EngineRow, Job, Model, Version, Wanted
+from farm.models import Build, BuildJob, EngineRow, Job, JobLog, Model, Version, Wanted
 from farm.models import Event as EventRow
 from farm.reports import facts as reports
 from farm.schemas import (
@@ -307,9 +307,11 @@ def log(session: Session, build_id: str, job_id: int | None) -> str:
 
 
 def _job_log(session: Session, job_id: int) -> str:
-    chunks = session.scalars(
-        select(EventRow.data)
-        .where(EventRow.job_id == job_id, EventRow.kind == "log")
-        .order_by(EventRow.id)
+    return "".join(
+        session.scalars(
+            select(JobLog.text)
+            .join(EventRow, EventRow.id == JobLog.event_id)
+            .where(EventRow.job_id == job_id)
+            .order_by(EventRow.id)
+        )
     )
-    return "".join(chunk["text"] for chunk in chunks)

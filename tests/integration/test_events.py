@@ -6,12 +6,11 @@ import threading
 
 import pytest
 
-from farm import events
-from farm.models import Event
+from farm import events, jobs
 
 
 def log(session, job_id, text):
-    session.add(Event(job_id=job_id, kind="log", data={"text": text}))
+    jobs.report(session, job_id, 1, text=text)
     session.flush()
 
 
