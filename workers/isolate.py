@@ -263,10 +263,13 @@ class Child:
         """
         deadline = time.monotonic() + self._timeout_s
         sources = [self._log, self._messages]
-        while sources:
+        # One that has closed its pipes may go on for ever.
+        while sources or self._process.is_alive():
             # What it says faster than it may waits in the pipe, and the child with it.
             heard = [one for one in sources if self._may_read(one)]
-            ready, _, _ = select.select(heard, [], [], _TICK_S)
+            awaited = [one.fileno() for one in heard] if sources else [self._process.sentinel]
+            readable, _, _ = select.select(awaited, [], [], _TICK_S)
+            ready = [one for one in heard if one.fileno() in readable]
             for source in ready:
                 news = self._read(source)
                 if news is None:
@@ -285,7 +288,6 @@ class Child:
             if not self._process.is_alive() and not ready and heard == sources:
                 break  # nobody is left who could hold the pipe open, but one that got away
         yield from self._last_printed()
-        self._process.join()
         self._hear_guard()
 
     def _last_printed(self) -> Iterator[Line]:
@@ -409,7 +411,7 @@ class Child:
         if self._process.is_alive():
             left = tree.below(self._pid)
             self._process.kill()
-            self._process.join()
+            self._process.join(_END_S)  # not for ever: the kernel may hold it
             for one in left:  # that have a new parent now
                 with suppress(ProcessLookupError):
                     os.kill(one, signal.SIGKILL)
@@ -421,7 +423,8 @@ class Child:
             self.end()
         for end in (self._log, self._messages, self._told):
             end.close()
-        self._process.close()
+        with suppress(ValueError):  # it is there still
+            self._process.close()
 
     def __enter__(self) -> Child:
         return self

@@ -8,8 +8,11 @@ import mmap
 import os
 import platform
 import resource
+import select
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from farm.errors import ChildFilledDisk, ChildOutOfMemory
+from farm.errors import ChildFilledDisk, ChildOutOfMemory, ChildTimedOut
 from farm.settings import Settings
 from workers import trial
 from workers.isolate import Child, Room
@@ -176,6 +179,7 @@ def test_the_filter_refuses_what_is_listed_and_of_other_calls_what_they_are_aske
     thread, own_files = 0x3D0F00, 0x3D0F00 & ~0x400
     assert asked("clone", thread) == asked("clone", 17) == ALLOWED
     assert asked("clone", own_files) == asked("clone", 0x10000011) == REFUSED
+    assert asked("clone", 0x8011) == REFUSED  # a sibling
     private, shared = 0x22, 0x21
     assert asked("mmap", 0, 4096, 3, private) == asked("mmap", 0, 4096, 1, 0x01) == ALLOWED
     if not gpu:  # CUDA asks for it
@@ -254,6 +258,7 @@ def makes_uncounted_memory(_argument, _link):
         "nameless": outcome(lambda: os.memfd_create("x")),
         "sockets": outcome(socket.socketpair),
         "spliced": outcome(_splice),
+        "watches": outcome(select.epoll),
         "locks": outcome(lambda: fcntl.lockf(Path("f").open("w"), fcntl.LOCK_EX, 1, 5)),
     }
 
@@ -424,3 +429,85 @@ def test_a_stopped_job_that_takes_too_much_is_ended_all_the_same(tmp_path):
         list(child.happenings())
         with pytest.raises(ChildFilledDisk):
             child.result()
+
+
+# What a job tells the kernel of itself, and how it ends
+
+
+def held(script: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """A process that has done this, and waits."""
+    wait = "print(flush=True); import time; time.sleep(600)"
+    command = [sys.executable, "-c", f"{script}\n{wait}", *arguments]
+    made = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert made.stdout is not None
+    made.stdout.readline()
+    return made
+
+
+def test_the_name_of_a_process_is_taken_for_nothing_else(tmp_path):
+    for mark in "\f\v\r\x1c\x85\u2028":
+        name = f"x{mark}PPid:9{mark}"
+        named = held("import ctypes, sys; ctypes.CDLL(None).prctl(15, sys.argv[1].encode())", name)
+        with named:
+            place = Path(f"/proc/{named.pid}")
+            assert tree._parent(named.pid) == os.getpid()
+            assert usage._numbers(place / "status")["PPid"] == os.getpid()
+            assert tree._runs(named.pid)
+            named.kill()
+
+
+MAPPED = """
+import mmap, os, sys
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+os.write(file, bytes(8 << 20))
+kept = mmap.mmap(file, 4096)
+os.close(file)
+os.unlink(sys.argv[1])
+for one in os.listdir("/proc/self/fd"):
+    try:
+        if os.readlink(f"/proc/self/fd/{one}").endswith("(deleted)"):
+            os.close(int(one))
+    except OSError:
+        pass
+"""
+
+
+@pytest.mark.parametrize("mark", ["\f", "\v", "\r", "\n", " ", "\x85"])
+def test_a_file_without_a_name_counts_whatever_its_name_was(tmp_path, mark):
+    with held(MAPPED, str(tmp_path / f"x{mark}1 2 3 4 5 z")) as mapped:
+        most = 2**40
+        counted = usage.disk_bytes(tmp_path, [mapped.pid], most=most)
+        # Who may not look at its size takes it for too much.
+        assert 8 * MIB <= counted < 9 * MIB or (counted == most + 1 and os.geteuid() != 0)
+        mapped.kill()
+
+
+def closes_all_and_sleeps(_argument, link):
+    os.close(link._messages.fileno())
+    for one in (1, 2):
+        os.close(one)
+    time.sleep(600)
+
+
+def test_a_job_that_has_nothing_left_to_say_is_ended_in_time(tmp_path):
+    box = box_in(tmp_path)
+    with (
+        Child(closes_all_and_sleeps, None, timeout_s=3, sandbox=box) as child,
+        pytest.raises(ChildTimedOut),
+    ):
+        list(child.happenings())
+
+
+def leaves_a_sibling(_argument, link):
+    # It would be the guard's child, in the job's namespace.
+    made = ctypes.CDLL(None).syscall(56 if X86 else 220, 0x8011, 0, 0, 0, 0)
+    if made == 0:
+        time.sleep(600)
+        os._exit(0)
+    return "done"
+
+
+def test_a_sibling_that_a_job_has_left_keeps_nobody_waiting(tmp_path):
+    with Child(leaves_a_sibling, None, timeout_s=60, sandbox=box_in(tmp_path)) as child:
+        list(child.happenings())
+        assert child.result() == "done"

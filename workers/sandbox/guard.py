@@ -140,12 +140,14 @@ class _Guard:
             os.kill(self._pid, signal.SIGKILL)
         if self._processes is not None:
             self._processes.kill()
-        if self._is_there:
-            _, self.status = os.waitpid(self._pid, 0)
-            self._is_there = False
-        if self._processes is not None:
-            self._processes.wait()
-            self._processes = None
+        # All that come: the first of a namespace doesn't end before the guard's own children there.
+        while self._is_there or self._processes is not None:
+            pid, status = os.waitpid(-1, 0)
+            if pid == self._pid:
+                self._is_there, self.status = False, status
+            elif self._processes is not None and pid == self._processes.first:
+                self._processes.close()
+                self._processes = None
         # Each that is ended hands on its children; until none is left.
         while left := tree.below(os.getpid()):
             tree.send(left, signal.SIGKILL)

@@ -65,9 +65,8 @@ class Processes:
         """End all of them."""
         os.kill(self.first, signal.SIGKILL)
 
-    def wait(self) -> None:
-        """Return when all have ended. Those whose parent is outside must have been waited for there."""
-        os.waitpid(self.first, 0)
+    def close(self) -> None:
+        """To be called when the first has been waited for."""
         os.close(self.lifeline)
 
 

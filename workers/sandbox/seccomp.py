@@ -38,7 +38,7 @@ _REFUSED = """
     reboot 169 142, swapon 167 224, swapoff 168 225, acct 163 89, quotactl 179 60,
     quotactl_fd 443 443, settimeofday 164 170, clock_settime 227 112, adjtimex 159 171,
     clock_adjtime 305 266, sethostname 170 161, setdomainname 171 162, syslog 103 116,
-    sync 162 81, syncfs 306 267,
+    sync 162 81, syncfs 306 267, io_setup 206 0,
     personality 135 92, vhangup 153 58, lookup_dcookie 212 18, nfsservctl 180 42,
     iopl 172 -, ioperm 173 -, modify_ldt 154 -, uselib 134 -, sysfs 139 -, _sysctl 156 -,
     shmget 29 194, shmat 30 196, shmctl 31 195, semget 64 190, semop 65 193, semctl 66 191,
@@ -59,11 +59,13 @@ _REFUSED_OF_FILES = """
 _REFUSED_OF_PROCESSES = """
     sched_setparam 142 118, sched_setscheduler 144 119, sched_setattr 314 274, ioprio_set 251 30
 """
-#: Refused to jobs that use no GPU. CUDA listens on a socket for others of its processes.
+#: Refused to jobs that use no GPU. CUDA listens on a socket for others of its processes. What epoll watches
+#: is counted by user, whose the farm is where it isn't root: a job could leave nothing to the API.
 _REFUSED_WITHOUT_GPU = """
     socket 41 198, bind 49 200, listen 50 201, accept 43 202, accept4 288 242,
     socketpair 53 199, setsockopt 54 208, sendmsg 46 211, sendmmsg 307 269,
-    pidfd_open 434 434, pidfd_send_signal 424 424
+    pidfd_open 434 434, pidfd_send_signal 424 424,
+    epoll_create 213 -, epoll_create1 291 20
 """
 #: Said not to be there, since their arguments are in memory, where no filter can look: C libraries then
 #: take ``clone`` and ``openat``.
@@ -75,7 +77,7 @@ _REFUSED_PARTLY = """
     sched_setaffinity 203 122
 """
 _AF_UNIX, _SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_KINDS = 1, 1, 5, 0xF
-_THREAD, _SAME_FILES = 0x10000, 0x400  #: flags of ``clone``
+_THREAD, _SAME_FILES, _SIBLING = 0x10000, 0x400, 0x8000  #: flags of ``clone``
 #: Typing into a terminal, copying from one, and signals to others about a file.
 _TIOCSTI, _TIOCLINUX, _FIOASYNC, _FIOSETOWN, _SIOCSPGRP = 0x5412, 0x541C, 0x5452, 0x8901, 0x8902
 #: Of all file systems, by their letters: attributes, verity and keys of any file that is open to read.
@@ -171,9 +173,9 @@ def _program(machine: str, *, gpu: bool, sees_others: bool) -> Iterator[_Instruc
 
 def _by_arguments(*, gpu: bool, sees_others: bool) -> Iterator[tuple[str, list[_Instruction]]]:
     """Calls of which only some are refused, and how these are told. What is left is allowed."""
-    # Threads with descriptors of their own would hide these.
+    # A sibling would be a child of the guard's, and threads with descriptors of their own would hide these.
     threads = [(_AND, 0, 0, _THREAD | _SAME_FILES), *_refuse_any([_THREAD])]
-    yield "clone", [_load(0), (_ANY_BIT, 0, 1, kernel.NEW_ANY), _REFUSE, *threads]
+    yield "clone", [_load(0), (_ANY_BIT, 0, 1, kernel.NEW_ANY | _SIBLING), _REFUSE, *threads]
     # Of this machine, and streams: one of datagrams could name any address when it sends.
     for name in ("socketpair", "socket") if gpu else ():
         yield (

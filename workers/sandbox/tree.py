@@ -133,7 +133,8 @@ def _parent(pid: int) -> int:
 
 def _of_status(pid: int, name: str) -> str:
     with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
-            if line.startswith(f"{name}:"):
-                return line.partition(":")[2].strip()
+        # The name among it is a stranger's, and may hold what Python takes for the end of a line.
+        for line in Path(f"/proc/{pid}/status").read_bytes().split(b"\n"):
+            if line.startswith(f"{name}:".encode()):
+                return line.partition(b":")[2].decode().strip()
     return ""

@@ -12,6 +12,8 @@ from pathlib import Path
 #: a pipe of two pages, which any user may have.
 _THREAD_BYTES, _DESCRIPTOR_BYTES = 32 * 2**10, 4 * 2**10
 _MANY_FILES = 200_000
+#: Descriptors of all of a job's processes: a look at each takes time, in which nothing else is looked at.
+_MANY_OPEN = 20_000
 #: No stage makes folders so deep, and each level is held open while what is below it is counted.
 _DEEPEST = 200
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -88,18 +90,28 @@ def _numbers(file: Path) -> dict[str, int]:
     """The numbers in such a file, by name; none when its process has ended or hides it."""
     found: dict[str, int] = {}
     with suppress(OSError):
-        for line in file.read_text(errors="replace").splitlines():
-            name, _, value = line.partition(":")
+        for line in _lines(file):
+            name, _, value = line.partition(b":")
             with suppress(ValueError, IndexError):
-                found[name] = int(value.split()[0])
+                found[name.decode(errors="replace")] = int(value.split()[0])
     return found
+
+
+def _lines(file: Path) -> list[bytes]:
+    """Of what the kernel tells. Names in it are a stranger's, and may hold all that Python takes for the end
+    of a line but this one.
+
+    Raises:
+        OSError
+    """
+    return file.read_bytes().split(b"\n")
 
 
 def disk_bytes(folder: Path, pids: Iterable[int], *, most: int) -> int:
     """What a folder holds on its disk, with what processes hold there that has no name any more; more
     than ``most`` when that can't be counted."""
     try:
-        return _Count().of(folder) + _nameless_bytes(folder, list(pids), most)
+        return _Count().of(folder) + _nameless_bytes(folder, list(pids))
     except Uncounted:
         return most + 1
 
@@ -183,7 +195,7 @@ def _let_in(name: str, at: int) -> None:
             os.close(handle)
 
 
-def _nameless_bytes(folder: Path, pids: list[int], most: int) -> int:
+def _nameless_bytes(folder: Path, pids: list[int]) -> int:
     """What processes hold of a folder's disk that has no name.
 
     Raises:
@@ -192,50 +204,48 @@ def _nameless_bytes(folder: Path, pids: list[int], most: int) -> int:
     device = folder.stat().st_dev
     places = list(map(_place, pids))
     held: dict[int, int] = {}
-    for place in places:
-        for found in _open_files(place):
-            if found.st_dev == device and found.st_nlink == 0:
-                held[found.st_ino] = found.st_blocks * 512
+    for found in _open_files(places):
+        if found.st_dev == device and found.st_nlink == 0:
+            held[found.st_ino] = found.st_blocks * 512
     for place in places:
         for area, number in _nameless_areas(place, folder):
             if number not in held:
-                held[number] = _mapped_bytes(place, area, places, most)
+                held[number] = _mapped_bytes(place, area)
     return sum(held.values())
 
 
-def _open_files(place: Path) -> Iterator[os.stat_result]:
+def _open_files(places: Iterable[Path]) -> Iterator[os.stat_result]:
     seen = 0
-    with suppress(OSError), os.scandir(place / "fd") as entries:
-        for entry in entries:
-            seen += 1
-            if seen > _MANY_FILES:
-                raise Uncounted
-            with suppress(OSError):
-                yield entry.stat()
+    for place in places:
+        with suppress(OSError), os.scandir(place / "fd") as entries:
+            for entry in entries:
+                seen += 1
+                if seen > _MANY_OPEN:
+                    raise Uncounted
+                with suppress(OSError):
+                    yield entry.stat()
 
 
 def _nameless_areas(place: Path, folder: Path) -> Iterator[tuple[str, int]]:
     """Areas of memory that are files without a name: where they lie, and the files' numbers."""
-    start = str(folder).replace("\n", "\\012") + "/"
+    start = os.fsencode(folder).replace(b"\n", b"\\012") + b"/"
     with suppress(OSError):
-        for line in (place / "maps").read_text(errors="surrogateescape").splitlines():
-            if line.endswith(" (deleted)"):
+        for line in _lines(place / "maps"):
+            if line.endswith(b" (deleted)"):
                 area, _, _, _, number, path = line.split(maxsplit=5)
                 if path.startswith(start):
-                    yield area, int(number)
+                    yield area.decode(), int(number)
 
 
-def _mapped_bytes(place: Path, area: str, places: list[Path], most: int) -> int:
+def _mapped_bytes(place: Path, area: str) -> int:
     """What a file takes that is mapped and not open.
 
     Raises:
-        Uncounted
+        Uncounted: only the superuser may see it, and no stage needs such a file.
     """
-    with suppress(OSError):  # for the superuser alone
+    try:
         return (place / "map_files" / area).stat().st_blocks * 512
-    # It is no more than was written all in all.
-    written = [_numbers(one / "io").get("write_bytes", 0) for one in (*places, Path("/proc/self"))]
-    if sum(written) > most:
-        raise Uncounted
-    start, end = (int(one, 16) for one in area.split("-"))
-    return end - start
+    except FileNotFoundError:
+        return 0  # it isn't mapped any more
+    except OSError:
+        raise Uncounted from None
