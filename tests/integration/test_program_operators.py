@@ -192,6 +192,44 @@ def test_a_decomposed_program_is_taken_and_runs(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, module(given).numpy(), rtol=1e-4, atol=1e-5)
 
 
+class Widens(nn.Module):
+    """What is looked at while it runs, and belongs together."""
+
+    def forward(self, x: Tensor, times: Tensor) -> dict[str, Tensor]:
+        interpolate = nn.functional.interpolate
+        return {
+            "heads": x.repeat_interleave(2, 1),
+            "rows": x.repeat_interleave(times, 0, output_size=3),
+            "one": x.repeat_interleave(times[:1] + 1, 0, output_size=4),
+            "near": interpolate(x, scale_factor=2.0),
+            "least": interpolate(x, (1, 1), mode="nearest-exact"),
+            "smooth": interpolate(x, scale_factor=(0.5, 3.0), mode="bicubic"),
+            "linear": interpolate(x.flatten(2), 5, mode="linear", align_corners=True),
+            "deep": interpolate(x[:, None], scale_factor=1.5, mode="trilinear"),
+        }
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_honest_repeats_and_scales_are_taken(decomposed: bool, tmp_path: Path) -> None:
+    given = (torch.rand(2, 3, 4, 6), torch.tensor([1, 2]))
+    made = torch.export.export(Widens(), given)
+    torch.export.save(made.run_decompositions() if decomposed else made, tmp_path / "m.pt2")
+    arrays = {"x": given[0].numpy(), "times": given[1].numpy()}
+    found = EagerModel(load_program(tmp_path / "m.pt2")).run(arrays)
+    for name, expected in Widens()(*given).items():
+        np.testing.assert_allclose(found[name], expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_repeats_whose_sum_wraps_around_are_refused_as_it_runs(tmp_path: Path) -> None:
+    """The kernel would write a thousand positions into five."""
+    given = (torch.rand(2, 3, 4, 6), torch.tensor([1, 2]))
+    torch.export.save(torch.export.export(Widens(), given), tmp_path / "m.pt2")
+    model = EagerModel(load_program(tmp_path / "m.pt2"))
+    most = 2**63 - 1
+    with pytest.raises(InvalidModel, match="don't belong together"):
+        model.run({"x": given[0].numpy(), "times": np.array([most, most - 993])})
+
+
 def test_weights_shorter_than_their_input_are_refused_as_it_runs(tmp_path: Path) -> None:
     """PyTorch's kernel reads on past them: 65,000 channels have one weight here."""
     made = torch.export.export(

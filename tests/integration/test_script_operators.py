@@ -495,6 +495,32 @@ max_unpool2d(z(1, 1, 1, 1), t([[[[B]]]]), [2, 2])
 searchsorted(z(4), z(1), sorter=t([B, B, B, B]))
 bincount(z(W).long(), z(1))
 repeat_interleave(t([W]), output_size=1)
+repeat_interleave(t([1000, M, M - 993]))
+repeat_interleave(t([1000, M, M - 993]), output_size=5)
+repeat_interleave(t([W, -W]), output_size=0)
+repeat_interleave(t([2, 3]), output_size=M)
+repeat_interleave(t([], dtype=torch.int32), output_size=W)
+repeat_interleave(z(3), t([1000, M, M - 993]), 0, output_size=5)
+repeat_interleave(z(3, 2), t([1000, M, M - 993]), 0)
+repeat_interleave(z(3), t([W]), 0, output_size=4)
+repeat_interleave(z(3), 2, 0, output_size=5)
+repeat_interleave(z(8), 1 << 61, 0)
+upsample_nearest1d(z(1, 1, 3).byte(), [6], 1e-300)
+upsample_nearest1d(z(1, 1, 3), None, [1e-300])
+_upsample_nearest_exact1d(z(1, 1, 3).byte(), [6], 1e-300)
+upsample_nearest2d(z(1, 1, 3, 3), [6, 6], 2.0, 1e-300)
+_upsample_nearest_exact2d(z(1, 1, 3, 3).byte(), [6, 6], 1e-300, 2.0)
+upsample_nearest3d(z(1, 1, 3, 3, 3).byte(), [6, 6, 6], 1e-300, 2.0, 2.0)
+_upsample_nearest_exact3d(z(1, 1, 3, 3, 3).byte(), [6, 6, 6], 2.0, 1e-300, 2.0)
+upsample_linear1d(z(1, 1, 3), [6], False, 1e-300)
+upsample_bilinear2d(z(1, 3, 3, 3).byte(), [6, 6], False, 1e-300, 1e-300)
+upsample_bicubic2d(z(1, 3, 3, 3).byte(), [6, 6], False, 2.0, float("nan"))
+upsample_trilinear3d(z(1, 1, 3, 3, 3), [6, 6, 6], False, None, None, 1e-300)
+split_with_sizes(z(4), [M, 4], -1)
+_pack_padded_sequence(z(3, 2, 4), t([3, 0]), False)
+lstm(z(4, 4), t([2, M]), [z(1, 2, 4), z(1, 2, 4)], [z(16, 4), z(16, 4)], False, 1, 0.0, False, False)
+gru(z(6, 4), t([4, -1, 2]), z(1, 4, 4), [z(12, 4), z(12, 4)], False, 1, 0.0, False, False)
+bincount(t([1, 2]), z(2), 1 << 62)
 as_strided(z(4), [8], [1 << 30])
 empty_strided([2, 2], [-B, 1])
 new_empty_strided(z(1), [3], [-B])
@@ -539,7 +565,7 @@ import sys
 import torch
 from workers.programs.guard import checked
 MODE = getattr(torch, sys.argv[1])
-t, z, B, W = torch.tensor, torch.zeros, 1 << 40, 20_000_000
+t, z, B, W, M = torch.tensor, torch.zeros, 1 << 40, 20_000_000, 2**63 - 1
 LSTM = [z(20, 4), z(20, 5), z(20), z(20)]
 for call in sys.stdin.read().split("\\n"):
     name = call.partition("(")[0]

@@ -12,9 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from workers.programs.operators import GUARDED
 
-_REACH_GUARDED = GUARDED | {"_weight_norm", "embedding_bag", "grid_sampler"}
-#: A smaller scale makes a filter so wide that PyTorch's sizes of it overflow.
+_INTERPOLATE = {"__interpolate", "__upsample", "__upsample_bilinear", "__upsample_nearest"}
+_REACH_GUARDED = GUARDED | {"_weight_norm", "embedding_bag", "grid_sampler"} | _INTERPOLATE
+#: A smaller scale makes a filter so wide that PyTorch's sizes of it overflow, and positions that do.
 _LEAST_SCALE = 1e-4
+#: Sums up to this don't wrap around in PyTorch's integers.
+_LONGEST = 2**63 - 1
 
 
 @contextmanager
@@ -47,7 +50,7 @@ class _Checks(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         given = kwargs or {}
-        check = _CHECKS.get(func.overloadpacket.__name__) if func.namespace == "aten" else None
+        check = _check_of(func) if func.namespace == "aten" else None
         if check is not None:
             names = [argument.name for argument in func._schema.arguments]
             named = dict(zip(names, args, strict=False)) | given
@@ -60,6 +63,11 @@ class _Checks(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if made is not NotImplemented:
                 return made
         return func(*args, **given)
+
+
+def _check_of(func: Any) -> Callable[[dict[str, Any]], bool] | None:
+    name = func.overloadpacket.__name__
+    return _CHECKS.get(name) or _CHECKS.get(f"{name}.{func._overloadname}")
 
 
 def _batch_norm(given: dict[str, Any]) -> bool:
@@ -135,15 +143,31 @@ def _weight_norm(given: dict[str, Any]) -> bool:
 
 
 def _scales(given: dict[str, Any]) -> bool:
-    scales = [given.get(name) for name in ("scales_h", "scales_w", "scale_factors")]
+    names = ("scales", "scales_d", "scales_h", "scales_w", "scale_factors")
+    scales = [given.get(name) for name in names]
     flat = [one for scale in scales for one in (scale if isinstance(scale, list) else [scale])]
+    return all(one is None or one >= _LEAST_SCALE for one in flat)
+
+
+def _filter_scales(given: dict[str, Any]) -> bool:
     sizes = list(given["input" if "input" in given else "self"].shape[-2:])
     asked = given.get("output_size") or sizes
     return (
-        all(one is None or one >= _LEAST_SCALE for one in flat)
+        _scales(given)
         and all(size > 0 for size in (*sizes, *asked))
         and all(new / old >= _LEAST_SCALE for old, new in zip(sizes, asked, strict=True))
     )
+
+
+def _repeats(given: dict[str, Any]) -> bool:
+    """The kernel writes what they say into what their sum says, which may wrap around."""
+    repeats, size = given["repeats"], given.get("output_size")
+    if not repeats.numel():
+        return size in (None, 0)
+    least, most = int(repeats.min()), int(repeats.max())
+    if least < 0 or most * repeats.numel() > _LONGEST:
+        return False
+    return size is None or size == int(repeats.sum())
 
 
 _CHECKS: dict[str, Callable[[dict[str, Any]], bool]] = {
@@ -156,10 +180,21 @@ _CHECKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "_native_multi_head_attention": _fast_attention,
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
     "_transformer_encoder_layer_fwd": _fast_attention,
-    "_upsample_bicubic2d_aa": _scales,
-    "_upsample_bilinear2d_aa": _scales,
-    "_upsample_lanczos2d_aa": _scales,
+    "_upsample_bicubic2d_aa": _filter_scales,
+    "_upsample_bilinear2d_aa": _filter_scales,
+    "_upsample_lanczos2d_aa": _filter_scales,
+    "_upsample_nearest_exact1d": _scales,
+    "_upsample_nearest_exact2d": _scales,
+    "_upsample_nearest_exact3d": _scales,
     "_weight_norm_interface": _weight_norm,
     "grid_sampler_2d": _grid,
     "grid_sampler_3d": _grid,
+    "repeat_interleave.Tensor": _repeats,  # the others are made of it
+    "upsample_bicubic2d": _scales,
+    "upsample_bilinear2d": _scales,
+    "upsample_linear1d": _scales,
+    "upsample_nearest1d": _scales,
+    "upsample_nearest2d": _scales,
+    "upsample_nearest3d": _scales,
+    "upsample_trilinear3d": _scales,
 }

@@ -29,8 +29,7 @@ _TENSORS = frozenset(
     _pack_padded_sequence _pad_circular _pdist_forward _prelu_kernel
     _reshape_copy _reshape_from_tensor _safe_softmax _sample_dirichlet _shape_as_tensor _softmax
     _stack _standard_gamma _to_copy _unique _unique2 _unsafe_index _unsafe_index_put _unsafe_view
-    _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d _weight_norm abs
-    absolute acos acosh adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+    _weight_norm abs absolute acos acosh adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d add addbmm addcdiv addcmul addmm
     addmv addr adjoint affine_grid_generator alias alias_copy all allclose alpha_dropout amax amin
     aminmax angle any arange arccos arccosh arcsin arcsinh arctan arctan2 arctanh argmax argmin
@@ -78,7 +77,7 @@ _TENSORS = frozenset(
     pixel_unshuffle poisson poisson_nll_loss polar polygamma positive pow prelu prod put quantile
     rad2deg rand rand_like randint randint_like randn randn_like random randperm range ravel real
     reciprocal reflection_pad1d reflection_pad2d reflection_pad3d relu relu6 remainder renorm
-    repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d requires_grad_
+    repeat replication_pad1d replication_pad2d replication_pad3d requires_grad_
     reshape reshape_as resolve_conj resolve_neg result_type rms_norm rnn_relu rnn_relu_cell
     rnn_tanh rnn_tanh_cell roll rot90 round row_stack rrelu rsqrt rsub scalar_tensor
     scaled_dot_product_attention scatter scatter_add scatter_reduce searchsorted select select_copy
@@ -94,9 +93,8 @@ _TENSORS = frozenset(
     tan tanh tensor tensor_split tensordot threshold tile to topk trace transpose transpose_copy
     trapezoid trapz tril tril_indices triplet_margin_loss triu triu_indices true_divide trunc
     type_as unbind unbind_copy unflatten unfold unfold_copy uniform unique_consecutive unique_dim
-    unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze unsqueeze_copy upsample_bicubic2d
-    upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d
-    upsample_trilinear3d vander var var_mean vdot view view_as view_as_complex view_as_complex_copy
+    unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze unsqueeze_copy
+    vander var var_mean vdot view view_as view_as_complex view_as_complex_copy
     view_as_real view_as_real_copy view_copy vsplit vstack where xlogy zero zeros zeros_like
     """.split()
 )
@@ -140,8 +138,11 @@ GUARDED = frozenset(
     _embedding_bag _embedding_bag_forward_only _fft_c2c _fft_c2r _fft_r2c
     _native_batch_norm_legit_no_training _native_multi_head_attention
     _scaled_dot_product_flash_attention_for_cpu _transformer_encoder_layer_fwd
-    _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_lanczos2d_aa _weight_norm_interface
-    grid_sampler_2d grid_sampler_3d
+    _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_lanczos2d_aa
+    _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
+    _weight_norm_interface grid_sampler_2d grid_sampler_3d repeat_interleave upsample_bicubic2d
+    upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d
+    upsample_trilinear3d
     """.split()
 )
 #: Types that an operator here neither takes nor gives.
