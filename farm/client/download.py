@@ -20,6 +20,7 @@ from typing import BinaryIO
 import httpx
 from pydantic import TypeAdapter
 
+from farm.client import answers
 from farm.client.http import Http
 from farm.client.progress import Progress, silent
 from farm.client.upload import digest_of
@@ -248,7 +249,7 @@ def _receive(http: Http, engine: EngineView, partial: Path, progress: Progress) 
         if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return
         with _appending(partial) as file:
-            for chunk in response.iter_bytes():
+            for chunk in answers.chunks(response):
                 file.write(chunk)
                 have += len(chunk)
                 progress(f"download {partial.stem}", have, engine.bytes)
@@ -259,10 +260,7 @@ def _receive(http: Http, engine: EngineView, partial: Path, progress: Progress) 
 
 
 def _range(engine: EngineView, have: int) -> Mapping[str, str]:
-    headers = {"Accept-Encoding": "identity"}
-    if have:
-        headers |= {"Range": f"bytes={have}-", "If-Range": f'"{engine.digest}"'}
-    return headers
+    return {"Range": f"bytes={have}-", "If-Range": f'"{engine.digest}"'} if have else {}
 
 
 def _continues(response: httpx.Response, have: int) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import httpx
 from pydantic import TypeAdapter
 
+from farm.client import answers
 from farm.client.http import Http
 from farm.errors import Unavailable
 from farm.schemas import BuildView, Event
@@ -62,14 +63,22 @@ def _connection(http: Http, build_id: str, after: int) -> Iterator[Event]:
         headers["Last-Event-ID"] = str(after)
     path = f"/v1/builds/{build_id}/events"
     with http.stream(path, headers=headers, read_timeout_s=_SILENCE_S) as response:
-        for data in payloads(response.iter_lines()):
+        for data in payloads(answers.lines(response)):
             yield http.understand(_EVENT, data.encode(), "an event")
 
 
 def payloads(lines: Iterable[str]) -> Iterator[str]:
-    """The ``data`` of each event; comments, and an event that was cut off, are dropped."""
+    """The ``data`` of each event; comments, and an event that was cut off, are dropped.
+
+    Raises:
+        FarmError: an event is longer than a farm's is.
+    """
     data: list[str] = []
+    held = 0
     for line in lines:
+        held = held + len(line) if line else 0
+        if held > answers.MOST_EVENT_BYTES:
+            raise answers.too_long("an event", answers.MOST_EVENT_BYTES)
         if line == "":
             if data:
                 yield "\n".join(data)

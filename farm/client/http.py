@@ -17,6 +17,7 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from farm import __version__
+from farm.client import answers
 from farm.client.key import find as find_key
 from farm.client.plain import plain, plain_json, plain_value
 from farm.errors import FarmError, InvalidRequest, KeyNeeded, NotFound, Unavailable, from_code
@@ -67,7 +68,11 @@ class Http:
         try:
             is_local = _is_local(self.url)
             self._key = find_key(key, is_local=is_local)
-            headers = {"User-Agent": f"engine-farm/{__version__}", "Farm-Client": _who()}
+            headers = {
+                "User-Agent": f"engine-farm/{__version__}",
+                "Farm-Client": _who(),
+                "Accept-Encoding": "identity",
+            }
             if self._key.key:
                 _check_key(self._key.key)
                 headers["Authorization"] = f"Bearer {self._key.key}"
@@ -145,9 +150,10 @@ class Http:
         while True:
             try:
                 content = body() if body else None
-                response = self._client.request(
+                with self._client.stream(
                     method, path, content=content, headers=headers, **options
-                )
+                ) as streamed:
+                    response = answers.whole(streamed)
                 if not response.is_error:
                     return response
                 error, pause_s = self.error_of(response), _retry_after_s(response)
@@ -172,7 +178,7 @@ class Http:
     def stream(
         self, path: str, *, headers: Mapping[str, str], read_timeout_s: float
     ) -> Iterator[httpx.Response]:
-        """One attempt at a streamed GET; what goes wrong while it is read is httpx's error.
+        """One attempt at a streamed GET, to be read by ``answers``; what goes wrong then is httpx's error.
 
         Raises:
             FarmError: the farm's answer is an error, other than 416.
@@ -183,8 +189,7 @@ class Http:
                 response.is_error
                 and response.status_code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
             ):
-                response.read()
-                raise self.error_of(response)
+                raise self.error_of(answers.whole(response))
             yield response
 
     def error_of(self, response: httpx.Response) -> FarmError:
