@@ -47,7 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
     services = Services.create(settings)
 
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
             require_schema(services.db)
         except DatabaseUnavailable as err:
@@ -59,6 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
             services.store.keep_reserve()
         except Unavailable as err:
             log.warning("%s", err.detail)
+        documents.prepare(app)
         for thread in (services.sweeper, services.scrubber, services.uses):
             thread.start()
         yield
@@ -73,7 +74,8 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        docs_url=None,  # `documents` has it
+        openapi_url=None,  # `documents` has it
+        docs_url=None,
         redoc_url=None,
     )
     app.state.services = services

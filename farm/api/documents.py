@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import fastapi_offline
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from pydantic import BaseModel
@@ -88,15 +90,30 @@ def problem_response(status: int) -> dict[str, Any]:
 
 
 def install(app: FastAPI) -> None:
-    """Let the application document itself, once."""
+    """Let the application document itself, once, and keep what it wrote."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
             app.openapi_schema = _document(app)
         return app.openapi_schema
 
+    @cache
+    def content() -> bytes:
+        return json.dumps(document(), ensure_ascii=False, separators=(",", ":")).encode()
+
+    # Not FastAPI's own, which writes the document anew for each request, on the event loop.
+    async def answer(_request: Request) -> Response:
+        return Response(content(), media_type="application/json")
+
     app.openapi = document  # type: ignore[method-assign]
+    app.state.document = content
+    app.add_route("/openapi.json", answer, include_in_schema=False)
     app.include_router(router)
+
+
+def prepare(app: FastAPI) -> None:
+    """Write the document now, and not while others wait for their answers."""
+    app.state.document()
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
