@@ -11,6 +11,7 @@ import torch
 from farm.latencies import MAX_OTHERS_SHARE
 from workers.backends.ort import cpu_threads
 from workers.batch import Arrays, Batch
+from workers.programs import guard
 from workers.samples import Runnable
 from workers.timing import (
     Pace,
@@ -90,9 +91,11 @@ def _time_headline(models: dict[str, Runnable], arrays: Arrays) -> Timings:
 
 
 def _time_batch(models: dict[str, Runnable], arrays: Arrays, pace: Pace) -> Timings:
-    return time_side_by_side(
-        {name: partial(model.run, arrays) for name, model in models.items()}, pace
-    )
+    runs = {name: partial(model.run, arrays) for name, model in models.items()}
+    for run in runs.values():
+        run()
+    with guard.timed():
+        return time_side_by_side(runs, pace)
 
 
 def _results(

@@ -19,6 +19,23 @@ _LEAST_SCALE = 1e-4
 #: Sums up to this don't wrap around in PyTorch's integers.
 _LONGEST = 2**63 - 1
 
+_is_timed = False
+
+
+@contextmanager
+def timed() -> Iterator[None]:
+    """Within, nothing is checked: a program is timed by the kernels that PyTorch chooses, or its engines
+    would look faster beside it than they are.
+
+    For inputs that it has run with before, checked. What it does otherwise then, its sandbox alone contains.
+    """
+    global _is_timed
+    _is_timed = True
+    try:
+        yield
+    finally:
+        _is_timed = False
+
 
 @contextmanager
 def checked(operators: Collection[str]) -> Iterator[None]:
@@ -30,6 +47,9 @@ def checked(operators: Collection[str]) -> Iterator[None]:
     Raises:
         ValueError: as it runs, where arguments of a guarded operator don't belong together.
     """
+    if _is_timed:
+        yield
+        return
     names = {name.partition(".")[0] for name in operators}
     with ExitStack() as stack:
         if "lstm" in names:
