@@ -93,13 +93,14 @@ def worker(
     from farm.settings import Settings
 
     _close_home()
-    preflight.require_database(Settings())
-    options = ["--cpu-only"] * cpu_only + ["--no-cpu"] * no_cpu
-    options += ["--name", name] if name else []
-    if check_sandbox:
+    if check_sandbox:  # which is this machine's alone: there may be no farm yet
         options = ["--check-sandbox"] + ["--json"] * as_json
-    elif as_json:
-        _announce(pid=os.getpid(), options=options)
+    else:
+        preflight.require_database(Settings())
+        options = ["--cpu-only"] * cpu_only + ["--no-cpu"] * no_cpu
+        options += ["--name", name] if name else []
+        if as_json:
+            _announce(pid=os.getpid(), options=options)
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "workers", *options])  # noqa: S606 - no shell
 

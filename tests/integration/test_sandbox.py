@@ -692,6 +692,19 @@ def test_a_machine_without_landlock_and_namespaces_says_what_it_cannot_keep(tmp_
     assert told["parts"]["system calls"]["enforced"]
 
 
+def test_what_a_machine_enforces_can_be_asked_before_there_is_a_farm(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "farm", "worker", "--check-sandbox", "--json"],
+        env=os.environ | {"FARM_HOME": str(tmp_path / "new")},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
+    assert json.loads(done.stdout)["parts"].keys() == set(Feature), done.stderr
+    assert not (tmp_path / "new" / "farm.db").exists()
+
+
 def test_a_worker_that_must_have_all_does_not_start_on_such_a_machine(tmp_path):
     done = on_an_old_kernel(tmp_path, "--cpu-only", FARM_SANDBOX="required")
     assert done.returncode == 2
