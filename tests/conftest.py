@@ -27,6 +27,16 @@ hypothesis.settings.load_profile("farm")
 
 CLASSIC = str(Path(__file__).parent / "classic")
 POSTGRES = os.environ.get("FARM_TEST_DATABASE_URL")
+#: Whole farms, and served APIs: what they use isn't said by a fixture.
+_WHOLE = ("contract", "e2e", "chaos")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if "template" in fixtures or item.path.parent.name in _WHOLE:
+            item.add_marker("services")
 
 
 def _admin(statement: str) -> None:

@@ -207,7 +207,9 @@ def test_a_database_that_others_write_to_is_told_within_two_seconds(api):
     finally:
         holder.rollback()
         holder.close()
-    assert {answer.status_code for _, answer in [*answers, alone]} == {503}
+    # One client has its share of the places, and no more.
+    assert {answer.status_code for _, answer in answers} <= {429, 503}
+    assert alone[1].status_code == 503
     assert all(answer.headers["Retry-After"] for _, answer in answers)
     assert alone[0] < 2.0 + 10 * api.health_s()
     assert api.http.post("/v1/builds", json=sent).status_code == 202

@@ -66,6 +66,7 @@ def test_a_job_whose_fork_server_is_killed_is_run_again(farm: LiveFarm, files: P
     assert {j["kind"]: j["attempt"] for j in view["jobs"]}["calibrate"] == 2
 
 
+@pytest.mark.heavy
 def test_a_job_whose_whole_worker_is_killed_is_run_again(farm: LiveFarm, files: Path) -> None:
     build = long_build(farm, files, seed=3)
     farm.running(build["id"], "calibrate")
@@ -85,6 +86,7 @@ def test_a_cpu_worker_runs_two_jobs_side_by_side(farm: LiveFarm, files: Path) ->
     wait_until("they have ended", lambda: not stages(farm.home), 10)
 
 
+@pytest.mark.heavy
 def test_a_child_that_is_killed_fails_its_build_which_a_retry_finishes(
     farm: LiveFarm, files: Path
 ) -> None:
