@@ -19,7 +19,7 @@ from farm.states import BUILD_ENDED, JOB_TRANSITIONS, LIVE, BuildState, JobState
 from tests.ledger import DATA, Ledger
 
 MAX_ATTEMPTS = 3
-KEPT = {"artifacts", "workers", "alembic_version"}
+KEPT = {"artifacts", "workers", "alembic_version", "audit"}  #: the last is only ever added to
 REQUESTS = [
     {},
     {"precisions": ["fp32", "fp16"]},
