@@ -1,15 +1,18 @@
-"""What every stage that a test runs is held to."""
+"""What every stage that a test runs is held to; what this machine keeps a job from."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 
 import pytest
 
 from farm.reports import facts
 from farm.schemas import LayerReport
-from workers import stages
-from workers.sandbox import messages
+from farm.settings import Settings
+from workers import stages, trial
+from workers.sandbox import Feature, messages
+from workers.sandbox.features import Found
 from workers.stages import Stage, StageResult
 
 
@@ -26,3 +29,22 @@ def _stages_say_what_a_worker_takes(monkeypatch: pytest.MonkeyPatch) -> None:
         return result
 
     monkeypatch.setattr(stages, "run", checked)
+
+
+@pytest.fixture(scope="session")
+def holds(tmp_path_factory: pytest.TempPathFactory) -> Mapping[Feature, Found]:
+    """What this machine enforces, part by part."""
+    found = trial.tried(Settings(home=tmp_path_factory.mktemp("trial")), is_gpu=False)
+    return {one.feature: one for one in found}
+
+
+@pytest.fixture
+def needs(holds: Mapping[Feature, Found]) -> Callable[..., None]:
+    """Skips a test of parts that this machine doesn't enforce."""
+
+    def needs_(*features: Feature) -> None:
+        for feature in features:
+            if not holds[feature].enforced:
+                pytest.skip(f"this machine doesn't enforce {feature}: {holds[feature].how}")
+
+    return needs_

@@ -42,23 +42,6 @@ from workers.sandbox.features import missing
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def holds(tmp_path_factory):
-    """What this machine enforces, part by part."""
-    found = trial.tried(Settings(home=tmp_path_factory.mktemp("trial")), is_gpu=False)
-    return {one.feature: one for one in found}
-
-
-@pytest.fixture
-def needs(holds):
-    def needs(*features):
-        for feature in features:
-            if not holds[feature].enforced:
-                pytest.skip(f"this machine doesn't enforce {feature}: {holds[feature].how}")
-
-    return needs
-
-
 @pytest.fixture
 def box(tmp_path):
     """The sandbox of a job with an input, beside a blob that isn't its own."""

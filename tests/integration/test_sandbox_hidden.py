@@ -23,29 +23,11 @@ from pathlib import Path
 import pytest
 
 from farm.errors import ChildFilledDisk, ChildOutOfMemory, ChildTimedOut
-from farm.settings import Settings
-from workers import trial
 from workers.isolate import Child, Room
 from workers.sandbox import Feature, Limits, Sandbox, seccomp, tree, usage
 
 MIB = 2**20
 X86 = platform.machine() == "x86_64"
-
-
-@pytest.fixture(scope="module")
-def holds(tmp_path_factory):
-    found = trial.tried(Settings(home=tmp_path_factory.mktemp("trial")), is_gpu=False)
-    return {one.feature: one for one in found}
-
-
-@pytest.fixture
-def needs(holds):
-    def needs(*features):
-        for feature in features:
-            if not holds[feature].enforced:
-                pytest.skip(f"this machine doesn't enforce {feature}: {holds[feature].how}")
-
-    return needs
 
 
 def box_in(folder: Path, **limits: int) -> Sandbox:
