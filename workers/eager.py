@@ -42,9 +42,8 @@ class EagerModel:
         try:
             self._module = program.module()
         except Exception as err:  # whatever compiling a malformed graph raises
-            reason = (str(err).strip() or type(err).__name__).splitlines()[0][:400]
             raise InvalidModel(
-                f"the program's graph can't be compiled: {reason}",
+                f"the program's graph can't be compiled: {_first_line(err)}",
                 hint="export it again: torch.export.save(torch.export.export(model, args), 'model.pt2')",
             ) from err
 
@@ -64,12 +63,15 @@ class EagerModel:
                 made = named_tensors(self._module(*args, **kwargs), self.output_names)
         except Exception as err:  # whatever the operators in it raise
             shapes = {name: list(arrays[name].shape) for name in self.input_names}
-            reason = (str(err).strip() or type(err).__name__).splitlines()[0][:400]
             raise InvalidModel(
-                f"the program can't run with inputs of the shapes {shapes}: {reason}",
+                f"the program can't run with inputs of the shapes {shapes}: {_first_line(err)}",
                 hint="pass profiles with the sizes that it takes, or export it with these axes dynamic",
             ) from err
         return {name: array_of(tensor) for name, tensor in made.items()}
+
+
+def _first_line(err: Exception) -> str:
+    return (str(err).strip() or type(err).__name__).splitlines()[0][:400]
 
 
 def called(program: ExportedProgram) -> frozenset[str]:
