@@ -255,8 +255,7 @@ def test_a_child_that_starts_while_another_has_quiet_waits_for_its_end(tmp_path)
 
 def is_stopped(child):
     """Whether all that its guard has started is stopped."""
-    of_job = [stopped for who, stopped in states(child._pid) if who == "job"]
-    return bool(of_job) and all(of_job)
+    return {state for who, state in states(child._pid) if who == "job"} == {"T"}
 
 
 def size(path):

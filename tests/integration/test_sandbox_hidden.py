@@ -355,12 +355,18 @@ def following(child: Child) -> threading.Thread:
     return thread
 
 
-def states(guard: int) -> Iterator[tuple[str, bool]]:
-    """Of each process of a job, whether it is stopped; of the guard, too."""
+def states(guard: int) -> Iterator[tuple[str, str]]:
+    """The state of each process of a job, as the kernel says it; of the guard, too."""
     for pid in (guard, *tree.below(guard)):
-        text = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        is_job = pid in tree._of_job(guard)
-        yield ("job" if is_job else "guard"), text[0] == "T"
+        who = "job" if pid in tree._of_job(guard) else "guard"
+        yield who, tree._state(Path(f"/proc/{pid}"))
+
+
+def stands_still(child: Child) -> bool:
+    """Whether a job is stopped, wherever it was: with a child that nobody has reaped, or before its child has
+    become the program that it starts, for which the kernel has it wait."""
+    found = {state for who, state in states(child._pid) if who == "job"}
+    return "T" in found and found <= {"T", "Z", "D"}
 
 
 def test_quiet_stops_all_of_a_job_in_any_session_and_none_of_its_guard(tmp_path):
@@ -372,8 +378,8 @@ def test_quiet_stops_all_of_a_job_in_any_session_and_none_of_its_guard(tmp_path)
         with Child(ticks, None, timeout_s=120, sandbox=box_in(tmp_path / "b"), room=room) as loud:
             assert room.hush(loud)
             found = list(states(child._pid))
-            assert {stopped for who, stopped in found if who == "job"} == {True}
-            assert {stopped for who, stopped in found if who == "guard"} == {False}
+            assert {state for who, state in found if who == "job"} == {"T"}
+            assert "T" not in {state for who, state in found if who == "guard"}
             assert sum(who == "job" for who, _ in found) == 3
             before = [one.read_text() for one in counts]
             os.kill(child._pid, 0)
@@ -393,8 +399,7 @@ def test_a_job_that_starts_while_another_has_quiet_waits_for_its_end(tmp_path):
         box = box_in(tmp_path / "b")
         with Child(grows_meanwhile, None, timeout_s=120, sandbox=box, room=room) as child:
             thread = following(child)
-            wait_for(lambda: any(who == "job" for who, _ in states(child._pid)))
-            wait_for(lambda: all(stopped for who, stopped in states(child._pid) if who == "job"))
+            wait_for(lambda: stands_still(child))
             room.resume(loud)
             wait_for((box.workdir / "one").exists)
             child.end()
