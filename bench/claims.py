@@ -28,7 +28,7 @@ from farm.fleet import Fleet
 from farm.models import Artifact, Build, BuildJob, Job, JobInput, Wanted
 from farm.schemas import BuildRequest
 from farm.settings import Settings
-from farm.states import JobState
+from farm.specs.states import JobState
 
 FEW, MANY = 100, 10_000
 CLAIMS = 200

@@ -23,7 +23,7 @@ from bench.table import Row, row
 from farm.db import Database
 from farm.models import Build, BuildJob, Job
 from farm.settings import Settings
-from farm.states import JobState
+from farm.specs.states import JobState
 
 SUBMISSIONS = 40
 BUILDS = 200

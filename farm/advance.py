@@ -17,7 +17,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from farm.db import Base, Instant, now
 from farm.errors import InputFailed, code_of
 from farm.models import Build, BuildJob, Event, Job, JobInput, Wanted
-from farm.states import BUILD_ENDED, BuildState, JobState, build_state, check_transition
+from farm.specs.states import BUILD_ENDED, BuildState, JobState, build_state, check_transition
 from farm.turns import Bell
 
 S = TypeVar("S", bound=GenerativeSelect)

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from farm.db import now
 from farm.models import Artifact, Build, EngineRow, Job, Plugin, TimingCache, Version, first_id
-from farm.states import JobState
+from farm.specs.states import JobState
 
 _ROLES = ("source", "calibration", "evaluation")
 _ROWS = 1000  #: read at once

@@ -29,8 +29,9 @@ from farm.models import (
 from farm.plan import Plan, PlannedJob, plan
 from farm.schemas import BuildRequest
 from farm.sources import TAKEN, Look
-from farm.specs import GateSet, Runtime, Target
-from farm.states import BUILD_ENDED, BuildState, JobState, Reuse, build_state
+from farm.specs.gates import GateSet
+from farm.specs.runtime import Runtime, Target
+from farm.specs.states import BUILD_ENDED, BuildState, JobState, Reuse, build_state
 from farm.targets import Choice
 from farm.turns import Bell, Turns
 

@@ -19,7 +19,7 @@ from farm.errors import NotFound
 from farm.models import BuildJob, Job, JobLog
 from farm.models import Event as Row
 from farm.schemas import Event
-from farm.states import BUILD_ENDED
+from farm.specs.states import BUILD_ENDED
 
 PAGE = 500  #: events that are read at once
 _PAUSE_S = 0.005

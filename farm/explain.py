@@ -14,7 +14,7 @@ from farm.errors import NotFound
 from farm.models import Build, BuildJob, Job
 from farm.reports import facts as reports
 from farm.schemas import Explanation, JobReason
-from farm.states import Reuse
+from farm.specs.states import Reuse
 
 #: How many earlier jobs of the same kind are compared.
 _CANDIDATES = 200

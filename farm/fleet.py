@@ -11,13 +11,15 @@ from functools import cached_property
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from farm import gpu_tags, targets
+from farm import targets
 from farm.db import now
 from farm.models import Job, Worker
-from farm.queues import Queue
 from farm.schemas import TargetView, WorkerView
-from farm.specs import Precision, Runtime, Target
-from farm.states import JobState
+from farm.specs import gpus
+from farm.specs.precision import Precision
+from farm.specs.queues import Queue
+from farm.specs.runtime import Runtime, Target
+from farm.specs.states import JobState
 
 _FORGET = timedelta(days=7)
 
@@ -139,7 +141,7 @@ class Fleet:
         if deaf:
             return f"{' or '.join(deaf)}, online without reading its queue (start it again)"
         queue = Queue.parse(job.queue)
-        if queue is None or queue.gpu == gpu_tags.CPU:
+        if queue is None or queue.gpu == gpus.CPU:
             return f"{queue.worker if queue else 'a CPU worker'} (start one: farm worker)"
         return f"{queue.worker} (start one there: farm worker)"
 
@@ -174,7 +176,7 @@ _WORKER_FIELDS = (
 
 def target_views(fleet: Fleet) -> list[TargetView]:
     """Every runtime × GPU tag: buildable now, when such a worker joins, or not at all, and why."""
-    tags = (gpu_tags.CPU, *gpu_tags.COMPUTE_CAPABILITIES)
+    tags = (gpus.CPU, *gpus.COMPUTE_CAPABILITIES)
     return [_target_view(fleet, Target(runtime=r, gpu=tag)) for tag in tags for r in Runtime]
 
 
@@ -198,8 +200,8 @@ def _target_view(fleet: Fleet, target: Target) -> TargetView:
             "target": str(target),
             "runtime": target.runtime,
             "gpu": target.gpu,
-            "compute_capability": gpu_tags.compute_capability(target.gpu),
-            "products": gpu_tags.products_of(target.gpu),
+            "compute_capability": gpus.compute_capability(target.gpu),
+            "products": gpus.products_of(target.gpu),
             "status": status,
             "why": why,
             "precisions": []

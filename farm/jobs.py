@@ -17,8 +17,8 @@ from farm import advance, artifacts, parameters, registry
 from farm.db import now
 from farm.errors import FarmError, LeaseLost, StageFailed
 from farm.models import Build, BuildJob, Event, Job, JobInput, JobLog
-from farm.specs import JobKind
-from farm.states import BUILD_ENDED, LIVE, JobState
+from farm.specs.stages import JobKind
+from farm.specs.states import BUILD_ENDED, LIVE, JobState
 from farm.turns import Bell
 
 #: Other workers have this long to come for a job that one couldn't run.

@@ -13,7 +13,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from farm.specs import JobKind, Runtime, SourceFormat
+from farm.specs.runtime import Runtime
+from farm.specs.source import SourceFormat
+from farm.specs.stages import JobKind
 
 #: Raise a stage's number when its code changes what it makes.
 STAGE_VERSIONS: dict[JobKind, int] = {

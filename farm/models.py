@@ -22,7 +22,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from farm.db import Base, Instant, now
-from farm.states import EngineState
+from farm.specs.states import EngineState
 
 # None is SQL's NULL, not JSON's null.
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")

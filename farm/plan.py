@@ -8,30 +8,26 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from farm import gpu_tags, keys, targets
+from farm import keys, targets
 from farm.errors import CalibrationMissing, InvalidRequest, SourceRefused, TargetUnsupported
-from farm.queues import CPU_QUEUE
 from farm.schemas import BuildRequest
 from farm.sources import Look
-from farm.specs import (
-    CALIBRATED,
-    MODULES,
-    TENSORRTS,
-    Architecture,
-    BuilderOptions,
+from farm.specs import gpus
+from farm.specs.gates import GateSet
+from farm.specs.options import BuilderOptions
+from farm.specs.precision import CALIBRATED, Precision
+from farm.specs.queues import CPU_QUEUE
+from farm.specs.runtime import TENSORRTS, Runtime, Target
+from farm.specs.source import MODULES, Architecture, SourceFormat
+from farm.specs.stages import (
     BuildParams,
     CalibrateParams,
     CastParams,
     ExportParams,
-    GateSet,
     JobKind,
     MeasureParams,
-    Precision,
     PruneParams,
-    Runtime,
-    SourceFormat,
     StageParams,
-    Target,
 )
 from farm.targets import Choice
 
@@ -255,7 +251,7 @@ class _Planner:
             return Input(job=self._export(), output="onnx")
         if precision not in CALIBRATED:
             return Input(job=self._cast(precision), output="typed")
-        if target.gpu == gpu_tags.CPU:
+        if target.gpu == gpus.CPU:
             output = "typed"
         else:
             output = "typed_half" if targets.has_bf16(target) else "typed_fp16"
@@ -292,7 +288,7 @@ class _Planner:
     def _ranges(self, precision: Precision, target: Target) -> dict[str, Input]:
         """What a build measures the ranges by that integer kernels of CPUs need, and GPUs don't."""
         data = self._request.calibration
-        if precision is not Precision.INT8 or target.gpu != gpu_tags.CPU or data is None:
+        if precision is not Precision.INT8 or target.gpu != gpus.CPU or data is None:
             return {}
         onnx = Input(job=self._export(), output="onnx")
         return {"onnx": onnx, "calibration": Input(digest=data.digest)}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from farm import latencies
 from farm.schemas import EngineView
-from farm.states import EngineState
+from farm.specs.states import EngineState
 
 #: Where nothing was measured, of engines for the same GPU.
 _RUNTIME_ORDER = ("tensorrt", "tensorrt-rtx", "onnxruntime", "torchscript")

@@ -10,14 +10,17 @@ from pydantic import ValidationError
 from sqlalchemy import ColumnElement, Select, String, and_, bindparam, cast, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from farm import gpu_tags, judgements, keys, latencies, parameters, ranking
+from farm import judgements, keys, latencies, parameters, ranking
 from farm.errors import BlobDamaged, NotFound
 from farm.models import Artifact, Build, EngineRow, Job, Model, Version, Wanted, new_id
 from farm.reports import extent
 from farm.reports import facts as reports
 from farm.schemas import Comparison, EngineView, Match
-from farm.specs import CALIBRATED, QUANTIZED, Precision, Prune, Target
-from farm.states import EngineState, JobState
+from farm.specs import gpus
+from farm.specs.options import Prune
+from farm.specs.precision import CALIBRATED, QUANTIZED, Precision
+from farm.specs.runtime import Target
+from farm.specs.states import EngineState, JobState
 
 #: Of what a build says of its engine, what is kept in the row.
 _IO = "inputs outputs differences profiles compute options timing_cache peak_memory_bytes".split()
@@ -423,8 +426,8 @@ def _engines(
         .where(Model.name == model)
     )
     if gpu is not None:
-        tag = gpu_tags.canonical(gpu)
-        statement = statement.where(EngineRow.gpu.in_({tag, gpu_tags.compute_capability(tag)}))
+        tag = gpus.canonical(gpu)
+        statement = statement.where(EngineRow.gpu.in_({tag, gpus.compute_capability(tag)}))
     if precision is not None:
         statement = statement.where(EngineRow.precision == precision)
     if runtime is not None:
@@ -499,7 +502,7 @@ def match(
         NotFound: naming what exists.
         UnknownGpu, InvalidRequest
     """
-    tag = gpu_tags.canonical(gpu)
+    tag = gpus.canonical(gpu)
     asked: dict[str, Any] = {
         "precision": precision,
         "runtime": runtime,

@@ -7,24 +7,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from farm.specs import (
-    Architecture,
-    BuilderOptions,
-    CalibrationMethod,
-    FixedInputs,
-    GateChanges,
-    GateSet,
-    JobKind,
-    Precision,
-    Profile,
-    Prune,
-    Runtime,
-    Scope,
-    ShapeRange,
-    SourceFormat,
-    TensorSpec,
-)
-from farm.states import BuildState, EngineState, JobState, Reuse
+from farm.specs.gates import GateChanges, GateSet
+from farm.specs.options import BuilderOptions, Prune
+from farm.specs.precision import CalibrationMethod, Precision
+from farm.specs.runtime import Runtime
+from farm.specs.scopes import Scope
+from farm.specs.shapes import FixedInputs, Profile, ShapeRange, TensorSpec
+from farm.specs.source import Architecture, SourceFormat
+from farm.specs.stages import JobKind
+from farm.specs.states import BuildState, EngineState, JobState, Reuse
 
 Digest = Annotated[
     str,

@@ -22,7 +22,7 @@ from farm.db import Database, now
 from farm.errors import BlobDamaged, NotFound, Unavailable
 from farm.models import Artifact, Job
 from farm.schemas import ScrubReport
-from farm.states import JobState
+from farm.specs.states import JobState
 from farm.storage import LocalStore
 from farm.trust import audit
 from farm.trust.callers import THE_FARM, Caller

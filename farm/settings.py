@@ -11,7 +11,9 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from farm import signatures
-from farm.specs import GateSet, JobKind, Runtime
+from farm.specs.gates import GateSet
+from farm.specs.runtime import Runtime
+from farm.specs.stages import JobKind
 
 _HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _LISTS = ("runtimes", "plugin_keys", "hosts", "sandbox_read", "sandbox_environment")

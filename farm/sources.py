@@ -18,7 +18,7 @@ from farm.onnx_files import (
     operators,
 )
 from farm.packs import Member
-from farm.specs import SourceFormat
+from farm.specs.source import SourceFormat
 
 PACK_HINT = (
     "`farm submit model.onnx` packs a model with its data files; by hand: "

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from farm import gpu_tags
 from farm.errors import InvalidRequest, TargetUnsupported
-from farm.queues import CPU_QUEUE, Queue
-from farm.specs import CALIBRATED, TENSORRTS, BuilderOptions, Precision, Runtime, Target
+from farm.specs import gpus
+from farm.specs.options import BuilderOptions
+from farm.specs.precision import CALIBRATED, Precision
+from farm.specs.queues import CPU_QUEUE, Queue
+from farm.specs.runtime import TENSORRTS, Runtime, Target
 
 #: TensorRT-RTX builds ahead of time for these on any CPU (tensorrt-rtx 1.7).
 RTX_CAPABILITIES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
@@ -26,13 +28,13 @@ class Choice:
 
     @property
     def compute_capability(self) -> str:
-        return gpu_tags.compute_capability(self.target.gpu)
+        return gpus.compute_capability(self.target.gpu)
 
 
 def refusal(target: Target, precision: Precision | None = None) -> str | None:
     """Why no worker could ever build this, or None when one could."""
-    capability = gpu_tags.compute_capability(target.gpu)
-    if capability == gpu_tags.CPU:
+    capability = gpus.compute_capability(target.gpu)
+    if capability == gpus.CPU:
         if target.runtime in TENSORRTS:
             return f"{target.runtime} runs on GPUs only; on a CPU use onnxruntime:cpu"
         if target.runtime is Runtime.TORCHSCRIPT:
@@ -58,7 +60,7 @@ def refusal(target: Target, precision: Precision | None = None) -> str | None:
             f"TensorRT-RTX can't build for {capability} (only {', '.join(RTX_CAPABILITIES)}); "
             f"use tensorrt:{target.gpu}"
         )
-    if precision is Precision.FP8 and gpu_tags.number(capability) < _FIRST_FP8:
+    if precision is Precision.FP8 and gpus.number(capability) < _FIRST_FP8:
         return f"{capability} has no fp8, which comes with sm_{_FIRST_FP8}; use int8"
     if capability == "sm_75":
         if precision is Precision.BF16:
@@ -78,7 +80,7 @@ _TURING_HAS_NO_INT8_CONVOLUTIONS = (
 
 def note(target: Target, precision: Precision | None) -> str | None:
     """What to know of an engine before it is built, where that isn't what its name says."""
-    turing = gpu_tags.compute_capability(target.gpu) == "sm_75"
+    turing = gpus.compute_capability(target.gpu) == "sm_75"
     if precision is Precision.INT8 and turing and target.runtime is Runtime.TENSORRT_RTX:
         return _TURING_HAS_NO_INT8_CONVOLUTIONS
     return None
@@ -103,7 +105,7 @@ def _torchscript_refusal(precision: Precision | None) -> str | None:
 
 def has_bf16(target: Target) -> bool:
     """Whether a GPU computes in bf16."""
-    return gpu_tags.number(gpu_tags.compute_capability(target.gpu)) >= _FIRST_BF16
+    return gpus.number(gpus.compute_capability(target.gpu)) >= _FIRST_BF16
 
 
 def option_refusal(target: Target, options: BuilderOptions) -> str | None:
@@ -130,8 +132,8 @@ def option_refusal(target: Target, options: BuilderOptions) -> str | None:
 
 def build_queue(target: Target) -> str:
     """The queue of the workers that can build for this target."""
-    needs_no_gpu = target.runtime is Runtime.TENSORRT_RTX or target.gpu == gpu_tags.CPU
-    return str(Queue(target.runtime, gpu_tags.CPU) if needs_no_gpu else Queue.of(target))
+    needs_no_gpu = target.runtime is Runtime.TENSORRT_RTX or target.gpu == gpus.CPU
+    return str(Queue(target.runtime, gpus.CPU) if needs_no_gpu else Queue.of(target))
 
 
 def run_queue(target: Target, online_queues: Mapping[str, int]) -> str | None:
@@ -140,7 +142,7 @@ def run_queue(target: Target, online_queues: Mapping[str, int]) -> str | None:
     Where an engine is built it can be run. Those of TensorRT-RTX are built without a GPU: None for
     them while no worker with such a GPU is online.
     """
-    if target.gpu == gpu_tags.CPU:
+    if target.gpu == gpus.CPU:
         return CPU_QUEUE
     queue = str(Queue.of(target))
     if target.runtime is Runtime.TENSORRT_RTX and not online_queues.get(queue):
@@ -156,7 +158,7 @@ def parse(asked: str) -> tuple[Runtime | None, str]:
     """
     name, colon, tag = asked.strip().rpartition(":")
     if not colon:
-        return None, gpu_tags.canonical(asked)
+        return None, gpus.canonical(asked)
     try:
         runtime = Runtime(name.strip().lower())
     except ValueError:
@@ -164,7 +166,7 @@ def parse(asked: str) -> tuple[Runtime | None, str]:
         raise InvalidRequest(
             f"unknown runtime {name!r}", hint=f"the runtimes are {known}"
         ) from None
-    return runtime, gpu_tags.canonical(tag)
+    return runtime, gpus.canonical(tag)
 
 
 def choose(asked: str, *, runtimes: Iterable[Runtime], online_queues: Mapping[str, int]) -> Choice:
@@ -185,7 +187,7 @@ def choose(asked: str, *, runtimes: Iterable[Runtime], online_queues: Mapping[st
         if reason:
             raise TargetUnsupported(f"{asked}: {reason}")
         return Choice(asked=asked, target=_normal(runtime, tag), why="named in the request")
-    if tag == gpu_tags.CPU:
+    if tag == gpus.CPU:
         cpu = Target(runtime=Runtime.ONNXRUNTIME, gpu=tag)
         return Choice(asked=asked, target=cpu, why="cpu means onnxruntime:cpu")
     candidates = [_normal(one, tag) for one in runtimes]
@@ -214,5 +216,5 @@ def _normal(runtime: Runtime, tag: str) -> Target:
     the tactics of the very product that it was tuned on.
     """
     if runtime is Runtime.TENSORRT_RTX:
-        tag = gpu_tags.compute_capability(tag)
+        tag = gpus.compute_capability(tag)
     return Target(runtime=runtime, gpu=tag)

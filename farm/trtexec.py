@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from farm.errors import InvalidRequest
-from farm.specs import CALIBRATED
+from farm.specs.precision import CALIBRATED
 
 
 @dataclass(kw_only=True)
@@ -23,7 +23,7 @@ class Imported:
     source: str = ""
     precisions: list[str] = field(default_factory=list)
     profiles: list[dict[str, dict[str, list[int]]]] = field(default_factory=list)
-    options: dict[str, Any] = field(default_factory=dict)  #: of `farm.specs.BuilderOptions`
+    options: dict[str, Any] = field(default_factory=dict)  #: of `farm.specs.options.BuilderOptions`
     notes: list[str] = field(default_factory=list)
 
     def command(self) -> str:

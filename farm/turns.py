@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, aliased
 
 from farm.db import Instant, now
 from farm.models import IS_IN_LINE, IS_QUEUED, Build, BuildJob, Job
-from farm.states import JobState
+from farm.specs.states import JobState
 
 _PRIORITIES = 10
 _TURNS = 2**40  #: more than a farm sees in its life

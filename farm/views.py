@@ -25,8 +25,9 @@ from farm.schemas import (
     VersionView,
     WantedEngine,
 )
-from farm.specs import Precision, Runtime, Target
-from farm.states import ENDED, BuildState, EngineState, JobState
+from farm.specs.precision import Precision
+from farm.specs.runtime import Runtime, Target
+from farm.specs.states import ENDED, BuildState, EngineState, JobState
 
 
 def build(session: Session, build_id: str, fleet: Fleet) -> BuildView:

@@ -17,12 +17,12 @@ from typing import Any
 
 import typer
 
-from farm import states
 from farm.api.app import create_app
 from farm.cli import app as cli
 from farm.cli import exits
 from farm.errors import FarmError, Rejected, StageFailed, Unavailable, code_of
 from farm.settings import Settings
+from farm.specs import states
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
 NONE = "–"
@@ -285,7 +285,7 @@ def states_page() -> str:
     moves = list(_moves())
     return _page(
         "States",
-        "`farm/states.py`",
+        "`farm/specs/states.py`",
         "Every change of a job's state is a compare-and-set along one of these arrows.",
         "## Jobs",
         f"```mermaid\n{_diagram(moves)}\n```",
@@ -312,7 +312,7 @@ def _moves() -> Iterator[tuple[str, str, str]]:
     pairs = {(states.JobState[m["old"]], states.JobState[m["new"]]) for m in found}
     if pairs != states.JOB_TRANSITIONS:
         raise SystemExit(
-            "farm/states.py: write one transition a line: (JobState.A, JobState.B),  # why"
+            "farm/specs/states.py: write one transition a line: (JobState.A, JobState.B),  # why"
         )
     for m in found:
         yield states.JobState[m["old"]].value, states.JobState[m["new"]].value, m["text"] or ""

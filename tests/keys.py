@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from farm.db import Database
 from farm.settings import Settings
-from farm.specs import Scope
+from farm.specs.scopes import Scope
 from farm.trust import credentials, keys
 from farm.trust.callers import THE_FARM
 

@@ -14,7 +14,8 @@ from farm.fleet import Announcement, Fleet
 from farm.jobs import Claim, Output
 from farm.models import Artifact, BuildJob, Job
 from farm.schemas import BuildRequest, BuildView
-from farm.specs import GateSet, Runtime
+from farm.specs.gates import GateSet
+from farm.specs.runtime import Runtime
 from farm.turns import Bell
 
 SOURCE, DATA, LABELLED = (f"sha256:{digit * 64}" for digit in "123")

@@ -8,8 +8,11 @@ from __future__ import annotations
 import re
 from importlib.metadata import version
 
-from farm import gpu_tags
-from farm.specs import JobKind, Precision, Runtime, SourceFormat
+from farm.specs import gpus
+from farm.specs.precision import Precision
+from farm.specs.runtime import Runtime
+from farm.specs.source import SourceFormat
+from farm.specs.stages import JobKind
 from workers.asked import Asked, either
 
 FP32, FP16, BF16, INT8 = Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8
@@ -29,7 +32,7 @@ def memory(asked: Asked, _: re.Match[str] | None = None) -> str:
         JobKind.CALIBRATE: "calibrate with a smaller batch_size or fewer samples",
         JobKind.MEASURE: "allow smaller shapes by --profile",
     }.get(asked.stage, "allow smaller max shapes by --profile")
-    on_gpu = asked.target is not None and asked.target.gpu != gpu_tags.CPU
+    on_gpu = asked.target is not None and asked.target.gpu != gpus.CPU
     more = "more memory" if not on_gpu else "more memory, or a GPU with more"
     return f"{smaller}; or give jobs {more} (FARM_JOB_MEMORY_BYTES, FARM_CPU_SLOTS on the worker)"
 

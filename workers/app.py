@@ -16,13 +16,14 @@ from typing import Any
 
 from celery import Celery, signals
 
-from farm import fleet, gpu_tags, jobs, logs, store_proof
+from farm import fleet, jobs, logs, store_proof
 from farm.db import Database, require_schema
 from farm.dispatch import Doorbell, create_celery
 from farm.errors import Unavailable
 from farm.fleet import Announcement
 from farm.processes import take_short_turns
 from farm.settings import Settings
+from farm.specs import gpus
 from farm.storage import LocalStore
 from workers import remote, toolchain, trial
 from workers.gpus import Gpu
@@ -99,7 +100,7 @@ def announcement(name: str, gpu: Gpu | None) -> Announcement:
         host=socket.gethostname(),
         gpu=gpu.name if gpu else None,
         gpu_uuid=gpu.uuid if gpu else None,
-        tags=gpu.tags if gpu else (gpu_tags.CPU,),
+        tags=gpu.tags if gpu else (gpus.CPU,),
         queues=queues(gpu, runtimes),
         runtimes=runtimes,
         toolchain=dict(toolchain.installed()),

@@ -1,6 +1,6 @@
 """Modules by name, with weights from safetensors: made here, from a list, and never from a hub.
 
-The configuration is data: no field of it chooses code (``farm.architectures``). What a module takes
+The configuration is data: no field of it chooses code (``farm.specs.architectures``). What a module takes
 is the library's documented input: tokens with their mask, images, or sound, in the shapes that the
 configuration gives; the batch is dynamic, and so is the length of tokens.
 """
@@ -19,9 +19,9 @@ from safetensors.torch import load_model
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from farm.architectures import ARCHITECTURES
 from farm.errors import InvalidModel
-from farm.specs import Architecture
+from farm.specs.architectures import ARCHITECTURES
+from farm.specs.source import Architecture
 from workers.graphs import brief
 
 _BATCH = 2

@@ -7,8 +7,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Self
 
-from farm import gpu_tags, targets
-from farm.specs import CALIBRATED, JobKind, Precision, Runtime, SourceFormat, StageParams, Target
+from farm import targets
+from farm.specs import gpus as gpu_tags
+from farm.specs.precision import CALIBRATED, Precision
+from farm.specs.runtime import Runtime, Target
+from farm.specs.source import SourceFormat
+from farm.specs.stages import JobKind, StageParams
 
 
 @dataclass(frozen=True, kw_only=True)

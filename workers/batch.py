@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from farm.specs import ANONYMOUS, Profile, ShapeRange, TensorSpec
+from farm.specs.shapes import ANONYMOUS, Profile, ShapeRange, TensorSpec
 
 Arrays = dict[str, NDArray[np.generic]]
 Shapes = dict[str, tuple[int, ...]]

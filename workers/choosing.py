@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import onnx
 from onnx import TensorProto
 
-from farm.specs import DataKind
+from farm.specs.source import DataKind
 from workers.casting import low_slots
 from workers.compute import PRODUCTS
 from workers.floats import HALVES, largest_of

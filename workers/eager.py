@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from farm.errors import InvalidModel
-from farm.specs import TensorSpec
+from farm.specs.shapes import TensorSpec
 from workers.batch import Arrays, batch_symbol
 from workers.plain import numbered_outputs
 from workers.profiles import AxisRange

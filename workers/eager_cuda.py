@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 from torch.utils import _pytree as pytree
 
-from farm.specs import Precision
+from farm.specs.precision import Precision
 from workers.cuda_timing import Bind, Tensors
 from workers.eager import input_names, named_tensors, output_names
 

@@ -19,7 +19,7 @@ import onnx
 
 from farm.errors import PrecisionMissed
 from farm.schemas import Layer
-from farm.specs import Precision
+from farm.specs.precision import Precision
 from workers.backends.rtx_plan import RtxPlan
 from workers.compute import PRODUCTS, Compute, Product
 

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from onnxscript import optimizer
 
 from farm.errors import FixedInputRefused, InvalidModel
-from farm.specs import FixedInputs, FixedValue, TensorSpec
+from farm.specs.shapes import FixedInputs, FixedValue, TensorSpec
 from workers import graphs
 from workers.batch import Arrays
 from workers.samples import Runnable

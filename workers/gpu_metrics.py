@@ -13,7 +13,8 @@ import torch
 from torch.export import ExportedProgram
 
 from farm.errors import FarmError
-from farm.specs import Precision, Runtime
+from farm.specs.precision import Precision
+from farm.specs.runtime import Runtime
 from workers import telemetry
 from workers.backends import ort_cuda, trt_cuda
 from workers.batch import Arrays, Batch

@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from farm import gpu_tags
 from farm.errors import InvalidRequest
+from farm.specs import gpus
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ class Gpu:
         A slice answers to its own tag alone: an engine that was tuned on it, and its figures,
         aren't those of a whole GPU of that product or capability.
         """
-        product = gpu_tags.product_of(self.name)
+        product = gpus.product_of(self.name)
         if self.is_slice:
-            product = product or gpu_tags.slice_of(self.name, self.compute_capability)
+            product = product or gpus.slice_of(self.name, self.compute_capability)
             return (product,) if product else ()
         return (self.compute_capability, *((product,) if product else ()))
 

@@ -19,7 +19,7 @@ from farm import packs
 from farm.errors import InvalidModel
 from farm.onnx_files import MalformedModel, external_files, location
 from farm.sources import PACK_HINT, model_in_pack
-from farm.specs import ANONYMOUS, TensorSpec
+from farm.specs.shapes import ANONYMOUS, TensorSpec
 from workers.profiles import AxisRange, AxisRanges
 
 #: Domains whose operators the farm's runtimes know.

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from farm.errors import ChildOutOfMemory, InvalidModel, StageFailed
-from farm.specs import Precision, Runtime
+from farm.specs.precision import Precision
+from farm.specs.runtime import Runtime
 from workers import answers
 from workers.asked import Asked, either
 

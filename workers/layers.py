@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from farm.errors import PrecisionMissed
 from farm.schemas import Layer, LayerReport, LayerTensor, ProductView
-from farm.specs import QUANTIZED, Precision
+from farm.specs.precision import QUANTIZED, Precision
 from workers.compute import INTEGER_OPERATORS, Compute, Product
 from workers.graphs import all_nodes, input_specs, output_specs
 

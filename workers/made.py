@@ -14,7 +14,7 @@ from farm.errors import ResultRefused
 from farm.reports import facts as reports
 from farm.reports.extent import TooMuch
 from farm.schemas import MAX_LAYER_REPORT_BYTES, LayerReport
-from farm.specs import JobKind
+from farm.specs.stages import JobKind
 from workers.sandbox import folder
 
 #: Roles of outputs by stage: those that it always has, and those that it may have.

@@ -12,7 +12,7 @@ import onnx.shape_inference
 from onnx import helper, numpy_helper
 
 from farm.errors import InvalidModel
-from farm.specs import ANONYMOUS
+from farm.specs.shapes import ANONYMOUS
 from workers.graphs import (
     MAX_PROTO_BYTES,
     axis_of,

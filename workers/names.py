@@ -6,9 +6,9 @@ import os
 import socket
 from collections.abc import Mapping
 
-from farm import gpu_tags
-from farm.queues import CPU_QUEUE, Queue
-from farm.specs import Runtime
+from farm.specs import gpus
+from farm.specs.queues import CPU_QUEUE, Queue
+from farm.specs.runtime import Runtime
 from workers import toolchain
 from workers.gpus import Gpu
 
@@ -21,7 +21,7 @@ def queues(gpu: Gpu | None, runtimes: Mapping[str, str]) -> tuple[str, ...]:
         return tuple(str(Queue(Runtime(runtime), tag)) for runtime in there for tag in gpu.tags)
     # TensorRT needs a GPU to build; the others don't.
     there = [runtime for runtime in runtimes if runtime != Runtime.TENSORRT]
-    return (CPU_QUEUE, *(str(Queue(Runtime(runtime), gpu_tags.CPU)) for runtime in there))
+    return (CPU_QUEUE, *(str(Queue(Runtime(runtime), gpus.CPU)) for runtime in there))
 
 
 def default_name(gpu: Gpu | None, index: int) -> str:

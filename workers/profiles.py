@@ -9,7 +9,7 @@ from math import prod
 from typing import Literal, NamedTuple
 
 from farm.errors import ProfileMismatch
-from farm.specs import ANONYMOUS, Profile, ShapeRange, TensorSpec, ValueRange
+from farm.specs.shapes import ANONYMOUS, Profile, ShapeRange, TensorSpec, ValueRange
 from workers.batch import Shapes, Sizes, batch_symbol, sizes_of
 
 #: Batch sizes (min, opt, max) of a model with a dynamic batch and no profile.

@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from farm.errors import CalibrationFailed, EngineBuildFailed
-from farm.specs import Precision
+from farm.specs.precision import Precision
 from workers import graphs
 from workers.folding import fold_quantized_weights
 

@@ -10,14 +10,9 @@ import onnx
 from torch.export import ExportedProgram
 
 from farm.errors import InvalidModel
-from farm.specs import (
-    BuildParams,
-    ExportParams,
-    FixedInputs,
-    MeasureParams,
-    PruneParams,
-    SourceFormat,
-)
+from farm.specs.shapes import FixedInputs
+from farm.specs.source import SourceFormat
+from farm.specs.stages import BuildParams, ExportParams, MeasureParams, PruneParams
 from workers import architectures, fixing, graphs
 from workers.backends.ort import Optimisation, OrtModel
 from workers.eager import EagerModel, specs

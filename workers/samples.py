@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from farm.errors import InvalidData
 from farm.formats.door import Malformed, behind, zip_names
-from farm.specs import DataKind, FixedInputs, Profile, TensorSpec
+from farm.specs.shapes import FixedInputs, Profile, TensorSpec
+from farm.specs.source import DataKind
 from workers.batch import Arrays as Arrays
 from workers.batch import Batch
 from workers.profiles import shapes_at

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from farm.errors import EngineBuildFailed
 from farm.schemas import LayerReport, ProductView
-from farm.specs import BuildParams, DataKind, Profile
+from farm.specs.shapes import Profile
+from farm.specs.source import DataKind
+from farm.specs.stages import BuildParams
 from workers import graphs, layers, references
 from workers.backends import torchscript
 from workers.backends.torchscript import Scripted, TorchScriptModel

@@ -20,7 +20,8 @@ from farm.errors import (
     StageFault,
     StorageFull,
 )
-from farm.specs import CALIBRATED, Precision, Runtime
+from farm.specs.precision import CALIBRATED, Precision
+from farm.specs.runtime import Runtime
 from workers.answers import another_way, memory
 from workers.asked import Asked, either
 from workers.known_failures import known

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farm.errors import InvalidModel
-from farm.specs import Profile, TensorSpec
+from farm.specs.shapes import Profile, TensorSpec
 from workers.batch import Arrays, Shapes, batch_symbol
 
 #: Integers that say how much of each sample is there.

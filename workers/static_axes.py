@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import onnx
 
-from farm.specs import Profile
+from farm.specs.shapes import Profile
 
 
 def settle(model: onnx.ModelProto, profiles: Sequence[Profile]) -> list[str]:

@@ -28,7 +28,7 @@ from farm.errors import (
 from farm.fleet import Fleet
 from farm.jobs import Claim, Output
 from farm.models import Job
-from farm.specs import JobKind
+from farm.specs.stages import JobKind
 from farm.turns import Bell
 from workers import inputs, isolate, plugins, timing_caches, toolchain
 from workers.app import Context

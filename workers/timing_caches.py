@@ -15,7 +15,8 @@ from typing import Any
 from farm import jobs, timing_caches
 from farm.errors import FarmError, NotFound
 from farm.jobs import Claim
-from farm.specs import JobKind, Runtime
+from farm.specs.runtime import Runtime
+from farm.specs.stages import JobKind
 from farm.timing_caches import Revision, Timed
 from workers import toolchain
 from workers.app import Context

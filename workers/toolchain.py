@@ -11,7 +11,7 @@ from importlib import metadata
 from types import MappingProxyType
 
 from farm.keys import RUNTIME_TOOLS
-from farm.specs import Runtime
+from farm.specs.runtime import Runtime
 
 #: What a key calls it → the distributions that it may be installed as.
 _DISTRIBUTIONS: dict[str, tuple[str, ...]] = {

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
 
 from farm.errors import FixedInputRefused, InvalidModel, ProfileMismatch
-from farm.specs import FixedInputs, Profile, TensorSpec
+from farm.specs.shapes import FixedInputs, Profile, TensorSpec
 from workers.eager import tensors_of
 from workers.graphs import brief
 from workers.plain import numbered_outputs

@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, compile_path
 from farm.errors import DatabaseUnavailable, InternalError, KeyNeeded, ScopeMissing
 from farm.models import ApiKey
 from farm.settings import Settings
-from farm.specs import Scope
+from farm.specs.scopes import Scope
 from farm.trust.callers import Caller, allows
 from farm.trust.hosts import Headers
 from farm.trust.ring import Ring

@@ -30,7 +30,7 @@ from farm.builds import Submitted
 from farm.errors import Conflict
 from farm.explain import explain
 from farm.schemas import BuildPage, BuildRequest, BuildView, Event, Explanation
-from farm.states import BuildState
+from farm.specs.states import BuildState
 from farm.trust import audit
 from farm.trust.callers import Caller
 

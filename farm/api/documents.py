@@ -19,7 +19,7 @@ from farm.api import access
 from farm.errors import NotFound
 from farm.schemas import Problem
 from farm.settings import Settings
-from farm.specs import Scope
+from farm.specs.scopes import Scope
 
 router = APIRouter(prefix="/docs", include_in_schema=False)
 

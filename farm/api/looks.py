@@ -9,7 +9,7 @@ from pathlib import Path
 from farm import sources
 from farm.errors import Busy, Rejected
 from farm.sources import Look
-from farm.specs import SourceFormat
+from farm.specs.source import SourceFormat
 from farm.storage import LocalStore
 
 _KNOWN = 4096

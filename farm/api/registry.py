@@ -34,7 +34,8 @@ from farm.schemas import (
     ModelDetail,
     ModelPage,
 )
-from farm.specs import Precision, Runtime
+from farm.specs.precision import Precision
+from farm.specs.runtime import Runtime
 
 router = APIRouter(prefix="/v1", tags=["registry"])
 

@@ -24,7 +24,7 @@ from farm.db import Database
 from farm.errors import Busy, Unavailable
 from farm.events import News
 from farm.schemas import Event
-from farm.states import BUILD_ENDED
+from farm.specs.states import BUILD_ENDED
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

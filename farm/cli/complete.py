@@ -37,7 +37,7 @@ def models(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def gpus(incomplete: str) -> list[tuple[str, str]]:
     """GPU tags, with the compute capability of each product."""
-    from farm.gpu_tags import COMPUTE_CAPABILITIES, CPU, PRODUCTS
+    from farm.specs.gpus import COMPUTE_CAPABILITIES, CPU, PRODUCTS
 
     offered = {CPU: "no GPU needed"} | dict.fromkeys(COMPUTE_CAPABILITIES, "compute capability")
     return list(_last_part(incomplete, offered | PRODUCTS))
@@ -48,7 +48,7 @@ def precisions(incomplete: str) -> list[tuple[str, str]]:
 
 
 def builder_options(incomplete: str) -> list[str]:
-    from farm.specs import BuilderOptions
+    from farm.specs.options import BuilderOptions
 
     return [f"{n}=" for n in BuilderOptions.model_fields if n.startswith(incomplete)]
 
@@ -62,13 +62,13 @@ def pruned(incomplete: str) -> list[str]:
 
 
 def build_states(incomplete: str) -> list[str]:
-    from farm.states import BuildState
+    from farm.specs.states import BuildState
 
     return [state for state in BuildState if state.startswith(incomplete)]
 
 
 def scopes(incomplete: str) -> list[tuple[str, str]]:
-    from farm.specs import Scope
+    from farm.specs.scopes import Scope
 
     return list(_last_part(incomplete, dict.fromkeys(Scope, "")))
 

@@ -85,7 +85,7 @@ def targets(
 
 
 def _is_for(target: TargetView, gpu: str) -> bool:
-    from farm.gpu_tags import compute_capability
+    from farm.specs.gpus import compute_capability
 
     return target.compute_capability == compute_capability(gpu)
 

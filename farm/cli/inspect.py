@@ -12,7 +12,8 @@ from farm.cli.options import Json, Url, again, connect, example
 
 if TYPE_CHECKING:
     from farm.schemas import EngineView, LayerReport, LayerTensor
-    from farm.specs import Precision, Profile
+    from farm.specs.precision import Precision
+    from farm.specs.shapes import Profile
 
 
 def register(app: typer.Typer) -> None:
@@ -107,7 +108,7 @@ def _range(profile: Profile, name: str) -> str:
 
 
 def _compute(report: LayerReport, precision: Precision) -> None:
-    from farm.specs import QUANTIZED
+    from farm.specs.precision import QUANTIZED
 
     macs = report.compute.macs
     total = "" if macs is None else f", {macs / 1e9:.3g} billion multiply-accumulates a run"

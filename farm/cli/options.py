@@ -120,7 +120,7 @@ def builder_options(pairs: Iterable[str] | None) -> dict[str, str]:
     Raises:
         InvalidRequest: naming the options that exist.
     """
-    from farm.specs import BuilderOptions
+    from farm.specs.options import BuilderOptions
 
     found = {}
     for pair in pairs or ():

@@ -267,7 +267,7 @@ def _say(view: BuildView, url: str | None, *, waiting: bool) -> None:
     if waiting:
         return
     pruned = f" --prune {view.prune}" if view.prune else ""
-    from farm.specs import Target
+    from farm.specs.runtime import Target
 
     tag = Target.parse(view.engines[0].target).gpu
     pull = f"farm pull {view.model} --gpu {tag}{pruned} -o engines"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from farm.errors import InvalidRequest
-from farm.gpu_tags import product_of
+from farm.specs.gpus import product_of
 
 _HINT = "say which GPU the engine is for: --gpu sm_89, or --gpu cpu for one that needs no GPU"
 

@@ -97,7 +97,7 @@ def _conclude(build: Build, url: str | None, *, as_json: bool) -> int:
                 file=sys.stderr,
             )
     if view.state == "succeeded":
-        from farm.specs import Target
+        from farm.specs.runtime import Target
 
         tags = dict.fromkeys(Target.parse(want.target).gpu for want in view.engines)
         for tag in tags:

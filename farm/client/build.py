@@ -21,9 +21,9 @@ from farm.errors import (
     code_of,
     from_code,
 )
-from farm.gpu_tags import canonical, compute_capability
 from farm.schemas import BuildView, EngineView, Event, Explanation, Failure, JobView
-from farm.states import BUILD_ENDED, BuildState, JobState
+from farm.specs.gpus import canonical, compute_capability
+from farm.specs.states import BUILD_ENDED, BuildState, JobState
 
 if TYPE_CHECKING:
     from farm.client.farm import Farm

@@ -26,9 +26,9 @@ from farm.client.progress import Progress, silent
 from farm.client.upload import digest_of
 from farm.engine_header import HEADER_BYTES, parse_header
 from farm.errors import Conflict, DigestMismatch, FarmError, Unavailable
-from farm.gpu_tags import compute_capability
 from farm.schemas import EngineView, Manifest
-from farm.specs import Runtime
+from farm.specs.gpus import compute_capability
+from farm.specs.runtime import Runtime
 
 _SILENCE_S = 60.0
 #: Of files: what a model may be called, and no folder, no hidden file, nothing that a shell expands.

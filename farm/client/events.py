@@ -11,7 +11,7 @@ from farm.client import answers
 from farm.client.http import Http
 from farm.errors import Unavailable
 from farm.schemas import BuildView, Event
-from farm.states import BUILD_ENDED
+from farm.specs.states import BUILD_ENDED
 
 #: The server says something, if only a comment, at least every 15 s.
 _SILENCE_S = 60.0

@@ -46,7 +46,9 @@ from farm.schemas import (
     TimingCacheView,
     WorkerView,
 )
-from farm.specs import GateChanges, Prune, SourceFormat
+from farm.specs.gates import GateChanges
+from farm.specs.options import Prune
+from farm.specs.source import SourceFormat
 
 P = TypeVar("P", bound=Page)
 
@@ -147,7 +149,7 @@ class Farm:
             profiles: input name → ``{"min": shape, "opt": shape, "max": shape}``.
             fixed_inputs: input name → the one value that it has, which is folded into the graph: a
                 number, a truth, or lists of them in the input's shape.
-            options: of TensorRT's builder: ``farm.specs.BuilderOptions``.
+            options: of TensorRT's builder: ``farm.specs.options.BuilderOptions``.
             prune: ``2:4``, or ``l1:0.5`` for half of each layer's weights; not of ONNX.
             idempotency_key: a repeat with the same key returns the first build.
 

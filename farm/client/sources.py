@@ -12,7 +12,7 @@ from farm.client.upload import Content, require_file
 from farm.errors import InvalidRequest, SourceRefused
 from farm.onnx_files import MalformedModel, external_files, leads_out, location
 from farm.packs import MalformedPack, Pack, is_pack
-from farm.specs import SourceFormat
+from farm.specs.source import SourceFormat
 
 _FORMATS = {
     ".onnx": SourceFormat.ONNX,

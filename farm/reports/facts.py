@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from farm.reports import extent
 from farm.reports.extent import TooMuch
 from farm.schemas import ComputeView
-from farm.specs import BuilderOptions, JobKind, ShapeRange
+from farm.specs.options import BuilderOptions
+from farm.specs.shapes import ShapeRange
+from farm.specs.stages import JobKind
 
 _MOST_NAMES = 20_000  #: of layers, inputs, outputs: more than any model of those that can be built
 _MOST_LISTED = 1000

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from farm.specs import Scope
+from farm.specs.scopes import Scope
 
 
 @dataclass(frozen=True, kw_only=True)

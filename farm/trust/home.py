@@ -12,7 +12,7 @@ from sqlalchemy import select
 from farm.db import Database, now
 from farm.models import ApiKey
 from farm.settings import Settings
-from farm.specs import Scope
+from farm.specs.scopes import Scope
 from farm.trust import credentials, keys
 from farm.trust.callers import this_user
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from farm.db import now
 from farm.errors import Conflict, NotFound
 from farm.models import ApiKey
-from farm.specs import Scope
+from farm.specs.scopes import Scope
 from farm.trust import audit, credentials
 from farm.trust.callers import Caller
 

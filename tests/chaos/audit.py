@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from farm import artifacts, gc
 from farm.db import Database
 from farm.models import Artifact, Build, EngineRow, Event, Job, Model, Version
-from farm.states import BUILD_LIVE, LIVE, JobState
+from farm.specs.states import BUILD_LIVE, LIVE, JobState
 from farm.storage import LocalStore
 from tests.chaos.crowd import Ended
 from tests.chaos.site import Site

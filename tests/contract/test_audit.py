@@ -14,8 +14,8 @@ from farm import builds, gc, plugins
 from farm.api import access
 from farm.errors import FarmError
 from farm.models import Artifact, AuditRow, Build
-from farm.specs import Scope
-from farm.states import BuildState
+from farm.specs.scopes import Scope
+from farm.specs.states import BuildState
 from farm.trust import audit, credentials, keys
 from farm.trust.callers import THE_FARM
 from tests.contract.conftest import Api

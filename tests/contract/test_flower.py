@@ -15,7 +15,7 @@ import pytest
 from farm import db
 from farm.db import Database
 from farm.settings import Settings
-from farm.specs import Scope
+from farm.specs.scopes import Scope
 from farm.trust import credentials, keys
 from farm.trust.callers import THE_FARM
 from farm.up import free_port

@@ -25,7 +25,7 @@ from farm.db import now
 from farm.errors import Conflict, DatabaseUnavailable, InternalError, KeyNeeded, ScopeMissing
 from farm.models import ApiKey, Build, Job
 from farm.settings import Settings
-from farm.specs import Scope
+from farm.specs.scopes import Scope
 from farm.trust import credentials, keys
 from farm.trust.callers import THE_FARM, allows
 from farm.trust.ring import Ring

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import update
 
 from farm.models import EngineRow, Job
-from farm.specs import JobKind
+from farm.specs.stages import JobKind
 
 
 def nested(depth: int) -> dict:

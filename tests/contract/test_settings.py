@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from farm.settings import Settings
-from farm.specs import Runtime
+from farm.specs.runtime import Runtime
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import pytest
 from farm.api.room import Places, Room, Shares
 from farm.db import Database
 from farm.errors import Busy, TooMany
-from farm.specs import Scope
+from farm.specs.scopes import Scope
 from tests.contract.live_api import live_api
 from tests.keys import a_key, bearer
 

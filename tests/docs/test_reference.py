@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from farm.settings import Settings
-from farm.states import JOB_TRANSITIONS
+from farm.specs.states import JOB_TRANSITIONS
 from scripts import make_docs
 
 PAGES = make_docs.pages()

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from farm.specs import BuildParams, CastParams, ExportParams, JobKind, MeasureParams, Target
+from farm.specs.runtime import Target
+from farm.specs.stages import BuildParams, CastParams, ExportParams, JobKind, MeasureParams
 from workers import demo, gpu_metrics, gpus, toolchain
 from workers.stages import Stage, run
 

@@ -16,7 +16,9 @@ from farm.client import sources as client_sources
 from farm.errors import InvalidRequest
 from farm.onnx_files import leads_out, location
 from farm.packs import Pack
-from farm.specs import ExportParams, JobKind, Precision, SourceFormat
+from farm.specs.precision import Precision
+from farm.specs.source import SourceFormat
+from farm.specs.stages import ExportParams, JobKind
 from tests.zoo import runner
 from workers import graphs
 from workers.backends.ort import OrtModel

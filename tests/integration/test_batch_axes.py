@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from farm.errors import InvalidData, ProfileMismatch
-from farm.specs import Precision, ShapeRange, TensorSpec
+from farm.specs.precision import Precision
+from farm.specs.shapes import ShapeRange, TensorSpec
 from tests.zoo import runner
 from workers.batch import Batch, batch_symbol
 from workers.profiles import AxisRange, computed, resolve_profiles

@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from farm import builds, jobs, registry, views
 from farm.errors import Conflict, InvalidModel, LeaseLost, NotFound
 from farm.models import EngineRow, Event, Job
-from farm.specs import GateSet, QuantizedGates
+from farm.specs.gates import GateSet, QuantizedGates
 from tests.ledger import DATA, SOURCE
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from farm.errors import AccuracyDropped, EngineBuildFailed, PrecisionMissed, PruningFailed
-from farm.specs import Precision, Prune
+from farm.specs.options import Prune
+from farm.specs.precision import Precision
 from tests.zoo import runner
 from tests.zoo.runner import Built, Source
 from workers import cpu_metrics, demo

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from farm.errors import PrecisionMissed
-from farm.specs import Precision
+from farm.specs.precision import Precision
 from workers import graphs, layers
 from workers.compute import compute_of
 from workers.profiles import resolve_profiles, shapes_at

@@ -11,15 +11,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from farm.errors import PrecisionMissed
 from farm.schemas import Layer, LayerReport
-from farm.specs import (
-    BuilderOptions,
-    BuildParams,
-    JobKind,
-    Precision,
-    Runtime,
-    ShapeRange,
-    Target,
-)
+from farm.specs.options import BuilderOptions
+from farm.specs.precision import Precision
+from farm.specs.runtime import Runtime, Target
+from farm.specs.shapes import ShapeRange
+from farm.specs.stages import BuildParams, JobKind
 from workers import engine_types, layers
 from workers.backends import trt, trt_inspect
 from workers.compute import compute_of

@@ -17,7 +17,9 @@ from farm.client.sources import find
 from farm.errors import InvalidModel, InvalidRequest
 from farm.onnx_files import MalformedModel, external_files
 from farm.packs import MalformedPack, Pack
-from farm.specs import JobKind, Precision, SourceFormat
+from farm.specs.precision import Precision
+from farm.specs.source import SourceFormat
+from farm.specs.stages import JobKind
 from tests.zoo import runner
 from workers import graphs
 

@@ -17,7 +17,9 @@ from torch import nn
 from farm.cli.options import fixed_inputs
 from farm.errors import FixedInputRefused, InvalidData, InvalidModel, InvalidRequest
 from farm.schemas import BuildRequest
-from farm.specs import ExportParams, JobKind, Precision, ShapeRange, TensorSpec
+from farm.specs.precision import Precision
+from farm.specs.shapes import ShapeRange, TensorSpec
+from farm.specs.stages import ExportParams, JobKind
 from tests.zoo import runner
 from workers import fixing, graphs
 from workers.backends.ort import OrtModel

@@ -9,7 +9,9 @@ import torch
 
 from farm.errors import EngineBuildFailed
 from farm.reports import facts
-from farm.specs import JobKind, Precision, ShapeRange, TensorSpec
+from farm.specs.precision import Precision
+from farm.specs.shapes import ShapeRange, TensorSpec
+from farm.specs.stages import JobKind
 from workers import gpu_metrics
 from workers.batch import Batch
 from workers.cuda_timing import Query, Span

@@ -15,15 +15,11 @@ from onnx import TensorProto as T
 from torch import nn
 
 from farm.errors import ChildOutOfMemory, FarmError, InvalidModel, StageFailed
-from farm.specs import (
-    BuilderOptions,
-    ExportParams,
-    JobKind,
-    Precision,
-    Runtime,
-    ShapeRange,
-    Target,
-)
+from farm.specs.options import BuilderOptions
+from farm.specs.precision import Precision
+from farm.specs.runtime import Runtime, Target
+from farm.specs.shapes import ShapeRange
+from farm.specs.stages import ExportParams, JobKind
 from tests import strange_models as strange
 from tests.strange_models import FEATURES, const, model, node, value, weights
 from tests.unit.test_known_failures import SAID

@@ -15,7 +15,7 @@ from farm import jobs
 from farm.db import Base
 from farm.errors import InvalidModel, LeaseLost
 from farm.models import Build, BuildJob, EngineRow, Event, Job, JobInput, Wanted
-from farm.states import BUILD_ENDED, JOB_TRANSITIONS, LIVE, BuildState, JobState, build_state
+from farm.specs.states import BUILD_ENDED, JOB_TRANSITIONS, LIVE, BuildState, JobState, build_state
 from tests.ledger import DATA, Ledger
 
 MAX_ATTEMPTS = 3

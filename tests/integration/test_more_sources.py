@@ -15,11 +15,14 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 from farm import sources
-from farm.architectures import ARCHITECTURES
 from farm.client.sources import architecture, find
 from farm.errors import InvalidModel, InvalidRequest, ProfileMismatch, SourceRefused
 from farm.schemas import Source
-from farm.specs import Architecture, JobKind, Precision, ShapeRange, SourceFormat
+from farm.specs.architectures import ARCHITECTURES
+from farm.specs.precision import Precision
+from farm.specs.shapes import ShapeRange
+from farm.specs.source import Architecture, SourceFormat
+from farm.specs.stages import JobKind
 from tests.zoo import runner
 from workers import architectures, graphs
 from workers.eager import EagerModel

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from farm.errors import InvalidModel
-from farm.specs import ExportParams, JobKind, Precision
+from farm.specs.precision import Precision
+from farm.specs.stages import ExportParams, JobKind
 from tests.zoo import runner
 from workers.backends.ort import OrtModel
 from workers.sources import plain_treespec

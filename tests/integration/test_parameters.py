@@ -13,7 +13,8 @@ from farm.explain import explain
 from farm.fleet import Fleet
 from farm.models import Job, SharedParameter
 from farm.schemas import BuildRequest
-from farm.specs import PARAMS, JobKind, Runtime
+from farm.specs.runtime import Runtime
+from farm.specs.stages import PARAMS, JobKind
 from tests.ledger import SOURCE
 
 

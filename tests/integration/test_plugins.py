@@ -14,7 +14,8 @@ from farm.errors import EngineBuildFailed, InvalidRequest, NotFound, PluginRefus
 from farm.models import Plugin
 from farm.schemas import PluginRequest
 from farm.settings import Settings
-from farm.specs import BuilderOptions, Runtime
+from farm.specs.options import BuilderOptions
+from farm.specs.runtime import Runtime
 from farm.storage import LocalStore
 from workers import plugins as loading
 from workers.backends import trt

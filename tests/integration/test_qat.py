@@ -18,15 +18,9 @@ from farm.errors import (
 )
 from farm.schemas import BuildRequest
 from farm.sources import Look
-from farm.specs import (
-    BuildParams,
-    CalibrateParams,
-    CastParams,
-    JobKind,
-    Runtime,
-    SourceFormat,
-    Target,
-)
+from farm.specs.runtime import Runtime, Target
+from farm.specs.source import SourceFormat
+from farm.specs.stages import BuildParams, CalibrateParams, CastParams, JobKind
 from workers import graphs, qat
 from workers.backends.ort import OrtModel
 from workers.compute import compute_of

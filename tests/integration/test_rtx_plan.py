@@ -14,7 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from farm.errors import PrecisionMissed
 from farm.schemas import LayerReport
-from farm.specs import BuilderOptions, BuildParams, JobKind, Precision, Runtime, ShapeRange, Target
+from farm.specs.options import BuilderOptions
+from farm.specs.precision import Precision
+from farm.specs.runtime import Runtime, Target
+from farm.specs.shapes import ShapeRange
+from farm.specs.stages import BuildParams, JobKind
 from workers import engine_types
 from workers.backends import trt
 from workers.backends.rtx_plan import read_plan

@@ -16,7 +16,10 @@ from farm import keys, sources
 from farm.client.sources import find
 from farm.errors import InvalidModel, InvalidRequest
 from farm.packs import Pack
-from farm.specs import JobKind, Precision, Profile, ShapeRange, SourceFormat
+from farm.specs.precision import Precision
+from farm.specs.shapes import Profile, ShapeRange
+from farm.specs.source import SourceFormat
+from farm.specs.stages import JobKind
 from tests.zoo import runner
 from workers import savedmodel, savedmodel_files
 from workers.savedmodel import SavedModelSource

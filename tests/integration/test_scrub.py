@@ -8,7 +8,7 @@ from sqlalchemy import select
 from farm import artifacts, registry, scrub
 from farm.errors import BlobDamaged, NotFound
 from farm.models import Artifact
-from farm.specs import JobKind
+from farm.specs.stages import JobKind
 from farm.storage import LocalStore
 from workers.stages import StageRequest, run_request
 

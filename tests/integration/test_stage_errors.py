@@ -10,7 +10,8 @@ import pytest
 
 from farm.errors import StageFailed, StageFault
 from farm.reports import facts
-from farm.specs import BuildParams, CastParams, JobKind, Target
+from farm.specs.runtime import Target
+from farm.specs.stages import BuildParams, CastParams, JobKind
 from tests import strange_models as strange
 from workers import stages
 from workers.isolate import Child, Line, Link

@@ -28,18 +28,17 @@ from farm.errors import (
     ProfileMismatch,
     StageFailed,
 )
-from farm.specs import (
-    BuilderOptions,
+from farm.specs.options import BuilderOptions
+from farm.specs.runtime import Target
+from farm.specs.shapes import ShapeRange, TensorSpec
+from farm.specs.stages import (
     BuildParams,
     CalibrateParams,
     CastParams,
     ExportParams,
     JobKind,
     MeasureParams,
-    ShapeRange,
     StageParams,
-    Target,
-    TensorSpec,
 )
 from workers import casting, cpu_metrics, demo, graphs
 from workers.backends import trt_options

@@ -12,7 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from farm.errors import EngineBuildFailed, InvalidModel
-from farm.specs import ExportParams, JobKind, Precision, ShapeRange, TensorSpec, ValueRange
+from farm.specs.precision import Precision
+from farm.specs.shapes import ShapeRange, TensorSpec, ValueRange
+from farm.specs.stages import ExportParams, JobKind
 from tests.zoo import runner
 from workers import graphs
 from workers.backends.ort import OrtModel

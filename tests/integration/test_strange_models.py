@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from farm.errors import StageFailed, StageFault
-from farm.specs import (
+from farm.specs.runtime import Target
+from farm.specs.stages import (
     BuildParams,
     CalibrateParams,
     CastParams,
@@ -21,7 +22,6 @@ from farm.specs import (
     JobKind,
     MeasureParams,
     StageParams,
-    Target,
 )
 from tests.strange_models import MODELS
 from workers import graphs

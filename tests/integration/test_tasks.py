@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from farm import fleet, views
 from farm.errors import DatabaseUnavailable, LeaseLost, StorageUnavailable
 from farm.models import Job
-from farm.states import JobState
+from farm.specs.states import JobState
 from workers import tasks
 from workers import watch as watch_module
 from workers.tasks import _claim, _insist

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from farm.specs import ShapeRange, TensorSpec
+from farm.specs.shapes import ShapeRange, TensorSpec
 from workers import cpu_metrics
 from workers.batch import Batch
 from workers.programs.guard import checked

@@ -19,7 +19,9 @@ from farm import gc, timing_caches, views
 from farm.db import now
 from farm.models import Job, TimingCache
 from farm.settings import Settings
-from farm.specs import BuilderOptions, BuildParams, JobKind, Target
+from farm.specs.options import BuilderOptions
+from farm.specs.runtime import Target
+from farm.specs.stages import BuildParams, JobKind
 from farm.storage import LocalStore
 from farm.timing_caches import Revision, Timed
 from workers import tasks

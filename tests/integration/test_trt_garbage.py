@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from farm.specs import BuilderOptions, Runtime
+from farm.specs.options import BuilderOptions
+from farm.specs.runtime import Runtime
 from workers.backends import trt
 
 

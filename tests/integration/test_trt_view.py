@@ -11,7 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from farm.errors import EngineBuildFailed
 from farm.schemas import LayerReport
-from farm.specs import BuildParams, JobKind, Target, TensorSpec
+from farm.specs.runtime import Target
+from farm.specs.shapes import TensorSpec
+from farm.specs.stages import BuildParams, JobKind
 from workers.backends import trt, trt_interface, trt_parsed
 from workers.stages import StageRequest, run_request
 

@@ -13,7 +13,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from farm.errors import CastFailed, EngineBuildFailed
-from farm.specs import DataKind, Precision
+from farm.specs.precision import Precision
+from farm.specs.source import DataKind
 from tests.zoo import runner
 from workers import casting, choosing, floats, graphs
 from workers.backends.ort import OrtModel

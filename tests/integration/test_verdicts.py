@@ -12,7 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from farm.errors import AccuracyDropped
-from farm.specs import JobKind, MeasureParams, Precision, ShapeRange, TensorSpec
+from farm.specs.precision import Precision
+from farm.specs.shapes import ShapeRange, TensorSpec
+from farm.specs.stages import JobKind, MeasureParams
 from workers import cpu_metrics
 from workers.batch import Batch
 from workers.measure.invariance import batch_invariance

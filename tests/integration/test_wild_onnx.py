@@ -14,7 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from farm.errors import InvalidModel, ProfileMismatch
-from farm.specs import JobKind, Precision, ShapeRange
+from farm.specs.precision import Precision
+from farm.specs.shapes import ShapeRange
+from farm.specs.stages import JobKind
 from tests.zoo import runner
 from workers import graphs
 from workers.batch import Batch

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from farm.errors import AccuracyDropped
-from farm.specs import DataKind, Gates, QuantizedGates
+from farm.specs.gates import Gates, QuantizedGates
+from farm.specs.source import DataKind
 from workers.measure import intervals
 from workers.measure.accuracy import Comparison
 from workers.measure.difference import difference

@@ -20,7 +20,7 @@ from farm.errors import (
     SourceRefused,
     Unavailable,
 )
-from farm.specs import BuilderOptions
+from farm.specs.options import BuilderOptions
 from tests import stub_farm
 from tests.stub_farm import BUILD, StubFarm
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from farm.architectures import refusal
+from farm.specs.architectures import refusal
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from farm.errors import InvalidRequest
 from farm.formats import door
 from farm.formats.door import Malformed, Window, zip_names
 from farm.packs import MalformedPack
-from farm.specs import SourceFormat
+from farm.specs.source import SourceFormat
 
 
 def tar_of(names: list[str], kind: bytes = tarfile.REGTYPE) -> bytes:

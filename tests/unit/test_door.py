@@ -21,7 +21,7 @@ from farm import packs, sources
 from farm.errors import InvalidData, InvalidRequest, SourceRefused
 from farm.formats.door import Malformed, Window, behind, zip_names
 from farm.packs import MalformedPack, Pack
-from farm.specs import SourceFormat
+from farm.specs.source import SourceFormat
 from workers.samples import read_samples
 
 Field = tuple[int, bytes]

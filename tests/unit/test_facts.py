@@ -12,7 +12,7 @@ import pytest
 
 from farm.errors import ResultRefused, code_of
 from farm.reports import extent, facts
-from farm.specs import JobKind
+from farm.specs.stages import JobKind
 from workers.made import made_of
 from workers.sandbox import messages
 

@@ -1,7 +1,7 @@
 import pytest
 
-from farm import gpu_tags
 from farm.errors import UnknownGpu
+from farm.specs import gpus
 
 
 @pytest.mark.parametrize(
@@ -22,19 +22,19 @@ from farm.errors import UnknownGpu
     ],
 )
 def test_a_tag_is_understood_however_it_is_written(written, tag):
-    assert gpu_tags.canonical(written) == tag
+    assert gpus.canonical(written) == tag
 
 
 @pytest.mark.parametrize("written", ["t5", "sm_88", "rtx-4091", "", "🤷", "h201-1g.18gb"])
 def test_an_unknown_tag_is_refused_with_the_way_to_the_known_ones(written):
     with pytest.raises(UnknownGpu) as caught:
-        gpu_tags.canonical(written)
+        gpus.canonical(written)
     assert "farm targets" in caught.value.hint
 
 
 def test_an_unknown_tag_names_the_closest_known_ones():
     with pytest.raises(UnknownGpu) as caught:
-        gpu_tags.canonical("rtx-4095")
+        gpus.canonical("rtx-4095")
     assert "rtx-4090" in caught.value.hint
 
 
@@ -50,7 +50,7 @@ def test_an_unknown_tag_names_the_closest_known_ones():
     ],
 )
 def test_a_product_maps_to_its_compute_capability(product, capability):
-    assert gpu_tags.compute_capability(product) == capability
+    assert gpus.compute_capability(product) == capability
 
 
 @pytest.mark.parametrize(
@@ -81,4 +81,4 @@ def test_a_product_maps_to_its_compute_capability(product, capability):
     ],
 )
 def test_a_device_name_gives_its_product(device, product):
-    assert gpu_tags.product_of(device) == product
+    assert gpus.product_of(device) == product

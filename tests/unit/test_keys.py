@@ -20,7 +20,7 @@ from farm.db import Database
 from farm.errors import FarmError, InvalidRequest, KeyNeeded, NotFound, ScopeMissing
 from farm.models import ApiKey, AuditRow
 from farm.settings import Settings
-from farm.specs import Scope
+from farm.specs.scopes import Scope
 from farm.trust import credentials, home, keys
 from farm.trust.callers import THE_FARM
 from tests import stub_farm

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from farm import gpu_tags, targets
+from farm import targets
 from farm.errors import (
     AccuracyDropped,
     CastFailed,
@@ -24,7 +24,11 @@ from farm.errors import (
     StorageFull,
     StorageUnavailable,
 )
-from farm.specs import JobKind, Precision, Runtime, SourceFormat, Target
+from farm.specs import gpus
+from farm.specs.precision import Precision
+from farm.specs.runtime import Runtime, Target
+from farm.specs.source import SourceFormat
+from farm.specs.stages import JobKind
 from workers.asked import Asked
 from workers.known_failures import TABLE, Said, known
 from workers.stage_errors import explained
@@ -368,7 +372,7 @@ def test_words_are_found_in_colour_and_across_lines():
 
 def test_every_gpu_has_an_answer():
     answers = [answer_to(text) for text in SAID.values()]
-    for gpu in (*gpu_tags.COMPUTE_CAPABILITIES, *gpu_tags.PRODUCTS):
+    for gpu in (*gpus.COMPUTE_CAPABILITIES, *gpus.PRODUCTS):
         for runtime in (Runtime.TENSORRT, Runtime.TENSORRT_RTX, Runtime.ONNXRUNTIME):
             target = Target(runtime=runtime, gpu=gpu)
             if targets.refusal(target, Precision.FP16) is None:

@@ -9,7 +9,10 @@ from farm.errors import CalibrationMissing, InvalidRequest, SourceRefused, Targe
 from farm.explain import differences
 from farm.plan import plan
 from farm.schemas import BUILD_EXAMPLE, BuildRequest
-from farm.specs import GateSet, JobKind, Prune, Runtime
+from farm.specs.gates import GateSet
+from farm.specs.options import Prune
+from farm.specs.runtime import Runtime
+from farm.specs.stages import JobKind
 
 TOOLS = {
     "torch": "2.13.0",

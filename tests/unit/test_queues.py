@@ -2,11 +2,12 @@
 
 import pytest
 
-from farm import gpu_tags, targets
+from farm import targets
 from farm.fleet import Fleet
 from farm.models import Job
-from farm.queues import CPU_QUEUE, Queue
-from farm.specs import Runtime, Target
+from farm.specs import gpus
+from farm.specs.queues import CPU_QUEUE, Queue
+from farm.specs.runtime import Runtime, Target
 from workers.gpus import Gpu
 from workers.names import queues
 
@@ -17,7 +18,7 @@ SLICES = [
     "rtx-pro-6000-1g.24gb+me.all",
     "sm_90-1g.18gb",
 ]
-TAGS = [gpu_tags.CPU, *gpu_tags.PRODUCTS, *gpu_tags.COMPUTE_CAPABILITIES, *SLICES]
+TAGS = [gpus.CPU, *gpus.PRODUCTS, *gpus.COMPUTE_CAPABILITIES, *SLICES]
 
 
 @pytest.mark.parametrize("runtime", Runtime)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farm.errors import IllegalTransition
-from farm.states import (
+from farm.specs.states import (
     ENDED,
     JOB_TRANSITIONS,
     LIVE,

@@ -2,7 +2,9 @@ import pytest
 
 from farm import targets
 from farm.errors import InvalidRequest, TargetUnsupported
-from farm.specs import BuilderOptions, Precision, Runtime, Target
+from farm.specs.options import BuilderOptions
+from farm.specs.precision import Precision
+from farm.specs.runtime import Runtime, Target
 
 BOTH = (Runtime.TENSORRT, Runtime.TENSORRT_RTX)
 

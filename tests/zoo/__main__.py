@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from farm.keys import STAGE_VERSIONS
-from farm.specs import Precision
+from farm.specs.precision import Precision
 from tests.zoo import models, pages
 from tests.zoo.runner import Built, Ended, Runner, in_child
 from workers import toolchain

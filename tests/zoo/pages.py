@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from farm.specs import Precision
+from farm.specs.precision import Precision
 
 Result = dict[str, Any]
 

@@ -15,7 +15,10 @@ from farm import targets
 from farm.errors import FarmError, StageFailed
 from farm.plan import Plan, PlannedEngine, PlannedJob, plan
 from farm.schemas import BuildRequest
-from farm.specs import GateSet, JobKind, Precision, Runtime
+from farm.specs.gates import GateSet
+from farm.specs.precision import Precision
+from farm.specs.runtime import Runtime
+from farm.specs.stages import JobKind
 from workers import toolchain
 from workers.isolate import Child, Link, peak_memory_bytes, preload
 from workers.stages import StageRequest, run_request

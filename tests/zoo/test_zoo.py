@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from farm.specs import Precision
+from farm.specs.precision import Precision
 from tests.zoo import models, runner
 
 pytestmark = pytest.mark.heavy

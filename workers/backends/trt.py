@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from farm.errors import EngineBuildFailed
 from farm.schemas import Layer, LayerTensor
-from farm.specs import BuilderOptions, Profile, Runtime, ShapeRange, ValueRange
+from farm.specs.options import BuilderOptions
+from farm.specs.runtime import Runtime
+from farm.specs.shapes import Profile, ShapeRange, ValueRange
 from workers.backends import trt_cache, trt_inspect, trt_parsed
 from workers.backends.trt_cache import TimingCacheUse
 from workers.backends.trt_inspect import Inspected

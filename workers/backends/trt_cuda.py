@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from farm.errors import EngineBuildFailed
-from farm.specs import Runtime
+from farm.specs.runtime import Runtime
 from workers.backends.trt import collecting_log, last_errors, load_plugins, load_runtime
 from workers.cuda_timing import Bound, Tensors, captured
 from workers.eager import array_of

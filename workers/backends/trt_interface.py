@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from farm.specs import ANONYMOUS, TensorSpec
+from farm.specs.shapes import ANONYMOUS, TensorSpec
 
 if TYPE_CHECKING:
     import tensorrt as types

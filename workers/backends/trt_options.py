@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from farm.errors import EngineBuildFailed
-from farm.specs import BuilderOptions
+from farm.specs.options import BuilderOptions
 
 if TYPE_CHECKING:
     import tensorrt as types

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from farm.specs import Precision
+from farm.specs.precision import Precision
 from workers.batch import Arrays, Batch
 from workers.measure.difference import MAX_CHANGED, NO_DIFFERENCE, Difference, difference
 from workers.samples import Runnable

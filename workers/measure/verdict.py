@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from farm.errors import AccuracyDropped
-from farm.specs import DataKind, Gates
+from farm.specs.gates import Gates
+from farm.specs.source import DataKind
 from workers.measure import intervals
 
 #: Outputs this far from the source's are of a broken engine, whatever the data.

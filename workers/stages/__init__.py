@@ -38,7 +38,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from farm.errors import BlobDamaged, StageFailed
-from farm.specs import PARAMS, BuilderOptions, JobKind, StageParams
+from farm.specs.options import BuilderOptions
+from farm.specs.stages import PARAMS, JobKind, StageParams
 from workers.asked import Asked
 from workers.stage_errors import explained
 

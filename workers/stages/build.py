@@ -12,9 +12,12 @@ import onnx
 
 from farm.engine_header import MalformedHeader, parse_header
 from farm.errors import EngineBuildFailed, PrecisionMissed
-from farm.gpu_tags import CPU
 from farm.schemas import Layer, LayerReport, MemoryView
-from farm.specs import TENSORRTS, BuildParams, Precision, Profile, Runtime, TensorSpec
+from farm.specs.gpus import CPU
+from farm.specs.precision import Precision
+from farm.specs.runtime import TENSORRTS, Runtime
+from farm.specs.shapes import Profile, TensorSpec
+from farm.specs.stages import BuildParams
 from workers import (
     casting,
     engine_types,

@@ -17,7 +17,9 @@ from onnx import TensorProto
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 
 from farm.errors import CalibrationFailed, FarmError, InvalidData
-from farm.specs import CalibrateParams, DataKind, Precision
+from farm.specs.precision import Precision
+from farm.specs.source import DataKind
+from farm.specs.stages import CalibrateParams
 from workers import casting, choosing, floats, graphs, opsets, qat, unquantised
 from workers.batch import Batch
 from workers.folding import fold_quantized_weights

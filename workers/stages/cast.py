@@ -15,7 +15,9 @@ import onnx
 from onnx import TensorProto
 
 from farm.errors import CastFailed, FarmError, PrecisionMissed
-from farm.specs import CastParams, DataKind, Precision
+from farm.specs.precision import Precision
+from farm.specs.source import DataKind
+from farm.specs.stages import CastParams
 from workers import casting, choosing, floats, graphs, opsets, references
 from workers.batch import Batch
 from workers.compute import PRODUCTS, compute_of

@@ -14,7 +14,9 @@ import torch
 from torch.export import ExportedProgram
 
 from farm.errors import ExportDiverged, InvalidModel
-from farm.specs import DataKind, ExportParams, Profile, SourceFormat, TensorSpec
+from farm.specs.shapes import Profile, TensorSpec
+from farm.specs.source import DataKind, SourceFormat
+from farm.specs.stages import ExportParams
 from workers import fixing, floats, graphs, opsets, references
 from workers.backends.ort import OrtModel
 from workers.batch import Arrays, Batch

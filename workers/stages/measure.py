@@ -13,8 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from farm.errors import AccuracyDropped, InvalidData, InvalidModel
-from farm.gpu_tags import CPU
-from farm.specs import DataKind, MeasureParams, Profile, Runtime, TensorSpec
+from farm.specs.gpus import CPU
+from farm.specs.runtime import Runtime
+from farm.specs.shapes import Profile, TensorSpec
+from farm.specs.source import DataKind
+from farm.specs.stages import MeasureParams
 from workers import cpu_metrics, gpu_metrics, graphs
 from workers.backends.ort import OrtModel, cpu_threads
 from workers.backends.torchscript import TorchScriptModel

@@ -16,7 +16,8 @@ from torch.export import ExportedProgram
 from torch.nn.utils import prune
 
 from farm.errors import PruningFailed
-from farm.specs import Prune, PruneParams
+from farm.specs.options import Prune
+from farm.specs.stages import PruneParams
 from workers import references
 from workers.stages import Stage, StageResult
 from workers.weights import Weight, weights

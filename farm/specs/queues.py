@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, Self
 
-from farm import gpu_tags
-from farm.specs import Runtime, Target
+from farm.specs import gpus
+from farm.specs.runtime import Runtime, Target
 
 CPU_QUEUE = "cpu"  #: of the jobs that any CPU worker can run
 
@@ -36,6 +36,6 @@ class Queue(NamedTuple):
     @property
     def worker(self) -> str:
         """Which worker consumes it."""
-        if self.gpu == gpu_tags.CPU:
+        if self.gpu == gpus.CPU:
             return f"a CPU worker with {self.runtime}"
         return f"a worker with a GPU {self.gpu} and {self.runtime} installed"

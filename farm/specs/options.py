@@ -1,0 +1,102 @@
+"""What a submission may ask of a build."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+
+from farm.errors import InvalidRequest
+from farm.specs.values import Value
+
+LibraryDigest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+_MAX_PLUGINS = 16
+
+
+class BuilderOptions(Value):
+    """Of TensorRT's builder, by its names. The defaults are the builder's own."""
+
+    tf32: bool = Field(True, description="fp32 products may be computed in TF32, where there is it")
+    sparse_weights: bool = Field(
+        False, description="use 2:4 sparse kernels for weights that are pruned so"
+    )
+    builder_optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
+    max_aux_streams: Annotated[int, Field(ge=0, le=64)] | None = None
+    workspace_mib: Annotated[int, Field(ge=1, le=2**24)] | None = Field(
+        None, description="most memory that a layer may use, in MiB; by default all"
+    )
+    hardware_compatibility_level: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
+    version_compatible: bool = Field(
+        False, description="run with later versions of TensorRT of the same major too"
+    )
+    weight_streaming: bool = Field(
+        False, description="the weights may stay in the host's memory at run time"
+    )
+    timing_cache: bool = Field(
+        True, description="take what the fleet has timed on such a GPU, and add to it"
+    )
+    plugins: Annotated[tuple[LibraryDigest, ...], Field(max_length=_MAX_PLUGINS)] = Field(
+        (), description="digests of allow-listed plugin libraries to load, in this order"
+    )
+
+    @field_validator("plugins", mode="before")
+    @classmethod
+    def _by_commas(cls, given: object) -> object:
+        # No more than it takes to see that they are too many.
+        if isinstance(given, str):
+            return tuple(filter(None, given.split(",", _MAX_PLUGINS)))
+        # Of JSON, which has no tuples.
+        return tuple(given[: _MAX_PLUGINS + 1]) if isinstance(given, list) else given
+
+    def changed(self) -> dict[str, object]:
+        """Those that aren't the builder's own, by name."""
+        return self.model_dump(exclude_defaults=True)
+
+
+class Prune(Value):
+    """Which weights of convolutions and matrix products become zero, layer by layer."""
+
+    method: Literal["l1-unstructured", "2:4"] = Field(
+        description="those of least magnitude, anywhere; or 2 in each 4 along the input channels"
+    )
+    amount: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of each layer's weights, for l1-unstructured"
+    )
+
+    @model_validator(mode="after")
+    def _amount_where_it_means_something(self) -> Self:
+        if (self.amount is None) == (self.method == "l1-unstructured"):
+            raise ValueError(
+                "l1-unstructured needs an amount; 2:4 has none, since it is half of all"
+            )
+        return self
+
+    def __str__(self) -> str:
+        return "2:4" if self.amount is None else f"l1:{self.amount}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """``2:4`` or ``l1:0.5``, as ``str`` gives it.
+
+        Raises:
+            InvalidRequest
+        """
+        if text == "2:4":
+            return cls(method="2:4")
+        method, _, amount = text.partition(":")
+        try:
+            if method == "l1":
+                return cls(method="l1-unstructured", amount=float(amount))
+        except ValueError:
+            pass
+        raise InvalidRequest(
+            f"{text!r} is no way of pruning",
+            hint="write 2:4, or l1 and the share of weights that becomes zero, between 0 and 1: l1:0.5",
+        )

@@ -1,0 +1,36 @@
+"""What executes engines, and what an engine is built for."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Self
+
+from farm.specs.values import Value
+
+
+class Runtime(StrEnum):
+    """What executes the engine."""
+
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+    ONNXRUNTIME = "onnxruntime"
+    TORCHSCRIPT = "torchscript"  #: built from the program itself, without ONNX
+
+
+TENSORRTS = (Runtime.TENSORRT, Runtime.TENSORRT_RTX)
+
+
+class Target(Value):
+    """A runtime and a GPU tag: what an engine is built for."""
+
+    runtime: Runtime
+    gpu: str  #: ``sm_89``, a product name such as ``h200``, or ``cpu``
+
+    def __str__(self) -> str:
+        return f"{self.runtime}:{self.gpu}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """A target as ``str`` gives it; what users write is read by ``targets.parse``."""
+        runtime, _, gpu = text.partition(":")
+        return cls(runtime=Runtime(runtime), gpu=gpu)

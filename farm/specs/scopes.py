@@ -1,0 +1,14 @@
+"""What a key allows its holder."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Scope(StrEnum):
+    """What a key allows. Each of them lets its holder read, too."""
+
+    READ = "read"  #: see models, engines, builds and workers, and pull
+    SUBMIT = "submit"  #: upload, submit, cancel, retry
+    PROMOTE = "promote"  #: say which engines others are given by default
+    ADMIN = "admin"  #: everything: also keys, the audit, plugins, gc and scrub

@@ -1,0 +1,14 @@
+"""What every value of the farm is: frozen, and strict."""
+
+from __future__ import annotations
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+)
+
+
+class Value(BaseModel):
+    """A frozen value. Unknown fields are an error, so that a typo is never silently dropped."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
