@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-
-from farm.db import Instant
-from farm.models import BigId, Json
 ${imports if imports else ""}
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 branch_labels = None
 depends_on = None
+
+# Types are frozen here: what the application's become later is none of this migration's.
+INSTANT = sa.DateTime(timezone=True)
 
 
 def upgrade() -> None:

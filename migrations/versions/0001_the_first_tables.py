@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-
-from farm.db import Instant
-from farm.models import BigId, Json
+from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
+
+INSTANT = sa.DateTime(timezone=True)
+# None is SQL's NULL, not JSON's null.
+JSON = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+# SQLite counts up only an INTEGER PRIMARY KEY.
+BIG_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
@@ -19,18 +23,18 @@ def upgrade() -> None:
         "artifacts",
         sa.Column("digest", sa.String(length=71), nullable=False),
         sa.Column("bytes", sa.BigInteger(), nullable=False),
-        sa.Column("created_at", Instant(), nullable=False),
+        sa.Column("created_at", INSTANT, nullable=False),
         sa.PrimaryKeyConstraint("digest", name=op.f("pk_artifacts")),
     )
     op.create_table(
         "jobs",
-        sa.Column("id", BigId, nullable=False),
+        sa.Column("id", BIG_ID, nullable=False),
         sa.Column("key", sa.String(length=71), nullable=False),
         sa.Column("kind", sa.String(length=20), nullable=False),
         sa.Column("title", sa.String(length=250), nullable=False),
         sa.Column("state", sa.String(length=20), nullable=False),
-        sa.Column("recipe", Json, nullable=False),
-        sa.Column("toolchain", Json, nullable=False),
+        sa.Column("recipe", JSON, nullable=False),
+        sa.Column("toolchain", JSON, nullable=False),
         sa.Column("runtime", sa.String(length=20), nullable=True),
         sa.Column("target", sa.String(length=60), nullable=True),
         sa.Column("precision", sa.String(length=10), nullable=True),
@@ -39,18 +43,18 @@ def upgrade() -> None:
         sa.Column("needs", sa.Integer(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("first_attempt", sa.Integer(), nullable=False),
-        sa.Column("rung_at", Instant(), nullable=True),
+        sa.Column("rung_at", INSTANT, nullable=True),
         sa.Column("owner", sa.String(length=200), nullable=True),
-        sa.Column("lease_until", Instant(), nullable=True),
+        sa.Column("lease_until", INSTANT, nullable=True),
         sa.Column("cancel_requested", sa.Boolean(), nullable=False),
         sa.Column("phase", sa.String(length=100), nullable=True),
         sa.Column("progress", sa.Double(), nullable=True),
-        sa.Column("outputs", Json, nullable=True),
-        sa.Column("facts", Json, nullable=True),
-        sa.Column("error", Json, nullable=True),
-        sa.Column("created_at", Instant(), nullable=False),
-        sa.Column("started_at", Instant(), nullable=True),
-        sa.Column("finished_at", Instant(), nullable=True),
+        sa.Column("outputs", JSON, nullable=True),
+        sa.Column("facts", JSON, nullable=True),
+        sa.Column("error", JSON, nullable=True),
+        sa.Column("created_at", INSTANT, nullable=False),
+        sa.Column("started_at", INSTANT, nullable=True),
+        sa.Column("finished_at", INSTANT, nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
     )
     with op.batch_alter_table("jobs", schema=None) as batch_op:
@@ -68,7 +72,7 @@ def upgrade() -> None:
         "models",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("name", sa.String(length=100), nullable=False),
-        sa.Column("created_at", Instant(), nullable=False),
+        sa.Column("created_at", INSTANT, nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_models")),
         sa.UniqueConstraint("name", name=op.f("uq_models_name")),
     )
@@ -78,20 +82,20 @@ def upgrade() -> None:
         sa.Column("host", sa.String(length=200), nullable=False),
         sa.Column("gpu", sa.String(length=100), nullable=True),
         sa.Column("gpu_uuid", sa.String(length=100), nullable=True),
-        sa.Column("tags", Json, nullable=False),
-        sa.Column("queues", Json, nullable=False),
-        sa.Column("runtimes", Json, nullable=False),
-        sa.Column("toolchain", Json, nullable=False),
-        sa.Column("started_at", Instant(), nullable=False),
-        sa.Column("last_seen_at", Instant(), nullable=False),
-        sa.Column("left_at", Instant(), nullable=True),
+        sa.Column("tags", JSON, nullable=False),
+        sa.Column("queues", JSON, nullable=False),
+        sa.Column("runtimes", JSON, nullable=False),
+        sa.Column("toolchain", JSON, nullable=False),
+        sa.Column("started_at", INSTANT, nullable=False),
+        sa.Column("last_seen_at", INSTANT, nullable=False),
+        sa.Column("left_at", INSTANT, nullable=True),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_workers")),
     )
     op.create_table(
         "job_inputs",
-        sa.Column("job_id", BigId, nullable=False),
+        sa.Column("job_id", BIG_ID, nullable=False),
         sa.Column("role", sa.String(length=30), nullable=False),
-        sa.Column("needs_id", BigId, nullable=False),
+        sa.Column("needs_id", BIG_ID, nullable=False),
         sa.Column("output", sa.String(length=30), nullable=False),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_job_inputs_job_id_jobs")),
         sa.ForeignKeyConstraint(
@@ -109,7 +113,7 @@ def upgrade() -> None:
         sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("source_digest", sa.String(length=71), nullable=False),
         sa.Column("source_format", sa.String(length=20), nullable=False),
-        sa.Column("created_at", Instant(), nullable=False),
+        sa.Column("created_at", INSTANT, nullable=False),
         sa.ForeignKeyConstraint(
             ["model_id"], ["models.id"], name=op.f("fk_versions_model_id_models")
         ),
@@ -124,12 +128,12 @@ def upgrade() -> None:
         sa.Column("id", sa.String(length=16), nullable=False),
         sa.Column("version_id", sa.Integer(), nullable=False),
         sa.Column("state", sa.String(length=20), nullable=False),
-        sa.Column("request", Json, nullable=False),
+        sa.Column("request", JSON, nullable=False),
         sa.Column("priority", sa.Integer(), nullable=False),
         sa.Column("idempotency_key", sa.String(length=200), nullable=True),
-        sa.Column("created_at", Instant(), nullable=False),
-        sa.Column("started_at", Instant(), nullable=True),
-        sa.Column("finished_at", Instant(), nullable=True),
+        sa.Column("created_at", INSTANT, nullable=False),
+        sa.Column("started_at", INSTANT, nullable=True),
+        sa.Column("finished_at", INSTANT, nullable=True),
         sa.ForeignKeyConstraint(
             ["version_id"], ["versions.id"], name=op.f("fk_builds_version_id_versions")
         ),
@@ -143,7 +147,7 @@ def upgrade() -> None:
     op.create_table(
         "build_jobs",
         sa.Column("build_id", sa.String(length=16), nullable=False),
-        sa.Column("job_id", BigId, nullable=False),
+        sa.Column("job_id", BIG_ID, nullable=False),
         sa.Column("reuse", sa.String(length=10), nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
         sa.ForeignKeyConstraint(
@@ -164,15 +168,15 @@ def upgrade() -> None:
         sa.Column("gpu", sa.String(length=40), nullable=False),
         sa.Column("precision", sa.String(length=10), nullable=False),
         sa.Column("digest", sa.String(length=71), nullable=False),
-        sa.Column("accuracy", Json, nullable=False),
-        sa.Column("metrics", Json, nullable=True),
+        sa.Column("accuracy", JSON, nullable=False),
+        sa.Column("metrics", JSON, nullable=True),
         sa.Column("metrics_reason", sa.Text(), nullable=True),
-        sa.Column("io", Json, nullable=False),
-        sa.Column("toolchain", Json, nullable=False),
+        sa.Column("io", JSON, nullable=False),
+        sa.Column("toolchain", JSON, nullable=False),
         sa.Column("build_id", sa.String(length=16), nullable=False),
-        sa.Column("build_job_id", BigId, nullable=False),
-        sa.Column("measure_job_id", BigId, nullable=False),
-        sa.Column("created_at", Instant(), nullable=False),
+        sa.Column("build_job_id", BIG_ID, nullable=False),
+        sa.Column("measure_job_id", BIG_ID, nullable=False),
+        sa.Column("created_at", INSTANT, nullable=False),
         sa.ForeignKeyConstraint(
             ["build_id"], ["builds.id"], name=op.f("fk_engines_build_id_builds")
         ),
@@ -203,13 +207,13 @@ def upgrade() -> None:
 
     op.create_table(
         "events",
-        sa.Column("id", BigId, nullable=False),
+        sa.Column("id", BIG_ID, nullable=False),
         sa.Column("build_id", sa.String(length=16), nullable=True),
-        sa.Column("job_id", BigId, nullable=True),
+        sa.Column("job_id", BIG_ID, nullable=True),
         sa.Column("kind", sa.String(length=10), nullable=False),
         sa.Column("state", sa.String(length=20), nullable=True),
-        sa.Column("data", Json, nullable=False),
-        sa.Column("at", Instant(), nullable=False),
+        sa.Column("data", JSON, nullable=False),
+        sa.Column("at", INSTANT, nullable=False),
         sa.ForeignKeyConstraint(
             ["build_id"], ["builds.id"], name=op.f("fk_events_build_id_builds")
         ),
@@ -227,8 +231,8 @@ def upgrade() -> None:
         sa.Column("precision", sa.String(length=10), nullable=False),
         sa.Column("asked", sa.String(length=100), nullable=False),
         sa.Column("why", sa.Text(), nullable=False),
-        sa.Column("build_job_id", BigId, nullable=False),
-        sa.Column("measure_job_id", BigId, nullable=False),
+        sa.Column("build_job_id", BIG_ID, nullable=False),
+        sa.Column("measure_job_id", BIG_ID, nullable=False),
         sa.Column("engine_id", sa.String(length=16), nullable=True),
         sa.ForeignKeyConstraint(
             ["build_id"], ["builds.id"], name=op.f("fk_wanted_engines_build_id_builds")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from farm.db import Instant
-
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
+
+INSTANT = sa.DateTime(timezone=True)
 
 _QUEUED = sa.text("state = 'queued'")
 _IN_LINE = sa.text("state IN ('waiting', 'queued')")
@@ -32,7 +32,7 @@ def upgrade() -> None:
     op.add_column("jobs", place)
     # Before this, as `farm.turns` would have placed them.
     op.execute("UPDATE jobs SET place = (9 - priority) * CAST(1099511627776 AS BIGINT)")
-    op.add_column("jobs", sa.Column("not_before", Instant(), nullable=True))
+    op.add_column("jobs", sa.Column("not_before", INSTANT, nullable=True))
     for name, (columns, where) in _INDEXES.items():
         op.create_index(name, "jobs", columns, sqlite_where=where, postgresql_where=where)
 

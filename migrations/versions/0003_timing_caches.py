@@ -5,12 +5,12 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from farm.db import Instant
-
 revision = "0003"
 down_revision = "0002"
 branch_labels = None
 depends_on = None
+
+INSTANT = sa.DateTime(timezone=True)
 
 
 def upgrade() -> None:
@@ -25,7 +25,7 @@ def upgrade() -> None:
         sa.Column("entries", sa.Integer(), nullable=True),
         sa.Column("builds", sa.Integer(), nullable=False),
         sa.Column("hits", sa.Integer(), nullable=False),
-        sa.Column("updated_at", Instant(), nullable=False),
+        sa.Column("updated_at", INSTANT, nullable=False),
         sa.ForeignKeyConstraint(
             ["digest"], ["artifacts.digest"], name=op.f("fk_timing_caches_digest_artifacts")
         ),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from farm.db import Instant
-
 revision = "0004"
 down_revision = "0003"
 branch_labels = None
 depends_on = None
+
+INSTANT = sa.DateTime(timezone=True)
 
 
 def upgrade() -> None:
@@ -20,7 +20,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=100), nullable=False),
         sa.Column("signature", sa.String(length=100), nullable=False),
         sa.Column("key", sa.String(length=50), nullable=False),
-        sa.Column("created_at", Instant(), nullable=False),
+        sa.Column("created_at", INSTANT, nullable=False),
         sa.ForeignKeyConstraint(
             ["digest"], ["artifacts.digest"], name=op.f("fk_plugins_digest_artifacts")
         ),
