@@ -18,8 +18,8 @@ import httpx
 from bench.cold import HOME, finish, upload
 from bench.processes import ROOT, api_without_worker, module, wait_for
 from bench.table import Row, row
+from farm.machine import gpus
 from farm.settings import Settings
-from workers import gpus
 
 #: Of the scaling: so many models for each GPU, a build and a measurement each.
 MODELS_A_GPU = 3

@@ -13,6 +13,7 @@ from farm import advance, jobs, keys, parameters, plugins, registry, targets, tu
 from farm.db import Base, now
 from farm.errors import Conflict, NotFound
 from farm.fleet import Fleet
+from farm.formats.sources import TAKEN, Look
 from farm.models import (
     IS_USABLE,
     Artifact,
@@ -28,7 +29,6 @@ from farm.models import (
 )
 from farm.plan import Plan, PlannedJob, plan
 from farm.schemas import BuildRequest
-from farm.sources import TAKEN, Look
 from farm.specs.gates import GateSet
 from farm.specs.runtime import Runtime, Target
 from farm.specs.states import BUILD_ENDED, BuildState, JobState, Reuse, build_state

@@ -16,8 +16,9 @@ import time
 from types import FrameType
 
 from farm.errors import InvalidRequest
+from farm.machine import gpus
 from farm.settings import Settings
-from workers import gpus, isolate, toolchain
+from workers import isolate, toolchain
 from workers.sandbox import features
 
 #: A cold shutdown takes 3 s; with the broker gone it may wait for ever, and leases cover the rest.

@@ -21,12 +21,12 @@ from farm.db import Database, require_schema
 from farm.dispatch import Doorbell, create_celery
 from farm.errors import Unavailable
 from farm.fleet import Announcement
+from farm.machine.gpus import Gpu
 from farm.processes import take_short_turns
 from farm.settings import Settings
 from farm.specs import gpus
 from farm.storage import LocalStore
 from workers import remote, toolchain, trial
-from workers.gpus import Gpu
 from workers.isolate import Room, await_preload
 from workers.names import queues
 from workers.sandbox import Sandbox, environment, folder

@@ -15,10 +15,10 @@ from google.protobuf.message import DecodeError
 from onnx import external_data_helper, helper
 from pydantic import TypeAdapter, ValidationError
 
-from farm import packs
 from farm.errors import InvalidModel
-from farm.onnx_files import MalformedModel, external_files, location
-from farm.sources import PACK_HINT, model_in_pack
+from farm.formats import packs
+from farm.formats.onnx_files import MalformedModel, external_files, location
+from farm.formats.sources import PACK_HINT, model_in_pack
 from farm.specs.shapes import ANONYMOUS, TensorSpec
 from workers.profiles import AxisRange, AxisRanges
 

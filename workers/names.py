@@ -6,11 +6,11 @@ import os
 import socket
 from collections.abc import Mapping
 
+from farm.machine.gpus import Gpu
 from farm.specs import gpus
 from farm.specs.queues import CPU_QUEUE, Queue
 from farm.specs.runtime import Runtime
 from workers import toolchain
-from workers.gpus import Gpu
 
 
 def queues(gpu: Gpu | None, runtimes: Mapping[str, str]) -> tuple[str, ...]:

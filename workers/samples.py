@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farm.errors import InvalidData
-from farm.formats.door import Malformed, behind, zip_names
+from farm.formats.archives import Malformed, behind, zip_names
 from farm.specs.shapes import FixedInputs, Profile, TensorSpec
 from farm.specs.source import DataKind
 from workers.batch import Arrays as Arrays

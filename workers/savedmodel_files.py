@@ -17,8 +17,8 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from farm import packs, sources
 from farm.errors import InvalidModel
+from farm.formats import packs, sources
 
 _SAVE_AGAIN = "save it by tf.saved_model.save of TensorFlow 2, and submit that folder"
 _CONVERT = "convert it to ONNX yourself, and submit that"

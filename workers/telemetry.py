@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from workers.gpus import text
+from farm.machine.gpus import text
 
 #: Often enough for runs of seconds, and seldom enough to leave the host's thread alone.
 _EVERY_S = 0.05

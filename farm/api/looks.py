@@ -6,9 +6,9 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 
-from farm import sources
 from farm.errors import Busy, Rejected
-from farm.sources import Look
+from farm.formats import sources
+from farm.formats.sources import Look
 from farm.specs.source import SourceFormat
 from farm.storage import LocalStore
 

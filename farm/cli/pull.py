@@ -20,6 +20,10 @@ from farm.cli.options import (
     example,
     split,
 )
+from farm.errors import InvalidRequest
+from farm.machine import gpus
+
+_NAME_ONE = "say which GPU the engine is for: --gpu sm_89, or --gpu cpu for one that needs no GPU"
 
 if TYPE_CHECKING:
     from farm.client import Farm, Pulled
@@ -89,9 +93,15 @@ def pull(
 
 
 def _detected() -> list[str]:
-    from farm.cli.this_machine import gpu_tags
-
-    return gpu_tags()
+    """The tags of this machine's GPUs, each once: the product's, else the compute capability's."""
+    try:
+        found = gpus.look()
+    except gpus.NoGpu as err:
+        raise InvalidRequest(str(err), hint=_NAME_ONE) from err
+    tags = list(dict.fromkeys(gpu.tag for gpu in found if gpu.tag))
+    if not tags:
+        raise InvalidRequest("found no NVIDIA GPU on this machine", hint=_NAME_ONE)
+    return tags
 
 
 def _matches(

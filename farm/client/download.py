@@ -24,8 +24,8 @@ from farm.client import answers
 from farm.client.http import Http
 from farm.client.progress import Progress, silent
 from farm.client.upload import digest_of
-from farm.engine_header import HEADER_BYTES, parse_header
 from farm.errors import Conflict, DigestMismatch, FarmError, Unavailable
+from farm.formats.rtx_header import HEADER_BYTES, parse_header
 from farm.schemas import EngineView, Manifest
 from farm.specs.gpus import compute_capability
 from farm.specs.runtime import Runtime

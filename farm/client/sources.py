@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from farm import sources
 from farm.client.upload import Content, require_file
 from farm.errors import InvalidRequest, SourceRefused
-from farm.onnx_files import MalformedModel, external_files, leads_out, location
-from farm.packs import MalformedPack, Pack, is_pack
+from farm.formats import sources
+from farm.formats.onnx_files import MalformedModel, external_files, leads_out, location
+from farm.formats.packs import MalformedPack, Pack, is_pack
 from farm.specs.source import SourceFormat
 
 _FORMATS = {

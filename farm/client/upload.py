@@ -11,7 +11,7 @@ from pathlib import Path
 from farm.client.http import Http
 from farm.client.progress import Progress
 from farm.errors import DigestMismatch, InvalidRequest, NotFound
-from farm.packs import Pack
+from farm.formats.packs import Pack
 from farm.schemas import Blob
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")

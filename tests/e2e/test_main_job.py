@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from farm.engine_header import parse_header
+from farm.formats.rtx_header import parse_header
 from tests.e2e.live import LiveFarm, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from workers import gpus
+from farm.machine import gpus
 
 pytestmark = pytest.mark.gpu
 

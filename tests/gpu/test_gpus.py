@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from workers import gpus
+from farm.machine import gpus
 
 pytestmark = pytest.mark.gpu
 
@@ -50,7 +50,7 @@ def test_looking_for_gpus_without_a_driver_finds_none():
         "import pynvml\n"
         "def refuse(): raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)\n"
         "pynvml.nvmlInit = refuse\n"
-        "from workers import gpus; print(gpus.discover())"
+        "from farm.machine import gpus; print(gpus.discover())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from farm.machine import gpus
 from farm.specs.runtime import Target
 from farm.specs.stages import BuildParams, CastParams, ExportParams, JobKind, MeasureParams
-from workers import demo, gpu_metrics, gpus, toolchain
+from workers import demo, gpu_metrics, toolchain
 from workers.stages import Stage, run
 
 pytestmark = pytest.mark.gpu

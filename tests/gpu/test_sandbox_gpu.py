@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from workers import gpus, isolate
+from farm.machine import gpus
+from workers import isolate
 from workers.isolate import Child
 from workers.sandbox import Limits, Sandbox
 

@@ -11,11 +11,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from farm import sources
 from farm.client import sources as client_sources
 from farm.errors import InvalidRequest
-from farm.onnx_files import leads_out, location
-from farm.packs import Pack
+from farm.formats import sources
+from farm.formats.onnx_files import leads_out, location
+from farm.formats.packs import Pack
 from farm.specs.precision import Precision
 from farm.specs.source import SourceFormat
 from farm.specs.stages import ExportParams, JobKind

@@ -12,11 +12,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from farm import packs, sources
 from farm.client.sources import find
 from farm.errors import InvalidModel, InvalidRequest
-from farm.onnx_files import MalformedModel, external_files
-from farm.packs import MalformedPack, Pack
+from farm.formats import packs, sources
+from farm.formats.onnx_files import MalformedModel, external_files
+from farm.formats.packs import MalformedPack, Pack
 from farm.specs.precision import Precision
 from farm.specs.source import SourceFormat
 from farm.specs.stages import JobKind

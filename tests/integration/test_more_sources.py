@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import nn
 
-from farm import sources
 from farm.client.sources import architecture, find
 from farm.errors import InvalidModel, InvalidRequest, ProfileMismatch, SourceRefused
+from farm.formats import sources
 from farm.schemas import Source
 from farm.specs.architectures import ARCHITECTURES
 from farm.specs.precision import Precision

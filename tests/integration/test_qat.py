@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from farm import builds, onnx_files, sources
+from farm import builds
 from farm.errors import (
     CalibrationFailed,
     CalibrationMissing,
@@ -16,8 +16,9 @@ from farm.errors import (
     PrecisionMissed,
     TargetUnsupported,
 )
+from farm.formats import onnx_files, sources
+from farm.formats.sources import Look
 from farm.schemas import BuildRequest
-from farm.sources import Look
 from farm.specs.runtime import Runtime, Target
 from farm.specs.source import SourceFormat
 from farm.specs.stages import BuildParams, CalibrateParams, CastParams, JobKind

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from farm.engine_header import HEADER_BYTES, MalformedHeader, parse_header
+from farm.formats.rtx_header import HEADER_BYTES, MalformedHeader, parse_header
 
 
 def header(

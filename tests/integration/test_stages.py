@@ -16,7 +16,6 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from farm.engine_header import parse_header
 from farm.errors import (
     AccuracyDropped,
     CalibrationFailed,
@@ -28,6 +27,7 @@ from farm.errors import (
     ProfileMismatch,
     StageFailed,
 )
+from farm.formats.rtx_header import parse_header
 from farm.specs.options import BuilderOptions
 from farm.specs.runtime import Target
 from farm.specs.shapes import ShapeRange, TensorSpec

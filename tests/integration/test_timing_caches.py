@@ -17,6 +17,7 @@ from sqlalchemy import select
 
 from farm import gc, timing_caches, views
 from farm.db import now
+from farm.machine.gpus import Gpu
 from farm.models import Job, TimingCache
 from farm.settings import Settings
 from farm.specs.options import BuilderOptions
@@ -27,7 +28,6 @@ from farm.timing_caches import Revision, Timed
 from workers import tasks
 from workers import timing_caches as fleet_caches
 from workers.app import Context
-from workers.gpus import Gpu
 from workers.stages import StageRequest, run_request
 
 H200 = Gpu(uuid="GPU-1", name="NVIDIA H200", compute_capability="sm_90", memory_bytes=1)

@@ -50,6 +50,10 @@ def machine(monkeypatch: pytest.MonkeyPatch, *gpus: tuple[str, tuple[int, int]])
         nvmlDeviceGetCount=lambda: len(gpus),
         nvmlDeviceGetHandleByIndex=lambda index: gpus[index],
         nvmlDeviceGetName=lambda gpu: gpu[0],
+        nvmlDeviceGetUUID=lambda gpu: gpu[0],
+        nvmlDeviceGetMemoryInfo=lambda _gpu: SimpleNamespace(total=24 << 30),
+        nvmlDeviceGetMigMode=lambda _gpu: (0, 0),
+        NVML_DEVICE_MIG_ENABLE=1,
         nvmlDeviceGetCudaComputeCapability=lambda gpu: gpu[1],
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from farm import packs, sources
 from farm.errors import InvalidRequest
-from farm.formats import door
-from farm.formats.door import Malformed, Window, zip_names
-from farm.packs import MalformedPack
+from farm.formats import archives, packs, sources
+from farm.formats.archives import Malformed, Window, zip_names
+from farm.formats.packs import MalformedPack
 from farm.specs.source import SourceFormat
 
 
@@ -129,6 +128,6 @@ def test_a_reader_that_takes_the_processor_for_long_is_ended(
     window = Window(io.BytesIO(bytes(2048)))
     assert len(window.read(512)) == 512
     spent_s = time.thread_time() + 3600
-    monkeypatch.setattr(door.time, "thread_time", lambda: spent_s)
+    monkeypatch.setattr(archives.time, "thread_time", lambda: spent_s)
     with pytest.raises(Malformed, match="take long"):
         window.read(512)

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from farm import packs, sources
 from farm.errors import InvalidData, InvalidRequest, SourceRefused
-from farm.formats.door import Malformed, Window, behind, zip_names
-from farm.packs import MalformedPack, Pack
+from farm.formats import packs, sources
+from farm.formats.archives import Malformed, Window, behind, zip_names
+from farm.formats.packs import MalformedPack, Pack
 from farm.specs.source import SourceFormat
 from workers.samples import read_samples
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from farm.errors import InvalidRequest
-from workers import gpus
+from farm.machine import gpus
 
 
 class NVMLError(Exception):
@@ -68,6 +68,7 @@ def discovered(monkeypatch):
 def test_a_gpu_answers_to_its_capability_and_its_product(discovered):
     [gpu] = discovered(device("GPU-1", "NVIDIA H200"))
     assert gpu.tags == ("sm_90", "h200")
+    assert gpu.tag == "h200"
 
 
 def test_a_gpu_in_mig_mode_is_as_many_as_it_has_instances(discovered):
@@ -77,6 +78,7 @@ def test_a_gpu_in_mig_mode_is_as_many_as_it_has_instances(discovered):
     assert [gpu.uuid for gpu in found] == ["MIG-0", "MIG-1", "GPU-2"]
     # What is tuned on a slice isn't what the whole GPU needs.
     assert found[0].tags == ("h200-1g.18gb",)
+    assert found[0].tag == "h200-1g.18gb"
     assert found[0].compute_capability == "sm_90"
     assert found[0].memory_bytes == 18 << 30
 

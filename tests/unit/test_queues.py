@@ -4,11 +4,11 @@ import pytest
 
 from farm import targets
 from farm.fleet import Fleet
+from farm.machine.gpus import Gpu
 from farm.models import Job
 from farm.specs import gpus
 from farm.specs.queues import CPU_QUEUE, Queue
 from farm.specs.runtime import Runtime, Target
-from workers.gpus import Gpu
 from workers.names import queues
 
 SLICES = [

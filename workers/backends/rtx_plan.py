@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from farm.engine_header import MalformedHeader, parse_header
+from farm.formats.rtx_header import MalformedHeader, parse_header
 from farm.schemas import Layer, LayerTensor, MemoryView
 from workers.backends.trt_inspect import operators_of
 

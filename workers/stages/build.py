@@ -10,8 +10,8 @@ from pathlib import Path
 
 import onnx
 
-from farm.engine_header import MalformedHeader, parse_header
 from farm.errors import EngineBuildFailed, PrecisionMissed
+from farm.formats.rtx_header import MalformedHeader, parse_header
 from farm.schemas import Layer, LayerReport, MemoryView
 from farm.specs.gpus import CPU
 from farm.specs.precision import Precision

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from farm.formats.door import Malformed, Window, behind, check_name
+from farm.formats.archives import Malformed, Window, behind, check_name
 
 _CHUNK_BYTES = 1 << 20
 _MAGIC_AT = 257

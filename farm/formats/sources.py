@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from farm import packs
 from farm.errors import InvalidRequest, SourceRefused
-from farm.formats.door import Malformed, zip_names
-from farm.onnx_files import (
+from farm.formats import packs
+from farm.formats.archives import Malformed, zip_names
+from farm.formats.onnx_files import (
     Effort,
     MalformedModel,
     TooManyFields,
@@ -17,7 +17,7 @@ from farm.onnx_files import (
     location,
     operators,
 )
-from farm.packs import Member
+from farm.formats.packs import Member
 from farm.specs.source import SourceFormat
 
 PACK_HINT = (

@@ -14,6 +14,10 @@ from farm.specs import gpus
 log = logging.getLogger(__name__)
 
 
+class NoGpu(Exception):
+    """This machine has no NVIDIA GPU that can be seen."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
     """One GPU."""
@@ -23,6 +27,11 @@ class Gpu:
     compute_capability: str  #: ``sm_90``
     memory_bytes: int
     is_slice: bool = False  #: a MIG instance
+
+    @property
+    def tag(self) -> str | None:
+        """Its most particular tag; none for a slice whose size NVML's name doesn't say."""
+        return next(reversed(self.tags), None)
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -41,14 +50,26 @@ class Gpu:
 def discover() -> list[Gpu]:
     """The GPUs that NVML sees, of those in MIG mode their instances; none when there is no driver."""
     try:
-        import pynvml
-    except ImportError:
+        return look()
+    except NoGpu as err:
+        log.debug("%s", err)
         return []
+
+
+def look() -> list[Gpu]:
+    """The GPUs that NVML sees, of those in MIG mode their instances.
+
+    Raises:
+        NoGpu: there is no driver here, or no way to ask it.
+    """
+    try:
+        import pynvml
+    except ImportError as err:
+        raise NoGpu("can't tell this machine's GPU: nvidia-ml-py isn't installed") from err
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as err:
-        log.debug("no NVIDIA driver here: %s", err)
-        return []
+        raise NoGpu(f"found no NVIDIA GPU on this machine: {err}") from err
     try:
         return [
             gpu
