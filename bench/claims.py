@@ -26,7 +26,7 @@ from farm import builds, db, jobs, turns
 from farm.db import Base, Database
 from farm.fleet import Fleet
 from farm.models import Artifact, Build, BuildJob, Job, JobInput, Wanted
-from farm.schemas import BuildRequest
+from farm.schemas.submission import BuildRequest
 from farm.settings import Settings
 from farm.specs.states import JobState
 

@@ -28,7 +28,7 @@ from farm.models import (
     new_id,
 )
 from farm.plan import Plan, PlannedJob, plan
-from farm.schemas import BuildRequest
+from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.runtime import Runtime, Target
 from farm.specs.states import BUILD_ENDED, BuildState, JobState, Reuse, build_state

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from farm.errors import NotFound
 from farm.models import BuildJob, Job, JobLog
 from farm.models import Event as Row
-from farm.schemas import Event
+from farm.schemas.events import Event
 from farm.specs.states import BUILD_ENDED
 
 PAGE = 500  #: events that are read at once

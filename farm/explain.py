@@ -13,7 +13,7 @@ from farm import parameters
 from farm.errors import NotFound
 from farm.models import Build, BuildJob, Job
 from farm.reports import facts as reports
-from farm.schemas import Explanation, JobReason
+from farm.schemas.builds import Explanation, JobReason
 from farm.specs.states import Reuse
 
 #: How many earlier jobs of the same kind are compared.

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from farm import targets
 from farm.db import now
 from farm.models import Job, Worker
-from farm.schemas import TargetView, WorkerView
+from farm.schemas.fleet import TargetView, WorkerView
 from farm.specs import gpus
 from farm.specs.precision import Precision
 from farm.specs.queues import Queue

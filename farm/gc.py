@@ -15,7 +15,7 @@ from itertools import islice
 
 from farm import artifacts
 from farm.db import Database, now
-from farm.schemas import Blob, GcReport
+from farm.schemas.storage import Blob, GcReport
 from farm.storage import LocalStore, StoredFile
 from farm.trust import audit
 from farm.trust.callers import THE_FARM, Caller

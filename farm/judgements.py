@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from farm.schemas import EngineView, Judgement
+from farm.schemas.engines import EngineView, Judgement
 
 #: By the start of what ``accuracy`` says of its data; the first are the best founded.
 _KINDS = ("evaluation", "held", "calibration", "random")

@@ -11,7 +11,7 @@ from typing import Any
 from farm import keys, targets
 from farm.errors import CalibrationMissing, InvalidRequest, SourceRefused, TargetUnsupported
 from farm.formats.sources import Look
-from farm.schemas import BuildRequest
+from farm.schemas.submission import BuildRequest
 from farm.specs import gpus
 from farm.specs.gates import GateSet
 from farm.specs.options import BuilderOptions

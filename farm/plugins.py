@@ -18,7 +18,7 @@ from farm import signatures
 from farm.db import now
 from farm.errors import InvalidRequest, NotFound, PluginRefused
 from farm.models import Artifact, Plugin
-from farm.schemas import PluginRequest, PluginView
+from farm.schemas.plugins import PluginRequest, PluginView
 
 _ELF = b"\x7fELF"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from farm import latencies
-from farm.schemas import EngineView
+from farm.schemas.engines import EngineView
 from farm.specs.states import EngineState
 
 #: Where nothing was measured, of engines for the same GPU.

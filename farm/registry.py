@@ -15,7 +15,7 @@ from farm.errors import BlobDamaged, NotFound
 from farm.models import Artifact, Build, EngineRow, Job, Model, Version, Wanted, new_id
 from farm.reports import extent
 from farm.reports import facts as reports
-from farm.schemas import Comparison, EngineView, Match
+from farm.schemas.engines import Comparison, EngineView, Match
 from farm.specs import gpus
 from farm.specs.options import Prune
 from farm.specs.precision import CALIBRATED, QUANTIZED, Precision

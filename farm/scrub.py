@@ -21,7 +21,7 @@ from farm import advance, artifacts, jobs, store_proof
 from farm.db import Database, now
 from farm.errors import BlobDamaged, NotFound, Unavailable
 from farm.models import Artifact, Job
-from farm.schemas import ScrubReport
+from farm.schemas.storage import ScrubReport
 from farm.specs.states import JobState
 from farm.storage import LocalStore
 from farm.trust import audit

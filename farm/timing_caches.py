@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from farm import artifacts
 from farm.db import now
 from farm.models import Artifact, TimingCache
-from farm.schemas import TimingCacheView
+from farm.schemas.fleet import TimingCacheView
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,16 +15,9 @@ from farm.fleet import Fleet
 from farm.models import Build, BuildJob, EngineRow, Job, JobLog, Model, Version, Wanted
 from farm.models import Event as EventRow
 from farm.reports import facts as reports
-from farm.schemas import (
-    BuildSummary,
-    BuildView,
-    Failure,
-    JobView,
-    ModelDetail,
-    ModelView,
-    VersionView,
-    WantedEngine,
-)
+from farm.schemas.builds import BuildSummary, BuildView, JobView, WantedEngine
+from farm.schemas.models import ModelDetail, ModelView, VersionView
+from farm.schemas.problems import Failure
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target
 from farm.specs.states import ENDED, BuildState, EngineState, JobState

@@ -13,7 +13,8 @@ from farm.errors import FarmError
 from farm.fleet import Announcement, Fleet
 from farm.jobs import Claim, Output
 from farm.models import Artifact, BuildJob, Job
-from farm.schemas import BuildRequest, BuildView
+from farm.schemas.builds import BuildView
+from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.runtime import Runtime
 from farm.turns import Bell

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from farm.schemas import GC_EXAMPLE
+from farm.schemas.storage import GC_EXAMPLE
 
 NOW = "2026-05-01T12:00:00Z"
 LATER = "2026-05-01T12:01:05Z"

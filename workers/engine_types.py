@@ -18,7 +18,7 @@ from dataclasses import replace
 import onnx
 
 from farm.errors import PrecisionMissed
-from farm.schemas import Layer
+from farm.reports.layers import Layer
 from farm.specs.precision import Precision
 from workers.backends.rtx_plan import RtxPlan
 from workers.compute import PRODUCTS, Compute, Product

@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from farm.errors import PrecisionMissed
-from farm.schemas import Layer, LayerReport, LayerTensor, ProductView
+from farm.reports.layers import Layer, LayerReport, LayerTensor, ProductView
 from farm.specs.precision import QUANTIZED, Precision
 from workers.compute import INTEGER_OPERATORS, Compute, Product
 from workers.graphs import all_nodes, input_specs, output_specs

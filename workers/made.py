@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from farm.errors import ResultRefused
 from farm.reports import facts as reports
 from farm.reports.extent import TooMuch
-from farm.schemas import MAX_LAYER_REPORT_BYTES, LayerReport
+from farm.reports.layers import MAX_LAYER_REPORT_BYTES, LayerReport
 from farm.specs.stages import JobKind
 from workers.sandbox import folder
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from farm.errors import EngineBuildFailed
-from farm.schemas import LayerReport, ProductView
+from farm.reports.layers import LayerReport, ProductView
 from farm.specs.shapes import Profile
 from farm.specs.source import DataKind
 from farm.specs.stages import BuildParams

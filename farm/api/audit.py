@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import Field, StringConstraints
 
 from farm.api.services import Farm, Limit, answer
-from farm.schemas import AuditEntry, AuditPage
+from farm.schemas.keys import AuditEntry, AuditPage
 from farm.trust import audit
 
 router = APIRouter(prefix="/v1/audit", tags=["keys"])

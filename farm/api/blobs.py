@@ -13,7 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from farm import artifacts
 from farm.api.services import By, Farm, Services, problems
 from farm.errors import InvalidRequest, NotFound
-from farm.schemas import Blob
+from farm.schemas.storage import Blob
 from farm.storage import Stored
 from farm.trust import audit
 from farm.trust.callers import Caller

@@ -29,7 +29,9 @@ from farm.api.services import (
 from farm.builds import Submitted
 from farm.errors import Conflict
 from farm.explain import explain
-from farm.schemas import BuildPage, BuildRequest, BuildView, Event, Explanation
+from farm.schemas.builds import BuildPage, BuildView, Explanation
+from farm.schemas.events import Event
+from farm.schemas.submission import BuildRequest
 from farm.specs.states import BuildState
 from farm.trust import audit
 from farm.trust.callers import Caller

@@ -17,7 +17,7 @@ from pydantic.json_schema import models_json_schema
 
 from farm.api import access
 from farm.errors import NotFound
-from farm.schemas import Problem
+from farm.schemas.problems import Problem
 from farm.settings import Settings
 from farm.specs.scopes import Scope
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from farm import fleet, timing_caches
 from farm.api.services import Farm
-from farm.schemas import TargetView, TimingCacheView, WorkerView
+from farm.schemas.fleet import TargetView, TimingCacheView, WorkerView
 
 router = APIRouter(prefix="/v1", tags=["fleet"])
 

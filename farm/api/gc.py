@@ -8,7 +8,7 @@ from farm import gc
 from farm.api.documents import json_body
 from farm.api.extent import parsed
 from farm.api.services import Body, By, Farm, problems
-from farm.schemas import GcReport, GcRequest
+from farm.schemas.storage import GcReport, GcRequest
 
 router = APIRouter(prefix="/v1/gc", tags=["fleet"])
 

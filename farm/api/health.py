@@ -14,7 +14,7 @@ from farm import readiness
 from farm.api.services import Farm, Services, problems
 from farm.errors import NotReady
 from farm.models import Build, EngineRow, Job
-from farm.schemas import Readiness
+from farm.schemas.health import Readiness
 
 router = APIRouter(tags=["health"])
 

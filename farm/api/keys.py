@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Response
 from farm.api.documents import json_body
 from farm.api.extent import parsed
 from farm.api.services import Body, By, Cursor, Farm, Limit, answer, problems
-from farm.schemas import KeyPage, KeyRequest, KeyView, NewKey
+from farm.schemas.keys import KeyPage, KeyRequest, KeyView, NewKey
 from farm.trust import keys
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"])

@@ -8,7 +8,7 @@ from farm import plugins
 from farm.api.documents import json_body
 from farm.api.extent import parsed
 from farm.api.services import Body, By, Farm, problems
-from farm.schemas import PluginRequest, PluginView
+from farm.schemas.plugins import PluginRequest, PluginView
 from farm.trust import audit
 
 router = APIRouter(prefix="/v1/plugins", tags=["fleet"])

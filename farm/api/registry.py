@@ -24,16 +24,9 @@ from farm.api.services import (
     problems,
 )
 from farm.errors import BlobDamaged, NotFound, TooLarge
-from farm.schemas import (
-    MAX_LAYER_REPORT_BYTES,
-    EnginePage,
-    EngineView,
-    LayerReport,
-    Manifest,
-    Match,
-    ModelDetail,
-    ModelPage,
-)
+from farm.reports.layers import MAX_LAYER_REPORT_BYTES, LayerReport
+from farm.schemas.engines import EnginePage, EngineView, Manifest, Match
+from farm.schemas.models import ModelDetail, ModelPage
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from farm import scrub
 from farm.api.services import By, Farm, problems
-from farm.schemas import ScrubReport
+from farm.schemas.storage import ScrubReport
 
 router = APIRouter(prefix="/v1/scrub", tags=["fleet"])
 

@@ -23,7 +23,7 @@ from farm import events
 from farm.db import Database
 from farm.errors import Busy, Unavailable
 from farm.events import News
-from farm.schemas import Event
+from farm.schemas.events import Event
 from farm.specs.states import BUILD_ENDED
 
 T = TypeVar("T")

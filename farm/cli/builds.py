@@ -14,7 +14,7 @@ from farm.cli.watch import jobs_table
 
 if TYPE_CHECKING:
     from farm.client import Build
-    from farm.schemas import BuildView
+    from farm.schemas.builds import BuildView
 
 _ID = "01m7y8mb9kssegkq"
 _PANEL = "Builds"

@@ -21,7 +21,7 @@ from farm.trust import credentials
 
 if TYPE_CHECKING:
     from farm.client import Build
-    from farm.schemas import EngineView
+    from farm.schemas.engines import EngineView
 
 GPUS = ("sm_86", "sm_89", "sm_120")
 #: What is built of each model, a build each.

@@ -11,7 +11,7 @@ from farm.cli import complete, show
 from farm.cli.options import Json, Url, connect, example
 
 if TYPE_CHECKING:
-    from farm.schemas import TargetView, WorkerView
+    from farm.schemas.fleet import TargetView, WorkerView
 
 _PANEL = "Fleet"
 

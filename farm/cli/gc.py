@@ -10,7 +10,7 @@ from farm.cli import show
 from farm.cli.options import Json, Url, again, connect, example, seconds
 
 if TYPE_CHECKING:
-    from farm.schemas import GcReport
+    from farm.schemas.storage import GcReport
 
 
 def register(app: typer.Typer) -> None:

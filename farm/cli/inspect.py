@@ -11,7 +11,8 @@ from farm.cli import show
 from farm.cli.options import Json, Url, again, connect, example
 
 if TYPE_CHECKING:
-    from farm.schemas import EngineView, LayerReport, LayerTensor
+    from farm.reports.layers import LayerReport, LayerTensor
+    from farm.schemas.engines import EngineView
     from farm.specs.precision import Precision
     from farm.specs.shapes import Profile
 

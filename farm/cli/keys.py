@@ -16,7 +16,7 @@ from farm.errors import FarmError, InvalidRequest, KeyNeeded
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from farm.schemas import AuditEntry, KeyRequest, KeyView, NewKey
+    from farm.schemas.keys import AuditEntry, KeyRequest, KeyView, NewKey
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ def create(
 def _request(name: str, scopes: list[str], expires_in_s: int | None) -> KeyRequest:
     from pydantic import ValidationError
 
-    from farm.schemas import KeyRequest
+    from farm.schemas.keys import KeyRequest
 
     given: dict[str, Any] = {"name": name, "scopes": scopes, "expires_in_s": expires_in_s}
     try:
@@ -107,7 +107,7 @@ def _create(request: KeyRequest, url: str | None, *, local: bool) -> NewKey:
 
 
 def _locally(request: KeyRequest) -> NewKey:
-    from farm.schemas import KeyView, NewKey
+    from farm.schemas.keys import KeyView, NewKey
     from farm.trust import keys
     from farm.trust.callers import this_user
 
@@ -183,7 +183,7 @@ def list_keys(local: Local = False, as_json: Json = False, url: Url = None) -> N
 
 
 def _listed() -> list[KeyView]:
-    from farm.schemas import KeyView
+    from farm.schemas.keys import KeyView
     from farm.trust import keys
 
     return _in_database(
@@ -221,7 +221,7 @@ def revoke(
 
 
 def _revoked(key_id: str) -> KeyView:
-    from farm.schemas import KeyView
+    from farm.schemas.keys import KeyView
     from farm.trust import keys
     from farm.trust.callers import this_user
 

@@ -27,7 +27,7 @@ _NAME_ONE = "say which GPU the engine is for: --gpu sm_89, or --gpu cpu for one 
 
 if TYPE_CHECKING:
     from farm.client import Farm, Pulled
-    from farm.schemas import Match
+    from farm.schemas.engines import Match
 
 
 def register(app: typer.Typer) -> None:

@@ -23,7 +23,8 @@ from farm.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from farm.schemas import EngineView, Judgement, VersionView
+    from farm.schemas.engines import EngineView, Judgement
+    from farm.schemas.models import VersionView
 
 _PANEL = "Engines"
 

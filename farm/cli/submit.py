@@ -24,7 +24,7 @@ from farm.cli.watch import watch_build
 from farm.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from farm.schemas import BuildView
+    from farm.schemas.builds import BuildView
 
 _EXAMPLE = (
     "farm submit digits.pt2 --gpu sm_89,rtx-5090 --precision fp16,int8 "

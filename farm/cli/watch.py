@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from farm.client import Build
-    from farm.schemas import BuildView, Event, JobView
+    from farm.schemas.builds import BuildView, JobView
+    from farm.schemas.events import Event
 
 _TICK_S = 0.25
 _ROOM = 8  #: lines of a terminal that the jobs don't get

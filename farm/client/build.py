@@ -21,7 +21,10 @@ from farm.errors import (
     code_of,
     from_code,
 )
-from farm.schemas import BuildView, EngineView, Event, Explanation, Failure, JobView
+from farm.schemas.builds import BuildView, Explanation, JobView
+from farm.schemas.engines import EngineView
+from farm.schemas.events import Event
+from farm.schemas.problems import Failure
 from farm.specs.gpus import canonical, compute_capability
 from farm.specs.states import BUILD_ENDED, BuildState, JobState
 

@@ -26,7 +26,7 @@ from farm.client.progress import Progress, silent
 from farm.client.upload import digest_of
 from farm.errors import Conflict, DigestMismatch, FarmError, Unavailable
 from farm.formats.rtx_header import HEADER_BYTES, parse_header
-from farm.schemas import EngineView, Manifest
+from farm.schemas.engines import EngineView, Manifest
 from farm.specs.gpus import compute_capability
 from farm.specs.runtime import Runtime
 

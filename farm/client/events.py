@@ -10,7 +10,8 @@ from pydantic import TypeAdapter
 from farm.client import answers
 from farm.client.http import Http
 from farm.errors import Unavailable
-from farm.schemas import BuildView, Event
+from farm.schemas.builds import BuildView
+from farm.schemas.events import Event
 from farm.specs.states import BUILD_ENDED
 
 #: The server says something, if only a comment, at least every 15 s.

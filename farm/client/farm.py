@@ -21,31 +21,16 @@ from farm.client.progress import Progress
 from farm.client.submission import Files, build_request, data, model_name
 from farm.client.upload import is_digest, upload
 from farm.errors import InvalidRequest, NotFound
-from farm.schemas import (
-    AuditEntry,
-    AuditPage,
-    BuildPage,
-    BuildRequest,
-    BuildSummary,
-    BuildView,
-    EnginePage,
-    EngineView,
-    GcReport,
-    KeyPage,
-    KeyView,
-    LayerReport,
-    Match,
-    ModelDetail,
-    ModelPage,
-    ModelView,
-    NewKey,
-    Page,
-    PluginView,
-    ScrubReport,
-    TargetView,
-    TimingCacheView,
-    WorkerView,
-)
+from farm.reports.layers import LayerReport
+from farm.schemas.base import Page
+from farm.schemas.builds import BuildPage, BuildSummary, BuildView
+from farm.schemas.engines import EnginePage, EngineView, Match
+from farm.schemas.fleet import TargetView, TimingCacheView, WorkerView
+from farm.schemas.keys import AuditEntry, AuditPage, KeyPage, KeyView, NewKey
+from farm.schemas.models import ModelDetail, ModelPage, ModelView
+from farm.schemas.plugins import PluginView
+from farm.schemas.storage import GcReport, ScrubReport
+from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateChanges
 from farm.specs.options import Prune
 from farm.specs.source import SourceFormat

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from farm.client.progress import Progress
 from farm.client.upload import Content, digest_of, is_digest, require_file
 from farm.errors import InvalidRequest
-from farm.schemas import BuildRequest
+from farm.schemas.submission import BuildRequest
 
 
 class Files:

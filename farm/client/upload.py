@@ -12,7 +12,7 @@ from farm.client.http import Http
 from farm.client.progress import Progress
 from farm.errors import DigestMismatch, InvalidRequest, NotFound
 from farm.formats.packs import Pack
-from farm.schemas import Blob
+from farm.schemas.storage import Blob
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CHUNK_BYTES = 1 << 20

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from farm.reports import extent
 from farm.reports.extent import TooMuch
-from farm.schemas import ComputeView
+from farm.reports.layers import ComputeView
 from farm.specs.options import BuilderOptions
 from farm.specs.shapes import ShapeRange
 from farm.specs.stages import JobKind

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from farm.reports import facts
-from farm.schemas import LayerReport
+from farm.reports.layers import LayerReport
 from farm.settings import Settings
 from workers import stages, trial
 from workers.sandbox import Feature, messages

@@ -16,7 +16,7 @@ from torch import nn
 
 from farm.cli.options import fixed_inputs
 from farm.errors import FixedInputRefused, InvalidData, InvalidModel, InvalidRequest
-from farm.schemas import BuildRequest
+from farm.schemas.submission import BuildRequest
 from farm.specs.precision import Precision
 from farm.specs.shapes import ShapeRange, TensorSpec
 from farm.specs.stages import ExportParams, JobKind

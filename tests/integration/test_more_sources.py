@@ -17,7 +17,7 @@ from torch import nn
 from farm.client.sources import architecture, find
 from farm.errors import InvalidModel, InvalidRequest, ProfileMismatch, SourceRefused
 from farm.formats import sources
-from farm.schemas import Source
+from farm.schemas.submission import Source
 from farm.specs.architectures import ARCHITECTURES
 from farm.specs.precision import Precision
 from farm.specs.shapes import ShapeRange

@@ -12,7 +12,7 @@ from farm.errors import InvalidRequest
 from farm.explain import explain
 from farm.fleet import Fleet
 from farm.models import Job, SharedParameter
-from farm.schemas import BuildRequest
+from farm.schemas.submission import BuildRequest
 from farm.specs.runtime import Runtime
 from farm.specs.stages import PARAMS, JobKind
 from tests.ledger import SOURCE

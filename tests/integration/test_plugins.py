@@ -12,7 +12,7 @@ import pytest
 from farm import artifacts, gc, plugins, signatures
 from farm.errors import EngineBuildFailed, InvalidRequest, NotFound, PluginRefused
 from farm.models import Plugin
-from farm.schemas import PluginRequest
+from farm.schemas.plugins import PluginRequest
 from farm.settings import Settings
 from farm.specs.options import BuilderOptions
 from farm.specs.runtime import Runtime

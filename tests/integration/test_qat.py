@@ -18,7 +18,7 @@ from farm.errors import (
 )
 from farm.formats import onnx_files, sources
 from farm.formats.sources import Look
-from farm.schemas import BuildRequest
+from farm.schemas.submission import BuildRequest
 from farm.specs.runtime import Runtime, Target
 from farm.specs.source import SourceFormat
 from farm.specs.stages import BuildParams, CalibrateParams, CastParams, JobKind

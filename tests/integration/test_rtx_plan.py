@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from farm.errors import PrecisionMissed
-from farm.schemas import LayerReport
+from farm.reports.layers import LayerReport
 from farm.specs.options import BuilderOptions
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target

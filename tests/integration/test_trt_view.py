@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from farm.errors import EngineBuildFailed
-from farm.schemas import LayerReport
+from farm.reports.layers import LayerReport
 from farm.specs.runtime import Target
 from farm.specs.shapes import TensorSpec
 from farm.specs.stages import BuildParams, JobKind

@@ -389,7 +389,7 @@ def test_a_build_of_many_jobs_shows_those_that_matter_on_a_small_terminal() -> N
     view = stub_farm.build()
     view["jobs"] = [stub_farm.job(n, f"build {n}") for n in range(50)]
     view["jobs"][40]["state"] = "running"
-    from farm.schemas import BuildView
+    from farm.schemas.builds import BuildView
 
     table = watch._jobs_grid(BuildView.model_validate(view).jobs, room=3)
     out = io.StringIO()

@@ -13,7 +13,10 @@ from pydantic import BaseModel
 
 from farm.api.extent import parsed
 from farm.errors import InvalidRequest
-from farm.schemas import BuildRequest, GcRequest, KeyRequest, PluginRequest
+from farm.schemas.keys import KeyRequest
+from farm.schemas.plugins import PluginRequest
+from farm.schemas.storage import GcRequest
+from farm.schemas.submission import BuildRequest
 
 DIGEST = "sha256:" + "0" * 64
 MEBIBYTE = 2**20 - 2000

@@ -8,7 +8,7 @@ from farm import keys, targets
 from farm.errors import CalibrationMissing, InvalidRequest, SourceRefused, TargetUnsupported
 from farm.explain import differences
 from farm.plan import plan
-from farm.schemas import BUILD_EXAMPLE, BuildRequest
+from farm.schemas.submission import BUILD_EXAMPLE, BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.options import Prune
 from farm.specs.runtime import Runtime

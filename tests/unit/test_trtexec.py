@@ -6,7 +6,7 @@ import pytest
 
 from farm import trtexec
 from farm.errors import InvalidRequest
-from farm.schemas import BuildRequest
+from farm.schemas.submission import BuildRequest
 
 
 @pytest.mark.parametrize("flag", ["plugins", "staticPlugins", "dynamicPlugins"])

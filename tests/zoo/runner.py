@@ -14,7 +14,7 @@ import numpy as np
 from farm import targets
 from farm.errors import FarmError, StageFailed
 from farm.plan import Plan, PlannedEngine, PlannedJob, plan
-from farm.schemas import BuildRequest
+from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime

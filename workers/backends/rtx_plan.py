@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from farm.formats.rtx_header import MalformedHeader, parse_header
-from farm.schemas import Layer, LayerTensor, MemoryView
+from farm.reports.layers import Layer, LayerTensor, MemoryView
 from workers.backends.trt_inspect import operators_of
 
 _MARK = b"NLYM"

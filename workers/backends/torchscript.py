@@ -24,7 +24,7 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from farm.errors import EngineBuildFailed
-from farm.schemas import Layer, LayerTensor
+from farm.reports.layers import Layer, LayerTensor
 from workers.eager import input_names, named_tensors, output_names, tensors_of
 from workers.programs import script
 from workers.programs.guard import checked

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from farm.errors import EngineBuildFailed
-from farm.schemas import Layer, LayerTensor
+from farm.reports.layers import Layer, LayerTensor
 from farm.specs.options import BuilderOptions
 from farm.specs.runtime import Runtime
 from farm.specs.shapes import Profile, ShapeRange, ValueRange

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from farm.schemas import Layer, LayerTensor, MemoryView
+from farm.reports.layers import Layer, LayerTensor, MemoryView
 from workers.backends.trt_interface import Interface, of_engine
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import onnx
 
 from farm.errors import EngineBuildFailed, PrecisionMissed
 from farm.formats.rtx_header import MalformedHeader, parse_header
-from farm.schemas import Layer, LayerReport, MemoryView
+from farm.reports.layers import Layer, LayerReport, MemoryView
 from farm.specs.gpus import CPU
 from farm.specs.precision import Precision
 from farm.specs.runtime import TENSORRTS, Runtime

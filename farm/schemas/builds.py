@@ -1,0 +1,120 @@
+"""Builds, their jobs, and why each ran."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import Field
+
+from farm.schemas.base import Answer, Page
+from farm.schemas.problems import Failure
+from farm.schemas.submission import Calibration, Evaluation, Source
+from farm.specs.gates import GateSet
+from farm.specs.options import Prune
+from farm.specs.precision import Precision
+from farm.specs.runtime import Runtime
+from farm.specs.shapes import FixedInputs, Profile
+from farm.specs.stages import JobKind
+from farm.specs.states import BuildState, JobState, Reuse
+
+
+class JobView(Answer):
+    id: int
+    kind: JobKind
+    title: str = Field(examples=["build digits:int8@sm_89"])
+    key: str
+    state: JobState
+    reuse: Reuse = Field(description="whether this build ran the job, joined it or took its result")
+    runtime: Runtime | None
+    target: str | None = Field(examples=["tensorrt-rtx:sm_89"])
+    precision: Precision | None
+    attempt: int
+    worker: str | None
+    waits_for: str | None = Field(
+        None, description="for a queued job that nobody online can run: which worker it waits for"
+    )
+    phase: str | None = Field(
+        None, description="what it does now; of a queued job, what interrupted it"
+    )
+    progress: float | None = Field(None, description="share of the phase done, 0 to 1")
+    error: Failure | None
+    facts: dict[str, Any] = Field(description="what the stage recorded")
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class WantedEngine(Answer):
+    """One precision × target of a build: what was asked, what was chosen, what came of it."""
+
+    asked: str
+    target: str
+    why: str
+    precision: Precision
+    build_job: int
+    measure_job: int
+    engine: str | None = Field(description="id in the registry once it is published")
+    doubts: list[str] = Field([], description="why the engine is doubtful; empty for a good one")
+
+
+class BuildSummary(Answer):
+    id: str
+    model: str
+    version: int
+    state: BuildState
+    precisions: list[Precision]
+    targets: list[str]
+    priority: int
+    labels: dict[str, str]
+    jobs_total: int
+    jobs_done: int
+    engines_total: int
+    engines_done: int
+    engines_doubtful: int = Field(
+        0, description="of those done, how many failed a gate: no pull takes them by default"
+    )
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    error: Failure | None = None
+
+
+class BuildView(BuildSummary):
+    source: Source
+    calibration: Calibration | None
+    evaluation: Evaluation | None
+    prune: Prune | None = None
+    gates: GateSet | None = Field(None, description="that its engines are held to")
+    profiles: list[Profile]
+    fixed_inputs: FixedInputs = {}
+    jobs: list[JobView]
+    engines: list[WantedEngine]
+
+    def name_of(self, job: JobView) -> str:
+        """A job's title, with its runtime or its targets where the title alone doesn't tell them."""
+        if job.target is None:
+            served = {want.target for want in self.engines if job.id == want.measure_job}
+            return f"{job.title} (for {', '.join(sorted(served))})" if served else job.title
+        twins = [other for other in self.jobs if other.title == job.title]
+        return f"{job.title} ({job.runtime})" if len(twins) > 1 else job.title
+
+
+class BuildPage(Page):
+    items: list[BuildSummary]
+
+
+class JobReason(Answer):
+    """Why one job of a build ran or was reused."""
+
+    job: int
+    title: str
+    reuse: Reuse
+    why: str
+    nearest: int | None = Field(description="the nearest earlier job of the same kind")
+    differs: list[str] = Field(description="what differs from it, in words")
+
+
+class Explanation(Answer):
+    build: str
+    jobs: list[JobReason]

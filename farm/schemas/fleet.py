@@ -1,0 +1,65 @@
+"""Workers, what they can build, and what they have timed."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from farm.schemas.base import Answer, Digest
+from farm.specs.precision import Precision
+from farm.specs.runtime import Runtime
+
+
+class WorkerView(Answer):
+    name: str
+    host: str
+    online: bool
+    gpu: str | None = Field(description="the GPU's name; null for a CPU worker")
+    gpu_uuid: str | None
+    tags: list[str]
+    queues: list[str]
+    unread: list[str] = Field(
+        [],
+        description="those of its queues that it doesn't read, though it is there: start it again",
+    )
+    runtimes: dict[str, str]
+    toolchain: dict[str, str]
+    sandbox: dict[str, Any] = Field(
+        {},
+        description="what keeps its jobs to themselves, by part: whether it's enforced, and how or why not; "
+        "empty until it has been tried",
+    )
+    job: int | None
+    job_title: str | None
+    started_at: datetime
+    last_seen_at: datetime
+
+
+class TimingCacheView(Answer):
+    """What TensorRT's builders have timed on one GPU with one toolchain."""
+
+    gpu: str = Field(examples=["NVIDIA H200"])
+    compute_capability: str = Field(examples=["sm_90"])
+    tensorrt: str = Field(examples=["11.4.0.106"])
+    cuda: str = Field(description="major version", examples=["13"])
+    digest: Digest
+    bytes: int
+    revision: int
+    entries: int | None = Field(description="timings in it; null where this TensorRT can't tell")
+    builds: int = Field(description="that added to it, or found all in it")
+    hits: int = Field(description="of these, those that found all in it and timed nothing")
+    hit_rate: float = Field(description="hits by builds, 0 to 1")
+    updated_at: datetime
+
+
+class TargetView(Answer):
+    target: str
+    runtime: Runtime
+    gpu: str
+    compute_capability: str
+    products: list[str]
+    status: Literal["buildable", "waits-for-worker", "unsupported"]
+    why: str
+    precisions: list[Precision]

@@ -1,0 +1,73 @@
+"""API keys, and the audit of what they were used for."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, StringConstraints
+
+from farm.schemas.base import Answer, Page, Request
+from farm.specs.scopes import Scope
+
+
+class KeyRequest(Request):
+    """A key to be made."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"name": "ci", "scopes": ["submit"], "expires_in_s": 7_776_000}]
+        },
+    )
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}$")] = Field(
+        description="who or what it is for"
+    )
+    scopes: Annotated[list[Scope], Field(min_length=1, max_length=len(Scope))]
+    expires_in_s: Annotated[int, Field(ge=60, le=10 * 366 * 86400)] | None = Field(
+        None, description="seconds after which it opens nothing; null for never"
+    )
+
+
+class KeyView(Answer):
+    """A key, without what makes it one."""
+
+    id: str = Field(description="a part of the key that is no secret", examples=["7k2c9qd4mx"])
+    name: str
+    scopes: list[Scope]
+    created_at: datetime
+    created_by: str
+    expires_at: datetime | None
+    last_used_at: datetime | None = Field(description="to the minute")
+    revoked_at: datetime | None
+
+
+class NewKey(KeyView):
+    """A key that was just made."""
+
+    key: str = Field(description="the key itself, shown this once")
+
+
+class KeyPage(Page):
+    items: list[KeyView]
+
+
+class AuditEntry(Answer):
+    """A change that somebody made."""
+
+    id: int
+    at: datetime
+    key_id: str | None = Field(description="the key that it was made with; null without one")
+    who: str = Field(description="the key's name; the user of a command on the farm's own machine")
+    label: str = Field(description="what the client calls itself: `Farm-Client`")
+    address: str
+    action: str = Field(examples=["submit"])
+    object: str = Field(
+        description="what was changed: a build, a blob, a key", examples=["01m7y8mb9kssegkq"]
+    )
+    details: dict[str, Any] | None
+
+
+class AuditPage(Page):
+    items: list[AuditEntry]

@@ -1,0 +1,68 @@
+"""The store: blobs, garbage collection, scrubbing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+
+from farm.schemas.base import Answer, Digest, Request
+
+
+class Blob(Answer):
+    digest: Digest
+    bytes: int
+
+
+class GcRequest(Request):
+    """What garbage collection shall take."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"dry_run": True, "older_than_s": 86400}]}
+    )
+
+    dry_run: bool = Field(False, description="remove nothing, and say what would be removed")
+    older_than_s: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = Field(
+        86400.0,
+        description="keep what was put, or asked for, since then: somebody may be about to use it",
+    )
+
+
+GC_EXAMPLE: dict[str, Any] = {
+    "dry_run": False,
+    "removed": [{"digest": "sha256:" + "d" * 64, "bytes": 52_428_800}],
+    "removed_total": 1,
+    "removed_bytes": 52_428_800,
+    "uploads": 0,
+    "uploads_bytes": 0,
+    "kept": 14,
+    "kept_bytes": 734_003_200,
+}
+
+
+class GcReport(Answer):
+    """What garbage collection removed, or would remove."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [GC_EXAMPLE]})
+
+    dry_run: bool
+    removed: list[Blob] = Field(description="blobs that nothing referred to; the first 1000")
+    removed_total: int = Field(description="how many blobs, also those past the first 1000")
+    removed_bytes: int = Field(description="of all removed blobs")
+    uploads: int = Field(description="files that interrupted uploads had left, removed too")
+    uploads_bytes: int
+    kept: int = Field(description="blobs that are still there")
+    kept_bytes: int
+
+
+class ScrubReport(Answer):
+    """What a scrub of the store has found."""
+
+    checked: int = Field(description="blobs that were hashed")
+    checked_bytes: int
+    damaged: list[str] = Field(
+        description="digests of blobs that held other bytes, and were set aside; the first 1000"
+    )
+    missing: list[str] = Field(
+        description="digests of blobs that the farm counts on and the store lacks; the first 1000"
+    )

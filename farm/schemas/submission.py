@@ -1,0 +1,126 @@
+"""A submission: a source, its data, and the engines that are wanted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
+
+from farm.schemas.base import Digest, Name, Request
+from farm.specs.gates import GateChanges
+from farm.specs.options import BuilderOptions, Prune
+from farm.specs.precision import CalibrationMethod, Precision
+from farm.specs.shapes import FixedInputs, ShapeRange
+from farm.specs.source import Architecture, SourceFormat
+
+
+class Source(Request):
+    digest: Digest
+    format: SourceFormat
+    architecture: Architecture | None = Field(
+        None,
+        description="of safetensors weights: the module that they are of",
+        examples=[{"library": "transformers", "name": "BertModel", "config": {}}],
+    )
+
+    @model_validator(mode="after")
+    def _architecture_of_weights(self) -> Self:
+        if (self.format is SourceFormat.SAFETENSORS) != (self.architecture is not None):
+            raise ValueError(
+                "safetensors need an architecture (--architecture transformers:BertModel), and "
+                "other formats take none"
+            )
+        return self
+
+
+#: Of a request: models with more inputs are rare, and each of them is in many places of the database.
+_MOST_INPUTS = 512
+
+
+_MOST_RANGES = 1024
+
+
+RequestedProfile = Annotated[
+    dict[Annotated[str, StringConstraints(min_length=1, max_length=200)], ShapeRange],
+    Field(max_length=_MOST_INPUTS),
+]
+
+
+class Calibration(Request):
+    digest: Digest
+    method: CalibrationMethod = "entropy"
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
+
+
+class Evaluation(Request):
+    digest: Digest
+    metric: Literal["top1"] | None = Field(
+        None, description="task metric; needs an array `label` in the data"
+    )
+    max_drop: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="an engine that loses more of the metric than this fails its build"
+    )
+
+
+BUILD_EXAMPLE: dict[str, Any] = {
+    "model": "digits",
+    "source": {"digest": "sha256:" + "a" * 64, "format": "pt2"},
+    "precisions": ["fp16", "int8"],
+    "targets": ["sm_89", "rtx-4090", "tensorrt-rtx:sm_120", "onnxruntime:cpu"],
+    "profiles": [{"image": {"min": [1, 1, 8, 8], "opt": [8, 1, 8, 8], "max": [64, 1, 8, 8]}}],
+    "calibration": {"digest": "sha256:" + "b" * 64, "method": "entropy", "batch_size": 8},
+    "evaluation": {"digest": "sha256:" + "c" * 64, "metric": "top1", "max_drop": 0.01},
+    "options": {"tf32": True},
+    "priority": 5,
+    "labels": {"team": "vision"},
+}
+
+
+class BuildRequest(Request):
+    """A model version × precisions × targets."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [BUILD_EXAMPLE]})
+
+    model: Name
+    source: Source
+    precisions: Annotated[list[Precision], Field(min_length=1, max_length=8)]
+    targets: Annotated[
+        list[Annotated[str, StringConstraints(min_length=1, max_length=100)]],
+        Field(min_length=1, max_length=64),
+    ]
+    profiles: Annotated[list[RequestedProfile], Field(max_length=8)] = []
+    fixed_inputs: FixedInputs = Field(
+        {},
+        description="inputs that always have one value, which is folded into the graph: a number, true "
+        "or false, or lists of them in the input's shape",
+        examples=[{"sr": 16000}],
+    )
+    calibration: Calibration | None = None
+    evaluation: Evaluation | None = None
+    gates: GateChanges | None = Field(
+        None,
+        description="an engine that fails one is published as doubtful; by default the farm's (FARM_GATES)",
+    )
+    options: BuilderOptions = BuilderOptions()
+    prune: Prune | None = Field(
+        None, description="of the source, before anything else; not of ONNX"
+    )
+    priority: Annotated[int, Field(ge=0, le=9, description="9 is the most urgent")] = 5
+    labels: dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=100)],
+        Annotated[str, StringConstraints(max_length=200)],
+    ] = Field(default_factory=dict, max_length=32)
+
+    @model_validator(mode="after")
+    def _fixed_or_ranged(self) -> Self:
+        ranges = sum(map(len, self.profiles))
+        if ranges > _MOST_RANGES:
+            raise ValueError(
+                f"the profiles have {ranges} ranges of shapes in all, and at most {_MOST_RANGES} are taken"
+            )
+        both = {name for profile in self.profiles for name in profile} & self.fixed_inputs.keys()
+        if both:
+            raise ValueError(
+                f"{', '.join(sorted(both))}: an input that is fixed has no profile; leave one of both out"
+            )
+        return self
