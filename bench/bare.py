@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from sqlalchemy import ForeignKey
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from farm.db import Database
+from farm.database.session import Database
 from farm.settings import Settings
 
 

@@ -22,10 +22,12 @@ from sqlalchemy import RowMapping, Table, insert, select, text, update
 from bench import submissions
 from bench.processes import fresh_database, kinds
 from bench.table import Row, row
-from farm import builds, db, jobs, turns
-from farm.db import Base, Database
+from farm import builds, jobs, turns
+from farm.database import migrate
+from farm.database.base import Base
+from farm.database.session import Database
+from farm.database.tables import Artifact, Build, BuildJob, Job, JobInput, Wanted
 from farm.fleet import Fleet
-from farm.models import Artifact, Build, BuildJob, Job, JobInput, Wanted
 from farm.schemas.submission import BuildRequest
 from farm.settings import Settings
 from farm.specs.states import JobState
@@ -63,7 +65,7 @@ class _Queue:
     """A database with so many queued jobs."""
 
     def __init__(self, url: str, queued: int) -> None:
-        db.upgrade(Settings(database_url=url))
+        migrate.upgrade(Settings(database_url=url))
         self.db = Database(url)
         self._submit()
         self._multiply(queued)

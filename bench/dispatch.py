@@ -20,8 +20,8 @@ from bench import submissions
 from bench.noop_worker import DEPENDENTS, FIRST, QUEUE, bare
 from bench.processes import api_without_worker, module, wait_for
 from bench.table import Row, row
-from farm.db import Database
-from farm.models import Build, BuildJob, Job
+from farm.database.session import Database
+from farm.database.tables import Build, BuildJob, Job
 from farm.settings import Settings
 from farm.specs.states import JobState
 

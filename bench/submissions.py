@@ -20,7 +20,8 @@ from typing import Any
 import httpx
 
 from bench.table import Row, row
-from farm import db, up
+from farm import up
+from farm.database import migrate
 from farm.settings import Settings
 
 CLIENTS = 8
@@ -32,7 +33,7 @@ def ratio() -> Iterator[Row]:
     """Median over the rounds of the ratio; the two take turns."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        db.upgrade(Settings(home=home))
+        migrate.upgrade(Settings(home=home))
         farm, bare = Server("farm.api.server:app", home), Server("bench.bare:app", home)
         try:
             digest = prepare(farm.url)

@@ -14,9 +14,9 @@ from sqlalchemy import GenerativeSelect, Row, bindparam, func, insert, select, u
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from farm.db import Base, Instant, now
+from farm.database.base import Base, Instant, now
+from farm.database.tables import Build, BuildJob, Event, Job, JobInput, Wanted
 from farm.errors import InputFailed, code_of
-from farm.models import Build, BuildJob, Event, Job, JobInput, Wanted
 from farm.specs.states import BUILD_ENDED, BuildState, JobState, build_state, check_transition
 from farm.turns import Bell
 

@@ -14,8 +14,9 @@ from sqlalchemy import Select, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from farm.db import now
-from farm.models import Artifact, Build, EngineRow, Job, Plugin, TimingCache, Version, first_id
+from farm.database.base import now
+from farm.database.ids import first_id
+from farm.database.tables import Artifact, Build, EngineRow, Job, Plugin, TimingCache, Version
 from farm.specs.states import JobState
 
 _ROLES = ("source", "calibration", "evaluation")

@@ -10,11 +10,9 @@ from sqlalchemy import Insert, and_, bindparam, delete, func, insert, select, up
 from sqlalchemy.orm import Session
 
 from farm import advance, jobs, keys, parameters, plugins, registry, targets, turns
-from farm.db import Base, now
-from farm.errors import Conflict, NotFound
-from farm.fleet import Fleet
-from farm.formats.sources import TAKEN, Look
-from farm.models import (
+from farm.database.base import Base, now
+from farm.database.ids import new_id
+from farm.database.tables import (
     IS_USABLE,
     Artifact,
     Build,
@@ -25,8 +23,10 @@ from farm.models import (
     Model,
     Version,
     Wanted,
-    new_id,
 )
+from farm.errors import Conflict, NotFound
+from farm.fleet import Fleet
+from farm.formats.sources import TAKEN, Look
 from farm.plan import Plan, PlannedJob, plan
 from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet

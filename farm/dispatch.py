@@ -14,9 +14,10 @@ from kombu.exceptions import OperationalError
 from sqlalchemy import func, or_, select, update
 
 from farm import turns
-from farm.db import Database, now
+from farm.database.base import now
+from farm.database.session import Database
+from farm.database.tables import IS_QUEUED, Job
 from farm.errors import BrokerUnavailable
-from farm.models import IS_QUEUED, Job
 from farm.settings import Settings
 from farm.turns import Bell
 

@@ -15,9 +15,9 @@ from typing import Any
 from sqlalchemy import Select, func, or_, select, text
 from sqlalchemy.orm import Session
 
+from farm.database.tables import BuildJob, Job, JobLog
+from farm.database.tables import Event as Row
 from farm.errors import NotFound
-from farm.models import BuildJob, Job, JobLog
-from farm.models import Event as Row
 from farm.schemas.events import Event
 from farm.specs.states import BUILD_ENDED
 

@@ -10,8 +10,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from farm import parameters
+from farm.database.tables import Build, BuildJob, Job
 from farm.errors import NotFound
-from farm.models import Build, BuildJob, Job
 from farm.reports import facts as reports
 from farm.schemas.builds import Explanation, JobReason
 from farm.specs.states import Reuse

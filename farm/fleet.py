@@ -12,8 +12,8 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from farm import targets
-from farm.db import now
-from farm.models import Job, Worker
+from farm.database.base import now
+from farm.database.tables import Job, Worker
 from farm.schemas.fleet import TargetView, WorkerView
 from farm.specs import gpus
 from farm.specs.precision import Precision

@@ -14,7 +14,8 @@ from datetime import datetime, timedelta
 from itertools import islice
 
 from farm import artifacts
-from farm.db import Database, now
+from farm.database.base import now
+from farm.database.session import Database
 from farm.schemas.storage import Blob, GcReport
 from farm.storage import LocalStore, StoredFile
 from farm.trust import audit

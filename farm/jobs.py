@@ -14,9 +14,9 @@ from sqlalchemy import Row, bindparam, select, update
 from sqlalchemy.orm import Session
 
 from farm import advance, artifacts, parameters, registry
-from farm.db import now
+from farm.database.base import now
+from farm.database.tables import Build, BuildJob, Event, Job, JobInput, JobLog
 from farm.errors import FarmError, LeaseLost, StageFailed
-from farm.models import Build, BuildJob, Event, Job, JobInput, JobLog
 from farm.specs.stages import JobKind
 from farm.specs.states import BUILD_ENDED, LIVE, JobState
 from farm.turns import Bell

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from farm.models import SharedParameter
+from farm.database.tables import SharedParameter
 from farm.plan import SHARED
 
 

@@ -15,9 +15,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from farm import signatures
-from farm.db import now
+from farm.database.base import now
+from farm.database.tables import Artifact, Plugin
 from farm.errors import InvalidRequest, NotFound, PluginRefused
-from farm.models import Artifact, Plugin
 from farm.schemas.plugins import PluginRequest, PluginView
 
 _ELF = b"\x7fELF"

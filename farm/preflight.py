@@ -6,8 +6,9 @@ import errno
 import socket
 import time
 
-from farm.database_faults import is_refused
-from farm.db import Database, require_schema
+from farm.database.faults import is_refused
+from farm.database.migrate import require_schema
+from farm.database.session import Database
 from farm.errors import Conflict, DatabaseUnavailable, FarmError
 from farm.settings import Settings
 

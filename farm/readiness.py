@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
 from farm import store_proof
-from farm.db import Database, require_schema
+from farm.database.migrate import require_schema
+from farm.database.session import Database
 from farm.errors import FarmError
 from farm.fleet import Fleet
 from farm.settings import Settings

@@ -11,8 +11,9 @@ from sqlalchemy import ColumnElement, Select, String, and_, bindparam, cast, fun
 from sqlalchemy.orm import Session, aliased
 
 from farm import judgements, keys, latencies, parameters, ranking
+from farm.database.ids import new_id
+from farm.database.tables import Artifact, Build, EngineRow, Job, Model, Version, Wanted
 from farm.errors import BlobDamaged, NotFound
-from farm.models import Artifact, Build, EngineRow, Job, Model, Version, Wanted, new_id
 from farm.reports import extent
 from farm.reports import facts as reports
 from farm.schemas.engines import Comparison, EngineView, Match

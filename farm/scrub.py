@@ -18,9 +18,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from farm import advance, artifacts, jobs, store_proof
-from farm.db import Database, now
+from farm.database.base import now
+from farm.database.session import Database
+from farm.database.tables import Artifact, Job
 from farm.errors import BlobDamaged, NotFound, Unavailable
-from farm.models import Artifact, Job
 from farm.schemas.storage import ScrubReport
 from farm.specs.states import JobState
 from farm.storage import LocalStore

@@ -9,9 +9,9 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from farm.db import Database
+from farm.database.session import Database
+from farm.database.tables import KnownStore
 from farm.errors import StorageUnavailable
-from farm.models import KnownStore
 from farm.storage import LocalStore
 
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from farm import jobs
-from farm.db import Database
+from farm.database.session import Database
 from farm.dispatch import Doorbell
 from farm.errors import DatabaseUnavailable, Unavailable
 from farm.jobs import Lease

@@ -14,8 +14,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from farm import artifacts
-from farm.db import now
-from farm.models import Artifact, TimingCache
+from farm.database.base import now
+from farm.database.tables import Artifact, TimingCache
 from farm.schemas.fleet import TimingCacheView
 
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, Self
 from sqlalchemy import ColumnElement, bindparam, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
-from farm.db import Instant, now
-from farm.models import IS_IN_LINE, IS_QUEUED, Build, BuildJob, Job
+from farm.database.base import Instant, now
+from farm.database.tables import IS_IN_LINE, IS_QUEUED, Build, BuildJob, Job
 from farm.specs.states import JobState
 
 _PRIORITIES = 10

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from farm import db
+from farm.database import migrate, session
 from farm.errors import Conflict, FarmError, Unavailable
 from farm.processes import die_with_parent
 from farm.settings import Settings
@@ -137,7 +137,7 @@ class Farm:
             _check_free(port)
         home.make_private(self._settings.home)
         self._logs.mkdir(mode=0o700, exist_ok=True)
-        db.upgrade(self._settings)
+        migrate.upgrade(self._settings)
         self.key = _key(self._settings)
         environment = self._settings.environment()
         if not self._settings.broker_url:
@@ -276,7 +276,7 @@ class Farm:
 
 
 def _key(settings: Settings) -> str:
-    database = db.Database(settings.database)
+    database = session.Database(settings.database)
     try:
         return home.key(settings, database)
     finally:

@@ -10,10 +10,10 @@ from sqlalchemy.orm import Session, defer
 
 from farm import registry, targets
 from farm.builds import Attached
+from farm.database.tables import Build, BuildJob, EngineRow, Job, JobLog, Model, Version, Wanted
+from farm.database.tables import Event as EventRow
 from farm.errors import NotFound
 from farm.fleet import Fleet
-from farm.models import Build, BuildJob, EngineRow, Job, JobLog, Model, Version, Wanted
-from farm.models import Event as EventRow
 from farm.reports import facts as reports
 from farm.schemas.builds import BuildSummary, BuildView, JobView, WantedEngine
 from farm.schemas.models import ModelDetail, ModelView, VersionView

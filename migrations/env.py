@@ -1,15 +1,16 @@
-"""Alembic's entry: the connection is handed in by ``farm.db.upgrade``, or made from the settings."""
+"""Alembic's entry: the connection is given by ``farm.database.migrate``, or made from the settings."""
 
 from __future__ import annotations
 
 from alembic import context
 from sqlalchemy.engine import Connection
 
-from farm import models
-from farm.db import Base, Database
+from farm.database import tables
+from farm.database.base import Base
+from farm.database.session import Database
 from farm.settings import Settings
 
-assert models  # imported for its tables
+assert tables  # imported for its tables
 
 
 def run(connection: Connection) -> None:

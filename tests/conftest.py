@@ -15,9 +15,9 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
-from farm import db as farm_db
-from farm.db import Database
-from farm.models import Artifact
+from farm.database import migrate
+from farm.database.session import Database
+from farm.database.tables import Artifact
 from farm.settings import Settings
 from tests.ledger import DATA, LABELLED, SOURCE, Ledger
 
@@ -55,12 +55,12 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A migrated, empty database that tests copy: a file, or the name of a Postgres database."""
     if POSTGRES is None:
         path = tmp_path_factory.mktemp("template") / "farm.db"
-        farm_db.upgrade(Settings(database_url=f"sqlite:///{path}"))
+        migrate.upgrade(Settings(database_url=f"sqlite:///{path}"))
         yield str(path)
         return
     name = f"farm_template_{uuid.uuid4().hex[:12]}"
     _admin(f"CREATE DATABASE {name}")
-    farm_db.upgrade(Settings(database_url=_postgres_url(name)))
+    migrate.upgrade(Settings(database_url=_postgres_url(name)))
     yield name
     _admin(f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from farm.db import Database
+from farm.database.session import Database
 from farm.settings import Settings
 from farm.specs.scopes import Scope
 from farm.trust import credentials, keys

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from sqlalchemy import select
 
 from farm import builds, fleet, jobs, turns, views
-from farm.db import Database
+from farm.database.session import Database
+from farm.database.tables import Artifact, BuildJob, Job
 from farm.errors import FarmError
 from farm.fleet import Announcement, Fleet
 from farm.jobs import Claim, Output
-from farm.models import Artifact, BuildJob, Job
 from farm.schemas.builds import BuildView
 from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet

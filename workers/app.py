@@ -17,7 +17,8 @@ from typing import Any
 from celery import Celery, signals
 
 from farm import fleet, jobs, logs, store_proof
-from farm.db import Database, require_schema
+from farm.database.migrate import require_schema
+from farm.database.session import Database
 from farm.dispatch import Doorbell, create_celery
 from farm.errors import Unavailable
 from farm.fleet import Announcement

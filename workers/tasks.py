@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from farm import builds, jobs, scrub, turns
+from farm.database.tables import Job
 from farm.dispatch import TASK, shown_arguments
 from farm.errors import (
     BlobDamaged,
@@ -27,7 +28,6 @@ from farm.errors import (
 )
 from farm.fleet import Fleet
 from farm.jobs import Claim, Output
-from farm.models import Job
 from farm.specs.stages import JobKind
 from farm.turns import Bell
 from workers import inputs, isolate, plugins, timing_caches, toolchain

@@ -11,8 +11,8 @@ from anyio.lowlevel import RunVar
 from fastapi.routing import iter_route_contexts
 from starlette.routing import BaseRoute, compile_path
 
+from farm.database.tables import ApiKey
 from farm.errors import DatabaseUnavailable, InternalError, KeyNeeded, ScopeMissing
-from farm.models import ApiKey
 from farm.settings import Settings
 from farm.specs.scopes import Scope
 from farm.trust.callers import Caller, allows

@@ -27,7 +27,7 @@ from farm.api import (
 from farm.api.access import Access
 from farm.api.door import Door
 from farm.api.services import Services
-from farm.db import require_schema
+from farm.database.migrate import require_schema
 from farm.errors import DatabaseUnavailable, Unavailable
 from farm.settings import Settings
 

@@ -12,8 +12,8 @@ from sqlalchemy import func, select
 
 from farm import readiness
 from farm.api.services import Farm, Services, problems
+from farm.database.tables import Build, EngineRow, Job
 from farm.errors import NotReady
-from farm.models import Build, EngineRow, Job
 from farm.schemas.health import Readiness
 
 router = APIRouter(tags=["health"])

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from farm.api.documents import problem_response
 from farm.api.looks import Looks
 from farm.api.streams import Streams
-from farm.db import Database
+from farm.database.session import Database
 from farm.dispatch import Doorbell, create_celery
 from farm.errors import Busy
 from farm.fleet import Fleet

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from farm import events
-from farm.db import Database
+from farm.database.session import Database
 from farm.errors import Busy, Unavailable
 from farm.events import News
 from farm.schemas.events import Event

@@ -140,7 +140,8 @@ def _in_database(work: Callable[[Session], T]) -> T:
     Raises:
         SchemaOutdated, DatabaseUnavailable
     """
-    from farm.db import Database, require_schema
+    from farm.database.migrate import require_schema
+    from farm.database.session import Database
     from farm.settings import Settings
 
     settings = Settings()

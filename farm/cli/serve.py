@@ -141,7 +141,7 @@ def flower(
 
 def upgrade(as_json: Json = False) -> None:
     """Bring the database's schema up to date. Safe to repeat, and with several at once."""
-    from farm.db import upgrade as upgrade_schema
+    from farm.database.migrate import upgrade as upgrade_schema
 
     _close_home()
     revision = upgrade_schema()

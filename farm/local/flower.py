@@ -11,7 +11,7 @@ import flower.views
 from tornado.httputil import HTTPServerRequest
 from tornado.web import RequestHandler
 
-from farm.db import Database
+from farm.database.session import Database
 from farm.dispatch import COLUMNS, create_celery
 from farm.errors import FarmError, KeyNeeded
 from farm.local.login import PATH, Away, Form, Login, ToForm, is_browser

@@ -11,8 +11,8 @@ from typing import Any
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from farm.db import Base, now
-from farm.models import AuditRow
+from farm.database.base import Base, now
+from farm.database.tables import AuditRow
 from farm.trust.callers import Caller
 
 _INSERT = insert(Base.metadata.tables[AuditRow.__tablename__])

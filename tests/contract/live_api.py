@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from farm import db
+from farm.database import migrate
 from farm.settings import Settings
 from farm.up import free_port
 from tests.keys import bearer, key_of
@@ -92,7 +92,7 @@ def live_api(home: Path, environment: Mapping[str, str] | None = None) -> Iterat
     """A served API on an empty database, with these settings."""
     home.mkdir(parents=True, exist_ok=True)
     settings = Settings(home=home, database_url=f"sqlite:///{home / 'farm.db'}")
-    db.upgrade(settings)
+    migrate.upgrade(settings)
     port = free_port()
     with (home / "api.log").open("wb") as log:
         process = subprocess.Popen(

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from farm import timing_caches
-from farm.db import Database
+from farm.database.session import Database
 from farm.timing_caches import Revision, Timed
 from tests.ledger import Ledger
 
@@ -239,7 +239,7 @@ def engine(api, ledger, digest):
     engine = api.get("/v1/models/digits/engines").json()["items"][0]
     from sqlalchemy import update
 
-    from farm.models import EngineRow
+    from farm.database.tables import EngineRow
 
     content = api.upload(b"0123456789")
     with ledger.db.write() as session:
@@ -265,7 +265,7 @@ def test_what_is_in_an_engine_is_told(api, ledger, engine):
     assert "without a layer report" in problem(api.get(path), 404)["detail"]
     from sqlalchemy import update
 
-    from farm.models import EngineRow, Job
+    from farm.database.tables import EngineRow, Job
     from tests.stub_farm import LAYERS
 
     digest = api.upload(json.dumps(LAYERS).encode())

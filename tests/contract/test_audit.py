@@ -12,8 +12,8 @@ from sqlalchemy.exc import DBAPIError
 
 from farm import builds, gc, plugins
 from farm.api import access
+from farm.database.tables import Artifact, AuditRow, Build
 from farm.errors import FarmError
-from farm.models import Artifact, AuditRow, Build
 from farm.specs.scopes import Scope
 from farm.specs.states import BuildState
 from farm.trust import audit, credentials, keys

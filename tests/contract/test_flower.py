@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from farm import db
-from farm.db import Database
+from farm.database import migrate
+from farm.database.session import Database
 from farm.settings import Settings
 from farm.specs.scopes import Scope
 from farm.trust import credentials, keys
@@ -29,7 +29,7 @@ def flower(tmp_path_factory):
     """Flower without a broker: it shows nothing, and says so to the same callers."""
     port, home = free_port(), tmp_path_factory.mktemp("flower")
     settings = Settings(home=home, database_url=f"sqlite:///{home / 'farm.db'}")
-    db.upgrade(settings)
+    migrate.upgrade(settings)
     environment = {
         "FARM_DATABASE_URL": settings.database_url,
         "FARM_HOME": str(home),

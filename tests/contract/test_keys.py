@@ -21,9 +21,9 @@ from farm.api import access
 from farm.api.app import create_app
 from farm.cli import app as commands
 from farm.client import Farm
-from farm.db import now
+from farm.database.base import now
+from farm.database.tables import ApiKey, Build, Job
 from farm.errors import Conflict, DatabaseUnavailable, InternalError, KeyNeeded, ScopeMissing
-from farm.models import ApiKey, Build, Job
 from farm.settings import Settings
 from farm.specs.scopes import Scope
 from farm.trust import credentials, keys

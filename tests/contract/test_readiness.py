@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import text
 
 from farm import gc, preflight, readiness, store_proof
-from farm.db import Database, newest_schema, require_schema, upgrade
+from farm.database.migrate import newest_schema, require_schema, upgrade
+from farm.database.session import Database
 from farm.errors import (
     Conflict,
     DatabaseDamaged,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import update
 
-from farm.models import EngineRow, Job
+from farm.database.tables import EngineRow, Job
 from farm.specs.stages import JobKind
 
 

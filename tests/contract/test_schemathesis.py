@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from farm.db import Database
-from farm.models import EngineRow
+from farm.database.session import Database
+from farm.database.tables import EngineRow
 from farm.trust import credentials
 from tests.contract.live_api import LiveApi, live_api
 from tests.ledger import Ledger

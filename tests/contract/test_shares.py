@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from farm.api.room import Places, Room, Shares
-from farm.db import Database
+from farm.database.session import Database
 from farm.errors import Busy, TooMany
 from farm.specs.scopes import Scope
 from tests.contract.live_api import live_api

@@ -16,8 +16,8 @@ from sqlalchemy import func, select
 
 from farm import jobs
 from farm.client import Farm
-from farm.db import Database
-from farm.models import Build, Job, SharedParameter
+from farm.database.session import Database
+from farm.database.tables import Build, Job, SharedParameter
 from tests.contract.live_api import live_api
 from tests.keys import bearer
 

@@ -14,8 +14,8 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from farm.db import Database
-from farm.models import Job
+from farm.database.session import Database
+from farm.database.tables import Job
 from farm.settings import Settings
 from farm.up import Addresses
 from tests.e2e.conftest import fresh_settings

@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import func, select
 
 from farm import builds, jobs, registry, views
+from farm.database.tables import EngineRow, Event, Job
 from farm.errors import Conflict, InvalidModel, LeaseLost, NotFound
-from farm.models import EngineRow, Event, Job
 from farm.specs.gates import GateSet, QuantizedGates
 from tests.ledger import DATA, SOURCE
 

@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import select, update
 
 from farm import up
-from farm.db import now
+from farm.database.base import now
+from farm.database.tables import Job
 from farm.dispatch import Doorbell, _messages, create_celery
 from farm.errors import BrokerUnavailable
-from farm.models import Job
 from farm.turns import Bell
 from tests.e2e.conftest import fresh_settings
 

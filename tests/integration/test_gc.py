@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import select, update
 
 from farm import artifacts, gc
-from farm.db import now
+from farm.database.base import now
+from farm.database.tables import Artifact
 from farm.errors import NotFound, StageFailed
-from farm.models import Artifact
 from farm.storage import LocalStore
 
 DAY_S = 86400.0

@@ -8,10 +8,10 @@ import pytest
 from alembic import command
 from sqlalchemy import delete, event, select
 
-from farm import db as farm_db
 from farm import events, jobs, views
 from farm.api.streams import Streams
-from farm.models import Event, JobLog
+from farm.database import migrate
+from farm.database.tables import Event, JobLog
 from farm.settings import Settings
 from tests.integration.test_schema import run
 
@@ -151,7 +151,7 @@ def test_old_texts_move_out_of_the_events_and_back(ledger, printed, database_url
     with db.read() as session:
         found = session.execute(select(Event.id, Event.data).where(Event.kind == "log"))
         assert dict(found.tuples().all()) == old
-    assert farm_db.upgrade(Settings(database_url=database_url)) == farm_db.newest_schema()
+    assert migrate.upgrade(Settings(database_url=database_url)) == migrate.newest_schema()
     assert [e.model_dump() for e in read(ledger, printed)] == before
     assert log_of(ledger, printed) == log
     with db.read() as session:
@@ -174,7 +174,7 @@ def test_more_old_texts_than_are_held_at_once_move_whole(ledger, database_url):
             data = {"text": line, "attempt": 1}
             session.add(Event(job_id=claim.job_id, kind="log", data=data))
             session.add(Event(job_id=claim.job_id, kind="phase", data={"phase": "p"}))
-    farm_db.upgrade(Settings(database_url=database_url))
+    migrate.upgrade(Settings(database_url=database_url))
     assert log_of(ledger, build, claim.job_id) == "".join(lines).replace("\udcff", "\\udcff")
     with ledger.db.read() as session:
         kept = session.scalars(select(Event.data).where(Event.kind == "log")).all()

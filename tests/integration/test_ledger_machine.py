@@ -12,9 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from sqlalchemy import delete, select
 
 from farm import jobs
-from farm.db import Base
+from farm.database.base import Base
+from farm.database.tables import Build, BuildJob, EngineRow, Event, Job, JobInput, Wanted
 from farm.errors import InvalidModel, LeaseLost
-from farm.models import Build, BuildJob, EngineRow, Event, Job, JobInput, Wanted
 from farm.specs.states import BUILD_ENDED, JOB_TRANSITIONS, LIVE, BuildState, JobState, build_state
 from tests.ledger import DATA, Ledger
 

@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import func, select
 
 from farm import builds, registry
+from farm.database.tables import Job, SharedParameter
 from farm.errors import InvalidRequest
 from farm.explain import explain
 from farm.fleet import Fleet
-from farm.models import Job, SharedParameter
 from farm.schemas.submission import BuildRequest
 from farm.specs.runtime import Runtime
 from farm.specs.stages import PARAMS, JobKind

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 import pytest
 from sqlalchemy import text
 
-from farm.db import Database
+from farm.database.session import Database
+from farm.database.tables import Model
 from farm.errors import DatabaseUnavailable
-from farm.models import Model
 
 PATIENCE_S = 0.3
 

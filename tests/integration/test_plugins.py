@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from farm import artifacts, gc, plugins, signatures
+from farm.database.tables import Plugin
 from farm.errors import EngineBuildFailed, InvalidRequest, NotFound, PluginRefused
-from farm.models import Plugin
 from farm.schemas.plugins import PluginRequest
 from farm.settings import Settings
 from farm.specs.options import BuilderOptions

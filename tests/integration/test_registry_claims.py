@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import update
 
 from farm import judgements, latencies, ranking, registry, views
-from farm.models import Artifact, EngineRow
+from farm.database.tables import Artifact, EngineRow
 from tests.ledger import DATA, LABELLED
 
 CALIBRATION = {"digest": DATA}

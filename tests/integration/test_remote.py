@@ -12,9 +12,9 @@ import pytest
 from celery import Celery
 
 from farm import fleet, readiness
+from farm.database.tables import Job, Worker
 from farm.dispatch import TASK, create_celery
 from farm.fleet import Announcement, Fleet
-from farm.models import Job, Worker
 from farm.settings import Settings
 from tests.integration.test_dispatch import site  # noqa: F401 a broker
 from workers import remote

@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import select
 
 from farm import builds, events, fleet, jobs
+from farm.database.tables import Job
 from farm.errors import LeaseLost
-from farm.models import Job
 from tests.ledger import TOOLCHAIN
 
 NEWER = TOOLCHAIN | {"torch": "2.14.0"}

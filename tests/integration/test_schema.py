@@ -16,13 +16,16 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, select, text
 
-from farm import db as farm_db
-from farm import keys, models
-from farm.db import MIGRATIONS, Base, Database, require_schema
+from farm import keys
+from farm.database import migrate
+from farm.database import tables as declared
+from farm.database.base import Base
+from farm.database.migrate import MIGRATIONS, require_schema
+from farm.database.session import Database
 from farm.errors import DatabaseUnavailable, FarmError
 from farm.settings import Settings
 
-assert models  # imported for its tables
+assert declared  # imported for its tables
 TOGETHER = 4
 
 
@@ -88,7 +91,7 @@ def test_migrations_go_down_and_up_again(db, database_url):
     assert tables(db) == set()
     with pytest.raises(FarmError, match="no schema yet"):
         require_schema(db)
-    assert farm_db.upgrade(Settings(database_url=database_url)) == HEAD
+    assert migrate.upgrade(Settings(database_url=database_url)) == HEAD
     assert differences(db) == []
 
 
@@ -98,12 +101,12 @@ def test_there_is_one_head():
 
 def test_an_upgrade_can_be_repeated(db, database_url):
     for _ in range(2):
-        assert farm_db.upgrade(Settings(database_url=database_url)) == HEAD
+        assert migrate.upgrade(Settings(database_url=database_url)) == HEAD
     assert differences(db) == []
 
 
 def test_four_processes_upgrade_a_blank_database_at_once(db, blank):
-    program = "import sys; from farm.db import upgrade; sys.stdin.read(); print(upgrade())"
+    program = "import sys; from farm.database.migrate import upgrade; sys.stdin.read(); print(upgrade())"
     started = [
         subprocess.Popen(
             [sys.executable, "-c", program],
@@ -127,7 +130,7 @@ def test_four_processes_upgrade_a_blank_database_at_once(db, blank):
 def test_a_database_out_of_reach_is_told_as_such():
     settings = Settings(database_url="postgresql://farm@127.0.0.1:1/farm")
     with pytest.raises(DatabaseUnavailable, match="can't be reached"):
-        farm_db.upgrade(settings)
+        migrate.upgrade(settings)
 
 
 def test_versions_from_before_variants_keep_their_architecture(db, database_url):
@@ -144,9 +147,9 @@ def test_versions_from_before_variants_keep_their_architecture(db, database_url)
             f"('b1', 1, 'queued', '{json.dumps({'source': source})}', 5, '', {at})",
         ):
             connection.execute(text(statement))
-    assert farm_db.upgrade(Settings(database_url=database_url)) == HEAD
+    assert migrate.upgrade(Settings(database_url=database_url)) == HEAD
     with db.read() as session:
-        first, second = session.scalars(select(models.Version).order_by(models.Version.id))
+        first, second = session.scalars(select(declared.Version).order_by(declared.Version.id))
     assert first.architecture == architecture
     assert first.variant == keys.variant(None, architecture)
     assert (second.variant, second.architecture, second.fixed_inputs) == ("", None, None)

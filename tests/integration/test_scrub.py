@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import select
 
 from farm import artifacts, registry, scrub
+from farm.database.tables import Artifact
 from farm.errors import BlobDamaged, NotFound
-from farm.models import Artifact
 from farm.specs.stages import JobKind
 from farm.storage import LocalStore
 from workers.stages import StageRequest, run_request

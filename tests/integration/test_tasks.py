@@ -12,8 +12,8 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
 from farm import fleet, views
+from farm.database.tables import Job
 from farm.errors import DatabaseUnavailable, LeaseLost, StorageUnavailable
-from farm.models import Job
 from farm.specs.states import JobState
 from workers import tasks
 from workers import watch as watch_module

@@ -16,9 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from sqlalchemy import select
 
 from farm import gc, timing_caches, views
-from farm.db import now
+from farm.database.base import now
+from farm.database.tables import Job, TimingCache
 from farm.machine.gpus import Gpu
-from farm.models import Job, TimingCache
 from farm.settings import Settings
 from farm.specs.options import BuilderOptions
 from farm.specs.runtime import Target

@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import select
 
 from farm import jobs
-from farm.db import now
+from farm.database.base import now
+from farm.database.tables import Job
 from farm.errors import Unavailable
-from farm.models import Job
 from tests.ledger import Ledger
 
 

@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 
 from farm.cli import app, exits, options, show, watch
 from farm.client import Build, Farm
-from farm.db import upgrade
+from farm.database.migrate import upgrade
 from farm.errors import InvalidRequest
 from tests import stub_farm
 from tests.stub_farm import BUILD, StubFarm, rtx_plan

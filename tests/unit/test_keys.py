@@ -12,13 +12,13 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
-from farm import db as farm_db
 from farm.cli import app, exits
 from farm.client import Farm
 from farm.client.key import find
-from farm.db import Database
+from farm.database import migrate
+from farm.database.session import Database
+from farm.database.tables import ApiKey, AuditRow
 from farm.errors import FarmError, InvalidRequest, KeyNeeded, NotFound, ScopeMissing
-from farm.models import ApiKey, AuditRow
 from farm.settings import Settings
 from farm.specs.scopes import Scope
 from farm.trust import credentials, home, keys
@@ -188,7 +188,7 @@ def test_a_file_with_a_key_is_its_owners_from_the_first_byte_on(tmp_path: Path) 
 def settings(tmp_path: Path) -> Settings:
     made = Settings(home=tmp_path / "a home")
     home.make_private(made.home)
-    farm_db.upgrade(made)
+    migrate.upgrade(made)
     return made
 
 

@@ -3,9 +3,9 @@
 import pytest
 
 from farm import targets
+from farm.database.tables import Job
 from farm.fleet import Fleet
 from farm.machine.gpus import Gpu
-from farm.models import Job
 from farm.specs import gpus
 from farm.specs.queues import CPU_QUEUE, Queue
 from farm.specs.runtime import Runtime, Target
@@ -58,6 +58,6 @@ def test_the_worker_on_a_slice_consumes_the_queue_that_its_builds_wait_in():
 @pytest.fixture
 def fleet():
     """Of no workers."""
-    from farm.db import now
+    from farm.database.base import now
 
     return Fleet([], ttl_s=60, at=now())

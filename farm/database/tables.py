@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from datetime import datetime
 from typing import Any
 
@@ -21,36 +19,19 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from farm.db import Base, Instant, now
+from farm.database.base import Base, Instant, now
 from farm.specs.states import EngineState
 
 # None is SQL's NULL, not JSON's null.
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+
 # SQLite counts up only an INTEGER PRIMARY KEY.
 BigId = BigInteger().with_variant(Integer(), "sqlite")
+
+
 # SQLite knows no lengths, and would copy the table to write down another.
 PrecisionName = String(20).with_variant(String(10), "sqlite")
-
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-
-
-def new_id() -> str:
-    """A short id that sorts by time: 10 digits of milliseconds, 6 of chance (Crockford's base 32)."""
-    return _id(time.time(), secrets.randbits(30))
-
-
-def first_id(at: datetime) -> str:
-    """What comes before every id that was made from this time on."""
-    return _id(at.timestamp(), 0)
-
-
-def _id(at_s: float, chance: int) -> str:
-    number = (int(at_s * 1000) << 30) | chance
-    digits = []
-    for _ in range(16):
-        number, digit = divmod(number, 32)
-        digits.append(_ALPHABET[digit])
-    return "".join(reversed(digits))
 
 
 class Model(Base):
@@ -127,7 +108,11 @@ class Build(Base):
 # What the partial indexes are of. A query must say it in the same words: a bound parameter would hide
 # from SQLite that they serve it.
 IS_USABLE = text("jobs.state NOT IN ('failed', 'cancelled')")
+
+
 IS_QUEUED = text("jobs.state = 'queued'")
+
+
 IS_IN_LINE = text("jobs.state IN ('waiting', 'queued')")
 
 

@@ -1,8 +1,4 @@
-"""The database: engine, sessions, and migrations under a lock.
-
-A unit of work is ``with db.write() as session``: it commits at its end, or rolls back. Services
-never commit.
-"""
+"""The database: its engine, its sessions, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -12,32 +8,25 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
-    DateTime,
     Engine,
-    MetaData,
     create_engine,
     event,
-    inspect,
-    text,
 )
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.orm import Session, sessionmaker
 
-from farm.database_faults import BUSY, fault_of
-from farm.errors import DatabaseUnavailable, InvalidRequest, SchemaOutdated
-from farm.settings import Settings
+from farm.database.faults import BUSY, fault_of
+from farm.errors import DatabaseUnavailable, InvalidRequest
 
-MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
-MIGRATION_LOCK = 0x656E67696E65  # any constant: the key of Postgres' advisory lock
 _URL_HINT = "FARM_DATABASE_URL is postgresql://USER:PASSWORD@HOST:5432/NAME, or sqlite:////PATH"
+
+
 PRAGMAS = (
     "journal_mode=WAL",
     "synchronous=NORMAL",
@@ -45,43 +34,6 @@ PRAGMAS = (
     # A checkpoint waits for the disk: at 32 MB of log instead of 4, since the same pages come again.
     "wal_autocheckpoint=8000",
 )
-
-
-class Base(DeclarativeBase):
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-
-
-class Instant(TypeDecorator[datetime]):
-    """A UTC time, aware in Python. SQLite has no time zones, so it is stored naive there."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError("a time in the database needs a time zone")
-        value = value.astimezone(UTC)
-        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
-
-    def process_result_value(self, value: datetime | None, _dialect: Any) -> datetime | None:
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-def now() -> datetime:
-    """The time, in UTC."""
-    return datetime.fromtimestamp(time.time(), UTC)
 
 
 class Database:
@@ -233,101 +185,3 @@ def _understood(url: str) -> URL:
             hint=_URL_HINT,
         )
     return found
-
-
-@contextmanager
-def _referring_later(connection: Connection) -> Iterator[None]:
-    """On SQLite foreign keys are off meanwhile: it changes a constraint by making the table anew, and
-    wouldn't drop one that others refer to. That can't be said within a transaction.
-    https://www.sqlite.org/lang_altertable.html#otheralter"""
-    driver: Any = connection.connection.driver_connection
-    is_sqlite = connection.dialect.name == "sqlite"
-    if is_sqlite:
-        driver.execute("PRAGMA foreign_keys=OFF")
-    try:
-        yield
-    finally:
-        if is_sqlite:
-            driver.execute("PRAGMA foreign_keys=ON")
-
-
-def _check_references(connection: Connection) -> None:
-    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
-    if broken:
-        raise DatabaseUnavailable(
-            f"rows of {broken[0][0]} would refer to nothing after the upgrade, which wasn't made",
-            hint="restore the database from a backup; it was damaged before",
-        )
-
-
-def upgrade(settings: Settings | None = None) -> str:
-    """Bring the database to the newest schema, one process at a time; return its revision."""
-    from alembic import command
-    from alembic.config import Config
-    from alembic.runtime.migration import MigrationContext
-    from alembic.util import CommandError
-
-    db = Database((settings or Settings()).database)
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    try:
-        # One transaction, begun before Alembic looks: on SQLite it would make one a migration, and
-        # between two of them another process would begin with the same.
-        with (
-            db.engine.connect().execution_options(farm_write=True) as connection,
-            _referring_later(connection),
-            connection.begin(),
-        ):
-            if not db.is_sqlite:
-                connection.execute(
-                    text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK}
-                )
-                connection.execute(text("SET LOCAL lock_timeout = '10s'"))
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-            if db.is_sqlite:
-                _check_references(connection)
-            revision = MigrationContext.configure(connection).get_current_revision()
-    except DBAPIError as err:
-        raise fault_of(err) or err from err
-    except CommandError as err:
-        raise SchemaOutdated(
-            f"the database's schema is of a newer farm: {err}",
-            hint="bring this machine's farm to the version that the others have",
-        ) from err
-    finally:
-        db.dispose()
-    return str(revision)
-
-
-def newest_schema() -> str:
-    """The revision that this code is for."""
-    return max(path.name[:4] for path in MIGRATIONS.glob("versions/[0-9]*.py"))
-
-
-def require_schema(db: Database) -> None:
-    """Return if the database has the schema that this code is for.
-
-    Raises:
-        SchemaOutdated, DatabaseUnavailable, DatabaseDamaged
-    """
-    wanted = newest_schema()
-    try:
-        with db.engine.connect() as connection:
-            there = inspect(connection).has_table("alembic_version")
-            found = (
-                connection.scalar(text("SELECT version_num FROM alembic_version"))
-                if there
-                else None
-            )
-    except DBAPIError as err:
-        raise fault_of(err) or err from err
-    if found is None:
-        raise SchemaOutdated("the database has no schema yet")
-    if found > wanted:
-        raise SchemaOutdated(
-            f"the database's schema is {found}, of a newer farm: this one knows {wanted}",
-            hint="bring this machine's farm to the version that the others have",
-        )
-    if found < wanted:
-        raise SchemaOutdated(f"the database's schema is {found}, and this farm needs {wanted}")

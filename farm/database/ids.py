@@ -1,0 +1,28 @@
+"""Ids that sort by time."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from datetime import datetime
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def new_id() -> str:
+    """A short id that sorts by time: 10 digits of milliseconds, 6 of chance (Crockford's base 32)."""
+    return _id(time.time(), secrets.randbits(30))
+
+
+def first_id(at: datetime) -> str:
+    """What comes before every id that was made from this time on."""
+    return _id(at.timestamp(), 0)
+
+
+def _id(at_s: float, chance: int) -> str:
+    number = (int(at_s * 1000) << 30) | chance
+    digits = []
+    for _ in range(16):
+        number, digit = divmod(number, 32)
+        digits.append(_ALPHABET[digit])
+    return "".join(reversed(digits))

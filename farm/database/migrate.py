@@ -1,0 +1,123 @@
+"""Migrations, one process at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    inspect,
+    text,
+)
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+
+from farm.database.faults import fault_of
+from farm.database.session import Database
+from farm.errors import DatabaseUnavailable, SchemaOutdated
+from farm.settings import Settings
+
+MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
+
+
+MIGRATION_LOCK = 0x656E67696E65  # any constant: the key of Postgres' advisory lock
+
+
+@contextmanager
+def _referring_later(connection: Connection) -> Iterator[None]:
+    """On SQLite foreign keys are off meanwhile: it changes a constraint by making the table anew, and
+    wouldn't drop one that others refer to. That can't be said within a transaction.
+    https://www.sqlite.org/lang_altertable.html#otheralter"""
+    driver: Any = connection.connection.driver_connection
+    is_sqlite = connection.dialect.name == "sqlite"
+    if is_sqlite:
+        driver.execute("PRAGMA foreign_keys=OFF")
+    try:
+        yield
+    finally:
+        if is_sqlite:
+            driver.execute("PRAGMA foreign_keys=ON")
+
+
+def _check_references(connection: Connection) -> None:
+    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    if broken:
+        raise DatabaseUnavailable(
+            f"rows of {broken[0][0]} would refer to nothing after the upgrade, which wasn't made",
+            hint="restore the database from a backup; it was damaged before",
+        )
+
+
+def upgrade(settings: Settings | None = None) -> str:
+    """Bring the database to the newest schema, one process at a time; return its revision."""
+    from alembic import command
+    from alembic.config import Config
+    from alembic.runtime.migration import MigrationContext
+    from alembic.util import CommandError
+
+    db = Database((settings or Settings()).database)
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    try:
+        # One transaction, begun before Alembic looks: on SQLite it would make one a migration, and
+        # between two of them another process would begin with the same.
+        with (
+            db.engine.connect().execution_options(farm_write=True) as connection,
+            _referring_later(connection),
+            connection.begin(),
+        ):
+            if not db.is_sqlite:
+                connection.execute(
+                    text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK}
+                )
+                connection.execute(text("SET LOCAL lock_timeout = '10s'"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            if db.is_sqlite:
+                _check_references(connection)
+            revision = MigrationContext.configure(connection).get_current_revision()
+    except DBAPIError as err:
+        raise fault_of(err) or err from err
+    except CommandError as err:
+        raise SchemaOutdated(
+            f"the database's schema is of a newer farm: {err}",
+            hint="bring this machine's farm to the version that the others have",
+        ) from err
+    finally:
+        db.dispose()
+    return str(revision)
+
+
+def newest_schema() -> str:
+    """The revision that this code is for."""
+    return max(path.name[:4] for path in MIGRATIONS.glob("versions/[0-9]*.py"))
+
+
+def require_schema(db: Database) -> None:
+    """Return if the database has the schema that this code is for.
+
+    Raises:
+        SchemaOutdated, DatabaseUnavailable, DatabaseDamaged
+    """
+    wanted = newest_schema()
+    try:
+        with db.engine.connect() as connection:
+            there = inspect(connection).has_table("alembic_version")
+            found = (
+                connection.scalar(text("SELECT version_num FROM alembic_version"))
+                if there
+                else None
+            )
+    except DBAPIError as err:
+        raise fault_of(err) or err from err
+    if found is None:
+        raise SchemaOutdated("the database has no schema yet")
+    if found > wanted:
+        raise SchemaOutdated(
+            f"the database's schema is {found}, of a newer farm: this one knows {wanted}",
+            hint="bring this machine's farm to the version that the others have",
+        )
+    if found < wanted:
+        raise SchemaOutdated(f"the database's schema is {found}, and this farm needs {wanted}")
