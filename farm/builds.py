@@ -9,7 +9,7 @@ from typing import Any, cast
 from sqlalchemy import Insert, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from farm import advance, jobs, keys, parameters, plugins, registry, targets, turns
+from farm import advance, jobs, plugins, registry, turns
 from farm.database.base import Base, now
 from farm.database.ids import new_id
 from farm.database.tables import (
@@ -27,12 +27,13 @@ from farm.database.tables import (
 from farm.errors import Conflict, NotFound
 from farm.fleet import Fleet
 from farm.formats.sources import TAKEN, Look
-from farm.plan import Plan, PlannedJob, plan
+from farm.planning import keys, parameters, targets
+from farm.planning.plan import Plan, PlannedJob, plan
+from farm.planning.targets import Choice
 from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.runtime import Runtime, Target
 from farm.specs.states import BUILD_ENDED, BuildState, JobState, Reuse, build_state
-from farm.targets import Choice
 from farm.turns import Bell, Turns
 
 _LARGE = {"recipe", "toolchain", "outputs"}

@@ -11,9 +11,9 @@ from functools import cached_property
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from farm import targets
 from farm.database.base import now
 from farm.database.tables import Job, Worker
+from farm.planning import targets
 from farm.schemas.fleet import TargetView, WorkerView
 from farm.specs import gpus
 from farm.specs.precision import Precision

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 from sqlalchemy import Row, bindparam, select, update
 from sqlalchemy.orm import Session
 
-from farm import advance, artifacts, parameters, registry
+from farm import advance, artifacts, registry
 from farm.database.base import now
 from farm.database.tables import Build, BuildJob, Event, Job, JobInput, JobLog
 from farm.errors import FarmError, LeaseLost, StageFailed
+from farm.planning import parameters
 from farm.specs.stages import JobKind
 from farm.specs.states import BUILD_ENDED, LIVE, JobState
 from farm.turns import Bell

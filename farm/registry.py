@@ -10,10 +10,11 @@ from pydantic import ValidationError
 from sqlalchemy import ColumnElement, Select, String, and_, bindparam, cast, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from farm import judgements, keys, latencies, parameters, ranking
+from farm import judgements, latencies, ranking
 from farm.database.ids import new_id
 from farm.database.tables import Artifact, Build, EngineRow, Job, Model, Version, Wanted
 from farm.errors import BlobDamaged, NotFound
+from farm.planning import keys, parameters
 from farm.reports import extent
 from farm.reports import facts as reports
 from farm.schemas.engines import Comparison, EngineView, Match

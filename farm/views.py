@@ -8,12 +8,13 @@ from typing import Any
 from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session, defer
 
-from farm import registry, targets
+from farm import registry
 from farm.builds import Attached
 from farm.database.tables import Build, BuildJob, EngineRow, Job, JobLog, Model, Version, Wanted
 from farm.database.tables import Event as EventRow
 from farm.errors import NotFound
 from farm.fleet import Fleet
+from farm.planning import targets
 from farm.reports import facts as reports
 from farm.schemas.builds import BuildSummary, BuildView, JobView, WantedEngine
 from farm.schemas.models import ModelDetail, ModelView, VersionView

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Self
 
-from farm import targets
+from farm.planning import targets
 from farm.specs import gpus as gpu_tags
 from farm.specs.precision import CALIBRATED, Precision
 from farm.specs.runtime import Runtime, Target

@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib import metadata
 from types import MappingProxyType
 
-from farm.keys import RUNTIME_TOOLS
+from farm.planning.keys import RUNTIME_TOOLS
 from farm.specs.runtime import Runtime
 
 #: What a key calls it → the distributions that it may be installed as.

@@ -28,7 +28,7 @@ from farm.api.services import (
 )
 from farm.builds import Submitted
 from farm.errors import Conflict
-from farm.explain import explain
+from farm.explaining import explain
 from farm.schemas.builds import BuildPage, BuildView, Explanation
 from farm.schemas.events import Event
 from farm.schemas.submission import BuildRequest

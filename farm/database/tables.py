@@ -59,7 +59,7 @@ class Version(Base):
     number: Mapped[int]
     source_digest: Mapped[str] = mapped_column(String(71))
     source_format: Mapped[str] = mapped_column(String(20))
-    #: `farm.keys.variant`: of what is below, empty where there is nothing.
+    #: `farm.planning.keys.variant`: of what is below, empty where there is nothing.
     variant: Mapped[str] = mapped_column(String(71), default="", server_default="")
     fixed_inputs: Mapped[dict[str, Any] | None] = mapped_column(Json)
     architecture: Mapped[dict[str, Any] | None] = mapped_column(Json)

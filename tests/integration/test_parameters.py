@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 from farm import builds, registry
 from farm.database.tables import Job, SharedParameter
 from farm.errors import InvalidRequest
-from farm.explain import explain
+from farm.explaining import explain
 from farm.fleet import Fleet
 from farm.schemas.submission import BuildRequest
 from farm.specs.runtime import Runtime

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 import pytest
 
-from farm import keys
 from farm.client.sources import find
 from farm.errors import InvalidModel, InvalidRequest
 from farm.formats import sources
 from farm.formats.packs import Pack
+from farm.planning import keys
 from farm.specs.precision import Precision
 from farm.specs.shapes import Profile, ShapeRange
 from farm.specs.source import SourceFormat

@@ -16,13 +16,13 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, select, text
 
-from farm import keys
 from farm.database import migrate
 from farm.database import tables as declared
 from farm.database.base import Base
 from farm.database.migrate import MIGRATIONS, require_schema
 from farm.database.session import Database
 from farm.errors import DatabaseUnavailable, FarmError
+from farm.planning import keys
 from farm.settings import Settings
 
 assert declared  # imported for its tables

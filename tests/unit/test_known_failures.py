@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from farm import targets
 from farm.errors import (
     AccuracyDropped,
     CastFailed,
@@ -24,6 +23,7 @@ from farm.errors import (
     StorageFull,
     StorageUnavailable,
 )
+from farm.planning import targets
 from farm.specs import gpus
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm import keys, targets
 from farm.errors import CalibrationMissing, InvalidRequest, SourceRefused, TargetUnsupported
-from farm.explain import differences
-from farm.plan import plan
+from farm.planning import keys, targets
+from farm.planning.differences import differences
+from farm.planning.plan import plan
 from farm.schemas.submission import BUILD_EXAMPLE, BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.options import Prune

@@ -2,10 +2,10 @@
 
 import pytest
 
-from farm import targets
 from farm.database.tables import Job
 from farm.fleet import Fleet
 from farm.machine.gpus import Gpu
+from farm.planning import targets
 from farm.specs import gpus
 from farm.specs.queues import CPU_QUEUE, Queue
 from farm.specs.runtime import Runtime, Target

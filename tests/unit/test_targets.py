@@ -1,7 +1,7 @@
 import pytest
 
-from farm import targets
 from farm.errors import InvalidRequest, TargetUnsupported
+from farm.planning import targets
 from farm.specs.options import BuilderOptions
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target

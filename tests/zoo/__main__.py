@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from farm.keys import STAGE_VERSIONS
+from farm.planning.keys import STAGE_VERSIONS
 from farm.specs.precision import Precision
 from tests.zoo import models, pages
 from tests.zoo.runner import Built, Ended, Runner, in_child

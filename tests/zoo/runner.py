@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from farm import targets
 from farm.errors import FarmError, StageFailed
-from farm.plan import Plan, PlannedEngine, PlannedJob, plan
+from farm.planning import targets
+from farm.planning.plan import Plan, PlannedEngine, PlannedJob, plan
 from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.precision import Precision

@@ -1,4 +1,4 @@
-"""Parameters of jobs: the large ones are kept once, however many recipes name them (`farm.plan`)."""
+"""Parameters of jobs: the large ones are kept once, however many recipes name them (`farm.planning.plan`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from farm.database.tables import SharedParameter
-from farm.plan import SHARED
+from farm.planning.plan import SHARED
 
 
 def keep(session: Session, shared: Mapping[str, Any]) -> None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from farm import keys, targets
 from farm.errors import CalibrationMissing, InvalidRequest, SourceRefused, TargetUnsupported
 from farm.formats.sources import Look
+from farm.planning import keys, targets
+from farm.planning.targets import Choice
 from farm.schemas.submission import BuildRequest
 from farm.specs import gpus
 from farm.specs.gates import GateSet
@@ -29,7 +30,6 @@ from farm.specs.stages import (
     PruneParams,
     StageParams,
 )
-from farm.targets import Choice
 
 #: What jobs take of a request as it is.
 _GIVEN = {"profiles", "fixed_inputs"}
