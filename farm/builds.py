@@ -9,7 +9,7 @@ from typing import Any, cast
 from sqlalchemy import Insert, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from farm import advance, jobs, plugins, registry, turns
+from farm import advance, jobs, plugins, turns
 from farm.database.base import Base, now
 from farm.database.ids import new_id
 from farm.database.tables import (
@@ -30,6 +30,7 @@ from farm.formats.sources import TAKEN, Look
 from farm.planning import keys, parameters, targets
 from farm.planning.plan import Plan, PlannedJob, plan
 from farm.planning.targets import Choice
+from farm.registry import provenance, publish
 from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.runtime import Runtime, Target
@@ -441,7 +442,7 @@ def _attach(
     _insert(session, Wanted, map(_columns, wanted))
     done = {job.id for job in usable.values() if job.state == JobState.SUCCEEDED}
     if any({want.build_job_id, want.measure_job_id} <= done for want in wanted):
-        wanted = registry.publish_build(session, build.id)
+        wanted = publish.publish_build(session, build.id)
     state = build_state(JobState(job.state) for job in rows.values())
     if state != build.state:
         advance.set_build_state(session, build, state)
@@ -455,7 +456,7 @@ def _attach(
             version=version,
             jobs=jobs_in_order,
             wanted=wanted,
-            doubts=registry.doubts(session, wanted),
+            doubts=provenance.doubts(session, wanted),
         ),
         ready=ready + [Bell.of(job) for job in created.values() if job.state == JobState.QUEUED],
     )

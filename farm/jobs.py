@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 from sqlalchemy import Row, bindparam, select, update
 from sqlalchemy.orm import Session
 
-from farm import advance, artifacts, registry
+from farm import advance, artifacts
 from farm.database.base import now
 from farm.database.tables import Build, BuildJob, Event, Job, JobInput, JobLog
 from farm.errors import FarmError, LeaseLost, StageFailed
 from farm.planning import parameters
+from farm.registry import publish
 from farm.specs.stages import JobKind
 from farm.specs.states import BUILD_ENDED, LIVE, JobState
 from farm.turns import Bell
@@ -180,7 +181,7 @@ def succeed(
     # An engine is complete by its last job. When two end at once, the second must see the first.
     wanting = advance.locked_builds(session, [job_id])
     if job.kind in _OF_AN_ENGINE:
-        registry.publish(session, job_id)
+        publish.publish(session, job_id)
     advance.refresh_builds(session, wanting)
     return ready
 

@@ -8,13 +8,14 @@ from typing import Any
 from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session, defer
 
-from farm import registry
 from farm.builds import Attached
 from farm.database.tables import Build, BuildJob, EngineRow, Job, JobLog, Model, Version, Wanted
 from farm.database.tables import Event as EventRow
 from farm.errors import NotFound
 from farm.fleet import Fleet
 from farm.planning import targets
+from farm.registry import catalog, provenance
+from farm.registry.rows import count_engines
 from farm.reports import facts as reports
 from farm.schemas.builds import BuildSummary, BuildView, JobView, WantedEngine
 from farm.schemas.models import ModelDetail, ModelView, VersionView
@@ -56,7 +57,7 @@ def build(session: Session, build_id: str, fleet: Fleet) -> BuildView:
         version=version,
         jobs=list(pairs.tuples()),
         wanted=wants,
-        doubts=registry.doubts(session, wants),
+        doubts=provenance.doubts(session, wants),
     )
     return attached(rows, fleet)
 
@@ -142,7 +143,7 @@ def builds(
     """Builds, the newest first."""
     statement = select(Build).order_by(Build.id.desc()).limit(limit)
     if model is not None:
-        versions = select(Version.id).where(Version.model_id == registry.model_id(session, model))
+        versions = select(Version.id).where(Version.model_id == catalog.model_id(session, model))
         statement = statement.where(Build.version_id.in_(versions))
     if state is not None:
         statement = statement.where(Build.state == state)
@@ -246,19 +247,19 @@ def model(session: Session, name: str) -> ModelDetail:
     Raises:
         NotFound
     """
-    row = session.get_one(Model, registry.model_id(session, name))
+    row = session.get_one(Model, catalog.model_id(session, name))
     versions = _versions(session, row.id)
     return ModelDetail(
         name=row.name,
         created_at=row.created_at,
         versions=versions,
-        engines=registry.engines(session, name, version=versions[-1].version, limit=200),
+        engines=catalog.engines(session, name, version=versions[-1].version, limit=200),
     )
 
 
 def _versions(session: Session, model_id: int) -> list[VersionView]:
     rows = session.execute(
-        select(Version, registry.count_engines())
+        select(Version, count_engines())
         .outerjoin(EngineRow, EngineRow.version_id == Version.id)
         .where(Version.model_id == model_id)
         .group_by(Version.id)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from farm.latencies import MAX_OTHERS_SHARE
+from farm.registry.latencies import MAX_OTHERS_SHARE
 from workers.backends.ort import cpu_threads
 from workers.batch import Arrays, Batch
 from workers.programs import guard

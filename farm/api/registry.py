@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Path, Query, Response
 from fastapi.responses import FileResponse
 from pydantic import Field, ValidationError
 
-from farm import registry, scrub, views
+from farm import scrub, views
 from farm.api.files import BlobResponse
 from farm.api.services import (
     Cursor,
@@ -24,6 +24,9 @@ from farm.api.services import (
     problems,
 )
 from farm.errors import BlobDamaged, NotFound, TooLarge
+from farm.registry import catalog
+from farm.registry.match import best_match
+from farm.registry.provenance import layer_report, provenance_of
 from farm.reports.layers import MAX_LAYER_REPORT_BYTES, LayerReport
 from farm.schemas.engines import EnginePage, EngineView, Manifest, Match
 from farm.schemas.models import ModelDetail, ModelPage
@@ -80,7 +83,7 @@ def list_engines(
 ) -> Response:
     """A model's engines, the newest first; each once, however often it was judged."""
     with farm.db.read() as session:
-        items = registry.engines(
+        items = catalog.engines(
             session,
             model,
             gpu=gpu,
@@ -116,7 +119,7 @@ def match(
     A pruned one is answered only where it is asked for, or there is no other of its version.
     """
     with farm.db.read() as session:
-        found = registry.match(
+        found = best_match(
             session,
             model,
             gpu,
@@ -138,7 +141,7 @@ def match(
 def show_engine(engine_id: EngineId, farm: Farm) -> Response:
     """A row of the registry."""
     with farm.db.read() as session:
-        return answer(registry.engine(session, engine_id))
+        return answer(catalog.engine(session, engine_id))
 
 
 @router.get(
@@ -150,8 +153,8 @@ def show_engine(engine_id: EngineId, farm: Farm) -> Response:
 def manifest(engine_id: EngineId, farm: Farm) -> Response:
     """What the engine is and where it came from, to keep beside its bytes."""
     with farm.db.read() as session:
-        engine = registry.engine(session, engine_id)
-        provenance = registry.provenance(session, engine_id)
+        engine = catalog.engine(session, engine_id)
+        provenance = provenance_of(session, engine_id)
     return answer(Manifest(engine=engine, provenance=provenance))
 
 
@@ -164,7 +167,7 @@ def manifest(engine_id: EngineId, farm: Farm) -> Response:
 def layers(engine_id: EngineId, farm: Farm) -> Response:
     """Its layers, and in which types it computes."""
     with farm.db.read() as session:
-        digest = registry.layers(session, engine_id)
+        digest = layer_report(session, engine_id)
     path = farm.store.path(digest)
     size = path.stat().st_size
     if size > MAX_LAYER_REPORT_BYTES:
@@ -209,7 +212,7 @@ def content(
 ) -> Response:
     """The engine itself. `ETag` is its digest; `Range` and `If-Range` resume a download."""
     with farm.db.read() as session:
-        engine = registry.engine(session, engine_id)
+        engine = catalog.engine(session, engine_id)
     etag = f'"{engine.digest}"'
     if if_none_match is not None and (
         if_none_match.strip() == "*"

@@ -5,9 +5,11 @@ import threading
 import pytest
 from sqlalchemy import func, select
 
-from farm import builds, jobs, registry, views
+from farm import builds, jobs, views
 from farm.database.tables import EngineRow, Event, Job
 from farm.errors import Conflict, InvalidModel, LeaseLost, NotFound
+from farm.registry import catalog
+from farm.registry.match import best_match
 from farm.specs.gates import GateSet, QuantizedGates
 from tests.ledger import DATA, SOURCE
 
@@ -64,7 +66,7 @@ def test_the_same_source_under_another_name_runs_nothing_and_has_engines_of_its_
     build = ledger.view(ledger.submit(model="other"))
     assert build.state == "succeeded"
     with ledger.db.read() as session:
-        assert registry.match(session, "other", "sm_89").engine.model == "other"
+        assert best_match(session, "other", "sm_89").engine.model == "other"
 
 
 def test_a_version_grows_with_each_new_source_and_not_with_the_same(ledger):
@@ -86,7 +88,7 @@ def test_a_version_is_a_source_with_what_is_fixed_in_it(ledger):
     with ledger.db.read() as session:
         detail = views.model(session, "digits")
         fixed = {v.version: v.fixed_inputs for v in detail.versions}
-        engine = registry.match(session, "digits", "sm_89", version=2).engine
+        engine = best_match(session, "digits", "sm_89", version=2).engine
     assert fixed == {1: {}, 2: {"sr": 16000}, 3: {"sr": 8000}}
     assert engine.fixed_inputs == {"sr": 16000}
 
@@ -144,7 +146,7 @@ def test_a_refused_submission_leaves_nothing_behind(ledger):
     with pytest.raises(NotFound):
         ledger.submit(model="never", source={"digest": "sha256:" + "f" * 64, "format": "onnx"})
     with ledger.db.read() as session, pytest.raises(NotFound):
-        registry.model_id(session, "never")
+        catalog.model_id(session, "never")
 
 
 def test_a_job_is_claimed_once(ledger):
@@ -302,12 +304,12 @@ def test_a_pull_takes_the_newest_version_and_says_why(ledger):
     ledger.submit(source={"digest": DATA, "format": "onnx"}, targets=["sm_89"])
     ledger.run_all()
     with ledger.db.read() as session:
-        match = registry.match(session, "digits", "rtx-4090")
+        match = best_match(session, "digits", "rtx-4090")
         assert match.engine.version == 2
         assert "compute capability of rtx-4090" in match.why
-        assert registry.match(session, "digits", "sm_89", version=1).engine.version == 1
+        assert best_match(session, "digits", "sm_89", version=1).engine.version == 1
         with pytest.raises(NotFound, match=r"no int8 engine for sm_89; there is fp16@sm_89"):
-            registry.match(session, "digits", "sm_89", precision="int8")
+            best_match(session, "digits", "sm_89", precision="int8")
 
 
 def test_a_doubtful_engine_is_pulled_only_where_it_is_asked_for(ledger):
@@ -320,17 +322,17 @@ def test_a_doubtful_engine_is_pulled_only_where_it_is_asked_for(ledger):
     assert view.engines[0].doubts == ["the class is the source's in 19.0%"]
     assert ledger.view(good).engines_doubtful == 0
     with ledger.db.read() as session:
-        listed = registry.engines(session, "digits")
+        listed = catalog.engines(session, "digits")
         assert [row.state for row in listed] == ["doubtful", "ready"]
         # The version before has a good one, which is served on.
-        assert registry.match(session, "digits", "sm_89").engine.version == 1
-        taken = registry.match(session, "digits", "sm_89", version=2, doubtful=True)
+        assert best_match(session, "digits", "sm_89").engine.version == 1
+        taken = best_match(session, "digits", "sm_89", version=2, doubtful=True)
         assert taken.engine.state == "doubtful"
         assert "doubtful, as asked: the class" in taken.why
         with pytest.raises(
             NotFound, match=r"passed its gates; fp16 of version 2 is .* 19\.0%"
         ) as no:
-            registry.match(session, "digits", "sm_89", version=2)
+            best_match(session, "digits", "sm_89", version=2)
         assert "--doubtful" in no.value.hint
         counted = {one.id: one.engines_doubtful for one in views.builds(session)}
         assert counted == {good: 0, build: 1}
@@ -361,7 +363,7 @@ MODULE = {"digest": SOURCE, "format": "pt2"}
 def test_a_pruned_engine_is_never_handed_out_in_place_of_an_unpruned_one(ledger):
     def pull(**asked):
         with ledger.db.read() as session:
-            found = registry.match(session, "digits", "sm_89", **asked)
+            found = best_match(session, "digits", "sm_89", **asked)
             return found.engine.precision, found.engine.prune, found.why
 
     sparse = {"method": "2:4"}
@@ -385,14 +387,14 @@ def test_a_pruned_engine_is_listed_beside_its_unpruned_twin(ledger):
         ledger.submit(source=MODULE, precisions=["fp16"], prune=prune)
     ledger.run_all()
     with ledger.db.read() as session:
-        views = registry.engines(session, "digits")
+        views = catalog.engines(session, "digits")
         rows = {view.prune: view for view in views}
         assert rows.keys() == {"2:4", "l1:0.5", None}
         assert rows[None].against is None
         twin = rows[None].id
         assert {rows[name].against.engine for name in ("2:4", "l1:0.5")} == {twin}
         for name in ("2:4", "l1:0.5", "none"):
-            [found] = registry.engines(session, "digits", prune=name)
+            [found] = catalog.engines(session, "digits", prune=name)
             assert str(found.prune or "none") == name
 
 
@@ -400,8 +402,8 @@ def test_engines_are_listed_newest_first_and_page_by_page(ledger):
     ledger.submit(targets=["sm_80", "sm_86", "sm_89"])
     ledger.run_all()
     with ledger.db.read() as session:
-        first = registry.engines(session, "digits", limit=2)
-        rest = registry.engines(session, "digits", before=first[-1].id)
+        first = catalog.engines(session, "digits", limit=2)
+        rest = catalog.engines(session, "digits", before=first[-1].id)
         assert len({e.id for e in first + rest}) == 3
         assert session.scalar(select(func.count()).select_from(EngineRow)) == 3
 

@@ -7,11 +7,12 @@ import json
 import pytest
 from sqlalchemy import func, select
 
-from farm import builds, registry
+from farm import builds
 from farm.database.tables import Job, SharedParameter
 from farm.errors import InvalidRequest
 from farm.explaining import explain
 from farm.fleet import Fleet
+from farm.registry import catalog, provenance
 from farm.schemas.submission import BuildRequest
 from farm.specs.runtime import Runtime
 from farm.specs.stages import PARAMS, JobKind
@@ -77,8 +78,8 @@ def test_a_manifest_has_them_whole_and_an_explanation_names_them(ledger):
     ledger.submit(profiles=[profile(100)])
     ledger.run_all()
     with ledger.db.read() as session:
-        [engine] = registry.engines(session, "digits")
-        found = registry.provenance(session, engine.id)
+        [engine] = catalog.engines(session, "digits")
+        found = provenance.provenance_of(session, engine.id)
     assert found["build"]["recipe"]["params"]["profiles"] == [profile(100)]
     other = ledger.submit(profiles=[profile(100, most=16)])
     with ledger.db.read() as session:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import update
 
-from farm import judgements, latencies, ranking, registry, views
+from farm import views
 from farm.database.tables import Artifact, EngineRow
+from farm.registry import catalog, judgements, latencies, ranking
+from farm.registry.match import best_match
 from tests.ledger import DATA, LABELLED
 
 CALIBRATION = {"digest": DATA}
@@ -37,12 +39,12 @@ def record(ledger, engine_id, *, size=None, **columns):
 
 def rows(ledger, **asked):
     with ledger.db.read() as session:
-        return registry.engines(session, "digits", **asked)
+        return catalog.engines(session, "digits", **asked)
 
 
 def pull(ledger, **asked):
     with ledger.db.read() as session:
-        return registry.match(session, "digits", "sm_89", **asked)
+        return best_match(session, "digits", "sm_89", **asked)
 
 
 # Ratios.
@@ -113,10 +115,10 @@ def test_lists_models_manifests_and_pulls_compare_an_engine_alike(ledger):
     record(ledger, made["int8"], metrics=timed(1.0), size=1700)
     with ledger.db.read() as session:
         shown = [
-            next(one for one in registry.engines(session, "digits") if one.precision == "int8"),
+            next(one for one in catalog.engines(session, "digits") if one.precision == "int8"),
             next(one for one in views.model(session, "digits").engines if one.precision == "int8"),
-            registry.engine(session, made["int8"]),
-            registry.match(session, "digits", "sm_89").engine,
+            catalog.engine(session, made["int8"]),
+            best_match(session, "digits", "sm_89").engine,
         ]
     assert [(one.id, one.against.latency_ratio, one.against.size_ratio) for one in shown] == [
         (made["int8"], 0.5, 1.7)
@@ -163,7 +165,7 @@ def test_the_only_engine_is_called_so(ledger):
 def test_a_precision_that_nobody_has_listed_can_be_pulled(ledger):
     made = build(ledger, precisions=["fp16", "int8"], calibration=CALIBRATION)
     with ledger.db.read() as session:
-        found = registry.engine(session, made["fp16"])
+        found = catalog.engine(session, made["fp16"])
     strange = found.model_copy(update={"precision": "int4", "runtime": "novel", "bytes": 1})
     taken, chosen_from = ranking.best([found, strange], "sm_89", by_precision=False)
     assert taken.runtime == "tensorrt-rtx"
@@ -217,7 +219,7 @@ def test_each_row_is_still_found_by_its_id_with_the_others_beneath(ledger):
     ids = judged_three_times(ledger)
     with ledger.db.read() as session:
         for one in ids:
-            found = registry.engine(session, one)
+            found = catalog.engine(session, one)
             assert found.id == one
             assert {other.engine for other in found.judgements} == set(ids) - {one}
 

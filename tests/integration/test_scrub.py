@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import select
 
-from farm import artifacts, registry, scrub
+from farm import artifacts, scrub
 from farm.database.tables import Artifact
 from farm.errors import BlobDamaged, NotFound
+from farm.registry import match
 from farm.specs.stages import JobKind
 from farm.storage import LocalStore
 from workers.stages import StageRequest, run_request
@@ -98,11 +99,11 @@ def test_a_damaged_engine_is_no_match_and_a_retry_builds_it_again(ledger, store,
         made[claim.kind] = put(f"made by {claim.kind}".encode())
         ledger.succeed(claim, digest=made[claim.kind])
     with ledger.db.read() as session:
-        assert registry.match(session, "digits", "sm_89").engine.digest == made["build"]
+        assert match.best_match(session, "digits", "sm_89").engine.digest == made["build"]
     flip(store, made["build"])
     assert scrub.scrub(ledger.db, store).damaged == [made["build"]]
     with ledger.db.read() as session, pytest.raises(BlobDamaged, match="lost the bytes"):
-        registry.match(session, "digits", "sm_89")
+        match.best_match(session, "digits", "sm_89")
     again = ledger.submit()
     assert again != build
     claims = []
@@ -112,7 +113,7 @@ def test_a_damaged_engine_is_no_match_and_a_retry_builds_it_again(ledger, store,
     assert "build" in {claim.kind for claim in claims}
     assert "export" not in {claim.kind for claim in claims}, "what is right isn't made again"
     with ledger.db.read() as session:
-        assert registry.match(session, "digits", "sm_89").engine.digest != made["build"]
+        assert match.best_match(session, "digits", "sm_89").engine.digest != made["build"]
 
 
 def test_a_damaged_upload_must_be_uploaded_again(ledger, store, put):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from farm import latencies
+from farm.registry import latencies
 from farm.schemas.engines import EngineView
 from farm.specs.states import EngineState
 

@@ -1,0 +1,149 @@
+"""Engines, by id and by model."""
+
+from __future__ import annotations
+
+from sqlalchemy import and_, func, select
+from sqlalchemy.orm import Session
+
+from farm.database.tables import Artifact, EngineRow, Model, Version
+from farm.errors import NotFound
+from farm.registry import judgements
+from farm.registry.rows import SAME, grouped, identity, select_rows, view_of
+from farm.registry.twins import beside_twins
+from farm.schemas.engines import EngineView
+from farm.specs import gpus
+from farm.specs.options import Prune
+
+
+def engine(session: Session, engine_id: str) -> EngineView:
+    """One row of the registry, with the other judgements of its engine.
+
+    Raises:
+        NotFound
+    """
+    row = session.get(EngineRow, engine_id)
+    if row is None:
+        raise NotFound(f"there is no engine {engine_id!r}", hint="`farm engines MODEL` lists them")
+    same = select_rows().where(EngineRow.version_id == row.version_id, SAME.in_([identity(row)]))
+    views = [view_of(one) for one in session.execute(same)]
+    [asked] = [view for view in views if view.id == engine_id]
+    [compared] = beside_twins(session, [judgements.beneath(asked, views)])
+    return compared
+
+
+def engines(
+    session: Session,
+    model: str,
+    *,
+    gpu: str | None = None,
+    precision: str | None = None,
+    runtime: str | None = None,
+    version: int | None = None,
+    prune: str | None = None,
+    before: str | None = None,
+    limit: int = 50,
+) -> list[EngineView]:
+    """A model's engines, that which was published last first.
+
+    An engine that was judged again is told once, by its best founded judgement.
+
+    Parameters:
+        before: the id of a row, whose engine was published after those that are asked for.
+        prune: ``2:4``, ``l1:0.5``, or ``none`` for those with all weights.
+
+    Raises:
+        NotFound: there is no such model.
+        UnknownGpu, InvalidRequest
+    """
+    found = find(
+        session,
+        model,
+        gpu=gpu,
+        precision=precision,
+        runtime=runtime,
+        version=version,
+        prune=prune,
+        before=before,
+        limit=limit,
+    )
+    return beside_twins(session, found)
+
+
+def find(
+    session: Session,
+    model: str,
+    *,
+    gpu: str | None = None,
+    precision: str | None = None,
+    runtime: str | None = None,
+    version: int | None = None,
+    prune: str | None = None,
+    before: str | None = None,
+    only_whole: bool = False,
+    limit: int,
+) -> list[EngineView]:
+    """Engines, the newest first.
+
+    Parameters:
+        only_whole: leave out those whose bytes the store has lost.
+    """
+    model_id(session, model)
+    statement = (
+        select(EngineRow.id, EngineRow.version_id, SAME.label("same"))
+        .join(Version, Version.id == EngineRow.version_id)
+        .join(Model, Model.id == Version.model_id)
+        .where(Model.name == model)
+    )
+    if gpu is not None:
+        tag = gpus.canonical(gpu)
+        statement = statement.where(EngineRow.gpu.in_({tag, gpus.compute_capability(tag)}))
+    if precision is not None:
+        statement = statement.where(EngineRow.precision == precision)
+    if runtime is not None:
+        statement = statement.where(EngineRow.runtime == runtime)
+    if version is not None:
+        statement = statement.where(Version.number == version)
+    if prune is not None:
+        wanted = None if prune == UNPRUNED else str(Prune.parse(prune))
+        statement = statement.where(EngineRow.prune.is_not_distinct_from(wanted))
+    row = statement.subquery()
+    first = func.min(row.c.id)
+    groups = select(row.c.version_id, row.c.same).group_by(row.c.version_id, row.c.same)
+    if before is not None:
+        groups = groups.having(first < _published(session, before))
+    page = groups.order_by(first.desc()).limit(limit).subquery()
+    same = and_(page.c.version_id == EngineRow.version_id, page.c.same == SAME)
+    rows = select_rows().join(page, same)
+    if only_whole:
+        rows = rows.where(Artifact.lost_at.is_(None))
+    return grouped(session.execute(rows))
+
+
+def _published(session: Session, engine_id: str) -> str:
+    """The id of the first row of an engine, of which this is one."""
+    row = session.get(EngineRow, engine_id)
+    if row is None:
+        return engine_id
+    same = select(func.min(EngineRow.id)).where(
+        EngineRow.version_id == row.version_id, SAME.in_([identity(row)])
+    )
+    return session.scalar(same) or engine_id
+
+
+def model_id(session: Session, name: str) -> int:
+    """A model's id.
+
+    Raises:
+        NotFound: with the names that are there.
+    """
+    found = session.scalar(select(Model.id).where(Model.name == name))
+    if found is None:
+        names = ", ".join(session.scalars(select(Model.name).order_by(Model.name).limit(10)))
+        raise NotFound(
+            f"there is no model {name!r}",
+            hint=f"the models are {names}" if names else "submit one: farm submit MODEL_FILE",
+        )
+    return found
+
+
+UNPRUNED = "none"

@@ -1,0 +1,126 @@
+"""The engine that a pull takes, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from farm.errors import BlobDamaged, NotFound
+from farm.registry import ranking
+from farm.registry.catalog import UNPRUNED, find
+from farm.registry.twins import beside_twins
+from farm.schemas.engines import EngineView, Match
+from farm.specs import gpus
+from farm.specs.states import EngineState
+
+
+def best_match(
+    session: Session,
+    model: str,
+    gpu: str,
+    *,
+    precision: str | None = None,
+    runtime: str | None = None,
+    version: int | None = None,
+    prune: str | None = None,
+    doubtful: bool = False,
+) -> Match:
+    """The best engine of a model for a GPU: the newest version, one with all weights before a pruned
+    one, the exact product before its compute capability, the asked precision or else the fastest, where
+    that was measured, or else the smallest; the newest build.
+
+    Parameters:
+        doubtful: take one that failed a gate, too, after those that didn't.
+
+    Raises:
+        NotFound: naming what exists.
+        UnknownGpu, InvalidRequest
+    """
+    tag = gpus.canonical(gpu)
+    asked: dict[str, Any] = {
+        "precision": precision,
+        "runtime": runtime,
+        "version": version,
+        "prune": prune,
+    }
+    found = find(session, model, gpu=tag, **asked, only_whole=True, limit=1000)
+    if not found:
+        for lost in find(session, model, gpu=tag, **asked, limit=1):
+            raise BlobDamaged(f"the store has lost the bytes of engine {lost.id} of {model}")
+    good = [one for one in found if doubtful or one.state is EngineState.READY]
+    if found and not good:
+        raise _only_doubtful(found[0], tag)
+    if not good:
+        raise NotFound(*_nothing(session, model, tag, **asked))
+    best, chosen_from = ranking.best(good, tag, by_precision=precision is not None)
+    [compared] = beside_twins(session, [best])
+    return Match(engine=compared, why=_why(best, chosen_from, tag, **asked))
+
+
+def _why(
+    best: EngineView,
+    chosen_from: Sequence[EngineView],
+    tag: str,
+    *,
+    precision: str | None,
+    runtime: str | None,
+    version: int | None,
+    prune: str | None,
+) -> str:
+    fits = (
+        f"built for {tag}"
+        if best.gpu == tag
+        else f"built for {best.gpu}, the compute capability of {tag}"
+    )
+    reasons = [
+        fits,
+        f"version {best.version} as asked"
+        if version
+        else f"version {best.version} is the newest with one",
+        f"{best.precision} as asked" if precision else ranking.reason(best, chosen_from),
+        f"{best.runtime} as asked" if runtime else f"runtime {best.runtime}",
+    ]
+    if best.prune and prune:
+        reasons.append(f"pruned {best.prune} as asked")
+    elif best.prune:
+        reasons.append(
+            f"pruned {best.prune}: there is no such engine of version {best.version} unpruned"
+        )
+    if best.doubts:
+        reasons.append(f"doubtful, as asked: {'; '.join(best.doubts)}")
+    return "; ".join(reasons)
+
+
+def _only_doubtful(engine: EngineView, tag: str) -> NotFound:
+    """Why a pull doesn't take what there is."""
+    return NotFound(
+        f"{engine.model} has no engine for {tag} that passed its gates; {engine.precision} of version "
+        f"{engine.version} is doubtful: {'; '.join(engine.doubts)}",
+        hint="take it all the same with --doubtful (doubtful=true), or submit the model again with data "
+        "of its own, another precision, or other gates",
+    )
+
+
+def _nothing(
+    session: Session,
+    model: str,
+    tag: str,
+    *,
+    precision: str | None,
+    runtime: str | None,
+    version: int | None,
+    prune: str | None,
+) -> tuple[str]:
+    pruned = prune and ("unpruned" if prune == UNPRUNED else f"pruned {prune}")
+    parts = (pruned, precision, runtime, version and f"version {version}")
+    asked = " ".join(str(part) for part in parts if part)
+    there = sorted(
+        {
+            f"{e.precision}@{e.gpu} ({e.runtime}, v{e.version}{f', pruned {e.prune}' * bool(e.prune)})"
+            for e in find(session, model, limit=1000)
+        }
+    )
+    exists = f"there is {', '.join(there)}" if there else "it has no engines yet"
+    return (f"{model} has no {asked + ' ' if asked else ''}engine for {tag}; {exists}",)

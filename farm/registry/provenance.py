@@ -1,0 +1,64 @@
+"""Where an engine came from, and what is known of it beside its row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from farm.database.tables import EngineRow, Job, Wanted
+from farm.errors import NotFound
+from farm.planning import parameters
+from farm.specs.states import EngineState
+
+
+def doubts(session: Session, wanted: Sequence[Wanted]) -> dict[str, list[str]]:
+    """Engine id → why it is doubtful, of those of these engines that are."""
+    ids = [want.engine_id for want in wanted if want.engine_id]
+    if not ids:
+        return {}
+    rows = session.execute(
+        select(EngineRow.id, EngineRow.doubts).where(
+            EngineRow.id.in_(ids), EngineRow.state == EngineState.DOUBTFUL
+        )
+    )
+    return {
+        engine_id: [one for one in told if isinstance(one, str)] if isinstance(told, list) else []
+        for engine_id, told in rows
+    }
+
+
+def layer_report(session: Session, engine_id: str) -> str:
+    """The digest of an engine's layer report.
+
+    Raises:
+        NotFound
+    """
+    outputs = session.scalar(
+        select(Job.outputs)
+        .join(EngineRow, EngineRow.build_job_id == Job.id)
+        .where(EngineRow.id == engine_id)
+    )
+    if outputs is None:
+        raise NotFound(f"there is no engine {engine_id!r}", hint="`farm engines MODEL` lists them")
+    if "layers" not in outputs:
+        raise NotFound(f"engine {engine_id!r} was built without a layer report")
+    return outputs["layers"]
+
+
+def provenance_of(session: Session, engine_id: str) -> dict[str, Any]:
+    """Where an engine came from: the jobs that built and measured it, with all that their keys cover."""
+    row = session.get_one(EngineRow, engine_id)
+    jobs = {"build": row.build_job_id, "measure": row.measure_job_id}
+    found = {name: session.get_one(Job, job_id) for name, job_id in jobs.items()}
+    return {
+        name: {
+            "job": job.id,
+            "key": job.key,
+            "recipe": parameters.whole(session, job.recipe),
+            "worker": job.owner,
+        }
+        for name, job in found.items()
+    }

@@ -1,0 +1,138 @@
+"""Engines enter the registry when they are built and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import and_, bindparam, or_, select
+from sqlalchemy.orm import Session, aliased
+
+from farm.database.ids import new_id
+from farm.database.tables import Build, EngineRow, Job, Wanted
+from farm.planning import keys
+from farm.specs.options import Prune
+from farm.specs.precision import CALIBRATED
+from farm.specs.runtime import Target
+from farm.specs.states import EngineState, JobState
+
+#: Of what a build says of its engine, what is kept in the row.
+_IO = "inputs outputs differences profiles compute options timing_cache peak_memory_bytes".split()
+
+
+_BUILT, _MEASURED = aliased(Job), aliased(Job)
+
+
+# Made once: every build and measure job that succeeds asks.
+_COMPLETE = (
+    select(
+        Wanted,
+        Build.version_id,
+        Build.request,
+        EngineRow.id.label("engine_id"),
+        _BUILT.outputs,
+        _BUILT.facts,
+        _BUILT.toolchain,
+        _MEASURED.facts.label("report"),
+    )
+    .join(Build, Build.id == Wanted.build_id)
+    .join(_BUILT, _BUILT.id == Wanted.build_job_id)
+    .join(_MEASURED, _MEASURED.id == Wanted.measure_job_id)
+    .outerjoin(
+        EngineRow,
+        and_(
+            EngineRow.version_id == Build.version_id,
+            EngineRow.build_job_id == Wanted.build_job_id,
+            EngineRow.measure_job_id == Wanted.measure_job_id,
+        ),
+    )
+    .where(
+        Wanted.engine_id.is_(None),
+        _BUILT.state == JobState.SUCCEEDED,
+        _MEASURED.state == JobState.SUCCEEDED,
+    )
+)
+
+
+_COMPLETE_BY_JOB = _COMPLETE.where(
+    or_(Wanted.build_job_id == bindparam("job_id"), Wanted.measure_job_id == bindparam("job_id"))
+)
+
+
+_COMPLETE_OF_BUILD = _COMPLETE.where(Wanted.build_id == bindparam("build_id"))
+
+
+def publish(session: Session, job_id: int) -> None:
+    """Enter the engines into the registry that are complete now that this job has succeeded."""
+    _publish(session, session.execute(_COMPLETE_BY_JOB, {"job_id": job_id}).all())
+
+
+def publish_build(session: Session, build_id: str) -> Sequence[Wanted]:
+    """Enter the engines into the registry that a new build finds complete; return all that it wants."""
+    _publish(session, session.execute(_COMPLETE_OF_BUILD, {"build_id": build_id}).all())
+    return session.scalars(select(Wanted).where(Wanted.build_id == build_id)).all()
+
+
+def _publish(session: Session, complete: Sequence[Any]) -> None:
+    # Several builds may want one engine.
+    published: dict[tuple[int, int, int], str] = {}
+    for found in complete:
+        want = found.Wanted
+        same = (found.version_id, want.build_job_id, want.measure_job_id)
+        if same not in published:
+            published[same] = found.engine_id or _engine(session, found)
+        want.engine_id = published[same]
+    session.flush()
+
+
+def _same(found: Any) -> str:
+    """What two engines have in common that differ at most by the data that their model was run on.
+
+    Other samples are no reason to call an engine another: they judge it, and show which of its values
+    leave the range of a type. Data that it was calibrated with are.
+    """
+    facts, request = found.facts, found.request
+    calibrated = found.Wanted.precision in CALIBRATED
+    recipe = {
+        "target": found.Wanted.target,
+        "precision": found.Wanted.precision,
+        "runtime_version": facts["runtime_version"],
+        "toolchain": found.toolchain,
+        "stages": {kind.value: version for kind, version in keys.STAGE_VERSIONS.items()},
+        "prune": request.get("prune"),
+        "fixed_inputs": request.get("fixed_inputs"),
+        "architecture": request["source"].get("architecture"),
+        "calibration": request.get("calibration") if calibrated else None,
+        "profiles": facts.get("profiles"),
+        "options": facts.get("options"),
+    }
+    return keys.key(recipe)
+
+
+def _engine(session: Session, found: Any) -> str:
+    want, facts, report = found.Wanted, found.facts, found.report
+    target = Target.parse(want.target)
+    prune = found.request.get("prune")
+    row = EngineRow(
+        id=new_id(),
+        version_id=found.version_id,
+        runtime=target.runtime,
+        runtime_version=facts["runtime_version"],
+        gpu=target.gpu,
+        precision=want.precision,
+        prune=str(Prune.model_validate(prune)) if prune else None,
+        digest=found.outputs["engine"],
+        accuracy=report["accuracy"],
+        metrics=report["metrics"],
+        metrics_reason=report["metrics_reason"],
+        state=EngineState.DOUBTFUL if report.get("doubts") else EngineState.READY,
+        doubts=report.get("doubts"),
+        io={name: facts.get(name) for name in _IO} | {"same": _same(found)},
+        toolchain=found.toolchain,
+        build_id=want.build_id,
+        build_job_id=want.build_job_id,
+        measure_job_id=want.measure_job_id,
+    )
+    session.add(row)
+    session.flush()
+    return row.id

@@ -1,0 +1,93 @@
+"""Compressed engines beside their twins that aren't: what was gained, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from farm.database.tables import EngineRow
+from farm.registry import latencies
+from farm.registry.rows import grouped, select_rows
+from farm.schemas.engines import Comparison, EngineView
+from farm.specs.precision import QUANTIZED, Precision
+
+#: What a quantised engine is compared with, the first that there is.
+_WIDER = (Precision.FP16, Precision.FP32)
+
+
+def beside_twins(session: Session, views: Sequence[EngineView]) -> list[EngineView]:
+    """The same engines; those that are compressed beside their newest twins that aren't so.
+
+    Of a pruned one that is the unpruned one of its precision, of a quantised one a wider one.
+    """
+    ids = [view.id for view in views if _twin_precisions(view)]
+    versions = select(EngineRow.version_id).where(EngineRow.id.in_(ids))
+    unpruned = select_rows().where(EngineRow.version_id.in_(versions), EngineRow.prune.is_(None))
+    twins = {
+        (_twin_key(view), view.precision): view
+        for view in reversed(grouped(session.execute(unpruned)) if ids else [])
+    }
+    return [
+        view.model_copy(update={"against": _against(view, twins)}) if view.id in ids else view
+        for view in views
+    ]
+
+
+def _twin_precisions(view: EngineView) -> Sequence[Precision]:
+    if view.prune:
+        return (view.precision,)
+    return _WIDER if view.precision in QUANTIZED else ()
+
+
+def _twin_key(view: EngineView) -> tuple[Any, ...]:
+    options = view.options
+    if view.prune and options:
+        # The plan sets it for weights that were pruned for it: it is a part of the pruning.
+        options = options.model_copy(update={"sparse_weights": False})
+    return view.model, view.version, view.runtime, view.gpu, str((view.profiles, options))
+
+
+def _against(
+    view: EngineView, twins: Mapping[tuple[Any, Precision], EngineView]
+) -> Comparison | None:
+    for precision in _twin_precisions(view):
+        twin = twins.get((_twin_key(view), precision))
+        if twin is not None:
+            latency_ratio, no_latency = latencies.ratio(view.metrics, twin.metrics)
+            return Comparison(
+                engine=twin.id,
+                precision=precision,
+                size_ratio=round(view.bytes / twin.bytes, 4),
+                latency_ratio=latency_ratio,
+                latency_reason=no_latency,
+                task_drop=_drop(view, twin, "task", "engine") if _same_task(view, twin) else None,
+                agreement_drop=_drop(view, twin, "top1_agreement")
+                if _same_data(view, twin)
+                else None,
+            )
+    return None
+
+
+def _same_data(view: EngineView, twin: EngineView) -> bool:
+    """Whether two judgements are of data of the same kind and number."""
+    return all(view.accuracy.get(name) == twin.accuracy.get(name) for name in ("data", "samples"))
+
+
+def _same_task(view: EngineView, twin: EngineView) -> bool:
+    """Whether the source has the same result in both judgements, as it has on the same labels."""
+    source = _at(view.accuracy, "task", "source")
+    return source is not None and source == _at(twin.accuracy, "task", "source")
+
+
+def _drop(view: EngineView, twin: EngineView, *path: str) -> float | None:
+    value, other = _at(view.accuracy, *path), _at(twin.accuracy, *path)
+    return None if value is None or other is None else round(other - value, 4)
+
+
+def _at(document: Any, *path: str) -> Any:
+    for name in path:
+        document = document.get(name) if isinstance(document, Mapping) else None
+    return document
