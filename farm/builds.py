@@ -9,7 +9,7 @@ from typing import Any, cast
 from sqlalchemy import Insert, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from farm import advance, jobs, plugins, turns
+from farm import advance, jobs, turns
 from farm.database.base import Base, now
 from farm.database.ids import new_id
 from farm.database.tables import (
@@ -35,6 +35,7 @@ from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.runtime import Runtime, Target
 from farm.specs.states import BUILD_ENDED, BuildState, JobState, Reuse, build_state
+from farm.trust import plugins
 from farm.turns import Bell, Turns
 
 _LARGE = {"recipe", "toolchain", "outputs"}

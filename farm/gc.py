@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
 
-from farm import artifacts
 from farm.database.base import now
 from farm.database.session import Database
 from farm.schemas.storage import Blob, GcReport
-from farm.storage import LocalStore, StoredFile
+from farm.store import artifacts
+from farm.store.base import StoredFile
+from farm.store.local import LocalStore
 from farm.trust import audit
 from farm.trust.callers import THE_FARM, Caller
 

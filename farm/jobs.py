@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Row, bindparam, select, update
 from sqlalchemy.orm import Session
 
-from farm import advance, artifacts
+from farm import advance
 from farm.database.base import now
 from farm.database.tables import Build, BuildJob, Event, Job, JobInput, JobLog
 from farm.errors import FarmError, LeaseLost, StageFailed
@@ -21,6 +21,7 @@ from farm.planning import parameters
 from farm.registry import publish
 from farm.specs.stages import JobKind
 from farm.specs.states import BUILD_ENDED, LIVE, JobState
+from farm.store import artifacts
 from farm.turns import Bell
 
 #: Other workers have this long to come for a job that one couldn't run.

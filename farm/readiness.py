@@ -7,13 +7,13 @@ import socket
 from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
-from farm import store_proof
 from farm.database.migrate import require_schema
 from farm.database.session import Database
 from farm.errors import FarmError
 from farm.fleet import Fleet
 from farm.settings import Settings
-from farm.storage import RESERVE_BYTES, LocalStore
+from farm.store import proof
+from farm.store.local import RESERVE_BYTES, LocalStore
 
 OK = "ok"
 #: Without these work is taken all the same, and waits.
@@ -58,7 +58,7 @@ def _schema(db: Database) -> str:
 
 def _store(db: Database, store: LocalStore) -> str:
     try:
-        store_proof.prove(db, store)
+        proof.prove(db, store)
         store.try_to_write()
     except FarmError as err:
         return _told(err)

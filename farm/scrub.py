@@ -17,14 +17,15 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from farm import advance, artifacts, jobs, store_proof
+from farm import advance, jobs
 from farm.database.base import now
 from farm.database.session import Database
 from farm.database.tables import Artifact, Job
 from farm.errors import BlobDamaged, NotFound, Unavailable
 from farm.schemas.storage import ScrubReport
 from farm.specs.states import JobState
-from farm.storage import LocalStore
+from farm.store import artifacts, proof
+from farm.store.local import LocalStore
 from farm.trust import audit
 from farm.trust.callers import THE_FARM, Caller
 
@@ -139,7 +140,7 @@ class Scrubber(threading.Thread):
 
     def _adopted(self) -> bool:
         try:
-            store_proof.adopt(self._db, self._store)
+            proof.adopt(self._db, self._store)
         except Unavailable as err:
             log.warning("%s; hint: %s", err.detail, err.hint)
             return False

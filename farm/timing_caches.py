@@ -13,10 +13,10 @@ from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from farm import artifacts
 from farm.database.base import now
 from farm.database.tables import Artifact, TimingCache
 from farm.schemas.fleet import TimingCacheView
+from farm.store import artifacts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from celery import Celery, signals
 
-from farm import fleet, jobs, logs, store_proof
+from farm import fleet, jobs, logs
 from farm.database.migrate import require_schema
 from farm.database.session import Database
 from farm.dispatch import Doorbell, create_celery
@@ -26,7 +26,8 @@ from farm.machine.gpus import Gpu
 from farm.processes import take_short_turns
 from farm.settings import Settings
 from farm.specs import gpus
-from farm.storage import LocalStore
+from farm.store import proof
+from farm.store.local import LocalStore
 from workers import remote, toolchain, trial
 from workers.isolate import Room, await_preload
 from workers.names import queues
@@ -160,7 +161,7 @@ def _await_store(context: Context) -> None:
     told = ""
     while True:
         try:
-            store_proof.prove(context.db, context.store)
+            proof.prove(context.db, context.store)
             return
         except Unavailable as err:
             if err.detail != told:

@@ -6,9 +6,9 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from farm import plugins
 from farm.errors import DigestMismatch, EngineBuildFailed, Rejected
 from farm.jobs import Claim
+from farm.trust import plugins
 from workers.app import Context
 
 ROLE = "plugin-"  #: and a number, in the order of the build's options

@@ -10,11 +10,11 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from farm import artifacts
 from farm.api.services import By, Farm, Services, problems
 from farm.errors import InvalidRequest, NotFound
 from farm.schemas.storage import Blob
-from farm.storage import Stored
+from farm.store import artifacts
+from farm.store.base import Stored
 from farm.trust import audit
 from farm.trust.callers import Caller
 

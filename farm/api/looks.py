@@ -10,7 +10,7 @@ from farm.errors import Busy, Rejected
 from farm.formats import sources
 from farm.formats.sources import Look
 from farm.specs.source import SourceFormat
-from farm.storage import LocalStore
+from farm.store.local import LocalStore
 
 _KNOWN = 4096
 #: A look takes the interpreter for up to a second: more at once would only take it from the others.

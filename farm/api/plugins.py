@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from farm import plugins
 from farm.api.documents import json_body
 from farm.api.extent import parsed
 from farm.api.services import Body, By, Farm, problems
 from farm.schemas.plugins import PluginRequest, PluginView
-from farm.trust import audit
+from farm.trust import audit, plugins
 
 router = APIRouter(prefix="/v1/plugins", tags=["fleet"])
 

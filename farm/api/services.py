@@ -22,7 +22,7 @@ from farm.errors import Busy
 from farm.fleet import Fleet
 from farm.scrub import Scrubber
 from farm.settings import Settings
-from farm.storage import LocalStore
+from farm.store.local import LocalStore
 from farm.sweep import Sweeper
 from farm.trust.callers import Caller
 from farm.trust.ring import Ring, UseWriter

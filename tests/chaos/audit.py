@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
-from farm import artifacts, gc
+from farm import gc
 from farm.database.session import Database
 from farm.database.tables import Artifact, Build, EngineRow, Event, Job, Model, Version
 from farm.specs.states import BUILD_LIVE, LIVE, JobState
-from farm.storage import LocalStore
+from farm.store import artifacts
+from farm.store.local import LocalStore
 from tests.chaos.crowd import Ended
 from tests.chaos.site import Site
 from tests.e2e.live import stages, wait_until, workers

@@ -10,13 +10,13 @@ import pytest
 from sqlalchemy import delete, select, text, update
 from sqlalchemy.exc import DBAPIError
 
-from farm import builds, gc, plugins
+from farm import builds, gc
 from farm.api import access
 from farm.database.tables import Artifact, AuditRow, Build
 from farm.errors import FarmError
 from farm.specs.scopes import Scope
 from farm.specs.states import BuildState
-from farm.trust import audit, credentials, keys
+from farm.trust import audit, credentials, keys, plugins
 from farm.trust.callers import THE_FARM
 from tests.contract.conftest import Api
 from tests.keys import a_key

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from farm import gc, preflight, readiness, store_proof
+from farm import gc, preflight, readiness
 from farm.database.migrate import newest_schema, require_schema, upgrade
 from farm.database.session import Database
 from farm.errors import (
@@ -23,13 +23,14 @@ from farm.errors import (
     StorageFull,
 )
 from farm.settings import Settings
-from farm.storage import RESERVE_BYTES, LocalStore
+from farm.store import proof
+from farm.store.local import RESERVE_BYTES, LocalStore
 
 
 @pytest.fixture
 def services(api):
     services = api.app.state.services
-    store_proof.adopt(services.db, services.store)
+    proof.adopt(services.db, services.store)
     return services
 
 

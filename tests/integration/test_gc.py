@@ -10,11 +10,12 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select, update
 
-from farm import artifacts, gc
+from farm import gc
 from farm.database.base import now
 from farm.database.tables import Artifact
 from farm.errors import NotFound, StageFailed
-from farm.storage import LocalStore
+from farm.store import artifacts
+from farm.store.local import LocalStore
 
 DAY_S = 86400.0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from farm.errors import StorageFull, StorageUnavailable
-from farm.storage import LocalStore
+from farm.store.local import LocalStore
 from workers import inputs
 from workers.isolate import Child, Progress
 from workers.sandbox import Limits, Sandbox

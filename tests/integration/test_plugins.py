@@ -9,14 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from farm import artifacts, gc, plugins, signatures
+from farm import gc, signatures
 from farm.database.tables import Plugin
 from farm.errors import EngineBuildFailed, InvalidRequest, NotFound, PluginRefused
 from farm.schemas.plugins import PluginRequest
 from farm.settings import Settings
 from farm.specs.options import BuilderOptions
 from farm.specs.runtime import Runtime
-from farm.storage import LocalStore
+from farm.store import artifacts
+from farm.store.local import LocalStore
+from farm.trust import plugins
 from workers import plugins as loading
 from workers.backends import trt
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import select
 
-from farm import artifacts, scrub
+from farm import scrub
 from farm.database.tables import Artifact
 from farm.errors import BlobDamaged, NotFound
 from farm.registry import match
 from farm.specs.stages import JobKind
-from farm.storage import LocalStore
+from farm.store import artifacts
+from farm.store.local import LocalStore
 from workers.stages import StageRequest, run_request
 
 

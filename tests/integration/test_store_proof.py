@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from farm import store_proof
 from farm.errors import StorageUnavailable
-from farm.storage import LocalStore
+from farm.store import proof
+from farm.store.local import LocalStore
 
 
 @pytest.fixture
@@ -22,27 +22,27 @@ def test_a_store_keeps_the_identity_that_it_was_given(store):
 
 def test_the_api_makes_a_store_the_farms_and_a_worker_with_the_same_one_proves_it(ledger, store):
     with pytest.raises(StorageUnavailable, match="isn't known yet"):
-        store_proof.prove(ledger.db, store)
-    store_proof.adopt(ledger.db, store)
-    store_proof.adopt(ledger.db, LocalStore(store.root))
-    store_proof.prove(ledger.db, LocalStore(store.root))
+        proof.prove(ledger.db, store)
+    proof.adopt(ledger.db, store)
+    proof.adopt(ledger.db, LocalStore(store.root))
+    proof.prove(ledger.db, LocalStore(store.root))
 
 
 @pytest.mark.parametrize("used", [False, True], ids=["an empty folder", "another farm's"])
 def test_a_worker_with_another_store_is_told_so(ledger, store, tmp_path, used):
-    store_proof.adopt(ledger.db, store)
+    proof.adopt(ledger.db, store)
     other = LocalStore(tmp_path / "other")
     if used:
         other.identify()
     with pytest.raises(StorageUnavailable, match="isn't the farm's artifact store") as refused:
-        store_proof.prove(ledger.db, other)
+        proof.prove(ledger.db, other)
     assert "FARM_STORE" in refused.value.hint
     if not used:
         assert not other.root.exists(), "a proof writes nothing"
 
 
 def test_an_api_with_another_store_does_not_take_the_farm_over(ledger, store, tmp_path):
-    store_proof.adopt(ledger.db, store)
+    proof.adopt(ledger.db, store)
     with pytest.raises(StorageUnavailable):
-        store_proof.adopt(ledger.db, LocalStore(tmp_path / "other"))
-    store_proof.prove(ledger.db, store)
+        proof.adopt(ledger.db, LocalStore(tmp_path / "other"))
+    proof.prove(ledger.db, store)

@@ -23,7 +23,7 @@ from farm.settings import Settings
 from farm.specs.options import BuilderOptions
 from farm.specs.runtime import Target
 from farm.specs.stages import BuildParams, JobKind
-from farm.storage import LocalStore
+from farm.store.local import LocalStore
 from farm.timing_caches import Revision, Timed
 from workers import tasks
 from workers import timing_caches as fleet_caches

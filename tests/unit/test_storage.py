@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from farm.errors import DigestMismatch, NotFound, StorageFull, StorageUnavailable, TooLarge
-from farm.storage import LocalStore
+from farm.store.local import LocalStore
 
 
 @pytest.fixture

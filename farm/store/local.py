@@ -1,4 +1,4 @@
-"""The artifact store: content-addressed blobs. A blob is either whole and right, or not there."""
+"""The store in a folder: a blob is either whole and right, or not there."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 from uuid import uuid4
 
 from anyio import CapacityLimiter, to_thread
@@ -27,52 +26,22 @@ from farm.errors import (
     StorageUnavailable,
     TooLarge,
 )
+from farm.store.base import ASIDE, Stored, StoredFile
 
 _NAME = re.compile(r"[0-9a-f]{64}")
+
+
 _DIGEST = re.compile(rf"sha256:{_NAME.pattern}")
+
+
 _CHUNK_BYTES = 1 << 20
-_ASIDE = "aside-"
+
+
 #: Kept of a disk, so that garbage collection has room to work when all else is taken.
 RESERVE_BYTES = 32 * 2**20
+
+
 _UPLOAD_THREADS = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stored:
-    digest: str
-    bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredFile:
-    """A file of the store, as it was when it was looked at."""
-
-    path: Path
-    bytes: int
-    put_at: datetime  #: when it was last put or written to
-
-    @property
-    def digest(self) -> str:
-        """Of a blob, or of one that was set aside."""
-        return f"sha256:{self.path.name.removeprefix(_ASIDE)}"
-
-
-class Store(Protocol):
-    """Where artifacts live."""
-
-    def take(self, source: Path) -> Stored:
-        """Keep a file; it's gone from where it was."""
-        ...
-
-    def has(self, digest: str) -> bool: ...
-
-    def path(self, digest: str) -> Path:
-        """A local file with the blob, to read and never to write.
-
-        Raises:
-            NotFound, StorageUnavailable
-        """
-        ...
 
 
 class LocalStore:
@@ -247,7 +216,7 @@ class LocalStore:
     def interrupted(self, before: datetime) -> Iterator[StoredFile]:
         """What uploads left behind that broke off with their process, before this time."""
         for file in _files(_entries(self._incoming)):
-            if file.put_at < before and not file.path.name.startswith(_ASIDE):
+            if file.put_at < before and not file.path.name.startswith(ASIDE):
                 yield file
 
     def set_aside(self, digest: str) -> StoredFile | None:
@@ -257,7 +226,7 @@ class LocalStore:
         after that puts a file of its own.
         """
         place = self._place(digest)
-        aside = self._incoming / f"{_ASIDE}{place.name}"
+        aside = self._incoming / f"{ASIDE}{place.name}"
         try:
             self._incoming.mkdir(parents=True, exist_ok=True)
             place.replace(aside)
@@ -274,7 +243,7 @@ class LocalStore:
     def put_all_back(self) -> None:
         """Put back whatever is aside."""
         for file in _files(_entries(self._incoming)):
-            if file.path.name.startswith(_ASIDE):
+            if file.path.name.startswith(ASIDE):
                 self.put_back(file)
 
     @staticmethod

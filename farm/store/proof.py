@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from farm.database.session import Database
 from farm.database.tables import KnownStore
 from farm.errors import StorageUnavailable
-from farm.storage import LocalStore
+from farm.store.local import LocalStore
 
 
 def adopt(db: Database, store: LocalStore) -> None:
