@@ -22,12 +22,13 @@ from sqlalchemy import RowMapping, Table, insert, select, text, update
 from bench import submissions
 from bench.processes import fresh_database, kinds
 from bench.table import Row, row
-from farm import builds, jobs, turns
+from farm import builds
 from farm.database import migrate
 from farm.database.base import Base
 from farm.database.session import Database
 from farm.database.tables import Artifact, Build, BuildJob, Job, JobInput, Wanted
-from farm.fleet import Fleet
+from farm.fleet.workers import Fleet
+from farm.queue import jobs, leases, turns
 from farm.schemas.submission import BuildRequest
 from farm.settings import Settings
 from farm.specs.states import JobState
@@ -88,7 +89,7 @@ class _Queue:
         assert claim is not None
         place = self._chance.randrange(self._places)
         with self.db.write() as session:
-            jobs.release(session, _OWNER, {claim.job_id: claim.attempt})
+            leases.release(session, _OWNER, {claim.job_id: claim.attempt})
             session.execute(update(Job).where(Job.id == claim.job_id).values(place=place))
         return taken
 

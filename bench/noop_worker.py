@@ -23,8 +23,8 @@ from typing import Any, Self
 
 from celery import Celery
 
-from farm.dispatch import create_celery
 from farm.processes import die_with_parent
+from farm.queue.celery_app import create_celery
 from farm.settings import Settings
 from workers import app, isolate, tasks
 from workers.stages import StageRequest

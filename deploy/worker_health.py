@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from farm.dispatch import create_celery
+from farm.queue.celery_app import create_celery
 from farm.settings import Settings
 
 PATIENCE_S = 5.0

@@ -9,7 +9,6 @@ from typing import Any, cast
 from sqlalchemy import Insert, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from farm import advance, jobs, turns
 from farm.database.base import Base, now
 from farm.database.ids import new_id
 from farm.database.tables import (
@@ -25,18 +24,19 @@ from farm.database.tables import (
     Wanted,
 )
 from farm.errors import Conflict, NotFound
-from farm.fleet import Fleet
+from farm.fleet.workers import Fleet
 from farm.formats.sources import TAKEN, Look
 from farm.planning import keys, parameters, targets
 from farm.planning.plan import Plan, PlannedJob, plan
 from farm.planning.targets import Choice
+from farm.queue import build_states, jobs, leases, transitions, turns
+from farm.queue.turns import Bell, Turns
 from farm.registry import provenance, publish
 from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.runtime import Runtime, Target
 from farm.specs.states import BUILD_ENDED, BuildState, JobState, Reuse, build_state
 from farm.trust import plugins
-from farm.turns import Bell, Turns
 
 _LARGE = {"recipe", "toolchain", "outputs"}
 
@@ -204,7 +204,7 @@ def replan(
     Its targets stay, since the workers of one of them may be starting again just now, and so do its
     places. When the plan is the same nothing is done: it is the worker that lags behind. One build
     after the other is planned so, and the lease renewed by that; in the end the worker leaves the job
-    (``jobs.leave``).
+    (``farm.queue.leases``).
 
     Parameters:
         instead_of: the job, which this attempt holds.
@@ -218,7 +218,7 @@ def replan(
     before = session.scalars(select(BuildJob.job_id).where(BuildJob.build_id == build_id)).all()
     # All jobs, then the build, as everybody locks them.
     held = jobs.locked(session, {*before, instead_of})[instead_of]
-    jobs.renew(session, instead_of, attempt, lease_s=lease_s)
+    leases.renew(session, instead_of, attempt, lease_s=lease_s)
     build = locked(session, build_id)
     choices = _choices(session, build_id)
     request = BuildRequest.model_validate(build.request)
@@ -282,7 +282,7 @@ def cancel(session: Session, build_id: str) -> bool:
     build = locked(session, build_id)
     if build.state in BUILD_ENDED:
         return False
-    advance.set_build_state(session, build, BuildState.CANCELLED)
+    build_states.set_build_state(session, build, BuildState.CANCELLED)
     wanted = session.scalars(select(BuildJob.job_id).where(BuildJob.build_id == build.id))
     jobs.cancel(session, wanted.all())
     return True
@@ -397,7 +397,7 @@ class _Before:
 
     attempts: Mapping[str, int] = field(default_factory=dict)  #: key → its last attempt
     reuse: Mapping[int, Reuse] = field(default_factory=dict)  #: job → how the build came by it
-    places: Mapping[str, int] = field(default_factory=dict)  #: queue → `farm.turns`
+    places: Mapping[str, int] = field(default_factory=dict)  #: queue → `farm.queue.turns`
 
 
 def _attach(
@@ -446,7 +446,7 @@ def _attach(
         wanted = publish.publish_build(session, build.id)
     state = build_state(JobState(job.state) for job in rows.values())
     if state != build.state:
-        advance.set_build_state(session, build, state)
+        build_states.set_build_state(session, build, state)
         build = session.get_one(Build, build.id, populate_existing=True)
     jobs_in_order = [(rows[key], reuse.get(key, Reuse.RAN)) for key in planned.jobs]
     return Submitted(
@@ -522,7 +522,7 @@ def _create(
             "job_id": row.id,
             "kind": "job",
             "state": row.state,
-            "data": advance.about(row, build=build.id),
+            "data": transitions.about(row, build=build.id),
             "at": row.created_at,
         }
         for row in rows.values()

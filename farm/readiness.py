@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from farm.database.migrate import require_schema
 from farm.database.session import Database
 from farm.errors import FarmError
-from farm.fleet import Fleet
+from farm.fleet.workers import Fleet
 from farm.settings import Settings
 from farm.store import proof
 from farm.store.local import RESERVE_BYTES, LocalStore

@@ -17,11 +17,11 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from farm import advance, jobs
 from farm.database.base import now
 from farm.database.session import Database
 from farm.database.tables import Artifact, Job
 from farm.errors import BlobDamaged, NotFound, Unavailable
+from farm.queue import jobs, transitions
 from farm.schemas.storage import ScrubReport
 from farm.specs.states import JobState
 from farm.store import artifacts, proof
@@ -93,9 +93,9 @@ def _fail_its_makers(session: Session, digest: str) -> None:
         select(Job.id, Job.outputs).where(Job.state == JobState.SUCCEEDED)
     ):
         if digest in (outputs or {}).values():
-            moved = advance.move(session, job_id, JobState.SUCCEEDED, JobState.FAILED, **values)
+            moved = transitions.move(session, job_id, JobState.SUCCEEDED, JobState.FAILED, **values)
             if moved is not None:
-                advance.record(session, moved, JobState.FAILED, error=values["error"])
+                transitions.record(session, moved, JobState.FAILED, error=values["error"])
 
 
 def _known(db: Database) -> Iterator[tuple[str, int]]:

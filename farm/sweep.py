@@ -8,13 +8,13 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from farm import jobs
 from farm.database.session import Database
-from farm.dispatch import Doorbell
 from farm.errors import DatabaseUnavailable, Unavailable
-from farm.jobs import Lease
+from farm.queue import leases
+from farm.queue.doorbell import Doorbell
+from farm.queue.leases import Lease
+from farm.queue.turns import Bell
 from farm.settings import Settings
-from farm.turns import Bell
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +82,10 @@ class Sweeper(threading.Thread):
             Unavailable: the database is away; nothing is lost by that.
         """
         with self._db.read() as session:
-            leases = jobs.leases(session)
-        for lease in self._silence.of(leases, time.monotonic()):
+            held = leases.running(session)
+        for lease in self._silence.of(held, time.monotonic()):
             with self._db.write() as session:
-                jobs.reap(session, lease, max_attempts=self._settings.max_attempts)
+                leases.reap(session, lease, max_attempts=self._settings.max_attempts)
 
 
 class Silence:

@@ -12,7 +12,7 @@ from farm.builds import Attached
 from farm.database.tables import Build, BuildJob, EngineRow, Job, JobLog, Model, Version, Wanted
 from farm.database.tables import Event as EventRow
 from farm.errors import NotFound
-from farm.fleet import Fleet
+from farm.fleet.workers import Fleet
 from farm.planning import targets
 from farm.registry import catalog, provenance
 from farm.registry.rows import count_engines

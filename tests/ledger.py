@@ -7,17 +7,19 @@ from dataclasses import dataclass
 
 from sqlalchemy import select
 
-from farm import builds, fleet, jobs, turns, views
+from farm import builds, views
 from farm.database.session import Database
 from farm.database.tables import Artifact, BuildJob, Job
 from farm.errors import FarmError
-from farm.fleet import Announcement, Fleet
-from farm.jobs import Claim, Output
+from farm.fleet import workers
+from farm.fleet.workers import Announcement, Fleet
+from farm.queue import jobs, leases, turns
+from farm.queue.jobs import Claim, Output
+from farm.queue.turns import Bell
 from farm.schemas.builds import BuildView
 from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.runtime import Runtime
-from farm.turns import Bell
 
 SOURCE, DATA, LABELLED = (f"sha256:{digit * 64}" for digit in "123")
 TOOLCHAIN = {"torch": "2.13.0", "onnx": "1.23.2", "onnxruntime": "1.31.1", "tensorrt-rtx": "1.7.1"}
@@ -38,7 +40,7 @@ class Ledger:
     ):
         given = {"gpu": None, "gpu_uuid": None, "tags": ("cpu",), "toolchain": TOOLCHAIN} | more
         with self.db.write() as session:
-            fleet.announce(
+            workers.announce(
                 session,
                 Announcement(name=name, host="here", queues=tuple(queues), runtimes={}, **given),
             )
@@ -167,10 +169,10 @@ class Ledger:
     def reap(self, max_attempts=3) -> None:
         """What the sweep does when every worker has been silent for the time of a lease."""
         with self.db.read() as session:
-            leases = jobs.leases(session)
-        for lease in leases:
+            held = leases.running(session)
+        for lease in held:
             with self.db.write() as session:
-                jobs.reap(session, lease, max_attempts=max_attempts)
+                leases.reap(session, lease, max_attempts=max_attempts)
 
     def jobs_of(self, build_id: str) -> Iterable[int]:
         with self.db.read() as session:

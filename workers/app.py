@@ -16,14 +16,17 @@ from typing import Any
 
 from celery import Celery, signals
 
-from farm import fleet, jobs, logs
+from farm import logs
 from farm.database.migrate import require_schema
 from farm.database.session import Database
-from farm.dispatch import Doorbell, create_celery
 from farm.errors import Unavailable
-from farm.fleet import Announcement
+from farm.fleet import workers
+from farm.fleet.workers import Announcement
 from farm.machine.gpus import Gpu
 from farm.processes import take_short_turns
+from farm.queue import leases
+from farm.queue.celery_app import create_celery
+from farm.queue.doorbell import Doorbell
 from farm.settings import Settings
 from farm.specs import gpus
 from farm.store import proof
@@ -184,9 +187,9 @@ def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterato
             # A beat that is missed is made up for by the next: unseen for long, it counts as offline.
             with suppress(Unavailable), context.db.write() as session:
                 if announced:
-                    fleet.seen(session, me.name, unread=context.flower.unread(me.queues))
+                    workers.seen(session, me.name, unread=context.flower.unread(me.queues))
                 else:
-                    fleet.announce(session, me)
+                    workers.announce(session, me)
                 announced = True
             stopped.wait(every_s if announced else _ANNOUNCE_AGAIN_S)
 
@@ -198,7 +201,7 @@ def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterato
             log.warning("a hostile model has more of this machine than its job: %s", lacking)
         while not stopped.wait(_ANNOUNCE_AGAIN_S):
             with suppress(Unavailable), context.db.write() as session:
-                if fleet.confines(session, me.name, trial.as_json(found)):
+                if workers.confines(session, me.name, trial.as_json(found)):
                     return
 
     beats = threading.Thread(target=beat, name="announce", daemon=True)
@@ -216,5 +219,5 @@ def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterato
         if beats.is_alive():
             beats.join()
         with context.db.write() as session:
-            fleet.left(session, me.name)
-            jobs.release(session, me.name, dict(context.held))
+            workers.left(session, me.name)
+            leases.release(session, me.name, dict(context.held))

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from farm.errors import DigestMismatch, EngineBuildFailed, Rejected
-from farm.jobs import Claim
+from farm.queue.jobs import Claim
 from farm.trust import plugins
 from workers.app import Context
 

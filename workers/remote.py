@@ -12,7 +12,7 @@ from typing import Any
 from celery import Celery
 from celery.worker.control import Panel
 
-from farm.dispatch import TASK
+from farm.queue.celery_app import TASK
 
 #: What Flower shows, and the ping by which a container's health is asked for.
 LOOKS = frozenset(

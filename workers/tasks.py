@@ -14,9 +14,8 @@ from celery import Celery, Task
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from farm import builds, jobs, scrub, turns
+from farm import builds, scrub
 from farm.database.tables import Job
-from farm.dispatch import TASK, shown_arguments
 from farm.errors import (
     BlobDamaged,
     DatabaseUnavailable,
@@ -26,10 +25,12 @@ from farm.errors import (
     StorageUnavailable,
     Unavailable,
 )
-from farm.fleet import Fleet
-from farm.jobs import Claim, Output
+from farm.fleet.workers import Fleet
+from farm.queue import jobs, leases, turns
+from farm.queue.celery_app import TASK, shown_arguments
+from farm.queue.jobs import Claim, Output
+from farm.queue.turns import Bell
 from farm.specs.stages import JobKind
-from farm.turns import Bell
 from workers import inputs, isolate, plugins, timing_caches, toolchain
 from workers.app import Context
 from workers.isolate import Child, Link
@@ -211,7 +212,7 @@ def _insist(context: Context, work: Callable[[Session], T]) -> T:
 def _interrupt(context: Context, claim: Claim, error: Unavailable) -> None:
     _end(
         context,
-        lambda session: jobs.interrupt(
+        lambda session: leases.interrupt(
             session,
             claim.job_id,
             claim.attempt,
@@ -241,7 +242,7 @@ def _replan(context: Context, claim: Claim, cause: str) -> list[Bell]:
     try:
         for build_id in _insist(context, lambda session: builds.wanting(session, claim.job_id)):
             ready += _insist(context, partial(replan, build_id))
-        _insist(context, lambda session: jobs.leave(session, claim.job_id, claim.attempt, cause))
+        _insist(context, lambda session: leases.leave(session, claim.job_id, claim.attempt, cause))
     except LeaseLost as err:
         log.warning("%s: planning anew is somebody else's", err.detail)
     except FarmError as err:

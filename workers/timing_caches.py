@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from farm import jobs, timing_caches
 from farm.errors import FarmError, NotFound
-from farm.jobs import Claim
+from farm.fleet import timing_caches
+from farm.fleet.timing_caches import Revision, Timed
+from farm.queue import jobs
+from farm.queue.jobs import Claim
 from farm.specs.runtime import Runtime
 from farm.specs.stages import JobKind
-from farm.timing_caches import Revision, Timed
 from workers import toolchain
 from workers.app import Context
 from workers.backends import trt

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
-from farm import jobs
 from farm.errors import DatabaseUnavailable, LeaseLost
-from farm.jobs import Claim
+from farm.queue import jobs, leases
+from farm.queue.jobs import Claim
 from workers.app import Context
 from workers.isolate import Child, Line, Progress
 
@@ -67,7 +67,7 @@ class Watch:
         lease_s = self._context.settings.lease_ttl_s
         if at - self._renewed > lease_s / 3:
             with self._context.db.write() as session:
-                jobs.renew(session, self._claim.job_id, self._claim.attempt, lease_s=lease_s)
+                leases.renew(session, self._claim.job_id, self._claim.attempt, lease_s=lease_s)
             self._renewed = at
         if at - self._flushed > _LOG_FLUSH_S:
             self._flushed = at

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from farm import fleet, timing_caches
 from farm.api.services import Farm
+from farm.fleet import timing_caches
+from farm.fleet.targets import target_views
+from farm.fleet.workers import worker_views
 from farm.schemas.fleet import TargetView, TimingCacheView, WorkerView
 
 router = APIRouter(prefix="/v1", tags=["fleet"])
@@ -15,14 +17,14 @@ router = APIRouter(prefix="/v1", tags=["fleet"])
 def workers(farm: Farm) -> list[WorkerView]:
     """Every worker that announced itself, with its GPU, and what it does now."""
     with farm.db.read() as session:
-        return fleet.worker_views(session, farm.fleet(session))
+        return worker_views(session, farm.fleet(session))
 
 
 @router.get("/targets", summary="List targets")
 def targets(farm: Farm) -> list[TargetView]:
     """Every runtime × GPU tag: buildable now, when such a worker joins, or not at all, and why."""
     with farm.db.read() as session:
-        return fleet.target_views(farm.fleet(session))
+        return target_views(farm.fleet(session))
 
 
 @router.get("/timing-caches", summary="List timing caches")

@@ -17,9 +17,10 @@ from farm.api.documents import problem_response
 from farm.api.looks import Looks
 from farm.api.streams import Streams
 from farm.database.session import Database
-from farm.dispatch import Doorbell, create_celery
 from farm.errors import Busy
-from farm.fleet import Fleet
+from farm.fleet.workers import Fleet
+from farm.queue.celery_app import create_celery
+from farm.queue.doorbell import Doorbell
 from farm.scrub import Scrubber
 from farm.settings import Settings
 from farm.store.local import LocalStore

@@ -172,7 +172,7 @@ class Job(Base):
     queue: Mapped[str] = mapped_column(String(80))
     priority: Mapped[int]
     client: Mapped[str] = mapped_column(String(100), default="")  #: of the build that created it
-    place: Mapped[int] = mapped_column(BigInteger, default=0)  #: in the queue: `farm.turns`
+    place: Mapped[int] = mapped_column(BigInteger, default=0)  #: in the queue: `farm.queue.turns`
     needs: Mapped[int] = mapped_column(default=0)  #: inputs that haven't succeeded yet
     attempt: Mapped[int] = mapped_column(default=1)
     first_attempt: Mapped[int] = mapped_column(default=1)

@@ -12,9 +12,9 @@ from tornado.httputil import HTTPServerRequest
 from tornado.web import RequestHandler
 
 from farm.database.session import Database
-from farm.dispatch import COLUMNS, create_celery
 from farm.errors import FarmError, KeyNeeded
 from farm.local.login import PATH, Away, Form, Login, ToForm, is_browser
+from farm.queue.celery_app import COLUMNS, create_celery
 from farm.settings import Settings
 from farm.trust.hosts import Hosts
 from farm.trust.ring import Ring, UseWriter

@@ -30,7 +30,7 @@ def upgrade() -> None:
         op.add_column(table, client)
     place = sa.Column("place", sa.BigInteger(), nullable=False, server_default="0")
     op.add_column("jobs", place)
-    # Before this, as `farm.turns` would have placed them.
+    # Before this, as `farm.queue.turns` would have placed them.
     op.execute("UPDATE jobs SET place = (9 - priority) * CAST(1099511627776 AS BIGINT)")
     op.add_column("jobs", sa.Column("not_before", INSTANT, nullable=True))
     for name, (columns, where) in _INDEXES.items():

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from farm import timing_caches
 from farm.database.session import Database
-from farm.timing_caches import Revision, Timed
+from farm.fleet import timing_caches
+from farm.fleet.timing_caches import Revision, Timed
 from tests.ledger import Ledger
 
 
@@ -208,7 +208,7 @@ def test_the_event_stream_ends_with_the_build_and_resumes(api, ledger, digest):
 
 
 def test_the_log_is_text_under_the_jobs_titles(api, ledger, digest):
-    from farm import jobs
+    from farm.queue import jobs
 
     build = submit(api, digest)["id"]
     claim = ledger.claim_next()

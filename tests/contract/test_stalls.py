@@ -14,10 +14,10 @@ import httpx
 import pytest
 from sqlalchemy import func, select
 
-from farm import jobs
 from farm.client import Farm
 from farm.database.session import Database
 from farm.database.tables import Build, Job, SharedParameter
+from farm.queue import jobs
 from tests.contract.live_api import live_api
 from tests.keys import bearer
 

@@ -5,9 +5,10 @@ import threading
 import pytest
 from sqlalchemy import func, select
 
-from farm import builds, jobs, views
+from farm import builds, views
 from farm.database.tables import EngineRow, Event, Job
 from farm.errors import Conflict, InvalidModel, LeaseLost, NotFound
+from farm.queue import jobs, leases
 from farm.registry import catalog
 from farm.registry.match import best_match
 from farm.specs.gates import GateSet, QuantizedGates
@@ -240,7 +241,7 @@ def test_a_silent_worker_loses_its_job_and_its_late_result_is_refused(ledger):
     with pytest.raises(LeaseLost):
         ledger.succeed(lost)
     with ledger.db.write() as session, pytest.raises(LeaseLost):
-        jobs.renew(session, lost.job_id, lost.attempt, lease_s=30)
+        leases.renew(session, lost.job_id, lost.attempt, lease_s=30)
     again = ledger.claim_next(owner="other")
     assert again.attempt == lost.attempt + 1
     ledger.succeed(again)
@@ -264,9 +265,9 @@ def test_a_worker_that_shuts_down_gives_its_job_back_and_that_is_no_attempt(ledg
     for _ in range(5):
         claim = ledger.claim_next(owner="leaving")
         with ledger.db.write() as session:
-            jobs.release(session, "leaving", {claim.job_id: claim.attempt - 1})  # another's
+            leases.release(session, "leaving", {claim.job_id: claim.attempt - 1})  # another's
             assert session.get_one(Job, claim.job_id).state == "running"
-            jobs.release(session, "leaving", {claim.job_id: claim.attempt})
+            leases.release(session, "leaving", {claim.job_id: claim.attempt})
     ledger.claim_next()
     ledger.reap(max_attempts=2)
     assert len(ledger.queued()) == 1

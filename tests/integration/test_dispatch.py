@@ -10,9 +10,10 @@ from sqlalchemy import select, update
 from farm import up
 from farm.database.base import now
 from farm.database.tables import Job
-from farm.dispatch import Doorbell, _messages, create_celery
 from farm.errors import BrokerUnavailable
-from farm.turns import Bell
+from farm.queue.celery_app import create_celery
+from farm.queue.doorbell import Doorbell, _messages
+from farm.queue.turns import Bell
 from tests.e2e.conftest import fresh_settings
 
 AGAIN_S = 60.0

@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from farm import events, jobs
+from farm import events
+from farm.queue import jobs
 
 
 def log(session, job_id, text):

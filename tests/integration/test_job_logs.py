@@ -8,10 +8,11 @@ import pytest
 from alembic import command
 from sqlalchemy import delete, event, select
 
-from farm import events, jobs, views
+from farm import events, views
 from farm.api.streams import Streams
 from farm.database import migrate
 from farm.database.tables import Event, JobLog
+from farm.queue import jobs
 from farm.settings import Settings
 from tests.integration.test_schema import run
 

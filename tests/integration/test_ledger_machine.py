@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from sqlalchemy import delete, select
 
-from farm import jobs
 from farm.database.base import Base
 from farm.database.tables import Build, BuildJob, EngineRow, Event, Job, JobInput, Wanted
 from farm.errors import InvalidModel, LeaseLost
+from farm.queue import jobs, leases
 from farm.specs.states import BUILD_ENDED, JOB_TRANSITIONS, LIVE, BuildState, JobState, build_state
 from tests.ledger import DATA, Ledger
 
@@ -108,7 +108,7 @@ def machine(ledger: Ledger) -> type[RuleBasedStateMachine]:
         def a_worker_shuts_down(self, owner: str) -> None:
             with ledger.db.write() as session:
                 held = {claim.job_id: claim.attempt for claim in self.claims}
-                jobs.release(session, owner, held)
+                leases.release(session, owner, held)
 
         @invariant()
         def the_promises_hold(self) -> None:

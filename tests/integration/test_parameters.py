@@ -11,7 +11,7 @@ from farm import builds
 from farm.database.tables import Job, SharedParameter
 from farm.errors import InvalidRequest
 from farm.explaining import explain
-from farm.fleet import Fleet
+from farm.fleet.workers import Fleet
 from farm.registry import catalog, provenance
 from farm.schemas.submission import BuildRequest
 from farm.specs.runtime import Runtime

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from farm import fleet, readiness
+from farm import readiness
 from farm.database.tables import Job, Worker
-from farm.dispatch import TASK, create_celery
-from farm.fleet import Announcement, Fleet
+from farm.fleet import workers
+from farm.fleet.workers import Announcement, Fleet
+from farm.queue.celery_app import TASK, create_celery
 from farm.settings import Settings
 from tests.integration.test_dispatch import site  # noqa: F401 a broker
 from workers import remote
@@ -23,7 +24,7 @@ QUEUES = ("cpu", "onnxruntime.cpu")
 #: A worker with the farm's application and a task that does nothing.
 WORKER = """
     import sys
-    from farm.dispatch import TASK, create_celery
+    from farm.queue.celery_app import TASK, create_celery
     from farm.settings import Settings
     from workers import remote
 
@@ -150,7 +151,7 @@ def test_celerys_own_consumer_tells_what_it_reads(site):  # noqa: F811
 
 
 def _worker(session, name: str, unread=()) -> None:
-    fleet.announce(
+    workers.announce(
         session,
         Announcement(
             name=name,
@@ -164,7 +165,7 @@ def _worker(session, name: str, unread=()) -> None:
         ),
     )
     session.flush()
-    fleet.seen(session, name, unread=unread)
+    workers.seen(session, name, unread=unread)
 
 
 def test_a_queue_that_an_online_worker_doesnt_read_is_told_until_one_reads_it(db):
@@ -176,7 +177,7 @@ def test_a_queue_that_an_online_worker_doesnt_read_is_told_until_one_reads_it(db
         assert found.unread_queues == {"cpu": ["deaf"]}
         assert found.online_queues == {"onnxruntime.cpu": 1}
         assert "deaf, online without reading" in found.waits_for(job)
-        [view] = fleet.worker_views(session, found)
+        [view] = workers.worker_views(session, found)
         assert view.unread == ["cpu"]
     said = readiness._queues(Settings(), db)
     assert said.startswith("workers are online without reading their queues: cpu (deaf)")
@@ -188,8 +189,8 @@ def test_a_queue_that_an_online_worker_doesnt_read_is_told_until_one_reads_it(db
         assert found.waits_for(job) is None
     assert readiness._queues(Settings(), db) == readiness.OK
     with db.write() as session:
-        fleet.left(session, "well")
-        fleet.seen(session, "deaf")
+        workers.left(session, "well")
+        workers.seen(session, "deaf")
     with db.read() as session:
         assert session.get(Worker, "deaf").unread == []
         assert Fleet.load(session, ttl_s=30).unread_queues == {}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import select
 
-from farm import builds, events, fleet, jobs
+from farm import builds, events
 from farm.database.tables import Job
 from farm.errors import LeaseLost
+from farm.fleet import workers
+from farm.queue import leases
 from tests.ledger import TOOLCHAIN
 
 NEWER = TOOLCHAIN | {"torch": "2.14.0"}
@@ -31,7 +33,7 @@ def refuse(ledger, claim):
                 lease_s=30,
             )
     with ledger.db.write() as session:
-        jobs.leave(session, claim.job_id, claim.attempt, CAUSE)
+        leases.leave(session, claim.job_id, claim.attempt, CAUSE)
     return bells
 
 
@@ -127,7 +129,7 @@ def test_a_build_keeps_its_targets_while_workers_are_away_that_serve_them(ledger
     [before] = {want.target for want in ledger.view(build).engines}
     assert before.startswith("tensorrt:")
     with ledger.db.write() as session:
-        fleet.left(session, "gpu@here")
+        workers.left(session, "gpu@here")
     ledger.worker("cpu@upgraded", toolchain=NEWER)
     refuse(ledger, ledger.claim_next(owner="cpu@upgraded"))
     assert {want.target for want in ledger.view(build).engines} == {before}

@@ -106,7 +106,9 @@ def test_an_upgrade_can_be_repeated(db, database_url):
 
 
 def test_four_processes_upgrade_a_blank_database_at_once(db, blank):
-    program = "import sys; from farm.database.migrate import upgrade; sys.stdin.read(); print(upgrade())"
+    program = (
+        "import sys; from farm.database.migrate import upgrade; sys.stdin.read(); print(upgrade())"
+    )
     started = [
         subprocess.Popen(
             [sys.executable, "-c", program],

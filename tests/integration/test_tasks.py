@@ -11,9 +11,10 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
-from farm import fleet, views
+from farm import views
 from farm.database.tables import Job
 from farm.errors import DatabaseUnavailable, LeaseLost, StorageUnavailable
+from farm.fleet import workers
 from farm.specs.states import JobState
 from workers import tasks
 from workers import watch as watch_module
@@ -172,6 +173,6 @@ def test_a_job_that_this_machine_failed_is_left_to_another_while_there_is_one(le
     with ledger.db.read() as session:
         assert session.get_one(Job, job.id).state == JobState.QUEUED
     with ledger.db.write() as session:
-        fleet.left(session, "cpu@there")
+        workers.left(session, "cpu@there")
     monkeypatch.setattr(tasks, "_work", lambda *_: [])
     assert tasks._run("a task", here, job.id) == "ended", "there is nobody else"

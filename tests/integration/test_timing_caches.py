@@ -15,16 +15,17 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from sqlalchemy import select
 
-from farm import gc, timing_caches, views
+from farm import gc, views
 from farm.database.base import now
 from farm.database.tables import Job, TimingCache
+from farm.fleet import timing_caches
+from farm.fleet.timing_caches import Revision, Timed
 from farm.machine.gpus import Gpu
 from farm.settings import Settings
 from farm.specs.options import BuilderOptions
 from farm.specs.runtime import Target
 from farm.specs.stages import BuildParams, JobKind
 from farm.store.local import LocalStore
-from farm.timing_caches import Revision, Timed
 from workers import tasks
 from workers import timing_caches as fleet_caches
 from workers.app import Context

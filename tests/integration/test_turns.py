@@ -9,10 +9,10 @@ from itertools import groupby
 import pytest
 from sqlalchemy import select
 
-from farm import jobs
 from farm.database.base import now
 from farm.database.tables import Job
 from farm.errors import Unavailable
+from farm.queue import leases
 from tests.ledger import Ledger
 
 
@@ -111,7 +111,7 @@ def test_an_interrupted_job_is_left_alone_for_a_while_and_the_others_come_first(
     for _ in range(3):
         claim = ledger.claim(first)
         with ledger.db.write() as session:
-            jobs.interrupt(
+            leases.interrupt(
                 session,
                 claim.job_id,
                 claim.attempt,

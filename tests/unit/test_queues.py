@@ -3,7 +3,7 @@
 import pytest
 
 from farm.database.tables import Job
-from farm.fleet import Fleet
+from farm.fleet.workers import Fleet
 from farm.machine.gpus import Gpu
 from farm.planning import targets
 from farm.specs import gpus

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from farm.jobs import Lease
+from farm.queue.leases import Lease
 from farm.sweep import Silence
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -1,12 +1,7 @@
-"""How jobs move, and what follows: their dependents', and the builds' states.
-
-Every change of a job's state is a compare-and-set in one place, ``move``; zero rows mean that
-somebody else was there first.
-"""
+"""How jobs move, and what follows for those that wait for them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -14,13 +9,14 @@ from sqlalchemy import GenerativeSelect, Row, bindparam, func, insert, select, u
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from farm.database.base import Base, Instant, now
-from farm.database.tables import Build, BuildJob, Event, Job, JobInput, Wanted
+from farm.database.base import Base, now
+from farm.database.tables import Event, Job, JobInput
 from farm.errors import InputFailed, code_of
-from farm.specs.states import BUILD_ENDED, BuildState, JobState, build_state, check_transition
-from farm.turns import Bell
+from farm.queue.turns import Bell
+from farm.specs.states import JobState, check_transition
 
 S = TypeVar("S", bound=GenerativeSelect)
+
 
 _FOLLOWS = code_of(InputFailed)
 
@@ -31,7 +27,9 @@ def locked_rows(statement: S, *, skip: bool = False) -> S:
 
 
 # The statements of every job are made once: making them would take longer than running them.
-_RECORD = insert(Base.metadata.tables[Event.__tablename__])
+RECORD_EVENT = insert(Base.metadata.tables[Event.__tablename__])
+
+
 _EDGES = (
     select(JobInput.job_id, func.count())
     .join(Job, Job.id == JobInput.job_id)
@@ -39,50 +37,13 @@ _EDGES = (
     .group_by(JobInput.job_id)
     .order_by(JobInput.job_id)
 )
+
+
 _COUNT_DOWN = (
     update(Job)
     .where(Job.id == bindparam("id_"), Job.state == JobState.WAITING)
     .values(needs=Job.needs - bindparam("count"))
     .returning(Job.needs)
-)
-# Not "in the live ones": SQLite would go through all that are live.
-_BUILDS = locked_rows(
-    select(Build.id, Build.state, Build.started_at)
-    .where(
-        Build.id.in_(
-            select(BuildJob.build_id).where(
-                BuildJob.job_id.in_(bindparam("job_ids", expanding=True))
-            )
-        ),
-        Build.state.not_in(BUILD_ENDED),
-    )
-    .order_by(Build.id)
-)
-_QUEUED_BUILDS = locked_rows(
-    select(Build.id, Build.state, Build.started_at)
-    .where(
-        Build.id.in_(select(BuildJob.build_id).where(BuildJob.job_id == bindparam("job_id"))),
-        Build.state.not_in(frozenset(BuildState) - {BuildState.QUEUED}),
-    )
-    .order_by(Build.id)
-)
-_STATES = (
-    select(Job.state)
-    .join(BuildJob, BuildJob.job_id == Job.id)
-    .where(BuildJob.build_id == bindparam("build_id"))
-    .distinct()
-)
-_SET_BUILD = (
-    update(Build)
-    .where(Build.id == bindparam("build_id"))
-    .values(
-        state=bindparam("new"),
-        started_at=bindparam("new_started_at", type_=Instant()),
-        finished_at=bindparam("new_finished_at", type_=Instant()),
-    )
-)
-_ENGINES_DONE = select(func.count()).where(
-    Wanted.build_id == bindparam("build_id"), Wanted.engine_id.is_not(None)
 )
 
 
@@ -99,7 +60,7 @@ def record(session: Session, job: Any, state: JobState, **data: Any) -> None:
         "data": about(job, **data),
         "at": now(),
     }
-    session.connection().execute(_RECORD, values)
+    session.connection().execute(RECORD_EVENT, values)
 
 
 def about(job: Any, **data: Any) -> dict[str, Any]:
@@ -192,48 +153,3 @@ def fail_dependents(session: Session, job_id: int) -> list[int]:
                 failed.append(job.id)
                 causes.append(job)
     return failed
-
-
-def start_builds(session: Session, job_id: int) -> None:
-    """Let the builds that want this job know that it has started."""
-    session.flush()
-    for build in session.connection().execute(_QUEUED_BUILDS, {"job_id": job_id}).all():
-        set_build_state(session, build, BuildState.RUNNING)
-
-
-def locked_builds(session: Session, job_ids: Sequence[int]) -> Sequence[Any]:
-    """The live builds that want these jobs, locked until the end of the unit of work."""
-    session.flush()
-    return session.connection().execute(_BUILDS, {"job_ids": list(job_ids)}).all()
-
-
-def refresh_builds(session: Session, builds: Iterable[Any]) -> None:
-    """Let the states of locked builds follow from their jobs' states."""
-    for build in builds:
-        states = session.connection().scalars(_STATES, {"build_id": build.id})
-        set_build_state(session, build, build_state(map(JobState, states)))
-
-
-def set_build_state(session: Session, build: Any, state: BuildState) -> None:
-    """Move a build to a state, with its times and its event; nothing when it is there already.
-
-    Parameters:
-        build: a row with its id, state and started_at, or a Build, which is to be refreshed.
-    """
-    if state == build.state:
-        return
-    starts = state != BuildState.QUEUED and build.started_at is None
-    at = {
-        "new_started_at": now() if starts else build.started_at,
-        "new_finished_at": now() if state in BUILD_ENDED else None,
-    }
-    session.connection().execute(_SET_BUILD, {"build_id": build.id, "new": state} | at)
-    done = session.connection().scalar(_ENGINES_DONE, {"build_id": build.id})
-    values = {
-        "build_id": build.id,
-        "kind": "build",
-        "state": state,
-        "data": {"engines_done": done},
-        "at": now(),
-    }
-    session.connection().execute(_RECORD, values)

@@ -13,62 +13,18 @@ from kombu import Connection, Producer
 from kombu.exceptions import OperationalError
 from sqlalchemy import func, or_, select, update
 
-from farm import turns
 from farm.database.base import now
 from farm.database.session import Database
 from farm.database.tables import IS_QUEUED, Job
 from farm.errors import BrokerUnavailable
-from farm.settings import Settings
-from farm.turns import Bell
+from farm.queue import turns
+from farm.queue.celery_app import TASK, shown_arguments
+from farm.queue.turns import Bell
 
 log = logging.getLogger(__name__)
 
-TASK = "farm.run"
-#: Of Flower's list of tasks; a running task's kwargs are its phase and progress.
-COLUMNS = "name,state,args,kwargs,runtime,worker,received,uuid"
 
 _BELL = tuple(getattr(Job, name) for name in Bell._fields)
-
-
-def create_celery(settings: Settings) -> Celery:
-    """The Celery application that producers, workers and Flower share."""
-    app = Celery("farm", broker=settings.broker)
-    app.conf.update(
-        task_serializer="json",
-        event_serializer="json",
-        result_serializer="json",
-        accept_content=["json"],
-        result_accept_content=["json"],
-        task_ignore_result=True,
-        task_store_errors_even_if_ignored=False,
-        # What Flower needs to show names, arguments and states.
-        worker_send_task_events=True,
-        task_track_started=True,
-        result_extended=True,
-        # The database holds the work. A message is acked when it arrives: it's only a bell.
-        task_acks_late=False,
-        worker_prefetch_multiplier=1,
-        # Without this a message waits behind a running build beside an idle peer.
-        worker_disable_prefetch=True,
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,
-        broker_transport_options={
-            "priority_steps": list(range(10)),
-            # A backlog in one queue mustn't keep a worker from its others.
-            "queue_order_strategy": "round_robin",
-            "socket_connect_timeout": 2,
-            "socket_timeout": 5,
-        },
-        task_create_missing_queues=True,
-        worker_hijack_root_logger=False,
-        worker_enable_remote_control=True,  # to look alone: `workers.remote`
-    )
-    return app
-
-
-def shown_arguments(job_id: int, attempt: int, key: str) -> str:
-    """A task's arguments as Flower shows them."""
-    return f"job={job_id} attempt={attempt} key={key.removeprefix('sha256:')[:12]}"
 
 
 class Doorbell:

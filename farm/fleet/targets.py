@@ -1,0 +1,47 @@
+"""What each worker online can build."""
+
+from __future__ import annotations
+
+from farm.fleet.workers import Fleet
+from farm.planning import targets
+from farm.schemas.fleet import TargetView
+from farm.specs import gpus
+from farm.specs.precision import Precision
+from farm.specs.runtime import Runtime, Target
+
+
+def target_views(fleet: Fleet) -> list[TargetView]:
+    """Every runtime × GPU tag: buildable now, when such a worker joins, or not at all, and why."""
+    tags = (gpus.CPU, *gpus.COMPUTE_CAPABILITIES)
+    return [_target_view(fleet, Target(runtime=r, gpu=tag)) for tag in tags for r in Runtime]
+
+
+def _target_view(fleet: Fleet, target: Target) -> TargetView:
+    queue = targets.build_queue(target)
+    reason = targets.refusal(target)
+    online = fleet.online_queues.get(queue, 0)
+    if reason:
+        status, why = "unsupported", reason
+    elif online:
+        status, why = "buildable", f"{online} worker{'s' * (online > 1)} online"
+    else:
+        status, why = (
+            "waits-for-worker",
+            f"no worker online consumes {queue}; start one: farm worker",
+        )
+    notes = filter(None, (targets.note(target, precision) for precision in Precision))
+    why = "; ".join([why, *(() if reason else notes)])
+    return TargetView.model_validate(
+        {
+            "target": str(target),
+            "runtime": target.runtime,
+            "gpu": target.gpu,
+            "compute_capability": gpus.compute_capability(target.gpu),
+            "products": gpus.products_of(target.gpu),
+            "status": status,
+            "why": why,
+            "precisions": []
+            if reason
+            else [p for p in Precision if targets.refusal(target, p) is None],
+        }
+    )

@@ -1,0 +1,144 @@
+"""Leases of jobs: renewed while a worker is at work, and what comes after one that isn't."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from farm.database.base import now
+from farm.database.tables import Job
+from farm.errors import FarmError, LeaseLost, StageFailed
+from farm.queue import transitions
+from farm.queue.jobs import end_cancelled, fail, held, locked, requeue
+from farm.specs.states import JobState
+
+#: Other workers have this long to come for a job that one couldn't run.
+_LEAVE_FOR = timedelta(seconds=5)
+
+
+def renew(session: Session, job_id: int, attempt: int, *, lease_s: float) -> bool:
+    """Extend the lease; return whether the job should be cancelled.
+
+    Raises:
+        LeaseLost: when another attempt holds the job, or nobody does.
+    """
+    until = now() + timedelta(seconds=lease_s)
+    cancel = session.scalar(
+        update(Job)
+        .where(Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING)
+        .values(lease_until=until)
+        .returning(Job.cancel_requested)
+    )
+    if cancel is None:
+        raise LeaseLost(f"job {job_id} isn't held by attempt {attempt} any more")
+    return bool(cancel)
+
+
+def release(session: Session, owner: str, attempts: Mapping[int, int]) -> None:
+    """Give back what a worker holds that is shutting down; that counts as no attempt of its jobs.
+
+    Parameters:
+        attempts: of each job that it claimed. A worker of the same name may be at work already.
+    """
+    held = session.scalars(
+        transitions.locked_rows(
+            select(Job)
+            .where(Job.id.in_(attempts), Job.state == JobState.RUNNING, Job.owner == owner)
+            .order_by(Job.id)
+        )
+    ).all()
+    for job in held:
+        if attempts[job.id] != job.attempt:
+            continue
+        if job.cancel_requested:
+            end_cancelled(session, job.id, job.attempt)
+        else:
+            job.first_attempt += 1
+            requeue(session, job, cause=f"worker {owner} shut down")
+
+
+class Lease(NamedTuple):
+    """What a worker renews while it holds a job: each renewal is another lease."""
+
+    job_id: int
+    attempt: int
+    until: datetime | None
+
+
+def running(session: Session) -> list[Lease]:
+    """The leases of all running jobs."""
+    rows = session.execute(
+        select(Job.id, Job.attempt, Job.lease_until).where(Job.state == JobState.RUNNING)
+    )
+    return [Lease(*row) for row in rows]
+
+
+def reap(session: Session, lease: Lease, *, max_attempts: int) -> None:
+    """Requeue a job whose worker hasn't renewed this lease in time; past ``max_attempts`` it fails."""
+    job = locked(session, [lease.job_id])[lease.job_id]
+    if job.state != JobState.RUNNING or Lease(job.id, job.attempt, job.lease_until) != lease:
+        return  # it was renewed just now, or ended
+    if job.cancel_requested:
+        end_cancelled(session, job.id, job.attempt)
+    else:
+        cause = f"worker {job.owner} was silent past its lease"
+        _again_or_fail(session, job, cause, max_attempts)
+
+
+def interrupt(
+    session: Session,
+    job_id: int,
+    attempt: int,
+    error: FarmError,
+    *,
+    max_attempts: int,
+    wait_s: tuple[float, float],
+) -> None:
+    """Give a job that something outside of it interrupted to a next attempt, a while later; past
+    ``max_attempts`` it fails.
+
+    Parameters:
+        wait_s: before the next attempt, at first, and at most.
+
+    Raises:
+        LeaseLost
+    """
+    job = held(session, job_id, attempt)
+    first_s, most_s = wait_s
+    wait = timedelta(seconds=min(first_s * 4.0 ** min(attempt - job.first_attempt, 20), most_s))
+    if _again_or_fail(session, job, error.detail, max_attempts):
+        until = now() + wait
+        why = f"interrupted: {error.detail}"[:100]
+        values = {"not_before": until, "phase": why}
+        session.execute(update(Job).where(Job.id == job_id).values(values))
+
+
+def leave(session: Session, job_id: int, attempt: int, cause: str) -> None:
+    """Give a job that this worker can't run to a next attempt, a while later; that counts as none.
+
+    When no build wants it any more it is cancelled.
+
+    Raises:
+        LeaseLost
+    """
+    job = held(session, job_id, attempt)
+    if job.cancel_requested:
+        end_cancelled(session, job_id, attempt)
+        return
+    job.first_attempt += 1
+    if requeue(session, job, cause=cause):
+        later = {"not_before": now() + _LEAVE_FOR, "phase": cause[:100]}
+        session.execute(update(Job).where(Job.id == job.id).values(later))
+
+
+def _again_or_fail(session: Session, job: Job, cause: str, max_attempts: int) -> bool:
+    if job.attempt - job.first_attempt + 1 < max_attempts:
+        return requeue(session, job, cause=cause)
+    hint = "look at the job's log and at the worker, then: farm retry"
+    error = StageFailed(f"{cause}, in each of {max_attempts} attempts", hint=hint)
+    fail(session, job.id, job.attempt, error)
+    return False
