@@ -22,7 +22,7 @@ from sqlalchemy import RowMapping, Table, insert, select, text, update
 from bench import submissions
 from bench.processes import fresh_database, kinds
 from bench.table import Row, row
-from farm import builds
+from farm.builds import submit
 from farm.database import migrate
 from farm.database.base import Base
 from farm.database.session import Database
@@ -99,7 +99,7 @@ class _Queue:
             session.add(Artifact(digest=_DIGEST, bytes=1))
             session.flush()
             fleet = Fleet.load(session, ttl_s=30)
-            builds.submit(session, request, fleet=fleet, runtimes=Settings().runtimes)
+            submit.submit_build(session, request, fleet=fleet, runtimes=Settings().runtimes)
 
     def _multiply(self, queued: int) -> None:
         """Copy the one build with all that belongs to it."""

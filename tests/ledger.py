@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import select
 
-from farm import builds, views
+from farm.builds import replan, views
+from farm.builds.cancel import cancel_build
+from farm.builds.submit import submit_build
 from farm.database.session import Database
 from farm.database.tables import Artifact, BuildJob, Job
 from farm.errors import FarmError
@@ -65,7 +67,7 @@ class Ledger:
             | changes
         )
         with self.db.write() as session:
-            submitted = builds.submit(
+            submitted = submit_build(
                 session,
                 request,
                 fleet=self.fleet(session),
@@ -87,11 +89,11 @@ class Ledger:
 
     def cancel(self, build_id: str) -> None:
         with self.db.write() as session:
-            builds.cancel(session, build_id)
+            cancel_build(session, build_id)
 
     def retry(self, build_id: str) -> None:
         with self.db.write() as session:
-            builds.retry(
+            replan.retry_build(
                 session, build_id, fleet=self.fleet(session), runtimes=(Runtime.TENSORRT_RTX,)
             )
 

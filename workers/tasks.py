@@ -14,7 +14,8 @@ from celery import Celery, Task
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from farm import builds, scrub
+from farm import scrub
+from farm.builds.replan import replan_build, wanting
 from farm.database.tables import Job
 from farm.errors import (
     BlobDamaged,
@@ -228,7 +229,7 @@ def _replan(context: Context, claim: Claim, cause: str) -> list[Bell]:
     settings = context.settings
 
     def replan(build_id: str, session: Session) -> Sequence[Bell]:
-        return builds.replan(
+        return replan_build(
             session,
             build_id,
             instead_of=claim.job_id,
@@ -240,7 +241,7 @@ def _replan(context: Context, claim: Claim, cause: str) -> list[Bell]:
 
     ready: list[Bell] = []
     try:
-        for build_id in _insist(context, lambda session: builds.wanting(session, claim.job_id)):
+        for build_id in _insist(context, lambda session: wanting(session, claim.job_id)):
             ready += _insist(context, partial(replan, build_id))
         _insist(context, lambda session: leases.leave(session, claim.job_id, claim.attempt, cause))
     except LeaseLost as err:

@@ -12,7 +12,6 @@ from pydantic import Field, StringConstraints
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from farm import builds, views
 from farm.api.documents import event_stream, json_body
 from farm.api.extent import parsed
 from farm.api.services import (
@@ -26,9 +25,13 @@ from farm.api.services import (
     answer,
     problems,
 )
-from farm.builds import Submitted
+from farm.builds import replan, views
+from farm.builds.attach import Submitted
+from farm.builds.cancel import cancel_build
+from farm.builds.explain import explain
+from farm.builds.logs import log
+from farm.builds.submit import submit_build
 from farm.errors import Conflict
-from farm.explaining import explain
 from farm.schemas.builds import BuildPage, BuildView, Explanation
 from farm.schemas.events import Event
 from farm.schemas.submission import BuildRequest
@@ -82,7 +85,7 @@ def _submit(
     look = farm.looks.at(request.source.digest, request.source.format)
 
     def submitted(session: Session) -> Submitted:
-        made = builds.submit(
+        made = submit_build(
             session,
             request,
             look=look,
@@ -187,7 +190,7 @@ def logs(
 ) -> str:
     """What the build's jobs printed, as text."""
     with farm.db.read() as session:
-        return views.log(session, build_id, job)
+        return log(session, build_id, job)
 
 
 @router.get(
@@ -214,7 +217,7 @@ def why(build_id: BuildId, farm: Farm) -> Response:
 def cancel(build_id: BuildId, farm: Farm, by: By) -> Response:
     """Cancel the build and those of its jobs that no other build wants. Idempotent."""
     with farm.db.write() as session:
-        if builds.cancel(session, build_id):
+        if cancel_build(session, build_id):
             audit.record(session, by, "cancel", build_id)
         session.flush()
         view = views.build(session, build_id, farm.fleet(session))
@@ -232,7 +235,7 @@ def retry(build_id: BuildId, farm: Farm, by: By) -> Response:
 
     def retried(session: Session) -> Submitted:
         fleet = farm.fleet(session)
-        found = builds.retry(session, build_id, fleet=fleet, runtimes=farm.settings.runtimes)
+        found = replan.retry_build(session, build_id, fleet=fleet, runtimes=farm.settings.runtimes)
         if found.attached is not None:
             audit.record(session, by, "retry", build_id)
         return found

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Path, Query, Response
 from fastapi.responses import FileResponse
 from pydantic import Field, ValidationError
 
-from farm import scrub, views
+from farm import scrub
 from farm.api.files import BlobResponse
 from farm.api.services import (
     Cursor,
@@ -24,7 +24,7 @@ from farm.api.services import (
     problems,
 )
 from farm.errors import BlobDamaged, NotFound, TooLarge
-from farm.registry import catalog
+from farm.registry import catalog, models
 from farm.registry.match import best_match
 from farm.registry.provenance import layer_report, provenance_of
 from farm.reports.layers import MAX_LAYER_REPORT_BYTES, LayerReport
@@ -49,7 +49,7 @@ VersionNumber = Annotated[Annotated[int, Field(ge=1, le=2**31 - 1)] | None, Quer
 def list_models(farm: Farm, limit: Limit = 50, cursor: Cursor = None) -> Response:
     """Models by name."""
     with farm.db.read() as session:
-        items = views.models(session, after=cursor, limit=limit + 1)
+        items = models.models(session, after=cursor, limit=limit + 1)
     more = len(items) > limit
     cursor = items[limit - 1].name if more else None
     return answer(ModelPage(items=items[:limit], cursor=cursor))
@@ -61,7 +61,7 @@ def list_models(farm: Farm, limit: Limit = 50, cursor: Cursor = None) -> Respons
 def show_model(model: ModelName, farm: Farm) -> Response:
     """A model's versions, and its newest version's engines."""
     with farm.db.read() as session:
-        return answer(views.model(session, model))
+        return answer(models.model(session, model))
 
 
 @router.get(

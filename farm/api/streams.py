@@ -19,10 +19,10 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from farm import events
+from farm.builds import events
+from farm.builds.events import News
 from farm.database.session import Database
 from farm.errors import Busy, Unavailable
-from farm.events import News
 from farm.schemas.events import Event
 from farm.specs.states import BUILD_ENDED
 

@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import delete, select, text, update
 from sqlalchemy.exc import DBAPIError
 
-from farm import builds, gc
+from farm import gc
 from farm.api import access
+from farm.builds import cancel
 from farm.database.tables import Artifact, AuditRow, Build
 from farm.errors import FarmError
 from farm.specs.scopes import Scope
@@ -238,7 +239,7 @@ def test_a_change_that_is_rolled_back_leaves_no_row(db, api):
     build = submitted(api)
 
     def fail(session) -> None:
-        assert builds.cancel(session, build)
+        assert cancel.cancel_build(session, build)
         audit.record(session, THE_FARM, "cancel", build)
         raise RuntimeError
 

@@ -228,7 +228,7 @@ def test_every_answer_says_what_a_browser_may_do_with_it(api, path):
 
 
 def test_a_bug_carries_them_too(api, monkeypatch):
-    monkeypatch.setattr("farm.views.builds", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("farm.builds.views.builds", lambda *_, **__: 1 / 0)
     answer = api.get("/v1/builds")
     assert answer.status_code == 500
     assert answer.headers["x-content-type-options"] == "nosniff"

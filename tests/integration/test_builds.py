@@ -5,11 +5,11 @@ import threading
 import pytest
 from sqlalchemy import func, select
 
-from farm import builds, views
+from farm.builds import attach, views
 from farm.database.tables import EngineRow, Event, Job
 from farm.errors import Conflict, InvalidModel, LeaseLost, NotFound
 from farm.queue import jobs, leases
-from farm.registry import catalog
+from farm.registry import catalog, models
 from farm.registry.match import best_match
 from farm.specs.gates import GateSet, QuantizedGates
 from tests.ledger import DATA, SOURCE
@@ -87,7 +87,7 @@ def test_a_version_is_a_source_with_what_is_fixed_in_it(ledger):
     assert {job.reuse for job in ledger.view(narrow).jobs} == {"ran"}
     ledger.run_all()
     with ledger.db.read() as session:
-        detail = views.model(session, "digits")
+        detail = models.model(session, "digits")
         fixed = {v.version: v.fixed_inputs for v in detail.versions}
         engine = best_match(session, "digits", "sm_89", version=2).engine
     assert fixed == {1: {}, 2: {"sr": 16000}, 3: {"sr": 8000}}
@@ -410,7 +410,7 @@ def test_engines_are_listed_newest_first_and_page_by_page(ledger):
 
 
 def test_the_events_of_a_cached_build_start_with_its_own(ledger):
-    from farm import events
+    from farm.builds import events
 
     ledger.submit()
     ledger.run_all()
@@ -422,4 +422,4 @@ def test_the_events_of_a_cached_build_start_with_its_own(ledger):
 
 def test_a_build_of_an_unknown_id_is_not_found(ledger):
     with ledger.db.read() as session, pytest.raises(NotFound):
-        builds.state(session, "nope")
+        attach.state(session, "nope")

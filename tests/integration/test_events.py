@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from farm import events
+from farm.builds import events
 from farm.queue import jobs
 
 

@@ -8,8 +8,8 @@ import pytest
 from alembic import command
 from sqlalchemy import delete, event, select
 
-from farm import events, views
 from farm.api.streams import Streams
+from farm.builds import events, logs
 from farm.database import migrate
 from farm.database.tables import Event, JobLog
 from farm.queue import jobs
@@ -24,7 +24,7 @@ def report(ledger, claim, **what):
 
 def log_of(ledger, build, job=None):
     with ledger.db.read() as session:
-        return views.log(session, build, job)
+        return logs.log(session, build, job)
 
 
 def read(ledger, build):

@@ -7,10 +7,10 @@ import json
 import pytest
 from sqlalchemy import func, select
 
-from farm import builds
+from farm.builds import submit
+from farm.builds.explain import explain
 from farm.database.tables import Job, SharedParameter
 from farm.errors import InvalidRequest
-from farm.explaining import explain
 from farm.fleet.workers import Fleet
 from farm.registry import catalog, provenance
 from farm.schemas.submission import BuildRequest
@@ -110,7 +110,7 @@ def test_a_build_has_so_many_jobs_and_no_more(ledger):
         fleet = Fleet.load(session, ttl_s=30)
         options = {"fleet": fleet, "runtimes": (Runtime.TENSORRT_RTX,)}
         with pytest.raises(InvalidRequest, match="more than 5 jobs") as caught:
-            builds.submit(session, request, most_jobs=5, **options)
+            submit.submit_build(session, request, most_jobs=5, **options)
     assert "several builds" in caught.value.hint
     with ledger.db.write() as session:
-        builds.submit(session, request, most_jobs=6, **options)
+        submit.submit_build(session, request, most_jobs=6, **options)

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from farm import builds
+from farm.builds.submit import submit_build
 from farm.errors import (
     CalibrationFailed,
     CalibrationMissing,
@@ -277,7 +277,7 @@ def submit(ledger, look, **changes):
         "targets": ["sm_89", "cpu"],
     }
     with ledger.db.write() as session:
-        return builds.submit(
+        return submit_build(
             session,
             BuildRequest.model_validate(request | changes),
             fleet=ledger.fleet(session),

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import update
 
-from farm import views
 from farm.database.tables import Artifact, EngineRow
-from farm.registry import catalog, judgements, latencies, ranking
+from farm.registry import catalog, judgements, latencies, models, ranking
 from farm.registry.match import best_match
 from tests.ledger import DATA, LABELLED
 
@@ -116,7 +115,7 @@ def test_lists_models_manifests_and_pulls_compare_an_engine_alike(ledger):
     with ledger.db.read() as session:
         shown = [
             next(one for one in catalog.engines(session, "digits") if one.precision == "int8"),
-            next(one for one in views.model(session, "digits").engines if one.precision == "int8"),
+            next(one for one in models.model(session, "digits").engines if one.precision == "int8"),
             catalog.engine(session, made["int8"]),
             best_match(session, "digits", "sm_89").engine,
         ]
@@ -209,10 +208,10 @@ def test_an_engine_that_was_judged_again_is_listed_once_by_its_best_founded_judg
     match = pull(ledger)
     assert (match.engine.id, len(match.engine.judgements)) == (labelled, 2)
     with ledger.db.read() as session:
-        [version] = views.model(session, "digits").versions
+        [version] = models.model(session, "digits").versions
         assert version.engines == 1
-        assert [one.id for one in views.model(session, "digits").engines] == [labelled]
-        assert views.models(session)[0].engines == 1
+        assert [one.id for one in models.model(session, "digits").engines] == [labelled]
+        assert models.models(session)[0].engines == 1
 
 
 def test_each_row_is_still_found_by_its_id_with_the_others_beneath(ledger):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import select
 
-from farm import builds, events
+from farm.builds import events, replan
 from farm.database.tables import Job
 from farm.errors import LeaseLost
 from farm.fleet import workers
@@ -19,11 +19,11 @@ CAUSE = "planned with another toolchain: torch 2.13.0 → 2.14.0"
 def refuse(ledger, claim):
     """What a worker does that has other tools than a job was planned with."""
     with ledger.db.read() as session:
-        wanting = builds.wanting(session, claim.job_id)
+        wanting = replan.wanting(session, claim.job_id)
     bells = []
     for build_id in wanting:
         with ledger.db.write() as session:
-            bells += builds.replan(
+            bells += replan.replan_build(
                 session,
                 build_id,
                 instead_of=claim.job_id,

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
-from farm import views
+from farm.builds import logs
 from farm.database.tables import Job
 from farm.errors import DatabaseUnavailable, LeaseLost, StorageUnavailable
 from farm.fleet import workers
@@ -110,7 +110,7 @@ def test_what_a_job_printed_while_the_database_was_away_is_kept(ledger, monkeypa
     for _ in range(4):
         watch._look()
     with ledger.db.read() as session:
-        assert "printed meanwhile" in views.log(session, build, None)
+        assert "printed meanwhile" in logs.log(session, build, None)
 
 
 class Bells:

@@ -15,7 +15,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from sqlalchemy import select
 
-from farm import gc, views
+from farm import gc
+from farm.builds import logs, views
 from farm.database.base import now
 from farm.database.tables import Job, TimingCache
 from farm.fleet import timing_caches
@@ -187,7 +188,7 @@ def test_timings_of_another_gpu_are_not_mixed_in(worker, classic, monkeypatch, l
     assert (cache.entries, cache.builds) == (1, 1)
     with ledger.db.read() as session:
         [build] = [view.id for view in views.builds(session, limit=5)]
-        assert "doesn't go with the fleet's cache" in views.log(session, build, worker.claim.job_id)
+        assert "doesn't go with the fleet's cache" in logs.log(session, build, worker.claim.job_id)
 
 
 def test_a_store_that_is_full_fails_no_build(worker, monkeypatch):

@@ -1,4 +1,4 @@
-"""What the API shows of builds, models and events."""
+"""Builds as the API answers them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ from typing import Any
 from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session, defer
 
-from farm.builds import Attached
-from farm.database.tables import Build, BuildJob, EngineRow, Job, JobLog, Model, Version, Wanted
-from farm.database.tables import Event as EventRow
+from farm.builds.attach import Attached
+from farm.database.tables import Build, BuildJob, EngineRow, Job, Model, Version, Wanted
 from farm.errors import NotFound
 from farm.fleet.workers import Fleet
 from farm.planning import targets
 from farm.registry import catalog, provenance
-from farm.registry.rows import count_engines
 from farm.reports import facts as reports
 from farm.schemas.builds import BuildSummary, BuildView, JobView, WantedEngine
-from farm.schemas.models import ModelDetail, ModelView, VersionView
 from farm.schemas.problems import Failure
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target
@@ -97,6 +94,8 @@ def _failure(name: str, error: Any) -> Failure:
 
 
 _BUILD_FIELDS = "id state priority created_at started_at finished_at".split()
+
+
 _REQUEST_FIELDS = ("precisions targets labels source calibration evaluation profiles").split()
 
 
@@ -222,92 +221,3 @@ def _errors(session: Session, build_ids: Sequence[str]) -> dict[str, Failure]:
     for build_id, title, error in rows:
         found.setdefault(build_id, _failure(title, error))
     return found
-
-
-def models(session: Session, *, after: str | None = None, limit: int = 50) -> list[ModelView]:
-    statement = select(Model).order_by(Model.name).limit(limit)
-    if after is not None:
-        statement = statement.where(Model.name > after)
-    return [_model(session, row) for row in session.scalars(statement)]
-
-
-def _model(session: Session, row: Model) -> ModelView:
-    versions = _versions(session, row.id)
-    return ModelView(
-        name=row.name,
-        created_at=row.created_at,
-        versions=[version.version for version in versions],
-        engines=sum(version.engines for version in versions),
-    )
-
-
-def model(session: Session, name: str) -> ModelDetail:
-    """A model with its versions and its newest version's engines.
-
-    Raises:
-        NotFound
-    """
-    row = session.get_one(Model, catalog.model_id(session, name))
-    versions = _versions(session, row.id)
-    return ModelDetail(
-        name=row.name,
-        created_at=row.created_at,
-        versions=versions,
-        engines=catalog.engines(session, name, version=versions[-1].version, limit=200),
-    )
-
-
-def _versions(session: Session, model_id: int) -> list[VersionView]:
-    rows = session.execute(
-        select(Version, count_engines())
-        .outerjoin(EngineRow, EngineRow.version_id == Version.id)
-        .where(Version.model_id == model_id)
-        .group_by(Version.id)
-        .order_by(Version.number)
-    )
-    return [
-        VersionView(
-            version=version.number,
-            source_digest=version.source_digest,
-            source_format=version.source_format,
-            fixed_inputs=version.fixed_inputs or {},
-            architecture=version.architecture,
-            engines=engines,
-            created_at=version.created_at,
-        )
-        for version, engines in rows
-    ]
-
-
-def log(session: Session, build_id: str, job_id: int | None) -> str:
-    """What a build's jobs printed, each under its title; one job's alone without it.
-
-    Raises:
-        NotFound
-    """
-    if session.get(Build, build_id) is None:
-        raise NotFound(f"there is no build {build_id!r}", hint="`farm builds` lists them")
-    jobs = (
-        select(Job.id, Job.title)
-        .join(BuildJob, BuildJob.job_id == Job.id)
-        .where(BuildJob.build_id == build_id)
-        .order_by(BuildJob.position)
-    )
-    titles = dict(session.execute(jobs).tuples().all())
-    if job_id is not None:
-        if job_id not in titles:
-            raise NotFound(f"build {build_id} has no job {job_id}")
-        return _job_log(session, job_id)
-    parts = [(title, _job_log(session, one)) for one, title in titles.items()]
-    return "".join(f"=== {title}\n{text}" for title, text in parts if text)
-
-
-def _job_log(session: Session, job_id: int) -> str:
-    return "".join(
-        session.scalars(
-            select(JobLog.text)
-            .join(EventRow, EventRow.id == JobLog.event_id)
-            .where(EventRow.job_id == job_id)
-            .order_by(EventRow.id)
-        )
-    )

@@ -1,0 +1,44 @@
+"""What a build's jobs printed."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from farm.database.tables import Build, BuildJob, Job, JobLog
+from farm.database.tables import Event as EventRow
+from farm.errors import NotFound
+
+
+def log(session: Session, build_id: str, job_id: int | None) -> str:
+    """What a build's jobs printed, each under its title; one job's alone without it.
+
+    Raises:
+        NotFound
+    """
+    if session.get(Build, build_id) is None:
+        raise NotFound(f"there is no build {build_id!r}", hint="`farm builds` lists them")
+    jobs = (
+        select(Job.id, Job.title)
+        .join(BuildJob, BuildJob.job_id == Job.id)
+        .where(BuildJob.build_id == build_id)
+        .order_by(BuildJob.position)
+    )
+    titles = dict(session.execute(jobs).tuples().all())
+    if job_id is not None:
+        if job_id not in titles:
+            raise NotFound(f"build {build_id} has no job {job_id}")
+        return _job_log(session, job_id)
+    parts = [(title, _job_log(session, one)) for one, title in titles.items()]
+    return "".join(f"=== {title}\n{text}" for title, text in parts if text)
+
+
+def _job_log(session: Session, job_id: int) -> str:
+    return "".join(
+        session.scalars(
+            select(JobLog.text)
+            .join(EventRow, EventRow.id == JobLog.event_id)
+            .where(EventRow.job_id == job_id)
+            .order_by(EventRow.id)
+        )
+    )

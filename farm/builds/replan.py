@@ -1,0 +1,144 @@
+"""Builds are planned again: since somebody retries one, or its workers have other tools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from farm.builds.attach import Before, Submitted, attach_jobs
+from farm.builds.cancel import locked
+from farm.builds.planned import choices_of, gates_of, plan_of
+from farm.builds.versions import version_of
+from farm.database.tables import (
+    Build,
+    BuildJob,
+    Event,
+    Job,
+    Wanted,
+)
+from farm.fleet.workers import Fleet
+from farm.planning.targets import Choice
+from farm.queue import jobs, leases, turns
+from farm.queue.turns import Bell
+from farm.schemas.submission import BuildRequest
+from farm.specs.runtime import Runtime, Target
+from farm.specs.states import BUILD_ENDED, BuildState, Reuse
+
+
+def retry_build(
+    session: Session, build_id: str, *, fleet: Fleet, runtimes: Sequence[Runtime]
+) -> Submitted:
+    """Plan a failed or cancelled build anew, with the toolchain that is there now.
+
+    What has succeeded is kept; what failed runs again. A build that is alive or has succeeded stays
+    as it is.
+
+    Raises:
+        NotFound
+    """
+    build = locked(session, build_id)
+    if build.state not in (BuildState.FAILED, BuildState.CANCELLED):
+        return Submitted(build_id=build.id, attached=None)
+    build.state, build.finished_at = BuildState.QUEUED, None
+    session.add(
+        Event(build_id=build.id, kind="build", state=build.state, data={"cause": "retried"})
+    )
+    session.flush()
+    request = BuildRequest.model_validate(build.request)
+    return _plan_anew(session, build, choices_of(request, fleet, runtimes), fleet)
+
+
+def wanting(session: Session, job_id: int) -> Sequence[str]:
+    """The live builds that want a job, the oldest first."""
+    return session.scalars(
+        select(Build.id)
+        .join(BuildJob, BuildJob.build_id == Build.id)
+        .where(BuildJob.job_id == job_id, Build.state.not_in(BUILD_ENDED))
+        .order_by(Build.id)
+    ).all()
+
+
+def replan_build(
+    session: Session,
+    build_id: str,
+    *,
+    instead_of: int,
+    attempt: int,
+    cause: str,
+    fleet: Fleet,
+    lease_s: float,
+) -> Sequence[Bell]:
+    """Plan a build anew that wants a job which its worker can't run, since it has other tools.
+
+    Its targets stay, since the workers of one of them may be starting again just now, and so do its
+    places. When the plan is the same nothing is done: it is the worker that lags behind. One build
+    after the other is planned so, and the lease renewed by that; in the end the worker leaves the job
+    (``farm.queue.leases``).
+
+    Parameters:
+        instead_of: the job, which this attempt holds.
+
+    Returns:
+        What is to be rung for after the commit.
+
+    Raises:
+        LeaseLost
+    """
+    before = session.scalars(select(BuildJob.job_id).where(BuildJob.build_id == build_id)).all()
+    # All jobs, then the build, as everybody locks them.
+    held = jobs.locked(session, {*before, instead_of})[instead_of]
+    leases.renew(session, instead_of, attempt, lease_s=lease_s)
+    build = locked(session, build_id)
+    choices = _choices(session, build_id)
+    request = BuildRequest.model_validate(build.request)
+    if (
+        build.state in BUILD_ENDED
+        or held.key in plan_of(request, choices, fleet, gates_of(build)).jobs
+    ):
+        return ()
+    session.add(Event(build_id=build.id, kind="build", state=build.state, data={"cause": cause}))
+    session.flush()
+    kept = turns.places(session, build)
+    ready = _plan_anew(session, build, choices, fleet, kept).ready
+    jobs.cancel(session, before)
+    return ready
+
+
+def _choices(session: Session, build_id: str) -> list[Choice]:
+    """The targets that were chosen for a build."""
+    rows = session.execute(
+        select(Wanted.asked, Wanted.target, Wanted.why)
+        .where(Wanted.build_id == build_id)
+        .distinct()
+        .order_by(Wanted.target)
+    )
+    return [
+        Choice(asked=asked, target=Target.parse(target), why=why) for asked, target, why in rows
+    ]
+
+
+def _plan_anew(
+    session: Session,
+    build: Build,
+    choices: Sequence[Choice],
+    fleet: Fleet,
+    places: Mapping[str, int] | None = None,
+) -> Submitted:
+    request = BuildRequest.model_validate(build.request)
+    _, number = version_of(session, request)
+    planned = plan_of(request, choices, fleet, gates_of(build))
+    rows = session.execute(
+        select(Job.id, Job.key, Job.attempt, BuildJob.reuse)
+        .join(BuildJob, BuildJob.job_id == Job.id)
+        .where(BuildJob.build_id == build.id)
+    ).all()
+    before = Before(
+        attempts={row.key: row.attempt for row in rows},
+        reuse={row.id: Reuse(row.reuse) for row in rows},
+        places=places or {},
+    )
+    session.execute(delete(Wanted).where(Wanted.build_id == build.id))
+    session.execute(delete(BuildJob).where(BuildJob.build_id == build.id))
+    return attach_jobs(session, build, request.model, number, planned, before)

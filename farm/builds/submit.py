@@ -1,0 +1,80 @@
+"""Builds are submitted: joined to, or made of, the jobs that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from farm.builds.attach import Submitted, attach_jobs, columns, insert_rows
+from farm.builds.planned import choices_of, plan_of
+from farm.builds.versions import version_of
+from farm.database.base import now
+from farm.database.ids import new_id
+from farm.database.tables import (
+    Build,
+    Event,
+)
+from farm.errors import Conflict
+from farm.fleet.workers import Fleet
+from farm.formats.sources import Look
+from farm.schemas.submission import BuildRequest
+from farm.specs.gates import GateSet
+from farm.specs.runtime import Runtime
+from farm.specs.states import BuildState
+from farm.trust import plugins
+
+
+def submit_build(
+    session: Session,
+    request: BuildRequest,
+    *,
+    fleet: Fleet,
+    runtimes: Sequence[Runtime],
+    plugin_keys: Collection[str] = (),
+    gates: GateSet = GateSet(),
+    look: Look = Look(),
+    client: str = "",
+    idempotency_key: str | None = None,
+    most_jobs: int | None = None,
+) -> Submitted:
+    """Take a build: plan its jobs, and create those that nobody has asked for yet.
+
+    Parameters:
+        look: what is known of the source's graph.
+        gates: the farm's, where the request sets none. The build keeps them.
+        most_jobs: that it may have; by default any number.
+
+    Raises:
+        InvalidRequest, UnknownGpu, TargetUnsupported, CalibrationMissing, PluginRefused
+        NotFound: a blob hasn't been uploaded.
+        Conflict: the idempotency key was used for another request.
+    """
+    document = request.model_dump(mode="json")
+    if idempotency_key is not None:
+        first = session.scalar(select(Build).where(Build.idempotency_key == idempotency_key))
+        if first is not None:
+            if first.request != document:
+                raise Conflict("this Idempotency-Key was used for another request")
+            return Submitted(build_id=first.id, attached=None)
+    version_id, number = version_of(session, request)
+    if request.gates:
+        gates = gates.changed(request.gates)
+    planned = plan_of(request, choices_of(request, fleet, runtimes), fleet, gates, look, most_jobs)
+    plugins.require(session, request.options.plugins, plugin_keys)
+    build = Build(
+        id=new_id(),
+        version_id=version_id,
+        state=BuildState.QUEUED,
+        request=document,
+        priority=request.priority,
+        client=client,
+        idempotency_key=idempotency_key,
+        gates=gates.model_dump(),
+        created_at=now(),
+    )
+    insert_rows(session, Build, [columns(build)])
+    created = {"build_id": build.id, "kind": "build", "state": build.state, "data": {}, "at": now()}
+    insert_rows(session, Event, [created])
+    return attach_jobs(session, build, request.model, number, planned)

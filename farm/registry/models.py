@@ -1,0 +1,66 @@
+"""Models and their versions, as the API answers them."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from farm.database.tables import EngineRow, Model, Version
+from farm.registry import catalog
+from farm.registry.rows import count_engines
+from farm.schemas.models import ModelDetail, ModelView, VersionView
+
+
+def models(session: Session, *, after: str | None = None, limit: int = 50) -> list[ModelView]:
+    statement = select(Model).order_by(Model.name).limit(limit)
+    if after is not None:
+        statement = statement.where(Model.name > after)
+    return [_model(session, row) for row in session.scalars(statement)]
+
+
+def _model(session: Session, row: Model) -> ModelView:
+    versions = _versions(session, row.id)
+    return ModelView(
+        name=row.name,
+        created_at=row.created_at,
+        versions=[version.version for version in versions],
+        engines=sum(version.engines for version in versions),
+    )
+
+
+def model(session: Session, name: str) -> ModelDetail:
+    """A model with its versions and its newest version's engines.
+
+    Raises:
+        NotFound
+    """
+    row = session.get_one(Model, catalog.model_id(session, name))
+    versions = _versions(session, row.id)
+    return ModelDetail(
+        name=row.name,
+        created_at=row.created_at,
+        versions=versions,
+        engines=catalog.engines(session, name, version=versions[-1].version, limit=200),
+    )
+
+
+def _versions(session: Session, model_id: int) -> list[VersionView]:
+    rows = session.execute(
+        select(Version, count_engines())
+        .outerjoin(EngineRow, EngineRow.version_id == Version.id)
+        .where(Version.model_id == model_id)
+        .group_by(Version.id)
+        .order_by(Version.number)
+    )
+    return [
+        VersionView(
+            version=version.number,
+            source_digest=version.source_digest,
+            source_format=version.source_format,
+            fixed_inputs=version.fixed_inputs or {},
+            architecture=version.architecture,
+            engines=engines,
+            created_at=version.created_at,
+        )
+        for version, engines in rows
+    ]
