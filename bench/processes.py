@@ -15,7 +15,7 @@ import httpx
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
-from farm import up
+from farm.local import up
 from farm.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,8 +20,8 @@ from typing import Any
 import httpx
 
 from bench.table import Row, row
-from farm import up
 from farm.database import migrate
+from farm.local import up
 from farm.settings import Settings
 
 CLIENTS = 8

@@ -14,8 +14,8 @@ from celery import Celery, Task
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from farm import scrub
 from farm.builds.replan import replan_build, wanting
+from farm.daemon import scrub
 from farm.database.tables import Job
 from farm.errors import (
     BlobDamaged,

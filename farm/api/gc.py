@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from farm import gc
 from farm.api.documents import json_body
 from farm.api.extent import parsed
 from farm.api.services import Body, By, Farm, problems
+from farm.daemon import gc
 from farm.schemas.storage import GcReport, GcRequest
 
 router = APIRouter(prefix="/v1/gc", tags=["fleet"])

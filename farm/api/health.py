@@ -10,7 +10,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 
-from farm import readiness
+from farm.api import readiness
 from farm.api.services import Farm, Services, problems
 from farm.database.tables import Build, EngineRow, Job
 from farm.errors import NotReady

@@ -10,7 +10,6 @@ from fastapi import APIRouter, Header, Path, Query, Response
 from fastapi.responses import FileResponse
 from pydantic import Field, ValidationError
 
-from farm import scrub
 from farm.api.files import BlobResponse
 from farm.api.services import (
     Cursor,
@@ -23,6 +22,7 @@ from farm.api.services import (
     answer,
     problems,
 )
+from farm.daemon import scrub
 from farm.errors import BlobDamaged, NotFound, TooLarge
 from farm.registry import catalog, models
 from farm.registry.match import best_match

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from farm import scrub
 from farm.api.services import By, Farm, problems
+from farm.daemon import scrub
 from farm.schemas.storage import ScrubReport
 
 router = APIRouter(prefix="/v1/scrub", tags=["fleet"])

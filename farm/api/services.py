@@ -16,15 +16,15 @@ from sqlalchemy.orm import Session
 from farm.api.documents import problem_response
 from farm.api.looks import Looks
 from farm.api.streams import Streams
+from farm.daemon.scrub import Scrubber
+from farm.daemon.sweep import Sweeper
 from farm.database.session import Database
 from farm.errors import Busy
 from farm.fleet.workers import Fleet
 from farm.queue.celery_app import create_celery
 from farm.queue.doorbell import Doorbell
-from farm.scrub import Scrubber
 from farm.settings import Settings
 from farm.store.local import LocalStore
-from farm.sweep import Sweeper
 from farm.trust.callers import Caller
 from farm.trust.ring import Ring, UseWriter
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from farm import up
 from farm.cli import exits, registry, show
 from farm.cli.watch import follow, tell_ending
 from farm.client import Farm
 from farm.errors import BuildFailed, FarmError, NotFound
+from farm.local import up
 from farm.settings import Settings
 from farm.trust import credentials
 

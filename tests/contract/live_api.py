@@ -16,8 +16,8 @@ from pathlib import Path
 import httpx
 
 from farm.database import migrate
+from farm.local.up import free_port
 from farm.settings import Settings
-from farm.up import free_port
 from tests.keys import bearer, key_of
 
 _START_S = 60.0

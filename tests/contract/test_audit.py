@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import delete, select, text, update
 from sqlalchemy.exc import DBAPIError
 
-from farm import gc
 from farm.api import access
 from farm.builds import cancel
+from farm.daemon import gc
 from farm.database.tables import Artifact, AuditRow, Build
 from farm.errors import FarmError
 from farm.specs.scopes import Scope

@@ -14,11 +14,11 @@ import pytest
 
 from farm.database import migrate
 from farm.database.session import Database
+from farm.local.up import free_port
 from farm.settings import Settings
 from farm.specs.scopes import Scope
 from farm.trust import credentials, keys
 from farm.trust.callers import THE_FARM
-from farm.up import free_port
 from tests.keys import a_key, bearer, key_of
 
 pytestmark = pytest.mark.xdist_group("live-api")

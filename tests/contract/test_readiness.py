@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from farm import gc, preflight, readiness
+from farm.api import readiness
+from farm.daemon import gc
 from farm.database.migrate import newest_schema, require_schema, upgrade
 from farm.database.session import Database
 from farm.errors import (
@@ -22,6 +23,7 @@ from farm.errors import (
     SchemaOutdated,
     StorageFull,
 )
+from farm.local import preflight
 from farm.settings import Settings
 from farm.store import proof
 from farm.store.local import RESERVE_BYTES, LocalStore

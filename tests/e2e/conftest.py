@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 from redis import Redis
 
-from farm import up
+from farm.local import up
 from farm.settings import Settings
 from tests.conftest import POSTGRES, _admin, _postgres_url
 from tests.e2e.live import ROOT, LiveFarm, wait_until

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import httpx
 import numpy as np
 
+from farm.local.up import Addresses
 from farm.settings import Settings
-from farm.up import Addresses
 from tests.keys import bearer, key_of
 
 T = TypeVar("T")

@@ -16,8 +16,8 @@ from sqlalchemy import select
 
 from farm.database.session import Database
 from farm.database.tables import Job
+from farm.local.up import Addresses
 from farm.settings import Settings
-from farm.up import Addresses
 from tests.e2e.conftest import fresh_settings
 from tests.e2e.live import ROOT, LiveFarm, processes, wait_until
 

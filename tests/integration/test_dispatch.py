@@ -7,10 +7,10 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select, update
 
-from farm import up
 from farm.database.base import now
 from farm.database.tables import Job
 from farm.errors import BrokerUnavailable
+from farm.local import up
 from farm.queue.celery_app import create_celery
 from farm.queue.doorbell import Doorbell, _messages
 from farm.queue.turns import Bell

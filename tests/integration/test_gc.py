@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select, update
 
-from farm import gc
+from farm.daemon import gc
 from farm.database.base import now
 from farm.database.tables import Artifact
 from farm.errors import NotFound, StageFailed

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from farm import gc, signatures
+from farm import signatures
+from farm.daemon import gc
 from farm.database.tables import Plugin
 from farm.errors import EngineBuildFailed, InvalidRequest, NotFound, PluginRefused
 from farm.schemas.plugins import PluginRequest

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from farm import readiness
+from farm.api import readiness
 from farm.database.tables import Job, Worker
 from farm.fleet import workers
 from farm.fleet.workers import Announcement, Fleet

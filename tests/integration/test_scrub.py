@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import select
 
-from farm import scrub
+from farm.daemon import scrub
 from farm.database.tables import Artifact
 from farm.errors import BlobDamaged, NotFound
 from farm.registry import match

@@ -15,8 +15,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from sqlalchemy import select
 
-from farm import gc
 from farm.builds import logs, views
+from farm.daemon import gc
 from farm.database.base import now
 from farm.database.tables import Job, TimingCache
 from farm.fleet import timing_caches

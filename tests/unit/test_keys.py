@@ -19,9 +19,10 @@ from farm.database import migrate
 from farm.database.session import Database
 from farm.database.tables import ApiKey, AuditRow
 from farm.errors import FarmError, InvalidRequest, KeyNeeded, NotFound, ScopeMissing
+from farm.local import home
 from farm.settings import Settings
 from farm.specs.scopes import Scope
-from farm.trust import credentials, home, keys
+from farm.trust import credentials, keys
 from farm.trust.callers import THE_FARM
 from tests import stub_farm
 from tests.keys import a_key

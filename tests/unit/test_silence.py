@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from farm.daemon.sweep import Silence
 from farm.queue.leases import Lease
-from farm.sweep import Silence
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LEASE = Lease(job_id=1, attempt=1, until=NOON)

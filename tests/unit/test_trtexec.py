@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from farm import trtexec
+from farm.cli import trtexec
 from farm.errors import InvalidRequest
 from farm.schemas.submission import BuildRequest
 

@@ -24,9 +24,10 @@ from typing import IO
 
 from farm.database import migrate, session
 from farm.errors import Conflict, FarmError, Unavailable
+from farm.local import home
 from farm.processes import die_with_parent
 from farm.settings import Settings
-from farm.trust import credentials, home
+from farm.trust import credentials
 
 _START_S = 120.0
 _STOP_S = 40.0
