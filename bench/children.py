@@ -1,4 +1,4 @@
-"""What a job's process costs: a child of ``workers.isolate`` over a process that imports the same.
+"""What a job's process costs: a child of ``workers.runner.child`` over a process that imports the same.
 
 ``python -m bench.children`` prints both times in seconds, as JSON. It's a process of its own since a
 child imports its parent's main module, and a worker's is light.
@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 from statistics import median
 
-from workers import isolate
 from workers.__main__ import PRELOADED
+from workers.runner.child import Child, Link, await_preload, preload
 
 CHILDREN, SPAWNED = 20, 4
 
@@ -38,8 +38,8 @@ def cost() -> Iterator[dict[str, str]]:
 
 
 def main() -> None:
-    isolate.preload(PRELOADED)
-    isolate.await_preload()
+    preload(PRELOADED)
+    await_preload()
     forked, spawned = [], []
     for _ in range(SPAWNED):
         spawned.append(_time_spawn())
@@ -47,13 +47,13 @@ def main() -> None:
     print(json.dumps([median(forked), median(spawned)]))
 
 
-def _nothing(_argument: None, _link: isolate.Link) -> None:
+def _nothing(_argument: None, _link: Link) -> None:
     return None
 
 
 def _time_child() -> float:
     start = time.perf_counter()
-    with isolate.Child(_nothing, None, timeout_s=60) as child:
+    with Child(_nothing, None, timeout_s=60) as child:
         for _ in child.happenings():
             pass
         child.result()

@@ -1,6 +1,6 @@
 """Workers whose work is nothing: ``python -m bench.noop_worker farm``, and ``… celery STARTED_FILE``.
 
-The farm's is the real worker with the real task of ``workers.tasks``. Only the child process is
+The farm's is the real worker with the real task of ``workers.runner.task``. Only the child process is
 replaced: a stand-in in its place leaves the outputs that the jobs after it need, all of them one and
 the same small file. Message, claim, toolchain check, work folder, log, taking the outputs into the
 store, finishing with events and dependents, publishing and ringing for the dependents are the
@@ -26,7 +26,7 @@ from celery import Celery
 from farm.processes import die_with_parent
 from farm.queue.celery_app import create_celery
 from farm.settings import Settings
-from workers import app, isolate, tasks
+from workers.runner import app, child, task
 from workers.stages import StageRequest
 
 QUEUE, FIRST, SECOND = "bench", "bench.first", "bench.second"
@@ -45,12 +45,12 @@ _FACTS: dict[str, Any] = {
 
 
 class NoChild:
-    """Stands in for ``workers.isolate.Child``: has ended before it began, and made its outputs."""
+    """Stands in for ``workers.runner.child.Child``: has ended before it began, and made its outputs."""
 
     def __init__(self, _function: object, request: StageRequest, **_options: object) -> None:
         self._request = request
 
-    def happenings(self) -> Iterator[isolate.Happening]:
+    def happenings(self) -> Iterator[child.Happening]:
         return iter(())
 
     def result(self) -> dict[str, Any]:
@@ -67,9 +67,9 @@ class NoChild:
 
 def farm() -> None:
     """Be a CPU worker of the farm in ``FARM_HOME``."""
-    tasks.Child = NoChild  # type: ignore[assignment, attr-defined]
-    isolate.await_preload = lambda: None  # type: ignore[assignment]
-    app.run_worker("cpu@bench", None, register=tasks.register)
+    task.Child = NoChild  # type: ignore[assignment, attr-defined]
+    child.await_preload = lambda: None  # type: ignore[assignment]
+    app.run_worker("cpu@bench", None, register=task.register)
 
 
 def bare(settings: Settings) -> Celery:

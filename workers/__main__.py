@@ -18,7 +18,7 @@ from types import FrameType
 from farm.errors import InvalidRequest
 from farm.machine import gpus
 from farm.settings import Settings
-from workers import isolate, toolchain
+from workers.runner import child, toolchain
 from workers.sandbox import features
 
 #: A cold shutdown takes 3 s; with the broker gone it may wait for ever, and leases cover the rest.
@@ -31,7 +31,7 @@ PRELOADED = ["workers.stages.warm"]
 def main(argv: list[str] | None = None) -> int:
     options = _parse(argv)
     if options.check_sandbox:
-        from workers import trial
+        from workers.runner import trial
 
         return trial.show(Settings(), as_document=options.json)
     missing = toolchain.missing()
@@ -71,9 +71,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _lacks_sandbox() -> bool:
     """Whether something that must hold doesn't, which is told then."""
-    from workers import trial
+    from workers.runner import trial
 
-    isolate.preload([])
+    child.preload([])
     lacking = features.missing(trial.tried(Settings(), is_gpu=False))
     if lacking:
         print(
@@ -87,19 +87,19 @@ def _lacks_sandbox() -> bool:
 def _one(which: str, name: str) -> int:
     """Be one worker."""
     # First of all: it takes seconds, and runs beside the imports of Celery.
-    isolate.preload(PRELOADED)
+    child.preload(PRELOADED)
     from farm.processes import die_with_parent
-    from workers import app, tasks
+    from workers.runner import app, task
 
     die_with_parent(signal.SIGTERM)
     found = {gpu.uuid: gpu for gpu in gpus.discover()} if which != "cpu" else {}
-    app.run_worker(name, found.get(which), register=tasks.register)
+    app.run_worker(name, found.get(which), register=task.register)
     return 0
 
 
 def _commands(options: argparse.Namespace) -> dict[str, dict[str, str]]:
     """Worker's name → what its environment needs."""
-    from workers.names import default_name, queues
+    from workers.runner.names import default_name, queues
 
     if options.name:
         os.environ["FARM_WORKER_HOST"] = options.name

@@ -19,8 +19,8 @@ import onnx.inliner
 from onnx import TensorProto, numpy_helper
 
 from workers import graphs
-from workers.batch import Shapes
 from workers.graphs import STANDARD_DOMAINS
+from workers.inputs.batch import Shapes
 
 _TYPES = {
     TensorProto.FLOAT: "fp32",

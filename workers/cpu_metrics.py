@@ -10,9 +10,9 @@ import torch
 
 from farm.registry.latencies import MAX_OTHERS_SHARE
 from workers.backends.ort import cpu_threads
-from workers.batch import Arrays, Batch
+from workers.inputs.batch import Arrays, Batch
+from workers.inputs.samples import Runnable
 from workers.programs import guard
-from workers.samples import Runnable
 from workers.timing import (
     Pace,
     Timings,

@@ -14,11 +14,11 @@ from torch.utils import _pytree as pytree
 
 from farm.errors import InvalidModel
 from farm.specs.shapes import TensorSpec
-from workers.batch import Arrays, batch_symbol
+from workers.inputs.batch import Arrays, batch_symbol
+from workers.inputs.profiles import AxisRange
+from workers.inputs.samples import BF16
 from workers.plain import numbered_outputs
-from workers.profiles import AxisRange
 from workers.programs.guard import checked
-from workers.samples import BF16
 
 #: A dynamic size as torch.export names it, alone or in an expression: ``s40``, ``2*s40``.
 SYMBOL = re.compile(r"\bs\d+\b")

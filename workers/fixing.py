@@ -15,8 +15,8 @@ from onnxscript import optimizer
 from farm.errors import FixedInputRefused, InvalidModel
 from farm.specs.shapes import FixedInputs, FixedValue, TensorSpec
 from workers import graphs
-from workers.batch import Arrays
-from workers.samples import Runnable
+from workers.inputs.batch import Arrays
+from workers.inputs.samples import Runnable
 
 #: Folding an ``If`` shows more that is constant; a graph nested deeper than this is left as it is then.
 _ROUNDS = 8

@@ -17,11 +17,11 @@ from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime
 from workers import telemetry
 from workers.backends import ort_cuda, trt_cuda
-from workers.batch import Arrays, Batch
 from workers.compute import PRODUCTS
 from workers.cuda_timing import Bind, Bound, Span, Streams, Tensors, time_queries
 from workers.eager_cuda import PyTorchOnGpu, autocast_dtype
-from workers.samples import Runnable
+from workers.inputs.batch import Arrays, Batch
+from workers.inputs.samples import Runnable
 from workers.timing import Pace
 
 #: trtexec's: 200 ms to warm up, then 3 s and at least 10 queries.

@@ -20,7 +20,7 @@ from farm.formats import packs
 from farm.formats.onnx_files import MalformedModel, external_files, location
 from farm.formats.sources import PACK_HINT, model_in_pack
 from farm.specs.shapes import ANONYMOUS, TensorSpec
-from workers.profiles import AxisRange, AxisRanges
+from workers.inputs.profiles import AxisRange, AxisRanges
 
 #: Domains whose operators the farm's runtimes know.
 STANDARD_DOMAINS = ("", "ai.onnx")

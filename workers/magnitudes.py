@@ -20,7 +20,7 @@ from farm.errors import InvalidModel
 from workers import graphs
 from workers.backends.ort import OrtModel
 from workers.floats import narrowed
-from workers.samples import Arrays
+from workers.inputs.samples import Arrays
 
 #: Enough to see how large values get; a margin is for the others.
 MAX_SAMPLES = 256

@@ -16,8 +16,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from workers import graphs
-from workers.batch import Shapes
 from workers.compute import Compute, compute_of
+from workers.inputs.batch import Shapes
 from workers.saturation import OPERANDS
 
 SOURCE = "optimised-graph"

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from workers import graphs
 from workers.backends.ort import OrtModel
-from workers.samples import Arrays
+from workers.inputs.samples import Arrays
 
 
 def largest(

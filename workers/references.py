@@ -18,11 +18,11 @@ from workers.backends.ort import Optimisation, OrtModel
 from workers.eager import EagerModel, specs
 from workers.fixing import Fixed
 from workers.floats import has_type
+from workers.inputs.samples import Runnable
 from workers.modern import inlined
 from workers.normal import is_normal, normalised
 from workers.plain import plain_program
 from workers.rounding import rounded_model
-from workers.samples import Runnable
 from workers.saturation import exact_file
 from workers.savedmodel import SavedModelSource
 from workers.sources import load_program

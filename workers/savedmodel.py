@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from farm.errors import InvalidModel
 from workers import graphs, savedmodel_files
-from workers.samples import Arrays
+from workers.inputs.samples import Arrays
 
 #: The newest that tf2onnx 1.17 writes.
 OPSET = 18

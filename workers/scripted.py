@@ -13,12 +13,12 @@ from farm.specs.stages import BuildParams
 from workers import graphs, layers, references
 from workers.backends import torchscript
 from workers.backends.torchscript import Scripted, TorchScriptModel
-from workers.batch import Arrays, Batch, Shapes
 from workers.compute import Compute
 from workers.eager import EagerModel
+from workers.inputs.batch import Arrays, Batch, Shapes
+from workers.inputs.profiles import profiles_as_json, resolve_profiles, shapes_at
+from workers.inputs.samples import random_arrays, samples_for
 from workers.measure.difference import difference
-from workers.profiles import profiles_as_json, resolve_profiles, shapes_at
-from workers.samples import random_arrays, samples_for
 from workers.stages import Stage, StageResult
 from workers.weights import compute_of_program
 

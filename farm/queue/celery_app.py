@@ -44,7 +44,7 @@ def create_celery(settings: Settings) -> Celery:
         },
         task_create_missing_queues=True,
         worker_hijack_root_logger=False,
-        worker_enable_remote_control=True,  # to look alone: `workers.remote`
+        worker_enable_remote_control=True,  # to look alone: `workers.runner.remote`
     )
     return app
 

@@ -21,7 +21,7 @@ GIB = 1 << 30
 
 WORKER = """
 import sys, time
-from workers import isolate
+from workers.runner.child import Child, preload
 
 def hold(_argument, link):
     import torch
@@ -31,8 +31,8 @@ def hold(_argument, link):
     time.sleep(600)
 
 if __name__ == "__main__":
-    isolate.preload(["torch"])
-    with isolate.Child(hold, None, timeout_s=600) as child:
+    preload(["torch"])
+    with Child(hold, None, timeout_s=600) as child:
         for happening in child.happenings():
             if "holds it" in getattr(happening, "text", ""):
                 print("holds it", flush=True)

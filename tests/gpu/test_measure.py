@@ -10,7 +10,8 @@ from torch import nn
 from farm.machine import gpus
 from farm.specs.runtime import Target
 from farm.specs.stages import BuildParams, CastParams, ExportParams, JobKind, MeasureParams
-from workers import demo, gpu_metrics, toolchain
+from workers import demo, gpu_metrics
+from workers.runner import toolchain
 from workers.stages import Stage, run
 
 pytestmark = pytest.mark.gpu

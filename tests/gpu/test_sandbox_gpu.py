@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 
 from farm.machine import gpus
-from workers import isolate
-from workers.isolate import Child
+from workers.runner.child import FOUND, Child
 from workers.sandbox import Limits, Sandbox
 
 pytestmark = pytest.mark.gpu
-FOUND = gpus.discover()
+GPUS = gpus.discover()
 
 
 def multiplies(other, _link):
@@ -23,7 +22,7 @@ def multiplies(other, _link):
         reads = True
     except PermissionError:
         reads = False
-    enforced = {one.feature.value: one.enforced for one in isolate.FOUND}
+    enforced = {one.feature.value: one.enforced for one in FOUND}
     return {
         "sum": (ones @ ones).sum().item(),
         "pinned": pinned.is_pinned(),
@@ -32,7 +31,7 @@ def multiplies(other, _link):
     }
 
 
-@pytest.mark.skipif(not FOUND, reason="no NVIDIA GPU here")
+@pytest.mark.skipif(not GPUS, reason="no NVIDIA GPU here")
 def test_cuda_works_in_a_sandbox_that_is_as_tight_as_any(tmp_path):
     other, workdir = tmp_path / "other", tmp_path / "work"
     other.write_text("somebody else's")

@@ -10,7 +10,8 @@ import pytest
 from farm.reports import facts
 from farm.reports.layers import LayerReport
 from farm.settings import Settings
-from workers import stages, trial
+from workers import stages
+from workers.runner import trial
 from workers.sandbox import Feature, messages
 from workers.sandbox.features import Found
 from workers.stages import Stage, StageResult

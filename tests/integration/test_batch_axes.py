@@ -16,9 +16,9 @@ from farm.errors import InvalidData, ProfileMismatch
 from farm.specs.precision import Precision
 from farm.specs.shapes import ShapeRange, TensorSpec
 from tests.zoo import runner
-from workers.batch import Batch, batch_symbol
-from workers.profiles import AxisRange, computed, resolve_profiles
-from workers.samples import check_samples
+from workers.inputs.batch import Batch, batch_symbol
+from workers.inputs.profiles import AxisRange, computed, resolve_profiles
+from workers.inputs.samples import check_samples
 
 RANDOM = np.random.default_rng(3)
 

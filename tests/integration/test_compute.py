@@ -13,7 +13,7 @@ from farm.errors import PrecisionMissed
 from farm.specs.precision import Precision
 from workers import graphs, layers
 from workers.compute import compute_of
-from workers.profiles import resolve_profiles, shapes_at
+from workers.inputs.profiles import resolve_profiles, shapes_at
 
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
 

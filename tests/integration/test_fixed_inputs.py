@@ -23,7 +23,7 @@ from farm.specs.stages import ExportParams, JobKind
 from tests.zoo import runner
 from workers import fixing, graphs
 from workers.backends.ort import OrtModel
-from workers.samples import read_samples
+from workers.inputs.samples import read_samples
 from workers.stages import Stage, export
 
 RANDOM = np.random.default_rng(5)

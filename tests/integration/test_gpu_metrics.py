@@ -13,9 +13,9 @@ from farm.specs.precision import Precision
 from farm.specs.shapes import ShapeRange, TensorSpec
 from farm.specs.stages import JobKind
 from workers import gpu_metrics
-from workers.batch import Batch
 from workers.cuda_timing import Query, Span
 from workers.gpu_metrics import Comparison, Loaded
+from workers.inputs.batch import Batch
 from workers.telemetry import Telemetry
 
 INPUTS = [TensorSpec(name="image", dtype="float32", shape=("batch", 3))]

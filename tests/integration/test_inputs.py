@@ -12,8 +12,8 @@ import pytest
 
 from farm.errors import StorageFull, StorageUnavailable
 from farm.store.local import LocalStore
-from workers import inputs
-from workers.isolate import Child, Progress
+from workers.runner import inputs
+from workers.runner.child import Child, Progress
 from workers.sandbox import Limits, Sandbox
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from farm.errors import ChildDied, ChildOutOfMemory, ChildTimedOut, InvalidModel, StageFault
 from tests.integration.test_sandbox_hidden import states
-from workers.isolate import Child, Line, Progress, Room, Tick
+from workers.runner.child import Child, Line, Progress, Room, Tick
 
 
 def happy(argument, link):
@@ -162,7 +162,7 @@ def test_ending_a_child_takes_less_than_a_second(tmp_path):
 def test_killing_the_worker_leaves_no_child_behind(tmp_path):
     path = tmp_path / "pids"
     code = (
-        "import sys, tests.integration.test_isolate as t; from workers.isolate import Child\n"
+        "import sys, tests.integration.test_isolate as t; from workers.runner.child import Child\n"
         f"child = Child(t.sleeps, {str(path)!r}, timeout_s=60)\n"
         "list(child.happenings())"
     )

@@ -23,11 +23,11 @@ from farm.specs.stages import ExportParams, JobKind
 from tests import strange_models as strange
 from tests.strange_models import FEATURES, const, model, node, value, weights
 from tests.unit.test_known_failures import SAID
-from workers.asked import Asked
 from workers.backends import trt
 from workers.backends.ort import OrtModel
-from workers.known_failures import known
-from workers.stage_errors import explained, said_by_others
+from workers.failures.asked import Asked
+from workers.failures.explained import explained, said_by_others
+from workers.failures.known import known
 from workers.stages import Stage, run
 
 ADA = Target(runtime="tensorrt-rtx", gpu="sm_89")

@@ -20,8 +20,8 @@ from farm.specs.runtime import Runtime
 from farm.store import artifacts
 from farm.store.local import LocalStore
 from farm.trust import plugins
-from workers import plugins as loading
 from workers.backends import trt
+from workers.runner import plugins as loading
 
 ed25519 = pytest.importorskip(
     "cryptography.hazmat.primitives.asymmetric.ed25519", reason="pip install 'engine-farm[plugins]'"

@@ -18,7 +18,7 @@ from farm.fleet.workers import Announcement, Fleet
 from farm.queue.celery_app import TASK, create_celery
 from farm.settings import Settings
 from tests.integration.test_dispatch import site  # noqa: F401 a broker
-from workers import remote
+from workers.runner import remote
 
 QUEUES = ("cpu", "onnxruntime.cpu")
 #: A worker with the farm's application and a task that does nothing.
@@ -26,7 +26,7 @@ WORKER = """
     import sys
     from farm.queue.celery_app import TASK, create_celery
     from farm.settings import Settings
-    from workers import remote
+    from workers.runner import remote
 
     app = create_celery(Settings())
 

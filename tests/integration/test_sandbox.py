@@ -33,8 +33,8 @@ from farm.errors import (
     StageFault,
 )
 from farm.settings import Settings
-from workers import isolate, trial
-from workers.isolate import Child, Line, Room
+from workers.runner import trial
+from workers.runner.child import FOUND, Child, Line, Room
 from workers.sandbox import Feature, Limits, Mode, Sandbox
 from workers.sandbox import settings as sandbox_settings
 from workers.sandbox.features import missing
@@ -232,10 +232,10 @@ SECRETIVE = """
 import json, sys
 from pathlib import Path
 from tests.integration import test_sandbox as t
-from workers import isolate
+from workers.runner.child import preload
 from workers.sandbox import Limits, Sandbox
 if __name__ == "__main__":
-    isolate.preload([])
+    preload([])
     work = Path(sys.argv[1])
     box = Sandbox(workdir=work, reads=(), limits=Limits.of_machine(work, slots=2, timeout_s=60))
     print(json.dumps(t.run(t.looks_for_secrets, None, box)[0]))
@@ -425,11 +425,11 @@ KILLED = """
 import sys
 from pathlib import Path
 from tests.integration import test_sandbox as t
-from workers import isolate
-from workers.isolate import Child
+from workers.runner.child import preload
+from workers.runner.child import Child
 from workers.sandbox import Limits, Sandbox
 if __name__ == "__main__":
-    isolate.preload([])
+    preload([])
     work = Path(sys.argv[1])
     box = Sandbox(workdir=work, reads=(), limits=Limits.of_machine(work, slots=2, timeout_s=60))
     argument = {"held": str(work / "held"), "ready": str(work / "ready"), "how": "waits"}
@@ -728,4 +728,4 @@ def makes_a_pool(_argument, _link):
 def test_what_stages_use_still_works_there(box, needs):
     needs(Feature.DESCENDANTS)
     assert run(makes_a_pool, None, box)[0] == [1, 2]
-    assert isolate.FOUND == []  # that was the child's
+    assert FOUND == []  # that was the child's

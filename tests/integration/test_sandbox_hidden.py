@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from farm.errors import ChildFilledDisk, ChildOutOfMemory, ChildTimedOut
-from workers.isolate import Child, Room
+from workers.runner.child import Child, Room
 from workers.sandbox import Feature, Limits, Sandbox, seccomp, tree, usage
 
 MIB = 2**20

@@ -23,8 +23,8 @@ from farm.specs.source import SourceFormat
 from farm.specs.stages import JobKind
 from tests.zoo import runner
 from workers import savedmodel, savedmodel_files
+from workers.runner.toolchain import installed
 from workers.savedmodel import SavedModelSource
-from workers.toolchain import installed
 
 has_tensorflow = pytest.mark.skipif(
     find_spec("tensorflow") is None or find_spec("tf2onnx") is None,

@@ -14,7 +14,7 @@ from farm.specs.runtime import Target
 from farm.specs.stages import BuildParams, CastParams, JobKind
 from tests import strange_models as strange
 from workers import stages
-from workers.isolate import Child, Line, Link
+from workers.runner.child import Child, Line, Link
 from workers.stages import Stage, StageRequest, StageResult, cast, export, run, run_request
 
 ADA = Target(runtime="tensorrt-rtx", gpu="sm_89")

@@ -44,7 +44,7 @@ from workers import casting, cpu_metrics, demo, graphs
 from workers.backends import trt_options
 from workers.backends.ort import OrtModel
 from workers.folding import fold_quantized_weights
-from workers.samples import random_arrays
+from workers.inputs.samples import random_arrays
 from workers.stages import Stage, StageResult, calibrate, export, run
 from workers.timing import Pace, Timings, percentile
 

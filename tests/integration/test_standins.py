@@ -19,9 +19,9 @@ from tests.zoo import runner
 from workers import graphs
 from workers.backends.ort import OrtModel
 from workers.bytes_first import cast_first
-from workers.profiles import resolve_profiles
+from workers.inputs.profiles import resolve_profiles
+from workers.inputs.standins import KINDS, random_arrays, tried
 from workers.stages import Stage, StageResult, export
-from workers.standins import KINDS, random_arrays, tried
 
 RANDOM = np.random.default_rng(17)
 FLOAT, INT64, UINT8 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8

@@ -25,8 +25,8 @@ from farm.specs.stages import (
 )
 from tests.strange_models import MODELS
 from workers import graphs
-from workers.profiles import resolve_profiles, shapes_at
-from workers.samples import random_arrays
+from workers.inputs.profiles import resolve_profiles, shapes_at
+from workers.inputs.samples import random_arrays
 from workers.stages import Stage, StageResult, run
 
 KINDS: dict[type[StageParams], JobKind] = {

@@ -16,10 +16,10 @@ from farm.database.tables import Job
 from farm.errors import DatabaseUnavailable, LeaseLost, StorageUnavailable
 from farm.fleet import workers
 from farm.specs.states import JobState
-from workers import tasks
-from workers import watch as watch_module
-from workers.tasks import _claim, _insist
-from workers.watch import Watch
+from workers.runner import task
+from workers.runner import watch as watch_module
+from workers.runner.task import _claim, _insist
+from workers.runner.watch import Watch
 
 
 class Flaky:
@@ -51,8 +51,8 @@ def context(db, lease_ttl_s=30.0):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(tasks, "_RETRY_S", (0.01, 0.02))
-    monkeypatch.setattr(tasks, "_CLAIM_AGAIN_S", (0.01, 0.02))
+    monkeypatch.setattr(task, "_RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr(task, "_CLAIM_AGAIN_S", (0.01, 0.02))
 
 
 def test_a_result_waits_for_a_database_that_is_away(ledger):
@@ -132,8 +132,8 @@ def receive(ledger, monkeypatch, job):
     here = context(ledger.db)
     here.doorbell = bells
     here.flower = SimpleNamespace(tell=lambda *_, **__: None)
-    monkeypatch.setattr(tasks, "_work", lambda *a: worked.append(a[2]) or [])
-    tasks._run("a task", here, job.id)
+    monkeypatch.setattr(task, "_work", lambda *a: worked.append(a[2]) or [])
+    task._run("a task", here, job.id)
     return worked[0], bells
 
 
@@ -158,21 +158,21 @@ def test_a_job_that_this_machine_failed_is_left_to_another_while_there_is_one(le
     [job] = ledger.queued()
     here, bells = context(ledger.db), Bells()
     here.doorbell, here.flower = bells, SimpleNamespace(tell=lambda *_, **__: None)
-    monkeypatch.setattr(tasks, "_PASS_ON_S", 0.0)
+    monkeypatch.setattr(task, "_PASS_ON_S", 0.0)
 
     def fails(*_):
         raise StorageUnavailable("the artifact store isn't at /mnt/store")
 
-    monkeypatch.setattr(tasks, "_work", fails)
-    assert tasks._run("a task", here, job.id).startswith("interrupted: the artifact store")
+    monkeypatch.setattr(task, "_work", fails)
+    assert task._run("a task", here, job.id).startswith("interrupted: the artifact store")
     with ledger.db.write() as session:
         session.get_one(Job, job.id).not_before = None
     ledger.worker("cpu@there")
-    assert tasks._run("a task", here, job.id).startswith("left for another worker")
+    assert task._run("a task", here, job.id).startswith("left for another worker")
     assert bells.passed_on == [job.id]
     with ledger.db.read() as session:
         assert session.get_one(Job, job.id).state == JobState.QUEUED
     with ledger.db.write() as session:
         workers.left(session, "cpu@there")
-    monkeypatch.setattr(tasks, "_work", lambda *_: [])
-    assert tasks._run("a task", here, job.id) == "ended", "there is nobody else"
+    monkeypatch.setattr(task, "_work", lambda *_: [])
+    assert task._run("a task", here, job.id) == "ended", "there is nobody else"

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from farm.specs.shapes import ShapeRange, TensorSpec
 from workers import cpu_metrics
-from workers.batch import Batch
+from workers.inputs.batch import Batch
 from workers.programs.guard import checked
 from workers.timing import Pace
 

@@ -27,9 +27,9 @@ from farm.specs.options import BuilderOptions
 from farm.specs.runtime import Target
 from farm.specs.stages import BuildParams, JobKind
 from farm.store.local import LocalStore
-from workers import tasks
-from workers import timing_caches as fleet_caches
-from workers.app import Context
+from workers.runner import task
+from workers.runner import timing_caches as fleet_caches
+from workers.runner.app import Context
 from workers.stages import StageRequest, run_request
 
 H200 = Gpu(uuid="GPU-1", name="NVIDIA H200", compute_capability="sm_90", memory_bytes=1)
@@ -280,7 +280,7 @@ def test_a_worker_gives_its_job_the_cache_and_takes_it_out_of_what_the_job_made(
         gpu=H200,
     )
     claim = replace(worker.claim, inputs={"typed": typed.digest}, toolchain={})
-    tasks._work("a task", context, claim)
+    task._work("a task", context, claim)
     with worker.ledger.db.read() as session:
         job = session.get_one(Job, claim.job_id)
         assert job.state == "succeeded"

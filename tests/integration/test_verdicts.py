@@ -16,7 +16,7 @@ from farm.specs.precision import Precision
 from farm.specs.shapes import ShapeRange, TensorSpec
 from farm.specs.stages import JobKind, MeasureParams
 from workers import cpu_metrics
-from workers.batch import Batch
+from workers.inputs.batch import Batch
 from workers.measure.invariance import batch_invariance
 from workers.stages import Stage, run
 from workers.timing import Pace

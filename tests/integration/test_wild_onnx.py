@@ -19,10 +19,10 @@ from farm.specs.shapes import ShapeRange
 from farm.specs.stages import JobKind
 from tests.zoo import runner
 from workers import graphs
-from workers.batch import Batch
+from workers.inputs.batch import Batch
+from workers.inputs.profiles import AxisRange, resolve_profiles
+from workers.inputs.samples import check_samples
 from workers.modern import described
-from workers.profiles import AxisRange, resolve_profiles
-from workers.samples import check_samples
 
 FLOAT = TensorProto.FLOAT
 RANDOM = np.random.default_rng(0)

@@ -22,7 +22,7 @@ from farm.formats import packs, sources
 from farm.formats.archives import Malformed, Window, behind, zip_names
 from farm.formats.packs import MalformedPack, Pack
 from farm.specs.source import SourceFormat
-from workers.samples import read_samples
+from workers.inputs.samples import read_samples
 
 Field = tuple[int, bytes]
 SIZE, KIND, MAGIC = 124, 156, 257

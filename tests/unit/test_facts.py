@@ -13,7 +13,7 @@ import pytest
 from farm.errors import ResultRefused, code_of
 from farm.reports import extent, facts
 from farm.specs.stages import JobKind
-from workers.made import made_of
+from workers.runner.made import made_of
 from workers.sandbox import messages
 
 X = {"name": "x", "dtype": "float32", "shape": ["batch", 4]}

@@ -29,9 +29,9 @@ from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target
 from farm.specs.source import SourceFormat
 from farm.specs.stages import JobKind
-from workers.asked import Asked
-from workers.known_failures import TABLE, Said, known
-from workers.stage_errors import explained
+from workers.failures.asked import Asked
+from workers.failures.explained import explained
+from workers.failures.known import TABLE, Said, known
 
 #: As they were said by tensorrt-rtx 1.7.1, ONNX Runtime 1.31.1, torch 2.13 and ModelOpt 0.47 or, where
 #: marked with ``#``, by TensorRT and CUDA on a GPU, as public reports quote them.

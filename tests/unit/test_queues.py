@@ -9,7 +9,7 @@ from farm.planning import targets
 from farm.specs import gpus
 from farm.specs.queues import CPU_QUEUE, Queue
 from farm.specs.runtime import Runtime, Target
-from workers.names import queues
+from workers.runner.names import queues
 
 SLICES = [
     "h200-1g.18gb",

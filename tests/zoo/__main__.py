@@ -18,7 +18,7 @@ from farm.planning.keys import STAGE_VERSIONS
 from farm.specs.precision import Precision
 from tests.zoo import models, pages
 from tests.zoo.runner import Built, Ended, Runner, in_child
-from workers import toolchain
+from workers.runner import toolchain
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / ".zoo"

@@ -16,9 +16,9 @@ from torch import nn
 
 from tests.zoo.runner import Source
 from workers import demo, graphs
-from workers.batch import Batch
-from workers.profiles import resolve_profiles
-from workers.samples import random_arrays
+from workers.inputs.batch import Batch
+from workers.inputs.profiles import resolve_profiles
+from workers.inputs.samples import random_arrays
 
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
 SAMPLES = 4

@@ -19,8 +19,8 @@ from farm.specs.gates import GateSet
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime
 from farm.specs.stages import JobKind
-from workers import toolchain
-from workers.isolate import Child, Link, peak_memory_bytes, preload
+from workers.runner import toolchain
+from workers.runner.child import Child, Link, peak_memory_bytes, preload
 from workers.stages import StageRequest, run_request
 
 DIGEST = f"sha256:{'0' * 63}"

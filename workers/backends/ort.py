@@ -15,7 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from farm.errors import EngineBuildFailed, InvalidModel
-from workers.samples import Arrays
+from workers.inputs.samples import Arrays
 
 VERSION = onnxruntime.__version__
 

@@ -16,7 +16,7 @@ from onnx import TensorProto
 from farm.errors import EngineBuildFailed
 from workers.backends.ort import VERSION, BuiltGraph, brief, session_options, writing_options
 from workers.cuda_timing import Tensors
-from workers.samples import Arrays
+from workers.inputs.samples import Arrays
 
 _CUDA = "CUDAExecutionProvider"
 _INSTALL = (

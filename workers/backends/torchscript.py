@@ -26,9 +26,9 @@ from torch.utils import _pytree as pytree
 from farm.errors import EngineBuildFailed
 from farm.reports.layers import Layer, LayerTensor
 from workers.eager import input_names, named_tensors, output_names, tensors_of
+from workers.inputs.samples import Arrays
 from workers.programs import script
 from workers.programs.guard import checked
-from workers.samples import Arrays
 
 VERSION = torch.__version__
 #: In the archive, beside the code: the names of the inputs and outputs, in the order of the call.

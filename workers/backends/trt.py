@@ -28,7 +28,7 @@ from workers.backends.trt_cache import TimingCacheUse
 from workers.backends.trt_inspect import Inspected
 from workers.backends.trt_interface import Interface, of_network
 from workers.backends.trt_options import set_capability, set_options
-from workers.known_failures import Said
+from workers.failures.known import Said
 
 if TYPE_CHECKING:
     # TensorRT-RTX has the same classes; what only one of the two has is probed, and so untyped.

@@ -15,8 +15,8 @@ from farm.specs.runtime import Runtime
 from workers.backends.trt import collecting_log, last_errors, load_plugins, load_runtime
 from workers.cuda_timing import Bound, Tensors, captured
 from workers.eager import array_of
-from workers.known_failures import Said
-from workers.samples import Arrays
+from workers.failures.known import Said
+from workers.inputs.samples import Arrays
 
 if TYPE_CHECKING:
     import tensorrt as types

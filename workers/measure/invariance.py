@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farm.specs.precision import Precision
-from workers.batch import Arrays, Batch
+from workers.inputs.batch import Arrays, Batch
+from workers.inputs.samples import Runnable
 from workers.measure.difference import MAX_CHANGED, NO_DIFFERENCE, Difference, difference
-from workers.samples import Runnable
 
 #: Batches of this size show it, where the profile allows it.
 _BATCH = 4

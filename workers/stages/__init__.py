@@ -40,8 +40,8 @@ from pydantic import BaseModel, ValidationError
 from farm.errors import BlobDamaged, StageFailed
 from farm.specs.options import BuilderOptions
 from farm.specs.stages import PARAMS, JobKind, StageParams
-from workers.asked import Asked
-from workers.stage_errors import explained
+from workers.failures.asked import Asked
+from workers.failures.explained import explained
 
 _TEXT_CHARS = 2000  #: of one text among the facts
 

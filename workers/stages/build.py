@@ -37,18 +37,18 @@ from workers.backends.rtx_plan import RtxPlan
 from workers.backends.trt_cache import TimingCacheUse
 from workers.backends.trt_inspect import Inspected
 from workers.backends.trt_interface import Interface
-from workers.batch import Batch, Shapes
 from workers.bytes_first import cast_first
 from workers.compute import Compute, compute_of
-from workers.integer import Ranges, integer_graph
-from workers.normal import normalised
-from workers.profiles import (
+from workers.inputs.batch import Batch, Shapes
+from workers.inputs.profiles import (
     profiles_as_json,
     resolve_profiles,
     shapes_at,
 )
+from workers.inputs.samples import samples_for
+from workers.integer import Ranges, integer_graph
+from workers.normal import normalised
 from workers.ranges import largest
-from workers.samples import samples_for
 from workers.stages import Stage, StageResult
 
 _INSPECTOR = "the engine, by TensorRT's inspector"

@@ -21,12 +21,12 @@ from farm.specs.precision import Precision
 from farm.specs.source import DataKind
 from farm.specs.stages import CalibrateParams
 from workers import casting, choosing, floats, graphs, opsets, qat, unquantised
-from workers.batch import Batch
 from workers.folding import fold_quantized_weights
+from workers.inputs.batch import Batch
+from workers.inputs.profiles import resolve_profiles
+from workers.inputs.samples import Arrays, samples_for
 from workers.magnitudes import MAX_SAMPLES, Magnitudes, measured
 from workers.normal import normalised
-from workers.profiles import resolve_profiles
-from workers.samples import Arrays, samples_for
 from workers.stages import Stage, StageResult
 
 _NAMES = {

@@ -19,12 +19,12 @@ from farm.specs.precision import Precision
 from farm.specs.source import DataKind
 from farm.specs.stages import CastParams
 from workers import casting, choosing, floats, graphs, opsets, references
-from workers.batch import Batch
 from workers.compute import PRODUCTS, compute_of
 from workers.dynamic import quantize_weights
+from workers.inputs.batch import Batch
+from workers.inputs.profiles import resolve_profiles, shapes_at
+from workers.inputs.samples import Arrays, samples_for
 from workers.magnitudes import MAX_SAMPLES, Magnitudes, measured
-from workers.profiles import resolve_profiles, shapes_at
-from workers.samples import Arrays, samples_for
 from workers.stages import Stage, StageResult
 
 HALF = {Precision.FP16: TensorProto.FLOAT16, Precision.BF16: TensorProto.BFLOAT16}

@@ -19,16 +19,16 @@ from farm.specs.source import DataKind, SourceFormat
 from farm.specs.stages import ExportParams
 from workers import fixing, floats, graphs, opsets, references
 from workers.backends.ort import OrtModel
-from workers.batch import Arrays, Batch
 from workers.eager import SYMBOL, EagerModel, axis_names, input_names, output_names
+from workers.inputs.batch import Arrays, Batch
+from workers.inputs.profiles import resolve_profiles, value_ranges
+from workers.inputs.samples import Runnable, samples_for
+from workers.inputs.standins import tried
 from workers.measure.difference import NO_DIFFERENCE, Difference, difference
 from workers.modern import described, is_modern, modernised
 from workers.normal import normalised
-from workers.profiles import resolve_profiles, value_ranges
-from workers.samples import Runnable, samples_for
 from workers.savedmodel import SavedModelSource
 from workers.stages import Stage, StageResult
-from workers.standins import tried
 from workers.torchscript import TorchScriptSource
 
 #: Every runtime of the farm reads it, and Q/DQ may have fp16 scales in it.

@@ -21,15 +21,10 @@ from farm.specs.stages import MeasureParams
 from workers import cpu_metrics, gpu_metrics, graphs
 from workers.backends.ort import OrtModel, cpu_threads
 from workers.backends.torchscript import TorchScriptModel
-from workers.batch import Batch
 from workers.eager import EagerModel
-from workers.measure.accuracy import Comparison
-from workers.measure.invariance import batch_invariance
-from workers.measure.verdict import doubts, refuse_broken
-from workers.profiles import AxisRanges, resolve_profiles
-from workers.references import reference
-from workers.rounding import is_half_typed, rounded_model
-from workers.samples import (
+from workers.inputs.batch import Batch
+from workers.inputs.profiles import AxisRanges, resolve_profiles
+from workers.inputs.samples import (
     SEED,
     Arrays,
     Runnable,
@@ -39,9 +34,14 @@ from workers.samples import (
     read_samples,
     split,
 )
+from workers.inputs.standins import tried
+from workers.measure.accuracy import Comparison
+from workers.measure.invariance import batch_invariance
+from workers.measure.verdict import doubts, refuse_broken
+from workers.references import reference
+from workers.rounding import is_half_typed, rounded_model
 from workers.saturation import exact_file
 from workers.stages import Stage, StageResult
-from workers.standins import tried
 
 #: Batches of random data, where neither evaluation nor calibration data were given.
 RANDOM_BATCHES = 2

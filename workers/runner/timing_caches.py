@@ -19,10 +19,10 @@ from farm.queue import jobs
 from farm.queue.jobs import Claim
 from farm.specs.runtime import Runtime
 from farm.specs.stages import JobKind
-from workers import toolchain
-from workers.app import Context
 from workers.backends import trt
-from workers.isolate import Child, Link
+from workers.runner import toolchain
+from workers.runner.app import Context
+from workers.runner.child import Child, Link
 from workers.sandbox import folder
 
 log = logging.getLogger(__name__)

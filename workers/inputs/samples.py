@@ -16,14 +16,14 @@ from farm.errors import InvalidData
 from farm.formats.archives import Malformed, behind, zip_names
 from farm.specs.shapes import FixedInputs, Profile, TensorSpec
 from farm.specs.source import DataKind
-from workers.batch import Arrays as Arrays
-from workers.batch import Batch
-from workers.profiles import shapes_at
-from workers.standins import BF16 as BF16
-from workers.standins import Runnable as Runnable
-from workers.standins import given_as as given_as
-from workers.standins import random_arrays as random_arrays
-from workers.standins import tried
+from workers.inputs.batch import Arrays as Arrays
+from workers.inputs.batch import Batch
+from workers.inputs.profiles import shapes_at
+from workers.inputs.standins import BF16 as BF16
+from workers.inputs.standins import Runnable as Runnable
+from workers.inputs.standins import given_as as given_as
+from workers.inputs.standins import random_arrays as random_arrays
+from workers.inputs.standins import tried
 
 #: The name of the array of class indices in evaluation data.
 LABEL = "label"

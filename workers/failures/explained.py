@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+import workers
 from farm.errors import (
     AccuracyDropped,
     CalibrationFailed,
@@ -22,11 +23,11 @@ from farm.errors import (
 )
 from farm.specs.precision import CALIBRATED, Precision
 from farm.specs.runtime import Runtime
-from workers.answers import another_way, memory
-from workers.asked import Asked, either
-from workers.known_failures import known
+from workers.failures.answers import another_way, memory
+from workers.failures.asked import Asked, either
+from workers.failures.known import known
 
-_HERE = Path(__file__).parent
+_HERE = Path(workers.__file__).parent
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 

@@ -10,7 +10,7 @@ from farm.machine.gpus import Gpu
 from farm.specs import gpus
 from farm.specs.queues import CPU_QUEUE, Queue
 from farm.specs.runtime import Runtime
-from workers import toolchain
+from workers.runner import toolchain
 
 
 def queues(gpu: Gpu | None, runtimes: Mapping[str, str]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from farm.errors import ProfileMismatch
 from farm.specs.shapes import ANONYMOUS, Profile, ShapeRange, TensorSpec, ValueRange
-from workers.batch import Shapes, Sizes, batch_symbol, sizes_of
+from workers.inputs.batch import Shapes, Sizes, batch_symbol, sizes_of
 
 #: Batch sizes (min, opt, max) of a model with a dynamic batch and no profile.
 DEFAULT_BATCH = (1, 8, 64)

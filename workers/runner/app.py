@@ -31,9 +31,9 @@ from farm.settings import Settings
 from farm.specs import gpus
 from farm.store import proof
 from farm.store.local import LocalStore
-from workers import remote, toolchain, trial
-from workers.isolate import Room, await_preload
-from workers.names import queues
+from workers.runner import remote, toolchain, trial
+from workers.runner.child import Room, await_preload
+from workers.runner.names import queues
 from workers.sandbox import Sandbox, environment, folder
 from workers.sandbox.features import missing
 from workers.sandbox.settings import sandbox_of

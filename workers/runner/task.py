@@ -32,13 +32,13 @@ from farm.queue.celery_app import TASK, shown_arguments
 from farm.queue.jobs import Claim, Output
 from farm.queue.turns import Bell
 from farm.specs.stages import JobKind
-from workers import inputs, isolate, plugins, timing_caches, toolchain
-from workers.app import Context
-from workers.isolate import Child, Link
-from workers.made import made_of
+from workers.runner import inputs, plugins, timing_caches, toolchain
+from workers.runner.app import Context
+from workers.runner.child import Child, Link, await_preload, peak_memory_bytes
+from workers.runner.made import made_of
+from workers.runner.watch import Stopping, Watch
 from workers.sandbox import folder
 from workers.stages import StageRequest, run_request
-from workers.watch import Stopping, Watch
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def register(app: Celery, context: Context) -> None:
 
 def _run(task_id: str, context: Context, job_id: int) -> str:
     # A lease that ran while frameworks are still being imported would be lost before the job starts.
-    isolate.await_preload()
+    await_preload()
     try:
         claim = _claim(context, job_id)
     except DatabaseUnavailable as err:
@@ -326,7 +326,7 @@ def _work(task_id: str, context: Context, claim: Claim) -> list[Bell]:
 def _run_stage(request: StageRequest, link: Link) -> dict[str, Any]:
     """The child."""
     made = run_request(request, link.progress, link.quiet)
-    made["facts"]["peak_memory_bytes"] = isolate.peak_memory_bytes()
+    made["facts"]["peak_memory_bytes"] = peak_memory_bytes()
     return made
 
 

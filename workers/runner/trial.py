@@ -18,8 +18,7 @@ from typing import Any
 
 from farm.errors import FarmError
 from farm.settings import Settings
-from workers import isolate
-from workers.isolate import Child, Link
+from workers.runner.child import FOUND, Child, Link, preload
 from workers.sandbox import Feature, Found, Mode, folder, kernel
 from workers.sandbox.settings import sandbox_of
 
@@ -94,7 +93,7 @@ def _try_all(argument: Mapping[str, Any], _link: Link) -> dict[str, Any]:
             attempt()
             passed[feature.value] = what
     _outlive(Path("held"))
-    found = [[one.feature.value, one.enforced, one.how] for one in isolate.FOUND]
+    found = [[one.feature.value, one.enforced, one.how] for one in FOUND]
     return {"passed": passed, "found": found}
 
 
@@ -137,7 +136,7 @@ def as_json(found: Sequence[Found]) -> dict[str, dict[str, object]]:
 
 def show(settings: Settings, *, as_document: bool) -> int:
     """Print what holds on this machine; return 0 when all does."""
-    isolate.preload([])
+    preload([])
     found = tried(settings, is_gpu=False)
     whole = all(one.enforced for one in found)
     if as_document:

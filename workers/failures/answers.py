@@ -13,7 +13,7 @@ from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime
 from farm.specs.source import SourceFormat
 from farm.specs.stages import JobKind
-from workers.asked import Asked, either
+from workers.failures.asked import Asked, either
 
 FP32, FP16, BF16, INT8 = Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8
 

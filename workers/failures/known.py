@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from farm.errors import ChildOutOfMemory, InvalidModel, StageFailed
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime
-from workers import answers
-from workers.asked import Asked, either
+from workers.failures import answers
+from workers.failures.asked import Asked, either
 
 FP32, FP16, BF16, INT8 = Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8
 

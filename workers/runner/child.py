@@ -40,7 +40,7 @@ from farm.errors import (
     Unavailable,
 )
 from farm.processes import die_with_parent
-from workers.printed import Printed
+from workers.runner.printed import Printed
 from workers.sandbox import Mode, Sandbox, environment, guard, messages, tree
 from workers.sandbox.features import Found, missing
 from workers.sandbox.guard import Surroundings

@@ -8,8 +8,8 @@ from contextlib import suppress
 from farm.errors import DatabaseUnavailable, LeaseLost
 from farm.queue import jobs, leases
 from farm.queue.jobs import Claim
-from workers.app import Context
-from workers.isolate import Child, Line, Progress
+from workers.runner.app import Context
+from workers.runner.child import Child, Line, Progress
 
 _CANCEL_POLL_S = 0.5
 _LOG_FLUSH_S = 0.5

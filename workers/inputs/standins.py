@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from farm.errors import InvalidModel
 from farm.specs.shapes import Profile, TensorSpec
-from workers.batch import Arrays, Shapes, batch_symbol
+from workers.inputs.batch import Arrays, Shapes, batch_symbol
 
 #: Integers that say how much of each sample is there.
 _LENGTHS = re.compile(r"(?P<of>.*?)_?(len|lens|length|lengths)", re.IGNORECASE)

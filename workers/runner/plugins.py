@@ -9,7 +9,7 @@ from pathlib import Path
 from farm.errors import DigestMismatch, EngineBuildFailed, Rejected
 from farm.queue.jobs import Claim
 from farm.trust import plugins
-from workers.app import Context
+from workers.runner.app import Context
 
 ROLE = "plugin-"  #: and a number, in the order of the build's options
 
