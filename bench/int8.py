@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.table import Row, row
-from workers.backends import ort
+from workers.backends.ort import cpu
 from workers.integer import integer_graph
 from workers.saturation import exact_graph
 
@@ -103,7 +103,7 @@ def processor() -> str:
     flags = told.split()
     has = "with VNNI" if any(flag in flags for flag in _VNNI) else "without VNNI"
     wide = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else "SSE"
-    return f"{name}: {wide}, {has}; one thread; ONNX Runtime {ort.VERSION}"
+    return f"{name}: {wide}, {has}; one thread; ONNX Runtime {cpu.VERSION}"
 
 
 def _timed(layers: Layers, folder: Path) -> tuple[float, float]:
@@ -136,7 +136,7 @@ def _timed(layers: Layers, folder: Path) -> tuple[float, float]:
 def _session(model: onnx.ModelProto, engine: Path) -> onnxruntime.InferenceSession:
     typed = engine.with_suffix(".typed.onnx")
     onnx.save(model, str(typed))
-    ort.build_engine(typed, engine)
+    cpu.build_engine(typed, engine)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(str(engine), options, providers=["CPUExecutionProvider"])

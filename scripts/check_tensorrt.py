@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ADAPTER = sorted((ROOT / "workers" / "backends").glob("trt*.py"))
+ADAPTER = sorted((ROOT / "workers" / "backends" / "trt").glob("*.py"))
 PLAYED = ROOT / "tests" / "classic" / "tensorrt" / "__init__.py"
 #: Which the stubs leave out, or to whose enums they give no values.
 PLAYED_FREELY = {"BuilderFlag", "MemoryPoolType", "NetworkDefinitionCreationFlag", "TimingCacheKey"}

@@ -22,7 +22,7 @@ from torch.export import Dim, ExportedProgram
 from farm.errors import InvalidModel
 from farm.specs.architectures import ARCHITECTURES
 from farm.specs.source import Architecture
-from workers.graphs import brief
+from workers.graphs.check import brief
 
 _BATCH = 2
 _MAX_BATCH = 1024

@@ -20,10 +20,11 @@ import onnx
 from onnx import TensorProto
 
 from farm.specs.source import DataKind
-from workers.casting import low_slots
-from workers.compute import PRODUCTS
-from workers.floats import HALVES, largest_of
-from workers.graphs import bodies, graphs_of, opset_of, types_of
+from workers.graphs.casting import low_slots
+from workers.graphs.compute import PRODUCTS
+from workers.graphs.floats import HALVES, largest_of
+from workers.graphs.shapes import opset_of, types_of
+from workers.graphs.walk import bodies, graphs_of
 from workers.magnitudes import Magnitude, Magnitudes
 
 #: How much larger than on the data at hand values may get. Real outliers of a trained network's

@@ -9,11 +9,8 @@ from typing import Any
 import torch
 
 from farm.registry.latencies import MAX_OTHERS_SHARE
-from workers.backends.ort import cpu_threads
-from workers.inputs.batch import Arrays, Batch
-from workers.inputs.samples import Runnable
-from workers.programs import guard
-from workers.timing import (
+from workers.backends.ort.cpu import cpu_threads
+from workers.clocks.host import (
     Pace,
     Timings,
     cpu_name,
@@ -22,6 +19,9 @@ from workers.timing import (
     samples_per_s,
     time_side_by_side,
 )
+from workers.inputs.batch import Arrays, Batch
+from workers.inputs.samples import Runnable
+from workers.programs import guard
 
 #: At the profile's opt batch, whose latency is the headline.
 LATENCY_PACE = Pace()

@@ -13,8 +13,8 @@ from torch.export.passes import move_to_device_pass
 from torch.utils import _pytree as pytree
 
 from farm.specs.precision import Precision
-from workers.cuda_timing import Bind, Tensors
-from workers.eager import input_names, named_tensors, output_names
+from workers.clocks.cuda import Bind, Tensors
+from workers.programs.eager import input_names, named_tensors, output_names
 
 #: What autocast computes in beside an engine of this precision; fp32 needs none.
 _HALF = {Precision.FP32: None, Precision.BF16: torch.bfloat16}

@@ -20,8 +20,8 @@ import onnx
 from farm.errors import PrecisionMissed
 from farm.reports.layers import Layer
 from farm.specs.precision import Precision
-from workers.backends.rtx_plan import RtxPlan
-from workers.compute import PRODUCTS, Compute, Product
+from workers.backends.trt.rtx_plan import RtxPlan
+from workers.graphs.compute import PRODUCTS, Compute, Product
 
 _OPERAND = {
     "i8": "int8",

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from workers import graphs
+from workers.graphs import walk
 
 #: The range of each type, beyond which QuantizeLinear saturates.
 _LIMITS = {TensorProto.INT8: (-128.0, 127.0), TensorProto.FLOAT8E4M3FN: (-448.0, 448.0)}
@@ -28,9 +28,9 @@ def fold_quantized_weights(model: onnx.ModelProto) -> None:
     made = {
         node.output[0]: _quantized(node, tensors) for node in graph.node if _is_of(node, tensors)
     }
-    graphs.drop_nodes(graph, lambda node: node.output[0] in made)
+    walk.drop_nodes(graph, lambda node: node.output[0] in made)
     graph.initializer.extend(made.values())
-    graphs.drop_unused(graph)
+    walk.drop_unused(graph)
 
 
 def _is_of(node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto]) -> bool:

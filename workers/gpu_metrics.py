@@ -16,13 +16,14 @@ from farm.errors import FarmError
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime
 from workers import telemetry
-from workers.backends import ort_cuda, trt_cuda
-from workers.compute import PRODUCTS
-from workers.cuda_timing import Bind, Bound, Span, Streams, Tensors, time_queries
+from workers.backends.ort import cuda
+from workers.backends.trt import engine as trt_engine
+from workers.clocks.cuda import Bind, Bound, Span, Streams, Tensors, time_queries
+from workers.clocks.host import Pace
 from workers.eager_cuda import PyTorchOnGpu, autocast_dtype
+from workers.graphs.compute import PRODUCTS
 from workers.inputs.batch import Arrays, Batch
 from workers.inputs.samples import Runnable
-from workers.timing import Pace
 
 #: trtexec's: 200 ms to warm up, then 3 s and at least 10 queries.
 PACE = Pace(duration_s=3.0, max_s=10.0)
@@ -65,12 +66,12 @@ def load(runtime: Runtime, path: Path, plugins: Sequence[Path] = ()) -> Loaded:
     warnings = []
     engine: GpuEngine
     if runtime is Runtime.ONNXRUNTIME:
-        engine = ort_cuda.OrtCudaEngine(path)
+        engine = cuda.OrtCudaEngine(path)
         slow = sorted(set(engine.on_cpu) & set(PRODUCTS))
         if slow:
             warnings.append(f"some of the graph's {', '.join(slow)} run on the CPU")
     else:
-        engine = trt_cuda.TrtEngine(runtime, path, plugins)
+        engine = trt_engine.TrtEngine(runtime, path, plugins)
     return Loaded(
         engine=engine,
         memory_bytes=_used_bytes() - before,

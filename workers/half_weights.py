@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from workers.floats import of_type
-from workers.graphs import graphs_of, tensors_of
+from workers.graphs.floats import of_type
+from workers.graphs.walk import graphs_of, tensors_of
 
 #: Smaller tensors are scales, shapes and biases, which some operators must find as constants.
 _FEWEST = 1024

@@ -24,7 +24,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from workers import graphs
+from workers.graphs import shapes, walk
 from workers.saturation import LARGEST_WEIGHT, fits_int32
 
 Ranges = Callable[[Sequence[str]], Mapping[str, float]]
@@ -39,7 +39,7 @@ _HAVE_WEIGHTS = ("Conv", "Gemm", "MatMul")
 _MATRIX = 2  #: axes
 _NEVER_NEGATIVE = ("Relu", "Sigmoid", "Softmax")
 _KEEP_SIGNS = (
-    *graphs.QDQ_OPS,
+    *walk.QDQ_OPS,
     "AveragePool",
     "Flatten",
     "GlobalAveragePool",
@@ -98,7 +98,7 @@ class _Rewriter:
         self._outputs = {value.name for value in graph.output}
         self._matrices = {
             value.name
-            for value in graphs.inferred(model).graph.value_info
+            for value in shapes.inferred_of(model).graph.value_info
             if len(value.type.tensor_type.shape.dim) == _MATRIX
         }
         self._index()
@@ -107,7 +107,7 @@ class _Rewriter:
         self._makers = {name: node for node in self._nodes for name in node.output}
         self._consumers: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in self._nodes:
-            bodies = (below for body in graphs.bodies(node) for below in graphs.all_nodes(body))
+            bodies = (below for body in walk.bodies(node) for below in walk.all_nodes(body))
             for consumer in (node, *bodies):
                 for name in consumer.input:
                     self._consumers[name].append(consumer)
@@ -119,7 +119,7 @@ class _Rewriter:
         graph.node.extend(nodes)
         del graph.value_info[:]  # what is uint8 now was int8
         graph.initializer.extend(self._made)
-        graphs.drop_unused(graph)
+        walk.drop_unused(graph)
         return self._model
 
     def narrow_weights(self) -> None:

@@ -17,9 +17,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from farm.errors import InvalidModel
-from workers import graphs
-from workers.backends.ort import OrtModel
-from workers.floats import narrowed
+from workers.backends.ort.cpu import OrtModel
+from workers.graphs import files, shapes, walk
+from workers.graphs.floats import narrowed
 from workers.inputs.samples import Arrays
 
 #: Enough to see how large values get; a margin is for the others.
@@ -105,13 +105,13 @@ def _probed_run(
 ) -> dict[str, Magnitude]:
     # NumPy has no bf16: what is of it is given as fp32.
     probed = narrowed(model, kinds=(TensorProto.BFLOAT16,))
-    probes = _Probes(graphs.types_of(model), careful=careful)
+    probes = _Probes(shapes.types_of(model), careful=careful)
     names = probes.add(probed.graph)
     del probed.graph.output[:]
     for name in names:
         probed.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
     file = folder / "magnitudes.onnx"
-    graphs.write_model(probed, file)
+    files.write_model(probed, file)
     found: dict[str, Magnitude] = {}
     try:
         session = OrtModel(file, optimisation="none", quiet=quiet)
@@ -135,7 +135,7 @@ def _merge(found: dict[str, Magnitude], more: Mapping[str, Magnitude]) -> None:
 
 def _of_constants(model: onnx.ModelProto) -> dict[str, Magnitude]:
     found = {}
-    for graph in graphs.graphs_of(model):
+    for graph in walk.graphs_of(model):
         for tensor in graph.initializer:
             if tensor.data_type == TensorProto.FLOAT:
                 value = np.abs(numpy_helper.to_array(tensor))
@@ -153,7 +153,7 @@ def _forced(model: onnx.ModelProto, ways: Mapping[str, bool]) -> onnx.ModelProto
     names = {True: "forced__then", False: "forced__else"}
     for way, name in names.items():
         forced.graph.initializer.append(numpy_helper.from_array(np.array(way), name))
-    for node in graphs.all_nodes(forced.graph):
+    for node in walk.all_nodes(forced.graph):
         if node.op_type == "If" and node.output[0] in ways:
             node.input[0] = names[ways[node.output[0]]]
     return forced
@@ -174,7 +174,7 @@ class _Probes:
         for name in self._floats(given):
             scalars += self._probe(name, nodes)
         for node in graph.node:
-            bodies = graphs.bodies(node)
+            bodies = walk.bodies(node)
             told = [(body, self.add(body)) for body in bodies]
             nodes.append(node)
             scalars += self._of_bodies(node, told, nodes)

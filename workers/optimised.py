@@ -15,8 +15,10 @@ from dataclasses import replace
 import onnx
 from onnx import TensorProto, helper
 
-from workers import graphs
-from workers.compute import Compute, compute_of
+from workers.graphs import walk
+from workers.graphs.compute import Compute, compute_of
+from workers.graphs.shapes import outline_of
+from workers.graphs.standard import STANDARD_DOMAINS
 from workers.inputs.batch import Shapes
 from workers.saturation import OPERANDS
 
@@ -68,8 +70,8 @@ def compute_of_engine(engine: onnx.ModelProto, shapes: Shapes, typed: Compute) -
         shapes: of the inputs.
         typed: what the graph says that it was made of.
     """
-    outline = graphs.outline(engine)
-    kinds = {node.name or node.output[0]: node.op_type for node in graphs.all_nodes(outline.graph)}
+    outline = outline_of(engine)
+    kinds = {node.name or node.output[0]: node.op_type for node in walk.all_nodes(outline.graph)}
     standard = _Standard()
     standard.rewrite(outline.graph)
     outline.graph.input.extend(standard.weights)
@@ -112,7 +114,7 @@ class _Standard:
     def rewrite(self, graph: onnx.GraphProto) -> None:
         nodes: list[onnx.NodeProto] = []
         for node in graph.node:
-            for body in graphs.bodies(node):
+            for body in walk.bodies(node):
                 self.rewrite(body)
             if node.op_type in self._ways and _is_put_otherwise(node):
                 nodes += self._ways[node.op_type](node)
@@ -137,7 +139,7 @@ class _Standard:
 
 def _is_put_otherwise(node: onnx.NodeProto) -> bool:
     """Not a standard operator of the same name, as Gelu or Attention."""
-    is_standard = node.domain in graphs.STANDARD_DOMAINS and onnx.defs.has(node.op_type)
+    is_standard = node.domain in STANDARD_DOMAINS and onnx.defs.has(node.op_type)
     return not is_standard or node.op_type in OPERANDS or node.op_type == "DequantizeLinear"
 
 

@@ -14,8 +14,8 @@ from onnx import TensorProto, numpy_helper
 
 from farm.errors import CalibrationFailed, EngineBuildFailed
 from farm.specs.precision import Precision
-from workers import graphs
 from workers.folding import fold_quantized_weights
+from workers.graphs import walk
 
 _TYPES = {
     Precision.INT8: (TensorProto.INT8, TensorProto.UINT8),
@@ -90,7 +90,7 @@ def for_gpus(model: onnx.ModelProto) -> onnx.ModelProto:
         and node.input[1] in tensors
         and tensors[node.input[0]].data_type == TensorProto.INT32
     }
-    graphs.drop_nodes(made.graph, lambda node: bool(node.output) and node.output[0] in floats)
+    walk.drop_nodes(made.graph, lambda node: bool(node.output) and node.output[0] in floats)
     made.graph.initializer.extend(floats.values())
     fold_quantized_weights(made)
     return made
@@ -103,7 +103,7 @@ def _dequantized(node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto]) 
 
 
 def _quantizing(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    return (node for node in graphs.all_nodes(model.graph) if node.op_type in graphs.QDQ_OPS)
+    return (node for node in walk.all_nodes(model.graph) if node.op_type in walk.QDQ_OPS)
 
 
 def _type_of(node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto]) -> int | None:
@@ -119,7 +119,7 @@ def _type_of(node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto]) -> i
 def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     made = (
         (node.output[0], attribute.t)
-        for node in graphs.all_nodes(model.graph)
+        for node in walk.all_nodes(model.graph)
         if node.op_type == "Constant"
         for attribute in node.attribute
         if attribute.name == "value"

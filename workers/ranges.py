@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from workers import graphs
-from workers.backends.ort import OrtModel
+from workers.backends.ort.cpu import OrtModel
+from workers.graphs import files
 from workers.inputs.samples import Arrays
 
 
@@ -37,7 +37,7 @@ def largest(
         graph.node.append(helper.make_node("ReduceMax", [magnitude], [most], keepdims=0))
         graph.output.append(helper.make_tensor_value_info(most, TensorProto.FLOAT, []))
     file = folder / "largest.onnx"
-    graphs.write_model(model, file)
+    files.write_model(model, file)
     session = OrtModel(file)
     results = [session.run(batch) for batch in batches]
     return {

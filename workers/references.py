@@ -13,19 +13,20 @@ from farm.errors import InvalidModel
 from farm.specs.shapes import FixedInputs
 from farm.specs.source import SourceFormat
 from farm.specs.stages import BuildParams, ExportParams, MeasureParams, PruneParams
-from workers import architectures, fixing, graphs
-from workers.backends.ort import Optimisation, OrtModel
-from workers.eager import EagerModel, specs
-from workers.fixing import Fixed
-from workers.floats import has_type
+from workers import architectures
+from workers.backends.ort.cpu import Optimisation, OrtModel
+from workers.graphs import files, fixing, interface
+from workers.graphs.fixing import Fixed
+from workers.graphs.floats import has_type
+from workers.graphs.modern import inlined
+from workers.graphs.normal import is_normal, normalised
+from workers.graphs.rounding import rounded_model
 from workers.inputs.samples import Runnable
-from workers.modern import inlined
-from workers.normal import is_normal, normalised
-from workers.plain import plain_program
-from workers.rounding import rounded_model
+from workers.programs.eager import EagerModel, specs
+from workers.programs.load import load_program
+from workers.programs.plain import plain_program
 from workers.saturation import exact_file
 from workers.savedmodel import SavedModelSource
-from workers.sources import load_program
 from workers.torchscript import TorchScriptSource
 
 
@@ -72,7 +73,7 @@ def reference(path: Path, params: ExportParams | MeasureParams, folder: Path) ->
     found = program(path, params)
     if found is not None:
         return EagerModel(found)
-    file, model = graphs.read_model(path, folder)
+    file, model = files.read_model(path, folder)
     return onnx_model(file, model, fixed, folder)
 
 
@@ -86,7 +87,7 @@ def onnx_model(file: Path, model: onnx.ModelProto, fixed: FixedInputs, folder: P
         InvalidModel, FixedInputRefused
     """
     made = session(file, model, folder)
-    return Fixed(made, fixing.values(fixed, graphs.every_input(model))) if fixed else made
+    return Fixed(made, fixing.values(fixed, interface.every_input(model))) if fixed else made
 
 
 def session(
@@ -107,7 +108,7 @@ def session(
             raise
     normal = normalised(inlined(onnx.load(str(file))))
     other = folder / f"reference-{uuid4().hex[:8]}.onnx"
-    graphs.write_model(rounded_model(normal) if is_bf16 else normal, other)
+    files.write_model(rounded_model(normal) if is_bf16 else normal, other)
     return OrtModel(exact_file(other, folder), optimisation=optimisation)
 
 

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from farm.errors import EngineBuildFailed
-from workers import graphs
+from workers.graphs import files, shapes, walk
 
 #: Added to what was signed.
 _SHIFT = 128
@@ -41,7 +41,7 @@ LARGEST_WEIGHT = 64
 #: A bias beyond it, in units of the sum's scale, may overflow int32 together with the products.
 LARGEST_BIAS = 2.0**30
 
-_QUANTIZE, _DEQUANTIZE = graphs.QDQ_OPS
+_QUANTIZE, _DEQUANTIZE = walk.QDQ_OPS
 #: What a session gives weights in integers of its own accord, and in what form.
 _ROUNDED_AT_LOADING = ("Conv", "ConvTranspose", "Gemm")
 _CLIPS = ("Relu", "Clip")
@@ -88,16 +88,16 @@ def exact_file(file: Path, folder: Path) -> Path:
     model = onnx.load(str(file), load_external_data=False)
     if not is_concerned(model):
         return file
-    graphs.load_weights(model, file)
+    files.load_weights(model, file)
     made = folder / f"exact-{uuid4().hex[:8]}.onnx"
-    graphs.write_model(exact_graph(model), made)
+    files.write_model(exact_graph(model), made)
     return made
 
 
 def is_concerned(model: onnx.ModelProto) -> bool:
     """Whether there is anything in a graph that could be computed in integers."""
-    nodes = [*graphs.all_nodes(model.graph), *(n for f in model.functions for n in f.node)]
-    return any(node.op_type in (*graphs.QDQ_OPS, *PRODUCTS) for node in nodes)
+    nodes = [*walk.all_nodes(model.graph), *(n for f in model.functions for n in f.node)]
+    return any(node.op_type in (*walk.QDQ_OPS, *PRODUCTS) for node in nodes)
 
 
 def exact_graph(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -109,7 +109,7 @@ def exact_graph(model: onnx.ModelProto) -> onnx.ModelProto:
     made = onnx.ModelProto()
     made.CopyFrom(onnx.inliner.inline_local_functions(model) if model.functions else model)
     _Scope(graph=made.graph, types=_types(made)).rewrite()
-    graphs.drop_unused(made.graph)
+    walk.drop_unused(made.graph)
     return made
 
 
@@ -124,7 +124,7 @@ def refuse_saturation(engine: onnx.ModelProto, folder: Path = Path()) -> None:
     """
     tensors = _tensors_below(engine.graph)
     types = _types(engine) | {name: tensor.data_type for name, tensor in tensors.items()}
-    for node in graphs.all_nodes(engine.graph):
+    for node in walk.all_nodes(engine.graph):
         for operands in PRODUCTS.get(node.op_type, ()):
             left = _operand_type(node, operands.left, operands.left_zero, types)
             right = _operand_type(node, operands.right, operands.right_zero, types)
@@ -165,24 +165,24 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
             if value.type.tensor_type.elem_type:
                 found[value.name] = value.type.tensor_type.elem_type
         for node in graph.node:
-            for body in graphs.bodies(node):
+            for body in walk.bodies(node):
                 collect(body)
 
-    collect(graphs.inferred(model).graph)
+    collect(shapes.inferred_of(model).graph)
     return found
 
 
 def _below(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
     """The node, and those of its bodies."""
     yield node
-    for body in graphs.bodies(node):
-        yield from graphs.all_nodes(body)
+    for body in walk.bodies(node):
+        yield from walk.all_nodes(body)
 
 
 def _given(node: onnx.NodeProto) -> Iterator[onnx.ValueInfoProto]:
     """What the bodies of a node give."""
     for below in _below(node):
-        for body in graphs.bodies(below):
+        for body in walk.bodies(below):
             yield from body.output
 
 
@@ -191,7 +191,7 @@ def _tensors_below(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
             found[node.output[0]] = node.attribute[0].t
-        for body in graphs.bodies(node):
+        for body in walk.bodies(node):
             found |= _tensors_below(body)
     return found
 
@@ -217,7 +217,7 @@ class _Scope:
         self._makers = {name: node for node in nodes for name in node.output}
         self._outputs = {value.name for value in self.graph.output}
         self._consumers: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in graphs.all_nodes(self.graph):
+        for node in walk.all_nodes(self.graph):
             for name in set(node.input):
                 self._consumers[name].append(node)
         self._nodes: list[onnx.NodeProto] = []
@@ -232,7 +232,7 @@ class _Scope:
         for node in self.graph.node:
             self._keep_floats(node)
             ways.get(node.op_type, lambda _node: None)(node)
-            for body in graphs.bodies(node):
+            for body in walk.bodies(node):
                 _Scope(
                     graph=body,
                     types=self.types,
@@ -254,7 +254,7 @@ class _Scope:
         )
         self.graph.ClearField("node")
         self.graph.node.extend(nodes.node)
-        graphs.drop(self.graph.value_info, lambda value: value.name in self.unsigned)
+        walk.drop(self.graph.value_info, lambda value: value.name in self.unsigned)
 
     def _quantize(self, node: onnx.NodeProto) -> None:
         """To uint8, where that is all that its consumers need to be told."""
@@ -264,7 +264,7 @@ class _Scope:
         if any(consumer.op_type != _DEQUANTIZE for consumer in consumers):
             return
         self._shift_zero(node, scale=1, zero=2)
-        graphs.drop(node.attribute, lambda attribute: attribute.name == "output_dtype")
+        walk.drop(node.attribute, lambda attribute: attribute.name == "output_dtype")
         self.unsigned.add(node.output[0])
 
     def _dequantize(self, node: onnx.NodeProto) -> None:

@@ -21,7 +21,8 @@ import onnx
 from numpy.typing import NDArray
 
 from farm.errors import InvalidModel
-from workers import graphs, savedmodel_files
+from workers import savedmodel_files
+from workers.graphs import walk
 from workers.inputs.samples import Arrays
 
 #: The newest that tf2onnx 1.17 writes.
@@ -154,7 +155,7 @@ def _rename(model: onnx.ModelProto, inputs: list[str], outputs: list[str]) -> No
             hint="save it with a signature of the inputs that it uses",
         )
     names |= {value.name: name for value, name in zip(graph.output, outputs, strict=True)}
-    for node in graphs.all_nodes(graph):
+    for node in walk.all_nodes(graph):
         for field in (node.input, node.output):
             field[:] = [names.get(name, name) for name in field]
     for value in [*graph.input, *graph.output]:

@@ -10,17 +10,18 @@ from farm.reports.layers import LayerReport, ProductView
 from farm.specs.shapes import Profile
 from farm.specs.source import DataKind
 from farm.specs.stages import BuildParams
-from workers import graphs, layers, references
+from workers import layers, references
 from workers.backends import torchscript
 from workers.backends.torchscript import Scripted, TorchScriptModel
-from workers.compute import Compute
-from workers.eager import EagerModel
+from workers.graphs import interface
+from workers.graphs.compute import Compute
 from workers.inputs.batch import Arrays, Batch, Shapes
 from workers.inputs.profiles import profiles_as_json, resolve_profiles, shapes_at
 from workers.inputs.samples import random_arrays, samples_for
 from workers.measure.difference import difference
+from workers.programs.eager import EagerModel
+from workers.programs.weights import compute_of_program
 from workers.stages import Stage, StageResult
-from workers.weights import compute_of_program
 
 SEED = 0
 #: A larger error, as a share of the output's largest magnitude, isn't rounding any more.
@@ -53,8 +54,8 @@ def build(stage: Stage, params: BuildParams) -> StageResult:
         "compute": report.compute.model_dump(mode="json"),
         "build_s": round(built.build_s, 3),
         "engine_bytes": engine.stat().st_size,
-        "inputs": graphs.specs_as_json(source.input_specs),
-        "outputs": graphs.specs_as_json(source.output_specs),
+        "inputs": interface.specs_as_json(source.input_specs),
+        "outputs": interface.specs_as_json(source.output_specs),
         "profiles": profiles_as_json(profiles),
         "options": params.options.model_dump(mode="json"),
     }

@@ -19,13 +19,13 @@ from torch.utils import _pytree as pytree
 
 from farm.errors import FixedInputRefused, InvalidModel, ProfileMismatch
 from farm.specs.shapes import FixedInputs, Profile, TensorSpec
-from workers.eager import tensors_of
-from workers.graphs import brief
+from workers.graphs.check import brief
 from workers.inputs.profiles import shapes_at
 from workers.inputs.samples import Arrays, random_arrays
-from workers.plain import numbered_outputs
 from workers.programs import script
+from workers.programs.eager import tensors_of
 from workers.programs.guard import checked
+from workers.programs.plain import numbered_outputs
 
 _HINT = "export it instead: torch.export.save(torch.export.export(model, args), 'model.pt2')"
 _REWRITE = f"rewrite it with PyTorch's usual operators and save it by torch.jit.save, or {_HINT}"

@@ -10,8 +10,8 @@ from collections import Counter
 
 import onnx
 
-from workers import graphs
-from workers.compute import PRODUCTS, RECURRENT
+from workers.graphs import shapes, walk
+from workers.graphs.compute import PRODUCTS, RECURRENT
 
 _SMALLEST_SIDE = 16
 _BY_SIZE = f"have a side below {_SMALLEST_SIDE}"
@@ -24,7 +24,7 @@ def reasons(model: onnx.ModelProto) -> tuple[str, str]:
     counts: Counter[str] = Counter()
     sizes = _sizes(model)
     for node in model.graph.node:
-        for inner in (one for body in graphs.bodies(node) for one in graphs.all_nodes(body)):
+        for inner in (one for body in walk.bodies(node) for one in walk.all_nodes(body)):
             if inner.op_type in PRODUCTS:
                 counts[f"are in the body of {node.op_type} {node.name or node.output[0]!r}"] += 1
         if node.op_type in RECURRENT:
@@ -41,12 +41,12 @@ def reasons(model: onnx.ModelProto) -> tuple[str, str]:
 
 def _sizes(model: onnx.ModelProto) -> dict[str, list[int]]:
     """Tensor → those of its sizes that are known."""
-    graph = graphs.inferred(model).graph
+    graph = shapes.inferred_of(model).graph
     values = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim if dim.dim_value]
         for value in (*graph.value_info, *graph.input)
     }
-    return values | {tensor.name: list(tensor.dims) for tensor in graphs.tensors_of(model)}
+    return values | {tensor.name: list(tensor.dims) for tensor in walk.tensors_of(model)}
 
 
 def _what_to_do(model: onnx.ModelProto, counts: Counter[str]) -> str:

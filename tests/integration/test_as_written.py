@@ -20,9 +20,9 @@ from farm.specs.precision import Precision
 from farm.specs.source import SourceFormat
 from farm.specs.stages import ExportParams, JobKind
 from tests.zoo import runner
-from workers import graphs
-from workers.backends.ort import OrtModel
-from workers.modern import described
+from workers.backends.ort.cpu import OrtModel
+from workers.graphs import check, interface
+from workers.graphs.modern import described
 from workers.stages import Stage, export
 
 RANDOM = np.random.default_rng(13)
@@ -75,8 +75,8 @@ def convolved(batch: int | str, stale_output: int | str | None = None) -> onnx.M
 )
 def test_stale_shapes_are_dropped(model: onnx.ModelProto, batch: int | str) -> None:
     fresh = described(model)
-    graphs.check_model(fresh)
-    assert [spec.shape for spec in graphs.output_specs(fresh)] == [(batch, 10)]
+    check.check_model(fresh)
+    assert [spec.shape for spec in interface.output_specs(fresh)] == [(batch, 10)]
     assert not fresh.graph.value_info
 
 

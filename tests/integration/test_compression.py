@@ -21,16 +21,16 @@ from tests.zoo import runner
 from tests.zoo.runner import Built, Source
 from workers import cpu_metrics, demo
 from workers.backends import torchscript
-from workers.backends.ort import OrtModel
+from workers.backends.ort.cpu import OrtModel
 from workers.backends.torchscript import TorchScriptModel
-from workers.compute import compute_of
+from workers.clocks.host import Pace
 from workers.dynamic import quantize_weights
-from workers.eager import EagerModel
+from workers.graphs.compute import compute_of
 from workers.layers import INTEGER_KERNELS, check_integer_kernels
-from workers.sources import load_program
+from workers.programs.eager import EagerModel
+from workers.programs.load import load_program
+from workers.programs.weights import weights
 from workers.stages import prune
-from workers.timing import Pace
-from workers.weights import weights
 
 #: A group of its own, so that the digits are learnt once.
 pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("compression")]

@@ -11,8 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from farm.errors import PrecisionMissed
 from farm.specs.precision import Precision
-from workers import graphs, layers
-from workers.compute import compute_of
+from workers import layers
+from workers.graphs import interface
+from workers.graphs.compute import compute_of
 from workers.inputs.profiles import resolve_profiles, shapes_at
 
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
@@ -82,7 +83,7 @@ def test_a_dynamic_axis_counts_at_the_shapes_that_are_given():
 
 def test_resnet_50_has_its_four_billion_multiplications():
     model = onnx.load(str(LIGHT / "light_resnet50.onnx"))
-    shapes = shapes_at(resolve_profiles(graphs.input_specs(model), ())[0], "opt")
+    shapes = shapes_at(resolve_profiles(interface.input_specs(model), ())[0], "opt")
     facts = compute_of(model, shapes).as_facts()
     assert facts["macs"] == 4_089_184_256
     assert facts["types"] == {"fp32": {"layers": 54, "share": 1.0}}

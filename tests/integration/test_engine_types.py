@@ -17,8 +17,9 @@ from farm.specs.runtime import Runtime, Target
 from farm.specs.shapes import ShapeRange
 from farm.specs.stages import BuildParams, JobKind
 from workers import engine_types, layers
-from workers.backends import trt, trt_inspect
-from workers.compute import compute_of
+from workers.backends.trt import inspector
+from workers.backends.trt.build import build_plan
+from workers.graphs.compute import compute_of
 from workers.stages import StageRequest, run_request
 
 HALF = TensorProto.FLOAT16
@@ -136,7 +137,7 @@ def test_every_product_is_named_by_a_layer_of_the_network_that_tensorrt_parses(t
     typed = quantized(tmp_path / "typed.onnx", *names)
     profile = {"x": ShapeRange(min=(1, 4), opt=(8, 4), max=(8, 4))}
     rtx, options, quiet = Runtime.TENSORRT_RTX, BuilderOptions(), lambda *_: None
-    plan = trt.build_plan(rtx, typed, [profile], "sm_89", options, quiet)
+    plan = build_plan(rtx, typed, [profile], "sm_89", options, quiet)
     model = onnx.load(typed)
     compute = compute_of(model, {"x": (8, 4)})
     multiplying = [one for one in plan.layers if one.type == "MATRIX_MULTIPLY"]
@@ -173,7 +174,7 @@ def told(**changes):
         "Outputs": [{"Name": "y", "Dimensions": [8, 4], "Format/Datatype": "Half"}],
         "Metadata": "[ONNX Layer: /a]",
     } | changes
-    return trt_inspect.layers_of(json.dumps({"Layers": [layer], "Bindings": []}))
+    return inspector.layers_of(json.dumps({"Layers": [layer], "Bindings": []}))
 
 
 def in_engine(folder, layers, *names):
@@ -219,10 +220,10 @@ def test_inputs_tell_nothing_of_a_layer_with_several_products_or_that_quantises_
 
 
 def test_layers_without_details_are_names_and_several_operators_are_told_apart():
-    assert trt_inspect.layers_of('{"Layers": ["a + b"]}')[0].name == "a + b"
+    assert inspector.layers_of('{"Layers": ["a + b"]}')[0].name == "a + b"
     separated = ["[ONNX Layer: /a]\x1e[ONNX Layer: /b]", "[ONNX Layer: /a][ONNX Layer: /b]"]
     separated.append("x [ONNX Layer: /a]\x1f[ONNX Layer: /b[0]]")
-    found = [trt_inspect.operators_of(one) for one in separated]
+    found = [inspector.operators_of(one) for one in separated]
     assert found == [["/a", "/b"], ["/a", "/b"], ["/a", "/b[0]"]]
 
 

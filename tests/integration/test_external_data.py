@@ -21,7 +21,7 @@ from farm.specs.precision import Precision
 from farm.specs.source import SourceFormat
 from farm.specs.stages import JobKind
 from tests.zoo import runner
-from workers import graphs
+from workers.graphs import files
 
 SIZE = 64
 
@@ -83,7 +83,7 @@ def test_every_stage_passes_weights_in_other_files_on(
     opset: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As if one message couldn't hold these weights: what is made is packed again.
-    monkeypatch.setattr(graphs, "MAX_PROTO_BYTES", 3 * SIZE * SIZE)
+    monkeypatch.setattr(files, "MAX_PROTO_BYTES", 3 * SIZE * SIZE)
     source = runner.Source(
         name="m",
         path=packed(save(tmp_path / "m.onnx", opset=opset)),
@@ -114,7 +114,7 @@ def test_a_small_model_with_data_becomes_one_file(tmp_path: Path) -> None:
 def test_a_model_above_the_limit_leaves_as_it_came(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs, "MAX_PROTO_BYTES", SIZE * SIZE)
+    monkeypatch.setattr(files, "MAX_PROTO_BYTES", SIZE * SIZE)
     path = packed(save(tmp_path / "m.onnx"))
     source = runner.Source(name="m", path=path, format="onnx", samples={})
     made = runner.stage(source, JobKind.EXPORT, tmp_path).outputs["onnx"]
@@ -163,7 +163,7 @@ def test_weights_outside_the_models_folder_are_refused(location: str, tmp_path: 
         with pytest.raises(InvalidRequest):
             sources.check(handed_in, SourceFormat.ONNX)
         with pytest.raises(InvalidModel) as caught:
-            graphs.read_model(handed_in, tmp_path)
+            files.read_model(handed_in, tmp_path)
         assert caught.value.hint
 
 

@@ -21,8 +21,8 @@ from farm.specs.precision import Precision
 from farm.specs.shapes import ShapeRange, TensorSpec
 from farm.specs.stages import ExportParams, JobKind
 from tests.zoo import runner
-from workers import fixing, graphs
-from workers.backends.ort import OrtModel
+from workers.backends.ort.cpu import OrtModel
+from workers.graphs import fixing, interface
 from workers.inputs.samples import read_samples
 from workers.stages import Stage, export
 
@@ -293,7 +293,7 @@ def test_an_input_with_a_default_can_be_fixed_to_another_value(tmp_path: Path) -
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     made = fixing.fixed_model(model, {"k": 2})
-    assert [spec.name for spec in graphs.input_specs(made)] == ["x"]
+    assert [spec.name for spec in interface.input_specs(made)] == ["x"]
     path = tmp_path / "m.onnx"
     onnx.save(made, str(path))
     found = OrtModel(path).run({"x": np.ones((1, 2), np.float32)})

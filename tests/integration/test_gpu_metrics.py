@@ -13,7 +13,7 @@ from farm.specs.precision import Precision
 from farm.specs.shapes import ShapeRange, TensorSpec
 from farm.specs.stages import JobKind
 from workers import gpu_metrics
-from workers.cuda_timing import Query, Span
+from workers.clocks.cuda import Query, Span
 from workers.gpu_metrics import Comparison, Loaded
 from workers.inputs.batch import Batch
 from workers.telemetry import Telemetry

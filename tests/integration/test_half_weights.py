@@ -12,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.zoo import runner
-from workers.graphs import all_nodes, types_of
+from workers.graphs.shapes import types_of
+from workers.graphs.walk import all_nodes
 from workers.half_weights import has_halves, keep_in_halves
 
 

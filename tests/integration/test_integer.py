@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from workers.backends import ort
+from workers.backends.ort import cpu
 from workers.integer import integer_graph
 from workers.saturation import LARGEST_WEIGHT, exact_graph
 
@@ -117,7 +117,7 @@ def test_a_signed_activation_is_shifted_and_one_after_a_relu_is_not():
 def test_every_convolution_of_the_engine_computes_in_integers(tmp_path):
     typed, engine = tmp_path / "typed.onnx", tmp_path / "engine.onnx"
     onnx.save(rewritten()[0], str(typed))
-    ort.build_engine(typed, engine)
+    cpu.build_engine(typed, engine)
     kinds = [node.op_type for node in onnx.load(str(engine)).graph.node]
     # The last gives floats, the model's output, and so stays as it is.
     assert kinds.count("QLinearConv") == 1
@@ -207,13 +207,13 @@ def test_every_matrix_product_computes_in_integers_and_its_result_isnt_rounded(
     made = exact_graph(integer_graph(model, pytest.fail))
     typed, engine = tmp_path / "typed.onnx", tmp_path / "engine.onnx"
     onnx.save(made, str(typed))
-    ort.build_engine(typed, engine)
+    cpu.build_engine(typed, engine)
     kinds = {node.op_type for node in onnx.load(str(engine)).graph.node}
     assert kinds & {"QGemm", "MatMulIntegerToFloat"}
     assert not kinds & {"Gemm", "FusedGemm", "MatMul"}
     x = np.random.default_rng(1).standard_normal((3, 5, 16)[3 - len(shape) :]).astype(np.float32)
-    [expected] = ort.OrtModel(model.SerializeToString(), optimisation="none").run({"x": x}).values()
-    [actual] = ort.OrtModel(engine, is_engine=True).run({"x": x}).values()
+    [expected] = cpu.OrtModel(model.SerializeToString(), optimisation="none").run({"x": x}).values()
+    [actual] = cpu.OrtModel(engine, is_engine=True).run({"x": x}).values()
     # Only the bias is rounded, to the steps of the sum.
     assert np.abs(actual - expected).max() < 0.02 * 0.01
 
@@ -238,12 +238,12 @@ def test_a_product_is_computed_in_integers_whoever_takes_its_result(
         graph.node.append(helper.make_node("If", ["always"], ["y"], **options))
     typed, engine = tmp_path / "typed.onnx", tmp_path / "engine.onnx"
     onnx.save(exact_graph(integer_graph(model, pytest.fail)), str(typed))
-    ort.build_engine(typed, engine)
+    cpu.build_engine(typed, engine)
     kinds = {node.op_type for node in onnx.load(str(engine)).graph.node}
     assert kinds & {"QGemm", "MatMulIntegerToFloat"}
     x = np.random.default_rng(1).standard_normal((5, 16)).astype(np.float32)
-    [expected] = ort.OrtModel(model.SerializeToString(), optimisation="none").run({"x": x}).values()
-    [actual] = ort.OrtModel(engine, is_engine=True).run({"x": x}).values()
+    [expected] = cpu.OrtModel(model.SerializeToString(), optimisation="none").run({"x": x}).values()
+    [actual] = cpu.OrtModel(engine, is_engine=True).run({"x": x}).values()
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
@@ -290,7 +290,7 @@ def test_what_is_never_negative_has_all_levels_also_after_a_pooling(tmp_path: Pa
     graph.node.extend(copied)
     typed, engine = tmp_path / "typed.onnx", tmp_path / "engine.onnx"
     onnx.save(exact_graph(integer_graph(model, pytest.fail)), str(typed))
-    ort.build_engine(typed, engine)
+    cpu.build_engine(typed, engine)
     makers = {n.output[0]: n for n in onnx.load(str(engine)).graph.node}
     [pooling] = [n for n in makers.values() if n.op_type == "MaxPool"]
     assert makers[pooling.input[0]].op_type == "QLinearConv"
@@ -366,11 +366,11 @@ def test_a_trained_quantisation_keeps_its_levels_and_is_computed_in_integers(
     made = integer_graph(model, lambda names: dict.fromkeys(names, 0.0), keep_levels=True)
     typed, engine = tmp_path / "typed.onnx", tmp_path / "engine.onnx"
     onnx.save(exact_graph(made), str(typed))
-    ort.build_engine(typed, engine)
+    cpu.build_engine(typed, engine)
     kinds = [node.op_type for node in onnx.load(str(engine)).graph.node]
     assert not {"Conv", "FusedConv", "MatMul", "Gemm", "FusedGemm"} & set(kinds), kinds
     x = rng.standard_normal(shape).astype(np.float32)
-    expected = ort.OrtModel(model.SerializeToString(), optimisation="none").run({"x": x})["y"]
-    actual = ort.OrtModel(engine, is_engine=True).run({"x": x})["y"]
+    expected = cpu.OrtModel(model.SerializeToString(), optimisation="none").run({"x": x})["y"]
+    actual = cpu.OrtModel(engine, is_engine=True).run({"x": x})["y"]
     # Powers of two: no sum is rounded, and each value to the same level.
     np.testing.assert_array_equal(actual, expected)

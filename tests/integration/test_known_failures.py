@@ -23,8 +23,8 @@ from farm.specs.stages import ExportParams, JobKind
 from tests import strange_models as strange
 from tests.strange_models import FEATURES, const, model, node, value, weights
 from tests.unit.test_known_failures import SAID
-from workers.backends import trt
-from workers.backends.ort import OrtModel
+from workers.backends.ort.cpu import OrtModel
+from workers.backends.trt.build import build_plan
 from workers.failures.asked import Asked
 from workers.failures.explained import explained, said_by_others
 from workers.failures.known import known
@@ -108,7 +108,7 @@ def build(made: onnx.ModelProto, folder: Path, capability: str = "sm_89") -> Far
         for rest in [tuple(dim.dim_value for dim in given.type.tensor_type.shape.dim[1:])]
     }
     with pytest.raises(StageFailed) as caught:
-        trt.build_plan(
+        build_plan(
             Runtime.TENSORRT_RTX,
             folder / "model.onnx",
             [profile] if profile else [],

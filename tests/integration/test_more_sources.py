@@ -24,8 +24,9 @@ from farm.specs.shapes import ShapeRange
 from farm.specs.source import Architecture, SourceFormat
 from farm.specs.stages import JobKind
 from tests.zoo import runner
-from workers import architectures, graphs
-from workers.eager import EagerModel
+from workers import architectures
+from workers.graphs import interface
+from workers.programs.eager import EagerModel
 from workers.torchscript import TorchScriptSource
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # TorchScript is deprecated
@@ -124,10 +125,10 @@ def test_scripted_torchscript_has_the_shapes_of_its_profile(tmp_path: Path) -> N
     made = runner.stage(source, JobKind.EXPORT, tmp_path)
     assert made.facts["check"]["max_abs_error"] < 1e-5
     model = onnx.load(str(made.outputs["onnx"]))
-    ids, mask = graphs.input_specs(model)
+    ids, mask = interface.input_specs(model)
     assert (ids.dtype, ids.shape) == ("int64", ("batch", "input_ids_1"))
     assert (mask.dtype, mask.shape) == ("int64", ("batch", "attention_mask_1"))
-    assert [output.name for output in graphs.output_specs(model)] == ["output_0", "output_1"]
+    assert [output.name for output in interface.output_specs(model)] == ["output_0", "output_1"]
 
 
 def test_scripted_torchscript_without_a_profile_says_what_is_missing(tmp_path: Path) -> None:

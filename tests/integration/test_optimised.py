@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from workers.backends import ort
-from workers.compute import Compute, compute_of
+from workers.backends.ort import cpu
+from workers.graphs.compute import Compute, compute_of
 from workers.optimised import compute_of_engine
 from workers.saturation import exact_graph
 
@@ -33,7 +33,7 @@ def model_of(nodes, tensors, inputs, outputs, opset=20) -> onnx.ModelProto:
 def engine_of(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
     typed, engine = folder / "typed.onnx", folder / "engine.onnx"
     onnx.save(exact_graph(model), str(typed))
-    ort.build_engine(typed, engine)
+    cpu.build_engine(typed, engine)
     return onnx.load(str(engine))
 
 

@@ -17,8 +17,8 @@ from farm.errors import InvalidModel
 from farm.specs.precision import Precision
 from farm.specs.stages import ExportParams, JobKind
 from tests.zoo import runner
-from workers.backends.ort import OrtModel
-from workers.sources import plain_treespec
+from workers.backends.ort.cpu import OrtModel
+from workers.programs.load import plain_treespec
 from workers.stages import Stage, export
 
 RANDOM = np.random.default_rng(11)

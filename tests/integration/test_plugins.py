@@ -20,7 +20,7 @@ from farm.specs.runtime import Runtime
 from farm.store import artifacts
 from farm.store.local import LocalStore
 from farm.trust import plugins
-from workers.backends import trt
+from workers.backends.trt import build
 from workers.runner import plugins as loading
 
 ed25519 = pytest.importorskip(
@@ -203,7 +203,7 @@ def test_libraries_are_loaded_before_the_model_is_read_in_their_order(classic, t
         library.write_bytes(LIBRARY)
     missing = tmp_path / "missing.onnx"
     with pytest.raises(EngineBuildFailed, match="can't read"):
-        trt.build_plan(
+        build.build_plan(
             Runtime.TENSORRT,
             missing,
             (),
@@ -214,15 +214,15 @@ def test_libraries_are_loaded_before_the_model_is_read_in_their_order(classic, t
         )
     assert list(map(str, libraries)) == classic.PLUGINS
     with pytest.raises(EngineBuildFailed, match=r"b\.so can't be loaded"):
-        trt.load_plugins(classic, trt.collecting_log(classic), libraries)
+        build.load_plugins(classic, build.collecting_log(classic), libraries)
 
 
 def test_a_library_without_creators_is_refused():
     # For real: TensorRT-RTX has the same registry.
-    runtime = trt.load_runtime(Runtime.TENSORRT_RTX)
-    log = trt.collecting_log(runtime)
+    runtime = build.load_runtime(Runtime.TENSORRT_RTX)
+    log = build.collecting_log(runtime)
     with pytest.raises(EngineBuildFailed, match=r"_ctypes.* can't be loaded") as caught:
-        trt.load_plugins(runtime, log, [Path(_ctypes.__file__)])
+        build.load_plugins(runtime, log, [Path(_ctypes.__file__)])
     assert "getCreators" in caught.value.hint
 
 

@@ -14,7 +14,7 @@ from farm.errors import EngineBuildFailed, InvalidModel
 from workers.backends import torchscript
 from workers.backends.torchscript import TorchScriptModel
 from workers.programs import enumerations, script
-from workers.sources import load_program
+from workers.programs.load import load_program
 
 
 def cast(x: Tensor, kind: int) -> Tensor:

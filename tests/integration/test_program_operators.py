@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from farm.errors import InvalidModel
 from tests.integration.test_stage_sources import edit_json, edited, keep
-from workers.eager import EagerModel
+from workers.programs.eager import EagerModel
+from workers.programs.load import _check_expression, load_program
 from workers.programs.operators import GUARDED, may_call
-from workers.sources import _check_expression, load_program
 
 MODEL = "models/model.json"
 

@@ -22,9 +22,10 @@ from farm.schemas.submission import BuildRequest
 from farm.specs.runtime import Runtime, Target
 from farm.specs.source import SourceFormat
 from farm.specs.stages import BuildParams, CalibrateParams, CastParams, JobKind
-from workers import graphs, qat
-from workers.backends.ort import OrtModel
-from workers.compute import compute_of
+from workers import qat
+from workers.backends.ort.cpu import OrtModel
+from workers.graphs import shapes
+from workers.graphs.compute import compute_of
 from workers.stages import StageRequest, run_request
 
 F = TensorProto.FLOAT
@@ -132,7 +133,7 @@ def test_a_symmetric_model_becomes_an_int8_engine_without_calibration(
     assert compute["types"] == {"int8": {"layers": 3, "share": 1.0}}
     # What it doesn't quantise is fp16 for GPUs.
     typed = onnx.load(made["outputs"]["typed_half"])
-    assert TensorProto.FLOAT16 in graphs.types_of(typed).values()
+    assert TensorProto.FLOAT16 in shapes.types_of(typed).values()
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -151,9 +152,9 @@ def test_on_cpus_a_quantised_model_is_an_int8_engine_that_gives_what_it_gave(
 
 
 def test_tensorrt_is_not_tried_with_zero_points_that_it_cannot_take(tmp_path, source, monkeypatch):
-    from workers.backends import trt
+    from workers.backends.trt import build as trt_build
 
-    monkeypatch.setattr(trt, "build_plan", lambda *_, **__: pytest.fail("TensorRT has run"))
+    monkeypatch.setattr(trt_build, "build_plan", lambda *_, **__: pytest.fail("TensorRT has run"))
     made = calibrated(tmp_path / "c", source(symmetric=False))
     with pytest.raises(EngineBuildFailed, match="wants symmetric int8, zero point 0") as err:
         built(tmp_path / "b", made["outputs"]["typed_half"], "tensorrt-rtx:sm_89")

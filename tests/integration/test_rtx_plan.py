@@ -20,9 +20,10 @@ from farm.specs.runtime import Runtime, Target
 from farm.specs.shapes import ShapeRange
 from farm.specs.stages import BuildParams, JobKind
 from workers import engine_types
-from workers.backends import trt
-from workers.backends.rtx_plan import read_plan
-from workers.compute import Compute, Product, compute_of
+from workers.backends.trt import build as trt_build
+from workers.backends.trt import library
+from workers.backends.trt.rtx_plan import read_plan
+from workers.graphs.compute import Compute, Product, compute_of
 from workers.stages import StageRequest, run_request
 
 FLOATS = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -109,7 +110,7 @@ def plans(tmp_path_factory):
     def plan_of(model, capability, *profiles):
         onnx.save(model, file)
         report = lambda *_: None  # noqa: E731
-        made = trt.build_plan(
+        made = trt_build.build_plan(
             Runtime.TENSORRT_RTX,
             file,
             profiles or (PROFILE,),
@@ -166,7 +167,7 @@ def test_a_plan_for_turing_has_int8_in_its_matrix_products_alone(built):
 
 def test_a_plan_has_its_version_its_steps_and_the_onnx_nodes_in_them(built):
     read = read_plan(built("int8", "sm_89")[1])
-    assert read.version == trt.load_runtime(Runtime.TENSORRT_RTX).__version__
+    assert read.version == library.load_runtime(Runtime.TENSORRT_RTX).__version__
     assert read.schema is not None
     [first, second] = [one for one in read.layers if one.type == "convolution"]
     assert [(one.type, one.shape) for one in first.inputs[:2]] == [
@@ -392,7 +393,7 @@ def test_the_share_of_an_rtx_engine_is_the_plans_and_says_so(tmp_path):
 def test_int8_of_convolutions_alone_for_turing_is_refused_before_anything_is_built(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(trt, "build_plan", lambda *_, **__: pytest.fail("TensorRT has run"))
+    monkeypatch.setattr(trt_build, "build_plan", lambda *_, **__: pytest.fail("TensorRT has run"))
     net = Net("int8")
     x = net.add("Cast", ["x"], "cast", to=TensorProto.FLOAT16)
     net.add("Conv", [net.quantized(x), net.weight("w", 32, 16, 3, 3)], "c")
@@ -439,7 +440,7 @@ def test_an_int8_engine_whose_plan_has_no_int8_fails_with_what_it_runs_in(tmp_pa
 
 
 def test_a_plan_that_cannot_be_read_is_told_by_its_graph(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("workers.backends.rtx_plan.read_plan", lambda _: None)
+    monkeypatch.setattr("workers.backends.trt.rtx_plan.read_plan", lambda _: None)
     facts, report = build(tmp_path / "job", network("int8"), "sm_89", "int8")
     assert (facts["compute"]["source"], facts["compute"]["found"]) == ("graph", None)
     assert report.source.startswith("the network")

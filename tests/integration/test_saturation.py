@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from farm.errors import EngineBuildFailed
 from tests import emulated
-from workers.backends import ort
-from workers.backends.ort import OrtModel
+from workers.backends.ort import cpu
+from workers.backends.ort.cpu import OrtModel
 from workers.integer import integer_graph
 from workers.layers import INTEGER_KERNELS
 from workers.saturation import LARGEST_WEIGHT, PRODUCTS, exact_file, exact_graph, refuse_saturation
@@ -56,7 +56,7 @@ def built(model: onnx.ModelProto, folder: Path, name: str = "engine") -> Path:
     """The engine, as the build stage makes it."""
     typed, engine = folder / "typed.onnx", folder / f"{name}.onnx"
     onnx.save(exact_graph(model), str(typed))
-    ort.build_engine(typed, engine)
+    cpu.build_engine(typed, engine)
     refuse_saturation(onnx.load(str(engine)))
     typed.unlink()
     return engine

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from farm.errors import InvalidModel
-from workers.eager import EagerModel
-from workers.sources import _no_code, load_program
+from workers.programs.eager import EagerModel
+from workers.programs.load import _no_code, load_program
 
 Edit = Callable[[str, bytes], bytes | None]
 

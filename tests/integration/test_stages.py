@@ -40,13 +40,16 @@ from farm.specs.stages import (
     MeasureParams,
     StageParams,
 )
-from workers import casting, cpu_metrics, demo, graphs
-from workers.backends import trt_options
-from workers.backends.ort import OrtModel
+from workers import cpu_metrics, demo
+from workers.backends.ort.cpu import OrtModel
+from workers.backends.trt import options
+from workers.clocks.host import Pace, Timings, percentile
 from workers.folding import fold_quantized_weights
+from workers.graphs import casting, interface, walk
+from workers.graphs.shapes import outline_of
+from workers.graphs.standard import MIN_OPSET
 from workers.inputs.samples import random_arrays
 from workers.stages import Stage, StageResult, calibrate, export, run
-from workers.timing import Pace, Timings, percentile
 
 CPU = Target(runtime="onnxruntime", gpu="cpu")
 KINDS: dict[type[StageParams], JobKind] = {
@@ -271,7 +274,7 @@ def test_onnx_is_taken_as_it_is(bench: Bench, tmp_path: Path) -> None:
 
 def test_old_onnx_is_upgraded_and_compared(bench: Bench, tmp_path: Path) -> None:
     result = bench.run(ExportParams(format="onnx"), source=matmul(tmp_path / "m.onnx", opset=13))
-    assert result.facts["opset"] == graphs.MIN_OPSET
+    assert result.facts["opset"] == MIN_OPSET
     assert result.facts["check"]["max_abs_error"] < 1e-5
 
 
@@ -508,7 +511,9 @@ def test_one_calibration_serves_gpus_and_cpus(digits: Digits) -> None:
     fp32, fp16 = (onnx.load(str(path)) for path in (digits.int8, digits.int8_fp16))
     assert {w.data_type for w in fp32.graph.initializer}.isdisjoint({TensorProto.FLOAT16})
     assert TensorProto.FLOAT16 in {w.data_type for w in fp16.graph.initializer}
-    assert graphs.input_specs(fp16)[0].dtype == graphs.output_specs(fp16)[0].dtype == "float32"
+    assert (
+        interface.input_specs(fp16)[0].dtype == interface.output_specs(fp16)[0].dtype == "float32"
+    )
 
 
 def test_gpus_and_cpus_have_the_same_scales_of_weights(digits: Digits) -> None:
@@ -594,7 +599,7 @@ def test_types_and_shapes_follow_from_a_graph_without_its_weights(digits: Digits
 
     for path in (digits.onnx, digits.int8, digits.int8_fp16):
         model = onnx.load(str(path))
-        outline = graphs.outline(model)
+        outline = outline_of(model)
         assert outline.ByteSize() < model.ByteSize() / 4
         whole, light = inferred(model), inferred(outline)
         assert whole == light
@@ -664,7 +669,7 @@ def test_a_quantised_graph_is_not_quantised_again(bench: Bench, digits: Digits) 
     inputs = {"onnx": digits.int8, "calibration": digits.calibration}
     again = bench.run(CalibrateParams(), **inputs).outputs["typed"]
     before, after = (onnx.load(str(path)) for path in (digits.int8, again))
-    assert graphs.qdq_pairs(after) == graphs.qdq_pairs(before) > 0
+    assert walk.qdq_pairs(after) == walk.qdq_pairs(before) > 0
 
 
 def test_a_graph_with_nothing_to_quantise_is_refused(bench: Bench, tmp_path: Path) -> None:
@@ -775,14 +780,14 @@ def test_every_option_reaches_classic_tensorrts_configuration() -> None:
         weight_streaming=True,
     )
     config = Config()
-    trt_options.set_options(module, config, everything)
+    options.set_options(module, config, everything)
     assert config.flags == {"SPARSE_WEIGHTS", "VERSION_COMPATIBLE", "WEIGHT_STREAMING"}
     assert (config.builder_optimization_level, config.max_aux_streams) == (5, 2)
     assert config.pool == ("WORKSPACE", 3 << 20)
     assert config.hardware_compatibility_level == "AMPERE_PLUS"
     del module.BuilderFlag.WEIGHT_STREAMING
     with pytest.raises(EngineBuildFailed, match="has no weight_streaming"):
-        trt_options.set_options(module, config, everything)
+        options.set_options(module, config, everything)
 
 
 def test_an_engine_can_have_several_profiles(bench: Bench, digits: Digits) -> None:

@@ -16,9 +16,10 @@ from farm.specs.precision import Precision
 from farm.specs.shapes import ShapeRange, TensorSpec, ValueRange
 from farm.specs.stages import ExportParams, JobKind
 from tests.zoo import runner
-from workers import graphs
-from workers.backends.ort import OrtModel
-from workers.bytes_first import cast_first
+from workers.backends.ort.cpu import OrtModel
+from workers.graphs import interface
+from workers.graphs.bytes_first import cast_first
+from workers.graphs.check import check_model
 from workers.inputs.profiles import resolve_profiles
 from workers.inputs.standins import KINDS, random_arrays, tried
 from workers.stages import Stage, StageResult, export
@@ -78,8 +79,8 @@ def test_what_must_be_positive_is_drawn_so(tmp_path: Path) -> None:
     check = exported(path).facts["check"]
     assert check["data"] == "random"
     assert check["random"] == ["floats in 0…1, integers 0 or 1"]
-    [profile] = resolve_profiles(graphs.input_specs(onnx.load(str(path))), ())
-    specs = graphs.input_specs(onnx.load(str(path)))
+    [profile] = resolve_profiles(interface.input_specs(onnx.load(str(path))), ())
+    specs = interface.input_specs(onnx.load(str(path)))
     arrays, kind = tried(OrtModel(path), specs, {"power": (4, 16)}, seed=0, profile=profile)
     assert kind == KINDS[1]
     assert np.isfinite(OrtModel(path).run(arrays)["y"]).all()
@@ -260,7 +261,7 @@ def test_bytes_are_cast_before_they_are_moved_and_the_outputs_stay(tmp_path: Pat
     expected = OrtModel(path).run({"image": image})["y"]
     assert cast_first(model) == ["image"]
     assert [node.op_type for node in model.graph.node][:3] == ["Cast", "Transpose", "Cast"]
-    graphs.check_model(model)
+    check_model(model)
     made = OrtModel(model.SerializeToString()).run({"image": image})["y"]
     np.testing.assert_array_equal(made, expected)
     assert cast_first(model) == []

@@ -24,7 +24,7 @@ from farm.specs.stages import (
     StageParams,
 )
 from tests.strange_models import MODELS
-from workers import graphs
+from workers.graphs import interface
 from workers.inputs.profiles import resolve_profiles, shapes_at
 from workers.inputs.samples import random_arrays
 from workers.stages import Stage, StageResult, run
@@ -85,7 +85,7 @@ def write(model: onnx.ModelProto, path: Path) -> Path:
 
 
 def data_for(model: Path, path: Path) -> Path:
-    inputs = graphs.input_specs(onnx.load(str(model)))
+    inputs = interface.input_specs(onnx.load(str(model)))
     profile = resolve_profiles(inputs, (), {})[0]
     np.savez(path, **random_arrays(inputs, shapes_at(profile, "opt"), seed=1))
     return path

@@ -9,9 +9,9 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from farm.specs.shapes import ShapeRange, TensorSpec
 from workers import cpu_metrics
+from workers.clocks.host import Pace
 from workers.inputs.batch import Batch
 from workers.programs.guard import checked
-from workers.timing import Pace
 
 INPUTS = [TensorSpec(name="x", dtype="float32", shape=("batch", 3))]
 PROFILE = {"x": ShapeRange(min=(1, 3), opt=(2, 3), max=(4, 3))}

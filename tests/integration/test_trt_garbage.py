@@ -11,7 +11,7 @@ import pytest
 
 from farm.specs.options import BuilderOptions
 from farm.specs.runtime import Runtime
-from workers.backends import trt
+from workers.backends.trt import build
 
 
 class Builder:
@@ -33,11 +33,11 @@ def test_what_is_garbage_goes_before_a_build_and_nothing_does_meanwhile(
         raise ValueError
 
     if fails:
-        monkeypatch.setattr(trt, "load_runtime", begin)
+        monkeypatch.setattr(build, "load_runtime", begin)
         with pytest.raises(ValueError):  # noqa: PT011 it is the fake's
-            trt.build_plan(Runtime.TENSORRT_RTX, Path(), [], "sm_89", BuilderOptions(), print)
+            build.build_plan(Runtime.TENSORRT_RTX, Path(), [], "sm_89", BuilderOptions(), print)
     else:
-        with trt._uncollected():
+        with build._uncollected():
             seen.append((gc.isenabled(), left()))
     assert seen == [(False, None)]
     assert gc.isenabled()

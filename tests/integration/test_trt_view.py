@@ -14,7 +14,8 @@ from farm.reports.layers import LayerReport
 from farm.specs.runtime import Target
 from farm.specs.shapes import TensorSpec
 from farm.specs.stages import BuildParams, JobKind
-from workers.backends import trt, trt_interface, trt_parsed
+from workers.backends.trt import interface, library
+from workers.backends.trt.parsed import check_attributes
 from workers.stages import StageRequest, run_request
 
 F = TensorProto.FLOAT
@@ -62,7 +63,7 @@ def build(folder, model, target="tensorrt-rtx:sm_89"):
 def parsed(runtime, model, path):
     """The network that a parser makes of a model; and what belongs to it, which must outlive it."""
     onnx.save(model, path)
-    log = trt.collecting_log(runtime)
+    log = library.collecting_log(runtime)
     builder = runtime.Builder(log)
     network = builder.create_network(0)
     parser = runtime.OnnxParser(network, log)
@@ -76,11 +77,11 @@ def parsed(runtime, model, path):
     [(16, "bilinear"), (16, "bicubic"), (20, "linear"), (20, "nearest"), (20, "cubic"), (20, None)],
 )
 def test_what_a_parser_reads_right_is_let_through(tmp_path, opset, mode, padding):
-    rtx = trt.load_runtime("tensorrt-rtx")
+    rtx = library.load_runtime("tensorrt-rtx")
     attributes = {"mode": mode} if mode else {}
     model = sampled(opset=opset, padding_mode=padding, align_corners=1, **attributes)
     network, _alive = parsed(rtx, model, tmp_path / "m.onnx")
-    trt_parsed.check_attributes(rtx, network, model)
+    check_attributes(rtx, network, model)
 
 
 @pytest.mark.parametrize(
@@ -97,10 +98,10 @@ def test_what_a_parser_reads_right_is_let_through(tmp_path, opset, mode, padding
     ],
 )
 def test_resizes_that_a_parser_reads_right_are_let_through(tmp_path, transformation, how):
-    rtx = trt.load_runtime("tensorrt-rtx")
+    rtx = library.load_runtime("tensorrt-rtx")
     model = resized(coordinate_transformation_mode=transformation, **how)
     network, _alive = parsed(rtx, model, tmp_path / "m.onnx")
-    trt_parsed.check_attributes(rtx, network, model)
+    check_attributes(rtx, network, model)
 
 
 def misreading(classic, layer_type, layer_class, **understood):
@@ -186,7 +187,7 @@ def test_inputs_that_one_has_and_the_other_has_not_are_told():
     def spec(name, *shape):
         return TensorSpec(name=name, dtype="float32", shape=shape)
 
-    specs, differences = trt_interface.named(
+    specs, differences = interface.named(
         [spec("x", "?", 4), spec("extra", 1)], [spec("x", "batch", 4), spec("unused", 2)]
     )
     assert [one.shape for one in specs] == [("batch", 4), (1,)]

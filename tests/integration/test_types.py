@@ -16,13 +16,14 @@ from farm.errors import CastFailed, EngineBuildFailed
 from farm.specs.precision import Precision
 from farm.specs.source import DataKind
 from tests.zoo import runner
-from workers import casting, choosing, floats, graphs
-from workers.backends.ort import OrtModel
+from workers import choosing
+from workers.backends.ort.cpu import OrtModel
+from workers.graphs import casting, check, floats, shapes, walk
+from workers.graphs.modern import described
+from workers.graphs.normal import is_normal, normalised
+from workers.graphs.opsets import upgraded
+from workers.graphs.rounding import rounded_model
 from workers.magnitudes import measured
-from workers.modern import described
-from workers.normal import is_normal, normalised
-from workers.opsets import upgraded
-from workers.rounding import rounded_model
 from workers.stages.build import refuse_on_turing
 
 F, H, BF, D = (
@@ -283,9 +284,9 @@ def test_bodies_are_typed_and_not_only_what_is_around_them(name: str, tmp_path: 
     batches = [{"x": noise(8, *shape)}, {"x": -noise(8, *shape)}]
     chosen = choosing.choose(wide, measured(wide, batches, tmp_path), H, DataKind.CALIBRATION)
     typed = casting.typed(wide, chosen.types)
-    graphs.check_model(typed)
-    types = graphs.types_of(typed)
-    for body in (b for n in typed.graph.node for b in graphs.bodies(n)):
+    check.check_model(typed)
+    types = shapes.types_of(typed)
+    for body in (b for n in typed.graph.node for b in walk.bodies(n)):
         computing = [n for n in body.node if n.op_type not in ("Cast", "Identity")]
         kinds = {types[n.output[0]] for n in computing}
         assert kinds <= {H}, name
@@ -295,7 +296,7 @@ def test_bodies_are_typed_and_not_only_what_is_around_them(name: str, tmp_path: 
 def test_bodies_are_brought_to_the_new_opset(opset: int) -> None:
     given = squeezes(opset)
     made = upgraded(described(given), 19)
-    graphs.check_model(made)
+    check.check_model(made)
     x = {"x": noise(2, 3, 16, 16)}
     before, after = (
         OrtModel(m.SerializeToString(), optimisation="none").run(x) for m in (given, made)
@@ -306,7 +307,7 @@ def test_bodies_are_brought_to_the_new_opset(opset: int) -> None:
 def test_a_branch_that_no_data_take_is_measured_by_force(tmp_path: Path) -> None:
     wide = normalised(branches())
     found = measured(wide, [{"x": np.abs(noise(8, 16))}], tmp_path)
-    products = [n for n in graphs.all_nodes(wide.graph) if n.op_type == "Gemm"]
+    products = [n for n in walk.all_nodes(wide.graph) if n.op_type == "Gemm"]
     assert len(products) == 4
     assert all(found[n.output[0]].most > 0 for n in products)
 
@@ -376,9 +377,9 @@ def test_what_inference_or_data_do_not_reach_stays_in_fp32(
     x = {"x": noise(4, 8)}
     chosen = choosing.choose(wide, measured(wide, [x], tmp_path), kind, DataKind.CALIBRATION)
     typed = casting.typed(wide, chosen.types)
-    graphs.check_model(typed)
+    check.check_model(typed)
     assert chosen.why
-    assert kind in graphs.types_of(typed).values()
+    assert kind in shapes.types_of(typed).values()
     expected, actual = (
         OrtModel(made.SerializeToString(), optimisation="none").run(x)["y"]
         for made in (wide, rounded_model(typed))
@@ -434,7 +435,7 @@ def test_fp16_is_right_on_pixels_though_its_types_were_chosen_on_noise(tmp_path:
 
 
 def test_weights_of_bodies_are_counted() -> None:
-    assert graphs.parameter_count(branches()) == 16 * 32 + 2 * 32 * 32 + 32 * 8 + 1
+    assert walk.parameter_count(branches()) == 16 * 32 + 2 * 32 * 32 + 32 * 8 + 1
 
 
 def test_a_norm_of_pixels_is_right_in_fp16_on_the_cpu(tmp_path: Path) -> None:

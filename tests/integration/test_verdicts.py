@@ -16,10 +16,10 @@ from farm.specs.precision import Precision
 from farm.specs.shapes import ShapeRange, TensorSpec
 from farm.specs.stages import JobKind, MeasureParams
 from workers import cpu_metrics
+from workers.clocks.host import Pace
 from workers.inputs.batch import Batch
 from workers.measure.invariance import batch_invariance
 from workers.stages import Stage, run
-from workers.timing import Pace
 
 rng = np.random.default_rng(3)
 WEIGHTS = rng.standard_normal((16, 6)).astype(np.float32)

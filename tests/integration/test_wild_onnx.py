@@ -18,11 +18,11 @@ from farm.specs.precision import Precision
 from farm.specs.shapes import ShapeRange
 from farm.specs.stages import JobKind
 from tests.zoo import runner
-from workers import graphs
+from workers.graphs import interface
+from workers.graphs.modern import described
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import AxisRange, resolve_profiles
 from workers.inputs.samples import check_samples
-from workers.modern import described
 
 FLOAT = TensorProto.FLOAT
 RANDOM = np.random.default_rng(0)
@@ -187,7 +187,7 @@ def test_anonymous_axes_of_two_inputs_are_independent(tmp_path: Path) -> None:
 @pytest.mark.parametrize("z", [["k", 16], [5, 16]], ids=str)
 def test_an_input_without_a_batch_is_one_array_for_all_samples(z: Shape, tmp_path: Path) -> None:
     model = described(onnx.load(str(add(tmp_path / "m.onnx", ["n", 16], z))))
-    inputs = graphs.input_specs(model)
+    inputs = interface.input_specs(model)
     asked = {"x": sizes((1, 16), (8, 16), (16, 16)), "z": sizes((5, 16), (5, 16), (5, 16))}
     [profile] = resolve_profiles(inputs, [asked])
     assert Batch.of(inputs, profile).inputs == ("x",)
@@ -198,7 +198,7 @@ def test_an_input_without_a_batch_is_one_array_for_all_samples(z: Shape, tmp_pat
 
 def test_axes_of_one_name_have_one_size(tmp_path: Path) -> None:
     model = described(onnx.load(str(add(tmp_path / "m.onnx", ["n", "s", 16], ["n", "s", 16]))))
-    inputs = graphs.input_specs(model)
+    inputs = interface.input_specs(model)
     asked = {"x": sizes((1, 4, 16), (8, 7, 16), (16, 12, 16))}
     [profile] = resolve_profiles(inputs, [asked])
     assert profile["z"] == profile["x"]
@@ -222,7 +222,7 @@ def test_an_input_that_is_a_scalar_is_built(tmp_path: Path) -> None:
 def test_an_output_without_a_shape_gets_the_inferred_one(tmp_path: Path) -> None:
     model = onnx.load(str(add(tmp_path / "m.onnx", ["n", 16], ["n", 16])))
     assert not model.graph.output[0].type.tensor_type.HasField("shape")
-    [output] = graphs.output_specs(described(model))
+    [output] = interface.output_specs(described(model))
     assert output.shape == ("n", 16)
 
 
@@ -260,10 +260,10 @@ def exported(path: Path, profiles: Sequence[Mapping[str, Any]] = ()) -> onnx.Mod
 def test_a_programs_own_ranges_are_the_default_profile(tmp_path: Path) -> None:
     path = pooled(tmp_path / "m.pt2", batch={"min": 1, "max": 32}, length={"max": 77})
     model = exported(path)
-    ranges = graphs.axis_ranges(model)
+    ranges = interface.axis_ranges(model)
     assert ranges["batch"] == AxisRange(1, 2, 32)
     assert ranges["tokens_1"] == AxisRange(1, 12, 77)
-    inputs = graphs.input_specs(model)
+    inputs = interface.input_specs(model)
     [profile] = resolve_profiles(inputs, (), ranges)
     # The batch is the farm's own within its bounds; other axes are best at the size of the example.
     assert profile["image"] == sizes((1, 3, 16, 32), (8, 3, 32, 32), (32, 3, 64, 32))
@@ -298,4 +298,4 @@ def test_ranges_that_are_none_are_refused(tmp_path: Path) -> None:
     model = onnx.load(str(add(tmp_path / "m.onnx", ["n", 16], ["n", 16])))
     model.metadata_props.add(key="engine-farm.axis-ranges", value='{"n": "many"}')
     with pytest.raises(InvalidModel):
-        graphs.axis_ranges(model)
+        interface.axis_ranges(model)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from workers import telemetry
-from workers.cuda_timing import Query, Span
+from workers.clocks.cuda import Query, Span
 
 
 def queries(count: int, *, compute_ms: float = 2.0, enqueue_ms: float = 0.5) -> list[Query]:

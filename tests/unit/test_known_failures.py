@@ -281,10 +281,10 @@ def test_what_nobody_foresaw_is_the_farms_fault_and_says_where_it_was_asked_for(
 
 
 def test_a_fault_names_the_line_of_the_farm_that_it_came_through():
-    from workers import graphs
+    from workers.graphs import check
 
     with pytest.raises(AttributeError) as caught:
-        graphs.check_model(None)  # type: ignore[arg-type]
+        check.check_model(None)  # type: ignore[arg-type]
     error = explained(caught.value, Asked(stage=JobKind.EXPORT))
     assert re.search(r"\(workers/graphs\.py:\d+\)$", error.detail)
 

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from tests.zoo.runner import Source
-from workers import demo, graphs
+from workers import demo
+from workers.graphs import interface
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import resolve_profiles
 from workers.inputs.samples import random_arrays
@@ -45,7 +46,7 @@ def source(name: str, folder: Path) -> Source:
         return _transformer(name, folder)
     path = LIGHT / f"light_{name}.onnx"
     model = onnx.load(str(path))
-    inputs = graphs.input_specs(model)
+    inputs = interface.input_specs(model)
     profile = resolve_profiles(inputs, ())[0]
     batches = [
         random_arrays(inputs, Batch.of(inputs, profile).at(profile, 1), seed=_SEED + n)

@@ -25,9 +25,9 @@ from torch.utils import _pytree as pytree
 
 from farm.errors import EngineBuildFailed
 from farm.reports.layers import Layer, LayerTensor
-from workers.eager import input_names, named_tensors, output_names, tensors_of
 from workers.inputs.samples import Arrays
 from workers.programs import script
+from workers.programs.eager import input_names, named_tensors, output_names, tensors_of
 from workers.programs.guard import checked
 
 VERSION = torch.__version__

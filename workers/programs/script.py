@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.jit._recursive import wrap_cpp_module
 
-from workers.graphs import brief
+from workers.graphs.check import brief
 from workers.programs import archive, enumerations, operators
 
 #: Parts of types whose values are native objects, other threads' or other machines'.

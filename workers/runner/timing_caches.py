@@ -19,7 +19,7 @@ from farm.queue import jobs
 from farm.queue.jobs import Claim
 from farm.specs.runtime import Runtime
 from farm.specs.stages import JobKind
-from workers.backends import trt
+from workers.backends.trt import build
 from workers.runner import toolchain
 from workers.runner.app import Context
 from workers.runner.child import Child, Link
@@ -141,7 +141,7 @@ def _combined(context: Context, newest: Path, mine: Path, made: Path) -> dict[st
 def _combine(argument: Mapping[str, str], _link: Link) -> dict[str, Any]:
     """The child: it takes TensorRT, and so the GPU."""
     newest, mine = (Path(argument[name]).read_bytes() for name in ("newest", "mine"))
-    combined = trt.combine_timing_caches(newest, mine)
+    combined = build.combine_timing_caches(newest, mine)
     if combined is None:
         return {"done": False}
     data, entries = combined

@@ -18,27 +18,20 @@ from farm.specs.precision import Precision
 from farm.specs.runtime import TENSORRTS, Runtime
 from farm.specs.shapes import Profile, TensorSpec
 from farm.specs.stages import BuildParams
-from workers import (
-    casting,
-    engine_types,
-    fixing,
-    floats,
-    graphs,
-    half_weights,
-    layers,
-    optimised,
-    qat,
-    saturation,
-    scripted,
-    static_axes,
-)
-from workers.backends import ort, ort_cuda, rtx_plan, trt, trt_interface
-from workers.backends.rtx_plan import RtxPlan
-from workers.backends.trt_cache import TimingCacheUse
-from workers.backends.trt_inspect import Inspected
-from workers.backends.trt_interface import Interface
-from workers.bytes_first import cast_first
-from workers.compute import Compute, compute_of
+from workers import engine_types, half_weights, layers, optimised, qat, saturation, scripted
+from workers.backends.ort import cpu, cuda
+from workers.backends.trt import build as trt_build
+from workers.backends.trt import interface as trt_interface
+from workers.backends.trt import rtx_plan
+from workers.backends.trt.inspector import Inspected
+from workers.backends.trt.interface import Interface
+from workers.backends.trt.rtx_plan import RtxPlan
+from workers.backends.trt.timing_cache import TimingCacheUse
+from workers.graphs import axes, casting, check, files, fixing, floats, shapes, walk
+from workers.graphs.bytes_first import cast_first
+from workers.graphs.compute import Compute, compute_of
+from workers.graphs.interface import axis_ranges, input_specs, output_specs, specs_as_json
+from workers.graphs.normal import normalised
 from workers.inputs.batch import Batch, Shapes
 from workers.inputs.profiles import (
     profiles_as_json,
@@ -47,7 +40,6 @@ from workers.inputs.profiles import (
 )
 from workers.inputs.samples import samples_for
 from workers.integer import Ranges, integer_graph
-from workers.normal import normalised
 from workers.ranges import largest
 from workers.stages import Stage, StageResult
 
@@ -88,11 +80,9 @@ def run(stage: Stage) -> StageResult:
     assert isinstance(params, BuildParams)
     if params.target.runtime is Runtime.TORCHSCRIPT:
         return scripted.build(stage, params)
-    file, typed = graphs.read_model(stage.inputs["typed"], stage.workdir)
+    file, typed = files.read_model(stage.inputs["typed"], stage.workdir)
     file, model, missing = _in_types_of(params, stage.workdir, file, typed)
-    profiles = resolve_profiles(
-        graphs.input_specs(model), params.profiles, graphs.axis_ranges(model)
-    )
+    profiles = resolve_profiles(input_specs(model), params.profiles, axis_ranges(model))
     if params.target.runtime in TENSORRTS:
         file, model = _settled(stage, file, model, profiles)
     compute = compute_of(model, shapes_at(profiles[0], "opt"))
@@ -124,8 +114,8 @@ def run(stage: Stage) -> StageResult:
         "compute": report.compute.model_dump(mode="json"),
         "build_s": round(made.build_s, 3),
         "engine_bytes": made.engine.stat().st_size,
-        "inputs": graphs.specs_as_json(report.inputs),
-        "outputs": graphs.specs_as_json(report.outputs),
+        "inputs": specs_as_json(report.inputs),
+        "outputs": specs_as_json(report.outputs),
         "differences": list(interface.differences),
         "profiles": profiles_as_json(profiles),
         "options": params.options.model_dump(mode="json"),
@@ -161,10 +151,10 @@ def _in_types_of(
     print(
         f"{params.target} has no {names[0]}: the engine computes in float32 there, and takes and gives it"
     )
-    graphs.load_weights(model, file)
+    files.load_weights(model, file)
     made = floats.narrowed(model, kinds=missing)
     file = folder / "narrowed.onnx"
-    graphs.write_model(made, file)
+    files.write_model(made, file)
     return file, made, names
 
 
@@ -234,11 +224,11 @@ class _Ends:
 
 def _interface(made: _Made, model: onnx.ModelProto, typed: onnx.ModelProto) -> _Ends:
     """What the runtime has, else what the graph has that it was built from, beside the typed graph's."""
-    inputs, outputs = graphs.input_specs(model), graphs.output_specs(model)
+    inputs, outputs = input_specs(model), output_specs(model)
     if made.interface is not None:
         inputs, outputs = made.interface.inputs, made.interface.outputs
-    taken, other = trt_interface.named(inputs, graphs.input_specs(typed))
-    given, others = trt_interface.named(outputs, graphs.output_specs(typed))
+    taken, other = trt_interface.named(inputs, input_specs(typed))
+    given, others = trt_interface.named(outputs, output_specs(typed))
     differences = [*(f"input {one}" for one in other), *(f"output {one}" for one in others)]
     for one in differences:
         print(f"otherwise than in the model: {one}")
@@ -269,14 +259,14 @@ def _build_graph(stage: Stage, params: BuildParams, file: Path, model: onnx.Mode
     folder = stage.workdir / "engine"
     folder.mkdir()
     on_cpu = params.target.gpu == CPU
-    build = ort.build_engine if on_cpu else ort_cuda.build_engine
+    build = cpu.build_engine if on_cpu else cuda.build_engine
     if on_cpu and params.precision is Precision.INT8:
         file = _in_integers(stage, params)
     if on_cpu:
         file = saturation.exact_file(file, stage.workdir)
         file = _in_fp32(file, stage.workdir)
     # Folding may widen fp16 weights to fp32. And what stays outside must come along.
-    may_be_large = graphs.is_large(model) or 2 * graphs.weight_bytes(model) > graphs.MAX_PROTO_BYTES
+    may_be_large = files.is_large(model) or 2 * files.weight_bytes(model) > files.MAX_PROTO_BYTES
     built = build(file, folder / "model.onnx", weights_beside=may_be_large)
     written = onnx.load(str(folder / "model.onnx"), load_external_data=False)
     # ONNX Runtime calls the casts that it adds to bodies alike, and then can't load what it wrote.
@@ -293,16 +283,16 @@ def _build_graph(stage: Stage, params: BuildParams, file: Path, model: onnx.Mode
         build_s=built.build_s,
         layers=layers.of_onnx(made),
         layers_source="the engine: a graph that ONNX Runtime has optimised",
-        optimised=graphs.outline(made),
+        optimised=shapes.outline_of(made),
         fusions=layers.fused_by_onnxruntime(made, model),
     )
     if on_cpu and half_weights.has_halves(model):
-        graphs.load_weights(made, folder / "model.onnx")
+        files.load_weights(made, folder / "model.onnx")
         kept = half_weights.keep_in_halves(made)
         print(f"{kept} weights are kept in fp16, and computed with in fp32")
-        graphs.save_model(made, result.engine)
+        files.save_model(made, result.engine)
     else:
-        graphs.as_one_file(folder, made, result.engine)
+        files.as_one_file(folder, made, result.engine)
     return result
 
 
@@ -311,9 +301,9 @@ def _in_fp32(file: Path, folder: Path) -> Path:
     model = onnx.load(str(file), load_external_data=False)
     if not floats.has_type(model, onnx.TensorProto.FLOAT16):
         return file
-    graphs.load_weights(model, file)
+    files.load_weights(model, file)
     made = folder / "in-fp32.onnx"
-    graphs.write_model(floats.in_fp32(model, kinds=[onnx.TensorProto.FLOAT16]), made)
+    files.write_model(floats.in_fp32(model, kinds=[onnx.TensorProto.FLOAT16]), made)
     return made
 
 
@@ -327,7 +317,7 @@ def _in_integers(stage: Stage, params: BuildParams) -> Path:
     ranges = _ranges(stage, params, quantized) if is_calibrated else _unknown
     file = stage.workdir / "integer.onnx"
     made = integer_graph(quantized, ranges, keep_levels=not is_calibrated)
-    graphs.write_model(made, file)
+    files.write_model(made, file)
     return file
 
 
@@ -338,9 +328,9 @@ def _unknown(names: Sequence[str]) -> dict[str, float]:
 def _ranges(stage: Stage, params: BuildParams, quantized: onnx.ModelProto) -> Ranges:
     stage.progress("measure ranges", None)
     given = _whole(stage, "onnx")
-    inputs = graphs.input_specs(given)
+    inputs = input_specs(given)
     source = floats.calibratable(given)
-    profile = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(source))[0]
+    profile = resolve_profiles(inputs, params.profiles, axis_ranges(source))[0]
     batch = Batch.of(inputs, profile)
     samples, _ = samples_for(
         stage.inputs, inputs, profile, hold_out=params.hold_out, fixed=params.fixed_inputs
@@ -350,8 +340,8 @@ def _ranges(stage: Stage, params: BuildParams, quantized: onnx.ModelProto) -> Ra
 
 
 def _whole(stage: Stage, role: str) -> onnx.ModelProto:
-    file, model = graphs.read_model(stage.inputs[role], stage.workdir)
-    graphs.load_weights(model, file)
+    file, model = files.read_model(stage.inputs[role], stage.workdir)
+    files.load_weights(model, file)
     return model
 
 
@@ -368,7 +358,7 @@ def _build_plan(
         refuse_on_turing(model, params.precision)
     qat.refuse_asymmetric(model)
     known = stage.inputs.get("timing_cache")
-    plan = trt.build_plan(
+    plan = trt_build.build_plan(
         params.target.runtime,
         file,
         profiles,
@@ -407,7 +397,7 @@ def _build_plan(
 
 
 def _refuse_own_operators(params: BuildParams, model: onnx.ModelProto) -> None:
-    own = graphs.own_operators(model)
+    own = check.own_operators(model)
     if own:
         raise EngineBuildFailed(
             f"{params.target} lacks operators of the model that ONNX Runtime alone has: {', '.join(own)}",
@@ -440,12 +430,12 @@ def _settled(
 ) -> tuple[Path, onnx.ModelProto]:
     """The graph with the sizes that the profiles leave no choice of, and without the branches that these
     rule out: TensorRT refuses some of what it must plan for any size."""
-    names = static_axes.settle(model, profiles)
+    names = axes.settle(model, profiles)
     if not names:
         return file, model
     print(f"with the one size that the profiles give axes of {', '.join(names)}", flush=True)
     has_branches = any(node.op_type == "If" for node in model.graph.node)
-    if has_branches and not graphs.is_large(model):
+    if has_branches and not files.is_large(model):
         model = fixing.folded(model)
     return _written(stage, file, model, "settled.onnx"), model
 
@@ -486,8 +476,8 @@ def refuse_on_turing(model: onnx.ModelProto, precision: Precision) -> None:
     Raises:
         EngineBuildFailed: naming the operator.
     """
-    types = graphs.types_of(model)
-    for node in graphs.all_nodes(model.graph):
+    types = shapes.types_of(model)
+    for node in walk.all_nodes(model.graph):
         kinds = {types.get(name) for name in [*node.input, *node.output] if name}
         if onnx.TensorProto.BFLOAT16 in kinds:
             raise EngineBuildFailed(

@@ -20,13 +20,14 @@ from farm.errors import CalibrationFailed, FarmError, InvalidData
 from farm.specs.precision import Precision
 from farm.specs.source import DataKind
 from farm.specs.stages import CalibrateParams
-from workers import casting, choosing, floats, graphs, opsets, qat, unquantised
+from workers import choosing, qat, unquantised
 from workers.folding import fold_quantized_weights
+from workers.graphs import casting, check, files, floats, interface, opsets, shapes, standard, walk
+from workers.graphs.normal import normalised
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import resolve_profiles
 from workers.inputs.samples import Arrays, samples_for
 from workers.magnitudes import MAX_SAMPLES, Magnitudes, measured
-from workers.normal import normalised
 from workers.stages import Stage, StageResult
 
 _NAMES = {
@@ -48,12 +49,12 @@ def run(stage: Stage) -> StageResult:
     """
     params = stage.params
     assert isinstance(params, CalibrateParams)
-    file, model = graphs.read_model(stage.inputs["onnx"], stage.workdir)
-    if graphs.is_quantized(model):
+    file, model = files.read_model(stage.inputs["onnx"], stage.workdir)
+    if walk.is_quantized(model):
         return _as_it_is(stage, params, file, model)
     _refuse_unquantisable(stage, model, params.precision)
-    inputs = graphs.input_specs(model)
-    profile = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))[0]
+    inputs = interface.input_specs(model)
+    profile = resolve_profiles(inputs, params.profiles, interface.axis_ranges(model))[0]
     batch = Batch.of(inputs, profile)
     samples, _ = samples_for(
         stage.inputs, inputs, profile, hold_out=params.hold_out, fixed=params.fixed_inputs
@@ -62,21 +63,21 @@ def run(stage: Stage) -> StageResult:
     batches = list(batch.split(samples, size, smallest=smallest))
     _refuse_too_few(batches, batch.count(samples), size, params)
 
-    graphs.load_weights(model, file)
+    files.load_weights(model, file)
     wide = floats.calibratable(model)
-    through = graphs.take_out_given(wide)
+    through = walk.take_out_given(wide)
     file = stage.workdir / "source.onnx"
-    graphs.write_model(wide, file)  # ModelOpt writes beside what it reads
+    files.write_model(wide, file)  # ModelOpt writes beside what it reads
     typed = stage.workdir / "typed.onnx"
     reader = BatchReader(batches, stage.progress)
-    _quantize(file, typed, reader, params, is_large=graphs.is_large(model))
+    _quantize(file, typed, reader, params, is_large=files.is_large(model))
     quantized = normalised(onnx.load(str(typed)))
     for position, value in through.items():  # in the order that they had
         quantized.graph.output.insert(position, value)
     pairs = _checked_pairs(quantized, params.precision)
-    graphs.keep_axis_ranges(quantized, graphs.axis_ranges(model))
+    interface.keep_axis_ranges(quantized, interface.axis_ranges(model))
     fold_quantized_weights(quantized)
-    graphs.save_model(quantized, typed)
+    files.save_model(quantized, typed)
     stage.progress("cast the remainder", None)
     seen = batches[: max(1, MAX_SAMPLES // size)]
     outputs, remainder = _write_for_gpus(stage, quantized, seen)
@@ -91,7 +92,7 @@ def run(stage: Stage) -> StageResult:
         "qdq_pairs": pairs,
         "remainder": max(remainder, key=lambda name: remainder[name]),
         "remainder_nodes": remainder,
-        "opset": graphs.opset_of(quantized),
+        "opset": shapes.opset_of(quantized),
     }
     return StageResult(outputs=outputs, facts=facts)
 
@@ -102,16 +103,16 @@ def _as_it_is(
     """What was quantised in training. Its remainder is cast as that of what is quantised here."""
     qat.check(model, params.precision)
     print("the graph is quantised already: nothing is calibrated, and data only run it")
-    graphs.load_weights(model, file)
-    inputs = graphs.input_specs(model)
-    profile = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))[0]
+    files.load_weights(model, file)
+    inputs = interface.input_specs(model)
+    profile = resolve_profiles(inputs, params.profiles, interface.axis_ranges(model))[0]
     batch = Batch.of(inputs, profile)
     samples, kind = samples_for(
         stage.inputs, inputs, profile, hold_out=params.hold_out, fixed=params.fixed_inputs
     )
     first = next(iter(batch.split(samples, batch.opt, smallest=batch.min)))
     typed = stage.workdir / "typed.onnx"
-    graphs.save_model(model, typed)
+    files.save_model(model, typed)
     stage.progress("cast the remainder", None)
     taken = qat.for_gpus(model)
     outputs, remainder = _write_for_gpus(stage, taken, [first])
@@ -121,11 +122,11 @@ def _as_it_is(
         "samples": 0,
         "precision": str(params.precision),
         "method": "as it came",
-        "qdq_pairs": graphs.qdq_pairs(model),
+        "qdq_pairs": walk.qdq_pairs(model),
         "remainder": max(remainder, key=lambda name: remainder[name]),
         "remainder_nodes": remainder,
         "remainder_by": str(kind),
-        "opset": graphs.opset_of(model),
+        "opset": shapes.opset_of(model),
     }
     return StageResult(outputs=outputs, facts=facts)
 
@@ -138,7 +139,7 @@ def _write_for_gpus(
     try:
         magnitudes = measured(quantized, batches, stage.workdir)
         fp16, chosen = _with_remainder(quantized, magnitudes, None)
-        graphs.save_model(fp16, paths["typed_fp16"])
+        files.save_model(fp16, paths["typed_fp16"])
         if chosen.why:
             reasons = ", ".join(f"{why} ({n})" for why, n in sorted(chosen.counts().items()))
             print(f"{len(chosen.why)} operators of the remainder stay in fp32: {reasons}")
@@ -148,12 +149,12 @@ def _write_for_gpus(
         # What was measured is of the same names.
         newer = opsets.upgraded(quantized, casting.BF16_OPSET)
         half, chosen = _with_remainder(newer, magnitudes, TensorProto.BFLOAT16)
-        graphs.save_model(half, paths["typed_half"])
+        files.save_model(half, paths["typed_half"])
     except FarmError:
         raise
     except Exception as err:  # what onnx's inference and converter come across
         raise CalibrationFailed(
-            f"the remainder of the quantised graph can't be typed: {graphs.brief(err)}",
+            f"the remainder of the quantised graph can't be typed: {check.brief(err)}",
             hint="choose fp16 or bf16, and report the graph's operators",
         ) from err
     return paths, _count(newer, chosen)
@@ -166,17 +167,17 @@ def _with_remainder(
         quantized, magnitudes, TensorProto.FLOAT16, DataKind.CALIBRATION, instead=instead
     )
     made = casting.typed(quantized, chosen.types)
-    graphs.check_model(made)
-    graphs.keep_axis_ranges(made, graphs.axis_ranges(quantized))
+    check.check_model(made)
+    interface.keep_axis_ranges(made, interface.axis_ranges(quantized))
     return made, chosen
 
 
 def _count(quantized: onnx.ModelProto, chosen: choosing.Chosen) -> dict[str, int]:
     """Type → how many operators; those that only quantise and dequantise left out."""
     counts: Counter[str] = Counter({str(Precision.FP16): 0})
-    for node in graphs.all_nodes(quantized.graph):
+    for node in walk.all_nodes(quantized.graph):
         name = node.output[0] if node.output else ""
-        if node.op_type not in graphs.QDQ_OPS and (name in chosen.types or name in chosen.why):
+        if node.op_type not in walk.QDQ_OPS and (name in chosen.types or name in chosen.why):
             counts[_NAMES[chosen.types.get(name, TensorProto.FLOAT)]] += 1
     return dict(counts)
 
@@ -235,7 +236,7 @@ def _quantize(
         )
     except Exception as err:  # it raises whatever it comes across, and bare Exceptions of its own
         raise CalibrationFailed(
-            f"ModelOpt can't calibrate this graph for {params.precision}: {graphs.brief(err)}",
+            f"ModelOpt can't calibrate this graph for {params.precision}: {check.brief(err)}",
             hint="choose fp16; see the job's log for what it stumbled over",
         ) from err
     if not typed.exists():
@@ -243,7 +244,7 @@ def _quantize(
 
 
 def _checked_pairs(quantized: onnx.ModelProto, precision: Precision) -> int:
-    pairs = graphs.qdq_pairs(quantized)
+    pairs = walk.qdq_pairs(quantized)
     if pairs == 0:
         why, hint = unquantised.reasons(quantized)
         raise CalibrationFailed(
@@ -258,18 +259,18 @@ def _refuse_unquantisable(stage: Stage, model: onnx.ModelProto, precision: Preci
             f"{precision} needs calibration data, since the graph holds no Q/DQ of its own",
             hint="pass calibration data (--calibration samples.npz), or choose fp16",
         )
-    own = graphs.own_operators(model)
+    own = check.own_operators(model)
     if own:
         raise CalibrationFailed(
             f"the model has operators of ONNX Runtime's own ({', '.join(own)}), which ModelOpt doesn't know",
             hint="choose fp32 for onnxruntime:cpu, which takes it as it is, integers and all; or hand in the "
             "model before ONNX Runtime optimised or quantised it",
         )
-    opset = graphs.opset_of(model)
-    if opset < graphs.MIN_OPSET:
+    opset = shapes.opset_of(model)
+    if opset < standard.MIN_OPSET:
         raise CalibrationFailed(
-            f"the graph is in opset {opset}, and {precision} needs {graphs.MIN_OPSET}",
-            hint=f"export the model with opset {graphs.MIN_OPSET} or later",
+            f"the graph is in opset {opset}, and {precision} needs {standard.MIN_OPSET}",
+            hint=f"export the model with opset {standard.MIN_OPSET} or later",
         )
 
 

@@ -18,9 +18,10 @@ from farm.errors import CastFailed, FarmError, PrecisionMissed
 from farm.specs.precision import Precision
 from farm.specs.source import DataKind
 from farm.specs.stages import CastParams
-from workers import casting, choosing, floats, graphs, opsets, references
-from workers.compute import PRODUCTS, compute_of
+from workers import choosing, references
 from workers.dynamic import quantize_weights
+from workers.graphs import casting, check, files, floats, interface, opsets, shapes, walk
+from workers.graphs.compute import PRODUCTS, compute_of
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import resolve_profiles, shapes_at
 from workers.inputs.samples import Arrays, samples_for
@@ -40,10 +41,10 @@ def run(stage: Stage) -> StageResult:
     """
     params = stage.params
     assert isinstance(params, CastParams)
-    file, model = graphs.read_model(stage.inputs["onnx"], stage.workdir)
+    file, model = files.read_model(stage.inputs["onnx"], stage.workdir)
     _refuse_quantized(model, params.precision)
     _refuse_own_operators(model, params.precision)
-    graphs.load_weights(model, file)
+    files.load_weights(model, file)
     stage.progress("cast", None)
     path = stage.workdir / "typed.onnx"
     more: dict[str, Any] = {}
@@ -52,8 +53,8 @@ def run(stage: Stage) -> StageResult:
     else:
         typed, more = _in_half(stage, model, params)
         low, total = low_precision_nodes(typed, params.precision)
-        graphs.keep_axis_ranges(typed, graphs.axis_ranges(model))
-        graphs.save_model(typed, path)
+        interface.keep_axis_ranges(typed, interface.axis_ranges(model))
+        files.save_model(typed, path)
     share = low / total
     print(f"{low} of {total} operators that could be are {params.precision} ({share:.0%})")
     facts = {
@@ -61,9 +62,9 @@ def run(stage: Stage) -> StageResult:
         "low_precision_nodes": low,
         "float_nodes": total,
         "share": round(share, 4),
-        "opset": graphs.opset_of(typed),
-        "inputs": graphs.specs_as_json(graphs.input_specs(typed)),
-        "outputs": graphs.specs_as_json(graphs.output_specs(typed)),
+        "opset": shapes.opset_of(typed),
+        "inputs": interface.specs_as_json(interface.input_specs(typed)),
+        "outputs": interface.specs_as_json(interface.output_specs(typed)),
     }
     return StageResult(outputs={"typed": path}, facts=facts | more)
 
@@ -82,12 +83,12 @@ def _in_half(
         chosen = choosing.choose(model, magnitudes, kind, data)
         _refuse_unfit(model, magnitudes, chosen, params.precision, data)
         typed = casting.typed(model, chosen.types)
-        graphs.check_model(typed)
+        check.check_model(typed)
     except FarmError:
         raise
     except Exception as err:  # what onnx's inference and converter come across
         raise CastFailed(
-            f"this graph can't be cast to {params.precision}: {graphs.brief(err)}",
+            f"this graph can't be cast to {params.precision}: {check.brief(err)}",
             hint="choose fp32, and report the graph's operators",
         ) from err
     if chosen.why:
@@ -97,7 +98,7 @@ def _in_half(
 
 
 def _for_type(model: onnx.ModelProto, kind: int) -> onnx.ModelProto:
-    if kind == TensorProto.BFLOAT16 and graphs.opset_of(model) < casting.BF16_OPSET:
+    if kind == TensorProto.BFLOAT16 and shapes.opset_of(model) < casting.BF16_OPSET:
         return opsets.upgraded(model, casting.BF16_OPSET)
     return model
 
@@ -105,8 +106,8 @@ def _for_type(model: onnx.ModelProto, kind: int) -> onnx.ModelProto:
 def _measured(
     stage: Stage, model: onnx.ModelProto, params: CastParams
 ) -> tuple[Magnitudes, DataKind, int]:
-    inputs = graphs.input_specs(model)
-    profile = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))[0]
+    inputs = interface.input_specs(model)
+    profile = resolve_profiles(inputs, params.profiles, interface.axis_ranges(model))[0]
     batch = Batch.of(inputs, profile)
     samples, data = samples_for(
         stage.inputs,
@@ -115,7 +116,7 @@ def _measured(
         hold_out=params.hold_out,
         fixed=params.fixed_inputs,
         source=lambda: references.onnx_model(
-            *graphs.read_model(stage.inputs["onnx"], stage.workdir), {}, stage.workdir
+            *files.read_model(stage.inputs["onnx"], stage.workdir), {}, stage.workdir
         ),
     )
     size = batch.opt
@@ -147,7 +148,7 @@ def _refuse_unfit(
     Raises:
         CastFailed: naming bf16 where that serves.
     """
-    nodes = list(graphs.all_nodes(model.graph))
+    nodes = list(walk.all_nodes(model.graph))
     products = {node.output[0] for node in nodes if node.op_type in PRODUCTS}
     if (products or set(chosen.types)) & set(chosen.types):
         return
@@ -177,14 +178,14 @@ def _quantize(
         quantize_weights(model, path)
     except Exception as err:  # onnx.shape_inference and the quantiser raise kinds of their own
         raise CastFailed(
-            f"ONNX Runtime can't quantise this graph: {graphs.brief(err)}",
+            f"ONNX Runtime can't quantise this graph: {check.brief(err)}",
             hint="choose fp32, or int8 with calibration data",
         ) from err
     typed = onnx.load(str(path))
-    ranges = graphs.axis_ranges(model)
-    graphs.keep_axis_ranges(typed, ranges)
-    graphs.save_model(typed, path)
-    profile = resolve_profiles(graphs.input_specs(typed), params.profiles, ranges)[0]
+    ranges = interface.axis_ranges(model)
+    interface.keep_axis_ranges(typed, ranges)
+    files.save_model(typed, path)
+    profile = resolve_profiles(interface.input_specs(typed), params.profiles, ranges)[0]
     compute = compute_of(typed, shapes_at(profile, "opt"))
     low = compute.layers("int8")
     if not low:
@@ -207,18 +208,18 @@ def low_precision_nodes(
     Parameters:
         kinds: count these alone.
     """
-    types = graphs.types_of(model)
+    types = shapes.types_of(model)
     given = [
         types.get(node.output[0])
-        for node in graphs.all_nodes(model.graph)
-        if node.op_type not in ("Cast", "Constant") and not graphs.bodies(node)
+        for node in walk.all_nodes(model.graph)
+        if node.op_type not in ("Cast", "Constant") and not walk.bodies(node)
         if not kinds or node.op_type in kinds
     ]
     return given.count(HALF[precision]), sum(kind in floats.NAMES for kind in given)
 
 
 def _refuse_own_operators(model: onnx.ModelProto, precision: Precision) -> None:
-    own = graphs.own_operators(model)
+    own = check.own_operators(model)
     if own:
         raise CastFailed(
             f"the model has operators of ONNX Runtime's own ({', '.join(own)}), and what they give in "
@@ -229,7 +230,7 @@ def _refuse_own_operators(model: onnx.ModelProto, precision: Precision) -> None:
 
 
 def _refuse_quantized(model: onnx.ModelProto, precision: Precision) -> None:
-    if graphs.is_quantized(model):
+    if walk.is_quantized(model):
         raise CastFailed(
             f"the model is quantised already, so it can't be cast to {precision}",
             hint="submit it as int8, which it is: it needs no calibration data, and what it doesn't "

@@ -17,16 +17,19 @@ from farm.errors import ExportDiverged, InvalidModel
 from farm.specs.shapes import Profile, TensorSpec
 from farm.specs.source import DataKind, SourceFormat
 from farm.specs.stages import ExportParams
-from workers import fixing, floats, graphs, opsets, references
-from workers.backends.ort import OrtModel
-from workers.eager import SYMBOL, EagerModel, axis_names, input_names, output_names
+from workers import references
+from workers.backends.ort.cpu import OrtModel
+from workers.graphs import files, fixing, floats, interface, opsets, shapes, walk
+from workers.graphs.check import check_model, own_operators
+from workers.graphs.modern import described, is_modern, modernised
+from workers.graphs.normal import normalised
+from workers.graphs.standard import MIN_OPSET
 from workers.inputs.batch import Arrays, Batch
 from workers.inputs.profiles import resolve_profiles, value_ranges
 from workers.inputs.samples import Runnable, samples_for
 from workers.inputs.standins import tried
 from workers.measure.difference import NO_DIFFERENCE, Difference, difference
-from workers.modern import described, is_modern, modernised
-from workers.normal import normalised
+from workers.programs.eager import SYMBOL, EagerModel, axis_names, input_names, output_names
 from workers.savedmodel import SavedModelSource
 from workers.stages import Stage, StageResult
 from workers.torchscript import TorchScriptSource
@@ -69,10 +72,10 @@ def run(stage: Stage) -> StageResult:
 
 def _facts(model: onnx.ModelProto, check: dict[str, Any]) -> dict[str, Any]:
     return {
-        "inputs": graphs.specs_as_json(graphs.input_specs(model)),
-        "outputs": graphs.specs_as_json(graphs.output_specs(model)),
-        "opset": graphs.opset_of(model),
-        "parameters": graphs.parameter_count(model),
+        "inputs": interface.specs_as_json(interface.input_specs(model)),
+        "outputs": interface.specs_as_json(interface.output_specs(model)),
+        "opset": shapes.opset_of(model),
+        "parameters": walk.parameter_count(model),
         "check": check,
     }
 
@@ -87,12 +90,12 @@ def _from_program(stage: Stage, params: ExportParams, target: Path) -> Exported:
     _name_axes(model)
     if params.fixed_inputs:
         model = fixing.folded(model)
-    graphs.keep_axis_ranges(model, source.axis_ranges)
-    graphs.check_model(model)
-    inputs = graphs.input_specs(model)
-    profiles = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))
+    interface.keep_axis_ranges(model, source.axis_ranges)
+    check_model(model)
+    inputs = interface.input_specs(model)
+    profiles = resolve_profiles(inputs, params.profiles, interface.axis_ranges(model))
     _keep_sizes(stage, model, inputs, profiles[0])
-    graphs.save_model(model, target)
+    files.save_model(model, target)
     stage.progress("check", None)
     check = _compare(stage, source, _session(stage, target), inputs, profiles, _tolerance(model))
     return model, check | ({"left_out": source.left_out} if source.left_out else {})
@@ -114,11 +117,11 @@ def _from_torchscript(stage: Stage, params: ExportParams, target: Path) -> Expor
     shutil.rmtree(folder)
     if params.fixed_inputs:
         model = fixing.folded(model)
-    graphs.check_model(model)
+    check_model(model)
     modern = modernised(model)
-    profiles = resolve_profiles(graphs.input_specs(modern), params.profiles)
+    profiles = resolve_profiles(interface.input_specs(modern), params.profiles)
     _keep_sizes(stage, modern, specs, profiles[0])
-    graphs.save_model(modern, target)
+    files.save_model(modern, target)
     stage.progress("check", None)
     tolerance = _tolerance(modern)
     check = _compare(stage, source, _session(stage, target), specs, profiles, tolerance)
@@ -132,12 +135,12 @@ def _from_savedmodel(stage: Stage, params: ExportParams, target: Path) -> Export
     model = described(source.to_onnx())
     if params.fixed_inputs:
         model = fixing.fixed_model(model, params.fixed_inputs)
-    graphs.check_model(model)
+    check_model(model)
     upgraded = _upgraded(model)
-    inputs = graphs.input_specs(upgraded)
+    inputs = interface.input_specs(upgraded)
     profiles = resolve_profiles(inputs, params.profiles)
     _keep_sizes(stage, upgraded, inputs, profiles[0])
-    graphs.save_model(upgraded, target)
+    files.save_model(upgraded, target)
     stage.progress("check", None)
     reference = references.savedmodel(source, params.fixed_inputs)
     return upgraded, _compare(stage, reference, _session(stage, target), inputs, profiles)
@@ -146,33 +149,33 @@ def _from_savedmodel(stage: Stage, params: ExportParams, target: Path) -> Export
 def _from_onnx(stage: Stage, params: ExportParams, target: Path) -> Exported:
     stage.progress("check", None)
     source = stage.inputs["source"]
-    file, given = graphs.read_model(source, stage.workdir)
+    file, given = files.read_model(source, stage.workdir)
     model = described(given)
     original = references.onnx_model(file, model, params.fixed_inputs, stage.workdir)
     if params.fixed_inputs:
-        graphs.load_weights(model, file)
+        files.load_weights(model, file)
         model = fixing.fixed_model(model, params.fixed_inputs)
-    graphs.check_model(model)
-    inputs = graphs.input_specs(model)
-    profiles = resolve_profiles(inputs, params.profiles, graphs.axis_ranges(model))
-    is_new = graphs.opset_of(model) >= graphs.MIN_OPSET and is_modern(model)
-    if graphs.own_operators(model):
+    check_model(model)
+    inputs = interface.input_specs(model)
+    profiles = resolve_profiles(inputs, params.profiles, interface.axis_ranges(model))
+    is_new = shapes.opset_of(model) >= MIN_OPSET and is_modern(model)
+    if own_operators(model):
         is_new = True  # ONNX's converter doesn't know them, and ONNX Runtime takes any opset
     has_sizes = _keep_sizes(stage, model, inputs, profiles[0])
     if is_new and model is given and not has_sizes:
         data = _data(stage, original, inputs, profiles)
         for arrays in data.batches:
             original.run(arrays)
-        if file != source and graphs.weight_bytes(model) <= graphs.MAX_PROTO_BYTES:
-            graphs.load_weights(model, file)  # one file is simpler for all stages after this
-            graphs.save_model(model, target)
+        if file != source and files.weight_bytes(model) <= files.MAX_PROTO_BYTES:
+            files.load_weights(model, file)  # one file is simpler for all stages after this
+            files.save_model(model, target)
         else:
             shutil.copyfile(source, target)
         return model, {"reason": "the source is ONNX and was taken as it is", **data.facts()}
     stage.progress("upgrade", None)
-    graphs.load_weights(model, file)
+    files.load_weights(model, file)
     upgraded = _upgraded(model)
-    graphs.save_model(upgraded, target)
+    files.save_model(upgraded, target)
     tolerance = _tolerance(upgraded)
     check = _compare(stage, original, _session(stage, target), inputs, profiles, tolerance)
     return upgraded, check
@@ -196,11 +199,11 @@ def _keep_sizes(
     if not sizes or not _has_samples(stage):
         return False
     samples, _ = samples_for(stage.inputs, inputs, profile, fixed=params.fixed_inputs)
-    ranges = dict(graphs.axis_ranges(model))
+    ranges = dict(interface.axis_ranges(model))
     for name in sizes:
         if samples[name].size <= MAX_SIZES:
             ranges |= value_ranges(name, [int(value) for value in samples[name].flat])
-    graphs.keep_axis_ranges(model, ranges)
+    interface.keep_axis_ranges(model, ranges)
     return True
 
 
@@ -209,7 +212,7 @@ def _has_samples(stage: Stage) -> bool:
 
 
 def _session(stage: Stage, path: Path) -> OrtModel:
-    file, model = graphs.read_model(path, stage.workdir)
+    file, model = files.read_model(path, stage.workdir)
     return references.session(file, model, stage.workdir, optimisation="all")
 
 
@@ -259,12 +262,12 @@ def _lay_attention_out(program: ExportedProgram) -> None:
 
 
 def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
-    opset = graphs.opset_of(model)
-    if opset >= graphs.MIN_OPSET:
+    opset = shapes.opset_of(model)
+    if opset >= MIN_OPSET:
         return modernised(model)
-    print(f"upgrading from opset {opset} to {graphs.MIN_OPSET}", flush=True)
-    modern = modernised(opsets.upgraded(model, graphs.MIN_OPSET))
-    graphs.check_model(modern)
+    print(f"upgrading from opset {opset} to {MIN_OPSET}", flush=True)
+    modern = modernised(opsets.upgraded(model, MIN_OPSET))
+    check_model(modern)
     return modern
 
 
@@ -273,7 +276,7 @@ def _name_axes(model: onnx.ModelProto) -> None:
     graph = model.graph
     names = axis_names(
         {
-            value.name: [graphs.axis_of(dim) for dim in value.type.tensor_type.shape.dim]
+            value.name: [interface.axis_of(dim) for dim in value.type.tensor_type.shape.dim]
             for value in graph.input
         }
     )

@@ -18,10 +18,11 @@ from farm.specs.runtime import Runtime
 from farm.specs.shapes import Profile, TensorSpec
 from farm.specs.source import DataKind
 from farm.specs.stages import MeasureParams
-from workers import cpu_metrics, gpu_metrics, graphs
-from workers.backends.ort import OrtModel, cpu_threads
+from workers import cpu_metrics, gpu_metrics
+from workers.backends.ort.cpu import OrtModel, cpu_threads
 from workers.backends.torchscript import TorchScriptModel
-from workers.eager import EagerModel
+from workers.graphs import files, interface
+from workers.graphs.rounding import is_half_typed, rounded_model
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import AxisRanges, resolve_profiles
 from workers.inputs.samples import (
@@ -38,8 +39,8 @@ from workers.inputs.standins import tried
 from workers.measure.accuracy import Comparison
 from workers.measure.invariance import batch_invariance
 from workers.measure.verdict import doubts, refuse_broken
+from workers.programs.eager import EagerModel
 from workers.references import reference
-from workers.rounding import is_half_typed, rounded_model
 from workers.saturation import exact_file
 from workers.stages import Stage, StageResult
 
@@ -116,10 +117,10 @@ def _subject(
         assert isinstance(source, EagerModel)
         model = TorchScriptModel(stage.inputs["engine"])
         return model, "engine", source.input_specs, source.output_specs, source.axis_ranges
-    file, typed = graphs.read_model(stage.inputs["typed"], stage.workdir)
+    file, typed = files.read_model(stage.inputs["typed"], stage.workdir)
     subject, measured_on = _of_onnx(stage, params, file, typed)
-    inputs, outputs = graphs.input_specs(typed), graphs.output_specs(typed)
-    return subject, measured_on, inputs, outputs, graphs.axis_ranges(typed)
+    inputs, outputs = interface.input_specs(typed), interface.output_specs(typed)
+    return subject, measured_on, inputs, outputs, interface.axis_ranges(typed)
 
 
 def _of_onnx(
@@ -128,15 +129,15 @@ def _of_onnx(
     if params.target is not None:
         engine = stage.inputs["engine"]
         if params.target.runtime is Runtime.ONNXRUNTIME:
-            engine = graphs.model_file(engine, stage.workdir)
+            engine = files.model_file(engine, stage.workdir)
         if params.target.gpu == CPU:
             return OrtModel(engine, is_engine=True), "engine"
         libraries = stage.plugins(params.options)
         return gpu_metrics.load(params.target.runtime, engine, libraries), "engine"
     if is_half_typed(typed):
-        graphs.load_weights(typed, file)
+        files.load_weights(typed, file)
         file = stage.workdir / "rounded.onnx"
-        graphs.write_model(rounded_model(typed), file)
+        files.write_model(rounded_model(typed), file)
     return OrtModel(exact_file(file, stage.workdir)), "typed-onnx"
 
 

@@ -19,8 +19,8 @@ from farm.errors import PruningFailed
 from farm.specs.options import Prune
 from farm.specs.stages import PruneParams
 from workers import references
+from workers.programs.weights import Weight, weights
 from workers.stages import Stage, StageResult
-from workers.weights import Weight, weights
 
 #: TensorRT's sparse kernels take weights of which at least 2 in each 4 input channels are zero.
 #: Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/io-formats-sparsity.html

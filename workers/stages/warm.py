@@ -43,4 +43,4 @@ for _name in _STAGES:
 for _name in _LATE:
     with suppress(ImportError):
         import_module(_name)
-import_module("workers.backends.trt").preload()
+import_module("workers.backends.trt.library").preload()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from farm.reports.layers import Layer, LayerTensor, MemoryView
-from workers.backends.trt_interface import Interface, of_engine
+from workers.backends.trt.interface import Interface, of_engine
 
 if TYPE_CHECKING:
     import tensorrt as types

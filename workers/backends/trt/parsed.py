@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from farm.errors import EngineBuildFailed
-from workers.backends.trt_inspect import operators_of
+from workers.backends.trt.inspector import operators_of
 
 if TYPE_CHECKING:
     import tensorrt as types

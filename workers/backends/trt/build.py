@@ -1,21 +1,14 @@
-"""TensorRT behind one small adapter: the modules ``tensorrt_rtx``, and ``tensorrt`` 10 and 11.
-
-What an API can do is asked of it with ``hasattr``, never guessed from its version. The builder
-returns None instead of raising, so the reason is collected from its log.
-"""
+"""A plan is built of a typed graph."""
 
 from __future__ import annotations
 
 import gc
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from farm.errors import EngineBuildFailed
@@ -23,28 +16,26 @@ from farm.reports.layers import Layer, LayerTensor
 from farm.specs.options import BuilderOptions
 from farm.specs.runtime import Runtime
 from farm.specs.shapes import Profile, ShapeRange, ValueRange
-from workers.backends import trt_cache, trt_inspect, trt_parsed
-from workers.backends.trt_cache import TimingCacheUse
-from workers.backends.trt_inspect import Inspected
-from workers.backends.trt_interface import Interface, of_network
-from workers.backends.trt_options import set_capability, set_options
-from workers.failures.known import Said
+from workers.backends.trt import inspector, parsed
+from workers.backends.trt import timing_cache as cache
+from workers.backends.trt.inspector import Inspected
+from workers.backends.trt.interface import Interface, of_network
+from workers.backends.trt.options import set_capability, set_options
+from workers.backends.trt.timing_cache import TimingCacheUse
 
 if TYPE_CHECKING:
     # TensorRT-RTX has the same classes; what only one of the two has is probed, and so untyped.
     import tensorrt as types
     from onnx import ModelProto
+from workers.backends.trt.library import (
+    collecting_log,
+    failure,
+    load_plugins,
+    load_runtime,
+    plain,
+)
 
 Report = Callable[[str, float | None], None]
-
-_MODULES = {Runtime.TENSORRT_RTX: "tensorrt_rtx", Runtime.TENSORRT: "tensorrt"}
-
-_PACKAGES = {Runtime.TENSORRT_RTX: "rtx", Runtime.TENSORRT: "tensorrt"}
-#: Where in its sources TensorRT noticed it; and that there is no driver where TensorRT-RTX needs none.
-_NOISE = re.compile(
-    r"\[checkMacros\.cpp::catchCudaError::\d+\] Error Code \d+: Cuda Runtime \(.*?\(cudaError 35:[^)]*\)\)"
-    r"| ?In \w+ at /_src/[\w/.]+:\d+"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,32 +49,6 @@ class Plan:
     build_s: float
     timing_cache: TimingCacheUse | None  #: None where the runtime or the options have none
     inspected: Inspected | None  #: None where the engine can't be read back
-
-
-def load_runtime(runtime: Runtime) -> ModuleType:
-    """Import the Python module of a TensorRT runtime.
-
-    Raises:
-        EngineBuildFailed: if it isn't installed on this worker.
-    """
-    name = _MODULES[runtime]
-    try:
-        return import_module(name)
-    except ImportError as err:
-        is_missing = isinstance(err, ModuleNotFoundError) and err.name == name
-        what = "isn't installed" if is_missing else "is installed and can't be loaded"
-        raise EngineBuildFailed(
-            f"{runtime} {what} on this worker: {err}",
-            hint="install it there (pip install -c constraints.txt "
-            f"'.[{_PACKAGES[runtime]}]'), or name another runtime in the target",
-        ) from err
-
-
-def preload() -> None:
-    """Import the runtimes that are installed, so that a forked job needn't. Starts no CUDA."""
-    for name in _MODULES.values():
-        with suppress(ImportError):
-            import_module(name)
 
 
 @contextmanager
@@ -139,7 +104,7 @@ def build_plan(
     report("parse", None)
     _parse(parser, onnx, log)
     if model is not None:
-        trt_parsed.check_attributes(trt, network, model)
+        parsed.check_attributes(trt, network, model)
     config = builder.create_builder_config()
     set_capability(trt, config, compute_capability)
     set_options(trt, config, options)
@@ -153,22 +118,22 @@ def build_plan(
     if on_gpu:  # the inspector tells no more than names otherwise
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     cached = on_gpu and options.timing_cache
-    timings = trt_cache.start(config, timing_cache) if cached else None
+    timings = cache.start(config, timing_cache) if cached else None
     start = time.monotonic()
     report("build", None)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise _failure(log, "the builder gave no reason")
+        raise failure(log, "the builder gave no reason")
     build_s = time.monotonic() - start
     report("inspect", None)
-    inspect = partial(trt_inspect.inspect, trt, log, host_code=options.version_compatible)
+    inspect = partial(inspector.inspect, trt, log, host_code=options.version_compatible)
     return Plan(
         data=bytes(plan),
         runtime_version=str(trt.__version__),
         layers=tuple(_layer(network.get_layer(index)) for index in range(network.num_layers)),
         interface=of_network(network),
         build_s=build_s,
-        timing_cache=trt_cache.finish(config, timings) if timings else None,
+        timing_cache=cache.finish(config, timings) if timings else None,
         inspected=inspect(bytes(plan)) if on_gpu else None,
     )
 
@@ -180,30 +145,7 @@ def combine_timing_caches(newest: bytes, mine: bytes) -> tuple[bytes, int | None
     """
     trt = load_runtime(Runtime.TENSORRT)
     builder: types.Builder = trt.Builder(collecting_log(trt))
-    return trt_cache.combine(builder.create_builder_config(), newest, mine)
-
-
-def load_plugins(trt: Any, log: Any, libraries: Sequence[Path]) -> None:
-    """Load libraries of plugins into this process, for parsers, builders and runtimes alike.
-
-    Raises:
-        EngineBuildFailed: with TensorRT's reason.
-    """
-    if not libraries:
-        return
-    registry: types.IPluginRegistry = trt.get_plugin_registry()
-    if not hasattr(registry, "load_library"):
-        raise EngineBuildFailed(
-            f"{trt.__name__} {trt.__version__} loads no plugins", hint="leave plugins out"
-        )
-    for library in libraries:
-        if registry.load_library(str(library)) is None:
-            reason = "; ".join(log.errors) or "TensorRT gives no reason"
-            raise EngineBuildFailed(
-                f"the plugin library {library.name} can't be loaded: {reason}"[:800],
-                hint="build it against this TensorRT, with getCreators in it, and see that what it "
-                "links to is installed on the worker; no plugin of it may be loaded already",
-            )
+    return cache.combine(builder.create_builder_config(), newest, mine)
 
 
 def _layer(layer: types.ILayer) -> Layer:
@@ -214,7 +156,7 @@ def _layer(layer: types.ILayer) -> Layer:
         type=str(layer.type).rpartition(".")[2],
         inputs=[_tensor(tensor) for tensor in inputs if tensor is not None],
         outputs=[_tensor(tensor) for tensor in outputs if tensor is not None],
-        operators=trt_inspect.operators_of(layer.metadata),
+        operators=inspector.operators_of(layer.metadata),
     )
 
 
@@ -238,19 +180,14 @@ def _parse(parser: types.OnnxParser, onnx: Path, log: Any) -> None:
     if parser.parse_from_file(str(onnx)):
         return
     reasons = [_parser_reason(parser.get_error(index)) for index in range(parser.num_errors)]
-    raise _failure(log, "; ".join(reasons) or "the ONNX parser gave no reason", "can't read")
+    raise failure(log, "; ".join(reasons) or "the ONNX parser gave no reason", "can't read")
 
 
 def _parser_reason(error: types.ParserError) -> str:
     where = ""
     if hasattr(error, "node_operator") and error.node_operator():
         where = f" (operator {error.node_operator()}, node {error.node_name()!r})"
-    return f"{_plain(error.desc())[:300]}{where}"
-
-
-def _plain(reason: str) -> str:
-    """TensorRT's reason in one line, without its sources' places."""
-    return " ".join(_NOISE.sub("", " ".join(reason.split())).split())
+    return f"{plain(error.desc())[:300]}{where}"
 
 
 def _add_profile(
@@ -273,7 +210,7 @@ def _add_profile(
             low, mid, high = (trt.Dims(shape) for shape in (shapes.min, shapes.opt, shapes.max))
             native.set_shape(name, low, mid, high)
     if config.add_optimization_profile(native) < 0:
-        raise _failure(log, f"the profile {dict(profile)} was refused")
+        raise failure(log, f"the profile {dict(profile)} was refused")
 
 
 def _size_values(name: str, shapes: ShapeRange) -> ValueRange:
@@ -285,45 +222,6 @@ def _size_values(name: str, shapes: ShapeRange) -> ValueRange:
             f'{{"{name}": {{…, "values": {{"min": […], "opt": […], "max": […]}}}}}}',
         )
     return shapes.values
-
-
-def last_errors(log: Any) -> str:
-    """The last reasons that a ``collecting_log`` was told, each once; empty if there were none."""
-    return "; ".join(dict.fromkeys(log.errors[-3:]))
-
-
-def _failure(log: Any, fallback: str, verb: str = "can't build") -> EngineBuildFailed:
-    reason = last_errors(log) or fallback
-    told = _plain(fallback if verb == "can't read" else reason)
-    # Its parser's word for an operator that it hasn't.
-    told = re.sub(r"(?<![^ ])false(?= \(operator)", "it has no such operator", told)
-    failed = EngineBuildFailed(f"TensorRT {verb} this graph: {told}"[:800])
-    failed.__cause__ = Said(f"{fallback} {reason}")
-    return failed
-
-
-def collecting_log(trt: Any) -> Any:
-    """A logger that prints to the job's log and keeps the errors.
-
-    The class is made here since its base belongs to the module at hand. An IErrorRecorder in
-    Python, the other way to the errors, crashes when the network is freed.
-    """
-    severity = trt.ILogger.Severity
-
-    class CollectingLog(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self._told: set[str] = set()
-
-        def log(self, level: Any, message: str) -> None:
-            if level <= severity.ERROR:
-                self.errors.append(" ".join(message.split())[:400])
-            if level <= severity.WARNING and message not in self._told:
-                self._told.add(message)  # an INT8 graph repeats one warning hundreds of times
-                print(f"[{trt.__name__}] {level.name}: {message}", flush=True)
-
-    return CollectingLog()
 
 
 def _phase_monitor(trt: Any, report: Report) -> Any:

@@ -13,18 +13,13 @@ from onnx import helper, numpy_helper
 
 from farm.errors import InvalidModel
 from farm.specs.shapes import ANONYMOUS
-from workers.graphs import (
-    MAX_PROTO_BYTES,
-    axis_of,
-    drop,
-    drop_nodes,
-    drop_unused,
-    inferred,
-    outline,
-)
-from workers.normal import normalised
+from workers.graphs.files import MAX_PROTO_BYTES
+from workers.graphs.interface import axis_of
+from workers.graphs.normal import normalised
+from workers.graphs.shapes import inferred_of, outline_of
+from workers.graphs.walk import drop, drop_nodes, drop_unused
 
-_EXPORT_AGAIN = "export the model again and check that the upload is whole"
+EXPORT_AGAIN = "export the model again and check that the upload is whole"
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -62,7 +57,7 @@ def described(model: onnx.ModelProto) -> onnx.ModelProto:
 def _without_stale_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """Whoever edits the batch of an input alone leaves shapes behind that say the old one. No runtime
     believes them, and so neither does the farm."""
-    bare = outline(model)
+    bare = outline_of(model)
     stated = {v.name: v for v in [*model.graph.value_info, *model.graph.output]}
     del bare.graph.value_info[:]
     for value in bare.graph.output:
@@ -109,7 +104,7 @@ def _contradicts(
 
 
 def _shape_outputs(model: onnx.ModelProto) -> None:
-    made = inferred(model, data_prop=True).graph.output
+    made = inferred_of(model, data_prop=True).graph.output
     for value, found in zip(model.graph.output, made, strict=True):
         value.CopyFrom(found)
 
@@ -141,7 +136,7 @@ def modernised(model: onnx.ModelProto) -> onnx.ModelProto:
         shape = [int(size) for size in numpy_helper.to_array(tensors[node.input[0]])]
         if prod(shape) * value.itemsize > MAX_PROTO_BYTES or min(shape, default=0) < 0:
             raise InvalidModel(
-                f"{node.output[0]!r} would be filled with {shape} values", hint=_EXPORT_AGAIN
+                f"{node.output[0]!r} would be filled with {shape} values", hint=EXPORT_AGAIN
             )
         weights = np.full(shape, value[0], value.dtype)
         graph.initializer.append(numpy_helper.from_array(weights, node.output[0]))

@@ -13,8 +13,9 @@ from functools import cache
 import onnx
 from onnx import TensorProto, helper
 
-from workers.floats import HALVES, NAMES, of_type
-from workers.graphs import bodies, drop, drop_unused, opset_of, types_of
+from workers.graphs.floats import HALVES, NAMES, of_type
+from workers.graphs.shapes import opset_of, types_of
+from workers.graphs.walk import bodies, drop, drop_unused
 
 #: Output → the type that its operator computes in; fp32 where it isn't named.
 Choice = Mapping[str, int]

@@ -14,7 +14,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from workers.compute import Compute, Product
+from workers.graphs.compute import Compute, Product
 
 aten = torch.ops.aten
 

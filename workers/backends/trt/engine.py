@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from farm.errors import EngineBuildFailed
 from farm.specs.runtime import Runtime
-from workers.backends.trt import collecting_log, last_errors, load_plugins, load_runtime
-from workers.cuda_timing import Bound, Tensors, captured
-from workers.eager import array_of
+from workers.backends.trt.library import collecting_log, last_errors, load_plugins, load_runtime
+from workers.clocks.cuda import Bound, Tensors, captured
 from workers.failures.known import Said
 from workers.inputs.samples import Arrays
+from workers.programs.eager import array_of
 
 if TYPE_CHECKING:
     import tensorrt as types

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from farm.errors import EngineBuildFailed
-from workers.backends.ort import VERSION, BuiltGraph, brief, session_options, writing_options
-from workers.cuda_timing import Tensors
+from workers.backends.ort.cpu import VERSION, BuiltGraph, brief, session_options, writing_options
+from workers.clocks.cuda import Tensors
 from workers.inputs.samples import Arrays
 
 _CUDA = "CUDAExecutionProvider"

@@ -21,7 +21,7 @@ from itertools import pairwise
 
 from farm.formats.rtx_header import MalformedHeader, parse_header
 from farm.reports.layers import Layer, LayerTensor, MemoryView
-from workers.backends.trt_inspect import operators_of
+from workers.backends.trt.inspector import operators_of
 
 _MARK = b"NLYM"
 _LENGTH_AT, _TEXT_AT = 8, 16

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 import onnx
 from onnx import TensorProto, helper
 
-from workers.floats import HALVES, has_type, widened
-from workers.graphs import bodies, types_of
-from workers.normal import normalised
+from workers.graphs.floats import HALVES, has_type, widened
+from workers.graphs.normal import normalised
+from workers.graphs.shapes import types_of
+from workers.graphs.walk import bodies
 
 
 def is_half_typed(model: onnx.ModelProto) -> bool:

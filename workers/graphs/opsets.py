@@ -14,8 +14,10 @@ import onnx.version_converter
 from onnx import helper
 
 from farm.errors import InvalidModel
-from workers.graphs import all_nodes, bodies, brief, inferred, opset_of
-from workers.normal import captured, normalised
+from workers.graphs.check import brief
+from workers.graphs.normal import captured, normalised
+from workers.graphs.shapes import inferred_of, opset_of
+from workers.graphs.walk import all_nodes, bodies
 
 #: Captured constants of up to so many values may say an axis or a size, which the converter looks at.
 _SMALL = 1024
@@ -37,7 +39,7 @@ def upgraded(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     try:
         made = onnx.version_converter.convert_version(given, opset)
         if any(True for node in all_nodes(made.graph) for _ in bodies(node)):
-            found = inferred(given).graph
+            found = inferred_of(given).graph
             _convert_bodies(made.graph, found, given, {}, {}, opset)
     except Exception as err:  # the native converter raises bare RuntimeErrors and worse
         raise InvalidModel(

@@ -18,8 +18,9 @@ import onnx
 import onnx.inliner
 from onnx import TensorProto, numpy_helper
 
-from workers import graphs
-from workers.graphs import STANDARD_DOMAINS
+from workers.graphs import files, walk
+from workers.graphs.shapes import inferred_of, outline_of
+from workers.graphs.standard import STANDARD_DOMAINS
 from workers.inputs.batch import Shapes
 
 _TYPES = {
@@ -123,7 +124,7 @@ def _products(graph: onnx.GraphProto, outside: _Lookup, times: int | None) -> It
             yield replace(product, macs=often)
         runs = lookup.runs(node)
         both = None if times is None or runs is None else times * runs
-        for body in graphs.bodies(node):
+        for body in walk.bodies(node):
             inside = lookup.body_of_loop(node, body) if node.op_type == "Loop" else body
             yield from _products(inside, lookup, both)
 
@@ -184,11 +185,11 @@ class _Lookup:
         own = {value.name for value in alone.graph.input}
         made = {name for inner in body.node for name in inner.output}
         given = {tensor.name for tensor in body.initializer}
-        used = {name for inner in graphs.all_nodes(body) for name in inner.input}
+        used = {name for inner in walk.all_nodes(body) for name in inner.input}
         for name in sorted(used & set(self.types) - own - made - given):
             _set_type(alone.graph.input.add(name=name), self.types[name], self.dims.get(name))
         try:
-            inferred = graphs.inferred(alone, data_prop=True).graph
+            inferred = inferred_of(alone, data_prop=True).graph
         except onnx.shape_inference.InferenceError:
             return body  # its shapes stay unknown
         ends = dict(zip((one.name for one in body.input[2:]), inferred.output[1:], strict=False))
@@ -211,7 +212,7 @@ class _Lookup:
         if node.op_type != "Loop":
             return 1
         trips = self._number(node.input[0]) if node.input and node.input[0] else None
-        [body] = graphs.bodies(node)
+        [body] = walk.bodies(node)
         return trips if trips is not None and self._never_ends_early(node, body) else None
 
     def _scan_length(self, node: onnx.NodeProto) -> int | None:
@@ -235,7 +236,7 @@ class _Lookup:
     def _number(self, name: str) -> int | None:
         """A constant's one value; a boolean's as a number."""
         tensor = self.values.get(name)
-        if tensor is None or prod(tensor.dims) != 1 or graphs.is_external(tensor):
+        if tensor is None or prod(tensor.dims) != 1 or files.is_external(tensor):
             return None
         return int(numpy_helper.to_array(tensor).reshape(-1)[0])
 
@@ -370,7 +371,7 @@ def _macs_of_einsum(equation: str, operands: Sequence[tuple[int, ...] | None]) -
 
 def _at(model: onnx.ModelProto, shapes: Shapes) -> onnx.ModelProto:
     """A graph with shapes inferred at these of its inputs."""
-    fixed = graphs.outline(model)
+    fixed = outline_of(model)
     if fixed.functions:
         fixed = onnx.inliner.inline_local_functions(fixed)
     for given in fixed.graph.input:
@@ -384,7 +385,7 @@ def _at(model: onnx.ModelProto, shapes: Shapes) -> onnx.ModelProto:
         for dim in made.type.tensor_type.shape.dim:
             if dim.HasField("dim_param"):
                 dim.Clear()
-    return graphs.inferred(fixed, data_prop=True)
+    return inferred_of(fixed, data_prop=True)
 
 
 def _dims(value: onnx.TypeProto.Tensor) -> tuple[int, ...] | None:

@@ -17,8 +17,8 @@ from farm.specs.shapes import TensorSpec
 from workers.inputs.batch import Arrays, batch_symbol
 from workers.inputs.profiles import AxisRange
 from workers.inputs.samples import BF16
-from workers.plain import numbered_outputs
 from workers.programs.guard import checked
+from workers.programs.plain import numbered_outputs
 
 #: A dynamic size as torch.export names it, alone or in an expression: ``s40``, ``2*s40``.
 SYMBOL = re.compile(r"\bs\d+\b")

@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from workers.graphs import all_nodes, drop, graphs_of, types_of
+from workers.graphs.shapes import types_of
+from workers.graphs.walk import all_nodes, drop, graphs_of
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 #: What the farm reckons with, by the names that NumPy and PyTorch give them.

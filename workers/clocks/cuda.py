@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workers.timing import PERCENTILES, Pace, percentile
+from workers.clocks.host import PERCENTILES, Pace, percentile
 
 #: trtexec's bounds, beyond which it says so.
 ENQUEUE_SHARE = 0.8

@@ -11,7 +11,7 @@ from collections import defaultdict
 import onnx
 from onnx import TensorProto, helper
 
-from workers import graphs
+from workers.graphs import walk
 
 #: What only moves values, its first input; others say where to.
 _MOVES = (
@@ -62,7 +62,7 @@ def _moved(
     users: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
     for node in graph.node:
         # A body may take what is outside of it.
-        inside = graphs.all_nodes(onnx.GraphProto(node=[node]))
+        inside = walk.all_nodes(onnx.GraphProto(node=[node]))
         for given in dict.fromkeys(name for one in inside for name in one.input):
             users[given].append(node)
     made = {value.name for value in graph.output}

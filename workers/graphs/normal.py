@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from farm.errors import InvalidModel
-from workers.graphs import MAX_PROTO_BYTES, all_nodes, bodies, drop, graphs_of
+from workers.graphs.files import MAX_PROTO_BYTES
+from workers.graphs.walk import all_nodes, bodies, drop, graphs_of
 
-_EXPORT_AGAIN = "export the model again and check that the upload is whole"
+EXPORT_AGAIN = "export the model again and check that the upload is whole"
 #: Attributes of a Constant, by what they say its type is.
 _NUMBERS = {
     "value_float": np.float32,
@@ -122,7 +123,7 @@ def _dense(sparse: onnx.SparseTensorProto, name: str) -> onnx.TensorProto:
     indices: NDArray[np.int64] = numpy_helper.to_array(sparse.indices).astype(np.int64)
     if prod(shape) * values.itemsize > MAX_PROTO_BYTES:
         raise InvalidModel(
-            f"the sparse tensor {name!r} would fill {shape} values", hint=_EXPORT_AGAIN
+            f"the sparse tensor {name!r} would fill {shape} values", hint=EXPORT_AGAIN
         )
     dense = np.zeros(prod(shape), values.dtype)
     try:
@@ -131,7 +132,7 @@ def _dense(sparse: onnx.SparseTensorProto, name: str) -> onnx.TensorProto:
         dense[indices] = values
     except (IndexError, ValueError) as err:
         raise InvalidModel(
-            f"the sparse tensor {name!r} has indices outside its shape {shape}", hint=_EXPORT_AGAIN
+            f"the sparse tensor {name!r} has indices outside its shape {shape}", hint=EXPORT_AGAIN
         ) from err
     return numpy_helper.from_array(dense.reshape(shape), name)
 
@@ -174,7 +175,7 @@ def _sort(graph: onnx.GraphProto) -> None:
         around = [graph.node[at].op_type for at in err.args[1][:4]]
         raise InvalidModel(
             f"the graph's nodes need each other in a circle: {', '.join(around)}",
-            hint=_EXPORT_AGAIN,
+            hint=EXPORT_AGAIN,
         ) from err
     nodes = [onnx.NodeProto.FromString(graph.node[at].SerializeToString()) for at in order]
     del graph.node[:]

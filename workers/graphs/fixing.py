@@ -14,7 +14,7 @@ from onnxscript import optimizer
 
 from farm.errors import FixedInputRefused, InvalidModel
 from farm.specs.shapes import FixedInputs, FixedValue, TensorSpec
-from workers import graphs
+from workers.graphs import check, interface, walk
 from workers.inputs.batch import Arrays
 from workers.inputs.samples import Runnable
 
@@ -67,12 +67,12 @@ def fixed_model(model: onnx.ModelProto, fixed: FixedInputs) -> onnx.ModelProto:
     Raises:
         FixedInputRefused
     """
-    found = values(fixed, graphs.every_input(model))
+    found = values(fixed, interface.every_input(model))
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
-    graphs.drop(graph.input, lambda value: value.name in found)
-    graphs.drop(graph.initializer, lambda tensor: tensor.name in found)
+    walk.drop(graph.input, lambda value: value.name in found)
+    walk.drop(graph.initializer, lambda tensor: tensor.name in found)
     graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in found.items())
     return folded(copy)
 
@@ -83,17 +83,17 @@ def folded(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         InvalidModel
     """
-    before = sum(1 for _ in graphs.all_nodes(model.graph))
+    before = sum(1 for _ in walk.all_nodes(model.graph))
     # What was inferred for any value would hide what follows from these.
     del model.graph.value_info[:]
     try:
         result: onnx.ModelProto = optimizer.optimize(model, num_iterations=_ROUNDS)
     except Exception as err:  # passes of onnxscript raise kinds of their own, and bare ones
         raise InvalidModel(
-            f"what is fixed can't be folded into the graph: {graphs.brief(err)}",
+            f"what is fixed can't be folded into the graph: {check.brief(err)}",
             hint="fix it in the model itself, and export it again",
         ) from err
-    after = sum(1 for _ in graphs.all_nodes(result.graph))
+    after = sum(1 for _ in walk.all_nodes(result.graph))
     print(f"folded what is fixed: {after} operators of {before} are left", flush=True)
     return result
 

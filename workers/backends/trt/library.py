@@ -1,0 +1,125 @@
+"""The library itself: ``tensorrt_rtx``, or ``tensorrt`` 10 and 11; its plugins, its log, its errors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from farm.errors import EngineBuildFailed
+from farm.specs.runtime import Runtime
+from workers.failures.known import Said
+
+if TYPE_CHECKING:
+    # TensorRT-RTX has the same classes; what only one of the two has is probed, and so untyped.
+    import tensorrt as types
+
+
+_MODULES = {Runtime.TENSORRT_RTX: "tensorrt_rtx", Runtime.TENSORRT: "tensorrt"}
+
+
+_PACKAGES = {Runtime.TENSORRT_RTX: "rtx", Runtime.TENSORRT: "tensorrt"}
+
+
+#: Where in its sources TensorRT noticed it; and that there is no driver where TensorRT-RTX needs none.
+_NOISE = re.compile(
+    r"\[checkMacros\.cpp::catchCudaError::\d+\] Error Code \d+: Cuda Runtime \(.*?\(cudaError 35:[^)]*\)\)"
+    r"| ?In \w+ at /_src/[\w/.]+:\d+"
+)
+
+
+def load_runtime(runtime: Runtime) -> ModuleType:
+    """Import the Python module of a TensorRT runtime.
+
+    Raises:
+        EngineBuildFailed: if it isn't installed on this worker.
+    """
+    name = _MODULES[runtime]
+    try:
+        return import_module(name)
+    except ImportError as err:
+        is_missing = isinstance(err, ModuleNotFoundError) and err.name == name
+        what = "isn't installed" if is_missing else "is installed and can't be loaded"
+        raise EngineBuildFailed(
+            f"{runtime} {what} on this worker: {err}",
+            hint="install it there (pip install -c constraints.txt "
+            f"'.[{_PACKAGES[runtime]}]'), or name another runtime in the target",
+        ) from err
+
+
+def preload() -> None:
+    """Import the runtimes that are installed, so that a forked job needn't. Starts no CUDA."""
+    for name in _MODULES.values():
+        with suppress(ImportError):
+            import_module(name)
+
+
+def load_plugins(trt: Any, log: Any, libraries: Sequence[Path]) -> None:
+    """Load libraries of plugins into this process, for parsers, builders and runtimes alike.
+
+    Raises:
+        EngineBuildFailed: with TensorRT's reason.
+    """
+    if not libraries:
+        return
+    registry: types.IPluginRegistry = trt.get_plugin_registry()
+    if not hasattr(registry, "load_library"):
+        raise EngineBuildFailed(
+            f"{trt.__name__} {trt.__version__} loads no plugins", hint="leave plugins out"
+        )
+    for library in libraries:
+        if registry.load_library(str(library)) is None:
+            reason = "; ".join(log.errors) or "TensorRT gives no reason"
+            raise EngineBuildFailed(
+                f"the plugin library {library.name} can't be loaded: {reason}"[:800],
+                hint="build it against this TensorRT, with getCreators in it, and see that what it "
+                "links to is installed on the worker; no plugin of it may be loaded already",
+            )
+
+
+def plain(reason: str) -> str:
+    """TensorRT's reason in one line, without its sources' places."""
+    return " ".join(_NOISE.sub("", " ".join(reason.split())).split())
+
+
+def last_errors(log: Any) -> str:
+    """The last reasons that a ``collecting_log`` was told, each once; empty if there were none."""
+    return "; ".join(dict.fromkeys(log.errors[-3:]))
+
+
+def failure(log: Any, fallback: str, verb: str = "can't build") -> EngineBuildFailed:
+    reason = last_errors(log) or fallback
+    told = plain(fallback if verb == "can't read" else reason)
+    # Its parser's word for an operator that it hasn't.
+    told = re.sub(r"(?<![^ ])false(?= \(operator)", "it has no such operator", told)
+    failed = EngineBuildFailed(f"TensorRT {verb} this graph: {told}"[:800])
+    failed.__cause__ = Said(f"{fallback} {reason}")
+    return failed
+
+
+def collecting_log(trt: Any) -> Any:
+    """A logger that prints to the job's log and keeps the errors.
+
+    The class is made here since its base belongs to the module at hand. An IErrorRecorder in
+    Python, the other way to the errors, crashes when the network is freed.
+    """
+    severity = trt.ILogger.Severity
+
+    class CollectingLog(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self._told: set[str] = set()
+
+        def log(self, level: Any, message: str) -> None:
+            if level <= severity.ERROR:
+                self.errors.append(" ".join(message.split())[:400])
+            if level <= severity.WARNING and message not in self._told:
+                self._told.add(message)  # an INT8 graph repeats one warning hundreds of times
+                print(f"[{trt.__name__}] {level.name}: {message}", flush=True)
+
+    return CollectingLog()
