@@ -21,8 +21,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench.table import Row, row
 from workers.backends.ort import cpu
-from workers.integer import integer_graph
-from workers.saturation import exact_graph
+from workers.quantize.cpu_integers import integer_graph
+from workers.quantize.saturation import exact_graph
 
 ROUNDS, RUNS = 5, 6
 _CPUINFO = Path("/proc/cpuinfo")

@@ -25,7 +25,7 @@ from workers.inputs.samples import Runnable
 from workers.programs.eager import EagerModel, specs
 from workers.programs.load import load_program
 from workers.programs.plain import plain_program
-from workers.saturation import exact_file
+from workers.quantize.saturation import exact_file
 from workers.savedmodel import SavedModelSource
 from workers.torchscript import TorchScriptSource
 

@@ -10,7 +10,7 @@ from farm.reports.layers import LayerReport, ProductView
 from farm.specs.shapes import Profile
 from farm.specs.source import DataKind
 from farm.specs.stages import BuildParams
-from workers import layers, references
+from workers import references
 from workers.backends import torchscript
 from workers.backends.torchscript import Scripted, TorchScriptModel
 from workers.graphs import interface
@@ -21,6 +21,7 @@ from workers.inputs.samples import random_arrays, samples_for
 from workers.measure.difference import difference
 from workers.programs.eager import EagerModel
 from workers.programs.weights import compute_of_program
+from workers.report import layers
 from workers.stages import Stage, StageResult
 
 SEED = 0

@@ -24,12 +24,12 @@ from workers.backends import torchscript
 from workers.backends.ort.cpu import OrtModel
 from workers.backends.torchscript import TorchScriptModel
 from workers.clocks.host import Pace
-from workers.dynamic import quantize_weights
 from workers.graphs.compute import compute_of
-from workers.layers import INTEGER_KERNELS, check_integer_kernels
 from workers.programs.eager import EagerModel
 from workers.programs.load import load_program
 from workers.programs.weights import weights
+from workers.quantize.dynamic import quantize_weights
+from workers.report.layers import INTEGER_KERNELS, check_integer_kernels
 from workers.stages import prune
 
 #: A group of its own, so that the digits are learnt once.

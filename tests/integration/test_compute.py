@@ -11,10 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from farm.errors import PrecisionMissed
 from farm.specs.precision import Precision
-from workers import layers
 from workers.graphs import interface
 from workers.graphs.compute import compute_of
 from workers.inputs.profiles import resolve_profiles, shapes_at
+from workers.report import layers
 
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
 

@@ -16,10 +16,10 @@ from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target
 from farm.specs.shapes import ShapeRange
 from farm.specs.stages import BuildParams, JobKind
-from workers import engine_types, layers
 from workers.backends.trt import inspector
 from workers.backends.trt.build import build_plan
 from workers.graphs.compute import compute_of
+from workers.report import engine_types, layers
 from workers.stages import StageRequest, run_request
 
 HALF = TensorProto.FLOAT16

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.zoo import runner
 from workers.graphs.shapes import types_of
 from workers.graphs.walk import all_nodes
-from workers.half_weights import has_halves, keep_in_halves
+from workers.quantize.half_weights import has_halves, keep_in_halves
 
 
 def convolutions(dtype: type) -> onnx.ModelProto:

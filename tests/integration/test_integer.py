@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from workers.backends.ort import cpu
-from workers.integer import integer_graph
-from workers.saturation import LARGEST_WEIGHT, exact_graph
+from workers.quantize.cpu_integers import integer_graph
+from workers.quantize.saturation import LARGEST_WEIGHT, exact_graph
 
 SCALES = {"x": 0.03, "r": 0.05}
 CHANNELS = 4

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from workers.backends.ort import cpu
 from workers.graphs.compute import Compute, compute_of
-from workers.optimised import compute_of_engine
-from workers.saturation import exact_graph
+from workers.quantize.saturation import exact_graph
+from workers.report.optimised import compute_of_engine
 
 node = helper.make_node
 value = helper.make_tensor_value_info

@@ -22,10 +22,10 @@ from farm.schemas.submission import BuildRequest
 from farm.specs.runtime import Runtime, Target
 from farm.specs.source import SourceFormat
 from farm.specs.stages import BuildParams, CalibrateParams, CastParams, JobKind
-from workers import qat
 from workers.backends.ort.cpu import OrtModel
 from workers.graphs import shapes
 from workers.graphs.compute import compute_of
+from workers.quantize import qat
 from workers.stages import StageRequest, run_request
 
 F = TensorProto.FLOAT

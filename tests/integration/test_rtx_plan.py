@@ -19,11 +19,11 @@ from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target
 from farm.specs.shapes import ShapeRange
 from farm.specs.stages import BuildParams, JobKind
-from workers import engine_types
 from workers.backends.trt import build as trt_build
 from workers.backends.trt import library
 from workers.backends.trt.rtx_plan import read_plan
 from workers.graphs.compute import Compute, Product, compute_of
+from workers.report import engine_types
 from workers.stages import StageRequest, run_request
 
 FLOATS = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}

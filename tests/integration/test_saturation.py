@@ -19,9 +19,15 @@ from farm.errors import EngineBuildFailed
 from tests import emulated
 from workers.backends.ort import cpu
 from workers.backends.ort.cpu import OrtModel
-from workers.integer import integer_graph
-from workers.layers import INTEGER_KERNELS
-from workers.saturation import LARGEST_WEIGHT, PRODUCTS, exact_file, exact_graph, refuse_saturation
+from workers.quantize.cpu_integers import integer_graph
+from workers.quantize.saturation import (
+    LARGEST_WEIGHT,
+    PRODUCTS,
+    exact_file,
+    exact_graph,
+    refuse_saturation,
+)
+from workers.report.layers import INTEGER_KERNELS
 
 EMULATOR = shutil.which("qemu-x86_64")
 #: No VNNI in the one, nor AVX2 in the other, whose kernels differ again.

@@ -44,11 +44,11 @@ from workers import cpu_metrics, demo
 from workers.backends.ort.cpu import OrtModel
 from workers.backends.trt import options
 from workers.clocks.host import Pace, Timings, percentile
-from workers.folding import fold_quantized_weights
 from workers.graphs import casting, interface, walk
 from workers.graphs.shapes import outline_of
 from workers.graphs.standard import MIN_OPSET
 from workers.inputs.samples import random_arrays
+from workers.quantize.stored_weights import fold_quantized_weights
 from workers.stages import Stage, StageResult, calibrate, export, run
 
 CPU = Target(runtime="onnxruntime", gpu="cpu")

@@ -16,14 +16,14 @@ from farm.errors import CastFailed, EngineBuildFailed
 from farm.specs.precision import Precision
 from farm.specs.source import DataKind
 from tests.zoo import runner
-from workers import choosing
 from workers.backends.ort.cpu import OrtModel
 from workers.graphs import casting, check, floats, shapes, walk
 from workers.graphs.modern import described
 from workers.graphs.normal import is_normal, normalised
 from workers.graphs.opsets import upgraded
 from workers.graphs.rounding import rounded_model
-from workers.magnitudes import measured
+from workers.quantize import choosing
+from workers.quantize.magnitudes import measured
 from workers.stages.build import refuse_on_turing
 
 F, H, BF, D = (

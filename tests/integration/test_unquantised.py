@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx.parser
 import pytest
 
-from workers.unquantised import reasons
+from workers.quantize.unquantised import reasons
 
 HEAD = '<ir_version: 10, opset_import: ["" : 20]>'
 SMALL = "small (float[n, 8] x) => (float[n, 4] y) <float[8, 4] w> { y = MatMul(x, w) }"

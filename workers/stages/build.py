@@ -18,7 +18,7 @@ from farm.specs.precision import Precision
 from farm.specs.runtime import TENSORRTS, Runtime
 from farm.specs.shapes import Profile, TensorSpec
 from farm.specs.stages import BuildParams
-from workers import engine_types, half_weights, layers, optimised, qat, saturation, scripted
+from workers import scripted
 from workers.backends.ort import cpu, cuda
 from workers.backends.trt import build as trt_build
 from workers.backends.trt import interface as trt_interface
@@ -39,8 +39,10 @@ from workers.inputs.profiles import (
     shapes_at,
 )
 from workers.inputs.samples import samples_for
-from workers.integer import Ranges, integer_graph
-from workers.ranges import largest
+from workers.quantize import half_weights, qat, saturation
+from workers.quantize.cpu_integers import Ranges, integer_graph
+from workers.quantize.ranges import largest
+from workers.report import engine_types, layers, optimised
 from workers.stages import Stage, StageResult
 
 _INSPECTOR = "the engine, by TensorRT's inspector"

@@ -20,14 +20,14 @@ from farm.errors import CalibrationFailed, FarmError, InvalidData
 from farm.specs.precision import Precision
 from farm.specs.source import DataKind
 from farm.specs.stages import CalibrateParams
-from workers import choosing, qat, unquantised
-from workers.folding import fold_quantized_weights
 from workers.graphs import casting, check, files, floats, interface, opsets, shapes, standard, walk
 from workers.graphs.normal import normalised
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import resolve_profiles
 from workers.inputs.samples import Arrays, samples_for
-from workers.magnitudes import MAX_SAMPLES, Magnitudes, measured
+from workers.quantize import choosing, qat, unquantised
+from workers.quantize.magnitudes import MAX_SAMPLES, Magnitudes, measured
+from workers.quantize.stored_weights import fold_quantized_weights
 from workers.stages import Stage, StageResult
 
 _NAMES = {

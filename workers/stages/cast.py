@@ -18,14 +18,15 @@ from farm.errors import CastFailed, FarmError, PrecisionMissed
 from farm.specs.precision import Precision
 from farm.specs.source import DataKind
 from farm.specs.stages import CastParams
-from workers import choosing, references
-from workers.dynamic import quantize_weights
+from workers import references
 from workers.graphs import casting, check, files, floats, interface, opsets, shapes, walk
 from workers.graphs.compute import PRODUCTS, compute_of
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import resolve_profiles, shapes_at
 from workers.inputs.samples import Arrays, samples_for
-from workers.magnitudes import MAX_SAMPLES, Magnitudes, measured
+from workers.quantize import choosing
+from workers.quantize.dynamic import quantize_weights
+from workers.quantize.magnitudes import MAX_SAMPLES, Magnitudes, measured
 from workers.stages import Stage, StageResult
 
 HALF = {Precision.FP16: TensorProto.FLOAT16, Precision.BF16: TensorProto.BFLOAT16}

@@ -40,8 +40,8 @@ from workers.measure.accuracy import Comparison
 from workers.measure.invariance import batch_invariance
 from workers.measure.verdict import doubts, refuse_broken
 from workers.programs.eager import EagerModel
+from workers.quantize.saturation import exact_file
 from workers.references import reference
-from workers.saturation import exact_file
 from workers.stages import Stage, StageResult
 
 #: Batches of random data, where neither evaluation nor calibration data were given.

@@ -14,8 +14,8 @@ from onnx import TensorProto, numpy_helper
 
 from farm.errors import CalibrationFailed, EngineBuildFailed
 from farm.specs.precision import Precision
-from workers.folding import fold_quantized_weights
 from workers.graphs import walk
+from workers.quantize.stored_weights import fold_quantized_weights
 
 _TYPES = {
     Precision.INT8: (TensorProto.INT8, TensorProto.UINT8),

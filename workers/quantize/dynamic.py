@@ -14,7 +14,7 @@ import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-from workers.saturation import exact_graph
+from workers.quantize.saturation import exact_graph
 
 #: A Gemm is taken as the product and the sum that it is.
 PRODUCTS = ("MatMul",)
@@ -34,7 +34,7 @@ def quantize_weights(model: onnx.ModelProto, path: Path) -> None:
         op_types_to_quantize=list(PRODUCTS),
         per_channel=True,
         weight_type=QuantType.QInt8,
-        # To 64, which no kernel saturates with: see workers.saturation.
+        # To 64, which no kernel saturates with: see workers.quantize.saturation.
         reduce_range=True,
     )
     onnx.save(exact_graph(onnx.load(str(path))), str(path))

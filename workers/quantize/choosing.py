@@ -1,6 +1,6 @@
 """Which operators of a graph compute in half precision: those whose values it holds, on the data at hand.
 
-Judged is each operator by all that it takes, gives and adds up in between (``workers.magnitudes``):
+Judged is each operator by all that it takes, gives and adds up in between (``workers.quantize.magnitudes``):
 
 - *range*: the largest value stays below the largest that the type has, by a margin, since other data may be
   larger; squares in a norm, and sums over axes, too;
@@ -25,7 +25,7 @@ from workers.graphs.compute import PRODUCTS
 from workers.graphs.floats import HALVES, largest_of
 from workers.graphs.shapes import opset_of, types_of
 from workers.graphs.walk import bodies, graphs_of
-from workers.magnitudes import Magnitude, Magnitudes
+from workers.quantize.magnitudes import Magnitude, Magnitudes
 
 #: How much larger than on the data at hand values may get. Real outliers of a trained network's
 #: activations are within a factor of 2 to 3 of those in a hundred samples; noise between −1 and 1 says

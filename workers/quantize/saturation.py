@@ -6,7 +6,7 @@ exact in every kernel (AVX2, AVX-512, VNNI, AMX), and the fastest in each. So is
 at two to eight times the cost, and signed by signed, which is slower than fp32. Transformers make
 activations unsigned whenever a session loads a graph, and leave weights signed. So here
 
-- weights of at most 64 stay signed, as the farm's own are (``workers.integer``);
+- weights of at most 64 stay signed, as the farm's own are (``workers.quantize.cpu_integers``);
 - what else is dequantised from int8 is dequantised from uint8, shifted by 128, which changes no value;
 - integer operators take such operands too;
 - what a session would round on its own is kept from it: weights and biases in floats between Q and DQ,
