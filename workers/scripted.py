@@ -10,7 +10,6 @@ from farm.reports.layers import LayerReport, ProductView
 from farm.specs.shapes import Profile
 from farm.specs.source import DataKind
 from farm.specs.stages import BuildParams
-from workers import references
 from workers.backends import torchscript
 from workers.backends.torchscript import Scripted, TorchScriptModel
 from workers.graphs import interface
@@ -22,6 +21,7 @@ from workers.measure.difference import difference
 from workers.programs.eager import EagerModel
 from workers.programs.weights import compute_of_program
 from workers.report import layers
+from workers.sources import reference
 from workers.stages import Stage, StageResult
 
 SEED = 0
@@ -37,7 +37,7 @@ def build(stage: Stage, params: BuildParams) -> StageResult:
         ProfileMismatch: if the profiles don't fit the program's inputs.
     """
     stage.progress("load", None)
-    program = references.program(stage.inputs["source"], params)
+    program = reference.program(stage.inputs["source"], params)
     assert program is not None
     source = EagerModel(program)
     profiles = resolve_profiles(source.input_specs, params.profiles, source.axis_ranges)

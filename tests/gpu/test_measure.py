@@ -10,7 +10,8 @@ from torch import nn
 from farm.machine import gpus
 from farm.specs.runtime import Target
 from farm.specs.stages import BuildParams, CastParams, ExportParams, JobKind, MeasureParams
-from workers import demo, gpu_metrics
+from workers import demo
+from workers.measure import gpu
 from workers.runner import toolchain
 from workers.stages import Stage, run
 
@@ -62,7 +63,7 @@ def source(tmp_path):
 @needs_gpu
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_an_engine_is_timed_beside_pytorch_on_its_gpu(stage, source, precision, monkeypatch):
-    monkeypatch.setattr(gpu_metrics, "PACE", replace(gpu_metrics.PACE, duration_s=0.5))
+    monkeypatch.setattr(gpu, "PACE", replace(gpu.PACE, duration_s=0.5))
     target = Target(runtime="onnxruntime", gpu=FOUND[0].tags[-1])
     typed = stage(ExportParams(format="pt2"), source=source).outputs["onnx"]
     if precision != "fp32":

@@ -19,12 +19,13 @@ from farm.specs.options import Prune
 from farm.specs.precision import Precision
 from tests.zoo import runner
 from tests.zoo.runner import Built, Source
-from workers import cpu_metrics, demo
+from workers import demo
 from workers.backends import torchscript
 from workers.backends.ort.cpu import OrtModel
 from workers.backends.torchscript import TorchScriptModel
 from workers.clocks.host import Pace
 from workers.graphs.compute import compute_of
+from workers.measure import cpu
 from workers.programs.eager import EagerModel
 from workers.programs.load import load_program
 from workers.programs.weights import weights
@@ -40,8 +41,8 @@ pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("compression")]
 def quick_timing() -> Iterator[None]:
     pace = Pace(warmup_s=0.01, duration_s=0.05, min_iterations=3, max_s=0.2, slice_s=0.02)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu_metrics, "LATENCY_PACE", pace)
-        patch.setattr(cpu_metrics, "THROUGHPUT_PACE", pace)
+        patch.setattr(cpu, "LATENCY_PACE", pace)
+        patch.setattr(cpu, "THROUGHPUT_PACE", pace)
         yield
 
 

@@ -12,11 +12,11 @@ from farm.reports import facts
 from farm.specs.precision import Precision
 from farm.specs.shapes import ShapeRange, TensorSpec
 from farm.specs.stages import JobKind
-from workers import gpu_metrics
 from workers.clocks.cuda import Query, Span
-from workers.gpu_metrics import Comparison, Loaded
 from workers.inputs.batch import Batch
-from workers.telemetry import Telemetry
+from workers.measure import gpu
+from workers.measure.gpu import Comparison, Loaded
+from workers.measure.nvml import Telemetry
 
 INPUTS = [TensorSpec(name="image", dtype="float32", shape=("batch", 3))]
 PROFILE = {"image": ShapeRange(min=(1, 3), opt=(8, 3), max=(64, 3))}
@@ -61,13 +61,13 @@ def told(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return span(bind(arrays))
 
-    monkeypatch.setattr(gpu_metrics, "time_queries", timed)
-    monkeypatch.setattr(gpu_metrics, "Streams", SimpleNamespace)
-    monkeypatch.setattr(gpu_metrics, "PyTorchOnGpu", OnGpu)
-    monkeypatch.setattr(gpu_metrics, "_uuid", lambda: "GPU-1")
-    monkeypatch.setattr(gpu_metrics, "_used_bytes", lambda: 2_000_000)
+    monkeypatch.setattr(gpu, "time_queries", timed)
+    monkeypatch.setattr(gpu, "Streams", SimpleNamespace)
+    monkeypatch.setattr(gpu, "PyTorchOnGpu", OnGpu)
+    monkeypatch.setattr(gpu, "_uuid", lambda: "GPU-1")
+    monkeypatch.setattr(gpu, "_used_bytes", lambda: 2_000_000)
     seen = Telemetry(name="NVIDIA H200", energy_j=16.0, slowed={"its power limit"}, others=1)
-    monkeypatch.setattr(gpu_metrics.telemetry, "watching", lambda *_: nullcontext(seen))
+    monkeypatch.setattr(gpu.telemetry, "watching", lambda *_: nullcontext(seen))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
 
     def tell(program: object = "a program", precision: Precision = Precision.FP16):
@@ -78,7 +78,7 @@ def told(monkeypatch):
             samples={"image": np.zeros((3, *INPUTS[0].shape[1:]), np.float32)},
         )
         loaded = Loaded(engine=Engine(), memory_bytes=1_000_000, other_processes=1)
-        return gpu_metrics.metrics(loaded, beside, lambda *_: None), batches
+        return gpu.metrics(loaded, beside, lambda *_: None), batches
 
     return tell
 

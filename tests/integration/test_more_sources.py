@@ -24,10 +24,10 @@ from farm.specs.shapes import ShapeRange
 from farm.specs.source import Architecture, SourceFormat
 from farm.specs.stages import JobKind
 from tests.zoo import runner
-from workers import architectures
 from workers.graphs import interface
 from workers.programs.eager import EagerModel
-from workers.torchscript import TorchScriptSource
+from workers.sources import architectures
+from workers.sources.torchscript import TorchScriptSource
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # TorchScript is deprecated
 RANDOM = np.random.default_rng(0)

@@ -22,9 +22,10 @@ from farm.specs.shapes import Profile, ShapeRange
 from farm.specs.source import SourceFormat
 from farm.specs.stages import JobKind
 from tests.zoo import runner
-from workers import savedmodel, savedmodel_files
 from workers.runner.toolchain import installed
-from workers.savedmodel import SavedModelSource
+from workers.sources.savedmodel import files
+from workers.sources.savedmodel import source as savedmodel
+from workers.sources.savedmodel.source import SavedModelSource
 
 has_tensorflow = pytest.mark.skipif(
     find_spec("tensorflow") is None or find_spec("tf2onnx") is None,
@@ -71,7 +72,7 @@ def graph(
     path: Path, *functions: Sequence[str], main: Sequence[str] = (), objects: bytes | None = b""
 ) -> Path:
     """A folder with a SavedModel of functions of these operators."""
-    model = savedmodel_files.message("Saved")()
+    model = files.message("Saved")()
     meta = model.graphs.add()
     if objects is not None:
         meta.objects = objects
@@ -141,7 +142,7 @@ def test_a_link_in_an_archive_is_refused(tmp_path: Path) -> None:
 def test_an_operator_that_is_not_listed_is_refused(operator: str, tmp_path: Path) -> None:
     path = packed(graph(tmp_path / "m", ["Relu"], ["Const", operator]))
     with pytest.raises(InvalidModel, match=operator) as caught:
-        savedmodel_files.unpack(path, tmp_path)
+        files.unpack(path, tmp_path)
     assert "ONNX" in (caught.value.hint or "")
 
 
@@ -157,13 +158,13 @@ def test_what_saves_and_restores_is_dropped_and_the_rest_kept(tmp_path: Path) ->
     (folder / "saved_model.pb").write_bytes(
         (folder / "saved_model.pb").read_bytes() + b"\x08\x01"  # the schema's version: unread
     )
-    clean = savedmodel_files.unpack(packed(folder), tmp_path)
+    clean = files.unpack(packed(folder), tmp_path)
     assert sorted(path.name for path in clean.rglob("*") if path.is_file()) == [
         "saved_model.pb",
         "variables.index",
     ]
     data = (clean / "saved_model.pb").read_bytes()
-    model = savedmodel_files.message("Saved").FromString(data)
+    model = files.message("Saved").FromString(data)
     [kept] = model.graphs[0].graph.library.function
     assert [node.op for node in kept.node] == [b"Relu", b"MatMul"]
     assert not model.graphs[0].graph.node
@@ -175,7 +176,7 @@ def test_a_damaged_graph_and_one_of_tensorflow_1_are_refused(tmp_path: Path) -> 
     old = (graph(tmp_path / "old", ["Relu"], objects=None) / "saved_model.pb").read_bytes()
     for content in (b"", b"\xff\xff", old):
         with pytest.raises(InvalidModel) as caught:
-            savedmodel_files.cleaned(content)
+            files.cleaned(content)
         assert "tf.saved_model.save" in (caught.value.hint or "")
 
 
@@ -263,7 +264,7 @@ def test_one_process_runs_several_batches_says_why_it_cannot_and_ends(
 def test_a_signature_that_calls_what_saves_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = savedmodel_files._drop_savers
+    real = files._drop_savers
     for name in ("checked", "unchecked"):
         (tmp_path / name).mkdir()
     folder, target = tmp_path / "writes", tmp_path / "touched"
@@ -271,14 +272,14 @@ def test_a_signature_that_calls_what_saves_is_not_run(
     with pytest.raises(InvalidModel, match="saves or restores files"):
         SavedModelSource(packed(folder), tmp_path / "checked")
     # Should a call go unseen: the function isn't there to be called.
-    monkeypatch.setattr(savedmodel_files, "_drop_savers", lambda found: real(found) and [])
+    monkeypatch.setattr(files, "_drop_savers", lambda found: real(found) and [])
     with pytest.raises(InvalidModel, match="TensorFlow can't load"):
         SavedModelSource(packed(folder), tmp_path / "unchecked")
     assert not list(tmp_path.glob("touched*"))
 
 
 def test_operators_of_every_function_are_looked_at_and_gradients_are_dropped() -> None:
-    model = savedmodel_files.message("Saved")()
+    model = files.message("Saved")()
     meta = model.graphs.add()
     meta.objects = b""
     library = meta.graph.library
@@ -288,11 +289,9 @@ def test_operators_of_every_function_are_looked_at_and_gradients_are_dropped() -
         made = library.function.add()
         made.signature.name = f"function_{number}".encode()
         made.node.add(op=b"Relu")
-    kept = savedmodel_files.message("Saved").FromString(
-        savedmodel_files.cleaned(model.SerializeToString())
-    )
+    kept = files.message("Saved").FromString(files.cleaned(model.SerializeToString()))
     found = kept.graphs[0].graph.library
     assert (len(found.function), len(found.gradient), len(found.registered)) == (50, 0, 0)
     library.function[49].node.add(op=b"PyFunc")
     with pytest.raises(InvalidModel, match="PyFunc"):
-        savedmodel_files.cleaned(model.SerializeToString())
+        files.cleaned(model.SerializeToString())

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from farm.errors import InvalidModel
 from workers.programs import operators
-from workers.torchscript import TorchScriptSource
+from workers.sources.torchscript import TorchScriptSource
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # TorchScript is deprecated
 warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -40,7 +40,7 @@ from farm.specs.stages import (
     MeasureParams,
     StageParams,
 )
-from workers import cpu_metrics, demo
+from workers import demo
 from workers.backends.ort.cpu import OrtModel
 from workers.backends.trt import options
 from workers.clocks.host import Pace, Timings, percentile
@@ -48,6 +48,7 @@ from workers.graphs import casting, interface, walk
 from workers.graphs.shapes import outline_of
 from workers.graphs.standard import MIN_OPSET
 from workers.inputs.samples import random_arrays
+from workers.measure import cpu
 from workers.quantize.stored_weights import fold_quantized_weights
 from workers.stages import Stage, StageResult, calibrate, export, run
 
@@ -156,8 +157,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
 @pytest.fixture(autouse=True)
 def quick_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     pace = Pace(warmup_s=0.01, duration_s=0.05, min_iterations=3, max_s=0.2, slice_s=0.02)
-    monkeypatch.setattr(cpu_metrics, "LATENCY_PACE", pace)
-    monkeypatch.setattr(cpu_metrics, "THROUGHPUT_PACE", pace)
+    monkeypatch.setattr(cpu, "LATENCY_PACE", pace)
+    monkeypatch.setattr(cpu, "THROUGHPUT_PACE", pace)
 
 
 def small_graph(
@@ -936,12 +937,12 @@ def test_a_cpu_engine_is_timed_beside_pytorch(bench: Bench, digits: Digits) -> N
 
 def test_the_speed_up_is_the_ratio_of_medians_on_a_quiet_machine() -> None:
     latencies = {"eager": [0.004, 0.002, 0.003], "engine": [0.001, 0.001, 0.009]}
-    assert cpu_metrics.speed_up(Timings(latencies=latencies, others_share=0.1))["speed_up"] == 3.0
+    assert cpu.speed_up(Timings(latencies=latencies, others_share=0.1))["speed_up"] == 3.0
 
 
 def test_there_is_no_speed_up_from_a_busy_machine() -> None:
     latencies = {"eager": [0.2], "engine": [0.001]}
-    facts = cpu_metrics.speed_up(Timings(latencies=latencies, others_share=0.5))
+    facts = cpu.speed_up(Timings(latencies=latencies, others_share=0.5))
     assert facts["speed_up"] is None
     assert "50%" in facts["speed_up_reason"]
 

@@ -8,9 +8,9 @@ import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from farm.specs.shapes import ShapeRange, TensorSpec
-from workers import cpu_metrics
 from workers.clocks.host import Pace
 from workers.inputs.batch import Batch
+from workers.measure import cpu
 from workers.programs.guard import checked
 
 INPUTS = [TensorSpec(name="x", dtype="float32", shape=("batch", 3))]
@@ -37,12 +37,12 @@ class Program:
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     for name in ("LATENCY_PACE", "THROUGHPUT_PACE"):
-        monkeypatch.setattr(cpu_metrics, name, Pace(duration_s=0.01))
+        monkeypatch.setattr(cpu, name, Pace(duration_s=0.01))
 
 
 def test_each_batch_is_run_checked_first_and_then_timed_as_it_is():
     engine, eager = Program(), Program()
-    cpu_metrics.metrics(engine, eager, Batch.of(INPUTS, PROFILE), SAMPLES)
+    cpu.metrics(engine, eager, Batch.of(INPUTS, PROFILE), SAMPLES)
     for program in (engine, eager):
         for size in (1, 2, 4):
             runs = [is_checked for batch, is_checked in program.runs if batch == size]
@@ -56,7 +56,7 @@ def test_what_the_checks_refuse_is_not_timed():
     engine = Program()
     engine.refuses = True
     with pytest.raises(ValueError, match="belong together"):
-        cpu_metrics.metrics(engine, None, Batch.of(INPUTS, PROFILE), SAMPLES)
+        cpu.metrics(engine, None, Batch.of(INPUTS, PROFILE), SAMPLES)
     assert not engine.runs
 
 
@@ -69,6 +69,6 @@ def test_lstms_run_by_the_kernels_that_pytorch_chooses_when_they_are_timed():
                 seen.append(torch.backends.mkldnn.enabled)
             return super().run(arrays)
 
-    cpu_metrics.metrics(Recurrent(), None, Batch.of(INPUTS, PROFILE), SAMPLES)
+    cpu.metrics(Recurrent(), None, Batch.of(INPUTS, PROFILE), SAMPLES)
     assert seen[0] is False
     assert seen[-1] is True

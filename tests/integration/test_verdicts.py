@@ -15,9 +15,9 @@ from farm.errors import AccuracyDropped
 from farm.specs.precision import Precision
 from farm.specs.shapes import ShapeRange, TensorSpec
 from farm.specs.stages import JobKind, MeasureParams
-from workers import cpu_metrics
 from workers.clocks.host import Pace
 from workers.inputs.batch import Batch
+from workers.measure import cpu
 from workers.measure.invariance import batch_invariance
 from workers.stages import Stage, run
 
@@ -30,8 +30,8 @@ ENGINE = {"runtime": "onnxruntime", "gpu": "cpu"}
 def brief(monkeypatch):
     """What these tests are about isn't how fast an engine is."""
     pace = Pace(warmup_s=0.0, duration_s=0.0, min_iterations=1, max_s=0.0)
-    monkeypatch.setattr(cpu_metrics, "LATENCY_PACE", pace)
-    monkeypatch.setattr(cpu_metrics, "THROUGHPUT_PACE", pace)
+    monkeypatch.setattr(cpu, "LATENCY_PACE", pace)
+    monkeypatch.setattr(cpu, "THROUGHPUT_PACE", pace)
 
 
 def model(path: Path, nodes: list[Any], output: Any, weights: np.ndarray = WEIGHTS) -> Path:

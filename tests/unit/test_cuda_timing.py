@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from workers import telemetry
 from workers.clocks.cuda import Query, Span
+from workers.measure import nvml
 
 
 def queries(count: int, *, compute_ms: float = 2.0, enqueue_ms: float = 0.5) -> list[Query]:
@@ -70,8 +70,8 @@ class Nvml(SimpleNamespace):
 
 def test_what_nvml_tells_while_it_is_timed_is_kept(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", Nvml())
-    monkeypatch.setattr(telemetry, "_EVERY_S", 0.001)
-    with telemetry.watching("GPU-1", others=telemetry.processes_on("GPU-1")) as seen:
+    monkeypatch.setattr(nvml, "_EVERY_S", 0.001)
+    with nvml.watching("GPU-1", others=nvml.processes_on("GPU-1")) as seen:
         while not seen.slowed:
             pass
     facts = seen.facts()
@@ -84,7 +84,7 @@ def test_what_nvml_tells_while_it_is_timed_is_kept(monkeypatch):
 
 
 def test_without_a_driver_nothing_is_known_and_nothing_fails():
-    with telemetry.watching("GPU-1") as seen:
+    with nvml.watching("GPU-1") as seen:
         pass
     assert seen.facts()["sm_clock_mhz"] is None
-    assert telemetry.processes_on("GPU-1") == 0
+    assert nvml.processes_on("GPU-1") == 0

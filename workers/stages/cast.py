@@ -18,7 +18,6 @@ from farm.errors import CastFailed, FarmError, PrecisionMissed
 from farm.specs.precision import Precision
 from farm.specs.source import DataKind
 from farm.specs.stages import CastParams
-from workers import references
 from workers.graphs import casting, check, files, floats, interface, opsets, shapes, walk
 from workers.graphs.compute import PRODUCTS, compute_of
 from workers.inputs.batch import Batch
@@ -27,6 +26,7 @@ from workers.inputs.samples import Arrays, samples_for
 from workers.quantize import choosing
 from workers.quantize.dynamic import quantize_weights
 from workers.quantize.magnitudes import MAX_SAMPLES, Magnitudes, measured
+from workers.sources import reference
 from workers.stages import Stage, StageResult
 
 HALF = {Precision.FP16: TensorProto.FLOAT16, Precision.BF16: TensorProto.BFLOAT16}
@@ -116,7 +116,7 @@ def _measured(
         profile,
         hold_out=params.hold_out,
         fixed=params.fixed_inputs,
-        source=lambda: references.onnx_model(
+        source=lambda: reference.onnx_model(
             *files.read_model(stage.inputs["onnx"], stage.workdir), {}, stage.workdir
         ),
     )

@@ -17,7 +17,6 @@ from farm.errors import ExportDiverged, InvalidModel
 from farm.specs.shapes import Profile, TensorSpec
 from farm.specs.source import DataKind, SourceFormat
 from farm.specs.stages import ExportParams
-from workers import references
 from workers.backends.ort.cpu import OrtModel
 from workers.graphs import files, fixing, floats, interface, opsets, shapes, walk
 from workers.graphs.check import check_model, own_operators
@@ -30,9 +29,10 @@ from workers.inputs.samples import Runnable, samples_for
 from workers.inputs.standins import tried
 from workers.measure.difference import NO_DIFFERENCE, Difference, difference
 from workers.programs.eager import SYMBOL, EagerModel, axis_names, input_names, output_names
-from workers.savedmodel import SavedModelSource
+from workers.sources import reference as references
+from workers.sources.savedmodel.source import SavedModelSource
+from workers.sources.torchscript import TorchScriptSource
 from workers.stages import Stage, StageResult
-from workers.torchscript import TorchScriptSource
 
 #: Every runtime of the farm reads it, and Q/DQ may have fp16 scales in it.
 EXPORT_OPSET = 20

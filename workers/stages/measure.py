@@ -18,7 +18,6 @@ from farm.specs.runtime import Runtime
 from farm.specs.shapes import Profile, TensorSpec
 from farm.specs.source import DataKind
 from farm.specs.stages import MeasureParams
-from workers import cpu_metrics, gpu_metrics
 from workers.backends.ort.cpu import OrtModel, cpu_threads
 from workers.backends.torchscript import TorchScriptModel
 from workers.graphs import files, interface
@@ -36,12 +35,13 @@ from workers.inputs.samples import (
     split,
 )
 from workers.inputs.standins import tried
+from workers.measure import cpu, gpu
 from workers.measure.accuracy import Comparison
 from workers.measure.invariance import batch_invariance
 from workers.measure.verdict import doubts, refuse_broken
 from workers.programs.eager import EagerModel
 from workers.quantize.saturation import exact_file
-from workers.references import reference
+from workers.sources.reference import reference
 from workers.stages import Stage, StageResult
 
 #: Batches of random data, where neither evaluation nor calibration data were given.
@@ -67,7 +67,7 @@ def run(stage: Stage) -> StageResult:
     batch = Batch.of(inputs, profile, outputs)
     stage.progress("compare", None)
     samples, labels, data = _data(stage, params, source, inputs, profile, batch)
-    runnable = subject.engine if isinstance(subject, gpu_metrics.Loaded) else subject
+    runnable = subject.engine if isinstance(subject, gpu.Loaded) else subject
     accuracy = _compare(source, runnable, samples, labels, batch)
     accuracy |= {"data": data, "measured_on": measured_on}
     refuse_broken(accuracy, params.max_drop)
@@ -79,19 +79,19 @@ def run(stage: Stage) -> StageResult:
     for doubt in doubtful:
         print(f"doubtful: {doubt}", flush=True)
     metrics, reason = None, None
-    if isinstance(subject, gpu_metrics.Loaded):
-        beside = gpu_metrics.Comparison(
+    if isinstance(subject, gpu.Loaded):
+        beside = gpu.Comparison(
             program=source.program if isinstance(source, EagerModel) else None,
             precision=params.precision,
             batch=batch,
             samples=samples,
         )
-        metrics = gpu_metrics.metrics(subject, beside, stage.progress)
+        metrics = gpu.metrics(subject, beside, stage.progress)
     elif measured_on == "engine":
         stage.progress("time", None)
         eager = source if isinstance(source, EagerModel) else None
         with stage.quiet():
-            metrics = cpu_metrics.metrics(subject, eager, batch, samples)
+            metrics = cpu.metrics(subject, eager, batch, samples)
     else:
         reason = (
             "the engine can't run on this worker: accuracy is that of the typed ONNX, on the CPU"
@@ -109,9 +109,7 @@ def run(stage: Stage) -> StageResult:
 
 def _subject(
     stage: Stage, params: MeasureParams, source: Runnable
-) -> tuple[
-    Runnable | gpu_metrics.Loaded, str, Sequence[TensorSpec], Sequence[TensorSpec], AxisRanges
-]:
+) -> tuple[Runnable | gpu.Loaded, str, Sequence[TensorSpec], Sequence[TensorSpec], AxisRanges]:
     """What is measured, the engine where it runs here, else its typed ONNX; its inputs, outputs and axes."""
     if params.target is not None and params.target.runtime is Runtime.TORCHSCRIPT:
         assert isinstance(source, EagerModel)
@@ -125,7 +123,7 @@ def _subject(
 
 def _of_onnx(
     stage: Stage, params: MeasureParams, file: Path, typed: onnx.ModelProto
-) -> tuple[OrtModel | gpu_metrics.Loaded, str]:
+) -> tuple[OrtModel | gpu.Loaded, str]:
     if params.target is not None:
         engine = stage.inputs["engine"]
         if params.target.runtime is Runtime.ONNXRUNTIME:
@@ -133,7 +131,7 @@ def _of_onnx(
         if params.target.gpu == CPU:
             return OrtModel(engine, is_engine=True), "engine"
         libraries = stage.plugins(params.options)
-        return gpu_metrics.load(params.target.runtime, engine, libraries), "engine"
+        return gpu.load(params.target.runtime, engine, libraries), "engine"
     if is_half_typed(typed):
         files.load_weights(typed, file)
         file = stage.workdir / "rounded.onnx"

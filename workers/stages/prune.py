@@ -18,8 +18,8 @@ from torch.nn.utils import prune
 from farm.errors import PruningFailed
 from farm.specs.options import Prune
 from farm.specs.stages import PruneParams
-from workers import references
 from workers.programs.weights import Weight, weights
+from workers.sources import reference
 from workers.stages import Stage, StageResult
 
 #: TensorRT's sparse kernels take weights of which at least 2 in each 4 input channels are zero.
@@ -38,7 +38,7 @@ def run(stage: Stage) -> StageResult:
     params = stage.params
     assert isinstance(params, PruneParams)
     stage.progress("load", None)
-    program = references.program(stage.inputs["source"], params)
+    program = reference.program(stage.inputs["source"], params)
     assert program is not None
     stage.progress("prune", None)
     facts = prune_program(program, params.prune)

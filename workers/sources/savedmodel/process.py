@@ -1,4 +1,4 @@
-"""TensorFlow in a process of its own: ``python -m workers.savedmodel_run FOLDER``.
+"""TensorFlow in a process of its own: ``python -m workers.sources.savedmodel.process FOLDER``.
 
 Loads the SavedModel, says what its signature takes and gives, and then does what each line of its
 input asks: run a batch, or convert to ONNX. Each answer is one line of JSON. It ends with its input.

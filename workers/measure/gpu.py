@@ -15,15 +15,15 @@ from torch.export import ExportedProgram
 from farm.errors import FarmError
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime
-from workers import telemetry
 from workers.backends.ort import cuda
 from workers.backends.trt import engine as trt_engine
 from workers.clocks.cuda import Bind, Bound, Span, Streams, Tensors, time_queries
 from workers.clocks.host import Pace
-from workers.eager_cuda import PyTorchOnGpu, autocast_dtype
 from workers.graphs.compute import PRODUCTS
 from workers.inputs.batch import Arrays, Batch
 from workers.inputs.samples import Runnable
+from workers.measure import nvml
+from workers.measure.pytorch import PyTorchOnGpu, autocast_dtype
 
 #: trtexec's: 200 ms to warm up, then 3 s and at least 10 queries.
 PACE = Pace(duration_s=3.0, max_s=10.0)
@@ -60,7 +60,7 @@ def load(runtime: Runtime, path: Path, plugins: Sequence[Path] = ()) -> Loaded:
     Raises:
         EngineBuildFailed: this GPU, or this worker's runtime, doesn't take it.
     """
-    others = telemetry.processes_on(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    others = nvml.processes_on(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     torch.cuda.init()
     before = _used_bytes()
     warnings = []
@@ -100,7 +100,7 @@ def metrics(loaded: Loaded, beside: Comparison, progress: Progress) -> dict[str,
     torch.set_float32_matmul_precision("high")
     engine, timer = loaded.engine, _Timer(beside)
     opt = beside.batch.opt
-    with telemetry.watching(_uuid(), loaded.other_processes) as seen:
+    with nvml.watching(_uuid(), loaded.other_processes) as seen:
         progress("time: the engine", None)
         headline = timer.time(engine.bind, opt, PACE)
     progress("time: with a CUDA graph", None)

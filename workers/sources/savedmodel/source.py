@@ -21,9 +21,9 @@ import onnx
 from numpy.typing import NDArray
 
 from farm.errors import InvalidModel
-from workers import savedmodel_files
 from workers.graphs import walk
 from workers.inputs.samples import Arrays
+from workers.sources.savedmodel import files
 
 #: The newest that tf2onnx 1.17 writes.
 OPSET = 18
@@ -48,7 +48,7 @@ class SavedModelSource:
         _require_tensorflow()
         self._folder = folder
         self._log = folder / "tensorflow.log"
-        self._process = _start(savedmodel_files.unpack(pack, folder), self._log)
+        self._process = _start(files.unpack(pack, folder), self._log)
         weakref.finalize(self, _end, self._process)
         described = self._answer("TensorFlow can't load this SavedModel")
         self.input_names: list[str] = described["inputs"]
@@ -127,7 +127,7 @@ def _start(model: Path, log: Path) -> subprocess.Popen[str]:
     with log.open("w") as errors:
         return subprocess.Popen(
             # -P: nothing is imported from the folder that it starts in.
-            [sys.executable, "-P", "-m", "workers.savedmodel_run", str(model)],
+            [sys.executable, "-P", "-m", "workers.sources.savedmodel.process", str(model)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

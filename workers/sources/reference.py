@@ -13,7 +13,6 @@ from farm.errors import InvalidModel
 from farm.specs.shapes import FixedInputs
 from farm.specs.source import SourceFormat
 from farm.specs.stages import BuildParams, ExportParams, MeasureParams, PruneParams
-from workers import architectures
 from workers.backends.ort.cpu import Optimisation, OrtModel
 from workers.graphs import files, fixing, interface
 from workers.graphs.fixing import Fixed
@@ -26,8 +25,9 @@ from workers.programs.eager import EagerModel, specs
 from workers.programs.load import load_program
 from workers.programs.plain import plain_program
 from workers.quantize.saturation import exact_file
-from workers.savedmodel import SavedModelSource
-from workers.torchscript import TorchScriptSource
+from workers.sources import architectures
+from workers.sources.savedmodel.source import SavedModelSource
+from workers.sources.torchscript import TorchScriptSource
 
 
 def program(
