@@ -27,7 +27,7 @@ from farm.processes import die_with_parent
 from farm.queue.celery_app import create_celery
 from farm.settings import Settings
 from workers.runner import app, child, task
-from workers.stages import StageRequest
+from workers.stages.base import StageRequest
 
 QUEUE, FIRST, SECOND = "bench", "bench.first", "bench.second"
 DEPENDENTS = 2

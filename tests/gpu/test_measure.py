@@ -13,7 +13,7 @@ from farm.specs.stages import BuildParams, CastParams, ExportParams, JobKind, Me
 from workers import demo
 from workers.measure import gpu
 from workers.runner import toolchain
-from workers.stages import Stage, run
+from workers.stages.base import Stage, run
 
 pytestmark = pytest.mark.gpu
 

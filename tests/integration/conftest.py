@@ -10,16 +10,16 @@ import pytest
 from farm.reports import facts
 from farm.reports.layers import LayerReport
 from farm.settings import Settings
-from workers import stages
 from workers.runner import trial
 from workers.sandbox import Feature, messages
 from workers.sandbox.features import Found
-from workers.stages import Stage, StageResult
+from workers.stages import base
+from workers.stages.base import Stage, StageResult
 
 
 @pytest.fixture(autouse=True)
 def _stages_say_what_a_worker_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = stages.run
+    run = base.run
 
     def checked(stage: Stage) -> StageResult:
         result = run(stage)
@@ -29,7 +29,7 @@ def _stages_say_what_a_worker_takes(monkeypatch: pytest.MonkeyPatch) -> None:
             LayerReport.model_validate_json(result.outputs["layers"].read_bytes(), strict=True)
         return result
 
-    monkeypatch.setattr(stages, "run", checked)
+    monkeypatch.setattr(base, "run", checked)
 
 
 @pytest.fixture(scope="session")

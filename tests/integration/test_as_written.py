@@ -23,7 +23,8 @@ from tests.zoo import runner
 from workers.backends.ort.cpu import OrtModel
 from workers.graphs import check, interface
 from workers.graphs.modern import described
-from workers.stages import Stage, export
+from workers.stages import export
+from workers.stages.base import Stage
 
 RANDOM = np.random.default_rng(13)
 FLOAT = TensorProto.FLOAT

@@ -12,7 +12,7 @@ import pytest
 from farm.errors import PrecisionMissed
 from tests.integration.test_static_axes import squeezed
 from tests.zoo import runner
-from workers.stages import build
+from workers.report import engine_types
 
 
 @pytest.mark.parametrize("misses", [1, 2])
@@ -26,7 +26,7 @@ def test_an_engine_that_misses_its_type_is_built_once_more_and_then_refused(
         if len(asked) <= misses:
             raise PrecisionMissed("the engine computes in fp16")
 
-    monkeypatch.setattr(build.engine_types, "check_engine", check)
+    monkeypatch.setattr(engine_types, "check_engine", check)
     onnx.save(squeezed(), str(tmp_path / "model.onnx"))
     shape = {which: [1, 3, 8] for which in ("min", "opt", "max")}
     source = runner.Source(

@@ -20,7 +20,7 @@ from workers.backends.trt import inspector
 from workers.backends.trt.build import build_plan
 from workers.graphs.compute import compute_of
 from workers.report import engine_types, layers
-from workers.stages import StageRequest, run_request
+from workers.stages.base import StageRequest, run_request
 
 HALF = TensorProto.FLOAT16
 

@@ -24,7 +24,8 @@ from tests.zoo import runner
 from workers.backends.ort.cpu import OrtModel
 from workers.graphs import fixing, interface
 from workers.inputs.samples import read_samples
-from workers.stages import Stage, export
+from workers.stages import export
+from workers.stages.base import Stage
 
 RANDOM = np.random.default_rng(5)
 WIDE, NARROW = 16000, 8000

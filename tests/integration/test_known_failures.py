@@ -28,7 +28,7 @@ from workers.backends.trt.build import build_plan
 from workers.failures.asked import Asked
 from workers.failures.explained import explained, said_by_others
 from workers.failures.known import known
-from workers.stages import Stage, run
+from workers.stages.base import Stage, run
 
 ADA = Target(runtime="tensorrt-rtx", gpu="sm_89")
 FOUR = value("x", T.FLOAT, [4])

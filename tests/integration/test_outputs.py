@@ -19,7 +19,8 @@ from farm.specs.stages import ExportParams, JobKind
 from tests.zoo import runner
 from workers.backends.ort.cpu import OrtModel
 from workers.programs.load import plain_treespec
-from workers.stages import Stage, export
+from workers.stages import export
+from workers.stages.base import Stage
 
 RANDOM = np.random.default_rng(11)
 

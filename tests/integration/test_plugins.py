@@ -20,7 +20,7 @@ from farm.specs.runtime import Runtime
 from farm.store import artifacts
 from farm.store.local import LocalStore
 from farm.trust import plugins
-from workers.backends.trt import build
+from workers.backends.trt import build, library
 from workers.runner import plugins as loading
 
 ed25519 = pytest.importorskip(
@@ -199,8 +199,8 @@ def test_gc_keeps_what_is_allow_listed(farm):
 
 def test_libraries_are_loaded_before_the_model_is_read_in_their_order(classic, tmp_path):
     libraries = [tmp_path / name for name in ("b.so", "a.so")]
-    for library in libraries:
-        library.write_bytes(LIBRARY)
+    for one in libraries:
+        one.write_bytes(LIBRARY)
     missing = tmp_path / "missing.onnx"
     with pytest.raises(EngineBuildFailed, match="can't read"):
         build.build_plan(
@@ -214,15 +214,15 @@ def test_libraries_are_loaded_before_the_model_is_read_in_their_order(classic, t
         )
     assert list(map(str, libraries)) == classic.PLUGINS
     with pytest.raises(EngineBuildFailed, match=r"b\.so can't be loaded"):
-        build.load_plugins(classic, build.collecting_log(classic), libraries)
+        library.load_plugins(classic, library.collecting_log(classic), libraries)
 
 
 def test_a_library_without_creators_is_refused():
     # For real: TensorRT-RTX has the same registry.
-    runtime = build.load_runtime(Runtime.TENSORRT_RTX)
-    log = build.collecting_log(runtime)
+    runtime = library.load_runtime(Runtime.TENSORRT_RTX)
+    log = library.collecting_log(runtime)
     with pytest.raises(EngineBuildFailed, match=r"_ctypes.* can't be loaded") as caught:
-        build.load_plugins(runtime, log, [Path(_ctypes.__file__)])
+        library.load_plugins(runtime, log, [Path(_ctypes.__file__)])
     assert "getCreators" in caught.value.hint
 
 

@@ -26,7 +26,7 @@ from workers.backends.ort.cpu import OrtModel
 from workers.graphs import shapes
 from workers.graphs.compute import compute_of
 from workers.quantize import qat
-from workers.stages import StageRequest, run_request
+from workers.stages.base import StageRequest, run_request
 
 F = TensorProto.FLOAT
 

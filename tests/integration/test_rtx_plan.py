@@ -24,7 +24,7 @@ from workers.backends.trt import library
 from workers.backends.trt.rtx_plan import read_plan
 from workers.graphs.compute import Compute, Product, compute_of
 from workers.report import engine_types
-from workers.stages import StageRequest, run_request
+from workers.stages.base import StageRequest, run_request
 
 FLOATS = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 QUANTIZED = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}

@@ -12,7 +12,7 @@ from farm.registry import match
 from farm.specs.stages import JobKind
 from farm.store import artifacts
 from farm.store.local import LocalStore
-from workers.stages import StageRequest, run_request
+from workers.stages.base import StageRequest, run_request
 
 
 @pytest.fixture

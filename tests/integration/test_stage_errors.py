@@ -13,9 +13,9 @@ from farm.reports import facts
 from farm.specs.runtime import Target
 from farm.specs.stages import BuildParams, CastParams, JobKind
 from tests import strange_models as strange
-from workers import stages
 from workers.runner.child import Child, Line, Link
-from workers.stages import Stage, StageRequest, StageResult, cast, export, run, run_request
+from workers.stages import base, cast, export
+from workers.stages.base import Stage, StageRequest, StageResult, run, run_request
 
 ADA = Target(runtime="tensorrt-rtx", gpu="sm_89")
 MARK = "with this in FILE\n"
@@ -118,7 +118,7 @@ def test_whatever_a_stage_raises_it_ends_with_a_class_and_a_hint(
 def test_pages_that_a_library_gives_for_a_reason_are_cut_in_what_is_kept(tmp_path, monkeypatch):
     reason = "CUDA error: " + "no kernel image is available\t" * 1000
     said = {"accuracy": {}, "metrics": {"eager": {"reason": reason}}, "metrics_reason": None}
-    monkeypatch.setattr(stages, "run", lambda _stage: StageResult(outputs={}, facts=said))
+    monkeypatch.setattr(base, "run", lambda _stage: StageResult(outputs={}, facts=said))
     found = run_request(request(tmp_path), lambda _phase, _share: None)["facts"]
     facts.check(JobKind.MEASURE, found)
     kept = found["metrics"]["eager"]["reason"]

@@ -50,7 +50,8 @@ from workers.graphs.standard import MIN_OPSET
 from workers.inputs.samples import random_arrays
 from workers.measure import cpu
 from workers.quantize.stored_weights import fold_quantized_weights
-from workers.stages import Stage, StageResult, calibrate, export, run
+from workers.stages import calibrate, export
+from workers.stages.base import Stage, StageResult, run
 
 CPU = Target(runtime="onnxruntime", gpu="cpu")
 KINDS: dict[type[StageParams], JobKind] = {

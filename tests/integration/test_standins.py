@@ -22,7 +22,8 @@ from workers.graphs.bytes_first import cast_first
 from workers.graphs.check import check_model
 from workers.inputs.profiles import resolve_profiles
 from workers.inputs.standins import KINDS, random_arrays, tried
-from workers.stages import Stage, StageResult, export
+from workers.stages import export
+from workers.stages.base import Stage, StageResult
 
 RANDOM = np.random.default_rng(17)
 FLOAT, INT64, UINT8 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8

@@ -27,7 +27,7 @@ from tests.strange_models import MODELS
 from workers.graphs import interface
 from workers.inputs.profiles import resolve_profiles, shapes_at
 from workers.inputs.samples import random_arrays
-from workers.stages import Stage, StageResult, run
+from workers.stages.base import Stage, StageResult, run
 
 KINDS: dict[type[StageParams], JobKind] = {
     ExportParams: JobKind.EXPORT,

@@ -30,7 +30,7 @@ from farm.store.local import LocalStore
 from workers.runner import task
 from workers.runner import timing_caches as fleet_caches
 from workers.runner.app import Context
-from workers.stages import StageRequest, run_request
+from workers.stages.base import StageRequest, run_request
 
 H200 = Gpu(uuid="GPU-1", name="NVIDIA H200", compute_capability="sm_90", memory_bytes=1)
 

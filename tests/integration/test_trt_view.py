@@ -16,7 +16,7 @@ from farm.specs.shapes import TensorSpec
 from farm.specs.stages import BuildParams, JobKind
 from workers.backends.trt import interface, library
 from workers.backends.trt.parsed import check_attributes
-from workers.stages import StageRequest, run_request
+from workers.stages.base import StageRequest, run_request
 
 F = TensorProto.FLOAT
 info = helper.make_tensor_value_info

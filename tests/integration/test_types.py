@@ -24,7 +24,7 @@ from workers.graphs.opsets import upgraded
 from workers.graphs.rounding import rounded_model
 from workers.quantize import choosing
 from workers.quantize.magnitudes import measured
-from workers.stages.build import refuse_on_turing
+from workers.stages.build.refusals import refuse_on_turing
 
 F, H, BF, D = (
     TensorProto.FLOAT,

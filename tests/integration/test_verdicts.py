@@ -19,7 +19,7 @@ from workers.clocks.host import Pace
 from workers.inputs.batch import Batch
 from workers.measure import cpu
 from workers.measure.invariance import batch_invariance
-from workers.stages import Stage, run
+from workers.stages.base import Stage, run
 
 rng = np.random.default_rng(3)
 WEIGHTS = rng.standard_normal((16, 6)).astype(np.float32)

@@ -21,7 +21,7 @@ from farm.specs.runtime import Runtime
 from farm.specs.stages import JobKind
 from workers.runner import toolchain
 from workers.runner.child import Child, Link, peak_memory_bytes, preload
-from workers.stages import StageRequest, run_request
+from workers.stages.base import StageRequest, run_request
 
 DIGEST = f"sha256:{'0' * 63}"
 RUNTIMES = (Runtime.TENSORRT_RTX, Runtime.ONNXRUNTIME)

@@ -38,7 +38,7 @@ from workers.runner.child import Child, Link, await_preload, peak_memory_bytes
 from workers.runner.made import made_of
 from workers.runner.watch import Stopping, Watch
 from workers.sandbox import folder
-from workers.stages import StageRequest, run_request
+from workers.stages.base import StageRequest, run_request
 
 log = logging.getLogger(__name__)
 

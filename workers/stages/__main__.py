@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from farm.errors import FarmError
-from workers.stages import StageRequest, run_request
+from workers.stages.base import StageRequest, run_request
 
 
 def main(arguments: list[str]) -> int:

@@ -28,7 +28,7 @@ from workers.inputs.samples import Arrays, samples_for
 from workers.quantize import choosing, qat, unquantised
 from workers.quantize.magnitudes import MAX_SAMPLES, Magnitudes, measured
 from workers.quantize.stored_weights import fold_quantized_weights
-from workers.stages import Stage, StageResult
+from workers.stages.base import Stage, StageResult
 
 _NAMES = {
     TensorProto.FLOAT: str(Precision.FP32),

@@ -27,7 +27,7 @@ from workers.quantize import choosing
 from workers.quantize.dynamic import quantize_weights
 from workers.quantize.magnitudes import MAX_SAMPLES, Magnitudes, measured
 from workers.sources import reference
-from workers.stages import Stage, StageResult
+from workers.stages.base import Stage, StageResult
 
 HALF = {Precision.FP16: TensorProto.FLOAT16, Precision.BF16: TensorProto.BFLOAT16}
 

@@ -32,7 +32,7 @@ from workers.programs.eager import SYMBOL, EagerModel, axis_names, input_names, 
 from workers.sources import reference as references
 from workers.sources.savedmodel.source import SavedModelSource
 from workers.sources.torchscript import TorchScriptSource
-from workers.stages import Stage, StageResult
+from workers.stages.base import Stage, StageResult
 
 #: Every runtime of the farm reads it, and Q/DQ may have fp16 scales in it.
 EXPORT_OPSET = 20

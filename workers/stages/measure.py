@@ -42,7 +42,7 @@ from workers.measure.verdict import doubts, refuse_broken
 from workers.programs.eager import EagerModel
 from workers.quantize.saturation import exact_file
 from workers.sources.reference import reference
-from workers.stages import Stage, StageResult
+from workers.stages.base import Stage, StageResult
 
 #: Batches of random data, where neither evaluation nor calibration data were given.
 RANDOM_BATCHES = 2

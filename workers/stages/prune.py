@@ -20,7 +20,7 @@ from farm.specs.options import Prune
 from farm.specs.stages import PruneParams
 from workers.programs.weights import Weight, weights
 from workers.sources import reference
-from workers.stages import Stage, StageResult
+from workers.stages.base import Stage, StageResult
 
 #: TensorRT's sparse kernels take weights of which at least 2 in each 4 input channels are zero.
 #: Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/io-formats-sparsity.html

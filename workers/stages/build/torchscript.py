@@ -22,7 +22,7 @@ from workers.programs.eager import EagerModel
 from workers.programs.weights import compute_of_program
 from workers.report import layers
 from workers.sources import reference
-from workers.stages import Stage, StageResult
+from workers.stages.base import Stage, StageResult
 
 SEED = 0
 #: A larger error, as a share of the output's largest magnitude, isn't rounding any more.

@@ -1,0 +1,170 @@
+"""The stages of a build, each one function ``run(stage) -> StageResult`` in a module of its own.
+
+A stage runs in a child process of its own, in a private empty folder. It reads ``stage.inputs``,
+writes files below ``stage.workdir``, and returns which of them are its outputs. A failure that the
+user can act on is raised as a ``farm.errors.StageFailed``, ``from`` what a library said: the hint then
+comes from ``known_failures``. Anything else is a bug, and becomes a ``StageFault`` at the border.
+Whatever a stage prints is the job's log.
+
+Roles of files, by stage:
+
+========== ============================================= ======================================
+stage      inputs                                        outputs
+========== ============================================= ======================================
+prune      source                                        source
+export     source                                        onnx
+cast       onnx                                          typed
+calibrate  onnx, calibration                             typed (fp32 remainder), typed_fp16,
+                                                         typed_half (fp16, and bf16 for its range)
+build      typed, [onnx, calibration],                   engine, layers, [timing_cache]
+           [timing_cache], [plugin-0, …]
+build      source, for TorchScript                       engine, layers
+measure    source, [typed], [engine], [evaluation],      report
+           [calibration]
+========== ============================================= ======================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from farm.errors import BlobDamaged, StageFailed
+from farm.specs.options import BuilderOptions
+from farm.specs.stages import PARAMS, JobKind, StageParams
+from workers.failures.asked import Asked
+from workers.failures.explained import explained
+
+_TEXT_CHARS = 2000  #: of one text among the facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage to run."""
+
+    kind: JobKind
+    params: StageParams
+    inputs: Mapping[str, Path]  #: role → a file to read, never to write
+    workdir: Path  #: private, and empty but for inputs
+    progress: Callable[[str, float | None], None]  #: phase, and the share done in 0…1 or None
+    quiet: Callable[[], AbstractContextManager[None]] = nullcontext  #: others pause, to time by
+
+    def plugins(self, options: BuilderOptions) -> list[Path]:
+        """The plugin libraries that these options name, verified."""
+        return [self.inputs[f"plugin-{number}"] for number in range(len(options.plugins))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """What a stage made."""
+
+    outputs: Mapping[str, Path]  #: role → a file below the workdir
+    facts: Mapping[str, Any] = field(default_factory=dict)  #: JSON: what is recorded of the job
+
+
+class StageRequest(BaseModel):
+    """A stage to run, as it is handed to a child process or kept to be run by hand."""
+
+    kind: JobKind
+    params: dict[str, Any]
+    inputs: dict[str, Path]
+    workdir: Path
+    digests: dict[str, str] = {}  #: role → what the input must be
+
+
+def run_request(
+    request: StageRequest,
+    progress: Callable[[str, float | None], None],
+    quiet: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> dict[str, Any]:
+    """Run a stage and return its outputs' paths and its facts, as JSON.
+
+    Raises:
+        StageFailed: with what the user can do about it.
+        BlobDamaged: an input isn't what its digest says.
+    """
+    _verify(request, progress)
+    try:
+        params = PARAMS[request.kind].model_validate(request.params)
+    except ValidationError as err:
+        raise StageFailed(
+            f"this worker doesn't know what the {request.kind} job asks for: "
+            f"{'; '.join(one['msg'] for one in err.errors())}",
+            hint="bring the API and the workers to the same version of the farm (farm --version)",
+        ) from err
+    result = run(
+        Stage(
+            kind=request.kind,
+            params=params,
+            inputs=request.inputs,
+            workdir=request.workdir,
+            progress=progress,
+            quiet=quiet,
+        )
+    )
+    return {
+        "outputs": {role: str(path) for role, path in result.outputs.items()},
+        "facts": _brief(dict(result.facts)),
+    }
+
+
+def _brief(value: Any) -> Any:
+    """Facts without pages of text, as libraries give for a reason: the log has them whole."""
+    if isinstance(value, str):
+        return value if len(value) <= _TEXT_CHARS else f"{value[: _TEXT_CHARS - 1]}…"
+    if isinstance(value, Mapping):
+        return {name: _brief(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_brief(one) for one in value]
+    return value
+
+
+def _verify(request: StageRequest, progress: Callable[[str, float | None], None]) -> None:
+    if request.digests:
+        progress("verify inputs", None)
+    for role, digest in request.digests.items():
+        with request.inputs[role].open("rb") as file:
+            found = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        if found != digest:
+            raise BlobDamaged(f"{role} {digest} is damaged in the store: its bytes are {found}")
+
+
+def run(stage: Stage) -> StageResult:
+    """Run one stage in this process.
+
+    Raises:
+        StageFailed: with what the user can do about it, or a ``StageFault``, of which the log has the
+            traceback and the request that repeats it.
+        StorageFull: there was no room for what it writes.
+    """
+    try:
+        module = import_module(f"workers.stages.{stage.kind}")
+        result: StageResult = module.run(stage)
+    except Exception as err:
+        told = explained(err, Asked.of(stage.kind, stage.params, stage.inputs))
+        if told is err:
+            raise
+        traceback.print_exception(err)
+        print(
+            f"to repeat it: python -m workers.stages FILE, with this in FILE\n{_request_of(stage)}"
+        )
+        raise told from err
+    return result
+
+
+def _request_of(stage: Stage) -> str:
+    request = StageRequest(
+        kind=stage.kind,
+        params=stage.params.model_dump(mode="json"),
+        inputs=dict(stage.inputs),
+        workdir=stage.workdir,
+    )
+    return request.model_dump_json()

@@ -1,0 +1,75 @@
+"""The typed graph as a runtime can take it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+
+from farm.specs.gpus import CPU
+from farm.specs.precision import Precision
+from farm.specs.runtime import TENSORRTS
+from farm.specs.shapes import Profile
+from farm.specs.stages import BuildParams
+from workers.graphs import axes, files, fixing, floats
+from workers.graphs.bytes_first import cast_first
+from workers.stages.base import Stage
+
+
+def in_types_of(
+    params: BuildParams, folder: Path, file: Path, model: onnx.ModelProto
+) -> tuple[Path, onnx.ModelProto, list[str]]:
+    """The graph without the floating-point types that the target hasn't, and which these are.
+
+    Its inputs and outputs of such a type become fp32, too. Those of fp16 stay: CPUs only lack its kernels.
+    """
+    missing = (
+        [onnx.TensorProto.DOUBLE]
+        if params.target.runtime in TENSORRTS
+        else [onnx.TensorProto.BFLOAT16]
+        if params.target.gpu == CPU and params.precision is not Precision.BF16
+        else []
+    )
+    if not floats.has_type(model, *missing):
+        return file, model, []
+    names = [floats.NAMES[kind] for kind in missing]
+    print(
+        f"{params.target} has no {names[0]}: the engine computes in float32 there, and takes and gives it"
+    )
+    files.load_weights(model, file)
+    made = floats.narrowed(model, kinds=missing)
+    file = folder / "narrowed.onnx"
+    files.write_model(made, file)
+    return file, made, names
+
+
+def bytes_cast_first(stage: Stage, file: Path, model: onnx.ModelProto) -> Path:
+    """The graph for TensorRT, which can do nothing with bytes but cast them."""
+    names = cast_first(model)
+    if not names:
+        return file
+    print(f"cast before they are moved: {', '.join(names)}", flush=True)
+    return _written(stage, file, model, "cast-first.onnx")
+
+
+def settled(
+    stage: Stage, file: Path, model: onnx.ModelProto, profiles: Sequence[Profile]
+) -> tuple[Path, onnx.ModelProto]:
+    """The graph with the sizes that the profiles leave no choice of, and without the branches that these
+    rule out: TensorRT refuses some of what it must plan for any size."""
+    names = axes.settle(model, profiles)
+    if not names:
+        return file, model
+    print(f"with the one size that the profiles give axes of {', '.join(names)}", flush=True)
+    has_branches = any(node.op_type == "If" for node in model.graph.node)
+    if has_branches and not files.is_large(model):
+        model = fixing.folded(model)
+    return _written(stage, file, model, "settled.onnx"), model
+
+
+def _written(stage: Stage, file: Path, model: onnx.ModelProto, name: str) -> Path:
+    # Beside the weights, where they lie in files of their own.
+    folder = stage.workdir if file in stage.inputs.values() else file.parent
+    onnx.save(model, str(folder / name))
+    return folder / name

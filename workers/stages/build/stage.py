@@ -1,0 +1,88 @@
+"""The build stage: prepares the graph, has the runtime build it, reports what came of it."""
+
+from __future__ import annotations
+
+from farm.errors import PrecisionMissed
+from farm.specs.runtime import TENSORRTS, Runtime
+from farm.specs.stages import BuildParams
+from workers.graphs import files, floats
+from workers.graphs.compute import compute_of
+from workers.graphs.interface import axis_ranges, input_specs, specs_as_json
+from workers.inputs.profiles import (
+    profiles_as_json,
+    resolve_profiles,
+    shapes_at,
+)
+from workers.report import engine_types, layers
+from workers.stages.base import Stage, StageResult
+from workers.stages.build import torchscript
+from workers.stages.build.made import interface_of, of_engine, report_of
+from workers.stages.build.onnxruntime import build_graph
+from workers.stages.build.prepare import bytes_cast_first, in_types_of, settled
+from workers.stages.build.tensorrt import build_plan
+
+
+def run(stage: Stage) -> StageResult:
+    """Write ``engine``, its layer report ``layers``, and what classic TensorRT has timed, from ``typed``;
+    for int8 on CPUs with ``onnx`` and ``calibration``, too.
+
+    TorchScript is built from ``source``.
+
+    Raises:
+        PrecisionMissed: if nothing in the graph computes in the engine's precision.
+        EngineBuildFailed: with the runtime's reason.
+        ProfileMismatch: if the profiles don't fit the graph's inputs.
+    """
+    params = stage.params
+    assert isinstance(params, BuildParams)
+    if params.target.runtime is Runtime.TORCHSCRIPT:
+        return torchscript.build(stage, params)
+    file, typed = files.read_model(stage.inputs["typed"], stage.workdir)
+    file, model, missing = in_types_of(params, stage.workdir, file, typed)
+    profiles = resolve_profiles(input_specs(model), params.profiles, axis_ranges(model))
+    if params.target.runtime in TENSORRTS:
+        file, model = settled(stage, file, model, profiles)
+    compute = compute_of(model, shapes_at(profiles[0], "opt"))
+    layers.check_precision(params.precision, compute)
+    if params.target.runtime is Runtime.TENSORRT_RTX:
+        engine_types.check_rtx(params.precision, compute, params.compute_capability)
+    if params.target.runtime is Runtime.ONNXRUNTIME:
+        made = build_graph(stage, params, file, model)
+    else:
+        file = bytes_cast_first(stage, file, model)
+        made = build_plan(stage, params, file, model, profiles)
+    opt = shapes_at(profiles[0], "opt")
+    try:
+        said = of_engine(params.precision, compute, made, model, opt)
+    except PrecisionMissed as err:
+        if params.target.runtime not in TENSORRTS:
+            raise
+        # What the builder chooses isn't always the same, on a busy machine least of all.
+        print(f"{err.detail}: built once more")
+        made = build_plan(stage, params, file, model, profiles)
+        said = of_engine(params.precision, compute, made, model, opt)
+    interface = interface_of(made, model, typed)
+    report = report_of(made, model, profiles, said, interface)
+    facts = {
+        "runtime": str(params.target.runtime),
+        "runtime_version": made.runtime_version,
+        "compute_capabilities": list(made.compute_capabilities),
+        "layers": len(made.layers),
+        "compute": report.compute.model_dump(mode="json"),
+        "build_s": round(made.build_s, 3),
+        "engine_bytes": made.engine.stat().st_size,
+        "inputs": specs_as_json(report.inputs),
+        "outputs": specs_as_json(report.outputs),
+        "differences": list(interface.differences),
+        "profiles": profiles_as_json(profiles),
+        "options": params.options.model_dump(mode="json"),
+        "float_types": floats.float_types(model),
+        "narrowed": missing,
+    }
+    written = layers.write(report, stage.workdir / "layers.json")
+    outputs = {"engine": made.engine, "layers": written}
+    if made.timing_cache:
+        facts["timing_cache"] = made.timing_cache.as_facts()
+        outputs["timing_cache"] = stage.workdir / "timing.cache"
+        outputs["timing_cache"].write_bytes(made.timing_cache.data)
+    return StageResult(outputs=outputs, facts=facts)
