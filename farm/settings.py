@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from farm import signatures
 from farm.specs.gates import GateSet
 from farm.specs.runtime import Runtime
-from farm.specs.stages import JobKind
+from farm.stages import STAGES, JobKind
 
 _HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _LISTS = ("runtimes", "plugin_keys", "hosts", "sandbox_read", "sandbox_environment")
@@ -115,7 +115,7 @@ class Settings(BaseSettings):
     )
     job_timeout_s: float = Field(4 * 3600.0, gt=0, description="time limit of one stage")
     stage_timeouts_s: dict[JobKind, float] = Field(
-        {JobKind.PRUNE: 3600.0, JobKind.CAST: 7200.0, JobKind.MEASURE: 7200.0},
+        {kind: stage.timeout_s for kind, stage in STAGES.items() if stage.timeout_s},
         description='shorter limits of some stages; JSON: `{"prune": 600}`',
     )
     job_memory_bytes: int | None = Field(

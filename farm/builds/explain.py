@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from farm.database.tables import Build, BuildJob, Job
 from farm.errors import NotFound
 from farm.planning.differences import differences
-from farm.reports import facts as reports
+from farm.reports import kept
 from farm.schemas.builds import Explanation, JobReason
 from farm.specs.states import Reuse
 
@@ -99,7 +99,7 @@ def _nearest(earlier: _Earlier, job: Job) -> tuple[Job | None, list[str]]:
 
 def _samples(old: Job, new: Job) -> str:
     """How many samples each of two jobs was given, as far as they have told."""
-    before, after = (reports.shown(job.facts).get("samples") for job in (old, new))
+    before, after = (kept.shown(job.facts).get("samples") for job in (old, new))
     if not isinstance(before, int) or not isinstance(after, int) or before == after:
         return ""
     return f" ({before} → {after} samples)"

@@ -13,6 +13,7 @@ from farm.database.tables import (
 from farm.errors import NotFound
 from farm.planning import keys
 from farm.schemas.submission import BuildRequest
+from farm.specs.roles import Role
 
 # The statements of every submission are made once: making them is a good part of what they cost.
 _BLOBS = (
@@ -40,9 +41,9 @@ _VERSION = (
 def _check_blobs(session: Session, request: BuildRequest) -> None:
     digests = {"source": request.source.digest}
     if request.calibration:
-        digests["calibration"] = request.calibration.digest
+        digests[Role.CALIBRATION] = request.calibration.digest
     if request.evaluation:
-        digests["evaluation"] = request.evaluation.digest
+        digests[Role.EVALUATION] = request.evaluation.digest
     there = set(session.connection().scalars(_BLOBS, {"digests": list(digests.values())}))
     for role, digest in digests.items():
         if digest not in there:

@@ -14,7 +14,7 @@ from farm.errors import NotFound
 from farm.fleet.workers import Fleet
 from farm.planning import targets
 from farm.registry import catalog, provenance
-from farm.reports import facts as reports
+from farm.reports import kept
 from farm.schemas.builds import BuildSummary, BuildView, JobView, WantedEngine
 from farm.schemas.problems import Failure
 from farm.specs.precision import Precision
@@ -105,7 +105,7 @@ def _job(job: Job, reuse: str, fleet: Fleet) -> JobView:
         **columns,
         reuse=reuse,
         worker=job.owner,
-        facts=reports.shown(job.facts),
+        facts=kept.shown(job.facts),
         waits_for=fleet.waits_for(job),
     )
 

@@ -6,15 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from farm.planning import parameters
-
-_ROLES = {
-    "source": "the source",
-    "calibration": "calibration data",
-    "evaluation": "evaluation data",
-    "onnx": "the exported ONNX",
-    "typed": "the typed ONNX",
-    "engine": "the engine",
-}
+from farm.specs.roles import Role
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], samples: str = "") -> Iterator[str]:
@@ -34,8 +26,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], samples: str = "
             made_here = any("#" in recipe["inputs"].get(role, "") for recipe in (old, new))
             what = (
                 "the pruning of the source"
-                if role == "source" and made_here
-                else _ROLES.get(role, role)
+                if role == Role.SOURCE and made_here
+                else Role(role).in_words
+                if role in set(Role)
+                else role
             )
             yield f"{what} differs{samples if role == 'calibration' else ''}"
     yield from _fields(old["params"], new["params"])

@@ -15,40 +15,9 @@ from typing import Any
 
 from farm.specs.runtime import Runtime
 from farm.specs.source import SourceFormat
-from farm.specs.stages import JobKind
+from farm.stages import STAGES, JobKind
 
-#: Raise a stage's number when its code changes what it makes.
-STAGE_VERSIONS: dict[JobKind, int] = {
-    JobKind.PRUNE: 1,
-    JobKind.EXPORT: 5,
-    JobKind.CAST: 4,
-    JobKind.CALIBRATE: 5,
-    JobKind.BUILD: 5,
-    JobKind.MEASURE: 4,
-}
-
-_ONNX = ("onnx", "onnx-ir", "numpy")
-_MODELOPT = (
-    "nvidia-modelopt",
-    "onnx-graphsurgeon",
-    "onnxscript",
-    "onnxslim",
-    "onnxruntime",
-    "polygraphy",
-    "ml-dtypes",
-    "scipy",
-    *_ONNX,
-)
-
-#: The packages whose version can change what a stage makes.
-STAGE_TOOLS: dict[JobKind, tuple[str, ...]] = {
-    JobKind.PRUNE: ("torch",),
-    JobKind.EXPORT: ("torch", "onnxscript", *_ONNX),
-    JobKind.CAST: ("onnxruntime", "ml-dtypes", *_ONNX),
-    JobKind.CALIBRATE: _MODELOPT,
-    JobKind.BUILD: ("onnx",),
-    JobKind.MEASURE: ("torch", "onnx", "onnxruntime", "numpy"),
-}
+#: The packages of a runtime whose version can change what it makes; the first of them names it.
 RUNTIME_TOOLS: dict[Runtime, tuple[str, ...]] = {
     Runtime.TENSORRT: ("tensorrt",),
     Runtime.TENSORRT_RTX: ("tensorrt-rtx",),
@@ -59,7 +28,6 @@ RUNTIME_TOOLS: dict[Runtime, tuple[str, ...]] = {
 FORMAT_TOOLS: dict[SourceFormat, tuple[str, ...]] = {
     SourceFormat.SAVEDMODEL: ("tensorflow", "tf2onnx"),
 }
-_RUN_THE_SOURCE = (JobKind.EXPORT, JobKind.MEASURE)
 
 
 def tools(
@@ -72,8 +40,9 @@ def tools(
 
     A tool that no worker has announced yet is ``any``: the worker that claims the job says which.
     """
-    names = {*STAGE_TOOLS[kind], *(RUNTIME_TOOLS[runtime] if runtime else ())}
-    if format is not None and kind in _RUN_THE_SOURCE:
+    spec = STAGES[kind]
+    names = {*spec.tools, *(RUNTIME_TOOLS[runtime] if runtime else ())}
+    if format is not None and spec.runs_source:
         names |= set(FORMAT_TOOLS.get(format, ()))
     return {name: toolchain.get(name, "any") for name in sorted(names)}
 

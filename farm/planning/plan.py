@@ -18,9 +18,11 @@ from farm.specs.gates import GateSet
 from farm.specs.options import BuilderOptions
 from farm.specs.precision import CALIBRATED, Precision
 from farm.specs.queues import CPU_QUEUE
+from farm.specs.roles import Role
 from farm.specs.runtime import TENSORRTS, Runtime, Target
 from farm.specs.source import MODULES, Architecture, SourceFormat
-from farm.specs.stages import (
+from farm.stages import (
+    STAGES,
     BuildParams,
     CalibrateParams,
     CastParams,
@@ -203,20 +205,22 @@ class _Planner:
         if prune is None:
             return given, source.format
         params = PruneParams(format=source.format, architecture=source.architecture, prune=prune)
-        job = self._add(JobKind.PRUNE, params, {"source": given})
-        return Input(job=job, output="source"), SourceFormat.PT2
+        job = self._add(JobKind.PRUNE, params, {Role.SOURCE: given})
+        return Input(job=job, output=Role.SOURCE), SourceFormat.PT2
 
     def _export(self) -> PlannedJob:
         source, kind = self._source()
         params = ExportParams(format=kind, architecture=self._architecture(kind))
-        return self._add(JobKind.EXPORT, params, {"source": source} | self._samples(), given=_GIVEN)
+        return self._add(
+            JobKind.EXPORT, params, {Role.SOURCE: source} | self._samples(), given=_GIVEN
+        )
 
     def _samples(self) -> dict[str, Input]:
         """What a model is run on wherever it is: the user's own data, where there are any."""
         if self._request.calibration:
-            return {"calibration": Input(digest=self._request.calibration.digest)}
+            return {Role.CALIBRATION: Input(digest=self._request.calibration.digest)}
         if self._request.evaluation:
-            return {"evaluation": Input(digest=self._request.evaluation.digest)}
+            return {Role.EVALUATION: Input(digest=self._request.evaluation.digest)}
         return {}
 
     @property
@@ -231,7 +235,9 @@ class _Planner:
 
     def _cast(self, precision: Precision) -> PlannedJob:
         params = CastParams.model_validate({"precision": precision, "hold_out": self._hold_out})
-        inputs = {"onnx": Input(job=self._export(), output="onnx")} | self._samples()
+        inputs: dict[str, Input] = {
+            Role.ONNX: Input(job=self._export(), output=Role.ONNX)
+        } | self._samples()
         return self._add(JobKind.CAST, params, inputs, precision=precision, given=_GIVEN)
 
     def _calibrate(self, precision: Precision) -> PlannedJob:
@@ -240,30 +246,30 @@ class _Planner:
         params = CalibrateParams.model_validate(
             {"precision": precision, "hold_out": self._hold_out} | asked
         )
-        inputs = {"onnx": Input(job=self._export(), output="onnx")}
+        inputs: dict[str, Input] = {Role.ONNX: Input(job=self._export(), output=Role.ONNX)}
         if data:  # a graph that was quantised in training needs none
-            inputs["calibration"] = Input(digest=data.digest)
+            inputs[Role.CALIBRATION] = Input(digest=data.digest)
         return self._add(JobKind.CALIBRATE, params, inputs, precision=precision, given=_GIVEN)
 
     def _typed(self, precision: Precision, target: Target) -> Input:
         """The ONNX that carries the precision; one serves every architecture."""
         if precision is Precision.FP32:
-            return Input(job=self._export(), output="onnx")
+            return Input(job=self._export(), output=Role.ONNX)
         if precision not in CALIBRATED:
-            return Input(job=self._cast(precision), output="typed")
+            return Input(job=self._cast(precision), output=Role.TYPED)
         if target.gpu == gpus.CPU:
-            output = "typed"
+            output = Role.TYPED
         else:
-            output = "typed_half" if targets.has_bf16(target) else "typed_fp16"
+            output = Role.TYPED_HALF if targets.has_bf16(target) else Role.TYPED_FP16
         return Input(job=self._calibrate(precision), output=output)
 
     def _build(self, choice: Choice, precision: Precision) -> PlannedJob:
         kind, ranges = None, {}
         if choice.target.runtime is Runtime.TORCHSCRIPT:
             source, kind = self._source()
-            inputs = {"source": source} | self._samples()
+            inputs = {Role.SOURCE: source} | self._samples()
         else:
-            inputs = {"typed": self._typed(precision, choice.target)}
+            inputs = {Role.TYPED: self._typed(precision, choice.target)}
             ranges = self._ranges(precision, choice.target)
             inputs |= ranges
         params = BuildParams(
@@ -290,8 +296,8 @@ class _Planner:
         data = self._request.calibration
         if precision is not Precision.INT8 or target.gpu != gpus.CPU or data is None:
             return {}
-        onnx = Input(job=self._export(), output="onnx")
-        return {"onnx": onnx, "calibration": Input(digest=data.digest)}
+        onnx = Input(job=self._export(), output=Role.ONNX)
+        return {Role.ONNX: onnx, Role.CALIBRATION: Input(digest=data.digest)}
 
     def _options(self, target: Target) -> BuilderOptions:
         """As asked for. TensorRT may use its sparse kernels for what was pruned for them alone."""
@@ -321,15 +327,15 @@ class _Planner:
             pruned=request.prune is not None,
             hold_out=self._hold_out,
         )
-        inputs = {"source": Input(digest=request.source.digest)}
+        inputs: dict[str, Input] = {Role.SOURCE: Input(digest=request.source.digest)}
         if target.runtime is not Runtime.TORCHSCRIPT:
-            inputs["typed"] = self._typed(precision, target)
+            inputs[Role.TYPED] = self._typed(precision, target)
         if runnable:
-            inputs["engine"] = Input(job=build, output="engine")
+            inputs[Role.ENGINE] = Input(job=build, output=Role.ENGINE)
         if request.evaluation:
-            inputs["evaluation"] = Input(digest=request.evaluation.digest)
+            inputs[Role.EVALUATION] = Input(digest=request.evaluation.digest)
         elif request.calibration:
-            inputs["calibration"] = Input(digest=request.calibration.digest)
+            inputs[Role.CALIBRATION] = Input(digest=request.calibration.digest)
         return self._add(
             JobKind.MEASURE,
             params,
@@ -360,7 +366,7 @@ class _Planner:
         toolchain = keys.tools(kind, runtime, self._toolchains(queue), self._request.source.format)
         recipe = {
             "kind": kind.value,
-            "stage": keys.STAGE_VERSIONS[kind],
+            "stage": STAGES[kind].version,
             "params": self._parameters(params) | {name: self._given[name] for name in given},
             "inputs": {role: given.name for role, given in inputs.items()},
             "tools": toolchain,

@@ -17,11 +17,9 @@ from farm.planning import parameters
 from farm.queue import build_states, transitions
 from farm.queue.turns import Bell
 from farm.registry import publish
-from farm.specs.stages import JobKind
 from farm.specs.states import BUILD_ENDED, LIVE, JobState
+from farm.stages import STAGES, JobKind
 from farm.store import artifacts
-
-_OF_AN_ENGINE = (JobKind.BUILD, JobKind.MEASURE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +156,7 @@ def succeed(
     ready = transitions.release_dependents(session, job_id)
     # An engine is complete by its last job. When two end at once, the second must see the first.
     wanting = build_states.locked_builds(session, [job_id])
-    if job.kind in _OF_AN_ENGINE:
+    if STAGES[JobKind(job.kind)].ends_engine:
         publish.publish(session, job_id)
     build_states.refresh_builds(session, wanting)
     return ready

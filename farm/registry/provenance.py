@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from farm.database.tables import EngineRow, Job, Wanted
 from farm.errors import NotFound
 from farm.planning import parameters
+from farm.specs.roles import Role
 from farm.specs.states import EngineState
 
 
@@ -43,9 +44,9 @@ def layer_report(session: Session, engine_id: str) -> str:
     )
     if outputs is None:
         raise NotFound(f"there is no engine {engine_id!r}", hint="`farm engines MODEL` lists them")
-    if "layers" not in outputs:
+    if Role.LAYERS not in outputs:
         raise NotFound(f"engine {engine_id!r} was built without a layer report")
-    return outputs["layers"]
+    return outputs[Role.LAYERS]
 
 
 def provenance_of(session: Session, engine_id: str) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from farm.database.tables import Build, EngineRow, Job, Wanted
 from farm.planning import keys
 from farm.specs.options import Prune
 from farm.specs.precision import CALIBRATED
+from farm.specs.roles import Role
 from farm.specs.runtime import Target
 from farm.specs.states import EngineState, JobState
+from farm.stages import STAGES
 
 #: Of what a build says of its engine, what is kept in the row.
 _IO = "inputs outputs differences profiles compute options timing_cache peak_memory_bytes".split()
@@ -98,7 +100,7 @@ def _same(found: Any) -> str:
         "precision": found.Wanted.precision,
         "runtime_version": facts["runtime_version"],
         "toolchain": found.toolchain,
-        "stages": {kind.value: version for kind, version in keys.STAGE_VERSIONS.items()},
+        "stages": {kind.value: stage.version for kind, stage in STAGES.items()},
         "prune": request.get("prune"),
         "fixed_inputs": request.get("fixed_inputs"),
         "architecture": request["source"].get("architecture"),
@@ -121,7 +123,7 @@ def _engine(session: Session, found: Any) -> str:
         gpu=target.gpu,
         precision=want.precision,
         prune=str(Prune.model_validate(prune)) if prune else None,
-        digest=found.outputs["engine"],
+        digest=found.outputs[Role.ENGINE],
         accuracy=report["accuracy"],
         metrics=report["metrics"],
         metrics_reason=report["metrics_reason"],

@@ -11,8 +11,7 @@ from sqlalchemy import ColumnElement, Select, String, cast, func, select
 
 from farm.database.tables import Artifact, EngineRow, Model, Version
 from farm.registry import judgements
-from farm.reports import extent
-from farm.reports import facts as reports
+from farm.reports import extent, kept
 from farm.schemas.engines import EngineView
 from farm.specs.states import EngineState
 
@@ -44,7 +43,7 @@ def select_rows() -> Select[*tuple[Any, ...]]:
 def view_of(row: Any) -> EngineView:
     engine = row[0]
     recorded = {name: getattr(engine, name) for name in _FROM_STAGES}
-    if reports.is_readable(recorded["accuracy"], recorded["metrics"]) and extent.fits(engine.io):
+    if kept.is_readable(recorded["accuracy"], recorded["metrics"]) and extent.fits(engine.io):
         try:
             return _shown(row, **recorded, doubts=engine.doubts or [], **engine.io)
         except (ValidationError, TypeError):

@@ -15,8 +15,8 @@ from farm.specs.options import Prune
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime
 from farm.specs.shapes import FixedInputs, Profile
-from farm.specs.stages import JobKind
 from farm.specs.states import BuildState, JobState, Reuse
+from farm.stages import JobKind
 
 
 class JobView(Answer):

@@ -17,9 +17,9 @@ from sqlalchemy.orm import Session
 from farm.database.base import now
 from farm.database.ids import first_id
 from farm.database.tables import Artifact, Build, EngineRow, Job, Plugin, TimingCache, Version
+from farm.specs.roles import GIVEN
 from farm.specs.states import JobState
 
-_ROLES = ("source", "calibration", "evaluation")
 _ROWS = 1000  #: read at once
 
 
@@ -69,7 +69,7 @@ def referred(session: Session, *, since: datetime | None = None) -> set[str]:
             With them the versions and the recipes are covered: they come with a build. Engines are
             what jobs have made.
     """
-    builds = select(*(Build.request[(role, "digest")].as_string() for role in _ROLES))
+    builds = select(*(Build.request[(role, "digest")].as_string() for role in GIVEN))
     outputs = select(Job.outputs).where(Job.state == JobState.SUCCEEDED)
     if since is not None:
         builds = builds.where(Build.id >= first_id(since))

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import update
 
 from farm.database.tables import EngineRow, Job
-from farm.specs.stages import JobKind
+from farm.stages import JobKind
 
 
 def nested(depth: int) -> dict:

@@ -9,7 +9,7 @@ from torch import nn
 
 from farm.machine import gpus
 from farm.specs.runtime import Target
-from farm.specs.stages import BuildParams, CastParams, ExportParams, JobKind, MeasureParams
+from farm.stages import BuildParams, CastParams, ExportParams, JobKind, MeasureParams
 from workers import demo
 from workers.measure import gpu
 from workers.runner import toolchain

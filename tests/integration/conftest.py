@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from farm.reports import facts
+from farm import stages
 from farm.reports.layers import LayerReport
 from farm.settings import Settings
 from workers.runner import trial
@@ -24,7 +24,7 @@ def _stages_say_what_a_worker_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     def checked(stage: Stage) -> StageResult:
         result = run(stage)
         _, said = messages._parsed(json.dumps(["result", dict(result.facts)]).encode())
-        facts.check(stage.kind, said)
+        stages.check_facts(stage.kind, said)
         if "layers" in result.outputs:
             LayerReport.model_validate_json(result.outputs["layers"].read_bytes(), strict=True)
         return result

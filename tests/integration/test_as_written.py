@@ -18,7 +18,7 @@ from farm.formats.onnx_files import leads_out, location
 from farm.formats.packs import Pack
 from farm.specs.precision import Precision
 from farm.specs.source import SourceFormat
-from farm.specs.stages import ExportParams, JobKind
+from farm.stages import ExportParams, JobKind
 from tests.zoo import runner
 from workers.backends.ort.cpu import OrtModel
 from workers.graphs import check, interface

@@ -15,7 +15,7 @@ from farm.specs.options import BuilderOptions
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target
 from farm.specs.shapes import ShapeRange
-from farm.specs.stages import BuildParams, JobKind
+from farm.stages import BuildParams, JobKind
 from workers.backends.trt import inspector
 from workers.backends.trt.build import build_plan
 from workers.graphs.compute import compute_of

@@ -19,7 +19,7 @@ from farm.formats.onnx_files import MalformedModel, external_files
 from farm.formats.packs import MalformedPack, Pack
 from farm.specs.precision import Precision
 from farm.specs.source import SourceFormat
-from farm.specs.stages import JobKind
+from farm.stages import JobKind
 from tests.zoo import runner
 from workers.graphs import files
 

@@ -19,7 +19,7 @@ from farm.errors import FixedInputRefused, InvalidData, InvalidModel, InvalidReq
 from farm.schemas.submission import BuildRequest
 from farm.specs.precision import Precision
 from farm.specs.shapes import ShapeRange, TensorSpec
-from farm.specs.stages import ExportParams, JobKind
+from farm.stages import ExportParams, JobKind
 from tests.zoo import runner
 from workers.backends.ort.cpu import OrtModel
 from workers.graphs import fixing, interface

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from farm import stages
 from farm.errors import EngineBuildFailed
-from farm.reports import facts
 from farm.specs.precision import Precision
 from farm.specs.shapes import ShapeRange, TensorSpec
-from farm.specs.stages import JobKind
+from farm.stages import JobKind
 from workers.clocks.cuda import Query, Span
 from workers.inputs.batch import Batch
 from workers.measure import gpu
@@ -126,4 +126,4 @@ def test_what_is_told_of_a_gpu_is_what_a_worker_takes(told, precision):
     metrics, _ = told(precision=precision)
     metrics["memory"]["engine_bytes"] = -4096
     found = {"accuracy": {}, "doubts": [], "metrics": metrics, "metrics_reason": None}
-    facts.check(JobKind.MEASURE, found)
+    stages.check_facts(JobKind.MEASURE, found)

@@ -19,7 +19,7 @@ from farm.specs.options import BuilderOptions
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target
 from farm.specs.shapes import ShapeRange
-from farm.specs.stages import ExportParams, JobKind
+from farm.stages import ExportParams, JobKind
 from tests import strange_models as strange
 from tests.strange_models import FEATURES, const, model, node, value, weights
 from tests.unit.test_known_failures import SAID

@@ -22,7 +22,7 @@ from farm.specs.architectures import ARCHITECTURES
 from farm.specs.precision import Precision
 from farm.specs.shapes import ShapeRange
 from farm.specs.source import Architecture, SourceFormat
-from farm.specs.stages import JobKind
+from farm.stages import JobKind
 from tests.zoo import runner
 from workers.graphs import interface
 from workers.programs.eager import EagerModel

@@ -15,7 +15,7 @@ from torch import nn
 
 from farm.errors import InvalidModel
 from farm.specs.precision import Precision
-from farm.specs.stages import ExportParams, JobKind
+from farm.stages import ExportParams, JobKind
 from tests.zoo import runner
 from workers.backends.ort.cpu import OrtModel
 from workers.programs.load import plain_treespec

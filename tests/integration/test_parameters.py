@@ -15,7 +15,7 @@ from farm.fleet.workers import Fleet
 from farm.registry import catalog, provenance
 from farm.schemas.submission import BuildRequest
 from farm.specs.runtime import Runtime
-from farm.specs.stages import PARAMS, JobKind
+from farm.stages import STAGES, JobKind
 from tests.ledger import SOURCE
 
 
@@ -39,7 +39,7 @@ def test_a_worker_is_given_all_of_a_parameter_that_its_recipe_only_names(ledger)
     assert max(len(json.dumps(recipe)) for recipe in recipes(ledger)) < 2000
     assert kept(ledger) == 2
     claim = ledger.claim_next()
-    params = PARAMS[JobKind(claim.kind)].model_validate(claim.params)
+    params = STAGES[JobKind(claim.kind)].params.model_validate(claim.params)
     assert len(params.profiles[0]) == 100
     assert params.profiles[0]["x7"].max == (8, 4)
     assert params.fixed_inputs == fixed

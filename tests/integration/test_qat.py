@@ -21,7 +21,7 @@ from farm.formats.sources import Look
 from farm.schemas.submission import BuildRequest
 from farm.specs.runtime import Runtime, Target
 from farm.specs.source import SourceFormat
-from farm.specs.stages import BuildParams, CalibrateParams, CastParams, JobKind
+from farm.stages import BuildParams, CalibrateParams, CastParams, JobKind
 from workers.backends.ort.cpu import OrtModel
 from workers.graphs import shapes
 from workers.graphs.compute import compute_of

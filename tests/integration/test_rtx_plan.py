@@ -18,7 +18,7 @@ from farm.specs.options import BuilderOptions
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target
 from farm.specs.shapes import ShapeRange
-from farm.specs.stages import BuildParams, JobKind
+from farm.stages import BuildParams, JobKind
 from workers.backends.trt import build as trt_build
 from workers.backends.trt import library
 from workers.backends.trt.rtx_plan import read_plan

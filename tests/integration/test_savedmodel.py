@@ -20,7 +20,7 @@ from farm.planning import keys
 from farm.specs.precision import Precision
 from farm.specs.shapes import Profile, ShapeRange
 from farm.specs.source import SourceFormat
-from farm.specs.stages import JobKind
+from farm.stages import JobKind
 from tests.zoo import runner
 from workers.runner.toolchain import installed
 from workers.sources.savedmodel import files

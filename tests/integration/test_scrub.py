@@ -9,7 +9,7 @@ from farm.daemon import scrub
 from farm.database.tables import Artifact
 from farm.errors import BlobDamaged, NotFound
 from farm.registry import match
-from farm.specs.stages import JobKind
+from farm.stages import JobKind
 from farm.store import artifacts
 from farm.store.local import LocalStore
 from workers.stages.base import StageRequest, run_request

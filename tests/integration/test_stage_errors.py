@@ -8,10 +8,10 @@ from pathlib import Path
 import onnx
 import pytest
 
+from farm import stages
 from farm.errors import StageFailed, StageFault
-from farm.reports import facts
 from farm.specs.runtime import Target
-from farm.specs.stages import BuildParams, CastParams, JobKind
+from farm.stages import BuildParams, CastParams, JobKind
 from tests import strange_models as strange
 from workers.runner.child import Child, Line, Link
 from workers.stages import base, cast, export
@@ -120,7 +120,7 @@ def test_pages_that_a_library_gives_for_a_reason_are_cut_in_what_is_kept(tmp_pat
     said = {"accuracy": {}, "metrics": {"eager": {"reason": reason}}, "metrics_reason": None}
     monkeypatch.setattr(base, "run", lambda _stage: StageResult(outputs={}, facts=said))
     found = run_request(request(tmp_path), lambda _phase, _share: None)["facts"]
-    facts.check(JobKind.MEASURE, found)
+    stages.check_facts(JobKind.MEASURE, found)
     kept = found["metrics"]["eager"]["reason"]
     assert reason.startswith(kept.removesuffix("…"))
     assert len(kept) == 2000

@@ -31,7 +31,7 @@ from farm.formats.rtx_header import parse_header
 from farm.specs.options import BuilderOptions
 from farm.specs.runtime import Target
 from farm.specs.shapes import ShapeRange, TensorSpec
-from farm.specs.stages import (
+from farm.stages import (
     BuildParams,
     CalibrateParams,
     CastParams,

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from farm.errors import EngineBuildFailed, InvalidModel
 from farm.specs.precision import Precision
 from farm.specs.shapes import ShapeRange, TensorSpec, ValueRange
-from farm.specs.stages import ExportParams, JobKind
+from farm.stages import ExportParams, JobKind
 from tests.zoo import runner
 from workers.backends.ort.cpu import OrtModel
 from workers.graphs import interface

@@ -14,7 +14,7 @@ from onnx import helper
 
 from farm.errors import StageFailed, StageFault
 from farm.specs.runtime import Target
-from farm.specs.stages import (
+from farm.stages import (
     BuildParams,
     CalibrateParams,
     CastParams,

@@ -25,7 +25,7 @@ from farm.machine.gpus import Gpu
 from farm.settings import Settings
 from farm.specs.options import BuilderOptions
 from farm.specs.runtime import Target
-from farm.specs.stages import BuildParams, JobKind
+from farm.stages import BuildParams, JobKind
 from farm.store.local import LocalStore
 from workers.runner import task
 from workers.runner import timing_caches as fleet_caches

@@ -13,7 +13,7 @@ from farm.errors import EngineBuildFailed
 from farm.reports.layers import LayerReport
 from farm.specs.runtime import Target
 from farm.specs.shapes import TensorSpec
-from farm.specs.stages import BuildParams, JobKind
+from farm.stages import BuildParams, JobKind
 from workers.backends.trt import interface, library
 from workers.backends.trt.parsed import check_attributes
 from workers.stages.base import StageRequest, run_request

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from farm.errors import AccuracyDropped
 from farm.specs.precision import Precision
 from farm.specs.shapes import ShapeRange, TensorSpec
-from farm.specs.stages import JobKind, MeasureParams
+from farm.stages import JobKind, MeasureParams
 from workers.clocks.host import Pace
 from workers.inputs.batch import Batch
 from workers.measure import cpu

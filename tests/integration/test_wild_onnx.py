@@ -16,7 +16,7 @@ from torch import nn
 from farm.errors import InvalidModel, ProfileMismatch
 from farm.specs.precision import Precision
 from farm.specs.shapes import ShapeRange
-from farm.specs.stages import JobKind
+from farm.stages import JobKind
 from tests.zoo import runner
 from workers.graphs import interface
 from workers.graphs.modern import described

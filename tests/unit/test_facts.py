@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from farm import stages
 from farm.errors import ResultRefused, code_of
-from farm.reports import extent, facts
-from farm.specs.stages import JobKind
+from farm.reports import extent
+from farm.reports.kept import shown
+from farm.stages import JobKind
 from workers.runner.made import made_of
 from workers.sandbox import messages
 
@@ -117,7 +119,7 @@ def test_a_field_of_another_type_is_refused_wherever_it_stands(
     kind: JobKind, tmp_path: Path
 ) -> None:
     taken = []
-    for name in facts.FACTS[kind].model_fields:
+    for name in stages.STAGES[kind].facts.model_fields:
         refused = 0
         for lie in LIES:
             with suppress(ResultRefused):
@@ -217,10 +219,10 @@ def test_a_message_larger_than_any_result_is_none() -> None:
 )
 def test_what_could_not_be_answered_doesnt_fit(value: Any) -> None:
     assert not extent.fits({"a": value})
-    assert facts.shown({"a": value}) == {}
+    assert shown({"a": value}) == {}
 
 
 def test_facts_of_an_earlier_farm_are_shown_as_they_are() -> None:
     kept = {"a": [1, 2.5, None, True, "ü"], "b": {"c": {}}}
-    assert facts.shown(kept) == kept
-    assert facts.shown(None) == facts.shown([1]) == facts.shown("x") == {}
+    assert shown(kept) == kept
+    assert shown(None) == shown([1]) == shown("x") == {}

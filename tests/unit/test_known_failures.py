@@ -28,7 +28,7 @@ from farm.specs import gpus
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target
 from farm.specs.source import SourceFormat
-from farm.specs.stages import JobKind
+from farm.stages import JobKind
 from workers.failures.asked import Asked
 from workers.failures.explained import explained
 from workers.failures.known import TABLE, Said, known
@@ -286,7 +286,7 @@ def test_a_fault_names_the_line_of_the_farm_that_it_came_through():
     with pytest.raises(AttributeError) as caught:
         check.check_model(None)  # type: ignore[arg-type]
     error = explained(caught.value, Asked(stage=JobKind.EXPORT))
-    assert re.search(r"\(workers/graphs\.py:\d+\)$", error.detail)
+    assert re.search(r"\(workers/graphs/shapes\.py:\d+\)$", error.detail)
 
 
 def test_only_the_first_line_of_a_reason_is_told():

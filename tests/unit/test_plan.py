@@ -12,7 +12,7 @@ from farm.schemas.submission import BUILD_EXAMPLE, BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.options import Prune
 from farm.specs.runtime import Runtime
-from farm.specs.stages import JobKind
+from farm.stages import STAGES, JobKind
 
 TOOLS = {
     "torch": "2.13.0",
@@ -266,7 +266,7 @@ def test_a_package_that_touches_nothing_changes_no_key():
 
 EVERY_TOOL = {
     tool: "1.0"
-    for tools in (*keys.STAGE_TOOLS.values(), *keys.RUNTIME_TOOLS.values())
+    for tools in (*(stage.tools for stage in STAGES.values()), *keys.RUNTIME_TOOLS.values())
     for tool in tools
     if tool != "tensorrt"  # no target of these is built with it
 }

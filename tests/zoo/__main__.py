@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from farm.planning.keys import STAGE_VERSIONS
 from farm.specs.precision import Precision
+from farm.stages import STAGES
 from tests.zoo import models, pages
 from tests.zoo.runner import Built, Ended, Runner, in_child
 from workers.runner import toolchain
@@ -64,7 +64,9 @@ def _build(kept: dict[str, Any], precisions: Sequence[Precision]) -> None:
 
 
 def _made_by() -> dict[str, Any]:
-    return {"stages": {str(k): v for k, v in STAGE_VERSIONS.items()}} | dict(toolchain.installed())
+    return {"stages": {str(kind): stage.version for kind, stage in STAGES.items()}} | dict(
+        toolchain.installed()
+    )
 
 
 def _row(gpu: str, built: Built) -> dict[str, Any]:

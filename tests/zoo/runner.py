@@ -18,7 +18,7 @@ from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime
-from farm.specs.stages import JobKind
+from farm.stages import JobKind
 from workers.runner import toolchain
 from workers.runner.child import Child, Link, peak_memory_bytes, preload
 from workers.stages.base import StageRequest, run_request

@@ -12,7 +12,7 @@ from farm.specs import gpus
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime
 from farm.specs.source import SourceFormat
-from farm.specs.stages import JobKind
+from farm.stages import JobKind
 from workers.failures.asked import Asked, either
 
 FP32, FP16, BF16, INT8 = Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8

@@ -12,7 +12,7 @@ from farm.specs import gpus as gpu_tags
 from farm.specs.precision import CALIBRATED, Precision
 from farm.specs.runtime import Runtime, Target
 from farm.specs.source import SourceFormat
-from farm.specs.stages import JobKind, StageParams
+from farm.stages import JobKind, StageParams
 
 
 @dataclass(frozen=True, kw_only=True)

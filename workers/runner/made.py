@@ -11,24 +11,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from farm.errors import ResultRefused
-from farm.reports import facts as reports
+from farm.reports import records
 from farm.reports.extent import TooMuch
 from farm.reports.layers import MAX_LAYER_REPORT_BYTES, LayerReport
-from farm.specs.stages import JobKind
+from farm.specs.roles import Role
+from farm.stages import STAGES, JobKind, check_facts
 from workers.sandbox import folder
-
-#: Roles of outputs by stage: those that it always has, and those that it may have.
-_ROLES: Mapping[JobKind, tuple[frozenset[str], frozenset[str]]] = {
-    kind: (frozenset(always.split()), frozenset(maybe.split()))
-    for kind, always, maybe in (
-        (JobKind.PRUNE, "source", ""),
-        (JobKind.EXPORT, "onnx", ""),
-        (JobKind.CAST, "typed", ""),
-        (JobKind.CALIBRATE, "", "typed typed_fp16 typed_half"),
-        (JobKind.BUILD, "engine layers", "timing_cache"),
-        (JobKind.MEASURE, "report", ""),
-    )
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,20 +38,20 @@ def made_of(said: Any, kind: JobKind, workdir: Path) -> Made:
             pass
         case _:
             raise ResultRefused("the stage's process sent no result")
-    always, maybe = _ROLES[kind]
+    always, maybe = set(STAGES[kind].makes), set(STAGES[kind].may_make)
     if not always <= outputs.keys() <= always | maybe or not outputs:
         raise ResultRefused(f"the stage's process sent other outputs than a {kind} has")
     if len(set(map(str, outputs.values()))) != len(outputs):
         raise ResultRefused("the stage's process sent one output twice")
-    if "timing_cache" in outputs and not _is_use(facts.get("timing_cache")):
+    if Role.TIMING_CACHE in outputs and not _is_use(facts.get("timing_cache")):
         raise ResultRefused("the stage's process sent a timing cache without its facts")
     try:
-        reports.check(kind, facts)
+        check_facts(kind, facts)
     except TooMuch as err:
         raise ResultRefused(f"the stage's process sent facts that no {kind} has: {err}") from None
     files = {role: _file(role, path, workdir) for role, path in outputs.items()}
-    if "layers" in files:
-        _check_layers(files["layers"])
+    if Role.LAYERS in files:
+        _check_layers(files[Role.LAYERS])
     return Made(outputs=files, facts=facts)
 
 
@@ -75,7 +63,7 @@ def _check_layers(path: Path) -> None:
     try:
         LayerReport.model_validate_json(path.read_bytes(), strict=True)
     except ValidationError as err:
-        told = reports.first_of(err)
+        told = records.first_of(err)
         raise ResultRefused(
             f"the stage's process sent a layer report that is none: {told}"
         ) from None

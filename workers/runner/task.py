@@ -31,7 +31,7 @@ from farm.queue import jobs, leases, turns
 from farm.queue.celery_app import TASK, shown_arguments
 from farm.queue.jobs import Claim, Output
 from farm.queue.turns import Bell
-from farm.specs.stages import JobKind
+from farm.stages import JobKind
 from workers.runner import inputs, plugins, timing_caches, toolchain
 from workers.runner.app import Context
 from workers.runner.child import Child, Link, await_preload, peak_memory_bytes

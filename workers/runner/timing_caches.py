@@ -18,7 +18,7 @@ from farm.fleet.timing_caches import Revision, Timed
 from farm.queue import jobs
 from farm.queue.jobs import Claim
 from farm.specs.runtime import Runtime
-from farm.specs.stages import JobKind
+from farm.stages import JobKind
 from workers.backends.trt import build
 from workers.runner import toolchain
 from workers.runner.app import Context

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from farm.errors import InvalidModel
 from farm.specs.shapes import FixedInputs
 from farm.specs.source import SourceFormat
-from farm.specs.stages import BuildParams, ExportParams, MeasureParams, PruneParams
+from farm.stages import BuildParams, ExportParams, MeasureParams, PruneParams
 from workers.backends.ort.cpu import Optimisation, OrtModel
 from workers.graphs import files, fixing, interface
 from workers.graphs.fixing import Fixed

@@ -39,7 +39,7 @@ from pydantic import BaseModel, ValidationError
 
 from farm.errors import BlobDamaged, StageFailed
 from farm.specs.options import BuilderOptions
-from farm.specs.stages import PARAMS, JobKind, StageParams
+from farm.stages import STAGES, JobKind, StageParams
 from workers.failures.asked import Asked
 from workers.failures.explained import explained
 
@@ -93,7 +93,7 @@ def run_request(
     """
     _verify(request, progress)
     try:
-        params = PARAMS[request.kind].model_validate(request.params)
+        params = STAGES[request.kind].params.model_validate(request.params)
     except ValidationError as err:
         raise StageFailed(
             f"this worker doesn't know what the {request.kind} job asks for: "

@@ -18,8 +18,9 @@ from onnxruntime.quantization.calibrate import CalibrationDataReader
 
 from farm.errors import CalibrationFailed, FarmError, InvalidData
 from farm.specs.precision import Precision
+from farm.specs.roles import Role
 from farm.specs.source import DataKind
-from farm.specs.stages import CalibrateParams
+from farm.stages import CalibrateParams
 from workers.graphs import casting, check, files, floats, interface, opsets, shapes, standard, walk
 from workers.graphs.normal import normalised
 from workers.inputs.batch import Batch
@@ -49,7 +50,7 @@ def run(stage: Stage) -> StageResult:
     """
     params = stage.params
     assert isinstance(params, CalibrateParams)
-    file, model = files.read_model(stage.inputs["onnx"], stage.workdir)
+    file, model = files.read_model(stage.inputs[Role.ONNX], stage.workdir)
     if walk.is_quantized(model):
         return _as_it_is(stage, params, file, model)
     _refuse_unquantisable(stage, model, params.precision)
@@ -82,7 +83,7 @@ def run(stage: Stage) -> StageResult:
     seen = batches[: max(1, MAX_SAMPLES // size)]
     outputs, remainder = _write_for_gpus(stage, quantized, seen)
     if params.precision is Precision.INT8:
-        outputs["typed"] = typed
+        outputs[Role.TYPED] = typed
     facts = {
         "samples": sum(map(batch.count, batches)),
         "batch_size": size,
@@ -117,7 +118,7 @@ def _as_it_is(
     taken = qat.for_gpus(model)
     outputs, remainder = _write_for_gpus(stage, taken, [first])
     if params.precision is Precision.INT8:
-        outputs["typed"] = typed
+        outputs[Role.TYPED] = typed
     facts = {
         "samples": 0,
         "precision": str(params.precision),
@@ -135,21 +136,23 @@ def _write_for_gpus(
     stage: Stage, quantized: onnx.ModelProto, batches: Sequence[Arrays]
 ) -> tuple[dict[str, Path], dict[str, int]]:
     """``typed_fp16`` and ``typed_half``, and how many operators of the latter's remainder have each type."""
-    paths = {role: stage.workdir / f"{role}.onnx" for role in ("typed_fp16", "typed_half")}
+    paths: dict[str, Path] = {
+        role: stage.workdir / f"{role}.onnx" for role in (Role.TYPED_FP16, Role.TYPED_HALF)
+    }
     try:
         magnitudes = measured(quantized, batches, stage.workdir)
         fp16, chosen = _with_remainder(quantized, magnitudes, None)
-        files.save_model(fp16, paths["typed_fp16"])
+        files.save_model(fp16, paths[Role.TYPED_FP16])
         if chosen.why:
             reasons = ", ".join(f"{why} ({n})" for why, n in sorted(chosen.counts().items()))
             print(f"{len(chosen.why)} operators of the remainder stay in fp32: {reasons}")
         if not choosing.products_out_of_range(quantized, chosen):
-            paths["typed_half"].hardlink_to(paths["typed_fp16"])
+            paths[Role.TYPED_HALF].hardlink_to(paths[Role.TYPED_FP16])
             return paths, _count(quantized, chosen)
         # What was measured is of the same names.
         newer = opsets.upgraded(quantized, casting.BF16_OPSET)
         half, chosen = _with_remainder(newer, magnitudes, TensorProto.BFLOAT16)
-        files.save_model(half, paths["typed_half"])
+        files.save_model(half, paths[Role.TYPED_HALF])
     except FarmError:
         raise
     except Exception as err:  # what onnx's inference and converter come across
@@ -254,7 +257,7 @@ def _checked_pairs(quantized: onnx.ModelProto, precision: Precision) -> int:
 
 
 def _refuse_unquantisable(stage: Stage, model: onnx.ModelProto, precision: Precision) -> None:
-    if "calibration" not in stage.inputs:
+    if Role.CALIBRATION not in stage.inputs:
         raise CalibrationFailed(
             f"{precision} needs calibration data, since the graph holds no Q/DQ of its own",
             hint="pass calibration data (--calibration samples.npz), or choose fp16",

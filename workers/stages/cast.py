@@ -16,8 +16,9 @@ from onnx import TensorProto
 
 from farm.errors import CastFailed, FarmError, PrecisionMissed
 from farm.specs.precision import Precision
+from farm.specs.roles import Role
 from farm.specs.source import DataKind
-from farm.specs.stages import CastParams
+from farm.stages import CastParams
 from workers.graphs import casting, check, files, floats, interface, opsets, shapes, walk
 from workers.graphs.compute import PRODUCTS, compute_of
 from workers.inputs.batch import Batch
@@ -42,7 +43,7 @@ def run(stage: Stage) -> StageResult:
     """
     params = stage.params
     assert isinstance(params, CastParams)
-    file, model = files.read_model(stage.inputs["onnx"], stage.workdir)
+    file, model = files.read_model(stage.inputs[Role.ONNX], stage.workdir)
     _refuse_quantized(model, params.precision)
     _refuse_own_operators(model, params.precision)
     files.load_weights(model, file)
@@ -67,7 +68,7 @@ def run(stage: Stage) -> StageResult:
         "inputs": interface.specs_as_json(interface.input_specs(typed)),
         "outputs": interface.specs_as_json(interface.output_specs(typed)),
     }
-    return StageResult(outputs={"typed": path}, facts=facts | more)
+    return StageResult(outputs={Role.TYPED: path}, facts=facts | more)
 
 
 def _in_half(
@@ -117,7 +118,7 @@ def _measured(
         hold_out=params.hold_out,
         fixed=params.fixed_inputs,
         source=lambda: reference.onnx_model(
-            *files.read_model(stage.inputs["onnx"], stage.workdir), {}, stage.workdir
+            *files.read_model(stage.inputs[Role.ONNX], stage.workdir), {}, stage.workdir
         ),
     )
     size = batch.opt

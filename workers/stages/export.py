@@ -14,9 +14,10 @@ import torch
 from torch.export import ExportedProgram
 
 from farm.errors import ExportDiverged, InvalidModel
+from farm.specs.roles import Role
 from farm.specs.shapes import Profile, TensorSpec
 from farm.specs.source import DataKind, SourceFormat
-from farm.specs.stages import ExportParams
+from farm.stages import ExportParams
 from workers.backends.ort.cpu import OrtModel
 from workers.graphs import files, fixing, floats, interface, opsets, shapes, walk
 from workers.graphs.check import check_model, own_operators
@@ -67,7 +68,7 @@ def run(stage: Stage) -> StageResult:
         SourceFormat.SAVEDMODEL: _from_savedmodel,
     }
     model, check = take.get(params.format, _from_program)(stage, params, target)
-    return StageResult(outputs={"onnx": target}, facts=_facts(model, check))
+    return StageResult(outputs={Role.ONNX: target}, facts=_facts(model, check))
 
 
 def _facts(model: onnx.ModelProto, check: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def _facts(model: onnx.ModelProto, check: dict[str, Any]) -> dict[str, Any]:
 
 def _from_program(stage: Stage, params: ExportParams, target: Path) -> Exported:
     stage.progress("load", None)
-    program = references.program(stage.inputs["source"], params)
+    program = references.program(stage.inputs[Role.SOURCE], params)
     assert program is not None
     stage.progress("export", None)
     source = EagerModel(program)  # before the exporter, which narrows its axes' ranges
@@ -107,7 +108,7 @@ def _tolerance(model: onnx.ModelProto) -> float:
 
 def _from_torchscript(stage: Stage, params: ExportParams, target: Path) -> Exported:
     stage.progress("load", None)
-    source = TorchScriptSource(stage.inputs["source"], params.fixed_inputs)
+    source = TorchScriptSource(stage.inputs[Role.SOURCE], params.fixed_inputs)
     specs = source.input_specs(params.profiles)
     stage.progress("export", None)
     folder = stage.workdir / "exported"
@@ -130,7 +131,7 @@ def _from_torchscript(stage: Stage, params: ExportParams, target: Path) -> Expor
 
 def _from_savedmodel(stage: Stage, params: ExportParams, target: Path) -> Exported:
     stage.progress("load", None)
-    source = SavedModelSource(stage.inputs["source"], stage.workdir)
+    source = SavedModelSource(stage.inputs[Role.SOURCE], stage.workdir)
     stage.progress("export", None)
     model = described(source.to_onnx())
     if params.fixed_inputs:
@@ -148,7 +149,7 @@ def _from_savedmodel(stage: Stage, params: ExportParams, target: Path) -> Export
 
 def _from_onnx(stage: Stage, params: ExportParams, target: Path) -> Exported:
     stage.progress("check", None)
-    source = stage.inputs["source"]
+    source = stage.inputs[Role.SOURCE]
     file, given = files.read_model(source, stage.workdir)
     model = described(given)
     original = references.onnx_model(file, model, params.fixed_inputs, stage.workdir)

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from farm.errors import AccuracyDropped, InvalidData, InvalidModel
 from farm.specs.gpus import CPU
+from farm.specs.roles import Role
 from farm.specs.runtime import Runtime
 from farm.specs.shapes import Profile, TensorSpec
 from farm.specs.source import DataKind
-from farm.specs.stages import MeasureParams
+from farm.stages import MeasureParams
 from workers.backends.ort.cpu import OrtModel, cpu_threads
 from workers.backends.torchscript import TorchScriptModel
 from workers.graphs import files, interface
@@ -61,7 +62,7 @@ def run(stage: Stage) -> StageResult:
     assert isinstance(params, MeasureParams)
     torch.set_num_threads(cpu_threads())
     stage.progress("load", None)
-    source = reference(stage.inputs["source"], params, stage.workdir)
+    source = reference(stage.inputs[Role.SOURCE], params, stage.workdir)
     subject, measured_on, inputs, outputs, ranges = _subject(stage, params, source)
     profile = resolve_profiles(inputs, params.profiles, ranges)[0]
     batch = Batch.of(inputs, profile, outputs)
@@ -104,7 +105,7 @@ def run(stage: Stage) -> StageResult:
     }
     report = stage.workdir / "report.json"
     report.write_text(json.dumps(facts, indent=2) + "\n")
-    return StageResult(outputs={"report": report}, facts=facts)
+    return StageResult(outputs={Role.REPORT: report}, facts=facts)
 
 
 def _subject(
@@ -113,9 +114,9 @@ def _subject(
     """What is measured, the engine where it runs here, else its typed ONNX; its inputs, outputs and axes."""
     if params.target is not None and params.target.runtime is Runtime.TORCHSCRIPT:
         assert isinstance(source, EagerModel)
-        model = TorchScriptModel(stage.inputs["engine"])
+        model = TorchScriptModel(stage.inputs[Role.ENGINE])
         return model, "engine", source.input_specs, source.output_specs, source.axis_ranges
-    file, typed = files.read_model(stage.inputs["typed"], stage.workdir)
+    file, typed = files.read_model(stage.inputs[Role.TYPED], stage.workdir)
     subject, measured_on = _of_onnx(stage, params, file, typed)
     inputs, outputs = interface.input_specs(typed), interface.output_specs(typed)
     return subject, measured_on, inputs, outputs, interface.axis_ranges(typed)
@@ -125,7 +126,7 @@ def _of_onnx(
     stage: Stage, params: MeasureParams, file: Path, typed: onnx.ModelProto
 ) -> tuple[OrtModel | gpu.Loaded, str]:
     if params.target is not None:
-        engine = stage.inputs["engine"]
+        engine = stage.inputs[Role.ENGINE]
         if params.target.runtime is Runtime.ONNXRUNTIME:
             engine = files.model_file(engine, stage.workdir)
         if params.target.gpu == CPU:
@@ -149,8 +150,8 @@ def _data(
 ) -> tuple[Arrays, NDArray[np.int64] | None, DataKind]:
     """Evaluation data, else what was held out of the calibration data, else seeded random data."""
     judged = params.metric is not None or params.max_drop is not None
-    if "evaluation" in stage.inputs:
-        arrays = read_samples(stage.inputs["evaluation"], params.fixed_inputs)
+    if Role.EVALUATION in stage.inputs:
+        arrays = read_samples(stage.inputs[Role.EVALUATION], params.fixed_inputs)
         samples = check_samples(arrays, inputs, profile)
         labels = check_labels(arrays, batch.count(samples))
         if judged and labels is None:
@@ -164,8 +165,8 @@ def _data(
             "the accuracy drop can't be judged without evaluation data",
             hint="pass evaluation data with the array 'label', or leave out max_drop",
         )
-    if "calibration" in stage.inputs:
-        arrays = read_samples(stage.inputs["calibration"], params.fixed_inputs)
+    if Role.CALIBRATION in stage.inputs:
+        arrays = read_samples(stage.inputs[Role.CALIBRATION], params.fixed_inputs)
         given = check_samples(arrays, inputs, profile)
         _, held = split(given, inputs, profile, params.hold_out)
         samples = given if held is None else held

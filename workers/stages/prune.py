@@ -17,7 +17,8 @@ from torch.nn.utils import prune
 
 from farm.errors import PruningFailed
 from farm.specs.options import Prune
-from farm.specs.stages import PruneParams
+from farm.specs.roles import Role
+from farm.stages import PruneParams
 from workers.programs.weights import Weight, weights
 from workers.sources import reference
 from workers.stages.base import Stage, StageResult
@@ -38,7 +39,7 @@ def run(stage: Stage) -> StageResult:
     params = stage.params
     assert isinstance(params, PruneParams)
     stage.progress("load", None)
-    program = reference.program(stage.inputs["source"], params)
+    program = reference.program(stage.inputs[Role.SOURCE], params)
     assert program is not None
     stage.progress("prune", None)
     facts = prune_program(program, params.prune)
@@ -47,7 +48,7 @@ def run(stage: Stage) -> StageResult:
         f"are zero; {len(facts['left_out'])} left out",
         flush=True,
     )
-    return StageResult(outputs={"source": _save(program, stage.workdir)}, facts=facts)
+    return StageResult(outputs={Role.SOURCE: _save(program, stage.workdir)}, facts=facts)
 
 
 def prune_program(program: ExportedProgram, how: Prune) -> dict[str, Any]:

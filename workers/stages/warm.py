@@ -11,15 +11,14 @@ import sys
 from contextlib import suppress
 from importlib import import_module
 
+from farm.stages import JobKind
+
 #: How often an idle OpenMP thread of PyTorch looks for work before it sleeps; libgomp reads it
 #: once, when it is loaded. By default it looks for so long that, on a machine with other work to
 #: do, an operation waits 100 ms for a thread that has no core; with this it is as fast when alone.
 _SPINS = "10000"
 
-_STAGES = tuple(
-    f"workers.stages.{kind}"
-    for kind in ("prune", "export", "cast", "calibrate", "build", "measure")
-)
+_STAGES = tuple(f"workers.stages.{kind}" for kind in JobKind)
 #: What a first export, cast or build would import late. A missing one only costs its job the time.
 _LATE = (
     "onnxscript.function_libs.torch_lib.ops",

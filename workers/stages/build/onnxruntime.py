@@ -10,7 +10,8 @@ import onnx
 
 from farm.specs.gpus import CPU
 from farm.specs.precision import Precision
-from farm.specs.stages import BuildParams
+from farm.specs.roles import Role
+from farm.stages import BuildParams
 from workers.backends.ort import cpu, cuda
 from workers.graphs import casting, files, floats, shapes
 from workers.graphs.interface import axis_ranges, input_specs
@@ -86,8 +87,8 @@ def _in_integers(stage: Stage, params: BuildParams) -> Path:
 
     Without data, as a graph that came with its Q/DQ needs none, no range is known that isn't in it.
     """
-    quantized = _whole(stage, "typed")
-    is_calibrated = "onnx" in stage.inputs
+    quantized = _whole(stage, Role.TYPED)
+    is_calibrated = Role.ONNX in stage.inputs
     ranges = _ranges(stage, params, quantized) if is_calibrated else _unknown
     file = stage.workdir / "integer.onnx"
     made = integer_graph(quantized, ranges, keep_levels=not is_calibrated)
@@ -101,7 +102,7 @@ def _unknown(names: Sequence[str]) -> dict[str, float]:
 
 def _ranges(stage: Stage, params: BuildParams, quantized: onnx.ModelProto) -> Ranges:
     stage.progress("measure ranges", None)
-    given = _whole(stage, "onnx")
+    given = _whole(stage, Role.ONNX)
     inputs = input_specs(given)
     source = floats.calibratable(given)
     profile = resolve_profiles(inputs, params.profiles, axis_ranges(source))[0]

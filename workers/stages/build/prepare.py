@@ -11,7 +11,7 @@ from farm.specs.gpus import CPU
 from farm.specs.precision import Precision
 from farm.specs.runtime import TENSORRTS
 from farm.specs.shapes import Profile
-from farm.specs.stages import BuildParams
+from farm.stages import BuildParams
 from workers.graphs import axes, files, fixing, floats
 from workers.graphs.bytes_first import cast_first
 from workers.stages.base import Stage

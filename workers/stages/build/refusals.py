@@ -8,7 +8,7 @@ import onnx
 
 from farm.errors import EngineBuildFailed
 from farm.specs.precision import Precision
-from farm.specs.stages import BuildParams
+from farm.stages import BuildParams
 from workers.graphs import check, shapes, walk
 
 _MATRIX_PRODUCTS = ("MatMul", "Gemm")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from farm.errors import PrecisionMissed
+from farm.specs.roles import Role
 from farm.specs.runtime import TENSORRTS, Runtime
-from farm.specs.stages import BuildParams
+from farm.stages import BuildParams
 from workers.graphs import files, floats
 from workers.graphs.compute import compute_of
 from workers.graphs.interface import axis_ranges, input_specs, specs_as_json
@@ -37,7 +40,7 @@ def run(stage: Stage) -> StageResult:
     assert isinstance(params, BuildParams)
     if params.target.runtime is Runtime.TORCHSCRIPT:
         return torchscript.build(stage, params)
-    file, typed = files.read_model(stage.inputs["typed"], stage.workdir)
+    file, typed = files.read_model(stage.inputs[Role.TYPED], stage.workdir)
     file, model, missing = in_types_of(params, stage.workdir, file, typed)
     profiles = resolve_profiles(input_specs(model), params.profiles, axis_ranges(model))
     if params.target.runtime in TENSORRTS:
@@ -80,9 +83,9 @@ def run(stage: Stage) -> StageResult:
         "narrowed": missing,
     }
     written = layers.write(report, stage.workdir / "layers.json")
-    outputs = {"engine": made.engine, "layers": written}
+    outputs: dict[str, Path] = {Role.ENGINE: made.engine, Role.LAYERS: written}
     if made.timing_cache:
         facts["timing_cache"] = made.timing_cache.as_facts()
-        outputs["timing_cache"] = stage.workdir / "timing.cache"
-        outputs["timing_cache"].write_bytes(made.timing_cache.data)
+        outputs[Role.TIMING_CACHE] = stage.workdir / "timing.cache"
+        outputs[Role.TIMING_CACHE].write_bytes(made.timing_cache.data)
     return StageResult(outputs=outputs, facts=facts)

@@ -9,9 +9,10 @@ import onnx
 
 from farm.errors import EngineBuildFailed
 from farm.formats.rtx_header import MalformedHeader, parse_header
+from farm.specs.roles import Role
 from farm.specs.runtime import Runtime
 from farm.specs.shapes import Profile
-from farm.specs.stages import BuildParams
+from farm.stages import BuildParams
 from workers.backends.trt import build as trt_build
 from workers.backends.trt import rtx_plan
 from workers.quantize import qat
@@ -50,7 +51,7 @@ def build_plan(
     if params.compute_capability == "sm_75":
         refuse_on_turing(model, params.precision)
     qat.refuse_asymmetric(model)
-    known = stage.inputs.get("timing_cache")
+    known = stage.inputs.get(Role.TIMING_CACHE)
     plan = trt_build.build_plan(
         params.target.runtime,
         file,

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from farm.errors import EngineBuildFailed
 from farm.reports.layers import LayerReport, ProductView
+from farm.specs.roles import Role
 from farm.specs.shapes import Profile
 from farm.specs.source import DataKind
-from farm.specs.stages import BuildParams
+from farm.stages import BuildParams
 from workers.backends import torchscript
 from workers.backends.torchscript import Scripted, TorchScriptModel
 from workers.graphs import interface
@@ -37,7 +38,7 @@ def build(stage: Stage, params: BuildParams) -> StageResult:
         ProfileMismatch: if the profiles don't fit the program's inputs.
     """
     stage.progress("load", None)
-    program = reference.program(stage.inputs["source"], params)
+    program = reference.program(stage.inputs[Role.SOURCE], params)
     assert program is not None
     source = EagerModel(program)
     profiles = resolve_profiles(source.input_specs, params.profiles, source.axis_ranges)
@@ -61,7 +62,7 @@ def build(stage: Stage, params: BuildParams) -> StageResult:
         "options": params.options.model_dump(mode="json"),
     }
     written = layers.write(report, stage.workdir / "layers.json")
-    return StageResult(outputs={"engine": engine, "layers": written}, facts=facts)
+    return StageResult(outputs={Role.ENGINE: engine, Role.LAYERS: written}, facts=facts)
 
 
 def _batches(

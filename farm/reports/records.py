@@ -1,0 +1,82 @@
+"""The shapes that what was found is kept in, and their bounds: a stranger's process says it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from farm.specs.shapes import ShapeRange
+
+MOST_NAMES = 20_000  #: of layers, inputs, outputs: more than any model of those that can be built
+
+
+MOST_LISTED = 1000
+
+
+Word = Annotated[str, Field(max_length=100)]
+
+
+Text = Annotated[str, Field(max_length=4000)]
+
+
+Name = Annotated[str, Field(max_length=4096)]
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+Texts = Annotated[list[Text], Field(max_length=MOST_LISTED, fail_fast=True)]
+
+
+Words = Annotated[list[Word], Field(max_length=MOST_LISTED, fail_fast=True)]
+
+
+Counts = Annotated[list[Count], Field(max_length=MOST_LISTED, fail_fast=True)]
+
+
+Interval = Annotated[list[Number | None], Field(max_length=2)]
+
+
+Axis = Annotated[int, Field(ge=-1, lt=2**63)]
+
+
+Profiles = Annotated[
+    list[Annotated[dict[Name, ShapeRange], Field(max_length=MOST_NAMES)]],
+    Field(max_length=8, fail_fast=True),
+]
+
+
+class Record(BaseModel):
+    """What is kept. A field that it hasn't is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OpenRecord(BaseModel):
+    """What is kept, with other fields beside those that are read."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Tensor(Record):
+    name: Name
+    dtype: Word
+    shape: Annotated[list[Axis | Name], Field(max_length=64, fail_fast=True)]
+
+
+Tensors = Annotated[list[Tensor], Field(max_length=MOST_NAMES, fail_fast=True)]
+
+
+def first_of(err: ValidationError) -> str:
+    """The first of the errors, in words of a bounded length."""
+    if err.error_count() > MOST_LISTED:
+        return f"{err.error_count()} values in it are wrong"
+    one = err.errors(include_url=False, include_context=False, include_input=False)[0]
+    return f"{'.'.join(map(str, one['loc']))[:200]}: {one['msg'][:200]}"

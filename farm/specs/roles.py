@@ -1,0 +1,38 @@
+"""Roles of files: what a stage reads, and what it makes."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """What a file is to a job."""
+
+    SOURCE = "source"
+    CALIBRATION = "calibration"
+    EVALUATION = "evaluation"
+    ONNX = "onnx"
+    TYPED = "typed"  #: ONNX in the types of a precision; of a quantised one the rest in fp32
+    TYPED_FP16 = "typed_fp16"  #: quantised, the rest in fp16
+    TYPED_HALF = "typed_half"  #: quantised, the rest in fp16, and in bf16 for its range
+    ENGINE = "engine"
+    LAYERS = "layers"  #: the layer report
+    TIMING_CACHE = "timing_cache"  #: of TensorRT
+    REPORT = "report"
+
+    @property
+    def in_words(self) -> str:
+        return _WORDS.get(self, self.value)
+
+
+_WORDS = {
+    Role.SOURCE: "the source",
+    Role.CALIBRATION: "calibration data",
+    Role.EVALUATION: "evaluation data",
+    Role.ONNX: "the exported ONNX",
+    Role.TYPED: "the typed ONNX",
+    Role.ENGINE: "the engine",
+}
+
+#: Those that are uploaded with a submission.
+GIVEN = (Role.SOURCE, Role.CALIBRATION, Role.EVALUATION)

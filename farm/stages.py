@@ -1,0 +1,333 @@
+"""The stages of a build: one ``StageSpec`` a kind of job, with all that the farm knows of it.
+
+Keys, what is preloaded, what is checked of a stage's result, explanations and the docs follow from the table
+at the end. The stages themselves are in ``workers.stages``, each in the module of its name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from farm.reports import extent
+from farm.reports.accuracy import Accuracy
+from farm.reports.extent import TooMuch
+from farm.reports.layers import ComputeView
+from farm.reports.metrics import Metrics
+from farm.reports.records import (
+    MOST_LISTED,
+    MOST_NAMES,
+    Count,
+    Counts,
+    Name,
+    Number,
+    Profiles,
+    Record,
+    Share,
+    Tensors,
+    Text,
+    Texts,
+    Word,
+    Words,
+    first_of,
+)
+from farm.specs.gates import Gates
+from farm.specs.options import BuilderOptions, Prune
+from farm.specs.precision import CalibrationMethod, Precision
+from farm.specs.roles import Role
+from farm.specs.runtime import Target
+from farm.specs.shapes import FixedInputs, Profile
+from farm.specs.source import Architecture, HoldOut, SourceFormat
+from farm.specs.values import Value
+
+
+class JobKind(StrEnum):
+    """What a job does."""
+
+    PRUNE = "prune"  #: source → the same program with some weights zero
+    EXPORT = "export"  #: source → ONNX, checked against the source
+    CAST = "cast"  #: ONNX → ONNX typed fp16 or bf16, or with int8 weights
+    CALIBRATE = "calibrate"  #: ONNX + data → ONNX with explicit Q/DQ
+    BUILD = "build"  #: typed ONNX → engine
+    MEASURE = "measure"  #: engine → accuracy and latency
+
+
+class PruneParams(Value):
+    format: SourceFormat
+    architecture: Architecture | None = None
+    prune: Prune
+    fixed_inputs: FixedInputs = {}
+
+
+class ExportParams(Value):
+    format: SourceFormat
+    architecture: Architecture | None = None
+    profiles: tuple[Profile, ...] = ()
+    fixed_inputs: FixedInputs = {}
+
+
+class CastParams(Value):
+    precision: Literal[Precision.FP16, Precision.BF16, Precision.INT8_DYNAMIC]
+    profiles: tuple[Profile, ...] = ()
+    hold_out: HoldOut = None
+    fixed_inputs: FixedInputs = {}
+
+
+class CalibrateParams(Value):
+    precision: Literal[Precision.INT8, Precision.FP8] = Precision.INT8
+    method: CalibrationMethod = "entropy"
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
+    profiles: tuple[Profile, ...] = ()
+    hold_out: HoldOut = None
+    fixed_inputs: FixedInputs = {}
+
+
+class BuildParams(Value):
+    target: Target
+    compute_capability: str  #: ``sm_89``, or ``cpu``
+    precision: Precision
+    profiles: tuple[Profile, ...] = ()
+    options: BuilderOptions = BuilderOptions()
+    format: SourceFormat | None = None  #: of the source, where the engine is built from it
+    architecture: Architecture | None = None
+    hold_out: HoldOut = None
+    fixed_inputs: FixedInputs = {}
+
+
+class MeasureParams(Value):
+    """What to measure. Without a target the typed ONNX stands in for engines that can't run here."""
+
+    precision: Precision
+    target: Target | None = None
+    format: SourceFormat
+    architecture: Architecture | None = None
+    profiles: tuple[Profile, ...] = ()
+    options: BuilderOptions = BuilderOptions()  #: that the engine was built with, where it is run
+    metric: Literal["top1"] | None = None
+    max_drop: float | None = None
+    gates: Gates = Gates()
+    pruned: bool = (
+        False  #: whether the engine is of a pruned source, and so may be far from this one
+    )
+    hold_out: HoldOut = None
+    fixed_inputs: FixedInputs = {}
+
+
+StageParams = (
+    PruneParams | ExportParams | CastParams | CalibrateParams | BuildParams | MeasureParams
+)
+
+
+class Facts(Record):
+    """Of every stage."""
+
+    peak_memory_bytes: Count | None = None
+
+
+class Pruned(Record):
+    weights: Count
+    sparsity: Share
+
+
+class PruneFacts(Facts):
+    weights: Count | None = None
+    sparsity: Share | None = None
+    layers: Annotated[dict[Name, Pruned], Field(max_length=MOST_NAMES)] = {}
+    left_out: Annotated[dict[Name, Text], Field(max_length=MOST_NAMES)] = {}
+
+
+class Check(Record):
+    """How the exported graph was compared with its source."""
+
+    max_abs_error: Number | None = None
+    max_rel_error: Number | None = None
+    data: Word | None = None
+    batches: Counts = []
+    random: Texts = []
+    reason: Text | None = None
+    left_out: Annotated[dict[Name, Text], Field(max_length=MOST_NAMES)] = {}
+
+
+class ExportFacts(Facts):
+    inputs: Tensors
+    outputs: Tensors
+    opset: Count | None = None
+    parameters: Count | None = None
+    check: Check | None = None
+
+
+class CastFacts(Facts):
+    precision: Word | None = None
+    low_precision_nodes: Count | None = None
+    float_nodes: Count | None = None
+    share: Share | None = None
+    opset: Count | None = None
+    inputs: Tensors = []
+    outputs: Tensors = []
+    own_types: Words = []
+    data: Word | None = None
+    samples: Count | None = None
+    kept_in_fp32: Annotated[dict[Name, Count], Field(max_length=MOST_NAMES)] = {}
+
+
+class CalibrateFacts(Facts):
+    samples: Count | None = None
+    batch_size: Count | None = None
+    batches: Count | None = None
+    precision: Word | None = None
+    method: Word | None = None
+    qdq_pairs: Count | None = None
+    remainder: Word | None = None
+    remainder_nodes: Annotated[dict[Word, Count], Field(max_length=MOST_LISTED)] = {}
+    remainder_by: Word | None = None
+    opset: Count | None = None
+
+
+class CacheUse(Record):
+    taken: bool | None = None
+    entries_before: Count | None = None
+    entries_after: Count | None = None
+    misses: Count | None = None
+    hit: bool
+
+
+class BuildFacts(Facts):
+    runtime: Word | None = None
+    runtime_version: Annotated[str, Field(max_length=40)]
+    compute_capabilities: Words = []
+    layers: Count | None = None
+    compute: ComputeView | None = None
+    build_s: Number | None = None
+    engine_bytes: Count | None = None
+    inputs: Tensors
+    outputs: Tensors
+    differences: Texts | None = None
+    profiles: Profiles
+    options: BuilderOptions | None = None
+    float_types: Words = []
+    narrowed: Words = []
+    timing_cache: CacheUse | None = None
+
+
+class MeasureFacts(Facts):
+    accuracy: Accuracy
+    doubts: Texts = []
+    metrics: Metrics | None
+    metrics_reason: Text | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSpec:
+    """One kind of stage."""
+
+    params: type[StageParams]
+    facts: type[Facts]  #: what it records of its job
+    version: int  #: to be raised when its code changes what it makes: it is a part of the keys
+    tools: tuple[str, ...]  #: the packages whose versions can change what it makes
+    takes: tuple[Role, ...]  #: inputs that it always has
+    may_take: tuple[Role, ...] = ()
+    makes: tuple[Role, ...] = ()  #: outputs that it always has; at least one of these and those
+    may_make: tuple[Role, ...] = ()
+    runs_source: bool = False  #: and so depends on the tools of the source's format
+    ends_engine: bool = False  #: whether an engine may be complete by it
+    timeout_s: float | None = None  #: a shorter limit than that of all
+
+
+_ONNX = ("onnx", "onnx-ir", "numpy")
+_MODELOPT = (
+    "nvidia-modelopt",
+    "onnx-graphsurgeon",
+    "onnxscript",
+    "onnxslim",
+    "onnxruntime",
+    "polygraphy",
+    "ml-dtypes",
+    "scipy",
+    *_ONNX,
+)
+_DATA = (Role.CALIBRATION, Role.EVALUATION)
+
+STAGES: Mapping[JobKind, StageSpec] = {
+    JobKind.PRUNE: StageSpec(
+        params=PruneParams,
+        facts=PruneFacts,
+        version=1,
+        tools=("torch",),
+        takes=(Role.SOURCE,),
+        makes=(Role.SOURCE,),
+        timeout_s=3600.0,
+    ),
+    JobKind.EXPORT: StageSpec(
+        params=ExportParams,
+        facts=ExportFacts,
+        version=5,
+        tools=("torch", "onnxscript", *_ONNX),
+        takes=(Role.SOURCE,),
+        may_take=_DATA,
+        makes=(Role.ONNX,),
+        runs_source=True,
+    ),
+    JobKind.CAST: StageSpec(
+        params=CastParams,
+        facts=CastFacts,
+        version=4,
+        tools=("onnxruntime", "ml-dtypes", *_ONNX),
+        takes=(Role.ONNX,),
+        may_take=_DATA,
+        makes=(Role.TYPED,),
+        timeout_s=7200.0,
+    ),
+    JobKind.CALIBRATE: StageSpec(
+        params=CalibrateParams,
+        facts=CalibrateFacts,
+        version=5,
+        tools=_MODELOPT,
+        takes=(Role.ONNX,),
+        may_take=(Role.CALIBRATION,),
+        may_make=(Role.TYPED, Role.TYPED_FP16, Role.TYPED_HALF),
+    ),
+    JobKind.BUILD: StageSpec(
+        params=BuildParams,
+        facts=BuildFacts,
+        version=5,
+        tools=("onnx",),
+        takes=(),
+        may_take=(Role.TYPED, Role.SOURCE, Role.ONNX, *_DATA, Role.TIMING_CACHE),
+        makes=(Role.ENGINE, Role.LAYERS),
+        may_make=(Role.TIMING_CACHE,),
+        ends_engine=True,
+    ),
+    JobKind.MEASURE: StageSpec(
+        params=MeasureParams,
+        facts=MeasureFacts,
+        version=4,
+        tools=("torch", "onnx", "onnxruntime", "numpy"),
+        takes=(Role.SOURCE,),
+        may_take=(Role.TYPED, Role.ENGINE, *_DATA),
+        makes=(Role.REPORT,),
+        runs_source=True,
+        ends_engine=True,
+        timeout_s=7200.0,
+    ),
+}
+
+
+def check_facts(kind: JobKind, facts: Mapping[str, Any]) -> None:
+    """Refuse facts that no stage of this kind records.
+
+    Raises:
+        TooMuch: with the first thing that is wrong with them.
+    """
+    extent.check(facts)
+    text = json.dumps(facts)
+    if len(text) > extent.MAX_BYTES:
+        raise TooMuch(f"they have {len(text)} bytes")
+    try:
+        STAGES[kind].facts.model_validate_json(text, strict=True)
+    except ValidationError as err:
+        raise TooMuch(first_of(err)) from None
