@@ -548,7 +548,7 @@ def test_the_client_makes_lists_and_revokes_keys_and_reads_the_audit(api, farm):
     assert theirs.builds() == []
     with pytest.raises(ScopeMissing):
         theirs.keys()
-    listed = farm.planning.keys()
+    listed = farm.keys()
     assert [one.name for one in listed] == ["ci", "tests"]
     assert farm.revoke_key(made.id).revoked_at
     with pytest.raises(KeyNeeded, match="expired, or was revoked"):

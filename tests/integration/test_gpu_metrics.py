@@ -67,7 +67,7 @@ def told(monkeypatch):
     monkeypatch.setattr(gpu, "_uuid", lambda: "GPU-1")
     monkeypatch.setattr(gpu, "_used_bytes", lambda: 2_000_000)
     seen = Telemetry(name="NVIDIA H200", energy_j=16.0, slowed={"its power limit"}, others=1)
-    monkeypatch.setattr(gpu.telemetry, "watching", lambda *_: nullcontext(seen))
+    monkeypatch.setattr(gpu.nvml, "watching", lambda *_: nullcontext(seen))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
 
     def tell(program: object = "a program", precision: Precision = Precision.FP16):

@@ -118,7 +118,7 @@ def test_a_library_that_no_trusted_key_has_signed_is_refused(farm):
 
 
 def test_a_farm_without_keys_takes_no_plugins(farm):
-    farm.planning.keys = []
+    farm.keys = []
     with pytest.raises(PluginRefused, match="takes no plugins") as caught:
         farm.add()
     assert "FARM_PLUGIN_KEYS" in caught.value.hint
@@ -139,7 +139,7 @@ def test_a_library_that_was_not_uploaded_is_named(farm):
 
 def test_a_key_that_is_not_trusted_any_more_takes_its_libraries_with_it(farm):
     added = farm.add()
-    farm.planning.keys = [Operator().key]
+    farm.keys = [Operator().key]
     with pytest.raises(PluginRefused, match="isn't allow-listed"):
         farm.require(added.digest)
     with pytest.raises(EngineBuildFailed, match=r"libfoo\.so isn't loaded: .* isn't signed"):
@@ -181,7 +181,7 @@ def test_other_libraries_are_another_engine(farm):
     keys = {
         farm.ledger.view(
             farm.ledger.submit(
-                targets=["tensorrt:h200"], options=options, plugin_keys=tuple(farm.planning.keys)
+                targets=["tensorrt:h200"], options=options, plugin_keys=tuple(farm.keys)
             )
         )
         .jobs[2]
