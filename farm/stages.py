@@ -7,12 +7,12 @@ at the end. The stages themselves are in ``workers.stages``, each in the module 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from farm.reports import extent
 from farm.reports.accuracy import Accuracy
@@ -38,7 +38,7 @@ from farm.reports.records import (
 )
 from farm.specs.gates import Gates
 from farm.specs.options import BuilderOptions, Prune
-from farm.specs.precision import CalibrationMethod, Precision
+from farm.specs.precision import TRAITS, CalibrationMethod, Precision
 from farm.specs.roles import Role
 from farm.specs.runtime import Target
 from farm.specs.shapes import FixedInputs, Profile
@@ -56,6 +56,20 @@ class JobKind(StrEnum):
     BUILD = "build"  #: typed ONNX → engine
     MEASURE = "measure"  #: engine → accuracy and latency
 
+    @classmethod
+    def of(cls, params: StageParams) -> JobKind:
+        """The kind that has these parameters."""
+        return next(kind for kind, stage in STAGES.items() if stage.params is type(params))
+
+
+def _typed_by(stage: str) -> Callable[[Precision], Precision]:
+    def check(precision: Precision) -> Precision:
+        if TRAITS[precision].typed_by != stage:
+            raise ValueError(f"no graph of {precision} is made by the {stage} stage")
+        return precision
+
+    return check
+
 
 class PruneParams(Value):
     format: SourceFormat
@@ -72,14 +86,14 @@ class ExportParams(Value):
 
 
 class CastParams(Value):
-    precision: Literal[Precision.FP16, Precision.BF16, Precision.INT8_DYNAMIC]
+    precision: Annotated[Precision, AfterValidator(_typed_by("cast"))]
     profiles: tuple[Profile, ...] = ()
     hold_out: HoldOut = None
     fixed_inputs: FixedInputs = {}
 
 
 class CalibrateParams(Value):
-    precision: Literal[Precision.INT8, Precision.FP8] = Precision.INT8
+    precision: Annotated[Precision, AfterValidator(_typed_by("calibrate"))] = Precision.INT8
     method: CalibrationMethod = "entropy"
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
     profiles: tuple[Profile, ...] = ()

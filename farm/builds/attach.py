@@ -21,13 +21,15 @@ from farm.database.tables import (
 )
 from farm.errors import NotFound
 from farm.planning import parameters
-from farm.planning.plan import Plan, PlannedJob
+from farm.planning.jobs import PlannedJob
+from farm.planning.plan import Plan
+from farm.planning.recipe import Made
 from farm.queue import build_states, transitions
 from farm.queue.turns import Bell, Turns
 from farm.registry import provenance, publish
 from farm.specs.states import BuildState, JobState, Reuse, build_state
 
-_LARGE = {"recipe", "toolchain", "outputs"}
+_LARGE = {"recipe", "outputs"}
 
 
 # Locked, so that none of them ends between this look and the commit: a new job that waits for one
@@ -176,16 +178,15 @@ def _create(
     rows: dict[str, Job] = {}
     new = [job for key, job in planned.jobs.items() if key not in usable]
     for job in new:
-        needs = [i.job for i in job.inputs.values() if i.job is not None]
-        missing = [n for n in needs if n.key in rows or usable[n.key].state != JobState.SUCCEEDED]
+        needs = [given.key for given in _made(job).values()]
+        missing = [key for key in needs if key in rows or usable[key].state != JobState.SUCCEEDED]
         attempt = attempts.get(job.key, 0) + 1
         rows[job.key] = Job(
             key=job.key,
             kind=job.kind,
             title=job.title,
             state=JobState.WAITING if missing else JobState.QUEUED,
-            recipe=dict(job.recipe),
-            toolchain=dict(job.toolchain),
+            recipe=job.recipe.document,
             runtime=job.target.runtime if job.target else None,
             target=str(job.target) if job.target else None,
             precision=job.precision,
@@ -224,15 +225,19 @@ def _connect(session: Session, planned: Sequence[PlannedJob], rows: dict[str, Jo
         {
             "job_id": rows[job.key].id,
             "role": role,
-            "needs_id": rows[given.job.key].id,
-            "output": given.output,
+            "needs_id": rows[given.key].id,
+            "output": given.role,
         }
         for job in planned
-        for role, given in job.inputs.items()
-        if given.job is not None
+        for role, given in _made(job).items()
     ]
     if edges:
         session.execute(insert(JobInput), edges)
+
+
+def _made(job: PlannedJob) -> dict[str, Made]:
+    """Of a job's inputs, those that other jobs make."""
+    return {role: one for role, one in job.recipe.inputs.items() if isinstance(one, Made)}
 
 
 def state(session: Session, build_id: str) -> BuildState:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from farm.database.tables import Build, BuildJob, Job
 from farm.errors import NotFound
 from farm.planning.differences import differences
+from farm.planning.recipe import Recipe
 from farm.reports import kept
 from farm.schemas.builds import Explanation, JobReason
 from farm.specs.states import Reuse
@@ -87,8 +88,9 @@ def _why_it_ran(nearest: Job | None, differs: list[str]) -> str:
 
 def _nearest(earlier: _Earlier, job: Job) -> tuple[Job | None, list[str]]:
     """The earlier job of the same kind with the fewest differences, the latest of them."""
+    recipe = Recipe.read(job.recipe)
     ranked = [
-        (list(differences(old.recipe, job.recipe, _samples(old, job))), old)
+        (list(differences(Recipe.read(old.recipe), recipe, _samples(old, job))), old)
         for old in earlier.of(job)
     ]
     if not ranked:

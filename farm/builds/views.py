@@ -12,7 +12,7 @@ from farm.builds.attach import Attached
 from farm.database.tables import Build, BuildJob, EngineRow, Job, Model, Version, Wanted
 from farm.errors import NotFound
 from farm.fleet.workers import Fleet
-from farm.planning import targets
+from farm.planning import policy
 from farm.registry import catalog, provenance
 from farm.reports import kept
 from farm.schemas.builds import BuildSummary, BuildView, JobView, WantedEngine
@@ -40,7 +40,7 @@ def build(session: Session, build_id: str, fleet: Fleet) -> BuildView:
         select(Job, BuildJob.reuse)
         .join(BuildJob, BuildJob.job_id == Job.id)
         .where(BuildJob.build_id == build_id)
-        .options(defer(Job.recipe), defer(Job.toolchain), defer(Job.outputs))
+        .options(defer(Job.recipe), defer(Job.outputs))
         .order_by(BuildJob.position)
     )
     wanted = session.scalars(
@@ -118,7 +118,7 @@ _JOB_FIELDS = (
 
 def _wanted(row: Wanted, doubts: Mapping[str, Sequence[str]]) -> WantedEngine:
     runtime, _, gpu = row.target.rpartition(":")
-    note = targets.note(Target(runtime=Runtime(runtime), gpu=gpu), Precision(row.precision))
+    note = policy.note(Target(runtime=Runtime(runtime), gpu=gpu), Precision(row.precision))
     return WantedEngine(
         asked=row.asked,
         target=row.target,

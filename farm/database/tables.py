@@ -130,7 +130,6 @@ class Job(Base):
             postgresql_where=IS_USABLE,
         ),
         Index("ix_jobs_kind_id", "kind", "id"),
-        Index("ix_jobs_state_lease_until", "state", "lease_until"),
         Index("ix_jobs_finished_at", "finished_at"),
         # Whose turn it is in a queue: what was started last there, and a client's newest.
         Index("ix_jobs_queue_priority_started_at", "queue", "priority", "started_at"),
@@ -165,7 +164,6 @@ class Job(Base):
     title: Mapped[str] = mapped_column(String(250))
     state: Mapped[str] = mapped_column(String(20))
     recipe: Mapped[dict[str, Any]] = mapped_column(Json)  #: what the key covers
-    toolchain: Mapped[dict[str, str]] = mapped_column(Json)
     runtime: Mapped[str | None] = mapped_column(String(20))
     target: Mapped[str | None] = mapped_column(String(60))
     precision: Mapped[str | None] = mapped_column(PrecisionName)

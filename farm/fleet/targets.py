@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from farm.fleet.workers import Fleet
-from farm.planning import targets
+from farm.planning import policy
 from farm.schemas.fleet import TargetView
 from farm.specs import gpus
 from farm.specs.precision import Precision
@@ -17,11 +17,11 @@ def target_views(fleet: Fleet) -> list[TargetView]:
 
 
 def _target_view(fleet: Fleet, target: Target) -> TargetView:
-    queue = targets.build_queue(target)
-    reason = targets.refusal(target)
+    queue = policy.build_queue(target)
+    refused = policy.refusal(target)
     online = fleet.online_queues.get(queue, 0)
-    if reason:
-        status, why = "unsupported", reason
+    if refused:
+        status, why = "unsupported", str(refused)
     elif online:
         status, why = "buildable", f"{online} worker{'s' * (online > 1)} online"
     else:
@@ -29,8 +29,8 @@ def _target_view(fleet: Fleet, target: Target) -> TargetView:
             "waits-for-worker",
             f"no worker online consumes {queue}; start one: farm worker",
         )
-    notes = filter(None, (targets.note(target, precision) for precision in Precision))
-    why = "; ".join([why, *(() if reason else notes)])
+    notes = filter(None, (policy.note(target, precision) for precision in Precision))
+    why = "; ".join([why, *(() if refused else notes)])
     return TargetView.model_validate(
         {
             "target": str(target),
@@ -41,7 +41,7 @@ def _target_view(fleet: Fleet, target: Target) -> TargetView:
             "status": status,
             "why": why,
             "precisions": []
-            if reason
-            else [p for p in Precision if targets.refusal(target, p) is None],
+            if refused
+            else [p for p in Precision if policy.refusal(target, p) is None],
         }
     )

@@ -1,9 +1,6 @@
 """Keys: a job is named by what it does.
 
-``key = sha256(canonical JSON of the recipe)``. The recipe covers everything that can change the
-result (inputs by digest, parameters, tools) and nothing that can't (names, labels, priorities).
-An input that another job makes enters by that job's key, so every key of a build is known when
-it is submitted.
+``key = sha256(canonical JSON of the recipe)``: ``farm.planning.recipe``.
 """
 
 from __future__ import annotations

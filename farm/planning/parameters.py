@@ -1,4 +1,4 @@
-"""Parameters of jobs: the large ones are kept once, however many recipes name them (`farm.planning.plan`)."""
+"""Large parameters of jobs are kept once, however many recipes name them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from farm.database.tables import SharedParameter
-from farm.planning.plan import SHARED
+from farm.planning.recipe import Recipe, named
 
 
 def keep(session: Session, shared: Mapping[str, Any]) -> None:
@@ -22,19 +22,11 @@ def keep(session: Session, shared: Mapping[str, Any]) -> None:
     session.flush()
 
 
-def whole(session: Session, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe with all its parameters in it."""
-    params = {name: _value(session, value) for name, value in recipe["params"].items()}
-    return {**recipe, "params": params}
+def whole(session: Session, recipe: Recipe) -> dict[str, Any]:
+    """All parameters of a recipe, those among them that it only names."""
+    return {name: _value(session, value) for name, value in recipe.params.items()}
 
 
 def _value(session: Session, value: Any) -> Any:
     digest = named(value)
     return value if digest is None else session.get_one(SharedParameter, digest).value
-
-
-def named(value: Any) -> str | None:
-    """The digest of a parameter that a recipe only names."""
-    if isinstance(value, dict) and value.keys() == {SHARED}:
-        return str(value[SHARED])
-    return None

@@ -14,6 +14,7 @@ from farm.database.base import now
 from farm.database.tables import Build, BuildJob, Event, Job, JobInput, JobLog
 from farm.errors import FarmError, LeaseLost
 from farm.planning import parameters
+from farm.planning.recipe import Given, Recipe
 from farm.queue import build_states, transitions
 from farm.queue.turns import Bell
 from farm.registry import publish
@@ -64,24 +65,26 @@ def claim(
         return None
     transitions.record(session, job, JobState.RUNNING, worker=owner)
     build_states.start_builds(session, job_id)
+    recipe = Recipe.read(job.recipe)
     return Claim(
         job_id=job_id,
         attempt=attempt,
         key=job.key,
         kind=job.kind,
         title=job.title,
-        params=parameters.whole(session, job.recipe)["params"],
-        inputs=_input_digests(session, job_id, job.recipe),
-        toolchain=job.toolchain,
+        params=parameters.whole(session, recipe),
+        inputs=_input_digests(session, job_id, recipe),
+        toolchain=recipe.tools,
         announced=job.rung_at is not None,
     )
 
 
-def _input_digests(session: Session, job_id: int, recipe: Mapping[str, Any]) -> dict[str, str]:
-    made = session.connection().execute(_INPUTS, {"job_id": job_id})
-    digests = {role: (outputs or {})[output] for role, output, outputs in made}
-    given = {r: name for r, name in recipe["inputs"].items() if r not in digests}
-    return digests | given
+def _input_digests(session: Session, job_id: int, recipe: Recipe) -> dict[str, str]:
+    rows = session.connection().execute(_INPUTS, {"job_id": job_id})
+    made = {role: (outputs or {})[output] for role, output, outputs in rows}
+    return made | {
+        role: given.digest for role, given in recipe.inputs.items() if isinstance(given, Given)
+    }
 
 
 _INPUTS = (

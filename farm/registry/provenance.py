@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from farm.database.tables import EngineRow, Job, Wanted
 from farm.errors import NotFound
 from farm.planning import parameters
+from farm.planning.recipe import Recipe
 from farm.specs.roles import Role
 from farm.specs.states import EngineState
 
@@ -58,7 +59,7 @@ def provenance_of(session: Session, engine_id: str) -> dict[str, Any]:
         name: {
             "job": job.id,
             "key": job.key,
-            "recipe": parameters.whole(session, job.recipe),
+            "recipe": job.recipe | {"params": parameters.whole(session, Recipe.read(job.recipe))},
             "worker": job.owner,
         }
         for name, job in found.items()

@@ -34,7 +34,7 @@ _COMPLETE = (
         EngineRow.id.label("engine_id"),
         _BUILT.outputs,
         _BUILT.facts,
-        _BUILT.toolchain,
+        _BUILT.recipe["tools"].label("toolchain"),
         _MEASURED.facts.label("report"),
     )
     .join(Build, Build.id == Wanted.build_id)

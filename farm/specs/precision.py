@@ -1,7 +1,11 @@
-"""The number formats that engines compute in, and how their ranges are found."""
+"""The number formats that engines compute in, and what is true of each wherever it is built.
+
+Where each can be built is in ``farm.planning.policy``.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
@@ -19,14 +23,29 @@ class Precision(StrEnum):
     @property
     def computes_in(self) -> str:
         """The type of its products, as ``compute`` names them."""
-        return "int8" if self is Precision.INT8_DYNAMIC else self.value
+        return TRAITS[self].computes_in or self.value
 
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What is true of a precision on every target."""
+
+    typed_by: Literal["export", "cast", "calibrate"]  #: the stage that makes the graph in its types
+    quantized: bool = False
+    computes_in: str = ""  #: where that isn't its name
+
+
+TRAITS: dict[Precision, Traits] = {
+    Precision.FP32: Traits(typed_by="export"),
+    Precision.FP16: Traits(typed_by="cast"),
+    Precision.BF16: Traits(typed_by="cast"),
+    Precision.INT8: Traits(typed_by="calibrate", quantized=True),
+    Precision.FP8: Traits(typed_by="calibrate", quantized=True),
+    Precision.INT8_DYNAMIC: Traits(typed_by="cast", quantized=True, computes_in="int8"),
+}
 
 #: Those whose ranges come from calibration data.
-CALIBRATED = (Precision.INT8, Precision.FP8)
-
-
-QUANTIZED = (*CALIBRATED, Precision.INT8_DYNAMIC)
-
+CALIBRATED = tuple(one for one, traits in TRAITS.items() if traits.typed_by == "calibrate")
+QUANTIZED = tuple(one for one, traits in TRAITS.items() if traits.quantized)
 
 CalibrationMethod = Literal["entropy", "max"]

@@ -43,7 +43,7 @@ def test_a_build_is_planned_anew_with_the_tools_that_are_there_and_never_fails(l
     ledger.worker("cpu@upgraded", toolchain=NEWER)
     bells = refuse(ledger, ledger.claim_next(owner="cpu@upgraded"))
     queued = ledger.queued()
-    assert [job.toolchain["torch"] for job in queued] == ["2.14.0"]
+    assert [job.recipe["tools"]["torch"] for job in queued] == ["2.14.0"]
     assert {bell.key for bell in bells} == {job.key for job in queued}
     assert old.isdisjoint(job.key for job in queued)
     ledger.run_all()
@@ -84,11 +84,13 @@ def test_builds_keep_their_places_in_line(ledger):
     for _ in range(refused):
         refuse(ledger, ledger.claim(in_line(ledger)[0], owner="cpu@upgraded"))
     assert [job.title for job in in_line(ledger)] == before
-    assert {job.toolchain["torch"] for job in ledger.queued()} == {"2.14.0"}
+    assert {job.recipe["tools"]["torch"] for job in ledger.queued()} == {"2.14.0"}
 
 
 def in_line(ledger):
-    return sorted(ledger.queued(), key=lambda job: (job.toolchain["torch"], job.place, job.id))
+    return sorted(
+        ledger.queued(), key=lambda job: (job.recipe["tools"]["torch"], job.place, job.id)
+    )
 
 
 def test_a_worker_that_lags_behind_leaves_the_job_to_others_and_that_is_no_attempt(ledger):
@@ -133,4 +135,4 @@ def test_a_build_keeps_its_targets_while_workers_are_away_that_serve_them(ledger
     ledger.worker("cpu@upgraded", toolchain=NEWER)
     refuse(ledger, ledger.claim_next(owner="cpu@upgraded"))
     assert {want.target for want in ledger.view(build).engines} == {before}
-    assert {job.toolchain["torch"] for job in ledger.queued()} == {"2.14.0"}
+    assert {job.recipe["tools"]["torch"] for job in ledger.queued()} == {"2.14.0"}

@@ -236,7 +236,7 @@ def test_a_savedmodel_is_built_and_held_against_itself(images: Path, tmp_path: P
     exported = fp32.results["export"]
     assert exported.facts["check"]["max_abs_error"] < 1e-5
     assert onnx.load(str(exported.outputs["onnx"])).opset_import[0].version >= 19
-    assert installed()["tf2onnx"] == exported.job.toolchain["tf2onnx"]
+    assert installed()["tf2onnx"] == exported.job.recipe.tools["tf2onnx"]
 
 
 @has_tensorflow

@@ -23,7 +23,7 @@ from farm.errors import (
     StorageFull,
     StorageUnavailable,
 )
-from farm.planning import targets
+from farm.planning import policy
 from farm.specs import gpus
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target
@@ -137,7 +137,7 @@ TARGETS = [
 def questions():
     """Every stage, precision and target that the farm takes."""
     for stage, precision, target in itertools.product(JobKind, [None, *Precision], TARGETS):
-        if target is not None and targets.refusal(target, precision):
+        if target is not None and policy.refusal(target, precision):
             continue
         for source in (None, SourceFormat.ONNX, SourceFormat.PT2):
             yield Asked(stage=stage, precision=precision, target=target, source=source)
@@ -165,13 +165,13 @@ def assert_fits(hint: str, asked: Asked) -> None:
             assert chosen, hint
             for precision in chosen:
                 assert precision is not asked.precision, f"{asked}: {hint}"
-                assert not asked.target or not targets.refusal(asked.target, precision), hint
+                assert not asked.target or not policy.refusal(asked.target, precision), hint
         if way.startswith("build it for "):
             for runtime, gpu in re.findall(r"\b([a-z-]+):([\w.-]+)", way):
                 target = Target(runtime=runtime, gpu=gpu)
                 assert target != asked.target
                 if runtime != "torchscript":
-                    assert targets.refusal(target, asked.precision) is None, hint
+                    assert policy.refusal(target, asked.precision) is None, hint
 
 
 @pytest.mark.parametrize("name", SAID)
@@ -375,7 +375,7 @@ def test_every_gpu_has_an_answer():
     for gpu in (*gpus.COMPUTE_CAPABILITIES, *gpus.PRODUCTS):
         for runtime in (Runtime.TENSORRT, Runtime.TENSORRT_RTX, Runtime.ONNXRUNTIME):
             target = Target(runtime=runtime, gpu=gpu)
-            if targets.refusal(target, Precision.FP16) is None:
+            if policy.refusal(target, Precision.FP16) is None:
                 asked = Asked(stage=JobKind.BUILD, precision=Precision.FP16, target=target)
                 for answer in answers:
                     assert_fits(answer(asked), asked)

@@ -8,6 +8,7 @@ from farm.errors import CalibrationMissing, InvalidRequest, SourceRefused, Targe
 from farm.planning import keys, targets
 from farm.planning.differences import differences
 from farm.planning.plan import plan
+from farm.planning.recipe import Given, Made
 from farm.schemas.submission import BUILD_EXAMPLE, BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.options import Prune
@@ -65,7 +66,7 @@ def test_what_needs_a_gpu_to_build_is_measured_there_too(target):
 def test_a_job_comes_after_its_inputs():
     seen = set()
     for job in planned().jobs.values():
-        assert {i.job.key for i in job.inputs.values() if i.job} <= seen
+        assert {i.key for i in job.recipe.inputs.values() if isinstance(i, Made)} <= seen
         seen.add(job.key)
 
 
@@ -94,13 +95,13 @@ def test_int8_and_fp8_are_calibrated_each_for_all_gpus_at_once():
 
 def test_only_a_gpu_without_bf16_gets_a_remainder_that_is_fp16_whatever_the_range():
     made = planned(targets=["sm_75", "sm_89", "cpu"], precisions=["int8"])
-    typed = {e.choice.target.gpu: e.build.inputs["typed"].output for e in made.engines}
+    typed = {e.choice.target.gpu: e.build.recipe.inputs["typed"].role for e in made.engines}
     assert typed == {"sm_75": "typed_fp16", "sm_89": "typed_half", "cpu": "typed"}
 
 
 def test_ranges_that_cpus_need_are_measured_by_their_builds_alone():
     made = planned(targets=["sm_89", "cpu"], precisions=["int8"])
-    roles = {e.choice.target.gpu: set(e.build.inputs) for e in made.engines}
+    roles = {e.choice.target.gpu: set(e.build.recipe.inputs) for e in made.engines}
     assert roles == {"sm_89": {"typed"}, "cpu": {"typed", "onnx", "calibration"}}
 
 
@@ -127,11 +128,11 @@ def test_a_pruned_program_is_what_is_built_and_the_source_what_it_is_measured_ag
     made = planned(prune={"method": "2:4"})
     [pruned] = [job for job in made.jobs.values() if job.kind == "prune"]
     [export] = [job for job in made.jobs.values() if job.kind == "export"]
-    assert export.inputs["source"].job is pruned
+    assert export.recipe.inputs["source"] == Made(pruned.key, "source")
     source = BUILD_EXAMPLE["source"]["digest"]
-    assert pruned.inputs["source"].digest == source
+    assert pruned.recipe.inputs["source"] == Given(source)
     measured = [job for job in made.jobs.values() if job.kind == "measure"]
-    assert {job.inputs["source"].digest for job in measured} == {source}
+    assert {job.recipe.inputs["source"] for job in measured} == {Given(source)}
     assert not {job.key for job in measured} & all_keys(planned())
 
 
@@ -139,8 +140,7 @@ def test_what_is_pruned_for_tensorrts_sparse_kernels_may_be_built_with_them():
     def sparse(**changes):
         made = planned(targets=["sm_89", "cpu"], precisions=["fp16"], **changes)
         return {
-            e.build.recipe["params"]["options"]["sparse_weights"]: e.choice.asked
-            for e in made.engines
+            e.build.recipe.params["options"]["sparse_weights"]: e.choice.asked for e in made.engines
         }
 
     assert sparse(prune={"method": "2:4"}) == {True: "sm_89", False: "cpu"}
@@ -154,11 +154,11 @@ def test_torchscript_is_built_from_the_source_or_what_pruning_makes_of_it():
         "measure digits:fp32@torchscript:cpu",
     ]
     build = made.engines[0].build
-    assert build.inputs["source"].digest == BUILD_EXAMPLE["source"]["digest"]
+    assert build.recipe.inputs["source"] == Given(BUILD_EXAMPLE["source"]["digest"])
     assert build.queue == "torchscript.cpu"
     pruned = planned(targets=["torchscript:cpu"], precisions=["fp32"], prune={"method": "2:4"})
     assert [job.kind for job in pruned.jobs.values()] == ["prune", "build", "measure"]
-    assert pruned.engines[0].build.inputs["source"].job.kind == "prune"
+    assert pruned.jobs[pruned.engines[0].build.recipe.inputs["source"].key].kind == "prune"
 
 
 def test_torchscript_of_onnx_is_refused_with_what_to_take_instead():
@@ -321,7 +321,7 @@ def test_any_other_profile_changes_a_key(one, other):
 
 @given(st.permutations(["kind", "stage", "params", "inputs", "tools"]))
 def test_a_key_does_not_depend_on_the_order_of_fields(order):
-    recipe = next(iter(planned().jobs.values())).recipe
+    recipe = next(iter(planned().jobs.values())).recipe.document
     assert keys.key({name: recipe[name] for name in order}) == keys.key(recipe)
 
 
@@ -349,7 +349,7 @@ def test_a_part_of_the_calibration_data_is_held_out_where_there_are_no_evaluatio
     kinds = {JobKind.CAST, JobKind.CALIBRATE, JobKind.MEASURE}
 
     def hold_out(made):
-        return {j.recipe["params"]["hold_out"] for j in made.jobs.values() if j.kind in kinds}
+        return {j.recipe.params["hold_out"] for j in made.jobs.values() if j.kind in kinds}
 
     assert hold_out(with_both) == {None}
     assert hold_out(held) == {BUILD_EXAMPLE["calibration"]["batch_size"]}
@@ -359,7 +359,7 @@ def test_a_model_is_run_on_evaluation_data_where_there_are_no_calibration_data()
     made = planned(calibration=None, precisions=["fp16"])
     for job in made.jobs.values():
         if job.kind in (JobKind.EXPORT, JobKind.CAST):
-            assert job.inputs["evaluation"].digest == BUILD_EXAMPLE["evaluation"]["digest"]
+            assert job.recipe.inputs["evaluation"] == Given(BUILD_EXAMPLE["evaluation"]["digest"])
 
 
 def test_a_pruning_is_told_as_what_differs():
@@ -376,3 +376,11 @@ def test_differences_are_told_in_words():
     told = list(differences(before, after))
     assert "torch 2.13.0 → 2.14.0" in told
     assert any(words.startswith("profiles ") for words in told)
+
+
+def test_the_keys_of_a_request_are_those_of_the_farm_before():
+    """What was built stays built. They change with a stage's version, and by nothing else."""
+    made = planned(targets=["sm_89", "cpu"], precisions=["fp32", "fp16", "int8"])
+    assert keys.key({"keys": list(made.jobs)}) == (
+        "sha256:bea6625114f69e0542a4d24962c0044962cd96b998d4c2c006009a352311f50b"
+    )

@@ -5,7 +5,7 @@ import pytest
 from farm.database.tables import Job
 from farm.fleet.workers import Fleet
 from farm.machine.gpus import Gpu
-from farm.planning import targets
+from farm.planning import policy, targets
 from farm.specs import gpus
 from farm.specs.queues import CPU_QUEUE, Queue
 from farm.specs.runtime import Runtime, Target
@@ -32,7 +32,7 @@ def test_every_queue_and_every_target_is_read_as_it_was_written(runtime):
 @pytest.mark.parametrize("tag", SLICES)
 def test_a_build_for_a_slice_of_a_gpu_waits_for_a_worker_on_such_a_slice(tag, fleet):
     target = Target(runtime=Runtime.TENSORRT, gpu=tag)
-    job = Job(state="queued", queue=targets.build_queue(target))
+    job = Job(state="queued", queue=policy.build_queue(target))
     assert f"a worker with a GPU {tag} and tensorrt installed" in fleet.waits_for(job)
 
 
@@ -52,7 +52,7 @@ def test_the_worker_on_a_slice_consumes_the_queue_that_its_builds_wait_in():
         is_slice=True,
     )
     target = Target(runtime=Runtime.TENSORRT, gpu="h200-1g.18gb")
-    assert queues(gpu, {"tensorrt": "11.1"}) == (targets.build_queue(target),)
+    assert queues(gpu, {"tensorrt": "11.1"}) == (policy.build_queue(target),)
 
 
 @pytest.fixture

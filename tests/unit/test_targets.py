@@ -1,7 +1,7 @@
 import pytest
 
 from farm.errors import InvalidRequest, TargetUnsupported
-from farm.planning import targets
+from farm.planning import policy, targets
 from farm.specs.options import BuilderOptions
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target
@@ -65,7 +65,7 @@ def test_a_precision_that_the_architecture_lacks_is_refused_before_a_minute_is_s
     target, precision, words
 ):
     runtime, gpu = target.split(":")
-    assert words in targets.refusal(Target(runtime=runtime, gpu=gpu), precision)
+    assert words in policy.refusal(Target(runtime=runtime, gpu=gpu), precision)
 
 
 @pytest.mark.parametrize(
@@ -79,23 +79,23 @@ def test_a_precision_that_the_architecture_lacks_is_refused_before_a_minute_is_s
 def test_plugins_are_for_classic_tensorrt(target, words):
     runtime, gpu = target.split(":")
     options = BuilderOptions(plugins="sha256:" + "a" * 64)
-    refused = targets.option_refusal(Target(runtime=runtime, gpu=gpu), options)
+    refused = policy.option_refusal(Target(runtime=runtime, gpu=gpu), options)
     assert refused is None if words is None else words in refused
 
 
 def test_torchscript_is_built_in_fp32_for_cpus_where_it_is_named():
     assert str(choose("torchscript:cpu").target) == "torchscript:cpu"
     cpu = Target(runtime=Runtime.TORCHSCRIPT, gpu="cpu")
-    assert targets.refusal(cpu, Precision.FP32) is None
+    assert policy.refusal(cpu, Precision.FP32) is None
 
 
 def test_int8_dynamic_is_for_cpus():
     cpu = Target(runtime=Runtime.ONNXRUNTIME, gpu="cpu")
-    assert targets.refusal(cpu, Precision.INT8_DYNAMIC) is None
+    assert policy.refusal(cpu, Precision.INT8_DYNAMIC) is None
 
 
 def test_tensorrt_rtx_builds_on_cpu_workers_and_tensorrt_on_its_gpu():
     assert (
-        targets.build_queue(Target(runtime=Runtime.TENSORRT_RTX, gpu="sm_89")) == "tensorrt-rtx.cpu"
+        policy.build_queue(Target(runtime=Runtime.TENSORRT_RTX, gpu="sm_89")) == "tensorrt-rtx.cpu"
     )
-    assert targets.build_queue(Target(runtime=Runtime.TENSORRT, gpu="h200")) == "tensorrt.h200"
+    assert policy.build_queue(Target(runtime=Runtime.TENSORRT, gpu="h200")) == "tensorrt.h200"

@@ -13,7 +13,9 @@ import numpy as np
 
 from farm.errors import FarmError, StageFailed
 from farm.planning import targets
-from farm.planning.plan import Plan, PlannedEngine, PlannedJob, plan
+from farm.planning.jobs import PlannedJob
+from farm.planning.plan import Plan, PlannedEngine, plan
+from farm.planning.recipe import Given, Made
 from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.precision import Precision
@@ -146,6 +148,7 @@ class Runner:
         self._execute = execute
         self._blobs = _blobs(source, folder)
         self.ended: dict[str, Ended] = {}  #: by key
+        self._planned: dict[str, PlannedJob] = {}
 
     def build(
         self, precisions: Sequence[Precision], gpus: Sequence[str], **request: Any
@@ -158,7 +161,7 @@ class Runner:
         for gpu in gpus:
             for precision in precisions:
                 try:
-                    [engine] = _plan(self._source, precision, gpu, request).engines
+                    [engine] = self._plan(precision, gpu, request).engines
                 except FarmError as err:
                     yield Built(target=gpu, precision=str(precision), error=err)
                 else:
@@ -170,10 +173,15 @@ class Runner:
         Raises:
             StageFailed
         """
-        planned = _plan(self._source, Precision.FP32, "cpu", {})
+        planned = self._plan(Precision.FP32, "cpu", {})
         made = self._run(next(job for job in planned.jobs.values() if job.kind is kind))
         if made.error:
             raise made.error
+        return made
+
+    def _plan(self, precision: Precision, gpu: str, more: Mapping[str, Any]) -> Plan:
+        made = _plan(self._source, precision, gpu, more)
+        self._planned.update(made.jobs)
         return made
 
     def _engine(self, engine: PlannedEngine) -> Built:
@@ -186,9 +194,9 @@ class Runner:
         )
 
     def _results(self, job: PlannedJob) -> Iterator[tuple[str, Ended]]:
-        for given in job.inputs.values():
-            if given.job is not None:
-                yield from self._results(given.job)
+        for given in job.recipe.inputs.values():
+            if isinstance(given, Made):
+                yield from self._results(self._planned[given.key])
         yield job.kind.value, self._run(job)
 
     def _run(self, job: PlannedJob) -> Ended:
@@ -204,17 +212,17 @@ class Runner:
 
     def _stage(self, job: PlannedJob) -> dict[str, Any]:
         inputs = {}
-        for role, given in job.inputs.items():
-            if given.job is None:
-                inputs[role] = self._blobs[given.name]
+        for role, given in job.recipe.inputs.items():
+            if isinstance(given, Given):
+                inputs[role] = self._blobs[given.digest]
                 continue
-            made = self._run(given.job)
+            made = self._run(self._planned[given.key])
             if made.error:
                 raise made.error
-            inputs[role] = made.outputs[given.output]
+            inputs[role] = made.outputs[given.role]
         workdir = self._folder / job.key.removeprefix("sha256:")[:16]
         workdir.mkdir(parents=True)
-        params = job.recipe["params"]
+        params = dict(job.recipe.params)
         return self._execute(
             StageRequest(kind=job.kind, params=params, inputs=inputs, workdir=workdir)
         )

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Self
 
-from farm.planning import targets
+from farm.planning import policy
 from farm.specs import gpus as gpu_tags
 from farm.specs.precision import CALIBRATED, Precision
 from farm.specs.runtime import Runtime, Target
@@ -82,7 +82,7 @@ class Asked:
 
     def _serves(self, precision: Precision | None, target: Target | None) -> bool:
         if target is not None:
-            return targets.refusal(target, precision) is None
+            return policy.refusal(target, precision) is None
         return precision is not Precision.INT8_DYNAMIC
 
 

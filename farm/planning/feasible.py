@@ -1,0 +1,78 @@
+"""Whether a request can be built: every engine's route, or why there is none. Pure, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from farm.errors import CalibrationMissing, SourceRefused, TargetUnsupported
+from farm.formats.sources import Look
+from farm.planning import policy
+from farm.planning.policy import Refusal, Route
+from farm.planning.targets import Choice
+from farm.schemas.submission import BuildRequest
+from farm.specs.precision import CALIBRATED, Precision
+from farm.specs.runtime import Runtime, Target
+from farm.specs.source import MODULES
+
+Routes = Mapping[tuple[Target, Precision], Route]
+
+
+def routes(request: BuildRequest, choices: Sequence[Choice], look: Look) -> Routes:
+    """How each engine of a request is made.
+
+    Parameters:
+        look: what is known of the source's graph.
+
+    Raises:
+        TargetUnsupported: for a precision that a target hasn't.
+        CalibrationMissing: INT8 or FP8 without data, of a source that isn't quantised.
+        SourceRefused: a source that can't be pruned, and shall be.
+    """
+    _check_source(request, choices)
+    _check_options(request, choices)
+    calibrated = request.calibration is not None or look.may_be_quantized
+    for precision in request.precisions:
+        if precision in CALIBRATED and not calibrated:
+            raise CalibrationMissing(f"{precision} needs calibration data")
+    return {
+        (choice.target, precision): _route(choice, precision, look)
+        for choice in choices
+        for precision in request.precisions
+    }
+
+
+def _check_source(request: BuildRequest, choices: Sequence[Choice]) -> None:
+    if request.source.format in MODULES:
+        return
+    if request.prune:
+        raise SourceRefused(
+            f"pruning works on PyTorch's modules, and the source is {request.source.format}",
+            hint="hand in the torch.export program that it was made from, or prune the model before "
+            "you export it, and submit without prune",
+        )
+    for choice in choices:
+        if choice.target.runtime is Runtime.TORCHSCRIPT:
+            raise SourceRefused(
+                f"{choice.asked}: TorchScript is made of PyTorch's programs, and the source is "
+                f"{request.source.format}",
+                hint="use onnxruntime:cpu, or hand in the torch.export program",
+            )
+
+
+def _check_options(request: BuildRequest, choices: Sequence[Choice]) -> None:
+    for choice in choices:
+        reason = policy.option_refusal(choice.target, request.options)
+        if reason:
+            raise TargetUnsupported(
+                f"{choice.asked}: {reason}", hint="submit that target in a build of its own"
+            )
+
+
+def _route(choice: Choice, precision: Precision, look: Look) -> Route:
+    route = policy.route(choice.target, precision, look.operators)
+    if isinstance(route, Refusal):
+        raise TargetUnsupported(
+            f"{precision} for {choice.asked}: {route}",
+            hint="leave that pair out, or submit it with other precisions in a build of its own",
+        )
+    return route

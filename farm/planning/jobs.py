@@ -1,0 +1,131 @@
+"""The jobs of a plan: each once, however many engines need it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from farm.planning import keys
+from farm.planning.recipe import SHARED, Input, Made, Recipe
+from farm.schemas.submission import BuildRequest
+from farm.specs.precision import Precision
+from farm.specs.queues import CPU_QUEUE
+from farm.specs.roles import Role
+from farm.specs.runtime import Runtime, Target
+from farm.stages import STAGES, JobKind, StageParams
+
+#: What jobs take of a request as it is.
+AS_GIVEN = frozenset({"profiles", "fixed_inputs"})
+#: Of a parameter in a recipe, as JSON. A longer one is kept once, and the recipes name it.
+_MOST_INLINE_CHARS = 1024
+
+Toolchains = Callable[[str], Mapping[str, str]]
+"""Queue → the toolchain of a worker that consumes it, or nothing when none is known."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlannedJob:
+    """A job that a build needs."""
+
+    recipe: Recipe
+    title: str
+    queue: str
+    target: Target | None
+    precision: Precision | None
+
+    @property
+    def key(self) -> str:
+        return self.recipe.key
+
+    @property
+    def kind(self) -> JobKind:
+        return self.recipe.kind
+
+    def output(self, role: Role) -> Made:
+        """One of its outputs, as another's input."""
+        return Made(self.key, role)
+
+
+class Jobs:
+    """The jobs of one request, by their keys, inputs first."""
+
+    def __init__(self, request: BuildRequest, toolchains: Toolchains) -> None:
+        self.by_key: dict[str, PlannedJob] = {}
+        #: Digest → value, of the parameters that the recipes name rather than hold.
+        self.shared: dict[str, Any] = {}
+        self._request = request
+        self._toolchains = toolchains
+        # Once for all jobs: of a request with many inputs they are most of each recipe.
+        self._given = {
+            name: self._inline_or_named(value)
+            for name, value in request.model_dump(mode="json", include=set(AS_GIVEN)).items()
+        }
+
+    def add(
+        self,
+        params: StageParams,
+        inputs: Mapping[str, Input],
+        *,
+        queue: str = CPU_QUEUE,
+        target: Target | None = None,
+        precision: Precision | None = None,
+        given: Collection[str] = AS_GIVEN,
+    ) -> PlannedJob:
+        """Plan the job of these parameters, or take the one that is planned already.
+
+        Parameters:
+            given: the parameters that it takes from the request as they are.
+        """
+        kind = JobKind.of(params)
+        runtime: Runtime | None = target.runtime if target else None
+        recipe = Recipe(
+            kind=kind,
+            stage=STAGES[kind].version,
+            params=self._document(params) | {name: self._given[name] for name in given},
+            inputs=inputs,
+            tools=keys.tools(kind, runtime, self._toolchains(queue), self._request.source.format),
+        )
+        if recipe.key not in self.by_key:
+            self.by_key[recipe.key] = PlannedJob(
+                recipe=recipe,
+                title=title(kind, self._request.model, precision, target),
+                queue=queue,
+                target=target,
+                precision=precision,
+            )
+        return self.by_key[recipe.key]
+
+    def _document(self, params: StageParams) -> dict[str, Any]:
+        document = params.model_dump(mode="json", exclude={"architecture"})
+        if "architecture" in type(params).model_fields:
+            has = getattr(params, "architecture", None) is not None
+            document["architecture"] = self._architecture if has else None
+        return document
+
+    @cached_property
+    def _architecture(self) -> Any:
+        """With its config, which may be large."""
+        source = self._request.source
+        return self._inline_or_named(source.model_dump(mode="json")["architecture"])
+
+    def _inline_or_named(self, value: Any) -> Any:
+        """A parameter as the recipes have it: a large one by its digest."""
+        if len(json.dumps(value)) <= _MOST_INLINE_CHARS:
+            return value
+        digest = keys.key({"value": value})
+        self.shared[digest] = value
+        return {SHARED: digest}
+
+
+def title(kind: JobKind, model: str, precision: Precision | None, target: Target | None) -> str:
+    """What people read in Flower and in tables: ``build digits:int8@sm_89``."""
+    name = f"{kind} {model}"
+    if precision:
+        name += f":{precision}"
+    if target:
+        # Beside the engine of ONNX Runtime for the same CPU.
+        name += f"@{target if target.runtime is Runtime.TORCHSCRIPT else target.gpu}"
+    return name

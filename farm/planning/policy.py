@@ -1,0 +1,235 @@
+"""Which engines there can be, and how each is made: a row a precision, asked once a target.
+
+A new precision is one row of ``_ROWS``, beside its traits in ``farm.specs.precision``. Pure, no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from farm.specs import gpus
+from farm.specs.options import BuilderOptions
+from farm.specs.precision import TRAITS, Precision
+from farm.specs.queues import CPU_QUEUE, Queue
+from farm.specs.roles import Role
+from farm.specs.runtime import TENSORRTS, Runtime, Target
+
+#: TensorRT-RTX builds ahead of time for these on any CPU (tensorrt-rtx 1.7).
+RTX_CAPABILITIES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
+_FIRST_BF16 = 80  #: Ampere
+_FIRST_FP8 = 89  #: Ada
+
+#: Of these TensorRT-RTX builds no int8 for sm_75 but computes them in half (tensorrt-rtx 1.7).
+_IN_HALF_ON_TURING = {"Conv", "ConvTranspose"}
+_PRODUCTS = {"Attention", "Einsum", "Gemm", "MatMul", *_IN_HALF_ON_TURING}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """Where a precision can be built; a text says why not, and what to use instead."""
+
+    not_on_cpu: str | None = None
+    not_on_gpu: str | None = None
+    not_in_cuda_provider: str | None = None  #: of ONNX Runtime
+    not_in_torchscript: str | None = (
+        "TorchScript is built in fp32; for {precision} use onnxruntime:cpu"
+    )
+    first_capability: int = 0  #: that computes in it
+    instead: str = ""  #: of it, before that
+    not_in_rtx: Mapping[str, str] = field(default_factory=dict)  #: by compute capability
+    note_in_rtx: Mapping[str, str] = field(default_factory=dict)  #: what to know of it there
+    on_gpu: tuple[Role, Role] = (
+        Role.TYPED,
+        Role.TYPED,
+    )  #: its graph for GPUs without and with bf16
+    ranges_on_cpu: bool = False  #: whether CPUs' kernels need ranges beside those in the graph
+
+
+_NO_INTEGERS = (
+    "ONNX Runtime's CUDA provider multiplies in floats and has no {precision} kernels; "
+    "use tensorrt:{gpu}"
+)
+_ROWS: dict[Precision, _Row] = {
+    Precision.FP32: _Row(
+        not_in_torchscript=None,
+        not_in_rtx={"sm_75": "TensorRT-RTX has no fp32 matrix products on sm_75; use fp16 or int8"},
+        on_gpu=(Role.ONNX, Role.ONNX),
+    ),
+    Precision.FP16: _Row(),
+    Precision.BF16: _Row(
+        not_on_cpu="ONNX Runtime has no bf16 kernels for CPUs; use fp32 or int8",
+        first_capability=_FIRST_BF16,
+        instead="fp16",
+    ),
+    Precision.INT8: _Row(
+        not_in_cuda_provider=_NO_INTEGERS,
+        note_in_rtx={
+            "sm_75": "TensorRT-RTX computes int8 convolutions in half on sm_75, and only matrix "
+            "products in int8"
+        },
+        on_gpu=(Role.TYPED_FP16, Role.TYPED_HALF),
+        ranges_on_cpu=True,
+    ),
+    Precision.FP8: _Row(
+        not_on_cpu="CPUs have no fp8; use int8",
+        not_in_cuda_provider=_NO_INTEGERS,
+        first_capability=_FIRST_FP8,
+        instead="int8",
+        on_gpu=(Role.TYPED_FP16, Role.TYPED_HALF),
+    ),
+    Precision.INT8_DYNAMIC: _Row(
+        not_on_gpu="on GPUs ranges come from calibration only; use int8, with calibration data",
+    ),
+}
+
+
+class Refusal(str):
+    """Why no worker could ever build something, and what to use instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """How an engine is made."""
+
+    typed: (
+        Role | None
+    )  #: what it is built from, of the stage that types its graph; None: the source
+    ranges: bool  #: whether its build measures ranges on calibration data
+    build_queue: str  #: of the workers that can build it
+    note: str | None  #: what to know of it before, where that isn't what its name says
+
+
+def route(
+    target: Target, precision: Precision, operators: Collection[str] | None = None
+) -> Route | Refusal:
+    """How a target's engine of a precision is made, or why it can't be.
+
+    Parameters:
+        operators: of the source's graph, where they are known.
+    """
+    refused = refusal(target, precision)
+    if refused:
+        return refused
+    row, said = _ROWS[precision], note(target, precision)
+    products = _PRODUCTS.intersection(operators or ())
+    if said and products and products <= _IN_HALF_ON_TURING:
+        return Refusal(f"{said}, of which the model has none; use fp16, or tensorrt:{target.gpu}")
+    on_cpu = target.gpu == gpus.CPU
+    return Route(
+        typed=_typed(target, precision),
+        ranges=row.ranges_on_cpu and on_cpu,
+        build_queue=build_queue(target),
+        note=said,
+    )
+
+
+def _typed(target: Target, precision: Precision) -> Role | None:
+    if target.runtime is Runtime.TORCHSCRIPT:
+        return None
+    without_bf16, with_bf16 = _ROWS[precision].on_gpu
+    if target.gpu == gpus.CPU:
+        return Role.ONNX if TRAITS[precision].typed_by == "export" else Role.TYPED
+    capability = gpus.number(gpus.compute_capability(target.gpu))
+    return with_bf16 if capability >= _FIRST_BF16 else without_bf16
+
+
+def refusal(target: Target, precision: Precision | None = None) -> Refusal | None:
+    """Why no worker could ever build this, or None when one could.
+
+    Parameters:
+        precision: by default any.
+    """
+    return _unknown_to_runtime(target) or (_refused(target, precision) if precision else None)
+
+
+def _unknown_to_runtime(target: Target) -> Refusal | None:
+    capability = gpus.compute_capability(target.gpu)
+    if capability == gpus.CPU:
+        if target.runtime in TENSORRTS:
+            return Refusal(f"{target.runtime} runs on GPUs only; on a CPU use onnxruntime:cpu")
+    elif target.runtime is Runtime.TORCHSCRIPT:
+        return Refusal(f"TorchScript is built for cpu only; use tensorrt:{target.gpu}")
+    elif target.runtime is Runtime.TENSORRT_RTX and capability not in RTX_CAPABILITIES:
+        return Refusal(
+            f"TensorRT-RTX can't build for {capability} (only {', '.join(RTX_CAPABILITIES)}); "
+            f"use tensorrt:{target.gpu}"
+        )
+    return None
+
+
+def _refused(target: Target, precision: Precision) -> Refusal | None:
+    row, capability = _ROWS[precision], gpus.compute_capability(target.gpu)
+    reason: str | None = None
+    if target.runtime is Runtime.TORCHSCRIPT:
+        reason = row.not_in_torchscript
+    elif capability == gpus.CPU:
+        reason = row.not_on_cpu
+    elif row.not_on_gpu:
+        reason = row.not_on_gpu
+    elif target.runtime is Runtime.ONNXRUNTIME:
+        reason = row.not_in_cuda_provider
+    elif gpus.number(capability) < row.first_capability:
+        reason = "{capability} has no {precision}, which comes with sm_{first}; use {instead}"
+    elif target.runtime is Runtime.TENSORRT_RTX:
+        reason = row.not_in_rtx.get(capability)
+    if not reason:
+        return None
+    return Refusal(
+        reason.format(
+            precision=precision,
+            gpu=target.gpu,
+            capability=capability,
+            first=row.first_capability,
+            instead=row.instead,
+        )
+    )
+
+
+def note(target: Target, precision: Precision) -> str | None:
+    """What to know of an engine before it is built, where that isn't what its name says."""
+    if target.runtime is not Runtime.TENSORRT_RTX:
+        return None
+    return _ROWS[precision].note_in_rtx.get(gpus.compute_capability(target.gpu))
+
+
+def option_refusal(target: Target, options: BuilderOptions) -> Refusal | None:
+    """Why no worker could ever build this target with these options, or None when one could."""
+    changed = options.changed()
+    if target.runtime not in TENSORRTS and changed:
+        return Refusal(
+            f"{', '.join(changed)}: an option of TensorRT's builder, and {target.runtime} has none"
+        )
+    if target.runtime is Runtime.TENSORRT_RTX:
+        if options.plugins:
+            return Refusal("TensorRT-RTX takes no plugins: rewrite the operator with standard ones")
+        if options.version_compatible:
+            return Refusal(
+                "TensorRT-RTX runs an engine with the version that built it: it has no lean runtime"
+            )
+        if options.hardware_compatibility_level != "none":
+            return Refusal(
+                "TensorRT-RTX builds for named compute capabilities: name each GPU as a target "
+                "instead of a hardware_compatibility_level"
+            )
+    return None
+
+
+def build_queue(target: Target) -> str:
+    """The queue of the workers that can build for this target."""
+    needs_no_gpu = target.runtime is Runtime.TENSORRT_RTX or target.gpu == gpus.CPU
+    return str(Queue(target.runtime, gpus.CPU) if needs_no_gpu else Queue.of(target))
+
+
+def run_queue(target: Target, online_queues: Mapping[str, int]) -> str | None:
+    """The queue of the workers that can run this target's engines, to measure them.
+
+    Where an engine is built it can be run. Those of TensorRT-RTX are built without a GPU: None for
+    them while no worker with such a GPU is online.
+    """
+    if target.gpu == gpus.CPU:
+        return CPU_QUEUE
+    queue = str(Queue.of(target))
+    if target.runtime is Runtime.TENSORRT_RTX and not online_queues.get(queue):
+        return None
+    return queue

@@ -1,0 +1,32 @@
+"""A job's toolchain is told by its recipe alone, and an index goes that no query uses."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
+
+revision = "0013"
+down_revision = "0012"
+branch_labels = None
+depends_on = None
+
+_JSON = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+_INDEX = "ix_jobs_state_lease_until"
+
+
+def upgrade() -> None:
+    op.drop_index(_INDEX, "jobs")
+    op.drop_column("jobs", "toolchain")
+
+
+def downgrade() -> None:
+    op.add_column("jobs", sa.Column("toolchain", _JSON, nullable=False, server_default="{}"))
+    is_sqlite = op.get_bind().dialect.name == "sqlite"
+    copied = (
+        "UPDATE jobs SET toolchain = json_extract(recipe, '$.tools')"
+        if is_sqlite
+        else "UPDATE jobs SET toolchain = recipe -> 'tools'"
+    )
+    op.execute(copied)
+    op.create_index(_INDEX, "jobs", ["state", "lease_until"])
