@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from farm.builds.attach import Before, Submitted, attach_jobs
 from farm.builds.cancel import locked
 from farm.builds.planned import choices_of, gates_of, plan_of
 from farm.builds.versions import version_of
-from farm.database.tables import (
-    Build,
-    BuildJob,
-    Event,
-    Job,
-    Wanted,
-)
+from farm.database.tables import IS_OUTDATED, IS_QUEUED, Build, BuildJob, Event, Job, Wanted
 from farm.fleet.workers import Fleet
 from farm.planning.targets import Choice
-from farm.queue import jobs, leases, turns
+from farm.queue import jobs, turns
 from farm.queue.turns import Bell
 from farm.schemas.submission import BuildRequest
 from farm.specs.runtime import Runtime, Target
-from farm.specs.states import BUILD_ENDED, BuildState, Reuse
+from farm.specs.states import BUILD_ENDED, BuildState, JobState, Reuse
+
+_AT_ONCE = 100
 
 
 def retry_build(
@@ -50,6 +46,12 @@ def retry_build(
     return _plan_anew(session, build, choices_of(request, fleet, runtimes), fleet)
 
 
+def outdated(session: Session) -> Sequence[int]:
+    """The jobs that workers have left, since they were planned with other tools; some of them, if many."""
+    statement = select(Job.id).where(IS_QUEUED, IS_OUTDATED).order_by(Job.id).limit(_AT_ONCE)
+    return session.scalars(statement).all()
+
+
 def wanting(session: Session, job_id: int) -> Sequence[str]:
     """The live builds that want a job, the oldest first."""
     return session.scalars(
@@ -61,49 +63,41 @@ def wanting(session: Session, job_id: int) -> Sequence[str]:
 
 
 def replan_build(
-    session: Session,
-    build_id: str,
-    *,
-    instead_of: int,
-    attempt: int,
-    cause: str,
-    fleet: Fleet,
-    lease_s: float,
+    session: Session, build_id: str, *, instead_of: int, fleet: Fleet
 ) -> Sequence[Bell]:
-    """Plan a build anew that wants a job which its worker can't run, since it has other tools.
+    """Plan a build anew that wants an outdated job.
 
     Its targets stay, since the workers of one of them may be starting again just now, and so do its
-    places. When the plan is the same nothing is done: it is the worker that lags behind. One build
-    after the other is planned so, and the lease renewed by that; in the end the worker leaves the job
-    (``farm.queue.leases``).
+    places. When the plan is the same nothing is done: it is the worker that lags behind.
 
     Parameters:
-        instead_of: the job, which this attempt holds.
+        instead_of: the job. Nothing is done either when it isn't left any more.
 
     Returns:
         What is to be rung for after the commit.
-
-    Raises:
-        LeaseLost
     """
     before = session.scalars(select(BuildJob.job_id).where(BuildJob.build_id == build_id)).all()
     # All jobs, then the build, as everybody locks them.
-    held = jobs.locked(session, {*before, instead_of})[instead_of]
-    leases.renew(session, instead_of, attempt, lease_s=lease_s)
+    left = jobs.locked(session, {*before, instead_of})[instead_of]
     build = locked(session, build_id)
+    if left.state != JobState.QUEUED or left.outdated is None or build.state in BUILD_ENDED:
+        return ()
     choices = _choices(session, build_id)
     request = BuildRequest.model_validate(build.request)
-    if (
-        build.state in BUILD_ENDED
-        or held.key in plan_of(request, choices, fleet, gates_of(build)).jobs
-    ):
+    if left.key in plan_of(request, choices, fleet, gates_of(build)).jobs:
         return ()
-    session.add(Event(build_id=build.id, kind="build", state=build.state, data={"cause": cause}))
+    cause = {"cause": left.outdated}
+    session.add(Event(build_id=build.id, kind="build", state=build.state, data=cause))
     session.flush()
     kept = turns.places(session, build)
     ready = _plan_anew(session, build, choices, fleet, kept).ready
     jobs.cancel(session, before)
     return ready
+
+
+def settle(session: Session, job_id: int) -> None:
+    """Note that the builds of an outdated job are planned anew."""
+    session.execute(update(Job).where(Job.id == job_id).values(outdated=None))
 
 
 def _choices(session: Session, build_id: str) -> list[Choice]:

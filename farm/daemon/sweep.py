@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
+from farm.daemon.replan import replan_outdated
 from farm.database.session import Database
 from farm.errors import DatabaseUnavailable, Unavailable
 from farm.queue import leases
@@ -54,6 +55,7 @@ class Sweeper(threading.Thread):
                 if time.monotonic() - swept > self._settings.sweep_interval_s:
                     swept = time.monotonic()
                     self.reap()
+                    self._replan()
                     self._doorbell.ring_pending(again_s=self._settings.ring_again_s)
             except Unavailable as err:
                 if isinstance(err, DatabaseUnavailable):
@@ -74,6 +76,10 @@ class Sweeper(threading.Thread):
         bells = [self._bells.popleft() for _ in range(len(self._bells))]
         if bells:
             self._doorbell.ring(bells)
+
+    def _replan(self) -> None:
+        self._bells.extend(replan_outdated(self._db, ttl_s=self._settings.worker_ttl_s))
+        self._ring()
 
     def reap(self) -> None:
         """Take jobs back from workers that fell silent.

@@ -113,6 +113,9 @@ IS_USABLE = text("jobs.state NOT IN ('failed', 'cancelled')")
 IS_QUEUED = text("jobs.state = 'queued'")
 
 
+IS_OUTDATED = text("jobs.outdated IS NOT NULL")
+
+
 IS_IN_LINE = text("jobs.state IN ('waiting', 'queued')")
 
 
@@ -148,6 +151,12 @@ class Job(Base):
             sqlite_where=IS_QUEUED,
             postgresql_where=IS_QUEUED,
         ),
+        Index(
+            "ix_jobs_outdated",
+            "outdated",
+            sqlite_where=IS_OUTDATED,
+            postgresql_where=IS_OUTDATED,
+        ),
         # The order in which a queue's jobs are claimed.
         Index(
             "ix_jobs_queue_place_id",
@@ -179,6 +188,8 @@ class Job(Base):
     owner: Mapped[str | None] = mapped_column(String(200))
     lease_until: Mapped[datetime | None] = mapped_column(Instant)
     cancel_requested: Mapped[bool] = mapped_column(default=False)
+    #: How its tools differ from those of the worker that left it, until its builds are planned anew.
+    outdated: Mapped[str | None] = mapped_column(String(200))
     phase: Mapped[str | None] = mapped_column(String(100))
     progress: Mapped[float | None]
     outputs: Mapped[dict[str, str] | None] = mapped_column(Json)  #: role → digest

@@ -59,6 +59,7 @@ def claim(
         owner=owner,
         lease_until=now() + timedelta(seconds=lease_s),
         started_at=now(),
+        outdated=None,
         phase=None,
     )
     if job is None:
@@ -172,6 +173,26 @@ def fail(session: Session, job_id: int, attempt: int, error: FarmError) -> None:
         LeaseLost
     """
     _finish(session, job_id, attempt, JobState.FAILED, error=describe(error))
+    failed = [job_id, *transitions.fail_dependents(session, job_id)]
+    build_states.refresh_builds(session, build_states.locked_builds(session, failed))
+
+
+def fail_outdated(session: Session, job_id: int, error: FarmError) -> None:
+    """Fail a job, and those that wait for it, whose builds were to be planned anew and can't be."""
+    job = locked(session, [job_id])[job_id]
+    if job.state != JobState.QUEUED or job.outdated is None:
+        return  # a worker has its tools after all
+    moved = transitions.move(
+        session,
+        job_id,
+        JobState.QUEUED,
+        JobState.FAILED,
+        error=describe(error),
+        finished_at=now(),
+        outdated=None,
+    )
+    assert moved is not None
+    transitions.record(session, moved, JobState.FAILED, error=moved.error)
     failed = [job_id, *transitions.fail_dependents(session, job_id)]
     build_states.refresh_builds(session, build_states.locked_builds(session, failed))
 

@@ -118,9 +118,12 @@ def interrupt(
 
 
 def leave(session: Session, job_id: int, attempt: int, cause: str) -> None:
-    """Give a job that this worker can't run to a next attempt, a while later; that counts as none.
+    """Leave a job that was planned with other tools to a next attempt, a while later; that counts as none.
 
-    When no build wants it any more it is cancelled.
+    Until then the daemon plans its builds anew. When no build wants it any more it is cancelled.
+
+    Parameters:
+        cause: how the tools differ.
 
     Raises:
         LeaseLost
@@ -131,7 +134,7 @@ def leave(session: Session, job_id: int, attempt: int, cause: str) -> None:
         return
     job.first_attempt += 1
     if requeue(session, job, cause=cause):
-        later = {"not_before": now() + _LEAVE_FOR, "phase": cause[:100]}
+        later = {"not_before": now() + _LEAVE_FOR, "phase": cause[:100], "outdated": cause[:200]}
         session.execute(update(Job).where(Job.id == job.id).values(later))
 
 

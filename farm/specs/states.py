@@ -52,6 +52,7 @@ JOB_TRANSITIONS: frozenset[tuple[JobState, JobState]] = frozenset(
         (JobState.WAITING, JobState.CANCELLED),
         (JobState.QUEUED, JobState.RUNNING),  # claimed
         (JobState.QUEUED, JobState.CANCELLED),
+        (JobState.QUEUED, JobState.FAILED),  # it can't be planned with the tools that are there now
         (JobState.RUNNING, JobState.SUCCEEDED),
         (JobState.RUNNING, JobState.FAILED),
         (JobState.RUNNING, JobState.CANCELLED),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import select
 
-from farm.builds import events, replan
-from farm.database.tables import Job
+from farm.builds import events
+from farm.daemon.replan import replan_outdated
+from farm.database.tables import Artifact, Job
 from farm.errors import LeaseLost
 from farm.fleet import workers
 from farm.queue import leases
@@ -17,24 +18,10 @@ CAUSE = "planned with another toolchain: torch 2.13.0 → 2.14.0"
 
 
 def refuse(ledger, claim):
-    """What a worker does that has other tools than a job was planned with."""
-    with ledger.db.read() as session:
-        wanting = replan.wanting(session, claim.job_id)
-    bells = []
-    for build_id in wanting:
-        with ledger.db.write() as session:
-            bells += replan.replan_build(
-                session,
-                build_id,
-                instead_of=claim.job_id,
-                attempt=claim.attempt,
-                cause=CAUSE,
-                fleet=ledger.fleet(session),
-                lease_s=30,
-            )
+    """What a worker does that has other tools than a job was planned with, and then the daemon."""
     with ledger.db.write() as session:
         leases.leave(session, claim.job_id, claim.attempt, CAUSE)
-    return bells
+    return replan_outdated(ledger.db, ttl_s=60)
 
 
 def test_a_build_is_planned_anew_with_the_tools_that_are_there_and_never_fails(ledger):
@@ -136,3 +123,30 @@ def test_a_build_keeps_its_targets_while_workers_are_away_that_serve_them(ledger
     refuse(ledger, ledger.claim_next(owner="cpu@upgraded"))
     assert {want.target for want in ledger.view(build).engines} == {before}
     assert {job.recipe["tools"]["torch"] for job in ledger.queued()} == {"2.14.0"}
+
+
+def test_a_build_that_cannot_be_planned_anew_fails_with_the_reason(ledger):
+    build = ledger.submit()
+    claim = ledger.claim_next()
+    ledger.worker("cpu@upgraded", toolchain=NEWER)
+    with ledger.db.write() as session:
+        for artifact in session.scalars(select(Artifact)):
+            artifact.lost_at = artifact.created_at
+    refuse(ledger, claim)
+    view = ledger.view(build)
+    assert view.state == "failed"
+    assert "isn't here" in view.error.detail
+
+
+def test_a_job_that_another_worker_has_taken_is_not_planned_anew(ledger):
+    ledger.submit()
+    claim = ledger.claim_next()
+    with ledger.db.write() as session:
+        leases.leave(session, claim.job_id, claim.attempt, CAUSE)
+        session.get_one(Job, claim.job_id).not_before = None
+    again = ledger.claim_next()
+    assert again.job_id == claim.job_id
+    ledger.worker("cpu@upgraded", toolchain=NEWER)
+    assert replan_outdated(ledger.db, ttl_s=60) == []
+    with ledger.db.read() as session:
+        assert session.get_one(Job, claim.job_id).outdated is None

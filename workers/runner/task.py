@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +13,6 @@ from celery import Celery, Task
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from farm.builds.replan import replan_build, wanting
 from farm.daemon import scrub
 from farm.database.tables import Job
 from farm.errors import (
@@ -114,8 +112,10 @@ def _run_claimed(task_id: str, context: Context, job_id: int, claim: Claim) -> s
     except Stopping:
         return "given back: the worker shuts down"
     except _OtherTools as err:
-        _ring(context, _replan(context, claim, str(err)))
-        return f"not run here: {err}"
+        log.warning("%s: %s", claim.title, err)
+        cause = str(err)
+        _end(context, lambda session: leases.leave(session, claim.job_id, claim.attempt, cause))
+        return f"not run here: {cause}"
     except Unavailable as err:
         log.warning("%s is interrupted: %s", claim.title, err.detail)
         context.shunned[claim.job_id] = time.monotonic() + _SHUN_S
@@ -222,36 +222,6 @@ def _interrupt(context: Context, claim: Claim, error: Unavailable) -> None:
             wait_s=(context.settings.ring_again_s / 4, context.settings.ring_again_s),
         ),
     )
-
-
-def _replan(context: Context, claim: Claim, cause: str) -> list[Bell]:
-    log.warning("%s: %s", claim.title, cause)
-    settings = context.settings
-
-    def replan(build_id: str, session: Session) -> Sequence[Bell]:
-        return replan_build(
-            session,
-            build_id,
-            instead_of=claim.job_id,
-            attempt=claim.attempt,
-            cause=cause,
-            fleet=Fleet.load(session, ttl_s=settings.worker_ttl_s),
-            lease_s=settings.lease_ttl_s,
-        )
-
-    ready: list[Bell] = []
-    try:
-        for build_id in _insist(context, lambda session: wanting(session, claim.job_id)):
-            ready += _insist(context, partial(replan, build_id))
-        _insist(context, lambda session: leases.leave(session, claim.job_id, claim.attempt, cause))
-    except LeaseLost as err:
-        log.warning("%s: planning anew is somebody else's", err.detail)
-    except FarmError as err:
-        _fail(context, claim, err)
-    except Exception as err:
-        _fail(context, claim, InternalError(f"the worker has a bug here: {err!r}"))
-        raise
-    return ready
 
 
 def _fail(context: Context, claim: Claim, error: FarmError) -> None:

@@ -1,0 +1,65 @@
+"""Builds are planned anew whose jobs the workers have left, since these have other tools by now."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from sqlalchemy.exc import IntegrityError
+
+from farm.builds.replan import outdated, replan_build, settle, wanting
+from farm.database.session import Database
+from farm.errors import FarmError, Unavailable
+from farm.fleet.workers import Fleet
+from farm.queue import jobs
+from farm.queue.turns import Bell
+
+log = logging.getLogger(__name__)
+
+_RACES = 10
+
+
+def replan_outdated(db: Database, *, ttl_s: float) -> list[Bell]:
+    """Plan anew, with the tools that are there now; return what is to be rung for.
+
+    One build after the other, each in a unit of work of its own: there may be many.
+
+    Parameters:
+        ttl_s: how long a worker that is silent counts as online.
+
+    Raises:
+        Unavailable: the database is away; what is left is planned the next time.
+    """
+    with db.read() as session:
+        left = outdated(session)
+    return [bell for job_id in left for bell in _replan(db, job_id, ttl_s)]
+
+
+def _replan(db: Database, job_id: int, ttl_s: float) -> list[Bell]:
+    ready: list[Bell] = []
+    try:
+        with db.read() as session:
+            builds = wanting(session, job_id)
+        for build_id in builds:
+            ready += _plan_once(db, build_id, job_id, ttl_s)
+        with db.write() as session:
+            settle(session, job_id)
+    except Unavailable:
+        raise
+    except FarmError as err:
+        log.warning("job %s can't be planned anew: %s", job_id, err.detail)
+        with db.write() as session:
+            jobs.fail_outdated(session, job_id, err)
+    return ready
+
+
+def _plan_once(db: Database, build_id: str, job_id: int, ttl_s: float) -> Sequence[Bell]:
+    for race in range(_RACES):
+        try:
+            with db.write() as session:
+                fleet = Fleet.load(session, ttl_s=ttl_s)
+                return replan_build(session, build_id, instead_of=job_id, fleet=fleet)
+        except IntegrityError:  # a submission of the same work; the next look finds it there
+            if race == _RACES - 1:
+                raise
+    return ()
