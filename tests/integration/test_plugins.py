@@ -84,7 +84,7 @@ class Farm:
         claim = SimpleNamespace(params={"options": {"plugins": list(digests)}})
         workdir = self.folder / "job"
         workdir.mkdir()
-        return loading.verified(context, claim, workdir)
+        return loading.Libraries(context, claim).place(workdir)
 
 
 @pytest.fixture

@@ -24,12 +24,14 @@ from farm.fleet.timing_caches import Revision, Timed
 from farm.machine.gpus import Gpu
 from farm.settings import Settings
 from farm.specs.options import BuilderOptions
+from farm.specs.roles import Role
 from farm.specs.runtime import Target
 from farm.stages import BuildParams, JobKind
 from farm.store.local import LocalStore
 from workers.runner import task
 from workers.runner import timing_caches as fleet_caches
 from workers.runner.app import Context
+from workers.runner.made import Made
 from workers.stages.base import StageRequest, run_request
 
 H200 = Gpu(uuid="GPU-1", name="NVIDIA H200", compute_capability="sm_90", memory_bytes=1)
@@ -84,20 +86,18 @@ class Worker:
             options=BuilderOptions(**options),
         ).model_dump(mode="json")
         claim = SimpleNamespace(**{**vars(self.claim), "params": params})
-        offer = fleet_caches.offer(self.context, claim)
+        part = fleet_caches.Cache(self.context, claim)
         typed = chain(workdir / "typed.onnx", *widths)
-        inputs = {"typed": typed} | (offer.inputs if offer else {})
+        inputs = {"typed": typed, **part.blobs}
         request = StageRequest(kind=JobKind.BUILD, params=params, inputs=inputs, workdir=workdir)
 
         def end():
-            made = run_request(request, lambda *_: None)
-            if offer is None:
-                assert fleet_caches.ROLE not in made["outputs"]
-                return made["facts"]
-            facts = made["facts"]["timing_cache"]
-            path = Path(made["outputs"][fleet_caches.ROLE])
-            fleet_caches.merge(self.context, claim, offer, path, facts)
-            return facts | offer.as_facts()
+            said = run_request(request, lambda *_: None)
+            files = {role: Path(path) for role, path in said["outputs"].items()}
+            made = part.made(Made(outputs=files, facts=said["facts"]))
+            assert Role.TIMING_CACHE not in made.outputs
+            part.kept()
+            return made.facts.get("timing_cache") or made.facts
 
         return end
 

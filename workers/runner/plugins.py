@@ -10,22 +10,27 @@ from farm.errors import DigestMismatch, EngineBuildFailed, Rejected
 from farm.queue.jobs import Claim
 from farm.trust import plugins
 from workers.runner.app import Context
+from workers.runner.hooks import Part
 
 ROLE = "plugin-"  #: and a number, in the order of the build's options
 
 
-def verified(context: Context, claim: Claim, workdir: Path) -> dict[str, Path]:
-    """The libraries that a job names, in a folder that nobody else writes to.
+class Libraries(Part):
+    """The libraries that a job names, in a folder that nobody else writes to."""
 
-    Raises:
+    def __init__(self, context: Context, claim: Claim) -> None:
+        self._context = context
+        self._digests = claim.params.get("options", {}).get("plugins", ())
+
+    def place(self, workdir: Path) -> dict[str, Path]:
+        """Raises:
         EngineBuildFailed: one isn't allow-listed, isn't what was signed, or this worker doesn't
             trust its key.
-    """
-    digests = claim.params.get("options", {}).get("plugins", ())
-    return {
-        f"{ROLE}{number}": _verified(context, digest, workdir / "plugins" / str(number))
-        for number, digest in enumerate(digests)
-    }
+        """
+        return {
+            f"{ROLE}{number}": _verified(self._context, digest, workdir / "plugins" / str(number))
+            for number, digest in enumerate(self._digests)
+        }
 
 
 def _verified(context: Context, digest: str, folder: Path) -> Path:

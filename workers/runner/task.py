@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +33,8 @@ from farm.stages import JobKind
 from workers.runner import inputs, plugins, timing_caches, toolchain
 from workers.runner.app import Context
 from workers.runner.child import Child, Link, await_preload, peak_memory_bytes
-from workers.runner.made import made_of
+from workers.runner.hooks import Hook, Part
+from workers.runner.made import Made, made_of
 from workers.runner.watch import Stopping, Watch
 from workers.sandbox import folder
 from workers.stages.base import StageRequest, run_request
@@ -46,6 +47,9 @@ _CLAIM_AGAIN_S = (0.2, 1.0)  #: before the second and the third try of a claim
 _RACES = 10
 _SHUN_S = 60.0  #: after what should run again has failed here for reasons of this machine
 _PASS_ON_S = 0.5
+
+#: What takes part in jobs beside their stages.
+HOOKS: Sequence[Hook] = (timing_caches.Cache, plugins.Libraries)
 
 T = TypeVar("T")
 
@@ -246,8 +250,8 @@ def _work(task_id: str, context: Context, claim: Claim) -> list[Bell]:
     """Run the job's stage and finish it; return the bells of the jobs that became ready."""
     _check_toolchain(claim)
     with _workdir(context, claim) as workdir:
-        offer = timing_caches.offer(context, claim)
-        request = _request(context, claim, workdir, offer.inputs if offer else {})
+        parts = [hook(context, claim) for hook in HOOKS]
+        request = _request(context, claim, workdir, parts)
         timeout_s = context.settings.timeout_s(request.kind)
         with Child(
             _run_stage,
@@ -271,26 +275,30 @@ def _work(task_id: str, context: Context, claim: Claim) -> list[Bell]:
                 inputs.require(request.inputs.values())
                 raise
             made = made_of(result, request.kind, workdir)
-        # No output: which cache it was and what it has become is no part of what the job does.
-        files, facts = dict(made.outputs), dict(made.facts)
-        timed = files.pop(timing_caches.ROLE, None)
-        if offer and timed:
-            facts["timing_cache"] = facts["timing_cache"] | offer.as_facts()
-        outputs = {}
-        for role, path in files.items():
-            stored = context.store.take(path)
-            outputs[role] = Output(digest=stored.digest, bytes=stored.bytes)
-
-        def succeed(session: Session) -> list[Bell]:
-            # Of what nothing refers to yet garbage collection may have been quicker, after an hour.
-            if not all(context.store.has(output.digest) for output in outputs.values()):
-                raise StorageUnavailable("the store has lost what was made")
-            return jobs.succeed(session, claim.job_id, claim.attempt, outputs=outputs, facts=facts)
-
-        ready = _insist(context, succeed)
-        if offer and timed:
-            timing_caches.merge(context, claim, offer, timed, facts["timing_cache"])
+        for part in parts:
+            made = part.made(made)
+        ready = _keep(context, claim, made)
+        for part in parts:
+            part.kept()
         return ready
+
+
+def _keep(context: Context, claim: Claim, made: Made) -> list[Bell]:
+    """Store what was made, and finish the job with it."""
+    outputs = {}
+    for role, path in made.outputs.items():
+        stored = context.store.take(path)
+        outputs[role] = Output(digest=stored.digest, bytes=stored.bytes)
+
+    def succeed(session: Session) -> list[Bell]:
+        # Of what nothing refers to yet garbage collection may have been quicker, after an hour.
+        if not all(context.store.has(output.digest) for output in outputs.values()):
+            raise StorageUnavailable("the store has lost what was made")
+        return jobs.succeed(
+            session, claim.job_id, claim.attempt, outputs=outputs, facts=dict(made.facts)
+        )
+
+    return _insist(context, succeed)
 
 
 def _run_stage(request: StageRequest, link: Link) -> dict[str, Any]:
@@ -339,22 +347,17 @@ def _request_file(workdir: Path) -> Path:
     return workdir.with_suffix(".json")
 
 
-def _request(
-    context: Context, claim: Claim, workdir: Path, offered: Mapping[str, Path]
-) -> StageRequest:
-    """What the child is asked for.
-
-    Parameters:
-        offered: role → a blob, of inputs that aren't the job's own.
-    """
+def _request(context: Context, claim: Claim, workdir: Path, parts: Sequence[Part]) -> StageRequest:
+    """What the child is asked for: its own inputs, and those of the hooks."""
     blobs = {role: context.store.path(digest) for role, digest in claim.inputs.items()}
+    placed: dict[str, Path] = {}
+    for part in parts:
+        blobs |= part.blobs
+        placed |= part.place(workdir)
     request = StageRequest(
         kind=JobKind(claim.kind),
         params=dict(claim.params),
-        inputs={
-            **inputs.hold({**blobs, **offered}, _inputs_folder(workdir)),
-            **plugins.verified(context, claim, workdir),
-        },
+        inputs=inputs.hold(blobs, _inputs_folder(workdir)) | placed,
         workdir=workdir,
         digests=dict(claim.inputs),
     )

@@ -17,17 +17,19 @@ from farm.fleet import timing_caches
 from farm.fleet.timing_caches import Revision, Timed
 from farm.queue import jobs
 from farm.queue.jobs import Claim
+from farm.specs.roles import Role
 from farm.specs.runtime import Runtime
 from farm.stages import JobKind
 from workers.backends.trt import build
 from workers.runner import toolchain
 from workers.runner.app import Context
 from workers.runner.child import Child, Link
+from workers.runner.hooks import Part
+from workers.runner.made import Made
 from workers.sandbox import folder
 
 log = logging.getLogger(__name__)
 
-ROLE = "timing_cache"
 _RACES = 10
 _COMBINE_S = 300.0
 
@@ -40,16 +42,38 @@ class Offer:
     revision: Revision
     path: Path | None
 
-    @property
-    def inputs(self) -> dict[str, Path]:
-        return {ROLE: self.path} if self.path else {}
-
     def as_facts(self) -> dict[str, Any]:
         given = self.path is not None
         return {
             "digest": self.revision.digest if given else None,
             "revision": self.revision.number if given else None,
         }
+
+
+class Cache(Part):
+    """A build's part in the fleet's timing caches; no other job has one."""
+
+    def __init__(self, context: Context, claim: Claim) -> None:
+        self._context = context
+        self._claim = claim
+        self._offer = offer(context, claim)
+        self._timed: tuple[Path, Mapping[str, Any]] | None = None
+        if self._offer and self._offer.path:
+            self.blobs = {Role.TIMING_CACHE: self._offer.path}
+
+    def made(self, made: Made) -> Made:
+        """Without the cache: which it was and what it has become is no part of what the job does."""
+        outputs = {role: path for role, path in made.outputs.items() if role != Role.TIMING_CACHE}
+        timed = made.outputs.get(Role.TIMING_CACHE)
+        if timed is None or self._offer is None:
+            return Made(outputs=outputs, facts=made.facts)
+        facts = made.facts["timing_cache"] | self._offer.as_facts()
+        self._timed = timed, facts
+        return Made(outputs=outputs, facts={**made.facts, "timing_cache": facts})
+
+    def kept(self) -> None:
+        if self._offer and self._timed:
+            merge(self._context, self._claim, self._offer, *self._timed)
 
 
 def offer(context: Context, claim: Claim) -> Offer | None:
