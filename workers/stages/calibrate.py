@@ -17,8 +17,11 @@ from onnx import TensorProto
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 
 from farm.errors import CalibrationFailed, FarmError, InvalidData
+from farm.planning import policy
+from farm.specs.gpus import CPU
 from farm.specs.precision import Precision
 from farm.specs.roles import Role
+from farm.specs.runtime import Runtime, Target
 from farm.specs.source import DataKind
 from farm.stages import CalibrateParams
 from workers.graphs import casting, check, files, floats, interface, opsets, shapes, standard, walk
@@ -38,6 +41,7 @@ _NAMES = {
 }
 
 Progress = Callable[[str, float | None], None]
+_CPU = Target(runtime=Runtime.ONNXRUNTIME, gpu=CPU)
 
 
 def run(stage: Stage) -> StageResult:
@@ -82,7 +86,7 @@ def run(stage: Stage) -> StageResult:
     stage.progress("cast the remainder", None)
     seen = batches[: max(1, MAX_SAMPLES // size)]
     outputs, remainder = _write_for_gpus(stage, quantized, seen)
-    if params.precision is Precision.INT8:
+    if policy.refusal(_CPU, params.precision) is None:
         outputs[Role.TYPED] = typed
     facts = {
         "samples": sum(map(batch.count, batches)),
@@ -117,7 +121,7 @@ def _as_it_is(
     stage.progress("cast the remainder", None)
     taken = qat.for_gpus(model)
     outputs, remainder = _write_for_gpus(stage, taken, [first])
-    if params.precision is Precision.INT8:
+    if policy.refusal(_CPU, params.precision) is None:
         outputs[Role.TYPED] = typed
     facts = {
         "samples": 0,

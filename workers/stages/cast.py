@@ -6,7 +6,8 @@ Inputs and outputs keep the types that they have.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -49,29 +50,42 @@ def run(stage: Stage) -> StageResult:
     files.load_weights(model, file)
     stage.progress("cast", None)
     path = stage.workdir / "typed.onnx"
-    more: dict[str, Any] = {}
-    if params.precision is Precision.INT8_DYNAMIC:
-        typed, low, total = _quantize(model, path, params)
-    else:
-        typed, more = _in_half(stage, model, params)
-        low, total = low_precision_nodes(typed, params.precision)
-        interface.keep_axis_ranges(typed, interface.axis_ranges(model))
-        files.save_model(typed, path)
-    share = low / total
-    print(f"{low} of {total} operators that could be are {params.precision} ({share:.0%})")
+    made = _MAKERS[params.precision](stage, model, params, path)
+    typed, share = made.model, made.low / made.total
+    print(
+        f"{made.low} of {made.total} operators that could be are {params.precision} ({share:.0%})"
+    )
     facts = {
         "precision": str(params.precision),
-        "low_precision_nodes": low,
-        "float_nodes": total,
+        "low_precision_nodes": made.low,
+        "float_nodes": made.total,
         "share": round(share, 4),
         "opset": shapes.opset_of(typed),
         "inputs": interface.specs_as_json(interface.input_specs(typed)),
         "outputs": interface.specs_as_json(interface.output_specs(typed)),
     }
-    return StageResult(outputs={Role.TYPED: path}, facts=facts | more)
+    return StageResult(outputs={Role.TYPED: path}, facts=facts | dict(made.facts))
 
 
-def _in_half(
+@dataclass(frozen=True, kw_only=True)
+class _Typed:
+    """A typed graph, as it was written."""
+
+    model: onnx.ModelProto
+    low: int  #: operators of the precision
+    total: int  #: operators that could be of it
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _in_half(stage: Stage, given: onnx.ModelProto, params: CastParams, path: Path) -> _Typed:
+    typed, facts = _half_of(stage, given, params)
+    low, total = low_precision_nodes(typed, params.precision)
+    interface.keep_axis_ranges(typed, interface.axis_ranges(given))
+    files.save_model(typed, path)
+    return _Typed(model=typed, low=low, total=total, facts=facts)
+
+
+def _half_of(
     stage: Stage, given: onnx.ModelProto, params: CastParams
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """The typed graph, and which data its types are from."""
@@ -172,9 +186,9 @@ def _listed(reasons: Mapping[str, int]) -> str:
     return ", ".join(f"{why} ({count})" for why, count in sorted(reasons.items())) or "it has none"
 
 
-def _quantize(
-    given: onnx.ModelProto, path: Path, params: CastParams
-) -> tuple[onnx.ModelProto, int, int]:
+def _with_integer_weights(
+    _stage: Stage, given: onnx.ModelProto, params: CastParams, path: Path
+) -> _Typed:
     try:
         model = floats.in_fp32(given)
         quantize_weights(model, path)
@@ -197,7 +211,15 @@ def _quantize(
             "are quantised without calibration data: convolutions would be slower than in fp32",
             hint="choose int8 with calibration data, which has convolutions too, or fp32",
         )
-    return typed, low, len(compute.products)
+    return _Typed(model=typed, low=low, total=len(compute.products))
+
+
+#: How the graph of each precision is made.
+_MAKERS: Mapping[Precision, Callable[[Stage, onnx.ModelProto, CastParams, Path], _Typed]] = {
+    Precision.FP16: _in_half,
+    Precision.BF16: _in_half,
+    Precision.INT8_DYNAMIC: _with_integer_weights,
+}
 
 
 def low_precision_nodes(
