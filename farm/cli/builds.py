@@ -62,7 +62,7 @@ def _show(view: BuildView, url: str | None) -> None:
 
 
 def _show_failures(view: BuildView, url: str | None) -> None:
-    from farm.client.build import failures
+    from farm.client.failures import failures
 
     for job, error in failures(view):
         show.line(f"\n{view.name_of(job)} failed: {error.detail}")

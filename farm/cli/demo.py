@@ -74,7 +74,7 @@ class Failed:
     @classmethod
     def by(cls, err: FarmError, part: Part, build: Build | None, home: Path) -> Failed:
         """By an error, which of a build that failed is those of its jobs."""
-        from farm.client.build import failures
+        from farm.client.failures import failures
 
         if not isinstance(err, BuildFailed) or build is None:
             named = build.id if build else None

@@ -83,7 +83,7 @@ def tell_ending(view: BuildView) -> None:
 
 def _conclude(build: Build, url: str | None, *, as_json: bool) -> int:
     """Say what became of the build; return the exit code."""
-    from farm.client.build import failures, is_retryable
+    from farm.client.failures import failures, is_retryable
 
     view = build.view
     if as_json:

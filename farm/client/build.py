@@ -5,66 +5,36 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from farm.client import events
+from farm.client.failures import failed
+from farm.client.http import Http
 from farm.client.plain import plain
 from farm.client.progress import Progress
+from farm.client.pulls import Pulls
+from farm.client.registry import Registry
 from farm.errors import (
     BuildCancelled,
-    BuildFailed,
     Conflict,
-    InputFailed,
     NotFound,
-    StageFailed,
     WaitTimedOut,
-    code_of,
-    from_code,
 )
-from farm.schemas.builds import BuildView, Explanation, JobView
+from farm.schemas.builds import BuildView, Explanation
 from farm.schemas.engines import EngineView
 from farm.schemas.events import Event
-from farm.schemas.problems import Failure
 from farm.specs.gpus import canonical, compute_capability
-from farm.specs.states import BUILD_ENDED, BuildState, JobState
-
-if TYPE_CHECKING:
-    from farm.client.farm import Farm
+from farm.specs.states import BUILD_ENDED, BuildState
 
 _FIRST_POLL_S = 0.2
 _LONGEST_POLL_S = 2.0
-#: The code of a job that failed because one before it did.
-_FOLLOWS = code_of(InputFailed)
-
-
-def failures(view: BuildView) -> list[tuple[JobView, Failure]]:
-    """The jobs that failed by themselves, not because one before them did, and why."""
-    failed = [(job, job.error) for job in view.jobs if job.error and job.state is JobState.FAILED]
-    return [(job, error) for job, error in failed if error.code != _FOLLOWS] or failed
-
-
-def _failed(view: BuildView) -> BuildFailed:
-    causes = failures(view)
-    said = "; ".join(f"{view.name_of(job)}: {error.detail}" for job, error in causes)
-    hints = dict.fromkeys(error.hint for _, error in causes if error.hint)
-    failed = BuildFailed(
-        f"build {view.id} failed: {said or 'no job says why'}",
-        hint="; ".join(hints) or f"read its log: farm logs {view.id}",
-    )
-    failed.view = view
-    return failed
-
-
-def is_retryable(error: Failure) -> bool:
-    """Whether the same job may succeed when it's run again as it is."""
-    return type(from_code(error.code)) is StageFailed or from_code(error.code).retryable
 
 
 class Build:
     """A handle to one build of a farm."""
 
-    def __init__(self, farm: Farm, view: BuildView) -> None:
-        self._farm = farm
+    def __init__(self, http: Http, view: BuildView) -> None:
+        self._http = http
         self._view = view
 
     def __repr__(self) -> str:
@@ -86,12 +56,12 @@ class Build:
 
     def refresh(self) -> Self:
         """Look at the build."""
-        self._view = self._farm.http.read(BuildView, "GET", self._path)
+        self._view = self._http.read(BuildView, "GET", self._path)
         return self
 
     def events(self, *, after: int = 0) -> Iterator[Event]:
         """What happens to the build, from its submission on, until it has ended."""
-        return events.follow(self._farm.http, self.id, after=after)
+        return events.follow(self._http, self.id, after=after)
 
     def wait(self, timeout: float | None = None) -> Self:
         """Wait until the build has succeeded.
@@ -124,7 +94,7 @@ class Build:
             BuildFailed, BuildCancelled
         """
         if self._view.state is BuildState.FAILED:
-            raise _failed(self._view)
+            raise failed(self._view)
         if self._view.state is BuildState.CANCELLED:
             raise BuildCancelled(
                 f"build {self.id} was cancelled", hint=f"run it again: farm retry {self.id}"
@@ -141,16 +111,17 @@ class Build:
     def logs(self, job: int | None = None) -> str:
         """What the build's jobs printed, or one of them."""
         query = {} if job is None else {"job": job}
-        return plain(self._farm.http.request("GET", f"{self._path}/logs", params=query).text)
+        return plain(self._http.request("GET", f"{self._path}/logs", params=query).text)
 
     def explain(self) -> Explanation:
         """Why each job ran or was reused."""
-        return self._farm.http.read(Explanation, "GET", f"{self._path}/explain")
+        return self._http.read(Explanation, "GET", f"{self._path}/explain")
 
     def engines(self) -> list[EngineView]:
         """The build's engines that are in the registry."""
         ids = dict.fromkeys(want.engine for want in self.refresh().view.engines if want.engine)
-        return [self._farm.engine(engine_id) for engine_id in ids]
+        registry = Registry(self._http)
+        return [registry.engine(engine_id) for engine_id in ids]
 
     def pull(
         self,
@@ -182,7 +153,7 @@ class Build:
                 hint="wait for it first: build.wait(), or farm watch " + self.id,
             )
         chosen = self._chosen(engines, gpu, precision, doubtful=doubtful)
-        return self._farm.download_all(chosen, folder, progress)
+        return Pulls(self._http).download_all(chosen, folder, progress)
 
     def _chosen(
         self,
@@ -220,5 +191,5 @@ class Build:
         return f"/v1/builds/{self.id}"
 
     def _post(self, verb: str) -> Self:
-        self._view = self._farm.http.read(BuildView, "POST", f"{self._path}/{verb}")
+        self._view = self._http.read(BuildView, "POST", f"{self._path}/{verb}")
         return self

@@ -1,0 +1,28 @@
+"""The fleet: workers, the targets that they serve, and what their builders have timed."""
+
+from __future__ import annotations
+
+from pydantic import TypeAdapter
+
+from farm.client.noun import Noun
+from farm.schemas.fleet import TargetView, TimingCacheView, WorkerView
+
+_WORKERS = TypeAdapter(list[WorkerView])
+_TARGETS = TypeAdapter(list[TargetView])
+_TIMING_CACHES = TypeAdapter(list[TimingCacheView])
+
+
+class Fleet(Noun):
+    """The farm's machines."""
+
+    def workers(self) -> list[WorkerView]:
+        """Every worker that announced itself."""
+        return self.http.read(_WORKERS, "GET", "/v1/workers")
+
+    def targets(self) -> list[TargetView]:
+        """Every runtime × GPU tag, and whether it can be built."""
+        return self.http.read(_TARGETS, "GET", "/v1/targets")
+
+    def timing_caches(self) -> list[TimingCacheView]:
+        """What TensorRT's builders have timed, a GPU and toolchain."""
+        return self.http.read(_TIMING_CACHES, "GET", "/v1/timing-caches")

@@ -1,0 +1,56 @@
+"""A file that is arriving: ours alone, and never through a link."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from farm.errors import Conflict
+
+
+@contextmanager
+def held(path: Path) -> Iterator[Path]:
+    """The unfinished file's path, ours alone until the block ends.
+
+    Raises:
+        Conflict: another process is writing it.
+    """
+    import fcntl
+
+    partial = path.with_name(f"{path.name}.partial")
+    while True:
+        if partial.is_symlink():
+            partial.unlink()
+        with appending(partial) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Conflict(
+                    f"another pull is writing {partial}", hint="wait for it, then pull again"
+                ) from None
+            # Another pull may have finished, and renamed the file that we opened, in between.
+            if _is_same(file, partial):
+                yield partial
+                return
+
+
+def appending(partial: Path) -> BinaryIO:
+    """The file, made if it isn't there. A link isn't followed: it is an OSError."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    return os.fdopen(os.open(partial, flags, 0o666), "ab")
+
+
+def _is_same(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def truncate(partial: Path) -> None:
+    """Begin it from nothing."""
+    with appending(partial) as file:
+        file.truncate(0)

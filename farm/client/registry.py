@@ -1,0 +1,65 @@
+"""The registry: models, their versions and their engines."""
+
+from __future__ import annotations
+
+from farm.client.noun import Noun, part
+from farm.reports.layers import LayerReport
+from farm.schemas.engines import EnginePage, EngineView
+from farm.schemas.models import ModelDetail, ModelPage, ModelView
+
+
+class Registry(Noun):
+    """What the farm has built."""
+
+    def models(self, *, limit: int = 1000) -> list[ModelView]:
+        """Models by name."""
+        pages = self._pages(ModelPage, "/v1/models", {}, limit)
+        return [item for page in pages for item in page.items]
+
+    def model(self, name: str) -> ModelDetail:
+        """A model with its versions and its newest version's engines.
+
+        Raises:
+            NotFound
+        """
+        return self.http.read(ModelDetail, "GET", f"/v1/models/{part(name)}")
+
+    def engines(
+        self,
+        model: str,
+        *,
+        gpu: str | None = None,
+        precision: str | None = None,
+        runtime: str | None = None,
+        version: int | None = None,
+        prune: str | None = None,
+        limit: int = 1000,
+    ) -> list[EngineView]:
+        """A model's engines, the newest first.
+
+        Parameters:
+            prune: ``2:4``, ``l1:0.5``, or ``none`` for those with all weights.
+
+        Raises:
+            NotFound, UnknownGpu
+        """
+        query = {"gpu": gpu, "precision": precision, "runtime": runtime, "version": version}
+        query["prune"] = prune
+        pages = self._pages(EnginePage, f"/v1/models/{part(model)}/engines", query, limit)
+        return [item for page in pages for item in page.items]
+
+    def engine(self, engine_id: str) -> EngineView:
+        """A row of the registry.
+
+        Raises:
+            NotFound
+        """
+        return self.http.read(EngineView, "GET", f"/v1/engines/{part(engine_id)}")
+
+    def layers(self, engine_id: str) -> LayerReport:
+        """What is in an engine: its layers, and in which types it computes.
+
+        Raises:
+            NotFound
+        """
+        return self.http.read(LayerReport, "GET", f"/v1/engines/{part(engine_id)}/layers")

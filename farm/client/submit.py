@@ -1,0 +1,147 @@
+"""A submission: what is uploaded for it, and the request."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from farm.client import sources
+from farm.client.build import Build
+from farm.client.noun import Noun
+from farm.client.progress import Progress
+from farm.client.registry import Registry
+from farm.client.submission import Files, build_request, data, model_name
+from farm.client.upload import is_digest, upload
+from farm.errors import InvalidRequest, NotFound
+from farm.schemas.builds import BuildView
+from farm.schemas.submission import BuildRequest
+from farm.specs.gates import GateChanges
+from farm.specs.options import Prune
+from farm.specs.source import SourceFormat
+
+
+class Submissions(Noun):
+    """What is asked of the farm."""
+
+    def submit(
+        self,
+        source: str | Path,
+        *,
+        targets: Sequence[str],
+        precisions: Sequence[str],
+        name: str | None = None,
+        format: str | None = None,
+        architecture: str | None = None,
+        config: Path | Mapping[str, Any] | None = None,
+        calibration: str | Path | None = None,
+        calibration_method: str = "entropy",
+        calibration_batch_size: int = 8,
+        evaluation: str | Path | None = None,
+        metric: str | None = None,
+        max_drop: float | None = None,
+        min_agreement: float | None = None,
+        max_error: float | None = None,
+        profiles: Sequence[Mapping[str, Any]] | None = None,
+        fixed_inputs: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        prune: str | None = None,
+        priority: int = 5,
+        labels: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        progress: Progress | None = None,
+    ) -> Build:
+        """Ask for a model's engines: every precision for every target.
+
+        Parameters:
+            source: an ``.onnx``, ``.pt2``, TorchScript or ``.safetensors`` file, the folder of a
+                SavedModel, or the digest of one that the farm has. Files in which an ``.onnx`` keeps
+                weights are packed with it.
+            name: the model's, by default the file's without its suffix.
+            format: ``onnx``, ``pt2``, ``torchscript``, ``savedmodel`` or ``safetensors``; by default what the
+                file's name and bytes say, and of a digest the one that it was first submitted with.
+            architecture: of safetensors weights: ``LIBRARY:NAME``, as ``transformers:BertModel``.
+            config: its configuration, or the path of its ``config.json``.
+            calibration, evaluation: ``.npz`` or ``.safetensors`` files, or digests.
+            min_agreement, max_error: gates for all precisions instead of the farm's; an engine that fails
+                one is published as doubtful.
+            profiles: input name → ``{"min": shape, "opt": shape, "max": shape}``.
+            fixed_inputs: input name → the one value that it has, which is folded into the graph: a
+                number, a truth, or lists of them in the input's shape.
+            options: of TensorRT's builder: ``farm.specs.options.BuilderOptions``.
+            prune: ``2:4``, or ``l1:0.5`` for half of each layer's weights; not of ONNX.
+            idempotency_key: a repeat with the same key returns the first build.
+
+        Raises:
+            InvalidRequest: and its kinds; nothing was submitted.
+            Unavailable
+        """
+        files = Files(progress)
+        digest, source_kind, model = self._source(files, source, name, format)
+        calibrated = None if calibration is None else files.digest(calibration)
+        evaluated = None if evaluation is None else files.digest(evaluation)
+        if evaluated is None and (metric is not None or max_drop is not None):
+            raise InvalidRequest(
+                "metric and max_drop need evaluation data", hint="pass evaluation=… (--evaluation)"
+            )
+        request = build_request(
+            model=model,
+            source={
+                "digest": digest,
+                "format": source_kind,
+                "architecture": sources.architecture(architecture, config),
+            },
+            precisions=list(precisions),
+            targets=list(targets),
+            profiles=list(profiles or ()),
+            fixed_inputs=dict(fixed_inputs or {}),
+            calibration=data(
+                calibrated, method=calibration_method, batch_size=calibration_batch_size
+            ),
+            evaluation=data(evaluated, metric=metric, max_drop=max_drop),
+            options=dict(options or {}),
+            gates=GateChanges(agreement=min_agreement, error=max_error)
+            if (min_agreement, max_error) != (None, None)
+            else None,
+            prune=None if prune is None else Prune.parse(prune),
+            priority=priority,
+            labels=dict(labels or {}),
+        )
+        for digest, content in files.by_digest.items():
+            upload(self.http, content, digest, progress=progress)
+        return self._submit(request, idempotency_key)
+
+    def _source(
+        self, files: Files, source: str | Path, name: str | None, given: str | None
+    ) -> tuple[str, str, str]:
+        """The source's digest and format, and the model's name."""
+        if not is_digest(str(source)):
+            path = Path(source)
+            found = sources.find(path, given)
+            return files.take(found.content), found.format, name or model_name(path)
+        if name is None:
+            raise InvalidRequest("a source given by its digest needs a name", hint="pass name=…")
+        return str(source), given or self._known_format(str(source), name), name
+
+    def _known_format(self, digest: str, name: str) -> str:
+        hint = f"pass format=… (--format): {', '.join(SourceFormat)}"
+        try:
+            versions = Registry(self.http).model(name).versions
+        except NotFound as err:
+            raise InvalidRequest(f"the format of {digest} isn't known here", hint=hint) from err
+        for version in versions:
+            if version.source_digest == digest:
+                return version.source_format
+        raise InvalidRequest(f"{digest} is no version of {name}: say its format", hint=hint)
+
+    def _submit(self, request: BuildRequest, idempotency_key: str | None) -> Build:
+        view = self.http.read(
+            BuildView,
+            "POST",
+            "/v1/builds",
+            json=request.model_dump(mode="json"),
+            # One key for all attempts of this call: a repeat after a lost answer is harmless.
+            headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex},
+        )
+        return Build(self.http, view)
