@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from bench.processes import ROOT, api_without_worker, module, wait_for
 from bench.table import Row, row, verdict
@@ -102,12 +102,12 @@ def farm_once(demo: Path, home: Path) -> tuple[float, list[float]]:
     return first, repeats
 
 
-def upload(client: httpx.Client, path: Path) -> str:
+def upload(client: httpx2.Client, path: Path) -> str:
     with path.open("rb") as file:
         return str(client.post("/v1/blobs", content=file).raise_for_status().json()["digest"])
 
 
-def finish(client: httpx.Client, request: dict[str, object]) -> None:
+def finish(client: httpx2.Client, request: dict[str, object]) -> None:
     build = client.post("/v1/builds", json=request).raise_for_status().json()
     while build["state"] not in ENDED:
         time.sleep(0.25)  # a client waits no less; polling takes from the two cores

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from statistics import median
 
-import httpx
+import httpx2
 from sqlalchemy import ColumnElement, func, select
 
 from bench import submissions
@@ -73,7 +73,7 @@ def throughput() -> Iterator[Row]:
 class _Sides:
     """A farm without workers, and on its broker a bare application without workers."""
 
-    def __init__(self, settings: Settings, client: httpx.Client) -> None:
+    def __init__(self, settings: Settings, client: httpx2.Client) -> None:
         self.client = client
         self._settings = settings
         self._db = Database(settings.database)

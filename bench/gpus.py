@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from bench.cold import HOME, finish, upload
 from bench.processes import ROOT, api_without_worker, module, wait_for
@@ -61,7 +61,7 @@ def scaling() -> Iterator[Row]:
 
 
 @contextmanager
-def _farm(uuids: Sequence[str]) -> Iterator[httpx.Client]:
+def _farm(uuids: Sequence[str]) -> Iterator[httpx2.Client]:
     """A farm with a CPU worker and one for each of these GPUs."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
     os.environ["FARM_CPU_SLOTS"] = str(max(2, (os.cpu_count() or 2) // 4))
@@ -77,7 +77,7 @@ def _farm(uuids: Sequence[str]) -> Iterator[httpx.Client]:
 
 
 def _build(
-    client: httpx.Client, model: str, source: Path, tag: str, precision: str
+    client: httpx2.Client, model: str, source: Path, tag: str, precision: str
 ) -> Mapping[str, Any] | None:
     request = {
         "model": model,
@@ -147,7 +147,7 @@ def _spread(uuids: Sequence[str], tag: str) -> tuple[float, int]:
     return len(jobs) / span.total_seconds(), at_once
 
 
-def _ended(client: httpx.Client, build: str) -> Mapping[str, Any]:
+def _ended(client: httpx2.Client, build: str) -> Mapping[str, Any]:
     while True:
         view = client.get(f"/v1/builds/{build}").json()
         if view["state"] == "succeeded":

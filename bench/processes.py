@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
@@ -33,7 +33,7 @@ def wait_for(
 
 
 @contextmanager
-def api_without_worker(settings: Settings) -> Iterator[httpx.Client]:
+def api_without_worker(settings: Settings) -> Iterator[httpx2.Client]:
     """The broker and the API as ``farm up`` starts them, and a client of it."""
     with ExitStack() as stack:
         farm = up.Farm(settings, up.free_port(), up.free_port())
@@ -41,7 +41,7 @@ def api_without_worker(settings: Settings) -> Iterator[httpx.Client]:
         farm.start(parts=("api",))
         headers = {"Authorization": f"Bearer {farm.key}"}
         yield stack.enter_context(
-            httpx.Client(base_url=farm.addresses.api, timeout=60, headers=headers)
+            httpx2.Client(base_url=farm.addresses.api, timeout=60, headers=headers)
         )
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from bench.table import Row, row
 from farm.database import migrate
@@ -81,9 +81,9 @@ class Server:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             try:
-                httpx.get(f"{self.url}/healthz")
+                httpx2.get(f"{self.url}/healthz")
                 return
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 time.sleep(0.05)
         sys.exit(f"{target} didn't start")
 
@@ -94,7 +94,7 @@ class Server:
 
 def prepare(url: str, authorization: str = "") -> str:
     headers = {"Authorization": authorization} if authorization else {}
-    answer = httpx.post(f"{url}/v1/blobs", content=b"a model", timeout=30, headers=headers)
+    answer = httpx2.post(f"{url}/v1/blobs", content=b"a model", timeout=30, headers=headers)
     return str(answer.raise_for_status().json()["digest"])
 
 
@@ -122,7 +122,7 @@ _counter = iter(range(10**9))
 
 
 async def _load(url: str, path: str, body: Any) -> float:
-    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+    async with httpx2.AsyncClient(base_url=url, timeout=30) as client:
 
         async def one() -> int:
             done = 0

@@ -68,6 +68,8 @@ class FarmError(Exception):
     status = 500
     retryable = False
     default_hint: str | None = None
+    #: What the API asked its caller to wait before a repeat; zero where it didn't say.
+    retry_after_s = 0.0
 
     def __init__(self, detail: str | None = None, *, hint: str | None = None) -> None:
         self.detail = detail or inspect.cleandoc(type(self).__doc__ or "").splitlines()[0]

@@ -9,5 +9,5 @@ FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 def configure(level: str = "INFO") -> None:
     logging.basicConfig(level=level.upper(), format=FORMAT, force=True)
-    for noisy in ("httpx", "httpcore", "alembic.runtime.migration"):
+    for noisy in ("httpx2", "httpcore2", "alembic.runtime.migration"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

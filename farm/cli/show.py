@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import humanize
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
@@ -111,12 +112,7 @@ def state(name: str) -> Text:
 
 def size(count: int) -> str:
     """``1.4 MB``."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
+    return humanize.naturalsize(count).replace(" Bytes", " B").replace(" Byte", " B")
 
 
 def duration(seconds: float) -> str:
@@ -148,12 +144,9 @@ def elapsed(start: datetime | None, end: datetime | None) -> str:
 
 
 def ago(moment: datetime) -> str:
-    """``3 min ago``."""
-    seconds = max(0, round((datetime.now(UTC) - moment).total_seconds()))
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds // length} {unit} ago"
-    return f"{seconds} s ago"
+    """``3 minutes ago``; a clock that is ahead of this machine's says ``now``."""
+    passed = max(datetime.now(UTC) - moment, timedelta())
+    return humanize.naturaltime(passed)
 
 
 #: Who says in which types an engine computes.

@@ -11,8 +11,8 @@ Nothing here needs torch, onnx, a database or a broker: any machine that reaches
 from farm.client.build import Build
 from farm.client.download import Pulled
 from farm.client.farm import Farm
-from farm.client.http import Backoff
 from farm.client.progress import Progress
+from farm.client.retries import Backoff
 from farm.errors import BuildCancelled, BuildFailed, WaitTimedOut
 
 __all__ = [

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import httpx
+import httpx2
+import humanize
 
 from farm.client.plain import plain
 from farm.errors import FarmError
@@ -21,7 +22,7 @@ _MOST_ERROR_BYTES = 2**20
 _WHOSE_HINT = "is this an engine farm's address, and no other server in between?"
 
 
-def whole(response: httpx.Response) -> httpx.Response:
+def whole(response: httpx2.Response) -> httpx2.Response:
     """A streamed answer with its content. Of an error's, that is empty where it can't be read.
 
     Raises:
@@ -35,7 +36,7 @@ def whole(response: httpx.Response) -> httpx.Response:
             raise
         content = b""  # its status says enough
     coded = {"content-encoding", "transfer-encoding"}
-    return httpx.Response(
+    return httpx2.Response(
         response.status_code,
         headers=[pair for pair in response.headers.multi_items() if pair[0] not in coded],
         content=content,
@@ -44,7 +45,7 @@ def whole(response: httpx.Response) -> httpx.Response:
     )
 
 
-def lines(response: httpx.Response) -> Iterator[str]:
+def lines(response: httpx2.Response) -> Iterator[str]:
     """The lines of an event stream as they come, none longer than ``MOST_EVENT_BYTES``.
 
     Raises:
@@ -64,7 +65,7 @@ def lines(response: httpx.Response) -> Iterator[str]:
         yield pending.rstrip(b"\r").decode(errors="replace")
 
 
-def chunks(response: httpx.Response) -> Iterator[bytes]:
+def chunks(response: httpx2.Response) -> Iterator[bytes]:
     """The content as it comes.
 
     Raises:
@@ -82,12 +83,11 @@ def chunks(response: httpx.Response) -> Iterator[bytes]:
 
 def too_long(what: str, most_bytes: int) -> FarmError:
     """The error of what is longer than a farm's is."""
-    return FarmError(
-        f"{what} is longer than {most_bytes >> 20} MiB, and wasn't read on", hint=_WHOSE_HINT
-    )
+    limit = humanize.naturalsize(most_bytes, binary=True, format="%.0f")
+    return FarmError(f"{what} is longer than {limit}, and wasn't read on", hint=_WHOSE_HINT)
 
 
-def _at_most(response: httpx.Response, most_bytes: int) -> Iterator[bytes]:
+def _at_most(response: httpx2.Response, most_bytes: int) -> Iterator[bytes]:
     done = 0
     for chunk in chunks(response):
         done += len(chunk)
@@ -96,5 +96,5 @@ def _at_most(response: httpx.Response, most_bytes: int) -> Iterator[bytes]:
         yield chunk
 
 
-def _named(response: httpx.Response) -> str:
+def _named(response: httpx2.Response) -> str:
     return plain(f"the answer to {response.request.method} {response.request.url}")

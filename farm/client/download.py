@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
-import httpx
+import httpx2
 from pydantic import TypeAdapter
 
 from farm.client import answers, header
@@ -22,7 +22,7 @@ from farm.client.header import CONTRADICTION_HINT
 from farm.client.http import Http
 from farm.client.progress import Progress, silent
 from farm.client.upload import digest_of
-from farm.errors import DigestMismatch, FarmError, Unavailable
+from farm.errors import DigestMismatch, Unavailable
 from farm.schemas.engines import EngineView, Manifest
 
 _SILENCE_S = 60.0
@@ -128,32 +128,27 @@ def _complete(http: Http, engine: EngineView, partial: Path, progress: Progress)
     Raises:
         Unavailable: several connections in a row were lost without a byte of progress.
     """
-    failures = 0
-    while (have := partial.stat().st_size) != engine.bytes:
+    for attempt in http.backoff.in_a_row(http.backoff.attempts):
+        if (have := partial.stat().st_size) == engine.bytes:
+            return
         if have > engine.bytes:
             partials.truncate(partial)
-        error = _attempt(http, engine, partial, progress)
-        grown = partial.stat().st_size > have
-        failures = 0 if grown else failures + 1
-        if failures >= http.backoff.attempts:
-            raise error or Unavailable(f"engine {engine.id} ends early, again and again")
-        if error is not None:
-            http.pause(max(failures, 1))
+        with attempt:
+            try:
+                _receive(http, engine, partial, progress)
+            except httpx2.TransportError as err:
+                raise _lost(http, engine, partial, err) from err
+            finally:
+                attempt.got_on = partial.stat().st_size > have
+            if partial.stat().st_size != engine.bytes:
+                raise Unavailable(f"engine {engine.id} ends early, again and again")
 
 
-def _attempt(http: Http, engine: EngineView, partial: Path, progress: Progress) -> FarmError | None:
-    """Receive until the answer or the connection ends; return why when that was too early."""
-    try:
-        _receive(http, engine, partial, progress)
-    except httpx.TransportError as err:
-        lost = http.unreachable(err)
-        return Unavailable(
-            f"{lost.detail}; {partial.stat().st_size} of {engine.bytes} bytes are here",
-            hint="pull again: it resumes where it stopped",
-        )
-    except Unavailable as err:
-        return err
-    return None
+def _lost(http: Http, engine: EngineView, partial: Path, err: httpx2.TransportError) -> Unavailable:
+    return Unavailable(
+        f"{http.unreachable(err).detail}; {partial.stat().st_size} of {engine.bytes} bytes are here",
+        hint="pull again: it resumes where it stopped",
+    )
 
 
 def _receive(http: Http, engine: EngineView, partial: Path, progress: Progress) -> None:
@@ -180,7 +175,7 @@ def _range(engine: EngineView, have: int) -> Mapping[str, str]:
     return {"Range": f"bytes={have}-", "If-Range": f'"{engine.digest}"'} if have else {}
 
 
-def _continues(response: httpx.Response, have: int) -> bool:
+def _continues(response: httpx2.Response, have: int) -> bool:
     """Whether the answer goes on where we stopped; otherwise it is the whole, from the start."""
     starts_at = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
     return response.status_code == HTTPStatus.PARTIAL_CONTENT and starts_at == str(have)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-import httpx
+import httpx2
 from pydantic import TypeAdapter
 
 from farm.client import answers
@@ -30,27 +30,20 @@ def follow(http: Http, build_id: str, *, after: int = 0) -> Iterator[Event]:
         NotFound: there is no such build.
         Unavailable: the farm stayed out of reach.
     """
-    losses = 0
-    while True:
-        error: Unavailable | None = None
+    for attempt in http.backoff.in_a_row(_LOSSES):
         last: Event | None = None
-        try:
-            for event in _connection(http, build_id, after):
-                after, losses, last = event.id, 0, event
-                yield event
+        with attempt:
+            try:
+                for event in _connection(http, build_id, after):
+                    after, last, attempt.got_on = event.id, event, True
+                    yield event
+            except httpx2.TransportError as err:
+                raise http.unreachable(err) from err
             # The server ends a long stream before the build's end: there is more of it.
             if _is_the_end(last) and _has_ended(http, build_id):
                 return
-        except httpx.TransportError as err:
-            error = http.unreachable(err)
-        except Unavailable as err:
-            error = err
-        if last is not None and error is None:
-            continue  # at once: it isn't lost, and goes on
-        losses += 1
-        if losses >= _LOSSES:
-            raise error or Unavailable(f"the event stream of build {build_id} keeps ending")
-        http.pause(losses)
+            if last is None:
+                raise Unavailable(f"the event stream of build {build_id} keeps ending")
 
 
 def _is_the_end(last: Event | None) -> bool:

@@ -6,15 +6,16 @@ import os
 from types import TracebackType
 from typing import Self
 
-import httpx
+import httpx2
 
 from farm.client.builds import Builds
 from farm.client.fleet import Fleet
-from farm.client.http import Backoff, Http
+from farm.client.http import Http
 from farm.client.keys import Keys
 from farm.client.plugins import Plugins
 from farm.client.pulls import Pulls
 from farm.client.registry import Registry
+from farm.client.retries import Backoff
 from farm.client.storage import Storage
 from farm.client.submit import Submissions
 
@@ -39,7 +40,7 @@ class Farm(Submissions, Builds, Registry, Pulls, Fleet, Plugins, Storage, Keys):
         *,
         key: str | None = None,
         backoff: Backoff | None = None,
-        transport: httpx.BaseTransport | None = None,
+        transport: httpx2.BaseTransport | None = None,
     ) -> None:
         self.url = url or os.environ.get("FARM_URL") or DEFAULT_URL
         http = Http(

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
@@ -61,7 +61,7 @@ class Crowd:
     def _one(self, number: int, deadline: float) -> Ended:
         chance = random.Random(f"{self._seed}-{number}")
         model = chance.randrange(len(self._models))
-        with httpx.Client(base_url=self._url, timeout=30, headers=self._headers) as client:
+        with httpx2.Client(base_url=self._url, timeout=30, headers=self._headers) as client:
             if chance.random() < 0.2:
                 _upload(client, b"uploaded, and never asked for", number.to_bytes(4, "big"))
             digest = _upload(client, self._models[model])
@@ -89,7 +89,7 @@ class Crowd:
             build = self._follow(client, build["id"], deadline)
             return Ended(build["id"], build["state"], request, build["error"])
 
-    def _follow(self, client: httpx.Client, build_id: str, deadline: float) -> Any:
+    def _follow(self, client: httpx2.Client, build_id: str, deadline: float) -> Any:
         while True:
             build = _insist(client, "GET", f"/v1/builds/{build_id}")
             if build["state"] == "failed" and build["error"]["code"] in RETRIED:
@@ -102,12 +102,12 @@ class Crowd:
             time.sleep(0.5)
 
 
-def _upload(client: httpx.Client, *content: bytes) -> str:
+def _upload(client: httpx2.Client, *content: bytes) -> str:
     return str(_insist(client, "POST", "/v1/blobs", content=b"".join(content))["digest"])
 
 
 def _insist(
-    client: httpx.Client,
+    client: httpx2.Client,
     method: str,
     path: str,
     otherwise: Mapping[int, Callable[[], object]] | None = None,
@@ -123,7 +123,7 @@ def _insist(
     while True:
         try:
             answer = client.request(method, path, **more)
-        except httpx.TransportError:
+        except httpx2.TransportError:
             if time.monotonic() > deadline:
                 raise
         else:

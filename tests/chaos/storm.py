@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 
-import httpx
+import httpx2
 from redis.exceptions import RedisError
 from sqlalchemy import make_url
 
@@ -137,13 +137,13 @@ class Storm(threading.Thread):
     def _collect_garbage(self) -> bool:
         """Remove whatever may be removed, without a grace."""
         try:
-            answer = httpx.post(
+            answer = httpx2.post(
                 f"{self._site.url}/v1/gc",
                 json={"older_than_s": 0},
                 timeout=60,
                 headers=bearer(self._site.key),
             )
-        except httpx.TransportError:
+        except httpx2.TransportError:
             return False  # it is being restarted
         return answer.is_success and answer.json()["removed_total"] > 0
 

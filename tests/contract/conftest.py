@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import anyio
-import httpx
+import httpx2
 import pytest
 
 from farm.api.app import create_app
@@ -21,10 +21,10 @@ class Api:
         self.app = app
         self.key = a_key(app.state.services.db) if key == "" else key
 
-    def request(self, method, path, **options) -> httpx.Response:
+    def request(self, method, path, **options) -> httpx2.Response:
         async def go():
-            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(
+            transport = httpx2.ASGITransport(self.app, raise_app_exceptions=False)
+            async with httpx2.AsyncClient(
                 transport=transport, base_url="http://localhost", headers=bearer(self.key)
             ) as client:
                 return await client.request(method, path, **options)

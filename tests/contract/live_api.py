@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from farm.database import migrate
 from farm.local.up import free_port
@@ -32,7 +32,7 @@ class LiveApi:
         self.key = key_of(settings)
         #: Of a request that is written by hand.
         self.head = f"Host: localhost\r\nAuthorization: Bearer {self.key}\r\n".encode()
-        self.http = httpx.Client(base_url=self.url, timeout=60, headers=bearer(self.key))
+        self.http = httpx2.Client(base_url=self.url, timeout=60, headers=bearer(self.key))
 
     def upload(self, content: bytes) -> str:
         answer = self.http.post("/v1/blobs", content=content)

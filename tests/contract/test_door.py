@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-import httpx
+import httpx2
 import pytest
 
 from farm.api.app import create_app
@@ -25,7 +25,7 @@ CHANGES = [
 ]
 
 
-def problem(answer: httpx.Response, status: int) -> dict:
+def problem(answer: httpx2.Response, status: int) -> dict:
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["hint"]

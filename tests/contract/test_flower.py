@@ -9,7 +9,7 @@ import sys
 import time
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 import pytest
 
 from farm.database import migrate
@@ -46,13 +46,13 @@ def flower(tmp_path_factory):
     deadline = time.monotonic() + 60
     while True:
         try:
-            httpx.get(f"{url}/healthcheck", timeout=30)
+            httpx2.get(f"{url}/healthcheck", timeout=30)
             break
-        except httpx.TransportError:
+        except httpx2.TransportError:
             assert process.poll() is None, (home / "log").read_text()
             assert time.monotonic() < deadline, (home / "log").read_text()
             time.sleep(0.1)
-    with httpx.Client(base_url=url, headers=bearer(key_of(settings)), timeout=30) as client:
+    with httpx2.Client(base_url=url, headers=bearer(key_of(settings)), timeout=30) as client:
         client.database_url = settings.database_url
         yield client
     process.terminate()
@@ -121,7 +121,7 @@ PAGE = {"Accept": "text/html,application/xhtml+xml"}
 @pytest.fixture
 def browser(flower):
     """Somebody without a key."""
-    with httpx.Client(base_url=flower.base_url, timeout=30, headers=PAGE) as client:
+    with httpx2.Client(base_url=flower.base_url, timeout=30, headers=PAGE) as client:
         yield client
 
 
@@ -136,19 +136,21 @@ def key(flower) -> str:
 def test_without_a_key_it_shows_nothing(flower, path):
     wrong = ("Bearer x", "Basic eDp5", "Basic ?", "x", "Bearer")
     for headers in ({}, {"Cookie": "farm_flower=x"}, *({"Authorization": one} for one in wrong)):
-        answer = httpx.get(f"{flower.base_url}{path}", headers=headers, timeout=30)
+        answer = httpx2.get(f"{flower.base_url}{path}", headers=headers, timeout=30)
         assert answer.status_code == 401, headers
         assert answer.headers["www-authenticate"].startswith("Bearer")
 
 
 def test_it_says_without_a_key_that_it_is_well(flower):
-    assert httpx.get(f"{flower.base_url}/healthcheck", timeout=30).status_code == 200
+    assert httpx2.get(f"{flower.base_url}/healthcheck", timeout=30).status_code == 200
 
 
 def test_a_program_shows_the_key_as_a_bearer_or_as_a_password(flower, key):
     for headers in (bearer(key), {}):
         auth = None if headers else ("", key)
-        answer = httpx.get(f"{flower.base_url}/api/workers", headers=headers, auth=auth, timeout=30)
+        answer = httpx2.get(
+            f"{flower.base_url}/api/workers", headers=headers, auth=auth, timeout=30
+        )
         assert answer.status_code == 200
 
 

@@ -11,7 +11,7 @@ import time
 from datetime import timedelta
 
 import anyio
-import httpx
+import httpx2
 import pytest
 from fastapi import Response
 from sqlalchemy import select, text
@@ -520,17 +520,17 @@ def test_an_engine_isnt_kept_by_caches_that_serve_others(api):
 # Its client, its commands, and a process of its own
 
 
-class Bridge(httpx.BaseTransport):
+class Bridge(httpx2.BaseTransport):
     """Carries a client's requests to the API in this process."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         headers = [(k, v) for k, v in request.headers.raw if k.lower() != b"host"]
         path = request.url.raw_path.decode()
         answer = self._api.request(request.method, path, headers=headers, content=request.read())
-        return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
+        return httpx2.Response(answer.status_code, headers=answer.headers, content=answer.content)
 
 
 def client(api: Api, key: str) -> Farm:
@@ -586,14 +586,14 @@ def test_a_served_api_writes_down_uses_and_hears_of_what_the_machines_owner_revo
     with live_api(tmp_path / "api") as live:
         made = live.http.post("/v1/keys", json={"name": "ci", "scopes": ["read"]}).json()
         theirs = bearer(made["key"])
-        assert httpx.get(f"{live.url}/v1/builds", headers=theirs, timeout=60).status_code == 200
+        assert httpx2.get(f"{live.url}/v1/builds", headers=theirs, timeout=60).status_code == 200
         until(lambda: live.http.get(f"/v1/keys/{made['id']}").json()["last_used_at"])
         subprocess.run(
             [sys.executable, "-m", "farm", "keys", "revoke", made["id"], "--local"],
             env=os.environ | live.settings.environment(),
             check=True,
         )
-        until(lambda: httpx.get(f"{live.url}/v1/builds", headers=theirs).status_code == 401)
+        until(lambda: httpx2.get(f"{live.url}/v1/builds", headers=theirs).status_code == 401)
         [row] = live.http.get("/v1/audit", params={"action": "key.revoke"}).json()["items"]
         assert (row["key_id"], row["address"]) == (None, "this machine")
 

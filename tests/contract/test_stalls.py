@@ -10,7 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
+import httpx2
 import pytest
 from sqlalchemy import func, select
 
@@ -193,9 +193,9 @@ def test_a_database_that_others_write_to_is_told_within_two_seconds(api):
         holder.execute("BEGIN IMMEDIATE")
         sent = request(digest, targets=["tensorrt:t4"], precisions=["fp32"])
 
-        def post(_n: int) -> tuple[float, httpx.Response]:
+        def post(_n: int) -> tuple[float, httpx2.Response]:
             began = time.monotonic()
-            answer = httpx.post(
+            answer = httpx2.post(
                 f"{api.url}/v1/builds", json=sent, timeout=60, headers=api.http.headers
             )
             return time.monotonic() - began, answer
@@ -369,7 +369,7 @@ def test_many_at_once_are_served_or_asked_to_come_again(tmp_path):
         ]
 
         def post(n: int) -> int:
-            answer = httpx.post(
+            answer = httpx2.post(
                 f"{api.url}/v1/builds",
                 content=bodies[n],
                 headers=bearer(api.key) | JSON,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httpx
+import httpx2
 import numpy as np
 
 from farm.local.up import Addresses
@@ -106,7 +106,7 @@ class LiveFarm:
         self.settings = settings
         self.home = addresses.home
         self.key = key_of(settings)
-        self.http = httpx.Client(base_url=addresses.api, timeout=30, headers=bearer(self.key))
+        self.http = httpx2.Client(base_url=addresses.api, timeout=30, headers=bearer(self.key))
 
     def cli(self, *arguments: str | Path) -> Cli:
         """Start ``farm …`` as a process."""
@@ -114,7 +114,7 @@ class LiveFarm:
 
     def flower(self, path: str) -> Any:
         url = f"{self.addresses.flower}{path}"
-        return httpx.get(url, timeout=30, headers=bearer(self.key)).raise_for_status().json()
+        return httpx2.get(url, timeout=30, headers=bearer(self.key)).raise_for_status().json()
 
     def get(self, path: str, **query: Any) -> Any:
         return self.http.get(path, params=query).raise_for_status().json()
@@ -128,7 +128,7 @@ class LiveFarm:
 
     def request(
         self, model: str, source: bytes | Path, format: str = "onnx", /, **changes: Any
-    ) -> httpx.Response:
+    ) -> httpx2.Response:
         """Upload a source and submit it."""
         body = {
             "model": model,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 import pytest
 
 from tests.e2e.live import LiveFarm, processes, wait_until
@@ -105,7 +105,7 @@ def test_a_chunked_upload_that_breaks_off_is_refused_and_leaves_nothing(
     rest: bytes, farm: LiveFarm
 ) -> None:
     incoming = farm.settings.store_dir / "incoming"
-    host, port = httpx.URL(farm.addresses.api).host, httpx.URL(farm.addresses.api).port
+    host, port = httpx2.URL(farm.addresses.api).host, httpx2.URL(farm.addresses.api).port
     with socket.create_connection((host, port), timeout=30) as line:
         line.sendall(
             f"POST /v1/blobs HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {farm.key}\r\n".encode()
@@ -130,7 +130,7 @@ def test_identical_submissions_at_once_share_their_jobs(farm: LiveFarm, files: P
     request = body(farm, files, model="at-once", targets=["tensorrt-rtx:sm_75"])
 
     def submit(_: int) -> Any:
-        return httpx.post(
+        return httpx2.post(
             f"{farm.addresses.api}/v1/builds", json=request, timeout=60, headers=bearer(farm.key)
         )
 
@@ -152,7 +152,7 @@ def test_cancels_and_retries_that_race_leave_a_build_that_can_be_finished(
         verb = "cancel" if turn % 2 else "retry"
         url = f"{farm.addresses.api}/v1/builds/{build}/{verb}"
         # They wait for each other, and on a busy machine one may be asked to come again.
-        while (answer := httpx.post(url, timeout=60, headers=bearer(farm.key))).status_code == 503:
+        while (answer := httpx2.post(url, timeout=60, headers=bearer(farm.key))).status_code == 503:
             time.sleep(float(answer.headers["Retry-After"]))
         return answer.status_code
 

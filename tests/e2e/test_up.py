@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from sqlalchemy import select
 
@@ -76,7 +76,7 @@ def kill_and_see_it_again(farm: LiveFarm, part: str) -> None:
 def answers(farm: LiveFarm) -> bool:
     try:
         return farm.http.get("/readyz").is_success
-    except httpx.TransportError:
+    except httpx2.TransportError:
         return False
 
 

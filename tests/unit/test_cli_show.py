@@ -33,7 +33,8 @@ def test_durations_are_for_people(seconds: float, text: str) -> None:
 
 
 def test_how_long_ago_is_for_people() -> None:
-    assert show.ago(datetime.now(UTC) - timedelta(minutes=3, seconds=5)) == "3 min ago"
+    assert show.ago(datetime.now(UTC) - timedelta(minutes=3, seconds=5)) == "3 minutes ago"
+    assert show.ago(datetime.now(UTC) + timedelta(minutes=3)) == "now"  # another machine's clock
 
 
 def _on_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> str:

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from farm.client import Backoff, BuildCancelled, BuildFailed, Farm, WaitTimedOut
@@ -221,10 +221,10 @@ def test_an_error_that_is_not_the_farms_says_where_it_came_from(farm: Farm, stub
 
 
 def test_an_answer_of_another_shape_asks_whether_this_is_a_farm(farm: Farm) -> None:
-    def elsewhere(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, html="<h1>It works!</h1>")
+    def elsewhere(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, html="<h1>It works!</h1>")
 
-    other = Farm("http://elsewhere", transport=httpx.MockTransport(elsewhere))
+    other = Farm("http://elsewhere", transport=httpx2.MockTransport(elsewhere))
     with other, pytest.raises(FarmError) as caught:
         other.workers()
     assert "an engine farm at http://elsewhere" in str(caught.value.hint)
@@ -273,13 +273,13 @@ def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch)
 def test_a_list_is_read_page_by_page() -> None:
     asked = []
 
-    def pages(request: httpx.Request) -> httpx.Response:
+    def pages(request: httpx2.Request) -> httpx2.Response:
         asked.append(dict(request.url.params))
         last = "cursor" in request.url.params
         items = [stub_farm.build() for _ in range(int(request.url.params["limit"]))]
-        return httpx.Response(200, json={"items": items, "cursor": None if last else "next"})
+        return httpx2.Response(200, json={"items": items, "cursor": None if last else "next"})
 
-    with Farm("http://farm", transport=httpx.MockTransport(pages)) as farm:
+    with Farm("http://farm", transport=httpx2.MockTransport(pages)) as farm:
         assert len(farm.builds(limit=250)) == 250
     assert asked == [{"limit": "200"}, {"limit": "50", "cursor": "next"}]
 

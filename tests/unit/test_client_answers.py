@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 
-import httpx
+import httpx2
 import pytest
 
 from farm.client import Backoff, answers
@@ -21,7 +21,7 @@ EVENT = (
 )
 
 
-class Body(httpx.SyncByteStream):
+class Body(httpx2.SyncByteStream):
     """As many chunks as are asked for, and how many were."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
@@ -48,10 +48,10 @@ def bomb() -> bytes:
     return b"".join(packer.compress(b" " * MIB) for _ in range(40)) + packer.flush()
 
 
-def http(answer: Callable[[httpx.Request], httpx.Response]) -> Http:
+def http(answer: Callable[[httpx2.Request], httpx2.Response]) -> Http:
     backoff = Backoff(attempts=2, first_s=0)
     url = "http://farm.example"
-    transport = httpx.MockTransport(answer)
+    transport = httpx2.MockTransport(answer)
     return Http(url, timeout_s=5, backoff=backoff, key="farm_a", transport=transport)
 
 
@@ -60,9 +60,9 @@ def test_an_answer_that_is_compressed_is_refused_unread(encoding: str) -> None:
     body = Body(iter([bomb()]))
     asked: list[str] = []
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def answer(request: httpx2.Request) -> httpx2.Response:
         asked.append(request.headers["Accept-Encoding"])
-        return httpx.Response(200, headers={"Content-Encoding": encoding}, stream=body)
+        return httpx2.Response(200, headers={"Content-Encoding": encoding}, stream=body)
 
     with pytest.raises(FarmError, match="is compressed") as caught:
         http(answer).request("GET", "/v1/models")
@@ -73,8 +73,8 @@ def test_an_answer_that_is_compressed_is_refused_unread(encoding: str) -> None:
 def test_an_event_stream_or_a_download_that_is_compressed_is_refused_unread() -> None:
     body = Body(iter([bomb()]))
 
-    def answer(_: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=body)
+    def answer(_: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, headers={"Content-Encoding": "gzip"}, stream=body)
 
     with pytest.raises(FarmError, match="is compressed"):
         list(follow(http(answer), BUILD))
@@ -89,7 +89,7 @@ def test_an_event_stream_or_a_download_that_is_compressed_is_refused_unread() ->
 def test_an_answer_without_end_is_read_to_the_limit() -> None:
     body = endless(b"[")
     with pytest.raises(FarmError, match=r"GET .*/v1/models is longer than 64 MiB") as caught:
-        http(lambda _: httpx.Response(200, stream=body)).request("GET", "/v1/models")
+        http(lambda _: httpx2.Response(200, stream=body)).request("GET", "/v1/models")
     assert body.sent <= answers.MOST_BYTES + 2 * MIB
     assert caught.value.hint
 
@@ -97,17 +97,17 @@ def test_an_answer_without_end_is_read_to_the_limit() -> None:
 def test_an_error_that_is_compressed_or_without_end_is_told_by_its_status() -> None:
     body = endless(b"{")
     with pytest.raises(FarmError, match="answered 500"):
-        http(lambda _: httpx.Response(500, stream=body)).request("GET", "/v1/models")
+        http(lambda _: httpx2.Response(500, stream=body)).request("GET", "/v1/models")
     assert body.sent <= 4 * MIB
 
     headers = {"Content-Encoding": "gzip"}
-    gateway = httpx.Response(503, headers=headers, stream=Body(iter([bomb()])))
+    gateway = httpx2.Response(503, headers=headers, stream=Body(iter([bomb()])))
     with pytest.raises(Unavailable, match="answered 503"):
         http(lambda _: gateway).request("GET", "/v1/models", repeatable=False)
     stream = endless()
     with (
         pytest.raises(FarmError, match="answered 500"),
-        http(lambda _: httpx.Response(500, stream=stream)).stream(
+        http(lambda _: httpx2.Response(500, stream=stream)).stream(
             "/v1/builds/a/events", headers={}, read_timeout_s=1
         ),
     ):
@@ -127,7 +127,7 @@ def test_an_error_that_is_compressed_or_without_end_is_told_by_its_status() -> N
 def test_an_event_without_end_is_read_to_the_limit(start: bytes, chunk: bytes) -> None:
     body = endless(start, chunk)
     with pytest.raises(FarmError, match="event is longer than 8 MiB"):
-        list(follow(http(lambda _: httpx.Response(200, stream=body)), BUILD))
+        list(follow(http(lambda _: httpx2.Response(200, stream=body)), BUILD))
     assert body.sent <= 2 * answers.MOST_EVENT_BYTES
 
 
@@ -136,11 +136,11 @@ def test_an_event_without_end_is_read_to_the_limit(start: bytes, chunk: bytes) -
 def test_events_are_read_however_they_are_cut(end: str, size: int) -> None:
     text = end.join([": ping", "", "event: build", "id: 1", f"data: {EVENT}", "", ""]).encode()
     cut = (text[at : at + size] for at in range(0, len(text), size))
-    response = httpx.Response(200, stream=Body(cut), request=httpx.Request("GET", "http://a"))
+    response = httpx2.Response(200, stream=Body(cut), request=httpx2.Request("GET", "http://a"))
     assert list(payloads(answers.lines(response))) == [EVENT]
 
 
 def test_an_answer_keeps_its_status_headers_and_content() -> None:
-    answer = httpx.Response(201, headers={"ETag": '"a"'}, json={"a": "ä"})
+    answer = httpx2.Response(201, headers={"ETag": '"a"'}, json={"a": "ä"})
     found = http(lambda _: answer).request("POST", "/v1/builds", json={})
     assert (found.status_code, found.headers["etag"], found.json()) == (201, '"a"', {"a": "ä"})

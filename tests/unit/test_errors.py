@@ -6,13 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from farm import errors
 from farm.cli.app import problem as told
 from farm.client import Farm
-from farm.client.http import error_of
+from farm.client.problems import error_of
 from farm.errors import FarmError, NotFound, TooLarge, Unavailable, code_of
 
 ROOT = Path(__file__).parents[2]
@@ -66,9 +66,9 @@ def test_every_code_arrives_whole_where_only_the_client_is_imported():
         assert fields == [code, "what happened", "what to do", getattr(errors, name).status]
 
 
-def answer(status: int, body: object) -> httpx.Response:
-    request = httpx.Request("GET", "http://farm/v1/workers")
-    return httpx.Response(status, json=body, request=request)
+def answer(status: int, body: object) -> httpx2.Response:
+    request = httpx2.Request("GET", "http://farm/v1/workers")
+    return httpx2.Response(status, json=body, request=request)
 
 
 def test_every_problem_of_the_api_is_the_same_error_at_the_client():
@@ -98,18 +98,18 @@ def test_a_status_that_no_standard_knows_is_told_too():
 
 
 def test_an_upload_that_is_too_large_is_refused_as_such(tmp_path):
-    def api(request: httpx.Request) -> httpx.Response:
+    def api(request: httpx2.Request) -> httpx2.Response:
         from farm.api.problems import problem
 
         if request.method == "HEAD":
-            return httpx.Response(404)
+            return httpx2.Response(404)
         body = problem(TooLarge("a blob may have 9 bytes at most"))
-        return httpx.Response(body.status_code, content=bytes(body.body), headers=body.headers)
+        return httpx2.Response(body.status_code, content=bytes(body.body), headers=body.headers)
 
     model = tmp_path / "model.onnx"
     model.write_bytes(b"\x08\x07 and more than nine bytes")
     with (
-        Farm("http://farm", transport=httpx.MockTransport(api)) as farm,
+        Farm("http://farm", transport=httpx2.MockTransport(api)) as farm,
         pytest.raises(TooLarge, match="9 bytes") as caught,
     ):
         farm.submit(model, targets=["sm_89"], precisions=["fp16"])

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -54,11 +54,11 @@ def sent(url: str, **options: str) -> str | None:
     """The Authorization of a request to a farm at this address."""
     seen: list[str | None] = []
 
-    def api(request: httpx.Request) -> httpx.Response:
+    def api(request: httpx2.Request) -> httpx2.Response:
         seen.append(request.headers.get("Authorization"))
-        return httpx.Response(200, json=[])
+        return httpx2.Response(200, json=[])
 
-    with Farm(url, transport=httpx.MockTransport(api), **options) as farm:
+    with Farm(url, transport=httpx2.MockTransport(api), **options) as farm:
         farm.workers()
     return seen[0]
 
@@ -112,12 +112,12 @@ def test_what_no_header_can_hold_is_told(
 def test_a_key_follows_no_redirect(at_home: Path) -> None:
     seen: list[str] = []
 
-    def api(request: httpx.Request) -> httpx.Response:
+    def api(request: httpx2.Request) -> httpx2.Response:
         seen.append(request.url.host)
-        return httpx.Response(307, headers={"Location": "http://evil.example/v1/workers"})
+        return httpx2.Response(307, headers={"Location": "http://evil.example/v1/workers"})
 
     with (
-        Farm("http://127.0.0.1:8000", transport=httpx.MockTransport(api)) as farm,
+        Farm("http://127.0.0.1:8000", transport=httpx2.MockTransport(api)) as farm,
         pytest.raises(FarmError),
     ):
         farm.workers()

@@ -1,0 +1,84 @@
+"""Answers that tell of errors, and connections that were lost, as the farm's own errors."""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+import httpx2
+
+from farm.client.plain import plain, plain_value
+from farm.errors import FarmError, NotFound, Unavailable, from_code
+
+#: Too many at once, or a part of the farm that is away: it passes.
+_BUSY = frozenset({429, 502, 503, 504})
+_LONGEST_RETRY_AFTER_S = 10.0
+START_HINT = "is the farm running? start one with: farm up; or set FARM_URL (--url) to where it is"
+
+
+def is_passing(err: Exception) -> TypeGuard[Unavailable]:
+    """Whether the same may work a little later."""
+    return isinstance(err, Unavailable) and err.status in _BUSY
+
+
+def unreachable(url: str, err: httpx2.TransportError) -> Unavailable:
+    """What a lost or refused connection means to a user."""
+    if isinstance(err, httpx2.UnsupportedProtocol):
+        return Unavailable(f"{url!r} isn't an http:// or https:// address", hint=START_HINT)
+    if isinstance(err, httpx2.ConnectError | httpx2.ConnectTimeout):
+        return Unavailable(f"no farm answers at {url}: {_said(err)}", hint=START_HINT)
+    if isinstance(err, httpx2.TimeoutException):
+        return Unavailable(f"the farm at {url} didn't answer in time ({_said(err)})")
+    return Unavailable(f"the connection to {url} was lost: {_said(err)}")
+
+
+def error_of(response: httpx2.Response) -> FarmError:
+    """The farm's error that an answer tells of: of the same class, status, detail and hint."""
+    status = response.status_code
+    problem = _problem(response)
+    if problem is None:
+        return _foreign(response)
+    hint = problem.get("hint")
+    error = from_code(str(problem["code"]), str(problem["detail"]), hint and str(hint))
+    # What a client may try again, or look for elsewhere, follows from the status; the code stays.
+    kind = {404: NotFound}.get(status, Unavailable if status in _BUSY else FarmError)
+    if not isinstance(error, kind):
+        error = kind(error.detail, hint=hint and str(hint))
+        error.code = str(problem["code"])
+    error.status = status
+    error.retry_after_s = _asked_s(response)
+    return error
+
+
+def _problem(response: httpx2.Response) -> dict[str, Any] | None:
+    try:
+        body = response.json()
+    except ValueError:
+        return None
+    if not isinstance(body, dict) or not {"code", "detail"} <= body.keys():
+        return None
+    problem: dict[str, Any] = plain_value(body)
+    return problem
+
+
+def _foreign(response: httpx2.Response) -> FarmError:
+    """The error of an answer that isn't the farm's: a proxy's, or one without a body."""
+    request, status = response.request, response.status_code
+    phrase = response.reason_phrase or "an error"
+    detail = plain(f"{request.method} {request.url} answered {status} {phrase}")
+    kinds: dict[int, type[FarmError]] = {404: NotFound} | dict.fromkeys(_BUSY, Unavailable)
+    error = kinds.get(status, FarmError)(detail, hint="is this an engine farm's address?")
+    error.status = status
+    error.retry_after_s = _asked_s(response)
+    return error
+
+
+def _asked_s(response: httpx2.Response) -> float:
+    try:
+        asked_s = float(response.headers.get("Retry-After", 0))
+    except ValueError:
+        return 0.0  # a date: our own backoff will do
+    return min(asked_s, _LONGEST_RETRY_AFTER_S) if asked_s > 0 else 0.0
+
+
+def _said(err: Exception) -> str:
+    return str(err) or type(err).__name__
