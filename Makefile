@@ -28,6 +28,10 @@ test-run: ## Run the tests; FARM_TEST_DATABASE_URL and FARM_TEST_BROKER_URL choo
 test-heavy: install ## Run the tests that take long: a storm, whole models of the zoo
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m heavy $(ARGS)
 
+.PHONY: test-client
+test-client: install ## Test the client from its wheel, alone, on each Python from 3.11 to 3.14 that is here; ARGS=python3.12
+	@scripts/test-client $(ARGS)
+
 .PHONY: chaos
 chaos: install ## Kill whatever runs, at random, under hundreds of builds; ARGS="--seed N --builds N"
 	@$(BIN)/python -m tests.chaos $(ARGS)

@@ -3,10 +3,11 @@ FROM python:3.13-slim
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /opt/farm
 COPY pyproject.toml constraints.txt README.md ./
+COPY distributions distributions
 COPY farm farm
 COPY workers workers
 COPY migrations migrations
-RUN pip install -c constraints.txt ".[plugins]"
+RUN pip install -c constraints.txt ./distributions/server ".[server,plugins]"
 # Each by its name: `install -d` gives the owner to the last folder of a path alone.
 RUN useradd --create-home --uid 1000 farm && install -d -o farm /var/lib/farm /var/lib/farm/store
 USER farm

@@ -11,10 +11,11 @@ COPY pyproject.toml constraints.txt README.md ./
 # builds torch alone: it has only some versions of what torch needs, which the next install brings.
 RUN if [ "$TORCH" = cpu ]; then only="--no-deps --index-url $TORCH_CPU_INDEX"; fi && \
     pip install -c constraints.txt $only torch
+COPY distributions distributions
 COPY farm farm
 COPY workers workers
 COPY migrations migrations
-RUN pip install -c constraints.txt ".[$EXTRAS]"
+RUN pip install -c constraints.txt ./distributions/server ".[$EXTRAS]"
 COPY deploy/worker_health.py ./
 # Each by its name: `install -d` gives the owner to the last folder of a path alone.
 RUN useradd --create-home --uid 1000 farm && install -d -o farm /var/lib/farm /var/lib/farm/store

@@ -39,6 +39,7 @@ FarmError
 │       ├── ChildFilledDisk
 │       └── ChildOutOfMemory
 ├── BuildFailed, BuildCancelled, WaitTimedOut   what a client waited for
+├── ExtraMissing             a command needs what isn't installed here
 ├── HttpError                no such call, or one that broke off
 ├── InternalError            the farm has a bug
 ├── LeaseLost                another attempt holds the job now
@@ -358,6 +359,12 @@ class BuildCancelled(FarmError):
 
 class WaitTimedOut(FarmError):
     """The build hadn't ended in the time given; it goes on."""
+
+
+class ExtraMissing(FarmError):
+    """What this needs isn't installed here."""
+
+    default_hint = "pip install 'engine-farm[server]'"
 
 
 class HttpError(FarmError):

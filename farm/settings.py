@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from farm import signatures
 from farm.specs.gates import GateSet
+from farm.specs.home import DEFAULT_HOME
 from farm.specs.runtime import Runtime
 from farm.stages import STAGES, JobKind
 
@@ -30,7 +31,7 @@ class Settings(BaseSettings):
     )
 
     home: Path = Field(
-        Path("~/.engine-farm"), description="the folder that holds all state of an embedded farm"
+        DEFAULT_HOME, description="the folder that holds all state of an embedded farm"
     )
     database_url: str = Field(
         "", description="SQLAlchemy URL; by default SQLite in the home folder"

@@ -15,6 +15,7 @@ import sys
 import time
 from types import FrameType
 
+from farm import installed
 from farm.errors import InvalidRequest
 from farm.machine import gpus
 from farm.settings import Settings
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     if missing:
         print(
             f"error: this machine can't work: {', '.join(missing)} not installed\n"
-            "hint: pip install -c constraints.txt '.[worker,cpu,rtx]'",
+            "hint: pip install 'engine-farm[worker,cpu,rtx]'",
             file=sys.stderr,
         )
         return 2
@@ -114,7 +115,7 @@ def _commands(options: argparse.Namespace) -> dict[str, dict[str, str]]:
             if not queues(gpu, runtimes):
                 print(
                     f"{gpu.name} ({gpu.uuid}) gets no worker: no runtime for GPUs is installed "
-                    "(pip install -c constraints.txt '.[worker,gpu,tensorrt]')",
+                    "(pip install 'engine-farm[worker,gpu,tensorrt]')",
                     file=sys.stderr,
                 )
                 continue
@@ -150,10 +151,10 @@ class _Supervisor:
     def _start(self, name: str) -> None:
         more = dict(self._commands[name])
         one = more.pop("FARM_ONE")
-        command = [sys.executable, "-m", "workers", "--one", one, "--name", name]
+        command = installed.command("workers", "--one", one, "--name", name)
         # In a session of its own: Ctrl+C reaches this process alone, which then ends them in order.
         self._running[name] = subprocess.Popen(
-            command, env=os.environ | more, start_new_session=True
+            command, env=installed.environment() | more, start_new_session=True
         )
 
     def _stop(self, _signal: int, _frame: FrameType | None) -> None:

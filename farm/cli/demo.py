@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from farm import installed
 from farm.cli import exits, registry, show
 from farm.cli.watch import follow, tell_ending
 from farm.client import Farm
@@ -239,7 +240,8 @@ def _follow(build: Build, *, as_json: bool) -> None:
 def _models(folder: Path, *, quiet: bool) -> Iterator[Any]:
     """Make the models in a process of its own: the control plane never imports torch."""
     maker = subprocess.Popen(
-        [sys.executable, "-m", "workers.demo", str(folder)],
+        installed.command("workers.demo", str(folder)),
+        env=installed.environment("all"),
         stdout=subprocess.DEVNULL if quiet else None,
     )
 
@@ -247,7 +249,7 @@ def _models(folder: Path, *, quiet: bool) -> Iterator[Any]:
         if maker.wait() != 0:
             raise FarmError(
                 "the demo's models couldn't be made",
-                hint="install what they need: pip install -c constraints.txt '.[worker,cpu,rtx,demo]'",
+                hint="install what they need: pip install 'engine-farm[all]'",
             )
 
     try:

@@ -6,6 +6,7 @@ from farm.errors import (
     BuildCancelled,
     BuildFailed,
     DigestMismatch,
+    ExtraMissing,
     FarmError,
     NotFound,
     StageFailed,
@@ -36,4 +37,6 @@ def of(error: FarmError) -> int:
         return FAILED
     if isinstance(error, NotFound) or error.status == NotFound.status:
         return NOT_FOUND
+    if isinstance(error, ExtraMissing):
+        return USAGE
     return USAGE if 400 <= error.status < 500 else UNAVAILABLE

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from farm import installed
 from farm.cli import complete, show
 from farm.cli.options import Json, Url, again, connect, example, seconds, split
 from farm.errors import FarmError, InvalidRequest, KeyNeeded
@@ -106,6 +107,7 @@ def _create(request: KeyRequest, url: str | None, *, local: bool) -> NewKey:
     return _locally(request)
 
 
+@installed.needs("server")
 def _locally(request: KeyRequest) -> NewKey:
     from farm.schemas.keys import KeyView, NewKey
     from farm.trust import keys
@@ -126,14 +128,15 @@ def _locally(request: KeyRequest) -> NewKey:
 
 def _is_first() -> bool:
     """Whether this machine has the database of a farm that has no key yet."""
-    from farm.trust import keys
-
     try:
+        with installed.needs("server"):
+            from farm.trust import keys
         return _in_database(lambda session: not keys.live(session))
     except FarmError:
         return False
 
 
+@installed.needs("server")
 def _in_database(work: Callable[[Session], T]) -> T:
     """Do something in the database that this machine's settings name.
 
@@ -183,6 +186,7 @@ def list_keys(local: Local = False, as_json: Json = False, url: Url = None) -> N
     show.table(headers, rows, keep=("id", "name"), empty=empty)
 
 
+@installed.needs("server")
 def _listed() -> list[KeyView]:
     from farm.schemas.keys import KeyView
     from farm.trust import keys
@@ -221,6 +225,7 @@ def revoke(
         show.line(f"{revoked.name} ({revoked.id}) opens nothing any more")
 
 
+@installed.needs("server")
 def _revoked(key_id: str) -> KeyView:
     from farm.schemas.keys import KeyView
     from farm.trust import keys

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from farm import installed
 from farm.cli import exits
 from farm.cli.options import Json, example
 
@@ -46,9 +47,11 @@ def up(
     State is kept in FARM_HOME, by default ~/.engine-farm. With --json one line tells the addresses
     once the farm is ready to take work.
     """
-    from farm.local.up import run
+    with installed.needs("local"):
+        from farm.local.up import run
 
-    run(port, flower_port, as_json)
+        installed.require("torch", "all")
+        run(port, flower_port, as_json)
 
 
 def demo(
@@ -59,9 +62,12 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Show the farm at work: build, calibrate and pull engines of two models, from nothing."""
-    from farm.cli.demo import run
+    with installed.needs("all"):
+        from farm.cli.demo import run
 
-    raise typer.Exit(run(as_json, keep))
+        installed.require("torch", "all")
+        code = run(as_json, keep)
+    raise typer.Exit(code)
 
 
 def worker(
@@ -89,20 +95,23 @@ def worker(
     FARM_DATABASE_URL, FARM_BROKER_URL and FARM_STORE say which farm. With --json one line tells the
     process before it starts.
     """
-    from farm.local import preflight
-    from farm.settings import Settings
+    with installed.needs("worker"):
+        from farm.local import preflight
+        from farm.settings import Settings
 
+    environment = installed.environment()
     _close_home()
     if check_sandbox:  # which is this machine's alone: there may be no farm yet
         options = ["--check-sandbox"] + ["--json"] * as_json
     else:
+        installed.require("torch", "worker")
         preflight.require_database(Settings())
         options = ["--cpu-only"] * cpu_only + ["--no-cpu"] * no_cpu
         options += ["--name", name] if name else []
         if as_json:
             _announce(pid=os.getpid(), options=options)
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "workers", *options])  # noqa: S606 - no shell
+    os.execve(sys.executable, installed.command("workers", *options), environment)  # noqa: S606 - no shell
 
 
 def api(
@@ -111,9 +120,10 @@ def api(
     as_json: Json = False,
 ) -> None:
     """Run the API alone, until SIGTERM or Ctrl+C."""
-    from farm.api.server import serve
-    from farm.local import preflight
-    from farm.settings import Settings
+    with installed.needs("server"):
+        from farm.api.server import serve
+        from farm.local import preflight
+        from farm.settings import Settings
 
     _close_home()
     preflight.require_database(Settings())
@@ -129,8 +139,9 @@ def flower(
     as_json: Json = False,
 ) -> None:
     """Run Flower alone, to watch the workers in a browser."""
-    from farm.local import preflight
-    from farm.local.flower import run
+    with installed.needs("server"):
+        from farm.local import preflight
+        from farm.local.flower import run
 
     _close_home()
     preflight.require_port(host, port)
@@ -141,10 +152,11 @@ def flower(
 
 def upgrade(as_json: Json = False) -> None:
     """Bring the database's schema up to date. Safe to repeat, and with several at once."""
-    from farm.database.migrate import upgrade as upgrade_schema
+    with installed.needs("server"):
+        from farm.database.migrate import upgrade as upgrade_schema
 
-    _close_home()
-    revision = upgrade_schema()
+        _close_home()
+        revision = upgrade_schema()
     if as_json:
         _announce(revision=revision)
     else:

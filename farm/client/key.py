@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from farm.specs.home import DEFAULT_HOME
 from farm.trust import credentials
 
 _MAKE = "or FARM_KEY to one that an administrator has made: farm keys create"
@@ -50,7 +51,4 @@ def _makes() -> str:
 
 
 def _home() -> Path:
-    from farm.settings import Settings  # late: few need it, and it takes its time
-
-    default: Path = Settings.model_fields["home"].default
-    return Path(os.environ.get("FARM_HOME") or default).expanduser()
+    return Path(os.environ.get("FARM_HOME") or DEFAULT_HOME).expanduser()

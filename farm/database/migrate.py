@@ -14,13 +14,11 @@ from sqlalchemy import (
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
+from farm import installed
 from farm.database.faults import fault_of
 from farm.database.session import Database
 from farm.errors import DatabaseUnavailable, SchemaOutdated
 from farm.settings import Settings
-
-MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
-
 
 MIGRATION_LOCK = 0x656E67696E65  # any constant: the key of Postgres' advisory lock
 
@@ -50,6 +48,15 @@ def _check_references(connection: Connection) -> None:
         )
 
 
+def migrations() -> Path:
+    """The folder of Alembic's migrations.
+
+    Raises:
+        ExtraMissing
+    """
+    return installed.parts() / "migrations"
+
+
 def upgrade(settings: Settings | None = None) -> str:
     """Bring the database to the newest schema, one process at a time; return its revision."""
     from alembic import command
@@ -59,7 +66,7 @@ def upgrade(settings: Settings | None = None) -> str:
 
     db = Database((settings or Settings()).database)
     config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
     try:
         # One transaction, begun before Alembic looks: on SQLite it would make one a migration, and
         # between two of them another process would begin with the same.
@@ -92,7 +99,7 @@ def upgrade(settings: Settings | None = None) -> str:
 
 def newest_schema() -> str:
     """The revision that this code is for."""
-    return max(path.name[:4] for path in MIGRATIONS.glob("versions/[0-9]*.py"))
+    return max(path.name[:4] for path in migrations().glob("versions/[0-9]*.py"))
 
 
 def require_schema(db: Database) -> None:

@@ -290,6 +290,9 @@ def test_it_copies_what_the_wheel_is_made_of(path):
     hatch = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]
     packages = set(hatch["build"]["targets"]["wheel"]["packages"])
     assert {*packages, "pyproject.toml", PROJECT["readme"]} <= copied
+    # And of engine-farm-server's.
+    assert {"workers", "migrations", "distributions"} <= copied
+    assert "./distributions/server" in path.read_text()
 
 
 @dockerfiles

@@ -19,7 +19,7 @@ from sqlalchemy import inspect, select, text
 from farm.database import migrate
 from farm.database import tables as declared
 from farm.database.base import Base
-from farm.database.migrate import MIGRATIONS, require_schema
+from farm.database.migrate import migrations, require_schema
 from farm.database.session import Database
 from farm.errors import DatabaseUnavailable, FarmError
 from farm.planning import keys
@@ -31,7 +31,7 @@ TOGETHER = 4
 
 def config() -> Config:
     made = Config()
-    made.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    made.set_main_option("script_location", str(migrations()).replace("%", "%%"))
     return made
 
 

@@ -22,8 +22,8 @@ from typer.testing import CliRunner, Result
 
 from farm.cli import app, exits, options, show, watch
 from farm.client import Build, Farm
-from farm.database.migrate import upgrade
 from farm.errors import InvalidRequest
+from farm.installed import parts
 from tests import stub_farm
 from tests.stub_farm import BUILD, StubFarm, rtx_plan
 
@@ -676,14 +676,24 @@ def test_help_tells_the_exit_codes(run: Run) -> None:
 def test_worker_becomes_the_workers_process(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    pytest.importorskip("sqlalchemy", reason="pip install 'engine-farm[worker]'")
+    from farm.database.migrate import upgrade
+
     called: list[list[str]] = []
+    paths: list[str] = []
+
+    def become(path: str, words: list[str], environment: dict[str, str]) -> None:
+        called.append([path, *words])
+        paths.append(environment["PYTHONPATH"].split(os.pathsep)[0])
+
     monkeypatch.setenv("FARM_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FARM_DATABASE_URL", f"sqlite:///{tmp_path / 'farm.db'}")
     upgrade()
-    monkeypatch.setattr(os, "execv", lambda path, words: called.append([path, *words]))
+    monkeypatch.setattr(os, "execve", become)
     run("worker", "--cpu-only", "--name", "bench")
     python = sys.executable
-    assert called == [[python, python, "-m", "workers", "--cpu-only", "--name", "bench"]]
+    assert called == [[python, python, "-P", "-m", "workers", "--cpu-only", "--name", "bench"]]
+    assert paths == [str(parts())]
 
 
 def test_python_m_farm_is_the_command_line() -> None:

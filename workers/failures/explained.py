@@ -63,7 +63,7 @@ def explained(err: Exception, asked: Asked) -> FarmError:
     if isinstance(err, ImportError):
         return StageFailed(
             f"{asked}: a library of this worker can't be used: {first_line(err)}",
-            hint="mend its installation: pip install -c constraints.txt '.[worker,cpu,rtx]', with gpu in "
+            hint="mend its installation: pip install 'engine-farm[worker,cpu,rtx]', with gpu in "
             "the place of cpu where it has a GPU",
         )
     if found:

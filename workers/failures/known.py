@@ -252,7 +252,7 @@ TABLE: tuple[Known, ...] = (
     _entry(
         r"no kernel image is available|libcudnn|libcublas|libonnxruntime_providers_cuda",
         "install onnxruntime-gpu and the CUDA libraries of its version on the worker: "
-        "pip install -c constraints.txt '.[worker,gpu]'",
+        "pip install 'engine-farm[worker,gpu]'",
     ),
     # torch 2.13: its exporter, and loading what another torch has saved
     _entry(r"No ONNX function found for <OpOverload\(op='(?P<op>[\w.:]+)'", answers.no_onnx_for),

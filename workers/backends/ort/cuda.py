@@ -21,7 +21,7 @@ from workers.inputs.samples import Arrays
 _CUDA = "CUDAExecutionProvider"
 _INSTALL = (
     "install onnxruntime-gpu and the CUDA libraries of its version on the worker: "
-    "pip install -c constraints.txt '.[worker,gpu]'"
+    "pip install 'engine-farm[worker,gpu]'"
 )
 
 #: torch's type → ONNX's number and ONNX Runtime's word for it.
