@@ -28,8 +28,12 @@ test-run: ## Run the tests; FARM_TEST_DATABASE_URL and FARM_TEST_BROKER_URL choo
 test-heavy: install ## Run the tests that take long: a storm, whole models of the zoo
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m heavy $(ARGS)
 
+.PHONY: test-services
+test-services: install ## Run what uses a database or a broker on a real Postgres and Redis; scripts/services installs them
+	@scripts/test-services
+
 .PHONY: test-client
-test-client: install ## Test the client from its wheel, alone, on each Python from 3.11 to 3.14 that is here; ARGS=python3.12
+test-client: ## Test the client from its wheel, alone, on each Python from 3.11 to 3.14 that is here; ARGS=python3.12
 	@scripts/test-client $(ARGS)
 
 .PHONY: chaos
@@ -77,6 +81,14 @@ support-matrix: install ## Build the zoo for every GPU in every precision; write
 .PHONY: gpu-architectures
 gpu-architectures: install ## Build BERT-base and ResNet-50 for every GPU in every precision; write docs/gpu-architectures.md
 	@$(BIN)/python -m tests.zoo gpu-architectures $(ARGS)
+
+.PHONY: release-notes
+release-notes: install ## Write down a version, and its notes from changelog.d; VERSION=1.2.3
+	@scripts/release prepare "$(VERSION)"
+
+.PHONY: release
+release: install ## Check, build both distributions into dist/, try them in a fresh environment, tag; DRY_RUN=1 tags nothing
+	@scripts/release make
 
 .PHONY: clean
 clean: ## Remove what the targets made
