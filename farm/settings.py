@@ -106,7 +106,13 @@ class Settings(BaseSettings):
         2.0, gt=0, description="how often lost messages and leases are looked for"
     )
     ring_again_s: float = Field(
-        60.0, gt=0, description="a job queued for so long is announced again"
+        60.0, gt=0, description="a job that has been queued this long is announced again"
+    )
+    retry_first_s: float = Field(
+        15.0, gt=0, description="wait before an interrupted job's second attempt"
+    )
+    retry_longest_s: float = Field(
+        60.0, gt=0, description="longest wait before an interrupted job's next attempt"
     )
     scrub_bytes_per_s: float = Field(
         10e6, gt=0, description="of the store that each API process hashes in the background"

@@ -103,7 +103,7 @@ def attach_jobs(
     parameters.keep(session, planned.shared)
     usable = _usable(session, planned)
     places = Turns(session, build, before.places)
-    ready = places.hurry(usable.values())
+    ready = places.raise_priority(usable.values())
     created = _create(session, build, planned, usable, places, before.attempts)
     rows = usable | created
     reuse = {key: before.reuse.get(job.id) or _reuse(job) for key, job in usable.items()}

@@ -8,12 +8,12 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
+from farm.daemon.expiry import LeaseExpiry
 from farm.daemon.replan import replan_outdated
 from farm.database.session import Database
 from farm.errors import DatabaseUnavailable, Unavailable
 from farm.queue import leases
 from farm.queue.doorbell import Doorbell
-from farm.queue.leases import Lease
 from farm.queue.turns import Bell
 from farm.settings import Settings
 
@@ -31,7 +31,7 @@ class Sweeper(threading.Thread):
         self._db = db
         self._doorbell = doorbell
         self._settings = settings
-        self._silence = Silence(
+        self._expiry = LeaseExpiry(
             longest_s=settings.lease_ttl_s, interval_s=settings.sweep_interval_s
         )
         self._bells: deque[Bell] = deque()
@@ -56,10 +56,13 @@ class Sweeper(threading.Thread):
                     swept = time.monotonic()
                     self.reap()
                     self._replan()
-                    self._doorbell.ring_pending(again_s=self._settings.ring_again_s)
+                    self._doorbell.ring_pending(
+                        again_s=self._settings.ring_again_s,
+                        longest_wait_s=self._settings.retry_longest_s,
+                    )
             except Unavailable as err:
                 if isinstance(err, DatabaseUnavailable):
-                    self._silence.forget()  # no worker could renew its lease either
+                    self._expiry.forget()  # no worker could renew its lease either
                 log.warning(
                     "%s; the sweep tries again in %s s", err.detail, self._settings.sweep_interval_s
                 )
@@ -89,41 +92,6 @@ class Sweeper(threading.Thread):
         """
         with self._db.read() as session:
             held = leases.running(session)
-        for lease in self._silence.of(held, time.monotonic()):
+        for lease in self._expiry.expired(held, time.monotonic()):
             with self._db.write() as session:
                 leases.reap(session, lease, max_attempts=self._settings.max_attempts)
-
-
-class Silence:
-    """For how long leases haven't been renewed, by this process' own clock.
-
-    The times that are written in them aren't compared: clocks of machines differ, and jump. Time in
-    which nobody looked doesn't count either: whatever stopped this process may have stopped the
-    workers too.
-
-    Source: the record version numbers of Amazon's DynamoDB lock client.
-
-    Parameters:
-        longest_s: a lease that wasn't renewed for so long has expired.
-        interval_s: how often it is looked.
-    """
-
-    def __init__(self, *, longest_s: float, interval_s: float) -> None:
-        self._longest_s = longest_s
-        self._interval_s = interval_s
-        self._looked_s = 0.0
-        self._silent_s: dict[Lease, float] = {}
-
-    def of(self, leases: Iterable[Lease], at_s: float) -> list[Lease]:
-        """Those of all leases at this time that have expired."""
-        watched_s = min(at_s - self._looked_s, 2 * self._interval_s)
-        self._looked_s = at_s
-        before = self._silent_s
-        self._silent_s = {
-            lease: before[lease] + watched_s if lease in before else 0.0 for lease in leases
-        }
-        return [lease for lease, silent_s in self._silent_s.items() if silent_s > self._longest_s]
-
-    def forget(self) -> None:
-        """Begin anew with every lease."""
-        self._silent_s = {}

@@ -64,7 +64,7 @@ class Doorbell:
             job = session.execute(select(*_BELL).where(Job.id == job_id)).one()
         self._publish([Bell.of(job)])
 
-    def ring_pending(self, *, again_s: float) -> None:
+    def ring_pending(self, *, again_s: float, longest_wait_s: float) -> None:
         """Announce what is queued and isn't, or was so long ago that its message may be lost.
 
         A message makes a worker claim the first in line of the queue: one for each queued job is
@@ -74,7 +74,7 @@ class Doorbell:
             BrokerUnavailable
         """
         again = timedelta(seconds=again_s)
-        due = turns.due(again_s)
+        due = turns.due(longest_wait_s)
         not_lately = or_(
             Job.rung_at.is_(None),
             Job.rung_at < now() - again,

@@ -92,7 +92,7 @@ class Turns:
         own, started = self._session.connection().execute(_NEWEST, of | band).one()
         return max(own or first, started or first) + 1
 
-    def hurry(self, joined: Iterable[Job]) -> list[Bell]:
+    def raise_priority(self, joined: Iterable[Job]) -> list[Bell]:
         """Let joined jobs that haven't started come as early as the build that joins them.
 
         Returns:
@@ -104,10 +104,10 @@ class Turns:
             early = self.place(queue)
             late = [job.id for job in waiting if job.queue == queue and job.place > early]
             if late:
-                bells += self._hurry(late, early)
+                bells += self._raise(late, early)
         return bells
 
-    def _hurry(self, late: list[int], early: int) -> Iterable[Bell]:
+    def _raise(self, late: list[int], early: int) -> Iterable[Bell]:
         moved = self._session.connection().execute(
             update(Job)
             .where(Job.id.in_(late), Job.state.in_(_NOT_STARTED))

@@ -17,7 +17,14 @@ from tests.chaos.storm import Storm
 from tests.e2e.conftest import fresh_settings
 
 #: Short, so that what a crash interrupted goes on soon; and a storm may hit a job many times.
-QUICK = {"lease_ttl_s": 4.0, "sweep_interval_s": 0.5, "ring_again_s": 5.0, "max_attempts": 50}
+QUICK = {
+    "lease_ttl_s": 4.0,
+    "sweep_interval_s": 0.5,
+    "ring_again_s": 5.0,
+    "retry_first_s": 1.25,
+    "retry_longest_s": 5.0,
+    "max_attempts": 50,
+}
 
 
 def weather(

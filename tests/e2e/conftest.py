@@ -26,7 +26,13 @@ from tests.e2e.live import ROOT, LiveFarm, wait_until
 
 BROKER = os.environ.get("FARM_TEST_BROKER_URL")
 #: Short leases, so that what a crash interrupted goes on soon; long enough for a busy machine.
-QUICK = {"lease_ttl_s": 4.0, "sweep_interval_s": 0.5, "ring_again_s": 10.0}
+QUICK = {
+    "lease_ttl_s": 4.0,
+    "sweep_interval_s": 0.5,
+    "ring_again_s": 10.0,
+    "retry_first_s": 2.5,
+    "retry_longest_s": 10.0,
+}
 
 
 @contextmanager

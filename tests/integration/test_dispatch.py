@@ -41,7 +41,7 @@ class Bench:
         self.doorbell.ring(list(map(Bell.of, self.ledger.queued())))
 
     def sweep(self):
-        self.doorbell.ring_pending(again_s=AGAIN_S)
+        self.doorbell.ring_pending(again_s=AGAIN_S, longest_wait_s=AGAIN_S)
 
     def messages(self, queue="cpu"):
         with self.celery.connection_for_read() as connection:

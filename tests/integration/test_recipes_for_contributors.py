@@ -27,7 +27,7 @@ PRECISION = {
     "workers/stages/cast.py": [
         (
             "#: How the graph of each precision is made.",
-            '''def _rounded(_stage: Stage, given: onnx.ModelProto, _params: CastParams, path: Path) -> _Typed:
+            """def _rounded(_stage: Stage, given: onnx.ModelProto, _params: CastParams, path: Path) -> _Typed:
     for weight in given.graph.initializer:
         values = (onnx.numpy_helper.to_array(weight) * 4).round() / 4
         weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
@@ -35,7 +35,7 @@ PRECISION = {
     return _Typed(model=given, low=1, total=1)
 
 
-#: How the graph of each precision is made.''',
+#: How the graph of each precision is made.""",
         ),
         ("_Typed]] = {\n", "_Typed]] = {\n    Precision.TOY: _rounded,\n"),
     ],
@@ -93,7 +93,7 @@ def run(stage: Stage) -> StageResult:
     ],
 }
 #: Builds a product for CPUs in a precision, and says which jobs that took and what the engine gives.
-BUILD = '''
+BUILD = """
 import sys
 from pathlib import Path
 
@@ -118,7 +118,7 @@ assert one.error is None, one.error
 print("jobs", *one.results)
 engine = ort.InferenceSession(str(one.build.outputs["engine"]))
 print("gives", *engine.run(None, samples)[0].ravel().astype(float).round(3).tolist())
-'''
+"""
 
 
 def tree(folder: Path, changes: dict[str, list[tuple[str, str]]]) -> Path:

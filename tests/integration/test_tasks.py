@@ -42,7 +42,11 @@ class Flaky:
 
 def context(db, lease_ttl_s=30.0):
     settings = SimpleNamespace(
-        lease_ttl_s=lease_ttl_s, ring_again_s=60.0, worker_ttl_s=30.0, max_attempts=3
+        lease_ttl_s=lease_ttl_s,
+        retry_first_s=15.0,
+        retry_longest_s=60.0,
+        worker_ttl_s=30.0,
+        max_attempts=3,
     )
     return SimpleNamespace(
         db=db, stopping=threading.Event(), settings=settings, worker="cpu@here", held={}, shunned={}

@@ -156,7 +156,7 @@ def _claim(context: Context, job_id: int) -> Claim | None:
 
 def _try_to_claim(context: Context, job_id: int) -> Claim | None:
     with context.db.write() as session:
-        first = turns.first_in_line(session, job_id, longest_s=context.settings.ring_again_s)
+        first = turns.first_in_line(session, job_id, longest_s=context.settings.retry_longest_s)
         if first is None:
             return None
         if _is_for_others(context, session, first[0]):
@@ -223,7 +223,7 @@ def _interrupt(context: Context, claim: Claim, error: Unavailable) -> None:
             claim.attempt,
             error,
             max_attempts=context.settings.max_attempts,
-            wait_s=(context.settings.ring_again_s / 4, context.settings.ring_again_s),
+            wait_s=(context.settings.retry_first_s, context.settings.retry_longest_s),
         ),
     )
 

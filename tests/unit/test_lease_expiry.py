@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from farm.daemon.sweep import Silence
+from farm.daemon.expiry import LeaseExpiry
 from farm.queue.leases import Lease
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LEASE = Lease(job_id=1, attempt=1, until=NOON)
 
 
-def silence() -> Silence:
-    return Silence(longest_s=30, interval_s=2)
+def silence() -> LeaseExpiry:
+    return LeaseExpiry(longest_s=30, interval_s=2)
 
 
-def watched(watch: Silence, leases: list[Lease], seconds: range) -> list[tuple[int, int]]:
+def watched(watch: LeaseExpiry, leases: list[Lease], seconds: range) -> list[tuple[int, int]]:
     """When which job's lease had expired, of a watch every two seconds."""
-    return [(at, gone.job_id) for at in seconds[::2] for gone in watch.of(leases, float(at))]
+    return [(at, gone.job_id) for at in seconds[::2] for gone in watch.expired(leases, float(at))]
 
 
 def test_a_lease_expires_when_it_was_not_renewed_for_its_time():
@@ -48,8 +48,8 @@ def test_another_attempt_has_a_lease_of_its_own():
 def test_time_in_which_nobody_looked_does_not_count():
     watch = silence()
     assert not watched(watch, [LEASE], range(20))
-    assert not watch.of([LEASE], 10_000.0)
-    assert watch.of([LEASE], 10_002.0) == []
+    assert not watch.expired([LEASE], 10_000.0)
+    assert watch.expired([LEASE], 10_002.0) == []
     assert watched(watch, [LEASE], range(10_004, 10_014))[:1] == [(10_010, 1)]
 
 
@@ -58,4 +58,4 @@ def test_after_the_database_was_away_every_lease_begins_anew():
     assert not watched(watch, [LEASE], range(30))
     watch.forget()
     assert not watched(watch, [LEASE], range(30, 60))
-    assert watch.of([LEASE], 62.0) == [LEASE]
+    assert watch.expired([LEASE], 62.0) == [LEASE]
