@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 
 from farm import stages
 from farm.reports.layers import LayerReport
 from farm.settings import Settings
+from tests.stage_bench import Bench, Digits, staged_digits
+from workers.clocks.host import Pace
 from workers.runner import trial
 from workers.sandbox import Feature, messages
 from workers.sandbox.features import Found
@@ -49,3 +52,21 @@ def needs(holds: Mapping[Feature, Found]) -> Callable[..., None]:
                 pytest.skip(f"this machine doesn't enforce {feature}: {holds[feature].how}")
 
     return needs_
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
+    return staged_digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture
+def quick_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the measure stage time a model for a moment alone."""
+    pace = Pace(warmup_s=0.01, duration_s=0.05, min_iterations=3, max_s=0.2, slice_s=0.02)
+    monkeypatch.setattr("workers.measure.cpu.LATENCY_PACE", pace)
+    monkeypatch.setattr("workers.measure.cpu.THROUGHPUT_PACE", pace)

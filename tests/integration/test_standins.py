@@ -284,3 +284,10 @@ def test_images_of_bytes_are_built_from_samples_of_bytes(
     ):
         assert one.error is None, one.error
         assert one.accuracy["cosine_mean"] > 0.99
+
+
+def test_a_mask_of_stand_in_inputs_hides_nothing() -> None:
+    specs = [TensorSpec(name=name, dtype="int64", shape=(4, 8)) for name in ("ids", "pad_mask")]
+    arrays = random_arrays(specs, {"ids": (4, 8), "pad_mask": (4, 8)}, seed=0)
+    assert set(arrays["ids"].ravel()) == {0, 1}
+    assert set(arrays["pad_mask"].ravel()) == {1}

@@ -21,10 +21,9 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def stub() -> Iterator[StubFarm]:
-    with stub_farm.running() as farm:
-        farm.add(rtx_plan())
-        yield farm
+def stub(stub: StubFarm) -> StubFarm:
+    stub.add(rtx_plan())
+    return stub
 
 
 @pytest.fixture

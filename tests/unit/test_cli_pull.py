@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,10 +21,9 @@ NAME = "digits-v1-int8-sm_89.engine"
 
 
 @pytest.fixture
-def stub() -> Iterator[StubFarm]:
-    with stub_farm.running() as farm:
-        farm.add(rtx_plan())
-        yield farm
+def stub(stub: StubFarm) -> StubFarm:
+    stub.add(rtx_plan())
+    return stub
 
 
 @pytest.fixture

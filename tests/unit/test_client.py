@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -26,18 +25,6 @@ from tests.stub_farm import BUILD, StubFarm
 
 QUICK = Backoff(first_s=0)
 PROBLEM_503 = {"code": "database-unavailable", "detail": "the database is away", "hint": "wait"}
-
-
-@pytest.fixture
-def stub() -> Iterator[StubFarm]:
-    with stub_farm.running() as farm:
-        yield farm
-
-
-@pytest.fixture
-def farm(stub: StubFarm) -> Iterator[Farm]:
-    with Farm(stub.url, backoff=QUICK) as client:
-        yield client
 
 
 @pytest.fixture

@@ -6,13 +6,12 @@ import fcntl
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from farm.client import Backoff, Farm
+from farm.client import Farm
 from farm.errors import Conflict, DigestMismatch, NotFound, Unavailable
 from tests import stub_farm
 from tests.stub_farm import BUILD, StubFarm, rtx_plan
@@ -20,18 +19,6 @@ from tests.stub_farm import BUILD, StubFarm, rtx_plan
 PLAN = rtx_plan()
 NAME = "digits-v1-int8-sm_89.engine"
 CONTENT = "/v1/engines/01m7y8mbznssegkq/content"
-
-
-@pytest.fixture
-def stub() -> Iterator[StubFarm]:
-    with stub_farm.running() as farm:
-        yield farm
-
-
-@pytest.fixture
-def farm(stub: StubFarm) -> Iterator[Farm]:
-    with Farm(stub.url, backoff=Backoff(first_s=0)) as client:
-        yield client
 
 
 def files(folder: Path) -> list[str]:

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from farm.client import Backoff, Farm
+from farm.client import Farm
 from farm.client.plain import plain, plain_json
 from farm.errors import DigestMismatch
-from tests import stub_farm
 from tests.stub_farm import StubFarm, rtx_plan
 
 PLAN = rtx_plan()
 NAME = "digits-v1-int8-sm_89.engine"
 TITLE = "\x1b]0;owned\x07"
-
-
-@pytest.fixture
-def stub() -> Iterator[StubFarm]:
-    with stub_farm.running() as farm:
-        yield farm
-
-
-@pytest.fixture
-def farm(stub: StubFarm) -> Iterator[Farm]:
-    with Farm(stub.url, backoff=Backoff(first_s=0)) as client:
-        yield client
 
 
 @pytest.mark.parametrize(

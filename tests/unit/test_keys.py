@@ -24,7 +24,6 @@ from farm.settings import Settings
 from farm.specs.scopes import Scope
 from farm.trust import credentials, keys
 from farm.trust.callers import THE_FARM
-from tests import stub_farm
 from tests.keys import a_key
 from tests.stub_farm import StubFarm
 
@@ -39,12 +38,6 @@ def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FARM_HOME", str(tmp_path))
     credentials.write(credentials.home_file(tmp_path), KEY)
     return tmp_path
-
-
-@pytest.fixture
-def stub() -> Iterator[StubFarm]:
-    with stub_farm.running() as farm:
-        yield farm
 
 
 # What a client sends

@@ -1,0 +1,54 @@
+"""Builds on the command line: status, logs, cancel, retry, explain."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from farm.cli import exits
+from tests import stub_farm
+from tests.stub_farm import BUILD, StubFarm
+from tests.unit.conftest import Run
+
+
+def test_status_shows_jobs_and_engines(run: Run) -> None:
+    result = run("status", BUILD)
+    assert result.exit_code == exits.OK
+    assert re.search(r"1 +export digits +succeeded +cached", result.stdout)
+    assert "01m7y8mbznssegkq" in result.stdout
+    assert "labels: team=vision" in result.stdout
+
+
+def test_status_of_a_failed_build_shows_brackets_as_they_are(run: Run, stub: StubFarm) -> None:
+    stub.builds[BUILD] = stub_farm.failed_build()
+    result = run("status", BUILD)
+    assert "calibrate digits failed: no samples [for image]" in result.stdout
+    assert f"farm logs {BUILD} --job 1" in result.stdout
+
+
+def test_logs_are_printed_as_they_are(run: Run) -> None:
+    assert run("logs", BUILD).stdout == "=== build digits\ntactic 7\n"
+    assert json.loads(run("logs", BUILD, "--json").stdout)["text"].endswith("tactic 7\n")
+
+
+def test_logs_are_followed(run: Run) -> None:
+    assert run("logs", BUILD, "--follow").stdout == "=== build digits:int8@sm_89\ntactic 7\n"
+    assert run("logs", BUILD, "-f", "--job", "2").stdout == "tactic 7\n"
+
+
+def test_cancel_and_retry_say_what_became_of_the_build(run: Run, stub: StubFarm) -> None:
+    stub.builds[BUILD] = stub_farm.build("running")
+    assert run("cancel", BUILD).stdout == f"build {BUILD} cancelled\n"
+    assert run("cancel", BUILD).stdout == f"build {BUILD} had ended before: cancelled\n"
+    assert f"farm watch {BUILD}" in run("retry", BUILD).stdout
+
+
+def test_explain_says_what_differs(run: Run) -> None:
+    assert "differs from job 1: method entropy → max" in run("explain", BUILD).stdout
+    assert json.loads(run("explain", BUILD, "--json").stdout)["jobs"][0]["nearest"] == 1
+
+
+def test_builds_are_listed(run: Run) -> None:
+    result = run("builds", "--model", "digits", "--state", "succeeded")
+    assert re.search(rf"{BUILD} +digits v1 +succeeded +1/1 +int8 +rtx-4090", result.stdout)
+    assert [one["id"] for one in json.loads(run("builds", "--json").stdout)] == [BUILD]

@@ -1,0 +1,208 @@
+"""Engines on the command line: what they are, how fast, and how right."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from farm.cli import exits
+from tests import stub_farm
+from tests.stub_farm import StubFarm, rtx_plan
+from tests.unit.conftest import Run
+
+DOUBT = "the class is the source's in 19.0% (98% is the gate) over 64 random samples"
+
+
+def test_inspect_shows_the_types_and_the_layers_of_an_engine(run: Run, stub: StubFarm) -> None:
+    image = {"min": [1, 1, 8, 8], "opt": [8, 1, 8, 8], "max": [64, 1, 8, 8]}
+    spec = {"name": "image", "dtype": "float32", "shape": ["batch", 1, 8, 8]}
+    row = stub.add(rtx_plan(), inputs=[spec], profiles=[{"image": image}])
+    result = run("inspect", row["id"])
+    assert result.exit_code == exits.OK, result.output
+    assert re.search(r"input +image +float32 +batch×1×8×8 +1x1x8x8:8x1x8x8:64x1x8x8", result.stdout)
+    assert "2 convolutions and matrix products, 4 billion" in result.stdout
+    assert re.search(r"int8 +1 +97\.0 %", result.stdout)
+    assert "not in int8: Gemm head (pooled isn't)" in result.stdout
+    assert re.search(r"40 +CONVOLUTION +– +half \?×10 +– +layer 39", result.stdout)
+    assert f"… 10 more: farm inspect {row['id']} --all" in result.stdout
+    everything = run("inspect", row["id"], "--all").stdout
+    assert "layer 49" in everything
+    assert "more:" not in everything
+    shown = json.loads(run("inspect", row["id"], "--json").stdout)
+    assert [one["name"] for one in shown["products"]] == ["c1", "head"]
+    assert len(shown["layers"]) == 50
+
+
+def test_inspect_shows_what_the_engine_itself_says(
+    run: Run, stub: StubFarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = {"taken": True, "revision": 3, "entries_before": 120, "misses": 4}
+    row = stub.add(rtx_plan(), peak_memory_bytes=2_000_000_000, timing_cache=cache)
+    product = stub_farm.LAYERS["products"][0]
+    told = {
+        "source": "the engine, by TensorRT's inspector",
+        "compute": stub_farm.LAYERS["compute"] | {"source": "inspector", "found": 1},
+        "products": [product | {"type": "fp16", "typed": "int8", "layer": "c1 + relu"}],
+        "kinds": {"CaskConvolution": 50, "Reformat": 2},
+        "fusions": {"CaskConvolution": 48},
+        "operators": 120,
+        "weights": {"int8": {"parameters": 25_000_000, "bytes": 25_000_000}},
+        "memory": {
+            "context_bytes": 8_000_000,
+            "context_bytes_by_profile": [4_000_000, 8_000_000],
+            "weights_bytes": None,
+            "streamable_weights_bytes": 0,
+            "aux_streams": 1,
+            "constants": {"int8": 25_000_000, "half": 2_000},
+        },
+    }
+    for name, value in told.items():
+        monkeypatch.setitem(stub_farm.LAYERS, name, value)
+    shown = run("inspect", row["id"]).stdout
+    assert "as the inspector says: 1 of 1 found in it" in shown
+    assert "constants in the engine: 25.0 MB int8, 2.0 kB half" in shown
+    assert "timing cache: revision 3 of 120 entries; 4 more were timed" in shown
+    assert "in fp16, and typed int8: Conv c1" in shown
+    assert "GPU memory: 8.0 MB for each execution context; by profile 4.0 MB, 8.0 MB" in shown
+    assert "its build took 2.0 GB of the host's memory at most" in shown
+    assert "of 120 operators in the typed graph: 50 CaskConvolution, 2 Reformat" in shown
+    assert "fused of several operators: 48 CaskConvolution" in shown
+    assert re.search(r"int8 +25,000,000 +25\.0 MB", shown)
+
+
+def test_engines_say_what_they_compute_in_and_whether_it_was_worth_it(
+    run: Run, stub: StubFarm
+) -> None:
+    against = {"engine": "x", "precision": "fp16", "size_ratio": 0.52, "latency_ratio": 0.61}
+    drops = {"task_drop": 0.002, "agreement_drop": 0.001}
+    stub.add(rtx_plan(), compute=stub_farm.LAYERS["compute"], against=against | drops)
+    shown = run("engines", "digits").stdout
+    assert "int8 97 %, fp16 3 % (typed graph)" in shown
+    assert "fp16: 0.52× size, 0.61× p50, task -0.2 %" in shown
+
+
+def test_other_judgements_of_an_engine_are_listed_beneath_it(run: Run, stub: StubFarm) -> None:
+    task = {"metric": "top1", "source": 0.9, "engine": 0.88, "drop": 0.02}
+    other = {
+        "engine": "E2",
+        "data": "evaluation",
+        "labelled": True,
+        "samples": 50,
+        "state": "ready",
+        "doubts": [],
+        "accuracy": {
+            "cosine_mean": 0.97,
+            "top1_agreement": 0.96,
+            "task": task,
+            "samples": 50,
+            "data": "evaluation",
+        },
+        "build": "B2",
+        "created_at": "2026-07-01T10:00:00Z",
+    }
+    row = stub.add(rtx_plan(), judgements=[other])
+    lines = run("engines", "digits").stdout.splitlines()
+    [at] = [n for n, line in enumerate(lines) if row["id"] in line]
+    assert re.search(r"└ E2 +ready +96\.0 % +0\.9700 .*50 evaluation", lines[at + 1])
+
+
+def test_a_doubtful_engine_and_what_it_was_judged_on_show_in_the_list(
+    run: Run, stub: StubFarm
+) -> None:
+    accuracy = {"samples": 64, "data": "random", "equal": 0.19, "equal_interval": [0.1, 0.3]}
+    stub.add(rtx_plan(), state="doubtful", doubts=[DOUBT], accuracy=accuracy)
+    shown = run("engines", "digits").stdout
+    assert re.search(r"19\.0 % \(10\.0–30\.0\) .* 64 random ", shown)
+    assert f"doubtful: 01m7y8mbznssegkq (int8@sm_89): {DOUBT}" in shown
+
+
+def test_engines_show_accuracy_and_say_where_nothing_was_measured(run: Run, stub: StubFarm) -> None:
+    stub.add(rtx_plan())
+    timed = {"latency_ms": {"p50": 0.1234, "p99": 0.2}, "speed_up": 3.456}
+    stub.add(b"x", id="E2", gpu="cpu", runtime="onnxruntime", metrics=timed)
+    rows = run("engines", "digits").stdout.splitlines()
+    assert re.split(r" {2,}", rows[1].rstrip()) == [
+        "01m7y8mbznssegkq",
+        "v1",
+        "tensorrt-rtx:sm_89",
+        "int8",
+        "300.0 kB",
+        "99.8 % (98.8–100.0)",
+        "0.9993",
+        "98.2 % (source 98.4 %)",
+        "450 evaluation",
+        "typed ONNX",
+        *"––––",
+    ]
+    assert re.search(r"0\.123 ms +3\.46× +– +–$", rows[2].rstrip())
+
+
+def test_speed_shows_an_engine_beside_pytorch_and_what_to_think_of_the_figures(
+    run: Run, stub: StubFarm
+) -> None:
+    def facts(p50: float, **more: object) -> dict[str, object]:
+        parts = {part: {"p50": 0.25} for part in ("h2d_ms", "compute_ms", "d2h_ms", "enqueue_ms")}
+        latency = dict.fromkeys(("p90", "p95", "p99"), 9.0) | {"p50": p50}
+        return {"latency_ms": latency, **parts, "samples_per_s": 8000.4, **more}
+
+    clocks = {name: {"median": 1980} for name in ("sm_clock_mhz", "power_w", "temperature_c")}
+    metrics = facts(0.75) | {
+        "batch": 8,
+        "cuda_graph": facts(0.5),
+        "eager": facts(3.0),
+        "eager_autocast": facts(2.0, autocast="float16"),
+        "compiled": {"reason": "no C compiler", "autocast": "float16"},
+        "throughput": [{"batch": 64, "samples_per_s": None, "reason": "out of memory"}],
+        "gpu": {**clocks, "mj_per_sample": 12.3},
+        "memory": {"engine_bytes": 52_000_000},
+        "warnings": ["the compute time varies by 9.1%"],
+        "settings": {"device": "NVIDIA H200"},
+    }
+    row = stub.add(b"x", gpu="h200", runtime="onnxruntime", metrics=metrics)
+    shown = run("speed", row["id"]).stdout
+    assert "batches of 8 on NVIDIA H200, 1980 MHz, 1980 W" in shown
+    assert "12.3 mJ a sample, 52.0 MB" in shown
+    assert re.search(r"^engine +0\.750 +9\.000 +9\.000 +9\.000( +0\.250){4} +8000 *$", shown, re.M)
+    assert re.search(r"^engine, CUDA graph +0\.500", shown, re.M)
+    assert re.search(r"^PyTorch, float16 +2\.000", shown, re.M)
+    assert "PyTorch, torch.compile, float16: no figures: no C compiler" in shown
+    assert re.search(r"^64 +– +– +out of memory", shown, re.M)
+    assert "warning: the compute time varies" in shown
+    assert json.loads(run("speed", row["id"], "--json").stdout)["metrics"] == metrics
+
+
+def test_speed_says_why_an_engine_was_not_measured(run: Run, stub: StubFarm) -> None:
+    row = stub.add(rtx_plan(), metrics=None, metrics_reason="no such GPU here")
+    assert "not measured: no such GPU here" in run("speed", row["id"]).stdout
+
+
+def test_a_pruned_engine_is_listed_as_one_beside_its_unpruned_twin(
+    run: Run, stub: StubFarm
+) -> None:
+    against = {
+        "engine": "E1", "precision": "fp16", "size_ratio": 1.0, "latency_ratio": None,
+        "task_drop": 0.012, "agreement_drop": None,
+    }  # fmt: skip
+    stub.add(rtx_plan(), precision="fp16", prune="2:4", against=against)
+    row = run("engines", "digits").stdout.splitlines()[1]
+    assert "fp16, pruned 2:4" in row
+    assert "unpruned fp16: 1.00× size, task -1.2 %" in row
+
+
+def test_an_engine_without_figures_is_shown_with_dashes(run: Run, stub: StubFarm) -> None:
+    stub.add(rtx_plan(), accuracy={"cosine_mean": 1.0, "top1_agreement": None, "task": None})
+    assert re.search(r"– +1\.0000 +– +– +– +–", run("engines", "digits").stdout)
+
+
+def test_engines_of_an_unknown_model_name_those_that_are_there(run: Run) -> None:
+    result = run("engines", "nope")
+    assert result.exit_code == exits.NOT_FOUND
+    assert "hint: the models are digits" in result.stderr
+
+
+def test_models_and_their_versions_are_listed(run: Run) -> None:
+    assert re.search(r"digits +v1 +0", run("models").stdout)
+    assert "sha256:" + "a" * 64 in run("models", "digits").stdout
+    assert json.loads(run("models", "--json").stdout)[0]["name"] == "digits"

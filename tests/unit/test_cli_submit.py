@@ -1,0 +1,132 @@
+"""``farm submit`` and ``farm trtexec``: what is sent, and what is refused before anything is."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from farm.cli import exits, options
+from farm.errors import InvalidRequest
+from tests.stub_farm import BUILD, StubFarm
+from tests.unit.conftest import Run
+
+
+def test_options_of_the_builder_are_submitted_and_unknown_ones_are_told(
+    run: Run, stub: StubFarm, model: Path
+) -> None:
+    given = ("--option", "tf32=false", "--option", "builder_optimization_level=5")
+    result = run("submit", model, "--gpu", "sm_89", *given)
+    assert result.exit_code == exits.OK, result.output
+    sent = stub.submitted[-1]["options"]
+    assert (sent["tf32"], sent["builder_optimization_level"]) == (False, 5)
+    unknown = run("submit", model, "--gpu", "sm_89", "--option", "turbo=on")
+    assert unknown.exit_code == exits.USAGE
+    assert "builder_optimization_level" in unknown.stderr
+    wrong = run("submit", model, "--gpu", "sm_89", "--option", "builder_optimization_level=9")
+    assert wrong.exit_code == exits.USAGE
+
+
+def test_a_pruning_is_submitted_and_an_unknown_one_is_told(
+    run: Run, stub: StubFarm, model: Path
+) -> None:
+    result = run("submit", model, "--gpu", "sm_89", "--prune", "l1:0.5")
+    assert result.exit_code == exits.OK, result.output
+    assert stub.submitted[-1]["prune"] == {"method": "l1-unstructured", "amount": 0.5}
+    unknown = run("submit", model, "--gpu", "sm_89", "--prune", "magic")
+    assert unknown.exit_code == exits.USAGE
+    assert "2:4" in unknown.stderr
+
+
+def test_a_trtexec_command_becomes_a_submission(run: Run) -> None:
+    command = "trtexec --onnx=m.onnx --fp16 --noTF32 --iterations=10"
+    result = run("import-trtexec", command)
+    assert result.stdout.splitlines()[0] == (
+        "farm submit m.onnx --precision fp16 --option tf32=false --gpu …"
+    )
+    assert "without --iterations" in result.stdout
+    found = json.loads(run("import-trtexec", command, "--json").stdout)
+    assert (found["source"], found["precisions"], found["options"]) == (
+        "m.onnx",
+        ["fp16"],
+        {"tf32": False},
+    )
+    assert run("import-trtexec", "trtexec --useDLACore=0 --onnx=m.onnx").exit_code == exits.USAGE
+
+
+def test_submit_says_what_was_chosen_and_what_comes_next(run: Run, model: Path) -> None:
+    result = run("submit", model, "--gpu", "rtx-4090", "--precision", "int8")
+    assert result.exit_code == exits.OK, result.output
+    assert f"build {BUILD} of digits v1" in result.stdout
+    assert re.search(r"rtx-4090 +tensorrt-rtx:sm_89 +int8 +first of tensorrt", result.stdout)
+    assert "2 jobs, 1 of them reused" in result.stdout
+    assert f"farm watch {BUILD}\n" in result.stdout
+    assert "farm pull digits --gpu sm_89 -o engines\n" in result.stdout
+
+
+def test_submit_takes_lists_by_commas_and_by_repeating(
+    run: Run, stub: StubFarm, model: Path
+) -> None:
+    words = "--gpu sm_89,rtx-5090 --gpu cpu --precision fp16,fp32 --label team=vision --label x=a=b"
+    profiles = "--profile image=1x3:8x3:64x3 --profile mask=1x8"
+    result = run("submit", model, *words.split(), *profiles.split(), "--name", "d", "--json")
+    assert result.exit_code == exits.OK, result.output
+    sent = stub.submitted[0]
+    assert sent["model"] == "d"
+    assert sent["targets"] == ["sm_89", "rtx-5090", "cpu"]
+    assert sent["precisions"] == ["fp16", "fp32"]
+    assert sent["labels"] == {"team": "vision", "x": "a=b"}
+    image = {"min": [1, 3], "opt": [8, 3], "max": [64, 3]}
+    assert sent["profiles"] == [
+        {"image": image, "mask": {"min": [1, 8], "opt": [1, 8], "max": [1, 8]}}
+    ]
+    assert json.loads(result.stdout)["id"] == BUILD
+
+
+def test_inputs_that_are_fixed_are_submitted_with_their_values(
+    run: Run, stub: StubFarm, model: Path
+) -> None:
+    given = ("--fix", "sr=16000", "--fix", "size=[640, 480]", "--fix", "on=true")
+    result = run("submit", model, "--gpu", "sm_89", *given)
+    assert result.exit_code == exits.OK, result.output
+    assert stub.submitted[-1]["fixed_inputs"] == {"sr": 16000, "size": [640, 480], "on": True}
+    wrong = run("submit", model, "--gpu", "sm_89", "--fix", "sr=fast")
+    assert wrong.exit_code == exits.USAGE
+    assert "write NAME=VALUE" in wrong.stderr
+
+
+def test_submit_waits_and_prints_one_document(run: Run, model: Path) -> None:
+    result = run("submit", model, "--gpu", "sm_89", "--wait", "--json")
+    assert result.exit_code == exits.OK
+    assert json.loads(result.stdout)["state"] == "succeeded"
+
+
+def test_submit_without_a_gpu_says_how_to_name_one(run: Run, model: Path) -> None:
+    result = run("submit", model)
+    assert result.exit_code == exits.USAGE
+    assert result.stderr.startswith("error: no GPU given\nhint: say which: --gpu sm_89")
+
+
+def test_a_pickle_is_refused_with_what_to_do(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "m.pth").write_bytes(b"\x80\x04")
+    result = run("submit", tmp_path / "m.pth", "--gpu", "sm_89")
+    assert result.exit_code == exits.USAGE
+    assert "torch.export.save" in result.stderr
+
+
+def test_a_profile_that_is_not_one_is_explained() -> None:
+    for text in ("image", "image=1x2:3", "=1x2", "image=axb"):
+        with pytest.raises(InvalidRequest) as caught:
+            options.profiles([text])
+        assert "INPUT=MIN:OPT:MAX" in str(caught.value.hint)
+
+
+def test_a_profiles_input_may_have_a_colon_in_its_name() -> None:
+    assert options.profiles(["input:0=1:2:3"])[0]["input:0"]["max"] == [3]
+
+
+def test_a_label_that_is_not_one_is_explained() -> None:
+    with pytest.raises(InvalidRequest, match="'team' isn't a label"):
+        options.labels(["team"])
