@@ -8,6 +8,7 @@ import pytest
 
 from farm.api.app import create_app
 from farm.settings import Settings
+from farm.trust.ring import Ring
 from tests.keys import a_key, bearer
 
 
@@ -53,3 +54,29 @@ def api(settings) -> Api:
     app = create_app(settings)
     yield Api(app)
     app.state.services.db.dispose()
+
+
+REQUEST = {
+    "model": "digits",
+    "precisions": ["fp16"],
+    "targets": ["tensorrt-rtx:sm_89"],
+}
+
+
+@pytest.fixture
+def db(api):
+    return api.app.state.services.db
+
+
+@pytest.fixture
+def ring(api) -> Ring:
+    return api.app.state.services.ring
+
+
+def with_key(api: Api, key: str | None) -> Api:
+    return Api(api.app, key)
+
+
+def request(api: Api, **changes):
+    source = {"digest": api.upload(b"a model"), "format": "onnx"}
+    return REQUEST | {"source": source} | changes

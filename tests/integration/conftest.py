@@ -14,7 +14,7 @@ from farm.settings import Settings
 from tests.stage_bench import Bench, Digits, staged_digits
 from workers.clocks.host import Pace
 from workers.runner import trial
-from workers.sandbox import Feature, messages
+from workers.sandbox import Feature, Limits, Sandbox, messages
 from workers.sandbox.features import Found
 from workers.stages import base
 from workers.stages.base import Stage, StageResult
@@ -70,3 +70,16 @@ def quick_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     pace = Pace(warmup_s=0.01, duration_s=0.05, min_iterations=3, max_s=0.2, slice_s=0.02)
     monkeypatch.setattr("workers.measure.cpu.LATENCY_PACE", pace)
     monkeypatch.setattr("workers.measure.cpu.THROUGHPUT_PACE", pace)
+
+
+@pytest.fixture
+def box(tmp_path):
+    """The sandbox of a job with an input, beside a blob that isn't its own."""
+    store = tmp_path / "a store"
+    workdir = tmp_path / "work"
+    store.mkdir()
+    workdir.mkdir()
+    (store / "input").write_text("the job's own")
+    (store / "other").write_text("somebody else's")
+    limits = Limits.of_machine(workdir, slots=2, timeout_s=60)
+    return Sandbox(workdir=workdir, reads=(store / "input",), limits=limits)

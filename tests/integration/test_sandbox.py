@@ -1,4 +1,4 @@
-"""Arbitrary code in a job's process: it finds nothing to take, and harms nobody.
+"""Arbitrary code in a job's process finds nothing to take: no file, no server, no secret, no right.
 
 Each function here runs in a child as a stage does, and does its worst. What a kernel can't enforce is
 skipped with the reason; that a worker tells so is tested too.
@@ -7,80 +7,22 @@ skipped with the reason; that a worker tells so is tested too.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import gc
 import json
 import os
 import re
-import resource
 import signal
 import socket
 import subprocess
 import sys
-import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from farm.errors import (
-    ChildDied,
-    ChildFilledDisk,
-    ChildOutOfMemory,
-    ChildTimedOut,
-    SandboxMissing,
-    StageFault,
-)
-from farm.settings import Settings
-from workers.runner import trial
-from workers.runner.child import FOUND, Child, Line, Room
-from workers.sandbox import Feature, Limits, Mode, Sandbox
-from workers.sandbox import settings as sandbox_settings
-from workers.sandbox.features import missing
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def box(tmp_path):
-    """The sandbox of a job with an input, beside a blob that isn't its own."""
-    store = tmp_path / "a store"
-    workdir = tmp_path / "work"
-    store.mkdir()
-    workdir.mkdir()
-    (store / "input").write_text("the job's own")
-    (store / "other").write_text("somebody else's")
-    limits = Limits.of_machine(workdir, slots=2, timeout_s=60)
-    return Sandbox(workdir=workdir, reads=(store / "input",), limits=limits)
-
-
-def run(function, argument, box, *, timeout_s=60, **options):
-    with Child(function, argument, timeout_s=timeout_s, sandbox=box, **options) as child:
-        happenings = list(child.happenings())
-        return child.result(), happenings
-
-
-def printed(happenings):
-    return "".join(one.text for one in happenings if isinstance(one, Line))
-
-
-def wait_for(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-
-
-def outcome(attempt):
-    """What an attempt gives, or the error's name."""
-    try:
-        return repr(attempt())
-    except OSError as err:
-        return type(err).__name__
-
-
-# Files
+from tests.sandboxed import ROOT, outcome, run
+from workers.runner.child import FOUND
+from workers.sandbox import Feature
 
 
 def opens(paths, _link):
@@ -141,9 +83,6 @@ def test_a_job_leaves_files_and_folders_behind_and_nothing_that_leads_elsewhere(
     assert other.read_text() == "somebody else's"
 
 
-# Network
-
-
 def reaches(argument, _link):
     kinds = {
         "tcp": lambda: socket.create_connection(("127.0.0.1", argument["port"]), 5),
@@ -188,9 +127,6 @@ def test_a_job_reaches_no_server_of_this_machine_in_any_way(box, tmp_path, needs
         finally:
             Path(file).unlink(missing_ok=True)
     assert set(reached.values()) == {"PermissionError"}, reached
-
-
-# Secrets
 
 
 def looks_for_secrets(_argument, _link):
@@ -276,9 +212,6 @@ def test_a_job_finds_no_secret_of_its_worker(tmp_path, needs):
     assert found["memory"] == 0
 
 
-# The kernel
-
-
 def asks_the_kernel(_argument, _link):
     libc = ctypes.CDLL(None, use_errno=True)
     calls = {
@@ -342,380 +275,6 @@ def test_a_workers_job_is_not_the_superuser(box, needs):
     needs(Feature.USER)
     has, _ = run(regains, None, box)
     assert int(has["told"]["Uid"].split()[0]) != 0
-
-
-# What is left of it
-
-
-def leaves_others(argument, _link):
-    """Processes in sessions of their own, which hear no signal; each holds a file until it ends."""
-    held = open(argument["held"], "w")  # noqa: SIM115
-    fcntl.flock(held, fcntl.LOCK_EX)
-    for _ in range(3):
-        if os.fork() == 0:
-            os.setsid()
-            if os.fork() == 0:
-                for sig in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-                    signal.signal(sig, signal.SIG_IGN)
-                time.sleep(600)
-            os._exit(0)
-    Path(argument["ready"]).touch()
-    how = argument["how"]
-    if how == "fails":
-        raise ValueError("so it is")
-    if how == "crashes":
-        ctypes.string_at(0)
-    if how == "waits":
-        time.sleep(600)
-    return
-
-
-def finish(child):
-    list(child.happenings())
-    return child.result()
-
-
-def is_held(file):
-    with file.open() as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
-
-
-@pytest.mark.parametrize("sandboxed", [True, False])
-@pytest.mark.parametrize(
-    ("how", "error"),
-    [("succeeds", None), ("fails", StageFault), ("crashes", ChildDied), ("waits", ChildTimedOut)],
-)
-def test_nothing_that_a_job_has_started_outlives_it(box, how, error, sandboxed):
-    held = box.workdir / "held"
-    argument = {"held": str(held), "ready": str(box.workdir / "ready"), "how": how}
-    with Child(
-        leaves_others,
-        argument,
-        timeout_s=60 if how != "waits" else 3,
-        sandbox=box if sandboxed else None,
-    ) as child:
-        if error is None:
-            finish(child)
-        else:
-            if how == "waits":  # its time begins when it is followed
-                wait_for((box.workdir / "ready").exists)
-            with pytest.raises(error):
-                finish(child)
-        assert not is_held(held)
-
-
-def test_a_cancelled_job_and_all_it_has_started_end_within_a_second(box):
-    held, ready = box.workdir / "held", box.workdir / "ready"
-    argument = {"held": str(held), "ready": str(ready), "how": "waits"}
-    with Child(leaves_others, argument, timeout_s=60, sandbox=box) as child:
-        wait_for(ready.exists)
-        assert is_held(held)
-        child.pause()  # as while another has quiet
-        start = time.monotonic()
-        child.end()
-        assert time.monotonic() - start < 1.0
-        assert not is_held(held)
-
-
-KILLED = """
-import sys
-from pathlib import Path
-from tests.integration import test_sandbox as t
-from workers.runner.child import preload
-from workers.runner.child import Child
-from workers.sandbox import Limits, Sandbox
-if __name__ == "__main__":
-    preload([])
-    work = Path(sys.argv[1])
-    box = Sandbox(workdir=work, reads=(), limits=Limits.of_machine(work, slots=2, timeout_s=60))
-    argument = {"held": str(work / "held"), "ready": str(work / "ready"), "how": "waits"}
-    with Child(t.leaves_others, argument, timeout_s=60, sandbox=box) as child:
-        for _ in child.happenings():
-            pass
-"""
-
-
-@pytest.mark.parametrize("stopped", [True, False])
-def test_a_killed_worker_leaves_nothing_running(tmp_path, needs, stopped):
-    needs(Feature.DESCENDANTS)
-    worker = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path], cwd=ROOT)
-    try:
-        wait_for((tmp_path / "ready").exists, 60)
-        assert is_held(tmp_path / "held")
-        if stopped:
-            for pid in children(worker.pid):
-                for one in children(pid):
-                    with suppress(ProcessLookupError):
-                        os.killpg(one, signal.SIGSTOP)
-    finally:
-        worker.kill()
-        worker.wait()
-    wait_for(lambda: not is_held(tmp_path / "held"))
-
-
-def children(pid):
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-# Limits
-
-
-def takes_memory(how, _link):
-    if how == "at once":
-        return len(bytearray(1 << 45))
-    if how == "numpy":
-        import numpy
-
-        return int(numpy.zeros(1 << 45, dtype=numpy.int8).size)
-    held = []
-    while True:
-        held.append(b"x" * (1 << 22))
-        time.sleep(0.005)
-
-
-@pytest.mark.parametrize("how", ["at once", "numpy", "bit by bit"])
-def test_a_job_that_takes_too_much_memory_ends_alone_and_is_told_what_to_do(box, how):
-    small = replace(box, limits=replace(box.limits, memory_bytes=700 * 2**20))
-    with pytest.raises(ChildOutOfMemory) as caught:
-        run(takes_memory, how, small)
-    assert "FARM_JOB_MEMORY_BYTES" in caught.value.hint
-
-
-def fills_the_disk(how, _link):
-    if how == "one file":
-        with open("big", "wb") as file:
-            while True:
-                file.write(b"x" * (1 << 20))
-    number = 0
-    while True:
-        number += 1
-        Path(f"f{number}").write_bytes(b"x" * (1 << 20))
-
-
-@pytest.mark.parametrize(("how", "error"), [("one file", StageFault), ("many", ChildFilledDisk)])
-def test_a_job_that_fills_the_disk_is_ended(box, how, error):
-    small = replace(box, limits=replace(box.limits, disk_bytes=20 * 2**20))
-    with pytest.raises(error):
-        run(fills_the_disk, how, small)
-    used = sum(file.stat().st_size for file in box.workdir.rglob("*") if file.is_file())
-    assert used < 4 * 2**30
-
-
-def forks_without_end(_argument, _link):
-    made = 0
-    while True:
-        try:
-            pid = os.fork()
-        except OSError as err:
-            return [made, type(err).__name__]
-        if pid == 0:
-            time.sleep(600)
-        made += 1
-
-
-def test_a_fork_bomb_ends_at_the_limit_of_processes(box, needs):
-    needs(Feature.PROCESSES)
-    few = replace(box, limits=replace(box.limits, processes=400))
-    (made, error), _ = run(forks_without_end, None, few)
-    assert made < 400
-    assert error == "BlockingIOError"
-
-
-def is_limited(_argument, _link):
-    return {
-        "core": resource.getrlimit(resource.RLIMIT_CORE)[1],
-        "files": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
-        "cpu": resource.getrlimit(resource.RLIMIT_CPU)[1],
-        "oom": Path("/proc/self/oom_score_adj").read_text().strip(),
-    }
-
-
-def test_a_job_leaves_no_core_and_is_what_the_kernel_ends_first(box):
-    has, _ = run(is_limited, None, box)
-    assert (has["core"], has["oom"]) == (0, "1000")
-    assert 0 < has["files"] <= 4096
-    assert 0 < has["cpu"] <= 60 * (os.cpu_count() or 1) + 1
-
-
-def prints_without_end(_argument, _link):
-    line = b"y" * 79 + b"\n"
-    for _ in range(1 << 16):
-        os.write(1, line * 16)
-    print("the end of it")
-
-
-def test_what_a_job_prints_is_cut_and_the_log_says_so_and_keeps_the_end(box):
-    with Child(prints_without_end, None, timeout_s=120, sandbox=box, log_bytes=1 << 16) as child:
-        text = printed(child.happenings())
-    assert len(text) < (1 << 16) + 500
-    assert "[the log is cut here" in text
-    assert text.endswith("the end of it\n")
-
-
-# Its word
-
-
-def sends(frames, link):
-    for frame in frames:
-        os.write(link._messages.fileno(), frame.encode("latin-1"))
-    os._exit(0)
-
-
-def framed(text):
-    return f"{len(text).to_bytes(4, 'big').decode('latin-1')}{text}"
-
-
-@pytest.mark.parametrize(
-    "frame",
-    [
-        "\x7f\xff\xff\xff",  # of 2 GiB
-        "\xff\xff\xff\xff\x00\x00\x00\xff\x00\x00\x00\x00",  # of a TiB
-        framed("not JSON"),
-        framed("[" * 100_000),
-        framed("{}"),
-        framed("[1, 2]"),
-        framed('["progress", 5]'),
-        framed('["progress", [5, 5]]'),
-        framed('["quiet", "please"]'),
-        framed('["result", 1]') + framed('["result", 2]'),
-        framed('["error", {"code": "lease-lost"}]'),
-        framed('["error", {"code": ["x"], "detail": "", "hint": null}]'),
-        framed('["bye", 1]'),
-    ],
-)
-def test_a_message_that_no_stage_sends_ends_the_job_and_not_the_worker(box, frame):
-    with pytest.raises(StageFault, match="the stage's process sent"):
-        run(sends, [frame], box)
-
-
-def test_a_job_that_stops_in_the_middle_of_a_message_keeps_nobody_waiting(box):
-    with pytest.raises(ChildTimedOut):
-        run(stops_in_a_message, None, box, timeout_s=2)
-
-
-def stops_in_a_message(_argument, link):
-    os.write(link._messages.fileno(), b"\x00\x00\x10\x00[")
-    time.sleep(600)
-
-
-@pytest.mark.parametrize("code", ["lease-lost", "unavailable", "internal-error", "no-such-thing"])
-def test_a_job_cannot_end_in_an_error_that_is_its_workers(box, code):
-    error = json.dumps(["error", {"code": code, "detail": "so \x1b[2Jit is", "hint": None}])
-    with pytest.raises(StageFault) as caught:
-        run(sends, [framed(error)], box)
-    assert caught.value.detail == "so \ufffd[2Jit is"
-
-
-def asks_for_quiet_and_never_listens(_argument, link):
-    for _ in range(20_000):
-        link.send("quiet", True)
-        link.send("quiet", False)
-
-
-def test_a_job_that_asks_for_quiet_without_end_blocks_nobody(box):
-    with (
-        Child(
-            asks_for_quiet_and_never_listens, None, timeout_s=5, sandbox=box, room=Room()
-        ) as child,
-        pytest.raises(ChildTimedOut),
-    ):
-        list(child.happenings())
-
-
-# Machines that have less
-
-
-def test_a_worker_that_requires_what_the_machine_lacks_runs_no_job(box):
-    strict = replace(box, mode=Mode.REQUIRED, own_user=False)
-    if os.geteuid() == 0:
-        with pytest.raises(SandboxMissing, match="user"):
-            run(opens, [], strict)
-    else:
-        pytest.skip("needs a superuser that stays one")
-
-
-OLD_KERNEL = """
-import sys
-from workers.sandbox import kernel, seccomp
-# Kernels without Landlock and namespaces, as old ones and many containers are.
-seccomp._REFUSED, seccomp._REFUSED_WITHOUT_GPU = "unshare 272 97", "landlock 444 444"
-seccomp._REFUSED_OF_FILES = seccomp._REFUSED_OF_PROCESSES = "clone3 435 435"
-seccomp._UNKNOWN = "clone3 435 435"
-seccomp._by_arguments = lambda **_: ()
-kernel.prctl(kernel.SET_NO_NEW_PRIVS, 1)
-seccomp.install()
-from workers.__main__ import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def on_an_old_kernel(home, *arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", OLD_KERNEL, *arguments],
-        env=os.environ | {"FARM_HOME": str(home)} | environment,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=120,
-    )
-
-
-def test_a_machine_without_landlock_and_namespaces_says_what_it_cannot_keep(tmp_path):
-    done = on_an_old_kernel(tmp_path, "--check-sandbox", "--json")
-    told = json.loads(done.stdout)
-    assert done.returncode == 1
-    assert not told["enforced"]
-    lacks = {name for name, part in told["parts"].items() if not part["enforced"]}
-    assert {"files", "secrets", "descendants"} <= lacks
-    assert told["parts"]["network"]["enforced"]  # by the filter of system calls
-    assert told["parts"]["system calls"]["enforced"]
-
-
-def test_what_a_machine_enforces_can_be_asked_before_there_is_a_farm(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "farm", "worker", "--check-sandbox", "--json"],
-        env=os.environ | {"FARM_HOME": str(tmp_path / "new")},
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=120,
-    )
-    assert json.loads(done.stdout)["parts"].keys() == set(Feature), done.stderr
-    assert not (tmp_path / "new" / "farm.db").exists()
-
-
-def test_a_worker_that_must_have_all_does_not_start_on_such_a_machine(tmp_path):
-    done = on_an_old_kernel(tmp_path, "--cpu-only", FARM_SANDBOX="required")
-    assert done.returncode == 2
-    assert "files (" in done.stderr
-    assert "--check-sandbox" in done.stderr
-
-
-def test_the_trial_tells_when_there_is_no_sandbox_at_all(tmp_path):
-    found = trial.tried(Settings(home=tmp_path, sandbox="off"), is_gpu=False)
-    assert len(missing(found)) == len(Feature)
-
-
-def test_a_secret_in_the_libraries_own_folder_would_be_told(tmp_path, needs):
-    needs(Feature.FILES)
-    settings = Settings(home=tmp_path, sandbox_read=(tmp_path,))
-    [files] = [one for one in trial.tried(settings, is_gpu=False) if one.feature is Feature.FILES]
-    assert not files.enforced
-    assert "another file was read" in files.how
-
-
-def test_limits_are_a_share_of_the_machine(tmp_path):
-    one = Limits.of_machine(tmp_path, slots=1, timeout_s=60)
-    two = Limits.of_machine(tmp_path, slots=2, timeout_s=60)
-    assert one.memory_bytes < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert abs(two.memory_bytes * 2 - one.memory_bytes) <= 2
-    settings = Settings(home=tmp_path, job_memory_bytes=2**30, job_disk_bytes=2**20)
-    box = sandbox_settings.sandbox_of(settings, tmp_path, (), is_gpu=False, timeout_s=60)
-    assert (box.limits.memory_bytes, box.limits.disk_bytes) == (2**30, 2**20)
 
 
 def makes_a_pool(_argument, _link):

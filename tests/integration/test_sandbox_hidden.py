@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from farm.errors import ChildFilledDisk, ChildOutOfMemory, ChildTimedOut
+from tests.sandboxed import outcome, result_of, wait_for
 from workers.runner.child import Child, Room
 from workers.sandbox import Feature, Limits, Sandbox, seccomp, tree, usage
 
@@ -37,19 +38,6 @@ def box_in(folder: Path, **limits: int) -> Sandbox:
     given.write_text("the worker's")
     whole = Limits.of_machine(workdir, slots=2, timeout_s=60)
     return Sandbox(workdir=workdir, reads=(given,), limits=replace(whole, **limits))
-
-
-def run(function, argument, box):
-    with Child(function, argument, timeout_s=60, sandbox=box) as child:
-        list(child.happenings())
-        return child.result()
-
-
-def outcome(attempt: Callable[[], object]) -> str:
-    try:
-        return repr(attempt())
-    except OSError as err:
-        return type(err).__name__
 
 
 # What needs no open file
@@ -92,7 +80,7 @@ def test_a_job_changes_nothing_of_its_workers_that_needs_no_open_file(tmp_path, 
     box = box_in(tmp_path)
     [given] = box.reads
     before = given.stat()
-    found = run(changes, {"file": str(given), "worker": os.getpid()}, box)
+    found = result_of(changes, {"file": str(given), "worker": os.getpid()}, box)
     assert set(found.values()) == {"PermissionError"}, found
     after = given.stat()
     assert (after.st_mode, after.st_uid, after.st_mtime_ns) == (
@@ -114,7 +102,7 @@ def copies(given, _link):
 
 def test_libraries_that_copy_files_still_do(tmp_path):
     box = box_in(tmp_path)
-    assert run(copies, str(box.reads[0]), box) == ["the worker's", "the worker's", "more"]
+    assert result_of(copies, str(box.reads[0]), box) == ["the worker's", "the worker's", "more"]
 
 
 # The filter, on any processor
@@ -230,7 +218,7 @@ def test_memory_that_is_in_no_account_of_a_process_counts(tmp_path, needs, how):
         pytest.skip("this kernel doesn't say how many files a process has open")
     box = box_in(tmp_path, memory_bytes=170 * MIB)
     with pytest.raises(ChildOutOfMemory, match="more memory than a job may have"):
-        run(hides_memory, how, box)
+        result_of(hides_memory, how, box)
 
 
 def makes_uncounted_memory(_argument, _link):
@@ -252,7 +240,9 @@ def _splice() -> None:
 
 def test_memory_that_nothing_could_count_is_refused(tmp_path, needs):
     needs(Feature.CALLS, Feature.FILES)
-    assert set(run(makes_uncounted_memory, None, box_in(tmp_path)).values()) == {"PermissionError"}
+    assert set(result_of(makes_uncounted_memory, None, box_in(tmp_path)).values()) == {
+        "PermissionError"
+    }
 
 
 # Disk
@@ -295,7 +285,7 @@ def test_what_a_job_has_on_its_disk_counts_wherever_it_is(tmp_path, needs, how):
     box = box_in(tmp_path, disk_bytes=20 * MIB)
     try:
         with pytest.raises(ChildFilledDisk):
-            run(hides_files, how, box)
+            result_of(hides_files, how, box)
     finally:
         with suppress(OSError):
             (box.workdir / "shut").chmod(0o700)
@@ -336,13 +326,6 @@ def grows_meanwhile(_argument, _link):
             Path("one").write_text(str(number))
             time.sleep(0.01)
     time.sleep(600)
-
-
-def wait_for(condition, seconds=30.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
 
 
 def following(child: Child) -> threading.Thread:

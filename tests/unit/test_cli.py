@@ -80,7 +80,7 @@ def test_worker_becomes_the_workers_process(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("sqlalchemy", reason="pip install 'engine-farm[worker]'")
-    from farm.installed import parts
+    from farm.database.migrate import upgrade
 
     called: list[list[str]] = []
     paths: list[str] = []
