@@ -54,8 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
             # It answers 503 until the database is there, rather than having to be started again.
             log.warning("%s", err.detail)
         try:
-            with services.store.writing():
-                services.store.put_all_back()  # what a garbage collection had aside that was killed
+            services.store.put_all_back()  # what a garbage collection had aside that was killed
             services.store.keep_reserve()
         except Unavailable as err:
             log.warning("%s", err.detail)

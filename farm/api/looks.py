@@ -10,7 +10,7 @@ from farm.errors import Busy, Rejected
 from farm.formats import sources
 from farm.formats.sources import Look
 from farm.specs.source import SourceFormat
-from farm.store.local import LocalStore
+from farm.store.base import Store
 
 _KNOWN = 4096
 #: A look takes the interpreter for up to a second: more at once would only take it from the others.
@@ -22,7 +22,7 @@ _Key = tuple[str, SourceFormat, int, int]
 
 
 class Looks:
-    def __init__(self, store: LocalStore) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
         self._known: OrderedDict[_Key, Look | Rejected] = OrderedDict()
         self._lock = threading.Lock()

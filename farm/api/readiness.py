@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
@@ -13,7 +12,7 @@ from farm.errors import FarmError
 from farm.fleet.workers import Fleet
 from farm.settings import Settings
 from farm.store import proof
-from farm.store.local import RESERVE_BYTES, LocalStore
+from farm.store.base import RESERVE_BYTES, Store
 
 OK = "ok"
 #: Without these work is taken all the same, and waits.
@@ -22,7 +21,7 @@ _BROKER_S = 1.0
 _BROKER_PORT = 6379
 
 
-def checks(settings: Settings, db: Database, store: LocalStore) -> dict[str, str]:
+def checks(settings: Settings, db: Database, store: Store) -> dict[str, str]:
     """Part → ``ok``, or what is wrong with it and what to do."""
     parts: Mapping[str, Callable[[], str]] = {
         "database": lambda: _database(db),
@@ -56,7 +55,7 @@ def _schema(db: Database) -> str:
     return OK
 
 
-def _store(db: Database, store: LocalStore) -> str:
+def _store(db: Database, store: Store) -> str:
     try:
         proof.prove(db, store)
         store.try_to_write()
@@ -65,12 +64,12 @@ def _store(db: Database, store: LocalStore) -> str:
     return OK
 
 
-def _disk(store: LocalStore) -> str:
+def _disk(store: Store) -> str:
     try:
-        free = shutil.disk_usage(store.root).free
-    except OSError as err:
-        return f"the store's disk can't be looked at: {err}"
-    if free < RESERVE_BYTES:
+        free = store.free_bytes()
+    except FarmError as err:
+        return _told(err)
+    if free is not None and free < RESERVE_BYTES:
         return f"{free // 10**6} MB are free for the store (free some: farm gc)"
     return OK
 

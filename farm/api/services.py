@@ -24,6 +24,7 @@ from farm.fleet.workers import Fleet
 from farm.queue.celery_app import create_celery
 from farm.queue.doorbell import Doorbell
 from farm.settings import Settings
+from farm.store.base import Store
 from farm.store.local import LocalStore
 from farm.trust.callers import Caller
 from farm.trust.ring import Ring, UseWriter
@@ -41,7 +42,7 @@ _WAIT_S = 1.0
 class Services:
     settings: Settings
     db: Database
-    store: LocalStore
+    store: Store
     sweeper: Sweeper
     scrubber: Scrubber
     looks: Looks

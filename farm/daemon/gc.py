@@ -17,8 +17,7 @@ from farm.database.base import now
 from farm.database.session import Database
 from farm.schemas.storage import Blob, GcReport
 from farm.store import artifacts
-from farm.store.base import StoredFile
-from farm.store.local import LocalStore
+from farm.store.base import Store, StoredFile
 from farm.trust import audit
 from farm.trust.callers import THE_FARM, Caller
 
@@ -51,7 +50,7 @@ class _Tally:
 
 def collect(
     db: Database,
-    store: LocalStore,
+    store: Store,
     *,
     older_than_s: float,
     dry_run: bool = False,
@@ -66,19 +65,18 @@ def collect(
         by: who asks for it, for the audit.
 
     Raises:
-        StorageUnavailable, DatabaseUnavailable
+        StorageFull, StorageUnavailable, DatabaseUnavailable
     """
     if not dry_run:
         store.spend_reserve()  # on a full disk even a deletion can't be written down
     try:
-        with store.writing():
-            return _Collector(db, store, by, older_than_s=older_than_s).run(dry_run=dry_run)
+        return _Collector(db, store, by, older_than_s=older_than_s).run(dry_run=dry_run)
     finally:
         store.keep_reserve()
 
 
 class _Collector:
-    def __init__(self, db: Database, store: LocalStore, by: Caller, *, older_than_s: float) -> None:
+    def __init__(self, db: Database, store: Store, by: Caller, *, older_than_s: float) -> None:
         self._db = db
         self._store = store
         self._by = by
@@ -98,15 +96,15 @@ class _Collector:
                 self._tally.remove(files[digest])
         uploads = list(self._store.interrupted(self._arrived_before))
         if not dry_run:
-            for file in uploads:
-                file.path.unlink(missing_ok=True)
+            for upload in uploads:
+                self._store.delete_upload(upload)
         return GcReport(
             dry_run=dry_run,
             removed=self._tally.listed,
             removed_total=self._tally.removed,
             removed_bytes=self._tally.removed_bytes,
             uploads=len(uploads),
-            uploads_bytes=sum(file.bytes for file in uploads),
+            uploads_bytes=sum(upload.bytes for upload in uploads),
             kept=self._tally.seen - self._tally.removed,
             kept_bytes=self._tally.seen_bytes - self._tally.removed_bytes,
         )
@@ -138,7 +136,7 @@ class _Collector:
         aside = [
             file for digest in sorted(gone) if (file := self._store.set_aside(digest)) is not None
         ]
-        return [file.digest for file in self._look_again(aside, files) if self._delete(file)]
+        return [file.digest for file in self._look_again(aside, files) if self._store.delete(file)]
 
     def _look_again(
         self, aside: list[StoredFile], listed: dict[str, StoredFile]
@@ -158,14 +156,6 @@ class _Collector:
                 self._store.put_back(file)
             else:
                 yield file
-
-    @staticmethod
-    def _delete(file: StoredFile) -> bool:
-        try:
-            file.path.unlink()
-        except FileNotFoundError:
-            return False  # another gc has put it back
-        return True
 
 
 def _batches(files: Iterable[StoredFile], size: int) -> Iterator[list[StoredFile]]:

@@ -25,7 +25,7 @@ from farm.queue import jobs, transitions
 from farm.schemas.storage import ScrubReport
 from farm.specs.states import JobState
 from farm.store import artifacts, proof
-from farm.store.local import LocalStore
+from farm.store.base import Store
 from farm.trust import audit
 from farm.trust.callers import THE_FARM, Caller
 
@@ -36,7 +36,7 @@ _ADOPT_AGAIN_S = 2.0
 _REST_S = 60.0  #: of the background's scrub, between rounds, and after an error
 
 
-def scrub(db: Database, store: LocalStore, by: Caller = THE_FARM) -> ScrubReport:
+def scrub(db: Database, store: Store, by: Caller = THE_FARM) -> ScrubReport:
     """Hash all blobs that the farm knows of, and set aside the damaged ones.
 
     Parameters:
@@ -66,7 +66,7 @@ def scrub(db: Database, store: LocalStore, by: Caller = THE_FARM) -> ScrubReport
 
 
 def check(
-    session: Session, store: LocalStore, digests: Iterable[str], by: Caller = THE_FARM
+    session: Session, store: Store, digests: Iterable[str], by: Caller = THE_FARM
 ) -> list[str]:
     """Hash these blobs, and set aside those that are damaged, which are returned."""
     damaged = [digest for digest in sorted(set(digests)) if not _is_right(store, digest)]
@@ -79,7 +79,7 @@ def check(
     return damaged
 
 
-def _is_right(store: LocalStore, digest: str) -> bool:
+def _is_right(store: Store, digest: str) -> bool:
     try:
         return store.is_right(digest)
     except NotFound:
@@ -115,7 +115,7 @@ class Scrubber(threading.Thread):
         bytes_per_s: at most so many are read, on average.
     """
 
-    def __init__(self, db: Database, store: LocalStore, *, bytes_per_s: float) -> None:
+    def __init__(self, db: Database, store: Store, *, bytes_per_s: float) -> None:
         super().__init__(name="scrubber", daemon=True)
         self._db = db
         self._store = store

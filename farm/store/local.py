@@ -26,21 +26,12 @@ from farm.errors import (
     StorageUnavailable,
     TooLarge,
 )
-from farm.store.base import ASIDE, Stored, StoredFile
+from farm.store.base import RESERVE_BYTES, Interrupted, Stored, StoredFile
 
 _NAME = re.compile(r"[0-9a-f]{64}")
-
-
 _DIGEST = re.compile(rf"sha256:{_NAME.pattern}")
-
-
+_ASIDE = "aside-"
 _CHUNK_BYTES = 1 << 20
-
-
-#: Kept of a disk, so that garbage collection has room to work when all else is taken.
-RESERVE_BYTES = 32 * 2**20
-
-
 _UPLOAD_THREADS = 8
 
 
@@ -50,6 +41,10 @@ class LocalStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._incoming = root / "incoming"
+
+    @property
+    def address(self) -> str:
+        return str(self.root)
 
     @cached_property
     def _disk(self) -> CapacityLimiter:
@@ -63,32 +58,33 @@ class LocalStore:
         return self.root / "sha256" / name[:2] / name
 
     def has(self, digest: str) -> bool:
-        return self._place(digest).is_file()
+        with self._reading(), suppress(NotFound):  # what isn't a digest isn't there
+            return self._place(digest).is_file()
+        return False
 
     def path(self, digest: str) -> Path:
         place = self._place(digest)
-        if not place.is_file():
-            if not (self.root / "sha256").is_dir():
-                raise StorageUnavailable(
-                    f"the artifact store isn't at {self.root}", hint="is it mounted there?"
-                )
-            raise NotFound(f"the store has no blob {digest}", hint="upload it: POST /v1/blobs")
+        with self._reading():
+            if not place.is_file():
+                if not (self.root / "sha256").is_dir():
+                    raise StorageUnavailable(
+                        f"the artifact store isn't at {self.root}", hint="is it mounted there?"
+                    )
+                raise NotFound(f"the store has no blob {digest}", hint="upload it: POST /v1/blobs")
         return place
 
     def try_to_write(self) -> None:
-        """Raise what writing would.
-
-        Raises:
-            StorageFull, StorageUnavailable
-        """
-        with self.writing():
+        with self._writing():
             self._incoming.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self._incoming) as file:
                 file.write(b"x" * 4096)
                 file.flush()
 
+    def free_bytes(self) -> int | None:
+        with self._reading():
+            return shutil.disk_usage(self.root).free
+
     def keep_reserve(self) -> None:
-        """Take the reserve of the disk, where there is room for it."""
         with suppress(OSError):  # then there is none: what writes will tell
             self.root.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(self.root).free < 2 * RESERVE_BYTES:
@@ -97,23 +93,16 @@ class LocalStore:
                 os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
 
     def spend_reserve(self) -> None:
-        """Give the reserve back to the disk."""
         with suppress(OSError):
             (self.root / "reserve").unlink(missing_ok=True)
 
     def identity(self) -> str | None:
-        """What tells this store from others, or None where no farm has used it."""
-        with self.reading(), suppress(FileNotFoundError):
+        with self._reading(), suppress(FileNotFoundError):
             return (self.root / "id").read_text().strip() or None
         return None
 
     def identify(self) -> str:
-        """Its identity, given now if it has none.
-
-        Raises:
-            StorageFull, StorageUnavailable
-        """
-        with self.writing():
+        with self._writing():
             self._incoming.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=self._incoming) as file:
                 file.write(f"{uuid4()}\n")
@@ -127,28 +116,22 @@ class LocalStore:
         return identity
 
     def is_right(self, digest: str) -> bool:
-        """Whether a blob's bytes are those that its digest names; reads all of them.
-
-        Raises:
-            NotFound, StorageUnavailable
-        """
-        with self.reading(), self.path(digest).open("rb") as file:
-            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest
+        with self._reading():
+            try:
+                file = self.path(digest).open("rb")
+            except FileNotFoundError:
+                raise NotFound(f"the store has lost the blob {digest} just now") from None
+            with file:
+                return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest
 
     def condemn(self, digest: str) -> None:
-        """Take a damaged blob out of its place, and keep it for somebody to look at."""
         place, damaged = self._place(digest), self.root / "damaged"
-        with self.writing(), suppress(FileNotFoundError):
+        with self._writing(), suppress(FileNotFoundError):
             damaged.mkdir(parents=True, exist_ok=True)
             place.replace(damaged / place.name)
 
     def take(self, source: Path) -> Stored:
-        """Keep a file; it's gone from where it was. On the same file system it isn't even copied.
-
-        Raises:
-            StorageFull, StorageUnavailable
-        """
-        with self.writing():
+        with self._writing():  # on the same file system it isn't even copied
             try:
                 return self._adopt(source)
             except OSError as err:
@@ -181,14 +164,6 @@ class LocalStore:
     async def receive(
         self, chunks: AsyncIterator[bytes], *, expected: str | None, max_bytes: int
     ) -> Stored:
-        """Write a body to the store as it arrives; a body that breaks off leaves nothing behind.
-
-        Parameters:
-            expected: the announced digest, or None.
-
-        Raises:
-            DigestMismatch, EmptyBlob, TooLarge, StorageFull, StorageUnavailable
-        """
         size, pending = 0, bytearray()
         with self._receiving() as blob:
             # Hashing, writing and fsync take their time, and a disk may hang: not on the event loop.
@@ -207,44 +182,55 @@ class LocalStore:
             return await to_thread.run_sync(blob.keep, expected, limiter=self._disk)
 
     def blobs(self) -> Iterator[StoredFile]:
-        """Every blob, one folder after the other; those that come or go meanwhile or not."""
-        for folder in _entries(self.root / "sha256"):
-            if folder.is_dir():
-                # File systems and people leave other files there.
-                yield from _files(file for file in _entries(folder) if _NAME.fullmatch(file.name))
+        with self._reading():
+            for folder in _entries(self.root / "sha256"):
+                if folder.is_dir():
+                    # File systems and people leave other files there.
+                    for file, found in _found(
+                        f for f in _entries(folder) if _NAME.fullmatch(f.name)
+                    ):
+                        yield _stored(file.name, found)
 
-    def interrupted(self, before: datetime) -> Iterator[StoredFile]:
-        """What uploads left behind that broke off with their process, before this time."""
-        for file in _files(_entries(self._incoming)):
-            if file.put_at < before and not file.path.name.startswith(ASIDE):
-                yield file
+    def interrupted(self, before: datetime) -> Iterator[Interrupted]:
+        with self._reading():
+            for file, found in _found(_entries(self._incoming)):
+                put_at = _time(found)
+                if put_at < before and not file.name.startswith(_ASIDE):
+                    yield Interrupted(name=file.name, bytes=found.st_size, put_at=put_at)
+
+    def delete_upload(self, upload: Interrupted) -> None:
+        with self._writing():
+            (self._incoming / upload.name).unlink(missing_ok=True)
 
     def set_aside(self, digest: str) -> StoredFile | None:
-        """Take a blob out of its place without deleting it, or None if it isn't there.
-
-        Whoever puts the same blob before that makes the file younger than it was; whoever puts it
-        after that puts a file of its own.
-        """
         place = self._place(digest)
-        aside = self._incoming / f"{ASIDE}{place.name}"
-        try:
+        aside = self._aside(digest)
+        with self._writing(), suppress(FileNotFoundError):
             self._incoming.mkdir(parents=True, exist_ok=True)
             place.replace(aside)
-        except FileNotFoundError:
-            return None
-        return next(_files([aside]), None)
+            return _stored(place.name, aside.stat())
+        return None
 
     def put_back(self, file: StoredFile) -> None:
-        """Put a blob that was set aside back in its place, as if it had been put there now."""
-        if self._renew(file.path):
-            with suppress(FileNotFoundError):  # another gc was quicker
-                file.path.replace(self._place(file.digest))
+        aside = self._aside(file.digest)
+        with self._writing(), suppress(FileNotFoundError):  # another gc was quicker
+            if self._renew(aside):
+                aside.replace(self._place(file.digest))
 
     def put_all_back(self) -> None:
-        """Put back whatever is aside."""
-        for file in _files(_entries(self._incoming)):
-            if file.path.name.startswith(ASIDE):
-                self.put_back(file)
+        with self._writing():
+            for file, found in _found(_entries(self._incoming)):
+                if file.name.startswith(_ASIDE):
+                    self.put_back(_stored(file.name.removeprefix(_ASIDE), found))
+
+    def delete(self, file: StoredFile) -> bool:
+        with self._writing(), suppress(FileNotFoundError):  # another gc has put it back
+            self._aside(file.digest).unlink()
+            return True
+        return False
+
+    def _aside(self, digest: str) -> Path:
+        return self._incoming / f"{_ASIDE}{self._place(digest).name}"
 
     @staticmethod
     def _renew(file: Path) -> bool:
@@ -256,7 +242,7 @@ class LocalStore:
         return True
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
+    def _reading(self) -> Iterator[None]:
         """A disk that gives nothing is told as an error of the farm.
 
         Raises:
@@ -268,7 +254,7 @@ class LocalStore:
             raise StorageUnavailable(f"the artifact store can't be read: {err}") from err
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
         """What goes wrong with the disk is told as an error of the farm.
 
         Raises:
@@ -283,7 +269,7 @@ class LocalStore:
 
     @contextmanager
     def _receiving(self) -> Iterator[_Incoming]:
-        with self.writing():
+        with self._writing():
             self._incoming.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self._incoming, delete=False) as file:
                 blob = _Incoming(store=self, file=file)  # type: ignore[arg-type]
@@ -300,12 +286,18 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
-def _files(paths: Iterable[Path]) -> Iterator[StoredFile]:
+def _found(paths: Iterable[Path]) -> Iterator[tuple[Path, os.stat_result]]:
     for path in paths:
         with suppress(FileNotFoundError):  # gone since the folder was listed
-            found = path.stat()
-            put_at = datetime.fromtimestamp(found.st_mtime, UTC)
-            yield StoredFile(path=path, bytes=found.st_size, put_at=put_at)
+            yield path, path.stat()
+
+
+def _stored(name: str, found: os.stat_result) -> StoredFile:
+    return StoredFile(digest=f"sha256:{name}", bytes=found.st_size, put_at=_time(found))
+
+
+def _time(found: os.stat_result) -> datetime:
+    return datetime.fromtimestamp(found.st_mtime, UTC)
 
 
 class _Incoming:

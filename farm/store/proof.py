@@ -12,10 +12,10 @@ from sqlalchemy.orm import Session
 from farm.database.session import Database
 from farm.database.tables import KnownStore
 from farm.errors import StorageUnavailable
-from farm.store.local import LocalStore
+from farm.store.base import Store
 
 
-def adopt(db: Database, store: LocalStore) -> None:
+def adopt(db: Database, store: Store) -> None:
     """Make this the farm's store, if it has none.
 
     Raises:
@@ -32,7 +32,7 @@ def adopt(db: Database, store: LocalStore) -> None:
     prove(db, store)
 
 
-def prove(db: Database, store: LocalStore) -> None:
+def prove(db: Database, store: Store) -> None:
     """Return if this is the farm's store.
 
     Raises:
@@ -47,7 +47,7 @@ def prove(db: Database, store: LocalStore) -> None:
         )
     if store.identity() != known:
         raise StorageUnavailable(
-            f"{store.root} isn't the farm's artifact store",
+            f"{store.address} isn't the farm's artifact store",
             hint="set FARM_STORE to the folder that the API has as its store, or mount it there; after the "
             "store was moved on purpose, move its file id along",
         )

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from farm.cli import app, exits
+from farm.installed import parts
 from tests.stub_farm import BUILD, StubFarm
 from tests.unit.conftest import Run
 

@@ -30,6 +30,7 @@ from farm.queue.doorbell import Doorbell
 from farm.settings import Settings
 from farm.specs import gpus
 from farm.store import proof
+from farm.store.base import Store
 from farm.store.local import LocalStore
 from workers.runner import remote, toolchain, trial
 from workers.runner.child import Room, await_preload
@@ -74,7 +75,7 @@ class Context:
 
     settings: Settings
     db: Database
-    store: LocalStore
+    store: Store
     doorbell: Doorbell
     worker: str
     gpu: Gpu | None = None  #: that the worker is pinned to

@@ -1,0 +1,510 @@
+"""What `farm.store.base.Store` promises, held against every store.
+
+A store that comes later gets a `Rig` here: the store, and how a test does to it what its medium may do.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from farm.errors import (
+    DigestMismatch,
+    EmptyBlob,
+    FarmError,
+    NotFound,
+    StorageFull,
+    StorageUnavailable,
+    TooLarge,
+)
+from farm.store import local
+from farm.store.base import Store, Stored
+from farm.store.local import LocalStore
+from farm.testing.store import MemoryStore
+
+ABSENT = "sha256:" + "0" * 64
+NO_DIGESTS = ["../../etc/passwd", "sha256:../x", "sha256:" + "A" * 64, "0" * 64, ""]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rig:
+    store: Store
+    damage: Callable[[str], None]  #: flips a bit of a blob
+    age: Callable[[str, timedelta], None]  #: makes a blob so old
+    interrupt: Callable[[str, timedelta], None]  #: leaves an upload so old that broke off
+    fill: Callable[[], None]  #: from now on there is no room
+    take_away: Callable[[], None]  #: from now on it doesn't answer
+    bring_back: Callable[[], None]  #: as it was
+    condemned: Callable[[], list[bytes]]  #: what was kept for somebody to look at
+    kept: Callable[[], int]  #: how many blobs and parts of blobs there are, in reach or not
+
+
+class LocalMedium:
+    """A folder, with what disks do."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.store = LocalStore(root)
+        self._root = root
+        self._patch = monkeypatch
+
+    def rig(self) -> Rig:
+        return Rig(
+            store=self.store,
+            damage=self.damage,
+            age=self.age,
+            interrupt=self.interrupt,
+            fill=lambda: self.refuse(errno.ENOSPC),
+            take_away=lambda: self.refuse(errno.EIO),
+            bring_back=self._patch.undo,
+            condemned=lambda: [p.read_bytes() for p in self._root.glob("damaged/*")],
+            kept=lambda: len([p for p in self._root.rglob("*") if p.is_file() and p.name != "id"]),
+        )
+
+    def damage(self, digest: str) -> None:
+        place = self.store.path(digest)
+        content = bytearray(place.read_bytes())
+        content[0] ^= 1
+        place.chmod(0o644)
+        place.write_bytes(content)
+
+    def age(self, digest: str, age: timedelta) -> None:
+        then = (datetime.now(UTC) - age).timestamp()
+        os.utime(self.store.path(digest), (then, then))
+
+    def interrupt(self, name: str, age: timedelta) -> None:
+        file = self._root / "incoming" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"half of it")
+        then = (datetime.now(UTC) - age).timestamp()
+        os.utime(file, (then, then))
+
+    def refuse(self, code: int) -> None:
+        def refused(*_: object, **__: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        self._patch.setattr("os.fsync", refused)
+        self._patch.setattr(local.tempfile, "NamedTemporaryFile", refused)
+        if code == errno.EIO:
+            for name in ("read_text", "stat", "is_file", "open", "iterdir", "replace", "unlink"):
+                self._patch.setattr(Path, name, self._refusing(getattr(Path, name), refused))
+
+    def _refusing(
+        self, real: Callable[..., Any], refused: Callable[[], None]
+    ) -> Callable[..., Any]:
+        def below_root(path: Path, *words: Any, **options: Any) -> Any:
+            if path.is_relative_to(self._root):
+                refused()
+            return real(path, *words, **options)
+
+        return below_root
+
+
+class MemoryMedium:
+    def __init__(self, folder: Path) -> None:
+        self.age_of_new = timedelta()
+        self.store = MemoryStore(folder, clock=lambda: datetime.now(UTC) - self.age_of_new)
+
+    def rig(self) -> Rig:
+        store = self.store
+        return Rig(
+            store=store,
+            damage=store.damage,
+            age=self.age,
+            interrupt=self.interrupt,
+            fill=lambda: setattr(store, "room_bytes", 0),
+            take_away=lambda: setattr(store, "is_away", True),
+            bring_back=lambda: setattr(store, "is_away", False),
+            condemned=lambda: list(store.condemned.values()),
+            kept=lambda: len(store._blobs) + len(store._aside) + len(store._uploads),
+        )
+
+    def age(self, digest: str, age: timedelta) -> None:
+        with self.in_the_past(age):
+            receive(self.store, self.store.path(digest).read_bytes())
+
+    def interrupt(self, name: str, age: timedelta) -> None:
+        with self.in_the_past(age):
+            self.store.interrupt(name, b"half of it")
+
+    @contextmanager
+    def in_the_past(self, age: timedelta) -> Iterator[None]:
+        self.age_of_new = age
+        yield
+        self.age_of_new = timedelta()
+
+
+@pytest.fixture(params=["local", "memory"])
+def rig(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    if request.param == "local":
+        return LocalMedium(tmp_path / "store", monkeypatch).rig()
+    return MemoryMedium(tmp_path / "copies").rig()
+
+
+@pytest.fixture
+def store(rig: Rig) -> Store:
+    return rig.store
+
+
+def digest_of(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def receive(
+    store: Store, *parts: bytes, expected: str | None = None, max_bytes: int = 1000
+) -> Stored:
+    async def pieces() -> AsyncIterator[bytes]:
+        for part in parts:
+            yield part
+
+    async def go() -> Stored:
+        return await store.receive(pieces(), expected=expected, max_bytes=max_bytes)
+
+    return anyio.run(go)
+
+
+def put(store: Store, content: bytes) -> str:
+    return receive(store, content).digest
+
+
+# Putting
+
+
+def test_a_blob_that_arrives_in_pieces_is_found_by_the_digest_of_the_whole(store: Store) -> None:
+    stored = receive(store, b"ab", b"", b"c", expected=digest_of(b"abc"))
+    assert (stored.digest, stored.bytes) == (digest_of(b"abc"), 3)
+    assert store.has(stored.digest)
+    assert store.path(stored.digest).read_bytes() == b"abc"
+    assert store.is_right(stored.digest)
+
+
+def test_a_file_that_is_taken_is_gone_from_where_it_was(rig: Rig, tmp_path: Path) -> None:
+    file = tmp_path / "made"
+    for _ in range(2):  # again: nothing doubled
+        file.write_bytes(b"abc")
+        assert rig.store.take(file) == Stored(digest=digest_of(b"abc"), bytes=3)
+        assert not file.exists()
+    assert rig.kept() == 1
+
+
+def test_of_one_blob_put_by_many_at_once_there_is_one_and_each_is_told_the_same(rig: Rig) -> None:
+    content, told, start = bytes(range(256)) * 3, [], threading.Barrier(8)
+
+    def upload() -> None:
+        start.wait(60)
+        told.append(receive(rig.store, content[:300], content[300:]))
+
+    threads = [threading.Thread(target=upload) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert told == [Stored(digest=digest_of(content), bytes=768)] * 8
+    assert rig.store.path(digest_of(content)).read_bytes() == content
+    assert rig.kept() == 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected", "error"),
+    [
+        ((b"abd",), digest_of(b"abc"), DigestMismatch),
+        ((), None, EmptyBlob),
+        ((b"",), None, EmptyBlob),
+        ((b"x" * 600, b"x" * 600), None, TooLarge),
+    ],
+)
+def test_a_body_that_is_refused_leaves_nothing(
+    rig: Rig, parts: tuple[bytes, ...], expected: str | None, error: type[FarmError]
+) -> None:
+    with pytest.raises(error):
+        receive(rig.store, *parts, expected=expected)
+    assert rig.kept() == 0
+
+
+def test_an_upload_that_breaks_off_leaves_nothing_and_its_error_is_told(rig: Rig) -> None:
+    class BreaksOff(Exception):
+        pass
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"ab"
+        raise BreaksOff
+
+    async def go() -> None:
+        await rig.store.receive(chunks(), expected=None, max_bytes=1000)
+
+    with pytest.raises(BreaksOff):
+        anyio.run(go)
+    assert rig.kept() == 0
+
+
+def test_a_full_store_says_so_keeps_nothing_and_leaves_the_file_that_it_was_given(
+    rig: Rig, tmp_path: Path
+) -> None:
+    file = tmp_path / "made"
+    file.write_bytes(b"abc")
+    rig.fill()
+    for attempt in (
+        lambda: receive(rig.store, b"abc"),
+        lambda: rig.store.take(file),
+        rig.store.try_to_write,
+    ):
+        with pytest.raises(StorageFull):
+            attempt()
+    assert file.read_bytes() == b"abc"
+    assert not rig.store.has(digest_of(b"abc"))
+    assert rig.kept() == 0
+
+
+def test_a_full_store_still_gives_what_it_has_and_can_be_collected(rig: Rig) -> None:
+    digest = put(rig.store, b"abc")
+    rig.fill()
+    assert rig.store.path(digest).read_bytes() == b"abc"
+    rig.store.spend_reserve()
+    file = rig.store.set_aside(digest)
+    assert file is not None
+    assert rig.store.delete(file)
+    rig.store.keep_reserve()
+
+
+def test_a_store_that_does_not_answer_is_unavailable_and_no_blob_of_it_is_lost(rig: Rig) -> None:
+    digest = put(rig.store, b"abc")
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: receive(rig.store, b"abc"),
+        lambda: rig.store.is_right(digest),
+        lambda: rig.store.has(digest),
+        lambda: rig.store.path(digest),
+        lambda: list(rig.store.blobs()),
+        lambda: list(rig.store.interrupted(datetime.now(UTC))),
+        lambda: rig.store.set_aside(digest),
+        lambda: rig.store.condemn(digest),
+        rig.store.put_all_back,
+        rig.store.identity,
+        rig.store.identify,
+        rig.store.try_to_write,
+    )
+    rig.take_away()
+    for call in calls:
+        with pytest.raises(StorageUnavailable):
+            call()
+    rig.store.keep_reserve()
+    rig.store.spend_reserve()
+    rig.bring_back()
+    assert rig.store.is_right(digest)
+    assert [file.digest for file in rig.store.blobs()] == [digest]
+
+
+# Reading
+
+
+@pytest.mark.parametrize("digest", [ABSENT, *NO_DIGESTS])
+def test_what_is_not_there_or_no_digest_is_not_found(store: Store, digest: str) -> None:
+    put(store, b"something else")
+    assert not store.has(digest)
+    for look in (store.path, store.is_right):
+        with pytest.raises(NotFound):
+            look(digest)
+
+
+def test_a_file_of_a_blob_cannot_be_written_by_mistake(store: Store) -> None:
+    digest = put(store, b"abc")
+    assert not store.path(digest).stat().st_mode & 0o222
+    assert store.path(digest).read_bytes() == store.path(digest).read_bytes() == b"abc"
+
+
+def test_who_has_opened_a_blob_reads_it_to_its_end_though_it_is_collected(store: Store) -> None:
+    digest = put(store, b"abc")
+    with store.path(digest).open("rb") as file:
+        aside = store.set_aside(digest)
+        assert aside is not None
+        store.delete(aside)
+        assert file.read() == b"abc"
+
+
+def test_damage_is_found_and_what_is_condemned_is_out_of_reach_and_kept(rig: Rig) -> None:
+    digest, other = put(rig.store, b"abc"), put(rig.store, b"another")
+    rig.damage(digest)
+    assert not rig.store.is_right(digest)
+    assert rig.store.is_right(other)
+    rig.store.condemn(digest)
+    rig.store.condemn(digest)  # whoever comes second finds it done
+    assert not rig.store.has(digest)
+    assert [file.digest for file in rig.store.blobs()] == [other]
+    [kept] = rig.condemned()
+    assert len(kept) == 3
+    assert kept != b"abc"
+    assert put(rig.store, b"abc") == digest
+    assert rig.store.is_right(digest)
+
+
+def test_putting_the_right_bytes_heals_a_damaged_blob(rig: Rig) -> None:
+    digest = put(rig.store, b"abc")
+    rig.store.path(digest)
+    rig.damage(digest)
+    put(rig.store, b"abc")
+    assert rig.store.is_right(digest)
+    assert rig.store.path(digest).read_bytes() == b"abc"
+
+
+# Whose it is, and its room
+
+
+def test_a_store_has_no_identity_until_it_is_given_one_which_it_keeps(rig: Rig) -> None:
+    assert rig.store.identity() is None
+    first = rig.store.identify()
+    assert (rig.store.identify(), rig.store.identity()) == (first, first)
+    assert list(rig.store.blobs()) == []
+
+
+def test_who_identifies_a_store_at_once_gets_the_same(store: Store) -> None:
+    told, start = [], threading.Barrier(4)
+
+    def identify() -> None:
+        start.wait(60)
+        told.append(store.identify())
+
+    threads = [threading.Thread(target=identify) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert told == [store.identity()] * 4
+
+
+def test_a_store_says_where_it_is_and_what_room_is_left(store: Store) -> None:
+    assert store.address
+    store.try_to_write()
+    room = store.free_bytes()
+    assert room is None or room >= 0
+    assert list(store.blobs()) == []
+
+
+# Collecting garbage
+
+
+def test_all_blobs_are_listed_with_their_size_and_when_they_were_put(rig: Rig) -> None:
+    old, new = put(rig.store, b"old one"), put(rig.store, b"new")
+    rig.age(old, timedelta(days=2))
+    found = {file.digest: file for file in rig.store.blobs()}
+    assert {digest: file.bytes for digest, file in found.items()} == {old: 7, new: 3}
+    assert found[new].put_at - found[old].put_at > timedelta(days=1)
+
+
+def test_putting_a_blob_again_makes_it_young(rig: Rig, tmp_path: Path) -> None:
+    digest = put(rig.store, b"abc")
+    again = tmp_path / "made"
+    for put_again in (lambda: put(rig.store, b"abc"), lambda: rig.store.take(again)):
+        again.write_bytes(b"abc")
+        os.utime(again, (0, 0))  # it was written long ago, and arrives now
+        rig.age(digest, timedelta(days=2))
+        put_again()
+        [file] = rig.store.blobs()
+        assert file.put_at > datetime.now(UTC) - timedelta(days=1)
+
+
+def test_a_blob_that_is_set_aside_is_out_of_reach_until_it_is_put_back_as_new(rig: Rig) -> None:
+    digest = put(rig.store, b"abc")
+    rig.age(digest, timedelta(days=2))
+    [listed] = rig.store.blobs()
+    aside = rig.store.set_aside(digest)
+    assert aside == listed
+    assert not rig.store.has(digest)
+    with pytest.raises(NotFound):
+        rig.store.path(digest)
+    assert list(rig.store.blobs()) == []
+    assert rig.store.set_aside(digest) is None
+    rig.store.put_back(aside)
+    rig.store.put_back(aside)  # another collector was quicker
+    assert rig.store.path(digest).read_bytes() == b"abc"
+    [file] = rig.store.blobs()
+    assert file.put_at > listed.put_at + timedelta(days=1)
+
+
+def test_a_blob_that_is_put_before_it_is_set_aside_is_seen_to_be_younger(rig: Rig) -> None:
+    digest = put(rig.store, b"abc")
+    rig.age(digest, timedelta(days=2))
+    [listed] = rig.store.blobs()
+    put(rig.store, b"abc")
+    aside = rig.store.set_aside(digest)
+    assert aside is not None
+    assert aside.put_at > listed.put_at
+
+
+def test_deleting_the_one_aside_leaves_one_that_was_put_since(rig: Rig) -> None:
+    digest = put(rig.store, b"abc")
+    aside = rig.store.set_aside(digest)
+    assert aside is not None
+    put(rig.store, b"abc")
+    assert rig.store.delete(aside)
+    assert not rig.store.delete(aside)
+    assert rig.store.path(digest).read_bytes() == b"abc"
+    assert rig.kept() == 1
+
+
+def test_what_a_killed_collection_had_aside_is_put_back_and_the_rest_left(rig: Rig) -> None:
+    content = (b"one", b"two", b"three")
+    digests = [put(rig.store, one) for one in content]
+    for digest in digests[:2]:
+        rig.store.set_aside(digest)
+    rig.interrupt("an upload", timedelta(minutes=1))
+    rig.store.put_all_back()
+    assert all(map(rig.store.has, digests))
+    assert {file.digest for file in rig.store.blobs()} == set(digests)
+    for digest in digests:
+        assert rig.store.is_right(digest)
+
+
+@pytest.mark.parametrize("digest", [ABSENT])
+def test_what_is_not_there_cannot_be_set_aside_and_condemning_it_is_no_error(
+    store: Store, digest: str
+) -> None:
+    assert store.set_aside(digest) is None
+    store.condemn(digest)
+
+
+def test_what_broken_off_uploads_left_is_told_by_age_and_can_be_deleted(rig: Rig) -> None:
+    digest = put(rig.store, b"abc")
+    aside = rig.store.set_aside(digest)
+    rig.interrupt("old", timedelta(days=2))
+    rig.interrupt("new", timedelta(minutes=1))
+    before = datetime.now(UTC) - timedelta(hours=1)
+    [upload] = rig.store.interrupted(before)
+    assert (upload.name, upload.bytes) == ("old", 10)
+    rig.store.delete_upload(upload)
+    rig.store.delete_upload(upload)
+    assert list(rig.store.interrupted(before)) == []
+    assert len(list(rig.store.interrupted(datetime.now(UTC)))) == 1
+    assert aside is not None
+    rig.store.put_back(aside)
+    assert rig.store.is_right(digest)
+
+
+def test_nothing_is_lost_between_those_who_put_and_those_who_collect(rig: Rig) -> None:
+    """Whoever has put a blob after it was set aside has it, whatever became of the one aside."""
+    digest, stop = put(rig.store, b"abc"), threading.Event()
+
+    def collect() -> None:
+        while not stop.is_set():
+            aside = rig.store.set_aside(digest)
+            if aside is not None:
+                rig.store.put_back(aside)
+
+    collector = threading.Thread(target=collect)
+    collector.start()
+    try:
+        for _ in range(200):
+            put(rig.store, b"abc")
+    finally:
+        stop.set()
+        collector.join(60)
+    assert rig.store.path(digest).read_bytes() == b"abc"
+    assert rig.kept() == 1
