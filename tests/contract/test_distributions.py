@@ -17,7 +17,7 @@ import pytest
 
 from farm import __version__, installed
 from farm.errors import ExtraMissing
-from tests import stub_farm
+from farm.testing import stub_farm
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -121,3 +121,15 @@ def test_command_lines_are_found_in_shell(line, found):
 def test_a_wrong_command_line_is_found(line):
     with pytest.raises(AssertionError, match="farm "):
         farm_lines.parse(line.split())
+
+
+PYTHON = [
+    pytest.param(block.text, id=f"{path.name}-{number}")
+    for path in (ROOT / "docs/how-to/test.md",)
+    for number, block in enumerate(b for b in blocks(path) if b.language == "python")
+]
+
+
+@pytest.mark.parametrize("text", PYTHON)
+def test_python_of_the_page_on_fakes_runs_as_it_stands(text):
+    exec(compile(text, "docs/how-to/test.md", "exec"), {})

@@ -11,8 +11,8 @@ from typer.testing import CliRunner, Result
 
 from farm.cli import app
 from farm.client import Backoff, Farm
-from tests import stub_farm
-from tests.stub_farm import StubFarm
+from farm.testing import stub_farm
+from farm.testing.stub_farm import StubFarm
 
 Run = Callable[..., Result]
 

@@ -14,7 +14,7 @@ import pytest
 
 from farm.cli import app, exits
 from farm.installed import parts
-from tests.stub_farm import BUILD, StubFarm
+from farm.testing.stub_farm import BUILD, StubFarm
 from tests.unit.conftest import Run
 
 

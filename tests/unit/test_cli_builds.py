@@ -6,8 +6,8 @@ import json
 import re
 
 from farm.cli import exits
-from tests import stub_farm
-from tests.stub_farm import BUILD, StubFarm
+from farm.testing import stub_farm
+from farm.testing.stub_farm import BUILD, StubFarm
 from tests.unit.conftest import Run
 
 

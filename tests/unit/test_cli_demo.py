@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from farm.cli import app, demo, exits
-from tests import stub_farm
-from tests.stub_farm import BUILD, StubFarm, rtx_plan
+from farm.testing import stub_farm
+from farm.testing.stub_farm import BUILD, StubFarm, rtx_plan
 
 FAILED = "06gm2vw9k3xq4t7n"
 Run = Callable[..., Result]

@@ -8,8 +8,8 @@ import re
 import pytest
 
 from farm.cli import exits
-from tests import stub_farm
-from tests.stub_farm import StubFarm, rtx_plan
+from farm.testing import stub_farm
+from farm.testing.stub_farm import StubFarm, rtx_plan
 from tests.unit.conftest import Run
 
 DOUBT = "the class is the source's in 19.0% (98% is the gate) over 64 random samples"
@@ -133,7 +133,7 @@ def test_engines_show_accuracy_and_say_where_nothing_was_measured(run: Run, stub
         "0.9993",
         "98.2 % (source 98.4 %)",
         "450 evaluation",
-        "typed ONNX",
+        "typed-onnx",
         *"––––",
     ]
     assert re.search(r"0\.123 ms +3\.46× +– +–$", rows[2].rstrip())

@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 from farm.cli import exits
-from tests import stub_farm
-from tests.stub_farm import StubFarm
+from farm.testing import stub_farm
+from farm.testing.stub_farm import StubFarm
 from tests.unit.conftest import Run
 
 

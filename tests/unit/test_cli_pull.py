@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from farm.cli import app, exits
-from tests import stub_farm
-from tests.stub_farm import StubFarm, rtx_plan
+from farm.testing import stub_farm
+from farm.testing.stub_farm import StubFarm, rtx_plan
 
 Run = Callable[..., Result]
 NAME = "digits-v1-int8-sm_89.engine"

@@ -10,7 +10,7 @@ import pytest
 
 from farm.cli import exits, options
 from farm.errors import InvalidRequest
-from tests.stub_farm import BUILD, StubFarm
+from farm.testing.stub_farm import BUILD, StubFarm
 from tests.unit.conftest import Run
 
 

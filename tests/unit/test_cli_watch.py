@@ -14,8 +14,8 @@ from rich.console import Console
 from farm.cli import exits, show, watch
 from farm.client import Build, Farm
 from farm.errors import InvalidRequest
-from tests import stub_farm
-from tests.stub_farm import BUILD, StubFarm
+from farm.testing import stub_farm
+from farm.testing.stub_farm import BUILD, StubFarm
 from tests.unit.conftest import Run
 
 

@@ -20,8 +20,8 @@ from farm.errors import (
     Unavailable,
 )
 from farm.specs.options import BuilderOptions
-from tests import stub_farm
-from tests.stub_farm import BUILD, StubFarm
+from farm.testing import stub_farm
+from farm.testing.stub_farm import BUILD, StubFarm
 
 QUICK = Backoff(first_s=0)
 PROBLEM_503 = {"code": "database-unavailable", "detail": "the database is away", "hint": "wait"}

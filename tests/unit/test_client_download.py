@@ -13,8 +13,8 @@ import pytest
 
 from farm.client import Farm
 from farm.errors import Conflict, DigestMismatch, NotFound, Unavailable
-from tests import stub_farm
-from tests.stub_farm import BUILD, StubFarm, rtx_plan
+from farm.testing import stub_farm
+from farm.testing.stub_farm import BUILD, StubFarm, rtx_plan
 
 PLAN = rtx_plan()
 NAME = "digits-v1-int8-sm_89.engine"

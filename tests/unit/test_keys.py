@@ -22,10 +22,10 @@ from farm.errors import FarmError, InvalidRequest, KeyNeeded, NotFound, ScopeMis
 from farm.local import home
 from farm.settings import Settings
 from farm.specs.scopes import Scope
+from farm.testing.stub_farm import StubFarm
 from farm.trust import credentials, keys
 from farm.trust.callers import THE_FARM
 from tests.keys import a_key
-from tests.stub_farm import StubFarm
 
 KEY, OTHER = credentials.new()[0], credentials.new()[0]
 

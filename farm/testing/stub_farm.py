@@ -1,4 +1,7 @@
-"""A farm for the client's tests: plain HTTP, answers from memory, failures on demand."""
+"""A farm over HTTP with nothing behind it: answers from memory, failures on demand.
+
+It knows one model, `digits`, one build of it (`BUILD`), and the engines that a test adds.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ def engine(data: bytes, **changes: Any) -> dict[str, Any]:
             "top1_interval": [0.9875, 0.9996],
             "cosine_mean": 0.99934,
             "task": {"source": 0.984, "engine": 0.982, "drop": 0.002},
-            "measured_on": "typed ONNX",
+            "measured_on": "typed-onnx",
         },
         "metrics": None,
         "metrics_reason": "built on a CPU",
@@ -298,10 +301,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             answer(parts[1:], body)
 
-    def _head_blobs(self, parts: list[str], body: bytes) -> None:
+    def _head_blobs(self, parts: list[str], _body: bytes) -> None:
         self._empty(200 if parts[0] in self.farm.blobs else 404)
 
-    def _post_blobs(self, parts: list[str], body: bytes) -> None:
+    def _post_blobs(self, _parts: list[str], body: bytes) -> None:
         announced = self.headers["Repr-Digest"].removeprefix("sha-256=:").rstrip(":")
         digest = digest_of(body)
         assert base64.b64decode(announced).hex() == digest.removeprefix("sha256:")
@@ -321,7 +324,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.farm.builds[parts[0]]["state"] = "queued"
             self._json(self.farm.builds[parts[0]])
 
-    def _post_plugins(self, parts: list[str], body: bytes) -> None:
+    def _post_plugins(self, _parts: list[str], body: bytes) -> None:
         asked = json.loads(body)
         self.farm.plugins.append(
             {
@@ -335,16 +338,16 @@ class _Handler(BaseHTTPRequestHandler):
         )
         self._json(self.farm.plugins[-1], 201)
 
-    def _get_plugins(self, parts: list[str], body: bytes) -> None:
+    def _get_plugins(self, _parts: list[str], _body: bytes) -> None:
         self._json(self.farm.plugins)
 
-    def _post_gc(self, parts: list[str], body: bytes) -> None:
+    def _post_gc(self, _parts: list[str], body: bytes) -> None:
         self.farm.collected.append(json.loads(body))
         self._json(
             GC_EXAMPLE | {"dry_run": json.loads(body)["dry_run"], "uploads": 2, "uploads_bytes": 10}
         )
 
-    def _get_builds(self, parts: list[str], body: bytes) -> None:
+    def _get_builds(self, parts: list[str], _body: bytes) -> None:
         if not parts:
             self._json({"items": list(self.farm.builds.values()), "cursor": None})
         elif parts[0] not in self.farm.builds:
@@ -386,7 +389,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _chunk(self, data: bytes) -> None:
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
 
-    def _get_models(self, parts: list[str], body: bytes) -> None:
+    def _get_models(self, parts: list[str], _body: bytes) -> None:
         rows = [row for row, _ in self.farm.engines.values()]
         if not parts:
             item = {"name": "digits", "versions": [1], "engines": len(rows), "created_at": NOW}
@@ -418,7 +421,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._missing(f"digits has no engine for {gpu}; there is int8@sm_89")
 
-    def _get_engines(self, parts: list[str], body: bytes) -> None:
+    def _get_engines(self, parts: list[str], _body: bytes) -> None:
         row, data = self.farm.engines[parts[0]]
         if len(parts) == 1:
             self._json(row)
@@ -447,13 +450,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data[start : start + cut])
             self._drop()
 
-    def _get_workers(self, parts: list[str], body: bytes) -> None:
+    def _get_workers(self, _parts: list[str], _body: bytes) -> None:
         self._json(self.farm.workers)
 
-    def _get_timing_caches(self, parts: list[str], body: bytes) -> None:
+    def _get_timing_caches(self, _parts: list[str], _body: bytes) -> None:
         self._json(self.farm.timing_caches)
 
-    def _get_targets(self, parts: list[str], body: bytes) -> None:
+    def _get_targets(self, _parts: list[str], _body: bytes) -> None:
         self._json(self.farm.targets)
 
     def _drop(self) -> None:

@@ -1,0 +1,86 @@
+"""Stages that make nothing of nothing: what a worker hands in, without PyTorch, ONNX or TensorRT.
+
+Outputs have the roles, and facts the shape, that `farm.stages` asks of each kind, so that a farm takes
+them as it takes a worker's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from farm.errors import FarmError
+from farm.reports.layers import ComputeView, LayerReport
+from farm.specs.roles import Role
+from farm.stages import STAGES, JobKind, check_facts
+
+_TENSORS: list[dict[str, Any]] = [{"name": "x", "dtype": "float32", "shape": ["n", 4]}]
+_INTERFACE: dict[str, Any] = {"inputs": _TENSORS, "outputs": [_TENSORS[0] | {"name": "y"}]}
+_FACTS: Mapping[JobKind, Mapping[str, Any]] = {
+    JobKind.PRUNE: {"sparsity": 0.5},
+    JobKind.EXPORT: _INTERFACE | {"opset": 20},
+    JobKind.CAST: _INTERFACE | {"share": 1.0},
+    JobKind.CALIBRATE: {"samples": 64, "method": "entropy", "qdq_pairs": 1},
+    JobKind.BUILD: _INTERFACE | {"runtime_version": "0", "profiles": []},
+    JobKind.MEASURE: {
+        "accuracy": {"cosine_mean": 1.0, "cosine_min": 1.0, "measured_on": "typed-onnx"},
+        "metrics": None,
+        "metrics_reason": "nothing was measured: this stage is a fake",
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a stage made: role → file, and what it found out."""
+
+    outputs: Mapping[Role, Path]
+    facts: Mapping[str, Any]
+
+
+@dataclass(kw_only=True)
+class FakeStages:
+    """Runs any stage of a job at once.
+
+    Parameters:
+        failures: what a stage of a kind raises instead.
+        facts: kind → what its stage says differently.
+    """
+
+    failures: dict[JobKind, FarmError] = field(default_factory=dict)
+    facts: dict[JobKind, dict[str, Any]] = field(default_factory=dict)
+    ran: list[JobKind] = field(default_factory=list, init=False)  #: in this order
+
+    def run(self, kind: JobKind, workdir: Path, params: Mapping[str, Any] | None = None) -> Made:
+        """Make a file of every role that this kind may make, below a folder.
+
+        Two stages of other parameters make other bytes, and the same twice make the same.
+
+        Raises:
+            FarmError: the one of `failures`.
+            TooMuch: `facts` has something that no stage of this kind says.
+        """
+        self.ran.append(kind)
+        if kind in self.failures:
+            raise self.failures[kind]
+        facts = {**_FACTS[kind], **self.facts.get(kind, {})}
+        check_facts(kind, facts)
+        spec = STAGES[kind]
+        roles = (*spec.makes, *(role for role in spec.may_make if role != Role.TIMING_CACHE))
+        said = json.dumps(params or {}, sort_keys=True, default=str)
+        outputs = {}
+        for role in roles:
+            path = workdir / f"{kind}-{role}"
+            text = _layers() if role == Role.LAYERS else f"a fake {role} of {kind} {said}\n"
+            path.write_text(text)
+            outputs[role] = path
+        return Made(outputs=outputs, facts=facts)
+
+
+def _layers() -> str:
+    compute = ComputeView(macs=None, types={})
+    report = LayerReport(source="a fake stage", compute=compute, products=[], layers=[])
+    return report.model_dump_json()
