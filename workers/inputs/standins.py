@@ -20,9 +20,11 @@ BF16 = "bfloat16"
 
 
 class Runnable(Protocol):
-    """A model that runs one batch here."""
+    """A model or an engine that runs one batch here: what the stages ask of every backend."""
 
-    def run(self, arrays: Arrays) -> Arrays: ...
+    def run(self, arrays: Arrays) -> Arrays:
+        """The outputs for one batch, by name; at every batch size of the profile it was built with."""
+        ...
 
 
 class Kind(NamedTuple):

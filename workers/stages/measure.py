@@ -124,7 +124,7 @@ def _subject(
 
 def _of_onnx(
     stage: Stage, params: MeasureParams, file: Path, typed: onnx.ModelProto
-) -> tuple[OrtModel | gpu.Loaded, str]:
+) -> tuple[Runnable | gpu.Loaded, str]:
     if params.target is not None:
         engine = stage.inputs[Role.ENGINE]
         if params.target.runtime is Runtime.ONNXRUNTIME:

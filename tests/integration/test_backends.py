@@ -1,0 +1,193 @@
+"""What every backend promises the build and measure stages, held against each that runs here.
+
+Engines for GPUs are built ahead of time where the runtime can, and run only where there is the GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from farm.errors import EngineBuildFailed, FarmError, InvalidModel, ProfileMismatch
+from farm.machine import gpus
+from farm.reports.layers import LayerReport
+from farm.specs.roles import Role
+from farm.specs.runtime import Target
+from farm.specs.shapes import ShapeRange
+from farm.stages import BuildParams, JobKind, check_facts
+from farm.testing.stages import FakeStages
+from tests.stage_bench import Bench
+from workers import demo
+from workers.backends.ort.cpu import OrtModel
+from workers.backends.torchscript import TorchScriptModel
+from workers.inputs.standins import Runnable
+from workers.measure import gpu as on_gpu
+from workers.runner import toolchain
+
+FOUND = gpus.discover()
+
+
+def on_a_gpu(backend: str, *, has: bool) -> Any:
+    why = "no NVIDIA GPU, or no such runtime, here"
+    marks = [pytest.mark.gpu, pytest.mark.skipif(not FOUND or not has, reason=why)]
+    return pytest.param(backend, marks=marks)
+
+
+BACKENDS = [
+    "onnxruntime:cpu",
+    "torchscript:cpu",
+    "tensorrt-rtx:sm_89",
+    on_a_gpu("onnxruntime:gpu", has=toolchain.has_cuda_provider()),
+    on_a_gpu("tensorrt:gpu", has=find_spec("tensorrt") is not None),
+]
+#: Those whose engines run on any machine.
+ON_CPU = ["onnxruntime:cpu", "torchscript:cpu"]
+ON_GPU = BACKENDS[3:]
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = torch.nn.Linear(8, 32), torch.nn.Linear(32, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """One network, as each backend takes it."""
+
+    net: Net
+    program: Path
+    graph: Path
+
+    def inputs(self, runtime: str) -> Mapping[str, Path]:
+        return {"source": self.program} if runtime == "torchscript" else {"typed": self.graph}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    folder = tmp_path_factory.mktemp("net")
+    net, program, graph = Net().eval(), folder / "net.pt2", folder / "net.onnx"
+    demo.save_program(net, torch.zeros(2, 8), program)
+    exported = torch.onnx.export(
+        net,
+        (torch.zeros(2, 8),),
+        dynamo=True,
+        verbose=False,
+        input_names=["x"],
+        dynamic_shapes={"x": {0: torch.export.Dim("batch")}},
+    )
+    assert exported is not None
+    exported.save(str(graph))
+    return Sources(net=net, program=program, graph=graph)
+
+
+def asked(backend: str, **changes: Any) -> BuildParams:
+    runtime, _, gpu = backend.partition(":")
+    if gpu == "gpu":
+        major, minor = torch.cuda.get_device_capability()
+        gpu = f"sm_{major}{minor}"
+    params = {"precision": "fp32", "format": "pt2"} | changes
+    target = Target(runtime=runtime, gpu=gpu)
+    return BuildParams(target=target, compute_capability=gpu, **params)
+
+
+def given(sources: Sources, backend: str) -> Mapping[str, Path]:
+    return sources.inputs(backend.partition(":")[0])
+
+
+def loaded(backend: str, engine: Path) -> Runnable:
+    runtime, _, gpu = backend.partition(":")
+    if gpu == "gpu":
+        return on_gpu.load(Target(runtime=runtime, gpu="sm_90").runtime, engine).engine
+    return (
+        TorchScriptModel(engine) if runtime == "torchscript" else OrtModel(engine, is_engine=True)
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_engine_is_built_with_a_report_and_the_sources_interface(
+    backend: str, bench: Bench, sources: Sources
+) -> None:
+    made = bench.run(asked(backend), **given(sources, backend))
+    facts = made.facts
+    assert made.outputs[Role.ENGINE].stat().st_size == facts["engine_bytes"] > 0
+    report = LayerReport.model_validate_json(made.outputs[Role.LAYERS].read_bytes(), strict=True)
+    [x], [y] = report.inputs, report.outputs
+    assert (x.name, x.dtype, x.shape[1:]) == ("x", "float32", (8,))
+    assert (y.dtype, y.shape[1:]) == ("float32", (4,))
+    assert facts["inputs"] == [x.model_dump(mode="json", exclude_unset=True)]
+    assert facts["runtime"] == backend.partition(":")[0]
+    assert facts["runtime_version"]
+    assert report.compute.types.keys() == {"fp32"}
+    check_facts(JobKind.BUILD, dict(facts))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_profile_for_another_input_is_refused_with_its_name(
+    backend: str, bench: Bench, sources: Sources
+) -> None:
+    picture = ShapeRange(min=(1, 8), opt=(1, 8), max=(1, 8))
+    error = bench.fails(
+        ProfileMismatch,
+        asked(backend, profiles=({"picture": picture},)),
+        **given(sources, backend),
+    )
+    assert "picture" in error.detail
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("content", [b"", b"no model at all", b"PK\x03\x04and no archive"])
+def test_what_is_no_model_is_refused_with_what_to_do(
+    backend: str, content: bytes, bench: Bench, tmp_path: Path
+) -> None:
+    garbage = tmp_path / "garbage"
+    garbage.write_bytes(content)
+    with pytest.raises(FarmError) as caught:
+        bench.run(asked(backend), **dict.fromkeys(given_roles(backend), garbage))
+    assert isinstance(caught.value, InvalidModel | EngineBuildFailed)
+    assert caught.value.hint
+
+
+def given_roles(backend: str) -> tuple[str, ...]:
+    return ("source",) if backend.startswith("torchscript") else ("typed",)
+
+
+@pytest.mark.parametrize("backend", [*ON_CPU, *ON_GPU])
+def test_an_engine_gives_what_its_source_gives_at_every_batch(
+    backend: str, bench: Bench, sources: Sources
+) -> None:
+    engine = bench.run(asked(backend), **given(sources, backend)).outputs[Role.ENGINE]
+    model = loaded(backend, engine)
+    for batch in (1, 5, 8):
+        x = np.random.default_rng(batch).standard_normal((batch, 8)).astype(np.float32)
+        [y] = model.run({"x": x}).values()
+        wanted = sources.net(torch.from_numpy(x)).detach().numpy()
+        np.testing.assert_allclose(y, wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_a_file_that_is_no_engine_is_not_loaded(backend: str, tmp_path: Path) -> None:
+    garbage = tmp_path / "engine"
+    garbage.write_bytes(b"no engine at all")
+    with pytest.raises((InvalidModel, EngineBuildFailed)):
+        loaded(backend, garbage)
+
+
+def test_the_fake_says_what_a_backend_says(bench: Bench, sources: Sources, tmp_path: Path) -> None:
+    fake = FakeStages().run(JobKind.BUILD, tmp_path)
+    real = bench.run(asked("onnxruntime:cpu"), **sources.inputs("onnxruntime"))
+    assert set(real.outputs) <= set(fake.outputs)
+    assert fake.facts.keys() <= real.facts.keys()
+    shown = LayerReport.model_validate_json(fake.outputs[Role.LAYERS].read_bytes(), strict=True)
+    assert isinstance(shown.source, str)
