@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from farm.client.upload import Content, require_file
 from farm.errors import InvalidRequest, SourceRefused
 from farm.formats import sources
-from farm.formats.onnx_files import MalformedModel, external_files, leads_out, location
+from farm.formats.onnx_files import external_files, leads_out, location
 from farm.formats.packs import MalformedPack, Pack, is_pack
+from farm.formats.protobuf import MalformedMessage
 from farm.specs.source import SourceFormat
 
 _FORMATS = {
@@ -127,7 +128,7 @@ def _format(path: Path, given: str | None) -> SourceFormat:
 def _in_folder(folder: Path) -> Path:
     try:
         return sources.model_in_folder(folder)
-    except (MalformedPack, MalformedModel) as err:
+    except (MalformedPack, MalformedMessage) as err:
         raise InvalidRequest(f"{folder} is no model: {err}", hint="name the .onnx file") from err
 
 
@@ -144,7 +145,7 @@ def _with_data(path: Path) -> Content:
     """The model, packed with the files that it keeps weights in if it does."""
     try:
         names = external_files(path)
-    except MalformedModel:
+    except MalformedMessage:
         return path  # the export says what is wrong with it
     if not names:
         return path

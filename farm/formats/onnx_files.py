@@ -1,7 +1,6 @@
 """Which other files an ONNX model keeps weights in, and which operators it has, found without loading it.
 
-Reads just as much of protobuf's wire format as leads to the locations of tensors' external data, or to
-the kinds of nodes.
+Follows just the fields that lead to the locations of tensors' external data, or to the kinds of nodes.
 """
 
 from __future__ import annotations
@@ -11,8 +10,9 @@ import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
+from farm.formats.protobuf import Effort, MalformedMessage, TooManyFields, fields
+
 _MAX_DEPTH = 100
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 #: onnx.proto: by message, the fields that hold messages which may hold tensors.
 _NESTED = {
@@ -33,27 +33,10 @@ _NESTED_NODES = {
     "node": {4: "kind", 5: "attribute"},
     "attribute": {6: "graph", 11: "graph"},
 }
-#: Fields to look at before giving up: of a graph of some ten thousand nodes.
-_MAX_LOOKS = 300_000
 #: Of an operator's kind, of a file's name, and of how many of each there are.
 _MAX_KIND_BYTES = 1000
 _MAX_LOCATION_BYTES = 4096
 _MAX_NAMES = 10_000
-
-
-class MalformedModel(ValueError):
-    """The bytes aren't a model in protobuf's wire format."""
-
-
-class TooManyFields(Exception):
-    """It would take long to look at all of the model."""
-
-
-class Effort:
-    """How much may be looked at: so many fields, of whatever kind and in whatever files."""
-
-    def __init__(self, fields: int | None = None) -> None:
-        self.left = _MAX_LOOKS if fields is None else fields
 
 
 def operators(path: Path, offset: int = 0, size: int | None = None) -> frozenset[str] | None:
@@ -65,7 +48,7 @@ def operators(path: Path, offset: int = 0, size: int | None = None) -> frozenset
         offset, size: as of ``external_files``.
 
     Raises:
-        MalformedModel
+        MalformedMessage
     """
     if path.stat().st_size == 0:
         return frozenset()
@@ -94,9 +77,9 @@ def _kinds(
 ) -> Iterator[str]:
     """The kind of each node."""
     if depth > _MAX_DEPTH:
-        raise MalformedModel("its graphs are nested too deep")
+        raise MalformedMessage("its graphs are nested too deep")
     nested = _NESTED_NODES[message]
-    for number, at, until in _fields(data, start, end, effort):
+    for number, at, until in fields(data, start, end, effort):
         inner = nested.get(number)
         if inner == "kind":
             yield _text(data, at, until, _MAX_KIND_BYTES)
@@ -106,7 +89,7 @@ def _kinds(
 
 def _text(data: mmap.mmap, at: int, until: int, most: int) -> str:
     if until - at > most:
-        raise MalformedModel(f"it has a name of {until - at} bytes")
+        raise MalformedMessage(f"it has a name of {until - at} bytes")
     return data[at:until].decode(errors="replace")
 
 
@@ -120,7 +103,7 @@ def external_files(
         effort: how much may be looked at; by default all.
 
     Raises:
-        MalformedModel
+        MalformedMessage
         TooManyFields: only with an effort.
     """
     if path.stat().st_size == 0:
@@ -151,58 +134,14 @@ def _locations(
     data: mmap.mmap, start: int, end: int, message: str, depth: int, effort: Effort | None
 ) -> Iterator[str]:
     if depth > _MAX_DEPTH:
-        raise MalformedModel("its graphs are nested too deep")
+        raise MalformedMessage("its graphs are nested too deep")
     nested = _NESTED[message]
-    for number, at, until in _fields(data, start, end, effort):
+    for number, at, until in fields(data, start, end, effort):
         inner = nested.get(number)
         if inner == "entry":
-            entry = {field: (a, b) for field, a, b in _fields(data, at, until, effort)}
+            entry = {field: (a, b) for field, a, b in fields(data, at, until, effort)}
             key, value = entry.get(_KEY), entry.get(_VALUE, (at, at))
             if key is not None and data[key[0] : min(key[1], key[0] + 9)] == b"location":
                 yield _text(data, *value, _MAX_LOCATION_BYTES)
         elif inner:
             yield from _locations(data, at, until, inner, depth + 1, effort)
-
-
-def _fields(
-    data: mmap.mmap, at: int, end: int, effort: Effort | None
-) -> Iterator[tuple[int, int, int]]:
-    """Number, start and end of each field that has a length; others are passed over.
-
-    Raises:
-        MalformedModel, TooManyFields
-    """
-    while at < end:
-        if effort is not None:
-            effort.left -= 1
-            if effort.left < 0:
-                raise TooManyFields
-        tag, at = _varint(data, at, end)
-        number, kind = tag >> 3, tag & 7
-        if kind == _BYTES:
-            size, at = _varint(data, at, end)
-            if at + size > end:
-                raise MalformedModel("it is cut off")
-            yield number, at, at + size
-            at += size
-        elif kind == _VARINT:
-            _, at = _varint(data, at, end)
-        elif kind in (_FIXED64, _FIXED32):
-            at += 8 if kind == _FIXED64 else 4
-        else:
-            raise MalformedModel(f"it has a field of the unknown kind {kind}")
-
-
-def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
-    if at < end and (byte := data[at]) < 0x80:  # nearly all of them
-        return byte, at + 1
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= end:
-            raise MalformedModel("it is cut off")
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise MalformedModel("it has a number that is too long")

@@ -10,14 +10,12 @@ from farm.errors import InvalidRequest, SourceRefused
 from farm.formats import packs
 from farm.formats.archives import Malformed, zip_names
 from farm.formats.onnx_files import (
-    Effort,
-    MalformedModel,
-    TooManyFields,
     external_files,
     location,
     operators,
 )
 from farm.formats.packs import Member
+from farm.formats.protobuf import Effort, MalformedMessage, TooManyFields
 from farm.specs.source import SourceFormat
 
 PACK_HINT = (
@@ -65,7 +63,7 @@ def look(path: Path, format: SourceFormat) -> Look:
 def _look(path: Path, there: Mapping[str, Member] | None) -> Look:
     try:
         found = _operators(path, there)
-    except (packs.MalformedPack, MalformedModel):
+    except (packs.MalformedPack, MalformedMessage):
         return Look()
     if found is None:
         return Look(may_be_quantized=True)
@@ -160,7 +158,7 @@ def _check_onnx(path: Path, there: Mapping[str, Member] | None) -> None:
             missing = set(external_files(path, effort=effort))
     except packs.MalformedPack as err:
         raise _no_model(err) from err
-    except (MalformedModel, TooManyFields):
+    except (MalformedMessage, TooManyFields):
         return  # the export says what is wrong with it
     if missing:
         raise InvalidRequest(
@@ -175,7 +173,7 @@ def model_in_pack(path: Path) -> str:
 
     Raises:
         MalformedPack: there is none, or several.
-        MalformedModel
+        MalformedMessage
     """
     return _model_among(path, packs.members(path), None)
 
@@ -192,7 +190,7 @@ def model_in_folder(folder: Path) -> Path:
     """The ONNX model in a folder, as ``model_in_pack``.
 
     Raises:
-        MalformedPack, MalformedModel
+        MalformedPack, MalformedMessage
     """
     named = {path.name: path for path in folder.iterdir() if path.name.lower().endswith(".onnx")}
     return named[_one_model({name: (path, 0, None) for name, path in named.items()})]
@@ -212,7 +210,7 @@ def _one_model(
             break
         try:
             kept = external_files(path, offset, size, effort=effort)
-        except MalformedModel:  # raw numbers, which another one names
+        except MalformedMessage:  # raw numbers, which another one names
             continue
         folder = PurePosixPath(name).parent
         data |= {str(folder / location(one)) for one in kept}

@@ -15,8 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from farm.client.sources import find
 from farm.errors import InvalidModel, InvalidRequest
 from farm.formats import packs, sources
-from farm.formats.onnx_files import MalformedModel, external_files
+from farm.formats.onnx_files import external_files
 from farm.formats.packs import MalformedPack, Pack
+from farm.formats.protobuf import MalformedMessage
 from farm.specs.precision import Precision
 from farm.specs.source import SourceFormat
 from farm.stages import JobKind
@@ -182,7 +183,7 @@ def test_bytes_that_are_no_model_are_no_model(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     for content in (b"\x3a\xff\xff", b"\xff" * 40, b"\x0f"):
         path.write_bytes(content)
-        with pytest.raises(MalformedModel):
+        with pytest.raises(MalformedMessage):
             external_files(path)
 
 

@@ -16,7 +16,7 @@ from farm.errors import (
     PrecisionMissed,
     TargetUnsupported,
 )
-from farm.formats import onnx_files, sources
+from farm.formats import onnx_files, protobuf, sources
 from farm.formats.sources import Look
 from farm.schemas.submission import BuildRequest
 from farm.specs.runtime import Runtime, Target
@@ -251,7 +251,7 @@ def test_the_operators_of_a_file_are_seen_without_loading_it(tmp_path):
 def test_a_file_of_too_many_nodes_is_not_looked_through(tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     onnx.save(trained(), path)
-    monkeypatch.setattr(onnx_files, "_MAX_LOOKS", 10)
+    monkeypatch.setattr(protobuf, "_MAX_LOOKS", 10)
     assert onnx_files.operators(path) is None
     assert sources.look(path, SourceFormat.ONNX) == Look(may_be_quantized=True)
 

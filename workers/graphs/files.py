@@ -14,7 +14,8 @@ from onnx import external_data_helper, helper
 
 from farm.errors import InvalidModel
 from farm.formats import packs
-from farm.formats.onnx_files import MalformedModel, external_files, location
+from farm.formats.onnx_files import external_files, location
+from farm.formats.protobuf import MalformedMessage
 from farm.formats.sources import PACK_HINT, model_in_pack
 from workers.graphs.walk import tensors_of
 
@@ -92,7 +93,7 @@ def _unpacked(path: Path, folder: Path) -> Path:
         model = target / model_in_pack(path)
         packs.unpack(path, target)
         names = external_files(model)
-    except (packs.MalformedPack, MalformedModel) as err:
+    except (packs.MalformedPack, MalformedMessage) as err:
         raise InvalidModel(f"the archive is no model: {err}", hint=EXPORT_AGAIN) from err
     for name in names:
         _check_location(model.parent / location(name), target)
