@@ -25,7 +25,7 @@ from farm.queue.celery_app import create_celery
 from farm.queue.doorbell import Doorbell
 from farm.settings import Settings
 from farm.store.base import Store
-from farm.store.local import LocalStore
+from farm.store.chosen import store_of
 from farm.trust.callers import Caller
 from farm.trust.ring import Ring, UseWriter
 
@@ -60,7 +60,7 @@ class Services:
     def create(cls, settings: Settings) -> Services:
         db = Database(settings.database, patience_s=_PATIENCE_S)
         doorbell = Doorbell(db, create_celery(settings))
-        store = LocalStore(settings.store_dir)
+        store = store_of(settings)
         ring = Ring(db)
         return cls(
             settings=settings,

@@ -31,7 +31,7 @@ from farm.settings import Settings
 from farm.specs import gpus
 from farm.store import proof
 from farm.store.base import Store
-from farm.store.local import LocalStore
+from farm.store.chosen import store_of
 from workers.runner import remote, toolchain, trial
 from workers.runner.child import Room, await_preload
 from workers.runner.names import queues
@@ -128,7 +128,7 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     context = Context(
         settings=settings,
         db=db,
-        store=LocalStore(settings.store_dir),
+        store=store_of(settings),
         doorbell=Doorbell(db, app),
         worker=name,
         gpu=gpu,

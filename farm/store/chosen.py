@@ -1,0 +1,12 @@
+"""The store that the settings choose."""
+
+from __future__ import annotations
+
+from farm.settings import Settings
+from farm.store.base import Store
+from farm.store.local import LocalStore
+
+
+def store_of(settings: Settings) -> Store:
+    """The farm's store."""
+    return LocalStore(settings.store_dir)
