@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from statistics import median
 
 from workers.__main__ import PRELOADED
-from workers.runner.child import Child, Link, await_preload, preload
+from workers.runner.child import Child, await_preload
+from workers.runner.forks import preload
+from workers.runner.inside import Link
 
 CHILDREN, SPAWNED = 20, 4
 
@@ -54,7 +56,7 @@ def _nothing(_argument: None, _link: Link) -> None:
 def _time_child() -> float:
     start = time.perf_counter()
     with Child(_nothing, None, timeout_s=60) as child:
-        for _ in child.happenings():
+        for _ in child.events():
             pass
         child.result()
     return time.perf_counter() - start

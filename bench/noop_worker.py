@@ -26,7 +26,7 @@ from celery import Celery
 from farm.processes import die_with_parent
 from farm.queue.celery_app import create_celery
 from farm.settings import Settings
-from workers.runner import app, child, task
+from workers.runner import app, child, child_events, task
 from workers.stages.base import StageRequest
 
 QUEUE, FIRST, SECOND = "bench", "bench.first", "bench.second"
@@ -50,7 +50,7 @@ class NoChild:
     def __init__(self, _function: object, request: StageRequest, **_options: object) -> None:
         self._request = request
 
-    def happenings(self) -> Iterator[child.Happening]:
+    def events(self) -> Iterator[child_events.ChildEvent]:
         return iter(())
 
     def result(self) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from workers.runner.child import Child, Line
+from workers.runner.child import Child
+from workers.runner.child_events import Line
 
 ROOT = Path(__file__).parents[1]
 
@@ -13,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 def run(function, argument, box, *, timeout_s=60, **options):
     """What a child gives, and all that it told on the way."""
     with Child(function, argument, timeout_s=timeout_s, sandbox=box, **options) as child:
-        happenings = list(child.happenings())
-        return child.result(), happenings
+        events = list(child.events())
+        return child.result(), events
 
 
 def result_of(function, argument, box):
@@ -22,8 +23,8 @@ def result_of(function, argument, box):
     return result
 
 
-def printed(happenings):
-    return "".join(one.text for one in happenings if isinstance(one, Line))
+def printed(events):
+    return "".join(one.text for one in events if isinstance(one, Line))
 
 
 def wait_for(condition, seconds=60.0):

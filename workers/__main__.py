@@ -19,7 +19,7 @@ from farm import installed
 from farm.errors import InvalidRequest
 from farm.machine import gpus
 from farm.settings import Settings
-from workers.runner import child, toolchain
+from workers.runner import forks, toolchain
 from workers.sandbox import features
 
 #: A cold shutdown takes 3 s; with the broker gone it may wait for ever, and leases cover the rest.
@@ -74,7 +74,7 @@ def _lacks_sandbox() -> bool:
     """Whether something that must hold doesn't, which is told then."""
     from workers.runner import trial
 
-    child.preload([])
+    forks.preload([])
     lacking = features.missing(trial.tried(Settings(), is_gpu=False))
     if lacking:
         print(
@@ -88,7 +88,7 @@ def _lacks_sandbox() -> bool:
 def _one(which: str, name: str) -> int:
     """Be one worker."""
     # First of all: it takes seconds, and runs beside the imports of Celery.
-    child.preload(PRELOADED)
+    forks.preload(PRELOADED)
     from farm.processes import die_with_parent
     from workers.runner import app, task
 

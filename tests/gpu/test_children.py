@@ -21,7 +21,8 @@ GIB = 1 << 30
 
 WORKER = """
 import sys, time
-from workers.runner.child import Child, preload
+from workers.runner.child import Child
+from workers.runner.forks import preload
 
 def hold(_argument, link):
     import torch
@@ -33,7 +34,7 @@ def hold(_argument, link):
 if __name__ == "__main__":
     preload(["torch"])
     with Child(hold, None, timeout_s=600) as child:
-        for happening in child.happenings():
+        for happening in child.events():
             if "holds it" in getattr(happening, "text", ""):
                 print("holds it", flush=True)
                 if sys.argv[1] == "cancel":

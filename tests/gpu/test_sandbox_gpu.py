@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from farm.machine import gpus
-from workers.runner.child import FOUND, Child
+from workers.runner.child import Child
+from workers.runner.inside import FOUND
 from workers.sandbox import Limits, Sandbox
 
 pytestmark = pytest.mark.gpu
@@ -39,7 +40,7 @@ def test_cuda_works_in_a_sandbox_that_is_as_tight_as_any(tmp_path):
     limits = Limits.of_machine(workdir, slots=1, timeout_s=120)
     box = Sandbox(workdir=workdir, reads=(), limits=limits, gpu=True)
     with Child(multiplies, str(other), timeout_s=120, sandbox=box) as child:
-        for _ in child.happenings():
+        for _ in child.events():
             pass
         made = child.result()
     assert made["sum"] == 512.0**3

@@ -12,7 +12,9 @@ import pytest
 
 from farm.errors import ChildDied, ChildOutOfMemory, ChildTimedOut, InvalidModel, StageFault
 from tests.integration.test_sandbox_hidden import states
-from workers.runner.child import Child, Line, Progress, Room, Tick
+from workers.runner.child import Child
+from workers.runner.child_events import Line, Progress, Tick
+from workers.runner.siblings import Siblings
 
 
 def happy(argument, link):
@@ -51,17 +53,17 @@ def sleeps(path, _link):
 
 def run(function, argument=21, *, timeout_s=60, **options):
     with Child(function, argument, timeout_s=timeout_s, **options) as child:
-        happenings = list(child.happenings())
-        return child.result(), happenings
+        events = list(child.events())
+        return child.result(), events
 
 
 def test_a_child_gives_its_result_its_output_and_its_progress():
-    result, happenings = run(happy)
+    result, events = run(happy)
     assert result == {"doubled": 42}
-    printed = "".join(h.text for h in happenings if isinstance(h, Line))
+    printed = "".join(h.text for h in events if isinstance(h, Line))
     assert "hello from 21\n" in printed
     assert "hello from a grandchild\n" in printed
-    assert Progress(phase="half way", share=0.5) in happenings
+    assert Progress(phase="half way", share=0.5) in events
 
 
 def test_an_error_for_the_user_keeps_its_kind_and_hint():
@@ -76,9 +78,9 @@ def names_what_no_database_keeps(_argument, link):
 
 
 def test_strings_that_a_database_refuses_are_made_fit_for_it():
-    result, happenings = run(names_what_no_database_keeps)
+    result, events = run(names_what_no_database_keeps)
     assert result == {"a\ufffdb": "c?d", "plain": "é €"}
-    assert Progress(phase="layer \ufffd ?", share=None) in happenings
+    assert Progress(phase="layer \ufffd ?", share=None) in events
 
 
 @pytest.mark.parametrize(
@@ -162,7 +164,7 @@ def test_killing_the_worker_leaves_no_child_behind(tmp_path):
     code = (
         "import sys, tests.integration.test_isolate as t; from workers.runner.child import Child\n"
         f"child = Child(t.sleeps, {str(path)!r}, timeout_s=60)\n"
-        "list(child.happenings())"
+        "list(child.events())"
     )
     parent = subprocess.Popen([sys.executable, "-c", code])
     child, _grandchild = pids_in(path)
@@ -194,31 +196,31 @@ def has_quiet(paths, link):
 
 def test_a_child_that_times_something_has_quiet_and_the_others_go_on_after_it(tmp_path):
     count, done = tmp_path / "count", tmp_path / "done"
-    room = Room()
+    siblings = Siblings()
     with (
-        Child(counts, str(count), timeout_s=60, room=room) as busy,
-        Child(has_quiet, [str(count), str(done)], timeout_s=60, room=room) as timing,
+        Child(counts, str(count), timeout_s=60, siblings=siblings) as busy,
+        Child(has_quiet, [str(count), str(done)], timeout_s=60, siblings=siblings) as timing,
     ):
         wait_for(lambda: count.exists() and count.stat().st_size > 3)
-        for happening in timing.happenings():
+        for happening in timing.events():
             if isinstance(happening, Progress):
                 break
         after = count.stat().st_size
-        for _ in timing.happenings():  # hears that the quiet is over
+        for _ in timing.events():  # hears that the quiet is over
             break
         wait_for(lambda: count.stat().st_size > after + 3)
         done.touch()
-        assert all(isinstance(happening, Tick) for happening in timing.happenings())
+        assert all(isinstance(event, Tick) for event in timing.events())
         assert timing.result() == 0
         busy.end()
 
 
 def test_a_child_that_dies_while_it_has_quiet_lets_the_others_go_on(tmp_path):
     count = tmp_path / "count"
-    room = Room()
-    with Child(counts, str(count), timeout_s=60, room=room) as busy:
-        with Child(dies_in_quiet, None, timeout_s=60, room=room) as timing:
-            list(timing.happenings())
+    siblings = Siblings()
+    with Child(counts, str(count), timeout_s=60, siblings=siblings) as busy:
+        with Child(dies_in_quiet, None, timeout_s=60, siblings=siblings) as timing:
+            list(timing.events())
         after = size(count)
         wait_for(lambda: size(count) > after + 3)
         busy.end()
@@ -231,13 +233,13 @@ def dies_in_quiet(_argument, link):
 
 def test_a_child_that_starts_while_another_has_quiet_waits_for_its_end(tmp_path):
     count, done = tmp_path / "count", tmp_path / "done"
-    room = Room()
-    with Child(keeps_quiet, str(done), timeout_s=60, room=room) as timing:
-        for happening in timing.happenings():
+    siblings = Siblings()
+    with Child(keeps_quiet, str(done), timeout_s=60, siblings=siblings) as timing:
+        for happening in timing.events():
             if isinstance(happening, Progress):
                 break
-        with Child(counts, str(count), timeout_s=60, room=room) as late:
-            ticks = late.happenings()  # its guard may start it only after it entered the room
+        with Child(counts, str(count), timeout_s=60, siblings=siblings) as late:
+            ticks = late.events()  # its guard may start it only after it joined its siblings
             while not is_stopped(late):
                 assert next(ticks)
             before = size(count)
@@ -246,7 +248,7 @@ def test_a_child_that_starts_while_another_has_quiet_waits_for_its_end(tmp_path)
             assert is_stopped(late)
             assert size(count) == before
             done.touch()
-            list(timing.happenings())
+            list(timing.events())
             wait_for(lambda: size(count) > before + 3)
             late.end()
 

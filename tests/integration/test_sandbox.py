@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from tests.sandboxed import ROOT, outcome, run
-from workers.runner.child import FOUND
+from workers.runner.inside import FOUND
 from workers.sandbox import Feature
 
 
@@ -168,7 +168,7 @@ SECRETIVE = """
 import json, sys
 from pathlib import Path
 from tests.integration import test_sandbox as t
-from workers.runner.child import preload
+from workers.runner.forks import preload
 from workers.sandbox import Limits, Sandbox
 if __name__ == "__main__":
     preload([])

@@ -44,7 +44,7 @@ def leaves_others(argument, _link):
 
 
 def finish(child):
-    list(child.happenings())
+    list(child.events())
     return child.result()
 
 
@@ -96,7 +96,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from tests.integration import test_sandbox_descendants as t
-from workers.runner.child import preload
+from workers.runner.forks import preload
 from workers.runner.child import Child
 from workers.sandbox import Limits, Sandbox
 if __name__ == "__main__":
@@ -105,7 +105,7 @@ if __name__ == "__main__":
     box = Sandbox(workdir=work, reads=(), limits=Limits.of_machine(work, slots=2, timeout_s=60))
     argument = {"held": str(work / "held"), "ready": str(work / "ready"), "how": "waits"}
     with Child(t.leaves_others, argument, timeout_s=60, sandbox=box) as child:
-        for _ in child.happenings():
+        for _ in child.events():
             pass
 """
 

@@ -24,7 +24,8 @@ import pytest
 
 from farm.errors import ChildFilledDisk, ChildOutOfMemory, ChildTimedOut
 from tests.sandboxed import outcome, result_of, wait_for
-from workers.runner.child import Child, Room
+from workers.runner.child import Child
+from workers.runner.siblings import Siblings
 from workers.sandbox import Feature, Limits, Sandbox, seccomp, tree, usage
 
 MIB = 2**20
@@ -331,7 +332,7 @@ def grows_meanwhile(_argument, _link):
 def following(child: Child) -> threading.Thread:
     def follow() -> None:
         with suppress(Exception):
-            list(child.happenings())
+            list(child.events())
 
     thread = threading.Thread(target=follow)
     thread.start()
@@ -353,13 +354,15 @@ def stands_still(child: Child) -> bool:
 
 
 def test_quiet_stops_all_of_a_job_in_any_session_and_none_of_its_guard(tmp_path):
-    box, room = box_in(tmp_path), Room()
+    box, siblings = box_in(tmp_path), Siblings()
     counts = [box.workdir / "one", box.workdir / "two"]
-    with Child(ticks, None, timeout_s=120, sandbox=box, room=room) as child:
+    with Child(ticks, None, timeout_s=120, sandbox=box, siblings=siblings) as child:
         thread = following(child)
         wait_for(lambda: all(one.exists() for one in counts))
-        with Child(ticks, None, timeout_s=120, sandbox=box_in(tmp_path / "b"), room=room) as loud:
-            assert room.hush(loud)
+        with Child(
+            ticks, None, timeout_s=120, sandbox=box_in(tmp_path / "b"), siblings=siblings
+        ) as loud:
+            assert siblings.pause_others(loud)
             found = list(states(child._pid))
             assert {state for who, state in found if who == "job"} == {"T"}
             assert "T" not in {state for who, state in found if who == "guard"}
@@ -367,23 +370,25 @@ def test_quiet_stops_all_of_a_job_in_any_session_and_none_of_its_guard(tmp_path)
             before = [one.read_text() for one in counts]
             os.kill(child._pid, 0)
             for _ in range(10):  # it goes on being so, whoever is told to go on meanwhile
-                room.keep_quiet(child)
+                siblings.keep_quiet(child)
             assert [one.read_text() for one in counts] == before
-            room.resume(loud)
+            siblings.resume(loud)
             wait_for(lambda: [one.read_text() for one in counts] != before)
         child.end()
         thread.join()
 
 
 def test_a_job_that_starts_while_another_has_quiet_waits_for_its_end(tmp_path):
-    room = Room()
-    with Child(ticks, None, timeout_s=120, sandbox=box_in(tmp_path / "a"), room=room) as loud:
-        assert room.hush(loud)
+    siblings = Siblings()
+    with Child(
+        ticks, None, timeout_s=120, sandbox=box_in(tmp_path / "a"), siblings=siblings
+    ) as loud:
+        assert siblings.pause_others(loud)
         box = box_in(tmp_path / "b")
-        with Child(grows_meanwhile, None, timeout_s=120, sandbox=box, room=room) as child:
+        with Child(grows_meanwhile, None, timeout_s=120, sandbox=box, siblings=siblings) as child:
             thread = following(child)
             wait_for(lambda: stands_still(child))
-            room.resume(loud)
+            siblings.resume(loud)
             wait_for((box.workdir / "one").exists)
             child.end()
             thread.join()
@@ -396,7 +401,7 @@ def test_a_stopped_job_that_takes_too_much_is_ended_all_the_same(tmp_path):
         wait_for((box.workdir / "one").exists)
         child.pause()
         (box.workdir / "big").write_bytes(b"x" * 30 * MIB)
-        list(child.happenings())
+        list(child.events())
         with pytest.raises(ChildFilledDisk):
             child.result()
 
@@ -465,7 +470,7 @@ def test_a_job_that_has_nothing_left_to_say_is_ended_in_time(tmp_path):
         Child(closes_all_and_sleeps, None, timeout_s=3, sandbox=box) as child,
         pytest.raises(ChildTimedOut),
     ):
-        list(child.happenings())
+        list(child.events())
 
 
 def leaves_a_sibling(_argument, link):
@@ -479,5 +484,5 @@ def leaves_a_sibling(_argument, link):
 
 def test_a_sibling_that_a_job_has_left_keeps_nobody_waiting(tmp_path):
     with Child(leaves_a_sibling, None, timeout_s=60, sandbox=box_in(tmp_path)) as child:
-        list(child.happenings())
+        list(child.events())
         assert child.result() == "done"

@@ -10,7 +10,8 @@ import pytest
 
 from farm.errors import ChildTimedOut, StageFault
 from tests.sandboxed import run
-from workers.runner.child import Child, Room
+from workers.runner.child import Child
+from workers.runner.siblings import Siblings
 
 
 def sends(frames, link):
@@ -73,8 +74,8 @@ def asks_for_quiet_and_never_listens(_argument, link):
 def test_a_job_that_asks_for_quiet_without_end_blocks_nobody(box):
     with (
         Child(
-            asks_for_quiet_and_never_listens, None, timeout_s=5, sandbox=box, room=Room()
+            asks_for_quiet_and_never_listens, None, timeout_s=5, sandbox=box, siblings=Siblings()
         ) as child,
         pytest.raises(ChildTimedOut),
     ):
-        list(child.happenings())
+        list(child.events())

@@ -13,7 +13,9 @@ from farm.errors import StageFailed, StageFault
 from farm.specs.runtime import Target
 from farm.stages import BuildParams, CastParams, JobKind
 from tests import strange_models as strange
-from workers.runner.child import Child, Line, Link
+from workers.runner.child import Child
+from workers.runner.child_events import Line
+from workers.runner.inside import Link
 from workers.stages import base, cast, export
 from workers.stages.base import Stage, StageRequest, StageResult, run, run_request
 
@@ -41,9 +43,7 @@ def test_a_fault_arrives_as_the_farms_own_and_the_log_holds_what_repeats_it(tmp_
     asked = request(tmp_path)
     printed = []
     with Child(in_child, asked, timeout_s=120) as child:
-        printed = [
-            happening.text for happening in child.happenings() if isinstance(happening, Line)
-        ]
+        printed = [happening.text for happening in child.events() if isinstance(happening, Line)]
         with pytest.raises(StageFault) as caught:
             child.result()
     assert caught.value.detail.startswith("build in int8 for tensorrt-rtx:sm_89: KeyError: 'typed'")

@@ -22,7 +22,9 @@ from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime
 from farm.stages import JobKind
 from workers.runner import toolchain
-from workers.runner.child import Child, Link, peak_memory_bytes, preload
+from workers.runner.child import Child
+from workers.runner.forks import preload
+from workers.runner.inside import Link, peak_memory_bytes
 from workers.stages.base import StageRequest, run_request
 
 DIGEST = f"sha256:{'0' * 63}"
@@ -126,7 +128,7 @@ def in_child(request: StageRequest) -> dict[str, Any]:
     """Run a stage as a worker does."""
     preload(["workers.stages.warm", __name__])
     with Child(_stage, request.model_dump(mode="json"), timeout_s=STAGE_TIMEOUT_S) as child:
-        for _ in child.happenings():
+        for _ in child.events():
             pass
         made: dict[str, Any] = child.result()
         return made

@@ -33,8 +33,9 @@ from farm.store import proof
 from farm.store.base import Store
 from farm.store.chosen import store_of
 from workers.runner import remote, toolchain, trial
-from workers.runner.child import Room, await_preload
+from workers.runner.child import await_preload
 from workers.runner.names import queues
+from workers.runner.siblings import Siblings
 from workers.sandbox import Sandbox, environment, folder
 from workers.sandbox.features import missing
 from workers.sandbox.settings import sandbox_of
@@ -80,7 +81,7 @@ class Context:
     worker: str
     gpu: Gpu | None = None  #: that the worker is pinned to
     flower: Flower = field(default_factory=Flower)
-    room: Room = field(default_factory=Room)
+    siblings: Siblings = field(default_factory=Siblings)
     stopping: threading.Event = field(default_factory=threading.Event)
     held: dict[int, int] = field(default_factory=dict)  #: job → its attempt, of those at work here
     #: job → until when others come first, since something on this machine failed it

@@ -1,33 +1,25 @@
-"""One child process a job, forked from a preloaded parent that has never touched CUDA.
+"""One child process per job, forked from a preloaded parent that has never touched CUDA.
 
 The child has its own process group and session, dies with its parent and with all that it started, writes
 what it prints to a pipe (the job's log), and sends its result through another. It may do what its
 :class:`Sandbox` says, and what it sends is taken as a stranger's word: nothing that it does can harm the
 worker. Between the two is a guard, which has read nothing of a stranger's (``workers.sandbox.guard``).
 
-Children that share a CPU share a :class:`Room`, in which one that times something may have quiet:
-the others are stopped for these seconds.
+Children that share a CPU are :class:`Siblings`: one that times something may have the others stopped.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import resource
 import select
 import signal
-import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import cache
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
-from typing import Any, NoReturn
+from typing import Any
 
 from farm.errors import (
     ChildDied,
@@ -39,65 +31,45 @@ from farm.errors import (
     StageFault,
     Unavailable,
 )
-from farm.processes import die_with_parent
+from workers.runner.child_events import ChildEvent, Line, Progress, Tick
+from workers.runner.forks import processes
+from workers.runner.inside import Link, main
 from workers.runner.printed import Printed
-from workers.sandbox import Mode, Sandbox, environment, guard, messages, tree
-from workers.sandbox.features import Found, missing
-from workers.sandbox.guard import Surroundings
+from workers.runner.siblings import Siblings
+from workers.sandbox import Sandbox, guard, messages, tree
 
-_context = multiprocessing.get_context("forkserver")
 _TICK_S = 0.1
+
+
 _PRELOAD_S = 600.0
+
+
 _PIPE_BYTES = 65536
+
+
 _END_S = 2.0  #: for the guard to end all that a job has started, before it is ended itself
+
+
 #: So long may one child have the others stopped, all in all.
 _QUIET_S = 600.0
-#: Imported first where jobs are forked from.
-_FIRST = "workers.sandbox.server"
+
+
 #: multiprocessing's exit code of a process whose fork server has gone; no child of ours exits so.
 _LOST = 255
-#: Stages make and drop copies of a model all the time. By default glibc gives each back to the kernel,
-#: and the next one's pages are faulted in anew, 4 KiB at a time: a third of a calibration's time.
-#: Read at a process's start; other C libraries don't know it.
-_MALLOC = ":".join(
-    f"glibc.malloc.{name}={value}"
-    for name, value in {
-        "hugetlb": 1,
-        "mmap_threshold": 2**30,
-        "trim_threshold": 2**32,
-        "top_pad": 2**26,
-    }.items()
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """What a child printed."""
-
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a child is."""
-
-    phase: str
-    share: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tick:
-    """Nothing happened for a moment: time to look at the clock and the lease."""
 
 
 _CRASHED = (
     "a native library crashed, and most crashes come again with the same model; another precision or "
     "runtime may avoid it. The end of the job's log says where it was"
 )
+
+
 _TAMPERED = (
     "no stage of the farm does that: if the worker's packages are whole (pip check), take the model for "
     "hostile"
 )
+
+
 #: What to do about a signal that isn't a crash.
 _HINTS: dict[int, str] = {
     signal.SIGTERM: "something outside of the farm ended it: farm retry",
@@ -108,92 +80,6 @@ _HINTS: dict[int, str] = {
     signal.SIGXCPU: "raise the limit of CPU time that the worker runs under (ulimit -t)",
     signal.SIGXFSZ: "raise the limit of a file's size that the worker runs under (ulimit -f)",
 }
-
-Happening = Line | Progress | Tick
-
-
-class Link:
-    """What a child has of its worker."""
-
-    def __init__(self, messages: Connection) -> None:
-        self._messages = messages
-
-    def progress(self, phase: str, share: float | None) -> None:
-        """Tell where the job is."""
-        self.send("progress", [phase, share])
-
-    @contextmanager
-    def quiet(self) -> Iterator[None]:
-        """Have the room's other children stopped, to time something."""
-        self.send("quiet", True)
-        self._messages.recv_bytes()  # the worker's word that it is so
-        try:
-            yield
-        finally:
-            self.send("quiet", False)
-
-    def send(self, kind: str, value: Any) -> None:
-        text = json.dumps([kind, value]).encode()
-        if len(text) > messages.MAX_BYTES:
-            raise StageFault(f"the stage has {len(text)} bytes to say, of {kind}")
-        self._messages.send_bytes(text)
-
-
-class Room:
-    """The children of one worker that run side by side on one CPU."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._children: set[Child] = set()
-        self._quiet_for: Child | None = None
-
-    def enter(self, child: Child) -> None:
-        with self._lock:
-            self._children.add(child)
-            self._keep_quiet(child)
-
-    def leave(self, child: Child) -> None:
-        with self._lock:
-            self._children.discard(child)
-            self._end_quiet(child)
-
-    def hush(self, child: Child) -> bool:
-        """Stop the others, and return True; or False while another child has quiet."""
-        with self._lock:
-            if self._quiet_for is None:
-                self._quiet_for = child
-                for other in self._children:
-                    self._keep_quiet(other)
-            return self._quiet_for is child
-
-    def resume(self, child: Child) -> None:
-        """Let the others go on, if it was this child that had quiet."""
-        with self._lock:
-            self._end_quiet(child)
-
-    def keep_quiet(self, child: Child) -> None:
-        """Stop what this child has started since it was stopped: its guard goes on, and may have been
-        about to start it."""
-        with self._lock:
-            self._keep_quiet(child)
-
-    def _keep_quiet(self, child: Child) -> None:
-        if self._quiet_for not in (None, child):
-            child.pause()
-
-    def _end_quiet(self, child: Child) -> None:
-        if self._quiet_for is child:
-            self._quiet_for = None
-            for other in self._children - {child}:
-                other.resume()
-
-
-def preload(modules: list[str]) -> None:
-    """Start the fork server with these modules imported; children then start in milliseconds."""
-    os.environ.setdefault("GLIBC_TUNABLES", _MALLOC)
-    _context.set_forkserver_preload([_FIRST, *modules])
-    with environment.allowed_only(environment.more()):
-        forkserver.ensure_running()
 
 
 @cache
@@ -213,7 +99,7 @@ class Child:
     Parameters:
         function: module-level; takes ``argument`` and the link to its worker, returns JSON.
         memory_bytes: limit of its address space's data, or None.
-        room: the children that it shares the CPU with; by default it is alone.
+        siblings: the children that it shares the CPU with; by default it is alone.
         sandbox: what it may do; by default whatever its worker may.
         log_bytes: what is kept of what it prints.
     """
@@ -225,20 +111,20 @@ class Child:
         *,
         timeout_s: float,
         memory_bytes: int | None = None,
-        room: Room | None = None,
+        siblings: Siblings | None = None,
         sandbox: Sandbox | None = None,
         log_bytes: int = 8 * 2**20,
     ) -> None:
         self._timeout_s = timeout_s
-        self._room = room or Room()
+        self._siblings = siblings or Siblings()
         self._wants_quiet = False
         self._quiet_since: float | None = None
         self._quiet_left_s = _QUIET_S
-        self._log, log = _context.Pipe(duplex=False)
-        self._messages, messages_end = _context.Pipe()
-        self._told, told = _context.Pipe(duplex=False)
-        self._process = _context.Process(
-            target=_main,
+        self._log, log = processes.Pipe(duplex=False)
+        self._messages, messages_end = processes.Pipe()
+        self._told, told = processes.Pipe(duplex=False)
+        self._process = processes.Process(
+            target=main,
             args=(function, argument, log, messages_end, told, memory_bytes, sandbox),
             daemon=False,
         )
@@ -251,9 +137,9 @@ class Child:
         self._printed = Printed(log_bytes)
         self._result: tuple[str, Any] | None = None
         self._guard_said: dict[str, str | None] = {}
-        self._room.enter(self)
+        self._siblings.enter(self)
 
-    def happenings(self) -> Iterator[Happening]:
+    def events(self) -> Iterator[ChildEvent]:
         """What the child prints and reports, as it comes, until it has ended; a tick at least every
         100 ms.
 
@@ -277,7 +163,7 @@ class Child:
                 else:
                     yield from news
             self._give_quiet()
-            self._room.keep_quiet(self)
+            self._siblings.keep_quiet(self)
             yield Tick()
             if time.monotonic() > deadline:
                 self.end()
@@ -301,7 +187,7 @@ class Child:
     def _give_quiet(self) -> None:
         """Stop the others when this child asks for it; all in all not for long."""
         at = time.monotonic()
-        if self._wants_quiet and (self._quiet_left_s <= 0 or self._room.hush(self)):
+        if self._wants_quiet and (self._quiet_left_s <= 0 or self._siblings.pause_others(self)):
             self._wants_quiet = False
             self._quiet_since = at
             # One that doesn't listen must not keep its worker waiting.
@@ -315,9 +201,9 @@ class Child:
         if self._quiet_since is not None:
             self._quiet_left_s -= time.monotonic() - self._quiet_since
             self._quiet_since = None
-        self._room.resume(self)
+        self._siblings.resume(self)
 
-    def _read(self, source: Connection) -> list[Happening] | None:
+    def _read(self, source: Connection) -> list[ChildEvent] | None:
         """The news from a source, or None at its end."""
         try:
             data = os.read(source.fileno(), _PIPE_BYTES)
@@ -334,7 +220,7 @@ class Child:
             self.end()
             raise StageFault(f"the stage's process sent {err}", hint=_TAMPERED) from err
 
-    def _heard(self, kind: str, value: Any) -> Happening:
+    def _heard(self, kind: str, value: Any) -> ChildEvent:
         """Raises: Malformed"""
         if kind == "progress":
             phase, share = messages.progress_of(value)
@@ -418,7 +304,7 @@ class Child:
 
     def close(self) -> None:
         """End the child if it is alive, and free what the worker held of it."""
-        self._room.leave(self)
+        self._siblings.leave(self)
         if self._process.is_alive():
             self.end()
         for end in (self._log, self._messages, self._told):
@@ -431,95 +317,3 @@ class Child:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def peak_memory_bytes() -> int:
-    """The most memory that this process, or one that it ran, has had resident.
-
-    A job's process starts with what it shares with the one that it was forked from.
-    """
-    ran = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return max(resource.getrusage(who).ru_maxrss for who in ran) * 1024
-
-
-def _main(
-    function: Callable[[Any, Link], Any],
-    argument: Any,
-    log: Connection,
-    messages_end: Connection,
-    told: Connection,
-    memory_bytes: int | None,
-    sandbox: Sandbox | None,
-) -> None:
-    """The guard, of whom the child is forked."""
-    os.setsid()
-    # Every child holds the fork server's lifeline for children of its own. Let go of it: so the fork
-    # server ends when the worker does, however it does, and this child with the fork server.
-    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
-    die_with_parent()
-
-    def job(around: Surroundings) -> NoReturn:
-        die_with_parent()
-        _print_to(log.fileno())
-        if memory_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-        if sandbox is not None and sandbox.mode is not Mode.OFF:
-            _confine(sandbox, around, messages_end.fileno(), told)
-        told.close()
-        _run(function, argument, Link(messages_end))
-
-    guard.follow(job, sandbox, told.fileno(), close=(log.fileno(), messages_end.fileno()))
-
-
-def _run(function: Callable[[Any, Link], Any], argument: Any, link: Link) -> NoReturn:
-    """The child."""
-    try:
-        link.send("result", function(argument, link))
-    except MemoryError:
-        link.send("error", _portable(ChildOutOfMemory("the stage ran out of its memory limit")))
-    except FarmError as err:
-        print(f"{err.code}: {err.detail}", file=sys.stderr)
-        link.send("error", _portable(err))
-    except BaseException as err:
-        traceback.print_exc()
-        link.send("error", _portable(StageFault(f"{type(err).__name__}: {err}")))
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # Native libraries may hang or crash in their destructors; the result is out already.
-        os._exit(0)
-
-
-#: What of its sandbox holds in this process, which is a job's.
-FOUND: list[Found] = []
-
-
-def _confine(sandbox: Sandbox, around: Surroundings, messages_fd: int, told: Connection) -> None:
-    """Confine this process; end it, and tell, when it can't be as it has to."""
-    from workers.sandbox.confine import confine
-
-    keep = {messages_fd, told.fileno()}
-    try:
-        FOUND[:] = confine(sandbox, keep, around)
-        lacking = missing(FOUND) if sandbox.mode is Mode.REQUIRED else []
-    except OSError as err:
-        lacking = [f"anything: {err}"]
-    # The kernel forgot it with the user that this process was.
-    die_with_parent()
-    if lacking:
-        text = json.dumps({"lacks": "; ".join(lacking)[:2000]})
-        os.write(told.fileno(), text.encode() + b"\n")
-        os._exit(1)
-
-
-def _print_to(fd: int) -> None:
-    # At the level of descriptors, so that native libraries' output is caught too.
-    os.dup2(fd, 1)
-    os.dup2(fd, 2)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-
-
-def _portable(err: FarmError) -> dict[str, str | None]:
-    # Not a pickle: the child has run a stranger's model.
-    return {"code": err.code, "detail": err.detail, "hint": err.hint}

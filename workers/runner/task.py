@@ -32,8 +32,9 @@ from farm.queue.turns import Bell
 from farm.stages import JobKind
 from workers.runner import inputs, plugins, timing_caches, toolchain
 from workers.runner.app import Context
-from workers.runner.child import Child, Link, await_preload, peak_memory_bytes
+from workers.runner.child import Child, await_preload
 from workers.runner.hooks import Hook, Part
+from workers.runner.inside import Link, peak_memory_bytes
 from workers.runner.made import Made, made_of
 from workers.runner.watch import Stopping, Watch
 from workers.sandbox import folder
@@ -257,7 +258,7 @@ def _work(task_id: str, context: Context, claim: Claim) -> list[Bell]:
             _run_stage,
             request,
             timeout_s=timeout_s,
-            room=context.room,
+            siblings=context.siblings,
             sandbox=context.sandbox(workdir, request.inputs.values(), timeout_s=timeout_s),
             log_bytes=context.settings.job_log_bytes,
         ) as child:

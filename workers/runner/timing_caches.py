@@ -23,8 +23,9 @@ from farm.stages import JobKind
 from workers.backends.trt import build
 from workers.runner import toolchain
 from workers.runner.app import Context
-from workers.runner.child import Child, Link
+from workers.runner.child import Child
 from workers.runner.hooks import Part
+from workers.runner.inside import Link
 from workers.runner.made import Made
 from workers.sandbox import folder
 
@@ -152,7 +153,7 @@ def _combined(context: Context, newest: Path, mine: Path, made: Path) -> dict[st
     argument = {"newest": str(newest), "mine": str(mine), "made": str(made)}
     sandbox = context.sandbox(made.parent, (newest, mine), timeout_s=_COMBINE_S)
     with Child(_combine, argument, timeout_s=_COMBINE_S, sandbox=sandbox) as child:
-        for _ in child.happenings():
+        for _ in child.events():
             if context.stopping.is_set():
                 raise FarmError("the worker shuts down")
         match child.result():

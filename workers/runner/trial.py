@@ -18,7 +18,9 @@ from typing import Any
 
 from farm.errors import FarmError
 from farm.settings import Settings
-from workers.runner.child import FOUND, Child, Link, preload
+from workers.runner.child import Child
+from workers.runner.forks import preload
+from workers.runner.inside import FOUND, Link
 from workers.sandbox import Feature, Found, Mode, folder, kernel
 from workers.sandbox.settings import sandbox_of
 
@@ -49,7 +51,7 @@ def _tried(at: Path, settings: Settings, *, is_gpu: bool) -> list[Found]:
             # What is missing is to be told, not to be refused.
             box = replace(sandbox, mode=Mode.BEST)
             with Child(_try_all, argument, timeout_s=_TIME_S, sandbox=box) as child:
-                for _ in child.happenings():
+                for _ in child.events():
                     pass
                 said = child.result()
     except FarmError as err:

@@ -9,7 +9,8 @@ from farm.errors import DatabaseUnavailable, LeaseLost
 from farm.queue import jobs, leases
 from farm.queue.jobs import Claim
 from workers.runner.app import Context
-from workers.runner.child import Child, Line, Progress
+from workers.runner.child import Child
+from workers.runner.child_events import Line, Progress
 
 _CANCEL_POLL_S = 0.5
 _LOG_FLUSH_S = 0.5
@@ -38,7 +39,7 @@ class Watch:
             LeaseLost, ChildTimedOut
         """
         try:
-            for happening in child.happenings():
+            for happening in child.events():
                 if isinstance(happening, Line):
                     self._text += happening.text
                 elif isinstance(happening, Progress):
