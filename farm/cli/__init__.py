@@ -1,5 +1,5 @@
-"""``farm``, the command line. One module a noun; each command imports what it needs when it runs,
-so that ``farm --help`` and completion are quick."""
+"""``farm``, the command line. One module per noun; each command imports what it needs when it runs,
+so that ``farm --help`` and completion stay fast."""
 
 from farm.cli import (
     builds,

@@ -1,4 +1,4 @@
-"""The application that the commands are registered with; it tells a user of errors."""
+"""The application that the commands are registered with; it reports errors to the user."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from farm.errors import FarmError, InvalidRequest
 
 
 class FarmGroup(TyperGroup):
-    """Commands whose errors are told on stderr: in words, or with ``--json`` as a problem."""
+    """Commands whose errors are printed to stderr: as text, or with ``--json`` as a problem document."""
 
     def invoke(self, ctx: Any) -> Any:
         as_json = "--json" in ctx.args
@@ -35,7 +35,7 @@ class FarmGroup(TyperGroup):
         except OSError as err:
             if err.errno == errno.EPIPE:
                 raise
-            tell(FarmError(f"this machine says: {err}"), as_json=as_json)
+            tell(FarmError(f"system error: {err}"), as_json=as_json)
             raise typer.Exit(exits.FAILED) from err
 
 
@@ -45,13 +45,13 @@ def _bad_settings(err: ValidationError) -> InvalidRequest:
         for one in err.errors()
     )
     return InvalidRequest(
-        f"a setting isn't valid: {said}",
-        hint="docs/reference/settings.md says what each setting takes",
+        f"invalid setting: {said}",
+        hint="docs/reference/settings.md lists the valid values",
     )
 
 
 def tell(err: FarmError, *, as_json: bool) -> None:
-    """Print an error and what to do on stderr."""
+    """Print an error and its hint to stderr."""
     if as_json:
         print(json.dumps(problem(err), ensure_ascii=False), file=sys.stderr)
         return

@@ -1,4 +1,4 @@
-"""The commands on builds: status, logs, cancel, retry, explain, builds."""
+"""Build commands: status, logs, cancel, retry, explain, builds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _ID = "01m7y8mb9kssegkq"
 _PANEL = "Builds"
-Job = Annotated[int | None, typer.Option("--job", metavar="N", help="One job's, by its id.")]
+Job = Annotated[int | None, typer.Option("--job", metavar="N", help="Only this job.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 
 def status(build_id: BuildId, as_json: Json = False, url: Url = None) -> None:
-    """Show a build: its jobs, its engines, and what went wrong."""
+    """Show a build: its jobs, engines and errors."""
     view = connect(url).build(build_id).view
     if as_json:
         show.document(view)
@@ -74,12 +74,12 @@ def logs(
     build_id: BuildId,
     job: Job = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Print what comes until the build has ended.")
+        bool, typer.Option("--follow", "-f", help="Keep printing until the build ends.")
     ] = False,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
-    """Print what a build's jobs printed. With --follow --json, a line of JSON for each piece."""
+    """Print the output of a build's jobs. With --follow --json, print one line of JSON per piece."""
     build = connect(url).build(build_id)
     if follow:
         _follow(build, job, as_json=as_json)
@@ -107,19 +107,19 @@ def _follow(build: Build, job: int | None, *, as_json: bool) -> None:
 
 
 def cancel(build_id: BuildId, as_json: Json = False, url: Url = None) -> None:
-    """Cancel a build. Work that another build wants goes on. Cancelling twice is harmless."""
+    """Cancel a build. Jobs that other builds need continue. Cancelling twice is harmless."""
     build = connect(url).build(build_id)
     had_ended = build.has_ended
     view = build.cancel().view
     if as_json:
         show.document(view)
         return
-    was = "had ended before: " if had_ended else ""
+    was = "had already ended: " if had_ended else ""
     show.line(f"build {view.id} {was}{view.state}")
 
 
 def retry(build_id: BuildId, as_json: Json = False, url: Url = None) -> None:
-    """Run again what failed or was cancelled in a build; what has succeeded is kept."""
+    """Rerun a build's failed and cancelled jobs. Succeeded jobs are kept."""
     build = connect(url).build(build_id)
     to_retry = build.view.state in ("failed", "cancelled")
     view = build.retry().view
@@ -133,7 +133,7 @@ def retry(build_id: BuildId, as_json: Json = False, url: Url = None) -> None:
 
 
 def explain(build_id: BuildId, as_json: Json = False, url: Url = None) -> None:
-    """Say why each job of a build ran or was reused, against the nearest earlier job."""
+    """Explain why each job of a build ran or was reused, compared with the closest earlier job."""
     found = connect(url).build(build_id).explain()
     if as_json:
         show.document(found)
@@ -146,7 +146,10 @@ def builds(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", metavar="MODEL", help="Only of this model.", autocompletion=complete.models
+            "--model",
+            metavar="MODEL",
+            help="Only builds of this model.",
+            autocompletion=complete.models,
         ),
     ] = None,
     state: Annotated[
@@ -154,11 +157,11 @@ def builds(
         typer.Option(
             "--state",
             metavar="STATE",
-            help="Only in this state: queued, running, succeeded, failed, cancelled.",
+            help="Only builds in this state: queued, running, succeeded, failed, cancelled.",
             autocompletion=complete.build_states,
         ),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="How many at most.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of builds.")] = 20,
     as_json: Json = False,
     url: Url = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Shell completion. The farm is asked, briefly; one that is out of reach offers nothing."""
+"""Shell completion. Queries the farm with a short timeout; an unreachable farm offers nothing."""
 
 from __future__ import annotations
 
@@ -92,4 +92,4 @@ def _ask(ctx: typer.Context, question: Callable[[Farm], Iterable[T]]) -> Iterabl
         with Farm(ctx.params.get("url"), _PATIENCE_S, backoff=Backoff(attempts=1)) as farm:
             return question(farm)
     except FarmError:
-        return []  # a shell that completes nothing says enough
+        return []  # completion must never print an error

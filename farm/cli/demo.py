@@ -1,4 +1,4 @@
-"""``farm demo``: two real models, from nothing to pulled engines, and nothing left running."""
+"""``farm demo``: two real models from scratch to pulled engines, with nothing left running."""
 
 from __future__ import annotations
 
@@ -117,9 +117,7 @@ def run(as_json: bool, keep: Path | None) -> int:
     files = settings.home / "models"
     folder = keep or settings.home / "engines"
     say = _silent if as_json else show.line
-    say(
-        "Making two models with their data, and starting a farm: SQLite, Valkey, API, worker, Flower …"
-    )
+    say("Creating two models with data, and starting a farm: SQLite, Valkey, API, worker, Flower …")
     with _models(files, quiet=as_json) as made, up.embedded(settings) as farm:
         made()
         say(f"The farm is up after {show.duration(time.monotonic() - start)}:")
@@ -215,11 +213,11 @@ def _named(failed: Failed) -> str:
 
 def _look(home: Path, build: str | None) -> str:
     """What to do about a part whose error has no hint."""
-    again = "run the demo again: what has succeeded is kept"
+    again = "run the demo again: succeeded jobs are kept"
     if build is None:
         return again
     farm = f"FARM_HOME={home} farm"
-    return f"read its log: {farm} up, then {farm} logs {build}; or {again}"
+    return f"read its log with {farm} up, then {farm} logs {build}; or {again}"
 
 
 def _follow(build: Build, *, as_json: bool) -> None:
@@ -248,8 +246,8 @@ def _models(folder: Path, *, quiet: bool) -> Iterator[Any]:
     def made() -> None:
         if maker.wait() != 0:
             raise FarmError(
-                "the demo's models couldn't be made",
-                hint="install what they need: pip install 'engine-farm[all]'",
+                "couldn't create the demo's models",
+                hint="install their dependencies: pip install 'engine-farm[all]'",
             )
 
     try:

@@ -1,4 +1,4 @@
-"""What the command line's exit codes mean, in one place."""
+"""The command line's exit codes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _ENDED_BADLY = (BuildFailed, BuildCancelled, DigestMismatch, StageFailed)
 
 #: For ``farm --help``.
 EPILOG = (
-    f"Exit codes: {OK} ok · {FAILED} the build failed or was cancelled, or the download isn't "
-    f"what the registry says · {USAGE} usage, or a request that the farm refuses (4xx) · "
-    f"{NOT_FOUND} not found · {UNAVAILABLE} the farm can't be reached or has an error (5xx) · "
-    f"{DOUBTFUL} the build succeeded, and an engine of it is doubtful · {INTERRUPTED} Ctrl+C."
+    f"Exit codes: {OK} ok · {FAILED} the build failed or was cancelled, or a download doesn't match "
+    f"the registry · {USAGE} usage error, or the farm refused the request (4xx) · "
+    f"{NOT_FOUND} not found · {UNAVAILABLE} the farm is unreachable or had an error (5xx) · "
+    f"{DOUBTFUL} the build succeeded, but an engine is doubtful · {INTERRUPTED} Ctrl+C."
 )
 
 

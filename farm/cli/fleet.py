@@ -1,4 +1,4 @@
-"""The commands on what the farm has: workers, targets and timing caches."""
+"""Fleet commands: workers, targets and timing caches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 
 def workers(as_json: Json = False, url: Url = None) -> None:
-    """List the workers: who is online, with which GPU and runtimes, and what it does now."""
+    """List the workers: whether each is online, its GPU and runtimes, and its current job."""
     found = connect(url).workers()
     if as_json:
         show.document(found)
@@ -48,7 +48,7 @@ def _worker(worker: WorkerView) -> tuple[str | Text, ...]:
 
 def _state(worker: WorkerView) -> str | Text:
     if worker.online and worker.unread:
-        return Text(f"deaf to {', '.join(worker.unread)}: start it again", style="red")
+        return Text(f"not reading {', '.join(worker.unread)}: restart it", style="red")
     return show.state("online" if worker.online else "offline")
 
 
@@ -65,7 +65,7 @@ def targets(
     as_json: Json = False,
     url: Url = None,
 ) -> None:
-    """List every runtime × GPU: buildable now, when such a worker joins, or not at all, and why."""
+    """List every runtime × GPU: buildable now, once a matching worker joins, or unsupported, and why."""
     found = [one for one in connect(url).targets() if gpu is None or _is_for(one, gpu)]
     if as_json:
         show.document(found)
@@ -81,7 +81,7 @@ def targets(
         )
         for one in found
     ]
-    show.table(headers, rows, keep=("target", "status"), empty=f"no target is for {gpu}")
+    show.table(headers, rows, keep=("target", "status"), empty=f"no targets for {gpu}")
 
 
 def _is_for(target: TargetView, gpu: str) -> bool:
@@ -91,9 +91,9 @@ def _is_for(target: TargetView, gpu: str) -> bool:
 
 
 def timing_caches(as_json: Json = False, url: Url = None) -> None:
-    """List what TensorRT's builders have timed, a GPU and toolchain: the next build starts with it.
+    """List TensorRT's timing caches, one per GPU and toolchain, which the next build starts from.
 
-    A hit is a build that found all that it looked for, and timed nothing.
+    A hit is a build that found every entry it looked up and timed nothing.
     """
     found = connect(url).timing_caches()
     if as_json:
@@ -112,5 +112,5 @@ def timing_caches(as_json: Json = False, url: Url = None) -> None:
         for one in found
     ]
     headers = ("gpu", "toolchain", "size", "entries", "builds", "hits", "used")
-    empty = "no timing caches yet: the first build with tensorrt on a GPU makes one"
+    empty = "no timing caches yet: the first tensorrt build on a GPU creates one"
     show.table(headers, rows, keep=("gpu",), empty=empty)

@@ -19,23 +19,23 @@ def register(app: typer.Typer) -> None:
 
 def gc(
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Remove nothing, and say what would be removed.")
+        bool, typer.Option("--dry-run", help="Only show what would be removed.")
     ] = False,
     older_than: Annotated[
         str,
         typer.Option(
             "--older-than",
             metavar="DURATION",
-            help="Keep what was uploaded or asked for since then: 90m, 24h, 7d.",
+            help="Keep blobs uploaded or requested within this time: 90m, 24h, 7d.",
         ),
     ] = "24h",
     as_json: Json = False,
     url: Url = None,
 ) -> None:
-    """Free the disk of blobs that nothing refers to: no model, build, finished job or engine.
+    """Remove blobs that no model, build, finished job or engine refers to.
 
-    These are uploads that no build was submitted with, files of jobs that didn't succeed, and what
-    interrupted uploads have left. Builds go on meanwhile.
+    These are uploads no build used, files of unsuccessful jobs, and remains of interrupted
+    uploads. Builds can keep running.
     """
     report = connect(url).gc(older_than_s=seconds(older_than), dry_run=dry_run)
     if as_json:
@@ -46,7 +46,7 @@ def gc(
         show.table(("blob", "size"), rows, keep=("blob", "size"))
     print(_summary(report))
     if dry_run and (report.removed_total or report.uploads):
-        print(f"remove them: {again(f'farm gc --older-than {older_than}', url)}")
+        print(f"to remove them: {again(f'farm gc --older-than {older_than}', url)}")
 
 
 def _summary(report: GcReport) -> str:

@@ -1,4 +1,4 @@
-"""``farm inspect``: what is in an engine."""
+"""``farm inspect``: an engine's contents."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def inspect(
         str, typer.Argument(metavar="ENGINE", help="An engine's id: farm engines MODEL lists them.")
     ],
     all_layers: Annotated[
-        bool, typer.Option("--all", help=f"List all layers, not only the first {_LAYERS}.")
+        bool, typer.Option("--all", help=f"List all layers instead of the first {_LAYERS}.")
     ] = False,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
-    """Show what is in an engine: inputs, types it computes in, weights, memory, fusions, layers."""
+    """Show an engine's inputs, compute types, weights, memory, fusions and layers."""
     farm = connect(url)
     report = farm.layers(engine)
     if as_json:
@@ -56,7 +56,7 @@ def inspect(
     _memory(report, row)
     if row.timing_cache:
         show.line(_timing_cache(row.timing_cache))
-    show.line(f"{len(report.layers)} layers of {report.source}")
+    show.line(f"{len(report.layers)} layers from {report.source}")
     _kinds(report)
     listed = report.layers if all_layers else report.layers[:_LAYERS]
     rows = [
@@ -112,7 +112,7 @@ def _compute(report: LayerReport, precision: Precision) -> None:
     from farm.specs.precision import QUANTIZED
 
     macs = report.compute.macs
-    total = "" if macs is None else f", {macs / 1e9:.3g} billion multiply-accumulates a run"
+    total = "" if macs is None else f", {macs / 1e9:.3g} billion multiply-accumulates per run"
     show.line(f"{len(report.products)} convolutions and matrix products{total}")
     rows = [
         (type_, str(of.layers), show.share(of.share)) for type_, of in report.compute.types.items()
@@ -134,12 +134,12 @@ def _compute(report: LayerReport, precision: Precision) -> None:
 
 
 def _source(report: LayerReport) -> str:
-    """``as the plan says: 10 of 10 found in it``."""
+    """``according to the plan: 10 of 10 found in it``."""
     compute, count = report.compute, len(report.products)
-    said = f"as the {show.SOURCES[compute.source]} says"
+    said = f"according to the {show.SOURCES[compute.source]}"
     if compute.found is None:
         return said
-    rest = "" if compute.found == count else "; the others are as the typed graph has them"
+    rest = "" if compute.found == count else "; the others according to the typed graph"
     return f"{said}: {compute.found} of {count} found in it{rest}"
 
 
@@ -159,19 +159,19 @@ def _memory(report: LayerReport, row: EngineView) -> None:
         sizes = ", ".join(map(show.size, memory.context_bytes_by_profile))
         said.append(f"by profile {sizes}")
     if memory is not None and memory.streamable_weights_bytes:
-        said.append(f"{show.size(memory.streamable_weights_bytes)} of weights can be streamed")
+        said.append(f"{show.size(memory.streamable_weights_bytes)} of weights are streamable")
     if said:
         show.line(f"GPU memory: {'; '.join(said)}")
     if row.peak_memory_bytes is not None:
-        show.line(f"its build took {show.size(row.peak_memory_bytes)} of the host's memory at most")
+        show.line(f"peak host memory of the build: {show.size(row.peak_memory_bytes)}")
 
 
 def _timing_cache(used: dict[str, Any]) -> str:
-    """``timing cache: revision 3 of 120 entries; 4 more were timed``."""
+    """``timing cache: revision 3 with 120 entries; 4 more were timed``."""
     if not used.get("taken"):
-        return "timing cache: none was there for its GPU and toolchain"
+        return "timing cache: none existed for its GPU and toolchain"
     known, misses = used.get("entries_before"), used.get("misses")
-    entries = "" if known is None else f" of {known} entries"
+    entries = "" if known is None else f" with {known} entries"
     timed = "" if misses is None else f"; {misses or 'no'} more were timed"
     return f"timing cache: revision {used.get('revision')}{entries}{timed}"
 
@@ -179,12 +179,12 @@ def _timing_cache(used: dict[str, Any]) -> str:
 def _kinds(report: LayerReport) -> None:
     kinds = sorted(report.kinds.items(), key=lambda item: -item[1])
     if kinds:
-        more = f", and {len(kinds) - _NAMED} kinds more" if len(kinds) > _NAMED else ""
+        more = f", and {len(kinds) - _NAMED} more kinds" if len(kinds) > _NAMED else ""
         named = ", ".join(f"{count} {kind}" for kind, count in kinds[:_NAMED])
-        show.line(f"of {report.operators} operators in the typed graph: {named}{more}")
+        show.line(f"{report.operators} operators in the typed graph: {named}{more}")
     if report.fusions:
         fused = ", ".join(f"{count} {kind}" for kind, count in report.fusions.items())
-        show.line(f"fused of several operators: {fused}")
+        show.line(f"fused layers: {fused}")
 
 
 def _tensors(tensors: Sequence[LayerTensor]) -> str:

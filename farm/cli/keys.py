@@ -1,4 +1,4 @@
-"""``farm keys`` and ``farm audit``: who may do what, and who has done what."""
+"""``farm keys`` and ``farm audit``: API keys, and the log of changes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PANEL = "Fleet"
-_keys = typer.Typer(help="Keys to the farm.", no_args_is_help=True)
+_keys = typer.Typer(help="Manage API keys.", no_args_is_help=True)
 
 Local = Annotated[
     bool,
     typer.Option(
         "--local",
-        help="Ask the database of FARM_DATABASE_URL or FARM_HOME itself, which needs no key.",
+        help="Use the database in FARM_DATABASE_URL or FARM_HOME directly, which needs no key.",
     ),
 ]
 
@@ -48,25 +48,27 @@ def create(
         typer.Option(
             "--scope",
             metavar="SCOPE",
-            help="What it allows, repeated or by commas: read, submit (and read), promote (and read), "
+            help="Scopes, repeated or comma-separated: read, submit and promote (both include read), "
             "admin (everything).",
             autocompletion=complete.scopes,
         ),
     ],
     name: Annotated[
-        str, typer.Option("--name", metavar="NAME", help="Who or what it is for.")
+        str, typer.Option("--name", metavar="NAME", help="Who or what the key is for.")
     ] = "key",
     expires: Annotated[
         str | None,
-        typer.Option("--expires", metavar="TIME", help="After 90d, 12h, … it opens nothing."),
+        typer.Option(
+            "--expires", metavar="TIME", help="Lifetime: 90d, 12h, …; by default unlimited."
+        ),
     ] = None,
     local: Local = False,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
-    """Make a key and print it, this once: the farm keeps only its digest.
+    """Create a key and print it. It is shown only once: the farm stores only its digest.
 
-    On a farm that has no key yet, this asks its database itself: run it where the API runs.
+    For a farm's first key this writes to the database directly: run it where the API runs.
     """
     request = _request(name, split(scope), None if expires is None else int(seconds(expires)))
     made = _create(request, url, local=local)
@@ -74,10 +76,10 @@ def create(
         show.document(made)
         return
     print(made.key)
-    until = "for ever" if made.expires_at is None else f"until {_day(made.expires_at)}"
+    until = "forever" if made.expires_at is None else f"until {_day(made.expires_at)}"
     print(
-        f"{made.name} ({', '.join(made.scopes)}) opens the farm {until}: set FARM_KEY to it.\n"
-        f"It isn't shown again; take it back: {again(f'farm keys revoke {made.id}', url)}",
+        f"{made.name} ({', '.join(made.scopes)}) is valid {until}: set FARM_KEY to it.\n"
+        f"It isn't shown again; to revoke it: {again(f'farm keys revoke {made.id}', url)}",
         file=sys.stderr,
     )
 
@@ -150,7 +152,7 @@ def _in_database(work: Callable[[Session], T]) -> T:
     settings = Settings()
     if not settings.database_url and not (settings.home / "farm.db").exists():
         raise InvalidRequest(
-            f"there is no farm in {settings.home}",
+            f"no farm in {settings.home}",
             hint="run it where the API runs, with its FARM_HOME or FARM_DATABASE_URL",
         )
     db = Database(settings.database)
@@ -163,7 +165,7 @@ def _in_database(work: Callable[[Session], T]) -> T:
 
 
 def list_keys(local: Local = False, as_json: Json = False, url: Url = None) -> None:
-    """List the keys: whose they are, what they allow, when they were used."""
+    """List the keys with their scopes, expiry and last use."""
     found = _listed() if local else connect(url).keys()
     if as_json:
         show.document(found)
@@ -181,8 +183,8 @@ def list_keys(local: Local = False, as_json: Json = False, url: Url = None) -> N
         )
         for one in found
     ]
-    headers = ("id", "name", "scopes", "state", "expires", "used", "made", "by")
-    empty = f"no keys; make one: {again('farm keys create --scope admin', url)}"
+    headers = ("id", "name", "scopes", "state", "expires", "used", "created", "by")
+    empty = f"no keys; create one: {again('farm keys create --scope admin', url)}"
     show.table(headers, rows, keep=("id", "name"), empty=empty)
 
 
@@ -200,7 +202,7 @@ def _state(key: KeyView) -> str:
     if key.revoked_at is not None:
         return "revoked"
     is_over = key.expires_at is not None and key.expires_at <= datetime.now(UTC)
-    return "expired" if is_over else "good"
+    return "expired" if is_over else "valid"
 
 
 def _day(at: datetime) -> str:
@@ -213,7 +215,7 @@ def revoke(
     as_json: Json = False,
     url: Url = None,
 ) -> None:
-    """Let a key open nothing any more, everywhere within a second."""
+    """Revoke a key. Takes effect everywhere within a second."""
     from farm.trust.credentials import id_of
 
     # Whoever has a leaked key at hand has not its id; the key itself goes no further than this.
@@ -222,7 +224,7 @@ def revoke(
     if as_json:
         show.document(revoked)
     else:
-        show.line(f"{revoked.name} ({revoked.id}) opens nothing any more")
+        show.line(f"{revoked.name} ({revoked.id}) is revoked")
 
 
 @installed.needs("server")
@@ -243,29 +245,27 @@ def _revoked(key_id: str) -> KeyView:
 
 def audit(
     key: Annotated[
-        str | None, typer.Option("--key", metavar="ID", help="Only what this key has done.")
+        str | None, typer.Option("--key", metavar="ID", help="Only changes made with this key.")
     ] = None,
     action: Annotated[
         str | None,
         typer.Option(
-            "--action", metavar="ACTION", help="Only this: submit, cancel, gc, key.create, …"
+            "--action", metavar="ACTION", help="Only this action: submit, cancel, gc, key.create, …"
         ),
     ] = None,
     limit: Annotated[
-        int, typer.Option("--limit", metavar="N", min=1, help="The newest N changes.")
+        int, typer.Option("--limit", metavar="N", min=1, help="Number of changes to show.")
     ] = 50,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
-    """Show who changed what, from where and when, the newest first. Nobody can change this list."""
+    """Show who changed what, from where and when, newest first. The log is append-only."""
     found = connect(url).audit(key=key, action=action, limit=limit)
     if as_json:
         show.document(found)
         return
     headers = ("at", "who", "key", "from", "action", "object", "details")
-    show.table(
-        headers, map(_entry, found), keep=("at", "key", "object"), empty="nothing changed yet"
-    )
+    show.table(headers, map(_entry, found), keep=("at", "key", "object"), empty="no changes yet")
 
 
 def _entry(one: AuditEntry) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their values are read."""
+"""Options shared by several commands, and their parsers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Url = Annotated[
         "--url",
         envvar="FARM_URL",
         metavar="URL",
-        help="Where the farm is; by default http://127.0.0.1:8000.",
+        help="URL of the farm's API; by default http://127.0.0.1:8000.",
     ),
 ]
 BuildId = Annotated[
@@ -67,7 +67,7 @@ Pruned = Annotated[
     typer.Option(
         "--prune",
         metavar="METHOD",
-        help="Only engines pruned so: 2:4, l1:0.5; none for those with all weights.",
+        help="Only engines pruned with this method: 2:4, l1:0.5; none for unpruned ones.",
         autocompletion=complete.pruned,
     ),
 ]
@@ -92,7 +92,7 @@ def again(command: str, url: str | None) -> str:
 
 
 def split(values: Iterable[str] | None) -> list[str]:
-    """Values given by repeating an option, by commas, or both."""
+    """The values of an option that is repeated, comma-separated, or both."""
     parts = [part.strip() for value in values or () for part in value.split(",")]
     return list(dict.fromkeys(filter(None, parts)))
 
@@ -108,7 +108,7 @@ def labels(pairs: Iterable[str] | None) -> dict[str, str]:
         key, equals, value = pair.partition("=")
         if not (key and equals):
             raise InvalidRequest(
-                f"{pair!r} isn't a label", hint="write KEY=VALUE: --label team=vision"
+                f"{pair!r} isn't a label", hint="use KEY=VALUE: --label team=vision"
             )
         found[key] = value
     return found
@@ -127,7 +127,7 @@ def builder_options(pairs: Iterable[str] | None) -> dict[str, str]:
         name, equals, value = pair.partition("=")
         if not equals or name not in BuilderOptions.model_fields:
             known = ", ".join(BuilderOptions.model_fields)
-            raise InvalidRequest(f"{pair!r} is no option", hint=f"write NAME=VALUE: {known}")
+            raise InvalidRequest(f"{pair!r} isn't an option", hint=f"use NAME=VALUE: {known}")
         found[name] = value
     return found
 
@@ -140,7 +140,7 @@ def fixed_inputs(pairs: Iterable[str] | None) -> dict[str, Any]:
     """
     found = {}
     for pair in pairs or ():
-        # The name may hold an equals sign no more than a number does.
+        # Neither the name nor a number may contain an equals sign.
         name, _, text = pair.rpartition("=")
         try:
             value = json.loads(text)
@@ -148,12 +148,12 @@ def fixed_inputs(pairs: Iterable[str] | None) -> dict[str, Any]:
             value = None
         if not name or value is None:
             raise InvalidRequest(
-                f"{pair!r} fixes nothing",
-                hint="write NAME=VALUE, a number, true, false or lists of them: --fix sr=16000, "
+                f"{pair!r} isn't a fixed input",
+                hint="use NAME=VALUE with a number, true, false or lists of them: --fix sr=16000, "
                 "--fix 'size=[640, 480]'",
             )
         if name in found:
-            raise InvalidRequest(f"{name} is fixed twice", hint="give it one value")
+            raise InvalidRequest(f"{name} is fixed twice", hint="pass one value per input")
         found[name] = value
     return found
 
@@ -170,7 +170,7 @@ def seconds(duration: str) -> float:
     number, unit = duration[:-1], _UNITS_S.get(duration[-1:])
     if unit is None or not number.isdecimal():
         raise InvalidRequest(
-            f"{duration!r} isn't a duration", hint="write a number and s, m, h or d: 24h"
+            f"{duration!r} isn't a duration", hint="use a number and s, m, h or d: 24h"
         )
     return int(number) * unit
 
@@ -195,7 +195,7 @@ def _input(text: str) -> tuple[str, dict[str, list[int]]]:
     if not name or len(given) not in (1, 3):
         raise InvalidRequest(
             f"{text!r} isn't a profile",
-            hint="write INPUT=MIN:OPT:MAX: --profile image=1x1x8x8:8x1x8x8:64x1x8x8",
+            hint="use INPUT=MIN:OPT:MAX: --profile image=1x1x8x8:8x1x8x8:64x1x8x8",
         )
     low, mid, high = given * 3 if len(given) == 1 else given
     return name, {"min": low, "opt": mid, "max": high}

@@ -1,4 +1,4 @@
-"""``farm plugins``: libraries of TensorRT plugins that builds may name."""
+"""``farm plugins``: the TensorRT plugin libraries that builds may use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from farm.cli import show, transfer
 from farm.cli.options import Json, Url, again, connect, example
 
-_plugins = typer.Typer(help="Plugin libraries of TensorRT.", no_args_is_help=True)
+_plugins = typer.Typer(help="Manage TensorRT plugin libraries.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +28,7 @@ def add(
         typer.Option(
             "--signature",
             metavar="FILE",
-            help="Its Ed25519 signature: 64 bytes, as openssl pkeyutl -sign -rawin writes them.",
+            help="Its Ed25519 signature: the 64 bytes from openssl pkeyutl -sign -rawin.",
         ),
     ],
     name: Annotated[
@@ -38,7 +38,7 @@ def add(
     as_json: Json = False,
     url: Url = None,
 ) -> None:
-    """Allow a library that an operator has signed with a key of FARM_PLUGIN_KEYS."""
+    """Allow a library that an operator has signed with a key in FARM_PLUGIN_KEYS."""
     signed = base64.b64encode(signature.read_bytes()).decode()
     with transfer.bar(hidden=as_json) as progress:
         added = connect(url).add_plugin(library, signed, name=name, progress=progress)
@@ -47,11 +47,11 @@ def add(
         return
     show.line(f"{added.name} {added.digest}")
     command = f"farm submit MODEL_FILE --gpu tensorrt:h200 --option plugins={added.digest}"
-    show.line(f"build with it: {again(command, url)}")
+    show.line(f"to build with it: {again(command, url)}")
 
 
 def list_plugins(as_json: Json = False, url: Url = None) -> None:
-    """List the libraries that builds may name, and the key that each is signed by."""
+    """List the libraries that builds may use, and the key each is signed with."""
     found = connect(url).plugins()
     if as_json:
         show.document(found)

@@ -1,4 +1,4 @@
-"""``farm pull``: the right engine for a GPU, verified."""
+"""``farm pull``: download and verify the right engine for a GPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from farm.cli.options import (
 from farm.errors import InvalidRequest
 from farm.machine import gpus
 
-_NAME_ONE = "say which GPU the engine is for: --gpu sm_89, or --gpu cpu for one that needs no GPU"
+_NAME_ONE = "specify the engine's GPU: --gpu sm_89, or --gpu cpu for an engine that needs none"
 
 if TYPE_CHECKING:
     from farm.client import Farm, Pulled
@@ -42,7 +42,7 @@ def pull(
         typer.Option(
             "--gpu",
             metavar="TAG",
-            help="GPU tags, repeated or by commas; by default this machine's.",
+            help="GPU tags, repeated or comma-separated; by default this machine's.",
             autocompletion=complete.gpus,
         ),
     ] = None,
@@ -51,7 +51,7 @@ def pull(
         typer.Option(
             "--precision",
             metavar="PRECISION",
-            help="Precisions, repeated or by commas; by default the fastest where that was measured, "
+            help="Precisions, repeated or comma-separated; by default the fastest if measured, "
             "else the smallest.",
             autocompletion=complete.precisions,
         ),
@@ -61,22 +61,20 @@ def pull(
     prune: Pruned = None,
     doubtful: Annotated[
         bool,
-        typer.Option(
-            "--doubtful", help="Take an engine that failed a gate, if there's no good one."
-        ),
+        typer.Option("--doubtful", help="Accept an engine that failed a gate if no other matches."),
     ] = False,
     folder: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="Where the files go.")
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write to.")
     ] = Path(),
     as_json: Json = False,
     url: Url = None,
 ) -> None:
-    """Download a model's engine for a GPU, and its manifest beside it.
+    """Download a model's engine for a GPU, with its manifest beside it.
 
-    A pruned engine is taken where ``--prune`` asks for it, or its version has no other; a doubtful one,
-    which failed a gate, only with ``--doubtful``.
+    A pruned engine is pulled only if ``--prune`` asks for it or the version has no other; a doubtful
+    one, which failed a gate, only with ``--doubtful``.
 
-    The bytes are verified before the file gets its name; a download that was cut off is resumed.
+    The bytes are verified before the file is renamed into place; interrupted downloads are resumed.
     """
     farm = connect(url)
     tags = split(gpu) or _detected()
@@ -128,7 +126,7 @@ def _say(pulled: Pulled) -> None:
     if pulled.engine.against is not None:
         show.line(f"  against {registry.against(pulled.engine)}")
     show.line(f"  runs on: {pulled.engine.runtime} {pulled.engine.runtime_version}")
-    show.line("  verified" + ("" if pulled.fresh else "; it was here already"))
+    show.line("  verified" + ("" if pulled.fresh else "; already downloaded"))
 
 
 def _document(tag: str, pulled: Pulled) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The commands on what was built: models and engines."""
+"""Registry commands: models and engines."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def engines(
     runtime: Runtime = None,
     version: Version = None,
     prune: Pruned = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="How many at most.")] = 200,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of engines.")] = 200,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
-    """List a model's engines with their accuracy and speed, the newest first.
+    """List a model's engines with their accuracy and speed, newest first.
 
-    Accuracy is against the source model: how often the same class comes first (top-1), the mean
-    cosine similarity of the outputs, and the task's own metric where there were labels.
+    Accuracy is relative to the source model: top-1 agreement, the mean cosine similarity of
+    the outputs, and the task's own metric if labels were given.
     """
     found = connect(url).engines(
         model,
@@ -64,7 +64,7 @@ def engines(
     if as_json:
         show.document(found)
         return
-    empty = f"no such engines; what there is: {again(f'farm engines {model}', url)}"
+    empty = f"no matching engines; list all: {again(f'farm engines {model}', url)}"
     engines_table(found, empty=empty)
 
 
@@ -194,7 +194,7 @@ def models(
         str | None,
         typer.Argument(
             metavar="[MODEL]",
-            help="Show this model's versions.",
+            help="List this model's versions.",
             autocompletion=complete.models,
             show_default=False,
         ),
@@ -220,7 +220,7 @@ def models(
         for one in found
     ]
     empty = f"no models; submit one: {again('farm submit MODEL_FILE --gpu sm_89', url)}"
-    show.table(("model", "newest", "engines", "since"), rows, keep=("model",), empty=empty)
+    show.table(("model", "newest", "engines", "created"), rows, keep=("model",), empty=empty)
 
 
 def _versions(model: str, url: str | None, *, as_json: bool) -> None:
@@ -239,7 +239,7 @@ def _versions(model: str, url: str | None, *, as_json: bool) -> None:
         )
         for one in detail.versions
     ]
-    columns = ("version", "format", "source", "taken as", "engines", "submitted")
+    columns = ("version", "format", "source", "interpreted as", "engines", "submitted")
     show.table(columns, rows, keep=("source",))
 
 

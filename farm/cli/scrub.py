@@ -1,4 +1,4 @@
-"""The command that checks the store's bytes."""
+"""The command that verifies the store's bytes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def register(app: typer.Typer) -> None:
 
 
 def scrub(as_json: Json = False, url: Url = None) -> None:
-    """Hash every blob in the farm's store, and set aside those that are damaged.
+    """Hash every blob in the farm's store and quarantine damaged ones.
 
-    What was built is made again by a retry of its build, what was uploaded by submitting it again. The farm
-    also does this in the background, slowly. Exits with 1 if anything is damaged or missing.
+    To restore a build's output, retry the build; to restore an upload, submit it again. The farm
+    also scrubs slowly in the background. Exits with 1 if anything is damaged or missing.
     """
     report = connect(url).scrub()
     if as_json:

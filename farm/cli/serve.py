@@ -1,4 +1,4 @@
-"""The commands that run a farm, or parts of one."""
+"""Commands that run a farm or parts of one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from farm.cli import exits
 from farm.cli.options import Json, example
 
 _PANEL = "Run a farm"
-_db = typer.Typer(help="The farm's database.", no_args_is_help=True)
+_db = typer.Typer(help="Manage the farm's database.", no_args_is_help=True)
 
 Host = Annotated[str, typer.Option("--host", metavar="HOST", help="The address to listen on.")]
 
@@ -35,17 +35,18 @@ def register(app: typer.Typer) -> None:
 
 def up(
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="The API's port; 0 for a free one.")
+        int, typer.Option("--port", min=0, max=65535, help="The API's port; 0 picks a free one.")
     ] = 8000,
     flower_port: Annotated[
-        int, typer.Option("--flower-port", min=0, max=65535, help="Flower's; 0 for a free one.")
+        int,
+        typer.Option("--flower-port", min=0, max=65535, help="Flower's port; 0 picks a free one."),
     ] = 5555,
     as_json: Json = False,
 ) -> None:
-    """Run the whole farm on this machine: API, broker, workers, Flower. Ctrl+C ends all of it.
+    """Run a whole farm on this machine: API, broker, workers and Flower. Ctrl+C stops it.
 
-    State is kept in FARM_HOME, by default ~/.engine-farm. With --json one line tells the addresses
-    once the farm is ready to take work.
+    State is kept in FARM_HOME, by default ~/.engine-farm. With --json, print the addresses on one
+    line once the farm is ready to take work.
     """
     with installed.needs("local"):
         from farm.local.up import run
@@ -57,11 +58,11 @@ def up(
 def demo(
     keep: Annotated[
         Path | None,
-        typer.Option("--keep", metavar="DIR", help="Put the pulled engines here."),
+        typer.Option("--keep", metavar="DIR", help="Folder for the pulled engines."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the farm at work: build, calibrate and pull engines of two models, from nothing."""
+    """Demonstrate the farm: calibrate, build and pull engines for two models from scratch."""
     with installed.needs("all"):
         from farm.cli.demo import run
 
@@ -71,29 +72,27 @@ def demo(
 
 
 def worker(
-    cpu_only: Annotated[
-        bool, typer.Option("--cpu-only", help="Start no worker for the GPUs.")
-    ] = False,
-    no_cpu: Annotated[bool, typer.Option("--no-cpu", help="Start no worker for CPU work.")] = False,
+    cpu_only: Annotated[bool, typer.Option("--cpu-only", help="Don't start GPU workers.")] = False,
+    no_cpu: Annotated[bool, typer.Option("--no-cpu", help="Don't start a CPU worker.")] = False,
     name: Annotated[
         str | None,
-        typer.Option("--name", metavar="NAME", help="Name of this machine's workers."),
+        typer.Option("--name", metavar="NAME", help="Name prefix of this machine's workers."),
     ] = None,
     check_sandbox: Annotated[
         bool,
         typer.Option(
             "--check-sandbox",
-            help="Try what keeps a job to itself on this machine, and start no worker.",
+            help="Test job isolation on this machine and exit.",
         ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Join a farm with this machine: one pinned worker a GPU, and one for CPU work.
+    """Join this machine to a farm: one worker pinned to each GPU, and one for CPU work.
 
-    CUDA_VISIBLE_DEVICES leaves out GPUs that something else uses.
+    Limit the GPUs with CUDA_VISIBLE_DEVICES.
 
-    FARM_DATABASE_URL, FARM_BROKER_URL and FARM_STORE say which farm. With --json one line tells the
-    process before it starts.
+    FARM_DATABASE_URL, FARM_BROKER_URL and FARM_STORE select the farm. With --json, print the process
+    on one line before it starts.
     """
     with installed.needs("worker"):
         from farm.local import preflight
@@ -119,7 +118,7 @@ def api(
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The port.")] = 8000,
     as_json: Json = False,
 ) -> None:
-    """Run the API alone, until SIGTERM or Ctrl+C."""
+    """Run only the API, until SIGTERM or Ctrl+C."""
     with installed.needs("server"):
         from farm.api.server import serve
         from farm.local import preflight
@@ -138,7 +137,7 @@ def flower(
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The port.")] = 5555,
     as_json: Json = False,
 ) -> None:
-    """Run Flower alone, to watch the workers in a browser."""
+    """Run only Flower, to watch the workers in a browser."""
     with installed.needs("server"):
         from farm.local import preflight
         from farm.local.flower import run
@@ -151,7 +150,7 @@ def flower(
 
 
 def upgrade(as_json: Json = False) -> None:
-    """Bring the database's schema up to date. Safe to repeat, and with several at once."""
+    """Upgrade the database schema. Idempotent, and safe to run concurrently."""
     with installed.needs("server"):
         from farm.database.migrate import upgrade as upgrade_schema
 

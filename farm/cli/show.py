@@ -1,7 +1,7 @@
-"""How the command line shows things: tables, sizes, times, JSON.
+"""Output formatting: tables, sizes, times, JSON.
 
-On a terminal tables fit its width, except for ids, which are never cut. Anywhere else lines are as
-long as they are.
+On a terminal tables fit its width, except for ids, which are never truncated. Elsewhere lines are
+not wrapped.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _STYLES = {
 
 
 def console() -> Console:
-    """A console on stdout that takes texts as they are."""
+    """A console on stdout that prints texts verbatim."""
     return Console(
         file=sys.stdout,
         width=None if sys.stdout.isatty() else _UNBOUNDED,
@@ -69,7 +69,7 @@ def _plain(value: Any) -> Any:
 def grid(
     headers: Sequence[str], rows: Iterable[Sequence[str | Text]], *, keep: Sequence[str] = ()
 ) -> Table:
-    """A table whose columns in ``keep`` are neither wrapped nor cut."""
+    """A table whose columns in ``keep`` are neither wrapped nor truncated."""
     cells = [list(row) for row in rows]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for index, header in enumerate(headers):
@@ -94,7 +94,7 @@ def table(
     keep: Sequence[str] = (),
     empty: str = "",
 ) -> None:
-    """Print a table, or ``empty`` where there are no rows."""
+    """Print a table, or ``empty`` if there are no rows."""
     cells = list(rows)
     if not cells:
         line(empty)
@@ -132,24 +132,24 @@ def judged_on(accuracy: Mapping[str, Any]) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """Three digits, and of a second and more all: ``0.0663 ms``, ``174 ms``, ``1490 ms``."""
+    """Three significant digits, all of them from a second on: ``0.0663 ms``, ``174 ms``, ``1490 ms``."""
     return f"{value:.0f} ms" if value >= 1000 else f"{value:.3g} ms"
 
 
 def elapsed(start: datetime | None, end: datetime | None) -> str:
-    """How long something took, or has taken until now."""
+    """How long something took, or has taken so far."""
     if start is None:
         return NONE
     return duration(((end or datetime.now(UTC)) - start).total_seconds())
 
 
 def ago(moment: datetime) -> str:
-    """``3 minutes ago``; a clock that is ahead of this machine's says ``now``."""
+    """``3 minutes ago``; ``now`` if the other clock is ahead."""
     passed = max(datetime.now(UTC) - moment, timedelta())
     return humanize.naturaltime(passed)
 
 
-#: Who says in which types an engine computes.
+#: Where an engine's compute types come from.
 SOURCES = {
     "graph": "typed graph",
     "inspector": "inspector",
@@ -170,7 +170,7 @@ def precision(name: str, prune: str | None) -> str:
 
 
 def short(digest: str) -> str:
-    """A digest's beginning, for people."""
+    """A digest, shortened for display."""
     return digest.removeprefix("sha256:")[:12]
 
 

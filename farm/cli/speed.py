@@ -1,4 +1,4 @@
-"""The command on how fast an engine is."""
+"""``farm speed``: an engine's latency and throughput."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def speed(
     as_json: Json = False,
     url: Url = None,
 ) -> None:
-    """Show how fast an engine is, beside PyTorch on the same machine, and how that was measured.
+    """Show an engine's speed next to PyTorch on the same machine, and how it was measured.
 
-    Times are in milliseconds. On a GPU they are those of trtexec: latency is the transfer in, the
-    compute and the transfer out (p50 of each), and enqueue is what the host takes to ask for it.
+    Times are in milliseconds. On a GPU they match trtexec's: latency is host-to-device transfer,
+    compute and device-to-host transfer (p50 of each); enqueue is the host's enqueue time.
     """
     row = connect(url).engine(engine)
     metrics = row.metrics
@@ -56,7 +56,7 @@ def speed(
     show.table(headers, rows, keep=headers)
     for name, facts in timed.items():
         if "reason" in facts:
-            show.line(f"{name}: no figures: {facts['reason']}")
+            show.line(f"{name}: not measured: {facts['reason']}")
     _throughput(metrics)
     for said in metrics.get("warnings", ()):
         show.line(f"warning: {said}")
@@ -74,8 +74,8 @@ def _device(metrics: Mapping[str, Any]) -> str:
         if gpu.get(name):
             said.append(f"{gpu[name]['median']:.0f} {unit}")
     if gpu.get("mj_per_sample") is not None:
-        said.append(f"{gpu['mj_per_sample']:.3g} mJ a sample")
-    said.append(f"{show.size(metrics['memory']['engine_bytes'])} of its memory")
+        said.append(f"{gpu['mj_per_sample']:.3g} mJ per sample")
+    said.append(f"{show.size(metrics['memory']['engine_bytes'])} of GPU memory")
     return ", ".join(said)
 
 

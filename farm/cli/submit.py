@@ -45,8 +45,8 @@ def submit(
         str,
         typer.Argument(
             metavar="MODEL_FILE",
-            help="An .onnx file, a .pt2 file of torch.export, TorchScript, .safetensors weights, or the "
-            "digest of one already there.",
+            help="An .onnx, torch.export .pt2, TorchScript or .safetensors file, a SavedModel folder, or the "
+            "digest of an earlier upload.",
         ),
     ],
     gpu: Annotated[
@@ -55,7 +55,7 @@ def submit(
             "--gpu",
             "--target",
             metavar="TAG",
-            help="GPU tags or RUNTIME:TAG, repeated or by commas: sm_89, rtx-4090, cpu, "
+            help="GPU tags or RUNTIME:TAG, repeated or comma-separated: sm_89, rtx-4090, cpu, "
             "tensorrt-rtx:sm_120, torchscript:cpu.",
             autocompletion=complete.gpus,
         ),
@@ -65,7 +65,7 @@ def submit(
         typer.Option(
             "--precision",
             metavar="PRECISION",
-            help="fp32, fp16, bf16, int8, fp8, int8-dynamic, repeated or by commas; by default fp16.",
+            help="fp32, fp16, bf16, int8, fp8, int8-dynamic, repeated or comma-separated; by default fp16.",
             autocompletion=complete.precisions,
         ),
     ] = None,
@@ -76,7 +76,7 @@ def submit(
     calibration: Annotated[
         str | None,
         typer.Option(
-            "--calibration", metavar="FILE", help="Samples for int8 and fp8: .npz, .safetensors."
+            "--calibration", metavar="FILE", help="Samples for int8 and fp8: .npz or .safetensors."
         ),
     ] = None,
     calibration_method: Annotated[
@@ -89,12 +89,16 @@ def submit(
             metavar="N",
             min=1,
             max=4096,
-            help="Samples a batch; entropy needs two batches at least.",
+            help="Samples per batch; entropy needs at least two batches.",
         ),
     ] = 8,
     evaluation: Annotated[
         str | None,
-        typer.Option("--evaluation", metavar="FILE", help="Samples with labels: .npz, …"),
+        typer.Option(
+            "--evaluation",
+            metavar="FILE",
+            help="Evaluation samples, optionally with labels: .npz or .safetensors.",
+        ),
     ] = None,
     metric: Annotated[
         str | None, typer.Option("--metric", metavar="METRIC", help="The task's metric: top1.")
@@ -102,7 +106,7 @@ def submit(
     max_drop: Annotated[
         float | None,
         typer.Option(
-            "--max-drop", metavar="SHARE", min=0, max=1, help="The loss of the metric to allow."
+            "--max-drop", metavar="SHARE", min=0, max=1, help="Largest allowed drop of the metric."
         ),
     ] = None,
     min_agreement: Annotated[
@@ -112,7 +116,7 @@ def submit(
             metavar="SHARE",
             min=0,
             max=1,
-            help="Engines whose classes, integers or items agree less with the source's are doubtful.",
+            help="Mark engines doubtful whose classes, integers or items agree less with the source's.",
         ),
     ] = None,
     max_error: Annotated[
@@ -121,7 +125,7 @@ def submit(
             "--max-error",
             metavar="RATIO",
             min=0,
-            help="Engines whose floats have a larger error are doubtful: RMS over their spread.",
+            help="Mark engines doubtful whose floats have a larger error: RMS error over standard deviation.",
         ),
     ] = None,
     profile: Annotated[
@@ -129,7 +133,7 @@ def submit(
         typer.Option(
             "--profile",
             metavar="INPUT=MIN:OPT:MAX",
-            help="An input's shapes: image=1x1x8x8:8x1x8x8:64x1x8x8. Repeat it for other inputs.",
+            help="An input's shapes: image=1x1x8x8:8x1x8x8:64x1x8x8. Repeat for other inputs.",
         ),
     ] = None,
     fix: Annotated[
@@ -137,7 +141,7 @@ def submit(
         typer.Option(
             "--fix",
             metavar="NAME=VALUE",
-            help="Fold the one value of an input into the graph: sr=16000, size=[640,480]. Repeat for more.",
+            help="Fix an input to a constant value: sr=16000, size=[640,480]. Repeat for more.",
         ),
     ] = None,
     option: Annotated[
@@ -145,7 +149,7 @@ def submit(
         typer.Option(
             "--option",
             metavar="NAME=VALUE",
-            help="Of TensorRT's builder: tf32=false, builder_optimization_level=5, … Repeat for more.",
+            help="TensorRT builder option: tf32=false, builder_optimization_level=5, … Repeat for more.",
             autocompletion=complete.builder_options,
         ),
     ] = None,
@@ -154,26 +158,31 @@ def submit(
         typer.Option(
             "--prune",
             metavar="METHOD",
-            help="Prune the model first: 2:4 for sparse kernels of TensorRT, or l1 and a share: l1:0.5.",
+            help="Prune the model first: 2:4 for TensorRT's sparse kernels, or l1 with a fraction: l1:0.5.",
             autocompletion=complete.prunings,
         ),
     ] = None,
     priority: Annotated[
-        int, typer.Option("--priority", min=0, max=9, help="9 is the most urgent.")
+        int, typer.Option("--priority", min=0, max=9, help="Priority; 9 is the most urgent.")
     ] = 5,
     label: Annotated[
-        list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Repeat for more.")
+        list[str] | None,
+        typer.Option("--label", metavar="KEY=VALUE", help="Label the build. Repeat for more."),
     ] = None,
     idempotency_key: Annotated[
         str | None,
-        typer.Option("--idempotency-key", metavar="KEY", help="A repeat returns the first build."),
+        typer.Option(
+            "--idempotency-key",
+            metavar="KEY",
+            help="Resubmitting with the same key returns the first build.",
+        ),
     ] = None,
     source_format: Annotated[
         str | None,
         typer.Option(
             "--format",
             metavar="FORMAT",
-            help="onnx, pt2, torchscript, savedmodel, safetensors; by default what its name and bytes say.",
+            help="onnx, pt2, torchscript, savedmodel, safetensors; by default detected.",
         ),
     ] = None,
     architecture: Annotated[
@@ -181,7 +190,7 @@ def submit(
         typer.Option(
             "--architecture",
             metavar="LIBRARY:NAME",
-            help="What .safetensors are the weights of: transformers:BertModel.",
+            help="Model class of .safetensors weights: transformers:BertModel.",
         ),
     ] = None,
     config: Annotated[
@@ -192,11 +201,11 @@ def submit(
     as_json: Json = False,
     url: Url = None,
 ) -> None:
-    """Submit a model: every precision for every GPU. Work that is there or on its way is reused."""
+    """Submit a model: every precision for every GPU. Finished and running jobs are reused."""
     targets = split(gpu)
     if not targets:
         raise InvalidRequest(
-            "no GPU given", hint="say which: --gpu sm_89 (farm targets lists them; cpu works too)"
+            "no GPU given", hint="pass one: --gpu sm_89 (see farm targets; cpu works too)"
         )
     farm = connect(url)
     with transfer.bar(hidden=as_json) as progress:
@@ -235,13 +244,13 @@ def submit(
 
 def import_trtexec(
     command: Annotated[
-        str, typer.Argument(metavar="COMMAND", help="A whole command line of trtexec, quoted.")
+        str, typer.Argument(metavar="COMMAND", help="A complete trtexec command line, quoted.")
     ],
     as_json: Json = False,
 ) -> None:
-    """Turn a command line of trtexec into the farm's, and say what the farm does otherwise.
+    """Convert a trtexec command line into a farm command, and note where the farm differs.
 
-    Nothing is submitted: add the GPUs to what it prints.
+    Nothing is submitted: add the GPUs to the printed command.
     """
     from dataclasses import asdict
 
@@ -272,9 +281,9 @@ def _say(view: BuildView, url: str | None, *, waiting: bool) -> None:
     tag = Target.parse(view.engines[0].target).gpu
     pull = f"farm pull {view.model} --gpu {tag}{pruned} -o engines"
     for what, command in (
-        ("watch it:", f"farm watch {view.id}"),
-        ("why reused or not:", f"farm explain {view.id}"),
-        ("cancel it:", f"farm cancel {view.id}"),
+        ("to watch it:", f"farm watch {view.id}"),
+        ("why jobs ran:", f"farm explain {view.id}"),
+        ("to cancel it:", f"farm cancel {view.id}"),
         ("when it's done:", pull),
     ):
         show.line(f"  {what:<20}{again(command, url)}")

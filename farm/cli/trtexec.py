@@ -1,4 +1,4 @@
-"""``trtexec``'s command line as a submission. Pure, no I/O.
+"""Converts a ``trtexec`` command line to a submission. Pure, no I/O.
 
 Source: trtexec's help, TensorRT 10 and 11.
 """
@@ -18,7 +18,7 @@ from farm.specs.precision import CALIBRATED
 
 @dataclass(kw_only=True)
 class Imported:
-    """What a command asks for, and what of it the farm does otherwise."""
+    """What a command requests, and where the farm differs."""
 
     source: str = ""
     precisions: list[str] = field(default_factory=list)
@@ -27,7 +27,7 @@ class Imported:
     notes: list[str] = field(default_factory=list)
 
     def command(self) -> str:
-        """The ``farm submit`` that does the same, but for the GPUs."""
+        """The equivalent ``farm submit``, without the GPUs."""
         words = ["farm", "submit", self.source, "--precision", ",".join(self.precisions)]
         for profile in self.profiles[:1]:
             for name, shapes in profile.items():
@@ -51,14 +51,14 @@ _MEASURES = (
     "useCudaGraph useManagedMemory useProfile useRuntime useSpinWait verbose warmUp"
 ).split()
 _REFUSED = {
-    "plugins": "a library is loaded by each build that names it: --option plugins=DIGEST",
-    "layerPrecisions": "a layer's precision lies in the graph: type the ONNX and submit it as fp32",
-    "refit": "engines of the farm aren't refitted: submit the new weights as the next version",
-    "useDLACore": "the farm builds for GPUs, and not for DLA",
-    "inputIOFormats": "inputs and outputs stay as the ONNX has them",
-    "sparsity": "it would overwrite weights: submit with --prune 2:4, which says what that costs",
-    "loadEngine": "this command builds nothing: it measures an engine",
-    "model": "hand in ONNX: Caffe and UFF models are no longer read",
+    "plugins": "libraries are loaded only by builds that name them: --option plugins=DIGEST",
+    "layerPrecisions": "layer precisions come from the graph: type the ONNX and submit it as fp32",
+    "refit": "the farm doesn't refit engines: submit the new weights as the next version",
+    "useDLACore": "the farm builds for GPUs, not for DLA",
+    "inputIOFormats": "inputs and outputs keep the ONNX model's formats",
+    "sparsity": "it would overwrite weights: submit with --prune 2:4, which reports the accuracy lost",
+    "loadEngine": "this command measures an existing engine and builds nothing",
+    "model": "submit ONNX: Caffe and UFF are no longer supported",
 }
 _ALIKE = {
     "setPluginsToSerialize": "plugins",
@@ -90,14 +90,16 @@ def parse(command: str) -> Imported:
     try:
         words = shlex.split(command)
     except ValueError as err:
-        raise InvalidRequest(f"the command can't be read: {err}", hint="check its quotes") from err
+        raise InvalidRequest(
+            f"the command can't be parsed: {err}", hint="check its quotes"
+        ) from err
     if words and not words[0].startswith("-"):
         words = words[1:]
     reader = _Reader()
     for word in words:
         name, _, value = word.lstrip("-").partition("=")
         if not word.startswith("--") or not name:
-            raise InvalidRequest(f"{word!r} is no flag of trtexec", hint="write --name=value")
+            raise InvalidRequest(f"{word!r} isn't a trtexec flag", hint="use --name=value")
         reader.read(name, value)
     return reader.result()
 
@@ -135,18 +137,18 @@ class _Reader:
             "optShapes": lambda v: self._range("opt", v),
             "maxShapes": lambda v: self._range("max", v),
             "shapes": lambda v: made.notes.append(
-                f"--shapes={v}: the farm measures at batch sizes of the profile"
+                f"--shapes={v}: the farm measures at the profile's batch sizes"
             ),
             "calib": lambda _: made.notes.append(
-                "--calib: calibration is made anew from your data: add --calibration FILE"
+                "--calib: the farm calibrates from your data instead: add --calibration FILE"
             ),
             "timingCacheFile": lambda _: made.notes.append(
-                "--timingCacheFile: the farm keeps one for each GPU and toolchain: farm timing-caches"
+                "--timingCacheFile: the farm keeps one per GPU and toolchain: farm timing-caches"
             ),
             **{name: self._plugin(name) for name in ("plugins", "staticPlugins", "dynamicPlugins")},
             "noBuilderCache": lambda _: options.update(timing_cache=False),
             "device": lambda _: made.notes.append(
-                "--device: the GPU is chosen by its tag, and the farm pins a worker to each"
+                "--device: choose the GPU by tag; the farm pins a worker to each GPU"
             ),
         }
         self._flags["vc"] = self._flags["versionCompatible"]
@@ -161,25 +163,24 @@ class _Reader:
         elif name in _REFUSED or name in _ALIKE:
             _refuse(name, value, _REFUSED[_ALIKE.get(name, name)])
         else:
-            raise InvalidRequest(f"trtexec has no --{name}, or the farm doesn't know it")
+            raise InvalidRequest(f"--{name} isn't a trtexec flag that the farm knows")
 
     def result(self) -> Imported:
         made = self._made
         if not made.source:
-            raise InvalidRequest("the command names no model", hint="it needs --onnx=FILE")
+            raise InvalidRequest("the command names no model", hint="add --onnx=FILE")
         # In trtexec a type is allowed beside the wider ones; here it is what the engine computes in.
         chosen = next((one for one in _PRECISIONS if one in self._wanted), "fp32")
         made.precisions = made.precisions or [chosen]
         if len(self._wanted) > 1:
             others = ", ".join(sorted(self._wanted - {chosen}))
             made.notes.append(
-                f"{chosen} is what the engine computes in; for one in {others} too, "
-                f"add it to --precision"
+                f"the engine computes in {chosen}; for engines in {others} too, add them to --precision"
             )
         if not set(CALIBRATED).isdisjoint(made.precisions):
             made.notes.append(
-                "int8 and fp8 are calibrated: add --calibration FILE. trtexec without a "
-                "calibration invents ranges, and its engine is only good for timing"
+                "int8 and fp8 need calibration: add --calibration FILE. Without a calibration "
+                "trtexec makes up ranges, and its engine is only good for timing"
             )
         made.profiles = [_complete(self._shapes[number]) for number in sorted(self._shapes)]
         if len(made.profiles) > 1:
@@ -188,13 +189,13 @@ class _Reader:
             )
         if self._ignored:
             made.notes.append(
-                f"the farm measures in its own way, without {' '.join(self._ignored)}"
+                f"ignored, since the farm measures in its own way: {' '.join(self._ignored)}"
             )
         return made
 
     def _plugin(self, name: str) -> Callable[[str], object]:
         return lambda library: self._made.notes.append(
-            f"--{name}={library}: an operator signs the library and adds it: farm plugins add "
+            f"--{name}={library}: have an operator sign and add the library: farm plugins add "
             f"{library} --signature FILE; then add --option plugins=DIGEST"
         )
 
@@ -211,7 +212,7 @@ class _Reader:
     def _compatibility(self, value: str) -> None:
         if value not in _LEVELS:
             raise InvalidRequest(
-                f"--hardwareCompatibilityLevel={value} doesn't exist", hint=" or ".join(_LEVELS)
+                f"unknown --hardwareCompatibilityLevel={value}", hint="use " + " or ".join(_LEVELS)
             )
         self._made.options["hardware_compatibility_level"] = _LEVELS[value]
 
@@ -221,13 +222,13 @@ class _Reader:
             found = re.fullmatch(r"([0-9.]+)([BKMG]?)(?:iB)?", size)
             if found is None:
                 raise InvalidRequest(
-                    f"--memPoolSize={value} can't be read", hint="as in workspace:1024M"
+                    f"--memPoolSize={value} can't be parsed", hint="use the form workspace:1024M"
                 )
             if name == "workspace":
                 mib = float(found[1]) * _MIB[found[2]]
                 self._made.options["workspace_mib"] = max(1, round(mib))
             else:
-                self._made.notes.append(f"--memPoolSize: {name} is left at its default")
+                self._made.notes.append(f"--memPoolSize: {name} keeps its default")
 
     def _range(self, which: str, value: str) -> None:
         for text in value.split(","):
@@ -235,14 +236,15 @@ class _Reader:
             name, _, shape = text.rpartition(":")
             if not name or not re.fullmatch(r"\d+(x\d+)*", shape):
                 raise InvalidRequest(
-                    f"--{which}Shapes={value} can't be read", hint="as in image:1x3x224x224"
+                    f"--{which}Shapes={value} can't be parsed",
+                    hint="use the form image:1x3x224x224",
                 )
             axes = [int(size) for size in shape.split("x")]
             self._shapes[self._profile].setdefault(name.strip("'\""), {})[which] = axes
 
 
 def _complete(profile: dict[str, dict[str, list[int]]]) -> dict[str, dict[str, list[int]]]:
-    """As trtexec does: what isn't given is as its neighbour."""
+    """Fill in missing shapes from their neighbours, like trtexec."""
     return {
         name: {
             "min": given.get("min") or given.get("opt") or given["max"],
@@ -255,9 +257,9 @@ def _complete(profile: dict[str, dict[str, list[int]]]) -> dict[str, dict[str, l
 
 def _whole(name: str, value: str) -> int:
     if not value.isdecimal():
-        raise InvalidRequest(f"--{name}={value}: {value!r} is no whole number")
+        raise InvalidRequest(f"--{name}={value}: {value!r} isn't an integer")
     return int(value)
 
 
 def _refuse(name: str, value: str, why: str) -> None:
-    raise InvalidRequest(f"--{name}{'=' * bool(value)}{value} can't be followed", hint=why)
+    raise InvalidRequest(f"--{name}{'=' * bool(value)}{value} isn't supported", hint=why)

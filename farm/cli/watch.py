@@ -33,8 +33,8 @@ def register(app: typer.Typer) -> None:
 def watch(build_id: BuildId, as_json: Json = False, url: Url = None) -> None:
     """Watch a build's stages until it ends. Ctrl+C stops watching, not the build.
 
-    With --json prints each event as a line of JSON. Exits 1 when the build failed or was cancelled, and
-    5 when it succeeded and an engine of it failed a gate.
+    With --json, print each event as a line of JSON. Exits with 1 if the build failed or was cancelled,
+    and with 5 if it succeeded but an engine failed a gate.
     """
     raise typer.Exit(watch_build(connect(url).build(build_id), url, as_json=as_json))
 
@@ -57,7 +57,9 @@ def watch_build(build: Build, url: str | None, *, as_json: bool, only_end: bool 
             follow(build)
     except KeyboardInterrupt:
         resume = again(f"farm watch {build.id}", url)
-        print(f"\nStopped watching; build {build.id} goes on. Resume: {resume}", file=sys.stderr)
+        print(
+            f"\nStopped watching; build {build.id} continues. To resume: {resume}", file=sys.stderr
+        )
         return exits.INTERRUPTED
     return _conclude(build.refresh(), url, as_json=as_json)
 
@@ -71,7 +73,7 @@ def follow(build: Build) -> None:
 
 
 def tell_ending(view: BuildView) -> None:
-    """Say what became of a build, and which of its engines are doubtful."""
+    """Report how a build ended, and which of its engines are doubtful."""
     took = show.elapsed(view.created_at, view.finished_at)
     done = f"{view.engines_done} of {view.engines_total} engines"
     doubtful = f", {view.engines_doubtful} of them doubtful" if view.engines_doubtful else ""
@@ -82,7 +84,7 @@ def tell_ending(view: BuildView) -> None:
 
 
 def _conclude(build: Build, url: str | None, *, as_json: bool) -> int:
-    """Say what became of the build; return the exit code."""
+    """Report how the build ended; return the exit code."""
     from farm.client.failures import failures, is_retryable
 
     view = build.view
@@ -106,7 +108,7 @@ def _conclude(build: Build, url: str | None, *, as_json: bool) -> int:
         return _ended_well(view)
     # The same model would fail again of what isn't the machines' affair.
     if view.state == "cancelled" or any(is_retryable(error) for _, error in failures(view)):
-        show.line(f"  run it again: {again(f'farm retry {view.id}', url)}")
+        show.line(f"  to run it again: {again(f'farm retry {view.id}', url)}")
     return exits.FAILED
 
 

@@ -39,7 +39,7 @@ def test_logs_are_followed(run: Run) -> None:
 def test_cancel_and_retry_say_what_became_of_the_build(run: Run, stub: StubFarm) -> None:
     stub.builds[BUILD] = stub_farm.build("running")
     assert run("cancel", BUILD).stdout == f"build {BUILD} cancelled\n"
-    assert run("cancel", BUILD).stdout == f"build {BUILD} had ended before: cancelled\n"
+    assert run("cancel", BUILD).stdout == f"build {BUILD} had already ended: cancelled\n"
     assert f"farm watch {BUILD}" in run("retry", BUILD).stdout
 
 

@@ -107,7 +107,7 @@ def test_a_failure_without_a_hint_says_where_its_log_is(
     stub.coming = [made]
     home = tmp_path / "demo"
     farm = f"FARM_HOME={home} farm"
-    assert f"hint: read its log: {farm} up, then {farm} logs {FAILED}" in run().stderr
+    assert f"hint: read its log with {farm} up, then {farm} logs {FAILED}" in run().stderr
 
 
 def test_json_says_what_failed_beside_what_was_pulled(run: Run, stub: StubFarm) -> None:

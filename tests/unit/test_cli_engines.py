@@ -61,14 +61,14 @@ def test_inspect_shows_what_the_engine_itself_says(
     for name, value in told.items():
         monkeypatch.setitem(stub_farm.LAYERS, name, value)
     shown = run("inspect", row["id"]).stdout
-    assert "as the inspector says: 1 of 1 found in it" in shown
+    assert "according to the inspector: 1 of 1 found in it" in shown
     assert "constants in the engine: 25.0 MB int8, 2.0 kB half" in shown
     assert "timing cache: revision 3 of 120 entries; 4 more were timed" in shown
     assert "in fp16, and typed int8: Conv c1" in shown
     assert "GPU memory: 8.0 MB for each execution context; by profile 4.0 MB, 8.0 MB" in shown
-    assert "its build took 2.0 GB of the host's memory at most" in shown
+    assert "peak host memory of the build: 2.0 GB" in shown
     assert "of 120 operators in the typed graph: 50 CaskConvolution, 2 Reformat" in shown
-    assert "fused of several operators: 48 CaskConvolution" in shown
+    assert "fused layers: 48 CaskConvolution" in shown
     assert re.search(r"int8 +25,000,000 +25\.0 MB", shown)
 
 
@@ -163,7 +163,7 @@ def test_speed_shows_an_engine_beside_pytorch_and_what_to_think_of_the_figures(
     row = stub.add(b"x", gpu="h200", runtime="onnxruntime", metrics=metrics)
     shown = run("speed", row["id"]).stdout
     assert "batches of 8 on NVIDIA H200, 1980 MHz, 1980 W" in shown
-    assert "12.3 mJ a sample, 52.0 MB" in shown
+    assert "12.3 mJ per sample, 52.0 MB" in shown
     assert re.search(r"^engine +0\.750 +9\.000 +9\.000 +9\.000( +0\.250){4} +8000 *$", shown, re.M)
     assert re.search(r"^engine, CUDA graph +0\.500", shown, re.M)
     assert re.search(r"^PyTorch, float16 +2\.000", shown, re.M)

@@ -52,7 +52,7 @@ def test_a_plugin_library_is_added_with_its_signature(
 
 
 def test_timing_caches_are_listed_with_their_worth(run: Run, stub: StubFarm) -> None:
-    assert "the first build with tensorrt" in run("timing-caches").stdout
+    assert "the first tensorrt build" in run("timing-caches").stdout
     stub.timing_caches = [
         {
             "gpu": "NVIDIA H200",
@@ -108,7 +108,7 @@ def test_gc_says_what_it_would_free_and_how(run: Run, stub: StubFarm) -> None:
 def test_gc_refuses_a_duration_that_it_cannot_read(run: Run, stub: StubFarm) -> None:
     result = run("gc", "--older-than", "a week")
     assert result.exit_code == exits.USAGE
-    assert "write a number and s, m, h or d: 24h" in result.output
+    assert "use a number and s, m, h or d: 24h" in result.output
     assert stub.collected == []
 
 

@@ -46,7 +46,7 @@ def test_a_trtexec_command_becomes_a_submission(run: Run) -> None:
     assert result.stdout.splitlines()[0] == (
         "farm submit m.onnx --precision fp16 --option tf32=false --gpu …"
     )
-    assert "without --iterations" in result.stdout
+    assert "in its own way: --iterations" in result.stdout
     found = json.loads(run("import-trtexec", command, "--json").stdout)
     assert (found["source"], found["precisions"], found["options"]) == (
         "m.onnx",
@@ -94,7 +94,7 @@ def test_inputs_that_are_fixed_are_submitted_with_their_values(
     assert stub.submitted[-1]["fixed_inputs"] == {"sr": 16000, "size": [640, 480], "on": True}
     wrong = run("submit", model, "--gpu", "sm_89", "--fix", "sr=fast")
     assert wrong.exit_code == exits.USAGE
-    assert "write NAME=VALUE" in wrong.stderr
+    assert "use NAME=VALUE" in wrong.stderr
 
 
 def test_submit_waits_and_prints_one_document(run: Run, model: Path) -> None:
@@ -106,7 +106,7 @@ def test_submit_waits_and_prints_one_document(run: Run, model: Path) -> None:
 def test_submit_without_a_gpu_says_how_to_name_one(run: Run, model: Path) -> None:
     result = run("submit", model)
     assert result.exit_code == exits.USAGE
-    assert result.stderr.startswith("error: no GPU given\nhint: say which: --gpu sm_89")
+    assert result.stderr.startswith("error: no GPU given\nhint: pass one: --gpu sm_89")
 
 
 def test_a_pickle_is_refused_with_what_to_do(run: Run, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_ctrl_c_stops_watching_and_says_how_to_resume(
     monkeypatch.setattr(Build, "events", _interrupt)
     result = run("watch", BUILD)
     assert result.exit_code == exits.INTERRUPTED
-    assert f"build {BUILD} goes on. Resume: farm watch {BUILD}\n" in result.stderr
+    assert f"build {BUILD} continues. To resume: farm watch {BUILD}\n" in result.stderr
     assert not stub.asked("POST", f"/v1/builds/{BUILD}/cancel")
 
 
@@ -103,7 +103,7 @@ def test_what_to_type_next_names_the_farm_that_was_given(
     monkeypatch.delenv("FARM_URL")
     monkeypatch.setattr(Build, "events", _interrupt)
     result = run("watch", BUILD, "--url", stub.url)
-    assert f"Resume: farm watch {BUILD} --url {stub.url}\n" in result.stderr
+    assert f"To resume: farm watch {BUILD} --url {stub.url}\n" in result.stderr
 
 
 def test_on_a_terminal_watch_shows_the_jobs_in_place(

@@ -287,7 +287,7 @@ def test_a_key_is_made_listed_and_revoked_in_the_database_itself(
     listed = json.loads(run("keys", "list", "--local", "--json").stdout)
     assert [(one["id"], one["scopes"]) for one in listed] == [(key_id, ["promote", "submit"])]
     shown = run("keys", "list", "--local").stdout
-    assert "good" in shown
+    assert "valid" in shown
     assert key[-64:] not in shown
     # Whoever has a leaked key at hand needs no more than that.
     assert run("keys", "revoke", key, "--local").exit_code == 0

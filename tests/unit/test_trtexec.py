@@ -40,7 +40,7 @@ def test_a_common_command_becomes_a_submission():
         ("", ["fp32"], None),
         ("--stronglyTyped", ["fp32"], "keeps the graph's own types"),
         ("--bf16", ["bf16"], None),
-        ("--fp16 --int8", ["int8"], "for one in fp16 too"),
+        ("--fp16 --int8", ["int8"], "for engines in fp16 too"),
         ("--int8 --calib=cache", ["int8"], "add --calibration FILE"),
         ("--best", ["fp16", "int8"], "the registry compares them"),
     ],
@@ -107,7 +107,7 @@ def test_several_profiles_are_kept():
         ("--sparsity=force", "--prune 2:4"),
         ("--useDLACore=0", "not for DLA"),
         ("--refit", "next version"),
-        ("--layerPrecisions=*:fp16", "lies in the graph"),
+        ("--layerPrecisions=*:fp16", "come from the graph"),
         ("--loadEngine=m.engine", "builds nothing"),
     ],
 )
