@@ -63,7 +63,7 @@ def test_inspect_shows_what_the_engine_itself_says(
     shown = run("inspect", row["id"]).stdout
     assert "according to the inspector: 1 of 1 found in it" in shown
     assert "constants in the engine: 25.0 MB int8, 2.0 kB half" in shown
-    assert "timing cache: revision 3 of 120 entries; 4 more were timed" in shown
+    assert "timing cache: revision 3 with 120 entries; 4 more were timed" in shown
     assert "in fp16, and typed int8: Conv c1" in shown
     assert "GPU memory: 8.0 MB for each execution context; by profile 4.0 MB, 8.0 MB" in shown
     assert "peak host memory of the build: 2.0 GB" in shown
@@ -167,7 +167,7 @@ def test_speed_shows_an_engine_beside_pytorch_and_what_to_think_of_the_figures(
     assert re.search(r"^engine +0\.750 +9\.000 +9\.000 +9\.000( +0\.250){4} +8000 *$", shown, re.M)
     assert re.search(r"^engine, CUDA graph +0\.500", shown, re.M)
     assert re.search(r"^PyTorch, float16 +2\.000", shown, re.M)
-    assert "PyTorch, torch.compile, float16: no figures: no C compiler" in shown
+    assert "PyTorch, torch.compile, float16: not measured: no C compiler" in shown
     assert re.search(r"^64 +– +– +out of memory", shown, re.M)
     assert "warning: the compute time varies" in shown
     assert json.loads(run("speed", row["id"], "--json").stdout)["metrics"] == metrics
