@@ -67,7 +67,7 @@ def test_inspect_shows_what_the_engine_itself_says(
     assert "in fp16, and typed int8: Conv c1" in shown
     assert "GPU memory: 8.0 MB for each execution context; by profile 4.0 MB, 8.0 MB" in shown
     assert "peak host memory of the build: 2.0 GB" in shown
-    assert "of 120 operators in the typed graph: 50 CaskConvolution, 2 Reformat" in shown
+    assert "120 operators in the typed graph: 50 CaskConvolution, 2 Reformat" in shown
     assert "fused layers: 48 CaskConvolution" in shown
     assert re.search(r"int8 +25,000,000 +25\.0 MB", shown)
 
