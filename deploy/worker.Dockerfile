@@ -15,7 +15,7 @@ COPY distributions distributions
 COPY farm farm
 COPY workers workers
 COPY migrations migrations
-RUN pip install -c constraints.txt ./distributions/server ".[$EXTRAS]"
+RUN pip install -c constraints.txt ".[$EXTRAS]" ./distributions/server
 COPY deploy/worker_health.py ./
 # Each by its name: `install -d` gives the owner to the last folder of a path alone.
 RUN useradd --create-home --uid 1000 farm && install -d -o farm /var/lib/farm /var/lib/farm/store
