@@ -1,7 +1,7 @@
-"""The one error tree. A class names a fact; its docstring is the default message.
+"""The farm's error tree. A class names a fact; its docstring is the default message.
 
 FarmError
-├── Rejected                 the request can't be taken as it is (4xx)
+├── Rejected                 the request can't be accepted (4xx)
 │   ├── InvalidRequest       422
 │   │   ├── SourceRefused
 │   │   ├── UnknownGpu
@@ -19,7 +19,7 @@ FarmError
 │   ├── WrongHost            421
 │   ├── CrossSite            403
 │   └── WrongContentType     415
-├── StageFailed              a job's child ended in failure
+├── StageFailed              a job's child process failed
 │   ├── InvalidModel
 │   ├── InvalidData
 │   ├── PruningFailed
@@ -31,19 +31,19 @@ FarmError
 │   ├── EngineBuildFailed
 │   ├── PrecisionMissed
 │   ├── AccuracyDropped
-│   ├── StageFault           the farm's own fault, not the model's
-│   │   └── ResultRefused    what its process sent is no result
+│   ├── StageFault           a bug in the farm, not in the model
+│   │   └── ResultRefused    its process sent an invalid result
 │   ├── InputFailed          a job before this one failed
 │   └── ChildDied
 │       ├── ChildTimedOut
 │       ├── ChildFilledDisk
 │       └── ChildOutOfMemory
-├── BuildFailed, BuildCancelled, WaitTimedOut   what a client waited for
-├── ExtraMissing             a command needs what isn't installed here
-├── HttpError                no such call, or one that broke off
+├── BuildFailed, BuildCancelled, WaitTimedOut   how a client's wait ended
+├── ExtraMissing             a command needs an extra that isn't installed
+├── HttpError                no such call, or the request was aborted
 ├── InternalError            the farm has a bug
 ├── LeaseLost                another attempt holds the job now
-├── IllegalTransition        a state change that the state machine doesn't know
+├── IllegalTransition        a transition the state machine doesn't have
 └── Unavailable              503, worth a retry
     ├── Busy
     │   └── TooMany          429
@@ -53,7 +53,7 @@ FarmError
     ├── StorageUnavailable
     └── StorageFull          507
 
-All of them stand here, so that every code is known wherever an error arrives.
+All of them are defined here, so that every process knows every code.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ class FarmError(Exception):
     status = 500
     retryable = False
     default_hint: str | None = None
-    #: What the API asked its caller to wait before a repeat; zero where it didn't say.
+    #: Seconds the API asked the caller to wait before a retry; zero if it didn't.
     retry_after_s = 0.0
 
     def __init__(self, detail: str | None = None, *, hint: str | None = None) -> None:
         self.detail = detail or inspect.cleandoc(type(self).__doc__ or "").splitlines()[0]
         self.hint = hint or self.default_hint
-        #: The fact in kebab case, stable for scripts: ``calibration-missing``. Its class's, but where a
-        #: newer farm sent one that this one hasn't.
+        #: The class's name in kebab case, stable for scripts: ``calibration-missing``. Differs from the
+        #: class's only if a newer farm sent a code unknown here.
         self.code = code_of(type(self))
         super().__init__(self.detail)
 
@@ -100,7 +100,7 @@ def _by_code(cls: type[FarmError]) -> dict[str, type[FarmError]]:
 
 
 class Rejected(FarmError):
-    """The request can't be taken as it is."""
+    """The request can't be accepted."""
 
     status = 400
 
@@ -112,10 +112,10 @@ class InvalidRequest(Rejected):
 
 
 class SourceRefused(InvalidRequest):
-    """This source can't be taken."""
+    """This source isn't accepted."""
 
     default_hint = (
-        "hand in a torch.export program (torch.export.save(…, 'model.pt2')) or an ONNX model"
+        "submit a torch.export program (torch.export.save(…, 'model.pt2')) or an ONNX model"
     )
 
 
@@ -124,16 +124,16 @@ class UnknownGpu(InvalidRequest):
 
 
 class TargetUnsupported(InvalidRequest):
-    """No runtime of the farm can serve this target."""
+    """None of the farm's runtimes supports this target."""
 
-    default_hint = "`farm targets` lists what each runtime can serve, and why not"
+    default_hint = "`farm targets` lists what each runtime supports, and why not"
 
 
 class PluginRefused(InvalidRequest):
-    """This plugin library may not run here."""
+    """This plugin library isn't allowed here."""
 
     default_hint = (
-        "have an operator sign it with a key of FARM_PLUGIN_KEYS, then: "
+        "have an operator sign it with a key in FARM_PLUGIN_KEYS, then: "
         "farm plugins add LIBRARY --signature FILE"
     )
 
@@ -147,51 +147,51 @@ class CalibrationMissing(InvalidRequest):
 
 
 class NotFound(Rejected):
-    """There is no such thing."""
+    """Not found."""
 
     status = 404
 
 
 class Conflict(Rejected):
-    """The request contradicts what the farm already holds."""
+    """The request conflicts with the farm's current state."""
 
     status = 409
 
 
 class DigestMismatch(Rejected):
-    """The bytes that arrived aren't the bytes that were announced; nothing was kept."""
+    """The received bytes don't match the announced digest; nothing was stored."""
 
     status = 400
     default_hint = "upload the file again"
 
 
 class EmptyBlob(Rejected):
-    """The body is empty; nothing was kept."""
+    """The body is empty; nothing was stored."""
 
     default_hint = "check the file and its path"
 
 
 class TooLarge(Rejected):
-    """The blob is larger than the farm takes."""
+    """The blob is larger than the farm accepts."""
 
     status = 413
     default_hint = "raise FARM_MAX_UPLOAD_BYTES on the API"
 
 
 class TooSlow(Rejected):
-    """The request's body stopped coming, or comes too slowly; nothing was kept."""
+    """The request body stalled or is too slow; nothing was stored."""
 
     status = 408
-    default_hint = "send it again; FARM_BODY_IDLE_S and FARM_BODY_MIN_BYTES_PER_S are the limits"
+    default_hint = "send it again; the limits are FARM_BODY_IDLE_S and FARM_BODY_MIN_BYTES_PER_S"
 
 
 class KeyNeeded(Rejected):
-    """The farm asks for a key, and the request has none that it knows."""
+    """The farm requires a key, and the request has no valid one."""
 
     status = 401
     was_given = False  #: a key, or something like it
     default_hint = (
-        "send Authorization: Bearer KEY (FARM_KEY for the command line); an administrator makes keys: "
+        "send Authorization: Bearer KEY (FARM_KEY for the command line); an administrator creates keys: "
         "farm keys create"
     )
 
@@ -205,35 +205,35 @@ class ScopeMissing(Rejected):
 
 
 class WrongHost(Rejected):
-    """The farm isn't reached by this name."""
+    """The farm doesn't accept this host name."""
 
     status = 421
-    default_hint = "use localhost or an address, or add the name to FARM_HOSTS on the API"
+    default_hint = "use localhost or an IP address, or add the name to FARM_HOSTS on the API"
 
 
 class CrossSite(Rejected):
-    """A page of another site may not do this."""
+    """Cross-site requests aren't allowed here."""
 
     status = 403
     default_hint = (
         "send it from the farm's own pages or from a program; behind a proxy, set FARM_HOSTS on the API "
-        "to the name that browsers see"
+        "to the name browsers see"
     )
 
 
 class WrongContentType(Rejected):
-    """The request's Content-Type isn't what this call takes."""
+    """This call doesn't accept the request's Content-Type."""
 
     status = 415
 
 
 class BlobDamaged(FarmError):
-    """What the store holds aren't the bytes that their digest names; they were set aside."""
+    """The stored bytes don't match their digest; they were quarantined."""
 
     status = 503
     default_hint = (
-        "`farm retry` of the build makes it again; if it was uploaded, submit it again first: that heals it. "
-        "And look at the disk: farm scrub"
+        "run farm retry on the build to rebuild it; if it was uploaded, submit it again first. "
+        "Then check the disk: farm scrub"
     )
 
 
@@ -246,13 +246,13 @@ class InvalidModel(StageFailed):
 
 
 class InvalidData(StageFailed):
-    """The calibration or evaluation data don't fit the model."""
+    """The calibration or evaluation data doesn't fit the model."""
 
 
 class PruningFailed(StageFailed):
-    """No layer of the model can be pruned so."""
+    """No layer of the model can be pruned this way."""
 
-    default_hint = "prune by l1:0.5, which takes layers of any size, or submit it without prune"
+    default_hint = "use l1:0.5, which works for layers of any size, or submit without prune"
 
 
 class ProfileMismatch(StageFailed):
@@ -264,11 +264,11 @@ class FixedInputRefused(StageFailed):
 
 
 class ExportDiverged(StageFailed):
-    """The exported ONNX model doesn't give the PyTorch model's outputs."""
+    """The exported ONNX model's outputs differ from the PyTorch model's."""
 
 
 class CastFailed(StageFailed):
-    """The model couldn't be converted to the asked precision."""
+    """The model couldn't be converted to the requested precision."""
 
 
 class CalibrationFailed(StageFailed):
@@ -280,13 +280,13 @@ class EngineBuildFailed(StageFailed):
 
 
 class PrecisionMissed(StageFailed):
-    """Nothing in the engine would compute in the precision that it is called by."""
+    """Nothing in the engine would compute in the requested precision."""
 
-    default_hint = "see in the log of the calibration or the cast what it left out, and why"
+    default_hint = "see the log of the calibrate or cast job for what it left out, and why"
 
 
 class AccuracyDropped(StageFailed):
-    """The engine loses more accuracy than the build allows."""
+    """The engine lost more accuracy than the build allows."""
 
     default_hint = (
         "add calibration data, choose another method or precision, prune less, or raise max_drop"
@@ -294,25 +294,25 @@ class AccuracyDropped(StageFailed):
 
 
 class StageFault(StageFailed):
-    """The farm has a fault in this stage."""
+    """The farm has a bug in this stage."""
 
     default_hint = (
-        "this is the farm's fault, not the model's, and running it again won't help: report it with the "
-        "end of the job's log, which has the traceback and the request that repeats it"
+        "this is a bug in the farm, not in the model, and a retry won't help: report it with the "
+        "end of the job's log, which has the traceback and the request that reproduces it"
     )
 
 
 class ResultRefused(StageFault):
-    """What the stage's process sent isn't a result of this stage's."""
+    """The stage's process sent an invalid result."""
 
     default_hint = (
-        "no stage of the farm does that: if the worker's packages are whole (pip check), take the model for "
+        "no stage of the farm does that: if the worker's packages are intact (pip check), treat the model as "
         "hostile"
     )
 
 
 class InputFailed(StageFailed):
-    """A job that this one waited for failed."""
+    """A job that this one depends on failed."""
 
     default_hint = "look at the job that failed first"
 
@@ -333,7 +333,7 @@ class ChildTimedOut(ChildDied):
 
 
 class ChildOutOfMemory(ChildDied):
-    """The stage was killed for memory."""
+    """The stage ran out of memory and was killed."""
 
     default_hint = (
         "allow smaller shapes or batches; or give jobs more memory: FARM_JOB_MEMORY_BYTES, or fewer "
@@ -342,7 +342,7 @@ class ChildOutOfMemory(ChildDied):
 
 
 class ChildFilledDisk(ChildDied):
-    """The stage wrote more than a job may, and was ended."""
+    """The stage exceeded the disk limit of a job and was killed."""
 
     default_hint = "free space under the worker's FARM_HOME, or raise FARM_JOB_DISK_BYTES there"
 
@@ -358,17 +358,17 @@ class BuildCancelled(FarmError):
 
 
 class WaitTimedOut(FarmError):
-    """The build hadn't ended in the time given; it goes on."""
+    """The build didn't end within the given time; it continues."""
 
 
 class ExtraMissing(FarmError):
-    """What this needs isn't installed here."""
+    """A package this needs isn't installed here."""
 
     default_hint = "pip install 'engine-farm[server]'"
 
 
 class HttpError(FarmError):
-    """There is no such call, or the request broke off."""
+    """There is no such call, or the request was aborted."""
 
     status = 400
 
@@ -376,7 +376,7 @@ class HttpError(FarmError):
 class InternalError(FarmError):
     """The farm has a bug here."""
 
-    default_hint = "report it with the traceback, which is in the log of the process that failed"
+    default_hint = "report it with the traceback from the failed process's log"
 
 
 class LeaseLost(FarmError):
@@ -388,7 +388,7 @@ class IllegalTransition(FarmError):
 
 
 class Unavailable(FarmError):
-    """A service that the farm needs can't be reached."""
+    """A service that the farm depends on is unreachable."""
 
     status = 503
     retryable = True
@@ -396,14 +396,14 @@ class Unavailable(FarmError):
 
 
 class Busy(Unavailable):
-    """The farm has too much to do just now."""
+    """The farm is overloaded right now."""
 
 
 class TooMany(Busy):
-    """This client holds as many of the farm's places as one may."""
+    """This client has reached its limit of concurrent requests."""
 
     status = 429
-    default_hint = "let some of your other requests end first, then try again"
+    default_hint = "wait for some of your other requests to finish, then try again"
 
 
 class DatabaseUnavailable(Unavailable):
@@ -414,11 +414,11 @@ class NotReady(FarmError):
     """The farm can't take work."""
 
     status = 503
-    default_hint = "mend what it says; it is looked at anew with each request"
+    default_hint = "fix what the detail names; readiness is rechecked on every request"
 
 
 class DatabaseDamaged(FarmError):
-    """The database's file isn't whole."""
+    """The database file is damaged."""
 
     status = 503
     default_hint = (
@@ -428,7 +428,7 @@ class DatabaseDamaged(FarmError):
 
 
 class SchemaOutdated(FarmError):
-    """The database's schema isn't the one that this code is for."""
+    """The database schema doesn't match this version of the farm."""
 
     status = 503
     default_hint = "run: farm db upgrade"
@@ -439,10 +439,10 @@ class BrokerUnavailable(Unavailable):
 
 
 class SandboxMissing(Unavailable):
-    """This worker can't keep a job to itself as FARM_SANDBOX=required wants it."""
+    """This worker can't isolate jobs as FARM_SANDBOX=required demands."""
 
     default_hint = (
-        "see what its machine lacks: farm worker --check-sandbox; or allow less: FARM_SANDBOX=best"
+        "see what the machine lacks: farm worker --check-sandbox; or accept less: FARM_SANDBOX=best"
     )
 
 
@@ -451,7 +451,7 @@ class StorageUnavailable(Unavailable):
 
 
 class StorageFull(Unavailable):
-    """The artifact store is full; nothing was kept."""
+    """The artifact store is full; nothing was stored."""
 
     status = 507
     default_hint = "free space in the artifact store (farm gc --dry-run), then try again"

@@ -45,7 +45,7 @@ def signer(content: Content, signature: str, keys: Iterable[str]) -> str | None:
     except ImportError as err:
         raise FarmError(
             "signatures can't be verified here",
-            hint="install what does it: pip install 'engine-farm[plugins]'",
+            hint="install the extra: pip install 'engine-farm[plugins]'",
         ) from err
     raw = decoded(signature, SIGNATURE_BYTES)
     for key in keys:

@@ -65,7 +65,7 @@ class JobKind(StrEnum):
 def _typed_by(stage: str) -> Callable[[Precision], Precision]:
     def check(precision: Precision) -> Precision:
         if TRAITS[precision].typed_by != stage:
-            raise ValueError(f"no graph of {precision} is made by the {stage} stage")
+            raise ValueError(f"the {stage} stage makes no {precision} graph")
         return precision
 
     return check

@@ -64,7 +64,7 @@ def _reason(earlier: _Earlier, job: Job, reuse: str) -> JobReason:
     nearest, differs = (None, []) if reuse != Reuse.RAN else _nearest(earlier, job)
     why = {
         Reuse.CACHED: f"job {job.id} of the same key had already succeeded",
-        Reuse.JOINED: f"job {job.id} of the same key was already on its way",
+        Reuse.JOINED: f"job {job.id} of the same key was already queued or running",
     }.get(Reuse(reuse))
     if why is None:
         why = _why_it_ran(nearest, differs)

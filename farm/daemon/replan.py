@@ -47,7 +47,7 @@ def _replan(db: Database, job_id: int, ttl_s: float) -> list[Bell]:
     except Unavailable:
         raise
     except FarmError as err:
-        log.warning("job %s can't be planned anew: %s", job_id, err.detail)
+        log.warning("can't replan job %s: %s", job_id, err.detail)
         with db.write() as session:
             jobs.fail_outdated(session, job_id, err)
     return ready

@@ -71,7 +71,7 @@ def check(
     """Hash these blobs, and set aside those that are damaged, which are returned."""
     damaged = [digest for digest in sorted(set(digests)) if not _is_right(store, digest)]
     for digest in damaged:
-        log.error("blob %s is damaged: set aside", digest)
+        log.error("blob %s is damaged: quarantined", digest)
         store.condemn(digest)
         artifacts.lose(session, digest)
         audit.record(session, by, "condemn", digest)
@@ -87,7 +87,7 @@ def _is_right(store: Store, digest: str) -> bool:
 
 
 def _fail_its_makers(session: Session, digest: str) -> None:
-    error = BlobDamaged(f"what it made, {digest}, was damaged in the store")
+    error = BlobDamaged(f"its output {digest} was damaged in the store")
     values: dict[str, Any] = {"error": jobs.describe(error), "finished_at": now()}
     for job_id, outputs in session.execute(
         select(Job.id, Job.outputs).where(Job.state == JobState.SUCCEEDED)
@@ -133,7 +133,7 @@ class Scrubber(threading.Thread):
             try:
                 self._round()
             except Unavailable as err:
-                log.warning("%s; scrubbing goes on in %s s", err.detail, _REST_S)
+                log.warning("%s; scrubbing resumes in %s s", err.detail, _REST_S)
             except Exception:
                 # Nobody else scrubs in this process: a bug may cost a round, and not the thread.
                 log.exception("the scrub has a bug here")

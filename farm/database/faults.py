@@ -16,8 +16,8 @@ from farm.errors import (
     StorageFull,
 )
 
-BUSY = "others are writing to the database, and went on for longer than this could wait"
-_FULL = "the disk that the database is on is full"
+BUSY = "timed out waiting for other writers to the database"
+_FULL = "the database's disk is full"
 _UNDEFINED = ("42P01", "42703")  #: a table, a column
 _DISK_FULL, _LOCK_NOT_AVAILABLE = "53100", "55P03"
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -38,7 +38,7 @@ def fault_of(err: DBAPIError) -> FarmError | None:
     if state == _DISK_FULL:
         return StorageFull(_FULL)
     if state in _UNDEFINED:
-        return SchemaOutdated(f"the database isn't of this farm's schema: {_said(err)}")
+        return SchemaOutdated(f"the database schema doesn't match this farm: {_said(err)}")
     if isinstance(err, OperationalError) or err.connection_invalidated:
         return DatabaseUnavailable(f"the database can't be reached: {_said(err)}", hint=_hint(err))
     return _of_values(err)
@@ -53,7 +53,7 @@ def _of_sqlite(err: sqlite3.DatabaseError) -> FarmError | None:
     if code in _DAMAGED:
         return DatabaseDamaged(f"the database's file is damaged: {err}")
     if "no such table" in str(err) or "no such column" in str(err) or "has no column" in str(err):
-        return SchemaOutdated(f"the database isn't of this farm's schema: {err}")
+        return SchemaOutdated(f"the database schema doesn't match this farm: {err}")
     if isinstance(err, sqlite3.OperationalError) and code != sqlite3.SQLITE_ERROR:
         return DatabaseUnavailable(f"the database can't be reached: {err}")
     return None
@@ -76,11 +76,9 @@ def is_refused(err: FarmError) -> bool:
 def _hint(err: DBAPIError) -> str:
     said = str(err.orig)
     if _REFUSED.search(said):
-        return (
-            "check user and password in FARM_DATABASE_URL, and that Postgres lets them in from here"
-        )
+        return "check the user and password in FARM_DATABASE_URL, and that Postgres admits this machine"
     if _NO_DATABASE.search(said):
-        return "create it (createdb NAME), then: farm db upgrade; or mend FARM_DATABASE_URL"
+        return "create it (createdb NAME), then: farm db upgrade; or correct FARM_DATABASE_URL"
     return "is Postgres running at the host and port of FARM_DATABASE_URL? then try again"
 
 

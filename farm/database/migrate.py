@@ -43,8 +43,8 @@ def _check_references(connection: Connection) -> None:
     broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
     if broken:
         raise DatabaseUnavailable(
-            f"rows of {broken[0][0]} would refer to nothing after the upgrade, which wasn't made",
-            hint="restore the database from a backup; it was damaged before",
+            f"the upgrade would leave dangling references in {broken[0][0]}; it was rolled back",
+            hint="restore the database from a backup; it was already damaged",
         )
 
 
@@ -89,8 +89,8 @@ def upgrade(settings: Settings | None = None) -> str:
         raise fault_of(err) or err from err
     except CommandError as err:
         raise SchemaOutdated(
-            f"the database's schema is of a newer farm: {err}",
-            hint="bring this machine's farm to the version that the others have",
+            f"the database schema is from a newer farm: {err}",
+            hint="update this machine's farm to the version of the others",
         ) from err
     finally:
         db.dispose()
@@ -123,8 +123,8 @@ def require_schema(db: Database) -> None:
         raise SchemaOutdated("the database has no schema yet")
     if found > wanted:
         raise SchemaOutdated(
-            f"the database's schema is {found}, of a newer farm: this one knows {wanted}",
-            hint="bring this machine's farm to the version that the others have",
+            f"the database schema is {found}, from a newer farm: this one knows {wanted}",
+            hint="update this machine's farm to the version of the others",
         )
     if found < wanted:
-        raise SchemaOutdated(f"the database's schema is {found}, and this farm needs {wanted}")
+        raise SchemaOutdated(f"the database schema is {found}, but this farm needs {wanted}")

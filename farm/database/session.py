@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from farm.database.faults import BUSY, fault_of
 from farm.errors import DatabaseUnavailable, InvalidRequest
 
-_URL_HINT = "FARM_DATABASE_URL is postgresql://USER:PASSWORD@HOST:5432/NAME, or sqlite:////PATH"
+_URL_HINT = "use postgresql://USER:PASSWORD@HOST:5432/NAME or sqlite:////PATH"
 
 
 PRAGMAS = (
@@ -176,12 +176,12 @@ def _understood(url: str) -> URL:
     try:
         found = make_url(url)
     except ArgumentError as err:
-        raise InvalidRequest(f"FARM_DATABASE_URL isn't an address: {err}", hint=_URL_HINT) from err
+        raise InvalidRequest(f"FARM_DATABASE_URL isn't a valid URL: {err}", hint=_URL_HINT) from err
     if found.drivername == "postgres":  # as libpq and many a platform write it
         found = found.set(drivername="postgresql")
     if found.get_backend_name() not in ("sqlite", "postgresql"):
         raise InvalidRequest(
-            f"the farm keeps its state in Postgres or SQLite, not in {found.get_backend_name()}",
+            f"the farm supports Postgres and SQLite, not {found.get_backend_name()}",
             hint=_URL_HINT,
         )
     return found

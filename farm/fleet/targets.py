@@ -27,7 +27,7 @@ def _target_view(fleet: Fleet, target: Target) -> TargetView:
     else:
         status, why = (
             "waits-for-worker",
-            f"no worker online consumes {queue}; start one: farm worker",
+            f"no online worker consumes {queue}; start one: farm worker",
         )
     notes = filter(None, (policy.note(target, precision) for precision in Precision))
     why = "; ".join([why, *(() if refused else notes)])

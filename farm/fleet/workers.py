@@ -136,7 +136,7 @@ class Fleet:
             return None
         deaf = self.unread_queues.get(job.queue)
         if deaf:
-            return f"{' or '.join(deaf)}, online without reading its queue (start it again)"
+            return f"{' or '.join(deaf)}, online without reading its queue (restart it)"
         queue = Queue.parse(job.queue)
         if queue is None or queue.gpu == gpus.CPU:
             return f"{queue.worker if queue else 'a CPU worker'} (start one: farm worker)"

@@ -81,9 +81,9 @@ def check_name(name: str) -> None:
     raw = name[: _MAX_NAME_BYTES + 1].encode(errors="surrogateescape")
     parts = raw.split(b"/")
     if len(raw) > _MAX_NAME_BYTES or max(map(len, parts)) > _MAX_PART_BYTES:
-        raise Malformed(f"{name[:200]!r} is too long for a file's name")
+        raise Malformed(f"{name[:200]!r} is too long for a file name")
     if len(parts) > _MAX_PARTS:
-        raise Malformed(f"{name[:200]!r} lies in more than {_MAX_PARTS} folders")
+        raise Malformed(f"{name[:200]!r} is nested more than {_MAX_PARTS} folders deep")
 
 
 class Window(io.RawIOBase):
@@ -135,15 +135,15 @@ class Window(io.RawIOBase):
         self._bytes_left -= wanted
         self._reads_left -= 1
         if wanted > self._most or self._bytes_left < 0 or self._reads_left < 0:
-            raise Malformed("its headers are longer than those of any model")
+            raise Malformed("its headers are longer than any model's")
         if time.thread_time() > self._until_s:
-            raise Malformed("it would take long to read its headers")
+            raise Malformed("reading its headers would take too long")
         content = self._file.read(wanted)
         self._fields_left -= content.count(b"=")
         if self._fields_left < 0:
-            raise Malformed("its headers hold more than those of any model")
+            raise Malformed("its headers have more entries than any model's")
         if _LONG_NUMBER.search(content):
-            raise Malformed("a header holds a number of hundreds of digits")
+            raise Malformed("a header contains a number with hundreds of digits")
         return content
 
 
@@ -160,7 +160,7 @@ def zip_names(path: Path) -> list[str]:
         with zipfile.ZipFile(window) as archive:
             names = archive.namelist()
         if len(names) > _MAX_NAMES:
-            raise Malformed(f"it holds more than {_MAX_NAMES} files")
+            raise Malformed(f"it contains more than {_MAX_NAMES} files")
         for name in names:
             check_name(name)
         return names

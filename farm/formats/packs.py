@@ -90,28 +90,26 @@ def members(path: Path) -> dict[str, Member]:
         folders = 0
         for entry in archive:
             if len(archive.pax_headers) > _MAX_GLOBAL_FIELDS:
-                raise MalformedPack(
-                    f"it says more than {_MAX_GLOBAL_FIELDS} things of all its files"
-                )
+                raise MalformedPack(f"it has more than {_MAX_GLOBAL_FIELDS} global header fields")
             if entry.isdir():
                 folders += 1
                 if folders > _MAX_FOLDERS:
-                    raise MalformedPack(f"it holds more than {_MAX_FOLDERS} folders")
+                    raise MalformedPack(f"it contains more than {_MAX_FOLDERS} folders")
                 continue
             member = _member(entry)
             if member.name in found:
-                raise MalformedPack(f"it holds {member.name!r} twice")
+                raise MalformedPack(f"it contains {member.name!r} twice")
             if not 0 <= member.offset <= member.offset + member.bytes <= size:
                 raise MalformedPack(f"it ends within {member.name!r}")
             found[member.name] = member
             if len(found) > _MAX_FILES:
-                raise MalformedPack(f"it holds more than {_MAX_FILES} files")
+                raise MalformedPack(f"it contains more than {_MAX_FILES} files")
     for name in found:
         folder = name.rpartition("/")[0]
         while folder and folder not in above:  # else it was looked at with another's
             above.add(folder)
             if folder in found:
-                raise MalformedPack(f"it holds {name!r} in what is a file")
+                raise MalformedPack(f"it contains {name!r} below a file")
             folder = folder.rpartition("/")[0]
     return found
 
@@ -144,7 +142,7 @@ def one_ending(names: Iterator[str] | Mapping[str, object], suffix: str) -> str:
     found = [name for name in names if name.lower().endswith(suffix)]
     if len(found) != 1:
         told = ", ".join(sorted(found)[:5]) or "none"
-        raise MalformedPack(f"one {suffix} file is needed in it, and there is {told}")
+        raise MalformedPack(f"it must contain one {suffix} file, and there is {told}")
     return found[0]
 
 
@@ -155,9 +153,9 @@ def _member(entry: tarfile.TarInfo) -> Member:
         raise MalformedPack(str(err)) from None
     name = PurePosixPath(entry.name)
     if not entry.isreg() or entry.issparse():
-        raise MalformedPack(f"{entry.name[:200]!r} is no regular file")
+        raise MalformedPack(f"{entry.name[:200]!r} isn't a regular file")
     if name.is_absolute() or ".." in name.parts or not name.parts or "\0" in entry.name:
-        raise MalformedPack(f"{entry.name[:200]!r} leads out of it")
+        raise MalformedPack(f"{entry.name[:200]!r} leads outside it")
     return Member(name=str(name), offset=entry.offset_data, bytes=entry.size)
 
 

@@ -47,7 +47,7 @@ def parse_header(data: bytes) -> EngineHeader:
     if len(data) < HEADER_BYTES:
         raise MalformedHeader(f"an engine's header has {HEADER_BYTES} bytes, these are {len(data)}")
     if data[:4] != MAGIC:
-        raise MalformedHeader(f"an engine begins with {MAGIC!r}, this begins with {data[:4]!r}")
+        raise MalformedHeader(f"an engine begins with {MAGIC!r}, this one with {data[:4]!r}")
     (size,) = struct.unpack_from("<Q", data, 16)
     if size < HEADER_BYTES:
         raise MalformedHeader(f"the header gives the engine's size as {size} bytes")
@@ -62,5 +62,5 @@ def parse_header(data: bytes) -> EngineHeader:
 def _capabilities(mask: int) -> tuple[str, ...]:
     unknown = mask & ~sum(_CAPABILITY_BITS)
     if unknown:
-        raise MalformedHeader(f"the header names compute capabilities unknown here: {unknown:#x}")
+        raise MalformedHeader(f"the header has unknown compute capabilities: {unknown:#x}")
     return tuple(name for bit, name in _CAPABILITY_BITS.items() if mask & bit)

@@ -25,7 +25,7 @@ PACK_HINT = (
 #: The graph of a SavedModel, in its folder.
 SAVED_MODEL = "saved_model.pb"
 _SAVEDMODEL_HINT = (
-    "`farm submit FOLDER` packs the folder that holds saved_model.pb; by hand: "
+    "`farm submit FOLDER` packs the folder that contains saved_model.pb; by hand: "
     "tar cf model.tar -C FOLDER saved_model.pb variables"
 )
 #: Files called .onnx that are looked at, for which of them is the model.
@@ -104,7 +104,7 @@ def _pack(path: Path) -> Mapping[str, Member] | None:
 
 
 def _no_model(err: packs.MalformedPack) -> InvalidRequest:
-    return InvalidRequest(f"this archive is no model: {err}", hint=PACK_HINT)
+    return InvalidRequest(f"this archive isn't a model: {err}", hint=PACK_HINT)
 
 
 def check_start(path: Path, format: SourceFormat) -> None:
@@ -116,7 +116,7 @@ def check_start(path: Path, format: SourceFormat) -> None:
     with path.open("rb") as file:
         start = file.read(4)
     if start[:2] in _PICKLE:
-        raise SourceRefused("this is a pickle: loading one runs whatever code is in it")
+        raise SourceRefused("this is a pickle: loading it would run any code in it")
     names = _archive(path) if start == b"PK\x03\x04" else []
     if format is SourceFormat.SAFETENSORS:
         _check_safetensors(path)
@@ -124,24 +124,24 @@ def check_start(path: Path, format: SourceFormat) -> None:
         return
     if any(name.rpartition("/")[2] == "data.pkl" and name.count("/") == 1 for name in names):
         what = (
-            "torch.jit.save: give the format torchscript"
+            "torch.jit.save: use the format torchscript"
             if _has_torchscript(names)
-            else ("torch.save: it holds a pickle, which runs code when loaded")
+            else ("torch.save: it contains a pickle, which runs code when loaded")
         )
-        raise SourceRefused(f"this was saved by {what}")
+        raise SourceRefused(f"this was saved with {what}")
     if format is SourceFormat.TORCHSCRIPT:
         raise InvalidRequest(
-            "this isn't TorchScript", hint="save it by torch.jit.trace(model, example).save(path)"
+            "this isn't TorchScript", hint="save it with torch.jit.trace(model, example).save(path)"
         )
     if format is SourceFormat.PT2 and not _is_program(names):
         raise InvalidRequest(
             "this isn't a torch.export program",
-            hint="save it by torch.export.save(torch.export.export(model, …), 'model.pt2')",
+            hint="save it with torch.export.save(torch.export.export(model, …), 'model.pt2')",
         )
     if format is SourceFormat.ONNX and start == b"PK\x03\x04":
         raise InvalidRequest(
             "this is an archive, not an ONNX model",
-            hint="if it is a torch.export program, give the format pt2",
+            hint="if it is a torch.export program, use the format pt2",
         )
 
 
@@ -163,7 +163,7 @@ def _check_onnx(path: Path, there: Mapping[str, Member] | None) -> None:
     if missing:
         raise InvalidRequest(
             f"the model keeps weights in {', '.join(map(repr, sorted(missing)[:5]))}, "
-            "which wasn't handed in with it",
+            "which wasn't submitted with it",
             hint=PACK_HINT,
         )
 
@@ -202,7 +202,7 @@ def _one_model(
     """The one that isn't data of another."""
     if len(candidates) > _MAX_CANDIDATES:
         raise packs.MalformedPack(
-            f"one .onnx file is needed in it, and there are {len(candidates)}"
+            f"it must contain one .onnx file, and there are {len(candidates)}"
         )
     data: set[str] = set()
     for name, (path, offset, size) in candidates.items():
@@ -225,18 +225,18 @@ def savedmodel_root(names: Iterable[str]) -> PurePosixPath:
     """
     found = [path for path in map(PurePosixPath, names) if path.name == SAVED_MODEL]
     if len(found) != 1:
-        raise packs.MalformedPack(f"one {SAVED_MODEL} is needed in it, and there are {len(found)}")
+        raise packs.MalformedPack(f"it must contain one {SAVED_MODEL}, and there are {len(found)}")
     return found[0].parent
 
 
 def _check_savedmodel(path: Path) -> None:
     if not packs.is_pack(path):
-        raise InvalidRequest("this isn't a SavedModel's archive", hint=_SAVEDMODEL_HINT)
+        raise InvalidRequest("this isn't a SavedModel archive", hint=_SAVEDMODEL_HINT)
     try:
         savedmodel_root(packs.members(path))
     except packs.MalformedPack as err:
         raise InvalidRequest(
-            f"this archive is no SavedModel: {err}", hint=_SAVEDMODEL_HINT
+            f"this archive isn't a SavedModel: {err}", hint=_SAVEDMODEL_HINT
         ) from err
 
 
@@ -269,7 +269,7 @@ def _check_safetensors(path: Path) -> None:
         size, start = int.from_bytes(file.read(8), "little"), file.read(1)
     if start != b"{" or size + 8 > path.stat().st_size:
         raise InvalidRequest(
-            "this isn't a safetensors file", hint="save it by safetensors.torch.save_model"
+            "this isn't a safetensors file", hint="save it with safetensors.torch.save_model"
         )
 
 

@@ -40,7 +40,7 @@ _PAGE = """<!doctype html>
 <input type="password" name="key" size="80" autocomplete="current-password" autofocus required></label>
 <button>Log in</button>
 </form>
-<p>The key of <code>farm up</code> is in the file <code>key</code> in its home; others are made by
+<p>The key of <code>farm up</code> is in the file <code>key</code> in its home; create others with
 <code>farm keys create --scope read</code>.</p>
 </body>
 </html>
@@ -67,7 +67,7 @@ class Login:
             if len(said) > 1 or self._key_id(_sent(said[0])) is None:
                 raise KeyNeeded("the farm doesn't know this key")
         elif not self._has_session(request):
-            raise KeyNeeded("this farm asks for a key")
+            raise KeyNeeded("this farm requires a key")
 
     def enter(self, key: str) -> str:
         """Begin a session; return what its cookie holds.
@@ -144,7 +144,7 @@ class Form(RequestHandler):
     def post(self) -> None:
         if len(self.request.body) > _FORM_BYTES:
             self.set_status(413)
-            self._show("That is no key.")
+            self._show("That isn't a key.")
             return
         try:
             token = self._login.enter(self.get_body_argument("key", ""))

@@ -54,7 +54,7 @@ def require_port(host: str, port: int) -> None:
             if time.monotonic() > deadline:
                 raise Conflict(
                     f"port {port} is taken on {host}",
-                    hint="end what listens there, or choose another: --port",
+                    hint="stop what is listening there, or choose another: --port",
                 ) from err
         time.sleep(_LOOK_S)
 

@@ -66,9 +66,9 @@ def _tell(at: Addresses, as_json: bool) -> None:
     print(
         f"The farm is up.\n  API     {at.api}  (documentation at {at.api}/docs)\n"
         f"  Flower  {at.flower}\n  home    {at.home}\n"
-        f"  key     {credentials.home_file(at.home)}  (farm finds it there; pages ask for it)\n"
+        f"  key     {credentials.home_file(at.home)}  (the farm command finds it; Flower asks for it)\n"
         "Submit a model:  farm submit MODEL_FILE --gpu sm_89 --precision fp16\n"
-        "Ctrl+C ends it; nothing is lost.",
+        "Ctrl+C stops the farm; nothing is lost.",
         flush=True,
     )
 
@@ -95,7 +95,8 @@ def _sole_owner(home: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Conflict(
-                f"a farm already runs in {home}", hint="use it, or set FARM_HOME to another folder"
+                f"a farm is already running in {home}",
+                hint="use it, or set FARM_HOME to another folder",
             ) from None
         yield
 
@@ -241,7 +242,7 @@ class Farm:
         if len(deaths) == deaths.maxlen and deaths[-1] - deaths[0] < _SPELL_S:
             self._check_alive(name)
         code = self._parts[name].returncode
-        print(f"{name} ended with {code}, and is started again", file=sys.stderr, flush=True)
+        print(f"{name} exited with {code}; restarting it", file=sys.stderr, flush=True)
         self._spawn(name, *self._spawned[name])
 
     def _log(self, name: str) -> Path:
@@ -253,7 +254,7 @@ class Farm:
             self._check_alive(part)
             if time.monotonic() > deadline:
                 raise Unavailable(
-                    f"{what} wasn't ready within {_START_S:g} s", hint=f"look at {self._log(part)}"
+                    f"{what} wasn't ready within {_START_S:g} s", hint=f"see {self._log(part)}"
                 )
             time.sleep(_POLL_S)
 
@@ -261,9 +262,7 @@ class Farm:
         code = self._parts[part].poll()
         if code is not None:
             lines = _tail(self._log(part).open("rb"))
-            raise FarmError(
-                f"{part} ended with {code}: {lines}", hint=f"its log is {self._log(part)}"
-            )
+            raise FarmError(f"{part} exited with {code}: {lines}", hint=f"see {self._log(part)}")
 
     def _has_worker(self) -> bool:
         try:
@@ -296,7 +295,7 @@ def _check_free(port: int) -> None:
     if _accepts(port):
         raise Conflict(
             f"port {port} is taken",
-            hint="choose another with --port or --flower-port (0: a free one)",
+            hint="choose another with --port or --flower-port (0 picks a free one)",
         )
 
 

@@ -65,7 +65,7 @@ def look() -> list[Gpu]:
     try:
         import pynvml
     except ImportError as err:
-        raise NoGpu("can't tell this machine's GPU: nvidia-ml-py isn't installed") from err
+        raise NoGpu("can't detect this machine's GPU: nvidia-ml-py isn't installed") from err
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as err:

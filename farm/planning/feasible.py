@@ -46,16 +46,16 @@ def _check_source(request: BuildRequest, choices: Sequence[Choice]) -> None:
         return
     if request.prune:
         raise SourceRefused(
-            f"pruning works on PyTorch's modules, and the source is {request.source.format}",
-            hint="hand in the torch.export program that it was made from, or prune the model before "
-            "you export it, and submit without prune",
+            f"pruning needs a PyTorch program, and the source is {request.source.format}",
+            hint="submit the torch.export program it was exported from, or prune the model before "
+            "exporting it and submit without prune",
         )
     for choice in choices:
         if choice.target.runtime is Runtime.TORCHSCRIPT:
             raise SourceRefused(
-                f"{choice.asked}: TorchScript is made of PyTorch's programs, and the source is "
+                f"{choice.asked}: TorchScript needs a PyTorch program, and the source is "
                 f"{request.source.format}",
-                hint="use onnxruntime:cpu, or hand in the torch.export program",
+                hint="use onnxruntime:cpu, or submit the torch.export program",
             )
 
 
@@ -64,7 +64,7 @@ def _check_options(request: BuildRequest, choices: Sequence[Choice]) -> None:
         reason = policy.option_refusal(choice.target, request.options)
         if reason:
             raise TargetUnsupported(
-                f"{choice.asked}: {reason}", hint="submit that target in a build of its own"
+                f"{choice.asked}: {reason}", hint="submit that target in a separate build"
             )
 
 
@@ -73,6 +73,6 @@ def _route(choice: Choice, precision: Precision, look: Look) -> Route:
     if isinstance(route, Refusal):
         raise TargetUnsupported(
             f"{precision} for {choice.asked}: {route}",
-            hint="leave that pair out, or submit it with other precisions in a build of its own",
+            hint="leave out that pair, or submit the target with other precisions in a separate build",
         )
     return route

@@ -83,7 +83,7 @@ def plan(
             if most_jobs is not None and len(jobs.by_key) > most_jobs:
                 raise InvalidRequest(
                     f"the build would have more than {most_jobs} jobs",
-                    hint="submit its targets in several builds: they share what they have in common",
+                    hint="split the targets over several builds: common jobs are shared",
                 )
     return Plan(jobs=jobs.by_key, engines=list(engines.values()), shared=jobs.shared)
 

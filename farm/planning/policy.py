@@ -46,10 +46,7 @@ class _Row:
     ranges_on_cpu: bool = False  #: whether CPUs' kernels need ranges beside those in the graph
 
 
-_NO_INTEGERS = (
-    "ONNX Runtime's CUDA provider multiplies in floats and has no {precision} kernels; "
-    "use tensorrt:{gpu}"
-)
+_NO_INTEGERS = "ONNX Runtime's CUDA provider has no {precision} kernels; use tensorrt:{gpu}"
 _ROWS: dict[Precision, _Row] = {
     Precision.FP32: _Row(
         not_in_torchscript=None,
@@ -65,7 +62,7 @@ _ROWS: dict[Precision, _Row] = {
     Precision.INT8: _Row(
         not_in_cuda_provider=_NO_INTEGERS,
         note_in_rtx={
-            "sm_75": "TensorRT-RTX computes int8 convolutions in half on sm_75, and only matrix "
+            "sm_75": "TensorRT-RTX computes int8 convolutions in fp16 on sm_75, and only matrix "
             "products in int8"
         },
         on_gpu=(Role.TYPED_FP16, Role.TYPED_HALF),
@@ -79,7 +76,7 @@ _ROWS: dict[Precision, _Row] = {
         on_gpu=(Role.TYPED_FP16, Role.TYPED_HALF),
     ),
     Precision.INT8_DYNAMIC: _Row(
-        not_on_gpu="on GPUs ranges come from calibration only; use int8, with calibration data",
+        not_on_gpu="GPU runtimes need calibrated ranges; use int8, with calibration data",
     ),
 }
 
@@ -170,7 +167,7 @@ def _refused(target: Target, precision: Precision) -> Refusal | None:
     elif target.runtime is Runtime.ONNXRUNTIME:
         reason = row.not_in_cuda_provider
     elif gpus.number(capability) < row.first_capability:
-        reason = "{capability} has no {precision}, which comes with sm_{first}; use {instead}"
+        reason = "{capability} has no {precision}, which needs sm_{first} or later; use {instead}"
     elif target.runtime is Runtime.TENSORRT_RTX:
         reason = row.not_in_rtx.get(capability)
     if not reason:
@@ -198,18 +195,20 @@ def option_refusal(target: Target, options: BuilderOptions) -> Refusal | None:
     changed = options.changed()
     if target.runtime not in TENSORRTS and changed:
         return Refusal(
-            f"{', '.join(changed)}: an option of TensorRT's builder, and {target.runtime} has none"
+            f"{', '.join(changed)}: only TensorRT has builder options, not {target.runtime}"
         )
     if target.runtime is Runtime.TENSORRT_RTX:
         if options.plugins:
-            return Refusal("TensorRT-RTX takes no plugins: rewrite the operator with standard ones")
+            return Refusal(
+                "TensorRT-RTX doesn't support plugins: rewrite the operator with standard ones"
+            )
         if options.version_compatible:
             return Refusal(
-                "TensorRT-RTX runs an engine with the version that built it: it has no lean runtime"
+                "TensorRT-RTX runs an engine only with the version that built it: it has no lean runtime"
             )
         if options.hardware_compatibility_level != "none":
             return Refusal(
-                "TensorRT-RTX builds for named compute capabilities: name each GPU as a target "
+                "TensorRT-RTX builds for specific compute capabilities: list each GPU as a target "
                 "instead of a hardware_compatibility_level"
             )
     return None

@@ -71,13 +71,13 @@ def choose(asked: str, *, runtimes: Iterable[Runtime], online_queues: Mapping[st
             return Choice(
                 asked=asked,
                 target=target,
-                why=f"first of {', '.join(runtimes)} that a worker online can build for {tag}",
+                why=f"first of {', '.join(runtimes)} that an online worker can build for {tag}",
             )
     if possible:
         return Choice(
             asked=asked,
             target=possible[0],
-            why=f"no worker online can build for {tag}; waits for one with {possible[0]}",
+            why=f"no online worker can build for {tag}; waits for one with {possible[0]}",
         )
     reasons = "; ".join(filter(None, map(policy.refusal, candidates)))
     raise TargetUnsupported(f"{asked}: {reasons}")

@@ -85,7 +85,7 @@ def reap(session: Session, lease: Lease, *, max_attempts: int) -> None:
     if job.cancel_requested:
         end_cancelled(session, job.id, job.attempt)
     else:
-        cause = f"worker {job.owner} was silent past its lease"
+        cause = f"worker {job.owner} let its lease expire"
         _again_or_fail(session, job, cause, max_attempts)
 
 
@@ -141,7 +141,7 @@ def leave(session: Session, job_id: int, attempt: int, cause: str) -> None:
 def _again_or_fail(session: Session, job: Job, cause: str, max_attempts: int) -> bool:
     if job.attempt - job.first_attempt + 1 < max_attempts:
         return requeue(session, job, cause=cause)
-    hint = "look at the job's log and at the worker, then: farm retry"
+    hint = "check the job's log and the worker, then: farm retry"
     error = StageFailed(f"{cause}, in each of {max_attempts} attempts", hint=hint)
     fail(session, job.id, job.attempt, error)
     return False

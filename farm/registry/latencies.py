@@ -33,7 +33,7 @@ def doubt(metrics: Metrics) -> str | None:
     if metrics.get("speed_up_reason"):
         return str(metrics["speed_up_reason"])
     if share is not None and share > MAX_OTHERS_SHARE:
-        return f"other processes had {share:.0%} of the CPU while it was timed"
+        return f"other processes used {share:.0%} of the CPU during timing"
     warnings = metrics.get("warnings")
     return "; ".join(map(str, warnings)) if warnings else None
 
@@ -50,7 +50,7 @@ def not_comparable(metrics: Metrics, other: Metrics) -> str | None:
     for one in (metrics, other):
         reason = doubt(one)
         if reason:
-            return reason if one is metrics else f"of the other: {reason}"
+            return reason if one is metrics else f"the other engine: {reason}"
     assert metrics is not None
     assert other is not None
     left, right = conditions(metrics), conditions(other)

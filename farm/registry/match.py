@@ -76,20 +76,18 @@ def _why(
     )
     reasons = [
         fits,
-        f"version {best.version} as asked"
+        f"version {best.version} as requested"
         if version
-        else f"version {best.version} is the newest with one",
-        f"{best.precision} as asked" if precision else ranking.reason(best, chosen_from),
-        f"{best.runtime} as asked" if runtime else f"runtime {best.runtime}",
+        else f"version {best.version} is the newest that has one",
+        f"{best.precision} as requested" if precision else ranking.reason(best, chosen_from),
+        f"{best.runtime} as requested" if runtime else f"runtime {best.runtime}",
     ]
     if best.prune and prune:
-        reasons.append(f"pruned {best.prune} as asked")
+        reasons.append(f"pruned {best.prune} as requested")
     elif best.prune:
-        reasons.append(
-            f"pruned {best.prune}: there is no such engine of version {best.version} unpruned"
-        )
+        reasons.append(f"pruned {best.prune}: version {best.version} has no unpruned one")
     if best.doubts:
-        reasons.append(f"doubtful, as asked: {'; '.join(best.doubts)}")
+        reasons.append(f"doubtful, as requested: {'; '.join(best.doubts)}")
     return "; ".join(reasons)
 
 
@@ -98,8 +96,8 @@ def _only_doubtful(engine: EngineView, tag: str) -> NotFound:
     return NotFound(
         f"{engine.model} has no engine for {tag} that passed its gates; {engine.precision} of version "
         f"{engine.version} is doubtful: {'; '.join(engine.doubts)}",
-        hint="take it all the same with --doubtful (doubtful=true), or submit the model again with data "
-        "of its own, another precision, or other gates",
+        hint="accept it with --doubtful (doubtful=true), or submit the model again with your own data, "
+        "another precision, or other gates",
     )
 
 

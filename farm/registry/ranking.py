@@ -87,7 +87,7 @@ def reason(taken: EngineView, chosen_from: Sequence[EngineView]) -> str:
     size = "the smallest" if taken.bytes < second else "as small as any"
     return (
         f"{name} is {size} of {group}: {taken.bytes:,} bytes against {second:,}; "
-        f"their latencies can't be compared, {why_not}"
+        f"their latencies aren't comparable: {why_not}"
     )
 
 

@@ -77,9 +77,9 @@ _FROM_STAGES = "accuracy metrics metrics_reason state".split()
 _UNREADABLE: Mapping[str, Any] = {
     "accuracy": {},
     "metrics": None,
-    "metrics_reason": "what was recorded of it can't be read",
+    "metrics_reason": "its stored record can't be read",
     "state": EngineState.DOUBTFUL,
-    "doubts": ["what was recorded of it can't be read: no stage of the farm writes so"],
+    "doubts": ["its stored record can't be read: no stage of the farm writes this"],
     "profiles": [],
     "inputs": [],
     "outputs": [],

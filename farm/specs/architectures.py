@@ -98,18 +98,18 @@ def refusal(library: str, name: str, config: Mapping[str, object]) -> str | None
     known = ARCHITECTURES[library]
     if name not in known:
         close = get_close_matches(name, known, n=5, cutoff=0.3) or list(known)[:5]
-        return f"of {library} the farm makes no {name!r}; it makes {', '.join(close)}, …"
+        return f"the farm doesn't support {library}'s {name!r}; it supports {', '.join(close)}, …"
     given = list(_fields(config))
     fields = sorted({name for name, value in given if name in _CHOOSE_CODE and value})
     if fields:
-        return f"the configuration's {', '.join(fields)} would choose code to run"
+        return f"the configuration's {', '.join(fields)} would select code to run"
     for field, value in given:
         if field.startswith("__"):
-            return f"the configuration's {field[:40]!r} is no field of one"
+            return f"the configuration's {field[:40]!r} isn't a valid field"
         if field in ("dtype", "torch_dtype") and value not in _DTYPES:
-            return f"the configuration's {field} is none of {', '.join(map(str, _DTYPES[1:]))}"
+            return f"the configuration's {field} isn't one of {', '.join(map(str, _DTYPES[1:]))}"
         if _is_too_deep(field, value):
-            return f"the configuration's {field[:40]} is more than {_MAX_LAYERS}"
+            return f"the configuration's {field[:40]} is over {_MAX_LAYERS}"
     others = sorted(config.keys() - FUNCTION_FIELDS) if library != "transformers" else []
     if others:
         return f"{library} takes {', '.join(sorted(FUNCTION_FIELDS))} here, not {', '.join(others)}"

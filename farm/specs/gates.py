@@ -20,15 +20,15 @@ class Gates(Value):
 
     agreement: Annotated[float, Field(ge=0, le=1)] = Field(
         0.98,
-        description="least share of classes, of integers, or of found items that are the source's",
+        description="smallest share of classes, integers or matched items equal to the source's",
     )
     error: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         0.1,
-        description="largest error of floats: its root mean square over the standard deviation of the "
+        description="largest error of floats: RMS error over the standard deviation of the "
         "source's values; 0.1 is a cosine similarity of about 0.995",
     )
     drop: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.01, description="largest loss of the task's metric, where labels tell it"
+        0.01, description="largest allowed drop of the task's metric, if there are labels"
     )
 
 

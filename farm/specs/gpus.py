@@ -91,7 +91,7 @@ def canonical(tag: str) -> str:
         return _whole(tag)
     whole = _whole(sliced["gpu"])
     if whole == CPU:
-        raise UnknownGpu(f"{tag!r}: a CPU has no slices", hint="write cpu")
+        raise UnknownGpu(f"{tag!r}: a CPU has no slices", hint="use cpu")
     return f"{whole}-{sliced['profile'].lower()}"
 
 

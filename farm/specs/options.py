@@ -23,24 +23,24 @@ _MAX_PLUGINS = 16
 class BuilderOptions(Value):
     """Of TensorRT's builder, by its names. The defaults are the builder's own."""
 
-    tf32: bool = Field(True, description="fp32 products may be computed in TF32, where there is it")
+    tf32: bool = Field(True, description="allow TF32 for fp32 products where supported")
     sparse_weights: bool = Field(
-        False, description="use 2:4 sparse kernels for weights that are pruned so"
+        False, description="allow sparse kernels for weights with 2:4 sparsity"
     )
     builder_optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
     max_aux_streams: Annotated[int, Field(ge=0, le=64)] | None = None
     workspace_mib: Annotated[int, Field(ge=1, le=2**24)] | None = Field(
-        None, description="most memory that a layer may use, in MiB; by default all"
+        None, description="memory limit per layer, in MiB; by default unlimited"
     )
     hardware_compatibility_level: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
     version_compatible: bool = Field(
-        False, description="run with later versions of TensorRT of the same major too"
+        False, description="also run with later TensorRT releases of the same major version"
     )
     weight_streaming: bool = Field(
-        False, description="the weights may stay in the host's memory at run time"
+        False, description="allow streaming weights from host memory at run time"
     )
     timing_cache: bool = Field(
-        True, description="take what the fleet has timed on such a GPU, and add to it"
+        True, description="use and extend the fleet's timing cache for this GPU"
     )
     plugins: Annotated[tuple[LibraryDigest, ...], Field(max_length=_MAX_PLUGINS)] = Field(
         (), description="digests of allow-listed plugin libraries to load, in this order"
@@ -64,17 +64,17 @@ class Prune(Value):
     """Which weights of convolutions and matrix products become zero, layer by layer."""
 
     method: Literal["l1-unstructured", "2:4"] = Field(
-        description="those of least magnitude, anywhere; or 2 in each 4 along the input channels"
+        description="weights of smallest magnitude, anywhere; or 2 in every 4 along the input channels"
     )
     amount: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="share of each layer's weights, for l1-unstructured"
+        None, description="fraction of each layer's weights, for l1-unstructured"
     )
 
     @model_validator(mode="after")
     def _amount_where_it_means_something(self) -> Self:
         if (self.amount is None) == (self.method == "l1-unstructured"):
             raise ValueError(
-                "l1-unstructured needs an amount; 2:4 has none, since it is half of all"
+                "l1-unstructured needs an amount; 2:4 takes none, since it always prunes half"
             )
         return self
 
@@ -97,6 +97,6 @@ class Prune(Value):
         except ValueError:
             pass
         raise InvalidRequest(
-            f"{text!r} is no way of pruning",
-            hint="write 2:4, or l1 and the share of weights that becomes zero, between 0 and 1: l1:0.5",
+            f"{text!r} isn't a pruning method",
+            hint="use 2:4, or l1 with the fraction of weights to zero, between 0 and 1: l1:0.5",
         )

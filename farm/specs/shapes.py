@@ -41,7 +41,7 @@ class ValueRange(Value):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if not len(self.min) == len(self.opt) == len(self.max):
-            raise ValueError("min, opt and max of the values must be as many")
+            raise ValueError("min, opt and max must have the same number of values")
         for low, mid, high in zip(self.min, self.opt, self.max, strict=True):
             if not low <= mid <= high:
                 raise ValueError(f"values: min {low} ≤ opt {mid} ≤ max {high} doesn't hold")
@@ -97,7 +97,7 @@ def _count(value: Any, depth: int) -> int:
         if isinstance(value, float) and not isfinite(value):
             raise ValueError(f"{value!r} isn't finite")
         if isinstance(value, int) and not -(2**63) <= value < 2**64:
-            raise ValueError(f"{value!r} is in no type that a tensor has")
+            raise ValueError(f"{value!r} fits no tensor type")
         return 1
     if len(value) > MAX_FIXED_VALUES:
         raise ValueError(f"more than {MAX_FIXED_VALUES} values: keep them in the model")
@@ -105,7 +105,7 @@ def _count(value: Any, depth: int) -> int:
         raise ValueError(f"the lists are nested more than {_MAX_FIXED_AXES} deep")
     shapes = {_shape(one) for one in value}
     if len(shapes) > 1:
-        raise ValueError("the lists in it are of different lengths")
+        raise ValueError("its lists have different lengths")
     total = sum(_count(one, depth + 1) for one in value)
     if total > MAX_FIXED_VALUES:
         raise ValueError(f"more than {MAX_FIXED_VALUES} values: keep them in the model")

@@ -112,7 +112,9 @@ class LocalStore:
                     os.link(file.name, self.root / "id")  # of two that come at once, one wins
         identity = self.identity()
         if identity is None:
-            raise StorageUnavailable(f"the artifact store at {self.root} doesn't keep its identity")
+            raise StorageUnavailable(
+                f"the artifact store at {self.root} didn't keep its identity file"
+            )
         return identity
 
     def is_right(self, digest: str) -> bool:
@@ -170,7 +172,7 @@ class LocalStore:
             async for chunk in chunks:
                 size += len(chunk)
                 if size > max_bytes:
-                    raise TooLarge(f"a blob may have {max_bytes} bytes at most")
+                    raise TooLarge(f"blobs are limited to {max_bytes} bytes")
                 pending += chunk
                 if len(pending) >= _CHUNK_BYTES:
                     await to_thread.run_sync(blob.write, pending, limiter=self._disk)
@@ -317,7 +319,7 @@ class _Incoming:
     def keep(self, expected: str | None) -> Stored:
         digest = f"sha256:{self._hash.hexdigest()}"
         if expected is not None and digest != expected:
-            raise DigestMismatch(f"announced {expected}, but {digest} arrived; nothing was kept")
+            raise DigestMismatch(f"announced {expected}, received {digest}; nothing was stored")
         self._file.flush()
         self._store._put(Path(self._file.name), self._file, digest)
         return Stored(digest=digest, bytes=self.bytes)

@@ -43,13 +43,13 @@ def prove(db: Database, store: Store) -> None:
         known = _known(session)
     if known is None:
         raise StorageUnavailable(
-            "the farm's artifact store isn't known yet", hint="start the farm's API first: farm api"
+            "the farm has no artifact store yet", hint="start the farm's API first: farm api"
         )
     if store.identity() != known:
         raise StorageUnavailable(
             f"{store.address} isn't the farm's artifact store",
-            hint="set FARM_STORE to the folder that the API has as its store, or mount it there; after the "
-            "store was moved on purpose, move its file id along",
+            hint="set FARM_STORE to the API's store folder, or mount it there; if you moved the "
+            "store, move its file id too",
         )
 
 

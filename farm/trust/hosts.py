@@ -41,7 +41,7 @@ class Hosts:
         hosts = headers.get("host", ())
         for host in hosts:
             if not self._is_ours(_name(host)):
-                raise WrongHost(f"the farm isn't reached by the name {host[:200]!r}")
+                raise WrongHost(f"the farm doesn't accept the host name {host[:200]!r}")
         self._check_site(method, headers, hosts)
 
     def _check_site(self, method: str, headers: Headers, hosts: Sequence[str]) -> None:
@@ -50,7 +50,7 @@ class Hosts:
             # A link on another page may lead here.
             opens = set(headers.get("sec-fetch-mode", ())) == {"navigate"}
             if not (opens and method in _READS):
-                raise CrossSite("a page of another site asked for this")
+                raise CrossSite("the request comes from another site's page")
         if method in _READS:
             return
         # A browser that says same-origin has compared them itself, before any proxy changed the host.
@@ -58,7 +58,7 @@ class Hosts:
             where = urlsplit(origin) if _is_url(origin) else None
             same = where is not None and where.netloc.lower() in {h.lower() for h in hosts}
             if where is None or not (same or self._is_named(where.hostname or "")):
-                raise CrossSite(f"a page of {origin[:200]!r} asked for this")
+                raise CrossSite(f"the request comes from a page of {origin[:200]!r}")
 
     def _is_ours(self, name: str) -> bool:
         return (
@@ -91,7 +91,8 @@ def _name(host: str) -> str:
         return (urlsplit(f"//{host}").hostname or "").rstrip(".")
     except ValueError as err:
         raise InvalidRequest(
-            f"Host: {host[:200]!r} isn't a host", hint="write a name or an address, and a port"
+            f"Host: {host[:200]!r} isn't a host",
+            hint="use a name or an address, and optionally a port",
         ) from err
 
 

@@ -65,7 +65,7 @@ def revoke(session: Session, key_id: str, *, by: Caller) -> ApiKey:
         return row
     if [one.id for one in admins] == [key_id]:
         raise Conflict(
-            "this is the only key that can make others",
+            "this is the only key that can create others",
             hint="create another first: farm keys create --scope admin",
         )
     end(session, row, by=by)

@@ -32,15 +32,15 @@ def signer(content: signatures.Content, signature: str, keys: Collection[str]) -
     """
     if not keys:
         raise PluginRefused(
-            "this farm takes no plugins: no key is trusted to sign them",
-            hint="an operator sets FARM_PLUGIN_KEYS on the API and on the workers",
+            "this farm accepts no plugins: it has no trusted signing key",
+            hint="have an operator set FARM_PLUGIN_KEYS on the API and the workers",
         )
     try:
         key = signatures.signer(content, signature, keys)
     except ValueError as err:
         raise InvalidRequest(
             f"the signature can't be read: {err}",
-            hint="give an Ed25519 signature, 64 bytes in base64",
+            hint="pass an Ed25519 signature, 64 bytes in base64",
         ) from err
     if key is None:
         raise PluginRefused("the library isn't signed by any of the farm's keys")
@@ -62,13 +62,11 @@ def verified(library: Path, signature: str, keys: Collection[str], *, most_bytes
     """
     with library.open("rb") as file:
         if file.read(len(_ELF)) != _ELF:
-            raise PluginRefused(
-                "this isn't a shared library", hint="hand in the .so of the plugins"
-            )
+            raise PluginRefused("this isn't a shared library", hint="pass the plugins' .so file")
         size = os.fstat(file.fileno()).st_size
         if size > most_bytes:
             raise PluginRefused(
-                f"the library has {size} bytes, and {most_bytes} are taken",
+                f"the library has {size} bytes; the limit is {most_bytes}",
                 hint="raise FARM_MAX_PLUGIN_BYTES on the API",
             )
         # Not read: the signature is of the file as it lies there.

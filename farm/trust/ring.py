@@ -167,7 +167,7 @@ class UseWriter(threading.Thread):
             try:
                 self._ring.write_uses()
             except Unavailable as err:
-                log.warning("%s; when keys were used is written later", err.detail)
+                log.warning("%s; the keys' last use will be recorded later", err.detail)
             except Exception:
                 # Nobody else writes it in this process: a bug may cost a round, and not the thread.
                 log.exception("noting the use of keys has a bug here")

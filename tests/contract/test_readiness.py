@@ -80,8 +80,8 @@ def test_a_schema_that_is_older_or_newer_or_missing_is_refused_with_what_to_do(a
     db = Database(settings.database)
     require_schema(db)
     for found, what, hint in (
-        ("0001", f"schema is 0001, and this farm needs {newest_schema()}", "farm db upgrade"),
-        ("9999", "of a newer farm", "bring this machine"),
+        ("0001", f"schema is 0001, but this farm needs {newest_schema()}", "farm db upgrade"),
+        ("9999", "from a newer farm", "update this machine"),
     ):
         with db.write() as session:
             session.execute(text(f"UPDATE alembic_version SET version_num = '{found}'"))

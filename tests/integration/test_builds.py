@@ -329,7 +329,7 @@ def test_a_doubtful_engine_is_pulled_only_where_it_is_asked_for(ledger):
         assert best_match(session, "digits", "sm_89").engine.version == 1
         taken = best_match(session, "digits", "sm_89", version=2, doubtful=True)
         assert taken.engine.state == "doubtful"
-        assert "doubtful, as asked: the class" in taken.why
+        assert "doubtful, as requested: the class" in taken.why
         with pytest.raises(
             NotFound, match=r"passed its gates; fp16 of version 2 is .* 19\.0%"
         ) as no:

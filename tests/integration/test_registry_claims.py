@@ -53,8 +53,8 @@ def pull(ledger, **asked):
     ("left", "right", "words"),
     [
         (None, timed(2.0), "it wasn't measured"),
-        (timed(1.0), None, "of the other: it wasn't measured"),
-        (timed(1.0, others_cpu_share=0.45), timed(2.0), "other processes had 45% of the CPU"),
+        (timed(1.0), None, "the other engine: it wasn't measured"),
+        (timed(1.0, others_cpu_share=0.45), timed(2.0), "other processes used 45% of the CPU"),
         (timed(1.0, speed_up_reason="it was noisy"), timed(2.0), "it was noisy"),
         (timed(1.0), timed(2.0, warnings=["the GPU's clocks were held down"]), "clocks"),
         (timed(1.0), timed(2.0, batch=1), "different batch"),
@@ -153,7 +153,7 @@ def test_a_pull_of_what_was_not_measured_takes_the_smallest_and_never_says_so_of
     record(ledger, made["int8"], metrics=timed(9.0))
     match = pull(ledger)
     assert match.engine.precision == "int8"
-    assert "other processes had 90% of the CPU" in match.why
+    assert "other processes used 90% of the CPU" in match.why
 
 
 def test_the_only_engine_is_called_so(ledger):

@@ -99,7 +99,7 @@ def test_a_pack_of_ten_thousand_files_as_packers_write_them_is_taken(tmp_path: P
 def test_a_file_within_a_file_is_found_however_deep(tmp_path: Path) -> None:
     path = tmp_path / "pack.tar"
     path.write_bytes(tar_of(["a/b/c/d", "x/y", "a/b", "z"]))
-    with pytest.raises(MalformedPack, match="'a/b/c/d' in what is a file"):
+    with pytest.raises(MalformedPack, match="'a/b/c/d' below a file"):
         packs.members(path)
 
 

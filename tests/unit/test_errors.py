@@ -103,7 +103,7 @@ def test_an_upload_that_is_too_large_is_refused_as_such(tmp_path):
 
         if request.method == "HEAD":
             return httpx2.Response(404)
-        body = problem(TooLarge("a blob may have 9 bytes at most"))
+        body = problem(TooLarge("blobs are limited to 9 bytes"))
         return httpx2.Response(body.status_code, content=bytes(body.body), headers=body.headers)
 
     model = tmp_path / "model.onnx"

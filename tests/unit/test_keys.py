@@ -137,7 +137,7 @@ def test_each_place_has_its_hint(at_home: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_refusal_says_what_to_do_here(at_home: Path, stub: StubFarm) -> None:
-    problem = {"code": "key-needed", "detail": "this farm asks for a key", "hint": "the server's"}
+    problem = {"code": "key-needed", "detail": "this farm requires a key", "hint": "the server's"}
     stub.problems["/v1/workers"] = [(401, problem)]
     with Farm(stub.url) as farm, pytest.raises(KeyNeeded) as raised:
         farm.workers()
@@ -340,7 +340,7 @@ def test_the_first_key_needs_no_other_and_the_second_does(
     run: Run, stub: StubFarm, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FARM_URL", stub.url)
-    refusal = (401, {"code": "key-needed", "detail": "this farm asks for a key", "hint": None})
+    refusal = (401, {"code": "key-needed", "detail": "this farm requires a key", "hint": None})
     stub.problems["/v1/keys"] = [refusal, refusal]
     first = run("keys", "create", "--name", "me", "--scope", "admin")
     assert first.exit_code == 0, first.output
