@@ -30,9 +30,7 @@ class Settings(BaseSettings):
         env_prefix="FARM_", env_ignore_empty=True, frozen=True, extra="ignore"
     )
 
-    home: Path = Field(
-        DEFAULT_HOME, description="the folder that holds all state of an embedded farm"
-    )
+    home: Path = Field(DEFAULT_HOME, description="folder for all state of an embedded farm")
     database_url: str = Field(
         "", description="SQLAlchemy URL; by default SQLite in the home folder"
     )
@@ -44,69 +42,63 @@ class Settings(BaseSettings):
     )
     runtimes: Annotated[tuple[Runtime, ...], NoDecode] = Field(
         (Runtime.TENSORRT, Runtime.TENSORRT_RTX),
-        description="runtimes for targets that name none, the preferred one first, comma-separated",
+        description="runtimes for targets that name none, in order of preference, comma-separated",
     )
     plugin_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Ed25519 public keys (base64 of 32 bytes), comma-separated, whose signature lets "
-        "a plugin library run in builds; by default none",
+        description="Ed25519 public keys (base64 of 32 bytes), comma-separated, whose signatures allow "
+        "plugin libraries in builds; by default none",
     )
     gates: GateSet = Field(
         GateSet(),
-        description="an engine that fails one is published as doubtful, which no pull takes by default; "
-        'JSON, of some or all: `{"quantized": {"agreement": 0.95}}`',
+        description="engines that fail a gate are published as doubtful and not pulled by default; "
+        'JSON with some or all of them: `{"quantized": {"agreement": 0.95}}`',
     )
-    max_upload_bytes: int = Field(64 * 2**30, description="largest blob that the API takes")
-    max_uploads: int = Field(64, ge=1, description="uploads that the API takes side by side")
-    max_request_bytes: int = Field(
-        2**20, ge=1024, description="largest JSON body that the API takes"
-    )
-    max_build_jobs: int = Field(
-        512, ge=1, description="jobs that one build may have; more are several builds"
-    )
+    max_upload_bytes: int = Field(64 * 2**30, description="largest blob the API accepts")
+    max_uploads: int = Field(64, ge=1, description="limit of concurrent uploads")
+    max_request_bytes: int = Field(2**20, ge=1024, description="largest JSON body the API accepts")
+    max_build_jobs: int = Field(512, ge=1, description="most jobs per build; split larger ones")
     max_event_streams: int = Field(
-        512, ge=1, description="clients that follow builds side by side; others are asked to wait"
+        512, ge=1, description="limit of concurrent event streams; further clients must wait"
     )
     max_client_share: float = Field(
         0.5,
         gt=0,
         le=1,
-        description="of the places for uploads, event streams and requests, and of the memory for bodies, "
-        "what one client may hold, by its key or else its address",
+        description="share of the slots for uploads, event streams and requests, and of body memory, "
+        "that one client may hold, by its key or else its address",
     )
-    max_plugin_bytes: int = Field(
-        128 * 2**20, ge=1, description="largest plugin library that is allow-listed"
-    )
+    max_plugin_bytes: int = Field(128 * 2**20, ge=1, description="largest plugin library accepted")
     body_idle_s: float = Field(
-        15.0, gt=0, description="a request whose body pauses for so long is ended"
+        15.0, gt=0, description="requests whose body stalls for this long are ended"
     )
     body_min_bytes_per_s: float = Field(
-        4096.0, ge=0, description="a request whose body comes slower on the whole is ended"
+        4096.0, ge=0, description="requests whose body is slower than this on average are ended"
     )
     hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="names by which the API and Flower are reached, comma-separated: `farm.example.com`, "
-        "`*.example.com`, or `*` for any. Without them: `localhost`, this machine's own name, and "
-        "addresses such as `192.0.2.7`",
+        description="host names the API and Flower answer to, comma-separated: `farm.example.com`, "
+        "`*.example.com`, or `*` for any. Always accepted: `localhost`, this machine's own name, and "
+        "IP addresses such as `192.0.2.7`",
     )
     keys_required: bool = Field(
         True,
-        description="whether the API and Flower ask for a key; without, whoever reaches them may do "
-        "everything. `farm up` makes one that its user's commands find by themselves",
+        description="whether the API and Flower require a key; if not, anyone who can reach them may do "
+        "anything. `farm up` creates one that its user's commands find by themselves",
     )
     metrics_need_key: bool = Field(
-        False, description="whether `/metrics` asks for a key, too, of any scope"
+        False, description="whether `/metrics` requires a key too, of any scope"
     )
     lease_ttl_s: float = Field(
-        30.0, gt=0, description="a job whose worker is silent so long is run again"
+        30.0, gt=0, description="a job whose worker is silent for this long is rerun"
     )
-    max_attempts: int = Field(3, ge=1, description="attempts of a job whose worker fell silent")
-    worker_ttl_s: float = Field(30.0, gt=0, description="a worker silent for so long is offline")
+    max_attempts: int = Field(3, ge=1, description="attempts per job whose worker went silent")
+    worker_ttl_s: float = Field(30.0, gt=0, description="a worker silent for this long is offline")
     sweep_interval_s: float = Field(
-        2.0, gt=0, description="how often lost messages and leases are looked for"
+        2.0, gt=0, description="interval between checks for lost messages and expired leases"
     )
     ring_again_s: float = Field(
-        60.0, gt=0, description="a job that has been queued this long is announced again"
+        60.0, gt=0, description="a job queued for this long is announced again"
     )
     retry_first_s: float = Field(
         15.0, gt=0, description="wait before an interrupted job's second attempt"
@@ -115,10 +107,10 @@ class Settings(BaseSettings):
         60.0, gt=0, description="longest wait before an interrupted job's next attempt"
     )
     scrub_bytes_per_s: float = Field(
-        10e6, gt=0, description="of the store that each API process hashes in the background"
+        10e6, gt=0, description="rate at which each API process hashes the store in the background"
     )
     cpu_slots: int = Field(
-        2, ge=1, description="jobs that a CPU worker runs side by side; a GPU worker runs one"
+        2, ge=1, description="jobs a CPU worker runs in parallel; a GPU worker runs one"
     )
     job_timeout_s: float = Field(4 * 3600.0, gt=0, description="time limit of one stage")
     stage_timeouts_s: dict[JobKind, float] = Field(
@@ -128,42 +120,42 @@ class Settings(BaseSettings):
     job_memory_bytes: int | None = Field(
         None,
         ge=2**28,
-        description="memory limit of one job; by default an equal share, by FARM_CPU_SLOTS, of what this "
+        description="memory limit per job; by default an equal share, by FARM_CPU_SLOTS, of what this "
         "machine or container has, less a tenth and 1 GiB",
     )
     job_disk_bytes: int | None = Field(
         None,
         ge=2**20,
-        description="limit of what one job writes; by default an equal share of four fifths of what is free "
+        description="disk limit per job; by default an equal share of four fifths of the free space "
         "under the home folder",
     )
     job_log_bytes: int = Field(
         8 * 2**20,
         ge=2**10,
-        description="what is kept of what one job prints: the beginning and, of the rest, the end",
+        description="log kept per job: the beginning and the end of its output",
     )
     sandbox: Literal["best", "required", "off"] = Field(
         "best",
-        description="what a worker keeps a job from: `best`, all that this machine can enforce; `required`, "
-        "a worker that can't enforce everything runs nothing; `off`, nothing. "
-        "`farm worker --check-sandbox` tells what holds",
+        description="job isolation: `best`, everything this machine can enforce; `required`, "
+        "a worker that can't enforce everything runs nothing; `off`, none. "
+        "`farm worker --check-sandbox` shows what is enforced",
     )
     sandbox_own_user: bool = Field(
-        True, description="a worker that runs as root runs each job as a user of its own"
+        True, description="a worker running as root runs each job as a separate user"
     )
     sandbox_read: Annotated[tuple[Path, ...], NoDecode] = Field(
         (),
-        description="more folders that jobs may read, comma-separated, where libraries lie elsewhere than in "
+        description="additional folders that jobs may read, comma-separated, for libraries outside "
         "`/usr`, Python's own folders and LD_LIBRARY_PATH",
     )
     sandbox_environment: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="more variables of the environment that jobs see, comma-separated"
+        (), description="additional environment variables passed to jobs, comma-separated"
     )
     keep_workdirs: bool = Field(
-        False, description="keep failed stages' work folders in the home folder, to look into"
+        False, description="keep failed stages' work folders in the home folder for inspection"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="of the farm's own processes"
+        "INFO", description="log level of the farm's own processes"
     )
 
     @model_validator(mode="before")
@@ -187,7 +179,7 @@ class Settings(BaseSettings):
     def _are_names(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
         for host in hosts:
             if not _HOST.fullmatch(host):
-                raise ValueError(f"{host!r} isn't a host's name; leave out http:// and the port")
+                raise ValueError(f"{host!r} isn't a host name; omit http:// and the port")
         return tuple(host.lower() for host in hosts)
 
     @model_validator(mode="after")

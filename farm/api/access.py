@@ -82,7 +82,7 @@ def needed(method: str, path: str) -> Scope:
         return SCOPES[method, path]
     except KeyError:
         raise InternalError(
-            f"{method} {path} has no scope", hint="name it in farm/api/access.py: SCOPES"
+            f"{method} {path} has no scope", hint="add it to SCOPES in farm/api/access.py"
         ) from None
 
 
@@ -181,18 +181,16 @@ def _places() -> CapacityLimiter:
 
 def _refusal(key: str | None) -> KeyNeeded:
     if key is None:
-        return KeyNeeded("this farm asks for a key")
-    err = KeyNeeded(
-        "the farm doesn't know this key: it isn't of this farm, has expired, or was revoked"
-    )
+        return KeyNeeded("this farm requires a key")
+    err = KeyNeeded("unknown key: it belongs to another farm, has expired, or was revoked")
     err.was_given = True
     return err
 
 
 def _too_little(row: ApiKey, wanted: Scope) -> ScopeMissing:
     err = ScopeMissing(
-        f"this needs the scope {wanted}; the key {row.name} ({row.id}) has {', '.join(row.scopes)}",
-        hint=f"ask an administrator for a key that has it: farm keys create --scope {wanted}",
+        f"this requires the scope {wanted}; the key {row.name} ({row.id}) has {', '.join(row.scopes)}",
+        hint=f"ask an administrator for a key with that scope: farm keys create --scope {wanted}",
     )
     err.scope = wanted
     return err

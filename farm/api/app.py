@@ -38,7 +38,7 @@ Submit a model once; pull the right TensorRT engine for every GPU.
 
 1. `POST /v1/blobs` the model and its data, 2. `POST /v1/builds`, 3. follow
 `GET /v1/builds/{id}/events`, 4. `GET /v1/models/{model}/engines/{gpu}`.
-Errors are RFC 9457 problems whose `hint` says what to do.
+Errors are RFC 9457 problem documents whose `hint` says what to do next.
 """
 
 

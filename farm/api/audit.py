@@ -16,18 +16,20 @@ router = APIRouter(prefix="/v1/audit", tags=["keys"])
 Text = Annotated[str, StringConstraints(max_length=100)]
 
 
-@router.get("", summary="Who changed what", response_model=AuditPage)
+@router.get("", summary="List changes", response_model=AuditPage)
 def entries(
     farm: Farm,
-    key: Annotated[Text | None, Query(description="only what was done with this key's id")] = None,
+    key: Annotated[
+        Text | None, Query(description="only changes made with the key of this id")
+    ] = None,
     action: Annotated[Text | None, Query(examples=["submit"])] = None,
     limit: Limit = 50,
     cursor: Annotated[
         Annotated[int, Field(ge=1, le=2**63 - 1)] | None,
-        Query(description="`cursor` of the page before"),
+        Query(description="`cursor` from the previous page"),
     ] = None,
 ) -> Response:
-    """Every change, the newest first: who, what, from where, when."""
+    """Every change, newest first: who, what, from where and when."""
     with farm.db.read() as session:
         rows = audit.page(session, key=key, action=action, before=cursor, limit=limit + 1)
         items = [AuditEntry.model_validate(row) for row in rows]

@@ -44,7 +44,7 @@ async def upload(
     repr_digest: Annotated[
         str | None,
         Header(
-            description="RFC 9530; verified, and nothing is kept on a mismatch",
+            description="RFC 9530; the upload is verified, and nothing is stored on a mismatch",
             examples=["sha-256=:RBNvo1WzZ4oRRq0W9+hknpT7T8If536DEMBg9hyq/4o=:"],
             json_schema_extra={"pattern": "^sha-256=:[A-Za-z0-9+/]{43}=:$"},
         ),
@@ -70,7 +70,7 @@ def _announced(header: str | None) -> str | None:
         digest = b""
     if len(digest) != 32:
         raise InvalidRequest(
-            "Repr-Digest has no sha-256", hint="send Repr-Digest: sha-256=:BASE64:, or leave it out"
+            "Repr-Digest has no sha-256", hint="send Repr-Digest: sha-256=:BASE64:, or omit it"
         )
     return f"sha256:{digest.hex()}"
 
@@ -83,12 +83,12 @@ def _remember(farm: Services, stored: Stored, by: Caller) -> None:
 
 @router.head(
     "/{digest}",
-    summary="Is this blob here?",
+    summary="Check whether a blob exists",
     response_class=Response,
     responses=problems(404),
 )
 def head(digest: Annotated[str, Path(max_length=100)], farm: Farm) -> Response:
-    """200 with its size as Content-Length, or 404: so that a client never uploads twice."""
+    """200 with its size as Content-Length, or 404. Lets a client skip an upload."""
     # Who asks counts on it from now on, so it is as young as if it had been uploaded.
     with farm.db.write() as session:
         size = artifacts.renew(session, digest)

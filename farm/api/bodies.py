@@ -31,7 +31,7 @@ class Bodies:
         self._held = 0
         share = settings.max_client_share
         self._shares = Shares(_MOST_HELD_BYTES, share)
-        self._uploads = Places(settings.max_uploads, share, "uploads are on their way already")
+        self._uploads = Places(settings.max_uploads, share, "uploads are already in progress")
 
     async def upload(
         self,
@@ -50,7 +50,7 @@ class Bodies:
             TooSlow: to the call that reads it.
         """
         if _announced(headers) > self._settings.max_upload_bytes:
-            raise TooLarge(f"a blob may have {self._settings.max_upload_bytes} bytes at most")
+            raise TooLarge(f"blobs are limited to {self._settings.max_upload_bytes} bytes")
         with self._uploads.one(client):
             await app(scope, _Paced(receive, self._settings), send)
 
@@ -69,9 +69,9 @@ class Bodies:
             while True:
                 message = await paced()
                 if message["type"] == "http.disconnect":
-                    raise InvalidRequest("the request broke off", hint="send it again, whole")
+                    raise InvalidRequest("the request was aborted", hint="send it again in full")
                 piece = message.get("body", b"")
-                self._shares.take(client, "too many large requests of this client", len(piece))
+                self._shares.take(client, "too many large requests from this client", len(piece))
                 held += len(piece)
                 self._held += len(piece)
                 if held > most:
@@ -85,15 +85,15 @@ class Bodies:
             self._held -= held
             self._shares.give_back(client, held)
         if body and "content-type" not in headers:
-            raise WrongContentType("the request has a body and no Content-Type", hint=JSON_HINT)
+            raise WrongContentType("the request has a body but no Content-Type", hint=JSON_HINT)
         return bytes(body)
 
 
 def _too_large(most: int) -> FarmError:
     return TooLarge(
-        f"a request may have {most} bytes at most",
-        hint="keep data in the model or upload them as a blob; FARM_MAX_REQUEST_BYTES on the API "
-        "is the limit",
+        f"requests are limited to {most} bytes",
+        hint="keep data in the model or upload it as a blob; the limit is FARM_MAX_REQUEST_BYTES "
+        "on the API",
     )
 
 
@@ -127,10 +127,10 @@ class _Paced:
         with anyio.move_on_after(self._idle_s) as scope:
             message = await self._receive()
         if scope.cancelled_caught:
-            raise TooSlow(f"nothing of the request's body came for {self._idle_s:g} s")
+            raise TooSlow(f"the request body stalled for {self._idle_s:g} s")
         self._waited_s += time.monotonic() - began
         self._bytes += len(message.get("body", b""))
         self._ended = not message.get("more_body", False)
         if not self._ended and self._waited_s > _GRACE_S + self._bytes / max(self._rate, 1e-9):
-            raise TooSlow(f"the request's body came with less than {self._rate:g} bytes a second")
+            raise TooSlow(f"the request body arrived at less than {self._rate:g} bytes per second")
         return message

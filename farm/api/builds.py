@@ -60,7 +60,7 @@ def submit(
         str | None,
         Header(
             max_length=200,
-            description="makes a repeat with the same key return the first answer",
+            description="a repeated request with the same key returns the first response",
         ),
     ] = None,
     _client: Annotated[
@@ -68,12 +68,12 @@ def submit(
         Header(
             alias="Farm-Client",
             max_length=100,
-            description="what the client calls itself, for the audit. Keys take turns; where none is "
-            "needed, these do, by default the address",
+            description="the client's name, for the audit. Scheduling is fair across keys; if none is "
+            "required, across these names, or else addresses",
         ),
     ] = None,
 ) -> Response:
-    """Plan a model version × precisions × targets. Work that is there or on its way is reused."""
+    """Plan a model version × precisions × targets. Finished and running jobs are reused."""
     with farm.one_of(farm.planning, "other builds are being planned"):
         view = _submit(farm, parsed(BuildRequest, body), by, idempotency_key)
     return answer(view, status=202, headers={"Location": f"/v1/builds/{view.id}"})
@@ -125,7 +125,7 @@ def _unit(farm: Services, work: Callable[[Session], Submitted]) -> BuildView:
         except IntegrityError:
             continue
     else:
-        raise Conflict("too many submissions of the same work at once", hint="submit it again")
+        raise Conflict("too many concurrent submissions of the same work", hint="submit it again")
     if submitted.ready:
         farm.sweeper.ring(submitted.ready)
     # A worker hears of it meanwhile.
@@ -140,7 +140,7 @@ def list_builds(
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Response:
-    """Builds, the newest first."""
+    """Builds, newest first."""
     with farm.db.read() as session:
         items = views.builds(session, model=model, state=state, before=cursor, limit=limit + 1)
     more = len(items) > limit
@@ -171,7 +171,7 @@ async def follow(
         Header(description="resume after this event"),
     ] = None,
 ) -> Response:
-    """Server-sent events: changes of state, phases, progress, log. Ends when the build has ended."""
+    """Server-sent events: state changes, phases, progress, log. Ends when the build ends."""
     return await farm.streams.follow(build_id, last_event_id or 0)
 
 
@@ -188,19 +188,19 @@ def logs(
         Annotated[int, Field(ge=1, le=2**63 - 1)] | None, Query(description="a job's id")
     ] = None,
 ) -> str:
-    """What the build's jobs printed, as text."""
+    """The output of the build's jobs, as text."""
     with farm.db.read() as session:
         return log(session, build_id, job)
 
 
 @router.get(
     "/{build_id}/explain",
-    summary="Why did it run?",
+    summary="Explain a build",
     response_model=Explanation,
     responses=problems(404),
 )
 def why(build_id: BuildId, farm: Farm) -> Response:
-    """Why each job ran or was reused, against the nearest earlier job."""
+    """Why each job ran or was reused, compared with the closest earlier job."""
     with (
         farm.one_of(farm.planning, "other builds are being planned or explained"),
         farm.db.read() as session,
@@ -215,7 +215,7 @@ def why(build_id: BuildId, farm: Farm) -> Response:
     responses=problems(404),
 )
 def cancel(build_id: BuildId, farm: Farm, by: By) -> Response:
-    """Cancel the build and those of its jobs that no other build wants. Idempotent."""
+    """Cancel the build and any of its jobs that no other build needs. Idempotent."""
     with farm.db.write() as session:
         if cancel_build(session, build_id):
             audit.record(session, by, "cancel", build_id)
@@ -231,7 +231,7 @@ def cancel(build_id: BuildId, farm: Farm, by: By) -> Response:
     responses=problems(404, 409),
 )
 def retry(build_id: BuildId, farm: Farm, by: By) -> Response:
-    """Run what failed or was cancelled again; what has succeeded is kept. Idempotent."""
+    """Rerun failed and cancelled jobs; succeeded jobs are kept. Idempotent."""
 
     def retried(session: Session) -> Submitted:
         fleet = farm.fleet(session)

@@ -34,22 +34,22 @@ _SCHEME = "key"
 _BEARER = {
     "type": "http",
     "scheme": "bearer",
-    "description": "A key of this farm: `farm keys create`; that of `farm up` is the file `key` in its home.",
+    "description": "A key from `farm keys create`; `farm up` writes one to the file `key` in its home.",
 }
 _OF_BODIES = (400, 408, 413, 415)
 NAMES = {
     400: "Bad request",
-    401: "A key is needed",
-    403: "The key lacks the scope, or a page of another site asked",
+    401: "A key is required",
+    403: "The key lacks the scope, or the request is cross-site",
     404: "Not found",
-    408: "The body came too slowly",
+    408: "The body arrived too slowly",
     409: "Conflict",
     413: "Too large",
-    415: "Another content type is needed",
-    416: "No such range",
-    421: "The farm isn't reached by this name",
+    415: "Unsupported content type",
+    416: "Range not satisfiable",
+    421: "Host name not accepted",
     422: "Invalid request",
-    429: "This client has its share: try again after Retry-After",
+    429: "This client has reached its share: try again after Retry-After",
     503: "Unavailable: try again after Retry-After",
     507: "Storage full",
 }
@@ -249,5 +249,5 @@ async def start() -> Response:
 @router.get("/{name}")
 async def file(name: str) -> Response:
     if name not in _SERVED:
-        raise NotFound("there is no such file", hint="the page is /docs")
+        raise NotFound("no such file", hint="the documentation is at /docs")
     return FileResponse(_FILES / name, media_type=_SERVED[name])

@@ -57,8 +57,8 @@ class Door:
         self._streams = Places(
             settings.max_event_streams,
             settings.max_client_share,
-            "streams of events are followed already",
-            hint="try again in a moment, or ask for the build from time to time",
+            "event streams are already open",
+            hint="try again in a moment, or poll the build instead",
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -132,7 +132,7 @@ def _headers(sent: Iterable[tuple[bytes, bytes]]) -> Headers:
 def _check_type(headers: Headers, fits: Callable[[str], bool], hint: str) -> None:
     for said in headers.get("content-type", ()):
         if not fits(said.partition(";")[0].strip().lower()):
-            raise WrongContentType(f"this call takes no {said[:100]!r}", hint=hint)
+            raise WrongContentType(f"this call doesn't accept {said[:100]!r}", hint=hint)
 
 
 def _is_json(kind: str) -> bool:

@@ -40,7 +40,7 @@ def parsed(shape: type[Shape], body: bytes) -> Shape:
         return shape.model_validate_json(_bounded(shape, body), strict=True)
     except ValidationError as err:
         if err.error_count() > _MOST_FAULTS:
-            detail = f"{err.error_count()} values in the request are wrong"
+            detail = f"{err.error_count()} values in the request are invalid"
             raise InvalidRequest(detail, hint=_HINT) from None
         told = err.errors(include_url=False, include_context=False, include_input=False)
         raise invalid(told) from None
@@ -51,7 +51,7 @@ def _bounded(shape: type[BaseModel], body: bytes) -> bytes:
     whole numbers as integers, which in JSON they are."""
     # There are at most as many values as these; without reading them, which makes an object of each.
     if sum(map(body.count, (b",", b"[", b"{"))) > _MOST_VALUES:
-        raise InvalidRequest(f"the request holds more than {_MOST_VALUES} values", hint=_HINT)
+        raise InvalidRequest(f"the request has more than {_MOST_VALUES} values", hint=_HINT)
     try:
         tree = from_json(body)
     except ValueError:
@@ -88,7 +88,7 @@ def _too_long(value: Any, schema: Schema, named: Mapping[str, Schema], at: str) 
         yield from _too_long(value, choice, named, at)
     if isinstance(value, list) and schema.get("type") == "array":
         if len(value) > schema.get("maxItems", _MOST_VALUES):
-            yield f"{at or 'the request'}: {len(value)} items, and at most {schema['maxItems']} are taken"
+            yield f"{at or 'the request'}: {len(value)} items; the limit is {schema['maxItems']}"
         for number, item in enumerate(value):
             yield from _too_long(item, schema.get("items", {}), named, f"{at}.{number}".lstrip("."))
     if isinstance(value, dict) and schema.get("type") == "object":
@@ -100,10 +100,10 @@ def _of_object(
 ) -> Iterator[str]:
     known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
     if len(value) > schema.get("maxProperties", _MOST_VALUES):
-        yield f"{at}: {len(value)} names, and at most {schema['maxProperties']} are taken"
+        yield f"{at}: {len(value)} names; the limit is {schema['maxProperties']}"
     unknown = [name for name in value if name not in known] if others is False else []
     if len(unknown) > _MOST_UNKNOWN:
-        yield f"{at or 'the request'}: {len(unknown)} fields that it hasn't, as {unknown[0][:100]!r}"
+        yield f"{at or 'the request'}: {len(unknown)} unknown fields, such as {unknown[0][:100]!r}"
     for name, item in value.items():
         inner = known.get(name, others if isinstance(others, dict) else {})
         yield from _too_long(item, inner, named, f"{at}.{name[:100]}".lstrip("."))

@@ -32,7 +32,7 @@ class BlobResponse(FileResponse):
         except RangeNotSatisfiable:
             raise HTTPException(
                 416,
-                f"the file has {file_size} bytes, and none of what was asked for",
+                f"the file has {file_size} bytes, none of them in the requested range",
                 headers={"Content-Range": f"bytes */{file_size}"},
             ) from None
         return ranges

@@ -15,20 +15,20 @@ router = APIRouter(prefix="/v1", tags=["fleet"])
 
 @router.get("/workers", summary="List workers")
 def workers(farm: Farm) -> list[WorkerView]:
-    """Every worker that announced itself, with its GPU, and what it does now."""
+    """Every known worker, with its GPU and current job."""
     with farm.db.read() as session:
         return worker_views(session, farm.fleet(session))
 
 
 @router.get("/targets", summary="List targets")
 def targets(farm: Farm) -> list[TargetView]:
-    """Every runtime × GPU tag: buildable now, when such a worker joins, or not at all, and why."""
+    """Every runtime × GPU tag: buildable now, once a matching worker joins, or unsupported, and why."""
     with farm.db.read() as session:
         return target_views(farm.fleet(session))
 
 
 @router.get("/timing-caches", summary="List timing caches")
 def list_timing_caches(farm: Farm) -> list[TimingCacheView]:
-    """What TensorRT's builders have timed, a GPU and toolchain: the next build there starts with it."""
+    """TensorRT's timing caches, one per GPU and toolchain, which the next build starts from."""
     with farm.db.read() as session:
         return timing_caches.views(session)

@@ -17,12 +17,12 @@ router = APIRouter(prefix="/v1/gc", tags=["fleet"])
     "", summary="Free disk space", responses=problems(507), openapi_extra=json_body(GcRequest)
 )
 def collect(body: Body, farm: Farm, by: By) -> GcReport:
-    """Remove the blobs that nothing refers to: no version, build, job that has succeeded, or engine.
+    """Remove blobs that no version, build, succeeded job or engine refers to.
 
-    Safe while builds run and uploads come in. It answers when it is done.
+    Safe while builds and uploads are running. Responds when finished.
     """
     request = parsed(GcRequest, body)
-    with farm.one_of(farm.collecting, "another garbage collection runs"):
+    with farm.one_of(farm.collecting, "another garbage collection is running"):
         return gc.collect(
             farm.db,
             farm.store,

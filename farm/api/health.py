@@ -21,18 +21,18 @@ router = APIRouter(tags=["health"])
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-@router.get("/healthz", summary="Is the process alive?")
+@router.get("/healthz", summary="Liveness")
 async def healthz() -> dict[str, str]:
     # No thread: it answers while all of them are at work.
     return {"status": "ok"}
 
 
-@router.get("/readyz", summary="Can it take work?", responses=problems())
+@router.get("/readyz", summary="Readiness", responses=problems())
 def readyz(farm: Farm) -> Readiness:
-    """Whether database, schema, store and disk are as they must be; 503 says which isn't, and what to do.
+    """Whether the database, schema, store and disk are usable; 503 says which isn't, and what to do.
 
-    A broker that is away, or a worker that doesn't read its queues, doesn't count: submissions are taken,
-    and wait.
+    An unreachable broker, or a worker that doesn't read its queues, doesn't count: submissions are still
+    accepted, and wait.
     """
     found = readiness.checks(farm.settings, farm.db, farm.store)
     wrong = [f"{part}: {said}" for part, said in found.items() if said != readiness.OK]
@@ -43,7 +43,7 @@ def readyz(farm: Farm) -> Readiness:
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
 def metrics(farm: Farm) -> Response:
-    """Builds and jobs by state, queue lengths, workers, engines, as they are in the database."""
+    """Builds and jobs by state, queue lengths, workers and engines, read from the database."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_FarmCollector(farm))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE)

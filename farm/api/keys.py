@@ -14,18 +14,18 @@ from farm.trust import keys
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"])
 
-KeyId = Annotated[str, Path(max_length=100, description="the key's id, which is no secret")]
+KeyId = Annotated[str, Path(max_length=100, description="the key's id, which isn't secret")]
 
 
 @router.post(
     "",
     status_code=201,
-    summary="Make a key",
+    summary="Create a key",
     response_model=NewKey,
     openapi_extra=json_body(KeyRequest),
 )
 def create(body: Body, farm: Farm, by: By) -> Response:
-    """Make a key with these scopes. This answer is the only one that has the key itself."""
+    """Create a key with these scopes. Only this response contains the key itself."""
     request = parsed(KeyRequest, body)
     with farm.db.write() as session:
         row, text = keys.create(
@@ -43,7 +43,7 @@ def create(body: Body, farm: Farm, by: By) -> Response:
 
 @router.get("", summary="List keys", response_model=KeyPage, responses=problems(404))
 def list_keys(farm: Farm, limit: Limit = 50, cursor: Cursor = None) -> Response:
-    """Keys, the newest first, also those that open nothing any more."""
+    """Keys, newest first, including expired and revoked ones."""
     with farm.db.read() as session:
         items = [
             KeyView.model_validate(row)
@@ -56,7 +56,7 @@ def list_keys(farm: Farm, limit: Limit = 50, cursor: Cursor = None) -> Response:
 
 @router.get("/{key_id}", summary="Show a key", response_model=KeyView, responses=problems(404))
 def show(key_id: KeyId, farm: Farm) -> Response:
-    """A key, without what makes it one."""
+    """A key's metadata, without its secret."""
     with farm.db.read() as session:
         return answer(KeyView.model_validate(keys.get(session, key_id)))
 
@@ -65,7 +65,7 @@ def show(key_id: KeyId, farm: Farm) -> Response:
     "/{key_id}", summary="Revoke a key", response_model=KeyView, responses=problems(404, 409)
 )
 def revoke(key_id: KeyId, farm: Farm, by: By) -> Response:
-    """Let a key open nothing any more, everywhere within a second. Idempotent."""
+    """Revoke a key. Takes effect everywhere within a second. Idempotent."""
     with farm.db.write() as session:
         view = KeyView.model_validate(keys.revoke(session, key_id, by=by))
     farm.ring.forget()

@@ -43,7 +43,7 @@ class Looks:
         seen = self._recall(key)
         if seen is None:
             if not self._looking.acquire(timeout=_WAIT_S):
-                raise Busy("other sources are being looked at")
+                raise Busy("other sources are being inspected")
             try:
                 seen = self._recall(key) or _look(path, format)
             finally:

@@ -21,7 +21,7 @@ router = APIRouter(prefix="/v1/plugins", tags=["fleet"])
     openapi_extra=json_body(PluginRequest),
 )
 def add(body: Body, farm: Farm, by: By) -> PluginView:
-    """Allow-list an uploaded library that one of `FARM_PLUGIN_KEYS` has signed. Idempotent."""
+    """Allow-list an uploaded library signed with one of `FARM_PLUGIN_KEYS`. Idempotent."""
     request = parsed(PluginRequest, body)
     with farm.db.read() as session:
         plugins.find_uploaded(session, request.digest)
@@ -40,6 +40,6 @@ def add(body: Body, farm: Farm, by: By) -> PluginView:
 
 @router.get("", summary="List plugin libraries")
 def list_plugins(farm: Farm) -> list[PluginView]:
-    """What builds may name in `options.plugins`."""
+    """The libraries that builds may use in `options.plugins`."""
     with farm.db.read() as session:
         return plugins.views(session)

@@ -109,11 +109,11 @@ def _methods(request: Request) -> set[str]:
 
 
 async def _broken_off(request: Request, _err: Exception) -> JSONResponse:
-    log.info("%s %s broke off", request.method, request.url.path)
-    detail = "the request broke off, or its chunks are malformed; nothing was kept"
-    return problem(HttpError(detail, hint="send it again, whole"))
+    log.info("%s %s was aborted", request.method, request.url.path)
+    detail = "the request was aborted, or its chunks are malformed; nothing was stored"
+    return problem(HttpError(detail, hint="send it again in full"))
 
 
 async def _bug(request: Request, err: Exception) -> JSONResponse:
     log.error("%s %s failed", request.method, request.url.path, exc_info=err)
-    return problem(InternalError("the farm has a bug here; the API's log has the traceback"))
+    return problem(InternalError("this is a bug in the farm; the API's log has the traceback"))

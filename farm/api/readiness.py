@@ -70,7 +70,7 @@ def _disk(store: Store) -> str:
     except FarmError as err:
         return _told(err)
     if free is not None and free < RESERVE_BYTES:
-        return f"{free // 10**6} MB are free for the store (free some: farm gc)"
+        return f"only {free // 10**6} MB are free for the store (free some: farm gc)"
     return OK
 
 
@@ -82,9 +82,7 @@ def _queues(settings: Settings, db: Database) -> str:
         return _told(err)
     told = [f"{queue} ({', '.join(names)})" for queue, names in sorted(unread.items())]
     if told:
-        return (
-            f"workers are online without reading their queues: {'; '.join(told)} (start them again)"
-        )
+        return f"workers are online without reading their queues: {'; '.join(told)} (restart them)"
     return OK
 
 
@@ -95,5 +93,5 @@ def _broker(url: str) -> str:
     try:
         socket.create_connection(place, timeout=_BROKER_S).close()
     except OSError as err:
-        return f"no broker answers at {place[0]}:{place[1]}: {err} (jobs wait until it is there)"
+        return f"no broker answers at {place[0]}:{place[1]}: {err} (jobs wait until it is back)"
     return OK

@@ -37,7 +37,7 @@ router = APIRouter(prefix="/v1", tags=["registry"])
 
 Pruned = Annotated[
     Annotated[str, Field(max_length=40)] | None,
-    Query(description="2:4, l1:0.5, or none for engines with all weights", examples=["2:4"]),
+    Query(description="2:4, l1:0.5, or none for unpruned engines", examples=["2:4"]),
 ]
 _MOST_PARSED_BYTES = (
     4 * 2**20
@@ -81,7 +81,7 @@ def list_engines(
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Response:
-    """A model's engines, the newest first; each once, however often it was judged."""
+    """A model's engines, newest first; each once, however often it was evaluated."""
     with farm.db.read() as session:
         items = catalog.engines(
             session,
@@ -111,12 +111,12 @@ def match(
     version: VersionNumber = None,
     prune: Pruned = None,
     doubtful: Annotated[
-        bool, Query(description="take an engine that failed a gate, where there is no good one")
+        bool, Query(description="accept an engine that failed a gate if no other matches")
     ] = False,
 ) -> Response:
     """The best engine for a GPU tag, and why; its bytes are at `/v1/engines/{id}/content`.
 
-    A pruned one is answered only where it is asked for, or there is no other of its version.
+    A pruned engine is returned only if requested, or if its version has no other.
     """
     with farm.db.read() as session:
         found = best_match(
@@ -139,19 +139,19 @@ def match(
     responses=problems(404),
 )
 def show_engine(engine_id: EngineId, farm: Farm) -> Response:
-    """A row of the registry."""
+    """An engine's registry entry."""
     with farm.db.read() as session:
         return answer(catalog.engine(session, engine_id))
 
 
 @router.get(
     "/engines/{engine_id}/manifest",
-    summary="An engine's manifest",
+    summary="Show an engine's manifest",
     response_model=Manifest,
     responses=problems(404),
 )
 def manifest(engine_id: EngineId, farm: Farm) -> Response:
-    """What the engine is and where it came from, to keep beside its bytes."""
+    """The engine's description and provenance, to store next to its bytes."""
     with farm.db.read() as session:
         engine = catalog.engine(session, engine_id)
         provenance = provenance_of(session, engine_id)
@@ -160,12 +160,12 @@ def manifest(engine_id: EngineId, farm: Farm) -> Response:
 
 @router.get(
     "/engines/{engine_id}/layers",
-    summary="What is in an engine",
+    summary="Show an engine's layers",
     response_model=LayerReport,
     responses=problems(404, 413),
 )
 def layers(engine_id: EngineId, farm: Farm) -> Response:
-    """Its layers, and in which types it computes."""
+    """The engine's layers and the types it computes in."""
     with farm.db.read() as session:
         digest = layer_report(session, engine_id)
     path = farm.store.path(digest)
@@ -181,15 +181,15 @@ def layers(engine_id: EngineId, farm: Farm) -> Response:
         return answer(LayerReport.model_validate_json(path.read_bytes()))
     except ValidationError:
         raise NotFound(
-            f"engine {engine_id!r} was built with a layer report that can't be read",
-            hint="don't trust this engine: its stage has sent what no stage of the farm sends",
+            f"engine {engine_id!r} has an unreadable layer report",
+            hint="don't trust this engine: its stage sent a report that no stage of the farm sends",
         ) from None
 
 
 @router.head("/engines/{engine_id}/content", include_in_schema=False)
 @router.get(
     "/engines/{engine_id}/content",
-    summary="An engine's bytes",
+    summary="Download an engine",
     response_class=Response,
     responses=problems(404, 416)
     | {
@@ -199,9 +199,9 @@ def layers(engine_id: EngineId, farm: Farm) -> Response:
         },
         206: {
             "content": {"application/octet-stream": {}, "multipart/byteranges": {}},
-            "description": "the asked range, or ranges",
+            "description": "the requested range or ranges",
         },
-        304: {"description": "If-None-Match has the digest"},
+        304: {"description": "If-None-Match contains the digest"},
     }
     | problems(503),
 )

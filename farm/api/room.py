@@ -19,7 +19,7 @@ from farm.errors import Busy, TooMany
 _PLACES = 24
 _WAIT_S = 0.5
 _SHARE_HINT = (
-    "let some of your requests end first; FARM_MAX_CLIENT_SHARE on the API is one client's share"
+    "wait for some of your requests to finish; the limit is FARM_MAX_CLIENT_SHARE on the API"
 )
 
 
@@ -122,11 +122,11 @@ class Room:
             Busy: there is none for half a second.
         """
         with self._of(client) as own:
-            told = f"{self._most} requests of this client are worked at already"
+            told = f"{self._most} requests from this client are already in progress"
             await _wait(own, TooMany(told, hint=_SHARE_HINT))
             try:
                 places = self._places()
-                await _wait(places, Busy("the farm works at as many requests as it can"))
+                await _wait(places, Busy("the farm is at its limit of concurrent requests"))
             except BaseException:
                 own.release()
                 raise

@@ -11,10 +11,10 @@ from farm.schemas.storage import ScrubReport
 router = APIRouter(prefix="/v1/scrub", tags=["fleet"])
 
 
-@router.post("", summary="Check the store's bytes", responses=problems(503))
+@router.post("", summary="Verify stored bytes", responses=problems(503))
 def check(farm: Farm, by: By) -> ScrubReport:
-    """Hash every blob. Damaged ones are set aside, and retries and uploads make them again.
+    """Hash every blob. Damaged ones are quarantined; retries and uploads restore them.
 
-    It answers when it is done: a second or two for each gigabyte.
+    Responds when finished, after a second or two per gigabyte.
     """
     return scrub.scrub(farm.db, farm.store, by)

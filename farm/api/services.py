@@ -126,7 +126,7 @@ GpuTag = Annotated[str, StringConstraints(max_length=100)]
 Limit = Annotated[int, Query(ge=1, le=200)]
 Cursor = Annotated[
     Annotated[str, StringConstraints(max_length=100)] | None,
-    Query(description="`cursor` of the page before"),
+    Query(description="`cursor` from the previous page"),
 ]
 
 

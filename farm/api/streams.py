@@ -103,7 +103,7 @@ class _Hub:
             if self._polling is None or self._polling.done():
                 upto = await self._run(events.settled)
                 if upto is None:
-                    raise Busy("an event is being written, and that takes long")
+                    raise Busy("timed out waiting for an event that is being written")
                 self._upto = upto
                 self._polling = asyncio.create_task(self._poll())
             feed = self._feeds.setdefault(build_id, _Feed(self._upto))
@@ -144,7 +144,7 @@ class _Hub:
             try:
                 news, rendered = await self._run(_news, frozenset(self._feeds), self._upto)
             except Unavailable as err:
-                log.warning("%s; those who follow builds wait", err.detail)
+                log.warning("%s; event streams are paused", err.detail)
                 await anyio.sleep(_AWAY_S)
                 continue
             except Exception:
@@ -224,7 +224,7 @@ class EventStream(Response):
                 with anyio.move_on_after(_STALLED_S) as stalled:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
                 if stalled.cancelled_caught:
-                    log.info("a client that follows %s takes nothing any more", self._build_id)
+                    log.info("a client following %s stopped reading", self._build_id)
                     return
                 sent += len(piece)
                 if sent > _MOST_BYTES:

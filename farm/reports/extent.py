@@ -34,7 +34,7 @@ def check(value: Any) -> None:
             if depth == _MAX_DEPTH:
                 raise TooMuch(f"it is nested more than {_MAX_DEPTH} deep")
             if seen + len(left) + len(one) > _MAX_VALUES:
-                raise TooMuch(f"it holds more than {_MAX_VALUES} values")
+                raise TooMuch(f"it has more than {_MAX_VALUES} values")
             if isinstance(one, dict):
                 for name in one:
                     _check_text(name, _MAX_NAME_CHARS)
@@ -45,7 +45,7 @@ def check(value: Any) -> None:
                 raise TooMuch(f"{one} isn't a finite number")
         elif isinstance(one, int):
             if not _LEAST <= one < _MOST:
-                raise TooMuch("it holds a number of more than 64 bits")
+                raise TooMuch("it has a number of more than 64 bits")
         elif one is not None:
             raise TooMuch(f"a {type(one).__name__} isn't JSON")
 
@@ -54,12 +54,12 @@ def _check_text(text: Any, most: int) -> None:
     if not isinstance(text, str):
         raise TooMuch(f"{text!r} isn't a name")
     if len(text) > most:
-        raise TooMuch(f"it holds a text of {len(text)} characters")
+        raise TooMuch(f"it has a string of {len(text)} characters")
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise TooMuch("it holds half a character") from None
+            raise TooMuch("it has a lone surrogate") from None
 
 
 def fits(value: Any) -> bool:

@@ -13,26 +13,26 @@ from farm.specs.shapes import Profile, TensorSpec
 class TypeShare(Report):
     """What an engine computes in one type."""
 
-    layers: int = Field(description="convolutions and matrix products")
+    layers: int = Field(description="number of convolutions and matrix products")
     share: float | None = Field(
-        description="of all multiply-accumulates, 0 to 1; null where a shape isn't known"
+        description="share of all multiply-accumulates, 0 to 1; null if a shape is unknown"
     )
 
 
 class ComputeView(Report):
     """In which types an engine multiplies, at the opt shapes of its first profile."""
 
-    macs: int | None = Field(description="multiply-accumulates of one run; null where unknown")
+    macs: int | None = Field(description="multiply-accumulates per run; null if unknown")
     types: dict[str, TypeShare] = Field(examples=[{"int8": {"layers": 53, "share": 0.97}}])
     source: Literal["graph", "inspector", "plan", "optimised-graph", "engine"] = Field(
         "graph",
-        description="who says so: the typed graph; of the engine itself TensorRT's inspector, the text in "
-        "a TensorRT-RTX plan, or the graph that ONNX Runtime has optimised; `engine` is an earlier "
-        "farm's word for the inspector",
+        description="the source: the typed graph, or for the engine itself TensorRT's inspector, the text in "
+        "a TensorRT-RTX plan, or ONNX Runtime's optimised graph; `engine` is an earlier "
+        "farm's name for the inspector",
     )
     found: int | None = Field(
         None,
-        description="how many products the engine names; the others are as the typed graph has them",
+        description="number of products found in the engine; the others are taken from the typed graph",
     )
 
 
@@ -40,9 +40,7 @@ class LayerTensor(Report):
     name: str
     type: str | None
     shape: list[int] | None = Field(description="-1 is a dynamic axis")
-    format: str | None = Field(
-        default=None, description="how it lies in memory, in TensorRT's words"
-    )
+    format: str | None = Field(default=None, description="memory layout, as TensorRT names it")
 
 
 class Layer(Report):
@@ -50,8 +48,8 @@ class Layer(Report):
     type: str
     inputs: list[LayerTensor]
     outputs: list[LayerTensor]
-    kernel: str | None = Field(default=None, description="the tactic that the builder chose")
-    operators: list[str] = Field(default=[], description="of the ONNX graph, that it computes")
+    kernel: str | None = Field(default=None, description="the tactic chosen by the builder")
+    operators: list[str] = Field(default=[], description="the ONNX operators it computes")
 
 
 class ProductView(Report):
@@ -59,11 +57,11 @@ class ProductView(Report):
 
     name: str
     op_type: str
-    type: str = Field(description="in which it computes")
+    type: str = Field(description="the type it computes in")
     macs: int | None
-    not_quantized: list[str] = Field(description="its inputs that aren't dequantised tensors")
-    typed: str | None = Field(None, description="the graph's type, where the engine's is another")
-    layer: str | None = Field(None, description="of the engine, that computes it")
+    not_quantized: list[str] = Field(description="inputs that aren't dequantised tensors")
+    typed: str | None = Field(None, description="the graph's type, if it differs from the engine's")
+    layer: str | None = Field(None, description="the engine layer that computes it")
 
 
 class WeightsView(Report):
@@ -76,13 +74,13 @@ class WeightsView(Report):
 class MemoryView(Report):
     """What an engine takes of a GPU's memory, as TensorRT says; null where it doesn't."""
 
-    context_bytes: int | None = Field(description="of an execution context: activations, workspace")
+    context_bytes: int | None = Field(description="per execution context: activations, workspace")
     context_bytes_by_profile: list[int]
     weights_bytes: int | None
-    streamable_weights_bytes: int | None = Field(description="that may stay in the host's memory")
+    streamable_weights_bytes: int | None = Field(description="weights that may stay in host memory")
     aux_streams: int | None
     constants: dict[str, int] = Field(
-        {}, description="bytes of the constants in the engine by type, where it says so"
+        {}, description="bytes of the engine's constants by type, if reported"
     )
 
 
@@ -97,10 +95,10 @@ class LayerReport(Report):
     compute: ComputeView
     products: Annotated[list[ProductView], Field(fail_fast=True)]
     layers: Annotated[list[Layer], Field(fail_fast=True)]
-    kinds: dict[str, int] = Field({}, description="kind of layer → how many")
-    operators: int | None = Field(None, description="of the typed graph, before any fusion")
+    kinds: dict[str, int] = Field({}, description="kind of layer → count")
+    operators: int | None = Field(None, description="number in the typed graph, before fusion")
     fusions: dict[str, int] = Field(
-        {}, description="kind of layer → how many stand for several operators"
+        {}, description="kind of layer → count of layers that fuse several operators"
     )
     weights: dict[str, WeightsView] = Field({}, description="by type")
     memory: MemoryView | None = None

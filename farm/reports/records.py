@@ -77,6 +77,6 @@ Tensors = Annotated[list[Tensor], Field(max_length=MOST_NAMES, fail_fast=True)]
 def first_of(err: ValidationError) -> str:
     """The first of the errors, in words of a bounded length."""
     if err.error_count() > MOST_LISTED:
-        return f"{err.error_count()} values in it are wrong"
+        return f"{err.error_count()} values in it are invalid"
     one = err.errors(include_url=False, include_context=False, include_input=False)[0]
     return f"{'.'.join(map(str, one['loc']))[:200]}: {one['msg'][:200]}"

@@ -25,21 +25,23 @@ class JobView(Answer):
     title: str = Field(examples=["build digits:int8@sm_89"])
     key: str
     state: JobState
-    reuse: Reuse = Field(description="whether this build ran the job, joined it or took its result")
+    reuse: Reuse = Field(
+        description="whether this build ran the job, joined it or reused its result"
+    )
     runtime: Runtime | None
     target: str | None = Field(examples=["tensorrt-rtx:sm_89"])
     precision: Precision | None
     attempt: int
     worker: str | None
     waits_for: str | None = Field(
-        None, description="for a queued job that nobody online can run: which worker it waits for"
+        None, description="the worker a queued job waits for, if no online worker can run it"
     )
     phase: str | None = Field(
-        None, description="what it does now; of a queued job, what interrupted it"
+        None, description="current phase; for a queued job, what interrupted it"
     )
     progress: float | None = Field(None, description="share of the phase done, 0 to 1")
     error: Failure | None
-    facts: dict[str, Any] = Field(description="what the stage recorded")
+    facts: dict[str, Any] = Field(description="facts recorded by the stage")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -54,8 +56,8 @@ class WantedEngine(Answer):
     precision: Precision
     build_job: int
     measure_job: int
-    engine: str | None = Field(description="id in the registry once it is published")
-    doubts: list[str] = Field([], description="why the engine is doubtful; empty for a good one")
+    engine: str | None = Field(description="id in the registry, once published")
+    doubts: list[str] = Field([], description="why the engine is doubtful; empty if it isn't")
 
 
 class BuildSummary(Answer):
@@ -72,7 +74,7 @@ class BuildSummary(Answer):
     engines_total: int
     engines_done: int
     engines_doubtful: int = Field(
-        0, description="of those done, how many failed a gate: no pull takes them by default"
+        0, description="number of finished engines that failed a gate; not pulled by default"
     )
     created_at: datetime
     started_at: datetime | None
@@ -85,7 +87,7 @@ class BuildView(BuildSummary):
     calibration: Calibration | None
     evaluation: Evaluation | None
     prune: Prune | None = None
-    gates: GateSet | None = Field(None, description="that its engines are held to")
+    gates: GateSet | None = Field(None, description="gates its engines must pass")
     profiles: list[Profile]
     fixed_inputs: FixedInputs = {}
     jobs: list[JobView]
@@ -111,7 +113,7 @@ class JobReason(Answer):
     title: str
     reuse: Reuse
     why: str
-    nearest: int | None = Field(description="the nearest earlier job of the same kind")
+    nearest: int | None = Field(description="the closest earlier job of the same kind")
     differs: list[str] = Field(description="what differs from it, in words")
 
 

@@ -24,28 +24,30 @@ class Comparison(Answer):
 
     engine: str
     precision: Precision
-    size_ratio: float = Field(description="of the bytes; below 1 it is smaller")
+    size_ratio: float = Field(
+        description="ratio of sizes in bytes; below 1 if this engine is smaller"
+    )
     latency_ratio: float | None = Field(
-        description="of the median latencies; null where they can't be compared"
+        description="ratio of median latencies; null if they aren't comparable"
     )
     latency_reason: str | None = Field(
         None,
-        description="why there is no ratio: what wasn't measured, was disturbed, or was measured otherwise",
+        description="why there is no ratio: not measured, disturbed, or measured differently",
     )
     task_drop: float | None = Field(
-        description="of the task's metric; null without the same labels for both"
+        description="drop of the task's metric; null unless both used the same labels"
     )
     agreement_drop: float | None = Field(
-        description="of the top-1 agreement with the source; null unless both are of such data"
+        description="drop of the top-1 agreement with the source; null unless both have one on the same data"
     )
 
 
 class Judgement(Answer):
     """What an engine was found to be worth when its model was submitted once more."""
 
-    engine: str = Field(description="id of the row, which has all figures")
-    data: str | None = Field(description="what it was judged on")
-    labelled: bool = Field(description="whether there were labels, and so a metric of the task")
+    engine: str = Field(description="id of the entry with all figures")
+    data: str | None = Field(description="the data it was evaluated on")
+    labelled: bool = Field(description="whether there were labels, and thus a task metric")
     samples: int | None
     state: EngineState
     doubts: list[str]
@@ -65,7 +67,7 @@ class EngineView(Answer):
     gpu: str
     precision: Precision
     prune: str | None = Field(
-        None, description="how its weights were pruned: 2:4, l1:0.5; null for one with all weights"
+        None, description="how its weights were pruned: 2:4, l1:0.5; null if unpruned"
     )
     digest: Digest
     bytes: int
@@ -73,37 +75,35 @@ class EngineView(Answer):
     metrics: dict[str, Any] | None
     metrics_reason: str | None = Field(description="why there are no metrics")
     state: EngineState = Field(
-        EngineState.READY, description="doubtful ones are pulled only where they are asked for"
+        EngineState.READY, description="doubtful engines are pulled only on request"
     )
-    doubts: list[str] = Field([], description="why it is doubtful, in words")
+    doubts: list[str] = Field([], description="why it is doubtful")
     compute: ComputeView | None = Field(
-        None, description="in which types it multiplies; null where nobody counted"
+        None, description="types of its multiplications; null if not counted"
     )
     against: Comparison | None = Field(
         None,
-        description="whether it was worth it: of a pruned engine over the unpruned one, of int8 and fp8 "
+        description="the gain of a pruned engine over the unpruned one, and of int8 and fp8 "
         "over fp16 or else fp32",
     )
     judgements: list[Judgement] = Field(
         [],
-        description="others of the same engine, by other data: the best founded first. A list and a pull "
-        "show the best founded of all: by labels, by evaluation data, by calibration data, by random data",
+        description="evaluations of the same engine on other data, best first. Lists and pulls "
+        "show the best of all, in the order: labels, evaluation data, calibration data, random data",
     )
-    options: BuilderOptions | None = Field(None, description="that it was built with")
+    options: BuilderOptions | None = Field(None, description="options it was built with")
     timing_cache: dict[str, Any] | None = Field(
-        None, description="with which its build started, and what came of that"
+        None, description="the timing cache its build started from, and how it was used"
     )
-    peak_memory_bytes: int | None = Field(
-        None, description="of the process that built it, on the host"
-    )
+    peak_memory_bytes: int | None = Field(None, description="peak host memory of the build process")
     profiles: list[Profile]
     fixed_inputs: FixedInputs = Field(
-        {}, description="inputs that were folded into it, with their value: it takes them no more"
+        {}, description="inputs folded into it as constants, with their values; no longer inputs"
     )
-    inputs: list[TensorSpec] = Field(description="as the runtime has them")
+    inputs: list[TensorSpec] = Field(description="as the runtime reports them")
     outputs: list[TensorSpec]
     differences: list[str] | None = Field(
-        None, description="how the runtime's inputs and outputs differ from those of the model"
+        None, description="how the runtime's inputs and outputs differ from the model's"
     )
     toolchain: dict[str, str]
     source_digest: Digest

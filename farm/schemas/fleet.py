@@ -22,14 +22,14 @@ class WorkerView(Answer):
     queues: list[str]
     unread: list[str] = Field(
         [],
-        description="those of its queues that it doesn't read, though it is there: start it again",
+        description="queues that it doesn't read although it is online: restart it",
     )
     runtimes: dict[str, str]
     toolchain: dict[str, str]
     sandbox: dict[str, Any] = Field(
         {},
-        description="what keeps its jobs to themselves, by part: whether it's enforced, and how or why not; "
-        "empty until it has been tried",
+        description="job isolation by part: whether it is enforced, and how or why not; "
+        "empty until tested",
     )
     job: int | None
     job_title: str | None
@@ -47,10 +47,12 @@ class TimingCacheView(Answer):
     digest: Digest
     bytes: int
     revision: int
-    entries: int | None = Field(description="timings in it; null where this TensorRT can't tell")
-    builds: int = Field(description="that added to it, or found all in it")
-    hits: int = Field(description="of these, those that found all in it and timed nothing")
-    hit_rate: float = Field(description="hits by builds, 0 to 1")
+    entries: int | None = Field(
+        description="number of timings; null if this TensorRT doesn't report it"
+    )
+    builds: int = Field(description="number of builds that used it")
+    hits: int = Field(description="number of builds that found every entry and timed nothing")
+    hit_rate: float = Field(description="hits / builds, 0 to 1")
     updated_at: datetime
 
 

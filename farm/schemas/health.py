@@ -10,5 +10,5 @@ from farm.schemas.base import Answer
 class Readiness(Answer):
     """Whether the farm can take work."""
 
-    status: str = Field(description="`ready`, or `degraded` while work would wait")
+    status: str = Field(description="`ready`, or `degraded` if jobs would wait")
     checks: dict[str, str] = Field(description="part → `ok`, or what is wrong with it")

@@ -22,18 +22,18 @@ class KeyRequest(Request):
     )
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}$")] = Field(
-        description="who or what it is for"
+        description="who or what the key is for"
     )
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=len(Scope))]
     expires_in_s: Annotated[int, Field(ge=60, le=10 * 366 * 86400)] | None = Field(
-        None, description="seconds after which it opens nothing; null for never"
+        None, description="lifetime in seconds; null for unlimited"
     )
 
 
 class KeyView(Answer):
     """A key, without what makes it one."""
 
-    id: str = Field(description="a part of the key that is no secret", examples=["7k2c9qd4mx"])
+    id: str = Field(description="the part of the key that isn't secret", examples=["7k2c9qd4mx"])
     name: str
     scopes: list[Scope]
     created_at: datetime
@@ -46,7 +46,7 @@ class KeyView(Answer):
 class NewKey(KeyView):
     """A key that was just made."""
 
-    key: str = Field(description="the key itself, shown this once")
+    key: str = Field(description="the key itself, shown only once")
 
 
 class KeyPage(Page):
@@ -58,9 +58,9 @@ class AuditEntry(Answer):
 
     id: int
     at: datetime
-    key_id: str | None = Field(description="the key that it was made with; null without one")
-    who: str = Field(description="the key's name; the user of a command on the farm's own machine")
-    label: str = Field(description="what the client calls itself: `Farm-Client`")
+    key_id: str | None = Field(description="the key used for the change; null without one")
+    who: str = Field(description="the key's name, or the user of a local command")
+    label: str = Field(description="the client's own name: `Farm-Client`")
     address: str
     action: str = Field(examples=["submit"])
     object: str = Field(

@@ -16,7 +16,7 @@ class PluginRequest(Request):
     digest: Digest
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]
     signature: Annotated[str, StringConstraints(max_length=100)] = Field(
-        description="Ed25519, of the library's bytes, in base64"
+        description="Ed25519 signature of the library's bytes, in base64"
     )
 
 
@@ -26,5 +26,5 @@ class PluginView(Answer):
     digest: Digest
     name: str
     bytes: int
-    key: str = Field(description="of FARM_PLUGIN_KEYS, that has signed it")
+    key: str = Field(description="the key in FARM_PLUGIN_KEYS that signed it")
     created_at: datetime

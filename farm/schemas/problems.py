@@ -13,7 +13,7 @@ class Problem(BaseModel):
     type: str = "about:blank"
     title: str
     status: int
-    code: str = Field(description="the fact in kebab case, stable for scripts")
+    code: str = Field(description="error code in kebab case, stable for scripts")
     detail: str
     hint: str | None = Field(None, description="what to do next")
 

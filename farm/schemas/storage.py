@@ -21,10 +21,10 @@ class GcRequest(Request):
         extra="forbid", json_schema_extra={"examples": [{"dry_run": True, "older_than_s": 86400}]}
     )
 
-    dry_run: bool = Field(False, description="remove nothing, and say what would be removed")
+    dry_run: bool = Field(False, description="only report what would be removed")
     older_than_s: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = Field(
         86400.0,
-        description="keep what was put, or asked for, since then: somebody may be about to use it",
+        description="keep blobs uploaded or requested within this time, since they may be about to be used",
     )
 
 
@@ -46,23 +46,23 @@ class GcReport(Answer):
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [GC_EXAMPLE]})
 
     dry_run: bool
-    removed: list[Blob] = Field(description="blobs that nothing referred to; the first 1000")
-    removed_total: int = Field(description="how many blobs, also those past the first 1000")
-    removed_bytes: int = Field(description="of all removed blobs")
-    uploads: int = Field(description="files that interrupted uploads had left, removed too")
+    removed: list[Blob] = Field(description="unreferenced blobs; the first 1000")
+    removed_total: int = Field(description="total number of removed blobs")
+    removed_bytes: int = Field(description="total size of removed blobs")
+    uploads: int = Field(description="removed files of interrupted uploads")
     uploads_bytes: int
-    kept: int = Field(description="blobs that are still there")
+    kept: int = Field(description="number of remaining blobs")
     kept_bytes: int
 
 
 class ScrubReport(Answer):
     """What a scrub of the store has found."""
 
-    checked: int = Field(description="blobs that were hashed")
+    checked: int = Field(description="number of blobs hashed")
     checked_bytes: int
     damaged: list[str] = Field(
-        description="digests of blobs that held other bytes, and were set aside; the first 1000"
+        description="digests of damaged blobs, now quarantined; the first 1000"
     )
     missing: list[str] = Field(
-        description="digests of blobs that the farm counts on and the store lacks; the first 1000"
+        description="digests of blobs the farm needs and the store lacks; the first 1000"
     )

@@ -19,7 +19,7 @@ class Source(Request):
     format: SourceFormat
     architecture: Architecture | None = Field(
         None,
-        description="of safetensors weights: the module that they are of",
+        description="for safetensors: the module that the weights belong to",
         examples=[{"library": "transformers", "name": "BertModel", "config": {}}],
     )
 
@@ -27,8 +27,8 @@ class Source(Request):
     def _architecture_of_weights(self) -> Self:
         if (self.format is SourceFormat.SAFETENSORS) != (self.architecture is not None):
             raise ValueError(
-                "safetensors need an architecture (--architecture transformers:BertModel), and "
-                "other formats take none"
+                "safetensors need an architecture (--architecture transformers:BertModel); "
+                "other formats don't take one"
             )
         return self
 
@@ -55,10 +55,10 @@ class Calibration(Request):
 class Evaluation(Request):
     digest: Digest
     metric: Literal["top1"] | None = Field(
-        None, description="task metric; needs an array `label` in the data"
+        None, description="task metric; requires an array `label` in the data"
     )
     max_drop: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="an engine that loses more of the metric than this fails its build"
+        None, description="largest allowed drop of the metric; beyond it the build fails"
     )
 
 
@@ -91,19 +91,19 @@ class BuildRequest(Request):
     profiles: Annotated[list[RequestedProfile], Field(max_length=8)] = []
     fixed_inputs: FixedInputs = Field(
         {},
-        description="inputs that always have one value, which is folded into the graph: a number, true "
-        "or false, or lists of them in the input's shape",
+        description="inputs to fix to a constant, which is folded into the graph: a number, true "
+        "or false, or nested lists in the input's shape",
         examples=[{"sr": 16000}],
     )
     calibration: Calibration | None = None
     evaluation: Evaluation | None = None
     gates: GateChanges | None = Field(
         None,
-        description="an engine that fails one is published as doubtful; by default the farm's (FARM_GATES)",
+        description="engines that fail a gate are published as doubtful; default: the farm's (FARM_GATES)",
     )
     options: BuilderOptions = BuilderOptions()
     prune: Prune | None = Field(
-        None, description="of the source, before anything else; not of ONNX"
+        None, description="pruning of the source before anything else; not for ONNX"
     )
     priority: Annotated[int, Field(ge=0, le=9, description="9 is the most urgent")] = 5
     labels: dict[
@@ -116,11 +116,11 @@ class BuildRequest(Request):
         ranges = sum(map(len, self.profiles))
         if ranges > _MOST_RANGES:
             raise ValueError(
-                f"the profiles have {ranges} ranges of shapes in all, and at most {_MOST_RANGES} are taken"
+                f"the profiles have {ranges} shape ranges in total; the limit is {_MOST_RANGES}"
             )
         both = {name for profile in self.profiles for name in profile} & self.fixed_inputs.keys()
         if both:
             raise ValueError(
-                f"{', '.join(sorted(both))}: an input that is fixed has no profile; leave one of both out"
+                f"{', '.join(sorted(both))}: a fixed input has no profile; omit one of the two"
             )
         return self

@@ -116,12 +116,12 @@ def test_a_long_body_is_refused_in_a_fraction_of_what_its_values_would_take(
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("labels", "labels: 60000 names, and at most 32 are taken"),
-        ("plugins", "options.plugins: 60000 items, and at most 16 are taken"),
-        ("axes", "profiles.0.a.min: 20000 items, and at most 16 are taken"),
-        ("inputs", "profiles.0: 8000 names, and at most 512 are taken"),
-        ("unknown fields", "60000 fields that it hasn't"),
-        ("inputs of wrong axes", "2400 values in the request are wrong"),
+        ("labels", "labels: 60000 names; the limit is 32"),
+        ("plugins", "options.plugins: 60000 items; the limit is 16"),
+        ("axes", "profiles.0.a.min: 20000 items; the limit is 16"),
+        ("inputs", "profiles.0: 8000 names; the limit is 512"),
+        ("unknown fields", "60000 unknown fields"),
+        ("inputs of wrong axes", "2400 values in the request are invalid"),
     ],
 )
 def test_what_is_too_long_is_named_with_its_limit(name: str, told: str) -> None:
