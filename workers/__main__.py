@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     missing = toolchain.missing()
     if missing:
         print(
-            f"error: this machine can't work: {', '.join(missing)} not installed\n"
+            f"error: can't start a worker: {', '.join(missing)} not installed\n"
             "hint: pip install 'engine-farm[worker,cpu,rtx]'",
             file=sys.stderr,
         )
@@ -57,15 +57,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="farm worker", description=__doc__)
-    parser.add_argument("--cpu-only", action="store_true", help="no worker for the GPUs")
-    parser.add_argument("--no-cpu", action="store_true", help="no worker for CPU work")
-    parser.add_argument("--name", help="name this machine's workers go by, instead of the host's")
+    parser.add_argument("--cpu-only", action="store_true", help="don't start GPU workers")
+    parser.add_argument("--no-cpu", action="store_true", help="don't start a CPU worker")
+    parser.add_argument(
+        "--name", help="name prefix of this machine's workers, instead of the host's"
+    )
     parser.add_argument(
         "--check-sandbox",
         action="store_true",
-        help="try what keeps a job to itself on this machine, and start no worker",
+        help="test job isolation on this machine and exit",
     )
-    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # "cpu", or a GPU's UUID
     return parser.parse_args(argv)
 
@@ -78,8 +80,8 @@ def _lacks_sandbox() -> bool:
     lacking = features.missing(trial.tried(Settings(), is_gpu=False))
     if lacking:
         print(
-            f"error: this machine can't keep a job to itself: {'; '.join(lacking)}\n"
-            "hint: farm worker --check-sandbox tells more; FARM_SANDBOX=best works without",
+            f"error: this machine can't isolate jobs: {'; '.join(lacking)}\n"
+            "hint: see farm worker --check-sandbox; FARM_SANDBOX=best accepts less",
             file=sys.stderr,
         )
     return bool(lacking)
@@ -135,7 +137,8 @@ class _Supervisor:
     def run(self) -> int:
         if not self._commands:
             print(
-                "error: no GPU here that can be served, and no CPU worker wanted", file=sys.stderr
+                "error: no usable GPU on this machine, and --no-cpu excludes a CPU worker",
+                file=sys.stderr,
             )
             return 2
         for sig in (signal.SIGINT, signal.SIGTERM):

@@ -117,7 +117,7 @@ def test_data_with_samples_on_another_axis_are_refused_by_name() -> None:
     with pytest.raises(InvalidData, match="different numbers of samples") as caught:
         check_samples({"x": normal(7, 10, 4), "h": normal(2, 9, 8)}, inputs, profile)
     assert "axis 1 of 'x', axis 1 of 'h'" in str(caught.value.hint)
-    with pytest.raises(InvalidData, match="axis 0 of the data of input 'x' is 10"):
+    with pytest.raises(InvalidData, match="axis 0 of the data for input 'x' is 10"):
         check_samples({"x": normal(10, 7, 4), "h": normal(2, 7, 8)}, inputs, profile)
 
 

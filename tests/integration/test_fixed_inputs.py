@@ -189,7 +189,7 @@ def test_a_number_that_torchscript_takes_is_fixed(rate: int, tmp_path: Path) -> 
     profile = {"x": ShapeRange(min=(1, 16), opt=(4, 16), max=(8, 16))}
     with pytest.raises(InvalidModel) as caught:
         exported(path, tmp_path / "refused", "torchscript", profiles=[profile])
-    assert caught.value.hint == "give its one value: --fix sr=VALUE"
+    assert caught.value.hint == "fix it to one value: --fix sr=VALUE"
     made, facts = exported(
         path, tmp_path / "made", "torchscript", profiles=[profile], fixed_inputs={"sr": rate}
     )
@@ -225,7 +225,7 @@ def test_values_get_the_types_and_shapes_of_their_inputs() -> None:
         ({"sr": 0.5}, "takes int64, and 0.5"),
         ({"sr": True}, "takes int64, and True"),
         ({"size": 2**40}, "takes int32"),
-        ({"size": [1, 2, 3]}, r"has the shape \[2\], and the value \[3\]"),
+        ({"size": [1, 2, 3]}, r"has the shape \[2\], but the value \[3\]"),
         ({"x": 1.0}, r"has the shape \[batch, 16\]"),
         ({"x": [[0.0] * 16], "sr": 1, "size": 1, "on": True}, "all inputs of the model are fixed"),
     ],

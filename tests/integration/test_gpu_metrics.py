@@ -114,7 +114,7 @@ def test_an_onnx_source_has_no_pytorch_beside_it(told):
 def test_what_held_the_gpu_back_is_a_warning(told):
     metrics, _ = told()
     assert metrics["warnings"] == [
-        "the GPU's clocks were held down by its power limit",
+        "the GPU's clocks were throttled by its power limit",
         "1 other processes were on the GPU",
     ]
     assert metrics["gpu"]["mj_per_sample"] == 10.0

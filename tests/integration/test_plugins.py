@@ -165,7 +165,7 @@ def test_a_worker_loads_nothing_whose_signature_was_changed_in_the_database(farm
 
 
 def test_a_worker_loads_nothing_that_was_never_added(farm):
-    with pytest.raises(EngineBuildFailed, match="isn't allow-listed any more"):
+    with pytest.raises(EngineBuildFailed, match="is no longer allow-listed"):
         farm.worker_loads(farm.put(LIBRARY))
 
 

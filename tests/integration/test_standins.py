@@ -215,7 +215,7 @@ def test_an_input_that_is_a_size_is_fixed(tmp_path: Path) -> None:
 def test_an_input_that_is_a_size_of_unknown_values_is_refused_by_name(tmp_path: Path) -> None:
     one = built(best(tmp_path / "m.onnx"), tmp_path / "made", {}, calibration=None)
     assert isinstance(one.error, EngineBuildFailed)
-    assert "the values of input 'k' are sizes" in one.error.detail
+    assert "input 'k' is a shape input" in one.error.detail
     assert "--fix k=VALUE" in str(one.error.hint)
 
 

@@ -173,8 +173,8 @@ def test_an_engine_of_an_fp64_model_is_recorded_with_the_fp32_that_it_takes(
         assert specs == [{"name": "x", "dtype": "float32", "shape": ["n", 4]}]
     assert facts["outputs"][0]["dtype"] == "float32"
     assert facts["differences"] == [
-        "input 'x' is float64 in the model, and float32 in the engine",
-        "output 'y' is float64 in the model, and float32 in the engine",
+        "input 'x' is float64 in the model but float32 in the engine",
+        "output 'y' is float64 in the model but float32 in the engine",
     ]
 
 
@@ -192,6 +192,6 @@ def test_inputs_that_one_has_and_the_other_has_not_are_told():
     )
     assert [one.shape for one in specs] == [("batch", 4), (1,)]
     assert differences == [
-        "'extra' is in the engine, and not in the model",
-        "'unused' is in the model, and not in the engine",
+        "'extra' is in the engine but not in the model",
+        "'unused' is in the model but not in the engine",
     ]

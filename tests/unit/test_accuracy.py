@@ -79,7 +79,7 @@ def test_an_output_that_is_nothing_but_nan_is_said_to_be_so():
     nothing = np.full((4, 3), NAN, np.float32)
     facts = facts_of(nothing, nothing.copy())
     assert facts["all_nan"] == ["y"]
-    assert "gives only NaN" in doubts(facts, Gates(), None)[0]
+    assert "returns only NaN" in doubts(facts, Gates(), None)[0]
     assert difference({"y": nothing}, {"y": nothing.copy()}).all_nan == ("y",)
 
 
@@ -226,7 +226,7 @@ def test_a_drop_that_the_user_allows_outranks_likeness():
     labels = np.where(np.arange(64) < 12, 0, 1)  # where they differ the engine is right
     facts = facts_of(source, engine, labels=labels)
     assert doubts(facts, Gates(), 0.01) == []
-    with pytest.raises(AccuracyDropped, match="top-1 falls from"):
+    with pytest.raises(AccuracyDropped, match="top-1 drops from"):
         refuse_broken(facts_of(source, engine, labels=np.zeros(64, np.int64)), 0.01)
 
 

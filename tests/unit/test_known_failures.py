@@ -223,7 +223,7 @@ def test_an_operator_that_tensorrt_lacks_is_named_and_a_plugin_only_where_there_
     classic = Asked(
         stage=JobKind.BUILD, precision=Precision.FP16, target=Target.parse("tensorrt:l4")
     )
-    assert hint("plugin", ada("fp16")).startswith("rewrite DFT with operators that TensorRT has")
+    assert hint("plugin", ada("fp16")).startswith("rewrite DFT with operators TensorRT supports")
     assert "plugin library" not in hint("plugin", ada("fp16"))
     assert "plugin library" in hint("plugin", classic)
     assert "onnxruntime:cpu" in hint("operator", ada("int8"))

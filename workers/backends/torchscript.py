@@ -82,7 +82,7 @@ class TorchScriptModel:
         except (script.Refused, script.Unreadable, ValueError) as err:
             raise EngineBuildFailed(
                 f"the farm doesn't run this engine: {err}",
-                hint="use onnxruntime:cpu, or rewrite that part of the model with PyTorch's usual operators",
+                hint="use onnxruntime:cpu, or rewrite that part of the model with standard PyTorch operators",
             ) from err
         self._module = loaded.module
         self._operators = loaded.operators

@@ -84,8 +84,8 @@ class Span:
         enqueue = median(query.enqueue_ms for query in self.queries)
         if enqueue > ENQUEUE_SHARE * median(compute):
             said.append(
-                f"the host takes {enqueue:.3f} ms to enqueue what computes for "
-                f"{median(compute):.3f} ms: the GPU waits for it; look at the figures with a CUDA graph"
+                f"the host takes {enqueue:.3f} ms to enqueue a compute time of "
+                f"{median(compute):.3f} ms, so the GPU waits: see the figures with a CUDA graph"
             )
         variation = pstdev(compute) / fmean(compute)
         if variation > COMPUTE_VARIATION:

@@ -28,7 +28,7 @@ class Pace:
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Latencies in seconds of each run, and how much of the CPU other processes had meanwhile."""
+    """Latencies in seconds of each run, and how much of the CPU other processes used meanwhile."""
 
     latencies: dict[str, list[float]]
     others_share: float  #: of all cores, 0…1

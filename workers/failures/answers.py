@@ -40,8 +40,8 @@ def memory(asked: Asked, _: re.Match[str] | None = None) -> str:
 def lacks_operator(asked: Asked, match: re.Match[str]) -> str:
     classic = asked.target is not None and asked.target.runtime is Runtime.TENSORRT
     return either(
-        f"rewrite {match['op']} with operators that TensorRT has",
-        "name a plugin library that has it (option plugins)" if classic else "",
+        f"rewrite {match['op']} with operators TensorRT supports",
+        "use a plugin library that implements it (option plugins)" if classic else "",
         asked.elsewhere(Runtime.ONNXRUNTIME),
     )
 
@@ -58,8 +58,8 @@ def fp32_on_turing(asked: Asked, _match: re.Match[str]) -> str:
     if asked.precision is FP32:
         return either(asked.better(FP16, INT8), other)
     return either(
-        "choose a GPU of sm_80 or later: what is kept in fp32, for its range or in a branch or loop, "
-        "can't be multiplied by TensorRT-RTX on sm_75",
+        "choose a GPU of sm_80 or later: on sm_75 TensorRT-RTX has no matrix products in fp32, which "
+        "some operators need for their range or in a branch or loop",
         other,
     )
 
@@ -90,13 +90,13 @@ def _as_submitted(asked: Asked) -> bool:
 def _mistyped(asked: Asked) -> str:
     return either(
         another_way(asked),
-        "report it with the job's log: the model was valid, and what the farm has made of it isn't",
+        "report it with the job's log: the model was valid, but the farm's version of it isn't",
     )
 
 
 def size_input(_asked: Asked, _match: re.Match[str]) -> str:
     return either(
-        "give the input that is a size one value: --fix NAME=VALUE",
+        "fix the shape input to one value: --fix NAME=VALUE",
         "export the model with that value as a constant",
     )
 
@@ -104,11 +104,11 @@ def size_input(_asked: Asked, _match: re.Match[str]) -> str:
 def index(asked: Asked, _match: re.Match[str]) -> str:
     if asked.data or asked.stage is JobKind.CALIBRATE:
         return (
-            "the data hold an index that the model has no row for: check that they were made for this "
+            "the data has an out-of-range index: check that it was made for this "
             "model (its tokenizer, its number of classes)"
         )
     return (
-        "an input of this model is an index, and random values are too large for it: pass calibration "
+        "an input of this model is an index, and random values are out of range: pass calibration "
         "or evaluation data, which the farm then uses"
     )
 
@@ -118,9 +118,7 @@ def fixed_inside(asked: Asked, _match: re.Match[str]) -> str:
         again = "export it again with that axis dynamic"
     else:
         again = "export it again with that axis dynamic all the way: torch.export.Dim"
-    return (
-        f"a size inside the model is fixed: pass --profile with the sizes that it takes, or {again}"
-    )
+    return f"a size inside the model is fixed: pass --profile with the sizes it accepts, or {again}"
 
 
 def no_kernel(asked: Asked, match: re.Match[str]) -> str:
@@ -128,7 +126,7 @@ def no_kernel(asked: Asked, match: re.Match[str]) -> str:
     if _as_submitted(asked):
         return (
             f"submit the model in fp32 (model.float() in PyTorch), which the farm checks on a CPU: ONNX "
-            f"Runtime has no {op} in this type there; fp16 and bf16 are precisions to ask for"
+            f"Runtime has no {op} in this type there; request fp16 or bf16 as precisions"
         )
     return either(
         asked.better(FP32, INT8, FP16),
@@ -138,7 +136,7 @@ def no_kernel(asked: Asked, match: re.Match[str]) -> str:
 
 
 def too_new(_asked: Asked, _match: re.Match[str]) -> str:
-    return "export it with opset 20, or bring the worker's onnxruntime up to date"
+    return "export it with opset 20, or update the worker's onnxruntime"
 
 
 def unknown_operator(_asked: Asked, match: re.Match[str]) -> str:
@@ -150,24 +148,22 @@ def contradiction(asked: Asked, _match: re.Match[str]) -> str:
     if not _as_submitted(asked):
         return _mistyped(asked)
     return (
-        "mend the model: onnx.checker.check_model(model, full_check=True) shows the same; then export "
+        "fix the model: onnx.checker.check_model(model, full_check=True) shows the same; then export "
         "it again"
     )
 
 
 def no_onnx_for(asked: Asked, match: re.Match[str]) -> str:
     return either(
-        f"rewrite {match['op']} with operators that ONNX has",
-        "build it for torchscript:cpu, which takes the program as it is"
-        if asked.target is None
-        else "",
+        f"rewrite {match['op']} with operators ONNX supports",
+        "build it for torchscript:cpu, which needs no ONNX" if asked.target is None else "",
     )
 
 
 def other_torch(_asked: Asked, _match: re.Match[str]) -> str:
     return (
-        f"save it with the torch of the worker ({version('torch')}), install the torch that saved it "
-        "on the worker, or submit what torch.onnx.export(program, dynamo=True) makes of it there"
+        f"save it with the worker's torch ({version('torch')}), install the torch that saved it "
+        "on the worker, or submit the output of torch.onnx.export(program, dynamo=True) from there"
     )
 
 

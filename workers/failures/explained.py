@@ -49,21 +49,21 @@ def explained(err: Exception, asked: Asked) -> FarmError:
         return ChildOutOfMemory(f"{asked}: out of memory", hint=memory(asked))
     if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFull(
-            f"{asked}: no room left in the worker's home folder ({err.strerror})",
-            hint="free space there, or give the worker another FARM_HOME: it's tried again in a while",
+            f"{asked}: no space left in the worker's home folder ({err.strerror})",
+            hint="free space there, or give the worker another FARM_HOME: the job is retried after a delay",
         )
     if isinstance(err, OSError) and err.errno == errno.EFBIG:
-        return ChildFilledDisk(f"{asked}: a file is larger than a job's may be")
+        return ChildFilledDisk(f"{asked}: a file exceeds the job's disk limit")
     if isinstance(err, PermissionError):
         return StageFailed(
-            f"{asked}: something wanted what a job here may not have: {first_line(err)} ({_where(err)})",
-            hint="if that is a library's own file, name its folder in FARM_SANDBOX_READ on the worker; a "
-            "model needs nothing but its inputs",
+            f"{asked}: the sandbox denied an access: {first_line(err)} ({_where(err)})",
+            hint="if that is a library's own file, add its folder to FARM_SANDBOX_READ on the worker; a "
+            "model needs only its inputs",
         )
     if isinstance(err, ImportError):
         return StageFailed(
             f"{asked}: a library of this worker can't be used: {first_line(err)}",
-            hint="mend its installation: pip install 'engine-farm[worker,cpu,rtx]', with gpu in "
+            hint="reinstall it: pip install 'engine-farm[worker,cpu,rtx]', with gpu in "
             "the place of cpu where it has a GPU",
         )
     if found:
@@ -116,14 +116,14 @@ def _by_kind(err: StageFailed, asked: Asked) -> str:
     if isinstance(err, PrecisionMissed):
         return either(
             asked.better(Precision.FP16, Precision.FP32),
-            "see what the job before this one left out: farm logs ID",
+            "see what the preceding job left out: farm logs ID",
         )
     if isinstance(err, AccuracyDropped):
         return _accuracy(asked)
     if isinstance(err, ChildOutOfMemory):
         return memory(asked)
     return either(
-        another_way(asked), "report it with the job's log: the farm doesn't know this failure"
+        another_way(asked), "report it with the job's log: this failure is unknown to the farm"
     )
 
 
@@ -133,7 +133,7 @@ def _accuracy(asked: Asked) -> str:
     if asked.pruned:
         return either("prune less", drop)
     if asked.precision in CALIBRATED:
-        data = "pass more calibration data, like what the model will see"
+        data = "pass more calibration data that resembles real inputs"
         return either(
             data,
             "try the other calibration method",
@@ -144,11 +144,11 @@ def _accuracy(asked: Asked) -> str:
         return either(
             asked.elsewhere(Runtime.TENSORRT, Runtime.ONNXRUNTIME),
             "look for random operators in the model (Dropout in training mode), and report it if there "
-            "are none: in fp32 an engine gives what its model gives",
+            "are none: fp32 engines should reproduce their model",
             drop,
         )
     wider = (Precision.BF16, Precision.FP32) if asked.precision is Precision.FP16 else ()
     return either(
         asked.better(*wider or (Precision.FP32,)) or asked.elsewhere(*Runtime),
-        drop or "say how much may be lost, on evaluation data: max_drop",
+        drop or "set an allowed drop on evaluation data: max_drop",
     )

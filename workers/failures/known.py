@@ -69,7 +69,7 @@ TABLE: tuple[Known, ...] = (
     _entry(
         r"checkCalculationStatusSanity|isInFlight",
         lambda asked, _: either(
-            "compute that shape from shapes: here it follows from an input's values, which TensorRT "
+            "compute that shape from shapes: here it depends on an input's values, which TensorRT "
             "can't plan for",
             asked.elsewhere(Runtime.ONNXRUNTIME),
         ),
@@ -77,7 +77,7 @@ TABLE: tuple[Known, ...] = (
     _entry(
         r"plugin was not found in the plugin registry.*operator (?P<op>\w+)",
         lambda asked, match: either(
-            f"rewrite {match['op']}: TensorRT-RTX has it as a plugin alone, which can't be made on a "
+            f"rewrite {match['op']}: TensorRT-RTX has it only as a plugin, which can't be created on a "
             "worker without a GPU",
             asked.elsewhere(Runtime.TENSORRT, Runtime.ONNXRUNTIME),
         ),
@@ -85,7 +85,7 @@ TABLE: tuple[Known, ...] = (
     _entry(
         r"ISqueezeLayer without an axes input",
         lambda asked, _: either(
-            "give the Squeeze its axes (from opset 13 on as an input): without them TensorRT can't tell "
+            "specify the Squeeze's axes (from opset 13 on as an input): without them TensorRT can't tell "
             "which axes of unknown size are 1",
             asked.elsewhere(Runtime.ONNXRUNTIME),
         ),
@@ -94,20 +94,20 @@ TABLE: tuple[Known, ...] = (
     _entry(r"\bfalse \(operator (?P<op>\w+)", answers.lacks_operator),
     _entry(
         r"has type UInt8 but must have type",
-        "make Cast to float the first thing that is done with the uint8 input, before the Transpose: "
-        "TensorRT takes uint8 as an input's type alone",
+        "cast the uint8 input to float before anything else, such as a Transpose: "
+        "TensorRT supports uint8 only for inputs",
     ),
     _entry(
         r"Found unsupported input type of (?P<type>\w+)",
         lambda _asked, match: (
-            f"cast the operands to float32 there: TensorRT has that operator in no {match['type']}"
+            f"cast the operands to float32 there: TensorRT lacks that operator in {match['type']}"
         ),
     ),
     _entry(
         r"Failed to convert ONNX date type to TensorRT data type|Unsupported data type for the Cast"
         r"|convertOnnxWeights\(initializer",
         lambda asked, _: either(
-            "give every input, weight and Cast one of TensorRT's types (float32, float16, bfloat16, "
+            "use TensorRT's types for every input, weight and Cast (float32, float16, bfloat16, "
             "int64, int32, int8, uint8, bool)",
             asked.elsewhere(Runtime.ONNXRUNTIME),
         ),
@@ -115,14 +115,14 @@ TABLE: tuple[Known, ...] = (
     _entry(
         r"Failed to convert ONNX dimensions to TensorRT dimensions",
         lambda asked, _: either(
-            "reshape the input to 8 axes or fewer, as many as TensorRT takes",
+            "reshape the input to 8 axes or fewer, TensorRT's limit",
             asked.elsewhere(Runtime.ONNXRUNTIME),
         ),
     ),
     _entry(
         r"shiftIsAllZeros|Non-zero zero point is not supported",
         lambda asked, _: either(
-            "quantise it symmetrically, in int8 with zero points of 0, as TensorRT takes it",
+            "quantise it symmetrically, in int8 with zero points of 0, as TensorRT requires",
             f"submit the model without Q/DQ, and let the farm calibrate it: {asked.better(INT8)}"
             if asked.better(INT8)
             else "",
@@ -151,7 +151,7 @@ TABLE: tuple[Known, ...] = (
     _entry(
         r"\(ctx->tensors\(\)\.count\(inputName\)\): Node input was not registered",
         lambda asked, _: either(
-            "write that input out: a Loop's condition that is left out as a constant True, a sparse "
+            "make that input explicit: an omitted Loop condition as a constant True, a sparse "
             "weight as a dense one",
             asked.elsewhere(Runtime.ONNXRUNTIME),
         ),
@@ -163,7 +163,7 @@ TABLE: tuple[Known, ...] = (
     _entry(
         r"has no runners that implement it",
         lambda asked, _: either(
-            "leave that operator to the code that runs the engine (as NonMaxSuppression often is): "
+            "run that operator outside the engine (as is common for NonMaxSuppression): "
             f"{asked.target.runtime if asked.target else 'TensorRT'} has no kernel for it",
             asked.elsewhere(Runtime.TENSORRT, Runtime.ONNXRUNTIME),
         ),
@@ -171,14 +171,14 @@ TABLE: tuple[Known, ...] = (
     _entry(
         r"Could not find any implementation for node",
         lambda asked, _: either(
-            "leave out workspace_mib or raise it, if it is set",
+            "if workspace_mib is set, omit or raise it",
             asked.better(FP16, FP32),
             asked.elsewhere(Runtime.TENSORRT_RTX, Runtime.ONNXRUNTIME),
         ),
     ),
     _entry(
         r"input tensor __\w+ is missing dimensions in profile",
-        "leave an input out of the model's outputs, or put an operator between the two (Mul by 1)",
+        "don't return an input as an output, or put an operator between the two (Mul by 1)",
     ),
     _entry(
         r"Dropout operator in training mode",
@@ -188,7 +188,7 @@ TABLE: tuple[Known, ...] = (
         r"IFillLayer::setToType",
         lambda asked, _: either(
             asked.better(FP16, FP32),
-            "take the random operator out: its values differ from run to run",
+            "remove the random operator: its values differ from run to run",
         ),
     ),
     _entry(
@@ -224,8 +224,8 @@ TABLE: tuple[Known, ...] = (
     _entry(
         r"MLDataType for: tensor\((?P<type>\w+)\) is not currently registered",
         lambda _asked, match: (
-            f"hold {match['type']} in float tensors, as real and imaginary parts: no runtime of the farm "
-            "has that type"
+            f"represent {match['type']} as float tensors of real and imaginary parts: no runtime here "
+            "supports it"
         ),
     ),
     # ONNX Runtime 1.31: running
@@ -247,11 +247,11 @@ TABLE: tuple[Known, ...] = (
     ),
     _entry(
         r"(?i)integer division by zero",
-        "the model divides by an integer that is 0: pass data that don't lead there, or mend it",
+        "the model divides by an integer that is 0: pass data that avoids it, or fix the model",
     ),
     _entry(
         r"no kernel image is available|libcudnn|libcublas|libonnxruntime_providers_cuda",
-        "install onnxruntime-gpu and the CUDA libraries of its version on the worker: "
+        "install onnxruntime-gpu and matching CUDA libraries on the worker: "
         "pip install 'engine-farm[worker,gpu]'",
     ),
     # torch 2.13: its exporter, and loading what another torch has saved
@@ -262,23 +262,23 @@ TABLE: tuple[Known, ...] = (
     ),
     _entry(
         r"PytorchStreamReader failed|invalid header or archive is corrupted",
-        "the file is damaged or not whole: save it and upload it again",
+        "the file is damaged or incomplete: save it and upload it again",
     ),
     _entry(
         r"Failed deserializing node Node\(target='(?P<op>[\w.:]+)'",
         lambda _asked, match: (
-            f"rewrite {match['op']} with operators of PyTorch's own, or save the program with an older "
-            "torch: the worker's has no such operator"
+            f"rewrite {match['op']} with PyTorch's own operators, or save the program with an older "
+            "torch: the worker's lacks it"
         ),
     ),
     _entry(
         r"Unable to deserialize output node",
-        "return tensors alone from forward, in tuples or dicts: wrap the module in one that does",
+        "return only tensors from forward, in tuples or dicts: wrap the module in one that does",
     ),
     _entry(
         r"GuardOnDataDependent|data-dependent (?:expression|control flow|branching)|"
         r"specialized integer from data-dependent",
-        "put torch.cond or torch.where where Python branches on a tensor's values, and export it "
+        "use torch.cond or torch.where instead of Python branches on a tensor's values, and export it "
         "yourself",
     ),
     # ModelOpt 0.47, and what it runs models with
@@ -289,19 +289,19 @@ TABLE: tuple[Known, ...] = (
     ),
     _entry(
         r"unexpected dtype: object|for abs\(\): 'str'|could not convert string to float",
-        "keep strings in the code around the model, and give it numbers: their values can't be compared",
+        "keep strings outside the model and pass numbers: string values can't be compared",
     ),
     _entry(
         r"dtype is unsupported for objects of type: list",
         lambda asked, _: either(
             asked.better(BF16, FP32),
-            "take sequences out of the model: ModelOpt runs it to see its values, and can't with them",
+            "remove sequences from the model: ModelOpt has to run it, and doesn't support them",
         ),
     ),
     _entry(
         r"Cannot restore public graph output metadata",
         lambda asked, _: either(
-            "leave inputs and weights out of the model's outputs, or put an operator between the two",
+            "don't return inputs or weights as outputs, or put an operator between the two",
             asked.better(FP32),
         ),
     ),

@@ -50,7 +50,7 @@ def _check_operator(node: onnx.NodeProto, opset: int) -> None:
     if node.domain not in STANDARD_DOMAINS:
         raise InvalidModel(
             f"operator {node.op_type} of domain {node.domain!r} isn't a standard ONNX operator",
-            hint="rewrite it with standard operators and export again: nothing could check its engine",
+            hint="rewrite it with standard operators and export again: its engine couldn't be checked",
         )
     try:
         onnx.defs.get_schema(node.op_type, max_inclusive_version=opset, domain="")

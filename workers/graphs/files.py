@@ -27,7 +27,7 @@ MAX_PROTO_BYTES = 2_000_000_000
 _SMALL_TENSOR = 1024
 
 
-EXPORT_AGAIN = "export the model again and check that the upload is whole"
+EXPORT_AGAIN = "export the model again and check that the upload is complete"
 
 
 def read_model(path: Path, folder: Path) -> tuple[Path, onnx.ModelProto]:
@@ -94,7 +94,7 @@ def _unpacked(path: Path, folder: Path) -> Path:
         packs.unpack(path, target)
         names = external_files(model)
     except (packs.MalformedPack, MalformedMessage) as err:
-        raise InvalidModel(f"the archive is no model: {err}", hint=EXPORT_AGAIN) from err
+        raise InvalidModel(f"the archive isn't a model: {err}", hint=EXPORT_AGAIN) from err
     for name in names:
         _check_location(model.parent / location(name), target)
     return model
@@ -105,7 +105,7 @@ def _refuse_external_data(path: Path) -> None:
     names = external_files(path)
     if names:
         raise InvalidModel(
-            f"the model keeps weights in {min(names)!r}, which wasn't handed in with it",
+            f"the model keeps weights in {min(names)!r}, which wasn't submitted with it",
             hint=PACK_HINT,
         )
 
@@ -113,7 +113,7 @@ def _refuse_external_data(path: Path) -> None:
 def _check_location(file: Path, folder: Path) -> None:
     if not file.resolve().is_relative_to(folder.resolve()) or not file.is_file():
         raise InvalidModel(
-            f"the model keeps weights in {file.name!r}, which wasn't handed in with it",
+            f"the model keeps weights in {file.name!r}, which wasn't submitted with it",
             hint=PACK_HINT,
         )
 

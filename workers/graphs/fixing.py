@@ -49,13 +49,13 @@ def values(fixed: FixedInputs, inputs: Sequence[TensorSpec]) -> Arrays:
     for name in fixed:
         if name not in known:
             raise FixedInputRefused(
-                f"the model has no input {name!r} that could be fixed",
+                f"the model has no input {name!r} to fix",
                 hint=f"its inputs are {', '.join(known)}",
             )
     if fixed and len(fixed) == len(known):
         raise FixedInputRefused(
-            "all inputs of the model are fixed, and nothing is left for it to compute on",
-            hint="leave one input to be given at run time",
+            "all inputs of the model are fixed, so nothing is left to compute",
+            hint="leave at least one input unfixed",
         )
     return {name: _array(given, known[name]) for name, given in fixed.items()}
 
@@ -90,11 +90,11 @@ def folded(model: onnx.ModelProto) -> onnx.ModelProto:
         result: onnx.ModelProto = optimizer.optimize(model, num_iterations=_ROUNDS)
     except Exception as err:  # passes of onnxscript raise kinds of their own, and bare ones
         raise InvalidModel(
-            f"what is fixed can't be folded into the graph: {check.brief(err)}",
+            f"the fixed inputs can't be folded into the graph: {check.brief(err)}",
             hint="fix it in the model itself, and export it again",
         ) from err
     after = sum(1 for _ in walk.all_nodes(result.graph))
-    print(f"folded what is fixed: {after} operators of {before} are left", flush=True)
+    print(f"folded fixed inputs: {after} of {before} operators remain", flush=True)
     return result
 
 
@@ -103,8 +103,8 @@ def _array(given: FixedValue, spec: TensorSpec) -> NDArray[np.generic]:
     array = np.asarray(given)
     if not _fits(array, dtype):
         raise FixedInputRefused(
-            f"the input {spec.name!r} takes {spec.dtype}, and {given!r} isn't a value of that type",
-            hint=f"give {spec.dtype}: --fix {spec.name}=VALUE",
+            f"the input {spec.name!r} takes {spec.dtype}, but {given!r} isn't a value of that type",
+            hint=f"pass {spec.dtype}: --fix {spec.name}=VALUE",
         )
     sizes = [size if isinstance(size, int) else None for size in spec.shape]
     known = [size for size in sizes if size is not None]
@@ -115,8 +115,8 @@ def _array(given: FixedValue, spec: TensorSpec) -> NDArray[np.generic]:
     ):
         shape = f"[{', '.join(map(str, spec.shape))}]"
         raise FixedInputRefused(
-            f"the input {spec.name!r} has the shape {shape}, and the value {list(array.shape)}",
-            hint="give a number for an input of a known shape, else lists in the input's shape",
+            f"the input {spec.name!r} has the shape {shape}, but the value {list(array.shape)}",
+            hint="pass a number for an input of known shape, else lists in the input's shape",
         )
     return array.astype(dtype)
 

@@ -72,7 +72,7 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     check_is_tensor(value)
     if not tensor.HasField("shape"):
         raise InvalidModel(
-            f"the rank of {value.name!r} isn't known",
+            f"the rank of {value.name!r} is unknown",
             hint="export the model with the shapes of its inputs and outputs",
         )
     shape = tuple(axis_of(dim) for dim in tensor.shape.dim)
@@ -84,5 +84,5 @@ def check_is_tensor(value: onnx.ValueInfoProto) -> None:
     if not value.type.HasField("tensor_type"):
         raise InvalidModel(
             f"{value.name!r} isn't a tensor",
-            hint="give the model plain tensors as inputs and outputs",
+            hint="use only plain tensors as the model's inputs and outputs",
         )

@@ -19,7 +19,7 @@ from workers.graphs.normal import normalised
 from workers.graphs.shapes import inferred_of, outline_of
 from workers.graphs.walk import drop, drop_nodes, drop_unused
 
-EXPORT_AGAIN = "export the model again and check that the upload is whole"
+EXPORT_AGAIN = "export the model again and check that the upload is complete"
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -21,7 +21,7 @@ from farm.errors import InvalidModel
 from workers.graphs.files import MAX_PROTO_BYTES
 from workers.graphs.walk import all_nodes, bodies, drop, graphs_of
 
-EXPORT_AGAIN = "export the model again and check that the upload is whole"
+EXPORT_AGAIN = "export the model again and check that the upload is complete"
 #: Attributes of a Constant, by what they say its type is.
 _NUMBERS = {
     "value_float": np.float32,
@@ -174,7 +174,7 @@ def _sort(graph: onnx.GraphProto) -> None:
     except CycleError as err:
         around = [graph.node[at].op_type for at in err.args[1][:4]]
         raise InvalidModel(
-            f"the graph's nodes need each other in a circle: {', '.join(around)}",
+            f"the graph has a cycle: {', '.join(around)}",
             hint=EXPORT_AGAIN,
         ) from err
     nodes = [onnx.NodeProto.FromString(graph.node[at].SerializeToString()) for at in order]

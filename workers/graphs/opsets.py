@@ -43,8 +43,8 @@ def upgraded(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
             _convert_bodies(made.graph, found, given, {}, {}, opset)
     except Exception as err:  # the native converter raises bare RuntimeErrors and worse
         raise InvalidModel(
-            f"the model is in opset {before}, and the farm can't bring it to {opset}: {brief(err)}",
-            hint="export it with opset 20; the model itself may be right as it is",
+            f"can't convert the model from opset {before} to {opset}: {brief(err)}",
+            hint="export it with opset 20; the model itself may be valid",
         ) from err
     made.metadata_props.extend(given.metadata_props[len(made.metadata_props) :])
     return normalised(made)

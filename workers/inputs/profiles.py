@@ -48,7 +48,7 @@ def resolve_profiles(
         ProfileMismatch: naming the input and the axis that doesn't fit.
     """
     if not inputs:
-        raise ProfileMismatch("the model has no inputs", hint="hand in a model with inputs")
+        raise ProfileMismatch("the model has no inputs", hint="submit a model with inputs")
     return tuple(_resolve(inputs, profile, ranges or {}) for profile in (profiles or ({},)))
 
 
@@ -100,17 +100,17 @@ def _check(spec: TensorSpec, shapes: ShapeRange, ranges: AxisRanges) -> None:
     if len(shapes.opt) != len(spec.shape):
         raise ProfileMismatch(
             f"input {spec.name!r} has {len(spec.shape)} axes {_text(spec)}, "
-            f"and its profile has {len(shapes.opt)}",
-            hint=f"give {len(spec.shape)} sizes each for min, opt and max",
+            f"but its profile has {len(shapes.opt)}",
+            hint=f"pass {len(spec.shape)} sizes each for min, opt and max",
         )
     if shapes.values and len(shapes.values.opt) != prod(shapes.opt):
         raise ProfileMismatch(
-            f"input {spec.name!r} holds {prod(shapes.opt)} values, and its profile {len(shapes.values.opt)}",
-            hint=f"give {prod(shapes.opt)} values each for min, opt and max",
+            f"input {spec.name!r} has {prod(shapes.opt)} values, but its profile {len(shapes.values.opt)}",
+            hint=f"pass {prod(shapes.opt)} values each for min, opt and max",
         )
     for axis, size in enumerate(spec.shape):
         asked = set(sizes_of(shapes, axis))
-        told = f"and the profile asks for {', '.join(map(str, sorted(asked)))}"
+        told = f"but the profile asks for {', '.join(map(str, sorted(asked)))}"
         if isinstance(size, int) and asked != {size}:
             raise ProfileMismatch(
                 f"axis {axis} of input {spec.name!r} is always {size}, {told}",
@@ -120,7 +120,7 @@ def _check(spec: TensorSpec, shapes: ShapeRange, ranges: AxisRanges) -> None:
         if allowed and not allowed.min <= min(asked) <= max(asked) <= (allowed.max or max(asked)):
             raise ProfileMismatch(
                 f"axis {axis} of input {spec.name!r} was exported for {allowed}, {told}",
-                hint="stay within, or export the model with other bounds: torch.export.Dim",
+                hint="stay within that range, or export the model with other bounds: torch.export.Dim",
             )
 
 
@@ -168,7 +168,7 @@ class _Defaults:
             if found is None:
                 raise ProfileMismatch(
                     f"axis {axis} of input {spec.name!r} is dynamic {_text(spec)}, "
-                    "and no profile says how large it gets",
+                    "and no profile gives its sizes",
                     hint=f"pass a profile with min, opt and max shapes for {spec.name!r}",
                 )
             axes.append(found)
@@ -253,8 +253,8 @@ def _check_shared_axes(inputs: Sequence[TensorSpec], profile: Profile) -> None:
             if other[2] != sizes:
                 raise ProfileMismatch(
                     f"axis {axis} of input {spec.name!r} and axis {other[1]} of input {other[0]!r} "
-                    f"are the same axis {size!r}, and their ranges {sizes} and {other[2]} differ",
-                    hint="give both the same min, opt and max",
+                    f"are the same axis {size!r}, but their ranges {sizes} and {other[2]} differ",
+                    hint="use the same min, opt and max for both",
                 )
 
 
@@ -264,8 +264,8 @@ def _refuse_no_samples(inputs: Sequence[TensorSpec], profile: Profile) -> None:
         for axis, size in enumerate(spec.shape):
             if size == symbol and size != ANONYMOUS and profile[spec.name].min[axis] == 0:
                 raise ProfileMismatch(
-                    f"axis {axis} of input {spec.name!r} is the batch, and the profile begins at 0",
-                    hint="let it begin at 1: other axes may be of length 0, as that of a cache",
+                    f"axis {axis} of input {spec.name!r} is the batch, but the profile starts at 0",
+                    hint="start at 1; only other axes may have length 0, such as a cache's",
                 )
 
 

@@ -46,9 +46,9 @@ def read_samples(path: Path, fixed: FixedInputs | None = None) -> Arrays:
     for name in (fixed or {}).keys() & arrays.keys():
         if not _is_always(arrays.pop(name), np.asarray((fixed or {})[name])):
             raise InvalidData(
-                f"the input {name!r} is fixed to {(fixed or {})[name]}, and the data hold other values "
-                "of it",
-                hint=f"leave {name!r} out of the data, or submit a build for each of its values",
+                f"the input {name!r} is fixed to {(fixed or {})[name]}, but the data has other values "
+                "for it",
+                hint=f"omit {name!r} from the data, or submit one build per value",
             )
     return arrays
 
@@ -81,13 +81,13 @@ def _arrays(path: Path) -> Arrays:
             found = {name: archive[name] for name in archive.files}
         others = [name for name, array in found.items() if not isinstance(array, np.ndarray)]
         if others:  # what isn't .npy comes as bytes
-            raise Malformed(f"{others[0][:80]!r} in it is no array")
+            raise Malformed(f"{others[0][:80]!r} in it isn't an array")
         return found
     if magic[8:9] == b"{":
         from safetensors.numpy import load_file
 
         return dict(load_file(path))
-    raise Malformed("they are neither .npz nor .safetensors")
+    raise Malformed("the file is neither .npz nor .safetensors")
 
 
 def check_samples(arrays: Arrays, inputs: Sequence[TensorSpec], profile: Profile) -> Arrays:
@@ -103,8 +103,8 @@ def check_samples(arrays: Arrays, inputs: Sequence[TensorSpec], profile: Profile
     names = [spec.name for spec in inputs]
     if set(samples) != set(names):
         raise InvalidData(
-            f"the data hold {_listed(samples)}, and the model's inputs are {_listed(names)}",
-            hint="save one array an input, under exactly the input's name: "
+            f"the data has {_listed(samples)}, but the model's inputs are {_listed(names)}",
+            hint="save one array per input, under the input's exact name: "
             f"numpy.savez(path, {', '.join(f'{name}=…' for name in names)})",
         )
     batch = Batch.of(inputs, profile)
@@ -114,8 +114,8 @@ def check_samples(arrays: Arrays, inputs: Sequence[TensorSpec], profile: Profile
     if len(set(counts.values())) > 1:
         along = ", ".join(f"axis {batch.axis_of(name)} of {name!r}" for name in counts)
         raise InvalidData(
-            f"the inputs hold different numbers of samples: {counts}",
-            hint=f"every array needs the same number of samples along the batch: {along}",
+            f"the inputs have different numbers of samples: {counts}",
+            hint=f"every array needs the same number of samples along the batch axis: {along}",
         )
     return {name: samples[name] for name in names}
 
@@ -131,8 +131,8 @@ def check_labels(arrays: Arrays, count: int) -> NDArray[np.int64] | None:
         return None
     if labels.shape[:1] != (count,) or labels.dtype.kind not in "iu":
         raise InvalidData(
-            f"{LABEL!r} is {labels.dtype}{list(labels.shape)}, and integers for each of {count} samples "
-            "are needed",
+            f"{LABEL!r} is {labels.dtype}{list(labels.shape)}, but integers for each of {count} samples "
+            "are required",
             hint=f"save class indices as int64 of shape [{count}], or [{count}, height, width] where "
             "each pixel has a class",
         )
@@ -202,18 +202,17 @@ def _check_array(
 ) -> None:
     if array.ndim != len(spec.shape):
         raise InvalidData(
-            f"the data of input {spec.name!r} have shape {list(array.shape)}, "
-            f"and the model takes {list(spec.shape)}",
-            hint="this input has no batch: give one array, which serves for all samples"
+            f"the data for input {spec.name!r} has shape {list(array.shape)}, "
+            f"but the model takes {list(spec.shape)}",
+            hint="this input has no batch axis: pass one array, shared by all samples"
             if batch_axis is None
             else f"put the samples on axis {batch_axis} and keep the model's other axes",
         )
     if array.dtype.name != given_as(spec):
         raise InvalidData(
-            f"the data of input {spec.name!r} are {array.dtype.name}, "
-            f"and the model takes {spec.dtype}",
-            hint="preprocess them as for the model and save them with "
-            f".astype(numpy.{given_as(spec)})",
+            f"the data for input {spec.name!r} is {array.dtype.name}, "
+            f"but the model takes {spec.dtype}",
+            hint=f"preprocess it as for the model and save it with .astype(numpy.{given_as(spec)})",
         )
     shapes = profile[spec.name]
     for axis in range(array.ndim):
@@ -223,8 +222,8 @@ def _check_array(
         if not low <= array.shape[axis] <= high:
             allowed = str(low) if low == high else f"{low} to {high}"
             raise InvalidData(
-                f"axis {axis} of the data of input {spec.name!r} is {array.shape[axis]}, "
-                f"and the model takes {allowed}",
+                f"axis {axis} of the data for input {spec.name!r} is {array.shape[axis]}, "
+                f"but the model takes {allowed}",
                 hint="resize or pad the samples as for the model",
             )
     if batch_axis is not None and array.shape[batch_axis] == 0:
@@ -232,7 +231,7 @@ def _check_array(
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = int((~np.isfinite(array)).sum())
         raise InvalidData(
-            f"the data of input {spec.name!r} hold {bad} values that are NaN or infinite",
+            f"the data for input {spec.name!r} has {bad} NaN or infinite values",
             hint="remove those samples, or fix the preprocessing",
         )
 

@@ -125,9 +125,9 @@ def _refused(failure: InvalidModel, inputs: Sequence[TensorSpec]) -> InvalidMode
     if not integers:
         return failure
     return InvalidModel(
-        f"{failure.detail}; nobody gave data, and random values stood in, 0 and 1 for "
+        f"{failure.detail}; there was no data, so random values were used, 0 and 1 for "
         f"{', '.join(map(repr, integers))}",
-        hint=f"give an input that has one value by --fix {integers[-1]}=VALUE; of others hand in samples: "
+        hint=f"fix an input that has one value: --fix {integers[-1]}=VALUE; for others provide samples: "
         "--calibration, --evaluation",
     )
 

@@ -59,7 +59,9 @@ def metrics(
         "shapes": {name: list(a.shape) for name, a in batch.repeated(samples, opt).items()},
         **results["engine"],
         "eager": results.get("eager"),
-        "eager_reason": None if eager else "the source is no program that PyTorch runs eagerly",
+        "eager_reason": None
+        if eager
+        else "the source isn't a program that PyTorch can run eagerly",
         **speed_up(headline),
         "settings": _settings(),
     }
@@ -73,7 +75,7 @@ def speed_up(timings: Timings) -> dict[str, Any]:
         return facts
     if share > MAX_OTHERS_SHARE:
         return facts | {
-            "speed_up_reason": f"other processes had {share:.0%} of the CPU while it was timed"
+            "speed_up_reason": f"other processes used {share:.0%} of the CPU during timing"
         }
     medians = {name: percentile(times, 50) for name, times in timings.latencies.items()}
     return facts | {"speed_up": round(medians["eager"] / medians["engine"], 3)}

@@ -56,7 +56,7 @@ class Difference:
         if self.missing:
             return f"the output {self.missing!r} is missing, or of another rank"
         if not self.finite:
-            return "values are NaN or infinite in one of the two alone"
+            return "values are NaN or infinite in only one of the two"
         if self.scaled_error > tolerance:
             return (
                 f"they differ by up to {self.max_abs_error:.3g} ({self.scaled_error:.2%} of the largest "

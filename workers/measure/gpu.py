@@ -169,7 +169,7 @@ def _peers(beside: Comparison, timer: _Timer, batch: int, progress: Progress) ->
     """PyTorch as the source is, in the engine's type by autocast, and compiled in that type."""
     names = ("eager", "eager_autocast", "compiled")
     if beside.program is None:
-        reason = "the source isn't a program that PyTorch runs"
+        reason = "the source isn't a program that PyTorch can run"
         return {name: {"reason": reason} for name in names}
     try:
         torch_model = PyTorchOnGpu(beside.program)
@@ -238,7 +238,7 @@ def _over(peer_ms: float | None, engine_ms: float | None) -> float | None:
 def _slowed(gpu: Mapping[str, Any]) -> list[str]:
     said = []
     if gpu["slowed_by"]:
-        said.append(f"the GPU's clocks were held down by {', '.join(gpu['slowed_by'])}")
+        said.append(f"the GPU's clocks were throttled by {', '.join(gpu['slowed_by'])}")
     if gpu["other_processes"]:
         said.append(f"{gpu['other_processes']} other processes were on the GPU")
     return said

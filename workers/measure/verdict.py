@@ -26,8 +26,8 @@ def refuse_broken(accuracy: Mapping[str, Any], max_drop: float | None) -> None:
     if max_drop is not None and task is not None:
         if task["drop"] > max_drop:
             raise AccuracyDropped(
-                f"top-1 falls from {task['source']:.4f} to {task['engine']:.4f}: by {task['drop']:.4f} "
-                f"over {accuracy['samples']} samples, and {max_drop:g} is allowed"
+                f"top-1 drops from {task['source']:.4f} to {task['engine']:.4f}, by {task['drop']:.4f} "
+                f"over {accuracy['samples']} samples; {max_drop:g} is allowed"
             )
         return  # the user's own measure outranks likeness
     of = f"over {_samples(accuracy)}"
@@ -35,7 +35,7 @@ def refuse_broken(accuracy: Mapping[str, Any], max_drop: float | None) -> None:
     if cosine is not None:
         if cosine < MIN_COSINE:
             raise AccuracyDropped(
-                "the outputs have little to do with the source's: their mean cosine similarity is "
+                "the outputs hardly resemble the source's: their mean cosine similarity is "
                 f"{cosine:.3f} {of}"
             )
         return
@@ -43,7 +43,7 @@ def refuse_broken(accuracy: Mapping[str, Any], max_drop: float | None) -> None:
         share = accuracy[name]
         if share is not None and share < MIN_SHARE:
             raise AccuracyDropped(
-                f"the outputs have little to do with the source's: {share:.1%} {what} are the same {of}"
+                f"the outputs hardly resemble the source's: {share:.1%} {what} are equal {of}"
             )
 
 
@@ -56,14 +56,14 @@ def doubts(accuracy: Mapping[str, Any], gates: Gates, max_drop: float | None) ->
     invariance = accuracy.get("batch_invariance")
     if invariance and not invariance["holds"]:
         found.append(
-            f"a row's outputs depend on the rows beside it: they differ by up to "
+            f"a row's outputs depend on the other rows: they differ by up to "
             f"{invariance['max_error']:.2%} of the largest output, alone, first and last in a batch of "
             f"{invariance['batch']}"
         )
     if accuracy["all_nan"]:
         names = ", ".join(map(repr, accuracy["all_nan"]))
         found.append(
-            f"the source gives only NaN as {names} on these data, so nothing of it was compared"
+            f"on this data the source returns only NaN in {names}, so nothing there was compared"
         )
     return found
 
@@ -73,7 +73,7 @@ def _doubts(accuracy: Mapping[str, Any], gates: Gates, max_drop: float | None) -
     if task is not None:
         low = (task["drop_interval"] or (task["drop"],))[0]
         if max_drop is None and low > gates.drop:
-            yield f"top-1 falls by {task['drop']:.1%} ({gates.drop:.1%} is the gate)"
+            yield f"top-1 drops by {task['drop']:.1%} ({gates.drop:.1%} is the gate)"
         if max_drop is not None:
             return  # the user's own measure outranks likeness
     for name, what in (

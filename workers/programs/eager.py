@@ -64,8 +64,8 @@ class EagerModel:
         except Exception as err:  # whatever the operators in it raise
             shapes = {name: list(arrays[name].shape) for name in self.input_names}
             raise InvalidModel(
-                f"the program can't run with inputs of the shapes {shapes}: {_first_line(err)}",
-                hint="pass profiles with the sizes that it takes, or export it with these axes dynamic",
+                f"the program can't run with input shapes {shapes}: {_first_line(err)}",
+                hint="pass profiles with the sizes it accepts, or export it with these axes dynamic",
             ) from err
         return {name: array_of(tensor) for name, tensor in made.items()}
 

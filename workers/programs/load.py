@@ -34,7 +34,7 @@ from workers.programs import enumerations, operators
 
 _EXPORT_AGAIN = (
     "save it again with torch.export.save(torch.export.export(model, args), 'model.pt2') "
-    "from plain tensors and operators, or hand in ONNX"
+    "from plain tensors and operators, or submit ONNX"
 )
 
 #: Keys of the program's JSON whose strings become Python identifiers when the graph is compiled.
@@ -170,8 +170,8 @@ def scan_archive(path: Path) -> dict[str, list[str]]:
     programs = [name for name in names if name.startswith("models/")]
     if len(programs) != 1:
         raise InvalidModel(
-            f"it holds {len(programs)} programs, and the farm takes exactly one",
-            hint="save each program to a file of its own",
+            f"it contains {len(programs)} programs, but the farm takes exactly one",
+            hint="save each program to a separate file",
         )
     program = _read_json(reader, programs[0])
     try:
@@ -248,7 +248,7 @@ def _open_archive(path: Path) -> Any:
     except Exception as err:  # RuntimeError from the zip reader, or an assertion of the wrapper
         raise InvalidModel(
             f"the file isn't a torch.export archive: {_first_line(err)}",
-            hint=f"check that the upload is whole, and {_EXPORT_AGAIN}",
+            hint=f"check that the upload is complete, and {_EXPORT_AGAIN}",
         ) from err
 
 
@@ -279,7 +279,7 @@ def _scan_payloads(config: Mapping[str, Any], where: str) -> None:
         device = (payload["tensor_meta"].get("device") or {}).get("type", "cpu")
         if device != "cpu":
             raise InvalidModel(
-                f"its weights lie on the device {device!r}",
+                f"its weights are on the device {device!r}",
                 hint="export it on the CPU: torch.export.export(model.cpu(), args)",
             )
         if not _NAME.fullmatch(path):
@@ -358,9 +358,9 @@ def _check_operator(target: str) -> None:
     aten = _ATEN.fullmatch(target)
     if not (operators.may_call(aten[1]) if aten else _OPERATOR.fullmatch(target)):
         raise InvalidModel(
-            f"the farm doesn't run the operator {target[:80]!r}: it takes those that compute on tensors "
-            "alone, with all their indices checked",
-            hint="rewrite it with standard PyTorch operators, or hand in ONNX",
+            f"the farm doesn't run the operator {target[:80]!r}: it accepts only those on tensors "
+            "with all indices checked",
+            hint="rewrite it with standard PyTorch operators, or submit ONNX",
         )
 
 
@@ -425,7 +425,7 @@ def _refuse_expression(text: str) -> NoReturn:
 
 def _refuse_pickle(fact: str) -> NoReturn:
     raise InvalidModel(
-        f"the program holds a pickle, and the farm never runs one: {fact}", hint=_EXPORT_AGAIN
+        f"the program contains a pickle, which the farm never runs: {fact}", hint=_EXPORT_AGAIN
     )
 
 

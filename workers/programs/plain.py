@@ -76,7 +76,7 @@ def _plain_inputs(program: ExportedProgram, fixed: Mapping[str, NDArray[np.gener
             continue
         if not isinstance(spec.arg, TensorArgument):
             raise InvalidModel(
-                f"the program's input {node.name!r} is a size, and tensors are needed",
+                f"the program's input {node.name!r} is a size, not a tensor",
                 hint="export it with a fixed size there, or take it from a tensor's shape",
             )
         if node.name in fixed:

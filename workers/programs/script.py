@@ -104,11 +104,11 @@ def _check(node: Any) -> None:
     if not operators.may_run(kind, node.schema()):
         schema = node.schema()
         named = schema.partition("(")[0] if schema.startswith(kind) else kind
-        raise Refused(f"it calls {named}, which isn't on the list of what it may call")
+        raise Refused(f"it calls {named}, which isn't allow-listed")
     types = [value.type().annotation_str for value in [*node.inputs(), *node.outputs()]]
     for foreign in _FOREIGN:
         if any(foreign in one for one in types):
-            raise Refused(f"it holds a {foreign.strip('[')}, which only native code understands")
+            raise Refused(f"it contains a {foreign.strip('[')}, which only native code understands")
     if kind in _CASTS and not _is_narrowing(types[0], types[-1]):
         raise Refused(f"it takes a {types[0]} for a {types[-1]} unchecked")
 

@@ -36,10 +36,10 @@ def check(model: onnx.ModelProto, precision: Precision) -> None:
         names = ", ".join(sorted(TensorProto.DataType.Name(one).lower() for one in found if one))
         other = next((one for one, types in _TYPES.items() if not found.isdisjoint(types)), None)
         raise CalibrationFailed(
-            f"the graph is quantised already, in {names or 'an unknown type'}, and {precision} was asked for",
+            f"the graph is already quantised, in {names or 'an unknown type'}, but {precision} was requested",
             hint=f"submit it as {other}: it needs no calibration data"
             if other
-            else "submit the model that it was made from",
+            else "submit the model it was made from",
         )
 
 
@@ -54,9 +54,9 @@ def refuse_asymmetric(model: onnx.ModelProto) -> None:
         return
     more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
     raise EngineBuildFailed(
-        f"TensorRT wants symmetric int8, zero point 0: {'; '.join(wrong[:_NAMED])}{more}",
+        f"TensorRT requires symmetric int8, zero point 0: {'; '.join(wrong[:_NAMED])}{more}",
         hint="quantise activations symmetrically in int8 (in torch.ao: qscheme=per_tensor_symmetric, "
-        "dtype=qint8) and export again, or build it for cpu, which takes it as it is",
+        "dtype=qint8) and export again, or build it for cpu, which supports it",
     )
 
 

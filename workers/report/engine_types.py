@@ -175,7 +175,7 @@ def check_rtx(precision: Precision, compute: Compute, compute_capability: str) -
     kinds = sorted({one.op_type for one in quantized} & in_half)
     rest = f"only {_share_of(left, compute):.2%} of the arithmetic" if left else "nothing else"
     raise PrecisionMissed(
-        f"TensorRT-RTX computes int8 {' and '.join(kinds)} in half on {compute_capability}, and {rest} "
+        f"TensorRT-RTX computes int8 {' and '.join(kinds)} in fp16 on {compute_capability}, and {rest} "
         "in the graph would be int8",
         hint=f"choose fp16 for {compute_capability}, or int8 for sm_80 and later"
         if "Conv" in kinds

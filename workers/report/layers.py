@@ -57,7 +57,7 @@ def _refuse_quantized(compute: Compute) -> None:
         if found:
             raise PrecisionMissed(
                 f"the model is quantised: {len(found)} of its {len(compute.products)} convolutions and "
-                f"matrix products compute in {quantized}, so it is no fp32 engine",
+                f"matrix products compute in {quantized}, so it isn't an fp32 engine",
                 hint=f"submit it as {quantized}: it needs no calibration data",
             )
 

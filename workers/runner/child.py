@@ -59,13 +59,13 @@ _LOST = 255
 
 
 _CRASHED = (
-    "a native library crashed, and most crashes come again with the same model; another precision or "
-    "runtime may avoid it. The end of the job's log says where it was"
+    "a native library crashed, and most crashes recur with the same model; another precision or "
+    "runtime may avoid it. The end of the job's log shows where"
 )
 
 
 _TAMPERED = (
-    "no stage of the farm does that: if the worker's packages are whole (pip check), take the model for "
+    "no stage of the farm does that: if the worker's packages are intact (pip check), treat the model as "
     "hostile"
 )
 
@@ -76,7 +76,7 @@ _HINTS: dict[int, str] = {
     signal.SIGINT: "something outside of the farm ended it: farm retry",
     signal.SIGHUP: "something outside of the farm ended it: farm retry",
     signal.SIGBUS: "look for a full disk under the worker's FARM_HOME or in /dev/shm, then: farm retry",
-    signal.SIGILL: "a library uses instructions that the worker's CPU hasn't: install a build for it",
+    signal.SIGILL: "a library uses instructions that the worker's CPU lacks: install a build for it",
     signal.SIGXCPU: "raise the limit of CPU time that the worker runs under (ulimit -t)",
     signal.SIGXFSZ: "raise the limit of a file's size that the worker runs under (ulimit -f)",
 }
@@ -169,7 +169,7 @@ class Child:
                 self.end()
                 yield from self._last_printed()
                 raise ChildTimedOut(
-                    f"the stage ran longer than {self._timeout_s:g} s and was ended"
+                    f"the stage ran longer than {self._timeout_s:g} s and was killed"
                 )
             if not self._process.is_alive() and not ready and heard == sources:
                 break  # nobody is left who could hold the pipe open, but one that got away
@@ -259,7 +259,7 @@ class Child:
             return SandboxMissing(f"this worker can't enforce {self._guard_said['lacks']}")
         ended_for = self._guard_said.get("ended")
         if ended_for == guard.MEMORY:
-            return ChildOutOfMemory("the stage took more memory than a job may have, and was ended")
+            return ChildOutOfMemory("the stage exceeded the memory limit of a job and was killed")
         if ended_for == guard.DISK:
             return ChildFilledDisk()
         code = self._process.exitcode or 0
@@ -268,7 +268,7 @@ class Child:
             return Unavailable("the process that jobs are forked from was killed from outside")
         if code == -signal.SIGKILL:
             return ChildOutOfMemory(
-                "the stage's process was killed from outside, most likely for memory"
+                "the stage's process was killed from outside, most likely for lack of memory"
             )
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return ChildDied(f"the stage's process died ({name})", hint=_HINTS.get(-code, _CRASHED))

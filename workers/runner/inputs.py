@@ -39,7 +39,7 @@ def _held(blob: Path, held: Path) -> Path:
             shutil.copyfile(blob, held)
         except OSError as err:
             if err.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageFull(f"no room for a job's copy of {blob.name}") from err
+                raise StorageFull(f"no space for a job's copy of {blob.name}") from err
             raise _gone(err) from err
     return held
 

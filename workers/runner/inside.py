@@ -94,7 +94,7 @@ def _run(function: Callable[[Any, Link], Any], argument: Any, link: Link) -> NoR
     try:
         link.send("result", function(argument, link))
     except MemoryError:
-        link.send("error", _portable(ChildOutOfMemory("the stage ran out of its memory limit")))
+        link.send("error", _portable(ChildOutOfMemory("the stage reached its memory limit")))
     except FarmError as err:
         print(f"{err.code}: {err.detail}", file=sys.stderr)
         link.send("error", _portable(err))

@@ -40,7 +40,7 @@ def made_of(said: Any, kind: JobKind, workdir: Path) -> Made:
             raise ResultRefused("the stage's process sent no result")
     always, maybe = set(STAGES[kind].makes), set(STAGES[kind].may_make)
     if not always <= outputs.keys() <= always | maybe or not outputs:
-        raise ResultRefused(f"the stage's process sent other outputs than a {kind} has")
+        raise ResultRefused(f"the stage's process sent outputs that no {kind} job has")
     if len(set(map(str, outputs.values()))) != len(outputs):
         raise ResultRefused("the stage's process sent one output twice")
     if Role.TIMING_CACHE in outputs and not _is_use(facts.get("timing_cache")):
@@ -48,7 +48,9 @@ def made_of(said: Any, kind: JobKind, workdir: Path) -> Made:
     try:
         check_facts(kind, facts)
     except TooMuch as err:
-        raise ResultRefused(f"the stage's process sent facts that no {kind} has: {err}") from None
+        raise ResultRefused(
+            f"the stage's process sent facts that no {kind} job has: {err}"
+        ) from None
     files = {role: _file(role, path, workdir) for role, path in outputs.items()}
     if Role.LAYERS in files:
         _check_layers(files[Role.LAYERS])
@@ -64,9 +66,7 @@ def _check_layers(path: Path) -> None:
         LayerReport.model_validate_json(path.read_bytes(), strict=True)
     except ValidationError as err:
         told = records.first_of(err)
-        raise ResultRefused(
-            f"the stage's process sent a layer report that is none: {told}"
-        ) from None
+        raise ResultRefused(f"the stage's process sent an invalid layer report: {told}") from None
 
 
 def _is_use(facts: Any) -> bool:

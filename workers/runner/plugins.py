@@ -38,7 +38,7 @@ def _verified(context: Context, digest: str, folder: Path) -> Path:
         row = plugins.find(session, digest)
     if row is None:
         raise EngineBuildFailed(
-            f"the plugin {digest} isn't allow-listed any more",
+            f"the plugin {digest} is no longer allow-listed",
             hint="add it again: farm plugins add LIBRARY --signature FILE",
         )
     folder.mkdir(parents=True)

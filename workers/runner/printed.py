@@ -45,7 +45,7 @@ class Printed:
             self._keep_last(left)
             if not self._has_said:
                 self._has_said = True
-                text += "\n[the log is cut here: the job prints too much; its end follows below]\n"
+                text += "\n[log truncated: the job prints too much; the end follows]\n"
         return text
 
     def _keep_last(self, data: bytes) -> None:
@@ -65,7 +65,7 @@ class Printed:
         self._tail_size = 0
         if not tail:
             return ""
-        return (f"[{dropped} bytes left out]\n" if dropped else "") + _text(last)
+        return (f"[{dropped} bytes omitted]\n" if dropped else "") + _text(last)
 
 
 def _text(data: bytes) -> str:

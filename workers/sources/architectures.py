@@ -34,7 +34,7 @@ _SHOWN = 5  #: names in a message
 #: Their positions begin after that of the padding.
 _PADDED_POSITIONS = ("roberta", "xlm-roberta", "mpnet")
 _SECOND = 16_000  #: samples of sound
-_CONFIG_HINT = "give the config.json that is beside the weights: --config config.json"
+_CONFIG_HINT = "pass the weights' config.json: --config config.json"
 
 # Whatever a library would look up in a hub is refused, not fetched.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -62,7 +62,7 @@ def load_weights(path: Path, architecture: Architecture) -> nn.Module:
     if missing or unexpected:
         raise InvalidModel(
             f"these aren't the weights of {architecture.name}: "
-            f"there is no {_listed(missing)}, and it has no {_listed(unexpected)}",
+            f"missing {_listed(missing)}, unexpected {_listed(unexpected)}",
             hint=f"name the class that saved them, and {_CONFIG_HINT}",
         )
     return module.float().eval()
@@ -100,7 +100,7 @@ def _make(architecture: Architecture) -> nn.Module:
         module = import_module(library)
     except Exception as err:  # ImportError, and what a torchvision of another torch raises
         raise InvalidModel(
-            f"this worker has no {library} that works: {brief(err)}",
+            f"this worker has no working {library}: {brief(err)}",
             hint=f"pip install {library} on the worker, or export the model yourself",
         ) from err
     try:
@@ -114,7 +114,7 @@ def _make(architecture: Architecture) -> nn.Module:
         raise
     except Exception as err:  # whatever a library raises of a wrong configuration
         raise InvalidModel(
-            f"{library} can't make {architecture.name} of this configuration: {brief(err)}",
+            f"{library} can't create {architecture.name} from this configuration: {brief(err)}",
             hint=_CONFIG_HINT,
         ) from err
     assert isinstance(made, nn.Module)
@@ -134,8 +134,8 @@ def _transformer(transformers: Any, architecture: Architecture) -> nn.Module:
     )
     if named != wanted:
         raise InvalidModel(
-            f"the configuration is of a {named!r}, and {name} is a {wanted!r}",
-            hint="name the class that saved the weights: it stands in config.json, architectures",
+            f"the configuration is for {named!r}, but {name} is {wanted!r}",
+            hint="name the class that saved the weights, from architectures in config.json",
         )
     config = kind.config_class.from_dict(given)
     if hasattr(config, "use_cache"):

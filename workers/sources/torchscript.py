@@ -28,7 +28,7 @@ from workers.programs.guard import checked
 from workers.programs.plain import numbered_outputs
 
 _HINT = "export it instead: torch.export.save(torch.export.export(model, args), 'model.pt2')"
-_REWRITE = f"rewrite it with PyTorch's usual operators and save it by torch.jit.save, or {_HINT}"
+_REWRITE = f"rewrite it with standard PyTorch operators and save it with torch.jit.save, or {_HINT}"
 _TRACE = (
     "trace it, since a traced file keeps its example inputs: "
     "torch.jit.trace(model, example).save('model.pt')"
@@ -73,7 +73,7 @@ class TorchScriptSource:
         arguments = {a.name: a for a in self._arguments()}
         for name in fixed.keys() - arguments.keys():
             raise FixedInputRefused(
-                f"the model has no input {name!r} that could be fixed",
+                f"the model has no input {name!r} to fix",
                 hint=f"its inputs are {', '.join(arguments)}",
             )
         values: dict[str, Any] = {}
@@ -86,8 +86,8 @@ class TorchScriptSource:
         others = [n for n, a in arguments.items() if n not in values and str(a.type) != "Tensor"]
         if others or len(values) == len(arguments):
             raise InvalidModel(
-                f"its forward takes {', '.join(others) or 'nothing'}, and tensors are needed",
-                hint=f"give its one value: --fix {others[0]}=VALUE"
+                f"its forward takes {', '.join(others) or 'nothing'} instead of tensors",
+                hint=f"fix it to one value: --fix {others[0]}=VALUE"
                 if others
                 else "wrap it in a module whose forward takes tensors, and save that",
             )
@@ -120,9 +120,9 @@ class TorchScriptSource:
         """
         if not all(map(_is_repeated, first, again)):
             raise InvalidModel(
-                "the module gives other outputs when it is called with the same inputs again: it keeps state "
-                "from call to call, or is random",
-                hint="hand its state in and out as inputs and outputs of forward, and put it in eval mode",
+                "the module returns different outputs when called again with the same inputs: it keeps state "
+                "between calls, or is random",
+                hint="pass its state as inputs and outputs of forward, and put it in eval mode",
             )
         self._is_known_to_repeat = True
 
@@ -138,13 +138,13 @@ class TorchScriptSource:
         except Exception as err:  # whatever the code in it raises
             shapes = {n: list(t.shape) for n, t in zip(self.input_names, tensors, strict=True)}
             raise InvalidModel(
-                f"the module can't run with inputs of the shapes {shapes}: {brief(err)}",
-                hint="pass profiles with the shapes that it takes, min = opt = max for a fixed one",
+                f"the module can't run with input shapes {shapes}: {brief(err)}",
+                hint="pass profiles with the shapes it accepts, min = opt = max for a fixed one",
             ) from err
         leaves = pytree.tree_leaves(result)
         if isinstance(result, dict) or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
             raise InvalidModel(
-                "its forward gives other things than tensors, or a dict",
+                "its forward returns something other than tensors, or a dict",
                 hint="wrap it in a module that returns a tensor or a tuple of tensors",
             )
         return leaves
@@ -252,7 +252,7 @@ def _shape(
         )
     if traced is None:
         raise ProfileMismatch(
-            f"neither the file nor a profile says the shape of input {name!r}",
+            f"neither the file nor a profile gives the shape of input {name!r}",
             hint=f"pass a profile with min, opt and max shapes for {name!r}, or {_TRACE}",
         )
     is_batched = bool(traced) and traced[0] == batch

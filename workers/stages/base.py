@@ -96,9 +96,9 @@ def run_request(
         params = STAGES[request.kind].params.model_validate(request.params)
     except ValidationError as err:
         raise StageFailed(
-            f"this worker doesn't know what the {request.kind} job asks for: "
+            f"this worker doesn't understand the {request.kind} job's request: "
             f"{'; '.join(one['msg'] for one in err.errors())}",
-            hint="bring the API and the workers to the same version of the farm (farm --version)",
+            hint="run the same version of the farm on the API and the workers (farm --version)",
         ) from err
     result = run(
         Stage(
@@ -154,7 +154,7 @@ def run(stage: Stage) -> StageResult:
             raise
         traceback.print_exception(err)
         print(
-            f"to repeat it: python -m workers.stages FILE, with this in FILE\n{_request_of(stage)}"
+            f"to reproduce it: python -m workers.stages FILE, with this in FILE\n{_request_of(stage)}"
         )
         raise told from err
     return result

@@ -91,7 +91,7 @@ class OrtModel:
         except Exception as err:  # pybind classes of ONNX Runtime with no common public base
             shapes = {name: list(np.shape(array)) for name, array in arrays.items()}
             raise InvalidModel(
-                f"the model can't run with inputs of the shapes {shapes}: {brief(err)}"
+                f"the model can't run with input shapes {shapes}: {brief(err)}"
             ) from err
         return dict(zip(self.output_names, outputs, strict=True))
 

@@ -20,7 +20,7 @@ from workers.inputs.samples import Arrays
 
 _CUDA = "CUDAExecutionProvider"
 _INSTALL = (
-    "install onnxruntime-gpu and the CUDA libraries of its version on the worker: "
+    "install onnxruntime-gpu and matching CUDA libraries on the worker: "
     "pip install 'engine-farm[worker,gpu]'"
 )
 
@@ -162,9 +162,7 @@ def _place(name: str, tensor: torch.Tensor) -> tuple[Any, ...]:
 
 def _refused(inputs: Mapping[str, Any], err: Exception) -> EngineBuildFailed:
     shapes = {name: list(value.shape) for name, value in inputs.items()}
-    return EngineBuildFailed(
-        f"the engine can't run with inputs of the shapes {shapes}: {brief(err)}"
-    )
+    return EngineBuildFailed(f"the engine can't run with input shapes {shapes}: {brief(err)}")
 
 
 def _session(

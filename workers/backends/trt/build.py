@@ -216,9 +216,9 @@ def _add_profile(
 def _size_values(name: str, shapes: ShapeRange) -> ValueRange:
     if shapes.values is None:
         raise EngineBuildFailed(
-            f"the values of input {name!r} are sizes, and TensorRT must know which they may be",
-            hint=f"fix them by --fix {name}=VALUE; or hand in samples that hold {name!r}, whose values "
-            "are taken; or a range of them in the profile (REST): "
+            f"input {name!r} is a shape input, and TensorRT must know the range of its values",
+            hint=f"fix them with --fix {name}=VALUE; or provide samples that contain {name!r}, whose values "
+            "are used; or give a range in the profile (REST): "
             f'{{"{name}": {{…, "values": {{"min": […], "opt": […], "max": […]}}}}}}',
         )
     return shapes.values

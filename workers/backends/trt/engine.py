@@ -55,7 +55,7 @@ class TrtEngine:
             reason = last_errors(self._log) or "it gives no reason"
             raise EngineBuildFailed(
                 f"{runtime} {trt.__version__} can't load the engine on this GPU: {reason}",
-                hint="build it for the GPU that is meant to run it, with this worker's version",
+                hint="build it for the GPU that will run it, with this worker's version",
             ) from Said(reason)
         self._engine = engine
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
@@ -132,7 +132,7 @@ class _Bound:
     def _refused(self, what: str) -> EngineBuildFailed:
         reason = last_errors(self._log) or "it gives no reason"
         refused = EngineBuildFailed(
-            f"the engine refuses {what}: {reason}",
+            f"the engine rejects {what}: {reason}",
             hint="check the profiles' min, opt and max against the model's inputs",
         )
         refused.__cause__ = Said(reason)

@@ -37,7 +37,7 @@ def inspect(trt: Any, log: Any, plan: bytes, *, host_code: bool) -> Inspected | 
         runtime.engine_host_code_allowed = True
     engine: types.ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        print("the engine isn't inspected, since it can't be loaded here", flush=True)
+        print("the engine can't be loaded here and isn't inspected", flush=True)
         return None
     inspector: types.EngineInspector = engine.create_engine_inspector()
     told = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
@@ -45,7 +45,7 @@ def inspect(trt: Any, log: Any, plan: bytes, *, host_code: bool) -> Inspected | 
         layers = layers_of(told)
     # A later TensorRT may tell it in another way: the report isn't worth the engine.
     except (ValueError, LookupError, TypeError, AttributeError) as err:
-        print(f"what the inspector prints can't be read: {err!r}", flush=True)
+        print(f"can't parse the inspector's output: {err!r}", flush=True)
         return None
     return Inspected(layers=layers, memory=_memory(trt, engine), interface=of_engine(trt, engine))
 

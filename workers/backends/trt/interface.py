@@ -77,15 +77,15 @@ def named(
     for spec in told:
         other = of_model.pop(spec.name, None)
         if other is None:
-            differences.append(f"{spec.name!r} is in the engine, and not in the model")
+            differences.append(f"{spec.name!r} is in the engine but not in the model")
         elif len(other.shape) == len(spec.shape):
             pairs = zip(spec.shape, other.shape, strict=True)
             axes = tuple(o if s == ANONYMOUS else s for s, o in pairs)
             spec = spec.model_copy(update={"shape": axes})
         if other is not None and other.dtype != spec.dtype:
             differences.append(
-                f"{spec.name!r} is {other.dtype} in the model, and {spec.dtype} in the engine"
+                f"{spec.name!r} is {other.dtype} in the model but {spec.dtype} in the engine"
             )
         specs.append(spec)
-    differences += [f"{name!r} is in the model, and not in the engine" for name in of_model]
+    differences += [f"{name!r} is in the model but not in the engine" for name in of_model]
     return tuple(specs), differences

@@ -43,11 +43,11 @@ def load_runtime(runtime: Runtime) -> ModuleType:
         return import_module(name)
     except ImportError as err:
         is_missing = isinstance(err, ModuleNotFoundError) and err.name == name
-        what = "isn't installed" if is_missing else "is installed and can't be loaded"
+        what = "isn't installed" if is_missing else "is installed but can't be loaded"
         raise EngineBuildFailed(
             f"{runtime} {what} on this worker: {err}",
             hint="install it there (pip install -c constraints.txt "
-            f"'.[{_PACKAGES[runtime]}]'), or name another runtime in the target",
+            f"'.[{_PACKAGES[runtime]}]'), or choose another runtime in the target",
         ) from err
 
 
@@ -69,15 +69,15 @@ def load_plugins(trt: Any, log: Any, libraries: Sequence[Path]) -> None:
     registry: types.IPluginRegistry = trt.get_plugin_registry()
     if not hasattr(registry, "load_library"):
         raise EngineBuildFailed(
-            f"{trt.__name__} {trt.__version__} loads no plugins", hint="leave plugins out"
+            f"{trt.__name__} {trt.__version__} doesn't support plugins", hint="omit plugins"
         )
     for library in libraries:
         if registry.load_library(str(library)) is None:
             reason = "; ".join(log.errors) or "TensorRT gives no reason"
             raise EngineBuildFailed(
                 f"the plugin library {library.name} can't be loaded: {reason}"[:800],
-                hint="build it against this TensorRT, with getCreators in it, and see that what it "
-                "links to is installed on the worker; no plugin of it may be loaded already",
+                hint="build it against this TensorRT, export getCreators, and check that the libraries it "
+                "links to are installed on the worker; none of its plugins may be loaded already",
             )
 
 

@@ -71,5 +71,5 @@ def set_options(trt: Any, config: types.IBuilderConfig, options: BuilderOptions)
 
 def _no_option(trt: Any, name: str) -> EngineBuildFailed:
     return EngineBuildFailed(
-        f"{trt.__name__} {trt.__version__} has no {name}", hint="leave that option out"
+        f"{trt.__name__} {trt.__version__} has no {name}", hint="omit that option"
     )

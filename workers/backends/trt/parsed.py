@@ -129,9 +129,8 @@ def check_attributes(trt: Any, network: types.INetworkDefinition, model: onnx.Mo
         return
     more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
     raise EngineBuildFailed(
-        f"{trt.__name__} {trt.__version__} understands the model otherwise than it says: "
-        f"{'; '.join(wrong[:_NAMED])}{more}",
-        hint="its engine would be wrong: build for tensorrt-rtx or with another version of TensorRT, or "
+        f"{trt.__name__} {trt.__version__} misreads the model: {'; '.join(wrong[:_NAMED])}{more}",
+        hint="its engine would be wrong: build for tensorrt-rtx or with another TensorRT version, or "
         "export the model with an older opset (19 for GridSample)",
     )
 
@@ -171,7 +170,7 @@ def _differences(
         understood = getattr(read, "name", read)
         if expected is not None and understood != expected:
             yield (
-                f"{node.op_type} {node.name or node.output[0]!r} has {one.name} {says}, and its layer "
+                f"{node.op_type} {node.name or node.output[0]!r} has {one.name} {says}, but its layer "
                 f"{one.layer_name} {understood}"
             )
 

@@ -46,7 +46,10 @@ def start(config: types.IBuilderConfig, given: bytes) -> Started:
     if not taken:
         _set(config, b"")
     if given and not taken:
-        print("the fleet's timing cache doesn't fit here: this build times everything", flush=True)
+        print(
+            "TensorRT rejects the fleet's timing cache here: this build times everything",
+            flush=True,
+        )
     return Started(given=given, taken=taken, keys=_keys(config.get_timing_cache()))
 
 

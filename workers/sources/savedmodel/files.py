@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 from farm.errors import InvalidModel
 from farm.formats import packs, sources
 
-_SAVE_AGAIN = "save it by tf.saved_model.save of TensorFlow 2, and submit that folder"
+_SAVE_AGAIN = "save it with TensorFlow 2's tf.saved_model.save, and submit that folder"
 _CONVERT = "convert it to ONNX yourself, and submit that"
 #: Hold the names of files; in functions that nothing but the graph's saver calls.
 _SAVERS = frozenset("SaveV2 RestoreV2 MergeV2Checkpoints ShardedFilename".split())
@@ -91,7 +91,7 @@ def unpack(pack: Path, folder: Path) -> Path:
         root = sources.savedmodel_root(packs.members(pack))
         packs.unpack(pack, whole)
     except packs.MalformedPack as err:
-        raise InvalidModel(f"this archive is no SavedModel: {err}", hint=_SAVE_AGAIN) from err
+        raise InvalidModel(f"this archive isn't a SavedModel: {err}", hint=_SAVE_AGAIN) from err
     if (whole / root / sources.SAVED_MODEL).stat().st_size > _MAX_BYTES:
         raise InvalidModel("saved_model.pb has more than 2 GiB", hint=_SAVE_AGAIN)
     clean.mkdir()
@@ -116,7 +116,7 @@ def cleaned(saved_model: bytes) -> bytes:
     except DecodeError as err:
         raise InvalidModel("saved_model.pb is damaged", hint=_SAVE_AGAIN) from err
     if len(model.graphs) != 1 or not model.graphs[0].HasField("objects"):
-        raise InvalidModel("this isn't one SavedModel of TensorFlow 2", hint=_SAVE_AGAIN)
+        raise InvalidModel("this isn't a single TensorFlow 2 SavedModel", hint=_SAVE_AGAIN)
     graph = model.graphs[0].graph
     del graph.node[:]  # TensorFlow 2 runs the functions alone
     del graph.library.gradient[:]  # which nothing here takes, and which name functions to run
@@ -124,13 +124,13 @@ def cleaned(saved_model: bytes) -> bytes:
     functions = graph.library.function
     dropped = _drop_savers(functions)
     if any(name in function.SerializeToString() for function in functions for name in dropped):
-        raise InvalidModel("it saves or restores files when it runs", hint=_SAVE_AGAIN)
+        raise InvalidModel("it saves or restores files when run", hint=_SAVE_AGAIN)
     others = sorted(set(_operators(functions)) - _OPERATORS)
     if others:
         raise InvalidModel(
-            f"its graph has the operators {', '.join(others[:8])}, which the farm doesn't run: it takes "
-            "what tf2onnx converts, and nothing that could touch files or run code",
-            hint=f"save a module of numeric operators alone, or {_CONVERT}",
+            f"its graph has the operators {', '.join(others[:8])}, which the farm doesn't run: it accepts "
+            "what tf2onnx converts, but nothing that could access files or run code",
+            hint=f"save a module with only numeric operators, or {_CONVERT}",
         )
     return bytes(model.SerializeToString())
 

@@ -57,7 +57,7 @@ class Signature:
         found = self._model.signatures
         name = _SERVING if _SERVING in found or len(found) != 1 else next(iter(found))
         if name not in found:
-            raise ValueError(f"it has no signature {_SERVING!r}, but {sorted(found) or 'none'}")
+            raise ValueError(f"it has no signature {_SERVING!r}, only {sorted(found) or 'none'}")
         self._call = found[name]
         self._inputs = dict(sorted(self._call.structured_input_signature[1].items()))
         self._outputs = sorted(self._call.structured_outputs)

@@ -67,7 +67,7 @@ class SavedModelSource:
         np.savez(given, *(arrays[name] for name in self.input_names))
         shapes = {name: list(arrays[name].shape) for name in self.input_names}
         self._ask(
-            f"TensorFlow can't run the model with inputs of the shapes {shapes}",
+            f"TensorFlow can't run the model with input shapes {shapes}",
             run=str(given),
             outputs=str(made),
         )
@@ -117,7 +117,7 @@ def _require_tensorflow() -> None:
     missing = [name for name in ("tensorflow", "tf2onnx") if find_spec(name) is None]
     if missing:
         raise InvalidModel(
-            f"a SavedModel needs {' and '.join(missing)}, which this worker hasn't",
+            f"a SavedModel needs {' and '.join(missing)}, which this worker lacks",
             hint="on the workers: pip install 'engine-farm[tensorflow]'; or convert the model to ONNX "
             "yourself (python -m tf2onnx.convert), and submit that",
         )
@@ -151,8 +151,8 @@ def _rename(model: onnx.ModelProto, inputs: list[str], outputs: list[str]) -> No
     unused = names.keys() - {value.name for value in graph.input}
     if unused:
         raise InvalidModel(
-            f"its signature takes {sorted(names[name] for name in unused)} and doesn't use it",
-            hint="save it with a signature of the inputs that it uses",
+            f"its signature takes {sorted(names[name] for name in unused)} but doesn't use it",
+            hint="save it with a signature of only the inputs it uses",
         )
     names |= {value.name: name for value, name in zip(graph.output, outputs, strict=True)}
     for node in walk.all_nodes(graph):
