@@ -462,5 +462,5 @@ def test_plugins_are_refused_where_no_key_is_trusted_and_where_nobody_added_them
     answer = api.post("/v1/builds", json=body(digest, targets=["tensorrt:h200"], options=options))
     assert problem(answer, 422)["code"] == "plugin-refused"
     answer = api.post("/v1/builds", json=body(digest, options=options))
-    assert "TensorRT-RTX takes no plugins" in problem(answer, 422)["detail"]
+    assert "TensorRT-RTX doesn't support plugins" in problem(answer, 422)["detail"]
     assert api.get("/v1/plugins").json() == []

@@ -217,7 +217,7 @@ def test_a_wheels_database_is_migrated_and_its_workers_start(site: Site) -> None
     assert version == newest
     # What it says is of the supervisor's own, started as `farm worker` becomes it.
     done = site.run("-P", "-m", "farm", "worker", "--cpu-only", "--no-cpu")
-    assert "no GPU here that can be served, and no CPU worker wanted" in done.stderr
+    assert "no usable GPU on this machine, and --no-cpu excludes a CPU worker" in done.stderr
     assert done.returncode == 2
 
 

@@ -126,8 +126,8 @@ def test_a_truncated_sqlite_is_told_as_such(tmp_path, keep):
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("mysql://root@localhost/farm", "Postgres or SQLite, not in mysql"),
-        ("no address", "isn't an address"),
+        ("mysql://root@localhost/farm", "Postgres and SQLite, not mysql"),
+        ("no address", "isn't a valid URL"),
     ],
 )
 def test_an_address_of_no_database_of_ours_is_told(url, said):

@@ -110,7 +110,7 @@ def test_a_key_may_call_what_its_scope_allows_and_is_told_what_it_lacks(api, db,
         assert f'error="insufficient_scope", scope="{needed}"' in answer.headers["www-authenticate"]
         if method != "HEAD":
             assert answer.json()["code"] == "scope-missing"
-            assert f"needs the scope {needed}" in answer.json()["detail"]
+            assert f"requires the scope {needed}" in answer.json()["detail"]
             assert f"--scope {needed}" in answer.json()["hint"]
 
 

@@ -133,7 +133,7 @@ def test_a_cache_may_be_of_length_zero_and_a_batch_may_not() -> None:
     }
     [profile] = resolve_profiles(inputs, [asked])
     assert profile["mask"] == sizes((1, 1), (2, 10), (4, 40))
-    with pytest.raises(ProfileMismatch, match="the batch, and the profile begins at 0"):
+    with pytest.raises(ProfileMismatch, match="the batch, but the profile starts at 0"):
         resolve_profiles(
             inputs,
             [

@@ -87,9 +87,9 @@ def test_torchscript_that_keeps_state_from_call_to_call_is_refused_in_these_word
     tmp_path: Path,
 ) -> None:
     source = TorchScriptSource(scripted(tmp_path / "m.pt", Counting()))
-    with pytest.raises(InvalidModel, match="keeps state from call to call") as refused:
+    with pytest.raises(InvalidModel, match="keeps state between calls") as refused:
         source.run({"image": np.ones((2, 3), np.float32)})
-    assert "hand its state in and out" in refused.value.hint
+    assert "pass its state as inputs and outputs" in refused.value.hint
 
 
 def sizes(low: list[int], opt: list[int], high: list[int]) -> ShapeRange:

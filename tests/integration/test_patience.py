@@ -34,7 +34,7 @@ def test_another_process_that_writes_is_waited_for_once(db, hasty):
         if not db.is_sqlite:
             session.execute(text("LOCK TABLE models IN ACCESS EXCLUSIVE MODE"))
         began = time.monotonic()
-        with pytest.raises(DatabaseUnavailable, match="others are writing"):
+        with pytest.raises(DatabaseUnavailable, match="timed out waiting for other writers"):
             add(hasty, "waits")
         assert time.monotonic() - began >= PATIENCE_S * 0.9
     add(hasty, "waits")
@@ -45,7 +45,7 @@ def test_another_thread_that_writes_is_waited_for_once(hasty):
         pytest.skip("Postgres has many writers")
     with (
         hasty.write(),
-        pytest.raises(DatabaseUnavailable, match="others are writing"),
+        pytest.raises(DatabaseUnavailable, match="timed out waiting for other writers"),
         hasty.write(),
     ):
         pass

@@ -156,7 +156,7 @@ def test_tensorrt_is_not_tried_with_zero_points_that_it_cannot_take(tmp_path, so
 
     monkeypatch.setattr(trt_build, "build_plan", lambda *_, **__: pytest.fail("TensorRT has run"))
     made = calibrated(tmp_path / "c", source(symmetric=False))
-    with pytest.raises(EngineBuildFailed, match="wants symmetric int8, zero point 0") as err:
+    with pytest.raises(EngineBuildFailed, match="requires symmetric int8, zero point 0") as err:
         built(tmp_path / "b", made["outputs"]["typed_half"], "tensorrt-rtx:sm_89")
     assert "is unsigned" in err.value.detail
     assert "build it for cpu" in err.value.hint
@@ -201,7 +201,7 @@ def test_other_precisions_of_a_quantised_model_are_refused_with_the_way_out(tmp_
         calibrated(tmp_path / "a", file, precision="fp8")
     with pytest.raises(CastFailed, match="quantised already") as fp16:
         run(tmp_path / "b", JobKind.CAST, CastParams(precision="fp16"), onnx=file)
-    with pytest.raises(PrecisionMissed, match="no fp32 engine") as fp32:
+    with pytest.raises(PrecisionMissed, match="isn't an fp32 engine") as fp32:
         built(tmp_path / "c", file, "tensorrt-rtx:sm_89", precision="fp32")
     for one in (fp8, fp16, fp32):
         assert "submit it as int8" in one.value.hint

@@ -236,7 +236,7 @@ def test_which_products_have_int8_on_which_gpu(plans, op_type, x, w, attributes,
         if expected == "int8":
             engine_types.check_rtx(Precision.INT8, graph, capability)
         else:
-            with pytest.raises(PrecisionMissed, match=f"int8 {op_type} in half on {capability}"):
+            with pytest.raises(PrecisionMissed, match=f"int8 {op_type} in fp16 on {capability}"):
                 engine_types.check_rtx(Precision.INT8, graph, capability)
 
 
@@ -399,7 +399,7 @@ def test_int8_of_convolutions_alone_for_turing_is_refused_before_anything_is_bui
     net.add("Conv", [net.quantized(x), net.weight("w", 32, 16, 3, 3)], "c")
     net.add("Cast", ["c"], "y", to=TensorProto.FLOAT)
     model = net.model(["n", 16, 8, 8], ["n", 32, 6, 6])
-    with pytest.raises(PrecisionMissed, match=r"int8 Conv in half on sm_75") as err:
+    with pytest.raises(PrecisionMissed, match=r"int8 Conv in fp16 on sm_75") as err:
         build(tmp_path / "job", model, "sm_75", "int8")
     assert "choose fp16 for sm_75" in err.value.hint
 

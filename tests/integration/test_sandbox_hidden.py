@@ -218,7 +218,7 @@ def test_memory_that_is_in_no_account_of_a_process_counts(tmp_path, needs, how):
     if how == "descriptors" and Path("/proc/self/fd").stat().st_size == 0:
         pytest.skip("this kernel doesn't say how many files a process has open")
     box = box_in(tmp_path, memory_bytes=170 * MIB)
-    with pytest.raises(ChildOutOfMemory, match="more memory than a job may have"):
+    with pytest.raises(ChildOutOfMemory, match="exceeded the memory limit of a job"):
         result_of(hides_memory, how, box)
 
 

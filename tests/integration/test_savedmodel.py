@@ -128,7 +128,7 @@ def test_a_link_in_an_archive_is_refused(tmp_path: Path) -> None:
     (folder / "variables/link").symlink_to("/etc/passwd")
     path = tmp_path / "m.tar"
     subprocess.run(["tar", "cf", path, "-C", folder, "saved_model.pb", "variables"], check=True)
-    with pytest.raises(InvalidRequest, match="no regular file"):
+    with pytest.raises(InvalidRequest, match="isn't a regular file"):
         sources.check(path, SourceFormat.SAVEDMODEL)
 
 

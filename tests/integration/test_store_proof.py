@@ -21,7 +21,7 @@ def test_a_store_keeps_the_identity_that_it_was_given(store):
 
 
 def test_the_api_makes_a_store_the_farms_and_a_worker_with_the_same_one_proves_it(ledger, store):
-    with pytest.raises(StorageUnavailable, match="isn't known yet"):
+    with pytest.raises(StorageUnavailable, match="has no artifact store yet"):
         proof.prove(ledger.db, store)
     proof.adopt(ledger.db, store)
     proof.adopt(ledger.db, LocalStore(store.root))

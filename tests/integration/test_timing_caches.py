@@ -164,7 +164,7 @@ def test_a_broken_cache_costs_a_build_the_time_and_is_replaced(worker, tmp_path,
         )
     facts = worker.build(4, 8)
     assert (facts["taken"], facts["hit"], facts["misses"]) == (False, False, 1)
-    assert "doesn't fit here" in capfd.readouterr().out
+    assert "rejects the fleet's timing cache" in capfd.readouterr().out
     assert worker.listed()[0].digest == cache.digest
     assert worker.build(4, 8)["hit"]
 

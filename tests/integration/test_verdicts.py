@@ -139,7 +139,7 @@ def test_nan_where_the_source_gives_nan_is_right_and_nothing_but_nan_is_said(tmp
     (tmp_path / "work").rename(tmp_path / "before")
     facts = measured(tmp_path, source, source, evaluation=tmp_path / "negative.npz")
     assert facts["accuracy"]["all_nan"] == ["y"]
-    assert "gives only NaN" in facts["doubts"][0]
+    assert "returns only NaN" in facts["doubts"][0]
 
 
 def test_outputs_whose_size_depends_on_the_data_are_matched_item_by_item(tmp_path):

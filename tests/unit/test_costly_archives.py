@@ -1,4 +1,4 @@
-"""Archives that would take long to read are refused soon, by what they are made of and not by the clock."""
+"""Archives that would take too long to read are refused soon, by what they are made of and not by the clock."""
 
 from __future__ import annotations
 
@@ -129,5 +129,5 @@ def test_a_reader_that_takes_the_processor_for_long_is_ended(
     assert len(window.read(512)) == 512
     spent_s = time.thread_time() + 3600
     monkeypatch.setattr(archives.time, "thread_time", lambda: spent_s)
-    with pytest.raises(Malformed, match="take long"):
+    with pytest.raises(Malformed, match="take too long"):
         window.read(512)

@@ -347,7 +347,7 @@ def test_the_first_key_needs_no_other_and_the_second_does(
     assert live(database) == [credentials.id_of(first.stdout.strip())]
     second = run("keys", "create", "--name", "me-too", "--scope", "admin")
     assert second.exit_code == exits.USAGE
-    assert "asks for a key" in second.stderr
+    assert "requires a key" in second.stderr
     assert len(live(database)) == 1
 
 

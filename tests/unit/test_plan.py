@@ -113,7 +113,7 @@ def test_a_precision_that_one_target_lacks_is_refused_by_name():
 @pytest.mark.parametrize(
     ("target", "options", "why"),
     [
-        ("cpu", {"tf32": False}, "onnxruntime has none"),
+        ("cpu", {"tf32": False}, "not onnxruntime"),
         ("tensorrt-rtx:sm_89", {"version_compatible": True}, "no lean runtime"),
         ("tensorrt-rtx:sm_89", {"hardware_compatibility_level": "ampere_plus"}, "as a target"),
     ],

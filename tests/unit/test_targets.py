@@ -52,13 +52,13 @@ def test_an_unknown_runtime_names_the_known_ones():
         ("tensorrt:t4", Precision.BF16, "use fp16"),
         ("onnxruntime:cpu", Precision.BF16, "fp32 or int8"),
         ("onnxruntime:cpu", Precision.FP8, "int8"),
-        ("tensorrt-rtx:sm_86", Precision.FP8, "comes with sm_89"),
-        ("tensorrt:t4", Precision.FP8, "comes with sm_89"),
+        ("tensorrt-rtx:sm_86", Precision.FP8, "needs sm_89"),
+        ("tensorrt:t4", Precision.FP8, "needs sm_89"),
         ("onnxruntime:h200", Precision.INT8, "use tensorrt:h200"),
         ("torchscript:cpu", Precision.INT8, "use onnxruntime:cpu"),
         ("torchscript:sm_89", Precision.FP32, "use tensorrt:sm_89"),
         ("tensorrt:h200", Precision.INT8_DYNAMIC, "use int8, with calibration data"),
-        ("tensorrt-rtx:sm_89", Precision.INT8_DYNAMIC, "ranges come from calibration"),
+        ("tensorrt-rtx:sm_89", Precision.INT8_DYNAMIC, "need calibrated ranges"),
     ],
 )
 def test_a_precision_that_the_architecture_lacks_is_refused_before_a_minute_is_spent(
@@ -71,8 +71,8 @@ def test_a_precision_that_the_architecture_lacks_is_refused_before_a_minute_is_s
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("tensorrt-rtx:sm_89", "TensorRT-RTX takes no plugins"),
-        ("onnxruntime:cpu", "plugins: an option of TensorRT's builder"),
+        ("tensorrt-rtx:sm_89", "TensorRT-RTX doesn't support plugins"),
+        ("onnxruntime:cpu", "plugins: only TensorRT has builder options"),
         ("tensorrt:h200", None),
     ],
 )
