@@ -1,4 +1,4 @@
-"""Archives that would take too long to read are refused soon, by what they are made of and not by the clock."""
+"""Archives that would take long to read are refused soon, by what they are made of and not by the clock."""
 
 from __future__ import annotations
 
