@@ -107,7 +107,11 @@ def test_a_submission_answers_with_the_build_and_where_it_is(api, digest):
         ({"source": {"digest": "sha256:" + "0" * 64, "format": "onnx"}}, 404, "upload it first"),
         ({"source": {"digest": "sha256:" + "0" * 64, "format": "pickle"}}, 422, "source.format"),
         ({"profiles": [{"x": {"min": [2], "opt": [1], "max": [3]}}]}, 422, "min 2 ≤ opt 1"),
-        ({"profiles": [{"x": dict.fromkeys(("min", "opt", "max"), [1] * 17)}]}, 422, "at most 16"),
+        (
+            {"profiles": [{"x": dict.fromkeys(("min", "opt", "max"), [1] * 17)}]},
+            422,
+            "the limit is 16",
+        ),
         (
             {"profiles": [{"x": {"min": [-1], "opt": [1], "max": [3]}}]},
             422,

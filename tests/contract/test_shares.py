@@ -68,7 +68,7 @@ def test_one_client_follows_builds_in_its_share_of_the_streams(api, others) -> N
         assert refused.headers["Retry-After"]
         assert refused.json()["code"] == "too-many"
         assert "FARM_MAX_CLIENT_SHARE" in refused.json()["hint"]
-        assert "4 streams" in refused.json()["detail"]
+        assert "4 event streams" in refused.json()["detail"]
         theirs = [begin(api, others, request) for _ in range(4)]
         open_ += theirs
         assert all(b" 200 " in first_line(raw) for raw in theirs)

@@ -115,7 +115,7 @@ def test_a_chunked_upload_that_breaks_off_is_refused_and_leaves_nothing(
         line.shutdown(socket.SHUT_WR)
         answer = line.recv(10_000)
     assert answer.startswith(b"HTTP/1.1 400 ")
-    assert b"nothing was kept" in answer
+    assert b"nothing was stored" in answer
     assert list(incoming.iterdir()) == []
 
 

@@ -371,14 +371,14 @@ def test_a_pruned_engine_is_never_handed_out_in_place_of_an_unpruned_one(ledger)
     ledger.submit(source=MODULE, precisions=["fp16"], prune=sparse)
     ledger.run_all()
     assert pull()[:2] == ("fp16", "2:4")
-    assert "no such engine of version 1 unpruned" in pull()[2]
+    assert "version 1 has no unpruned one" in pull()[2]
     with pytest.raises(NotFound, match=r"no unpruned .*fp16@sm_89 \(.*pruned 2:4\)"):
         pull(prune="none")
     ledger.submit(source=MODULE, precisions=["fp32"])
     ledger.run_all()
     assert pull()[:2] == ("fp32", None)
     assert pull(prune="2:4")[:2] == ("fp16", "2:4")
-    assert "pruned 2:4 as asked" in pull(prune="2:4")[2]
+    assert "pruned 2:4 as requested" in pull(prune="2:4")[2]
     with pytest.raises(NotFound, match=r"no pruned l1:0\.5"):
         pull(prune="l1:0.50")
 

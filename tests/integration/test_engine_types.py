@@ -128,7 +128,7 @@ def test_an_inspector_that_prints_otherwise_costs_the_report_and_not_the_engine(
     monkeypatch.setattr(classic.EngineInspector, "get_engine_information", lambda *_: told)
     facts, _ = build(quantized(tmp_path / "typed.onnx", "/a"), tmp_path / "job")
     assert facts["compute"]["source"] == "graph"
-    assert "can't be read" in capfd.readouterr().out
+    assert "can't parse the inspector's output" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("names", [("/a", "/b"), ("", "")])

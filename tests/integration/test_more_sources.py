@@ -276,11 +276,11 @@ def test_a_configuration_of_another_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("library", "name", "config", "told"),
     [
-        ("transformers", "AutoModel", {}, "no 'AutoModel'"),
-        ("transformers", "Trainer", {}, "no 'Trainer'"),
+        ("transformers", "AutoModel", {}, "doesn't support transformers's 'AutoModel'"),
+        ("transformers", "Trainer", {}, "doesn't support transformers's 'Trainer'"),
         ("timm", "hf-hub:someone/model", {}, "hf-hub"),
         ("transformers", "BertModel", {"auto_map": {"AutoModel": "a--b.C"}}, "auto_map"),
-        ("transformers", "BertModel", {"_attn_implementation": "someone/kernel"}, "choose code"),
+        ("transformers", "BertModel", {"_attn_implementation": "someone/kernel"}, "select code"),
         ("timm", "resnet50", {"checkpoint_path": "/etc/passwd"}, "checkpoint_path"),
         ("torchvision", "resnet50", {"progress": True}, "not progress"),
         ("os", "system", {}, "'transformers', 'timm' or 'torchvision'"),

@@ -197,7 +197,7 @@ def test_integer_biases_become_the_floats_that_they_stand_for():
 
 def test_other_precisions_of_a_quantised_model_are_refused_with_the_way_out(tmp_path, source):
     file = source()
-    with pytest.raises(CalibrationFailed, match="in int8, and fp8 was asked for") as fp8:
+    with pytest.raises(CalibrationFailed, match="in int8, but fp8 was requested") as fp8:
         calibrated(tmp_path / "a", file, precision="fp8")
     with pytest.raises(CastFailed, match="quantised already") as fp16:
         run(tmp_path / "b", JobKind.CAST, CastParams(precision="fp16"), onnx=file)
@@ -319,7 +319,7 @@ def test_data_for_a_quantised_source_are_another_job_than_none(ledger):
 def test_int8_for_turing_of_a_model_of_convolutions_alone_is_refused_at_once(ledger):
     data = {"digest": "sha256:" + "2" * 64}
     convolutions = Look(operators=frozenset({"Conv", "Relu"}))
-    with pytest.raises(TargetUnsupported, match=r"half on sm_75, .* of which the model has none"):
+    with pytest.raises(TargetUnsupported, match=r"fp16 on sm_75, .* of which the model has none"):
         submit(ledger, convolutions, targets=["tensorrt-rtx:t4"], calibration=data)
     submit(ledger, convolutions, targets=["tensorrt-rtx:sm_86"], calibration=data)
     with_head = Look(operators=frozenset({"Conv", "Gemm"}))

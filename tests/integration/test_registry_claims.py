@@ -135,7 +135,7 @@ def test_a_pull_takes_the_fastest_that_was_measured_and_says_by_how_much(ledger)
     assert match.engine.precision == "fp16"
     assert "fp16 is the fastest of fp16, int8: p50 1 ms against 1.5 ms, at batch 8" in match.why
     assert "EPYC" in match.why
-    assert pull(ledger, precision="int8").why.endswith("int8 as asked; runtime tensorrt-rtx")
+    assert pull(ledger, precision="int8").why.endswith("int8 as requested; runtime tensorrt-rtx")
 
 
 def test_a_pull_of_what_was_not_measured_takes_the_smallest_and_never_says_so_of_a_larger_one(

@@ -46,7 +46,9 @@ def test_a_fault_arrives_as_the_farms_own_and_the_log_holds_what_repeats_it(tmp_
         printed = [happening.text for happening in child.events() if isinstance(happening, Line)]
         with pytest.raises(StageFault) as caught:
             child.result()
-    assert caught.value.detail.startswith("build in int8 for tensorrt-rtx:sm_89: KeyError: 'typed'")
+    assert caught.value.detail.startswith(
+        "build in int8 for tensorrt-rtx:sm_89: KeyError: <Role.TYPED: 'typed'>"
+    )
     assert "report it" in caught.value.hint
     log = "".join(printed)
     assert "Traceback" in log
@@ -83,7 +85,7 @@ def test_a_failure_that_a_stage_foresaw_prints_no_traceback(tmp_path, capsys):
 def test_parameters_that_this_worker_does_not_know_ask_for_one_version_of_the_farm(tmp_path):
     asked = request(tmp_path)
     asked.params["shiny"] = True
-    with pytest.raises(StageFailed, match="doesn't know what the build job asks for") as caught:
+    with pytest.raises(StageFailed, match="doesn't understand the build job's request") as caught:
         run_request(asked, lambda _phase, _share: None)
     assert "same version" in caught.value.hint
 

@@ -194,7 +194,7 @@ def test_weights_in_another_file_are_refused(bench: Bench, tmp_path: Path) -> No
         model, str(source), save_as_external_data=True, location="weights.bin", size_threshold=0
     )
     error = bench.fails(InvalidModel, ExportParams(format="onnx"), source=source)
-    assert "'weights.bin', which wasn't handed in" in error.detail
+    assert "'weights.bin', which wasn't submitted with it" in error.detail
 
 
 def test_functions_of_the_model_are_inlined(bench: Bench, tmp_path: Path) -> None:

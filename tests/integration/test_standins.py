@@ -144,7 +144,7 @@ def gathered(path: Path) -> Path:
 
 def test_a_model_that_runs_on_no_random_integers_says_which_input_to_fix(tmp_path: Path) -> None:
     path = gathered(tmp_path / "rate.onnx")
-    with pytest.raises(InvalidModel, match="random values stood in, 0 and 1 for 'sr'") as caught:
+    with pytest.raises(InvalidModel, match="random values were used, 0 and 1 for 'sr'") as caught:
         exported(path)
     assert "--fix sr=VALUE" in str(caught.value.hint)
     data = tmp_path / "data.npz"

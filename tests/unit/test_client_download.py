@@ -146,7 +146,7 @@ def test_a_newer_engine_replaces_the_one_of_the_same_name(
         (rtx_plan(capability_bit=0x10), {}, "it is for sm_89, its header for sm_120"),
         (PLAN, {"runtime_version": "1.6.0"}, "TensorRT-RTX 1.6.0, its header 1.7.1.116"),
         (rtx_plan()[:-1], {}, "299999 bytes, its header 300000"),
-        (b"<html>" + b" " * 100, {}, "begins with b'<htm'"),
+        (b"<html>" + b" " * 100, {}, "this one with b'<htm'"),
     ],
 )
 def test_an_rtx_engine_whose_header_disagrees_with_the_registry_is_not_kept(
