@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,7 @@ from farm.cli import show
 from farm.cli.options import Json, Url, again, connect, example
 
 if TYPE_CHECKING:
+    from farm.reports.description import TimingCacheUse
     from farm.reports.layers import LayerReport, LayerTensor
     from farm.schemas.engines import EngineView
     from farm.specs.precision import Precision
@@ -166,14 +167,14 @@ def _memory(report: LayerReport, row: EngineView) -> None:
         show.line(f"peak host memory of the build: {show.size(row.peak_memory_bytes)}")
 
 
-def _timing_cache(used: dict[str, Any]) -> str:
+def _timing_cache(used: TimingCacheUse) -> str:
     """``timing cache: revision 3 with 120 entries; 4 more were timed``."""
-    if not used.get("taken"):
+    if not used.taken:
         return "timing cache: none existed for its GPU and toolchain"
-    known, misses = used.get("entries_before"), used.get("misses")
+    known, misses = used.entries_before, used.misses
     entries = "" if known is None else f" with {known} entries"
     timed = "" if misses is None else f"; {misses or 'no'} more were timed"
-    return f"timing cache: revision {used.get('revision')}{entries}{timed}"
+    return f"timing cache: revision {used.revision}{entries}{timed}"
 
 
 def _kinds(report: LayerReport) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,8 @@ from farm.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from farm.reports.accuracy import Accuracy, Task
+    from farm.reports.metrics import Metrics
     from farm.schemas.engines import EngineView, Judgement
     from farm.schemas.models import VersionView
 
@@ -98,8 +100,7 @@ def engines_table(engines: Sequence[EngineView], *, empty: str = "") -> None:
 
 
 def _row(engine: EngineView) -> tuple[str, ...]:
-    accuracy: dict[str, Any] = engine.accuracy
-    cosine = accuracy.get("cosine_mean")
+    accuracy = engine.accuracy
     return (
         engine.id,
         f"v{engine.version}",
@@ -107,11 +108,11 @@ def _row(engine: EngineView) -> tuple[str, ...]:
         show.precision(engine.precision, engine.prune),
         show.size(engine.bytes),
         _agreement(accuracy),
-        show.NONE if cosine is None else f"{cosine:.4f}",
-        _task(accuracy.get("task")),
+        _cosine(accuracy),
+        _task(accuracy.task),
         show.judged_on(accuracy),
-        str(accuracy.get("measured_on") or show.NONE),
-        *_speed(engine.metrics or {}),
+        accuracy.measured_on or show.NONE,
+        *_speed(engine.metrics),
         _types(engine),
         against(engine),
     )
@@ -119,15 +120,14 @@ def _row(engine: EngineView) -> tuple[str, ...]:
 
 def _judged(one: Judgement) -> tuple[str, ...]:
     """Another judgement of the engine above, in the columns of accuracy."""
-    cosine = one.accuracy.get("cosine_mean")
     row = dict.fromkeys(_HEADERS, "") | {
         "id": f"└ {one.engine}",
         "precision": str(one.state),
         "agreement": _agreement(one.accuracy),
-        "cosine": show.NONE if cosine is None else f"{cosine:.4f}",
-        "task": _task(one.accuracy.get("task")),
+        "cosine": _cosine(one.accuracy),
+        "task": _task(one.accuracy.task),
         "judged on": show.judged_on(one.accuracy),
-        "measured on": str(one.accuracy.get("measured_on") or show.NONE),
+        "measured on": one.accuracy.measured_on or show.NONE,
     }
     return tuple(row.values())
 
@@ -155,34 +155,35 @@ def against(engine: EngineView) -> str:
     return f"{twin}: {', '.join(said)}"
 
 
-#: Which share of an engine's outputs is the source's → its interval, the first that there is.
-_SHARES = {
-    "top1_agreement": "top1_interval",
-    "equal": "equal_interval",
-    "matched": "matched_interval",
-}
+def _cosine(accuracy: Accuracy) -> str:
+    return show.NONE if accuracy.cosine_mean is None else f"{accuracy.cosine_mean:.4f}"
 
 
-def _agreement(accuracy: dict[str, Any]) -> str:
+def _agreement(accuracy: Accuracy) -> str:
     """``90.6 % (75.8–96.8)``: of classes, else of integers, else of items found; and its 95 % interval."""
-    for name, interval in _SHARES.items():
-        if accuracy.get(name) is not None:
-            ends = accuracy.get(interval)
-            between = f" ({100 * ends[0]:.1f}–{100 * ends[1]:.1f})" if ends else ""
-            return f"{show.share(accuracy[name])}{between}"
+    for share, interval in (
+        (accuracy.top1_agreement, accuracy.top1_interval),
+        (accuracy.equal, accuracy.equal_interval),
+        (accuracy.matched, accuracy.matched_interval),
+    ):
+        if share is not None:
+            ends = [100 * end for end in interval or () if end is not None]
+            between = " ({:.1f}–{:.1f})".format(*ends) if len(ends) == 2 else ""
+            return f"{show.share(share)}{between}"
     return show.NONE
 
 
-def _task(task: dict[str, Any] | None) -> str:
+def _task(task: Task | None) -> str:
     """``98.2 % (98.4 %)``: the engine's, and the source's."""
     if not task:
         return show.NONE
-    return f"{show.share(task.get('engine'))} (source {show.share(task.get('source'))})"
+    return f"{show.share(task.engine)} (source {show.share(task.source)})"
 
 
-def _speed(metrics: dict[str, Any]) -> tuple[str, str]:
-    p50_ms = (metrics.get("latency_ms") or {}).get("p50")
-    speed_up = metrics.get("speed_up")
+def _speed(metrics: Metrics | None) -> tuple[str, str]:
+    if metrics is None:
+        return show.NONE, show.NONE
+    p50_ms, speed_up = (metrics.latency_ms or {}).get("p50"), metrics.speed_up
     return (
         show.NONE if p50_ms is None else show.milliseconds(p50_ms),
         show.NONE if speed_up is None else f"{speed_up:.2f}×",

@@ -10,13 +10,16 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import humanize
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from farm.reports.accuracy import Accuracy
 
 NONE = "–"
 _UNBOUNDED = 10_000
@@ -125,10 +128,10 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def judged_on(accuracy: Mapping[str, Any]) -> str:
+def judged_on(accuracy: Accuracy) -> str:
     """``450 evaluation``, ``16 held out``, ``16 random``: how many samples of which data."""
-    samples, data = accuracy.get("samples"), accuracy.get("data")
-    return NONE if samples is None else f"{samples} {str(data or '?').replace('-', ' ')}"
+    data = (accuracy.data or "?").replace("-", " ")
+    return NONE if accuracy.samples is None else f"{accuracy.samples} {data}"
 
 
 def milliseconds(value: float) -> str:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from farm.cli import show
 from farm.cli.options import Json, Url, connect, example
 
-#: The field of the metrics → what people read.
-_TIMED = {
-    "cuda_graph": "engine, CUDA graph",
-    "eager": "PyTorch",
-    "eager_autocast": "PyTorch",
-    "compiled": "PyTorch, torch.compile",
-}
+if TYPE_CHECKING:
+    from farm.reports.metrics import Metrics, Timed
+
 _PARTS = ("h2d_ms", "compute_ms", "d2h_ms", "enqueue_ms")
 _PERCENTILES = ("p50", "p90", "p95", "p99")
 
@@ -49,52 +45,60 @@ def speed(
     if metrics is None:
         show.line(f"not measured: {row.metrics_reason}")
         return
-    show.line(f"batches of {metrics['batch']} on {_device(metrics)}")
+    show.line(f"batches of {metrics.batch} on {_device(metrics)}")
     timed = dict(_timed(metrics))
-    rows = [_row(name, facts) for name, facts in timed.items() if "latency_ms" in facts]
+    rows = [_row(name, facts) for name, facts in timed.items() if facts.latency_ms]
     headers = ("", *_PERCENTILES, *(part.removesuffix("_ms") for part in _PARTS), "samples/s")
     show.table(headers, rows, keep=headers)
     for name, facts in timed.items():
-        if "reason" in facts:
-            show.line(f"{name}: not measured: {facts['reason']}")
+        if facts.reason:
+            show.line(f"{name}: not measured: {facts.reason}")
     _throughput(metrics)
-    for said in metrics.get("warnings", ()):
+    for said in metrics.warnings:
         show.line(f"warning: {said}")
-    if metrics.get("speed_up_reason"):
-        show.line(f"no speed-up over PyTorch: {metrics['speed_up_reason']}")
+    if metrics.speed_up_reason:
+        show.line(f"no speed-up over PyTorch: {metrics.speed_up_reason}")
 
 
-def _device(metrics: Mapping[str, Any]) -> str:
-    gpu = metrics.get("gpu")
-    if gpu is None:
-        settings = metrics["settings"]
-        return f"{settings.get('cpu', 'a CPU')}, {settings.get('threads', '?')} threads"
-    said = [str(metrics["settings"]["device"])]
-    for name, unit in (("sm_clock_mhz", "MHz"), ("power_w", "W"), ("temperature_c", "°C")):
-        if gpu.get(name):
-            said.append(f"{gpu[name]['median']:.0f} {unit}")
-    if gpu.get("mj_per_sample") is not None:
-        said.append(f"{gpu['mj_per_sample']:.3g} mJ per sample")
-    said.append(f"{show.size(metrics['memory']['engine_bytes'])} of GPU memory")
+def _device(metrics: Metrics) -> str:
+    gpu, settings = metrics.gpu, metrics.settings
+    if gpu is None or settings is None:
+        cpu, threads = (settings.cpu, settings.threads) if settings else (None, None)
+        return f"{cpu or 'a CPU'}, {threads or '?'} threads"
+    said = [settings.device or "a GPU"]
+    for measured, unit in (
+        (gpu.sm_clock_mhz, "MHz"),
+        (gpu.power_w, "W"),
+        (gpu.temperature_c, "°C"),
+    ):
+        if measured and measured.median is not None:
+            said.append(f"{measured.median:.0f} {unit}")
+    if gpu.mj_per_sample is not None:
+        said.append(f"{gpu.mj_per_sample:.3g} mJ per sample")
+    if metrics.memory and metrics.memory.engine_bytes is not None:
+        said.append(f"{show.size(metrics.memory.engine_bytes)} of GPU memory")
     return ", ".join(said)
 
 
-def _timed(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _timed(metrics: Metrics) -> Iterator[tuple[str, Timed]]:
     yield "engine", metrics
-    for name, said in _TIMED.items():
-        facts = metrics.get(name)
-        if facts:
-            autocast = facts.get("autocast")
-            yield f"{said}, {autocast}" if autocast else said, facts
+    for said, timed in (
+        ("engine, CUDA graph", metrics.cuda_graph),
+        ("PyTorch", metrics.eager),
+        ("PyTorch", metrics.eager_autocast),
+        ("PyTorch, torch.compile", metrics.compiled),
+    ):
+        if timed:
+            yield f"{said}, {timed.autocast}" if timed.autocast else said, timed
 
 
-def _row(name: str, facts: Mapping[str, Any]) -> tuple[str, ...]:
-    latency = facts["latency_ms"]
+def _row(name: str, timed: Timed) -> tuple[str, ...]:
+    latency = timed.latency_ms or {}
     return (
         name,
-        *(_ms(latency.get(p)) for p in _PERCENTILES),
-        *(_ms((facts.get(part) or {}).get("p50")) for part in _PARTS),
-        show.NONE if facts.get("samples_per_s") is None else f"{facts['samples_per_s']:.0f}",
+        *(_ms(latency.get(percentile)) for percentile in _PERCENTILES),
+        *(_ms((getattr(timed, part) or {}).get("p50")) for part in _PARTS),
+        show.NONE if timed.samples_per_s is None else f"{timed.samples_per_s:.0f}",
     )
 
 
@@ -102,15 +106,15 @@ def _ms(value: float | None) -> str:
     return show.NONE if value is None else f"{value:.3f}"
 
 
-def _throughput(metrics: Mapping[str, Any]) -> None:
+def _throughput(metrics: Metrics) -> None:
     rows = [
         (
-            str(entry["batch"]),
-            show.NONE if entry["samples_per_s"] is None else f"{entry['samples_per_s']:.0f}",
-            _ms(entry.get("latency_p50_ms")),
-            entry.get("reason", ""),
+            str(entry.batch),
+            show.NONE if entry.samples_per_s is None else f"{entry.samples_per_s:.0f}",
+            _ms(entry.latency_p50_ms),
+            entry.reason or "",
         )
-        for entry in metrics.get("throughput", ())
+        for entry in metrics.throughput
     ]
     if rows:
         show.line()

@@ -269,7 +269,8 @@ class EngineRow(Base):
     metrics_reason: Mapped[str | None] = mapped_column(Text)
     state: Mapped[str] = mapped_column(String(10), server_default=EngineState.READY)
     doubts: Mapped[list[str] | None] = mapped_column(Json)  #: why it is doubtful, in words
-    io: Mapped[dict[str, Any]] = mapped_column(Json)  #: inputs, outputs, profiles
+    #: A ``farm.reports.description.Description``.
+    description: Mapped[dict[str, Any]] = mapped_column("io", Json)
     toolchain: Mapped[dict[str, str]] = mapped_column(Json)
     build_id: Mapped[str] = mapped_column(ForeignKey("builds.id"))
     build_job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))

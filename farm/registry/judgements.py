@@ -6,20 +6,20 @@ hidden by a resubmission without any. Each has its own row and bytes, for which 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
+from farm.reports.accuracy import Accuracy
 from farm.schemas.engines import EngineView, Judgement
 
 #: By the start of what ``accuracy`` says of its data; the first are the best founded.
 _KINDS = ("evaluation", "held", "calibration", "random")
 
 
-def foundation(accuracy: Mapping[str, Any]) -> int:
+def foundation(accuracy: Accuracy) -> int:
     """How well founded a judgement is: labelled data, evaluation data, calibration data, random."""
-    if accuracy.get("task"):
+    if accuracy.task:
         return 0
-    data = str(accuracy.get("data") or "")
+    data = accuracy.data or ""
     known = (rank for rank, kind in enumerate(_KINDS, start=1) if data.startswith(kind))
     return next(known, len(_KINDS) + 1)
 
@@ -39,9 +39,9 @@ def beneath(view: EngineView, others: Sequence[EngineView]) -> EngineView:
 def judgement(view: EngineView) -> Judgement:
     return Judgement(
         engine=view.id,
-        data=view.accuracy.get("data"),
-        labelled=bool(view.accuracy.get("task")),
-        samples=view.accuracy.get("samples"),
+        data=view.accuracy.data,
+        labelled=view.accuracy.task is not None,
+        samples=view.accuracy.samples,
         state=view.state,
         doubts=view.doubts,
         accuracy=view.accuracy,

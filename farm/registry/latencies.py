@@ -6,46 +6,39 @@ machine says nothing of the engines.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-#: While others hold more than this share of all cores, a ratio of latencies means little.
-MAX_OTHERS_SHARE = 0.2
+from farm.reports.metrics import MAX_OTHERS_SHARE, Metrics
 
 #: Of the settings, what doesn't have to be the same: what it was built in, and what PyTorch it was beside.
 _FREE = {"precision", "torch"}
 
-Metrics = Mapping[str, Any] | None
 
-
-def p50_ms(metrics: Metrics) -> float | None:
+def p50_ms(metrics: Metrics | None) -> float | None:
     """The median latency; None where nobody measured it."""
-    latency = (metrics or {}).get("latency_ms")
-    found = latency.get("p50") if isinstance(latency, Mapping) else None
-    return found or None
+    return ((metrics and metrics.latency_ms) or {}).get("p50") or None
 
 
-def doubt(metrics: Metrics) -> str | None:
+def doubt(metrics: Metrics | None) -> str | None:
     """Why a latency is no measure of its engine, in the farm's own words; None when it is one."""
     if metrics is None or p50_ms(metrics) is None:
         return "it wasn't measured"
-    share = metrics.get("others_cpu_share")
-    if metrics.get("speed_up_reason"):
-        return str(metrics["speed_up_reason"])
+    share = metrics.others_cpu_share
+    if metrics.speed_up_reason:
+        return metrics.speed_up_reason
     if share is not None and share > MAX_OTHERS_SHARE:
         return f"other processes used {share:.0%} of the CPU during timing"
-    warnings = metrics.get("warnings")
-    return "; ".join(map(str, warnings)) if warnings else None
+    return "; ".join(metrics.warnings) or None
 
 
-def conditions(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def conditions(metrics: Metrics) -> dict[str, Any]:
     """What must be the same for two latencies to be compared."""
-    settings = metrics.get("settings") or {}
+    settings = metrics.settings.model_dump(mode="json") if metrics.settings else {}
     same = {name: value for name, value in settings.items() if name not in _FREE}
-    return {"batch": metrics.get("batch")} | same
+    return {"batch": metrics.batch} | same
 
 
-def not_comparable(metrics: Metrics, other: Metrics) -> str | None:
+def not_comparable(metrics: Metrics | None, other: Metrics | None) -> str | None:
     """Why a ratio of two median latencies would say nothing; None when it says something."""
     for one in (metrics, other):
         reason = doubt(one)
@@ -62,7 +55,7 @@ def not_comparable(metrics: Metrics, other: Metrics) -> str | None:
     return None
 
 
-def ratio(metrics: Metrics, other: Metrics) -> tuple[float | None, str | None]:
+def ratio(metrics: Metrics | None, other: Metrics | None) -> tuple[float | None, str | None]:
     """The ratio of the median latencies, or None and why there is none."""
     reason = not_comparable(metrics, other)
     if reason:

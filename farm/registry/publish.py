@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, aliased
 from farm.database.ids import new_id
 from farm.database.tables import Build, EngineRow, Job, Wanted
 from farm.planning import keys
+from farm.reports.description import Description
 from farm.specs.options import Prune
 from farm.specs.precision import CALIBRATED
 from farm.specs.roles import Role
@@ -18,8 +19,8 @@ from farm.specs.runtime import Target
 from farm.specs.states import EngineState, JobState
 from farm.stages import STAGES
 
-#: Of what a build says of its engine, what is kept in the row.
-_IO = "inputs outputs differences profiles compute options timing_cache peak_memory_bytes".split()
+#: Of what a build reports of its engine, what is kept in the row.
+_DESCRIPTION = Description.model_fields.keys() - {"same"}
 
 
 _BUILT, _MEASURED = aliased(Job), aliased(Job)
@@ -129,7 +130,7 @@ def _engine(session: Session, found: Any) -> str:
         metrics_reason=report["metrics_reason"],
         state=EngineState.DOUBTFUL if report.get("doubts") else EngineState.READY,
         doubts=report.get("doubts"),
-        io={name: facts.get(name) for name in _IO} | {"same": _same(found)},
+        description={name: facts.get(name) for name in _DESCRIPTION} | {"same": _same(found)},
         toolchain=found.toolchain,
         build_id=want.build_id,
         build_job_id=want.build_job_id,

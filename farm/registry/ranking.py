@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from farm.registry import latencies
+from farm.reports.metrics import Settings
 from farm.schemas.engines import EngineView
 from farm.specs.states import EngineState
 
@@ -76,8 +77,9 @@ def reason(taken: EngineView, chosen_from: Sequence[EngineView]) -> str:
     fastest = len(measured(chosen_from)) == len(chosen_from)
     if fastest:
         values = [latencies.p50_ms(one.metrics) or 0.0 for one in (taken, *others)]
-        said = latencies.conditions(taken.metrics or {})
-        at = f"at batch {said.get('batch')} on {said.get('cpu') or said.get('device')}"
+        assert taken.metrics is not None
+        settings = taken.metrics.settings or Settings()
+        at = f"at batch {taken.metrics.batch} on {settings.cpu or settings.device}"
         second = min(values[1:])
         return f"{name} is the fastest of {group}: p50 {values[0]:.3g} ms against {second:.3g} ms, {at}"
     second = min(one.bytes for one in others)

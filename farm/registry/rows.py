@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from pydantic import ValidationError
 from sqlalchemy import ColumnElement, Select, String, cast, func, select
 
 from farm.database.tables import Artifact, EngineRow, Model, Version
 from farm.registry import judgements
-from farm.reports import extent, kept
+from farm.reports import kept
+from farm.reports.accuracy import Accuracy
+from farm.reports.description import Description
+from farm.reports.kept import EngineRecord
 from farm.schemas.engines import EngineView
 from farm.specs.states import EngineState
 
 #: By which judgements of one engine are told from other engines; of older rows it is the build job.
-SAME = func.coalesce(EngineRow.io["same"].as_string(), cast(EngineRow.build_job_id, String))
+SAME = func.coalesce(
+    EngineRow.description["same"].as_string(), cast(EngineRow.build_job_id, String)
+)
 
 
 def count_engines() -> ColumnElement[int]:
@@ -41,23 +45,38 @@ def select_rows() -> Select[*tuple[Any, ...]]:
 
 
 def view_of(row: Any) -> EngineView:
-    engine = row[0]
-    recorded = {name: getattr(engine, name) for name in _FROM_STAGES}
-    if kept.is_readable(recorded["accuracy"], recorded["metrics"]) and extent.fits(engine.io):
-        try:
-            return _shown(row, **recorded, doubts=engine.doubts or [], **engine.io)
-        except (ValidationError, TypeError):
-            pass
-    # An earlier farm took whatever a stage's process sent. One row mustn't keep others from being shown.
-    return _shown(row, **_UNREADABLE)
+    engine: EngineRow = row[0]
+    try:
+        record = kept.engine_record(
+            engine.accuracy, engine.metrics, engine.description, engine.doubts
+        )
+    except kept.Unreadable:
+        # An earlier farm took whatever a stage's process sent. One row mustn't keep others from being shown.
+        reason = "its stored record can't be read"
+        return _shown(row, _UNREADABLE, reason, EngineState.DOUBTFUL)
+    return _shown(row, record, engine.metrics_reason, EngineState(engine.state))
 
 
-def _shown(row: Any, **recorded: Any) -> EngineView:
+def _shown(
+    row: Any, record: EngineRecord, metrics_reason: str | None, state: EngineState
+) -> EngineView:
     engine, model, version, source_digest, fixed_inputs, size = row
-    columns = {name: getattr(engine, name) for name in _COLUMNS}
+    found = record.description
     return EngineView(
-        **columns,
-        **recorded,
+        **{name: getattr(engine, name) for name in _COLUMNS},
+        metrics_reason=metrics_reason,
+        state=state,
+        doubts=record.doubts,
+        accuracy=record.accuracy,
+        metrics=record.metrics,
+        compute=found.compute,
+        options=found.options,
+        timing_cache=found.timing_cache,
+        peak_memory_bytes=found.peak_memory_bytes,
+        profiles=found.profiles,
+        inputs=found.inputs,
+        outputs=found.outputs,
+        differences=found.differences,
         model=model,
         version=version,
         source_digest=source_digest,
@@ -70,24 +89,16 @@ def _shown(row: Any, **recorded: Any) -> EngineView:
 _COLUMNS = "id runtime runtime_version gpu precision prune digest toolchain created_at".split()
 
 
-#: What its stages have said of it.
-_FROM_STAGES = "accuracy metrics metrics_reason state".split()
-
-
-_UNREADABLE: Mapping[str, Any] = {
-    "accuracy": {},
-    "metrics": None,
-    "metrics_reason": "its stored record can't be read",
-    "state": EngineState.DOUBTFUL,
-    "doubts": ["its stored record can't be read: no stage of the farm writes this"],
-    "profiles": [],
-    "inputs": [],
-    "outputs": [],
-}
+_UNREADABLE = EngineRecord(
+    accuracy=Accuracy(),
+    metrics=None,
+    description=Description(inputs=[], outputs=[], profiles=[]),
+    doubts=["its stored record can't be read: no stage of the farm writes this"],
+)
 
 
 def identity(row: EngineRow) -> str:
-    return row.io.get("same") or str(row.build_job_id)
+    return row.description.get("same") or str(row.build_job_id)
 
 
 def grouped(rows: Iterable[Any]) -> list[EngineView]:

@@ -63,8 +63,8 @@ def _against(
                 size_ratio=round(view.bytes / twin.bytes, 4),
                 latency_ratio=latency_ratio,
                 latency_reason=no_latency,
-                task_drop=_drop(view, twin, "task", "engine") if _same_task(view, twin) else None,
-                agreement_drop=_drop(view, twin, "top1_agreement")
+                task_drop=_drop(_task(view), _task(twin)) if _same_task(view, twin) else None,
+                agreement_drop=_drop(view.accuracy.top1_agreement, twin.accuracy.top1_agreement)
                 if _same_data(view, twin)
                 else None,
             )
@@ -73,21 +73,22 @@ def _against(
 
 def _same_data(view: EngineView, twin: EngineView) -> bool:
     """Whether two judgements are of data of the same kind and number."""
-    return all(view.accuracy.get(name) == twin.accuracy.get(name) for name in ("data", "samples"))
+    return (view.accuracy.data, view.accuracy.samples) == (
+        twin.accuracy.data,
+        twin.accuracy.samples,
+    )
 
 
 def _same_task(view: EngineView, twin: EngineView) -> bool:
     """Whether the source has the same result in both judgements, as it has on the same labels."""
-    source = _at(view.accuracy, "task", "source")
-    return source is not None and source == _at(twin.accuracy, "task", "source")
+    task, other = view.accuracy.task, twin.accuracy.task
+    return task is not None and other is not None and task.source == other.source
 
 
-def _drop(view: EngineView, twin: EngineView, *path: str) -> float | None:
-    value, other = _at(view.accuracy, *path), _at(twin.accuracy, *path)
-    return None if value is None or other is None else round(other - value, 4)
+def _task(view: EngineView) -> float | None:
+    task = view.accuracy.task
+    return None if task is None else task.engine
 
 
-def _at(document: Any, *path: str) -> Any:
-    for name in path:
-        document = document.get(name) if isinstance(document, Mapping) else None
-    return document
+def _drop(value: float | None, of_twin: float | None) -> float | None:
+    return None if value is None or of_twin is None else round(of_twin - value, 4)

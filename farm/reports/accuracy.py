@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -10,6 +10,8 @@ from farm.reports.records import MOST_NAMES, Count, Interval, Name, Number, Open
 
 
 class Task(OpenRecord):
+    """The task's metric on labelled data, of the source and of the engine, as shares."""
+
     metric: Word | None = None
     source: Number
     engine: Number
@@ -18,8 +20,34 @@ class Task(OpenRecord):
     drop_interval: Interval | None = None
 
 
+class OutputAccuracy(OpenRecord):
+    """One output: how many of an integer's values are equal, or how far a float's are from the source's."""
+
+    name: Name | None = None
+    kind: Word | None = None
+    equal: Number | None = None
+    cosine_mean: Number | None = None
+    relative_error: Number | None = None
+    max_abs_error: Number | None = None
+    not_finite: Count | None = None
+
+
+class BatchInvariance(OpenRecord):
+    """Whether a row's outputs stay the same whatever rows are beside it."""
+
+    batch: Count | None = None
+    max_error: Number | None = Field(
+        None, description="largest difference, as a share of the output's largest magnitude"
+    )
+    tolerance: Number | None = None
+    holds: bool | None = None
+    source_error: Number | None = Field(
+        None, description="the source's own, if the engine's is large"
+    )
+
+
 class Accuracy(OpenRecord):
-    """How near an engine's outputs are to its source's."""
+    """How near an engine's outputs are to its source's. A figure is null if no output has it."""
 
     data: Word | None = None
     measured_on: Word | None = None
@@ -40,7 +68,5 @@ class Accuracy(OpenRecord):
     relative_error: Number | None = None
     max_abs_error: Number | None = None
     all_nan: Annotated[list[Name], Field(max_length=MOST_NAMES, fail_fast=True)] = []
-    outputs: Annotated[list[dict[Word, Any]], Field(max_length=MOST_NAMES, fail_fast=True)] = []
-    batch_invariance: Annotated[dict[Word, Number | bool | None], Field(max_length=20)] | None = (
-        None
-    )
+    outputs: Annotated[list[OutputAccuracy], Field(max_length=MOST_NAMES, fail_fast=True)] = []
+    batch_invariance: BatchInvariance | None = None

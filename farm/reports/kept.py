@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from farm.reports import extent
 from farm.reports.accuracy import Accuracy
+from farm.reports.description import Description
 from farm.reports.extent import TooMuch
 from farm.reports.metrics import Metrics
+from farm.reports.records import Texts
 
 
 def shown(facts: Any) -> dict[str, Any]:
@@ -17,13 +20,37 @@ def shown(facts: Any) -> dict[str, Any]:
     return facts if isinstance(facts, dict) and extent.fits(facts) else {}
 
 
-def is_readable(accuracy: Any, metrics: Any) -> bool:
-    """Whether the farm can work with what was kept of a measurement, by whatever version of it."""
+class Unreadable(ValueError):
+    """No version of the farm's stages writes this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRecord:
+    """What its stages have reported of an engine."""
+
+    accuracy: Accuracy
+    metrics: Metrics | None
+    description: Description
+    doubts: list[str]
+
+
+_DOUBTS: TypeAdapter[list[str]] = TypeAdapter(Texts)
+
+
+def engine_record(accuracy: Any, metrics: Any, description: Any, doubts: Any) -> EngineRecord:
+    """What was kept of an engine, by whatever version of the farm.
+
+    Raises:
+        Unreadable
+    """
     try:
-        for record, kept in ((Accuracy, accuracy), (Metrics, metrics)):
+        for kept in (accuracy, metrics, description, doubts):
             extent.check(kept)
-            if kept is not None:
-                record.model_validate(kept, strict=True)
-    except (TooMuch, ValidationError):
-        return False
-    return isinstance(accuracy, dict)
+        return EngineRecord(
+            accuracy=Accuracy.model_validate(accuracy, strict=True),
+            metrics=None if metrics is None else Metrics.model_validate(metrics, strict=True),
+            description=Description.model_validate(description),
+            doubts=_DOUBTS.validate_python(doubts or [], strict=True),
+        )
+    except (TooMuch, ValidationError) as err:
+        raise Unreadable from err

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from farm.specs.shapes import ShapeRange
 
@@ -60,9 +67,18 @@ class Record(BaseModel):
 
 
 class OpenRecord(BaseModel):
-    """What is kept, with other fields beside those that are read."""
+    """A record that may have more fields than are read here: a newer or an older farm's.
+
+    Its JSON holds the fields that were given and no others, so that it passes through as it was.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
+
+    # Without a return type: with one, that would be its JSON schema.
+    @model_serializer(mode="wrap")
+    def _given(self, serialize: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
+        fields: dict[str, Any] = serialize(self)
+        return {name: value for name, value in fields.items() if name in self.model_fields_set}
 
 
 class Tensor(Record):

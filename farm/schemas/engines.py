@@ -7,7 +7,10 @@ from typing import Any
 
 from pydantic import Field
 
+from farm.reports.accuracy import Accuracy
+from farm.reports.description import TimingCacheUse
 from farm.reports.layers import ComputeView
+from farm.reports.metrics import Metrics
 from farm.schemas.base import Answer, Digest, Page
 from farm.specs.options import BuilderOptions
 from farm.specs.precision import Precision
@@ -51,7 +54,7 @@ class Judgement(Answer):
     samples: int | None
     state: EngineState
     doubts: list[str]
-    accuracy: dict[str, Any]
+    accuracy: Accuracy
     build: str
     created_at: datetime
 
@@ -71,8 +74,8 @@ class EngineView(Answer):
     )
     digest: Digest
     bytes: int
-    accuracy: dict[str, Any]
-    metrics: dict[str, Any] | None
+    accuracy: Accuracy
+    metrics: Metrics | None
     metrics_reason: str | None = Field(description="why there are no metrics")
     state: EngineState = Field(
         EngineState.READY, description="doubtful engines are pulled only on request"
@@ -92,7 +95,7 @@ class EngineView(Answer):
         "show the best of all, in the order: labels, evaluation data, calibration data, random data",
     )
     options: BuilderOptions | None = Field(None, description="options it was built with")
-    timing_cache: dict[str, Any] | None = Field(
+    timing_cache: TimingCacheUse | None = Field(
         None, description="the timing cache its build started from, and how it was used"
     )
     peak_memory_bytes: int | None = Field(None, description="peak host memory of the build process")

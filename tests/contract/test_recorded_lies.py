@@ -31,14 +31,21 @@ ENGINES = {
     "warnings are a number": {"metrics": {"latency_ms": {"p50": 1.0}, "warnings": 5}},
     "doubts are a word": {"doubts": "abc", "state": "doubtful"},
     "doubts are lists": {"doubts": [1, [2]], "state": "doubtful"},
-    "inputs are a number": {"io": {"inputs": 5, "outputs": [], "profiles": []}},
-    "no inputs": {"io": {}},
-    "compute is a word": {"io": {"inputs": [], "outputs": [], "profiles": [], "compute": "x"}},
+    "inputs are a number": {"description": {"inputs": 5, "outputs": [], "profiles": []}},
+    "no inputs": {"description": {}},
+    "compute is a word": {
+        "description": {"inputs": [], "outputs": [], "profiles": [], "compute": "x"}
+    },
     "a field is the view's own": {
-        "io": {"inputs": [], "outputs": [], "profiles": [], "model": "x"}
+        "description": {"inputs": [], "outputs": [], "profiles": [], "model": "x"}
     },
     "a number of 300 digits": {
-        "io": {"inputs": [], "outputs": [], "profiles": [], "timing_cache": {"hit": 10**300}}
+        "description": {
+            "inputs": [],
+            "outputs": [],
+            "profiles": [],
+            "timing_cache": {"hit": 10**300},
+        }
     },
 }
 

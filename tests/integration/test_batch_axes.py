@@ -188,8 +188,8 @@ def test_a_recurrent_program_is_built_and_measured_along_its_batch(
         source, precisions=[Precision.FP32, Precision.FP16], gpus=["cpu"], folder=tmp_path
     ):
         assert one.error is None, one.error
-        assert one.accuracy["samples"] == 8  # every third in four batches of 8 is held out
-        assert one.accuracy["cosine_mean"] > 0.999
+        assert one.accuracy.samples == 8  # every third in four batches of 8 is held out
+        assert one.accuracy.cosine_mean > 0.999
         assert one.facts["inputs"][0]["shape"] == [6, "batch", 16]
         assert one.facts["inputs"][1]["shape"] == [1, "batch", 32]
         assert one.facts["outputs"][1]["shape"] == [1, "batch", 32]

@@ -195,7 +195,7 @@ def test_an_int8_dynamic_engine_multiplies_integers_and_says_how_many(
     kernels = [node.op_type for node in engine.graph.node if node.op_type in INTEGER_KERNELS]
     assert len(kernels) == 2
     assert made.accuracy["cosine_mean"] > 0.999
-    assert made.metrics["latency_ms"]["p50"] > 0
+    assert made.metrics.latency_ms["p50"] > 0
 
 
 def _gemms(path: Path, *kinds: str) -> onnx.ModelProto:
@@ -274,7 +274,7 @@ def test_torchscript_is_built_from_the_program_checked_and_timed(
     assert made.results.keys() == {"build", "measure"}
     assert made.accuracy["measured_on"] == "engine"
     assert made.accuracy["top1_agreement"] == 1.0
-    assert made.metrics["latency_ms"]["p50"] > 0
+    assert made.metrics.latency_ms["p50"] > 0
     assert made.facts["inputs"] == [
         {"name": "image", "dtype": "float32", "shape": ["batch", 1, 8, 8]}
     ]

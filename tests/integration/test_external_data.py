@@ -97,7 +97,7 @@ def test_every_stage_passes_weights_in_other_files_on(
     )
     for one in found:
         assert one.error is None, one.error
-        assert one.accuracy["cosine_mean"] > 0.99
+        assert one.accuracy.cosine_mean > 0.99
     made = [path for path in tmp_path.glob("*/*.onnx") if packs.is_pack(path)]
     names = {path.name for path in made}
     assert {"typed.onnx", "engine.onnx"} <= names if opset == 20 else {"model.onnx"} <= names

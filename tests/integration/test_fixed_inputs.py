@@ -123,7 +123,7 @@ def test_an_engine_of_a_fixed_input_computes_in_fp16_what_an_if_hid(
     )
     assert one.error is None, one.error
     assert one.facts["compute"]["types"] == {"fp16": {"layers": 2, "share": 1.0}}
-    assert one.accuracy["cosine_mean"] > 0.9999
+    assert one.accuracy.cosine_mean > 0.9999
 
 
 class Scaled(nn.Module):
@@ -177,8 +177,8 @@ def test_a_program_has_its_fixed_input_folded_in(tmp_path: Path) -> None:
         fixed_inputs={"scale": 2.5},
     ):
         assert one.error is None, one.error
-        assert one.accuracy["cosine_mean"] > 0.9999
-        assert one.accuracy["max_abs_error"] < 1e-4
+        assert one.accuracy.cosine_mean > 0.9999
+        assert one.accuracy.max_abs_error < 1e-4
 
 
 @pytest.mark.parametrize("rate", [WIDE, NARROW])

@@ -9,13 +9,15 @@ import torch
 
 from farm import stages
 from farm.errors import EngineBuildFailed
+from farm.reports.accuracy import Accuracy
+from farm.reports.metrics import GpuMemory, Timed
 from farm.specs.precision import Precision
 from farm.specs.shapes import ShapeRange, TensorSpec
-from farm.stages import JobKind
+from farm.stages import JobKind, MeasureFacts
 from workers.clocks.cuda import Query, Span
 from workers.inputs.batch import Batch
 from workers.measure import gpu
-from workers.measure.gpu import Comparison, Loaded
+from workers.measure.gpu import Conditions, Loaded
 from workers.measure.nvml import Telemetry
 
 INPUTS = [TensorSpec(name="image", dtype="float32", shape=("batch", 3))]
@@ -71,7 +73,7 @@ def told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
 
     def tell(program: object = "a program", precision: Precision = Precision.FP16):
-        beside = Comparison(
+        beside = Conditions(
             program=program,
             precision=precision,
             batch=Batch.of(INPUTS, PROFILE),
@@ -85,45 +87,46 @@ def told(monkeypatch):
 
 def test_the_headline_is_the_opt_batch_and_every_batch_of_the_profile_is_tried(told):
     metrics, batches = told()
-    assert (metrics["batch"], metrics["latency_ms"]["p50"]) == (8, 2.0)
+    assert (metrics.batch, metrics.latency_ms["p50"]) == (8, 2.0)
     assert sorted(set(batches)) == [1, 8, 64]
-    assert [entry["samples_per_s"] for entry in metrics["throughput"]] == [200.0, 1600.0, None]
-    assert "out of memory" in metrics["throughput"][2]["reason"]
+    assert [entry.samples_per_s for entry in metrics.throughput] == [200.0, 1600.0, None]
+    assert "out of memory" in metrics.throughput[2].reason
 
 
 def test_what_fails_beside_the_engine_is_told_with_its_reason(told):
     metrics, _ = told()
-    assert metrics["cuda_graph"] == {"reason": "some of it runs on the CPU"}
-    assert metrics["compiled"]["reason"] == "RuntimeError: no C compiler"
-    assert metrics["speed_up"] == 2.0
-    assert metrics["speed_up_over_compiled"] is None
+    assert metrics.cuda_graph == Timed(reason="some of it runs on the CPU")
+    assert metrics.compiled.reason == "RuntimeError: no C compiler"
+    assert metrics.speed_up == 2.0
+    assert metrics.speed_up_over_compiled is None
 
 
 def test_an_fp32_engine_needs_no_autocast_beside_it(told):
-    assert "eager_autocast" not in told(precision=Precision.FP32)[0]
-    assert told(precision=Precision.INT8)[0]["eager_autocast"]["autocast"] == "float16"
-    assert told(precision=Precision.BF16)[0]["eager_autocast"]["autocast"] == "bfloat16"
+    assert told(precision=Precision.FP32)[0].eager_autocast is None
+    assert told(precision=Precision.INT8)[0].eager_autocast.autocast == "float16"
+    assert told(precision=Precision.BF16)[0].eager_autocast.autocast == "bfloat16"
 
 
 def test_an_onnx_source_has_no_pytorch_beside_it(told):
     metrics, _ = told(program=None)
-    assert metrics["speed_up"] is None
-    assert "PyTorch" in metrics["eager"]["reason"]
+    assert metrics.speed_up is None
+    assert "PyTorch" in metrics.eager.reason
 
 
 def test_what_held_the_gpu_back_is_a_warning(told):
     metrics, _ = told()
-    assert metrics["warnings"] == [
+    assert metrics.warnings == [
         "the GPU's clocks were throttled by its power limit",
         "1 other processes were on the GPU",
     ]
-    assert metrics["gpu"]["mj_per_sample"] == 10.0
+    assert metrics.gpu.mj_per_sample == 10.0
 
 
 @pytest.mark.parametrize("precision", list(Precision))
 def test_what_is_told_of_a_gpu_is_what_a_worker_takes(told, precision):
     # Others on the GPU gave memory back while the engine was loaded.
     metrics, _ = told(precision=precision)
-    metrics["memory"]["engine_bytes"] = -4096
-    found = {"accuracy": {}, "doubts": [], "metrics": metrics, "metrics_reason": None}
-    stages.check_facts(JobKind.MEASURE, found)
+    memory = GpuMemory(engine_bytes=-4096)
+    metrics = metrics.model_copy(update={"memory": memory})
+    found = MeasureFacts(accuracy=Accuracy(), metrics=metrics, metrics_reason=None)
+    stages.check_facts(JobKind.MEASURE, found.model_dump(mode="json", exclude_unset=True))

@@ -135,7 +135,7 @@ def test_bf16_is_named_where_it_serves_and_fp16_does_not(tmp_path: Path) -> None
     assert isinstance(error, CastFailed)
     assert "choose bf16" in (error.hint or "")
     assert built["bf16", "sm_89"].error is None
-    assert built["bf16", "sm_89"].accuracy["cosine_min"] > 0.999
+    assert built["bf16", "sm_89"].accuracy.cosine_min > 0.999
 
 
 def test_a_product_that_leaves_fp16_is_bf16_in_the_remainder_where_the_gpu_has_it(
@@ -162,6 +162,6 @@ def test_a_product_that_leaves_fp16_is_bf16_in_the_remainder_where_the_gpu_has_i
     made = model(graph(nodes, inputs, [value("y", F, ["n", 8])], tensors))
     built = build(tmp_path, made, {"x": noise(32, 3, 8, 8)}, ["int8"], ["sm_75", "sm_89"])
     assert built["int8", "sm_89"].error is None
-    assert built["int8", "sm_89"].accuracy["cosine_min"] > 0.99
+    assert built["int8", "sm_89"].accuracy.cosine_min > 0.99
     facts = built["int8", "sm_89"].results["calibrate"].facts
     assert facts["remainder_nodes"]["bf16"] >= 1

@@ -79,7 +79,7 @@ def test_an_fp16_engine_for_the_cpu_computes_in_fp32_from_weights_in_fp16(
 
 
 def test_it_is_right_in_whatever_session_loads_it(built: Mapping[str, runner.Built]) -> None:
-    assert built["fp16"].accuracy["cosine_min"] > 0.9999
+    assert built["fp16"].accuracy.cosine_min > 0.9999
     x = np.random.default_rng(2).standard_normal((3, 16, 12, 12))
     answers = []
     for level in onnxruntime.GraphOptimizationLevel.__members__.values():

@@ -104,7 +104,7 @@ def test_traced_torchscript_is_built_and_held_against_itself(tmp_path: Path) -> 
     precisions = [Precision.FP16, Precision.INT8]
     for one in runner.build(source, precisions=precisions, gpus=["sm_89"], folder=tmp_path):
         assert one.error is None, one.error
-        assert one.accuracy["cosine_mean"] > 0.99
+        assert one.accuracy.cosine_mean > 0.99
         assert one.facts["inputs"] == [
             {"name": "image", "dtype": "float32", "shape": ["batch", 3, 8, 8]}
         ]
@@ -221,7 +221,7 @@ def test_safetensors_of_a_named_architecture_are_built(tmp_path: Path) -> None:
     )
     [one] = runner.build(source, precisions=[Precision.FP16], gpus=["sm_89"], folder=tmp_path)
     assert one.error is None, one.error
-    assert one.accuracy["cosine_mean"] > 0.999
+    assert one.accuracy.cosine_mean > 0.999
     assert [output["name"] for output in one.facts["outputs"]] == [
         "last_hidden_state",
         "pooler_output",
@@ -254,7 +254,7 @@ def test_safetensors_are_pruned_and_built_as_programs_are(tmp_path: Path) -> Non
         prune={"method": "l1-unstructured", "amount": 0.1},
     )
     assert one.error is None, one.error
-    assert one.accuracy["cosine_mean"] > 0.9
+    assert one.accuracy.cosine_mean > 0.9
 
 
 def test_weights_of_another_module_are_refused_by_their_names(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from sqlalchemy import update
 from farm.database.tables import Artifact, EngineRow
 from farm.registry import catalog, judgements, latencies, models, ranking
 from farm.registry.match import best_match
+from farm.reports.accuracy import Accuracy
+from farm.reports.metrics import Metrics
 from tests.ledger import DATA, LABELLED
 
 CALIBRATION = {"digest": DATA}
@@ -23,6 +25,10 @@ def build(ledger, **request):
     build_id = ledger.submit(**request)
     ledger.run_all()
     return {one.precision: one.engine for one in ledger.view(build_id).engines}
+
+
+def read(kept):
+    return kept and Metrics.model_validate(kept, strict=True)
 
 
 def record(ledger, engine_id, *, size=None, **columns):
@@ -64,14 +70,14 @@ def pull(ledger, **asked):
     ],
 )
 def test_latencies_that_say_nothing_of_their_engines_have_no_ratio(left, right, words):
-    value, reason = latencies.ratio(left, right)
+    value, reason = latencies.ratio(*map(read, (left, right)))
     assert value is None
     assert words in reason
 
 
 def test_latencies_that_were_measured_alike_have_a_ratio():
     beside = timed(2.0, settings=SETTINGS | {"precision": "fp16", "torch": "2.12.0"})
-    assert latencies.ratio(timed(1.0), beside) == (0.5, None)
+    assert latencies.ratio(read(timed(1.0)), read(beside)) == (0.5, None)
 
 
 def test_an_int8_engine_has_no_latency_ratio_from_a_busy_machine_and_it_says_why(ledger):
@@ -242,7 +248,8 @@ def test_of_equally_founded_judgements_the_newest_speaks(ledger):
     ],
 )
 def test_judgements_are_as_good_as_their_data(better, worse):
-    assert judgements.foundation(better) < judgements.foundation(worse)
+    ranks = [judgements.foundation(Accuracy.model_validate(one)) for one in (better, worse)]
+    assert ranks[0] < ranks[1]
 
 
 def test_pages_hold_each_engine_once_also_when_it_is_judged_meanwhile(ledger):
@@ -259,7 +266,7 @@ def test_pages_hold_each_engine_once_also_when_it_is_judged_meanwhile(ledger):
     again = rows(ledger, limit=2)
     assert [one.gpu for one in again] == [one.gpu for one in first]
     assert {one.gpu for one in rows(ledger, before=again[-1].id)} == {one.gpu for one in rest}
-    assert all(one.accuracy["data"] == "evaluation" for one in again)
+    assert all(one.accuracy.data == "evaluation" for one in again)
 
 
 def test_the_same_source_under_two_names_is_two_engines(ledger):
@@ -277,6 +284,6 @@ def test_engines_of_other_calibration_data_are_others(ledger):
 def test_rows_of_before_are_one_engine_where_one_job_has_built_them(ledger):
     first = build(ledger, precisions=["int8"], calibration=CALIBRATION)["int8"]
     second = build(ledger, model="other")["fp16"]
-    record(ledger, first, io={"inputs": [], "outputs": [], "profiles": []})
+    record(ledger, first, description={"inputs": [], "outputs": [], "profiles": []})
     assert [(one.id, one.judgements) for one in rows(ledger)] == [(first, [])]
     assert second != first

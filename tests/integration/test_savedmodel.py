@@ -227,7 +227,7 @@ def test_a_savedmodel_is_built_and_held_against_itself(images: Path, tmp_path: P
     [fp32] = runner.build(source, precisions=[Precision.FP32], gpus=["cpu"], folder=folder)
     for one in (fp16, fp32):
         assert one.error is None, one.error
-        assert one.accuracy["cosine_mean"] > 0.999
+        assert one.accuracy.cosine_mean > 0.999
     assert [(spec["name"], spec["shape"]) for spec in fp32.facts["inputs"]] == [
         ("bias", ["batch", 5]),
         ("image", ["batch", "image_1", 16, 3]),

@@ -78,7 +78,7 @@ def test_a_branch_that_the_sizes_rule_out_is_not_built(tmp_path: Path) -> None:
     wanted = ["fp32", "fp16"]
     for one in runner.build(source, precisions=wanted, gpus=["sm_89"], folder=tmp_path):
         assert one.error is None
-        assert one.accuracy["cosine_min"] > 0.999
+        assert one.accuracy.cosine_min > 0.999
         assert one.facts["inputs"][0]["shape"] == ["n", 8, 1]
         assert sum(found["layers"] for found in one.facts["compute"]["types"].values()) == 1
 

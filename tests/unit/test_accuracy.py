@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from farm.errors import AccuracyDropped
+from farm.reports.accuracy import BatchInvariance
 from farm.specs.gates import Gates, QuantizedGates
 from farm.specs.source import DataKind
 from workers.measure import intervals
@@ -18,7 +19,7 @@ rng = np.random.default_rng(5)
 def compared(source, engine, labels=None, **more):
     comparison = Comparison(**more)
     comparison.add(source, engine, len(next(iter(source.values()))))
-    return comparison.facts(labels) | {"data": DataKind.EVALUATION}, comparison
+    return comparison.found(labels).model_copy(update={"data": DataKind.EVALUATION}), comparison
 
 
 def facts_of(source, engine, **more):
@@ -28,22 +29,22 @@ def facts_of(source, engine, **more):
 def test_classes_that_an_argmax_gives_are_compared_and_a_broken_engine_is_refused():
     source = rng.integers(0, 6, (64, 8, 8))
     facts = facts_of(source, (source + 1) % 6)
-    assert facts["equal"] == 0.0
-    assert facts["cosine_mean"] is None, "integers have no cosine"
+    assert facts.equal == 0.0
+    assert facts.cosine_mean is None, "integers have no cosine"
     with pytest.raises(AccuracyDropped, match=r"0\.0% of the outputs' integers"):
         refuse_broken(facts, None)
 
 
 def test_booleans_are_compared():
     facts = facts_of([[True, False], [True, True]], [[True, True], [True, True]])
-    assert facts["equal"] == 0.75
+    assert facts.equal == 0.75
 
 
 def test_an_argmax_of_one_class_a_sample_has_top1_agreement_and_labels():
     source, engine = np.array([0, 1, 2, 3]), np.array([0, 1, 2, 0])
     facts = facts_of(source, engine, labels=np.array([0, 1, 0, 3]))
-    assert facts["top1_agreement"] == 0.75
-    assert (facts["task"]["source"], facts["task"]["engine"]) == (0.75, 0.5)
+    assert facts.top1_agreement == 0.75
+    assert (facts.task.source, facts.task.engine) == (0.75, 0.5)
 
 
 def test_labels_may_be_a_class_for_each_pixel():
@@ -52,9 +53,9 @@ def test_labels_may_be_a_class_for_each_pixel():
     worse = scores.copy()
     worse[0] = -worse[0]
     facts = facts_of(scores, worse, labels=labels, places=labels.shape[1:])
-    assert facts["task"]["source"] == 1.0
+    assert facts.task.source == 1.0
     right = (worse.argmax(axis=1) == labels).mean()
-    assert facts["task"]["engine"] == pytest.approx(right)
+    assert facts.task.engine == pytest.approx(right)
     assert right < 0.9
 
 
@@ -63,7 +64,7 @@ def test_what_is_not_finite_in_the_same_places_is_equal(value):
     source = np.array([[1.0, value], [2.0, 3.0]], np.float32)
     facts, comparison = compared({"y": source}, {"y": source.copy()})
     assert comparison.not_finite == 0
-    assert facts["cosine_mean"] == pytest.approx(1.0)
+    assert facts.cosine_mean == pytest.approx(1.0)
     assert difference({"y": source}, {"y": source.copy()}).beyond(1e-3) is None
 
 
@@ -78,7 +79,7 @@ def test_what_is_finite_in_one_alone_counts(source, engine):
 def test_an_output_that_is_nothing_but_nan_is_said_to_be_so():
     nothing = np.full((4, 3), NAN, np.float32)
     facts = facts_of(nothing, nothing.copy())
-    assert facts["all_nan"] == ["y"]
+    assert facts.all_nan == ["y"]
     assert "returns only NaN" in doubts(facts, Gates(), None)[0]
     assert difference({"y": nothing}, {"y": nothing.copy()}).all_nan == ("y",)
 
@@ -94,10 +95,10 @@ def test_detections_are_compared_as_sets_when_their_number_differs():
     }
     comparison = Comparison()
     comparison.add(source, engine, 8)
-    facts = comparison.facts(None)
-    assert facts["matched"] == pytest.approx(2 * 39 / (40 + 39))
-    assert facts["cosine_mean"] is None
-    assert facts["match_tolerance"] == 0.05
+    facts = comparison.found(None)
+    assert facts.matched == pytest.approx(2 * 39 / (40 + 39))
+    assert facts.cosine_mean is None
+    assert facts.match_tolerance == 0.05
 
 
 def test_a_detection_of_another_class_has_no_partner():
@@ -105,7 +106,7 @@ def test_a_detection_of_another_class_has_no_partner():
     engine = {"scores": np.array([0.9, 0.8]), "classes": np.array([1, 5])}
     comparison = Comparison()
     comparison.add(source, engine, 1)
-    assert comparison.facts(None)["matched"] == pytest.approx(2 / 5)
+    assert comparison.found(None).matched == pytest.approx(2 / 5)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_no_detections_are_like_none_alone(left, right, matched):
     comparison = Comparison()
     comparison.varying = {"boxes": 0}
     comparison.add({"boxes": np.ones((left, 4))}, {"boxes": np.ones((right, 4))}, 1)
-    assert comparison.facts(None)["matched"] == matched
+    assert comparison.found(None).matched == matched
 
 
 def test_batches_before_a_size_differed_are_compared_item_by_item_as_well():
@@ -127,12 +128,12 @@ def test_batches_before_a_size_differed_are_compared_item_by_item_as_well():
     again = Comparison(varying=found.varying)
     for source, engine in batches:
         again.add({"boxes": source}, {"boxes": engine}, 1)
-    assert again.facts(None)["matched"] == pytest.approx((1 + 6 / 7) / 2)
+    assert again.found(None).matched == pytest.approx((1 + 6 / 7) / 2)
 
 
 def test_an_empty_output_is_no_error():
     nothing = {"y": np.ones((2, 3)), "z": np.ones((2, 0))}
-    assert compared(nothing, nothing)[0]["cosine_mean"] == pytest.approx(1.0)
+    assert compared(nothing, nothing)[0].cosine_mean == pytest.approx(1.0)
 
 
 def test_what_all_outputs_share_hides_no_error():
@@ -140,15 +141,15 @@ def test_what_all_outputs_share_hides_no_error():
     source = 300 + rng.standard_normal((32, 4)).astype(np.float32)
     engine = 300 + rng.standard_normal((32, 4)).astype(np.float32)
     facts = facts_of(source[:, :, None], engine[:, :, None])
-    assert facts["cosine_mean"] > 0.9999
-    assert facts["relative_error"] > 1
+    assert facts.cosine_mean > 0.9999
+    assert facts.relative_error > 1
     assert any("spread" in doubt for doubt in doubts(facts, Gates(), None))
 
 
 def test_the_worst_of_several_outputs_counts():
     good = rng.standard_normal((8, 5, 2)).astype(np.float32)
     facts, _ = compared({"a": good, "b": good}, {"a": good, "b": -good})
-    assert facts["cosine_mean"] == pytest.approx(-1.0)
+    assert facts.cosine_mean == pytest.approx(-1.0)
 
 
 def scores(samples, agreeing):
@@ -164,7 +165,7 @@ def test_an_engine_that_picks_other_classes_is_doubtful():
     refuse_broken(facts, None)  # not broken: its cosine is fair
     [first, *_] = doubts(facts, Gates(), None)
     assert "18.8% (98% is the gate) over 64 samples" in first
-    assert facts["top1_or_tied"] == facts["top1_agreement"] == 12 / 64
+    assert facts.top1_or_tied == facts.top1_agreement == 12 / 64
 
 
 def test_which_of_two_equal_scores_is_the_largest_raises_no_doubt():
@@ -172,8 +173,8 @@ def test_which_of_two_equal_scores_is_the_largest_raises_no_doubt():
     source = rng.standard_normal((64, 384)).astype(np.float32)
     engine = source + rng.normal(0, 0.08, source.shape).astype(np.float32)
     facts = facts_of(source, engine)
-    assert facts["top1_agreement"] < 0.95
-    assert facts["top1_or_tied"] == 1.0
+    assert facts.top1_agreement < 0.95
+    assert facts.top1_or_tied == 1.0
     assert doubts(facts, Gates(), None) == []
 
 
@@ -182,10 +183,10 @@ def test_directions_of_length_1_have_no_class_but_the_one_that_labels_give():
     source /= np.linalg.norm(source, axis=1, keepdims=True)
     engine = source + 0.02 * rng.standard_normal(source.shape) / 16
     facts = facts_of(source, engine)
-    assert (facts["top1_agreement"], facts["outputs"][0]["kind"]) == (None, "values")
+    assert (facts.top1_agreement, facts.outputs[0].kind) == (None, "values")
     assert doubts(facts, QuantizedGates(), None) == []
     labels = source.argmax(axis=1)
-    assert facts_of(source, engine, labels=labels)["task"]["source"] == 1.0
+    assert facts_of(source, engine, labels=labels).task.source == 1.0
 
 
 def test_scores_of_one_batch_that_are_of_length_1_are_scores_with_those_of_the_next():
@@ -193,7 +194,7 @@ def test_scores_of_one_batch_that_are_of_length_1_are_scores_with_those_of_the_n
     for length in (1.0, 3.0):
         scores = np.eye(4) * length - 0.0
         comparison.add({"y": scores - 0.1 * (length > 1)}, {"y": scores}, 4)
-    assert comparison.facts(None)["top1_agreement"] == 1.0
+    assert comparison.found(None).top1_agreement == 1.0
 
 
 def test_probabilities_are_the_classes_also_where_boxes_come_first():
@@ -204,20 +205,20 @@ def test_probabilities_are_the_classes_also_where_boxes_come_first():
         {"boxes": -boxes, "classes": probabilities},
         labels=probabilities.argmax(axis=1),
     )
-    assert (facts["top1_output"], facts["top1_agreement"]) == ("classes", 1.0)
-    assert facts["task"]["engine"] == 1.0
+    assert (facts.top1_output, facts.top1_agreement) == ("classes", 1.0)
+    assert facts.task.engine == 1.0
 
 
 def test_a_binary_classifier_that_flips_is_doubtful():
     certain = np.tile(np.array([[0.99, 0.01]], np.float32), (40, 1))
     facts = facts_of(certain, np.where(np.arange(40)[:, None] < 8, certain[:, ::-1], certain))
-    assert facts["top1_or_tied"] == 0.8
+    assert facts.top1_or_tied == 0.8
     assert doubts(facts, Gates(), None)
 
 
 def test_few_samples_raise_no_doubt_of_their_own():
     facts = facts_of(*scores(32, 29))
-    assert facts["top1_interval"][1] > QuantizedGates().agreement
+    assert facts.top1_interval[1] > QuantizedGates().agreement
     assert not any("class" in doubt for doubt in doubts(facts, QuantizedGates(), None))
 
 
@@ -231,14 +232,13 @@ def test_a_drop_that_the_user_allows_outranks_likeness():
 
 
 def test_figures_on_random_data_say_so():
-    facts = facts_of(*scores(64, 12)) | {"data": DataKind.RANDOM}
+    facts = facts_of(*scores(64, 12)).model_copy(update={"data": DataKind.RANDOM})
     assert "64 random samples" in doubts(facts, Gates(), None)[0]
 
 
 def test_a_row_that_depends_on_its_neighbours_is_a_doubt():
-    facts = facts_of(*scores(8, 8)) | {
-        "batch_invariance": {"batch": 4, "max_error": 0.3, "tolerance": 1e-3, "holds": False}
-    }
+    leak = BatchInvariance(batch=4, max_error=0.3, tolerance=1e-3, holds=False)
+    facts = facts_of(*scores(8, 8)).model_copy(update={"batch_invariance": leak})
     assert "alone, first and last in a batch of 4" in doubts(facts, Gates(), None)[0]
 
 

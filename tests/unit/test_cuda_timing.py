@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from farm.reports.metrics import Range
 from workers.clocks.cuda import Query, Span
 from workers.measure import nvml
 
@@ -18,11 +19,11 @@ def queries(count: int, *, compute_ms: float = 2.0, enqueue_ms: float = 0.5) -> 
 
 def test_latency_is_the_sum_of_the_parts_and_throughput_is_over_the_whole_span():
     # Transfers overlap with compute: the span is shorter than the latencies' sum.
-    facts = Span(queries=queries(1000), seconds=2.0).facts(batch=8)
-    assert facts["latency_ms"] == dict.fromkeys(("p50", "p90", "p95", "p99", "mean", "min"), 2.375)
-    assert facts["queries_per_s"] == 500.0
-    assert facts["samples_per_s"] == 4000.0
-    assert facts["iterations"] == 1000
+    facts = Span(queries=queries(1000), seconds=2.0).timed(batch=8)
+    assert facts.latency_ms == dict.fromkeys(("p50", "p90", "p95", "p99", "mean", "min"), 2.375)
+    assert facts.queries_per_s == 500.0
+    assert facts.samples_per_s == 4000.0
+    assert facts.iterations == 1000
 
 
 def test_steady_figures_need_no_warning():
@@ -74,17 +75,17 @@ def test_what_nvml_tells_while_it_is_timed_is_kept(monkeypatch):
     with nvml.watching("GPU-1", others=nvml.processes_on("GPU-1")) as seen:
         while not seen.slowed:
             pass
-    facts = seen.facts()
-    assert facts["sm_clock_mhz"] == {"min": 1980, "median": 1980, "max": 1980}
-    assert facts["power_w"]["median"] == 650.0
-    assert facts["temperature_c"] is None
-    assert facts["energy_j"] == 2.5
-    assert facts["slowed_by"] == ["its power limit"]
-    assert facts["other_processes"] == 2
+    facts = seen.report()
+    assert facts.sm_clock_mhz == Range(min=1980, median=1980, max=1980)
+    assert facts.power_w.median == 650.0
+    assert facts.temperature_c is None
+    assert facts.energy_j == 2.5
+    assert facts.slowed_by == ["its power limit"]
+    assert facts.other_processes == 2
 
 
 def test_without_a_driver_nothing_is_known_and_nothing_fails():
     with nvml.watching("GPU-1") as seen:
         pass
-    assert seen.facts()["sm_clock_mhz"] is None
+    assert seen.report().sm_clock_mhz is None
     assert nvml.processes_on("GPU-1") == 0

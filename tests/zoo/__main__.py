@@ -81,7 +81,7 @@ def _row(gpu: str, built: Built) -> dict[str, Any]:
         "cpu_s": round(built.build.cpu_s, 1),
         "peak_bytes": built.build.peak_bytes,
         "types": {name: found["share"] for name, found in types.items()},
-        "accuracy": dict(built.accuracy),
+        "accuracy": built.accuracy.model_dump(mode="json"),
     }
 
 

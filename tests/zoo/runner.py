@@ -16,6 +16,8 @@ from farm.planning import targets
 from farm.planning.jobs import PlannedJob
 from farm.planning.plan import Plan, PlannedEngine, plan
 from farm.planning.recipe import Given, Made
+from farm.reports.accuracy import Accuracy
+from farm.reports.metrics import Metrics
 from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.precision import Precision
@@ -86,13 +88,13 @@ class Built:
         return int(self.facts["engine_bytes"])
 
     @property
-    def accuracy(self) -> Mapping[str, Any]:
-        accuracy: Mapping[str, Any] = self.results["measure"].facts["accuracy"]
-        return accuracy
+    def accuracy(self) -> Accuracy:
+        return Accuracy.model_validate(self.results["measure"].facts["accuracy"])
 
     @property
-    def metrics(self) -> Mapping[str, Any]:
-        return self.results["measure"].facts["metrics"] or {}
+    def metrics(self) -> Metrics | None:
+        metrics = self.results["measure"].facts["metrics"]
+        return metrics and Metrics.model_validate(metrics)
 
 
 def build(

@@ -27,7 +27,7 @@ def test_bert_with_int8_weights_is_smaller_and_right(tmp_path: Path) -> None:
     # Attention multiplies activations by each other, which stays fp32.
     assert (types["int8"]["layers"], types["fp32"]["layers"]) == (12, 4)
     assert narrow.bytes < wide.bytes
-    assert narrow.accuracy["cosine_mean"] > 0.999
+    assert narrow.accuracy.cosine_mean > 0.999
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -44,7 +44,7 @@ def test_what_is_built_is_right_and_what_is_not_says_what_to_do(name: str, tmp_p
             assert one.error.detail
             assert one.error.hint
         else:
-            assert one.accuracy["cosine_mean"] > 0.99, one
+            assert one.accuracy.cosine_mean > 0.99, one
             # ONNX Runtime has no kernels for fp16 on CPUs of x86-64, and its engines say so.
             is_wide = one.target.endswith("cpu") and one.precision == Precision.FP16
             kind = Precision.FP32 if is_wide else one.precision

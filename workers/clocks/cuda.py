@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, pstdev
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from farm.reports.metrics import Timed
 from workers.clocks.host import PERCENTILES, Pace, percentile
 
 #: trtexec's bounds, beyond which it says so.
@@ -63,19 +64,19 @@ class Span:
     queries: Sequence[Query]
     seconds: float
 
-    def facts(self, batch: int) -> dict[str, Any]:
-        """Percentiles of each part, queries and samples a second."""
+    def timed(self, batch: int) -> Timed:
+        """Percentiles of each part, queries and samples per second."""
         rate = len(self.queries) / self.seconds
-        return {
-            "latency_ms": _spread([q.latency_ms for q in self.queries]),
-            "h2d_ms": _spread([q.h2d_ms for q in self.queries]),
-            "compute_ms": _spread([q.compute_ms for q in self.queries]),
-            "d2h_ms": _spread([q.d2h_ms for q in self.queries]),
-            "enqueue_ms": _spread([q.enqueue_ms for q in self.queries]),
-            "iterations": len(self.queries),
-            "queries_per_s": round(rate, 2),
-            "samples_per_s": round(rate * batch, 2),
-        }
+        return Timed(
+            latency_ms=_spread([q.latency_ms for q in self.queries]),
+            h2d_ms=_spread([q.h2d_ms for q in self.queries]),
+            compute_ms=_spread([q.compute_ms for q in self.queries]),
+            d2h_ms=_spread([q.d2h_ms for q in self.queries]),
+            enqueue_ms=_spread([q.enqueue_ms for q in self.queries]),
+            iterations=len(self.queries),
+            queries_per_s=round(rate, 2),
+            samples_per_s=round(rate * batch, 2),
+        )
 
     def warnings(self) -> list[str]:
         """Why the figures may be less, or less sure, than they could be."""

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from farm.reports.metrics import PaceView
+
 PERCENTILES = (50, 90, 95, 99)
 
 
@@ -22,8 +24,8 @@ class Pace:
     max_s: float = 3.0  #: ends a slow model's timing before its min_iterations
     slice_s: float = 0.25  #: how long one model runs before it is another's turn
 
-    def settings(self) -> dict[str, float]:
-        return asdict(self)
+    def view(self) -> PaceView:
+        return PaceView(**asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)

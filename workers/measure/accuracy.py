@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from farm.reports.accuracy import Accuracy, OutputAccuracy, Task
 from workers.measure import intervals, items
 
 Outputs = Mapping[str, NDArray[np.generic]]
@@ -71,7 +71,7 @@ class Comparison:
             self._matched.append(items.matched(group, source, engine))
         self.samples += count
 
-    def facts(self, labels: Labels | None) -> dict[str, Any]:
+    def found(self, labels: Labels | None) -> Accuracy:
         """The figures; with labels the task's accuracy of source and engine, as shares.
 
         A figure is None where no output has it. Over several outputs the worst one counts.
@@ -83,26 +83,30 @@ class Comparison:
         by_kind = sorted(compared, key=lambda one: (not one.is_probabilities, not one.is_float))
         classes = next((output for output in by_kind if output.has_classes), None)
         errors = [output.error() for output in compared if output.is_float]
-        return {
-            "samples": self.samples,
-            "top1_agreement": None,
-            "top1_interval": None,
-            "top1_output": None,
-            "top1_or_tied": None,
-            **_agreement(classes),
-            **_share("equal", [output.equal() for output in compared if not output.is_float]),
-            **_share("matched", [np.asarray(self._matched)] if self._matched else []),
-            "match_tolerance": items.TOLERANCE if self._matched else None,
-            "cosine_mean": None if worst is None else float(worst.mean()),
-            "cosine_min": None if worst is None else float(worst.min()),
-            "cosine_interval": None if worst is None else intervals.of_mean(worst),
-            "relative_error": max((e for e in errors if e is not None), default=None),
-            "max_abs_error": max((o.max_abs_error for o in compared if o.is_float), default=None),
-            "all_nan": [output.name for output in compared if output.is_all_nan],
-            "outputs": [output.facts() for output in compared]
-            + [{"name": name, "kind": "items"} for name in self.varying],
-            "task": _first_task(by_kind, labels[: self.samples]) if labels is not None else None,
-        }
+        agreement = _agreement(classes)
+        equal, equal_interval = _worst([one.equal() for one in compared if not one.is_float])
+        matched, matched_interval = _worst([np.asarray(self._matched)] if self._matched else [])
+        return Accuracy(
+            samples=self.samples,
+            top1_agreement=agreement.share,
+            top1_interval=agreement.interval,
+            top1_output=agreement.output,
+            top1_or_tied=agreement.or_tied,
+            equal=equal,
+            equal_interval=equal_interval,
+            matched=matched,
+            matched_interval=matched_interval,
+            match_tolerance=items.TOLERANCE if self._matched else None,
+            cosine_mean=None if worst is None else float(worst.mean()),
+            cosine_min=None if worst is None else float(worst.min()),
+            cosine_interval=None if worst is None else intervals.of_mean(worst),
+            relative_error=max((e for e in errors if e is not None), default=None),
+            max_abs_error=max((o.max_abs_error for o in compared if o.is_float), default=None),
+            all_nan=[output.name for output in compared if output.is_all_nan],
+            outputs=[one.found() for one in compared]
+            + [OutputAccuracy(name=name, kind="items") for name in self.varying],
+            task=_first_task(by_kind, labels[: self.samples]) if labels is not None else None,
+        )
 
 
 @dataclass(kw_only=True)
@@ -217,17 +221,17 @@ class _Output:
             return 0.0
         return min(float(np.sqrt(self._squared_error / scale)), _MAX_ERROR) if scale else _MAX_ERROR
 
-    def facts(self) -> dict[str, Any]:
+    def found(self) -> OutputAccuracy:
         if not self.is_float:
-            return {"name": self.name, "kind": "integers", "equal": float(self.equal().mean())}
-        return {
-            "name": self.name,
-            "kind": "scores" if self.has_classes else "values",
-            "cosine_mean": float(self.cosines().mean()),
-            "relative_error": self.error(),
-            "max_abs_error": self.max_abs_error,
-            "not_finite": self.not_finite,
-        }
+            return OutputAccuracy(name=self.name, kind="integers", equal=float(self.equal().mean()))
+        return OutputAccuracy(
+            name=self.name,
+            kind="scores" if self.has_classes else "values",
+            cosine_mean=float(self.cosines().mean()),
+            relative_error=self.error(),
+            max_abs_error=self.max_abs_error,
+            not_finite=self.not_finite,
+        )
 
     def tied(self) -> NDArray[np.bool_]:
         """Whether the class of each sample is the source's, or one that scored as well there."""
@@ -236,7 +240,7 @@ class _Output:
     def classes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return np.concatenate(self._source), np.concatenate(self._engine)
 
-    def task(self, labels: Labels) -> dict[str, Any] | None:
+    def task(self, labels: Labels) -> Task | None:
         """Top-1 by these labels; None where the output has no classes of their shape."""
         if not self._source:
             return None
@@ -246,7 +250,7 @@ class _Output:
         return _task(source == labels, engine == labels)
 
 
-def _first_task(outputs: Sequence[_Output], labels: Labels) -> dict[str, Any] | None:
+def _first_task(outputs: Sequence[_Output], labels: Labels) -> Task | None:
     return next(filter(None, (output.task(labels) for output in outputs)), None)
 
 
@@ -274,20 +278,29 @@ def _classes(array: NDArray[np.generic], places: tuple[int, ...]) -> NDArray[np.
     return None
 
 
-def _agreement(classes: _Output | None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class _Agreement:
+    """How often the engine's class is the source's; None where no output has classes."""
+
+    share: float | None = None
+    interval: intervals.Interval | None = None
+    output: str | None = None
+    or_tied: float | None = None
+
+
+def _agreement(classes: _Output | None) -> _Agreement:
     if classes is None:
-        return {}
+        return _Agreement()
     source, engine = classes.classes()
     if source.ndim > 1:
-        return {}
+        return _Agreement()
     share = float((source == engine).mean())
-    tied = float(classes.tied().mean()) if classes.is_float else share
-    return {
-        "top1_agreement": share,
-        "top1_interval": intervals.of_share(share, len(source)),
-        "top1_output": classes.name,
-        "top1_or_tied": tied,
-    }
+    return _Agreement(
+        share=share,
+        interval=intervals.of_share(share, len(source)),
+        output=classes.name,
+        or_tied=float(classes.tied().mean()) if classes.is_float else share,
+    )
 
 
 def _is_tied(scores: NDArray[np.float64], chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -307,27 +320,29 @@ def _is_directions(scores: NDArray[np.float64]) -> bool:
     return bool((np.abs(lengths - 1) < _NORM_TOLERANCE).all())
 
 
-def _share(name: str, shares: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
-    """The mean share of the worst output, with its interval."""
+def _worst(
+    shares: Sequence[NDArray[np.float64]],
+) -> tuple[float | None, intervals.Interval | None]:
+    """The mean share of the worst output, and its interval."""
     if not shares:
-        return {name: None, f"{name}_interval": None}
+        return None, None
     worst = min(shares, key=lambda values: float(values.mean()))
     mean = float(worst.mean())
-    return {name: mean, f"{name}_interval": intervals.of_share(mean, len(worst))}
+    return mean, intervals.of_share(mean, len(worst))
 
 
-def _task(source: NDArray[np.bool_], engine: NDArray[np.bool_]) -> dict[str, Any]:
+def _task(source: NDArray[np.bool_], engine: NDArray[np.bool_]) -> Task:
     """Accuracy before and after, by sample: a sample may be right in some of its places."""
     rights = [hits.reshape(len(hits), -1).mean(axis=1) for hits in (source, engine)]
     before, after = (float(right.mean()) for right in rights)
-    return {
-        "metric": "top1",
-        "source": before,
-        "engine": after,
-        "drop": before - after,
-        "engine_interval": intervals.of_share(after, len(engine)),
-        "drop_interval": intervals.of_mean(rights[0] - rights[1]),
-    }
+    return Task(
+        metric="top1",
+        source=before,
+        engine=after,
+        drop=before - after,
+        engine_interval=intervals.of_share(after, len(engine)),
+        drop_interval=intervals.of_mean(rights[0] - rights[1]),
+    )
 
 
 def _cosine(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import Any
 
 import torch
 
-from farm.registry.latencies import MAX_OTHERS_SHARE
+from farm.reports.metrics import MAX_OTHERS_SHARE, Metrics, Settings, Throughput, Timed
 from workers.backends.ort.cpu import cpu_threads
 from workers.clocks.host import (
     Pace,
@@ -33,9 +32,7 @@ RETRIES = 1
 MAX_RUN_S = 1.5
 
 
-def metrics(
-    engine: Runnable, eager: Runnable | None, batch: Batch, samples: Arrays
-) -> dict[str, Any]:
+def metrics(engine: Runnable, eager: Runnable | None, batch: Batch, samples: Arrays) -> Metrics:
     """Latency and throughput at the batch sizes of a profile.
 
     Parameters:
@@ -53,32 +50,33 @@ def metrics(
         else:
             timed = _time_batch(models, batch.repeated(samples, size), THROUGHPUT_PACE)
             latencies[size] = timed.latencies
-    results = {name: _results(name, latencies, skipped, opt) for name in models}
-    return {
-        "batch": opt,
-        "shapes": {name: list(a.shape) for name, a in batch.repeated(samples, opt).items()},
-        **results["engine"],
-        "eager": results.get("eager"),
-        "eager_reason": None
-        if eager
-        else "the source isn't a program that PyTorch can run eagerly",
-        **speed_up(headline),
-        "settings": _settings(),
-    }
+    timings = {name: _timed(name, latencies, skipped, opt) for name in models}
+    ratio, no_ratio = speed_up(headline)
+    return Metrics(
+        batch=opt,
+        shapes={name: list(a.shape) for name, a in batch.repeated(samples, opt).items()},
+        latency_ms=timings["engine"].latency_ms,
+        iterations=timings["engine"].iterations,
+        throughput=timings["engine"].throughput,
+        eager=timings.get(
+            "eager", Timed(reason="the source isn't a program that PyTorch can run eagerly")
+        ),
+        speed_up=ratio,
+        speed_up_reason=no_ratio,
+        others_cpu_share=round(headline.others_share, 3),
+        settings=_settings(),
+    )
 
 
-def speed_up(timings: Timings) -> dict[str, Any]:
-    """The ratio of median latencies, PyTorch's to the engine's, or why there is none."""
+def speed_up(timings: Timings) -> tuple[float | None, str | None]:
+    """The ratio of median latencies, PyTorch's to the engine's, or None and why there is none."""
     share = timings.others_share
-    facts: dict[str, Any] = {"speed_up": None, "others_cpu_share": round(share, 3)}
     if "eager" not in timings.latencies:
-        return facts
+        return None, None
     if share > MAX_OTHERS_SHARE:
-        return facts | {
-            "speed_up_reason": f"other processes used {share:.0%} of the CPU during timing"
-        }
+        return None, f"other processes used {share:.0%} of the CPU during timing"
     medians = {name: percentile(times, 50) for name, times in timings.latencies.items()}
-    return facts | {"speed_up": round(medians["eager"] / medians["engine"], 3)}
+    return round(medians["eager"] / medians["engine"], 3), None
 
 
 def _time_headline(models: dict[str, Runnable], arrays: Arrays) -> Timings:
@@ -100,37 +98,37 @@ def _time_batch(models: dict[str, Runnable], arrays: Arrays, pace: Pace) -> Timi
         return time_side_by_side(runs, pace)
 
 
-def _results(
+def _timed(
     name: str, latencies: dict[int, dict[str, list[float]]], skipped: dict[int, float], opt: int
-) -> dict[str, Any]:
-    throughput: list[dict[str, Any]] = [
-        {
-            "batch": batch,
-            "samples_per_s": samples_per_s(times[name], batch),
-            "latency_p50_ms": latency_ms(times[name])["p50"],
-            "iterations": len(times[name]),
-        }
+) -> Timed:
+    throughput = [
+        Throughput(
+            batch=batch,
+            samples_per_s=samples_per_s(times[name], batch),
+            latency_p50_ms=latency_ms(times[name])["p50"],
+            iterations=len(times[name]),
+        )
         for batch, times in latencies.items()
     ]
     throughput += [
-        {"batch": batch, "samples_per_s": None, "reason": f"one run would take {seconds:.1f} s"}
+        Throughput(batch=batch, samples_per_s=None, reason=f"one run would take {seconds:.1f} s")
         for batch, seconds in skipped.items()
     ]
-    return {
-        "latency_ms": latency_ms(latencies[opt][name]),
-        "iterations": len(latencies[opt][name]),
-        "throughput": sorted(throughput, key=lambda entry: int(entry["batch"])),
-    }
+    return Timed(
+        latency_ms=latency_ms(latencies[opt][name]),
+        iterations=len(latencies[opt][name]),
+        throughput=sorted(throughput, key=lambda entry: entry.batch),
+    )
 
 
-def _settings() -> dict[str, Any]:
-    return {
-        "device": "cpu",
-        "cpu": cpu_name(),
-        "threads": cpu_threads(),
-        "torch": torch.__version__,
-        "glibc_tunables": os.environ.get("GLIBC_TUNABLES"),
-        "clock": "host time around one call, side by side in one process",
-        "latency": LATENCY_PACE.settings(),
-        "throughput": THROUGHPUT_PACE.settings(),
-    }
+def _settings() -> Settings:
+    return Settings(
+        device="cpu",
+        cpu=cpu_name(),
+        threads=cpu_threads(),
+        torch=torch.__version__,
+        glibc_tunables=os.environ.get("GLIBC_TUNABLES"),
+        clock="host time around one call, side by side in one process",
+        latency=LATENCY_PACE.view(),
+        throughput=THROUGHPUT_PACE.view(),
+    )

@@ -7,18 +7,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch.export import ExportedProgram
 
 from farm.errors import FarmError
+from farm.reports.metrics import (
+    GpuMemory,
+    GpuWhileTimed,
+    Metrics,
+    Settings,
+    Throughput,
+    Timed,
+)
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime
 from workers.backends.ort import cuda
 from workers.backends.trt import engine as trt_engine
 from workers.clocks.cuda import Bind, Bound, Span, Streams, Tensors, time_queries
 from workers.clocks.host import Pace
+from workers.graphs.check import brief
 from workers.graphs.compute import PRODUCTS
 from workers.inputs.batch import Arrays, Batch
 from workers.inputs.samples import Runnable
@@ -81,7 +90,7 @@ def load(runtime: Runtime, path: Path, plugins: Sequence[Path] = ()) -> Loaded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Conditions:
     """What an engine is timed at, and beside."""
 
     program: ExportedProgram | None  #: the source, where PyTorch runs it
@@ -90,7 +99,7 @@ class Comparison:
     samples: Arrays  #: what is run, in batches
 
 
-def metrics(loaded: Loaded, beside: Comparison, progress: Progress) -> dict[str, Any]:
+def metrics(loaded: Loaded, beside: Conditions, progress: Progress) -> Metrics:
     """Latency with and without a CUDA graph, throughput at the batch sizes of the profile.
 
     Latency is with transfers, as trtexec 10 takes it by default; what trtexec 11 gives by default is
@@ -102,33 +111,36 @@ def metrics(loaded: Loaded, beside: Comparison, progress: Progress) -> dict[str,
     opt = beside.batch.opt
     with nvml.watching(_uuid(), loaded.other_processes) as seen:
         progress("time: the engine", None)
-        headline = timer.time(engine.bind, opt, PACE)
+        span = timer.time(engine.bind, opt, PACE)
     progress("time: with a CUDA graph", None)
     graph = _tried(partial(timer.time, engine.bind_graph, opt, PACE), opt)
-    throughput = timer.throughput(engine.bind, {opt: headline}, progress)
-    used = _used_bytes()
-    gpu = seen.facts()
-    facts = headline.facts(opt)
-    peers = _peers(beside, timer, opt, progress)
-    return {
-        "batch": opt,
-        "shapes": {name: list(array.shape) for name, array in timer.arrays(opt).items()},
-        **facts,
-        "throughput": throughput,
-        "cuda_graph": graph,
+    throughput = timer.throughput(engine.bind, {opt: span}, progress)
+    memory = GpuMemory(engine_bytes=loaded.memory_bytes, used_bytes=_used_bytes())
+    gpu = _with_energy(seen.report(), span, opt)
+    headline, peers = span.timed(opt), _peers(beside, timer, opt, progress)
+    latency, compiled = _p50(headline), _p50(peers.get("compiled"))
+    best = min(filter(None, (latency, _p50(graph))))
+    return Metrics(
+        batch=opt,
+        shapes={name: list(array.shape) for name, array in timer.arrays(opt).items()},
+        **headline.model_dump(exclude_unset=True),
+        throughput=throughput,
+        cuda_graph=graph,
         **peers,
-        **_speed_ups(facts, graph, peers),
-        "memory": {"engine_bytes": loaded.memory_bytes, "used_bytes": used},
-        "gpu": gpu | _energy(gpu, headline, opt),
-        "warnings": [*loaded.warnings, *headline.warnings(), *_slowed(gpu)],
-        "settings": _settings(beside.precision),
-    }
+        speed_up=_over(_p50(peers.get("eager")), latency),
+        speed_up_over_compiled=_over(compiled, latency),
+        speed_up_over_compiled_with_cuda_graph=_over(compiled, best),
+        memory=memory,
+        gpu=gpu,
+        warnings=[*loaded.warnings, *span.warnings(), *_slowed(gpu)],
+        settings=_settings(beside.precision),
+    )
 
 
 class _Timer:
     """Times models on the same samples and streams."""
 
-    def __init__(self, beside: Comparison) -> None:
+    def __init__(self, beside: Conditions) -> None:
         self._beside = beside
         self._streams = Streams()
 
@@ -137,48 +149,48 @@ class _Timer:
 
     def throughput(
         self, bind: Bind, known: Mapping[int, Span], progress: Progress
-    ) -> list[dict[str, Any]]:
+    ) -> list[Throughput]:
         """At the smallest, the opt and the largest batch."""
         entries = []
         sizes = self._beside.batch
         for batch in sorted({sizes.min, sizes.opt, sizes.max}):
             progress(f"time: batches of {batch}", None)
             if batch in known:
-                entries.append(_entry(batch, known[batch].facts(batch)))
+                entries.append(_entry(batch, known[batch].timed(batch)))
                 continue
-            facts = _tried(partial(self.time, bind, batch, THROUGHPUT_PACE), batch)
-            entries.append(_entry(batch, facts))
+            timed = _tried(partial(self.time, bind, batch, THROUGHPUT_PACE), batch)
+            entries.append(_entry(batch, timed))
         return entries
 
     def arrays(self, batch: int) -> Arrays:
         return self._beside.batch.repeated(self._beside.samples, batch)
 
 
-def _entry(batch: int, facts: Mapping[str, Any]) -> dict[str, Any]:
-    if "reason" in facts:
-        return {"batch": batch, "samples_per_s": None, "reason": facts["reason"]}
-    return {
-        "batch": batch,
-        "samples_per_s": facts["samples_per_s"],
-        "latency_p50_ms": facts["latency_ms"]["p50"],
-        "iterations": facts["iterations"],
-    }
+def _entry(batch: int, timed: Timed) -> Throughput:
+    if timed.latency_ms is None:
+        return Throughput(batch=batch, samples_per_s=None, reason=timed.reason)
+    return Throughput(
+        batch=batch,
+        samples_per_s=timed.samples_per_s,
+        latency_p50_ms=timed.latency_ms["p50"],
+        iterations=timed.iterations,
+    )
 
 
-def _peers(beside: Comparison, timer: _Timer, batch: int, progress: Progress) -> dict[str, Any]:
+def _peers(beside: Conditions, timer: _Timer, batch: int, progress: Progress) -> dict[str, Timed]:
     """PyTorch as the source is, in the engine's type by autocast, and compiled in that type."""
     names = ("eager", "eager_autocast", "compiled")
     if beside.program is None:
         reason = "the source isn't a program that PyTorch can run"
-        return {name: {"reason": reason} for name in names}
+        return {name: Timed(reason=reason) for name in names}
     try:
         torch_model = PyTorchOnGpu(beside.program)
     except (
         Exception
     ) as err:  # of any kind: how PyTorch fares on the GPU is no matter of the engine's
-        return {name: {"reason": _first_line(err)} for name in names}
+        return {name: Timed(reason=_first_line(err)) for name in names}
     dtype = autocast_dtype(beside.precision)
-    peers: dict[str, dict[str, Any]] = {}
+    peers: dict[str, Timed] = {}
     for name, prepared, computes in (
         ("eager", torch_model.eager, None),
         ("eager_autocast", torch_model.eager, dtype),
@@ -187,8 +199,9 @@ def _peers(beside: Comparison, timer: _Timer, batch: int, progress: Progress) ->
         if name == "eager_autocast" and dtype is None:
             continue
         progress(f"time: PyTorch, {name.replace('_', ' with ')}", None)
-        peers[name] = _tried(partial(_time_peer, timer, prepared, computes, batch), batch)
-        peers[name]["autocast"] = computes and str(computes).removeprefix("torch.")
+        timed = _tried(partial(_time_peer, timer, prepared, computes, batch), batch)
+        autocast = computes and str(computes).removeprefix("torch.")
+        peers[name] = timed.model_copy(update={"autocast": autocast})
     return peers
 
 
@@ -201,53 +214,39 @@ def _time_peer(
     return timer.time(prepared(dtype), batch, PACE)
 
 
-def _tried(time: Callable[[], Span], batch: int) -> dict[str, Any]:
+def _tried(time: Callable[[], Span], batch: int) -> Timed:
     """The figures, or why there are none: of a graph, a batch or a peer, never of the engine itself."""
     try:
-        return time().facts(batch)
+        return time().timed(batch)
     except FarmError as err:
-        return {"reason": err.detail}
+        return Timed(reason=brief(err))
     except Exception as err:  # of CUDA, of a compiler, of memory that doesn't suffice
         torch.cuda.empty_cache()
-        return {"reason": _first_line(err)}
+        return Timed(reason=_first_line(err))
 
 
-def _speed_ups(
-    engine: Mapping[str, Any], graph: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Ratios of median latencies, PyTorch's to the engine's."""
-    latency = _p50(engine)
-    best = min(filter(None, (latency, _p50(graph))))
-    ratio = {name: _p50(facts) for name, facts in peers.items()}
-    return {
-        "speed_up": _over(ratio.get("eager"), latency),
-        "speed_up_over_compiled": _over(ratio.get("compiled"), latency),
-        "speed_up_over_compiled_with_cuda_graph": _over(ratio.get("compiled"), best),
-    }
-
-
-def _p50(facts: Mapping[str, Any]) -> float | None:
-    latency: Mapping[str, float] = facts.get("latency_ms", {})
-    return latency.get("p50")
+def _p50(timed: Timed | None) -> float | None:
+    return (timed.latency_ms or {}).get("p50") if timed else None
 
 
 def _over(peer_ms: float | None, engine_ms: float | None) -> float | None:
     return round(peer_ms / engine_ms, 3) if peer_ms and engine_ms else None
 
 
-def _slowed(gpu: Mapping[str, Any]) -> list[str]:
+def _slowed(gpu: GpuWhileTimed) -> list[str]:
     said = []
-    if gpu["slowed_by"]:
-        said.append(f"the GPU's clocks were throttled by {', '.join(gpu['slowed_by'])}")
-    if gpu["other_processes"]:
-        said.append(f"{gpu['other_processes']} other processes were on the GPU")
+    if gpu.slowed_by:
+        said.append(f"the GPU's clocks were throttled by {', '.join(gpu.slowed_by)}")
+    if gpu.other_processes:
+        said.append(f"{gpu.other_processes} other processes were on the GPU")
     return said
 
 
-def _energy(gpu: Mapping[str, Any], span: Span, batch: int) -> dict[str, Any]:
-    if gpu["energy_j"] is None:
-        return {"mj_per_sample": None}
-    return {"mj_per_sample": round(gpu["energy_j"] * 1e3 / (len(span.queries) * batch), 3)}
+def _with_energy(gpu: GpuWhileTimed, span: Span, batch: int) -> GpuWhileTimed:
+    energy = gpu.energy_j
+    queries = len(span.queries)
+    per_sample = None if energy is None else round(energy * 1e3 / (queries * batch), 3)
+    return gpu.model_copy(update={"mj_per_sample": per_sample})
 
 
 def _used_bytes() -> int:
@@ -259,22 +258,22 @@ def _uuid() -> str:
     return f"GPU-{torch.cuda.get_device_properties(0).uuid}"
 
 
-def _settings(precision: Precision) -> dict[str, Any]:
+def _settings(precision: Precision) -> Settings:
     """What makes the figures comparable."""
-    return {
-        "device": torch.cuda.get_device_name(0),
-        "uuid": _uuid(),
-        "clock": "CUDA events: transfer in + compute + transfer out, two queries in flight",
-        "transfers": True,
-        "spin_wait": False,
-        "cuda_graph": False,
-        "tf32": True,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "latency": PACE.settings(),
-        "throughput": THROUGHPUT_PACE.settings(),
-        "precision": str(precision),
-    }
+    return Settings(
+        device=torch.cuda.get_device_name(0),
+        uuid=_uuid(),
+        clock="CUDA events: transfer in + compute + transfer out, two queries in flight",
+        transfers=True,
+        spin_wait=False,
+        cuda_graph=False,
+        tf32=True,
+        torch=torch.__version__,
+        cuda=torch.version.cuda,
+        latency=PACE.view(),
+        throughput=THROUGHPUT_PACE.view(),
+        precision=str(precision),
+    )
 
 
 def _first_line(err: Exception) -> str:

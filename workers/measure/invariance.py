@@ -6,11 +6,11 @@ The same row is run alone, first and last in a batch, and in a batch of copies o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from farm.reports.accuracy import BatchInvariance
 from farm.specs.precision import Precision
 from workers.inputs.batch import Arrays, Batch
 from workers.inputs.samples import Runnable
@@ -30,8 +30,8 @@ def batch_invariance(
     samples: Arrays,
     batch: Batch,
     precision: Precision,
-) -> dict[str, Any] | None:
-    """``batch``, ``max_error``, ``tolerance`` and whether it ``holds``; None where the batch is fixed.
+) -> BatchInvariance | None:
+    """Run one row beside different others; None where the batch is fixed.
 
     Where a row's outputs depend on others in the source itself, as with an attention over the batch,
     the engine does right to have them so.
@@ -45,17 +45,21 @@ def batch_invariance(
     found = _difference(engine, samples, batch, batches)
     tolerance = _TOLERANCE.get(precision, _WIDE_TOLERANCE)
     holds = found.finite and found.scaled_error <= tolerance and found.changed <= MAX_CHANGED
-    facts = {
-        "batch": size,
-        "max_error": max(found.scaled_error, found.changed),
-        "tolerance": tolerance,
-        "holds": holds,
-    }
-    if not holds:
-        source_error = _difference(source, samples, batch, batches)
-        facts["source_error"] = max(source_error.scaled_error, source_error.changed)
-        facts["holds"] = source_error.beyond(tolerance) is not None
-    return facts
+    report = BatchInvariance(
+        batch=size,
+        max_error=max(found.scaled_error, found.changed),
+        tolerance=tolerance,
+        holds=holds,
+    )
+    if holds:
+        return report
+    of_source = _difference(source, samples, batch, batches)
+    return report.model_copy(
+        update={
+            "source_error": max(of_source.scaled_error, of_source.changed),
+            "holds": of_source.beyond(tolerance) is not None,
+        }
+    )
 
 
 def _difference(

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from farm.machine.gpus import text
+from farm.reports.metrics import GpuWhileTimed, Range
 
 #: Often enough for runs of seconds, and seldom enough to leave the host's thread alone.
 _EVERY_S = 0.05
@@ -38,19 +39,19 @@ class Telemetry:
     slowed: set[str] = field(default_factory=set)
     others: int = 0  #: processes that were on the GPU before this one
 
-    def facts(self) -> dict[str, Any]:
-        """Medians, and the range of the clocks; null for what this GPU doesn't tell."""
-        return {
-            "name": self.name,
-            "driver": self.driver,
-            "sm_clock_mhz": _range(self.sm_mhz),
-            "memory_clock_mhz": _range(self.memory_mhz),
-            "power_w": _range(self.power_w),
-            "temperature_c": _range(self.temperature_c),
-            "energy_j": None if self.energy_j is None else round(self.energy_j, 1),
-            "slowed_by": sorted(self.slowed),
-            "other_processes": self.others,
-        }
+    def report(self) -> GpuWhileTimed:
+        """Medians and ranges; null for what this GPU doesn't report."""
+        return GpuWhileTimed(
+            name=self.name,
+            driver=self.driver,
+            sm_clock_mhz=_range(self.sm_mhz),
+            memory_clock_mhz=_range(self.memory_mhz),
+            power_w=_range(self.power_w),
+            temperature_c=_range(self.temperature_c),
+            energy_j=None if self.energy_j is None else round(self.energy_j, 1),
+            slowed_by=sorted(self.slowed),
+            other_processes=self.others,
+        )
 
 
 @contextmanager
@@ -129,7 +130,7 @@ def _handle(uuid: str) -> Iterator[tuple[Any, Any] | None]:
         pynvml.nvmlShutdown()
 
 
-def _range(values: Sequence[float]) -> dict[str, float] | None:
+def _range(values: Sequence[float]) -> Range | None:
     if not values:
         return None
-    return {"min": min(values), "median": round(median(values), 1), "max": max(values)}
+    return Range(min=min(values), median=round(median(values), 1), max=max(values))

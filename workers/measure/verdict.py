@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from farm.errors import AccuracyDropped
+from farm.reports.accuracy import Accuracy
 from farm.specs.gates import Gates
 from farm.specs.source import DataKind
 from workers.measure import intervals
@@ -16,22 +16,22 @@ MIN_COSINE = 0.5
 MIN_SHARE = 0.5
 
 
-def refuse_broken(accuracy: Mapping[str, Any], max_drop: float | None) -> None:
+def refuse_broken(accuracy: Accuracy, max_drop: float | None) -> None:
     """Let no engine pass that is broken, or that loses more than the build allows.
 
     Raises:
         AccuracyDropped: with the figures.
     """
-    task = accuracy["task"]
+    task = accuracy.task
     if max_drop is not None and task is not None:
-        if task["drop"] > max_drop:
+        if task.drop > max_drop:
             raise AccuracyDropped(
-                f"top-1 drops from {task['source']:.4f} to {task['engine']:.4f}, by {task['drop']:.4f} "
-                f"over {accuracy['samples']} samples; {max_drop:g} is allowed"
+                f"top-1 drops from {task.source:.4f} to {task.engine:.4f}, by {task.drop:.4f} "
+                f"over {accuracy.samples} samples; {max_drop:g} is allowed"
             )
         return  # the user's own measure outranks likeness
     of = f"over {_samples(accuracy)}"
-    cosine = accuracy["cosine_mean"]
+    cosine = accuracy.cosine_mean
     if cosine is not None:
         if cosine < MIN_COSINE:
             raise AccuracyDropped(
@@ -39,66 +39,67 @@ def refuse_broken(accuracy: Mapping[str, Any], max_drop: float | None) -> None:
                 f"{cosine:.3f} {of}"
             )
         return
-    for name, what in (("equal", "of the outputs' integers"), ("matched", "of the items")):
-        share = accuracy[name]
+    for share, what in (
+        (accuracy.equal, "of the outputs' integers"),
+        (accuracy.matched, "of the items"),
+    ):
         if share is not None and share < MIN_SHARE:
             raise AccuracyDropped(
                 f"the outputs hardly resemble the source's: {share:.1%} {what} are equal {of}"
             )
 
 
-def doubts(accuracy: Mapping[str, Any], gates: Gates, max_drop: float | None) -> list[str]:
+def doubts(accuracy: Accuracy, gates: Gates, max_drop: float | None) -> list[str]:
     """Why an engine that isn't broken may not be good enough to serve, in words; empty for a good one.
 
     A share counts by the better end of its interval: few samples raise no doubt of their own.
     """
     found = [f"{doubt} over {_samples(accuracy)}" for doubt in _doubts(accuracy, gates, max_drop)]
-    invariance = accuracy.get("batch_invariance")
-    if invariance and not invariance["holds"]:
+    invariance = accuracy.batch_invariance
+    if invariance and not invariance.holds:
         found.append(
             f"a row's outputs depend on the other rows: they differ by up to "
-            f"{invariance['max_error']:.2%} of the largest output, alone, first and last in a batch of "
-            f"{invariance['batch']}"
+            f"{invariance.max_error:.2%} of the largest output, alone, first and last in a batch of "
+            f"{invariance.batch}"
         )
-    if accuracy["all_nan"]:
-        names = ", ".join(map(repr, accuracy["all_nan"]))
+    if accuracy.all_nan:
+        names = ", ".join(map(repr, accuracy.all_nan))
         found.append(
             f"on this data the source returns only NaN in {names}, so nothing there was compared"
         )
     return found
 
 
-def _doubts(accuracy: Mapping[str, Any], gates: Gates, max_drop: float | None) -> Iterator[str]:
-    task = accuracy["task"]
+def _doubts(accuracy: Accuracy, gates: Gates, max_drop: float | None) -> Iterator[str]:
+    task = accuracy.task
     if task is not None:
-        low = (task["drop_interval"] or (task["drop"],))[0]
-        if max_drop is None and low > gates.drop:
-            yield f"top-1 drops by {task['drop']:.1%} ({gates.drop:.1%} is the gate)"
+        low = task.drop_interval[0] if task.drop_interval else task.drop
+        if max_drop is None and low is not None and low > gates.drop:
+            yield f"top-1 drops by {task.drop:.1%} ({gates.drop:.1%} is the gate)"
         if max_drop is not None:
             return  # the user's own measure outranks likeness
-    for name, what in (
+    for share, what in (
         (
-            "top1_or_tied",
+            accuracy.top1_or_tied,
             "the largest of a sample's scores is where the source's is, or ties with it, in",
         ),
-        ("equal", "integers equal the source's in"),
-        ("matched", "items have a partner in"),
+        (accuracy.equal, "integers equal the source's in"),
+        (accuracy.matched, "items have a partner in"),
     ):
-        share = accuracy[name]
         if (
             share is not None
-            and intervals.of_share(share, accuracy["samples"])[1] < gates.agreement
+            and intervals.of_share(share, accuracy.samples or 0)[1] < gates.agreement
         ):
             yield f"{what} {share:.1%} ({gates.agreement:.0%} is the gate)"
-    error = accuracy["relative_error"]
+    error = accuracy.relative_error
     if task is None and error is not None and error > gates.error:
         yield (
             f"the error is {error:.2g} of the outputs' own spread ({gates.error:g} is the gate; "
-            f"cosine {accuracy['cosine_mean']:.4f})"
+            f"cosine {accuracy.cosine_mean:.4f})"
         )
 
 
-def _samples(accuracy: Mapping[str, Any]) -> str:
-    count = accuracy["samples"]
-    kind = "random samples" if accuracy.get("data") == DataKind.RANDOM else "samples"
+def _samples(accuracy: Accuracy) -> str:
+    count = accuracy.samples
+    kind = "random samples" if accuracy.data == DataKind.RANDOM else "samples"
     return f"{count} {kind if count != 1 else kind.removesuffix('s')}"

@@ -112,18 +112,18 @@ def run_request(
     )
     return {
         "outputs": {role: str(path) for role, path in result.outputs.items()},
-        "facts": _brief(dict(result.facts)),
+        "facts": brief(dict(result.facts)),
     }
 
 
-def _brief(value: Any) -> Any:
+def brief(value: Any) -> Any:
     """Facts without pages of text, as libraries give for a reason: the log has them whole."""
     if isinstance(value, str):
         return value if len(value) <= _TEXT_CHARS else f"{value[: _TEXT_CHARS - 1]}…"
     if isinstance(value, Mapping):
-        return {name: _brief(one) for name, one in value.items()}
+        return {name: brief(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_brief(one) for one in value]
+        return [brief(one) for one in value]
     return value
 
 

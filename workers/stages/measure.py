@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -13,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from farm.errors import AccuracyDropped, InvalidData, InvalidModel
+from farm.reports.accuracy import Accuracy
+from farm.reports.metrics import Metrics
 from farm.specs.gpus import CPU
 from farm.specs.roles import Role
 from farm.specs.runtime import Runtime
 from farm.specs.shapes import Profile, TensorSpec
 from farm.specs.source import DataKind
-from farm.stages import MeasureParams
+from farm.stages import MeasureFacts, MeasureParams
 from workers.backends.ort.cpu import OrtModel, cpu_threads
 from workers.backends.torchscript import TorchScriptModel
 from workers.graphs import files, interface
@@ -43,7 +43,7 @@ from workers.measure.verdict import doubts, refuse_broken
 from workers.programs.eager import EagerModel
 from workers.quantize.saturation import exact_file
 from workers.sources.reference import reference
-from workers.stages.base import Stage, StageResult
+from workers.stages.base import Stage, StageResult, brief
 
 #: Batches of random data, where neither evaluation nor calibration data were given.
 RANDOM_BATCHES = 2
@@ -70,18 +70,18 @@ def run(stage: Stage) -> StageResult:
     samples, labels, data = _data(stage, params, source, inputs, profile, batch)
     runnable = subject.engine if isinstance(subject, gpu.Loaded) else subject
     accuracy = _compare(source, runnable, samples, labels, batch)
-    accuracy |= {"data": data, "measured_on": measured_on}
+    accuracy = accuracy.model_copy(update={"data": data, "measured_on": measured_on})
     refuse_broken(accuracy, params.max_drop)
     if measured_on == "engine":
-        accuracy["batch_invariance"] = batch_invariance(
-            runnable, source, samples, batch, params.precision
-        )
+        invariance = batch_invariance(runnable, source, samples, batch, params.precision)
+        accuracy = accuracy.model_copy(update={"batch_invariance": invariance})
     doubtful = doubts(accuracy, params.gates, params.max_drop)
     for doubt in doubtful:
         print(f"doubtful: {doubt}", flush=True)
-    metrics, reason = None, None
+    metrics: Metrics | None = None
+    reason = None
     if isinstance(subject, gpu.Loaded):
-        beside = gpu.Comparison(
+        beside = gpu.Conditions(
             program=source.program if isinstance(source, EagerModel) else None,
             precision=params.precision,
             batch=batch,
@@ -97,15 +97,14 @@ def run(stage: Stage) -> StageResult:
         reason = (
             "the engine can't run on this worker: accuracy is that of the typed ONNX, on the CPU"
         )
-    facts = {
-        "accuracy": accuracy,
-        "doubts": doubtful,
-        "metrics": metrics,
-        "metrics_reason": reason,
-    }
+    facts = MeasureFacts(
+        accuracy=accuracy, doubts=brief(doubtful), metrics=metrics, metrics_reason=reason
+    )
     report = stage.workdir / "report.json"
-    report.write_text(json.dumps(facts, indent=2) + "\n")
-    return StageResult(outputs={Role.REPORT: report}, facts=facts)
+    report.write_text(facts.model_dump_json(indent=2, exclude_unset=True) + "\n")
+    return StageResult(
+        outputs={Role.REPORT: report}, facts=facts.model_dump(mode="json", exclude_unset=True)
+    )
 
 
 def _subject(
@@ -192,7 +191,7 @@ def _compare(
     samples: Arrays,
     labels: NDArray[np.int64] | None,
     batch: Batch,
-) -> dict[str, Any]:
+) -> Accuracy:
     varying: dict[str, int] = {}
     while True:
         comparison = Comparison(
@@ -218,14 +217,14 @@ def _compare(
             hint="choose bf16 or fp32, or for int8 a GPU that has bf16 (sm_80 and later): values of this "
             "model leave the range of fp16",
         )
-    facts = comparison.facts(labels)
-    if labels is not None and facts["task"] is None:
+    accuracy = comparison.found(labels)
+    if labels is not None and accuracy.task is None:
         raise InvalidData(
             f"there are labels of shape {list(labels.shape)}, but no output has classes of that shape",
             hint="labels need an output of scores [samples, classes] or [samples, classes, …], or of "
             "integers of the labels' own shape; leave 'label' out for a model that isn't a classifier",
         )
-    return facts
+    return accuracy
 
 
 def _check_outputs(expected: Arrays, actual: Arrays) -> None:
