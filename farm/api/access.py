@@ -20,15 +20,15 @@ from farm.trust.hosts import Headers
 from farm.trust.ring import Ring
 
 READ, SUBMIT, ADMIN = Scope.READ, Scope.SUBMIT, Scope.ADMIN
-#: Whoever reaches the farm may ask for these: whether it is well, and what it understands.
+#: Open to anyone who can reach the farm: its health, and the description of its API.
 OPEN = frozenset(
     {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/start.js", "/docs/{name}"}
 )
 METRICS = "/metrics"
-#: Every other operation. One that isn't here keeps the API from starting.
+#: Every other operation. The API doesn't start if one is missing here.
 SCOPES: Mapping[tuple[str, str], Scope] = {
     ("POST", "/v1/blobs"): SUBMIT,
-    ("HEAD", "/v1/blobs/{digest}"): SUBMIT,  # what is asked for stays longer
+    ("HEAD", "/v1/blobs/{digest}"): SUBMIT,  # it protects the blob from garbage collection
     ("POST", "/v1/builds"): SUBMIT,
     ("GET", "/v1/builds"): READ,
     ("GET", "/v1/builds/{build_id}"): READ,
@@ -60,23 +60,23 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("GET", "/v1/audit"): ADMIN,
     ("GET", METRICS): READ,
 }
-_LOOKS = 2  #: at the database, side by side
-_WAIT_S = 0.5  #: for the database, by whoever is known from a moment ago
+_LOOKS = 2  #: concurrent key lookups in the database
+_WAIT_S = 0.5  #: how long a caller known from a moment ago waits for the database
 _LABEL = 100
-#: Of an event loop each: the API has one, tests have many.
+#: One per event loop: the API has one, tests have many.
 _looking: RunVar[CapacityLimiter] = RunVar("looks at keys")
 
 
 def is_open(path: str, settings: Settings) -> bool:
-    """Whether an operation's path, as the routes have it, never asks for a key."""
+    """Whether an operation's path, as declared by its route, never requires a key."""
     return path in OPEN or (path == METRICS and not settings.metrics_need_key)
 
 
 def needed(method: str, path: str) -> Scope:
-    """The scope that an operation needs.
+    """The scope an operation requires.
 
     Raises:
-        InternalError: nobody has said which.
+        InternalError: none is declared for it.
     """
     try:
         return SCOPES[method, path]
@@ -87,11 +87,11 @@ def needed(method: str, path: str) -> Scope:
 
 
 def operations(routes: Sequence[BaseRoute]) -> list[tuple[str, str]]:
-    """Method and path of every operation, in the order in which they are tried.
+    """Method and path of every operation, in routing order.
 
     Raises:
-        InternalError: something is answered by no method in particular, as what is mounted: no scope can be
-            named for it.
+        InternalError: a route, such as a mounted application, has no methods, so no scope can be declared for
+            it.
     """
     found = []
     for route in iter_route_contexts(routes):
@@ -102,7 +102,7 @@ def operations(routes: Sequence[BaseRoute]) -> list[tuple[str, str]]:
 
 
 class Access:
-    """Lets callers in.
+    """Authenticates callers and checks their scopes.
 
     Raises:
         InternalError: an operation has no scope.
@@ -111,7 +111,7 @@ class Access:
     def __init__(self, routes: Sequence[BaseRoute], ring: Ring, settings: Settings) -> None:
         self._ring = ring
         self._settings = settings
-        #: As the router tries them: method, path, the scope, None for an open one.
+        #: In routing order: method, path and scope; None for an open operation.
         self._rules: list[tuple[str, re.Pattern[str], Scope | None]] = [
             (
                 method,
@@ -122,11 +122,11 @@ class Access:
         ]
 
     async def caller(self, method: str, path: str, headers: Headers, address: str) -> Caller:
-        """Who asks for this operation.
+        """The caller of this operation.
 
         Raises:
             KeyNeeded, ScopeMissing
-            DatabaseUnavailable: nobody can say whose key it is.
+            DatabaseUnavailable: the key can't be looked up.
         """
         label = headers.get("farm-client", ("",))[0][:_LABEL]
         key = _sent(headers)
@@ -150,7 +150,7 @@ class Access:
         for one, pattern, scope in self._rules:
             if one == method and pattern.match(path):
                 return scope
-        # Another method of an open path, or nothing at all, which is nobody's business without a key.
+        # Another method of an open path, or no such path: without a key, callers don't learn which.
         opens = any(scope is None and pattern.match(path) for _, pattern, scope in self._rules)
         return None if opens else READ
 
@@ -197,10 +197,10 @@ def _too_little(row: ApiKey, wanted: Scope) -> ScopeMissing:
 
 
 def _sent(headers: Headers) -> str | None:
-    """The key that a request brings.
+    """The key that a request carries.
 
     Raises:
-        KeyNeeded: it brings something else, or several.
+        KeyNeeded: it carries something else, or several.
     """
     said = headers.get("authorization", ())
     if not said:

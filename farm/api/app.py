@@ -43,7 +43,7 @@ Errors are RFC 9457 problem documents whose `hint` says what to do next.
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The API on these settings. Its process also sweeps and scrubs."""
+    """The API for these settings. Its process also runs the sweep and the scrub."""
     services = Services.create(settings)
 
     @asynccontextmanager
@@ -51,10 +51,10 @@ def create_app(settings: Settings) -> FastAPI:
         try:
             require_schema(services.db)
         except DatabaseUnavailable as err:
-            # It answers 503 until the database is there, rather than having to be started again.
+            # It answers 503 until the database is up, instead of needing a restart.
             log.warning("%s", err.detail)
         try:
-            services.store.put_all_back()  # what a garbage collection had aside that was killed
+            services.store.put_all_back()  # files that a killed garbage collection had set aside
             services.store.keep_reserve()
         except Unavailable as err:
             log.warning("%s", err.detail)
@@ -82,13 +82,13 @@ def create_app(settings: Settings) -> FastAPI:
     for noun in (blobs, builds, registry, fleet, plugins, gc, scrub, keys, audit, health):
         app.include_router(noun.router)
     documents.install(app)
-    # Now, and not with the first request: an operation without a scope is nobody's to call.
+    # At startup rather than on the first request: an operation without a scope must not be served.
     Access(app.routes, services.ring, settings)
     return app
 
 
 class _Api(FastAPI):
-    """Behind its door, which also sees what Starlette itself answers."""
+    """The application behind its door, which also handles Starlette's own responses."""
 
     def build_middleware_stack(self) -> ASGIApp:
         services: Services = self.state.services

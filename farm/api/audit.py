@@ -1,4 +1,4 @@
-"""The audit, to read."""
+"""Reading the audit log."""
 
 from __future__ import annotations
 

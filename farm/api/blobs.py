@@ -89,7 +89,7 @@ def _remember(farm: Services, stored: Stored, by: Caller) -> None:
 )
 def head(digest: Annotated[str, Path(max_length=100)], farm: Farm) -> Response:
     """200 with its size as Content-Length, or 404. Lets a client skip an upload."""
-    # Who asks counts on it from now on, so it is as young as if it had been uploaded.
+    # The caller relies on it from now on, so renew it as an upload would.
     with farm.db.write() as session:
         size = artifacts.renew(session, digest)
     if size is None or not farm.store.has(digest):

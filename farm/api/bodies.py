@@ -1,7 +1,7 @@
-"""Bodies of requests: as large as they may be and no larger, and not for ever on their way.
+"""Request bodies, limited in size and in the time they may take to arrive.
 
-A JSON body is read whole before its call gets a thread, so that a slow client holds none. Uploads go on to
-their call piece by piece.
+A JSON body is read whole before its call gets a thread, so that a slow client holds none. Uploads are
+streamed to their call.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from farm.errors import Busy, FarmError, InvalidRequest, TooLarge, TooSlow, Wron
 from farm.settings import Settings
 from farm.trust.hosts import Headers
 
-#: Of JSON bodies that are read side by side.
+#: Total size of the JSON bodies being read at once.
 _MOST_HELD_BYTES = 64 * 2**20
-#: For which a body may be slower than it must be on the whole.
+#: How long a body may be slower than the minimum rate.
 _GRACE_S = 10.0
 JSON_HINT = "send JSON, with Content-Type: application/json"
 
 
 class Bodies:
-    """Reads what an API takes."""
+    """Reads request bodies within the API's limits."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -43,11 +43,11 @@ class Bodies:
         *,
         client: str,
     ) -> None:
-        """Pass on a body that is streamed.
+        """Stream a body to its call.
 
         Raises:
             Busy, TooMany, TooLarge, InvalidRequest
-            TooSlow: to the call that reads it.
+            TooSlow: raised in the call that reads it.
         """
         if _announced(headers) > self._settings.max_upload_bytes:
             raise TooLarge(f"blobs are limited to {self._settings.max_upload_bytes} bytes")
@@ -58,7 +58,7 @@ class Bodies:
         """A whole JSON body.
 
         Raises:
-            TooLarge: without reading on.
+            TooLarge: the rest isn't read.
             TooSlow, Busy, TooMany, WrongContentType, InvalidRequest
         """
         most = self._settings.max_request_bytes
@@ -98,7 +98,7 @@ def _too_large(most: int) -> FarmError:
 
 
 def _announced(headers: Headers) -> int:
-    """How many bytes a request says that it has; 0 where it doesn't."""
+    """The request's Content-Length; 0 if it has none."""
     said = headers.get("content-length", ("0",))[0]
     if not (said.isascii() and said.isdigit()):
         raise InvalidRequest(f"Content-Length: {said[:50]!r} isn't a number of bytes")
@@ -106,7 +106,7 @@ def _announced(headers: Headers) -> int:
 
 
 class _Paced:
-    """A body that mustn't pause for long, nor be slow on the whole.
+    """A body that may neither stall nor be too slow on average.
 
     Raises:
         TooSlow
@@ -117,7 +117,7 @@ class _Paced:
         self._idle_s = settings.body_idle_s
         self._rate = settings.body_min_bytes_per_s
         self._bytes = 0
-        self._waited_s = 0.0  #: for the client alone, not for the disk that its bytes go to
+        self._waited_s = 0.0  #: time spent waiting for the client, not for the disk
         self._ended = False
 
     async def __call__(self) -> Message:

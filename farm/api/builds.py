@@ -41,7 +41,7 @@ from farm.trust.callers import Caller
 
 router = APIRouter(prefix="/v1/builds", tags=["builds"])
 
-_RACES = 10  #: how often a submission that raced another of the same work is tried again
+_RACES = 10  #: how often a submission that raced another for the same work is retried
 
 
 @router.post(
@@ -105,14 +105,14 @@ def _submit(
 
 
 def _of(by: Caller, idempotency_key: str | None) -> str | None:
-    """An idempotency key of this caller's own: nobody is answered with another's build."""
+    """The caller's own idempotency key, so that nobody gets another caller's build."""
     if idempotency_key is None or by.key_id is None:
         return idempotency_key
     return f"{by.key_id}:{hashlib.sha256(idempotency_key.encode()).hexdigest()}"
 
 
 def _unit(farm: Services, work: Callable[[Session], Submitted]) -> BuildView:
-    """Run a unit of work that may race another over a unique row, then announce its jobs."""
+    """Run a unit of work that may race another for a unique row, then announce its jobs."""
     for _ in range(_RACES):
         try:
             with farm.db.write() as session:
@@ -128,7 +128,7 @@ def _unit(farm: Services, work: Callable[[Session], Submitted]) -> BuildView:
         raise Conflict("too many concurrent submissions of the same work", hint="submit it again")
     if submitted.ready:
         farm.sweeper.ring(submitted.ready)
-    # A worker hears of it meanwhile.
+    # A worker is notified in the meantime.
     return views.attached(submitted.attached, fleet)
 
 

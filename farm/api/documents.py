@@ -1,4 +1,4 @@
-"""The OpenAPI document, and the page that shows it from files of our own."""
+"""The OpenAPI document, and the page that shows it from locally served files."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from farm.specs.scopes import Scope
 router = APIRouter(prefix="/docs", include_in_schema=False)
 
 _SCHEMAS = "#/components/schemas/"
-#: The shapes of calls that read or write them without FastAPI.
+#: The schemas of calls that read or write their bodies without FastAPI.
 _REQUESTS: dict[str, type[BaseModel]] = {}
 _ANSWERS: dict[str, type[BaseModel]] = {Problem.__name__: Problem}
 
-#: What any call may answer: by another name, to another site, to one client too often, with too much to do.
+#: Any call may answer these: wrong host, cross-site, too many requests from one client, overloaded.
 _OF_ALL = (403, 421, 429, 503)
 _SCHEME = "key"
 _BEARER = {
@@ -56,14 +56,14 @@ NAMES = {
 
 
 def json_body(shape: type[BaseModel]) -> dict[str, Any]:
-    """OpenAPI's request body of a call that reads JSON of this shape itself (`extent.parsed`)."""
+    """OpenAPI's request body for a call that parses JSON of this shape itself (`extent.parsed`)."""
     _REQUESTS[shape.__name__] = shape
     schema = {"$ref": f"{_SCHEMAS}{shape.__name__}"}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def event_stream(shape: type[BaseModel]) -> dict[str, Any]:
-    """OpenAPI's response of server-sent events whose data are of this shape."""
+    """OpenAPI's response for server-sent events whose data have this shape."""
     _ANSWERS[shape.__name__] = shape
     data = {
         "type": "string",
@@ -90,7 +90,7 @@ def problem_response(status: int) -> dict[str, Any]:
 
 
 def install(app: FastAPI) -> None:
-    """Let the application document itself, once, and keep what it wrote."""
+    """Generate the application's OpenAPI document once and keep it."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -101,7 +101,7 @@ def install(app: FastAPI) -> None:
     def content() -> bytes:
         return json.dumps(document(), ensure_ascii=False, separators=(",", ":")).encode()
 
-    # Not FastAPI's own, which writes the document anew for each request, on the event loop.
+    # Not FastAPI's own route, which serialises the document on the event loop for every request.
     async def answer(_request: Request) -> Response:
         return Response(content(), media_type="application/json")
 
@@ -112,7 +112,7 @@ def install(app: FastAPI) -> None:
 
 
 def prepare(app: FastAPI) -> None:
-    """Write the document now, and not while others wait for their answers."""
+    """Generate the document now, not while requests are waiting."""
     app.state.document()
 
 
@@ -141,7 +141,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 
 def _complete(method: str, operation: dict[str, Any]) -> None:
-    """Add what the door answers, and problems where FastAPI documents its own errors."""
+    """Add the door's responses, and replace FastAPI's documented errors with problem documents."""
     responses = operation["responses"]
     for parameter in operation.get("parameters", ()):
         parameter["schema"] = _without_null(parameter["schema"])
@@ -157,7 +157,7 @@ def _complete(method: str, operation: dict[str, Any]) -> None:
 
 
 def _lock(operation: dict[str, Any], scope: Scope) -> None:
-    """Say which scope an operation needs."""
+    """Document which scope an operation requires."""
     operation["security"] = [{_SCHEME: [scope]}]
     operation["responses"].setdefault("401", problem_response(401))
     said = operation.get("description", "")
@@ -165,7 +165,7 @@ def _lock(operation: dict[str, Any], scope: Scope) -> None:
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """A parameter's schema: one that may be left out can't be sent as null."""
+    """A parameter's schema: an optional one can be omitted, but not sent as null."""
     kinds = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
     if len(kinds) != 1:
         return schema
@@ -182,7 +182,7 @@ def _schemas(
 
 
 def _merge(schemas: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Add the schemas of requests; one that differs from the answers' of the same name has another."""
+    """Add the request schemas; one that differs from a response schema of the same name gets another name."""
     renamed = {name: f"{name}-Input" for name, one in asked.items() if _differs(schemas, name, one)}
     for name, one in asked.items():
         schemas[renamed.get(name, name)] = _with_references(one, renamed)
@@ -206,7 +206,7 @@ def _with_references(schema: Any, renamed: dict[str, str]) -> Any:
 
 
 _FILES = Path(fastapi_offline.__file__).parent / "static"
-#: Name → its type, of the files that the page needs.
+#: The files that the page needs, by name, with their media types.
 _SERVED = {
     "swagger-ui-bundle.js": "text/javascript",
     "swagger-ui.css": "text/css",
@@ -228,7 +228,7 @@ _PAGE = """<!doctype html>
 </body>
 </html>
 """
-#: A file, so that the page needs no script in itself.
+#: A file, so that the page needs no inline script.
 _START = """SwaggerUIBundle({
   url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true, layout: "BaseLayout",
   presets: [SwaggerUIBundle.presets.apis], validatorUrl: null

@@ -1,8 +1,8 @@
-"""The door: what every request must be before anything looks at it, and what every answer carries.
+"""The door: what every request must satisfy before it is routed, and what every response carries.
 
-In this order: by which name the farm is asked, and by whose page (`farm.trust.hosts`); with whose key
-(`farm.api.access`); what the body is said to be; how large it is and how fast it comes
-(`farm.api.bodies`); whether there is room (`farm.api.room`).
+It checks, in this order: the host name and the requesting page's origin (`farm.trust.hosts`); the key
+(`farm.api.access`); the body's media type; its size and speed (`farm.api.bodies`); whether there is room
+(`farm.api.room`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from farm.trust.hosts import Headers, Hosts
 
 UPLOADS = "/v1/blobs"
 DOCS = "/docs"
-#: Those that need no thread.
+#: Paths that need no thread.
 _OWN_ROOM = re.compile(r"/healthz|/docs(/.*)?")
 _EVENTS = re.compile(r"/v1/builds/[^/]+/events")
 _BODY_METHODS = ("POST", "PUT", "PATCH", "DELETE")
@@ -31,7 +31,7 @@ _JSON = re.compile(r"application/([a-z0-9!#$&^_.+-]+\+)?json")
 _BYTES = "application/octet-stream"
 
 _NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-#: Swagger UI sets styles in its elements, and has its icons in them.
+#: Swagger UI uses inline styles, and icons as data URLs.
 _OF_DOCS = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -66,7 +66,7 @@ class Door:
             await self._app(scope, receive, send)
             return
         if scope["type"] != "http":
-            await send({"type": "websocket.close", "code": 1008})  # nothing here speaks it
+            await send({"type": "websocket.close", "code": 1008})  # the API has no WebSockets
             return
         answer = _Answer(send, docs=scope["path"].startswith(DOCS))
         try:
@@ -107,7 +107,7 @@ class Door:
 
 
 class _Answer:
-    """An answer with the headers that each carries."""
+    """A response with the headers that every response carries."""
 
     def __init__(self, send: Send, *, docs: bool) -> None:
         self._send = send
@@ -144,7 +144,7 @@ def _is_bytes(kind: str) -> bool:
 
 
 def _once(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
-    """The body in one piece, and then whatever comes after it."""
+    """The body in one message, then whatever follows it."""
     given = False
 
     async def again() -> Message:

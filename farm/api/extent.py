@@ -1,7 +1,7 @@
-"""How much a JSON body may hold, found before its values are checked one by one.
+"""Limits on what a JSON body may hold, checked before its values are validated one by one.
 
-Pydantic checks all elements of what is too long, and keeps an error for each that is wrong: a megabyte took
-the interpreter for seconds. So the lengths that a shape declares are looked at first.
+Pydantic validates every element of an oversized list and keeps an error for each bad one: a megabyte blocked
+the interpreter for seconds. So the lengths that a schema declares are checked first.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from farm.errors import InvalidRequest
 
 Shape = TypeVar("Shape", bound=BaseModel)
 
-#: Of one request, in lists and objects of whatever depth: three times the largest configuration of a model.
+#: Values per request, at any depth: three times the largest model configuration.
 _MOST_VALUES = 65_536
-#: Of what is told in words, ten are; more than these aren't even put into words.
+#: Ten faults are reported; past this many they aren't even formatted.
 _MOST_FAULTS = 200
 _MOST_UNKNOWN = 16
-_EXACT = 2**53  #: up to here a float holds every integer
+_EXACT = 2**53  #: up to here a float represents every integer exactly
 _HINT = "the request's fields and their limits are described at /docs"
 
 Schema = Mapping[str, Any]
 
 
 def parsed(shape: type[Shape], body: bytes) -> Shape:
-    """A JSON body as its shape. In a thread of its own: a large one takes a while.
+    """A JSON body as its shape. Runs in its own thread, since a large body takes a while.
 
     Raises:
         InvalidRequest
@@ -47,15 +47,15 @@ def parsed(shape: type[Shape], body: bytes) -> Shape:
 
 
 def _bounded(shape: type[BaseModel], body: bytes) -> bytes:
-    """The body with each name once: of those that come again the parser would check them all; and with
-    whole numbers as integers, which in JSON they are."""
-    # There are at most as many values as these; without reading them, which makes an object of each.
+    """The body without duplicate names, since the parser would validate each of them, and with whole numbers
+    as integers, as JSON makes no difference."""
+    # An upper bound on the number of values, without parsing, which makes an object of each.
     if sum(map(body.count, (b",", b"[", b"{"))) > _MOST_VALUES:
         raise InvalidRequest(f"the request has more than {_MOST_VALUES} values", hint=_HINT)
     try:
         tree = from_json(body)
     except ValueError:
-        return body  # the shape says what is wrong with it
+        return body  # validation reports what is wrong with it
     schema = _schema(shape)
     fault = next(_too_long(tree, schema, schema.get("$defs", {}), ""), None)
     if fault is not None:
@@ -79,7 +79,7 @@ def _schema(shape: type[BaseModel]) -> Schema:
 
 
 def _too_long(value: Any, schema: Schema, named: Mapping[str, Schema], at: str) -> Iterator[str]:
-    """What is longer than its schema allows, in words: what contains it before what it contains."""
+    """Messages for what is longer than its schema allows, containers before their contents."""
     if not isinstance(value, list | dict):
         return
     if "$ref" in schema:

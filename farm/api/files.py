@@ -8,11 +8,11 @@ from fastapi.responses import FileResponse
 from starlette.exceptions import HTTPException
 from starlette.responses import MalformedRangeHeader, RangeNotSatisfiable
 
-_MOST_RANGES = 16  #: more than any client resumes by; for others the whole file is the answer
+_MOST_RANGES = 16  #: more than any client uses to resume; beyond it the whole file is sent
 
 
 class BlobResponse(FileResponse):
-    """An immutable file; a range that makes no sense is ignored, as RFC 9110 asks."""
+    """An immutable file; an invalid range is ignored, as RFC 9110 requires."""
 
     def __init__(self, path: Path, *, etag: str) -> None:
         super().__init__(

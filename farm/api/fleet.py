@@ -1,4 +1,4 @@
-"""Who is online, what can be built, and what was timed."""
+"""Workers, targets and timing caches."""
 
 from __future__ import annotations
 

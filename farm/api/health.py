@@ -23,7 +23,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 @router.get("/healthz", summary="Liveness")
 async def healthz() -> dict[str, str]:
-    # No thread: it answers while all of them are at work.
+    # No thread: it answers even while all threads are busy.
     return {"status": "ok"}
 
 

@@ -1,4 +1,4 @@
-"""Keys: made, listed, revoked."""
+"""Keys: create, list, revoke."""
 
 from __future__ import annotations
 

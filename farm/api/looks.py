@@ -1,4 +1,4 @@
-"""First looks at sources: each blob is looked at once, whether it is taken or refused."""
+"""First looks at sources: each blob is inspected once, whether it is accepted or refused."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from farm.specs.source import SourceFormat
 from farm.store.base import Store
 
 _KNOWN = 4096
-#: A look takes the interpreter for up to a second: more at once would only take it from the others.
+#: A look holds the interpreter for up to a second: more at once would only slow each other down.
 _AT_ONCE = 2
 _WAIT_S = 1.0
 
-#: A blob never changes; a damaged file that is put right is another one. Its time changes by being asked for.
+#: A blob never changes, but a damaged file may be replaced by a sound one. Requests change its time.
 _Key = tuple[str, SourceFormat, int, int]
 
 
@@ -29,11 +29,11 @@ class Looks:
         self._looking = threading.BoundedSemaphore(_AT_ONCE)
 
     def at(self, digest: str, format: SourceFormat) -> Look:
-        """Refuse what can't be a source of this format. Returns what else the look has shown.
+        """Refuse what can't be a source of this format. Returns what else the look found.
 
         Raises:
             SourceRefused, InvalidRequest
-            Busy: others are being looked at.
+            Busy: other sources are being inspected.
         """
         if not self._store.has(digest):
             return Look()
@@ -50,7 +50,7 @@ class Looks:
                 self._looking.release()
             self._remember(key, seen)
         if isinstance(seen, Rejected):
-            # Of its own: an exception that is raised again keeps the frames of each time.
+            # A new exception: one that is raised repeatedly accumulates traceback frames.
             raise type(seen)(seen.detail, hint=seen.hint)
         return seen
 

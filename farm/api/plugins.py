@@ -1,4 +1,4 @@
-"""Plugin libraries: signed, allow-listed, listed."""
+"""Plugin libraries: allow-list and list them."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def install(app: FastAPI) -> None:
 
 
 def problem(err: FarmError, status: int | None = None) -> JSONResponse:
-    """An error as the API's answer, by default with its class's status."""
+    """An error as the API's response, by default with its class's status."""
     status = status or err.status
     headers = {"Retry-After": "2"} if status in _LATER else {}
     if isinstance(err, KeyNeeded | ScopeMissing):
@@ -57,7 +57,7 @@ def problem(err: FarmError, status: int | None = None) -> JSONResponse:
 
 
 def _challenge(err: KeyNeeded | ScopeMissing) -> str:
-    """What RFC 6750 says to a client that needs another key."""
+    """The WWW-Authenticate header that RFC 6750 prescribes for a client that needs another key."""
     if isinstance(err, ScopeMissing):
         return f'Bearer realm="engine farm", error="insufficient_scope", scope="{err.scope}"'
     return 'Bearer realm="engine farm"' + (', error="invalid_token"' if err.was_given else "")
@@ -76,7 +76,7 @@ async def _invalid(_request: Request, err: Exception) -> JSONResponse:
 
 
 def invalid(errors: Sequence[Any]) -> InvalidRequest:
-    """What is wrong with a request, of Pydantic's errors."""
+    """What is wrong with a request, from Pydantic's errors."""
     told = [_explain(one) for one in errors[:_MOST_TOLD]]
     more = len(errors) - len(told)
     detail = "; ".join(told) + (f"; and {more} more" if more else "")
@@ -100,7 +100,7 @@ async def _http(request: Request, err: Exception) -> JSONResponse:
 
 
 def _methods(request: Request) -> set[str]:
-    """Those of all calls at a path: Starlette tells the first call's alone."""
+    """The allowed methods of all calls at a path: Starlette reports only the first call's."""
     found: set[str] = set()
     for route in iter_route_contexts(request.app.routes):
         if route.path and compile_path(route.path)[0].match(request.url.path):

@@ -1,4 +1,4 @@
-"""What a farm needs to take work, looked at one by one: database, schema, store, disk, broker, queues."""
+"""Readiness: checks of what a farm needs to take work: database, schema, store, disk, broker, queues."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from farm.store import proof
 from farm.store.base import RESERVE_BYTES, Store
 
 OK = "ok"
-#: Without these work is taken all the same, and waits.
+#: Without these, work is still accepted, and waits.
 WAITED_FOR = frozenset({"broker", "queues"})
 _BROKER_S = 1.0
 _BROKER_PORT = 6379
@@ -87,7 +87,7 @@ def _queues(settings: Settings, db: Database) -> str:
 
 
 def _broker(url: str) -> str:
-    # By its socket: a client would take its own time to give up.
+    # A plain socket: the client library takes too long to give up.
     found = urlsplit(url)
     place = (found.hostname or "127.0.0.1", found.port or _BROKER_PORT)
     try:

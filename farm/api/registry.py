@@ -41,7 +41,7 @@ Pruned = Annotated[
 ]
 _MOST_PARSED_BYTES = (
     4 * 2**20
-)  #: of a model of ten thousand layers; larger ones are answered as they lie
+)  #: a model of ten thousand layers; larger reports are served as the stored file
 VersionNumber = Annotated[Annotated[int, Field(ge=1, le=2**31 - 1)] | None, Query()]
 
 
@@ -223,7 +223,7 @@ def content(
 
 
 def _whole(farm: Services, engine: EngineView) -> pathlib.Path:
-    """The engine's file, as long as it must be.
+    """The engine's file, checked for its length.
 
     Raises:
         BlobDamaged

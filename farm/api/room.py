@@ -1,7 +1,7 @@
-"""Room: so many requests are worked at side by side; one that finds no room is told to come again.
+"""Room: a limited number of requests run at once; one that finds no room is told to try again.
 
-A call runs in a thread. Without this, requests would queue for threads without end, and behind them those
-that ask whether the farm is well. One client gets a share of the room: the rest is for others.
+A call runs in a thread. Without a limit, requests would queue for threads endlessly, and health checks behind
+them. Each client gets at most a share of the room, which leaves the rest to others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from farm.errors import Busy, TooMany
 
-#: Fewer than there are threads, of which file downloads and uploads need some.
+#: Fewer than there are threads, some of which file downloads and uploads need.
 _PLACES = 24
 _WAIT_S = 0.5
 _SHARE_HINT = (
@@ -24,11 +24,11 @@ _SHARE_HINT = (
 
 
 class Shares:
-    """How much each client holds of something, and that none holds more than its share.
+    """Tracks how much of something each client holds, and limits it to a share.
 
     Parameters:
-        most: that there is of it.
-        share: that one client may hold, 0 to 1; one piece at least.
+        most: how much there is in total.
+        share: the fraction one client may hold, 0 to 1; at least one piece.
     """
 
     def __init__(self, most: int, share: float) -> None:
@@ -52,11 +52,11 @@ class Shares:
 
 
 class Places:
-    """So many at once, and whoever finds none is told so at once.
+    """A limited number of places; a request that finds none is refused immediately.
 
     Parameters:
-        what: is in them, as in "64 uploads are on their way already".
-        share: that one client may hold, 0 to 1.
+        what: describes what holds them, as in "64 uploads are already in progress".
+        share: the fraction one client may hold, 0 to 1.
     """
 
     def __init__(self, most: int, share: float, what: str, *, hint: str | None = None) -> None:
@@ -71,8 +71,8 @@ class Places:
         """Hold a place.
 
         Raises:
-            Busy: there is none left.
-            TooMany: the client has its share.
+            Busy: none is left.
+            TooMany: the client already has its share.
         """
         if not self._left:
             raise Busy(self._refusal, hint=self._hint)
@@ -86,16 +86,16 @@ class Places:
 
 
 class Room:
-    """Places for requests, held until the answer begins."""
+    """Places for requests, held until the response begins."""
 
     def __init__(self, share: float) -> None:
         self._waiting: anyio.Semaphore | None = None
         self._most = max(1, int(_PLACES * share))
-        #: Of those clients that hold or wait for a place: their own places, and how many want one.
+        #: For clients that hold or await a place: their own places, and how many requests want one.
         self._own: dict[str, tuple[anyio.Semaphore, int]] = {}
 
     def _places(self) -> anyio.Semaphore:
-        # Made in the event loop that serves.
+        # Created in the event loop that serves requests.
         if self._waiting is None:
             self._waiting = anyio.Semaphore(_PLACES)
         return self._waiting
@@ -118,8 +118,8 @@ class Room:
         """Run a call when there is room.
 
         Raises:
-            TooMany: the client has its share of it for half a second.
-            Busy: there is none for half a second.
+            TooMany: the client's share stayed used up for half a second.
+            Busy: no room for half a second.
         """
         with self._of(client) as own:
             told = f"{self._most} requests from this client are already in progress"

@@ -13,10 +13,10 @@ from farm.settings import Settings
 
 _PARENT = "FARM_PARENT_PID"
 _STOP_S = 5
-#: Open at once, idle ones too: while there are so many the API hears no other.
+#: Open at once, including idle ones: at this limit the API accepts no more.
 _CONNECTIONS = 4096
-_OTHER_FILES = 256  #: of the database, the broker, blobs, the program itself
-#: For a request's first lines, and for a connection without one.
+_OTHER_FILES = 256  #: for the database, the broker, blobs, the program itself
+#: For a request's headers to arrive, and for an idle connection.
 _HEADERS_MS = 15_000
 _HEADERS_BYTES = 2**16
 
@@ -39,7 +39,7 @@ def serve(host: str = "127.0.0.1", port: int = 8000) -> None:
         websockets=False,
         backlog=connections,
         backpressure=connections,
-        # Told by itself: until a connection has said which HTTP it speaks it would have no time limit.
+        # Explicit: with detection, a connection has no time limit until its HTTP version is known.
         http=HTTPModes.http1,
         http1_settings=HTTP1Settings(
             header_read_timeout=_HEADERS_MS, max_buffer_size=_HEADERS_BYTES
@@ -50,7 +50,7 @@ def serve(host: str = "127.0.0.1", port: int = 8000) -> None:
 
 
 def _allow_files(wanted: int) -> int:
-    """Raise this process' limit of open files as far as it may; return how many of them there are."""
+    """Raise this process's limit on open files as far as allowed; return the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -62,12 +62,12 @@ def app() -> FastAPI:
     """Granian's worker process calls this."""
     from farm.api.app import create_app
 
-    # Granian's own supervisor may be killed; its worker must not keep the port. At a request to end, the
-    # worker may wait for a thread that waits for the interpreter, and its supervisor kills it after a while.
+    # Granian's supervisor may be killed; its worker must not keep the port. On SIGTERM, the worker may wait
+    # for a thread that waits for the interpreter; its supervisor then kills it after a while.
     if _PARENT in os.environ:
         die_with_parent(parent=int(os.environ[_PARENT]))
     take_short_turns()
     made = create_app(Settings())
-    # What is there now stays: the collector needn't walk through it again and again.
+    # Objects that exist now stay: the collector needn't traverse them repeatedly.
     gc.freeze()
     return made

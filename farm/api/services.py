@@ -1,4 +1,4 @@
-"""What the routes work with, made once from the settings and passed in."""
+"""What the routes depend on, created once from the settings and passed in."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from farm.store.chosen import store_of
 from farm.trust.callers import Caller
 from farm.trust.ring import Ring, UseWriter
 
-CALLER = "farm.caller"  #: of a request's ASGI scope
+CALLER = "farm.caller"  #: key in a request's ASGI scope
 _FLEET_S = 0.5
-#: For which a request waits for the database, so that with all else it is answered within two seconds.
+#: How long a request waits for the database, so that in total it is answered within two seconds.
 _PATIENCE_S = 1.2
-#: Submissions that are planned side by side: it is Python's work, of which there is one at a time.
+#: Submissions planned at once: planning is Python code, and only one thread runs it at a time.
 _PLANNING = 2
 _WAIT_S = 1.0
 
@@ -78,10 +78,10 @@ class Services:
     def one_of(
         self, places: threading.BoundedSemaphore | threading.Lock, what: str
     ) -> Iterator[None]:
-        """Hold one of a few places.
+        """Hold one of a limited number of places.
 
         Raises:
-            Busy: others hold them.
+            Busy: none is free.
         """
         if not places.acquire(timeout=_WAIT_S):
             raise Busy(what)
@@ -91,7 +91,7 @@ class Services:
             places.release()
 
     def fleet(self, session: Session) -> Fleet:
-        """The workers as they are, or were less than half a second ago."""
+        """The workers, at most half a second old."""
         known = self._known_fleet
         if known is None or time.monotonic() - known[0] > _FLEET_S:
             known = (time.monotonic(), Fleet.load(session, ttl_s=self.settings.worker_ttl_s))
@@ -100,7 +100,7 @@ class Services:
 
 
 async def _services(request: Request) -> Services:
-    # A coroutine, though it awaits nothing: FastAPI would send a function to a thread.
+    # A coroutine, though it awaits nothing: FastAPI would run a plain function in a thread.
     services: Services = request.app.state.services
     return services
 
@@ -111,7 +111,7 @@ async def _body(request: Request) -> bytes:
 
 
 async def _caller(request: Request) -> Caller:
-    # The door has let it in.
+    # The door has authenticated it.
     caller: Caller = request.scope[CALLER]
     return caller
 
@@ -133,11 +133,11 @@ Cursor = Annotated[
 def answer(
     view: BaseModel, *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """A view as JSON, written in the call's own thread: FastAPI would write it on the event loop, after
-    checking it field by field."""
+    """A view as JSON, serialised in the call's own thread: FastAPI would do it on the event loop, after
+    validating every field."""
     return Response(view.model_dump_json(), status, headers, media_type="application/json")
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's responses for the errors of a call, beside those of all (`documents`)."""
+    """OpenAPI's responses for a call's own errors, in addition to those of every call (`documents`)."""
     return {status: problem_response(status) for status in statuses}

@@ -1,7 +1,7 @@
-"""Event streams: however many clients follow builds, one look at the database serves all of them.
+"""Event streams: however many clients follow builds, one database poll serves all of them.
 
-A client first reads what has been, then what the one poller finds from then on. One that is slower than
-what happens reads from the database again; nothing is kept for it.
+A client first reads past events, then what the shared poller finds from then on. One that falls behind reads
+from the database again; nothing is buffered for it.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.25
-_AWAY_S = 1.0  #: before a database that was away is asked again
-#: Something is said at least so often, so that neither side takes the other for dead.
+_AWAY_S = 1.0  #: before an unreachable database is tried again
+#: Something is sent at least this often, so that neither side takes the other for dead.
 _PING_S = 15.0
-#: A client that takes nothing for so long has gone.
+#: A client that reads nothing for this long is gone.
 _STALLED_S = 60.0
-#: Of the events of one build that are kept for those who follow it.
+#: Size of the recent events kept per build for its followers.
 _RECENT_BYTES = 2**20
-#: Of what is read from the database at once, and sent in one piece.
+#: Limits on what is read from the database and sent at once.
 _PAGE, _PAGE_BYTES = 100, 2**19
-#: For one connection. The server keeps what a client doesn't take, and doesn't say so: the client comes again
-#: for the rest, from the event that it saw last.
+#: Per connection. The server silently buffers what a client doesn't read, so a connection is ended here; #:
+#: the client reconnects and resumes after the last event it saw.
 _MOST_BYTES = 2 * 2**20
-#: Clients that read from the database side by side.
+#: Clients that read from the database at once.
 _READERS = 4
 
 
 class _Feed:
-    """What happens to one build, for all who follow it."""
+    """The events of one build, for all its followers."""
 
     def __init__(self, floor: int) -> None:
         self.followers = 0
         self.recent: deque[tuple[int, bytes]] = deque()
         self._recent_bytes = 0
         self.start = floor
-        self.floor = floor  #: past which ``recent`` has everything
-        self.end: int | None = None  #: the event by which the build has ended
-        self.heard = False  #: of the build itself, since the start
-        self.is_known = False  #: whether the build was looked for
+        self.floor = floor  #: ``recent`` has every event after this one
+        self.end: int | None = None  #: the event with which the build ended
+        self.heard = False  #: whether an event of the build itself has arrived since the start
+        self.is_known = False  #: whether the build has been looked up
         self.looking = anyio.Lock()
         self.changed = asyncio.Event()
 
@@ -94,7 +94,7 @@ class _Hub:
         self._joining = anyio.Lock()
 
     async def join(self, build_id: str) -> _Feed:
-        """The build's feed, which fills from now on until it is left.
+        """The build's feed, filled from now on until the block ends.
 
         Raises:
             NotFound, DatabaseUnavailable, Busy
@@ -129,7 +129,7 @@ class _Hub:
             self._feeds.pop(build_id, None)
 
     async def history(self, build_id: str, last: int, upto: int) -> list[tuple[int, bytes]]:
-        """Some of what happened to a build past ``last``, up to a feed's floor."""
+        """Some of a build's events after ``last``, up to a feed's floor."""
         return await self._run(_history, build_id, last, upto)
 
     async def _run(self, look: Callable[..., T], *values: object) -> T:
@@ -148,8 +148,8 @@ class _Hub:
                 await anyio.sleep(_AWAY_S)
                 continue
             except Exception:
-                # Nobody else polls: a bug may cost a round, and not the poller.
-                log.exception("following builds has a bug here")
+                # The only poller: a bug may cost a round, but must not end it.
+                log.exception("the event poller hit a bug; it continues")
                 await anyio.sleep(_AWAY_S)
                 continue
             self._publish(news, rendered)
@@ -174,19 +174,19 @@ class _Hub:
 
 
 class Streams:
-    """Clients that follow builds; the door sees to how many there are."""
+    """The clients that follow builds; the door limits how many there are."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
         self._hub: _Hub | None = None
 
     async def follow(self, build_id: str, after: int) -> EventStream:
-        """An answer with a build's events past ``after``, which ends when the build has.
+        """A response with a build's events after ``after``, which ends when the build has.
 
         Raises:
             NotFound, DatabaseUnavailable, Busy
         """
-        # An event loop of its own each: the API has one, tests have many.
+        # One per event loop: the API has one, tests have many.
         if self._hub is None or self._hub.loop is not asyncio.get_running_loop():
             self._hub = _Hub(self._db)
         feed = await self._hub.join(build_id)
@@ -230,7 +230,7 @@ class EventStream(Response):
                 if sent > _MOST_BYTES:
                     break
         except Unavailable as err:
-            # The client sees that the build hasn't ended, and comes again.
+            # The client sees that the build hasn't ended, and reconnects.
             log.warning("%s; a stream of %s ends", err.detail, self._build_id)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

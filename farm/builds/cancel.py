@@ -1,4 +1,4 @@
-"""Builds are cancelled, and locked with their jobs for that."""
+"""Cancelling builds, which are locked with their jobs meanwhile."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _JOBS_OF_BUILD = (
 
 
 def cancel_build(session: Session, build_id: str) -> bool:
-    """Cancel a build, and those of its jobs that no other build wants. Nothing when it has ended.
+    """Cancel a build, and those of its jobs that no other build needs. Does nothing if it has ended.
 
     Returns:
-        Whether that was something to do.
+        Whether there was anything to cancel.
 
     Raises:
         NotFound
@@ -47,7 +47,7 @@ def locked(session: Session, build_id: str) -> Build:
     Raises:
         NotFound
     """
-    # Jobs before builds, as workers lock them: the other way round each would wait for the other.
+    # Jobs before builds, like the workers: the opposite order would deadlock.
     session.execute(_JOBS_OF_BUILD, {"build_id": build_id})
     build = session.scalar(select(Build).where(Build.id == build_id).with_for_update())
     if build is None:

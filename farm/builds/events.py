@@ -1,8 +1,8 @@
-"""The stream of what happens to a build: in order, and without gaps also for a reader that resumes.
+"""A build's event stream: in order, and without gaps even for a reader that resumes.
 
-An event's number is taken before its transaction is committed. On Postgres one with a lower number may
-appear after one with a higher one, and a reader that went on after the higher would miss it: so a
-reader waits, some milliseconds, for the transactions that are writing events just then.
+An event gets its number before its transaction commits. On Postgres an event may thus appear after one with a
+higher number, and a reader that has moved past the higher number would miss it. So readers wait, for a few
+milliseconds, for the transactions that are writing events at that moment.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from farm.errors import NotFound
 from farm.schemas.events import Event
 from farm.specs.states import BUILD_ENDED
 
-PAGE = 500  #: events that are read at once
+PAGE = 500  #: events read at once
 _PAUSE_S = 0.005
-_PATIENCE_S = 2.0  #: no transaction of the farm's takes so long
+_PATIENCE_S = 2.0  #: longer than any of the farm's transactions takes
 _WRITERS = text(
     "SELECT virtualtransaction FROM pg_locks WHERE relation = 'events'::regclass "
     "AND mode = 'RowExclusiveLock' AND granted "
@@ -32,7 +32,7 @@ _WRITERS = text(
 
 
 def since(session: Session, build_id: str, after: int = 0, *, limit: int = PAGE) -> list[Event]:
-    """What happened to a build and its jobs since its submission, past the event ``after``.
+    """Events of a build and its jobs since its submission, after the event ``after``.
 
     Raises:
         NotFound
@@ -50,7 +50,7 @@ def since(session: Session, build_id: str, after: int = 0, *, limit: int = PAGE)
 def history(
     session: Session, build_id: str, after: int, upto: int, *, limit: int = PAGE
 ) -> list[Event]:
-    """What happened to a build past the event ``after`` and up to one that is ``settled``.
+    """Events of a build after the event ``after``, up to one that is ``settled``.
 
     Raises:
         NotFound
@@ -73,7 +73,7 @@ def _of_build(session: Session, build_id: str, after: int) -> Select[Row, str]:
 
 
 def _told(session: Session, rows: Iterable[tuple[Row, str | None]]) -> list[Event]:
-    """Events as readers are told them: of the logs' text only what is among them is read."""
+    """Events as readers see them; log text is read only for the events among them."""
     rows = list(rows)
     printed = [row.id for row, _ in rows if row.kind == "log"]
     texts = select(JobLog.event_id, JobLog.text).where(JobLog.event_id.in_(printed))
@@ -96,23 +96,25 @@ def _event(row: Row, title: str | None, text: str | None) -> Event:
 
 @dataclass(frozen=True, kw_only=True)
 class News:
-    """What happened to several builds."""
+    """Events of several builds."""
 
-    upto: int  #: the event up to which it is all
+    upto: int  #: complete up to this event
     events: Sequence[Event] = ()
-    builds: Mapping[int, Collection[str]] = field(default_factory=dict)  #: event → whom it concerns
+    builds: Mapping[int, Collection[str]] = field(
+        default_factory=dict
+    )  #: event → the builds it concerns
 
 
 def settled(session: Session) -> int | None:
-    """The last event up to which no other will appear; None while somebody is slow to commit one."""
+    """The last event before which no other can still appear; None while a writer is slow to commit."""
     upto = session.scalar(select(func.max(Row.id))) or 0
     return upto if _is_sqlite(session) or _writers_are_done(session) else None
 
 
 def news(session: Session, builds: Collection[str], after: int, *, limit: int = PAGE) -> News:
-    """What happened to any of these builds and their jobs past the event ``after``.
+    """Events of any of these builds and their jobs after the event ``after``.
 
-    However many builds there are, it is one look at what is new.
+    One query for new events, however many builds there are.
     """
     newest = session.scalar(select(func.max(Row.id))) or 0
     upto = settled(session) if newest > after else None
@@ -148,7 +150,7 @@ def _concerned(
 
 
 def end(session: Session, build_id: str) -> int | None:
-    """The event by which a build has ended; None while it is alive.
+    """The event with which a build ended; None while it is live.
 
     Raises:
         NotFound
@@ -158,7 +160,7 @@ def end(session: Session, build_id: str) -> int | None:
 
 
 def has_ended(session: Session, build_id: str, after: int) -> bool:
-    """Whether the last word on a build is that it has ended, and isn't past the event ``after``.
+    """Whether a build has ended, and its last event isn't after the event ``after``.
 
     Raises:
         NotFound
@@ -180,7 +182,7 @@ def _last_word(session: Session, build_id: str) -> Any:
 
 
 def _writers_are_done(session: Session) -> bool:
-    """Wait until those have ended that write events now; those that come later don't matter."""
+    """Wait until the transactions that are writing events now have ended; later ones don't matter."""
     deadline = time.monotonic() + _PATIENCE_S
     writers = set(session.scalars(_WRITERS))
     while writers:

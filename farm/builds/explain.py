@@ -1,4 +1,4 @@
-"""Why a job ran or was reused: against the nearest earlier job, in words."""
+"""Why a job ran or was reused, compared with the closest earlier job, in words."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def explain(session: Session, build_id: str) -> Explanation:
 
 
 class _Earlier:
-    """The jobs before those of a build, read once a kind however many there are of it."""
+    """The jobs before a build's, read once per kind."""
 
     def __init__(self, session: Session, jobs: Sequence[Job]) -> None:
         of_kind: dict[str, list[int]] = {}
@@ -100,7 +100,7 @@ def _nearest(earlier: _Earlier, job: Job) -> tuple[Job | None, list[str]]:
 
 
 def _samples(old: Job, new: Job) -> str:
-    """How many samples each of two jobs was given, as far as they have told."""
+    """How many samples each of two jobs used, as far as they recorded it."""
     before, after = (kept.shown(job.facts).get("samples") for job in (old, new))
     if not isinstance(before, int) or not isinstance(after, int) or before == after:
         return ""

@@ -11,7 +11,7 @@ from farm.errors import NotFound
 
 
 def log(session: Session, build_id: str, job_id: int | None) -> str:
-    """What a build's jobs printed, each under its title; one job's alone without it.
+    """What a build's jobs printed, each under its title; a single job's without one.
 
     Raises:
         NotFound

@@ -1,4 +1,4 @@
-"""A build's plan, with what the fleet has."""
+"""A build's plan, given the current fleet."""
 
 from __future__ import annotations
 
@@ -36,5 +36,5 @@ def plan_of(
 
 
 def gates_of(build: Build) -> GateSet:
-    """A build's gates; the defaults for one that was submitted before there were any."""
+    """A build's gates; the defaults for a build submitted before gates existed."""
     return GateSet.model_validate(build.gates or {})

@@ -1,4 +1,4 @@
-"""Builds are planned again: since somebody retries one, or its workers have other tools."""
+"""Replanning builds: on a retry, or because their workers' tools have changed."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ _AT_ONCE = 100
 def retry_build(
     session: Session, build_id: str, *, fleet: Fleet, runtimes: Sequence[Runtime]
 ) -> Submitted:
-    """Plan a failed or cancelled build anew, with the toolchain that is there now.
+    """Replan a failed or cancelled build with the current toolchain.
 
-    What has succeeded is kept; what failed runs again. A build that is alive or has succeeded stays
-    as it is.
+    Succeeded jobs are kept; failed ones run again. A live or succeeded build is left unchanged.
 
     Raises:
         NotFound
@@ -47,13 +46,14 @@ def retry_build(
 
 
 def outdated(session: Session) -> Sequence[int]:
-    """The jobs that workers have left, since they were planned with other tools; some of them, if many."""
+    """Jobs that workers declined because they were planned for other tools; not all of them if there are
+    many."""
     statement = select(Job.id).where(IS_QUEUED, IS_OUTDATED).order_by(Job.id).limit(_AT_ONCE)
     return session.scalars(statement).all()
 
 
 def wanting(session: Session, job_id: int) -> Sequence[str]:
-    """The live builds that want a job, the oldest first."""
+    """The live builds that need a job, oldest first."""
     return session.scalars(
         select(Build.id)
         .join(BuildJob, BuildJob.build_id == Build.id)
@@ -65,19 +65,19 @@ def wanting(session: Session, job_id: int) -> Sequence[str]:
 def replan_build(
     session: Session, build_id: str, *, instead_of: int, fleet: Fleet
 ) -> Sequence[Bell]:
-    """Plan a build anew that wants an outdated job.
+    """Replan a build that needs an outdated job.
 
-    Its targets stay, since the workers of one of them may be starting again just now, and so do its
-    places. When the plan is the same nothing is done: it is the worker that lags behind.
+    It keeps its targets, since the workers of one of them may just be restarting, and its places in the
+    queues. If the plan doesn't change, nothing is done: the worker is the one out of date.
 
     Parameters:
-        instead_of: the job. Nothing is done either when it isn't left any more.
+        instead_of: the outdated job. If it no longer is outdated, nothing is done either.
 
     Returns:
-        What is to be rung for after the commit.
+        The bells to ring after the commit.
     """
     before = session.scalars(select(BuildJob.job_id).where(BuildJob.build_id == build_id)).all()
-    # All jobs, then the build, as everybody locks them.
+    # All jobs, then the build: the lock order used everywhere.
     left = jobs.locked(session, {*before, instead_of})[instead_of]
     build = locked(session, build_id)
     if left.state != JobState.QUEUED or left.outdated is None or build.state in BUILD_ENDED:
@@ -96,12 +96,12 @@ def replan_build(
 
 
 def settle(session: Session, job_id: int) -> None:
-    """Note that the builds of an outdated job are planned anew."""
+    """Record that the builds of an outdated job have been replanned."""
     session.execute(update(Job).where(Job.id == job_id).values(outdated=None))
 
 
 def _choices(session: Session, build_id: str) -> list[Choice]:
-    """The targets that were chosen for a build."""
+    """The targets chosen for a build."""
     rows = session.execute(
         select(Wanted.asked, Wanted.target, Wanted.why)
         .where(Wanted.build_id == build_id)

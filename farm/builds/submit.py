@@ -1,4 +1,4 @@
-"""Builds are submitted: joined to, or made of, the jobs that are there."""
+"""Submitting builds: they join existing jobs or create new ones."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def submit_build(
     idempotency_key: str | None = None,
     most_jobs: int | None = None,
 ) -> Submitted:
-    """Take a build: plan its jobs, and create those that nobody has asked for yet.
+    """Accept a build: plan its jobs, and create those that don't exist yet.
 
     Parameters:
-        look: what is known of the source's graph.
-        gates: the farm's, where the request sets none. The build keeps them.
-        most_jobs: that it may have; by default any number.
+        look: what is known about the source's graph.
+        gates: the farm's, for those the request doesn't set. The build stores them.
+        most_jobs: limit on its number of jobs; by default none.
 
     Raises:
         InvalidRequest, UnknownGpu, TargetUnsupported, CalibrationMissing, PluginRefused

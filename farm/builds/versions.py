@@ -1,4 +1,4 @@
-"""Which version of a model a submission is of."""
+"""The model version that a submission belongs to."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from farm.planning import keys
 from farm.schemas.submission import BuildRequest
 from farm.specs.roles import Role
 
-# The statements of every submission are made once: making them is a good part of what they cost.
+# These statements are built once: building them is a good part of a submission's cost.
 _BLOBS = (
     select(Artifact.digest)
     .where(Artifact.digest.in_(bindparam("digests", expanding=True)), Artifact.lost_at.is_(None))
-    # Shared with other submissions, and kept from garbage collection until this one is committed.
+    # A shared lock: it blocks garbage collection, not other submissions, until this one commits.
     .with_for_update(key_share=True, read=True)
 )
 
@@ -53,10 +53,10 @@ def _check_blobs(session: Session, request: BuildRequest) -> None:
 
 
 def version_of(session: Session, request: BuildRequest) -> tuple[int, int]:
-    """The version's id and number; a source that the model hasn't had yet is its next one.
+    """The version's id and number; a source new to the model becomes its next version.
 
     Raises:
-        NotFound: a blob of the request hasn't been uploaded.
+        NotFound: one of the request's blobs hasn't been uploaded.
     """
     digest, architecture = request.source.digest, request.source.architecture
     told = {

@@ -1,4 +1,4 @@
-"""Builds as the API answers them."""
+"""Builds as the API returns them."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def build(session: Session, build_id: str, fleet: Fleet) -> BuildView:
 
 
 def attached(rows: Attached, fleet: Fleet) -> BuildView:
-    """One build, from rows that are at hand."""
+    """One build, from rows already loaded."""
     row, states = rows.build, [job.state for job, _ in rows.jobs]
     failed = [job for job, _ in rows.jobs if job.state == JobState.FAILED and job.finished_at]
     first = min(failed, key=lambda job: (job.finished_at, job.id), default=None)
     view = BuildView(
         **{name: getattr(row, name) for name in _BUILD_FIELDS},
         **{name: row.request[name] for name in _REQUEST_FIELDS},
-        # Which older requests don't know.
+        # Older requests don't have it.
         prune=row.request.get("prune"),
         fixed_inputs=row.request.get("fixed_inputs") or {},
         gates=row.gates,
@@ -88,7 +88,7 @@ def attached(rows: Attached, fleet: Fleet) -> BuildView:
 
 
 def _failure(name: str, error: Any) -> Failure:
-    """A job's failure, told of a build of which it is one among others."""
+    """A job's failure as part of its build's error, naming the job if there are others."""
     failure = Failure.model_validate(error)
     return failure.model_copy(update={"detail": f"{name}: {failure.detail}"})
 
@@ -139,7 +139,7 @@ def builds(
     before: str | None = None,
     limit: int = 50,
 ) -> list[BuildSummary]:
-    """Builds, the newest first."""
+    """Builds, newest first."""
     statement = select(Build).order_by(Build.id.desc()).limit(limit)
     if model is not None:
         versions = select(Version.id).where(Version.model_id == catalog.model_id(session, model))
@@ -208,7 +208,7 @@ def _by_build(session: Session, statement: Any) -> dict[str, tuple[int, int]]:
 
 
 def _errors(session: Session, build_ids: Sequence[str]) -> dict[str, Failure]:
-    """The first failure of each build: the others follow from it or are of their own jobs."""
+    """Each build's first failure: other failures follow from it or belong to other jobs."""
     found: dict[str, Failure] = {}
     if not build_ids:
         return found
