@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from farm.schemas.engines import EngineView
 
 GPUS = ("sm_86", "sm_89", "sm_120")
-#: What is built of each model, a build each.
+#: What is built of each model, one build per row.
 TARGETS = ((GPUS, ("fp16", "int8")), (("cpu",), ("fp32", "int8")))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """One of the demo's models, and how it is submitted."""
+    """One of the demo's models, and how to submit it."""
 
     name: str
     image: tuple[int, int, int]
     batches: tuple[int, int, int]  #: min, opt, max
-    accuracy: dict[str, Any]  #: what labels allow to ask for
+    accuracy: dict[str, Any]  #: gates that need labels
 
 
 MODELS = (
@@ -46,7 +46,7 @@ MODELS = (
         batches=(1, 8, 64),
         accuracy={"metric": "top1", "max_drop": 0.01},
     ),
-    # Random weights leave classes that score alike, which int8 tells apart less well than trained ones.
+    # With random weights classes score alike, so int8 confuses them more than with trained weights.
     Model(name="resnet50", image=(3, 224, 224), batches=(1, 8, 16), accuracy={"max_error": 0.5}),
 )
 
@@ -68,13 +68,13 @@ class Failed:
     """A part that failed: which, why, and what next."""
 
     part: Part
-    build: str | None  #: its id; None when it wasn't even submitted
+    build: str | None  #: its id; None if it wasn't submitted
     detail: str
     hint: str
 
     @classmethod
     def by(cls, err: FarmError, part: Part, build: Build | None, home: Path) -> Failed:
-        """By an error, which of a build that failed is those of its jobs."""
+        """From an error; a failed build's is made from its jobs' errors."""
         from farm.client.failures import failures
 
         if not isinstance(err, BuildFailed) or build is None:
@@ -104,10 +104,10 @@ class Failed:
 
 
 def run(as_json: bool, keep: Path | None) -> int:
-    """Run the demo in a home of its own; return the exit code, which says whether all parts succeeded.
+    """Run the demo in its own home; return the exit code: whether all parts succeeded.
 
     Parameters:
-        keep: where the pulled engines go, by default below the home.
+        keep: folder for the pulled engines, by default inside the home.
 
     Raises:
         FarmError: a part of the farm didn't start, or a model couldn't be made.
@@ -147,7 +147,7 @@ def run(as_json: bool, keep: Path | None) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """What came of the demo's parts."""
+    """Results of the demo's parts."""
 
     pulled: Sequence[Path]
     engines: Mapping[str, Sequence[EngineView]]
@@ -166,7 +166,7 @@ class Shown:
 
 
 def run_parts(client: Farm, home: Path, folder: Path, *, as_json: bool) -> Shown:
-    """Submit every part, follow it and pull its engines; one that fails leaves the others alone."""
+    """Submit every part, follow it and pull its engines; a failed part doesn't affect the others."""
     parts = [
         Part(model=model, targets=targets, precisions=precisions)
         for model in MODELS
@@ -187,7 +187,7 @@ def run_parts(client: Farm, home: Path, folder: Path, *, as_json: bool) -> Shown
             failed.append(Failed.by(err, part, build, home))
     for part, build in builds:
         try:
-            # Of a build that failed there may be engines, and may be none.
+            # A failed build may still have engines.
             if build.engines():
                 pulled += build.pull(folder)
         except FarmError as err:
@@ -212,7 +212,7 @@ def _named(failed: Failed) -> str:
 
 
 def _look(home: Path, build: str | None) -> str:
-    """What to do about a part whose error has no hint."""
+    """What to do about a failed part whose error has no hint."""
     again = "run the demo again: succeeded jobs are kept"
     if build is None:
         return again
@@ -236,7 +236,7 @@ def _follow(build: Build, *, as_json: bool) -> None:
 
 @contextmanager
 def _models(folder: Path, *, quiet: bool) -> Iterator[Any]:
-    """Make the models in a process of its own: the control plane never imports torch."""
+    """Create the models in a separate process: the control plane never imports torch."""
     maker = subprocess.Popen(
         installed.command("workers.demo", str(folder)),
         env=installed.environment("all"),

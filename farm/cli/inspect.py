@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 _LAYERS = 40
 _NAMED = 10
-_OPERANDS = 2  #: of a product; what follows are biases and scales
+_OPERANDS = 2  #: of a product; later inputs are biases and scales
 
 
 def inspect(

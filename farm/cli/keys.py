@@ -140,7 +140,7 @@ def _is_first() -> bool:
 
 @installed.needs("server")
 def _in_database(work: Callable[[Session], T]) -> T:
-    """Do something in the database that this machine's settings name.
+    """Do something directly in the database named by this machine's settings.
 
     Raises:
         SchemaOutdated, DatabaseUnavailable
@@ -218,7 +218,7 @@ def revoke(
     """Revoke a key. Takes effect everywhere within a second."""
     from farm.trust.credentials import id_of
 
-    # Whoever has a leaked key at hand has not its id; the key itself goes no further than this.
+    # With a leaked key at hand you don't know its id; only the id is sent.
     key_id = id_of(key_id) or key_id
     revoked = _revoked(key_id) if local else connect(url).revoke_key(key_id)
     if as_json:
@@ -236,7 +236,7 @@ def _revoked(key_id: str) -> KeyView:
     def done(session: Session) -> KeyView:
         row = keys.get(session, key_id)
         if row.revoked_at is None:
-            # Whoever has the database needs no key to make another.
+            # With access to the database no key is needed to create another.
             keys.end(session, row, by=this_user())
         return KeyView.model_validate(row)
 

@@ -74,7 +74,7 @@ Pruned = Annotated[
 
 
 def example(text: str) -> str:
-    """The epilog that shows a command's use."""
+    """The epilog with a command's examples."""
     return f"Example: {text}"
 
 
@@ -86,7 +86,7 @@ def connect(url: str | None) -> Farm:
 
 
 def again(command: str, url: str | None) -> str:
-    """A command to type next, which reaches the same farm as this one did."""
+    """A follow-up command that reaches the same farm."""
     same = url is None or url == os.environ.get("FARM_URL")
     return command if same else f"{command} --url {url}"
 

@@ -91,7 +91,7 @@ def pull(
 
 
 def _detected() -> list[str]:
-    """The tags of this machine's GPUs, each once: the product's, else the compute capability's."""
+    """This machine's distinct GPU tags: the product's, else the compute capability's."""
     try:
         found = gpus.look()
     except gpus.NoGpu as err:

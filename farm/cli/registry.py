@@ -119,7 +119,7 @@ def _row(engine: EngineView) -> tuple[str, ...]:
 
 
 def _judged(one: Judgement) -> tuple[str, ...]:
-    """Another judgement of the engine above, in the columns of accuracy."""
+    """Another evaluation of the engine above, in the accuracy columns."""
     row = dict.fromkeys(_HEADERS, "") | {
         "id": f"└ {one.engine}",
         "precision": str(one.state),
@@ -245,7 +245,7 @@ def _versions(model: str, url: str | None, *, as_json: bool) -> None:
 
 
 def _told(version: VersionView) -> str:
-    """What a source is taken as, beside its bytes."""
+    """What identifies a source besides its bytes."""
     module = version.architecture
     parts = [f"{module.library}:{module.name}"] if module else []
     if version.fixed_inputs:

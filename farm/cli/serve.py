@@ -100,7 +100,7 @@ def worker(
 
     environment = installed.environment()
     _close_home()
-    if check_sandbox:  # which is this machine's alone: there may be no farm yet
+    if check_sandbox:  # a property of this machine: there may be no farm yet
         options = ["--check-sandbox"] + ["--json"] * as_json
     else:
         installed.require("torch", "worker")
@@ -169,7 +169,7 @@ def _close_home() -> None:
     from farm.local.home import make_private
     from farm.settings import Settings
 
-    with suppress(OSError):  # who needs a home says so
+    with suppress(OSError):  # whatever needs the home reports the error
         make_private(Settings().home)
 
 

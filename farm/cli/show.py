@@ -82,7 +82,7 @@ def grid(
             header,
             no_wrap=whole,
             overflow="fold",
-            # Kept even where the table is wider than the terminal.
+            # Kept even if the table is wider than the terminal.
             min_width=widest if whole else None,
         )
     for row in cells:
@@ -104,7 +104,7 @@ def table(
         return
     made = grid(headers, cells, keep=keep)
     target = console()
-    # Wider than the terminal only when ids leave no other way: the terminal then wraps them.
+    # Wider than the terminal only if the ids require it: the terminal then wraps them.
     width = max(target.width, target.measure(made).minimum)
     target.print(made, width=width, crop=False)
 
@@ -156,7 +156,7 @@ def ago(moment: datetime) -> str:
 SOURCES = {
     "graph": "typed graph",
     "inspector": "inspector",
-    "engine": "inspector",  # as an earlier farm called it
+    "engine": "inspector",  # an earlier farm's name for it
     "plan": "plan",
     "optimised-graph": "optimised graph",
 }

@@ -169,7 +169,7 @@ class _Reader:
         made = self._made
         if not made.source:
             raise InvalidRequest("the command names no model", hint="add --onnx=FILE")
-        # In trtexec a type is allowed beside the wider ones; here it is what the engine computes in.
+        # trtexec allows a type in addition to wider ones; here it is the type the engine computes in.
         chosen = next((one for one in _PRECISIONS if one in self._wanted), "fp32")
         made.precisions = made.precisions or [chosen]
         if len(self._wanted) > 1:

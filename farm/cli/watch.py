@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from farm.schemas.events import Event
 
 _TICK_S = 0.25
-_ROOM = 8  #: lines of a terminal that the jobs don't get
+_ROOM = 8  #: terminal lines not available for jobs
 _HEADERS = ("job", "title", "state", "stage", "worker", "time")
 _KEEP = ("job", "state", "time")
 _ORDER = ("failed", "running", "queued", "waiting", "succeeded", "cancelled")
@@ -106,7 +106,7 @@ def _conclude(build: Build, url: str | None, *, as_json: bool) -> int:
         for tag in tags:
             show.line(f"  {again(f'farm pull {view.model} --gpu {tag} -o engines', url)}")
         return _ended_well(view)
-    # The same model would fail again of what isn't the machines' affair.
+    # A failure of the model itself would only repeat.
     if view.state == "cancelled" or any(is_retryable(error) for _, error in failures(view)):
         show.line(f"  to run it again: {again(f'farm retry {view.id}', url)}")
     return exits.FAILED
@@ -124,7 +124,7 @@ def _lines(build: Build) -> None:
         if event.kind == "log" or event.state == "waiting":
             continue
         if event.kind == "phase":
-            # What follows a colon is the phase's progress in words: not a line each second.
+            # After a colon comes the phase's progress in words, which isn't worth a line per second.
             phase = str(event.data.get("phase")).partition(":")[0]
             if phases.get(event.job) == phase:
                 continue
@@ -166,7 +166,7 @@ def _live(build: Build) -> None:
     bell.thread.start()
     with Live(screen, console=show.console(), refresh_per_second=1 / _TICK_S):
         while not bell.ended:
-            # The stream only rings: what is shown is always the farm's own account.
+            # Events only trigger a refresh: what is shown is always read from the farm.
             if bell.news.wait(_TICK_S):
                 bell.news.clear()
                 screen.view = build.refresh().view
@@ -176,14 +176,14 @@ def _live(build: Build) -> None:
 
 
 class _Bell:
-    """Listens to a build's events in a thread of its own."""
+    """Listens to a build's events in its own thread."""
 
     def __init__(self, build: Build) -> None:
         self.news = threading.Event()
         self.ended = False
         self.error: Exception | None = None
         self._build = build
-        # A daemon: Ctrl+C needn't wait for the next event.
+        # A daemon thread, so that Ctrl+C needn't wait for the next event.
         self.thread = threading.Thread(target=self._listen, daemon=True, name="watch")
 
     def _listen(self) -> None:
@@ -192,7 +192,7 @@ class _Bell:
                 if event.kind != "log":
                     self.news.set()
         except Exception as err:
-            self.error = err  # raised where the user is told
+            self.error = err  # raised in the thread that shows it
         self.ended = True
         self.news.set()
 
@@ -210,7 +210,7 @@ class _Screen:
 
 
 def _jobs_grid(jobs: list[JobView], *, room: int | None = None) -> RenderableType:
-    """The jobs as a table; where there is no room for all, those that matter most now."""
+    """The jobs as a table; if there isn't room for all, those that matter most now."""
     shown = list(jobs)
     if room is not None and len(jobs) > room:
         shown = sorted(jobs, key=lambda job: _ORDER.index(job.state))[: max(room, 1)]
