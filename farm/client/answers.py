@@ -1,6 +1,6 @@
-"""What is read of an answer, at most: a server may be anybody's, and mean ill.
+"""Limits on what is read of a response: the server may be anyone's, and malicious.
 
-Nothing is decompressed: a few megabytes of gzip are gigabytes in memory.
+Nothing is decompressed: a few megabytes of gzip can become gigabytes in memory.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import humanize
 from farm.client.plain import plain
 from farm.errors import FarmError
 
-#: Twice the longest that a farm gives, a report on an engine's layers.
+#: Twice a farm's longest response, an engine's layer report.
 MOST_BYTES = 64 * 2**20
-#: Four times what a farm gives of a stream at once.
+#: Four times what a farm sends of a stream at once.
 MOST_EVENT_BYTES = 8 * 2**20
-#: A problem is a kilobyte.
+#: A problem document takes about a kilobyte.
 _MOST_ERROR_BYTES = 2**20
 _WHOSE_HINT = "is this an engine farm's address, and no other server in between?"
 
 
 def whole(response: httpx2.Response) -> httpx2.Response:
-    """A streamed answer with its content. Of an error's, that is empty where it can't be read.
+    """A streamed response with its content; an error's is empty if it can't be read.
 
     Raises:
         FarmError: the content is compressed, or longer than ``MOST_BYTES``.
@@ -34,7 +34,7 @@ def whole(response: httpx2.Response) -> httpx2.Response:
     except FarmError:
         if not response.is_error:
             raise
-        content = b""  # its status says enough
+        content = b""  # the status is enough
     coded = {"content-encoding", "transfer-encoding"}
     return httpx2.Response(
         response.status_code,
@@ -56,7 +56,7 @@ def lines(response: httpx2.Response) -> Iterator[str]:
         pending += chunk
         if b"\n" in chunk or b"\r" in chunk:
             found = pending.splitlines(keepends=True)
-            # The line feed that belongs to a carriage return may be yet to come.
+            # The line feed after a carriage return may not have arrived yet.
             pending = bytearray() if found[-1].endswith(b"\n") else found.pop()
             yield from (line.rstrip(b"\r\n").decode(errors="replace") for line in found)
         if len(pending) > MOST_EVENT_BYTES:
@@ -69,7 +69,7 @@ def chunks(response: httpx2.Response) -> Iterator[bytes]:
     """The content as it comes.
 
     Raises:
-        FarmError: it is compressed, which wasn't asked for.
+        FarmError: it is compressed although the request didn't accept that.
     """
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
@@ -82,7 +82,7 @@ def chunks(response: httpx2.Response) -> Iterator[bytes]:
 
 
 def too_long(what: str, most_bytes: int) -> FarmError:
-    """The error of what is longer than a farm's is."""
+    """The error for a response longer than any farm's."""
     limit = humanize.naturalsize(most_bytes, binary=True, format="%.0f")
     return FarmError(f"{what} is longer than {limit}, and wasn't read on", hint=_WHOSE_HINT)
 

@@ -46,32 +46,32 @@ class Build:
 
     @property
     def view(self) -> BuildView:
-        """The build as it was when it was last looked at."""
+        """The build as last fetched."""
         return self._view
 
     @property
     def has_ended(self) -> bool:
-        """Whether the build had ended when it was last looked at."""
+        """Whether the build had ended when last fetched."""
         return self._view.state in BUILD_ENDED
 
     def refresh(self) -> Self:
-        """Look at the build."""
+        """Fetch the build's current state."""
         self._view = self._http.read(BuildView, "GET", self._path)
         return self
 
     def events(self, *, after: int = 0) -> Iterator[Event]:
-        """What happens to the build, from its submission on, until it has ended."""
+        """The build's events, from its submission until it ends."""
         return events.follow(self._http, self.id, after=after)
 
     def wait(self, timeout: float | None = None) -> Self:
         """Wait until the build has succeeded.
 
         Parameters:
-            timeout: seconds; the build goes on when they are over.
+            timeout: seconds; the build continues after a timeout.
 
         Raises:
             BuildFailed, BuildCancelled, WaitTimedOut
-            Unavailable: the farm stayed out of reach; the build isn't touched by that.
+            Unavailable: the farm stayed unreachable; the build isn't affected.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         pause_s = _FIRST_POLL_S
@@ -79,8 +79,8 @@ class Build:
             left_s = float("inf") if deadline is None else deadline - time.monotonic()
             if left_s <= 0:
                 raise WaitTimedOut(
-                    f"build {self.id} hadn't ended after {timeout:g} s; it goes on",
-                    hint=f"wait again, or look: farm status {self.id}",
+                    f"build {self.id} hadn't ended after {timeout:g} s; it continues",
+                    hint=f"wait again, or check its state: farm status {self.id}",
                 )
             time.sleep(min(pause_s, left_s))
             pause_s = min(pause_s * 1.5, _LONGEST_POLL_S)
@@ -88,7 +88,7 @@ class Build:
         return self
 
     def raise_for_state(self) -> None:
-        """Raise what became of the build, unless it lives or has succeeded.
+        """Raise the build's error if it failed or was cancelled.
 
         Raises:
             BuildFailed, BuildCancelled
@@ -101,15 +101,15 @@ class Build:
             )
 
     def cancel(self) -> Self:
-        """Cancel the build; work that another build wants goes on."""
+        """Cancel the build; jobs that other builds need continue."""
         return self._post("cancel")
 
     def retry(self) -> Self:
-        """Run what failed or was cancelled again; what has succeeded is kept."""
+        """Rerun failed and cancelled jobs; succeeded ones are kept."""
         return self._post("retry")
 
     def logs(self, job: int | None = None) -> str:
-        """What the build's jobs printed, or one of them."""
+        """What the build's jobs, or one of them, printed."""
         query = {} if job is None else {"job": job}
         return plain(self._http.request("GET", f"{self._path}/logs", params=query).text)
 
@@ -118,7 +118,7 @@ class Build:
         return self._http.read(Explanation, "GET", f"{self._path}/explain")
 
     def engines(self) -> list[EngineView]:
-        """The build's engines that are in the registry."""
+        """The build's engines in the registry."""
         ids = dict.fromkeys(want.engine for want in self.refresh().view.engines if want.engine)
         registry = Registry(self._http)
         return [registry.engine(engine_id) for engine_id in ids]
@@ -134,10 +134,10 @@ class Build:
     ) -> list[Path]:
         """Download the build's engines, or those for a GPU and a precision; return their paths.
 
-        Of a build that failed, the engines that could be built.
+        For a failed build, the engines that could be built.
 
         Parameters:
-            doubtful: take those that failed a gate, too.
+            doubtful: include engines that failed a gate.
 
         Raises:
             Conflict: the build isn't done yet.
@@ -174,15 +174,15 @@ class Build:
             asked = " ".join(filter(None, (precision, gpu)))
             raise NotFound(
                 f"build {self.id} has no {asked + ' ' if asked else ''}engine; there is {there}",
-                hint=f"what became of it: farm status {self.id}",
+                hint=f"see farm status {self.id}",
             )
         good = [engine for engine in chosen if doubtful or not engine.doubts]
         if not good:
             why = "; ".join(f"{e.precision}@{e.gpu}: {'; '.join(e.doubts)}" for e in chosen)
             raise NotFound(
                 f"every such engine of build {self.id} is doubtful: {why}",
-                hint="take them all the same with doubtful=True, or submit the model again with data of "
-                "its own, another precision, or other gates",
+                hint="accept them with doubtful=True, or submit the model again with your own data, "
+                "another precision, or other gates",
             )
         return good
 

@@ -1,4 +1,4 @@
-"""Builds, by their ids and the newest first."""
+"""Builds, by id and newest first."""
 
 from __future__ import annotations
 

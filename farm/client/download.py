@@ -1,7 +1,7 @@
-"""Downloads of engines: resumed after a lost connection, verified before they get their name.
+"""Engine downloads: resumed after a lost connection, verified before they get their final name.
 
-While an engine arrives it is ``NAME.partial``. It becomes ``NAME`` only when its sha256 is the one
-in the registry, so what has the final name is whole; the manifest lies beside it as ``NAME.json``.
+During the download the file is ``NAME.partial``. It becomes ``NAME`` only once its sha256 matches the
+registry's, so a file with the final name is complete; the manifest lies beside it as ``NAME.json``.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Pulled:
 
     path: Path
     engine: EngineView
-    why: str  #: why it was the match
-    fresh: bool  #: False when the very bytes were here already
+    why: str  #: why it was chosen
+    fresh: bool  #: False if the same bytes were already here
 
 
 def download(
@@ -45,12 +45,12 @@ def download(
     *,
     progress: Progress | None = None,
 ) -> bool:
-    """Bring an engine and its manifest to ``path``; return False when the bytes were there already.
+    """Download an engine and its manifest to ``path``; return False if the bytes were already there.
 
     Raises:
-        DigestMismatch: what arrived isn't what the registry names; it was deleted.
+        DigestMismatch: the received bytes don't match the registry; they were deleted.
         Conflict: another pull is writing this file.
-        Unavailable: the farm stayed out of reach; what arrived is kept as ``.partial`` to resume.
+        Unavailable: the farm stayed unreachable; the partial file is kept, to resume from.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     manifest = _manifest(http, engine)
@@ -70,15 +70,15 @@ def _manifest(http: Http, engine: EngineView) -> bytes:
     stated = http.understand(TypeAdapter(Manifest), response.content, "the manifest").engine
     if (stated.id, stated.digest) != (engine.id, engine.digest):
         raise DigestMismatch(
-            f"the registry gives engine {engine.id} as {engine.digest}, "
-            f"its manifest as {stated.digest}",
+            f"engine {engine.id} is {engine.digest} in the registry, "
+            f"but {stated.digest} in its manifest",
             hint=CONTRADICTION_HINT,
         )
     return response.content
 
 
 def _is_there(path: Path, engine: EngineView) -> bool:
-    # A link may lead anywhere: it is replaced, never followed.
+    # A symlink may lead anywhere: it is replaced, never followed.
     whole = not path.is_symlink() and path.is_file() and path.stat().st_size == engine.bytes
     return whole and digest_of(path) == engine.digest
 
@@ -104,12 +104,12 @@ def _umask() -> int:
 
 
 def _fetch(http: Http, engine: EngineView, partial: Path, progress: Progress) -> None:
-    """Bring the whole engine into ``partial``, verified."""
+    """Download the whole engine to ``partial`` and verify it."""
     resumed = partial.stat().st_size > 0
     _complete(http, engine, partial, progress)
     found = digest_of(partial)
     if found != engine.digest and resumed:
-        # The beginning was of another engine, or damaged: the whole, from the start.
+        # The partial file was another engine's, or damaged: start over.
         partials.truncate(partial)
         _complete(http, engine, partial, progress)
         found = digest_of(partial)
@@ -123,7 +123,7 @@ def _fetch(http: Http, engine: EngineView, partial: Path, progress: Progress) ->
 
 
 def _complete(http: Http, engine: EngineView, partial: Path, progress: Progress) -> None:
-    """Append to ``partial`` until it is as long as the engine.
+    """Append to ``partial`` until it has the engine's length.
 
     Raises:
         Unavailable: several connections in a row were lost without a byte of progress.
@@ -166,7 +166,7 @@ def _receive(http: Http, engine: EngineView, partial: Path, progress: Progress) 
                 have += len(chunk)
                 progress(f"download {partial.stem}", have, engine.bytes)
                 if have > engine.bytes:
-                    return  # too long: no use in reading on; the next look begins anew
+                    return  # too long: stop reading; the check that follows starts over
             file.flush()
             os.fsync(file.fileno())
 
@@ -176,6 +176,6 @@ def _range(engine: EngineView, have: int) -> Mapping[str, str]:
 
 
 def _continues(response: httpx2.Response, have: int) -> bool:
-    """Whether the answer goes on where we stopped; otherwise it is the whole, from the start."""
+    """Whether the response continues where we stopped; otherwise it is the whole file."""
     starts_at = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
     return response.status_code == HTTPStatus.PARTIAL_CONTENT and starts_at == str(have)

@@ -14,21 +14,21 @@ from farm.schemas.builds import BuildView
 from farm.schemas.events import Event
 from farm.specs.states import BUILD_ENDED
 
-#: The server says something, if only a comment, at least every 15 s.
+#: The server sends something, if only a comment, at least every 15 s.
 _SILENCE_S = 60.0
-#: Lost connections in a row, with the client's backoff about a minute.
+#: Lost connections in a row; about a minute with the client's backoff.
 _LOSSES = 15
 _EVENT = TypeAdapter(Event)
 
 
 def follow(http: Http, build_id: str, *, after: int = 0) -> Iterator[Event]:
-    """A build's events past ``after``, from its submission on, until it has ended.
+    """A build's events after ``after``, until it has ended; by default from its submission.
 
-    A lost connection is made again and resumes after the last event that was seen.
+    Reconnects after a lost connection, and resumes after the last event seen.
 
     Raises:
         NotFound: there is no such build.
-        Unavailable: the farm stayed out of reach.
+        Unavailable: the farm stayed unreachable.
     """
     for attempt in http.backoff.in_a_row(_LOSSES):
         last: Event | None = None
@@ -39,7 +39,7 @@ def follow(http: Http, build_id: str, *, after: int = 0) -> Iterator[Event]:
                     yield event
             except httpx2.TransportError as err:
                 raise http.unreachable(err) from err
-            # The server ends a long stream before the build's end: there is more of it.
+            # The server ends a long stream before the build has ended: reconnect for the rest.
             if _is_the_end(last) and _has_ended(http, build_id):
                 return
             if last is None:
@@ -47,7 +47,7 @@ def follow(http: Http, build_id: str, *, after: int = 0) -> Iterator[Event]:
 
 
 def _is_the_end(last: Event | None) -> bool:
-    """Whether nothing, or a build's end, was the last of a connection."""
+    """Whether a connection brought nothing, or ended with the build's last event."""
     return last is None or (last.kind == "build" and last.state in BUILD_ENDED)
 
 
@@ -62,10 +62,10 @@ def _connection(http: Http, build_id: str, after: int) -> Iterator[Event]:
 
 
 def payloads(lines: Iterable[str]) -> Iterator[str]:
-    """The ``data`` of each event; comments, and an event that was cut off, are dropped.
+    """The ``data`` of each event; comments and truncated events are dropped.
 
     Raises:
-        FarmError: an event is longer than a farm's is.
+        FarmError: an event is longer than any farm's.
     """
     data: list[str] = []
     held = 0
@@ -82,5 +82,5 @@ def payloads(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _has_ended(http: Http, build_id: str) -> bool:
-    """Whether the stream ended because the build has, and not for a proxy or a restart between."""
+    """Whether the stream ended because the build did, rather than because of a proxy or a restart."""
     return http.read(BuildView, "GET", f"/v1/builds/{build_id}").state in BUILD_ENDED

@@ -1,4 +1,4 @@
-"""Why a build failed: the jobs that failed by themselves, and the error that tells of them."""
+"""Why a build failed: the jobs that failed by themselves, and the error that reports them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def failures(view: BuildView) -> list[tuple[JobView, Failure]]:
 
 
 def failed(view: BuildView) -> BuildFailed:
-    """The error that tells why a build failed, and what to do."""
+    """The error that says why a build failed, and what to do."""
     causes = failures(view)
     said = "; ".join(f"{view.name_of(job)}: {error.detail}" for job, error in causes)
     hints = dict.fromkeys(error.hint for _, error in causes if error.hint)
@@ -31,5 +31,5 @@ def failed(view: BuildView) -> BuildFailed:
 
 
 def is_retryable(error: Failure) -> bool:
-    """Whether the same job may succeed when it's run again as it is."""
+    """Whether the same job may succeed if rerun unchanged."""
     return type(from_code(error.code)) is StageFailed or from_code(error.code).retryable

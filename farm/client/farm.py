@@ -26,11 +26,11 @@ class Farm(Submissions, Builds, Registry, Pulls, Fleet, Plugins, Storage, Keys):
     """The farm at ``url``; by default at ``FARM_URL``, else on this machine.
 
     Parameters:
-        key: to the farm; by default `FARM_KEY`, else that of the farm which this user runs on this
+        key: for the farm; by default `FARM_KEY`, else the key of the farm that this user runs on this
             machine.
-        timeout: seconds without an answer after which a request is given up.
-        backoff: how requests that can be repeated are repeated while the farm is out of reach.
-        transport: what carries the requests, for tests.
+        timeout: seconds without a response after which a request fails.
+        backoff: how repeatable requests are retried while the farm is unreachable.
+        transport: carries the requests; for tests.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from farm.errors import DigestMismatch
 from farm.schemas.engines import EngineView
 from farm.specs.runtime import Runtime
 
-#: What a model may be called, and no folder, no hidden file, nothing that a shell expands.
+#: Valid model names: no folders, hidden files, or characters that a shell expands.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,250}")
 _SUFFIXES = {Runtime.ONNXRUNTIME: "onnx", Runtime.TORCHSCRIPT: "pt"}
 
@@ -18,14 +18,14 @@ def file_name(engine: EngineView, *, with_runtime: bool = False) -> str:
     """``digits-v1-int8-sm_89.engine``, or ``.onnx`` for ONNX Runtime; ``…-pruned-2-4.engine``."""
     suffix = _SUFFIXES.get(engine.runtime, "engine")
     runtime = f"-{engine.runtime}" if with_runtime else ""
-    # Never the name of the unpruned one, which may lie in the same folder.
+    # Distinct from the unpruned engine's name, which may be in the same folder.
     pruned = f"-pruned-{engine.prune.replace(':', '-')}" if engine.prune else ""
     name = f"{engine.model}-v{engine.version}-{engine.precision}-{engine.gpu}"
     return _checked(f"{name}{runtime}{pruned}.{suffix}")
 
 
 def _checked(name: str) -> str:
-    """A name that stays in its folder, whoever runs the farm.
+    """A name that can't leave its folder, whoever runs the farm.
 
     Raises:
         DigestMismatch
@@ -33,13 +33,13 @@ def _checked(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise DigestMismatch(
             f"the farm gives an engine's file the name {name!r}, which may lead elsewhere; nothing was kept",
-            hint="don't use this farm, and tell whoever runs it: its records may have been tampered with",
+            hint="don't use this farm, and alert its operator: its records may have been tampered with",
         )
     return name
 
 
 def file_names(engines: Sequence[EngineView]) -> dict[str, str]:
-    """Engine id → a name for its file, with the runtime where two would share one."""
+    """Engine id → its file name, including the runtime if two would otherwise share one."""
     names = [file_name(engine) for engine in engines]
     return {
         engine.id: file_name(engine, with_runtime=names.count(name) > 1)

@@ -1,4 +1,4 @@
-"""The fleet: workers, the targets that they serve, and what their builders have timed."""
+"""The fleet: workers, their targets, and timing caches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Fleet(Noun):
     """The farm's machines."""
 
     def workers(self) -> list[WorkerView]:
-        """Every worker that announced itself."""
+        """Every registered worker."""
         return self.http.read(_WORKERS, "GET", "/v1/workers")
 
     def targets(self) -> list[TargetView]:
@@ -24,5 +24,5 @@ class Fleet(Noun):
         return self.http.read(_TARGETS, "GET", "/v1/targets")
 
     def timing_caches(self) -> list[TimingCacheView]:
-        """What TensorRT's builders have timed, a GPU and toolchain."""
+        """TensorRT's timing caches, one per GPU and toolchain."""
         return self.http.read(_TIMING_CACHES, "GET", "/v1/timing-caches")

@@ -1,4 +1,4 @@
-"""What an engine of TensorRT-RTX says of itself, held against what the registry says of it."""
+"""Checks a TensorRT-RTX engine's header against its registry entry."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from farm.specs.gpus import compute_capability
 from farm.specs.runtime import Runtime
 
 CONTRADICTION_HINT = (
-    "don't use this engine, and tell whoever runs the farm: its records contradict each other"
+    "don't use this engine, and alert the farm's operator: its records contradict each other"
 )
 
 
 def verify(partial: Path, engine: EngineView) -> None:
-    """Delete an RTX engine that says another thing of itself than the registry does.
+    """Delete an RTX engine whose header contradicts the registry.
 
     Raises:
         DigestMismatch
@@ -52,6 +52,6 @@ def _disagreement(start: bytes, engine: EngineView) -> str | None:
 
 
 def _same_version(header: str, registry: str) -> bool:
-    """Compared as far as both are told: ``1.7.1.116`` and ``1.7.1`` are the same."""
+    """Compares as many parts as both have: ``1.7.1.116`` and ``1.7.1`` are equal."""
     pairs = zip(header.split("."), registry.split("."), strict=False)
     return all(left == right for left, right in pairs)

@@ -1,4 +1,4 @@
-"""Requests to the farm: retried where a repeat is harmless, errors turned into the farm's own."""
+"""Requests to the farm: retried if repeatable, with errors converted to the farm's own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def _who() -> str:
-    """Who asks, for the farm's audit: ``user@host``, in what a header can hold."""
+    """Who is calling, for the farm's audit: ``user@host``, in characters that a header allows."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name
@@ -34,7 +34,7 @@ def _who() -> str:
 
 
 class Http:
-    """One farm's address, spoken to over kept-alive connections."""
+    """One farm's address, reached over keep-alive connections."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Http:
         repeatable: bool = True,
         **options: Any,
     ) -> T:
-        """The answer to a request, as this shape.
+        """The response to a request, as this shape.
 
         Raises:
             FarmError: the farm's own error, or Unavailable.
@@ -93,12 +93,12 @@ class Http:
         return self.understand(adapter, response.content, f"the answer to {method} {path}")
 
     def understand(self, adapter: TypeAdapter[T], content: bytes, what: str) -> T:
-        """JSON of the farm as its shape.
+        """The farm's JSON as its shape.
 
         Raises:
-            FarmError: it is another shape.
+            FarmError: it doesn't have this shape.
         """
-        with suppress(ValueError):  # which the validation tells of
+        with suppress(ValueError):  # validation reports it
             content = plain_json(content)
         try:
             return adapter.validate_json(content)
@@ -125,7 +125,7 @@ class Http:
 
         Parameters:
             repeatable: whether sending it twice does what sending it once does.
-            body: makes the streamed body, afresh for each attempt.
+            body: creates the streamed body for each attempt.
 
         Raises:
             FarmError
@@ -156,10 +156,10 @@ class Http:
     def stream(
         self, path: str, *, headers: Mapping[str, str], read_timeout_s: float
     ) -> Iterator[httpx2.Response]:
-        """One attempt at a streamed GET, to be read by ``answers``; what goes wrong then is httpx2's error.
+        """One attempt at a streamed GET, to be read by ``answers``; later failures are httpx2's errors.
 
         Raises:
-            FarmError: the farm's answer is an error, other than 416.
+            FarmError: the farm responded with an error other than 416.
         """
         timeout = httpx2.Timeout(self._client.timeout.connect, read=read_timeout_s)
         with self._client.stream("GET", path, headers=headers, timeout=timeout) as response:
@@ -171,11 +171,11 @@ class Http:
             yield response
 
     def unreachable(self, err: httpx2.TransportError) -> Unavailable:
-        """What a lost or refused connection means to a user."""
+        """The user-facing error for a lost or refused connection."""
         return problems.unreachable(self.url, err)
 
     def error_of(self, response: httpx2.Response) -> FarmError:
-        """The farm's error that an answer tells of; of a key that it won't have, with what to do here."""
+        """The farm's error that a response reports; for a rejected key, with a hint that fits this client."""
         error = problems.error_of(response)
         if isinstance(error, KeyNeeded):
             error.hint = self._key.hint
@@ -183,10 +183,10 @@ class Http:
 
 
 def _check_key(key: str) -> None:
-    """Raise InvalidRequest unless a header can hold it."""
+    """Raise InvalidRequest unless it can be sent in a header."""
     if not key.isascii() or not key.isprintable() or " " in key:
         raise InvalidRequest(
-            "what is given as a key to the farm isn't one",
+            "the given key isn't a farm's key",
             hint="a key is one word, farm_…: look at FARM_KEY",
         )
 

@@ -1,4 +1,4 @@
-"""Which key a client sends: the one that it is given, ``FARM_KEY``, or that of the farm on this machine."""
+"""Which key a client sends: the given one, ``FARM_KEY``, or the key of the farm on this machine."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ _MAKE = "or FARM_KEY to one that an administrator has made: farm keys create"
 
 
 class Found(NamedTuple):
-    """A key, if there is one, and what to do if the farm won't have it."""
+    """A key, if there is one, and what to do if the farm rejects it."""
 
     key: str | None
     hint: str
 
 
 def find(given: str | None, *, is_local: bool) -> Found:
-    """The key for a farm.
+    """The key to use for a farm.
 
     Parameters:
-        given: by the caller, before all else.
-        is_local: whether the farm is on this machine. The key of this user's own farm is sent to no other.
+        given: the caller's, which takes precedence.
+        is_local: whether the farm is on this machine. The key of this user's own farm is never sent to
+            another.
     """
     if given:
         return Found(given, f"pass a key of this farm; {_makes()}")

@@ -1,4 +1,4 @@
-"""Keys to the farm, and the audit of what was done with them."""
+"""API keys, and the audit log."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from farm.schemas.keys import AuditEntry, AuditPage, KeyPage, KeyView, NewKey
 
 
 class Keys(Noun):
-    """Who may do what, and who did."""
+    """Manages API keys and reads the audit log."""
 
     def create_key(
         self, name: str, scopes: Sequence[str], *, expires_in_s: int | None = None
     ) -> NewKey:
-        """Make a key. What this returns is the only copy of it.
+        """Create a key. The result holds its only copy.
 
         Parameters:
             scopes: ``read``, ``submit``, ``promote``, ``admin``.
@@ -23,26 +23,26 @@ class Keys(Noun):
             KeyNeeded, ScopeMissing, InvalidRequest
         """
         request = {"name": name, "scopes": list(scopes), "expires_in_s": expires_in_s}
-        # A repeat would make another.
+        # A repeat would create another.
         return self.http.read(NewKey, "POST", "/v1/keys", json=request, repeatable=False)
 
     def keys(self, *, limit: int = 1000) -> list[KeyView]:
-        """The farm's keys, the newest first, also those that open nothing any more."""
+        """The farm's keys, newest first, including expired and revoked ones."""
         pages = self._pages(KeyPage, "/v1/keys", {}, limit)
         return [item for page in pages for item in page.items]
 
     def revoke_key(self, key_id: str) -> KeyView:
-        """Let a key open nothing any more.
+        """Revoke a key.
 
         Raises:
             NotFound
-            Conflict: it is the last one that can make others.
+            Conflict: it is the last one that can create others.
         """
         return self.http.read(KeyView, "DELETE", f"/v1/keys/{part(key_id)}")
 
     def audit(
         self, *, key: str | None = None, action: str | None = None, limit: int = 50
     ) -> list[AuditEntry]:
-        """Who changed what, the newest first."""
+        """Who changed what, newest first."""
         pages = self._pages(AuditPage, "/v1/audit", {"key": key, "action": action}, limit)
         return [item for page in pages for item in page.items]

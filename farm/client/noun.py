@@ -1,4 +1,4 @@
-"""One kind of what a farm has, and its calls."""
+"""One kind of thing that a farm has, and its calls."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Noun:
 
 
 def given(query: Mapping[str, Any]) -> dict[str, Any]:
-    """A query without what wasn't asked for."""
+    """A query without unset parameters."""
     return {name: value for name, value in query.items() if value is not None}
 
 
 def part(name: str) -> str:
-    """A name as one part of a path: a slash in it doesn't make it two."""
+    """A name as a single path segment: slashes are escaped."""
     return quote(name, safe="")

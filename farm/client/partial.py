@@ -1,4 +1,4 @@
-"""A file that is arriving: ours alone, and never through a link."""
+"""A partial download: locked for this process, and never reached through a symlink."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from farm.errors import Conflict
 
 @contextmanager
 def held(path: Path) -> Iterator[Path]:
-    """The unfinished file's path, ours alone until the block ends.
+    """The partial file's path, locked until the block ends.
 
     Raises:
         Conflict: another process is writing it.
@@ -31,14 +31,14 @@ def held(path: Path) -> Iterator[Path]:
                 raise Conflict(
                     f"another pull is writing {partial}", hint="wait for it, then pull again"
                 ) from None
-            # Another pull may have finished, and renamed the file that we opened, in between.
+            # Another pull may have finished and renamed the file we opened.
             if _is_same(file, partial):
                 yield partial
                 return
 
 
 def appending(partial: Path) -> BinaryIO:
-    """The file, made if it isn't there. A link isn't followed: it is an OSError."""
+    """The file, created if missing. A symlink isn't followed: it raises OSError."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
     return os.fdopen(os.open(partial, flags, 0o666), "ab")
 
@@ -51,6 +51,6 @@ def _is_same(file: BinaryIO, path: Path) -> bool:
 
 
 def truncate(partial: Path) -> None:
-    """Begin it from nothing."""
+    """Empty the file."""
     with appending(partial) as file:
         file.truncate(0)

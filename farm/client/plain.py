@@ -1,7 +1,7 @@
-"""What a farm says, without what a terminal would obey.
+"""Text from a farm, without terminal control characters.
 
-Names, errors and logs come from strangers' models. Control characters in them move the cursor, set the title,
-or write over what is on the screen; those for bidirectional text show other words than there are.
+Names, errors and logs may come from strangers' models. Control characters in them could move the cursor, set
+the title or overwrite the screen; bidirectional ones could disguise text.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ import json
 import re
 from typing import Any
 
-#: C0 and C1 but tab and line feed, and the marks of Unicode that turn text around.
+#: C0 and C1 except tab and line feed, and Unicode's bidirectional controls.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-#: In JSON they are escaped, or C1 and the marks as they are.
+#: In JSON they are escaped; C1 and the bidirectional controls may also be literal.
 _MAY_BE_IN_JSON = re.compile(
     rb"\\u00|\\u20|\\[bfr]|\xc2[\x80-\x9f]|\xe2\x80[\xaa-\xae]|\xe2\x81[\xa6-\xa9]|\x7f"
 )
 
 
 def plain(text: str) -> str:
-    """The text with what a terminal would obey as ``\\x1b``; a carriage return ends a line."""
+    """The text with control characters escaped, as in ``\\x1b``; a carriage return ends a line."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), lines)
 
 
 def plain_json(content: bytes) -> bytes:
-    """JSON whose texts are plain.
+    """Parse JSON and make its strings plain.
 
     Raises:
         ValueError: it isn't JSON.
@@ -36,7 +36,7 @@ def plain_json(content: bytes) -> bytes:
 
 
 def plain_value(value: Any) -> Any:
-    """The same value, whose texts are plain."""
+    """The same value with its strings made plain."""
     if isinstance(value, str):
         return plain(value)
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Libraries of TensorRT plugins that builds may name."""
+"""TensorRT plugin libraries that builds may use."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _PLUGINS = TypeAdapter(list[PluginView])
 
 
 class Plugins(Noun):
-    """The farm's allow-list of plugins."""
+    """The farm's plugin allow-list."""
 
     def plugins(self) -> list[PluginView]:
-        """The plugin libraries that builds may name."""
+        """The plugin libraries that builds may use."""
         return self.http.read(_PLUGINS, "GET", "/v1/plugins")
 
     def add_plugin(
@@ -30,11 +30,11 @@ class Plugins(Noun):
         name: str | None = None,
         progress: Progress | None = None,
     ) -> PluginView:
-        """Upload a library of TensorRT plugins, and allow-list it.
+        """Upload a TensorRT plugin library and allow-list it.
 
         Parameters:
-            signature: Ed25519, of the library's bytes, by a key that the farm trusts; in base64.
-            name: by default the file's.
+            signature: Ed25519 signature of the library's bytes by a key that the farm trusts, in base64.
+            name: by default the file's name.
 
         Raises:
             PluginRefused, InvalidRequest, DigestMismatch, Unavailable

@@ -1,4 +1,4 @@
-"""Answers that tell of errors, and connections that were lost, as the farm's own errors."""
+"""Error responses and lost connections as the farm's own errors."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import httpx2
 from farm.client.plain import plain, plain_value
 from farm.errors import FarmError, NotFound, Unavailable, from_code
 
-#: Too many at once, or a part of the farm that is away: it passes.
+#: Temporary: the farm is overloaded, or a part of it is unreachable.
 _BUSY = frozenset({429, 502, 503, 504})
 _LONGEST_RETRY_AFTER_S = 10.0
 START_HINT = "is the farm running? start one with: farm up; or set FARM_URL (--url) to where it is"
 
 
 def is_passing(err: Exception) -> TypeGuard[Unavailable]:
-    """Whether the same may work a little later."""
+    """Whether a retry a little later may succeed."""
     return isinstance(err, Unavailable) and err.status in _BUSY
 
 
 def unreachable(url: str, err: httpx2.TransportError) -> Unavailable:
-    """What a lost or refused connection means to a user."""
+    """The user-facing error for a lost or refused connection."""
     if isinstance(err, httpx2.UnsupportedProtocol):
         return Unavailable(f"{url!r} isn't an http:// or https:// address", hint=START_HINT)
     if isinstance(err, httpx2.ConnectError | httpx2.ConnectTimeout):
@@ -32,14 +32,14 @@ def unreachable(url: str, err: httpx2.TransportError) -> Unavailable:
 
 
 def error_of(response: httpx2.Response) -> FarmError:
-    """The farm's error that an answer tells of: of the same class, status, detail and hint."""
+    """The farm's error that a response reports, with the same class, status, detail and hint."""
     status = response.status_code
     problem = _problem(response)
     if problem is None:
         return _foreign(response)
     hint = problem.get("hint")
     error = from_code(str(problem["code"]), str(problem["detail"]), hint and str(hint))
-    # What a client may try again, or look for elsewhere, follows from the status; the code stays.
+    # The status decides whether a client may retry; the unknown code is kept.
     kind = {404: NotFound}.get(status, Unavailable if status in _BUSY else FarmError)
     if not isinstance(error, kind):
         error = kind(error.detail, hint=hint and str(hint))
@@ -61,7 +61,7 @@ def _problem(response: httpx2.Response) -> dict[str, Any] | None:
 
 
 def _foreign(response: httpx2.Response) -> FarmError:
-    """The error of an answer that isn't the farm's: a proxy's, or one without a body."""
+    """The error for a response that isn't the farm's: a proxy's, or one without a body."""
     request, status = response.request, response.status_code
     phrase = response.reason_phrase or "an error"
     detail = plain(f"{request.method} {request.url} answered {status} {phrase}")
@@ -76,7 +76,7 @@ def _asked_s(response: httpx2.Response) -> float:
     try:
         asked_s = float(response.headers.get("Retry-After", 0))
     except ValueError:
-        return 0.0  # a date: our own backoff will do
+        return 0.0  # an HTTP date: our own backoff applies
     return min(asked_s, _LONGEST_RETRY_AFTER_S) if asked_s > 0 else 0.0
 
 

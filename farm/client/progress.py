@@ -1,4 +1,4 @@
-"""Who wants to know how far a transfer is."""
+"""The callback for a transfer's progress."""
 
 from __future__ import annotations
 

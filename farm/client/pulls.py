@@ -1,4 +1,4 @@
-"""Engines for this machine: which one is the best, and its download."""
+"""Engines for this machine: finding the best, and downloading it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from farm.schemas.engines import EngineView, Match
 
 
 class Pulls(Noun):
-    """What is downloaded from the farm."""
+    """Matches and downloads engines."""
 
     def match(
         self,
@@ -26,12 +26,12 @@ class Pulls(Noun):
         prune: str | None = None,
         doubtful: bool = False,
     ) -> Match:
-        """The best engine of a model for a GPU tag, and why it is the best.
+        """A model's best engine for a GPU tag, and why it was chosen.
 
-        A pruned one only where it is asked for, or there is no other of its version.
+        Pruned engines are returned only if requested, or if the version has no other.
 
         Parameters:
-            doubtful: take one that failed a gate, where there is no good one.
+            doubtful: accept one that failed a gate if no other matches.
 
         Raises:
             NotFound: naming what exists.
@@ -55,7 +55,7 @@ class Pulls(Noun):
         doubtful: bool = False,
         progress: Progress | None = None,
     ) -> Pulled:
-        """Download the best engine of a model for a GPU tag, verified.
+        """Download a model's best engine for a GPU tag and verify it.
 
         Raises:
             NotFound, UnknownGpu, DigestMismatch, Unavailable
@@ -74,7 +74,7 @@ class Pulls(Noun):
     def fetch(
         self, match: Match, folder: str | Path = ".", *, progress: Progress | None = None
     ) -> Pulled:
-        """Download a match, verified.
+        """Download a match and verify it.
 
         Raises:
             DigestMismatch, Unavailable
@@ -86,7 +86,7 @@ class Pulls(Noun):
     def download_all(
         self, engines: Sequence[EngineView], folder: str | Path, progress: Progress | None = None
     ) -> list[Path]:
-        """Download these engines; return their paths in the same order."""
+        """Download these engines; return their paths in order."""
         names = file_names.file_names(engines)
         paths = [Path(folder) / names[engine.id] for engine in engines]
         for engine, path in zip(engines, paths, strict=True):

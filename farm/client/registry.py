@@ -9,7 +9,7 @@ from farm.schemas.models import ModelDetail, ModelPage, ModelView
 
 
 class Registry(Noun):
-    """What the farm has built."""
+    """Models and engines in the registry."""
 
     def models(self, *, limit: int = 1000) -> list[ModelView]:
         """Models by name."""
@@ -35,10 +35,10 @@ class Registry(Noun):
         prune: str | None = None,
         limit: int = 1000,
     ) -> list[EngineView]:
-        """A model's engines, the newest first.
+        """A model's engines, newest first.
 
         Parameters:
-            prune: ``2:4``, ``l1:0.5``, or ``none`` for those with all weights.
+            prune: ``2:4``, ``l1:0.5``, or ``none`` for unpruned engines.
 
         Raises:
             NotFound, UnknownGpu
@@ -49,7 +49,7 @@ class Registry(Noun):
         return [item for page in pages for item in page.items]
 
     def engine(self, engine_id: str) -> EngineView:
-        """A row of the registry.
+        """An engine's registry entry.
 
         Raises:
             NotFound
@@ -57,7 +57,7 @@ class Registry(Noun):
         return self.http.read(EngineView, "GET", f"/v1/engines/{part(engine_id)}")
 
     def layers(self, engine_id: str) -> LayerReport:
-        """What is in an engine: its layers, and in which types it computes.
+        """An engine's layers, and the types it computes in.
 
         Raises:
             NotFound

@@ -1,4 +1,4 @@
-"""What is tried again while a farm is out of reach, and how long is waited in between."""
+"""What is retried while a farm is unreachable, and after which waits."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import stamina
 from farm.client.problems import is_passing
 from farm.errors import Unavailable
 
-# What stamina says of each attempt is for whoever sets up logging, not for a terminal.
+# stamina's messages are for applications that configure logging, not for a terminal.
 logging.getLogger("stamina").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backoff:
-    """How often a repeatable request is tried, and how long is waited in between.
+    """How often a repeatable request is tried, and the waits in between.
 
-    The wait is doubled each time, and has chance in it: clients that lost a farm together come back one
-    by one. A farm that says how long to wait is obeyed.
+    The wait doubles each time, with jitter so that clients that lost a farm together don't return together. A
+    farm's Retry-After takes precedence.
 
     Parameters:
-        first_s: the first wait, and what chance adds to each at most; zero never waits.
-        longest_s: what the doubling ends at.
+        first_s: the first wait, and the largest jitter; zero never waits.
+        longest_s: the longest wait.
     """
 
     attempts: int = 4
@@ -35,7 +35,7 @@ class Backoff:
     longest_s: float = 5.0
 
     def tries(self, attempts: int | None = None) -> Iterable[stamina.Attempt]:
-        """Attempts until one doesn't end in what passes, or there were enough."""
+        """Attempts until one succeeds or fails permanently, or the limit is reached."""
         return stamina.retry_context(
             on=self._wait,
             attempts=attempts or self.attempts,
@@ -46,12 +46,12 @@ class Backoff:
         )
 
     def in_a_row(self, attempts: int) -> Iterator[Try]:
-        """Attempts without end, of which so many may fail in a row; one that got on begins a new row."""
+        """Unlimited attempts, of which this many may fail in a row; progress resets the count."""
         lost: Unavailable | None = None
         while True:
             for attempt in self.tries(attempts + (lost is not None)):
                 if lost is not None:
-                    with attempt:  # to be waited for, as all that is lost
+                    with attempt:  # retried like any lost connection
                         err, lost = lost, None
                         raise err
                     continue
@@ -62,17 +62,17 @@ class Backoff:
                     break
 
     def _wait(self, err: Exception) -> bool | float:
-        """Whether what went wrong passes; where the farm says when, after how many seconds."""
+        """Whether the failure is temporary; if the farm says for how long, the seconds to wait."""
         if not is_passing(err):
             return False
         if not err.retry_after_s or not self.first_s:
             return True
-        # Whom a full farm sends away, it sends away together.
+        # An overloaded farm turns many clients away at once.
         return err.retry_after_s + random.uniform(0, self.first_s)  # noqa: S311
 
 
 class Try:
-    """One attempt, which says of itself whether it ``got_on`` before it failed."""
+    """One attempt; sets ``got_on`` if it made progress before failing."""
 
     def __init__(self, attempt: stamina.Attempt) -> None:
         self._attempt = attempt
@@ -95,5 +95,5 @@ class Try:
             return True
         self.has_ended = err is None
         if err is not None and not isinstance(err, Exception):
-            return None  # Ctrl+C, or nobody wants to know the rest
+            return None  # Ctrl+C, or the consumer stopped early
         return self._attempt.__exit__(kind, err, trace)

@@ -1,4 +1,4 @@
-"""A source as the user has it: which format it is, and the one file or pack that is handed in."""
+"""A source as the user has it: its format, and the one file or pack to submit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _EXPORT_HINT = (
 
 
 class Found(NamedTuple):
-    """What a source is."""
+    """A source's format and content."""
 
     format: SourceFormat
     content: Content
@@ -41,11 +41,11 @@ def find(path: Path, given: str | None = None) -> Found:
     """The source at ``path``: a file, a model with its data files, or a folder of one.
 
     Parameters:
-        given: the format, where the name and the bytes don't say it.
+        given: the format, if the name and the bytes don't say.
 
     Raises:
-        SourceRefused: a pickle by its name or its bytes, or a format that the farm doesn't take.
-        InvalidRequest: no such file, or not what its name says.
+        SourceRefused: a pickle by its name or its bytes, or an unsupported format.
+        InvalidRequest: no such file, or its content doesn't match its name.
     """
     if path.is_dir():
         if given == SourceFormat.SAVEDMODEL or (path / sources.SAVED_MODEL).is_file():
@@ -63,11 +63,11 @@ def find(path: Path, given: str | None = None) -> Found:
 def architecture(
     given: str | None, config: Path | Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    """The request's part on the module of safetensors weights.
+    """The request's architecture for safetensors weights.
 
     Parameters:
         given: ``LIBRARY:NAME``.
-        config: a ``config.json``, or what is in one.
+        config: the path of a ``config.json``, or its content.
 
     Raises:
         InvalidRequest
@@ -129,11 +129,12 @@ def _in_folder(folder: Path) -> Path:
     try:
         return sources.model_in_folder(folder)
     except (MalformedPack, MalformedMessage) as err:
-        raise InvalidRequest(f"{folder} is no model: {err}", hint="name the .onnx file") from err
+        raise InvalidRequest(f"{folder} isn't a model: {err}", hint="name the .onnx file") from err
 
 
 def _savedmodel(folder: Path) -> Pack:
-    """What TensorFlow reads of the folder; its fingerprint differs each time that it is saved."""
+    """The files of the folder that TensorFlow reads, without the fingerprint, which differs with each
+    save."""
     graph = folder / sources.SAVED_MODEL
     require_file(graph)
     variables = sorted(path for path in (folder / "variables").rglob("*") if path.is_file())
@@ -142,30 +143,30 @@ def _savedmodel(folder: Path) -> Pack:
 
 
 def _with_data(path: Path) -> Content:
-    """The model, packed with the files that it keeps weights in if it does."""
+    """The model, packed with its external data files if it has any."""
     try:
         names = external_files(path)
     except MalformedMessage:
-        return path  # the export says what is wrong with it
+        return path  # the export reports what is wrong with it
     if not names:
         return path
     data = {location(name): _data_file(path, name) for name in sorted(names)}
     model = "model.onnx"
-    while model in data:  # so may weights be called
+    while model in data:  # weights may use this name
         model = f"_{model}"
-    # Links, as those of a hub's cache, are followed here: what they lead to is what is handed in.
+    # Symlinks, such as in a hub's cache, are followed here: their targets are what is submitted.
     return Pack(name=path.name, files={model: path} | data)
 
 
 def _data_file(model: Path, name: str) -> Path:
-    """The file in which a model keeps weights by this name."""
+    """The external data file of this name."""
     place = location(name)
     if leads_out(place):
         raise InvalidRequest(
             f"{model.name} keeps weights in {name!r}, which isn't beside it",
             hint="save it again: onnx.save(onnx.load(path), path, save_as_external_data=True)",
         )
-    # As it is written, for a name that has a backslash in it; else as it is meant.
+    # First literally, since a name may contain a backslash; then as a path.
     for found in (model.parent / name, model.parent / place):
         if found.is_file():
             return found

@@ -1,4 +1,4 @@
-"""The farm's store: what nothing needs is removed, what is damaged set aside."""
+"""Maintenance of the farm's store: garbage collection and scrubbing."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _LONGEST_S = 3600.0
 
 
 class Storage(Noun):
-    """The upkeep of the farm's store."""
+    """Maintains the farm's store."""
 
     def gc(self, *, older_than_s: float = 86400.0, dry_run: bool = False) -> GcReport:
-        """Remove from the farm's store what nothing in its database refers to.
+        """Remove blobs that nothing in the farm's database refers to.
 
         Parameters:
-            older_than_s: what was put or asked for since then is kept.
+            older_than_s: keep blobs uploaded or requested within this time.
             dry_run: remove nothing, and report what would be removed.
 
         Raises:
@@ -26,13 +26,13 @@ class Storage(Noun):
             "POST",
             "/v1/gc",
             json={"dry_run": dry_run, "older_than_s": older_than_s},
-            # It answers when it is done; a repeat would report only what was left to do.
+            # It responds when finished; a repeat would report only the remainder.
             repeatable=False,
             timeout=_LONGEST_S,
         )
 
     def scrub(self) -> ScrubReport:
-        """Hash every blob of the farm's store, and set aside those that are damaged.
+        """Hash every blob in the farm's store and quarantine damaged ones.
 
         Raises:
             Unavailable

@@ -1,4 +1,4 @@
-"""What a submission needs before it is sent: its files' digests, and the request naming them."""
+"""What a submission needs before it is sent: its files' digests, and the request that names them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from farm.schemas.submission import BuildRequest
 
 
 class Files:
-    """The local files of a submission, by their digests."""
+    """A submission's local files, by digest."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
@@ -25,7 +25,7 @@ class Files:
         """The digest of a file, to be uploaded; a digest stands for itself.
 
         Raises:
-            InvalidRequest: there is no such file, or nothing is in it.
+            InvalidRequest: there is no such file, or it is empty.
         """
         if is_digest(str(given)):
             return str(given)
@@ -41,7 +41,7 @@ class Files:
 
 
 def data(digest: str | None, **more: Any) -> dict[str, Any] | None:
-    """The request's part on calibration or evaluation data, if there are any."""
+    """The request's calibration or evaluation data, if any."""
     return None if digest is None else {"digest": digest} | more
 
 
@@ -59,14 +59,16 @@ def build_request(**fields: Any) -> BuildRequest:
 
 def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "value_error":  # our own words, which say what was given
+    if error["type"] == "value_error":  # our own message, which quotes the value
         return f"{where}: {error['ctx']['error']}"
     return f"{where}: {error['msg']}, not {error['input']!r}"
 
 
 def model_name(path: Path) -> str:
-    """A model's name by its file: ``my model.onnx`` → ``my-model``."""
+    """A model's name from its file: ``my model.onnx`` → ``my-model``."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-")[:100]
     if not name:
-        raise InvalidRequest(f"{path.name} gives no name to a model", hint="pass name=… (--name)")
+        raise InvalidRequest(
+            f"no model name can be made from {path.name}", hint="pass name=… (--name)"
+        )
     return name

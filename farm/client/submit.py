@@ -1,4 +1,4 @@
-"""A submission: what is uploaded for it, and the request."""
+"""Submitting: the uploads, and the request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from farm.specs.source import SourceFormat
 
 
 class Submissions(Noun):
-    """What is asked of the farm."""
+    """Submits models."""
 
     def submit(
         self,
@@ -52,29 +52,29 @@ class Submissions(Noun):
         idempotency_key: str | None = None,
         progress: Progress | None = None,
     ) -> Build:
-        """Ask for a model's engines: every precision for every target.
+        """Submit a model: every precision for every target.
 
         Parameters:
             source: an ``.onnx``, ``.pt2``, TorchScript or ``.safetensors`` file, the folder of a
-                SavedModel, or the digest of one that the farm has. Files in which an ``.onnx`` keeps
-                weights are packed with it.
-            name: the model's, by default the file's without its suffix.
-            format: ``onnx``, ``pt2``, ``torchscript``, ``savedmodel`` or ``safetensors``; by default what the
-                file's name and bytes say, and of a digest the one that it was first submitted with.
-            architecture: of safetensors weights: ``LIBRARY:NAME``, as ``transformers:BertModel``.
+                SavedModel, or the digest of an earlier upload. An ``.onnx`` file's external data files are
+                packed with it.
+            name: the model's name, by default the file's without its suffix.
+            format: ``onnx``, ``pt2``, ``torchscript``, ``savedmodel`` or ``safetensors``; by default detected
+                from the file's name and bytes, or for a digest the format it was first submitted in.
+            architecture: for safetensors weights: ``LIBRARY:NAME``, such as ``transformers:BertModel``.
             config: its configuration, or the path of its ``config.json``.
             calibration, evaluation: ``.npz`` or ``.safetensors`` files, or digests.
             min_agreement, max_error: gates for all precisions instead of the farm's; an engine that fails
                 one is published as doubtful.
             profiles: input name → ``{"min": shape, "opt": shape, "max": shape}``.
-            fixed_inputs: input name → the one value that it has, which is folded into the graph: a
-                number, a truth, or lists of them in the input's shape.
-            options: of TensorRT's builder: ``farm.specs.options.BuilderOptions``.
-            prune: ``2:4``, or ``l1:0.5`` for half of each layer's weights; not of ONNX.
+            fixed_inputs: input name → its constant value, which is folded into the graph: a number, true or
+                false, or nested lists of these in the input's shape.
+            options: for TensorRT's builder: ``farm.specs.options.BuilderOptions``.
+            prune: ``2:4``, or ``l1:0.5`` for half of each layer's weights; not for ONNX.
             idempotency_key: a repeat with the same key returns the first build.
 
         Raises:
-            InvalidRequest: and its kinds; nothing was submitted.
+            InvalidRequest: or a subclass; nothing was submitted.
             Unavailable
         """
         files = Files(progress)
@@ -129,11 +129,11 @@ class Submissions(Noun):
         try:
             versions = Registry(self.http).model(name).versions
         except NotFound as err:
-            raise InvalidRequest(f"the format of {digest} isn't known here", hint=hint) from err
+            raise InvalidRequest(f"the format of {digest} is unknown", hint=hint) from err
         for version in versions:
             if version.source_digest == digest:
                 return version.source_format
-        raise InvalidRequest(f"{digest} is no version of {name}: say its format", hint=hint)
+        raise InvalidRequest(f"{digest} isn't a version of {name}: specify its format", hint=hint)
 
     def _submit(self, request: BuildRequest, idempotency_key: str | None) -> Build:
         view = self.http.read(
@@ -141,7 +141,7 @@ class Submissions(Noun):
             "POST",
             "/v1/builds",
             json=request.model_dump(mode="json"),
-            # One key for all attempts of this call: a repeat after a lost answer is harmless.
+            # One key for all attempts of this call: a repeat after a lost response is harmless.
             headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex},
         )
         return Build(self.http, view)

@@ -1,4 +1,4 @@
-"""Uploads: named by their sha256 first, and sent only when the farm doesn't have them."""
+"""Uploads: hashed first, and sent only if the farm doesn't have them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def is_digest(text: str) -> bool:
 
 
 def require_file(path: Path) -> None:
-    """Raise InvalidRequest unless there is a file with something in it."""
+    """Raise InvalidRequest unless the file exists and isn't empty."""
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "doesn't exist"
         raise InvalidRequest(f"{path} {what}", hint="check the path")
@@ -34,7 +34,7 @@ def require_file(path: Path) -> None:
 
 
 def digest_of(content: Content, *, what: str = "", progress: Progress | None = None) -> str:
-    """``sha256:…`` of a file or a pack, read once in small pieces."""
+    """``sha256:…`` of a file or a pack, read once in small chunks."""
     found = hashlib.sha256()
     for chunk in _chunks(content, f"{what or 'hash'} {content.name}", progress):
         found.update(chunk)
@@ -42,10 +42,10 @@ def digest_of(content: Content, *, what: str = "", progress: Progress | None = N
 
 
 def upload(http: Http, content: Content, digest: str, *, progress: Progress | None = None) -> None:
-    """Give the farm a file or a pack, unless it has it.
+    """Upload a file or a pack unless the farm has it.
 
     Raises:
-        DigestMismatch: the file changed since its digest was taken.
+        DigestMismatch: the file changed after it was hashed.
         FarmError
     """
     if has(http, digest):
@@ -56,7 +56,7 @@ def upload(http: Http, content: Content, digest: str, *, progress: Progress | No
         "Content-Length": str(_size(content)),
         "Repr-Digest": f"sha-256=:{base64.b64encode(raw).decode()}:",
     }
-    # Repeatable: what is stored is named by its content.
+    # Repeatable: blobs are named by their content.
     stored = http.read(
         Blob,
         "POST",

@@ -311,7 +311,7 @@ def test_wait_for_a_cancelled_build_says_so(farm: Farm) -> None:
 
 def test_wait_gives_up_after_its_timeout(farm: Farm, stub: StubFarm) -> None:
     stub.builds[BUILD] = stub_farm.build("running")
-    with pytest.raises(WaitTimedOut, match="it goes on"):
+    with pytest.raises(WaitTimedOut, match="it continues"):
         farm.build(BUILD).wait(timeout=0)
 
 
