@@ -1,8 +1,8 @@
-"""What of the farm is installed here: `pip install engine-farm` is the client and the command line.
+"""Which parts of the farm are installed: `pip install engine-farm` is the client and the command line.
 
-Extras bring the libraries of the rest. What runs in processes of its own, ``workers`` and ``migrations``,
-comes with the distribution ``engine-farm-server``, in a folder of ``farm``'s: beside it they would be
-anybody's names. In a checkout they lie beside ``farm``.
+Extras bring the other parts' libraries. ``workers`` and ``migrations``, which run in separate processes, come
+with the distribution ``engine-farm-server``, in a folder inside ``farm``: at the top level such generic names
+could clash. In a checkout they are beside ``farm``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BROUGHT = (
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """What the block imports is brought by this extra.
+    """Convert a failed import in the block to the error that names this extra.
 
     Raises:
         ExtraMissing: it isn't there.
@@ -38,12 +38,12 @@ def needs(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as err:
         name = (err.name or "").partition(".")[0]
         if name in ("", "farm"):
-            raise  # the farm's own fault
+            raise  # a bug in the farm
         raise missing(name, extra) from err
 
 
 def require(module: str, extra: str) -> None:
-    """Return if a module, which another process imports, is there.
+    """Return if a module that another process will import is installed.
 
     Raises:
         ExtraMissing
@@ -54,7 +54,7 @@ def require(module: str, extra: str) -> None:
 
 
 def missing(what: str, extra: str) -> ExtraMissing:
-    """The error that says how to install what isn't."""
+    """The error that says how to install what is missing."""
     return ExtraMissing(
         f"this needs {what}, which isn't installed here", hint=f"pip install '{_named(extra)}'"
     )
@@ -68,7 +68,7 @@ def parts(extra: str = "server") -> Path:
     """The folder that holds ``workers`` and ``migrations``.
 
     Raises:
-        ExtraMissing: they aren't installed, or are another version's.
+        ExtraMissing: they aren't installed, or have another version.
     """
     if (_CHECKOUT / "pyproject.toml").is_file() and _holds(_CHECKOUT):
         return _CHECKOUT
@@ -89,12 +89,12 @@ def _holds(folder: Path) -> bool:
 
 def command(module: str, *arguments: str) -> list[str]:
     """The command that runs one of ``workers``' modules, in ``environment()``."""
-    # -P: nothing is imported from the folder that it starts in.
+    # -P: import nothing from the current folder.
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def environment(extra: str = "worker") -> dict[str, str]:
-    """This process's environment for one that imports ``workers``: the farm's, whoever else has one.
+    """This process's environment, with the path from which another process imports the farm's ``workers``.
 
     Raises:
         ExtraMissing

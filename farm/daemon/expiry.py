@@ -8,17 +8,16 @@ from farm.queue.leases import Lease
 
 
 class LeaseExpiry:
-    """For how long leases haven't been renewed, by this process' own clock.
+    """Tracks how long leases haven't been renewed, by this process's own clock.
 
-    The times that are written in them aren't compared: clocks of machines differ, and jump. Time in
-    which nobody looked doesn't count either: whatever stopped this process may have stopped the
-    workers too.
+    Timestamps in the leases aren't compared, since machines' clocks differ and jump. Time between checks that
+    came late doesn't count either: whatever stopped this process may have stopped the workers too.
 
     Source: the record version numbers of Amazon's DynamoDB lock client.
 
     Parameters:
-        longest_s: a lease that wasn't renewed for so long has expired.
-        interval_s: how often it is looked.
+        longest_s: a lease not renewed for this long has expired.
+        interval_s: interval between checks.
     """
 
     def __init__(self, *, longest_s: float, interval_s: float) -> None:
@@ -28,7 +27,7 @@ class LeaseExpiry:
         self._silent_s: dict[Lease, float] = {}
 
     def expired(self, leases: Iterable[Lease], at_s: float) -> list[Lease]:
-        """Those of all leases at this time that have expired."""
+        """Given all current leases, those that have expired."""
         watched_s = min(at_s - self._looked_s, 2 * self._interval_s)
         self._looked_s = at_s
         before = self._silent_s
@@ -38,5 +37,5 @@ class LeaseExpiry:
         return [lease for lease, silent_s in self._silent_s.items() if silent_s > self._longest_s]
 
     def forget(self) -> None:
-        """Begin anew with every lease."""
+        """Restart the clock of every lease."""
         self._silent_s = {}

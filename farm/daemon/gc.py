@@ -1,9 +1,9 @@
-"""Garbage collection: the store loses what nothing in the database refers to, and never what something does.
+"""Garbage collection: removes blobs that nothing in the database refers to, and never any other.
 
-A blob goes in three steps, each of which can be the last. Its row is deleted in a transaction that
-looks at the references once more, so that a submission which races it sees the blob or is told to
-upload it. Its file is set aside, so that whoever stores the same blob from then on puts a file of
-its own. Only when it has stayed old and unknown until then is it deleted.
+A blob is removed in three steps, and a crash may come after any of them. Its row is deleted in a transaction
+that rechecks the references, so that a racing submission either sees the blob or is told to upload it. Its
+file is set aside, so that anyone who stores the same blob from then on creates a new file. It is deleted only
+if it is still old and unreferenced by then.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from farm.store.base import Store, StoredFile
 from farm.trust import audit
 from farm.trust.callers import THE_FARM, Caller
 
-LISTED = 1000  #: removed blobs that a report names
-_BATCH = 100  #: blobs a transaction: SQLite's other writers wait meanwhile
-#: What isn't in the database yet may be on its way there: it has this long, however short the grace.
+LISTED = 1000  #: removed blobs listed in a report
+_BATCH = 100  #: blobs per transaction: SQLite's other writers wait meanwhile
+#: A blob not in the database yet may be about to be added: it is kept this long, however short the grace.
 _ARRIVING = timedelta(hours=1)
-#: How far the clocks of the farm's machines may be apart, and how long a submission may take.
+#: Allowance for clock skew between the farm's machines, and for the duration of a submission.
 _SKEW = timedelta(minutes=10)
 
 
@@ -56,19 +56,18 @@ def collect(
     dry_run: bool = False,
     by: Caller = THE_FARM,
 ) -> GcReport:
-    """Remove the blobs that nothing refers to, and what interrupted uploads have left.
+    """Remove unreferenced blobs, and the remains of interrupted uploads.
 
     Parameters:
-        older_than_s: the grace. What was put or asked for since then stays: somebody may be about
-            to refer to it.
+        older_than_s: the grace. Blobs stored or requested since then stay, as they may be about to be used.
         dry_run: remove nothing, and report what would be removed.
-        by: who asks for it, for the audit.
+        by: the caller, for the audit.
 
     Raises:
         StorageFull, StorageUnavailable, DatabaseUnavailable
     """
     if not dry_run:
-        store.spend_reserve()  # on a full disk even a deletion can't be written down
+        store.spend_reserve()  # on a full disk not even a deletion can be recorded
     try:
         return _Collector(db, store, by, older_than_s=older_than_s).run(dry_run=dry_run)
     finally:
@@ -87,7 +86,7 @@ class _Collector:
 
     def run(self, *, dry_run: bool) -> GcReport:
         if not dry_run:
-            self._store.put_all_back()  # what a gc that was killed had set aside
+            self._store.put_all_back()  # files that a killed gc had set aside
         with self._db.read() as session:
             referred = artifacts.referred(session)
         for batch in _batches(self._unreferred(referred), _BATCH):
@@ -141,7 +140,7 @@ class _Collector:
     def _look_again(
         self, aside: list[StoredFile], listed: dict[str, StoredFile]
     ) -> Iterator[StoredFile]:
-        """Those that have stayed as they were; the others are put back."""
+        """The files that haven't changed; the others are put back."""
         same: list[StoredFile] = []
         for file in aside:
             # Stored again before it was set aside.
@@ -152,7 +151,7 @@ class _Collector:
         with self._db.read() as session:
             known = artifacts.ages(session, [file.digest for file in same])
         for file in same:
-            if file.digest in known:  # whatever refers to it made a row of it first
+            if file.digest in known:  # whatever refers to it created a row first
                 self._store.put_back(file)
             else:
                 yield file

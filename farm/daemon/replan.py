@@ -1,4 +1,4 @@
-"""Builds are planned anew whose jobs the workers have left, since these have other tools by now."""
+"""Replans builds with jobs that the workers left because their tools have changed."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _RACES = 10
 
 
 def replan_outdated(db: Database, *, ttl_s: float) -> list[Bell]:
-    """Plan anew, with the tools that are there now; return what is to be rung for.
+    """Replan with the current tools; return the bells to ring.
 
-    One build after the other, each in a unit of work of its own: there may be many.
+    One build at a time, each in its own unit of work: there may be many.
 
     Parameters:
-        ttl_s: how long a worker that is silent counts as online.
+        ttl_s: how long a silent worker counts as online.
 
     Raises:
-        Unavailable: the database is away; what is left is planned the next time.
+        Unavailable: the database is unreachable; the rest is replanned next time.
     """
     with db.read() as session:
         left = outdated(session)
@@ -59,7 +59,7 @@ def _plan_once(db: Database, build_id: str, job_id: int, ttl_s: float) -> Sequen
             with db.write() as session:
                 fleet = Fleet.load(session, ttl_s=ttl_s)
                 return replan_build(session, build_id, instead_of=job_id, fleet=fleet)
-        except IntegrityError:  # a submission of the same work; the next look finds it there
+        except IntegrityError:  # a concurrent submission of the same work; the next round sees it
             if race == _RACES - 1:
                 raise
     return ()

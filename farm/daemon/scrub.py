@@ -1,8 +1,8 @@
-"""Scrubbing: every blob of the store is hashed, and what is damaged is taken out of the farm's reach.
+"""Scrubbing: hashes every blob in the store and quarantines damaged ones.
 
-A damaged blob is set aside. The farm's promise of it goes, so that its engines aren't matched any more, a
-submission that names it is told to upload it, and uploads of the right bytes heal it. The job that made it
-counts as failed from then on, so that a retry makes it again.
+A damaged blob is set aside and its row is marked as lost. Its engines are no longer matched, submissions that
+name it are told to upload it, and uploading the right bytes restores it. The job that made it is marked as
+failed, so that a retry makes it again.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from farm.trust.callers import THE_FARM, Caller
 
 log = logging.getLogger(__name__)
 
-_LISTED = 1000  #: damaged and missing blobs that a report names
+_LISTED = 1000  #: damaged and missing blobs listed in a report
 _ADOPT_AGAIN_S = 2.0
-_REST_S = 60.0  #: of the background's scrub, between rounds, and after an error
+_REST_S = 60.0  #: pause of the background scrub between rounds, and after an error
 
 
 def scrub(db: Database, store: Store, by: Caller = THE_FARM) -> ScrubReport:
-    """Hash all blobs that the farm knows of, and set aside the damaged ones.
+    """Hash all blobs that the farm knows, and set damaged ones aside.
 
     Parameters:
-        by: who asks for it, for the audit.
+        by: the caller, for the audit.
 
     Raises:
         StorageUnavailable, DatabaseUnavailable
@@ -52,7 +52,7 @@ def scrub(db: Database, store: Store, by: Caller = THE_FARM) -> ScrubReport:
             report = report.model_copy(update={"missing": missing})
             continue
         found: list[str] = []
-        if not _is_right(store, digest):  # before the database is held
+        if not _is_right(store, digest):  # hash it before holding the database
             with db.write() as session:
                 found = check(session, store, [digest], by)
         report = report.model_copy(
@@ -68,7 +68,7 @@ def scrub(db: Database, store: Store, by: Caller = THE_FARM) -> ScrubReport:
 def check(
     session: Session, store: Store, digests: Iterable[str], by: Caller = THE_FARM
 ) -> list[str]:
-    """Hash these blobs, and set aside those that are damaged, which are returned."""
+    """Hash these blobs and set damaged ones aside; return the damaged ones."""
     damaged = [digest for digest in sorted(set(digests)) if not _is_right(store, digest)]
     for digest in damaged:
         log.error("blob %s is damaged: quarantined", digest)
@@ -83,7 +83,7 @@ def _is_right(store: Store, digest: str) -> bool:
     try:
         return store.is_right(digest)
     except NotFound:
-        return True  # it is no blob, or gc was quicker
+        return True  # not a blob, or gc was quicker
 
 
 def _fail_its_makers(session: Session, digest: str) -> None:
@@ -109,10 +109,10 @@ def _known(db: Database) -> Iterator[tuple[str, int]]:
 
 
 class Scrubber(threading.Thread):
-    """Makes the store the farm's, and scrubs it in the background: slowly, and from a place of its own.
+    """Gives the store its identity, and scrubs it slowly in the background, from a random start.
 
     Parameters:
-        bytes_per_s: at most so many are read, on average.
+        bytes_per_s: limit on the average read rate.
     """
 
     def __init__(self, db: Database, store: Store, *, bytes_per_s: float) -> None:
@@ -128,15 +128,15 @@ class Scrubber(threading.Thread):
 
     def run(self) -> None:
         while not self._adopted() and not self._stopped.wait(_ADOPT_AGAIN_S):
-            pass  # the database was away when the API started
+            pass  # the database was unreachable when the API started
         while not self._stopped.wait(_REST_S):
             try:
                 self._round()
             except Unavailable as err:
                 log.warning("%s; scrubbing resumes in %s s", err.detail, _REST_S)
             except Exception:
-                # Nobody else scrubs in this process: a bug may cost a round, and not the thread.
-                log.exception("the scrub has a bug here")
+                # The only scrubber in this process: a bug may cost a round, but must not end the thread.
+                log.exception("the scrub hit a bug; it continues")
 
     def _adopted(self) -> bool:
         try:
@@ -145,7 +145,7 @@ class Scrubber(threading.Thread):
             log.warning("%s; hint: %s", err.detail, err.hint)
             return False
         except Exception:
-            log.exception("the scrub has a bug here")
+            log.exception("the scrub hit a bug; it continues")
             return False
         return True
 

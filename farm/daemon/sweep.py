@@ -1,4 +1,4 @@
-"""The sweep: rings again for what a crash lost, and takes jobs back from workers that fell silent."""
+"""The sweep: resends messages lost in a crash, and takes jobs back from silent workers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 
 
 class Sweeper(threading.Thread):
-    """Runs in every API process; two of them do no harm.
+    """Runs in every API process; several at once are harmless.
 
-    ``ring`` leaves a submission's messages to it, so that the submission needn't wait for the broker.
+    ``ring`` hands it a submission's messages, so that the submission needn't wait for the broker.
     """
 
     def __init__(self, db: Database, doorbell: Doorbell, settings: Settings) -> None:
@@ -66,11 +66,11 @@ class Sweeper(threading.Thread):
                 log.warning(
                     "%s; the sweep tries again in %s s", err.detail, self._settings.sweep_interval_s
                 )
-                # A woken sweep would spin while the broker is away.
+                # If it could be woken, it would spin while the broker is unreachable.
                 self._stopped.wait(self._settings.sweep_interval_s)
             except Exception:
-                # Nobody else sweeps in this process: a bug may cost a round, and not the thread.
-                log.exception("the sweep has a bug here")
+                # The only sweep in this process: a bug may cost a round, but must not end the thread.
+                log.exception("the sweep hit a bug; it continues")
                 self._stopped.wait(self._settings.sweep_interval_s)
             self._woken.wait(self._settings.sweep_interval_s)
             self._woken.clear()
@@ -85,10 +85,10 @@ class Sweeper(threading.Thread):
         self._ring()
 
     def reap(self) -> None:
-        """Take jobs back from workers that fell silent.
+        """Take jobs back from silent workers.
 
         Raises:
-            Unavailable: the database is away; nothing is lost by that.
+            Unavailable: the database is unreachable; nothing is lost.
         """
         with self._db.read() as session:
             held = leases.running(session)

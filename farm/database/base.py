@@ -1,4 +1,4 @@
-"""What all tables have in common, and how times are stored."""
+"""The tables' common base, and how times are stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a database's error means, and what to do about it."""
+"""Translates database errors into the farm's, with what to do about them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FULL = "the database's disk is full"
 _UNDEFINED = ("42P01", "42703")  #: a table, a column
 _DISK_FULL, _LOCK_NOT_AVAILABLE = "53100", "55P03"
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-#: What Postgres says before a session has begun has no code.
+#: Postgres's errors before a session begins have no code.
 _REFUSED = re.compile(
     r"authentication failed|no password supplied|no pg_hba.conf entry|role .* does not exist"
 )
@@ -29,7 +29,7 @@ _NO_DATABASE = re.compile(r"database .* does not exist")
 
 
 def fault_of(err: DBAPIError) -> FarmError | None:
-    """The farm's error for one of the driver's; None where the statement is wrong, and so the farm."""
+    """The farm's error for a driver's; None if the statement is wrong, which is a bug in the farm."""
     if isinstance(err.orig, sqlite3.DatabaseError):
         return _of_sqlite(err.orig) or _of_values(err)
     state = getattr(err.orig, "sqlstate", None)
@@ -69,7 +69,7 @@ def _of_values(err: DBAPIError) -> FarmError | None:
 
 
 def is_refused(err: FarmError) -> bool:
-    """Whether the database is there, and won't have it so: waiting is no use."""
+    """Whether the database is reachable but refuses: waiting won't help."""
     return bool(_REFUSED.search(err.detail) or _NO_DATABASE.search(err.detail))
 
 

@@ -10,12 +10,12 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 def new_id() -> str:
-    """A short id that sorts by time: 10 digits of milliseconds, 6 of chance (Crockford's base 32)."""
+    """A short id that sorts by time: 10 digits of milliseconds, 6 random ones (Crockford's base 32)."""
     return _id(time.time(), secrets.randbits(30))
 
 
 def first_id(at: datetime) -> str:
-    """What comes before every id that was made from this time on."""
+    """A value that sorts before every id created from this time on."""
     return _id(at.timestamp(), 0)
 
 

@@ -20,13 +20,13 @@ from farm.database.session import Database
 from farm.errors import DatabaseUnavailable, SchemaOutdated
 from farm.settings import Settings
 
-MIGRATION_LOCK = 0x656E67696E65  # any constant: the key of Postgres' advisory lock
+MIGRATION_LOCK = 0x656E67696E65  # an arbitrary constant: the key of Postgres's advisory lock
 
 
 @contextmanager
 def _referring_later(connection: Connection) -> Iterator[None]:
-    """On SQLite foreign keys are off meanwhile: it changes a constraint by making the table anew, and
-    wouldn't drop one that others refer to. That can't be said within a transaction.
+    """On SQLite foreign keys are off meanwhile: a constraint is changed by recreating the table, and a table
+    that others refer to couldn't be dropped. The setting can't be changed within a transaction.
     https://www.sqlite.org/lang_altertable.html#otheralter"""
     driver: Any = connection.connection.driver_connection
     is_sqlite = connection.dialect.name == "sqlite"
@@ -68,8 +68,8 @@ def upgrade(settings: Settings | None = None) -> str:
     config = Config()
     config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
     try:
-        # One transaction, begun before Alembic looks: on SQLite it would make one a migration, and
-        # between two of them another process would begin with the same.
+        # One transaction, begun before Alembic looks: on SQLite it would open one per migration, and between
+        # two of them another process could start the same one.
         with (
             db.engine.connect().execution_options(farm_write=True) as connection,
             _referring_later(connection),

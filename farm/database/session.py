@@ -1,4 +1,4 @@
-"""The database: its engine, its sessions, and errors that say what to do."""
+"""The database: engine, sessions, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PRAGMAS = (
     "journal_mode=WAL",
     "synchronous=NORMAL",
     "foreign_keys=ON",
-    # A checkpoint waits for the disk: at 32 MB of log instead of 4, since the same pages come again.
+    # A checkpoint waits for the disk. At 32 MB of log instead of 4, the same pages are written less often.
     "wal_autocheckpoint=8000",
 )
 
@@ -42,24 +42,24 @@ class Database:
     def __init__(self, url: str, *, pool_size: int = 10, patience_s: float = 30.0) -> None:
         """
         Parameters:
-            patience_s: for which a unit of work waits for others that write, or for a connection.
+            patience_s: how long a unit of work waits for other writers, or for a connection.
         """
         self.url = _understood(url)
         self._patience_s = patience_s
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = self._sqlite() if self.is_sqlite else self._postgres(pool_size)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
-        # SQLite has one writer, and makes the others sleep and ask again. Within a process they queue.
+        # SQLite has one writer, and makes the others sleep and poll. Within a process they queue instead.
         self._writer = threading.Lock() if self.is_sqlite else None
 
     def _sqlite(self) -> Engine:
         if self.url.database and self.url.database != ":memory:":
             file = Path(self.url.database)
             file.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(OSError):  # SQLite says what is wrong
-                # Nobody else's to read; the files that SQLite makes beside it get its permissions.
+            with suppress(OSError):  # SQLite reports what is wrong
+                # Private to this user; the files that SQLite creates beside it inherit its permissions.
                 os.close(os.open(file, os.O_CREAT | os.O_EXCL, 0o600))
-        # One in memory has a connection for each thread, and none to wait for.
+        # An in-memory database has one connection per thread and no pool to wait for.
         waits = {"pool_timeout": self._patience_s} if self.url.database else {}
         engine = create_engine(
             self.url, connect_args={"timeout": self._patience_s}, pool_size=20, **waits
@@ -67,14 +67,14 @@ class Database:
 
         @event.listens_for(engine, "connect")
         def _pragmas(connection: sqlite3.Connection, _record: object) -> None:
-            # The driver would begin transactions on its own, and too late for BEGIN IMMEDIATE.
+            # The driver would begin transactions by itself, too late for BEGIN IMMEDIATE.
             connection.isolation_level = None
             for pragma in PRAGMAS:
                 connection.execute(f"PRAGMA {pragma}")
 
         @event.listens_for(engine, "begin")
         def _begin(connection: Connection) -> None:
-            # A read that turns into a write can't wait for another writer: it would fail at once.
+            # A read transaction that becomes a write can't wait for another writer: it would fail at once.
             options = connection.get_execution_options()
             patience_s = options.get("farm_patience_s", self._patience_s)
             connection.exec_driver_sql(f"PRAGMA busy_timeout={int(patience_s * 1000)}")
@@ -98,7 +98,7 @@ class Database:
 
         @event.listens_for(engine, "connect")
         def _patience(connection: Any, _record: object) -> None:
-            # Not in the connection's options, which a pooler between may not know.
+            # Not in the connection options, which a pooler may not support.
             with connection.cursor() as cursor:
                 cursor.execute(f"SET lock_timeout = {int(self._patience_s * 1000)}")
             connection.commit()
@@ -121,7 +121,7 @@ class Database:
 
         Raises:
             DatabaseUnavailable
-            InvalidRequest: a value is none that the database can hold.
+            InvalidRequest: the database can't store a value.
         """
         with self._turn() as patience_s, self._session(write_within_s=patience_s) as session:
             yield session
@@ -129,7 +129,7 @@ class Database:
 
     @contextmanager
     def _turn(self) -> Iterator[float]:
-        """This process's turn to write, and how long is left to wait for that of other processes."""
+        """This process's turn to write; yields how long to wait for other processes."""
         if self._writer is None:
             yield self._patience_s
             return
@@ -177,7 +177,7 @@ def _understood(url: str) -> URL:
         found = make_url(url)
     except ArgumentError as err:
         raise InvalidRequest(f"FARM_DATABASE_URL isn't a valid URL: {err}", hint=_URL_HINT) from err
-    if found.drivername == "postgres":  # as libpq and many a platform write it
+    if found.drivername == "postgres":  # as libpq and many platforms spell it
         found = found.set(drivername="postgresql")
     if found.get_backend_name() not in ("sqlite", "postgresql"):
         raise InvalidRequest(

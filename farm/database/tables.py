@@ -26,11 +26,11 @@ from farm.specs.states import EngineState
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
 
-# SQLite counts up only an INTEGER PRIMARY KEY.
+# SQLite autoincrements only an INTEGER PRIMARY KEY.
 BigId = BigInteger().with_variant(Integer(), "sqlite")
 
 
-# SQLite knows no lengths, and would copy the table to write down another.
+# SQLite ignores lengths, and would copy the table to change one.
 PrecisionName = String(20).with_variant(String(10), "sqlite")
 
 
@@ -44,9 +44,9 @@ class Model(Base):
 
 
 class Version(Base):
-    """A source of a model; its number grows with each source that the model hasn't had.
+    """A source of a model; each new source gets the next number.
 
-    The same bytes are another source with other inputs fixed, or of another architecture.
+    The same bytes with different fixed inputs or another architecture are a different source.
     """
 
     __tablename__ = "versions"
@@ -59,7 +59,7 @@ class Version(Base):
     number: Mapped[int]
     source_digest: Mapped[str] = mapped_column(String(71))
     source_format: Mapped[str] = mapped_column(String(20))
-    #: `farm.planning.keys.variant`: of what is below, empty where there is nothing.
+    #: `farm.planning.keys.variant` of the columns below; empty if they are.
     variant: Mapped[str] = mapped_column(String(71), default="", server_default="")
     fixed_inputs: Mapped[dict[str, Any] | None] = mapped_column(Json)
     architecture: Mapped[dict[str, Any] | None] = mapped_column(Json)
@@ -67,17 +67,19 @@ class Version(Base):
 
 
 class Artifact(Base):
-    """A blob in the store that the farm knows of."""
+    """A blob in the store that the farm knows."""
 
     __tablename__ = "artifacts"
     digest: Mapped[str] = mapped_column(String(71), primary_key=True)
     bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
-    lost_at: Mapped[datetime | None] = mapped_column(Instant)  #: found damaged, and not put since
+    lost_at: Mapped[datetime | None] = mapped_column(
+        Instant
+    )  #: when it was found damaged; None once it was stored again
 
 
 class KnownStore(Base):
-    """The store that the artifacts are in."""
+    """The store that holds the artifacts."""
 
     __tablename__ = "stores"
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
@@ -97,16 +99,18 @@ class Build(Base):
     state: Mapped[str] = mapped_column(String(20))
     request: Mapped[dict[str, Any]] = mapped_column(Json)
     priority: Mapped[int]
-    client: Mapped[str] = mapped_column(String(100), default="")  #: who takes turns with others
+    client: Mapped[str] = mapped_column(
+        String(100), default=""
+    )  #: whose turn it takes in the queues
     idempotency_key: Mapped[str | None] = mapped_column(String(200), unique=True)
-    gates: Mapped[dict[str, Any] | None] = mapped_column(Json)  #: that its engines are held to
+    gates: Mapped[dict[str, Any] | None] = mapped_column(Json)  #: gates its engines must pass
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
     started_at: Mapped[datetime | None] = mapped_column(Instant)
     finished_at: Mapped[datetime | None] = mapped_column(Instant)
 
 
-# What the partial indexes are of. A query must say it in the same words: a bound parameter would hide
-# from SQLite that they serve it.
+# Conditions of the partial indexes. Queries must use the same text: with a bound parameter SQLite can't tell
+# that an index applies.
 IS_USABLE = text("jobs.state NOT IN ('failed', 'cancelled')")
 
 
@@ -120,11 +124,11 @@ IS_IN_LINE = text("jobs.state IN ('waiting', 'queued')")
 
 
 class Job(Base):
-    """A unit of work, named by what it does. Failed and cancelled rows are history."""
+    """A unit of work, identified by what it does. Failed and cancelled rows are history."""
 
     __tablename__ = "jobs"
     __table_args__ = (
-        # Single flight: at most one job of a key is alive or has succeeded.
+        # Single flight: at most one job per key is live or has succeeded.
         Index(
             "uq_jobs_key_usable",
             "key",
@@ -134,7 +138,7 @@ class Job(Base):
         ),
         Index("ix_jobs_kind_id", "kind", "id"),
         Index("ix_jobs_finished_at", "finished_at"),
-        # Whose turn it is in a queue: what was started last there, and a client's newest.
+        # For taking turns in a queue: the job started last, and a client's newest.
         Index("ix_jobs_queue_priority_started_at", "queue", "priority", "started_at"),
         Index(
             "ix_jobs_queue_client_place",
@@ -144,7 +148,7 @@ class Job(Base):
             sqlite_where=IS_IN_LINE,
             postgresql_where=IS_IN_LINE,
         ),
-        # Those that wait to be announced.
+        # Jobs that wait to be announced.
         Index(
             "ix_jobs_rung_at",
             "rung_at",
@@ -178,8 +182,12 @@ class Job(Base):
     precision: Mapped[str | None] = mapped_column(PrecisionName)
     queue: Mapped[str] = mapped_column(String(80))
     priority: Mapped[int]
-    client: Mapped[str] = mapped_column(String(100), default="")  #: of the build that created it
-    place: Mapped[int] = mapped_column(BigInteger, default=0)  #: in the queue: `farm.queue.turns`
+    client: Mapped[str] = mapped_column(
+        String(100), default=""
+    )  #: client of the build that created it
+    place: Mapped[int] = mapped_column(
+        BigInteger, default=0
+    )  #: position in the queue: `farm.queue.turns`
     needs: Mapped[int] = mapped_column(default=0)  #: inputs that haven't succeeded yet
     attempt: Mapped[int] = mapped_column(default=1)
     first_attempt: Mapped[int] = mapped_column(default=1)
@@ -188,7 +196,7 @@ class Job(Base):
     owner: Mapped[str | None] = mapped_column(String(200))
     lease_until: Mapped[datetime | None] = mapped_column(Instant)
     cancel_requested: Mapped[bool] = mapped_column(default=False)
-    #: How its tools differ from those of the worker that left it, until its builds are planned anew.
+    #: How its tools differ from those of the worker that left it, until its builds are replanned.
     outdated: Mapped[str | None] = mapped_column(String(200))
     phase: Mapped[str | None] = mapped_column(String(100))
     progress: Mapped[float | None]
@@ -201,7 +209,7 @@ class Job(Base):
 
 
 class SharedParameter(Base):
-    """A large parameter, kept once: the recipes name it by its digest."""
+    """A large parameter, stored once: recipes refer to it by digest."""
 
     __tablename__ = "shared_parameters"
     digest: Mapped[str] = mapped_column(String(71), primary_key=True)
@@ -209,7 +217,7 @@ class SharedParameter(Base):
 
 
 class JobInput(Base):
-    """An edge: a job takes an output of another."""
+    """An edge: a job takes another's output."""
 
     __tablename__ = "job_inputs"
     __table_args__ = (Index("ix_job_inputs_needs_id", "needs_id"),)
@@ -220,7 +228,7 @@ class JobInput(Base):
 
 
 class BuildJob(Base):
-    """A job that a build wants, and how it came by it."""
+    """A job that a build needs, and whether it ran, joined or reused it."""
 
     __tablename__ = "build_jobs"
     __table_args__ = (Index("ix_build_jobs_job_id", "job_id"),)
@@ -231,7 +239,7 @@ class BuildJob(Base):
 
 
 class Wanted(Base):
-    """An engine that a build wants: one precision × target."""
+    """An engine that a build asks for: one precision × target."""
 
     __tablename__ = "wanted_engines"
     __table_args__ = (
@@ -249,7 +257,7 @@ class Wanted(Base):
 
 
 class EngineRow(Base):
-    """The registry: an engine, checked against the model that it came from. Never changed."""
+    """The registry: an engine, checked against its model. Never changed."""
 
     __tablename__ = "engines"
     __table_args__ = (
@@ -296,7 +304,7 @@ class Event(Base):
 
 
 class JobLog(Base):
-    """What a job printed, by the event that says when and in which attempt: read only where it is shown."""
+    """What a job printed, keyed by the event with its time and attempt; read only to be shown."""
 
     __tablename__ = "job_logs"
     event_id: Mapped[int] = mapped_column(
@@ -306,7 +314,7 @@ class JobLog(Base):
 
 
 class TimingCache(Base):
-    """What TensorRT's builder has timed on a GPU with a toolchain; the newest revision alone."""
+    """TensorRT's timing cache for one GPU and toolchain; only the newest revision."""
 
     __tablename__ = "timing_caches"
     gpu: Mapped[str] = mapped_column(String(100), primary_key=True)
@@ -315,14 +323,14 @@ class TimingCache(Base):
     cuda: Mapped[str] = mapped_column(String(10), primary_key=True)
     digest: Mapped[str] = mapped_column(ForeignKey("artifacts.digest"))
     revision: Mapped[int]
-    entries: Mapped[int | None]  #: None where this TensorRT can't tell
-    builds: Mapped[int]  #: that have added to it, or found all in it
-    hits: Mapped[int]  #: of these, those that found all in it
+    entries: Mapped[int | None]  #: None if this TensorRT doesn't report it
+    builds: Mapped[int]  #: builds that added to it, or found every entry
+    hits: Mapped[int]  #: of these, the builds that found every entry
     updated_at: Mapped[datetime] = mapped_column(Instant)
 
 
 class Plugin(Base):
-    """A plugin library that builds may load, since one of the farm's keys has signed it."""
+    """A plugin library that builds may load: one of the farm's keys signed it."""
 
     __tablename__ = "plugins"
     digest: Mapped[str] = mapped_column(ForeignKey("artifacts.digest"), primary_key=True)
@@ -333,12 +341,12 @@ class Plugin(Base):
 
 
 class ApiKey(Base):
-    """A key to the API, of which only the digest is kept. Never deleted: the audit names it."""
+    """An API key, of which only the digest is stored. Never deleted: the audit refers to it."""
 
     __tablename__ = "api_keys"
     id: Mapped[str] = mapped_column(
         String(10), primary_key=True
-    )  #: a part of the key that is no secret
+    )  #: the part of the key that isn't secret
     name: Mapped[str] = mapped_column(String(100))
     digest: Mapped[str] = mapped_column(String(64), unique=True)  #: sha256 of the whole key
     scopes: Mapped[list[str]] = mapped_column(Json)
@@ -356,7 +364,7 @@ class AuditRow(Base):
     __table_args__ = (Index("ix_audit_key_id_id", "key_id", "id"),)
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     at: Mapped[datetime] = mapped_column(Instant)
-    key_id: Mapped[str | None] = mapped_column(String(10))  #: None where nobody needed a key
+    key_id: Mapped[str | None] = mapped_column(String(10))  #: None if no key was required
     who: Mapped[str] = mapped_column(String(400))
     label: Mapped[str] = mapped_column(String(100))  #: what the client calls itself
     address: Mapped[str] = mapped_column(String(100))
@@ -366,7 +374,7 @@ class AuditRow(Base):
 
 
 class Worker(Base):
-    """A worker that announced itself."""
+    """A registered worker."""
 
     __tablename__ = "workers"
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
@@ -377,7 +385,7 @@ class Worker(Base):
     queues: Mapped[list[str]] = mapped_column(Json)
     unread: Mapped[list[str] | None] = mapped_column(
         Json
-    )  #: of its queues, those that it doesn't read
+    )  #: queues that it should read and doesn't
     runtimes: Mapped[dict[str, str]] = mapped_column(Json)
     toolchain: Mapped[dict[str, str]] = mapped_column(Json)
     sandbox: Mapped[dict[str, Any]] = mapped_column(Json, server_default="{}")

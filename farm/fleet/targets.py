@@ -1,4 +1,4 @@
-"""What each worker online can build."""
+"""What the online workers can build."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from farm.specs.runtime import Runtime, Target
 
 
 def target_views(fleet: Fleet) -> list[TargetView]:
-    """Every runtime × GPU tag: buildable now, when such a worker joins, or not at all, and why."""
+    """Every runtime × GPU tag: buildable now, once a matching worker joins, or unsupported, and why."""
     tags = (gpus.CPU, *gpus.COMPUTE_CAPABILITIES)
     return [_target_view(fleet, Target(runtime=r, gpu=tag)) for tag in tags for r in Runtime]
 

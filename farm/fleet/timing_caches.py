@@ -1,8 +1,8 @@
-"""The fleet's timing caches: what builders have timed on a GPU with a toolchain, one cache for both.
+"""The fleet's timing caches: TensorRT's kernel timings, one cache per GPU and toolchain.
 
-A cache changes a build's speed and the kernels that it picks, never what the engine is, so no job's key
-covers it. Workers that add to one at the same time combine what they have: a new revision is put in the
-place of the one that it was made from, or not at all.
+A cache affects a build's speed and kernel choice, never what the engine computes, so job keys don't cover it.
+Workers that extend one concurrently merge their entries: a new revision replaces exactly the one it was made
+from, or is rejected.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from farm.store import artifacts
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """What a cache is good for: TensorRT takes none from another GPU or version."""
+    """What a cache is valid for: TensorRT rejects caches from another GPU or version."""
 
     gpu: str  #: as NVML names it
     compute_capability: str
@@ -31,14 +31,14 @@ class Timed:
 
 @dataclass(frozen=True, kw_only=True)
 class Revision:
-    """A cache as it was at some time; the zeroth is the one that isn't there yet."""
+    """One revision of a cache; revision 0 means that there is none yet."""
 
     number: int = 0
     digest: str | None = None
 
 
 def newest(session: Session, timed: Timed) -> Revision:
-    """The newest revision. Its blob becomes young, since the caller is about to read it."""
+    """The newest revision. Renews its blob, since the caller is about to read it."""
     row = session.get(TimingCache, _key(timed))
     if row is None:
         return Revision()
@@ -55,9 +55,9 @@ def replace(
     size: int,
     entries: int | None,
 ) -> bool:
-    """Put a cache in the place of the revision that it was made from; False if another has come there.
+    """Replace the revision that a cache was made from; False if another has replaced it already.
 
-    The blob must be in the store already. It counts as one build more.
+    The blob must be in the store already. Counts one more build.
     """
     artifacts.remember(session, digest, size=size)
     made = {"digest": digest, "entries": entries, "updated_at": now()}
@@ -79,7 +79,7 @@ def replace(
 
 
 def count_hit(session: Session, timed: Timed) -> None:
-    """Count a build that found all that it looked for, and so has nothing to add."""
+    """Count a build that found every entry and so has nothing to add."""
     session.execute(
         update(TimingCache)
         .where(*_is(timed))
@@ -88,7 +88,7 @@ def count_hit(session: Session, timed: Timed) -> None:
 
 
 def views(session: Session) -> list[TimingCacheView]:
-    """All caches, what was used last first."""
+    """All caches, most recently used first."""
     rows = session.execute(
         select(TimingCache, Artifact.bytes)
         .join(Artifact, Artifact.digest == TimingCache.digest)

@@ -1,4 +1,4 @@
-"""The workers that announced themselves: who is online, with which GPU, queues and toolchain."""
+"""Registered workers: which are online, with which GPU, queues and toolchain."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FORGET = timedelta(days=7)
 
 @dataclass(frozen=True, kw_only=True)
 class Announcement:
-    """What a worker says of itself."""
+    """What a worker reports about itself."""
 
     name: str
     host: str
@@ -36,7 +36,7 @@ class Announcement:
 
 
 def announce(session: Session, worker: Announcement) -> None:
-    """Record that a worker has come online; forget those that haven't been seen for a week."""
+    """Record that a worker came online; forget workers not seen for a week."""
     at = now()
     session.execute(delete(Worker).where(Worker.last_seen_at < at - _FORGET))
     session.merge(
@@ -59,10 +59,10 @@ def announce(session: Session, worker: Announcement) -> None:
 
 
 def seen(session: Session, name: str, *, unread: Sequence[str] = ()) -> None:
-    """Record that a worker is still there.
+    """Record that a worker is alive.
 
     Parameters:
-        unread: those of its queues that it doesn't read, though it should.
+        unread: queues that it should read and doesn't.
     """
     row = session.get(Worker, name)
     if row is not None:
@@ -73,7 +73,7 @@ def seen(session: Session, name: str, *, unread: Sequence[str] = ()) -> None:
 
 
 def confines(session: Session, name: str, sandbox: Mapping[str, object]) -> bool:
-    """Record what keeps a worker's jobs to themselves, as it has tried it; False if it isn't announced."""
+    """Record which parts of job isolation a worker enforces, as tested; False if it isn't registered."""
     row = session.get(Worker, name)
     if row is not None:
         row.sandbox = dict(sandbox)
@@ -81,20 +81,20 @@ def confines(session: Session, name: str, sandbox: Mapping[str, object]) -> bool
 
 
 def left(session: Session, name: str) -> None:
-    """Record that a worker has gone."""
+    """Record that a worker left."""
     row = session.get(Worker, name)
     if row is not None:
         row.left_at = now()
 
 
 class Fleet:
-    """The workers as they were at one moment."""
+    """A snapshot of the workers."""
 
     def __init__(self, workers: Iterable[Worker], *, ttl_s: float, at: datetime) -> None:
         self._ttl = timedelta(seconds=ttl_s)
         self._at = at
-        # Those online first, then the one started last: the newest toolchain, also while a fleet is
-        # upgraded one worker after the other.
+        # Online workers first, then the most recently started: the newest toolchain, even during a rolling
+        # upgrade.
         self.workers = sorted(workers, key=lambda w: (self.online(w), w.started_at), reverse=True)
 
     @classmethod
@@ -115,7 +115,7 @@ class Fleet:
 
     @cached_property
     def unread_queues(self) -> dict[str, list[str]]:
-        """Queue → the workers that are online for it, of those that none of them reads."""
+        """Queue → its online workers, for queues that none of them reads."""
         found: dict[str, list[str]] = {}
         for worker in self.workers:
             if self.online(worker):
@@ -124,14 +124,14 @@ class Fleet:
         return {q: sorted(names) for q, names in found.items() if not self.online_queues.get(q)}
 
     def toolchain(self, queue: str) -> Mapping[str, str]:
-        """The toolchain of the worker that will most likely take a job from this queue."""
+        """The toolchain of the worker most likely to take a job from this queue."""
         for worker in self.workers:
             if queue in worker.queues:
                 return worker.toolchain
         return {}
 
     def waits_for(self, job: Job) -> str | None:
-        """Which worker a queued job waits for, when none that is online can run it."""
+        """Which worker a queued job waits for, if no online worker can run it."""
         if job.state != JobState.QUEUED or self.online_queues.get(job.queue):
             return None
         deaf = self.unread_queues.get(job.queue)

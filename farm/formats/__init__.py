@@ -1,1 +1,1 @@
-"""What is read of strangers' files without a framework."""
+"""Readers of untrusted files that need no framework."""

@@ -1,9 +1,8 @@
-"""The door through which libraries read strangers' archives: bounded, and every error theirs a refusal.
+"""Bounded reading of untrusted archives, in which every library error becomes a refusal.
 
-zipfile and tarfile raise a dozen kinds on archives that were made by hand, read as many bytes as a
-header says, go back in the file as often as it says, and do so while they hold Python's interpreter. A
-:class:`Window` ends that, :func:`check_name` refuses names that are costly to take apart, and
-:func:`behind` gives all of it one name.
+On crafted archives, zipfile and tarfile raise a dozen kinds of exceptions, and read and seek as much as a
+header tells them to, all while holding the interpreter. A :class:`Window` bounds that, :func:`check_name`
+refuses names that are costly to parse, and :func:`behind` turns every error into one kind.
 """
 
 from __future__ import annotations
@@ -18,36 +17,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-#: Of the headers of one tar, and how often they are read: some hundred bytes, in three reads, for each file.
+#: Limits on reading one tar's headers: a few hundred bytes, in three reads, per file.
 MAX_BYTES = 32 << 20
 MAX_READS = 40_000
-#: Of one header: a name, and what else a packer writes down of a file.
+#: Limit of one header: a name, and other metadata of a file.
 MAX_HEADER_BYTES = 64 << 10
-#: Entries of all extended headers together (`path=…`, `mtime=…`): some for each file. One takes 10 µs.
+#: Entries of all extended headers together (`path=…`, `mtime=…`): a few per file, 10 µs each.
 _MAX_FIELDS = 60_000
-#: Of the processor's time, whatever an archive is made of: some times what the largest that is taken needs.
+#: CPU time for any archive: several times what the largest accepted one needs.
 _MAX_CPU_S = 4.0
 #: Of a zip's directory, which is read at once: zipfile takes 10 µs for each name, of which there are fewer in
 #: any program.
 _MAX_DIRECTORY_BYTES = 6 << 20
 _MAX_NAMES = 50_000
-#: What file systems take of a path and of a name in it, and more folders than any model lies in.
+#: What file systems allow for a path and for a name in it, and more folders than any model has.
 _MAX_NAME_BYTES = 1000
 _MAX_PART_BYTES = 255
 _MAX_PARTS = 32
-#: tarfile seeks a number in pax headers by a pattern that takes 19 s for 80,000 digits (CVE-2024-6232).
+#: tarfile's pattern for numbers in pax headers takes 19 s for 80,000 digits (CVE-2024-6232).
 _LONG_NUMBER = re.compile(rb"\d{256}")
 
 
 class Malformed(ValueError):
-    """The file isn't what readers of its format take, or it would take long to find that it is."""
+    """The file is malformed, or it would take too long to find out."""
 
 
 @contextmanager
 def behind(kind: type[Malformed] = Malformed) -> Iterator[None]:
-    """Whatever is raised within becomes ``kind`` with the reason, but for refusals of that kind.
+    """Convert any exception in the block to ``kind`` with the reason; ``kind`` itself passes through.
 
-    A file that can't be read at all is no fault of what is in it: its error passes.
+    A file that can't be read at all isn't malformed: its OSError passes through.
 
     Raises:
         Malformed, OSError
@@ -57,7 +56,7 @@ def behind(kind: type[Malformed] = Malformed) -> Iterator[None]:
     except kind:
         raise
     except OSError as err:
-        # A header may send a reader to where there can't be a file; else the disk has failed.
+        # A header may point to an impossible offset; any other errno means that the disk failed.
         if err.errno not in (None, errno.EINVAL, errno.EOVERFLOW):
             raise
         raise kind(_reason(err)) from err
@@ -73,7 +72,7 @@ def _reason(err: Exception) -> str:
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that no model's file has, before anything takes it apart.
+    """Refuse a name that no model's file has, before anything parses it.
 
     Raises:
         Malformed
@@ -87,11 +86,11 @@ def check_name(name: str) -> None:
 
 
 class Window(io.RawIOBase):
-    """A file as a reader of its headers may see it: so many reads, of so many bytes, and no more.
+    """A file for reading headers, with limits on the number and size of reads.
 
     Parameters:
-        max_bytes: of all reads together.
-        max_read_bytes: of one.
+        max_bytes: limit on all reads together.
+        max_read_bytes: limit on one read.
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class Window(io.RawIOBase):
         self._reads_left = max_reads
         self._most = max_read_bytes
         self._fields_left = _MAX_FIELDS
-        # Of this thread, which is the reader's: what others do meanwhile is no fault of the archive's.
+        # This thread's CPU time: what other threads do meanwhile isn't the archive's fault.
         self._until_s = time.thread_time() + _MAX_CPU_S
 
     def readable(self) -> bool:
@@ -123,10 +122,10 @@ class Window(io.RawIOBase):
         return self._file.seek(offset, whence)
 
     def read(self, size: int | None = -1) -> bytes:
-        """Up to so many bytes, without asking for memory that the file can't fill.
+        """Up to this many bytes, without allocating more than the file can fill.
 
         Raises:
-            Malformed: it is too much.
+            Malformed: a limit is exceeded.
         """
         at = self._file.tell()
         there = max(self._file.seek(0, io.SEEK_END) - at, 0)
@@ -148,7 +147,7 @@ class Window(io.RawIOBase):
 
 
 def zip_names(path: Path) -> list[str]:
-    """The names in a zip; empty where the file is none.
+    """The names in a zip; empty if the file isn't a zip.
 
     Raises:
         Malformed

@@ -1,6 +1,6 @@
-"""Which other files an ONNX model keeps weights in, and which operators it has, found without loading it.
+"""An ONNX model's external data files and operators, read without loading it.
 
-Follows just the fields that lead to the locations of tensors' external data, or to the kinds of nodes.
+Follows only the fields that lead to the locations of external data, or to node types.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ _NESTED_NODES = {
     "node": {4: "kind", 5: "attribute"},
     "attribute": {6: "graph", 11: "graph"},
 }
-#: Of an operator's kind, of a file's name, and of how many of each there are.
+#: Limits on the length and number of operator types and file names.
 _MAX_KIND_BYTES = 1000
 _MAX_LOCATION_BYTES = 4096
 _MAX_NAMES = 10_000
 
 
 def operators(path: Path, offset: int = 0, size: int | None = None) -> frozenset[str] | None:
-    """The kinds of nodes of the ONNX model, those of bodies and functions too.
+    """The ONNX model's operator types, including those in subgraphs and functions.
 
-    None for a model of so many nodes that it would take long to look at.
+    None for a model with so many nodes that it would take too long.
 
     Parameters:
-        offset, size: as of ``external_files``.
+        offset, size: as for ``external_files``.
 
     Raises:
         MalformedMessage
@@ -75,7 +75,7 @@ def _distinct(names: Iterator[str]) -> frozenset[str]:
 def _kinds(
     data: mmap.mmap, start: int, end: int, message: str, depth: int, effort: Effort
 ) -> Iterator[str]:
-    """The kind of each node."""
+    """The type of each node."""
     if depth > _MAX_DEPTH:
         raise MalformedMessage("its graphs are nested too deep")
     nested = _NESTED_NODES[message]
@@ -96,15 +96,15 @@ def _text(data: mmap.mmap, at: int, until: int, most: int) -> str:
 def external_files(
     path: Path, offset: int = 0, size: int | None = None, *, effort: Effort | None = None
 ) -> frozenset[str]:
-    """The locations that tensors of the ONNX model name, as the model writes them.
+    """The external data locations in the ONNX model, as written there.
 
     Parameters:
-        offset, size: where the model lies in the file, in bytes; by default it is all of it.
-        effort: how much may be looked at; by default all.
+        offset, size: the model's place in the file, in bytes; by default the whole file.
+        effort: how much may be read; by default everything.
 
     Raises:
         MalformedMessage
-        TooManyFields: only with an effort.
+        TooManyFields: only if ``effort`` is given.
     """
     if path.stat().st_size == 0:
         return frozenset()
@@ -120,7 +120,7 @@ def external_files(
 def location(written: str) -> str:
     """Where a tensor's data lie below its model's folder: ``./x``, ``.\\x`` and ``a/../x`` are ``x``.
 
-    What leads out of the folder keeps its ``..`` or its leading slash.
+    A path that leaves the folder keeps its ``..`` or its leading slash.
     """
     return posixpath.normpath(written.replace("\\", "/"))
 

@@ -1,7 +1,7 @@
 """Packs: a model of several files as one, an uncompressed tar.
 
-Equal files make equal packs, whatever their dates and owners. A pack that is read holds regular files
-below its own root and nothing else; it can't grow when it is unpacked.
+Equal files make equal packs, whatever their dates and owners. Only packs of regular files below their own
+root are read; unpacking can't inflate them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _MAGIC = b"ustar"
 _END = bytes(2 * tarfile.BLOCKSIZE)
 _MAX_FILES = 10_000
 _MAX_FOLDERS = 10_000
-#: Entries that tarfile copies to every file which follows.
+#: Entries that tarfile copies to every file that follows.
 _MAX_GLOBAL_FIELDS = 32
 
 
 class MalformedPack(Malformed):
-    """The archive is damaged, or holds what a pack may not."""
+    """The archive is damaged, or contains something not allowed in a pack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Pack:
         return sum(headers) + sum(size + _padding(size) for size in sizes) + len(_END)
 
     def chunks(self) -> Iterator[bytes]:
-        """The tar, in small pieces; the same whenever the files are."""
+        """The tar, in small chunks; equal files give equal bytes."""
         for name, path in sorted(self.files.items()):
             size = path.stat().st_size
             yield _header(name, size)
@@ -106,7 +106,7 @@ def members(path: Path) -> dict[str, Member]:
                 raise MalformedPack(f"it contains more than {_MAX_FILES} files")
     for name in found:
         folder = name.rpartition("/")[0]
-        while folder and folder not in above:  # else it was looked at with another's
+        while folder and folder not in above:  # else already checked for another file
             above.add(folder)
             if folder in found:
                 raise MalformedPack(f"it contains {name!r} below a file")
@@ -134,7 +134,7 @@ def unpack(path: Path, folder: Path) -> None:
 
 
 def one_ending(names: Iterator[str] | Mapping[str, object], suffix: str) -> str:
-    """The one name that ends so.
+    """The one name with this suffix.
 
     Raises:
         MalformedPack: there is none, or several.

@@ -1,8 +1,8 @@
-"""Protobuf's wire format, read field by field without a schema, a library or a copy: of strangers' files.
+"""Reads protobuf's wire format field by field without a schema, a library or a copy, for untrusted files.
 
-A message of hostile bytes costs no more than its length, or than the effort that it is given: numbers are ten
-bytes at most, a length leads nowhere outside its message, and groups, which nest without a length, are
-refused. How deep messages nest is for whoever follows them to bound.
+A hostile message costs no more than its length, or the given effort: numbers have at most ten bytes, a length
+can't lead outside its message, and groups, which nest without a length, are refused. Bounding the nesting
+depth is up to the caller.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import mmap
 from collections.abc import Iterator
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-#: Fields to look at before giving up: of a graph of some ten thousand nodes.
+#: Fields to read before giving up: a graph of about ten thousand nodes.
 _MAX_LOOKS = 300_000
 
 
@@ -20,11 +20,11 @@ class MalformedMessage(ValueError):
 
 
 class TooManyFields(Exception):
-    """It would take long to look at all of it."""
+    """Reading all of it would take too long."""
 
 
 class Effort:
-    """How much may be looked at: so many fields, of whatever kind and in whatever files."""
+    """A limit on the number of fields read, of any kind, across files."""
 
     def __init__(self, fields: int | None = None) -> None:
         self.left = _MAX_LOOKS if fields is None else fields
@@ -33,7 +33,7 @@ class Effort:
 def fields(
     data: bytes | mmap.mmap, at: int, end: int, effort: Effort | None = None
 ) -> Iterator[tuple[int, int, int]]:
-    """Number, start and end of each field that has a length; others are passed over.
+    """Number, start and end of each length-delimited field; others are skipped.
 
     Raises:
         MalformedMessage, TooManyFields
@@ -60,7 +60,7 @@ def fields(
 
 
 def _varint(data: bytes | mmap.mmap, at: int, end: int) -> tuple[int, int]:
-    if at < end and (byte := data[at]) < 0x80:  # nearly all of them
+    if at < end and (byte := data[at]) < 0x80:  # nearly always
         return byte, at + 1
     value = 0
     for shift in range(0, 70, 7):

@@ -28,36 +28,37 @@ _SAVEDMODEL_HINT = (
     "`farm submit FOLDER` packs the folder that contains saved_model.pb; by hand: "
     "tar cf model.tar -C FOLDER saved_model.pb variables"
 )
-#: Files called .onnx that are looked at, for which of them is the model.
+#: Files named .onnx to inspect for which of them is the model.
 _MAX_CANDIDATES = 256
 #: A pickle's first two bytes from protocol 2 on; older ones are text and fail as ONNX.
 _PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
 
-#: The operators that a quantised graph holds.
+#: The operators that mark a quantised graph.
 _QUANTIZING = {"QuantizeLinear", "DequantizeLinear"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What a first look at a source has shown of its graph."""
+    """What a first look at a source found about its graph."""
 
-    operators: frozenset[str] | None = None  #: None where the look doesn't go so far
-    may_be_quantized: bool = False  #: so that int8 needs no data; its export says whether it is
+    operators: frozenset[str] | None = None  #: None if not determined
+    may_be_quantized: bool = False  #: then int8 needs no data; the export determines whether it is
 
 
-#: Of what was taken before: it is looked at once.
+#: For sources accepted earlier, which aren't inspected again.
 TAKEN = Look(may_be_quantized=True)
 
 
 def look(path: Path, format: SourceFormat) -> Look:
-    """What can be seen of a source without loading it: of ONNX its operators, of others nothing."""
+    """What can be found out about a source without loading it: an ONNX model's operators, nothing for
+    others."""
     if format is not SourceFormat.ONNX:
         return Look()
     try:
         return _look(path, packs.members(path) if packs.is_pack(path) else None)
     except packs.MalformedPack:
-        return Look()  # the export says what is wrong with it
+        return Look()  # the export reports what is wrong with it
 
 
 def _look(path: Path, there: Mapping[str, Member] | None) -> Look:
@@ -78,25 +79,25 @@ def _operators(path: Path, there: Mapping[str, Member] | None) -> frozenset[str]
 
 
 def check(path: Path, format: SourceFormat) -> Look:
-    """Refuse what can't be a source of this format; of others, what a ``look`` shows.
+    """Refuse what can't be a source of this format; return what a ``look`` finds.
 
     Raises:
         SourceRefused: a pickle, or weights saved by ``torch.save``.
-        InvalidRequest: not what the format says.
+        InvalidRequest: it doesn't match the format.
     """
     check_start(path, format)
     if format is SourceFormat.SAVEDMODEL:
         _check_savedmodel(path)
     if format is not SourceFormat.ONNX:
         return Look()
-    # Read once: of a pack of ten thousand files that takes a second.
+    # Read once: for a pack of ten thousand files that takes a second.
     there = _pack(path)
     _check_onnx(path, there)
     return _look(path, there)
 
 
 def _pack(path: Path) -> Mapping[str, Member] | None:
-    """The files in a pack; None where the model is a file by itself."""
+    """The files in a pack; None if the model is a single file."""
     try:
         return packs.members(path) if packs.is_pack(path) else None
     except packs.MalformedPack as err:
@@ -146,7 +147,7 @@ def check_start(path: Path, format: SourceFormat) -> None:
 
 
 def _check_onnx(path: Path, there: Mapping[str, Member] | None) -> None:
-    """Every file that the model names must have been handed in with it."""
+    """Every file that the model names must have been submitted with it."""
     effort = Effort()
     try:
         if there is not None:
@@ -159,7 +160,7 @@ def _check_onnx(path: Path, there: Mapping[str, Member] | None) -> None:
     except packs.MalformedPack as err:
         raise _no_model(err) from err
     except (MalformedMessage, TooManyFields):
-        return  # the export says what is wrong with it
+        return  # the export reports what is wrong with it
     if missing:
         raise InvalidRequest(
             f"the model keeps weights in {', '.join(map(repr, sorted(missing)[:5]))}, "
@@ -199,7 +200,7 @@ def model_in_folder(folder: Path) -> Path:
 def _one_model(
     candidates: Mapping[str, tuple[Path, int, int | None]], effort: Effort | None = None
 ) -> str:
-    """The one that isn't data of another."""
+    """The one that isn't another's data file."""
     if len(candidates) > _MAX_CANDIDATES:
         raise packs.MalformedPack(
             f"it must contain one .onnx file, and there are {len(candidates)}"
@@ -210,7 +211,7 @@ def _one_model(
             break
         try:
             kept = external_files(path, offset, size, effort=effort)
-        except MalformedMessage:  # raw numbers, which another one names
+        except MalformedMessage:  # a data file, which another model names
             continue
         folder = PurePosixPath(name).parent
         data |= {str(folder / location(one)) for one in kept}
@@ -218,7 +219,7 @@ def _one_model(
 
 
 def savedmodel_root(names: Iterable[str]) -> PurePosixPath:
-    """The folder in a pack that is the SavedModel.
+    """The SavedModel's folder in a pack.
 
     Raises:
         MalformedPack: there is none, or several.
