@@ -106,7 +106,9 @@ def _format(path: Path, given: str | None) -> SourceFormat:
             return SourceFormat(given)
         except ValueError as err:
             known = ", ".join(SourceFormat)
-            raise InvalidRequest(f"{given!r} is no format", hint=f"choose one of {known}") from err
+            raise InvalidRequest(
+                f"{given!r} isn't a source format", hint=f"choose one of {known}"
+            ) from err
     suffix = path.suffix.lower()
     if suffix in _PICKLES:
         if path.is_file() and sources.is_torchscript(path):

@@ -48,7 +48,7 @@ _PAGE = """<!doctype html>
 
 
 class Login:
-    """Who has shown a key. What a browser keeps is no key: cookies go to every port of a machine."""
+    """Logged-in sessions. A browser never stores the key itself: cookies go to every port of a machine."""
 
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
@@ -56,7 +56,7 @@ class Login:
         self._sessions: OrderedDict[str, tuple[str, float]] = OrderedDict()
 
     def check(self, request: HTTPServerRequest) -> None:
-        """Refuse whoever shows no key.
+        """Refuse requests without a valid key.
 
         Raises:
             KeyNeeded

@@ -30,15 +30,14 @@ class Gpu:
 
     @property
     def tag(self) -> str | None:
-        """Its most particular tag; none for a slice whose size NVML's name doesn't say."""
+        """Its most specific tag; None for a slice whose size isn't in NVML's name."""
         return next(reversed(self.tags), None)
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """The GPU tags that it answers to: its compute capability, and its product when known.
+        """The GPU tags that it serves: its compute capability, and its product if known.
 
-        A slice answers to its own tag alone: an engine that was tuned on it, and its figures,
-        aren't those of a whole GPU of that product or capability.
+        A slice serves only its own tag: an engine tuned on it, and its timings, don't apply to the whole GPU.
         """
         product = gpus.product_of(self.name)
         if self.is_slice:

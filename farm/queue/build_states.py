@@ -1,4 +1,4 @@
-"""Builds' states follow from their jobs'."""
+"""Build states, derived from their jobs' states."""
 
 from __future__ import annotations
 

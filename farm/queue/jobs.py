@@ -49,7 +49,7 @@ class Output:
 def claim(
     session: Session, job_id: int, attempt: int, *, owner: str, lease_s: float
 ) -> Claim | None:
-    """Take a queued job, or None when this attempt isn't there to be taken any more."""
+    """Claim a queued job, or return None if this attempt can no longer be claimed."""
     job = transitions.move(
         session,
         job_id,
@@ -96,7 +96,7 @@ _INPUTS = (
 
 
 def wants_cancel(session: Session, job_id: int, attempt: int) -> bool:
-    """Whether this attempt should end: no build wants the job, or another attempt holds it."""
+    """Whether this attempt should end: no build needs the job, or another attempt holds it."""
     row = session.execute(
         select(Job.cancel_requested, Job.state, Job.attempt).where(Job.id == job_id)
     ).one_or_none()
@@ -140,9 +140,9 @@ def succeed(
     outputs: Mapping[str, Output],
     facts: Mapping[str, Any],
 ) -> list[Bell]:
-    """Finish a job with what it made, and publish the engines that are complete by that.
+    """Finish a job with its outputs, and publish the engines that it completes.
 
-    The blobs must be in the store already. Returns the bells of the jobs that became ready.
+    The blobs must already be in the store. Returns the bells of the jobs that became ready.
 
     Raises:
         LeaseLost: the result is refused, since this attempt doesn't hold the job.
@@ -178,7 +178,7 @@ def fail(session: Session, job_id: int, attempt: int, error: FarmError) -> None:
 
 
 def fail_outdated(session: Session, job_id: int, error: FarmError) -> None:
-    """Fail a job, and those that wait for it, whose builds were to be planned anew and can't be."""
+    """Fail a job whose builds can't be replanned, and the jobs that wait for it."""
     job = locked(session, [job_id])[job_id]
     if job.state != JobState.QUEUED or job.outdated is None:
         return  # a worker has its tools after all
@@ -198,9 +198,9 @@ def fail_outdated(session: Session, job_id: int, error: FarmError) -> None:
 
 
 def end_cancelled(session: Session, job_id: int, attempt: int) -> None:
-    """Finish a job whose child was ended because nobody wanted it.
+    """Finish a job that was stopped because no build needed it.
 
-    When a build has joined it in the meantime it is queued again instead.
+    If a build has joined it in the meantime, it is requeued instead.
 
     Raises:
         LeaseLost

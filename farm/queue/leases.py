@@ -1,4 +1,4 @@
-"""Leases of jobs: renewed while a worker is at work, and what comes after one that isn't."""
+"""Job leases: renewed while a worker is running the job, and what happens when one expires."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def renew(session: Session, job_id: int, attempt: int, *, lease_s: float) -> boo
 
 
 def release(session: Session, owner: str, attempts: Mapping[int, int]) -> None:
-    """Give back what a worker holds that is shutting down; that counts as no attempt of its jobs.
+    """Give back the jobs of a worker that is shutting down, without counting an attempt.
 
     Parameters:
         attempts: of each job that it claimed. A worker of the same name may be at work already.
@@ -98,8 +98,7 @@ def interrupt(
     max_attempts: int,
     wait_s: tuple[float, float],
 ) -> None:
-    """Give a job that something outside of it interrupted to a next attempt, a while later; past
-    ``max_attempts`` it fails.
+    """Requeue a job interrupted by an outside cause, after a wait; past ``max_attempts`` it fails.
 
     Parameters:
         wait_s: before the next attempt, at first, and at most.
@@ -118,9 +117,9 @@ def interrupt(
 
 
 def leave(session: Session, job_id: int, attempt: int, cause: str) -> None:
-    """Leave a job that was planned with other tools to a next attempt, a while later; that counts as none.
+    """Requeue a job that was planned for other tools, after a wait, without counting an attempt.
 
-    Until then the daemon plans its builds anew. When no build wants it any more it is cancelled.
+    Until then the daemon replans its builds. If no build needs it any more, it is cancelled.
 
     Parameters:
         cause: how the tools differ.

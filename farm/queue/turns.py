@@ -68,7 +68,7 @@ class Turns:
     """A build's places: one in each queue in which it has work, taken when it is asked for.
 
     Parameters:
-        kept: queue → place, of those that it had before it was planned anew.
+        kept: queue → its place there before it was replanned.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Turns:
         """Let joined jobs that haven't started come as early as the build that joins them.
 
         Returns:
-            Those to ring for anew after the commit: their messages have the old priority.
+            The jobs to announce again after the commit: their messages have the old priority.
         """
         waiting = [job for job in joined if job.state in _NOT_STARTED]
         bells: list[Bell] = []

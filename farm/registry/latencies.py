@@ -20,7 +20,7 @@ def p50_ms(metrics: Metrics | None) -> float | None:
 
 
 def doubt(metrics: Metrics | None) -> str | None:
-    """Why a latency is no measure of its engine, in the farm's own words; None when it is one."""
+    """Why a latency doesn't represent its engine, for the reader; None if it does."""
     if metrics is None or p50_ms(metrics) is None:
         return "it wasn't measured"
     share = metrics.others_cpu_share

@@ -1,4 +1,4 @@
-"""The engine that a pull takes, and why."""
+"""Which engine a pull returns, and why."""
 
 from __future__ import annotations
 

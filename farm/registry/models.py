@@ -1,4 +1,4 @@
-"""Models and their versions, as the API answers them."""
+"""Models and their versions, as the API returns them."""
 
 from __future__ import annotations
 

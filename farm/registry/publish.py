@@ -91,7 +91,7 @@ def _publish(session: Session, complete: Sequence[Any]) -> None:
 def _same(found: Any) -> str:
     """What two engines have in common that differ at most by the data that their model was run on.
 
-    Other samples are no reason to call an engine another: they judge it, and show which of its values
+    Other samples don't make it a different engine: they evaluate it, and show which of its values
     leave the range of a type. Data that it was calibrated with are.
     """
     facts, request = found.facts, found.request

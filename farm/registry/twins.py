@@ -1,4 +1,4 @@
-"""Compressed engines beside their twins that aren't: what was gained, and what it cost."""
+"""Compares compressed engines with their uncompressed twins: gains and costs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WIDER = (Precision.FP16, Precision.FP32)
 
 
 def beside_twins(session: Session, views: Sequence[EngineView]) -> list[EngineView]:
-    """The same engines; those that are compressed beside their newest twins that aren't so.
+    """The same engines, with compressed ones compared with their newest uncompressed twins.
 
     Of a pruned one that is the unpruned one of its precision, of a quantised one a wider one.
     """

@@ -48,7 +48,7 @@ class JobView(Answer):
 
 
 class WantedEngine(Answer):
-    """One precision × target of a build: what was asked, what was chosen, what came of it."""
+    """One precision × target of a build: the request, the choice and the result."""
 
     asked: str
     target: str

@@ -96,7 +96,7 @@ def canonical(tag: str) -> str:
 
 
 def _whole(tag: str) -> str:
-    """The tag of a GPU that is no slice."""
+    """The tag of a whole GPU."""
     dotted = re.fullmatch(r"(\d+)\.(\d)", tag.strip())
     squeezed = re.sub(r"[^a-z0-9]", "", f"sm{dotted[1]}{dotted[2]}" if dotted else tag.lower())
     if squeezed in _ALIASES:
@@ -134,7 +134,7 @@ def product_of(device_name: str) -> str | None:
 
 
 def slice_of(device_name: str, whole: str | None) -> str | None:
-    """The tag of a slice of a GPU that has the tag ``whole``; None of what is no slice."""
+    """The tag of a slice of a GPU that has the tag ``whole``; None if it isn't a slice."""
     sliced = _SLICE.fullmatch(device_name.strip())
     return f"{whole}-{sliced['profile'].lower()}" if sliced and whole else None
 

@@ -1,4 +1,4 @@
-"""Roles of files: what a stage reads, and what it makes."""
+"""File roles: a stage's inputs and outputs."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from farm.specs.values import Value
 
 
 class SourceFormat(StrEnum):
-    """What the user hands in."""
+    """The format of what the user submits."""
 
     ONNX = "onnx"
     PT2 = "pt2"  #: a ``torch.export`` program

@@ -114,8 +114,7 @@ class Store(Protocol):
         ...
 
     def condemn(self, digest: str) -> None:
-        """Take a damaged blob out of reach, and keep it for somebody to look at. One that isn't there
-        is no error."""
+        """Take a damaged blob out of reach, and keep it for inspection. A missing blob isn't an error."""
         ...
 
     # Room
@@ -151,8 +150,8 @@ class Store(Protocol):
         ...
 
     def put_back(self, file: StoredFile) -> None:
-        """Put a blob that was set aside in reach again, as if it had been put now. One that is no longer
-        aside is no error."""
+        """Put a blob that was set aside in reach again, as if it had been put now. It isn't an error if it no
+        longer is set aside."""
         ...
 
     def put_all_back(self) -> None:
@@ -168,5 +167,5 @@ class Store(Protocol):
         ...
 
     def delete_upload(self, upload: Interrupted) -> None:
-        """Delete what an upload left. What is gone already is no error."""
+        """Delete what an upload left. It isn't an error if that is already gone."""
         ...

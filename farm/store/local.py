@@ -236,7 +236,7 @@ class LocalStore:
 
     @staticmethod
     def _renew(file: Path) -> bool:
-        """Make a file young, in one step with the look whether it's there."""
+        """Renew a file's time, atomically with the check that it exists."""
         try:
             os.utime(file)
         except FileNotFoundError:
@@ -245,7 +245,7 @@ class LocalStore:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """A disk that gives nothing is told as an error of the farm.
+        """Convert read errors of the disk to the farm's.
 
         Raises:
             StorageUnavailable
@@ -257,7 +257,7 @@ class LocalStore:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """What goes wrong with the disk is told as an error of the farm.
+        """Convert write errors of the disk to the farm's.
 
         Raises:
             StorageFull, StorageUnavailable

@@ -1,6 +1,6 @@
-"""Whose store it is: the API gives the farm's store an identity, and a worker proves that it has the same.
+"""Store identity: the API gives the farm's store one, and a worker proves that it has the same store.
 
-One with another folder would take jobs and fail them all, since their inputs aren't there.
+A worker with another folder would take jobs and fail all of them, since their inputs are missing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stages that make nothing of nothing: what a worker hands in, without PyTorch, ONNX or TensorRT.
+"""Fake stages: they produce what a worker would submit, without PyTorch, ONNX or TensorRT.
 
 Outputs have the roles, and facts the shape, that `farm.stages` asks of each kind, so that a farm takes
 them as it takes a worker's.

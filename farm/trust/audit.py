@@ -40,7 +40,7 @@ def page(
     before: int | None = None,
     limit: int,
 ) -> Sequence[AuditRow]:
-    """Changes, the newest first.
+    """Changes, newest first.
 
     Parameters:
         key: the id of the key that made them.

@@ -1,4 +1,4 @@
-"""Who asks the farm for something, as turns and the audit know it."""
+"""The caller of a request, as scheduling and the audit see it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Caller:
     name: str
     scopes: frozenset[Scope] = frozenset(Scope)
     address: str = ""
-    label: str = ""  #: what it calls itself: nothing rests on that
+    label: str = ""  #: the client's own name; never trusted
 
     @property
     def client(self) -> str:

@@ -28,7 +28,7 @@ def create(
     """Make a key.
 
     Returns:
-        Its row, and the key itself, which nobody can have again.
+        Its row, and the key itself, which can't be recovered later.
     """
     text, key_id = credentials.new()
     at = now()
@@ -48,7 +48,7 @@ def create(
 
 
 def revoke(session: Session, key_id: str, *, by: Caller) -> ApiKey:
-    """Let a key open nothing any more. Nothing when that is so already.
+    """Revoke a key. Does nothing if it is already revoked.
 
     Raises:
         NotFound
@@ -94,7 +94,7 @@ def get(session: Session, key_id: str) -> ApiKey:
 
 
 def page(session: Session, *, before: str | None = None, limit: int) -> Sequence[ApiKey]:
-    """Keys, the newest first.
+    """Keys, newest first.
 
     Raises:
         NotFound: there is no such key as the page shall begin after.
@@ -112,7 +112,7 @@ def page(session: Session, *, before: str | None = None, limit: int) -> Sequence
 
 
 def live(session: Session) -> Sequence[ApiKey]:
-    """Those that open something now."""
+    """The keys that are valid now."""
     return session.scalars(_live()).all()
 
 
@@ -124,6 +124,6 @@ def _live() -> Select[ApiKey]:
 
 
 def fits(row: ApiKey, text: str, *, at: datetime) -> bool:
-    """Whether this is the row's key, and opens something at this time."""
+    """Whether this is the row's key, and it is valid at this time."""
     is_it = hmac.compare_digest(row.digest, credentials.digest_of(text))
     return is_it and row.revoked_at is None and (row.expires_at is None or row.expires_at > at)

@@ -1,4 +1,4 @@
-"""The keys that open something, as this process knows them: one look at the database serves all requests."""
+"""This process's cache of valid keys: one database lookup serves all requests."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from farm.trust import credentials, keys
 
 log = logging.getLogger(__name__)
 
-#: A key that was revoked elsewhere opens nothing after so long.
+#: A key revoked elsewhere is rejected after this long.
 _FRESH_S = 1.0
 #: For a key that isn't known: it may have been made just now. Guesses cost a look so often at most.
 _LOOK_AGAIN_S = 0.1
-#: While the database can't be asked, those that were known are believed for so long.
+#: While the database is unreachable, known keys are accepted for this long.
 _STALE_S = 30.0
 _FAIL_AGAIN_S = 0.5
 _USES_APART = timedelta(minutes=1)
@@ -50,7 +50,7 @@ class Ring:
         return self._fitting(text)
 
     def is_unknown(self, text: str) -> bool:
-        """Whether that this is no key can be told without a look at the database."""
+        """Whether the key is known to be invalid without asking the database."""
         age_s = self._age_s()
         lately = age_s is not None and age_s <= _LOOK_AGAIN_S
         return credentials.id_of(text) is None or (lately and self._fitting(text) is None)
@@ -169,7 +169,7 @@ class UseWriter(threading.Thread):
             except Unavailable as err:
                 log.warning("%s; the keys' last use will be recorded later", err.detail)
             except Exception:
-                # Nobody else writes it in this process: a bug may cost a round, and not the thread.
-                log.exception("noting the use of keys has a bug here")
+                # The only writer in this process: a bug may cost a round, but must not end the thread.
+                log.exception("recording key use hit a bug; it continues")
             if last:
                 return

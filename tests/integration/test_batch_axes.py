@@ -153,7 +153,7 @@ def test_an_axis_computes_with_sizes_and_nothing_else() -> None:
 
 
 class Recurrent(nn.Module):
-    """Sequence first, with its state handed in and out."""
+    """Sequence first, with its state passed in and out."""
 
     def __init__(self) -> None:
         super().__init__()

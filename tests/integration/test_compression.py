@@ -91,7 +91,7 @@ def test_a_sane_pruning_passes_and_says_what_it_took(pruned: dict[str, Built]) -
     assert {layer["sparsity"] for layer in facts["layers"].values()} == {0.5}
     assert facts["left_out"] == {"features.0.weight": "its 1 input channels aren't groups of 4"}
     assert pruned["cpu"].accuracy["measured_on"] == "engine"
-    # Against the source that was handed in: against the pruned one nothing would be lost.
+    # Compared with the submitted source: compared with the pruned one nothing would be lost.
     assert 0 < pruned["cpu"].accuracy["task"]["drop"] < 0.2
 
 

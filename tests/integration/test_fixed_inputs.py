@@ -138,7 +138,7 @@ class Scaled(nn.Module):
 
 
 class Rated(nn.Module):
-    """Computes with other weights at another rate, which is no tensor."""
+    """Computes with other weights at another rate, which isn't a tensor."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Workers are upgraded while builds wait: what was planned with other tools is planned anew."""
+"""Workers are upgraded while builds wait: jobs planned for other tools are replanned."""
 
 from __future__ import annotations
 

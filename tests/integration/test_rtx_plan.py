@@ -421,7 +421,7 @@ def test_int8_for_turing_that_is_int8_in_its_head_alone_is_refused_by_its_share(
         engine_types.check_engine(Precision.INT8, engine)
     more = Compute(products=[made("c", "Conv", "int8", 900), made("y", "Gemm", "int8", 100)])
     engine_types.check_rtx(Precision.INT8, more, "sm_75")
-    # What the graph itself hasn't more of is no fault of the builder's.
+    # What the graph itself lacks isn't the builder's fault.
     small = Compute(products=[made("c", "Conv", "fp16", 9_990), made("y", "Gemm", "int8", 10)])
     engine_types.check_engine(Precision.INT8, small)
     unknown = Compute(products=[made("c", "Conv", "int8", None), made("y", "Gemm", "int8", None)])

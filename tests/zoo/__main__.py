@@ -1,6 +1,6 @@
 """``python -m tests.zoo PAGE [MODEL…]``: build the models of a page of docs/ for all GPUs in all precisions.
 
-The page is written after each model. What came of it is kept in .zoo/ and taken from there the next time,
+The page is written after each model. Results are kept in .zoo/ and taken from there the next time,
 unless the stages or their tools have changed; ``--again`` builds in any case.
 """
 
@@ -47,7 +47,7 @@ def results(names: Sequence[str], *, again: bool) -> Iterator[dict[str, Any]]:
 
 
 def _build(kept: dict[str, Any], precisions: Sequence[Precision]) -> None:
-    """Build a model in these precisions, and add what came of it."""
+    """Build a model in these precisions, and add the results."""
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         runner = Runner(models.source(kept["model"], folder), folder, in_child)

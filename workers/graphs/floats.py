@@ -121,7 +121,7 @@ def narrowed(
     result = onnx.ModelProto()
     result.CopyFrom(model)
     for graph in graphs_of(result):
-        # What is said of values inside follows anew; a body's own inputs and outputs are told.
+        # Types of inner values are inferred again; a body's own inputs and outputs are declared.
         drop(graph.value_info, lambda value: value.type.HasField("tensor_type"))
         for value in (*graph.input, *graph.output, *graph.value_info):
             _retype(value.type, kinds)

@@ -84,7 +84,7 @@ def drop_nodes(graph: onnx.GraphProto, is_dropped: Callable[[onnx.NodeProto], bo
 
 
 def drop(field: Any, is_dropped: Callable[[Any], bool]) -> None:
-    """Drop some messages of a repeated field; to write it anew would copy the others."""
+    """Drop some messages of a repeated field in place; rebuilding it would copy the others."""
     for index in reversed(range(len(field))):
         if is_dropped(field[index]):
             del field[index]

@@ -187,7 +187,7 @@ _OPERATORS: dict[type, Callable[[int, int], int]] = {
 def computed(name: str, sizes: Mapping[str, Sizes]) -> Sizes | None:
     """The sizes of an axis whose name computes with those of others, as ``past + 2*sequence``.
 
-    None where it is no such name, or names an axis whose sizes aren't known.
+    None if it isn't such a name, or names an axis whose sizes aren't known.
     """
     if name in sizes:
         return None

@@ -133,7 +133,7 @@ def _refused(failure: InvalidModel, inputs: Sequence[TensorSpec]) -> InvalidMode
 
 
 def _counted(spec: TensorSpec, inputs: Sequence[TensorSpec], shapes: Shapes) -> int | None:
-    """How long the axis is that an input of lengths counts along; None where it is no such input."""
+    """The length of the axis that an input of lengths refers to; None if it isn't such an input."""
     found = _LENGTHS.fullmatch(spec.name)
     if not found or len(spec.shape) > 2:
         return None

@@ -35,7 +35,7 @@ class EagerModel:
         self.output_names = output_names(program)
         self.input_specs, self.output_specs = specs(program)
         self.axis_ranges = axis_ranges(program)
-        #: Outputs of the author's that are no tensors, and what they are.
+        #: The author's outputs that aren't tensors, and what they are.
         self.left_out: dict[str, str] = program.graph_module.meta.get("left_out", {})
         self._in_spec = program.call_spec.in_spec
         self._operators = called(program)

@@ -70,7 +70,7 @@ def weights(program: ExportedProgram) -> tuple[list[Weight], dict[str, str]]:
 
 
 def _axes(node: Node, order: tuple[int, ...]) -> Iterator[int | str]:
-    """For each use of a tensor the axis that a product sums over, or the operator that is no product.
+    """For each use of a tensor, the axis that a product sums over, or the operator if it isn't a product.
 
     Parameters:
         order: of the axes of this tensor, which axis of the parameter it is.

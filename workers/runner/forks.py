@@ -16,7 +16,7 @@ _FIRST = "workers.sandbox.server"
 
 
 #: Stages make and drop copies of a model all the time. By default glibc gives each back to the kernel,
-#: and the next one's pages are faulted in anew, 4 KiB at a time: a third of a calibration's time.
+#: and the next one's pages are faulted in again, 4 KiB at a time: a third of a calibration's time.
 #: Read at a process's start; other C libraries don't know it.
 _MALLOC = ":".join(
     f"glibc.malloc.{name}={value}"

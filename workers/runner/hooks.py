@@ -30,7 +30,7 @@ class Part:
         return made
 
     def kept(self) -> None:
-        """The job has succeeded. What fails here is no failure of the job's."""
+        """The job has succeeded. A failure here doesn't fail the job."""
 
 
 class Hook(Protocol):

@@ -1,6 +1,6 @@
 """What a job reads: files of its own for as long as it runs.
 
-The store puts a blob anew whenever its bytes are uploaded again, and the sandbox lets a job open files,
+The store rewrites a blob whenever its bytes are uploaded again, and the sandbox lets a job open files,
 not names: a job that was allowed the blob of before couldn't open the one of now.
 """
 

@@ -63,7 +63,7 @@ class Cache(Part):
             self.blobs = {Role.TIMING_CACHE: self._offer.path}
 
     def made(self, made: Made) -> Made:
-        """Without the cache: which it was and what it has become is no part of what the job does."""
+        """Without the cache: its revisions aren't part of what the job does."""
         outputs = {role: path for role, path in made.outputs.items() if role != Role.TIMING_CACHE}
         timed = made.outputs.get(Role.TIMING_CACHE)
         if timed is None or self._offer is None:

@@ -26,7 +26,7 @@ _OOM_FIRST = 1000  #: whom the kernel ends first when memory runs out
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a job's processes may use together; None is no limit."""
+    """Limits on what a job's processes may use together; None means unlimited."""
 
     memory_bytes: int | None = None
     disk_bytes: int | None = None  #: of its work folder, and so of each file in it

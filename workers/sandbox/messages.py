@@ -22,7 +22,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2
 
 
 class Malformed(Exception):
-    """This is no message of a stage's."""
+    """This isn't a valid message from a stage."""
 
 
 class Inbox:

@@ -33,7 +33,7 @@ from workers.sources.torchscript import TorchScriptSource
 def program(
     path: Path, params: PruneParams | ExportParams | BuildParams | MeasureParams
 ) -> ExportedProgram | None:
-    """The source as a program of PyTorch, or None where it is no such thing.
+    """The source as a PyTorch program, or None if it isn't one.
 
     All that it takes and gives are tensors; inputs that are fixed are a part of it.
 

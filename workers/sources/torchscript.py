@@ -69,7 +69,7 @@ class TorchScriptSource:
         return list(self.module.forward.schema.arguments[1:])
 
     def _values(self, fixed: FixedInputs) -> dict[str, Any]:
-        """The values of the arguments that are no inputs: fixed ones, and what has a default."""
+        """The values of the arguments that aren't inputs: fixed ones, and those with a default."""
         arguments = {a.name: a for a in self._arguments()}
         for name in fixed.keys() - arguments.keys():
             raise FixedInputRefused(

@@ -248,7 +248,7 @@ def _refuse_own_operators(model: onnx.ModelProto, precision: Precision) -> None:
         raise CastFailed(
             f"the model has operators of ONNX Runtime's own ({', '.join(own)}), and what they give in "
             f"{precision} isn't known",
-            hint="choose fp32 for onnxruntime:cpu, which takes it as it is; or hand in the model before ONNX "
+            hint="choose fp32 for onnxruntime:cpu, which takes it as it is; or submit the model from before ONNX "
             "Runtime optimised or quantised it, which can be had in every precision",
         )
 
@@ -258,5 +258,5 @@ def _refuse_quantized(model: onnx.ModelProto, precision: Precision) -> None:
         raise CastFailed(
             f"the model is quantised already, so it can't be cast to {precision}",
             hint="submit it as int8, which it is: it needs no calibration data, and what it doesn't "
-            "quantise becomes fp16 for GPUs; or hand in the model that it was made from",
+            "quantise becomes fp16 for GPUs; or submit the model that it was made from",
         )

@@ -34,7 +34,7 @@ def run(stage: Stage) -> StageResult:
 
     Raises:
         InvalidModel: if the source can't be read.
-        PruningFailed: if it has no weights that can be pruned so.
+        PruningFailed: if none of its weights can be pruned this way.
     """
     params = stage.params
     assert isinstance(params, PruneParams)
@@ -55,7 +55,7 @@ def prune_program(program: ExportedProgram, how: Prune) -> dict[str, Any]:
     """Prune a program in place; return what became of each layer.
 
     Raises:
-        PruningFailed: if nothing in it can be pruned so.
+        PruningFailed: if nothing in it can be pruned this way.
     """
     found, left_out = weights(program)
     pruned: dict[str, Tensor] = {}

@@ -4,7 +4,7 @@ A SavedModel is a program: operators of TensorFlow read and write files, map the
 libraries and call Python. Some run as soon as it is loaded. So the graph is read here first, without
 TensorFlow, and must consist of operators that are listed below: those that tf2onnx converts, and what
 variables and calls need. The functions that save and restore variables hold others, and so they are
-dropped: TensorFlow reads the variables' files by itself. What is loaded is what was read, written anew.
+dropped: TensorFlow reads the variables' files by itself. What is loaded is what was read, rewritten.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def refuse_own_operators(params: BuildParams, model: onnx.ModelProto) -> None:
     if own:
         raise EngineBuildFailed(
             f"{params.target} lacks operators of the model that ONNX Runtime alone has: {', '.join(own)}",
-            hint="build it for onnxruntime:cpu; or hand in the model before ONNX Runtime optimised or "
+            hint="build it for onnxruntime:cpu; or submit the model from before ONNX Runtime optimised or "
             "quantised it",
         )
 

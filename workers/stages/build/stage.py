@@ -1,4 +1,4 @@
-"""The build stage: prepares the graph, has the runtime build it, reports what came of it."""
+"""The build stage: prepares the graph, has the runtime build it, and reports the result."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def run(stage: Stage) -> StageResult:
         if params.target.runtime not in TENSORRTS:
             raise
         # What the builder chooses isn't always the same, on a busy machine least of all.
-        print(f"{err.detail}: built once more")
+        print(f"{err.detail}: building it again")
         made = build_plan(stage, params, file, model, profiles)
         said = of_engine(params.precision, compute, made, model, opt)
     interface = interface_of(made, model, typed)
