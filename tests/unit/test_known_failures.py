@@ -339,7 +339,7 @@ def test_a_stages_hint_that_leads_in_a_circle_gives_way(asked_hint, precision, t
     [
         "choose bf16 or fp32, or for int8 a GPU that has bf16",
         "choose a GPU that has fp16",
-        "hand in the fp32 model, or build this one as fp32",
+        "submit the fp32 model, or build this one as fp32",
         "choose int8 with calibration data",
     ],
 )

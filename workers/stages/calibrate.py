@@ -271,7 +271,7 @@ def _refuse_unquantisable(stage: Stage, model: onnx.ModelProto, precision: Preci
         raise CalibrationFailed(
             f"the model has operators of ONNX Runtime's own ({', '.join(own)}), which ModelOpt doesn't know",
             hint="choose fp32 for onnxruntime:cpu, which takes it as it is, integers and all; or submit the "
-            "model before ONNX Runtime optimised or quantised it",
+            "model from before ONNX Runtime optimised or quantised it",
         )
     opset = shapes.opset_of(model)
     if opset < standard.MIN_OPSET:

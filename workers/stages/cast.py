@@ -248,8 +248,8 @@ def _refuse_own_operators(model: onnx.ModelProto, precision: Precision) -> None:
         raise CastFailed(
             f"the model has operators of ONNX Runtime's own ({', '.join(own)}), and what they give in "
             f"{precision} isn't known",
-            hint="choose fp32 for onnxruntime:cpu, which takes it as it is; or submit the model from before ONNX "
-            "Runtime optimised or quantised it, which can be had in every precision",
+            hint="choose fp32 for onnxruntime:cpu, which takes it as it is; or submit the model "
+            "from before ONNX Runtime optimised or quantised it, which can be had in every precision",
         )
 
 
