@@ -162,7 +162,7 @@ def test_a_manifest_of_other_bytes_is_refused(farm: Farm, stub: StubFarm, tmp_pa
     stub.add(PLAN)
     found = farm.match("digits", "sm_89")
     stub.add(rtx_plan(seed=9))
-    with pytest.raises(DigestMismatch, match="its manifest as"):
+    with pytest.raises(DigestMismatch, match="in its manifest"):
         farm.fetch(found, tmp_path)
     assert files(tmp_path) == []
 

@@ -97,7 +97,7 @@ def test_what_no_header_can_hold_is_told(
     at_home: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     monkeypatch.setenv("FARM_KEY", wrong)
-    with pytest.raises(InvalidRequest, match="isn't one") as raised:
+    with pytest.raises(InvalidRequest, match="isn't a farm's key") as raised:
         Farm("http://farm.example")
     assert wrong not in str(raised.value)
 
