@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -53,10 +54,8 @@ def submit_build(
     """
     document = request.model_dump(mode="json")
     if idempotency_key is not None:
-        first = session.scalar(select(Build).where(Build.idempotency_key == idempotency_key))
+        first = _first_with(session, idempotency_key, document)
         if first is not None:
-            if first.request != document:
-                raise Conflict("this Idempotency-Key was used for another request")
             return Submitted(build_id=first.id, attached=None)
     version_id, number = version_of(session, request)
     if request.gates:
@@ -78,3 +77,11 @@ def submit_build(
     created = {"build_id": build.id, "kind": "build", "state": build.state, "data": {}, "at": now()}
     insert_rows(session, Event, [created])
     return attach_jobs(session, build, request.model, number, planned)
+
+
+def _first_with(session: Session, key: str, document: dict[str, Any]) -> Build | None:
+    """The build that this request made before."""
+    first = session.scalar(select(Build).where(Build.idempotency_key == key))
+    if first is not None and first.request != document:
+        raise Conflict("this Idempotency-Key was used for another request")
+    return first

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import case, func, select
@@ -153,38 +153,9 @@ def builds(
 
 def summaries(session: Session, rows: Sequence[Build]) -> list[BuildSummary]:
     ids = [row.id for row in rows]
-    ended = func.sum(case((Job.state.in_(ENDED), 1), else_=0))
-    jobs = _by_build(
-        session,
-        select(BuildJob.build_id, func.count(), ended)
-        .join(Job, Job.id == BuildJob.job_id)
-        .where(BuildJob.build_id.in_(ids))
-        .group_by(BuildJob.build_id),
-    )
-    engines = _by_build(
-        session,
-        select(Wanted.build_id, func.count(), func.count(Wanted.engine_id))
-        .where(Wanted.build_id.in_(ids))
-        .group_by(Wanted.build_id),
-    )
-    doubtful = dict(
-        session.execute(
-            select(Wanted.build_id, func.count())
-            .join(EngineRow, EngineRow.id == Wanted.engine_id)
-            .where(Wanted.build_id.in_(ids), EngineRow.state == EngineState.DOUBTFUL)
-            .group_by(Wanted.build_id)
-        )
-        .tuples()
-        .all()
-    )
-    names = {
-        version_id: (name, number)
-        for version_id, name, number in session.execute(
-            select(Version.id, Model.name, Version.number)
-            .join(Model, Model.id == Version.model_id)
-            .where(Version.id.in_({row.version_id for row in rows}))
-        )
-    }
+    jobs, engines = _jobs_done(session, ids), _engines_done(session, ids)
+    doubtful = _doubtful(session, ids)
+    names = _names(session, {row.version_id for row in rows})
     errors = _errors(session, [row.id for row in rows if row.state == "failed"])
     return [
         BuildSummary(
@@ -201,6 +172,48 @@ def summaries(session: Session, rows: Sequence[Build]) -> list[BuildSummary]:
         )
         for row in rows
     ]
+
+
+def _jobs_done(session: Session, build_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """How many jobs each build has, and how many of them have ended."""
+    ended = func.sum(case((Job.state.in_(ENDED), 1), else_=0))
+    return _by_build(
+        session,
+        select(BuildJob.build_id, func.count(), ended)
+        .join(Job, Job.id == BuildJob.job_id)
+        .where(BuildJob.build_id.in_(build_ids))
+        .group_by(BuildJob.build_id),
+    )
+
+
+def _engines_done(session: Session, build_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """How many engines each build wants, and how many of them are there."""
+    return _by_build(
+        session,
+        select(Wanted.build_id, func.count(), func.count(Wanted.engine_id))
+        .where(Wanted.build_id.in_(build_ids))
+        .group_by(Wanted.build_id),
+    )
+
+
+def _doubtful(session: Session, build_ids: Sequence[str]) -> dict[str, int]:
+    rows = session.execute(
+        select(Wanted.build_id, func.count())
+        .join(EngineRow, EngineRow.id == Wanted.engine_id)
+        .where(Wanted.build_id.in_(build_ids), EngineRow.state == EngineState.DOUBTFUL)
+        .group_by(Wanted.build_id)
+    )
+    return dict(rows.tuples().all())
+
+
+def _names(session: Session, version_ids: Collection[int]) -> dict[int, tuple[str, int]]:
+    """The model's name and the version's number."""
+    rows = session.execute(
+        select(Version.id, Model.name, Version.number)
+        .join(Model, Model.id == Version.model_id)
+        .where(Version.id.in_(version_ids))
+    )
+    return {version_id: (name, number) for version_id, name, number in rows}
 
 
 def _by_build(session: Session, statement: Any) -> dict[str, tuple[int, int]]:

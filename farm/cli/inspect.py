@@ -12,7 +12,7 @@ from farm.cli.options import Json, Url, again, connect, example
 
 if TYPE_CHECKING:
     from farm.reports.description import TimingCacheUse
-    from farm.reports.layers import LayerReport, LayerTensor
+    from farm.reports.layers import Layer, LayerReport, LayerTensor
     from farm.schemas.engines import EngineView
     from farm.specs.precision import Precision
     from farm.specs.shapes import Profile
@@ -60,6 +60,14 @@ def inspect(
     show.line(f"{len(report.layers)} layers from {report.source}")
     _kinds(report)
     listed = report.layers if all_layers else report.layers[:_LAYERS]
+    _list(listed)
+    if len(listed) < len(report.layers):
+        show.line(
+            f"… {len(report.layers) - len(listed)} more: {again(f'farm inspect {engine} --all', url)}"
+        )
+
+
+def _list(layers: Sequence[Layer]) -> None:
     rows = [
         (
             str(n),
@@ -69,14 +77,10 @@ def inspect(
             one.kernel or show.NONE,
             one.name,
         )
-        for n, one in enumerate(listed, start=1)
+        for n, one in enumerate(layers, start=1)
     ]
     headers = ("layer", "type", "takes", "gives", "kernel", "name")
     show.table(headers, rows, keep=("layer", "type", "takes"))
-    if len(listed) < len(report.layers):
-        show.line(
-            f"… {len(report.layers) - len(listed)} more: {again(f'farm inspect {engine} --all', url)}"
-        )
 
 
 def _value(option: object) -> str:

@@ -58,30 +58,14 @@ def run(stage: Stage) -> StageResult:
     if walk.is_quantized(model):
         return _as_it_is(stage, params, file, model)
     _refuse_unquantisable(stage, model, params.precision)
-    inputs = interface.input_specs(model)
-    profile = resolve_profiles(inputs, params.profiles, interface.axis_ranges(model))[0]
-    batch = Batch.of(inputs, profile)
-    samples, _ = samples_for(
-        stage.inputs, inputs, profile, hold_out=params.hold_out, fixed=params.fixed_inputs
-    )
+    samples, batch, _ = _samples(stage, params, model)
     size, smallest = batch_size(params.batch_size, batch)
     batches = list(batch.split(samples, size, smallest=smallest))
     _refuse_too_few(batches, batch.count(samples), size, params)
 
     files.load_weights(model, file)
-    wide = floats.calibratable(model)
-    through = walk.take_out_given(wide)
-    file = stage.workdir / "source.onnx"
-    files.write_model(wide, file)  # ModelOpt writes beside what it reads
+    quantized, pairs = _calibrated(stage, params, model, batches)
     typed = stage.workdir / "typed.onnx"
-    reader = BatchReader(batches, stage.progress)
-    _quantize(file, typed, reader, params, is_large=files.is_large(model))
-    quantized = normalised(onnx.load(str(typed)))
-    for position, value in through.items():  # in the order that they had
-        quantized.graph.output.insert(position, value)
-    pairs = _checked_pairs(quantized, params.precision)
-    interface.keep_axis_ranges(quantized, interface.axis_ranges(model))
-    fold_quantized_weights(quantized)
     files.save_model(quantized, typed)
     stage.progress("cast the remainder", None)
     seen = batches[: max(1, MAX_SAMPLES // size)]
@@ -109,12 +93,7 @@ def _as_it_is(
     qat.check(model, params.precision)
     print("the graph is quantised already: nothing is calibrated, and data only run it")
     files.load_weights(model, file)
-    inputs = interface.input_specs(model)
-    profile = resolve_profiles(inputs, params.profiles, interface.axis_ranges(model))[0]
-    batch = Batch.of(inputs, profile)
-    samples, kind = samples_for(
-        stage.inputs, inputs, profile, hold_out=params.hold_out, fixed=params.fixed_inputs
-    )
+    samples, batch, kind = _samples(stage, params, model)
     first = next(iter(batch.split(samples, batch.opt, smallest=batch.min)))
     typed = stage.workdir / "typed.onnx"
     files.save_model(model, typed)
@@ -134,6 +113,37 @@ def _as_it_is(
         "opset": shapes.opset_of(model),
     }
     return StageResult(outputs=outputs, facts=facts)
+
+
+def _samples(
+    stage: Stage, params: CalibrateParams, model: onnx.ModelProto
+) -> tuple[Arrays, Batch, DataKind]:
+    """The samples to run the graph on, how they are batched, and what they are."""
+    inputs = interface.input_specs(model)
+    profile = resolve_profiles(inputs, params.profiles, interface.axis_ranges(model))[0]
+    samples, kind = samples_for(
+        stage.inputs, inputs, profile, hold_out=params.hold_out, fixed=params.fixed_inputs
+    )
+    return samples, Batch.of(inputs, profile), kind
+
+
+def _calibrated(
+    stage: Stage, params: CalibrateParams, model: onnx.ModelProto, batches: Sequence[Arrays]
+) -> tuple[onnx.ModelProto, int]:
+    """The Q/DQ graph in fp32 with the model's own outputs, and how many pairs are in it."""
+    wide = floats.calibratable(model)
+    through = walk.take_out_given(wide)
+    file, made = stage.workdir / "source.onnx", stage.workdir / "typed.onnx"
+    files.write_model(wide, file)  # ModelOpt writes beside what it reads
+    reader = BatchReader(batches, stage.progress)
+    _quantize(file, made, reader, params, is_large=files.is_large(model))
+    quantized = normalised(onnx.load(str(made)))
+    for position, value in through.items():  # in the order that they had
+        quantized.graph.output.insert(position, value)
+    pairs = _checked_pairs(quantized, params.precision)
+    interface.keep_axis_ranges(quantized, interface.axis_ranges(model))
+    fold_quantized_weights(quantized)
+    return quantized, pairs
 
 
 def _write_for_gpus(

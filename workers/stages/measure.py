@@ -50,6 +50,8 @@ RANDOM_BATCHES = 2
 #: Enough calibration samples to compare by, where no evaluation data were given.
 MAX_CALIBRATION_SAMPLES = 256
 
+_NO_METRICS = "the engine can't run on this worker: accuracy is that of the typed ONNX, on the CPU"
+
 
 def run(stage: Stage) -> StageResult:
     """Write ``report``: accuracy, and latency and throughput or why there are none.
@@ -78,33 +80,42 @@ def run(stage: Stage) -> StageResult:
     doubtful = doubts(accuracy, params.gates, params.max_drop)
     for doubt in doubtful:
         print(f"doubtful: {doubt}", flush=True)
-    metrics: Metrics | None = None
-    reason = None
-    if isinstance(subject, gpu.Loaded):
-        beside = gpu.Conditions(
-            program=source.program if isinstance(source, EagerModel) else None,
-            precision=params.precision,
-            batch=batch,
-            samples=samples,
-        )
-        metrics = gpu.metrics(subject, beside, stage.progress)
-    elif measured_on == "engine":
-        stage.progress("time", None)
-        eager = source if isinstance(source, EagerModel) else None
-        with stage.quiet():
-            metrics = cpu.metrics(subject, eager, batch, samples)
-    else:
-        reason = (
-            "the engine can't run on this worker: accuracy is that of the typed ONNX, on the CPU"
-        )
+    is_engine = measured_on == "engine"
     facts = MeasureFacts(
-        accuracy=accuracy, doubts=brief(doubtful), metrics=metrics, metrics_reason=reason
+        accuracy=accuracy,
+        doubts=brief(doubtful),
+        metrics=_metrics(stage, subject, source, batch, samples) if is_engine else None,
+        metrics_reason=None if is_engine else _NO_METRICS,
     )
     report = stage.workdir / "report.json"
     report.write_text(facts.model_dump_json(indent=2, exclude_unset=True) + "\n")
     return StageResult(
         outputs={Role.REPORT: report}, facts=facts.model_dump(mode="json", exclude_unset=True)
     )
+
+
+def _metrics(
+    stage: Stage,
+    subject: Runnable | gpu.Loaded,
+    source: Runnable,
+    batch: Batch,
+    samples: Arrays,
+) -> Metrics:
+    """Latency and throughput of an engine that runs here, beside its program where that is at hand."""
+    params = stage.params
+    assert isinstance(params, MeasureParams)
+    eager = source if isinstance(source, EagerModel) else None
+    if isinstance(subject, gpu.Loaded):
+        beside = gpu.Conditions(
+            program=eager.program if eager else None,
+            precision=params.precision,
+            batch=batch,
+            samples=samples,
+        )
+        return gpu.metrics(subject, beside, stage.progress)
+    stage.progress("time", None)
+    with stage.quiet():
+        return cpu.metrics(subject, eager, batch, samples)
 
 
 def _subject(

@@ -94,6 +94,49 @@ def build_plan(
     Raises:
         EngineBuildFailed: with the builder's own reason and what to do about it.
     """
+    build = _parsed(runtime, onnx, model, plugins, report)
+    config = _configured(build, profiles, compute_capability, options, report)
+    # TensorRT-RTX builds where there is no GPU: it times nothing, of its timing cache only the names
+    # are left, and its engines can't be loaded there.
+    on_gpu = runtime is Runtime.TENSORRT
+    if on_gpu:  # the inspector tells no more than names otherwise
+        config.profiling_verbosity = build.trt.ProfilingVerbosity.DETAILED
+    cached = on_gpu and options.timing_cache
+    timings = cache.start(config, timing_cache) if cached else None
+    report("build", None)
+    data, build_s = _serialized(build, config)
+    report("inspect", None)
+    inspect = partial(inspector.inspect, build.trt, build.log, host_code=options.version_compatible)
+    layers = map(build.network.get_layer, range(build.network.num_layers))
+    return Plan(
+        data=data,
+        runtime_version=str(build.trt.__version__),
+        layers=tuple(_layer(one) for one in layers),
+        interface=of_network(build.network),
+        build_s=build_s,
+        timing_cache=cache.finish(config, timings) if timings else None,
+        inspected=inspect(data) if on_gpu else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Build:
+    """A network to build, and what must live as long as it: its parser holds weights."""
+
+    trt: Any
+    log: Any
+    builder: types.Builder
+    network: types.INetworkDefinition
+    parser: types.OnnxParser
+
+
+def _parsed(
+    runtime: Runtime,
+    onnx: Path,
+    model: ModelProto | None,
+    plugins: Sequence[Path],
+    report: Report,
+) -> _Build:
     trt = load_runtime(runtime)
     log = collecting_log(trt)
     builder: types.Builder = trt.Builder(log)
@@ -105,37 +148,33 @@ def build_plan(
     _parse(parser, onnx, log)
     if model is not None:
         parsed.check_attributes(trt, network, model)
-    config = builder.create_builder_config()
-    set_capability(trt, config, compute_capability)
-    set_options(trt, config, options)
+    return _Build(trt=trt, log=log, builder=builder, network=network, parser=parser)
+
+
+def _configured(
+    build: _Build,
+    profiles: Sequence[Profile],
+    compute_capability: str,
+    options: BuilderOptions,
+    report: Report,
+) -> types.IBuilderConfig:
+    config: types.IBuilderConfig = build.builder.create_builder_config()
+    set_capability(build.trt, config, compute_capability)
+    set_options(build.trt, config, options)
     for profile in profiles:
-        _add_profile(trt, builder, network, config, profile, log)
+        _add_profile(build, config, profile)
     if hasattr(config, "progress_monitor"):
-        config.progress_monitor = _phase_monitor(trt, report)
-    # TensorRT-RTX builds where there is no GPU: it times nothing, of its timing cache only the names
-    # are left, and its engines can't be loaded there.
-    on_gpu = runtime is Runtime.TENSORRT
-    if on_gpu:  # the inspector tells no more than names otherwise
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    cached = on_gpu and options.timing_cache
-    timings = cache.start(config, timing_cache) if cached else None
+        config.progress_monitor = _phase_monitor(build.trt, report)
+    return config
+
+
+def _serialized(build: _Build, config: types.IBuilderConfig) -> tuple[bytes, float]:
+    """The engine, and how many seconds the builder took."""
     start = time.monotonic()
-    report("build", None)
-    plan = builder.build_serialized_network(network, config)
+    plan = build.builder.build_serialized_network(build.network, config)
     if plan is None:
-        raise failure(log, "the builder gave no reason")
-    build_s = time.monotonic() - start
-    report("inspect", None)
-    inspect = partial(inspector.inspect, trt, log, host_code=options.version_compatible)
-    return Plan(
-        data=bytes(plan),
-        runtime_version=str(trt.__version__),
-        layers=tuple(_layer(network.get_layer(index)) for index in range(network.num_layers)),
-        interface=of_network(network),
-        build_s=build_s,
-        timing_cache=cache.finish(config, timings) if timings else None,
-        inspected=inspect(bytes(plan)) if on_gpu else None,
-    )
+        raise failure(build.log, "the builder gave no reason")
+    return bytes(plan), time.monotonic() - start
 
 
 def combine_timing_caches(newest: bytes, mine: bytes) -> tuple[bytes, int | None] | None:
@@ -190,16 +229,9 @@ def _parser_reason(error: types.ParserError) -> str:
     return f"{plain(error.desc())[:300]}{where}"
 
 
-def _add_profile(
-    trt: Any,
-    builder: types.Builder,
-    network: types.INetworkDefinition,
-    config: types.IBuilderConfig,
-    profile: Profile,
-    log: Any,
-) -> None:
-    native: types.IOptimizationProfile = builder.create_optimization_profile()
-    given = [network.get_input(index) for index in range(network.num_inputs)]
+def _add_profile(build: _Build, config: types.IBuilderConfig, profile: Profile) -> None:
+    native: types.IOptimizationProfile = build.builder.create_optimization_profile()
+    given = map(build.network.get_input, range(build.network.num_inputs))
     sizes = {tensor.name for tensor in given if tensor.is_shape_tensor}
     for name, shapes in profile.items():
         if name in sizes:
@@ -207,10 +239,12 @@ def _add_profile(
             native.set_shape_input(name, list(values.min), list(values.opt), list(values.max))
         # Of what isn't data the shape is known, and needn't be said.
         if name not in sizes or shapes.min != shapes.max:
-            low, mid, high = (trt.Dims(shape) for shape in (shapes.min, shapes.opt, shapes.max))
+            low, mid, high = (
+                build.trt.Dims(shape) for shape in (shapes.min, shapes.opt, shapes.max)
+            )
             native.set_shape(name, low, mid, high)
     if config.add_optimization_profile(native) < 0:
-        raise failure(log, f"the profile {dict(profile)} was refused")
+        raise failure(build.log, f"the profile {dict(profile)} was refused")
 
 
 def _size_values(name: str, shapes: ShapeRange) -> ValueRange:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import onnx
 
 from farm.errors import PrecisionMissed
+from farm.reports.layers import LayerReport
 from farm.specs.roles import Role
 from farm.specs.runtime import TENSORRTS, Runtime
+from farm.specs.shapes import Profile
 from farm.stages import BuildParams
 from workers.graphs import files, floats
-from workers.graphs.compute import compute_of
+from workers.graphs.compute import Compute, compute_of
 from workers.graphs.interface import axis_ranges, input_specs, specs_as_json
+from workers.inputs.batch import Shapes
 from workers.inputs.profiles import (
     profiles_as_json,
     resolve_profiles,
@@ -19,7 +27,7 @@ from workers.inputs.profiles import (
 from workers.report import engine_types, layers
 from workers.stages.base import Stage, StageResult
 from workers.stages.build import torchscript
-from workers.stages.build.made import interface_of, of_engine, report_of
+from workers.stages.build.made import Made, Said, interface_of, of_engine, report_of
 from workers.stages.build.onnxruntime import build_graph
 from workers.stages.build.prepare import bytes_cast_first, in_types_of, settled
 from workers.stages.build.tensorrt import build_plan
@@ -40,8 +48,39 @@ def run(stage: Stage) -> StageResult:
     assert isinstance(params, BuildParams)
     if params.target.runtime is Runtime.TORCHSCRIPT:
         return torchscript.build(stage, params)
+    graph = _prepared(stage, params)
+    made, said = _built(stage, params, graph)
+    interface = interface_of(made, graph.model, graph.typed)
+    report = report_of(made, graph.model, graph.profiles, said, interface)
+    facts = _facts(params, graph, made, report, interface.differences)
+    written = layers.write(report, stage.workdir / "layers.json")
+    outputs: dict[str, Path] = {Role.ENGINE: made.engine, Role.LAYERS: written}
+    if made.timing_cache:
+        facts["timing_cache"] = made.timing_cache.as_facts()
+        outputs[Role.TIMING_CACHE] = stage.workdir / "timing.cache"
+        outputs[Role.TIMING_CACHE].write_bytes(made.timing_cache.data)
+    return StageResult(outputs=outputs, facts=facts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Graph:
+    """The typed graph as its runtime takes it, and the shapes that it is built for."""
+
+    file: Path
+    model: onnx.ModelProto  #: in the file
+    typed: onnx.ModelProto  #: as the stage before made it
+    narrowed: list[str]
+    profiles: Sequence[Profile]
+    compute: Compute
+
+    @property
+    def opt(self) -> Shapes:
+        return shapes_at(self.profiles[0], "opt")
+
+
+def _prepared(stage: Stage, params: BuildParams) -> _Graph:
     file, typed = files.read_model(stage.inputs[Role.TYPED], stage.workdir)
-    file, model, missing = in_types_of(params, stage.workdir, file, typed)
+    file, model, narrowed = in_types_of(params, stage.workdir, file, typed)
     profiles = resolve_profiles(input_specs(model), params.profiles, axis_ranges(model))
     if params.target.runtime in TENSORRTS:
         file, model = settled(stage, file, model, profiles)
@@ -49,24 +88,36 @@ def run(stage: Stage) -> StageResult:
     layers.check_precision(params.precision, compute)
     if params.target.runtime is Runtime.TENSORRT_RTX:
         engine_types.check_rtx(params.precision, compute, params.compute_capability)
+    return _Graph(
+        file=file, model=model, typed=typed, narrowed=narrowed, profiles=profiles, compute=compute
+    )
+
+
+def _built(stage: Stage, params: BuildParams, graph: _Graph) -> tuple[Made, Said]:
+    """What the runtime makes of the graph, and what that says of its types."""
     if params.target.runtime is Runtime.ONNXRUNTIME:
-        made = build_graph(stage, params, file, model)
-    else:
-        file = bytes_cast_first(stage, file, model)
-        made = build_plan(stage, params, file, model, profiles)
-    opt = shapes_at(profiles[0], "opt")
+        made = build_graph(stage, params, graph.file, graph.model)
+        return made, of_engine(params.precision, graph.compute, made, graph.model, graph.opt)
+    file = bytes_cast_first(stage, graph.file, graph.model)
+    made = build_plan(stage, params, file, graph.model, graph.profiles)
     try:
-        said = of_engine(params.precision, compute, made, model, opt)
+        said = of_engine(params.precision, graph.compute, made, graph.model, graph.opt)
     except PrecisionMissed as err:
-        if params.target.runtime not in TENSORRTS:
-            raise
         # What the builder chooses isn't always the same, on a busy machine least of all.
         print(f"{err.detail}: building it again")
-        made = build_plan(stage, params, file, model, profiles)
-        said = of_engine(params.precision, compute, made, model, opt)
-    interface = interface_of(made, model, typed)
-    report = report_of(made, model, profiles, said, interface)
-    facts = {
+        made = build_plan(stage, params, file, graph.model, graph.profiles)
+        said = of_engine(params.precision, graph.compute, made, graph.model, graph.opt)
+    return made, said
+
+
+def _facts(
+    params: BuildParams,
+    graph: _Graph,
+    made: Made,
+    report: LayerReport,
+    differences: Sequence[str],
+) -> dict[str, Any]:
+    return {
         "runtime": str(params.target.runtime),
         "runtime_version": made.runtime_version,
         "compute_capabilities": list(made.compute_capabilities),
@@ -76,16 +127,9 @@ def run(stage: Stage) -> StageResult:
         "engine_bytes": made.engine.stat().st_size,
         "inputs": specs_as_json(report.inputs),
         "outputs": specs_as_json(report.outputs),
-        "differences": list(interface.differences),
-        "profiles": profiles_as_json(profiles),
+        "differences": list(differences),
+        "profiles": profiles_as_json(graph.profiles),
         "options": params.options.model_dump(mode="json"),
-        "float_types": floats.float_types(model),
-        "narrowed": missing,
+        "float_types": floats.float_types(graph.model),
+        "narrowed": graph.narrowed,
     }
-    written = layers.write(report, stage.workdir / "layers.json")
-    outputs: dict[str, Path] = {Role.ENGINE: made.engine, Role.LAYERS: written}
-    if made.timing_cache:
-        facts["timing_cache"] = made.timing_cache.as_facts()
-        outputs[Role.TIMING_CACHE] = stage.workdir / "timing.cache"
-        outputs[Role.TIMING_CACHE].write_bytes(made.timing_cache.data)
-    return StageResult(outputs=outputs, facts=facts)

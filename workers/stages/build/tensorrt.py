@@ -9,12 +9,14 @@ import onnx
 
 from farm.errors import EngineBuildFailed
 from farm.formats.rtx_header import MalformedHeader, parse_header
+from farm.reports.layers import Layer
 from farm.specs.roles import Role
 from farm.specs.runtime import Runtime
 from farm.specs.shapes import Profile
 from farm.stages import BuildParams
 from workers.backends.trt import build as trt_build
 from workers.backends.trt import rtx_plan
+from workers.backends.trt.rtx_plan import RtxPlan
 from workers.quantize import qat
 from workers.stages.base import Stage
 from workers.stages.build.made import Made
@@ -63,19 +65,11 @@ def build_plan(
         timing_cache=known.read_bytes() if known else b"",
         plugins=stage.plugins(params.options),
     )
-    read = None
-    if params.target.runtime is Runtime.TENSORRT_RTX:
-        check_header(plan.data, plan.runtime_version, params.compute_capability)
-        read = rtx_plan.read_plan(plan.data)
-        if read is None:
-            print("the plan's text can't be read: its types are those of the typed graph")
+    is_rtx = params.target.runtime is Runtime.TENSORRT_RTX
+    read = _read_plan(plan, params.compute_capability) if is_rtx else None
     engine = stage.workdir / "engine.plan"
     engine.write_bytes(plan.data)
-    made, source = plan.layers, _NETWORK
-    if plan.inspected:
-        made, source = plan.inspected.layers, _INSPECTOR
-    elif read:
-        made, source = read.layers, _PLAN.format(version=read.version or plan.runtime_version)
+    made, source = _layers_of(plan, read)
     return Made(
         engine=engine,
         runtime_version=plan.runtime_version,
@@ -88,6 +82,23 @@ def build_plan(
         read=read,
         interface=plan.inspected.interface if plan.inspected else plan.interface,
     )
+
+
+def _read_plan(plan: trt_build.Plan, compute_capability: str) -> RtxPlan | None:
+    check_header(plan.data, plan.runtime_version, compute_capability)
+    read = rtx_plan.read_plan(plan.data)
+    if read is None:
+        print("the plan's text can't be read: its types are those of the typed graph")
+    return read
+
+
+def _layers_of(plan: trt_build.Plan, read: RtxPlan | None) -> tuple[Sequence[Layer], str]:
+    """The layers as the engine has them, or else the network; and where they stand."""
+    if plan.inspected:
+        return plan.inspected.layers, _INSPECTOR
+    if read:
+        return read.layers, _PLAN.format(version=read.version or plan.runtime_version)
+    return plan.layers, _NETWORK
 
 
 def check_header(data: bytes, version: str, compute_capability: str) -> None:
