@@ -18,7 +18,7 @@ from farm.specs.precision import Precision
 from farm.stages import ExportParams, JobKind
 from tests.zoo import runner
 from workers.backends.ort.cpu import OrtModel
-from workers.programs.load import plain_treespec
+from workers.programs.treespecs import plain_treespec
 from workers.stages import export
 from workers.stages.base import Stage
 

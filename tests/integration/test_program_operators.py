@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from farm.errors import InvalidModel
 from tests.integration.test_stage_sources import edit_json, edited, keep
 from workers.programs.eager import EagerModel
-from workers.programs.load import _check_expression, load_program
+from workers.programs.expressions import check_expression
+from workers.programs.load import load_program
 from workers.programs.operators import GUARDED, may_call
 
 MODEL = "models/model.json"
@@ -127,7 +128,7 @@ def test_an_argument_whose_name_is_code_is_refused(name: str, by: str, tmp_path:
 def test_a_size_that_is_no_arithmetic_or_has_no_end_is_refused_at_once(text: str) -> None:
     start = time.process_time()
     with pytest.raises(InvalidModel, match="symbolic size"):
-        _check_expression(text)
+        check_expression(text)
     assert time.process_time() - start < 5
 
 
@@ -148,7 +149,7 @@ def test_a_size_that_is_no_arithmetic_or_has_no_end_is_refused_at_once(text: str
     ],
 )
 def test_a_size_that_torch_writes_is_taken(text: str) -> None:
-    _check_expression(text)
+    check_expression(text)
 
 
 def test_records_whose_names_differ_by_case_are_refused(tmp_path: Path) -> None:

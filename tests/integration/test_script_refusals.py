@@ -259,7 +259,7 @@ def test_a_damaged_archive_is_refused_or_runs_as_it_is(
 
 
 def test_the_pickles_of_honest_modules_have_listed_opcodes_alone(honest: Path) -> None:
-    from workers.programs.archive import _OPCODES
+    from workers.programs.script_pickle import OPCODES
 
     content = zipfile.ZipFile(honest).read("honest/data.pkl")
-    assert {opcode.name for opcode, _, _ in pickletools.genops(content)} <= _OPCODES
+    assert {opcode.name for opcode, _, _ in pickletools.genops(content)} <= OPCODES

@@ -1,7 +1,7 @@
 """Loading TorchScript of strangers: only what is looked at whole, and holds nothing but listed operators.
 
-First the archive is read (``workers.programs.archive``), so that nothing in it runs as it is loaded. Then
-PyTorch compiles it, and every function and method in it is gone through, with all blocks: not as text,
+First the archive is read (``workers.programs.script_archive``), so that nothing in it runs as it is loaded.
+Then PyTorch compiles it, and every function and method in it is gone through, with all blocks: not as text,
 in which a name can be written in many ways, but as the graph that will run.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch.jit._recursive import wrap_cpp_module
 
 from workers.graphs.check import brief
-from workers.programs import archive, enumerations, operators
+from workers.programs import enumerations, operators, script_archive, script_records
 
 #: Parts of types whose values are native objects, other threads' or other machines'.
 _FOREIGN = ("__torch__.torch.classes", "RRef[", "Future[", "Await[", "Capsule", "PyObject")
@@ -52,8 +52,8 @@ def load(path: Path, extra: Iterable[str] = ()) -> Script:
         Refused, Unreadable
     """
     try:
-        archive.scan(path)
-    except archive.RefusedArchive as err:
+        script_archive.scan(path)
+    except script_records.RefusedArchive as err:
         raise Refused(str(err)) from err
     unit = torch._C.CompilationUnit()
     beside = dict.fromkeys(extra, "")

@@ -1,0 +1,71 @@
+"""The archive of a TorchScript module, read before PyTorch loads it.
+
+Loading isn't reading: PyTorch computes the defaults of arguments and the constants of classes, calls
+``__setstate__``, takes it on trust that a record is as long as its storage claims to be, and that what
+is pickled is of the type that its class declares. So it may only see archives in which defaults and
+constants are literals, no class restores itself, and records and values are what they claim.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch._C import PyTorchFileReader
+
+from workers.programs.script_code import Class, read_code
+from workers.programs.script_pickle import Storages, read_pickle
+from workers.programs.script_records import Records, RefusedArchive, record
+from workers.programs.script_values import Values
+
+_MAX_RECORDS = 200_000
+
+_ZIP = b"PK\x03\x04"
+
+_RECORD = re.compile(
+    r"(?:data|constants|traced_inputs|bytecode|mobile_debug_handles)(?:\.pkl|/\d+)"
+    r"|code/[\w./]+\.py(?:\.debug_pkl)?|extra/.*|version|byteorder"
+    r"|\.format_version|\.storage_alignment|\.data/\w+",
+    re.ASCII,
+)
+
+_PICKLES = ("constants", "data", "traced_inputs")
+
+
+def scan(path: Path) -> None:
+    """Look at all of an archive that ``torch.jit.load`` reads; nothing in it is run.
+
+    Raises:
+        RefusedArchive
+    """
+    with path.open("rb") as file:
+        if file.read(4) != _ZIP:
+            raise RefusedArchive("it isn't an archive")
+    try:
+        reader: Records = PyTorchFileReader(str(path))
+        names = reader.get_all_records()
+    except RuntimeError as err:
+        raise RefusedArchive("its directory is damaged") from err
+    _check_names(names)
+    classes: dict[str, Class] = {}
+    for name in names:
+        if name.startswith("code/") and name.endswith(".py"):
+            classes |= read_code(name, record(reader, name))
+    for which in _PICKLES:
+        if f"{which}.pkl" in names:
+            content = record(reader, f"{which}.pkl")
+            Values(classes).check(read_pickle(content, Storages(reader, which, set(names))))
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if len(names) > _MAX_RECORDS:
+        raise RefusedArchive(f"it holds more than {_MAX_RECORDS} records")
+    # PyTorch finds records whatever the case of their names.
+    if len({name.lower() for name in names}) < len(names):
+        raise RefusedArchive("it holds two records of one name")
+    for name in names:
+        if not _RECORD.fullmatch(name):
+            raise RefusedArchive(f"it holds {name[:80]!r}, which TorchScript doesn't")
+    if "data.pkl" not in names or not any(name.startswith("code/") for name in names):
+        raise RefusedArchive("there is no TorchScript in it")
