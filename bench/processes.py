@@ -36,7 +36,7 @@ def wait_for(
 def api_without_worker(settings: Settings) -> Iterator[httpx2.Client]:
     """The broker and the API as ``farm up`` starts them, and a client of it."""
     with ExitStack() as stack:
-        farm = up.Farm(settings, up.free_port(), up.free_port())
+        farm = up.LocalFarm(settings, up.free_port(), up.free_port())
         stack.callback(farm.stop)
         farm.start(parts=("api",))
         headers = {"Authorization": f"Bearer {farm.key}"}

@@ -74,7 +74,7 @@ def _tell(at: Addresses, as_json: bool) -> None:
 
 
 @contextmanager
-def embedded(settings: Settings, *, port: int = 0, flower_port: int = 0) -> Iterator[Farm]:
+def embedded(settings: Settings, *, port: int = 0, flower_port: int = 0) -> Iterator[LocalFarm]:
     """The farm as processes, ready to take work; it has ended when the block has.
 
     Raises:
@@ -82,7 +82,7 @@ def embedded(settings: Settings, *, port: int = 0, flower_port: int = 0) -> Iter
     """
     home.make_private(settings.home)
     with _sole_owner(settings.home), contextlib.ExitStack() as stack:
-        farm = Farm(settings, port or free_port(), flower_port or free_port())
+        farm = LocalFarm(settings, port or free_port(), flower_port or free_port())
         stack.callback(farm.stop)
         farm.start()
         yield farm
@@ -108,7 +108,7 @@ def free_port() -> int:
         return port
 
 
-class Farm:
+class LocalFarm:
     """Broker, API, workers and Flower as child processes of this one."""
 
     def __init__(self, settings: Settings, port: int, flower_port: int) -> None:
