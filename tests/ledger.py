@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import select
 
-from farm.builds import replan, views
+from farm.builds import loaded, replan, views
 from farm.builds.cancel import cancel_build
 from farm.builds.submit import submit_build
 from farm.database.session import Database
@@ -82,7 +82,7 @@ class Ledger:
 
     def view(self, build_id: str) -> BuildView:
         with self.db.read() as session:
-            return views.build(session, build_id, self.fleet(session))
+            return views.build(loaded.load(session, build_id), self.fleet(session))
 
     def states(self, build_id: str) -> dict[str, str]:
         return {job.title: job.state.value for job in self.view(build_id).jobs}

@@ -25,7 +25,7 @@ from farm.api.services import (
     answer,
     problems,
 )
-from farm.builds import replan, views
+from farm.builds import loaded, replan, views
 from farm.builds.attach import Submitted
 from farm.builds.cancel import cancel_build
 from farm.builds.explain import explain
@@ -120,7 +120,7 @@ def _unit(farm: Services, work: Callable[[Session], Submitted]) -> BuildView:
                 session.flush()
                 fleet = farm.fleet(session)
                 if submitted.attached is None:
-                    return views.build(session, submitted.build_id, fleet)
+                    return views.build(loaded.load(session, submitted.build_id), fleet)
             break
         except IntegrityError:
             continue
@@ -129,7 +129,7 @@ def _unit(farm: Services, work: Callable[[Session], Submitted]) -> BuildView:
     if submitted.ready:
         farm.sweeper.ring(submitted.ready)
     # A worker is notified in the meantime.
-    return views.attached(submitted.attached, fleet)
+    return views.build(submitted.attached, fleet)
 
 
 @router.get("", summary="List builds", response_model=BuildPage, responses=problems(404))
@@ -154,7 +154,7 @@ def list_builds(
 def show(build_id: BuildId, farm: Farm) -> Response:
     """State, jobs, engines and errors of a build."""
     with farm.db.read() as session:
-        return answer(views.build(session, build_id, farm.fleet(session)))
+        return answer(views.build(loaded.load(session, build_id), farm.fleet(session)))
 
 
 @router.get(
@@ -220,7 +220,7 @@ def cancel(build_id: BuildId, farm: Farm, by: By) -> Response:
         if cancel_build(session, build_id):
             audit.record(session, by, "cancel", build_id)
         session.flush()
-        view = views.build(session, build_id, farm.fleet(session))
+        view = views.build(loaded.load(session, build_id), farm.fleet(session))
     return answer(view)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import Insert, bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
+from farm.builds.loaded import LoadedBuild
 from farm.database.base import Base, now
+from farm.database.job_rows import JobRow, select_job_rows
 from farm.database.tables import (
     IS_USABLE,
     Build,
@@ -29,13 +31,10 @@ from farm.queue.turns import Bell, Turns
 from farm.registry import provenance, publish
 from farm.specs.states import BuildState, JobState, Reuse, build_state
 
-_LARGE = {"recipe", "outputs"}
-
-
 # Locked, so that none of them ends between this look and the commit: a new job that waits for one
 # would miss its end.
 _JOBS = (
-    select(*(column for column in Job.__table__.c if column.name not in _LARGE))
+    select_job_rows()
     .where(Job.key.in_(bindparam("keys", expanding=True)), IS_USABLE)
     .order_by(Job.id)
     # Not their keys, which an engine that is being published refers to.
@@ -54,21 +53,9 @@ _JOB_INSERT = insert(Base.metadata.tables[Job.__tablename__]).returning(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attached:
-    """A build with its jobs and engines, as they are in the database now."""
-
-    build: Build
-    model: str
-    version: int
-    jobs: Sequence[tuple[Job, str]]  #: each with how the build came by it, in the plan's order
-    wanted: Sequence[Wanted]
-    doubts: Mapping[str, Sequence[str]] = field(default_factory=dict)  #: of engines, by their ids
-
-
-@dataclass(frozen=True, kw_only=True)
 class Submitted:
     build_id: str
-    attached: Attached | None  #: None when nothing was done: the build was there before
+    attached: LoadedBuild | None  #: None if nothing was done: the build existed before
     ready: Sequence[Bell] = ()  #: to ring after the commit
 
 
@@ -83,7 +70,7 @@ def columns(row: Base) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Before:
-    """What a build had before it was planned anew."""
+    """What a build had before it was replanned."""
 
     attempts: Mapping[str, int] = field(default_factory=dict)  #: key → its last attempt
     reuse: Mapping[int, Reuse] = field(default_factory=dict)  #: job → how the build came by it
@@ -107,16 +94,40 @@ def attach_jobs(
     created = _create(session, build, planned, usable, places, before.attempts)
     rows = usable | created
     reuse = {key: before.reuse.get(job.id) or _reuse(job) for key, job in usable.items()}
+    jobs = [(rows[key], reuse.get(key, Reuse.RAN)) for key in planned.jobs]
+    _link(session, build, jobs)
+    wanted = _wanted(session, build, planned, rows)
+    state = build_state(JobState(job.state) for job in rows.values())
+    if state != build.state:
+        build_states.set_build_state(session, build, state)
+        build = session.get_one(Build, build.id, populate_existing=True)
+    return Submitted(
+        build_id=build.id,
+        attached=LoadedBuild(
+            build=build,
+            model=model,
+            version=version,
+            jobs=jobs,
+            wanted=wanted,
+            doubts=provenance.doubts(session, wanted),
+        ),
+        ready=ready + [Bell.of(job) for job in created.values() if job.state == JobState.QUEUED],
+    )
+
+
+def _link(session: Session, build: Build, jobs: Sequence[tuple[JobRow, Reuse]]) -> None:
     links = [
-        {
-            "build_id": build.id,
-            "job_id": rows[key].id,
-            "reuse": reuse.get(key, Reuse.RAN),
-            "position": position,
-        }
-        for position, key in enumerate(planned.jobs)
+        {"build_id": build.id, "job_id": job.id, "reuse": reuse, "position": position}
+        for position, (job, reuse) in enumerate(jobs)
     ]
-    wanted: Sequence[Wanted] = [
+    insert_rows(session, BuildJob, links)
+
+
+def _wanted(
+    session: Session, build: Build, planned: Plan, rows: Mapping[str, JobRow]
+) -> Sequence[Wanted]:
+    """Keep the engines that a build wants; publish those whose jobs have already succeeded."""
+    wanted = [
         Wanted(
             build_id=build.id,
             target=str(engine.choice.target),
@@ -129,41 +140,23 @@ def attach_jobs(
         )
         for engine in planned.engines
     ]
-    insert_rows(session, BuildJob, links)
     insert_rows(session, Wanted, map(columns, wanted))
-    done = {job.id for job in usable.values() if job.state == JobState.SUCCEEDED}
+    done = {job.id for job in rows.values() if job.state == JobState.SUCCEEDED}
     if any({want.build_job_id, want.measure_job_id} <= done for want in wanted):
-        wanted = publish.publish_build(session, build.id)
-    state = build_state(JobState(job.state) for job in rows.values())
-    if state != build.state:
-        build_states.set_build_state(session, build, state)
-        build = session.get_one(Build, build.id, populate_existing=True)
-    jobs_in_order = [(rows[key], reuse.get(key, Reuse.RAN)) for key in planned.jobs]
-    return Submitted(
-        build_id=build.id,
-        attached=Attached(
-            build=build,
-            model=model,
-            version=version,
-            jobs=jobs_in_order,
-            wanted=wanted,
-            doubts=provenance.doubts(session, wanted),
-        ),
-        ready=ready + [Bell.of(job) for job in created.values() if job.state == JobState.QUEUED],
-    )
+        return publish.publish_build(session, build.id)
+    return wanted
 
 
-def _usable(session: Session, planned: Plan) -> dict[str, Job]:
+def _usable(session: Session, planned: Plan) -> dict[str, JobRow]:
     rows = session.connection().execute(_JOBS, {"keys": list(planned.jobs)})
-    # Rows stand in for objects, which would take a tenth of a submission's time to make.
-    found = {row.key: cast(Job, row) for row in rows}
+    found = {row.key: JobRow.of(row._mapping) for row in rows}
     ending = [job.id for job in found.values() if job.cancel_requested]
     if ending:
         session.execute(update(Job).where(Job.id.in_(ending)).values(cancel_requested=False))
     return found
 
 
-def _reuse(job: Job) -> Reuse:
+def _reuse(job: JobRow) -> Reuse:
     return Reuse.CACHED if job.state == JobState.SUCCEEDED else Reuse.JOINED
 
 
@@ -171,41 +164,26 @@ def _create(
     session: Session,
     build: Build,
     planned: Plan,
-    usable: dict[str, Job],
+    usable: Mapping[str, JobRow],
     places: Turns,
     attempts: Mapping[str, int],
-) -> dict[str, Job]:
-    rows: dict[str, Job] = {}
+) -> dict[str, JobRow]:
     new = [job for key, job in planned.jobs.items() if key not in usable]
-    for job in new:
-        needs = [given.key for given in _made(job).values()]
-        missing = [key for key in needs if key in rows or usable[key].state != JobState.SUCCEEDED]
-        attempt = attempts.get(job.key, 0) + 1
-        rows[job.key] = Job(
-            key=job.key,
-            kind=job.kind,
-            title=job.title,
-            state=JobState.WAITING if missing else JobState.QUEUED,
-            recipe=job.recipe.document,
-            runtime=job.target.runtime if job.target else None,
-            target=str(job.target) if job.target else None,
-            precision=job.precision,
-            queue=job.queue,
-            priority=build.priority,
-            client=build.client,
-            place=places.place(job.queue),
-            needs=len(missing),
-            attempt=attempt,
-            first_attempt=attempt,
-            rung_at=None if missing else now(),
-            created_at=now(),
-        )
     if not new:
-        return rows
-    made = session.connection().execute(_JOB_INSERT, list(map(columns, rows.values())))
-    for row, job_id in zip(rows.values(), made.scalars(), strict=True):
-        row.id = job_id
-    _connect(session, new, rows | usable)
+        return {}
+    done = {key for key, job in usable.items() if job.state == JobState.SUCCEEDED}
+    inserted = []
+    for job in new:
+        needs = sum(given.key not in done for given in _made(job).values())
+        inserted.append(
+            _columns_of(job, build, places.place(job.queue), needs, attempts.get(job.key, 0) + 1)
+        )
+    ids = session.connection().execute(_JOB_INSERT, inserted).scalars()
+    created = {
+        row["key"]: JobRow.of({"id": job_id} | row)
+        for row, job_id in zip(inserted, ids, strict=True)
+    }
+    _connect(session, new, {**usable, **created})
     events = [
         {
             "job_id": row.id,
@@ -214,13 +192,44 @@ def _create(
             "data": transitions.about(row, build=build.id),
             "at": row.created_at,
         }
-        for row in rows.values()
+        for row in created.values()
     ]
     insert_rows(session, Event, events)
-    return rows
+    return created
 
 
-def _connect(session: Session, planned: Sequence[PlannedJob], rows: dict[str, Job]) -> None:
+def _columns_of(
+    job: PlannedJob, build: Build, place: int, needs: int, attempt: int
+) -> dict[str, Any]:
+    """A new job's columns.
+
+    Parameters:
+        needs: how many of its inputs haven't been made yet.
+    """
+    at = now()
+    return {
+        "key": job.key,
+        "kind": job.kind,
+        "title": job.title,
+        "state": JobState.WAITING if needs else JobState.QUEUED,
+        "recipe": job.recipe.document,
+        "runtime": job.target.runtime if job.target else None,
+        "target": str(job.target) if job.target else None,
+        "precision": job.precision,
+        "queue": job.queue,
+        "priority": build.priority,
+        "client": build.client,
+        "place": place,
+        "needs": needs,
+        "attempt": attempt,
+        "first_attempt": attempt,
+        "cancel_requested": False,
+        "rung_at": None if needs else at,
+        "created_at": at,
+    }
+
+
+def _connect(session: Session, planned: Sequence[PlannedJob], rows: Mapping[str, JobRow]) -> None:
     edges: list[dict[str, Any]] = [
         {
             "job_id": rows[job.key].id,

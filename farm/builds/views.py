@@ -6,14 +6,14 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import case, func, select
-from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm import Session
 
-from farm.builds.attach import Attached
+from farm.builds.loaded import LoadedBuild
+from farm.database.job_rows import JobRow
 from farm.database.tables import Build, BuildJob, EngineRow, Job, Model, Version, Wanted
-from farm.errors import NotFound
 from farm.fleet.workers import Fleet
 from farm.planning import policy
-from farm.registry import catalog, provenance
+from farm.registry import catalog
 from farm.reports import kept
 from farm.schemas.builds import BuildSummary, BuildView, JobView, WantedEngine
 from farm.schemas.problems import Failure
@@ -22,45 +22,8 @@ from farm.specs.runtime import Runtime, Target
 from farm.specs.states import ENDED, BuildState, EngineState, JobState
 
 
-def build(session: Session, build_id: str, fleet: Fleet) -> BuildView:
-    """One build with its jobs and engines.
-
-    Raises:
-        NotFound
-    """
-    found = session.execute(
-        select(Build, Model.name, Version.number)
-        .join(Version, Version.id == Build.version_id)
-        .join(Model, Model.id == Version.model_id)
-        .where(Build.id == build_id)
-    ).one_or_none()
-    if found is None:
-        raise NotFound(f"there is no build {build_id!r}", hint="`farm builds` lists them")
-    pairs = session.execute(
-        select(Job, BuildJob.reuse)
-        .join(BuildJob, BuildJob.job_id == Job.id)
-        .where(BuildJob.build_id == build_id)
-        .options(defer(Job.recipe), defer(Job.outputs))
-        .order_by(BuildJob.position)
-    )
-    wanted = session.scalars(
-        select(Wanted).where(Wanted.build_id == build_id).order_by(Wanted.build_job_id)
-    )
-    row, model, version = found
-    wants = wanted.all()
-    rows = Attached(
-        build=row,
-        model=model,
-        version=version,
-        jobs=list(pairs.tuples()),
-        wanted=wants,
-        doubts=provenance.doubts(session, wants),
-    )
-    return attached(rows, fleet)
-
-
-def attached(rows: Attached, fleet: Fleet) -> BuildView:
-    """One build, from rows already loaded."""
+def build(rows: LoadedBuild, fleet: Fleet) -> BuildView:
+    """One build with its jobs and engines."""
     row, states = rows.build, [job.state for job, _ in rows.jobs]
     failed = [job for job, _ in rows.jobs if job.state == JobState.FAILED and job.finished_at]
     first = min(failed, key=lambda job: (job.finished_at, job.id), default=None)
@@ -99,7 +62,7 @@ _BUILD_FIELDS = "id state priority created_at started_at finished_at".split()
 _REQUEST_FIELDS = ("precisions targets labels source calibration evaluation profiles").split()
 
 
-def _job(job: Job, reuse: str, fleet: Fleet) -> JobView:
+def _job(job: JobRow, reuse: str, fleet: Fleet) -> JobView:
     columns = {name: getattr(job, name) for name in _JOB_FIELDS}
     return JobView(
         **columns,

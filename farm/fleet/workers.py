@@ -12,6 +12,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from farm.database.base import now
+from farm.database.job_rows import JobRow
 from farm.database.tables import Job, Worker
 from farm.schemas.fleet import WorkerView
 from farm.specs import gpus
@@ -130,7 +131,7 @@ class Fleet:
                 return worker.toolchain
         return {}
 
-    def waits_for(self, job: Job) -> str | None:
+    def waits_for(self, job: Job | JobRow) -> str | None:
         """Which worker a queued job waits for, if no online worker can run it."""
         if job.state != JobState.QUEUED or self.online_queues.get(job.queue):
             return None

@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, bindparam, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from farm.database.base import Instant, now
+from farm.database.job_rows import JobRow
 from farm.database.tables import IS_IN_LINE, IS_QUEUED, Build, BuildJob, Job
 from farm.specs.states import JobState
 
@@ -92,7 +93,7 @@ class Turns:
         own, started = self._session.connection().execute(_NEWEST, of | band).one()
         return max(own or first, started or first) + 1
 
-    def raise_priority(self, joined: Iterable[Job]) -> list[Bell]:
+    def raise_priority(self, joined: Iterable[JobRow]) -> list[Bell]:
         """Let joined jobs that haven't started come as early as the build that joins them.
 
         Returns:
