@@ -176,6 +176,15 @@ def test_an_engine_gives_what_its_source_gives_at_every_batch(
         np.testing.assert_allclose(y, wanted, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("backend", [*ON_CPU, *ON_GPU])
+def test_a_batch_of_another_shape_is_refused_with_its_shape(
+    backend: str, bench: Bench, sources: Sources
+) -> None:
+    engine = bench.run(asked(backend), **given(sources, backend)).outputs[Role.ENGINE]
+    with pytest.raises((InvalidModel, EngineBuildFailed), match=r"\[2, 9\]"):
+        loaded(backend, engine).run({"x": np.zeros((2, 9), np.float32)})
+
+
 @pytest.mark.parametrize("backend", ON_CPU)
 def test_a_file_that_is_no_engine_is_not_loaded(backend: str, tmp_path: Path) -> None:
     garbage = tmp_path / "engine"

@@ -23,7 +23,7 @@ from torch.export import ExportedProgram
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
-from farm.errors import EngineBuildFailed
+from farm.errors import EngineBuildFailed, InvalidModel
 from farm.reports.layers import Layer, LayerTensor
 from workers.inputs.samples import Arrays
 from workers.programs import script
@@ -90,9 +90,21 @@ class TorchScriptModel:
         self.output_names: list[str] = names["outputs"]
 
     def run(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        """The outputs for one batch, by name."""
-        with torch.inference_mode(), checked(self._operators):
-            made = self._module(*tensors_of(arrays, self.input_names))
+        """The outputs for one batch, by name.
+
+        Raises:
+            InvalidModel: if it can't run at the shapes of this batch.
+        """
+        try:
+            with torch.inference_mode(), checked(self._operators):
+                made = self._module(*tensors_of(arrays, self.input_names))
+        except RuntimeError as err:
+            shapes = {name: list(np.shape(array)) for name, array in arrays.items()}
+            # TorchScript's traceback comes first, the reason last.
+            reason = str(err).strip().splitlines()[-1].removeprefix("RuntimeError: ")[:400]
+            raise InvalidModel(
+                f"the engine can't run with input shapes {shapes}: {reason}"
+            ) from err
         return {n: tensor.numpy() for n, tensor in named_tensors(made, self.output_names).items()}
 
 
