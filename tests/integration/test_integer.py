@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from workers.backends.ort import cpu
 from workers.quantize.cpu_integers import integer_graph
-from workers.quantize.saturation import LARGEST_WEIGHT, exact_graph
+from workers.quantize.integer_products import LARGEST_WEIGHT
+from workers.quantize.saturation import exact_graph
 
 SCALES = {"x": 0.03, "r": 0.05}
 CHANNELS = 4

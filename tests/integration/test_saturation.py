@@ -20,13 +20,8 @@ from tests import emulated
 from workers.backends.ort import cpu
 from workers.backends.ort.cpu import OrtModel
 from workers.quantize.cpu_integers import integer_graph
-from workers.quantize.saturation import (
-    LARGEST_WEIGHT,
-    PRODUCTS,
-    exact_file,
-    exact_graph,
-    refuse_saturation,
-)
+from workers.quantize.integer_products import LARGEST_WEIGHT, PRODUCTS, refuse_saturation
+from workers.quantize.saturation import exact_file, exact_graph
 from workers.report.layers import INTEGER_KERNELS
 
 EMULATOR = shutil.which("qemu-x86_64")

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from workers.graphs import shapes, walk
-from workers.quantize.saturation import LARGEST_WEIGHT, fits_int32
+from workers.quantize.integer_products import LARGEST_WEIGHT, fits_int32
 
 Ranges = Callable[[Sequence[str]], Mapping[str, float]]
 """The largest magnitude of each of these tensors over the calibration data."""

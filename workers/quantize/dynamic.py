@@ -34,7 +34,7 @@ def quantize_weights(model: onnx.ModelProto, path: Path) -> None:
         op_types_to_quantize=list(PRODUCTS),
         per_channel=True,
         weight_type=QuantType.QInt8,
-        # To 64, which no kernel saturates with: see workers.quantize.saturation.
+        # To 64, which no kernel saturates with: see workers.quantize.integer_products.
         reduce_range=True,
     )
     onnx.save(exact_graph(onnx.load(str(path))), str(path))

@@ -1,9 +1,6 @@
 """Q/DQ graphs that ONNX Runtime computes as they are written, on every x86-64 processor.
 
-Without VNNI its kernels add two products of unsigned and signed 8-bit numbers in 16 bits, which saturate:
-255 × 127 + 255 × 127 is 32,767 there. Signed weights of at most 64 can't: twice 255 × 64 is 32,640. They are
-exact in every kernel (AVX2, AVX-512, VNNI, AMX), and the fastest in each. So is unsigned by unsigned exact,
-at two to eight times the cost, and signed by signed, which is slower than fp32. Transformers make
+Its kernels are exact on some products of integers (``workers.quantize.integer_products``). Transformers make
 activations unsigned whenever a session loads a graph, and leave weights signed. So here
 
 - weights of at most 64 stay signed, as the farm's own are (``workers.quantize.cpu_integers``);
@@ -12,14 +9,13 @@ activations unsigned whenever a session loads a graph, and leave weights signed.
 - what a session would round on its own is kept from it: weights and biases in floats between Q and DQ,
   and activations where only the weights are quantised.
 
-Source: platform.cpp of MLAS, and the transformers qdq_s8_to_u8, weight_bias_quantization and
-DQMatMulToMatMulNBits of ONNX Runtime 1.31; each kernel with the largest values, in tests.
-"""
+Source: the transformers qdq_s8_to_u8, weight_bias_quantization and DQMatMulToMatMulNBits of ONNX
+Runtime 1.31."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -31,56 +27,17 @@ import onnx.inliner
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from farm.errors import EngineBuildFailed
-from workers.graphs import files, shapes, walk
+from workers.graphs import files, walk
+from workers.quantize.integer_products import PRODUCTS, element_types, fits_int32, is_small
 
 #: Added to what was signed.
 _SHIFT = 128
-#: Of signed weights: two products with unsigned numbers of 8 bits fit 16 bits.
-LARGEST_WEIGHT = 64
-#: A bias beyond it, in units of the sum's scale, may overflow int32 together with the products.
-LARGEST_BIAS = 2.0**30
 
 _QUANTIZE, _DEQUANTIZE = walk.QDQ_OPS
 #: What a session gives weights in integers of its own accord, and in what form.
 _ROUNDED_AT_LOADING = ("Conv", "ConvTranspose", "Gemm")
 _CLIPS = ("Relu", "Clip")
 _HAVE_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Operands:
-    """Where an integer operator takes its operands, and their zero points."""
-
-    left: int | None  #: None: made in the operator, unsigned
-    left_zero: int | None
-    right: int  #: what must be unsigned where the left one is
-    right_zero: int
-
-
-#: ONNX Runtime's operators that multiply 8-bit integers. ConvInteger multiplies its weights by its input.
-OPERANDS: Mapping[str, Operands] = {
-    "ConvInteger": Operands(left=1, left_zero=3, right=0, right_zero=2),
-    "DynamicQuantizeMatMul": Operands(left=None, left_zero=None, right=1, right_zero=3),
-    "MatMulInteger": Operands(left=0, left_zero=2, right=1, right_zero=3),
-    "MatMulIntegerToFloat": Operands(left=0, left_zero=4, right=1, right_zero=5),
-    "QAttention": Operands(left=0, left_zero=6, right=1, right_zero=7),
-    "QGemm": Operands(left=0, left_zero=2, right=3, right_zero=5),
-    "QLinearConv": Operands(left=0, left_zero=2, right=3, right_zero=5),
-    "QLinearMatMul": Operands(left=0, left_zero=2, right=3, right_zero=5),
-}
-#: Two products each: by the weights of the input, and by those of the state before.
-_RECURRENT: Mapping[str, Sequence[Operands]] = {
-    "DynamicQuantizeLSTM": [
-        Operands(left=None, left_zero=None, right=1, right_zero=9),
-        Operands(left=None, left_zero=None, right=2, right_zero=11),
-    ]
-}
-#: What multiplies integers, and its products.
-PRODUCTS: Mapping[str, Sequence[Operands]] = {
-    **{kind: [operands] for kind, operands in OPERANDS.items()},
-    **_RECURRENT,
-}
 
 
 def exact_file(file: Path, folder: Path) -> Path:
@@ -108,68 +65,9 @@ def exact_graph(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     made = onnx.ModelProto()
     made.CopyFrom(onnx.inliner.inline_local_functions(model) if model.functions else model)
-    _Scope(graph=made.graph, types=_types(made)).rewrite()
+    _Scope(graph=made.graph, types=element_types(made)).rewrite()
     walk.drop_unused(made.graph)
     return made
-
-
-def refuse_saturation(engine: onnx.ModelProto, folder: Path = Path()) -> None:
-    """Refuse an engine that holds an unsigned by signed product in integers which could saturate.
-
-    Parameters:
-        folder: of the files in which it keeps weights.
-
-    Raises:
-        EngineBuildFailed: naming the operator.
-    """
-    tensors = _tensors_below(engine.graph)
-    types = _types(engine) | {name: tensor.data_type for name, tensor in tensors.items()}
-    for node in walk.all_nodes(engine.graph):
-        for operands in PRODUCTS.get(node.op_type, ()):
-            left = _operand_type(node, operands.left, operands.left_zero, types)
-            right = _operand_type(node, operands.right, operands.right_zero, types)
-            weights = tensors.get(node.input[operands.right])
-            if weights is not None and _is_small(numpy_helper.to_array(weights, str(folder))):
-                continue
-            if right == TensorProto.INT8 and left != TensorProto.INT8:
-                raise EngineBuildFailed(
-                    f"{node.op_type} {node.name!r} multiplies unsigned by signed integers, which saturates "
-                    "on processors without VNNI",
-                    hint="quantise what is multiplied symmetrically by constant weights, or build the "
-                    "unquantised model",
-                )
-
-
-def _is_small(weights: NDArray[np.generic]) -> bool:
-    """Whether these are signed weights of which no two products saturate."""
-    return weights.dtype == np.int8 and bool(
-        (np.abs(weights.astype(np.int16)) <= LARGEST_WEIGHT).all()
-    )
-
-
-def _operand_type(
-    node: onnx.NodeProto, slot: int | None, zero: int | None, types: Mapping[str, int]
-) -> int | None:
-    for index in (slot, zero):
-        if index is not None and len(node.input) > index and node.input[index] in types:
-            return types[node.input[index]]
-    return None
-
-
-def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """The element types that are known, of bodies too."""
-    found: dict[str, int] = {}
-
-    def collect(graph: onnx.GraphProto) -> None:
-        for value in [*graph.input, *graph.value_info, *graph.output]:
-            if value.type.tensor_type.elem_type:
-                found[value.name] = value.type.tensor_type.elem_type
-        for node in graph.node:
-            for body in walk.bodies(node):
-                collect(body)
-
-    collect(shapes.inferred_of(model).graph)
-    return found
 
 
 def _below(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
@@ -184,16 +82,6 @@ def _given(node: onnx.NodeProto) -> Iterator[onnx.ValueInfoProto]:
     for below in _below(node):
         for body in walk.bodies(below):
             yield from body.output
-
-
-def _tensors_below(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    found = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
-            found[node.output[0]] = node.attribute[0].t
-        for body in walk.bodies(node):
-            found |= _tensors_below(body)
-    return found
 
 
 @dataclass(kw_only=True)
@@ -280,7 +168,7 @@ class _Scope:
         value = self._value(node.input[0])
         return (
             value is not None
-            and _is_small(value)
+            and is_small(value)
             and node.output[0] not in self._outputs
             and all(
                 consumer.op_type in _HAVE_WEIGHTS
@@ -293,7 +181,7 @@ class _Scope:
         for operands in PRODUCTS[node.op_type]:
             right = self._type(node.input[operands.right])
             weights = self._value(node.input[operands.right])
-            if weights is not None and _is_small(weights):
+            if weights is not None and is_small(weights):
                 continue
             left = None if operands.left is None else self._type(node.input[operands.left])
             if right == TensorProto.INT8 and left != TensorProto.INT8:
@@ -442,17 +330,3 @@ class _Scope:
             self._tensors[name] = numpy_helper.from_array(np.array(value, order="C"), name)
             self.graph.initializer.append(self._tensors[name])
         return name
-
-
-def fits_int32(
-    bias: NDArray[np.generic],
-    given: NDArray[np.generic] | None,
-    weights: NDArray[np.generic] | None,
-) -> bool:
-    """Whether a bias leaves room for the products in units of the sum's scale."""
-    assert given is not None
-    assert weights is not None
-    scale = given.astype(np.float64) * weights.astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        units = np.abs(bias.astype(np.float64) / scale)
-    return bool((units < LARGEST_BIAS).all())

@@ -20,7 +20,7 @@ from workers.graphs.compute import Compute, compute_of
 from workers.graphs.shapes import outline_of
 from workers.graphs.standard import STANDARD_DOMAINS
 from workers.inputs.batch import Shapes
-from workers.quantize.saturation import OPERANDS
+from workers.quantize.integer_products import OPERANDS
 
 SOURCE = "optimised-graph"
 

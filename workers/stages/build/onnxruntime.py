@@ -21,7 +21,7 @@ from workers.inputs.profiles import (
     resolve_profiles,
 )
 from workers.inputs.samples import samples_for
-from workers.quantize import half_weights, saturation
+from workers.quantize import half_weights, integer_products, saturation
 from workers.quantize.cpu_integers import Ranges, integer_graph
 from workers.quantize.ranges import largest
 from workers.report import layers
@@ -50,7 +50,7 @@ def build_graph(stage: Stage, params: BuildParams, file: Path, model: onnx.Model
         onnx.save(made, str(folder / "model.onnx"))
     if on_cpu:
         layers.check_integer_kernels(made, params.precision)
-        saturation.refuse_saturation(made, folder)
+        integer_products.refuse_saturation(made, folder)
     result = Made(
         engine=stage.workdir / "engine.onnx",
         runtime_version=built.runtime_version,
