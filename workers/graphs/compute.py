@@ -19,6 +19,15 @@ import onnx.inliner
 from onnx import TensorProto, numpy_helper
 
 from workers.graphs import files, walk
+from workers.graphs.macs import (
+    INTEGER_OPERATORS,
+    RECURRENT,
+    Dims,
+    Leading,
+    contracts,
+    macs_of,
+    operands_of,
+)
 from workers.graphs.shapes import inferred_of, outline_of
 from workers.graphs.standard import STANDARD_DOMAINS
 from workers.inputs.batch import Shapes
@@ -32,14 +41,6 @@ _TYPES = {
     TensorProto.UINT8: "int8",  # shifted by 128, as CPUs want it
     TensorProto.FLOAT8E4M3FN: "fp8",
 }
-#: Operators that multiply integers → where their two operands are.
-INTEGER_OPERATORS = {
-    "ConvInteger": (0, 1),
-    "MatMulInteger": (0, 1),
-    "QLinearConv": (0, 3),
-    "QLinearMatMul": (0, 3),
-}
-RECURRENT = ("GRU", "LSTM", "RNN")
 PRODUCTS = (
     "Conv",
     "ConvTranspose",
@@ -50,8 +51,6 @@ PRODUCTS = (
     *RECURRENT,
     *INTEGER_OPERATORS,
 )
-#: Inputs that may be left out, of an Attention.
-_PAST_KEY = 4
 #: What may stand between a DequantizeLinear and its product without making it another type.
 _PASSED = ("Cast", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
 
@@ -134,13 +133,11 @@ class _Lookup:
     """What is known of the tensors that a graph sees."""
 
     makers: Mapping[str, onnx.NodeProto]
-    dims: Mapping[str, tuple[int, ...] | None]
+    dims: Dims
     types: Mapping[str, int]
     values: Mapping[str, onnx.TensorProto]  #: constants, as far as they are at hand
     opsets: Sequence[onnx.OperatorSetIdProto]
-    leading: Mapping[str, tuple[int, ...]] = field(
-        default_factory=dict
-    )  #: sizes known from the first on
+    leading: Leading = field(default_factory=dict)
 
     def within(self, graph: onnx.GraphProto) -> _Lookup:
         """The same, and a graph's own tensors, which hide those of the same names."""
@@ -202,7 +199,7 @@ class _Lookup:
 
     def is_product(self, node: onnx.NodeProto) -> bool:
         if node.op_type == "Einsum":
-            return len(node.input) > 1 and _contracts(_equation(node))
+            return len(node.input) > 1 and contracts(node)
         return node.op_type in PRODUCTS
 
     def runs(self, node: onnx.NodeProto) -> int | None:
@@ -245,8 +242,8 @@ class _Lookup:
             return Product(
                 name=node.name or node.output[0],
                 op_type=node.op_type,
-                type=_name(self.types.get(self._operands(node)[1], TensorProto.UNDEFINED)),
-                macs=self._macs(node),
+                type=_name(self.types.get(operands_of(node)[1], TensorProto.UNDEFINED)),
+                macs=macs_of(node, self.dims, self.leading),
                 not_quantized=(),
             )
         quantized = [self._quantized_type(name) for name in node.input[:2]]
@@ -260,13 +257,9 @@ class _Lookup:
             name=node.name or node.output[0],
             op_type=node.op_type,
             type=_name(type_) if missing else _name(quantized[0] or TensorProto.UNDEFINED),
-            macs=self._macs(node),
+            macs=macs_of(node, self.dims, self.leading),
             not_quantized=missing,
         )
-
-    def _operands(self, node: onnx.NodeProto) -> tuple[str, str]:
-        left, right = INTEGER_OPERATORS.get(node.op_type, (0, 1))
-        return node.input[left], node.input[right]
 
     def _quantized_type(self, name: str) -> int | None:
         """The type that a tensor is dequantised from, or None when it isn't."""
@@ -279,53 +272,6 @@ class _Lookup:
             return self.types[node.input[0]]
         return self.types.get(node.input[2]) if len(node.input) > 2 else TensorProto.UINT8
 
-    def _macs(self, node: onnx.NodeProto) -> int | None:
-        if node.op_type == "Attention":
-            return self._macs_of_attention(node)
-        if node.op_type == "Einsum":
-            return _macs_of_einsum(_equation(node), [self.dims.get(name) for name in node.input])
-        if node.op_type in RECURRENT:
-            return self._macs_of_recurrent(node)
-        left, right = (self.dims.get(name) for name in self._operands(node))
-        made = self.dims.get(node.output[0])
-        if left is None or right is None or made is None:
-            return None
-        if node.op_type in ("Conv", "ConvInteger", "QLinearConv"):
-            return prod(made) * prod(right[1:])
-        if node.op_type == "ConvTranspose":
-            return prod(left) * prod(right[1:])
-        transposed = any(a.name == "transA" and a.i for a in node.attribute)
-        return prod(made) * (left[-2] if transposed else left[-1])
-
-    def _macs_of_attention(self, node: onnx.NodeProto) -> int | None:
-        """Of queries by keys, and of what that gives by values."""
-        query, key, value = (self.dims.get(name) for name in node.input[:3])
-        if query is None or key is None or value is None:
-            return None
-        length = key[-2]
-        if len(node.input) > _PAST_KEY and node.input[_PAST_KEY]:
-            past = self.dims.get(node.input[_PAST_KEY])
-            if past is None:
-                return None
-            length += past[-2]
-        if len(query) == 4:  # [batch, heads, length, size]
-            return prod(query[:3]) * length * (query[3] + value[3])
-        heads = {a.name: int(a.i) for a in node.attribute}
-        kv_heads = heads.get("kv_num_heads")
-        if not kv_heads:
-            return None
-        of_values = heads.get("q_num_heads", 0) * value[2] // kv_heads
-        return query[0] * query[1] * length * (query[2] + of_values)
-
-    def _macs_of_recurrent(self, node: onnx.NodeProto) -> int | None:
-        """Its weights are [directions, gates × hidden, inputs or hidden]; layout 1 is batch first."""
-        weights, recurrence = (self.dims.get(name) for name in node.input[1:3])
-        # What follows from a Reshape may have lost its last size, which the weights say.
-        sequence = self.leading.get(node.input[0], ())
-        if len(sequence) < 2 or weights is None or recurrence is None:
-            return None
-        return sequence[0] * sequence[1] * (prod(weights) + prod(recurrence))
-
 
 def _set_type(value: onnx.ValueInfoProto, type_: int, dims: Sequence[int] | None) -> None:
     tensor = value.type.tensor_type
@@ -335,38 +281,6 @@ def _set_type(value: onnx.ValueInfoProto, type_: int, dims: Sequence[int] | None
         tensor.shape.SetInParent()
         for size in dims:
             tensor.shape.dim.add(dim_value=size)
-
-
-def _equation(node: onnx.NodeProto) -> str:
-    found = next((a.s.decode() for a in node.attribute if a.name == "equation"), "")
-    return found.replace(" ", "")
-
-
-def _contracts(equation: str) -> bool:
-    """Whether an Einsum adds up along an axis that operands share."""
-    given, arrow, made = equation.partition("->")
-    letters = {letter for letter in given if letter.isalpha() and given.count(letter) > 1}
-    return bool(letters - set(made)) if arrow else bool(letters)
-
-
-def _macs_of_einsum(equation: str, operands: Sequence[tuple[int, ...] | None]) -> int | None:
-    """Of two operands: every combination of indices is one. Of more it depends on their order."""
-    terms = equation.partition("->")[0].split(",")
-    if len(operands) != 2 or len(terms) != 2:
-        return None
-    sizes: dict[str, int] = {}
-    for term, dims in zip(terms, operands, strict=True):
-        if dims is None:
-            return None
-        before, dots, after = term.partition("...")
-        spread = len(dims) - len(before) - len(after)
-        if spread < 0 or (spread and not dots):
-            return None
-        # The axes of an ellipsis are broadcast, so they are counted from the last.
-        names = [*before, *(f".{n}" for n in range(spread, 0, -1)), *after]
-        for name, size in zip(names, dims, strict=True):
-            sizes[name] = max(size, sizes.get(name, 1))
-    return prod(sizes.values())
 
 
 def _at(model: onnx.ModelProto, shapes: Shapes) -> onnx.ModelProto:

@@ -11,7 +11,8 @@ from collections import Counter
 import onnx
 
 from workers.graphs import shapes, walk
-from workers.graphs.compute import PRODUCTS, RECURRENT
+from workers.graphs.compute import PRODUCTS
+from workers.graphs.macs import RECURRENT
 
 _SMALLEST_SIDE = 16
 _BY_SIZE = f"have a side below {_SMALLEST_SIDE}"

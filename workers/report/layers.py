@@ -14,8 +14,9 @@ from onnx import TensorProto, helper
 from farm.errors import PrecisionMissed
 from farm.reports.layers import Layer, LayerReport, LayerTensor, ProductView
 from farm.specs.precision import QUANTIZED, Precision
-from workers.graphs.compute import INTEGER_OPERATORS, Compute, Product
+from workers.graphs.compute import Compute, Product
 from workers.graphs.interface import input_specs, output_specs
+from workers.graphs.macs import INTEGER_OPERATORS
 from workers.graphs.walk import all_nodes
 
 #: ONNX Runtime's operators that multiply integers.
