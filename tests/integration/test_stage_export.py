@@ -17,7 +17,7 @@ from tests.graphs import matmul, small_graph
 from tests.stage_bench import Bench, Digits, batch_profile, rtx, save_npz
 from workers import demo
 from workers.graphs.standard import MIN_OPSET
-from workers.stages import export
+from workers.stages.export import exporter
 
 
 def test_export_keeps_the_batch_dynamic_and_the_names(digits: Digits) -> None:
@@ -44,7 +44,7 @@ def test_export_checks_within_the_profile(bench: Bench, digits: Digits) -> None:
 def test_export_refuses_a_graph_that_diverges(
     bench: Bench, digits: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    to_onnx = export._to_onnx
+    to_onnx = exporter.to_onnx
 
     def wrong(program: Any) -> onnx.ModelProto:
         model = to_onnx(program)
@@ -53,7 +53,7 @@ def test_export_refuses_a_graph_that_diverges(
         weight.CopyFrom(numpy_helper.from_array(array, weight.name))
         return model
 
-    monkeypatch.setattr(export, "_to_onnx", wrong)
+    monkeypatch.setattr(exporter, "to_onnx", wrong)
     error = bench.fails(ExportDiverged, ExportParams(format="pt2"), source=digits.source)
     assert "differ" in error.detail
 
