@@ -16,9 +16,8 @@ from farm.database.tables import Job
 from farm.errors import DatabaseUnavailable, LeaseLost, StorageUnavailable
 from farm.fleet import workers
 from farm.specs.states import JobState
-from workers.runner import task
+from workers.runner import claims, task
 from workers.runner import watch as watch_module
-from workers.runner.task import _claim, _insist
 from workers.runner.watch import Watch
 
 
@@ -55,14 +54,14 @@ def context(db, lease_ttl_s=30.0):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(task, "_RETRY_S", (0.01, 0.02))
-    monkeypatch.setattr(task, "_CLAIM_AGAIN_S", (0.01, 0.02))
+    monkeypatch.setattr(claims, "_RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr(claims, "_CLAIM_AGAIN_S", (0.01, 0.02))
 
 
 def test_a_result_waits_for_a_database_that_is_away(ledger):
     ledger.submit()
     flaky = Flaky(ledger.db, failures=3)
-    titles = _insist(context(flaky), lambda session: session.scalars(select(Job.title)).all())
+    titles = claims.insist(context(flaky), lambda session: session.scalars(select(Job.title)).all())
     assert "export digits" in titles
     assert flaky.failures == 0
 
@@ -71,21 +70,23 @@ def test_a_claim_is_tried_again_before_its_message_is_given_up(ledger):
     ledger.submit()
     [job] = ledger.queued()
     with pytest.raises(DatabaseUnavailable):
-        _claim(context(Flaky(ledger.db, failures=3)), job.id)
-    claim = _claim(context(Flaky(ledger.db, failures=2)), job.id)
+        claims.claim(context(Flaky(ledger.db, failures=3)), job.id)
+    claim = claims.claim(context(Flaky(ledger.db, failures=2)), job.id)
     assert claim.job_id == job.id
 
 
 def test_a_bug_is_not_taken_for_a_database_that_is_away(ledger):
     with pytest.raises(DBAPIError):
-        _insist(context(ledger.db), lambda session: session.execute(text("SELECT FROM WHERE")))
+        claims.insist(
+            context(ledger.db), lambda session: session.execute(text("SELECT FROM WHERE"))
+        )
 
 
 def test_a_worker_that_shuts_down_waits_for_no_database(ledger):
     here = context(Flaky(ledger.db, failures=10**6))
     here.stopping.set()
     with pytest.raises(DatabaseUnavailable):
-        _insist(here, ledger.fleet)
+        claims.insist(here, ledger.fleet)
 
 
 def test_a_job_goes_on_without_the_database_until_its_lease_has_run_out(ledger):

@@ -7,14 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from celery import Celery, Task
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from farm.daemon import scrub
-from farm.database.tables import Job
 from farm.errors import (
     BlobDamaged,
     DatabaseUnavailable,
@@ -24,13 +22,12 @@ from farm.errors import (
     StorageUnavailable,
     Unavailable,
 )
-from farm.fleet.workers import Fleet
-from farm.queue import jobs, leases, turns
+from farm.queue import jobs, leases
 from farm.queue.celery_app import TASK, shown_arguments
 from farm.queue.jobs import Claim, Output
 from farm.queue.turns import Bell
 from farm.stages import JobKind
-from workers.runner import inputs, plugins, timing_caches, toolchain
+from workers.runner import claims, inputs, plugins, timing_caches, toolchain
 from workers.runner.app import Context
 from workers.runner.child import Child, await_preload
 from workers.runner.hooks import Hook, Part
@@ -42,25 +39,11 @@ from workers.stages.base import StageRequest, run_request
 
 log = logging.getLogger(__name__)
 
-_RETRY_S = (0.5, 10.0)  #: between tries while the database is away: at first, and at most
-_CLAIM_AGAIN_S = (0.2, 1.0)  #: before the second and the third try of a claim
-
-_RACES = 10
 _SHUN_S = 60.0  #: after what should run again has failed here for reasons of this machine
 _PASS_ON_S = 0.5
 
 #: What takes part in jobs beside their stages.
 HOOKS: Sequence[Hook] = (timing_caches.Cache, plugins.Libraries)
-
-T = TypeVar("T")
-
-
-class _ForOthers(Exception):
-    """The first in line is a job that another worker shall try first."""
-
-    def __init__(self, job_id: int) -> None:
-        super().__init__(job_id)
-        self.job_id = job_id
 
 
 class _OtherTools(Exception):
@@ -82,13 +65,13 @@ def _run(task_id: str, context: Context, job_id: int) -> str:
     # A lease that ran while frameworks are still being imported would be lost before the job starts.
     await_preload()
     try:
-        claim = _claim(context, job_id)
+        claim = claims.claim(context, job_id)
     except DatabaseUnavailable as err:
         log.warning("job %s isn't claimed, the sweep rings for it again: %s", job_id, err.detail)
         return "not claimed: the database is away"
-    except _ForOthers as err:
+    except claims.ForOthers as err:
         context.stopping.wait(_PASS_ON_S)  # else it would come back here at once
-        _pass_on(context, err.job_id)
+        claims.pass_on(context, err.job_id)
         return "left for another worker, since something failed it here"
     if claim is None:
         return "nothing there to be claimed"
@@ -108,7 +91,7 @@ def _run_claimed(task_id: str, context: Context, job_id: int, claim: Claim) -> s
         arguments = shown_arguments(claim.job_id, claim.attempt, claim.key)
         context.flower.tell(task_id, name=claim.title, args=arguments)
         if not claim.announced:
-            _pass_on(context, job_id)
+            claims.pass_on(context, job_id)
     try:
         ready = _work(task_id, context, claim)
     except LeaseLost as err:
@@ -128,7 +111,9 @@ def _run_claimed(task_id: str, context: Context, job_id: int, claim: Claim) -> s
         return f"interrupted: {err.detail}"
     except BlobDamaged as err:
         # Not on the child's word: it may say so of what is right.
-        _insist(context, lambda session: scrub.check(session, context.store, claim.inputs.values()))
+        claims.insist(
+            context, lambda session: scrub.check(session, context.store, claim.inputs.values())
+        )
         _fail(context, claim, err)
         raise
     except FarmError as err:
@@ -139,80 +124,6 @@ def _run_claimed(task_id: str, context: Context, job_id: int, claim: Claim) -> s
         raise
     _ring(context, ready)
     return "ended"
-
-
-def _claim(context: Context, job_id: int) -> Claim | None:
-    """Claim the first in line of the queue that the message rang for.
-
-    Raises:
-        DatabaseUnavailable: not only for a moment, as when a lock wasn't to be had.
-    """
-    for wait_s in _CLAIM_AGAIN_S:
-        try:
-            return _try_to_claim(context, job_id)
-        except DatabaseUnavailable:
-            context.stopping.wait(wait_s)
-    return _try_to_claim(context, job_id)
-
-
-def _try_to_claim(context: Context, job_id: int) -> Claim | None:
-    with context.db.write() as session:
-        first = turns.first_in_line(session, job_id, longest_s=context.settings.retry_longest_s)
-        if first is None:
-            return None
-        if _is_for_others(context, session, first[0]):
-            raise _ForOthers(first[0])
-        return jobs.claim(
-            session, *first, owner=context.worker, lease_s=context.settings.lease_ttl_s
-        )
-
-
-def _is_for_others(context: Context, session: Session, job_id: int) -> bool:
-    """Whether a job that this machine has failed waits for another worker that is there."""
-    until = context.shunned.get(job_id)
-    if until is None:
-        return False
-    if time.monotonic() > until:
-        del context.shunned[job_id]
-        return False
-    queue = session.get_one(Job, job_id).queue
-    fleet = Fleet.load(session, ttl_s=context.settings.worker_ttl_s)
-    return any(
-        queue in worker.queues and fleet.online(worker) and worker.name != context.worker
-        for worker in fleet.workers
-    )
-
-
-def _pass_on(context: Context, job_id: int) -> None:
-    try:
-        context.doorbell.pass_on(job_id)
-    except Unavailable as err:
-        log.warning("%s; the sweep rings again for what is queued", err.detail)
-
-
-def _insist(context: Context, work: Callable[[Session], T]) -> T:
-    """Do a unit of work, and while the database is away try it again: what took hours to make isn't
-    lost to a restart of the database. Whoever took the job over meanwhile has it.
-
-    Raises:
-        DatabaseUnavailable: the worker shuts down.
-        LeaseLost
-    """
-    wait_s, longest_s = _RETRY_S
-    races = 0
-    while True:
-        try:
-            with context.db.write() as session:
-                return work(session)
-        except IntegrityError:
-            races += 1  # with a submission of the same work; the next look finds it there
-            if races > _RACES:
-                raise
-        except DatabaseUnavailable as err:
-            log.warning("%s; trying again in %s s", err.detail, wait_s)
-            if context.stopping.wait(wait_s):
-                raise
-            wait_s = min(2 * wait_s, longest_s)
 
 
 def _interrupt(context: Context, claim: Claim, error: Unavailable) -> None:
@@ -235,7 +146,7 @@ def _fail(context: Context, claim: Claim, error: FarmError) -> None:
 
 def _end(context: Context, work: Callable[[Session], None]) -> None:
     try:
-        _insist(context, work)
+        claims.insist(context, work)
     except LeaseLost as err:
         log.warning("%s: how it ended here is of no account", err.detail)
 
@@ -265,7 +176,7 @@ def _work(task_id: str, context: Context, claim: Claim) -> list[Bell]:
             cancelled = Watch(task_id, context, claim).follow(child)
             if cancelled:
                 child.end()
-                _insist(
+                claims.insist(
                     context,
                     lambda session: jobs.end_cancelled(session, claim.job_id, claim.attempt),
                 )
@@ -299,7 +210,7 @@ def _keep(context: Context, claim: Claim, made: Made) -> list[Bell]:
             session, claim.job_id, claim.attempt, outputs=outputs, facts=dict(made.facts)
         )
 
-    return _insist(context, succeed)
+    return claims.insist(context, succeed)
 
 
 def _run_stage(request: StageRequest, link: Link) -> dict[str, Any]:
