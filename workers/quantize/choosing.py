@@ -25,6 +25,14 @@ from workers.graphs.compute import PRODUCTS
 from workers.graphs.floats import HALVES, largest_of
 from workers.graphs.shapes import opset_of, types_of
 from workers.graphs.walk import bodies, graphs_of
+from workers.quantize.half_operators import (
+    KEEPS_SMALL,
+    KEEPS_SQUARES,
+    MOVES,
+    NEVER_HALF,
+    NOT_ZERO,
+    SQUARE_INSIDE,
+)
 from workers.quantize.magnitudes import Magnitude, Magnitudes
 
 #: How much larger than on the data at hand values may get. Real outliers of a trained network's
@@ -40,82 +48,6 @@ _FADED = 2.0**-12
 _ARGUMENT_ERROR, _INTEGER_ERROR = 2.0**-8, 2.0**-2
 #: The distance of 1 from the next larger number.
 _STEP = {TensorProto.FLOAT16: 2.0**-10, TensorProto.BFLOAT16: 2.0**-7}
-
-#: What exponentiates or sums up inside, or whose type an attribute says.
-_NEVER = {
-    "BlackmanWindow",
-    "ConstantOfShape",
-    "CumSum",
-    "DFT",
-    "DynamicQuantizeLinear",
-    "EyeLike",
-    "HammingWindow",
-    "HannWindow",
-    "LogSoftmax",
-    "MelWeightMatrix",
-    "Multinomial",
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-    "ReduceLogSum",
-    "ReduceLogSumExp",
-    "STFT",
-    "Softplus",
-}
-#: Of these the square of the input must fit.
-_SQUARE = {
-    "GroupNormalization",
-    "InstanceNormalization",
-    "LayerNormalization",
-    "LpNormalization",
-    "MeanVarianceNormalization",
-    "RMSNormalization",
-    "ReduceL2",
-    "ReduceSumSquare",
-}
-#: What only moves values, or picks some.
-MOVES = {
-    "Cast",
-    "Compress",
-    "Concat",
-    "DepthToSpace",
-    "Expand",
-    "Flatten",
-    "Gather",
-    "GatherElements",
-    "GatherND",
-    "Identity",
-    "Pad",
-    "QuantizeLinear",
-    "Reshape",
-    "ReverseSequence",
-    "Slice",
-    "SpaceToDepth",
-    "Split",
-    "Squeeze",
-    "Tile",
-    "Transpose",
-    "Unsqueeze",
-}
-#: Of these an input, by its position, mustn't be rounded to zero.
-_NOT_ZERO = {"Div": 1, "Reciprocal": 0, "Log": 0}
-#: What a denominator is made of, and may be small before it is one.
-_KEEPS_SMALL = MOVES | {
-    "Abs",
-    "Add",
-    "Clip",
-    "Max",
-    "Mul",
-    "Pow",
-    "ReduceL2",
-    "ReduceMean",
-    "ReduceSum",
-    "ReduceSumSquare",
-    "Sqrt",
-}
-#: What a sum of squares is made of.
-_KEEPS_SQUARES = MOVES | {"Add", "Clip", "Max", "Mul", "ReduceMean", "ReduceSum", "Sub", "Sum"}
 _DEPTH = 12
 
 
@@ -285,7 +217,7 @@ class _Chooser:
 
     def _can_be(self, node: onnx.NodeProto) -> bool:
         names = [name for name in (*node.input, *node.output) if name]
-        if node.op_type in _NEVER or any(not self._types.get(name) for name in names):
+        if node.op_type in NEVER_HALF or any(not self._types.get(name) for name in names):
             return False  # 0 is a sequence, or nothing that inference knows
         if bodies(node):
             return True
@@ -321,7 +253,7 @@ class _Chooser:
     def _reason_inside(self, node: onnx.NodeProto) -> str | None:
         if self._kind != TensorProto.FLOAT16:
             return None
-        if node.op_type in _SQUARE:
+        if node.op_type in SQUARE_INSIDE:
             given = self._magnitudes.get(node.input[0], Magnitude(most=0.0)).most
             if not given * given <= self._limit:
                 return _RANGE
@@ -344,7 +276,7 @@ class _Chooser:
             is_square = maker.op_type == "Pow" or (
                 maker.op_type == "Mul" and maker.input[0] == maker.input[1]
             )
-            if not is_square and maker.op_type in _KEEPS_SQUARES:
+            if not is_square and maker.op_type in KEEPS_SQUARES:
                 is_square = any(self._is_square(given, depth + 1) for given in maker.input)
             self._squares[name] = is_square
         return self._squares[name]
@@ -365,8 +297,8 @@ class _Chooser:
 
     def _keep_exact(self) -> None:
         for node in self.nodes:
-            if node.op_type in _NOT_ZERO and self._kind == TensorProto.FLOAT16:
-                name = node.input[_NOT_ZERO[node.op_type]]
+            if node.op_type in NOT_ZERO and self._kind == TensorProto.FLOAT16:
+                name = node.input[NOT_ZERO[node.op_type]]
                 if self._types.get(name) == TensorProto.FLOAT and self._keep_small(name, 0):
                     self._kept.setdefault(node.output[0], _SMALL)
             if node.op_type in ("Sin", "Cos"):
@@ -385,7 +317,7 @@ class _Chooser:
         is_small = magnitude is not None and 0 < magnitude.least < _TINY
         if name in self._constants:
             return is_small
-        if maker is not None and maker.op_type in _KEEPS_SMALL and depth < _DEPTH:
+        if maker is not None and maker.op_type in KEEPS_SMALL and depth < _DEPTH:
             if maker.op_type in ("Add", "Max", "Clip"):
                 is_small = is_small or any(map(self._is_tiny_constant, maker.input))
             else:

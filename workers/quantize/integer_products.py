@@ -5,7 +5,8 @@ saturate: 255 × 127 + 255 × 127 is 32,767 there. Signed weights of at most 64 
 32,640. They are exact in every kernel (AVX2, AVX-512, VNNI, AMX), and the fastest in each. So is unsigned
 by unsigned exact, at two to eight times the cost, and signed by signed, which is slower than fp32.
 
-Source: platform.cpp of MLAS in ONNX Runtime 1.31; each kernel with the largest values, in tests."""
+Source: platform.cpp of MLAS in ONNX Runtime 1.31; each kernel with the largest values, in tests.
+"""
 
 from __future__ import annotations
 

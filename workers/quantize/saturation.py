@@ -10,7 +10,8 @@ activations unsigned whenever a session loads a graph, and leave weights signed.
   and activations where only the weights are quantised.
 
 Source: the transformers qdq_s8_to_u8, weight_bias_quantization and DQMatMulToMatMulNBits of ONNX
-Runtime 1.31."""
+Runtime 1.31.
+"""
 
 from __future__ import annotations
 
