@@ -270,7 +270,7 @@ def test_what_is_in_an_engine_is_told(api, ledger, engine):
     from sqlalchemy import update
 
     from farm.database.tables import EngineRow, Job
-    from farm.testing.stub_farm import LAYERS
+    from farm.testing.documents import LAYERS
 
     digest = api.upload(json.dumps(LAYERS).encode())
     with ledger.db.write() as session:

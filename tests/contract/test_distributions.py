@@ -17,7 +17,7 @@ import pytest
 
 from farm import __version__, installed
 from farm.errors import ExtraMissing
-from farm.testing import stub_farm
+from farm.testing import documents, stub_farm
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -88,10 +88,10 @@ def test_a_client_submits_watches_and_pulls_without_any_extra(tmp_path: Path) ->
     with zipfile.ZipFile(model, "w") as archive:
         archive.writestr("digits/archive_format", "pt2")
     with stub_farm.running() as farm:
-        farm.add(stub_farm.rtx_plan())
+        farm.add(documents.rtx_plan())
         for line in (
             f"submit {model} --gpu sm_89 --precision fp16",
-            f"watch {stub_farm.BUILD}",
+            f"watch {documents.BUILD}",
             f"pull digits --gpu sm_89 --output {tmp_path}",
             "workers",
         ):

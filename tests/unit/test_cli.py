@@ -14,7 +14,8 @@ import pytest
 
 from farm.cli import app, exits
 from farm.installed import parts
-from farm.testing.stub_farm import BUILD, StubFarm
+from farm.testing.documents import BUILD
+from farm.testing.stub_farm import StubFarm
 from tests.unit.conftest import Run
 
 

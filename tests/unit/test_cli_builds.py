@@ -6,8 +6,9 @@ import json
 import re
 
 from farm.cli import exits
-from farm.testing import stub_farm
-from farm.testing.stub_farm import BUILD, StubFarm
+from farm.testing import documents
+from farm.testing.documents import BUILD
+from farm.testing.stub_farm import StubFarm
 from tests.unit.conftest import Run
 
 
@@ -20,7 +21,7 @@ def test_status_shows_jobs_and_engines(run: Run) -> None:
 
 
 def test_status_of_a_failed_build_shows_brackets_as_they_are(run: Run, stub: StubFarm) -> None:
-    stub.builds[BUILD] = stub_farm.failed_build()
+    stub.builds[BUILD] = documents.failed_build()
     result = run("status", BUILD)
     assert "calibrate digits failed: no samples [for image]" in result.stdout
     assert f"farm logs {BUILD} --job 1" in result.stdout
@@ -37,7 +38,7 @@ def test_logs_are_followed(run: Run) -> None:
 
 
 def test_cancel_and_retry_say_what_became_of_the_build(run: Run, stub: StubFarm) -> None:
-    stub.builds[BUILD] = stub_farm.build("running")
+    stub.builds[BUILD] = documents.build("running")
     assert run("cancel", BUILD).stdout == f"build {BUILD} cancelled\n"
     assert run("cancel", BUILD).stdout == f"build {BUILD} had already ended: cancelled\n"
     assert f"farm watch {BUILD}" in run("retry", BUILD).stdout

@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from farm.cli import app, demo, exits
-from farm.testing import stub_farm
-from farm.testing.stub_farm import BUILD, StubFarm, rtx_plan
+from farm.testing import documents
+from farm.testing.documents import BUILD, rtx_plan
+from farm.testing.stub_farm import StubFarm
 
 FAILED = "06gm2vw9k3xq4t7n"
 Run = Callable[..., Result]
@@ -53,7 +54,7 @@ def run(stub: StubFarm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 
 
 def failing() -> dict[str, object]:
-    return stub_farm.failed_build() | {"id": FAILED, "engines": []}
+    return documents.failed_build() | {"id": FAILED, "engines": []}
 
 
 def refusal() -> tuple[int, dict[str, object]]:

@@ -8,8 +8,9 @@ import re
 import pytest
 
 from farm.cli import exits
-from farm.testing import stub_farm
-from farm.testing.stub_farm import StubFarm, rtx_plan
+from farm.testing import documents
+from farm.testing.documents import rtx_plan
+from farm.testing.stub_farm import StubFarm
 from tests.unit.conftest import Run
 
 DOUBT = "the class is the source's in 19.0% (98% is the gate) over 64 random samples"
@@ -40,10 +41,10 @@ def test_inspect_shows_what_the_engine_itself_says(
 ) -> None:
     cache = {"taken": True, "revision": 3, "entries_before": 120, "misses": 4}
     row = stub.add(rtx_plan(), peak_memory_bytes=2_000_000_000, timing_cache=cache)
-    product = stub_farm.LAYERS["products"][0]
+    product = documents.LAYERS["products"][0]
     told = {
         "source": "the engine, by TensorRT's inspector",
-        "compute": stub_farm.LAYERS["compute"] | {"source": "inspector", "found": 1},
+        "compute": documents.LAYERS["compute"] | {"source": "inspector", "found": 1},
         "products": [product | {"type": "fp16", "typed": "int8", "layer": "c1 + relu"}],
         "kinds": {"CaskConvolution": 50, "Reformat": 2},
         "fusions": {"CaskConvolution": 48},
@@ -59,7 +60,7 @@ def test_inspect_shows_what_the_engine_itself_says(
         },
     }
     for name, value in told.items():
-        monkeypatch.setitem(stub_farm.LAYERS, name, value)
+        monkeypatch.setitem(documents.LAYERS, name, value)
     shown = run("inspect", row["id"]).stdout
     assert "according to the inspector: 1 of 1 found in it" in shown
     assert "constants in the engine: 25.0 MB int8, 2.0 kB half" in shown
@@ -77,7 +78,7 @@ def test_engines_say_what_they_compute_in_and_whether_it_was_worth_it(
 ) -> None:
     against = {"engine": "x", "precision": "fp16", "size_ratio": 0.52, "latency_ratio": 0.61}
     drops = {"task_drop": 0.002, "agreement_drop": 0.001}
-    stub.add(rtx_plan(), compute=stub_farm.LAYERS["compute"], against=against | drops)
+    stub.add(rtx_plan(), compute=documents.LAYERS["compute"], against=against | drops)
     shown = run("engines", "digits").stdout
     assert "int8 97 %, fp16 3 % (typed graph)" in shown
     assert "fp16: 0.52× size, 0.61× p50, task -0.2 %" in shown

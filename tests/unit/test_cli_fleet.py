@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from farm.cli import exits
-from farm.testing import stub_farm
+from farm.testing import documents
 from farm.testing.stub_farm import StubFarm
 from tests.unit.conftest import Run
 
@@ -28,8 +28,8 @@ def test_workers_are_listed(run: Run, stub: StubFarm) -> None:
             "toolchain": {},
             "job": 2,
             "job_title": "build digits:int8@sm_89",
-            "started_at": stub_farm.NOW,
-            "last_seen_at": stub_farm.NOW,
+            "started_at": documents.NOW,
+            "last_seen_at": documents.NOW,
         }
     ]
     assert re.search(
@@ -66,7 +66,7 @@ def test_timing_caches_are_listed_with_their_worth(run: Run, stub: StubFarm) -> 
             "builds": 4,
             "hits": 1,
             "hit_rate": 0.25,
-            "updated_at": stub_farm.NOW,
+            "updated_at": documents.NOW,
         }
     ]
     assert re.search(

@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from farm.cli import app, exits
-from farm.testing import stub_farm
-from farm.testing.stub_farm import StubFarm, rtx_plan
+from farm.testing import documents
+from farm.testing.documents import rtx_plan
+from farm.testing.stub_farm import StubFarm
 
 Run = Callable[..., Result]
 NAME = "digits-v1-int8-sm_89.engine"
@@ -73,7 +74,7 @@ def test_pull_prints_the_file_and_why_it_was_the_match(run: Run, tmp_path: Path)
     result = run("--gpu", "rtx-4090", "-o", tmp_path)
     assert result.exit_code == exits.OK, result.output
     assert result.stdout.splitlines() == [
-        f"{tmp_path / NAME}  300.0 kB  {stub_farm.digest_of(rtx_plan())}",
+        f"{tmp_path / NAME}  300.0 kB  {documents.digest_of(rtx_plan())}",
         "  why: built for sm_89; int8 is the only one",
         "  judged on: 450 evaluation",
         "  runs on: tensorrt-rtx 1.7.1.116",

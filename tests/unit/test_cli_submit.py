@@ -10,7 +10,8 @@ import pytest
 
 from farm.cli import exits, options
 from farm.errors import InvalidRequest
-from farm.testing.stub_farm import BUILD, StubFarm
+from farm.testing.documents import BUILD
+from farm.testing.stub_farm import StubFarm
 from tests.unit.conftest import Run
 
 

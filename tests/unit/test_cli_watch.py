@@ -14,8 +14,9 @@ from rich.console import Console
 from farm.cli import exits, show, watch
 from farm.client import Build, Farm
 from farm.errors import InvalidRequest
-from farm.testing import stub_farm
-from farm.testing.stub_farm import BUILD, StubFarm
+from farm.testing import documents
+from farm.testing.documents import BUILD
+from farm.testing.stub_farm import StubFarm
 from tests.unit.conftest import Run
 
 
@@ -39,7 +40,7 @@ def test_watch_prints_events_as_lines_of_json(run: Run) -> None:
 
 
 def test_watching_a_build_that_fails_tells_the_cause_and_exits_1(run: Run, stub: StubFarm) -> None:
-    stub.builds[BUILD] = stub_farm.failed_build()
+    stub.builds[BUILD] = documents.failed_build()
     result = run("watch", BUILD)
     assert result.exit_code == exits.FAILED
     assert result.stderr == "error: calibrate digits: no samples [for image]\nhint: add samples\n"
@@ -49,7 +50,7 @@ def test_watching_a_build_that_fails_tells_the_cause_and_exits_1(run: Run, stub:
 def test_watching_a_build_whose_worker_failed_says_how_to_run_it_again(
     run: Run, stub: StubFarm
 ) -> None:
-    stub.builds[BUILD] = failed = stub_farm.failed_build()
+    stub.builds[BUILD] = failed = documents.failed_build()
     failed["jobs"][0]["error"] |= {"code": "child-timed-out"}
     result = run("watch", BUILD)
     assert result.exit_code == exits.FAILED
@@ -57,7 +58,7 @@ def test_watching_a_build_whose_worker_failed_says_how_to_run_it_again(
 
 
 def test_watching_a_build_that_fails_as_json_ends_with_a_problem(run: Run, stub: StubFarm) -> None:
-    stub.builds[BUILD] = stub_farm.failed_build()
+    stub.builds[BUILD] = documents.failed_build()
     result = run("watch", BUILD, "--json")
     assert result.exit_code == exits.FAILED
     assert json.loads(result.stderr)["code"] == "build-failed"
@@ -79,7 +80,7 @@ def test_watching_a_build_with_a_doubtful_engine_says_why_and_exits_5(
 
 
 def test_watching_a_cancelled_build_exits_1(run: Run, stub: StubFarm) -> None:
-    stub.builds[BUILD] = stub_farm.build("cancelled")
+    stub.builds[BUILD] = documents.build("cancelled")
     assert run("watch", BUILD).exit_code == exits.FAILED
 
 
@@ -134,8 +135,8 @@ def test_on_a_terminal_watch_tells_when_the_farm_is_lost(
 
 
 def test_a_build_of_many_jobs_shows_those_that_matter_on_a_small_terminal() -> None:
-    view = stub_farm.build()
-    view["jobs"] = [stub_farm.job(n, f"build {n}") for n in range(50)]
+    view = documents.build()
+    view["jobs"] = [documents.job(n, f"build {n}") for n in range(50)]
     view["jobs"][40]["state"] = "running"
     from farm.schemas.builds import BuildView
 

@@ -20,8 +20,9 @@ from farm.errors import (
     Unavailable,
 )
 from farm.specs.options import BuilderOptions
-from farm.testing import stub_farm
-from farm.testing.stub_farm import BUILD, StubFarm
+from farm.testing import documents
+from farm.testing.documents import BUILD
+from farm.testing.stub_farm import StubFarm
 
 QUICK = Backoff(first_s=0)
 PROBLEM_503 = {"code": "database-unavailable", "detail": "the database is away", "hint": "wait"}
@@ -59,13 +60,13 @@ def test_submit_sends_what_the_contract_asks_for(
         options={"tf32": False},
         labels={"team": "vision"},
     )
-    data = stub_farm.digest_of(samples.read_bytes())
+    data = documents.digest_of(samples.read_bytes())
     assert build.id == BUILD
     assert stub.submitted == [
         {
             "model": "my-digits",
             "source": {
-                "digest": stub_farm.digest_of(model.read_bytes()),
+                "digest": documents.digest_of(model.read_bytes()),
                 "format": "pt2",
                 "architecture": None,
             },
@@ -90,7 +91,7 @@ def test_a_file_that_the_farm_has_is_not_uploaded_again(
     for _ in range(2):
         farm.submit(model, targets=["sm_89"], precisions=["fp16"])
     assert len(stub.asked("POST", "/v1/blobs")) == 1
-    assert stub.blobs == {stub_farm.digest_of(model.read_bytes())}
+    assert stub.blobs == {documents.digest_of(model.read_bytes())}
 
 
 def test_progress_of_an_upload_is_told(farm: Farm, model: Path) -> None:
@@ -263,7 +264,7 @@ def test_a_list_is_read_page_by_page() -> None:
     def pages(request: httpx2.Request) -> httpx2.Response:
         asked.append(dict(request.url.params))
         last = "cursor" in request.url.params
-        items = [stub_farm.build() for _ in range(int(request.url.params["limit"]))]
+        items = [documents.build() for _ in range(int(request.url.params["limit"]))]
         return httpx2.Response(200, json={"items": items, "cursor": None if last else "next"})
 
     with Farm("http://farm", transport=httpx2.MockTransport(pages)) as farm:
@@ -280,14 +281,14 @@ def test_a_name_with_a_slash_stays_one_part_of_the_path(farm: Farm, stub: StubFa
 def test_wait_looks_until_the_build_has_succeeded(
     farm: Farm, stub: StubFarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stub.builds[BUILD] = stub_farm.build("running")
+    stub.builds[BUILD] = documents.build("running")
     build = farm.build(BUILD)
     naps = []
 
     def nap(seconds: float) -> None:
         naps.append(seconds)
         if len(naps) == 3:
-            stub.builds[BUILD] = stub_farm.build("succeeded")
+            stub.builds[BUILD] = documents.build("succeeded")
 
     monkeypatch.setattr(time, "sleep", nap)
     assert build.wait().view.state == "succeeded"
@@ -295,7 +296,7 @@ def test_wait_looks_until_the_build_has_succeeded(
 
 
 def test_wait_raises_what_failed_and_what_to_do(farm: Farm, stub: StubFarm) -> None:
-    stub.builds[BUILD] = stub_farm.failed_build()
+    stub.builds[BUILD] = documents.failed_build()
     with pytest.raises(BuildFailed) as caught:
         farm.build(BUILD).wait()
     assert "calibrate digits: no samples [for image]" in caught.value.detail
@@ -310,7 +311,7 @@ def test_wait_for_a_cancelled_build_says_so(farm: Farm) -> None:
 
 
 def test_wait_gives_up_after_its_timeout(farm: Farm, stub: StubFarm) -> None:
-    stub.builds[BUILD] = stub_farm.build("running")
+    stub.builds[BUILD] = documents.build("running")
     with pytest.raises(WaitTimedOut, match="it continues"):
         farm.build(BUILD).wait(timeout=0)
 
@@ -336,16 +337,16 @@ def test_events_resume_after_a_lost_connection_without_loss_or_repeat(
 
 
 def test_events_go_on_when_the_stream_ends_before_the_build(farm: Farm, stub: StubFarm) -> None:
-    stub.builds[BUILD] = stub_farm.build("running")
+    stub.builds[BUILD] = documents.build("running")
     late = stub.events.pop()
     seen = []
     for event in farm.build(BUILD).events():
         seen.append(event.id)
         if event.id == 6:
             stub.events.append(late)
-            stub.builds[BUILD] = stub_farm.build("running")
+            stub.builds[BUILD] = documents.build("running")
         if event.id == 7:
-            stub.builds[BUILD] = stub_farm.build("succeeded")
+            stub.builds[BUILD] = documents.build("succeeded")
     assert seen == [1, 2, 3, 4, 5, 6, 7]
 
 
@@ -357,7 +358,7 @@ def test_events_of_a_farm_that_never_comes_back_are_given_up(farm: Farm, stub: S
 
 
 def test_pulling_a_build_that_is_not_done_says_to_wait(farm: Farm, stub: StubFarm) -> None:
-    stub.builds[BUILD] = stub_farm.build("running")
+    stub.builds[BUILD] = documents.build("running")
     with pytest.raises(Conflict) as caught:
         farm.build(BUILD).pull()
     assert "wait" in str(caught.value.hint)
@@ -366,11 +367,11 @@ def test_pulling_a_build_that_is_not_done_says_to_wait(farm: Farm, stub: StubFar
 def test_a_failure_names_the_runtime_where_two_engines_have_one_title(
     farm: Farm, stub: StubFarm
 ) -> None:
-    stub.builds[BUILD] = failed = stub_farm.failed_build()
+    stub.builds[BUILD] = failed = documents.failed_build()
     error = {"code": "engine-build-failed", "detail": "no", "hint": "choose fp32"}
     title = "build digits:int8@h200"
     failed["jobs"] = [
-        stub_farm.job(1, title, "failed", error=error, runtime=name, target=f"{name}:h200")
+        documents.job(1, title, "failed", error=error, runtime=name, target=f"{name}:h200")
         for name in ("tensorrt", "onnxruntime")
     ]
     with pytest.raises(BuildFailed) as caught:
@@ -381,8 +382,8 @@ def test_a_failure_names_the_runtime_where_two_engines_have_one_title(
 def test_a_failed_measurement_of_the_typed_graph_names_the_targets_that_it_serves(
     farm: Farm, stub: StubFarm
 ) -> None:
-    stub.builds[BUILD] = failed = stub_farm.failed_build()
+    stub.builds[BUILD] = failed = documents.failed_build()
     error = {"code": "accuracy-dropped", "detail": "cosine 0.1", "hint": "choose fp16"}
-    failed["jobs"] = [stub_farm.job(2, "measure digits:int8", "failed", error=error)]
+    failed["jobs"] = [documents.job(2, "measure digits:int8", "failed", error=error)]
     with pytest.raises(BuildFailed, match=r"measure digits:int8 \(for tensorrt-rtx:sm_89\): cos"):
         farm.build(BUILD).wait()

@@ -13,8 +13,9 @@ import pytest
 
 from farm.client import Farm
 from farm.errors import Conflict, DigestMismatch, NotFound, Unavailable
-from farm.testing import stub_farm
-from farm.testing.stub_farm import BUILD, StubFarm, rtx_plan
+from farm.testing import documents
+from farm.testing.documents import BUILD, rtx_plan
+from farm.testing.stub_farm import StubFarm
 
 PLAN = rtx_plan()
 NAME = "digits-v1-int8-sm_89.engine"
@@ -35,7 +36,7 @@ def test_a_pull_writes_the_engine_and_its_manifest(
     assert "built for sm_89" in pulled.why
     assert files(pulled.path.parent) == [NAME, f"{NAME}.json"]
     manifest = json.loads((pulled.path.parent / f"{NAME}.json").read_text())
-    assert manifest["engine"]["digest"] == stub_farm.digest_of(PLAN)
+    assert manifest["engine"]["digest"] == documents.digest_of(PLAN)
     assert manifest["provenance"] == {"build": {"job": 2}}
 
 
@@ -48,7 +49,7 @@ def test_a_dropped_connection_is_resumed_where_it_stopped(
     assert pulled.path.read_bytes() == PLAN
     asked = stub.asked("GET", CONTENT)
     assert [headers.get("range") for headers in asked] == [None, "bytes=150000-", "bytes=250000-"]
-    assert asked[1]["if-range"] == f'"{stub_farm.digest_of(PLAN)}"'
+    assert asked[1]["if-range"] == f'"{documents.digest_of(PLAN)}"'
 
 
 def test_a_pull_that_was_cut_off_for_good_is_resumed_by_the_next(
@@ -197,7 +198,7 @@ def _two_engines(stub: StubFarm) -> None:
         "id": "E2",
     }
     stub.add(onnx, **cpu)
-    view = stub_farm.build(engines_total=2, engines_done=2)
+    view = documents.build(engines_total=2, engines_done=2)
     want = view["engines"][0]
     view["engines"] = [want, want | {"target": "onnxruntime:cpu", "engine": "E2"}, want]
     stub.builds[BUILD] = view

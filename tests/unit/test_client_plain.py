@@ -10,7 +10,8 @@ import pytest
 from farm.client import Farm
 from farm.client.plain import plain, plain_json
 from farm.errors import DigestMismatch
-from farm.testing.stub_farm import StubFarm, rtx_plan
+from farm.testing.documents import rtx_plan
+from farm.testing.stub_farm import StubFarm
 
 PLAN = rtx_plan()
 NAME = "digits-v1-int8-sm_89.engine"

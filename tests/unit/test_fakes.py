@@ -19,7 +19,7 @@ from farm.schemas.engines import EngineView
 from farm.schemas.events import Event
 from farm.specs.roles import Role
 from farm.stages import STAGES, JobKind
-from farm.testing import stub_farm
+from farm.testing import documents
 from farm.testing.stages import FakeStages
 from farm.testing.store import MemoryStore
 
@@ -79,13 +79,13 @@ def test_a_build_is_run_to_its_engine_by_fakes_alone(ledger, tmp_path: Path) -> 
 
 
 def test_what_the_stub_farm_answers_is_of_the_contracts_shape() -> None:
-    engine = EngineView.model_validate(stub_farm.engine(b"plan"))
+    engine = EngineView.model_validate(documents.engine(b"plan"))
     assert engine.accuracy is not None
-    for build in (stub_farm.build(), stub_farm.build("running"), stub_farm.failed_build()):
+    for build in (documents.build(), documents.build("running"), documents.failed_build()):
         BuildView.model_validate(build)
-    for event in stub_farm.EVENTS:
+    for event in documents.EVENTS:
         Event.model_validate(event)
-    LayerReport.model_validate(stub_farm.LAYERS)
+    LayerReport.model_validate(documents.LAYERS)
 
 
 def test_the_fakes_import_no_framework_and_no_worker() -> None:

@@ -1,0 +1,207 @@
+"""What the stub farm answers: a build of the model digits, its jobs, events and engine."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from typing import Any
+
+NOW = "2026-05-01T12:00:00Z"
+LATER = "2026-05-01T12:01:05Z"
+BUILD = "01m7y8mb9kssegkq"
+
+
+def digest_of(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def rtx_plan(size: int = 300_000, *, capability_bit: int = 0x08, seed: int = 7) -> bytes:
+    """Bytes that begin as a TensorRT-RTX engine does (sm_89 by default)."""
+    header = bytearray(36)
+    header[:4] = b"vtrt"
+    struct.pack_into("<Q", header, 16, size)
+    header[24:28] = bytes([1, 7, 1, 116])
+    struct.pack_into("<I", header, 32, capability_bit)
+    body = hashlib.shake_256(bytes([seed])).digest(size - len(header))
+    return bytes(header) + body
+
+
+def engine(data: bytes, **changes: Any) -> dict[str, Any]:
+    """A row of the registry for these bytes."""
+    return {
+        "id": "01m7y8mbznssegkq",
+        "model": "digits",
+        "version": 1,
+        "runtime": "tensorrt-rtx",
+        "runtime_version": "1.7.1.116",
+        "gpu": "sm_89",
+        "precision": "int8",
+        "digest": digest_of(data),
+        "bytes": len(data),
+        "accuracy": {
+            "samples": 450,
+            "data": "evaluation",
+            "top1_agreement": 0.9978,
+            "top1_interval": [0.9875, 0.9996],
+            "cosine_mean": 0.99934,
+            "task": {"source": 0.984, "engine": 0.982, "drop": 0.002},
+            "measured_on": "typed-onnx",
+        },
+        "metrics": None,
+        "metrics_reason": "built on a CPU",
+        "profiles": [],
+        "inputs": [],
+        "outputs": [],
+        "toolchain": {},
+        "source_digest": "sha256:" + "a" * 64,
+        "build": BUILD,
+        "created_at": NOW,
+    } | changes
+
+
+#: An int8 network with a product that was left out.
+LAYERS: dict[str, Any] = {
+    "source": "the network, before the builder fused its layers",
+    "compute": {
+        "macs": 4_000_000_000,
+        "types": {"int8": {"layers": 1, "share": 0.97}, "fp16": {"layers": 1, "share": 0.03}},
+    },
+    "products": [
+        {
+            "name": "c1",
+            "op_type": "Conv",
+            "type": "int8",
+            "macs": 3_880_000_000,
+            "not_quantized": [],
+        },
+        {
+            "name": "head",
+            "op_type": "Gemm",
+            "type": "fp16",
+            "macs": 120_000_000,
+            "not_quantized": ["pooled"],
+        },
+    ],
+    "layers": [
+        {
+            "name": f"layer {n}",
+            "type": "CONVOLUTION",
+            "inputs": [],
+            "outputs": [{"name": "y", "type": "half", "shape": [-1, 10]}],
+        }
+        for n in range(50)
+    ],
+}
+
+
+def job(number: int, title: str, state: str = "succeeded", **changes: Any) -> dict[str, Any]:
+    return {
+        "id": number,
+        "kind": title.split()[0],
+        "title": title,
+        "key": "k" * 64,
+        "state": state,
+        "reuse": "ran",
+        "runtime": None,
+        "target": None,
+        "precision": None,
+        "attempt": 1,
+        "worker": "host-cpu",
+        "waits_for": None,
+        "phase": None,
+        "progress": None,
+        "error": None,
+        "facts": {},
+        "created_at": NOW,
+        "started_at": NOW,
+        "finished_at": LATER,
+    } | changes
+
+
+def build(state: str = "succeeded", **changes: Any) -> dict[str, Any]:
+    """A build of digits as int8 for sm_89."""
+    done = state == "succeeded"
+    return {
+        "id": BUILD,
+        "model": "digits",
+        "version": 1,
+        "state": state,
+        "precisions": ["int8"],
+        "targets": ["rtx-4090"],
+        "priority": 5,
+        "labels": {"team": "vision"},
+        "jobs_total": 2,
+        "jobs_done": 2 if done else 0,
+        "engines_total": 1,
+        "engines_done": 1 if done else 0,
+        "created_at": NOW,
+        "started_at": NOW,
+        "finished_at": LATER if done else None,
+        "error": None,
+        "source": {"digest": "sha256:" + "a" * 64, "format": "pt2"},
+        "calibration": None,
+        "evaluation": None,
+        "profiles": [],
+        "jobs": [
+            job(1, "export digits", reuse="cached"),
+            job(2, "build digits:int8@sm_89", "succeeded" if done else "queued"),
+        ],
+        "engines": [
+            {
+                "asked": "rtx-4090",
+                "target": "tensorrt-rtx:sm_89",
+                "why": "first of tensorrt, tensorrt-rtx that a worker online can build",
+                "precision": "int8",
+                "build_job": 2,
+                "measure_job": 2,
+                "engine": "01m7y8mbznssegkq" if done else None,
+            }
+        ],
+    } | changes
+
+
+def failed_build() -> dict[str, Any]:
+    error = {
+        "code": "calibration-failed",
+        "detail": "no samples [for image]",
+        "hint": "add samples",
+    }
+    follows = {"code": "input-failed", "detail": "calibrate failed", "hint": "add samples"}
+    return build(
+        "failed",
+        finished_at=LATER,
+        jobs=[
+            job(1, "calibrate digits", "failed", error=error),
+            job(2, "build digits:int8@sm_89", "failed", error=follows),
+        ],
+    )
+
+
+def event(number: int, kind: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "id": number,
+        "at": NOW,
+        "kind": kind,
+        "build": BUILD,
+        "job": None,
+        "title": None,
+        "state": None,
+        "data": {},
+    } | changes
+
+
+EVENTS = [
+    event(1, "build", state="queued"),
+    event(2, "job", job=2, title="build digits:int8@sm_89", state="running", data={"worker": "w1"}),
+    event(3, "phase", job=2, title="build digits:int8@sm_89", data={"phase": "compile"}),
+    event(
+        4,
+        "phase",
+        job=2,
+        title="build digits:int8@sm_89",
+        data={"phase": "compile", "progress": 0.5},
+    ),
+    event(5, "log", job=2, title="build digits:int8@sm_89", data={"text": "tactic 7\n"}),
+    event(6, "job", job=2, title="build digits:int8@sm_89", state="succeeded"),
+    event(7, "build", state="succeeded"),
+]
