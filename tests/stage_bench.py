@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from farm.stages import (
     StageParams,
 )
 from workers.stages import base
-from workers.stages.base import Stage, StageResult
+from workers.stages.base import Stage
 
 CPU = Target(runtime="onnxruntime", gpu="cpu")
 KINDS: dict[type[StageParams], JobKind] = {
@@ -35,6 +36,14 @@ KINDS: dict[type[StageParams], JobKind] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """What a stage has made, its facts as JSON."""
+
+    outputs: Mapping[str, Path]
+    facts: dict[str, Any]
+
+
 class Bench:
     """Runs stages, each in a new empty folder, and keeps what they reported."""
 
@@ -43,7 +52,7 @@ class Bench:
         self.phases: list[tuple[str, float | None]] = []
         self._runs = 0
 
-    def run(self, params: StageParams, **inputs: Path) -> StageResult:
+    def run(self, params: StageParams, **inputs: Path) -> Ran:
         self._runs += 1
         workdir = self.folder / f"{self._runs}"
         workdir.mkdir()
@@ -58,14 +67,15 @@ class Bench:
                 progress=lambda phase, share: self.phases.append((phase, share)),
             )
         )
-        json.dumps(result.facts, allow_nan=False)
+        facts = result.facts.model_dump(mode="json")
+        json.dumps(facts, allow_nan=False)
         assert all(
             path.parent == workdir and path.stat().st_size for path in result.outputs.values()
         )
         assert before == {path: path.read_bytes() for path in inputs.values()}, (
             "an input was written"
         )
-        return result
+        return Ran(outputs=result.outputs, facts=facts)
 
     def fails(self, error: type[StageFailed], params: StageParams, **inputs: Path) -> StageFailed:
         with pytest.raises(error) as caught:
@@ -79,9 +89,9 @@ class Digits:
     source: Path
     calibration: Path
     evaluation: Path
-    exported: StageResult
-    fp16: StageResult
-    calibrated: StageResult
+    exported: Ran
+    fp16: Ran
+    calibrated: Ran
 
     @property
     def onnx(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import (
@@ -13,7 +14,7 @@ from pydantic import (
     model_serializer,
 )
 
-from farm.specs.shapes import ShapeRange
+from farm.specs.shapes import ShapeRange, TensorSpec
 
 MOST_NAMES = 20_000  #: of layers, inputs, outputs: more than any model of those that can be built
 
@@ -60,19 +61,8 @@ Profiles = Annotated[
 ]
 
 
-class Record(BaseModel):
-    """What is kept. A field that it hasn't is refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class OpenRecord(BaseModel):
-    """A record that may have more fields than are read here: a newer or an older farm's.
-
-    Its JSON holds the fields that were given and no others, so that it passes through as it was.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="allow")
+class _AsGiven(BaseModel):
+    """Its JSON holds the fields that were given and no others: what was kept passes through unchanged."""
 
     # Without a return type: with one, that would be its JSON schema.
     @model_serializer(mode="wrap")
@@ -81,10 +71,26 @@ class OpenRecord(BaseModel):
         return {name: value for name, value in fields.items() if name in self.model_fields_set}
 
 
+class Record(_AsGiven):
+    """A record that refuses a field it doesn't know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OpenRecord(_AsGiven):
+    """A record that may have more fields than are read here: a newer or an older farm's."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
 class Tensor(Record):
     name: Name
     dtype: Word
     shape: Annotated[list[Axis | Name], Field(max_length=64, fail_fast=True)]
+
+
+def tensors(specs: Iterable[TensorSpec]) -> list[Tensor]:
+    return [Tensor(name=one.name, dtype=one.dtype, shape=list(one.shape)) for one in specs]
 
 
 Tensors = Annotated[list[Tensor], Field(max_length=MOST_NAMES, fail_fast=True)]

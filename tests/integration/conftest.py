@@ -26,7 +26,9 @@ def _stages_say_what_a_worker_takes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def checked(stage: Stage) -> StageResult:
         result = run(stage)
-        _, said = messages._parsed(json.dumps(["result", dict(result.facts)]).encode())
+        _, said = messages._parsed(
+            json.dumps(["result", result.facts.model_dump(mode="json")]).encode()
+        )
         stages.check_facts(stage.kind, said)
         if "layers" in result.outputs:
             LayerReport.model_validate_json(result.outputs["layers"].read_bytes(), strict=True)

@@ -95,7 +95,7 @@ def test_a_model_with_stale_shapes_is_built_as_it_runs(tmp_path: Path) -> None:
     ):
         assert one.error is None, one.error
         assert one.facts["outputs"][0]["shape"] == ["n", 10]
-        assert one.accuracy["cosine_mean"] > 0.99
+        assert one.accuracy.cosine_mean > 0.99
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def exported(path: Path, folder: Path, kind: str = "onnx", **fields: Any) -> tup
         progress=lambda *_: None,
     )
     made = export.run(stage)
-    return made.outputs["onnx"], made.facts
+    return made.outputs["onnx"], made.facts.model_dump(mode="json")
 
 
 @pytest.mark.parametrize("rate", [WIDE, NARROW])

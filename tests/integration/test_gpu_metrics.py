@@ -129,4 +129,4 @@ def test_what_is_told_of_a_gpu_is_what_a_worker_takes(told, precision):
     memory = GpuMemory(engine_bytes=-4096)
     metrics = metrics.model_copy(update={"memory": memory})
     found = MeasureFacts(accuracy=Accuracy(), metrics=metrics, metrics_reason=None)
-    stages.check_facts(JobKind.MEASURE, found.model_dump(mode="json", exclude_unset=True))
+    stages.check_facts(JobKind.MEASURE, found.model_dump(mode="json"))

@@ -52,7 +52,7 @@ def test_they_are_built_for_the_cpu_as_they_are(
 ) -> None:
     one = built["fp32", "cpu"]
     assert one.error is None
-    assert one.accuracy["cosine_min"] > 0.9999
+    assert one.accuracy.cosine_min > 0.9999
     assert one.facts["compute"]["types"]["fp32"]["layers"] == 2
 
 

@@ -109,7 +109,7 @@ def test_fp64_is_exact_on_the_cpu_and_narrowed_with_a_note_for_gpus(tmp_path: Pa
     samples = {"x": noise(32, 16, dtype=np.float64)}
     built = build(tmp_path, doubles(), samples, ["fp32"], ["cpu", "sm_89"])
     all_right(built, 0.99999)
-    assert built["fp32", "cpu"].accuracy["max_abs_error"] < 1e-12
+    assert built["fp32", "cpu"].accuracy.max_abs_error < 1e-12
     assert built["fp32", "cpu"].facts["narrowed"] == []
     gpu = built["fp32", "sm_89"].facts
     assert gpu["narrowed"] == ["float64"]

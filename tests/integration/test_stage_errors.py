@@ -10,6 +10,8 @@ import pytest
 
 from farm import stages
 from farm.errors import StageFailed, StageFault
+from farm.reports.accuracy import Accuracy
+from farm.reports.metrics import Metrics, Timed
 from farm.specs.runtime import Target
 from farm.stages import BuildParams, CastParams, JobKind
 from tests import strange_models as strange
@@ -118,8 +120,9 @@ def test_whatever_a_stage_raises_it_ends_with_a_class_and_a_hint(
 
 
 def test_pages_that_a_library_gives_for_a_reason_are_cut_in_what_is_kept(tmp_path, monkeypatch):
-    reason = "CUDA error: " + "no kernel image is available\t" * 1000
-    said = {"accuracy": {}, "metrics": {"eager": {"reason": reason}}, "metrics_reason": None}
+    reason = "CUDA error: " + "no kernel image is available\t" * 120
+    metrics = Metrics(eager=Timed(reason=reason))
+    said = stages.MeasureFacts(accuracy=Accuracy(), metrics=metrics, metrics_reason=None)
     monkeypatch.setattr(base, "run", lambda _stage: StageResult(outputs={}, facts=said))
     found = run_request(request(tmp_path), lambda _phase, _share: None)["facts"]
     stages.check_facts(JobKind.MEASURE, found)

@@ -72,7 +72,7 @@ def measured(
         workdir=workdir,
         progress=lambda _phase, _share: None,
     )
-    facts = dict(run(stage).facts)
+    facts = run(stage).facts.model_dump(mode="json")
     json.dumps(facts, allow_nan=False)
     return facts
 

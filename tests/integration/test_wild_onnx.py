@@ -73,7 +73,7 @@ def built(
     )
     for one in runner.build(source, precisions=precisions, gpus=gpus, folder=path.parent):
         assert one.error is None, one.error
-        assert one.accuracy["cosine_mean"] > 0.99
+        assert one.accuracy.cosine_mean > 0.99
 
 
 def sizes(low: Sequence[int], opt: Sequence[int], high: Sequence[int]) -> ShapeRange:

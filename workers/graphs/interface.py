@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import onnx
@@ -35,10 +34,6 @@ def every_input(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
 
 def output_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
     return tuple(_spec(value) for value in model.graph.output)
-
-
-def specs_as_json(specs: Sequence[TensorSpec]) -> list[dict[str, object]]:
-    return [spec.model_dump(mode="json") for spec in specs]
 
 
 def axis_of(dim: Any) -> int | str:

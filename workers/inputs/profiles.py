@@ -57,13 +57,6 @@ def shapes_at(profile: Profile, which: Which) -> Shapes:
     return {name: getattr(shapes, which) for name, shapes in profile.items()}
 
 
-def profiles_as_json(profiles: Sequence[Profile]) -> list[dict[str, object]]:
-    return [
-        {name: shapes.model_dump(mode="json") for name, shapes in profile.items()}
-        for profile in profiles
-    ]
-
-
 def _resolve(inputs: Sequence[TensorSpec], profile: Profile, ranges: AxisRanges) -> Profile:
     known = {spec.name: spec for spec in inputs}
     for name, shapes in profile.items():

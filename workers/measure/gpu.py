@@ -123,7 +123,7 @@ def metrics(loaded: Loaded, beside: Conditions, progress: Progress) -> Metrics:
     return Metrics(
         batch=opt,
         shapes={name: list(array.shape) for name, array in timer.arrays(opt).items()},
-        **headline.model_dump(exclude_unset=True),
+        **headline.model_dump(),
         throughput=throughput,
         cuda_graph=graph,
         **peers,

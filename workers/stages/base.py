@@ -39,7 +39,7 @@ from pydantic import BaseModel, ValidationError
 
 from farm.errors import BlobDamaged, StageFailed
 from farm.specs.options import BuilderOptions
-from farm.stages import STAGES, JobKind, StageParams
+from farm.stages import STAGES, Facts, JobKind, StageParams
 from workers.failures.asked import Asked
 from workers.failures.explained import explained
 
@@ -67,7 +67,7 @@ class StageResult:
     """What a stage made."""
 
     outputs: Mapping[str, Path]  #: role → a file below the workdir
-    facts: Mapping[str, Any] = field(default_factory=dict)  #: JSON: what is recorded of the job
+    facts: Facts = field(default_factory=Facts)  #: recorded with the job
 
 
 class StageRequest(BaseModel):
@@ -112,7 +112,7 @@ def run_request(
     )
     return {
         "outputs": {role: str(path) for role, path in result.outputs.items()},
-        "facts": brief(dict(result.facts)),
+        "facts": brief(result.facts.model_dump(mode="json")),
     }
 
 

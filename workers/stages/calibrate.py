@@ -23,7 +23,7 @@ from farm.specs.precision import Precision
 from farm.specs.roles import Role
 from farm.specs.runtime import Runtime, Target
 from farm.specs.source import DataKind
-from farm.stages import CalibrateParams
+from farm.stages import CalibrateFacts, CalibrateParams
 from workers.graphs import casting, check, files, floats, interface, opsets, shapes, standard, walk
 from workers.graphs.normal import normalised
 from workers.inputs.batch import Batch
@@ -72,17 +72,17 @@ def run(stage: Stage) -> StageResult:
     outputs, remainder = _write_for_gpus(stage, quantized, seen)
     if policy.refusal(_CPU, params.precision) is None:
         outputs[Role.TYPED] = typed
-    facts = {
-        "samples": sum(map(batch.count, batches)),
-        "batch_size": size,
-        "batches": len(batches),
-        "precision": str(params.precision),
-        "method": params.method,
-        "qdq_pairs": pairs,
-        "remainder": max(remainder, key=lambda name: remainder[name]),
-        "remainder_nodes": remainder,
-        "opset": shapes.opset_of(quantized),
-    }
+    facts = CalibrateFacts(
+        samples=sum(map(batch.count, batches)),
+        batch_size=size,
+        batches=len(batches),
+        precision=str(params.precision),
+        method=params.method,
+        qdq_pairs=pairs,
+        remainder=max(remainder, key=lambda name: remainder[name]),
+        remainder_nodes=remainder,
+        opset=shapes.opset_of(quantized),
+    )
     return StageResult(outputs=outputs, facts=facts)
 
 
@@ -102,16 +102,16 @@ def _as_it_is(
     outputs, remainder = _write_for_gpus(stage, taken, [first])
     if policy.refusal(_CPU, params.precision) is None:
         outputs[Role.TYPED] = typed
-    facts = {
-        "samples": 0,
-        "precision": str(params.precision),
-        "method": "as it came",
-        "qdq_pairs": walk.qdq_pairs(model),
-        "remainder": max(remainder, key=lambda name: remainder[name]),
-        "remainder_nodes": remainder,
-        "remainder_by": str(kind),
-        "opset": shapes.opset_of(model),
-    }
+    facts = CalibrateFacts(
+        samples=0,
+        precision=str(params.precision),
+        method="as it came",
+        qdq_pairs=walk.qdq_pairs(model),
+        remainder=max(remainder, key=lambda name: remainder[name]),
+        remainder_nodes=remainder,
+        remainder_by=str(kind),
+        opset=shapes.opset_of(model),
+    )
     return StageResult(outputs=outputs, facts=facts)
 
 

@@ -10,16 +10,17 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import onnx
 from onnx import TensorProto
 
 from farm.errors import CastFailed, FarmError, PrecisionMissed
+from farm.reports.records import tensors
 from farm.specs.precision import Precision
 from farm.specs.roles import Role
 from farm.specs.source import DataKind
-from farm.stages import CastParams
+from farm.stages import CastFacts, CastParams
 from workers.graphs import casting, check, files, floats, interface, opsets, shapes, walk
 from workers.graphs.compute import PRODUCTS, compute_of
 from workers.inputs.batch import Batch
@@ -55,16 +56,26 @@ def run(stage: Stage) -> StageResult:
     print(
         f"{made.low} of {made.total} operators that could be are {params.precision} ({share:.0%})"
     )
-    facts = {
-        "precision": str(params.precision),
-        "low_precision_nodes": made.low,
-        "float_nodes": made.total,
-        "share": round(share, 4),
-        "opset": shapes.opset_of(typed),
-        "inputs": interface.specs_as_json(interface.input_specs(typed)),
-        "outputs": interface.specs_as_json(interface.output_specs(typed)),
-    }
-    return StageResult(outputs={Role.TYPED: path}, facts=facts | dict(made.facts))
+    facts = CastFacts(
+        precision=str(params.precision),
+        low_precision_nodes=made.low,
+        float_nodes=made.total,
+        share=round(share, 4),
+        opset=shapes.opset_of(typed),
+        inputs=tensors(interface.input_specs(typed)),
+        outputs=tensors(interface.output_specs(typed)),
+        **made.ranges,
+    )
+    return StageResult(outputs={Role.TYPED: path}, facts=facts)
+
+
+class _Ranges(TypedDict, total=False):
+    """Of the facts, what says from which data the types were chosen."""
+
+    own_types: list[str]
+    data: str
+    samples: int
+    kept_in_fp32: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,20 +85,20 @@ class _Typed:
     model: onnx.ModelProto
     low: int  #: operators of the precision
     total: int  #: operators that could be of it
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    ranges: _Ranges = field(default_factory=_Ranges)
 
 
 def _in_half(stage: Stage, given: onnx.ModelProto, params: CastParams, path: Path) -> _Typed:
-    typed, facts = _half_of(stage, given, params)
+    typed, ranges = _half_of(stage, given, params)
     low, total = low_precision_nodes(typed, params.precision)
     interface.keep_axis_ranges(typed, interface.axis_ranges(given))
     files.save_model(typed, path)
-    return _Typed(model=typed, low=low, total=total, facts=facts)
+    return _Typed(model=typed, low=low, total=total, ranges=ranges)
 
 
 def _half_of(
     stage: Stage, given: onnx.ModelProto, params: CastParams
-) -> tuple[onnx.ModelProto, dict[str, Any]]:
+) -> tuple[onnx.ModelProto, _Ranges]:
     """The typed graph, and which data its types are from."""
     kind = HALF[params.precision]
     if _is_of(given, params.precision):

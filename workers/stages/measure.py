@@ -88,10 +88,8 @@ def run(stage: Stage) -> StageResult:
         metrics_reason=None if is_engine else _NO_METRICS,
     )
     report = stage.workdir / "report.json"
-    report.write_text(facts.model_dump_json(indent=2, exclude_unset=True) + "\n")
-    return StageResult(
-        outputs={Role.REPORT: report}, facts=facts.model_dump(mode="json", exclude_unset=True)
-    )
+    report.write_text(facts.model_dump_json(indent=2) + "\n")
+    return StageResult(outputs={Role.REPORT: report}, facts=facts)
 
 
 def _metrics(

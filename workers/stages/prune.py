@@ -18,7 +18,7 @@ from torch.nn.utils import prune
 from farm.errors import PruningFailed
 from farm.specs.options import Prune
 from farm.specs.roles import Role
-from farm.stages import PruneParams
+from farm.stages import Pruned, PruneFacts, PruneParams
 from workers.programs.weights import Weight, weights
 from workers.sources import reference
 from workers.stages.base import Stage, StageResult
@@ -44,14 +44,14 @@ def run(stage: Stage) -> StageResult:
     stage.progress("prune", None)
     facts = prune_program(program, params.prune)
     print(
-        f"{facts['sparsity']:.1%} of {facts['weights']} weights in {len(facts['layers'])} layers "
-        f"are zero; {len(facts['left_out'])} left out",
+        f"{facts.sparsity:.1%} of {facts.weights} weights in {len(facts.layers)} layers "
+        f"are zero; {len(facts.left_out)} left out",
         flush=True,
     )
     return StageResult(outputs={Role.SOURCE: _save(program, stage.workdir)}, facts=facts)
 
 
-def prune_program(program: ExportedProgram, how: Prune) -> dict[str, Any]:
+def prune_program(program: ExportedProgram, how: Prune) -> PruneFacts:
     """Prune a program in place; return what became of each layer.
 
     Raises:
@@ -102,18 +102,18 @@ def two_of_four(tensor: Tensor, axis: int) -> Tensor:
     return mask.reshape(rows.shape).movedim(-1, axis)
 
 
-def _facts(pruned: Mapping[str, Tensor], left_out: Mapping[str, str]) -> dict[str, Any]:
+def _facts(pruned: Mapping[str, Tensor], left_out: Mapping[str, str]) -> PruneFacts:
     zeros = {name: int((tensor == 0).sum()) for name, tensor in pruned.items()}
     total = sum(tensor.numel() for tensor in pruned.values())
-    return {
-        "weights": total,
-        "sparsity": round(sum(zeros.values()) / total, 4),
-        "layers": {
-            name: {"weights": tensor.numel(), "sparsity": round(zeros[name] / tensor.numel(), 4)}
+    return PruneFacts(
+        weights=total,
+        sparsity=round(sum(zeros.values()) / total, 4),
+        layers={
+            name: Pruned(weights=tensor.numel(), sparsity=round(zeros[name] / tensor.numel(), 4))
             for name, tensor in pruned.items()
         },
-        "left_out": dict(left_out),
-    }
+        left_out=dict(left_out),
+    )
 
 
 def _save(program: ExportedProgram, folder: Path) -> Path:

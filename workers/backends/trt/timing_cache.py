@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from farm.stages import CacheUse
+
 if TYPE_CHECKING:
     import tensorrt as types
 
@@ -24,11 +26,14 @@ class TimingCacheUse:
     misses: int | None  #: entries that the build had to time
     hit: bool  #: it had to time nothing
 
-    def as_facts(self) -> dict[str, object]:
-        return {
-            name: getattr(self, name)
-            for name in ("taken", "entries_before", "entries_after", "misses", "hit")
-        }
+    def facts(self) -> CacheUse:
+        return CacheUse(
+            taken=self.taken,
+            entries_before=self.entries_before,
+            entries_after=self.entries_after,
+            misses=self.misses,
+            hit=self.hit,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

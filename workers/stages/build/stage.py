@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 
 from farm.errors import PrecisionMissed
 from farm.reports.layers import LayerReport
+from farm.reports.records import tensors
 from farm.specs.roles import Role
 from farm.specs.runtime import TENSORRTS, Runtime
 from farm.specs.shapes import Profile
-from farm.stages import BuildParams
+from farm.stages import BuildFacts, BuildParams
 from workers.graphs import files, floats
 from workers.graphs.compute import Compute, compute_of
-from workers.graphs.interface import axis_ranges, input_specs, specs_as_json
+from workers.graphs.interface import axis_ranges, input_specs
 from workers.inputs.batch import Shapes
 from workers.inputs.profiles import (
-    profiles_as_json,
     resolve_profiles,
     shapes_at,
 )
@@ -56,7 +55,7 @@ def run(stage: Stage) -> StageResult:
     written = layers.write(report, stage.workdir / "layers.json")
     outputs: dict[str, Path] = {Role.ENGINE: made.engine, Role.LAYERS: written}
     if made.timing_cache:
-        facts["timing_cache"] = made.timing_cache.as_facts()
+        facts = facts.model_copy(update={"timing_cache": made.timing_cache.facts()})
         outputs[Role.TIMING_CACHE] = stage.workdir / "timing.cache"
         outputs[Role.TIMING_CACHE].write_bytes(made.timing_cache.data)
     return StageResult(outputs=outputs, facts=facts)
@@ -116,20 +115,20 @@ def _facts(
     made: Made,
     report: LayerReport,
     differences: Sequence[str],
-) -> dict[str, Any]:
-    return {
-        "runtime": str(params.target.runtime),
-        "runtime_version": made.runtime_version,
-        "compute_capabilities": list(made.compute_capabilities),
-        "layers": len(made.layers),
-        "compute": report.compute.model_dump(mode="json"),
-        "build_s": round(made.build_s, 3),
-        "engine_bytes": made.engine.stat().st_size,
-        "inputs": specs_as_json(report.inputs),
-        "outputs": specs_as_json(report.outputs),
-        "differences": list(differences),
-        "profiles": profiles_as_json(graph.profiles),
-        "options": params.options.model_dump(mode="json"),
-        "float_types": floats.float_types(graph.model),
-        "narrowed": graph.narrowed,
-    }
+) -> BuildFacts:
+    return BuildFacts(
+        runtime=str(params.target.runtime),
+        runtime_version=made.runtime_version,
+        compute_capabilities=list(made.compute_capabilities),
+        layers=len(made.layers),
+        compute=report.compute,
+        build_s=round(made.build_s, 3),
+        engine_bytes=made.engine.stat().st_size,
+        inputs=tensors(report.inputs),
+        outputs=tensors(report.outputs),
+        differences=list(differences),
+        profiles=list(graph.profiles),
+        options=params.options,
+        float_types=floats.float_types(graph.model),
+        narrowed=graph.narrowed,
+    )

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from farm.errors import EngineBuildFailed
+from farm.errors import EngineBuildFailed, InvalidModel
 from farm.reports.layers import LayerReport, ProductView
+from farm.reports.records import tensors
 from farm.specs.roles import Role
 from farm.specs.shapes import Profile
 from farm.specs.source import DataKind
-from farm.stages import BuildParams
+from farm.stages import BuildFacts, BuildParams
 from workers.backends import torchscript
 from workers.backends.torchscript import Scripted, TorchScriptModel
-from workers.graphs import interface
 from workers.graphs.compute import Compute
 from workers.inputs.batch import Arrays, Batch, Shapes
-from workers.inputs.profiles import profiles_as_json, resolve_profiles, shapes_at
+from workers.inputs.profiles import resolve_profiles, shapes_at
 from workers.inputs.samples import random_arrays, samples_for
 from workers.measure.difference import difference
 from workers.programs.eager import EagerModel
@@ -48,19 +48,19 @@ def build(stage: Stage, params: BuildParams) -> StageResult:
     stage.progress("check", None)
     check(source, TorchScriptModel(engine), _batches(stage, params, source, profiles))
     report = _report(source, built, compute_of_program(program), profiles)
-    facts = {
-        "runtime": str(params.target.runtime),
-        "runtime_version": torchscript.VERSION,
-        "compute_capabilities": [],
-        "layers": len(built.layers),
-        "compute": report.compute.model_dump(mode="json"),
-        "build_s": round(built.build_s, 3),
-        "engine_bytes": engine.stat().st_size,
-        "inputs": interface.specs_as_json(source.input_specs),
-        "outputs": interface.specs_as_json(source.output_specs),
-        "profiles": profiles_as_json(profiles),
-        "options": params.options.model_dump(mode="json"),
-    }
+    facts = BuildFacts(
+        runtime=str(params.target.runtime),
+        runtime_version=torchscript.VERSION,
+        compute_capabilities=[],
+        layers=len(built.layers),
+        compute=report.compute,
+        build_s=round(built.build_s, 3),
+        engine_bytes=engine.stat().st_size,
+        inputs=tensors(source.input_specs),
+        outputs=tensors(source.output_specs),
+        profiles=list(profiles),
+        options=params.options,
+    )
     written = layers.write(report, stage.workdir / "layers.json")
     return StageResult(outputs={Role.ENGINE: engine, Role.LAYERS: written}, facts=facts)
 
@@ -93,8 +93,8 @@ def check(source: EagerModel, engine: TorchScriptModel, batches: Iterable[Arrays
         expected = source.run(arrays)
         try:
             found = difference(expected, engine.run(arrays))
-        except RuntimeError as err:
-            raise _diverged(shapes, str(err).strip().splitlines()[-1][:200]) from err
+        except InvalidModel as err:
+            raise _diverged(shapes, str(err.__cause__).strip().splitlines()[-1][:200]) from err
         if why := found.beyond(TOLERANCE):
             raise _diverged(shapes, why)
 

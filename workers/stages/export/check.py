@@ -11,7 +11,7 @@ import onnx
 from farm.errors import ExportDiverged
 from farm.specs.shapes import Profile, TensorSpec
 from farm.specs.source import DataKind
-from farm.stages import ExportParams
+from farm.stages import Check, ExportParams
 from workers.backends.ort.cpu import OrtModel
 from workers.graphs import floats
 from workers.inputs.batch import Arrays, Batch
@@ -48,9 +48,10 @@ class Data:
     kind: DataKind
     random: list[str]  #: how random ones were drawn
 
-    def facts(self) -> dict[str, Any]:
+    def check(self, **found: Any) -> Check:
+        """A check on these data, with what it found."""
         drawn = {"random": self.random} if self.random else {}
-        return {"data": str(self.kind), "batches": self.sizes, **drawn}
+        return Check(data=str(self.kind), batches=self.sizes, **drawn, **found)
 
 
 def data_for(
@@ -89,8 +90,8 @@ def compare(
     inputs: Sequence[TensorSpec],
     profiles: Sequence[Profile],
     tolerance: float = TOLERANCE,
-) -> dict[str, Any]:
-    """The facts of a check that passed.
+) -> Check:
+    """The record of a check that passed.
 
     Raises:
         ExportDiverged: if the outputs differ by more than the tolerance.
@@ -105,11 +106,7 @@ def compare(
             f"the ONNX graph's outputs aren't the source's: {why}",
             hint="put the model in eval mode before torch.export, and check for random operators",
         )
-    return {
-        "max_abs_error": total.max_abs_error,
-        "max_rel_error": total.max_rel_error,
-        **data.facts(),
-    }
+    return data.check(max_abs_error=total.max_abs_error, max_rel_error=total.max_rel_error)
 
 
 def batch_sizes(batch: Batch) -> list[int]:

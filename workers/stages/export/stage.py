@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import onnx
 
+from farm.reports.records import tensors
 from farm.specs.roles import Role
 from farm.specs.shapes import Profile, TensorSpec
 from farm.specs.source import SourceFormat
-from farm.stages import ExportParams
+from farm.stages import Check, ExportFacts, ExportParams
 from workers.backends.ort.cpu import OrtModel
 from workers.graphs import files, fixing, interface, opsets, shapes, walk
 from workers.graphs.check import check_model, own_operators
@@ -26,7 +26,7 @@ from workers.programs.eager import EagerModel
 from workers.sources import reference as references
 from workers.sources.savedmodel.source import SavedModelSource
 from workers.sources.torchscript import TorchScriptSource
-from workers.stages.base import Stage, StageResult
+from workers.stages.base import Stage, StageResult, brief
 from workers.stages.export import exporter
 from workers.stages.export.check import compare, data_for, has_samples, tolerance_of
 
@@ -34,7 +34,7 @@ from workers.stages.export.check import compare, data_for, has_samples, toleranc
 MAX_SIZES = 64
 
 #: The graph, and what the check of it found.
-Exported = tuple[onnx.ModelProto, dict[str, Any]]
+Exported = tuple[onnx.ModelProto, Check]
 
 
 def run(stage: Stage) -> StageResult:
@@ -57,14 +57,14 @@ def run(stage: Stage) -> StageResult:
     return StageResult(outputs={Role.ONNX: target}, facts=_facts(model, check))
 
 
-def _facts(model: onnx.ModelProto, check: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "inputs": interface.specs_as_json(interface.input_specs(model)),
-        "outputs": interface.specs_as_json(interface.output_specs(model)),
-        "opset": shapes.opset_of(model),
-        "parameters": walk.parameter_count(model),
-        "check": check,
-    }
+def _facts(model: onnx.ModelProto, check: Check) -> ExportFacts:
+    return ExportFacts(
+        inputs=tensors(interface.input_specs(model)),
+        outputs=tensors(interface.output_specs(model)),
+        opset=shapes.opset_of(model),
+        parameters=walk.parameter_count(model),
+        check=check,
+    )
 
 
 def _from_program(stage: Stage, params: ExportParams, target: Path) -> Exported:
@@ -85,7 +85,9 @@ def _from_program(stage: Stage, params: ExportParams, target: Path) -> Exported:
     files.save_model(model, target)
     stage.progress("check", None)
     check = compare(stage, source, _session(stage, target), inputs, profiles, tolerance_of(model))
-    return model, check | ({"left_out": source.left_out} if source.left_out else {})
+    if source.left_out:
+        check = check.model_copy(update={"left_out": brief(source.left_out)})
+    return model, check
 
 
 def _from_torchscript(stage: Stage, params: ExportParams, target: Path) -> Exported:
@@ -154,7 +156,7 @@ def _from_onnx(stage: Stage, params: ExportParams, target: Path) -> Exported:
             files.save_model(model, target)
         else:
             shutil.copyfile(source, target)
-        return model, {"reason": "the source is ONNX and was taken as it is", **data.facts()}
+        return model, data.check(reason="the source is ONNX and was taken as it is")
     stage.progress("upgrade", None)
     files.load_weights(model, file)
     upgraded = _upgraded(model)
