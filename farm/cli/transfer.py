@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from farm.client import Progress
+    from farm.client import TransferProgress
 
 
 @contextmanager
-def bar(*, hidden: bool) -> Iterator[Progress | None]:
+def bar(*, hidden: bool) -> Iterator[TransferProgress | None]:
     """Something that shows progress on stderr while the block runs; None off a terminal."""
     if hidden or not sys.stderr.isatty():
         yield None

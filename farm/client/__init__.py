@@ -11,7 +11,7 @@ Nothing here needs torch, onnx, a database or a broker: any machine that reaches
 from farm.client.build import Build
 from farm.client.download import Pulled
 from farm.client.farm import Farm
-from farm.client.progress import Progress
+from farm.client.progress import TransferProgress
 from farm.client.retries import Backoff
 from farm.errors import BuildCancelled, BuildFailed, WaitTimedOut
 
@@ -21,7 +21,7 @@ __all__ = [
     "BuildCancelled",
     "BuildFailed",
     "Farm",
-    "Progress",
     "Pulled",
+    "TransferProgress",
     "WaitTimedOut",
 ]

@@ -11,7 +11,7 @@ from farm.client import events
 from farm.client.failures import failed
 from farm.client.http import Http
 from farm.client.plain import plain
-from farm.client.progress import Progress
+from farm.client.progress import TransferProgress
 from farm.client.pulls import Pulls
 from farm.client.registry import Registry
 from farm.errors import (
@@ -130,7 +130,7 @@ class Build:
         precision: str | None = None,
         *,
         doubtful: bool = False,
-        progress: Progress | None = None,
+        progress: TransferProgress | None = None,
     ) -> list[Path]:
         """Download the build's engines, or those for a GPU and a precision; return their paths.
 

@@ -20,7 +20,7 @@ from farm.client import answers, header
 from farm.client import partial as partials
 from farm.client.header import CONTRADICTION_HINT
 from farm.client.http import Http
-from farm.client.progress import Progress, silent
+from farm.client.progress import TransferProgress, silent
 from farm.client.upload import digest_of
 from farm.errors import DigestMismatch, Unavailable
 from farm.schemas.engines import EngineView, Manifest
@@ -43,7 +43,7 @@ def download(
     engine: EngineView,
     path: Path,
     *,
-    progress: Progress | None = None,
+    progress: TransferProgress | None = None,
 ) -> bool:
     """Download an engine and its manifest to ``path``; return False if the bytes were already there.
 
@@ -103,7 +103,7 @@ def _umask() -> int:
     return mask
 
 
-def _fetch(http: Http, engine: EngineView, partial: Path, progress: Progress) -> None:
+def _fetch(http: Http, engine: EngineView, partial: Path, progress: TransferProgress) -> None:
     """Download the whole engine to ``partial`` and verify it."""
     resumed = partial.stat().st_size > 0
     _complete(http, engine, partial, progress)
@@ -122,7 +122,7 @@ def _fetch(http: Http, engine: EngineView, partial: Path, progress: Progress) ->
         )
 
 
-def _complete(http: Http, engine: EngineView, partial: Path, progress: Progress) -> None:
+def _complete(http: Http, engine: EngineView, partial: Path, progress: TransferProgress) -> None:
     """Append to ``partial`` until it has the engine's length.
 
     Raises:
@@ -151,7 +151,7 @@ def _lost(http: Http, engine: EngineView, partial: Path, err: httpx2.TransportEr
     )
 
 
-def _receive(http: Http, engine: EngineView, partial: Path, progress: Progress) -> None:
+def _receive(http: Http, engine: EngineView, partial: Path, progress: TransferProgress) -> None:
     have = partial.stat().st_size
     path = f"/v1/engines/{engine.id}/content"
     with http.stream(path, headers=_range(engine, have), read_timeout_s=_SILENCE_S) as response:

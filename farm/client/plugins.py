@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from farm.client.noun import Noun
-from farm.client.progress import Progress
+from farm.client.progress import TransferProgress
 from farm.client.submission import Files
 from farm.client.upload import upload
 from farm.schemas.plugins import PluginView
@@ -28,7 +28,7 @@ class Plugins(Noun):
         signature: str,
         *,
         name: str | None = None,
-        progress: Progress | None = None,
+        progress: TransferProgress | None = None,
     ) -> PluginView:
         """Upload a TensorRT plugin library and allow-list it.
 

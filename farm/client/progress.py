@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 
-class Progress(Protocol):
+class TransferProgress(Protocol):
     """Called while a file is read, sent or received."""
 
     def __call__(self, what: str, done_bytes: int, total_bytes: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from farm.client import file_names
 from farm.client.download import Pulled, download
 from farm.client.noun import Noun, given, part
-from farm.client.progress import Progress
+from farm.client.progress import TransferProgress
 from farm.schemas.engines import EngineView, Match
 
 
@@ -53,7 +53,7 @@ class Pulls(Noun):
         version: int | None = None,
         prune: str | None = None,
         doubtful: bool = False,
-        progress: Progress | None = None,
+        progress: TransferProgress | None = None,
     ) -> Pulled:
         """Download a model's best engine for a GPU tag and verify it.
 
@@ -72,7 +72,7 @@ class Pulls(Noun):
         return self.fetch(match, folder, progress=progress)
 
     def fetch(
-        self, match: Match, folder: str | Path = ".", *, progress: Progress | None = None
+        self, match: Match, folder: str | Path = ".", *, progress: TransferProgress | None = None
     ) -> Pulled:
         """Download a match and verify it.
 
@@ -84,7 +84,10 @@ class Pulls(Noun):
         return Pulled(path=path, engine=match.engine, why=match.why, fresh=fresh)
 
     def download_all(
-        self, engines: Sequence[EngineView], folder: str | Path, progress: Progress | None = None
+        self,
+        engines: Sequence[EngineView],
+        folder: str | Path,
+        progress: TransferProgress | None = None,
     ) -> list[Path]:
         """Download these engines; return their paths in order."""
         names = file_names.file_names(engines)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from farm.client.progress import Progress
+from farm.client.progress import TransferProgress
 from farm.client.upload import Content, digest_of, is_digest, require_file
 from farm.errors import InvalidRequest
 from farm.schemas.submission import BuildRequest
@@ -17,7 +17,7 @@ from farm.schemas.submission import BuildRequest
 class Files:
     """A submission's local files, by digest."""
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: TransferProgress | None) -> None:
         self._progress = progress
         self.by_digest: dict[str, Content] = {}
 

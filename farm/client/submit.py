@@ -10,7 +10,7 @@ from typing import Any
 from farm.client import sources
 from farm.client.build import Build
 from farm.client.noun import Noun
-from farm.client.progress import Progress
+from farm.client.progress import TransferProgress
 from farm.client.registry import Registry
 from farm.client.submission import Files, build_request, data, model_name
 from farm.client.upload import is_digest, upload
@@ -50,7 +50,7 @@ class Submissions(Noun):
         priority: int = 5,
         labels: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
-        progress: Progress | None = None,
+        progress: TransferProgress | None = None,
     ) -> Build:
         """Submit a model: every precision for every target.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from farm.client.http import Http
-from farm.client.progress import Progress
+from farm.client.progress import TransferProgress
 from farm.errors import DigestMismatch, InvalidRequest, NotFound
 from farm.formats.packs import Pack
 from farm.schemas.storage import Blob
@@ -33,7 +33,7 @@ def require_file(path: Path) -> None:
         raise InvalidRequest(f"{path} is empty", hint="check the path, or write the file again")
 
 
-def digest_of(content: Content, *, what: str = "", progress: Progress | None = None) -> str:
+def digest_of(content: Content, *, what: str = "", progress: TransferProgress | None = None) -> str:
     """``sha256:…`` of a file or a pack, read once in small chunks."""
     found = hashlib.sha256()
     for chunk in _chunks(content, f"{what or 'hash'} {content.name}", progress):
@@ -41,7 +41,9 @@ def digest_of(content: Content, *, what: str = "", progress: Progress | None = N
     return f"sha256:{found.hexdigest()}"
 
 
-def upload(http: Http, content: Content, digest: str, *, progress: Progress | None = None) -> None:
+def upload(
+    http: Http, content: Content, digest: str, *, progress: TransferProgress | None = None
+) -> None:
     """Upload a file or a pack unless the farm has it.
 
     Raises:
@@ -83,7 +85,7 @@ def _size(content: Content) -> int:
     return content.total_bytes if isinstance(content, Pack) else content.stat().st_size
 
 
-def _chunks(content: Content, what: str, progress: Progress | None) -> Iterator[bytes]:
+def _chunks(content: Content, what: str, progress: TransferProgress | None) -> Iterator[bytes]:
     done, total = 0, _size(content)
     for chunk in content.chunks() if isinstance(content, Pack) else _read(content):
         yield chunk

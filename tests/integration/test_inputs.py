@@ -14,7 +14,7 @@ from farm.errors import StorageFull, StorageUnavailable
 from farm.store.local import LocalStore
 from workers.runner import inputs
 from workers.runner.child import Child
-from workers.runner.child_events import Progress
+from workers.runner.child_events import StageProgressed
 from workers.sandbox import Limits, Sandbox
 
 
@@ -52,7 +52,7 @@ def test_a_job_reads_its_input_though_the_same_bytes_are_uploaded_again_meanwhil
     asked = [str(path) for path in held.values()]
     with Child(reads_when_told, asked, timeout_s=60, sandbox=box) as child:
         for happening in child.events():
-            if isinstance(happening, Progress):
+            if isinstance(happening, StageProgressed):
                 before = blob.stat().st_ino
                 put(b"the model")
                 assert blob.stat().st_ino != before

@@ -13,7 +13,7 @@ import pytest
 from farm.errors import ChildDied, ChildOutOfMemory, ChildTimedOut, InvalidModel, StageFault
 from tests.integration.test_sandbox_hidden import states
 from workers.runner.child import Child
-from workers.runner.child_events import Line, Progress, Tick
+from workers.runner.child_events import Line, StageProgressed, Tick
 from workers.runner.siblings import Siblings
 
 
@@ -63,7 +63,7 @@ def test_a_child_gives_its_result_its_output_and_its_progress():
     printed = "".join(h.text for h in events if isinstance(h, Line))
     assert "hello from 21\n" in printed
     assert "hello from a grandchild\n" in printed
-    assert Progress(phase="half way", share=0.5) in events
+    assert StageProgressed(phase="half way", share=0.5) in events
 
 
 def test_an_error_for_the_user_keeps_its_kind_and_hint():
@@ -80,7 +80,7 @@ def names_what_no_database_keeps(_argument, link):
 def test_strings_that_a_database_refuses_are_made_fit_for_it():
     result, events = run(names_what_no_database_keeps)
     assert result == {"a\ufffdb": "c?d", "plain": "é €"}
-    assert Progress(phase="layer \ufffd ?", share=None) in events
+    assert StageProgressed(phase="layer \ufffd ?", share=None) in events
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_child_that_times_something_has_quiet_and_the_others_go_on_after_it(tm
     ):
         wait_for(lambda: count.exists() and count.stat().st_size > 3)
         for happening in timing.events():
-            if isinstance(happening, Progress):
+            if isinstance(happening, StageProgressed):
                 break
         after = count.stat().st_size
         for _ in timing.events():  # hears that the quiet is over
@@ -236,7 +236,7 @@ def test_a_child_that_starts_while_another_has_quiet_waits_for_its_end(tmp_path)
     siblings = Siblings()
     with Child(keeps_quiet, str(done), timeout_s=60, siblings=siblings) as timing:
         for happening in timing.events():
-            if isinstance(happening, Progress):
+            if isinstance(happening, StageProgressed):
                 break
         with Child(counts, str(count), timeout_s=60, siblings=siblings) as late:
             ticks = late.events()  # its guard may start it only after it joined its siblings

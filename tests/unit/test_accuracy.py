@@ -8,7 +8,7 @@ from farm.reports.accuracy import BatchInvariance
 from farm.specs.gates import Gates, QuantizedGates
 from farm.specs.source import DataKind
 from workers.measure import intervals
-from workers.measure.accuracy import Comparison
+from workers.measure.accuracy import OutputComparison
 from workers.measure.difference import difference
 from workers.measure.verdict import doubts, refuse_broken
 
@@ -17,7 +17,7 @@ rng = np.random.default_rng(5)
 
 
 def compared(source, engine, labels=None, **more):
-    comparison = Comparison(**more)
+    comparison = OutputComparison(**more)
     comparison.add(source, engine, len(next(iter(source.values()))))
     return comparison.found(labels).model_copy(update={"data": DataKind.EVALUATION}), comparison
 
@@ -93,7 +93,7 @@ def test_detections_are_compared_as_sets_when_their_number_differs():
     engine = {
         name: array[order] * (1 if array is classes else 1.001) for name, array in source.items()
     }
-    comparison = Comparison()
+    comparison = OutputComparison()
     comparison.add(source, engine, 8)
     facts = comparison.found(None)
     assert facts.matched == pytest.approx(2 * 39 / (40 + 39))
@@ -104,7 +104,7 @@ def test_detections_are_compared_as_sets_when_their_number_differs():
 def test_a_detection_of_another_class_has_no_partner():
     source = {"scores": np.array([0.9, 0.8, 0.7]), "classes": np.array([1, 2, 3])}
     engine = {"scores": np.array([0.9, 0.8]), "classes": np.array([1, 5])}
-    comparison = Comparison()
+    comparison = OutputComparison()
     comparison.add(source, engine, 1)
     assert comparison.found(None).matched == pytest.approx(2 / 5)
 
@@ -113,19 +113,19 @@ def test_a_detection_of_another_class_has_no_partner():
     ("left", "right", "matched"), [(0, 3, 0.0), (3, 0, 0.0), (3, 3, 1.0), (0, 0, 1.0)]
 )
 def test_no_detections_are_like_none_alone(left, right, matched):
-    comparison = Comparison()
+    comparison = OutputComparison()
     comparison.varying = {"boxes": 0}
     comparison.add({"boxes": np.ones((left, 4))}, {"boxes": np.ones((right, 4))}, 1)
     assert comparison.found(None).matched == matched
 
 
 def test_batches_before_a_size_differed_are_compared_item_by_item_as_well():
-    found = Comparison()
+    found = OutputComparison()
     same, fewer = np.eye(4), np.eye(4)[:3]
     batches = [(same, same[::-1]), (same, fewer)]
     for source, engine in batches:
         found.add({"boxes": source}, {"boxes": engine}, 1)
-    again = Comparison(varying=found.varying)
+    again = OutputComparison(varying=found.varying)
     for source, engine in batches:
         again.add({"boxes": source}, {"boxes": engine}, 1)
     assert again.found(None).matched == pytest.approx((1 + 6 / 7) / 2)
@@ -190,7 +190,7 @@ def test_directions_of_length_1_have_no_class_but_the_one_that_labels_give():
 
 
 def test_scores_of_one_batch_that_are_of_length_1_are_scores_with_those_of_the_next():
-    comparison = Comparison()
+    comparison = OutputComparison()
     for length in (1.0, 3.0):
         scores = np.eye(4) * length - 0.0
         comparison.add({"y": scores - 0.1 * (length > 1)}, {"y": scores}, 4)

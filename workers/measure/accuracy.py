@@ -29,7 +29,7 @@ _MAX_ERROR = 1e9
 
 
 @dataclass(kw_only=True)
-class Comparison:
+class OutputComparison:
     """Adds up batches of a source's and an engine's outputs for the same samples.
 
     Parameters:

@@ -31,7 +31,7 @@ from farm.errors import (
     StageFault,
     Unavailable,
 )
-from workers.runner.child_events import ChildEvent, Line, Progress, Tick
+from workers.runner.child_events import ChildEvent, Line, StageProgressed, Tick
 from workers.runner.forks import processes
 from workers.runner.inside import Link, main
 from workers.runner.printed import Printed
@@ -224,7 +224,7 @@ class Child:
         """Raises: Malformed"""
         if kind == "progress":
             phase, share = messages.progress_of(value)
-            return Progress(phase=phase, share=share)
+            return StageProgressed(phase=phase, share=share)
         if kind == "quiet" and isinstance(value, bool):
             self._wants_quiet = value
             if not value:

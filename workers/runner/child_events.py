@@ -13,7 +13,7 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class StageProgressed:
     """Where a child is."""
 
     phase: str
@@ -25,4 +25,4 @@ class Tick:
     """Nothing happened for a moment: time to look at the clock and the lease."""
 
 
-ChildEvent = Line | Progress | Tick
+ChildEvent = Line | StageProgressed | Tick

@@ -10,7 +10,7 @@ from farm.queue import jobs, leases
 from farm.queue.jobs import Claim
 from workers.runner.app import Context
 from workers.runner.child import Child
-from workers.runner.child_events import Line, Progress
+from workers.runner.child_events import Line, StageProgressed
 
 _CANCEL_POLL_S = 0.5
 _LOG_FLUSH_S = 0.5
@@ -28,7 +28,7 @@ class Watch:
         self._context = context
         self._claim = claim
         self._text = ""
-        self._progress: Progress | None = None
+        self._progress: StageProgressed | None = None
         at = time.monotonic()
         self._renewed = self._polled = self._flushed = at
 
@@ -42,7 +42,7 @@ class Watch:
             for happening in child.events():
                 if isinstance(happening, Line):
                     self._text += happening.text
-                elif isinstance(happening, Progress):
+                elif isinstance(happening, StageProgressed):
                     self._progress = happening
                 if self._look():
                     return True

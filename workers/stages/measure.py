@@ -37,7 +37,7 @@ from workers.inputs.samples import (
 )
 from workers.inputs.standins import tried
 from workers.measure import cpu, gpu
-from workers.measure.accuracy import Comparison
+from workers.measure.accuracy import OutputComparison
 from workers.measure.invariance import batch_invariance
 from workers.measure.verdict import doubts, refuse_broken
 from workers.programs.eager import EagerModel
@@ -203,7 +203,7 @@ def _compare(
 ) -> Accuracy:
     varying: dict[str, int] = {}
     while True:
-        comparison = Comparison(
+        comparison = OutputComparison(
             batch_axes=batch.output_axes,
             places=() if labels is None else labels.shape[1:],
             varying=dict(varying),
