@@ -45,6 +45,9 @@ from farm.specs.shapes import FixedInputs, Profile
 from farm.specs.source import Architecture, HoldOut, SourceFormat
 from farm.specs.values import Value
 
+ReportProgress = Callable[[str, float | None], None]
+"""What a stage calls with its phase, and with the share done in 0…1, or None where that isn't known."""
+
 
 class JobKind(StrEnum):
     """What a job does."""

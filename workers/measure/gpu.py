@@ -23,6 +23,7 @@ from farm.reports.metrics import (
 )
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime
+from farm.stages import ReportProgress
 from workers.backends.ort import cuda
 from workers.backends.trt import engine as trt_engine
 from workers.clocks.cuda import Bind, Bound, Span, Streams, Tensors, time_queries
@@ -38,8 +39,6 @@ from workers.measure.pytorch import PyTorchOnGpu, autocast_dtype
 PACE = Pace(duration_s=3.0, max_s=10.0)
 #: At the other batch sizes, for throughput.
 THROUGHPUT_PACE = replace(PACE, duration_s=1.0)
-
-Progress = Callable[[str, float | None], None]
 
 
 class GpuEngine(Runnable, Protocol):
@@ -99,7 +98,7 @@ class Conditions:
     samples: Arrays  #: what is run, in batches
 
 
-def metrics(loaded: Loaded, beside: Conditions, progress: Progress) -> Metrics:
+def metrics(loaded: Loaded, beside: Conditions, progress: ReportProgress) -> Metrics:
     """Latency with and without a CUDA graph, throughput at the batch sizes of the profile.
 
     Latency is with transfers, as trtexec 10 takes it by default; what trtexec 11 gives by default is
@@ -148,7 +147,7 @@ class _Timer:
         return time_queries(bind, self.arrays(batch), pace, self._streams)
 
     def throughput(
-        self, bind: Bind, known: Mapping[int, Span], progress: Progress
+        self, bind: Bind, known: Mapping[int, Span], progress: ReportProgress
     ) -> list[Throughput]:
         """At the smallest, the opt and the largest batch."""
         entries = []
@@ -177,7 +176,9 @@ def _entry(batch: int, timed: Timed) -> Throughput:
     )
 
 
-def _peers(beside: Conditions, timer: _Timer, batch: int, progress: Progress) -> dict[str, Timed]:
+def _peers(
+    beside: Conditions, timer: _Timer, batch: int, progress: ReportProgress
+) -> dict[str, Timed]:
     """PyTorch as the source is, in the engine's type by autocast, and compiled in that type."""
     names = ("eager", "eager_autocast", "compiled")
     if beside.program is None:

@@ -39,7 +39,7 @@ from pydantic import BaseModel, ValidationError
 
 from farm.errors import BlobDamaged, StageFailed
 from farm.specs.options import BuilderOptions
-from farm.stages import STAGES, Facts, JobKind, StageParams
+from farm.stages import STAGES, Facts, JobKind, ReportProgress, StageParams
 from workers.failures.asked import Asked
 from workers.failures.explained import explained
 
@@ -54,7 +54,7 @@ class Stage:
     params: StageParams
     inputs: Mapping[str, Path]  #: role → a file to read, never to write
     workdir: Path  #: private, and empty but for inputs
-    progress: Callable[[str, float | None], None]  #: phase, and the share done in 0…1 or None
+    progress: ReportProgress
     quiet: Callable[[], AbstractContextManager[None]] = nullcontext  #: others pause, to time by
 
     def plugins(self, options: BuilderOptions) -> list[Path]:
@@ -82,7 +82,7 @@ class StageRequest(BaseModel):
 
 def run_request(
     request: StageRequest,
-    progress: Callable[[str, float | None], None],
+    progress: ReportProgress,
     quiet: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, Any]:
     """Run a stage and return its outputs' paths and its facts, as JSON.
@@ -127,7 +127,7 @@ def brief(value: Any) -> Any:
     return value
 
 
-def _verify(request: StageRequest, progress: Callable[[str, float | None], None]) -> None:
+def _verify(request: StageRequest, progress: ReportProgress) -> None:
     if request.digests:
         progress("verify inputs", None)
     for role, digest in request.digests.items():

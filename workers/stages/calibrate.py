@@ -8,7 +8,7 @@ can't hold them; of products, bf16 for GPUs that have it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -23,7 +23,7 @@ from farm.specs.precision import Precision
 from farm.specs.roles import Role
 from farm.specs.runtime import Runtime, Target
 from farm.specs.source import DataKind
-from farm.stages import CalibrateFacts, CalibrateParams
+from farm.stages import CalibrateFacts, CalibrateParams, ReportProgress
 from workers.graphs import casting, check, files, floats, interface, opsets, shapes, standard, walk
 from workers.graphs.normal import normalised
 from workers.inputs.batch import Batch
@@ -40,7 +40,6 @@ _NAMES = {
     TensorProto.BFLOAT16: str(Precision.BF16),
 }
 
-Progress = Callable[[str, float | None], None]
 _CPU = Target(runtime=Runtime.ONNXRUNTIME, gpu=CPU)
 
 
@@ -202,7 +201,7 @@ def _count(quantized: onnx.ModelProto, chosen: choosing.Chosen) -> dict[str, int
 class BatchReader(CalibrationDataReader):  # type: ignore[misc]
     """Feeds ModelOpt the user's batches; it reads them more than once, each time from the start."""
 
-    def __init__(self, batches: Sequence[Arrays], progress: Progress) -> None:
+    def __init__(self, batches: Sequence[Arrays], progress: ReportProgress) -> None:
         self._batches = batches
         self._progress = progress
         self._position = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from farm.reports.layers import Layer, LayerTensor
 from farm.specs.options import BuilderOptions
 from farm.specs.runtime import Runtime
 from farm.specs.shapes import Profile, ShapeRange, ValueRange
+from farm.stages import ReportProgress
 from workers.backends.trt import inspector, parsed
 from workers.backends.trt import timing_cache as cache
 from workers.backends.trt.inspector import Inspected
@@ -34,8 +35,6 @@ from workers.backends.trt.library import (
     load_runtime,
     plain,
 )
-
-Report = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +74,7 @@ def build_plan(
     profiles: Sequence[Profile],
     compute_capability: str,
     options: BuilderOptions,
-    report: Report,
+    report: ReportProgress,
     *,
     model: ModelProto | None = None,
     timing_cache: bytes = b"",
@@ -135,7 +134,7 @@ def _parsed(
     onnx: Path,
     model: ModelProto | None,
     plugins: Sequence[Path],
-    report: Report,
+    report: ReportProgress,
 ) -> _Build:
     trt = load_runtime(runtime)
     log = collecting_log(trt)
@@ -156,7 +155,7 @@ def _configured(
     profiles: Sequence[Profile],
     compute_capability: str,
     options: BuilderOptions,
-    report: Report,
+    report: ReportProgress,
 ) -> types.IBuilderConfig:
     config: types.IBuilderConfig = build.builder.create_builder_config()
     set_capability(build.trt, config, compute_capability)
@@ -258,7 +257,7 @@ def _size_values(name: str, shapes: ShapeRange) -> ValueRange:
     return shapes.values
 
 
-def _phase_monitor(trt: Any, report: Report) -> Any:
+def _phase_monitor(trt: Any, report: ReportProgress) -> Any:
     """Reports the outermost phase and the time since the start.
 
     Not a share: most of a build is one step that reports nothing.
