@@ -22,7 +22,7 @@ from farm.stages import ExportParams, JobKind
 from tests.zoo import runner
 from workers.backends.ort.cpu import OrtModel
 from workers.graphs import check, interface
-from workers.graphs.modern import described
+from workers.graphs.intake import described
 from workers.stages import export
 from workers.stages.base import Stage
 

@@ -28,8 +28,8 @@ from workers.graphs.compute import compute_of
 from workers.measure import cpu
 from workers.programs.eager import EagerModel
 from workers.programs.load import load_program
-from workers.programs.weights import weights
-from workers.quantize.dynamic import quantize_weights
+from workers.programs.program_weights import weights
+from workers.quantize.dynamic_ranges import quantize_weights
 from workers.report.layers import INTEGER_KERNELS, check_integer_kernels
 from workers.stages import prune
 

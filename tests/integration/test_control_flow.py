@@ -31,7 +31,7 @@ from tests.typed_graphs import (
 )
 from workers.backends.ort.cpu import OrtModel
 from workers.graphs import casting, check, shapes, walk
-from workers.graphs.modern import described
+from workers.graphs.intake import described
 from workers.graphs.normal import normalised
 from workers.graphs.opsets import upgraded
 from workers.graphs.rounding import rounded_model

@@ -19,7 +19,7 @@ from farm.specs.shapes import ShapeRange
 from farm.stages import JobKind
 from tests.zoo import runner
 from workers.graphs import interface
-from workers.graphs.modern import described
+from workers.graphs.intake import described
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import AxisRange, resolve_profiles
 from workers.inputs.samples import check_samples

@@ -18,7 +18,7 @@ from workers.inputs.batch import Arrays, batch_symbol
 from workers.inputs.profiles import AxisRange
 from workers.inputs.samples import BF16
 from workers.programs.guard import checked
-from workers.programs.plain import numbered_outputs
+from workers.programs.program_interface import numbered_outputs
 
 #: A dynamic size as torch.export names it, alone or in an expression: ``s40``, ``2*s40``.
 SYMBOL = re.compile(r"\bs\d+\b")

@@ -17,13 +17,13 @@ from workers.backends.ort.cpu import Optimisation, OrtModel
 from workers.graphs import files, fixing, interface
 from workers.graphs.fixing import Fixed
 from workers.graphs.floats import has_type
-from workers.graphs.modern import inlined
+from workers.graphs.intake import inlined
 from workers.graphs.normal import is_normal, normalised
 from workers.graphs.rounding import rounded_model
 from workers.inputs.samples import Runnable
 from workers.programs.eager import EagerModel, specs
 from workers.programs.load import load_program
-from workers.programs.plain import plain_program
+from workers.programs.program_interface import plain_program
 from workers.quantize.saturation import exact_file
 from workers.sources import architectures
 from workers.sources.savedmodel.source import SavedModelSource

@@ -25,7 +25,7 @@ from workers.inputs.samples import Arrays, random_arrays
 from workers.programs import script
 from workers.programs.eager import tensors_of
 from workers.programs.guard import checked
-from workers.programs.plain import numbered_outputs
+from workers.programs.program_interface import numbered_outputs
 
 _HINT = "export it instead: torch.export.save(torch.export.export(model, args), 'model.pt2')"
 _REWRITE = f"rewrite it with standard PyTorch operators and save it with torch.jit.save, or {_HINT}"

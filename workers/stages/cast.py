@@ -27,7 +27,7 @@ from workers.inputs.batch import Batch
 from workers.inputs.profiles import resolve_profiles, shapes_at
 from workers.inputs.samples import Arrays, samples_for
 from workers.quantize import choosing
-from workers.quantize.dynamic import quantize_weights
+from workers.quantize.dynamic_ranges import quantize_weights
 from workers.quantize.magnitudes import MAX_SAMPLES, Magnitudes, measured
 from workers.sources import reference
 from workers.stages.base import Stage, StageResult

@@ -19,7 +19,7 @@ from farm.errors import PruningFailed
 from farm.specs.options import Prune
 from farm.specs.roles import Role
 from farm.stages import Pruned, PruneFacts, PruneParams
-from workers.programs.weights import Weight, weights
+from workers.programs.program_weights import Weight, weights
 from workers.sources import reference
 from workers.stages.base import Stage, StageResult
 

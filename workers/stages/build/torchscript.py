@@ -20,7 +20,7 @@ from workers.inputs.profiles import resolve_profiles, shapes_at
 from workers.inputs.samples import random_arrays, samples_for
 from workers.measure.difference import difference
 from workers.programs.eager import EagerModel
-from workers.programs.weights import compute_of_program
+from workers.programs.program_weights import compute_of_program
 from workers.report import layers
 from workers.sources import reference
 from workers.stages.base import Stage, StageResult

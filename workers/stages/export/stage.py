@@ -16,7 +16,7 @@ from farm.stages import Check, ExportFacts, ExportParams
 from workers.backends.ort.cpu import OrtModel
 from workers.graphs import files, fixing, interface, opsets, shapes, walk
 from workers.graphs.check import check_model, own_operators
-from workers.graphs.modern import described, is_modern, modernised
+from workers.graphs.intake import described, is_modern, modernised
 from workers.graphs.normal import normalised
 from workers.graphs.standard import MIN_OPSET
 from workers.inputs.batch import Batch
