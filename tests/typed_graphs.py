@@ -183,4 +183,4 @@ def build(
 def all_right(built: Mapping[object, runner.Built], cosine: float) -> None:
     for key, one in built.items():
         assert one.error is None, (key, one.error, one.error and one.error.hint)
-        assert one.accuracy["cosine_min"] > cosine, key
+        assert one.accuracy.cosine_min > cosine, key
