@@ -1,4 +1,4 @@
-"""The Celery worker: announces itself while it is there, and consumes the queues of its tags."""
+"""The Celery worker: announces itself while it runs and consumes its tags' queues."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ _PROVE_AGAIN_S = 0.5
 
 
 class Flower:
-    """Tells Flower more of a task, in order with what Celery's consumer tells.
+    """Sends Flower more about a task, in order with the events of Celery's consumer.
 
-    Over a connection of its own it might be first, and undone by what comes after it.
+    Sent over a separate connection, an event could arrive first and be overwritten by a later one.
     """
 
     def __init__(self) -> None:
@@ -60,11 +60,11 @@ class Flower:
         self._consumer = sender
 
     def unread(self, queues: Iterable[str]) -> list[str]:
-        """Those of the worker's queues that it doesn't read, though it should."""
+        """The worker's queues that it should read and doesn't."""
         return remote.unread(self._consumer, queues)
 
     def tell(self, task_id: str, **fields: str) -> None:
-        # The consumer makes itself a new dispatcher when it connects again.
+        # The consumer creates a new dispatcher when it reconnects.
         events = getattr(self._consumer, "event_dispatcher", None)
         if events is not None:
             events.send("task-progress", uuid=task_id, **fields)
@@ -79,17 +79,17 @@ class Context:
     store: Store
     doorbell: Doorbell
     worker: str
-    gpu: Gpu | None = None  #: that the worker is pinned to
+    gpu: Gpu | None = None  #: the GPU the worker is pinned to
     flower: Flower = field(default_factory=Flower)
     siblings: Siblings = field(default_factory=Siblings)
     stopping: threading.Event = field(default_factory=threading.Event)
-    held: dict[int, int] = field(default_factory=dict)  #: job → its attempt, of those at work here
-    #: job → until when others come first, since something on this machine failed it
+    held: dict[int, int] = field(default_factory=dict)  #: running jobs: job id → attempt
+    #: jobs that this machine failed: job id → until when other jobs come first
     shunned: dict[int, float] = field(default_factory=dict)
 
     @property
     def workdirs(self) -> Path:
-        """The folder of this worker's jobs' folders."""
+        """The folder that holds this worker's job folders."""
         return self.settings.home / "work" / self.worker
 
     def sandbox(self, workdir: Path, inputs: Iterable[Path], *, timeout_s: float) -> Sandbox:
@@ -100,7 +100,7 @@ class Context:
 
 
 def announcement(name: str, gpu: Gpu | None) -> Announcement:
-    """What a worker for this GPU, or for CPU work, says of itself."""
+    """What a worker for this GPU, or for CPU work, announces."""
     runtimes = toolchain.runtimes()
     return Announcement(
         name=name,
@@ -118,8 +118,8 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     """Consume this worker's queues until SIGTERM. ``register`` adds the task to the application."""
     take_short_turns()
     settings = Settings()
-    # From here on what they hold is nobody else's: the process that jobs are forked from may be started
-    # again.
+    # The settings hold all that is needed of it from here on. The fork server may be restarted, and must
+    # not inherit the rest.
     environment.replace(environment.of_worker(settings.sandbox_environment))
     logs.configure(settings.log_level)
     me = announcement(name, gpu)
@@ -139,7 +139,7 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     register(app, context)
     remote.close(app)
 
-    # A build may take hours: a worker that is told to end gives its jobs back at once.
+    # A build may take hours: a worker told to stop gives its jobs back at once.
     def stop(**_: object) -> None:
         context.stopping.set()
 
@@ -151,7 +151,7 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
                 "worker",
                 f"--hostname={name}",
                 f"--queues={','.join(me.queues)}",
-                # A job has a process of its own already; a thread of this one follows it.
+                # Each job already has its own process; a thread of this one follows it.
                 "--pool=threads",
                 f"--concurrency={settings.cpu_slots if gpu is None else 1}",
                 "--without-mingle",
@@ -177,7 +177,7 @@ def _await_store(context: Context) -> None:
 
 @contextmanager
 def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterator[None]:
-    """Announce the worker once it is ready; give back what it holds when it ends, by whatever signal."""
+    """Announce the worker once it is ready; give its jobs back when it ends, whatever the signal."""
     stopped = threading.Event()
 
     def beat() -> None:
@@ -186,7 +186,7 @@ def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterato
             if dict(toolchain.installed()) != me.toolchain:
                 log.warning("packages were changed under this worker: it starts again")
                 os.kill(os.getpid(), signal.SIGTERM)  # it gives its jobs back; see the supervisor
-            # A beat that is missed is made up for by the next: unseen for long, it counts as offline.
+            # The next heartbeat makes up for a missed one; after several, the worker counts as offline.
             with suppress(Unavailable), context.db.write() as session:
                 if announced:
                     workers.seen(session, me.name, unread=context.flower.unread(me.queues))
@@ -196,7 +196,7 @@ def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterato
             stopped.wait(every_s if announced else _ANNOUNCE_AGAIN_S)
 
     def try_sandbox() -> None:
-        """Tell what holds here, once jobs can be forked. Until then nothing is claimed."""
+        """Report what the sandbox enforces here, once jobs can be forked. Nothing is claimed before that."""
         await_preload()
         found = trial.tried(context.settings, is_gpu=context.gpu is not None)
         for lacking in missing(found):

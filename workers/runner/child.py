@@ -1,11 +1,11 @@
 """One child process per job, forked from a preloaded parent that has never touched CUDA.
 
-The child has its own process group and session, dies with its parent and with all that it started, writes
-what it prints to a pipe (the job's log), and sends its result through another. It may do what its
-:class:`Sandbox` says, and what it sends is taken as a stranger's word: nothing that it does can harm the
-worker. Between the two is a guard, which has read nothing of a stranger's (``workers.sandbox.guard``).
+The child has its own process group and session, and dies with its parent, taking its descendants along.
+It prints to a pipe (the job's log) and sends its result through another. It may do what its
+:class:`Sandbox` allows, and its messages are untrusted: nothing it does can harm the worker. Between the
+two sits a guard, which never reads untrusted input (``workers.sandbox.guard``).
 
-Children that share a CPU are :class:`Siblings`: one that times something may have the others stopped.
+Children that share a CPU are :class:`Siblings`: one that measures may have the others paused.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ _PRELOAD_S = 600.0
 _PIPE_BYTES = 65536
 
 
-_END_S = 2.0  #: for the guard to end all that a job has started, before it is ended itself
+_END_S = 2.0  #: for the guard to kill the job's processes, before it is killed itself
 
 
-#: So long may one child have the others stopped, all in all.
+#: How long one child may keep the others paused, in total.
 _QUIET_S = 600.0
 
 
-#: multiprocessing's exit code of a process whose fork server has gone; no child of ours exits so.
+#: multiprocessing's exit code for a process whose fork server is gone; our children never exit with it.
 _LOST = 255
 
 
@@ -94,14 +94,14 @@ def _nothing(_argument: None, _link: Link) -> None:
 
 
 class Child:
-    """A function that runs in a process of its own.
+    """A function that runs in its own process.
 
     Parameters:
         function: module-level; takes ``argument`` and the link to its worker, returns JSON.
         memory_bytes: limit of its address space's data, or None.
-        siblings: the children that it shares the CPU with; by default it is alone.
-        sandbox: what it may do; by default whatever its worker may.
-        log_bytes: what is kept of what it prints.
+        siblings: the children it shares the CPU with; none by default.
+        sandbox: what it may do; by default, all that its worker may.
+        log_bytes: how much of its output is kept.
     """
 
     def __init__(
@@ -140,18 +140,17 @@ class Child:
         self._siblings.enter(self)
 
     def events(self) -> Iterator[ChildEvent]:
-        """What the child prints and reports, as it comes, until it has ended; a tick at least every
-        100 ms.
+        """Yield what the child prints and reports until it has ended, and a tick at least every 100 ms.
 
         Raises:
-            ChildTimedOut: after the child was ended.
-            StageFault: it sent what no stage sends, and was ended.
+            ChildTimedOut: the child took too long and was killed.
+            StageFault: the child sent what no stage sends and was killed.
         """
         deadline = time.monotonic() + self._timeout_s
         sources = [self._log, self._messages]
-        # One that has closed its pipes may go on for ever.
+        # A child that has closed its pipes may still run forever.
         while sources or self._process.is_alive():
-            # What it says faster than it may waits in the pipe, and the child with it.
+            # Past its rate limit, output waits in the pipe and blocks the child.
             heard = [one for one in sources if self._may_read(one)]
             awaited = [one.fileno() for one in heard] if sources else [self._process.sentinel]
             readable, _, _ = select.select(awaited, [], [], _TICK_S)
@@ -172,7 +171,7 @@ class Child:
                     f"the stage ran longer than {self._timeout_s:g} s and was killed"
                 )
             if not self._process.is_alive() and not ready and heard == sources:
-                break  # nobody is left who could hold the pipe open, but one that got away
+                break  # only an escaped process could still hold the pipe open
         yield from self._last_printed()
         self._hear_guard()
 
@@ -185,14 +184,14 @@ class Child:
         return (self._printed if source is self._log else self._inbox).may_read()
 
     def _give_quiet(self) -> None:
-        """Stop the others when this child asks for it; all in all not for long."""
+        """Pause the others when this child asks for it, within its total allowance."""
         at = time.monotonic()
         if self._wants_quiet and (self._quiet_left_s <= 0 or self._siblings.pause_others(self)):
             self._wants_quiet = False
             self._quiet_since = at
-            # One that doesn't listen must not keep its worker waiting.
+            # A child that doesn't listen must not block its worker.
             if select.select([], [self._messages], [], 0)[1]:
-                with suppress(OSError):  # it died while it waited
+                with suppress(OSError):  # it died waiting
                     self._messages.send_bytes(b"quiet")
         if self._quiet_since is not None and at - self._quiet_since > self._quiet_left_s:
             self._end_quiet()
@@ -204,7 +203,7 @@ class Child:
         self._siblings.resume(self)
 
     def _read(self, source: Connection) -> list[ChildEvent] | None:
-        """The news from a source, or None at its end."""
+        """The events from a source, or None at its end."""
         try:
             data = os.read(source.fileno(), _PIPE_BYTES)
         except OSError:
@@ -236,7 +235,7 @@ class Child:
         return Tick()
 
     def _hear_guard(self) -> None:
-        """What the guard, or the child before it had read anything, has told of how it ended."""
+        """Read why the job ended, as reported by the guard or by the child before it read any input."""
         if self._told.poll():
             for line in os.read(self._told.fileno(), _PIPE_BYTES).splitlines():
                 self._guard_said |= json.loads(line)
@@ -274,22 +273,22 @@ class Child:
         return ChildDied(f"the stage's process died ({name})", hint=_HINTS.get(-code, _CRASHED))
 
     def pause(self) -> None:
-        """Stop the child and all that it has started; its guard watches on."""
+        """Stop the child and its descendants; its guard keeps watching."""
         if self._is_there():
             tree.stop(self._pid)
 
     def resume(self) -> None:
-        """Let them go on."""
+        """Continue the child and its descendants."""
         if self._is_there():
             tree.resume(self._pid)
 
     def _is_there(self) -> bool:
-        # Of another thread's child: only its own may ask multiprocessing.
+        # For another thread's child: only the thread that started it may ask multiprocessing.
         return tree.born(self._pid) == self._born != ""
 
     def end(self) -> None:
-        """Kill the child and all that it has started."""
-        # The guard knows who they are. Somebody may have stopped it.
+        """Kill the child and its descendants."""
+        # The guard knows the descendants. It may have been stopped: continue it.
         for sig in (signal.SIGTERM, signal.SIGCONT):
             with suppress(ProcessLookupError):
                 os.kill(self._pid, sig)
@@ -297,19 +296,19 @@ class Child:
         if self._process.is_alive():
             left = tree.below(self._pid)
             self._process.kill()
-            self._process.join(_END_S)  # not for ever: the kernel may hold it
-            for one in left:  # that have a new parent now
+            self._process.join(_END_S)  # with a limit: the kernel may hold it
+            for one in left:  # reparented by now
                 with suppress(ProcessLookupError):
                     os.kill(one, signal.SIGKILL)
 
     def close(self) -> None:
-        """End the child if it is alive, and free what the worker held of it."""
+        """Kill the child if it is alive, and free the worker's resources for it."""
         self._siblings.leave(self)
         if self._process.is_alive():
             self.end()
         for end in (self._log, self._messages, self._told):
             end.close()
-        with suppress(ValueError):  # it is there still
+        with suppress(ValueError):  # it is still alive
             self._process.close()
 
     def __enter__(self) -> Child:

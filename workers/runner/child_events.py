@@ -1,4 +1,4 @@
-"""What a child did, as its worker hears of it."""
+"""Events of a child, as its worker receives them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """What a child printed."""
+    """A child printed this."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageProgressed:
-    """Where a child is."""
+    """A child reached this phase."""
 
     phase: str
     share: float | None

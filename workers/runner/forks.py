@@ -1,4 +1,4 @@
-"""The process that jobs are forked from."""
+"""The fork server: the process that jobs are forked from."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from workers.sandbox import environment
 processes = multiprocessing.get_context("forkserver")
 
 
-#: Imported first where jobs are forked from.
+#: Imported first in the fork server.
 _FIRST = "workers.sandbox.server"
 
 
-#: Stages make and drop copies of a model all the time. By default glibc gives each back to the kernel,
-#: and the next one's pages are faulted in again, 4 KiB at a time: a third of a calibration's time.
-#: Read at a process's start; other C libraries don't know it.
+#: Stages keep making and dropping copies of a model. By default glibc returns each to the kernel, and
+#: the next one's pages are faulted in again, 4 KiB at a time: a third of a calibration's time.
+#: Read when a process starts; other C libraries ignore it.
 _MALLOC = ":".join(
     f"glibc.malloc.{name}={value}"
     for name, value in {

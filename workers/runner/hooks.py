@@ -1,6 +1,6 @@
-"""What takes part in jobs beside their stages: it gives inputs of its own, and has its part of what was made.
+"""Hooks: they add inputs to a job besides its stage's own, and take their share of its outputs.
 
-A hook is a function of the worker and the job it has claimed; :data:`workers.runner.task.HOOKS` names them.
+A hook is a function of the worker and the claimed job; :data:`workers.runner.task.HOOKS` lists them.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from workers.runner.made import Made
 
 
 class Part:
-    """A hook's part in one job; this one has none."""
+    """A hook's part in one job; the base class does nothing."""
 
-    #: Role → a blob of the store, of inputs that aren't the job's own.
+    #: Inputs besides the job's own: role → blob in the store.
     blobs: Mapping[str, Path] = {}
 
     def place(self, workdir: Path) -> Mapping[str, Path]:
-        """Put inputs into the job's folder; by their roles."""
+        """Put inputs into the job's folder; return them by role."""
         del workdir
         return {}
 
     def made(self, made: Made) -> Made:
-        """What is to be kept of what the stage has made."""
+        """Return the part of the stage's outputs to keep."""
         return made
 
     def kept(self) -> None:
-        """The job has succeeded. A failure here doesn't fail the job."""
+        """Called when the job has succeeded. A failure here doesn't fail the job."""
 
 
 class Hook(Protocol):

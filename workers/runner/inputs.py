@@ -1,7 +1,7 @@
-"""What a job reads: files of its own for as long as it runs.
+"""A job's input files, held under its own names while it runs.
 
-The store rewrites a blob whenever its bytes are uploaded again, and the sandbox lets a job open files,
-not names: a job that was allowed the blob of before couldn't open the one of now.
+The store replaces a blob's file whenever its bytes are uploaded again, and the sandbox grants files, not
+names: a job granted the old file couldn't open the new one.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from farm.errors import StorageFull, StorageUnavailable
 
 
 def hold(blobs: Mapping[str, Path], folder: Path) -> dict[str, Path]:
-    """Second names for blobs, in a folder that is made; copies, where the file system gives none.
+    """Create the folder with a hard link to each blob, or a copy where the file system has no links.
 
     Parameters:
         blobs: role → the blob's file, in the store.
 
     Raises:
         StorageFull: there was no room for a copy.
-        StorageUnavailable: a blob can't be read, or went while it was looked at.
+        StorageUnavailable: a blob can't be read, or disappeared meanwhile.
     """
     folder.mkdir(parents=True)
     return {role: _held(blob, folder / role) for role, blob in blobs.items()}
@@ -45,7 +45,7 @@ def _held(blob: Path, held: Path) -> Path:
 
 
 def require(files: Iterable[Path]) -> None:
-    """Raise if one can't be read: a stage that failed then did so for its disk.
+    """Raise if one can't be read: a stage that failed then failed because of its disk.
 
     Raises:
         StorageUnavailable

@@ -1,4 +1,4 @@
-"""A job's process: confined, then given to its stage."""
+"""Inside a job's process: confine it, then run its stage."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from workers.sandbox.guard import Surroundings
 
 
 class Link:
-    """What a child has of its worker."""
+    """A child's connection to its worker."""
 
     def __init__(self, messages: Connection) -> None:
         self._messages = messages
 
     def progress(self, phase: str, share: float | None) -> None:
-        """Tell where the job is."""
+        """Report the job's progress."""
         self.send("progress", [phase, share])
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        """Have its siblings stopped, to time something."""
+        """Have the siblings paused while the child measures."""
         self.send("quiet", True)
-        self._messages.recv_bytes()  # the worker's word that it is so
+        self._messages.recv_bytes()  # the worker confirms
         try:
             yield
         finally:
@@ -52,9 +52,9 @@ class Link:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that this process, or one that it ran, has had resident.
+    """Peak resident memory of this process or of a child it waited for.
 
-    A job's process starts with what it shares with the one that it was forked from.
+    A job's process starts with the pages it shares with the fork server.
     """
     ran = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return max(resource.getrusage(who).ru_maxrss for who in ran) * 1024
@@ -69,10 +69,10 @@ def main(
     memory_bytes: int | None,
     sandbox: Sandbox | None,
 ) -> None:
-    """The guard, of whom the child is forked."""
+    """Run the guard, which forks the child."""
     os.setsid()
-    # Every child holds the fork server's lifeline for children of its own. Let go of it: so the fork
-    # server ends when the worker does, however it does, and this child with the fork server.
+    # Every child inherits the fork server's lifeline, for its own children. Close it: then the fork server
+    # ends when the worker does, however that happens, and this child ends with the fork server.
     os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
     die_with_parent()
 
@@ -90,7 +90,7 @@ def main(
 
 
 def _run(function: Callable[[Any, Link], Any], argument: Any, link: Link) -> NoReturn:
-    """The child."""
+    """Run the function in the child."""
     try:
         link.send("result", function(argument, link))
     except MemoryError:
@@ -104,16 +104,16 @@ def _run(function: Callable[[Any, Link], Any], argument: Any, link: Link) -> NoR
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        # Native libraries may hang or crash in their destructors; the result is out already.
+        # Native libraries may hang or crash in their destructors; the result has been sent.
         os._exit(0)
 
 
-#: What of its sandbox holds in this process, which is a job's.
+#: Which parts of the sandbox are enforced in this (a job's) process.
 FOUND: list[Found] = []
 
 
 def _confine(sandbox: Sandbox, around: Surroundings, messages_fd: int, told: Connection) -> None:
-    """Confine this process; end it, and tell, when it can't be as it has to."""
+    """Confine this process; if a required part fails, report it and exit."""
     from workers.sandbox.confine import confine
 
     keep = {messages_fd, told.fileno()}
@@ -122,7 +122,7 @@ def _confine(sandbox: Sandbox, around: Surroundings, messages_fd: int, told: Con
         lacking = missing(FOUND) if sandbox.mode is Mode.REQUIRED else []
     except OSError as err:
         lacking = [f"anything: {err}"]
-    # The kernel forgot it with the user that this process was.
+    # The kernel drops this setting when a process changes its user.
     die_with_parent()
     if lacking:
         text = json.dumps({"lacks": "; ".join(lacking)[:2000]})
@@ -139,5 +139,5 @@ def _print_to(fd: int) -> None:
 
 
 def _portable(err: FarmError) -> dict[str, str | None]:
-    # Not a pickle: the child has run a stranger's model.
+    # Not a pickle: the child has run an untrusted model.
     return {"code": err.code, "detail": err.detail, "hint": err.hint}

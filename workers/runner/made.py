@@ -1,5 +1,4 @@
-"""What a stage says that it has made, taken as a stranger's word: the process that says so has read a
-stranger's model."""
+"""A stage's outputs, checked as untrusted: the process that reports them has read an untrusted model."""
 
 from __future__ import annotations
 
@@ -21,17 +20,17 @@ from workers.sandbox import folder
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What a stage has made."""
+    """A stage's outputs and facts."""
 
-    outputs: Mapping[str, Path]  #: role → a regular file in the work folder, of one name
+    outputs: Mapping[str, Path]  #: role → a regular file in the work folder, with a single link
     facts: Mapping[str, Any]
 
 
 def made_of(said: Any, kind: JobKind, workdir: Path) -> Made:
-    """What a stage's process has sent, checked. To be called when its processes have ended.
+    """Check what a stage's process has sent. Call it once the job's processes have ended.
 
     Raises:
-        ResultRefused: no stage would say so.
+        ResultRefused: no stage sends this.
     """
     match said:
         case {"outputs": dict(outputs), "facts": dict(facts)}:
@@ -58,7 +57,7 @@ def made_of(said: Any, kind: JobKind, workdir: Path) -> Made:
 
 
 def _check_layers(path: Path) -> None:
-    """The one output that the API reads itself."""
+    """Check the layers file: the only output that the API itself reads."""
     size = path.stat().st_size
     if size > MAX_LAYER_REPORT_BYTES:
         raise ResultRefused(f"the stage's process sent a layer report of {size} bytes")

@@ -1,4 +1,4 @@
-"""What a worker is called, and which queues it consumes. Light: the supervisor needs no more."""
+"""A worker's name and queues. Imports little, since the supervisor uses it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from workers.runner import toolchain
 
 
 def queues(gpu: Gpu | None, runtimes: Mapping[str, str]) -> tuple[str, ...]:
-    """The queues that a worker consumes: each of its runtimes × each of its tags."""
+    """The queues a worker consumes: each of its runtimes × each of its tags."""
     if gpu is not None:
         there = [r for r in runtimes if r != Runtime.ONNXRUNTIME or toolchain.has_cuda_provider()]
         there = [runtime for runtime in there if runtime != Runtime.TORCHSCRIPT]

@@ -1,4 +1,4 @@
-"""Plugin libraries for a build: copied into its folder, and verified there once more."""
+"""Plugin libraries for a build: copied into its folder and verified there again."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from farm.trust import plugins
 from workers.runner.app import Context
 from workers.runner.hooks import Part
 
-ROLE = "plugin-"  #: and a number, in the order of the build's options
+ROLE = "plugin-"  #: followed by the position in the build's options
 
 
 class Libraries(Part):
-    """The libraries that a job names, in a folder that nobody else writes to."""
+    """The libraries a job names, in a folder that nobody else writes to."""
 
     def __init__(self, context: Context, claim: Claim) -> None:
         self._context = context
@@ -24,8 +24,8 @@ class Libraries(Part):
 
     def place(self, workdir: Path) -> dict[str, Path]:
         """Raises:
-        EngineBuildFailed: one isn't allow-listed, isn't what was signed, or this worker doesn't
-            trust its key.
+        EngineBuildFailed: one isn't allow-listed, doesn't match its signature, or this worker
+            doesn't trust its key.
         """
         return {
             f"{ROLE}{number}": _verified(self._context, digest, workdir / "plugins" / str(number))
@@ -44,7 +44,7 @@ def _verified(context: Context, digest: str, folder: Path) -> Path:
     folder.mkdir(parents=True)
     copy = folder / row.name
     try:
-        # The copy is what is verified and what is loaded: the store may be written by others.
+        # Verify and load the copy: others may write to the store.
         shutil.copyfile(context.store.path(digest), copy)
         content = copy.read_bytes()
         if f"sha256:{hashlib.sha256(content).hexdigest()}" != digest:

@@ -1,4 +1,4 @@
-"""What a job prints, as far as it is kept: so much a second, and so much in all, of which the end."""
+"""A job's output, limited by rate and in total; the beginning and the end are kept."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections import deque
 
 from workers.sandbox.pace import Pace
 
-_BYTES_A_S = 1 << 20  #: that are kept, and a burst of as many
-_DROPPED_A_S = 64 << 20  #: that are read and dropped, past the limit
-_TAIL_SHARE = 8  #: of the whole, the part that is kept for the end of the log
+_BYTES_A_S = 1 << 20  #: kept, with a burst of the same size
+_DROPPED_A_S = 64 << 20  #: read and dropped, past the limit
+_TAIL_SHARE = 8  #: 1/8 of the limit is reserved for the end of the log
 
 
 class Printed:
-    """Takes what a job prints, and gives what of it goes to the log.
+    """Takes a job's output and returns what goes to the log.
 
-    The beginning goes there as it comes; past that the last is kept until the job has ended, which says
-    why it failed.
+    The beginning goes there as it arrives. Past that, the last part, which says why a job failed, is held
+    back until the job has ended.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -28,7 +28,7 @@ class Printed:
         self._kept, self._read_only = Pace(_BYTES_A_S), Pace(_DROPPED_A_S)
 
     def may_read(self) -> bool:
-        """Whether more may be read now: who prints faster than that waits."""
+        """Whether more may be read now: a job that prints faster is blocked."""
         return self._pace.may()
 
     @property
@@ -36,7 +36,7 @@ class Printed:
         return self._kept if self._room > 0 else self._read_only
 
     def take(self, data: bytes) -> str:
-        """The part of this that goes to the log now."""
+        """Return the part of this that goes to the log now."""
         self._pace.spend(len(data))
         kept, left = data[: self._room], data[self._room :]
         self._room -= len(kept)
@@ -57,7 +57,7 @@ class Printed:
             self._dropped += gone
 
     def end(self) -> str:
-        """What was kept for the end, and how much was left out before it."""
+        """Return the part held back, after a note of how much was left out before it."""
         tail = b"".join(self._tail)
         last = tail[-self._tail_bytes :] if self._tail_bytes else b""
         dropped = self._dropped + len(tail) - len(last)
@@ -69,5 +69,5 @@ class Printed:
 
 
 def _text(data: bytes) -> str:
-    # Postgres keeps no NUL in a text.
+    # Postgres text can't hold NUL.
     return data.decode(errors="replace").replace("\0", "\ufffd")

@@ -1,7 +1,7 @@
-"""What the broker's users may do with this worker: ring for a job, and look. Nothing else.
+"""Limits what the broker's users may do with this worker: announce a job and inspect it, nothing else.
 
-Whoever can reach the broker could otherwise shut workers down, or let them stop reading a queue, which nobody
-would see.
+Otherwise anyone who can reach the broker could shut workers down, or make them stop reading a queue
+unnoticed.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from celery.worker.control import Panel
 
 from farm.queue.celery_app import TASK
 
-#: What Flower shows, and the ping by which a container's health is asked for.
+#: The commands that Flower uses, and the ping of a container's health check.
 LOOKS = frozenset(
     "ping stats active_queues registered scheduled active reserved revoked conf".split()
 )
 
 
 def close(app: Celery) -> None:
-    """Keep this process to the farm's one task, and to control commands that only look."""
+    """Restrict this process to the farm's one task and to read-only control commands."""
     for name in set(Panel.data) - LOOKS:
         del Panel.data[name]
     app.finalize()
-    # Celery's own would run tasks in other ways: celery.map, celery.chord …
+    # Celery's built-in tasks (celery.map, celery.chord …) would run tasks in other ways.
     for name in [name for name in app.tasks if name != TASK]:
         del app.tasks[name]
 
 
 def unread(consumer: Any, queues: Iterable[str]) -> list[str]:
-    """Those of a worker's queues that its consumer doesn't read.
+    """The worker's queues that its consumer doesn't read.
 
-    None of them while it has no connection, since then it is the broker that is away.
+    Empty while it has no connection: then the broker is down.
     """
     tasks = getattr(consumer, "task_consumer", None)
     if tasks is None:

@@ -1,4 +1,4 @@
-"""Children of one worker that share a CPU: one that times something has the others stopped."""
+"""Children of one worker that share a CPU: one that measures has the others paused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Pausable(Protocol):
-    """A child, as its siblings know it."""
+    """What siblings need of a child."""
 
     def pause(self) -> None: ...
 
@@ -33,7 +33,7 @@ class Siblings:
             self._end_quiet(child)
 
     def pause_others(self, child: Pausable) -> bool:
-        """Stop the others, and return True; or False while another child has quiet."""
+        """Pause the others and return True, or return False while another child has quiet."""
         with self._lock:
             if self._quiet_for is None:
                 self._quiet_for = child
@@ -42,13 +42,13 @@ class Siblings:
             return self._quiet_for is child
 
     def resume(self, child: Pausable) -> None:
-        """Let the others go on, if it was this child that had quiet."""
+        """Resume the others, if this child had quiet."""
         with self._lock:
             self._end_quiet(child)
 
     def keep_quiet(self, child: Pausable) -> None:
-        """Stop what this child has started since it was stopped: its guard goes on, and may have been
-        about to start it."""
+        """Stop what this child has started since it was paused: its guard still runs and may have been about
+        to start it."""
         with self._lock:
             self._keep_quiet(child)
 

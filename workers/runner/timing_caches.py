@@ -1,7 +1,7 @@
-"""A worker's part in the fleet's timing caches: hands a build the newest, and adds what it has timed.
+"""A worker's part in the fleet's timing caches: gives a build the newest and merges its timings back.
 
-A build never fails for its cache: what goes wrong is told in the job's log, and costs the next build
-the time.
+A build never fails because of its cache: a fault goes to the job's log, and the next build times those
+kernels again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _COMBINE_S = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """The fleet's cache as a build starts with it."""
+    """The fleet's cache that a build starts from."""
 
     timed: Timed
     revision: Revision
@@ -52,7 +52,7 @@ class Offer:
 
 
 class Cache(Part):
-    """A build's part in the fleet's timing caches; no other job has one."""
+    """The hook's part in a build; other jobs have none."""
 
     def __init__(self, context: Context, claim: Claim) -> None:
         self._context = context
@@ -63,7 +63,7 @@ class Cache(Part):
             self.blobs = {Role.TIMING_CACHE: self._offer.path}
 
     def made(self, made: Made) -> Made:
-        """Without the cache: its revisions aren't part of what the job does."""
+        """Drop the cache: its revisions aren't outputs of the job."""
         outputs = {role: path for role, path in made.outputs.items() if role != Role.TIMING_CACHE}
         timed = made.outputs.get(Role.TIMING_CACHE)
         if timed is None or self._offer is None:
@@ -78,7 +78,7 @@ class Cache(Part):
 
 
 def offer(context: Context, claim: Claim) -> Offer | None:
-    """The newest cache for a build with TensorRT; None for other jobs, and when it doesn't want one."""
+    """The newest cache for a TensorRT build; None for other jobs and for builds that opt out."""
     timed = _timed(context, claim)
     if timed is None:
         return None
@@ -86,7 +86,7 @@ def offer(context: Context, claim: Claim) -> Offer | None:
         with context.db.write() as session:
             revision = timing_caches.newest(session, timed)
         path = context.store.path(revision.digest) if revision.digest else None
-    except NotFound as err:  # deleted behind the farm's back: what this build makes takes its place
+    except NotFound as err:  # deleted behind the farm's back: this build's cache replaces it
         log.warning("%s: its timing cache is gone: %s", claim.title, err.detail)
         path = None
     except FarmError as err:
@@ -99,7 +99,7 @@ def _timed(context: Context, claim: Claim) -> Timed | None:
     if claim.kind != JobKind.BUILD or context.gpu is None:
         return None
     if claim.params["target"]["runtime"] != Runtime.TENSORRT:
-        return None  # TensorRT-RTX times nothing when it builds: its cache is an empty shell
+        return None  # TensorRT-RTX times nothing at build time: its cache is empty
     if not claim.params["options"].get("timing_cache", True):
         return None
     return Timed(
@@ -113,7 +113,7 @@ def _timed(context: Context, claim: Claim) -> Timed | None:
 def merge(
     context: Context, claim: Claim, offer: Offer, made: Path, facts: Mapping[str, Any]
 ) -> None:
-    """Add what a build has timed to the fleet's cache. Raises nothing that the build should fail for."""
+    """Merge a build's timings into the fleet's cache. Never raises an error that would fail the build."""
     try:
         if facts["hit"]:
             with context.db.write() as session:
@@ -125,7 +125,7 @@ def merge(
 
 
 def _add(context: Context, offer: Offer, made: Path, entries: int | None) -> bool:
-    """Compare and set; whoever comes second combines what both have, and tries again."""
+    """Compare and set; the loser of a race merges both caches and retries."""
     revision, beside = offer.revision, made.parent
     for race in range(_RACES):
         stored = context.store.take(made)
@@ -164,7 +164,7 @@ def _combined(context: Context, newest: Path, mine: Path, made: Path) -> dict[st
 
 
 def _combine(argument: Mapping[str, str], _link: Link) -> dict[str, Any]:
-    """The child: it takes TensorRT, and so the GPU."""
+    """Merge in a child, since this loads TensorRT and so takes the GPU."""
     newest, mine = (Path(argument[name]).read_bytes() for name in ("newest", "mine"))
     combined = build.combine_timing_caches(newest, mine)
     if combined is None:
@@ -179,5 +179,5 @@ def _tell(context: Context, claim: Claim, what: str) -> None:
     try:
         with context.db.write() as session:
             jobs.report(session, claim.job_id, claim.attempt, text=f"timing cache: {what}\n")
-    except FarmError as err:  # the log isn't worth more trouble than the cache
+    except FarmError as err:  # the log matters no more than the cache
         log.warning("%s", err.detail)

@@ -1,4 +1,4 @@
-"""Which packages this worker has, by their installed version; nothing is imported for it."""
+"""The versions of this worker's packages, read from their metadata: none is imported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import MappingProxyType
 from farm.planning.keys import RUNTIME_TOOLS
 from farm.specs.runtime import Runtime
 
-#: What a key calls it → the distributions that it may be installed as.
+#: Name in a key → distributions it may be installed as.
 _DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "torch": ("torch",),
     "onnx": ("onnx",),
@@ -39,12 +39,12 @@ _FRESH_S = 10.0
 
 
 def installed() -> Mapping[str, str]:
-    """Tool → version, of those that are installed; at most ten seconds old."""
+    """Installed tools: tool → version, at most ten seconds old."""
     return _installed(int(time.monotonic() / _FRESH_S))
 
 
-# Looking takes 5 ms, and every job looks. Not for ever, since a package may be upgraded under a
-# running worker, whose children import some of them only then.
+# A lookup takes 5 ms and every job does one. Not cached forever: a package may be upgraded under a
+# running worker, whose children import some packages only then.
 @lru_cache(maxsize=1)
 def _installed(_moment: int) -> Mapping[str, str]:
     return MappingProxyType({"python": platform.python_version()} | dict(_found()))
@@ -61,7 +61,7 @@ def _found() -> Iterator[tuple[str, str]]:
 
 
 def cuda_of_tensorrt() -> str:
-    """The major version of CUDA that the installed TensorRT is built for, or ``unknown``."""
+    """The CUDA major version that the installed TensorRT was built for, or ``unknown``."""
     for name in _DISTRIBUTIONS["tensorrt"]:
         major = name.partition("-cu")[2]
         with suppress(metadata.PackageNotFoundError):
@@ -71,13 +71,13 @@ def cuda_of_tensorrt() -> str:
 
 
 def missing() -> list[str]:
-    """The packages that every worker needs and this one hasn't."""
+    """The packages every worker needs and this one lacks."""
     there = installed()
     return [name for name in _REQUIRED if name not in there]
 
 
 def has_cuda_provider() -> bool:
-    """Whether the ONNX Runtime here was made for GPUs."""
+    """Whether the installed ONNX Runtime is a GPU build."""
     try:
         metadata.version("onnxruntime-gpu")
     except metadata.PackageNotFoundError:
@@ -86,7 +86,7 @@ def has_cuda_provider() -> bool:
 
 
 def runtimes() -> dict[str, str]:
-    """Runtime → version, of those that this worker has."""
+    """This worker's runtimes: runtime → version."""
     there = installed()
     tools = {runtime.value: RUNTIME_TOOLS[runtime][0] for runtime in Runtime}
     return {runtime: there[tool] for runtime, tool in tools.items() if tool in there}

@@ -1,4 +1,4 @@
-"""Tries a job's sandbox on this machine: what a job must not do, a job here does its best to do."""
+"""Tests a job's sandbox on this machine: a trial job tries everything that a job must not do."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TIME_S = 30.0
 
 
 def tried(settings: Settings, *, is_gpu: bool) -> list[Found]:
-    """What of the sandbox holds here: a part is enforced if the kernel took it and nothing got past it."""
+    """Each part of the sandbox here: enforced if the kernel accepted it and no attempt got past it."""
     if Mode(settings.sandbox) is Mode.OFF:
         return [Found(feature=one, enforced=False, how="FARM_SANDBOX=off") for one in Feature]
     base = settings.home / "work"
@@ -48,7 +48,7 @@ def _tried(at: Path, settings: Settings, *, is_gpu: bool) -> list[Found]:
     try:
         with _listening() as port:
             argument = {"secret": str(secret), "port": port, "worker": os.getpid()}
-            # What is missing is to be told, not to be refused.
+            # Report missing parts instead of refusing to run.
             box = replace(sandbox, mode=Mode.BEST)
             with Child(_try_all, argument, timeout_s=_TIME_S, sandbox=box) as child:
                 for _ in child.events():
@@ -76,7 +76,7 @@ def _listening() -> Iterator[int]:
 
 
 def _try_all(argument: Mapping[str, Any], _link: Link) -> dict[str, Any]:
-    """The child: what it got past, by the part that should have kept it from it."""
+    """In the child: what it got past, by the part that should have stopped it."""
     secret, worker = Path(argument["secret"]), argument["worker"]
     attempts: Sequence[tuple[Feature, str, Callable[[], object]]] = (
         (Feature.FILES, "another file was read", secret.read_bytes),
@@ -113,7 +113,7 @@ def _be_superuser() -> None:
 
 
 def _outlive(held: Path) -> None:
-    """Leave a process in a session of its own, which holds a file until it ends."""
+    """Leave behind a process in its own session, which holds a file until it ends."""
     file = held.open("w")
     fcntl.flock(file, fcntl.LOCK_EX)
     if os.fork() == 0:
@@ -137,7 +137,7 @@ def as_json(found: Sequence[Found]) -> dict[str, dict[str, object]]:
 
 
 def show(settings: Settings, *, as_document: bool) -> int:
-    """Print what holds on this machine; return 0 when all does."""
+    """Print what is enforced on this machine; return 0 if everything is."""
     preload([])
     found = tried(settings, is_gpu=False)
     whole = all(one.enforced for one in found)

@@ -1,4 +1,4 @@
-"""Follows a job's child: keeps its lease, records what it prints, sees that nobody wants it any more."""
+"""Follows a job's child: renews the lease, records its output, notices cancellation."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _LOG_FLUSH_S = 0.5
 
 
 class Stopping(Exception):
-    """The worker shuts down; what it holds is given back when all its children have ended."""
+    """The worker is shutting down; it gives its jobs back once all its children have ended."""
 
 
 class Watch:
-    """Follows a child: keeps its lease, records what it prints, sees that nobody wants it any more."""
+    """Follows a child: renews its lease, records its output, notices cancellation."""
 
     def __init__(self, task_id: str, context: Context, claim: Claim) -> None:
         self._task_id = task_id
@@ -33,7 +33,7 @@ class Watch:
         self._renewed = self._polled = self._flushed = at
 
     def follow(self, child: Child) -> bool:
-        """Follow to the end; return whether the job should be cancelled.
+        """Follow the child to its end; return whether the job should be cancelled.
 
         Raises:
             LeaseLost, ChildTimedOut
@@ -48,7 +48,7 @@ class Watch:
                     return True
             return False
         finally:
-            with suppress(DatabaseUnavailable):  # the end of the log isn't worth the job
+            with suppress(DatabaseUnavailable):  # better to lose the end of the log than the job
                 self._flush()
 
     def _look(self) -> bool:
@@ -59,7 +59,7 @@ class Watch:
         except DatabaseUnavailable as err:
             silent_s = time.monotonic() - self._renewed
             if silent_s > self._context.settings.lease_ttl_s:
-                # Somebody else may hold the job by now: nobody could tell us.
+                # Another worker may hold the job by now, and we couldn't hear of it.
                 raise LeaseLost(f"job {self._claim.job_id}: {err.detail}, past its lease") from err
             return False
 

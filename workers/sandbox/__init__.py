@@ -1,12 +1,13 @@
-"""What a job's process may do: its own job and nothing else.
+"""Confines a job's process to its own job.
 
-A job reads what a stranger sent, and some parser of it will be broken one day. So each part here takes
-something away before the first byte is read: files and signals (``landlock``), the network and other
-processes (``namespaces``), system calls (``seccomp``), rights (``privileges``), the environment, open
-files, memory and disk (``limits``). ``guard`` is the process that starts the job, watches it (``usage``),
-and ends all that it has started (``tree``). ``check`` tries each on this machine.
+A job reads untrusted input, and one of its parsers will be exploitable some day. So each part here takes
+something away before the first byte is read: files and signals (``files``), the network and other
+processes (``namespaces``), system calls (``seccomp``), rights (``privileges``), the environment
+(``environment``), memory and disk (``limits``). ``guard`` is the process that starts the job, watches its
+usage (``usage``), and kills its descendants (``tree``). ``workers.runner.trial`` tests each part on this
+machine.
 
-What a kernel refuses is left out and told; ``Mode.REQUIRED`` then refuses the job.
+A part that the kernel refuses is left out and reported; ``Mode.REQUIRED`` then refuses the job.
 """
 
 from workers.sandbox.features import Feature, Found, Mode

@@ -1,4 +1,4 @@
-"""A job's process takes from itself, before it reads its inputs, whatever its job doesn't need."""
+"""A job's process drops whatever its job doesn't need, before it reads its inputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STANDARD = (0, 1, 2)
 
 
 class _Report:
-    """What could be enforced."""
+    """Collects which parts are enforced."""
 
     def __init__(self) -> None:
         self.found: list[Found] = []
@@ -39,17 +39,17 @@ class _Report:
 
 
 def confine(sandbox: Sandbox, keep: Collection[int], around: Surroundings) -> list[Found]:
-    """Confine this process, and say what of it holds. For a process of one thread.
+    """Confine this single-threaded process; return which parts are enforced.
 
     Parameters:
-        keep: descriptors, beside the standard ones, that stay.
-        around: what its guard has made for it.
+        keep: descriptors to keep open, besides the standard ones.
+        around: what its guard has set up for it.
 
     Raises:
-        OSError: it can't do its job like that.
+        OSError: the process is left unable to do its job.
     """
     report = _Report()
-    # What the kernel shows of it is this user's own until then, and not the superuser's alone.
+    # Until then this process's /proc files belong to its own user, not to root.
     kernel.prctl(kernel.SET_DUMPABLE, 1)
     is_seen = os.geteuid() != 0 or bool(kernel.capabilities() & privileges.PTRACE)
     if not around.own_pids:
@@ -65,7 +65,7 @@ def confine(sandbox: Sandbox, keep: Collection[int], around: Surroundings) -> li
     files_are = report.tried(
         Feature.FILES, how, lambda: files.restrict(sandbox, private_shm=around.own_shm)
     )
-    # Its guard, as the same user, has to see what it holds. Without Landlock others would, too.
+    # Its guard, running as the same user, must read its /proc files. Without Landlock, so could others.
     kernel.prctl(kernel.SET_DUMPABLE, int(files_are))
     sees_others = bool(around.own_pids)
     calls_are = report.tried(
@@ -87,18 +87,18 @@ def _surroundings(sandbox: Sandbox, keep: Collection[int]) -> None:
     kept = environment.allowed(os.environ, sandbox.environment)
     environment.replace(kept | environment.of_job(sandbox.scratch))
     os.chdir(sandbox.workdir)
-    # Not closed: a library that still writes to one would write to what is opened next.
+    # Don't close them: a library that still writes to one would write to whatever is opened next.
     null = os.open(os.devnull, os.O_RDWR)
     for number in [int(one.name) for one in Path("/proc/self/fd").iterdir()]:
         if number not in keep and number not in _STANDARD and number != null:
-            with suppress(OSError):  # the listing's own
+            with suppress(OSError):  # the descriptor of the listing itself
                 os.fstat(number)
                 os.dup2(null, number, inheritable=False)
     os.close(null)
 
 
 def _copy_contents_alone() -> None:
-    """Python's ``shutil`` sets a copy's permissions and times, which a job may not."""
+    """Make ``shutil`` copy contents only: a job may not set a copy's permissions and times."""
     shutil.copymode = shutil.copystat = lambda *_, **__: None
 
 
@@ -160,12 +160,12 @@ def _own(folder: Path, uid: int) -> None:
 def _concluded(
     sandbox: Sandbox, around: Surroundings, *, files_are: bool, calls_are: bool
 ) -> Iterator[Found]:
-    """What follows from the parts that are enforced."""
+    """Yield the parts that follow from those already enforced."""
     own_pids = around.own_pids
     net = namespaces.left.network
     how = [] if net else ["a network of its own"]
     how += ["no connections" if sandbox.gpu else "no sockets"] if calls_are else []
-    # Without a filter, sockets of files would still be there.
+    # Without a filter, Unix sockets could still be reached by their paths.
     yield Found(
         feature=Feature.NETWORK,
         enforced=calls_are,

@@ -1,8 +1,8 @@
-"""The environment of a job: by an allow-list, since secrets have any name.
+"""A job's environment, by an allow-list, since a secret can have any name.
 
-The process that jobs are forked from is started with its worker's environment, which holds the URLs and
-passwords of the broker and the database. It forgets them before it imports anything, also where the
-kernel shows them: ``/proc/PID/environ``.
+The fork server starts with its worker's environment, which holds the URLs and passwords of the broker and
+the database. It erases them before it imports anything, including from ``/proc/PID/environ``, where the
+kernel exposes them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from workers.sandbox import kernel
 
-#: Names and patterns. What libraries are found by, how they compute, and how they speak.
+#: Names and patterns: where libraries are found, how they compute, locale.
 _ALLOWED = """
     PATH LANG LANGUAGE LC_* TZ TERM NO_COLOR VIRTUAL_ENV PYTHON* LD_LIBRARY_PATH LD_PRELOAD
     GLIBC_TUNABLES MALLOC_* OMP_* GOMP_* KMP_* MKL_* OPENBLAS_* NUMEXPR_* BLIS_* DNNL_* ONEDNN_*
@@ -25,17 +25,17 @@ _ALLOWED = """
     HF_HUB_OFFLINE TRANSFORMERS_OFFLINE TQDM_* CC CXX COVERAGE_PROCESS_START
     FARM_SANDBOX
 """.split()
-#: Never, whatever it begins with.
+#: Never allowed, whatever the prefix.
 _SECRET = ("*TOKEN*", "*SECRET*", "*PASSW*", "*CREDENTIAL*", "*API_KEY*", "*ACCESS_KEY*")
-#: The setting that names more of them, by its variable.
+#: The variable of the setting that allows more names.
 MORE = "FARM_SANDBOX_ENVIRONMENT"
-#: What a worker looks up late.
+#: Variables that a worker reads after it has started.
 _WORKERS = ("HOME", "USER", "TMPDIR", "FARM_WORKER_HOST", "FARM_CHAOS_CLOCK", MORE)
 _NOWHERE = "/nonexistent"
 
 
 def allowed(environment: Mapping[str, str], more: Iterable[str] = ()) -> dict[str, str]:
-    """What a job may see of an environment.
+    """The part of an environment that a job may see.
 
     Parameters:
         more: names that an operator adds.
@@ -53,12 +53,12 @@ def _is_any(name: str, patterns: Iterable[str]) -> bool:
 
 
 def more() -> tuple[str, ...]:
-    """The names that an operator adds, as the setting has them."""
+    """The names that an operator adds, from the setting."""
     return tuple(one.strip() for one in os.environ.get(MORE, "").split(",") if one.strip())
 
 
 def of_job(folder: Path) -> dict[str, str]:
-    """Where a job's libraries keep what they keep: all of it in this folder."""
+    """Variables that make a job's libraries keep their files in this folder."""
     at = str(folder)
     homes = (
         "HOME TMPDIR XDG_CACHE_HOME XDG_CONFIG_HOME XDG_DATA_HOME TORCHINDUCTOR_CACHE_DIR "
@@ -68,20 +68,20 @@ def of_job(folder: Path) -> dict[str, str]:
 
 
 def replace(environment: Mapping[str, str]) -> None:
-    """Make this the whole environment of this process and of those that it starts."""
+    """Replace the environment of this process and of those it starts."""
     os.environ.clear()
     os.environ.update(environment)
-    tempfile.tempdir = None  # to be looked up again
+    tempfile.tempdir = None  # force a new lookup
 
 
 def of_worker(more: Iterable[str] = ()) -> dict[str, str]:
-    """What a worker itself still needs when it has read its settings."""
+    """The environment that a worker still needs after it has read its settings."""
     return allowed(os.environ, (*_WORKERS, *more))
 
 
 @contextmanager
 def allowed_only(more: Iterable[str] = ()) -> Iterator[None]:
-    """What is started meanwhile never has the rest in its memory. For a process of one thread."""
+    """Processes started meanwhile never hold the other variables in memory. For a single-threaded process."""
     before = dict(os.environ)
     kept = set(of_worker(more))
     try:
@@ -93,10 +93,9 @@ def allowed_only(more: Iterable[str] = ()) -> Iterator[None]:
 
 
 def forget(more: Iterable[str] = ()) -> None:
-    """Keep only what a job may see, and wipe what the kernel shows of the rest.
+    """Keep only what a job may see, and wipe the rest from ``/proc/self/environ``.
 
-    For the process that jobs are forked from. Its libraries find no home: what they would keep there,
-    every job would have open.
+    For the fork server. Its libraries find no home folder: every job would inherit files opened there.
     """
     kept = allowed(os.environ, more) | {"HOME": _NOWHERE}
     replace(kept)

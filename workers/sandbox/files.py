@@ -1,7 +1,7 @@
-"""Which files a job may open, by Landlock: its inputs, the libraries, its work folder.
+"""Limits which files a job may open, by Landlock: its inputs, the libraries, its work folder.
 
-What isn't listed can't be opened, whoever owns it and whatever its permissions say. ``stat`` and the
-names of folders on the way aren't hidden.
+An unlisted file can't be opened, whatever its owner and permissions. ``stat`` and the names of the folders
+above it aren't hidden.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _READ = AccessFS.READ_FILE | AccessFS.READ_DIR
 _RUN = _READ | AccessFS.EXECUTE
 _USE = AccessFS.READ_FILE | AccessFS.WRITE_FILE | AccessFS.IOCTL_DEV
 _OF_FILES = _USE | AccessFS.EXECUTE | AccessFS.TRUNCATE
-#: No sockets, but for CUDA, no pipes, devices and links: the worker looks at what is left in the work folder.
+#: No pipes, devices or links, and sockets only for CUDA: the worker looks at what a job leaves here.
 _WORK = (
     _READ
     | AccessFS.WRITE_FILE
@@ -46,9 +46,9 @@ _READABLE = """
     /sys/devices/system /sys/kernel/mm/transparent_hugepage /sys/kernel/mm/hugepages
     /dev/urandom /dev/random
 """.split()
-#: Not ``/dev/zero``: mapped and unmapped, it keeps memory that is in no process's account.
+#: Not ``/dev/zero``: mapping and unmapping it keeps memory that no process is charged for.
 _DEVICES = "/dev/null /dev/full".split()
-#: CUDA and NVML: the driver's devices, what they say of themselves, where they are on the bus.
+#: For CUDA and NVML: the driver's devices, their attributes and their place on the bus.
 _OF_GPU = """
     /proc/driver/nvidia /proc/driver/nvidia-uvm /proc/driver/nvidia-caps /proc/devices /proc/modules
     /proc/sys/kernel/numa_balancing /sys/bus/pci /sys/devices /sys/module/nvidia
@@ -57,13 +57,13 @@ _OF_GPU = """
 
 
 _MODULES = (".py", ".so", ".pth", ".dist-info", ".egg-info", ".zip")
-_STARTED_IN = Path.cwd()  #: the worker, too
+_STARTED_IN = Path.cwd()  #: so was the worker
 _INSTALLED_IN = ("site-packages", "dist-packages")
 
 
-@cache  # a job may not ask again
+@cache  # a job may not make this call again
 def abi() -> int:
-    """The version of Landlock that this kernel has; 0 without."""
+    """This kernel's Landlock ABI version; 0 without Landlock."""
     try:
         return landlockpy.abi_version()
     except OSError:
@@ -71,11 +71,11 @@ def abi() -> int:
 
 
 def restrict(sandbox: Sandbox, *, private_shm: bool) -> None:
-    """Let this process, and those that it starts, open what its job needs, bind and connect nothing, and
-    send signals to nobody outside. Nothing takes that back.
+    """Let this process and its descendants open only what the job needs, bind and connect nothing, and
+    signal nobody outside. Irreversible.
 
     Parameters:
-        private_shm: whether ``/dev/shm`` is this job's own.
+        private_shm: whether ``/dev/shm`` is private to this job.
 
     Raises:
         OSError: the kernel has no Landlock.
@@ -102,19 +102,19 @@ def _rules(sandbox: Sandbox) -> Iterator[tuple[Path, AccessFS]]:
         yield Path(name), _READ
     for name in _DEVICES:
         yield Path(name), _USE
-    if sandbox.gpu:  # CUDA names its threads there, and fails when it can't
+    if sandbox.gpu:  # CUDA names its threads there and fails when it can't
         yield Path("/proc/self"), _READ | AccessFS.WRITE_FILE | AccessFS.TRUNCATE
     for path in devices() if sandbox.gpu else ():
         yield path, _USE | AccessFS.READ_DIR
 
 
 def devices() -> list[Path]:
-    """NVIDIA's devices."""
+    """NVIDIA's device files."""
     return sorted(Path("/dev").glob("nvidia*"))
 
 
 def libraries() -> tuple[Path, ...]:
-    """Folders and files that programs and modules are loaded from."""
+    """Folders and files from which programs and modules are loaded."""
     return (*_installed(), *(one for path in _listed() for one in _importable(path)))
 
 
@@ -135,7 +135,7 @@ def _installed() -> tuple[Path, ...]:
 
 
 def _compilers() -> Iterator[Path]:
-    """Compilers in places of their own: ``torch.compile`` starts one."""
+    """Compilers outside the usual places: ``torch.compile`` starts one."""
     for name in (os.environ.get("CC"), os.environ.get("CXX"), *"cc gcc g++ clang nvcc".split()):
         found = shutil.which(name) if name else None
         folder = Path(found).resolve().parent if found else None
@@ -144,7 +144,7 @@ def _compilers() -> Iterator[Path]:
 
 
 def _linked() -> Iterator[Path]:
-    """Where the loader looks for shared libraries beside the usual places."""
+    """Where the loader looks for shared libraries besides the usual places."""
     for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":"):
         if folder.startswith("/"):
             yield Path(folder)
@@ -155,10 +155,10 @@ def _linked() -> Iterator[Path]:
 
 
 def _listed() -> list[Path]:
-    """Folders of ``sys.path`` that may hold other things beside modules, as a checkout does.
+    """Folders of ``sys.path`` that may hold more than modules, such as a checkout.
 
-    Python lists them to find what is in them. The folder that the worker was started in is one for
-    ``python -m`` alone, and may be anybody's home: it counts if the farm is in it.
+    Python lists them to find modules. The folder that the worker was started in is on the path only because
+    of ``python -m`` and may be anybody's home: it counts only if it contains the farm.
     """
     given = dict.fromkeys(Path(entry) for entry in sys.path if entry)
     return [path for path in given if _is_listed(path)]
@@ -178,7 +178,7 @@ def _is_listed(path: Path) -> bool:
 
 @cache
 def _importable(folder: Path) -> tuple[Path, ...]:
-    """The modules and packages right below a folder, and no other folders."""
+    """The modules and packages directly in a folder, and no other folders."""
     try:
         found = sorted(folder.iterdir())
     except OSError:

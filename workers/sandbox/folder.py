@@ -1,4 +1,4 @@
-"""What a job leaves in its work folder, taken as a stranger's: files that aren't links, inside of it."""
+"""Checks what a job leaves in its work folder as untrusted: regular files inside it, no links."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 class NotAnOutput(Exception):
-    """This isn't a file that a job has made in its folder."""
+    """The path isn't a file that the job made in its folder."""
 
 
 def checked(path: str, workdir: Path) -> Path:
-    """A file in the work folder that nothing else leads to and that leads nowhere else.
+    """Return the path of a file in the work folder that is no symbolic link and has no other hard link.
 
-    Call it when the job's processes have ended: whoever still runs could change it afterwards.
+    Call it once the job's processes have ended: one still running could change the file afterwards.
 
     Raises:
         NotAnOutput
@@ -47,7 +47,7 @@ def checked(path: str, workdir: Path) -> Path:
 
 
 def _names(file: os.stat_result, folder: Path) -> int:
-    """How many names a file has in a folder."""
+    """Count a file's names in a folder."""
     found, folders = 0, [folder]
     while folders:
         with os.scandir(folders.pop()) as entries:
@@ -60,12 +60,12 @@ def _names(file: os.stat_result, folder: Path) -> int:
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder and all that is in it, however deep and whatever its permissions.
+    """Delete a folder and its contents, at any depth and with any permissions.
 
     What can't be deleted stays.
     """
     with suppress(OSError):
-        folder.rmdir()  # what a stage made is mostly taken, and to look for more costs more
+        folder.rmdir()  # mostly the outputs have been moved out already, and this is cheaper than looking
         return
     with suppress(OSError):
         _empty(folder)
@@ -73,7 +73,7 @@ def remove(folder: Path) -> None:
 
 
 def _empty(folder: Path) -> None:
-    """Without recursion: a folder may be deeper than Python goes, or than a path can say."""
+    """Without recursion: folders may be nested deeper than Python's stack or a path's length allows."""
     number = 0
     while True:
         folders = _without_files(folder)

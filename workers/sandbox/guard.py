@@ -1,6 +1,6 @@
-"""The process between a worker and a job: starts the job, watches what it takes, ends all it has started.
+"""The process between a worker and a job: starts the job, watches its usage, kills its descendants.
 
-It has read nothing of a stranger's. What it learns goes to the worker through a pipe that the job hasn't.
+It never reads untrusted input. Its findings go to the worker through a pipe that the job doesn't hold.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from workers.sandbox.policy import Sandbox
 
 MEMORY, DISK = "memory", "disk"
 _LOOK_S = 0.25
-#: Counting files takes a twentieth of a guard's time at most.
+#: Counting files takes at most 1/20 of a guard's time.
 _DISK_TIMES = 20
 _HEARD = {signal.SIGCHLD, signal.SIGTERM}
-#: Multiprocessing's exit code of a process whose fork server has gone: nobody else may say that.
+#: multiprocessing's exit code for a process whose fork server is gone: nothing else may exit with it.
 _LOST = 255
 
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """What the guard has made for the job."""
+    """What the guard has set up for the job."""
 
-    slot: int  #: a number that no other job has now
-    own_pids: str  #: why the job isn't in a namespace of processes; empty when it is
-    own_shm: bool  #: whether ``/dev/shm`` is the job's own
+    slot: int  #: unique among the running jobs
+    own_pids: str  #: why the job has no PID namespace; empty when it has
+    own_shm: bool  #: whether ``/dev/shm`` is private to the job
 
 
 def follow(
@@ -44,15 +44,15 @@ def follow(
     told: int,
     close: Iterable[int],
 ) -> NoReturn:
-    """Run the job in a child of this process; end as it ends, when nothing of it is left.
+    """Run the job in a child of this process; exit as it exits, once none of its processes is left.
 
     Parameters:
-        told: a pipe to the worker, for why the job was ended, if it was.
-        close: descriptors that are the job's alone.
+        told: a pipe to the worker, for the reason if the job is killed.
+        close: descriptors that only the job may hold.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # What loses its parent comes to this process, unless it has a namespace for that.
+    # Orphans are reparented to this process, unless the job has its own PID namespace.
     kernel.prctl(kernel.SET_CHILD_SUBREAPER, 1)
     processes, surroundings = _surroundings(sandbox)
     pid = os.fork()
@@ -92,11 +92,11 @@ class _Guard:
         self.status = 0
 
     def wait(self) -> str | None:
-        """Return when the job and all that it started have ended: why it was ended, if it was."""
+        """Wait until the job and its descendants have ended; return why it was killed, if it was."""
         why = None
         while not self._has_ended():
             heard = signal.sigtimedwait(_HEARD, _LOOK_S)
-            # By the clock: a job may see to it that there is always something to hear.
+            # By the clock: a job may keep messages coming all the time.
             if time.monotonic() - self._looked >= _LOOK_S:
                 why = why or self._exceeded()
                 self._looked = time.monotonic()
@@ -108,7 +108,7 @@ class _Guard:
     def _has_ended(self) -> bool:
         while self._is_there and (pid := _ended_child()):
             if self._processes is not None and pid == self._processes.first:
-                self._kill()  # and so have all of its namespace
+                self._kill()  # and with it, its whole namespace
                 break
             _, status = os.waitpid(pid, 0)
             if pid == self._pid:
@@ -135,12 +135,12 @@ class _Guard:
         return None
 
     def _kill(self) -> None:
-        """End the job and all that it started."""
-        if self._is_there:  # its number is nobody else's until it was waited for
+        """Kill the job and its descendants."""
+        if self._is_there:  # its PID isn't reused before it is reaped
             os.kill(self._pid, signal.SIGKILL)
         if self._processes is not None:
             self._processes.kill()
-        # All that come: the first of a namespace doesn't end before the guard's own children there.
+        # Reap them all: a namespace's first process doesn't end before the guard's own children in it.
         while self._is_there or self._processes is not None:
             pid, status = os.waitpid(-1, 0)
             if pid == self._pid:
@@ -148,20 +148,20 @@ class _Guard:
             elif self._processes is not None and pid == self._processes.first:
                 self._processes.close()
                 self._processes = None
-        # Each that is ended hands on its children; until none is left.
+        # Each killed process passes its children on; repeat until none is left.
         while left := tree.below(os.getpid()):
             tree.send(left, signal.SIGKILL)
             self._reap(left)
 
     def _reap(self, pids: Iterable[int]) -> None:
         for one in pids:
-            with suppress(ChildProcessError):  # a child's child
+            with suppress(ChildProcessError):  # a grandchild
                 os.waitpid(one, os.WNOHANG)
         time.sleep(0.001)
 
 
 def _ended_child() -> int:
-    """The number of a child that has ended, which is to be waited for; 0 without one."""
+    """The PID of a child that has ended and must be reaped; 0 without one."""
     with suppress(ChildProcessError):
         found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         return found.si_pid if found else 0
@@ -169,7 +169,7 @@ def _ended_child() -> int:
 
 
 def _end_as(status: int) -> NoReturn:
-    """End this process as another has ended."""
+    """Exit as the process with this wait status did."""
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
         with suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Calls to the kernel that Python 3.11 hasn't."""
+"""System calls that Python 3.11 doesn't wrap."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 _libc = ctypes.CDLL(None, use_errno=True)
 
 NEWNS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
-#: Any flag of clone() that makes a namespace.
+#: All flags of clone() that create a namespace.
 NEW_ANY = 0x7E020000
 
 SET_PDEATHSIG, SET_DUMPABLE, SET_SECCOMP, CAPBSET_DROP = 1, 4, 22, 24
@@ -18,10 +18,10 @@ MS_SLAVE, MS_REC, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1 << 19, 1 << 14, 2, 4, 8
 
 
 def unshare(flags: int) -> None:
-    """Take this process, or with ``NEWPID`` its children, out of some namespaces.
+    """Move this process, or with ``NEWPID`` its future children, into new namespaces.
 
     Raises:
-        OSError: the kernel, or whoever configured it, refuses.
+        OSError: the kernel or its configuration refuses.
     """
     _checked(_libc.unshare(flags), "unshare")
 
@@ -56,7 +56,7 @@ _CAPABILITY_VERSION_3 = 0x20080522
 
 
 def set_capabilities(kept: int) -> None:
-    """Have these capabilities, a mask, as effective, permitted and inheritable; no others.
+    """Set the effective, permitted and inheritable capabilities to exactly this mask.
 
     Raises:
         OSError

@@ -1,4 +1,4 @@
-"""How much a job may take of its machine, by default a share of what is there."""
+"""Limits on what a job may use of its machine; by default, a share of what is available."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _GIB = 2**30
-#: Of the memory, what isn't for jobs: the system, the worker, the page cache.
+#: Memory kept from jobs, for the system, the worker and the page cache.
 _OTHERS_SHARE, _OTHERS_BYTES = 0.1, _GIB
-#: Address space that is reserved and not used, as threads' stacks: what is asked for may be more than
-#: what is used by so much.
+#: Address space may be reserved and never used, as threads' stacks are: a reservation may exceed the
+#: memory limit by this much.
 _ASKED_SHARE, _ASKED_BYTES = 1.25, 2 * _GIB
-#: Address space whose page tables alone take a 512th of it; libraries reserve far more than they use.
+#: Page tables alone take 1/512 of the address space; libraries reserve far more than they use.
 _SPACE_SHARE, _SPACE_BYTES = 16, 256 * _GIB
 _DISK_SHARE = 0.8
 _FEW_PROCESSES, _PROCESSES_A_CORE = 1024, 64
 _OPEN_FILES = 4096
-_OOM_FIRST = 1000  #: whom the kernel ends first when memory runs out
+_OOM_FIRST = 1000  #: the kernel kills this process first when memory runs out
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Limits on what a job's processes may use together; None means unlimited."""
+    """Limits on what a job's processes may use together; None is unlimited."""
 
     memory_bytes: int | None = None
-    disk_bytes: int | None = None  #: of its work folder, and so of each file in it
-    processes: int | None = None  #: threads count, too
-    cpu_s: float | None = None  #: of each process
+    disk_bytes: int | None = None  #: for its work folder, and so for each file in it
+    processes: int | None = None  #: including threads
+    cpu_s: float | None = None  #: per process
 
     @classmethod
     def of_machine(
@@ -43,11 +43,11 @@ class Limits:
         memory_bytes: int | None = None,
         disk_bytes: int | None = None,
     ) -> Limits:
-        """What one of so many jobs side by side may take, of what is there now.
+        """The limits of one of several concurrent jobs, from what is available now.
 
         Parameters:
-            folder: on the disk that work folders are on.
-            memory_bytes, disk_bytes: instead of its share.
+            folder: a folder on the disk of the work folders.
+            memory_bytes, disk_bytes: override the computed share.
         """
         memory = machine_memory_bytes()
         for_jobs = max(memory * (1 - _OTHERS_SHARE) - _OTHERS_BYTES, memory / 2)
@@ -69,13 +69,13 @@ class Limits:
 
 
 def machine_memory_bytes() -> int:
-    """This machine's memory, or what its container has of it."""
+    """This machine's memory, or its container's limit if lower."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([whole, *_cgroup_limits()])
 
 
 def _cgroup_limits() -> Iterator[int]:
-    """The limits of the control groups that this process is in, and of those around them."""
+    """Memory limits of this process's control groups and of their ancestors."""
     root = Path("/sys/fs/cgroup")
     with suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -95,10 +95,10 @@ def _limits_above(root: Path, path: str, name: str) -> Iterator[int]:
 
 
 def apply(limits: Limits, *, gpu: bool) -> None:
-    """Set for this process and those that it starts what the kernel can keep by itself.
+    """Set the limits that the kernel itself enforces, for this process and its descendants.
 
     Parameters:
-        gpu: CUDA maps far more than it uses, and so gets no limit of what is asked for and mapped.
+        gpu: no limit on address space, since CUDA maps far more than it uses.
     """
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)
@@ -124,7 +124,7 @@ def _lower(what: int, limit: int) -> None:
 
 
 def most_processes(limits: Limits) -> None:
-    """Let the process IDs of this process's namespace end there, on kernels since 6.14.
+    """Cap the process IDs of this PID namespace (Linux 6.14 and later).
 
     Raises:
         OSError

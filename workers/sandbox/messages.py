@@ -1,4 +1,4 @@
-"""What a job tells its worker, taken as a stranger's word: of a bounded size, of the expected shape."""
+"""Parses a job's messages to its worker as untrusted: bounded in size, checked for shape."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ from farm import errors
 from farm.errors import BlobDamaged, FarmError, Rejected, StageFailed, StageFault, StorageFull
 from workers.sandbox.pace import Pace
 
-MAX_BYTES = 4 * 2**20  #: of one message, of which a stage's facts may have the fourth part
-#: Of one message, in lists and objects: twice what facts may have. Each becomes an object, twice.
+MAX_BYTES = 4 * 2**20  #: of one message; a stage's facts may take a quarter
+#: Values in the lists and objects of one message: twice what facts may have. Each becomes two objects.
 _MOST_VALUES = 200_000
 _MESSAGES_A_S, _MESSAGES_AT_ONCE = 100, 1000
-_PHASE_CHARS, _TEXT_CHARS = 100, 4000  #: of a phase, as the database keeps it; of an error's parts
+_PHASE_CHARS, _TEXT_CHARS = (
+    100,
+    4000,
+)  #: of a phase, as in the database; of each of an error's texts
 _HEADER = struct.Struct("!i")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class Malformed(Exception):
-    """This isn't a valid message from a stage."""
+    """The bytes aren't a valid message from a stage."""
 
 
 class Inbox:
-    """Takes bytes as they come, and gives the messages that are whole. The format is that of
-    ``multiprocessing.connection``: a length of four bytes, and as many bytes."""
+    """Takes bytes as they arrive and yields complete messages, in the format of
+    ``multiprocessing.connection``: four bytes of length, then the content."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
@@ -38,7 +41,7 @@ class Inbox:
         return self._pace.may() and self._size.may()
 
     def take(self, data: bytes) -> Iterator[tuple[str, Any]]:
-        """The messages that end in these bytes.
+        """Yield the messages completed by these bytes.
 
         Raises:
             Malformed
@@ -69,8 +72,8 @@ def _parsed(message: bytes) -> tuple[str, Any]:
 
 
 def _storable(message: bytes) -> Any:
-    """A message's JSON, with what Postgres keeps in no text replaced: a model's own strings may hold it.
-    Numbers that JSON hasn't become null."""
+    """Parse a message's JSON, replacing characters that Postgres text can't hold: a model's own strings may
+    contain them. Numbers outside JSON (NaN, infinity) become null."""
     if sum(map(message.count, (b",", b"[", b"{"))) > _MOST_VALUES:
         raise ValueError("it holds too much")
     text = json.dumps(json.loads(message), ensure_ascii=False).encode(errors="replace")
@@ -78,7 +81,7 @@ def _storable(message: bytes) -> Any:
 
 
 def progress_of(value: Any) -> tuple[str, float | None]:
-    """A phase and a share.
+    """Parse progress: a phase and a share.
 
     Raises:
         Malformed
@@ -94,7 +97,7 @@ def progress_of(value: Any) -> tuple[str, float | None]:
 
 
 def error_of(value: Any) -> FarmError:
-    """An error as a stage may end in one; whatever else it says is a fault.
+    """Parse an error that a stage may end in; anything else is a fault.
 
     Raises:
         Malformed
@@ -104,7 +107,7 @@ def error_of(value: Any) -> FarmError:
             said = printable(detail, _TEXT_CHARS)
             advice = printable(hint, _TEXT_CHARS) if hint else None
             made = errors.from_code(code, said, advice)
-            # What else there is tells of the worker, the database or the lease.
+            # All other errors concern the worker, the database or the lease.
             if isinstance(made, BlobDamaged | StageFailed | Rejected | StorageFull):
                 return made
             return StageFault(said)
@@ -112,6 +115,6 @@ def error_of(value: Any) -> FarmError:
 
 
 def printable(text: str, most: int) -> str:
-    """Text without characters that do something to a terminal, of so many at most."""
+    """The text without terminal control characters, at most ``most`` characters long."""
     clean = _CONTROL.sub("\ufffd", text)
     return clean if len(clean) <= most else f"{clean[: most - 1]}…"

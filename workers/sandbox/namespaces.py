@@ -1,8 +1,8 @@
-"""Networks, processes and shared memory of a job's own.
+"""Private network, processes and shared memory for a job.
 
-The process that jobs are forked from leaves the machine's network once; a job's process then only leaves
-the machine's processes. Where the worker isn't the superuser, it is one in a namespace of users first,
-which gives no right over anything outside.
+The fork server leaves the machine's network once, so a job only has to leave its PID namespace. Where the
+worker isn't root, the process first becomes root of a user namespace, which gives no rights over anything
+outside it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _SHM_BYTES, _SHM_FILES = 256 * 2**20, 4096
 
 @dataclass(kw_only=True)
 class _Left:
-    """What this process, or the one that it was forked from, has left."""
+    """Which namespaces this process, or the one it was forked from, has left."""
 
-    network: str = "it wasn't tried"  #: why not; empty when it has
+    network: str = "it wasn't tried"  #: why it hasn't; empty when it has
 
 
 left = _Left()
 
 
 def leave_network() -> None:
-    """Be in a network without any interface, and in an own space of System V's IPC. For a process of one
-    thread. Whether it could, ``left.network`` says."""
+    """Enter a network namespace without interfaces, and a new System V IPC namespace. For a single-threaded
+    process. ``left.network`` says whether it worked."""
     try:
         kernel.unshare(kernel.NEWNET | kernel.NEWIPC)
     except OSError as err:
@@ -46,7 +46,7 @@ def leave_network() -> None:
 
 
 def _become_root_of_nothing() -> None:
-    """Have all capabilities in a namespace that holds nothing; be the same user outside of it."""
+    """Gain all capabilities in an empty user namespace; stay the same user outside it."""
     uid, gid = os.geteuid(), os.getegid()
     kernel.unshare(kernel.NEWUSER)
     Path("/proc/self/setgroups").write_text("deny")
@@ -56,35 +56,35 @@ def _become_root_of_nothing() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """A namespace of processes: when its first one ends, the kernel ends all the others."""
+    """A PID namespace: when its first process ends, the kernel kills all the others."""
 
-    first: int  #: its process ID outside
-    lifeline: int  #: a pipe; the first ends when its last writer has ended
+    first: int  #: its PID outside
+    lifeline: int  #: a pipe; the first process ends with the pipe's last writer
 
     def kill(self) -> None:
-        """End all of them."""
+        """Kill all of them."""
         os.kill(self.first, signal.SIGKILL)
 
     def close(self) -> None:
-        """To be called when the first has been waited for."""
+        """Release the pipe. Call it once the first process has been reaped."""
         os.close(self.lifeline)
 
 
 def own_processes() -> Processes:
-    """Let the children that this process has from now on be alone in a namespace.
+    """Put this process's future children into their own PID namespace.
 
-    Its first process is ``cat``: it reads from this process until that ends, however it does, and the
-    kernel ignores what a job sends to it.
+    Its first process is ``cat``, which reads from this process until it ends, however that happens. The
+    kernel discards signals from a job to it.
 
     Raises:
-        OSError: the kernel refuses, or there is no ``cat``.
+        OSError: the kernel refuses, or ``cat`` is missing.
     """
     program = shutil.which("cat", path=f"{os.defpath}:/usr/bin:/bin")
     if program is None:
         raise FileNotFoundError("there is no program cat")
     kernel.unshare(kernel.NEWPID)
     read, write = os.pipe()
-    # Whatever loses its parent there goes to cat, which takes no notice: the kernel cleans up.
+    # Orphans there are reparented to cat, which ignores them: the kernel reaps them.
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         first = os.posix_spawn(
@@ -105,8 +105,8 @@ def own_processes() -> Processes:
 
 
 def own_shared_memory() -> bool:
-    """Have a ``/dev/shm`` that is empty, small and ends with this process and its children, in a space of
-    mounts of their own. Return whether that could be."""
+    """Mount an empty, small ``/dev/shm`` in a new mount namespace; it goes away with this process and its
+    children. Return whether it worked."""
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
     options = f"size={_SHM_BYTES},nr_inodes={_SHM_FILES},mode=1777"
     try:
@@ -118,10 +118,10 @@ def own_shared_memory() -> bool:
 
 
 def own_view_of_processes() -> None:
-    """In a namespace of processes, have a ``/proc`` that knows them by the numbers that they have there:
-    CUDA looks up its threads so."""
+    """In a PID namespace, mount a ``/proc`` with the namespace's own PIDs: CUDA looks up its threads
+    there."""
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
-    with suppress(OSError):  # as in a container that hides some of it
+    with suppress(OSError):  # refused in a container that hides parts of /proc
         _own_mounts()
         kernel.mount("proc", "/proc", "proc", flags)
 

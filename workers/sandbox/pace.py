@@ -1,4 +1,4 @@
-"""How much of something a job may have its worker take a second."""
+"""Rate limit for what a job makes its worker process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 
 class Pace:
-    """So much a second, and so much at once after a pause. Who takes more waits."""
+    """A rate per second with a burst after a pause. Beyond it, the caller waits."""
 
     def __init__(self, per_s: float, *, at_once: float | None = None) -> None:
         self._per_s = per_s

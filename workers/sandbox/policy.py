@@ -8,21 +8,21 @@ from pathlib import Path
 from workers.sandbox.features import Mode
 from workers.sandbox.limits import Limits
 
-#: In a job's work folder: what its libraries keep. Gone before the job's outputs are looked at.
+#: Subfolder of a job's work folder for its libraries' files. Deleted before the outputs are read.
 SCRATCH = ".scratch"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sandbox:
-    """What one job may do, as it is handed to its process."""
+    """What one job may do, as passed to its process."""
 
     workdir: Path  #: reads and writes
-    reads: tuple[Path, ...]  #: files, beside the libraries
+    reads: tuple[Path, ...]  #: files, besides the libraries
     limits: Limits
     mode: Mode = Mode.BEST
     gpu: bool = False
-    own_user: bool = True  #: as the superuser, run as a user of its own
-    libraries: tuple[Path, ...] = ()  #: more folders of libraries, to read
+    own_user: bool = True  #: if the worker is root, run as a separate user
+    libraries: tuple[Path, ...] = ()  #: more library folders, readable
     environment: tuple[str, ...] = ()  #: more variables to keep
 
     @property

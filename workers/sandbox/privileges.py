@@ -1,4 +1,4 @@
-"""A job has no capability, gets none, and isn't the superuser where that can be."""
+"""A job has no capabilities, can gain none, and isn't root where that is possible."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 
 from workers.sandbox import kernel
 
-#: Numbers that neither people, services, systemd nor containers are given:
+#: UIDs that aren't assigned to people, services, systemd or containers:
 #: https://systemd.io/UIDS-GIDS/
 _FIRST_UID, _UIDS = 60_706, 478
-#: Reading and searching whatever the permissions say: for a user who is kept to a few files otherwise.
+#: Read and search regardless of permissions: for a user that is otherwise confined to a few files.
 READ_SEARCH = 1 << 2
 _READ_SEARCH_NUMBER = 2
-#: Looking at another user's processes.
+#: Inspect another user's processes.
 PTRACE = 1 << 19
-_NO_ROOT_LOCKED = 0b11  #: user 0 gains nothing by being it, for good
+_NO_ROOT_LOCKED = 0b11  #: UID 0 gains no capabilities, irreversibly
 _KEEP_CAPS, _AMBIENT_RAISE = 8, 2
 _LAST_CAPABILITY = 63
 
 
 def give_up() -> None:
-    """Give up all capabilities, and what could bring one back.
+    """Drop all capabilities, and every way to regain one.
 
     Raises:
         OSError
@@ -33,7 +33,7 @@ def give_up() -> None:
 
 
 def become(uid: int, *, reads_all: bool) -> None:
-    """Be another user for good, without groups and capabilities, but ``READ_SEARCH`` if it reads all.
+    """Become another user irreversibly, without groups or capabilities; with ``READ_SEARCH`` if it reads all.
 
     Raises:
         OSError
@@ -45,7 +45,7 @@ def become(uid: int, *, reads_all: bool) -> None:
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
     kernel.set_capabilities(keep)
-    if reads_all:  # programs that it starts, too
+    if reads_all:  # also for programs it starts
         kernel.prctl(kernel.CAP_AMBIENT, _AMBIENT_RAISE, _READ_SEARCH_NUMBER)
 
 
@@ -54,19 +54,19 @@ def _bound(keep: int = 0) -> None:
         return
     for number in range(_LAST_CAPABILITY + 1):
         if not keep >> number & 1:
-            with suppress(OSError):  # this kernel knows fewer
+            with suppress(OSError):  # this kernel has fewer capabilities
                 kernel.prctl(kernel.CAPBSET_DROP, number)
     with suppress(OSError):
         kernel.prctl(kernel.SET_SECUREBITS, _NO_ROOT_LOCKED)
 
 
 def own_uid(slot: int) -> int:
-    """A user's number that nobody has."""
+    """A UID that nobody has."""
     return _FIRST_UID + slot % _UIDS
 
 
 def can_be(uid: int) -> bool:
-    """Whether the superuser may take this number here. A container may know only some."""
+    """Whether root may take this UID here. A container may map only some."""
     try:
         os.setegid(uid)
         os.seteuid(uid)
@@ -79,7 +79,7 @@ def can_be(uid: int) -> bool:
 
 
 def can_use(uid: int, *, read: Iterable[Path], write: Iterable[Path]) -> bool:
-    """Whether that user, without groups, could read and write these. For the superuser alone."""
+    """Whether that user, without groups, could read and write these. Only for root."""
     groups = os.getgroups()
     try:
         os.setgroups([])

@@ -1,7 +1,7 @@
-"""System calls that no stage needs, refused with EPERM: a filter in the kernel, in its own small language.
+"""Refuses system calls that no stage needs with EPERM, by a seccomp-BPF filter.
 
-A list of what is refused, since what CUDA, TensorRT and four frameworks call changes with each of their
-versions. It takes away what makes a fault in the kernel reachable, or undoes the other parts.
+A deny-list, since the calls of CUDA, TensorRT and four frameworks change with each of their versions. It
+removes calls that expose kernel faults or undo the other parts of the sandbox.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator
 from workers.sandbox import kernel
 
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_X32 = 0x40000000  #: x86-64's other table of calls, which the names below aren't of
+_X32 = 0x40000000  #: marks calls of the x32 ABI, which the numbers below aren't for
 _COLUMNS = ("x86_64", "aarch64")
-#: Name, number on x86-64, number on arm64; ``-`` where there is none.
+#: Name, number on x86-64, number on arm64; ``-`` where the call doesn't exist.
 _REFUSED = """
     ptrace 101 117, process_vm_readv 310 270, process_vm_writev 311 271, kcmp 312 272,
     pidfd_getfd 438 438, process_madvise 440 440, process_mrelease 448 448, migrate_pages 256 238,
@@ -46,8 +46,8 @@ _REFUSED = """
     mq_open 240 180, mq_unlink 241 181, memfd_create 319 279, memfd_secret 447 447,
     vmsplice 278 75, splice 275 76, tee 276 77, connect 42 203
 """
-#: What changes a file that isn't open for it: Landlock knows no such right, and where the worker isn't
-#: root its files are its jobs' own.
+#: Calls that change a file not opened for writing: Landlock has no right for them, and where the worker
+#: isn't root, its jobs own its files.
 _REFUSED_OF_FILES = """
     chmod 90 -, fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, chown 92 -, fchown 93 55,
     lchown 94 -, fchownat 260 54, setxattr 188 5, lsetxattr 189 6, fsetxattr 190 7,
@@ -55,22 +55,22 @@ _REFUSED_OF_FILES = """
     removexattrat 466 466, file_setattr 469 469, utime 132 -, utimes 235 -, futimesat 261 -,
     utimensat 280 88, truncate 76 45
 """
-#: What reaches processes and threads other than by signals: a job's own ask for none of it.
+#: Calls that affect processes and threads other than by signals: a job needs none of them.
 _REFUSED_OF_PROCESSES = """
     sched_setparam 142 118, sched_setscheduler 144 119, sched_setattr 314 274, ioprio_set 251 30
 """
-#: Refused to jobs that use no GPU. CUDA listens on a socket for others of its processes. What epoll watches
-#: is counted by user, whose the farm is where it isn't root: a job could leave nothing to the API.
+#: Refused to jobs that use no GPU. CUDA listens on a socket for its other processes. epoll watches are
+#: limited per user, which the job shares with the farm where that isn't root: it could starve the API.
 _REFUSED_WITHOUT_GPU = """
     socket 41 198, bind 49 200, listen 50 201, accept 43 202, accept4 288 242,
     socketpair 53 199, setsockopt 54 208, sendmsg 46 211, sendmmsg 307 269,
     pidfd_open 434 434, pidfd_send_signal 424 424,
     epoll_create 213 -, epoll_create1 291 20
 """
-#: Said not to be there, since their arguments are in memory, where no filter can look: C libraries then
-#: take ``clone`` and ``openat``.
+#: Answered with ENOSYS, since their arguments are in memory, where no filter can look: C libraries then
+#: fall back to ``clone`` and ``openat``.
 _UNKNOWN = "clone3 435 435, openat2 437 437"
-#: Refused by what they are asked.
+#: Refused depending on their arguments.
 _REFUSED_PARTLY = """
     clone 56 220, socketpair 53 199, socket 41 198, ioctl 16 29, fcntl 72 25, mmap 9 222, open 2 -,
     openat 257 56, prctl 157 167, prlimit64 302 261, setpriority 141 140, move_pages 279 239,
@@ -78,23 +78,23 @@ _REFUSED_PARTLY = """
 """
 _AF_UNIX, _SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_KINDS = 1, 1, 5, 0xF
 _THREAD, _SAME_FILES, _SIBLING = 0x10000, 0x400, 0x8000  #: flags of ``clone``
-#: Typing into a terminal, copying from one, and signals to others about a file.
+#: Typing into a terminal, copying from one, and directing a file's signals at other processes.
 _TIOCSTI, _TIOCLINUX, _FIOASYNC, _FIOSETOWN, _SIOCSPGRP = 0x5412, 0x541C, 0x5452, 0x8901, 0x8902
-#: Of all file systems, by their letters: attributes, verity and keys of any file that is open to read.
+#: ioctl letters of all file systems: they set attributes, verity and keys of files opened for reading.
 _IOCTL_LETTERS, _OF_ATTRIBUTES = 0xFF00, (ord("f") << 8, ord("X") << 8)
-#: Owners and signals of a file, leases, watches, and what a pipe holds.
+#: A file's owner and signal, leases, watches, and a pipe's capacity.
 _FCNTLS = {"F_SETOWN": 8, "F_SETSIG": 10, "F_SETOWN_EX": 15, "F_SETLEASE": 1024}
 _FCNTLS |= {"F_NOTIFY": 1026, "F_SETPIPE_SZ": 1031}
-#: Locks of parts of files are the kernel's memory without end. ``flock`` isn't.
+#: Byte-range locks take unbounded kernel memory. ``flock`` doesn't.
 _FCNTLS_WITHOUT_GPU = {"F_SETLK": 6, "F_SETLKW": 7, "F_OFD_SETLK": 37, "F_OFD_SETLKW": 38}
-#: Memory that no process has in its account once it is unmapped.
+#: Memory that no process is charged for once it is unmapped.
 _SHARED_ANONYMOUS = 0x01 | 0x20
-#: Emptying a file through a descriptor to read.
+#: Truncates a file that is opened for reading.
 _O_ACCMODE_AND_TRUNC, _O_TRUNC = 0o1003, 0o1000
 #: ``PR_SET_DUMPABLE`` hides a process from its guard.
 _PRCTLS = (kernel.SET_DUMPABLE, kernel.SET_SECCOMP)
 
-# Of linux/bpf_common.h and linux/seccomp.h
+# From linux/bpf_common.h and linux/seccomp.h
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _ALLOW, _KILL = 0x7FFF0000, 0x80000000
 _FILTER_MODE = 2
@@ -104,14 +104,14 @@ _REFUSE: _Instruction = (_RETURN, 0, 0, 0x00050000 | errno.EPERM)
 
 
 def install(*, gpu: bool = False, sees_others: bool = False) -> None:
-    """Refuse these calls to this process and to all that it starts. For a process of one thread, which
-    has given up new privileges.
+    """Refuse these calls to this process and its descendants. For a single-threaded process with
+    ``no_new_privs`` set.
 
     Parameters:
-        sees_others: whether numbers of processes are those of the whole machine.
+        sees_others: whether the job shares the machine's PID namespace.
 
     Raises:
-        OSError: the kernel has no filters, or knows none for this machine's processor.
+        OSError: the kernel lacks seccomp filters, or this processor's call numbers aren't known here.
     """
     lines = program(platform.machine(), gpu=gpu, sees_others=sees_others)
     made = b"".join(struct.pack("=HBBI", *one) for one in lines)
@@ -125,7 +125,7 @@ def install(*, gpu: bool = False, sees_others: bool = False) -> None:
 
 
 def program(machine: str, *, gpu: bool, sees_others: bool = False) -> list[_Instruction]:
-    """The filter for a processor.
+    """Assemble the filter for a processor.
 
     Raises:
         OSError: its calls' numbers aren't known here.
@@ -136,7 +136,7 @@ def program(machine: str, *, gpu: bool, sees_others: bool = False) -> list[_Inst
 
 
 def numbers(machine: str, *, gpu: bool) -> dict[str, int]:
-    """The refused calls' numbers by their names."""
+    """The refused calls: name → number."""
     lists = [_REFUSED, _REFUSED_OF_FILES, _REFUSED_OF_PROCESSES]
     return _numbers(", ".join([*lists, *([] if gpu else [_REFUSED_WITHOUT_GPU])]), machine)
 
@@ -148,7 +148,7 @@ def _numbers(text: str, machine: str) -> dict[str, int]:
 
 
 def _program(machine: str, *, gpu: bool, sees_others: bool) -> Iterator[_Instruction]:
-    # Programs of another processor's table, as 32-bit ones, would pass by the numbers below.
+    # Programs for another call table, such as 32-bit ones, would evade the numbers below.
     yield _LOAD, 0, 0, _ARCH
     yield _EQUAL, 1, 0, _AUDIT_ARCH[machine]
     yield _RETURN, 0, 0, _KILL
@@ -172,11 +172,11 @@ def _program(machine: str, *, gpu: bool, sees_others: bool) -> Iterator[_Instruc
 
 
 def _by_arguments(*, gpu: bool, sees_others: bool) -> Iterator[tuple[str, list[_Instruction]]]:
-    """Calls of which only some are refused, and how these are told. What is left is allowed."""
-    # A sibling would be a child of the guard's, and threads with descriptors of their own would hide these.
+    """Yield the calls refused for some arguments only, with the test. All other arguments are allowed."""
+    # A sibling would be the guard's child, and threads with a separate descriptor table would hide theirs.
     threads = [(_AND, 0, 0, _THREAD | _SAME_FILES), *_refuse_any([_THREAD])]
     yield "clone", [_load(0), (_ANY_BIT, 0, 1, kernel.NEW_ANY | _SIBLING), _REFUSE, *threads]
-    # Of this machine, and streams: one of datagrams could name any address when it sends.
+    # Unix sockets only, and streams: a datagram socket could name any address in each send.
     for name in ("socketpair", "socket") if gpu else ():
         yield (
             name,
@@ -196,7 +196,7 @@ def _by_arguments(*, gpu: bool, sees_others: bool) -> Iterator[tuple[str, list[_
     yield "ioctl", [_load(1), *_refuse_any(commands), *letters]
     changes = _FCNTLS if gpu else _FCNTLS | _FCNTLS_WITHOUT_GPU
     yield "fcntl", [_load(1), *_refuse_any(changes.values())]
-    # CUDA starts with some of it.
+    # CUDA needs some of it to start.
     shared = [_load(3), (_AND, 0, 0, _SHARED_ANONYMOUS), *_refuse_any([_SHARED_ANONYMOUS])]
     if not gpu:
         yield "mmap", shared
@@ -204,12 +204,12 @@ def _by_arguments(*, gpu: bool, sees_others: bool) -> Iterator[tuple[str, list[_
         masked = (_AND, 0, 0, _O_ACCMODE_AND_TRUNC)
         yield name, [_load(argument), masked, *_refuse_any([_O_TRUNC])]
     yield "prctl", [_load(0), *_refuse_any(_PRCTLS)]
-    # Of this process, and of no other.
+    # Only this process's own.
     of_others = [(_EQUAL, 1, 0, 0), _REFUSE]
     yield "prlimit64", [_load(0), *of_others]
     yield "move_pages", [_load(0), *of_others]
     yield "setpriority", [_load(0), *of_others, _load(1), *of_others]
-    if sees_others:  # else a number is that of a thread of its own
+    if sees_others:  # otherwise a PID can only be one of the job's own threads
         yield "sched_setaffinity", [_load(0), *of_others]
 
 

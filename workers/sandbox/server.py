@@ -1,7 +1,7 @@
-"""The process that jobs are forked from, first of all: imported there before anything else is.
+"""Prepares the fork server: imported there before anything else.
 
-It forgets its worker's environment and leaves the network before libraries start threads, and no job of
-the same user may look into it.
+It erases its worker's environment and leaves the network before libraries start threads, and stops jobs
+of the same user from inspecting it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from workers.sandbox.features import Mode
 if os.environ.get("FARM_SANDBOX") != Mode.OFF:
     environment.forget(environment.more())
     namespaces.leave_network()
-    # Once, and not in each job: the first finds the C library by starting a program.
+    # Once here instead of in each job: the first call starts a program to find the C library.
     files.abi()
     files.libraries()
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""A job's sandbox as a worker's settings want it."""
+"""A job's sandbox, from the worker's settings."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from workers.sandbox.policy import Sandbox
 def sandbox_of(
     settings: Settings, workdir: Path, inputs: Iterable[Path], *, is_gpu: bool, timeout_s: float
 ) -> Sandbox:
-    """What a job may do on a worker with these settings.
+    """The sandbox of a job on a worker with these settings.
 
     Parameters:
-        inputs: files to read; those below the work folder need no mention.
+        inputs: files to read; those in the work folder needn't be listed.
     """
     limits = Limits.of_machine(
         workdir,

@@ -1,7 +1,7 @@
-"""The processes that one has started, and those that these have: found, stopped, continued, killed.
+"""Finds, stops, continues and kills a process's descendants.
 
-By their descent alone: they may be in any session and group, and whoever has lost its parent belongs to
-the guard, or to the first process of its namespace.
+By descent alone: they may be in any session and process group. An orphan is reparented to the guard, or
+to the first process of its namespace.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-#: So often, at most, those are looked for who were started, or continued, meanwhile.
+#: At most this many passes look for processes started or continued meanwhile.
 _PASSES, _PAUSE_S = 100, 0.001
 _STOPPED, _ENDED = "Tt", "ZXx"
-#: In the middle of a call: it stops before it does anything of its own.
+#: In an uninterruptible system call: it stops before it returns to user space.
 _IN_A_CALL = "D"
 
 
 def below(pid: int) -> dict[int, int]:
-    """The processes below one, each with its parent."""
+    """A process's descendants: PID → parent."""
     found: dict[int, int] = {}
     new = [pid]
     while new:
@@ -41,16 +41,16 @@ def _children(pid: int) -> list[int]:
 
 
 def born(pid: int) -> str:
-    """When a process was started, by which it is told from a later one of its number; empty when it has
+    """A process's start time, which tells it from a later one with the same PID; empty when it has
     ended."""
     return _field(Path(f"/proc/{pid}"), 19)
 
 
 def stop(guard: int) -> None:
-    """Stop all processes of a guard's job, and neither the guard nor what ends the job with it.
+    """Stop all processes of a guard's job, but neither the guard nor the namespace's first process.
 
-    What starts while this goes on is stopped, too; a process that is continued, by one that ran still, is
-    stopped again.
+    Processes that start meanwhile are stopped too; one that is continued by another still running is stopped
+    again.
     """
     for _ in range(_PASSES):
         found = _of_job(guard)
@@ -67,7 +67,7 @@ def resume(guard: int) -> None:
 
 
 def send(processes: dict[int, int], sig: signal.Signals) -> None:
-    """Send a signal to processes, given with their parents, that are what they were."""
+    """Send a signal to processes (PID → parent), skipping those whose PID was reused."""
     family = processes.keys() | set(processes.values())
     for pid in processes:
         with suppress(OSError):
@@ -108,7 +108,7 @@ def _runs(pid: int) -> bool:
     state = _state(Path(f"/proc/{pid}"))
     if state not in _ENDED:
         return state not in _STOPPED + _IN_A_CALL
-    # Its first thread may have ended, and others not.
+    # Its first thread may have ended before the others.
     with suppress(OSError):
         states = [_state(task) for task in Path(f"/proc/{pid}/task").iterdir()]
         return any(one not in _ENDED + _STOPPED + _IN_A_CALL for one in states)
@@ -120,7 +120,7 @@ def _state(process: Path) -> str:
 
 
 def _field(process: Path, number: int) -> str:
-    """A field of what the kernel tells of a process, counted from behind its name."""
+    """A field of ``/proc/PID/stat``, counted from after the name."""
     with suppress(OSError, IndexError):
         text = (process / "stat").read_text(errors="replace")
         return text.rpartition(")")[2].split()[number]
@@ -133,7 +133,7 @@ def _parent(pid: int) -> int:
 
 def _of_status(pid: int, name: str) -> str:
     with suppress(OSError):
-        # The name among it is a stranger's, and may hold what Python takes for the end of a line.
+        # The process chooses its name, which may contain what Python takes for the end of a line.
         for line in Path(f"/proc/{pid}/status").read_bytes().split(b"\n"):
             if line.startswith(f"{name}:".encode()):
                 return line.partition(b":")[2].decode().strip()

@@ -1,4 +1,4 @@
-"""What a job's processes use, looked at now and then: no limit of the kernel's covers all of it."""
+"""Polls what a job's processes use: no kernel limit covers all of it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-#: Of a thread, beside its pages: what the kernel keeps of it, and its stack there. Of a descriptor: half
-#: a pipe of two pages, which any user may have.
+#: Kernel memory per thread, including its kernel stack, and per descriptor: half of a two-page pipe, which
+#: any user may have.
 _THREAD_BYTES, _DESCRIPTOR_BYTES = 32 * 2**10, 4 * 2**10
 _MANY_FILES = 200_000
-#: Descriptors of all of a job's processes: a look at each takes time, in which nothing else is looked at.
+#: Limit on all descriptors of a job: checking each takes time, during which nothing else is checked.
 _MANY_OPEN = 20_000
-#: No stage makes folders so deep, and each level is held open while what is below it is counted.
+#: No stage nests folders this deep, and each level stays open while the levels below are counted.
 _DEEPEST = 200
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _PRIVATE = ("RssAnon", "VmSwap", "VmPTE", "HugetlbPages")
@@ -22,18 +22,18 @@ _PRIVATE_FAIRLY = ("Pss_Anon", "SwapPss", "Private_Hugetlb", "Shared_Hugetlb")
 
 
 class Uncounted(Exception):
-    """It can't be told what is used, and no stage does what hides it."""
+    """Usage can't be determined, and no stage does anything that hides it."""
 
 
 def memory_bytes(pids: Iterable[int], *, file_system: Path | None, most: int) -> int:
-    """What processes use together, to compare with ``most``.
+    """Memory that processes use together, to compare with ``most``.
 
     Parameters:
-        file_system: one in memory that is theirs alone; what lies there they use, mapped or not.
+        file_system: a private in-memory file system; its files count whether mapped or not.
     """
     files = _held_in(file_system) if file_system else 0
     places = list(map(_place, pids))
-    # The quick look counts for each what they share; only when that is too much a slow one follows.
+    # The quick pass counts shared memory once per process; only if that is too much, a slow pass follows.
     used = _together(map(_quickly, places), files)
     return used if used <= most else _together(map(_fairly, places), files)
 
@@ -51,7 +51,7 @@ def _held_in(file_system: Path) -> int:
 
 
 def _place(pid: int) -> Path:
-    """Where the kernel tells of a process. Of one whose first thread has ended it does by another."""
+    """A process's folder in ``/proc``, or a live thread's if its first thread has ended."""
     place = Path(f"/proc/{pid}")
     if "VmRSS" in _numbers(place / "status"):
         return place
@@ -63,17 +63,17 @@ def _place(pid: int) -> Path:
 
 
 def _quickly(place: Path) -> tuple[int, int]:
-    """What a process uses by itself, and what with others."""
+    """A process's private and shared memory."""
     of = _numbers(place / "status")
     private = sum(of.get(name, 0) for name in _PRIVATE) * 1024
     return private + _in_kernel(place, of), of.get("RssShmem", 0) * 1024
 
 
 def _fairly(place: Path) -> tuple[int, int]:
-    """What is a process's own, and its part of what it shares."""
+    """A process's private memory, and its proportional part of shared memory."""
     kib = _numbers(place / "smaps_rollup")
     if "Pss_Anon" not in kib:
-        return _quickly(place)  # it may not be looked at so closely, or has ended
+        return _quickly(place)  # not allowed to read this, or the process has ended
     of = _numbers(place / "status")
     private = sum(kib.get(name, 0) for name in _PRIVATE_FAIRLY) + of.get("VmPTE", 0)
     return private * 1024 + _in_kernel(place, of), kib.get("Pss_Shmem", 0) * 1024
@@ -87,7 +87,7 @@ def _in_kernel(place: Path, of: dict[str, int]) -> int:
 
 
 def _numbers(file: Path) -> dict[str, int]:
-    """The numbers in such a file, by name; none when its process has ended or hides it."""
+    """The numbers in a ``/proc`` file by name; empty when its process has ended or hides it."""
     found: dict[str, int] = {}
     with suppress(OSError):
         for line in _lines(file):
@@ -98,8 +98,8 @@ def _numbers(file: Path) -> dict[str, int]:
 
 
 def _lines(file: Path) -> list[bytes]:
-    """Of what the kernel tells. Names in it are a stranger's, and may hold all that Python takes for the end
-    of a line but this one.
+    """Lines of a ``/proc`` file. Names in it are untrusted, and may contain everything that Python takes for
+    the end of a line except ``\\n``.
 
     Raises:
         OSError
@@ -108,8 +108,8 @@ def _lines(file: Path) -> list[bytes]:
 
 
 def disk_bytes(folder: Path, pids: Iterable[int], *, most: int) -> int:
-    """What a folder holds on its disk, with what processes hold there that has no name any more; more
-    than ``most`` when that can't be counted."""
+    """Disk space of a folder, including deleted files that processes hold open; more than ``most`` when it
+    can't be counted."""
     try:
         return _Count().of(folder) + _nameless_bytes(folder, list(pids))
     except Uncounted:
@@ -117,11 +117,11 @@ def disk_bytes(folder: Path, pids: Iterable[int], *, most: int) -> int:
 
 
 class _Count:
-    """Goes through a folder by descriptors: a path ends at 4096 bytes, a folder doesn't."""
+    """Walks a folder by descriptors: a path is limited to 4096 bytes, nesting isn't."""
 
     def __init__(self) -> None:
         self._entries = 0
-        self._files: set[int] = set()  #: with several names
+        self._files: set[int] = set()  #: files with several links
         self._bytes = 0
 
     def of(self, folder: Path) -> int:
@@ -139,7 +139,7 @@ class _Count:
                     os.close(at)
                     held.pop()
                 elif (below := _opened(folders.pop(), at)) is not None:
-                    held.append((below, []))  # to be closed, whatever counting it gives
+                    held.append((below, []))  # closed later, even if counting fails
                     held[-1][1].extend(self._count(below))
                     if len(held) > _DEEPEST:
                         raise Uncounted
@@ -148,7 +148,7 @@ class _Count:
                 os.close(at)
 
     def _count(self, folder: int) -> list[str]:
-        """Count what is right in a folder; return the folders there."""
+        """Count a folder's direct files; return its subfolders."""
         folders = []
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -170,23 +170,23 @@ class _Count:
 
 
 def _opened(name: str, at: int) -> int | None:
-    """A folder, or None when it has gone.
+    """Open a folder; None when it is gone.
 
     Raises:
-        Uncounted: it can't be looked into.
+        Uncounted: it can't be read.
     """
     for _ in range(2):
         try:
             return os.open(name, _FOLDER, dir_fd=at)
         except PermissionError:
             _let_in(name, at)
-        except OSError:  # it has gone, or isn't one any more
+        except OSError:  # it is gone, or no longer a folder
             return None
     raise Uncounted
 
 
 def _let_in(name: str, at: int) -> None:
-    """Make a folder readable that was made so that it isn't."""
+    """Make a folder readable that was made unreadable."""
     with suppress(OSError):
         handle = os.open(name, os.O_PATH | _FOLDER, dir_fd=at)
         try:
@@ -196,7 +196,7 @@ def _let_in(name: str, at: int) -> None:
 
 
 def _nameless_bytes(folder: Path, pids: list[int]) -> int:
-    """What processes hold of a folder's disk that has no name.
+    """Disk space of deleted files on a folder's disk that processes hold open.
 
     Raises:
         Uncounted
@@ -227,7 +227,7 @@ def _open_files(places: Iterable[Path]) -> Iterator[os.stat_result]:
 
 
 def _nameless_areas(place: Path, folder: Path) -> Iterator[tuple[str, int]]:
-    """Areas of memory that are files without a name: where they lie, and the files' numbers."""
+    """Mapped deleted files: each mapping's address range and the file's inode."""
     start = os.fsencode(folder).replace(b"\n", b"\\012") + b"/"
     with suppress(OSError):
         for line in _lines(place / "maps"):
@@ -238,7 +238,7 @@ def _nameless_areas(place: Path, folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def _mapped_bytes(place: Path, area: str) -> int:
-    """What a file takes that is mapped and not open.
+    """Disk space of a file that is mapped and not open.
 
     Raises:
         Uncounted: only the superuser may see it, and no stage needs such a file.
@@ -246,6 +246,6 @@ def _mapped_bytes(place: Path, area: str) -> int:
     try:
         return (place / "map_files" / area).stat().st_blocks * 512
     except FileNotFoundError:
-        return 0  # it isn't mapped any more
+        return 0  # no longer mapped
     except OSError:
         raise Uncounted from None
