@@ -1,7 +1,7 @@
-"""TorchScript: a program compiled by ``torch.jit``, for processes that load it without Python.
+"""Builds and runs TorchScript engines: programs compiled by ``torch.jit``, loadable without Python.
 
-Scripted rather than traced: a trace keeps the sizes of its example where the program computes with a
-dynamic one, and so would run at that batch alone.
+Scripted rather than traced: where the program computes with a dynamic size, a trace keeps its example's,
+and would only run at that batch size.
 """
 
 from __future__ import annotations
@@ -31,35 +31,35 @@ from workers.programs.eager import input_names, named_tensors, output_names, ten
 from workers.programs.guard import checked
 
 VERSION = torch.__version__
-#: In the archive, beside the code: the names of the inputs and outputs, in the order of the call.
+#: Extra file in the archive: the names of the inputs and outputs, in call order.
 NAMES = "names.json"
-#: Of the operators that make tensors. TorchScript can't say them, and there is one device.
+#: Arguments of operators that create tensors. TorchScript can't express them, and there is one device.
 _PLACES = ("device", "pin_memory")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scripted:
-    """What was built."""
+    """A built engine."""
 
     build_s: float
     layers: Sequence[Layer]
 
 
 def build_engine(program: ExportedProgram, engine: Path) -> Scripted:
-    """Write a program as TorchScript: its inputs one after the other, one output or a tuple.
+    """Write a program as TorchScript: positional inputs, one output or a tuple.
 
     Raises:
-        EngineBuildFailed: naming what TorchScript can't say.
+        EngineBuildFailed: names what TorchScript can't express.
     """
     start = time.monotonic()
     graph = _flat_graph(program)
     names = {"inputs": input_names(program), "outputs": output_names(program)}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it is deprecated, which the documents say
+            warnings.simplefilter("ignore")  # the deprecation, which the docs mention
             module = torch.jit.freeze(torch.jit.script(graph.eval()))
             torch.jit.save(module, str(engine), _extra_files={NAMES: json.dumps(names)})
-    except Exception as err:  # the compiler raises kinds of its own, and bare RuntimeErrors
+    except Exception as err:  # the compiler raises its own error types and bare RuntimeErrors
         raise EngineBuildFailed(
             f"torch {VERSION} can't compile this program to TorchScript: {_reason(err)}",
             hint="use onnxruntime:cpu, or rewrite that operator with others",
@@ -68,11 +68,11 @@ def build_engine(program: ExportedProgram, engine: Path) -> Scripted:
 
 
 class TorchScriptModel:
-    """A TorchScript engine, on the CPU. The process that built it had read a stranger's program: so it is
-    looked at, and run, as a stranger's.
+    """A TorchScript engine, on the CPU. The process that built it had read an untrusted program, so the
+    engine is checked and run as untrusted too.
 
     Raises:
-        EngineBuildFailed: it holds what the farm doesn't run.
+        EngineBuildFailed: it contains something that the farm doesn't run.
     """
 
     def __init__(self, path: Path) -> None:
@@ -109,7 +109,7 @@ class TorchScriptModel:
 
 
 def _flat_graph(program: ExportedProgram) -> fx.GraphModule:
-    """The program's graph in words that TorchScript has: operators by name, inputs in a row."""
+    """The program's graph in terms of TorchScript: operators by name, positional inputs."""
     module = program.module(check_guards=False)
     graph = module.graph
     graph.set_codegen(CodeGen())

@@ -1,8 +1,8 @@
-"""Latency on a GPU as trtexec takes it: CUDA events around transfer in, compute, transfer out.
+"""Measures GPU latency as trtexec does: CUDA events around transfer in, compute, transfer out.
 
-Two queries are in flight, on a stream each for the way in, the compute and the way out, so that
-transfers overlap with compute. Latency is the sum of a query's three parts; throughput counts the
-queries over the span from the first transfer in to the last one out.
+Two queries are in flight, with one stream for transfers in, one for compute and one for transfers out, so
+that transfers overlap with compute. Latency is the sum of a query's three parts; throughput is the queries
+over the time from the first transfer in to the last one out.
 Source: TensorRT's samples/common/sampleInference.cpp.
 """
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from farm.reports.metrics import Timed
 from workers.clocks.host import PERCENTILES, Pace, percentile
 
-#: trtexec's bounds, beyond which it says so.
+#: trtexec's thresholds for its warnings.
 ENQUEUE_SHARE = 0.8
 COMPUTE_VARIATION = 0.025
 FEW_QUERIES = 100
@@ -32,14 +32,14 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 class Bound(Protocol):
-    """An inference whose inputs lie on the GPU."""
+    """An inference whose inputs are on the GPU."""
 
     def enqueue(self) -> Tensors:
-        """Put one inference on the current stream; its outputs, which are there when the stream is."""
+        """Enqueue one inference on the current stream; return its outputs, ready when the stream is."""
         ...
 
 
-#: Makes an inference of tensors on the GPU; the current stream is the one that it will run on.
+#: Makes an inference from GPU tensors; it will run on the stream that is current now.
 Bind = Callable[[Tensors], Bound]
 
 
@@ -50,7 +50,7 @@ class Query:
     h2d_ms: float
     compute_ms: float
     d2h_ms: float
-    enqueue_ms: float  #: of the host, around the call
+    enqueue_ms: float  #: host time around the call
 
     @property
     def latency_ms(self) -> float:
@@ -59,13 +59,13 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """Queries in a row, and how long they took together."""
+    """Consecutive queries, and their total time."""
 
     queries: Sequence[Query]
     seconds: float
 
     def timed(self, batch: int) -> Timed:
-        """Percentiles of each part, queries and samples per second."""
+        """Percentiles of each part; queries and samples per second."""
         rate = len(self.queries) / self.seconds
         return Timed(
             latency_ms=_spread([q.latency_ms for q in self.queries]),
@@ -79,7 +79,7 @@ class Span:
         )
 
     def warnings(self) -> list[str]:
-        """Why the figures may be less, or less sure, than they could be."""
+        """Reasons why the figures may be too low or unreliable."""
         said = []
         compute = [query.compute_ms for query in self.queries]
         enqueue = median(query.enqueue_ms for query in self.queries)
@@ -102,7 +102,7 @@ class Span:
 
 
 class Streams:
-    """One for each part of a query."""
+    """One stream per part of a query."""
 
     def __init__(self) -> None:
         self.h2d = torch.cuda.Stream()
@@ -116,7 +116,7 @@ def time_queries(
     """Time inferences of these inputs on the current GPU.
 
     Raises:
-        RuntimeError: CUDA's, as when the GPU's memory doesn't suffice.
+        RuntimeError: from CUDA, for example when GPU memory runs out.
     """
     slots = [_Slot(bind, arrays, streams) for _ in range(_IN_FLIGHT)]
     _repeat(slots, seconds=pace.warmup_s, least=_IN_FLIGHT, longest_s=pace.max_s)
@@ -130,14 +130,14 @@ def time_queries(
 
 
 def captured(bind: Bind) -> Bind:
-    """The same inference as a CUDA graph, for runtimes that let their work be captured."""
+    """The same inference as a CUDA graph, for runtimes whose work can be captured."""
     return lambda inputs: _Captured(bind(inputs))
 
 
 class _Captured:
     def __init__(self, bound: Bound) -> None:
         stream = torch.cuda.current_stream()
-        bound.enqueue()  # what a first run sets up mustn't be captured
+        bound.enqueue()  # don't capture the setup of a first run
         stream.synchronize()
         self._bound = bound
         self._graph = torch.cuda.CUDAGraph()
@@ -206,14 +206,14 @@ class _Slot:
 
     @property
     def received(self) -> torch.cuda.Event:
-        """When its outputs were on the host."""
+        """The event when its outputs were on the host."""
         return self._events[-1]
 
 
 def _repeat(
     slots: Sequence[_Slot], *, seconds: float, least: int, longest_s: float
 ) -> tuple[list[Query], torch.cuda.Event]:
-    """Queries for some time, and at least so many; the event at which the last one had ended."""
+    """Run queries for a time, and at least a given number; also return the last one's end event."""
     queries: list[Query] = []
     start = time.perf_counter()
     started = 0
@@ -227,7 +227,7 @@ def _repeat(
         slot.start()
         started += 1
     last = slots[(started - 1) % len(slots)]
-    for number in range(started, started + len(slots)):  # in the order in which they were started
+    for number in range(started, started + len(slots)):  # in start order
         if slots[number % len(slots)].busy:
             queries.append(slots[number % len(slots)].finish())
     return queries, last.received

@@ -1,4 +1,4 @@
-"""Latency on the host's clock, of several models side by side."""
+"""Measures latency on the host's clock, for several models side by side."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Pace:
     warmup_s: float = 0.2
     duration_s: float = 1.0
     min_iterations: int = 10
-    max_s: float = 3.0  #: ends a slow model's timing before its min_iterations
-    slice_s: float = 0.25  #: how long one model runs before it is another's turn
+    max_s: float = 3.0  #: stops a slow model before its min_iterations
+    slice_s: float = 0.25  #: how long a model runs before the next one's turn
 
     def view(self) -> PaceView:
         return PaceView(**asdict(self))
@@ -30,14 +30,14 @@ class Pace:
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Latencies in seconds of each run, and how much of the CPU other processes used meanwhile."""
+    """Each run's latencies in seconds, and the share of the CPU that other processes used meanwhile."""
 
     latencies: dict[str, list[float]]
     others_share: float  #: of all cores, 0…1
 
 
 def time_side_by_side(runs: Mapping[str, Callable[[], object]], pace: Pace) -> Timings:
-    """Time some runs. They take turns, so that a busy spell of the machine hits them all."""
+    """Time runs in turns, so that a busy spell of the machine affects them all."""
     before = _cpu_times()
     for run in runs.values():
         _repeat(run, pace.warmup_s)
@@ -51,7 +51,7 @@ def time_side_by_side(runs: Mapping[str, Callable[[], object]], pace: Pace) -> T
 
 
 def percentile(latencies: Sequence[float], percent: float) -> float:
-    """trtexec's: ``sorted[max(N-1-int((1-p/100)*N), 0)]``, so that the figures compare."""
+    """As trtexec computes it, for comparable figures: ``sorted[max(N-1-int((1-p/100)*N), 0)]``."""
     ordered = sorted(latencies)
     count = len(ordered)
     return ordered[max(count - 1 - int((1 - percent / 100) * count), 0)]
@@ -67,25 +67,25 @@ def samples_per_s(latencies: Sequence[float], batch: int) -> float:
 
 
 def cpu_name() -> str:
-    """The CPU's product name, as the kernel tells it."""
+    """The CPU's product name, as the kernel reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:
-        pass  # not Linux: the platform's word has to do
+        pass  # not Linux: fall back to the platform module
     return platform.processor() or platform.machine()
 
 
 def _cpu_times() -> tuple[float, float, float]:
-    """Seconds so far: of all cores together, of all work on them, and of this process."""
+    """Seconds so far: of all cores, of all work on them, and of this process."""
     try:
         line = Path("/proc/stat").read_text().splitlines()[0]
     except OSError:
-        return 0.0, 0.0, 0.0  # not Linux: the share of others stays unknown, as zero
+        return 0.0, 0.0, 0.0  # not Linux: the others' share is unknown and stays zero
     ticks = [int(field) / os.sysconf("SC_CLK_TCK") for field in line.split()[1:9]]
     total = sum(ticks)
-    idle = ticks[3] + ticks[4]  # idle and waiting for the disk
+    idle = ticks[3] + ticks[4]  # idle, and waiting for the disk
     return total, total - idle, time.process_time()
 
 

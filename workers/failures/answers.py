@@ -1,6 +1,6 @@
-"""What to do about a failure, where that takes more than a line: by what was asked for.
+"""Hints for failures that need more than a line, depending on the request.
 
-Each takes the words that the failure was known by, as its entry in ``known_failures`` matched them.
+Each takes the match of its entry in ``workers.failures.known``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FP32, FP16, BF16, INT8 = Precision.FP32, Precision.FP16, Precision.BF16, Precisi
 
 
 def another_way(asked: Asked) -> str:
-    """Another precision for the target, or the same elsewhere; empty if there is neither."""
+    """Another precision for the target, or the same precision elsewhere; empty if there is neither."""
     return either(
         asked.better(FP32, FP16) or asked.better(BF16, INT8),
         asked.elsewhere(Runtime.TENSORRT, Runtime.ONNXRUNTIME),
@@ -27,7 +27,7 @@ def another_way(asked: Asked) -> str:
 
 
 def memory(asked: Asked, _: re.Match[str] | None = None) -> str:
-    """What to do when there wasn't enough of it."""
+    """What to do when memory ran out."""
     smaller = {
         JobKind.CALIBRATE: "calibrate with a smaller batch_size or fewer samples",
         JobKind.MEASURE: "allow smaller shapes by --profile",
@@ -81,7 +81,7 @@ def mixed_types(asked: Asked, match: re.Match[str]) -> str:
 
 
 def _as_submitted(asked: Asked) -> bool:
-    """Whether the graph that failed is the user's own, not one that the farm has made of it."""
+    """Whether the failed graph is the user's own, not one that the farm derived from it."""
     return asked.stage is JobKind.EXPORT or (
         asked.stage is JobKind.BUILD and asked.precision is FP32
     )

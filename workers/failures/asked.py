@@ -1,4 +1,4 @@
-"""What a stage was asked for, and what else its target could be given."""
+"""A stage's request, and the alternatives that its target has."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from farm.stages import JobKind, StageParams
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a stage was asked for."""
+    """A stage's request."""
 
     stage: JobKind
     precision: Precision | None = None
-    target: Target | None = None  #: None where one run serves several
-    source: SourceFormat | None = None  #: None where the stage starts from ONNX
+    target: Target | None = None  #: None if one run serves several
+    source: SourceFormat | None = None  #: None if the stage starts from ONNX
     data: frozenset[str] = frozenset()  #: the user's: ``calibration``, ``evaluation``
-    may_drop: bool = False  #: whether the user has said how much accuracy may be lost
+    may_drop: bool = False  #: whether the user has set an allowed loss of accuracy
     pruned: bool = False
 
     @classmethod
     def of(cls, stage: JobKind, params: StageParams, roles: Collection[str]) -> Self:
-        """Of a stage with these parameters and inputs."""
+        """The request of a stage with these parameters and inputs."""
         return cls(
             stage=stage,
             precision=getattr(params, "precision", None),
@@ -46,7 +46,7 @@ class Asked:
         return f"{self.stage}{in_type}{f' for {self.target}' if self.target else ''}"
 
     def better(self, *wanted: Precision) -> str:
-        """Those of the precisions that weren't asked for and that the target has; empty if none."""
+        """The precisions that weren't requested and that the target supports; empty if none."""
         return _any_of(
             "choose",
             [
@@ -57,7 +57,7 @@ class Asked:
         )
 
     def elsewhere(self, *runtimes: Runtime) -> str:
-        """The same precision in other runtimes, on this GPU or else on CPUs; empty if there are none."""
+        """The same precision in other runtimes, on this GPU or else on CPUs; empty if none."""
         if self.target is None:
             return ""
         gpus = dict.fromkeys((self.target.gpu, gpu_tags.CPU))
@@ -70,7 +70,7 @@ class Asked:
         return _any_of("build it for", found)
 
     def misses(self, hint: str) -> bool:
-        """Whether a hint advises to choose what was asked for already, or what the target hasn't."""
+        """Whether a hint advises something already requested, or that the target lacks."""
         chosen = [
             Precision(word) for list_ in _CHOICE.findall(hint) for word in _WORD.findall(list_)
         ]
@@ -104,5 +104,5 @@ def _any_of(verb: str, things: list[str]) -> str:
 
 
 def either(*ways: str) -> str:
-    """The ways that there are, as one sentence."""
+    """Join the available alternatives into one sentence."""
     return ", or ".join(filter(None, ways))

@@ -1,4 +1,4 @@
-"""How a stage ends badly: with an error of the farm whose hint fits what was asked for."""
+"""Turns a stage's failure into a farm error whose hint fits the request."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def explained(err: Exception, asked: Asked) -> FarmError:
-    """The error that a stage ends in, with a hint that fits what was asked for.
+    """The error that a stage ends in, with a hint that fits the request.
 
-    What no stage has foreseen becomes a ``StageFault``, which names the stage, the target, and the line.
+    An unforeseen error becomes a ``StageFault``, which names the stage, the target and the line.
     """
     found = known(said_by_others(err), asked)
     if isinstance(err, StageFailed):
@@ -72,7 +72,7 @@ def explained(err: Exception, asked: Asked) -> FarmError:
 
 
 def said_by_others(err: BaseException) -> str:
-    """What libraries said that led to an error, in one line; of the farm's own errors nothing."""
+    """The libraries' messages that led to an error, in one line; excludes the farm's own errors."""
     return " ".join(
         " ".join(_COLOUR.sub("", f"{one}").split())
         for one in _chain(err)
@@ -90,13 +90,13 @@ def _chain(err: BaseException) -> Iterator[BaseException]:
 
 
 def first_line(err: BaseException) -> str:
-    """The first line of what an error says."""
+    """The first line of an error's message."""
     lines = [line.strip() for line in _COLOUR.sub("", str(err)).splitlines() if line.strip()]
     return lines[0][:300] if lines else "it gives no reason"
 
 
 def _where(err: BaseException) -> str:
-    """The last line of the farm's code that it came through."""
+    """The last line of the farm's code in its traceback."""
     frames = traceback.extract_tb(err.__traceback__)
     ours = [f for f in frames if Path(f.filename).parent.is_relative_to(_HERE)]
     if not ours:
@@ -105,14 +105,14 @@ def _where(err: BaseException) -> str:
 
 
 def _is_general(err: StageFailed) -> bool:
-    """Whether its hint is its class's, or a stage's for whatever a tool may come across."""
+    """Whether its hint is its class's default, or a stage's catch-all for a tool."""
     return err.hint in (None, type(err).default_hint) or (
         isinstance(err, CastFailed | CalibrationFailed) and bool(said_by_others(err))
     )
 
 
 def _by_kind(err: StageFailed, asked: Asked) -> str:
-    """What to do where neither the stage nor the table knows better."""
+    """The hint when neither the stage nor the table has a better one."""
     if isinstance(err, PrecisionMissed):
         return either(
             asked.better(Precision.FP16, Precision.FP32),
@@ -128,7 +128,7 @@ def _by_kind(err: StageFailed, asked: Asked) -> str:
 
 
 def _accuracy(asked: Asked) -> str:
-    """Of an engine whose outputs are too far from its source's, or NaN where those aren't."""
+    """The hint for an engine whose outputs are too far from its source's, or NaN where those aren't."""
     drop = "raise max_drop" if asked.may_drop else ""
     if asked.pruned:
         return either("prune less", drop)

@@ -1,7 +1,7 @@
-"""What libraries say when they fail, and what then helps, by what was asked for.
+"""Known error messages of libraries and their hints, depending on the request.
 
-A stage raises its error ``from`` what the library said. At the stage's border (``stage_errors``) the words
-are looked up here, so that a hint never advises what was asked for already or what the target hasn't.
+A stage raises its error ``from`` the library's. At the stage's boundary (``stage_errors``) the message is
+looked up here, so that a hint never advises what was already requested or what the target lacks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FP32, FP16, BF16, INT8 = Precision.FP32, Precision.FP16, Precision.BF16, Precisi
 
 
 class Said(Exception):
-    """A library's own words, where it doesn't raise them: the cause of the farm's error."""
+    """A library's message that it doesn't raise itself: the cause of the farm's error."""
 
 
 Answer = Callable[[Asked, re.Match[str]], str]
@@ -28,15 +28,15 @@ Answer = Callable[[Asked, re.Match[str]], str]
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """A failure that is known by its words."""
+    """A failure recognised by its message."""
 
     pattern: re.Pattern[str]
     answer: Answer
-    error: type[StageFailed] = InvalidModel  #: where no stage has given it a class
+    error: type[StageFailed] = InvalidModel  #: if no stage has given it a class
 
 
 def known(text: str, asked: Asked) -> tuple[Known, str] | None:
-    """The failure that these words are of, and what to do about it; the first in the table counts."""
+    """The known failure with this message, and its hint; the first match in the table wins."""
     for one in TABLE:
         match = one.pattern.search(text)
         if match:
@@ -53,9 +53,9 @@ def _entry(pattern: str, answer: Answer | str, error: type[StageFailed] = Invali
     return Known(pattern=re.compile(pattern), answer=given, error=error)
 
 
-#: The first match counts: what is more precise comes first.
+#: The first match wins, so more specific entries come first.
 TABLE: tuple[Known, ...] = (
-    # Memory, of whichever library
+    # Memory, from any library
     _entry(
         r"(?i)\bout of memory\b|bad_alloc|can't allocate memory|cudaErrorMemoryAllocation"
         r"|Failed to allocate memory for requested buffer|CUBLAS_STATUS_ALLOC_FAILED",
@@ -254,7 +254,7 @@ TABLE: tuple[Known, ...] = (
         "install onnxruntime-gpu and matching CUDA libraries on the worker: "
         "pip install 'engine-farm[worker,gpu]'",
     ),
-    # torch 2.13: its exporter, and loading what another torch has saved
+    # torch 2.13: its exporter, and loading files of another torch
     _entry(r"No ONNX function found for <OpOverload\(op='(?P<op>[\w.:]+)'", answers.no_onnx_for),
     _entry(
         r"Serialized schema version|archive version \d+ does not match",
@@ -281,7 +281,7 @@ TABLE: tuple[Known, ...] = (
         "use torch.cond or torch.where instead of Python branches on a tensor's values, and export it "
         "yourself",
     ),
-    # ModelOpt 0.47, and what it runs models with
+    # ModelOpt 0.47, and the runtimes it uses
     _entry(
         r"Too many bins",
         "calibrate with --calibration-method max, or look for outliers: a tensor's values are spread "
@@ -305,6 +305,6 @@ TABLE: tuple[Known, ...] = (
             asked.better(FP32),
         ),
     ),
-    # The rest of what TensorRT and others don't do
+    # Other unsupported features of TensorRT and others
     _entry(r"(?i)(?:is|are) (?:currently )?not supported|does not support", answers.unsupported),
 )

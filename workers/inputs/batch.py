@@ -1,4 +1,4 @@
-"""The batch: along which axis of each input and output the samples follow each other."""
+"""The batch: the axis of each input and output along which samples are stacked."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from farm.specs.shapes import ANONYMOUS, Profile, ShapeRange, TensorSpec
 
 Arrays = dict[str, NDArray[np.generic]]
 Shapes = dict[str, tuple[int, ...]]
-Sizes = tuple[int, int, int]  #: of an axis: smallest, optimal, largest
+Sizes = tuple[int, int, int]  #: an axis's smallest, optimal and largest size
 
-#: Names that people and exporters give the batch's axis, and those that might mean other things too.
+#: Names that people and exporters give the batch axis, including ambiguous ones.
 _BATCH = re.compile(r"(\w*[_.])?batch(_?size)?", re.IGNORECASE)
 _SHORT = re.compile(r"n|b|bs", re.IGNORECASE)
-#: Names of an axis along which one sample goes on.
+#: Names of an axis within one sample.
 _SEQUENCE = re.compile(
     r"[tsl]|(\w*_)?(seq|sequence|time|length|len|frames?|steps?)(_?len(gth)?)?", re.IGNORECASE
 )
-#: What torch.export calls a size: archives keep no other names.
+#: torch.export's name for a size: archives keep no other names.
 _SYMBOL = re.compile(r"s\d+")
 _LENGTHS = re.compile(r"(.*_)?len(gth)?s?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Where the samples lie in arrays of a model's inputs and outputs."""
+    """Where the samples are in the arrays of a model's inputs and outputs."""
 
-    axes: Mapping[str, int | None]  #: by input; None for one that is the same for every sample
+    axes: Mapping[str, int | None]  #: input → axis; None if it is the same for every sample
     min: int
     opt: int
     max: int
-    is_dynamic: bool  #: whether samples can be batched at will
+    is_dynamic: bool  #: whether the batch size can be chosen
     output_axes: Mapping[str, int | None] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls, inputs: Sequence[TensorSpec], profile: Profile, outputs: Sequence[TensorSpec] = ()
     ) -> Batch:
-        """The batch of a model, at the sizes of a profile that has a range for every input.
+        """Find a model's batch, at the sizes of a profile with a range for every input.
 
-        The batch is the axis that is called so, or that stands first in the first input and wherever
-        else it stands; another input's first axis is the batch where it is dynamic and of the same
-        range, and so is a later one of an input whose first is static, as of a recurrent state without
-        names. Of a static model it is the first axis of the first input, and of those that are as long.
+        The batch is the axis with that name; otherwise the first axis of the first input, wherever its
+        name appears. Another input's first axis is the batch if it is dynamic with the same range, and so
+        is a later axis if the first is static, as in an unnamed recurrent state. In a static model it is
+        the first axis of the first input, and of every input with the same length.
         """
         symbol = batch_symbol(inputs)
         if symbol is None:
@@ -85,19 +85,19 @@ class Batch:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Those that have a batch."""
+        """The inputs that have a batch."""
         return tuple(name for name, axis in self.axes.items() if axis is not None)
 
     def axis_of(self, name: str) -> int | None:
-        """Of an input: the batch's axis, or None where it is the same for every sample."""
+        """An input's batch axis, or None if it is the same for every sample."""
         return self.axes[name]
 
     def axis_of_output(self, name: str) -> int | None:
-        """Of an output: the batch's axis, or None where it has none; 0 where nobody said."""
+        """An output's batch axis, or None if it has none; 0 if unknown."""
         return self.output_axes.get(name, 0)
 
     def count(self, arrays: Mapping[str, NDArray[np.generic]]) -> int:
-        """How many samples arrays of the inputs hold; 1 where there is no batch."""
+        """The number of samples in arrays of the inputs; 1 without a batch."""
         counts = [
             arrays[name].shape[axis]
             for name, axis in self.axes.items()
@@ -108,7 +108,7 @@ class Batch:
     def split(
         self, arrays: Mapping[str, NDArray[np.generic]], size: int, *, smallest: int = 1
     ) -> Iterator[Arrays]:
-        """Consecutive batches in the arrays' order; a remainder below ``smallest`` is left out."""
+        """Consecutive batches, in order; a remainder smaller than ``smallest`` is dropped."""
         for start in range(0, self.count(arrays), size):
             batch = self.take(arrays, slice(start, start + size))
             if self.count(batch) >= smallest:
@@ -119,7 +119,7 @@ class Batch:
         arrays: Mapping[str, NDArray[np.generic]],
         which: slice | Sequence[int] | NDArray[np.bool_] | NDArray[np.intp],
     ) -> Arrays:
-        """Some of the samples: a stretch, those of a mask, or those of these numbers in this order."""
+        """Select samples by a slice, a mask, or indices in the given order."""
         taken: Arrays = {}
         for name, array in arrays.items():
             axis = self.axes.get(name)
@@ -127,11 +127,11 @@ class Batch:
         return taken
 
     def repeated(self, arrays: Mapping[str, NDArray[np.generic]], size: int) -> Arrays:
-        """A batch of this size: the samples one after the other, and again from the first."""
+        """A batch of this size: the samples in order, repeated as needed."""
         return self.take(arrays, np.arange(size) % self.count(arrays))
 
     def at(self, profile: Profile, size: int) -> Shapes:
-        """The opt shapes, with a dynamic batch of ``size``."""
+        """The profile's opt shapes, with a dynamic batch set to ``size``."""
         shapes = {name: given.opt for name, given in profile.items()}
         for name, axis in self.axes.items():
             if self.is_dynamic and axis is not None:
@@ -141,7 +141,7 @@ class Batch:
 
 
 def batch_symbol(inputs: Sequence[TensorSpec]) -> str | None:
-    """The name of the batch's axis, or None where nothing that could be it is dynamic."""
+    """The name of the batch axis, or None if no candidate is dynamic."""
     named = [(spec, axis, s) for spec in inputs for axis, s in enumerate(spec.shape) if _named(s)]
     for _, _, size in named:
         if _BATCH.fullmatch(str(size)):
@@ -163,7 +163,7 @@ def _named(size: int | str) -> bool:
 
 
 def _second_axis(inputs: Sequence[TensorSpec], short: set[str]) -> str | None:
-    """The batch of a model whose sequences come first, and are all of one length."""
+    """The batch axis of a sequence-first model whose sequences all have the same length."""
     for spec in inputs:
         if len(spec.shape) < 3 or not isinstance(spec.shape[1], str) or spec.shape[0] == 1:
             continue
@@ -173,8 +173,8 @@ def _second_axis(inputs: Sequence[TensorSpec], short: set[str]) -> str | None:
 
 
 def _sequence_first(inputs: Sequence[TensorSpec], first: str) -> str | None:
-    """The second axis of the first input that has one dynamic before it, where another input says that
-    it is the batch: a recurrent state ``[layers, batch, …]``, or lengths ``[batch]``."""
+    """The second axis of the first input whose first is dynamic too, if another input shows that it is the
+    batch: a recurrent state ``[layers, batch, …]``, or lengths ``[batch]``."""
     data = next(spec for spec in inputs if spec.shape and spec.shape[0] == first)
     if len(data.shape) < 3 or not _named(data.shape[1]) or data.shape[1] == first:
         return None
@@ -190,14 +190,14 @@ def _sequence_first(inputs: Sequence[TensorSpec], first: str) -> str | None:
 
 
 def _axis(shape: tuple[int | str, ...], symbol: str) -> int | None:
-    # Two anonymous axes have nothing to do with each other.
+    # Two anonymous axes are unrelated.
     return shape.index(symbol) if symbol in shape and symbol != ANONYMOUS else None
 
 
 def _axis_of_range(
     spec: TensorSpec, shapes: ShapeRange, sizes: Sizes, beside: set[int | str]
 ) -> int | None:
-    """The dynamic axis of this range that no input with a batch has beside it."""
+    """The dynamic axis with this range that doesn't appear next to the batch in another input."""
     return next(
         (
             axis
@@ -209,7 +209,7 @@ def _axis_of_range(
 
 
 def _output_axis(spec: TensorSpec, symbol: str, beside: set[int | str]) -> int | None:
-    """By the batch's name; else the first axis, where that is dynamic and nobody knows of what."""
+    """By the batch's name; otherwise the first axis, if it is dynamic and its meaning unknown."""
     axis = _axis(spec.shape, symbol)
     if axis is not None or not spec.shape:
         return axis

@@ -1,4 +1,4 @@
-"""Optimization profiles against the inputs of a graph."""
+"""Completes optimization profiles and checks them against a graph's inputs."""
 
 from __future__ import annotations
 
@@ -12,40 +12,44 @@ from farm.errors import ProfileMismatch
 from farm.specs.shapes import ANONYMOUS, Profile, ShapeRange, TensorSpec, ValueRange
 from workers.inputs.batch import Shapes, Sizes, batch_symbol, sizes_of
 
-#: Batch sizes (min, opt, max) of a model with a dynamic batch and no profile.
+#: Batch sizes (min, opt, max) for a model with a dynamic batch and no profile.
 DEFAULT_BATCH = (1, 8, 64)
 
 Which = Literal["min", "opt", "max"]
 
 
 class AxisRange(NamedTuple):
-    """What a source says of a dynamic axis."""
+    """What a source declares about a dynamic axis."""
 
     min: int
-    example: int  #: the size that it was exported with
-    max: int | None  #: None where nothing bounds it
+    example: int  #: the size it was exported with
+    max: int | None  #: None if unbounded
 
     def __str__(self) -> str:
         return f"{self.min} to {self.max}" if self.max else f"{self.min} or more"
 
 
-#: By the axis's name; of an input whose values are sizes, of its values as ``NAME[0]`` ….
+#: Axis name → range; for an input whose values are sizes, ``NAME[0]`` … → range of the value.
 AxisRanges = Mapping[str, AxisRange]
 
 
 def resolve_profiles(
     inputs: Sequence[TensorSpec], profiles: Sequence[Profile], ranges: AxisRanges | None = None
 ) -> tuple[Profile, ...]:
-    """Give every profile a range for every input, in the order of the inputs.
+    """Give every profile a range for every input, in input order.
 
-    A dynamic axis of an input that a profile leaves out has, in this order: the sizes that the profile
-    gives an axis of the same name; if it is the batch, wherever it lies, or the first axis of an input
-    without one, the batch of the others, or 1, 8 and 64 within its range; the range that its source
-    declared, with the size it was exported with as the optimal one; what follows from other axes, where
-    its name computes with theirs, as ``past + sequence`` does. Static models need no profile.
+    A dynamic axis of an input that a profile omits gets the first of these that applies:
+
+    - the sizes that the profile gives an axis of the same name
+    - for the batch (any position), or the first axis of an input without one: the others' batch sizes, or
+      1, 8 and 64 within its range
+    - the range declared by its source, with the exported size as the optimal one
+    - sizes computed from other axes, for a name such as ``past + sequence``
+
+    Static models need no profile.
 
     Raises:
-        ProfileMismatch: naming the input and the axis that doesn't fit.
+        ProfileMismatch: names the input and the axis that doesn't fit.
     """
     if not inputs:
         raise ProfileMismatch("the model has no inputs", hint="submit a model with inputs")
@@ -74,12 +78,12 @@ def _resolve(inputs: Sequence[TensorSpec], profile: Profile, ranges: AxisRanges)
 
 
 def value_ranges(name: str, values: Sequence[int]) -> dict[str, AxisRange]:
-    """What ``resolve_profiles`` takes as the values of an input that says sizes."""
+    """Ranges for ``resolve_profiles`` of an input whose values are sizes."""
     return {f"{name}[{n}]": AxisRange(value, value, value) for n, value in enumerate(values)}
 
 
 def _with_values(name: str, shapes: ShapeRange, ranges: AxisRanges) -> ShapeRange:
-    """With the values that its source was run with, where the profile has none."""
+    """The shapes with the values that the source was run with, if the profile has none."""
     found = [ranges[f"{name}[{n}]"] for n in range(prod(shapes.opt)) if f"{name}[{n}]" in ranges]
     if shapes.values is not None or not found or len(found) != prod(shapes.opt):
         return shapes
@@ -118,7 +122,7 @@ def _check(spec: TensorSpec, shapes: ShapeRange, ranges: AxisRanges) -> None:
 
 
 class _Defaults:
-    """The ranges of what a profile leaves out, by the axes' names."""
+    """Ranges for what a profile omits, by axis name."""
 
     def __init__(
         self, known: Mapping[str, TensorSpec], profile: Profile, ranges: AxisRanges
@@ -142,7 +146,7 @@ class _Defaults:
         }
 
     def _plain(self, spec: TensorSpec, axis: int, size: str) -> Sizes | None:
-        """What isn't computed from other axes."""
+        """Sizes that aren't computed from other axes."""
         if size in self._sizes:
             return self._sizes[size]
         if size == self._symbol or (axis == 0 and self._symbol not in spec.shape):
@@ -178,9 +182,9 @@ _OPERATORS: dict[type, Callable[[int, int], int]] = {
 
 
 def computed(name: str, sizes: Mapping[str, Sizes]) -> Sizes | None:
-    """The sizes of an axis whose name computes with those of others, as ``past + 2*sequence``.
+    """The sizes of an axis whose name is an expression of others, such as ``past + 2*sequence``.
 
-    None if it isn't such a name, or names an axis whose sizes aren't known.
+    None if the name isn't one, or uses an axis whose sizes aren't known.
     """
     if name in sizes:
         return None
@@ -207,7 +211,7 @@ def _value(node: ast.expr, sizes: Mapping[str, int]) -> int:
 
 
 def _within(sizes: Sizes, allowed: AxisRange | None) -> Sizes:
-    """Sizes within an axis's range. A bound of a thousand is no reason to build for a thousand."""
+    """Clamp sizes to an axis's range. A bound of 1000 is no reason to build for 1000."""
     if allowed is None:
         return sizes
     low, high = allowed.min, allowed.max or max(*sizes, allowed.min)
@@ -216,7 +220,7 @@ def _within(sizes: Sizes, allowed: AxisRange | None) -> Sizes:
 
 
 def _given_axes(known: Mapping[str, TensorSpec], profile: Profile) -> dict[str, Sizes]:
-    """The sizes that a profile gives to axes with a name."""
+    """The sizes that a profile gives to named axes."""
     return {
         size: sizes_of(shapes, axis)
         for name, shapes in profile.items()
@@ -234,7 +238,7 @@ def _given_batch(known: Mapping[str, TensorSpec], profile: Profile) -> Sizes | N
 
 
 def _check_shared_axes(inputs: Sequence[TensorSpec], profile: Profile) -> None:
-    """Axes of one name have one size at run time, and so need one range."""
+    """Check that axes with the same name, which have the same size at run time, have the same range."""
     seen: dict[str, tuple[str, int, Sizes]] = {}
     for spec in inputs:
         shapes = profile[spec.name]

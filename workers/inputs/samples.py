@@ -1,7 +1,7 @@
-"""Calibration and evaluation data: arrays by input name, samples along the batch's axis.
+"""Calibration and evaluation data: arrays by input name, samples along the batch axis.
 
-Arrays lie as the model takes them. An input that has no batch, as a scalar or a table, is one array
-for all samples.
+Arrays have the model's layout. An input without a batch, such as a scalar or a table, is one array for
+all samples.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from workers.inputs.standins import tried
 
 #: The name of the array of class indices in evaluation data.
 LABEL = "label"
-#: Of random data, so that a job gives the same again.
+#: For random data, so that a job is reproducible.
 SEED = 0
 
 
 def read_samples(path: Path, fixed: FixedInputs | None = None) -> Arrays:
-    """Read a ``.npz`` or ``.safetensors`` file, told apart by content. A pickle is never run.
+    """Read a ``.npz`` or ``.safetensors`` file, detected by content. Pickles are never run.
 
     Parameters:
-        fixed: inputs that the model takes no more. The data needn't hold them; if they do, then with
+        fixed: inputs that the model no longer takes. The data may omit them; if present, they must have
             these values.
 
     Raises:
-        InvalidData: if the file is neither, is damaged, holds Python objects, or other values of what is
-            fixed.
+        InvalidData: the file is neither, is damaged, holds Python objects, or has other values for a fixed
+            input.
     """
     arrays = _read(path)
     for name in (fixed or {}).keys() & arrays.keys():
@@ -76,11 +76,11 @@ def _arrays(path: Path) -> Arrays:
     with path.open("rb") as file:
         magic = file.read(9)
     if magic[:2] == b"PK":
-        zip_names(path)  # of a size that its directory may have
+        zip_names(path)  # checks the size of its directory
         with np.load(path, allow_pickle=False) as archive:
             found = {name: archive[name] for name in archive.files}
         others = [name for name, array in found.items() if not isinstance(array, np.ndarray)]
-        if others:  # what isn't .npy comes as bytes
+        if others:  # members other than .npy are returned as bytes
             raise Malformed(f"{others[0][:80]!r} in it isn't an array")
         return found
     if magic[8:9] == b"{":
@@ -91,13 +91,12 @@ def _arrays(path: Path) -> Arrays:
 
 
 def check_samples(arrays: Arrays, inputs: Sequence[TensorSpec], profile: Profile) -> Arrays:
-    """The arrays of the graph's inputs, checked for names, shapes, dtypes and finite values.
+    """Return the arrays of the graph's inputs, checked for names, shapes, dtypes and finite values.
 
-    A dtype is never converted here: a cast that nobody sees is how uint8 images reach a model
-    that was trained on floats in 0…1.
+    Never converts a dtype: silent casts are how uint8 images reach a model trained on floats in 0…1.
 
     Raises:
-        InvalidData: naming the input and what to do.
+        InvalidData: names the input and what to do.
     """
     samples = {name: array for name, array in arrays.items() if name != LABEL}
     names = [spec.name for spec in inputs]
@@ -121,10 +120,10 @@ def check_samples(arrays: Arrays, inputs: Sequence[TensorSpec], profile: Profile
 
 
 def check_labels(arrays: Arrays, count: int) -> NDArray[np.int64] | None:
-    """The class index of every sample, or of each of its places; None when the data hold no labels.
+    """The class index of every sample, or of each of its positions; None without labels.
 
     Raises:
-        InvalidData: when there are no integers for every sample.
+        InvalidData: the labels aren't integers, or don't cover every sample.
     """
     labels = arrays.get(LABEL)
     if labels is None:
@@ -142,7 +141,7 @@ def check_labels(arrays: Arrays, count: int) -> NDArray[np.int64] | None:
 def split(
     samples: Arrays, inputs: Sequence[TensorSpec], profile: Profile, hold_out: int | None
 ) -> tuple[Arrays, Arrays | None]:
-    """Calibration data: what to calibrate with, and what is held out to judge engines by, if anything is.
+    """Split calibration data: samples to calibrate with, and samples held out to judge engines, if any.
 
     Parameters:
         hold_out: the batch size of the calibration.
@@ -155,9 +154,9 @@ def split(
 
 
 def _is_held_out(count: int, size: int | None) -> NDArray[np.bool_]:
-    """Every third in four batches, and of less than three none.
+    """Mark the third of every four batches; nothing if there are fewer than three batches.
 
-    Not the last ones: files are often sorted by class.
+    Not the last batches: files are often sorted by class.
     """
     if size is None or count < 3 * size:
         return np.zeros(count, bool)
@@ -173,17 +172,17 @@ def samples_for(
     fixed: FixedInputs | None = None,
     source: Callable[[], Runnable] | None = None,
 ) -> tuple[Arrays, DataKind]:
-    """What to run a model on: calibration data, else evaluation data, else random data at the opt shapes.
+    """Samples to run a model on: calibration data, else evaluation data, else random data at the opt shapes.
 
     Parameters:
         given: a stage's inputs.
-        hold_out: the batch size by which calibration data are held out.
-        fixed: inputs that the model takes no more.
-        source: loads what random data are tried on, so that it gives finite outputs for them.
+        hold_out: the batch size used to hold out calibration data.
+        fixed: inputs that the model no longer takes.
+        source: loads the model on which random data are tried, so that its outputs are finite.
 
     Raises:
-        InvalidData: if the data don't fit the model.
-        InvalidModel: if it runs on no random data.
+        InvalidData: the data don't fit the model.
+        InvalidModel: the model fails on all random data.
     """
     for kind in (DataKind.CALIBRATION, DataKind.EVALUATION):
         if kind in given:

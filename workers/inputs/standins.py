@@ -1,4 +1,4 @@
-"""Seeded stand-ins for data that nobody gave: within what a model accepts, as far as it can be known."""
+"""Seeded stand-ins for missing data, within what a model accepts as far as that is known."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from farm.errors import InvalidModel
 from farm.specs.shapes import Profile, TensorSpec
 from workers.inputs.batch import Arrays, Shapes, batch_symbol
 
-#: Integers that say how much of each sample is there.
+#: Inputs that give the length of each sample.
 _LENGTHS = re.compile(r"(?P<of>.*?)_?(len|lens|length|lengths)", re.IGNORECASE)
-#: NumPy has no such type: what the model takes as bf16 is given as float32, and rounded where it is run.
+#: NumPy lacks this type: a bf16 input is passed as float32 and rounded when the model runs.
 BF16 = "bfloat16"
 
 
 class Runnable(Protocol):
-    """A model or an engine that runs one batch here: what the stages ask of every backend."""
+    """A model or an engine that runs one batch here: what stages need from every backend."""
 
     def run(self, arrays: Arrays) -> Arrays:
-        """The outputs for one batch, by name; at every batch size of the profile it was built with."""
+        """The outputs for one batch, by name, at any batch size of the profile it was built with."""
         ...
 
 
 class Kind(NamedTuple):
-    """From what random values are drawn."""
+    """The distribution of random values."""
 
     floats: tuple[float, float]
     integers: tuple[int, int]
@@ -39,7 +39,7 @@ class Kind(NamedTuple):
         return f"floats in {self.floats[0]:g}…{self.floats[1]:g}, integers {integers}"
 
 
-#: In the order in which they are tried: a power, a distance and a depth are positive by nature.
+#: In the order tried. Positive values are for powers, distances and depths.
 KINDS = tuple(
     Kind(floats, integers) for integers in ((0, 1), (1, 1)) for floats in ((-1.0, 1.0), (0.0, 1.0))
 )
@@ -53,11 +53,11 @@ def random_arrays(
     profile: Profile | None = None,
     kind: Kind = KINDS[0],
 ) -> Arrays:
-    """Seeded stand-in inputs: floats in −1…1, booleans, and integers 0 or 1, if of no other kind.
+    """Seeded stand-in inputs: by default floats in −1…1, booleans, and integers 0 or 1.
 
-    0 and 1 are valid where integers are token or class indices, whatever the table's size. A mask is
-    ones: what is masked wholly has no defined result. Lengths are within the axis that they count, and
-    an input whose values the profile gives has its optimal ones.
+    As token or class indices, 0 and 1 are valid whatever the table's size. A mask is all ones: a fully
+    masked result is undefined. Lengths stay within the axis they count, and an input whose values the
+    profile gives gets the optimal ones.
     """
     rng = np.random.default_rng(seed)
     arrays: Arrays = {}
@@ -88,10 +88,10 @@ def tried(
     seed: int,
     profile: Profile | None = None,
 ) -> tuple[Arrays, Kind]:
-    """Stand-ins of the first kind that a model gives finite outputs for; else that it runs on at all.
+    """Stand-ins of the first kind for which a model's outputs are finite; else on which it runs at all.
 
     Raises:
-        InvalidModel: the model runs on none. Names the integer inputs, of which few values may be right.
+        InvalidModel: the model runs on none. Names the integer inputs, which may accept few values.
     """
     runs: list[tuple[Arrays, Kind]] = []
     failures: list[InvalidModel] = []
@@ -111,7 +111,7 @@ def tried(
 
 
 def given_as(spec: TensorSpec) -> str:
-    """The NumPy type of an input's arrays."""
+    """The NumPy dtype of an input's arrays."""
     return "float32" if spec.dtype == BF16 else spec.dtype
 
 
@@ -133,7 +133,7 @@ def _refused(failure: InvalidModel, inputs: Sequence[TensorSpec]) -> InvalidMode
 
 
 def _counted(spec: TensorSpec, inputs: Sequence[TensorSpec], shapes: Shapes) -> int | None:
-    """The length of the axis that an input of lengths refers to; None if it isn't such an input."""
+    """The size of the axis that a lengths input counts; None if it isn't one."""
     found = _LENGTHS.fullmatch(spec.name)
     if not found or len(spec.shape) > 2:
         return None

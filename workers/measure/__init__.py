@@ -1,1 +1,1 @@
-"""What an engine is worth: how like its source it is, whether that is enough, and how fast it runs."""
+"""Measures engines: how close an engine is to its source, whether that is enough, and how fast it runs."""

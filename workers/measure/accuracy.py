@@ -1,8 +1,8 @@
-"""How well an engine keeps its source's outputs, and its source's accuracy.
+"""Compares an engine's outputs and task accuracy with its source's.
 
-What is compared depends on the output. Scores of shape [N,C] also have a class, the largest one, unless they
-are directions of length 1, as embeddings are; floats are compared by cosine similarity and error; integers
-and booleans by how many are equal; outputs whose size depends on the data item by item.
+The comparison depends on the output. Floats are compared by cosine similarity and error; integers and
+booleans by the share of equal values; outputs whose size depends on the data item by item. Scores of shape
+[N,C] also have a class, the largest one, unless they are vectors of length 1, as embeddings are.
 """
 
 from __future__ import annotations
@@ -19,41 +19,43 @@ from workers.measure import intervals, items
 Outputs = Mapping[str, NDArray[np.generic]]
 Labels = NDArray[np.int64]
 
-#: Scores this close to the best, as a share of their output's range, are as good as it: which of them is
-#: the largest is rounding's choice. And what looks like scores may be no such thing, but an embedding.
+#: Scores this close to the best, as a share of their output's range, count as tied: rounding decides which
+#: is the largest. Besides, what looks like scores may be an embedding.
 TIE = 0.05
 _SUM_TOLERANCE = 1e-2
 _NORM_TOLERANCE = 1e-2
-#: JSON knows no infinity, which the error of a source that is zero everywhere would be.
+#: Stands in for infinity, which JSON lacks: the error relative to a source that is zero everywhere.
 _MAX_ERROR = 1e9
 
 
 @dataclass(kw_only=True)
 class OutputComparison:
-    """Adds up batches of a source's and an engine's outputs for the same samples.
+    """Accumulates batches of a source's and an engine's outputs for the same samples.
 
     Parameters:
-        batch_axes: of each output, None where it is one for all; by default 0, where that is as long as
-            the batch.
-        places: the shape of a sample's labels, where each place of it has a class of its own.
-        varying: the outputs whose size depends on the data, each with the axis that counts its items. Of
-            those that turn out to be so on the way, the batches before weren't compared item by item:
-            compare them all again with what is here then.
+        batch_axes: output → batch axis, None if it is the same for every sample; by default 0, if that
+            axis is as long as the batch.
+        places: the shape of a sample's labels, if each position has its own class.
+        varying: the outputs whose size depends on the data: output → axis that counts its items. An
+            output found to vary later wasn't compared item by item in earlier batches: compare them all
+            again with the value that this has then.
     """
 
     batch_axes: Mapping[str, int | None] = field(default_factory=dict)
     places: tuple[int, ...] = ()
     varying: dict[str, int] = field(default_factory=dict)
     samples: int = 0
-    not_finite: int = 0  #: values that are finite in the source and aren't in the engine
+    not_finite: int = 0  #: values that are finite in the source and not in the engine
     _outputs: dict[str, _Output] = field(default_factory=dict)
-    _matched: list[float] = field(default_factory=list)  #: of each batch in which sizes differ
+    _matched: list[float] = field(
+        default_factory=list
+    )  #: one share per batch in which sizes differ
 
     def add(self, source: Outputs, engine: Outputs, count: int) -> None:
-        """Take in one batch of ``count`` samples.
+        """Add one batch of ``count`` samples.
 
         Raises:
-            KeyError, ValueError: the engine lacks an output, or it is of another rank.
+            KeyError, ValueError: the engine lacks an output, or its rank differs.
         """
         self.varying |= items.varying(source, engine)
         for name, expected in source.items():
@@ -72,14 +74,14 @@ class OutputComparison:
         self.samples += count
 
     def found(self, labels: Labels | None) -> Accuracy:
-        """The figures; with labels the task's accuracy of source and engine, as shares.
+        """Return the figures; with labels, also the task accuracy of source and engine, as shares.
 
-        A figure is None where no output has it. Over several outputs the worst one counts.
+        A figure is None if no output has it. With several outputs, the worst one counts.
         """
         compared = [one for name, one in self._outputs.items() if name not in self.varying]
         cosines = [output.cosines() for output in compared if output.is_float]
         worst = np.minimum.reduce(cosines) if cosines else None
-        # Probabilities before other scores, and these before integers, which may be anything.
+        # Probabilities first, then other scores, then integers, which may mean anything.
         by_kind = sorted(compared, key=lambda one: (not one.is_probabilities, not one.is_float))
         classes = next((output for output in by_kind if output.has_classes), None)
         errors = [output.error() for output in compared if output.is_float]
@@ -115,9 +117,9 @@ class _Output:
 
     name: str
     is_float: bool = False
-    is_probabilities: bool = False  #: of every sample they add up to one
+    is_probabilities: bool = False  #: they add up to one in every sample
     is_directions: bool = (
-        False  #: every sample is of length 1: an embedding, whose largest value says nothing
+        False  #: every sample has length 1: an embedding, whose largest value means nothing
     )
     not_finite: int = 0
     max_abs_error: float = 0.0
@@ -139,10 +141,10 @@ class _Output:
         axis: int | None,
         count: int,
     ) -> None:
-        """Take in a batch.
+        """Add a batch.
 
         Parameters:
-            axis: of the samples; None where the output is one for all.
+            axis: the batch axis; None if the output is the same for every sample.
         """
         left, right = (_rows(array, axis, count) for array in (expected, actual))
         self.is_float = expected.dtype.kind in "fV"
@@ -158,7 +160,7 @@ class _Output:
         axis: int | None,
         places: tuple[int, ...],
     ) -> None:
-        """Take in the classes of a batch, where the output has any."""
+        """Add the classes of a batch, if the output has any."""
         if axis is None:
             return
         rows = np.moveaxis(expected, axis, 0)
@@ -207,15 +209,15 @@ class _Output:
         return np.concatenate(self._equal)
 
     def error(self) -> float | None:
-        """The root mean square of the errors over the standard deviation of the source's values.
+        """The RMS error divided by the standard deviation of the source's values.
 
-        What always has the same large part, as a temperature in kelvin, has a cosine of 1 whatever
-        becomes of the rest. None where there are no values to compare.
+        Values with a large constant part, such as temperatures in kelvin, have a cosine of 1 however wrong
+        the rest is. None without values to compare.
         """
         if self._values == 0:
             return None
         spread = max(self._squares - self._sum**2 / self._values, 0.0)
-        # Of a constant the values themselves are the scale.
+        # For a constant, the values themselves are the scale.
         scale = spread if spread > 1e-12 * self._squares else self._squares
         if self._squared_error == 0.0:
             return 0.0
@@ -234,14 +236,14 @@ class _Output:
         )
 
     def tied(self) -> NDArray[np.bool_]:
-        """Whether the class of each sample is the source's, or one that scored as well there."""
+        """Whether each sample's class is the source's, or one that tied with it there."""
         return np.concatenate(self._tied)
 
     def classes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return np.concatenate(self._source), np.concatenate(self._engine)
 
     def task(self, labels: Labels) -> Task | None:
-        """Top-1 by these labels; None where the output has no classes of their shape."""
+        """Top-1 accuracy for these labels; None if the output has no classes of their shape."""
         if not self._source:
             return None
         source, engine = self.classes()
@@ -261,14 +263,14 @@ def _batch_axis(array: NDArray[np.generic], axis: int | None, count: int) -> int
 
 
 def _rows(array: NDArray[np.generic], axis: int | None, count: int) -> NDArray[np.generic]:
-    """A sample a row; one row for all where there is no batch."""
+    """One row per sample; a single row without a batch."""
     if axis is None:
         return array.reshape(1, -1)
     return np.moveaxis(array, axis, 0).reshape(count, -1)
 
 
 def _classes(array: NDArray[np.generic], places: tuple[int, ...]) -> NDArray[np.int64] | None:
-    """The class of each sample, or of each of its places: integers themselves, or the largest score's."""
+    """The class of each sample, or of each of its positions: the integer itself, or the largest score's."""
     if array.dtype.kind in "iu":
         shape = (len(array),) if array.shape[1:] == (1,) else array.shape
         return array.reshape(shape).astype(np.int64)
@@ -280,7 +282,7 @@ def _classes(array: NDArray[np.generic], places: tuple[int, ...]) -> NDArray[np.
 
 @dataclass(frozen=True, kw_only=True)
 class _Agreement:
-    """How often the engine's class is the source's; None where no output has classes."""
+    """How often the engine's class is the source's; None if no output has classes."""
 
     share: float | None = None
     interval: intervals.Interval | None = None
@@ -323,7 +325,7 @@ def _is_directions(scores: NDArray[np.float64]) -> bool:
 def _worst(
     shares: Sequence[NDArray[np.float64]],
 ) -> tuple[float | None, intervals.Interval | None]:
-    """The mean share of the worst output, and its interval."""
+    """The worst output's mean share, and its interval."""
     if not shares:
         return None, None
     worst = min(shares, key=lambda values: float(values.mean()))
@@ -332,7 +334,7 @@ def _worst(
 
 
 def _task(source: NDArray[np.bool_], engine: NDArray[np.bool_]) -> Task:
-    """Accuracy before and after, by sample: a sample may be right in some of its places."""
+    """Accuracy before and after, per sample: a sample may be right in part of its positions."""
     rights = [hits.reshape(len(hits), -1).mean(axis=1) for hits in (source, engine)]
     before, after = (float(right.mean()) for right in rights)
     return Task(
@@ -346,7 +348,7 @@ def _task(source: NDArray[np.bool_], engine: NDArray[np.bool_]) -> Task:
 
 
 def _cosine(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of each row; two zero rows are alike, one of them is not."""
+    """Cosine similarity per row: 1 for two zero rows, 0 if only one is zero."""
     norms = np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=1)
     product = norms[0] * norms[1]
     same = (norms[0] == 0) & (norms[1] == 0)

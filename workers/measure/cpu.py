@@ -1,4 +1,4 @@
-"""How fast an engine for CPUs is, beside eager PyTorch in the same run."""
+"""Times a CPU engine next to eager PyTorch in the same run."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from workers.inputs.batch import Arrays, Batch
 from workers.inputs.samples import Runnable
 from workers.programs import guard
 
-#: At the profile's opt batch, whose latency is the headline.
+#: At the profile's opt batch, which gives the headline latency.
 LATENCY_PACE = Pace()
 #: At the other batch sizes, for throughput.
 THROUGHPUT_PACE = Pace(duration_s=0.5)
-#: How often the headline's latency is taken again on a busy machine.
+#: How often the headline latency is measured again on a busy machine.
 RETRIES = 1
-#: A batch whose one run would take longer isn't timed.
+#: A batch isn't timed if a single run would take longer.
 MAX_RUN_S = 1.5
 
 
@@ -36,7 +36,7 @@ def metrics(engine: Runnable, eager: Runnable | None, batch: Batch, samples: Arr
     """Latency and throughput at the batch sizes of a profile.
 
     Parameters:
-        samples: what is run, in batches.
+        samples: run in batches.
     """
     models: dict[str, Runnable] = {"engine": engine} | ({"eager": eager} if eager else {})
     smallest, opt, largest = batch.min, batch.opt, batch.max
@@ -69,7 +69,7 @@ def metrics(engine: Runnable, eager: Runnable | None, batch: Batch, samples: Arr
 
 
 def speed_up(timings: Timings) -> tuple[float | None, str | None]:
-    """The ratio of median latencies, PyTorch's to the engine's, or None and why there is none."""
+    """The ratio of median latencies, PyTorch's to the engine's, or None and the reason."""
     share = timings.others_share
     if "eager" not in timings.latencies:
         return None, None
@@ -80,7 +80,7 @@ def speed_up(timings: Timings) -> tuple[float | None, str | None]:
 
 
 def _time_headline(models: dict[str, Runnable], arrays: Arrays) -> Timings:
-    """The least disturbed of some timings; the first, if the machine was quiet."""
+    """The least disturbed of several timings; the first if the machine was quiet."""
     best = _time_batch(models, arrays, LATENCY_PACE)
     for _ in range(RETRIES):
         if best.others_share <= MAX_OTHERS_SHARE:

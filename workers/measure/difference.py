@@ -1,4 +1,4 @@
-"""How far the outputs of two runs of one model are apart that should be the same but for rounding."""
+"""Compares the outputs of two runs of one model, which should only differ by rounding."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from workers.measure import items
 
 Outputs = Mapping[str, NDArray[np.generic]]
 
-#: Below this share of an output's largest magnitude a value counts as zero for relative errors.
+#: For relative errors, a value below this share of its output's largest magnitude counts as zero.
 RELATIVE_FLOOR = 1e-3
-#: The share of integers, of booleans, or of found items that rounding alone may change: where two
-#: classes score alike, or a score lies at its threshold.
+#: The share of integers, booleans or items that rounding alone may change, when two classes tie or a
+#: score is at its threshold.
 MAX_CHANGED = 0.01
 
 
@@ -32,9 +32,9 @@ class Difference:
     """Against max(|expected|, RELATIVE_FLOOR × the output's largest magnitude)."""
     scaled_error: float = 0.0  #: the largest error as a share of its output's largest |expected|
     changed: float = 0.0  #: the largest share of an output's integers, booleans or items
-    finite: bool = True  #: whether values are finite in one run where they are in the other
-    missing: str | None = None  #: an output that isn't there, or is of another rank
-    all_nan: tuple[str, ...] = ()  #: outputs that hold nothing else in both runs
+    finite: bool = True  #: whether the same values are finite in both runs
+    missing: str | None = None  #: an output that is missing or has another rank
+    all_nan: tuple[str, ...] = ()  #: outputs that are all NaN in both runs
 
     def merged(self, other: Difference) -> Difference:
         return Difference(
@@ -48,10 +48,10 @@ class Difference:
         )
 
     def beyond(self, tolerance: float) -> str | None:
-        """What is more than rounding, in words, or None.
+        """Describe a difference beyond rounding, or return None.
 
         Parameters:
-            tolerance: the largest ``scaled_error`` that is rounding.
+            tolerance: the largest ``scaled_error`` that counts as rounding.
         """
         if self.missing:
             return f"the output {self.missing!r} is missing, or of another rank"

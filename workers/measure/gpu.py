@@ -1,4 +1,4 @@
-"""How fast an engine is on a GPU, beside PyTorch on the same GPU in the same run."""
+"""Times an engine on a GPU next to PyTorch on the same GPU in the same run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from workers.inputs.samples import Runnable
 from workers.measure import nvml
 from workers.measure.pytorch import PyTorchOnGpu, autocast_dtype
 
-#: trtexec's: 200 ms to warm up, then 3 s and at least 10 queries.
+#: As trtexec: 200 ms of warm-up, then 3 s and at least 10 queries.
 PACE = Pace(duration_s=3.0, max_s=10.0)
 #: At the other batch sizes, for throughput.
 THROUGHPUT_PACE = replace(PACE, duration_s=1.0)
@@ -51,22 +51,22 @@ class GpuEngine(Runnable, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """An engine that was loaded onto the GPU that this process is pinned to."""
+    """An engine loaded onto the GPU that this process is pinned to."""
 
     engine: GpuEngine
-    memory_bytes: int  #: that it took
-    other_processes: int  #: that were on the GPU before
+    memory_bytes: int  #: taken by the engine
+    other_processes: int  #: already on the GPU
     warnings: Sequence[str] = ()
 
 
 def load(runtime: Runtime, path: Path, plugins: Sequence[Path] = ()) -> Loaded:
-    """Load an engine; the first use of CUDA in this process.
+    """Load an engine. Must be the first use of CUDA in this process.
 
     Parameters:
-        plugins: the libraries that it was built with.
+        plugins: the plugin libraries it was built with.
 
     Raises:
-        EngineBuildFailed: this GPU, or this worker's runtime, doesn't take it.
+        EngineBuildFailed: this GPU or this worker's runtime can't load it.
     """
     others = nvml.processes_on(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     torch.cuda.init()
@@ -90,21 +90,21 @@ def load(runtime: Runtime, path: Path, plugins: Sequence[Path] = ()) -> Loaded:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What an engine is timed at, and beside."""
+    """The shapes and samples an engine is timed with, and its baseline."""
 
-    program: ExportedProgram | None  #: the source, where PyTorch runs it
+    program: ExportedProgram | None  #: the source, if PyTorch can run it
     precision: Precision
     batch: Batch
-    samples: Arrays  #: what is run, in batches
+    samples: Arrays  #: run in batches
 
 
 def metrics(loaded: Loaded, beside: Conditions, progress: ReportProgress) -> Metrics:
-    """Latency with and without a CUDA graph, throughput at the batch sizes of the profile.
+    """Latency with and without a CUDA graph; throughput at the profile's batch sizes.
 
-    Latency is with transfers, as trtexec 10 takes it by default; what trtexec 11 gives by default is
-    ``compute_ms`` of ``cuda_graph``.
+    Latency includes transfers, the default of trtexec 10; the default of trtexec 11 is ``compute_ms`` of
+    ``cuda_graph``.
     """
-    # Eager PyTorch may use TF32 where the engines may.
+    # Let eager PyTorch use TF32, as the engines may.
     torch.set_float32_matmul_precision("high")
     engine, timer = loaded.engine, _Timer(beside)
     opt = beside.batch.opt
@@ -149,7 +149,7 @@ class _Timer:
     def throughput(
         self, bind: Bind, known: Mapping[int, Span], progress: ReportProgress
     ) -> list[Throughput]:
-        """At the smallest, the opt and the largest batch."""
+        """Throughput at the smallest, the opt and the largest batch."""
         entries = []
         sizes = self._beside.batch
         for batch in sorted({sizes.min, sizes.opt, sizes.max}):
@@ -179,16 +179,14 @@ def _entry(batch: int, timed: Timed) -> Throughput:
 def _peers(
     beside: Conditions, timer: _Timer, batch: int, progress: ReportProgress
 ) -> dict[str, Timed]:
-    """PyTorch as the source is, in the engine's type by autocast, and compiled in that type."""
+    """PyTorch running the source as it is, with autocast to the engine's type, and compiled in that type."""
     names = ("eager", "eager_autocast", "compiled")
     if beside.program is None:
         reason = "the source isn't a program that PyTorch can run"
         return {name: Timed(reason=reason) for name in names}
     try:
         torch_model = PyTorchOnGpu(beside.program)
-    except (
-        Exception
-    ) as err:  # of any kind: how PyTorch fares on the GPU is no matter of the engine's
+    except Exception as err:  # of any type: PyTorch's failure on the GPU isn't the engine's
         return {name: Timed(reason=_first_line(err)) for name in names}
     dtype = autocast_dtype(beside.precision)
     peers: dict[str, Timed] = {}
@@ -216,12 +214,12 @@ def _time_peer(
 
 
 def _tried(time: Callable[[], Span], batch: int) -> Timed:
-    """The figures, or why there are none: of a graph, a batch or a peer, never of the engine itself."""
+    """The figures of a graph, a batch or a peer, or why there are none. Not for the engine itself."""
     try:
         return time().timed(batch)
     except FarmError as err:
         return Timed(reason=brief(err))
-    except Exception as err:  # of CUDA, of a compiler, of memory that doesn't suffice
+    except Exception as err:  # from CUDA, a compiler, or lack of memory
         torch.cuda.empty_cache()
         return Timed(reason=_first_line(err))
 
@@ -260,7 +258,7 @@ def _uuid() -> str:
 
 
 def _settings(precision: Precision) -> Settings:
-    """What makes the figures comparable."""
+    """The settings that make figures comparable."""
     return Settings(
         device=torch.cuda.get_device_name(0),
         uuid=_uuid(),

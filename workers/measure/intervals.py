@@ -1,4 +1,4 @@
-"""95 % intervals: how far a figure of so few samples may be from that of all."""
+"""95 % confidence intervals of figures from a limited number of samples."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-#: The lower and the upper end.
+#: Lower and upper bound.
 Interval = list[float]
 
-#: Standard deviations on either side that hold 95 % of a normal distribution.
+#: Standard deviations on either side that cover 95 % of a normal distribution.
 _Z = 1.96
 
 
 def of_share(share: float, samples: int) -> Interval:
-    """Of a share, 0 to 1, of this many samples.
+    """The interval of a share, 0 to 1, of this many samples.
 
-    Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927. Of a mean
-    of values in 0 to 1 it is at least as wide as their own.
+    Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927. For a mean
+    of values in 0 to 1 it is at least as wide as their own interval.
     """
     spread = _Z**2 / samples
     middle = (share + spread / 2) / (1 + spread)
@@ -27,7 +27,7 @@ def of_share(share: float, samples: int) -> Interval:
 
 
 def of_mean(values: NDArray[np.float64]) -> Interval | None:
-    """Of a mean, by its standard error; None of a single value."""
+    """The interval of a mean, from its standard error; None for a single value."""
     if len(values) < 2:
         return None
     half = _Z * float(values.std(ddof=1)) / sqrt(len(values))

@@ -1,4 +1,4 @@
-"""Whether a row's outputs depend on the rows beside it: a known fault of compilers.
+"""Checks whether a row's outputs depend on the other rows of its batch: a known fault of compilers.
 
 The same row is run alone, first and last in a batch, and in a batch of copies of itself.
 """
@@ -16,10 +16,10 @@ from workers.inputs.batch import Arrays, Batch
 from workers.inputs.samples import Runnable
 from workers.measure.difference import MAX_CHANGED, NO_DIFFERENCE, Difference, difference
 
-#: Batches of this size show it, where the profile allows it.
+#: Batches of this size show it, if the profile allows them.
 _BATCH = 4
-#: Largest error, as a share of the output's largest magnitude: another batch may take another kernel,
-#: which adds up in another order; and quantised values may round to the next level.
+#: Largest error, as a share of the output's largest magnitude: another batch size may use another kernel,
+#: which sums in another order, and quantised values may round to the next level.
 _TOLERANCE = {Precision.FP32: 1e-3, Precision.FP16: 2e-2}
 _WIDE_TOLERANCE = 5e-2
 
@@ -31,10 +31,10 @@ def batch_invariance(
     batch: Batch,
     precision: Precision,
 ) -> BatchInvariance | None:
-    """Run one row beside different others; None where the batch is fixed.
+    """Run one row next to different others; None if the batch is fixed.
 
-    Where a row's outputs depend on others in the source itself, as with an attention over the batch,
-    the engine does right to have them so.
+    If a row's outputs depend on others in the source itself, as with attention over the batch, the engine
+    is right to do the same.
     """
     if not batch.is_dynamic or batch.min > 1 or batch.max < 2:
         return None
@@ -83,7 +83,7 @@ def _row(
     place: int,
     size: int,
 ) -> Arrays:
-    """What one row of a batch gave, of the outputs that have a row each."""
+    """One row's outputs, for those outputs that have a row per sample."""
     rows: Arrays = {}
     for name, array in made.items():
         axis = batch.axis_of_output(name)

@@ -1,7 +1,8 @@
-"""Outputs whose size depends on the data, as those of a detector do: compared item by item, as sets.
+"""Compares outputs whose size depends on the data, such as a detector's, item by item, as sets.
 
-One box more in fp16 is no other model. Outputs of one length belong together: a box, its score and its
-class are one item. Two items are the same when their integers are, and their floats within a tolerance.
+One more box in fp16 doesn't make another model. Outputs of the same length belong together: a box, its
+score and its class are one item. Two items match when their integers are equal and their floats within a
+tolerance.
 """
 
 from __future__ import annotations
@@ -15,15 +16,14 @@ from numpy.typing import NDArray
 
 Outputs = Mapping[str, NDArray[np.generic]]
 
-#: How far an item's floats may be from another's, as a share of the largest that the source has in
-#: that place of an item.
+#: How far apart two items' floats may be, as a share of the source's largest value in that column.
 TOLERANCE = 0.05
-#: Of more items only the first are compared: it takes the square of their number.
+#: Only this many items are compared: the cost is quadratic.
 MAX_ITEMS = 2000
 
 
 def varying(expected: Outputs, actual: Outputs) -> dict[str, int]:
-    """The outputs that are of one rank and not of one shape, with the first axis that differs."""
+    """The outputs with the same rank but different shapes: output → first axis that differs."""
     return {
         name: next(a for a, size in enumerate(array.shape) if size != actual[name].shape[a])
         for name, array in expected.items()
@@ -33,14 +33,14 @@ def varying(expected: Outputs, actual: Outputs) -> dict[str, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Outputs that are one list of items together."""
+    """Outputs that together form one list of items."""
 
     names: tuple[str, ...]
-    axis: int  #: that counts the items
+    axis: int  #: the axis that counts the items
 
 
 def groups(axes: Mapping[str, int], expected: Outputs, actual: Outputs) -> Iterator[Group]:
-    """The outputs that have the same lengths, each along the axis that counts its items."""
+    """Group outputs with the same lengths along the axis that counts their items."""
     found: dict[tuple[int, int, int], list[str]] = {}
     for name, axis in sorted(axes.items()):
         lengths = expected[name].shape[axis], actual[name].shape[axis]
@@ -50,7 +50,7 @@ def groups(axes: Mapping[str, int], expected: Outputs, actual: Outputs) -> Itera
 
 
 def matched(group: Group, expected: Outputs, actual: Outputs) -> float:
-    """The share of the items of both that have a partner in the other, 0 to 1; 1 where there are none."""
+    """The share of both sides' items that have a match in the other, 0 to 1; 1 without items."""
     left, right = (_columns(group, outputs) for outputs in (expected, actual))
     count = len(left.floats), len(right.floats)
     if max(count) == 0:
@@ -83,7 +83,7 @@ def _columns(group: Group, outputs: Outputs) -> _Columns:
 
 
 def _pairs(left: _Columns, right: _Columns) -> int:
-    """How many items find a partner of their own, the closest first."""
+    """Count one-to-one matches, closest first."""
     finite = np.where(np.isfinite(left.floats), left.floats, 0.0)
     scale = np.maximum(np.abs(finite).max(axis=0), 1e-6)
     candidates: list[tuple[float, int, int]] = []

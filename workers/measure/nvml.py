@@ -1,4 +1,4 @@
-"""What NVML tells of a GPU while it is being timed: clocks, power, temperature, who else uses it."""
+"""Samples a GPU through NVML while it is timed: clocks, power, temperature, other processes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 from farm.machine.gpus import text
 from farm.reports.metrics import GpuWhileTimed, Range
 
-#: Often enough for runs of seconds, and seldom enough to leave the host's thread alone.
+#: Often enough for runs of seconds, and rarely enough not to disturb the host thread.
 _EVERY_S = 0.05
-#: NVML's reasons for clocks below the highest that mean a figure is lower than the GPU could give.
+#: NVML's reasons for reduced clocks that mean the GPU could do better than measured.
 #: Source: nvml.h, nvmlClocksEventReasons.
 _SLOWED = {
     0x0000000000000004: "its power limit",
@@ -37,10 +37,10 @@ class Telemetry:
     temperature_c: list[int] = field(default_factory=list)
     energy_j: float | None = None
     slowed: set[str] = field(default_factory=set)
-    others: int = 0  #: processes that were on the GPU before this one
+    others: int = 0  #: processes already on the GPU before this one
 
     def report(self) -> GpuWhileTimed:
-        """Medians and ranges; null for what this GPU doesn't report."""
+        """Medians and ranges; null for values that this GPU doesn't report."""
         return GpuWhileTimed(
             name=self.name,
             driver=self.driver,
@@ -56,7 +56,7 @@ class Telemetry:
 
 @contextmanager
 def watching(uuid: str, others: int = 0) -> Iterator[Telemetry]:
-    """Sample a GPU beside whatever runs. Without NVML, or on a slice of a GPU, less is known."""
+    """Sample a GPU in the background. Without NVML, or on a GPU slice (MIG), less is known."""
     seen = Telemetry(others=others)
     with _handle(uuid) as handle:
         if handle is None:
@@ -80,7 +80,7 @@ def watching(uuid: str, others: int = 0) -> Iterator[Telemetry]:
 
 
 def processes_on(uuid: str) -> int:
-    """How many processes compute on a GPU now; 0 where NVML can't tell."""
+    """The number of processes computing on a GPU; 0 if NVML doesn't report it."""
     with _handle(uuid) as handle:
         if handle is None:
             return 0
@@ -108,7 +108,7 @@ def _sample(nvml: Any, device: Any, seen: Telemetry, ended: threading.Event) -> 
 
 
 def _asked(nvml: Any, ask: Callable[[], Any]) -> Any:
-    """The answer, or None from a GPU that doesn't tell."""
+    """The answer, or None from a GPU that doesn't report it."""
     with suppress(nvml.NVMLError):
         return ask()
     return None

@@ -1,4 +1,4 @@
-"""PyTorch on the GPU, eager and compiled: what an engine's speed is held against."""
+"""PyTorch on the GPU, eager and compiled: the baseline for an engine's speed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from farm.specs.precision import Precision
 from workers.clocks.cuda import Bind, Tensors
 from workers.programs.eager import input_names, named_tensors, output_names
 
-#: What autocast computes in beside an engine of this precision; fp32 needs none.
+#: The autocast type to compare with an engine of this precision; fp32 needs none.
 _HALF = {Precision.FP32: None, Precision.BF16: torch.bfloat16}
 
 
@@ -24,24 +24,24 @@ class PyTorchOnGpu:
     """A program on the current GPU."""
 
     def __init__(self, program: ExportedProgram) -> None:
-        # By its index, which checks of devices inside a program compare.
+        # With the index, since device checks inside a program compare it.
         moved = move_to_device_pass(program, "cuda:0")
         self._names = input_names(moved), output_names(moved)
         self._in_spec = moved.call_spec.in_spec
         self._module = moved.module()
 
     def eager(self, dtype: torch.dtype | None) -> Bind:
-        """Inferences as the program is, or with autocast to a type."""
+        """Inferences of the program as it is, or with autocast to a type."""
         module = self._typed(dtype)
         return lambda inputs: _Bound(module, self._names, self._in_spec, inputs, dtype)
 
     def _typed(self, dtype: torch.dtype | None) -> torch.fx.GraphModule:
-        """With weights of that type: autocast alone would cast them anew in every run."""
+        """The program with weights of that type: autocast alone would cast them again in every run."""
         return self._module if dtype is None else deepcopy(self._module).to(dtype)
 
     def compiled(self, dtype: torch.dtype | None) -> Bind:
-        """Inferences compiled by ``torch.compile`` for the very shapes."""
-        # In this process: a job leaves no others behind.
+        """Inferences compiled by ``torch.compile`` for exactly these shapes."""
+        # Compile in this process: a job leaves no others behind.
         torch._inductor.config.compile_threads = 1
         torch._dynamo.reset()
         module = torch.compile(self._typed(dtype), dynamic=False)
@@ -49,7 +49,7 @@ class PyTorchOnGpu:
 
 
 def autocast_dtype(precision: Precision) -> torch.dtype | None:
-    """What PyTorch would compute in where an engine has this precision."""
+    """The type PyTorch would compute in for an engine of this precision."""
     return _HALF.get(precision, torch.float16)
 
 

@@ -1,4 +1,4 @@
-"""Whether an engine is good: broken engines fail, doubtful ones are published as what they are."""
+"""Judges an engine: broken ones fail, doubtful ones are published with their doubts."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from farm.specs.gates import Gates
 from farm.specs.source import DataKind
 from workers.measure import intervals
 
-#: Outputs this far from the source's are of a broken engine, whatever the data.
+#: Below this the engine is broken, whatever the data.
 MIN_COSINE = 0.5
-#: Where there are no floats: fewer equal values, or found items, are of a broken engine.
+#: Without floats: with fewer equal values or matched items, the engine is broken.
 MIN_SHARE = 0.5
 
 
 def refuse_broken(accuracy: Accuracy, max_drop: float | None) -> None:
-    """Let no engine pass that is broken, or that loses more than the build allows.
+    """Refuse an engine that is broken or loses more accuracy than the build allows.
 
     Raises:
-        AccuracyDropped: with the figures.
+        AccuracyDropped: has the figures.
     """
     task = accuracy.task
     if max_drop is not None and task is not None:
@@ -50,9 +50,9 @@ def refuse_broken(accuracy: Accuracy, max_drop: float | None) -> None:
 
 
 def doubts(accuracy: Accuracy, gates: Gates, max_drop: float | None) -> list[str]:
-    """Why an engine that isn't broken may not be good enough to serve, in words; empty for a good one.
+    """Reasons why an engine that isn't broken may not be good enough to serve; empty for a good one.
 
-    A share counts by the better end of its interval: few samples raise no doubt of their own.
+    A share is judged by the better end of its interval: few samples alone raise no doubt.
     """
     found = [f"{doubt} over {_samples(accuracy)}" for doubt in _doubts(accuracy, gates, max_drop)]
     invariance = accuracy.batch_invariance

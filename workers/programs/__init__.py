@@ -1,1 +1,1 @@
-"""PyTorch programs of strangers: what they may say, read before they are run."""
+"""Untrusted PyTorch programs: checked before they run."""

@@ -1,4 +1,4 @@
-"""A ``torch.export`` program run eagerly: the reference that everything is checked against."""
+"""Runs a ``torch.export`` program eagerly: the reference for every check."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from workers.inputs.samples import BF16
 from workers.programs.guard import checked
 from workers.programs.program_interface import numbered_outputs
 
-#: A dynamic size as torch.export names it, alone or in an expression: ``s40``, ``2*s40``.
+#: A dynamic size as torch.export names it, on its own or in an expression: ``s40``, ``2*s40``.
 SYMBOL = re.compile(r"\bs\d+\b")
-#: A bound this large is none: torch writes its infinity down so.
+#: A bound this large means unbounded: torch serialises infinity like this.
 _UNBOUNDED = 2**31
 
 
@@ -35,33 +35,33 @@ class EagerModel:
         self.output_names = output_names(program)
         self.input_specs, self.output_specs = specs(program)
         self.axis_ranges = axis_ranges(program)
-        #: The author's outputs that aren't tensors, and what they are.
+        #: The author's outputs that aren't tensors: name → what it is.
         self.left_out: dict[str, str] = program.graph_module.meta.get("left_out", {})
         self._in_spec = program.call_spec.in_spec
         self._operators = called(program)
         try:
             self._module = program.module()
-        except Exception as err:  # whatever compiling a malformed graph raises
+        except Exception as err:  # compiling a malformed graph may raise anything
             raise InvalidModel(
                 f"the program's graph can't be compiled: {_first_line(err)}",
                 hint="export it again: torch.export.save(torch.export.export(model, args), 'model.pt2')",
             ) from err
 
     def run(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        """The outputs for one batch, by the names that the ONNX graph gives them.
+        """Return the outputs for one batch, by their names in the ONNX graph.
 
         Raises:
-            InvalidModel: if it can't run at these shapes, or on these values.
+            InvalidModel: the program can't run at these shapes or on these values.
         """
         given = tensors_of(arrays, self.input_names)
         for index, spec in enumerate(self.input_specs):
-            if spec.dtype == BF16:  # NumPy has none, so that arrays are of fp32
+            if spec.dtype == BF16:  # NumPy lacks it, so the arrays are fp32
                 given[index] = given[index].to(torch.bfloat16)
         args, kwargs = pytree.tree_unflatten(given, self._in_spec)
         try:
             with torch.inference_mode(), checked(self._operators):
                 made = named_tensors(self._module(*args, **kwargs), self.output_names)
-        except Exception as err:  # whatever the operators in it raise
+        except Exception as err:  # its operators may raise anything
             shapes = {name: list(arrays[name].shape) for name in self.input_names}
             raise InvalidModel(
                 f"the program can't run with input shapes {shapes}: {_first_line(err)}",
@@ -75,7 +75,7 @@ def _first_line(err: Exception) -> str:
 
 
 def called(program: ExportedProgram) -> frozenset[str]:
-    """The operators of ``aten`` that a program calls, in its branches and loops too: ``add.Tensor``."""
+    """The ``aten`` operators a program calls, including in branches and loops: ``add.Tensor``."""
     modules = program.graph_module.modules()
     graphs = (module.graph for module in modules if isinstance(module, torch.fx.GraphModule))
     targets = (node.target for graph in graphs for node in graph.nodes)
@@ -89,13 +89,13 @@ def called(program: ExportedProgram) -> frozenset[str]:
 def tensors_of(
     arrays: Mapping[str, NDArray[np.generic]], names: Sequence[str]
 ) -> list[torch.Tensor]:
-    """Some of the arrays as tensors on the CPU, in the order of the names."""
-    # Arrays of a .npz may be read-only views, of which torch would warn: nobody writes to them here.
+    """The named arrays as CPU tensors, in the order of the names."""
+    # Arrays of a .npz may be read-only views, which torch warns about; nothing here writes to them.
     return [torch.from_numpy(np.require(arrays[name], requirements="W")) for name in names]
 
 
 def array_of(tensor: torch.Tensor) -> NDArray[np.generic]:
-    """A tensor as an array; one of bf16, which NumPy hasn't, as fp32."""
+    """A tensor as an array; bf16, which NumPy lacks, becomes fp32."""
     tensor = tensor.detach().cpu()
     array: NDArray[np.generic] = (
         tensor.float() if tensor.dtype == torch.bfloat16 else tensor
@@ -104,16 +104,16 @@ def array_of(tensor: torch.Tensor) -> NDArray[np.generic]:
 
 
 def named_tensors(result: Any, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """The tensors in what a module gives, by these names."""
+    """The tensors in a module's result, by these names."""
     tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
     return dict(zip(names, tensors, strict=True))
 
 
 def input_names(program: ExportedProgram) -> list[str]:
-    """The program's inputs in the order of its call.
+    """The program's inputs, in call order.
 
     Raises:
-        InvalidModel: if an input isn't a tensor.
+        InvalidModel: an input isn't a tensor.
     """
     names = program.graph_signature.user_inputs
     constants = [name for name in names if not isinstance(name, str)]
@@ -126,9 +126,9 @@ def input_names(program: ExportedProgram) -> list[str]:
 
 
 def axis_ranges(program: ExportedProgram) -> dict[str, AxisRange]:
-    """What the program says of its inputs' dynamic axes, by the names that ``specs`` gives them.
+    """The ranges that the program declares for its inputs' dynamic axes, by their names in ``specs``.
 
-    A smallest size of 2 counts as 1: torch.export reserves 0 and 1 for what it specialises on.
+    A minimum of 2 counts as 1: torch.export specialises on sizes 0 and 1.
     """
     values, names = _values(program), _axis_names(program)
     return {
@@ -149,7 +149,7 @@ def _range(size: torch.SymInt) -> AxisRange:
 
 
 def output_names(program: ExportedProgram) -> list[str]:
-    """Names for the outputs: the keys of a dict, as ``plain_program`` makes one; else ``output`` or
+    """The outputs' names: the keys of the dict that ``plain_program`` makes; otherwise ``output`` or
     ``output_0`` …"""
     signature = program.graph_signature
     count = sum(isinstance(name, str) for name in signature.user_outputs)
@@ -160,7 +160,7 @@ def output_names(program: ExportedProgram) -> list[str]:
 
 
 def specs(program: ExportedProgram) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """The inputs and the outputs. Dynamic axes have the names that the ONNX graph gives them."""
+    """The inputs and the outputs. Dynamic axes have the names of the ONNX graph."""
     values, names = _values(program), _axis_names(program)
     made = [name for name in program.graph_signature.user_outputs if isinstance(name, str)]
     return (
@@ -177,17 +177,17 @@ def _values(program: ExportedProgram) -> dict[str, Any]:
 
 
 def _axis_names(program: ExportedProgram) -> dict[str, str]:
-    """Symbol → name, by the inputs."""
+    """Dynamic axes' names, from the inputs: symbol → name."""
     values = _values(program)
     return axis_names({name: tuple(values[name].shape) for name in input_names(program)})
 
 
 def axis_names(shapes: Mapping[str, Sequence[Any]]) -> dict[str, str]:
-    """Symbol → name, for an archive keeps no names: the batch is ``batch``, wherever it lies, and other
-    axes are called by their input.
+    """Name the dynamic axes (symbol → name), since an archive keeps no names: the batch is ``batch`` at any
+    position, and other axes are named after their input.
 
     Parameters:
-        shapes: of the inputs, a dynamic size being a symbol or what computes with symbols.
+        shapes: of the inputs; a dynamic size is a symbol or an expression of symbols.
     """
     raw = [
         TensorSpec(

@@ -1,6 +1,6 @@
-"""Types, layouts and formats in TorchScript are bare numbers, and PyTorch takes them for members of its
-enumerations without a look: one that isn't any is an index into tables of functions. So where such a
-number is used, it must be one that PyTorch gave, or one that stands in the code and names a member.
+"""Types, layouts and memory formats are bare numbers in TorchScript, and PyTorch uses them as members of its
+enumerations unchecked: an invalid one indexes past function tables. So such a number must come from PyTorch
+itself, or be a literal in the code that names a member.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-#: By the type that an argument has in C++: how many members, of those that CPU tensors may have.
+#: An argument's C++ type → how many of its members CPU tensors may have.
 _MEMBERS = {"ScalarType": 16, "Layout": 6, "MemoryFormat": 4}
 _OBJECTS = (torch.dtype, torch.layout, torch.memory_format, type(None))
-_CALLS = {"prim::CallFunction": 1, "prim::CallMethod": 0}  #: → inputs before the first argument
+#: Call node → inputs before the first argument.
+_CALLS = {"prim::CallFunction": 1, "prim::CallMethod": 0}
 
 
 class Unknown(ValueError):
-    """A number is taken for a member of an enumeration that may not have it."""
+    """A number used as a member of an enumeration may not be one."""
 
 
 def check(functions: Iterable[Any], nodes: Iterable[Any]) -> None:
-    """Look at all uses in a module.
+    """Check all uses in a module.
 
     Parameters:
-        functions: all that it consists of.
-        nodes: those of all their graphs, in blocks too.
+        functions: all of the module's functions.
+        nodes: the nodes of all their graphs, including nested blocks.
 
     Raises:
         Unknown
@@ -42,7 +43,7 @@ def check(functions: Iterable[Any], nodes: Iterable[Any]) -> None:
 
 
 def check_program(program: ExportedProgram) -> None:
-    """Look at all uses in a ``torch.export`` program, which has Python's objects for its members.
+    """Check all uses in a ``torch.export`` program, where members are Python objects.
 
     Raises:
         Unknown
@@ -64,7 +65,7 @@ def _check_call(node: torch.fx.Node) -> None:
 
 @cache
 def _kinds(schema: str) -> tuple[str, ...]:
-    """Which enumeration each argument is of; empty for none."""
+    """Each argument's enumeration; empty for none."""
     if not any(word in schema for word in (*_MEMBERS, "dtype")):
         return ()
     arguments: Any = torch._C.parse_schema(schema).arguments
@@ -73,13 +74,16 @@ def _kinds(schema: str) -> tuple[str, ...]:
 
 def _kind(argument: Any) -> str:
     declared = str(argument.real_type)
-    if argument.name == "dtype" and declared in ("int", "Optional[int]"):  # aten::to has some
+    if argument.name == "dtype" and declared in (
+        "int",
+        "Optional[int]",
+    ):  # in some overloads of aten::to
         return "ScalarType"
     return next((kind for kind in _MEMBERS if kind in declared), "")
 
 
 class _Flow:
-    """Where the values of a module's arguments come from."""
+    """Traces where the values of a module's arguments come from."""
 
     def __init__(self, functions: Iterable[Any], nodes: Iterable[Any]) -> None:
         self._calls: dict[str, list[Any]] = defaultdict(list)
@@ -99,7 +103,7 @@ class _Flow:
         return True
 
     def _sources(self, value: Any, kind: str) -> list[Any] | None:
-        """The values that it may be, none when it is a member; or None when it may be anything."""
+        """The values to check further: an empty list for a valid member, None if it may be anything."""
         node = value.node()
         match node.kind():
             case "prim::Constant":
@@ -116,8 +120,8 @@ class _Flow:
         return None
 
     def _arguments(self, function: Any, at: int) -> list[Any] | None:
-        """What is given for a parameter wherever a function of that name is called; others than the
-        module's own call ``forward`` alone."""
+        """The arguments for a parameter at every call of a function with that name. Outside callers only call
+        ``forward``."""
         if function.name == "forward":
             return None
         return [

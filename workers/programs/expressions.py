@@ -1,4 +1,4 @@
-"""Symbolic sizes of a program: arithmetic that sympy may evaluate."""
+"""Checks a program's symbolic sizes: only arithmetic that sympy may evaluate."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from farm.errors import InvalidModel
 
 _SYMBOL = re.compile(r"\w+|-?\d+(\.\d+)?(e[+-]?\d+)?")  # s0, 3, '0.5', True
 
-#: torch counts up to the number of such a symbol.
+#: torch counts up to the number in such a symbol.
 _UNBACKED = re.compile(r"z?u[fi]?\d{7,}")
 
-#: Of one size, and of the file that describes a program.
+#: Longest expression of one size.
 _MAX_EXPRESSION = 4096
 
-#: sympy computes them at once: beyond these two powers of numbers fill the memory.
+#: sympy evaluates these eagerly: a large power fills the memory.
 _POWERS = frozenset({"Pow", "PowByNatural", "FloatPow", "LShift"})
 
 _MAX_POWER = 64
@@ -54,7 +54,7 @@ _SYMBOLIC_NODES = (
 
 
 def check_expression(text: str) -> None:
-    """Only arithmetic on symbols may reach sympy, which evaluates what it parses."""
+    """Refuse anything but arithmetic on symbols: sympy evaluates what it parses."""
     if len(text) > _MAX_EXPRESSION or _UNBACKED.search(text):
         _refuse_expression(text)
     try:
@@ -84,19 +84,19 @@ def _is_symbol(value: object) -> bool:
 
 
 def _exponent(node: ast.AST) -> ast.expr | None:
-    """What a power raises to, and a shift shifts by."""
+    """The exponent of a power, or the distance of a shift."""
     match node:
         case ast.BinOp(op=ast.Pow() | ast.LShift(), right=exponent):
             return exponent
         case ast.Call(func=ast.Name(id=name), args=[_, exponent]) if name in _POWERS:
             return exponent
         case ast.Call(func=ast.Name(id=name)) as call if name in _POWERS:
-            return call  # by keywords, as nothing writes it
+            return call  # by keyword, which nothing emits: refuse it
     return None
 
 
 def _is_small(exponent: ast.expr) -> bool:
-    """Whether it is a small number; ``Integer(2)`` and ``Rational(1, 2)`` too."""
+    """Whether it is a small number, including ``Integer(2)`` and ``Rational(1, 2)``."""
     numbers = [node.value for node in ast.walk(exponent) if isinstance(node, ast.Constant)]
     plain = all(isinstance(one, int | float) and abs(one) <= _MAX_POWER for one in numbers)
     calls = (node for node in ast.walk(exponent) if isinstance(node, ast.Call))

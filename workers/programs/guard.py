@@ -1,4 +1,4 @@
-"""Running a stranger's program on CPUs by kernels that check what they are given."""
+"""Runs an untrusted program on CPU kernels that check their arguments."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from workers.programs.operators import GUARDED
 
 _INTERPOLATE = {"__interpolate", "__upsample", "__upsample_bilinear", "__upsample_nearest"}
 _REACH_GUARDED = GUARDED | {"_weight_norm", "embedding_bag", "grid_sampler"} | _INTERPOLATE
-#: A smaller scale makes a filter so wide that PyTorch's sizes of it overflow, and positions that do.
+#: A smaller scale makes a filter so wide that PyTorch's sizes and positions overflow.
 _LEAST_SCALE = 1e-4
-#: Sums up to this don't wrap around in PyTorch's integers.
+#: PyTorch's integers wrap around above this.
 _LONGEST = 2**63 - 1
 
 _is_timed = False
@@ -24,10 +24,11 @@ _is_timed = False
 
 @contextmanager
 def timed() -> Iterator[None]:
-    """Within, nothing is checked: a program is timed by the kernels that PyTorch chooses, or its engines
-    would look faster beside it than they are.
+    """Switch the checks off, so that a program is timed on the kernels that PyTorch chooses; otherwise its
+    engines would look faster in comparison than they are.
 
-    For inputs that it has run with before, checked. What it does otherwise then, its sandbox alone contains.
+    Only for inputs that it has already run on with checks. If it behaves differently now, only the sandbox
+    contains it.
     """
     global _is_timed
     _is_timed = True
@@ -39,13 +40,13 @@ def timed() -> Iterator[None]:
 
 @contextmanager
 def checked(operators: Collection[str]) -> Iterator[None]:
-    """Within, these operators of ``aten``, by their names, don't reach past a tensor.
+    """Keep these ``aten`` operators, given by name, from reaching past a tensor.
 
-    oneDNN's LSTM and the fused attention trust that the shapes of their arguments belong together;
-    PyTorch's own kernels don't.
+    oneDNN's LSTM and the fused attention trust that their arguments' shapes match; PyTorch's own kernels
+    check.
 
     Raises:
-        ValueError: as it runs, where arguments of a guarded operator don't belong together.
+        ValueError: at run time, if the arguments of a guarded operator don't match.
     """
     if _is_timed:
         yield
@@ -77,7 +78,7 @@ class _Checks(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if not check(named):
                 raise ValueError(f"the arguments of {func} don't belong together")
         elif func.namespace == "aten":
-            # In inference_mode operators come here that others are made of: to be seen, these, too.
+            # In inference_mode composite operators arrive whole: dispatch again to see their parts.
             with self:
                 made = func.decompose(*args, **given)
             if made is not NotImplemented:
@@ -180,7 +181,7 @@ def _filter_scales(given: dict[str, Any]) -> bool:
 
 
 def _repeats(given: dict[str, Any]) -> bool:
-    """The kernel writes what they say into what their sum says, which may wrap around."""
+    """Check that the repeats' sum, by which the kernel sizes its output, can't wrap around."""
     repeats, size = given["repeats"], given.get("output_size")
     if not repeats.numel():
         return size in (None, 0)
@@ -209,7 +210,7 @@ _CHECKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "_weight_norm_interface": _weight_norm,
     "grid_sampler_2d": _grid,
     "grid_sampler_3d": _grid,
-    "repeat_interleave.Tensor": _repeats,  # the others are made of it
+    "repeat_interleave.Tensor": _repeats,  # the other overloads call it
     "upsample_bicubic2d": _scales,
     "upsample_bilinear2d": _scales,
     "upsample_linear1d": _scales,

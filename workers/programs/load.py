@@ -1,11 +1,10 @@
-"""Loading a ``torch.export`` program without running anything that its author put into the file.
+"""Loads a ``torch.export`` program without running anything that its author put into the file.
 
-``torch.export.load`` isn't safe on files of strangers (torch 2.13): it unpickles custom objects and
-tensor subclasses, falls back from ``weights_only=True`` to a full unpickle, loads native libraries
-of AOTInductor, hands symbolic sizes to ``sympy.sympify``, which evaluates Python, and looks up
-operators by ``getattr`` from ``torch``. So the archive is read here first, with torch's own reader,
-and whatever isn't plain data is refused; and while it loads, every unpickler that could run code is
-shut.
+``torch.export.load`` isn't safe on untrusted files (torch 2.13): it unpickles custom objects and
+tensor subclasses, falls back from ``weights_only=True`` to a full unpickle, loads AOTInductor's native
+libraries, passes symbolic sizes to ``sympy.sympify``, which evaluates Python, and looks up operators by
+``getattr`` from ``torch``. So the archive is scanned here first, with torch's own reader, and anything
+but plain data is refused; while it loads, every unpickler that could run code is disabled.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ from workers.programs.treespecs import plain_treespec
 def load_program(path: Path) -> ExportedProgram:
     """Load the ``torch.export`` program in ``path``; no code in the file is run.
 
-    What it takes and gives in containers of its author's, as dataclasses, ``ModelOutput`` or caches, it
-    takes and gives in dicts and tuples of the same fields.
+    Containers of its author's own in its inputs and outputs (dataclasses, ``ModelOutput``, caches) become
+    dicts and tuples of the same fields.
 
     Raises:
-        InvalidModel: if the file isn't a program, or holds more than plain data.
+        InvalidModel: the file isn't a program, or holds more than plain data.
     """
     fields = scan_archive(path)
     try:
@@ -48,13 +47,13 @@ def load_program(path: Path) -> ExportedProgram:
         refuse_pickle(str(err).splitlines()[0])
     except InvalidModel:
         raise
-    except Exception as err:  # torch raises a dozen kinds on a malformed program
+    except Exception as err:  # torch raises a dozen error types on a malformed program
         raise InvalidModel(
             f"torch {torch.__version__} can't read this program: {first_line(err)}",
             hint=EXPORT_AGAIN,
         ) from err
     program = programs.get("model") or next(iter(programs.values()))
-    # These would be compiled and executed by module(); they only repeat the shape ranges.
+    # module() would compile and execute these; they only repeat the shape ranges.
     program._guards_code = []
     try:
         enumerations.check_program(program)
@@ -65,7 +64,7 @@ def load_program(path: Path) -> ExportedProgram:
 
 
 def _drop_ranges_of_expressions(program: ExportedProgram) -> None:
-    """torch saves the range of 8*s0 beside that of s0, and then can't export what it has loaded."""
+    """Drop them: torch also saves the range of 8*s0 for s0, and then can't export the loaded program."""
     environment = _get_shape_env_from_gm(program.graph_module)
     for ranges in (program._range_constraints, environment.var_to_range if environment else {}):
         for expression in [key for key in ranges if not key.is_Symbol]:
@@ -74,9 +73,9 @@ def _drop_ranges_of_expressions(program: ExportedProgram) -> None:
 
 @contextmanager
 def _no_code(fields: Mapping[str, Sequence[str]] | None = None) -> Iterator[None]:
-    """Shut what could execute code in an archive, should the scan have missed it.
+    """Disable whatever could execute code in an archive, in case the scan missed it.
 
-    Types of containers are never looked up: ``plain_treespec`` stands in for torch's reader of them.
+    Container types are never looked up: ``plain_treespec`` replaces torch's reader for them.
 
     ``TORCH_FORCE_WEIGHTS_ONLY_LOAD`` overrides the ``weights_only=False`` at torch's call sites.
     """
@@ -88,7 +87,7 @@ def _no_code(fields: Mapping[str, Sequence[str]] | None = None) -> Iterator[None
         return pytree.treespec_loads(plain_treespec(text, fields or {}))
 
     def artifact(serialized: Any) -> Any:
-        # What comes in bytes are the example inputs, a pickle of whatever the program was exported with.
+        # Bytes are the example inputs: a pickle of whatever the program was exported with.
         return serialized if isinstance(serialized, dict | tuple) else None
 
     native = torch._C._pickle_load_obj

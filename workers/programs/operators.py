@@ -1,15 +1,15 @@
-"""The operators that a program of a stranger's may call: these, and no others.
+"""Allow-list of the operators that an untrusted program may call.
 
-They compute on their arguments alone, and PyTorch's CPU kernels for them check indices and sizes. What
-PyTorch's ONNX exporters take is here, but for what touches files, threads, storages or devices, and for
-kernels that were seen to read or write past a tensor when sizes or indices in a model lie:
+They compute only on their arguments, and their CPU kernels in PyTorch check indices and sizes. The list
+has what PyTorch's ONNX exporters accept, except operators that touch files, threads, storages or devices,
+and kernels found to read or write past a tensor when sizes or indices in a model are forged:
 
-- ``native_batch_norm`` and its kin: weights smaller than the input that they belong to
-- ``segment_reduce``, ``ctc_loss``, ``fractional_max_pool2d``, gradients (``…_backward``): wild indices
+- ``native_batch_norm`` and its variants: weights smaller than their input
+- ``segment_reduce``, ``ctc_loss``, ``fractional_max_pool2d``, gradients (``…_backward``): arbitrary indices
 - ``_reshape_alias``, ``set_``, ``resize_``, ``_sparse_…_unsafe``, ``inductor``: memory at any offset
 
-Others of these are what PyTorch makes of ordinary layers. :data:`GUARDED` names them: they are taken, and
-``workers.programs.guard`` looks at their arguments before they run.
+Other such kernels are needed for ordinary layers. :data:`GUARDED` lists them: they are allowed, and
+``workers.programs.guard`` checks their arguments before they run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import cache
 
 import torch
 
-#: ``aten``: on tensors and numbers. What works in place is called the same, with a ``_``.
+#: ``aten``: on tensors and numbers. In-place variants have the same name with a ``_``.
 _TENSORS = frozenset(
     """
     __and__ __interpolate __lshift__ __or__ __rshift__ __upsample __upsample_bilinear
@@ -98,7 +98,7 @@ _TENSORS = frozenset(
     view_as_real view_as_real_copy view_copy vsplit vstack where xlogy zero zeros zeros_like
     """.split()
 )
-#: ``aten``, in TorchScript alone: on lists, dictionaries, texts and numbers.
+#: ``aten``, only in TorchScript: on lists, dictionaries, strings and numbers.
 _PLAIN = frozenset(
     """
     Bool Complex ComplexImplicit Delete Float FloatImplicit Int IntImplicit ScalarImplicit Size
@@ -121,7 +121,7 @@ _PRIMS = frozenset(
     sqrt squeeze sub sum tan tanh transpose var view_of where
     """.split()
 )
-#: TorchScript's own kinds of nodes. Neither prints, nor forks, nor calls Python or another machine.
+#: TorchScript's own node kinds. None prints, forks, or calls Python or another machine.
 _NODES = frozenset(
     """
     CallFunction CallMethod Constant ConstantChunk CreateObject DictConstruct Enter EnumName
@@ -132,7 +132,7 @@ _NODES = frozenset(
     type unchecked_cast unchecked_unwrap_optional
     """.split()
 )
-#: ``aten``: whose kernels trust their arguments, which are checked before they run.
+#: ``aten``: their kernels trust their arguments, so the guard checks these first.
 GUARDED = frozenset(
     """
     _embedding_bag _embedding_bag_forward_only _fft_c2c _fft_c2r _fft_r2c
@@ -145,12 +145,12 @@ GUARDED = frozenset(
     upsample_trilinear3d
     """.split()
 )
-#: Types that an operator here neither takes nor gives.
+#: Types that an allowed operator neither takes nor returns.
 _FOREIGN = ("Storage", "Stream", "Capsule", "RRef", "Future", "Await", "QScheme", "__torch__")
 
 
 def may_call(operator: str) -> bool:
-    """Whether a ``torch.export`` program may call it: ``aten.add.Tensor``, ``prims.mul.default``."""
+    """Whether a ``torch.export`` program may call an operator such as ``aten.add.Tensor``."""
     namespace, _, name = operator.partition(".")
     base, _, overload = name.partition(".")
     if namespace == "prims":
@@ -163,11 +163,11 @@ def may_call(operator: str) -> bool:
 
 
 def may_run(kind: str, schema: str) -> bool:
-    """Whether TorchScript may hold a node of this kind, ``aten::add``, with this schema."""
+    """Whether TorchScript may contain a node of this kind (``aten::add``) with this schema."""
     namespace, _, name = kind.partition("::")
     if namespace == "prim":
         return name in _NODES
-    if namespace == "prims":  # of programs that were built to engines
+    if namespace == "prims":  # from programs that were built into engines
         return name in _PRIMS
     if namespace != "aten" or not (name in _PLAIN or _is_listed(name)):
         return False
@@ -185,10 +185,10 @@ def _is_pure_text(schema: str) -> bool:
 
 
 def _is_pure(schema: torch.FunctionSchema) -> bool:
-    """Whether an overload writes to nothing but what it is called on, and takes plain values."""
+    """Whether an overload writes only to the tensor it is called on, and takes plain values."""
     for position, argument in enumerate(schema.arguments):
         written = argument.alias_info is not None and argument.alias_info.is_write
-        if written and (position > 0 or argument.kwarg_only):  # out=, which grows what it is given
+        if written and (position > 0 or argument.kwarg_only):  # out= resizes its argument
             return False
     values = [*schema.arguments, *schema.returns]
     return not any(foreign in str(value.type) for value in values for foreign in _FOREIGN)

@@ -1,4 +1,4 @@
-"""The archive of a ``torch.export`` program, read before PyTorch loads it."""
+"""Scans the archive of a ``torch.export`` program before PyTorch loads it."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def scan_archive(path: Path) -> dict[str, list[str]]:
     """Refuse a ``.pt2`` that holds anything but plain weights and standard operators.
 
     Returns:
-        The fields of the named tuples in it, by their names.
+        The fields of its named tuples: type name → field names.
 
     Raises:
-        InvalidModel: naming the entry that is refused.
+        InvalidModel: names the refused entry.
     """
     reader = _open_archive(path)
     names = reader.get_file_names()
-    # PyTorch finds records whatever the case of their names.
+    # PyTorch matches record names case-insensitively.
     if len({name.lower() for name in names}) < len(names):
         raise InvalidModel("the archive holds two records of one name", hint=EXPORT_AGAIN)
     if "serialized_exported_program.json" in names or "archive_version" not in names:
@@ -107,7 +107,7 @@ def _open_archive(path: Path) -> Any:
         raise InvalidModel("the file is empty", hint="upload the model again")
     try:
         return _package.PT2ArchiveReader(str(path))
-    except Exception as err:  # RuntimeError from the zip reader, or an assertion of the wrapper
+    except Exception as err:  # RuntimeError from the zip reader, or an assertion in its wrapper
         raise InvalidModel(
             f"the file isn't a torch.export archive: {first_line(err)}",
             hint=f"check that the upload is complete, and {EXPORT_AGAIN}",
@@ -132,7 +132,7 @@ def _scan_payloads(config: Mapping[str, Any], where: str) -> None:
         raise InvalidModel(f"{where} in the archive is damaged", hint=EXPORT_AGAIN)
     for name, payload in payloads.items():
         _check_name(name)
-        # Tensors of the archive format are raw bytes; everything else in it is a pickle.
+        # Tensors in the archive are raw bytes; everything else is a pickle.
         if not isinstance(payload, dict) or not isinstance(payload.get("tensor_meta"), dict):
             refuse_pickle(f"{name} in {where} has no description")
         path = str(payload.get("path_name", ""))
@@ -153,11 +153,11 @@ def _scan_program(value: Any, key: str = "") -> None:
     if isinstance(value, dict):
         for name, item in value.items():
             if name in ("metadata", "guards_code"):
-                continue  # looked up, never called; and dropped after loading
+                continue  # looked up but never called, and dropped after loading
             if key in _NAME_MAPPINGS:
                 _check_name(name)
             if key == "range_constraints":
-                check_expression(name)  # s0, and 8*s0 for an axis of multiples of 8
+                check_expression(name)  # s0, or 8*s0 for an axis in multiples of 8
             _scan_program(item, name)
     elif isinstance(value, list):
         for item in value:
@@ -192,7 +192,7 @@ def _check_name(name: str) -> None:
 
 
 def _check_argument(name: str) -> None:
-    """Arguments' names stand in the function that the graph is compiled to."""
+    """Check an argument's name: it appears in the function that the graph is compiled to."""
     if not name.isidentifier() or keyword.iskeyword(name):
         raise InvalidModel(
             f"{name[:80]!r} isn't a name that an input may have",
@@ -201,7 +201,7 @@ def _check_argument(name: str) -> None:
 
 
 def _check_keywords(text: str) -> None:
-    """The names of keyword arguments: the second of a call's two containers is a dict of them."""
+    """Check the names of keyword arguments: the keys of the second of a call's two containers."""
     try:
         _, tree = json.loads(text)
         children = tree["children_spec"]

@@ -1,7 +1,7 @@
-"""Programs as the stages want them: every input and every output a tensor with a name of its own.
+"""Normalises programs for the stages: every input and every output is a tensor with a unique name.
 
-Programs take and give what their authors' code does: nested containers, caches, sizes, numbers, None,
-one tensor twice. What they compute stays as it is; containers become names.
+Authors' programs take and return nested containers, caches, sizes, numbers, None, or one tensor twice.
+The computation stays the same; containers become names.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch.utils import _pytree as pytree
 
 from farm.errors import InvalidModel
 
-#: Of a size, a number and a truth that a program computes, as a tensor.
+#: Tensor types for the sizes, numbers and booleans that a program computes.
 _SCALARS: dict[type, torch.dtype] = {
     SymIntArgument: torch.int64,
     SymFloatArgument: torch.float32,
@@ -41,14 +41,14 @@ _SCALARS: dict[type, torch.dtype] = {
 def plain_program(
     program: ExportedProgram, fixed: Mapping[str, NDArray[np.generic]] | None = None
 ) -> dict[str, str]:
-    """Flatten a program's inputs and outputs, in place, and return what was left out, with the reason.
+    """Flatten a program's inputs and outputs in place; return what was left out and why.
 
-    Inputs are tensors, in the order of the call; those that the program takes one value of, which is
-    written down in it, are left out. Outputs are a dict of tensors by name; a size that is computed
-    becomes a scalar tensor, and what is None or a constant number is left out.
+    Inputs are tensors, in call order; an input for which the program records a single constant value is
+    left out. Outputs are a dict of tensors by name; a computed size becomes a scalar tensor, and None and
+    constant numbers are left out.
 
     Parameters:
-        fixed: by input, the value that it always has: no input any more.
+        fixed: input → its constant value; it stops being an input.
 
     Raises:
         InvalidModel: naming the input or the output that can't be a tensor.
@@ -57,7 +57,7 @@ def plain_program(
     left_out = _plain_outputs(program)
     program.graph.lint()
     program.graph_module.recompile()
-    # These tell of the call as it was.
+    # These describe the original signature.
     program._guards_code = []
     program._example_inputs = None
     return left_out
@@ -93,7 +93,7 @@ def _plain_inputs(program: ExportedProgram, fixed: Mapping[str, NDArray[np.gener
 
 
 def _drop_constant(graph: fx.Graph, node: fx.Node, value: Any) -> None:
-    """What uses it, if anything does, gets the value itself."""
+    """Drop the input; its users, if any, get the value itself."""
     for user in list(node.users):
         user.args = fx.node.map_arg(user.args, lambda one: value if one is node else one)
         user.kwargs = fx.node.map_arg(user.kwargs, lambda one: value if one is node else one)
@@ -133,7 +133,7 @@ def _plain_outputs(program: ExportedProgram) -> dict[str, str]:
 def _own_tensor(
     graph: fx.Graph, end: fx.Node, node: fx.Node, kind: type, taken: Sequence[fx.Node]
 ) -> fx.Node:
-    """A tensor that is this output and nothing else: no other output, no input, no weight."""
+    """A tensor that is only this output: not another output, an input or a weight."""
     with graph.inserting_before(end):
         if kind in _SCALARS:
             made = graph.call_function(
@@ -160,7 +160,7 @@ def _paths(spec: Any, count: int) -> list[tuple[Any, ...]]:
 
 
 def _names(paths: Sequence[tuple[Any, ...]]) -> list[str]:
-    """``output``, or ``output_0`` … of a row of tensors; else the keys and positions that lead there."""
+    """``output``, or ``output_0`` … for a flat sequence; otherwise the keys and positions of each path."""
     if all(len(path) == 0 or (len(path) == 1 and isinstance(path[0], int)) for path in paths):
         return numbered_outputs(len(paths))
     return [_joined(path) for path in paths]
@@ -173,7 +173,7 @@ def _joined(path: tuple[Any, ...]) -> str:
 
 
 def _distinct(names: Iterable[str], taken: Iterable[str]) -> list[str]:
-    """An output that is called like an input or another output is called otherwise."""
+    """Rename outputs that share a name with an input or another output."""
     seen, made = set(taken), []
     for name in names:
         while name in seen:
@@ -188,5 +188,5 @@ def _signature(program: ExportedProgram) -> Any:
 
 
 def numbered_outputs(count: int) -> list[str]:
-    """``output``, or ``output_0`` … where there are several."""
+    """``output``, or ``output_0`` … for several."""
     return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]

@@ -1,7 +1,7 @@
-"""The weights that a ``torch.export`` program multiplies by, and along which axis it sums.
+"""Finds the weights that a ``torch.export`` program multiplies by, and the axis it sums over.
 
-A program keeps no layers: what is a weight of a convolution or a linear layer shows in the operators
-that take it.
+A program keeps no layers: the weights of convolutions and linear layers are found by the operators that
+take them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from workers.graphs.compute import Compute, Product
 
 aten = torch.ops.aten
 
-#: Operator → the position of its weights, and the axis of these that it sums over.
+#: Operator → the position of its weights, and the axis of the weights that it sums over.
 _PRODUCTS = {
     aten.linear: (1, -1),
     aten.conv1d: (1, 1),
@@ -35,21 +35,21 @@ _PRODUCTS = {
     aten.baddbmm: (2, -2),
 }
 _TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-#: What gives the same tensor, its axes in another order.
+#: Operators that only reorder a tensor's axes.
 _TURNS = (aten.t, aten.transpose, aten.permute, aten.numpy_T, aten.mT)
 _SAME = (aten.detach, aten.alias, aten.contiguous, aten.clone)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
-    """A parameter that is multiplied by, and nothing else."""
+    """A parameter that is only used as a factor in products."""
 
     name: str  #: in the program's state
-    axis: int  #: that the products sum over: the input channels
+    axis: int  #: the axis the products sum over: the input channels
 
 
 def weights(program: ExportedProgram) -> tuple[list[Weight], dict[str, str]]:
-    """The weights of convolutions and matrix products; and why other parameters of their rank aren't any."""
+    """The weights of convolutions and matrix products, and for other parameters of that rank, why not."""
     found: list[Weight] = []
     others: dict[str, str] = {}
     names = program.graph_signature.inputs_to_parameters
@@ -70,10 +70,10 @@ def weights(program: ExportedProgram) -> tuple[list[Weight], dict[str, str]]:
 
 
 def _axes(node: Node, order: tuple[int, ...]) -> Iterator[int | str]:
-    """For each use of a tensor, the axis that a product sums over, or the operator if it isn't a product.
+    """For each use of a tensor: the axis that the product sums over, or the operator if it isn't a product.
 
     Parameters:
-        order: of the axes of this tensor, which axis of the parameter it is.
+        order: for each axis of this tensor, the axis of the parameter.
     """
     for user in node.users:
         packet = getattr(user.target, "overloadpacket", None)
@@ -106,7 +106,7 @@ def _turned(user: Node, packet: object, order: tuple[int, ...]) -> tuple[int, ..
 
 
 def compute_of_program(program: ExportedProgram) -> Compute:
-    """The products of a program, each in its own type; how many multiplications they take isn't known."""
+    """The products of a program, each in its own type; their numbers of multiplications aren't known."""
     made = [
         Product(
             name=node.name,

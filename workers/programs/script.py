@@ -1,8 +1,8 @@
-"""Loading TorchScript of strangers: only what is looked at whole, and holds nothing but listed operators.
+"""Loads untrusted TorchScript: only modules that were checked in full and use only allowed operators.
 
-First the archive is read (``workers.programs.script_archive``), so that nothing in it runs as it is loaded.
-Then PyTorch compiles it, and every function and method in it is gone through, with all blocks: not as text,
-in which a name can be written in many ways, but as the graph that will run.
+First the archive is scanned (``workers.programs.script_archive``), so that nothing in it runs on loading.
+Then PyTorch compiles it, and every function and method is checked, with all nested blocks: not the source,
+where a name can be spelled in many ways, but the graph that will run.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from torch.jit._recursive import wrap_cpp_module
 from workers.graphs.check import brief
 from workers.programs import enumerations, operators, script_archive, script_records
 
-#: Parts of types whose values are native objects, other threads' or other machines'.
+#: Parts of type names whose values are native objects, or belong to other threads or machines.
 _FOREIGN = ("__torch__.torch.classes", "RRef[", "Future[", "Await[", "Capsule", "PyObject")
-#: Their values are read by position, which nothing checks as it runs.
+#: Types whose fields are read by position, unchecked at run time.
 _BY_POSITION = ("__torch__", "Tuple[", "NamedTuple(")
 _CASTS = ("prim::unchecked_cast", "prim::unchecked_unwrap_optional")
 
 
 class Refused(ValueError):
-    """It holds what the farm doesn't run."""
+    """The module contains something that the farm doesn't run."""
 
 
 class Unreadable(ValueError):
-    """PyTorch can't load it."""
+    """PyTorch can't load the module."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Script:
-    """A module that was looked at, none of which has run yet."""
+    """A checked module; none of it has run yet."""
 
     module: Any  #: a ``torch.jit.ScriptModule``
-    operators: frozenset[str]  #: of ``aten``, by name, that it may call
-    extra: Mapping[str, str]  #: what lies beside the code, of what was asked for
+    operators: frozenset[str]  #: ``aten`` operators it may call, by name
+    extra: Mapping[str, str]  #: the requested extra files: name → text
 
 
 def load(path: Path, extra: Iterable[str] = ()) -> Script:
-    """Load it on the CPU.
+    """Load a module on the CPU.
 
     Parameters:
-        extra: names of texts beside the code.
+        extra: names of extra text files to read.
 
     Raises:
         Refused, Unreadable
@@ -58,11 +58,11 @@ def load(path: Path, extra: Iterable[str] = ()) -> Script:
     unit = torch._C.CompilationUnit()
     beside = dict.fromkeys(extra, "")
     try:
-        load_ir: Any = torch._C.import_ir_module  # whose stub lacks the last argument
+        load_ir: Any = torch._C.import_ir_module  # Any: its stub lacks the last argument
         compiled = load_ir(unit, str(path), torch.device("cpu"), beside, True)
         functions = _functions(unit)
         nodes = [node for function in functions for node in _nodes(function.graph)]
-    except Exception as err:  # the reader and the compiler raise RuntimeErrors and worse
+    except Exception as err:  # the reader and the compiler raise RuntimeError and other types
         raise Unreadable(brief(err)) from err
     for node in nodes:
         _check(node)
@@ -81,7 +81,7 @@ def load(path: Path, extra: Iterable[str] = ()) -> Script:
 
 
 def _functions(unit: Any) -> list[Any]:
-    """All functions and methods. One that is compiled may bring in others."""
+    """All functions and methods. Compiling one may add others."""
     compiled: list[Any] = []
     while len(functions := unit.get_functions()) > len(compiled):
         for function in functions[len(compiled) :]:
@@ -91,7 +91,7 @@ def _functions(unit: Any) -> list[Any]:
 
 
 def _nodes(block: Any) -> Iterator[Any]:
-    """The nodes of a graph, in its blocks too."""
+    """The nodes of a graph, including its blocks."""
     waiting = [block]
     while waiting:
         for node in waiting.pop().nodes():
@@ -114,7 +114,7 @@ def _check(node: Any) -> None:
 
 
 def _is_narrowing(given: str, made: str) -> bool:
-    """Whether a value is taken for one of the types that it is declared to have, or read with a check."""
+    """Whether a cast narrows to one of a value's declared types, or is checked at run time."""
     if given == made or not any(part in made for part in _BY_POSITION):
         return True
     return given == f"Optional[{made}]"

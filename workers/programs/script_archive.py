@@ -1,9 +1,9 @@
-"""The archive of a TorchScript module, read before PyTorch loads it.
+"""Scans the archive of a TorchScript module before PyTorch loads it.
 
-Loading isn't reading: PyTorch computes the defaults of arguments and the constants of classes, calls
-``__setstate__``, takes it on trust that a record is as long as its storage claims to be, and that what
-is pickled is of the type that its class declares. So it may only see archives in which defaults and
-constants are literals, no class restores itself, and records and values are what they claim.
+Loading runs code: PyTorch evaluates the defaults of arguments and the constants of classes and calls
+``__setstate__``. It also trusts that a record is as long as its storage claims, and that a pickled value
+has the type that its class declares. So it only gets archives in which defaults and constants are
+literals, no class defines ``__setstate__``, and records and values are what they claim.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PICKLES = ("constants", "data", "traced_inputs")
 
 
 def scan(path: Path) -> None:
-    """Look at all of an archive that ``torch.jit.load`` reads; nothing in it is run.
+    """Check everything in an archive that ``torch.jit.load`` reads, without running any of it.
 
     Raises:
         RefusedArchive
@@ -61,7 +61,7 @@ def scan(path: Path) -> None:
 def _check_names(names: Sequence[str]) -> None:
     if len(names) > _MAX_RECORDS:
         raise RefusedArchive(f"it holds more than {_MAX_RECORDS} records")
-    # PyTorch finds records whatever the case of their names.
+    # PyTorch matches record names case-insensitively.
     if len({name.lower() for name in names}) < len(names):
         raise RefusedArchive("it holds two records of one name")
     for name in names:

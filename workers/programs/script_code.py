@@ -1,4 +1,4 @@
-"""The code in a TorchScript archive: classes whose defaults and constants are literals."""
+"""Reads the code in a TorchScript archive: classes whose defaults and constants are literals."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from workers.programs.script_records import RefusedArchive
 
 _TEXT = re.compile(r'(?<![\w"])"(?:[^"\\\n]|\\[^\n])*"(?!")', re.ASCII)
 
-#: What is left of code without its texts: no comment, no other quote, nothing that joins lines.
+#: Code with its string literals removed: no comments, other quotes or line continuations.
 _CODE = re.compile(r"[A-Za-z0-9_ \n()\[\]{}.,:=<>!+\-*/%@&|^~]*")
 
-#: What may be called in a default: it makes a value of its literals.
+#: Functions that a default may call: they build a value from literals.
 _MAKERS = frozenset({"annotate", "torch.device"})
 
 
@@ -21,14 +21,14 @@ _MAKERS = frozenset({"annotate", "torch.device"})
 class Class:
     """A class in the archive's code."""
 
-    base: str  #: ``Module``, ``NamedTuple``, ``Enum``, ``Interface``; empty of a plain one
-    attributes: dict[str, ast.expr]  #: name → type, without constants
+    base: str  #: ``Module``, ``NamedTuple``, ``Enum``, ``Interface``; empty for a plain class
+    attributes: dict[str, ast.expr]  #: name → type; constants excluded
 
 
 def read_code(name: str, content: bytes) -> dict[str, Class]:
     """The classes in a file of code, by their qualified names.
 
-    Python's parser reads it, PyTorch's will: so it is refused unless both see the same words in it.
+    Python's parser reads it here, PyTorch's will later: it is refused unless both see the same tokens.
     """
     try:
         text = content.decode("ascii")
@@ -71,7 +71,7 @@ def _read_class(name: str, node: ast.ClassDef) -> Class:
                 value=kind,
             ):
                 _check_literal(name, kind)
-                attributes[attribute] = kind  # whose name is no identifier: "0"
+                attributes[attribute] = kind  # names such as "0" aren't identifiers
             case ast.Assign(targets=[ast.Name()], value=value):
                 _check_literal(name, value)
             case ast.FunctionDef() | ast.Pass():
@@ -83,7 +83,7 @@ def _read_class(name: str, node: ast.ClassDef) -> Class:
 
 
 def _check_literal(name: str, node: ast.expr | None) -> None:
-    """PyTorch computes these expressions as it loads: only what makes a value of literals is taken."""
+    """Allow only values built from literals: PyTorch evaluates these expressions as it loads."""
     match node:
         case None | ast.Constant() | ast.Name():
             return
@@ -108,7 +108,7 @@ def _check_literal(name: str, node: ast.expr | None) -> None:
 
 
 def dotted(node: ast.expr) -> str:
-    """``a.b.c`` of such an expression, else nothing."""
+    """``a.b.c`` for such an expression, otherwise an empty string."""
     match node:
         case ast.Name(id=name):
             return name

@@ -1,4 +1,4 @@
-"""The pickles in a TorchScript archive, read without importing or calling anything."""
+"""Reads the pickles in a TorchScript archive without importing or calling anything."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ITEM_BYTES = {
 
 
 class Instance:
-    """An instance of a class of the archive, or a value of an enumeration."""
+    """An instance of one of the archive's classes, or a value of an enumeration."""
 
     kind = ""
 
@@ -59,7 +59,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class Storages:
-    """What a pickle's tensors may lie in."""
+    """The storages that a pickle's tensors may use."""
 
     reader: Records
     folder: str
@@ -73,7 +73,7 @@ class Storages:
                 if size is None or place not in self.names:
                     raise RefusedArchive(f"a tensor in it lies in {place[:80]!r} as {kind[:40]}")
                 there = self.reader.get_record_size(place)
-                # Of a trace's inputs torch.jit.save writes the shapes alone, and no more is read.
+                # torch.jit.save writes only the shapes of a trace's inputs, and no more is read.
                 is_shape = self.folder == "traced_inputs" and there == 0
                 if items * size > there and not is_shape:
                     raise RefusedArchive(f"{place} in it is shorter than its tensors claim")
@@ -82,7 +82,7 @@ class Storages:
 
 
 def read_pickle(content: bytes, storages: Storages) -> Any:
-    """A pickle's values, with stand-ins for objects and tensors: nothing in it is imported or called."""
+    """Return a pickle's values, with stand-ins for objects and tensors; nothing is imported or called."""
     try:
         for opcode, _, _ in pickletools.genops(content):
             if opcode.name not in OPCODES:
@@ -90,11 +90,11 @@ def read_pickle(content: bytes, storages: Storages) -> Any:
         return _Unpickler(content, storages).load()
     except RefusedArchive:
         raise
-    except Exception as err:  # pickle raises of a damaged one whatever it stumbles on
+    except Exception as err:  # pickle may raise anything on a damaged one
         raise RefusedArchive("a pickle in it is damaged") from err
 
 
-#: Python's unpickler in Python, whose opcodes can be given another meaning.
+#: The unpickler written in Python: its opcodes can be overridden.
 _IN_PYTHON: Any = pickle._Unpickler
 
 
@@ -127,7 +127,7 @@ class _Unpickler(_IN_PYTHON):  # type: ignore[misc]
         self._put([key], [value])
 
     def _put(self, keys: Sequence[object], values: Sequence[object]) -> None:
-        # To Python 1, 1.0 and True are one key, and to PyTorch three: none is to hide another's value.
+        # 1, 1.0 and True are one key to Python and three to PyTorch: one could hide another's value.
         if not all(type(key) in (str, int) for key in keys):
             raise RefusedArchive("a pickle in it has keys that are neither texts nor integers")
         self.stack[-1].update(zip(keys, values, strict=True))

@@ -1,15 +1,15 @@
-"""Records of a TorchScript archive, and the refusal of what isn't one."""
+"""Records of a TorchScript archive, and the error for invalid archives."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-#: In code, and in each of the pickles: larger ones are no module's.
+#: Limit for the code and for each pickle: no real module exceeds it.
 MAX_BYTES = 64 << 20
 
 
 class RefusedArchive(ValueError):
-    """The archive holds what could run, or isn't what it claims."""
+    """The archive contains something that could run, or isn't what it claims."""
 
 
 class Records(Protocol):

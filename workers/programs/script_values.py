@@ -1,4 +1,4 @@
-"""Pickled values of a TorchScript archive, held against the types that its code declares."""
+"""Checks pickled values of a TorchScript archive against the types that its code declares."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from workers.programs.script_records import RefusedArchive
 
 @dataclass(frozen=True)
 class Values:
-    """Whether pickled values are of the types that the code says.
+    """Checks that pickled values have the types declared in the code.
 
-    PyTorch doesn't look, and reads an object's attributes and a tuple's elements by position.
+    PyTorch doesn't check, and reads an object's attributes and a tuple's elements by position.
     """
 
     classes: Mapping[str, Class]
     _seen: set[int] = field(default_factory=set)
-    _kept: list[object] = field(default_factory=list)  #: so that no id is used again
+    _kept: list[object] = field(
+        default_factory=list
+    )  #: keeps objects alive, so that no id is reused
 
     def check(self, root: Any) -> None:
         waiting = [root]
@@ -56,7 +58,7 @@ class Values:
             yield from value.state.values()
 
     def _is_of(self, value: Any, kind: ast.expr) -> bool:
-        """Of numbers, texts and tensors PyTorch looks itself."""
+        """Numbers, strings and tensors aren't checked here: PyTorch checks them itself."""
         match kind:
             case ast.Subscript(value=ast.Name(id=name), slice=index):
                 inner = index.elts if isinstance(index, ast.Tuple) else [index]

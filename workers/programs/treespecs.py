@@ -1,4 +1,4 @@
-"""The containers that a program takes and gives, without their authors' classes."""
+"""A program's input and output containers, without their authors' classes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-#: Containers of Python's own, as torch writes their types down.
+#: Python's built-in containers, as torch serialises their types.
 _CONTAINERS = {
     "builtins.tuple": "builtins.tuple",
     "builtins.list": "builtins.list",
@@ -16,10 +16,10 @@ _CONTAINERS = {
 
 
 def plain_treespec(text: str, fields: Mapping[str, Sequence[str]]) -> str:
-    """A serialised tree of containers, those of its author's own being dicts of their fields.
+    """A serialised tree of containers in which custom classes are replaced by dicts of their fields.
 
-    What tells the fields is the context that torch has written beside the type: the class isn't looked
-    up, and no code of it is run. Where none does, it becomes a tuple.
+    The fields come from the context that torch stores with the type: the class isn't looked up, and none
+    of its code runs. Without field names, it becomes a tuple.
     """
     protocol, tree = json.loads(text)
     return json.dumps([protocol, _plain_node(tree, fields)])
@@ -32,7 +32,7 @@ def _plain_node(node: Mapping[str, Any], fields: Mapping[str, Sequence[str]]) ->
         return {"type": None, "context": None, "children_spec": children}
     if kind in _CONTAINERS:
         return {"type": _CONTAINERS[kind], "context": context, "children_spec": children}
-    named = fields.get(context) if isinstance(context, str) else None  # of a named tuple
+    named = fields.get(context) if isinstance(context, str) else None  # a named tuple's
     keys = list(named) if named is not None else _keys(_parsed(context), len(children))
     if keys is None or len(keys) != len(children):
         return {"type": "builtins.tuple", "context": "null", "children_spec": children}
@@ -47,7 +47,7 @@ def _parsed(context: Any) -> Any:
 
 
 def _keys(context: Any, count: int) -> list[str] | None:
-    """The first list of so many different names in a context."""
+    """The first list of ``count`` distinct names in a context."""
     if not isinstance(context, list):
         return None
     if len(context) == count and count and all(isinstance(key, str) for key in context):

@@ -1,11 +1,11 @@
-"""In which type an engine multiplies, by its own layers: what the builder made of the typed graph.
+"""The types an engine multiplies in, from its own layers: what the builder made of the typed graph.
 
-A layer of the engine names the ONNX nodes that it computes, so that each product of the graph can be
-found there. Its type is that of the kernel's operands where the kernel's name has them
-(``sm80_xmma_gemm_i8i8_i8i32_f32_…``), else that of the layer's first input: the others may be biases
-and residuals. Where a layer converts its input itself, or has several products, its inputs tell nothing.
+An engine's layer names the ONNX nodes that it computes, so each of the graph's products can be found
+there. Its type is that of the kernel's operands if the kernel's name has them
+(``sm80_xmma_gemm_i8i8_i8i32_f32_…``), otherwise that of the layer's first input: the others may be biases
+and residuals. If a layer converts its input itself, or has several products, its inputs don't show it.
 
-A plan of TensorRT-RTX lists the operands of each step: a product computes in the type of its first two.
+A TensorRT-RTX plan lists the operands of each step: a product computes in the type of its first two.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _OPERAND = {
 }
 _KERNEL = re.compile(rf"_({'|'.join(_OPERAND)})(?:{'|'.join(_OPERAND)}|i32)_")
 _TYPES = {"float": "fp32", "half": "fp16", "uint8": "int8"}
-#: Of the layers that name a product, the one that computes it.
+#: Tells the layer that computes a product from others that name it.
 _MULTIPLIES = re.compile("conv|gemm|matmul|matrix|attention|mha|fusion", re.IGNORECASE)
 _MOVES = re.compile("reformat|reshape|shuffle|noop|constant|copy|cast|quantize", re.IGNORECASE)
 _CONVERSIONS = {"Cast", "QuantizeLinear", "DynamicQuantizeLinear"}
@@ -46,7 +46,7 @@ _NAMED = 3
 def of_engine(
     compute: Compute, layers: Sequence[Layer], typed: onnx.ModelProto
 ) -> tuple[Compute, int]:
-    """The same products in the types that the engine computes them in, and how many were found there.
+    """The same products in the types the engine computes them in, and how many were found there.
 
     Those that weren't keep the graph's type.
 
@@ -65,7 +65,7 @@ def of_engine(
 def _found(
     product: Product, naming: Mapping[str, Sequence[Layer]], kinds: Mapping[str, str]
 ) -> Product:
-    # TensorRT's parser calls a node without a name by its first output.
+    # TensorRT's parser names an unnamed node after its first output.
     candidates = naming.get(product.name) or naming.get(f"node_of_{product.name}") or ()
     ranked = sorted((one for one in candidates if _rank(one) < _NEVER), key=_rank)
     type_ = _type(ranked[0], kinds) if ranked else None
@@ -75,18 +75,18 @@ def _found(
     return replace(product, type=type_, typed=other, layer=ranked[0].name)
 
 
-#: Of a plan's steps, those that multiply their first two operands.
+#: The steps of a plan that multiply their first two operands.
 _MULTIPLYING = {"convolution", "deconvolution", "fully_connected"}
-#: The fused kernels that have products in them, by the names of their parts.
+#: Fused kernels that contain products, by the names of their parts.
 _FUSED = re.compile(r"gemm|mha|attention|conv|_Fc|Corr|Mul[A-Z]\w*Sum|MulSum", re.ASCII)
-#: Their parts that change a type: such a kernel's operands aren't what it multiplies.
+#: Parts that convert types: such a kernel doesn't multiply its operands as given.
 _CONVERTING = re.compile(r"Cast|Roun|Quan")
-#: Of two types the earlier is what both are brought to.
+#: Two types are both converted to the earlier one.
 _WIDTH = ("fp64", "fp32", "bf16", "fp16", "fp8", "int8", "int4", "fp4")
 
 
 def of_plan(compute: Compute, plan: RtxPlan) -> tuple[Compute, int]:
-    """The same products in the types that a plan's steps have, and how many were found there.
+    """The same products in the types of a plan's steps, and how many were found there.
 
     Those that weren't keep the graph's type.
 
@@ -95,7 +95,7 @@ def of_plan(compute: Compute, plan: RtxPlan) -> tuple[Compute, int]:
     """
     naming: defaultdict[str, list[Layer]] = defaultdict(list)
     for layer in (*plan.layers, *plan.inner):
-        # One in a body is "NODE | body (then_branch) | outer (If)".
+        # A node in a body is "NODE | body (then_branch) | outer (If)".
         for operator in dict.fromkeys(one.partition(" | ")[0] for one in layer.operators):
             naming[operator].append(layer)
     products = [_in_plan(product, naming) for product in compute.products]
@@ -115,13 +115,13 @@ def _in_plan(product: Product, naming: Mapping[str, Sequence[Layer]]) -> Product
 
 
 def _operands_type(step: Layer) -> str | None:
-    """In which a step multiplies; None where its operands don't tell."""
+    """The type a step multiplies in; None if its operands don't show it."""
     if step.type in _MULTIPLYING:
         operands = [one.type for one in step.inputs[:2]]
     elif _CONVERTING.search(step.name):
         return None
     else:
-        # Sizes and conditions stand among a kernel's arguments, and scalars.
+        # A kernel's arguments include sizes, conditions and scalars.
         tensors = (one for one in step.inputs if one.shape and one.shape != [1])
         operands = [one.type for one in tensors if _name(one.type) in _WIDTH][:2]
     types = {_name(one) for one in operands}
@@ -157,10 +157,10 @@ def _type(layer: Layer, kinds: Mapping[str, str]) -> str | None:
 
 
 def check_rtx(precision: Precision, compute: Compute, compute_capability: str) -> None:
-    """Refuse at once what TensorRT-RTX is known to build in half, whatever the graph says.
+    """Refuse early what TensorRT-RTX is known to build in half precision, whatever the graph says.
 
-    Found in plans of tensorrt-rtx 1.7.1: of int8 it has matrix products on every GPU, convolutions from
-    sm_80 on, and no transposed convolutions.
+    Found in plans of tensorrt-rtx 1.7.1: it has int8 matrix products on every GPU, int8 convolutions from
+    sm_80 on, and no int8 transposed convolutions.
 
     Raises:
         PrecisionMissed
@@ -183,12 +183,12 @@ def check_rtx(precision: Precision, compute: Compute, compute_capability: str) -
     )
 
 
-#: An engine with less of its arithmetic in a quantised type isn't called by it.
+#: An engine with a smaller share of its arithmetic in a quantised type isn't labelled with it.
 _MIN_SHARE = 0.01
 
 
 def _is_little(products: Sequence[Product], compute: Compute) -> bool:
-    """Whether these are next to none of all products; where shapes aren't known, whether they are none."""
+    """Whether these are a negligible share of all products, or none if shapes aren't known."""
     share = _share_of(products, compute)
     return not products or (share is not None and share < _MIN_SHARE)
 
@@ -201,11 +201,11 @@ def _share_of(products: Sequence[Product], compute: Compute) -> float | None:
 
 
 def check_engine(precision: Precision, compute: Compute) -> None:
-    """Refuse an engine that multiplies next to nothing in the type which it would be called by, where the
-    graph has more of it.
+    """Refuse an engine that multiplies almost nothing in the type it would be labelled with, if the graph
+    has more.
 
     Raises:
-        PrecisionMissed: saying what the builder chose instead.
+        PrecisionMissed: says what the builder chose instead.
     """
     if precision is Precision.FP32 or not compute.products:
         return

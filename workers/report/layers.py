@@ -1,4 +1,4 @@
-"""The layer report of an engine: what is in it, and in which types it computes."""
+"""An engine's layer report: its layers and the types it computes in."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from workers.graphs.interface import input_specs, output_specs
 from workers.graphs.macs import INTEGER_OPERATORS
 from workers.graphs.walk import all_nodes
 
-#: ONNX Runtime's operators that multiply integers.
+#: ONNX Runtime's integer multiplication operators.
 INTEGER_KERNELS = (
     "ConvInteger",
     "DynamicQuantizeMatMul",
@@ -33,12 +33,12 @@ _NAMED = 3
 
 
 def check_precision(precision: Precision, compute: Compute) -> None:
-    """Refuse a graph that multiplies nothing in the type which its engine would be called by.
+    """Refuse a graph that multiplies nothing in the type its engine would be labelled with.
 
-    A graph without products is right in any type; fp32 is what a graph's author made of it, but for Q/DQ.
+    A graph without products passes in any type; fp32 means the graph as its author wrote it, without Q/DQ.
 
     Raises:
-        PrecisionMissed: saying of the first products why not.
+        PrecisionMissed: says why, for the first products.
     """
     if precision is Precision.FP32:
         _refuse_quantized(compute)
@@ -71,7 +71,7 @@ def _why_not(product: Product, precision: Precision) -> str:
 
 
 def check_integer_kernels(engine: onnx.ModelProto, precision: Precision) -> None:
-    """Refuse an int8 engine in which ONNX Runtime found no operator for its integer kernels.
+    """Refuse an int8 engine in which ONNX Runtime used no integer kernel.
 
     Raises:
         PrecisionMissed
@@ -92,13 +92,13 @@ def report(
     found: int | None = None,
     **more: Any,
 ) -> LayerReport:
-    """The report.
+    """Build the report.
 
     Parameters:
         typed: the graph that the engine was built from.
-        compute_source: who says in which types it computes, as ``ComputeView`` has it.
+        compute_source: where the types come from, as in ``ComputeView``.
         found: how many products that source names.
-        more: other fields of the report.
+        more: further fields of the report.
     """
     return LayerReport.model_validate(
         {
@@ -117,7 +117,7 @@ def report(
 
 
 def weights_of(model: onnx.ModelProto) -> dict[str, dict[str, int]]:
-    """Type → ``parameters`` and ``bytes`` of a graph's constants, those of its subgraphs too."""
+    """A graph's constants, including subgraphs: type → ``parameters`` and ``bytes``."""
     constants = [
         *model.graph.initializer,
         *(a.t for node in all_nodes(model.graph) for a in node.attribute if a.HasField("t")),
@@ -146,7 +146,7 @@ def _bits(data_type: int) -> int:
 
 
 def fused_by_onnxruntime(engine: onnx.ModelProto, typed: onnx.ModelProto) -> dict[str, int]:
-    """The kinds of operators that ONNX Runtime put in the place of others, and how many of each."""
+    """The operators that ONNX Runtime put in place of others: kind → count."""
     before = {node.op_type for node in all_nodes(typed.graph)}
     after = Counter(node.op_type for node in all_nodes(engine.graph))
     return {kind: count for kind, count in after.items() if kind not in before}

@@ -1,8 +1,8 @@
-"""What an engine of ONNX Runtime multiplies, and in which types: read from the graph that it optimised.
+"""The products of an ONNX Runtime engine and their types, read from its optimised graph.
 
-A typed graph says what could be computed in integers; which operators the runtime found integer kernels
-for, only its own graph shows. Operators of its own are put in terms of standard ones here, from which
-their shapes and multiplications follow.
+The typed graph says what could be computed in integers; only the runtime's own graph shows where it found
+integer kernels. Its own operators are translated to standard ones here, from which their shapes and
+multiplications follow.
 
 Source: ContribOperators.md of ONNX Runtime 1.31.
 """
@@ -26,12 +26,12 @@ SOURCE = "optimised-graph"
 
 _OWN = "com.microsoft"
 _FLOAT, _UINT8, _INT32 = TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT32
-#: Operators of its own → the standard one with the same shapes, and which inputs that takes.
+#: Runtime operator → the standard operator with the same shapes, and the inputs that this takes.
 _LIKE: Mapping[str, tuple[str, Sequence[int]]] = {
     "BiasDropout": ("Identity", [0]),
     "BiasGelu": ("Add", [0, 1]),
     "BiasSoftmax": ("Add", [0, 1]),
-    # Cast, since what is still dequantised here is multiplied in floats.
+    # As a cast, since values still dequantised here are multiplied in floats.
     "DequantizeLinear": ("CastLike", [0, 1]),
     "FastGelu": ("Identity", [0]),
     "FusedConv": ("Conv", [0, 1, 2]),
@@ -52,11 +52,11 @@ _LIKE: Mapping[str, tuple[str, Sequence[int]]] = {
     "SkipLayerNormalization": ("Identity", [0]),
     "SkipSimplifiedLayerNormalization": ("Identity", [0]),
 }
-#: The last of its outputs is the sum that it normalises.
+#: Their last output is the sum that they normalise.
 _SKIPS = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
 _CONVOLUTIONS = ("ConvInteger", "QLinearConv")
-_ROUNDING = ("QLinearConv", "QLinearMatMul")  #: they give integers of 8 bits
-#: MatMulNBits multiplies integers of 8 bits at this level, and floats below it.
+_ROUNDING = ("QLinearConv", "QLinearMatMul")  #: they output 8-bit integers
+#: MatMulNBits multiplies 8-bit integers at this accuracy level, and floats below it.
 _INTEGERS = 4
 _QUERY, _KEY, _VALUE = range(3)
 
@@ -64,11 +64,11 @@ Nodes = Iterator[onnx.NodeProto]
 
 
 def compute_of_engine(engine: onnx.ModelProto, shapes: Shapes, typed: Compute) -> Compute:
-    """The products of an optimised graph and its bodies.
+    """The products of an optimised graph, including its bodies.
 
     Parameters:
         shapes: of the inputs.
-        typed: what the graph says that it was made of.
+        typed: the products of the typed graph it was made from.
     """
     outline = outline_of(engine)
     kinds = {node.name or node.output[0]: node.op_type for node in walk.all_nodes(outline.graph)}
@@ -95,10 +95,10 @@ def _if_other(typed: str | None, type_: str) -> str | None:
 
 
 class _Standard:
-    """Puts operators of ONNX Runtime's own in terms of standard ones, products above all."""
+    """Translates ONNX Runtime's own operators to standard ones, above all products."""
 
     def __init__(self) -> None:
-        self.weights: list[onnx.ValueInfoProto] = []  #: that are stored in other shapes
+        self.weights: list[onnx.ValueInfoProto] = []  #: weights stored in other shapes
         self._ways: Mapping[str, Callable[[onnx.NodeProto], Nodes]] = {
             **dict.fromkeys(_LIKE, _like),
             **dict.fromkeys(OPERANDS, _multiplied),
@@ -125,7 +125,7 @@ class _Standard:
         graph.node.extend(copied)
 
     def _of_few_bits(self, node: onnx.NodeProto) -> Nodes:
-        """Its weights are packed: [K, N] by its attributes."""
+        """A product with packed weights: [K, N] by its attributes."""
         given = {a.name: a.i for a in node.attribute}
         is_integer = given.get("accuracy_level", 0) == _INTEGERS
         name = f"{node.output[0]}__weights"
@@ -138,7 +138,7 @@ class _Standard:
 
 
 def _is_put_otherwise(node: onnx.NodeProto) -> bool:
-    """Not a standard operator of the same name, as Gelu or Attention."""
+    """Whether a node needs translating; a standard operator of the same name, such as Gelu, doesn't."""
     is_standard = node.domain in STANDARD_DOMAINS and onnx.defs.has(node.op_type)
     return not is_standard or node.op_type in OPERANDS or node.op_type == "DequantizeLinear"
 
@@ -146,7 +146,7 @@ def _is_put_otherwise(node: onnx.NodeProto) -> bool:
 def _named(
     node: onnx.NodeProto, kind: str, inputs: Sequence[str], outputs: Sequence[str]
 ) -> onnx.NodeProto:
-    """A standard operator that goes by a node's name, with those of its attributes that it knows."""
+    """A standard operator under a node's name, with the attributes that it supports."""
     made = helper.make_node(kind, inputs, outputs, name=node.name or node.output[0])
     known = onnx.defs.get_schema(kind).attributes
     made.attribute.extend(attribute for attribute in node.attribute if attribute.name in known)
@@ -162,7 +162,7 @@ def _like(node: onnx.NodeProto) -> Nodes:
 
 
 def _multiplied(node: onnx.NodeProto) -> Nodes:
-    """An integer operator on 8-bit tensors, whichever they are."""
+    """An integer operator on 8-bit tensors, signed or unsigned."""
     operands = OPERANDS[node.op_type]
     kind = "ConvInteger" if node.op_type in _CONVOLUTIONS else "MatMulInteger"
     left, right = (0 if operands.left is None else operands.left), operands.right
@@ -194,7 +194,7 @@ def _quantized_gemm(node: onnx.NodeProto) -> Nodes:
 
 
 def _turned(node: onnx.NodeProto) -> Nodes:
-    """A MatMul of transposed operands. Transposed batches aren't told apart, and stay unknown."""
+    """A MatMul of transposed operands. Transposed batches aren't distinguished, and stay unknown."""
     given = {a.name: a.i for a in node.attribute}
     left, right = node.input[:2]
     if given.get("transBatchA") or given.get("transBatchB"):
@@ -207,15 +207,15 @@ def _turned(node: onnx.NodeProto) -> Nodes:
 
 
 def _transposed(name: str, made: str) -> Generator[onnx.NodeProto, None, str]:
-    # Of any rank, which isn't known here.
+    # Works for any rank: it isn't known here.
     yield helper.make_node("Einsum", [name], [made], equation="...ij->...ji")
     return made
 
 
 def _attended(node: onnx.NodeProto) -> Nodes:
-    """Queries by keys, and what that gives by values; before it their projection, where that is a part.
+    """Queries times keys, and the result times values; preceded by the projection if it is included.
 
-    How many heads there are changes no number of multiplications.
+    The number of heads doesn't change the number of multiplications.
     """
     made = node.output[0]
     parts = [f"{made}__{part}" for part in ("query", "key", "value")]

@@ -83,7 +83,7 @@ def _send(pid: int, family: Iterable[int], sig: signal.Signals) -> None:
         os.kill(pid, sig)
         return
     try:
-        # Its number may be another's by now. What has lost its parent went to one of the family's.
+        # The PID may have been reused. An orphan was reparented within the family.
         if _parent(pid) in family:
             signal.pidfd_send_signal(handle, sig)
     finally:

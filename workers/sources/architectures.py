@@ -1,8 +1,8 @@
-"""Modules by name, with weights from safetensors: made here, from a list, and never from a hub.
+"""Builds modules by name with weights from safetensors: from a fixed list, never from a hub.
 
-The configuration is data: no field of it chooses code (``farm.specs.architectures``). What a module takes
-is the library's documented input: tokens with their mask, images, or sound, in the shapes that the
-configuration gives; the batch is dynamic, and so is the length of tokens.
+The configuration is data: none of its fields selects code (``farm.specs.architectures``). A module takes
+its library's documented input: tokens with a mask, images, or audio, in the shapes of the configuration;
+the batch and the token length are dynamic.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from workers.graphs.check import brief
 _BATCH = 2
 _MAX_BATCH = 1024
 _LENGTH = 16
-#: The longest text of a model whose configuration says none.
+#: The maximum text length if the configuration doesn't give one.
 _MAX_LENGTH = 512
 _LONG = 2048
-_SHOWN = 5  #: names in a message
-#: Their positions begin after that of the padding.
+_SHOWN = 5  #: names shown in a message
+#: Model types whose positions start after the padding's.
 _PADDED_POSITIONS = ("roberta", "xlm-roberta", "mpnet")
-_SECOND = 16_000  #: samples of sound
+_SECOND = 16_000  #: audio samples
 _CONFIG_HINT = "pass the weights' config.json: --config config.json"
 
-# Whatever a library would look up in a hub is refused, not fetched.
+# If a library tries to fetch from a hub, refuse.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def load_weights(path: Path, architecture: Architecture) -> nn.Module:
-    """The module of this architecture, with these weights, in fp32 and in eval mode.
+    """A module of this architecture with these weights, in fp32 and eval mode.
 
     Raises:
-        InvalidModel: if its library isn't installed, its configuration doesn't make a module, or
-            the weights aren't exactly those of the module.
+        InvalidModel: its library isn't installed, its configuration is invalid, or the weights aren't exactly
+            the module's.
     """
     module = _make(architecture)
     try:
@@ -54,7 +54,7 @@ def load_weights(path: Path, architecture: Architecture) -> nn.Module:
         raise InvalidModel(
             f"the weights can't be read as safetensors: {brief(err)}", hint="upload them again"
         ) from err
-    except RuntimeError as err:  # tensors of other shapes, with their names
+    except RuntimeError as err:  # mismatched shapes; the message has the tensors' names
         raise InvalidModel(
             f"these aren't the weights of {architecture.name}: {brief(err)}",
             hint=f"name the class that saved them, and {_CONFIG_HINT}",
@@ -74,7 +74,7 @@ def _listed(names: Collection[str]) -> str:
 
 
 def load_program(path: Path, architecture: Architecture) -> ExportedProgram:
-    """The module of these weights as a program, its batch and the length of its text dynamic.
+    """The module with these weights as a program, with dynamic batch and text length.
 
     Raises:
         InvalidModel
@@ -87,7 +87,7 @@ def load_program(path: Path, architecture: Architecture) -> ExportedProgram:
             return torch.export.export(
                 wrapped, tuple(example.values()), dynamic_shapes=tuple(dict(axes) for _ in example)
             )
-    except Exception as err:  # torch.export raises dozens of kinds
+    except Exception as err:  # torch.export raises dozens of error types
         raise InvalidModel(
             f"torch.export can't export {architecture.name}: {brief(err)}",
             hint="export it yourself: torch.export.save(torch.export.export(model, args), path)",
@@ -98,7 +98,7 @@ def _make(architecture: Architecture) -> nn.Module:
     library = architecture.library
     try:
         module = import_module(library)
-    except Exception as err:  # ImportError, and what a torchvision of another torch raises
+    except Exception as err:  # ImportError, or any error of a torchvision for another torch
         raise InvalidModel(
             f"this worker has no working {library}: {brief(err)}",
             hint=f"pip install {library} on the worker, or export the model yourself",
@@ -112,7 +112,7 @@ def _make(architecture: Architecture) -> nn.Module:
             made = module.models.get_model(architecture.name, weights=None, **architecture.config)
     except InvalidModel:
         raise
-    except Exception as err:  # whatever a library raises of a wrong configuration
+    except Exception as err:  # a library may raise anything for a wrong configuration
         raise InvalidModel(
             f"{library} can't create {architecture.name} from this configuration: {brief(err)}",
             hint=_CONFIG_HINT,
@@ -144,7 +144,7 @@ def _transformer(transformers: Any, architecture: Architecture) -> nn.Module:
 
 
 class _Wrapper(nn.Module):
-    """Gives the tensors of a module's output: one, or a dict of them."""
+    """Returns the tensors of a module's output: one, or a dict."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ _Example = tuple[dict[str, torch.Tensor], dict[int, Any]]
 
 
 def _example(module: nn.Module, architecture: Architecture) -> _Example:
-    """Inputs by name, and the axes that are dynamic in each."""
+    """Example inputs by name, and the dynamic axes of each."""
     takes = ARCHITECTURES[architecture.library][architecture.name]
     batch = {0: Dim("batch", min=1, max=_MAX_BATCH)}
     if architecture.library != "transformers":
@@ -216,7 +216,7 @@ def _example(module: nn.Module, architecture: Architecture) -> _Example:
 
 
 def _longest(config: Any) -> int | None:
-    """The longest text, or None where it is so long that nobody should build for it unasked."""
+    """The maximum text length, or None if it is too long to build for by default."""
     longest = int(getattr(config, "max_position_embeddings", None) or _MAX_LENGTH)
     if config.model_type in _PADDED_POSITIONS:
         longest -= int(config.pad_token_id) + 1

@@ -1,4 +1,4 @@
-"""What a source is when it runs: the reference that everything made of it is held against."""
+"""Runs a source: the reference that its engines are compared with."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def program(
 ) -> ExportedProgram | None:
     """The source as a PyTorch program, or None if it isn't one.
 
-    All that it takes and gives are tensors; inputs that are fixed are a part of it.
+    All its inputs and outputs are tensors; fixed inputs are baked in.
 
     Raises:
         InvalidModel, FixedInputRefused
@@ -57,10 +57,10 @@ def program(
 
 
 def reference(path: Path, params: ExportParams | MeasureParams, folder: Path) -> Runnable:
-    """The source, ready to run on its inputs but those that are fixed.
+    """The source, ready to run on its inputs, except the fixed ones.
 
     Parameters:
-        folder: for files of a source that is a pack.
+        folder: for the files of a packed source.
 
     Raises:
         InvalidModel, FixedInputRefused
@@ -78,10 +78,10 @@ def reference(path: Path, params: ExportParams | MeasureParams, folder: Path) ->
 
 
 def onnx_model(file: Path, model: onnx.ModelProto, fixed: FixedInputs, folder: Path) -> Runnable:
-    """An ONNX model as it is, its fixed inputs fed with their values.
+    """The ONNX model as it is, with its fixed inputs fed automatically.
 
     Parameters:
-        folder: for a file of the same values that ONNX Runtime computes right.
+        folder: for an equivalent file that ONNX Runtime computes correctly.
 
     Raises:
         InvalidModel, FixedInputRefused
@@ -93,8 +93,7 @@ def onnx_model(file: Path, model: onnx.ModelProto, fixed: FixedInputs, folder: P
 def session(
     file: Path, model: onnx.ModelProto, folder: Path, *, optimisation: Optimisation = "none"
 ) -> OrtModel:
-    """The ONNX model in this file, ready to run: bf16 emulated, its integers exact, and in normal form if
-    need be.
+    """The ONNX model in this file, ready to run: bf16 emulated, integers exact, normalised if needed.
 
     Raises:
         InvalidModel
@@ -113,6 +112,6 @@ def session(
 
 
 def savedmodel(source: SavedModelSource, fixed: FixedInputs) -> Runnable:
-    """A SavedModel, its fixed inputs fed with their values: TensorFlow makes tensors of its types."""
+    """A SavedModel with its fixed inputs fed automatically; TensorFlow converts them to its types."""
     values = {name: np.asarray(value) for name, value in fixed.items()}
     return Fixed(source, values) if fixed else source

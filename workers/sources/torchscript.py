@@ -1,6 +1,6 @@
-"""TorchScript: loaded on the CPU, run by input name, and exported to ONNX.
+"""Loads TorchScript on the CPU, runs it by input name, and exports it to ONNX.
 
-``workers.programs.script`` has looked at all that it holds before any of it is run.
+``workers.programs.script`` checks everything in it before any of it runs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TRACE = (
     "trace it, since a traced file keeps its example inputs: "
     "torch.jit.trace(model, example).save('model.pt')"
 )
-#: Inputs of these names are indices or masks, where a file doesn't say.
+#: Inputs with these names are taken for indices or masks if the file doesn't say.
 _INTEGERS = re.compile(r".*(ids|mask|tokens)", re.IGNORECASE)
 
 
@@ -41,10 +41,10 @@ class TorchScriptSource:
     """Runs TorchScript on numpy arrays, by input name.
 
     Parameters:
-        fixed: inputs that always have one value; they needn't be tensors.
+        fixed: inputs with a constant value; they needn't be tensors.
 
     Raises:
-        InvalidModel: if the file isn't TorchScript, or holds what the farm doesn't run.
+        InvalidModel: the file isn't TorchScript, or contains something that the farm doesn't run.
         FixedInputRefused
     """
 
@@ -69,7 +69,7 @@ class TorchScriptSource:
         return list(self.module.forward.schema.arguments[1:])
 
     def _values(self, fixed: FixedInputs) -> dict[str, Any]:
-        """The values of the arguments that aren't inputs: fixed ones, and those with a default."""
+        """The values of the arguments that aren't inputs: fixed ones and defaults."""
         arguments = {a.name: a for a in self._arguments()}
         for name in fixed.keys() - arguments.keys():
             raise FixedInputRefused(
@@ -99,10 +99,10 @@ class TorchScriptSource:
         return tuple(given[argument.name] for argument in self._arguments())
 
     def run(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        """The outputs for one batch, by the names that the ONNX graph gives them.
+        """Return the outputs for one batch, by their names in the ONNX graph.
 
         Raises:
-            InvalidModel: if it can't run at these shapes, or gives other things than tensors.
+            InvalidModel: it can't run at these shapes, or returns something other than tensors.
         """
         found = self._leaves(self.tensors(arrays))
         if not self._is_known_to_repeat:
@@ -113,7 +113,7 @@ class TorchScriptSource:
         }
 
     def _check_repeats(self, first: Sequence[torch.Tensor], again: Sequence[torch.Tensor]) -> None:
-        """Refuse a module that gives something else when it is called with the same inputs again.
+        """Refuse a module whose outputs change when it is called again with the same inputs.
 
         Raises:
             InvalidModel
@@ -132,10 +132,10 @@ class TorchScriptSource:
 
     def _leaves(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         try:
-            # Not inference_mode: what a module keeps from here couldn't be traced by its export.
+            # Not inference_mode: tensors the module keeps from this call couldn't be traced by its export.
             with torch.no_grad(), checked(self._operators):
                 result = self.module(*self._call(tensors))
-        except Exception as err:  # whatever the code in it raises
+        except Exception as err:  # its code may raise anything
             shapes = {n: list(t.shape) for n, t in zip(self.input_names, tensors, strict=True)}
             raise InvalidModel(
                 f"the module can't run with input shapes {shapes}: {brief(err)}",
@@ -150,7 +150,7 @@ class TorchScriptSource:
         return leaves
 
     def _bound(self, tensors: Sequence[torch.Tensor]) -> Any:
-        """The module with its fixed arguments in it. What is called within isn't traced: it is a script."""
+        """The module with its fixed arguments bound. The inner call isn't traced: it is a script."""
         if not self._fixed:
             return self.module
         with warnings.catch_warnings(), checked(self._operators):
@@ -159,12 +159,12 @@ class TorchScriptSource:
             return trace(_Bound(self), tuple(tensors), check_trace=False)
 
     def input_specs(self, profiles: Sequence[Profile]) -> tuple[TensorSpec, ...]:
-        """Its inputs: by the profiles, else by the example that it was traced with.
+        """Its inputs, from the profiles or else from the example it was traced with.
 
-        An example's first axis is the batch, and dynamic; its other axes are as they are.
+        An example's first axis is the batch and dynamic; its other axes are static.
 
         Raises:
-            ProfileMismatch: for an input of which neither says the shape.
+            ProfileMismatch: neither gives an input's shape.
         """
         traced = {
             name: (value.type().sizes(), value.type().dtype())
@@ -188,10 +188,10 @@ class TorchScriptSource:
     def to_onnx(
         self, specs: Sequence[TensorSpec], profile: Profile, file: Path, *, opset: int
     ) -> onnx.ModelProto:
-        """Export it at the profile's opt shapes, with the axes dynamic that are so in ``specs``.
+        """Export it at the profile's opt shapes, with the dynamic axes of ``specs``.
 
         Raises:
-            InvalidModel: with PyTorch's reason.
+            InvalidModel: has PyTorch's reason.
         """
         tensors = self.tensors(
             random_arrays(specs, shapes_at(profile, "opt"), seed=0, profile=profile)
@@ -206,7 +206,7 @@ class TorchScriptSource:
         try:
             with warnings.catch_warnings(), checked(self._operators):
                 warnings.simplefilter("ignore")
-                # The exporter through torch.export knows no control flow of TorchScript.
+                # The exporter based on torch.export doesn't support TorchScript's control flow.
                 torch.onnx.export(
                     self._bound(tensors),
                     tensors,
@@ -217,7 +217,7 @@ class TorchScriptSource:
                     output_names=outputs,
                     dynamic_axes=axes,
                 )
-        except Exception as err:  # bare RuntimeErrors, beside those of torch.onnx.errors
+        except Exception as err:  # bare RuntimeErrors, besides those of torch.onnx.errors
             raise InvalidModel(
                 f"PyTorch can't export this TorchScript to ONNX: {_reason(err)}", hint=_HINT
             ) from err
@@ -225,7 +225,7 @@ class TorchScriptSource:
 
 
 class _Bound(torch.nn.Module):
-    """A module of TorchScript with some of its arguments given."""
+    """A TorchScript module with some of its arguments bound."""
 
     def __init__(self, source: TorchScriptSource) -> None:
         super().__init__()
@@ -270,7 +270,7 @@ def _axis(name: str, axis: int) -> str:
 
 
 def _reason(err: Exception) -> str:
-    """Without the graph that the exporter prints before it."""
+    """The reason, without the graph that the exporter prints before it."""
     return (
         brief(err).rpartition("Torch IR graph at exception")[0] or str(err).splitlines()[-1][:300]
     )

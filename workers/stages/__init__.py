@@ -1,1 +1,1 @@
-"""The stages of a build, each with ``run(stage) -> StageResult``. None imports another."""
+"""The stages of a build, each with ``run(stage) -> StageResult``. No stage imports another."""

@@ -1,9 +1,9 @@
-"""The stages of a build, each one function ``run(stage) -> StageResult`` in a module of its own.
+"""The stages of a build, each a function ``run(stage) -> StageResult`` in its own module.
 
-A stage runs in a child process of its own, in a private empty folder. It reads ``stage.inputs``,
-writes files below ``stage.workdir``, and returns which of them are its outputs. A failure that the
-user can act on is raised as a ``farm.errors.StageFailed``, ``from`` what a library said: the hint then
-comes from ``known_failures``. Anything else is a bug, and becomes a ``StageFault`` at the border.
+A stage runs in its own child process, in a private empty folder. It reads ``stage.inputs``, writes files
+below ``stage.workdir``, and returns which of them are its outputs. A failure that the user can act on is
+raised as a ``farm.errors.StageFailed``, ``from`` the library's error: the hint then comes from
+``workers.failures.known``. Anything else is a bug and becomes a ``StageFault`` at the boundary.
 Whatever a stage prints is the job's log.
 
 Roles of files, by stage:
@@ -43,7 +43,7 @@ from farm.stages import STAGES, Facts, JobKind, ReportProgress, StageParams
 from workers.failures.asked import Asked
 from workers.failures.explained import explained
 
-_TEXT_CHARS = 2000  #: of one text among the facts
+_TEXT_CHARS = 2000  #: of one string among the facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +52,10 @@ class Stage:
 
     kind: JobKind
     params: StageParams
-    inputs: Mapping[str, Path]  #: role → a file to read, never to write
-    workdir: Path  #: private, and empty but for inputs
+    inputs: Mapping[str, Path]  #: role → file, read-only
+    workdir: Path  #: private, and empty except for inputs
     progress: ReportProgress
-    quiet: Callable[[], AbstractContextManager[None]] = nullcontext  #: others pause, to time by
+    quiet: Callable[[], AbstractContextManager[None]] = nullcontext  #: pauses other jobs
 
     def plugins(self, options: BuilderOptions) -> list[Path]:
         """The plugin libraries that these options name, verified."""
@@ -64,20 +64,20 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
-    """What a stage made."""
+    """A stage's outputs and facts."""
 
     outputs: Mapping[str, Path]  #: role → a file below the workdir
     facts: Facts = field(default_factory=Facts)  #: recorded with the job
 
 
 class StageRequest(BaseModel):
-    """A stage to run, as it is handed to a child process or kept to be run by hand."""
+    """A stage to run, as passed to a child process or kept for a run by hand."""
 
     kind: JobKind
     params: dict[str, Any]
     inputs: dict[str, Path]
     workdir: Path
-    digests: dict[str, str] = {}  #: role → what the input must be
+    digests: dict[str, str] = {}  #: role → the input's expected digest
 
 
 def run_request(
@@ -88,8 +88,8 @@ def run_request(
     """Run a stage and return its outputs' paths and its facts, as JSON.
 
     Raises:
-        StageFailed: with what the user can do about it.
-        BlobDamaged: an input isn't what its digest says.
+        StageFailed: its hint says what the user can do.
+        BlobDamaged: an input doesn't match its digest.
     """
     _verify(request, progress)
     try:
@@ -117,7 +117,7 @@ def run_request(
 
 
 def brief(value: Any) -> Any:
-    """Facts without pages of text, as libraries give for a reason: the log has them whole."""
+    """Shorten the long texts that libraries give as reasons: the log has them in full."""
     if isinstance(value, str):
         return value if len(value) <= _TEXT_CHARS else f"{value[: _TEXT_CHARS - 1]}…"
     if isinstance(value, Mapping):
@@ -141,9 +141,9 @@ def run(stage: Stage) -> StageResult:
     """Run one stage in this process.
 
     Raises:
-        StageFailed: with what the user can do about it, or a ``StageFault``, of which the log has the
+        StageFailed: its hint says what the user can do; or a ``StageFault``, for which the log has the
             traceback and the request that repeats it.
-        StorageFull: there was no room for what it writes.
+        StorageFull: there was no room for its outputs.
     """
     try:
         module = import_module(f"workers.stages.{stage.kind}")

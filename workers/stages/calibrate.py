@@ -1,8 +1,8 @@
-"""Calibrate: explicit INT8 or FP8 Q/DQ from the user's data, by ModelOpt.
+"""Calibrate: adds explicit INT8 or FP8 Q/DQ from the user's data, by ModelOpt.
 
-One calibration serves every engine. Its Q/DQ graph is written in fp32, for CPUs, and for GPUs with the
-remainder typed operator by operator, by the ranges that values have on the data: fp16, and fp32 where fp16
-can't hold them; of products, bf16 for GPUs that have it.
+One calibration serves every engine. Its Q/DQ graph is written in fp32 for CPUs, and for GPUs with each
+remaining operator typed by its values' range on the data: fp16, or fp32 where fp16 can't hold them; for
+products, bf16 on GPUs that have it.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _CPU = Target(runtime=Runtime.ONNXRUNTIME, gpu=CPU)
 
 
 def run(stage: Stage) -> StageResult:
-    """Write ``typed_half`` and, for GPUs without bf16, ``typed_fp16``, and ``typed`` for CPUs where
-    they have the type, from ``onnx`` and ``calibration``, which a graph that is quantised doesn't need.
+    """Write ``typed_half``, ``typed_fp16`` for GPUs without bf16, and ``typed`` for CPUs if they have the
+    type, from ``onnx`` and ``calibration``; an already quantised graph doesn't need the latter.
 
     Raises:
-        InvalidData: if the data don't fit the graph's inputs, or are too few.
-        CalibrationFailed: if nothing in the graph can be quantised, or it is so in another type.
+        InvalidData: the data don't fit the graph's inputs, or are too few.
+        CalibrationFailed: nothing in the graph can be quantised, or it is already in another type.
     """
     params = stage.params
     assert isinstance(params, CalibrateParams)
@@ -88,7 +88,7 @@ def run(stage: Stage) -> StageResult:
 def _as_it_is(
     stage: Stage, params: CalibrateParams, file: Path, model: onnx.ModelProto
 ) -> StageResult:
-    """What was quantised in training. Its remainder is cast as that of what is quantised here."""
+    """A graph quantised in training. Its remainder is cast like that of one quantised here."""
     qat.check(model, params.precision)
     print("the graph is quantised already: nothing is calibrated, and data only run it")
     files.load_weights(model, file)
@@ -117,7 +117,7 @@ def _as_it_is(
 def _samples(
     stage: Stage, params: CalibrateParams, model: onnx.ModelProto
 ) -> tuple[Arrays, Batch, DataKind]:
-    """The samples to run the graph on, how they are batched, and what they are."""
+    """The samples to run the graph on, their batch, and a description of them."""
     inputs = interface.input_specs(model)
     profile = resolve_profiles(inputs, params.profiles, interface.axis_ranges(model))[0]
     samples, kind = samples_for(
@@ -129,15 +129,15 @@ def _samples(
 def _calibrated(
     stage: Stage, params: CalibrateParams, model: onnx.ModelProto, batches: Sequence[Arrays]
 ) -> tuple[onnx.ModelProto, int]:
-    """The Q/DQ graph in fp32 with the model's own outputs, and how many pairs are in it."""
+    """The Q/DQ graph in fp32 with the model's own outputs, and its number of Q/DQ pairs."""
     wide = floats.calibratable(model)
     through = walk.take_out_given(wide)
     file, made = stage.workdir / "source.onnx", stage.workdir / "typed.onnx"
-    files.write_model(wide, file)  # ModelOpt writes beside what it reads
+    files.write_model(wide, file)  # ModelOpt writes next to the file it reads
     reader = BatchReader(batches, stage.progress)
     _quantize(file, made, reader, params, is_large=files.is_large(model))
     quantized = normalised(onnx.load(str(made)))
-    for position, value in through.items():  # in the order that they had
+    for position, value in through.items():  # in their original order
         quantized.graph.output.insert(position, value)
     pairs = _checked_pairs(quantized, params.precision)
     interface.keep_axis_ranges(quantized, interface.axis_ranges(model))
@@ -162,13 +162,13 @@ def _write_for_gpus(
         if not choosing.products_out_of_range(quantized, chosen):
             paths[Role.TYPED_HALF].hardlink_to(paths[Role.TYPED_FP16])
             return paths, _count(quantized, chosen)
-        # What was measured is of the same names.
+        # The names of the measured tensors stay the same.
         newer = opsets.upgraded(quantized, casting.BF16_OPSET)
         half, chosen = _with_remainder(newer, magnitudes, TensorProto.BFLOAT16)
         files.save_model(half, paths[Role.TYPED_HALF])
     except FarmError:
         raise
-    except Exception as err:  # what onnx's inference and converter come across
+    except Exception as err:  # onnx's inference and converter may raise anything
         raise CalibrationFailed(
             f"the remainder of the quantised graph can't be typed: {check.brief(err)}",
             hint="choose fp16 or bf16, and report the graph's operators",
@@ -189,7 +189,7 @@ def _with_remainder(
 
 
 def _count(quantized: onnx.ModelProto, chosen: choosing.Chosen) -> dict[str, int]:
-    """Type → how many operators; those that only quantise and dequantise left out."""
+    """Operators by type: type → count, without Q/DQ."""
     counts: Counter[str] = Counter({str(Precision.FP16): 0})
     for node in walk.all_nodes(quantized.graph):
         name = node.output[0] if node.output else ""
@@ -215,7 +215,7 @@ class BatchReader(CalibrationDataReader):  # type: ignore[misc]
         return batch
 
     def get_first(self) -> Arrays:
-        """The first batch, without moving on: ModelOpt tries the session with it."""
+        """The first batch, without advancing: ModelOpt tries the session with it."""
         return self._batches[0]
 
     def rewind(self) -> None:
@@ -223,9 +223,9 @@ class BatchReader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def batch_size(asked: int, batch: Batch) -> tuple[int, int]:
-    """The batch size to calibrate with, and the smallest batch that the profile allows.
+    """The batch size to calibrate with, and the profile's smallest batch.
 
-    The asked size is brought into the profile's range; a static batch leaves no choice.
+    The requested size is clamped to the profile's range; a static batch leaves no choice.
     """
     size = max(batch.min, min(asked, batch.max)) if batch.is_dynamic else batch.max
     if size != asked:
@@ -250,7 +250,7 @@ def _quantize(
             log_level="INFO",
             use_external_data_format=is_large,
         )
-    except Exception as err:  # it raises whatever it comes across, and bare Exceptions of its own
+    except Exception as err:  # it may raise anything, including bare Exceptions
         raise CalibrationFailed(
             f"ModelOpt can't calibrate this graph for {params.precision}: {check.brief(err)}",
             hint="choose fp16; see the job's log for what it stumbled over",
@@ -299,7 +299,7 @@ def _refuse_too_few(
             hint=f"pass at least {2 * size} samples",
         )
     if params.method == "entropy" and len(batches) < 2:
-        # The histogram's range is that of the first batch: with one there is nothing to compare.
+        # The histogram's range comes from the first batch: with only one there is nothing to compare.
         raise InvalidData(
             f"{samples} samples are a single batch of {size}, and entropy calibration needs two",
             hint=f"pass at least {size + 1} samples, a smaller batch_size, or the method max",

@@ -1,6 +1,6 @@
-"""Cast: a graph typed fp16 or bf16 by the ranges of its values, or with int8 weights by ONNX Runtime.
+"""Cast: types a graph fp16 or bf16 by its value ranges, or with int8 weights by ONNX Runtime.
 
-Inputs and outputs keep the types that they have.
+Inputs and outputs keep their types.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def run(stage: Stage) -> StageResult:
     """Write ``typed`` from ``onnx``.
 
     Raises:
-        CastFailed: if nothing in the graph can be cast.
-        PrecisionMissed: if no product of it can have int8 weights.
-        InvalidData: if the data don't fit the graph's inputs.
+        CastFailed: nothing in the graph can be cast.
+        PrecisionMissed: none of its products can have int8 weights.
+        InvalidData: the data don't fit the graph's inputs.
     """
     params = stage.params
     assert isinstance(params, CastParams)
@@ -80,11 +80,11 @@ class _Ranges(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class _Typed:
-    """A typed graph, as it was written."""
+    """A typed graph, as written."""
 
     model: onnx.ModelProto
-    low: int  #: operators of the precision
-    total: int  #: operators that could be of it
+    low: int  #: operators in the precision
+    total: int  #: operators that could be
     ranges: _Ranges = field(default_factory=_Ranges)
 
 
@@ -99,7 +99,7 @@ def _in_half(stage: Stage, given: onnx.ModelProto, params: CastParams, path: Pat
 def _half_of(
     stage: Stage, given: onnx.ModelProto, params: CastParams
 ) -> tuple[onnx.ModelProto, _Ranges]:
-    """The typed graph, and which data its types are from."""
+    """The typed graph, and the data that its types are based on."""
     kind = HALF[params.precision]
     if _is_of(given, params.precision):
         print(f"the source computes in {params.precision} itself, and is taken as it is")
@@ -113,7 +113,7 @@ def _half_of(
         check.check_model(typed)
     except FarmError:
         raise
-    except Exception as err:  # what onnx's inference and converter come across
+    except Exception as err:  # onnx's inference and converter may raise anything
         raise CastFailed(
             f"this graph can't be cast to {params.precision}: {check.brief(err)}",
             hint="choose fp32, and report the graph's operators",
@@ -157,7 +157,7 @@ def _measured(
 
 
 def _is_of(model: onnx.ModelProto, precision: Precision) -> bool:
-    """Whether most of a graph's operators, and one product where it has any, give this type already."""
+    """Whether most of a graph's operators, and at least one product if any, already output this type."""
     low, total = low_precision_nodes(model, precision)
     products = low_precision_nodes(model, precision, PRODUCTS)
     return 2 * low > total and (products[0] > 0 or products[1] == 0)
@@ -173,7 +173,7 @@ def _refuse_unfit(
     """Refuse a cast that would leave every product, or everything, in fp32.
 
     Raises:
-        CastFailed: naming bf16 where that serves.
+        CastFailed: suggests bf16 where that works.
     """
     nodes = list(walk.all_nodes(model.graph))
     products = {node.output[0] for node in nodes if node.op_type in PRODUCTS}
@@ -203,7 +203,7 @@ def _with_integer_weights(
     try:
         model = floats.in_fp32(given)
         quantize_weights(model, path)
-    except Exception as err:  # onnx.shape_inference and the quantiser raise kinds of their own
+    except Exception as err:  # onnx.shape_inference and the quantiser raise their own error types
         raise CastFailed(
             f"ONNX Runtime can't quantise this graph: {check.brief(err)}",
             hint="choose fp32, or int8 with calibration data",
@@ -225,7 +225,7 @@ def _with_integer_weights(
     return _Typed(model=typed, low=low, total=len(compute.products))
 
 
-#: How the graph of each precision is made.
+#: Precision → function that makes its graph.
 _MAKERS: Mapping[Precision, Callable[[Stage, onnx.ModelProto, CastParams, Path], _Typed]] = {
     Precision.FP16: _in_half,
     Precision.BF16: _in_half,
@@ -236,12 +236,13 @@ _MAKERS: Mapping[Precision, Callable[[Stage, onnx.ModelProto, CastParams, Path],
 def low_precision_nodes(
     model: onnx.ModelProto, precision: Precision, kinds: Collection[str] = ()
 ) -> tuple[int, int]:
-    """How many operators give ``precision``, and how many give any floating-point type, in bodies too.
+    """Count operators that output ``precision``, and any floating-point type, including in bodies.
 
-    Casts and constants don't count: they compute nothing. Nor do operators with bodies: those in them do.
+    Casts and constants don't count, since they compute nothing. Neither do operators with bodies: the
+    operators inside count instead.
 
     Parameters:
-        kinds: count these alone.
+        kinds: count only these.
     """
     types = shapes.types_of(model)
     given = [

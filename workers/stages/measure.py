@@ -1,4 +1,4 @@
-"""Measure: an engine's accuracy against its source, and its latency where it can run here."""
+"""Measure: an engine's accuracy against its source, and its latency if it can run here."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ from workers.quantize.saturation import exact_file
 from workers.sources.reference import reference
 from workers.stages.base import Stage, StageResult, brief
 
-#: Batches of random data, where neither evaluation nor calibration data were given.
+#: Batches of random data, if neither evaluation nor calibration data were given.
 RANDOM_BATCHES = 2
-#: Enough calibration samples to compare by, where no evaluation data were given.
+#: Enough calibration samples for the comparison, if no evaluation data were given.
 MAX_CALIBRATION_SAMPLES = 256
 
 _NO_METRICS = "the engine can't run on this worker: accuracy is that of the typed ONNX, on the CPU"
 
 
 def run(stage: Stage) -> StageResult:
-    """Write ``report``: accuracy, and latency and throughput or why there are none.
+    """Write ``report``: accuracy, and latency and throughput or why they are missing.
 
     Raises:
-        AccuracyDropped: if the engine is broken, or loses more than ``max_drop``.
-        InvalidData: if the evaluation data don't fit the model.
+        AccuracyDropped: the engine is broken, or loses more than ``max_drop``.
+        InvalidData: the evaluation data don't fit the model.
     """
     params = stage.params
     assert isinstance(params, MeasureParams)
@@ -99,7 +99,7 @@ def _metrics(
     batch: Batch,
     samples: Arrays,
 ) -> Metrics:
-    """Latency and throughput of an engine that runs here, beside its program where that is at hand."""
+    """Latency and throughput of an engine that runs here, next to its program if available."""
     params = stage.params
     assert isinstance(params, MeasureParams)
     eager = source if isinstance(source, EagerModel) else None
@@ -119,7 +119,7 @@ def _metrics(
 def _subject(
     stage: Stage, params: MeasureParams, source: Runnable
 ) -> tuple[Runnable | gpu.Loaded, str, Sequence[TensorSpec], Sequence[TensorSpec], AxisRanges]:
-    """What is measured, the engine where it runs here, else its typed ONNX; its inputs, outputs and axes."""
+    """The measured model (the engine if it runs here, else its typed ONNX), its inputs, outputs and axes."""
     if params.target is not None and params.target.runtime is Runtime.TORCHSCRIPT:
         assert isinstance(source, EagerModel)
         model = TorchScriptModel(stage.inputs[Role.ENGINE])
@@ -156,7 +156,7 @@ def _data(
     profile: Profile,
     batch: Batch,
 ) -> tuple[Arrays, NDArray[np.int64] | None, DataKind]:
-    """Evaluation data, else what was held out of the calibration data, else seeded random data."""
+    """Evaluation data, else held-out calibration data, else seeded random data."""
     judged = params.metric is not None or params.max_drop is not None
     if Role.EVALUATION in stage.inputs:
         arrays = read_samples(stage.inputs[Role.EVALUATION], params.fixed_inputs)
@@ -184,13 +184,13 @@ def _data(
 
 
 def random_samples(source: Runnable, inputs: Sequence[TensorSpec], profile: Profile) -> Arrays:
-    """Seeded random samples that the source gives finite outputs for, as far as any are found: two opt
-    batches where the batch is dynamic, else one."""
+    """Seeded random samples, if possible ones for which the source's outputs are finite: two opt batches if
+    the batch is dynamic, else one."""
     batch = Batch.of(inputs, profile)
     count = RANDOM_BATCHES * batch.opt if batch.is_dynamic else batch.opt
     found, kind = tried(source, inputs, batch.at(profile, batch.opt), seed=SEED, profile=profile)
     more = random_arrays(inputs, batch.at(profile, count), seed=SEED, profile=profile, kind=kind)
-    # Of what is the same for every sample the values that the source was tried with.
+    # Inputs without a batch keep the values that the source was tried with.
     return {name: more[name] if name in batch.inputs else found[name] for name in more}
 
 
@@ -237,7 +237,7 @@ def _compare(
 
 
 def _check_outputs(expected: Arrays, actual: Arrays) -> None:
-    """Sizes may depend on the data, and so on rounding; ranks don't."""
+    """Check ranks only: sizes may depend on the data, and so on rounding."""
     for name, array in expected.items():
         if name not in actual or actual[name].ndim != array.ndim:
             raise InvalidModel(

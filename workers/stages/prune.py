@@ -1,7 +1,7 @@
-"""Prune: the source with the weights of least magnitude zero, and nothing else changed.
+"""Prune: sets the weights of smallest magnitude to zero, and changes nothing else in the source.
 
-Weights are pruned a layer at a time, by ``torch.nn.utils.prune``, where the graph multiplies by them:
-a program keeps no layers, only the operators that they became.
+Weights are pruned per layer, by ``torch.nn.utils.prune``, where the graph multiplies by them: a program
+keeps no layers, only the operators they became.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from workers.programs.program_weights import Weight, weights
 from workers.sources import reference
 from workers.stages.base import Stage, StageResult
 
-#: TensorRT's sparse kernels take weights of which at least 2 in each 4 input channels are zero.
+#: TensorRT's sparse kernels need at least 2 zeros in every 4 input channels of the weights.
 #: Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/io-formats-sparsity.html
 GROUP, KEPT = 4, 2
-_prune: Any = prune  # without types of its own
+_prune: Any = prune  # it is untyped
 
 
 def run(stage: Stage) -> StageResult:
     """Write the pruned ``source`` from ``source``.
 
     Raises:
-        InvalidModel: if the source can't be read.
-        PruningFailed: if none of its weights can be pruned this way.
+        InvalidModel: the source can't be read.
+        PruningFailed: none of its weights can be pruned this way.
     """
     params = stage.params
     assert isinstance(params, PruneParams)
@@ -52,10 +52,10 @@ def run(stage: Stage) -> StageResult:
 
 
 def prune_program(program: ExportedProgram, how: Prune) -> PruneFacts:
-    """Prune a program in place; return what became of each layer.
+    """Prune a program in place; return each layer's result.
 
     Raises:
-        PruningFailed: if nothing in it can be pruned this way.
+        PruningFailed: nothing in it can be pruned this way.
     """
     found, left_out = weights(program)
     pruned: dict[str, Tensor] = {}
@@ -70,7 +70,7 @@ def prune_program(program: ExportedProgram, how: Prune) -> PruneFacts:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:3])
         raise PruningFailed(f"no layer of the model can be pruned by {how}{': ' * bool(why)}{why}")
     for name, tensor in pruned.items():
-        # In place: a weight may have other names too.
+        # In place: a weight may have several names.
         program.state_dict[name].data.copy_(tensor)
     return _facts(pruned, left_out)
 
@@ -95,7 +95,7 @@ def _pruned(tensor: Tensor, axis: int, how: Prune) -> Tensor:
 
 
 def two_of_four(tensor: Tensor, axis: int) -> Tensor:
-    """A mask of ones for the 2 of largest magnitude in each 4 along an axis, in a row, zeros else."""
+    """A mask: 1 for the 2 largest magnitudes in every 4 consecutive values along an axis, otherwise 0."""
     rows = tensor.detach().abs().movedim(axis, -1)
     groups = rows.reshape(-1, GROUP)
     mask = torch.zeros_like(groups).scatter_(1, groups.topk(KEPT, dim=1).indices, 1.0)

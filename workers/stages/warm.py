@@ -1,7 +1,7 @@
-"""Imports what the stages need, once, in the parent that jobs are forked from.
+"""Imports what the stages need, once, in the fork server.
 
-Importing starts no CUDA and runs no tensor operation: threads that PyTorch or ONNX Runtime started
-before a fork would be missing in the child, which would wait for them for ever.
+Importing doesn't initialise CUDA and runs no tensor operation: threads that PyTorch or ONNX Runtime
+started before a fork would be missing in the child, which would wait for them forever.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from importlib import import_module
 
 from farm.stages import JobKind
 
-#: How often an idle OpenMP thread of PyTorch looks for work before it sleeps; libgomp reads it
-#: once, when it is loaded. By default it looks for so long that, on a machine with other work to
-#: do, an operation waits 100 ms for a thread that has no core; with this it is as fast when alone.
+#: How often an idle OpenMP thread of PyTorch polls for work before it sleeps; libgomp reads this once,
+#: when loaded. By default it spins for so long that, on a busy machine, an operation waits 100 ms for a
+#: thread that has no core; with this value it is as fast on an idle one.
 _SPINS = "10000"
 
 _STAGES = tuple(f"workers.stages.{kind}" for kind in JobKind)
-#: What a first export, cast or build would import late. A missing one only costs its job the time.
+#: Modules that a first export, cast or build would import late. A missing one only costs its job time.
 _LATE = (
     "onnxscript.function_libs.torch_lib.ops",
     "onnxscript.rewriter.onnx_fusions",
@@ -32,10 +32,10 @@ _LATE = (
 )
 
 os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
-# ModelOpt would fill the jobs' logs with progress bars.
+# Otherwise ModelOpt fills the jobs' logs with progress bars.
 os.environ.setdefault("TQDM_DISABLE", "1")
-# ModelOpt would import CuPy where there is one, and that starts CUDA: jobs forked from here would die
-# of it. What ModelOpt does here needs none.
+# ModelOpt would import CuPy if installed, and that initialises CUDA, which crashes jobs forked from here.
+# Nothing that ModelOpt does here needs it.
 sys.modules.setdefault("cupy", None)  # type: ignore[arg-type]
 for _name in _STAGES:
     import_module(_name)

@@ -27,7 +27,7 @@ _LEVELS = {
 }
 _LOG_ERRORS_ONLY = 3
 _LOG_NO_ERRORS = 4
-#: ``[ONNXRuntimeError] : 1 : FAIL : ``, and the place in its sources that comes before a reason.
+#: ``[ONNXRuntimeError] : 1 : FAIL : ``, or the text before the reason when loading fails.
 _CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:")
 _SOURCE = re.compile(
     r"/onnxruntime_src/\S+:\d+ [^()]*\([^()]*(?:\([^()]*\)[^()]*)*\)(?: const)?(?: \[with [^\]]*\])? "
@@ -35,7 +35,7 @@ _SOURCE = re.compile(
 
 
 def cpu_threads() -> int:
-    """The number of cores that this process may use."""
+    """The number of cores this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -43,12 +43,12 @@ class OrtModel:
     """An ONNX file, or a model's bytes, in an ONNX Runtime session on the CPU.
 
     Parameters:
-        is_engine: as its users' sessions run it; any other graph's Q/DQ are computed in floats, as
-            they are written.
-        quiet: log no errors: they are expected, and raised.
+        is_engine: run it as its users' sessions do; any other graph's Q/DQ are computed in floats, as
+            written.
+        quiet: don't log errors: they are expected, and raised.
 
     Raises:
-        InvalidModel: if the runtime can't load the model.
+        InvalidModel: the runtime can't load the model.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class OrtModel:
         if quiet:
             options.log_severity_level = _LOG_NO_ERRORS
         if not is_engine:
-            # Else 16-bit sums may saturate here, and a session rounds what the graph has in floats.
+            # Otherwise 16-bit sums may saturate, and the session rounds values that are floats in the graph.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
             self._session = onnxruntime.InferenceSession(
@@ -82,10 +82,10 @@ class OrtModel:
         """The outputs for one batch, by name.
 
         Raises:
-            InvalidModel: if the model can't run at the shapes of this batch.
+            InvalidModel: the model can't run at this batch's shapes.
         """
         try:
-            # A scalar that was taken out of an array is none, and ONNX Runtime asks for one.
+            # Indexing an array yields a NumPy scalar, and ONNX Runtime requires an array.
             given = {name: np.asarray(array) for name, array in arrays.items()}
             outputs = self._session.run(self.output_names, given)
         except Exception as err:  # pybind classes of ONNX Runtime with no common public base
@@ -98,7 +98,7 @@ class OrtModel:
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltGraph:
-    """How an engine of ONNX Runtime was built."""
+    """How an ONNX Runtime engine was built."""
 
     build_s: float
     runtime_version: str
@@ -107,15 +107,15 @@ class BuiltGraph:
 def build_engine(typed: Path, engine: Path, *, weights_beside: bool = False) -> BuiltGraph:
     """Write the graph as ONNX Runtime optimises it for CPUs.
 
-    The level is *extended*: fusions, constant folding and integer kernels for Q/DQ, which are good
-    on every machine of this architecture. The last level lays tensors out for the vector width of
-    the CPU at hand, and is left to the machine that loads the engine.
+    The level is *extended*: fusions, constant folding and integer kernels for Q/DQ, which work on every
+    machine of this architecture. The last level arranges tensors for this CPU's vector width, and is left
+    to the machine that loads the engine.
 
     Parameters:
-        weights_beside: keep large weights in a file beside the engine, for more than a file may hold.
+        weights_beside: store large weights in a file next to the engine, for models over the file limit.
 
     Raises:
-        EngineBuildFailed: with the runtime's reason.
+        EngineBuildFailed: has the runtime's reason.
     """
     start = time.monotonic()
     options = writing_options(engine, weights_beside=weights_beside)
@@ -129,10 +129,10 @@ def build_engine(typed: Path, engine: Path, *, weights_beside: bool = False) -> 
 
 
 def writing_options(engine: Path, *, weights_beside: bool) -> onnxruntime.SessionOptions:
-    """Of a session that writes its graph to a file as it optimises it, large weights beside it or in it."""
+    """Options for a session that writes its optimised graph to a file, with large weights in it or beside."""
     options = session_options("extended")
     options.optimized_model_filepath = str(engine)
-    # By default what MatMulNBits multiplies is quantised as well: 4. 1 is fp32.
+    # The default, 4, also quantises the other factor of MatMulNBits. 1 is fp32.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if weights_beside:
         entry = "session.optimized_model_external_initializers"
@@ -142,19 +142,19 @@ def writing_options(engine: Path, *, weights_beside: bool) -> onnxruntime.Sessio
 
 
 def session_options(optimisation: Optimisation) -> onnxruntime.SessionOptions:
-    """Of every session: all cores, errors alone in the log."""
+    """Options for every session: all cores, only errors in the log."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = _LEVELS[optimisation]
     options.intra_op_num_threads = cpu_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = _LOG_ERRORS_ONLY
-    # Threads that spin between runs would slow whatever is timed beside this session.
+    # Threads spinning between runs would slow anything timed next to this session.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 
 def brief(err: Exception) -> str:
-    """The runtime's reason, without its codes."""
+    """The runtime's reason, without error codes."""
     text = " ".join(str(err).split())
     reason = _CODE.sub("", text)
     return _SOURCE.sub("", reason)[:400] or type(err).__name__

@@ -1,4 +1,4 @@
-"""ONNX Runtime on a GPU: engines for its CUDA provider."""
+"""Builds and runs engines for ONNX Runtime's CUDA provider."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _INSTALL = (
     "pip install 'engine-farm[worker,gpu]'"
 )
 
-#: torch's type → ONNX's number and ONNX Runtime's word for it.
+#: torch type → ONNX's number and ONNX Runtime's name.
 _TYPES: dict[torch.dtype, tuple[int, str]] = {
     torch.float32: (TensorProto.FLOAT, "tensor(float)"),
     torch.float16: (TensorProto.FLOAT16, "tensor(float16)"),
@@ -42,10 +42,10 @@ def build_engine(typed: Path, engine: Path, *, weights_beside: bool = False) -> 
     """Write the graph as ONNX Runtime optimises it for its CUDA provider.
 
     Parameters:
-        weights_beside: keep large weights in a file beside the engine, for more than a file may hold.
+        weights_beside: store large weights in a file next to the engine, for models over the file limit.
 
     Raises:
-        EngineBuildFailed: with the runtime's reason.
+        EngineBuildFailed: has the runtime's reason.
     """
     start = time.monotonic()
     options = writing_options(engine, weights_beside=weights_beside)
@@ -57,7 +57,7 @@ class OrtCudaEngine:
     """An engine on the current GPU.
 
     Raises:
-        EngineBuildFailed: if it can't be loaded, or would run on the CPU.
+        EngineBuildFailed: it can't be loaded, or would run on the CPU.
     """
 
     def __init__(self, model: Path) -> None:
@@ -71,7 +71,7 @@ class OrtCudaEngine:
         """The outputs for one batch, by name.
 
         Raises:
-            EngineBuildFailed: if the engine can't run it.
+            EngineBuildFailed: the engine can't run it.
         """
         try:
             outputs = self._session.run(self.output_names, dict(arrays))
@@ -84,17 +84,17 @@ class OrtCudaEngine:
         return _Bound(self._on_stream(cuda_graph=False), inputs)
 
     def bind_graph(self, inputs: Tensors) -> _Bound:
-        """The same, replayed as a CUDA graph.
+        """The same inference, replayed as a CUDA graph.
 
         Raises:
-            EngineBuildFailed: some of the graph doesn't run on the GPU.
+            EngineBuildFailed: part of the graph doesn't run on the GPU.
         """
         self._graphs += 1
         return _Bound(self._on_stream(cuda_graph=True), inputs, graph=self._graphs)
 
     @property
     def on_cpu(self) -> list[str]:
-        """The operators that the CUDA provider left to the CPU. Those on shapes are well off there."""
+        """The operators that the CUDA provider left to the CPU. Those on shapes belong there."""
         return [
             node.op_type
             for part in self._session.get_provider_graph_assignment_info()
@@ -103,7 +103,7 @@ class OrtCudaEngine:
         ]
 
     def _on_stream(self, *, cuda_graph: bool) -> onnxruntime.InferenceSession:
-        # A provider is given its stream when it is made: a session a stream, and a way to run.
+        # A provider gets its stream when created: one session per stream and way to run.
         stream = torch.cuda.current_stream().cuda_stream
         if (stream, cuda_graph) not in self._sessions:
             provider = {"user_compute_stream": str(stream)}
@@ -115,16 +115,16 @@ class OrtCudaEngine:
 
 
 class _Bound:
-    """Inputs and outputs at fixed places on the GPU."""
+    """Inputs and outputs at fixed addresses on the GPU."""
 
     def __init__(
         self, session: onnxruntime.InferenceSession, inputs: Tensors, graph: int = 0
     ) -> None:
         self._session = session
-        self._inputs = inputs  # which must live as long as their addresses are bound
+        self._inputs = inputs  # keep alive while their addresses are bound
         self._binding = session.io_binding()
         self._options = onnxruntime.RunOptions()
-        # Whoever times it waits for events of its own.
+        # The caller waits for its own events.
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         if graph:
             self._options.add_run_config_entry("gpu_graph_id", str(graph))
@@ -139,7 +139,7 @@ class _Bound:
         return self._outputs
 
     def _allocated(self, inputs: Tensors) -> dict[str, torch.Tensor]:
-        """Room for the outputs, whose shapes a run tells."""
+        """Allocate the outputs; a run determines their shapes."""
         probe = self._session.io_binding()
         for name, tensor in inputs.items():
             probe.bind_input(*_place(name, tensor))
@@ -147,7 +147,7 @@ class _Bound:
         for name in kinds:
             probe.bind_output(name, "cuda", 0)
         options = onnxruntime.RunOptions()
-        options.add_run_config_entry("gpu_graph_id", "-1")  # a graph needs its final places
+        options.add_run_config_entry("gpu_graph_id", "-1")  # a graph needs the final addresses
         self._session.run_with_iobinding(probe, options)
         dtypes = {word: dtype for dtype, (_, word) in _TYPES.items()}
         return {
@@ -181,7 +181,7 @@ def _session(
             f"ONNX Runtime {VERSION} can't load this graph on the GPU: {brief(err)}"
         ) from err
     if _CUDA not in session.get_providers():
-        # It would run on the CPU in silence.
+        # Otherwise it would silently run on the CPU.
         raise EngineBuildFailed(
             f"ONNX Runtime {VERSION} has no working CUDA provider on this worker", hint=_INSTALL
         )

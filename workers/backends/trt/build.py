@@ -1,4 +1,4 @@
-"""A plan is built of a typed graph."""
+"""Builds a plan from a typed graph."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from workers.backends.trt.options import set_capability, set_options
 from workers.backends.trt.timing_cache import TimingCacheUse
 
 if TYPE_CHECKING:
-    # TensorRT-RTX has the same classes; what only one of the two has is probed, and so untyped.
+    # TensorRT-RTX has the same classes; members that only one of the two has are probed, so untyped.
     import tensorrt as types
     from onnx import ModelProto
 from workers.backends.trt.library import (
@@ -39,23 +39,23 @@ from workers.backends.trt.library import (
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A serialised engine, and what is known of how it was built."""
+    """A serialised engine, and how it was built."""
 
     data: bytes
     runtime_version: str
     layers: tuple[Layer, ...]  #: of the network, before the builder fuses them
     interface: Interface  #: inputs and outputs of the network
     build_s: float
-    timing_cache: TimingCacheUse | None  #: None where the runtime or the options have none
-    inspected: Inspected | None  #: None where the engine can't be read back
+    timing_cache: TimingCacheUse | None  #: None if the runtime or the options have none
+    inspected: Inspected | None  #: None if the engine can't be read back
 
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Keep Python's collector from running inside TensorRT.
+    """Keep Python's garbage collector from running inside TensorRT.
 
-    An earlier builder in a cycle of garbage, as a failed build's traceback is one, would be deleted while
-    the next is made: both take the same lock, and the thread waits for itself.
+    Otherwise an earlier builder in a reference cycle (as in a failed build's traceback) could be deleted
+    while the next is created: both take the same lock, and the thread deadlocks.
     """
     gc.collect()
     was_enabled = gc.isenabled()
@@ -86,19 +86,19 @@ def build_plan(
     GPU that the worker is pinned to, and ignores it.
 
     Parameters:
-        model: the file's graph, that what the parser has understood is held against.
-        timing_cache: what classic TensorRT has timed before on such a GPU, serialised.
-        plugins: libraries to load, which the caller has verified.
+        model: the file's graph, to check the parsed network against.
+        timing_cache: classic TensorRT's earlier timings on such a GPU, serialised.
+        plugins: libraries to load, verified by the caller.
 
     Raises:
-        EngineBuildFailed: with the builder's own reason and what to do about it.
+        EngineBuildFailed: has the builder's own reason and what to do about it.
     """
     build = _parsed(runtime, onnx, model, plugins, report)
     config = _configured(build, profiles, compute_capability, options, report)
-    # TensorRT-RTX builds where there is no GPU: it times nothing, of its timing cache only the names
-    # are left, and its engines can't be loaded there.
+    # TensorRT-RTX builds without a GPU: it times nothing, its timing cache only has names, and its
+    # engines can't be loaded there.
     on_gpu = runtime is Runtime.TENSORRT
-    if on_gpu:  # the inspector tells no more than names otherwise
+    if on_gpu:  # otherwise the inspector only shows names
         config.profiling_verbosity = build.trt.ProfilingVerbosity.DETAILED
     cached = on_gpu and options.timing_cache
     timings = cache.start(config, timing_cache) if cached else None
@@ -120,7 +120,7 @@ def build_plan(
 
 @dataclass(frozen=True, kw_only=True)
 class _Build:
-    """A network to build, and what must live as long as it: its parser holds weights."""
+    """A network to build, and the objects that must outlive it: its parser holds weights."""
 
     trt: Any
     log: Any
@@ -139,7 +139,7 @@ def _parsed(
     trt = load_runtime(runtime)
     log = collecting_log(trt)
     builder: types.Builder = trt.Builder(log)
-    # After the builder: the first one's log is what the registry writes to.
+    # After the builder: the plugin registry writes to the first builder's log.
     load_plugins(trt, log, plugins)
     network: types.INetworkDefinition = builder.create_network(_network_flags(trt))
     parser: types.OnnxParser = trt.OnnxParser(network, log)
@@ -168,7 +168,7 @@ def _configured(
 
 
 def _serialized(build: _Build, config: types.IBuilderConfig) -> tuple[bytes, float]:
-    """The engine, and how many seconds the builder took."""
+    """The engine, and the builder's time in seconds."""
     start = time.monotonic()
     plan = build.builder.build_serialized_network(build.network, config)
     if plan is None:
@@ -177,9 +177,9 @@ def _serialized(build: _Build, config: types.IBuilderConfig) -> tuple[bytes, flo
 
 
 def combine_timing_caches(newest: bytes, mine: bytes) -> tuple[bytes, int | None] | None:
-    """Two serialised timing caches of this GPU and TensorRT as one, with its number of entries.
+    """Merge two serialised timing caches of this GPU and TensorRT; also return the number of entries.
 
-    None when mine doesn't go with the newest.
+    None if mine doesn't match the newest.
     """
     trt = load_runtime(Runtime.TENSORRT)
     builder: types.Builder = trt.Builder(collecting_log(trt))
@@ -202,19 +202,19 @@ def _tensor(tensor: types.ITensor) -> LayerTensor:
     shape: list[int] | None
     try:
         shape = [int(tensor.shape[axis]) for axis in range(len(tensor.shape))]
-    except ValueError:  # of a rank that isn't known
+    except ValueError:  # its rank isn't known
         shape = None
     return LayerTensor(name=tensor.name, type=tensor.dtype.name.lower(), shape=shape)
 
 
 def _network_flags(trt: Any) -> int:
-    """Strong typing, by the enum: its bit is 1 in TensorRT 10 and 0 in RTX."""
+    """Strong typing, from the enum: its bit is 1 in TensorRT 10 and 0 in RTX."""
     flags = trt.NetworkDefinitionCreationFlag
     return 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
 
 
 def _parse(parser: types.OnnxParser, onnx: Path, log: Any) -> None:
-    # From the file, not from bytes: only so does the parser find weights that lie beside it.
+    # From the file, not from bytes: otherwise the parser can't find external weights.
     if parser.parse_from_file(str(onnx)):
         return
     reasons = [_parser_reason(parser.get_error(index)) for index in range(parser.num_errors)]
@@ -236,7 +236,7 @@ def _add_profile(build: _Build, config: types.IBuilderConfig, profile: Profile) 
         if name in sizes:
             values = _size_values(name, shapes)
             native.set_shape_input(name, list(values.min), list(values.opt), list(values.max))
-        # Of what isn't data the shape is known, and needn't be said.
+        # Inputs other than data have a known shape and need no profile.
         if name not in sizes or shapes.min != shapes.max:
             low, mid, high = (
                 build.trt.Dims(shape) for shape in (shapes.min, shapes.opt, shapes.max)
@@ -258,9 +258,9 @@ def _size_values(name: str, shapes: ShapeRange) -> ValueRange:
 
 
 def _phase_monitor(trt: Any, report: ReportProgress) -> Any:
-    """Reports the outermost phase and the time since the start.
+    """Create a monitor that reports the outermost phase and the time since the start.
 
-    Not a share: most of a build is one step that reports nothing.
+    It reports no share: most of a build is a single step without reports.
     """
     start = time.monotonic()
 

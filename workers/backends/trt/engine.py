@@ -1,4 +1,4 @@
-"""TensorRT engines, run on the GPU that the worker is pinned to."""
+"""Runs TensorRT engines on the GPU that the worker is pinned to."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workers.programs.eager import array_of
 if TYPE_CHECKING:
     import tensorrt as types
 
-#: TensorRT's name of a type → torch's.
+#: TensorRT's type name → torch's type.
 _TYPES = {
     "FLOAT": torch.float32,
     "HALF": torch.float16,
@@ -35,20 +35,20 @@ _TYPES = {
 
 
 class TrtEngine:
-    """An engine of TensorRT or TensorRT-RTX on the current GPU, at its first profile.
+    """A TensorRT or TensorRT-RTX engine on the current GPU, with its first profile.
 
     Parameters:
-        plugins: the libraries that it was built with.
+        plugins: the plugin libraries it was built with.
 
     Raises:
-        EngineBuildFailed: if this GPU or this version of the runtime doesn't take it.
+        EngineBuildFailed: this GPU or this runtime version can't load it.
     """
 
     def __init__(self, runtime: Runtime, plan: Path, plugins: Sequence[Path] = ()) -> None:
         trt = load_runtime(runtime)
         self._log = collecting_log(trt)
         load_plugins(trt, self._log, plugins)
-        # The runtime must live as long as its engines.
+        # The runtime must outlive its engines.
         self._runtime: types.Runtime = trt.Runtime(self._log)
         engine: types.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if engine is None:
@@ -70,7 +70,7 @@ class TrtEngine:
             name: torch.from_numpy(np.require(array, requirements=["C", "W"])).cuda()
             for name, array in arrays.items()
         }
-        # Of what the source takes as fp64 or bf16 there may be another type in the engine, or in the data.
+        # Where the source takes fp64 or bf16, the engine or the data may have another type.
         inputs = {
             name: tensor.to(self._types[name]) if tensor.is_floating_point() else tensor
             for name, tensor in inputs.items()
@@ -84,11 +84,11 @@ class TrtEngine:
 
     def bind(self, inputs: Tensors) -> _Bound:
         """An inference of these tensors on the current stream."""
-        # An engine of an fp64 model takes fp32: what it was given would be read as other numbers.
+        # An fp64 model's engine takes fp32: unconverted, the bytes would be read as other numbers.
         given = {
             n: inputs[n].to(_TYPES[self._engine.get_tensor_dtype(n).name]) for n in self._inputs
         }
-        # Values that are sizes are read on the host, to infer shapes by.
+        # Inputs whose values are sizes are read on the host, for shape inference.
         given = {
             n: tensor.cpu() if self._engine.is_shape_inference_io(n) else tensor
             for n, tensor in given.items()
@@ -96,16 +96,16 @@ class TrtEngine:
         return _Bound(self._engine, self._log, given)
 
     def bind_graph(self, inputs: Tensors) -> Bound:
-        """The same, replayed as a CUDA graph."""
+        """The same inference, replayed as a CUDA graph."""
         return captured(self.bind)(inputs)
 
 
 class _Bound:
-    """A context with its inputs and outputs at fixed places."""
+    """A context with its inputs and outputs at fixed addresses."""
 
     def __init__(self, engine: types.ICudaEngine, log: Any, inputs: Tensors) -> None:
         self._log = log
-        self._inputs = inputs  # which must live as long as their addresses are set
+        self._inputs = inputs  # keep alive while their addresses are set
         self._context: types.IExecutionContext = engine.create_execution_context()
         for name, tensor in inputs.items():
             if not self._context.set_input_shape(name, tuple(tensor.shape)):

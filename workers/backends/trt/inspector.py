@@ -1,7 +1,7 @@
-"""What an engine of TensorRT says of itself: its layers after fusion, and the memory that it takes.
+"""Reads what a TensorRT engine says about itself: its layers after fusion, and its memory.
 
-Its inspector prints JSON of no published schema: each layer's name, kind, inputs and outputs with their
-format and type in words, its kernel (``TacticName``), and in ``Metadata`` the ONNX nodes that became it.
+The inspector's JSON has no published schema: each layer's name, kind, inputs and outputs with format and
+type in words, its kernel (``TacticName``), and in ``Metadata`` the ONNX nodes it was made from.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Inspected:
 
 
 def inspect(trt: Any, log: Any, plan: bytes, *, host_code: bool) -> Inspected | None:
-    """Read an engine back on the GPU that it was built for; None when it can't be, as the log says.
+    """Read an engine back on the GPU it was built for; None when that fails, with the reason in the log.
 
     Parameters:
-        host_code: whether it may run code of its own on the host, as version-compatible ones do.
+        host_code: whether it may run its own code on the host, as version-compatible engines do.
     """
     runtime: types.Runtime = trt.Runtime(log)
     if host_code and hasattr(runtime, "engine_host_code_allowed"):
@@ -43,7 +43,7 @@ def inspect(trt: Any, log: Any, plan: bytes, *, host_code: bool) -> Inspected | 
     told = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     try:
         layers = layers_of(told)
-    # A later TensorRT may tell it in another way: the report isn't worth the engine.
+    # A later TensorRT may use another format: a missing report must not fail the build.
     except (ValueError, LookupError, TypeError, AttributeError) as err:
         print(f"can't parse the inspector's output: {err!r}", flush=True)
         return None
@@ -69,7 +69,7 @@ def _memory(trt: Any, engine: Any) -> MemoryView:
 
 
 def layers_of(told: str) -> tuple[Layer, ...]:
-    """The layers of the inspector's JSON; only their names when the engine was built without details."""
+    """The layers in the inspector's JSON; only their names if the engine was built without details."""
     return tuple(map(_layer, json.loads(told)["Layers"]))
 
 
@@ -90,7 +90,7 @@ def _layer(told: Mapping[str, Any] | str) -> Layer:
 
 
 def operators_of(metadata: str) -> list[str]:
-    """The ONNX nodes that a layer's metadata name; one without a name is ``node_of_OUTPUT``."""
+    """The ONNX nodes in a layer's metadata; an unnamed one is ``node_of_OUTPUT``."""
     return _ONNX_NODE.findall(metadata)
 
 
@@ -104,7 +104,7 @@ def _tensor(told: Mapping[str, Any]) -> LayerTensor:
     )
 
 
-#: In what the inspector says of a tensor → DataType's name, as the network's layers have it.
+#: Words in the inspector's description of a tensor → DataType's name, as for the network's layers.
 _TYPES = {
     "fp32": "float",
     "float": "float",

@@ -1,4 +1,4 @@
-"""Inputs and outputs as TensorRT has them: an engine of an fp64 model takes fp32."""
+"""Inputs and outputs as TensorRT reports them: an fp64 model's engine takes fp32."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from farm.specs.shapes import ANONYMOUS, TensorSpec
 if TYPE_CHECKING:
     import tensorrt as types
 
-#: DataType → numpy's name, as a TensorSpec has it.
+#: DataType → NumPy's name, as in TensorSpec.
 _DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
@@ -29,14 +29,14 @@ _DTYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Interface:
-    """Inputs and outputs, as TensorRT has them."""
+    """Inputs and outputs, as TensorRT reports them."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
 
 def of_network(network: types.INetworkDefinition) -> Interface:
-    """Those of a parsed network."""
+    """The interface of a parsed network."""
     inputs = (network.get_input(index) for index in range(network.num_inputs))
     outputs = (network.get_output(index) for index in range(network.num_outputs))
     return Interface(
@@ -46,7 +46,7 @@ def of_network(network: types.INetworkDefinition) -> Interface:
 
 
 def of_engine(trt: Any, engine: types.ICudaEngine) -> Interface:
-    """Those of an engine that is loaded; its profiles share them."""
+    """The interface of a loaded engine; all its profiles share it."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     specs: dict[bool, list[TensorSpec]] = {True: [], False: []}
     for name in names:
@@ -59,7 +59,7 @@ def of_engine(trt: Any, engine: types.ICudaEngine) -> Interface:
 def _spec(name: str, dtype: Any, shape: types.Dims) -> TensorSpec:
     try:
         sizes = [int(shape[axis]) for axis in range(len(shape))]
-    except ValueError:  # of a rank that isn't known
+    except ValueError:  # its rank isn't known
         sizes = []
     return TensorSpec(
         name=name,
@@ -71,7 +71,7 @@ def _spec(name: str, dtype: Any, shape: types.Dims) -> TensorSpec:
 def named(
     told: Sequence[TensorSpec], model: Sequence[TensorSpec]
 ) -> tuple[tuple[TensorSpec, ...], list[str]]:
-    """TensorRT's inputs or outputs with the model's names of their axes, and how they differ."""
+    """TensorRT's inputs or outputs with the model's axis names, and how they differ from the model's."""
     of_model = {spec.name: spec for spec in model}
     specs, differences = [], []
     for spec in told:

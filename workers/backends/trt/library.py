@@ -1,4 +1,4 @@
-"""The library itself: ``tensorrt_rtx``, or ``tensorrt`` 10 and 11; its plugins, its log, its errors."""
+"""Loads ``tensorrt_rtx``, or ``tensorrt`` 10 and 11, with plugins; collects its log and errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from farm.specs.runtime import Runtime
 from workers.failures.known import Said
 
 if TYPE_CHECKING:
-    # TensorRT-RTX has the same classes; what only one of the two has is probed, and so untyped.
+    # TensorRT-RTX has the same classes; members that only one of the two has are probed, so untyped.
     import tensorrt as types
 
 
@@ -25,7 +25,7 @@ _MODULES = {Runtime.TENSORRT_RTX: "tensorrt_rtx", Runtime.TENSORRT: "tensorrt"}
 _PACKAGES = {Runtime.TENSORRT_RTX: "rtx", Runtime.TENSORRT: "tensorrt"}
 
 
-#: Where in its sources TensorRT noticed it; and that there is no driver where TensorRT-RTX needs none.
+#: Source locations; and complaints about a missing driver where TensorRT-RTX needs none.
 _NOISE = re.compile(
     r"\[checkMacros\.cpp::catchCudaError::\d+\] Error Code \d+: Cuda Runtime \(.*?\(cudaError 35:[^)]*\)\)"
     r"| ?In \w+ at /_src/[\w/.]+:\d+"
@@ -36,7 +36,7 @@ def load_runtime(runtime: Runtime) -> ModuleType:
     """Import the Python module of a TensorRT runtime.
 
     Raises:
-        EngineBuildFailed: if it isn't installed on this worker.
+        EngineBuildFailed: it isn't installed on this worker.
     """
     name = _MODULES[runtime]
     try:
@@ -52,17 +52,17 @@ def load_runtime(runtime: Runtime) -> ModuleType:
 
 
 def preload() -> None:
-    """Import the runtimes that are installed, so that a forked job needn't. Starts no CUDA."""
+    """Import the installed runtimes, so that forked jobs needn't. Doesn't initialise CUDA."""
     for name in _MODULES.values():
         with suppress(ImportError):
             import_module(name)
 
 
 def load_plugins(trt: Any, log: Any, libraries: Sequence[Path]) -> None:
-    """Load libraries of plugins into this process, for parsers, builders and runtimes alike.
+    """Load plugin libraries into this process, for parsers, builders and runtimes alike.
 
     Raises:
-        EngineBuildFailed: with TensorRT's reason.
+        EngineBuildFailed: has TensorRT's reason.
     """
     if not libraries:
         return
@@ -82,19 +82,19 @@ def load_plugins(trt: Any, log: Any, libraries: Sequence[Path]) -> None:
 
 
 def plain(reason: str) -> str:
-    """TensorRT's reason in one line, without its sources' places."""
+    """TensorRT's reason in one line, without source locations."""
     return " ".join(_NOISE.sub("", " ".join(reason.split())).split())
 
 
 def last_errors(log: Any) -> str:
-    """The last reasons that a ``collecting_log`` was told, each once; empty if there were none."""
+    """The last distinct errors in a ``collecting_log``; empty without any."""
     return "; ".join(dict.fromkeys(log.errors[-3:]))
 
 
 def failure(log: Any, fallback: str, verb: str = "can't build") -> EngineBuildFailed:
     reason = last_errors(log) or fallback
     told = plain(fallback if verb == "can't read" else reason)
-    # Its parser's word for an operator that it hasn't.
+    # Its parser says this for an unknown operator.
     told = re.sub(r"(?<![^ ])false(?= \(operator)", "it has no such operator", told)
     failed = EngineBuildFailed(f"TensorRT {verb} this graph: {told}"[:800])
     failed.__cause__ = Said(f"{fallback} {reason}")
@@ -102,10 +102,10 @@ def failure(log: Any, fallback: str, verb: str = "can't build") -> EngineBuildFa
 
 
 def collecting_log(trt: Any) -> Any:
-    """A logger that prints to the job's log and keeps the errors.
+    """Create a logger that prints to the job's log and keeps the errors.
 
-    The class is made here since its base belongs to the module at hand. An IErrorRecorder in
-    Python, the other way to the errors, crashes when the network is freed.
+    The class is defined here since its base belongs to the given module. The alternative, an
+    IErrorRecorder in Python, crashes when the network is freed.
     """
     severity = trt.ILogger.Severity
 
@@ -119,7 +119,7 @@ def collecting_log(trt: Any) -> Any:
             if level <= severity.ERROR:
                 self.errors.append(" ".join(message.split())[:400])
             if level <= severity.WARNING and message not in self._told:
-                self._told.add(message)  # an INT8 graph repeats one warning hundreds of times
+                self._told.add(message)  # an int8 graph repeats one warning hundreds of times
                 print(f"[{trt.__name__}] {level.name}: {message}", flush=True)
 
     return CollectingLog()

@@ -1,4 +1,4 @@
-"""Options of TensorRT's builder: set by their names, or refused where a runtime hasn't them."""
+"""Sets TensorRT builder options by name, or refuses those that a runtime lacks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def set_capability(trt: Any, config: Any, compute_capability: str) -> None:
-    """Build ahead of time for this compute capability, where the runtime does so.
+    """Build ahead of time for this compute capability, if the runtime can.
 
     Raises:
-        EngineBuildFailed: naming those that it builds for.
+        EngineBuildFailed: names the capabilities it builds for.
     """
     if not hasattr(config, "set_compute_capability"):
         return
@@ -43,7 +43,7 @@ def set_options(trt: Any, config: types.IBuilderConfig, options: BuilderOptions)
     """Set each option that isn't at its default, and TF32 in any case.
 
     Raises:
-        EngineBuildFailed: naming what this runtime doesn't have.
+        EngineBuildFailed: names what this runtime lacks.
     """
     for name, flag in _FLAGS.items():
         wanted = getattr(options, name)

@@ -1,8 +1,8 @@
-"""What TensorRT's parser has understood, beside what the model says.
+"""Compares how TensorRT's parser read a model with what the model says.
 
-A parser that takes an attribute for another builds an engine without a complaint, and a wrong one: those
-of TensorRT 10.13 to 11.1 read each GridSample of opset 20 and later as ``nearest``. So the attributes that
-parsers have got wrong, or could, are read back from the network and compared.
+A parser that misreads an attribute silently builds a wrong engine: those of TensorRT 10.13 to 11.1 read
+each GridSample of opset 20 and later as ``nearest``. So attributes that parsers have misread, or could, are
+read back from the network and compared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from workers.backends.trt.inspector import operators_of
 if TYPE_CHECKING:
     import tensorrt as types
 
-#: The model's word for a mode → TensorRT's. GridSample's words changed with opset 20.
+#: The model's name for a mode → TensorRT's. GridSample's names changed with opset 20.
 _INTERPOLATION = {
     "nearest": "NEAREST",
     "bilinear": "LINEAR",
@@ -44,18 +44,20 @@ _ROUNDING = {
 
 @dataclass(frozen=True, kw_only=True)
 class Attribute:
-    """One of an operator, and where TensorRT's layer has it."""
+    """An operator's attribute, and where TensorRT's layer has it."""
 
     name: str
     default: str | int
     layer_name: str
-    meanings: Mapping[Any, object]  #: the model's value → the layer's; others aren't compared
-    only: tuple[str, str] | None = None  #: another attribute's value, where this one counts
+    meanings: Mapping[Any, object]  #: model's value → layer's; other values aren't compared
+    only: tuple[str, str] | None = (
+        None  #: another attribute and the value for which this one applies
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """An operator whose attributes are compared, from an opset on."""
+    """An operator whose attributes are compared, from an opset onwards."""
 
     op_type: str
     opset: int
@@ -64,7 +66,7 @@ class Operator:
     attributes: tuple[Attribute, ...]
 
 
-#: To compare one more, add it here: what TensorRT should have understood by each of its values.
+#: To compare another operator, add it here, with TensorRT's correct reading of each value.
 COMPARED = (
     Operator(
         op_type="GridSample",
@@ -119,10 +121,10 @@ _NAMED = 3
 
 
 def check_attributes(trt: Any, network: types.INetworkDefinition, model: onnx.ModelProto) -> None:
-    """Compare what the parser has understood with what the model says.
+    """Compare the parsed network's attributes with the model's.
 
     Raises:
-        EngineBuildFailed: naming the first nodes that it has understood otherwise.
+        EngineBuildFailed: names the first nodes that were misread.
     """
     wrong = list(_misread(trt, network, model))
     if not wrong:
@@ -156,8 +158,8 @@ def _differences(
     trt: Any, layer: types.ILayer, node: onnx.NodeProto, operator: Operator
 ) -> Iterator[str]:
     if str(layer.type).rpartition(".")[2] != operator.layer_type:
-        return  # what else the parser has made of the node: shapes, casts
-    # The network hands out layers of the base class; this is how TensorRT's own tools narrow them.
+        return  # another layer of the node: shapes, casts
+    # The network returns layers as the base class; TensorRT's own tools narrow them like this.
     layer.__class__ = getattr(trt, operator.layer_class)
     given = {one.name: _value(one) for one in node.attribute}
     defaults = {one.name: one.default for one in operator.attributes}

@@ -1,14 +1,14 @@
-"""What a plan of TensorRT-RTX says of itself, read from its bytes: no GPU, no runtime.
+"""Reads what a TensorRT-RTX plan says about itself from its bytes, without a GPU or the runtime.
 
-A plan holds its programs as text among binary weights and kernels, each after a mark and its length::
+A plan holds its programs as text among binary weights and kernels, each preceded by a mark and its length::
 
     header { version = 5 … region = { name=devmem_topdown_0 size=8192000 type=user place=accelerator … } }
     descriptors { tensor={ const_payload_size=4608 dims={ 32 16 3 3 } name="a" region=… type=int8 } … }
     main { corrltn={ name="/conv" output={"c" } input={"b" "a" } layers="[ONNX Layer: /conv]" … } … }
 
-The text has no published schema: this was found in plans of tensorrt-rtx 1.7.1, and the tests hold it
-against plans of the installed one. What isn't as expected is left out, and a plan without a program that
-can be read is None, never a guess. The work is bounded whatever the bytes are.
+The text has no published schema: this one was found in plans of tensorrt-rtx 1.7.1, and tests check it
+against plans of the installed version. Unexpected parts are left out, and a plan without a readable program
+is None, never a guess. The work is bounded for any input.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from workers.backends.trt.inspector import operators_of
 _MARK = b"NLYM"
 _LENGTH_AT, _TEXT_AT = 8, 16
 _START = b"header {"
-#: More than any plan has been seen to hold; beyond, its bytes aren't a plan's.
+#: More than any plan seen; with more, the bytes aren't a plan.
 _MAX_MARKS = 50_000
 _MAX_TEXT_BYTES = 32 << 20
 _MAX_ITEMS = 100_000
@@ -34,7 +34,7 @@ _MAX_ITEM_BYTES = 1 << 20
 
 _BLOCK = re.compile(rb"(?:\A|\n)(\w{1,60}) \{\n")
 _ITEM = re.compile(rb"\n  (\w{1,60}) ?= ?\{")
-#: A name, and its value in quotes, in braces, or bare. Possessive, so that no bytes make it go back.
+#: A name, and its value in quotes, in braces, or bare. Possessive, so that no input causes backtracking.
 _FIELD = re.compile(
     rb'(?<!\w)(\w{1,60}) ?= ?(?:"([^"]*+)"|\{((?:[^{}"]++|"[^"]*+")*+)\}|([^\s{}"]++))'
 )
@@ -44,24 +44,22 @@ _INPUTS = re.compile(rb"\n  inputs=\{([^\n]*+)")
 _PROFILE = re.compile(rb" \[profile (\d{1,6})\]")
 _VERSION = re.compile(rb"\n  version = (\d{1,6})\n")
 
-#: What the text calls differently than everybody else.
+#: The text's name → the usual one.
 _KINDS = {"corrltn": "convolution"}
 _TYPES = {"fp8_e4m3": "fp8", "fp8_e5m2": "fp8", "fp4_e2m1": "fp4"}
-#: Steps that hold or say something, and compute nothing of the graph.
+#: Steps that store or assert something and compute nothing of the graph.
 _NO_LAYERS = {"assert", "memset", "shape_call", "speculate"}
 _STUB = "__myelin_CASK_STUB"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RtxPlan:
-    """What could be read of a plan."""
+    """What could be read from a plan."""
 
-    version: str | None  #: of the TensorRT-RTX that built it; None where the header doesn't say
-    schema: int | None  #: the version that the text gives itself
-    layers: tuple[Layer, ...]  #: of its first profile, in their order
-    inner: tuple[
-        Layer, ...
-    ]  #: of the programs that its fused kernels are made of, and other profiles'
+    version: str | None  #: of the TensorRT-RTX that built it; None if the header doesn't say
+    schema: int | None  #: the text's own version
+    layers: tuple[Layer, ...]  #: of its first profile, in order
+    inner: tuple[Layer, ...]  #: of the programs inside its fused kernels, and of other profiles
     memory: MemoryView
 
 
@@ -76,7 +74,7 @@ def read_plan(plan: bytes) -> RtxPlan | None:
             programs.append(program)
     if not programs:
         return None
-    # Those of a profile find out their shapes first; the others are parts of theirs.
+    # A profile's program resolves its shapes first; the others are parts of these.
     profile = next((one.profile for one in programs if one.profile is not None), None)
     first = [one for one in programs if one.profile == profile]
     others = [one for one in programs if one.profile != profile]
@@ -98,7 +96,7 @@ def _version(plan: bytes) -> str | None:
 
 
 def _texts(plan: bytes) -> Iterator[bytes]:
-    """The programs' texts. Weights may look like a mark by chance: its text must begin as one does."""
+    """The programs' texts. Weights may contain a mark by chance, so the text must begin like a program."""
     at, left = 0, _MAX_TEXT_BYTES
     for _ in range(_MAX_MARKS):
         at = plan.find(_MARK, at)
@@ -117,10 +115,10 @@ def _texts(plan: bytes) -> Iterator[bytes]:
 @dataclass(frozen=True, kw_only=True)
 class _Program:
     schema: int | None
-    profile: int | None  #: None of a part
+    profile: int | None  #: None for a part
     layers: tuple[Layer, ...]
     regions: Mapping[str, int]  #: on the GPU, without constants: name → bytes
-    constants: frozenset[tuple[str, str, str, int]]  #: region, place in it, type, bytes
+    constants: frozenset[tuple[str, str, str, int]]  #: region, offset, type, bytes
     items: int
 
 
@@ -131,7 +129,7 @@ class _Item:
 
     @property
     def gives(self) -> list[str]:
-        """The tensors that it makes."""
+        """The tensors it outputs."""
         return self.names("output", "output_args")
 
     def text(self, name: str) -> str | None:
@@ -174,7 +172,7 @@ def _program(text: bytes, limit: int) -> _Program:
 
 
 def _items(text: bytes, limit: int) -> Iterator[tuple[str, _Item]]:
-    """Each item with the block that it stands in, at most so many."""
+    """Each item with the block that contains it, up to the limit."""
     blocks = [(found.start(), found[1].decode()) for found in _BLOCK.finditer(text)]
     blocks.append((len(text), ""))
     starts = _ITEM.finditer(text)
@@ -191,7 +189,7 @@ def _item(kind: bytes, text: bytes, start: int, end: int) -> _Item:
     fields: dict[str, bytes] = {}
     for found in _FIELD.finditer(text, start, min(end, start + _MAX_ITEM_BYTES)):
         value = next((part for part in found.groups()[1:] if part is not None), b"")
-        # What is nested in braces comes after, and may have the same names.
+        # Fields nested in braces come later, and may have the same names.
         fields.setdefault(found[1].decode(), value)
     return _Item(kind=kind.decode(), fields=fields)
 
@@ -215,7 +213,7 @@ def _add_tensor(
     tensors[name] = LayerTensor(name=name, type=type_, shape=_shape(item.text("dims")))
     size = item.number("const_payload_size")
     if size is not None:
-        # Equal constants share their place.
+        # Equal constants share their storage.
         constants.add((item.text("region") or "", item.text("offset") or name, type_ or "?", size))
 
 
@@ -238,14 +236,14 @@ def _layer(item: _Item, tensors: Mapping[str, LayerTensor]) -> Layer:
         type=_KINDS.get(item.kind, item.kind),
         inputs=known(item.names("input", "input_args")),
         outputs=known(item.gives),
-        # Of the stub's the tactic is chosen when the engine runs.
+        # A stub's tactic is chosen at run time.
         kernel=None if kernel == _STUB else kernel,
         operators=list(dict.fromkeys(operators_of(item.text("layers") or ""))),
     )
 
 
 def _profile(text: bytes) -> int | None:
-    """Which profile's a program is, as its inputs are called, if it isn't a part of one."""
+    """The profile a program belongs to, by the names of its inputs; None for a part."""
     if _SHAPES not in text:
         return None
     inputs = _INPUTS.search(text)
@@ -254,7 +252,7 @@ def _profile(text: bytes) -> int | None:
 
 
 def _memory(whole: Sequence[_Program], holding: Sequence[_Program]) -> MemoryView:
-    """What the profiles take, and the constants of the first: the others' are the same bytes."""
+    """The profiles' memory, and the first one's constants: the others share the same bytes."""
     by_profile: Counter[int] = Counter()
     for program in whole:
         by_profile[program.profile or 0] += sum(program.regions.values())

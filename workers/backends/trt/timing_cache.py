@@ -1,7 +1,7 @@
-"""TensorRT's timing cache: what the fleet has timed already, and what a build adds to it.
+"""TensorRT's timing cache: the fleet's timings so far, and what a build adds.
 
-TensorRT tells which entries a cache has, and not which of them a build looked up. So what is known of a
-build is how many it had to time (``misses``), and whether that was none (``hit``).
+TensorRT reports which entries a cache has, but not which of them a build looked up. So all that is known
+of a build is how many it had to time (``misses``), and whether that was none (``hit``).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TimingCacheUse:
-    """What came of a timing cache in a build."""
+    """A build's use of a timing cache."""
 
-    data: bytes  #: the cache with what the build has timed
-    taken: bool  #: whether the given cache was good for this GPU and version
-    entries_before: int | None  #: None where this TensorRT can't tell
+    data: bytes  #: the cache including the build's timings
+    taken: bool  #: whether the given cache fits this GPU and version
+    entries_before: int | None  #: None if this TensorRT can't report it
     entries_after: int | None
-    misses: int | None  #: entries that the build had to time
-    hit: bool  #: it had to time nothing
+    misses: int | None  #: entries the build had to time
+    hit: bool  #: the build had to time nothing
 
     def facts(self) -> CacheUse:
         return CacheUse(
@@ -38,7 +38,7 @@ class TimingCacheUse:
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """A cache that a builder's configuration has been given."""
+    """A cache that was set on a builder's configuration."""
 
     given: bytes
     taken: bool
@@ -46,7 +46,7 @@ class Started:
 
 
 def start(config: types.IBuilderConfig, given: bytes) -> Started:
-    """Let a build start with a serialised cache, or with an empty one if TensorRT refuses this one."""
+    """Set a serialised cache for a build, or an empty one if TensorRT refuses it."""
     taken = bool(given) and _set(config, given)
     if not taken:
         _set(config, b"")
@@ -59,7 +59,7 @@ def start(config: types.IBuilderConfig, given: bytes) -> Started:
 
 
 def finish(config: types.IBuilderConfig, started: Started) -> TimingCacheUse | None:
-    """What the build has made of its cache; None when it kept none."""
+    """Return the build's use of its cache; None when it kept none."""
     cache: types.ITimingCache | None = config.get_timing_cache()
     if cache is None:
         return None
@@ -79,9 +79,9 @@ def finish(config: types.IBuilderConfig, started: Started) -> TimingCacheUse | N
 def combine(
     config: types.IBuilderConfig, newest: bytes, mine: bytes
 ) -> tuple[bytes, int | None] | None:
-    """Two caches as one, with its number of entries; where both have timed the same, the newest counts.
+    """Merge two caches; return the result and its number of entries. The newest wins for a common entry.
 
-    A broken newest one gives way to mine. None when mine doesn't go with the newest.
+    If the newest is broken, mine replaces it. None if mine doesn't match the newest.
     """
     theirs: types.ITimingCache | None = config.create_timing_cache(newest)
     ours: types.ITimingCache | None = config.create_timing_cache(mine)
@@ -95,7 +95,7 @@ def combine(
 
 
 def _set(config: types.IBuilderConfig, data: bytes) -> bool:
-    # Without a look at mismatches: tactics of another GPU would be used as if they were this one's.
+    # Don't ignore mismatches: another GPU's tactics would be used as if they were this one's.
     cache: types.ITimingCache | None = config.create_timing_cache(data)
     return cache is not None and config.set_timing_cache(cache, False)
 
@@ -106,7 +106,7 @@ def _keys(cache: Any) -> frozenset[str] | None:
         return None
     try:
         return frozenset(str(key) for key in cache.queryKeys())
-    except RuntimeError:  # as its documentation says; a build doesn't depend on it
+    except RuntimeError:  # as documented; a build doesn't depend on it
         return None
 
 

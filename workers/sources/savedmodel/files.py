@@ -1,10 +1,10 @@
-"""A SavedModel's files, as TensorFlow may see them: unpacked, its graph read and cleaned.
+"""Unpacks a SavedModel and cleans its graph before TensorFlow may see it.
 
-A SavedModel is a program: operators of TensorFlow read and write files, map them into memory, load
-libraries and call Python. Some run as soon as it is loaded. So the graph is read here first, without
-TensorFlow, and must consist of operators that are listed below: those that tf2onnx converts, and what
-variables and calls need. The functions that save and restore variables hold others, and so they are
-dropped: TensorFlow reads the variables' files by itself. What is loaded is what was read, rewritten.
+A SavedModel is a program: TensorFlow's operators read and write files, map them into memory, load
+libraries and call Python. Some run as soon as it is loaded. So the graph is first read here, without
+TensorFlow, and must consist of the operators listed below: those that tf2onnx converts, and those needed
+for variables and calls. The functions that save and restore variables use others and are dropped:
+TensorFlow reads the variables' files by itself. The checked graph is rewritten, and only that is loaded.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from farm.formats import packs, sources
 
 _SAVE_AGAIN = "save it with TensorFlow 2's tf.saved_model.save, and submit that folder"
 _CONVERT = "convert it to ONNX yourself, and submit that"
-#: Hold the names of files; in functions that nothing but the graph's saver calls.
+#: Operators with file names; they occur in functions that only the graph's saver calls.
 _SAVERS = frozenset("SaveV2 RestoreV2 MergeV2Checkpoints ShardedFilename".split())
-#: Without tables, queues, iterators and strings.
+#: Excludes tables, queues, iterators and strings.
 _OPERATORS = frozenset(
     """
     Abs Acos Acosh Add AddN AddV2 AdjustContrastv2 AdjustHue AdjustSaturation All Any ArgMax ArgMin
@@ -64,8 +64,8 @@ _OPERATORS = frozenset(
     """.split()
 )
 
-#: What is read of TensorFlow's messages: field, number, and the message that it holds, else bytes.
-#: Protobuf keeps the fields that aren't here as they are.
+#: The parts of TensorFlow's messages read here: field, number, and the message type, otherwise bytes.
+#: Protobuf keeps unlisted fields as they are.
 _SCHEMA = {
     "Saved": [("graphs", 2, "Meta")],
     "Meta": [("graph", 2, "Graph"), ("objects", 7, "")],
@@ -81,7 +81,7 @@ _MAX_BYTES = 2**31 - 1
 
 
 def unpack(pack: Path, folder: Path) -> Path:
-    """The SavedModel in a pack, below ``folder``, with nothing in its graph but listed operators.
+    """Unpack a SavedModel below ``folder``, with only listed operators in its graph.
 
     Raises:
         InvalidModel
@@ -105,10 +105,10 @@ def unpack(pack: Path, folder: Path) -> Path:
 
 
 def cleaned(saved_model: bytes) -> bytes:
-    """The same SavedModel without what saves and restores it.
+    """The same SavedModel without the functions that save and restore it.
 
     Raises:
-        InvalidModel: it is damaged, is of TensorFlow 1, or holds other operators than those listed.
+        InvalidModel: it is damaged, from TensorFlow 1, or has unlisted operators.
     """
     model = message("Saved")()
     try:
@@ -118,8 +118,8 @@ def cleaned(saved_model: bytes) -> bytes:
     if len(model.graphs) != 1 or not model.graphs[0].HasField("objects"):
         raise InvalidModel("this isn't a single TensorFlow 2 SavedModel", hint=_SAVE_AGAIN)
     graph = model.graphs[0].graph
-    del graph.node[:]  # TensorFlow 2 runs the functions alone
-    del graph.library.gradient[:]  # which nothing here takes, and which name functions to run
+    del graph.node[:]  # TensorFlow 2 only runs the functions
+    del graph.library.gradient[:]  # unused here, and they name functions to run
     del graph.library.registered[:]
     functions = graph.library.function
     dropped = _drop_savers(functions)
@@ -136,7 +136,7 @@ def cleaned(saved_model: bytes) -> bytes:
 
 
 def _drop_savers(functions: Any) -> list[bytes]:
-    """The names of the functions that were dropped; TensorFlow can't load what calls one of them."""
+    """Drop the savers; return their names. TensorFlow can't load a function that calls one of them."""
     dropped = []
     for index in reversed(range(len(functions))):
         if any(_text(node.op) in _SAVERS for node in functions[index].node):
@@ -157,7 +157,7 @@ def _text(name: bytes) -> str:
 
 @cache
 def message(name: str) -> Any:
-    """The class of one of TensorFlow's messages, as far as it is read here."""
+    """The class for one of TensorFlow's messages, with the fields read here."""
     file = descriptor_pb2.FileDescriptorProto(name="savedmodel.proto", syntax="proto2")
     for kind, fields in _SCHEMA.items():
         made = file.message_type.add(name=kind)
@@ -169,6 +169,6 @@ def message(name: str) -> Any:
                 type=11 if inner else 12,
                 type_name=f".{inner}" if inner else None,
             )
-    pool = descriptor_pool.DescriptorPool()  # TensorFlow's own names stay free
+    pool = descriptor_pool.DescriptorPool()  # a separate pool: TensorFlow registers the same names
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))

@@ -1,7 +1,7 @@
-"""TensorFlow in a process of its own: ``python -m workers.sources.savedmodel.process FOLDER``.
+"""TensorFlow in a separate process: ``python -m workers.sources.savedmodel.process FOLDER``.
 
-Loads the SavedModel, says what its signature takes and gives, and then does what each line of its
-input asks: run a batch, or convert to ONNX. Each answer is one line of JSON. It ends with its input.
+Loads the SavedModel, prints its signature, then executes the command on each line of stdin: run a batch,
+or convert to ONNX. Each answer is one line of JSON. Exits when stdin closes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SERVING = "serving_default"
 
 def main(folder: Path) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print is the log
+    os.dup2(2, 1)  # libraries' output goes to the log
     for answer in _answers(folder):
         print(json.dumps(answer), file=answers)
 
@@ -30,7 +30,7 @@ def main(folder: Path) -> None:
 def _answers(folder: Path) -> Iterator[dict[str, Any]]:
     try:
         model = Signature(folder)
-    except Exception as err:  # TensorFlow raises dozens of kinds, and tf2onnx more
+    except Exception as err:  # TensorFlow raises dozens of error types, and tf2onnx more
         yield _error(err)
         return
     yield {"result": model.described()}
@@ -47,13 +47,13 @@ def _error(err: Exception) -> dict[str, Any]:
 
 
 class Signature:
-    """The serving signature of a SavedModel, or its only one."""
+    """A SavedModel's serving signature, or its only one."""
 
     def __init__(self, folder: Path) -> None:
         import tensorflow as tf
 
         self._tf = tf
-        self._model = tf.saved_model.load(str(folder))  # its variables live as long as it
+        self._model = tf.saved_model.load(str(folder))  # keeps its variables alive
         found = self._model.signatures
         name = _SERVING if _SERVING in found or len(found) != 1 else next(iter(found))
         if name not in found:

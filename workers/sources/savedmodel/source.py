@@ -1,4 +1,4 @@
-"""A SavedModel of TensorFlow: run by input name, and converted to ONNX, both in a process of its own.
+"""Runs a TensorFlow SavedModel by input name, and converts it to ONNX, both in a separate process.
 
 TensorFlow is never imported here: it takes seconds, and its threads don't survive a fork.
 """
@@ -25,9 +25,9 @@ from workers.graphs import walk
 from workers.inputs.samples import Arrays
 from workers.sources.savedmodel import files
 
-#: The newest that tf2onnx 1.17 writes.
+#: The newest opset that tf2onnx 1.17 writes.
 OPSET = 18
-#: For one batch, or for one conversion.
+#: Limit for one batch or one conversion.
 TIME_LIMIT_S = 1800.0
 _LOG_LINES = 5
 _CONVERT = "convert it to ONNX yourself (python -m tf2onnx.convert), and submit that"
@@ -38,10 +38,10 @@ class SavedModelSource:
 
     Parameters:
         pack: the folder as an uncompressed tar.
-        folder: for its files; an existing one.
+        folder: an existing folder for its files.
 
     Raises:
-        InvalidModel: if it can't be loaded, may not be, or TensorFlow isn't installed.
+        InvalidModel: it can't be loaded, may not be loaded, or TensorFlow isn't installed.
     """
 
     def __init__(self, pack: Path, folder: Path) -> None:
@@ -52,16 +52,16 @@ class SavedModelSource:
         weakref.finalize(self, _end, self._process)
         described = self._answer("TensorFlow can't load this SavedModel")
         self.input_names: list[str] = described["inputs"]
-        # Of an output that is called like an input the graph needs another name.
+        # In the graph, an output can't have the same name as an input.
         self.output_names = [
             f"{name}_out" if name in self.input_names else name for name in described["outputs"]
         ]
 
     def run(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        """The outputs for one batch, by the names that the ONNX graph gives them.
+        """Return the outputs for one batch, by their names in the ONNX graph.
 
         Raises:
-            InvalidModel: if it can't run at these shapes.
+            InvalidModel: it can't run at these shapes.
         """
         given, made = self._folder / "batch.npz", self._folder / "made.npz"
         np.savez(given, *(arrays[name] for name in self.input_names))
@@ -75,10 +75,10 @@ class SavedModelSource:
             return {name: found[f"arr_{index}"] for index, name in enumerate(self.output_names)}
 
     def to_onnx(self) -> onnx.ModelProto:
-        """Convert it; its dynamic axes are called ``batch``, or by their input.
+        """Convert it; dynamic axes are named ``batch``, or after their input.
 
         Raises:
-            InvalidModel: with tf2onnx's reason.
+            InvalidModel: has tf2onnx's reason.
         """
         file = self._folder / "converted.onnx"
         self._ask("tf2onnx can't convert this SavedModel", convert=str(file), opset=OPSET)
@@ -93,7 +93,7 @@ class SavedModelSource:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has died: the answer says so
+            pass  # it has died: reading the answer reports it
         return self._answer(failure)
 
     def _answer(self, failure: str) -> Any:
@@ -126,7 +126,7 @@ def _require_tensorflow() -> None:
 def _start(model: Path, log: Path) -> subprocess.Popen[str]:
     with log.open("w") as errors:
         return subprocess.Popen(
-            # -P: nothing is imported from the folder that it starts in.
+            # -P: don't import from the current folder.
             [sys.executable, "-P", "-m", "workers.sources.savedmodel.process", str(model)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -145,7 +145,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _rename(model: onnx.ModelProto, inputs: list[str], outputs: list[str]) -> None:
-    """Call the graph's inputs, its outputs and their axes as the signature does."""
+    """Name the graph's inputs, outputs and axes as in the signature."""
     graph = model.graph
     names = {f"input_{index}": name for index, name in enumerate(inputs)}
     unused = names.keys() - {value.name for value in graph.input}
@@ -165,5 +165,5 @@ def _rename(model: onnx.ModelProto, inputs: list[str], outputs: list[str]) -> No
             if not dim.HasField("dim_value") or dim.dim_value < 0:
                 dim.dim_param = "batch" if axis == 0 else f"{value.name}_{axis}"
     for value in graph.output:
-        value.type.tensor_type.ClearField("shape")  # to be inferred with these axes
+        value.type.tensor_type.ClearField("shape")  # inferred again with these axes
     del graph.value_info[:]

@@ -1,4 +1,4 @@
-"""What a runtime made, and what the engine itself says of it."""
+"""A runtime's output, and what the engine itself reports about it."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Made:
     layers_source: str
     timing_cache: TimingCacheUse | None = None
     inspected: Inspected | None = None
-    optimised: onnx.ModelProto | None = None  #: of ONNX Runtime
-    read: RtxPlan | None = None  #: of TensorRT-RTX
-    interface: Interface | None = None  #: where TensorRT has its own view of it
-    fusions: Mapping[str, int] | None = None  #: where the layers don't tell
+    optimised: onnx.ModelProto | None = None  #: ONNX Runtime's graph
+    read: RtxPlan | None = None  #: TensorRT-RTX's plan
+    interface: Interface | None = None  #: if TensorRT reports its own
+    fusions: Mapping[str, int] | None = None  #: if the layers don't show them
 
     @property
     def memory(self) -> MemoryView | None:
@@ -45,17 +45,17 @@ class Made:
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """In which types the products compute, and who says so."""
+    """The types the products compute in, and the source of this."""
 
     compute: Compute
     source: str
-    found: int | None = None  #: how many of the products the engine names
+    found: int | None = None  #: number of products that the engine names
 
 
 def of_engine(
     precision: Precision, compute: Compute, made: Made, model: onnx.ModelProto, opt: Shapes
 ) -> Said:
-    """What the engine itself says of the graph's products, where it can be read.
+    """What the engine itself reports about the graph's products, if it can be read.
 
     Raises:
         PrecisionMissed
@@ -79,15 +79,15 @@ def of_engine(
 
 @dataclass(frozen=True, kw_only=True)
 class Ends:
-    """Inputs and outputs as the engine has them."""
+    """The engine's inputs and outputs."""
 
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec]
-    differences: Sequence[str]  #: from those of the typed graph
+    differences: Sequence[str]  #: to the typed graph's
 
 
 def interface_of(made: Made, model: onnx.ModelProto, typed: onnx.ModelProto) -> Ends:
-    """What the runtime has, else what the graph has that it was built from, beside the typed graph's."""
+    """The runtime's interface, or else the built graph's, compared with the typed graph's."""
     inputs, outputs = input_specs(model), output_specs(model)
     if made.interface is not None:
         inputs, outputs = made.interface.inputs, made.interface.outputs

@@ -1,4 +1,4 @@
-"""Engines of ONNX Runtime: the graph, as it has optimised it."""
+"""Builds ONNX Runtime engines: its optimised graph."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def build_graph(stage: Stage, params: BuildParams, file: Path, model: onnx.Model
     if on_cpu:
         file = saturation.exact_file(file, stage.workdir)
         file = _in_fp32(file, stage.workdir)
-    # Folding may widen fp16 weights to fp32. And what stays outside must come along.
+    # Folding may widen fp16 weights to fp32. External weights must also be included.
     may_be_large = files.is_large(model) or 2 * files.weight_bytes(model) > files.MAX_PROTO_BYTES
     built = build(file, folder / "model.onnx", weights_beside=may_be_large)
     written = onnx.load(str(folder / "model.onnx"), load_external_data=False)
-    # ONNX Runtime calls the casts that it adds to bodies alike, and then can't load what it wrote.
+    # ONNX Runtime gives the casts it adds to bodies the same name, and then can't load its own file.
     made = normalised(written)
     if casting.merge_casts(made.graph) or made is not written:
         onnx.save(made, str(folder / "model.onnx"))
@@ -72,7 +72,7 @@ def build_graph(stage: Stage, params: BuildParams, file: Path, model: onnx.Model
 
 
 def _in_fp32(file: Path, folder: Path) -> Path:
-    """The same graph without fp16 inside: CPUs have no kernels for it."""
+    """The same graph without fp16 inside: CPUs lack kernels for it."""
     model = onnx.load(str(file), load_external_data=False)
     if not floats.has_type(model, onnx.TensorProto.FLOAT16):
         return file
@@ -83,9 +83,9 @@ def _in_fp32(file: Path, folder: Path) -> Path:
 
 
 def _in_integers(stage: Stage, params: BuildParams) -> Path:
-    """The Q/DQ graph with what integer kernels need, in ranges that the calibration data have.
+    """The Q/DQ graph with the additions that integer kernels need, using ranges from the calibration data.
 
-    Without data, as a graph that came with its Q/DQ needs none, no range is known that isn't in it.
+    Without data (a graph that came with its Q/DQ needs none), only the ranges in the graph are known.
     """
     quantized = _whole(stage, Role.TYPED)
     is_calibrated = Role.ONNX in stage.inputs

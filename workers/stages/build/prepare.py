@@ -1,4 +1,4 @@
-"""The typed graph as a runtime can take it."""
+"""Adapts the typed graph to a runtime."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from workers.stages.base import Stage
 def in_types_of(
     params: BuildParams, folder: Path, file: Path, model: onnx.ModelProto
 ) -> tuple[Path, onnx.ModelProto, list[str]]:
-    """The graph without the floating-point types that the target hasn't, and which these are.
+    """The graph without the floating-point types that the target lacks, and which those are.
 
-    Its inputs and outputs of such a type become fp32, too. Those of fp16 stay: CPUs only lack its kernels.
+    Inputs and outputs of such a type also become fp32. fp16 ones stay: CPUs only lack its kernels.
     """
     missing = (
         [onnx.TensorProto.DOUBLE]
@@ -45,7 +45,7 @@ def in_types_of(
 
 
 def bytes_cast_first(stage: Stage, file: Path, model: onnx.ModelProto) -> Path:
-    """The graph for TensorRT, which can do nothing with bytes but cast them."""
+    """The graph for TensorRT, which can only cast uint8 inputs."""
     names = cast_first(model)
     if not names:
         return file
@@ -56,8 +56,8 @@ def bytes_cast_first(stage: Stage, file: Path, model: onnx.ModelProto) -> Path:
 def settled(
     stage: Stage, file: Path, model: onnx.ModelProto, profiles: Sequence[Profile]
 ) -> tuple[Path, onnx.ModelProto]:
-    """The graph with the sizes that the profiles leave no choice of, and without the branches that these
-    rule out: TensorRT refuses some of what it must plan for any size."""
+    """The graph with the sizes that the profiles fix, and without branches that these rule out: TensorRT
+    refuses some operators that it must plan for any size."""
     names = axes.settle(model, profiles)
     if not names:
         return file, model
@@ -69,7 +69,7 @@ def settled(
 
 
 def _written(stage: Stage, file: Path, model: onnx.ModelProto, name: str) -> Path:
-    # Beside the weights, where they lie in files of their own.
+    # Next to the weights if they are in external files.
     folder = stage.workdir if file in stage.inputs.values() else file.parent
     onnx.save(model, str(folder / name))
     return folder / name

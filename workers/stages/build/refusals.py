@@ -1,4 +1,4 @@
-"""Graphs that TensorRT builds wrongly, or not at all."""
+"""Refuses graphs that TensorRT builds wrongly or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEPT = (
 )
 
 
-#: What to do about a type that sm_75 hasn't, by what was asked for.
+#: The hint for a type that sm_75 lacks, by requested precision.
 _FOR_TURING = defaultdict(
     lambda: _KEPT,
     {
@@ -56,7 +56,7 @@ def refuse_on_turing(model: onnx.ModelProto, precision: Precision) -> None:
     Engines for it with bf16 have crashed, and dynamic fp32 matrix products have returned zeros.
 
     Raises:
-        EngineBuildFailed: naming the operator.
+        EngineBuildFailed: names the operator.
     """
     types = shapes.types_of(model)
     for node in walk.all_nodes(model.graph):

@@ -33,15 +33,15 @@ from workers.stages.build.tensorrt import build_plan
 
 
 def run(stage: Stage) -> StageResult:
-    """Write ``engine``, its layer report ``layers``, and what classic TensorRT has timed, from ``typed``;
-    for int8 on CPUs with ``onnx`` and ``calibration``, too.
+    """Write ``engine``, its layer report ``layers``, and classic TensorRT's timing cache, from ``typed``;
+    for int8 on CPUs, also from ``onnx`` and ``calibration``.
 
     TorchScript is built from ``source``.
 
     Raises:
-        PrecisionMissed: if nothing in the graph computes in the engine's precision.
-        EngineBuildFailed: with the runtime's reason.
-        ProfileMismatch: if the profiles don't fit the graph's inputs.
+        PrecisionMissed: nothing in the graph computes in the engine's precision.
+        EngineBuildFailed: has the runtime's reason.
+        ProfileMismatch: the profiles don't fit the graph's inputs.
     """
     params = stage.params
     assert isinstance(params, BuildParams)
@@ -63,11 +63,11 @@ def run(stage: Stage) -> StageResult:
 
 @dataclass(frozen=True, kw_only=True)
 class _Graph:
-    """The typed graph as its runtime takes it, and the shapes that it is built for."""
+    """The typed graph as adapted to its runtime, and the shapes it is built for."""
 
     file: Path
-    model: onnx.ModelProto  #: in the file
-    typed: onnx.ModelProto  #: as the stage before made it
+    model: onnx.ModelProto  #: the model in the file
+    typed: onnx.ModelProto  #: as the previous stage made it
     narrowed: list[str]
     profiles: Sequence[Profile]
     compute: Compute
@@ -93,7 +93,7 @@ def _prepared(stage: Stage, params: BuildParams) -> _Graph:
 
 
 def _built(stage: Stage, params: BuildParams, graph: _Graph) -> tuple[Made, Said]:
-    """What the runtime makes of the graph, and what that says of its types."""
+    """The runtime's output, and what it reports about its types."""
     if params.target.runtime is Runtime.ONNXRUNTIME:
         made = build_graph(stage, params, graph.file, graph.model)
         return made, of_engine(params.precision, graph.compute, made, graph.model, graph.opt)
@@ -102,7 +102,7 @@ def _built(stage: Stage, params: BuildParams, graph: _Graph) -> tuple[Made, Said
     try:
         said = of_engine(params.precision, graph.compute, made, graph.model, graph.opt)
     except PrecisionMissed as err:
-        # What the builder chooses isn't always the same, on a busy machine least of all.
+        # The builder's choices vary, most of all on a busy machine.
         print(f"{err.detail}: building it again")
         made = build_plan(stage, params, file, graph.model, graph.profiles)
         said = of_engine(params.precision, graph.compute, made, graph.model, graph.opt)

@@ -1,4 +1,4 @@
-"""Engines of TensorRT and TensorRT-RTX, refused where they would be wrong."""
+"""Builds TensorRT and TensorRT-RTX engines, and refuses graphs that would give wrong ones."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _read_plan(plan: trt_build.Plan, compute_capability: str) -> RtxPlan | None:
 
 
 def _layers_of(plan: trt_build.Plan, read: RtxPlan | None) -> tuple[Sequence[Layer], str]:
-    """The layers as the engine has them, or else the network; and where they stand."""
+    """The engine's layers, otherwise the network's; and which of the two."""
     if plan.inspected:
         return plan.inspected.layers, _INSPECTOR
     if read:
@@ -102,10 +102,10 @@ def _layers_of(plan: trt_build.Plan, read: RtxPlan | None) -> tuple[Sequence[Lay
 
 
 def check_header(data: bytes, version: str, compute_capability: str) -> None:
-    """Check that an engine is whole, of this runtime, and for exactly the asked capability.
+    """Check that an engine is complete, of this runtime, and for exactly the requested capability.
 
     Raises:
-        EngineBuildFailed: naming what its header says instead.
+        EngineBuildFailed: names what its header says instead.
     """
     try:
         header = parse_header(data)

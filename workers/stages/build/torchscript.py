@@ -1,4 +1,4 @@
-"""Building TorchScript, and holding it against its source: engines that are made without ONNX."""
+"""Builds TorchScript engines, without ONNX, and checks them against their source."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from workers.sources import reference
 from workers.stages.base import Stage, StageResult
 
 SEED = 0
-#: A larger error, as a share of the output's largest magnitude, isn't rounding any more.
+#: A larger error, as a share of the output's largest magnitude, is more than rounding.
 TOLERANCE = 1e-3
 
 
@@ -34,8 +34,8 @@ def build(stage: Stage, params: BuildParams) -> StageResult:
     """Write ``engine`` and its layer report ``layers`` from ``source``.
 
     Raises:
-        EngineBuildFailed: if it can't be TorchScript, or doesn't do then what the source does.
-        ProfileMismatch: if the profiles don't fit the program's inputs.
+        EngineBuildFailed: it can't be expressed in TorchScript, or then behaves differently.
+        ProfileMismatch: the profiles don't fit the program's inputs.
     """
     stage.progress("load", None)
     program = reference.program(stage.inputs[Role.SOURCE], params)
@@ -68,8 +68,8 @@ def build(stage: Stage, params: BuildParams) -> StageResult:
 def _batches(
     stage: Stage, params: BuildParams, source: EagerModel, profiles: Sequence[Profile]
 ) -> Iterator[Arrays]:
-    """The user's samples in batches of the smallest and the opt size, else random ones of each profile's
-    min and opt shapes: at one size alone a batch that became fixed wouldn't show."""
+    """The user's samples in batches of the smallest and the opt size, or else random ones at each profile's
+    min and opt shapes: with one size, a batch that became fixed wouldn't show."""
     inputs = source.input_specs
     if stage.inputs.keys().isdisjoint((DataKind.CALIBRATION, DataKind.EVALUATION)):
         for profile in profiles:
@@ -83,10 +83,10 @@ def _batches(
 
 
 def check(source: EagerModel, engine: TorchScriptModel, batches: Iterable[Arrays]) -> None:
-    """Refuse an engine that doesn't give its source's outputs for these batches.
+    """Refuse an engine whose outputs for these batches aren't its source's.
 
     Raises:
-        EngineBuildFailed: with the shapes.
+        EngineBuildFailed: has the shapes.
     """
     for arrays in batches:
         shapes = {name: array.shape for name, array in arrays.items()}
