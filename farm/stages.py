@@ -1,7 +1,7 @@
-"""The stages of a build: one ``StageSpec`` a kind of job, with all that the farm knows of it.
+"""The stages of a build: one ``StageSpec`` per kind of job, with all that the farm knows about it.
 
-Keys, what is preloaded, what is checked of a stage's result, explanations and the docs follow from the table
-at the end. The stages themselves are in ``workers.stages``, each in the module of its name.
+Keys, preloaded modules, checks of results, explanations and docs are derived from the table at the end. The
+stages themselves are in ``workers.stages``, each in the module of its name.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class JobKind(StrEnum):
 
     @classmethod
     def of(cls, params: StageParams) -> JobKind:
-        """The kind that has these parameters."""
+        """The kind with these parameters."""
         return next(kind for kind, stage in STAGES.items() if stage.params is type(params))
 
 
@@ -110,7 +110,7 @@ class BuildParams(Value):
     precision: Precision
     profiles: tuple[Profile, ...] = ()
     options: BuilderOptions = BuilderOptions()
-    format: SourceFormat | None = None  #: of the source, where the engine is built from it
+    format: SourceFormat | None = None  #: the source's, if the engine is built from it
     architecture: Architecture | None = None
     hold_out: HoldOut = None
     fixed_inputs: FixedInputs = {}
@@ -124,13 +124,11 @@ class MeasureParams(Value):
     format: SourceFormat
     architecture: Architecture | None = None
     profiles: tuple[Profile, ...] = ()
-    options: BuilderOptions = BuilderOptions()  #: that the engine was built with, where it is run
+    options: BuilderOptions = BuilderOptions()  #: the engine's build options, if it is run
     metric: Literal["top1"] | None = None
     max_drop: float | None = None
     gates: Gates = Gates()
-    pruned: bool = (
-        False  #: whether the engine is of a pruned source, and so may be far from this one
-    )
+    pruned: bool = False  #: whether the engine's source was pruned, so that its outputs may differ
     hold_out: HoldOut = None
     fixed_inputs: FixedInputs = {}
 
@@ -243,16 +241,18 @@ class StageSpec:
     """One kind of stage."""
 
     params: type[StageParams]
-    facts: type[Facts]  #: what it records of its job
-    version: int  #: to be raised when its code changes what it makes: it is a part of the keys
-    tools: tuple[str, ...]  #: the packages whose versions can change what it makes
-    takes: tuple[Role, ...]  #: inputs that it always has
+    facts: type[Facts]  #: recorded with its job
+    version: int  #: part of the keys: raise it when a code change changes the outputs
+    tools: tuple[str, ...]  #: packages whose versions can change the outputs
+    takes: tuple[Role, ...]  #: required inputs
     may_take: tuple[Role, ...] = ()
-    makes: tuple[Role, ...] = ()  #: outputs that it always has; at least one of these and those
+    makes: tuple[
+        Role, ...
+    ] = ()  #: required outputs; a result has at least one of these and ``may_make``
     may_make: tuple[Role, ...] = ()
-    runs_source: bool = False  #: and so depends on the tools of the source's format
-    ends_engine: bool = False  #: whether an engine may be complete by it
-    timeout_s: float | None = None  #: a shorter limit than that of all
+    runs_source: bool = False  #: so it depends on the tools of the source's format
+    ends_engine: bool = False  #: whether it may complete an engine
+    timeout_s: float | None = None  #: a shorter limit than the general one
 
 
 _ONNX = ("onnx", "onnx-ir", "numpy")
@@ -338,7 +338,7 @@ def check_facts(kind: JobKind, facts: Mapping[str, Any]) -> None:
     """Refuse facts that no stage of this kind records.
 
     Raises:
-        TooMuch: with the first thing that is wrong with them.
+        TooMuch: names the first fault.
     """
     extent.check(facts)
     text = json.dumps(facts)

@@ -1,4 +1,4 @@
-"""Flower, to look at and not to touch, for the farm's users and for no other page."""
+"""Read-only Flower for the farm's users, closed to other web pages."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _HEADERS = {
 
 
 def run(host: str = "127.0.0.1", port: int = 5555) -> None:
-    """Run Flower: tasks sent from it would bypass the database, so it is read-only."""
+    """Run Flower read-only: tasks sent from it would bypass the database."""
     settings = Settings()
-    # Its own API answers without a login only with this, which also lets every page read it: hence below.
+    # Without this, Flower's own API asks for a login. It also lets every page read it: hence _set_headers.
     os.environ.setdefault("FLOWER_UNAUTHENTICATED_API", "true")
     flower.views.BaseHandler.set_default_headers = _set_headers
     ring = Ring(Database(settings.database, patience_s=_PATIENCE_S))
@@ -46,7 +46,7 @@ def run(host: str = "127.0.0.1", port: int = 5555) -> None:
             f"--address={host}",
             f"--port={port}",
             "--read_only=true",
-            # Workers send events without being told, and don't let themselves be told anything.
+            # Workers send events anyway, and accept no commands.
             "--enable_events=false",
             f"--tasks_columns={COLUMNS}",
             "--inspect_timeout=3000",
@@ -55,18 +55,18 @@ def run(host: str = "127.0.0.1", port: int = 5555) -> None:
 
 
 def _set_headers(handler: RequestHandler) -> None:
-    """As Flower's, without `Access-Control-Allow-Origin: *`."""
+    """Flower's headers without `Access-Control-Allow-Origin: *`."""
     for name, value in _HEADERS.items():
         handler.set_header(name, value)
 
 
 def _behind(hosts: Hosts, login: Login, settings: Settings) -> type[Any]:
-    """Flower's application with the door of the API before it."""
+    """Flower's application behind the same checks as the API."""
     opens = {"/healthcheck"} | (set() if settings.metrics_need_key else {"/metrics"})
 
     class Guarded(flower.app.Flower):  # type: ignore[misc]
         def find_handler(self, request: HTTPServerRequest, **options: Any) -> Any:
-            # Nobody has much to send: Tornado would keep 100 MB of anybody's in memory.
+            # Requests are small; by default Tornado buffers up to 100 MB in memory.
             request.connection.set_max_body_size(_MOST_BYTES)  # type: ignore[union-attr]
             sent = {name.lower(): request.headers.get_list(name) for name in request.headers}
             try:
@@ -89,7 +89,7 @@ def _behind(hosts: Hosts, login: Login, settings: Settings) -> type[Any]:
 
 
 class _Refused(RequestHandler):
-    """Any request that the door refuses."""
+    """Answers every request that the checks refuse."""
 
     def initialize(self, err: FarmError) -> None:
         self._err = err
@@ -98,7 +98,7 @@ class _Refused(RequestHandler):
         _set_headers(self)
 
     def check_xsrf_cookie(self) -> None:
-        """It changes nothing."""
+        """Nothing to check: it changes nothing."""
 
     def prepare(self) -> None:
         self.set_status(self._err.status)

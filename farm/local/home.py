@@ -1,4 +1,4 @@
-"""The home of an embedded farm: nobody else's to read, with a key in it for whoever runs the farm."""
+"""An embedded farm's home: readable only by its user, with a key for whoever runs the farm."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from farm.specs.scopes import Scope
 from farm.trust import credentials, keys
 from farm.trust.callers import this_user
 
-#: What no other folder has, and what a farm's home has beside it.
+#: Files that only a farm's home has.
 _SIGNS = frozenset({"farm.db", "up.lock", "broker.url"})
 _OURS = _SIGNS | {"store", "key", "work", "logs", "broker"}
 
 
 def make_private(home: Path) -> None:
-    """Make a farm's home, or close one that is there to all other users of this machine.
+    """Create a farm's home, or close an existing one to all other users of this machine.
 
-    A folder of other things than a farm's, or of another user, stays as it is: somebody may have named
-    ``/tmp``.
+    A folder that isn't a farm's home, or is another user's, stays as it is: the setting may say ``/tmp``.
     """
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = home.stat()
@@ -38,10 +37,9 @@ def make_private(home: Path) -> None:
 
 
 def key(settings: Settings, db: Database) -> str:
-    """The key of whoever runs the farm in this home: the one that its file holds, else a new one.
+    """The key of whoever runs the farm in this home: the one in its file, otherwise a new one.
 
-    A file that is lost, or that others could read, is as good as a key that is lost: the one before opens
-    nothing from then on.
+    If the file is lost, or others could read it, the old key is revoked.
     """
     file = credentials.home_file(settings.home)
     text = credentials.read(file)

@@ -22,7 +22,7 @@ _COOKIE = "farm_flower"
 _LASTS_S = 12 * 3600.0
 _SESSIONS = 1000
 _FORM_BYTES = 4096
-#: The form alone: no script, no style, nothing from elsewhere.
+#: Only the form: no scripts, no styles, nothing from other sites.
 _POLICY = "default-src 'none'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -52,7 +52,7 @@ class Login:
 
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
-        #: sha256 of what a cookie holds → the key's id, and until when.
+        #: sha256 of a cookie's value → the key's id, and the expiry time.
         self._sessions: OrderedDict[str, tuple[str, float]] = OrderedDict()
 
     def check(self, request: HTTPServerRequest) -> None:
@@ -60,7 +60,7 @@ class Login:
 
         Raises:
             KeyNeeded
-            FarmError: the database can't say whose key it is.
+            FarmError: the database can't be asked.
         """
         said = request.headers.get_list("Authorization")
         if said:
@@ -70,7 +70,7 @@ class Login:
             raise KeyNeeded("this farm requires a key")
 
     def enter(self, key: str) -> str:
-        """Begin a session; return what its cookie holds.
+        """Begin a session; return its cookie's value.
 
         Raises:
             KeyNeeded
@@ -117,13 +117,13 @@ def _sent(authorization: str) -> str:
 
 
 def is_browser(request: HTTPServerRequest) -> bool:
-    """Whether somebody wants to see a page."""
+    """Whether a browser requests a page."""
     wanted = request.headers.get("Accept", "")
     return request.method == "GET" and "text/html" in wanted
 
 
 class Form(RequestHandler):
-    """Where browsers log in."""
+    """The login form for browsers."""
 
     def initialize(self, login: Login) -> None:
         self._login = login
@@ -168,7 +168,7 @@ class Form(RequestHandler):
 
 
 class Away(RequestHandler):
-    """Where browsers log out."""
+    """Logs browsers out."""
 
     def initialize(self, login: Login) -> None:
         self._login = login
@@ -183,14 +183,14 @@ class Away(RequestHandler):
 
 
 class ToForm(RequestHandler):
-    """A browser without a key."""
+    """Redirects a browser without a session to the login form."""
 
     def get(self) -> None:
         self.redirect(f"{PATH}?next={quote(_local(self.request.uri or '/'), safe='')}", status=303)
 
 
 def _local(where: str) -> str:
-    """A place of Flower's own: nobody is sent elsewhere after the login."""
+    """Restrict a path to Flower's own: no redirects to other sites after login."""
     try:
         found = urlsplit(where)
     except ValueError:

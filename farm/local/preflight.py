@@ -1,4 +1,4 @@
-"""What a server command looks at before it starts: what waiting can't mend is told at once."""
+"""Checks before a server command starts: faults that waiting can't fix are reported at once."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from farm.database.session import Database
 from farm.errors import Conflict, DatabaseUnavailable, FarmError
 from farm.settings import Settings
 
-_PORT_S = 5.0  #: for which one that ends may still hold the port
+_PORT_S = 5.0  #: how long a process that is ending may still hold the port
 _LOOK_S = 0.2
 
 
 def require_database(settings: Settings) -> None:
-    """Return if the database has this farm's schema, or is away for now.
+    """Return if the database has this farm's schema, or is temporarily unreachable.
 
     Raises:
         SchemaOutdated, DatabaseDamaged, InvalidRequest
-        DatabaseUnavailable: it is there, and refuses.
+        DatabaseUnavailable: it is reachable and refuses the connection.
     """
     db = Database(settings.database)
     try:
@@ -34,11 +34,11 @@ def require_database(settings: Settings) -> None:
 
 
 def require_port(host: str, port: int) -> None:
-    """Return if nothing listens there.
+    """Return if nothing listens on this port.
 
     Raises:
         Conflict
-        FarmError: this machine hasn't that address.
+        FarmError: this machine doesn't have that address.
     """
     deadline = time.monotonic() + _PORT_S
     while True:
@@ -64,6 +64,6 @@ def _bind(host: str, port: int) -> None:
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     with socket.socket(family, kind, protocol) as probe:
-        # Not SO_REUSEPORT, by which servers share a port: so another one shows.
+        # Not SO_REUSEPORT, with which servers share a port: it would hide another one.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(place)

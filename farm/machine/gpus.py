@@ -1,4 +1,4 @@
-"""The GPUs of this machine, by NVML; no CUDA is touched."""
+"""This machine's GPUs, from NVML, without initialising CUDA."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class NoGpu(Exception):
-    """This machine has no NVIDIA GPU that can be seen."""
+    """This machine has no visible NVIDIA GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +30,12 @@ class Gpu:
 
     @property
     def tag(self) -> str | None:
-        """Its most specific tag; None for a slice whose size isn't in NVML's name."""
+        """Its most specific tag; None for a slice whose NVML name lacks the size."""
         return next(reversed(self.tags), None)
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """The GPU tags that it serves: its compute capability, and its product if known.
+        """The GPU tags it serves: its compute capability, and its product if known.
 
         A slice serves only its own tag: an engine tuned on it, and its timings, don't apply to the whole GPU.
         """
@@ -47,7 +47,7 @@ class Gpu:
 
 
 def discover() -> list[Gpu]:
-    """The GPUs that NVML sees, of those in MIG mode their instances; none when there is no driver."""
+    """The GPUs that NVML sees, or their instances in MIG mode; empty without a driver."""
     try:
         return look()
     except NoGpu as err:
@@ -56,10 +56,10 @@ def discover() -> list[Gpu]:
 
 
 def look() -> list[Gpu]:
-    """The GPUs that NVML sees, of those in MIG mode their instances.
+    """The GPUs that NVML sees, or their instances in MIG mode.
 
     Raises:
-        NoGpu: there is no driver here, or no way to ask it.
+        NoGpu: there is no driver, or it can't be queried.
     """
     try:
         import pynvml
@@ -80,13 +80,13 @@ def look() -> list[Gpu]:
 
 
 def visible(found: Sequence[Gpu], wanted: str | None) -> list[Gpu]:
-    """Those of the GPUs that ``CUDA_VISIBLE_DEVICES`` leaves, in its order; all when it isn't set.
+    """The GPUs that ``CUDA_VISIBLE_DEVICES`` selects, in its order; all if it isn't set.
 
     Parameters:
-        wanted: UUIDs, or as much of them as tells them apart, or numbers in NVML's order.
+        wanted: UUIDs, unique prefixes of UUIDs, or indices in NVML's order.
 
     Raises:
-        InvalidRequest: one of them isn't there.
+        InvalidRequest: one of them doesn't exist.
     """
     if wanted is None:
         return list(found)
@@ -126,7 +126,7 @@ def _in_mig_mode(whole: Any) -> bool:
 
     try:
         current, _pending = pynvml.nvmlDeviceGetMigMode(whole)
-    except pynvml.NVMLError:  # a GPU that can't be sliced
+    except pynvml.NVMLError:  # a GPU without MIG
         return False
     return bool(current == pynvml.NVML_DEVICE_MIG_ENABLE)
 
@@ -137,10 +137,10 @@ def _slices(whole: Any) -> Iterator[Any]:
     if not _in_mig_mode(whole):
         return
     for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(whole)):
-        with suppress(pynvml.NVMLError):  # so many could be there, and not all are
+        with suppress(pynvml.NVMLError):  # not every possible instance exists
             yield pynvml.nvmlDeviceGetMigDeviceHandleByIndex(whole, index)
 
 
 def text(value: str | bytes) -> str:
-    """What NVML tells, which older bindings give as bytes."""
+    """A string from NVML, which older bindings return as bytes."""
     return value.decode() if isinstance(value, bytes) else value

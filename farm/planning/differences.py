@@ -1,4 +1,4 @@
-"""What differs between two recipes, in words."""
+"""Describes the differences between two recipes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def differences(old: Recipe, new: Recipe, samples: str = "") -> Iterator[str]:
     """What differs between two recipes, in words.
 
     Parameters:
-        samples: what to add where the calibration data differ.
+        samples: appended where the calibration data differ.
     """
     for tool in sorted(old.tools.keys() | new.tools.keys()):
         before, after = old.tools.get(tool, "none"), new.tools.get(tool, "none")

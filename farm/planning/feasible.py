@@ -1,4 +1,4 @@
-"""Whether a request can be built: every engine's route, or why there is none. Pure, no I/O."""
+"""Decides whether a request can be built: every engine's route, or why it has none. Pure, no I/O."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def routes(request: BuildRequest, choices: Sequence[Choice], look: Look) -> Rout
     """How each engine of a request is made.
 
     Parameters:
-        look: what is known of the source's graph.
+        look: what is known about the source's graph.
 
     Raises:
-        TargetUnsupported: for a precision that a target hasn't.
-        CalibrationMissing: INT8 or FP8 without data, of a source that isn't quantised.
-        SourceRefused: a source that can't be pruned, and shall be.
+        TargetUnsupported: a target lacks a precision.
+        CalibrationMissing: INT8 or FP8 without data, for a source that isn't quantised.
+        SourceRefused: the source should be pruned and can't be.
     """
     _check_source(request, choices)
     _check_options(request, choices)

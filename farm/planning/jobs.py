@@ -1,4 +1,4 @@
-"""The jobs of a plan: each once, however many engines need it."""
+"""A plan's jobs, each once, however many engines need it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from farm.specs.roles import Role
 from farm.specs.runtime import Runtime, Target
 from farm.stages import STAGES, JobKind, StageParams
 
-#: What jobs take of a request as it is.
+#: Parameters that jobs take from the request unchanged.
 AS_GIVEN = frozenset({"profiles", "fixed_inputs"})
-#: Of a parameter in a recipe, as JSON. A longer one is kept once, and the recipes name it.
+#: The longest parameter inside a recipe, as JSON. Longer ones are stored once, and recipes refer to them.
 _MOST_INLINE_CHARS = 1024
 
 Toolchains = Callable[[str], Mapping[str, str]]
@@ -45,20 +45,20 @@ class PlannedJob:
         return self.recipe.kind
 
     def output(self, role: Role) -> Made:
-        """One of its outputs, as another's input."""
+        """One of its outputs, as another job's input."""
         return Made(self.key, role)
 
 
 class Jobs:
-    """The jobs of one request, by their keys, inputs first."""
+    """A request's jobs by key, inputs first."""
 
     def __init__(self, request: BuildRequest, toolchains: Toolchains) -> None:
         self.by_key: dict[str, PlannedJob] = {}
-        #: Digest → value, of the parameters that the recipes name rather than hold.
+        #: Parameters that the recipes refer to: digest → value.
         self.shared: dict[str, Any] = {}
         self._request = request
         self._toolchains = toolchains
-        # Once for all jobs: of a request with many inputs they are most of each recipe.
+        # Computed once for all jobs: with many inputs, these are most of each recipe.
         self._given = {
             name: self._inline_or_named(value)
             for name, value in request.model_dump(mode="json", include=set(AS_GIVEN)).items()
@@ -74,10 +74,10 @@ class Jobs:
         precision: Precision | None = None,
         given: Collection[str] = AS_GIVEN,
     ) -> PlannedJob:
-        """Plan the job of these parameters, or take the one that is planned already.
+        """Plan the job with these parameters, or reuse it if it is already planned.
 
         Parameters:
-            given: the parameters that it takes from the request as they are.
+            given: the parameters it takes from the request unchanged.
         """
         kind = JobKind.of(params)
         runtime: Runtime | None = target.runtime if target else None
@@ -107,12 +107,12 @@ class Jobs:
 
     @cached_property
     def _architecture(self) -> Any:
-        """With its config, which may be large."""
+        """The architecture with its config, which may be large."""
         source = self._request.source
         return self._inline_or_named(source.model_dump(mode="json")["architecture"])
 
     def _inline_or_named(self, value: Any) -> Any:
-        """A parameter as the recipes have it: a large one by its digest."""
+        """A parameter's form in recipes: a large one is replaced by its digest."""
         if len(json.dumps(value)) <= _MOST_INLINE_CHARS:
             return value
         digest = keys.key({"value": value})
@@ -121,11 +121,11 @@ class Jobs:
 
 
 def title(kind: JobKind, model: str, precision: Precision | None, target: Target | None) -> str:
-    """What people read in Flower and in tables: ``build digits:int8@sm_89``."""
+    """A job's title in Flower and in tables: ``build digits:int8@sm_89``."""
     name = f"{kind} {model}"
     if precision:
         name += f":{precision}"
     if target:
-        # Beside the engine of ONNX Runtime for the same CPU.
+        # Tells it from ONNX Runtime's engine for the same CPU.
         name += f"@{target if target.runtime is Runtime.TORCHSCRIPT else target.gpu}"
     return name

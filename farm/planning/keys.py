@@ -1,4 +1,4 @@
-"""Keys: a job is named by what it does.
+"""Keys: a job is identified by what it does.
 
 ``key = sha256(canonical JSON of the recipe)``: ``farm.planning.recipe``.
 """
@@ -14,14 +14,14 @@ from farm.specs.runtime import Runtime
 from farm.specs.source import SourceFormat
 from farm.stages import STAGES, JobKind
 
-#: The packages of a runtime whose version can change what it makes; the first of them names it.
+#: Runtime → packages whose versions can change its engines; the first one is the runtime's own.
 RUNTIME_TOOLS: dict[Runtime, tuple[str, ...]] = {
     Runtime.TENSORRT: ("tensorrt",),
     Runtime.TENSORRT_RTX: ("tensorrt-rtx",),
     Runtime.ONNXRUNTIME: ("onnxruntime",),
     Runtime.TORCHSCRIPT: ("torch",),
 }
-#: Beside these, for the stages that run a source of this format.
+#: Source format → further packages, for the stages that run the source.
 FORMAT_TOOLS: dict[SourceFormat, tuple[str, ...]] = {
     SourceFormat.SAVEDMODEL: ("tensorflow", "tf2onnx"),
 }
@@ -35,7 +35,7 @@ def tools(
 ) -> dict[str, str]:
     """The part of a worker's toolchain that a job's key covers.
 
-    A tool that no worker has announced yet is ``any``: the worker that claims the job says which.
+    A tool that no worker has announced yet is ``any``: the worker that claims the job fills in the version.
     """
     spec = STAGES[kind]
     names = {*spec.tools, *(RUNTIME_TOOLS[runtime] if runtime else ())}
@@ -45,13 +45,13 @@ def tools(
 
 
 def key(recipe: Mapping[str, Any]) -> str:
-    """The key of a recipe; equal recipes have equal keys whatever the order of their fields."""
+    """A recipe's key; it doesn't depend on the order of fields."""
     canonical = json.dumps(recipe, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
 def variant(fixed_inputs: Mapping[str, Any] | None, architecture: Mapping[str, Any] | None) -> str:
-    """What tells apart the sources of the same bytes; empty for one that the bytes alone say all of."""
+    """Distinguishes sources with the same bytes; empty for one that its bytes fully describe."""
     told = {"fixed_inputs": fixed_inputs, "architecture": architecture}
     given = {name: value for name, value in told.items() if value}
     return key(given) if given else ""

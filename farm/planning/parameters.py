@@ -1,4 +1,4 @@
-"""Large parameters of jobs are kept once, however many recipes name them."""
+"""Stores large job parameters once, however many recipes refer to them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from farm.planning.recipe import Recipe, named
 
 
 def keep(session: Session, shared: Mapping[str, Any]) -> None:
-    """Keep what a plan's recipes name."""
+    """Store the parameters that a plan's recipes refer to."""
     if not shared:
         return
     there = select(SharedParameter.digest).where(SharedParameter.digest.in_(shared))
@@ -23,7 +23,7 @@ def keep(session: Session, shared: Mapping[str, Any]) -> None:
 
 
 def whole(session: Session, recipe: Recipe) -> dict[str, Any]:
-    """All parameters of a recipe, those among them that it only names."""
+    """All parameters of a recipe, with references resolved."""
     return {name: _value(session, value) for name, value in recipe.params.items()}
 
 

@@ -1,4 +1,4 @@
-"""What a build needs: its jobs, in an order in which each comes after its inputs. Pure, no I/O."""
+"""Plans a build: its jobs, each after its inputs. Pure, no I/O."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from farm.stages import (
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedEngine:
-    """An engine that a build is to publish."""
+    """An engine that a build will publish."""
 
     choice: Choice
     precision: Precision
@@ -43,11 +43,11 @@ class PlannedEngine:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that a build needs."""
+    """A build's jobs and engines."""
 
     jobs: Mapping[str, PlannedJob]  #: by key, inputs first
     engines: Sequence[PlannedEngine]
-    shared: Mapping[str, Any]  #: digest → value, of the parameters that the recipes name
+    shared: Mapping[str, Any]  #: parameters that the recipes refer to: digest → value
 
 
 def plan(
@@ -63,12 +63,12 @@ def plan(
 
     Parameters:
         online_queues: queue → number of online workers that consume it.
-        gates: that the engines are held to.
-        look: what is known of the source's graph.
-        most_jobs: that it may have; by default any number.
+        gates: the engines' gates.
+        look: what is known about the source's graph.
+        most_jobs: the most jobs it may have; unlimited by default.
 
     Raises:
-        InvalidRequest: it would have more jobs.
+        InvalidRequest: it would have more jobs than allowed.
         TargetUnsupported, CalibrationMissing, SourceRefused: as ``feasible.routes``.
     """
     routes = feasible.routes(request, choices, look)
@@ -78,7 +78,7 @@ def plan(
     for choice in choices:
         for precision in dict.fromkeys(request.precisions):
             name = (choice.target, precision)
-            if name not in engines:  # two tags may mean the same target
+            if name not in engines:  # two tags may resolve to the same target
                 engines[name] = stages.engine(choice, precision, routes[name])
             if most_jobs is not None and len(jobs.by_key) > most_jobs:
                 raise InvalidRequest(
@@ -89,7 +89,7 @@ def plan(
 
 
 class _Stages:
-    """The stages of a request's engines, each planned from what it needs."""
+    """Plans the stages of a request's engines, each with its inputs."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class _Stages:
         return PlannedEngine(choice=choice, precision=precision, build=build, measure=measure)
 
     def _source(self) -> tuple[Input, SourceFormat]:
-        """What is built: the source, or what pruning makes of it."""
+        """The source, or its pruned version."""
         source, prune = self._request.source, self._request.prune
         given = Given(source.digest)
         if prune is None:
@@ -135,12 +135,12 @@ class _Stages:
             {"precision": precision, "hold_out": self._hold_out} | asked
         )
         inputs: dict[str, Input] = {Role.ONNX: self._export().output(Role.ONNX)}
-        if data:  # a graph that was quantised in training needs none
+        if data:  # a graph quantised in training needs none
             inputs[Role.CALIBRATION] = Given(data.digest)
         return self._jobs.add(params, inputs, precision=precision)
 
     def _typed(self, precision: Precision, role: Role) -> Input:
-        """The ONNX that carries the precision; one serves every architecture."""
+        """The typed ONNX; one serves every architecture."""
         match TRAITS[precision].typed_by:
             case "export":
                 job = self._export()
@@ -178,7 +178,7 @@ class _Stages:
         )
 
     def _ranges(self) -> dict[str, Input]:
-        """What a build measures the ranges on that integer kernels of CPUs need, and GPUs don't."""
+        """The inputs from which a build measures ranges, which integer kernels need on CPUs only."""
         data = self._request.calibration
         if data is None:
             return {}
@@ -188,10 +188,10 @@ class _Stages:
     def _measure(
         self, target: Target, precision: Precision, route: Route, build: PlannedJob
     ) -> PlannedJob:
-        """Measure an engine where it can run; its typed ONNX, on a CPU, where there is no such place.
+        """Measure an engine where it can run, or else its typed ONNX on a CPU.
 
-        The latter doesn't depend on the target, so one job serves every architecture. All are measured
-        against the source as it was submitted: what pruning loses counts.
+        The latter doesn't depend on the target, so one job serves every architecture. All are compared with
+        the source as submitted, so that the loss from pruning counts.
         """
         request, evaluation = self._request, self._request.evaluation
         queue = policy.run_queue(target, self._online_queues)
@@ -226,7 +226,7 @@ class _Stages:
         )
 
     def _samples(self) -> dict[str, Input]:
-        """What a model is run on wherever it is: the user's own data, where there are any."""
+        """The samples for every run of the model: the user's own data, if any."""
         if self._request.calibration:
             return {Role.CALIBRATION: Given(self._request.calibration.digest)}
         if self._request.evaluation:
@@ -235,16 +235,16 @@ class _Stages:
 
     @property
     def _hold_out(self) -> int | None:
-        """No engine is judged on what it was calibrated with."""
+        """The batch size for holding out data: no engine is judged on its own calibration data."""
         data = self._request.calibration
         return data.batch_size if data and not self._request.evaluation else None
 
     def _architecture(self, kind: SourceFormat) -> Architecture | None:
-        """What pruning makes of weights is a program, which needs none."""
+        """The architecture; None after pruning, which turns weights into a program."""
         return self._request.source.architecture if kind is SourceFormat.SAFETENSORS else None
 
     def _options(self, target: Target) -> BuilderOptions:
-        """As asked for. TensorRT may use its sparse kernels for what was pruned for them alone."""
+        """The requested options. TensorRT may use sparse kernels only for weights pruned for them."""
         options, prune = self._request.options, self._request.prune
         if prune and prune.method == "2:4" and target.runtime in TENSORRTS:
             return options.model_copy(update={"sparse_weights": True})

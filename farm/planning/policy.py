@@ -1,6 +1,6 @@
-"""Which engines there can be, and how each is made: a row a precision, asked once a target.
+"""Which engines can be built, and how: one row per precision, looked up once per target.
 
-A new precision is one row of ``_ROWS``, beside its traits in ``farm.specs.precision``. Pure, no I/O.
+A new precision is one row of ``_ROWS`` and its traits in ``farm.specs.precision``. Pure, no I/O.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ RTX_CAPABILITIES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 _FIRST_BF16 = 80  #: Ampere
 _FIRST_FP8 = 89  #: Ada
 
-#: Of these TensorRT-RTX builds no int8 for sm_75 but computes them in half (tensorrt-rtx 1.7).
+#: For sm_75, TensorRT-RTX computes these in half instead of int8 (tensorrt-rtx 1.7).
 _IN_HALF_ON_TURING = {"Conv", "ConvTranspose"}
 _PRODUCTS = {"Attention", "Einsum", "Gemm", "MatMul", *_IN_HALF_ON_TURING}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
-    """Where a precision can be built; a text says why not, and what to use instead."""
+    """Where a precision can be built; a text says why not and what to use instead."""
 
     not_on_cpu: str | None = None
     not_on_gpu: str | None = None
-    not_in_cuda_provider: str | None = None  #: of ONNX Runtime
+    not_in_cuda_provider: str | None = None  #: ONNX Runtime's
     not_in_torchscript: str | None = (
         "TorchScript is built in fp32; for {precision} use onnxruntime:cpu"
     )
-    first_capability: int = 0  #: that computes in it
-    instead: str = ""  #: of it, before that
+    first_capability: int = 0  #: the first that computes in it
+    instead: str = ""  #: what to use below that
     not_in_rtx: Mapping[str, str] = field(default_factory=dict)  #: by compute capability
-    note_in_rtx: Mapping[str, str] = field(default_factory=dict)  #: what to know of it there
+    note_in_rtx: Mapping[str, str] = field(default_factory=dict)  #: caveats there
     on_gpu: tuple[Role, Role] = (
         Role.TYPED,
         Role.TYPED,
-    )  #: its graph for GPUs without and with bf16
-    ranges_on_cpu: bool = False  #: whether CPUs' kernels need ranges beside those in the graph
+    )  #: the graph's role for GPUs without and with bf16
+    ranges_on_cpu: bool = False  #: whether CPU kernels need more ranges than the graph has
 
 
 _NO_INTEGERS = "ONNX Runtime's CUDA provider has no {precision} kernels; use tensorrt:{gpu}"
@@ -89,21 +89,19 @@ class Refusal(str):
 class Route:
     """How an engine is made."""
 
-    typed: (
-        Role | None
-    )  #: what it is built from, of the stage that types its graph; None: the source
+    typed: Role | None  #: the typing stage's output it is built from; None: the source
     ranges: bool  #: whether its build measures ranges on calibration data
-    build_queue: str  #: of the workers that can build it
-    note: str | None  #: what to know of it before, where that isn't what its name says
+    build_queue: str  #: the queue for workers that can build it
+    note: str | None  #: a caveat, if the engine isn't quite what its name says
 
 
 def route(
     target: Target, precision: Precision, operators: Collection[str] | None = None
 ) -> Route | Refusal:
-    """How a target's engine of a precision is made, or why it can't be.
+    """How a target's engine in a precision is made, or why it can't be.
 
     Parameters:
-        operators: of the source's graph, where they are known.
+        operators: the source graph's, if known.
     """
     refused = refusal(target, precision)
     if refused:
@@ -132,10 +130,10 @@ def _typed(target: Target, precision: Precision) -> Role | None:
 
 
 def refusal(target: Target, precision: Precision | None = None) -> Refusal | None:
-    """Why no worker could ever build this, or None when one could.
+    """Why no worker could ever build this, or None if one could.
 
     Parameters:
-        precision: by default any.
+        precision: any by default.
     """
     return _unknown_to_runtime(target) or (_refused(target, precision) if precision else None)
 
@@ -184,14 +182,14 @@ def _refused(target: Target, precision: Precision) -> Refusal | None:
 
 
 def note(target: Target, precision: Precision) -> str | None:
-    """What to know of an engine before it is built, where that isn't what its name says."""
+    """A caveat about an engine before it is built, if it isn't quite what its name says."""
     if target.runtime is not Runtime.TENSORRT_RTX:
         return None
     return _ROWS[precision].note_in_rtx.get(gpus.compute_capability(target.gpu))
 
 
 def option_refusal(target: Target, options: BuilderOptions) -> Refusal | None:
-    """Why no worker could ever build this target with these options, or None when one could."""
+    """Why no worker could ever build this target with these options, or None if one could."""
     changed = options.changed()
     if target.runtime not in TENSORRTS and changed:
         return Refusal(
@@ -215,16 +213,16 @@ def option_refusal(target: Target, options: BuilderOptions) -> Refusal | None:
 
 
 def build_queue(target: Target) -> str:
-    """The queue of the workers that can build for this target."""
+    """The queue for workers that can build for this target."""
     needs_no_gpu = target.runtime is Runtime.TENSORRT_RTX or target.gpu == gpus.CPU
     return str(Queue(target.runtime, gpus.CPU) if needs_no_gpu else Queue.of(target))
 
 
 def run_queue(target: Target, online_queues: Mapping[str, int]) -> str | None:
-    """The queue of the workers that can run this target's engines, to measure them.
+    """The queue for workers that can run this target's engines, to measure them.
 
-    Where an engine is built it can be run. Those of TensorRT-RTX are built without a GPU: None for
-    them while no worker with such a GPU is online.
+    An engine can run where it is built, except TensorRT-RTX's, which are built without a GPU: None for
+    these while no worker with such a GPU is online.
     """
     if target.gpu == gpus.CPU:
         return CPU_QUEUE

@@ -1,4 +1,4 @@
-"""Recipes: what a job does, whole. A job is named by it.
+"""Recipes: complete descriptions of what a job does, which identify it.
 
 A recipe covers everything that can change the result (inputs, parameters, tools) and nothing that can't
 (names, labels, priorities). An input that another job makes enters by that job's key, so every key of a
@@ -15,13 +15,13 @@ from typing import Any, Self
 from farm.planning import keys
 from farm.stages import JobKind
 
-#: The one field of what stands in a recipe for a large parameter; its value is the digest.
+#: The only field of a reference to a large parameter; its value is the digest.
 SHARED = "$shared"
 
 
 @dataclass(frozen=True)
 class Given:
-    """An input that was uploaded."""
+    """An uploaded input."""
 
     digest: str
 
@@ -33,8 +33,8 @@ class Given:
 class Made:
     """An input that another job makes."""
 
-    key: str  #: of that job
-    role: str  #: of its output
+    key: str  #: that job's key
+    role: str  #: its output's role
 
     def __str__(self) -> str:
         return f"{self.key}#{self.role}"
@@ -49,13 +49,13 @@ class Recipe:
 
     kind: JobKind
     stage: int  #: the version of its stage
-    params: Mapping[str, Any]  #: JSON; a large one by its digest
+    params: Mapping[str, Any]  #: JSON; large ones by digest
     inputs: Mapping[str, Input]  #: by role
     tools: Mapping[str, str]  #: package → version, or ``any`` when no worker has announced it yet
 
     @cached_property
     def document(self) -> dict[str, Any]:
-        """As JSON: what is stored, and what the key is made of."""
+        """The recipe as JSON: stored, and hashed for the key."""
         return {
             "kind": self.kind.value,
             "stage": self.stage,
@@ -66,12 +66,12 @@ class Recipe:
 
     @cached_property
     def key(self) -> str:
-        """The name of the job that does this."""
+        """The key of the job that does this."""
         return keys.key(self.document)
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> Self:
-        """A recipe as it was stored."""
+        """Read a stored recipe."""
         return cls(
             kind=JobKind(document["kind"]),
             stage=document["stage"],
@@ -87,7 +87,7 @@ def _input(text: str) -> Input:
 
 
 def named(value: Any) -> str | None:
-    """The digest of a parameter that a recipe only names."""
+    """The digest if the value is a reference to a large parameter, or None."""
     if isinstance(value, dict) and value.keys() == {SHARED}:
         return str(value[SHARED])
     return None

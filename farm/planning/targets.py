@@ -1,4 +1,4 @@
-"""What a user asks an engine for, as a target: a runtime and a GPU tag."""
+"""Resolves a user's request to a target: a runtime and a GPU tag."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from farm.specs.runtime import Runtime, Target
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A target that was chosen for what a user asked, and why."""
+    """The target chosen for a user's request, and why."""
 
     asked: str
     target: Target
@@ -28,7 +28,7 @@ def parse(asked: str) -> tuple[Runtime | None, str]:
     """Split ``tensorrt-rtx:sm_120`` or ``rtx-4090`` into a runtime, if named, and a canonical tag.
 
     Raises:
-        UnknownGpu, InvalidRequest: for a tag or a runtime that doesn't exist.
+        UnknownGpu, InvalidRequest: the tag or the runtime doesn't exist.
     """
     name, colon, tag = asked.strip().rpartition(":")
     if not colon:
@@ -44,10 +44,10 @@ def parse(asked: str) -> tuple[Runtime | None, str]:
 
 
 def choose(asked: str, *, runtimes: Iterable[Runtime], online_queues: Mapping[str, int]) -> Choice:
-    """Choose the target for what a user asked.
+    """Choose the target for a user's request.
 
-    A target without a runtime takes the first of ``runtimes`` that a worker who is online can build
-    for, else the first that could be built at all.
+    Without a runtime, it takes the first of ``runtimes`` that an online worker can build for, or else the
+    first that could be built at all.
 
     Parameters:
         online_queues: queue → number of online workers that consume it.
@@ -84,10 +84,10 @@ def choose(asked: str, *, runtimes: Iterable[Runtime], online_queues: Mapping[st
 
 
 def _normal(runtime: Runtime, tag: str) -> Target:
-    """Engines of TensorRT-RTX and ONNX Runtime are built a compute capability, those of TensorRT a product.
+    """Normalise a target: TensorRT-RTX and ONNX Runtime build per compute capability, TensorRT per product.
 
-    Of classic TensorRT the same compute capability isn't the same engine: a plan carries
-    the tactics of the very product that it was tuned on.
+    For classic TensorRT, the same compute capability doesn't mean the same engine: a plan contains tactics
+    tuned on one product.
     """
     if runtime is Runtime.TENSORRT_RTX:
         tag = gpus.compute_capability(tag)

@@ -13,7 +13,7 @@ from farm.database.tables import Build, BuildJob, Job, Wanted
 from farm.queue.transitions import RECORD_EVENT, locked_rows
 from farm.specs.states import BUILD_ENDED, BuildState, JobState, build_state
 
-# Not "in the live ones": SQLite would go through all that are live.
+# Not "state IN (live states)": SQLite would scan all live builds.
 _BUILDS = locked_rows(
     select(Build.id, Build.state, Build.started_at)
     .where(
@@ -63,30 +63,30 @@ _ENGINES_DONE = select(func.count()).where(
 
 
 def start_builds(session: Session, job_id: int) -> None:
-    """Let the builds that want this job know that it has started."""
+    """Mark the builds that want this job as started."""
     session.flush()
     for build in session.connection().execute(_QUEUED_BUILDS, {"job_id": job_id}).all():
         set_build_state(session, build, BuildState.RUNNING)
 
 
 def locked_builds(session: Session, job_ids: Sequence[int]) -> Sequence[Any]:
-    """The live builds that want these jobs, locked until the end of the unit of work."""
+    """Lock the live builds that want these jobs, until the end of the unit of work."""
     session.flush()
     return session.connection().execute(_BUILDS, {"job_ids": list(job_ids)}).all()
 
 
 def refresh_builds(session: Session, builds: Iterable[Any]) -> None:
-    """Let the states of locked builds follow from their jobs' states."""
+    """Recompute the states of locked builds from their jobs' states."""
     for build in builds:
         states = session.connection().scalars(_STATES, {"build_id": build.id})
         set_build_state(session, build, build_state(map(JobState, states)))
 
 
 def set_build_state(session: Session, build: Any, state: BuildState) -> None:
-    """Move a build to a state, with its times and its event; nothing when it is there already.
+    """Move a build to a state and record its times and event; do nothing if it is already there.
 
     Parameters:
-        build: a row with its id, state and started_at, or a Build, which is to be refreshed.
+        build: a row with its id, state and started_at, or a Build, which the caller must refresh.
     """
     if state == build.state:
         return

@@ -9,7 +9,7 @@ from farm.settings import Settings
 TASK = "farm.run"
 
 
-#: Of Flower's list of tasks; a running task's kwargs are its phase and progress.
+#: Columns of Flower's task list; a running task's kwargs hold its phase and progress.
 COLUMNS = "name,state,args,kwargs,runtime,worker,received,uuid"
 
 
@@ -24,27 +24,27 @@ def create_celery(settings: Settings) -> Celery:
         result_accept_content=["json"],
         task_ignore_result=True,
         task_store_errors_even_if_ignored=False,
-        # What Flower needs to show names, arguments and states.
+        # Flower needs it to show names, arguments and states.
         worker_send_task_events=True,
         task_track_started=True,
         result_extended=True,
-        # The database holds the work. A message is acked when it arrives: it's only a bell.
+        # The database holds the work. A message is only a bell, so it is acked on arrival.
         task_acks_late=False,
         worker_prefetch_multiplier=1,
-        # Without this a message waits behind a running build beside an idle peer.
+        # Without this, a message may wait behind a running build while another worker is idle.
         worker_disable_prefetch=True,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
             "priority_steps": list(range(10)),
-            # A backlog in one queue mustn't keep a worker from its others.
+            # A backlog in one queue mustn't starve a worker's others.
             "queue_order_strategy": "round_robin",
             "socket_connect_timeout": 2,
             "socket_timeout": 5,
         },
         task_create_missing_queues=True,
         worker_hijack_root_logger=False,
-        worker_enable_remote_control=True,  # to look alone: `workers.runner.remote`
+        worker_enable_remote_control=True,  # read-only: `workers.runner.remote`
     )
     return app
 

@@ -1,4 +1,4 @@
-"""Celery as a doorbell: messages that carry a job's id and attempt, sent after the commit."""
+"""Celery as a doorbell: messages with a job's id and attempt, sent after the commit."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _BELL = tuple(getattr(Job, name) for name in Bell._fields)
 
 
 class Doorbell:
-    """Sends the messages that tell workers of queued jobs.
+    """Sends the messages that announce queued jobs to workers.
 
-    A job's ``rung_at`` is set before its message is sent, in the transaction that makes it ready: what
-    a crash in between loses, the sweep sends when that was long ago.
+    A job's ``rung_at`` is set before its message is sent, in the transaction that makes it ready. If a
+    crash in between loses the message, the sweep resends it later.
     """
 
     def __init__(self, db: Database, celery: Celery) -> None:
@@ -44,7 +44,7 @@ class Doorbell:
         """Announce these jobs.
 
         Raises:
-            BrokerUnavailable: the sweep announces them when the broker is back.
+            BrokerUnavailable: the sweep announces them once the broker is back.
         """
         try:
             self._publish(bells)
@@ -53,9 +53,9 @@ class Doorbell:
             raise
 
     def pass_on(self, job_id: int) -> None:
-        """Send a job's message again, since it made a worker claim a job that has none.
+        """Resend a job's message, after it made a worker claim a job without a message.
 
-        Otherwise there would be more announced jobs than messages.
+        Otherwise announced jobs would outnumber messages.
 
         Raises:
             BrokerUnavailable
@@ -65,10 +65,10 @@ class Doorbell:
         self._publish([Bell.of(job)])
 
     def ring_pending(self, *, again_s: float, longest_wait_s: float) -> None:
-        """Announce what is queued and isn't, or was so long ago that its message may be lost.
+        """Announce queued jobs that never were announced, or so long ago that the message may be lost.
 
-        A message makes a worker claim the first in line of the queue: one for each queued job is
-        enough, and those that wait for a worker which isn't there don't pile up.
+        A message makes a worker claim the first job in line, so one message per queued job is enough, and
+        messages don't pile up while no worker consumes the queue.
 
         Raises:
             BrokerUnavailable
@@ -78,7 +78,7 @@ class Doorbell:
         not_lately = or_(
             Job.rung_at.is_(None),
             Job.rung_at < now() - again,
-            Job.rung_at > now() + again,  # before the clock was put back
+            Job.rung_at > now() + again,  # announced before the clock was set back
         )
         pending = (
             select(*_BELL)
@@ -98,7 +98,7 @@ class Doorbell:
             raise
 
     def _without_message(self, bells: Sequence[Bell], due: Mapping[str, datetime]) -> list[Bell]:
-        """The first of these in each queue, as many as messages are missing there."""
+        """The first of these in each queue, as many as the queue lacks messages."""
         queued = (
             select(Job.queue, func.count())
             .where(IS_QUEUED, turns.may_start(), Job.queue.in_({bell.queue for bell in bells}))
@@ -130,8 +130,8 @@ class Doorbell:
 
     def _send(self, bell: Bell, producer: Producer) -> None:
         task_id, arguments = uuid(), shown_arguments(bell.id, bell.attempt, bell.key)
-        # Celery's own event would call every waiting task by the name that all of them have. Sent
-        # first: after the worker's events it would undo what they say.
+        # Celery's own event would give every waiting task the same name. Sent first: after the worker's
+        # events it would overwrite them.
         sent = {"uuid": task_id, "name": bell.title, "args": arguments, "queue": bell.queue}
         self._events.publish("task-sent", sent, producer)
         self._celery.send_task(
@@ -139,7 +139,7 @@ class Doorbell:
             args=(bell.id, bell.attempt),
             task_id=task_id,
             queue=bell.queue,
-            priority=9 - bell.priority,  # of Redis' lists the first is 0
+            priority=9 - bell.priority,  # in Redis, 0 is the highest priority
             shadow=bell.title,
             argsrepr=arguments,
             producer=producer,
@@ -149,9 +149,9 @@ class Doorbell:
 
 
 def _messages(connection: Connection, queue: str) -> int:
-    """How many messages wait in a queue."""
+    """The number of messages waiting in a queue."""
     with connection.channel() as channel:
         try:
             return int(channel.queue_declare(queue, passive=True).message_count)
         except connection.channel_errors:
-            return 0  # nobody has made the queue yet
+            return 0  # the queue doesn't exist yet

@@ -1,4 +1,4 @@
-"""The life of a job: claimed, finished, cancelled; and what follows from its end."""
+"""A job's life cycle: claim, finish, cancel, and the consequences of its end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from farm.store import artifacts
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A job that a worker holds, with all that it takes to run it."""
+    """A job that a worker holds, with everything needed to run it."""
 
     job_id: int
     attempt: int
@@ -40,7 +40,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """A blob that a job made."""
+    """A blob output by a job."""
 
     digest: str
     bytes: int
@@ -49,7 +49,7 @@ class Output:
 def claim(
     session: Session, job_id: int, attempt: int, *, owner: str, lease_s: float
 ) -> Claim | None:
-    """Claim a queued job, or return None if this attempt can no longer be claimed."""
+    """Claim a queued job; return None if this attempt can no longer be claimed."""
     job = transitions.move(
         session,
         job_id,
@@ -96,7 +96,7 @@ _INPUTS = (
 
 
 def wants_cancel(session: Session, job_id: int, attempt: int) -> bool:
-    """Whether this attempt should end: no build needs the job, or another attempt holds it."""
+    """Whether this attempt should stop: no build needs the job, or another attempt holds it."""
     row = session.execute(
         select(Job.cancel_requested, Job.state, Job.attempt).where(Job.id == job_id)
     ).one_or_none()
@@ -112,7 +112,7 @@ def report(
     progress: float | None = None,
     text: str = "",
 ) -> None:
-    """Record a running job's phase and what it printed."""
+    """Record a running job's phase and output."""
     if phase is not None:
         session.execute(
             update(Job)
@@ -123,12 +123,12 @@ def report(
     if text:
         printed = Event(job_id=job_id, kind="log", data={"attempt": attempt})
         session.add(printed)
-        session.flush()  # numbers it
+        session.flush()  # assigns its number
         session.add(JobLog(event_id=printed.id, text=_encodable(text)))
 
 
 def _encodable(text: str) -> str:
-    # A file's name, as errors have it, may hold lone surrogates.
+    # A file name in an error may contain lone surrogates.
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -140,12 +140,12 @@ def succeed(
     outputs: Mapping[str, Output],
     facts: Mapping[str, Any],
 ) -> list[Bell]:
-    """Finish a job with its outputs, and publish the engines that it completes.
+    """Finish a job with its outputs, and publish the engines it completes.
 
     The blobs must already be in the store. Returns the bells of the jobs that became ready.
 
     Raises:
-        LeaseLost: the result is refused, since this attempt doesn't hold the job.
+        LeaseLost: this attempt doesn't hold the job, so the result is refused.
     """
     _remember_blobs(session, outputs.values())
     job = _finish(
@@ -158,7 +158,7 @@ def succeed(
         progress=1.0,
     )
     ready = transitions.release_dependents(session, job_id)
-    # An engine is complete by its last job. When two end at once, the second must see the first.
+    # Its last job completes an engine. If two end at once, the second must see the first.
     wanting = build_states.locked_builds(session, [job_id])
     if STAGES[JobKind(job.kind)].ends_engine:
         publish.publish(session, job_id)
@@ -167,7 +167,7 @@ def succeed(
 
 
 def fail(session: Session, job_id: int, attempt: int, error: FarmError) -> None:
-    """Finish a job as failed; the jobs that waited for it fail with it.
+    """Finish a job as failed; the jobs waiting for it fail too.
 
     Raises:
         LeaseLost
@@ -178,10 +178,10 @@ def fail(session: Session, job_id: int, attempt: int, error: FarmError) -> None:
 
 
 def fail_outdated(session: Session, job_id: int, error: FarmError) -> None:
-    """Fail a job whose builds can't be replanned, and the jobs that wait for it."""
+    """Fail a job whose builds can't be replanned, and the jobs waiting for it."""
     job = locked(session, [job_id])[job_id]
     if job.state != JobState.QUEUED or job.outdated is None:
-        return  # a worker has its tools after all
+        return  # a worker has its tools by now
     moved = transitions.move(
         session,
         job_id,
@@ -215,7 +215,7 @@ def end_cancelled(session: Session, job_id: int, attempt: int) -> None:
 
 
 def requeue(session: Session, job: Job, *, cause: str) -> bool:
-    """Give a running job to the next attempt, which the sweep announces."""
+    """Requeue a running job as its next attempt, which the sweep announces."""
     moved = transitions.move(
         session,
         job.id,
@@ -237,13 +237,13 @@ def requeue(session: Session, job: Job, *, cause: str) -> bool:
 
 
 def locked(session: Session, job_ids: Iterable[int]) -> dict[int, Job]:
-    """Jobs by their ids, locked in order until the end of the unit of work."""
+    """Lock jobs in order, until the end of the unit of work; return them by id."""
     statement = select(Job).where(Job.id.in_(list(job_ids))).order_by(Job.id)
     return {job.id: job for job in session.scalars(transitions.locked_rows(statement))}
 
 
 def cancel(session: Session, job_ids: Iterable[int]) -> None:
-    """Cancel those of the jobs that no live build wants."""
+    """Cancel the jobs among these that no live build wants."""
     wanted = (
         select(BuildJob.job_id)
         .join(Build, Build.id == BuildJob.build_id)
@@ -286,7 +286,7 @@ def held(session: Session, job_id: int, attempt: int) -> Job:
 
 
 def _remember_blobs(session: Session, outputs: Iterable[Output]) -> None:
-    # In one order, so that two jobs which made the same files don't wait for each other.
+    # In a fixed order, so that two jobs with the same outputs don't deadlock.
     for output in sorted(outputs, key=lambda output: output.digest):
         artifacts.remember(session, output.digest, size=output.bytes)
 

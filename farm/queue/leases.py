@@ -1,4 +1,4 @@
-"""Job leases: renewed while a worker is running the job, and what happens when one expires."""
+"""Job leases: renewed while a worker runs the job, requeued when one expires."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from farm.queue import transitions
 from farm.queue.jobs import end_cancelled, fail, held, locked, requeue
 from farm.specs.states import JobState
 
-#: Other workers have this long to come for a job that one couldn't run.
+#: How long other workers have to claim a job that one couldn't run.
 _LEAVE_FOR = timedelta(seconds=5)
 
 
@@ -24,7 +24,7 @@ def renew(session: Session, job_id: int, attempt: int, *, lease_s: float) -> boo
     """Extend the lease; return whether the job should be cancelled.
 
     Raises:
-        LeaseLost: when another attempt holds the job, or nobody does.
+        LeaseLost: another attempt holds the job, or none does.
     """
     until = now() + timedelta(seconds=lease_s)
     cancel = session.scalar(
@@ -42,7 +42,7 @@ def release(session: Session, owner: str, attempts: Mapping[int, int]) -> None:
     """Give back the jobs of a worker that is shutting down, without counting an attempt.
 
     Parameters:
-        attempts: of each job that it claimed. A worker of the same name may be at work already.
+        attempts: of each job it claimed. Another worker with the same name may already be running.
     """
     held = session.scalars(
         transitions.locked_rows(
@@ -62,7 +62,7 @@ def release(session: Session, owner: str, attempts: Mapping[int, int]) -> None:
 
 
 class Lease(NamedTuple):
-    """What a worker renews while it holds a job: each renewal is another lease."""
+    """A worker's hold on a job; each renewal makes a new lease."""
 
     job_id: int
     attempt: int
@@ -78,10 +78,10 @@ def running(session: Session) -> list[Lease]:
 
 
 def reap(session: Session, lease: Lease, *, max_attempts: int) -> None:
-    """Requeue a job whose worker hasn't renewed this lease in time; past ``max_attempts`` it fails."""
+    """Requeue a job whose worker hasn't renewed this lease in time; after ``max_attempts`` it fails."""
     job = locked(session, [lease.job_id])[lease.job_id]
     if job.state != JobState.RUNNING or Lease(job.id, job.attempt, job.lease_until) != lease:
-        return  # it was renewed just now, or ended
+        return  # it was just renewed, or the job ended
     if job.cancel_requested:
         end_cancelled(session, job.id, job.attempt)
     else:
@@ -98,10 +98,10 @@ def interrupt(
     max_attempts: int,
     wait_s: tuple[float, float],
 ) -> None:
-    """Requeue a job interrupted by an outside cause, after a wait; past ``max_attempts`` it fails.
+    """Requeue a job interrupted by an external cause, after a wait; after ``max_attempts`` it fails.
 
     Parameters:
-        wait_s: before the next attempt, at first, and at most.
+        wait_s: the first and the longest wait before the next attempt.
 
     Raises:
         LeaseLost
@@ -117,9 +117,9 @@ def interrupt(
 
 
 def leave(session: Session, job_id: int, attempt: int, cause: str) -> None:
-    """Requeue a job that was planned for other tools, after a wait, without counting an attempt.
+    """Requeue a job planned for other tools, after a wait, without counting an attempt.
 
-    Until then the daemon replans its builds. If no build needs it any more, it is cancelled.
+    Meanwhile the daemon replans its builds. If no build needs it any more, it is cancelled.
 
     Parameters:
         cause: how the tools differ.

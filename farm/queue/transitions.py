@@ -1,4 +1,4 @@
-"""How jobs move, and what follows for those that wait for them."""
+"""Job state transitions, and their effect on dependent jobs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _FOLLOWS = code_of(InputFailed)
 
 
 def locked_rows(statement: S, *, skip: bool = False) -> S:
-    """Lock the rows on Postgres; SQLite has one writer, and ignores it."""
+    """Lock the rows on Postgres; SQLite has a single writer and ignores it."""
     return statement.with_for_update(skip_locked=skip, key_share=True)
 
 
-# The statements of every job are made once: making them would take longer than running them.
+# Statements that every job uses are built once: building them takes longer than running them.
 RECORD_EVENT = insert(Base.metadata.tables[Event.__tablename__])
 
 
@@ -48,7 +48,7 @@ _COUNT_DOWN = (
 
 
 def record(session: Session, job: Any, state: JobState, **data: Any) -> None:
-    """Write down a change of state.
+    """Record a state change as an event.
 
     Parameters:
         job: a Job, or a row with its id, kind, title and attempt.
@@ -64,7 +64,7 @@ def record(session: Session, job: Any, state: JobState, **data: Any) -> None:
 
 
 def about(job: Any, **data: Any) -> dict[str, Any]:
-    """What an event says of a job."""
+    """An event's data about a job."""
     return {"kind": job.kind, "title": job.title, "attempt": job.attempt} | data
 
 
@@ -77,14 +77,14 @@ def move(
     of_attempt: int | None = None,
     **values: Any,
 ) -> Row[*tuple[Any, ...]] | None:
-    """The one place where a job's state changes: a compare-and-set.
+    """Change a job's state by compare-and-set. The only place where a job's state changes.
 
     Returns:
-        The job's columns as they are now, without the large ones that its stage made; None when the
-        job isn't in the old state, or is at another attempt.
+        The job's new columns, without the large ones its stage filled; None if the job isn't in the old
+        state or is at another attempt.
     """
     check_transition(old, new)
-    # The unit of work's own changes come first, as before a query of its.
+    # Flush the unit of work's own changes first, as before a query.
     session.flush()
     found = session.connection().execute(
         _move_statement(tuple(sorted(values)), of_attempt is not None),
@@ -107,10 +107,10 @@ def _move_statement(names: tuple[str, ...], is_of_attempt: bool) -> ReturningUpd
 
 
 def release_dependents(session: Session, job_id: int) -> list[Bell]:
-    """Count the inputs down of the jobs that wait for this one; queue those that have them all.
+    """Decrement the missing inputs of the jobs waiting for this one; queue those that have them all.
 
     Returns:
-        What is to be rung for after the commit.
+        The bells to ring after the commit.
     """
     ready = []
     edges = session.connection().execute(_EDGES, {"job_id": job_id}).all()
@@ -126,7 +126,7 @@ def release_dependents(session: Session, job_id: int) -> list[Bell]:
 
 
 def fail_dependents(session: Session, job_id: int) -> list[int]:
-    """Fail, all the way down, the jobs that wait for this one."""
+    """Fail the jobs waiting for this one, transitively."""
     failed: list[int] = []
     causes = [session.get_one(Job, job_id, populate_existing=True)]
     while causes:

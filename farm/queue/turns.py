@@ -1,8 +1,8 @@
-"""Whose turn it is: every job has a place in its queue, by priority, then by its client's turn.
+"""Fair queuing: a job's place in its queue follows its priority, then its client's turn.
 
-In each queue a client's builds have turns in a row, so that a thousand of them leave room between each
-two for the builds of another, whose first comes right after what is being worked at there. Within a
-turn the older comes first.
+In each queue a client's builds get consecutive turns, and clients alternate: between any two of a client's
+thousand builds there is room for another client's, whose first comes right after the work in progress.
+Within a turn, the older job comes first.
 
 Source: Goyal, Vin, Cheng: Start-time Fair Queuing, SIGCOMM 1996.
 """
@@ -22,13 +22,13 @@ from farm.database.tables import IS_IN_LINE, IS_QUEUED, Build, BuildJob, Job
 from farm.specs.states import JobState
 
 _PRIORITIES = 10
-_TURNS = 2**40  #: more than a farm sees in its life
+_TURNS = 2**40  #: more than a farm ever uses
 _OTHER = aliased(Job)
 _NOT_STARTED = (JobState.WAITING, JobState.QUEUED)
 
 
 class Bell(NamedTuple):
-    """What a message says of a queued job."""
+    """A message's content: announces a queued job."""
 
     id: int
     attempt: int
@@ -39,11 +39,11 @@ class Bell(NamedTuple):
 
     @classmethod
     def of(cls, job: Any) -> Self:
-        """The bell of a Job, or of a row with these columns."""
+        """The bell for a Job, or for a row with these columns."""
         return cls(*(getattr(job, name) for name in cls._fields))
 
 
-# Made once, as all statements of a submission.
+# Built once, like all statements of a submission.
 _NEWEST = select(
     select(func.max(Job.place))
     .where(
@@ -66,10 +66,10 @@ _NEWEST = select(
 
 
 class Turns:
-    """A build's places: one in each queue in which it has work, taken when it is asked for.
+    """A build's places: one per queue in which it has work, assigned on first use.
 
     Parameters:
-        kept: queue → its place there before it was replanned.
+        kept: queue → the build's place there before it was replanned.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Turns:
         self._places = dict(kept or {})
 
     def place(self, queue: str) -> int:
-        """After the client's newest in this queue, or after what is being worked at. Lower is first."""
+        """The place after the client's newest here, or after the work in progress. Lower is earlier."""
         if queue not in self._places:
             self._places[queue] = self._next(queue)
         return self._places[queue]
@@ -94,10 +94,10 @@ class Turns:
         return max(own or first, started or first) + 1
 
     def raise_priority(self, joined: Iterable[JobRow]) -> list[Bell]:
-        """Let joined jobs that haven't started come as early as the build that joins them.
+        """Move joined jobs that haven't started up to the place of the build that joins them.
 
         Returns:
-            The jobs to announce again after the commit: their messages have the old priority.
+            The bells to ring again after the commit: the earlier messages have the old priority.
         """
         waiting = [job for job in joined if job.state in _NOT_STARTED]
         bells: list[Bell] = []
@@ -119,7 +119,7 @@ class Turns:
 
 
 def places(session: Session, build: Build) -> dict[str, int]:
-    """Queue → place, of the jobs that a build has put there itself."""
+    """The places of the jobs that a build created itself: queue → place."""
     rows = session.execute(
         select(Job.queue, func.min(Job.place))
         .join(BuildJob, BuildJob.job_id == Job.id)
@@ -134,17 +134,17 @@ def places(session: Session, build: Build) -> dict[str, int]:
 
 
 def first_in_line(session: Session, job_id: int, *, longest_s: float) -> tuple[int, int] | None:
-    """The first job of the queue in which this one is, or was, and its attempt.
+    """The first job in line, with its attempt, in the queue where this job is or was.
 
-    A message rings for a queue's work: which job comes next is decided when a worker is free, not
-    when the message was sent.
+    A message announces work in a queue: the next job is chosen when a worker is free, not when the
+    message is sent.
 
     Parameters:
-        longest_s: for which a job is left alone.
+        longest_s: the longest time for which a job is held back.
     """
     values = {"job_id": job_id} | due(longest_s)
-    # One that somebody else is about to claim is passed by; but when there's no other, it may be a
-    # submission that holds it, and then nobody else would come for it.
+    # Skip a locked job, which another worker may be claiming. If there is no other, wait for it: a
+    # submission may hold the lock, and then nobody else would claim it.
     for statement in (_FIRST_FREE, _FIRST):
         first = session.connection().execute(statement, values).one_or_none()
         if first is not None:
@@ -153,17 +153,17 @@ def first_in_line(session: Session, job_id: int, *, longest_s: float) -> tuple[i
 
 
 def may_start() -> ColumnElement[bool]:
-    """That a job isn't to be left alone for a while, with the parameters that ``due`` makes."""
+    """The condition that a job isn't held back now; ``due`` makes its parameters."""
     return or_(
         Job.not_before.is_(None),
         Job.not_before <= bindparam("at", type_=Instant()),
-        # Nothing is left alone for so long: the clock has been put back.
+        # Nothing is held back for that long: the clock has been set back.
         Job.not_before > bindparam("too_far", type_=Instant()),
     )
 
 
 def due(longest_s: float) -> dict[str, datetime]:
-    """What ``may_start`` compares with now."""
+    """The parameters of ``may_start``, as of now."""
     return {"at": now(), "too_far": now() + timedelta(seconds=longest_s)}
 
 

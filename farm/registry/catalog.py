@@ -16,7 +16,7 @@ from farm.specs.options import Prune
 
 
 def engine(session: Session, engine_id: str) -> EngineView:
-    """One row of the registry, with the other judgements of its engine.
+    """A row of the registry, with its engine's other judgements.
 
     Raises:
         NotFound
@@ -43,16 +43,16 @@ def engines(
     before: str | None = None,
     limit: int = 50,
 ) -> list[EngineView]:
-    """A model's engines, that which was published last first.
+    """A model's engines, most recently published first.
 
-    An engine that was judged again is told once, by its best founded judgement.
+    An engine that was judged several times appears once, with its best-founded judgement.
 
     Parameters:
-        before: the id of a row, whose engine was published after those that are asked for.
-        prune: ``2:4``, ``l1:0.5``, or ``none`` for those with all weights.
+        before: the id of a row; returns engines published before that row's.
+        prune: ``2:4``, ``l1:0.5``, or ``none`` for unpruned engines.
 
     Raises:
-        NotFound: there is no such model.
+        NotFound: the model doesn't exist.
         UnknownGpu, InvalidRequest
     """
     found = find(
@@ -82,7 +82,7 @@ def find(
     only_whole: bool = False,
     limit: int,
 ) -> list[EngineView]:
-    """Engines, the newest first.
+    """Engines, newest first.
 
     Parameters:
         only_whole: leave out those whose bytes the store has lost.
@@ -120,7 +120,7 @@ def find(
 
 
 def _published(session: Session, engine_id: str) -> str:
-    """The id of the first row of an engine, of which this is one."""
+    """The id of the first row of this row's engine."""
     row = session.get(EngineRow, engine_id)
     if row is None:
         return engine_id
@@ -134,7 +134,7 @@ def model_id(session: Session, name: str) -> int:
     """A model's id.
 
     Raises:
-        NotFound: with the names that are there.
+        NotFound: lists the existing names.
     """
     found = session.scalar(select(Model.id).where(Model.name == name))
     if found is None:

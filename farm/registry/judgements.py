@@ -1,7 +1,7 @@
-"""The judgements of one engine: each time that its model is submitted again, with whatever data.
+"""Judgements of an engine: one for each time its model is submitted, with any data.
 
-The best founded judgement speaks for it, the others stand beneath: an engine that was judged by labels isn't
-hidden by a resubmission without any. Each has its own row and bytes, for which it stands.
+The best-founded judgement represents the engine, the others are listed beneath: resubmitting without labels
+doesn't hide an engine that was judged with labels. Each judgement has its own row and its own bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from farm.reports.accuracy import Accuracy
 from farm.schemas.engines import EngineView, Judgement
 
-#: By the start of what ``accuracy`` says of its data; the first are the best founded.
+#: Prefixes of the data description in ``accuracy``, best founded first.
 _KINDS = ("evaluation", "held", "calibration", "random")
 
 
@@ -25,13 +25,13 @@ def foundation(accuracy: Accuracy) -> int:
 
 
 def ranked(views: Iterable[EngineView]) -> list[EngineView]:
-    """Judgements of one engine, the best founded first, of equals the newest."""
+    """An engine's judgements, best founded first, then newest."""
     newest = sorted(views, key=lambda view: view.id, reverse=True)
     return sorted(newest, key=lambda view: foundation(view.accuracy))
 
 
 def beneath(view: EngineView, others: Sequence[EngineView]) -> EngineView:
-    """A judgement with the others of its engine beneath it."""
+    """A judgement with its engine's others beneath it."""
     rest = [judgement(other) for other in ranked(others) if other.id != view.id]
     return view.model_copy(update={"judgements": rest})
 

@@ -1,7 +1,7 @@
-"""Whether two engines' latencies can be held against each other, and why not.
+"""Decides whether two engines' latencies are comparable, and if not, why.
 
-A ratio of what was measured on different machines, at different batch sizes, or while others used the
-machine says nothing of the engines.
+A ratio of measurements from different machines, at different batch sizes, or on a busy machine says nothing
+about the engines.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from typing import Any
 
 from farm.reports.metrics import MAX_OTHERS_SHARE, Metrics
 
-#: Of the settings, what doesn't have to be the same: what it was built in, and what PyTorch it was beside.
+#: Settings that may differ: the precision, and the version of PyTorch it was compared with.
 _FREE = {"precision", "torch"}
 
 
 def p50_ms(metrics: Metrics | None) -> float | None:
-    """The median latency; None where nobody measured it."""
+    """The median latency; None if it wasn't measured."""
     return ((metrics and metrics.latency_ms) or {}).get("p50") or None
 
 
 def doubt(metrics: Metrics | None) -> str | None:
-    """Why a latency doesn't represent its engine, for the reader; None if it does."""
+    """Why a latency doesn't represent its engine, in words; None if it does."""
     if metrics is None or p50_ms(metrics) is None:
         return "it wasn't measured"
     share = metrics.others_cpu_share
@@ -32,14 +32,14 @@ def doubt(metrics: Metrics | None) -> str | None:
 
 
 def conditions(metrics: Metrics) -> dict[str, Any]:
-    """What must be the same for two latencies to be compared."""
+    """The conditions that must be equal for two latencies to be comparable."""
     settings = metrics.settings.model_dump(mode="json") if metrics.settings else {}
     same = {name: value for name, value in settings.items() if name not in _FREE}
     return {"batch": metrics.batch} | same
 
 
 def not_comparable(metrics: Metrics | None, other: Metrics | None) -> str | None:
-    """Why a ratio of two median latencies would say nothing; None when it says something."""
+    """Why a ratio of two median latencies would be meaningless; None if it isn't."""
     for one in (metrics, other):
         reason = doubt(one)
         if reason:
@@ -56,7 +56,7 @@ def not_comparable(metrics: Metrics | None, other: Metrics | None) -> str | None
 
 
 def ratio(metrics: Metrics | None, other: Metrics | None) -> tuple[float | None, str | None]:
-    """The ratio of the median latencies, or None and why there is none."""
+    """The ratio of the median latencies, or None and the reason."""
     reason = not_comparable(metrics, other)
     if reason:
         return None, reason

@@ -1,4 +1,4 @@
-"""Which engine a pull returns, and why."""
+"""Selects the engine that a pull returns, with the reason."""
 
 from __future__ import annotations
 
@@ -27,15 +27,17 @@ def best_match(
     prune: str | None = None,
     doubtful: bool = False,
 ) -> Match:
-    """The best engine of a model for a GPU: the newest version, one with all weights before a pruned
-    one, the exact product before its compute capability, the asked precision or else the fastest, where
-    that was measured, or else the smallest; the newest build.
+    """The best engine of a model for a GPU.
+
+    In this order: the newest version, unpruned before pruned, the exact product before its compute
+    capability, the requested precision or else the fastest if measured, or else the smallest, the newest
+    build.
 
     Parameters:
-        doubtful: take one that failed a gate, too, after those that didn't.
+        doubtful: also consider engines that failed a gate, after those that didn't.
 
     Raises:
-        NotFound: naming what exists.
+        NotFound: names what exists.
         UnknownGpu, InvalidRequest
     """
     tag = gpus.canonical(gpu)
@@ -92,7 +94,7 @@ def _why(
 
 
 def _only_doubtful(engine: EngineView, tag: str) -> NotFound:
-    """Why a pull doesn't take what there is."""
+    """The error for a pull that finds only doubtful engines."""
     return NotFound(
         f"{engine.model} has no engine for {tag} that passed its gates; {engine.precision} of version "
         f"{engine.version} is doubtful: {'; '.join(engine.doubts)}",

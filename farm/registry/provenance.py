@@ -1,4 +1,4 @@
-"""Where an engine came from, and what is known of it beside its row."""
+"""An engine's provenance, and other facts that aren't in its row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from farm.specs.states import EngineState
 
 
 def doubts(session: Session, wanted: Sequence[Wanted]) -> dict[str, list[str]]:
-    """Engine id → why it is doubtful, of those of these engines that are."""
+    """The doubtful ones of these engines: engine id → reasons."""
     ids = [want.engine_id for want in wanted if want.engine_id]
     if not ids:
         return {}
@@ -51,7 +51,7 @@ def layer_report(session: Session, engine_id: str) -> str:
 
 
 def provenance_of(session: Session, engine_id: str) -> dict[str, Any]:
-    """Where an engine came from: the jobs that built and measured it, with all that their keys cover."""
+    """An engine's provenance: the jobs that built and measured it, with everything their keys cover."""
     row = session.get_one(EngineRow, engine_id)
     jobs = {"build": row.build_job_id, "measure": row.measure_job_id}
     found = {name: session.get_one(Job, job_id) for name, job_id in jobs.items()}

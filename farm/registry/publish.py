@@ -1,4 +1,4 @@
-"""Engines enter the registry when they are built and measured."""
+"""Publishes engines in the registry once they are built and measured."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from farm.specs.runtime import Target
 from farm.specs.states import EngineState, JobState
 from farm.stages import STAGES
 
-#: Of what a build reports of its engine, what is kept in the row.
+#: Fields of a build's description that are kept in the row.
 _DESCRIPTION = Description.model_fields.keys() - {"same"}
 
 
 _BUILT, _MEASURED = aliased(Job), aliased(Job)
 
 
-# Made once: every build and measure job that succeeds asks.
+# Built once: every successful build and measure job runs it.
 _COMPLETE = (
     select(
         Wanted,
@@ -66,18 +66,18 @@ _COMPLETE_OF_BUILD = _COMPLETE.where(Wanted.build_id == bindparam("build_id"))
 
 
 def publish(session: Session, job_id: int) -> None:
-    """Enter the engines into the registry that are complete now that this job has succeeded."""
+    """Publish the engines that are complete now that this job has succeeded."""
     _publish(session, session.execute(_COMPLETE_BY_JOB, {"job_id": job_id}).all())
 
 
 def publish_build(session: Session, build_id: str) -> Sequence[Wanted]:
-    """Enter the engines into the registry that a new build finds complete; return all that it wants."""
+    """Publish the engines that a new build finds complete; return all engines it wants."""
     _publish(session, session.execute(_COMPLETE_OF_BUILD, {"build_id": build_id}).all())
     return session.scalars(select(Wanted).where(Wanted.build_id == build_id)).all()
 
 
 def _publish(session: Session, complete: Sequence[Any]) -> None:
-    # Several builds may want one engine.
+    # Several builds may want the same engine.
     published: dict[tuple[int, int, int], str] = {}
     for found in complete:
         want = found.Wanted
@@ -89,10 +89,10 @@ def _publish(session: Session, complete: Sequence[Any]) -> None:
 
 
 def _same(found: Any) -> str:
-    """What two engines have in common that differ at most by the data that their model was run on.
+    """A key shared by engines that differ at most in the data their model was run on.
 
-    Other samples don't make it a different engine: they evaluate it, and show which of its values
-    leave the range of a type. Data that it was calibrated with are.
+    Evaluation samples don't make a different engine: they judge it, and show which of its values leave the
+    range of a type. Calibration data do.
     """
     facts, request = found.facts, found.request
     calibrated = found.Wanted.precision in CALIBRATED

@@ -1,4 +1,4 @@
-"""Which of several engines a pull takes, and why: by what was measured of them, else by their size."""
+"""Ranks engines for a pull, with the reason: by measurements, or else by size."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from farm.reports.metrics import Settings
 from farm.schemas.engines import EngineView
 from farm.specs.states import EngineState
 
-#: Where nothing was measured, of engines for the same GPU.
+#: The order without measurements, among engines for the same GPU.
 _RUNTIME_ORDER = ("tensorrt", "tensorrt-rtx", "onnxruntime", "torchscript")
 
 
 def best(
     found: Sequence[EngineView], tag: str, *, by_precision: bool
 ) -> tuple[EngineView, Sequence[EngineView]]:
-    """The engine to take, and those that it was chosen from, it among them.
+    """The best engine, and the candidates it was chosen from, including itself.
 
-    The newest version, one without doubts, one with all weights before a pruned one, the exact product
-    before its compute capability. Of those the fastest, where their latencies can be compared; else the
-    first runtime's, of these the smallest. One of an asked precision isn't chosen by speed or size but by
-    its age.
+    The newest version first, then engines without doubts, unpruned ones, and the exact product before its
+    compute capability. Of those the fastest if their latencies are comparable, or else the first
+    runtime's smallest. With a requested precision, the newest one instead of the fastest or smallest.
 
     Parameters:
-        found: the newest first.
-        by_precision: whether they are of a precision that was asked for.
+        found: newest first.
+        by_precision: whether they are of a requested precision.
     """
 
     def place(engine: EngineView) -> tuple[int, bool, bool, bool]:
@@ -45,7 +44,7 @@ def best(
 
 
 def measured(engines: Sequence[EngineView]) -> Sequence[EngineView]:
-    """The largest group of at least two whose latencies can be compared; empty if there is none."""
+    """The largest group of two or more with comparable latencies; empty without one."""
     groups: list[list[EngineView]] = []
     for engine in engines:
         for group in groups:

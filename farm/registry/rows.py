@@ -1,4 +1,4 @@
-"""Rows of the registry as answers have them: one view an engine, however often it was judged."""
+"""Turns rows of the registry into views: one per engine, however often it was judged."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from farm.reports.kept import EngineRecord
 from farm.schemas.engines import EngineView
 from farm.specs.states import EngineState
 
-#: By which judgements of one engine are told from other engines; of older rows it is the build job.
+#: Groups the judgements of one engine; for older rows, the build job.
 SAME = func.coalesce(
     EngineRow.description["same"].as_string(), cast(EngineRow.build_job_id, String)
 )
 
 
 def count_engines() -> ColumnElement[int]:
-    """How many engines there are, however often each was judged."""
+    """The number of engines, counting each once however often it was judged."""
     return func.count(SAME.distinct())
 
 
@@ -51,7 +51,7 @@ def view_of(row: Any) -> EngineView:
             engine.accuracy, engine.metrics, engine.description, engine.doubts
         )
     except kept.Unreadable:
-        # An earlier farm took whatever a stage's process sent. One row mustn't keep others from being shown.
+        # Earlier versions stored anything a stage sent. One bad row mustn't hide the others.
         reason = "its stored record can't be read"
         return _shown(row, _UNREADABLE, reason, EngineState.DOUBTFUL)
     return _shown(row, record, engine.metrics_reason, EngineState(engine.state))
@@ -102,7 +102,7 @@ def identity(row: EngineRow) -> str:
 
 
 def grouped(rows: Iterable[Any]) -> list[EngineView]:
-    """One view an engine, its other judgements beneath; that which was published last first."""
+    """One view per engine with its other judgements beneath, most recently published first."""
     groups: defaultdict[tuple[int, str], list[EngineView]] = defaultdict(list)
     for row in rows:
         groups[row[0].version_id, identity(row[0])].append(view_of(row))

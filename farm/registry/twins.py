@@ -1,4 +1,4 @@
-"""Compares compressed engines with their uncompressed twins: gains and costs."""
+"""Compares compressed engines with their uncompressed twins."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from farm.registry.rows import grouped, select_rows
 from farm.schemas.engines import Comparison, EngineView
 from farm.specs.precision import QUANTIZED, Precision
 
-#: What a quantised engine is compared with, the first that there is.
+#: A quantised engine is compared with the first of these that exists.
 _WIDER = (Precision.FP16, Precision.FP32)
 
 
 def beside_twins(session: Session, views: Sequence[EngineView]) -> list[EngineView]:
-    """The same engines, with compressed ones compared with their newest uncompressed twins.
+    """The same engines, with compressed ones compared to their newest uncompressed twins.
 
-    Of a pruned one that is the unpruned one of its precision, of a quantised one a wider one.
+    A pruned engine's twin is the unpruned one of the same precision, a quantised one's has a wider type.
     """
     ids = [view.id for view in views if _twin_precisions(view)]
     versions = select(EngineRow.version_id).where(EngineRow.id.in_(ids))
@@ -45,7 +45,7 @@ def _twin_precisions(view: EngineView) -> Sequence[Precision]:
 def _twin_key(view: EngineView) -> tuple[Any, ...]:
     options = view.options
     if view.prune and options:
-        # The plan sets it for weights that were pruned for it: it is a part of the pruning.
+        # The plan sets this option for weights pruned for it: it belongs to the pruning.
         options = options.model_copy(update={"sparse_weights": False})
     return view.model, view.version, view.runtime, view.gpu, str((view.profiles, options))
 
@@ -72,7 +72,7 @@ def _against(
 
 
 def _same_data(view: EngineView, twin: EngineView) -> bool:
-    """Whether two judgements are of data of the same kind and number."""
+    """Whether two judgements used the same kind and number of samples."""
     return (view.accuracy.data, view.accuracy.samples) == (
         twin.accuracy.data,
         twin.accuracy.samples,
@@ -80,7 +80,7 @@ def _same_data(view: EngineView, twin: EngineView) -> bool:
 
 
 def _same_task(view: EngineView, twin: EngineView) -> bool:
-    """Whether the source has the same result in both judgements, as it has on the same labels."""
+    """Whether the source scored the same in both judgements, as it does on the same labels."""
     task, other = view.accuracy.task, twin.accuracy.task
     return task is not None and other is not None and task.source == other.source
 

@@ -1,1 +1,1 @@
-"""Records of what was found, as a stranger's word: the process that sent them had read a stranger's model."""
+"""Stages' reports, treated as untrusted: the process that sent them had read an untrusted model."""

@@ -1,11 +1,11 @@
-"""How much a record may hold: what is kept of a job is read, and answered, by the API again and again."""
+"""Limits the size of records, since the API reads and returns them again and again."""
 
 from __future__ import annotations
 
 from math import isfinite
 from typing import Any
 
-MAX_BYTES = 2**20  #: of a record's JSON
+MAX_BYTES = 2**20  #: of a record as JSON
 _MAX_VALUES = 100_000
 _MAX_DEPTH = 16
 _MAX_CHARS = 10_000
@@ -14,11 +14,11 @@ _LEAST, _MOST = -(2**63), 2**64
 
 
 class TooMuch(ValueError):
-    """The record holds more, or other, than any that the farm makes."""
+    """The record is larger than, or different from, any that the farm makes."""
 
 
 def check(value: Any) -> None:
-    """Refuse what is too deep, too many, too long, or a number that JSON or Python's ``int`` hasn't.
+    """Refuse values that are too deep, too many or too long, and numbers outside JSON or Python's ``int``.
 
     Raises:
         TooMuch
@@ -63,7 +63,7 @@ def _check_text(text: Any, most: int) -> None:
 
 
 def fits(value: Any) -> bool:
-    """Whether ``check`` takes it."""
+    """Whether ``check`` accepts it."""
     try:
         check(value)
     except TooMuch:

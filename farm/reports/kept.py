@@ -1,4 +1,4 @@
-"""What was kept by this farm, or by an earlier one, as far as it can be read."""
+"""Reads records stored by this or an earlier version of the farm, as far as possible."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from farm.reports.records import Texts
 
 
 def shown(facts: Any) -> dict[str, Any]:
-    """Facts as they were kept; none where an earlier farm has kept what can't be answered."""
+    """Stored facts; empty if an earlier version stored something that can't be returned."""
     return facts if isinstance(facts, dict) and extent.fits(facts) else {}
 
 
@@ -26,7 +26,7 @@ class Unreadable(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRecord:
-    """What its stages have reported of an engine."""
+    """The stages' reports on an engine."""
 
     accuracy: Accuracy
     metrics: Metrics | None
@@ -38,7 +38,7 @@ _DOUBTS: TypeAdapter[list[str]] = TypeAdapter(Texts)
 
 
 def engine_record(accuracy: Any, metrics: Any, description: Any, doubts: Any) -> EngineRecord:
-    """What was kept of an engine, by whatever version of the farm.
+    """An engine's stored record, from any version of the farm.
 
     Raises:
         Unreadable

@@ -84,7 +84,7 @@ class MemoryView(Report):
     )
 
 
-#: Of an engine's layer report: some hundred bytes for each layer.
+#: Limit for an engine's layer report: a few hundred bytes per layer.
 MAX_LAYER_REPORT_BYTES = 32 * 2**20
 
 

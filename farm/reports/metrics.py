@@ -1,4 +1,4 @@
-"""How fast an engine is, beside what it is held against."""
+"""An engine's speed, next to its baseline's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from farm.reports.records import (
     Word,
 )
 
-#: While others hold more than this share of all cores, a ratio of latencies means little.
+#: If other processes use more than this share of all cores, a ratio of latencies means little.
 MAX_OTHERS_SHARE = 0.2
 
 Percentiles = Annotated[dict[Word, Number], Field(max_length=20)]

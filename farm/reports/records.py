@@ -1,4 +1,4 @@
-"""The shapes that what was found is kept in, and their bounds: a stranger's process says it."""
+"""Base classes of stored records, and their bounds: untrusted processes send them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pydantic import (
 
 from farm.specs.shapes import ShapeRange, TensorSpec
 
-MOST_NAMES = 20_000  #: of layers, inputs, outputs: more than any model of those that can be built
+MOST_NAMES = 20_000  #: of layers, inputs or outputs: more than any model that can be built has
 
 
 MOST_LISTED = 1000
@@ -64,7 +64,7 @@ Profiles = Annotated[
 class _AsGiven(BaseModel):
     """Its JSON holds the fields that were given and no others: what was kept passes through unchanged."""
 
-    # Without a return type: with one, that would be its JSON schema.
+    # No return type: it would become the JSON schema.
     @model_serializer(mode="wrap")
     def _given(self, serialize: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
         fields: dict[str, Any] = serialize(self)
@@ -97,7 +97,7 @@ Tensors = Annotated[list[Tensor], Field(max_length=MOST_NAMES, fail_fast=True)]
 
 
 def first_of(err: ValidationError) -> str:
-    """The first of the errors, in words of a bounded length."""
+    """The first of the errors as a text of bounded length."""
     if err.error_count() > MOST_LISTED:
         return f"{err.error_count()} values in it are invalid"
     one = err.errors(include_url=False, include_context=False, include_input=False)[0]

@@ -94,7 +94,7 @@ class BuildView(BuildSummary):
     engines: list[WantedEngine]
 
     def name_of(self, job: JobView) -> str:
-        """A job's title, with its runtime or its targets where the title alone doesn't tell them."""
+        """A job's title, with its runtime or targets if the title doesn't show them."""
         if job.target is None:
             served = {want.target for want in self.engines if job.id == want.measure_job}
             return f"{job.title} (for {', '.join(sorted(served))})" if served else job.title

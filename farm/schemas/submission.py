@@ -33,7 +33,7 @@ class Source(Request):
         return self
 
 
-#: Of a request: models with more inputs are rare, and each of them is in many places of the database.
+#: Per request. Models with more inputs are rare, and each input is stored in many rows.
 _MOST_INPUTS = 512
 
 

@@ -1,6 +1,6 @@
-"""The architectures that safetensors weights may be of, by library and class: this list and no more.
+"""Allow-list of architectures for safetensors weights, by library and class.
 
-What a class takes is known from here, so that a submission is refused before anything is imported.
+It also says what each class takes, so that a submission is refused before anything is imported.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ def _names(text: str, takes: Takes) -> dict[str, Takes]:
     return dict.fromkeys(text.split(), takes)
 
 
-#: Library → class, or the function that makes the model → what it takes.
+#: Library → class or factory function → what it takes.
 ARCHITECTURES: Mapping[str, Mapping[str, Takes]] = {
     "transformers": _names(_TEXT, "text") | _names(_IMAGE, "image") | _names(_SOUND, "sound"),
     "timm": _names(_TIMM, "image"),
     "torchvision": _names(_TORCHVISION, "image"),
 }
 
-#: Fields of a configuration that choose code, files or hubs; the farm chooses no such thing.
+#: Configuration fields that select code, files or hubs: refused.
 _CHOOSE_CODE = frozenset(
     """
     auto_map custom_pipelines trust_remote_code quantization_config attn_implementation
@@ -69,18 +69,18 @@ _CHOOSE_CODE = frozenset(
     weights_backbone cache_dir scriptable exportable
     """.split()
 )
-#: What timm's and torchvision's functions take of a configuration.
+#: Configuration fields that timm's and torchvision's functions accept.
 FUNCTION_FIELDS = frozenset({"num_classes", "in_chans", "img_size", "image_size", "drop_rate"})
 
 
-#: Types of weights; another name would be looked up in torch.
+#: Allowed weight types; any other name would be looked up in torch.
 _DTYPES = (None, "float16", "bfloat16", "float32", "float64")
 _MAX_LAYERS = 1024
 _MAX_DEPTH = 8
 
 
 def _fields(config: Mapping[str, object], depth: int = 0) -> Iterator[tuple[str, object]]:
-    """Name and value of each field, those of configurations within it too."""
+    """Each field's name and value, including nested configurations."""
     for name, value in config.items():
         yield name, value
         if isinstance(value, Mapping) and depth < _MAX_DEPTH:
@@ -94,7 +94,7 @@ def _is_too_deep(name: str, value: object) -> bool:
 
 
 def refusal(library: str, name: str, config: Mapping[str, object]) -> str | None:
-    """Why the farm doesn't make this module, or None."""
+    """Why the farm refuses this module, or None."""
     known = ARCHITECTURES[library]
     if name not in known:
         close = get_close_matches(name, known, n=5, cutoff=0.3) or list(known)[:5]

@@ -67,9 +67,9 @@ COMPUTE_CAPABILITIES: tuple[str, ...] = tuple(sorted(set(PRODUCTS.values()), key
 _ALIASES = {
     re.sub(r"[^a-z0-9]", "", name): name for name in (*PRODUCTS, *COMPUTE_CAPABILITIES, CPU)
 }
-#: A slice of a GPU, as NVML names its profile: ``h200-1g.18gb``, and with fewer or more engines than its
-#: share ``1c.2g.20gb``, ``1g.10gb+me``, ``1g.24gb-me``. What is tuned and timed on it isn't what the
-#: whole GPU would give, so it has a tag of its own.
+#: A slice of a GPU, as NVML names its profile: ``h200-1g.18gb``; with fewer or more engines than its share,
+#: ``1c.2g.20gb``, ``1g.10gb+me``, ``1g.24gb-me``. Tuning and timings on a slice don't apply to the whole
+#: GPU, so it has its own tag.
 _SLICE = re.compile(
     r"(?P<gpu>.+?)[ -](?:mig[ -])?(?P<profile>(?:\dc\.)?\dg\.\d{1,4}gb(?:[+-][a-z]{1,5}(?:\.[a-z]{1,5})?)?)",
     re.IGNORECASE,
@@ -82,7 +82,7 @@ def canonical(tag: str) -> str:
     """The tag as the farm writes it: ``RTX 4090`` → ``rtx-4090``, ``SM89`` → ``sm_89``, ``8.9`` → ``sm_89``.
 
     Raises:
-        UnknownGpu: with the closest known tags.
+        UnknownGpu: suggests the closest known tags.
     """
     if len(tag) > _MOST_CHARS:
         raise UnknownGpu(f"unknown GPU tag {tag[:40]!r}…", hint="`farm targets` lists every tag")
@@ -134,7 +134,7 @@ def product_of(device_name: str) -> str | None:
 
 
 def slice_of(device_name: str, whole: str | None) -> str | None:
-    """The tag of a slice of a GPU that has the tag ``whole``; None if it isn't a slice."""
+    """The tag of a slice of the GPU tagged ``whole``; None if it isn't a slice."""
     sliced = _SLICE.fullmatch(device_name.strip())
     return f"{whole}-{sliced['profile'].lower()}" if sliced and whole else None
 

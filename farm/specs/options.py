@@ -49,14 +49,14 @@ class BuilderOptions(Value):
     @field_validator("plugins", mode="before")
     @classmethod
     def _by_commas(cls, given: object) -> object:
-        # No more than it takes to see that they are too many.
+        # Only as many as it takes to see that there are too many.
         if isinstance(given, str):
             return tuple(filter(None, given.split(",", _MAX_PLUGINS)))
-        # Of JSON, which has no tuples.
+        # JSON has no tuples.
         return tuple(given[: _MAX_PLUGINS + 1]) if isinstance(given, list) else given
 
     def changed(self) -> dict[str, object]:
-        """Those that aren't the builder's own, by name."""
+        """The options that differ from the builder's defaults, by name."""
         return self.model_dump(exclude_defaults=True)
 
 

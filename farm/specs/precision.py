@@ -1,6 +1,6 @@
-"""The number formats that engines compute in, and what is true of each wherever it is built.
+"""The number formats engines compute in, with the traits that don't depend on the target.
 
-Where each can be built is in ``farm.planning.policy``.
+``farm.planning.policy`` says where each can be built.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ class Precision(StrEnum):
 
     @property
     def computes_in(self) -> str:
-        """The type of its products, as ``compute`` names them."""
+        """The type of its products, as named in ``compute``."""
         return TRAITS[self].computes_in or self.value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """What is true of a precision on every target."""
+    """A precision's properties on every target."""
 
-    typed_by: Literal["export", "cast", "calibrate"]  #: the stage that makes the graph in its types
+    typed_by: Literal["export", "cast", "calibrate"]  #: the stage that types the graph
     quantized: bool = False
-    computes_in: str = ""  #: where that isn't its name
+    computes_in: str = ""  #: if it differs from its name
 
 
 TRAITS: dict[Precision, Traits] = {
@@ -44,7 +44,7 @@ TRAITS: dict[Precision, Traits] = {
     Precision.INT8_DYNAMIC: Traits(typed_by="cast", quantized=True, computes_in="int8"),
 }
 
-#: Those whose ranges come from calibration data.
+#: Precisions whose ranges come from calibration data.
 CALIBRATED = tuple(one for one, traits in TRAITS.items() if traits.typed_by == "calibrate")
 QUANTIZED = tuple(one for one, traits in TRAITS.items() if traits.quantized)
 

@@ -12,12 +12,12 @@ class Role(StrEnum):
     CALIBRATION = "calibration"
     EVALUATION = "evaluation"
     ONNX = "onnx"
-    TYPED = "typed"  #: ONNX in the types of a precision; of a quantised one the rest in fp32
+    TYPED = "typed"  #: ONNX in a precision's types; if quantised, the rest in fp32
     TYPED_FP16 = "typed_fp16"  #: quantised, the rest in fp16
-    TYPED_HALF = "typed_half"  #: quantised, the rest in fp16, and in bf16 for its range
+    TYPED_HALF = "typed_half"  #: quantised, the rest in fp16, or bf16 for its range
     ENGINE = "engine"
     LAYERS = "layers"  #: the layer report
-    TIMING_CACHE = "timing_cache"  #: of TensorRT
+    TIMING_CACHE = "timing_cache"  #: TensorRT's
     REPORT = "report"
 
     @property
@@ -34,5 +34,5 @@ _WORDS = {
     Role.ENGINE: "the engine",
 }
 
-#: Those that are uploaded with a submission.
+#: Roles uploaded with a submission.
 GIVEN = (Role.SOURCE, Role.CALIBRATION, Role.EVALUATION)

@@ -31,6 +31,6 @@ class Target(Value):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """A target as ``str`` gives it; what users write is read by ``targets.parse``."""
+        """Parse the output of ``str``; ``targets.parse`` parses users' input."""
         runtime, _, gpu = text.partition(":")
         return cls(runtime=Runtime(runtime), gpu=gpu)

@@ -1,4 +1,4 @@
-"""Shapes and sizes: of inputs, of profiles, and the values that an input always has."""
+"""Shapes and sizes of inputs and profiles, and the values of fixed inputs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pydantic import (
 
 from farm.specs.values import Value
 
-#: An axis may be of length 0: the cache of a decoder's first call is.
+#: An axis may have length 0: the cache of a decoder's first call has.
 Axis = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
-#: More axes than any runtime takes. One fault of it is told: of thousands of shapes they would be many.
+#: More axes than any runtime accepts. Only the first fault is reported: thousands of shapes may be wrong.
 Shape = Annotated[tuple[Axis, ...], Field(max_length=16, fail_fast=True)]
 
 
 Size = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 
 
-#: More than TensorRT takes.
+#: More than TensorRT accepts.
 SizeValues = Annotated[tuple[Size, ...], Field(max_length=64, fail_fast=True)]
 
 
@@ -77,7 +77,7 @@ class ShapeRange(Value):
 Profile = dict[str, ShapeRange]
 
 
-#: Values of an input that is fixed, all together. More than that is a weight.
+#: The most values of a fixed input. Anything larger is a weight.
 MAX_FIXED_VALUES = 4096
 
 
@@ -90,7 +90,7 @@ def _checked_value(value: Any) -> Any:
 
 
 def _count(value: Any, depth: int) -> int:
-    """How many numbers there are in nested lists, which are rectangular."""
+    """Count the numbers in rectangular nested lists."""
     if not isinstance(value, list):
         if not isinstance(value, bool | int | float):
             raise ValueError(f"{value!r} is neither a number, true or false, nor a list of these")
@@ -118,18 +118,18 @@ def _shape(value: Any) -> tuple[int, ...]:
     return (len(value), *(_shape(value[0]) if value else ()))
 
 
-#: A number, a truth, or lists of them in the shape of the input.
+#: A number, a boolean, or nested lists of them in the input's shape.
 FixedValue = Annotated[Any, AfterValidator(_checked_value)]
 
 
-#: Inputs that always have one value, which is folded into the graph: name → value.
+#: Inputs with a constant value, which is folded into the graph: name → value.
 FixedInputs = Annotated[
     dict[Annotated[str, StringConstraints(min_length=1, max_length=200)], FixedValue],
     Field(max_length=64),
 ]
 
 
-#: The name of a dynamic axis that has none. Two such axes have nothing to do with each other.
+#: The name of an anonymous dynamic axis. Two such axes are unrelated.
 ANONYMOUS = "?"
 
 

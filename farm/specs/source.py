@@ -1,4 +1,4 @@
-"""What is submitted: the formats of sources, and the data that come with them."""
+"""Formats of sources, and of the data submitted with them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SourceFormat(StrEnum):
     SAFETENSORS = "safetensors"  #: weights, of an architecture that the request names
 
 
-#: Those that PyTorch runs: their weights can be pruned.
+#: Formats that PyTorch runs: their weights can be pruned.
 MODULES = (SourceFormat.PT2, SourceFormat.SAFETENSORS)
 
 

@@ -13,7 +13,7 @@ from farm.errors import IllegalTransition
 
 class JobState(StrEnum):
     WAITING = "waiting"  #: another job must succeed first
-    QUEUED = "queued"  #: ready; a message is, or will be, on its way to a worker
+    QUEUED = "queued"  #: ready; a message has been or will be sent
     RUNNING = "running"  #: a worker holds its lease
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -47,17 +47,17 @@ class Reuse(StrEnum):
 
 JOB_TRANSITIONS: frozenset[tuple[JobState, JobState]] = frozenset(
     {
-        (JobState.WAITING, JobState.QUEUED),  # its inputs are there
+        (JobState.WAITING, JobState.QUEUED),  # its inputs are available
         (JobState.WAITING, JobState.FAILED),  # one of its inputs failed
         (JobState.WAITING, JobState.CANCELLED),
         (JobState.QUEUED, JobState.RUNNING),  # claimed
         (JobState.QUEUED, JobState.CANCELLED),
-        (JobState.QUEUED, JobState.FAILED),  # it can't be planned with the tools that are there now
+        (JobState.QUEUED, JobState.FAILED),  # it can't be planned with the current tools
         (JobState.RUNNING, JobState.SUCCEEDED),
         (JobState.RUNNING, JobState.FAILED),
         (JobState.RUNNING, JobState.CANCELLED),
-        (JobState.RUNNING, JobState.QUEUED),  # its lease expired: the next attempt
-        (JobState.SUCCEEDED, JobState.FAILED),  # what it made was damaged in the store
+        (JobState.RUNNING, JobState.QUEUED),  # its lease expired: next attempt
+        (JobState.SUCCEEDED, JobState.FAILED),  # an output was damaged in the store
     }
 )
 
@@ -77,8 +77,8 @@ def check_transition(old: JobState, new: JobState) -> None:
 def build_state(jobs: Iterable[JobState]) -> BuildState:
     """The state of a build whose jobs are in these states.
 
-    A build with a failed job keeps running until its other jobs have ended: the engines
-    that can be built are built.
+    A build with a failed job keeps running until its other jobs have ended: every engine that can be built
+    is built.
     """
     states = set(jobs)
     if states <= {JobState.SUCCEEDED}:

@@ -1,4 +1,4 @@
-"""What every value of the farm is: frozen, and strict."""
+"""The base of the farm's values: frozen and strict."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the database knows of the store's blobs: that they are there, and who refers to them.
+"""The database's records of the store's blobs: which exist, and what refers to them.
 
-A row of ``artifacts`` is the promise that a blob is there. Putting the blob again or asking for it makes
-the row young; ``forget`` takes back only old promises that nobody counts on.
+A row of ``artifacts`` promises that a blob exists. Putting the blob again or asking for it renews the row;
+``forget`` only withdraws old promises that nothing relies on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from farm.database.tables import Artifact, Build, EngineRow, Job, Plugin, Timing
 from farm.specs.roles import GIVEN
 from farm.specs.states import JobState
 
-_ROWS = 1000  #: read at once
+_ROWS = 1000  #: per read
 
 
 def remember(session: Session, digest: str, *, size: int) -> None:
@@ -30,8 +30,8 @@ def remember(session: Session, digest: str, *, size: int) -> None:
 
 
 def _upsert(statement: postgresql.Insert | sqlite.Insert) -> Any:
-    # An update rather than nothing: it waits for a `forget` that is about to delete the row, and
-    # puts it there again.
+    # DO UPDATE, not DO NOTHING: it waits for a `forget` that is about to delete the row, and inserts it
+    # again.
     young = {
         "created_at": statement.excluded.created_at,
         "bytes": statement.excluded.bytes,
@@ -47,7 +47,7 @@ _REMEMBER = {
 
 
 def renew(session: Session, digest: str) -> int | None:
-    """Make a blob young, since somebody counts on it; return its bytes, or None if it isn't there."""
+    """Renew a blob that somebody relies on; return its size in bytes, or None if it doesn't exist."""
     return session.scalar(
         update(Artifact)
         .where(Artifact.digest == digest, Artifact.lost_at.is_(None))
@@ -57,17 +57,16 @@ def renew(session: Session, digest: str) -> int | None:
 
 
 def lose(session: Session, digest: str) -> None:
-    """Take the promise back that a blob is there: it was damaged."""
+    """Withdraw the promise that a blob exists: it was damaged."""
     session.execute(update(Artifact).where(Artifact.digest == digest).values(lost_at=now()))
 
 
 def referred(session: Session, *, since: datetime | None = None) -> set[str]:
-    """The digests that anything in the database refers to. Some are keys of jobs, and no blobs.
+    """The digests that anything in the database refers to. Some are keys of jobs instead of blobs.
 
     Parameters:
-        since: only what builds refer to that were submitted since, and jobs that succeeded since.
-            With them the versions and the recipes are covered: they come with a build. Engines are
-            what jobs have made.
+        since: only references from builds submitted since, and from jobs that succeeded since. That covers
+            versions and recipes, which come with a build, and engines, which are outputs of jobs.
     """
     builds = select(*(Build.request[(role, "digest")].as_string() for role in GIVEN))
     outputs = select(Job.outputs).where(Job.state == JobState.SUCCEEDED)
@@ -76,7 +75,7 @@ def referred(session: Session, *, since: datetime | None = None) -> set[str]:
         outputs = outputs.where(Job.finished_at >= since)
     found = {digest for row in _rows(session, builds) for digest in row if digest}
     found.update(_values(session, outputs))
-    # These are few: one may have come there just now.
+    # Always all of these: they are few, and one may be new.
     for newest in (TimingCache.digest, Plugin.digest):
         found.update(digest for (digest,) in _rows(session, select(newest)))
     if since is None:
@@ -97,7 +96,7 @@ def _values(session: Session, statement: Select[*tuple[Any, ...]]) -> Iterator[s
 
 
 def ages(session: Session, digests: Collection[str]) -> dict[str, datetime]:
-    """When those of the blobs that the database knows were last put or asked for."""
+    """When blobs were last put or asked for, for those the database knows."""
     rows = session.execute(
         select(Artifact.digest, Artifact.created_at).where(Artifact.digest.in_(digests))
     )
@@ -107,21 +106,21 @@ def ages(session: Session, digests: Collection[str]) -> dict[str, datetime]:
 def forget(
     session: Session, digests: Collection[str], *, before: datetime, since: datetime
 ) -> set[str]:
-    """Delete the rows of those blobs that nothing refers to; return the digests without a row now.
+    """Delete the rows of blobs that nothing refers to; return the digests that now have no row.
 
     Parameters:
-        digests: blobs that nothing referred to at ``since``, or a while later.
-        before: rows younger than this stay.
+        digests: blobs that nothing referred to at ``since`` or a while later.
+        before: newer rows are kept.
     """
     known = ages(session, digests)
-    # A submission shares a lock on the blobs that it looks for (`builds`): those that it holds are
-    # skipped. One that comes later waits for us, and doesn't find them.
+    # A submission takes a shared lock on the blobs it looks up (`builds`): skip those. A later one waits
+    # for us and doesn't find them.
     old = session.scalars(
         select(Artifact.digest)
         .where(Artifact.digest.in_(known), Artifact.created_at < before)
         .with_for_update(skip_locked=True)
     ).all()
-    # A look of its own, after the lock: it sees whatever was committed until then.
+    # A separate query after the lock, which sees everything committed until then.
     needed = referred(session, since=since)
     gone = set(old) - needed
     session.execute(delete(Artifact).where(Artifact.digest.in_(gone)))

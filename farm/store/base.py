@@ -1,12 +1,12 @@
-"""What a store of artifacts promises, wherever it keeps them.
+"""The contract of an artifact store.
 
-A blob is named by the sha256 of its bytes, and is either whole and right or not there: a put that is cut
-off at any point, by an error or with its process, leaves nothing that a caller could take for a blob. The
-one exception is a medium that damages bytes after they were put, which `is_right` finds.
+A blob is named by the sha256 of its bytes, and is either complete and correct or absent: a put interrupted
+at any point, by an error or by its process's death, leaves nothing that a caller could take for a blob. The
+only exception is a medium that damages stored bytes, which `is_right` detects.
 
-Every call may raise `StorageUnavailable`, and one that writes `StorageFull`; neither leaves a blob half
-put or half removed. Stores are used by many threads and by many processes at once. What all of this means
-in practice is held against every store in tests/unit/test_stores.py.
+Every call may raise `StorageUnavailable`, and writing calls also `StorageFull`; neither leaves a blob half
+put or half removed. Many threads and processes use a store at once. tests/unit/test_stores.py checks all of
+this for every store.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-#: Kept of a disk, so that garbage collection has room to work when all else is taken.
+#: Reserved on the disk, so that garbage collection has room to work when the disk is full.
 RESERVE_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """A blob that is in the store."""
+    """A blob in the store."""
 
     digest: str
     bytes: int
@@ -31,7 +31,7 @@ class Stored:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFile:
-    """A blob, in its place or set aside, as it was when it was looked at."""
+    """A blob, in place or set aside, as last seen."""
 
     digest: str
     bytes: int
@@ -40,73 +40,73 @@ class StoredFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Interrupted:
-    """What an upload left that broke off with its process: the start of a blob."""
+    """The leftover of an upload whose process died: the start of a blob."""
 
-    name: str  #: the store's own
+    name: str  #: chosen by the store
     bytes: int
     put_at: datetime  #: when it was last written to
 
 
 class Store(Protocol):
-    """Where artifacts live."""
+    """Stores artifacts."""
 
     @property
     def address(self) -> str:
-        """Where it is, for a message."""
+        """Its location, for messages."""
         ...
 
-    # Whose it is
+    # Ownership
 
     def identity(self) -> str | None:
-        """What tells this store from others, or None where no farm has used it. Writes nothing."""
+        """The store's unique id, or None if no farm has used it. Writes nothing."""
         ...
 
     def identify(self) -> str:
-        """Its identity, given now if it has none. Of two that come at once, both get the same."""
+        """Its identity, created if it has none. Concurrent callers get the same one."""
         ...
 
     # Putting
 
     def take(self, source: Path) -> Stored:
-        """Keep a file, which is gone from where it was; if it can't be kept, it's still there.
+        """Move a file into the store; if that fails, the file stays where it was.
 
-        Putting what is there already makes it young, and heals it where it was damaged. Any number may
-        put one blob at once: there is one, and each is told the same.
+        Putting an existing blob renews it, and repairs it if it was damaged. Concurrent puts of the same
+        blob are safe: one blob results, and all callers get the same answer.
         """
         ...
 
     async def receive(
         self, chunks: AsyncIterator[bytes], *, expected: str | None, max_bytes: int
     ) -> Stored:
-        """Put a blob as it arrives, without holding it in memory or the event loop up.
+        """Put a blob as it arrives, without holding it in memory or blocking the event loop.
 
         Parameters:
             expected: the announced digest, or None.
 
         Raises:
-            DigestMismatch, EmptyBlob, TooLarge: nothing was kept.
+            DigestMismatch, EmptyBlob, TooLarge: nothing was stored.
         """
         ...
 
     # Reading
 
     def has(self, digest: str) -> bool:
-        """Whether the blob is there; what isn't a digest isn't."""
+        """Whether the blob exists; False for anything that isn't a digest."""
         ...
 
     def path(self, digest: str) -> Path:
-        """A local file with the blob, to read and never to write.
+        """A local, read-only file with the blob.
 
-        It has the blob's bytes for whoever has opened it, whatever becomes of the blob meanwhile; the
-        name may be gone soon after the blob is.
+        Once opened, it keeps the blob's bytes whatever happens to the blob; its name may disappear soon
+        after the blob does.
 
         Raises:
-            NotFound: it isn't there, or this isn't a digest.
+            NotFound: it doesn't exist, or this isn't a digest.
         """
         ...
 
     def is_right(self, digest: str) -> bool:
-        """Whether a blob's bytes are those that its digest names; reads all of them.
+        """Whether a blob's bytes match its digest; reads all of them.
 
         Raises:
             NotFound
@@ -120,52 +120,52 @@ class Store(Protocol):
     # Room
 
     def try_to_write(self) -> None:
-        """Raise what writing would."""
+        """Raise the error that writing would raise."""
         ...
 
     def free_bytes(self) -> int | None:
-        """The room that is left, or None where the store has no end."""
+        """The free space, or None if the store is unlimited."""
         ...
 
     def keep_reserve(self) -> None:
-        """Take the reserve of the disk, if it has one and there is room. Never raises."""
+        """Allocate the reserve on the disk, if the store has one and there is room. Never raises."""
         ...
 
     def spend_reserve(self) -> None:
-        """Give the reserve back to the disk. Never raises."""
+        """Free the reserve. Never raises."""
         ...
 
-    # Collecting garbage
+    # Garbage collection
 
     def blobs(self) -> Iterator[StoredFile]:
-        """Every blob; those that come or go meanwhile may be among them or not."""
+        """Every blob; may or may not include those that come or go meanwhile."""
         ...
 
     def set_aside(self, digest: str) -> StoredFile | None:
-        """Take a blob out of reach without deleting it, or None if it isn't there.
+        """Take a blob out of reach without deleting it; None if it doesn't exist.
 
-        Whoever puts the same blob before that makes the one aside younger than it was; whoever puts it
-        after that puts another, which what becomes of the one aside doesn't touch.
+        A put of the same blob before this call renews the blob that is set aside; a put after it creates
+        another blob, independent of the one set aside.
         """
         ...
 
     def put_back(self, file: StoredFile) -> None:
-        """Put a blob that was set aside in reach again, as if it had been put now. It isn't an error if it no
-        longer is set aside."""
+        """Put back a blob that was set aside, as if it had been put now. No error if it is no longer set
+        aside."""
         ...
 
     def put_all_back(self) -> None:
-        """Put back whatever is aside: what a garbage collection left that was killed."""
+        """Put back everything set aside: leftovers of a killed garbage collection."""
         ...
 
     def delete(self, file: StoredFile) -> bool:
-        """Delete a blob that was set aside; False if it is no longer aside."""
+        """Delete a blob that was set aside; False if it no longer is."""
         ...
 
     def interrupted(self, before: datetime) -> Iterator[Interrupted]:
-        """What uploads left behind that broke off with their process, before this time."""
+        """Leftovers from before this time of uploads whose processes died."""
         ...
 
     def delete_upload(self, upload: Interrupted) -> None:
-        """Delete what an upload left. It isn't an error if that is already gone."""
+        """Delete an upload's leftover. No error if it is already gone."""
         ...

@@ -1,4 +1,4 @@
-"""The store that the settings choose."""
+"""Chooses the store from the settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store in a folder: a blob is either whole and right, or not there."""
+"""A store in a folder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _UPLOAD_THREADS = 8
 
 
 class LocalStore:
-    """Blobs as files below one folder, which API and workers share."""
+    """Blobs as files below one folder, shared by the API and the workers."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -48,7 +48,7 @@ class LocalStore:
 
     @cached_property
     def _disk(self) -> CapacityLimiter:
-        """Threads of its own, so that uploads to a slow disk leave those of other requests alone."""
+        """Separate threads, so that uploads to a slow disk don't take those of other requests."""
         return CapacityLimiter(_UPLOAD_THREADS)
 
     def _place(self, digest: str) -> Path:
@@ -58,7 +58,7 @@ class LocalStore:
         return self.root / "sha256" / name[:2] / name
 
     def has(self, digest: str) -> bool:
-        with self._reading(), suppress(NotFound):  # what isn't a digest isn't there
+        with self._reading(), suppress(NotFound):  # it isn't a digest
             return self._place(digest).is_file()
         return False
 
@@ -85,7 +85,7 @@ class LocalStore:
             return shutil.disk_usage(self.root).free
 
     def keep_reserve(self) -> None:
-        with suppress(OSError):  # then there is none: what writes will tell
+        with suppress(OSError):  # then there is none: writing calls will report it
             self.root.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(self.root).free < 2 * RESERVE_BYTES:
                 return
@@ -109,7 +109,7 @@ class LocalStore:
                 file.flush()
                 os.fchmod(file.fileno(), 0o444)
                 with suppress(FileExistsError):
-                    os.link(file.name, self.root / "id")  # of two that come at once, one wins
+                    os.link(file.name, self.root / "id")  # of concurrent callers, one wins
         identity = self.identity()
         if identity is None:
             raise StorageUnavailable(
@@ -133,7 +133,7 @@ class LocalStore:
             place.replace(damaged / place.name)
 
     def take(self, source: Path) -> Stored:
-        with self._writing():  # on the same file system it isn't even copied
+        with self._writing():  # on the same file system nothing is copied
             try:
                 return self._adopt(source)
             except OSError as err:
@@ -154,13 +154,13 @@ class LocalStore:
         return Stored(digest=digest, bytes=size)
 
     def _put(self, path: Path, file: BinaryIO, digest: str) -> None:
-        """Put a whole file in its place; from where it was it's gone."""
+        """Move a complete file into place."""
         place = self._place(digest)
         os.fsync(file.fileno())
         place.parent.mkdir(parents=True, exist_ok=True)
         path.chmod(0o444)
-        self._renew(path)  # it was written long ago, maybe, and arrives now
-        # Over one that is there: these bytes are right, and those may be damaged.
+        self._renew(path)  # it may have been written long ago: its age counts from now
+        # Replace an existing one: these bytes are correct, those may be damaged.
         path.replace(place)
 
     async def receive(
@@ -168,7 +168,7 @@ class LocalStore:
     ) -> Stored:
         size, pending = 0, bytearray()
         with self._receiving() as blob:
-            # Hashing, writing and fsync take their time, and a disk may hang: not on the event loop.
+            # Hashing, writing and fsync take time, and a disk may hang: keep them off the event loop.
             async for chunk in chunks:
                 size += len(chunk)
                 if size > max_bytes:
@@ -187,7 +187,7 @@ class LocalStore:
         with self._reading():
             for folder in _entries(self.root / "sha256"):
                 if folder.is_dir():
-                    # File systems and people leave other files there.
+                    # Skip stray files that file systems and people leave there.
                     for file, found in _found(
                         f for f in _entries(folder) if _NAME.fullmatch(f.name)
                     ):
@@ -236,7 +236,7 @@ class LocalStore:
 
     @staticmethod
     def _renew(file: Path) -> bool:
-        """Renew a file's time, atomically with the check that it exists."""
+        """Renew a file's time, atomically with checking that it exists."""
         try:
             os.utime(file)
         except FileNotFoundError:
@@ -245,7 +245,7 @@ class LocalStore:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Convert read errors of the disk to the farm's.
+        """Convert the disk's read errors to the farm's.
 
         Raises:
             StorageUnavailable
@@ -257,7 +257,7 @@ class LocalStore:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Convert write errors of the disk to the farm's.
+        """Convert the disk's write errors to the farm's.
 
         Raises:
             StorageFull, StorageUnavailable
@@ -303,7 +303,7 @@ def _time(found: os.stat_result) -> datetime:
 
 
 class _Incoming:
-    """A blob on its way in: hashed while it is written, renamed into place when it is whole."""
+    """An incoming blob: hashed while it is written, renamed into place when complete."""
 
     def __init__(self, *, store: LocalStore, file: BinaryIO) -> None:
         self._store = store

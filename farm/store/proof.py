@@ -16,7 +16,7 @@ from farm.store.base import Store
 
 
 def adopt(db: Database, store: Store) -> None:
-    """Make this the farm's store, if it has none.
+    """Make this the farm's store, if the farm has none.
 
     Raises:
         StorageUnavailable: the farm has another one.
@@ -28,12 +28,12 @@ def adopt(db: Database, store: Store) -> None:
             if _known(session) is None:
                 session.add(KnownStore(id=identity))
     except IntegrityError:
-        pass  # another process of the API was quicker
+        pass  # another API process was faster
     prove(db, store)
 
 
 def prove(db: Database, store: Store) -> None:
-    """Return if this is the farm's store.
+    """Return if this is the farm's store, raise otherwise.
 
     Raises:
         StorageUnavailable: it isn't, or the farm has none yet.

@@ -1,1 +1,1 @@
-"""Whom the farm trusts."""
+"""Authentication and trust: keys, hosts, plugins, audit."""

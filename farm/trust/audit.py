@@ -20,7 +20,7 @@ _LONGEST = {"who": 400, "label": 100, "address": 100, "object": 200}
 
 
 def record(session: Session, by: Caller, action: str, object: str, **details: Any) -> None:
-    """Write down a change that this unit of work makes."""
+    """Record a change that this unit of work makes."""
     row: dict[str, Any] = {
         "who": by.name,
         "label": by.label,
@@ -40,11 +40,11 @@ def page(
     before: int | None = None,
     limit: int,
 ) -> Sequence[AuditRow]:
-    """Changes, newest first.
+    """Audit entries, newest first.
 
     Parameters:
         key: the id of the key that made them.
-        before: the id of the oldest row of the page before.
+        before: the id of the oldest row of the previous page.
     """
     found = select(AuditRow).order_by(AuditRow.id.desc()).limit(limit)
     if key is not None:

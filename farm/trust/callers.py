@@ -13,7 +13,7 @@ from farm.specs.scopes import Scope
 
 @dataclass(frozen=True, kw_only=True)
 class Caller:
-    """Somebody with a key, or with none where none is needed."""
+    """Somebody with a key, or without one where none is needed."""
 
     key_id: str | None = None
     name: str
@@ -23,21 +23,21 @@ class Caller:
 
     @property
     def client(self) -> str:
-        """Who takes turns with others: the key, and without one whatever it calls itself."""
+        """The client for fair queuing: the key, or else the label."""
         return f"key {self.key_id}" if self.key_id else self.label or self.address
 
 
-#: What the farm does on its own.
+#: The caller for the farm's own actions.
 THE_FARM = Caller(name="the farm")
 
 
 def allows(held: Collection[Scope], wanted: Scope) -> bool:
-    """Whether a key with these scopes may do what needs that one."""
+    """Whether a key with these scopes may do something that needs ``wanted``."""
     return wanted in held or Scope.ADMIN in held or (wanted is Scope.READ and bool(held))
 
 
 def this_user(address: str = "") -> Caller:
-    """Somebody at this machine who has the database in their hands."""
+    """The user on this machine, who has direct access to the database."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name

@@ -1,7 +1,7 @@
-"""Keys as their holders have them: what they look like, and where one is kept on the holder's machine.
+"""Keys on their holders' side: their format, and where one is stored on the holder's machine.
 
-A key is ``farm_ID_SECRET``: an id that lists may show, and 256 random bits. The prefix is for people, and
-for programs that look for secrets in the wrong places.
+A key is ``farm_ID_SECRET``: an id that lists may show, and 256 random bits. The prefix is for people and
+for secret scanners.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KEY = re.compile(r"farm_([0-9a-hjkmnp-tv-z]{10})_[0-9a-f]{64}")
 
 
 def new() -> tuple[str, str]:
-    """A key that nobody has, and its id."""
+    """A new key and its id."""
     key_id = "".join(secrets.choice(_ALPHABET) for _ in range(_ID_CHARS))
     return f"farm_{key_id}_{secrets.token_hex(_SECRET_BYTES)}", key_id
 
@@ -35,17 +35,17 @@ def id_of(key: str) -> str | None:
 
 
 def digest_of(key: str) -> str:
-    """What is kept of a key. No salt and no stretching: nobody guesses 256 random bits."""
+    """The stored digest of a key. No salt or stretching: 256 random bits can't be guessed."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def home_file(home: Path) -> Path:
-    """Where an embedded farm keeps the key of whoever runs it."""
+    """The file in which an embedded farm keeps the key of whoever runs it."""
     return home / "key"
 
 
 def read(file: Path) -> str | None:
-    """The key in a file, if there is one that this user may read."""
+    """The key in a file, or None if there is none that this user may read."""
     with suppress(OSError, UnicodeDecodeError):
         key = file.read_text().strip()
         return key if id_of(key) else None
@@ -53,14 +53,14 @@ def read(file: Path) -> str | None:
 
 
 def is_private(file: Path) -> bool:
-    """Whether nobody else can have read a file."""
+    """Whether nobody else can have read the file."""
     found = file.stat()
     return found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o077
 
 
 def write(file: Path, key: str) -> None:
-    """Keep a key for this user alone."""
-    # It is 0600 from its first byte on.
+    """Store a key, readable only by this user."""
+    # Created with mode 0600.
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
     try:
         with os.fdopen(descriptor, "w") as fresh:

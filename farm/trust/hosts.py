@@ -1,8 +1,8 @@
-"""By which names the farm is reached, and which pages may ask it to do something.
+"""Checks the host names the farm is reached by, and which web pages may send it requests.
 
-A page of anywhere can make a browser ask a farm on the same machine or network. It says so in `Origin` and
-`Sec-Fetch-Site`, unless its own name was made to lead here (DNS rebinding): then it says that name in
-`Host`. An address can't be made to lead anywhere else, and so any is taken.
+Any web page can make a browser send requests to a farm on the same machine or network. `Origin` and
+`Sec-Fetch-Site` show it, unless the page's own name was rebound to this address (DNS rebinding): then that
+name is in `Host`. IP addresses can't be rebound, so any is accepted.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from urllib.parse import urlsplit
 from farm.errors import CrossSite, InvalidRequest, WrongHost
 
 _READS = ("GET", "HEAD", "OPTIONS")
-_OWN = ("same-origin", "none")  #: of a page of the farm, or typed by the user
-Headers = Mapping[str, Sequence[str]]  #: by their names in lower case, all that were sent
+_OWN = ("same-origin", "none")  #: from one of the farm's pages, or typed by the user
+Headers = Mapping[str, Sequence[str]]  #: lower-case name → all values sent
 
 
 class Hosts:
-    """The names of one farm.
+    """A farm's host names.
 
     Parameters:
-        named: by the settings; without any, this machine's own.
+        named: from the settings; if empty, this machine's own names.
     """
 
     def __init__(self, named: Collection[str] = ()) -> None:
@@ -33,7 +33,7 @@ class Hosts:
         self._usual = {"localhost", own, f"{own}.local"}
 
     def check(self, method: str, headers: Headers) -> None:
-        """Refuse what is asked by another name, or by a page of another site.
+        """Refuse requests for another host name, or from another site's page.
 
         Raises:
             WrongHost, CrossSite, InvalidRequest
@@ -53,7 +53,7 @@ class Hosts:
                 raise CrossSite("the request comes from another site's page")
         if method in _READS:
             return
-        # A browser that says same-origin has compared them itself, before any proxy changed the host.
+        # A browser that sends same-origin has compared them itself, before any proxy changed the host.
         for origin in () if sites else headers.get("origin", ()):
             where = urlsplit(origin) if _is_url(origin) else None
             same = where is not None and where.netloc.lower() in {h.lower() for h in hosts}
@@ -70,7 +70,7 @@ class Hosts:
         )
 
     def _is_named(self, name: str) -> bool:
-        # Not "*": that a farm has any name doesn't make any page its own.
+        # Not "*": accepting any host name doesn't make every page the farm's own.
         return any(fnmatchcase(name, one) for one in self._named if one != "*")
 
 

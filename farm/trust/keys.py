@@ -1,4 +1,4 @@
-"""The farm's keys: made, listed, revoked, and found again by what a caller sends."""
+"""The farm's keys: creates, lists, revokes and checks them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def create(
     by: Caller,
     expires_in_s: float | None = None,
 ) -> tuple[ApiKey, str]:
-    """Make a key.
+    """Create a key.
 
     Returns:
         Its row, and the key itself, which can't be recovered later.
@@ -52,9 +52,9 @@ def revoke(session: Session, key_id: str, *, by: Caller) -> ApiKey:
 
     Raises:
         NotFound
-        Conflict: it is the last one that can make others.
+        Conflict: it is the last one that can create others.
     """
-    # All that can make others are locked, in one order: two that revoke each other's leave one.
+    # Lock all admin keys, in a fixed order: two that revoke each other leave one.
     admins = [
         row
         for row in session.scalars(_live().order_by(ApiKey.id).with_for_update())
@@ -73,7 +73,7 @@ def revoke(session: Session, key_id: str, *, by: Caller) -> ApiKey:
 
 
 def end(session: Session, row: ApiKey, *, by: Caller) -> None:
-    """Revoke this key, whatever others there are."""
+    """Revoke this key, even if it is the last."""
     row.revoked_at = now()
     session.flush()
     audit.record(session, by, "key.revoke", row.id, name=row.name)
@@ -97,7 +97,7 @@ def page(session: Session, *, before: str | None = None, limit: int) -> Sequence
     """Keys, newest first.
 
     Raises:
-        NotFound: there is no such key as the page shall begin after.
+        NotFound: the key ``before`` doesn't exist.
     """
     found = select(ApiKey).order_by(ApiKey.created_at.desc(), ApiKey.id.desc()).limit(limit)
     if before is not None:
@@ -124,6 +124,6 @@ def _live() -> Select[ApiKey]:
 
 
 def fits(row: ApiKey, text: str, *, at: datetime) -> bool:
-    """Whether this is the row's key, and it is valid at this time."""
+    """Whether this is the row's key and valid at this time."""
     is_it = hmac.compare_digest(row.digest, credentials.digest_of(text))
     return is_it and row.revoked_at is None and (row.expires_at is None or row.expires_at > at)

@@ -1,7 +1,7 @@
-"""Plugin libraries of TensorRT: native code that builds run, so only what the operators have signed.
+"""TensorRT plugin libraries: native code that builds run, so the operators must have signed them.
 
-A library is allow-listed by its digest with a signature by one of the settings' keys. A key that is
-taken out of the settings takes its libraries with it: every submission and every worker looks again.
+A library is allow-listed by its digest, with a signature by one of the settings' keys. Removing a key from
+the settings disables its libraries: every submission and every worker checks again.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _ELF = b"\x7fELF"
 
 
 def signer(content: signatures.Content, signature: str, keys: Collection[str]) -> str:
-    """The key that has signed a library.
+    """The key that signed a library.
 
     Raises:
-        PluginRefused: none of them has.
+        PluginRefused: none of them did.
         InvalidRequest: the signature isn't one.
     """
     if not keys:
@@ -54,10 +54,10 @@ def find_uploaded(session: Session, digest: str) -> None:
 
 
 def verified(library: Path, signature: str, keys: Collection[str], *, most_bytes: int) -> str:
-    """The key that has signed a library, of which no more is read than it takes to know.
+    """The key that signed a library; reads no more of the file than needed.
 
     Raises:
-        PluginRefused: none of them has, or it isn't a library.
+        PluginRefused: none of them did, or it isn't a library.
         InvalidRequest: the signature isn't one.
     """
     with library.open("rb") as file:
@@ -69,7 +69,7 @@ def verified(library: Path, signature: str, keys: Collection[str], *, most_bytes
                 f"the library has {size} bytes; the limit is {most_bytes}",
                 hint="raise FARM_MAX_PLUGIN_BYTES on the API",
             )
-        # Not read: the signature is of the file as it lies there.
+        # Mapped rather than read into memory: the signature covers the whole file.
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return signer(content, signature, keys)
 
@@ -78,7 +78,7 @@ def add(session: Session, request: PluginRequest, key: str) -> PluginView:
     """Allow-list a library. Repeating it renews its name and signature.
 
     Parameters:
-        key: that has signed it.
+        key: the key that signed it.
 
     Raises:
         NotFound: it hasn't been uploaded.
@@ -98,10 +98,10 @@ def add(session: Session, request: PluginRequest, key: str) -> PluginView:
 
 
 def require(session: Session, digests: Collection[str], keys: Collection[str]) -> None:
-    """Refuse a build with a library that isn't allow-listed, or whose key isn't trusted any more.
+    """Refuse a build with a library that isn't allow-listed, or whose key is no longer trusted.
 
     Raises:
-        PluginRefused: naming it.
+        PluginRefused: names it.
     """
     if not digests:
         return
@@ -117,7 +117,7 @@ def find(session: Session, digest: str) -> Plugin | None:
 
 
 def views(session: Session) -> list[PluginView]:
-    """All that are allow-listed, by name."""
+    """All allow-listed libraries, by name."""
     rows = session.execute(
         select(Plugin, Artifact.bytes)
         .join(Artifact, Artifact.digest == Plugin.digest)

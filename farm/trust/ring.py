@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 #: A key revoked elsewhere is rejected after this long.
 _FRESH_S = 1.0
-#: For a key that isn't known: it may have been made just now. Guesses cost a look so often at most.
+#: An unknown key, which may be new, is looked up at most this often, so that guesses cost little.
 _LOOK_AGAIN_S = 0.1
 #: While the database is unreachable, known keys are accepted for this long.
 _STALE_S = 30.0
@@ -30,7 +30,7 @@ _WRITE_S = 5.0
 
 
 class Ring:
-    """Finds keys, and notes when they were used."""
+    """Looks up keys, and records when they were used."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -43,7 +43,7 @@ class Ring:
         self._used: dict[str, datetime] = {}
 
     def known(self, text: str) -> ApiKey | None:
-        """The key, if that can be told without a look at the database; ``look`` tells the rest."""
+        """The key, if known without asking the database; otherwise use ``look``."""
         age_s = self._age_s()
         if age_s is None or age_s > _FRESH_S:
             return None
@@ -56,7 +56,7 @@ class Ring:
         return credentials.id_of(text) is None or (lately and self._fitting(text) is None)
 
     def look(self, text: str) -> ApiKey | None:
-        """The key, or None if the farm has none like this. Asks the database.
+        """The key, or None if the farm doesn't have it. Asks the database.
 
         Raises:
             DatabaseUnavailable, SchemaOutdated
@@ -72,7 +72,7 @@ class Ring:
         return found
 
     def opens(self, key_id: str) -> bool:
-        """Whether the key with this id, which was shown before, still opens something.
+        """Whether the key with this id, which was presented before, is still valid.
 
         Raises:
             DatabaseUnavailable, SchemaOutdated
@@ -85,12 +85,12 @@ class Ring:
         return row is not None and (row.expires_at is None or row.expires_at > now())
 
     def remembered(self, text: str) -> ApiKey | None:
-        """The key as it was known a while ago, for when the database can't be asked."""
+        """The key as last known, for when the database is unreachable."""
         age_s = self._age_s()
         return self._fitting(text) if age_s is not None and age_s < _STALE_S else None
 
     def forget(self) -> None:
-        """Look again with the next request: a key was made, or revoked."""
+        """Ask the database at the next request: a key was created or revoked."""
         self._looked_s = None
 
     def _age_s(self) -> float | None:
@@ -104,7 +104,7 @@ class Ring:
             with self._db.read() as session:
                 rows = {row.id: row for row in keys.live(session)}
         except DatabaseUnavailable as err:
-            # Those that wait for this look are told the same, and don't each try for themselves.
+            # Requests waiting for this lookup get the same answer instead of each trying again.
             self._failed = time.monotonic(), err.detail
             raise
         self._rows, self._looked_s, self._failed = rows, began, None
@@ -124,10 +124,10 @@ class Ring:
                 self._written[row.id] = self._used[row.id] = at
 
     def write_uses(self) -> None:
-        """Write down when keys were used, since this was called last.
+        """Store when keys were used since the last call.
 
         Raises:
-            Unavailable: it is written with the next call.
+            Unavailable: it will be stored at the next call.
         """
         with self._noting:
             used, self._used = self._used, {}
@@ -150,7 +150,7 @@ class Ring:
 
 
 class UseWriter(threading.Thread):
-    """Writes down when keys were used, so that no request waits for that."""
+    """Stores when keys were used in the background, so that no request waits for it."""
 
     def __init__(self, ring: Ring) -> None:
         super().__init__(name="key-uses", daemon=True)
