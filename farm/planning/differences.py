@@ -10,7 +10,7 @@ from farm.specs.roles import Role
 
 
 def differences(old: Recipe, new: Recipe, samples: str = "") -> Iterator[str]:
-    """What differs between two recipes, in words.
+    """Describe the differences between two recipes.
 
     Parameters:
         samples: appended where the calibration data differ.
