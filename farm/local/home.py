@@ -17,7 +17,7 @@ from farm.specs.scopes import Scope
 from farm.trust import credentials, keys
 from farm.trust.callers import this_user
 
-#: Files that only a farm's home has.
+#: Files that only a farm's home has, and others that it may have.
 _SIGNS = frozenset({"farm.db", "up.lock", "broker.url"})
 _OURS = _SIGNS | {"store", "key", "work", "logs", "broker"}
 

@@ -32,10 +32,8 @@ from farm.trust import credentials
 _START_S = 120.0
 _STOP_S = 40.0
 _POLL_S = 0.1
-_DEATHS, _SPELL_S = (
-    5,
-    60.0,
-)  #: of one part: restarting it doesn't help after this many deaths in this time
+#: Restarting a part doesn't help after this many deaths in this time.
+_DEATHS, _SPELL_S = 5, 60.0
 
 
 @dataclass(frozen=True, kw_only=True)

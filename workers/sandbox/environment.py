@@ -1,8 +1,8 @@
 """A job's environment, by an allow-list, since a secret can have any name.
 
-The fork server starts with its worker's environment, which holds the URLs and passwords of the broker and
-the database. It erases them before it imports anything, including from ``/proc/PID/environ``, where the
-kernel exposes them.
+A worker's environment holds the URLs and passwords of the broker and the database. The fork server is started
+without them, and erases whatever else it inherits before it imports anything, including from
+``/proc/PID/environ``, where the kernel exposes it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ class NotAnOutput(Exception):
 
 
 def checked(path: str, workdir: Path) -> Path:
-    """Return the path of a file in the work folder that is no symbolic link and has no other hard link.
+    """Return the path of a file in the work folder, if it isn't a symbolic link and has no other hard link.
 
     Call it once the job's processes have ended: one still running could change the file afterwards.
 

@@ -93,7 +93,7 @@ def progress_of(value: Any) -> tuple[str, float | None]:
             return printable(phase, _PHASE_CHARS), float(share)
         case [str(phase), int() | float()]:
             return printable(phase, _PHASE_CHARS), None
-    raise Malformed("a progress that is none")
+    raise Malformed("an invalid progress")
 
 
 def error_of(value: Any) -> FarmError:
@@ -111,7 +111,7 @@ def error_of(value: Any) -> FarmError:
             if isinstance(made, BlobDamaged | StageFailed | Rejected | StorageFull):
                 return made
             return StageFault(said)
-    raise Malformed("an error that is none")
+    raise Malformed("an invalid error")
 
 
 def printable(text: str, most: int) -> str:
