@@ -104,7 +104,7 @@ def _names(tree: ast.Module) -> set[str]:
         node.attr
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute)
-        and (_root(node) == "trt" or ast.unparse(node.value) in objects)
+        and (_root(node) == "trt" or _last(node.value) in objects)
     }
     # Flags and options are looked up by their names.
     for node in ast.walk(tree):
@@ -133,6 +133,11 @@ def _signatures(tree: ast.Module) -> dict[tuple[str, str], list[list[str]]]:
                 parameters = [argument.arg for argument in one.args.args]
                 found.setdefault((class_.name, one.name), []).append(parameters)
     return found
+
+
+def _last(node: ast.expr) -> str:
+    """``trt`` of ``build.trt``: objects are also fields of others."""
+    return ast.unparse(node).rpartition(".")[2]
 
 
 def _root(node: ast.expr) -> str:
