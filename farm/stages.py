@@ -246,9 +246,8 @@ class StageSpec:
     tools: tuple[str, ...]  #: packages whose versions can change the outputs
     takes: tuple[Role, ...]  #: required inputs
     may_take: tuple[Role, ...] = ()
-    makes: tuple[
-        Role, ...
-    ] = ()  #: required outputs; a result has at least one of these and ``may_make``
+    #: required outputs; a result has at least one of these and ``may_make``
+    makes: tuple[Role, ...] = ()
     may_make: tuple[Role, ...] = ()
     runs_source: bool = False  #: so it depends on the tools of the source's format
     ends_engine: bool = False  #: whether it may complete an engine

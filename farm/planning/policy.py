@@ -39,10 +39,8 @@ class _Row:
     instead: str = ""  #: what to use below that
     not_in_rtx: Mapping[str, str] = field(default_factory=dict)  #: by compute capability
     note_in_rtx: Mapping[str, str] = field(default_factory=dict)  #: caveats there
-    on_gpu: tuple[Role, Role] = (
-        Role.TYPED,
-        Role.TYPED,
-    )  #: the graph's role for GPUs without and with bf16
+    #: the graph's role for GPUs without and with bf16
+    on_gpu: tuple[Role, Role] = (Role.TYPED, Role.TYPED)
     ranges_on_cpu: bool = False  #: whether CPU kernels need more ranges than the graph has
 
 

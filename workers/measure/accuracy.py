@@ -47,9 +47,8 @@ class OutputComparison:
     samples: int = 0
     not_finite: int = 0  #: values that are finite in the source and not in the engine
     _outputs: dict[str, _Output] = field(default_factory=dict)
-    _matched: list[float] = field(
-        default_factory=list
-    )  #: one share per batch in which sizes differ
+    #: one share per batch in which sizes differ
+    _matched: list[float] = field(default_factory=list)
 
     def add(self, source: Outputs, engine: Outputs, count: int) -> None:
         """Add one batch of ``count`` samples.

@@ -21,9 +21,8 @@ class Values:
 
     classes: Mapping[str, Class]
     _seen: set[int] = field(default_factory=set)
-    _kept: list[object] = field(
-        default_factory=list
-    )  #: keeps objects alive, so that no id is reused
+    #: keeps objects alive, so that no id is reused
+    _kept: list[object] = field(default_factory=list)
 
     def check(self, root: Any) -> None:
         waiting = [root]

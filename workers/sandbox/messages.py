@@ -16,10 +16,8 @@ MAX_BYTES = 4 * 2**20  #: of one message; a stage's facts may take a quarter
 #: Values in the lists and objects of one message: twice what facts may have. Each becomes two objects.
 _MOST_VALUES = 200_000
 _MESSAGES_A_S, _MESSAGES_AT_ONCE = 100, 1000
-_PHASE_CHARS, _TEXT_CHARS = (
-    100,
-    4000,
-)  #: of a phase, as in the database; of each of an error's texts
+#: Of a phase, as in the database; of each of an error's texts.
+_PHASE_CHARS, _TEXT_CHARS = 100, 4000
 _HEADER = struct.Struct("!i")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
