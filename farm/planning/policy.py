@@ -107,7 +107,7 @@ def route(
     row, said = _ROWS[precision], note(target, precision)
     products = _PRODUCTS.intersection(operators or ())
     if said and products and products <= _IN_HALF_ON_TURING:
-        return Refusal(f"{said}, of which the model has none; use fp16, or tensorrt:{target.gpu}")
+        return Refusal(f"{said}, and the model has none; use fp16, or tensorrt:{target.gpu}")
     on_cpu = target.gpu == gpus.CPU
     return Route(
         typed=_typed(target, precision),

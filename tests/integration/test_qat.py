@@ -319,7 +319,7 @@ def test_data_for_a_quantised_source_are_another_job_than_none(ledger):
 def test_int8_for_turing_of_a_model_of_convolutions_alone_is_refused_at_once(ledger):
     data = {"digest": "sha256:" + "2" * 64}
     convolutions = Look(operators=frozenset({"Conv", "Relu"}))
-    with pytest.raises(TargetUnsupported, match=r"fp16 on sm_75, .* of which the model has none"):
+    with pytest.raises(TargetUnsupported, match=r"fp16 on sm_75, .* and the model has none"):
         submit(ledger, convolutions, targets=["tensorrt-rtx:t4"], calibration=data)
     submit(ledger, convolutions, targets=["tensorrt-rtx:sm_86"], calibration=data)
     with_head = Look(operators=frozenset({"Conv", "Gemm"}))

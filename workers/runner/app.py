@@ -200,7 +200,9 @@ def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterato
         await_preload()
         found = trial.tried(context.settings, is_gpu=context.gpu is not None)
         for lacking in missing(found):
-            log.warning("a hostile model has more of this machine than its job: %s", lacking)
+            log.warning(
+                "this machine limits a hostile model less than it should; missing: %s", lacking
+            )
         while not stopped.wait(_ANNOUNCE_AGAIN_S):
             with suppress(Unavailable), context.db.write() as session:
                 if workers.confines(session, me.name, trial.as_json(found)):

@@ -77,7 +77,7 @@ def confine(sandbox: Sandbox, keep: Collection[int], around: Surroundings) -> li
     report.found += _concluded(sandbox, around, files_are=files_are, calls_are=calls_are)
     report.tell(Feature.MEMORY, _how_memory(sandbox))
     if is_seen and (files_are or os.geteuid() == 0):
-        report.tell(Feature.DISK, "RLIMIT_FSIZE, and looked at four times a second")
+        report.tell(Feature.DISK, "RLIMIT_FSIZE, and checked four times a second")
     else:
         report.lacks(Feature.DISK, "files without a name can't be seen by this worker")
     return report.found
@@ -195,5 +195,5 @@ def _concluded(
 
 
 def _how_memory(sandbox: Sandbox) -> str:
-    looked = "looked at four times a second"
+    looked = "checked four times a second"
     return looked if sandbox.gpu else f"RLIMIT_DATA, and {looked}"
