@@ -38,7 +38,7 @@ def to_onnx(program: ExportedProgram) -> onnx.ModelProto:
     except torch.onnx.errors.OnnxExporterError as err:
         raise InvalidModel(
             f"PyTorch can't export this program to ONNX: {_reason(err)}",
-            hint="rewrite that operator with others, or hand in an ONNX model",
+            hint="rewrite that operator with others, or submit an ONNX model",
         ) from err
     assert exported is not None
     print(f"exported to opset {EXPORT_OPSET} in {time.monotonic() - start:.1f} s", flush=True)
