@@ -1,10 +1,9 @@
 """Workers whose work is nothing: ``python -m bench.noop_worker farm``, and ``… celery STARTED_FILE``.
 
 The farm's is the real worker with the real task of ``workers.runner.task``. Only the child process is
-replaced: a stand-in in its place leaves the outputs that the jobs after it need, all of them one and
-the same small file. Message, claim, toolchain check, work folder, log, taking the outputs into the
-store, finishing with events and dependents, publishing and ringing for the dependents are the
-farm's own.
+replaced: a stand-in in its place leaves the small files that the farm's fake stages make. Message,
+claim, toolchain check, work folder, log, taking the outputs into the store, finishing with events and
+dependents, publishing and ringing for the dependents are the farm's own.
 
 Celery's is an application with the farm's Celery settings on the same broker, with the same pool and
 concurrency: it sends Flower's events too, and prefetches nothing. Its tasks write down when they
@@ -26,22 +25,12 @@ from celery import Celery
 from farm.processes import die_with_parent
 from farm.queue.celery_app import create_celery
 from farm.settings import Settings
-from workers.runner import app, child, child_events, task
+from farm.testing.stages import FakeStages
+from workers.runner import app, child_events, task
 from workers.stages.base import StageRequest
 
 QUEUE, FIRST, SECOND = "bench", "bench.first", "bench.second"
 DEPENDENTS = 2
-
-_OUTPUTS = {"export": "onnx", "build": "engine", "measure": "report"}
-_FACTS: dict[str, Any] = {
-    "runtime_version": "0",
-    "inputs": [],
-    "outputs": [],
-    "profiles": [],
-    "accuracy": {"cosine": 1.0},
-    "metrics": None,
-    "metrics_reason": "nobody measured",
-}
 
 
 class NoChild:
@@ -54,9 +43,9 @@ class NoChild:
         return iter(())
 
     def result(self) -> dict[str, Any]:
-        made = self._request.workdir / "made"
-        made.write_bytes(b"nothing")
-        return {"outputs": {_OUTPUTS[self._request.kind]: str(made)}, "facts": _FACTS}
+        made = FakeStages().run(self._request.kind, self._request.workdir)
+        outputs = {str(role): str(path) for role, path in made.outputs.items()}
+        return {"outputs": outputs, "facts": dict(made.facts)}
 
     def __enter__(self) -> Self:
         return self
@@ -68,7 +57,7 @@ class NoChild:
 def farm() -> None:
     """Be a CPU worker of the farm in ``FARM_HOME``."""
     task.Child = NoChild  # type: ignore[assignment, attr-defined]
-    child.await_preload = lambda: None  # type: ignore[assignment]
+    task.await_preload = lambda: None  # type: ignore[assignment, attr-defined]
     app.run_worker("cpu@bench", None, register=task.register)
 
 
