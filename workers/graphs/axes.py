@@ -1,6 +1,6 @@
-"""Axes that a build's profiles give one size, as that size in the graph.
+"""Axes that a build's profiles fix at one size, made static in the graph.
 
-TensorRT's parser refuses what it can't settle on an axis of any size, as a Squeeze that names no axes,
+TensorRT's parser rejects what it can't resolve on a dynamic axis, such as a Squeeze without axes,
 however narrow the profile is.
 """
 
@@ -14,7 +14,7 @@ from farm.specs.shapes import Profile
 
 
 def settle(model: onnx.ModelProto, profiles: Sequence[Profile]) -> list[str]:
-    """Give such axes of the inputs their size, in place, and return which inputs have some."""
+    """Make such input axes static, in place. Returns the names of the inputs changed."""
     changed = []
     for value in model.graph.input:
         shapes = [profile[value.name] for profile in profiles if value.name in profile]

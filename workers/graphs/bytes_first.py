@@ -1,7 +1,7 @@
-"""Inputs of bytes, as cameras give them, for TensorRT: it can do nothing with uint8 but cast it.
+"""Byte inputs, as cameras deliver them, for TensorRT, which can do nothing with uint8 but cast it.
 
-A graph that moves the bytes first, and casts them then, is turned into one that casts first. The values
-are the same: all 256 are exact in every type that they are cast to.
+A graph that moves the bytes first and casts them afterwards becomes one that casts first. The values
+stay the same: all 256 are exact in every target type.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from workers.graphs import walk
 
-#: What only moves values, its first input; others say where to.
+#: Operators that only move the values of their first input; their other inputs say where.
 _MOVES = (
     "Transpose",
     "Reshape",
@@ -33,9 +33,9 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def cast_first(model: onnx.ModelProto) -> list[str]:
-    """Cast the inputs of bytes before they are moved, in place, and return which were.
+    """Cast byte inputs before they are moved, in place. Returns the names of the inputs changed.
 
-    Only where all that is made of one by moving is cast to floats in the end.
+    Leaves an input alone unless everything moved from it is finally cast to floats.
     """
     graph = model.graph
     changed = []
@@ -51,17 +51,17 @@ def cast_first(model: onnx.ModelProto) -> list[str]:
         _rewrite(graph, value.name, moves, casts)
         changed.append(value.name)
     if changed:
-        del graph.value_info[:]  # they say of what was moved that it is bytes
+        del graph.value_info[:]  # it still declares the moved values as bytes
     return changed
 
 
 def _moved(
     graph: onnx.GraphProto, name: str
 ) -> tuple[list[onnx.NodeProto], list[onnx.NodeProto]] | None:
-    """The nodes that move an input's bytes, and those that cast them; None where others take them."""
+    """The nodes that move an input's bytes and those that cast them; None if other nodes use them."""
     users: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
     for node in graph.node:
-        # A body may take what is outside of it.
+        # A body may use tensors from outside it.
         inside = walk.all_nodes(onnx.GraphProto(node=[node]))
         for given in dict.fromkeys(name for one in inside for name in one.input):
             users[given].append(node)
@@ -81,7 +81,7 @@ def _moved(
             elif node.op_type in _MOVES and node.input[0] == one and one not in node.input[1:]:
                 moves.append(node)
                 waiting += node.output
-            elif node.op_type == "Shape":  # which gives no bytes
+            elif node.op_type == "Shape":  # its output isn't bytes
                 moves.append(node)
             else:
                 return None

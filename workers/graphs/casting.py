@@ -1,8 +1,8 @@
-"""A graph of fp32 with a type of its own for every operator, its bodies' too.
+"""An fp32 graph retyped operator by operator, bodies included.
 
-Each value is made in its operator's type, and cast once for all that take it in another. What a cast was made
-of is taken where that has the type already, and what is dequantised is dequantised once more instead:
-builders look for the DequantizeLinear right before an operator.
+Each value is computed in its operator's type and cast once per other type that consumers need. If a
+cast's input already has the needed type, that input is used. A dequantised value is dequantised again
+rather than cast: builders look for the DequantizeLinear right before an operator.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from workers.graphs.floats import HALVES, NAMES, of_type
 from workers.graphs.shapes import opset_of, types_of
 from workers.graphs.walk import bodies, drop, drop_unused
 
-#: Output → the type that its operator computes in; fp32 where it isn't named.
+#: Output → the type its operator computes in; fp32 if not listed.
 Choice = Mapping[str, int]
 
-#: The first whose convolutions may be bf16.
+#: The first opset with bf16 convolutions.
 BF16_OPSET = 22
 _FLOATS = tuple(NAMES)
-#: Slots that a schema lets be half and that stay fp32: LayerNormalization's are of its ``stash_type``.
+#: Slots that stay fp32 although the schema allows halves: LayerNormalization's have its ``stash_type``.
 _STASHED = {"LayerNormalization": "U"}
 
 
 def typed(model: onnx.ModelProto, choice: Choice) -> onnx.ModelProto:
-    """The same graph with each operator in the type that is chosen for it.
+    """A copy of the graph with each operator in its chosen type.
 
     Inputs and outputs keep their types.
 
     Parameters:
-        model: in normal form, in fp32 but for its inputs and outputs.
-        choice: by an operator's first output.
+        model: in normal form, fp32 except for its inputs and outputs.
+        choice: keyed by an operator's first output.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -45,7 +45,7 @@ def typed(model: onnx.ModelProto, choice: Choice) -> onnx.ModelProto:
 
 
 def low_slots(op_type: str, opset: int, kind: int, count: int, *, inputs: bool) -> list[bool]:
-    """Which of an operator's inputs, or outputs, may be of this half type."""
+    """Per input (or output) of an operator, whether it may have this half type."""
     names = _slots(op_type, opset, kind, inputs)
     if not names:
         return [False] * count
@@ -82,7 +82,7 @@ class _Scope:
         self._nodes: list[onnx.NodeProto] = []
         self._makers: dict[str, onnx.NodeProto] = {}
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
-        #: Name and type → what it is called in that type. The first is what is made.
+        #: Name and type → the tensor's name in that type. The first entry is the computed one.
         self._versions: dict[str, dict[int, str]] = {
             name: {tensor.data_type: name}
             for name, tensor in self._tensors.items()
@@ -93,7 +93,7 @@ class _Scope:
         """Rewrite the graph.
 
         Parameters:
-            wanted: an output's position → its type, of a body.
+            wanted: the types of a body's outputs, by position.
         """
         graph = self._graph
         for value in graph.input:
@@ -116,7 +116,7 @@ class _Scope:
         self._drop_stale()
 
     def _drop_stale(self) -> None:
-        """What was said of values whose type is another now."""
+        """Drop the declarations of values whose type has changed."""
         for index in reversed(range(len(self._graph.value_info))):
             if self._graph.value_info[index].type.tensor_type.elem_type in _FLOATS:
                 del self._graph.value_info[index]
@@ -156,14 +156,14 @@ class _Scope:
         self._pass_through(node)
 
     def _taken(self, node: onnx.NodeProto, name: str, kind: int) -> str:
-        """An input in the type that its operator takes it in."""
-        if node.op_type in ("Cast", "Shape", "Size"):  # take any
+        """The name of an input in the type in which the operator consumes it."""
+        if node.op_type in ("Cast", "Shape", "Size"):  # accept any type
             to = next((a.i for a in node.attribute if a.name == "to"), 0)
             if to in HALVES:
                 return self.version(name, to)
             return self.version(name, self._native(name) or kind)
         if self._types.get(name, TensorProto.FLOAT) != TensorProto.FLOAT:
-            return name  # an input that was of another type
+            return name  # an input that had another type already
         return self.version(name, kind)
 
     def _retype_cast(self, made: onnx.NodeProto, kind: int) -> None:
@@ -175,7 +175,7 @@ class _Scope:
             del made.attribute[:]
 
     def _pass_through(self, node: onnx.NodeProto) -> None:
-        """What a Cast gives is there in the type that it was cast from, too, if that was a half."""
+        """Reuse a Cast's input for consumers that need its type, if that type is a half."""
         if node.op_type != "Cast" or self._types.get(node.output[0]) != TensorProto.FLOAT:
             return
         given = self._types.get(node.input[0], 0)
@@ -185,7 +185,7 @@ class _Scope:
                 self._versions[node.output[0]].setdefault(given, name)
 
     def _enter(self, node: onnx.NodeProto, bodies: list[onnx.GraphProto], kind: int) -> None:
-        """Rewrite the bodies of an operator whose floats are of one type."""
+        """Rewrite the bodies of an operator whose floats share one type."""
         wanted = {}
         shift = 1 if node.op_type == "Loop" else 0  # its first output is the condition
         for index, name in enumerate(node.output):
@@ -206,7 +206,7 @@ class _Scope:
         return found if found is not None or self._outer is None else self._outer._find(name)
 
     def _kind_of(self, own: str) -> int | None:
-        """The type of what is called this by now."""
+        """The type of the tensor that now has this name."""
         for versions in self._versions.values():
             for kind, name in versions.items():
                 if name == own:
@@ -214,12 +214,12 @@ class _Scope:
         return self._outer._kind_of(own) if self._outer else None
 
     def _native(self, name: str) -> int | None:
-        """The type that a float is made in; None of what isn't a float."""
+        """The type in which a float is computed; None if it isn't a float."""
         versions = self._find(name)
         return next(iter(versions)) if versions else None
 
     def version(self, name: str, kind: int) -> str:
-        """What a float is called in a type, cast where it is made if need be."""
+        """The name of a float in the given type; casts it where it is computed if necessary."""
         if name not in self._versions and self._outer is not None:
             return self._outer.version(name, kind)
         versions = self._versions[name]
@@ -256,10 +256,11 @@ class _Scope:
 
 
 def merge_casts(graph: onnx.GraphProto) -> bool:
-    """Cast each value to a type once, in place. Returns whether any was cast more often.
+    """Cast each value at most once per type, in place. Returns whether there were duplicate casts.
 
-    ONNX Runtime adds casts of its own; where a norm is written out, its fusion takes two casts of one value
-    for two values, makes a LayerNormalization of different types, and then can't load what it wrote.
+    ONNX Runtime adds casts of its own. In a norm written out as single operators its fusion takes two
+    casts of one value for two values, makes a LayerNormalization of mixed types, and then can't load
+    its own output.
     """
     made: dict[tuple[str, int], str] = {}
     renamed: dict[str, str] = {}

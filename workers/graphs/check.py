@@ -1,4 +1,4 @@
-"""Whether a graph is one that the farm can build."""
+"""Checks that the farm can build a graph."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from workers.graphs.walk import all_nodes
 
 
 def check_model(model: onnx.ModelProto) -> None:
-    """Check that a graph is valid and made of standard operators, or of ONNX Runtime's.
+    """Check that a graph is valid and uses only standard operators or ONNX Runtime's own.
 
     Raises:
-        InvalidModel: naming the operator and domain, or what the checker found.
+        InvalidModel: names the operator and domain, or quotes the checker.
     """
     opset = opset_of(model)
     for node in all_nodes(model.graph):
@@ -39,14 +39,14 @@ def _check_proto(model: onnx.ModelProto) -> None:
 
 
 def own_operators(model: onnx.ModelProto) -> list[str]:
-    """The kinds of operators in the graph that ONNX Runtime alone has."""
+    """The operator types in the graph that only ONNX Runtime has."""
     nodes = all_nodes(model.graph)
     return sorted({node.op_type for node in nodes if node.domain == ONNXRUNTIME_DOMAIN})
 
 
 def _check_operator(node: onnx.NodeProto, opset: int) -> None:
     if node.domain == ONNXRUNTIME_DOMAIN:
-        return  # its session knows them, and there is one for every graph
+        return  # ONNX Runtime's session knows them, and one is opened for every graph
     if node.domain not in STANDARD_DOMAINS:
         raise InvalidModel(
             f"operator {node.op_type} of domain {node.domain!r} isn't a standard ONNX operator",

@@ -1,9 +1,9 @@
-"""In which type a graph multiplies: how many of its products, and what share of all multiplications.
+"""The types in which a graph multiplies: products per type, and the share of all multiplications.
 
-Strongly typed, a runtime computes what the graph says, so this is known before an engine has run. A
-product is a convolution or a matrix product, or an operator that is made of such ones; nearly all of a
-network's arithmetic is in them. One of dequantised tensors is computed in the quantised type: that is
-what Q/DQ around an operator means. One that takes integers multiplies these, and adds them up in int32.
+A strongly typed runtime computes what the graph says, so this is known before an engine has run. A
+product is a convolution, a matrix product or an operator made of them; they do nearly all of a
+network's arithmetic. A product of dequantised tensors is computed in the quantised type: that is what
+Q/DQ around an operator means. A product of integers multiplies them and accumulates in int32.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _TYPES = {
     TensorProto.BFLOAT16: "bf16",
     TensorProto.DOUBLE: "fp64",
     TensorProto.INT8: "int8",
-    TensorProto.UINT8: "int8",  # shifted by 128, as CPUs want it
+    TensorProto.UINT8: "int8",  # shifted by 128, the form CPUs want
     TensorProto.FLOAT8E4M3FN: "fp8",
 }
 PRODUCTS = (
@@ -51,7 +51,7 @@ PRODUCTS = (
     *RECURRENT,
     *INTEGER_OPERATORS,
 )
-#: What may stand between a DequantizeLinear and its product without making it another type.
+#: Operators allowed between a DequantizeLinear and its product without changing the product's type.
 _PASSED = ("Cast", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
 
 
@@ -62,10 +62,10 @@ class Product:
     name: str
     op_type: str
     type: str  #: ``int8``, ``fp16``, …
-    macs: int | None  #: multiply-accumulates at the given shapes; None when a shape isn't known
+    macs: int | None  #: multiply-accumulates at the given shapes; None if a shape is unknown
     not_quantized: tuple[str, ...]  #: its inputs that aren't dequantised
-    typed: str | None = None  #: the graph's type, where the engine computes in another
-    layer: str | None = None  #: of the engine, that computes it
+    typed: str | None = None  #: the graph's type, if the engine computes in another
+    layer: str | None = None  #: the engine layer that computes it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +78,9 @@ class Compute:
         return sum(product.type == type_ for product in self.products)
 
     def as_facts(self) -> dict[str, object]:
-        """``macs``, and for each type ``layers`` and ``share`` of the multiply-accumulates, 0 to 1.
+        """``macs``, and per type ``layers`` and ``share`` of the multiply-accumulates, 0 to 1.
 
-        A share is None where shapes aren't known.
+        A share is None if shapes are unknown.
         """
         by_type: defaultdict[str, list[Product]] = defaultdict(list)
         for product in self.products:
@@ -100,10 +100,10 @@ class Compute:
 
 
 def compute_of(model: onnx.ModelProto, shapes: Shapes) -> Compute:
-    """The products of a graph, and of the bodies in it.
+    """The products of a graph and of its bodies.
 
-    Each branch of an If counts as if it ran. The body of a Loop or Scan counts as often as it runs, and
-    where that isn't known its multiply-accumulates aren't.
+    Every branch of an If counts as if it ran. The body of a Loop or Scan counts once per iteration; if
+    the number of iterations is unknown, its multiply-accumulates are too.
 
     Parameters:
         shapes: of the inputs.
@@ -114,7 +114,7 @@ def compute_of(model: onnx.ModelProto, shapes: Shapes) -> Compute:
 
 
 def _products(graph: onnx.GraphProto, outside: _Lookup, times: int | None) -> Iterator[Product]:
-    """Those of a graph that runs so many times, with what it sees of the graphs around it."""
+    """The products of a graph that runs ``times`` times and sees the tensors of enclosing graphs."""
     lookup = outside.within(graph)
     for node in graph.node:
         if node.domain in STANDARD_DOMAINS and lookup.is_product(node):
@@ -130,17 +130,17 @@ def _products(graph: onnx.GraphProto, outside: _Lookup, times: int | None) -> It
 
 @dataclass(frozen=True, kw_only=True)
 class _Lookup:
-    """What is known of the tensors that a graph sees."""
+    """Known facts about the tensors visible to a graph."""
 
     makers: Mapping[str, onnx.NodeProto]
     dims: Dims
     types: Mapping[str, int]
-    values: Mapping[str, onnx.TensorProto]  #: constants, as far as they are at hand
+    values: Mapping[str, onnx.TensorProto]  #: constants available here
     opsets: Sequence[onnx.OperatorSetIdProto]
     leading: Leading = field(default_factory=dict)
 
     def within(self, graph: onnx.GraphProto) -> _Lookup:
-        """The same, and a graph's own tensors, which hide those of the same names."""
+        """This lookup plus a graph's own tensors, which hide outer ones of the same name."""
         infos = [*graph.value_info, *graph.input, *graph.output]
         told = {v.name: v.type.tensor_type for v in infos if v.type.HasField("tensor_type")}
         tensors = {tensor.name: tensor for tensor in graph.initializer}
@@ -165,9 +165,9 @@ class _Lookup:
         )
 
     def body_of_loop(self, node: onnx.NodeProto, body: onnx.GraphProto) -> onnx.GraphProto:
-        """The body with its shapes, where its state keeps the shape that it starts with.
+        """The body with its shapes, if its state keeps its initial shape.
 
-        ONNX infers none, since a state may change its shape from round to round.
+        ONNX infers none, since a state's shape may change between iterations.
         """
         alone = onnx.ModelProto(ir_version=10, opset_import=self.opsets)
         alone.graph.CopyFrom(body)
@@ -203,7 +203,7 @@ class _Lookup:
         return node.op_type in PRODUCTS
 
     def runs(self, node: onnx.NodeProto) -> int | None:
-        """How often a node runs each body of its own; None where only a run shows it."""
+        """How often a node runs each of its bodies; None if that is only known at run time."""
         if node.op_type == "Scan":
             return self._scan_length(node)
         if node.op_type != "Loop":
@@ -220,7 +220,7 @@ class _Lookup:
         return scanned[axis] if scanned and -len(scanned) <= axis < len(scanned) else None
 
     def _never_ends_early(self, node: onnx.NodeProto, body: onnx.GraphProto) -> bool:
-        """Whether the condition is what it was at the start, and that is true."""
+        """Whether the condition stays at its initial value, and that value is true."""
         given = node.input[1] if len(node.input) > 1 else ""
         if given and not self._number(given):
             return False
@@ -231,7 +231,7 @@ class _Lookup:
         return name == body.input[1].name or bool(self.within(body)._number(name))
 
     def _number(self, name: str) -> int | None:
-        """A constant's one value; a boolean's as a number."""
+        """The value of a one-element constant; booleans become 0 or 1."""
         tensor = self.values.get(name)
         if tensor is None or prod(tensor.dims) != 1 or files.is_external(tensor):
             return None
@@ -262,7 +262,7 @@ class _Lookup:
         )
 
     def _quantized_type(self, name: str) -> int | None:
-        """The type that a tensor is dequantised from, or None when it isn't."""
+        """The type from which a tensor is dequantised; None if it isn't."""
         node = self.makers.get(name)
         while node is not None and node.op_type in _PASSED:
             node = self.makers.get(node.input[0])
@@ -284,7 +284,7 @@ def _set_type(value: onnx.ValueInfoProto, type_: int, dims: Sequence[int] | None
 
 
 def _at(model: onnx.ModelProto, shapes: Shapes) -> onnx.ModelProto:
-    """A graph with shapes inferred at these of its inputs."""
+    """A graph with shapes inferred for these input shapes."""
     fixed = outline_of(model)
     if fixed.functions:
         fixed = onnx.inliner.inline_local_functions(fixed)
@@ -293,7 +293,7 @@ def _at(model: onnx.ModelProto, shapes: Shapes) -> onnx.ModelProto:
             given.type.tensor_type.shape.dim, shapes.get(given.name, ()), strict=False
         ):
             dim.dim_value = size
-    # What was inferred for any shape would hide what follows from these.
+    # Shapes inferred for arbitrary inputs would hide those that follow from these.
     del fixed.graph.value_info[:]
     for made in fixed.graph.output:
         for dim in made.type.tensor_type.shape.dim:
@@ -310,7 +310,7 @@ def _dims(value: onnx.TypeProto.Tensor) -> tuple[int, ...] | None:
 
 
 def _leading(value: onnx.TypeProto.Tensor) -> tuple[int, ...]:
-    """The sizes of the first axes, up to one that isn't known."""
+    """The sizes of the leading axes, up to the first unknown one."""
     known = takewhile(lambda dim: dim.HasField("dim_value"), value.shape.dim)
     return tuple(dim.dim_value for dim in known)
 

@@ -1,4 +1,4 @@
-"""ONNX files: read as a stranger's, with their external data, and written."""
+"""Reads ONNX files as untrusted input, external data included, and writes them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from farm.formats.protobuf import MalformedMessage
 from farm.formats.sources import PACK_HINT, model_in_pack
 from workers.graphs.walk import tensors_of
 
-#: protobuf's limit for one message: beyond it the weights are kept beside the graph.
+#: protobuf's limit per message: above it the weights are stored beside the graph.
 MAX_PROTO_BYTES = 2_000_000_000
 
 
-#: Tensors of so many numbers, shapes for example, are always in the graph itself.
+#: Tensors of up to this many values, such as shapes, are always stored in the graph itself.
 _SMALL_TENSOR = 1024
 
 
@@ -31,15 +31,15 @@ EXPORT_AGAIN = "export the model again and check that the upload is complete"
 
 
 def read_model(path: Path, folder: Path) -> tuple[Path, onnx.ModelProto]:
-    """The ONNX model in ``path``: the file to hand to a runtime, and its graph.
+    """Read the ONNX model in ``path``: returns the file for a runtime to load, and its graph.
 
-    Of a pack the model lies below ``folder``, unpacked, and its large weights stay in their files.
+    A pack is unpacked below ``folder``; its large weights stay in their files.
 
     Raises:
-        InvalidModel: if it is empty, damaged, or keeps weights in files that aren't in the pack.
+        InvalidModel: if the model is empty, damaged, or keeps weights in files missing from the pack.
     """
     if path.stat().st_size == 0:
-        # Zero bytes are a valid protobuf message, and TensorRT parses them without a complaint.
+        # Zero bytes are a valid protobuf message, and TensorRT parses them without complaint.
         raise InvalidModel("the file is empty", hint="upload the model again")
     file = _unpacked(path, folder) if packs.is_pack(path) else path
     try:
@@ -50,23 +50,23 @@ def read_model(path: Path, folder: Path) -> tuple[Path, onnx.ModelProto]:
         _refuse_external_data(path)
     if not model.graph.node or not model.graph.output or not model.opset_import:
         raise InvalidModel("the ONNX model has no graph", hint=EXPORT_AGAIN)
-    # Both, one after the other.
+    # ``|``, not ``or``: both must run.
     if _plain_locations(model) | _take_in_small_tensors(model, file.parent):
         onnx.save(model, str(file))
     return file, model
 
 
 def model_file(path: Path, folder: Path) -> Path:
-    """The file to hand to a runtime of a model that a stage has written.
+    """The file for a runtime to load, given a model that a stage has written.
 
     Raises:
-        InvalidModel: of a pack, as ``read_model``.
+        InvalidModel: for a pack, as in ``read_model``.
     """
     return read_model(path, folder)[0] if packs.is_pack(path) else path
 
 
 def _plain_locations(model: onnx.ModelProto) -> bool:
-    """Runtimes differ in what they take for a path. Returns whether one was written in another way."""
+    """Normalise the paths of external data: runtimes differ in the forms they accept. True if any changed."""
     changed = False
     for tensor in external_data_helper._get_all_tensors(model):
         for entry in tensor.external_data if is_external(tensor) else ():
@@ -76,7 +76,10 @@ def _plain_locations(model: onnx.ModelProto) -> bool:
 
 
 def _take_in_small_tensors(model: onnx.ModelProto, folder: Path) -> bool:
-    """Without the values of shapes and axes no runtime infers shapes. Returns whether there were any."""
+    """Load small external tensors: without the values of shapes and axes no runtime can infer shapes.
+
+    Returns whether there were any.
+    """
     tensors = [t for t in tensors_of(model) if is_external(t)]
     small = [tensor for tensor in tensors if prod(tensor.dims) <= _SMALL_TENSOR]
     for tensor in small:
@@ -87,7 +90,7 @@ def _take_in_small_tensors(model: onnx.ModelProto, folder: Path) -> bool:
 
 
 def _unpacked(path: Path, folder: Path) -> Path:
-    """The model of a pack, unpacked; nothing but the pack's files is ever read for it."""
+    """Unpack a pack and return its model; only files of the pack are ever read for it."""
     target = folder / f"unpacked-{uuid4().hex[:8]}"
     try:
         model = target / model_in_pack(path)
@@ -101,7 +104,7 @@ def _unpacked(path: Path, folder: Path) -> Path:
 
 
 def _refuse_external_data(path: Path) -> None:
-    # Its locations are paths: following them would read whatever the author wished.
+    # Its locations are paths: following them would read whatever the author chose.
     names = external_files(path)
     if names:
         raise InvalidModel(
@@ -119,7 +122,7 @@ def _check_location(file: Path, folder: Path) -> None:
 
 
 def load_weights(model: onnx.ModelProto, file: Path) -> None:
-    """Bring the weights that the model of this file keeps elsewhere into it."""
+    """Load the external weights of a model, read from ``file``, into it."""
     external_data_helper.load_external_data_for_model(model, str(file.parent))
 
 
@@ -128,7 +131,7 @@ def is_external(tensor: onnx.TensorProto) -> bool:
 
 
 def weight_bytes(model: onnx.ModelProto) -> int:
-    """The size of the weights, wherever they are."""
+    """The size of the weights, internal and external."""
     return sum(
         prod(tensor.dims) * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
         for tensor in tensors_of(model)
@@ -136,14 +139,14 @@ def weight_bytes(model: onnx.ModelProto) -> int:
 
 
 def is_large(model: onnx.ModelProto) -> bool:
-    """Whether it is more than one protobuf message may hold, or has weights in other files."""
+    """Whether a model exceeds one protobuf message or has external weights."""
     return weight_bytes(model) > MAX_PROTO_BYTES or any(map(is_external, tensors_of(model)))
 
 
 def write_model(model: onnx.ModelProto, file: Path) -> None:
-    """Write a model for a runtime, a large one with its weights beside it.
+    """Write a model for a runtime; a large one gets its weights beside it.
 
-    The weights of a large one leave ``model``.
+    The weights of a large one are removed from ``model``.
     """
     onnx.save(
         model,
@@ -155,7 +158,7 @@ def write_model(model: onnx.ModelProto, file: Path) -> None:
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model as one file, a large one as a pack."""
+    """Write a model as one file; a large one as a pack."""
     folder = path.with_name(f"{path.name}.files")
     folder.mkdir()
     write_model(model, folder / "model.onnx")
@@ -164,10 +167,10 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
 
 
 def as_one_file(folder: Path, model: onnx.ModelProto, path: Path) -> None:
-    """Make one file of a model that was written to ``model.onnx`` in a folder, and remove the folder.
+    """Make one file of a model written to ``model.onnx`` in a folder, and remove the folder.
 
     Parameters:
-        model: what was written, its weights where they were written to.
+        model: the model as written; external weights may still be in their files.
     """
     files = {file.name: file for file in folder.iterdir()}
     if len(files) > 1 and weight_bytes(model) <= MAX_PROTO_BYTES:

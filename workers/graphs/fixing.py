@@ -1,4 +1,4 @@
-"""Inputs with one value, given once, and sizes without a choice: folded into the graph."""
+"""Folds inputs with one fixed value, and axes with only one possible size, into the graph."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from workers.graphs import check, interface, walk
 from workers.inputs.batch import Arrays
 from workers.inputs.samples import Runnable
 
-#: Folding an ``If`` shows more that is constant; a graph nested deeper than this is left as it is then.
+#: Folding an ``If`` reveals more constants; a graph nested deeper than this is only folded this far.
 _ROUNDS = 8
 _TYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
 class Fixed:
-    """A model some inputs of which always have one value.
+    """A model with some inputs fixed at one value.
 
     Parameters:
-        values: of these inputs, as the model takes them.
+        values: of the fixed inputs, in the model's types.
     """
 
     def __init__(self, model: Runnable, values: Mapping[str, NDArray[np.generic]]) -> None:
@@ -35,15 +35,15 @@ class Fixed:
         self._values = values
 
     def run(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        """The outputs for one batch of the other inputs."""
+        """Run one batch of the remaining inputs and return the outputs."""
         return self._model.run(dict(arrays) | dict(self._values))
 
 
 def values(fixed: FixedInputs, inputs: Sequence[TensorSpec]) -> Arrays:
-    """The values as arrays of the inputs' types and shapes.
+    """The values as arrays in the inputs' types and shapes.
 
     Raises:
-        FixedInputRefused: naming the input, and why the value can't be its.
+        FixedInputRefused: names the input and why it can't have the value.
     """
     known = {spec.name: spec for spec in inputs}
     for name in fixed:
@@ -61,8 +61,8 @@ def values(fixed: FixedInputs, inputs: Sequence[TensorSpec]) -> Arrays:
 
 
 def fixed_model(model: onnx.ModelProto, fixed: FixedInputs) -> onnx.ModelProto:
-    """The graph with the values folded in: what depends on them alone is computed, and an ``If`` on
-    them is the branch that they choose.
+    """The graph with the values folded in: whatever depends on them alone is precomputed, and an
+    ``If`` on them is replaced by the branch they select.
 
     Raises:
         FixedInputRefused
@@ -78,17 +78,17 @@ def fixed_model(model: onnx.ModelProto, fixed: FixedInputs) -> onnx.ModelProto:
 
 
 def folded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with all computed that follows from small constants, and no branch that is never taken.
+    """The graph with everything that follows from small constants precomputed, and dead branches removed.
 
     Raises:
         InvalidModel
     """
     before = sum(1 for _ in walk.all_nodes(model.graph))
-    # What was inferred for any value would hide what follows from these.
+    # Shapes inferred for arbitrary values would hide those that follow from these.
     del model.graph.value_info[:]
     try:
         result: onnx.ModelProto = optimizer.optimize(model, num_iterations=_ROUNDS)
-    except Exception as err:  # passes of onnxscript raise kinds of their own, and bare ones
+    except Exception as err:  # onnxscript's passes raise their own kinds and bare Exceptions
         raise InvalidModel(
             f"the fixed inputs can't be folded into the graph: {check.brief(err)}",
             hint="fix it in the model itself, and export it again",

@@ -1,7 +1,7 @@
-"""The floating-point types of a graph: which it has, and the same graph in fp32 alone.
+"""The floating-point types of a graph, and its conversion to fp32 alone.
 
-Everything that chooses types starts from fp32: a graph of fp16, bf16, fp64 or a mix of them is widened (or
-narrowed) first, with its inputs and outputs as they were.
+Everything that chooses types starts from fp32: a graph of fp16, bf16, fp64 or a mix of them is first
+widened (or narrowed) to it; its inputs and outputs keep their types.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from workers.graphs.shapes import types_of
 from workers.graphs.walk import all_nodes, drop, graphs_of
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-#: What the farm reckons with, by the names that NumPy and PyTorch give them.
+#: The types the farm handles, by their names in NumPy and PyTorch.
 NAMES = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
     TensorProto.BFLOAT16: "bfloat16",
     TensorProto.DOUBLE: "float64",
 }
-#: Attributes that name a type.
+#: Attributes that hold a type.
 _TYPE_ATTRIBUTES = (
     "to",
     "dtype",
@@ -36,26 +36,26 @@ _OTHERS = (*HALVES, TensorProto.DOUBLE)
 
 
 def float_types(model: onnx.ModelProto) -> list[str]:
-    """The floating-point types of a graph's tensors, the most frequent first."""
+    """The floating-point types of a graph's tensors, most frequent first."""
     kinds = [NAMES[kind] for kind in types_of(model).values() if kind in NAMES]
     return sorted(set(kinds), key=lambda name: (-kinds.count(name), name))
 
 
 def has_type(model: onnx.ModelProto, *kinds: int) -> bool:
-    """Whether a tensor of the graph, its bodies or its interface is of one of these types."""
+    """Whether any tensor of the graph, its bodies or its interface has one of these types."""
     return not set(kinds).isdisjoint(types_of(model).values())
 
 
 def in_fp32(model: onnx.ModelProto, *, kinds: Collection[int] = _OTHERS) -> onnx.ModelProto:
-    """The same graph with fp32 in place of these types, and its inputs and outputs of the types they had.
+    """A copy of the graph with fp32 in place of these types; inputs and outputs keep their types.
 
-    The model itself, where there is nothing of these types. It must be in normal form.
+    Returns the model itself if it has none of these types. It must be in normal form.
     """
     return widened(model, kinds=kinds)[0] if has_type(model, *kinds) else model
 
 
 def calibratable(model: onnx.ModelProto) -> onnx.ModelProto:
-    """As ``in_fp32``, and without bf16 in the interface: neither NumPy nor what calibrates knows it."""
+    """Like ``in_fp32``, with no bf16 in the interface: neither NumPy nor the calibrators know it."""
     if has_type(model, TensorProto.BFLOAT16):
         model = narrowed(model, kinds=(TensorProto.BFLOAT16,))
     return in_fp32(model)
@@ -64,7 +64,7 @@ def calibratable(model: onnx.ModelProto) -> onnx.ModelProto:
 def widened(
     model: onnx.ModelProto, *, kinds: Collection[int]
 ) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """As ``in_fp32``, with what the inputs and outputs that were of other types are called inside."""
+    """Like ``in_fp32``, and also maps each retyped input and output to its inner name."""
     result = narrowed(model, kinds=kinds)
     before = {
         value.name: value.type.tensor_type.elem_type
@@ -95,7 +95,7 @@ def widened(
 
 
 class _Names:
-    """Names that nothing in a model has."""
+    """Generates names unused in a model."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._used = {node.name for node in all_nodes(model.graph)}
@@ -117,7 +117,7 @@ class _Names:
 def narrowed(
     model: onnx.ModelProto, *, kinds: Collection[int] = (TensorProto.DOUBLE,)
 ) -> onnx.ModelProto:
-    """The same graph with fp32 in place of these types, in its inputs and outputs too."""
+    """A copy of the graph with fp32 in place of these types, inputs and outputs included."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     for graph in graphs_of(result):
@@ -150,7 +150,7 @@ def _widen(tensor: onnx.TensorProto, kinds: Collection[int]) -> None:
 
 
 def of_type(tensor: onnx.TensorProto, kind: int, name: str) -> onnx.TensorProto:
-    """A constant in another floating-point type; what leaves its range becomes its largest value."""
+    """A constant converted to another floating-point type; values out of range become its largest."""
     value = numpy_helper.to_array(tensor).astype(np.float64)
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     most = _MOST[kind]

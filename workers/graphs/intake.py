@@ -1,4 +1,4 @@
-"""ONNX from the wild, made as the stages want it: nothing that it computes is changed."""
+"""Brings ONNX from the wild into the form the stages expect, without changing what it computes."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ EXPORT_AGAIN = "export the model again and check that the upload is complete"
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model without functions; the model itself, where it has none."""
+    """A copy of the model without functions; the model itself if it has none."""
     return onnx.inliner.inline_local_functions(model) if model.functions else model
 
 
 def described(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph in normal form without functions, its dynamic axes named and its outputs' shapes given.
+    """The graph in normal form, without functions, with dynamic axes named and output shapes declared.
 
-    An anonymous axis gets a name of its own: two of them have nothing to do with each other, and
-    calibration takes no axis without a name. Shapes of the model's own that contradict what follows from
-    its inputs are dropped. The model itself, where nothing is to be done.
+    Each anonymous axis gets its own name: two of them are unrelated, and calibration rejects unnamed
+    axes. Declared shapes that contradict those inferred from the inputs are dropped. Returns the model
+    itself if nothing has to change.
     """
     model = _without_stale_shapes(normalised(inlined(model)))
     unshaped = [v.name for v in model.graph.output if not v.type.tensor_type.HasField("shape")]
@@ -55,8 +55,8 @@ def described(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _without_stale_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Whoever edits the batch of an input alone leaves shapes behind that say the old one. No runtime
-    believes them, and so neither does the farm."""
+    """Drop stale shapes: editing only an input's batch size leaves inner shapes with the old one. No
+    runtime trusts them, and neither does the farm."""
     bare = outline_of(model)
     stated = {v.name: v for v in [*model.graph.value_info, *model.graph.output]}
     del bare.graph.value_info[:]
@@ -65,7 +65,7 @@ def _without_stale_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         made = onnx.shape_inference.infer_shapes(bare, strict_mode=True, data_prop=True).graph
     except onnx.shape_inference.InferenceError:
-        return model  # the check says what is wrong with it
+        return model  # the check reports what is wrong with it
     sizes = {
         str(axis_of(dim)) for v in model.graph.input for dim in v.type.tensor_type.shape.dim
     } - {ANONYMOUS}
@@ -90,7 +90,7 @@ def _without_stale_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 def _contradicts(
     stated: onnx.ValueInfoProto, found: onnx.ValueInfoProto, sizes: Container[str]
 ) -> bool:
-    """Whether a shape states another size than the one found, or one where an input's decides."""
+    """Whether a declared shape has another size than the inferred one, or fixes one that an input's decides."""
     shapes = [value.type.tensor_type for value in (stated, found)]
     if not all(shape.HasField("shape") for shape in shapes):
         return False
@@ -110,7 +110,7 @@ def _shape_outputs(model: onnx.ModelProto) -> None:
 
 
 def is_modern(model: onnx.ModelProto) -> bool:
-    """Whether weights are initializers, and nothing else: see ``modernised``."""
+    """Whether weights are initializers only, as ``modernised`` makes them."""
     given = {tensor.name for tensor in model.graph.initializer}
     return (
         model.ir_version >= _ir_version(model)
@@ -120,10 +120,10 @@ def is_modern(model: onnx.ModelProto) -> bool:
 
 
 def modernised(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph in normal form and in the IR version of its operators; weights are initializers alone.
+    """The graph in normal form, in its operators' IR version, with weights as initializers only.
 
-    Before IR version 4 they had to be inputs as well. Weights that a ConstantOfShape makes are written
-    out: nothing quantises them otherwise.
+    Before IR version 4 they also had to be inputs. Weights filled in by a ConstantOfShape are stored
+    in full: otherwise nothing quantises them.
     """
     modern = onnx.ModelProto()
     modern.CopyFrom(normalised(model))
@@ -147,7 +147,7 @@ def modernised(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _ir_version(model: onnx.ModelProto) -> int:
-    """The first that has the model's operators."""
+    """The first IR version that has the model's operators."""
     return int(helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True))
 
 

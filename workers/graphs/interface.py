@@ -22,13 +22,13 @@ _RANGES = TypeAdapter(dict[str, AxisRange])
 
 
 def input_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
-    """The inputs that a caller must give: initializers with a default aren't among them."""
+    """The inputs a caller must supply; initializers that serve as defaults aren't among them."""
     given = {tensor.name for tensor in model.graph.initializer}
     return tuple(_spec(value) for value in model.graph.input if value.name not in given)
 
 
 def every_input(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
-    """The inputs that a caller may give, those with a default too."""
+    """The inputs a caller may supply, including those with a default."""
     return tuple(_spec(value) for value in model.graph.input)
 
 
@@ -37,14 +37,14 @@ def output_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
 
 
 def axis_of(dim: Any) -> int | str:
-    """A static axis's size, or a dynamic one's name; a negative size says that it is dynamic."""
+    """A static axis's size or a dynamic one's name; a negative size means dynamic."""
     if dim.HasField("dim_value") and dim.dim_value >= 0:
         return int(dim.dim_value)
     return str(dim.dim_param) or ANONYMOUS
 
 
 def axis_ranges(model: onnx.ModelProto) -> dict[str, AxisRange]:
-    """What the model's source says of its dynamic axes, as ``keep_axis_ranges`` wrote it down."""
+    """The ranges of dynamic axes given by the model's source, as stored by ``keep_axis_ranges``."""
     written = {entry.key: entry.value for entry in model.metadata_props}.get(_RANGES_KEY, "{}")
     try:
         return _RANGES.validate_json(written)
@@ -55,7 +55,7 @@ def axis_ranges(model: onnx.ModelProto) -> dict[str, AxisRange]:
 
 
 def keep_axis_ranges(model: onnx.ModelProto, ranges: AxisRanges) -> None:
-    """Write them into the model's metadata, for the stages after this one."""
+    """Store the ranges in the model's metadata for later stages."""
     drop(model.metadata_props, lambda entry: entry.key == _RANGES_KEY)
     if ranges:
         text = _RANGES.dump_json(dict(ranges)).decode()

@@ -12,7 +12,7 @@ Dims = Mapping[str, tuple[int, ...] | None]
 Leading = Mapping[str, tuple[int, ...]]
 """Tensor → the sizes of its first axes, up to one that isn't known."""
 
-#: Operators that multiply integers → where their two operands are.
+#: Operators that multiply integers → the positions of their two operands.
 INTEGER_OPERATORS = {
     "ConvInteger": (0, 1),
     "MatMulInteger": (0, 1),
@@ -20,12 +20,12 @@ INTEGER_OPERATORS = {
     "QLinearMatMul": (0, 3),
 }
 RECURRENT = ("GRU", "LSTM", "RNN")
-#: Inputs that may be left out, of an Attention.
+#: The position of an Attention's optional past key.
 _PAST_KEY = 4
 
 
 def macs_of(node: onnx.NodeProto, dims: Dims, leading: Leading) -> int | None:
-    """The multiply-accumulates of a product; None where a size that they depend on isn't known."""
+    """The multiply-accumulates of a product; None if a size they depend on is unknown."""
     if node.op_type == "Attention":
         return _macs_of_attention(node, dims)
     if node.op_type == "Einsum":
@@ -51,7 +51,7 @@ def operands_of(node: onnx.NodeProto) -> tuple[str, str]:
 
 
 def contracts(node: onnx.NodeProto) -> bool:
-    """Whether an Einsum adds up along an axis that operands share."""
+    """Whether an Einsum sums along an axis shared by its operands."""
     equation = _equation(node)
     given, arrow, made = equation.partition("->")
     letters = {letter for letter in given if letter.isalpha() and given.count(letter) > 1}
@@ -59,7 +59,7 @@ def contracts(node: onnx.NodeProto) -> bool:
 
 
 def _macs_of_attention(node: onnx.NodeProto, dims: Dims) -> int | None:
-    """Of queries by keys, and of what that gives by values."""
+    """Queries times keys, plus the result times values."""
     query, key, value = (dims.get(name) for name in node.input[:3])
     if query is None or key is None or value is None:
         return None
@@ -80,9 +80,9 @@ def _macs_of_attention(node: onnx.NodeProto, dims: Dims) -> int | None:
 
 
 def _macs_of_recurrent(node: onnx.NodeProto, dims: Dims, leading: Leading) -> int | None:
-    """Its weights are [directions, gates × hidden, inputs or hidden]; layout 1 is batch first."""
+    """Weights are [directions, gates × hidden, inputs or hidden]; layout 1 is batch first."""
     weights, recurrence = (dims.get(name) for name in node.input[1:3])
-    # What follows from a Reshape may have lost its last size, which the weights say.
+    # After a Reshape the last size may be unknown; the weights have it.
     sequence = leading.get(node.input[0], ())
     if len(sequence) < 2 or weights is None or recurrence is None:
         return None
@@ -90,7 +90,7 @@ def _macs_of_recurrent(node: onnx.NodeProto, dims: Dims, leading: Leading) -> in
 
 
 def _macs_of_einsum(equation: str, operands: Sequence[tuple[int, ...] | None]) -> int | None:
-    """Of two operands: every combination of indices is one. Of more it depends on their order."""
+    """For two operands: one per combination of indices. For more it depends on their order."""
     terms = equation.partition("->")[0].split(",")
     if len(operands) != 2 or len(terms) != 2:
         return None
@@ -102,7 +102,7 @@ def _macs_of_einsum(equation: str, operands: Sequence[tuple[int, ...] | None]) -
         spread = len(dims) - len(before) - len(after)
         if spread < 0 or (spread and not dots):
             return None
-        # The axes of an ellipsis are broadcast, so they are counted from the last.
+        # An ellipsis broadcasts its axes, so they are counted from the last.
         names = [*before, *(f".{n}" for n in range(spread, 0, -1)), *after]
         for name, size in zip(names, dims, strict=True):
             sizes[name] = max(size, sizes.get(name, 1))

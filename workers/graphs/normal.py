@@ -1,8 +1,8 @@
-"""One normal form of what ONNX allows to be written in many ways, so that no later pass has to know them all.
+"""One normal form for what ONNX can express in many ways, so that later passes handle only one.
 
-In normal form, in the graph and in every body of If, Loop and Scan: nodes come after what they take;
-constants are dense initializers; a name means one tensor in the whole model, and one node; and a graph's
-outputs are made by its nodes. Nothing that the model computes is changed.
+In normal form, in the graph and in every body of If, Loop and Scan: nodes follow the producers of their
+inputs; constants are dense initializers; a name identifies one tensor, and one node, in the whole model;
+and a graph's outputs are produced by its nodes. Nothing that the model computes changes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from workers.graphs.files import MAX_PROTO_BYTES
 from workers.graphs.walk import all_nodes, bodies, drop, graphs_of
 
 EXPORT_AGAIN = "export the model again and check that the upload is complete"
-#: Attributes of a Constant, by what they say its type is.
+#: A Constant's attributes → the types they imply.
 _NUMBERS = {
     "value_float": np.float32,
     "value_floats": np.float32,
@@ -45,10 +45,10 @@ def is_normal(model: onnx.ModelProto) -> bool:
 
 
 def normalised(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model in normal form; the model itself, where it is.
+    """A copy of the model in normal form; the model itself if it already is.
 
     Raises:
-        InvalidModel: if the nodes need each other in a circle, or a sparse tensor is damaged.
+        InvalidModel: if the nodes form a cycle, or a sparse tensor is damaged.
     """
     if is_normal(model):
         return model
@@ -69,7 +69,7 @@ def normalised(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _defined(graph: onnx.GraphProto) -> Iterator[str]:
-    """The names of what a graph gives: an initializer that is an input as well counts once."""
+    """The names that a graph defines; an initializer that is also an input counts once."""
     given = {value.name for value in graph.input}
     yield from given
     yield from (t.name for t in graph.initializer if t.name not in given)
@@ -78,9 +78,9 @@ def _defined(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def _given_outputs(graph: onnx.GraphProto) -> list[str]:
-    """The outputs that no node of the graph makes, an input of a model that is its output left out.
+    """The outputs that no node of the graph produces, except a model's inputs passed straight through.
 
-    Both have names that callers use, so that one can't take another's place.
+    Callers use both names of those, so one can't replace the other.
     """
     made = {name for node in graph.node for name in node.output}
     made |= {value.name for value in graph.input}
@@ -138,7 +138,7 @@ def _dense(sparse: onnx.SparseTensorProto, name: str) -> onnx.TensorProto:
 
 
 def taken(node: onnx.NodeProto) -> set[str]:
-    """What a node needs of the graph that it stands in: its inputs, and what its bodies capture."""
+    """The tensors of the enclosing graph that a node needs: its inputs, and its bodies' captures."""
     names = {name for name in node.input if name}
     for body in bodies(node):
         names |= captured(body)
@@ -146,7 +146,7 @@ def taken(node: onnx.NodeProto) -> set[str]:
 
 
 def captured(body: onnx.GraphProto) -> set[str]:
-    """The tensors of outer graphs that a body takes."""
+    """The tensors of outer graphs that a body uses."""
     names = {name for node in body.node for name in taken(node)}
     names |= {value.name for value in body.output}
     return names - set(_defined(body))
@@ -183,7 +183,7 @@ def _sort(graph: onnx.GraphProto) -> None:
 
 
 def _name_tensors_apart(graph: onnx.GraphProto, used: set[str], outer: dict[str, str]) -> None:
-    """Give what a body defines names that no graph before it has."""
+    """Rename what a body defines to names that no earlier graph uses."""
     names = dict(outer)
     for name in dict.fromkeys(_defined(graph)):
         names[name] = _unused(name, used)
@@ -209,7 +209,7 @@ def _unused(name: str, used: set[str]) -> str:
 
 
 def _make_outputs(graph: onnx.GraphProto, used: set[str]) -> None:
-    """Have a node make every output."""
+    """Make every output the result of a node."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     made: list[onnx.NodeProto] = []
     for name in dict.fromkeys(_given_outputs(graph)):
@@ -219,7 +219,7 @@ def _make_outputs(graph: onnx.GraphProto, used: set[str]) -> None:
             tensors[name].name = other
             _take_instead(graph, name, other)
             made.append(helper.make_node("Identity", [other], [name], name=other))
-        else:  # of an outer graph, where it keeps its name
+        else:  # from an outer graph, where it keeps its name
             for output in graph.output:
                 output.name = other if output.name == name else output.name
             made.append(helper.make_node("Identity", [name], [other], name=other))

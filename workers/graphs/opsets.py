@@ -1,7 +1,7 @@
-"""Opsets: a graph with its bodies in a newer one.
+"""Converts a graph and its bodies to a newer opset.
 
-ONNX's converter leaves the bodies of If, Loop and Scan as they were, which makes the model invalid. So each
-body is converted as a model of its own, whose inputs are what it captures.
+ONNX's converter leaves the bodies of If, Loop and Scan unchanged, which makes the model invalid. Each
+body is therefore converted as a model of its own, with its captures as inputs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from workers.graphs.normal import captured, normalised
 from workers.graphs.shapes import inferred_of, opset_of
 from workers.graphs.walk import all_nodes, bodies
 
-#: Captured constants of up to so many values may say an axis or a size, which the converter looks at.
+#: Captured constants of up to this many values may be axes or sizes, which the converter reads.
 _SMALL = 1024
 
 Values = Mapping[str, onnx.ValueInfoProto]
@@ -27,10 +27,10 @@ Tensors = Mapping[str, onnx.TensorProto]
 
 
 def upgraded(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """The same model, in normal form, with its operators as they are in that opset.
+    """The model in normal form, with its operators converted to the given opset.
 
     Raises:
-        InvalidModel: if the converter can't.
+        InvalidModel: if the converter fails.
     """
     before = opset_of(model)
     if before >= opset:
@@ -58,12 +58,12 @@ def _convert_bodies(
     tensors: Tensors,
     opset: int,
 ) -> None:
-    """Convert the bodies in a graph that is converted.
+    """Convert the bodies in a graph that has been converted.
 
     Parameters:
-        found: the graph before, with its types and shapes inferred.
-        values: of the graphs around it.
-        tensors: the constants of the graphs around it.
+        found: the graph before conversion, with types and shapes inferred.
+        values: of the enclosing graphs.
+        tensors: the constants of the enclosing graphs.
     """
     values = dict(values) | {
         value.name: value for value in [*found.value_info, *found.output, *found.input]
@@ -104,5 +104,5 @@ def _convert_body(
             if field[index].name in taken:
                 del field[index]
     new.CopyFrom(made)
-    # The converter counts its own names from the start in each.
+    # The converter numbers its own names from the start in each body.
     new.name = old.name

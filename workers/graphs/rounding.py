@@ -1,8 +1,8 @@
-"""Half-precision graphs on a CPU: computed in fp32, with every result rounded to the half type.
+"""Half-precision graphs on a CPU: computed in fp32, with each result rounded to the half type.
 
-ONNX Runtime's CPU kernels know no bf16, and compute fp16 graphs in fp32 without rounding between
-operators, which hides overflows. Here each half-typed result is cast to its type and back, as a GPU
-stores it; like a GPU's tensor cores, the sums inside an operator are fp32.
+ONNX Runtime's CPU kernels lack bf16, and run fp16 graphs in fp32 without rounding between operators,
+which hides overflows. Here each half-typed result is cast to its type and back, as a GPU stores it;
+sums inside an operator stay fp32, as in a GPU's tensor cores.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def is_half_typed(model: onnx.ModelProto) -> bool:
 
 
 def rounded_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph in fp32, rounding where the original stores fp16 or bf16.
+    """The graph in fp32, rounding wherever the original stores fp16 or bf16.
 
-    The bodies of control flow round as well. Inputs and outputs of fp16 stay so; those of bf16, which NumPy
-    hasn't, are fp32 and rounded.
+    Bodies of control flow round too. fp16 inputs and outputs keep their type; bf16 ones, which NumPy
+    lacks, become rounded fp32.
     """
     model = normalised(model)
     wide, inside = widened(model, kinds=HALVES)
@@ -48,7 +48,7 @@ def _round(graph: onnx.GraphProto, halves: Mapping[str, int]) -> None:
         made.node.append(node)
         after = made.node[-1]
         if after.op_type == "Cast":
-            for attribute in after.attribute:  # that of an output: inside there are none
+            for attribute in after.attribute:  # of an output's cast: inside there are none
                 if attribute.name == "to" and attribute.i == TensorProto.BFLOAT16:
                     attribute.i = TensorProto.FLOAT
         for index, name in enumerate(node.output):

@@ -1,4 +1,4 @@
-"""The types and shapes of a graph's values, inferred."""
+"""Inference of the types and shapes of a graph's values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workers.graphs.files import EXPORT_AGAIN
 from workers.graphs.standard import STANDARD_DOMAINS
 from workers.graphs.walk import bodies
 
-#: Constants of up to so many values may say a shape; larger ones are weights.
+#: Constants of up to this many values may be shapes; larger ones are weights.
 _SHAPE_VALUES = 64
 
 
@@ -32,10 +32,10 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 
 def outline_of(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with its weights as inputs, without their values.
+    """The graph with its weights as inputs, without their values.
 
-    Types and shapes follow from it as well. Of the whole model they are inferred in seconds, since that
-    copies all weights more than once.
+    Types and shapes can be inferred from it just as well. From the whole model that takes seconds,
+    since inference copies all weights more than once.
     """
     result = onnx.ModelProto(ir_version=model.ir_version)
     result.opset_import.extend(model.opset_import)
@@ -56,9 +56,9 @@ def outline_of(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def types_of(model: onnx.ModelProto) -> dict[str, int]:
-    """The element type of every tensor of a graph and of its bodies; 0 of what isn't a tensor.
+    """The element type of every tensor in a graph and its bodies; 0 for what isn't a tensor.
 
-    Names must mean one tensor each, as they do in normal form.
+    Names must be unique, as they are in normal form.
     """
     return _types_in(inferred_of(model).graph)
 

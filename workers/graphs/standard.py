@@ -1,14 +1,14 @@
-"""What of ONNX the farm knows: domains, opsets, operators."""
+"""The parts of ONNX that the farm knows: domains, opsets, operators."""
 
 from __future__ import annotations
 
-#: Domains whose operators the farm's runtimes know.
+#: Domains whose operators all of the farm's runtimes know.
 STANDARD_DOMAINS = ("", "ai.onnx")
 
 
-#: That of ONNX Runtime's own operators, which no other runtime has.
+#: The domain of ONNX Runtime's own operators, which no other runtime has.
 ONNXRUNTIME_DOMAIN = "com.microsoft"
 
 
-#: The first opset whose Q/DQ may have fp16 scales; older models are upgraded to it.
+#: The first opset whose Q/DQ allow fp16 scales; older models are upgraded to it.
 MIN_OPSET = 19

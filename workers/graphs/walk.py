@@ -1,4 +1,4 @@
-"""Walking through an ONNX graph, bodies of its operators among it, and taking out what nothing needs."""
+"""Walks an ONNX graph, the bodies of its operators included, and removes what nothing uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ QDQ_OPS = ("QuantizeLinear", "DequantizeLinear")
 
 
 def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node of a graph, those of its subgraphs too."""
+    """Every node of a graph, including those in subgraphs."""
     for node in graph.node:
         yield node
         for nested in bodies(node):
@@ -21,20 +21,20 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def graphs_of(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    """The graph of a model, and every body in it after the graph that holds it."""
+    """A model's graph and all bodies, each after the graph that contains it."""
     yield model.graph
     for node in all_nodes(model.graph):
         yield from bodies(node)
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """The initializers of a model, those of its bodies too."""
+    """The initializers of a model, including those in bodies."""
     for graph in graphs_of(model):
         yield from graph.initializer
 
 
 def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """The graphs that a node runs: branches of an If, the body of a Loop or a Scan."""
+    """The graphs that a node runs: the branches of an If, the body of a Loop or Scan."""
     return [
         body
         for attribute in node.attribute
@@ -57,9 +57,9 @@ def is_quantized(model: onnx.ModelProto) -> bool:
 
 
 def take_out_given(model: onnx.ModelProto) -> dict[int, onnx.ValueInfoProto]:
-    """Take the outputs that are inputs out of a model, and return them by their positions.
+    """Remove outputs that are inputs from a model. Returns them by position.
 
-    They are legal, and few tools know them.
+    They are legal, but few tools support them.
     """
     given = {value.name for value in model.graph.input}
     taken = {at: v for at, v in enumerate(model.graph.output) if v.name in given}
@@ -69,7 +69,7 @@ def take_out_given(model: onnx.ModelProto) -> dict[int, onnx.ValueInfoProto]:
 
 
 def drop_unused(graph: onnx.GraphProto) -> None:
-    """Drop the initializers that nothing takes."""
+    """Drop initializers that nothing uses."""
     used = {name for node in all_nodes(graph) for name in node.input}
     used |= {value.name for value in graph.output}
     drop(graph.initializer, lambda tensor: tensor.name not in used)
@@ -79,12 +79,12 @@ def drop_unused(graph: onnx.GraphProto) -> None:
 
 
 def drop_nodes(graph: onnx.GraphProto, is_dropped: Callable[[onnx.NodeProto], bool]) -> None:
-    """Drop the nodes of which this is true, those of subgraphs kept."""
+    """Drop the nodes that match, except those in subgraphs."""
     drop(graph.node, is_dropped)
 
 
 def drop(field: Any, is_dropped: Callable[[Any], bool]) -> None:
-    """Drop some messages of a repeated field in place; rebuilding it would copy the others."""
+    """Drop matching messages from a repeated field in place; rebuilding it would copy the others."""
     for index in reversed(range(len(field))):
         if is_dropped(field[index]):
             del field[index]
