@@ -1,4 +1,4 @@
-"""A build gets its jobs: those of the same key that are there, and new ones."""
+"""Attaches jobs to a build: existing ones with the same key, and new ones."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from farm.queue.turns import Bell, Turns
 from farm.registry import provenance, publish
 from farm.specs.states import BuildState, JobState, Reuse, build_state
 
-# Locked, so that none of them ends between this look and the commit: a new job that waits for one
+# Locked, so that none of them ends between this query and the commit: a new job that waits for one
 # would miss its end.
 _JOBS = (
     select_job_rows()
     .where(Job.key.in_(bindparam("keys", expanding=True)), IS_USABLE)
     .order_by(Job.id)
-    # Not their keys, which an engine that is being published refers to.
+    # Not their keys: an engine being published refers to them.
     .with_for_update(key_share=True)
 )
 
@@ -60,7 +60,7 @@ class Submitted:
 
 
 def insert_rows(session: Session, table: type[Base], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Insert rows without the unit of work's bookkeeping, which would be half of a submission's time."""
+    """Insert rows without the unit of work's bookkeeping, which would take half of a submission's time."""
     session.connection().execute(_INSERTS[table], list(rows))
 
 
@@ -73,7 +73,7 @@ class Before:
     """What a build had before it was replanned."""
 
     attempts: Mapping[str, int] = field(default_factory=dict)  #: key → its last attempt
-    reuse: Mapping[int, Reuse] = field(default_factory=dict)  #: job → how the build came by it
+    reuse: Mapping[int, Reuse] = field(default_factory=dict)  #: job → how the build got it
     places: Mapping[str, int] = field(default_factory=dict)  #: queue → `farm.queue.turns`
 
 
@@ -85,7 +85,7 @@ def attach_jobs(
     planned: Plan,
     before: Before | None = None,
 ) -> Submitted:
-    """Give a build its jobs: take those of the same key that are usable, create the others."""
+    """Give a build its jobs: reuse the usable ones with the same key, create the others."""
     before = before or Before()
     parameters.keep(session, planned.shared)
     usable = _usable(session, planned)
@@ -204,7 +204,7 @@ def _columns_of(
     """A new job's columns.
 
     Parameters:
-        needs: how many of its inputs haven't been made yet.
+        needs: the number of its inputs that have yet to be made.
     """
     at = now()
     return {
@@ -245,7 +245,7 @@ def _connect(session: Session, planned: Sequence[PlannedJob], rows: Mapping[str,
 
 
 def _made(job: PlannedJob) -> dict[str, Made]:
-    """Of a job's inputs, those that other jobs make."""
+    """A job's inputs that are made by other jobs."""
     return {role: one for role, one in job.recipe.inputs.items() if isinstance(one, Made)}
 
 

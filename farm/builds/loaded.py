@@ -1,4 +1,4 @@
-"""A build with its jobs and engines, as the database has them."""
+"""A build with its jobs and engines, as stored in the database."""
 
 from __future__ import annotations
 

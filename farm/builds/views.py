@@ -184,7 +184,7 @@ def _by_build(session: Session, statement: Any) -> dict[str, tuple[int, int]]:
 
 
 def _errors(session: Session, build_ids: Sequence[str]) -> dict[str, Failure]:
-    """Each build's first failure: other failures follow from it or belong to other jobs."""
+    """Each build's first failure: later ones follow from it or belong to other jobs."""
     found: dict[str, Failure] = {}
     if not build_ids:
         return found

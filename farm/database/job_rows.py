@@ -1,4 +1,4 @@
-"""Jobs without their recipes and outputs, as a build takes, creates and shows them."""
+"""Jobs without their recipes and outputs, as builds reuse, create and show them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from farm.database.tables import Job
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobRow:
-    """A row of ``jobs``: a plain value, since ORM objects take a tenth of a submission's time to make."""
+    """A row of ``jobs``: a plain value, since creating ORM objects takes a tenth of a submission's time."""
 
     id: int
     key: str
@@ -40,7 +40,7 @@ class JobRow:
 
     @classmethod
     def of(cls, columns: Mapping[Any, Any]) -> Self:
-        """A row from its columns; one that is missing is null, as in a row just inserted."""
+        """A row from its columns; a missing one is null, as in a row just inserted."""
         found: dict[str, Any] = {name: columns.get(name) for name in _NAMES}
         return cls(**found)
 
@@ -49,5 +49,5 @@ _NAMES = tuple(one.name for one in fields(JobRow))
 
 
 def select_job_rows() -> Select[*tuple[Any, ...]]:
-    """To be read with ``JobRow.of(row._mapping)``."""
+    """Select the columns of ``JobRow``; read a row with ``JobRow.of(row._mapping)``."""
     return select(*(Job.__table__.c[name] for name in _NAMES))

@@ -1,4 +1,4 @@
-"""How near an engine's outputs are to its source's."""
+"""How close an engine's outputs are to its source's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a build reports of its engine: its interface, its types, and how it was built."""
+"""A build's report on its engine: its interface, its types, and how it was built."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits the size of records, since the API reads and returns them again and again."""
+"""Limits the size of records, since the API reads and returns them repeatedly."""
 
 from __future__ import annotations
 

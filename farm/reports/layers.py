@@ -1,4 +1,4 @@
-"""The layer report of an engine."""
+"""An engine's layer report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An engine's speed, next to its baseline's."""
+"""An engine's speed, compared with its baseline's."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from pydantic import (
 
 from farm.specs.shapes import ShapeRange, TensorSpec
 
-MOST_NAMES = 20_000  #: of layers, inputs or outputs: more than any model that can be built has
+MOST_NAMES = 20_000  #: of layers, inputs or outputs: more than any buildable model has
 
 
 MOST_LISTED = 1000

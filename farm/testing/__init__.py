@@ -1,5 +1,5 @@
-"""Fakes of the farm's parts, for the tests of whoever uses or extends it.
+"""Fakes of the farm's parts, for testing code that uses or extends it.
 
-They keep the promises of what they stand for, and fail on demand. Nothing of the farm that runs imports
-them.
+They keep the promises of the parts they replace, and fail on demand. Nothing that runs in production
+imports them.
 """

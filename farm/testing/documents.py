@@ -1,4 +1,4 @@
-"""What the stub farm answers: a build of the model digits, its jobs, events and engine."""
+"""The stub farm's answers: a build of the model digits, with its jobs, events and engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def digest_of(data: bytes) -> str:
 
 
 def rtx_plan(size: int = 300_000, *, capability_bit: int = 0x08, seed: int = 7) -> bytes:
-    """Bytes that begin as a TensorRT-RTX engine does (sm_89 by default)."""
+    """Bytes that begin like a TensorRT-RTX engine (sm_89 by default)."""
     header = bytearray(36)
     header[:4] = b"vtrt"
     struct.pack_into("<Q", header, 16, size)
@@ -27,7 +27,7 @@ def rtx_plan(size: int = 300_000, *, capability_bit: int = 0x08, seed: int = 7) 
 
 
 def engine(data: bytes, **changes: Any) -> dict[str, Any]:
-    """A row of the registry for these bytes."""
+    """The registry's row for these bytes."""
     return {
         "id": "01m7y8mbznssegkq",
         "model": "digits",
@@ -59,7 +59,7 @@ def engine(data: bytes, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-#: An int8 network with a product that was left out.
+#: An int8 network with one product that isn't quantised.
 LAYERS: dict[str, Any] = {
     "source": "the network, before the builder fused its layers",
     "compute": {

@@ -1,7 +1,7 @@
 """Fake stages: they produce what a worker would submit, without PyTorch, ONNX or TensorRT.
 
-Outputs have the roles, and facts the shape, that `farm.stages` asks of each kind, so that a farm takes
-them as it takes a worker's.
+Outputs have the roles, and facts the shape, that `farm.stages` requires for each kind, so a farm accepts
+them like a worker's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _FACTS: Mapping[JobKind, Mapping[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What a stage made: role → file, and what it found out."""
+    """A stage's results: role → file, and its facts."""
 
     outputs: Mapping[Role, Path]
     facts: Mapping[str, Any]
@@ -43,25 +43,25 @@ class Made:
 
 @dataclass(kw_only=True)
 class FakeStages:
-    """Runs any stage of a job at once.
+    """Runs any stage of a job instantly.
 
     Parameters:
-        failures: what a stage of a kind raises instead.
-        facts: kind → what its stage says differently.
+        failures: kind → the error that its stage raises instead.
+        facts: kind → the facts that its stage reports differently.
     """
 
     failures: dict[JobKind, FarmError] = field(default_factory=dict)
     facts: dict[JobKind, dict[str, Any]] = field(default_factory=dict)
-    ran: list[JobKind] = field(default_factory=list, init=False)  #: in this order
+    ran: list[JobKind] = field(default_factory=list, init=False)  #: in order
 
     def run(self, kind: JobKind, workdir: Path, params: Mapping[str, Any] | None = None) -> Made:
-        """Make a file of every role that this kind may make, below a folder.
+        """Make a file for every role that this kind may make, below a folder.
 
-        Two stages of other parameters make other bytes, and the same twice make the same.
+        Stages with different parameters make different bytes; the same stage makes the same ones again.
 
         Raises:
-            FarmError: the one of `failures`.
-            TooMuch: `facts` has something that no stage of this kind says.
+            FarmError: the one in `failures`.
+            TooMuch: `facts` has something that no stage of this kind reports.
         """
         self.ran.append(kind)
         if kind in self.failures:

@@ -1,4 +1,4 @@
-"""A store that keeps its blobs in memory, and is full, away or damaged when a test says so."""
+"""A store that keeps its blobs in memory, and is full, away or damaged when a test wants it."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class _Blob:
 
 
 class MemoryStore:
-    """Keeps every promise of `farm.store.base.Store`; as a store far away does, `path` gives a copy.
+    """Keeps every promise of `farm.store.base.Store`; `path` returns a copy, as in a remote store.
 
     Parameters:
-        folder: where copies of blobs go that somebody asks a path for.
-        room_bytes: of all blobs together, or None for as much as there is memory.
-        clock: what time it is.
+        folder: for copies of the blobs whose paths are requested.
+        room_bytes: for all blobs together; None means as much as there is memory.
+        clock: returns the current time.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class MemoryStore:
     ) -> None:
         self.room_bytes = room_bytes
         self.is_away = False  #: while it is, every call raises StorageUnavailable
-        self.condemned: dict[str, bytes] = {}  #: what was taken out of reach, by digest
+        self.condemned: dict[str, bytes] = {}  #: blobs taken out of reach, by digest
         self._folder = folder
         self._clock = clock
         self._lock = threading.RLock()
@@ -73,7 +73,7 @@ class MemoryStore:
             self._forget_copy(digest)
 
     def interrupt(self, name: str, content: bytes) -> None:
-        """Leave what an upload leaves whose process was killed."""
+        """Leave the remains of an upload whose process was killed."""
         self._uploads[name] = Interrupted(name=name, bytes=len(content), put_at=self._clock())
 
     # The store

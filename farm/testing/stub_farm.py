@@ -21,16 +21,16 @@ from farm.testing.documents import BUILD, EVENTS, LAYERS, NOW, build, digest_of,
 
 @dataclass
 class StubFarm:
-    """What the stub holds, how it shall fail, and what it was asked."""
+    """What the stub holds, how it should fail, and what it was asked."""
 
     blobs: set[str] = field(default_factory=set)
     builds: dict[str, dict[str, Any]] = field(default_factory=lambda: {BUILD: build()})
-    coming: list[dict[str, Any]] = field(default_factory=list)  #: of the next submissions
+    coming: list[dict[str, Any]] = field(default_factory=list)  #: builds for the next submissions
     events: list[dict[str, Any]] = field(default_factory=lambda: list(EVENTS))
     engines: dict[str, tuple[dict[str, Any], bytes]] = field(default_factory=dict)
-    #: Path → answers to give first: a status with a problem, before the real answer.
+    #: Path → answers to give before the real one: a status with a problem.
     problems: dict[str, list[tuple[int, dict[str, Any] | None]]] = field(default_factory=dict)
-    cut_after: list[int] = field(default_factory=list)  #: bytes or events, then drop the line
+    cut_after: list[int] = field(default_factory=list)  #: bytes or events before the line drops
     ranges: bool = True
     targets: list[dict[str, Any]] = field(default_factory=list)
     workers: list[dict[str, Any]] = field(default_factory=list)
@@ -42,7 +42,7 @@ class StubFarm:
     url: str = ""
 
     def add(self, data: bytes, *, sent: bytes | None = None, **changes: Any) -> dict[str, Any]:
-        """Register an engine; ``sent`` are the bytes that really come."""
+        """Register an engine; ``sent`` are the bytes actually sent."""
         row = engine(data, **changes)
         self.engines[row["id"]] = (row, data if sent is None else sent)
         return row
@@ -54,7 +54,7 @@ class StubFarm:
 
 @contextmanager
 def running() -> Iterator[StubFarm]:
-    """A stub farm on a port of its own."""
+    """A stub farm on its own port."""
     farm = StubFarm()
     handler = type("Handler", (_Handler,), {"farm": farm})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -49,7 +49,7 @@ def has_type(model: onnx.ModelProto, *kinds: int) -> bool:
 def in_fp32(model: onnx.ModelProto, *, kinds: Collection[int] = _OTHERS) -> onnx.ModelProto:
     """A copy of the graph with fp32 in place of these types; inputs and outputs keep their types.
 
-    Returns the model itself if it has none of these types. It must be in normal form.
+    Returns the model itself if it has none of these types. The model must be in normal form.
     """
     return widened(model, kinds=kinds)[0] if has_type(model, *kinds) else model
 

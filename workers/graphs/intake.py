@@ -90,7 +90,7 @@ def _without_stale_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 def _contradicts(
     stated: onnx.ValueInfoProto, found: onnx.ValueInfoProto, sizes: Container[str]
 ) -> bool:
-    """Whether a declared shape has another size than the inferred one, or fixes one that an input's decides."""
+    """Whether a declared shape differs from the inferred one, or fixes a size that an input decides."""
     shapes = [value.type.tensor_type for value in (stated, found)]
     if not all(shape.HasField("shape") for shape in shapes):
         return False

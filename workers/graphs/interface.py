@@ -22,7 +22,7 @@ _RANGES = TypeAdapter(dict[str, AxisRange])
 
 
 def input_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
-    """The inputs a caller must supply; initializers that serve as defaults aren't among them."""
+    """The inputs a caller must supply: those without an initializer as default."""
     given = {tensor.name for tensor in model.graph.initializer}
     return tuple(_spec(value) for value in model.graph.input if value.name not in given)
 

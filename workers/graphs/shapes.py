@@ -58,7 +58,7 @@ def outline_of(model: onnx.ModelProto) -> onnx.ModelProto:
 def types_of(model: onnx.ModelProto) -> dict[str, int]:
     """The element type of every tensor in a graph and its bodies; 0 for what isn't a tensor.
 
-    Names must be unique, as they are in normal form.
+    Each name must mean one tensor, as in normal form.
     """
     return _types_in(inferred_of(model).graph)
 

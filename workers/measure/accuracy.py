@@ -20,7 +20,7 @@ Outputs = Mapping[str, NDArray[np.generic]]
 Labels = NDArray[np.int64]
 
 #: Scores this close to the best, as a share of their output's range, count as tied: rounding decides which
-#: is the largest. Besides, what looks like scores may be an embedding.
+#: is the largest. Moreover, what looks like scores may be an embedding.
 TIE = 0.05
 _SUM_TOLERANCE = 1e-2
 _NORM_TOLERANCE = 1e-2
@@ -36,9 +36,9 @@ class OutputComparison:
         batch_axes: output → batch axis, None if it is the same for every sample; by default 0, if that
             axis is as long as the batch.
         places: the shape of a sample's labels, if each position has its own class.
-        varying: the outputs whose size depends on the data: output → axis that counts its items. An
-            output found to vary later wasn't compared item by item in earlier batches: compare them all
-            again with the value that this has then.
+        varying: the outputs whose size depends on the data: output → axis that counts its items. If one
+            is found to vary only in a later batch, earlier ones weren't compared item by item: repeat the
+            whole comparison with the final value of this field.
     """
 
     batch_axes: Mapping[str, int | None] = field(default_factory=dict)
@@ -333,7 +333,7 @@ def _worst(
 
 
 def _task(source: NDArray[np.bool_], engine: NDArray[np.bool_]) -> Task:
-    """Accuracy before and after, per sample: a sample may be right in part of its positions."""
+    """Accuracy before and after, per sample: a sample with several positions may be partly right."""
     rights = [hits.reshape(len(hits), -1).mean(axis=1) for hits in (source, engine)]
     before, after = (float(right.mean()) for right in rights)
     return Task(

@@ -35,7 +35,7 @@ from workers.inputs.samples import Runnable
 from workers.measure import nvml
 from workers.measure.pytorch import PyTorchOnGpu, autocast_dtype
 
-#: As trtexec: 200 ms of warm-up, then 3 s and at least 10 queries.
+#: Like trtexec: 200 ms of warm-up, then 3 s and at least 10 queries.
 PACE = Pace(duration_s=3.0, max_s=10.0)
 #: At the other batch sizes, for throughput.
 THROUGHPUT_PACE = replace(PACE, duration_s=1.0)

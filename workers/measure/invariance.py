@@ -16,7 +16,7 @@ from workers.inputs.batch import Arrays, Batch
 from workers.inputs.samples import Runnable
 from workers.measure.difference import MAX_CHANGED, NO_DIFFERENCE, Difference, difference
 
-#: Batches of this size show it, if the profile allows them.
+#: A batch of this size, if the profile allows it, is enough to show the fault.
 _BATCH = 4
 #: Largest error, as a share of the output's largest magnitude: another batch size may use another kernel,
 #: which sums in another order, and quantised values may round to the next level.

@@ -56,7 +56,7 @@ class Telemetry:
 
 @contextmanager
 def watching(uuid: str, others: int = 0) -> Iterator[Telemetry]:
-    """Sample a GPU in the background. Without NVML, or on a GPU slice (MIG), less is known."""
+    """Sample a GPU in the background. Without NVML, or on a GPU slice (MIG), fewer values are known."""
     seen = Telemetry(others=others)
     with _handle(uuid) as handle:
         if handle is None:

@@ -12,7 +12,7 @@ from workers.measure import intervals
 
 #: Below this the engine is broken, whatever the data.
 MIN_COSINE = 0.5
-#: Without floats: with fewer equal values or matched items, the engine is broken.
+#: For outputs without floats: with fewer equal values or matched items, the engine is broken.
 MIN_SHARE = 0.5
 
 
@@ -20,7 +20,7 @@ def refuse_broken(accuracy: Accuracy, max_drop: float | None) -> None:
     """Refuse an engine that is broken or loses more accuracy than the build allows.
 
     Raises:
-        AccuracyDropped: has the figures.
+        AccuracyDropped: carries the figures.
     """
     task = accuracy.task
     if max_drop is not None and task is not None:

@@ -1,13 +1,13 @@
-"""Which operators of a graph compute in half precision: those whose values it holds, on the data at hand.
+"""Chooses the operators of a graph that compute in half precision, by the values on the data at hand.
 
-Judged is each operator by all that it takes, gives and adds up in between (``workers.quantize.magnitudes``):
+Each operator is judged by its inputs, its outputs and its internal sums (``workers.quantize.magnitudes``):
 
-- *range*: the largest value stays below the largest that the type has, by a margin, since other data may be
-  larger; squares in a norm, and sums over axes, too;
-- *smallness*: what a division, root or logarithm is kept from zero by isn't rounded to zero;
-- *steps*: the argument of a sine, and what is rounded to an integer, keep their small parts.
+- *range*: the largest value stays below the type's largest by a margin, since other data may be larger;
+  squares in a norm and sums over axes count too;
+- *smallness*: the term that keeps a division, root or logarithm away from zero isn't rounded to zero;
+- *steps*: the argument of a sine, and values rounded to integers, keep their small parts.
 
-What only moves values stays in the type that they have.
+Operators that only move values keep the type of those values.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from workers.quantize.half_operators import (
 )
 from workers.quantize.magnitudes import Magnitude, Magnitudes
 
-#: How much larger than on the data at hand values may get. Real outliers of a trained network's
+#: How many times larger than on the data at hand values may get. Outliers of a trained network's
 #: activations are within a factor of 2 to 3 of those in a hundred samples; noise between −1 and 1 says
-#: nothing of pixels up to 255, and AutoCast's own bound for it is 512.
+#: nothing about pixels up to 255, and AutoCast's own bound for it is 512.
 MARGINS = {DataKind.RANDOM: 128.0}
 _MARGIN = 4.0
-#: Below this a half has 6 bits of its 11 left, or fewer.
+#: Below this a half keeps at most 6 of its 11 bits.
 _TINY = 2.0**-18
-#: A tensor whose largest value is smaller has lost the rest of its values.
+#: If a tensor's largest value is below this, its other values are lost.
 _FADED = 2.0**-12
-#: The largest error of a sine's argument, and of what becomes an integer.
+#: The largest allowed error of a sine's argument, and of a value rounded to an integer.
 _ARGUMENT_ERROR, _INTEGER_ERROR = 2.0**-8, 2.0**-2
-#: The distance of 1 from the next larger number.
+#: The distance from 1 to the next larger number.
 _STEP = {TensorProto.FLOAT16: 2.0**-10, TensorProto.BFLOAT16: 2.0**-7}
 _DEPTH = 12
 
@@ -55,11 +55,11 @@ _DEPTH = 12
 class Chosen:
     """The type of every operator that computes on floats."""
 
-    types: Mapping[str, int] = field(default_factory=dict)  #: first output → type, fp32 left out
+    types: Mapping[str, int] = field(default_factory=dict)  #: first output → type, except fp32
     why: Mapping[str, str] = field(default_factory=dict)  #: first output → why it is fp32
 
     def counts(self) -> dict[str, int]:
-        """How many operators have each reason to stay in fp32."""
+        """The number of operators per reason to stay in fp32."""
         made: defaultdict[str, int] = defaultdict(int)
         for reason in self.why.values():
             made[reason] += 1
@@ -74,12 +74,12 @@ def choose(
     *,
     instead: int | None = None,
 ) -> Chosen:
-    """Choose for every operator of an fp32 graph between a half type and fp32.
+    """Choose a half type or fp32 for every operator of an fp32 graph.
 
     Parameters:
         model: in normal form.
         kind: the half type.
-        instead: the type of products whose values leave the range of ``kind``; fp32 if None.
+        instead: the type for products whose values exceed the range of ``kind``; fp32 if None.
     """
     margin = MARGINS.get(data, _MARGIN)
     chooser = _Chooser(model, magnitudes, kind, margin, is_noise=data is DataKind.RANDOM)
@@ -101,7 +101,7 @@ def choose(
 
 
 def products_out_of_range(model: onnx.ModelProto, chosen: Chosen) -> bool:
-    """Whether products that aren't of integers stay in fp32 since a half type can't hold their values."""
+    """Whether unquantised products stay in fp32 because a half type can't hold their values."""
     nodes = [node for graph in graphs_of(model) for node in graph.node if node.output]
     dequantized = {
         name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output
@@ -154,7 +154,7 @@ class _Chooser:
                 continue
             reason = self.reason(node)
             if reason is not None:
-                if node.op_type != "Cast":  # which computes nothing
+                if node.op_type != "Cast":  # computes nothing
                     why[node.output[0]] = reason
             else:
                 types[node.output[0]] = self._kind
@@ -167,7 +167,7 @@ class _Chooser:
         return any(self._types.get(name) == TensorProto.FLOAT for name in names if name)
 
     def _leave_moved(self, types: dict[str, int]) -> None:
-        """Leave in fp32 what moves values of fp32, or compares them."""
+        """Leave operators in fp32 that move or compare fp32 values."""
         for node in self.nodes:
             name = node.output[0]
             if name not in types:
@@ -185,7 +185,7 @@ class _Chooser:
                 del types[name]
 
     def _follow_dequantized(self, types: dict[str, int]) -> None:
-        """Dequantise into the type of what it is for; into more than one where that differs."""
+        """Dequantise into the consumers' type; into several if they differ."""
         for node in self.nodes:
             if node.op_type != "DequantizeLinear" or node.output[0] not in types:
                 continue
@@ -194,7 +194,7 @@ class _Chooser:
                 del types[node.output[0]]
 
     def is_quantized(self, node: onnx.NodeProto) -> bool:
-        """Whether a product is of integers, whose sums have a range of their own."""
+        """Whether a product is one of integers, whose sums have their own range."""
         makers = [self._makers.get(name) for name in node.input[:2]]
         return all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
 
@@ -218,7 +218,7 @@ class _Chooser:
     def _can_be(self, node: onnx.NodeProto) -> bool:
         names = [name for name in (*node.input, *node.output) if name]
         if node.op_type in NEVER_HALF or any(not self._types.get(name) for name in names):
-            return False  # 0 is a sequence, or nothing that inference knows
+            return False  # 0 is a sequence, or a type that inference doesn't know
         if bodies(node):
             return True
         if node.op_type == "Cast":
@@ -238,7 +238,7 @@ class _Chooser:
         if magnitude is None:
             return _UNSEEN
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and name == node.input[1]:
-            # Scales have a range of their own, and are known.
+            # Scales are known constants with a range of their own.
             fits = _TINY * 4 <= magnitude.most <= largest_of(self._kind)
             return None if fits or self._kind != TensorProto.FLOAT16 else _SMALL
         limit = largest_of(self._kind) if name in self._constants else self._limit
@@ -263,7 +263,7 @@ class _Chooser:
         return None if inner <= self._limit else _RANGE
 
     def _is_of_squares(self, node: onnx.NodeProto) -> bool:
-        """Whether it takes or gives squares, or sums of them: with the data these grow by their square."""
+        """Whether it consumes or produces squares or sums of them, which grow with the data's square."""
         if node.op_type in PRODUCTS:
             return False
         return any(self._is_square(name, 0) for name in self._floats(node))
@@ -282,7 +282,7 @@ class _Chooser:
         return self._squares[name]
 
     def _reason_of_border(self, node: onnx.NodeProto) -> str | None:
-        """Of an If, Loop or Scan: all that goes in and comes out is of one type."""
+        """For an If, Loop or Scan: everything that goes in and comes out has one type."""
         names = self._floats(node)
         for body in bodies(node):
             names += [
@@ -311,7 +311,7 @@ class _Chooser:
         return made not in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.BOOL, *HALVES)
 
     def _keep_small(self, name: str, depth: int) -> bool:
-        """Keep exact what makes a denominator, from where it is small on. Returns whether it is."""
+        """Keep exact what makes up a denominator, from where it gets small. Returns whether it does."""
         maker = self._makers.get(name)
         magnitude = self._magnitudes.get(name)
         is_small = magnitude is not None and 0 < magnitude.least < _TINY
@@ -324,7 +324,7 @@ class _Chooser:
                 inputs = [n for n in maker.input if self._types.get(n) == TensorProto.FLOAT]
                 small = [
                     self._keep_small(name, depth + 1) for name in inputs
-                ]  # all of them, not the first
+                ]  # a list: all of them must be visited
                 is_small = is_small or any(small)
         if is_small and maker is not None:
             self._kept.setdefault(maker.output[0], _SMALL)
@@ -336,7 +336,7 @@ class _Chooser:
         return 0 < self._magnitudes[name].most < _TINY / 4
 
     def _keep_steps(self, node: onnx.NodeProto, error: float) -> None:
-        """Keep exact what computes a value of which small parts matter."""
+        """Keep exact whatever computes a value whose small parts matter."""
         name = node.input[0]
         magnitude = self._magnitudes.get(name)
         if self._types.get(name) != TensorProto.FLOAT or magnitude is None:

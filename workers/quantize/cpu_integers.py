@@ -1,14 +1,14 @@
-"""INT8 graphs for CPUs: what ONNX Runtime needs around an operator to compute it in integers.
+"""INT8 graphs for CPUs: adds what ONNX Runtime needs around an operator to compute it in integers.
 
-ModelOpt places Q/DQ as GPUs want it: before an operator. ONNX Runtime's integer kernels for CPUs add a
-bias of integers, want all activations of one type, and that of convolutions gives integers too. So here
+ModelOpt places Q/DQ for GPUs: before an operator. ONNX Runtime's integer kernels for CPUs add integer
+biases and want all activations in one type; the one for convolutions also outputs integers. Therefore
 
-- activations become uint8: signed ones shifted by 128, which changes no value, and those that are never
-  negative in 0 to 255 over the same range, which makes their Relu a part of the rounding;
-- weights are rounded to seven bits, which no kernel saturates with, and signed ones are the fastest in all;
-- a convolution whose result wasn't quantised has it quantised, in a range that is measured;
-- biases become int32 of the scale that the sum has;
-- what stands between a matrix product and its integer kernel is put otherwise.
+- activations become uint8: signed ones are shifted by 128, which changes no value; never-negative ones
+  use 0 to 255 over the same range, which makes their Relu part of the rounding;
+- weights are rounded to seven bits, which saturate in no kernel, and stay signed, the fastest form in all;
+- a convolution's unquantised result is quantised, over a measured range;
+- biases become int32 with the scale of the sum;
+- whatever separates a matrix product from its integer kernel is rewritten.
 
 Source: the QDQ selectors of ONNX Runtime; Jacob et al., Quantization and Training of Neural Networks
 for Efficient Integer-Arithmetic-Only Inference, CVPR 2018.
@@ -31,8 +31,8 @@ Ranges = Callable[[Sequence[str]], Mapping[str, float]]
 """The largest magnitude of each of these tensors over the calibration data."""
 
 _SIGNED_LEVELS, _UNSIGNED_LEVELS = 127, 255
-_ZERO = {True: np.uint8(128), False: np.uint8(0)}  #: is it signed → its zero
-#: The kernel of a convolution gives integers and nothing else.
+_ZERO = {True: np.uint8(128), False: np.uint8(0)}  #: whether it is signed → its zero point
+#: Operators whose kernel outputs nothing but integers.
 _GIVE_INTEGERS = ("Conv",)
 _HAVE_BIASES = ("Conv", "Gemm")
 _HAVE_WEIGHTS = ("Conv", "Gemm", "MatMul")
@@ -55,13 +55,13 @@ _KEEP_SIGNS = (
 def integer_graph(
     model: onnx.ModelProto, ranges: Ranges, *, keep_levels: bool = False
 ) -> onnx.ModelProto:
-    """The same graph with what ONNX Runtime needs to compute it in integers.
+    """The graph with everything ONNX Runtime needs to compute it in integers.
 
     Parameters:
         model: with int8 Q/DQ, and fp32 between them.
-        ranges: called once, with what isn't quantised and should be.
-        keep_levels: round to what the graph's own Q/DQ round to, which a model was trained for; else
-            to twice as many levels where values are never negative, and weights to half as many.
+        ranges: called once, with the unquantised tensors that should be quantised.
+        keep_levels: keep the levels of the graph's own Q/DQ, which the model was trained for; otherwise
+            never-negative values get twice as many levels, and weights half as many.
     """
     rewriter = _Rewriter(model)
     if not keep_levels:
@@ -77,12 +77,12 @@ def integer_graph(
 
 
 def _shift(zero: NDArray[np.generic]) -> int:
-    """What makes a quantised type unsigned."""
+    """The offset that makes a quantised type unsigned."""
     return 128 if zero.dtype == np.int8 else 0
 
 
 def _level(limit: float, scale: NDArray[np.float32], zero: NDArray[np.generic]) -> np.uint8:
-    """What a value is rounded to, unsigned."""
+    """The unsigned level to which a value is rounded."""
     level = np.rint(np.float32(limit) / scale) + int(zero) + _shift(zero)
     return np.uint8(np.clip(level, 0, 255))
 
@@ -117,13 +117,13 @@ class _Rewriter:
         nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in self._nodes]
         del graph.node[:]
         graph.node.extend(nodes)
-        del graph.value_info[:]  # what is uint8 now was int8
+        del graph.value_info[:]  # it still declares int8 where there is uint8 now
         graph.initializer.extend(self._made)
         walk.drop_unused(graph)
         return self._model
 
     def narrow_weights(self) -> None:
-        """Give the weights of products the range in which none saturates, a bit less than they had."""
+        """Give products' weights the slightly smaller range in which none saturates."""
         ratio = np.float32(_SIGNED_LEVELS / LARGEST_WEIGHT)
         for node in self._nodes:
             if node.op_type not in _HAVE_WEIGHTS or not self._is_quantized(node, node.op_type):
@@ -144,7 +144,7 @@ class _Rewriter:
             maker.input[1] = self._add(f"{maker.output[0]}__scale", scale * ratio)
 
     def quantize_results(self, ranges: Ranges) -> None:
-        """Quantise what quantised operators give and nobody quantises."""
+        """Quantise the results of quantised operators that aren't quantised yet."""
         ends = [
             self._end(node) for node in self._nodes if self._is_quantized(node, *_GIVE_INTEGERS)
         ]
@@ -178,7 +178,7 @@ class _Rewriter:
                 pair.input[1], pair.input[2] = names
 
     def _is_of_activation(self, node: onnx.NodeProto) -> bool:
-        """A QuantizeLinear with a zero point, whose result nothing but DequantizeLinear takes."""
+        """Whether it is a QuantizeLinear with a zero point, consumed only by DequantizeLinear."""
         if node.op_type != "QuantizeLinear" or node.input[0] in self._tensors:
             return False
         if len(node.input) < 3 or not node.input[2] or node.output[0] in self._outputs:
@@ -190,10 +190,10 @@ class _Rewriter:
         )
 
     def clip_in_integers(self) -> None:
-        """Put each Relu or Clip between a quantised product and Q behind the Q.
+        """Move each Relu or Clip between a quantised product and its Q behind the Q.
 
-        Rounding keeps the order of values, so nothing changes. In its place ONNX Runtime takes it for a
-        part of the rounding only where that has no level below it, and leaves all in floats elsewhere.
+        Rounding preserves order, so no value changes. Before the Q, ONNX Runtime absorbs the clip into
+        the rounding only if that has no level below it, and otherwise leaves everything in floats.
         """
         for node in list(self._nodes):
             if not self._is_of_activation(node):
@@ -205,7 +205,7 @@ class _Rewriter:
             if zero.dtype not in (np.int8, np.uint8):
                 continue
             if zero.dtype == np.uint8 and not zero and clip.op_type == "Relu":
-                continue  # ONNX Runtime sees that the rounding does the same
+                continue  # ONNX Runtime sees that the rounding clips already
             limits = self._limits(clip)
             if limits is None or not self._ends_product(clip.input[0]):
                 continue
@@ -217,7 +217,7 @@ class _Rewriter:
     def _swap(
         self, clip: onnx.NodeProto, rounding: onnx.NodeProto, limits: Sequence[np.uint8]
     ) -> None:
-        """Clip after rounding to uint8, which all consumers learn of what was int8."""
+        """Clip after rounding to uint8, and retype all consumers of what was int8."""
         clipped = rounding.output[0]
         scale, zero = self._scale(rounding), self._value(rounding.input[2])
         assert scale is not None
@@ -251,7 +251,7 @@ class _Rewriter:
         return limits[0], limits[1]
 
     def _ends_product(self, name: str) -> bool:
-        """Whether a quantised product gives this, or its bias's Add, to nothing but one operator."""
+        """Whether a quantised product, or its bias's Add, makes this for a single consumer."""
         maker = self._makers.get(name)
         if maker is None or len(self._consumers[name]) != 1 or name in self._outputs:
             return False
@@ -271,14 +271,14 @@ class _Rewriter:
             if self._is_quantized(node, *_HAVE_BIASES) and len(node.input) > 2:
                 self._quantize_bias(node, node, 2)
             elif self._is_quantized(node, "MatMul") and node.output[0] in self._matrices:
-                # ONNX Runtime makes one Gemm of both, for which it has no kernel with a bias in floats.
+                # ONNX Runtime fuses both into a Gemm, for which it has no kernel with a float bias.
                 added = self._only_consumer(node)
                 if added is not None and added.op_type == "Add":
                     index = 1 - list(added.input).index(node.output[0])
                     self._quantize_bias(node, added, index)
 
     def _quantize_bias(self, node: onnx.NodeProto, adds: onnx.NodeProto, index: int) -> None:
-        """The bias of a product, which is an input of ``adds``."""
+        """Quantise the bias of a product, which is an input of ``adds``."""
         bias = self._value(adds.input[index])
         given, weights = (self._scale(self._makers[name]) for name in node.input[:2])
         if bias is None or given is None or weights is None or given.ndim:
@@ -301,9 +301,9 @@ class _Rewriter:
         adds.input[index] = name
 
     def set_clips_apart(self) -> None:
-        """Put a Relu or Clip after a matrix product otherwise, unless what comes next is rounded.
+        """Rewrite a Relu or Clip after a matrix product, unless its result is quantised.
 
-        ONNX Runtime takes it for a part of the rounding, and where there is none leaves all in floats.
+        ONNX Runtime absorbs it into the quantisation, and without one leaves everything in floats.
         """
         for node in list(self._nodes):
             if not self._is_quantized(node, "MatMul", "Gemm"):
@@ -337,7 +337,7 @@ class _Rewriter:
         return all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
 
     def _end(self, node: onnx.NodeProto) -> str:
-        """What an operator gives, after its Relu if that is all that it goes to."""
+        """The output of an operator, or of its Relu if that is its only consumer."""
         name: str = node.output[0]
         consumers = self._consumers[name]
         if len(consumers) == 1 and consumers[0].op_type == "Relu" and name not in self._outputs:
@@ -364,7 +364,7 @@ class _Rewriter:
         self._nodes[at:at] = pair
 
     def _scale(self, pair: onnx.NodeProto) -> NDArray[np.float32] | None:
-        """Of a QuantizeLinear or DequantizeLinear."""
+        """The scale of a QuantizeLinear or DequantizeLinear."""
         value = self._value(pair.input[1])
         return None if value is None else value.astype(np.float32)
 

@@ -1,8 +1,8 @@
-"""What operators do to their values, as far as half precision has to know it."""
+"""Facts about operators that half precision depends on."""
 
 from __future__ import annotations
 
-#: What exponentiates or sums up inside, or whose type an attribute says.
+#: Operators that exponentiate or sum internally, or take their type from an attribute.
 NEVER_HALF = {
     "BlackmanWindow",
     "ConstantOfShape",
@@ -24,7 +24,7 @@ NEVER_HALF = {
     "STFT",
     "Softplus",
 }
-#: Of these the square of the input must fit.
+#: Operators that need the square of their input to fit.
 SQUARE_INSIDE = {
     "GroupNormalization",
     "InstanceNormalization",
@@ -35,7 +35,7 @@ SQUARE_INSIDE = {
     "ReduceL2",
     "ReduceSumSquare",
 }
-#: What only moves values, or picks some.
+#: Operators that only move or select values.
 MOVES = {
     "Cast",
     "Compress",
@@ -59,9 +59,9 @@ MOVES = {
     "Transpose",
     "Unsqueeze",
 }
-#: Of these an input, by its position, mustn't be rounded to zero.
+#: Operators with an input, by position, that mustn't be rounded to zero.
 NOT_ZERO = {"Div": 1, "Reciprocal": 0, "Log": 0}
-#: What a denominator is made of, and may be small before it is one.
+#: Operators between a small value and the denominator made from it.
 KEEPS_SMALL = MOVES | {
     "Abs",
     "Add",
@@ -75,5 +75,5 @@ KEEPS_SMALL = MOVES | {
     "ReduceSumSquare",
     "Sqrt",
 }
-#: What a sum of squares is made of.
+#: Operators whose result is still made of squares if their input is.
 KEEPS_SQUARES = MOVES | {"Add", "Clip", "Max", "Mul", "ReduceMean", "ReduceSum", "Sub", "Sum"}

@@ -1,8 +1,8 @@
-"""Weights kept in fp16 by an engine for CPUs, which computes in fp32.
+"""Engines for CPUs that keep weights in fp16 and compute in fp32.
 
-x86 has no kernels for fp16: ONNX Runtime casts to and fro around every operator, and its layout optimiser
-crashes on some of the graphs that come of it. So an fp16 engine for ``cpu`` has operators in fp32 and half
-the bytes: whatever session loads it folds the casts of its weights before it optimises anything else.
+x86 has no kernels for fp16: ONNX Runtime casts back and forth around every operator, and its layout
+optimiser crashes on some of the resulting graphs. An fp16 engine for ``cpu`` therefore has fp32 operators
+and half the bytes: any session that loads it folds the weights' casts before it optimises anything else.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from workers.graphs.floats import of_type
 from workers.graphs.walk import graphs_of, tensors_of
 
-#: Smaller tensors are scales, shapes and biases, which some operators must find as constants.
+#: Smaller tensors are scales, shapes and biases, which some operators require as constants.
 _FEWEST = 1024
-#: Half of what 11 bits of a mantissa resolve; more is lost where values leave the range of fp16.
+#: Half a step of an 11-bit mantissa; values outside the range of fp16 lose more.
 _LARGEST_ERROR = 2.0**-11
 
 
@@ -31,9 +31,9 @@ def has_halves(model: onnx.ModelProto) -> bool:
 
 
 def keep_in_halves(model: onnx.ModelProto) -> int:
-    """Keep the model's fp32 weights as fp16 and cast them, and return how many these are.
+    """Store the model's fp32 weights as fp16, each with a cast. Returns how many there are.
 
-    Weights that fp16 can't hold stay as they are: an element may be off by 2⁻¹¹ of the largest.
+    Weights that fp16 can't hold are left alone: an element may be off by 2⁻¹¹ of the largest.
     """
     count = 0
     for graph in graphs_of(model):
@@ -60,7 +60,7 @@ def _fits(tensor: onnx.TensorProto) -> bool:
 
 
 def _kept(tensor: onnx.TensorProto) -> onnx.NodeProto:
-    """Make a weight a half, and return the cast that has its name now."""
+    """Convert a weight to fp16. Returns the cast, which takes over the weight's name."""
     name = tensor.name
     tensor.CopyFrom(of_type(tensor, TensorProto.FLOAT16, f"{name}__fp16"))
     return helper.make_node(

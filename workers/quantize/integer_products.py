@@ -1,9 +1,10 @@
-"""Products of 8-bit integers on CPUs: which operators make them, and which of them no kernel gets wrong.
+"""Products of 8-bit integers on CPUs: the operators that compute them, and which are exact in every kernel.
 
-Without VNNI ONNX Runtime's kernels add two products of unsigned and signed 8-bit numbers in 16 bits, which
-saturate: 255 × 127 + 255 × 127 is 32,767 there. Signed weights of at most 64 can't: twice 255 × 64 is
-32,640. They are exact in every kernel (AVX2, AVX-512, VNNI, AMX), and the fastest in each. So is unsigned
-by unsigned exact, at two to eight times the cost, and signed by signed, which is slower than fp32.
+Without VNNI, ONNX Runtime's kernels add two products of unsigned and signed 8-bit numbers in 16 bits,
+which saturate: 255 × 127 + 255 × 127 yields 32,767. Signed weights of at most 64 can't saturate: twice
+255 × 64 is 32,640. They are exact in every kernel (AVX2, AVX-512, VNNI, AMX), and the fastest in each.
+Unsigned by unsigned is exact too, at two to eight times the cost; so is signed by signed, which is
+slower than fp32.
 
 Source: platform.cpp of MLAS in ONNX Runtime 1.31; each kernel with the largest values, in tests.
 """
@@ -22,19 +23,19 @@ from onnx import TensorProto, numpy_helper
 from farm.errors import EngineBuildFailed
 from workers.graphs import shapes, walk
 
-#: Of signed weights: two products with unsigned numbers of 8 bits fit 16 bits.
+#: The largest signed weight: two of its products with unsigned 8-bit numbers fit in 16 bits.
 LARGEST_WEIGHT = 64
-#: A bias beyond it, in units of the sum's scale, may overflow int32 together with the products.
+#: A larger bias, in units of the sum's scale, may overflow int32 together with the products.
 LARGEST_BIAS = 2.0**30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operands:
-    """Where an integer operator takes its operands, and their zero points."""
+    """The input positions of an integer operator's operands and their zero points."""
 
-    left: int | None  #: None: made in the operator, unsigned
+    left: int | None  #: None: quantised inside the operator, unsigned
     left_zero: int | None
-    right: int  #: what must be unsigned where the left one is
+    right: int  #: must be unsigned if the left one is
     right_zero: int
 
 
@@ -49,14 +50,14 @@ OPERANDS: Mapping[str, Operands] = {
     "QLinearConv": Operands(left=0, left_zero=2, right=3, right_zero=5),
     "QLinearMatMul": Operands(left=0, left_zero=2, right=3, right_zero=5),
 }
-#: Two products each: by the weights of the input, and by those of the state before.
+#: Two products each: input by its weights, and previous state by its weights.
 _RECURRENT: Mapping[str, Sequence[Operands]] = {
     "DynamicQuantizeLSTM": [
         Operands(left=None, left_zero=None, right=1, right_zero=9),
         Operands(left=None, left_zero=None, right=2, right_zero=11),
     ]
 }
-#: What multiplies integers, and its products.
+#: Operators that multiply integers, and their products.
 PRODUCTS: Mapping[str, Sequence[Operands]] = {
     **{kind: [operands] for kind, operands in OPERANDS.items()},
     **_RECURRENT,
@@ -64,13 +65,13 @@ PRODUCTS: Mapping[str, Sequence[Operands]] = {
 
 
 def refuse_saturation(engine: onnx.ModelProto, folder: Path = Path()) -> None:
-    """Refuse an engine that holds an unsigned by signed product in integers which could saturate.
+    """Refuse an engine with an unsigned by signed integer product that could saturate.
 
     Parameters:
-        folder: of the files in which it keeps weights.
+        folder: of the engine's external weights.
 
     Raises:
-        EngineBuildFailed: naming the operator.
+        EngineBuildFailed: names the operator.
     """
     tensors = _tensors_below(engine.graph)
     types = element_types(engine) | {name: tensor.data_type for name, tensor in tensors.items()}
@@ -91,7 +92,7 @@ def refuse_saturation(engine: onnx.ModelProto, folder: Path = Path()) -> None:
 
 
 def is_small(weights: NDArray[np.generic]) -> bool:
-    """Whether these are signed weights of which no two products saturate."""
+    """Whether these are signed weights so small that no two products saturate."""
     return weights.dtype == np.int8 and bool(
         (np.abs(weights.astype(np.int16)) <= LARGEST_WEIGHT).all()
     )
@@ -107,7 +108,7 @@ def _operand_type(
 
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
-    """The element types that are known, of bodies too."""
+    """The known element types, including those in bodies."""
     found: dict[str, int] = {}
 
     def collect(graph: onnx.GraphProto) -> None:
@@ -137,7 +138,7 @@ def fits_int32(
     given: NDArray[np.generic] | None,
     weights: NDArray[np.generic] | None,
 ) -> bool:
-    """Whether a bias leaves room for the products in units of the sum's scale."""
+    """Whether a bias, in units of the sum's scale, leaves room for the products."""
     assert given is not None
     assert weights is not None
     scale = given.astype(np.float64) * weights.astype(np.float64)

@@ -1,8 +1,8 @@
-"""How large and how small the values of a graph get on data: of every tensor, in bodies and inside sums too.
+"""Measures how large and how small a graph's values get on data: every tensor, bodies and sums included.
 
-ONNX Runtime finds them while it runs the graph: what is kept of a tensor is a number, so that memory is what
-one run needs. A body gives its numbers to the graph around it, a Loop and a Scan one a turn. A branch that
-no data take is run by force, where it can be.
+ONNX Runtime reduces each tensor to single numbers while it runs the graph, so memory stays that of one
+run. A body passes its numbers to the enclosing graph, a Loop or Scan one per iteration. A branch that no
+data take is forced, where possible.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from workers.graphs import files, shapes, walk
 from workers.graphs.floats import narrowed
 from workers.inputs.samples import Arrays
 
-#: Enough to see how large values get; a margin is for the others.
+#: Enough to see how large values get; the margin covers other data.
 MAX_SAMPLES = 256
-#: Of a graph with more of them the others are run by data alone.
+#: Up to this many untaken branches are forced; any others are measured only if data take them.
 MAX_BRANCHES = 8
-#: Sums over axes: what they give may fit where what is added up for it doesn't.
+#: Sums over axes: their result may fit although their magnitudes add up to more.
 _SUMS = ("ReduceSum", "ReduceMean", "GlobalAveragePool")
-#: What is asked for is always the largest, the smallest magnitude as the largest of their opposites.
-_UNKNOWN = -np.inf  #: of a branch that wasn't taken
+#: Probes only take maxima; the smallest magnitude is the maximum of the negated ones.
+_UNKNOWN = -np.inf  #: for a branch that wasn't taken
 _LEAST, _MOST, _SUM = "least", "most", "sum"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Magnitude:
-    """Of a tensor's values, over all data."""
+    """The magnitudes of a tensor's values over all data."""
 
     most: float
     least: float = 0.0
-    inner: float = 0.0  #: the largest sum of magnitudes that is added up for it
+    inner: float = 0.0  #: the largest sum of magnitudes added up to compute it
 
 
 Magnitudes = Mapping[str, Magnitude]
@@ -49,14 +49,14 @@ Magnitudes = Mapping[str, Magnitude]
 def measured(
     model: onnx.ModelProto, batches: Sequence[Arrays], folder: Path
 ) -> dict[str, Magnitude]:
-    """The magnitudes of a graph's floats on these data.
+    """The magnitudes of a graph's floats on these batches.
 
     Parameters:
-        model: in normal form, in fp32 but for its inputs and outputs.
-        folder: for the graph that finds them.
+        model: in normal form, fp32 except for its inputs and outputs.
+        folder: for the graph with probes.
 
     Raises:
-        InvalidModel: if the graph can't be run on the data.
+        InvalidModel: if the graph can't run on the data.
     """
     found = _run(model, batches, folder)
     untaken = (
@@ -68,7 +68,7 @@ def measured(
         try:
             forced = _forced(model, ways)
             found = _probed_run(forced, batches[:1], folder, careful=False, quiet=True) | found
-        except InvalidModel:  # a branch for other data than these
+        except InvalidModel:  # a branch meant for other data
             continue
     return found | _of_constants(model)
 
@@ -76,7 +76,7 @@ def measured(
 def _branches(
     graph: onnx.GraphProto, ways: Mapping[str, bool]
 ) -> Iterator[tuple[dict[str, bool], onnx.GraphProto]]:
-    """Every branch of every If, and which way each If on the way to it must go, by its first output."""
+    """Every branch of every If, with the way each If leading to it must go, by its first output."""
     for node in graph.node:
         for attribute in node.attribute:
             if not attribute.HasField("g"):
@@ -91,7 +91,7 @@ def _branches(
 def _run(model: onnx.ModelProto, batches: Sequence[Arrays], folder: Path) -> dict[str, Magnitude]:
     try:
         return _probed_run(model, batches, folder, careful=False, quiet=True)
-    except InvalidModel:  # ONNX Runtime finds no largest value of an empty tensor
+    except InvalidModel:  # ONNX Runtime can't take the maximum of an empty tensor
         return _probed_run(model, batches, folder, careful=True, quiet=False)
 
 
@@ -103,7 +103,7 @@ def _probed_run(
     careful: bool,
     quiet: bool,
 ) -> dict[str, Magnitude]:
-    # NumPy has no bf16: what is of it is given as fp32.
+    # NumPy has no bf16: such tensors are passed as fp32.
     probed = narrowed(model, kinds=(TensorProto.BFLOAT16,))
     probes = _Probes(shapes.types_of(model), careful=careful)
     names = probes.add(probed.graph)
@@ -147,7 +147,7 @@ def _of_constants(model: onnx.ModelProto) -> dict[str, Magnitude]:
 
 
 def _forced(model: onnx.ModelProto, ways: Mapping[str, bool]) -> onnx.ModelProto:
-    """The same graph, in which these Ifs go these ways."""
+    """A copy of the graph in which these Ifs always take the given branches."""
     forced = onnx.ModelProto()
     forced.CopyFrom(model)
     names = {True: "forced__then", False: "forced__else"}
@@ -160,14 +160,14 @@ def _forced(model: onnx.ModelProto, ways: Mapping[str, bool]) -> onnx.ModelProto
 
 
 class _Probes:
-    """Adds to a graph what finds the numbers."""
+    """Adds the probes to a graph that measure magnitudes."""
 
     def __init__(self, types: Mapping[str, int], *, careful: bool) -> None:
         self._types, self._careful = types, careful
-        self._of: dict[str, tuple[str, str]] = {}  #: probe → tensor, and what it tells of it
+        self._of: dict[str, tuple[str, str]] = {}  #: probe → tensor, and the figure it measures
 
     def add(self, graph: onnx.GraphProto) -> list[str]:
-        """Probe a graph and the bodies in it, and return the scalars that tell, in this graph."""
+        """Probe a graph and its bodies. Returns the scalars with the results, in this graph."""
         nodes: list[onnx.NodeProto] = []
         scalars: list[str] = []
         given = [v.name for v in graph.input]
@@ -219,7 +219,7 @@ class _Probes:
         return [most, least]
 
     def _filled(self, name: str, nodes: list[onnx.NodeProto]) -> str:
-        """Without the care for empty tensors the same tensor; with it one of a value more, a 0."""
+        """The tensor; when empty ones are possible, a flat copy with a 0 appended."""
         if not self._careful:
             return name
         flat, ends, made = f"{name}__flat", f"{name}__ends", f"{name}__filled"
@@ -232,7 +232,7 @@ class _Probes:
         return made
 
     def _sums(self, node: onnx.NodeProto, nodes: list[onnx.NodeProto]) -> list[str]:
-        """The same sum of magnitudes; of a mean, times what it was divided by."""
+        """The same sum over magnitudes; for a mean, times its divisor."""
         name = node.output[0] if node.output else ""
         if node.op_type not in _SUMS or self._types.get(name) != TensorProto.FLOAT:
             return []
@@ -265,7 +265,7 @@ class _Probes:
         told: Sequence[tuple[onnx.GraphProto, list[str]]],
         nodes: list[onnx.NodeProto],
     ) -> list[str]:
-        """What the bodies of the node tell, brought into the graph that holds it."""
+        """Bring the scalars of a node's bodies into the graph that contains the node."""
         scalars: list[str] = []
         for body, inside in told:
             for name in inside:
@@ -300,7 +300,7 @@ class _Probes:
                 attribute.ints.append(0)
 
     def _over_turns(self, given: str, probe: str, nodes: list[onnx.NodeProto]) -> None:
-        """The largest of all turns; unknown where there was none."""
+        """The maximum over all iterations; unknown if there were none."""
         none, turns = f"{probe}__none", f"{probe}__turns"
         nodes += [
             _constant(none, [_UNKNOWN]),

@@ -1,7 +1,7 @@
-"""Graphs that were quantised before they came here: in training, or by another tool.
+"""Graphs that arrive quantised: in training, or by another tool.
 
-They hold Q/DQ already, so nothing is calibrated and int8 is what they are. TensorRT takes symmetric int8
-alone; CPUs take what there is.
+They already contain Q/DQ, so nothing is calibrated and they are int8 as they stand. TensorRT accepts
+only symmetric int8; CPUs accept any.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _NAMED = 3
 
 
 def check(model: onnx.ModelProto, precision: Precision) -> None:
-    """Refuse a quantised graph that is of another type than it is asked for in.
+    """Refuse a quantised graph whose types aren't those of the requested precision.
 
     Raises:
-        CalibrationFailed: naming the types that it has.
+        CalibrationFailed: names the types it has.
     """
     tensors = _constants(model)
     found = {_type_of(node, tensors) for node in _quantizing(model)} - {None, TensorProto.INT32}
@@ -44,10 +44,10 @@ def check(model: onnx.ModelProto, precision: Precision) -> None:
 
 
 def refuse_asymmetric(model: onnx.ModelProto) -> None:
-    """Refuse what TensorRT can't take: unsigned integers, and zero points other than 0.
+    """Refuse what TensorRT doesn't support: unsigned integers, and zero points other than 0.
 
     Raises:
-        EngineBuildFailed: naming the first tensors.
+        EngineBuildFailed: names the first tensors.
     """
     wrong = list(dict.fromkeys(_asymmetric(model)))
     if not wrong:
@@ -64,7 +64,7 @@ def _asymmetric(model: onnx.ModelProto) -> Iterator[str]:
     tensors = _constants(model)
     casts = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Cast"}
     for node in _quantizing(model):
-        # Not by the name of a cast of ours, which nobody has seen.
+        # Not by the name of one of our casts, which no user has seen.
         name = casts.get(node.input[0], node.input[0])
         if _type_of(node, tensors) in (TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT4):
             yield f"{name!r} is unsigned"
@@ -75,9 +75,9 @@ def _asymmetric(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def for_gpus(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph as TensorRT takes it: integer biases as the floats that they stand for.
+    """The graph in a form that TensorRT accepts: integer biases as the floats they stand for.
 
-    Its dequantised int32 is an accumulator's, which TensorRT has no operator for.
+    Its dequantised int32 is an accumulator's, for which TensorRT has no operator.
     """
     made = onnx.ModelProto()
     made.CopyFrom(model)
@@ -97,7 +97,7 @@ def for_gpus(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _dequantized(node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto]) -> onnx.TensorProto:
-    """An int32's zero point is 0; biases are vectors, so that a vector of scales goes along them."""
+    """Dequantise an int32: its zero point is 0, and a vector of scales runs along a bias."""
     values, scale = (numpy_helper.to_array(tensors[name]) for name in node.input[:2])
     return numpy_helper.from_array((values * scale).astype(scale.dtype), node.output[0])
 
@@ -107,7 +107,7 @@ def _quantizing(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 
 def _type_of(node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto]) -> int | None:
-    """The quantised type; None where only its makers show it."""
+    """The quantised type; None if only its producers show it."""
     names = [*node.input[2:3], *(node.input[:1] if node.op_type == "DequantizeLinear" else ())]
     known = (int(tensors[name].data_type) for name in names if name in tensors)
     declared = (int(a.i) for a in node.attribute if a.name == "output_dtype" and a.i)

@@ -23,9 +23,9 @@ def largest(
     """The largest magnitude of each of these tensors of ``quantized`` over the batches.
 
     Parameters:
-        folder: for the graph that finds them.
+        folder: for the graph that measures them.
     """
-    # ModelOpt may have renamed some; where it hasn't, the source is several times faster.
+    # ModelOpt may have renamed some; if not, running the source is several times faster.
     there = {name for node in source.graph.node for name in node.output}
     model = onnx.ModelProto()
     model.CopyFrom(source if there.issuperset(names) else quantized)

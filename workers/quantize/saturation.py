@@ -1,13 +1,13 @@
-"""Q/DQ graphs that ONNX Runtime computes as they are written, on every x86-64 processor.
+"""Q/DQ graphs that ONNX Runtime computes exactly as written on every x86-64 processor.
 
-Its kernels are exact on some products of integers (``workers.quantize.integer_products``). Transformers make
-activations unsigned whenever a session loads a graph, and leave weights signed. So here
+Its kernels are exact for some integer products (``workers.quantize.integer_products``). Whenever a session
+loads a graph, transformers make activations unsigned and leave weights signed. Therefore
 
-- weights of at most 64 stay signed, as the farm's own are (``workers.quantize.cpu_integers``);
-- what else is dequantised from int8 is dequantised from uint8, shifted by 128, which changes no value;
-- integer operators take such operands too;
-- what a session would round on its own is kept from it: weights and biases in floats between Q and DQ,
-  and activations where only the weights are quantised.
+- weights of at most 64 stay signed, like the farm's own (``workers.quantize.cpu_integers``);
+- everything else dequantised from int8 is dequantised from uint8, shifted by 128, which changes no value;
+- integer operators get such operands too;
+- nothing is left for a session to round on its own: float weights and biases between Q and DQ, and
+  activations where only the weights are quantised.
 
 Source: the transformers qdq_s8_to_u8, weight_bias_quantization and DQMatMulToMatMulNBits of ONNX
 Runtime 1.31.
@@ -31,18 +31,18 @@ from onnx import TensorProto, helper, numpy_helper
 from workers.graphs import files, walk
 from workers.quantize.integer_products import PRODUCTS, element_types, fits_int32, is_small
 
-#: Added to what was signed.
+#: Added to formerly signed values.
 _SHIFT = 128
 
 _QUANTIZE, _DEQUANTIZE = walk.QDQ_OPS
-#: What a session gives weights in integers of its own accord, and in what form.
+#: Operators whose float weights a session quantises on its own, per tensor.
 _ROUNDED_AT_LOADING = ("Conv", "ConvTranspose", "Gemm")
 _CLIPS = ("Relu", "Clip")
 _HAVE_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def exact_file(file: Path, folder: Path) -> Path:
-    """The same graph, or one of the same values that no kernel saturates in, written to ``folder``."""
+    """The same file, or one of equal values that saturates in no kernel, written to ``folder``."""
     model = onnx.load(str(file), load_external_data=False)
     if not is_concerned(model):
         return file
@@ -53,16 +53,16 @@ def exact_file(file: Path, folder: Path) -> Path:
 
 
 def is_concerned(model: onnx.ModelProto) -> bool:
-    """Whether there is anything in a graph that could be computed in integers."""
+    """Whether anything in a graph could be computed in integers."""
     nodes = [*walk.all_nodes(model.graph), *(n for f in model.functions for n in f.node)]
     return any(node.op_type in (*walk.QDQ_OPS, *PRODUCTS) for node in nodes)
 
 
 def exact_graph(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A graph of the same values whose products are exact, in its bodies too.
+    """A graph of equal values whose products are exact, including those in bodies.
 
     Parameters:
-        model: with its weights.
+        model: with its weights loaded.
     """
     made = onnx.ModelProto()
     made.CopyFrom(onnx.inliner.inline_local_functions(model) if model.functions else model)
@@ -72,14 +72,14 @@ def exact_graph(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _below(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    """The node, and those of its bodies."""
+    """The node, and all nodes in its bodies."""
     yield node
     for body in walk.bodies(node):
         yield from walk.all_nodes(body)
 
 
 def _given(node: onnx.NodeProto) -> Iterator[onnx.ValueInfoProto]:
-    """What the bodies of a node give."""
+    """The outputs of a node's bodies, nested ones included."""
     for below in _below(node):
         for body in walk.bodies(below):
             yield from body.output
@@ -87,16 +87,16 @@ def _given(node: onnx.NodeProto) -> Iterator[onnx.ValueInfoProto]:
 
 @dataclass(kw_only=True)
 class _Scope:
-    """A graph, and what it sees of those around it."""
+    """A graph, and what it sees of the enclosing ones."""
 
     graph: onnx.GraphProto
     types: Mapping[str, int]
     outer: Mapping[str, onnx.TensorProto] = field(default_factory=dict)
-    unsigned: set[str] = field(default_factory=set)  #: what is quantised to uint8 by now
+    unsigned: set[str] = field(default_factory=set)  #: tensors already quantised to uint8
     number: Iterator[int] = field(default_factory=count)
 
     def __post_init__(self) -> None:
-        # Names of a body must be no others' around it.
+        # Names in a body must differ from all names around it.
         self._end = f"__{next(self.number)}"
         nodes = list(self.graph.node)
         self._tensors = dict(self.outer) | {t.name: t for t in self.graph.initializer}
@@ -146,7 +146,7 @@ class _Scope:
         walk.drop(self.graph.value_info, lambda value: value.name in self.unsigned)
 
     def _quantize(self, node: onnx.NodeProto) -> None:
-        """To uint8, where that is all that its consumers need to be told."""
+        """Quantise to uint8, if all consumers are DequantizeLinear."""
         consumers = self._consumers[node.output[0]]
         if self._quantized_type(node) != TensorProto.INT8 or node.output[0] in self._outputs:
             return
@@ -165,7 +165,7 @@ class _Scope:
         self._shift_zero(node, scale=1, zero=2)
 
     def _are_small_weights(self, node: onnx.NodeProto) -> bool:
-        """Whether a DequantizeLinear gives small signed weights, to products alone."""
+        """Whether a DequantizeLinear yields small signed weights, and only for products."""
         value = self._value(node.input[0])
         return (
             value is not None
@@ -190,7 +190,7 @@ class _Scope:
                 self._shift_zero(node, scale=None, zero=operands.right_zero)
 
     def _shift_zero(self, node: onnx.NodeProto, *, scale: int | None, zero: int) -> None:
-        """Shift a zero point, which is 0 where there is none."""
+        """Shift a zero point; a missing one counts as 0."""
         node.input.extend([""] * (zero + 1 - len(node.input)))
         if node.input[zero]:
             node.input[zero] = self._shift(node.input[zero])
@@ -198,7 +198,7 @@ class _Scope:
             node.input[zero] = self._zero_of(None if scale is None else node.input[scale])
 
     def _zero_of(self, scale: str | None) -> str:
-        """A zero point of as many values as the scale, 128 each."""
+        """A zero point shaped like the scale, filled with 128."""
         value = self._value(scale) if scale else np.float32(1)
         if value is not None:
             name = f"{scale or 'scalar'}__zero{self._end}"
@@ -213,7 +213,7 @@ class _Scope:
         return name
 
     def _shift(self, name: str) -> str:
-        """The same tensor of int8, in uint8 and 128 more."""
+        """The uint8 counterpart of an int8 tensor, 128 higher."""
         if name in self._shifted:
             return self._shifted[name]
         made = f"{name}__unsigned{self._end}"
@@ -233,17 +233,17 @@ class _Scope:
         return made
 
     def _keep_floats(self, node: onnx.NodeProto) -> None:
-        """Keep a session from rounding what this graph has in floats, or can't have in integers."""
+        """Keep a session from rounding what this graph keeps in floats or can't have in integers."""
         if self._quantizes_weights_alone(node):
             node.input[1] = self._dequantized(self._makers[node.input[1]])
         elif self._would_be_rounded(node) or self._has_zeros_by_channel(node):
-            # No transformer takes a maximum of one away, and it costs a copy.
+            # No transformer removes a Max with a single input, and it costs one copy.
             name = f"{node.input[0]}__of__{node.output[0]}"
             self._insert(helper.make_node("Max", [node.input[0]], [name], name=name))
             node.input[0] = name
 
     def _quantizes_weights_alone(self, node: onnx.NodeProto) -> bool:
-        """MatMulNBits would quantise the activations as well, or be slower than in floats."""
+        """Whether MatMulNBits would take over, which quantises activations too or is slower than floats."""
         if node.op_type not in ("MatMul", "Gemm") or self._is_dequantized(node.input[0]):
             return False
         maker = self._makers.get(node.input[1])
@@ -273,7 +273,7 @@ class _Scope:
         return self._add(f"{maker.output[0]}__floats{self._end}", values)
 
     def _would_be_rounded(self, node: onnx.NodeProto) -> bool:
-        """Whether a session would quantise the weights per tensor, or overflow with the bias."""
+        """Whether a session would quantise the weights per tensor, or the bias would overflow."""
         if node.op_type not in _ROUNDED_AT_LOADING or not self._is_dequantized(node.input[0]):
             return False
         if not self._leads_to_quantize(node.output[0]):
@@ -287,7 +287,7 @@ class _Scope:
         return not fits_int32(bias, scales[0], scales[1])
 
     def _has_zeros_by_channel(self, node: onnx.NodeProto) -> bool:
-        """QLinearConv takes one zero point of weights, as a vector too."""
+        """Whether weights have several zero points; QLinearConv takes one value, even in a vector."""
         if node.op_type != "Conv" or not all(map(self._is_dequantized, node.input[:2])):
             return False
         maker = self._makers[node.input[1]]

@@ -1,8 +1,8 @@
-"""Quantised weights: stored in their quantised type instead of being quantised by the graph.
+"""Stores quantised weights in their quantised type instead of quantising them in the graph.
 
-ModelOpt leaves each weight in fp32 before a QuantizeLinear, which every builder computes anew. Stored as
-integers the graph is a quarter of the size, and TensorRT builds a ResNet-50 of it in a third of the time;
-the engine is the same.
+ModelOpt leaves each weight in fp32 before a QuantizeLinear, which every builder computes again. With
+weights stored as integers the graph is a quarter of the size, and TensorRT builds a ResNet-50 from it in
+a third of the time; the engine is the same.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Why ModelOpt has quantised nothing in a graph, and what to do about it.
+"""Explains why ModelOpt quantised nothing in a graph, and what to do about it.
 
-Source: modelopt/onnx/quantization of nvidia-modelopt 0.47: graph_utils leaves matrices with a side below
-``_MIN_MATMUL_DIM`` out, and products by vectors; bodies aren't looked into.
+Source: modelopt/onnx/quantization of nvidia-modelopt 0.47: graph_utils skips matrices with a side below
+``_MIN_MATMUL_DIM``, and products with vectors; bodies are never visited.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _RECURS = "recur (GRU, LSTM, RNN)"
 
 
 def reasons(model: onnx.ModelProto) -> tuple[str, str]:
-    """What became of the graph's products, and what to do: in words."""
+    """What happened to the graph's products, and what to do about it, in words."""
     counts: Counter[str] = Counter()
     sizes = _sizes(model)
     for node in model.graph.node:
@@ -41,7 +41,7 @@ def reasons(model: onnx.ModelProto) -> tuple[str, str]:
 
 
 def _sizes(model: onnx.ModelProto) -> dict[str, list[int]]:
-    """Tensor → those of its sizes that are known."""
+    """Tensor → its known sizes."""
     graph = shapes.inferred_of(model).graph
     values = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim if dim.dim_value]

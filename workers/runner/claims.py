@@ -1,4 +1,4 @@
-"""Claims of jobs, and units of work that outlast a database that is away for a while."""
+"""Claims jobs, and runs units of work that outlast a temporary outage of the database."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from workers.runner.app import Context
 
 log = logging.getLogger(__name__)
 
-_RETRY_S = (0.5, 10.0)  #: between tries while the database is away: at first, and at most
-_CLAIM_AGAIN_S = (0.2, 1.0)  #: before the second and the third try of a claim
+_RETRY_S = (0.5, 10.0)  #: between tries while the database is away: the first wait, and the longest
+_CLAIM_AGAIN_S = (0.2, 1.0)  #: before the second and third try of a claim
 _RACES = 10
 
 T = TypeVar("T")
 
 
 class ForOthers(Exception):
-    """The first in line is a job that another worker shall try first."""
+    """The first job in line should be tried by another worker first."""
 
     def __init__(self, job_id: int) -> None:
         super().__init__(job_id)
@@ -35,11 +35,11 @@ class ForOthers(Exception):
 
 
 def claim(context: Context, job_id: int) -> Claim | None:
-    """Claim the first in line of the queue that the message rang for.
+    """Claim the first job in line of the queue that the message rang for.
 
     Raises:
-        ForOthers: another worker shall try it first.
-        DatabaseUnavailable: not only for a moment, as when a lock wasn't to be had.
+        ForOthers: another worker should try it first.
+        DatabaseUnavailable: for more than a moment, unlike a lock that was briefly taken.
     """
     for wait_s in _CLAIM_AGAIN_S:
         try:
@@ -62,7 +62,7 @@ def _try_to_claim(context: Context, job_id: int) -> Claim | None:
 
 
 def _is_for_others(context: Context, session: Session, job_id: int) -> bool:
-    """Whether a job that this machine has failed waits for another worker that is there."""
+    """Whether a job that failed on this machine is waiting for another worker that is available."""
     until = context.shunned.get(job_id)
     if until is None:
         return False
@@ -78,7 +78,7 @@ def _is_for_others(context: Context, session: Session, job_id: int) -> bool:
 
 
 def pass_on(context: Context, job_id: int) -> None:
-    """Ring again for a job that isn't worked on here; where that fails, the sweep does."""
+    """Ring again for a job that isn't run here; if that fails, the sweep does."""
     try:
         context.doorbell.pass_on(job_id)
     except Unavailable as err:
@@ -86,11 +86,11 @@ def pass_on(context: Context, job_id: int) -> None:
 
 
 def insist(context: Context, work: Callable[[Session], T]) -> T:
-    """Do a unit of work, and while the database is away try it again: what took hours to make isn't
-    lost to a restart of the database. Whoever took the job over meanwhile has it.
+    """Do a unit of work, and retry it while the database is away: a restart of the database mustn't
+    lose hours of work. If another worker took the job over meanwhile, it keeps it.
 
     Raises:
-        DatabaseUnavailable: the worker shuts down.
+        DatabaseUnavailable: the worker is shutting down.
         LeaseLost
     """
     wait_s, longest_s = _RETRY_S
@@ -100,7 +100,7 @@ def insist(context: Context, work: Callable[[Session], T]) -> T:
             with context.db.write() as session:
                 return work(session)
         except IntegrityError:
-            races += 1  # with a submission of the same work; the next look finds it there
+            races += 1  # with a submission of the same work; the next try finds it there
             if races > _RACES:
                 raise
         except DatabaseUnavailable as err:

@@ -1,4 +1,4 @@
-"""The one task: claim a job, run its stage in a child, finish it if it is still held."""
+"""The one task: claims a job, runs its stage in a child, and finishes it if it is still held."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ from workers.stages.base import StageRequest, run_request
 
 log = logging.getLogger(__name__)
 
-_SHUN_S = 60.0  #: after what should run again has failed here for reasons of this machine
+_SHUN_S = 60.0  #: how long to avoid a job to be retried that failed because of this machine
 _PASS_ON_S = 0.5
 
-#: What takes part in jobs beside their stages.
+#: Take part in jobs alongside their stages.
 HOOKS: Sequence[Hook] = (timing_caches.Cache, plugins.Libraries)
 
 
 class _OtherTools(Exception):
-    """This worker hasn't the tools that the job was planned with."""
+    """This worker lacks the tools that the job was planned with."""
 
 
 def register(app: Celery, context: Context) -> None:
     """Add the task to a worker's application."""
 
-    # Failures are ends like others: Flower shows them as such, and the log needs no traceback.
+    # Failures are ordinary results: Flower shows them as failures, and the log needs no traceback.
     @app.task(name=TASK, bind=True, throws=(FarmError,))  # type: ignore[untyped-decorator]
     def run(task: Task[Any, Any], job_id: int, _attempt: int) -> str:
         if type(job_id) is not int or not 0 < job_id < 2**63:
-            return "no job's id"  # the farm sends none like that
+            return "no job's id"  # the farm never sends such a message
         return _run(task.request.id, context, job_id)
 
 
 def _run(task_id: str, context: Context, job_id: int) -> str:
-    # A lease that ran while frameworks are still being imported would be lost before the job starts.
+    # A lease that ran while frameworks are still being imported would expire before the job starts.
     await_preload()
     try:
         claim = claims.claim(context, job_id)
@@ -70,7 +70,7 @@ def _run(task_id: str, context: Context, job_id: int) -> str:
         log.warning("job %s isn't claimed, the sweep rings for it again: %s", job_id, err.detail)
         return "not claimed: the database is away"
     except claims.ForOthers as err:
-        context.stopping.wait(_PASS_ON_S)  # else it would come back here at once
+        context.stopping.wait(_PASS_ON_S)  # otherwise it would come back here at once
         claims.pass_on(context, err.job_id)
         return "left for another worker, since something failed it here"
     if claim is None:
@@ -79,7 +79,7 @@ def _run(task_id: str, context: Context, job_id: int) -> str:
     try:
         return _run_claimed(task_id, context, job_id, claim)
     finally:
-        # What is given back is released when the worker has ended.
+        # During a shutdown, jobs given back are released once the worker has ended.
         if not context.stopping.is_set():
             context.held.pop(claim.job_id, None)
 
@@ -87,7 +87,7 @@ def _run(task_id: str, context: Context, job_id: int) -> str:
 def _run_claimed(task_id: str, context: Context, job_id: int, claim: Claim) -> str:
     log.info("%s (job %s, attempt %s)", claim.title, claim.job_id, claim.attempt)
     if claim.job_id != job_id:
-        # The message named one that isn't the first any more.
+        # The message named a job that isn't first in line any more.
         arguments = shown_arguments(claim.job_id, claim.attempt, claim.key)
         context.flower.tell(task_id, name=claim.title, args=arguments)
         if not claim.announced:
@@ -110,7 +110,7 @@ def _run_claimed(task_id: str, context: Context, job_id: int, claim: Claim) -> s
         _interrupt(context, claim, err)
         return f"interrupted: {err.detail}"
     except BlobDamaged as err:
-        # Not on the child's word: it may say so of what is right.
+        # Don't rely on the child: it may report a sound blob as damaged.
         claims.insist(
             context, lambda session: scrub.check(session, context.store, claim.inputs.values())
         )
@@ -203,7 +203,7 @@ def _keep(context: Context, claim: Claim, made: Made) -> list[Bell]:
         outputs[role] = Output(digest=stored.digest, bytes=stored.bytes)
 
     def succeed(session: Session) -> list[Bell]:
-        # Of what nothing refers to yet garbage collection may have been quicker, after an hour.
+        # After an hour, garbage collection may have taken outputs that nothing refers to yet.
         if not all(context.store.has(output.digest) for output in outputs.values()):
             raise StorageUnavailable("the store has lost what was made")
         return jobs.succeed(
@@ -214,14 +214,14 @@ def _keep(context: Context, claim: Claim, made: Made) -> list[Bell]:
 
 
 def _run_stage(request: StageRequest, link: Link) -> dict[str, Any]:
-    """The child."""
+    """Run the stage, in the child, and add its peak memory to the facts."""
     made = run_request(request, link.progress, link.quiet)
     made["facts"]["peak_memory_bytes"] = peak_memory_bytes()
     return made
 
 
 def _check_toolchain(claim: Claim) -> None:
-    """Refuse a job that was planned with other tools: its key would promise what isn't so."""
+    """Refuse a job planned with other tools: its key would promise something untrue."""
     here = toolchain.installed()
     other = [
         f"{tool} {planned} → {here.get(tool, 'none')}"
@@ -234,7 +234,7 @@ def _check_toolchain(claim: Claim) -> None:
 
 @contextmanager
 def _workdir(context: Context, claim: Claim) -> Iterator[Path]:
-    """A private folder for the child; kept after a failure when the settings say so."""
+    """A private folder for the child; kept after a failure if the settings say so."""
     path = context.workdirs / f"{claim.job_id}-{claim.attempt}"
     path.mkdir(parents=True)
     kept = context.settings.keep_workdirs
@@ -250,17 +250,17 @@ def _workdir(context: Context, claim: Claim) -> Iterator[Path]:
 
 
 def _inputs_folder(workdir: Path) -> Path:
-    """What a stage reads lies beside its folder, where it can't write."""
+    """The folder for a stage's inputs: beside its own, where it can't write."""
     return workdir.with_suffix(".inputs")
 
 
 def _request_file(workdir: Path) -> Path:
-    """What a failed stage was asked for, beside its folder."""
+    """The file for a failed stage's request, beside the stage's folder."""
     return workdir.with_suffix(".json")
 
 
 def _request(context: Context, claim: Claim, workdir: Path, parts: Sequence[Part]) -> StageRequest:
-    """What the child is asked for: its own inputs, and those of the hooks."""
+    """The child's request: the job's own inputs, and those of the hooks."""
     blobs = {role: context.store.path(digest) for role, digest in claim.inputs.items()}
     placed: dict[str, Path] = {}
     for part in parts:

@@ -1,4 +1,4 @@
-"""Whether the ONNX graph gives what the source gives, on the user's samples or random ones."""
+"""Checks that the ONNX graph reproduces the source's outputs, on the user's samples or random ones."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from workers.inputs.standins import tried
 from workers.measure.difference import NO_DIFFERENCE, Difference, difference
 from workers.stages.base import Stage
 
-#: A larger error, as a share of the output's largest magnitude, isn't rounding any more.
+#: A larger error, as a share of the output's largest magnitude, is more than rounding.
 TOLERANCE = 1e-3
-#: Of sources that compute in these, which frameworks round in other places: 16 steps of the type.
+#: For sources in these types, which frameworks round in different places: 16 steps of the type.
 HALF_TOLERANCES = {"float16": 2.0**-6, "bfloat16": 2.0**-3}
-#: Where a profile allows many, this batch size is enough to show that the batch is dynamic.
+#: If a profile allows many sizes, a batch this small is enough to show that the batch is dynamic.
 SMALL_BATCH = 2
 SEED = 0
 
 
 def tolerance_of(model: onnx.ModelProto) -> float:
-    """The largest error of a graph of these types, as a share of the output's largest magnitude."""
+    """The largest error allowed for the graph's types, as a share of the output's largest magnitude."""
     return max(HALF_TOLERANCES.get(name, TOLERANCE) for name in floats.float_types(model) or [""])
 
 
 def has_samples(stage: Stage) -> bool:
-    """Whether the user gave any."""
+    """Whether the user supplied any samples."""
     return not stage.inputs.keys().isdisjoint((DataKind.CALIBRATION, DataKind.EVALUATION))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What source and graph are run on: some batches, the samples in each, and what they are."""
+    """The data for source and graph: some batches, the number of samples in each, and their kind."""
 
     batches: list[Arrays]
     sizes: list[int]
@@ -49,7 +49,7 @@ class Data:
     random: list[str]  #: how random ones were drawn
 
     def check(self, **found: Any) -> Check:
-        """A check on these data, with what it found."""
+        """A check on these data, with its results."""
         drawn = {"random": self.random} if self.random else {}
         return Check(data=str(self.kind), batches=self.sizes, **drawn, **found)
 
@@ -57,8 +57,8 @@ class Data:
 def data_for(
     stage: Stage, source: Runnable, inputs: Sequence[TensorSpec], profiles: Sequence[Profile]
 ) -> Data:
-    """The user's samples, which are of the first profile's shapes, and random ones where there are none:
-    at two batch sizes, where the batch is dynamic."""
+    """The user's samples, which have the first profile's shapes, and random ones for other profiles or
+    without samples: at two batch sizes if the batch is dynamic."""
     params = stage.params
     assert isinstance(params, ExportParams)
     batches: list[Arrays] = []
@@ -91,7 +91,7 @@ def compare(
     profiles: Sequence[Profile],
     tolerance: float = TOLERANCE,
 ) -> Check:
-    """The record of a check that passed.
+    """Compare the outputs of source and graph, and return the record of the check.
 
     Raises:
         ExportDiverged: if the outputs differ by more than the tolerance.
@@ -110,7 +110,7 @@ def compare(
 
 
 def batch_sizes(batch: Batch) -> list[int]:
-    """The batch sizes to check at: two where the batch is dynamic."""
+    """The batch sizes to check: two if the batch is dynamic."""
     if not batch.is_dynamic:
         return [batch.opt]
     other = max(batch.min, min(SMALL_BATCH, batch.max))

@@ -1,4 +1,4 @@
-"""PyTorch programs as ONNX graphs."""
+"""Exports PyTorch programs as ONNX graphs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from farm.errors import InvalidModel
 from workers.graphs import interface
 from workers.programs.eager import SYMBOL, axis_names, input_names, output_names
 
-#: Every runtime of the farm reads it, and Q/DQ may have fp16 scales in it.
+#: Every runtime of the farm reads this opset, and its Q/DQ may have fp16 scales.
 EXPORT_OPSET = 20
 
 
 def to_onnx(program: ExportedProgram) -> onnx.ModelProto:
-    """The program as PyTorch's exporter writes it.
+    """Convert a program with PyTorch's exporter.
 
     Raises:
-        InvalidModel: if the exporter doesn't take it.
+        InvalidModel: if the exporter rejects it.
     """
     start = time.monotonic()
     _lay_attention_out(program)
@@ -46,10 +46,10 @@ def to_onnx(program: ExportedProgram) -> onnx.ModelProto:
 
 
 def _lay_attention_out(program: ExportedProgram) -> None:
-    """Have attention's result contiguous, as that of ONNX is.
+    """Make attention's result contiguous, as ONNX's is.
 
-    PyTorch's kernel for CPUs gives it transposed. The exporter would take a reshape after it for a view,
-    which it isn't of ONNX's result, and fail (torch 2.13, with a bias that a batch shares, as T5's).
+    PyTorch's CPU kernel returns it transposed. The exporter would take a reshape after it for a view,
+    which it isn't for ONNX's result, and fail (torch 2.13, with a bias shared by the batch, as in T5).
     """
     graph = program.graph
     for node in list(graph.nodes):
@@ -67,7 +67,7 @@ def _lay_attention_out(program: ExportedProgram) -> None:
 
 
 def name_axes(model: onnx.ModelProto) -> None:
-    """Call the batch ``batch`` and other axes by their input, as ``EagerModel`` does."""
+    """Name the batch ``batch`` and other axes after their input, as ``EagerModel`` does."""
     graph = model.graph
     names = axis_names(
         {

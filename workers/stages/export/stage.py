@@ -1,4 +1,4 @@
-"""The export stage: reads the source by its format, writes the ONNX graph, and reports the check of it."""
+"""The export stage: reads the source according to its format, writes the ONNX graph, reports its check."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from workers.stages.base import Stage, StageResult, brief
 from workers.stages.export import exporter
 from workers.stages.export.check import compare, data_for, has_samples, tolerance_of
 
-#: More integers than that say no size: it is what a profile may hold of an input's.
+#: More integers than this aren't sizes: a profile can't hold more for one input.
 MAX_SIZES = 64
 
-#: The graph, and what the check of it found.
+#: The graph, and the result of its check.
 Exported = tuple[onnx.ModelProto, Check]
 
 
@@ -43,7 +43,7 @@ def run(stage: Stage) -> StageResult:
     Raises:
         InvalidModel: if the source can't be read or exported.
         ProfileMismatch: if the build's profiles don't fit the model's inputs.
-        ExportDiverged: if the ONNX graph doesn't give the source's outputs.
+        ExportDiverged: if the ONNX graph doesn't reproduce the source's outputs.
     """
     params = stage.params
     assert isinstance(params, ExportParams)
@@ -145,7 +145,7 @@ def _from_onnx(stage: Stage, params: ExportParams, target: Path) -> Exported:
     profiles = resolve_profiles(inputs, params.profiles, interface.axis_ranges(model))
     is_new = shapes.opset_of(model) >= MIN_OPSET and is_modern(model)
     if own_operators(model):
-        is_new = True  # ONNX's converter doesn't know them, and ONNX Runtime takes any opset
+        is_new = True  # ONNX's converter doesn't know them, and ONNX Runtime accepts any opset
     has_sizes = _keep_sizes(stage, model, inputs, profiles[0])
     if is_new and model is given and not has_sizes:
         data = data_for(stage, original, inputs, profiles)
@@ -169,8 +169,10 @@ def _from_onnx(stage: Stage, params: ExportParams, target: Path) -> Exported:
 def _keep_sizes(
     stage: Stage, model: onnx.ModelProto, inputs: Sequence[TensorSpec], profile: Profile
 ) -> bool:
-    """Write down the values that the user's samples hold of inputs which may be sizes, and say whether
-    there are any: integers, a few, and the same for every sample."""
+    """Store the user's values for inputs that may be sizes: few integers, the same in every sample.
+
+    Returns whether there are any.
+    """
     params = stage.params
     assert isinstance(params, ExportParams)
     batch = Batch.of(inputs, profile)
