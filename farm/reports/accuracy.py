@@ -47,7 +47,7 @@ class BatchInvariance(OpenRecord):
 
 
 class Accuracy(OpenRecord):
-    """How near an engine's outputs are to its source's. A figure is null if no output has it."""
+    """How close an engine's outputs are to its source's. A figure is null if no output has it."""
 
     data: Word | None = None
     measured_on: Word | None = None

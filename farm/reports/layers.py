@@ -72,7 +72,7 @@ class WeightsView(Report):
 
 
 class MemoryView(Report):
-    """What an engine takes of a GPU's memory, as TensorRT says; null where it doesn't."""
+    """GPU memory an engine takes, as TensorRT reports it; null where it does not."""
 
     context_bytes: int | None = Field(description="per execution context: activations, workspace")
     context_bytes_by_profile: list[int]

@@ -54,7 +54,7 @@ class Difference:
             tolerance: the largest ``scaled_error`` that counts as rounding.
         """
         if self.missing:
-            return f"the output {self.missing!r} is missing, or of another rank"
+            return f"the output {self.missing!r} is missing or has another rank"
         if not self.finite:
             return "values are NaN or infinite in only one of the two"
         if self.scaled_error > tolerance:

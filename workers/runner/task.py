@@ -74,7 +74,7 @@ def _run(task_id: str, context: Context, job_id: int) -> str:
         claims.pass_on(context, err.job_id)
         return "left for another worker, since something failed it here"
     if claim is None:
-        return "nothing there to be claimed"
+        return "nothing to claim"
     context.held[claim.job_id] = claim.attempt
     try:
         return _run_claimed(task_id, context, job_id, claim)
@@ -148,7 +148,7 @@ def _end(context: Context, work: Callable[[Session], None]) -> None:
     try:
         claims.insist(context, work)
     except LeaseLost as err:
-        log.warning("%s: how it ended here is of no account", err.detail)
+        log.warning("%s: its result is discarded", err.detail)
 
 
 def _ring(context: Context, ready: Sequence[Bell]) -> None:
