@@ -26,7 +26,7 @@ PRECISION = {
     ],
     "workers/stages/cast.py": [
         (
-            "#: How the graph of each precision is made.",
+            "#: Precision → function that makes its graph.",
             """def _rounded(_stage: Stage, given: onnx.ModelProto, _params: CastParams, path: Path) -> _Typed:
     for weight in given.graph.initializer:
         values = (onnx.numpy_helper.to_array(weight) * 4).round() / 4
@@ -35,7 +35,7 @@ PRECISION = {
     return _Typed(model=given, low=1, total=1)
 
 
-#: How the graph of each precision is made.""",
+#: Precision → function that makes its graph.""",
         ),
         ("_Typed]] = {\n", "_Typed]] = {\n    Precision.TOY: _rounded,\n"),
     ],

@@ -100,8 +100,9 @@ class TorchScriptModel:
                 made = self._module(*tensors_of(arrays, self.input_names))
         except RuntimeError as err:
             shapes = {name: list(np.shape(array)) for name, array in arrays.items()}
-            # TorchScript's traceback comes first, the reason last.
-            reason = str(err).strip().splitlines()[-1].removeprefix("RuntimeError: ")[:400]
+            # TorchScript's traceback comes first, the reason last; a refused operator has none.
+            reason = str(err).strip().splitlines()[-1].removeprefix("RuntimeError:").strip()
+            reason = reason[:400] or _reason(err)
             raise InvalidModel(
                 f"the engine can't run with input shapes {shapes}: {reason}"
             ) from err
