@@ -22,7 +22,7 @@ def test_a_pruned_model_is_built_as_torchscript_and_pulled_by_model_and_tag(
     assert [job["kind"] for job in view["jobs"]] == ["prune", "build", "measure"]
     pull = ["pull", "pruned", "--gpu", "cpu", "-o", tmp_path, "--json"]
     [pulled] = farm.cli(*pull).json()
-    assert "pruned l1:0.3: there is no such engine" in pulled["why"]
+    assert "pruned l1:0.3: version 1 has no unpruned one" in pulled["why"]
     assert pulled["engine"]["prune"] == "l1:0.3"
     path = tmp_path / "pruned-v1-fp32-cpu-pruned-l1-0.3.pt"
     assert str(path) == pulled["path"]
@@ -37,4 +37,4 @@ def test_a_pruning_that_ruins_the_model_fails_its_build_with_the_figures(
     build = farm.cli(*submit, "--precision", "fp32", "--prune", "l1:0.99", *judged).json()
     view = farm.ended(build["id"])
     assert (view["state"], view["error"]["code"]) == ("failed", "accuracy-dropped")
-    assert "and 0.1 is allowed" in view["error"]["detail"]
+    assert "; 0.1 is allowed" in view["error"]["detail"]
