@@ -10,8 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from farm.errors import ChildDied, ChildOutOfMemory, ChildTimedOut, InvalidModel, StageFault
+from farm.errors import (
+    ChildDied,
+    ChildOutOfMemory,
+    ChildTimedOut,
+    InvalidModel,
+    StageFault,
+    Unavailable,
+)
 from tests.integration.test_sandbox_hidden import states
+from workers.runner import child
 from workers.runner.child import Child
 from workers.runner.child_events import Line, StageProgressed, Tick
 from workers.runner.siblings import Siblings
@@ -267,3 +275,12 @@ def keeps_quiet(done, link):
         link.progress("quiet", None)
         while not Path(done).exists():
             time.sleep(0.01)
+
+
+def test_a_fork_server_killed_while_it_starts_a_child_interrupts_the_job(monkeypatch):
+    def dies(_process):
+        raise EOFError("unexpected EOF")
+
+    monkeypatch.setattr(child.processes.Process, "start", dies)
+    with pytest.raises(Unavailable, match="forked from was killed from outside"):
+        Child(happy, None, timeout_s=60)

@@ -89,6 +89,12 @@ def await_preload() -> None:
         pass  # its start waits for the fork server
 
 
+def _no_forks() -> Unavailable:
+    """The fork server is gone: the next child starts another, which has to import everything again."""
+    await_preload.cache_clear()
+    return Unavailable("the process that jobs are forked from was killed from outside")
+
+
 def _nothing(_argument: None, _link: Link) -> None:
     return None
 
@@ -128,7 +134,12 @@ class Child:
             args=(function, argument, log, messages_end, told, memory_bytes, sandbox),
             daemon=False,
         )
-        self._process.start()
+        try:
+            self._process.start()
+        except (EOFError, ConnectionError) as err:  # it was killed while it forked this child
+            for end in (self._log, log, self._messages, messages_end, self._told, told):
+                end.close()
+            raise _no_forks() from err
         assert self._process.pid is not None
         self._pid, self._born = self._process.pid, tree.born(self._process.pid)
         for end in (log, messages_end, told):
@@ -263,8 +274,7 @@ class Child:
             return ChildFilledDisk()
         code = self._process.exitcode or 0
         if code == _LOST:
-            await_preload.cache_clear()
-            return Unavailable("the process that jobs are forked from was killed from outside")
+            return _no_forks()
         if code == -signal.SIGKILL:
             return ChildOutOfMemory(
                 "the stage's process was killed from outside, most likely for lack of memory"
