@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from farm.errors import EngineBuildFailed, InvalidModel
 from farm.reports.layers import Layer, LayerTensor
+from workers.graphs.check import brief
 from workers.inputs.samples import Arrays
 from workers.programs import script
 from workers.programs.eager import input_names, named_tensors, output_names, tensors_of
@@ -61,7 +62,7 @@ def build_engine(program: ExportedProgram, engine: Path) -> Scripted:
             torch.jit.save(module, str(engine), _extra_files={NAMES: json.dumps(names)})
     except Exception as err:  # the compiler raises its own error types and bare RuntimeErrors
         raise EngineBuildFailed(
-            f"torch {VERSION} can't compile this program to TorchScript: {_reason(err)}",
+            f"torch {VERSION} can't compile this program to TorchScript: {brief(err)}",
             hint="use onnxruntime:cpu, or rewrite that operator with others",
         ) from err
     return Scripted(build_s=time.monotonic() - start, layers=list(map(_layer, _calls(program))))
@@ -102,7 +103,7 @@ class TorchScriptModel:
             shapes = {name: list(np.shape(array)) for name, array in arrays.items()}
             # TorchScript's traceback comes first, the reason last; a refused operator has none.
             reason = str(err).strip().splitlines()[-1].removeprefix("RuntimeError:").strip()
-            reason = reason[:400] or _reason(err)
+            reason = reason[:400] or brief(err)
             raise InvalidModel(
                 f"the engine can't run with input shapes {shapes}: {reason}"
             ) from err
@@ -143,8 +144,3 @@ def _tensors(node: Any) -> list[LayerTensor]:
         return []
     shape = [size if isinstance(size, int) else -1 for size in made.shape]
     return [LayerTensor(name=node.name, type=str(made.dtype).removeprefix("torch."), shape=shape)]
-
-
-def _reason(err: Exception) -> str:
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    return " ".join(lines)[:400] or type(err).__name__

@@ -112,18 +112,18 @@ def run_request(
     )
     return {
         "outputs": {role: str(path) for role, path in result.outputs.items()},
-        "facts": brief(result.facts.model_dump(mode="json")),
+        "facts": shortened(result.facts.model_dump(mode="json")),
     }
 
 
-def brief(value: Any) -> Any:
+def shortened(value: Any) -> Any:
     """Shorten the long texts that libraries give as reasons: the log has them in full."""
     if isinstance(value, str):
         return value if len(value) <= _TEXT_CHARS else f"{value[: _TEXT_CHARS - 1]}…"
     if isinstance(value, Mapping):
-        return {name: brief(one) for name, one in value.items()}
+        return {name: shortened(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return [brief(one) for one in value]
+        return [shortened(one) for one in value]
     return value
 
 

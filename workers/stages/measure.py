@@ -43,7 +43,7 @@ from workers.measure.verdict import doubts, refuse_broken
 from workers.programs.eager import EagerModel
 from workers.quantize.saturation import exact_file
 from workers.sources.reference import reference
-from workers.stages.base import Stage, StageResult, brief
+from workers.stages.base import Stage, StageResult, shortened
 
 #: Batches of random data, if neither evaluation nor calibration data were given.
 RANDOM_BATCHES = 2
@@ -83,7 +83,7 @@ def run(stage: Stage) -> StageResult:
     is_engine = measured_on == "engine"
     facts = MeasureFacts(
         accuracy=accuracy,
-        doubts=brief(doubtful),
+        doubts=shortened(doubtful),
         metrics=_metrics(stage, subject, source, batch, samples) if is_engine else None,
         metrics_reason=None if is_engine else _NO_METRICS,
     )

@@ -26,7 +26,7 @@ from workers.programs.eager import EagerModel
 from workers.sources import reference as references
 from workers.sources.savedmodel.source import SavedModelSource
 from workers.sources.torchscript import TorchScriptSource
-from workers.stages.base import Stage, StageResult, brief
+from workers.stages.base import Stage, StageResult, shortened
 from workers.stages.export import exporter
 from workers.stages.export.check import compare, data_for, has_samples, tolerance_of
 
@@ -86,7 +86,7 @@ def _from_program(stage: Stage, params: ExportParams, target: Path) -> Exported:
     stage.progress("check", None)
     check = compare(stage, source, _session(stage, target), inputs, profiles, tolerance_of(model))
     if source.left_out:
-        check = check.model_copy(update={"left_out": brief(source.left_out)})
+        check = check.model_copy(update={"left_out": shortened(source.left_out)})
     return model, check
 
 
