@@ -18,7 +18,7 @@ _PATIENCE_S = 1.0
 _OFFERED = 50
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int8-dynamic")
 PRUNED = ("2:4", "l1:0.5")
-RUNTIMES = ("tensorrt", "tensorrt-rtx", "onnxruntime", "torchscript")
+RUNTIMES = ("tensorrt", "tensorrt-rtx", "aotinductor", "onnxruntime", "torchscript")
 
 
 def build_ids(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:

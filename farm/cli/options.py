@@ -54,7 +54,7 @@ Runtime = Annotated[
     typer.Option(
         "--runtime",
         metavar="RUNTIME",
-        help="Only this runtime: tensorrt, tensorrt-rtx, onnxruntime, torchscript.",
+        help="Only this runtime: tensorrt, tensorrt-rtx, aotinductor, onnxruntime, torchscript.",
         autocompletion=complete.runtimes,
     ),
 ]

@@ -11,7 +11,7 @@ from farm.specs.runtime import Runtime
 
 #: Valid model names: no folders, hidden files, or characters that a shell expands.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,250}")
-_SUFFIXES = {Runtime.ONNXRUNTIME: "onnx", Runtime.TORCHSCRIPT: "pt"}
+_SUFFIXES = {Runtime.ONNXRUNTIME: "onnx", Runtime.AOTINDUCTOR: "pt2", Runtime.TORCHSCRIPT: "pt"}
 
 
 def file_name(engine: EngineView, *, with_runtime: bool = False) -> str:

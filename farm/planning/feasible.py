@@ -11,8 +11,10 @@ from farm.planning.policy import Refusal, Route
 from farm.planning.targets import Choice
 from farm.schemas.submission import BuildRequest
 from farm.specs.precision import CALIBRATED, Precision
-from farm.specs.runtime import Runtime, Target
+from farm.specs.runtime import OF_PROGRAMS, Runtime, Target
 from farm.specs.source import MODULES
+
+_CALLED = {Runtime.AOTINDUCTOR: "AOTInductor", Runtime.TORCHSCRIPT: "TorchScript"}
 
 Routes = Mapping[tuple[Target, Precision], Route]
 
@@ -51,11 +53,11 @@ def _check_source(request: BuildRequest, choices: Sequence[Choice]) -> None:
             "exporting it and submit without prune",
         )
     for choice in choices:
-        if choice.target.runtime is Runtime.TORCHSCRIPT:
+        if choice.target.runtime in OF_PROGRAMS:
             raise SourceRefused(
-                f"{choice.asked}: TorchScript needs a PyTorch program, and the source is "
-                f"{request.source.format}",
-                hint="use onnxruntime:cpu, or submit the torch.export program",
+                f"{choice.asked}: {_CALLED[choice.target.runtime]} needs a PyTorch program, and the "
+                f"source is {request.source.format}",
+                hint=f"use onnxruntime:{choice.target.gpu}, or submit the torch.export program",
             )
 
 

@@ -14,7 +14,7 @@ from farm.schemas.submission import BuildRequest
 from farm.specs.precision import Precision
 from farm.specs.queues import CPU_QUEUE
 from farm.specs.roles import Role
-from farm.specs.runtime import Runtime, Target
+from farm.specs.runtime import OF_PROGRAMS, Runtime, Target
 from farm.stages import STAGES, JobKind, StageParams
 
 #: Parameters that jobs take from the request unchanged.
@@ -126,6 +126,6 @@ def title(kind: JobKind, model: str, precision: Precision | None, target: Target
     if precision:
         name += f":{precision}"
     if target:
-        # Tells it from ONNX Runtime's engine for the same CPU.
-        name += f"@{target if target.runtime is Runtime.TORCHSCRIPT else target.gpu}"
+        # Tells it from ONNX Runtime's engine for the same machine.
+        name += f"@{target if target.runtime in OF_PROGRAMS else target.gpu}"
     return name

@@ -19,6 +19,7 @@ RUNTIME_TOOLS: dict[Runtime, tuple[str, ...]] = {
     Runtime.TENSORRT: ("tensorrt",),
     Runtime.TENSORRT_RTX: ("tensorrt-rtx",),
     Runtime.ONNXRUNTIME: ("onnxruntime",),
+    Runtime.AOTINDUCTOR: ("torch", "cuda", "triton", "c++", "instruction-set"),
     Runtime.TORCHSCRIPT: ("torch",),
 }
 #: Source format → further packages, for the stages that run the source.

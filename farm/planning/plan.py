@@ -16,7 +16,7 @@ from farm.planning.targets import Choice
 from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.options import BuilderOptions
-from farm.specs.precision import TRAITS, Precision
+from farm.specs.precision import CALIBRATED, TRAITS, Precision
 from farm.specs.queues import CPU_QUEUE
 from farm.specs.roles import Role
 from farm.specs.runtime import TENSORRTS, Target
@@ -166,7 +166,7 @@ class _Stages:
             options=self._options(choice.target),
             format=kind,
             architecture=self._architecture(kind) if kind else None,
-            hold_out=self._hold_out if ranges else None,
+            hold_out=self._hold_out if ranges or (kind and precision in CALIBRATED) else None,
         )
         return self._jobs.add(
             params,

@@ -13,7 +13,7 @@ from farm.specs.options import BuilderOptions
 from farm.specs.precision import TRAITS, Precision
 from farm.specs.queues import CPU_QUEUE, Queue
 from farm.specs.roles import Role
-from farm.specs.runtime import TENSORRTS, Runtime, Target
+from farm.specs.runtime import OF_PROGRAMS, TENSORRTS, Runtime, Target
 
 #: TensorRT-RTX builds ahead of time for these on any CPU (tensorrt-rtx 1.7).
 RTX_CAPABILITIES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
@@ -35,6 +35,9 @@ class _Row:
     not_in_torchscript: str | None = (
         "TorchScript is built in fp32; for {precision} use onnxruntime:cpu"
     )
+    not_in_aotinductor_on_cpu: str | None = (
+        "AOTInductor is built in fp32 for cpu; for {precision} use onnxruntime:cpu"
+    )
     first_capability: int = 0  #: the first that computes in it
     instead: str = ""  #: what to use below that
     not_in_rtx: Mapping[str, str] = field(default_factory=dict)  #: by compute capability
@@ -48,6 +51,7 @@ _NO_INTEGERS = "ONNX Runtime's CUDA provider has no {precision} kernels; use ten
 _ROWS: dict[Precision, _Row] = {
     Precision.FP32: _Row(
         not_in_torchscript=None,
+        not_in_aotinductor_on_cpu=None,
         not_in_rtx={"sm_75": "TensorRT-RTX has no fp32 matrix products on sm_75; use fp16 or int8"},
         on_gpu=(Role.ONNX, Role.ONNX),
     ),
@@ -111,14 +115,14 @@ def route(
     on_cpu = target.gpu == gpus.CPU
     return Route(
         typed=_typed(target, precision),
-        ranges=row.ranges_on_cpu and on_cpu,
+        ranges=row.ranges_on_cpu and target.runtime is Runtime.ONNXRUNTIME and on_cpu,
         build_queue=build_queue(target),
         note=said,
     )
 
 
 def _typed(target: Target, precision: Precision) -> Role | None:
-    if target.runtime is Runtime.TORCHSCRIPT:
+    if target.runtime in OF_PROGRAMS:
         return None
     without_bf16, with_bf16 = _ROWS[precision].on_gpu
     if target.gpu == gpus.CPU:
@@ -157,7 +161,8 @@ def _refused(target: Target, precision: Precision) -> Refusal | None:
     if target.runtime is Runtime.TORCHSCRIPT:
         reason = row.not_in_torchscript
     elif capability == gpus.CPU:
-        reason = row.not_on_cpu
+        in_aotinductor = target.runtime is Runtime.AOTINDUCTOR and row.not_in_aotinductor_on_cpu
+        reason = row.not_on_cpu or in_aotinductor or None
     elif row.not_on_gpu:
         reason = row.not_on_gpu
     elif target.runtime is Runtime.ONNXRUNTIME:
@@ -188,8 +193,12 @@ def note(target: Target, precision: Precision) -> str | None:
 
 def option_refusal(target: Target, options: BuilderOptions) -> Refusal | None:
     """Why no worker could ever build this target with these options, or None if one could."""
-    changed = options.changed()
-    if target.runtime not in TENSORRTS and changed:
+    changed = options.changed().keys()
+    if target.runtime is Runtime.AOTINDUCTOR and changed - {"tf32"}:
+        return Refusal(
+            f"{', '.join(changed - {'tf32'})}: AOTInductor has no builder option but tf32"
+        )
+    if target.runtime not in (*TENSORRTS, Runtime.AOTINDUCTOR) and changed:
         return Refusal(
             f"{', '.join(changed)}: only TensorRT has builder options, not {target.runtime}"
         )

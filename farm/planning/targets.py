@@ -84,11 +84,11 @@ def choose(asked: str, *, runtimes: Iterable[Runtime], online_queues: Mapping[st
 
 
 def _normal(runtime: Runtime, tag: str) -> Target:
-    """Normalise a target: TensorRT-RTX and ONNX Runtime build per compute capability, TensorRT per product.
+    """Normalise a target: TensorRT-RTX and AOTInductor build per compute capability, TensorRT per product.
 
     For classic TensorRT, the same compute capability doesn't mean the same engine: a plan contains tactics
     tuned on one product.
     """
-    if runtime is Runtime.TENSORRT_RTX:
+    if runtime in (Runtime.TENSORRT_RTX, Runtime.AOTINDUCTOR):
         tag = gpus.compute_capability(tag)
     return Target(runtime=runtime, gpu=tag)

@@ -10,7 +10,7 @@ from farm.schemas.engines import EngineView
 from farm.specs.states import EngineState
 
 #: The order without measurements, among engines for the same GPU.
-_RUNTIME_ORDER = ("tensorrt", "tensorrt-rtx", "onnxruntime", "torchscript")
+_RUNTIME_ORDER = ("tensorrt", "tensorrt-rtx", "aotinductor", "onnxruntime", "torchscript")
 
 
 def best(

@@ -14,10 +14,13 @@ class Runtime(StrEnum):
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
     ONNXRUNTIME = "onnxruntime"
-    TORCHSCRIPT = "torchscript"  #: built from the program itself, without ONNX
+    AOTINDUCTOR = "aotinductor"  #: a compiled ``torch.export`` program, without ONNX
+    TORCHSCRIPT = "torchscript"  #: likewise without ONNX
 
 
 TENSORRTS = (Runtime.TENSORRT, Runtime.TENSORRT_RTX)
+#: Built from the PyTorch program itself.
+OF_PROGRAMS = (Runtime.AOTINDUCTOR, Runtime.TORCHSCRIPT)
 
 
 class Target(Value):

@@ -168,6 +168,40 @@ def test_torchscript_of_onnx_is_refused_with_what_to_take_instead():
     assert "onnxruntime:cpu" in caught.value.hint
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "fp8", "int8"])
+def test_aotinductor_is_built_from_the_source_on_the_gpu_and_measured_there(precision):
+    made = planned(targets=["aotinductor:h100"], precisions=[precision])
+    assert [job.kind for job in made.jobs.values()] == ["build", "measure"]
+    [engine] = made.engines
+    assert engine.build.title == f"build digits:{precision}@aotinductor:sm_90"
+    assert engine.build.queue == engine.measure.queue == "aotinductor.sm_90"
+    assert set(engine.build.recipe.inputs) == {"source", "calibration"}
+
+
+def test_only_what_aotinductor_calibrates_holds_out_data():
+    made = planned(targets=["aotinductor:h100"], precisions=["fp16", "fp8"], evaluation=None)
+    assert {e.precision: e.build.recipe.params["hold_out"] for e in made.engines} == {
+        "fp16": None,
+        "fp8": BUILD_EXAMPLE["calibration"]["batch_size"],
+    }
+
+
+@pytest.mark.parametrize("tool", ["torch", "cuda", "triton", "c++", "instruction-set"])
+def test_another_compiler_changes_the_key_of_an_aotinductor_package(tool):
+    def built(tools):
+        [engine] = planned(tools, targets=["aotinductor:sm_90"], precisions=["fp16"]).engines
+        return engine.build.key
+
+    assert built(TOOLS) != built(TOOLS | {tool: "99"})
+
+
+def test_aotinductor_of_onnx_is_refused_with_what_to_take_instead():
+    onnx = BUILD_EXAMPLE["source"] | {"format": "onnx"}
+    with pytest.raises(SourceRefused, match="source is onnx") as caught:
+        planned(targets=["aotinductor:h100"], precisions=["fp16"], source=onnx)
+    assert "onnxruntime:sm_90" in caught.value.hint
+
+
 def test_onnx_is_not_pruned_and_says_what_to_do_instead():
     onnx = BUILD_EXAMPLE["source"] | {"format": "onnx"}
     with pytest.raises(SourceRefused, match="source is onnx") as caught:
@@ -266,9 +300,11 @@ def test_a_package_that_touches_nothing_changes_no_key():
 
 EVERY_TOOL = {
     tool: "1.0"
-    for tools in (*(stage.tools for stage in STAGES.values()), *keys.RUNTIME_TOOLS.values())
+    for tools in (
+        *(stage.tools for stage in STAGES.values()),
+        *(keys.RUNTIME_TOOLS[one] for one in (Runtime.TENSORRT_RTX, Runtime.ONNXRUNTIME)),
+    )
     for tool in tools
-    if tool != "tensorrt"  # no target of these is built with it
 }
 names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,50}", fullmatch=True)
 digests = st.integers(0, 2**256 - 1).map(lambda number: f"sha256:{number:064x}")

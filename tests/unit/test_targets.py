@@ -56,6 +56,9 @@ def test_an_unknown_runtime_names_the_known_ones():
         ("tensorrt:t4", Precision.FP8, "needs sm_89"),
         ("onnxruntime:h200", Precision.INT8, "use tensorrt:h200"),
         ("torchscript:cpu", Precision.INT8, "use onnxruntime:cpu"),
+        ("aotinductor:cpu", Precision.FP16, "use onnxruntime:cpu"),
+        ("aotinductor:t4", Precision.BF16, "use fp16"),
+        ("aotinductor:a100", Precision.FP8, "needs sm_89"),
         ("torchscript:sm_89", Precision.FP32, "use tensorrt:sm_89"),
         ("tensorrt:h200", Precision.INT8_DYNAMIC, "use int8, with calibration data"),
         ("tensorrt-rtx:sm_89", Precision.INT8_DYNAMIC, "need calibrated ranges"),
@@ -73,6 +76,7 @@ def test_a_precision_that_the_architecture_lacks_is_refused_before_a_minute_is_s
     [
         ("tensorrt-rtx:sm_89", "TensorRT-RTX doesn't support plugins"),
         ("onnxruntime:cpu", "plugins: only TensorRT has builder options"),
+        ("aotinductor:h200", "plugins: AOTInductor has no builder option but tf32"),
         ("tensorrt:h200", None),
     ],
 )
@@ -81,6 +85,11 @@ def test_plugins_are_for_classic_tensorrt(target, words):
     options = BuilderOptions(plugins="sha256:" + "a" * 64)
     refused = policy.option_refusal(Target(runtime=runtime, gpu=gpu), options)
     assert refused is None if words is None else words in refused
+
+
+def test_aotinductor_takes_the_option_tf32_alone():
+    target = Target(runtime=Runtime.AOTINDUCTOR, gpu="sm_90")
+    assert policy.option_refusal(target, BuilderOptions(tf32=False)) is None
 
 
 def test_torchscript_is_built_in_fp32_for_cpus_where_it_is_named():

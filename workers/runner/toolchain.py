@@ -85,8 +85,16 @@ def has_cuda_provider() -> bool:
     return True
 
 
-def runtimes() -> dict[str, str]:
-    """This worker's runtimes: runtime → version."""
+def runtimes(*, compiles: bool = False) -> dict[str, str]:
+    """This worker's runtimes: runtime → version.
+
+    Parameters:
+        compiles: whether it has compiled and run an AOTInductor package (``workers.runner.compiles``).
+    """
     there = installed()
-    tools = {runtime.value: RUNTIME_TOOLS[runtime][0] for runtime in Runtime}
+    tools = {
+        runtime.value: RUNTIME_TOOLS[runtime][0]
+        for runtime in Runtime
+        if compiles or runtime is not Runtime.AOTINDUCTOR
+    }
     return {runtime: there[tool] for runtime, tool in tools.items() if tool in there}
