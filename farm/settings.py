@@ -117,6 +117,11 @@ class Settings(BaseSettings):
         {kind: stage.timeout_s for kind, stage in STAGES.items() if stage.timeout_s},
         description='shorter limits of some stages; JSON: `{"prune": 600}`',
     )
+    aotinductor: bool = Field(
+        True,
+        description="build AOTInductor packages, if this machine's C++ compiler makes one that runs: each "
+        "worker tries when it starts",
+    )
     job_memory_bytes: int | None = Field(
         None,
         ge=2**28,

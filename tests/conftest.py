@@ -21,6 +21,9 @@ from farm.database.tables import Artifact
 from farm.settings import Settings
 from tests.ledger import DATA, LABELLED, SOURCE, Ledger
 
+# A worker would compile a package when it starts, for half a minute; tests of that say so.
+os.environ.setdefault("FARM_AOTINDUCTOR", "false")
+
 # How long an example takes is the machine's affair.
 hypothesis.settings.register_profile("farm", deadline=None)
 hypothesis.settings.load_profile("farm")

@@ -19,6 +19,7 @@ from farm import installed
 from farm.errors import InvalidRequest
 from farm.machine import gpus
 from farm.settings import Settings
+from workers.backends.aotinductor import compiler
 from workers.runner import forks, toolchain
 from workers.sandbox import features
 
@@ -111,7 +112,8 @@ def _commands(options: argparse.Namespace) -> dict[str, dict[str, str]]:
         # CPU work sees no GPU, so that no stage takes memory on one by accident.
         commands[default_name(None, 0)] = {"FARM_ONE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     if not options.cpu_only:
-        runtimes = toolchain.runtimes()
+        # Whether it really compiles, each worker tries when it starts.
+        runtimes = toolchain.runtimes(compiles=bool(compiler.tools()))
         found = gpus.visible(gpus.discover(), os.environ.get("CUDA_VISIBLE_DEVICES"))
         for index, gpu in enumerate(found):
             if not queues(gpu, runtimes):

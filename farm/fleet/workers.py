@@ -81,6 +81,17 @@ def confines(session: Session, name: str, sandbox: Mapping[str, object]) -> bool
     return row is not None
 
 
+def offers(
+    session: Session, name: str, *, runtimes: Mapping[str, str], queues: Sequence[str]
+) -> bool:
+    """Record what a worker can build since it has tried; False if it isn't registered."""
+    row = session.get(Worker, name)
+    if row is not None:
+        row.runtimes = dict(runtimes)
+        row.queues = list(queues)
+    return row is not None
+
+
 def left(session: Session, name: str) -> None:
     """Record that a worker left."""
     row = session.get(Worker, name)

@@ -34,6 +34,12 @@ class ComputeView(Report):
         None,
         description="number of products found in the engine; the others are taken from the typed graph",
     )
+    ran: dict[str, float] | None = Field(
+        None,
+        description="share of the GPU's time in convolutions and matrix products, by the type of the "
+        "kernels that ran, as a profiler saw them; null if none watched",
+        examples=[{"fp8": 0.81, "fp16": 0.19}],
+    )
 
 
 class LayerTensor(Report):
@@ -50,6 +56,7 @@ class Layer(Report):
     outputs: list[LayerTensor]
     kernel: str | None = Field(default=None, description="the tactic chosen by the builder")
     operators: list[str] = Field(default=[], description="the ONNX operators it computes")
+    microseconds: float | None = Field(default=None, description="GPU time of one run, if profiled")
 
 
 class ProductView(Report):

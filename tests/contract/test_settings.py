@@ -106,7 +106,11 @@ def test_the_broker_is_what_the_running_farm_wrote_down(tmp_path):
         ("max_attempts", "0", "greater than or equal to 1"),
         ("max_attempts", "two", "valid integer"),
         ("keep_workdirs", "perhaps", "valid boolean"),
-        ("runtimes", "tensorrt,cuda", "'tensorrt', 'tensorrt-rtx', 'onnxruntime', 'aotinductor' or"),
+        (
+            "runtimes",
+            "tensorrt,cuda",
+            "'tensorrt', 'tensorrt-rtx', 'onnxruntime', 'aotinductor' or",
+        ),
     ],
 )
 def test_a_bad_value_is_refused_with_its_name_and_the_reason(monkeypatch, name, value, reason):

@@ -5,8 +5,9 @@ Engines for GPUs are built ahead of time where the runtime can, and run only whe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from farm.specs.runtime import Target
 from farm.specs.shapes import ShapeRange
 from farm.stages import BuildParams, JobKind, check_facts
 from farm.testing.stages import FakeStages
-from tests.stage_bench import Bench
+from tests.stage_bench import Bench, Ran
 from workers import demo
+from workers.backends.aotinductor import compiler
+from workers.backends.aotinductor.engine import AotiEngine
 from workers.backends.ort.cpu import OrtModel
 from workers.backends.torchscript import TorchScriptModel
 from workers.inputs.standins import Runnable
@@ -40,16 +43,23 @@ def on_a_gpu(backend: str, *, has: bool) -> Any:
     return pytest.param(backend, marks=marks)
 
 
-BACKENDS = [
+COMPILES = bool(compiler.tools())
+#: Those whose engines run on any machine, or on any with a C++ compiler.
+ON_CPU = [
     "onnxruntime:cpu",
     "torchscript:cpu",
-    "tensorrt-rtx:sm_89",
+    pytest.param(
+        "aotinductor:cpu",
+        marks=pytest.mark.skipif(not COMPILES, reason="no usable C++ compiler here"),
+    ),
+]
+ON_GPU = [
     on_a_gpu("onnxruntime:gpu", has=toolchain.has_cuda_provider()),
     on_a_gpu("tensorrt:gpu", has=find_spec("tensorrt") is not None),
+    on_a_gpu("aotinductor:gpu", has=COMPILES and torch.version.cuda is not None),
 ]
-#: Those whose engines run on any machine.
-ON_CPU = ["onnxruntime:cpu", "torchscript:cpu"]
-ON_GPU = BACKENDS[3:]
+BACKENDS = [*ON_CPU, "tensorrt-rtx:sm_89", *ON_GPU]
+OF_PROGRAMS = ("torchscript", "aotinductor")
 
 
 class Net(torch.nn.Module):
@@ -71,7 +81,7 @@ class Sources:
     graph: Path
 
     def inputs(self, runtime: str) -> Mapping[str, Path]:
-        return {"source": self.program} if runtime == "torchscript" else {"typed": self.graph}
+        return {"source": self.program} if runtime in OF_PROGRAMS else {"typed": self.graph}
 
 
 @pytest.fixture(scope="module")
@@ -110,16 +120,28 @@ def loaded(backend: str, engine: Path) -> Runnable:
     runtime, _, gpu = backend.partition(":")
     if gpu == "gpu":
         return on_gpu.load(Target(runtime=runtime, gpu="sm_90").runtime, engine).engine
+    if runtime == "aotinductor":
+        return AotiEngine(engine, "cpu")
     return (
         TorchScriptModel(engine) if runtime == "torchscript" else OrtModel(engine, is_engine=True)
     )
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, sources: Sources) -> Callable[[str], Ran]:
+    """Builds each backend's engine once: a compiler takes its time."""
+    return cache(
+        lambda backend: Bench(tmp_path_factory.mktemp("built")).run(
+            asked(backend), **given(sources, backend)
+        )
+    )
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_engine_is_built_with_a_report_and_the_sources_interface(
-    backend: str, bench: Bench, sources: Sources
+    backend: str, built: Callable[[str], Ran]
 ) -> None:
-    made = bench.run(asked(backend), **given(sources, backend))
+    made = built(backend)
     facts = made.facts
     assert made.outputs[Role.ENGINE].stat().st_size == facts["engine_bytes"] > 0
     report = LayerReport.model_validate_json(made.outputs[Role.LAYERS].read_bytes(), strict=True)
@@ -160,14 +182,14 @@ def test_what_is_no_model_is_refused_with_what_to_do(
 
 
 def given_roles(backend: str) -> tuple[str, ...]:
-    return ("source",) if backend.startswith("torchscript") else ("typed",)
+    return ("source",) if backend.startswith(OF_PROGRAMS) else ("typed",)
 
 
 @pytest.mark.parametrize("backend", [*ON_CPU, *ON_GPU])
 def test_an_engine_gives_what_its_source_gives_at_every_batch(
-    backend: str, bench: Bench, sources: Sources
+    backend: str, built: Callable[[str], Ran], sources: Sources
 ) -> None:
-    engine = bench.run(asked(backend), **given(sources, backend)).outputs[Role.ENGINE]
+    engine = built(backend).outputs[Role.ENGINE]
     model = loaded(backend, engine)
     for batch in (1, 5, 8):
         x = np.random.default_rng(batch).standard_normal((batch, 8)).astype(np.float32)
@@ -178,9 +200,9 @@ def test_an_engine_gives_what_its_source_gives_at_every_batch(
 
 @pytest.mark.parametrize("backend", [*ON_CPU, *ON_GPU])
 def test_a_batch_of_another_shape_is_refused_with_its_shape(
-    backend: str, bench: Bench, sources: Sources
+    backend: str, built: Callable[[str], Ran]
 ) -> None:
-    engine = bench.run(asked(backend), **given(sources, backend)).outputs[Role.ENGINE]
+    engine = built(backend).outputs[Role.ENGINE]
     with pytest.raises((InvalidModel, EngineBuildFailed), match=r"\[2, 9\]"):
         loaded(backend, engine).run({"x": np.zeros((2, 9), np.float32)})
 

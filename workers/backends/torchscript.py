@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +23,13 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from farm.errors import EngineBuildFailed, InvalidModel
-from farm.reports.layers import Layer, LayerTensor
+from farm.reports.layers import Layer
 from workers.graphs.check import brief
 from workers.inputs.samples import Arrays
 from workers.programs import script
 from workers.programs.eager import input_names, named_tensors, output_names, tensors_of
 from workers.programs.guard import checked
+from workers.programs.program_layers import layers_of, made_by
 
 VERSION = torch.__version__
 #: Extra file in the archive: the names of the inputs and outputs, in call order.
@@ -65,7 +65,7 @@ def build_engine(program: ExportedProgram, engine: Path) -> Scripted:
             f"torch {VERSION} can't compile this program to TorchScript: {brief(err)}",
             hint="use onnxruntime:cpu, or rewrite that operator with others",
         ) from err
-    return Scripted(build_s=time.monotonic() - start, layers=list(map(_layer, _calls(program))))
+    return Scripted(build_s=time.monotonic() - start, layers=layers_of(program))
 
 
 class TorchScriptModel:
@@ -120,27 +120,6 @@ def _flat_graph(program: ExportedProgram) -> fx.GraphModule:
             node.target = node.target.overloadpacket
             node.kwargs = {name: of for name, of in node.kwargs.items() if name not in _PLACES}
         if node.op == "output":
-            leaves = [of for of in pytree.tree_leaves(node.args) if _tensors(of)]
+            leaves = [of for of in pytree.tree_leaves(node.args) if made_by(of)]
             node.args = (leaves[0] if len(leaves) == 1 else tuple(leaves),)
     return fx.GraphModule(module, graph)
-
-
-def _calls(program: ExportedProgram) -> list[fx.Node]:
-    return [node for node in program.graph.nodes if node.op == "call_function"]
-
-
-def _layer(node: fx.Node) -> Layer:
-    return Layer(
-        name=node.name,
-        type=str(node.target),
-        inputs=[tensor for given in node.all_input_nodes for tensor in _tensors(given)],
-        outputs=_tensors(node),
-    )
-
-
-def _tensors(node: Any) -> list[LayerTensor]:
-    made: Any = node.meta.get("val") if isinstance(node, fx.Node) else None
-    if not isinstance(made, torch.Tensor):
-        return []
-    shape = [size if isinstance(size, int) else -1 for size in made.shape]
-    return [LayerTensor(name=node.name, type=str(made.dtype).removeprefix("torch."), shape=shape)]

@@ -24,6 +24,7 @@ from farm.reports.metrics import (
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime
 from farm.stages import ReportProgress
+from workers.backends.aotinductor.engine import AotiEngine
 from workers.backends.ort import cuda
 from workers.backends.trt import engine as trt_engine
 from workers.clocks.cuda import Bind, Bound, Span, Streams, Tensors, time_queries
@@ -78,6 +79,8 @@ def load(runtime: Runtime, path: Path, plugins: Sequence[Path] = ()) -> Loaded:
         slow = sorted(set(engine.on_cpu) & set(PRODUCTS))
         if slow:
             warnings.append(f"some of the graph's {', '.join(slow)} run on the CPU")
+    elif runtime is Runtime.AOTINDUCTOR:
+        engine = AotiEngine(path, "cuda")
     else:
         engine = trt_engine.TrtEngine(runtime, path, plugins)
     return Loaded(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import fx
@@ -43,9 +43,10 @@ _WIDE = re.compile(
     r"_?(fft_|linalg_|cholesky|qr|svd|lu_|triangular_solve|inverse|pinverse|det|logdet|slogdet)\w*"
     r"|_?(cdist|pdist|stft|istft|multinomial|lgamma|digamma|polygamma|igammac?|logcumsumexp)\w*"
 )
+_IMAGE_CONVOLUTIONS = (aten.conv2d, aten.conv_transpose2d, aten.convolution)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: Texts among operators' arguments: modes, equations, reductions.
-_PLAIN_TEXT = re.compile(r"[A-Za-z0-9_,.> \-]{0,200}")
+_PLAIN_TEXT = re.compile(r"[A-Za-z0-9_,.> \-]{0,200}|(cpu|cuda)(:\d+)?")
 #: Regions that a program may hold, which are traced through: operator → position of its graph.
 _REGIONS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
 
@@ -71,6 +72,7 @@ class Lowered(torch.nn.Module):
         super().__init__()
         self.dtype = dtype
         self.wide = frozenset(wide)
+        self._images_last = False
         self.output_types = [getattr(torch, spec.dtype) for spec in specs(program)[1]]
         #: Each graph's attributes: of a tensor its name here, of a region its graph.
         self._tensors: dict[str, str] = {}
@@ -107,9 +109,30 @@ class Lowered(torch.nn.Module):
         region = self._regions.get(target)
         return self.get_buffer(self._tensors[target]) if region is None else region
 
+    def shape(self, target: str) -> torch.Size | None:
+        """The shape of the tensor that a graph reads as this attribute; None of a region."""
+        name = self._tensors.get(target)
+        return None if name is None else self.get_buffer(name).shape
+
+    def drop(self, target: str) -> None:
+        """Forget a tensor that is read no more."""
+        del self._buffers[self._tensors[target]]
+        self._regions[target] = fx.GraphModule({}, fx.Graph())
+
     def run_node(self, interpreter: Interpreter, node: fx.Node) -> Any:
         """Compute one node; subclasses compute some otherwise."""
         return interpreter.plain(node)
+
+    def channels_last(self) -> Self:
+        """Lay images and the weights of convolutions out with channels last, which GPUs multiply faster."""
+        self._images_last = any(
+            getattr(node.target, "overloadpacket", None) in _IMAGE_CONVOLUTIONS
+            for node in self.graph.nodes
+        )
+        for tensor in self.buffers() if self._images_last else ():
+            if tensor.dim() == 4:
+                tensor.data = tensor.contiguous(memory_format=torch.channels_last)
+        return self
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The outputs.
@@ -117,6 +140,8 @@ class Lowered(torch.nn.Module):
         Raises:
             EngineBuildFailed: the program branches on its data, or an operator is given a strange text.
         """
+        if self._images_last:
+            inputs = tuple(map(_channels_last, inputs))
         made = Interpreter(self, self._graph[0]).run(*inputs)
         tensors = [leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, torch.Tensor)]
         return tuple(
@@ -144,7 +169,7 @@ class Interpreter(fx.Interpreter):
     ) -> None:
         super().__init__(module)
         self.owner = owner
-        self._prefix = prefix
+        self.prefix = prefix  #: of a region's attributes; empty for the program's own graph
         self._seen = seen
 
     def run_node(self, n: fx.Node) -> Any:
@@ -178,17 +203,19 @@ class Interpreter(fx.Interpreter):
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         given = super().placeholder(target, args, kwargs)
         dtype = self.owner.dtype
-        return given if dtype is None or self._prefix else _in_type(given, dtype)
+        return given if dtype is None or self.prefix else _in_type(given, dtype)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         del args, kwargs
-        return self.owner.read(self._prefix + target)
+        return self.owner.read(self.prefix + target)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(target, HigherOrderOperator):
             return self._region(target, args)
         if target is aten._assert_tensor_metadata.default:
             return None  # of the types that the author's program had
+        if target is aten.view.default:
+            target = aten.reshape.default  # other kernels give other strides
         for one in pytree.tree_leaves((args, kwargs)):
             if isinstance(one, str) and not _PLAIN_TEXT.fullmatch(one):
                 raise EngineBuildFailed(f"the program gives {target} the text {one[:80]!r}")
@@ -221,10 +248,19 @@ def magnitudes(module: Lowered, batches: Iterable[Sequence[torch.Tensor]]) -> Ma
             found = torch.nan_to_num(value.detach().abs().amax().double(), nan=torch.inf)
             largest[node.name] = torch.maximum(largest.get(node.name, found), found)
 
+    observed(module, batches, seen)
+    return {name: float(value) for name, value in largest.items()}
+
+
+def observed(module: Lowered, batches: Iterable[Sequence[torch.Tensor]], seen: Seen) -> None:
+    """Run batches of inputs, and tell each node and its value."""
     with torch.inference_mode():
         for inputs in batches:
             Interpreter(module, module._graph[0], seen=seen).run(*inputs)
-    return {name: float(value) for name, value in largest.items()}
+
+
+def _channels_last(given: torch.Tensor) -> torch.Tensor:
+    return given.contiguous(memory_format=torch.channels_last) if given.dim() == 4 else given
 
 
 def _in_type(value: Any, dtype: torch.dtype) -> Any:

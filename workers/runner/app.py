@@ -32,7 +32,7 @@ from farm.specs import gpus
 from farm.store import proof
 from farm.store.base import Store
 from farm.store.chosen import store_of
-from workers.runner import remote, toolchain, trial
+from workers.runner import compiles, remote, toolchain, trial
 from workers.runner.child import await_preload
 from workers.runner.names import queues
 from workers.runner.siblings import Siblings
@@ -62,6 +62,10 @@ class Flower:
     def unread(self, queues: Iterable[str]) -> list[str]:
         """The worker's queues that it should read and doesn't."""
         return remote.unread(self._consumer, queues)
+
+    def read(self, queues: Iterable[str]) -> None:
+        """Have the worker read more queues."""
+        remote.read(self._consumer, queues)
 
     def tell(self, task_id: str, **fields: str) -> None:
         # The consumer creates a new dispatcher when it reconnects.
@@ -99,9 +103,13 @@ class Context:
         )
 
 
-def announcement(name: str, gpu: Gpu | None) -> Announcement:
-    """What a worker for this GPU, or for CPU work, announces."""
-    runtimes = toolchain.runtimes()
+def announcement(name: str, gpu: Gpu | None, *, compiles: bool = False) -> Announcement:
+    """What a worker for this GPU, or for CPU work, announces.
+
+    Parameters:
+        compiles: whether its AOTInductor packages run.
+    """
+    runtimes = toolchain.runtimes(compiles=compiles)
     return Announcement(
         name=name,
         host=socket.gethostname(),
@@ -122,7 +130,9 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     # not inherit the rest.
     environment.replace(environment.of_worker(settings.sandbox_environment))
     logs.configure(settings.log_level)
-    me = announcement(name, gpu)
+    # On a GPU before it takes a job: nothing else works there while one is measured.
+    compiles_here = gpu is not None and _compiles(settings, gpu, Siblings())
+    me = announcement(name, gpu, compiles=compiles_here)
     db = Database(settings.database)
     require_schema(db)
     app = create_celery(settings)
@@ -150,7 +160,8 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
             [
                 "worker",
                 f"--hostname={name}",
-                f"--queues={','.join(me.queues)}",
+                # A worker without a runtime reads a queue that nobody fills.
+                f"--queues={','.join(me.queues) or f'nothing.{name}'}",
                 # Each job already has its own process; a thread of this one follows it.
                 "--pool=threads",
                 f"--concurrency={settings.cpu_slots if gpu is None else 1}",
@@ -159,6 +170,14 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
                 f"--loglevel={settings.log_level}",
             ]
         )
+
+
+def _compiles(settings: Settings, gpu: Gpu | None, siblings: Siblings) -> bool:
+    await_preload()
+    why_not = compiles.refusal(settings, gpu, siblings)
+    if why_not:
+        log.info("no AOTInductor packages are built here: %s", why_not)
+    return why_not is None
 
 
 def _await_store(context: Context) -> None:
@@ -206,6 +225,19 @@ def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterato
         while not stopped.wait(_ANNOUNCE_AGAIN_S):
             with suppress(Unavailable), context.db.write() as session:
                 if workers.confines(session, me.name, trial.as_json(found)):
+                    break
+        if context.gpu is None and not stopped.is_set():
+            try_compiler()
+
+    def try_compiler() -> None:
+        """Add what a CPU worker can compile, beside its jobs: making a package takes a while."""
+        if not _compiles(context.settings, None, context.siblings):
+            return
+        more = announcement(me.name, None, compiles=True)
+        context.flower.read(set(more.queues) - set(me.queues))
+        while not stopped.wait(_ANNOUNCE_AGAIN_S):
+            with suppress(Unavailable), context.db.write() as session:
+                if workers.offers(session, me.name, runtimes=more.runtimes, queues=more.queues):
                     return
 
     beats = threading.Thread(target=beat, name="announce", daemon=True)

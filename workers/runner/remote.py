@@ -30,6 +30,12 @@ def close(app: Celery) -> None:
         del app.tasks[name]
 
 
+def read(consumer: Any, queues: Iterable[str]) -> None:
+    """Have a worker's consumer read more queues, from its own thread."""
+    for queue in queues:
+        consumer.call_soon(consumer.add_task_queue, queue)
+
+
 def unread(consumer: Any, queues: Iterable[str]) -> list[str]:
     """The worker's queues that its consumer doesn't read.
 

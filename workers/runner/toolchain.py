@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from farm.planning.keys import RUNTIME_TOOLS
 from farm.specs.runtime import Runtime
+from workers.backends.aotinductor import compiler
 
 #: Name in a key → distributions it may be installed as.
 _DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
@@ -31,6 +32,7 @@ _DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "tf2onnx": ("tf2onnx",),
     "tensorrt": ("tensorrt-cu13", "tensorrt-cu12", "tensorrt"),
     "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
+    "triton": ("triton", "pytorch-triton"),
 }
 _REQUIRED = ("torch", "onnx", "onnxscript", "onnxruntime", "nvidia-modelopt")
 
@@ -47,7 +49,9 @@ def installed() -> Mapping[str, str]:
 # running worker, whose children import some packages only then.
 @lru_cache(maxsize=1)
 def _installed(_moment: int) -> Mapping[str, str]:
-    return MappingProxyType({"python": platform.python_version()} | dict(_found()))
+    # Triton comes with builds of torch for GPUs, and only those need it.
+    found = {"python": platform.python_version(), "triton": "none"} | dict(_found())
+    return MappingProxyType(found | dict(compiler.tools()))
 
 
 def _found() -> Iterator[tuple[str, str]]:

@@ -18,7 +18,8 @@ calibrate  onnx, calibration                             typed (fp32 remainder),
                                                          typed_half (fp16, and bf16 for its range)
 build      typed, [onnx, calibration],                   engine, layers, [timing_cache]
            [timing_cache], [plugin-0, …]
-build      source, for TorchScript                       engine, layers
+build      source, for TorchScript; for AOTInductor      engine, layers
+           also [calibration] or [evaluation]
 measure    source, [typed], [engine], [evaluation],      report
            [calibration]
 ========== ============================================= ======================================

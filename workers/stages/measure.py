@@ -15,10 +15,11 @@ from farm.reports.accuracy import Accuracy
 from farm.reports.metrics import Metrics
 from farm.specs.gpus import CPU
 from farm.specs.roles import Role
-from farm.specs.runtime import Runtime
+from farm.specs.runtime import OF_PROGRAMS, Runtime, Target
 from farm.specs.shapes import Profile, TensorSpec
 from farm.specs.source import DataKind
 from farm.stages import MeasureFacts, MeasureParams
+from workers.backends.aotinductor.engine import AotiEngine
 from workers.backends.ort.cpu import OrtModel, cpu_threads
 from workers.backends.torchscript import TorchScriptModel
 from workers.graphs import files, interface
@@ -120,14 +121,22 @@ def _subject(
     stage: Stage, params: MeasureParams, source: Runnable
 ) -> tuple[Runnable | gpu.Loaded, str, Sequence[TensorSpec], Sequence[TensorSpec], AxisRanges]:
     """The measured model (the engine if it runs here, else its typed ONNX), its inputs, outputs and axes."""
-    if params.target is not None and params.target.runtime is Runtime.TORCHSCRIPT:
+    if params.target is not None and params.target.runtime in OF_PROGRAMS:
         assert isinstance(source, EagerModel)
-        model = TorchScriptModel(stage.inputs[Role.ENGINE])
+        model = _of_program(stage.inputs[Role.ENGINE], params.target)
         return model, "engine", source.input_specs, source.output_specs, source.axis_ranges
     file, typed = files.read_model(stage.inputs[Role.TYPED], stage.workdir)
     subject, measured_on = _of_onnx(stage, params, file, typed)
     inputs, outputs = interface.input_specs(typed), interface.output_specs(typed)
     return subject, measured_on, inputs, outputs, interface.axis_ranges(typed)
+
+
+def _of_program(engine: Path, target: Target) -> Runnable | gpu.Loaded:
+    if target.runtime is Runtime.TORCHSCRIPT:
+        return TorchScriptModel(engine)
+    if target.gpu == CPU:
+        return AotiEngine(engine, "cpu")
+    return gpu.load(target.runtime, engine)
 
 
 def _of_onnx(

@@ -25,7 +25,7 @@ from workers.inputs.profiles import (
 )
 from workers.report import engine_types, layers
 from workers.stages.base import Stage, StageResult
-from workers.stages.build import torchscript
+from workers.stages.build import aotinductor, torchscript
 from workers.stages.build.made import Made, Said, interface_of, of_engine, report_of
 from workers.stages.build.onnxruntime import build_graph
 from workers.stages.build.prepare import bytes_cast_first, in_types_of, settled
@@ -36,7 +36,7 @@ def run(stage: Stage) -> StageResult:
     """Write ``engine``, its layer report ``layers``, and classic TensorRT's timing cache, from ``typed``;
     for int8 on CPUs, also from ``onnx`` and ``calibration``.
 
-    TorchScript is built from ``source``.
+    TorchScript and AOTInductor packages are built from ``source``.
 
     Raises:
         PrecisionMissed: nothing in the graph computes in the engine's precision.
@@ -47,6 +47,8 @@ def run(stage: Stage) -> StageResult:
     assert isinstance(params, BuildParams)
     if params.target.runtime is Runtime.TORCHSCRIPT:
         return torchscript.build(stage, params)
+    if params.target.runtime is Runtime.AOTINDUCTOR:
+        return aotinductor.build(stage, params)
     graph = _prepared(stage, params)
     made, said = _built(stage, params, graph)
     interface = interface_of(made, graph.model, graph.typed)

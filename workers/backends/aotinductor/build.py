@@ -1,0 +1,196 @@
+"""Compiles a lowered program to an AOTInductor package: a ``.pt2`` file of native code."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import _inductor
+from torch.export import Dim, ExportedProgram, export
+
+from farm.errors import EngineBuildFailed, FarmError
+from farm.specs.shapes import Profile, TensorSpec
+from workers.backends.aotinductor import compiler
+from workers.graphs.check import brief
+from workers.programs.lowered import Lowered
+
+VERSION = torch.__version__
+#: The entry in a package's metadata that holds its inputs, outputs and settings, as JSON.
+FARM = "engine_farm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """A package's inputs and outputs in call order, and the sizes it takes."""
+
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    smallest: Mapping[str, Sequence[int]]
+    largest: Mapping[str, Sequence[int]]
+    tf32: bool
+
+    def as_json(self) -> str:
+        document = {
+            "inputs": [one.model_dump(mode="json") for one in self.inputs],
+            "outputs": [one.model_dump(mode="json") for one in self.outputs],
+            "smallest": {name: list(shape) for name, shape in self.smallest.items()},
+            "largest": {name: list(shape) for name, shape in self.largest.items()},
+            "tf32": self.tf32,
+        }
+        return json.dumps(document)
+
+    @classmethod
+    def read(cls, text: str) -> Signature:
+        """Read it back.
+
+        Raises:
+            ValueError, KeyError, TypeError: it isn't one.
+        """
+        found = json.loads(text)
+        return cls(
+            inputs=[TensorSpec.model_validate(one) for one in found["inputs"]],
+            outputs=[TensorSpec.model_validate(one) for one in found["outputs"]],
+            smallest=found["smallest"],
+            largest=found["largest"],
+            tf32=bool(found["tf32"]),
+        )
+
+
+def signature(
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    profiles: Sequence[Profile],
+    *,
+    tf32: bool,
+) -> Signature:
+    """The signature of a package that takes all the sizes between the profiles' smallest and largest."""
+
+    def bounds(which: str, most: Any) -> dict[str, tuple[int, ...]]:
+        shapes = {one.name: [getattr(p[one.name], which) for p in profiles] for one in inputs}
+        return {name: tuple(map(most, zip(*of, strict=True))) for name, of in shapes.items()}
+
+    return Signature(
+        inputs=inputs,
+        outputs=outputs,
+        smallest=bounds("min", min),
+        largest=bounds("max", max),
+        tf32=tf32,
+    )
+
+
+def traced(module: Lowered, examples: Sequence[torch.Tensor], of: Signature) -> ExportedProgram:
+    """The program as it is compiled: static where the signature has one size.
+
+    Raises:
+        EngineBuildFailed: it can't be traced at these sizes.
+    """
+    dynamic = _dynamic(of)
+    try:
+        with torch.no_grad():
+            return export(module, tuple(examples), dynamic_shapes=(dynamic,))
+    except FarmError:
+        raise
+    except Exception as err:  # the tracer raises its own types and bare RuntimeErrors
+        raise EngineBuildFailed(
+            f"torch {VERSION} can't trace this program for the sizes of its profiles: {brief(err)}",
+            hint="give the profile one size (min, opt and max equal), or use onnxruntime",
+        ) from err
+
+
+def _dynamic(of: Signature) -> tuple[dict[int, Any], ...]:
+    """For each input its dynamic axes: one name is one size, and expressions of sizes are inferred."""
+    known: dict[str, Any] = {}
+    taken: list[dict[int, Any]] = []
+    for spec in of.inputs:
+        low, high = of.smallest[spec.name], of.largest[spec.name]
+        axes: dict[int, Any] = {}
+        for axis, size in enumerate(spec.shape):
+            if low[axis] == high[axis]:
+                continue
+            bounds = {"min": low[axis], "max": high[axis]}
+            if not str(size).isidentifier():
+                axes[axis] = Dim.AUTO(**bounds)
+            elif size in known:
+                axes[axis] = known[size]
+            else:
+                axes[axis] = known[str(size)] = Dim(f"size{len(known)}", **bounds)
+        taken.append(axes)
+    return tuple(taken)
+
+
+def compile_package(program: ExportedProgram, of: Signature, package: Path) -> float:
+    """Compile a traced program, and return the seconds it took.
+
+    Raises:
+        EngineBuildFailed: has the compiler's reason.
+    """
+    start = time.monotonic()
+    os.environ.update(compiler.environment())
+    _inductor.config.cpp.cxx = (None, os.environ["CXX"])  # read when it was imported
+    set_tf32(enabled=of.tf32)
+    # In this process: a job leaves no others behind.
+    _inductor.config.compile_threads = 1
+    try:
+        with torch.no_grad(), _folder_for_compilers():
+            _inductor.aoti_compile_and_package(
+                program, package_path=str(package), inductor_configs=_options(of)
+            )
+    except Exception as err:  # the compiler raises its own types, and bare RuntimeErrors
+        print(err, flush=True)  # with what the C++ compiler said
+        raise EngineBuildFailed(
+            f"torch {VERSION} can't compile this program: {brief(err)}",
+            hint="use onnxruntime or tensorrt, or rewrite that part of the model with other operators",
+        ) from err
+    return time.monotonic() - start
+
+
+@contextmanager
+def _folder_for_compilers() -> Iterator[None]:
+    """Have compilers keep temporary files in their current folder if they would find the job's unusable.
+
+    GCC asks ``access``, which a user who may search any folder by a capability fails below one that is closed
+    to others.
+    """
+    folder = tempfile.gettempdir()  # which Python keeps from now on
+    if os.access(folder, os.W_OK):
+        yield
+        return
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = "."
+    try:
+        yield
+    finally:
+        os.environ.pop("TMPDIR")
+        if before is not None:
+            os.environ["TMPDIR"] = before
+
+
+def _options(of: Signature) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        # Weights are constants: folded, and laid out for the kernels.
+        "freezing": True,
+        "aot_inductor.metadata": {FARM: of.as_json()},
+        # oneDNN's layout of weights is the building processor's.
+        "cpp.weight_prepack": False,
+        "cpp.simdlen": compiler.SIMD_BITS,
+    }
+    if hasattr(_inductor.config.cpp, "march"):
+        options["cpp.march"] = compiler.INSTRUCTION_SET
+    if hasattr(_inductor.config.aot_inductor, "precompile_headers"):
+        # They would be kept in a folder of all jobs, and need the program openssl.
+        options["aot_inductor.precompile_headers"] = False
+    return options
+
+
+def set_tf32(*, enabled: bool) -> None:
+    """Whether fp32 products may use TF32: of the compiler, and of the kernels that packages call."""
+    torch.set_float32_matmul_precision("high" if enabled else "highest")
+    torch.backends.cudnn.allow_tf32 = enabled

@@ -1,0 +1,135 @@
+"""Runs a package in a process of its own, as its users do: ``python -m workers.backends.aotinductor.proof``.
+
+A package that crashes when it is loaded, for example for its C++ library, ends that process and not the job.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch._C._autograd import DeviceType
+
+from farm import installed
+from farm.errors import EngineBuildFailed, FarmError
+from farm.processes import die_with_parent
+from workers.backends.aotinductor.engine import AotiEngine
+
+_NAME = "workers.backends.aotinductor.proof"
+_TIME_S = 900.0
+_LAST_LINES = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """A GPU kernel, as a profiler saw it in one run."""
+
+    name: str
+    microseconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What a package did in a fresh process."""
+
+    outputs: Mapping[str, tuple[int, ...]]  #: name → shape
+    kernels: list[Kernel]  #: in order; empty on a CPU
+
+
+def proved(
+    package: Path, device: str, arrays: Mapping[str, NDArray[np.generic]], folder: Path
+) -> Proof:
+    """Load and run a package in a fresh process.
+
+    Parameters:
+        folder: for the files that tell that process what to run.
+
+    Raises:
+        EngineBuildFailed: it crashed, or refused to run.
+    """
+    np.savez(folder / "proof.npz", **arrays)  # type: ignore[arg-type]
+    said = folder / "proof.json"
+    command = installed.command(_NAME, str(package), device, str(folder / "proof.npz"), str(said))
+    try:
+        done = subprocess.run(
+            command,
+            env=installed.environment(),
+            capture_output=True,
+            text=True,
+            timeout=_TIME_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise EngineBuildFailed(
+            f"the package didn't run within {_TIME_S:.0f} s in a process of its own"
+        ) from None
+    if done.returncode or not said.exists():
+        raise EngineBuildFailed(f"the package doesn't run in a process of its own: {_why(done)}")
+    found = json.loads(said.read_text())
+    if "refused" in found:
+        raise EngineBuildFailed(f"the package doesn't run: {found['refused']}")
+    return Proof(
+        outputs={name: tuple(shape) for name, shape in found["outputs"].items()},
+        kernels=[Kernel(name=name, microseconds=spent) for name, spent in found["kernels"]],
+    )
+
+
+def _why(done: subprocess.CompletedProcess[str]) -> str:
+    if done.returncode < 0:
+        return (
+            f"it ended with {signal.Signals(-done.returncode).name}; a compiler whose C++ library isn't "
+            "the one that torch loads makes such packages (set CXX to another)"
+        )
+    return done.stderr.strip()[-_LAST_LINES:] or f"exit status {done.returncode}"
+
+
+def main(package: str, device: str, data: str, said: str) -> None:
+    """Be that process."""
+    with np.load(data, allow_pickle=False) as archive:
+        arrays = dict(archive)
+    try:
+        found = _run(Path(package), device, arrays)
+    except FarmError as err:
+        found = {"refused": err.detail}
+    Path(said).write_text(json.dumps(found))
+
+
+def _run(
+    package: Path, device: str, arrays: Mapping[str, NDArray[np.generic]]
+) -> dict[str, object]:
+    engine = AotiEngine(package, device)
+    outputs = engine.run(arrays)
+    shapes = {name: list(array.shape) for name, array in outputs.items()}
+    return {"outputs": shapes, "kernels": _kernels(engine, arrays) if device == "cuda" else []}
+
+
+def _kernels(
+    engine: AotiEngine, arrays: Mapping[str, NDArray[np.generic]]
+) -> list[tuple[str, float]]:
+    """The kernels of one run, by name, in the order of their first one."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    inputs = {name: torch.from_numpy(array.copy()).cuda() for name, array in arrays.items()}
+    bound = engine.bind(inputs)
+    bound.enqueue()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=activities) as seen:
+        bound.enqueue()
+        torch.cuda.synchronize()
+    spent: dict[str, float] = {}
+    for event in seen.events():
+        if event.device_type == DeviceType.CUDA:
+            spent[event.name] = spent.get(event.name, 0.0) + float(event.device_time)
+    return list(spent.items())
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    main(*sys.argv[1:])

@@ -1,0 +1,238 @@
+"""Builds AOTInductor packages from the program itself, without ONNX."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.passes import move_to_device_pass
+
+from farm.errors import InvalidData
+from farm.reports.layers import ComputeView, Layer, LayerReport, ProductView
+from farm.reports.records import tensors
+from farm.specs.gpus import CPU
+from farm.specs.precision import QUANTIZED, Precision
+from farm.specs.roles import Role
+from farm.specs.shapes import Profile
+from farm.stages import BuildFacts, BuildParams
+from workers.backends.aotinductor import build as backend
+from workers.backends.aotinductor import compiler
+from workers.backends.aotinductor.proof import Proof, proved
+from workers.graphs.compute import Compute
+from workers.inputs.batch import Arrays, Batch, Shapes
+from workers.inputs.profiles import resolve_profiles, shapes_at
+from workers.inputs.samples import BF16, random_arrays, samples_for
+from workers.programs.eager import EagerModel, tensors_of
+from workers.programs.lowered import Lowered, lowered, magnitudes
+from workers.programs.program_layers import layers_of
+from workers.programs.program_weights import compute_of_program
+from workers.quantize.program_products import EightBit, Kind, ranges
+from workers.report import kernel_types, layers
+from workers.sources import reference
+from workers.stages.base import Stage, StageResult
+
+SEED = 0
+#: Half of fp16's largest: what data show isn't all that may come.
+_BEYOND_FP16 = float(torch.finfo(torch.float16).max) / 2
+#: Enough for the magnitudes of values, and for ranges.
+_MOST_BATCHES = 64
+_TYPES = {Precision.FP32: None, Precision.BF16: torch.bfloat16}
+
+
+def build(stage: Stage, params: BuildParams) -> StageResult:
+    """Write ``engine`` and its layer report ``layers`` from ``source``.
+
+    Raises:
+        EngineBuildFailed: it can't be compiled, or the package doesn't run in a fresh process.
+        PrecisionMissed: none of its products can be quantised.
+        ProfileMismatch: the profiles don't fit the program's inputs.
+    """
+    stage.progress("load", None)
+    program = reference.program(stage.inputs[Role.SOURCE], params)
+    assert program is not None
+    source = EagerModel(program)
+    profiles = resolve_profiles(source.input_specs, params.profiles, source.axis_ranges)
+    device = "cpu" if params.target.gpu == CPU else "cuda"
+    of = backend.signature(
+        source.input_specs,
+        source.output_specs,
+        profiles,
+        tf32=params.options.tf32 and device == "cuda",
+    )
+    stage.progress("lower", None)
+    placed = program if device == "cpu" else move_to_device_pass(program, "cuda:0")
+    module = _module(stage, params, placed, source, profiles, device)
+    compute = _compute(program, module)
+    layers.check_precision(params.precision, compute)
+    stage.progress("build", None)
+    example = random_arrays(
+        source.input_specs, _example_shapes(of, profiles[0]), seed=SEED, profile=profiles[0]
+    )
+    traced = backend.traced(module, _tensors(source, example, device), of)
+    engine = stage.workdir / "engine.pt2"
+    build_s = backend.compile_package(traced, of, engine)
+    stage.progress("run in a fresh process", None)
+    opt = random_arrays(
+        source.input_specs, shapes_at(profiles[0], "opt"), seed=SEED, profile=profiles[0]
+    )
+    proof = proved(engine, device, opt, stage.workdir)
+    report = _report(program, source, compute, proof, profiles)
+    facts = BuildFacts(
+        runtime=str(params.target.runtime),
+        runtime_version=backend.VERSION,
+        compute_capabilities=[
+            compiler.INSTRUCTION_SET if device == "cpu" else params.compute_capability
+        ],
+        layers=len(report.layers),
+        compute=report.compute,
+        build_s=round(build_s, 3),
+        engine_bytes=engine.stat().st_size,
+        inputs=tensors(source.input_specs),
+        outputs=tensors(source.output_specs),
+        profiles=list(profiles),
+        options=params.options,
+    )
+    written = layers.write(report, stage.workdir / "layers.json")
+    return StageResult(outputs={Role.ENGINE: engine, Role.LAYERS: written}, facts=facts)
+
+
+def _module(
+    stage: Stage,
+    params: BuildParams,
+    program: ExportedProgram,
+    source: EagerModel,
+    profiles: Sequence[Profile],
+    device: str,
+) -> Lowered:
+    """The program as it is to be compiled: in the engine's type, quantised, laid out for the device."""
+    dtype = _TYPES.get(params.precision, torch.float16)
+    is_quantized = params.precision in QUANTIZED
+    if is_quantized and Role.CALIBRATION not in stage.inputs:
+        raise InvalidData(
+            f"{params.precision} needs calibration data",
+            hint="pass samples of the model's inputs: --calibration data.npz",
+        )
+    module: Lowered
+    if dtype is None:
+        module = lowered(program)
+    else:
+        given = [
+            _tensors(source, arrays, device) for arrays in _batches(stage, params, source, profiles)
+        ]
+        own = lowered(program).to(device)
+        wide = _wide(magnitudes(own, given)) if dtype is torch.float16 else []
+        if is_quantized:
+            kind: Kind = "fp8" if params.precision is Precision.FP8 else "int8"
+            module = EightBit(program, dtype, kind, ranges(own, given), wide=wide).eval()
+            for name, why in module.left_out.items():
+                print(f"{name} computes in fp16: {why}", flush=True)
+        else:
+            module = lowered(program, dtype, wide=wide)
+    module = module.to(device)
+    return module if device == "cpu" else module.channels_last()
+
+
+def _wide(largest: Mapping[str, float]) -> list[str]:
+    found = [name for name, value in largest.items() if value > _BEYOND_FP16]
+    if found:
+        print(f"{len(found)} values leave the range of fp16 and stay in fp32", flush=True)
+    return found
+
+
+def _batches(
+    stage: Stage, params: BuildParams, source: EagerModel, profiles: Sequence[Profile]
+) -> Iterator[Arrays]:
+    """The data for ranges and magnitudes: of the opt size, and one batch of the smallest."""
+    inputs, profile = source.input_specs, profiles[0]
+    samples, _ = samples_for(
+        stage.inputs,
+        inputs,
+        profile,
+        hold_out=params.hold_out,
+        fixed=params.fixed_inputs,
+        source=lambda: source,
+    )
+    batch = Batch.of(inputs, profile)
+    yield batch.repeated(samples, batch.min)
+    for number, arrays in enumerate(batch.split(samples, batch.opt, smallest=batch.min)):
+        if number == _MOST_BATCHES:
+            return
+        yield arrays
+
+
+def _example_shapes(of: backend.Signature, profile: Profile) -> Shapes:
+    """The opt shapes, but at least 2 on a dynamic axis: a tracer takes smaller sizes for constants."""
+
+    def size_of(name: str, axis: int, size: int) -> int:
+        largest = of.largest[name][axis]
+        return size if of.smallest[name][axis] == largest else max(size, min(2, largest))
+
+    return {
+        name: tuple(size_of(name, axis, size) for axis, size in enumerate(shape))
+        for name, shape in shapes_at(profile, "opt").items()
+    }
+
+
+def _tensors(source: EagerModel, arrays: Arrays, device: str) -> list[torch.Tensor]:
+    given = tensors_of(arrays, source.input_names)
+    return [
+        (one.to(torch.bfloat16) if spec.dtype == BF16 else one).to(device)
+        for one, spec in zip(given, source.input_specs, strict=True)
+    ]
+
+
+def _compute(program: ExportedProgram, module: Lowered) -> Compute:
+    """The products in the types that the module gives them."""
+    quantized = module.quantised if isinstance(module, EightBit) else ()
+    kind = module.kind if isinstance(module, EightBit) else ""
+    types = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+    made = []
+    for product in compute_of_program(program).products:
+        if product.name in quantized:
+            made.append(replace(product, type=kind))
+        elif module.dtype is not None:
+            is_wide = product.name in module.wide
+            made.append(replace(product, type="fp32" if is_wide else types[module.dtype]))
+        else:
+            made.append(product)
+    return Compute(products=made)
+
+
+def _report(
+    program: ExportedProgram,
+    source: EagerModel,
+    compute: Compute,
+    proof: Proof,
+    profiles: Sequence[Profile],
+) -> LayerReport:
+    kernels = [(one.name, one.microseconds) for one in proof.kernels]
+    shown = [_layer(*kernel) for kernel in kernels] or layers_of(program)
+    view = ComputeView.model_validate(
+        compute.as_facts() | {"ran": kernel_types.shares(kernels) if kernels else None}
+    )
+    return LayerReport(
+        source="a profiler: the kernels that ran" if kernels else "the program that was compiled",
+        compute=view,
+        products=[ProductView.model_validate(product) for product in compute.products],
+        layers=shown,
+        kinds=Counter(layer.type for layer in shown),
+        operators=sum(node.op == "call_function" for node in program.graph.nodes),
+        inputs=list(source.input_specs),
+        outputs=list(source.output_specs),
+        profiles=list(profiles),
+    )
+
+
+def _layer(name: str, microseconds: float) -> Layer:
+    kind = kernel_types.type_of(name)
+    return Layer(
+        name=name[:200],
+        type=f"{kind} product" if kind else "other",
+        inputs=[],
+        outputs=[],
+        kernel=name[:200],
+        microseconds=round(microseconds, 3),
+    )
