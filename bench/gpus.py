@@ -23,7 +23,7 @@ from farm.settings import Settings
 
 #: Of the scaling: so many models for each GPU, a build and a measurement each.
 MODELS_A_GPU = 3
-_FIGURES = ("eager", "eager_autocast", "compiled")
+_FIGURES = ("eager", "eager_typed", "eager_cuda_graph", "compiled", "compiled_cuda_graph")
 
 
 def engines() -> Iterator[Row]:

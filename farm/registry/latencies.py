@@ -1,40 +1,58 @@
 """Decides whether two engines' latencies are comparable, and if not, why.
 
-A ratio of measurements from different machines, at different batch sizes, or on a busy machine says nothing
-about the engines.
+A ratio of measurements from different kinds of machine, at different batch sizes, on a busy machine, or of
+the host instead of the GPU says nothing about the engines.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from farm.reports.metrics import MAX_OTHERS_SHARE, Metrics
+from farm.reports.metrics import MAX_OTHERS_SHARE, Metrics, Timed
 
-#: Settings that may differ: the precision, and the version of PyTorch it was compared with.
-_FREE = {"precision", "torch"}
+#: Settings that may differ: the precision, and the version of PyTorch it was compared with. Two cards of one
+#: product and driver may be compared, since a build's engines are measured on whichever worker is free;
+#: what makes such cards differ, their clocks, is compared instead (``_clocks_differ``).
+_FREE = {"precision", "torch", "uuid"}
+#: The largest relative difference between two cards' SM clocks: trtexec's limit for a steady figure.
+_CLOCK_DIFFERENCE = 0.025
 
 
 def p50_ms(metrics: Metrics | None) -> float | None:
-    """The median latency; None if it wasn't measured."""
-    return ((metrics and metrics.latency_ms) or {}).get("p50") or None
+    """The median latency of the engine at its best; None if it wasn't measured.
+
+    On a GPU that is with a CUDA graph if that was measured and is faster.
+    """
+    return metrics.at_its_best.p50_ms if metrics else None
 
 
 def doubt(metrics: Metrics | None) -> str | None:
-    """Why a latency doesn't represent its engine, in words; None if it does."""
+    """Why the engine's latency at its best doesn't represent it, in words; None if it does."""
     if metrics is None or p50_ms(metrics) is None:
         return "it wasn't measured"
+    figure = metrics.at_its_best
+    if figure is metrics and metrics.speed_up_reason and not _is_of_gpu(metrics):
+        return metrics.speed_up_reason  # on a CPU, that is the machine's doing
     share = metrics.others_cpu_share
-    if metrics.speed_up_reason:
-        return metrics.speed_up_reason
     if share is not None and share > MAX_OTHERS_SHARE:
         return f"other processes used {share:.0%} of the CPU during timing"
-    return "; ".join(metrics.warnings) or None
+    gpu = figure.gpu or metrics.gpu
+    if gpu and gpu.other_processes:
+        return f"{gpu.other_processes} other processes were on the GPU during timing"
+    warnings = figure.warnings
+    if "warnings" not in figure.model_fields_set:
+        warnings = metrics.warnings  # earlier releases kept them for all figures together
+    if warnings:
+        return "; ".join(warnings)
+    return "it is host-bound: the GPU waited for the host" if figure.is_host_bound else None
 
 
 def conditions(metrics: Metrics) -> dict[str, Any]:
     """The conditions that must be equal for two latencies to be comparable."""
     settings = metrics.settings.model_dump(mode="json") if metrics.settings else {}
     same = {name: value for name, value in settings.items() if name not in _FREE}
+    if _is_of_gpu(metrics):
+        same["driver"] = metrics.gpu.driver if metrics.gpu else None
     return {"batch": metrics.batch} | same
 
 
@@ -52,7 +70,7 @@ def not_comparable(metrics: Metrics | None, other: Metrics | None) -> str | None
     )
     if differ:
         return f"they were measured with different {', '.join(differ)}"
-    return None
+    return _clocks_differ(metrics, other) if _uuid(metrics) != _uuid(other) else None
 
 
 def ratio(metrics: Metrics | None, other: Metrics | None) -> tuple[float | None, str | None]:
@@ -64,3 +82,27 @@ def ratio(metrics: Metrics | None, other: Metrics | None) -> tuple[float | None,
     assert value is not None
     assert against is not None
     return round(value / against, 4), None
+
+
+def _is_of_gpu(metrics: Metrics) -> bool:
+    return metrics.gpu is not None or _uuid(metrics) is not None
+
+
+def _uuid(metrics: Metrics) -> str | None:
+    return metrics.settings.uuid if metrics.settings else None
+
+
+def _clocks_differ(metrics: Metrics, other: Metrics) -> str | None:
+    """Why two cards of one product aren't alike: one may be locked, or limited, below the other."""
+    clocks = [_sm_clock_mhz(one.at_its_best) or _sm_clock_mhz(one) for one in (metrics, other)]
+    left, right = clocks
+    if left is None or right is None:
+        return "they were measured on two cards, and the clocks of one are unknown"
+    if abs(left - right) > _CLOCK_DIFFERENCE * max(left, right):
+        return f"they were measured on two cards, at SM clocks of {left:g} and {right:g} MHz"
+    return None
+
+
+def _sm_clock_mhz(timed: Timed) -> float | None:
+    clock = timed.gpu.sm_clock_mhz if timed.gpu else None
+    return clock.median if clock else None

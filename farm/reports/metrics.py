@@ -21,6 +21,9 @@ from farm.reports.records import (
 
 #: If other processes use more than this share of all cores, a ratio of latencies means little.
 MAX_OTHERS_SHARE = 0.2
+#: If the host takes more than this share of the compute time to enqueue it, the GPU waits for the host and
+#: the figures are the host's. trtexec's threshold.
+ENQUEUE_SHARE = 0.8
 
 Percentiles = Annotated[dict[Word, Number], Field(max_length=20)]
 
@@ -31,6 +34,27 @@ class Throughput(OpenRecord):
     latency_p50_ms: Number | None = None
     iterations: Count | None = None
     reason: Text | None = None
+
+
+class Range(OpenRecord):
+    min: Number | None = None
+    median: Number | None = None
+    max: Number | None = None
+
+
+class GpuWhileTimed(OpenRecord):
+    """What NVML reported of the GPU while a model was timed; null where it reports nothing."""
+
+    name: Text | None = None
+    driver: Text | None = None
+    sm_clock_mhz: Range | None = None
+    memory_clock_mhz: Range | None = None
+    power_w: Range | None = None
+    temperature_c: Range | None = None
+    energy_j: Number | None = None
+    mj_per_sample: Number | None = None
+    slowed_by: Texts = []
+    other_processes: Count | None = None  #: the most at once, before and while it was timed
 
 
 class Timed(OpenRecord):
@@ -45,29 +69,27 @@ class Timed(OpenRecord):
     samples_per_s: Number | None = None
     queries_per_s: Number | None = None
     reason: Text | None = None
-    autocast: Word | None = None
+    precision: Word | None = None  #: what it computes in; ``mixed`` if the source has several types
+    channels_last: bool | None = None  #: whether it took its images as NHWC
+    host_bound: bool | None = None  #: whether the GPU waited for the host; see ``is_host_bound``
+    autocast: Word | None = None  #: of earlier releases
+    warnings: Texts = []
+    gpu: GpuWhileTimed | None = None
     throughput: Annotated[list[Throughput], Field(max_length=MOST_LISTED, fail_fast=True)] = []
 
+    @property
+    def p50_ms(self) -> float | None:
+        """The median latency; None if it wasn't measured."""
+        return (self.latency_ms or {}).get("p50") or None
 
-class Range(OpenRecord):
-    min: Number | None = None
-    median: Number | None = None
-    max: Number | None = None
-
-
-class GpuWhileTimed(OpenRecord):
-    """What NVML reported of the GPU while the engine was timed; null where it reports nothing."""
-
-    name: Text | None = None
-    driver: Text | None = None
-    sm_clock_mhz: Range | None = None
-    memory_clock_mhz: Range | None = None
-    power_w: Range | None = None
-    temperature_c: Range | None = None
-    energy_j: Number | None = None
-    mj_per_sample: Number | None = None
-    slowed_by: Texts = []
-    other_processes: Count | None = None
+    @property
+    def is_host_bound(self) -> bool:
+        """Whether the GPU waited for the host, so that the figures say more about the host."""
+        if self.host_bound is not None:
+            return self.host_bound
+        # Earlier releases recorded the times alone.
+        enqueue, compute = ((part or {}).get("p50") for part in (self.enqueue_ms, self.compute_ms))
+        return bool(enqueue and compute and enqueue > ENQUEUE_SHARE * compute)
 
 
 class GpuMemory(OpenRecord):
@@ -108,20 +130,38 @@ class Settings(OpenRecord):
 
 
 class Metrics(Timed):
-    """Latency and throughput of an engine beside PyTorch, on a CPU or a GPU."""
+    """Latency and throughput of an engine beside PyTorch, on a CPU or a GPU.
+
+    The engine's own figures are those without a CUDA graph.
+    """
 
     batch: Count | None = None
     shapes: Annotated[dict[Name, Counts], Field(max_length=MOST_NAMES)] = {}
-    eager: Timed | None = None
-    eager_autocast: Timed | None = None
-    compiled: Timed | None = None
     cuda_graph: Timed | None = None
-    speed_up: Number | None = None
+    eager: Timed | None = None  #: the source as it is
+    eager_typed: Timed | None = None  #: in ``peers_precision``, if the source isn't in it
+    eager_cuda_graph: Timed | None = None  #: in ``peers_precision``
+    eager_autocast: Timed | None = None  #: of earlier releases
+    compiled: Timed | None = None  #: frozen, in ``peers_precision``; before, by autocast
+    compiled_cuda_graph: Timed | None = None
+    peers_precision: Word | None = None  #: what PyTorch computes in beside this engine
+    speed_up: Number | None = None  #: over eager, neither with a CUDA graph
     speed_up_reason: Text | None = None
-    speed_up_over_compiled: Number | None = None
-    speed_up_over_compiled_with_cuda_graph: Number | None = None
+    speed_up_over_compiled: Number | None = None  #: neither with a CUDA graph
+    speed_up_over_compiled_reason: Text | None = None
+    speed_up_over_compiled_with_cuda_graph: Number | None = None  #: both with one
+    speed_up_over_compiled_with_cuda_graph_reason: Text | None = None
+    speed_up_over_best: Number | None = None  #: of the engine at its best over PyTorch at its best
+    speed_up_over_best_reason: Text | None = None
+    best_of_pytorch: Word | None = None  #: which of PyTorch's figures is its best
     others_cpu_share: Number | None = None
-    warnings: Texts = []
     memory: GpuMemory | None = None
-    gpu: GpuWhileTimed | None = None
     settings: Settings | None = None
+
+    @property
+    def at_its_best(self) -> Timed:
+        """The engine's figures with a CUDA graph, if that was measured and is faster; else without."""
+        graph, plain = self.cuda_graph, self.p50_ms
+        if graph is None or graph.p50_ms is None or (plain is not None and plain <= graph.p50_ms):
+            return self
+        return graph

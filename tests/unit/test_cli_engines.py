@@ -144,17 +144,25 @@ def test_speed_shows_an_engine_beside_pytorch_and_what_to_think_of_the_figures(
     run: Run, stub: StubFarm
 ) -> None:
     def facts(p50: float, **more: object) -> dict[str, object]:
-        parts = {part: {"p50": 0.25} for part in ("h2d_ms", "compute_ms", "d2h_ms", "enqueue_ms")}
+        parts = {part: {"p50": 0.25} for part in ("h2d_ms", "compute_ms", "d2h_ms")}
+        parts["enqueue_ms"] = {"p50": more.pop("enqueue_ms", 0.05)}
         latency = dict.fromkeys(("p90", "p95", "p99"), 9.0) | {"p50": p50}
         return {"latency_ms": latency, **parts, "samples_per_s": 8000.4, **more}
 
     clocks = {name: {"median": 1980} for name in ("sm_clock_mhz", "power_w", "temperature_c")}
     metrics = facts(0.75) | {
         "batch": 8,
-        "cuda_graph": facts(0.5),
-        "eager": facts(3.0),
-        "eager_autocast": facts(2.0, autocast="float16"),
-        "compiled": {"reason": "no C compiler", "autocast": "float16"},
+        "cuda_graph": facts(0.5, warnings=["only 20 queries were timed"]),
+        "eager": facts(3.0, precision="fp32"),
+        "eager_typed": facts(2.0, precision="fp16", enqueue_ms=0.24),
+        "compiled": {"reason": "no C compiler", "precision": "fp16"},
+        "compiled_cuda_graph": facts(0.6, precision="fp16", channels_last=True),
+        "peers_precision": "fp16",
+        "speed_up": None,
+        "speed_up_reason": "PyTorch eager is host-bound",
+        "speed_up_over_compiled_with_cuda_graph": 1.2,
+        "speed_up_over_best": 1.2,
+        "best_of_pytorch": "compiled_cuda_graph",
         "throughput": [{"batch": 64, "samples_per_s": None, "reason": "out of memory"}],
         "gpu": {**clocks, "mj_per_sample": 12.3},
         "memory": {"engine_bytes": 52_000_000},
@@ -165,13 +173,53 @@ def test_speed_shows_an_engine_beside_pytorch_and_what_to_think_of_the_figures(
     shown = run("speed", row["id"]).stdout
     assert "batches of 8 on NVIDIA H200, 1980 MHz, 1980 W" in shown
     assert "12.3 mJ per sample, 52.0 MB" in shown
-    assert re.search(r"^engine +0\.750 +9\.000 +9\.000 +9\.000( +0\.250){4} +8000 *$", shown, re.M)
+    row_of_engine = r"^engine +0\.750 +9\.000 +9\.000 +9\.000( +0\.250){3} +0\.050 +8000 *$"
+    assert re.search(row_of_engine, shown, re.M)
     assert re.search(r"^engine, CUDA graph +0\.500", shown, re.M)
-    assert re.search(r"^PyTorch, float16 +2\.000", shown, re.M)
-    assert "PyTorch, torch.compile, float16: not measured: no C compiler" in shown
+    assert re.search(r"^PyTorch, fp32 +3\.000", shown, re.M)
+    assert re.search(r"^PyTorch, fp16 \* +2\.000", shown, re.M)
+    assert "* host-bound: the GPU waits for the host" in shown
+    assert re.search(r"^PyTorch, torch.compile, fp16, NHWC, CUDA graph +0\.600", shown, re.M)
+    assert "PyTorch, torch.compile, fp16: not measured: no C compiler" in shown
+    assert "no speed-up over PyTorch eager in fp16: PyTorch eager is host-bound" in shown
+    assert "1.20× over PyTorch compiled in fp16, both with a CUDA graph" in shown
+    assert (
+        "1.20× over the best of PyTorch in fp16, the engine at its best "
+        "(PyTorch compiled, with a CUDA graph)" in shown
+    )
+    assert "warning (engine, CUDA graph): only 20 queries were timed" in shown
     assert re.search(r"^64 +– +– +out of memory", shown, re.M)
     assert "warning: the compute time varies" in shown
     assert json.loads(run("speed", row["id"], "--json").stdout)["metrics"] == metrics
+
+
+def test_speed_shows_what_earlier_releases_recorded(run: Run, stub: StubFarm) -> None:
+    def facts(p50: float, **more: object) -> dict[str, object]:
+        return {"latency_ms": {"p50": p50}, **more}
+
+    metrics = facts(2.0, eager=facts(4.0), eager_autocast=facts(3.0, autocast="float16"))
+    metrics |= {"compiled": facts(2.5, autocast="float16"), "speed_up": 2.0, "batch": 8}
+    metrics |= {"speed_up_over_compiled": 1.25, "gpu": {}, "settings": {"device": "NVIDIA H200"}}
+    row = stub.add(b"x", gpu="h200", runtime="onnxruntime", metrics=metrics)
+    shown = run("speed", row["id"]).stdout
+    assert re.search(r"^PyTorch +4\.000", shown, re.M)
+    assert re.search(r"^PyTorch, float16 +3\.000", shown, re.M)
+    assert re.search(r"^PyTorch, torch.compile, float16 +2\.500", shown, re.M)
+    assert "2.00× over PyTorch eager\n" in shown
+    assert json.loads(run("speed", row["id"], "--json").stdout)["metrics"] == metrics
+
+
+def test_the_list_shows_a_gpu_engine_at_its_best_beside_the_best_of_pytorch(
+    run: Run, stub: StubFarm
+) -> None:
+    timed = {"latency_ms": {"p50": 0.9}, "cuda_graph": {"latency_ms": {"p50": 0.5}}}
+    timed |= {"speed_up": 9.0, "speed_up_over_best": 0.8, "best_of_pytorch": "compiled"}
+    stub.add(b"x", gpu="h200", runtime="onnxruntime", metrics=timed)
+    assert re.search(r"0\.5 ms +0\.80×", run("engines", "digits").stdout)
+    unknown = timed | {"speed_up_over_best": None, "best_of_pytorch": None}
+    stub.add(b"x", id="E2", gpu="h200", runtime="onnxruntime", metrics=unknown)
+    [row] = [line for line in run("engines", "digits").stdout.splitlines() if "E2" in line]
+    assert re.search(r"0\.5 ms +–", row)
 
 
 def test_speed_says_why_an_engine_was_not_measured(run: Run, stub: StubFarm) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import fmean, median, pstdev
 from typing import Protocol
@@ -18,11 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from farm.reports.metrics import Timed
+from farm.reports.metrics import ENQUEUE_SHARE, GpuWhileTimed, Timed
 from workers.clocks.host import PERCENTILES, Pace, percentile
 
-#: trtexec's thresholds for its warnings.
-ENQUEUE_SHARE = 0.8
+#: trtexec's threshold for its warning.
 COMPUTE_VARIATION = 0.025
 FEW_QUERIES = 100
 
@@ -64,6 +64,11 @@ class Span:
     queries: Sequence[Query]
     seconds: float
 
+    @property
+    def is_host_bound(self) -> bool:
+        """Whether the host takes so long to enqueue a query that the GPU waits for it."""
+        return self._enqueue_ms > ENQUEUE_SHARE * self._compute_ms
+
     def timed(self, batch: int) -> Timed:
         """Percentiles of each part; queries and samples per second."""
         rate = len(self.queries) / self.seconds
@@ -76,29 +81,55 @@ class Span:
             iterations=len(self.queries),
             queries_per_s=round(rate, 2),
             samples_per_s=round(rate * batch, 2),
+            host_bound=self.is_host_bound,
         )
 
-    def warnings(self) -> list[str]:
-        """Reasons why the figures may be too low or unreliable."""
+    def warnings(self, gpu: GpuWhileTimed) -> list[str]:
+        """Reasons why the figures may be too low or unreliable.
+
+        Parameters:
+            gpu: what was seen of the GPU meanwhile; nothing is advised that contradicts it.
+        """
         said = []
-        compute = [query.compute_ms for query in self.queries]
-        enqueue = median(query.enqueue_ms for query in self.queries)
-        if enqueue > ENQUEUE_SHARE * median(compute):
+        if self.is_host_bound:
             said.append(
-                f"the host takes {enqueue:.3f} ms to enqueue a compute time of "
-                f"{median(compute):.3f} ms, so the GPU waits: see the figures with a CUDA graph"
+                f"the host takes {self._enqueue_ms:.3f} ms to enqueue a compute time of "
+                f"{self._compute_ms:.3f} ms, so the GPU waits for the host"
             )
+        compute = [query.compute_ms for query in self.queries]
         variation = pstdev(compute) / fmean(compute)
         if variation > COMPUTE_VARIATION:
-            said.append(
-                f"the compute time varies by {variation:.1%}: lock the GPU's clocks "
-                "(nvidia-smi --lock-gpu-clocks) for steadier figures"
-            )
+            why = _HOST_VARIES if self.is_host_bound else _why_it_varies(gpu)
+            said.append(f"the compute time varies by {variation:.1%}{why}")
         if len(self.queries) < FEW_QUERIES:
             said.append(
                 f"only {len(self.queries)} queries were timed: high percentiles mean little"
             )
         return said
+
+    @property
+    def _enqueue_ms(self) -> float:
+        return median(query.enqueue_ms for query in self.queries)
+
+    @property
+    def _compute_ms(self) -> float:
+        return median(query.compute_ms for query in self.queries)
+
+
+_HOST_VARIES = ": it includes waiting for the host"
+
+
+def _why_it_varies(gpu: GpuWhileTimed) -> str:
+    """What the telemetry says of it. The clocks' lock is advised only where they moved freely."""
+    clock = gpu.sm_clock_mhz
+    if clock is None or clock.min is None or clock.max is None:
+        return "; whether the SM clock moved is unknown, since NVML reported none"
+    if clock.min == clock.max:
+        return f" though the SM clock was steady at {clock.max:g} MHz"
+    moved = f" while the SM clock moved from {clock.min:g} to {clock.max:g} MHz"
+    if gpu.slowed_by:
+        return f"{moved}, limited by {', '.join(gpu.slowed_by)}"
+    return f"{moved}: lock the GPU's clocks (nvidia-smi --lock-gpu-clocks) for steadier figures"
 
 
 class Streams:
@@ -111,21 +142,33 @@ class Streams:
 
 
 def time_queries(
-    bind: Bind, arrays: Mapping[str, NDArray[np.generic]], pace: Pace, streams: Streams
+    bind: Bind,
+    arrays: Mapping[str, NDArray[np.generic]],
+    pace: Pace,
+    streams: Streams,
+    *,
+    during: Callable[[], AbstractContextManager[object]] = nullcontext,
+    channels_last: bool = False,
 ) -> Span:
     """Time inferences of these inputs on the current GPU.
+
+    Parameters:
+        during: entered while queries are timed, and not for the warm-up.
+        channels_last: have the images, which are the inputs with four axes, laid out as NHWC.
 
     Raises:
         RuntimeError: from CUDA, for example when GPU memory runs out.
     """
-    slots = [_Slot(bind, arrays, streams) for _ in range(_IN_FLIGHT)]
+    sent = {name: _pinned(array, channels_last=channels_last) for name, array in arrays.items()}
+    slots = [_Slot(bind, sent, streams) for _ in range(_IN_FLIGHT)]
     _repeat(slots, seconds=pace.warmup_s, least=_IN_FLIGHT, longest_s=pace.max_s)
     first = torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize()
-    first.record(streams.h2d)
-    queries, last = _repeat(
-        slots, seconds=pace.duration_s, least=pace.min_iterations, longest_s=pace.max_s
-    )
+    with during():
+        torch.cuda.synchronize()
+        first.record(streams.h2d)
+        queries, last = _repeat(
+            slots, seconds=pace.duration_s, least=pace.min_iterations, longest_s=pace.max_s
+        )
     return Span(queries=queries, seconds=first.elapsed_time(last) / 1e3)
 
 
@@ -152,20 +195,19 @@ class _Captured:
 class _Slot:
     """The buffers and events of one query in flight."""
 
-    def __init__(
-        self, bind: Bind, arrays: Mapping[str, NDArray[np.generic]], streams: Streams
-    ) -> None:
+    def __init__(self, bind: Bind, sent: Tensors, streams: Streams) -> None:
         self.busy = False
         self._streams = streams
-        self._sent = {name: _pinned(array) for name, array in arrays.items()}
-        self._inputs = {name: tensor.cuda() for name, tensor in self._sent.items()}
+        self._sent = sent
+        self._inputs = {name: tensor.cuda() for name, tensor in sent.items()}
         torch.cuda.synchronize()
         with torch.cuda.stream(streams.compute):
             self._bound = bind(self._inputs)
             self._outputs = self._bound.enqueue()
             streams.compute.synchronize()
         self._received = {
-            name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            # In the layout that the model gives it, so that the transfer is a plain copy.
+            name: torch.empty_like(tensor, device="cpu", pin_memory=True)
             for name, tensor in self._outputs.items()
         }
         self._events = [torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(6)]
@@ -233,8 +275,11 @@ def _repeat(
     return queries, last.received
 
 
-def _pinned(array: NDArray[np.generic]) -> torch.Tensor:
-    return torch.from_numpy(np.require(array, requirements=["C", "W"])).pin_memory()
+def _pinned(array: NDArray[np.generic], *, channels_last: bool) -> torch.Tensor:
+    tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    if channels_last and tensor.dim() == 4:
+        tensor = tensor.contiguous(memory_format=torch.channels_last)
+    return tensor.pin_memory()
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from statistics import median
 from typing import Any
 
@@ -14,6 +16,8 @@ from farm.reports.metrics import GpuWhileTimed, Range
 
 #: Often enough for runs of seconds, and rarely enough not to disturb the host thread.
 _EVERY_S = 0.05
+#: In how many samples processes are counted once, which takes NVML longer.
+_COUNT_EVERY = 5
 #: NVML's reasons for reduced clocks that mean the GPU could do better than measured.
 #: Source: nvml.h, nvmlClocksEventReasons.
 _SLOWED = {
@@ -23,6 +27,28 @@ _SLOWED = {
     0x0000000000000040: "its temperature (hardware)",
     0x0000000000000080: "the power brake",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tenants:
+    """The processes on a GPU, so that those of others can be told from the job's own."""
+
+    uuid: str
+    own: int = 0  #: of this job, as far as NVML lists them
+    others: int = 0  #: there before this job
+
+    @classmethod
+    def now(cls, uuid: str, before: int, *, beside: int = 0) -> Tenants:
+        """To be called when this process has begun to use the GPU.
+
+        Parameters:
+            before: the processes before that.
+            beside: those of this job among them.
+        """
+        pids = pids_on(uuid)
+        # By number, if it isn't listed: in a container NVML may give other numbers, or list nobody.
+        is_listed = os.getpid() in pids or len(pids) > before
+        return cls(uuid=uuid, own=beside + int(is_listed), others=max(before - beside, 0))
 
 
 @dataclass(kw_only=True)
@@ -37,7 +63,7 @@ class Telemetry:
     temperature_c: list[int] = field(default_factory=list)
     energy_j: float | None = None
     slowed: set[str] = field(default_factory=set)
-    others: int = 0  #: processes already on the GPU before this one
+    others: int = 0  #: the most processes of others at once
 
     def report(self) -> GpuWhileTimed:
         """Medians and ranges; null for values that this GPU doesn't report."""
@@ -55,10 +81,10 @@ class Telemetry:
 
 
 @contextmanager
-def watching(uuid: str, others: int = 0) -> Iterator[Telemetry]:
+def watching(tenants: Tenants) -> Iterator[Telemetry]:
     """Sample a GPU in the background. Without NVML, or on a GPU slice (MIG), fewer values are known."""
-    seen = Telemetry(others=others)
-    with _handle(uuid) as handle:
+    seen = Telemetry(others=tenants.others)
+    with _handle(tenants.uuid) as handle:
         if handle is None:
             yield seen
             return
@@ -67,28 +93,31 @@ def watching(uuid: str, others: int = 0) -> Iterator[Telemetry]:
         seen.driver = text(nvml.nvmlSystemGetDriverVersion())
         before = _asked(nvml, lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(device))
         ended = threading.Event()
-        sampler = threading.Thread(target=_sample, args=(nvml, device, seen, ended), daemon=True)
+        arguments = (nvml, device, seen, ended, tenants.own)
+        sampler = threading.Thread(target=_sample, args=arguments, daemon=True)
         sampler.start()
         try:
             yield seen
         finally:
+            after = _asked(nvml, lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(device))
             ended.set()
             sampler.join()
-            after = _asked(nvml, lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(device))
             if before is not None and after is not None:
                 seen.energy_j = (after - before) / 1e3
 
 
-def processes_on(uuid: str) -> int:
-    """The number of processes computing on a GPU; 0 if NVML doesn't report it."""
+def pids_on(uuid: str) -> list[int]:
+    """The processes computing on a GPU; none if NVML doesn't report them."""
     with _handle(uuid) as handle:
-        if handle is None:
-            return 0
-        nvml, device = handle
-        return len(_asked(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(device)) or ())
+        return [] if handle is None else _pids(*handle)
 
 
-def _sample(nvml: Any, device: Any, seen: Telemetry, ended: threading.Event) -> None:
+def _pids(nvml: Any, device: Any) -> list[int]:
+    found = _asked(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(device)) or ()
+    return [one.pid for one in found]
+
+
+def _sample(nvml: Any, device: Any, seen: Telemetry, ended: threading.Event, own: int) -> None:
     sources: Sequence[tuple[list[Any], Callable[[], Any]]] = (
         (seen.sm_mhz, lambda: nvml.nvmlDeviceGetClockInfo(device, nvml.NVML_CLOCK_SM)),
         (seen.memory_mhz, lambda: nvml.nvmlDeviceGetClockInfo(device, nvml.NVML_CLOCK_MEM)),
@@ -98,13 +127,18 @@ def _sample(nvml: Any, device: Any, seen: Telemetry, ended: threading.Event) -> 
             lambda: nvml.nvmlDeviceGetTemperature(device, nvml.NVML_TEMPERATURE_GPU),
         ),
     )
-    while not ended.wait(_EVERY_S):
+    for turn in count():
+        if turn % _COUNT_EVERY == 0:
+            seen.others = max(seen.others, len(_pids(nvml, device)) - own)
+        if ended.wait(_EVERY_S):
+            break
         for values, ask in sources:
             value = _asked(nvml, ask)
             if value is not None:
                 values.append(value)
         reasons = _asked(nvml, lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(device)) or 0
         seen.slowed |= {said for bit, said in _SLOWED.items() if reasons & bit}
+    seen.others = max(seen.others, len(_pids(nvml, device)) - own)
 
 
 def _asked(nvml: Any, ask: Callable[[], Any]) -> Any:

@@ -1,10 +1,9 @@
-"""PyTorch on the GPU, eager and compiled: the baseline for an engine's speed."""
+"""PyTorch on the GPU, eager and compiled: what an engine's speed is compared with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -12,66 +11,102 @@ from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 from torch.utils import _pytree as pytree
 
-from farm.specs.precision import Precision
 from workers.clocks.cuda import Bind, Tensors
-from workers.programs.eager import input_names, named_tensors, output_names
+from workers.programs.eager import called, input_names, named_tensors, output_names, specs
+from workers.programs.lowered import lowered
 
-#: The autocast type to compare with an engine of this precision; fp32 needs none.
-_HALF = {Precision.FP32: None, Precision.BF16: torch.bfloat16}
+Inputs = Sequence[torch.Tensor]
+"""A program's inputs in the order of its call."""
+
+_IMAGE_AXES = 4
+_MIXED = "mixed"
+#: torch type → the farm's name of it.
+_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
-class PyTorchOnGpu:
-    """A program on the current GPU."""
+class PyTorch:
+    """A program on the current GPU, as it is and in another type.
 
-    def __init__(self, program: ExportedProgram) -> None:
-        # With the index, since device checks inside a program compare it.
-        moved = move_to_device_pass(program, "cuda:0")
-        self._names = input_names(moved), output_names(moved)
+    Parameters:
+        device: with the index, since device checks inside a program compare it.
+    """
+
+    def __init__(self, program: ExportedProgram, device: str = "cuda:0") -> None:
+        moved = move_to_device_pass(program, device)
+        self._program = moved
+        self._inputs, self._outputs = input_names(moved), output_names(moved)
+        self._types = {spec.name: getattr(torch, spec.dtype) for spec in specs(moved)[0]}
         self._in_spec = moved.call_spec.in_spec
-        self._module = moved.module()
+        self._graphs: dict[tuple[Any, ...], torch.fx.GraphModule] = {}
 
-    def eager(self, dtype: torch.dtype | None) -> Bind:
-        """Inferences of the program as it is, or with autocast to a type."""
-        module = self._typed(dtype)
-        return lambda inputs: _Bound(module, self._names, self._in_spec, inputs, dtype)
+    @property
+    def precision(self) -> str:
+        """What the program as it is computes in: the type of its weights, or ``mixed``."""
+        tensors = [*self._program.state_dict.values(), *self._program.constants.values()]
+        types = {one.dtype for one in tensors if isinstance(one, torch.Tensor)}
+        floats = {dtype for dtype in types or set(self._types.values()) if dtype.is_floating_point}
+        [only] = floats if len(floats) == 1 else [None]
+        return _MIXED if only is None else _NAMES.get(only, str(only).removeprefix("torch."))
 
-    def _typed(self, dtype: torch.dtype | None) -> torch.fx.GraphModule:
-        """The program with weights of that type: autocast alone would cast them again in every run."""
-        return self._module if dtype is None else deepcopy(self._module).to(dtype)
+    @property
+    def has_images(self) -> bool:
+        """Whether it convolves inputs with four axes, and so may be faster with them as NHWC."""
+        convolves = any(name.startswith(("conv", "_conv")) for name in called(self._program))
+        return convolves and any(len(spec.shape) == _IMAGE_AXES for spec in specs(self._program)[0])
 
-    def compiled(self, dtype: torch.dtype | None) -> Bind:
-        """Inferences compiled by ``torch.compile`` for exactly these shapes."""
+    def eager(self) -> Bind:
+        """Inferences of the program as it is."""
+        module = self._program.module(check_guards=False)
+
+        def run(*inputs: torch.Tensor) -> Any:
+            args, kwargs = pytree.tree_unflatten(inputs, self._in_spec)
+            return module(*args, **kwargs)
+
+        return self._bound(lambda _: run)
+
+    def typed(self, dtype: torch.dtype) -> Bind:
+        """Eager inferences with weights and graph in that type."""
+        return self._bound(partial(self._flat, dtype))
+
+    def compiled(self, dtype: torch.dtype) -> Bind:
+        """The same, compiled by ``torch.compile`` for exactly these shapes, with frozen weights."""
         # Compile in this process: a job leaves no others behind.
         torch._inductor.config.compile_threads = 1
         torch._dynamo.reset()
-        module = torch.compile(self._typed(dtype), dynamic=False)
-        return lambda inputs: _Bound(module, self._names, self._in_spec, inputs, dtype)
 
+        @cache
+        def compiled(graph: torch.fx.GraphModule) -> Callable[..., Any]:
+            made: Callable[..., Any] = torch.compile(
+                graph, dynamic=False, options={"freezing": True}
+            )
+            return made
 
-def autocast_dtype(precision: Precision) -> torch.dtype | None:
-    """The type PyTorch would compute in for an engine of this precision."""
-    return _HALF.get(precision, torch.float16)
+        return self._bound(lambda inputs: compiled(self._flat(dtype, inputs)))
+
+    def _bound(self, prepared: Callable[[Inputs], Callable[..., Any]]) -> Bind:
+        def bind(inputs: Tensors) -> _Bound:
+            # NumPy lacks bf16, so such inputs arrive as fp32.
+            given = [inputs[name].to(self._types[name]) for name in self._inputs]
+            return _Bound(prepared(given), given, self._outputs)
+
+        return bind
+
+    def _flat(self, dtype: torch.dtype, inputs: Inputs) -> torch.fx.GraphModule:
+        """The program in that type, as one graph of operators for inputs of these shapes and layouts."""
+        key = dtype, *(one.stride() for one in inputs)
+        if key not in self._graphs:
+            module = lowered(self._program, dtype)
+            exported = torch.export.export(module, tuple(inputs), strict=False)
+            self._graphs[key] = exported.module(check_guards=False)
+        return self._graphs[key]
 
 
 class _Bound:
-    def __init__(
-        self,
-        module: Callable[..., Any],
-        names: tuple[list[str], list[str]],
-        in_spec: Any,
-        inputs: Tensors,
-        dtype: torch.dtype | None,
-    ) -> None:
-        input_order, self._outputs = names
-        self._module = module
-        self._dtype = dtype
-        self._args, self._kwargs = pytree.tree_unflatten(
-            [inputs[name] for name in input_order], in_spec
-        )
+    def __init__(self, run: Callable[..., Any], inputs: Inputs, outputs: Sequence[str]) -> None:
+        self._run = run
+        self._inputs = inputs
+        self._outputs = outputs
 
     def enqueue(self) -> Tensors:
-        with torch.inference_mode(), self._autocast():
-            return named_tensors(self._module(*self._args, **self._kwargs), self._outputs)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast("cuda", self._dtype) if self._dtype else nullcontext()
+        with torch.inference_mode():
+            return named_tensors(self._run(*self._inputs), self._outputs)

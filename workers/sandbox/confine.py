@@ -85,7 +85,9 @@ def confine(sandbox: Sandbox, keep: Collection[int], around: Surroundings) -> li
 
 def _surroundings(sandbox: Sandbox, keep: Collection[int]) -> None:
     kept = environment.allowed(os.environ, sandbox.environment)
-    environment.replace(kept | environment.of_job(sandbox.scratch))
+    most = sandbox.limits.memory_bytes
+    limit = {} if most is None else {environment.MEMORY: str(most)}
+    environment.replace(kept | environment.of_job(sandbox.scratch) | limit)
     os.chdir(sandbox.workdir)
     # Don't close them: a library that still writes to one would write to whatever is opened next.
     null = os.open(os.devnull, os.O_RDWR)

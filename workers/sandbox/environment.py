@@ -29,6 +29,8 @@ _ALLOWED = """
 _SECRET = ("*TOKEN*", "*SECRET*", "*PASSW*", "*CREDENTIAL*", "*API_KEY*", "*ACCESS_KEY*")
 #: The variable of the setting that allows more names.
 MORE = "FARM_SANDBOX_ENVIRONMENT"
+#: A job's own limit, by the setting's name: for a stage that starts a process and must keep below it.
+MEMORY = "FARM_JOB_MEMORY_BYTES"
 #: Variables that a worker reads after it has started.
 _WORKERS = ("HOME", "USER", "TMPDIR", "FARM_WORKER_HOST", "FARM_CHAOS_CLOCK", MORE)
 _NOWHERE = "/nonexistent"

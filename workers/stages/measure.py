@@ -41,6 +41,7 @@ from workers.measure import cpu, gpu
 from workers.measure.accuracy import OutputComparison
 from workers.measure.invariance import batch_invariance
 from workers.measure.verdict import doubts, refuse_broken
+from workers.peers.beside import PeersBeside
 from workers.programs.eager import EagerModel
 from workers.quantize.saturation import exact_file
 from workers.sources.reference import reference
@@ -106,7 +107,7 @@ def _metrics(
     eager = source if isinstance(source, EagerModel) else None
     if isinstance(subject, gpu.Loaded):
         beside = gpu.Conditions(
-            program=eager.program if eager else None,
+            peers=PeersBeside(stage.inputs[Role.SOURCE], params, stage.workdir) if eager else None,
             precision=params.precision,
             batch=batch,
             samples=samples,
