@@ -75,7 +75,8 @@ def _over_best(metrics: Metrics, plain: _Side, graph: _Side) -> dict[str, Any]:
     expected = _peer(metrics, _BEST)
     unknown = expected.missing() or expected.unlike(metrics.peers_precision)
     best = None if unknown else min(_alike(metrics), key=lambda name: _p50(metrics, name))
-    value, reason = None, f"PyTorch's best isn't known: {unknown}"
+    value: float | None = None
+    reason: str | None = f"PyTorch's best isn't known: {unknown}"
     if best is not None:
         value, reason = _ratio(_peer(metrics, best), engine, metrics.peers_precision)
     return {

@@ -66,13 +66,76 @@ def pull(ledger, **asked):
         (timed(1.0), timed(2.0, batch=1), "different batch"),
         (timed(1.0), timed(2.0, settings=SETTINGS | {"threads": 8}), "different threads"),
         (timed(1.0), timed(2.0, settings=SETTINGS | {"cpu": "Xeon"}), "different cpu"),
-        (timed(1.0), timed(2.0, settings=SETTINGS | {"uuid": "GPU-2"}), "different uuid"),
     ],
 )
 def test_latencies_that_say_nothing_of_their_engines_have_no_ratio(left, right, words):
     value, reason = latencies.ratio(*map(read, (left, right)))
     assert value is None
     assert words in reason
+
+
+def on_gpu(p50_ms, *, graph=None, uuid="GPU-1", mhz=1980, driver="580.1", of_graph=None, **more):
+    """Of a card; with the figures of a CUDA graph, if given."""
+    seen = {"driver": driver, "sm_clock_mhz": {"median": mhz}, "other_processes": 0}
+    alike = {"warnings": [], "host_bound": False, "gpu": seen}
+    measured = {"latency_ms": {"p50": graph}} | alike | (of_graph or {})
+    given = {
+        "settings": {"device": "NVIDIA H100 80GB HBM3", "uuid": uuid, "tf32": True},
+        "cuda_graph": measured if graph else {"reason": "not captured"},
+    }
+    return timed(p50_ms, **given | alike | more)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "words"),
+    [
+        (on_gpu(1.0, host_bound=True), on_gpu(2.0), "host-bound"),
+        (on_gpu(3.0, graph=1.0, of_graph={"host_bound": True}), on_gpu(2.0), "host-bound"),
+        (on_gpu(3.0, graph=1.0, of_graph={"warnings": ["it varies"]}), on_gpu(2.0), "it varies"),
+        (on_gpu(1.0, gpu={"other_processes": 1}), on_gpu(2.0), "1 other processes"),
+        (on_gpu(1.0), on_gpu(2.0, driver="590.2"), "different driver"),
+        (
+            on_gpu(1.0),
+            on_gpu(2.0, uuid="GPU-2", mhz=1410),
+            "two cards, at SM clocks of 1980 and 1410 MHz",
+        ),
+        (on_gpu(1.0), on_gpu(2.0, uuid="GPU-2", mhz=None), "the clocks of one are unknown"),
+        # Earlier releases kept the warnings of all figures together, and no mark of host-bound ones.
+        (
+            timed(
+                3.0,
+                warnings=["the host takes long"],
+                cuda_graph={"latency_ms": {"p50": 1.0}},
+                gpu={},
+            ),
+            timed(2.0),
+            "the host takes long",
+        ),
+        (
+            timed(1.0, gpu={}, enqueue_ms={"p50": 0.9}, compute_ms={"p50": 0.8}),
+            timed(2.0),
+            "host-bound",
+        ),
+    ],
+)
+def test_figures_of_a_gpu_that_say_nothing_of_their_engines_have_no_ratio(left, right, words):
+    value, reason = latencies.ratio(*map(read, (left, right)))
+    assert value is None
+    assert words in reason
+
+
+def test_a_gpu_engine_is_compared_at_its_best_whatever_was_seen_of_its_other_figure():
+    left = on_gpu(3.0, graph=1.0, host_bound=True, warnings=["the host takes long"])
+    left |= {"speed_up": None, "speed_up_reason": "the engine is host-bound"}
+    assert latencies.p50_ms(read(left)) == 1.0
+    assert latencies.ratio(read(left), read(on_gpu(2.0))) == (0.5, None)
+    slower = on_gpu(1.0, graph=1.5, of_graph={"warnings": ["it varies"]})
+    assert latencies.ratio(read(slower), read(on_gpu(2.0, graph=4.0))) == (0.5, None)
+
+
+def test_two_cards_of_one_product_and_driver_are_comparable_at_like_clocks():
+    other = on_gpu(2.0, uuid="GPU-2", mhz=1965)
+    assert latencies.ratio(read(on_gpu(1.0)), read(other)) == (0.5, None)
 
 
 def test_latencies_that_were_measured_alike_have_a_ratio():

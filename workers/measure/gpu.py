@@ -128,7 +128,10 @@ def metrics(loaded: Loaded, beside: Conditions, progress: ReportProgress) -> Met
     progress("time: the engine", None)
     figure = timer.figure(engine.bind, arrays, opt, PACE)
     progress("time: with a CUDA graph", None)
-    graph = tried(lambda: timer.figure(engine.bind_graph, arrays, opt, PACE).timed(precision))
+    graph = tried(
+        lambda: timer.figure(engine.bind_graph, arrays, opt, PACE).timed(precision),
+        precision=precision,
+    )
     throughput = _throughput(timer, engine.bind, beside, figure, progress)
     memory = GpuMemory(engine_bytes=loaded.memory_bytes, used_bytes=_used_bytes())
     headline = figure.timed(precision)
