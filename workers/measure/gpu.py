@@ -60,7 +60,8 @@ def load(runtime: Runtime, path: Path, plugins: Sequence[Path] = ()) -> Loaded:
     Raises:
         EngineBuildFailed: this GPU or this worker's runtime can't load it.
     """
-    before = len(nvml.pids_on(os.environ.get("CUDA_VISIBLE_DEVICES", "")))
+    pids = nvml.pids_on(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    before = len(set(pids) - {os.getpid()})
     torch.cuda.init()
     used = _used_bytes()
     warnings = []
