@@ -183,10 +183,9 @@ def _task(task: Task | None) -> str:
 def _speed(metrics: Metrics | None) -> tuple[str, str]:
     if metrics is None:
         return show.NONE, show.NONE
-    best = metrics.speed_up_over_best
-    # On a CPU, and of earlier releases, there is the one over eager alone.
-    is_best_known = best is not None or "best_of_pytorch" in metrics.model_fields_set
-    p50_ms, speed_up = metrics.at_its_best.p50_ms, best if is_best_known else metrics.speed_up
+    p50_ms = metrics.at_its_best.p50_ms
+    # On a CPU there is the one over eager alone.
+    speed_up = metrics.speed_up if metrics.gpu is None else metrics.speed_up_over_best
     return (
         show.NONE if p50_ms is None else show.milliseconds(p50_ms),
         show.NONE if speed_up is None else f"{speed_up:.2f}×",

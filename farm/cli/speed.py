@@ -120,6 +120,9 @@ def _called(said: str, timed: Timed, *, graph: bool) -> Iterator[str | None]:
 
 
 def _speed_ups(metrics: Metrics) -> None:
+    if not metrics.compares_like:
+        show.line("no speed-ups: an earlier release measured it, and compared unlike figures")
+        return
     beside = f" in {metrics.peers_precision}" if metrics.peers_precision else ""
     for name, said in _SPEED_UPS.items():
         ratio, reason = getattr(metrics, name), getattr(metrics, f"{name}_reason")

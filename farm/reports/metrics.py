@@ -159,6 +159,11 @@ class Metrics(Timed):
     settings: Settings | None = None
 
     @property
+    def compares_like(self) -> bool:
+        """Whether the speed-ups have two sides that are alike: not a GPU engine's of earlier releases."""
+        return self.gpu is None or self.peers_precision is not None
+
+    @property
     def at_its_best(self) -> Timed:
         """The engine's figures with a CUDA graph, if that was measured and is faster; else without."""
         graph, plain = self.cuda_graph, self.p50_ms
