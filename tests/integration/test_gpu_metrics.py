@@ -81,7 +81,7 @@ def told(monkeypatch):
             precision=precision,
             batch=Batch.of(INPUTS, PROFILE),
             samples={"image": np.zeros((3, *INPUTS[0].shape[1:]), np.float32)},
-            **{"peers": peers} | conditions,
+            **{"peers": peers, "tf32": True} | conditions,
         )
         loaded = Loaded(
             engine=Engine(),
@@ -134,6 +134,10 @@ def test_pytorch_is_timed_with_what_the_engine_was(told):
     assert (asked.precision, asked.batch, asked.pace) == (Precision.FP16, 8, timer.PACE)
     assert asked.arrays["image"].shape == (8, 3)
     assert asked.tenants == Tenants(uuid="GPU-1", own=1, others=1)
+
+
+def test_an_engine_built_without_tf32_says_so_in_what_must_be_equal(told):
+    assert [told(tf32=tf32)[0].settings.tf32 for tf32 in (True, False)] == [True, False]
 
 
 def test_an_onnx_source_has_no_pytorch_beside_it(told):

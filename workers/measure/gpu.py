@@ -108,6 +108,7 @@ class Conditions:
 
     peers: Peers | None  #: of the source, if PyTorch can run it
     precision: Precision
+    tf32: bool  #: whether fp32 products may use it, the engine's and PyTorch's
     batch: Batch
     samples: Arrays  #: run in batches
 
@@ -121,8 +122,6 @@ def metrics(loaded: Loaded, beside: Conditions, progress: ReportProgress) -> Met
     Latency includes transfers, the default of trtexec 10; the default of trtexec 11 is ``compute_ms`` of
     ``cuda_graph``.
     """
-    # Let kernels of PyTorch in an engine use TF32, as the other runtimes do.
-    torch.set_float32_matmul_precision("high")
     engine, timer = loaded.engine, Timer(loaded.tenants)
     opt, precision = beside.batch.opt, str(beside.precision)
     arrays = beside.arrays(opt)
@@ -145,7 +144,7 @@ def metrics(loaded: Loaded, beside: Conditions, progress: ReportProgress) -> Met
         **_peers(loaded, beside, progress),
         peers_precision=str(peers_precision(beside.precision)),
         memory=memory,
-        settings=_settings(beside.precision),
+        settings=_settings(beside),
     )
     return with_speed_ups(found)
 
@@ -218,7 +217,7 @@ def _uuid() -> str:
     return f"GPU-{torch.cuda.get_device_properties(0).uuid}"
 
 
-def _settings(precision: Precision) -> Settings:
+def _settings(beside: Conditions) -> Settings:
     """The settings that make figures comparable."""
     return Settings(
         device=torch.cuda.get_device_name(0),
@@ -227,10 +226,10 @@ def _settings(precision: Precision) -> Settings:
         transfers=True,
         spin_wait=False,
         cuda_graph=False,
-        tf32=True,
+        tf32=beside.tf32,
         torch=torch.__version__,
         cuda=torch.version.cuda,
         latency=PACE.view(),
         throughput=THROUGHPUT_PACE.view(),
-        precision=str(precision),
+        precision=str(beside.precision),
     )

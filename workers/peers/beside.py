@@ -16,6 +16,7 @@ import numpy as np
 from farm.reports.metrics import Timed
 from farm.reports.speed_ups import PYTORCH
 from farm.stages import MeasureParams, ReportProgress
+from workers.backends.aotinductor import compiler
 from workers.measure.gpu import PeersAsked
 from workers.peers.files import PeersAnswer, PeersRequest
 from workers.sandbox import tree, usage
@@ -96,7 +97,11 @@ class PeersBeside:
 
     def _run(self, request: Path, progress: ReportProgress) -> str | None:
         """Run the process; return how it failed, or None if it didn't."""
-        process = subprocess.Popen([*self._command, str(request)], stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*self._command, str(request)],
+            stdin=subprocess.DEVNULL,
+            env=os.environ | compiler.environment(),  # read when PyTorch's compiler is imported
+        )
         deadline, doing = time.monotonic() + self._limit_s, ""
         try:
             while True:

@@ -19,6 +19,7 @@ from farm.processes import die_with_parent
 from farm.reports.metrics import Timed
 from farm.reports.speed_ups import PYTORCH
 from farm.specs.precision import Precision
+from workers.backends.aotinductor.build import folder_for_compilers, set_tf32
 from workers.clocks.cuda import Bind, captured
 from workers.clocks.host import Pace
 from workers.inputs.batch import Arrays
@@ -128,7 +129,7 @@ def answered(figures: Figures, path: Path) -> None:
 
 def main(request: PeersRequest) -> None:
     """Answer a request, on the GPU that this process is pinned to."""
-    torch.set_float32_matmul_precision("high")  # TF32, as the engines may use
+    set_tf32(enabled=request.params.options.tf32)  # as the engine
     before = len(nvml.pids_on(request.uuid))
     program = reference.program(request.source, request.params)
     assert program is not None
@@ -150,7 +151,8 @@ def main(request: PeersRequest) -> None:
         figure = timer.figure(bind, arrays, request.batch, pace, channels_last=channels_last)
         return figure.timed(precision)
 
-    answered(Ways(model, request.precision, time).figures(), request.answer)
+    with folder_for_compilers():
+        answered(Ways(model, request.precision, time).figures(), request.answer)
 
 
 def _on_gpu(program: ExportedProgram, request: PeersRequest, before: int) -> tuple[PyTorch, Timer]:

@@ -109,6 +109,7 @@ def _metrics(
         beside = gpu.Conditions(
             peers=PeersBeside(stage.inputs[Role.SOURCE], params, stage.workdir) if eager else None,
             precision=params.precision,
+            tf32=params.options.tf32,
             batch=batch,
             samples=samples,
         )

@@ -139,7 +139,7 @@ def compile_package(program: ExportedProgram, of: Signature, package: Path) -> f
     # In this process: a job leaves no others behind.
     _inductor.config.compile_threads = 1
     try:
-        with torch.no_grad(), _folder_for_compilers():
+        with torch.no_grad(), folder_for_compilers():
             _inductor.aoti_compile_and_package(
                 program, package_path=str(package), inductor_configs=_options(of)
             )
@@ -153,7 +153,7 @@ def compile_package(program: ExportedProgram, of: Signature, package: Path) -> f
 
 
 @contextmanager
-def _folder_for_compilers() -> Iterator[None]:
+def folder_for_compilers() -> Iterator[None]:
     """Have compilers keep temporary files in their current folder if they would find the job's unusable.
 
     GCC asks ``access``, which a user who may search any folder by a capability fails below one that is closed
