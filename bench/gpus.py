@@ -106,11 +106,16 @@ def _rows(name: str, engine: Mapping[str, Any]) -> Iterator[Row]:
         f"{name}: cosine {engine['accuracy']['cosine_mean']:.6f}", *metrics["warnings"], sep="\n  "
     )
     p50 = metrics["latency_ms"]["p50"]
+    p50_graph = (metrics["cuda_graph"].get("latency_ms") or {}).get("p50")
     for peer in _FIGURES:
         facts = metrics.get(peer) or {}
-        if "latency_ms" in facts:
-            yield row(f"{name}, p50 over {peer}", p50, facts["latency_ms"]["p50"], " ms", digits=3)
-        elif facts:
+        alike = p50_graph if peer.endswith("cuda_graph") else p50
+        if facts.get("precision") != metrics["peers_precision"]:
+            continue  # the source as it is, in another precision
+        if "latency_ms" in facts and alike is not None:
+            peer_p50 = facts["latency_ms"]["p50"]
+            yield row(f"{name}, p50 over {peer}", alike, peer_p50, " ms", digits=3)
+        elif "reason" in facts:
             print(f"  {peer}: {facts['reason']}")
     graph = metrics["cuda_graph"]
     if "latency_ms" in graph:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from farm.reports.metrics import Metrics, Timed
 from farm.reports.speed_ups import PYTORCH
 from farm.specs.precision import Precision
 from farm.stages import MeasureParams
+from tests.sandboxed import result_of
 from workers import demo
 from workers.clocks.cuda import Query, Span
 from workers.measure.gpu import PeersAsked
@@ -177,6 +179,21 @@ def test_the_process_loads_the_source_and_tells_why_pytorch_has_no_gpu(source, t
     assert found.keys() == PYTORCH.keys()
     assert all("process" not in one.reason for one in found.values()), found
     assert "NVIDIA" in found["eager"].reason or "CUDA" in found["eager"].reason
+
+
+def in_a_job(source, _link):
+    """Ask the process as the measure stage does, inside of a job's sandbox."""
+    found, _ = ask(Path(source), Path.cwd())
+    reasons = {name: one.reason for name, one in found.items()}
+    return {"reasons": reasons, "limit": os.environ["FARM_JOB_MEMORY_BYTES"]}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
+def test_the_process_runs_in_a_jobs_sandbox_and_keeps_below_the_jobs_memory(source, box):
+    made = result_of(in_a_job, str(source), replace(box, reads=(source,)))
+    assert made["reasons"].keys() == PYTORCH.keys()
+    assert all("process" not in reason for reason in made["reasons"].values()), made
+    assert made["limit"] == str(box.limits.memory_bytes)
 
 
 def test_a_source_that_the_process_cannot_load_is_a_reason(tmp_path):
