@@ -12,7 +12,7 @@ from farm.planning.targets import Choice
 from farm.schemas.submission import BuildRequest
 from farm.specs.precision import CALIBRATED, Precision
 from farm.specs.runtime import OF_PROGRAMS, Runtime, Target
-from farm.specs.source import MODULES
+from farm.specs.source import MODULES, SourceFormat
 
 _CALLED = {Runtime.AOTINDUCTOR: "AOTInductor", Runtime.TORCHSCRIPT: "TorchScript"}
 
@@ -32,15 +32,42 @@ def routes(request: BuildRequest, choices: Sequence[Choice], look: Look) -> Rout
     """
     _check_source(request, choices)
     _check_options(request, choices)
-    calibrated = request.calibration is not None or look.may_be_quantized
-    for precision in request.precisions:
-        if precision in CALIBRATED and not calibrated:
+    pairs = [(choice, one) for choice in choices for one in choice.of(request.precisions)]
+    for _, precision in pairs:
+        if precision in CALIBRATED and not _is_calibrated(request, look):
             raise CalibrationMissing(f"{precision} needs calibration data")
     return {
-        (choice.target, precision): _route(choice, precision, look)
-        for choice in choices
-        for precision in request.precisions
+        (choice.target, precision): _route(choice, precision, look) for choice, precision in pairs
     }
+
+
+def refusal(request: BuildRequest, target: Target, precision: Precision, look: Look) -> str | None:
+    """Why one engine can't be built from this source and these data, or None if it can.
+
+    What isn't known before its jobs run isn't told: a model may lack what a precision needs.
+    """
+    if precision in CALIBRATED and not _is_calibrated(request, look):
+        uncalibrated = f"{precision} needs calibration data"
+    else:
+        uncalibrated = None
+    route = policy.route(target, precision, look.operators)
+    return (
+        policy.refusal(target)
+        or _source_refusal(request.source.format, target.runtime)
+        or policy.option_refusal(target, request.options)
+        or (route if isinstance(route, Refusal) else None)
+        or uncalibrated
+    )
+
+
+def _is_calibrated(request: BuildRequest, look: Look) -> bool:
+    return request.calibration is not None or look.may_be_quantized
+
+
+def _source_refusal(format: SourceFormat, runtime: Runtime) -> str | None:
+    if runtime not in OF_PROGRAMS or format in MODULES:
+        return None
+    return f"{_CALLED[runtime]} needs a PyTorch program, and the source is {format}"
 
 
 def _check_source(request: BuildRequest, choices: Sequence[Choice]) -> None:
@@ -53,10 +80,10 @@ def _check_source(request: BuildRequest, choices: Sequence[Choice]) -> None:
             "exporting it and submit without prune",
         )
     for choice in choices:
-        if choice.target.runtime in OF_PROGRAMS:
+        reason = _source_refusal(request.source.format, choice.target.runtime)
+        if reason:
             raise SourceRefused(
-                f"{choice.asked}: {_CALLED[choice.target.runtime]} needs a PyTorch program, and the "
-                f"source is {request.source.format}",
+                f"{choice.asked}: {reason}",
                 hint=f"use onnxruntime:{choice.target.gpu}, or submit the torch.export program",
             )
 

@@ -76,7 +76,7 @@ def plan(
     stages = _Stages(request, jobs, online_queues, gates)
     engines: dict[tuple[Target, Precision], PlannedEngine] = {}
     for choice in choices:
-        for precision in dict.fromkeys(request.precisions):
+        for precision in dict.fromkeys(choice.of(request.precisions)):
             name = (choice.target, precision)
             if name not in engines:  # two tags may resolve to the same target
                 engines[name] = stages.engine(choice, precision, routes[name])

@@ -165,7 +165,7 @@ def _refused(target: Target, precision: Precision) -> Refusal | None:
         reason = row.not_on_cpu or in_aotinductor or None
     elif row.not_on_gpu:
         reason = row.not_on_gpu
-    elif target.runtime is Runtime.ONNXRUNTIME:
+    elif target.runtime is Runtime.ONNXRUNTIME and row.not_in_cuda_provider:
         reason = row.not_in_cuda_provider
     elif gpus.number(capability) < row.first_capability:
         reason = "{capability} has no {precision}, which needs sm_{first} or later; use {instead}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from farm.errors import InvalidRequest, TargetUnsupported
 from farm.planning import policy
 from farm.specs import gpus
+from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target
 
 
@@ -18,10 +19,27 @@ class Choice:
     asked: str
     target: Target
     why: str
+    precisions: tuple[Precision, ...] = ()  #: if not those of the request
 
     @property
     def compute_capability(self) -> str:
         return gpus.compute_capability(self.target.gpu)
+
+    def of(self, requested: Sequence[Precision]) -> Sequence[Precision]:
+        """The precisions to build it in."""
+        return self.precisions or requested
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A runtime whose engines for a GPU have been measured."""
+
+    runtime: Runtime
+    why: str  #: where it stands, in words
+
+
+Refuses = Callable[[Target], str | None]
+"""Why a target can't be built for a request, in words; None if it can."""
 
 
 def parse(asked: str) -> tuple[Runtime | None, str]:
@@ -43,47 +61,89 @@ def parse(asked: str) -> tuple[Runtime | None, str]:
     return runtime, gpus.canonical(tag)
 
 
-def choose(asked: str, *, runtimes: Iterable[Runtime], online_queues: Mapping[str, int]) -> Choice:
+def choose(
+    asked: str,
+    *,
+    runtimes: Sequence[Runtime],
+    online_queues: Mapping[str, int],
+    refusal: Refuses = policy.refusal,
+    measured: Sequence[Measured] = (),
+) -> Choice:
     """Choose the target for a user's request.
 
-    Without a runtime, it takes the first of ``runtimes`` that an online worker can build for, or else the
-    first that could be built at all.
+    Without a runtime, it takes the fastest measured one that an online worker can build, or else the first
+    of ``runtimes`` that one can, or else the first that could be built at all. ``cpu`` means
+    ``onnxruntime:cpu``.
 
     Parameters:
         online_queues: queue → number of online workers that consume it.
+        refusal: why the request's engines can't be built for a target. If that is so for every runtime,
+            one that the tag allows is chosen all the same, for the plan to report the reason.
+        measured: the runtimes with comparable figures of this model on this GPU, fastest first.
 
     Raises:
         UnknownGpu, InvalidRequest, TargetUnsupported
     """
     runtime, tag = parse(asked)
     if runtime is not None:
-        reason = policy.refusal(Target(runtime=runtime, gpu=tag))
-        if reason:
-            raise TargetUnsupported(f"{asked}: {reason}")
-        return Choice(asked=asked, target=_normal(runtime, tag), why="named in the request")
+        return Choice(asked=asked, target=named(asked), why="named in the request")
     if tag == gpus.CPU:
         cpu = Target(runtime=Runtime.ONNXRUNTIME, gpu=tag)
         return Choice(asked=asked, target=cpu, why="cpu means onnxruntime:cpu")
-    candidates = [_normal(one, tag) for one in runtimes]
+    candidates = [normal(one, tag) for one in runtimes]
     possible = [target for target in candidates if policy.refusal(target) is None]
-    for target in possible:
-        if online_queues.get(policy.build_queue(target)):
-            return Choice(
-                asked=asked,
-                target=target,
-                why=f"first of {', '.join(runtimes)} that an online worker can build for {tag}",
-            )
-    if possible:
-        return Choice(
-            asked=asked,
-            target=possible[0],
-            why=f"no online worker can build for {tag}; waits for one with {possible[0]}",
-        )
-    reasons = "; ".join(filter(None, map(policy.refusal, candidates)))
-    raise TargetUnsupported(f"{asked}: {reasons}")
+    if not possible:
+        reasons = "; ".join(filter(None, map(policy.refusal, candidates)))
+        raise TargetUnsupported(f"{asked}: {reasons}")
+
+    def reason(target: Target) -> str | None:
+        """Why a worker can't build it now, without what to use instead: that is chosen here."""
+        told = policy.refusal(target) or refusal(target)
+        if told is None and not online_queues.get(policy.build_queue(target)):
+            return _OFFLINE
+        return told and told.partition(";")[0]
+
+    fast = [normal(one.runtime, tag) for one in measured]
+    for one, target in zip(measured, fast, strict=True):
+        if reason(target) is None:
+            faster = {other: reason(other) for other in fast[: fast.index(target)]}
+            return Choice(asked=asked, target=target, why=_why(one.why, faster))
+    able = [target for target in possible if refusal(target) is None] or possible
+    online = [target for target in able if online_queues.get(policy.build_queue(target))]
+    target = (online or able)[0]
+    why = (
+        f"first of {', '.join(runtimes)} that an online worker can build for {tag}"
+        if online
+        else f"no online worker can build for {tag}; waits for one with {target}"
+    )
+    before = {other: reason(other) for other in candidates[: candidates.index(target)]}
+    return Choice(asked=asked, target=target, why=_why(why, before))
 
 
-def _normal(runtime: Runtime, tag: str) -> Target:
+_OFFLINE = "no online worker can build it"
+
+
+def _why(why: str, passed_over: Mapping[Target, str | None]) -> str:
+    said = [f"{target.runtime} ({reason})" for target, reason in passed_over.items() if reason]
+    return f"{why}; passed over: {', '.join(said)}" if said else why
+
+
+def named(asked: str) -> Target:
+    """The target that a request names with its runtime.
+
+    Raises:
+        UnknownGpu, InvalidRequest, TargetUnsupported
+    """
+    runtime, tag = parse(asked)
+    if runtime is None:
+        raise InvalidRequest(f"{asked!r} names no runtime", hint="use RUNTIME:TAG")
+    reason = policy.refusal(Target(runtime=runtime, gpu=tag))
+    if reason:
+        raise TargetUnsupported(f"{asked}: {reason}")
+    return normal(runtime, tag)
+
+
+def normal(runtime: Runtime, tag: str) -> Target:
     """Normalise a target: TensorRT-RTX and AOTInductor build per compute capability, TensorRT per product.
 
     For classic TensorRT, the same compute capability doesn't mean the same engine: a plan contains tactics

@@ -2,6 +2,7 @@ import pytest
 
 from farm.errors import InvalidRequest, TargetUnsupported
 from farm.planning import policy, targets
+from farm.planning.targets import Measured
 from farm.specs.options import BuilderOptions
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target
@@ -9,8 +10,11 @@ from farm.specs.runtime import Runtime, Target
 BOTH = (Runtime.TENSORRT, Runtime.TENSORRT_RTX)
 
 
-def choose(asked, online=()):
-    return targets.choose(asked, runtimes=BOTH, online_queues=dict.fromkeys(online, 1))
+ALL = (*BOTH, Runtime.AOTINDUCTOR, Runtime.ONNXRUNTIME)
+
+
+def choose(asked, online=(), runtimes=BOTH, **more):
+    return targets.choose(asked, runtimes=runtimes, online_queues=dict.fromkeys(online, 1), **more)
 
 
 def test_a_tag_takes_the_first_runtime_that_a_worker_online_can_build():
@@ -23,6 +27,57 @@ def test_a_tag_that_nobody_can_build_now_waits_for_the_first_runtime_that_could(
     choice = choose("sm_90")
     assert str(choice.target) == "tensorrt:sm_90"
     assert "waits" in choice.why
+
+
+def test_what_was_passed_over_is_told_with_its_reason():
+    choice = choose("h100", ["aotinductor.sm_90", "onnxruntime.h100"], ALL)
+    assert str(choice.target) == "aotinductor:sm_90"
+    assert "first of tensorrt, tensorrt-rtx, aotinductor, onnxruntime that an online" in choice.why
+    assert "tensorrt (no online worker can build it)" in choice.why
+    assert "tensorrt-rtx (TensorRT-RTX can't build for sm_90" in choice.why
+    assert "onnxruntime (" not in choice.why
+
+
+def test_a_runtime_that_the_source_or_a_precision_rules_out_is_passed_over():
+    def refusal(target):
+        return "needs a PyTorch program; use another" if "aot" in target.runtime else None
+
+    online = ["aotinductor.sm_90", "onnxruntime.h100"]
+    choice = choose("h100", online, ALL, refusal=refusal)
+    assert str(choice.target) == "onnxruntime:h100"
+    assert "aotinductor (needs a PyTorch program)" in choice.why
+
+
+def test_if_every_runtime_is_ruled_out_one_is_chosen_for_the_plan_to_say_why():
+    choice = choose("h100", ["onnxruntime.h100"], ALL, refusal=lambda _: "needs data")
+    assert str(choice.target) == "onnxruntime:h100"
+
+
+@pytest.mark.parametrize(
+    ("online", "target", "words"),
+    [
+        (["tensorrt.h100", "aotinductor.sm_90"], "aotinductor:sm_90", "p50 1 ms against 2 ms"),
+        (["tensorrt.h100"], "tensorrt:h100", "next best; passed over: aotinductor (no online"),
+        (["onnxruntime.h100"], "onnxruntime:h100", "passed over: tensorrt (no online"),
+        ([], "tensorrt:h100", "waits for one with tensorrt:h100"),
+    ],
+)
+def test_the_fastest_measured_runtime_that_a_worker_online_can_build_comes_first(
+    online, target, words
+):
+    measured = [
+        Measured(runtime=Runtime.AOTINDUCTOR, why="p50 1 ms against 2 ms"),
+        Measured(runtime=Runtime.TENSORRT, why="next best"),
+    ]
+    choice = choose("h100", online, ALL, measured=measured)
+    assert str(choice.target) == target
+    assert words in choice.why
+
+
+def test_a_named_runtime_and_cpu_are_taken_whatever_was_measured():
+    measured = [Measured(runtime=Runtime.TORCHSCRIPT, why="fast")]
+    assert str(choose("cpu", ["torchscript.cpu"], measured=measured).target) == "onnxruntime:cpu"
+    assert choose("tensorrt:h100", measured=measured).why == "named in the request"
 
 
 def test_a_product_is_kept_for_tensorrt_and_generalised_for_tensorrt_rtx():
@@ -50,6 +105,7 @@ def test_an_unknown_runtime_names_the_known_ones():
     [
         ("tensorrt-rtx:sm_75", Precision.FP32, "fp16 or int8"),
         ("tensorrt:t4", Precision.BF16, "use fp16"),
+        ("onnxruntime:t4", Precision.BF16, "use fp16"),
         ("onnxruntime:cpu", Precision.BF16, "fp32 or int8"),
         ("onnxruntime:cpu", Precision.FP8, "int8"),
         ("tensorrt-rtx:sm_86", Precision.FP8, "needs sm_89"),
