@@ -116,7 +116,8 @@ def match(
 ) -> Response:
     """The best engine for a GPU tag, and why; its bytes are at `/v1/engines/{id}/content`.
 
-    A pruned engine is returned only if requested, or if its version has no other.
+    Without a precision, it is the best by the goal kept for the version and the GPU (latency by default): the
+    winner of its bench. A pruned engine is returned only if requested, or if its version has no other.
     """
     with farm.db.read() as session:
         found = best_match(

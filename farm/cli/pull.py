@@ -51,8 +51,8 @@ def pull(
         typer.Option(
             "--precision",
             metavar="PRECISION",
-            help="Precisions, repeated or comma-separated; by default the fastest if measured, "
-            "else the smallest.",
+            help="Precisions, repeated or comma-separated; by default the best by the goal of farm bench, "
+            "else the fastest if measured, else the smallest.",
             autocompletion=complete.precisions,
         ),
     ] = None,

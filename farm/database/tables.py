@@ -66,6 +66,16 @@ class Version(Base):
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
 
 
+class GoalRow(Base):
+    """What a version's engines for a GPU are ranked by, as the newest bench that named a goal set it."""
+
+    __tablename__ = "goals"
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), primary_key=True)
+    gpu: Mapped[str] = mapped_column(String(100), primary_key=True)
+    aim: Mapped[str] = mapped_column(String(20))
+    batch: Mapped[int | None]
+
+
 class Artifact(Base):
     """A blob in the store that the farm knows."""
 
@@ -104,6 +114,8 @@ class Build(Base):
     )  #: whose turn it takes in the queues
     idempotency_key: Mapped[str | None] = mapped_column(String(200), unique=True)
     gates: Mapped[dict[str, Any] | None] = mapped_column(Json)  #: gates its engines must pass
+    #: Of a bench: what isn't built, as ``farm.schemas.builds.LeftOut``.
+    left_out: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
     started_at: Mapped[datetime | None] = mapped_column(Instant)
     finished_at: Mapped[datetime | None] = mapped_column(Instant)

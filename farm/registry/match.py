@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from farm.errors import BlobDamaged, NotFound
-from farm.registry import ranking
+from farm.registry import goals, ranking
 from farm.registry.catalog import UNPRUNED, find
+from farm.registry.ranking import Ranking
 from farm.registry.twins import beside_twins
 from farm.schemas.engines import EngineView, Match
 from farm.specs import gpus
+from farm.specs.goals import Goal
 from farm.specs.states import EngineState
 
 
@@ -29,9 +30,9 @@ def best_match(
 ) -> Match:
     """The best engine of a model for a GPU.
 
-    In this order: the newest version, unpruned before pruned, the exact product before its compute
-    capability, the requested precision or else the fastest if measured, or else the smallest, the newest
-    build.
+    In this order: the newest version, unpruned before pruned, what was built for the product before what
+    serves its compute capability, the requested precision or else the best by the goal kept for the version
+    and GPU (latency by default) if measured, or else the smallest, the newest build.
 
     Parameters:
         doubtful: also consider engines that failed a gate, after those that didn't.
@@ -56,14 +57,15 @@ def best_match(
         raise _only_doubtful(found[0], tag)
     if not good:
         raise NotFound(*_nothing(session, model, tag, **asked))
-    best, chosen_from = ranking.best(good, tag, by_precision=precision is not None)
-    [compared] = beside_twins(session, [best])
-    return Match(engine=compared, why=_why(best, chosen_from, tag, **asked))
+    kept = goals.kept(session, model, max(one.version for one in good), tag)
+    ranked = ranking.rank(good, tag, kept or Goal(), by_precision=precision is not None)
+    [compared] = beside_twins(session, [ranked.best])
+    return Match(engine=compared, why=_why(ranked, kept, tag, **asked))
 
 
 def _why(
-    best: EngineView,
-    chosen_from: Sequence[EngineView],
+    ranked: Ranking,
+    kept: Goal | None,
     tag: str,
     *,
     precision: str | None,
@@ -71,6 +73,7 @@ def _why(
     version: int | None,
     prune: str | None,
 ) -> str:
+    best = ranked.best
     fits = (
         f"built for {tag}"
         if best.gpu == tag
@@ -81,9 +84,11 @@ def _why(
         f"version {best.version} as requested"
         if version
         else f"version {best.version} is the newest that has one",
-        f"{best.precision} as requested" if precision else ranking.reason(best, chosen_from),
+        f"{best.precision} as requested" if precision else ranking.reason(ranked),
         f"{best.runtime} as requested" if runtime else f"runtime {best.runtime}",
     ]
+    if kept and not precision:
+        reasons.insert(2, f"the goal kept for {tag} is {kept}")
     if best.prune and prune:
         reasons.append(f"pruned {best.prune} as requested")
     elif best.prune:

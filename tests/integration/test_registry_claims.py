@@ -235,10 +235,10 @@ def test_a_precision_that_nobody_has_listed_can_be_pulled(ledger):
     with ledger.db.read() as session:
         found = catalog.engine(session, made["fp16"])
     strange = found.model_copy(update={"precision": "int4", "runtime": "novel", "bytes": 1})
-    taken, chosen_from = ranking.best([found, strange], "sm_89", by_precision=False)
-    assert taken.runtime == "tensorrt-rtx"
-    assert ranking.best([strange], "sm_89", by_precision=False)[0].precision == "int4"
-    assert "only one" in ranking.reason(taken, chosen_from)
+    ranked = ranking.rank([found, strange], "sm_89")
+    assert ranked.best.runtime == "tensorrt-rtx"
+    assert ranking.rank([strange], "sm_89").best.precision == "int4"
+    assert "only one" in ranking.reason(ranked)
 
 
 # Twins.

@@ -1,0 +1,29 @@
+"""The goal by which a version's engines for a GPU are ranked."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from farm.database.tables import GoalRow, Model, Version
+from farm.specs.goals import Aim, Goal
+
+
+def keep(session: Session, version_id: int, gpu: str, goal: Goal) -> None:
+    """Keep a version's goal for a GPU, instead of an earlier one.
+
+    Parameters:
+        gpu: a canonical tag.
+    """
+    session.merge(GoalRow(version_id=version_id, gpu=gpu, aim=goal.aim, batch=goal.batch))
+
+
+def kept(session: Session, model: str, version: int, gpu: str) -> Goal | None:
+    """The goal kept for exactly this tag; None if there is none."""
+    row = session.scalar(
+        select(GoalRow)
+        .join(Version, Version.id == GoalRow.version_id)
+        .join(Model, Model.id == Version.model_id)
+        .where(Model.name == model, Version.number == version, GoalRow.gpu == gpu)
+    )
+    return None if row is None else Goal(aim=Aim(row.aim), batch=row.batch)
