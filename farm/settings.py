@@ -41,8 +41,9 @@ class Settings(BaseSettings):
         None, description="folder of the artifact store; by default `store` in the home folder"
     )
     runtimes: Annotated[tuple[Runtime, ...], NoDecode] = Field(
-        (Runtime.TENSORRT, Runtime.TENSORRT_RTX),
-        description="runtimes for targets that name none, in order of preference, comma-separated",
+        (Runtime.TENSORRT, Runtime.TENSORRT_RTX, Runtime.AOTINDUCTOR, Runtime.ONNXRUNTIME),
+        description="runtimes for targets that name none, in order of preference, comma-separated; where a "
+        "model's engines for the GPU were measured in several, the fastest is taken instead",
     )
     plugin_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         (),

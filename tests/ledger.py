@@ -93,9 +93,7 @@ class Ledger:
 
     def retry(self, build_id: str) -> None:
         with self.db.write() as session:
-            replan.retry_build(
-                session, build_id, fleet=self.fleet(session), runtimes=(Runtime.TENSORRT_RTX,)
-            )
+            replan.retry_build(session, build_id, fleet=self.fleet(session))
 
     def queued(self) -> list[Job]:
         with self.db.read() as session:

@@ -39,6 +39,8 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("POST", "/v1/builds/{build_id}/retry"): SUBMIT,
     ("GET", "/v1/models"): READ,
     ("GET", "/v1/models/{model}"): READ,
+    ("GET", "/v1/models/{model}/bench"): READ,
+    ("POST", "/v1/models/{model}/bench"): SUBMIT,
     ("GET", "/v1/models/{model}/engines"): READ,
     ("GET", "/v1/models/{model}/engines/{gpu}"): READ,
     ("GET", "/v1/engines/{engine_id}"): READ,

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 from farm import __version__, logs
 from farm.api import (
     audit,
+    bench,
     blobs,
     builds,
     documents,
@@ -79,7 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.services = services
     problems.install(app)
-    for noun in (blobs, builds, registry, fleet, plugins, gc, scrub, keys, audit, health):
+    for noun in (blobs, builds, registry, bench, fleet, plugins, gc, scrub, keys, audit, health):
         app.include_router(noun.router)
     documents.install(app)
     # At startup rather than on the first request: an operation without a scope must not be served.

@@ -41,6 +41,22 @@ from farm.trust.callers import Caller
 
 router = APIRouter(prefix="/v1/builds", tags=["builds"])
 
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        max_length=200,
+        description="a repeated request with the same key returns the first response",
+    ),
+]
+ClientName = Annotated[
+    str | None,
+    Header(
+        alias="Farm-Client",
+        max_length=100,
+        description="the client's name, for the audit. Scheduling is fair across keys; if none is "
+        "required, across these names, or else addresses",
+    ),
+]
 _RACES = 10  #: how often a submission that raced another for the same work is retried
 
 
@@ -56,35 +72,25 @@ def submit(
     body: Body,
     farm: Farm,
     by: By,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            max_length=200,
-            description="a repeated request with the same key returns the first response",
-        ),
-    ] = None,
-    _client: Annotated[
-        str | None,
-        Header(
-            alias="Farm-Client",
-            max_length=100,
-            description="the client's name, for the audit. Scheduling is fair across keys; if none is "
-            "required, across these names, or else addresses",
-        ),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
+    _client: ClientName = None,
 ) -> Response:
-    """Plan a model version × precisions × targets. Finished and running jobs are reused."""
+    """Plan a model version × precisions × targets. Finished and running jobs are reused.
+
+    With `bench`, every runtime and precision of the targets that can be built.
+    """
     with farm.one_of(farm.planning, "other builds are being planned"):
-        view = _submit(farm, parsed(BuildRequest, body), by, idempotency_key)
+        view = submitted(farm, parsed(BuildRequest, body), by, idempotency_key)
     return answer(view, status=202, headers={"Location": f"/v1/builds/{view.id}"})
 
 
-def _submit(
+def submitted(
     farm: Services, request: BuildRequest, by: Caller, idempotency_key: str | None
 ) -> BuildView:
+    """Submit a build, and announce its jobs."""
     look = farm.looks.at(request.source.digest, request.source.format)
 
-    def submitted(session: Session) -> Submitted:
+    def work(session: Session) -> Submitted:
         made = submit_build(
             session,
             request,
@@ -101,7 +107,7 @@ def _submit(
             audit.record(session, by, "submit", made.build_id, model=request.model)
         return made
 
-    return _unit(farm, submitted)
+    return _unit(farm, work)
 
 
 def _of(by: Caller, idempotency_key: str | None) -> str | None:
@@ -234,8 +240,7 @@ def retry(build_id: BuildId, farm: Farm, by: By) -> Response:
     """Rerun failed and cancelled jobs; succeeded jobs are kept. Idempotent."""
 
     def retried(session: Session) -> Submitted:
-        fleet = farm.fleet(session)
-        found = replan.retry_build(session, build_id, fleet=fleet, runtimes=farm.settings.runtimes)
+        found = replan.retry_build(session, build_id, fleet=farm.fleet(session))
         if found.attached is not None:
             audit.record(session, by, "retry", build_id)
         return found

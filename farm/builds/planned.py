@@ -3,25 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
 
 from farm.database.tables import (
     Build,
 )
 from farm.fleet.workers import Fleet
 from farm.formats.sources import TAKEN, Look
-from farm.planning import targets
+from farm.planning import feasible, targets
+from farm.planning.every import every
 from farm.planning.plan import Plan, plan
-from farm.planning.targets import Choice
+from farm.planning.targets import Choice, Measured
+from farm.registry.measured import measured
+from farm.schemas.builds import LeftOut
 from farm.schemas.submission import BuildRequest
+from farm.specs import gpus
 from farm.specs.gates import GateSet
-from farm.specs.runtime import Runtime
+from farm.specs.runtime import Runtime, Target
 
 
-def choices_of(request: BuildRequest, fleet: Fleet, runtimes: Sequence[Runtime]) -> list[Choice]:
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The targets of a request."""
+
+    choices: Sequence[Choice]
+    left_out: Sequence[LeftOut] | None = None  #: of a bench: what isn't built
+
+
+def chosen(
+    session: Session,
+    request: BuildRequest,
+    fleet: Fleet,
+    runtimes: Sequence[Runtime],
+    look: Look,
+) -> Chosen:
+    """Choose a request's targets, given what has been measured and who is online.
+
+    Raises:
+        UnknownGpu, InvalidRequest, TargetUnsupported
+    """
     online = fleet.online_queues
-    return [
-        targets.choose(asked, runtimes=runtimes, online_queues=online) for asked in request.targets
+    if request.bench is not None:
+        found = every(request, online, look)
+        return Chosen(choices=found.choices, left_out=found.left_out)
+
+    def refusal(target: Target) -> str | None:
+        reasons = (feasible.refusal(request, target, one, look) for one in request.precisions)
+        return next(filter(None, reasons), None)
+
+    choices = [
+        targets.choose(
+            asked,
+            runtimes=runtimes,
+            online_queues=online,
+            refusal=refusal,
+            measured=_measured(session, request, asked),
+        )
+        for asked in request.targets
     ]
+    return Chosen(choices=choices)
+
+
+def _measured(session: Session, request: BuildRequest, asked: str) -> Sequence[Measured]:
+    runtime, tag = targets.parse(asked)
+    if runtime is not None or tag == gpus.CPU:
+        return ()
+    prune = None if request.prune is None else str(request.prune)
+    return measured(session, request.model, tag, request.precisions, prune)
 
 
 def plan_of(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from farm.builds.attach import Before, Submitted, attach_jobs
 from farm.builds.cancel import locked
-from farm.builds.planned import choices_of, gates_of, plan_of
+from farm.builds.planned import gates_of, plan_of
 from farm.builds.versions import version_of
 from farm.database.tables import IS_OUTDATED, IS_QUEUED, Build, BuildJob, Event, Job, Wanted
 from farm.fleet.workers import Fleet
@@ -17,18 +18,18 @@ from farm.planning.targets import Choice
 from farm.queue import jobs, turns
 from farm.queue.turns import Bell
 from farm.schemas.submission import BuildRequest
-from farm.specs.runtime import Runtime, Target
+from farm.specs.precision import Precision
+from farm.specs.runtime import Target
 from farm.specs.states import BUILD_ENDED, BuildState, JobState, Reuse
 
 _AT_ONCE = 100
 
 
-def retry_build(
-    session: Session, build_id: str, *, fleet: Fleet, runtimes: Sequence[Runtime]
-) -> Submitted:
+def retry_build(session: Session, build_id: str, *, fleet: Fleet) -> Submitted:
     """Replan a failed or cancelled build with the current toolchain.
 
-    Succeeded jobs are kept; failed ones run again. A live or succeeded build is left unchanged.
+    It keeps its targets. Succeeded jobs are kept; failed ones run again. A live or succeeded build is left
+    unchanged.
 
     Raises:
         NotFound
@@ -42,7 +43,7 @@ def retry_build(
     )
     session.flush()
     request = BuildRequest.model_validate(build.request)
-    return _plan_anew(session, build, choices_of(request, fleet, runtimes), fleet)
+    return _plan_anew(session, build, _choices(session, build_id, request), fleet)
 
 
 def outdated(session: Session) -> Sequence[int]:
@@ -82,8 +83,8 @@ def replan_build(
     build = locked(session, build_id)
     if left.state != JobState.QUEUED or left.outdated is None or build.state in BUILD_ENDED:
         return ()
-    choices = _choices(session, build_id)
     request = BuildRequest.model_validate(build.request)
+    choices = _choices(session, build_id, request)
     if left.key in plan_of(request, choices, fleet, gates_of(build)).jobs:
         return ()
     cause = {"cause": left.outdated}
@@ -100,17 +101,18 @@ def settle(session: Session, job_id: int) -> None:
     session.execute(update(Job).where(Job.id == job_id).values(outdated=None))
 
 
-def _choices(session: Session, build_id: str) -> list[Choice]:
-    """The targets chosen for a build."""
-    rows = session.execute(
-        select(Wanted.asked, Wanted.target, Wanted.why)
-        .where(Wanted.build_id == build_id)
-        .distinct()
-        .order_by(Wanted.target)
-    )
-    return [
-        Choice(asked=asked, target=Target.parse(target), why=why) for asked, target, why in rows
-    ]
+def _choices(session: Session, build_id: str, request: BuildRequest) -> list[Choice]:
+    """The targets chosen for a build, each in its precisions."""
+    wanted = session.scalars(select(Wanted).where(Wanted.build_id == build_id)).all()
+    order = request.precisions or list(Precision)
+    found: dict[str, Choice] = {}
+    for one in sorted(wanted, key=lambda one: (one.target, order.index(Precision(one.precision)))):
+        choice = found.setdefault(
+            one.target, Choice(asked=one.asked, target=Target.parse(one.target), why=one.why)
+        )
+        precisions = (*choice.precisions, Precision(one.precision))
+        found[one.target] = replace(choice, precisions=precisions)
+    return list(found.values())
 
 
 def _plan_anew(

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from farm.builds.attach import Submitted, attach_jobs, columns, insert_rows
-from farm.builds.planned import choices_of, plan_of
+from farm.builds.planned import chosen, plan_of
 from farm.builds.versions import version_of
 from farm.database.base import now
 from farm.database.ids import new_id
@@ -20,6 +20,8 @@ from farm.database.tables import (
 from farm.errors import Conflict
 from farm.fleet.workers import Fleet
 from farm.formats.sources import Look
+from farm.planning import targets
+from farm.registry import goals
 from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.runtime import Runtime
@@ -60,7 +62,8 @@ def submit_build(
     version_id, number = version_of(session, request)
     if request.gates:
         gates = gates.changed(request.gates)
-    planned = plan_of(request, choices_of(request, fleet, runtimes), fleet, gates, look, most_jobs)
+    found = chosen(session, request, fleet, runtimes, look)
+    planned = plan_of(request, found.choices, fleet, gates, look, most_jobs)
     plugins.require(session, request.options.plugins, plugin_keys)
     build = Build(
         id=new_id(),
@@ -71,17 +74,29 @@ def submit_build(
         client=client,
         idempotency_key=idempotency_key,
         gates=gates.model_dump(),
+        left_out=None
+        if found.left_out is None
+        else [one.model_dump(mode="json") for one in found.left_out],
         created_at=now(),
     )
     insert_rows(session, Build, [columns(build)])
+    _keep_goal(session, request, version_id)
     created = {"build_id": build.id, "kind": "build", "state": build.state, "data": {}, "at": now()}
     insert_rows(session, Event, [created])
     return attach_jobs(session, build, request.model, number, planned)
 
 
+def _keep_goal(session: Session, request: BuildRequest, version_id: int) -> None:
+    """Keep the goal that a bench sets, for each of its GPUs."""
+    goal = request.bench.kept_goal() if request.bench else None
+    if goal is not None:
+        for gpu in dict.fromkeys(targets.parse(asked)[1] for asked in request.targets):
+            goals.keep(session, version_id, gpu, goal)
+
+
 def _first_with(session: Session, key: str, document: dict[str, Any]) -> Build | None:
     """The build that this request made before."""
     first = session.scalar(select(Build).where(Build.idempotency_key == key))
-    if first is not None and first.request != document:
+    if first is not None and {"bench": None} | first.request != document:
         raise Conflict("this Idempotency-Key was used for another request")
     return first

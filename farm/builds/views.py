@@ -32,6 +32,7 @@ def build(rows: LoadedBuild, fleet: Fleet) -> BuildView:
         **{name: row.request[name] for name in _REQUEST_FIELDS},
         # Older requests don't have it.
         prune=row.request.get("prune"),
+        bench=row.request.get("bench"),
         fixed_inputs=row.request.get("fixed_inputs") or {},
         gates=row.gates,
         model=rows.model,
@@ -43,6 +44,7 @@ def build(rows: LoadedBuild, fleet: Fleet) -> BuildView:
         engines_doubtful=sum(bool(rows.doubts.get(w.engine_id or "")) for w in rows.wanted),
         jobs=[_job(job, reuse, fleet) for job, reuse in rows.jobs],
         engines=[_wanted(want, rows.doubts) for want in rows.wanted],
+        left_out=row.left_out or [],
     )
     if first and row.state == BuildState.FAILED:
         name = next(view.name_of(job) for job in view.jobs if job.id == first.id)
@@ -124,6 +126,7 @@ def summaries(session: Session, rows: Sequence[Build]) -> list[BuildSummary]:
         BuildSummary(
             **{name: getattr(row, name) for name in _BUILD_FIELDS},
             **{name: row.request[name] for name in ("precisions", "targets", "labels")},
+            bench=row.request.get("bench"),
             model=names[row.version_id][0],
             version=names[row.version_id][1],
             jobs_total=jobs[row.id][0],

@@ -8,6 +8,7 @@ from typing import Self
 
 import httpx2
 
+from farm.client.benches import Benches
 from farm.client.builds import Builds
 from farm.client.fleet import Fleet
 from farm.client.http import Http
@@ -17,12 +18,11 @@ from farm.client.pulls import Pulls
 from farm.client.registry import Registry
 from farm.client.retries import Backoff
 from farm.client.storage import Storage
-from farm.client.submit import Submissions
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
-class Farm(Submissions, Builds, Registry, Pulls, Fleet, Plugins, Storage, Keys):
+class Farm(Benches, Builds, Registry, Pulls, Fleet, Plugins, Storage, Keys):
     """The farm at ``url``; by default at ``FARM_URL``, else on this machine.
 
     Parameters:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from farm.client.progress import TransferProgress
 from farm.client.upload import Content, digest_of, is_digest, require_file
 from farm.errors import InvalidRequest
+from farm.schemas.base import Request
 from farm.schemas.submission import BuildRequest
+
+R = TypeVar("R", bound=Request)
 
 
 class Files:
@@ -51,8 +54,17 @@ def build_request(**fields: Any) -> BuildRequest:
     Raises:
         InvalidRequest: naming the fields that aren't valid.
     """
+    return checked(BuildRequest, **fields)
+
+
+def checked(shape: type[R], **fields: Any) -> R:
+    """A request of this shape with these fields.
+
+    Raises:
+        InvalidRequest: naming the fields that aren't valid.
+    """
     try:
-        return BuildRequest.model_validate(fields)
+        return shape.model_validate(fields)
     except ValidationError as err:
         raise InvalidRequest("; ".join(_explain(one) for one in err.errors())) from err
 

@@ -16,7 +16,7 @@ from farm.client.submission import Files, build_request, data, model_name
 from farm.client.upload import is_digest, upload
 from farm.errors import InvalidRequest, NotFound
 from farm.schemas.builds import BuildView
-from farm.schemas.submission import BuildRequest
+from farm.schemas.submission import BenchOptions, BuildRequest
 from farm.specs.gates import GateChanges
 from farm.specs.options import Prune
 from farm.specs.source import SourceFormat
@@ -31,6 +31,7 @@ class Submissions(Noun):
         *,
         targets: Sequence[str],
         precisions: Sequence[str],
+        bench: BenchOptions | None = None,
         name: str | None = None,
         format: str | None = None,
         architecture: str | None = None,
@@ -58,6 +59,8 @@ class Submissions(Noun):
             source: an ``.onnx``, ``.pt2``, TorchScript or ``.safetensors`` file, the folder of a
                 SavedModel, or the digest of an earlier upload. An ``.onnx`` file's external data files are
                 packed with it.
+            bench: build the targets in every runtime, and without ``precisions`` in every precision;
+                ``Farm.submit_bench`` sets it.
             name: the model's name, by default the file's without its suffix.
             format: ``onnx``, ``pt2``, ``torchscript``, ``savedmodel`` or ``safetensors``; by default detected
                 from the file's name and bytes, or for a digest the format it was first submitted in.
@@ -94,6 +97,7 @@ class Submissions(Noun):
             },
             precisions=list(precisions),
             targets=list(targets),
+            bench=bench,
             profiles=list(profiles or ()),
             fixed_inputs=dict(fixed_inputs or {}),
             calibration=data(

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from farm.schemas.base import Answer, Page
 from farm.schemas.problems import Failure
-from farm.schemas.submission import Calibration, Evaluation, Source
+from farm.schemas.submission import BenchOptions, Calibration, Evaluation, Source
 from farm.specs.gates import GateSet
 from farm.specs.options import Prune
 from farm.specs.precision import Precision
@@ -60,13 +60,24 @@ class WantedEngine(Answer):
     doubts: list[str] = Field([], description="why the engine is doubtful; empty if it isn't")
 
 
+class LeftOut(Answer):
+    """Engines that a bench doesn't build, and why."""
+
+    target: str = Field(examples=["tensorrt-rtx:sm_90"])
+    precisions: list[Precision]
+    why: str
+
+
 class BuildSummary(Answer):
     id: str
     model: str
     version: int
     state: BuildState
-    precisions: list[Precision]
+    precisions: list[Precision] = Field(description="as requested; empty: every precision")
     targets: list[str]
+    bench: BenchOptions | None = Field(
+        None, description="set if the build makes every engine of its targets"
+    )
     priority: int
     labels: dict[str, str]
     jobs_total: int
@@ -92,6 +103,7 @@ class BuildView(BuildSummary):
     fixed_inputs: FixedInputs = {}
     jobs: list[JobView]
     engines: list[WantedEngine]
+    left_out: list[LeftOut] = Field([], description="what a bench doesn't build, and why")
 
     def name_of(self, job: JobView) -> str:
         """A job's title, with its runtime or targets if the title doesn't show them."""

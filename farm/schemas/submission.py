@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from farm.schemas.base import Digest, Name, Request
 from farm.specs.gates import GateChanges
+from farm.specs.goals import Aim, BatchSize, Goal
 from farm.specs.options import BuilderOptions, Prune
 from farm.specs.precision import CalibrationMethod, Precision
 from farm.specs.shapes import FixedInputs, ShapeRange
@@ -76,18 +77,74 @@ BUILD_EXAMPLE: dict[str, Any] = {
 }
 
 
+#: Every engine for an H100, and the goal that pulls follow from then on.
+BENCH_EXAMPLE: dict[str, Any] = {
+    "model": "resnet50",
+    "source": {"digest": "sha256:" + "a" * 64, "format": "pt2"},
+    "targets": ["h100"],
+    "bench": {"goal": "latency", "batch": 8},
+    "calibration": {"digest": "sha256:" + "b" * 64},
+    "evaluation": {"digest": "sha256:" + "c" * 64, "metric": "top1"},
+}
+
+Precisions = Annotated[list[Precision], Field(max_length=8)]
+Targets = Annotated[
+    list[Annotated[str, StringConstraints(min_length=1, max_length=100)]],
+    Field(min_length=1, max_length=64),
+]
+Priority = Annotated[int, Field(ge=0, le=9, description="9 is the most urgent")]
+Labels = Annotated[
+    dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=100)],
+        Annotated[str, StringConstraints(max_length=200)],
+    ],
+    Field(max_length=32),
+]
+
+
+class BenchOptions(Request):
+    """How every engine of the targets is built and ranked."""
+
+    goal: Aim | None = Field(
+        None,
+        description="what engines are ranked by, here and in pulls: kept for the version and the GPU. "
+        "By default the goal kept before, else latency",
+    )
+    batch: BatchSize | None = Field(
+        None,
+        description="the batch to rank at; by default the profile's opt batch, or for throughput the "
+        "best of those measured",
+    )
+    wait_for_workers: bool = Field(
+        False,
+        description="build also what no online worker can, once one joins; by default it is left out",
+    )
+
+    def kept_goal(self) -> Goal | None:
+        """The goal to keep; None if the request sets none."""
+        if self.goal is None and self.batch is None:
+            return None
+        return Goal(aim=self.goal or Aim.LATENCY, batch=self.batch)
+
+
 class BuildRequest(Request):
     """A model version × precisions × targets."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [BUILD_EXAMPLE]})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [BUILD_EXAMPLE, BENCH_EXAMPLE]}
+    )
 
     model: Name
     source: Source
-    precisions: Annotated[list[Precision], Field(min_length=1, max_length=8)]
-    targets: Annotated[
-        list[Annotated[str, StringConstraints(min_length=1, max_length=100)]],
-        Field(min_length=1, max_length=64),
-    ]
+    precisions: Precisions = Field(
+        [], description="at least one; with `bench`, none means every precision"
+    )
+    targets: Targets
+    bench: BenchOptions | None = Field(
+        None,
+        description="build the targets in every runtime, or in the one that they name, and in every "
+        "precision; what can't be built is left out, and `left_out` tells why",
+    )
     profiles: Annotated[list[RequestedProfile], Field(max_length=8)] = []
     fixed_inputs: FixedInputs = Field(
         {},
@@ -105,11 +162,16 @@ class BuildRequest(Request):
     prune: Prune | None = Field(
         None, description="pruning of the source before anything else; not for ONNX"
     )
-    priority: Annotated[int, Field(ge=0, le=9, description="9 is the most urgent")] = 5
-    labels: dict[
-        Annotated[str, StringConstraints(min_length=1, max_length=100)],
-        Annotated[str, StringConstraints(max_length=200)],
-    ] = Field(default_factory=dict, max_length=32)
+    priority: Priority = 5
+    labels: Labels = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_precisions(self) -> Self:
+        if not self.precisions and self.bench is None:
+            raise ValueError(
+                "no precisions: name at least one, or pass `bench` for an engine in each"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fixed_or_ranged(self) -> Self:

@@ -205,3 +205,77 @@ EVENTS = [
     event(6, "job", job=2, title="build digits:int8@sm_89", state="succeeded"),
     event(7, "build", state="succeeded"),
 ]
+
+
+#: Two runtimes compared, one engine that failed a gate, and one that couldn't be built.
+BENCH: dict[str, Any] = {
+    "model": "digits",
+    "version": 1,
+    "gpu": "h100",
+    "goal": {"aim": "latency", "batch": 8, "followed": True},
+    "rows": [
+        {
+            "target": "aotinductor:sm_90",
+            "runtime": "aotinductor",
+            "precision": "fp16",
+            "engine": "01m7y8mbznssegkq",
+            "state": "ready",
+            "place": 1,
+            "latency_ms": 0.412,
+            "batch": 8,
+            "cuda_graph": True,
+            "samples_per_s": 40120.5,
+            "samples_batch": 64,
+            "speed_up_over_best": 1.07,
+            "accuracy": {"samples": 450, "data": "evaluation", "top1_agreement": 0.9978},
+            "bytes": 51_200_000,
+        },
+        {
+            "target": "onnxruntime:h100",
+            "runtime": "onnxruntime",
+            "precision": "fp16",
+            "engine": "01m7y8mbznssegkr",
+            "state": "ready",
+            "place": 2,
+            "latency_ms": 0.655,
+            "batch": 8,
+            "bytes": 51_100_000,
+        },
+        {
+            "target": "onnxruntime:h100",
+            "runtime": "onnxruntime",
+            "precision": "bf16",
+            "engine": "01m7y8mbznssegks",
+            "state": "ready",
+            "latency_ms": 0.3,
+            "batch": 8,
+            "passed_over": "other processes used 41% of the CPU during timing",
+        },
+        {
+            "target": "aotinductor:sm_90",
+            "runtime": "aotinductor",
+            "precision": "fp8",
+            "engine": "01m7y8mbznssegkt",
+            "state": "doubtful",
+            "doubts": ["its error is 0.9"],
+            "passed_over": "it failed a gate",
+        },
+        {
+            "target": "aotinductor:sm_90",
+            "runtime": "aotinductor",
+            "precision": "int8",
+            "state": "failed",
+            "error": {"code": "engine-build-failed", "detail": "no kernel [for c1]\nat line 7"},
+        },
+    ],
+    "winner": "01m7y8mbznssegkq",
+    "why": "fp16 by aotinductor is the fastest of fp16 by aotinductor, fp16 by onnxruntime: "
+    "p50 0.412 ms against 0.655 ms, at batch 8 on NVIDIA H100",
+    "left_out": [
+        {
+            "target": "tensorrt:h100",
+            "precisions": ["fp32", "fp16"],
+            "why": "no online worker can build it",
+        }
+    ],
+}

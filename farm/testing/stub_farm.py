@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from farm.schemas.storage import GC_EXAMPLE
-from farm.testing.documents import BUILD, EVENTS, LAYERS, NOW, build, digest_of, engine
+from farm.testing.documents import BENCH, BUILD, EVENTS, LAYERS, NOW, build, digest_of, engine
 
 
 @dataclass
@@ -32,6 +32,8 @@ class StubFarm:
     problems: dict[str, list[tuple[int, dict[str, Any] | None]]] = field(default_factory=dict)
     cut_after: list[int] = field(default_factory=list)  #: bytes or events before the line drops
     ranges: bool = True
+    bench: dict[str, Any] = field(default_factory=lambda: dict(BENCH))  #: of any GPU
+    benched: list[dict[str, Any]] = field(default_factory=list)  #: the requests for more of it
     targets: list[dict[str, Any]] = field(default_factory=list)
     workers: list[dict[str, Any]] = field(default_factory=list)
     plugins: list[dict[str, Any]] = field(default_factory=list)
@@ -113,15 +115,25 @@ class _Handler(BaseHTTPRequestHandler):
     def _post_builds(self, parts: list[str], body: bytes) -> None:
         if not parts:
             self.farm.submitted.append(json.loads(body))
-            made = self.farm.coming.pop(0) if self.farm.coming else self.farm.builds[BUILD]
-            self.farm.builds[made["id"]] = made
-            self._json(made, 202)
+            self._submitted()
         elif parts[1] == "cancel":
             self.farm.builds[parts[0]]["state"] = "cancelled"
             self._json(self.farm.builds[parts[0]])
         else:
             self.farm.builds[parts[0]]["state"] = "queued"
             self._json(self.farm.builds[parts[0]])
+
+    def _submitted(self) -> None:
+        made = self.farm.coming.pop(0) if self.farm.coming else self.farm.builds[BUILD]
+        self.farm.builds[made["id"]] = made
+        self._json(made, 202)
+
+    def _post_models(self, parts: list[str], body: bytes) -> None:
+        if parts != ["digits", "bench"]:
+            self._missing(f"there is no model {parts[0]!r}", "the models are digits")
+            return
+        self.farm.benched.append(json.loads(body))
+        self._submitted()
 
     def _post_plugins(self, _parts: list[str], body: bytes) -> None:
         asked = json.loads(body)
@@ -206,6 +218,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(
                 {"name": "digits", "created_at": NOW, "versions": [version], "engines": rows}
             )
+        elif parts[1:] == ["bench"]:
+            self._json(self.farm.bench)
         elif len(parts) == 2:
             self._json({"items": rows, "cursor": None})
         else:

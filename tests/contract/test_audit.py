@@ -81,6 +81,14 @@ def _submit(api, _db, _monkeypatch):
     return "submit", submitted(api)
 
 
+def _bench(api, _db, _monkeypatch):
+    submitted(api)
+    asked = {"targets": ["sm_89"], "wait_for_workers": True}
+    answer = api.post("/v1/models/digits/bench", json=asked)
+    assert answer.status_code == 202, answer.text
+    return "submit", answer.json()["id"]
+
+
 def _cancel(api, _db, _monkeypatch):
     build = submitted(api)
     assert api.post(f"/v1/builds/{build}/cancel").is_success
@@ -144,6 +152,7 @@ def _revoke_key(api, _db, _monkeypatch):
 CHANGES = {
     ("POST", "/v1/blobs"): _upload,
     ("POST", "/v1/builds"): _submit,
+    ("POST", "/v1/models/{model}/bench"): _bench,
     ("POST", "/v1/builds/{build_id}/cancel"): _cancel,
     ("POST", "/v1/builds/{build_id}/retry"): _retry,
     ("POST", "/v1/plugins"): _plugin,

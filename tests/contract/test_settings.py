@@ -25,7 +25,12 @@ def test_no_setting_is_needed():
     assert settings.home == Path.home() / ".engine-farm"
     assert settings.store_dir == settings.home / "store"
     assert settings.database == f"sqlite:///{settings.home}/farm.db"
-    assert settings.runtimes == (Runtime.TENSORRT, Runtime.TENSORRT_RTX)
+    assert settings.runtimes == (
+        Runtime.TENSORRT,
+        Runtime.TENSORRT_RTX,
+        Runtime.AOTINDUCTOR,
+        Runtime.ONNXRUNTIME,
+    )
 
 
 def test_settings_come_from_variables_with_the_prefix(monkeypatch, tmp_path):

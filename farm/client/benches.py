@@ -1,0 +1,171 @@
+"""Benches: every engine of a model for a GPU, and the best of them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from farm.client.build import Build
+from farm.client.noun import given, part
+from farm.client.progress import TransferProgress
+from farm.client.submission import Files, checked, data
+from farm.client.submit import Submissions
+from farm.client.upload import is_digest, upload
+from farm.errors import BuildFailed
+from farm.formats.sources import SAVED_MODEL
+from farm.schemas.bench import Bench, ModelBench
+from farm.schemas.builds import BuildView
+from farm.schemas.submission import BenchOptions
+from farm.specs.gates import GateChanges
+
+
+class Benches(Submissions):
+    """Benches models: a file, or a model that the farm has."""
+
+    def bench(
+        self,
+        model: str | Path,
+        gpu: str,
+        *,
+        build: bool = True,
+        goal: str | None = None,
+        batch: int | None = None,
+        timeout: float | None = None,
+        **submission: Any,
+    ) -> Bench:
+        """Build a model in every runtime and precision for a GPU, wait, and return the table.
+
+        Engines that can't be built are in the table with their error, or among ``left_out``.
+
+        Parameters:
+            model: a file or a SavedModel's folder, as in ``submit``, or the name of a model.
+            build: whether to build what is missing of a model that the farm has.
+            goal: ``latency`` or ``throughput``; pulls for this GPU follow it from then on.
+            batch: the batch to rank at, by default the profile's opt.
+            timeout: seconds to wait; the build continues after a timeout.
+            submission: as in ``submit_bench``.
+
+        Raises:
+            NotFound, InvalidRequest, BuildCancelled, WaitTimedOut, Unavailable
+        """
+        if not build:
+            return self.bench_table(str(model), gpu, goal=goal, batch=batch, **submission)
+        made = self.submit_bench(model, [gpu], goal=goal, batch=batch, **submission)
+        with suppress(BuildFailed):  # the table tells which engines failed, and why
+            made.wait(timeout)
+        return self.bench_table(made.view.model, gpu, version=made.view.version)
+
+    def bench_table(
+        self,
+        model: str,
+        gpu: str,
+        *,
+        goal: str | None = None,
+        batch: int | None = None,
+        version: int | None = None,
+    ) -> Bench:
+        """A model's engines for a GPU, best first. Nothing is built.
+
+        Parameters:
+            goal, batch: instead of the goal kept for the version and the GPU.
+
+        Raises:
+            NotFound, UnknownGpu
+        """
+        query = {"gpu": gpu, "goal": goal, "batch": batch, "version": version}
+        path = f"/v1/models/{part(model)}/bench"
+        return self.http.read(Bench, "GET", path, params=given(query))
+
+    def submit_bench(
+        self,
+        model: str | Path,
+        gpus: Sequence[str],
+        *,
+        goal: str | None = None,
+        batch: int | None = None,
+        wait_for_workers: bool = False,
+        precisions: Sequence[str] = (),
+        version: int | None = None,
+        **submission: Any,
+    ) -> Build:
+        """Submit a bench: a file's, or of a model that the farm has what is missing.
+
+        Parameters:
+            wait_for_workers: build also what no online worker can, once one joins.
+            precisions: only these; by default every precision.
+            version: of a model that the farm has, by default the newest.
+            submission: for a file as in ``submit``; for a model instead of what its builds had:
+                ``calibration`` and its options, ``evaluation`` and its options, ``profiles``, ``options``,
+                ``min_agreement``, ``max_error``, ``priority``, ``labels``.
+
+        Raises:
+            InvalidRequest: or a subclass; nothing was submitted.
+            NotFound, Unavailable
+        """
+        options = {"goal": goal, "batch": batch, "wait_for_workers": wait_for_workers}
+        if is_file(model):
+            bench = checked(BenchOptions, **options)
+            return self.submit(
+                model, targets=gpus, precisions=precisions, bench=bench, **submission
+            )
+        return self._of_model(
+            str(model),
+            given(options | {"targets": list(gpus), "version": version})
+            | ({"precisions": list(precisions)} if precisions else {}),
+            **submission,
+        )
+
+    def _of_model(
+        self,
+        model: str,
+        fields: Mapping[str, Any],
+        *,
+        calibration: str | Path | None = None,
+        calibration_method: str = "entropy",
+        calibration_batch_size: int = 8,
+        evaluation: str | Path | None = None,
+        metric: str | None = None,
+        max_drop: float | None = None,
+        min_agreement: float | None = None,
+        max_error: float | None = None,
+        profiles: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+        priority: int = 5,
+        labels: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        progress: TransferProgress | None = None,
+    ) -> Build:
+        files = Files(progress)
+        calibrated = None if calibration is None else files.digest(calibration)
+        evaluated = None if evaluation is None else files.digest(evaluation)
+        gates = {"agreement": min_agreement, "error": max_error}
+        more = {
+            "calibration": data(
+                calibrated, method=calibration_method, batch_size=calibration_batch_size
+            ),
+            "evaluation": data(evaluated, metric=metric, max_drop=max_drop),
+            "gates": GateChanges(**gates) if any(v is not None for v in gates.values()) else None,
+            "profiles": list(profiles) if profiles else None,
+            "options": dict(options) if options else None,
+            "labels": dict(labels) if labels else None,
+        }
+        request = checked(ModelBench, **fields, **given(more), priority=priority)
+        for digest, content in files.by_digest.items():
+            upload(self.http, content, digest, progress=progress)
+        view = self.http.read(
+            BuildView,
+            "POST",
+            f"/v1/models/{part(model)}/bench",
+            json=request.model_dump(mode="json", exclude_unset=True),
+            headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex},
+        )
+        return Build(self.http, view)
+
+
+def is_file(model: str | Path) -> bool:
+    """Whether it is a source, as a file, a SavedModel's folder or a digest, and not a model's name."""
+    path = Path(model)
+    return is_digest(str(model)) or path.is_file() or (path / SAVED_MODEL).is_file()

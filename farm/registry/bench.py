@@ -1,0 +1,209 @@
+"""A model's engines for one GPU in one table, and the one that a pull takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, aliased
+
+from farm.database.tables import Build, Job, Version, Wanted
+from farm.errors import NotFound
+from farm.registry import catalog, figures, goals, ranking
+from farm.registry.ranking import Ranking
+from farm.reports.metrics import Metrics
+from farm.schemas.bench import Bench, BenchGoal, BenchRow
+from farm.schemas.builds import LeftOut
+from farm.schemas.engines import EngineView
+from farm.specs import gpus
+from farm.specs.goals import Aim, Goal
+from farm.specs.precision import Precision
+from farm.specs.runtime import Target
+from farm.specs.states import LIVE, EngineState, JobState
+
+_MOST = 1000
+_MOST_BUILDS = 100
+
+
+def bench(
+    session: Session,
+    model: str,
+    gpu: str,
+    *,
+    goal: Goal | None = None,
+    version: int | None = None,
+) -> Bench:
+    """A version's engines for a GPU, best first, and those that couldn't be built.
+
+    Parameters:
+        goal: instead of the one kept for the version and the GPU, or else latency.
+        version: by default the newest.
+
+    Raises:
+        NotFound: there is no such model or version.
+        UnknownGpu, InvalidRequest
+    """
+    tag = gpus.canonical(gpu)
+    version_id, number = _version(session, model, version)
+    followed = goals.kept(session, model, number, tag) or Goal()
+    wanted = goal or followed
+    found = catalog.find(session, model, gpu=tag, version=number, only_whole=True, limit=_MOST)
+    good = [one for one in found if one.state is EngineState.READY]
+    ranked = ranking.rank(good, tag, wanted) if good else None
+    tags = {tag, gpus.compute_capability(tag)}
+    unbuilt = list(_unbuilt(session, version_id, tags))
+    rows = [_row(one, wanted, ranked) for one in found]
+    return Bench(
+        model=model,
+        version=number,
+        gpu=tag,
+        goal=BenchGoal(aim=wanted.aim, batch=wanted.batch, followed=wanted == followed),
+        rows=sorted(rows, key=lambda row: _order(row, wanted)) + unbuilt,
+        winner=ranked.best.id if ranked else None,
+        why=ranking.reason(ranked) if ranked else _why_none(found, unbuilt),
+        left_out=list(_left_out(session, version_id, tags, found)),
+    )
+
+
+def _version(session: Session, model: str, number: int | None) -> tuple[int, int]:
+    model_id = catalog.model_id(session, model)
+    statement = select(Version.id, Version.number).where(Version.model_id == model_id)
+    if number is not None:
+        statement = statement.where(Version.number == number)
+    found = session.execute(statement.order_by(Version.number.desc()).limit(1)).one_or_none()
+    if found is None:
+        raise NotFound(
+            f"{model} has no version {number}", hint=f"`farm models {model}` lists its versions"
+        )
+    return found[0], found[1]
+
+
+def _row(engine: EngineView, goal: Goal, ranked: Ranking | None) -> BenchRow:
+    target = Target(runtime=engine.runtime, gpu=engine.gpu)
+    return BenchRow(
+        target=str(target),
+        runtime=engine.runtime,
+        runtime_version=engine.runtime_version,
+        precision=engine.precision,
+        prune=engine.prune,
+        engine=engine.id,
+        digest=engine.digest,
+        state=engine.state,
+        place=_place(engine, ranked),
+        **(_speed(engine.metrics, goal) if engine.metrics else {}),
+        accuracy=engine.accuracy,
+        bytes=engine.bytes,
+        doubts=engine.doubts,
+        passed_over=_passed_over(engine, goal, ranked),
+    )
+
+
+def _place(engine: EngineView, ranked: Ranking | None) -> int | None:
+    if ranked is None or not (ranked.compared or engine.id == ranked.best.id):
+        return None
+    ids = [one.id for one in ranked.chosen_from]
+    return ids.index(engine.id) + 1 if engine.id in ids else None
+
+
+def _speed(metrics: Metrics, goal: Goal) -> dict[str, Any]:
+    latency = figures.latency(metrics, goal.batch)
+    throughput = figures.throughput(metrics, goal.batch)
+    is_headline = latency is not None and latency.batch == metrics.batch
+    return {
+        "latency_ms": latency and latency.value,
+        "batch": latency and latency.batch,
+        "cuda_graph": figures.uses_cuda_graph(metrics) if is_headline else None,
+        "samples_per_s": throughput and throughput.value,
+        "samples_batch": throughput and throughput.batch,
+        "speed_up_over_best": figures.over_the_best_of_pytorch(metrics) if is_headline else None,
+    }
+
+
+def _passed_over(engine: EngineView, goal: Goal, ranked: Ranking | None) -> str | None:
+    if engine.state is EngineState.DOUBTFUL:
+        return "it failed a gate"
+    if ranked is None:
+        return None
+    found = ranked.passed_over.get(engine.id)
+    # If nothing could be compared: what is wrong with its own figures?
+    return found if found or ranked.compared else figures.doubt(engine.metrics, goal)
+
+
+def _order(row: BenchRow, goal: Goal) -> tuple[bool, int, bool, float]:
+    """By place, then the ready ones, by their figures."""
+    figure = row.latency_ms if goal.aim is Aim.LATENCY else row.samples_per_s
+    cost = float("inf") if figure is None else figure if goal.aim is Aim.LATENCY else -figure
+    return row.place is None, row.place or 0, row.state is EngineState.DOUBTFUL, cost
+
+
+def _why_none(found: Sequence[EngineView], unbuilt: Sequence[BenchRow]) -> str:
+    if found:
+        return "no engine passed its gates"
+    if any(row.state in LIVE for row in unbuilt):
+        return "no engine is finished yet"
+    return "no engine could be built" if unbuilt else "there are no engines yet"
+
+
+_BUILT, _MEASURED = aliased(Job), aliased(Job)
+
+
+def _unbuilt(session: Session, version_id: int, tags: set[str]) -> Iterator[BenchRow]:
+    """What the newest build that wanted it hasn't got: not yet, or not at all."""
+    newest = (
+        select(Wanted.target, Wanted.precision, func.max(Wanted.build_id).label("build_id"))
+        .join(Build, Build.id == Wanted.build_id)
+        .where(Build.version_id == version_id)
+        .group_by(Wanted.target, Wanted.precision)
+        .subquery()
+    )
+    rows = session.execute(
+        select(Wanted.target, Wanted.precision, _BUILT, _MEASURED)
+        .join(
+            newest,
+            (newest.c.build_id == Wanted.build_id)
+            & (newest.c.target == Wanted.target)
+            & (newest.c.precision == Wanted.precision),
+        )
+        .join(_BUILT, _BUILT.id == Wanted.build_job_id)
+        .join(_MEASURED, _MEASURED.id == Wanted.measure_job_id)
+        .where(Wanted.engine_id.is_(None))
+        .order_by(Wanted.target, Wanted.precision)
+    )
+    for name, precision, built, measured in rows:
+        target = Target.parse(name)
+        if target.gpu in tags:
+            job = measured if built.state == JobState.SUCCEEDED else built
+            yield BenchRow(
+                target=name,
+                runtime=target.runtime,
+                precision=Precision(precision),
+                state=JobState(job.state),
+                error=job.error,
+            )
+
+
+def _left_out(
+    session: Session, version_id: int, tags: set[str], found: Iterable[EngineView]
+) -> Iterator[LeftOut]:
+    """What the newest bench of this GPU left out and nobody has built otherwise."""
+    there = {(f"{one.runtime}:{one.gpu}", one.precision) for one in found}
+    entries = session.scalars(
+        select(Build.left_out)
+        .where(Build.version_id == version_id, Build.left_out.is_not(None))
+        .order_by(Build.id.desc())
+        .limit(_MOST_BUILDS)
+    )
+    for kept in entries:
+        of_gpu = [one for one in map(LeftOut.model_validate, kept or ()) if _gpu(one) in tags]
+        if not of_gpu:
+            continue
+        for one in of_gpu:
+            missing = [each for each in one.precisions if (one.target, each) not in there]
+            if missing:
+                yield one.model_copy(update={"precisions": missing})
+        return
+
+
+def _gpu(entry: LeftOut) -> str:
+    return Target.parse(entry.target).gpu
