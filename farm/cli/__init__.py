@@ -2,6 +2,7 @@
 so that ``farm --help`` and completion stay fast."""
 
 from farm.cli import (
+    bench,
     builds,
     fleet,
     gc,
@@ -22,6 +23,7 @@ __all__ = ["app", "main"]
 
 for noun in (
     submit,
+    bench,
     builds,
     watch,
     registry,

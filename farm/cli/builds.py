@@ -176,7 +176,7 @@ def builds(
             f"{build.model} v{build.version}",
             show.state(build.state),
             f"{build.engines_done}/{build.engines_total}",
-            ",".join(build.precisions),
+            ",".join(build.precisions) or "every",
             ",".join(build.targets),
             show.ago(build.created_at),
             show.elapsed(build.created_at, build.finished_at),

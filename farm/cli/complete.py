@@ -18,6 +18,7 @@ _PATIENCE_S = 1.0
 _OFFERED = 50
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int8-dynamic")
 PRUNED = ("2:4", "l1:0.5")
+GOALS = ("latency", "throughput")
 RUNTIMES = ("tensorrt", "tensorrt-rtx", "aotinductor", "onnxruntime", "torchscript")
 
 
@@ -33,6 +34,23 @@ def build_ids(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 def models(ctx: typer.Context, incomplete: str) -> list[str]:
     names = [model.name for model in _ask(ctx, lambda farm: farm.models(limit=_OFFERED))]
     return [name for name in names if name.startswith(incomplete)]
+
+
+def models_and_files(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The models' names, and the files and folders that begin so."""
+    from pathlib import Path
+
+    before, slash, _ = incomplete.rpartition("/")
+    try:
+        there = [f"{before}{slash}{path.name}" for path in Path(before + slash or ".").iterdir()]
+    except OSError:
+        there = []
+    files = sorted(name for name in there if name.startswith(incomplete))
+    return [*models(ctx, incomplete), *files[:_OFFERED]]
+
+
+def goals(incomplete: str) -> list[str]:
+    return [name for name in GOALS if name.startswith(incomplete)]
 
 
 def gpus(incomplete: str) -> list[tuple[str, str]]:

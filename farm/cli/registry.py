@@ -155,6 +155,16 @@ def against(engine: EngineView) -> str:
     return f"{twin}: {', '.join(said)}"
 
 
+def worth(accuracy: Accuracy) -> str:
+    """An engine's accuracy in a word: of its task, else its agreement, else its outputs' cosine."""
+    if accuracy.task:
+        return _task(accuracy.task)
+    agreement = _agreement(accuracy)
+    if agreement != show.NONE or accuracy.cosine_mean is None:
+        return agreement
+    return f"cosine {_cosine(accuracy)}"
+
+
 def _cosine(accuracy: Accuracy) -> str:
     return show.NONE if accuracy.cosine_mean is None else f"{accuracy.cosine_mean:.4f}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +18,27 @@ from farm.cli.options import (
     labels,
     profiles,
     split,
+)
+from farm.cli.submission import (
+    ArchitectureName,
+    CalibrationBatchSize,
+    CalibrationData,
+    CalibrationMethod,
+    Config,
+    EvaluationData,
+    Fixed,
+    IdempotencyKey,
+    Labels,
+    MaxDrop,
+    MaxError,
+    Metric,
+    MinAgreement,
+    Name,
+    Options,
+    Priority,
+    Profiles,
+    Prune,
+    SourceFormat,
 )
 from farm.cli.watch import watch_build
 from farm.errors import InvalidRequest
@@ -69,134 +89,25 @@ def submit(
             autocompletion=complete.precisions,
         ),
     ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option("--name", metavar="NAME", help="The model's name; by default the file's."),
-    ] = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            "--calibration", metavar="FILE", help="Samples for int8 and fp8: .npz or .safetensors."
-        ),
-    ] = None,
-    calibration_method: Annotated[
-        str, typer.Option("--calibration-method", metavar="METHOD", help="entropy or max.")
-    ] = "entropy",
-    calibration_batch_size: Annotated[
-        int,
-        typer.Option(
-            "--calibration-batch-size",
-            metavar="N",
-            min=1,
-            max=4096,
-            help="Samples per batch; entropy needs at least two batches.",
-        ),
-    ] = 8,
-    evaluation: Annotated[
-        str | None,
-        typer.Option(
-            "--evaluation",
-            metavar="FILE",
-            help="Evaluation samples, optionally with labels: .npz or .safetensors.",
-        ),
-    ] = None,
-    metric: Annotated[
-        str | None, typer.Option("--metric", metavar="METRIC", help="The task's metric: top1.")
-    ] = None,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(
-            "--max-drop", metavar="SHARE", min=0, max=1, help="Largest allowed drop of the metric."
-        ),
-    ] = None,
-    min_agreement: Annotated[
-        float | None,
-        typer.Option(
-            "--min-agreement",
-            metavar="SHARE",
-            min=0,
-            max=1,
-            help="Mark engines doubtful whose classes, integers or items agree less with the source's.",
-        ),
-    ] = None,
-    max_error: Annotated[
-        float | None,
-        typer.Option(
-            "--max-error",
-            metavar="RATIO",
-            min=0,
-            help="Mark engines doubtful whose floats have a larger error: RMS error over standard deviation.",
-        ),
-    ] = None,
-    profile: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--profile",
-            metavar="INPUT=MIN:OPT:MAX",
-            help="An input's shapes: image=1x1x8x8:8x1x8x8:64x1x8x8. Repeat for other inputs.",
-        ),
-    ] = None,
-    fix: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--fix",
-            metavar="NAME=VALUE",
-            help="Fix an input to a constant value: sr=16000, size=[640,480]. Repeat for more.",
-        ),
-    ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--option",
-            metavar="NAME=VALUE",
-            help="TensorRT builder option: tf32=false, builder_optimization_level=5, … Repeat for more.",
-            autocompletion=complete.builder_options,
-        ),
-    ] = None,
-    prune: Annotated[
-        str | None,
-        typer.Option(
-            "--prune",
-            metavar="METHOD",
-            help="Prune the model first: 2:4 for TensorRT's sparse kernels, or l1 with a fraction: l1:0.5.",
-            autocompletion=complete.prunings,
-        ),
-    ] = None,
-    priority: Annotated[
-        int, typer.Option("--priority", min=0, max=9, help="Priority; 9 is the most urgent.")
-    ] = 5,
-    label: Annotated[
-        list[str] | None,
-        typer.Option("--label", metavar="KEY=VALUE", help="Label the build. Repeat for more."),
-    ] = None,
-    idempotency_key: Annotated[
-        str | None,
-        typer.Option(
-            "--idempotency-key",
-            metavar="KEY",
-            help="Resubmitting with the same key returns the first build.",
-        ),
-    ] = None,
-    source_format: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            metavar="FORMAT",
-            help="onnx, pt2, torchscript, savedmodel, safetensors; by default detected.",
-        ),
-    ] = None,
-    architecture: Annotated[
-        str | None,
-        typer.Option(
-            "--architecture",
-            metavar="LIBRARY:NAME",
-            help="Model class of .safetensors weights: transformers:BertModel.",
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", metavar="FILE", help="The architecture's config.json."),
-    ] = None,
+    name: Name = None,
+    calibration: CalibrationData = None,
+    calibration_method: CalibrationMethod = "entropy",
+    calibration_batch_size: CalibrationBatchSize = 8,
+    evaluation: EvaluationData = None,
+    metric: Metric = None,
+    max_drop: MaxDrop = None,
+    min_agreement: MinAgreement = None,
+    max_error: MaxError = None,
+    profile: Profiles = None,
+    fix: Fixed = None,
+    option: Options = None,
+    prune: Prune = None,
+    priority: Priority = 5,
+    label: Labels = None,
+    idempotency_key: IdempotencyKey = None,
+    source_format: SourceFormat = None,
+    architecture: ArchitectureName = None,
+    config: Config = None,
     wait: Annotated[bool, typer.Option("--wait", help="Watch the build until it ends.")] = False,
     as_json: Json = False,
     url: Url = None,

@@ -56,12 +56,15 @@ def watch_build(build: Build, url: str | None, *, as_json: bool, only_end: bool 
         else:
             follow(build)
     except KeyboardInterrupt:
-        resume = again(f"farm watch {build.id}", url)
-        print(
-            f"\nStopped watching; build {build.id} continues. To resume: {resume}", file=sys.stderr
-        )
-        return exits.INTERRUPTED
+        return stopped(build, url)
     return _conclude(build.refresh(), url, as_json=as_json)
+
+
+def stopped(build: Build, url: str | None) -> int:
+    """Report that the build continues after Ctrl+C; return the exit code."""
+    resume = again(f"farm watch {build.id}", url)
+    print(f"\nStopped watching; build {build.id} continues. To resume: {resume}", file=sys.stderr)
+    return exits.INTERRUPTED
 
 
 def follow(build: Build) -> None:

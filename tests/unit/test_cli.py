@@ -123,5 +123,8 @@ def test_completion_offers_builds_and_tags_and_never_fails(
     assert "digits" in offered("farm pull d")
     assert "sm_80,rtx-4090" in offered("farm submit m.pt2 --gpu sm_80,rtx-40")
     assert "bf16" in offered("farm submit m.pt2 --precision b")
+    assert "digits" in offered("farm bench d")
+    assert "throughput" in offered("farm bench digits --goal t")
+    assert "rtx-4090" in offered("farm bench digits --gpu rtx-40")
     monkeypatch.setenv("FARM_URL", "http://127.0.0.1:9")
     assert offered("farm status 01").strip() == ""

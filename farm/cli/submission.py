@@ -1,0 +1,139 @@
+"""The options that describe a submission, for the commands that make one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from farm.cli import complete
+
+Name = Annotated[
+    str | None,
+    typer.Option("--name", metavar="NAME", help="The model's name; by default the file's."),
+]
+CalibrationData = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration", metavar="FILE", help="Samples for int8 and fp8: .npz or .safetensors."
+    ),
+]
+CalibrationMethod = Annotated[
+    str, typer.Option("--calibration-method", metavar="METHOD", help="entropy or max.")
+]
+CalibrationBatchSize = Annotated[
+    int,
+    typer.Option(
+        "--calibration-batch-size",
+        metavar="N",
+        min=1,
+        max=4096,
+        help="Samples per batch; entropy needs at least two batches.",
+    ),
+]
+EvaluationData = Annotated[
+    str | None,
+    typer.Option(
+        "--evaluation",
+        metavar="FILE",
+        help="Evaluation samples, optionally with labels: .npz or .safetensors.",
+    ),
+]
+Metric = Annotated[
+    str | None, typer.Option("--metric", metavar="METRIC", help="The task's metric: top1.")
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop", metavar="SHARE", min=0, max=1, help="Largest allowed drop of the metric."
+    ),
+]
+MinAgreement = Annotated[
+    float | None,
+    typer.Option(
+        "--min-agreement",
+        metavar="SHARE",
+        min=0,
+        max=1,
+        help="Mark engines doubtful whose classes, integers or items agree less with the source's.",
+    ),
+]
+MaxError = Annotated[
+    float | None,
+    typer.Option(
+        "--max-error",
+        metavar="RATIO",
+        min=0,
+        help="Mark engines doubtful whose floats have a larger error: RMS error over standard deviation.",
+    ),
+]
+Profiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--profile",
+        metavar="INPUT=MIN:OPT:MAX",
+        help="An input's shapes: image=1x1x8x8:8x1x8x8:64x1x8x8. Repeat for other inputs.",
+    ),
+]
+Fixed = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fix",
+        metavar="NAME=VALUE",
+        help="Fix an input to a constant value: sr=16000, size=[640,480]. Repeat for more.",
+    ),
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="NAME=VALUE",
+        help="TensorRT builder option: tf32=false, builder_optimization_level=5, … Repeat for more.",
+        autocompletion=complete.builder_options,
+    ),
+]
+Prune = Annotated[
+    str | None,
+    typer.Option(
+        "--prune",
+        metavar="METHOD",
+        help="Prune the model first: 2:4 for TensorRT's sparse kernels, or l1 with a fraction: l1:0.5.",
+        autocompletion=complete.prunings,
+    ),
+]
+Priority = Annotated[
+    int, typer.Option("--priority", min=0, max=9, help="Priority; 9 is the most urgent.")
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="KEY=VALUE", help="Label the build. Repeat for more."),
+]
+IdempotencyKey = Annotated[
+    str | None,
+    typer.Option(
+        "--idempotency-key",
+        metavar="KEY",
+        help="Resubmitting with the same key returns the first build.",
+    ),
+]
+SourceFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="onnx, pt2, torchscript, savedmodel, safetensors; by default detected.",
+    ),
+]
+ArchitectureName = Annotated[
+    str | None,
+    typer.Option(
+        "--architecture",
+        metavar="LIBRARY:NAME",
+        help="Model class of .safetensors weights: transformers:BertModel.",
+    ),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="The architecture's config.json."),
+]
