@@ -12,7 +12,7 @@ claims      a claim with 10,000 queued jobs beside one with 100
 post        the 99th percentile of a submission's time beside a handler of two inserts
 int8        engines for cpu in int8 beside fp32, with the processor's name
 children    the start of a job's process beside that of a Python that imports the same
-gpu         engines of ResNet-50 and BERT-base on this machine's GPU, beside PyTorch on it
+gpu         the engines of four models on this machine's GPUs, beside the best of PyTorch on each
 gpus        GPU jobs a second with 1, 2, 4 … GPUs, beside one
 =========== =========================================================================
 
@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import children, claims, cold, dispatch, gpus, int8, posts, submissions
+from bench import children, claims, cold, dispatch, gpu_engines, gpus, int8, posts, submissions
 from bench.table import Row, show
 
 BENCHES = {
@@ -36,7 +36,7 @@ BENCHES = {
     "post": posts.p99,
     "int8": int8.ratios,
     "children": children.cost,
-    "gpu": gpus.engines,
+    "gpu": gpu_engines.engines,
     "gpus": gpus.scaling,
 }
 

@@ -34,6 +34,8 @@ def verdict(met: bool) -> str:
 
 
 def show(rows: list[Row]) -> None:
+    if not rows:
+        return
     width = max(len(row["what"]) for row in rows)
     print(f"\n{'what':{width}} {'farm':>10} {'peer':>10} {'ratio':>7}  goal")
     for row in rows:
