@@ -4,6 +4,7 @@ from torch import nn
 from torch.export import Dim, export
 
 from farm.errors import EngineBuildFailed
+from workers.backends.aotinductor.layout import laid_out
 from workers.programs.lowered import lowered, magnitudes
 from workers.programs.program_interface import plain_program
 
@@ -115,3 +116,36 @@ def test_a_text_that_no_operator_takes_never_reaches_a_compiler():
     node.kwargs = {"approximate": 'none"); system("id'}
     with pytest.raises(EngineBuildFailed, match="the text"):
         lowered(program)(torch.ones(2, 2))
+
+
+@pytest.mark.parametrize(("last_ms", "is_last"), [(1.0, True), (3.0, False)])
+def test_images_are_laid_out_as_is_faster(image, last_ms, is_last):
+    times = {False: 2.0, True: last_ms}
+
+    def time_ms(module, inputs):
+        return times[weight(module).is_contiguous(memory_format=torch.channels_last)]
+
+    def weight(module):
+        return next(tensor for tensor in module.buffers() if tensor.dim() == 4)
+
+    expected = Net().eval()
+    made = laid_out(lowered(program_of(expected, image)), [image], time_ms)
+    assert weight(made).is_contiguous(memory_format=torch.channels_last) == is_last
+    assert torch.allclose(made(image)[0], expected(image)["scores"], atol=1e-5)
+
+
+def test_without_images_nothing_is_timed():
+    def time_ms(module, inputs):
+        raise AssertionError
+
+    x = torch.ones(2, 8)
+    laid_out(lowered(program_of(Large(), x)), [x], time_ms)
+
+
+def test_what_can_not_be_timed_has_channels_last(image):
+    def time_ms(module, inputs):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    made = laid_out(lowered(program_of(Net(), image)), [image], time_ms)
+    [weight] = [tensor for tensor in made.buffers() if tensor.dim() == 4]
+    assert weight.is_contiguous(memory_format=torch.channels_last)

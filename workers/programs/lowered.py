@@ -123,15 +123,19 @@ class Lowered(torch.nn.Module):
         """Compute one node; subclasses compute some otherwise."""
         return interpreter.plain(node)
 
-    def channels_last(self) -> Self:
-        """Lay images and the weights of convolutions out with channels last, which GPUs multiply faster."""
-        self._images_last = any(
-            getattr(node.target, "overloadpacket", None) in _IMAGE_CONVOLUTIONS
-            for node in self.graph.nodes
-        )
-        for tensor in self.buffers() if self._images_last else ():
+    @property
+    def has_images(self) -> bool:
+        """Whether it convolves images, so that it matters where channels are laid out."""
+        packets = (getattr(node.target, "overloadpacket", None) for node in self.graph.nodes)
+        return any(packet in _IMAGE_CONVOLUTIONS for packet in packets)
+
+    def channels_last(self, wanted: bool = True) -> Self:
+        """Lay images and the weights of their convolutions out with channels last, or first again."""
+        self._images_last = wanted
+        layout = torch.channels_last if wanted else torch.contiguous_format
+        for tensor in self.buffers():
             if tensor.dim() == 4:
-                tensor.data = tensor.contiguous(memory_format=torch.channels_last)
+                tensor.data = tensor.contiguous(memory_format=layout)
         return self
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -20,6 +20,7 @@ from farm.specs.shapes import Profile
 from farm.stages import BuildFacts, BuildParams
 from workers.backends.aotinductor import build as backend
 from workers.backends.aotinductor import compiler
+from workers.backends.aotinductor.layout import laid_out
 from workers.backends.aotinductor.proof import Proof, proved
 from workers.graphs.compute import Compute
 from workers.inputs.batch import Arrays, Batch, Shapes
@@ -62,6 +63,7 @@ def build(stage: Stage, params: BuildParams) -> StageResult:
         profiles,
         tf32=params.options.tf32 and device == "cuda",
     )
+    backend.set_tf32(enabled=of.tf32)
     stage.progress("lower", None)
     placed = program if device == "cpu" else move_to_device_pass(program, "cuda:0")
     module = _module(stage, params, placed, source, profiles, device)
@@ -71,7 +73,10 @@ def build(stage: Stage, params: BuildParams) -> StageResult:
     example = random_arrays(
         source.input_specs, _example_shapes(of, profiles[0]), seed=SEED, profile=profiles[0]
     )
-    traced = backend.traced(module, _tensors(source, example, device), of)
+    inputs = _tensors(source, example, device)
+    if device == "cuda":
+        module = laid_out(module, inputs)
+    traced = backend.traced(module, inputs, of)
     engine = stage.workdir / "engine.pt2"
     build_s = backend.compile_package(traced, of, engine)
     stage.progress("run in a fresh process", None)
@@ -107,7 +112,7 @@ def _module(
     profiles: Sequence[Profile],
     device: str,
 ) -> Lowered:
-    """The program as it is to be compiled: in the engine's type, quantised, laid out for the device."""
+    """The program as it is to be compiled: in the engine's type, and quantised."""
     dtype = _TYPES.get(params.precision, torch.float16)
     is_quantized = params.precision in QUANTIZED
     if is_quantized and Role.CALIBRATION not in stage.inputs:
@@ -131,8 +136,7 @@ def _module(
                 print(f"{name} computes in fp16: {why}", flush=True)
         else:
             module = lowered(program, dtype, wide=wide)
-    module = module.to(device)
-    return module if device == "cpu" else module.channels_last()
+    return module.to(device)
 
 
 def _wide(largest: Mapping[str, float]) -> list[str]:
