@@ -67,6 +67,8 @@ def speed(
     for name, facts in timed.items():
         if facts.reason:
             show.line(f"{name}: not measured: {facts.reason}")
+    if metrics.peers_age_s is not None:
+        show.line(f"PyTorch was timed {metrics.peers_age_s} s before, beside another engine")
     _throughput(metrics)
     _speed_ups(metrics)
     for name, facts in timed.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from farm.reports.metrics import MAX_OTHERS_SHARE, Metrics, Timed
+from farm.reports.metrics import MAX_OTHERS_SHARE, Metrics
 
 #: Settings that may differ: the precision, and the version of PyTorch it was compared with. Two cards of one
 #: product and driver may be compared, since a build's engines are measured on whichever worker is free;
@@ -94,15 +94,10 @@ def _uuid(metrics: Metrics) -> str | None:
 
 def _clocks_differ(metrics: Metrics, other: Metrics) -> str | None:
     """Why two cards of one product aren't alike: one may be locked, or limited, below the other."""
-    clocks = [_sm_clock_mhz(one.at_its_best) or _sm_clock_mhz(one) for one in (metrics, other)]
+    clocks = [one.at_its_best.sm_mhz or one.sm_mhz for one in (metrics, other)]
     left, right = clocks
     if left is None or right is None:
         return "they were measured on two cards, and the clocks of one are unknown"
     if abs(left - right) > _CLOCK_DIFFERENCE * max(left, right):
         return f"they were measured on two cards, at SM clocks of {left:g} and {right:g} MHz"
     return None
-
-
-def _sm_clock_mhz(timed: Timed) -> float | None:
-    clock = timed.gpu.sm_clock_mhz if timed.gpu else None
-    return clock.median if clock else None

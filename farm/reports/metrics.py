@@ -83,6 +83,12 @@ class Timed(OpenRecord):
         return (self.latency_ms or {}).get("p50") or None
 
     @property
+    def sm_mhz(self) -> float | None:
+        """The GPU's median clock meanwhile; None if unknown."""
+        clock = self.gpu.sm_clock_mhz if self.gpu else None
+        return clock.median if clock else None
+
+    @property
     def is_host_bound(self) -> bool:
         """Whether the GPU waited for the host, so that the figures say more about the host."""
         if self.host_bound is not None:
@@ -153,6 +159,9 @@ class Metrics(Timed):
     speed_up_over_compiled_with_cuda_graph_reason: Text | None = None
     speed_up_over_best: Number | None = None  #: of the engine at its best over PyTorch at its best
     speed_up_over_best_reason: Text | None = None
+    #: How long before the engine PyTorch was timed, where that was beside another engine of the same
+    #: source and precision, on the same card.
+    peers_age_s: Count | None = None
     best_of_pytorch: Word | None = None  #: which of PyTorch's figures is its best
     others_cpu_share: Number | None = None
     memory: GpuMemory | None = None

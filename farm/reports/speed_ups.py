@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from farm.reports.metrics import Metrics, Timed
+from farm.specs.precision import Precision
 
 #: The fields of PyTorch's figures → what they are called. In the engine's precision, except ``eager``.
 PYTORCH = {
@@ -21,7 +22,13 @@ PYTORCH = {
 }
 #: What PyTorch is expected to do best: unless it is known, so is PyTorch's best.
 _BEST = "compiled_cuda_graph"
+_PYTORCHS = (Precision.FP32, Precision.FP16, Precision.BF16)
 _ENGINE, _ENGINE_GRAPH = "the engine", "the engine with a CUDA graph"
+
+
+def peers_precision(precision: Precision) -> Precision:
+    """The precision PyTorch computes in beside an engine: it has no int8 or fp8 of its own."""
+    return precision if precision in _PYTORCHS else Precision.FP16
 
 
 @dataclass(frozen=True, kw_only=True)

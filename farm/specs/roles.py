@@ -18,6 +18,7 @@ class Role(StrEnum):
     ENGINE = "engine"
     LAYERS = "layers"  #: the layer report
     TIMING_CACHE = "timing_cache"  #: TensorRT's
+    PEERS = "peers"  #: PyTorch's figures, which a worker keeps from one measurement for the next
     REPORT = "report"
 
     @property

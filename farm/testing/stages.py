@@ -33,6 +33,10 @@ _FACTS: Mapping[JobKind, Mapping[str, Any]] = {
 }
 
 
+#: What a worker keeps for itself.
+_WORKERS = (Role.TIMING_CACHE, Role.PEERS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Made:
     """A stage's results: role → file, and its facts."""
@@ -69,7 +73,7 @@ class FakeStages:
         facts = {**_FACTS[kind], **self.facts.get(kind, {})}
         check_facts(kind, facts)
         spec = STAGES[kind]
-        roles = (*spec.makes, *(role for role in spec.may_make if role != Role.TIMING_CACHE))
+        roles = (*spec.makes, *(role for role in spec.may_make if role not in _WORKERS))
         said = json.dumps(params or {}, sort_keys=True, default=str)
         outputs = {}
         for role in roles:

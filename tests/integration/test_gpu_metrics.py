@@ -19,7 +19,7 @@ from farm.stages import JobKind, MeasureFacts
 from workers.clocks.cuda import Query, Span
 from workers.inputs.batch import Batch
 from workers.measure import gpu, timer
-from workers.measure.gpu import Conditions, Loaded
+from workers.measure.gpu import Conditions, Loaded, PeersFound
 from workers.measure.nvml import Telemetry, Tenants
 
 INPUTS = [TensorSpec(name="image", dtype="float32", shape=("batch", 3))]
@@ -44,7 +44,7 @@ class Engine:
 def peers(asked, progress):
     """PyTorch in its own process: as slow as it is here, and its compiler's graph is missing."""
     precision = str(asked.precision)
-    return {
+    figures = {
         "eager": span(3.5).timed(asked.batch).model_copy(update={"precision": "fp32"}),
         "eager_typed": span(2.5).timed(asked.batch).model_copy(update={"precision": precision}),
         "compiled": Timed(reason="RuntimeError: no C compiler", precision=precision),
@@ -53,6 +53,7 @@ def peers(asked, progress):
         .timed(asked.batch)
         .model_copy(update={"precision": precision}),
     }
+    return PeersFound(figures=figures)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from farm.reports.metrics import Metrics, Timed
+from farm.reports.metrics import GpuWhileTimed, Metrics, Timed
 from farm.reports.speed_ups import PYTORCH
 from farm.specs.precision import Precision
 from farm.stages import MeasureParams
@@ -69,8 +69,8 @@ def ask(source: Path, folder: Path, script: str | None = None, phases=None, **mo
     found = PeersBeside(source, PARAMS, folder, **more)(
         asked, lambda phase, _: phases.append(phase)
     )
-    Metrics(**found)
-    return found, phases
+    Metrics(**found.figures)
+    return found.figures, phases
 
 
 def wrote(answer: PeersAnswer) -> str:
@@ -84,6 +84,66 @@ WHOLE = PeersAnswer(peers={name: timed(1.0) for name in PYTORCH if name != "eage
 def test_what_the_process_found_is_taken_as_it_is(source, tmp_path):
     found, _ = ask(source, tmp_path, wrote(WHOLE))
     assert found == WHOLE.peers
+
+
+def at_clock(mhz: float | None) -> dict[str, object]:
+    seen = None if mhz is None else {"min": mhz, "median": mhz, "max": mhz}
+    return {"gpu": GpuWhileTimed.model_validate({"sm_clock_mhz": seen})}
+
+
+def asked_again(source, folder, sm_mhz, kept: PeersAnswer | bytes):
+    """Ask with kept figures; the process would say ``WHOLE``."""
+    file = folder / "kept.json"
+    file.write_bytes(kept if isinstance(kept, bytes) else kept.model_dump_json().encode())
+    header = "import json, sys; at = json.load(open(sys.argv[1]))['answer']\n"
+    command = (sys.executable, "-c", header + wrote(WHOLE))
+    peers = PeersBeside(source, PARAMS, folder, kept=file, command=command)
+    arrays = {"input": IMAGES}
+    asked = PeersAsked(
+        precision=Precision.FP16,
+        batch=2,
+        arrays=arrays,
+        pace=PACE,
+        tenants=Tenants(uuid="GPU-1", own=1),
+        sm_mhz=sm_mhz,
+    )
+    return peers, peers(asked, lambda *_: None)
+
+
+KEPT = PeersAnswer(
+    peers={"compiled_cuda_graph": timed(3.0, **at_clock(1980)), "eager": Timed(reason="refused")}
+)
+
+
+def test_figures_kept_from_another_engine_are_taken_with_their_age(source, tmp_path):
+    peers, found = asked_again(source, tmp_path, 1970.0, KEPT)
+    assert found.figures == KEPT.peers
+    assert found.age_s >= 0
+    assert peers.to_keep is None  # they are kept already
+
+
+@pytest.mark.parametrize(
+    ("sm_mhz", "kept"),
+    [
+        (1500.0, KEPT),  # another clock
+        (None, KEPT),  # an unknown one
+        (1980.0, PeersAnswer(peers={"compiled_cuda_graph": timed(3.0, **at_clock(None))})),
+        (1980.0, PeersAnswer(peers=KEPT.peers, doing="eager_cuda_graph")),  # cut off
+        (1980.0, PeersAnswer(peers={"eager": timed(3.0, **at_clock(1980))})),  # without the best
+        (1980.0, b"no answer at all"),
+    ],
+)
+def test_figures_that_do_not_hold_now_are_taken_again_and_kept(source, tmp_path, sm_mhz, kept):
+    peers, found = asked_again(source, tmp_path, sm_mhz, kept)
+    assert found.figures == WHOLE.peers
+    assert found.age_s is None
+    assert PeersAnswer.read(peers.to_keep).peers == WHOLE.peers
+
+
+def test_figures_without_the_best_are_not_kept(source, tmp_path):
+    command = (sys.executable, "-c", "pass")
+    peers = PeersBeside(source, PARAMS, tmp_path, command=command)
+    assert peers.to_keep is None
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,7 @@ def test_speed_shows_an_engine_beside_pytorch_and_what_to_think_of_the_figures(
         "compiled": {"reason": "no C compiler", "precision": "fp16"},
         "compiled_cuda_graph": facts(0.6, precision="fp16", channels_last=True),
         "peers_precision": "fp16",
+        "peers_age_s": 90,
         "speed_up": None,
         "speed_up_reason": "PyTorch eager is host-bound",
         "speed_up_over_compiled_with_cuda_graph": 1.2,
@@ -178,6 +179,7 @@ def test_speed_shows_an_engine_beside_pytorch_and_what_to_think_of_the_figures(
     assert re.search(r"^engine, CUDA graph +0\.500", shown, re.M)
     assert re.search(r"^PyTorch, fp32 +3\.000", shown, re.M)
     assert re.search(r"^PyTorch, fp16 \* +2\.000", shown, re.M)
+    assert "PyTorch was timed 90 s before, beside another engine" in shown
     assert "* host-bound: the GPU waits for the host" in shown
     assert re.search(r"^PyTorch, torch.compile, fp16, NHWC, CUDA graph +0\.600", shown, re.M)
     assert "PyTorch, torch.compile, fp16: not measured: no C compiler" in shown

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from farm.reports.metrics import GpuMemory, Metrics, Settings, Throughput, Timed
-from farm.reports.speed_ups import PYTORCH, with_speed_ups
+from farm.reports.speed_ups import PYTORCH, peers_precision, with_speed_ups
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime
 from farm.stages import ReportProgress
@@ -28,8 +28,6 @@ from workers.measure import nvml
 from workers.measure.nvml import Tenants
 from workers.measure.timer import PACE, THROUGHPUT_PACE, Figure, Timer, tried
 
-#: What PyTorch computes in beside an engine; it has no int8 or fp8 of its own, so fp16 beside those.
-_PEERS = {Precision.FP32: Precision.FP32, Precision.BF16: Precision.BF16}
 _NO_PROGRAM = "the source isn't a program that PyTorch can run"
 
 
@@ -92,13 +90,22 @@ class PeersAsked:
     arrays: Arrays  #: one batch
     pace: Pace
     tenants: Tenants
+    sm_mhz: float | None = None  #: the GPU's median clock while the engine was timed
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeersFound:
+    """PyTorch's figures."""
+
+    figures: Mapping[str, Timed]  #: or reasons, by the names in ``PYTORCH``
+    age_s: int | None = None  #: if they were taken beside another engine
 
 
 class Peers(Protocol):
     """Times PyTorch on this GPU, outside this process."""
 
-    def __call__(self, asked: PeersAsked, progress: ReportProgress) -> Mapping[str, Timed]:
-        """Figures, or reasons, by the names in ``PYTORCH``. Raises nothing of PyTorch's."""
+    def __call__(self, asked: PeersAsked, progress: ReportProgress) -> PeersFound:
+        """Raises nothing of PyTorch's."""
         ...
 
 
@@ -135,23 +142,20 @@ def metrics(loaded: Loaded, beside: Conditions, progress: ReportProgress) -> Met
     throughput = _throughput(timer, engine.bind, beside, figure, progress)
     memory = GpuMemory(engine_bytes=loaded.memory_bytes, used_bytes=_used_bytes())
     headline = figure.timed(precision)
+    peers = _peers(loaded, beside, headline, progress)
     found = Metrics(
         batch=opt,
         shapes={name: list(array.shape) for name, array in arrays.items()},
         **_warned(headline, loaded.warnings).model_dump(),
         throughput=throughput,
         cuda_graph=_warned(graph, loaded.warnings),
-        **_peers(loaded, beside, progress),
+        **peers.figures,
+        peers_age_s=peers.age_s,
         peers_precision=str(peers_precision(beside.precision)),
         memory=memory,
         settings=_settings(beside),
     )
     return with_speed_ups(found)
-
-
-def peers_precision(precision: Precision) -> Precision:
-    """The precision PyTorch computes in beside an engine of this one."""
-    return _PEERS.get(precision, Precision.FP16)
 
 
 def _warned(timed: Timed, warnings: Sequence[str]) -> Timed:
@@ -191,10 +195,12 @@ def _entry(batch: int, timed: Timed) -> Throughput:
     )
 
 
-def _peers(loaded: Loaded, beside: Conditions, progress: ReportProgress) -> Mapping[str, Timed]:
+def _peers(
+    loaded: Loaded, beside: Conditions, engine: Timed, progress: ReportProgress
+) -> PeersFound:
     """PyTorch's figures, taken by another process while this one does nothing on the GPU."""
     if beside.peers is None:
-        return {name: Timed(reason=_NO_PROGRAM) for name in PYTORCH}
+        return PeersFound(figures={name: Timed(reason=_NO_PROGRAM) for name in PYTORCH})
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     torch.cuda.empty_cache()
@@ -204,6 +210,7 @@ def _peers(loaded: Loaded, beside: Conditions, progress: ReportProgress) -> Mapp
         arrays=beside.arrays(beside.batch.opt),
         pace=PACE,
         tenants=loaded.tenants,
+        sm_mhz=engine.sm_mhz,
     )
     return beside.peers(asked, progress)
 

@@ -17,7 +17,7 @@ from farm.reports.metrics import Timed
 from farm.reports.speed_ups import PYTORCH
 from farm.stages import MeasureParams, ReportProgress
 from workers.backends.aotinductor import compiler
-from workers.measure.gpu import PeersAsked
+from workers.measure.gpu import PeersAsked, PeersFound
 from workers.peers.files import PeersAnswer, PeersRequest
 from workers.sandbox import tree, usage
 from workers.sandbox.environment import MEMORY
@@ -28,6 +28,8 @@ LIMIT_S = 1800.0
 #: at the whole of it the job would be, with the engine's figures.
 _MEMORY_SHARE = 0.9
 _LOOK_S = 0.5
+#: How much the clock may differ between figures that are compared: trtexec's limit for a steady figure.
+_CLOCKS = 0.025
 _PROCESS = (sys.executable, "-P", "-m", "workers.peers.process")
 _UNREAD = "its answer can't be read"
 
@@ -38,6 +40,7 @@ class PeersBeside:
     Parameters:
         source: the program, which the process loads itself.
         folder: for the files between the processes.
+        kept: the figures that another measurement on this card took of the same, if there are any.
         limit_s: after which the process is killed.
         command: what is started, with the request's path as its last argument.
     """
@@ -48,18 +51,33 @@ class PeersBeside:
         params: MeasureParams,
         folder: Path,
         *,
+        kept: Path | None = None,
         limit_s: float = LIMIT_S,
         command: Sequence[str] = _PROCESS,
     ) -> None:
         self._source = source
         self._params = params
         self._folder = folder
+        self._kept = kept
         self._limit_s = limit_s
         self._command = command
         self._answer = folder / "peers.json"
 
-    def __call__(self, asked: PeersAsked, progress: ReportProgress) -> Mapping[str, Timed]:
+    @property
+    def to_keep(self) -> Path | None:
+        """The answer, if it is new and complete: for the next measurement of the same."""
+        try:
+            answer = PeersAnswer.read(self._answer)
+        except ValueError:
+            return None
+        return self._answer if answer and answer.is_complete else None
+
+    def __call__(self, asked: PeersAsked, progress: ReportProgress) -> PeersFound:
         """The figures, or the reasons why there are none."""
+        kept = _kept(self._kept, asked.sm_mhz) if self._kept else None
+        return kept or PeersFound(figures=self._taken(asked, progress))
+
+    def _taken(self, asked: PeersAsked, progress: ReportProgress) -> Mapping[str, Timed]:
         self._answer.unlink(missing_ok=True)
         try:
             ended = self._run(self._written(asked), progress)
@@ -125,6 +143,22 @@ class PeersBeside:
             answer = PeersAnswer.read(self._answer)
             return (answer.doing if answer else None) or ""
         return ""
+
+
+def _kept(path: Path, sm_mhz: float | None) -> PeersFound | None:
+    """Kept figures, unless the card's clock is another now."""
+    try:
+        answer, age_s = PeersAnswer.read(path), time.time() - path.stat().st_mtime
+    except (OSError, ValueError):
+        return None
+    if answer is None or not answer.is_complete or sm_mhz is None:
+        return None
+    clocks = [timed.sm_mhz for timed in answer.peers.values() if timed.p50_ms is not None]
+    if any(clock is None or abs(clock - sm_mhz) > _CLOCKS * sm_mhz for clock in clocks):
+        print("PyTorch is timed again: the GPU's clock was another", flush=True)
+        return None
+    print(f"PyTorch was timed on this GPU {age_s:.0f} s ago, beside another engine", flush=True)
+    return PeersFound(figures=answer.peers, age_s=max(0, round(age_s)))
 
 
 def _figures(answer: PeersAnswer, ended: str | None) -> Mapping[str, Timed]:

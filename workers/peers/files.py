@@ -40,6 +40,12 @@ class PeersAnswer(OpenRecord):
     doing: Word | None = None  #: which figure is being taken; None at the end
     peers: Annotated[dict[Word, Timed], Field(max_length=20)] = {}
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether PyTorch has run to the end, with every figure but those that it can't give."""
+        best = self.peers.get("compiled_cuda_graph")
+        return self.doing is None and best is not None and best.p50_ms is not None
+
     def write(self, path: Path) -> None:
         beside = path.with_suffix(".new")
         beside.write_text(self.model_dump_json())

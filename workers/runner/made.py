@@ -15,6 +15,7 @@ from farm.reports.extent import TooMuch
 from farm.reports.layers import MAX_LAYER_REPORT_BYTES, LayerReport
 from farm.specs.roles import Role
 from farm.stages import STAGES, JobKind, check_facts
+from workers.peers.files import MAX_BYTES as MAX_PEERS_BYTES
 from workers.sandbox import folder
 
 
@@ -51,6 +52,8 @@ def made_of(said: Any, kind: JobKind, workdir: Path) -> Made:
             f"the stage's process sent facts that no {kind} job has: {err}"
         ) from None
     files = {role: _file(role, path, workdir) for role, path in outputs.items()}
+    if Role.PEERS in files and files[Role.PEERS].stat().st_size > MAX_PEERS_BYTES:
+        raise ResultRefused("the stage's process sent more than PyTorch's figures")
     if Role.LAYERS in files:
         _check_layers(files[Role.LAYERS])
     return Made(outputs=files, facts=facts)

@@ -27,7 +27,7 @@ from farm.queue.celery_app import TASK, shown_arguments
 from farm.queue.jobs import Claim, Output
 from farm.queue.turns import Bell
 from farm.stages import JobKind
-from workers.runner import claims, inputs, plugins, timing_caches, toolchain
+from workers.runner import claims, inputs, kept_peers, plugins, timing_caches, toolchain
 from workers.runner.app import Context
 from workers.runner.child import Child, await_preload
 from workers.runner.hooks import Hook, Part
@@ -43,7 +43,7 @@ _SHUN_S = 60.0  #: how long to avoid a job to be retried that failed because of 
 _PASS_ON_S = 0.5
 
 #: Take part in jobs alongside their stages.
-HOOKS: Sequence[Hook] = (timing_caches.Cache, plugins.Libraries)
+HOOKS: Sequence[Hook] = (timing_caches.Cache, kept_peers.Peers, plugins.Libraries)
 
 
 class _OtherTools(Exception):

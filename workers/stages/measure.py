@@ -56,7 +56,8 @@ _NO_METRICS = "the engine can't run on this worker: accuracy is that of the type
 
 
 def run(stage: Stage) -> StageResult:
-    """Write ``report``: accuracy, and latency and throughput or why they are missing.
+    """Write ``report``: accuracy, and latency and throughput or why they are missing; and ``peers`` if
+    PyTorch was timed.
 
     Raises:
         AccuracyDropped: the engine is broken, or loses more than ``max_drop``.
@@ -83,31 +84,43 @@ def run(stage: Stage) -> StageResult:
     for doubt in doubtful:
         print(f"doubtful: {doubt}", flush=True)
     is_engine = measured_on == "engine"
+    peers = _peers(stage, params, source)
     facts = MeasureFacts(
         accuracy=accuracy,
         doubts=shortened(doubtful),
-        metrics=_metrics(stage, subject, source, batch, samples) if is_engine else None,
+        metrics=_metrics(stage, subject, source, peers, batch, samples) if is_engine else None,
         metrics_reason=None if is_engine else _NO_METRICS,
     )
     report = stage.workdir / "report.json"
     report.write_text(facts.model_dump_json(indent=2) + "\n")
-    return StageResult(outputs={Role.REPORT: report}, facts=facts)
+    files: dict[str, Path] = {Role.REPORT: report}
+    if peers and peers.to_keep:
+        files[Role.PEERS] = peers.to_keep
+    return StageResult(outputs=files, facts=facts)
+
+
+def _peers(stage: Stage, params: MeasureParams, source: Runnable) -> PeersBeside | None:
+    """What times PyTorch beside an engine on a GPU, if PyTorch can run the source."""
+    if not isinstance(source, EagerModel):
+        return None
+    kept = stage.inputs.get(Role.PEERS)
+    return PeersBeside(stage.inputs[Role.SOURCE], params, stage.workdir, kept=kept)
 
 
 def _metrics(
     stage: Stage,
     subject: Runnable | gpu.Loaded,
     source: Runnable,
+    peers: PeersBeside | None,
     batch: Batch,
     samples: Arrays,
 ) -> Metrics:
     """Latency and throughput of an engine that runs here, next to its program if available."""
     params = stage.params
     assert isinstance(params, MeasureParams)
-    eager = source if isinstance(source, EagerModel) else None
     if isinstance(subject, gpu.Loaded):
         beside = gpu.Conditions(
-            peers=PeersBeside(stage.inputs[Role.SOURCE], params, stage.workdir) if eager else None,
+            peers=peers,
             precision=params.precision,
             tf32=params.options.tf32,
             batch=batch,
@@ -116,6 +129,7 @@ def _metrics(
         return gpu.metrics(subject, beside, stage.progress)
     stage.progress("time", None)
     with stage.quiet():
+        eager = source if isinstance(source, EagerModel) else None
         return cpu.metrics(subject, eager, batch, samples)
 
 
