@@ -35,9 +35,6 @@ class _Row:
     not_in_torchscript: str | None = (
         "TorchScript is built in fp32; for {precision} use onnxruntime:cpu"
     )
-    not_in_aotinductor_on_cpu: str | None = (
-        "AOTInductor is built in fp32 for cpu; for {precision} use onnxruntime:cpu"
-    )
     first_capability: int = 0  #: the first that computes in it
     instead: str = ""  #: what to use below that
     not_in_rtx: Mapping[str, str] = field(default_factory=dict)  #: by compute capability
@@ -51,7 +48,6 @@ _NO_INTEGERS = "ONNX Runtime's CUDA provider has no {precision} kernels; use ten
 _ROWS: dict[Precision, _Row] = {
     Precision.FP32: _Row(
         not_in_torchscript=None,
-        not_in_aotinductor_on_cpu=None,
         not_in_rtx={"sm_75": "TensorRT-RTX has no fp32 matrix products on sm_75; use fp16 or int8"},
         on_gpu=(Role.ONNX, Role.ONNX),
     ),
@@ -161,8 +157,10 @@ def _refused(target: Target, precision: Precision) -> Refusal | None:
     if target.runtime is Runtime.TORCHSCRIPT:
         reason = row.not_in_torchscript
     elif capability == gpus.CPU:
-        in_aotinductor = target.runtime is Runtime.AOTINDUCTOR and row.not_in_aotinductor_on_cpu
-        reason = row.not_on_cpu or in_aotinductor or None
+        reason = row.not_on_cpu
+        if target.runtime is Runtime.AOTINDUCTOR and precision is not Precision.FP32:
+            instead = reason or "for {precision} use onnxruntime:cpu"
+            reason = f"AOTInductor is built in fp32 for cpu; {instead}"
     elif row.not_on_gpu:
         reason = row.not_on_gpu
     elif target.runtime is Runtime.ONNXRUNTIME and row.not_in_cuda_provider:
