@@ -19,6 +19,7 @@ from farm.reports.accuracy import Accuracy
 from farm.reports.extent import TooMuch
 from farm.reports.layers import ComputeView
 from farm.reports.metrics import Metrics
+from farm.reports.provider import ProviderChoice
 from farm.reports.records import (
     MOST_LISTED,
     MOST_NAMES,
@@ -227,6 +228,7 @@ class BuildFacts(Facts):
     float_types: Words = []
     narrowed: Words = []
     timing_cache: CacheUse | None = None
+    provider: ProviderChoice | None = None
 
 
 class MeasureFacts(Facts):

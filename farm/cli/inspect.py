@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -52,6 +52,7 @@ def inspect(
     changed = row.options.changed() if row.options else {}
     if changed:
         show.line("built with " + ", ".join(f"{n}={_value(v)}" for n, v in changed.items()))
+    _provider(row)
     _interface(row)
     _compute(report, row.precision)
     _memory(report, row)
@@ -81,6 +82,25 @@ def _list(layers: Sequence[Layer]) -> None:
     ]
     headers = ("layer", "type", "takes", "gives", "kernel", "name")
     show.table(headers, rows, keep=("layer", "type", "takes"))
+
+
+def _provider(row: EngineView) -> None:
+    """How to run an ONNX Runtime engine on its GPU, and what that was chosen from."""
+    found = row.provider
+    if found is None:
+        return
+    fused = f", attention fused in {found.fused_attention} places" if found.fused_attention else ""
+    show.line(f"runs with {_options(found.options)}{fused}")
+    for one in found.tried:
+        fused = " and fused attention" if one.fused_attention else ""
+        graph = " in a CUDA graph" if one.cuda_graph else ""
+        timed = "" if one.p50_ms is None else f"{show.milliseconds(one.p50_ms)}{graph}"
+        said = ", ".join(filter(None, (timed, one.reason)))
+        show.line(f"  tried {_options(one.options)}{fused}: {said}")
+
+
+def _options(options: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in options.items())
 
 
 def _value(option: object) -> str:

@@ -192,11 +192,15 @@ def note(target: Target, precision: Precision) -> str | None:
 def option_refusal(target: Target, options: BuilderOptions) -> Refusal | None:
     """Why no worker could ever build this target with these options, or None if one could."""
     changed = options.changed().keys()
-    if target.runtime is Runtime.AOTINDUCTOR and changed - {"tf32"}:
-        return Refusal(
-            f"{', '.join(changed - {'tf32'})}: AOTInductor has no builder option but tf32"
+    if _takes_tf32_alone(target):
+        others = sorted(changed - {"tf32"})
+        name = "AOTInductor" if target.runtime is Runtime.AOTINDUCTOR else "ONNX Runtime"
+        return (
+            Refusal(f"{', '.join(others)}: {name} has no builder option but tf32")
+            if others
+            else None
         )
-    if target.runtime not in (*TENSORRTS, Runtime.AOTINDUCTOR) and changed:
+    if target.runtime not in TENSORRTS and changed:
         return Refusal(
             f"{', '.join(changed)}: only TensorRT has builder options, not {target.runtime}"
         )
@@ -215,6 +219,11 @@ def option_refusal(target: Target, options: BuilderOptions) -> Refusal | None:
                 "instead of a hardware_compatibility_level"
             )
     return None
+
+
+def _takes_tf32_alone(target: Target) -> bool:
+    is_cuda = target.runtime is Runtime.ONNXRUNTIME and target.gpu != gpus.CPU
+    return is_cuda or target.runtime is Runtime.AOTINDUCTOR
 
 
 def build_queue(target: Target) -> str:

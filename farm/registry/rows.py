@@ -72,6 +72,7 @@ def _shown(
         compute=found.compute,
         options=found.options,
         timing_cache=found.timing_cache,
+        provider=found.provider,
         peak_memory_bytes=found.peak_memory_bytes,
         profiles=found.profiles,
         inputs=found.inputs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from farm.reports.layers import ComputeView
+from farm.reports.provider import ProviderChoice
 from farm.reports.records import Count, OpenRecord, Record
 from farm.specs.options import BuilderOptions
 from farm.specs.shapes import Profile, TensorSpec
@@ -30,5 +31,6 @@ class Description(Record):
     compute: ComputeView | None = None
     options: BuilderOptions | None = None
     timing_cache: TimingCacheUse | None = None
+    provider: ProviderChoice | None = None
     peak_memory_bytes: Count | None = None
     same: str | None = None  #: common to all judgements of one engine; older rows have none

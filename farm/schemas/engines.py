@@ -11,6 +11,7 @@ from farm.reports.accuracy import Accuracy
 from farm.reports.description import TimingCacheUse
 from farm.reports.layers import ComputeView
 from farm.reports.metrics import Metrics
+from farm.reports.provider import ProviderChoice
 from farm.schemas.base import Answer, Digest, Page
 from farm.specs.options import BuilderOptions
 from farm.specs.precision import Precision
@@ -97,6 +98,10 @@ class EngineView(Answer):
     options: BuilderOptions | None = Field(None, description="options it was built with")
     timing_cache: TimingCacheUse | None = Field(
         None, description="the timing cache its build started from, and how it was used"
+    )
+    provider: ProviderChoice | None = Field(
+        None,
+        description="for ONNX Runtime on GPUs: the provider options to run it with, and what was timed",
     )
     peak_memory_bytes: int | None = Field(None, description="peak host memory of the build process")
     profiles: list[Profile]

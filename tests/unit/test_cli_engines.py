@@ -36,6 +36,26 @@ def test_inspect_shows_the_types_and_the_layers_of_an_engine(run: Run, stub: Stu
     assert len(shown["layers"]) == 50
 
 
+def test_inspect_shows_how_to_run_an_engine_and_what_was_tried(run: Run, stub: StubFarm) -> None:
+    nhwc = {"prefer_nhwc": "1", "use_tf32": "1"}
+    tried = [
+        {
+            "options": {"use_tf32": "1"},
+            "fused_attention": False,
+            "p50_ms": 0.786,
+            "cuda_graph": True,
+        },
+        {"options": {"use_tf32": "1"}, "fused_attention": True, "reason": "its outputs differ"},
+        {"options": nhwc, "fused_attention": False, "p50_ms": 0.567, "cuda_graph": False},
+    ]
+    provider = {"options": nhwc, "fused_attention": 0, "batch": 1, "tried": tried}
+    shown = run("inspect", stub.add(rtx_plan(), provider=provider)["id"]).stdout
+    assert "runs with prefer_nhwc=1, use_tf32=1\n" in shown
+    assert "tried use_tf32=1: 0.786 ms in a CUDA graph\n" in shown
+    assert "tried use_tf32=1 and fused attention: its outputs differ\n" in shown
+    assert "tried prefer_nhwc=1, use_tf32=1: 0.567 ms\n" in shown
+
+
 def test_inspect_shows_what_the_engine_itself_says(
     run: Run, stub: StubFarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:

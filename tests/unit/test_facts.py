@@ -45,6 +45,11 @@ HONEST: dict[JobKind, dict[str, Any]] = {
         "outputs": [X],
         "profiles": [{"x": RANGE}],
         "options": {"tf32": True},
+        "provider": {
+            "options": {"prefer_nhwc": "1"},
+            "fused_attention": 12,
+            "tried": [{"options": {}, "fused_attention": False, "reason": "not faster"}],
+        },
         "peak_memory_bytes": 1,
     },
     JobKind.MEASURE: {

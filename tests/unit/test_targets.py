@@ -134,6 +134,7 @@ def test_a_precision_that_the_architecture_lacks_is_refused_before_a_minute_is_s
         ("tensorrt-rtx:sm_89", "TensorRT-RTX doesn't support plugins"),
         ("onnxruntime:cpu", "plugins: only TensorRT has builder options"),
         ("aotinductor:h200", "plugins: AOTInductor has no builder option but tf32"),
+        ("onnxruntime:h200", "plugins: ONNX Runtime has no builder option but tf32"),
         ("tensorrt:h200", None),
     ],
 )
@@ -144,8 +145,9 @@ def test_plugins_are_for_classic_tensorrt(target, words):
     assert refused is None if words is None else words in refused
 
 
-def test_aotinductor_takes_the_option_tf32_alone():
-    target = Target(runtime=Runtime.AOTINDUCTOR, gpu="sm_90")
+@pytest.mark.parametrize("runtime", [Runtime.AOTINDUCTOR, Runtime.ONNXRUNTIME])
+def test_other_runtimes_take_the_option_tf32_alone_on_a_gpu(runtime):
+    target = Target(runtime=runtime, gpu="sm_90")
     assert policy.option_refusal(target, BuilderOptions(tf32=False)) is None
 
 

@@ -15,6 +15,7 @@ from onnx import TensorProto
 
 from farm.errors import EngineBuildFailed
 from workers.backends.ort.cpu import VERSION, BuiltGraph, brief, session_options, writing_options
+from workers.backends.ort.provider import kept_options
 from workers.clocks.cuda import Tensors
 from workers.inputs.samples import Arrays
 
@@ -56,13 +57,17 @@ def build_engine(typed: Path, engine: Path, *, weights_beside: bool = False) -> 
 class OrtCudaEngine:
     """An engine on the current GPU.
 
+    Parameters:
+        options: of the provider; by default those kept in the file.
+
     Raises:
         EngineBuildFailed: it can't be loaded, or would run on the CPU.
     """
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, options: Mapping[str, str] | None = None) -> None:
         self._model = model
-        self._session = _session(model, session_options("all"), {})
+        self._provider = kept_options(model) if options is None else options
+        self._session = _session(model, session_options("all"), self._provider)
         self.output_names = [value.name for value in self._session.get_outputs()]
         self._sessions: dict[tuple[int, bool], onnxruntime.InferenceSession] = {}
         self._graphs = 0
@@ -106,7 +111,7 @@ class OrtCudaEngine:
         # A provider gets its stream when created: one session per stream and way to run.
         stream = torch.cuda.current_stream().cuda_stream
         if (stream, cuda_graph) not in self._sessions:
-            provider = {"user_compute_stream": str(stream)}
+            provider = {**self._provider, "user_compute_stream": str(stream)}
             if cuda_graph:
                 provider["enable_cuda_graph"] = "1"
             session = _session(self._model, session_options("all"), provider)

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from farm.reports.layers import Layer, LayerReport, MemoryView
+from farm.reports.provider import ProviderChoice
 from farm.specs.precision import Precision
 from farm.specs.shapes import Profile, TensorSpec
 from workers.backends.trt import interface as trt_interface
@@ -36,6 +37,7 @@ class Made:
     read: RtxPlan | None = None  #: TensorRT-RTX's plan
     interface: Interface | None = None  #: if TensorRT reports its own
     fusions: Mapping[str, int] | None = None  #: if the layers don't show them
+    provider: ProviderChoice | None = None  #: ONNX Runtime's, on a GPU
 
     @property
     def memory(self) -> MemoryView | None:

@@ -54,6 +54,8 @@ def run(stage: Stage) -> StageResult:
     interface = interface_of(made, graph.model, graph.typed)
     report = report_of(made, graph.model, graph.profiles, said, interface)
     facts = _facts(params, graph, made, report, interface.differences)
+    if made.provider:
+        facts = facts.model_copy(update={"provider": made.provider})
     written = layers.write(report, stage.workdir / "layers.json")
     outputs: dict[str, Path] = {Role.ENGINE: made.engine, Role.LAYERS: written}
     if made.timing_cache:
