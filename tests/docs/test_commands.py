@@ -20,7 +20,13 @@ MARKDOWN = sorted(
 )
 SHELL = {"sh", "bash", "shell", "console"}
 #: Variables that aren't settings of the farm's processes.
-OTHER_VARIABLES = {"FARM_URL", "FARM_KEY", "FARM_TEST_DATABASE_URL", "FARM_TEST_BROKER_URL"}
+OTHER_VARIABLES = {
+    "FARM_URL",
+    "FARM_KEY",
+    "FARM_TEST_DATABASE_URL",
+    "FARM_TEST_BROKER_URL",
+    *(f"FARM_BENCH_{name}" for name in ("MODELS", "BATCHES", "PRECISIONS", "SECONDS")),
+}
 
 _FENCE = re.compile(r"^( *)```([\w-]*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`([^`\n]+)`")

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from farm.local import up
+from tests.e2e.conftest import fresh_settings
 from tests.e2e.live import LiveFarm
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+
+
+@pytest.fixture
+def farm(tmp_path: Path) -> Iterator[LiveFarm]:
+    """One of its own: other tests' jobs would be these, or these theirs."""
+    with fresh_settings(tmp_path / "a home") as settings, up.embedded(settings) as running:
+        yield LiveFarm(running.addresses, settings)
 
 
 def test_a_bench_on_a_cpu_has_a_winner_that_a_pull_takes(
@@ -32,11 +42,8 @@ def test_a_bench_on_a_cpu_has_a_winner_that_a_pull_takes(
     [pulled] = farm.cli("pull", "benched", "--gpu", "cpu", "-o", tmp_path, "--json").json()
     assert pulled["engine"]["id"] == found["winner"]
     assert "the goal kept for cpu is throughput" in pulled["why"]
-
-
-def test_a_bench_of_what_is_there_builds_nothing(farm: LiveFarm) -> None:
     again = farm.cli(
         "bench", "benched", "--gpu", "cpu", "--precision", "fp32,int8", "--json"
     ).json()
     jobs = farm.get(f"/v1/builds/{again['build']}")["jobs"]
-    assert {job["reuse"] for job in jobs} == {"cached"}
+    assert {job["reuse"] for job in jobs} == {"cached"}  # what is there isn't built again

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 from torch.utils import _pytree as pytree
 
+from workers.backends.aotinductor.build import prepare_inductor
 from workers.clocks.cuda import Bind, Tensors
 from workers.programs.eager import called, input_names, named_tensors, output_names, specs
 from workers.programs.lowered import lowered
@@ -70,8 +71,7 @@ class PyTorch:
 
     def compiled(self, dtype: torch.dtype) -> Bind:
         """The same, compiled by ``torch.compile`` for exactly these shapes, with frozen weights."""
-        # Compile in this process: a job leaves no others behind.
-        torch._inductor.config.compile_threads = 1
+        prepare_inductor()
         torch._dynamo.reset()
 
         @cache

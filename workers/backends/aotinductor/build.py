@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -136,8 +137,7 @@ def compile_package(program: ExportedProgram, of: Signature, package: Path) -> f
     os.environ.update(compiler.environment())
     _inductor.config.cpp.cxx = (None, os.environ["CXX"])  # read when it was imported
     set_tf32(enabled=of.tf32)
-    # In this process: a job leaves no others behind.
-    _inductor.config.compile_threads = 1
+    prepare_inductor()
     try:
         with torch.no_grad(), folder_for_compilers():
             _inductor.aoti_compile_and_package(
@@ -150,6 +150,16 @@ def compile_package(program: ExportedProgram, of: Signature, package: Path) -> f
             hint="use onnxruntime or tensorrt, or rewrite that part of the model with other operators",
         ) from err
     return time.monotonic() - start
+
+
+def prepare_inductor() -> None:
+    """Have inductor compile in this process, wherever torch is installed."""
+    from torch.utils import cpp_extension  # imports setuptools
+
+    # A job leaves no others behind.
+    _inductor.config.compile_threads = 1
+    # The only folder on its command line that it doesn't quote; there may be a space in it.
+    vars(cpp_extension)["TORCH_LIB_PATH"] = shlex.quote(str(Path(torch.__file__).parent / "lib"))
 
 
 @contextmanager
