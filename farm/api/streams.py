@@ -241,6 +241,8 @@ class EventStream(Response):
             if self._last < floor:
                 found = await self._hub.history(self._build_id, self._last, floor)
                 self._last = found[-1][0] if found else floor
+                if not found:
+                    continue
             else:
                 found = feed.since(self._last)
                 self._last = found[-1][0] if found else self._last
@@ -248,7 +250,7 @@ class EventStream(Response):
                     return
             if found:
                 yield b"".join(rendered for _, rendered in found)
-            elif self._last >= feed.floor:
+            else:
                 with anyio.move_on_after(_PING_S) as silence:
                     await changed.wait()
                 if silence.cancelled_caught:

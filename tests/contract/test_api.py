@@ -3,11 +3,13 @@
 import base64
 import hashlib
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
+from farm.api import streams
 from farm.database.session import Database
 from farm.fleet import timing_caches
 from farm.fleet.timing_caches import Revision, Timed
@@ -209,6 +211,18 @@ def test_the_event_stream_ends_with_the_build_and_resumes(api, ledger, digest):
     middle = events[len(events) // 2][0]
     resumed = api.get(f"/v1/builds/{build}/events", headers={"Last-Event-ID": str(middle)})
     assert events_of(resumed) == [event for event in events if event[0] > middle]
+
+
+def test_the_stream_of_a_build_ends_at_once_when_others_were_heard_of_since(
+    api, ledger, digest, monkeypatch
+):
+    monkeypatch.setattr(streams, "_PING_S", 0.05)
+    build = submit(api, digest)["id"]
+    ledger.run_all()
+    submit(api, digest, model="later")
+    answer = api.get(f"/v1/builds/{build}/events")
+    assert events_of(answer)[-1][2]["state"] == "succeeded"
+    assert not re.search("^:", answer.text, re.MULTILINE), "it waited for more"
 
 
 def test_the_log_is_text_under_the_jobs_titles(api, ledger, digest):
