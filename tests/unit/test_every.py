@@ -70,7 +70,7 @@ def test_a_source_that_no_program_can_be_made_of_leaves_out_what_needs_one():
 def test_an_option_of_one_runtime_leaves_out_the_others():
     found = benched(options={"builder_optimization_level": 5})
     assert set(built(found)) == {"tensorrt:h100"}
-    assert "only TensorRT has" in reasons(found)["onnxruntime:h100", "fp16"]
+    assert "has no builder option but tf32" in reasons(found)["onnxruntime:h100", "fp16"]
 
 
 def test_what_no_online_worker_can_build_is_left_out_unless_the_bench_waits_for_one():
