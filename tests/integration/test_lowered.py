@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -5,6 +6,8 @@ from torch.export import Dim, export
 
 from farm.errors import EngineBuildFailed
 from workers.backends.aotinductor.layout import laid_out
+from workers.programs.eager import EagerModel
+from workers.programs.load import load_program
 from workers.programs.lowered import lowered, magnitudes
 from workers.programs.program_interface import plain_program
 
@@ -104,6 +107,135 @@ def test_a_region_that_branches_on_data_is_refused_with_what_to_do():
     with pytest.raises(EngineBuildFailed, match="branches or loops") as caught:
         module(torch.ones(2, 2))
     assert "torch.where" in caught.value.hint
+
+
+def test_a_mask_beyond_fp16_leaves_its_attention_in_fp16(image):
+    program = program_of(Net(), image)
+    seen = magnitudes(lowered(program), [(image,)])
+    wide = [name for name, largest in seen.items() if largest > 3e4]
+    assert wide
+    traced = export(lowered(program, torch.float16, wide=wide), (image,))
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    types = {node.meta["val"].dtype for node in traced.graph.nodes if node.target is attention}
+    assert types == {torch.float16}
+
+
+class Writes(nn.Module):
+    """Writes to its input, to a view of it, and to a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x, y):
+        self.calls.add_(1)
+        y[:, 0].mul_(2)
+        return x.add_(1) + y + self.calls
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_a_program_that_writes_to_its_inputs_and_buffers_gives_the_same_each_time(dtype):
+    module, given = lowered(program_of(Writes(), torch.ones(2, 2), torch.ones(2, 2)), dtype), []
+    for _ in range(2):
+        x, y = torch.ones(2, 2), torch.ones(2, 2)
+        given.append(module(x, y)[0])
+        assert (x == 1).all()
+        assert (y == 1).all()
+    assert torch.equal(given[0], torch.tensor([[5.0, 4.0], [5.0, 4.0]]))
+    assert torch.equal(*given)
+
+
+def test_the_reference_of_such_a_program_gives_the_same_each_time_and_leaves_its_inputs():
+    source = EagerModel(program_of(Writes(), torch.ones(2, 2), torch.ones(2, 2)))
+    arrays = {name: np.ones((2, 2), np.float32) for name in source.input_names}
+    first, second = (source.run(arrays)["output"] for _ in range(2))
+    assert first.tolist() == second.tolist() == [[5.0, 4.0], [5.0, 4.0]]
+    assert all((one == 1).all() for one in arrays.values())
+
+
+def test_a_buffer_that_is_also_an_output_is_given_as_it_was_written():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(2))
+
+        def forward(self, x):
+            return self.calls.add_(x)
+
+    source = EagerModel(program_of(Counts(), torch.ones(2)))
+    arrays = {source.input_names[0]: np.ones(2, np.float32)}
+    assert [source.run(arrays)["output"].tolist() for _ in range(2)] == [[1.0, 1.0]] * 2
+
+
+def test_tied_weights_are_held_once(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(64, 32), nn.Linear(32, 64, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, ids):
+            return self.head(self.embedding(ids))
+
+    torch.export.save(export(Tied(), (torch.zeros(2, 3, dtype=torch.long),)), tmp_path / "t.pt2")
+    program = load_program(tmp_path / "t.pt2")
+    plain_program(program)
+    assert len(list(lowered(program, torch.float16).buffers())) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda x: torch.lerp(x, x.double().float(), torch.full((8,), 0.5)),
+        lambda x: torch.inner(x, torch.ones(8)),
+        lambda x: torch.cross(x[:, :3], torch.ones(4, 3), dim=-1),
+        lambda x: x.index_reduce(0, torch.arange(4), torch.ones(4, 8), "amax"),
+        lambda x: torch.view_as_real(torch.polar(x.abs(), torch.ones(4, 8))),
+        lambda x: x.quantile(0.5, dim=-1),
+        lambda x: torch.matrix_exp(x[:, :4] * 3),
+        lambda x: nn.functional.avg_pool3d(x[None, None, :, :, None], (2, 2, 1)),
+        lambda x: nn.functional.interpolate(x[None, None], (2, 4), mode="bilinear", antialias=True),
+        lambda x: torch.special.erfcx(x),
+    ],
+)
+def test_operators_that_lack_a_type_or_take_only_one_compute(dtype, compute):
+    class Computed(nn.Module):
+        def forward(self, x):
+            return compute(x)
+
+    x = torch.linspace(0.1, 0.9, 32).reshape(4, 8)
+    [made] = lowered(program_of(Computed(), x), dtype)(x)
+    assert torch.allclose(made, compute(x), rtol=0.05, atol=0.05)
+
+
+def test_a_program_whose_sizes_depend_on_its_data_passes_without_its_texts(image):
+    class Found(nn.Module):
+        def forward(self, x):
+            return (x > 0).nonzero()
+
+    program = program_of(Found(), image)
+    checks = [node for node in program.graph.nodes if "_assert_scalar" in str(node.target)]
+    for node in checks:
+        node.args = (node.args[0], 'pwned"); system("id"); //')
+    assert checks
+    module = lowered(program)
+    assert torch.equal(module(image)[0], (image > 0).nonzero())
+    assert "pwned" not in str(export(module, (image,)).graph)
+
+
+def test_kernels_that_trust_their_arguments_are_guarded_while_values_are_observed():
+    class Bag(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bag = nn.EmbeddingBag(10, 4)
+
+        def forward(self, indices, offsets):
+            return self.bag(indices, offsets)
+
+    module = lowered(program_of(Bag(), torch.arange(8), torch.tensor([0, 4])))
+    with pytest.raises(ValueError, match="don't belong together"):
+        magnitudes(module, [(torch.arange(8), torch.tensor([0, 4_000_000]))])
 
 
 def test_a_text_that_no_operator_takes_never_reaches_a_compiler():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from workers.inputs.profiles import AxisRange
 from workers.inputs.samples import BF16
 from workers.programs.guard import checked
 from workers.programs.program_interface import numbered_outputs
+from workers.programs.written import written
 
 #: A dynamic size as torch.export names it, on its own or in an expression: ``s40``, ``2*s40``.
 SYMBOL = re.compile(r"\bs\d+\b")
@@ -27,7 +29,8 @@ _UNBOUNDED = 2**31
 
 
 class EagerModel:
-    """Runs a program on numpy arrays, by input name."""
+    """Runs a program on numpy arrays, by input name. Each run begins with what was saved, as an engine's
+    does, even if the program writes to its buffers."""
 
     def __init__(self, program: ExportedProgram) -> None:
         self.program = program
@@ -46,6 +49,12 @@ class EagerModel:
                 f"the program's graph can't be compiled: {_first_line(err)}",
                 hint="export it again: torch.export.save(torch.export.export(model, args), 'model.pt2')",
             ) from err
+        nodes = list(written(self._module.graph))
+        self._inputs_written = {node.name for node in nodes if node.op == "placeholder"}
+        held = [
+            attrgetter(str(node.target))(self._module) for node in nodes if node.op == "get_attr"
+        ]
+        self._saved = [(tensor, tensor.detach().clone()) for tensor in held]
 
     def run(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
         """Return the outputs for one batch, by their names in the ONNX graph.
@@ -57,17 +66,28 @@ class EagerModel:
         for index, spec in enumerate(self.input_specs):
             if spec.dtype == BF16:  # NumPy lacks it, so the arrays are fp32
                 given[index] = given[index].to(torch.bfloat16)
+            if spec.name in self._inputs_written:
+                given[index] = given[index].clone()
         args, kwargs = pytree.tree_unflatten(given, self._in_spec)
         try:
             with torch.inference_mode(), checked(self._operators):
                 made = named_tensors(self._module(*args, **kwargs), self.output_names)
+                if self._saved:  # outputs may be views of what is restored
+                    made = {name: tensor.clone() for name, tensor in made.items()}
         except Exception as err:  # its operators may raise anything
             shapes = {name: list(arrays[name].shape) for name in self.input_names}
             raise InvalidModel(
                 f"the program can't run with input shapes {shapes}: {_first_line(err)}",
                 hint="pass profiles with the sizes it accepts, or export it with these axes dynamic",
             ) from err
+        finally:
+            self._restore()
         return {name: array_of(tensor) for name, tensor in made.items()}
+
+    def _restore(self) -> None:
+        with torch.no_grad():
+            for tensor, saved in self._saved:
+                tensor.copy_(saved)
 
 
 def _first_line(err: Exception) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Self
 
 import torch
@@ -22,6 +23,8 @@ from torch.utils import _pytree as pytree
 
 from farm.errors import EngineBuildFailed
 from workers.programs.eager import specs
+from workers.programs.guard import checked
+from workers.programs.written import written
 
 aten = torch.ops.aten
 
@@ -34,19 +37,26 @@ _OF_ONE_TYPE = frozenset(
     _native_batch_norm_legit_no_training group_norm native_group_norm instance_norm prelu
     lstm lstm_cell gru gru_cell rnn_tanh rnn_relu rnn_tanh_cell rnn_relu_cell
     grid_sampler grid_sampler_2d grid_sampler_3d index_put index_put_ scatter scatter_ scatter_add
-    scatter_add_ scatter_reduce index_add index_add_ index_copy index_copy_ masked_scatter
-    embedding_bag
+    scatter_add_ scatter_reduce scatter_reduce_ index_add index_add_ index_copy index_copy_
+    masked_scatter masked_scatter_ embedding_bag lerp lerp_ inner index_reduce
+    index_reduce_ put put_ meshgrid cartesian_prod cross_entropy_loss addr addr_
+    tensordot vdot chain_matmul isclose allclose deform_conv2d cross linalg_cross heaviside
+    binary_cross_entropy nll_loss nll_loss2d nll_loss_nd nll_loss_forward
     """.split()
 )
 #: Operators whose kernels take fp32 at least, by name or prefix.
 _WIDE = re.compile(
     r"_?(fft_|linalg_|cholesky|qr|svd|lu_|triangular_solve|inverse|pinverse|det|logdet|slogdet)\w*"
     r"|_?(cdist|pdist|stft|istft|multinomial|lgamma|digamma|polygamma|igammac?|logcumsumexp)\w*"
+    r"|complex|polar|view_as_complex|(nan)?quantile|matrix_exp|multi_margin_loss|rrelu|avg_pool3d"
+    r"|special_(erfcx|log_ndtr|ndtri)|_upsample_\w+_aa|soft_margin_loss|nms"
 )
 _IMAGE_CONVOLUTIONS = (aten.conv2d, aten.conv_transpose2d, aten.convolution)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: Texts among operators' arguments: modes, equations, reductions.
 _PLAIN_TEXT = re.compile(r"[A-Za-z0-9_,.> \-]{0,200}|(cpu|cuda)(:\d+)?")
+#: Operators that only check, by the prefix of their names. Their texts are for people.
+_CHECKS = ("_assert_", "sym_constrain_range")
 #: Regions that a program may hold, which are traced through: operator → position of its graph.
 _REGIONS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
 
@@ -55,7 +65,8 @@ class Lowered(torch.nn.Module):
     """A program as a module.
 
     It takes the program's inputs positionally, and returns a tuple of its outputs, in the program's own
-    types.
+    types. It writes to neither its inputs nor its weights, even where the program does: each call begins
+    with what was saved.
 
     Parameters:
         dtype: the type it computes in; the program's own types by default.
@@ -76,8 +87,11 @@ class Lowered(torch.nn.Module):
         self.output_types = [getattr(torch, spec.dtype) for spec in specs(program)[1]]
         #: Each graph's attributes: of a tensor its name here, of a region its graph.
         self._tensors: dict[str, str] = {}
+        self._names: dict[tuple[Any, ...], str] = {}
         self._regions: dict[str, fx.GraphModule] = {}
         self._graph = (self._taken(program.module(check_guards=False), ""),)
+        self._names = {}
+        self._written = frozenset(written(self.graph))
 
     def _taken(self, module: torch.nn.Module, prefix: str) -> fx.GraphModule:
         """A copy of a graph without what its author wrote beside the operators, its tensors taken."""
@@ -93,11 +107,26 @@ class Lowered(torch.nn.Module):
         if isinstance(found, fx.GraphModule):
             self._regions[target] = self._taken(found, f"{target}.")
             return
-        name = self._tensors[target] = f"w{len(self._tensors)}"
+        # Tied weights are one tensor under several names.
+        same = found.data_ptr(), found.dtype, found.shape, found.stride()
+        name = self._tensors[target] = self._names.setdefault(same, f"w{len(self._tensors)}")
+        if name in self._buffers:
+            return
         tensor = found.detach()
         if self.dtype is not None and tensor.dtype in _FLOATS:
             tensor = tensor.to(self.dtype)
         self.register_buffer(name, tensor)
+
+    @property
+    def operators(self) -> frozenset[str]:
+        """The ``aten`` operators of the program and its regions: ``add.Tensor``."""
+        graphs = (self._graph[0], *self._regions.values())
+        targets = (node.target for graph in graphs for node in graph.graph.nodes)
+        return frozenset(
+            str(target).removeprefix("aten.")
+            for target in targets
+            if isinstance(target, OpOverload)
+        )
 
     @property
     def graph(self) -> fx.Graph:
@@ -114,10 +143,13 @@ class Lowered(torch.nn.Module):
         name = self._tensors.get(target)
         return None if name is None else self.get_buffer(name).shape
 
-    def drop(self, target: str) -> None:
-        """Forget a tensor that is read no more."""
-        del self._buffers[self._tensors[target]]
-        self._regions[target] = fx.GraphModule({}, fx.Graph())
+    def drop(self, targets: Collection[str]) -> None:
+        """Forget tensors that are read no more."""
+        gone = {self._tensors.pop(target) for target in targets}
+        for name in gone - set(self._tensors.values()):
+            del self._buffers[name]
+        for target in targets:
+            self._regions[target] = fx.GraphModule({}, fx.Graph())
 
     def run_node(self, interpreter: Interpreter, node: fx.Node) -> Any:
         """Compute one node; subclasses compute some otherwise."""
@@ -178,6 +210,8 @@ class Interpreter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = self.owner.run_node(self, n)
+        if n in self.owner._written and isinstance(value, torch.Tensor):
+            value = value.clone()
         if self._seen is not None:
             self._seen(n, value)
         return value
@@ -199,7 +233,7 @@ class Interpreter(fx.Interpreter):
         if owner.dtype is None:
             return None
         name = node.target._opname  # type: ignore[union-attr]
-        values = (node, *node.all_input_nodes)
+        values = (node, *_weighed(node))
         if _WIDE.fullmatch(name) or any(one.name in owner.wide for one in values):
             return torch.float32
         return owner.dtype if name in _OF_ONE_TYPE else None
@@ -220,6 +254,8 @@ class Interpreter(fx.Interpreter):
             return None  # of the types that the author's program had
         if target is aten.view.default:
             target = aten.reshape.default  # other kernels give other strides
+        if isinstance(target, OpOverload) and target._opname.startswith(_CHECKS):
+            args, kwargs = pytree.tree_map(_without_text, (args, kwargs))
         for one in pytree.tree_leaves((args, kwargs)):
             if isinstance(one, str) and not _PLAIN_TEXT.fullmatch(one):
                 raise EngineBuildFailed(f"the program gives {target} the text {one[:80]!r}")
@@ -257,10 +293,15 @@ def magnitudes(module: Lowered, batches: Iterable[Sequence[torch.Tensor]]) -> Ma
 
 
 def observed(module: Lowered, batches: Iterable[Sequence[torch.Tensor]], seen: Seen) -> None:
-    """Run batches of inputs, and tell each node and its value."""
-    with torch.inference_mode():
-        for inputs in batches:
+    """Run batches of inputs, and tell each node and its value. On a CPU, kernels check their arguments."""
+    for inputs in batches:
+        on_cpu = all(one.device.type == "cpu" for one in (*inputs, *module.buffers()))
+        with torch.inference_mode(), checked(module.operators) if on_cpu else nullcontext():
             Interpreter(module, module._graph[0], seen=seen).run(*inputs)
+
+
+def _without_text(value: Any) -> Any:
+    return "a check of the program failed" if isinstance(value, str) else value
 
 
 def _channels_last(given: torch.Tensor) -> torch.Tensor:
@@ -270,6 +311,14 @@ def _channels_last(given: torch.Tensor) -> torch.Tensor:
 def _in_type(value: Any, dtype: torch.dtype) -> Any:
     is_float = isinstance(value, torch.Tensor) and value.dtype in _FLOATS
     return value.to(dtype) if is_float else value
+
+
+def _weighed(node: fx.Node) -> list[fx.Node]:
+    """The inputs whose range decides on a node's type: all but an attention mask, which is kept finite."""
+    if node.target is not aten.scaled_dot_product_attention.default:
+        return node.all_input_nodes
+    others = [*node.args[:3], *(one for name, one in node.kwargs.items() if name != "attn_mask")]
+    return [one for one in others if isinstance(one, fx.Node)]
 
 
 def _finite_mask(target: OpOverload, args: Any, kwargs: Any, dtype: torch.dtype) -> Any:
