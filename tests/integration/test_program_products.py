@@ -88,6 +88,64 @@ def test_a_product_whose_values_leave_fp16_stays_as_it_is(program, images):
     assert "leave the range" in made.left_out["linear"]
 
 
+def quantised(module, *batches, kind="fp8"):
+    made = export(module.eval(), batches[0])
+    plain_program(made)
+    return EightBit(made, torch.float16, kind, ranges(lowered(made), batches))
+
+
+def test_an_image_without_a_batch_is_multiplied_too():
+    torch.manual_seed(0)
+    module, image = nn.Conv2d(16, 32, 1, stride=2), torch.randn(16, 8, 8)
+    made = quantised(module, (image,))
+    assert list(made.quantised) == ["conv2d"]
+    [given] = made(image)
+    expected = module(image)
+    assert given.shape == expected.shape == (32, 4, 4)
+    assert float((given - expected).abs().max()) < 0.2
+
+
+def test_products_of_integers_and_of_nothing_stay_as_they_are():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("counts", torch.ones(16, 16, dtype=torch.long))
+            self.linear = nn.Linear(16, 16)
+
+        def forward(self, ids, x):
+            return ids @ self.counts, self.linear(x[:0])
+
+    made = quantised(Odd(), (torch.ones(4, 16, dtype=torch.long), torch.ones(4, 16)))
+    assert made.left_out == {
+        "matmul": "no data reach it",
+        "linear": "its activations are zero or not finite on the calibration data",
+    }
+    counted, nothing = made(torch.ones(4, 16, dtype=torch.long), torch.ones(4, 16))
+    assert counted.dtype is torch.int64
+    assert (counted == 16).all()
+    assert nothing.shape == (0, 16)
+
+
+def test_data_that_are_no_numbers_calibrate_nothing():
+    module = nn.Linear(16, 16)
+    batches = (torch.full((4, 16), torch.nan),), (torch.ones(4, 16),)
+    assert "not finite" in quantised(module, *batches).left_out["linear"]
+
+
+def test_a_weight_that_two_products_take_is_dropped_once():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(32, 32)
+
+        def forward(self, x):
+            return self.linear(self.linear(x).relu())
+
+    made = quantised(Twice(), (torch.randn(4, 32),))
+    assert list(made.quantised) == ["linear", "linear_1"]
+    assert {one.dtype for one in made.buffers() if one.dim() == 2} == {torch.float8_e4m3fn}
+
+
 def test_what_is_traced_of_it_keeps_the_batch(program, images):
     made = EightBit(program, torch.float16, "fp8", ranges(lowered(program), [(images,)]))
     traced = export(made.eval(), (images,), dynamic_shapes=(({0: Dim("b", min=1, max=64)},),))

@@ -58,15 +58,24 @@ def ranges(module: Lowered, batches: Iterable[Sequence[torch.Tensor]]) -> dict[s
     found: dict[str, Range] = {}
 
     def seen(node: fx.Node, value: Any) -> None:
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            return  # _refusal then finds no data
         for name in by_input.get(node.name, ()):
-            axis = 1 if products[name].stride else -1
+            axis = -3 if products[name].stride else -1
             rows = value.numel() // max(value.shape[axis], 1)
-            largest = float(value.detach().abs().amax())
+            largest = _magnitude(value)
             before = found.get(name, Range(largest=0.0, rows=rows))
             found[name] = Range(largest=max(before.largest, largest), rows=min(before.rows, rows))
 
     observed(module, batches, seen)
     return found
+
+
+def _magnitude(value: torch.Tensor) -> float:
+    """The largest: infinite if any isn't finite, and 0 of no values."""
+    if not value.numel():
+        return 0.0
+    return float(torch.nan_to_num(value.detach().abs().amax().double(), nan=torch.inf))
 
 
 class EightBit(Lowered):
@@ -113,8 +122,10 @@ class EightBit(Lowered):
             return "its activations are zero or not finite on the calibration data"
         if name in self.wide or product.given.name in self.wide:
             return "its values leave the range of fp16"
-        if outputs % _MULTIPLE or inputs % _MULTIPLE:
+        if outputs % _MULTIPLE or inputs % _MULTIPLE or not outputs * inputs:
             return f"{inputs} × {outputs} aren't multiples of {_MULTIPLE}"
+        if not self.read(product.weight).is_floating_point():
+            return "its weights are integers"
         if self.kind == "int8" and found[name].rows <= _FEW_ROWS:
             return f"it has only {found[name].rows} rows"
         return None
@@ -148,9 +159,11 @@ class EightBit(Lowered):
         for node in self.graph.find_nodes(op="get_attr"):
             if node.target in users:
                 users[node.target].update(user.name for user in node.users)
+        unused = []
         for target, names in users.items():
             if names <= self._quantised.keys():
-                self.drop(target)
+                unused.append(target)
+        self.drop(unused)
 
     def run_node(self, interpreter: Interpreter, node: fx.Node) -> Any:
         product = self._quantised.get(node.name)
@@ -161,8 +174,8 @@ class EightBit(Lowered):
         if product.stride is None:
             return self._multiplied(node.name, given, bias)
         down, across = product.stride
-        rows = given[:, :, ::down, ::across].permute(0, 2, 3, 1)
-        return self._multiplied(node.name, rows, bias).permute(0, 3, 1, 2)
+        rows = given[..., ::down, ::across].movedim(-3, -1)  # an image, or a batch of them
+        return self._multiplied(node.name, rows, bias).movedim(-1, -3)
 
     def _multiplied(
         self, name: str, given: torch.Tensor, bias: torch.Tensor | None
@@ -232,7 +245,8 @@ def _convolution(node: fx.Node) -> _Product | None:
     bias, stride, padding, _, groups = tuple(more) + defaults[len(more) :]
     if node.kwargs or groups != 1 or tuple(padding) != (0, 0):
         return None
-    return _product(given, weight, bias, stride=tuple(stride))
+    down, across = tuple(stride) * (2 if len(stride) == 1 else 1)
+    return _product(given, weight, bias, stride=(down, across))
 
 
 def _product(given: Any, weight: Any, bias: Any, **more: Any) -> _Product | None:
