@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import tempfile
 import time
@@ -26,6 +27,8 @@ from workers.programs.lowered import Lowered
 VERSION = torch.__version__
 #: The entry in a package's metadata that holds its inputs, outputs and settings, as JSON.
 FARM = "engine_farm"
+#: A dynamic size that is another's multiple, or that one itself.
+_MULTIPLE = re.compile(r"((?P<times>\d+)\*)?(?P<name>[^\W\d]\w*)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,24 +110,29 @@ def traced(module: Lowered, examples: Sequence[torch.Tensor], of: Signature) -> 
 
 
 def _dynamic(of: Signature) -> tuple[dict[int, Any], ...]:
-    """For each input its dynamic axes: one name is one size, and expressions of sizes are inferred."""
+    """For each input its dynamic axes: one name is one size, and so is a multiple of it."""
     known: dict[str, Any] = {}
-    taken: list[dict[int, Any]] = []
     for spec in of.inputs:
-        low, high = of.smallest[spec.name], of.largest[spec.name]
-        axes: dict[int, Any] = {}
         for axis, size in enumerate(spec.shape):
-            if low[axis] == high[axis]:
-                continue
-            bounds = {"min": low[axis], "max": high[axis]}
-            if not str(size).isidentifier():
-                axes[axis] = Dim.AUTO(**bounds)
-            elif size in known:
-                axes[axis] = known[size]
-            else:
-                axes[axis] = known[str(size)] = Dim(f"size{len(known)}", **bounds)
-        taken.append(axes)
-    return tuple(taken)
+            low, high = of.smallest[spec.name][axis], of.largest[spec.name][axis]
+            if low != high and str(size).isidentifier() and size not in known:
+                known[str(size)] = Dim(f"size{len(known)}", min=low, max=high)
+    return tuple(
+        {
+            axis: _size(str(size), known, of.smallest[spec.name][axis], of.largest[spec.name][axis])
+            for axis, size in enumerate(spec.shape)
+            if of.smallest[spec.name][axis] != of.largest[spec.name][axis]
+        }
+        for spec in of.inputs
+    )
+
+
+def _size(size: str, known: Mapping[str, Any], low: int, high: int) -> Any:
+    found = _MULTIPLE.fullmatch(size)
+    if found is None or found["name"] not in known:
+        return Dim.AUTO(min=low, max=high)  # the tracer infers how it depends on others
+    made = known[found["name"]]
+    return int(found["times"]) * made if found["times"] else made
 
 
 def compile_package(program: ExportedProgram, of: Signature, package: Path) -> float:
