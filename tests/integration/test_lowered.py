@@ -1,3 +1,5 @@
+from math import inf
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from farm.errors import EngineBuildFailed
 from workers.backends.aotinductor.layout import laid_out
 from workers.programs.eager import EagerModel
 from workers.programs.load import load_program
-from workers.programs.lowered import lowered, magnitudes
+from workers.programs.lowered import lowered, observed
 from workers.programs.program_interface import plain_program
 
 
@@ -81,8 +83,8 @@ def test_values_beyond_fp16_stay_in_fp32():
     module, x = Large(), torch.randn(2, 8)
     program = program_of(module, x)
     assert not torch.isfinite(lowered(program, torch.float16)(x)[0]).all()
-    seen = magnitudes(lowered(program), [(x,)])
-    wide = [name for name, largest in seen.items() if largest > 3e4]
+    seen = observed(lowered(program), [(x,)])
+    wide = [name for name, values in seen.items() if values.largest > 3e4]
     [made] = lowered(program, torch.float16, wide=wide)(x)
     assert torch.allclose(made, module(x), atol=1e-2)
 
@@ -93,9 +95,19 @@ def test_a_value_that_is_no_number_counts_as_infinite():
             return x.log(), x + 1
 
     x = torch.tensor([[-1.0, 2.0]])
-    seen = magnitudes(lowered(program_of(Log(), x)), [(x,), (x + 1,)])
-    assert seen["log"] == float("inf")
-    assert seen["add"] == 4.0
+    seen = observed(lowered(program_of(Log(), x)), [(x,), (x + 1,)])
+    assert seen["log"].largest == float("inf")
+    assert seen["add"].largest == 4.0
+
+
+def test_an_infinite_value_counts_as_infinite():
+    class Reciprocal(nn.Module):
+        def forward(self, x):
+            return 1 / x
+
+    x = torch.tensor([[0.0, 2.0]])
+    seen = observed(lowered(program_of(Reciprocal(), x)), [(x,)])
+    assert inf in {values.largest for values in seen.values()}
 
 
 def test_a_region_that_branches_on_data_is_refused_with_what_to_do():
@@ -111,8 +123,8 @@ def test_a_region_that_branches_on_data_is_refused_with_what_to_do():
 
 def test_a_mask_beyond_fp16_leaves_its_attention_in_fp16(image):
     program = program_of(Net(), image)
-    seen = magnitudes(lowered(program), [(image,)])
-    wide = [name for name, largest in seen.items() if largest > 3e4]
+    seen = observed(lowered(program), [(image,)])
+    wide = [name for name, values in seen.items() if values.largest > 3e4]
     assert wide
     traced = export(lowered(program, torch.float16, wide=wide), (image,))
     attention = torch.ops.aten.scaled_dot_product_attention.default
@@ -235,7 +247,7 @@ def test_kernels_that_trust_their_arguments_are_guarded_while_values_are_observe
 
     module = lowered(program_of(Bag(), torch.arange(8), torch.tensor([0, 4])))
     with pytest.raises(ValueError, match="don't belong together"):
-        magnitudes(module, [(torch.arange(8), torch.tensor([0, 4_000_000]))])
+        observed(module, [(torch.arange(8), torch.tensor([0, 4_000_000]))])
 
 
 def test_a_text_that_no_operator_takes_never_reaches_a_compiler():

@@ -4,9 +4,9 @@ import torch
 from torch import nn
 from torch.export import Dim, export
 
-from workers.programs.lowered import lowered
+from workers.programs.lowered import lowered, observed
 from workers.programs.program_interface import plain_program
-from workers.quantize.program_products import EightBit, ranges
+from workers.quantize.program_products import EightBit
 
 
 class Net(nn.Module):
@@ -51,7 +51,7 @@ def names_of(found):
 def test_products_with_kernels_multiply_in_eight_bits_and_the_others_say_why_not(
     net, program, images, kind, most
 ):
-    made = EightBit(program, torch.float16, kind, ranges(lowered(program), [(images,)]))
+    made = EightBit(program, torch.float16, kind, observed(lowered(program), [(images,)]))
     assert list(made.quantised) == ["conv2d", "linear", "matmul"]
     assert made.left_out == {"linear_1": "48 × 10 aren't multiples of 16"}
     [scores] = made(images)
@@ -62,28 +62,30 @@ def test_products_with_kernels_multiply_in_eight_bits_and_the_others_say_why_not
 
 
 def test_a_quantised_weight_is_kept_in_eight_bits_alone(program, images):
-    made = EightBit(program, torch.float16, "fp8", ranges(lowered(program), [(images,)]))
+    made = EightBit(program, torch.float16, "fp8", observed(lowered(program), [(images,)]))
     halves = {
         tuple(one.shape) for one in made.buffers() if one.dtype is torch.float16 and one.dim() > 1
     }
     assert halves == {(32, 32, 3, 3), (10, 48)}
 
 
-def test_ranges_are_the_largest_of_all_batches_and_rows_the_fewest(program, images):
-    found = ranges(lowered(program), [(images[:8],), (2 * images,)])
-    assert found["conv2d"].largest == pytest.approx(float(2 * images.abs().max()))
-    assert found["linear"].rows == 8
-    assert found["conv2d"].rows == 8 * 8 * 8
+def test_what_is_observed_is_the_largest_of_all_batches_and_the_size_of_the_smallest(
+    program, images
+):
+    [given] = program.graph_signature.user_inputs
+    found = observed(lowered(program), [(images[:8],), (2 * images,)])
+    assert found[given].largest == pytest.approx(float(2 * images.abs().max()))
+    assert found[given].fewest == images[:8].numel()
 
 
 def test_int8_leaves_out_a_product_of_too_few_rows(program, images):
-    made = EightBit(program, torch.float16, "int8", ranges(lowered(program), [(images[:4],)]))
+    made = EightBit(program, torch.float16, "int8", observed(lowered(program), [(images[:4],)]))
     assert made.left_out["linear"] == "it has only 4 rows"
     assert "conv2d" in made.quantised
 
 
 def test_a_product_whose_values_leave_fp16_stays_as_it_is(program, images):
-    found = ranges(lowered(program), [(images,)])
+    found = observed(lowered(program), [(images,)])
     made = EightBit(program, torch.float16, "fp8", found, wide=["linear"])
     assert "leave the range" in made.left_out["linear"]
 
@@ -91,7 +93,7 @@ def test_a_product_whose_values_leave_fp16_stays_as_it_is(program, images):
 def quantised(module, *batches, kind="fp8"):
     made = export(module.eval(), batches[0])
     plain_program(made)
-    return EightBit(made, torch.float16, kind, ranges(lowered(made), batches))
+    return EightBit(made, torch.float16, kind, observed(lowered(made), batches))
 
 
 def test_an_image_without_a_batch_is_multiplied_too():
@@ -147,7 +149,7 @@ def test_a_weight_that_two_products_take_is_dropped_once():
 
 
 def test_what_is_traced_of_it_keeps_the_batch(program, images):
-    made = EightBit(program, torch.float16, "fp8", ranges(lowered(program), [(images,)]))
+    made = EightBit(program, torch.float16, "fp8", observed(lowered(program), [(images,)]))
     traced = export(made.eval(), (images,), dynamic_shapes=(({0: Dim("b", min=1, max=64)},),))
     assert [(r.lower, r.upper) for r in traced.range_constraints.values()] == [(1, 64)]
     scaled = [n for n in traced.graph.nodes if n.target is torch.ops.aten._scaled_mm.default]

@@ -13,6 +13,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Self
 
 import torch
@@ -22,7 +24,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from farm.errors import EngineBuildFailed
-from workers.programs.eager import specs
+from workers.programs.eager import called, specs
 from workers.programs.guard import checked
 from workers.programs.written import written
 
@@ -85,6 +87,7 @@ class Lowered(torch.nn.Module):
         self.wide = frozenset(wide)
         self._images_last = False
         self.output_types = [getattr(torch, spec.dtype) for spec in specs(program)[1]]
+        self.operators = called(program)
         #: Each graph's attributes: of a tensor its name here, of a region its graph.
         self._tensors: dict[str, str] = {}
         self._names: dict[tuple[Any, ...], str] = {}
@@ -100,7 +103,7 @@ class Lowered(torch.nn.Module):
             copied[node] = graph.node_copy(node, copied.__getitem__)
             copied[node].meta = {}
             if node.op == "get_attr" and prefix + node.target not in self._tensors:
-                self._take(_attribute(module, node.target), prefix + node.target)
+                self._take(attrgetter(node.target)(module), prefix + node.target)
         return fx.GraphModule(module, graph)
 
     def _take(self, found: Any, target: str) -> None:
@@ -116,17 +119,6 @@ class Lowered(torch.nn.Module):
         if self.dtype is not None and tensor.dtype in _FLOATS:
             tensor = tensor.to(self.dtype)
         self.register_buffer(name, tensor)
-
-    @property
-    def operators(self) -> frozenset[str]:
-        """The ``aten`` operators of the program and its regions: ``add.Tensor``."""
-        graphs = (self._graph[0], *self._regions.values())
-        targets = (node.target for graph in graphs for node in graph.graph.nodes)
-        return frozenset(
-            str(target).removeprefix("aten.")
-            for target in targets
-            if isinstance(target, OpOverload)
-        )
 
     @property
     def graph(self) -> fx.Graph:
@@ -275,29 +267,43 @@ class Interpreter(fx.Interpreter):
         return inner.run(*args[position + 1 :])
 
 
-def magnitudes(module: Lowered, batches: Iterable[Sequence[torch.Tensor]]) -> Mapping[str, float]:
-    """The largest magnitude of each node's value over batches of inputs: infinite if any isn't finite.
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    """What a node's floating-point value was over batches of inputs."""
+
+    largest: float  #: magnitude: infinite if any isn't finite, and 0 of no numbers
+    fewest: int  #: numbers in it
+
+
+def observed(module: Lowered, batches: Iterable[Sequence[torch.Tensor]]) -> Mapping[str, Values]:
+    """Run batches of inputs once; return what each node's value was. On a CPU, kernels check their arguments.
 
     Parameters:
         module: with the program's own types.
     """
     largest: dict[str, torch.Tensor] = {}
+    fewest: dict[str, int] = {}
 
     def seen(node: fx.Node, value: Any) -> None:
-        if isinstance(value, torch.Tensor) and value.dtype in _FLOATS and value.numel():
-            found = torch.nan_to_num(value.detach().abs().amax().double(), nan=torch.inf)
+        if isinstance(value, torch.Tensor) and value.dtype in _FLOATS:
+            found = _magnitude(value)
             largest[node.name] = torch.maximum(largest.get(node.name, found), found)
+            fewest[node.name] = min(fewest.get(node.name, value.numel()), value.numel())
 
-    observed(module, batches, seen)
-    return {name: float(value) for name, value in largest.items()}
-
-
-def observed(module: Lowered, batches: Iterable[Sequence[torch.Tensor]], seen: Seen) -> None:
-    """Run batches of inputs, and tell each node and its value. On a CPU, kernels check their arguments."""
     for inputs in batches:
         on_cpu = all(one.device.type == "cpu" for one in (*inputs, *module.buffers()))
         with torch.inference_mode(), checked(module.operators) if on_cpu else nullcontext():
             Interpreter(module, module._graph[0], seen=seen).run(*inputs)
+    return {
+        name: Values(largest=float(value), fewest=fewest[name]) for name, value in largest.items()
+    }
+
+
+def _magnitude(value: torch.Tensor) -> torch.Tensor:
+    if not value.numel():
+        return value.new_zeros((), dtype=torch.float64)
+    found = value.detach().abs().amax().double()
+    return torch.nan_to_num(found, nan=torch.inf, posinf=torch.inf)
 
 
 def _without_text(value: Any) -> Any:
@@ -333,10 +339,3 @@ def _finite_mask(target: OpOverload, args: Any, kwargs: Any, dtype: torch.dtype)
 
     args = tuple(within(one) if at == 3 else one for at, one in enumerate(args))
     return args, {name: within(one) if name == "attn_mask" else one for name, one in kwargs.items()}
-
-
-def _attribute(module: torch.nn.Module, target: str) -> Any:
-    found: Any = module
-    for part in target.split("."):
-        found = getattr(found, part)
-    return found

@@ -7,7 +7,7 @@ Those take matrices: linear layers, products with constant matrices, and convolu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from workers.programs.lowered import Interpreter, Lowered, observed
+from workers.programs.lowered import Interpreter, Lowered, Values
 
 aten = torch.ops.aten
 
@@ -29,14 +29,6 @@ Kind = Literal["fp8", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Range:
-    """What calibration found of a product's activations."""
-
-    largest: float  #: magnitude
-    rows: int  #: the fewest of a batch
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Product:
     given: fx.Node
     weight: str  #: the attribute that holds it
@@ -45,37 +37,11 @@ class _Product:
     stride: tuple[int, int] | None = None  #: of a convolution
 
 
-def ranges(module: Lowered, batches: Iterable[Sequence[torch.Tensor]]) -> dict[str, Range]:
-    """The ranges of what each product multiplies, by the product's name, over calibration batches.
-
-    Parameters:
-        module: with the program's own types.
-    """
-    products = _products(module)
-    by_input: dict[str, list[str]] = {}
-    for name, product in products.items():
-        by_input.setdefault(product.given.name, []).append(name)
-    found: dict[str, Range] = {}
-
-    def seen(node: fx.Node, value: Any) -> None:
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            return  # _refusal then finds no data
-        for name in by_input.get(node.name, ()):
-            axis = -3 if products[name].stride else -1
-            rows = value.numel() // max(value.shape[axis], 1)
-            largest = _magnitude(value)
-            before = found.get(name, Range(largest=0.0, rows=rows))
-            found[name] = Range(largest=max(before.largest, largest), rows=min(before.rows, rows))
-
-    observed(module, batches, seen)
-    return found
-
-
-def _magnitude(value: torch.Tensor) -> float:
-    """The largest: infinite if any isn't finite, and 0 of no values."""
-    if not value.numel():
-        return 0.0
-    return float(torch.nan_to_num(value.detach().abs().amax().double(), nan=torch.inf))
+@dataclass(frozen=True, kw_only=True)
+class _Quantised:
+    product: _Product
+    number: int  #: of its buffers
+    scale: float  #: of its activations
 
 
 class EightBit(Lowered):
@@ -83,7 +49,7 @@ class EightBit(Lowered):
 
     Parameters:
         dtype: the type of the rest.
-        found: by ``ranges``.
+        found: what the program's values were on calibration data, by ``observed``.
         wide: as of ``Lowered``.
     """
 
@@ -92,21 +58,21 @@ class EightBit(Lowered):
         program: ExportedProgram,
         dtype: torch.dtype,
         kind: Kind,
-        found: Mapping[str, Range],
+        found: Mapping[str, Values],
         *,
         wide: Collection[str] = (),
     ) -> None:
         super().__init__(program, dtype, wide=wide)
         self.kind = kind
         self.left_out: dict[str, str] = {}  #: product → why it isn't quantised
-        self._quantised: dict[str, _Product] = {}
-        self._scales: dict[str, float] = {}
+        self._quantised: dict[str, _Quantised] = {}
         for name, product in _products(self).items():
-            why = self._refusal(name, product, found)
-            if why:
-                self.left_out[name] = why
+            given = found.get(product.given.name)
+            why = self._refusal(name, product, given)
+            if why or given is None:
+                self.left_out[name] = why or ""
             else:
-                self._quantise(name, product, found[name])
+                self._quantised[name] = self._kept(product, given.largest)
         self._drop_unused()
 
     @property
@@ -114,11 +80,11 @@ class EightBit(Lowered):
         """The products that multiply in eight bits."""
         return self._quantised.keys()
 
-    def _refusal(self, name: str, product: _Product, found: Mapping[str, Range]) -> str | None:
+    def _refusal(self, name: str, product: _Product, given: Values | None) -> str | None:
         outputs, inputs = self._matrix(product).shape
-        if name not in found:
+        if given is None:
             return "no data reach it"
-        if not 0 < found[name].largest < float("inf"):
+        if not 0 < given.largest < float("inf"):
             return "its activations are zero or not finite on the calibration data"
         if name in self.wide or product.given.name in self.wide:
             return "its values leave the range of fp16"
@@ -126,8 +92,9 @@ class EightBit(Lowered):
             return f"{inputs} × {outputs} aren't multiples of {_MULTIPLE}"
         if not self.read(product.weight).is_floating_point():
             return "its weights are integers"
-        if self.kind == "int8" and found[name].rows <= _FEW_ROWS:
-            return f"it has only {found[name].rows} rows"
+        rows = given.fewest // inputs
+        if self.kind == "int8" and rows <= _FEW_ROWS:
+            return f"it has only {rows} rows"
         return None
 
     def _matrix(self, product: _Product) -> torch.Tensor:
@@ -136,10 +103,10 @@ class EightBit(Lowered):
         weight = weight.flatten(1) if product.stride else weight
         return weight.t() if product.columns else weight
 
-    def _quantise(self, name: str, product: _Product, found: Range) -> None:
-        most = _LARGEST[self.kind]
+    def _kept(self, product: _Product, largest: float) -> _Quantised:
+        """Keep the product's weight in eight bits."""
+        most, number = _LARGEST[self.kind], len(self._quantised)
         matrix = self._matrix(product).float()
-        number = len(self._quantised)
         if self.kind == "fp8":
             scale = matrix.abs().amax().clamp(min=1e-12) / most
             levels = (matrix / scale).clamp(-most, most).to(torch.float8_e4m3fn)
@@ -148,43 +115,38 @@ class EightBit(Lowered):
             levels = (matrix / scale[:, None]).round().clamp(-most, most).to(torch.int8)
         self.register_buffer(f"q{number}", levels.contiguous())
         self.register_buffer(f"q{number}_scale", scale.contiguous())
-        self.register_buffer(f"q{number}_given", torch.tensor(found.largest / most))
-        self._quantised[name] = product
-        self._scales[name] = found.largest / most
-        self._numbers = {one: at for at, one in enumerate(self._quantised)}
+        self.register_buffer(f"q{number}_given", torch.tensor(largest / most))
+        return _Quantised(product=product, number=number, scale=largest / most)
 
     def _drop_unused(self) -> None:
         """Drop weights that only quantised products took."""
-        users: dict[str, set[str]] = {one.weight: set() for one in self._quantised.values()}
+        users: dict[str, set[str]] = {one.product.weight: set() for one in self._quantised.values()}
         for node in self.graph.find_nodes(op="get_attr"):
             if node.target in users:
                 users[node.target].update(user.name for user in node.users)
-        unused = []
-        for target, names in users.items():
-            if names <= self._quantised.keys():
-                unused.append(target)
-        self.drop(unused)
+        self.drop([one for one, names in users.items() if names <= self._quantised.keys()])
 
     def run_node(self, interpreter: Interpreter, node: fx.Node) -> Any:
-        product = self._quantised.get(node.name)
-        if product is None or interpreter.prefix:
+        kept = self._quantised.get(node.name)
+        if kept is None or interpreter.prefix:
             return interpreter.plain(node)
+        product = kept.product
         given = interpreter.env[product.given]
         bias = None if product.bias is None else interpreter.env[product.bias]
         if product.stride is None:
-            return self._multiplied(node.name, given, bias)
+            return self._multiplied(kept, given, bias)
         down, across = product.stride
         rows = given[..., ::down, ::across].movedim(-3, -1)  # an image, or a batch of them
-        return self._multiplied(node.name, rows, bias).movedim(-1, -3)
+        return self._multiplied(kept, rows, bias).movedim(-1, -3)
 
     def _multiplied(
-        self, name: str, given: torch.Tensor, bias: torch.Tensor | None
+        self, kept: _Quantised, given: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         """The product of [..., inputs], as [..., outputs]."""
-        number, most = self._numbers[name], _LARGEST[self.kind]
+        number, most = kept.number, _LARGEST[self.kind]
         levels = self.get_buffer(f"q{number}")
         scale = self.get_buffer(f"q{number}_scale")
-        flat = given.reshape(-1, given.shape[-1]).float() * (1.0 / self._scales[name])
+        flat = given.reshape(-1, given.shape[-1]).float() * (1.0 / kept.scale)
         assert self.dtype is not None
         if self.kind == "fp8":
             made = torch._scaled_mm(
@@ -198,7 +160,7 @@ class EightBit(Lowered):
             )
         else:
             whole = torch._int_mm(flat.round().clamp(-most, most).to(torch.int8), levels.t())
-            made = whole.float() * (scale * self._scales[name])
+            made = whole.float() * (scale * kept.scale)
             made = made if bias is None else made + bias.float()
         return made.to(self.dtype).reshape(*given.shape[:-1], levels.shape[0])
 

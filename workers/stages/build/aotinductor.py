@@ -27,10 +27,10 @@ from workers.inputs.batch import Arrays, Batch, Shapes
 from workers.inputs.profiles import resolve_profiles, shapes_at
 from workers.inputs.samples import BF16, random_arrays, samples_for
 from workers.programs.eager import EagerModel, tensors_of
-from workers.programs.lowered import Lowered, lowered, magnitudes
+from workers.programs.lowered import Lowered, Values, lowered, observed
 from workers.programs.program_layers import layers_of
 from workers.programs.program_weights import compute_of_program
-from workers.quantize.program_products import EightBit, Kind, ranges
+from workers.quantize.program_products import EightBit, Kind
 from workers.report import kernel_types, layers
 from workers.sources import reference
 from workers.stages.base import Stage, StageResult
@@ -124,14 +124,15 @@ def _module(
     if dtype is None:
         module = lowered(program)
     else:
-        given = [
-            _tensors(source, arrays, device) for arrays in _batches(stage, params, source, profiles)
-        ]
-        own = lowered(program).to(device)
-        wide = _wide(magnitudes(own, given)) if dtype is torch.float16 else []
+        found: Mapping[str, Values] = {}
+        if dtype is torch.float16:
+            batches = _batches(stage, params, source, profiles)
+            given = (_tensors(source, arrays, device) for arrays in batches)
+            found = observed(lowered(program).to(device), given)
+        wide = _wide(found)
         if is_quantized:
             kind: Kind = "fp8" if params.precision is Precision.FP8 else "int8"
-            module = EightBit(program, dtype, kind, ranges(own, given), wide=wide).eval()
+            module = EightBit(program, dtype, kind, found, wide=wide).eval()
             for name, why in module.left_out.items():
                 print(f"{name} computes in fp16: {why}", flush=True)
         else:
@@ -139,11 +140,11 @@ def _module(
     return module.to(device)
 
 
-def _wide(largest: Mapping[str, float]) -> list[str]:
-    found = [name for name, value in largest.items() if value > _BEYOND_FP16]
-    if found:
-        print(f"{len(found)} values leave the range of fp16 and stay in fp32", flush=True)
-    return found
+def _wide(found: Mapping[str, Values]) -> list[str]:
+    wide = [name for name, values in found.items() if values.largest > _BEYOND_FP16]
+    if wide:
+        print(f"{len(wide)} values leave the range of fp16 and stay in fp32", flush=True)
+    return wide
 
 
 def _batches(
