@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.export.passes import move_to_device_pass
 
 from farm.machine import gpus
 from farm.reports.layers import LayerReport
@@ -11,7 +12,11 @@ from farm.settings import Settings
 from farm.specs.runtime import Target
 from farm.stages import BuildParams, JobKind, MeasureParams
 from workers import demo
-from workers.backends.aotinductor import compiler
+from workers.backends.aotinductor import build, compiler
+from workers.backends.aotinductor.engine import AotiEngine
+from workers.inputs.profiles import resolve_profiles
+from workers.programs.eager import specs
+from workers.programs.lowered import lowered
 from workers.runner import compiles, forks
 from workers.runner.siblings import Siblings
 from workers.stages.base import Stage, run
@@ -112,6 +117,24 @@ def test_a_package_runs_in_its_type_near_its_source_and_beside_pytorch(
     assert facts.accuracy.relative_error < most
     assert facts.metrics.cuda_graph.p50_ms > 0, facts.metrics.cuda_graph
     assert facts.metrics.compiled_cuda_graph.p50_ms > 0, facts.metrics.compiled_cuda_graph
+
+
+@needs_gpu
+def test_a_program_that_takes_bf16_is_timed_on_arrays_of_fp32(tmp_path):
+    torch.manual_seed(0)
+    module, x = nn.Linear(64, 32).bfloat16().eval(), torch.zeros(8, 64, dtype=torch.bfloat16)
+    program = torch.export.export(module, (x,))
+    inputs, outputs = specs(program)
+    of = build.signature(inputs, outputs, resolve_profiles(inputs, [], {}), tf32=False)
+    moved = lowered(move_to_device_pass(program, "cuda:0")).cuda()
+    build.compile_package(build.traced(moved, [x.cuda()], of), of, tmp_path / "engine.pt2")
+    engine = AotiEngine(tmp_path / "engine.pt2", "cuda")
+    array = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    given = {inputs[0].name: torch.from_numpy(array).cuda()}
+    expected = module(torch.from_numpy(array).bfloat16()).float()
+    for bind in (engine.bind, engine.bind_graph):
+        [made] = bind(given).enqueue().values()
+        assert torch.allclose(made.float().cpu(), expected, atol=2e-2)
 
 
 @needs_gpu

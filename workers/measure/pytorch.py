@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from workers.backends.aotinductor.build import prepare_inductor
 from workers.clocks.cuda import Bind, Tensors
-from workers.programs.eager import called, input_names, named_tensors, output_names, specs
+from workers.programs.eager import as_taken, called, named_tensors, output_names, specs
 from workers.programs.lowered import lowered
 
 Inputs = Sequence[torch.Tensor]
@@ -35,8 +35,7 @@ class PyTorch:
     def __init__(self, program: ExportedProgram, device: str = "cuda:0") -> None:
         moved = move_to_device_pass(program, device)
         self._program = moved
-        self._inputs, self._outputs = input_names(moved), output_names(moved)
-        self._types = {spec.name: getattr(torch, spec.dtype) for spec in specs(moved)[0]}
+        self._inputs, self._outputs = specs(moved)[0], output_names(moved)
         self._in_spec = moved.call_spec.in_spec
         self._graphs: dict[tuple[Any, ...], torch.fx.GraphModule] = {}
 
@@ -45,7 +44,8 @@ class PyTorch:
         """What the program as it is computes in: the type of its weights, or ``mixed``."""
         tensors = [*self._program.state_dict.values(), *self._program.constants.values()]
         types = {one.dtype for one in tensors if isinstance(one, torch.Tensor)}
-        floats = {dtype for dtype in types or set(self._types.values()) if dtype.is_floating_point}
+        given = {getattr(torch, spec.dtype) for spec in self._inputs}
+        floats = {dtype for dtype in types or given if dtype.is_floating_point}
         [only] = floats if len(floats) == 1 else [None]
         return _MIXED if only is None else _NAMES.get(only, str(only).removeprefix("torch."))
 
@@ -53,7 +53,7 @@ class PyTorch:
     def has_images(self) -> bool:
         """Whether it convolves inputs with four axes, and so may be faster with them as NHWC."""
         convolves = any(name.startswith(("conv", "_conv")) for name in called(self._program))
-        return convolves and any(len(spec.shape) == _IMAGE_AXES for spec in specs(self._program)[0])
+        return convolves and any(len(spec.shape) == _IMAGE_AXES for spec in self._inputs)
 
     def eager(self) -> Bind:
         """Inferences of the program as it is."""
@@ -85,8 +85,7 @@ class PyTorch:
 
     def _bound(self, prepared: Callable[[Inputs], Callable[..., Any]]) -> Bind:
         def bind(inputs: Tensors) -> _Bound:
-            # NumPy lacks bf16, so such inputs arrive as fp32.
-            given = [inputs[name].to(self._types[name]) for name in self._inputs]
+            given = [as_taken(inputs[spec.name], spec) for spec in self._inputs]
             return _Bound(prepared(given), given, self._outputs)
 
         return bind

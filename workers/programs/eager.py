@@ -62,12 +62,10 @@ class EagerModel:
         Raises:
             InvalidModel: the program can't run at these shapes or on these values.
         """
-        given = tensors_of(arrays, self.input_names)
-        for index, spec in enumerate(self.input_specs):
-            if spec.dtype == BF16:  # NumPy lacks it, so the arrays are fp32
-                given[index] = given[index].to(torch.bfloat16)
-            if spec.name in self._inputs_written:
-                given[index] = given[index].clone()
+        given = [
+            one.clone() if name in self._inputs_written else one
+            for name, one in zip(self.input_names, given_to(self.input_specs, arrays), strict=True)
+        ]
         args, kwargs = pytree.tree_unflatten(given, self._in_spec)
         try:
             with torch.inference_mode(), checked(self._operators):
@@ -112,6 +110,19 @@ def tensors_of(
     """The named arrays as CPU tensors, in the order of the names."""
     # Arrays of a .npz may be read-only views, which torch warns about; nothing here writes to them.
     return [torch.from_numpy(np.require(arrays[name], requirements="W")) for name in names]
+
+
+def given_to(
+    inputs: Sequence[TensorSpec], arrays: Mapping[str, NDArray[np.generic]]
+) -> list[torch.Tensor]:
+    """The arrays as what these inputs take, on the CPU, in their order."""
+    tensors = tensors_of(arrays, [spec.name for spec in inputs])
+    return [as_taken(one, spec) for one, spec in zip(tensors, inputs, strict=True)]
+
+
+def as_taken(tensor: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
+    """The tensor of an array as the input takes it: bf16, which NumPy lacks, arrives as fp32."""
+    return tensor.to(torch.bfloat16) if spec.dtype == BF16 else tensor
 
 
 def array_of(tensor: torch.Tensor) -> NDArray[np.generic]:

@@ -14,8 +14,8 @@ from farm.errors import EngineBuildFailed, InvalidModel
 from workers.backends.aotinductor.build import FARM, Signature, set_tf32
 from workers.clocks.cuda import Bound, Tensors, captured
 from workers.graphs.check import brief
-from workers.inputs.samples import BF16, Arrays
-from workers.programs.eager import array_of, tensors_of
+from workers.inputs.samples import Arrays
+from workers.programs.eager import array_of, as_taken, given_to
 
 
 class AotiEngine:
@@ -49,15 +49,12 @@ class AotiEngine:
         Raises:
             InvalidModel: it wasn't built for the shapes of this batch.
         """
-        given = tensors_of(arrays, self.input_names)
-        for at, spec in enumerate(self._of.inputs):
-            if spec.dtype == BF16:  # NumPy lacks it, so the arrays are fp32
-                given[at] = given[at].to(torch.bfloat16)
+        given = given_to(self._of.inputs, arrays)
         return {name: array_of(one) for name, one in self._called(given).items()}
 
     def bind(self, inputs: Tensors) -> _Bound:
         """An inference of these tensors on the current stream."""
-        given = [inputs[name] for name in self.input_names]
+        given = [as_taken(inputs[spec.name], spec) for spec in self._of.inputs]
         self._check(given)
         return _Bound(self, given)
 

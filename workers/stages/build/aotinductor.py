@@ -25,8 +25,8 @@ from workers.backends.aotinductor.proof import Proof, proved
 from workers.graphs.compute import Compute
 from workers.inputs.batch import Arrays, Batch, Shapes
 from workers.inputs.profiles import resolve_profiles, shapes_at
-from workers.inputs.samples import BF16, random_arrays, samples_for
-from workers.programs.eager import EagerModel, tensors_of
+from workers.inputs.samples import random_arrays, samples_for
+from workers.programs.eager import EagerModel, given_to
 from workers.programs.lowered import Lowered, Values, lowered, observed
 from workers.programs.program_layers import layers_of
 from workers.programs.program_weights import compute_of_program
@@ -182,11 +182,7 @@ def _example_shapes(of: backend.Signature, profile: Profile) -> Shapes:
 
 
 def _tensors(source: EagerModel, arrays: Arrays, device: str) -> list[torch.Tensor]:
-    given = tensors_of(arrays, source.input_names)
-    return [
-        (one.to(torch.bfloat16) if spec.dtype == BF16 else one).to(device)
-        for one, spec in zip(given, source.input_specs, strict=True)
-    ]
+    return [one.to(device) for one in given_to(source.input_specs, arrays)]
 
 
 def _compute(program: ExportedProgram, module: Lowered) -> Compute:
