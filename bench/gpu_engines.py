@@ -13,6 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,10 +56,11 @@ def engines() -> Iterator[Row]:
                 build = client.get(f"/v1/builds/{waiting[name]}").json()
                 _take(client, name, tag, kept)
                 if build["state"] in ENDED:
-                    _tell_failures(build)
+                    _tell_jobs(name, build)
                     del waiting[name]
-        for name in waiting:
+        for name, build in waiting.items():
             print(f"{name}: not ended in time", flush=True)
+            _tell_jobs(name, client.get(f"/v1/builds/{build}").json())
     HOME.mkdir(exist_ok=True)
     KEPT.write_text(json.dumps(kept, indent=1) + "\n")
     write_page(kept)
@@ -162,10 +164,17 @@ def _p50(timed: Mapping[str, Any] | None) -> float | None:
     return ((timed or {}).get("latency_ms") or {}).get("p50")
 
 
-def _tell_failures(build: Mapping[str, Any]) -> None:
+def _tell_jobs(name: str, build: Mapping[str, Any]) -> None:
+    """How long each job took, and why it failed."""
     for job in build["jobs"]:
+        if job["finished_at"] and job["started_at"]:
+            began, ended = (
+                datetime.fromisoformat(job[f"{at}_at"]) for at in ("started", "finished")
+            )
+            took = (ended - began).total_seconds()
+            print(f"{name}: {job['title']} {job['state']} after {took:.1f} s", flush=True)
         if job["error"]:
-            print(f"{job['title']}: {job['error']['detail']}", flush=True)
+            print(f"{name}: {job['title']}: {job['error']['detail']}", flush=True)
 
 
 def _rows(kept: Mapping[str, Any]) -> Iterator[Row]:

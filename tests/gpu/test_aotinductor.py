@@ -38,12 +38,15 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.second = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 128, 1)
-        self.encoder = nn.TransformerEncoderLayer(128, 4, 256, batch_first=True)
+        self.project, self.out = nn.Linear(128, 3 * 128), nn.Linear(128, 128)
         self.last = nn.Linear(128, 16)
 
     def forward(self, x):
         y = self.second(self.first(x).relu()).relu().flatten(2).transpose(1, 2)
-        return self.last(self.encoder(y).mean(1))
+        parts = self.project(y).chunk(3, -1)
+        query, key, value = (part.unflatten(-1, (4, -1)).transpose(1, 2) for part in parts)
+        made = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.last(self.out(made.transpose(1, 2).flatten(2)).mean(1))
 
 
 @pytest.fixture(scope="module")
