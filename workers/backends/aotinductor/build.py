@@ -164,6 +164,7 @@ def prepare_inductor() -> None:
     """Have inductor compile in this process, wherever torch is installed."""
     from torch.utils import cpp_extension  # imports setuptools
 
+    use_instruction_set()
     # A job leaves no others behind.
     _inductor.config.compile_threads = 1
     # The only folder on its command line that it doesn't quote; there may be a space in it.
@@ -198,7 +199,6 @@ def _options(of: Signature) -> dict[str, Any]:
         "aot_inductor.metadata": {FARM: of.as_json()},
         # oneDNN's layout of weights is the building processor's.
         "cpp.weight_prepack": False,
-        "cpp.simdlen": compiler.SIMD_BITS,
     }
     if hasattr(_inductor.config.cpp, "march"):
         options["cpp.march"] = compiler.INSTRUCTION_SET
@@ -206,6 +206,16 @@ def _options(of: Signature) -> dict[str, Any]:
         # They would be kept in a folder of all jobs, and need the program openssl.
         options["aot_inductor.precompile_headers"] = False
     return options
+
+
+def use_instruction_set() -> None:
+    """Have inductor take it that the processor runs packages' instruction set, which ``compiler.tools`` reads.
+
+    It would compile and run a program for each set that the processor has, a minute of them, in each process
+    that compiles or loads a package.
+    """
+    _inductor.config.cpp.simdlen = compiler.SIMD_BITS
+    _inductor.config.cpp.vec_isa_ok = True
 
 
 def set_tf32(*, enabled: bool) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import _inductor
 
 from farm.errors import EngineBuildFailed, InvalidModel
-from workers.backends.aotinductor.build import FARM, Signature, set_tf32
+from workers.backends.aotinductor.build import FARM, Signature, set_tf32, use_instruction_set
 from workers.clocks.cuda import Bound, Tensors, captured
 from workers.graphs.check import brief
 from workers.inputs.samples import Arrays
@@ -29,6 +29,7 @@ class AotiEngine:
     """
 
     def __init__(self, package: Path, device: str) -> None:
+        use_instruction_set()
         try:
             # Single-threaded: its locks query events, which invalidates a capture.
             self._model = _inductor.aoti_load_package(str(package), run_single_threaded=True)
