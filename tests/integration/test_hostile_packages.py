@@ -87,7 +87,7 @@ def test_a_hostile_authors_names_reach_a_packages_metadata_alone(tmp_path):
     assert named
     assert all(name.endswith("_metadata.json") for name in named)
     [farm] = {json.loads(held[name])[backend.FARM] for name in named}
-    of = backend.Signature.read(farm)
+    of = backend.Signature.model_validate_json(farm)
     assert [one.name for one in of.inputs] == ["pwned", "pwned_ids"]
     assert all(re.fullmatch(r"\w+", one.name) for one in of.outputs)
 
@@ -95,11 +95,13 @@ def test_a_hostile_authors_names_reach_a_packages_metadata_alone(tmp_path):
 def test_a_signature_is_read_back_as_it_was_written_whatever_its_names():
     spec = TensorSpec(name='";\n*/ pwned é', dtype="float32", shape=("pwned", 8))
     sizes = {spec.name: (1, 8)}
-    of = backend.Signature(inputs=[spec], outputs=[spec], smallest=sizes, largest=sizes, tf32=False)
-    text = of.as_json()
+    of = backend.Signature(
+        inputs=(spec,), outputs=(spec,), smallest=sizes, largest=sizes, tf32=False
+    )
+    text = of.model_dump_json(ensure_ascii=True)
     assert text.isascii()
     assert "\n" not in text
-    assert backend.Signature.read(text).inputs == [spec]
+    assert backend.Signature.model_validate_json(text).inputs == (spec,)
 
 
 def test_a_size_that_is_a_multiple_of_another_is_traced_as_one():
@@ -116,8 +118,8 @@ def test_a_size_that_is_a_multiple_of_another_is_traced_as_one():
         TensorSpec(name="pairs", dtype="float32", shape=("2*batch", 3)),
     ]
     of = backend.Signature(
-        inputs=inputs,
-        outputs=[],
+        inputs=tuple(inputs),
+        outputs=(),
         smallest={"x": (1, 3), "pairs": (2, 3)},
         largest={"x": (8, 3), "pairs": (16, 3)},
         tf32=False,

@@ -44,10 +44,10 @@ def test_a_kernels_name_tells_what_it_multiplies_in(name, kind):
 
 
 def test_the_shares_are_of_the_time_in_products():
-    kernels = [
-        ("nvjet_sm90_qqhsh_64x104", 30.0),
-        ("nvjet_sm90_hsh_64x72", 10.0),
-        ("triton_poi_fused_relu_1", 500.0),
-    ]
+    kernels = {
+        "nvjet_sm90_qqhsh_64x104": 30.0,
+        "nvjet_sm90_hsh_64x72": 10.0,
+        "triton_poi_fused_relu_1": 500.0,
+    }
     assert shares(kernels) == {"fp8": 0.75, "fp16": 0.25}
-    assert shares([("triton_poi_fused_relu_1", 1.0)]) == {}
+    assert shares({"triton_poi_fused_relu_1": 1.0}) == {}

@@ -7,7 +7,7 @@ Libraries name their kernels by the types of the factors. Seen on compute capabi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 #: The first that matches; a kernel that none matches multiplies nothing.
 _TYPES: tuple[tuple[str, re.Pattern[str]], ...] = (
@@ -37,14 +37,14 @@ def type_of(name: str) -> str | None:
     return next((kind for kind, known in _TYPES if known.search(name)), "other")
 
 
-def shares(kernels: Iterable[tuple[str, float]]) -> Mapping[str, float]:
+def shares(kernels: Mapping[str, float]) -> Mapping[str, float]:
     """The share of the products' time that ran in each type; empty if nothing multiplied.
 
     Parameters:
-        kernels: name, and time.
+        kernels: name → time.
     """
     spent: dict[str, float] = {}
-    for name, time in kernels:
+    for name, time in kernels.items():
         kind = type_of(name)
         if kind is not None:
             spent[kind] = spent.get(kind, 0.0) + time

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -10,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from torch.export import Dim, ExportedProgram, export
 
 from farm.errors import EngineBuildFailed, FarmError
 from farm.specs.shapes import Profile, TensorSpec
+from farm.specs.values import Value
 from workers.backends.aotinductor import compiler
 from workers.graphs.check import brief
 from workers.programs.lowered import Lowered
@@ -31,41 +30,14 @@ FARM = "engine_farm"
 _MULTIPLE = re.compile(r"((?P<times>\d+)\*)?(?P<name>[^\W\d]\w*)")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Signature:
-    """A package's inputs and outputs in call order, and the sizes it takes."""
+class Signature(Value):
+    """A package's inputs and outputs in call order, and the sizes it takes; its metadata hold it as JSON."""
 
-    inputs: Sequence[TensorSpec]
-    outputs: Sequence[TensorSpec]
-    smallest: Mapping[str, Sequence[int]]
-    largest: Mapping[str, Sequence[int]]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    smallest: dict[str, tuple[int, ...]]
+    largest: dict[str, tuple[int, ...]]
     tf32: bool
-
-    def as_json(self) -> str:
-        document = {
-            "inputs": [one.model_dump(mode="json") for one in self.inputs],
-            "outputs": [one.model_dump(mode="json") for one in self.outputs],
-            "smallest": {name: list(shape) for name, shape in self.smallest.items()},
-            "largest": {name: list(shape) for name, shape in self.largest.items()},
-            "tf32": self.tf32,
-        }
-        return json.dumps(document)
-
-    @classmethod
-    def read(cls, text: str) -> Signature:
-        """Read it back.
-
-        Raises:
-            ValueError, KeyError, TypeError: it isn't one.
-        """
-        found = json.loads(text)
-        return cls(
-            inputs=[TensorSpec.model_validate(one) for one in found["inputs"]],
-            outputs=[TensorSpec.model_validate(one) for one in found["outputs"]],
-            smallest=found["smallest"],
-            largest=found["largest"],
-            tf32=bool(found["tf32"]),
-        )
 
 
 def signature(
@@ -82,8 +54,8 @@ def signature(
         return {name: tuple(map(most, zip(*of, strict=True))) for name, of in shapes.items()}
 
     return Signature(
-        inputs=inputs,
-        outputs=outputs,
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
         smallest=bounds("min", min),
         largest=bounds("max", max),
         tf32=tf32,
@@ -196,7 +168,7 @@ def _options(of: Signature) -> dict[str, Any]:
     options: dict[str, Any] = {
         # Weights are constants: folded, and laid out for the kernels.
         "freezing": True,
-        "aot_inductor.metadata": {FARM: of.as_json()},
+        "aot_inductor.metadata": {FARM: of.model_dump_json(ensure_ascii=True)},
         # oneDNN's layout of weights is the building processor's.
         "cpp.weight_prepack": False,
     }
@@ -209,7 +181,7 @@ def _options(of: Signature) -> dict[str, Any]:
 
 
 def use_instruction_set() -> None:
-    """Have inductor take it that the processor runs packages' instruction set, which ``compiler.tools`` reads.
+    """Have inductor take it that the processor runs packages' instructions, which ``compiler.tools`` reads.
 
     It would compile and run a program for each set that the processor has, a minute of them, in each process
     that compiles or loads a package.

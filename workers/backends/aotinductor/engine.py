@@ -33,7 +33,7 @@ class AotiEngine:
         try:
             # Single-threaded: its locks query events, which invalidates a capture.
             self._model = _inductor.aoti_load_package(str(package), run_single_threaded=True)
-            of = Signature.read(self._model.get_metadata()[FARM])
+            of = Signature.model_validate_json(self._model.get_metadata()[FARM])
         except Exception as err:  # bare RuntimeErrors, and whatever its metadata lack
             raise EngineBuildFailed(
                 f"torch {torch.__version__} can't load this package: {brief(err)}"

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,26 +27,10 @@ _TIME_S = 900.0
 _LAST_LINES = 400
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kernel:
-    """A GPU kernel, as a profiler saw it in one run."""
-
-    name: str
-    microseconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Proof:
-    """What a package did in a fresh process."""
-
-    outputs: Mapping[str, tuple[int, ...]]  #: name → shape
-    kernels: list[Kernel]  #: in order; empty on a CPU
-
-
 def proved(
     package: Path, device: str, arrays: Mapping[str, NDArray[np.generic]], folder: Path
-) -> Proof:
-    """Load and run a package in a fresh process.
+) -> Mapping[str, float]:
+    """Load and run a package in a fresh process; return a GPU's kernels and their microseconds, in order.
 
     Parameters:
         folder: for the files that tell that process what to run.
@@ -76,10 +59,7 @@ def proved(
     found = json.loads(said.read_text())
     if "refused" in found:
         raise EngineBuildFailed(f"the package doesn't run: {found['refused']}")
-    return Proof(
-        outputs={name: tuple(shape) for name, shape in found["outputs"].items()},
-        kernels=[Kernel(name=name, microseconds=spent) for name, spent in found["kernels"]],
-    )
+    return dict(found["kernels"])
 
 
 def _why(done: subprocess.CompletedProcess[str]) -> str:
@@ -106,14 +86,11 @@ def _run(
     package: Path, device: str, arrays: Mapping[str, NDArray[np.generic]]
 ) -> dict[str, object]:
     engine = AotiEngine(package, device)
-    outputs = engine.run(arrays)
-    shapes = {name: list(array.shape) for name, array in outputs.items()}
-    return {"outputs": shapes, "kernels": _kernels(engine, arrays) if device == "cuda" else []}
+    engine.run(arrays)
+    return {"kernels": _kernels(engine, arrays) if device == "cuda" else {}}
 
 
-def _kernels(
-    engine: AotiEngine, arrays: Mapping[str, NDArray[np.generic]]
-) -> list[tuple[str, float]]:
+def _kernels(engine: AotiEngine, arrays: Mapping[str, NDArray[np.generic]]) -> Mapping[str, float]:
     """The kernels of one run, by name, in the order of their first one."""
     activities = [torch.profiler.ProfilerActivity.CUDA]
     inputs = {name: torch.from_numpy(array.copy()).cuda() for name, array in arrays.items()}
@@ -127,7 +104,7 @@ def _kernels(
     for event in seen.events():
         if event.device_type == DeviceType.CUDA:
             spent[event.name] = spent.get(event.name, 0.0) + float(event.device_time)
-    return list(spent.items())
+    return spent
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -11,20 +10,19 @@ from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
 from farm.errors import InvalidData
-from farm.reports.layers import ComputeView, Layer, LayerReport, ProductView
-from farm.reports.records import tensors
+from farm.reports.layers import Layer
 from farm.specs.gpus import CPU
 from farm.specs.precision import QUANTIZED, Precision
 from farm.specs.roles import Role
 from farm.specs.shapes import Profile
-from farm.stages import BuildFacts, BuildParams
+from farm.stages import BuildParams
 from workers.backends.aotinductor import build as backend
 from workers.backends.aotinductor import compiler
 from workers.backends.aotinductor.layout import laid_out
-from workers.backends.aotinductor.proof import Proof, proved
+from workers.backends.aotinductor.proof import proved
 from workers.graphs.compute import Compute
 from workers.inputs.batch import Arrays, Batch, Shapes
-from workers.inputs.profiles import resolve_profiles, shapes_at
+from workers.inputs.profiles import shapes_at
 from workers.inputs.samples import random_arrays, samples_for
 from workers.programs.eager import EagerModel, given_to
 from workers.programs.lowered import Lowered, Values, lowered, observed
@@ -32,14 +30,15 @@ from workers.programs.program_layers import layers_of
 from workers.programs.program_weights import compute_of_program
 from workers.quantize.program_products import EightBit, Kind
 from workers.report import kernel_types, layers
-from workers.sources import reference
 from workers.stages.base import Stage, StageResult
+from workers.stages.build.programs import FROM_PROGRAM, Built, load, recorded
 
 SEED = 0
 #: Half of fp16's largest: what data show isn't all that may come.
 _BEYOND_FP16 = float(torch.finfo(torch.float16).max) / 2
 #: Enough for the magnitudes of values, and for ranges.
 _MOST_BATCHES = 64
+_PROFILED = "a profiler: the kernels that ran"
 _TYPES = {Precision.FP32: None, Precision.BF16: torch.bfloat16}
 
 
@@ -51,11 +50,8 @@ def build(stage: Stage, params: BuildParams) -> StageResult:
         PrecisionMissed: none of its products can be quantised.
         ProfileMismatch: the profiles don't fit the program's inputs.
     """
-    stage.progress("load", None)
-    program = reference.program(stage.inputs[Role.SOURCE], params)
-    assert program is not None
-    source = EagerModel(program)
-    profiles = resolve_profiles(source.input_specs, params.profiles, source.axis_ranges)
+    loaded = load(stage, params)
+    program, source, profiles = loaded.program, loaded.source, loaded.profiles
     device = "cpu" if params.target.gpu == CPU else "cuda"
     of = backend.signature(
         source.input_specs,
@@ -83,25 +79,19 @@ def build(stage: Stage, params: BuildParams) -> StageResult:
     opt = random_arrays(
         source.input_specs, shapes_at(profiles[0], "opt"), seed=SEED, profile=profiles[0]
     )
-    proof = proved(engine, device, opt, stage.workdir)
-    report = _report(program, source, compute, proof, profiles)
-    facts = BuildFacts(
-        runtime=str(params.target.runtime),
-        runtime_version=backend.VERSION,
-        compute_capabilities=[
-            compiler.INSTRUCTION_SET if device == "cpu" else params.compute_capability
-        ],
-        layers=len(report.layers),
-        compute=report.compute,
-        build_s=round(build_s, 3),
-        engine_bytes=engine.stat().st_size,
-        inputs=tensors(source.input_specs),
-        outputs=tensors(source.output_specs),
-        profiles=list(profiles),
-        options=params.options,
+    kernels = proved(engine, device, opt, stage.workdir)
+    built = Built(
+        engine=engine,
+        build_s=build_s,
+        version=backend.VERSION,
+        runs_on=[compiler.INSTRUCTION_SET if device == "cpu" else params.compute_capability],
+        compute=compute,
+        layers=[_layer(*kernel) for kernel in kernels.items()] or layers_of(program),
+        layers_source=_PROFILED if kernels else FROM_PROGRAM,
+        ran=kernel_types.shares(kernels) if kernels else None,
+        operators=sum(node.op == "call_function" for node in program.graph.nodes),
     )
-    written = layers.write(report, stage.workdir / "layers.json")
-    return StageResult(outputs={Role.ENGINE: engine, Role.LAYERS: written}, facts=facts)
+    return recorded(stage, params, loaded, built)
 
 
 def _module(
@@ -200,31 +190,6 @@ def _compute(program: ExportedProgram, module: Lowered) -> Compute:
         else:
             made.append(product)
     return Compute(products=made)
-
-
-def _report(
-    program: ExportedProgram,
-    source: EagerModel,
-    compute: Compute,
-    proof: Proof,
-    profiles: Sequence[Profile],
-) -> LayerReport:
-    kernels = [(one.name, one.microseconds) for one in proof.kernels]
-    shown = [_layer(*kernel) for kernel in kernels] or layers_of(program)
-    view = ComputeView.model_validate(
-        compute.as_facts() | {"ran": kernel_types.shares(kernels) if kernels else None}
-    )
-    return LayerReport(
-        source="a profiler: the kernels that ran" if kernels else "the program that was compiled",
-        compute=view,
-        products=[ProductView.model_validate(product) for product in compute.products],
-        layers=shown,
-        kinds=Counter(layer.type for layer in shown),
-        operators=sum(node.op == "call_function" for node in program.graph.nodes),
-        inputs=list(source.input_specs),
-        outputs=list(source.output_specs),
-        profiles=list(profiles),
-    )
 
 
 def _layer(name: str, microseconds: float) -> Layer:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from farm.errors import EngineBuildFailed, InvalidModel
-from farm.reports.layers import LayerReport, ProductView
-from farm.reports.records import tensors
-from farm.specs.roles import Role
 from farm.specs.shapes import Profile
 from farm.specs.source import DataKind
-from farm.stages import BuildFacts, BuildParams
+from farm.stages import BuildParams
 from workers.backends import torchscript
-from workers.backends.torchscript import Scripted, TorchScriptModel
-from workers.graphs.compute import Compute
+from workers.backends.torchscript import TorchScriptModel
 from workers.inputs.batch import Arrays, Batch, Shapes
-from workers.inputs.profiles import resolve_profiles, shapes_at
+from workers.inputs.profiles import shapes_at
 from workers.inputs.samples import random_arrays, samples_for
 from workers.measure.difference import difference
 from workers.programs.eager import EagerModel
 from workers.programs.program_weights import compute_of_program
-from workers.report import layers
-from workers.sources import reference
 from workers.stages.base import Stage, StageResult
+from workers.stages.build.programs import Built, load, recorded
 
 SEED = 0
 #: A larger error, as a share of the output's largest magnitude, is more than rounding.
@@ -37,32 +31,23 @@ def build(stage: Stage, params: BuildParams) -> StageResult:
         EngineBuildFailed: it can't be expressed in TorchScript, or then behaves differently.
         ProfileMismatch: the profiles don't fit the program's inputs.
     """
-    stage.progress("load", None)
-    program = reference.program(stage.inputs[Role.SOURCE], params)
-    assert program is not None
-    source = EagerModel(program)
-    profiles = resolve_profiles(source.input_specs, params.profiles, source.axis_ranges)
+    loaded = load(stage, params)
     stage.progress("build", None)
     engine = stage.workdir / "engine.pt"
-    built = torchscript.build_engine(program, engine)
+    scripted = torchscript.build_engine(loaded.program, engine)
     stage.progress("check", None)
-    check(source, TorchScriptModel(engine), _batches(stage, params, source, profiles))
-    report = _report(source, built, compute_of_program(program), profiles)
-    facts = BuildFacts(
-        runtime=str(params.target.runtime),
-        runtime_version=torchscript.VERSION,
-        compute_capabilities=[],
-        layers=len(built.layers),
-        compute=report.compute,
-        build_s=round(built.build_s, 3),
-        engine_bytes=engine.stat().st_size,
-        inputs=tensors(source.input_specs),
-        outputs=tensors(source.output_specs),
-        profiles=list(profiles),
-        options=params.options,
+    batches = _batches(stage, params, loaded.source, loaded.profiles)
+    check(loaded.source, TorchScriptModel(engine), batches)
+    built = Built(
+        engine=engine,
+        build_s=scripted.build_s,
+        version=torchscript.VERSION,
+        runs_on=[],
+        compute=compute_of_program(loaded.program),
+        layers=scripted.layers,
+        operators=len(scripted.layers),
     )
-    written = layers.write(report, stage.workdir / "layers.json")
-    return StageResult(outputs={Role.ENGINE: engine, Role.LAYERS: written}, facts=facts)
+    return recorded(stage, params, loaded, built)
 
 
 def _batches(
@@ -103,22 +88,4 @@ def _diverged(shapes: Shapes, why: str) -> EngineBuildFailed:
     return EngineBuildFailed(
         f"TorchScript doesn't do what the source does at the shapes {shapes}: {why}",
         hint="use onnxruntime:cpu; for that size alone export the model with fixed shapes",
-    )
-
-
-def _report(
-    source: EagerModel, built: Scripted, compute: Compute, profiles: Sequence[Profile]
-) -> LayerReport:
-    return LayerReport.model_validate(
-        {
-            "source": "the program that was compiled",
-            "compute": compute.as_facts(),
-            "products": [ProductView.model_validate(product) for product in compute.products],
-            "layers": built.layers,
-            "kinds": Counter(layer.type for layer in built.layers),
-            "operators": len(built.layers),
-            "inputs": source.input_specs,
-            "outputs": source.output_specs,
-            "profiles": profiles,
-        }
     )
