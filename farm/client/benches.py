@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,15 +10,13 @@ from typing import Any
 from farm.client.build import Build
 from farm.client.noun import given, part
 from farm.client.progress import TransferProgress
-from farm.client.submission import Files, checked, data
+from farm.client.submission import Files, checked, data_and_gates
 from farm.client.submit import Submissions
-from farm.client.upload import is_digest, upload
+from farm.client.upload import is_digest
 from farm.errors import BuildFailed
 from farm.formats.sources import SAVED_MODEL
 from farm.schemas.bench import Bench, ModelBench
-from farm.schemas.builds import BuildView
 from farm.schemas.submission import BenchOptions
-from farm.specs.gates import GateChanges
 
 
 class Benches(Submissions):
@@ -139,30 +136,25 @@ class Benches(Submissions):
         progress: TransferProgress | None = None,
     ) -> Build:
         files = Files(progress)
-        calibrated = None if calibration is None else files.digest(calibration)
-        evaluated = None if evaluation is None else files.digest(evaluation)
-        gates = {"agreement": min_agreement, "error": max_error}
+        given_data = data_and_gates(
+            files,
+            calibration,
+            evaluation,
+            calibration_method=calibration_method,
+            calibration_batch_size=calibration_batch_size,
+            metric=metric,
+            max_drop=max_drop,
+            min_agreement=min_agreement,
+            max_error=max_error,
+        )
         more = {
-            "calibration": data(
-                calibrated, method=calibration_method, batch_size=calibration_batch_size
-            ),
-            "evaluation": data(evaluated, metric=metric, max_drop=max_drop),
-            "gates": GateChanges(**gates) if any(v is not None for v in gates.values()) else None,
             "profiles": list(profiles) if profiles else None,
             "options": dict(options) if options else None,
             "labels": dict(labels) if labels else None,
         }
-        request = checked(ModelBench, **fields, **given(more), priority=priority)
-        for digest, content in files.by_digest.items():
-            upload(self.http, content, digest, progress=progress)
-        view = self.http.read(
-            BuildView,
-            "POST",
-            f"/v1/models/{part(model)}/bench",
-            json=request.model_dump(mode="json", exclude_unset=True),
-            headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex},
-        )
-        return Build(self.http, view)
+        request = checked(ModelBench, **fields, **given_data, **given(more), priority=priority)
+        body = request.model_dump(mode="json", exclude_unset=True)
+        return self._post(f"/v1/models/{part(model)}/bench", body, files, idempotency_key, progress)
 
 
 def is_file(model: str | Path) -> bool:

@@ -13,6 +13,7 @@ from farm.client.upload import Content, digest_of, is_digest, require_file
 from farm.errors import InvalidRequest
 from farm.schemas.base import Request
 from farm.schemas.submission import BuildRequest
+from farm.specs.gates import GateChanges
 
 R = TypeVar("R", bound=Request)
 
@@ -43,9 +44,43 @@ class Files:
         return digest
 
 
-def data(digest: str | None, **more: Any) -> dict[str, Any] | None:
-    """The request's calibration or evaluation data, if any."""
-    return None if digest is None else {"digest": digest} | more
+def data_and_gates(
+    files: Files,
+    calibration: str | Path | None,
+    evaluation: str | Path | None,
+    *,
+    calibration_method: str,
+    calibration_batch_size: int,
+    metric: str | None,
+    max_drop: float | None,
+    min_agreement: float | None,
+    max_error: float | None,
+) -> dict[str, Any]:
+    """A request's ``calibration``, ``evaluation`` and ``gates``, as far as they are given.
+
+    Raises:
+        InvalidRequest: there is no such file, it is empty, or a gate lacks its data.
+    """
+    if evaluation is None and (metric is not None or max_drop is not None):
+        raise InvalidRequest(
+            "metric and max_drop need evaluation data", hint="pass evaluation=… (--evaluation)"
+        )
+    fields: dict[str, Any] = {}
+    if calibration is not None:
+        fields["calibration"] = {
+            "digest": files.digest(calibration),
+            "method": calibration_method,
+            "batch_size": calibration_batch_size,
+        }
+    if evaluation is not None:
+        fields["evaluation"] = {
+            "digest": files.digest(evaluation),
+            "metric": metric,
+            "max_drop": max_drop,
+        }
+    if (min_agreement, max_error) != (None, None):
+        fields["gates"] = GateChanges(agreement=min_agreement, error=max_error)
+    return fields
 
 
 def build_request(**fields: Any) -> BuildRequest:

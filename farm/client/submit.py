@@ -12,12 +12,11 @@ from farm.client.build import Build
 from farm.client.noun import Noun
 from farm.client.progress import TransferProgress
 from farm.client.registry import Registry
-from farm.client.submission import Files, build_request, data, model_name
+from farm.client.submission import Files, build_request, data_and_gates, model_name
 from farm.client.upload import is_digest, upload
 from farm.errors import InvalidRequest, NotFound
 from farm.schemas.builds import BuildView
-from farm.schemas.submission import BenchOptions, BuildRequest
-from farm.specs.gates import GateChanges
+from farm.schemas.submission import BenchOptions
 from farm.specs.options import Prune
 from farm.specs.source import SourceFormat
 
@@ -82,12 +81,17 @@ class Submissions(Noun):
         """
         files = Files(progress)
         digest, source_kind, model = self._source(files, source, name, format)
-        calibrated = None if calibration is None else files.digest(calibration)
-        evaluated = None if evaluation is None else files.digest(evaluation)
-        if evaluated is None and (metric is not None or max_drop is not None):
-            raise InvalidRequest(
-                "metric and max_drop need evaluation data", hint="pass evaluation=… (--evaluation)"
-            )
+        given = data_and_gates(
+            files,
+            calibration,
+            evaluation,
+            calibration_method=calibration_method,
+            calibration_batch_size=calibration_batch_size,
+            metric=metric,
+            max_drop=max_drop,
+            min_agreement=min_agreement,
+            max_error=max_error,
+        )
         request = build_request(
             model=model,
             source={
@@ -100,21 +104,15 @@ class Submissions(Noun):
             bench=bench,
             profiles=list(profiles or ()),
             fixed_inputs=dict(fixed_inputs or {}),
-            calibration=data(
-                calibrated, method=calibration_method, batch_size=calibration_batch_size
-            ),
-            evaluation=data(evaluated, metric=metric, max_drop=max_drop),
             options=dict(options or {}),
-            gates=GateChanges(agreement=min_agreement, error=max_error)
-            if (min_agreement, max_error) != (None, None)
-            else None,
             prune=None if prune is None else Prune.parse(prune),
             priority=priority,
             labels=dict(labels or {}),
+            **given,
         )
-        for digest, content in files.by_digest.items():
-            upload(self.http, content, digest, progress=progress)
-        return self._submit(request, idempotency_key)
+        return self._post(
+            "/v1/builds", request.model_dump(mode="json"), files, idempotency_key, progress
+        )
 
     def _source(
         self, files: Files, source: str | Path, name: str | None, given: str | None
@@ -139,12 +137,22 @@ class Submissions(Noun):
                 return version.source_format
         raise InvalidRequest(f"{digest} isn't a version of {name}: specify its format", hint=hint)
 
-    def _submit(self, request: BuildRequest, idempotency_key: str | None) -> Build:
+    def _post(
+        self,
+        path: str,
+        request: Mapping[str, Any],
+        files: Files,
+        idempotency_key: str | None,
+        progress: TransferProgress | None,
+    ) -> Build:
+        """Upload the files, and submit the request that names them."""
+        for digest, content in files.by_digest.items():
+            upload(self.http, content, digest, progress=progress)
         view = self.http.read(
             BuildView,
             "POST",
-            "/v1/builds",
-            json=request.model_dump(mode="json"),
+            path,
+            json=request,
             # One key for all attempts of this call: a repeat after a lost response is harmless.
             headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex},
         )

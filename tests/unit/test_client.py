@@ -182,6 +182,8 @@ def test_an_unknown_precision_is_named_before_anything_is_sent(
 def test_max_drop_without_evaluation_data_is_refused(farm: Farm, model: Path) -> None:
     with pytest.raises(InvalidRequest, match="need evaluation data"):
         farm.submit(model, targets=["sm_89"], precisions=["fp16"], max_drop=0.01)
+    with pytest.raises(InvalidRequest, match="need evaluation data"):
+        farm.submit_bench("digits", ["sm_89"], metric="accuracy")
 
 
 def test_the_farms_error_is_raised_as_its_class_with_its_hint(
