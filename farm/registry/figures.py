@@ -92,9 +92,3 @@ def said(found: Figure, goal: Goal) -> str:
 
 def _rate(value: float) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
-
-
-def over_the_best_of_pytorch(metrics: Metrics) -> float | None:
-    """How many times as fast as the best of PyTorch at the same precision, where that was measured."""
-    value = metrics.model_dump(include={"speed_up_over_best"}).get("speed_up_over_best")
-    return value if isinstance(value, float) else None

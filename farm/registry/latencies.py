@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from farm.reports.metrics import MAX_OTHERS_SHARE, Metrics
+from farm.reports.metrics import MAX_CLOCK_DIFFERENCE, MAX_OTHERS_SHARE, Metrics
 
 #: Settings that may differ: the precision, and the version of PyTorch it was compared with. Two cards of one
 #: product and driver may be compared, since a build's engines are measured on whichever worker is free;
 #: what makes such cards differ, their clocks, is compared instead (``_clocks_differ``).
 _FREE = {"precision", "torch", "uuid"}
-#: The largest relative difference between two cards' SM clocks: trtexec's limit for a steady figure.
-_CLOCK_DIFFERENCE = 0.025
 
 
 def p50_ms(metrics: Metrics | None) -> float | None:
@@ -98,6 +96,6 @@ def _clocks_differ(metrics: Metrics, other: Metrics) -> str | None:
     left, right = clocks
     if left is None or right is None:
         return "they were measured on two cards, and the clocks of one are unknown"
-    if abs(left - right) > _CLOCK_DIFFERENCE * max(left, right):
+    if abs(left - right) > MAX_CLOCK_DIFFERENCE * max(left, right):
         return f"they were measured on two cards, at SM clocks of {left:g} and {right:g} MHz"
     return None

@@ -21,6 +21,9 @@ from farm.reports.records import (
 
 #: If other processes use more than this share of all cores, a ratio of latencies means little.
 MAX_OTHERS_SHARE = 0.2
+#: How much the SM clock may differ between figures that are compared, relatively: trtexec's limit for a
+#: steady figure.
+MAX_CLOCK_DIFFERENCE = 0.025
 #: If the host takes more than this share of the compute time to enqueue it, the GPU waits for the host and
 #: the figures are the host's. trtexec's threshold.
 ENQUEUE_SHARE = 0.8

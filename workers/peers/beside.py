@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from farm.reports.metrics import Timed
+from farm.reports.metrics import MAX_CLOCK_DIFFERENCE, Timed
 from farm.reports.speed_ups import PYTORCH
 from farm.stages import MeasureParams, ReportProgress
 from workers.backends.aotinductor import compiler
@@ -28,8 +28,6 @@ LIMIT_S = 1800.0
 #: at the whole of it the job would be, with the engine's figures.
 _MEMORY_SHARE = 0.9
 _LOOK_S = 0.5
-#: How much the clock may differ between figures that are compared: trtexec's limit for a steady figure.
-_CLOCKS = 0.025
 _PROCESS = (sys.executable, "-P", "-m", "workers.peers.process")
 _UNREAD = "its answer can't be read"
 
@@ -154,7 +152,9 @@ def _kept(path: Path, sm_mhz: float | None) -> PeersFound | None:
     if answer is None or not answer.is_complete or sm_mhz is None:
         return None
     clocks = [timed.sm_mhz for timed in answer.peers.values() if timed.p50_ms is not None]
-    if any(clock is None or abs(clock - sm_mhz) > _CLOCKS * sm_mhz for clock in clocks):
+    if any(
+        clock is None or abs(clock - sm_mhz) > MAX_CLOCK_DIFFERENCE * sm_mhz for clock in clocks
+    ):
         print("PyTorch is timed again: the GPU's clock was another", flush=True)
         return None
     print(f"PyTorch was timed on this GPU {age_s:.0f} s ago, beside another engine", flush=True)
