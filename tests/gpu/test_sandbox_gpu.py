@@ -40,9 +40,7 @@ def test_cuda_works_in_a_sandbox_that_is_as_tight_as_any(tmp_path):
     limits = Limits.of_machine(workdir, slots=1, timeout_s=120)
     box = Sandbox(workdir=workdir, reads=(), limits=limits, gpu=True)
     with Child(multiplies, str(other), timeout_s=120, sandbox=box) as child:
-        for _ in child.events():
-            pass
-        made = child.result()
+        made = child.wait()
     assert made["sum"] == 512.0**3
     assert made["pinned"]
     assert made["reads"] is not made["enforced"]["files"]

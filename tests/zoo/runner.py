@@ -130,9 +130,7 @@ def in_child(request: StageRequest) -> dict[str, Any]:
     """Run a stage as a worker does."""
     preload(["workers.stages.warm", __name__])
     with Child(_stage, request.model_dump(mode="json"), timeout_s=STAGE_TIMEOUT_S) as child:
-        for _ in child.events():
-            pass
-        made: dict[str, Any] = child.result()
+        made: dict[str, Any] = child.wait()
         return made
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery, signals
+from sqlalchemy.orm import Session
 
 from farm import logs
 from farm.database.migrate import require_schema
@@ -214,6 +215,13 @@ def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterato
                 announced = True
             stopped.wait(every_s if announced else _ANNOUNCE_AGAIN_S)
 
+    def until_kept(write: Callable[[Session], bool]) -> None:
+        """Repeat a write that needs the worker's row, which the first heartbeat makes."""
+        while not stopped.wait(_ANNOUNCE_AGAIN_S):
+            with suppress(Unavailable), context.db.write() as session:
+                if write(session):
+                    return
+
     def try_sandbox() -> None:
         """Report what the sandbox enforces here, once jobs can be forked. Nothing is claimed before that."""
         await_preload()
@@ -222,10 +230,7 @@ def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterato
             log.warning(
                 "this machine limits a hostile model less than it should; missing: %s", lacking
             )
-        while not stopped.wait(_ANNOUNCE_AGAIN_S):
-            with suppress(Unavailable), context.db.write() as session:
-                if workers.confines(session, me.name, trial.as_json(found)):
-                    break
+        until_kept(lambda session: workers.confines(session, me.name, trial.as_json(found)))
         if context.gpu is None and not stopped.is_set():
             try_compiler()
 
@@ -235,10 +240,11 @@ def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterato
             return
         more = announcement(me.name, None, compiles=True)
         context.flower.read(set(more.queues) - set(me.queues))
-        while not stopped.wait(_ANNOUNCE_AGAIN_S):
-            with suppress(Unavailable), context.db.write() as session:
-                if workers.offers(session, me.name, runtimes=more.runtimes, queues=more.queues):
-                    return
+        until_kept(
+            lambda session: workers.offers(
+                session, me.name, runtimes=more.runtimes, queues=more.queues
+            )
+        )
 
     beats = threading.Thread(target=beat, name="announce", daemon=True)
 

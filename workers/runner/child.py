@@ -264,6 +264,16 @@ class Child:
             raise value
         return value
 
+    def wait(self) -> Any:
+        """Wait for its end; return what the function returned.
+
+        Raises:
+            FarmError: what the function raised, or how the process died.
+        """
+        for _ in self.events():
+            pass
+        return self.result()
+
     def _death(self) -> FarmError:
         if self._guard_said.get("lacks"):
             return SandboxMissing(f"this worker can't enforce {self._guard_said['lacks']}")

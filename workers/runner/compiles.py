@@ -6,7 +6,6 @@ A compiler may be missing, or make packages that crash when they are loaded; a G
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +28,16 @@ def refusal(settings: Settings, gpu: Gpu | None, siblings: Siblings) -> str | No
         return "FARM_AOTINDUCTOR=false"
     if not compiler.tools():
         return "no usable C++ compiler, or a processor without AVX2"
-    base = settings.home / "work"
-    base.mkdir(parents=True, exist_ok=True)
-    at = Path(tempfile.mkdtemp(prefix="package-", dir=base))
-    try:
+    with folder.temporary(settings.home, "package-") as at:
         workdir = at / "work"
         workdir.mkdir()
         box = sandbox_of(settings, workdir, (), is_gpu=gpu is not None, timeout_s=_TIME_S)
         argument = {"workdir": str(workdir), "device": "cpu" if gpu is None else "cuda"}
-        with Child(_try, argument, timeout_s=_TIME_S, siblings=siblings, sandbox=box) as child:
-            for _ in child.events():
-                pass
-            child.result()
-    except FarmError as err:
-        return err.detail
-    finally:
-        folder.remove(at)
+        try:
+            with Child(_try, argument, timeout_s=_TIME_S, siblings=siblings, sandbox=box) as child:
+                child.wait()
+        except FarmError as err:
+            return err.detail
     return None
 
 

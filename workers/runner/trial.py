@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -31,13 +30,8 @@ def tried(settings: Settings, *, is_gpu: bool) -> list[Found]:
     """Each part of the sandbox here: enforced if the kernel accepted it and no attempt got past it."""
     if Mode(settings.sandbox) is Mode.OFF:
         return [Found(feature=one, enforced=False, how="FARM_SANDBOX=off") for one in Feature]
-    base = settings.home / "work"
-    base.mkdir(parents=True, exist_ok=True)
-    at = Path(tempfile.mkdtemp(prefix="trial-", dir=base))
-    try:
+    with folder.temporary(settings.home, "trial-") as at:
         return _tried(at, settings, is_gpu=is_gpu)
-    finally:
-        folder.remove(at)
 
 
 def _tried(at: Path, settings: Settings, *, is_gpu: bool) -> list[Found]:
@@ -51,9 +45,7 @@ def _tried(at: Path, settings: Settings, *, is_gpu: bool) -> list[Found]:
             # Report missing parts instead of refusing to run.
             box = replace(sandbox, mode=Mode.BEST)
             with Child(_try_all, argument, timeout_s=_TIME_S, sandbox=box) as child:
-                for _ in child.events():
-                    pass
-                said = child.result()
+                said = child.wait()
     except FarmError as err:
         return [Found(feature=one, enforced=False, how=err.detail) for one in Feature]
     passed: dict[str, str] = dict(said["passed"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -44,6 +46,18 @@ def checked(path: str, workdir: Path) -> Path:
     finally:
         os.close(folder)
     return at
+
+
+@contextmanager
+def temporary(home: Path, prefix: str) -> Iterator[Path]:
+    """A new folder beside the jobs' of this home, removed at the end whatever is in it."""
+    base = home / "work"
+    base.mkdir(parents=True, exist_ok=True)
+    at = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
+    try:
+        yield at
+    finally:
+        remove(at)
 
 
 def _names(file: os.stat_result, folder: Path) -> int:

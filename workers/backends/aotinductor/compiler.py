@@ -69,12 +69,11 @@ def tools() -> Mapping[str, str]:
     """
     found = compiler(os.environ.get("CXX"))
     torch = _torch()
-    if found is None or torch is None or not _runs_instruction_set():
+    if found is None or torch is None or not _flags() >= _NEEDS:
         return {}
-    settable = _MARCH in (torch / "_inductor" / "config.py").read_text()
     return {
         "c++": f"{Path(found.path).name} {found.version}",
-        "instruction-set": INSTRUCTION_SET if settable else "native",
+        "instruction-set": INSTRUCTION_SET if _is_settable(torch) else "native",
         "cuda": _cuda(torch),
     }
 
@@ -99,12 +98,19 @@ def _cuda(torch: Path) -> str:
     return "none"
 
 
-def _runs_instruction_set() -> bool:
+@cache
+def _is_settable(torch: Path) -> bool:
+    return _MARCH in (torch / "_inductor" / "config.py").read_text()
+
+
+@cache
+def _flags() -> frozenset[str]:
+    """What an x86-64 processor says that it runs."""
     if platform.machine() not in ("x86_64", "AMD64"):
-        return False
+        return frozenset()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return False
+        return frozenset()
     flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
-    return set(flags.split()) >= _NEEDS
+    return frozenset(flags.split())
