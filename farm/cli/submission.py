@@ -89,7 +89,7 @@ Options = Annotated[
     typer.Option(
         "--option",
         metavar="NAME=VALUE",
-        help="TensorRT builder option: tf32=false, builder_optimization_level=5, … Repeat for more.",
+        help="tf32=false on any GPU; for TensorRT builder_optimization_level=5, … Repeat for more.",
         autocompletion=complete.builder_options,
     ),
 ]

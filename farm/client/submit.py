@@ -71,7 +71,7 @@ class Submissions(Noun):
             profiles: input name → ``{"min": shape, "opt": shape, "max": shape}``.
             fixed_inputs: input name → its constant value, which is folded into the graph: a number, true or
                 false, or nested lists of these in the input's shape.
-            options: for TensorRT's builder: ``farm.specs.options.BuilderOptions``.
+            options: ``tf32``, and TensorRT's builder's: ``farm.specs.options.BuilderOptions``.
             prune: ``2:4``, or ``l1:0.5`` for half of each layer's weights; not for ONNX.
             idempotency_key: a repeat with the same key returns the first build.
 

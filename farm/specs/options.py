@@ -21,9 +21,12 @@ _MAX_PLUGINS = 16
 
 
 class BuilderOptions(Value):
-    """Of TensorRT's builder, by its names. The defaults are the builder's own."""
+    """Of TensorRT's builder, by its names. The defaults are the builder's own.
 
-    tf32: bool = Field(True, description="allow TF32 for fp32 products where supported")
+    ``tf32`` is for every runtime on a GPU; the others are TensorRT's.
+    """
+
+    tf32: bool = Field(True, description="allow TF32 for fp32 products, in every runtime on a GPU")
     sparse_weights: bool = Field(
         False, description="allow sparse kernels for weights with 2:4 sparsity"
     )
