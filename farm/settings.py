@@ -13,11 +13,15 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from farm import signatures
 from farm.specs.gates import GateSet
 from farm.specs.home import DEFAULT_HOME
+from farm.specs.references import AliasName
 from farm.specs.runtime import Runtime
 from farm.stages import STAGES, JobKind
 
 _HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
-_LISTS = ("runtimes", "plugin_keys", "hosts", "sandbox_read", "sandbox_environment")
+_LISTS = (
+    *("runtimes", "plugin_keys", "hosts", "protected_aliases"),
+    *("sandbox_read", "sandbox_environment"),
+)
 
 
 class Settings(BaseSettings):
@@ -86,6 +90,11 @@ class Settings(BaseSettings):
         True,
         description="whether the API and Flower require a key; if not, anyone who can reach them may do "
         "anything. `farm up` creates one that its user's commands find by themselves",
+    )
+    protected_aliases: Annotated[tuple[AliasName, ...], NoDecode] = Field(
+        (),
+        description="aliases, comma-separated, that only a key with the scope `admin` may move or delete; "
+        "the others take `promote`",
     )
     metrics_need_key: bool = Field(
         False, description="whether `/metrics` requires a key too, of any scope"

@@ -19,7 +19,7 @@ from farm.trust.callers import Caller, allows
 from farm.trust.hosts import Headers
 from farm.trust.ring import Ring
 
-READ, SUBMIT, ADMIN = Scope.READ, Scope.SUBMIT, Scope.ADMIN
+READ, SUBMIT, PROMOTE, ADMIN = Scope.READ, Scope.SUBMIT, Scope.PROMOTE, Scope.ADMIN
 #: Open to anyone who can reach the farm: its health, and the description of its API.
 OPEN = frozenset(
     {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/start.js", "/docs/{name}"}
@@ -43,6 +43,12 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("POST", "/v1/models/{model}/bench"): SUBMIT,
     ("GET", "/v1/models/{model}/engines"): READ,
     ("GET", "/v1/models/{model}/engines/{gpu}"): READ,
+    ("GET", "/v1/models/{model}/aliases"): READ,
+    ("GET", "/v1/models/{model}/aliases/{alias}"): READ,
+    ("PUT", "/v1/models/{model}/aliases/{alias}"): PROMOTE,
+    ("DELETE", "/v1/models/{model}/aliases/{alias}"): PROMOTE,
+    ("POST", "/v1/models/{model}/aliases/{alias}/rollback"): PROMOTE,
+    ("GET", "/v1/models/{model}/aliases/{alias}/history"): READ,
     ("GET", "/v1/engines/{engine_id}"): READ,
     ("GET", "/v1/engines/{engine_id}/manifest"): READ,
     ("GET", "/v1/engines/{engine_id}/layers"): READ,

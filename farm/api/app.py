@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from farm import __version__, logs
 from farm.api import (
+    aliases,
     audit,
     bench,
     blobs,
@@ -33,6 +34,11 @@ from farm.errors import DatabaseUnavailable, Unavailable
 from farm.settings import Settings
 
 log = logging.getLogger(__name__)
+
+_NOUNS = (
+    *(blobs, builds, registry, aliases, bench, fleet),
+    *(plugins, gc, scrub, keys, audit, health),
+)
 
 DESCRIPTION = """
 Submit a model once; pull the right TensorRT engine for every GPU.
@@ -80,7 +86,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.services = services
     problems.install(app)
-    for noun in (blobs, builds, registry, bench, fleet, plugins, gc, scrub, keys, audit, health):
+    for noun in _NOUNS:
         app.include_router(noun.router)
     documents.install(app)
     # At startup rather than on the first request: an operation without a scope must not be served.

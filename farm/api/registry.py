@@ -31,6 +31,7 @@ from farm.reports.layers import MAX_LAYER_REPORT_BYTES, LayerReport
 from farm.schemas.engines import EnginePage, EngineView, Manifest, Match
 from farm.schemas.models import ModelDetail, ModelPage
 from farm.specs.precision import Precision
+from farm.specs.references import AliasName
 from farm.specs.runtime import Runtime
 
 router = APIRouter(prefix="/v1", tags=["registry"])
@@ -109,12 +110,16 @@ def match(
     precision: Precision | None = None,
     runtime: Runtime | None = None,
     version: VersionNumber = None,
+    alias: Annotated[AliasName | None, Query(description="of the version with this alias")] = None,
     prune: Pruned = None,
     doubtful: Annotated[
         bool, Query(description="accept an engine that failed a gate if no other matches")
     ] = False,
 ) -> Response:
     """The best engine for a GPU tag, and why; its bytes are at `/v1/engines/{id}/content`.
+
+    Of one version, whatever the GPU: the given one, or else the one that `prod` names, or else the newest of
+    which an ended build has an engine that passed its gates for each of its GPUs.
 
     Without a precision, it is the best by the goal kept for the version and the GPU (latency by default): the
     winner of its bench. A pruned engine is returned only if requested, or if its version has no other.
@@ -127,6 +132,7 @@ def match(
             precision=precision,
             runtime=runtime,
             version=version,
+            alias=alias,
             prune=prune,
             doubtful=doubtful,
         )

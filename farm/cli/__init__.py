@@ -2,6 +2,7 @@
 so that ``farm --help`` and completion stay fast."""
 
 from farm.cli import (
+    aliases,
     bench,
     builds,
     fleet,
@@ -27,6 +28,7 @@ for noun in (
     builds,
     watch,
     registry,
+    aliases,
     inspect,
     speed,
     pull,

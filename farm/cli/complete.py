@@ -36,6 +36,16 @@ def models(ctx: typer.Context, incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
+def aliases(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """The aliases of the model that the command names."""
+    model = ctx.params.get("model") or ""
+    return [
+        (one.alias, f"v{one.version}")
+        for one in _ask(ctx, lambda farm: farm.aliases(model))
+        if one.alias.startswith(incomplete)
+    ]
+
+
 def models_and_files(ctx: typer.Context, incomplete: str) -> list[str]:
     """The models' names, and the files and folders that begin so."""
     from pathlib import Path

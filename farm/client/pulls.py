@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from farm.client import file_names
 from farm.client.download import Pulled, download
 from farm.client.noun import Noun, given, part
 from farm.client.progress import TransferProgress
 from farm.schemas.engines import EngineView, Match
+from farm.specs import references
 
 
 class Pulls(Noun):
@@ -31,13 +33,17 @@ class Pulls(Noun):
         Pruned engines are returned only if requested, or if the version has no other.
 
         Parameters:
+            model: its name; ``digits@7`` and ``digits@prod`` are its version 7, and the one with that alias.
+                By default the one that ``prod`` names, else the newest complete one, whatever the GPU.
             doubtful: accept one that failed a gate if no other matches.
 
         Raises:
             NotFound: naming what exists.
             UnknownGpu
         """
-        query = {"precision": precision, "runtime": runtime, "version": version, "prune": prune}
+        model, of = references.split(model)
+        query: dict[str, Any] = {"precision": precision, "runtime": runtime, "prune": prune}
+        query |= {"version": version or of.version, "alias": of.alias}
         query |= {"doubtful": doubtful or None}
         path = f"/v1/models/{part(model)}/engines/{part(gpu)}"
         return self.http.read(Match, "GET", path, params=given(query))

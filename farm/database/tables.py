@@ -9,6 +9,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     String,
@@ -74,6 +75,38 @@ class GoalRow(Base):
     gpu: Mapped[str] = mapped_column(String(100), primary_key=True)
     aim: Mapped[str] = mapped_column(String(20))
     batch: Mapped[int | None]
+
+
+class AliasRow(Base):
+    """A name for one version of a model, such as ``prod``."""
+
+    __tablename__ = "aliases"
+    model_id: Mapped[int] = mapped_column(ForeignKey("models.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(40), primary_key=True)
+    version_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id"))  #: None once deleted
+    revision: Mapped[int]  #: the number of its moves
+
+
+class AliasMove(Base):
+    """A move of an alias. Never changed."""
+
+    __tablename__ = "alias_moves"
+    __table_args__ = (
+        ForeignKeyConstraint(["model_id", "name"], ["aliases.model_id", "aliases.name"]),
+    )
+    model_id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(40), primary_key=True)
+    revision: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    action: Mapped[str] = mapped_column(String(10))
+    version_id: Mapped[int | None] = mapped_column(
+        ForeignKey("versions.id")
+    )  #: None if it was deleted
+    before_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id"))  #: None without one
+    who: Mapped[str] = mapped_column(String(400))
+    note: Mapped[str | None] = mapped_column(Text)
+    #: As ``farm.schemas.aliases.Lack``.
+    left_out: Mapped[list[dict[str, Any]]] = mapped_column(Json)
+    at: Mapped[datetime] = mapped_column(Instant, default=now)
 
 
 class Artifact(Base):

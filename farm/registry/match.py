@@ -7,13 +7,15 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from farm.errors import BlobDamaged, NotFound
-from farm.registry import goals, ranking
+from farm.registry import goals, ranking, versions
 from farm.registry.catalog import UNPRUNED, find
 from farm.registry.ranking import Ranking
 from farm.registry.twins import beside_twins
+from farm.registry.versions import Taken
 from farm.schemas.engines import EngineView, Match
 from farm.specs import gpus
 from farm.specs.goals import Goal
+from farm.specs.references import Reference
 from farm.specs.states import EngineState
 
 
@@ -25,14 +27,16 @@ def best_match(
     precision: str | None = None,
     runtime: str | None = None,
     version: int | None = None,
+    alias: str | None = None,
     prune: str | None = None,
     doubtful: bool = False,
 ) -> Match:
     """The best engine of a model for a GPU.
 
-    In this order: the newest version, unpruned before pruned, what was built for the product before what
-    serves its compute capability, the requested precision or else the best by the goal kept for the version
-    and GPU (latency by default) if measured, or else the smallest, the newest build.
+    Of one version, whatever the GPU (``registry.versions.taken``). Of that in this order: unpruned before
+    pruned, what was built for the product before what serves its compute capability, the requested precision
+    or else the best by the goal kept for the version and GPU (latency by default) if measured, or else the
+    smallest, the newest build.
 
     Parameters:
         doubtful: also consider engines that failed a gate, after those that didn't.
@@ -42,10 +46,11 @@ def best_match(
         UnknownGpu, InvalidRequest
     """
     tag = gpus.canonical(gpu)
+    of = versions.taken(session, model, Reference(version=version, alias=alias))
     asked: dict[str, Any] = {
         "precision": precision,
         "runtime": runtime,
-        "version": version,
+        "version": of.number,
         "prune": prune,
     }
     found = find(session, model, gpu=tag, **asked, only_whole=True, limit=1000)
@@ -56,22 +61,23 @@ def best_match(
     if found and not good:
         raise _only_doubtful(found[0], tag)
     if not good:
-        raise NotFound(*_nothing(session, model, tag, **asked))
-    kept = goals.kept(session, model, max(one.version for one in good), tag)
+        raise _nothing(session, model, tag, of, **asked)
+    kept = goals.kept(session, model, of.number, tag)
     ranked = ranking.rank(good, tag, kept or Goal(), by_precision=precision is not None)
     [compared] = beside_twins(session, [ranked.best])
-    return Match(engine=compared, why=_why(ranked, kept, tag, **asked))
+    return Match(engine=compared, why=_why(ranked, kept, tag, of, **asked))
 
 
 def _why(
     ranked: Ranking,
     kept: Goal | None,
     tag: str,
+    of: Taken,
     *,
     precision: str | None,
     runtime: str | None,
-    version: int | None,
     prune: str | None,
+    **_: object,
 ) -> str:
     best = ranked.best
     fits = (
@@ -81,9 +87,7 @@ def _why(
     )
     reasons = [
         fits,
-        f"version {best.version} as requested"
-        if version
-        else f"version {best.version} is the newest that has one",
+        of.why,
         f"{best.precision} as requested" if precision else ranking.reason(ranked),
         f"{best.runtime} as requested" if runtime else f"runtime {best.runtime}",
     ]
@@ -112,20 +116,26 @@ def _nothing(
     session: Session,
     model: str,
     tag: str,
+    of: Taken,
     *,
     precision: str | None,
     runtime: str | None,
-    version: int | None,
+    version: int,
     prune: str | None,
-) -> tuple[str]:
+) -> NotFound:
     pruned = prune and ("unpruned" if prune == UNPRUNED else f"pruned {prune}")
-    parts = (pruned, precision, runtime, version and f"version {version}")
-    asked = " ".join(str(part) for part in parts if part)
+    asked = " ".join(filter(None, (pruned, precision, runtime)))
+    found = find(session, model, limit=1000)
     there = sorted(
         {
             f"{e.precision}@{e.gpu} ({e.runtime}, v{e.version}{f', pruned {e.prune}' * bool(e.prune)})"
-            for e in find(session, model, limit=1000)
+            for e in found
         }
     )
     exists = f"there is {', '.join(there)}" if there else "it has no engines yet"
-    return (f"{model} has no {asked + ' ' if asked else ''}engine for {tag}; {exists}",)
+    others = {one.version for one in find(session, model, gpu=tag, limit=1000)} - {version}
+    older = f", or pull --version {max(others)} (version={max(others)})" if others else ""
+    return NotFound(
+        f"version {version} of {model} has no {asked + ' ' if asked else ''}engine for {tag}; {exists}",
+        hint=f"{of.why}: build it for {tag}{older}",
+    )

@@ -6,7 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from farm.database.tables import EngineRow, Model, Version
-from farm.registry import catalog
+from farm.registry import aliases, catalog
 from farm.registry.rows import count_engines
 from farm.schemas.models import ModelDetail, ModelView, VersionView
 
@@ -39,6 +39,7 @@ def model(session: Session, name: str) -> ModelDetail:
     return ModelDetail(
         name=row.name,
         created_at=row.created_at,
+        aliases=aliases.all_of(session, name),
         versions=versions,
         engines=catalog.engines(session, name, version=versions[-1].version, limit=200),
     )

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from pydantic import Field
 
+from farm.schemas.aliases import AliasView
 from farm.schemas.base import Answer, Digest, Page
 from farm.schemas.engines import EngineView
 from farm.specs.shapes import FixedInputs
@@ -38,5 +39,6 @@ class VersionView(Answer):
 class ModelDetail(Answer):
     name: str
     created_at: datetime
+    aliases: list[AliasView] = []
     versions: list[VersionView]
     engines: list[EngineView] = Field(description="the newest version's engines")

@@ -1,0 +1,216 @@
+"""``farm promote``, ``farm rollback`` and ``farm aliases``: which version the fleet is given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from farm.cli import complete, show
+from farm.cli.options import Json, ModelName, Url, again, connect, example
+from farm.specs.references import PROD
+
+if TYPE_CHECKING:
+    from farm.schemas.aliases import Beside, Promotion
+
+_PANEL = "Engines"
+
+Alias = Annotated[
+    str,
+    typer.Argument(metavar="[ALIAS]", help="The alias.", autocompletion=complete.aliases),
+]
+Note = Annotated[
+    str | None, typer.Option("--note", metavar="TEXT", help="Why, for the alias's history.")
+]
+Revision = Annotated[
+    int | None,
+    typer.Option(
+        "--revision",
+        metavar="N",
+        min=0,
+        help="Only if the alias is at this revision, 0 if there is none.",
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    text = 'farm promote digits 7 prod --note "27 % fewer errors"'
+    app.command(rich_help_panel=_PANEL, epilog=example(text))(promote)
+    app.command(rich_help_panel=_PANEL, epilog=example("farm rollback digits prod"))(rollback)
+    app.command(rich_help_panel=_PANEL, epilog=example("farm aliases digits prod"))(aliases)
+
+
+def promote(
+    model: ModelName,
+    version: Annotated[
+        str, typer.Argument(metavar="VERSION", help="7, v7, or an alias that names it.")
+    ],
+    alias: Alias = PROD,
+    partial: Annotated[
+        bool,
+        typer.Option("--partial", help="Promote it although GPUs lack an engine of it; list them."),
+    ] = False,
+    max_slowdown: Annotated[
+        float,
+        typer.Option(
+            "--max-slowdown",
+            metavar="RATIO",
+            min=1.0,
+            help="Largest ratio of the latencies beside the engines it replaces.",
+        ),
+    ] = 1.1,
+    max_drop: Annotated[
+        float,
+        typer.Option(
+            "--max-drop",
+            metavar="SHARE",
+            min=0.0,
+            max=1.0,
+            help="Largest drop of the task's metric beside them, on the same evaluation data.",
+        ),
+    ] = 0.01,
+    note: Note = None,
+    revision: Revision = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be left out.")
+    ] = False,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Give the whole fleet a version: pulls of the alias take it from now on, for all GPUs at once.
+
+    It must have an engine that passed its gates for each GPU that the version before served, no slower and no
+    less accurate than the one it replaces, as far as they can be compared. Pulls without a version take
+    ``prod``.
+    """
+    made = connect(url).promote(
+        model,
+        version,
+        alias,
+        partial=partial,
+        note=note,
+        max_slowdown=max_slowdown,
+        max_drop=max_drop,
+        revision=revision,
+        dry_run=dry_run,
+    )
+    if as_json:
+        show.document(made)
+        return
+    _say(made, model, alias, again(f"farm rollback {model} {alias}", url))
+
+
+def _say(made: Promotion, model: str, alias: str, way_back: str) -> None:
+    before = "" if made.before is None else f", before v{made.before}"
+    is_now = "is now" if made.alias else "would be"
+    show.line(f"{model}@{alias} {is_now} v{made.version}{before}")
+    rows = [
+        (
+            one.gpu,
+            one.engine,
+            one.replaces or show.NONE,
+            show.NONE if one.replaces is None else _latency(one),
+            show.NONE if one.replaces is None else _drop(one),
+        )
+        for one in made.engines
+    ]
+    headers = ("gpu", "engine", "replaces", "latency", "metric")
+    show.table(headers, rows, keep=("gpu", "engine", "replaces"))
+    for lack in made.left_out:
+        show.line(f"left out: {lack.gpu}: {lack.why}")
+    if made.alias and made.before is not None:
+        show.line(f"the way back: {way_back}")
+
+
+def _latency(one: Beside) -> str:
+    return f"{one.latency_ratio:.2f} ×" if one.latency_ratio else f"unknown: {one.latency_reason}"
+
+
+def _drop(one: Beside) -> str:
+    if one.task_drop is None:
+        return f"unknown: {one.task_reason}"
+    return f"{-one.task_drop:+.4f}"
+
+
+def rollback(
+    model: ModelName,
+    alias: Alias = PROD,
+    note: Note = None,
+    revision: Revision = None,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Give the fleet the version back that an alias named before its present one was promoted."""
+    view = connect(url).rollback(model, alias, note=note, revision=revision)
+    if as_json:
+        show.document(view)
+        return
+    show.line(f"{model}@{alias} is v{view.version} again")
+
+
+def aliases(
+    model: ModelName,
+    alias: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[ALIAS]",
+            help="Show this alias's history.",
+            autocompletion=complete.aliases,
+            show_default=False,
+        ),
+    ] = None,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete the alias; its history stays.")
+    ] = False,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """List a model's aliases, or an alias's moves: who, when and why."""
+    farm = connect(url)
+    if delete and alias is None:
+        raise typer.BadParameter("name the alias to delete", param_hint="ALIAS")
+    if alias is None:
+        _list(model, url, as_json=as_json)
+        return
+    if delete:
+        farm.delete_alias(model, alias)
+    moves = farm.alias_history(model, alias)
+    if as_json:
+        show.document(moves)
+        return
+    rows = [
+        (
+            str(move.revision),
+            show.ago(move.at),
+            str(move.action),
+            show.NONE if move.before is None else f"v{move.before}",
+            show.NONE if move.version is None else f"v{move.version}",
+            move.by,
+            ", ".join(lack.gpu for lack in move.left_out) or show.NONE,
+            move.note or show.NONE,
+        )
+        for move in moves
+    ]
+    headers = ("revision", "when", "action", "from", "to", "by", "left out", "note")
+    show.table(headers, rows, keep=("revision", "from", "to"))
+
+
+def _list(model: str, url: str | None, *, as_json: bool) -> None:
+    found = connect(url).aliases(model)
+    if as_json:
+        show.document(found)
+        return
+    rows = [
+        (
+            one.alias,
+            f"v{one.version}",
+            str(one.revision),
+            show.ago(one.changed_at),
+            one.changed_by,
+            one.note or show.NONE,
+        )
+        for one in found
+    ]
+    empty = f"no aliases; make one: {again(f'farm promote {model} 1 {PROD}', url)}"
+    headers = ("alias", "version", "revision", "changed", "by", "note")
+    show.table(headers, rows, keep=("alias", "version"), empty=empty)

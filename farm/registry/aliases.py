@@ -1,0 +1,375 @@
+"""Moves aliases: names such as ``prod`` for one version of a model, for the whole fleet.
+
+A version takes an alias only with an engine that passed its gates for each GPU which the one before served,
+and that costs neither accuracy nor time beside the engine which pulls took before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, aliased
+
+from farm.database.base import now
+from farm.database.tables import AliasMove, AliasRow, Build, EngineRow, Model, Version
+from farm.errors import Conflict, NotFound
+from farm.registry import catalog, latencies, versions
+from farm.registry.match import best_match
+from farm.schemas.aliases import (
+    Action,
+    AliasView,
+    Beside,
+    Lack,
+    Move,
+    PromoteRequest,
+    Promotion,
+)
+from farm.schemas.engines import EngineView
+from farm.specs.states import EngineState
+
+_BEFORE = aliased(Version)
+
+
+@dataclass(frozen=True, kw_only=True)
+class By:
+    """Who moves an alias, and what they saw of it."""
+
+    who: str
+    revision: int | None = None  #: the alias's, or 0 for none; None for any
+
+
+def all_of(session: Session, model: str) -> list[AliasView]:
+    """A model's aliases by name.
+
+    Raises:
+        NotFound
+    """
+    rows = session.execute(_current(catalog.model_id(session, model)).order_by(AliasRow.name))
+    return [_view(row) for row in rows]
+
+
+def one(session: Session, model: str, alias: str) -> AliasView:
+    """An alias.
+
+    Raises:
+        NotFound: lists the model's aliases.
+    """
+    model_id = catalog.model_id(session, model)
+    row = session.execute(_current(model_id).where(AliasRow.name == alias)).one_or_none()
+    if row is None:
+        raise versions.no_alias(session, model, alias)
+    return _view(row)
+
+
+def _current(model_id: int) -> Any:
+    return (
+        select(AliasRow, AliasMove, Model.name, Version.number)
+        .join(Model, Model.id == AliasRow.model_id)
+        .join(Version, Version.id == AliasRow.version_id)
+        .join(
+            AliasMove,
+            (AliasMove.model_id == AliasRow.model_id)
+            & (AliasMove.name == AliasRow.name)
+            & (AliasMove.revision == AliasRow.revision),
+        )
+        .where(AliasRow.model_id == model_id)
+    )
+
+
+def _view(row: Any) -> AliasView:
+    alias, move, model, number = row
+    return AliasView(
+        model=model,
+        alias=alias.name,
+        version=number,
+        revision=alias.revision,
+        changed_at=move.at,
+        changed_by=move.who,
+        note=move.note,
+    )
+
+
+def history(
+    session: Session, model: str, alias: str, *, before: int | None = None, limit: int
+) -> list[Move]:
+    """An alias's moves, newest first.
+
+    Parameters:
+        before: the revision of the oldest move of the previous page.
+
+    Raises:
+        NotFound: there never was such an alias.
+    """
+    model_id = catalog.model_id(session, model)
+    found = (
+        select(AliasMove, Version.number, _BEFORE.number)
+        .outerjoin(Version, Version.id == AliasMove.version_id)
+        .outerjoin(_BEFORE, _BEFORE.id == AliasMove.before_id)
+        .where(AliasMove.model_id == model_id, AliasMove.name == alias)
+        .order_by(AliasMove.revision.desc())
+        .limit(limit)
+    )
+    if before is not None:
+        found = found.where(AliasMove.revision < before)
+    rows = session.execute(found).all()
+    if not rows and before is None:
+        raise versions.no_alias(session, model, alias)
+    return [
+        Move(
+            revision=move.revision,
+            action=Action(move.action),
+            version=number,
+            before=earlier,
+            by=move.who,
+            note=move.note,
+            left_out=[Lack.model_validate(lack) for lack in move.left_out],
+            at=move.at,
+        )
+        for move, number, earlier in rows
+    ]
+
+
+def promote(
+    session: Session, model: str, alias: str, request: PromoteRequest, by: By, *, dry_run: bool
+) -> Promotion:
+    """Make an alias name a version, for all GPUs at once.
+
+    Raises:
+        NotFound: there is no such model or version.
+        Conflict: the version lacks an engine for a GPU that the one before served, or the alias was moved
+            meanwhile.
+    """
+    version_id = versions.version_id(session, model, request.version)
+    row = _locked(session, model, alias, by)
+    before = _number(session, row.version_id) if row else None
+    beside, left_out = _compared(session, model, before, request)
+    if left_out and not request.partial and not dry_run:
+        lacks = "; ".join(f"{lack.gpu}: {lack.why}" for lack in left_out)
+        raise Conflict(
+            f"version {request.version} can't be {alias} of {model}: {lacks}",
+            hint="build what is missing, or promote it for the others with --partial (partial=true)",
+        )
+    if not beside and not dry_run:
+        raise Conflict(
+            f"version {request.version} of {model} has no engine that passed its gates",
+            hint="wait for its build, or see what came of it: farm builds",
+        )
+    view = None
+    if not dry_run:
+        if row is None or row.version_id != version_id:
+            _move(
+                session, model, alias, row, version_id, Action.PROMOTE, by, request.note, left_out
+            )
+        view = one(session, model, alias)
+    return Promotion(
+        alias=view, version=request.version, before=before, left_out=left_out, engines=beside
+    )
+
+
+def rollback(
+    session: Session, model: str, alias: str, by: By, *, note: str | None = None
+) -> AliasView:
+    """Have an alias name again the version it named before its present one was promoted.
+
+    Raises:
+        NotFound: there is no such alias.
+        Conflict: it never named another version, or was moved meanwhile.
+    """
+    row = _locked(session, model, alias, by)
+    if row is None or row.version_id is None:
+        raise versions.no_alias(session, model, alias)
+    before = session.scalar(
+        select(AliasMove.before_id)
+        .where(
+            AliasMove.model_id == row.model_id,
+            AliasMove.name == alias,
+            AliasMove.action == Action.PROMOTE,
+            AliasMove.version_id == row.version_id,
+            AliasMove.before_id != row.version_id,
+        )
+        .order_by(AliasMove.revision.desc())
+        .limit(1)
+    )
+    if before is None:
+        raise Conflict(
+            f"{alias} of {model} has named no version before {_number(session, row.version_id)}",
+            hint=f"promote one: farm promote {model} VERSION {alias}",
+        )
+    _move(session, model, alias, row, before, Action.ROLLBACK, by, note)
+    return one(session, model, alias)
+
+
+def delete(session: Session, model: str, alias: str, by: By) -> None:
+    """Delete an alias; its history stays.
+
+    Raises:
+        NotFound, Conflict
+    """
+    row = _locked(session, model, alias, by)
+    if row is None or row.version_id is None:
+        raise versions.no_alias(session, model, alias)
+    _move(session, model, alias, row, None, Action.DELETE, by)
+
+
+def _locked(session: Session, model: str, alias: str, by: By) -> AliasRow | None:
+    """The alias's row, which nobody else changes before this unit of work ends.
+
+    Raises:
+        Conflict: its revision isn't the one the caller saw.
+    """
+    row = session.scalar(
+        select(AliasRow)
+        .where(AliasRow.model_id == catalog.model_id(session, model), AliasRow.name == alias)
+        .with_for_update()
+    )
+    revision = row.revision if row and row.version_id is not None else 0
+    if by.revision is not None and by.revision != revision:
+        raise Conflict(
+            f"{alias} of {model} is at revision {revision}, not {by.revision}: it was moved meanwhile",
+            hint="read it again, and decide again",
+        )
+    return row
+
+
+def _move(
+    session: Session,
+    model: str,
+    alias: str,
+    row: AliasRow | None,
+    version_id: int | None,
+    action: Action,
+    by: By,
+    note: str | None = None,
+    left_out: Sequence[Lack] = (),
+) -> None:
+    before_id = row.version_id if row else None
+    if row is None:
+        row = AliasRow(model_id=catalog.model_id(session, model), name=alias, revision=0)
+        session.add(row)
+    row.version_id, row.revision = version_id, row.revision + 1
+    try:
+        session.flush()
+    except IntegrityError as err:  # somebody else's first promotion
+        raise Conflict(f"{alias} of {model} was made meanwhile", hint="look at it again") from err
+    session.add(
+        AliasMove(
+            model_id=row.model_id,
+            name=alias,
+            revision=row.revision,
+            action=action,
+            version_id=version_id,
+            before_id=before_id,
+            who=by.who[:400],
+            note=note or None,
+            left_out=[lack.model_dump() for lack in left_out],
+            at=now(),
+        )
+    )
+    session.flush()
+
+
+def _number(session: Session, version_id: int | None) -> int | None:
+    return session.scalar(select(Version.number).where(Version.id == version_id))
+
+
+def _compared(
+    session: Session, model: str, before: int | None, request: PromoteRequest
+) -> tuple[list[Beside], list[Lack]]:
+    """The version's engines beside those that they replace, by GPU, and the GPUs it can't serve."""
+    beside: list[Beside] = []
+    left_out: list[Lack] = []
+    gpus = [] if before is None else _gpus(session, model, before)
+    for gpu in dict.fromkeys([*gpus, *_gpus(session, model, request.version)]):
+        old = _engine(session, model, gpu, before) if gpu in gpus else None
+        new = _engine(session, model, gpu, request.version)
+        if new is None:
+            left_out.append(Lack(gpu=gpu, why=_why_none(session, model, gpu, request.version)))
+            continue
+        found = _beside(session, gpu, new, old)
+        beside.append(found)
+        why = _too_much(found, request)
+        if why:
+            left_out.append(Lack(gpu=gpu, why=why))
+    return beside, left_out
+
+
+def _gpus(session: Session, model: str, number: int) -> Sequence[str]:
+    """The GPUs that a version has engines for which passed their gates."""
+    return session.scalars(
+        select(EngineRow.gpu)
+        .join(Version, Version.id == EngineRow.version_id)
+        .join(Model, Model.id == Version.model_id)
+        .where(
+            Model.name == model,
+            Version.number == number,
+            EngineRow.state == EngineState.READY,
+        )
+        .distinct()
+        .order_by(EngineRow.gpu)
+    ).all()
+
+
+def _engine(session: Session, model: str, gpu: str, version: int | None) -> EngineView | None:
+    """What a pull for this GPU gets of the version."""
+    try:
+        return best_match(session, model, gpu, version=version).engine
+    except NotFound:
+        return None
+
+
+def _why_none(session: Session, model: str, gpu: str, version: int) -> str:
+    for one in catalog.find(session, model, gpu=gpu, version=version, limit=1):
+        return f"its engine failed a gate: {'; '.join(one.doubts)}"
+    return "it has no engine"
+
+
+def _beside(session: Session, gpu: str, new: EngineView, old: EngineView | None) -> Beside:
+    if old is None:
+        return Beside(gpu=gpu, engine=new.id, replaces=None)
+    ratio, no_ratio = latencies.ratio(new.metrics, old.metrics)
+    drop, no_drop = _task_drop(session, new, old)
+    return Beside(
+        gpu=gpu,
+        engine=new.id,
+        replaces=old.id,
+        latency_ratio=ratio,
+        latency_reason=no_ratio,
+        task_drop=drop,
+        task_reason=no_drop,
+    )
+
+
+def _task_drop(
+    session: Session, new: EngineView, old: EngineView
+) -> tuple[float | None, str | None]:
+    """The drop of the metric on the same evaluation data, or None and the reason."""
+    task, before = new.accuracy.task, old.accuracy.task
+    if task is None or before is None:
+        return None, "one of them was evaluated without labels"
+    if (task.metric, _data(session, new)) != (before.metric, _data(session, old)):
+        return None, "they were evaluated on different data"
+    return round(before.engine - task.engine, 4), None
+
+
+def _data(session: Session, engine: EngineView) -> object:
+    request = session.scalar(select(Build.request).where(Build.id == engine.build)) or {}
+    return (request.get("evaluation") or {}).get("digest")
+
+
+def _too_much(found: Beside, request: PromoteRequest) -> str | None:
+    """What the new engine costs more than it may, in words."""
+    if found.latency_ratio is not None and found.latency_ratio > request.max_slowdown:
+        return (
+            f"its engine takes {found.latency_ratio:.2f} × the time of the one it replaces, and may take "
+            f"{request.max_slowdown:.2f} ×"
+        )
+    if found.task_drop is not None and found.task_drop > request.max_drop:
+        return (
+            f"its engine's metric is {found.task_drop:.4f} below that of the one it replaces on the same "
+            f"data, and may be {request.max_drop:.4f}"
+        )
+    return None

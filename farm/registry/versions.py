@@ -1,0 +1,128 @@
+"""Which version of a model a pull takes: one for the whole fleet, whatever the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session
+
+from farm.database.tables import AliasRow, Build, EngineRow, Model, Version, Wanted
+from farm.errors import NotFound
+from farm.registry import catalog
+from farm.specs.references import PROD, Reference
+from farm.specs.states import BuildState, EngineState
+
+_ENDED = (BuildState.SUCCEEDED, BuildState.FAILED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """A version, and why it is the one."""
+
+    number: int
+    why: str
+
+
+def taken(session: Session, model: str, reference: Reference = Reference()) -> Taken:
+    """The version that a reference means.
+
+    Without one, ``prod`` if there is such an alias; else the newest version of which an ended build has an
+    engine that passed its gates for each of its GPUs; else the newest with any engine.
+
+    Raises:
+        NotFound: there is no such model, alias or engine.
+    """
+    model_id = catalog.model_id(session, model)
+    if reference.version is not None:
+        version_id(session, model, reference.version)
+        return Taken(number=reference.version, why=f"version {reference.version} as requested")
+    alias = reference.alias or PROD
+    number = session.scalar(
+        select(Version.number)
+        .join(AliasRow, AliasRow.version_id == Version.id)
+        .where(AliasRow.model_id == model_id, AliasRow.name == alias)
+    )
+    if number is not None:
+        return Taken(number=number, why=f"version {number} is {alias}")
+    if reference.alias is not None:
+        raise no_alias(session, model, reference.alias)
+    for found in session.execute(_with_engines(model_id)):
+        if is_complete(session, found.id):
+            return Taken(
+                number=found.number, why=f"version {found.number} is the newest that is complete"
+            )
+    newest = session.scalar(_with_engines(model_id).with_only_columns(Version.number).limit(1))
+    if newest is None:
+        raise NotFound(
+            f"{model} has no engines yet", hint="farm builds shows how far its builds are"
+        )
+    return Taken(
+        number=newest, why=f"version {newest} is the newest with an engine: none is complete"
+    )
+
+
+def version_id(session: Session, model: str, number: int) -> int:
+    """A version's id.
+
+    Raises:
+        NotFound: names the newest.
+    """
+    model_id = catalog.model_id(session, model)
+    of_model = select(Version.id).where(Version.model_id == model_id)
+    found = session.scalar(of_model.where(Version.number == number))
+    if found is None:
+        newest = session.scalar(
+            select(func.max(Version.number)).where(Version.model_id == model_id)
+        )
+        raise NotFound(
+            f"{model} has no version {number}", hint=f"its newest is version {newest}: farm models"
+        )
+    return found
+
+
+def _with_engines(model_id: int) -> Select[int, int]:
+    has_engine = select(EngineRow.id).where(EngineRow.version_id == Version.id).exists()
+    return (
+        select(Version.id, Version.number)
+        .where(Version.model_id == model_id, has_engine)
+        .order_by(Version.number.desc())
+    )
+
+
+def is_complete(session: Session, version_id: int) -> bool:
+    """Whether an ended build of the version has an engine that passed its gates for each of its GPUs."""
+    for build_id in session.scalars(
+        select(Build.id)
+        .where(Build.version_id == version_id, Build.state.in_(_ENDED))
+        .order_by(Build.id.desc())
+    ):
+        gpus = dict(_served(session, build_id))
+        if gpus and all(gpus.values()):
+            return True
+    return False
+
+
+def _served(session: Session, build_id: str) -> Iterator[tuple[str, bool]]:
+    """The GPUs that a build is for, each after those without an engine that passed."""
+    found = session.execute(
+        select(Wanted.asked, EngineRow.state)
+        .outerjoin(EngineRow, EngineRow.id == Wanted.engine_id)
+        .where(Wanted.build_id == build_id)
+    )
+    served = [(asked.rpartition(":")[2], state == EngineState.READY) for asked, state in found]
+    yield from sorted(served, key=lambda one: one[1])
+
+
+def no_alias(session: Session, model: str, alias: str) -> NotFound:
+    names = session.scalars(
+        select(AliasRow.name)
+        .join(Model, Model.id == AliasRow.model_id)
+        .where(Model.name == model, AliasRow.version_id.is_not(None))
+        .order_by(AliasRow.name)
+    ).all()
+    return NotFound(
+        f"{model} has no alias {alias!r}",
+        hint=f"it has {', '.join(names)}" if names else f"make it: farm promote {model} 1 {alias}",
+    )

@@ -1,0 +1,56 @@
+"""How a version of a model is referred to: by its number or an alias, as in ``digits@7``, ``digits@prod``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from farm.errors import InvalidRequest
+
+#: What pulls take by default.
+PROD = "prod"
+LONGEST_ALIAS = 40
+#: None that could be a version: v7.
+_ALIAS = r"^([a-uw-z][a-z0-9-]*|v[a-z-][a-z0-9-]*)$"
+AliasName = Annotated[
+    str, StringConstraints(pattern=_ALIAS, max_length=LONGEST_ALIAS), Field(examples=[PROD])
+]
+_NUMBER = re.compile(r"v?(\d{1,9})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """One of the two, or neither for the default."""
+
+    version: int | None = None
+    alias: str | None = None
+
+
+def parse(text: str) -> Reference:
+    """``7`` and ``v7`` are a version, anything else an alias.
+
+    Raises:
+        InvalidRequest: it can't be either.
+    """
+    number = _NUMBER.fullmatch(text)
+    if number and int(number[1]) > 0:
+        return Reference(version=int(number[1]))
+    if number or len(text) > LONGEST_ALIAS or not re.fullmatch(_ALIAS, text):
+        raise InvalidRequest(
+            f"{text!r} is neither a version nor an alias",
+            hint="a version is 7 or v7, an alias is a letter, then lower-case letters, digits and -: prod",
+        )
+    return Reference(alias=text)
+
+
+def split(model: str) -> tuple[str, Reference]:
+    """``digits@prod`` → ``digits`` and its alias; without an ``@`` the default version.
+
+    Raises:
+        InvalidRequest: what follows the ``@`` can't be a version or an alias.
+    """
+    name, at, reference = model.partition("@")
+    return name, parse(reference) if at else Reference()
