@@ -21,6 +21,16 @@ from farm.specs import references
 class Aliases(Noun):
     """Moves aliases."""
 
+    def version_of(self, model: str, version: int | None = None) -> tuple[str, int | None]:
+        """A model's name and the version that ``digits@7`` or ``digits@prod`` means; None if it says none.
+
+        Raises:
+            NotFound: there is no such alias.
+            InvalidRequest
+        """
+        name, of = references.split(model, version)
+        return name, self.alias(name, of.alias).version if of.alias else of.version
+
     def aliases(self, model: str) -> list[AliasView]:
         """A model's aliases by name.
 
@@ -65,10 +75,10 @@ class Aliases(Noun):
             Conflict: naming the GPUs that the version can't serve as the one before did.
             NotFound, InvalidRequest, ScopeMissing
         """
-        found = references.parse(str(version))
+        _, number = self.version_of(f"{model}@{version}")
         request = checked(
             PromoteRequest,
-            version=found.version or self.alias(model, found.alias or "").version,
+            version=number,
             partial=partial,
             note=note,
             max_slowdown=max_slowdown,

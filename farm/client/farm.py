@@ -8,7 +8,6 @@ from typing import Self
 
 import httpx2
 
-from farm.client.aliases import Aliases
 from farm.client.benches import Benches
 from farm.client.builds import Builds
 from farm.client.fleet import Fleet
@@ -23,7 +22,7 @@ from farm.client.storage import Storage
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
-class Farm(Benches, Builds, Registry, Aliases, Pulls, Fleet, Plugins, Storage, Keys):
+class Farm(Benches, Builds, Registry, Pulls, Fleet, Plugins, Storage, Keys):
     """The farm at ``url``; by default at ``FARM_URL``, else on this machine.
 
     Parameters:

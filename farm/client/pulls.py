@@ -41,9 +41,9 @@ class Pulls(Noun):
             NotFound: naming what exists.
             UnknownGpu
         """
-        model, of = references.split(model)
+        model, of = references.split(model, version)
         query: dict[str, Any] = {"precision": precision, "runtime": runtime, "prune": prune}
-        query |= {"version": version or of.version, "alias": of.alias}
+        query |= {"version": of.version, "alias": of.alias}
         query |= {"doubtful": doubtful or None}
         path = f"/v1/models/{part(model)}/engines/{part(gpu)}"
         return self.http.read(Match, "GET", path, params=given(query))

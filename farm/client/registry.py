@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from farm.client.noun import Noun, part
+from farm.client.aliases import Aliases
+from farm.client.noun import part
 from farm.reports.layers import LayerReport
 from farm.schemas.engines import EnginePage, EngineView
 from farm.schemas.models import ModelDetail, ModelPage, ModelView
 
 
-class Registry(Noun):
+class Registry(Aliases):
     """Models and engines in the registry."""
 
     def models(self, *, limit: int = 1000) -> list[ModelView]:
@@ -38,11 +39,13 @@ class Registry(Noun):
         """A model's engines, newest first.
 
         Parameters:
+            model: its name, or ``digits@7`` or ``digits@prod`` for one version.
             prune: ``2:4``, ``l1:0.5``, or ``none`` for unpruned engines.
 
         Raises:
             NotFound, UnknownGpu
         """
+        model, version = self.version_of(model, version)
         query = {"gpu": gpu, "precision": precision, "runtime": runtime, "version": version}
         query["prune"] = prune
         pages = self._pages(EnginePage, f"/v1/models/{part(model)}/engines", query, limit)

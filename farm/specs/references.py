@@ -46,11 +46,20 @@ def parse(text: str) -> Reference:
     return Reference(alias=text)
 
 
-def split(model: str) -> tuple[str, Reference]:
-    """``digits@prod`` → ``digits`` and its alias; without an ``@`` the default version.
+def split(model: str, version: int | None = None) -> tuple[str, Reference]:
+    """``digits@prod`` → ``digits`` and its alias.
+
+    Parameters:
+        version: where the model has no ``@``.
 
     Raises:
-        InvalidRequest: what follows the ``@`` can't be a version or an alias.
+        InvalidRequest: what follows the ``@`` can't be a version or an alias, or a version is given twice.
     """
     name, at, reference = model.partition("@")
-    return name, parse(reference) if at else Reference()
+    if not at:
+        return name, Reference(version=version)
+    if version is not None:
+        raise InvalidRequest(
+            f"{model!r} says which version already", hint=f"omit the version {version} beside it"
+        )
+    return name, parse(reference)

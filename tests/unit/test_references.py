@@ -19,6 +19,12 @@ def test_a_number_is_a_version_and_anything_else_an_alias(text, found):
     assert split(f"digits@{text}") == ("digits", found)
 
 
+def test_a_version_said_twice_is_refused():
+    assert split("digits", 7) == ("digits", Reference(version=7))
+    with pytest.raises(InvalidRequest, match="says which version already"):
+        split("digits@prod", 7)
+
+
 def test_a_model_alone_means_no_version_in_particular():
     assert split("digits") == ("digits", Reference())
 

@@ -1,0 +1,51 @@
+"""The page on versions and aliases, command by command, on a whole farm."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from farm.local import up
+from tests import farm_lines
+from tests.e2e.conftest import fresh_settings
+from tests.e2e.live import ROOT, LiveFarm
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+PAGE = (ROOT / "docs/how-to/registry.md").read_text()
+RUN = re.search(r"<!-- run on a farm with two versions -->\s+```sh\n(.*?)```", PAGE, re.DOTALL)[1]
+
+
+@pytest.fixture
+def farm(tmp_path: Path) -> Iterator[LiveFarm]:
+    with fresh_settings(tmp_path / "a home") as settings, up.embedded(settings) as running:
+        yield LiveFarm(running.addresses, settings)
+
+
+def test_the_page_promotes_pulls_and_rolls_back(
+    farm: LiveFarm, files: Path, tmp_path: Path
+) -> None:
+    for name in ("small.onnx", "digits.pt2"):
+        farm.cli(
+            "submit", files / name, "--name", "digits", "--gpu", "cpu", "--precision", "fp32",
+            "--wait", "--json",
+        ).json()  # fmt: skip
+    said = []
+    for words in farm_lines.farm_commands(RUN):
+        given = [str(tmp_path) if word == "engines" else word for word in words]
+        said.append((words, farm.cli(*given, "--json").json()))
+    by_command = {" ".join(words[:4]): answer for words, answer in said}
+    assert len(said) == 8
+    assert by_command["pull digits --gpu cpu"][0]["engine"]["version"] == 2
+    assert by_command["rollback digits prod --note"]["version"] == 1
+    [prod] = by_command["aliases digits"]
+    assert (prod["alias"], prod["version"], prod["note"]) == ("prod", 1, "worse on night images")
+    moves = by_command["aliases digits prod"]
+    assert [(one["action"], one["version"]) for one in moves] == [
+        ("rollback", 1),
+        ("promote", 2),
+        ("promote", 1),
+    ]
+    assert by_command["pull digits@2 --gpu cpu"][0]["engine"]["version"] == 2
