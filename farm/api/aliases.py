@@ -155,5 +155,4 @@ def _check(farm: Services, alias: str, by: Caller) -> None:
 def _by(by: Caller, if_match: str | None) -> aliases.By:
     """Who asks, and the revision that they saw."""
     revision = None if if_match in (None, "*") else int(if_match.strip('"'))
-    who = by.name if by.key_id else by.label or by.name
-    return aliases.By(who=who, revision=revision)
+    return aliases.By(who=by.signature, revision=revision)

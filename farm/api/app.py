@@ -25,6 +25,7 @@ from farm.api import (
     problems,
     registry,
     scrub,
+    yanks,
 )
 from farm.api.access import Access
 from farm.api.door import Door
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 _NOUNS = (
     *(blobs, builds, registry, aliases, bench, fleet),
-    *(plugins, gc, scrub, keys, audit, health),
+    *(yanks, plugins, gc, scrub, keys, audit, health),
 )
 
 DESCRIPTION = """

@@ -17,6 +17,7 @@ from farm.cli import (
     speed,
     submit,
     watch,
+    yank,
 )
 from farm.cli.app import app
 
@@ -29,6 +30,7 @@ for noun in (
     watch,
     registry,
     aliases,
+    yank,
     inspect,
     speed,
     pull,

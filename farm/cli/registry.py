@@ -93,6 +93,8 @@ def engines_table(engines: Sequence[EngineView], *, empty: str = "") -> None:
     rows = [row for engine in engines for row in (_row(engine), *map(_judged, engine.judgements))]
     show.table(_HEADERS, rows, keep=("id", "version", "target", "precision"), empty=empty)
     for engine in engines:
+        if engine.yanked:
+            show.line(f"yanked: {engine.id} ({engine.precision}@{engine.gpu}): {engine.yanked}")
         if engine.doubts:
             show.line(
                 f"doubtful: {engine.id} ({engine.precision}@{engine.gpu}): {'; '.join(engine.doubts)}"
@@ -244,6 +246,7 @@ def _versions(model: str, url: str | None, *, as_json: bool) -> None:
     rows = [
         (
             f"v{one.version}",
+            ", ".join(a.alias for a in detail.aliases if a.version == one.version) or show.NONE,
             str(one.source_format),
             one.source_digest,
             _told(one),
@@ -252,8 +255,11 @@ def _versions(model: str, url: str | None, *, as_json: bool) -> None:
         )
         for one in detail.versions
     ]
-    columns = ("version", "format", "source", "interpreted as", "engines", "submitted")
-    show.table(columns, rows, keep=("source",))
+    columns = ("version", "aliases", "format", "source", "interpreted as", "engines", "submitted")
+    show.table(columns, rows, keep=("version", "source"))
+    for one in detail.versions:
+        if one.yanked:
+            show.line(f"yanked: v{one.version}: {one.yanked}")
 
 
 def _told(version: VersionView) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from farm.client.aliases import Aliases
 from farm.client.noun import part
+from farm.client.submission import checked
 from farm.reports.layers import LayerReport
 from farm.schemas.engines import EnginePage, EngineView
 from farm.schemas.models import ModelDetail, ModelPage, ModelView
+from farm.schemas.yanks import YankRequest
 
 
 class Registry(Aliases):
@@ -51,6 +53,41 @@ class Registry(Aliases):
         pages = self._pages(EnginePage, f"/v1/models/{part(model)}/engines", query, limit)
         return [item for page in pages for item in page.items]
 
+    def yank(self, model: str, version: int, reason: str) -> ModelDetail:
+        """Have no pull take a version unless it asks for it by its number.
+
+        Raises:
+            NotFound, InvalidRequest, ScopeMissing
+        """
+        body = checked(YankRequest, reason=reason).model_dump()
+        return self.http.read(ModelDetail, "POST", _yank(model, version), json=body)
+
+    def unyank(self, model: str, version: int) -> ModelDetail:
+        """Have pulls take a version again.
+
+        Raises:
+            NotFound, ScopeMissing
+        """
+        return self.http.read(ModelDetail, "DELETE", _yank(model, version))
+
+    def yank_engine(self, engine_id: str, reason: str) -> EngineView:
+        """Have no pull take an engine.
+
+        Raises:
+            NotFound, InvalidRequest, ScopeMissing
+        """
+        body = checked(YankRequest, reason=reason).model_dump()
+        path = f"/v1/engines/{part(engine_id)}/yank"
+        return self.http.read(EngineView, "POST", path, json=body)
+
+    def unyank_engine(self, engine_id: str) -> EngineView:
+        """Have pulls take an engine again.
+
+        Raises:
+            NotFound, ScopeMissing
+        """
+        return self.http.read(EngineView, "DELETE", f"/v1/engines/{part(engine_id)}/yank")
+
     def engine(self, engine_id: str) -> EngineView:
         """An engine's registry entry.
 
@@ -66,3 +103,7 @@ class Registry(Aliases):
             NotFound
         """
         return self.http.read(LayerReport, "GET", f"/v1/engines/{part(engine_id)}/layers")
+
+
+def _yank(model: str, version: int) -> str:
+    return f"/v1/models/{part(model)}/versions/{version}/yank"

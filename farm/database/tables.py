@@ -109,6 +109,18 @@ class AliasMove(Base):
     at: Mapped[datetime] = mapped_column(Instant, default=now)
 
 
+class Yank(Base):
+    """A version, or an engine of one, that pulls no longer take by default."""
+
+    __tablename__ = "yanks"
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), primary_key=True)
+    #: Of an engine, ``farm.registry.rows.SAME``; empty for the whole version.
+    same: Mapped[str] = mapped_column(String(100), primary_key=True, default="")
+    reason: Mapped[str] = mapped_column(Text)
+    who: Mapped[str] = mapped_column(String(400))
+    at: Mapped[datetime] = mapped_column(Instant, default=now)
+
+
 class Artifact(Base):
     """A blob in the store that the farm knows."""
 

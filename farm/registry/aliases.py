@@ -17,8 +17,9 @@ from sqlalchemy.orm import Session, aliased
 from farm.database.base import now
 from farm.database.tables import AliasMove, AliasRow, Build, EngineRow, Model, Version
 from farm.errors import Conflict, NotFound
-from farm.registry import catalog, latencies, versions
+from farm.registry import catalog, latencies, versions, yanks
 from farm.registry.match import best_match
+from farm.registry.rows import NOT_YANKED, with_yanks
 from farm.schemas.aliases import (
     Action,
     AliasView,
@@ -144,6 +145,12 @@ def promote(
             meanwhile.
     """
     version_id = versions.version_id(session, model, request.version)
+    reason = yanks.of_version(session, model, request.version)
+    if reason is not None:
+        raise Conflict(
+            f"version {request.version} of {model} was yanked: {reason}",
+            hint=f"take that back first: farm yank {model}@{request.version} --undo",
+        )
     row = _locked(session, model, alias, by)
     before = _number(session, row.version_id) if row else None
     beside, left_out = _compared(session, model, before, request)
@@ -298,8 +305,8 @@ def _compared(
 
 
 def _gpus(session: Session, model: str, number: int) -> Sequence[str]:
-    """The GPUs that a version has engines for which passed their gates."""
-    return session.scalars(
+    """The GPUs that a version has engines for which passed their gates and weren't yanked by themselves."""
+    found = (
         select(EngineRow.gpu)
         .join(Version, Version.id == EngineRow.version_id)
         .join(Model, Model.id == Version.model_id)
@@ -307,10 +314,12 @@ def _gpus(session: Session, model: str, number: int) -> Sequence[str]:
             Model.name == model,
             Version.number == number,
             EngineRow.state == EngineState.READY,
+            NOT_YANKED,
         )
         .distinct()
         .order_by(EngineRow.gpu)
-    ).all()
+    )
+    return session.scalars(with_yanks(found)).all()
 
 
 def _engine(session: Session, model: str, gpu: str, version: int | None) -> EngineView | None:
@@ -323,6 +332,8 @@ def _engine(session: Session, model: str, gpu: str, version: int | None) -> Engi
 
 def _why_none(session: Session, model: str, gpu: str, version: int) -> str:
     for one in catalog.find(session, model, gpu=gpu, version=version, limit=1):
+        if one.yanked:
+            return f"its engine was yanked: {one.yanked}"
         return f"its engine failed a gate: {'; '.join(one.doubts)}"
     return "it has no engine"
 

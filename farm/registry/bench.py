@@ -49,7 +49,7 @@ def bench(
     followed = goals.kept(session, model, number, tag) or Goal()
     wanted = goal or followed
     found = catalog.find(session, model, gpu=tag, version=number, only_whole=True, limit=_MOST)
-    good = [one for one in found if one.state is EngineState.READY]
+    good = [one for one in found if one.state is EngineState.READY and one.yanked is None]
     ranked = ranking.rank(good, tag, wanted) if good else None
     tags = {tag, gpus.compute_capability(tag)}
     unbuilt = list(_unbuilt(session, version_id, tags))
@@ -121,6 +121,8 @@ def _speed(metrics: Metrics, goal: Goal) -> dict[str, Any]:
 
 
 def _passed_over(engine: EngineView, goal: Goal, ranked: Ranking | None) -> str | None:
+    if engine.yanked is not None:
+        return f"it was yanked: {engine.yanked}"
     if engine.state is EngineState.DOUBTFUL:
         return "it failed a gate"
     if ranked is None:

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from farm.database.tables import Artifact, EngineRow, Model, Version
 from farm.errors import NotFound
 from farm.registry import judgements
-from farm.registry.rows import SAME, grouped, identity, select_rows, view_of
+from farm.registry.rows import NOT_YANKED, SAME, grouped, identity, select_rows, view_of
 from farm.registry.twins import beside_twins
 from farm.schemas.engines import EngineView
 from farm.specs import gpus
@@ -80,12 +80,14 @@ def find(
     prune: str | None = None,
     before: str | None = None,
     only_whole: bool = False,
+    yanked: bool = True,
     limit: int,
 ) -> list[EngineView]:
     """Engines, newest first.
 
     Parameters:
         only_whole: leave out those whose bytes the store has lost.
+        yanked: whether to include those that were yanked by themselves.
     """
     model_id(session, model)
     statement = (
@@ -116,6 +118,8 @@ def find(
     rows = select_rows().join(page, same)
     if only_whole:
         rows = rows.where(Artifact.lost_at.is_(None))
+    if not yanked:
+        rows = rows.where(NOT_YANKED)
     return grouped(session.execute(rows))
 
 

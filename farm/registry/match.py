@@ -53,8 +53,13 @@ def best_match(
         "version": of.number,
         "prune": prune,
     }
-    found = find(session, model, gpu=tag, **asked, only_whole=True, limit=1000)
+    found = find(session, model, gpu=tag, **asked, only_whole=True, yanked=False, limit=1000)
     if not found:
+        for one in find(session, model, gpu=tag, **asked, only_whole=True, limit=1):
+            raise NotFound(
+                f"engine {one.id} of {model} for {tag} was yanked: {one.yanked}",
+                hint=f"build the model again, or take it all the same by its id: farm pull {one.id}",
+            )
         for lost in find(session, model, gpu=tag, **asked, limit=1):
             raise BlobDamaged(f"the store has lost the bytes of engine {lost.id} of {model}")
     good = [one for one in found if doubtful or one.state is EngineState.READY]
@@ -97,6 +102,8 @@ def _why(
         reasons.append(f"pruned {best.prune} as requested")
     elif best.prune:
         reasons.append(f"pruned {best.prune}: version {best.version} has no unpruned one")
+    if best.yanked:
+        reasons.append(f"yanked: {best.yanked}")
     if best.doubts:
         reasons.append(f"doubtful, as requested: {'; '.join(best.doubts)}")
     return "; ".join(reasons)

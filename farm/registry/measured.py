@@ -39,7 +39,11 @@ def measured(
     if not _several(session, model, tag):
         return ()
     found = catalog.find(session, model, gpu=tag, prune=prune or catalog.UNPRUNED, limit=_MOST)
-    good = [one for one in found if one.precision in precisions and one.state is EngineState.READY]
+    good = [
+        one
+        for one in found
+        if one.precision in precisions and one.state is EngineState.READY and one.yanked is None
+    ]
     for version in sorted({one.version for one in good}, reverse=True):
         goal = goals.kept(session, model, version, tag) or Goal()
         ranked = ranking.rank([one for one in good if one.version == version], tag, goal)

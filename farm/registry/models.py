@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from farm.database.tables import EngineRow, Model, Version
+from farm.database.tables import EngineRow, Model, Version, Yank
 from farm.registry import aliases, catalog
 from farm.registry.rows import count_engines
 from farm.schemas.models import ModelDetail, ModelView, VersionView
@@ -47,10 +47,11 @@ def model(session: Session, name: str) -> ModelDetail:
 
 def _versions(session: Session, model_id: int) -> list[VersionView]:
     rows = session.execute(
-        select(Version, count_engines())
+        select(Version, count_engines(), Yank.reason)
         .outerjoin(EngineRow, EngineRow.version_id == Version.id)
+        .outerjoin(Yank, (Yank.version_id == Version.id) & (Yank.same == ""))
         .where(Version.model_id == model_id)
-        .group_by(Version.id)
+        .group_by(Version.id, Yank.reason)
         .order_by(Version.number)
     )
     return [
@@ -61,7 +62,8 @@ def _versions(session: Session, model_id: int) -> list[VersionView]:
             fixed_inputs=version.fixed_inputs or {},
             architecture=version.architecture,
             engines=engines,
+            yanked=yanked,
             created_at=version.created_at,
         )
-        for version, engines in rows
+        for version, engines, yanked in rows
     ]

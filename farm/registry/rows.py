@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, String, cast, func, select
+from sqlalchemy import ColumnElement, Select, String, and_, cast, func, select
+from sqlalchemy.orm import aliased
 
-from farm.database.tables import Artifact, EngineRow, Model, Version
+from farm.database.tables import Artifact, EngineRow, Model, Version, Yank
 from farm.registry import judgements
 from farm.reports import kept
 from farm.reports.accuracy import Accuracy
@@ -23,13 +24,27 @@ SAME = func.coalesce(
 )
 
 
+_OF_ENGINE, _OF_VERSION = aliased(Yank), aliased(Yank)
+#: Why an engine was yanked, by itself or with its version.
+YANKED = func.coalesce(_OF_ENGINE.reason, _OF_VERSION.reason)
+#: Whether an engine wasn't yanked by itself.
+NOT_YANKED = _OF_ENGINE.version_id.is_(None)
+
+
+def with_yanks(rows: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
+    """A selection of ``EngineRow`` that can have ``YANKED``."""
+    of_engine = and_(_OF_ENGINE.version_id == EngineRow.version_id, _OF_ENGINE.same == SAME)
+    of_version = and_(_OF_VERSION.version_id == EngineRow.version_id, _OF_VERSION.same == "")
+    return rows.outerjoin(_OF_ENGINE, of_engine).outerjoin(_OF_VERSION, of_version)
+
+
 def count_engines() -> ColumnElement[int]:
     """The number of engines, counting each once however often it was judged."""
     return func.count(SAME.distinct())
 
 
 def select_rows() -> Select[*tuple[Any, ...]]:
-    return (
+    rows = (
         select(
             EngineRow,
             Model.name,
@@ -37,11 +52,13 @@ def select_rows() -> Select[*tuple[Any, ...]]:
             Version.source_digest,
             Version.fixed_inputs,
             Artifact.bytes,
+            YANKED,
         )
         .join(Version, Version.id == EngineRow.version_id)
         .join(Model, Model.id == Version.model_id)
         .join(Artifact, Artifact.digest == EngineRow.digest)
     )
+    return with_yanks(rows)
 
 
 def view_of(row: Any) -> EngineView:
@@ -60,7 +77,7 @@ def view_of(row: Any) -> EngineView:
 def _shown(
     row: Any, record: EngineRecord, metrics_reason: str | None, state: EngineState
 ) -> EngineView:
-    engine, model, version, source_digest, fixed_inputs, size = row
+    engine, model, version, source_digest, fixed_inputs, size, yanked = row
     found = record.description
     return EngineView(
         **{name: getattr(engine, name) for name in _COLUMNS},
@@ -83,6 +100,7 @@ def _shown(
         source_digest=source_digest,
         fixed_inputs=fixed_inputs or {},
         bytes=size,
+        yanked=yanked,
         build=engine.build_id,
     )
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from farm.database.tables import AliasRow, Build, EngineRow, Model, Version, Wanted
+from farm.database.tables import AliasRow, Build, EngineRow, Model, Version, Wanted, Yank
 from farm.errors import NotFound
 from farm.registry import catalog
+from farm.registry.rows import YANKED, with_yanks
 from farm.specs.references import PROD, Reference
 from farm.specs.states import BuildState, EngineState
 
@@ -29,23 +30,30 @@ def taken(session: Session, model: str, reference: Reference = Reference()) -> T
     """The version that a reference means.
 
     Without one, ``prod`` if there is such an alias; else the newest version of which an ended build has an
-    engine that passed its gates for each of its GPUs; else the newest with any engine.
+    engine that passed its gates for each of its GPUs; else the newest with any engine. Yanked ones only by
+    their number.
 
     Raises:
-        NotFound: there is no such model, alias or engine.
+        NotFound: there is no such model, alias or engine, or the alias's version was yanked.
     """
     model_id = catalog.model_id(session, model)
     if reference.version is not None:
         version_id(session, model, reference.version)
         return Taken(number=reference.version, why=f"version {reference.version} as requested")
     alias = reference.alias or PROD
-    number = session.scalar(
-        select(Version.number)
+    named = session.execute(
+        select(Version.number, Yank.reason)
         .join(AliasRow, AliasRow.version_id == Version.id)
+        .outerjoin(Yank, (Yank.version_id == Version.id) & (Yank.same == ""))
         .where(AliasRow.model_id == model_id, AliasRow.name == alias)
-    )
-    if number is not None:
-        return Taken(number=number, why=f"version {number} is {alias}")
+    ).one_or_none()
+    if named is not None:
+        if named.reason is not None:
+            raise NotFound(
+                f"version {named.number} of {model}, which is {alias}, was yanked: {named.reason}",
+                hint=f"farm rollback {model} {alias}; --version {named.number} pulls it all the same",
+            )
+        return Taken(number=named.number, why=f"version {named.number} is {alias}")
     if reference.alias is not None:
         raise no_alias(session, model, reference.alias)
     for found in session.execute(_with_engines(model_id)):
@@ -56,7 +64,8 @@ def taken(session: Session, model: str, reference: Reference = Reference()) -> T
     newest = session.scalar(_with_engines(model_id).with_only_columns(Version.number).limit(1))
     if newest is None:
         raise NotFound(
-            f"{model} has no engines yet", hint="farm builds shows how far its builds are"
+            f"{model} has no engines that weren't yanked",
+            hint="farm builds shows how far its builds are",
         )
     return Taken(
         number=newest, why=f"version {newest} is the newest with an engine: none is complete"
@@ -84,9 +93,10 @@ def version_id(session: Session, model: str, number: int) -> int:
 
 def _with_engines(model_id: int) -> Select[int, int]:
     has_engine = select(EngineRow.id).where(EngineRow.version_id == Version.id).exists()
+    is_yanked = select(Yank.same).where(Yank.version_id == Version.id, Yank.same == "").exists()
     return (
         select(Version.id, Version.number)
-        .where(Version.model_id == model_id, has_engine)
+        .where(Version.model_id == model_id, has_engine, ~is_yanked)
         .order_by(Version.number.desc())
     )
 
@@ -107,11 +117,16 @@ def is_complete(session: Session, version_id: int) -> bool:
 def _served(session: Session, build_id: str) -> Iterator[tuple[str, bool]]:
     """The GPUs that a build is for, each after those without an engine that passed."""
     found = session.execute(
-        select(Wanted.asked, EngineRow.state)
-        .outerjoin(EngineRow, EngineRow.id == Wanted.engine_id)
-        .where(Wanted.build_id == build_id)
+        with_yanks(
+            select(Wanted.asked, EngineRow.state, YANKED)
+            .outerjoin(EngineRow, EngineRow.id == Wanted.engine_id)
+            .where(Wanted.build_id == build_id)
+        )
     )
-    served = [(asked.rpartition(":")[2], state == EngineState.READY) for asked, state in found]
+    served = [
+        (asked.rpartition(":")[2], state == EngineState.READY and yanked is None)
+        for asked, state, yanked in found
+    ]
     yield from sorted(served, key=lambda one: one[1])
 
 

@@ -82,6 +82,9 @@ class EngineView(Answer):
         EngineState.READY, description="doubtful engines are pulled only on request"
     )
     doubts: list[str] = Field([], description="why it is doubtful")
+    yanked: str | None = Field(
+        None, description="why it, or its version, was yanked: no pull takes it by default"
+    )
     compute: ComputeView | None = Field(
         None, description="types of its multiplications; null if not counted"
     )

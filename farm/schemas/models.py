@@ -33,6 +33,7 @@ class VersionView(Answer):
     fixed_inputs: FixedInputs = {}
     architecture: Architecture | None = None
     engines: int
+    yanked: str | None = Field(None, description="why no pull takes it by default")
     created_at: datetime
 
 

@@ -22,6 +22,11 @@ class Caller:
     label: str = ""  #: the client's own name; never trusted
 
     @property
+    def signature(self) -> str:
+        """Who it is, for people who read a history: the key's name, or else what the client calls itself."""
+        return self.name if self.key_id else self.label or self.name
+
+    @property
     def client(self) -> str:
         """The client for fair queuing: the key, or else the label."""
         return f"key {self.key_id}" if self.key_id else self.label or self.address

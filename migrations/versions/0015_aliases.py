@@ -1,4 +1,4 @@
-"""Models have aliases: names for one version each, with the history of their moves."""
+"""Models have aliases with the history of their moves, and versions and engines can be yanked."""
 
 from __future__ import annotations
 
@@ -54,8 +54,21 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("model_id", "name", "revision", name=op.f("pk_alias_moves")),
     )
+    op.create_table(
+        "yanks",
+        sa.Column("version_id", sa.Integer(), nullable=False),
+        sa.Column("same", sa.String(length=100), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("who", sa.String(length=400), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["version_id"], ["versions.id"], name=op.f("fk_yanks_version_id_versions")
+        ),
+        sa.PrimaryKeyConstraint("version_id", "same", name=op.f("pk_yanks")),
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("yanks")
     op.drop_table("alias_moves")
     op.drop_table("aliases")

@@ -103,3 +103,20 @@ def test_a_protected_alias_takes_an_administrator(settings, versions):
     for method, path in (("POST", f"{PROD}/rollback"), ("DELETE", PROD)):
         problem(promoter.request(method, path, json={}), 403)
     db.dispose()
+
+
+def test_a_version_and_an_engine_are_yanked_and_restored(api, versions):
+    path = "/v1/models/digits/versions/2/yank"
+    told = api.post(path, json={"reason": "it guesses"}).json()
+    assert told["versions"][1]["yanked"] == "it guesses"
+    pulled = api.get("/v1/models/digits/engines/sm_89").json()["engine"]
+    assert pulled["version"] == 1
+    problem(api.post(path, json={"reason": "  "}), 422)
+    problem(api.post("/v1/models/digits/versions/9/yank", json={"reason": "x"}), 404)
+    of_engine = f"/v1/engines/{pulled['id']}/yank"
+    assert api.post(of_engine, json={"reason": "no"}).json()["yanked"] == "no"
+    assert api.get(f"/v1/engines/{pulled['id']}").json()["yanked"] == "no"
+    assert api.request("DELETE", of_engine).json()["yanked"] is None
+    assert api.request("DELETE", path).json()["versions"][1]["yanked"] is None
+    audited = [e["action"] for e in api.get("/v1/audit").json()["items"]]
+    assert audited[:4] == ["unyank", "unyank", "yank", "yank"]

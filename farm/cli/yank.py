@@ -1,0 +1,58 @@
+"""``farm yank``: keep a version or an engine from being pulled."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from farm.cli import complete, show
+from farm.cli.options import Json, Url, connect, example
+from farm.errors import InvalidRequest
+
+
+def register(app: typer.Typer) -> None:
+    text = 'farm yank digits@7 --reason "trained on test data"'
+    app.command(rich_help_panel="Engines", epilog=example(text))(yank)
+
+
+def yank(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL@VERSION|ENGINE",
+            help="digits@7, digits@canary, or an engine's id.",
+            autocompletion=complete.models,
+        ),
+    ],
+    reason: Annotated[
+        str | None,
+        typer.Option("--reason", metavar="TEXT", help="What those who pull it are told."),
+    ] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Have pulls take it again.")] = False,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Have no pull take a version or an engine by default; its bytes stay.
+
+    A version is pulled only by its number from then on, an engine only by its id, and both with the reason.
+    Pulls of an alias that names a yanked version fail until it is moved: roll it back first.
+    """
+    if undo == (reason is not None):
+        raise InvalidRequest(
+            "a yank takes a reason", hint='pass --reason "…", or --undo to take a yank back'
+        )
+    farm = connect(url)
+    model, at, _ = what.partition("@")
+    view: object
+    if at:
+        name, number = farm.version_of(what)
+        assert number is not None
+        view = farm.unyank(name, number) if reason is None else farm.yank(name, number, reason)
+        what = f"{model}@{number}"
+    else:
+        view = farm.unyank_engine(what) if reason is None else farm.yank_engine(what, reason)
+    if as_json:
+        show.document(view)
+        return
+    show.line(f"{what} is pulled again" if undo else f"{what} is yanked: {reason}")
