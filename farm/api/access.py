@@ -43,6 +43,7 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("POST", "/v1/models/{model}/bench"): SUBMIT,
     ("GET", "/v1/models/{model}/engines"): READ,
     ("GET", "/v1/models/{model}/engines/{gpu}"): READ,
+    ("GET", "/v1/models/{model}/compare"): READ,
     ("GET", "/v1/models/{model}/aliases"): READ,
     ("GET", "/v1/models/{model}/aliases/{alias}"): READ,
     ("PUT", "/v1/models/{model}/aliases/{alias}"): PROMOTE,

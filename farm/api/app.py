@@ -16,6 +16,7 @@ from farm.api import (
     bench,
     blobs,
     builds,
+    compare,
     documents,
     fleet,
     gc,
@@ -37,7 +38,7 @@ from farm.settings import Settings
 log = logging.getLogger(__name__)
 
 _NOUNS = (
-    *(blobs, builds, registry, aliases, bench, fleet),
+    *(blobs, builds, registry, aliases, compare, bench, fleet),
     *(yanks, plugins, gc, scrub, keys, audit, health),
 )
 

@@ -6,6 +6,7 @@ from farm.client.aliases import Aliases
 from farm.client.noun import part
 from farm.client.submission import checked
 from farm.reports.layers import LayerReport
+from farm.schemas.compare import Compared
 from farm.schemas.engines import EnginePage, EngineView
 from farm.schemas.models import ModelDetail, ModelPage, ModelView
 from farm.schemas.yanks import YankRequest
@@ -52,6 +53,18 @@ class Registry(Aliases):
         query["prune"] = prune
         pages = self._pages(EnginePage, f"/v1/models/{part(model)}/engines", query, limit)
         return [item for page in pages for item in page.items]
+
+    def compare(self, model: str, a: str | int, b: str | int) -> Compared:
+        """Two versions of a model beside each other, by GPU.
+
+        Parameters:
+            a, b: versions' numbers, or aliases.
+
+        Raises:
+            NotFound, InvalidRequest
+        """
+        path = f"/v1/models/{part(model)}/compare"
+        return self.http.read(Compared, "GET", path, params={"a": str(a), "b": str(b)})
 
     def yank(self, model: str, version: int, reason: str) -> ModelDetail:
         """Have no pull take a version unless it asks for it by its number.

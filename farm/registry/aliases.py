@@ -15,11 +15,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
 from farm.database.base import now
-from farm.database.tables import AliasMove, AliasRow, Build, EngineRow, Model, Version
-from farm.errors import Conflict, NotFound
-from farm.registry import catalog, latencies, versions, yanks
-from farm.registry.match import best_match
-from farm.registry.rows import NOT_YANKED, with_yanks
+from farm.database.tables import AliasMove, AliasRow, Model, Version
+from farm.errors import Conflict
+from farm.registry import catalog, compare, versions, yanks
 from farm.schemas.aliases import (
     Action,
     AliasView,
@@ -29,8 +27,6 @@ from farm.schemas.aliases import (
     PromoteRequest,
     Promotion,
 )
-from farm.schemas.engines import EngineView
-from farm.specs.states import EngineState
 
 _BEFORE = aliased(Version)
 
@@ -289,86 +285,21 @@ def _compared(
     """The version's engines beside those that they replace, by GPU, and the GPUs it can't serve."""
     beside: list[Beside] = []
     left_out: list[Lack] = []
-    gpus = [] if before is None else _gpus(session, model, before)
-    for gpu in dict.fromkeys([*gpus, *_gpus(session, model, request.version)]):
-        old = _engine(session, model, gpu, before) if gpu in gpus else None
-        new = _engine(session, model, gpu, request.version)
+    served = [] if before is None else compare.gpus(session, model, before)
+    for gpu in dict.fromkeys([*served, *compare.gpus(session, model, request.version)]):
+        old = compare.engine(session, model, gpu, before) if gpu in served else None
+        new = compare.engine(session, model, gpu, request.version)
         if new is None:
-            left_out.append(Lack(gpu=gpu, why=_why_none(session, model, gpu, request.version)))
+            left_out.append(
+                Lack(gpu=gpu, why=compare.why_none(session, model, gpu, request.version))
+            )
             continue
-        found = _beside(session, gpu, new, old)
+        found = compare.beside(session, gpu, new, old)
         beside.append(found)
         why = _too_much(found, request)
         if why:
             left_out.append(Lack(gpu=gpu, why=why))
     return beside, left_out
-
-
-def _gpus(session: Session, model: str, number: int) -> Sequence[str]:
-    """The GPUs that a version has engines for which passed their gates and weren't yanked by themselves."""
-    found = (
-        select(EngineRow.gpu)
-        .join(Version, Version.id == EngineRow.version_id)
-        .join(Model, Model.id == Version.model_id)
-        .where(
-            Model.name == model,
-            Version.number == number,
-            EngineRow.state == EngineState.READY,
-            NOT_YANKED,
-        )
-        .distinct()
-        .order_by(EngineRow.gpu)
-    )
-    return session.scalars(with_yanks(found)).all()
-
-
-def _engine(session: Session, model: str, gpu: str, version: int | None) -> EngineView | None:
-    """What a pull for this GPU gets of the version."""
-    try:
-        return best_match(session, model, gpu, version=version).engine
-    except NotFound:
-        return None
-
-
-def _why_none(session: Session, model: str, gpu: str, version: int) -> str:
-    for one in catalog.find(session, model, gpu=gpu, version=version, limit=1):
-        if one.yanked:
-            return f"its engine was yanked: {one.yanked}"
-        return f"its engine failed a gate: {'; '.join(one.doubts)}"
-    return "it has no engine"
-
-
-def _beside(session: Session, gpu: str, new: EngineView, old: EngineView | None) -> Beside:
-    if old is None:
-        return Beside(gpu=gpu, engine=new.id, replaces=None)
-    ratio, no_ratio = latencies.ratio(new.metrics, old.metrics)
-    drop, no_drop = _task_drop(session, new, old)
-    return Beside(
-        gpu=gpu,
-        engine=new.id,
-        replaces=old.id,
-        latency_ratio=ratio,
-        latency_reason=no_ratio,
-        task_drop=drop,
-        task_reason=no_drop,
-    )
-
-
-def _task_drop(
-    session: Session, new: EngineView, old: EngineView
-) -> tuple[float | None, str | None]:
-    """The drop of the metric on the same evaluation data, or None and the reason."""
-    task, before = new.accuracy.task, old.accuracy.task
-    if task is None or before is None:
-        return None, "one of them was evaluated without labels"
-    if (task.metric, _data(session, new)) != (before.metric, _data(session, old)):
-        return None, "they were evaluated on different data"
-    return round(before.engine - task.engine, 4), None
-
-
-def _data(session: Session, engine: EngineView) -> object:
-    request = session.scalar(select(Build.request).where(Build.id == engine.build)) or {}
-    return (request.get("evaluation") or {}).get("digest")
 
 
 def _too_much(found: Beside, request: PromoteRequest) -> str | None:

@@ -18,6 +18,11 @@ _ALIAS = r"^([a-uw-z][a-z0-9-]*|v[a-z-][a-z0-9-]*)$"
 AliasName = Annotated[
     str, StringConstraints(pattern=_ALIAS, max_length=LONGEST_ALIAS), Field(examples=[PROD])
 ]
+VersionOrAlias = Annotated[
+    str,
+    StringConstraints(pattern=rf"^v?[1-9][0-9]{{0,8}}$|{_ALIAS}", max_length=LONGEST_ALIAS),
+    Field(examples=["7", PROD]),
+]
 _NUMBER = re.compile(r"v?(\d{1,9})")
 
 

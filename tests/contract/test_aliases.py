@@ -120,3 +120,15 @@ def test_a_version_and_an_engine_are_yanked_and_restored(api, versions):
     assert api.request("DELETE", path).json()["versions"][1]["yanked"] is None
     audited = [e["action"] for e in api.get("/v1/audit").json()["items"]]
     assert audited[:4] == ["unyank", "unyank", "yank", "yank"]
+
+
+def test_versions_are_compared_over_rest(api, versions):
+    api.request("PUT", PROD, json={"version": 1})
+    found = api.get("/v1/models/digits/compare", params={"a": "prod", "b": "v2"}).json()
+    assert (found["a"], found["b"]) == (1, 2)
+    assert {one["gpu"]: one["b"] is None for one in found["gpus"]} == {
+        "sm_75": True,
+        "sm_89": False,
+    }
+    problem(api.get("/v1/models/digits/compare", params={"a": "prod", "b": "9"}), 404)
+    problem(api.get("/v1/models/digits/compare", params={"a": "prod", "b": "Prod"}), 422)

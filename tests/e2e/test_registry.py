@@ -37,7 +37,7 @@ def test_the_page_promotes_pulls_and_rolls_back(
         given = [str(tmp_path) if word == "engines" else word for word in words]
         said.append((words, farm.cli(*given, "--json").json()))
     by_command = {" ".join(words[:4]): answer for words, answer in said}
-    assert len(said) == 8
+    assert len(said) == 9
     assert by_command["pull digits --gpu cpu"][0]["engine"]["version"] == 2
     assert by_command["rollback digits prod --note"]["version"] == 1
     [prod] = by_command["aliases digits"]

@@ -9,10 +9,11 @@ from sqlalchemy import select
 
 from farm.database.tables import Build, EngineRow, Version
 from farm.errors import Conflict, NotFound
-from farm.registry import aliases, models
+from farm.registry import aliases, compare, models
 from farm.registry.aliases import By
 from farm.registry.match import best_match
 from farm.schemas.aliases import PromoteRequest
+from farm.specs.references import Reference
 from tests.ledger import DATA, LABELLED, SOURCE
 
 ME = By(who="ann")
@@ -204,6 +205,23 @@ def test_what_was_evaluated_on_other_data_is_not_compared_and_that_is_said(ledge
     promote(1)
     [beside] = promote(2).engines
     assert (beside.task_drop, beside.task_reason) == (None, "they were evaluated on different data")
+
+
+def test_two_versions_are_compared_by_gpu(ledger, built, promote):
+    built(1)
+    built(2, targets=["sm_89"])
+    for number, took, metric in ((1, 2.0, 0.9), (2, 1.0, 0.93)):
+        measured(ledger, number, "sm_89", p50=took, task=metric, evaluation=LABELLED)
+    promote(1)
+    with ledger.db.read() as session:
+        found = compare.compared(session, "digits", Reference(alias="prod"), Reference(version=2))
+    assert (found.a, found.b) == (1, 2)
+    by_gpu = {one.gpu: one for one in found.gpus}
+    both = by_gpu["sm_89"]
+    assert (both.latency_ratio, both.size_ratio) == (0.5, 1.0)
+    assert both.task_drop == pytest.approx(-0.03)
+    assert (by_gpu["sm_75"].b, by_gpu["sm_75"].latency_ratio) == (None, None)
+    assert by_gpu["sm_75"].a.version == 1
 
 
 def test_a_dry_run_says_what_would_be_left_out_and_moves_nothing(ledger, built, promote, pulled):

@@ -1,0 +1,76 @@
+"""``farm compare``: two versions of a model beside each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from farm.cli import complete, show
+from farm.cli.options import Json, Url, connect, example
+from farm.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from farm.schemas.compare import ComparedGpu
+    from farm.schemas.engines import EngineView
+
+
+def register(app: typer.Typer) -> None:
+    text = "farm compare digits@prod digits@7"
+    app.command(rich_help_panel="Engines", epilog=example(text))(compare)
+
+
+def compare(
+    first: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL@VERSION", help="digits@prod, digits@7", autocompletion=complete.models
+        ),
+    ],
+    second: Annotated[
+        str,
+        typer.Argument(
+            metavar="[MODEL@]VERSION",
+            help="Another version of the same model: digits@8, or 8 alone.",
+            autocompletion=complete.models,
+        ),
+    ],
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Show what a pull gets of two versions, for each GPU that either serves.
+
+    Ratios and differences are of the second beside the first. Latencies and metrics stand beside each other
+    only where they can be compared; the reason is given where they can't.
+    """
+    model, at, a = first.partition("@")
+    other, has_model, b = second.rpartition("@")
+    if not at or (has_model and other != model):
+        raise InvalidRequest(
+            "two versions of one model are compared", hint="farm compare digits@prod digits@7"
+        )
+    found = connect(url).compare(model, a, b)
+    if as_json:
+        show.document(found)
+        return
+    headers = ("gpu", f"v{found.a}", f"v{found.b}", "size", "latency", "metric")
+    show.table(headers, [_row(one) for one in found.gpus], keep=headers[:3], empty="no engines")
+
+
+def _row(one: ComparedGpu) -> tuple[str, ...]:
+    return (
+        one.gpu,
+        _engine(one.a),
+        _engine(one.b),
+        show.NONE if one.size_ratio is None else f"{one.size_ratio:.2f} ×",
+        _or_reason(one.latency_ratio and f"{one.latency_ratio:.2f} ×", one.latency_reason),
+        _or_reason(None if one.task_drop is None else f"{-one.task_drop:+.4f}", one.task_reason),
+    )
+
+
+def _engine(engine: EngineView | None) -> str:
+    return show.NONE if engine is None else f"{engine.precision} by {engine.runtime} ({engine.id})"
+
+
+def _or_reason(figure: str | float | None, reason: str | None) -> str:
+    return str(figure) if figure else f"unknown: {reason}" if reason else show.NONE
