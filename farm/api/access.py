@@ -29,6 +29,7 @@ METRICS = "/metrics"
 SCOPES: Mapping[tuple[str, str], Scope] = {
     ("POST", "/v1/blobs"): SUBMIT,
     ("HEAD", "/v1/blobs/{digest}"): SUBMIT,  # it protects the blob from garbage collection
+    ("GET", "/v1/blobs/{digest}/uses"): READ,
     ("POST", "/v1/builds"): SUBMIT,
     ("GET", "/v1/builds"): READ,
     ("GET", "/v1/builds/{build_id}"): READ,

@@ -10,9 +10,11 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from farm.api.services import By, Farm, Services, problems
+from farm.api.services import By, Farm, Services, answer, problems
 from farm.errors import InvalidRequest, NotFound
+from farm.registry import uses
 from farm.schemas.storage import Blob
+from farm.schemas.uses import BlobUses
 from farm.store import artifacts
 from farm.store.base import Stored
 from farm.trust import audit
@@ -79,6 +81,18 @@ def _remember(farm: Services, stored: Stored, by: Caller) -> None:
     with farm.db.write() as session:
         artifacts.remember(session, stored.digest, size=stored.bytes)
         audit.record(session, by, "upload", stored.digest, bytes=stored.bytes)
+
+
+@router.get(
+    "/{digest}/uses",
+    summary="Show what refers to a blob",
+    response_model=BlobUses,
+    responses=problems(404),
+)
+def show_uses(digest: Annotated[str, Path(max_length=100)], farm: Farm) -> Response:
+    """Which engine a file is, of which version it is the source, or which builds it was given as data."""
+    with farm.db.read() as session:
+        return answer(uses.uses(session, digest))
 
 
 @router.head(

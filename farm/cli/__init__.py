@@ -18,6 +18,7 @@ from farm.cli import (
     speed,
     submit,
     watch,
+    which,
     yank,
 )
 from farm.cli.app import app
@@ -32,6 +33,7 @@ for noun in (
     registry,
     aliases,
     compare,
+    which,
     yank,
     inspect,
     speed,

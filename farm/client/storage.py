@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from farm.client.noun import Noun
+from pathlib import Path
+
+from farm.client.noun import Noun, part
+from farm.client.progress import TransferProgress
+from farm.client.submission import Files
 from farm.schemas.storage import GcReport, ScrubReport
+from farm.schemas.uses import BlobUses
 
 _LONGEST_S = 3600.0
 
 
 class Storage(Noun):
     """Maintains the farm's store."""
+
+    def which(self, file: str | Path, *, progress: TransferProgress | None = None) -> BlobUses:
+        """What a file is to the farm: an engine, a model's source, data of builds. Only its digest is sent.
+
+        Parameters:
+            file: or a digest.
+
+        Raises:
+            NotFound: the farm doesn't know it.
+            InvalidRequest: there is no such file, or it is empty.
+        """
+        digest = Files(progress).digest(file)
+        return self.http.read(BlobUses, "GET", f"/v1/blobs/{part(digest)}/uses")
 
     def gc(self, *, older_than_s: float = 86400.0, dry_run: bool = False) -> GcReport:
         """Remove blobs that nothing in the farm's database refers to.

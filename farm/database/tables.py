@@ -320,6 +320,7 @@ class EngineRow(Base):
     __table_args__ = (
         UniqueConstraint("version_id", "build_job_id", "measure_job_id"),
         Index("ix_engines_version_id_gpu_precision", "version_id", "gpu", "precision"),
+        Index("ix_engines_digest", "digest"),
     )
     id: Mapped[str] = mapped_column(String(16), primary_key=True)
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"))

@@ -1,4 +1,4 @@
-"""Models have aliases with the history of their moves, and versions and engines can be yanked."""
+"""Models have aliases, versions and engines can be yanked, and engines are found by digest."""
 
 from __future__ import annotations
 
@@ -66,9 +66,11 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("version_id", "same", name=op.f("pk_yanks")),
     )
+    op.create_index("ix_engines_digest", "engines", ["digest"])
 
 
 def downgrade() -> None:
+    op.drop_index("ix_engines_digest", "engines")
     op.drop_table("yanks")
     op.drop_table("alias_moves")
     op.drop_table("aliases")

@@ -132,3 +132,22 @@ def test_versions_are_compared_over_rest(api, versions):
     }
     problem(api.get("/v1/models/digits/compare", params={"a": "prod", "b": "9"}), 404)
     problem(api.get("/v1/models/digits/compare", params={"a": "prod", "b": "Prod"}), 422)
+
+
+def test_what_a_file_is_to_the_farm_is_told(api, ledger):
+    source, data = api.upload(b"a model"), api.upload(b"samples")
+    calibration = {"digest": data}
+    build = submit(api, source, precisions=["int8"], calibration=calibration)
+    ledger.run_all()
+    api.request("PUT", PROD, json={"version": 1})
+    engine = api.get("/v1/models/digits/engines/sm_89").json()["engine"]
+    uses = api.get(f"/v1/blobs/{engine['digest']}/uses").json()
+    assert [one["id"] for one in uses["engines"]] == [engine["id"]]
+    assert uses["aliases"] == {"digits@1": ["prod"]}
+    [of] = api.get(f"/v1/blobs/{source}/uses").json()["sources"]
+    assert of == {"model": "digits", "version": 1, "aliases": ["prod"], "yanked": None}
+    [given] = api.get(f"/v1/blobs/{data}/uses").json()["data"]
+    assert (given["build"], given["role"]) == (build["id"], "calibration")
+    unused = api.get(f"/v1/blobs/{api.upload(b'other')}/uses").json()
+    assert (unused["engines"], unused["sources"], unused["data"]) == ([], [], [])
+    assert "another farm" in problem(api.get(f"/v1/blobs/sha256:{'0' * 64}/uses"), 404)["hint"]

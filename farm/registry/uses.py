@@ -1,0 +1,81 @@
+"""What a file is to the farm, by its digest: an engine, a model's source, data of builds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from farm.database.tables import AliasRow, Artifact, Build, EngineRow, Model, Version, Yank
+from farm.errors import NotFound
+from farm.registry.rows import grouped, select_rows
+from farm.schemas.uses import BlobUses, DataUse, VersionUse
+from farm.specs.roles import Role
+
+_MOST = 100
+
+
+def uses(session: Session, digest: str) -> BlobUses:
+    """Everything that refers to a blob.
+
+    Raises:
+        NotFound: the farm doesn't know it.
+    """
+    blob = session.get(Artifact, digest)
+    if blob is None:
+        raise NotFound(
+            f"the farm doesn't know {digest}",
+            hint="it is of another farm, was changed, or was never uploaded here",
+        )
+    rows = select_rows().where(EngineRow.digest == digest).order_by(EngineRow.id.desc())
+    engines = grouped(session.execute(rows.limit(_MOST)))
+    return BlobUses(
+        digest=digest,
+        bytes=blob.bytes,
+        engines=engines,
+        sources=list(_sources(session, digest)),
+        data=list(_data(session, digest)),
+        aliases={
+            f"{model}@{number}": list(_aliases(session, model, number))
+            for model, number in dict.fromkeys((one.model, one.version) for one in engines)
+        },
+    )
+
+
+def _sources(session: Session, digest: str) -> Iterator[VersionUse]:
+    rows = session.execute(
+        select(Model.name, Version.number, Yank.reason)
+        .join(Version, Version.model_id == Model.id)
+        .outerjoin(Yank, (Yank.version_id == Version.id) & (Yank.same == ""))
+        .where(Version.source_digest == digest)
+        .order_by(Version.id.desc())
+        .limit(_MOST)
+    ).all()
+    for model, number, reason in rows:
+        aliases = list(_aliases(session, model, number))
+        yield VersionUse(model=model, version=number, aliases=aliases, yanked=reason)
+
+
+def _data(session: Session, digest: str) -> Iterator[DataUse]:
+    for role in (Role.CALIBRATION, Role.EVALUATION):
+        rows = session.execute(
+            select(Build.id, Model.name, Version.number)
+            .join(Version, Version.id == Build.version_id)
+            .join(Model, Model.id == Version.model_id)
+            .where(Build.request[role.value]["digest"].as_string() == digest)
+            .order_by(Build.id.desc())
+            .limit(_MOST)
+        )
+        for build, model, number in rows:
+            yield DataUse(build=build, model=model, version=number, role=role)
+
+
+def _aliases(session: Session, model: str, number: int) -> Sequence[str]:
+    return session.scalars(
+        select(AliasRow.name)
+        .join(Version, Version.id == AliasRow.version_id)
+        .join(Model, Model.id == Version.model_id)
+        .where(Model.name == model, Version.number == number)
+        .order_by(AliasRow.name)
+    ).all()
