@@ -24,8 +24,9 @@ _ENDED_BADLY = (BuildFailed, BuildCancelled, DigestMismatch, StageFailed)
 
 #: For ``farm --help``.
 EPILOG = (
-    f"Exit codes: {OK} ok · {FAILED} the build failed or was cancelled, or a download doesn't match "
-    f"the registry · {USAGE} usage error, or the farm refused the request (4xx) · "
+    f"Exit codes: {OK} ok · {FAILED} the build failed or was cancelled, a download doesn't match "
+    f"the registry, or an engine of several is missing · "
+    f"{USAGE} usage error, or the farm refused the request (4xx) · "
     f"{NOT_FOUND} not found · {UNAVAILABLE} the farm is unreachable or had an error (5xx) · "
     f"{DOUBTFUL} the build succeeded, but an engine is doubtful · {INTERRUPTED} Ctrl+C."
 )

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.cli import complete, registry, show, transfer
+from farm.cli import complete, transfer
 from farm.cli.options import (
     Json,
-    ModelName,
     Pruned,
     Runtime,
     Url,
@@ -20,13 +19,15 @@ from farm.cli.options import (
     example,
     split,
 )
+from farm.cli.pull_by_id import engine_meant, refuse_choices
+from farm.cli.pulled import Shown
 from farm.errors import InvalidRequest
 from farm.machine import gpus
 
 _NAME_ONE = "specify the engine's GPU: --gpu sm_89, or --gpu cpu for an engine that needs none"
 
 if TYPE_CHECKING:
-    from farm.client import Farm, Pulled
+    from farm.client import Farm
     from farm.schemas.engines import Match
 
 
@@ -36,7 +37,15 @@ def register(app: typer.Typer) -> None:
 
 
 def pull(
-    model: ModelName,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="The model's name; or an engine's id, unless a model has that name.",
+            autocompletion=complete.models,
+            show_default=False,
+        ),
+    ] = None,
     gpu: Annotated[
         list[str] | None,
         typer.Option(
@@ -63,31 +72,105 @@ def pull(
         bool,
         typer.Option("--doubtful", help="Accept an engine that failed a gate if no other matches."),
     ] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine", metavar="ID", help="Exactly the engine with this id, whatever its GPU."
+        ),
+    ] = None,
+    build: Annotated[
+        str | None,
+        typer.Option(
+            "--build",
+            metavar="ID",
+            help="Every engine of this build.",
+            autocompletion=complete.build_ids,
+        ),
+    ] = None,
+    all_targets: Annotated[
+        bool,
+        typer.Option(
+            "--all-targets", help="The best engine for each target that the version has any for."
+        ),
+    ] = False,
     folder: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write to.")
     ] = Path(),
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="Print the files' paths alone.")
+    ] = False,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
     """Download a model's engine for a GPU, with its manifest beside it.
+
+    Or exactly one engine by its id, a build's engines, or a version's for all its targets.
 
     A pruned engine is pulled only if ``--prune`` asks for it or the version has no other; a doubtful
     one, which failed a gate, only with ``--doubtful``.
 
     The bytes are verified before the file is renamed into place; interrupted downloads are resumed.
     """
+    _check_named(model, engine, build, all_targets=all_targets)
     farm = connect(url)
-    tags = split(gpu) or _detected()
     only = {"runtime": runtime, "version": version, "prune": prune, "doubtful": doubtful}
-    matches = _matches(farm, model, tags, split(precision) or [None], only)
-    found = [(tag, one) for tag, one in matches]
-    with transfer.bar(hidden=as_json) as progress:
-        pulled = [(tag, farm.fetch(one, folder, progress=progress)) for tag, one in found]
-    if as_json:
-        show.document([_document(tag, one) for tag, one in pulled])
+    choices: dict[str, object] = {"--gpu": gpu, "--precision": precision, "--runtime": runtime}
+    choices |= {"--version": version, "--prune": prune}
+    shown = Shown(as_json=as_json, quiet=quiet)
+    bar = transfer.bar(hidden=as_json or quiet)
+    engine = engine or engine_meant(farm, model)
+    if engine is not None:
+        refuse_choices({**choices, "--all-targets": all_targets}, "an engine's id")
+        with bar as progress:
+            one = farm.pull_engine(engine, folder, doubtful=doubtful, progress=progress)
+        shown.by_id(one)
         return
-    for _, one in pulled:
-        _say(one)
+    if build is not None:
+        refuse_choices(choices, "a build's id")
+        with bar as progress:
+            made = farm.pull_build(build, folder, doubtful=doubtful, progress=progress)
+        raise typer.Exit(shown.whole(made, build=build))
+    assert model is not None
+    if all_targets:
+        refuse_choices({"--gpu": gpu}, "--all-targets")
+        with bar as progress:
+            made = farm.pull_all_targets(
+                model,
+                folder,
+                precisions=split(precision),
+                runtime=runtime,
+                version=version,
+                prune=prune,
+                doubtful=doubtful,
+                progress=progress,
+            )
+        raise typer.Exit(shown.whole(made))
+    tags = split(gpu) or _detected()
+    matches = list(_matches(farm, model, tags, split(precision) or [None], only))
+    with bar as progress:
+        pulled = [(tag, farm.fetch(one, folder, progress=progress)) for tag, one in matches]
+    shown.matched(pulled)
+
+
+def _check_named(
+    model: str | None, engine: str | None, build: str | None, *, all_targets: bool
+) -> None:
+    """Refuse a command line that names nothing to pull, or more than one thing.
+
+    Raises:
+        InvalidRequest
+    """
+    named = {"MODEL": model, "--engine": engine, "--build": build}
+    given = [name for name, value in named.items() if value is not None]
+    if len(given) != 1:
+        raise InvalidRequest(
+            f"{' and '.join(given)} name different things" if given else "nothing to pull is named",
+            hint="name one: farm pull MODEL, farm pull --engine ID, or farm pull --build ID",
+        )
+    if all_targets and model is None:
+        raise InvalidRequest(
+            f"--all-targets doesn't go with {given[0]}", hint="farm pull MODEL --all-targets"
+        )
 
 
 def _detected() -> list[str]:
@@ -117,24 +200,3 @@ def _matches(
             if match.engine.id not in seen:
                 seen.add(match.engine.id)
                 yield tag, match
-
-
-def _say(pulled: Pulled) -> None:
-    show.line(f"{pulled.path}  {show.size(pulled.engine.bytes)}  {pulled.engine.digest}")
-    show.line(f"  why: {pulled.why}")
-    show.line(f"  judged on: {show.judged_on(pulled.engine.accuracy)}")
-    if pulled.engine.against is not None:
-        show.line(f"  against {registry.against(pulled.engine)}")
-    show.line(f"  runs on: {pulled.engine.runtime} {pulled.engine.runtime_version}")
-    show.line("  verified" + ("" if pulled.fresh else "; already downloaded"))
-
-
-def _document(tag: str, pulled: Pulled) -> dict[str, object]:
-    return {
-        "gpu": tag,
-        "path": str(pulled.path),
-        "manifest": f"{pulled.path}.json",
-        "fresh": pulled.fresh,
-        "why": pulled.why,
-        "engine": pulled.engine,
-    }

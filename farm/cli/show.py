@@ -54,6 +54,11 @@ def line(text: str | Text = "") -> None:
     console().print(text, soft_wrap=True)
 
 
+def note(text: str) -> None:
+    """Print something to know beside the result, on stderr."""
+    print(text, file=sys.stderr)
+
+
 def document(value: Any) -> None:
     """Print a value as one line of JSON."""
     print(json.dumps(_plain(value), ensure_ascii=False), flush=True)

@@ -13,6 +13,7 @@ from farm.client.download import Pulled
 from farm.client.farm import Farm
 from farm.client.progress import TransferProgress
 from farm.client.retries import Backoff
+from farm.client.sets import EngineSet, Missing
 from farm.errors import BuildCancelled, BuildFailed, WaitTimedOut
 
 __all__ = [
@@ -20,7 +21,9 @@ __all__ = [
     "Build",
     "BuildCancelled",
     "BuildFailed",
+    "EngineSet",
     "Farm",
+    "Missing",
     "Pulled",
     "TransferProgress",
     "WaitTimedOut",

@@ -7,21 +7,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
-from farm.client import events
+from farm.client import events, sets
+from farm.client.download import download
 from farm.client.failures import failed
 from farm.client.http import Http
 from farm.client.plain import plain
 from farm.client.progress import TransferProgress
-from farm.client.pulls import Pulls
 from farm.client.registry import Registry
+from farm.client.sets import EngineSet, Missing
 from farm.errors import (
     BuildCancelled,
     Conflict,
     NotFound,
     WaitTimedOut,
 )
-from farm.schemas.builds import BuildView, Explanation
-from farm.schemas.engines import EngineView
+from farm.schemas.builds import BuildView, Explanation, WantedEngine
+from farm.schemas.engines import EngineView, Match
 from farm.schemas.events import Event
 from farm.specs.gpus import canonical, compute_capability
 from farm.specs.states import BUILD_ENDED, BuildState
@@ -144,6 +145,43 @@ class Build:
             NotFound: it has no such engine.
             UnknownGpu
         """
+        chosen = self._chosen(self._ready(), gpu, precision, doubtful=doubtful)
+        return [
+            download(self._http, match.engine, path, why=match.why, progress=progress).path
+            for match, path in sets.placed(self._matches(chosen), folder)
+        ]
+
+    def pull_all(
+        self,
+        folder: str | Path = ".",
+        *,
+        doubtful: bool = False,
+        progress: TransferProgress | None = None,
+    ) -> EngineSet:
+        """Download every engine of the build that isn't yanked; say which are missing, and why.
+
+        Parameters:
+            doubtful: include engines that failed a gate.
+
+        Raises:
+            Conflict: the build isn't done yet.
+            DigestMismatch, Unavailable
+        """
+        engines = self._ready()
+        taken = [engine for engine in engines if not engine.yanked]
+        chosen = [engine for engine in taken if doubtful or not engine.doubts]
+        left = [sets.left_out(engine) for engine in engines if engine not in chosen]
+        pulled, lost = sets.fetch_all(self._http, self._matches(chosen), folder, progress)
+        missing = [*self._unbuilt(), *left, *lost]
+        view = self._view
+        return EngineSet(model=view.model, version=view.version, pulled=pulled, missing=missing)
+
+    def _ready(self) -> list[EngineView]:
+        """The build's engines once no more will come.
+
+        Raises:
+            Conflict: the build isn't done yet.
+        """
         engines = self.engines()
         ready = self._view.engines_done == self._view.engines_total
         if not ready and not self.has_ended:
@@ -152,8 +190,19 @@ class Build:
                 f"{self.id} are ready",
                 hint="wait for it first: build.wait(), or farm watch " + self.id,
             )
-        chosen = self._chosen(engines, gpu, precision, doubtful=doubtful)
-        return Pulls(self._http).download_all(chosen, folder, progress)
+        return engines
+
+    def _matches(self, engines: Sequence[EngineView]) -> list[Match]:
+        return [Match(engine=engine, why=f"made for build {self.id}") for engine in engines]
+
+    def _unbuilt(self) -> list[Missing]:
+        """The engines that the build was asked for and hasn't made."""
+        view = self._view
+        wanted = {(w.target, w.precision): w for w in view.engines if not w.engine}
+        return [
+            Missing(target=target, precision=precision, why=_why(view, want))
+            for (target, precision), want in wanted.items()
+        ]
 
     def _chosen(
         self,
@@ -193,3 +242,10 @@ class Build:
     def _post(self, verb: str) -> Self:
         self._view = self._http.read(BuildView, "POST", f"{self._path}/{verb}")
         return self
+
+
+def _why(view: BuildView, want: WantedEngine) -> str:
+    """Why a build that has ended lacks an engine."""
+    own = [job for job in view.jobs if job.id in (want.build_job, want.measure_job)]
+    said = [job.error.detail for job in own if job.error]
+    return said[0] if said else f"the build is {view.state}"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from farm.client.build import Build
 from farm.client.noun import Noun, part
+from farm.client.progress import TransferProgress
+from farm.client.sets import EngineSet
 from farm.schemas.builds import BuildPage, BuildSummary, BuildView
 
 
@@ -18,6 +22,26 @@ class Builds(Noun):
         """
         view = self.http.read(BuildView, "GET", f"/v1/builds/{part(build_id)}")
         return Build(self.http, view)
+
+    def pull_build(
+        self,
+        build_id: str,
+        folder: str | Path = ".",
+        *,
+        doubtful: bool = False,
+        progress: TransferProgress | None = None,
+    ) -> EngineSet:
+        """Download every engine of a build that isn't yanked; say which are missing, and why.
+
+        Parameters:
+            doubtful: include engines that failed a gate.
+
+        Raises:
+            NotFound: there is no such build.
+            Conflict: it isn't done yet.
+            DigestMismatch, Unavailable
+        """
+        return self.build(build_id).pull_all(folder, doubtful=doubtful, progress=progress)
 
     def builds(
         self, *, model: str | None = None, state: str | None = None, limit: int = 50

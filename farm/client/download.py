@@ -36,6 +36,14 @@ class Pulled:
     engine: EngineView
     why: str  #: why it was chosen
     fresh: bool  #: False if the same bytes were already here
+    load: str = (
+        ""  #: Python source that loads it from ``path`` and runs it; empty from an earlier farm
+    )
+
+    @property
+    def manifest(self) -> Path:
+        """The file beside it."""
+        return manifest_path(self.path)
 
 
 def download(
@@ -43,9 +51,10 @@ def download(
     engine: EngineView,
     path: Path,
     *,
+    why: str,
     progress: TransferProgress | None = None,
-) -> bool:
-    """Download an engine and its manifest to ``path``; return False if the bytes were already there.
+) -> Pulled:
+    """Download an engine and its manifest to ``path``, unless the same bytes are there.
 
     Raises:
         DigestMismatch: the received bytes don't match the registry; they were deleted.
@@ -61,7 +70,11 @@ def download(
             header.verify(partial, engine)
             partial.replace(path)
     _write_manifest(path, manifest)
-    return fresh
+    return Pulled(path=path, engine=engine, why=why, fresh=fresh)
+
+
+def manifest_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
 
 
 def _manifest(http: Http, engine: EngineView) -> bytes:
@@ -92,7 +105,7 @@ def _write_manifest(path: Path, manifest: bytes) -> None:
             file.write(manifest)
             file.flush()
             os.fchmod(file.fileno(), 0o666 & ~_umask())
-            new.replace(path.with_name(f"{path.name}.json"))
+            new.replace(manifest_path(path))
         finally:
             new.unlink(missing_ok=True)
 

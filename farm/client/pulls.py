@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,10 @@ from farm.client import file_names
 from farm.client.download import Pulled, download
 from farm.client.noun import Noun, given, part
 from farm.client.progress import TransferProgress
+from farm.errors import NotFound
 from farm.schemas.engines import EngineView, Match
 from farm.specs import references
+from farm.specs.states import EngineState
 
 
 class Pulls(Noun):
@@ -86,18 +87,36 @@ class Pulls(Noun):
             DigestMismatch, Unavailable
         """
         path = Path(folder) / file_names.file_name(match.engine)
-        fresh = download(self.http, match.engine, path, progress=progress)
-        return Pulled(path=path, engine=match.engine, why=match.why, fresh=fresh)
+        return download(self.http, match.engine, path, why=match.why, progress=progress)
 
-    def download_all(
+    def pull_engine(
         self,
-        engines: Sequence[EngineView],
-        folder: str | Path,
+        engine_id: str,
+        folder: str | Path = ".",
+        *,
+        doubtful: bool = False,
         progress: TransferProgress | None = None,
-    ) -> list[Path]:
-        """Download these engines; return their paths in order."""
-        names = file_names.file_names(engines)
-        paths = [Path(folder) / names[engine.id] for engine in engines]
-        for engine, path in zip(engines, paths, strict=True):
-            download(self.http, engine, path, progress=progress)
-        return paths
+    ) -> Pulled:
+        """Download exactly this engine and verify it, whatever GPU it is for, and even if it was yanked.
+
+        Parameters:
+            doubtful: accept it if it failed a gate.
+
+        Raises:
+            NotFound: there is no such engine, or it is doubtful.
+            DigestMismatch, Unavailable
+        """
+        engine = self.http.read(EngineView, "GET", f"/v1/engines/{part(engine_id)}")
+        if engine.state is EngineState.DOUBTFUL and not doubtful:
+            raise NotFound(
+                f"engine {engine.id} ({engine.precision} of {engine.model} v{engine.version} for "
+                f"{engine.runtime}:{engine.gpu}) is doubtful: {'; '.join(engine.doubts)}",
+                hint="accept it with --doubtful (doubtful=True), or submit the model again with your own "
+                "data, another precision, or other gates",
+            )
+        why = "requested by its id"
+        if engine.yanked:
+            why += f"; yanked: {engine.yanked}"
+        if engine.doubts:
+            why += f"; doubtful, as requested: {'; '.join(engine.doubts)}"
+        return self.fetch(Match(engine=engine, why=why), folder, progress=progress)

@@ -1,6 +1,6 @@
 """A farm over HTTP with nothing behind it: answers from memory, failures on demand.
 
-It knows one model, `digits`, one build of it (`documents.BUILD`), and the engines that a test adds.
+It knows one model (`digits`), one build of it (`documents.BUILD`), and the engines that a test adds.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from urllib.parse import parse_qs, urlsplit
 from farm.schemas.storage import GC_EXAMPLE
 from farm.testing.documents import BENCH, BUILD, EVENTS, LAYERS, NOW, build, digest_of, engine
 
+_ASKED = ("precision", "runtime", "version")  #: what engines are asked for by, beside the GPU
+
 
 @dataclass
 class StubFarm:
     """What the stub holds, how it should fail, and what it was asked."""
 
+    model: str = "digits"
     blobs: set[str] = field(default_factory=set)
     builds: dict[str, dict[str, Any]] = field(default_factory=lambda: {BUILD: build()})
     coming: list[dict[str, Any]] = field(default_factory=list)  #: builds for the next submissions
@@ -129,8 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._json(made, 202)
 
     def _post_models(self, parts: list[str], body: bytes) -> None:
-        if parts != ["digits", "bench"]:
-            self._missing(f"there is no model {parts[0]!r}", "the models are digits")
+        if parts != [self.farm.model, "bench"]:
+            self._missing(f"there is no model {parts[0]!r}", f"the models are {self.farm.model}")
             return
         self.farm.benched.append(json.loads(body))
         self._submitted()
@@ -203,10 +206,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _get_models(self, parts: list[str], _body: bytes) -> None:
         rows = [row for row, _ in self.farm.engines.values()]
         if not parts:
-            item = {"name": "digits", "versions": [1], "engines": len(rows), "created_at": NOW}
+            item = {
+                "name": self.farm.model,
+                "versions": [1],
+                "engines": len(rows),
+                "created_at": NOW,
+            }
             self._json({"items": [item], "cursor": None})
-        elif parts[0] != "digits":
-            self._missing(f"there is no model {parts[0]!r}", "the models are digits")
+        elif parts[0] != self.farm.model:
+            self._missing(f"there is no model {parts[0]!r}", f"the models are {self.farm.model}")
         elif len(parts) == 1:
             version = {
                 "version": 1,
@@ -216,25 +224,39 @@ class _Handler(BaseHTTPRequestHandler):
                 "created_at": NOW,
             }
             self._json(
-                {"name": "digits", "created_at": NOW, "versions": [version], "engines": rows}
+                {"name": self.farm.model, "created_at": NOW, "versions": [version], "engines": rows}
             )
         elif parts[1:] == ["bench"]:
             self._json(self.farm.bench)
         elif len(parts) == 2:
-            self._json({"items": rows, "cursor": None})
+            self._json({"items": self._asked(rows), "cursor": None})
         else:
             self._match(parts[2], rows)
 
+    def _asked(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The engines that the query is for, by precision, runtime and version."""
+        query = parse_qs(urlsplit(self.path).query)
+        asked = [(name, query[name][0]) for name in _ASKED if name in query]
+        return [row for row in rows if all(str(row[name]) == value for name, value in asked)]
+
     def _match(self, gpu: str, rows: list[dict[str, Any]]) -> None:
         wanted = {"rtx-4090": "sm_89"}.get(gpu, gpu)
-        asked = parse_qs(urlsplit(self.path).query).get("precision", [None])[0]
-        found = [r for r in rows if r["gpu"] == wanted and asked in (None, r["precision"])]
+        found = [row for row in self._asked(rows) if row["gpu"] == wanted]
+        if "version=" not in self.path:
+            newest = max((row["version"] for row in rows), default=None)
+            found = [row for row in found if row["version"] == newest]
+        if "doubtful=" not in self.path:
+            found = [row for row in found if row.get("state") != "doubtful"]
+        found = [row for row in found if not row.get("yanked")]
         if found:
             self._json({"engine": found[0], "why": f"built for {wanted}; int8 is the only one"})
         else:
             self._missing(f"digits has no engine for {gpu}; there is int8@sm_89")
 
     def _get_engines(self, parts: list[str], _body: bytes) -> None:
+        if parts[0] not in self.farm.engines:
+            self._missing(f"there is no engine {parts[0]!r}", "`farm engines MODEL` lists them")
+            return
         row, data = self.farm.engines[parts[0]]
         if len(parts) == 1:
             self._json(row)

@@ -1,0 +1,91 @@
+"""``farm pull ENGINE_ID``: which engine an argument means, and whether it is for this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from farm.cli import show
+from farm.database.ids import is_id
+from farm.errors import InvalidRequest, NotFound
+from farm.machine import gpus
+from farm.specs.gpus import CPU
+
+if TYPE_CHECKING:
+    from farm.client import Farm
+    from farm.schemas.engines import EngineView
+
+
+def engine_meant(farm: Farm, name: str | None) -> str | None:
+    """The id of the engine that an argument names; None if it is a model's name.
+
+    A model with this name comes before an engine with this id: a model may be called anything.
+
+    Raises:
+        NotFound: it has the form of an id, and is neither.
+    """
+    if name is None or not is_id(name):
+        return None
+    is_engine = _is_engine(farm, name)
+    if _is_model(farm, name):
+        if is_engine:
+            show.note(
+                f"note: {name} is a model; the engine with this id: farm pull --engine {name}"
+            )
+        return None
+    if not is_engine:
+        raise NotFound(f"there is neither a model nor an engine {name!r}", hint=_hint(farm, name))
+    return name
+
+
+def refuse_choices(given: Mapping[str, object], named: str) -> None:
+    """Refuse options that choose an engine where something else already does.
+
+    Raises:
+        InvalidRequest: names them.
+    """
+    options = [option for option, value in given.items() if value]
+    if options:
+        raise InvalidRequest(
+            f"{named} says which engines are pulled: it doesn't go with {', '.join(options)}",
+            hint="omit them, or choose by the model's name: farm pull MODEL --gpu TAG",
+        )
+
+
+def misfit(engine: EngineView) -> str | None:
+    """Why an engine may not run on this machine's GPUs, in words; None if it is for one of them."""
+    if engine.gpu == CPU:
+        return None
+    try:
+        here = gpus.look()
+    except gpus.NoGpu as err:
+        return f"it is for {engine.gpu}: {err}"
+    # A slice has a tag of its own, and runs what its compute capability does.
+    if any(engine.gpu in (*gpu.tags, gpu.compute_capability) for gpu in here):
+        return None
+    names = ", ".join(dict.fromkeys(gpu.name for gpu in here)) or "no NVIDIA GPU"
+    return f"it is for {engine.gpu}, and this machine has {names}"
+
+
+def _is_engine(farm: Farm, name: str) -> bool:
+    try:
+        farm.engine(name)
+    except NotFound:
+        return False
+    return True
+
+
+def _is_model(farm: Farm, name: str) -> bool:
+    try:
+        farm.engines(name, limit=1)
+    except NotFound:
+        return False
+    return True
+
+
+def _hint(farm: Farm, name: str) -> str:
+    try:
+        farm.build(name)
+    except NotFound:
+        return "`farm models` lists the models, and `farm engines MODEL` their engines"
+    return f"it is a build's id: farm pull --build {name}"

@@ -1,0 +1,86 @@
+"""What ``farm pull`` shows of the engines that it has pulled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from farm.cli import exits, registry, show
+from farm.cli.pull_by_id import misfit
+
+if TYPE_CHECKING:
+    from farm.client import EngineSet, Missing, Pulled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """How the user wants it: as JSON, as paths alone, or in words."""
+
+    as_json: bool
+    quiet: bool
+
+    def matched(self, pulled: Sequence[tuple[str, Pulled]]) -> None:
+        """Engines pulled for GPU tags."""
+        if self.as_json:
+            show.document([_document(tag, one) for tag, one in pulled])
+            return
+        self._tell([one for _, one in pulled])
+
+    def by_id(self, pulled: Pulled) -> None:
+        """The engine that was named, and whether it is for this machine."""
+        note = misfit(pulled.engine)
+        if self.as_json:
+            show.document([_document(pulled.engine.gpu, pulled) | {"note": note}])
+            return
+        self._tell([pulled])
+        if note:
+            show.note(f"note: {note}")
+
+    def whole(self, made: EngineSet, **more: str) -> int:
+        """A set of engines; return the exit code: whether any is missing."""
+        if self.as_json:
+            pulled = [_document(one.engine.gpu, one) for one in made.pulled]
+            missing = [asdict(one) for one in made.missing]
+            named = {**more, "model": made.model, "version": made.version}
+            show.document({**named, "pulled": pulled, "missing": missing})
+            return _code(made.missing)
+        self._tell(made.pulled)
+        for one in made.missing:
+            what = f"{one.precision}@{one.target}" if one.precision else one.target
+            show.note(f"missing: {what}{f' ({one.engine})' if one.engine else ''}: {one.why}")
+        return _code(made.missing)
+
+    def _tell(self, pulled: Sequence[Pulled]) -> None:
+        for one in pulled:
+            if self.quiet:
+                print(one.path)
+            else:
+                _say(one)
+
+
+def _code(missing: Sequence[Missing]) -> int:
+    if any(not one.doubtful for one in missing):
+        return exits.FAILED
+    return exits.DOUBTFUL if missing else exits.OK
+
+
+def _say(pulled: Pulled) -> None:
+    show.line(f"{pulled.path}  {show.size(pulled.engine.bytes)}  {pulled.engine.digest}")
+    show.line(f"  why: {pulled.why}")
+    show.line(f"  judged on: {show.judged_on(pulled.engine.accuracy)}")
+    if pulled.engine.against is not None:
+        show.line(f"  against {registry.against(pulled.engine)}")
+    show.line(f"  runs on: {pulled.engine.runtime} {pulled.engine.runtime_version}")
+    show.line("  verified" + ("" if pulled.fresh else "; already downloaded"))
+
+
+def _document(tag: str, pulled: Pulled) -> dict[str, Any]:
+    return {
+        "gpu": tag,
+        "path": str(pulled.path),
+        "manifest": str(pulled.manifest),
+        "fresh": pulled.fresh,
+        "why": pulled.why,
+        "engine": pulled.engine,
+    }

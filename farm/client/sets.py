@@ -1,0 +1,203 @@
+"""Engine sets: a build's engines, or a version's for all its targets, pulled into one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from farm.client import file_names
+from farm.client.download import Pulled, download
+from farm.client.http import Http
+from farm.client.noun import Noun
+from farm.client.progress import TransferProgress
+from farm.client.pulls import Pulls
+from farm.client.registry import Registry
+from farm.errors import BlobDamaged, FarmError, NotFound, code_of
+from farm.schemas.engines import EngineView, Match
+from farm.specs.runtime import Runtime, Target
+from farm.specs.states import EngineState
+
+_MOST_ENGINES = 100_000  #: of a model, in all its versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Missing:
+    """An engine that a set lacks."""
+
+    target: str
+    precision: str | None  #: None if any would have done
+    why: str
+    engine: str | None = None  #: its id, if there is one
+    doubtful: bool = False  #: whether it was left out because it failed a gate
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSet:
+    """What was pulled, and what is missing."""
+
+    model: str
+    version: int
+    pulled: list[Pulled]
+    missing: list[Missing]
+
+
+def left_out(engine: EngineView) -> Missing:
+    """A yanked or a doubtful engine, as it is left out of a set."""
+    why = f"doubtful: {'; '.join(engine.doubts)}"
+    if engine.yanked:
+        why = f"yanked: {engine.yanked}; take it all the same by its id: farm pull {engine.id}"
+    return Missing(
+        target=_target_of(engine),
+        precision=engine.precision,
+        why=why,
+        engine=engine.id,
+        doubtful=not engine.yanked,
+    )
+
+
+def _target_of(engine: EngineView) -> str:
+    return str(Target(runtime=engine.runtime, gpu=engine.gpu))
+
+
+def placed(matches: Sequence[Match], folder: str | Path) -> list[tuple[Match, Path]]:
+    """Each match with its file in one folder."""
+    names = file_names.file_names([match.engine for match in matches])
+    return [(match, Path(folder) / names[match.engine.id]) for match in matches]
+
+
+def fetch_all(
+    http: Http,
+    matches: Sequence[Match],
+    folder: str | Path,
+    progress: TransferProgress | None = None,
+) -> tuple[list[Pulled], list[Missing]]:
+    """Download engines into one folder; those whose bytes the farm has lost are missing.
+
+    Raises:
+        DigestMismatch, Unavailable
+    """
+    pulled, missing = [], []
+    for match, path in placed(matches, folder):
+        try:
+            pulled.append(download(http, match.engine, path, why=match.why, progress=progress))
+        except FarmError as err:
+            if not _is_lost(err):
+                raise
+            missing.append(_lost(match.engine, err))
+    return pulled, missing
+
+
+def _is_lost(err: FarmError) -> bool:
+    """Whether the farm has lost the bytes. By its code: with its status it is an Unavailable here."""
+    return err.code == code_of(BlobDamaged)
+
+
+def _lost(engine: EngineView, err: FarmError) -> Missing:
+    return Missing(
+        target=_target_of(engine), precision=engine.precision, why=err.detail, engine=engine.id
+    )
+
+
+class _Sought(NamedTuple):
+    """A target of a pull, and its precision if that matters."""
+
+    runtime: Runtime
+    gpu: str
+    precision: str | None
+
+
+class Sets(Noun):
+    """Pulls for more than one target."""
+
+    def pull_all_targets(
+        self,
+        model: str,
+        folder: str | Path = ".",
+        *,
+        precisions: Sequence[str] = (),
+        runtime: str | None = None,
+        version: int | None = None,
+        prune: str | None = None,
+        doubtful: bool = False,
+        progress: TransferProgress | None = None,
+    ) -> EngineSet:
+        """Download one version's best engine for each target that it has engines for.
+
+        The version is the one that a pull takes: the given one, else ``prod``, else the newest complete.
+
+        Parameters:
+            model: its name, or ``digits@7`` or ``digits@prod``.
+            precisions: the best in each of these, instead of the best of all.
+            doubtful: accept engines that failed a gate where no other matches.
+
+        Raises:
+            NotFound: the model doesn't exist, or no target has such an engine.
+            DigestMismatch, Unavailable
+        """
+        name, number = Registry(self.http).version_of(model, version)
+        there = self._there(name, precisions, {"runtime": runtime, "prune": prune})
+        matches: dict[str, Match] = {}
+        errors: dict[_Sought, FarmError] = {}
+        for one in there:
+            asked = {"version": number, "prune": prune, "doubtful": doubtful}
+            answer = self._match(name, one, asked)
+            if isinstance(answer, FarmError):
+                errors[one] = answer
+                continue
+            matches[answer.engine.id] = answer
+            # All of one version, even if another is promoted meanwhile.
+            number = answer.engine.version
+        if number is None or not matches:
+            raise next(iter(errors.values()))
+        pulled, lost = fetch_all(self.http, list(matches.values()), folder, progress)
+        missing = list(_unmatched(there, errors, number))
+        return EngineSet(model=name, version=number, pulled=pulled, missing=missing + lost)
+
+    def _there(
+        self, model: str, precisions: Sequence[str], among: Mapping[str, Any]
+    ) -> dict[_Sought, list[EngineView]]:
+        """The targets that a model has engines for, of any version.
+
+        Raises:
+            NotFound: there is none.
+        """
+        there: dict[_Sought, list[EngineView]] = {}
+        for precision in precisions or (None,):
+            engines = Registry(self.http).engines(
+                model, precision=precision, limit=_MOST_ENGINES, **among
+            )
+            for engine in engines:
+                sought = _Sought(engine.runtime, engine.gpu, precision)
+                there.setdefault(sought, []).append(engine)
+        if not there:
+            raise NotFound(f"{model} has no such engine", hint=f"`farm engines {model}` lists them")
+        return there
+
+    def _match(self, model: str, sought: _Sought, asked: Mapping[str, Any]) -> Match | FarmError:
+        """The best engine for it, or why there is none."""
+        runtime, gpu, precision = sought
+        try:
+            return Pulls(self.http).match(model, gpu, runtime=runtime, precision=precision, **asked)
+        except FarmError as err:
+            if not isinstance(err, NotFound) and not _is_lost(err):
+                raise
+            return err
+
+
+def _unmatched(
+    there: Mapping[_Sought, Sequence[EngineView]], errors: Mapping[_Sought, FarmError], version: int
+) -> Iterator[Missing]:
+    """The targets that the version has engines for, of which none is pulled."""
+    for sought, error in errors.items():
+        engines = [engine for engine in there[sought] if engine.version == version]
+        target = str(Target(runtime=sought.runtime, gpu=sought.gpu))
+        if engines and all(_is_only_doubtful(engine) for engine in engines):
+            yield replace(left_out(engines[0]), precision=sought.precision)
+        elif engines:
+            yield Missing(target=target, precision=sought.precision, why=error.detail)
+
+
+def _is_only_doubtful(engine: EngineView) -> bool:
+    return engine.state is EngineState.DOUBTFUL and not engine.yanked
