@@ -24,7 +24,7 @@ from farm.api.services import (
 )
 from farm.daemon import scrub
 from farm.errors import BlobDamaged, NotFound, TooLarge
-from farm.registry import catalog, models
+from farm.registry import catalog, loading, models
 from farm.registry.match import best_match
 from farm.registry.provenance import layer_report, provenance_of
 from farm.reports.layers import MAX_LAYER_REPORT_BYTES, LayerReport
@@ -158,11 +158,11 @@ def show_engine(engine_id: EngineId, farm: Farm) -> Response:
     responses=problems(404),
 )
 def manifest(engine_id: EngineId, farm: Farm) -> Response:
-    """The engine's description and provenance, to store next to its bytes."""
+    """The engine's description and provenance, to store next to its bytes, and how to run it in Python."""
     with farm.db.read() as session:
         engine = catalog.engine(session, engine_id)
         provenance = provenance_of(session, engine_id)
-    return answer(Manifest(engine=engine, provenance=provenance))
+    return answer(Manifest(engine=engine, provenance=provenance, load=loading.text(engine)))
 
 
 @router.get(

@@ -104,7 +104,8 @@ def pull(
 ) -> None:
     """Download a model's engine for a GPU, with its manifest beside it.
 
-    Or exactly one engine by its id, a build's engines, or a version's for all its targets.
+    Or exactly one engine by its id, a build's engines, or a version's for all its targets. On a terminal it
+    prints how to run the engine; the manifest says it too, under ``load``.
 
     A pruned engine is pulled only if ``--prune`` asks for it or the version has no other; a doubtful
     one, which failed a gate, only with ``--doubtful``.

@@ -57,6 +57,8 @@ class Shown:
                 print(one.path)
             else:
                 _say(one)
+        if not self.quiet and show.on_terminal():
+            _say_how_to_run(pulled)
 
 
 def _code(missing: Sequence[Missing]) -> int:
@@ -75,6 +77,18 @@ def _say(pulled: Pulled) -> None:
     show.line("  verified" + ("" if pulled.fresh else "; already downloaded"))
 
 
+def _say_how_to_run(pulled: Sequence[Pulled]) -> None:
+    """The Python that runs one engine, or where it is written for each of several."""
+    runnable = [one for one in pulled if one.load]
+    if len(runnable) == 1:
+        show.line(f"\nTo run it in Python ({runnable[0].manifest} says it too):\n")
+        show.line(runnable[0].load.rstrip())
+    elif runnable:
+        show.line(
+            f"\nHow to run each in Python: load in its manifest, as in {runnable[0].manifest}"
+        )
+
+
 def _document(tag: str, pulled: Pulled) -> dict[str, Any]:
     return {
         "gpu": tag,
@@ -82,5 +96,6 @@ def _document(tag: str, pulled: Pulled) -> dict[str, Any]:
         "manifest": str(pulled.manifest),
         "fresh": pulled.fresh,
         "why": pulled.why,
+        "load": pulled.load,
         "engine": pulled.engine,
     }

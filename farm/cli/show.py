@@ -38,11 +38,16 @@ _STYLES = {
 }
 
 
+def on_terminal() -> bool:
+    """Whether a person reads what is printed."""
+    return sys.stdout.isatty()
+
+
 def console() -> Console:
     """A console on stdout that prints texts verbatim."""
     return Console(
         file=sys.stdout,
-        width=None if sys.stdout.isatty() else _UNBOUNDED,
+        width=None if on_terminal() else _UNBOUNDED,
         markup=False,
         emoji=False,
         highlight=False,

@@ -69,7 +69,7 @@ def stopped(build: Build, url: str | None) -> int:
 
 def follow(build: Build) -> None:
     """Show a build's stages until it ends: live on a terminal, else line by line."""
-    if sys.stdout.isatty():
+    if show.on_terminal():
         _live(build)
     else:
         _lines(build)

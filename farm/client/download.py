@@ -24,6 +24,7 @@ from farm.client.progress import TransferProgress, silent
 from farm.client.upload import digest_of
 from farm.errors import DigestMismatch, Unavailable
 from farm.schemas.engines import EngineView, Manifest
+from farm.specs.quoting import quoted
 
 _SILENCE_S = 60.0
 
@@ -62,7 +63,7 @@ def download(
         Unavailable: the farm stayed unreachable; the partial file is kept, to resume from.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    manifest = _manifest(http, engine)
+    manifest, load = _manifest(http, engine)
     fresh = not _is_there(path, engine)
     if fresh:
         with partials.held(path) as partial:
@@ -70,24 +71,31 @@ def download(
             header.verify(partial, engine)
             partial.replace(path)
     _write_manifest(path, manifest)
-    return Pulled(path=path, engine=engine, why=why, fresh=fresh)
+    return Pulled(path=path, engine=engine, why=why, fresh=fresh, load=_at(load, engine, path))
 
 
 def manifest_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _manifest(http: Http, engine: EngineView) -> bytes:
-    """The manifest as the farm wrote it, byte for byte: a signature covers its bytes."""
+def _manifest(http: Http, engine: EngineView) -> tuple[bytes, str]:
+    """The manifest as the farm wrote it, byte for byte: a signature covers its bytes. And what it says
+    about loading the engine."""
     response = http.request("GET", f"/v1/engines/{engine.id}/manifest")
-    stated = http.understand(TypeAdapter(Manifest), response.content, "the manifest").engine
+    manifest = http.understand(TypeAdapter(Manifest), response.content, "the manifest")
+    stated = manifest.engine
     if (stated.id, stated.digest) != (engine.id, engine.digest):
         raise DigestMismatch(
             f"engine {engine.id} is {engine.digest} in the registry, "
             f"but {stated.digest} in its manifest",
             hint=CONTRADICTION_HINT,
         )
-    return response.content
+    return response.content, manifest.load
+
+
+def _at(load: str, engine: EngineView, path: Path) -> str:
+    """The manifest's text about loading, with this path for the file's usual name."""
+    return load.replace(quoted(engine.file_name()), quoted(str(path)), 1)
 
 
 def _is_there(path: Path, engine: EngineView) -> bool:

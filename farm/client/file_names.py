@@ -7,21 +7,18 @@ from collections.abc import Sequence
 
 from farm.errors import DigestMismatch
 from farm.schemas.engines import EngineView
-from farm.specs.runtime import Runtime
 
 #: Valid model names: no folders, hidden files, or characters that a shell expands.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,250}")
-_SUFFIXES = {Runtime.ONNXRUNTIME: "onnx", Runtime.AOTINDUCTOR: "pt2", Runtime.TORCHSCRIPT: "pt"}
 
 
 def file_name(engine: EngineView, *, with_runtime: bool = False) -> str:
-    """``digits-v1-int8-sm_89.engine``, or ``.onnx`` for ONNX Runtime; ``…-pruned-2-4.engine``."""
-    suffix = _SUFFIXES.get(engine.runtime, "engine")
-    runtime = f"-{engine.runtime}" if with_runtime else ""
-    # Distinct from the unpruned engine's name, which may be in the same folder.
-    pruned = f"-pruned-{engine.prune.replace(':', '-')}" if engine.prune else ""
-    name = f"{engine.model}-v{engine.version}-{engine.precision}-{engine.gpu}"
-    return _checked(f"{name}{runtime}{pruned}.{suffix}")
+    """The name that the engine's file has here.
+
+    Raises:
+        DigestMismatch: it could lead out of its folder.
+    """
+    return _checked(engine.file_name(with_runtime=with_runtime))
 
 
 def _checked(name: str) -> str:

@@ -19,6 +19,8 @@ from farm.specs.runtime import Runtime
 from farm.specs.shapes import FixedInputs, Profile, TensorSpec
 from farm.specs.states import EngineState
 
+_SUFFIXES = {Runtime.ONNXRUNTIME: "onnx", Runtime.AOTINDUCTOR: "pt2", Runtime.TORCHSCRIPT: "pt"}
+
 
 class Comparison(Answer):
     """An engine beside one that isn't compressed so: unpruned, or of a wider type.
@@ -121,6 +123,14 @@ class EngineView(Answer):
     build: str
     created_at: datetime
 
+    def file_name(self, *, with_runtime: bool = False) -> str:
+        """``digits-v1-int8-sm_89.engine``, or ``.onnx`` for ONNX Runtime; ``…-pruned-2-4.engine``."""
+        suffix = _SUFFIXES.get(self.runtime, "engine")
+        runtime = f"-{self.runtime}" if with_runtime else ""
+        # Distinct from the unpruned engine's name, which may be in the same folder.
+        pruned = f"-pruned-{self.prune.replace(':', '-')}" if self.prune else ""
+        return f"{self.model}-v{self.version}-{self.precision}-{self.gpu}{runtime}{pruned}.{suffix}"
+
 
 class EnginePage(Page):
     items: list[EngineView]
@@ -138,3 +148,7 @@ class Manifest(Answer):
 
     engine: EngineView
     provenance: dict[str, Any]
+    load: str = Field(
+        "",
+        description="Python source that loads the engine from the file a pull makes, and runs it",
+    )

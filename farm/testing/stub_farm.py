@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from farm.registry import loading
+from farm.schemas.engines import EngineView
 from farm.schemas.storage import GC_EXAMPLE
 from farm.testing.documents import BENCH, BUILD, EVENTS, LAYERS, NOW, build, digest_of, engine
 
@@ -35,6 +37,7 @@ class StubFarm:
     problems: dict[str, list[tuple[int, dict[str, Any] | None]]] = field(default_factory=dict)
     cut_after: list[int] = field(default_factory=list)  #: bytes or events before the line drops
     ranges: bool = True
+    load: bool = True  #: whether manifests say how to run the engine
     bench: dict[str, Any] = field(default_factory=lambda: dict(BENCH))  #: of any GPU
     benched: list[dict[str, Any]] = field(default_factory=list)  #: the requests for more of it
     targets: list[dict[str, Any]] = field(default_factory=list)
@@ -261,7 +264,10 @@ class _Handler(BaseHTTPRequestHandler):
         if len(parts) == 1:
             self._json(row)
         elif parts[1] == "manifest":
-            self._json({"engine": row, "provenance": {"build": {"job": 2}}})
+            manifest: dict[str, Any] = {"engine": row, "provenance": {"build": {"job": 2}}}
+            if self.farm.load:
+                manifest["load"] = loading.text(EngineView.model_validate(row))
+            self._json(manifest)
         elif parts[1] == "layers":
             self._json(LAYERS)
         else:

@@ -373,6 +373,13 @@ def test_the_manifest_says_where_an_engine_came_from(api, engine):
     assert manifest["provenance"]["build"]["recipe"]["kind"] == "build"
 
 
+def test_the_manifest_says_how_to_run_an_engine(api, engine):
+    load = api.get(f"/v1/engines/{engine['id']}/manifest").json()["load"]
+    compile(load, "load", "exec")
+    assert "import tensorrt_rtx as trt" in load
+    assert 'Path("digits-v1-fp16-sm_89.engine")' in load
+
+
 def test_every_runtime_and_tag_is_told_with_the_reason(api, ledger):
     ledger.worker()
     targets = {t["target"]: t for t in api.get("/v1/targets").json()}

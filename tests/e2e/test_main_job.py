@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from farm.formats.rtx_header import parse_header
+from tests import loaded
 from tests.e2e.live import LiveFarm, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
@@ -111,6 +112,22 @@ def test_the_manifest_beside_an_engine_traces_it_to_its_source(built: Built, fil
         built_by = built.jobs[manifest["provenance"]["build"]["job"]]
         assert built_by["key"] == manifest["provenance"]["build"]["key"]
         assert manifest["provenance"]["measure"]["recipe"]["inputs"]["source"] == source
+
+
+def test_a_build_is_pulled_whole_and_its_engines_run_as_their_manifests_say(
+    built: Built, farm: LiveFarm, files: Path, tmp_path: Path
+) -> None:
+    made = farm.cli("pull", "--build", built.cpu["id"], "-o", tmp_path, "--json").json()
+    assert made["missing"] == []
+    data = np.load(files / "evaluation.npz")
+    for one in made["pulled"]:
+        engine = one["engine"]
+        assert built.engines["cpu", engine["precision"]] == engine
+        [again] = farm.cli("pull", engine["id"], "-o", tmp_path, "--json").json()
+        assert (again["path"], again["load"], again["fresh"]) == (one["path"], one["load"], False)
+        [scores] = loaded.run_with(one["load"], {"image": data["image"]}, tmp_path).values()
+        right = float((scores.argmax(1) == data["label"]).mean())
+        assert right == pytest.approx(engine["accuracy"]["task"]["engine"])
 
 
 def test_an_engine_that_runs_on_no_gpu_here_says_so_instead_of_inventing_figures(

@@ -5,6 +5,7 @@ Engines for GPUs are built ahead of time where the runtime can, and run only whe
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -18,12 +19,16 @@ import torch
 
 from farm.errors import EngineBuildFailed, FarmError, InvalidModel, ProfileMismatch
 from farm.machine import gpus
+from farm.registry import loading
 from farm.reports.layers import LayerReport
+from farm.schemas.engines import EngineView
 from farm.specs.roles import Role
 from farm.specs.runtime import Target
 from farm.specs.shapes import ShapeRange
 from farm.stages import BuildParams, JobKind, check_facts
+from farm.testing import documents
 from farm.testing.stages import FakeStages
+from tests import loaded
 from tests.stage_bench import Bench, Ran
 from workers import demo
 from workers.backends.aotinductor import compiler
@@ -116,7 +121,7 @@ def given(sources: Sources, backend: str) -> Mapping[str, Path]:
     return sources.inputs(backend.partition(":")[0])
 
 
-def loaded(backend: str, engine: Path) -> Runnable:
+def engine_of(backend: str, engine: Path) -> Runnable:
     runtime, _, gpu = backend.partition(":")
     if gpu == "gpu":
         return on_gpu.load(Target(runtime=runtime, gpu="sm_90").runtime, engine).engine
@@ -190,7 +195,7 @@ def test_an_engine_gives_what_its_source_gives_at_every_batch(
     backend: str, built: Callable[[str], Ran], sources: Sources
 ) -> None:
     engine = built(backend).outputs[Role.ENGINE]
-    model = loaded(backend, engine)
+    model = engine_of(backend, engine)
     for batch in (1, 5, 8):
         x = np.random.default_rng(batch).standard_normal((batch, 8)).astype(np.float32)
         [y] = model.run({"x": x}).values()
@@ -199,12 +204,36 @@ def test_an_engine_gives_what_its_source_gives_at_every_batch(
 
 
 @pytest.mark.parametrize("backend", [*ON_CPU, *ON_GPU])
+def test_what_a_manifest_says_runs_in_a_fresh_process_and_gives_what_the_source_gives(
+    backend: str, built: Callable[[str], Ran], sources: Sources, tmp_path: Path
+) -> None:
+    made, params = built(backend), asked(backend)
+    where = {"runtime": params.target.runtime, "gpu": params.target.gpu}
+    said = {name: made.facts.get(name) for name in ("inputs", "outputs", "profiles", "provider")}
+    row = documents.engine(b"", precision=params.precision, **where, **said)
+    engine = EngineView.model_validate(row)
+    shutil.copy(made.outputs[Role.ENGINE], tmp_path / engine.file_name())
+    load, on_gpu = loading.text(engine), params.target.gpu != "cpu"
+
+    [y] = loaded.run(load, tmp_path, on_gpu=on_gpu).values()
+    at_zero = sources.net(torch.zeros(1, 8)).detach().numpy()
+    np.testing.assert_allclose(y, np.repeat(at_zero, len(y), 0), rtol=1e-3, atol=1e-3)
+
+    x = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+    found = loaded.run_with(load, {"x": x}, tmp_path, on_gpu=on_gpu)
+    assert list(found) == [spec.name for spec in engine.outputs]
+    [y] = found.values()
+    wanted = sources.net(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(y, wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", [*ON_CPU, *ON_GPU])
 def test_a_batch_of_another_shape_is_refused_with_its_shape(
     backend: str, built: Callable[[str], Ran]
 ) -> None:
     engine = built(backend).outputs[Role.ENGINE]
     with pytest.raises((InvalidModel, EngineBuildFailed), match=r"\[2, 9\]"):
-        loaded(backend, engine).run({"x": np.zeros((2, 9), np.float32)})
+        engine_of(backend, engine).run({"x": np.zeros((2, 9), np.float32)})
 
 
 @pytest.mark.parametrize("backend", ON_CPU)
@@ -212,7 +241,7 @@ def test_a_file_that_is_no_engine_is_not_loaded(backend: str, tmp_path: Path) ->
     garbage = tmp_path / "engine"
     garbage.write_bytes(b"no engine at all")
     with pytest.raises((InvalidModel, EngineBuildFailed)):
-        loaded(backend, garbage)
+        engine_of(backend, garbage)
 
 
 def test_the_fake_says_what_a_backend_says(bench: Bench, sources: Sources, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from farm.cli import exits
+from farm.cli import exits, show
 from farm.cli.pull_by_id import misfit
 from farm.machine import gpus
 from farm.machine.gpus import Gpu
@@ -185,7 +185,53 @@ def test_a_pull_of_nothing_or_of_several_things_is_refused(
     assert "hint: " in result.stderr
 
 
-def test_a_quiet_pull_prints_the_path_alone(run: Run, tmp_path: Path) -> None:
+# How to run it.
+
+
+def test_on_a_terminal_a_pull_prints_how_to_run_the_engine_where_it_lies(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(show, "on_terminal", lambda: True)
+    result = run("pull", CPU_ID, "-o", tmp_path)
+    path = tmp_path / "digits-v1-int8-cpu.onnx"
+    _, _, shown = result.stdout.partition("To run it in Python (")
+    said, _, source = shown.partition(":\n\n")
+    assert said.replace("\n", "") == f"{path}.json says it too)"
+    compile(source, "load", "exec")
+    assert f'onnxruntime.InferenceSession("{path}", providers=providers)' in source
+    manifest = json.loads(Path(f"{path}.json").read_text())
+    assert manifest["load"].strip().replace(path.name, str(path)) == source.strip()
+
+
+def test_several_engines_are_told_where_each_says_how_to_run_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(show, "on_terminal", lambda: True)
+    result = run("pull", "digits", "--gpu", "sm_89,cpu", "-o", tmp_path)
+    assert f"load in its manifest, as in {tmp_path / NAME}.json" in result.stdout
+    assert "import" not in result.stdout
+
+
+def test_off_a_terminal_a_pull_does_not_say_how_to_run_it(run: Run, tmp_path: Path) -> None:
+    assert "import" not in run("pull", CPU_ID, "-o", tmp_path).stdout
+    [pulled] = json.loads(run("pull", CPU_ID, "-o", tmp_path, "--json").stdout)
+    assert pulled["path"] in pulled["load"]
+
+
+def test_a_quiet_pull_prints_the_path_alone(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(show, "on_terminal", lambda: True)
     assert run("pull", CPU_ID, "-q", "-o", tmp_path).stdout == (
         f"{tmp_path / 'digits-v1-int8-cpu.onnx'}\n"
     )
+
+
+def test_an_earlier_farms_manifest_says_nothing_about_running_and_that_is_fine(
+    run: Run, stub: StubFarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(show, "on_terminal", lambda: True)
+    stub.load = False
+    result = run("pull", CPU_ID, "-o", tmp_path)
+    assert result.exit_code == exits.OK, result.output
+    assert "To run it" not in result.stdout
