@@ -10,6 +10,7 @@ FarmError
 │   │   └── CalibrationMissing
 │   ├── NotFound             404
 │   ├── Conflict             409
+│   │   └── NameAmbiguous
 │   ├── DigestMismatch       400
 │   ├── EmptyBlob            400
 │   ├── TooLarge             413
@@ -156,6 +157,10 @@ class Conflict(Rejected):
     """The request conflicts with the farm's current state."""
 
     status = 409
+
+
+class NameAmbiguous(Conflict):
+    """Several models' names differ from this one in case alone."""
 
 
 class DigestMismatch(Rejected):

@@ -36,14 +36,16 @@ IfMatch = Annotated[
 ]
 
 
-@router.get("", summary="List aliases", response_model=AliasList, responses=problems(404))
+@router.get("", summary="List aliases", response_model=AliasList, responses=problems(404, 409))
 def list_aliases(model: ModelName, farm: Farm) -> Response:
     """A model's aliases by name."""
     with farm.db.read() as session:
         return answer(AliasList(items=aliases.all_of(session, model)))
 
 
-@router.get("/{alias}", summary="Show an alias", response_model=AliasView, responses=problems(404))
+@router.get(
+    "/{alias}", summary="Show an alias", response_model=AliasView, responses=problems(404, 409)
+)
 def show(model: ModelName, alias: Alias, farm: Farm) -> Response:
     """The version that an alias names. `ETag` is its revision."""
     with farm.db.read() as session:
@@ -77,8 +79,9 @@ def promote(
     _check(farm, alias, by)
     with farm.db.write() as session:
         made = aliases.promote(session, model, alias, request, _by(by, if_match), dry_run=dry_run)
-        if not dry_run:
-            audit.record(session, by, "promote", f"{model}@{alias}", version=request.version)
+        if made.alias is not None:
+            subject = f"{made.alias.model}@{alias}"
+            audit.record(session, by, "promote", subject, version=request.version)
     return answer(made)
 
 
@@ -97,7 +100,7 @@ def rollback(
     _check(farm, alias, by)
     with farm.db.write() as session:
         view = aliases.rollback(session, model, alias, _by(by, if_match), note=request.note)
-        audit.record(session, by, "rollback", f"{model}@{alias}", version=view.version)
+        audit.record(session, by, "rollback", f"{view.model}@{alias}", version=view.version)
     return _with_etag(view)
 
 
@@ -108,8 +111,8 @@ def delete(
     """Delete an alias. Its history stays, and pulls take the default version again."""
     _check(farm, alias, by)
     with farm.db.write() as session:
-        aliases.delete(session, model, alias, _by(by, if_match))
-        audit.record(session, by, "unalias", f"{model}@{alias}")
+        name = aliases.delete(session, model, alias, _by(by, if_match))
+        audit.record(session, by, "unalias", f"{name}@{alias}")
     return Response(status_code=204)
 
 
@@ -117,7 +120,7 @@ def delete(
     "/{alias}/history",
     summary="Show an alias's history",
     response_model=MovePage,
-    responses=problems(404),
+    responses=problems(404, 409),
 )
 def history(
     model: ModelName,

@@ -20,7 +20,7 @@ from farm.specs.goals import Aim, BatchSize, Goal
 router = APIRouter(prefix="/v1/models/{model}/bench", tags=["bench"])
 
 
-@router.get("", summary="Show a bench", response_model=Bench, responses=problems(404))
+@router.get("", summary="Show a bench", response_model=Bench, responses=problems(404, 409))
 def show(
     model: ModelName,
     gpu: Annotated[GpuTag, Query(examples=["h100"])],

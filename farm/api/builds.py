@@ -104,7 +104,7 @@ def submitted(
             most_jobs=farm.settings.max_build_jobs,
         )
         if made.attached is not None:
-            audit.record(session, by, "submit", made.build_id, model=request.model)
+            audit.record(session, by, "submit", made.build_id, model=made.attached.model)
         return made
 
     return _unit(farm, work)
@@ -138,7 +138,7 @@ def _unit(farm: Services, work: Callable[[Session], Submitted]) -> BuildView:
     return views.build(submitted.attached, fleet)
 
 
-@router.get("", summary="List builds", response_model=BuildPage, responses=problems(404))
+@router.get("", summary="List builds", response_model=BuildPage, responses=problems(404, 409))
 def list_builds(
     farm: Farm,
     model: Annotated[Annotated[str, StringConstraints(max_length=100)] | None, Query()] = None,

@@ -17,7 +17,9 @@ router = APIRouter(prefix="/v1/models/{model}/compare", tags=["registry"])
 Which = Annotated[VersionOrAlias, Query(description="a version's number, or an alias")]
 
 
-@router.get("", summary="Compare two versions", response_model=Compared, responses=problems(404))
+@router.get(
+    "", summary="Compare two versions", response_model=Compared, responses=problems(404, 409)
+)
 def compared(model: ModelName, a: Which, b: Which, farm: Farm) -> Response:
     """What a pull gets of each version, for each GPU that either serves: size, latency, and the task's metric
     where both were evaluated on the same data."""

@@ -57,7 +57,10 @@ def list_models(farm: Farm, limit: Limit = 50, cursor: Cursor = None) -> Respons
 
 
 @router.get(
-    "/models/{model}", summary="Show a model", response_model=ModelDetail, responses=problems(404)
+    "/models/{model}",
+    summary="Show a model",
+    response_model=ModelDetail,
+    responses=problems(404, 409),
 )
 def show_model(model: ModelName, farm: Farm) -> Response:
     """A model's versions, and its newest version's engines."""
@@ -69,7 +72,7 @@ def show_model(model: ModelName, farm: Farm) -> Response:
     "/models/{model}/engines",
     summary="List engines",
     response_model=EnginePage,
-    responses=problems(404),
+    responses=problems(404, 409),
 )
 def list_engines(
     model: ModelName,
@@ -101,7 +104,10 @@ def list_engines(
 
 
 @router.get(
-    "/models/{model}/engines/{gpu}", summary="Pull", response_model=Match, responses=problems(404)
+    "/models/{model}/engines/{gpu}",
+    summary="Pull",
+    response_model=Match,
+    responses=problems(404, 409),
 )
 def match(
     model: ModelName,

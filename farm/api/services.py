@@ -121,7 +121,7 @@ By = Annotated[Caller, Depends(_caller)]
 Body = Annotated[bytes, Depends(_body)]
 BuildId = Annotated[str, Path(max_length=100)]
 EngineId = Annotated[str, Path(max_length=100)]
-ModelName = Annotated[str, Path(max_length=100)]
+ModelName = Annotated[str, Path(max_length=100, description="in any case")]
 GpuTag = Annotated[str, StringConstraints(max_length=100)]
 Limit = Annotated[int, Query(ge=1, le=200)]
 Cursor = Annotated[

@@ -55,7 +55,7 @@ def restore_engine(engine_id: EngineId, farm: Farm, by: By) -> Response:
     "/models/{model}/versions/{version}/yank",
     summary="Yank a version",
     response_model=ModelDetail,
-    responses=problems(404),
+    responses=problems(404, 409),
     openapi_extra=json_body(YankRequest),
 )
 def yank_version(model: ModelName, version: Number, body: Body, farm: Farm, by: By) -> Response:
@@ -66,8 +66,8 @@ def yank_version(model: ModelName, version: Number, body: Body, farm: Farm, by: 
     reason = parsed(YankRequest, body).reason
     with farm.db.write() as session:
         yanks.yank_version(session, model, version, reason, by.signature)
-        audit.record(session, by, "yank", f"{model}@{version}", reason=reason)
         view = models.model(session, model)
+        audit.record(session, by, "yank", f"{view.name}@{version}", reason=reason)
     return answer(view)
 
 
@@ -75,12 +75,12 @@ def yank_version(model: ModelName, version: Number, body: Body, farm: Farm, by: 
     "/models/{model}/versions/{version}/yank",
     summary="Take a version's yank back",
     response_model=ModelDetail,
-    responses=problems(404),
+    responses=problems(404, 409),
 )
 def restore_version(model: ModelName, version: Number, farm: Farm, by: By) -> Response:
     """Have pulls take a version again. Idempotent."""
     with farm.db.write() as session:
         yanks.restore_version(session, model, version)
-        audit.record(session, by, "unyank", f"{model}@{version}")
         view = models.model(session, model)
+        audit.record(session, by, "unyank", f"{view.name}@{version}")
     return answer(view)

@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 
 from farm.database.tables import Build, Version
 from farm.errors import InvalidRequest, NotFound
-from farm.registry import catalog
+from farm.registry import names
+from farm.registry.names import Named
 from farm.schemas.bench import ModelBench
 from farm.schemas.submission import BenchOptions, BuildRequest
 
@@ -26,19 +27,21 @@ def request_of(session: Session, model: str, asked: ModelBench) -> BuildRequest:
 
     Raises:
         NotFound: there is no such model or version.
+        NameAmbiguous
         InvalidRequest: what the bench gives doesn't fit the version.
     """
-    first = _of_the_best_build(session, model, asked.version)
+    known = names.named(session, model)
+    first = _of_the_best_build(session, known, asked.version)
     given = asked.model_dump(mode="json", exclude_none=True, exclude={"version"})
     bench = {name: given.pop(name) for name in _OF_THE_BENCH & given.keys()}
     kept = {name: first.get(name) for name in _KEPT if first.get(name) is not None}
     try:
-        return BuildRequest.model_validate(kept | given | {"model": model, "bench": bench})
+        return BuildRequest.model_validate(kept | given | {"model": known.name, "bench": bench})
     except ValidationError as err:
         # Each part is valid by itself, so these are messages of the request's own.
         said = "; ".join(one["msg"].removeprefix("Value error, ") for one in err.errors())
         raise InvalidRequest(
-            f"this doesn't fit the builds of {model}: {said}",
+            f"this doesn't fit the builds of {known.name}: {said}",
             hint="the version's fixed inputs and data stand where the bench gives none",
         ) from err
 
@@ -46,15 +49,16 @@ def request_of(session: Session, model: str, asked: ModelBench) -> BuildRequest:
 _KEPT = ("source", "profiles", "fixed_inputs", "calibration", "evaluation", "gates", "options")
 
 
-def _of_the_best_build(session: Session, model: str, version: int | None) -> dict[str, Any]:
+def _of_the_best_build(session: Session, model: Named, version: int | None) -> dict[str, Any]:
     """The request of the build whose data say most about the version."""
-    statement = select(Version.id).where(Version.model_id == catalog.model_id(session, model))
+    statement = select(Version.id).where(Version.model_id == model.id)
     if version is not None:
         statement = statement.where(Version.number == version)
     version_id = session.scalar(statement.order_by(Version.number.desc()).limit(1))
     if version_id is None:
         raise NotFound(
-            f"{model} has no version {version}", hint=f"`farm models {model}` lists its versions"
+            f"{model.name} has no version {version}",
+            hint=f"`farm models {model.name}` lists its versions",
         )
     newest = select(Build.request).where(Build.version_id == version_id).order_by(Build.id.desc())
     requests = session.scalars(newest.limit(_MOST)).all()

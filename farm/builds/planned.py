@@ -17,6 +17,7 @@ from farm.planning.every import every
 from farm.planning.plan import Plan, plan
 from farm.planning.targets import Choice, Measured
 from farm.registry.measured import measured
+from farm.registry.names import Named
 from farm.schemas.builds import LeftOut
 from farm.schemas.submission import BuildRequest
 from farm.specs import gpus
@@ -35,6 +36,7 @@ class Chosen:
 def chosen(
     session: Session,
     request: BuildRequest,
+    model: Named,
     fleet: Fleet,
     runtimes: Sequence[Runtime],
     look: Look,
@@ -59,19 +61,21 @@ def chosen(
             runtimes=runtimes,
             online_queues=online,
             refusal=refusal,
-            measured=_measured(session, request, asked),
+            measured=_measured(session, request, model, asked),
         )
         for asked in request.targets
     ]
     return Chosen(choices=choices)
 
 
-def _measured(session: Session, request: BuildRequest, asked: str) -> Sequence[Measured]:
+def _measured(
+    session: Session, request: BuildRequest, model: Named, asked: str
+) -> Sequence[Measured]:
     runtime, tag = targets.parse(asked)
     if runtime is not None or tag == gpus.CPU:
         return ()
     prune = None if request.prune is None else str(request.prune)
-    return measured(session, request.model, tag, request.precisions, prune)
+    return measured(session, model, tag, request.precisions, prune)
 
 
 def plan_of(

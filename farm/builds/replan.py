@@ -123,7 +123,8 @@ def _plan_anew(
     places: Mapping[str, int] | None = None,
 ) -> Submitted:
     request = BuildRequest.model_validate(build.request)
-    _, number = version_of(session, request)
+    version = version_of(session, request)
+    request = version.in_its_name(request)
     planned = plan_of(request, choices, fleet, gates_of(build))
     rows = session.execute(
         select(Job.id, Job.key, Job.attempt, BuildJob.reuse)
@@ -137,4 +138,4 @@ def _plan_anew(
     )
     session.execute(delete(Wanted).where(Wanted.build_id == build.id))
     session.execute(delete(BuildJob).where(BuildJob.build_id == build.id))
-    return attach_jobs(session, build, request.model, number, planned, before)
+    return attach_jobs(session, build, request.model, version.number, planned, before)

@@ -52,6 +52,7 @@ def submit_build(
     Raises:
         InvalidRequest, UnknownGpu, TargetUnsupported, CalibrationMissing, PluginRefused
         NotFound: a blob hasn't been uploaded.
+        NameAmbiguous
         Conflict: the idempotency key was used for another request.
     """
     document = request.model_dump(mode="json")
@@ -59,15 +60,16 @@ def submit_build(
         first = _first_with(session, idempotency_key, document)
         if first is not None:
             return Submitted(build_id=first.id, attached=None)
-    version_id, number = version_of(session, request)
+    version = version_of(session, request)
+    request = version.in_its_name(request)
     if request.gates:
         gates = gates.changed(request.gates)
-    found = chosen(session, request, fleet, runtimes, look)
+    found = chosen(session, request, version.model, fleet, runtimes, look)
     planned = plan_of(request, found.choices, fleet, gates, look, most_jobs)
     plugins.require(session, request.options.plugins, plugin_keys)
     build = Build(
         id=new_id(),
-        version_id=version_id,
+        version_id=version.id,
         state=BuildState.QUEUED,
         request=document,
         priority=request.priority,
@@ -80,10 +82,10 @@ def submit_build(
         created_at=now(),
     )
     insert_rows(session, Build, [columns(build)])
-    _keep_goal(session, request, version_id)
+    _keep_goal(session, request, version.id)
     created = {"build_id": build.id, "kind": "build", "state": build.state, "data": {}, "at": now()}
     insert_rows(session, Event, [created])
-    return attach_jobs(session, build, request.model, number, planned)
+    return attach_jobs(session, build, request.model, version.number, planned)
 
 
 def _keep_goal(session: Session, request: BuildRequest, version_id: int) -> None:

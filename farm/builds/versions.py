@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from sqlalchemy import and_, bindparam, func, select
+from typing import NamedTuple
+
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from farm.database.tables import (
     Artifact,
-    Model,
     Version,
 )
 from farm.errors import NotFound
 from farm.planning import keys
+from farm.registry import names
+from farm.registry.names import Named
 from farm.schemas.submission import BuildRequest
 from farm.specs.roles import Role
 
@@ -24,18 +27,23 @@ _BLOBS = (
 )
 
 
-_VERSION = (
-    select(Model.id, Version.id, Version.number)
-    .outerjoin(
-        Version,
-        and_(
-            Version.model_id == Model.id,
-            Version.source_digest == bindparam("digest"),
-            Version.variant == bindparam("variant"),
-        ),
-    )
-    .where(Model.name == bindparam("name"))
+_VERSION = select(Version.id, Version.number).where(
+    Version.model_id == bindparam("model_id"),
+    Version.source_digest == bindparam("digest"),
+    Version.variant == bindparam("variant"),
 )
+
+
+class Versioned(NamedTuple):
+    """A version, and the model it is of."""
+
+    id: int
+    number: int
+    model: Named
+
+    def in_its_name(self, request: BuildRequest) -> BuildRequest:
+        """The request with the model's own name, which it may write in another case."""
+        return request.model_copy(update={"model": self.model.name})
 
 
 def _check_blobs(session: Session, request: BuildRequest) -> None:
@@ -52,11 +60,12 @@ def _check_blobs(session: Session, request: BuildRequest) -> None:
             )
 
 
-def version_of(session: Session, request: BuildRequest) -> tuple[int, int]:
-    """The version's id and number; a source new to the model becomes its next version.
+def version_of(session: Session, request: BuildRequest) -> Versioned:
+    """The version that a request is for; a source new to the model becomes its next version.
 
     Raises:
         NotFound: one of the request's blobs hasn't been uploaded.
+        NameAmbiguous
     """
     digest, architecture = request.source.digest, request.source.architecture
     told = {
@@ -64,19 +73,15 @@ def version_of(session: Session, request: BuildRequest) -> tuple[int, int]:
         "architecture": architecture.model_dump(mode="json") if architecture else None,
     }
     variant = keys.variant(**told)
-    found = (
-        session.connection()
-        .execute(_VERSION, {"digest": digest, "name": request.model, "variant": variant})
-        .one_or_none()
-    )
-    is_known = found is not None and found[1] is not None
     _check_blobs(session, request)
-    if found is not None and is_known:
-        return found[1], found[2]
-    model_id = found[0] if found is not None else _new_model(session, request.model)
-    newest = session.scalar(select(func.max(Version.number)).where(Version.model_id == model_id))
+    model = names.named_or_new(session, request.model)
+    asked = {"model_id": model.id, "digest": digest, "variant": variant}
+    found = session.connection().execute(_VERSION, asked).one_or_none()
+    if found is not None:
+        return Versioned(id=found.id, number=found.number, model=model)
+    newest = session.scalar(select(func.max(Version.number)).where(Version.model_id == model.id))
     version = Version(
-        model_id=model_id,
+        model_id=model.id,
         number=(newest or 0) + 1,
         source_digest=digest,
         source_format=request.source.format,
@@ -85,11 +90,4 @@ def version_of(session: Session, request: BuildRequest) -> tuple[int, int]:
     )
     session.add(version)
     session.flush()
-    return version.id, version.number
-
-
-def _new_model(session: Session, name: str) -> int:
-    model = Model(name=name)
-    session.add(model)
-    session.flush()
-    return model.id
+    return Versioned(id=version.id, number=version.number, model=model)

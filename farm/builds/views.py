@@ -13,7 +13,7 @@ from farm.database.job_rows import JobRow
 from farm.database.tables import Build, BuildJob, EngineRow, Job, Model, Version, Wanted
 from farm.fleet.workers import Fleet
 from farm.planning import policy
-from farm.registry import catalog
+from farm.registry import names
 from farm.reports import kept
 from farm.schemas.builds import BuildSummary, BuildView, JobView, WantedEngine
 from farm.schemas.problems import Failure
@@ -104,10 +104,14 @@ def builds(
     before: str | None = None,
     limit: int = 50,
 ) -> list[BuildSummary]:
-    """Builds, newest first."""
+    """Builds, newest first.
+
+    Raises:
+        NotFound, NameAmbiguous: of the model.
+    """
     statement = select(Build).order_by(Build.id.desc()).limit(limit)
     if model is not None:
-        versions = select(Version.id).where(Version.model_id == catalog.model_id(session, model))
+        versions = select(Version.id).where(Version.model_id == names.named(session, model).id)
         statement = statement.where(Build.version_id.in_(versions))
     if state is not None:
         statement = statement.where(Build.state == state)
@@ -120,15 +124,15 @@ def summaries(session: Session, rows: Sequence[Build]) -> list[BuildSummary]:
     ids = [row.id for row in rows]
     jobs, engines = _jobs_done(session, ids), _engines_done(session, ids)
     doubtful = _doubtful(session, ids)
-    names = _names(session, {row.version_id for row in rows})
+    versions = _versions(session, {row.version_id for row in rows})
     errors = _errors(session, [row.id for row in rows if row.state == "failed"])
     return [
         BuildSummary(
             **{name: getattr(row, name) for name in _BUILD_FIELDS},
             **{name: row.request[name] for name in ("precisions", "targets", "labels")},
             bench=row.request.get("bench"),
-            model=names[row.version_id][0],
-            version=names[row.version_id][1],
+            model=versions[row.version_id][0],
+            version=versions[row.version_id][1],
             jobs_total=jobs[row.id][0],
             jobs_done=jobs[row.id][1],
             engines_total=engines[row.id][0],
@@ -172,7 +176,7 @@ def _doubtful(session: Session, build_ids: Sequence[str]) -> dict[str, int]:
     return dict(rows.tuples().all())
 
 
-def _names(session: Session, version_ids: Collection[int]) -> dict[int, tuple[str, int]]:
+def _versions(session: Session, version_ids: Collection[int]) -> dict[int, tuple[str, int]]:
     """The model's name and the version's number."""
     rows = session.execute(
         select(Version.id, Model.name, Version.number)

@@ -32,8 +32,10 @@ def build_ids(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 
 
 def models(ctx: typer.Context, incomplete: str) -> list[str]:
+    from farm.specs.names import folded
+
     names = [model.name for model in _ask(ctx, lambda farm: farm.models(limit=_OFFERED))]
-    return [name for name in names if name.startswith(incomplete)]
+    return [name for name in names if folded(name).startswith(folded(incomplete))]
 
 
 def aliases(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:

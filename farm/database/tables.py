@@ -39,8 +39,11 @@ class Model(Base):
     """A name under which versions are kept."""
 
     __tablename__ = "models"
+    __table_args__ = (Index("uq_models_folded", "folded", unique=True),)
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(100), unique=True)
+    #: `farm.specs.names.folded`; None for older names that differ from another in case alone.
+    folded: Mapped[str | None] = mapped_column(String(100))
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
 
 

@@ -17,7 +17,8 @@ from sqlalchemy.orm import Session, aliased
 from farm.database.base import now
 from farm.database.tables import AliasMove, AliasRow, Model, Version
 from farm.errors import Conflict
-from farm.registry import catalog, compare, versions, yanks
+from farm.registry import compare, names, versions, yanks
+from farm.registry.names import Named
 from farm.schemas.aliases import (
     Action,
     AliasView,
@@ -45,7 +46,8 @@ def all_of(session: Session, model: str) -> list[AliasView]:
     Raises:
         NotFound
     """
-    rows = session.execute(_current(catalog.model_id(session, model)).order_by(AliasRow.name))
+    model_id = names.named(session, model).id
+    rows = session.execute(_current(model_id).order_by(AliasRow.name))
     return [_view(row) for row in rows]
 
 
@@ -55,8 +57,11 @@ def one(session: Session, model: str, alias: str) -> AliasView:
     Raises:
         NotFound: lists the model's aliases.
     """
-    model_id = catalog.model_id(session, model)
-    row = session.execute(_current(model_id).where(AliasRow.name == alias)).one_or_none()
+    return _one(session, names.named(session, model), alias)
+
+
+def _one(session: Session, model: Named, alias: str) -> AliasView:
+    row = session.execute(_current(model.id).where(AliasRow.name == alias)).one_or_none()
     if row is None:
         raise versions.no_alias(session, model, alias)
     return _view(row)
@@ -101,12 +106,12 @@ def history(
     Raises:
         NotFound: there never was such an alias.
     """
-    model_id = catalog.model_id(session, model)
+    known = names.named(session, model)
     found = (
         select(AliasMove, Version.number, _BEFORE.number)
         .outerjoin(Version, Version.id == AliasMove.version_id)
         .outerjoin(_BEFORE, _BEFORE.id == AliasMove.before_id)
-        .where(AliasMove.model_id == model_id, AliasMove.name == alias)
+        .where(AliasMove.model_id == known.id, AliasMove.name == alias)
         .order_by(AliasMove.revision.desc())
         .limit(limit)
     )
@@ -114,7 +119,7 @@ def history(
         found = found.where(AliasMove.revision < before)
     rows = session.execute(found).all()
     if not rows and before is None:
-        raise versions.no_alias(session, model, alias)
+        raise versions.no_alias(session, known, alias)
     return [
         Move(
             revision=move.revision,
@@ -140,34 +145,35 @@ def promote(
         Conflict: the version lacks an engine for a GPU that the one before served, or the alias was moved
             meanwhile.
     """
-    version_id = versions.version_id(session, model, request.version)
-    reason = yanks.of_version(session, model, request.version)
+    known = names.named(session, model)
+    version_id = versions.version_id(session, known, request.version)
+    reason = yanks.of_version(session, version_id)
     if reason is not None:
         raise Conflict(
-            f"version {request.version} of {model} was yanked: {reason}",
-            hint=f"take that back first: farm yank {model}@{request.version} --undo",
+            f"version {request.version} of {known.name} was yanked: {reason}",
+            hint=f"take that back first: farm yank {known.name}@{request.version} --undo",
         )
-    row = _locked(session, model, alias, by)
+    row = _locked(session, known, alias, by)
     before = _number(session, row.version_id) if row else None
-    beside, left_out = _compared(session, model, before, request)
+    beside, left_out = _compared(session, known, before, request)
     if left_out and not request.partial and not dry_run:
         lacks = "; ".join(f"{lack.gpu}: {lack.why}" for lack in left_out)
         raise Conflict(
-            f"version {request.version} can't be {alias} of {model}: {lacks}",
+            f"version {request.version} can't be {alias} of {known.name}: {lacks}",
             hint="build what is missing, or promote it for the others with --partial (partial=true)",
         )
     if not beside and not dry_run:
         raise Conflict(
-            f"version {request.version} of {model} has no engine that passed its gates",
+            f"version {request.version} of {known.name} has no engine that passed its gates",
             hint="wait for its build, or see what came of it: farm builds",
         )
     view = None
     if not dry_run:
         if row is None or row.version_id != version_id:
             _move(
-                session, model, alias, row, version_id, Action.PROMOTE, by, request.note, left_out
+                session, known, alias, row, version_id, Action.PROMOTE, by, request.note, left_out
             )
-        view = one(session, model, alias)
+        view = _one(session, known, alias)
     return Promotion(
         alias=view, version=request.version, before=before, left_out=left_out, engines=beside
     )
@@ -182,9 +188,10 @@ def rollback(
         NotFound: there is no such alias.
         Conflict: it never named another version, or was moved meanwhile.
     """
-    row = _locked(session, model, alias, by)
+    known = names.named(session, model)
+    row = _locked(session, known, alias, by)
     if row is None or row.version_id is None:
-        raise versions.no_alias(session, model, alias)
+        raise versions.no_alias(session, known, alias)
     before = session.scalar(
         select(AliasMove.before_id)
         .where(
@@ -199,26 +206,28 @@ def rollback(
     )
     if before is None:
         raise Conflict(
-            f"{alias} of {model} has named no version before {_number(session, row.version_id)}",
-            hint=f"promote one: farm promote {model} VERSION {alias}",
+            f"{alias} of {known.name} has named no version before {_number(session, row.version_id)}",
+            hint=f"promote one: farm promote {known.name} VERSION {alias}",
         )
-    _move(session, model, alias, row, before, Action.ROLLBACK, by, note)
-    return one(session, model, alias)
+    _move(session, known, alias, row, before, Action.ROLLBACK, by, note)
+    return _one(session, known, alias)
 
 
-def delete(session: Session, model: str, alias: str, by: By) -> None:
-    """Delete an alias; its history stays.
+def delete(session: Session, model: str, alias: str, by: By) -> str:
+    """Delete an alias; its history stays. Return the model's name.
 
     Raises:
         NotFound, Conflict
     """
-    row = _locked(session, model, alias, by)
+    known = names.named(session, model)
+    row = _locked(session, known, alias, by)
     if row is None or row.version_id is None:
-        raise versions.no_alias(session, model, alias)
-    _move(session, model, alias, row, None, Action.DELETE, by)
+        raise versions.no_alias(session, known, alias)
+    _move(session, known, alias, row, None, Action.DELETE, by)
+    return known.name
 
 
-def _locked(session: Session, model: str, alias: str, by: By) -> AliasRow | None:
+def _locked(session: Session, model: Named, alias: str, by: By) -> AliasRow | None:
     """The alias's row, which nobody else changes before this unit of work ends.
 
     Raises:
@@ -226,13 +235,13 @@ def _locked(session: Session, model: str, alias: str, by: By) -> AliasRow | None
     """
     row = session.scalar(
         select(AliasRow)
-        .where(AliasRow.model_id == catalog.model_id(session, model), AliasRow.name == alias)
+        .where(AliasRow.model_id == model.id, AliasRow.name == alias)
         .with_for_update()
     )
     revision = row.revision if row and row.version_id is not None else 0
     if by.revision is not None and by.revision != revision:
         raise Conflict(
-            f"{alias} of {model} is at revision {revision}, not {by.revision}: it was moved meanwhile",
+            f"{alias} of {model.name} is at revision {revision}, not {by.revision}: it was moved meanwhile",
             hint="read it again, and decide again",
         )
     return row
@@ -240,7 +249,7 @@ def _locked(session: Session, model: str, alias: str, by: By) -> AliasRow | None
 
 def _move(
     session: Session,
-    model: str,
+    model: Named,
     alias: str,
     row: AliasRow | None,
     version_id: int | None,
@@ -251,13 +260,15 @@ def _move(
 ) -> None:
     before_id = row.version_id if row else None
     if row is None:
-        row = AliasRow(model_id=catalog.model_id(session, model), name=alias, revision=0)
+        row = AliasRow(model_id=model.id, name=alias, revision=0)
         session.add(row)
     row.version_id, row.revision = version_id, row.revision + 1
     try:
         session.flush()
     except IntegrityError as err:  # somebody else's first promotion
-        raise Conflict(f"{alias} of {model} was made meanwhile", hint="look at it again") from err
+        raise Conflict(
+            f"{alias} of {model.name} was made meanwhile", hint="look at it again"
+        ) from err
     session.add(
         AliasMove(
             model_id=row.model_id,
@@ -280,7 +291,7 @@ def _number(session: Session, version_id: int | None) -> int | None:
 
 
 def _compared(
-    session: Session, model: str, before: int | None, request: PromoteRequest
+    session: Session, model: Named, before: int | None, request: PromoteRequest
 ) -> tuple[list[Beside], list[Lack]]:
     """The version's engines beside those that they replace, by GPU, and the GPUs it can't serve."""
     beside: list[Beside] = []

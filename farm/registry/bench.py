@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session, aliased
 
 from farm.database.tables import Build, Job, Version, Wanted
 from farm.errors import NotFound
-from farm.registry import catalog, figures, goals, ranking
+from farm.registry import catalog, figures, goals, names, ranking
+from farm.registry.names import Named
 from farm.registry.ranking import Ranking
 from farm.reports.metrics import Metrics
 from farm.schemas.bench import Bench, BenchGoal, BenchRow
@@ -42,20 +43,21 @@ def bench(
 
     Raises:
         NotFound: there is no such model or version.
-        UnknownGpu, InvalidRequest
+        NameAmbiguous, UnknownGpu, InvalidRequest
     """
     tag = gpus.canonical(gpu)
-    version_id, number = _version(session, model, version)
-    followed = goals.kept(session, model, number, tag) or Goal()
+    known = names.named(session, model)
+    version_id, number = _version(session, known, version)
+    followed = goals.kept(session, known.id, number, tag) or Goal()
     wanted = goal or followed
-    found = catalog.find(session, model, gpu=tag, version=number, only_whole=True, limit=_MOST)
+    found = catalog.find(session, known, gpu=tag, version=number, only_whole=True, limit=_MOST)
     good = [one for one in found if one.state is EngineState.READY and one.yanked is None]
     ranked = ranking.rank(good, tag, wanted) if good else None
     tags = {tag, gpus.compute_capability(tag)}
     unbuilt = list(_unbuilt(session, version_id, tags))
     rows = [_row(one, wanted, ranked) for one in found]
     return Bench(
-        model=model,
+        model=known.name,
         version=number,
         gpu=tag,
         goal=BenchGoal(aim=wanted.aim, batch=wanted.batch, followed=wanted == followed),
@@ -66,15 +68,15 @@ def bench(
     )
 
 
-def _version(session: Session, model: str, number: int | None) -> tuple[int, int]:
-    model_id = catalog.model_id(session, model)
-    statement = select(Version.id, Version.number).where(Version.model_id == model_id)
+def _version(session: Session, model: Named, number: int | None) -> tuple[int, int]:
+    statement = select(Version.id, Version.number).where(Version.model_id == model.id)
     if number is not None:
         statement = statement.where(Version.number == number)
     found = session.execute(statement.order_by(Version.number.desc()).limit(1)).one_or_none()
     if found is None:
         raise NotFound(
-            f"{model} has no version {number}", hint=f"`farm models {model}` lists its versions"
+            f"{model.name} has no version {number}",
+            hint=f"`farm models {model.name}` lists its versions",
         )
     return found[0], found[1]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
-from farm.database.tables import Artifact, EngineRow, Model, Version
+from farm.database.tables import Artifact, EngineRow, Version
 from farm.errors import NotFound
-from farm.registry import judgements
+from farm.registry import judgements, names
+from farm.registry.names import Named
 from farm.registry.rows import NOT_YANKED, SAME, grouped, identity, select_rows, view_of
 from farm.registry.twins import beside_twins
 from farm.schemas.engines import EngineView
@@ -53,11 +54,11 @@ def engines(
 
     Raises:
         NotFound: the model doesn't exist.
-        UnknownGpu, InvalidRequest
+        NameAmbiguous, UnknownGpu, InvalidRequest
     """
     found = find(
         session,
-        model,
+        names.named(session, model),
         gpu=gpu,
         precision=precision,
         runtime=runtime,
@@ -71,7 +72,7 @@ def engines(
 
 def find(
     session: Session,
-    model: str,
+    model: Named,
     *,
     gpu: str | None = None,
     precision: str | None = None,
@@ -89,12 +90,10 @@ def find(
         only_whole: leave out those whose bytes the store has lost.
         yanked: whether to include those that were yanked by themselves.
     """
-    model_id(session, model)
     statement = (
         select(EngineRow.id, EngineRow.version_id, SAME.label("same"))
         .join(Version, Version.id == EngineRow.version_id)
-        .join(Model, Model.id == Version.model_id)
-        .where(Model.name == model)
+        .where(Version.model_id == model.id)
     )
     if gpu is not None:
         tag = gpus.canonical(gpu)
@@ -132,22 +131,6 @@ def _published(session: Session, engine_id: str) -> str:
         EngineRow.version_id == row.version_id, SAME.in_([identity(row)])
     )
     return session.scalar(same) or engine_id
-
-
-def model_id(session: Session, name: str) -> int:
-    """A model's id.
-
-    Raises:
-        NotFound: lists the existing names.
-    """
-    found = session.scalar(select(Model.id).where(Model.name == name))
-    if found is None:
-        names = ", ".join(session.scalars(select(Model.name).order_by(Model.name).limit(10)))
-        raise NotFound(
-            f"there is no model {name!r}",
-            hint=f"the models are {names}" if names else "submit one: farm submit MODEL_FILE",
-        )
-    return found
 
 
 UNPRUNED = "none"

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from farm.database.tables import Build, EngineRow, Model, Version
+from farm.database.tables import Build, EngineRow, Version
 from farm.errors import NotFound
-from farm.registry import catalog, latencies, versions
+from farm.registry import catalog, latencies, names, versions
 from farm.registry.match import best_match
+from farm.registry.names import Named
 from farm.registry.rows import NOT_YANKED, with_yanks
 from farm.schemas.aliases import Beside
 from farm.schemas.compare import Compared, ComparedGpu
@@ -24,18 +25,20 @@ def compared(session: Session, model: str, a: Reference, b: Reference) -> Compar
 
     Raises:
         NotFound: there is no such model, version or alias.
+        NameAmbiguous
     """
-    first, second = (versions.taken(session, model, one).number for one in (a, b))
-    served = dict.fromkeys([*gpus(session, model, first), *gpus(session, model, second)])
+    known = names.named(session, model)
+    first, second = (versions.taken(session, known, one).number for one in (a, b))
+    served = dict.fromkeys([*gpus(session, known, first), *gpus(session, known, second)])
     return Compared(
-        model=model,
+        model=known.name,
         a=first,
         b=second,
-        gpus=[_of_gpu(session, model, gpu, first, second) for gpu in served],
+        gpus=[_of_gpu(session, known, gpu, first, second) for gpu in served],
     )
 
 
-def _of_gpu(session: Session, model: str, gpu: str, first: int, second: int) -> ComparedGpu:
+def _of_gpu(session: Session, model: Named, gpu: str, first: int, second: int) -> ComparedGpu:
     old, new = (engine(session, model, gpu, number) for number in (first, second))
     found = beside(session, gpu, new, old) if old and new else None
     return ComparedGpu(
@@ -50,14 +53,13 @@ def _of_gpu(session: Session, model: str, gpu: str, first: int, second: int) -> 
     )
 
 
-def gpus(session: Session, model: str, number: int) -> Sequence[str]:
+def gpus(session: Session, model: Named, number: int) -> Sequence[str]:
     """The GPUs that a version has engines for which passed their gates and weren't yanked by themselves."""
     found = (
         select(EngineRow.gpu)
         .join(Version, Version.id == EngineRow.version_id)
-        .join(Model, Model.id == Version.model_id)
         .where(
-            Model.name == model,
+            Version.model_id == model.id,
             Version.number == number,
             EngineRow.state == EngineState.READY,
             NOT_YANKED,
@@ -68,15 +70,15 @@ def gpus(session: Session, model: str, number: int) -> Sequence[str]:
     return session.scalars(with_yanks(found)).all()
 
 
-def engine(session: Session, model: str, gpu: str, version: int | None) -> EngineView | None:
+def engine(session: Session, model: Named, gpu: str, version: int | None) -> EngineView | None:
     """What a pull for this GPU gets of the version."""
     try:
-        return best_match(session, model, gpu, version=version).engine
+        return best_match(session, model.name, gpu, version=version).engine
     except NotFound:
         return None
 
 
-def why_none(session: Session, model: str, gpu: str, version: int) -> str:
+def why_none(session: Session, model: Named, gpu: str, version: int) -> str:
     for one in catalog.find(session, model, gpu=gpu, version=version, limit=1):
         if one.yanked:
             return f"its engine was yanked: {one.yanked}"

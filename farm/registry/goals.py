@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from farm.database.tables import GoalRow, Model, Version
+from farm.database.tables import GoalRow, Version
 from farm.specs.goals import Aim, Goal
 
 
@@ -18,12 +18,11 @@ def keep(session: Session, version_id: int, gpu: str, goal: Goal) -> None:
     session.merge(GoalRow(version_id=version_id, gpu=gpu, aim=goal.aim, batch=goal.batch))
 
 
-def kept(session: Session, model: str, version: int, gpu: str) -> Goal | None:
+def kept(session: Session, model_id: int, version: int, gpu: str) -> Goal | None:
     """The goal kept for exactly this tag; None if there is none."""
     row = session.scalar(
         select(GoalRow)
         .join(Version, Version.id == GoalRow.version_id)
-        .join(Model, Model.id == Version.model_id)
-        .where(Model.name == model, Version.number == version, GoalRow.gpu == gpu)
+        .where(Version.model_id == model_id, Version.number == version, GoalRow.gpu == gpu)
     )
     return None if row is None else Goal(aim=Aim(row.aim), batch=row.batch)

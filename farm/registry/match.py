@@ -7,8 +7,9 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from farm.errors import BlobDamaged, NotFound
-from farm.registry import goals, ranking, versions
+from farm.registry import goals, names, ranking, versions
 from farm.registry.catalog import UNPRUNED, find
+from farm.registry.names import Named
 from farm.registry.ranking import Ranking
 from farm.registry.twins import beside_twins
 from farm.registry.versions import Taken
@@ -43,31 +44,32 @@ def best_match(
 
     Raises:
         NotFound: names what exists.
-        UnknownGpu, InvalidRequest
+        NameAmbiguous, UnknownGpu, InvalidRequest
     """
     tag = gpus.canonical(gpu)
-    of = versions.taken(session, model, Reference(version=version, alias=alias))
+    known = names.named(session, model)
+    of = versions.taken(session, known, Reference(version=version, alias=alias))
     asked: dict[str, Any] = {
         "precision": precision,
         "runtime": runtime,
         "version": of.number,
         "prune": prune,
     }
-    found = find(session, model, gpu=tag, **asked, only_whole=True, yanked=False, limit=1000)
+    found = find(session, known, gpu=tag, **asked, only_whole=True, yanked=False, limit=1000)
     if not found:
-        for one in find(session, model, gpu=tag, **asked, only_whole=True, limit=1):
+        for one in find(session, known, gpu=tag, **asked, only_whole=True, limit=1):
             raise NotFound(
-                f"engine {one.id} of {model} for {tag} was yanked: {one.yanked}",
+                f"engine {one.id} of {known.name} for {tag} was yanked: {one.yanked}",
                 hint=f"build the model again, or take it all the same by its id: farm pull {one.id}",
             )
-        for lost in find(session, model, gpu=tag, **asked, limit=1):
-            raise BlobDamaged(f"the store has lost the bytes of engine {lost.id} of {model}")
+        for lost in find(session, known, gpu=tag, **asked, limit=1):
+            raise BlobDamaged(f"the store has lost the bytes of engine {lost.id} of {known.name}")
     good = [one for one in found if doubtful or one.state is EngineState.READY]
     if found and not good:
         raise _only_doubtful(found[0], tag)
     if not good:
-        raise _nothing(session, model, tag, of, **asked)
-    kept = goals.kept(session, model, of.number, tag)
+        raise _nothing(session, known, tag, of, **asked)
+    kept = goals.kept(session, known.id, of.number, tag)
     ranked = ranking.rank(good, tag, kept or Goal(), by_precision=precision is not None)
     [compared] = beside_twins(session, [ranked.best])
     return Match(engine=compared, why=_why(ranked, kept, tag, of, **asked))
@@ -121,7 +123,7 @@ def _only_doubtful(engine: EngineView, tag: str) -> NotFound:
 
 def _nothing(
     session: Session,
-    model: str,
+    model: Named,
     tag: str,
     of: Taken,
     *,
@@ -143,6 +145,6 @@ def _nothing(
     others = {one.version for one in find(session, model, gpu=tag, limit=1000)} - {version}
     older = f", or pull --version {max(others)} (version={max(others)})" if others else ""
     return NotFound(
-        f"version {version} of {model} has no {asked + ' ' if asked else ''}engine for {tag}; {exists}",
+        f"version {version} of {model.name} has no {asked + ' ' if asked else ''}engine for {tag}; {exists}",
         hint=f"{of.why}: build it for {tag}{older}",
     )

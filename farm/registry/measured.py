@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from farm.database.tables import EngineRow, Model, Version
+from farm.database.tables import EngineRow, Version
 from farm.planning.targets import Measured
 from farm.registry import catalog, goals, ranking
+from farm.registry.names import Named
 from farm.schemas.engines import EngineView
 from farm.specs import gpus
 from farm.specs.goals import Goal
@@ -21,7 +22,7 @@ _MOST = 1000
 
 def measured(
     session: Session,
-    model: str,
+    model: Named,
     tag: str,
     precisions: Sequence[Precision],
     prune: str | None = None,
@@ -36,7 +37,7 @@ def measured(
         precisions: the engines' precisions that count.
         prune: how the engines that count are pruned; by default unpruned.
     """
-    if not _several(session, model, tag):
+    if not _several(session, model.id, tag):
         return ()
     found = catalog.find(session, model, gpu=tag, prune=prune or catalog.UNPRUNED, limit=_MOST)
     good = [
@@ -45,7 +46,7 @@ def measured(
         if one.precision in precisions and one.state is EngineState.READY and one.yanked is None
     ]
     for version in sorted({one.version for one in good}, reverse=True):
-        goal = goals.kept(session, model, version, tag) or Goal()
+        goal = goals.kept(session, model.id, version, tag) or Goal()
         ranked = ranking.rank([one for one in good if one.version == version], tag, goal)
         first = _first_of_each(ranked.chosen_from)
         if ranked.compared and len(first) > 1:
@@ -53,14 +54,13 @@ def measured(
     return ()
 
 
-def _several(session: Session, model: str, tag: str) -> bool:
+def _several(session: Session, model_id: int, tag: str) -> bool:
     """Whether engines of several runtimes were measured, without reading them: seldom so, often asked."""
     runtimes = session.scalars(
         select(EngineRow.runtime)
         .join(Version, Version.id == EngineRow.version_id)
-        .join(Model, Model.id == Version.model_id)
         .where(
-            Model.name == model,
+            Version.model_id == model_id,
             EngineRow.gpu.in_({tag, gpus.compute_capability(tag)}),
             EngineRow.metrics.is_not(None),
         )

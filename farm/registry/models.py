@@ -6,7 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from farm.database.tables import EngineRow, Model, Version, Yank
-from farm.registry import aliases, catalog
+from farm.registry import aliases, catalog, names
 from farm.registry.rows import count_engines
 from farm.schemas.models import ModelDetail, ModelView, VersionView
 
@@ -32,16 +32,16 @@ def model(session: Session, name: str) -> ModelDetail:
     """A model with its versions and its newest version's engines.
 
     Raises:
-        NotFound
+        NotFound, NameAmbiguous
     """
-    row = session.get_one(Model, catalog.model_id(session, name))
+    row = session.get_one(Model, names.named(session, name).id)
     versions = _versions(session, row.id)
     return ModelDetail(
         name=row.name,
         created_at=row.created_at,
-        aliases=aliases.all_of(session, name),
+        aliases=aliases.all_of(session, row.name),
         versions=versions,
-        engines=catalog.engines(session, name, version=versions[-1].version, limit=200),
+        engines=catalog.engines(session, row.name, version=versions[-1].version, limit=200),
     )
 
 

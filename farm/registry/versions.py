@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from farm.database.tables import AliasRow, Build, EngineRow, Model, Version, Wanted, Yank
+from farm.database.tables import AliasRow, Build, EngineRow, Version, Wanted, Yank
 from farm.errors import NotFound
-from farm.registry import catalog
+from farm.registry.names import Named
 from farm.registry.rows import YANKED, with_yanks
 from farm.specs.references import PROD, Reference
 from farm.specs.states import BuildState, EngineState
@@ -26,7 +26,7 @@ class Taken:
     why: str
 
 
-def taken(session: Session, model: str, reference: Reference = Reference()) -> Taken:
+def taken(session: Session, model: Named, reference: Reference = Reference()) -> Taken:
     """The version that a reference means.
 
     Without one, ``prod`` if there is such an alias; else the newest version of which an ended build has an
@@ -34,9 +34,8 @@ def taken(session: Session, model: str, reference: Reference = Reference()) -> T
     their number.
 
     Raises:
-        NotFound: there is no such model, alias or engine, or the alias's version was yanked.
+        NotFound: there is no such version, alias or engine, or the alias's version was yanked.
     """
-    model_id = catalog.model_id(session, model)
     if reference.version is not None:
         version_id(session, model, reference.version)
         return Taken(number=reference.version, why=f"version {reference.version} as requested")
@@ -45,26 +44,27 @@ def taken(session: Session, model: str, reference: Reference = Reference()) -> T
         select(Version.number, Yank.reason)
         .join(AliasRow, AliasRow.version_id == Version.id)
         .outerjoin(Yank, (Yank.version_id == Version.id) & (Yank.same == ""))
-        .where(AliasRow.model_id == model_id, AliasRow.name == alias)
+        .where(AliasRow.model_id == model.id, AliasRow.name == alias)
     ).one_or_none()
     if named is not None:
         if named.reason is not None:
             raise NotFound(
-                f"version {named.number} of {model}, which is {alias}, was yanked: {named.reason}",
-                hint=f"farm rollback {model} {alias}; --version {named.number} pulls it all the same",
+                f"version {named.number} of {model.name}, which is {alias}, was yanked: {named.reason}",
+                hint=f"farm rollback {model.name} {alias}; "
+                f"--version {named.number} pulls it all the same",
             )
         return Taken(number=named.number, why=f"version {named.number} is {alias}")
     if reference.alias is not None:
         raise no_alias(session, model, reference.alias)
-    for found in session.execute(_with_engines(model_id)):
+    for found in session.execute(_with_engines(model.id)):
         if is_complete(session, found.id):
             return Taken(
                 number=found.number, why=f"version {found.number} is the newest that is complete"
             )
-    newest = session.scalar(_with_engines(model_id).with_only_columns(Version.number).limit(1))
+    newest = session.scalar(_with_engines(model.id).with_only_columns(Version.number).limit(1))
     if newest is None:
         raise NotFound(
-            f"{model} has no engines that weren't yanked",
+            f"{model.name} has no engines that weren't yanked",
             hint="farm builds shows how far its builds are",
         )
     return Taken(
@@ -72,21 +72,21 @@ def taken(session: Session, model: str, reference: Reference = Reference()) -> T
     )
 
 
-def version_id(session: Session, model: str, number: int) -> int:
+def version_id(session: Session, model: Named, number: int) -> int:
     """A version's id.
 
     Raises:
         NotFound: names the newest.
     """
-    model_id = catalog.model_id(session, model)
-    of_model = select(Version.id).where(Version.model_id == model_id)
+    of_model = select(Version.id).where(Version.model_id == model.id)
     found = session.scalar(of_model.where(Version.number == number))
     if found is None:
         newest = session.scalar(
-            select(func.max(Version.number)).where(Version.model_id == model_id)
+            select(func.max(Version.number)).where(Version.model_id == model.id)
         )
         raise NotFound(
-            f"{model} has no version {number}", hint=f"its newest is version {newest}: farm models"
+            f"{model.name} has no version {number}",
+            hint=f"its newest is version {newest}: farm models",
         )
     return found
 
@@ -130,14 +130,15 @@ def _served(session: Session, build_id: str) -> Iterator[tuple[str, bool]]:
     yield from sorted(served, key=lambda one: one[1])
 
 
-def no_alias(session: Session, model: str, alias: str) -> NotFound:
+def no_alias(session: Session, model: Named, alias: str) -> NotFound:
     names = session.scalars(
         select(AliasRow.name)
-        .join(Model, Model.id == AliasRow.model_id)
-        .where(Model.name == model, AliasRow.version_id.is_not(None))
+        .where(AliasRow.model_id == model.id, AliasRow.version_id.is_not(None))
         .order_by(AliasRow.name)
     ).all()
     return NotFound(
-        f"{model} has no alias {alias!r}",
-        hint=f"it has {', '.join(names)}" if names else f"make it: farm promote {model} 1 {alias}",
+        f"{model.name} has no alias {alias!r}",
+        hint=f"it has {', '.join(names)}"
+        if names
+        else f"make it: farm promote {model.name} 1 {alias}",
     )

@@ -6,9 +6,9 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from farm.database.base import now
-from farm.database.tables import EngineRow, Model, Version, Yank
+from farm.database.tables import EngineRow, Yank
 from farm.errors import NotFound
-from farm.registry import catalog, versions
+from farm.registry import catalog, names, versions
 from farm.registry.rows import identity
 from farm.schemas.engines import EngineView
 
@@ -41,28 +41,24 @@ def yank_version(session: Session, model: str, number: int, reason: str, who: st
     """Yank a version.
 
     Raises:
-        NotFound
+        NotFound, NameAmbiguous
     """
-    _keep(session, versions.version_id(session, model, number), "", reason, who)
+    known = names.named(session, model)
+    _keep(session, versions.version_id(session, known, number), "", reason, who)
 
 
 def restore_version(session: Session, model: str, number: int) -> None:
     """Take a version's yank back.
 
     Raises:
-        NotFound
+        NotFound, NameAmbiguous
     """
-    _forget(session, versions.version_id(session, model, number), "")
+    _forget(session, versions.version_id(session, names.named(session, model), number), "")
 
 
-def of_version(session: Session, model: str, number: int) -> str | None:
+def of_version(session: Session, version_id: int) -> str | None:
     """Why a version was yanked; None if it wasn't."""
-    return session.scalar(
-        select(Yank.reason)
-        .join(Version, Version.id == Yank.version_id)
-        .join(Model, Model.id == Version.model_id)
-        .where(Model.name == model, Version.number == number, Yank.same == "")
-    )
+    return session.scalar(select(Yank.reason).where(Yank.version_id == version_id, Yank.same == ""))
 
 
 def _engine(session: Session, engine_id: str) -> EngineRow:

@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 from farm.registry import loading
 from farm.schemas.engines import EngineView
 from farm.schemas.storage import GC_EXAMPLE
+from farm.specs.names import folded
 from farm.testing.documents import BENCH, BUILD, EVENTS, LAYERS, NOW, build, digest_of, engine
 
 _ASKED = ("precision", "runtime", "version")  #: what engines are asked for by, beside the GPU
@@ -135,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._json(made, 202)
 
     def _post_models(self, parts: list[str], body: bytes) -> None:
-        if parts != [self.farm.model, "bench"]:
+        if [folded(parts[0]), *parts[1:]] != [folded(self.farm.model), "bench"]:
             self._missing(f"there is no model {parts[0]!r}", f"the models are {self.farm.model}")
             return
         self.farm.benched.append(json.loads(body))
@@ -216,7 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "created_at": NOW,
             }
             self._json({"items": [item], "cursor": None})
-        elif parts[0] != self.farm.model:
+        elif folded(parts[0]) != folded(self.farm.model):
             self._missing(f"there is no model {parts[0]!r}", f"the models are {self.farm.model}")
         elif len(parts) == 1:
             version = {

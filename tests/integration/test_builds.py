@@ -9,7 +9,7 @@ from farm.builds import attach, views
 from farm.database.tables import EngineRow, Event, Job
 from farm.errors import Conflict, InvalidModel, LeaseLost, NotFound
 from farm.queue import jobs, leases
-from farm.registry import catalog, models
+from farm.registry import catalog, models, names
 from farm.registry.match import best_match
 from farm.specs.gates import GateSet, QuantizedGates
 from tests.ledger import DATA, SOURCE
@@ -147,7 +147,7 @@ def test_a_refused_submission_leaves_nothing_behind(ledger):
     with pytest.raises(NotFound):
         ledger.submit(model="never", source={"digest": "sha256:" + "f" * 64, "format": "onnx"})
     with ledger.db.read() as session, pytest.raises(NotFound):
-        catalog.model_id(session, "never")
+        names.named(session, "never")
 
 
 def test_a_job_is_claimed_once(ledger):
