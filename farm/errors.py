@@ -7,7 +7,8 @@ FarmError
 │   │   ├── UnknownGpu
 │   │   ├── TargetUnsupported
 │   │   ├── PluginRefused
-│   │   └── CalibrationMissing
+│   │   ├── CalibrationMissing
+│   │   └── NameMissing
 │   ├── NotFound             404
 │   ├── Conflict             409
 │   │   └── NameAmbiguous
@@ -145,6 +146,12 @@ class CalibrationMissing(InvalidRequest):
     default_hint = (
         "pass calibration data (--calibration samples.npz), or choose fp16, or int8-dynamic for cpu"
     )
+
+
+class NameMissing(InvalidRequest):
+    """The model needs a name."""
+
+    default_hint = "pass its name: --name (name=…)"
 
 
 class NotFound(Rejected):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from farm.cli import complete, exits, registry, show, transfer, watch
+from farm.cli import complete, exits, naming, registry, show, transfer, watch
 from farm.cli.options import (
     Json,
     Url,
@@ -191,17 +191,21 @@ def bench(
         "idempotency_key": idempotency_key,
     }
     submission |= _of_the_source(model, of_files, version, is_file=is_file(model))
-    with transfer.bar(hidden=as_json) as progress:
-        made = farm.submit_bench(
-            model,
-            [gpu],
-            goal=goal,
-            batch=batch,
-            wait_for_workers=wait_for_workers,
-            precisions=split(precision),
-            progress=progress,
-            **submission,
-        )
+
+    def submitted(name: str | None) -> Build:
+        with transfer.bar(hidden=as_json) as progress:
+            return farm.submit_bench(
+                model,
+                [gpu],
+                goal=goal,
+                batch=batch,
+                wait_for_workers=wait_for_workers,
+                precisions=split(precision),
+                progress=progress,
+                **(submission if name is None else submission | {"name": name}),
+            )
+
+    made = naming.named(submitted, name, as_json=as_json)
     try:
         _wait(made, quiet=as_json)
     except KeyboardInterrupt:
@@ -240,6 +244,7 @@ def _wait(build: Build, *, quiet: bool) -> None:
             pass
         return
     view = build.view
+    naming.explain(build)
     show.line(f"build {view.id} of {view.model} v{view.version}: {len(view.engines)} engines")
     _left_out(view.left_out)
     for missing in dict.fromkeys(job.waits_for for job in view.jobs if job.waits_for):

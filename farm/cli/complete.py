@@ -32,10 +32,15 @@ def build_ids(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 
 
 def models(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The models' names, in the case that was typed: shells offer only what continues that."""
     from farm.specs.names import folded
 
     names = [model.name for model in _ask(ctx, lambda farm: farm.models(limit=_OFFERED))]
-    return [name for name in names if folded(name).startswith(folded(incomplete))]
+    return [
+        incomplete + name[len(incomplete) :]
+        for name in names
+        if folded(name).startswith(folded(incomplete))
+    ]
 
 
 def aliases(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:

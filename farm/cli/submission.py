@@ -11,7 +11,12 @@ from farm.cli import complete
 
 Name = Annotated[
     str | None,
-    typer.Option("--name", metavar="NAME", help="The model's name; by default the file's."),
+    typer.Option(
+        "--name",
+        metavar="NAME",
+        help="The model's name; by default the file's, or if that is as general as model.onnx, its graph's, "
+        "its config.json's or its folder's.",
+    ),
 ]
 CalibrationData = Annotated[
     str | None,

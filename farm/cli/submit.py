@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farm.cli import complete, show, transfer
+from farm.cli import complete, naming, show, transfer
 from farm.cli.options import (
     Json,
     Url,
@@ -44,6 +44,7 @@ from farm.cli.watch import watch_build
 from farm.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from farm.client import Build
     from farm.schemas.builds import BuildView
 
 _EXAMPLE = (
@@ -119,33 +120,38 @@ def submit(
             "no GPU given", hint="pass one: --gpu sm_89 (see farm targets; cpu works too)"
         )
     farm = connect(url)
-    with transfer.bar(hidden=as_json) as progress:
-        build = farm.submit(
-            source,
-            targets=targets,
-            precisions=split(precision) or ["fp16"],
-            name=name,
-            format=source_format,
-            architecture=architecture,
-            config=config,
-            calibration=calibration,
-            calibration_method=calibration_method,
-            calibration_batch_size=calibration_batch_size,
-            evaluation=evaluation,
-            metric=metric,
-            max_drop=max_drop,
-            min_agreement=min_agreement,
-            max_error=max_error,
-            profiles=profiles(profile),
-            fixed_inputs=fixed_inputs(fix),
-            options=builder_options(option),
-            prune=prune,
-            priority=priority,
-            labels=labels(label),
-            idempotency_key=idempotency_key,
-            progress=progress,
-        )
+
+    def submitted(name: str | None) -> Build:
+        with transfer.bar(hidden=as_json) as progress:
+            return farm.submit(
+                source,
+                targets=targets,
+                precisions=split(precision) or ["fp16"],
+                name=name,
+                format=source_format,
+                architecture=architecture,
+                config=config,
+                calibration=calibration,
+                calibration_method=calibration_method,
+                calibration_batch_size=calibration_batch_size,
+                evaluation=evaluation,
+                metric=metric,
+                max_drop=max_drop,
+                min_agreement=min_agreement,
+                max_error=max_error,
+                profiles=profiles(profile),
+                fixed_inputs=fixed_inputs(fix),
+                options=builder_options(option),
+                prune=prune,
+                priority=priority,
+                labels=labels(label),
+                idempotency_key=idempotency_key,
+                progress=progress,
+            )
+
+    build = naming.named(submitted, name, as_json=as_json)
     if not as_json:
+        naming.explain(build)
         _say(build.view, url, waiting=wait)
     if wait:
         raise typer.Exit(watch_build(build, url, as_json=as_json, only_end=as_json))

@@ -32,7 +32,14 @@ _LONGEST_POLL_S = 2.0
 
 
 class Build:
-    """A handle to one build of a farm."""
+    """A handle to one build of a farm.
+
+    Attributes:
+        named_after: what told the name of a model that was submitted without one; None if that was its file's
+            name, or not known here.
+    """
+
+    named_after: str | None = None
 
     def __init__(self, http: Http, view: BuildView) -> None:
         self._http = http

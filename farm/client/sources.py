@@ -35,6 +35,7 @@ class Found(NamedTuple):
 
     format: SourceFormat
     content: Content
+    file: Path  #: the model's own, without its data; of a SavedModel its folder
 
 
 def find(path: Path, given: str | None = None) -> Found:
@@ -49,15 +50,15 @@ def find(path: Path, given: str | None = None) -> Found:
     """
     if path.is_dir():
         if given == SourceFormat.SAVEDMODEL or (path / sources.SAVED_MODEL).is_file():
-            return Found(SourceFormat.SAVEDMODEL, _savedmodel(path))
+            return Found(SourceFormat.SAVEDMODEL, _savedmodel(path), path)
         path = _in_folder(path)
     kind = _format(path, given)
     require_file(path)
     sources.check_start(path, kind)
     if kind is SourceFormat.ONNX and not is_pack(path):
-        return Found(kind, _with_data(path))
+        return Found(kind, _with_data(path), path)
     sources.check(path, kind)
-    return Found(kind, path)
+    return Found(kind, path, path)
 
 
 def architecture(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -109,13 +108,3 @@ def _explain(error: Any) -> str:
     if error["type"] == "value_error":  # our own message, which quotes the value
         return f"{where}: {error['ctx']['error']}"
     return f"{where}: {error['msg']}, not {error['input']!r}"
-
-
-def model_name(path: Path) -> str:
-    """A model's name from its file: ``my model.onnx`` → ``my-model``."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-")[:100]
-    if not name:
-        raise InvalidRequest(
-            f"no model name can be made from {path.name}", hint="pass name=… (--name)"
-        )
-    return name

@@ -9,12 +9,13 @@ from typing import Any
 
 from farm.client import sources
 from farm.client.build import Build
+from farm.client.naming import ModelName, default_name
 from farm.client.noun import Noun
 from farm.client.progress import TransferProgress
 from farm.client.registry import Registry
-from farm.client.submission import Files, build_request, data_and_gates, model_name
+from farm.client.submission import Files, build_request, data_and_gates
 from farm.client.upload import is_digest, upload
-from farm.errors import InvalidRequest, NotFound
+from farm.errors import InvalidRequest, NameMissing, NotFound
 from farm.schemas.builds import BuildView
 from farm.schemas.submission import BenchOptions
 from farm.specs.options import Prune
@@ -60,7 +61,9 @@ class Submissions(Noun):
                 packed with it.
             bench: build the targets in every runtime, and without ``precisions`` in every precision;
                 ``Farm.submit_bench`` sets it.
-            name: the model's name, by default the file's without its suffix.
+            name: the model's name. By default the file's without its suffix, unless that says nothing
+                (``model.onnx``): then what the file, its ``config.json`` or its folder tells, which
+                ``Build.named_after`` says. A model that has this name in another case is the same one.
             format: ``onnx``, ``pt2``, ``torchscript``, ``savedmodel`` or ``safetensors``; by default detected
                 from the file's name and bytes, or for a digest the format it was first submitted in.
             architecture: for safetensors weights: ``LIBRARY:NAME``, such as ``transformers:BertModel``.
@@ -76,11 +79,12 @@ class Submissions(Noun):
             idempotency_key: a repeat with the same key returns the first build.
 
         Raises:
-            InvalidRequest: or a subclass; nothing was submitted.
+            NameMissing: none was given, and nothing tells.
+            InvalidRequest: or another subclass; nothing was submitted.
             Unavailable
         """
         files = Files(progress)
-        digest, source_kind, model = self._source(files, source, name, format)
+        digest, source_kind, model = self._source(files, source, name, format, architecture, config)
         given = data_and_gates(
             files,
             calibration,
@@ -93,7 +97,7 @@ class Submissions(Noun):
             max_error=max_error,
         )
         request = build_request(
-            model=model,
+            model=model.name,
             source={
                 "digest": digest,
                 "format": source_kind,
@@ -110,21 +114,33 @@ class Submissions(Noun):
             labels=dict(labels or {}),
             **given,
         )
-        return self._post(
+        made = self._post(
             "/v1/builds", request.model_dump(mode="json"), files, idempotency_key, progress
         )
+        made.named_after = model.after
+        return made
 
     def _source(
-        self, files: Files, source: str | Path, name: str | None, given: str | None
-    ) -> tuple[str, str, str]:
+        self,
+        files: Files,
+        source: str | Path,
+        name: str | None,
+        given: str | None,
+        architecture: str | None,
+        config: Path | Mapping[str, Any] | None,
+    ) -> tuple[str, str, ModelName]:
         """The source's digest and format, and the model's name."""
         if not is_digest(str(source)):
             path = Path(source)
             found = sources.find(path, given)
-            return files.take(found.content), found.format, name or model_name(path)
+            model = ModelName(name) if name else None
+            model = model or default_name(
+                path, found.file, found.format, architecture=architecture, config=config
+            )
+            return files.take(found.content), found.format, model
         if name is None:
-            raise InvalidRequest("a source given by its digest needs a name", hint="pass name=…")
-        return str(source), given or self._known_format(str(source), name), name
+            raise NameMissing("a source given by its digest needs a name")
+        return str(source), given or self._known_format(str(source), name), ModelName(name)
 
     def _known_format(self, digest: str, name: str) -> str:
         hint = f"pass format=… (--format): {', '.join(SourceFormat)}"

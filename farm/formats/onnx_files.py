@@ -1,6 +1,6 @@
-"""An ONNX model's external data files and operators, read without loading it.
+"""An ONNX model's external data files, operators and names, read without loading it.
 
-Follows only the fields that lead to the locations of external data, or to node types.
+Follows only the fields that lead to the locations of external data, to node types, or to names.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import mmap
 import posixpath
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from farm.formats.protobuf import Effort, MalformedMessage, TooManyFields, fields
 
@@ -33,6 +34,10 @@ _NESTED_NODES = {
     "node": {4: "kind", 5: "attribute"},
     "attribute": {6: "graph", 11: "graph"},
 }
+#: Where a model tells its name: its graph's, and entries of its metadata.
+_GRAPH, _GRAPH_NAME, _METADATA = 7, 2, 14
+_NAME_KEYS = (b"model_name", b"name")
+_MAX_KEY_BYTES = 20
 #: Limits on the length and number of operator types and file names.
 _MAX_KIND_BYTES = 1000
 _MAX_LOCATION_BYTES = 4096
@@ -93,6 +98,38 @@ def _text(data: mmap.mmap, at: int, until: int, most: int) -> str:
     return data[at:until].decode(errors="replace")
 
 
+class OnnxNames(NamedTuple):
+    """What an ONNX model says it is called, empty where it doesn't say. The producer's name is missing: it is
+    the exporter's."""
+
+    graph: str = ""
+    metadata: str = ""
+
+
+def names(path: Path, offset: int = 0, size: int | None = None) -> OnnxNames:
+    """What the ONNX model says it is called.
+
+    Nothing for a model with so many nodes that it would take too long.
+
+    Parameters:
+        offset, size: as for ``external_files``.
+
+    Raises:
+        MalformedMessage
+    """
+    if path.stat().st_size == 0:
+        return OnnxNames()
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        end = len(data) if size is None else offset + size
+        try:
+            return _names(data, offset, end, Effort())
+        except TooManyFields:
+            return OnnxNames()
+
+
 def external_files(
     path: Path, offset: int = 0, size: int | None = None, *, effort: Effort | None = None
 ) -> frozenset[str]:
@@ -145,3 +182,18 @@ def _locations(
                 yield _text(data, *value, _MAX_LOCATION_BYTES)
         elif inner:
             yield from _locations(data, at, until, inner, depth + 1, effort)
+
+
+def _names(data: mmap.mmap, start: int, end: int, effort: Effort) -> OnnxNames:
+    found = OnnxNames()
+    for number, at, until in fields(data, start, end, effort):
+        if number == _GRAPH:
+            for inner, a, b in fields(data, at, until, effort):
+                if inner == _GRAPH_NAME:
+                    found = found._replace(graph=_text(data, a, b, _MAX_KIND_BYTES))
+        elif number == _METADATA:
+            entry = {field: (a, b) for field, a, b in fields(data, at, until, effort)}
+            (key, after), value = entry.get(_KEY, (at, at)), entry.get(_VALUE, (at, at))
+            if data[key : min(after, key + _MAX_KEY_BYTES)] in _NAME_KEYS:
+                found = found._replace(metadata=_text(data, *value, _MAX_KIND_BYTES))
+    return found

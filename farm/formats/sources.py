@@ -10,8 +10,10 @@ from farm.errors import InvalidRequest, SourceRefused
 from farm.formats import packs
 from farm.formats.archives import Malformed, zip_names
 from farm.formats.onnx_files import (
+    OnnxNames,
     external_files,
     location,
+    names,
     operators,
 )
 from farm.formats.packs import Member
@@ -69,6 +71,18 @@ def _look(path: Path, there: Mapping[str, Member] | None) -> Look:
     if found is None:
         return Look(may_be_quantized=True)
     return Look(operators=found, may_be_quantized=not _QUANTIZING.isdisjoint(found))
+
+
+def onnx_names(path: Path) -> OnnxNames:
+    """What an ONNX model, or the one in a pack, says it is called; nothing if it is damaged."""
+    try:
+        if not packs.is_pack(path):
+            return names(path)
+        there = packs.members(path)
+        model = there[_model_among(path, there, Effort())]
+        return names(path, model.offset, model.bytes)
+    except (packs.MalformedPack, MalformedMessage, TooManyFields):
+        return OnnxNames()  # the export reports what is wrong with it
 
 
 def _operators(path: Path, there: Mapping[str, Member] | None) -> frozenset[str] | None:

@@ -134,7 +134,9 @@ class BuildRequest(Request):
         extra="forbid", json_schema_extra={"examples": [BUILD_EXAMPLE, BENCH_EXAMPLE]}
     )
 
-    model: Name
+    model: Annotated[
+        Name, Field(description="a model that has this name in another case is the same one")
+    ]
     source: Source
     precisions: Precisions = Field(
         [], description="at least one; with `bench`, none means every precision"

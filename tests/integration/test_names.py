@@ -28,7 +28,7 @@ def stored(ledger) -> list[tuple[str, str | None]]:
 @pytest.fixture
 def old(ledger):
     """A database in which an older farm kept two names that differ in case alone, and one that doesn't."""
-    run(ledger.db, command.downgrade, "0014")
+    run(ledger.db, command.downgrade, "0015")
     with ledger.db.engine.begin() as connection:
         for name in (*PAIR, "BERT"):
             connection.execute(

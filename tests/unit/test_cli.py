@@ -121,6 +121,7 @@ def test_completion_offers_builds_and_tags_and_never_fails(
     monkeypatch.setenv("FARM_URL", stub.url)
     assert BUILD in offered("farm status 01")
     assert "digits" in offered("farm pull d")
+    assert "DIGits" in offered("farm pull DIG")
     assert "sm_80,rtx-4090" in offered("farm submit m.pt2 --gpu sm_80,rtx-40")
     assert "bf16" in offered("farm submit m.pt2 --precision b")
     assert "digits" in offered("farm bench d")
