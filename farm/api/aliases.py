@@ -79,7 +79,7 @@ def promote(
     _check(farm, alias, by)
     with farm.db.write() as session:
         made = aliases.promote(session, model, alias, request, _by(by, if_match), dry_run=dry_run)
-        if made.alias is not None:
+        if made.alias is not None and made.before != made.version:
             subject = f"{made.alias.model}@{alias}"
             audit.record(session, by, "promote", subject, version=request.version)
     return answer(made)

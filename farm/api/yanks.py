@@ -10,7 +10,7 @@ from pydantic import Field
 from farm.api.documents import json_body
 from farm.api.extent import parsed
 from farm.api.services import Body, By, EngineId, Farm, ModelName, answer, problems
-from farm.registry import models, yanks
+from farm.registry import catalog, models, yanks
 from farm.schemas.engines import EngineView
 from farm.schemas.models import ModelDetail
 from farm.schemas.yanks import YankRequest
@@ -32,8 +32,9 @@ def yank_engine(engine_id: EngineId, body: Body, farm: Farm, by: By) -> Response
     """Have no pull take an engine. Its bytes stay, and can be had by its id. Idempotent."""
     reason = parsed(YankRequest, body).reason
     with farm.db.write() as session:
-        view = yanks.yank_engine(session, engine_id, reason, by.signature)
-        audit.record(session, by, "yank", engine_id, reason=reason)
+        if yanks.yank_engine(session, engine_id, reason, by.signature):
+            audit.record(session, by, "yank", engine_id, reason=reason)
+        view = catalog.engine(session, engine_id)
     return answer(view)
 
 
@@ -46,8 +47,9 @@ def yank_engine(engine_id: EngineId, body: Body, farm: Farm, by: By) -> Response
 def restore_engine(engine_id: EngineId, farm: Farm, by: By) -> Response:
     """Have pulls take an engine again. Idempotent."""
     with farm.db.write() as session:
-        view = yanks.restore_engine(session, engine_id)
-        audit.record(session, by, "unyank", engine_id)
+        if yanks.restore_engine(session, engine_id):
+            audit.record(session, by, "unyank", engine_id)
+        view = catalog.engine(session, engine_id)
     return answer(view)
 
 
@@ -65,9 +67,10 @@ def yank_version(model: ModelName, version: Number, body: Body, farm: Farm, by: 
     """
     reason = parsed(YankRequest, body).reason
     with farm.db.write() as session:
-        yanks.yank_version(session, model, version, reason, by.signature)
+        changed = yanks.yank_version(session, model, version, reason, by.signature)
         view = models.model(session, model)
-        audit.record(session, by, "yank", f"{view.name}@{version}", reason=reason)
+        if changed:
+            audit.record(session, by, "yank", f"{view.name}@{version}", reason=reason)
     return answer(view)
 
 
@@ -80,7 +83,8 @@ def yank_version(model: ModelName, version: Number, body: Body, farm: Farm, by: 
 def restore_version(model: ModelName, version: Number, farm: Farm, by: By) -> Response:
     """Have pulls take a version again. Idempotent."""
     with farm.db.write() as session:
-        yanks.restore_version(session, model, version)
+        changed = yanks.restore_version(session, model, version)
         view = models.model(session, model)
-        audit.record(session, by, "unyank", f"{view.name}@{version}")
+        if changed:
+            audit.record(session, by, "unyank", f"{view.name}@{version}")
     return answer(view)

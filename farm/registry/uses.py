@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from farm.database.tables import AliasRow, Artifact, Build, EngineRow, Model, Version, Yank
 from farm.errors import NotFound
+from farm.registry.names import named
 from farm.registry.rows import grouped, select_rows
 from farm.schemas.uses import BlobUses, DataUse, VersionUse
 from farm.specs.roles import Role
@@ -75,7 +76,6 @@ def _aliases(session: Session, model: str, number: int) -> Sequence[str]:
     return session.scalars(
         select(AliasRow.name)
         .join(Version, Version.id == AliasRow.version_id)
-        .join(Model, Model.id == Version.model_id)
-        .where(Model.name == model, Version.number == number)
+        .where(Version.model_id == named(session, model).id, Version.number == number)
         .order_by(AliasRow.name)
     ).all()

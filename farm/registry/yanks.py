@@ -2,58 +2,56 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from farm.database.base import now
 from farm.database.tables import EngineRow, Yank
 from farm.errors import NotFound
-from farm.registry import catalog, names, versions
+from farm.registry import names, versions
 from farm.registry.rows import identity
-from farm.schemas.engines import EngineView
 
 _MOST_WHO = 400
 
 
-def yank_engine(session: Session, engine_id: str, reason: str, who: str) -> EngineView:
-    """Yank an engine, with all its judgements.
+def yank_engine(session: Session, engine_id: str, reason: str, who: str) -> bool:
+    """Yank an engine, with all its judgements. Return whether that changed anything.
 
     Raises:
         NotFound
     """
     row = _engine(session, engine_id)
-    _keep(session, row.version_id, identity(row), reason, who)
-    return catalog.engine(session, engine_id)
+    return _keep(session, row.version_id, identity(row), reason, who)
 
 
-def restore_engine(session: Session, engine_id: str) -> EngineView:
-    """Take an engine's yank back.
+def restore_engine(session: Session, engine_id: str) -> bool:
+    """Take an engine's yank back. Return whether there was one.
 
     Raises:
         NotFound
     """
     row = _engine(session, engine_id)
-    _forget(session, row.version_id, identity(row))
-    return catalog.engine(session, engine_id)
+    return _forget(session, row.version_id, identity(row))
 
 
-def yank_version(session: Session, model: str, number: int, reason: str, who: str) -> None:
-    """Yank a version.
-
-    Raises:
-        NotFound, NameAmbiguous
-    """
-    known = names.named(session, model)
-    _keep(session, versions.version_id(session, known, number), "", reason, who)
-
-
-def restore_version(session: Session, model: str, number: int) -> None:
-    """Take a version's yank back.
+def yank_version(session: Session, model: str, number: int, reason: str, who: str) -> bool:
+    """Yank a version. Return whether that changed anything.
 
     Raises:
-        NotFound, NameAmbiguous
+        NotFound
     """
-    _forget(session, versions.version_id(session, names.named(session, model), number), "")
+    return _keep(
+        session, versions.version_id(session, names.named(session, model), number), "", reason, who
+    )
+
+
+def restore_version(session: Session, model: str, number: int) -> bool:
+    """Take a version's yank back. Return whether there was one.
+
+    Raises:
+        NotFound
+    """
+    return _forget(session, versions.version_id(session, names.named(session, model), number), "")
 
 
 def of_version(session: Session, version_id: int) -> str | None:
@@ -68,11 +66,19 @@ def _engine(session: Session, engine_id: str) -> EngineRow:
     return row
 
 
-def _keep(session: Session, version_id: int, same: str, reason: str, who: str) -> None:
+def _keep(session: Session, version_id: int, same: str, reason: str, who: str) -> bool:
+    before = session.get(Yank, (version_id, same))
+    if before is not None and before.reason == reason:
+        return False
     made = Yank(version_id=version_id, same=same, reason=reason, who=who[:_MOST_WHO], at=now())
     session.merge(made)
     session.flush()
+    return True
 
 
-def _forget(session: Session, version_id: int, same: str) -> None:
-    session.execute(delete(Yank).where(Yank.version_id == version_id, Yank.same == same))
+def _forget(session: Session, version_id: int, same: str) -> bool:
+    before = session.get(Yank, (version_id, same))
+    if before is not None:
+        session.delete(before)
+        session.flush()
+    return before is not None

@@ -21,6 +21,7 @@ from farm.trust import audit, credentials, keys, plugins
 from farm.trust.callers import THE_FARM
 from tests.contract.conftest import Api
 from tests.keys import a_key
+from tests.ledger import Ledger
 
 REQUEST = {
     "model": "digits",
@@ -101,6 +102,69 @@ def _retry(api, _db, _monkeypatch):
     return "retry", build
 
 
+ALIAS = "/v1/models/{model}/aliases/{alias}"
+_PROD = "/v1/models/digits/aliases/prod"
+_VERSION = "/v1/models/digits/versions/1/yank"
+
+
+def _published(api, db) -> str:
+    """An engine's id."""
+    submitted(api)
+    Ledger(db).run_all()
+    return api.get("/v1/models/digits/engines").json()["items"][0]["id"]
+
+
+def _promote(api, db, _monkeypatch):
+    _published(api, db)
+    for _ in range(2):  # the second moves nothing
+        assert api.request("PUT", _PROD, json={"version": 1}).is_success
+    return "promote", "digits@prod"
+
+
+def _rollback(api, db, monkeypatch):
+    _promote(api, db, monkeypatch)
+    source = {"digest": api.upload(b"another"), "format": "onnx"}
+    assert api.post("/v1/builds", json=REQUEST | {"source": source}).is_success
+    Ledger(db).run_all()
+    assert api.request("PUT", _PROD, json={"version": 2}).is_success
+    assert api.post(f"{_PROD}/rollback", json={}).is_success
+    return "rollback", "digits@prod"
+
+
+def _delete_alias(api, db, monkeypatch):
+    _promote(api, db, monkeypatch)
+    assert api.request("DELETE", _PROD).is_success
+    return "unalias", "digits@prod"
+
+
+def _yank_version(api, db, _monkeypatch):
+    _published(api, db)
+    for _ in range(2):
+        assert api.post(_VERSION, json={"reason": "it guesses"}).is_success
+    return "yank", "digits@1"
+
+
+def _restore_version(api, db, monkeypatch):
+    _yank_version(api, db, monkeypatch)
+    for _ in range(2):
+        assert api.request("DELETE", _VERSION).is_success
+    return "unyank", "digits@1"
+
+
+def _yank_engine(api, db, _monkeypatch):
+    engine = _published(api, db)
+    for _ in range(2):
+        assert api.post(f"/v1/engines/{engine}/yank", json={"reason": "no"}).is_success
+    return "yank", engine
+
+
+def _restore_engine(api, db, monkeypatch):
+    _, engine = _yank_engine(api, db, monkeypatch)
+    for _ in range(2):
+        assert api.request("DELETE", f"/v1/engines/{engine}/yank").is_success
+    return "unyank", engine
+
+
 def _plugin(api, _db, monkeypatch):
     monkeypatch.setattr(plugins, "verified", lambda *_, **__: "a trusted key")
     digest = api.upload(b"\x7fELF library")
@@ -158,6 +222,13 @@ CHANGES = {
     ("POST", "/v1/plugins"): _plugin,
     ("POST", "/v1/gc"): _gc,
     ("POST", "/v1/scrub"): _scrub,
+    ("PUT", ALIAS): _promote,
+    ("POST", f"{ALIAS}/rollback"): _rollback,
+    ("DELETE", ALIAS): _delete_alias,
+    ("POST", "/v1/models/{model}/versions/{version}/yank"): _yank_version,
+    ("DELETE", "/v1/models/{model}/versions/{version}/yank"): _restore_version,
+    ("POST", "/v1/engines/{engine_id}/yank"): _yank_engine,
+    ("DELETE", "/v1/engines/{engine_id}/yank"): _restore_engine,
     ("POST", "/v1/keys"): _create_key,
     ("DELETE", "/v1/keys/{key_id}"): _revoke_key,
 }

@@ -77,7 +77,8 @@ def test_an_alias_of_a_yanked_version_is_refused_with_the_way_back(ledger, versi
 def test_a_yanked_engine_gives_way_to_the_next_of_its_version(ledger, versions, pulled):
     first = pulled().engine
     with ledger.db.write() as session:
-        assert yanks.yank_engine(session, first.id, "it is slow", "ann").yanked == "it is slow"
+        assert yanks.yank_engine(session, first.id, "it is slow", "ann")
+        assert not yanks.yank_engine(session, first.id, "it is slow", "ann")
     second = pulled().engine
     assert (second.version, second.id != first.id) == (2, True)
     with ledger.db.write() as session:
@@ -101,7 +102,9 @@ def test_a_yank_is_taken_back(ledger, versions, pulled):
         yanks.yank_engine(session, engine.id, "no", "ann")
         yanks.yank_engine(session, engine.id, "never", "bob")
         assert catalog.engine(session, engine.id).yanked == "never"
-        assert yanks.restore_engine(session, engine.id).yanked is None
+        assert yanks.restore_engine(session, engine.id)
+        assert not yanks.restore_engine(session, engine.id)
+        assert catalog.engine(session, engine.id).yanked is None
     yank(ledger, 2)
     with ledger.db.write() as session:
         yanks.restore_version(session, "digits", 2)
