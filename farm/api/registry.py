@@ -121,6 +121,9 @@ def match(
     doubtful: Annotated[
         bool, Query(description="accept an engine that failed a gate if no other matches")
     ] = False,
+    explain: Annotated[
+        bool, Query(description="also list the version's other engines for the GPU, and why not")
+    ] = False,
 ) -> Response:
     """The best engine for a GPU tag, and why; its bytes are at `/v1/engines/{id}/content`.
 
@@ -141,6 +144,7 @@ def match(
             alias=alias,
             prune=prune,
             doubtful=doubtful,
+            explain=explain,
         )
     return answer(found)
 

@@ -93,6 +93,12 @@ def pull(
             "--all-targets", help="The best engine for each target that the version has any for."
         ),
     ] = False,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="List the version's other engines for the GPU, and why not."
+        ),
+    ] = False,
     folder: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write to.")
     ] = Path(),
@@ -115,6 +121,7 @@ def pull(
     _check_named(model, engine, build, all_targets=all_targets)
     farm = connect(url)
     only = {"runtime": runtime, "version": version, "prune": prune, "doubtful": doubtful}
+    only["explain"] = explain
     choices: dict[str, object] = {"--gpu": gpu, "--precision": precision, "--runtime": runtime}
     choices |= {"--version": version, "--prune": prune}
     shown = Shown(as_json=as_json, quiet=quiet)
@@ -150,7 +157,7 @@ def pull(
     matches = list(_matches(farm, model, tags, split(precision) or [None], only))
     with bar as progress:
         pulled = [(tag, farm.fetch(one, folder, progress=progress)) for tag, one in matches]
-    shown.matched(pulled)
+    shown.matched(pulled, [one.passed_over for _, one in matches])
 
 
 def _check_named(

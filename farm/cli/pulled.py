@@ -11,6 +11,7 @@ from farm.cli.pull_by_id import misfit
 
 if TYPE_CHECKING:
     from farm.client import EngineSet, Missing, Pulled
+    from farm.schemas.engines import PassedOver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +21,23 @@ class Shown:
     as_json: bool
     quiet: bool
 
-    def matched(self, pulled: Sequence[tuple[str, Pulled]]) -> None:
-        """Engines pulled for GPU tags."""
+    def matched(
+        self,
+        pulled: Sequence[tuple[str, Pulled]],
+        passed_over: Sequence[Sequence[PassedOver] | None],
+    ) -> None:
+        """Engines pulled for GPU tags, each with those that were passed over for it, if that was asked."""
         if self.as_json:
-            show.document([_document(tag, one) for tag, one in pulled])
+            documents = [_document(tag, one) for tag, one in pulled]
+            told = zip(documents, passed_over, strict=True)
+            show.document(
+                [one if others is None else one | {"passed_over": others} for one, others in told]
+            )
             return
         self._tell([one for _, one in pulled])
+        for one in (one for others in passed_over for one in others or ()):
+            what = f"{one.precision} by {one.runtime}, {one.gpu}"
+            show.note(f"passed over: {one.engine} ({what}): {one.why}")
 
     def by_id(self, pulled: Pulled) -> None:
         """The engine that was named, and whether it is for this machine."""

@@ -28,6 +28,7 @@ class Pulls(Noun):
         version: int | None = None,
         prune: str | None = None,
         doubtful: bool = False,
+        explain: bool = False,
     ) -> Match:
         """A model's best engine for a GPU tag, and why it was chosen.
 
@@ -37,6 +38,7 @@ class Pulls(Noun):
             model: its name; ``digits@7`` and ``digits@prod`` are its version 7, and the one with that alias.
                 By default the one that ``prod`` names, else the newest complete one, whatever the GPU.
             doubtful: accept one that failed a gate if no other matches.
+            explain: also list the version's other engines for the GPU, and why not.
 
         Raises:
             NotFound: naming what exists.
@@ -45,7 +47,7 @@ class Pulls(Noun):
         model, of = references.split(model, version)
         query: dict[str, Any] = {"precision": precision, "runtime": runtime, "prune": prune}
         query |= {"version": of.version, "alias": of.alias}
-        query |= {"doubtful": doubtful or None}
+        query |= {"doubtful": doubtful or None, "explain": explain or None}
         path = f"/v1/models/{part(model)}/engines/{part(gpu)}"
         return self.http.read(Match, "GET", path, params=given(query))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -13,7 +14,7 @@ from farm.registry.names import Named
 from farm.registry.ranking import Ranking
 from farm.registry.twins import beside_twins
 from farm.registry.versions import Taken
-from farm.schemas.engines import EngineView, Match
+from farm.schemas.engines import EngineView, Match, PassedOver
 from farm.specs import gpus
 from farm.specs.goals import Goal
 from farm.specs.references import Reference
@@ -31,6 +32,7 @@ def best_match(
     alias: str | None = None,
     prune: str | None = None,
     doubtful: bool = False,
+    explain: bool = False,
 ) -> Match:
     """The best engine of a model for a GPU.
 
@@ -41,6 +43,7 @@ def best_match(
 
     Parameters:
         doubtful: also consider engines that failed a gate, after those that didn't.
+        explain: also list the version's other engines for the GPU, and why not.
 
     Raises:
         NotFound: names what exists.
@@ -72,7 +75,47 @@ def best_match(
     kept = goals.kept(session, known.id, of.number, tag)
     ranked = ranking.rank(good, tag, kept or Goal(), by_precision=precision is not None)
     [compared] = beside_twins(session, [ranked.best])
-    return Match(engine=compared, why=_why(ranked, kept, tag, of, **asked))
+    passed_over = None
+    if explain:
+        others = find(session, known, gpu=tag, version=of.number, limit=1000)
+        passed_over = [
+            PassedOver(
+                engine=one.id,
+                precision=one.precision,
+                runtime=one.runtime,
+                gpu=one.gpu,
+                why=_why_not(one, ranked, good, found, asked),
+            )
+            for one in others
+            if one.id != ranked.best.id
+        ]
+    return Match(engine=compared, why=_why(ranked, kept, tag, of, **asked), passed_over=passed_over)
+
+
+def _why_not(
+    one: EngineView,
+    ranked: Ranking,
+    good: Sequence[EngineView],
+    found: Sequence[EngineView],
+    asked: Mapping[str, Any],
+) -> str:
+    """Why an engine isn't the best match.
+
+    Parameters:
+        good: what was ranked.
+        found: what was asked for, doubtful ones included.
+    """
+    ids = {engine.id for engine in good}
+    if one.id in ids:
+        return ranked.passed_over.get(one.id) or ranking.behind(one, ranked)
+    if one.id in {engine.id for engine in found}:
+        return f"it failed a gate: {'; '.join(one.doubts)}"
+    for name in ("precision", "runtime", "prune"):
+        if asked[name] and asked[name] != (getattr(one, name) or UNPRUNED):
+            return f"{name} {asked[name]} was asked for"
+    if one.yanked:
+        return f"it was yanked: {one.yanked}"
+    return "the store has lost its bytes"
 
 
 def _why(

@@ -174,6 +174,17 @@ def reason(ranking: Ranking) -> str:
     )
 
 
+def behind(engine: EngineView, ranking: Ranking) -> str:
+    """Why an engine that the best was chosen from isn't the best."""
+    best = ranking.best
+    if ranking.compared:
+        slower = "slower" if ranking.goal.aim is Aim.LATENCY else "of lower throughput"
+        return f"it is {slower}: {_figures(engine, best, ranking.goal)}"
+    if engine.bytes > best.bytes:
+        return f"it is larger: {engine.bytes:,} bytes against {best.bytes:,}"
+    return f"{best.id} is newer, or of an earlier runtime"
+
+
 def _wins(ranking: Ranking) -> str:
     return "is the fastest" if ranking.goal.aim is Aim.LATENCY else "has the highest throughput"
 

@@ -136,11 +136,24 @@ class EnginePage(Page):
     items: list[EngineView]
 
 
+class PassedOver(Answer):
+    """An engine that a pull considered and didn't take."""
+
+    engine: str
+    precision: Precision
+    runtime: Runtime
+    gpu: str
+    why: str
+
+
 class Match(Answer):
     """The answer to a pull: the best engine, and why it is the best."""
 
     engine: EngineView
     why: str
+    passed_over: list[PassedOver] | None = Field(
+        None, description="the version's other engines for the GPU, and why not; with `explain`"
+    )
 
 
 class Manifest(Answer):

@@ -117,3 +117,23 @@ def test_what_does_not_exist_cannot_be_yanked(ledger, versions):
             yanks.yank_version(session, "digits", 3, "no", "ann")
         with pytest.raises(NotFound, match="no engine 'none'"):
             yanks.yank_engine(session, "none", "no", "ann")
+
+
+def test_a_pull_explains_why_it_passed_each_other_engine_over(ledger, versions, pulled):
+    ledger.submit(source={"digest": DATA, "format": "onnx"}, precisions=["bf16"])
+    ledger.run_all(doubts=["it guesses"])
+    best = pulled(explain=True)
+    whys = {one.precision: one.why for one in best.passed_over}
+    assert best.engine.precision not in whys
+    assert whys["bf16"] == "it failed a gate: it guesses"
+    assert len(whys) == 2
+    asked = pulled(precision="fp32", explain=True)
+    assert {one.precision: one.why for one in asked.passed_over} == {
+        "fp16": "precision fp32 was asked for",
+        "bf16": "precision fp32 was asked for",
+    }
+    with ledger.db.write() as session:
+        yanks.yank_engine(session, asked.engine.id, "no", "ann")
+    whys = {one.precision: one.why for one in pulled(explain=True).passed_over}
+    assert whys["fp32"] == "it was yanked: no"
+    assert pulled().passed_over is None
