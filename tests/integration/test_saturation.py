@@ -451,10 +451,14 @@ def emulate(processor: str, folder: Path) -> subprocess.CompletedProcess[str]:
         if os.environ.get("CI"):
             pytest.fail("no qemu-x86_64: apt-get install qemu-user")
         pytest.skip("no qemu-x86_64, as the package qemu-user has it")
+    # Kernels that were chosen for this machine's processor, the emulated one may lack.
+    chosen = {"OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES"}
+    environment = {name: value for name, value in os.environ.items() if name not in chosen}
     return subprocess.run(
         [EMULATOR, "-cpu", processor, sys.executable, emulated.__file__, str(folder)],
         capture_output=True,
         text=True,
+        env=environment,
         check=False,
     )
 
