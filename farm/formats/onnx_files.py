@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 import posixpath
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,15 +58,21 @@ def operators(path: Path, offset: int = 0, size: int | None = None) -> frozenset
     """
     if path.stat().st_size == 0:
         return frozenset()
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-    ):
-        end = len(data) if size is None else offset + size
+    with _mapped(path, offset, size) as (data, end):
         try:
             return _distinct(_kinds(data, offset, end, "model", 0, Effort()))
         except TooManyFields:
             return None
+
+
+@contextmanager
+def _mapped(path: Path, offset: int, size: int | None) -> Iterator[tuple[mmap.mmap, int]]:
+    """A file that isn't empty, and where the model in it ends."""
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        yield data, len(data) if size is None else offset + size
 
 
 def _distinct(names: Iterator[str]) -> frozenset[str]:
@@ -119,11 +126,7 @@ def names(path: Path, offset: int = 0, size: int | None = None) -> OnnxNames:
     """
     if path.stat().st_size == 0:
         return OnnxNames()
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-    ):
-        end = len(data) if size is None else offset + size
+    with _mapped(path, offset, size) as (data, end):
         try:
             return _names(data, offset, end, Effort())
         except TooManyFields:
@@ -145,11 +148,7 @@ def external_files(
     """
     if path.stat().st_size == 0:
         return frozenset()
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-    ):
-        end = len(data) if size is None else offset + size
+    with _mapped(path, offset, size) as (data, end):
         found = _locations(data, offset, end, "model", 0, effort)
         return _distinct(found) if effort else frozenset(found)
 
