@@ -8,9 +8,9 @@ from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from farm.database.tables import Build, Version
-from farm.errors import InvalidRequest, NotFound
-from farm.registry import names
+from farm.database.tables import Build
+from farm.errors import InvalidRequest
+from farm.registry import names, versions
 from farm.registry.names import Named
 from farm.schemas.bench import ModelBench
 from farm.schemas.submission import BenchOptions, BuildRequest
@@ -51,15 +51,7 @@ _KEPT = ("source", "profiles", "fixed_inputs", "calibration", "evaluation", "gat
 
 def _of_the_best_build(session: Session, model: Named, version: int | None) -> dict[str, Any]:
     """The request of the build whose data say most about the version."""
-    statement = select(Version.id).where(Version.model_id == model.id)
-    if version is not None:
-        statement = statement.where(Version.number == version)
-    version_id = session.scalar(statement.order_by(Version.number.desc()).limit(1))
-    if version_id is None:
-        raise NotFound(
-            f"{model.name} has no version {version}",
-            hint=f"`farm models {model.name}` lists its versions",
-        )
+    version_id, _ = versions.given_or_newest(session, model, version)
     newest = select(Build.request).where(Build.version_id == version_id).order_by(Build.id.desc())
     requests = session.scalars(newest.limit(_MOST)).all()
     return max(requests, key=_said)

@@ -8,10 +8,8 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, aliased
 
-from farm.database.tables import Build, Job, Version, Wanted
-from farm.errors import NotFound
-from farm.registry import catalog, figures, goals, names, ranking
-from farm.registry.names import Named
+from farm.database.tables import Build, Job, Wanted
+from farm.registry import catalog, figures, goals, names, ranking, versions
 from farm.registry.ranking import Ranking
 from farm.reports.metrics import Metrics
 from farm.schemas.bench import Bench, BenchGoal, BenchRow
@@ -47,7 +45,7 @@ def bench(
     """
     tag = gpus.canonical(gpu)
     known = names.named(session, model)
-    version_id, number = _version(session, known, version)
+    version_id, number = versions.given_or_newest(session, known, version)
     followed = goals.kept(session, known.id, number, tag) or Goal()
     wanted = goal or followed
     found = catalog.find(session, known, gpu=tag, version=number, only_whole=True, limit=_MOST)
@@ -66,19 +64,6 @@ def bench(
         why=ranking.reason(ranked) if ranked else _why_none(found, unbuilt),
         left_out=list(_left_out(session, version_id, tags, found)),
     )
-
-
-def _version(session: Session, model: Named, number: int | None) -> tuple[int, int]:
-    statement = select(Version.id, Version.number).where(Version.model_id == model.id)
-    if number is not None:
-        statement = statement.where(Version.number == number)
-    found = session.execute(statement.order_by(Version.number.desc()).limit(1)).one_or_none()
-    if found is None:
-        raise NotFound(
-            f"{model.name} has no version {number}",
-            hint=f"`farm models {model.name}` lists its versions",
-        )
-    return found[0], found[1]
 
 
 def _row(engine: EngineView, goal: Goal, ranked: Ranking | None) -> BenchRow:

@@ -22,14 +22,24 @@ def engine(session: Session, engine_id: str) -> EngineView:
     Raises:
         NotFound
     """
-    row = session.get(EngineRow, engine_id)
-    if row is None:
-        raise NotFound(f"there is no engine {engine_id!r}", hint="`farm engines MODEL` lists them")
+    row = engine_row(session, engine_id)
     same = select_rows().where(EngineRow.version_id == row.version_id, SAME.in_([identity(row)]))
     views = [view_of(one) for one in session.execute(same)]
     [asked] = [view for view in views if view.id == engine_id]
     [compared] = beside_twins(session, [judgements.beneath(asked, views)])
     return compared
+
+
+def engine_row(session: Session, engine_id: str) -> EngineRow:
+    """An engine's row.
+
+    Raises:
+        NotFound
+    """
+    row = session.get(EngineRow, engine_id)
+    if row is None:
+        raise NotFound(f"there is no engine {engine_id!r}", hint="`farm engines MODEL` lists them")
+    return row
 
 
 def engines(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -55,17 +56,17 @@ def best_match(
     asked: dict[str, Any] = {
         "precision": precision,
         "runtime": runtime,
-        "version": of.number,
         "prune": prune,
     }
-    found = find(session, known, gpu=tag, **asked, only_whole=True, yanked=False, limit=1000)
+    matching = partial(find, session, known, gpu=tag, version=of.number, **asked)
+    found = matching(only_whole=True, yanked=False, limit=1000)
     if not found:
-        for one in find(session, known, gpu=tag, **asked, only_whole=True, limit=1):
+        for one in matching(only_whole=True, limit=1):
             raise NotFound(
                 f"engine {one.id} of {known.name} for {tag} was yanked: {one.yanked}",
                 hint=f"build the model again, or take it all the same by its id: farm pull {one.id}",
             )
-        for lost in find(session, known, gpu=tag, **asked, limit=1):
+        for lost in matching(limit=1):
             raise BlobDamaged(f"the store has lost the bytes of engine {lost.id} of {known.name}")
     good = [one for one in found if doubtful or one.state is EngineState.READY]
     if found and not good:
@@ -78,37 +79,35 @@ def best_match(
     passed_over = None
     if explain:
         others = find(session, known, gpu=tag, version=of.number, limit=1000)
-        passed_over = [
-            PassedOver(
-                engine=one.id,
-                precision=one.precision,
-                runtime=one.runtime,
-                gpu=one.gpu,
-                why=_why_not(one, ranked, good, found, asked),
-            )
-            for one in others
-            if one.id != ranked.best.id
-        ]
+        passed_over = list(_passed_over(others, found, ranked, asked))
     return Match(engine=compared, why=_why(ranked, kept, tag, of, **asked), passed_over=passed_over)
 
 
-def _why_not(
-    one: EngineView,
-    ranked: Ranking,
-    good: Sequence[EngineView],
+def _passed_over(
+    others: Sequence[EngineView],
     found: Sequence[EngineView],
+    ranked: Ranking,
     asked: Mapping[str, Any],
-) -> str:
-    """Why an engine isn't the best match.
+) -> Iterator[PassedOver]:
+    """The engines that aren't the best match, and why.
 
     Parameters:
-        good: what was ranked.
         found: what was asked for, doubtful ones included.
     """
-    ids = {engine.id for engine in good}
-    if one.id in ids:
-        return ranked.passed_over.get(one.id) or ranking.behind(one, ranked)
-    if one.id in {engine.id for engine in found}:
+    behind = {one.id: ranking.behind(one, ranked) for one in ranked.chosen_from}
+    behind.update(ranked.passed_over)
+    doubtful = {one.id for one in found} - behind.keys()
+    for one in others:
+        if one.id != ranked.best.id:
+            why = behind.get(one.id) or _why_not(one, asked, is_doubtful=one.id in doubtful)
+            yield PassedOver(
+                engine=one.id, precision=one.precision, runtime=one.runtime, gpu=one.gpu, why=why
+            )
+
+
+def _why_not(one: EngineView, asked: Mapping[str, Any], *, is_doubtful: bool) -> str:
+    """Why an engine wasn't ranked."""
+    if is_doubtful:
         return f"it failed a gate: {'; '.join(one.doubts)}"
     for name in ("precision", "runtime", "prune"):
         if asked[name] and asked[name] != (getattr(one, name) or UNPRUNED):
@@ -127,7 +126,6 @@ def _why(
     precision: str | None,
     runtime: str | None,
     prune: str | None,
-    **_: object,
 ) -> str:
     best = ranked.best
     fits = (
@@ -172,7 +170,6 @@ def _nothing(
     *,
     precision: str | None,
     runtime: str | None,
-    version: int,
     prune: str | None,
 ) -> NotFound:
     pruned = prune and ("unpruned" if prune == UNPRUNED else f"pruned {prune}")
@@ -185,9 +182,10 @@ def _nothing(
         }
     )
     exists = f"there is {', '.join(there)}" if there else "it has no engines yet"
-    others = {one.version for one in find(session, model, gpu=tag, limit=1000)} - {version}
+    others = {one.version for one in find(session, model, gpu=tag, limit=1000)} - {of.number}
     older = f", or pull --version {max(others)} (version={max(others)})" if others else ""
+    what = f"{asked} engine" if asked else "engine"
     return NotFound(
-        f"version {version} of {model.name} has no {asked + ' ' if asked else ''}engine for {tag}; {exists}",
+        f"version {of.number} of {model.name} has no {what} for {tag}; {exists}",
         hint=f"{of.why}: build it for {tag}{older}",
     )

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from farm.database.tables import EngineRow, Model, Version, Yank
 from farm.registry import aliases, catalog, names
-from farm.registry.rows import count_engines
+from farm.registry.rows import IS_YANKED, count_engines
 from farm.schemas.models import ModelDetail, ModelView, VersionView
 
 
@@ -49,7 +49,7 @@ def _versions(session: Session, model_id: int) -> list[VersionView]:
     rows = session.execute(
         select(Version, count_engines(), Yank.reason)
         .outerjoin(EngineRow, EngineRow.version_id == Version.id)
-        .outerjoin(Yank, (Yank.version_id == Version.id) & (Yank.same == ""))
+        .outerjoin(Yank, IS_YANKED)
         .where(Version.model_id == model_id)
         .group_by(Version.id, Yank.reason)
         .order_by(Version.number)

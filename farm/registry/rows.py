@@ -24,6 +24,8 @@ SAME = func.coalesce(
 )
 
 
+#: Joins a version with its own yank.
+IS_YANKED = and_(Yank.version_id == Version.id, Yank.same == "")
 _OF_ENGINE, _OF_VERSION = aliased(Yank), aliased(Yank)
 #: Why an engine was yanked, by itself or with its version.
 YANKED = func.coalesce(_OF_ENGINE.reason, _OF_VERSION.reason)

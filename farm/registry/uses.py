@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from farm.database.tables import AliasRow, Artifact, Build, EngineRow, Model, Version, Yank
 from farm.errors import NotFound
 from farm.registry.names import named
-from farm.registry.rows import grouped, select_rows
+from farm.registry.rows import IS_YANKED, grouped, select_rows
 from farm.schemas.uses import BlobUses, DataUse, VersionUse
 from farm.specs.roles import Role
 
@@ -48,7 +48,7 @@ def _sources(session: Session, digest: str) -> Iterator[VersionUse]:
     rows = session.execute(
         select(Model.name, Version.number, Yank.reason)
         .join(Version, Version.model_id == Model.id)
-        .outerjoin(Yank, (Yank.version_id == Version.id) & (Yank.same == ""))
+        .outerjoin(Yank, IS_YANKED)
         .where(Version.source_digest == digest)
         .order_by(Version.id.desc())
         .limit(_MOST)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from farm.database.tables import AliasRow, Build, EngineRow, Version, Wanted, Yank
 from farm.errors import NotFound
 from farm.registry.names import Named
-from farm.registry.rows import YANKED, with_yanks
+from farm.registry.rows import IS_YANKED, YANKED, with_yanks
 from farm.specs.references import PROD, Reference
 from farm.specs.states import BuildState, EngineState
 
@@ -43,7 +42,7 @@ def taken(session: Session, model: Named, reference: Reference = Reference()) ->
     named = session.execute(
         select(Version.number, Yank.reason)
         .join(AliasRow, AliasRow.version_id == Version.id)
-        .outerjoin(Yank, (Yank.version_id == Version.id) & (Yank.same == ""))
+        .outerjoin(Yank, IS_YANKED)
         .where(AliasRow.model_id == model.id, AliasRow.name == alias)
     ).one_or_none()
     if named is not None:
@@ -56,44 +55,48 @@ def taken(session: Session, model: Named, reference: Reference = Reference()) ->
         return Taken(number=named.number, why=f"version {named.number} is {alias}")
     if reference.alias is not None:
         raise no_alias(session, model, reference.alias)
-    for found in session.execute(_with_engines(model.id)):
-        if is_complete(session, found.id):
-            return Taken(
-                number=found.number, why=f"version {found.number} is the newest that is complete"
-            )
-    newest = session.scalar(_with_engines(model.id).with_only_columns(Version.number).limit(1))
-    if newest is None:
+    newest_first = session.execute(_with_engines(model.id)).all()
+    if not newest_first:
         raise NotFound(
             f"{model.name} has no engines that weren't yanked",
             hint="farm builds shows how far its builds are",
         )
-    return Taken(
-        number=newest, why=f"version {newest} is the newest with an engine: none is complete"
-    )
+    complete = next((one for one in newest_first if is_complete(session, one.id)), None)
+    number = (complete or newest_first[0]).number
+    what = "that is complete" if complete else "with an engine: none is complete"
+    return Taken(number=number, why=f"version {number} is the newest {what}")
 
 
 def version_id(session: Session, model: Named, number: int) -> int:
     """A version's id.
 
     Raises:
-        NotFound: names the newest.
+        NotFound
     """
-    of_model = select(Version.id).where(Version.model_id == model.id)
-    found = session.scalar(of_model.where(Version.number == number))
+    return given_or_newest(session, model, number)[0]
+
+
+def given_or_newest(session: Session, model: Named, number: int | None) -> tuple[int, int]:
+    """The id and the number of this version, by default the newest.
+
+    Raises:
+        NotFound
+    """
+    statement = select(Version.id, Version.number).where(Version.model_id == model.id)
+    if number is not None:
+        statement = statement.where(Version.number == number)
+    found = session.execute(statement.order_by(Version.number.desc()).limit(1)).one_or_none()
     if found is None:
-        newest = session.scalar(
-            select(func.max(Version.number)).where(Version.model_id == model.id)
-        )
         raise NotFound(
             f"{model.name} has no version {number}",
-            hint=f"its newest is version {newest}: farm models",
+            hint=f"`farm models {model.name}` lists its versions",
         )
-    return found
+    return found.id, found.number
 
 
 def _with_engines(model_id: int) -> Select[int, int]:
     has_engine = select(EngineRow.id).where(EngineRow.version_id == Version.id).exists()
-    is_yanked = select(Yank.same).where(Yank.version_id == Version.id, Yank.same == "").exists()
+    is_yanked = select(Yank.same).where(IS_YANKED).exists()
     return (
         select(Version.id, Version.number)
         .where(Version.model_id == model_id, has_engine, ~is_yanked)
@@ -103,31 +106,34 @@ def _with_engines(model_id: int) -> Select[int, int]:
 
 def is_complete(session: Session, version_id: int) -> bool:
     """Whether an ended build of the version has an engine that passed its gates for each of its GPUs."""
-    for build_id in session.scalars(
+    ended = session.scalars(
         select(Build.id)
         .where(Build.version_id == version_id, Build.state.in_(_ENDED))
         .order_by(Build.id.desc())
-    ):
-        gpus = dict(_served(session, build_id))
-        if gpus and all(gpus.values()):
-            return True
-    return False
+    )
+    return any(_serves_all(session, build_id) for build_id in ended)
 
 
-def _served(session: Session, build_id: str) -> Iterator[tuple[str, bool]]:
-    """The GPUs that a build is for, each after those without an engine that passed."""
+def _serves_all(session: Session, build_id: str) -> bool:
+    """Whether a build has an engine that passed for each GPU that it is for."""
     found = session.execute(
         with_yanks(
             select(Wanted.asked, EngineRow.state, YANKED)
             .outerjoin(EngineRow, EngineRow.id == Wanted.engine_id)
             .where(Wanted.build_id == build_id)
         )
-    )
-    served = [
-        (asked.rpartition(":")[2], state == EngineState.READY and yanked is None)
+    ).all()
+    served = {
+        _gpu(asked)
         for asked, state, yanked in found
-    ]
-    yield from sorted(served, key=lambda one: one[1])
+        if state == EngineState.READY and yanked is None
+    }
+    return bool(found) and served == {_gpu(asked) for asked, _, _ in found}
+
+
+def _gpu(asked: str) -> str:
+    """``onnxruntime:cpu`` → ``cpu``."""
+    return asked.rpartition(":")[2]
 
 
 def no_alias(session: Session, model: Named, alias: str) -> NotFound:

@@ -6,9 +6,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from farm.database.base import now
-from farm.database.tables import EngineRow, Yank
-from farm.errors import NotFound
-from farm.registry import names, versions
+from farm.database.tables import Yank
+from farm.registry import catalog, names, versions
 from farm.registry.rows import identity
 
 _MOST_WHO = 400
@@ -20,7 +19,7 @@ def yank_engine(session: Session, engine_id: str, reason: str, who: str) -> bool
     Raises:
         NotFound
     """
-    row = _engine(session, engine_id)
+    row = catalog.engine_row(session, engine_id)
     return _keep(session, row.version_id, identity(row), reason, who)
 
 
@@ -30,7 +29,7 @@ def restore_engine(session: Session, engine_id: str) -> bool:
     Raises:
         NotFound
     """
-    row = _engine(session, engine_id)
+    row = catalog.engine_row(session, engine_id)
     return _forget(session, row.version_id, identity(row))
 
 
@@ -57,13 +56,6 @@ def restore_version(session: Session, model: str, number: int) -> bool:
 def of_version(session: Session, version_id: int) -> str | None:
     """Why a version was yanked; None if it wasn't."""
     return session.scalar(select(Yank.reason).where(Yank.version_id == version_id, Yank.same == ""))
-
-
-def _engine(session: Session, engine_id: str) -> EngineRow:
-    row = session.get(EngineRow, engine_id)
-    if row is None:
-        raise NotFound(f"there is no engine {engine_id!r}", hint="`farm engines MODEL` lists them")
-    return row
 
 
 def _keep(session: Session, version_id: int, same: str, reason: str, who: str) -> bool:
