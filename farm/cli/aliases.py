@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from farm.cli import complete, show
+from farm.cli.compare import latency, metric
 from farm.cli.options import Json, ModelName, Url, again, connect, example
 from farm.specs.references import PROD
 
 if TYPE_CHECKING:
-    from farm.schemas.aliases import Beside, Promotion
+    from farm.schemas.aliases import Promotion
 
 _PANEL = "Engines"
 
@@ -109,8 +110,8 @@ def _say(made: Promotion, model: str, alias: str, way_back: str) -> None:
             one.gpu,
             one.engine,
             one.replaces or show.NONE,
-            show.NONE if one.replaces is None else _latency(one),
-            show.NONE if one.replaces is None else _drop(one),
+            latency(one),
+            metric(one),
         )
         for one in made.engines
     ]
@@ -120,16 +121,6 @@ def _say(made: Promotion, model: str, alias: str, way_back: str) -> None:
         show.line(f"left out: {lack.gpu}: {lack.why}")
     if made.alias and made.before is not None:
         show.line(f"the way back: {way_back}")
-
-
-def _latency(one: Beside) -> str:
-    return f"{one.latency_ratio:.2f} ×" if one.latency_ratio else f"unknown: {one.latency_reason}"
-
-
-def _drop(one: Beside) -> str:
-    if one.task_drop is None:
-        return f"unknown: {one.task_reason}"
-    return f"{-one.task_drop:+.4f}"
 
 
 def rollback(

@@ -11,6 +11,7 @@ from farm.cli.options import Json, Url, connect, example
 from farm.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from farm.schemas.aliases import Beside
     from farm.schemas.compare import ComparedGpu
     from farm.schemas.engines import EngineView
 
@@ -63,8 +64,8 @@ def _row(one: ComparedGpu) -> tuple[str, ...]:
         _engine(one.a),
         _engine(one.b),
         show.NONE if one.size_ratio is None else f"{one.size_ratio:.2f} ×",
-        _or_reason(one.latency_ratio and f"{one.latency_ratio:.2f} ×", one.latency_reason),
-        _or_reason(None if one.task_drop is None else f"{-one.task_drop:+.4f}", one.task_reason),
+        latency(one),
+        metric(one),
     )
 
 
@@ -72,5 +73,16 @@ def _engine(engine: EngineView | None) -> str:
     return show.NONE if engine is None else f"{engine.precision} by {engine.runtime} ({engine.id})"
 
 
-def _or_reason(figure: str | float | None, reason: str | None) -> str:
-    return str(figure) if figure else f"unknown: {reason}" if reason else show.NONE
+def latency(one: ComparedGpu | Beside) -> str:
+    """The ratio of the latencies, or why there is none."""
+    ratio = one.latency_ratio
+    return _unknown(one.latency_reason) if ratio is None else f"{ratio:.2f} ×"
+
+
+def metric(one: ComparedGpu | Beside) -> str:
+    """The difference of the task's metric, or why there is none."""
+    return _unknown(one.task_reason) if one.task_drop is None else f"{-one.task_drop:+.4f}"
+
+
+def _unknown(reason: str | None) -> str:
+    return f"unknown: {reason}" if reason else show.NONE

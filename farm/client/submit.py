@@ -133,9 +133,12 @@ class Submissions(Noun):
         if not is_digest(str(source)):
             path = Path(source)
             found = sources.find(path, given)
-            model = ModelName(name) if name else None
-            model = model or default_name(
-                path, found.file, found.format, architecture=architecture, config=config
+            model = (
+                ModelName(name)
+                if name
+                else default_name(
+                    path, found.file, found.format, architecture=architecture, config=config
+                )
             )
             return files.take(found.content), found.format, model
         if name is None:
