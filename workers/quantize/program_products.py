@@ -68,9 +68,10 @@ class EightBit(Lowered):
         self._quantised: dict[str, _Quantised] = {}
         for name, product in _products(self).items():
             given = found.get(product.given.name)
-            why = self._refusal(name, product, given)
-            if why or given is None:
-                self.left_out[name] = why or ""
+            if given is None:
+                self.left_out[name] = "no data reach it"
+            elif why := self._refusal(name, product, given):
+                self.left_out[name] = why
             else:
                 self._quantised[name] = self._kept(product, given.largest)
         self._drop_unused()
@@ -80,10 +81,8 @@ class EightBit(Lowered):
         """The products that multiply in eight bits."""
         return self._quantised.keys()
 
-    def _refusal(self, name: str, product: _Product, given: Values | None) -> str | None:
+    def _refusal(self, name: str, product: _Product, given: Values) -> str | None:
         outputs, inputs = self._matrix(product).shape
-        if given is None:
-            return "no data reach it"
         if not 0 < given.largest < float("inf"):
             return "its activations are zero or not finite on the calibration data"
         if name in self.wide or product.given.name in self.wide:
