@@ -102,9 +102,14 @@ def test_its_pages_are_in_no_frame(flower):
 
 
 def a_key_of(flower) -> str:
+    """A new key that Flower has come to know: it looks for unknown ones ten times a second."""
     database = Database(flower.database_url)
     made = a_key(database, Scope.READ)
     database.dispose()
+    deadline = time.monotonic() + 30
+    while flower.get("/api/workers", headers=bearer(made)).status_code == 401:
+        assert time.monotonic() < deadline, "it never knows the key"
+        time.sleep(0.05)
     return made
 
 
