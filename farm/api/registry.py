@@ -30,6 +30,7 @@ from farm.registry.provenance import layer_report, provenance_of
 from farm.reports.layers import MAX_LAYER_REPORT_BYTES, LayerReport
 from farm.schemas.engines import EnginePage, EngineView, Manifest, Match
 from farm.schemas.models import ModelDetail, ModelPage
+from farm.specs.machines import NAMES, Fact, Machine
 from farm.specs.precision import Precision
 from farm.specs.references import AliasName
 from farm.specs.runtime import Runtime
@@ -124,6 +125,14 @@ def match(
     explain: Annotated[
         bool, Query(description="also list the version's other engines for the GPU, and why not")
     ] = False,
+    has: Annotated[
+        list[Fact] | None,
+        Query(
+            max_length=len(NAMES),
+            description="what the machine has, so that only what runs there is returned: "
+            f"NAME=VALUE, with one of {', '.join(NAMES)}",
+        ),
+    ] = None,
 ) -> Response:
     """The best engine for a GPU tag, and why; its bytes are at `/v1/engines/{id}/content`.
 
@@ -145,6 +154,7 @@ def match(
             prune=prune,
             doubtful=doubtful,
             explain=explain,
+            machine=Machine.of(has or ()),
         )
     return answer(found)
 

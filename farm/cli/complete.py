@@ -88,6 +88,13 @@ def builder_options(incomplete: str) -> list[str]:
     return [f"{n}=" for n in BuilderOptions.model_fields if n.startswith(incomplete)]
 
 
+def facts(incomplete: str) -> list[str]:
+    """What a machine may say of itself."""
+    from farm.specs.machines import NAMES
+
+    return [f"{name}=" for name in NAMES if name.startswith(incomplete)]
+
+
 def prunings(incomplete: str) -> list[str]:
     return [name for name in PRUNED if name.startswith(incomplete)]
 

@@ -22,7 +22,8 @@ from farm.cli.options import (
 from farm.cli.pull_by_id import engine_meant, refuse_choices
 from farm.cli.pulled import Shown
 from farm.errors import InvalidRequest
-from farm.machine import gpus
+from farm.machine import facts, gpus
+from farm.specs.machines import Machine
 
 _NAME_ONE = "specify the engine's GPU: --gpu sm_89, or --gpu cpu for an engine that needs none"
 
@@ -99,6 +100,16 @@ def pull(
             "--explain", help="List the version's other engines for the GPU, and why not."
         ),
     ] = False,
+    has: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--has",
+            metavar="NAME=VALUE",
+            help="What the machine has that is to run the engine, repeated: os, driver, tensorrt, "
+            "tensorrt-rtx, onnxruntime, torch; without --gpu, what this machine has.",
+            autocompletion=complete.facts,
+        ),
+    ] = None,
     folder: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write to.")
     ] = Path(),
@@ -120,10 +131,16 @@ def pull(
     """
     _check_named(model, engine, build, all_targets=all_targets)
     farm = connect(url)
-    only = {"runtime": runtime, "version": version, "prune": prune, "doubtful": doubtful}
+    only: dict[str, Any] = {
+        "runtime": runtime,
+        "version": version,
+        "prune": prune,
+        "doubtful": doubtful,
+    }
     only["explain"] = explain
+    told = Machine.of(has or ())
     choices: dict[str, object] = {"--gpu": gpu, "--precision": precision, "--runtime": runtime}
-    choices |= {"--version": version, "--prune": prune}
+    choices |= {"--version": version, "--prune": prune, "--has": has}
     shown = Shown(as_json=as_json, quiet=quiet)
     bar = transfer.bar(hidden=as_json or quiet)
     engine = engine or engine_meant(farm, model)
@@ -140,7 +157,7 @@ def pull(
         raise typer.Exit(shown.whole(made, build=build))
     assert model is not None
     if all_targets:
-        refuse_choices({"--gpu": gpu}, "--all-targets")
+        refuse_choices({"--gpu": gpu, "--has": has}, "--all-targets")
         with bar as progress:
             made = farm.pull_all_targets(
                 model,
@@ -153,7 +170,9 @@ def pull(
                 progress=progress,
             )
         raise typer.Exit(shown.whole(made))
-    tags = split(gpu) or _detected()
+    tags = split(gpu)
+    only["has"] = told if tags else facts.here().but(told)
+    tags = tags or _detected()
     matches = list(_matches(farm, model, tags, split(precision) or [None], only))
     with bar as progress:
         pulled = [(tag, farm.fetch(one, folder, progress=progress)) for tag, one in matches]

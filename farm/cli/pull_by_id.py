@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from farm.cli import show
 from farm.database.ids import is_id
 from farm.errors import InvalidRequest, NotFound
-from farm.machine import gpus
+from farm.machine import facts, gpus
+from farm.specs import machines
 from farm.specs.gpus import CPU
+from farm.specs.reach import reach
 
 if TYPE_CHECKING:
     from farm.client import Farm
@@ -53,16 +55,16 @@ def refuse_choices(given: Mapping[str, object], named: str) -> None:
 
 
 def misfit(engine: EngineView) -> str | None:
-    """Why an engine may not run on this machine's GPUs, in words; None if it is for one of them."""
+    """Why an engine may not run on this machine, in words; None if nothing speaks against it."""
+    lacks = machines.misfit(engine, facts.here())
     if engine.gpu == CPU:
-        return None
+        return lacks
     try:
         here = gpus.look()
     except gpus.NoGpu as err:
         return f"it is for {engine.gpu}: {err}"
-    # A slice has a tag of its own, and runs what its compute capability does.
-    if any(engine.gpu in (*gpu.tags, gpu.compute_capability) for gpu in here):
-        return None
+    if any(reach(engine, gpu.tag or gpu.compute_capability) is not None for gpu in here):
+        return lacks
     names = ", ".join(dict.fromkeys(gpu.name for gpu in here)) or "no NVIDIA GPU"
     return f"it is for {engine.gpu}, and this machine has {names}"
 

@@ -15,6 +15,8 @@ from farm.client.progress import TransferProgress
 from farm.client.retries import Backoff
 from farm.client.sets import EngineSet, Missing
 from farm.errors import BuildCancelled, BuildFailed, WaitTimedOut
+from farm.machine.facts import here
+from farm.specs.machines import Machine
 
 __all__ = [
     "Backoff",
@@ -23,8 +25,10 @@ __all__ = [
     "BuildFailed",
     "EngineSet",
     "Farm",
+    "Machine",
     "Missing",
     "Pulled",
     "TransferProgress",
     "WaitTimedOut",
+    "here",
 ]

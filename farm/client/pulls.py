@@ -12,6 +12,7 @@ from farm.client.progress import TransferProgress
 from farm.errors import NotFound
 from farm.schemas.engines import EngineView, Match
 from farm.specs import references
+from farm.specs.machines import ANY, Machine
 from farm.specs.states import EngineState
 
 
@@ -29,6 +30,7 @@ class Pulls(Noun):
         prune: str | None = None,
         doubtful: bool = False,
         explain: bool = False,
+        has: Machine = ANY,
     ) -> Match:
         """A model's best engine for a GPU tag, and why it was chosen.
 
@@ -39,6 +41,7 @@ class Pulls(Noun):
                 By default the one that ``prod`` names, else the newest complete one, whatever the GPU.
             doubtful: accept one that failed a gate if no other matches.
             explain: also list the version's other engines for the GPU, and why not.
+            has: what is known of the machine that is to run it. ``farm.client.here()`` is this one.
 
         Raises:
             NotFound: naming what exists.
@@ -47,7 +50,11 @@ class Pulls(Noun):
         model, of = references.split(model, version)
         query: dict[str, Any] = {"precision": precision, "runtime": runtime, "prune": prune}
         query |= {"version": of.version, "alias": of.alias}
-        query |= {"doubtful": doubtful or None, "explain": explain or None}
+        query |= {
+            "doubtful": doubtful or None,
+            "explain": explain or None,
+            "has": has.facts() or None,
+        }
         path = f"/v1/models/{part(model)}/engines/{part(gpu)}"
         return self.http.read(Match, "GET", path, params=given(query))
 
@@ -62,9 +69,12 @@ class Pulls(Noun):
         version: int | None = None,
         prune: str | None = None,
         doubtful: bool = False,
+        has: Machine = ANY,
         progress: TransferProgress | None = None,
     ) -> Pulled:
         """Download a model's best engine for a GPU tag and verify it.
+
+        Parameters: as of ``match``.
 
         Raises:
             NotFound, UnknownGpu, DigestMismatch, Unavailable
@@ -77,6 +87,7 @@ class Pulls(Noun):
             version=version,
             prune=prune,
             doubtful=doubtful,
+            has=has,
         )
         return self.fetch(match, folder, progress=progress)
 

@@ -79,6 +79,24 @@ def look() -> list[Gpu]:
         pynvml.nvmlShutdown()
 
 
+def driver() -> str | None:
+    """The version of the NVIDIA driver; None without one."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return text(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
 def visible(found: Sequence[Gpu], wanted: str | None) -> list[Gpu]:
     """The GPUs that ``CUDA_VISIBLE_DEVICES`` selects, in its order; all if it isn't set.
 

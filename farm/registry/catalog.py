@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from farm.database.tables import Artifact, EngineRow, Version
@@ -14,6 +14,7 @@ from farm.registry.twins import beside_twins
 from farm.schemas.engines import EngineView
 from farm.specs import gpus
 from farm.specs.options import Prune
+from farm.specs.runtime import Runtime
 
 
 def engine(session: Session, engine_id: str) -> EngineView:
@@ -106,8 +107,7 @@ def find(
         .where(Version.model_id == model.id)
     )
     if gpu is not None:
-        tag = gpus.canonical(gpu)
-        statement = statement.where(EngineRow.gpu.in_({tag, gpus.compute_capability(tag)}))
+        statement = statement.where(serves(gpus.canonical(gpu)))
     if precision is not None:
         statement = statement.where(EngineRow.precision == precision)
     if runtime is not None:
@@ -130,6 +130,13 @@ def find(
     if not yanked:
         rows = rows.where(NOT_YANKED)
     return grouped(session.execute(rows))
+
+
+def serves(tag: str) -> ColumnElement[bool]:
+    """Whether an engine may be for a GPU; ``farm.specs.reach`` says whether it is, and how closely."""
+    level = EngineRow.description["options"]["hardware_compatibility_level"].as_string()
+    is_portable = and_(EngineRow.runtime == Runtime.TENSORRT, level != "none")
+    return or_(EngineRow.gpu.in_({tag, gpus.compute_capability(tag)}), is_portable)
 
 
 def _published(session: Session, engine_id: str) -> str:

@@ -18,6 +18,8 @@ from farm.registry.versions import Taken
 from farm.schemas.engines import EngineView, Match, PassedOver
 from farm.specs import gpus
 from farm.specs.goals import Goal
+from farm.specs.machines import ANY, Machine, misfit
+from farm.specs.reach import Reach, reach
 from farm.specs.references import Reference
 from farm.specs.states import EngineState
 
@@ -34,17 +36,18 @@ def best_match(
     prune: str | None = None,
     doubtful: bool = False,
     explain: bool = False,
+    machine: Machine = ANY,
 ) -> Match:
     """The best engine of a model for a GPU.
 
-    Of one version, whatever the GPU (``registry.versions.taken``). Of that in this order: unpruned before
-    pruned, what was built for the product before what serves its compute capability, the requested precision
-    or else the best by the goal kept for the version and GPU (latency by default) if measured, or else the
-    smallest, the newest build.
+    Of one version, whatever the GPU (``registry.versions.taken``), and of that what can run on the machine.
+    ``registry.ranking.rank`` chooses among these, by the goal kept for the version and GPU, or else by
+    latency.
 
     Parameters:
         doubtful: also consider engines that failed a gate, after those that didn't.
         explain: also list the version's other engines for the GPU, and why not.
+        machine: what is known of the one that asks.
 
     Raises:
         NotFound: names what exists.
@@ -59,7 +62,14 @@ def best_match(
         "prune": prune,
     }
     matching = partial(find, session, known, gpu=tag, version=of.number, **asked)
-    found = matching(only_whole=True, yanked=False, limit=1000)
+    whole = [
+        one
+        for one in matching(only_whole=True, yanked=False, limit=1000)
+        if reach(one, tag) is not None
+    ]
+    found = [one for one in whole if misfit(one, machine) is None]
+    if whole and not found:
+        raise _none_fits(whole[0], tag, machine)
     if not found:
         for one in matching(only_whole=True, limit=1):
             raise NotFound(
@@ -79,7 +89,7 @@ def best_match(
     passed_over = None
     if explain:
         others = find(session, known, gpu=tag, version=of.number, limit=1000)
-        passed_over = list(_passed_over(others, found, ranked, asked))
+        passed_over = list(_passed_over(others, found, ranked, asked, tag, machine))
     return Match(engine=compared, why=_why(ranked, kept, tag, of, **asked), passed_over=passed_over)
 
 
@@ -88,6 +98,8 @@ def _passed_over(
     found: Sequence[EngineView],
     ranked: Ranking,
     asked: Mapping[str, Any],
+    tag: str,
+    machine: Machine,
 ) -> Iterator[PassedOver]:
     """The engines that aren't the best match, and why.
 
@@ -99,10 +111,21 @@ def _passed_over(
     doubtful = {one.id for one in found} - behind.keys()
     for one in others:
         if one.id != ranked.best.id:
-            why = behind.get(one.id) or _why_not(one, asked, is_doubtful=one.id in doubtful)
+            why = (
+                behind.get(one.id)
+                or _why_unfit(one, tag, machine)
+                or _why_not(one, asked, is_doubtful=one.id in doubtful)
+            )
             yield PassedOver(
                 engine=one.id, precision=one.precision, runtime=one.runtime, gpu=one.gpu, why=why
             )
+
+
+def _why_unfit(one: EngineView, tag: str, machine: Machine) -> str | None:
+    """Why it can't run on the machine; None if it can."""
+    if reach(one, tag) is None:
+        return f"it was built for {one.gpu} on a processor of another architecture"
+    return misfit(one, machine)
 
 
 def _why_not(one: EngineView, asked: Mapping[str, Any], *, is_doubtful: bool) -> str:
@@ -128,18 +151,14 @@ def _why(
     prune: str | None,
 ) -> str:
     best = ranked.best
-    fits = (
-        f"built for {tag}"
-        if best.gpu == tag
-        else f"built for {best.gpu}, the compute capability of {tag}"
-    )
     reasons = [
-        fits,
+        _FITS[reach(best, tag) or Reach.EXACT].format(tag=tag, gpu=best.gpu),
         of.why,
-        f"{best.precision} as requested" if precision else ranking.reason(ranked),
+        f"{best.precision} as requested" if precision else "",
+        ranking.reason(ranked) if ranked.compared or not precision else "",
         f"{best.runtime} as requested" if runtime else f"runtime {best.runtime}",
     ]
-    if kept and not precision:
+    if kept and (ranked.compared or not precision):
         reasons.insert(2, f"the goal kept for {tag} is {kept}")
     if best.prune and prune:
         reasons.append(f"pruned {best.prune} as requested")
@@ -149,7 +168,23 @@ def _why(
         reasons.append(f"yanked: {best.yanked}")
     if best.doubts:
         reasons.append(f"doubtful, as requested: {'; '.join(best.doubts)}")
-    return "; ".join(reasons)
+    return "; ".join(filter(None, reasons))
+
+
+_FITS = {
+    Reach.EXACT: "built for {tag}",
+    Reach.CAPABILITY: "built for {gpu}, the compute capability of {tag}",
+    Reach.PORTABLE: "built on {gpu} to run on {tag} too, which costs speed",
+}
+
+
+def _none_fits(engine: EngineView, tag: str, machine: Machine) -> NotFound:
+    return NotFound(
+        f"{engine.model} has no engine for {tag} that runs on this machine: "
+        f"{engine.precision} of version {engine.version} by {engine.runtime}: {misfit(engine, machine)}",
+        hint="install that, or build the model again with what the machine has; "
+        f"for another machine, name its GPU: farm pull {engine.model} --gpu {tag}",
+    )
 
 
 def _only_doubtful(engine: EngineView, tag: str) -> NotFound:

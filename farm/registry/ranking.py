@@ -11,6 +11,7 @@ from farm.reports.metrics import Settings
 from farm.schemas.engines import EngineView
 from farm.specs import gpus
 from farm.specs.goals import Aim, Goal
+from farm.specs.reach import Reach, reach
 from farm.specs.runtime import Runtime
 from farm.specs.states import EngineState
 
@@ -41,9 +42,9 @@ def rank(
     """Rank engines.
 
     The newest version first, then engines without doubts, unpruned ones, and those built for the product
-    itself before those for its compute capability, where the runtime makes a difference. Of these the best
-    by the goal if their figures are comparable, or else the first runtime's smallest. With a requested
-    precision, the first runtime's newest instead.
+    itself before those for its compute capability and portable ones, where the runtime makes a difference.
+    Of these the best by the goal if their figures are comparable, or else the first runtime's smallest. With
+    a requested precision only each runtime's newest counts.
 
     Parameters:
         found: newest first.
@@ -51,11 +52,19 @@ def rank(
         by_precision: whether they are of a requested precision.
     """
     first = min(_place(engine, tag) for engine in found)
-    equals = [engine for engine in found if _place(engine, tag) == first]
+    equals: Sequence[EngineView] = [one for one in found if _place(one, tag) == first]
     passed_over = {
         engine.id: _behind(engine, first, tag) for engine in found if engine not in equals
     }
-    compared = () if by_precision else measured(equals, tag, goal)
+    if by_precision:
+        newest = _newest_of_each(equals)
+        passed_over |= {
+            engine.id: f"a newer one by {engine.runtime} was built"
+            for engine in equals
+            if engine not in newest
+        }
+        equals = newest
+    compared = measured(equals, tag, goal)
     if compared:
         passed_over |= {
             engine.id: figures.not_comparable(engine.metrics, compared[0].metrics, goal)
@@ -64,8 +73,6 @@ def rank(
             if engine not in compared
         }
         chosen_from = compared
-    elif by_precision:
-        chosen_from = sorted(equals, key=_runtime)
     else:
         runtime = min(map(_runtime, equals))
         of_runtime = [engine for engine in equals if _runtime(engine) == runtime]
@@ -85,28 +92,37 @@ def rank(
     )
 
 
-def _place(engine: EngineView, tag: str) -> tuple[int, bool, bool, bool]:
+def _newest_of_each(engines: Sequence[EngineView]) -> Sequence[EngineView]:
+    """Each runtime's newest engine."""
+    newest: dict[str, EngineView] = {}
+    for engine in engines:
+        newest.setdefault(engine.runtime, engine)
+    return list(newest.values())
+
+
+def _place(engine: EngineView, tag: str) -> tuple[int, bool, bool, Reach]:
     doubtful = engine.state is EngineState.DOUBTFUL
-    return -engine.version, doubtful, engine.prune is not None, not _is_exact(engine, tag)
+    return -engine.version, doubtful, engine.prune is not None, _closeness(engine, tag)
 
 
-def _is_exact(engine: EngineView, tag: str) -> bool:
-    """Whether its runtime can't build anything closer to the GPU."""
-    if engine.runtime not in set(Runtime):
-        return engine.gpu == tag
-    return engine.gpu == targets.normal(engine.runtime, tag).gpu
+def _closeness(engine: EngineView, tag: str) -> Reach:
+    """Exact if its runtime can't build anything closer to the GPU."""
+    if engine.runtime in set(Runtime) and engine.gpu == targets.normal(engine.runtime, tag).gpu:
+        return Reach.EXACT
+    found = reach(engine, tag)
+    return Reach.PORTABLE if found is None else found
 
 
-def _behind(engine: EngineView, first: tuple[int, bool, bool, bool], tag: str) -> str:
-    version, doubtful, pruned, inexact = _place(engine, tag)
+def _behind(engine: EngineView, first: tuple[int, bool, bool, Reach], tag: str) -> str:
+    version, doubtful, pruned, _ = _place(engine, tag)
     if version != first[0]:
         return f"version {-first[0]} is newer"
     if doubtful != first[1]:
         return f"it failed a gate: {'; '.join(engine.doubts)}"
     if pruned != first[2]:
         return f"it was pruned {engine.prune}: pulled only where that is asked for"
-    assert inexact
-    return f"it was built for {engine.gpu}, and there are engines for {tag} itself"
+    closer = f"for {tag} itself" if first[3] is Reach.EXACT else f"closer to {tag}"
+    return f"it was built for {engine.gpu}, and there are engines {closer}"
 
 
 def measured(engines: Sequence[EngineView], tag: str, goal: Goal = Goal()) -> Sequence[EngineView]:

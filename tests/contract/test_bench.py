@@ -215,11 +215,13 @@ def test_another_goal_can_be_looked_at_without_changing_what_pulls_follow(api, s
     assert table(api)["goal"]["aim"] == "latency"
 
 
-def test_a_requested_precision_or_runtime_is_pulled_whatever_the_goal(api, shop, submit):
+def test_a_requested_runtime_is_pulled_whatever_the_goal_and_a_precision_by_it(api, shop, submit):
     submit(bench={"goal": "throughput"}, precisions=["fp16"])
     shop.run()
     assert pull(api, runtime="tensorrt")["engine"]["runtime"] == "tensorrt"
-    assert pull(api, precision="fp16")["engine"]["runtime"] == "tensorrt"
+    taken = pull(api, precision="fp16")
+    assert taken["engine"]["runtime"] == "onnxruntime"
+    assert "fp16 as requested; fp16 by onnxruntime has the highest throughput" in taken["why"]
 
 
 def test_a_model_that_the_farm_has_is_benched_with_its_own_data_and_nothing_built_twice(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from farm.cli import app, exits
+from farm.machine import facts
 from farm.testing import documents
 from farm.testing.documents import rtx_plan
 from farm.testing.stub_farm import StubFarm
@@ -34,7 +37,7 @@ def run(stub: StubFarm, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, *gpus: tuple[str, tuple[int, int]]) -> None:
-    """Let this machine have these GPUs."""
+    """Let this machine have these GPUs, and no runtime."""
 
     class NVMLError(Exception):
         pass
@@ -47,6 +50,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, *gpus: tuple[str, tuple[int, int]])
         NVMLError=NVMLError,
         nvmlInit=start,
         nvmlShutdown=lambda: None,
+        nvmlSystemGetDriverVersion=lambda: "575.57.08",
         nvmlDeviceGetCount=lambda: len(gpus),
         nvmlDeviceGetHandleByIndex=lambda index: gpus[index],
         nvmlDeviceGetName=lambda gpu: gpu[0],
@@ -57,6 +61,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, *gpus: tuple[str, tuple[int, int]])
         nvmlDeviceGetCudaComputeCapability=lambda gpu: gpu[1],
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(facts, "_versions", dict)
 
 
 def test_a_pruned_engine_is_asked_for_and_has_a_file_name_of_its_own(
@@ -162,3 +167,38 @@ def test_a_folder_that_cannot_be_written_is_told_without_a_traceback(
 def test_a_second_pull_says_that_it_was_here_already(run: Run, tmp_path: Path) -> None:
     run("--gpu", "sm_89", "-o", tmp_path)
     assert "already downloaded" in run("--gpu", "sm_89", "-o", tmp_path).stdout
+
+
+def asked(stub: StubFarm) -> dict[str, list[str]]:
+    """The query of the last match that was asked for."""
+    [*_, where] = [where for _, where, _ in stub.seen if "/engines/rtx-4090" in where]
+    return parse_qs(urlsplit(where).query)
+
+
+def test_what_this_machine_has_counts_where_no_gpu_is_named(
+    run: Run, stub: StubFarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, ("NVIDIA GeForce RTX 4090", (8, 9)))
+    monkeypatch.setattr(facts, "_versions", lambda: {"tensorrt": "10.13.3.9", "torch": "2.11.0"})
+    assert run("-o", tmp_path).exit_code == exits.OK
+    assert asked(stub)["has"] == [
+        f"os={platform.system().lower()}",
+        "driver=575.57.08",
+        "tensorrt=10.13.3.9",
+        "torch=2.11.0",
+    ]
+    assert run("-o", tmp_path, "--has", "torch=2.9", "--has", "os=windows").exit_code == exits.OK
+    assert {"torch=2.9", "os=windows", "driver=575.57.08"} <= set(asked(stub)["has"])
+    assert run("-o", tmp_path, "--gpu", "rtx-4090").exit_code == exits.OK
+    assert "has" not in asked(stub)
+    assert run("-o", tmp_path, "--gpu", "rtx-4090", "--has", "torch=2.9").exit_code == exits.OK
+    assert asked(stub)["has"] == ["torch=2.9"]
+
+
+def test_what_no_machine_has_is_refused_before_anything_is_asked(
+    run: Run, stub: StubFarm, tmp_path: Path
+) -> None:
+    refused = run("--gpu", "rtx-4090", "--has", "colour=red", "-o", tmp_path)
+    assert refused.exit_code == exits.USAGE, refused.output
+    assert "use NAME=VALUE, with one of os, driver, tensorrt" in refused.stderr
+    assert not stub.seen

@@ -10,13 +10,14 @@ from functools import lru_cache
 from importlib import metadata
 from types import MappingProxyType
 
+from farm.machine import facts
 from farm.planning.keys import RUNTIME_TOOLS
 from farm.specs.runtime import Runtime
 from workers.backends.aotinductor import compiler
 
 #: Name in a key → distributions it may be installed as.
 _DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
-    "torch": ("torch",),
+    **facts.DISTRIBUTIONS,
     "onnx": ("onnx",),
     "onnx-ir": ("onnx-ir",),
     "onnxscript": ("onnxscript",),
@@ -27,11 +28,8 @@ _DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "onnx-graphsurgeon": ("onnx-graphsurgeon",),
     "onnxslim": ("onnxslim",),
     "polygraphy": ("polygraphy",),
-    "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
     "tensorflow": ("tensorflow-cpu", "tensorflow"),
     "tf2onnx": ("tf2onnx",),
-    "tensorrt": ("tensorrt-cu13", "tensorrt-cu12", "tensorrt"),
-    "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
     "triton": ("triton", "pytorch-triton"),
 }
 _REQUIRED = ("torch", "onnx", "onnxscript", "onnxruntime", "nvidia-modelopt")
