@@ -14,9 +14,11 @@ int8        engines for cpu in int8 beside fp32, with the processor's name
 children    the start of a job's process beside that of a Python that imports the same
 gpu         the engines of four models on this machine's GPUs, beside the best of PyTorch on each
 gpus        GPU jobs a second with 1, 2, 4 … GPUs, beside one
+resolver    a pull's choice among 100,000 engines beside one among 100
+pulls       a pull of a 1 GB engine beside nginx
 =========== =========================================================================
 
-``claims`` and ``post`` also measure Postgres when ``FARM_TEST_DATABASE_URL`` is set.
+``claims``, ``post`` and ``resolver`` also measure Postgres when ``FARM_TEST_DATABASE_URL`` is set.
 """
 
 from __future__ import annotations
@@ -24,7 +26,19 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import children, claims, cold, dispatch, gpu_engines, gpus, int8, posts, submissions
+from bench import (
+    children,
+    claims,
+    cold,
+    dispatch,
+    gpu_engines,
+    gpus,
+    int8,
+    posts,
+    pulls,
+    resolver,
+    submissions,
+)
 from bench.table import Row, show
 
 BENCHES = {
@@ -38,6 +52,8 @@ BENCHES = {
     "children": children.cost,
     "gpu": gpu_engines.engines,
     "gpus": gpus.scaling,
+    "resolver": resolver.ratio,
+    "pulls": pulls.ratios,
 }
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sqlalchemy import Select, select
+from sqlalchemy import Row, Select, select
 from sqlalchemy.orm import Session
 
 from farm.database.tables import AliasRow, Build, EngineRow, Version, Wanted, Yank
@@ -14,6 +15,7 @@ from farm.registry.rows import IS_YANKED, YANKED, with_yanks
 from farm.specs.references import PROD, Reference
 from farm.specs.states import BuildState, EngineState
 
+_PAGE = 20
 _ENDED = (BuildState.SUCCEEDED, BuildState.FAILED)
 
 
@@ -55,16 +57,20 @@ def taken(session: Session, model: Named, reference: Reference = Reference()) ->
         return Taken(number=named.number, why=f"version {named.number} is {alias}")
     if reference.alias is not None:
         raise no_alias(session, model, reference.alias)
-    newest_first = session.execute(_with_engines(model.id)).all()
-    if not newest_first:
+    newest = None
+    for version in _with_engines(session, model.id):
+        if is_complete(session, version.id):
+            number = version.number
+            return Taken(number=number, why=f"version {number} is the newest that is complete")
+        newest = newest or version.number
+    if newest is None:
         raise NotFound(
             f"{model.name} has no engines that weren't yanked",
             hint="farm builds shows how far its builds are",
         )
-    complete = next((one for one in newest_first if is_complete(session, one.id)), None)
-    number = (complete or newest_first[0]).number
-    what = "that is complete" if complete else "with an engine: none is complete"
-    return Taken(number=number, why=f"version {number} is the newest {what}")
+    return Taken(
+        number=newest, why=f"version {newest} is the newest with an engine: none is complete"
+    )
 
 
 def version_id(session: Session, model: Named, number: int) -> int:
@@ -94,14 +100,24 @@ def given_or_newest(session: Session, model: Named, number: int | None) -> tuple
     return found.id, found.number
 
 
-def _with_engines(model_id: int) -> Select[int, int]:
+def _with_engines(session: Session, model_id: int) -> Iterator[Row[int, int]]:
+    """The versions that have engines and weren't yanked, newest first. Few are looked at, of however many."""
+    before = None
+    while page := session.execute(_page(model_id, before)).all():
+        yield from page
+        before = page[-1].number
+
+
+def _page(model_id: int, before: int | None) -> Select[int, int]:
     has_engine = select(EngineRow.id).where(EngineRow.version_id == Version.id).exists()
     is_yanked = select(Yank.same).where(IS_YANKED).exists()
-    return (
+    found = (
         select(Version.id, Version.number)
         .where(Version.model_id == model_id, has_engine, ~is_yanked)
         .order_by(Version.number.desc())
+        .limit(_PAGE)
     )
+    return found if before is None else found.where(Version.number < before)
 
 
 def is_complete(session: Session, version_id: int) -> bool:
