@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from farm.database.tables import Version
 from farm.errors import BlobDamaged, NotFound
 from farm.registry import goals, names, ranking, versions
 from farm.registry.catalog import UNPRUNED, find
@@ -222,5 +224,15 @@ def _nothing(
     what = f"{asked} engine" if asked else "engine"
     return NotFound(
         f"version {of.number} of {model.name} has no {what} for {tag}; {exists}",
-        hint=f"{of.why}: build it for {tag}{older}",
+        hint=f"{of.why}; build it for {tag}: "
+        f"{_build_it(session, model, of.number, tag, precision)}{older}",
     )
+
+
+def _build_it(session: Session, model: Named, number: int, tag: str, precision: str | None) -> str:
+    """The command that builds a version for one more GPU: the farm has its source."""
+    source = session.scalar(
+        select(Version.source_digest).where(Version.model_id == model.id, Version.number == number)
+    )
+    wanted = f" --precision {precision}" if precision else ""
+    return f"farm submit {source} --name {model.name} --gpu {tag}{wanted}"
