@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path
 
-import httpx2
 from pydantic import TypeAdapter
 
-from farm.client import answers, header
+from farm.client import header
 from farm.client import partial as partials
+from farm.client.content import Content, fetch
 from farm.client.header import CONTRADICTION_HINT
 from farm.client.http import Http
-from farm.client.progress import TransferProgress, silent
+from farm.client.progress import TransferProgress
 from farm.client.upload import digest_of
-from farm.errors import DigestMismatch, Unavailable
+from farm.errors import DigestMismatch
 from farm.schemas.engines import EngineView, Manifest
 from farm.specs.quoting import quoted
-
-_SILENCE_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +63,13 @@ def download(
     fresh = not _is_there(path, engine)
     if fresh:
         with partials.held(path) as partial:
-            _fetch(http, engine, partial, progress or silent)
+            content = Content(
+                path=f"/v1/engines/{engine.id}/content",
+                what=f"engine {engine.id}",
+                digest=engine.digest,
+                bytes=engine.bytes,
+            )
+            fetch(http, content, partial, progress)
             header.verify(partial, engine)
             partial.replace(path)
     _write_manifest(path, manifest)
@@ -122,81 +124,3 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
-
-
-def _fetch(http: Http, engine: EngineView, partial: Path, progress: TransferProgress) -> None:
-    """Download the whole engine to ``partial`` and verify it."""
-    resumed = partial.stat().st_size > 0
-    _complete(http, engine, partial, progress)
-    found = digest_of(partial)
-    if found != engine.digest and resumed:
-        # The partial file was another engine's, or damaged: start over.
-        partials.truncate(partial)
-        _complete(http, engine, partial, progress)
-        found = digest_of(partial)
-    if found != engine.digest:
-        partial.unlink()
-        raise DigestMismatch(
-            f"engine {engine.id} arrived as {found}, the registry says {engine.digest}; "
-            "nothing was kept",
-            hint="pull it again; if this repeats, the farm's store or a proxy on the way is broken",
-        )
-
-
-def _complete(http: Http, engine: EngineView, partial: Path, progress: TransferProgress) -> None:
-    """Append to ``partial`` until it has the engine's length.
-
-    Raises:
-        Unavailable: several connections in a row were lost without a byte of progress.
-    """
-    for attempt in http.backoff.in_a_row(http.backoff.attempts):
-        if (have := partial.stat().st_size) == engine.bytes:
-            return
-        if have > engine.bytes:
-            partials.truncate(partial)
-        with attempt:
-            try:
-                _receive(http, engine, partial, progress)
-            except httpx2.TransportError as err:
-                raise _lost(http, engine, partial, err) from err
-            finally:
-                attempt.got_on = partial.stat().st_size > have
-            if partial.stat().st_size != engine.bytes:
-                raise Unavailable(f"engine {engine.id} ends early, again and again")
-
-
-def _lost(http: Http, engine: EngineView, partial: Path, err: httpx2.TransportError) -> Unavailable:
-    return Unavailable(
-        f"{http.unreachable(err).detail}; {partial.stat().st_size} of {engine.bytes} bytes are here",
-        hint="pull again: it resumes where it stopped",
-    )
-
-
-def _receive(http: Http, engine: EngineView, partial: Path, progress: TransferProgress) -> None:
-    have = partial.stat().st_size
-    path = f"/v1/engines/{engine.id}/content"
-    with http.stream(path, headers=_range(engine, have), read_timeout_s=_SILENCE_S) as response:
-        if not _continues(response, have):
-            partials.truncate(partial)
-            have = 0
-        if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return
-        with partials.appending(partial) as file:
-            for chunk in answers.chunks(response):
-                file.write(chunk)
-                have += len(chunk)
-                progress(f"download {partial.stem}", have, engine.bytes)
-                if have > engine.bytes:
-                    return  # too long: stop reading; the check that follows starts over
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _range(engine: EngineView, have: int) -> Mapping[str, str]:
-    return {"Range": f"bytes={have}-", "If-Range": f'"{engine.digest}"'} if have else {}
-
-
-def _continues(response: httpx2.Response, have: int) -> bool:
-    """Whether the response continues where we stopped; otherwise it is the whole file."""
-    starts_at = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    return response.status_code == HTTPStatus.PARTIAL_CONTENT and starts_at == str(have)

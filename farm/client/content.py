@@ -1,0 +1,142 @@
+"""Content of the farm by its digest: resumed after a lost connection, hashed as it comes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+
+import httpx2
+
+from farm.client import answers
+from farm.client import partial as partials
+from farm.client.http import Http
+from farm.client.progress import TransferProgress, silent
+from farm.errors import DigestMismatch, Unavailable
+
+_SILENCE_S = 60.0
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """Bytes that the farm has, and what they must be."""
+
+    path: str  #: of the URL
+    what: str  #: ``engine 01m7y8mbznssegkq``
+    digest: str
+    bytes: int
+
+
+def fetch(
+    http: Http, content: Content, partial: Path, progress: TransferProgress | None = None
+) -> None:
+    """Download all of it to ``partial``, from where that ends, and verify it.
+
+    Raises:
+        DigestMismatch: the bytes aren't the content's; they were deleted.
+        Unavailable: the farm stayed unreachable; what has come is kept.
+    """
+    received = _Received(partial)
+    resumed = received.bytes > 0
+    _complete(http, content, received, progress or silent)
+    if received.digest != content.digest and resumed:
+        # The partial file was something else's, or damaged: start over.
+        received.restart()
+        _complete(http, content, received, progress or silent)
+    if received.digest != content.digest:
+        partial.unlink()
+        raise DigestMismatch(
+            f"{content.what} arrived as {received.digest}, the registry says {content.digest}; "
+            "nothing was kept",
+            hint="pull it again; if this repeats, the farm's store or a proxy on the way is broken",
+        )
+
+
+class _Received:
+    """A partial file, with the digest of what it holds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bytes = 0
+        self._hash = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(_READ_BYTES):
+                self.count(chunk)
+
+    def count(self, chunk: bytes) -> None:
+        self._hash.update(chunk)
+        self.bytes += len(chunk)
+
+    @property
+    def digest(self) -> str:
+        return f"sha256:{self._hash.hexdigest()}"
+
+    def restart(self) -> None:
+        partials.truncate(self.path)
+        self.bytes = 0
+        self._hash = hashlib.sha256()
+
+
+def _complete(
+    http: Http, content: Content, received: _Received, progress: TransferProgress
+) -> None:
+    """Append to the file until it has the content's length.
+
+    Raises:
+        Unavailable: several connections in a row were lost without a byte of progress.
+    """
+    for attempt in http.backoff.in_a_row(http.backoff.attempts):
+        if (have := received.bytes) == content.bytes:
+            return
+        if have > content.bytes:
+            received.restart()
+        with attempt:
+            try:
+                _receive(http, content, received, progress)
+            except httpx2.TransportError as err:
+                raise _lost(http, content, received, err) from err
+            finally:
+                attempt.got_on = received.bytes > have
+            if received.bytes != content.bytes:
+                raise Unavailable(f"{content.what} ends early, again and again")
+
+
+def _lost(
+    http: Http, content: Content, received: _Received, err: httpx2.TransportError
+) -> Unavailable:
+    return Unavailable(
+        f"{http.unreachable(err).detail}; {received.bytes} of {content.bytes} bytes are here",
+        hint="pull again: it resumes where it stopped",
+    )
+
+
+def _receive(http: Http, content: Content, received: _Received, progress: TransferProgress) -> None:
+    headers = _range(content, received.bytes)
+    with http.stream(content.path, headers=headers, read_timeout_s=_SILENCE_S) as response:
+        if not _continues(response, received.bytes):
+            received.restart()
+        if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return
+        with partials.appending(received.path) as file:
+            for chunk in answers.chunks(response):
+                file.write(chunk)
+                received.count(chunk)
+                progress(f"download {received.path.stem}", received.bytes, content.bytes)
+                if received.bytes > content.bytes:
+                    return  # too long: stop reading; the check that follows starts over
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _range(content: Content, have: int) -> Mapping[str, str]:
+    return {"Range": f"bytes={have}-", "If-Range": f'"{content.digest}"'} if have else {}
+
+
+def _continues(response: httpx2.Response, have: int) -> bool:
+    """Whether the response continues where we stopped; otherwise it is the whole file."""
+    starts_at = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+    return response.status_code == HTTPStatus.PARTIAL_CONTENT and starts_at == str(have)
