@@ -22,6 +22,7 @@ from farm.api import (
     gc,
     health,
     keys,
+    onnx,
     plugins,
     problems,
     registry,
@@ -38,7 +39,7 @@ from farm.settings import Settings
 log = logging.getLogger(__name__)
 
 _NOUNS = (
-    *(blobs, builds, registry, aliases, compare, bench, fleet),
+    *(blobs, builds, registry, onnx, aliases, compare, bench, fleet),
     *(yanks, plugins, gc, scrub, keys, audit, health),
 )
 

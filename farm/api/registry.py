@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import pathlib
-from contextlib import suppress
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import FileResponse
 from pydantic import Field, ValidationError
 
-from farm.api.files import BlobResponse
+from farm.api import contents
 from farm.api.services import (
     Cursor,
     EngineId,
@@ -18,12 +16,10 @@ from farm.api.services import (
     GpuTag,
     Limit,
     ModelName,
-    Services,
     answer,
     problems,
 )
-from farm.daemon import scrub
-from farm.errors import BlobDamaged, NotFound, TooLarge
+from farm.errors import NotFound, TooLarge
 from farm.registry import catalog, loading, models
 from farm.registry.match import best_match
 from farm.registry.provenance import layer_report, provenance_of
@@ -218,47 +214,17 @@ def layers(engine_id: EngineId, farm: Farm) -> Response:
     "/engines/{engine_id}/content",
     summary="Download an engine",
     response_class=Response,
-    responses=problems(404, 416)
-    | {
-        200: {
-            "content": {"application/octet-stream": {}},
-            "description": "the plan, byte for byte",
-        },
-        206: {
-            "content": {"application/octet-stream": {}, "multipart/byteranges": {}},
-            "description": "the requested range or ranges",
-        },
-        304: {"description": "If-None-Match contains the digest"},
-    }
-    | problems(503),
+    responses=contents.ANSWERS,
 )
 def content(
     engine_id: EngineId,
     farm: Farm,
-    if_none_match: Annotated[str | None, Header()] = None,
+    if_none_match: contents.IfNoneMatch = None,
 ) -> Response:
     """The engine itself. `ETag` is its digest; `Range` and `If-Range` resume a download."""
     with farm.db.read() as session:
         engine = catalog.engine(session, engine_id)
-    etag = f'"{engine.digest}"'
-    if if_none_match is not None and (
-        if_none_match.strip() == "*"
-        or etag in (tag.strip().removeprefix("W/") for tag in if_none_match.split(","))
-    ):
-        return Response(status_code=304, headers={"ETag": etag})
-    return BlobResponse(_whole(farm, engine), etag=etag)
-
-
-def _whole(farm: Services, engine: EngineView) -> pathlib.Path:
-    """The engine's file, checked for its length.
-
-    Raises:
-        BlobDamaged
-    """
-    with suppress(NotFound, FileNotFoundError):
-        path = farm.store.path(engine.digest)
-        if path.stat().st_size == engine.bytes:
-            return path
-        with farm.db.write() as session:
-            scrub.check(session, farm.store, [engine.digest])
-    raise BlobDamaged(f"the store has lost the bytes of engine {engine.id}")
+    what = f"engine {engine.id}"
+    return contents.content(
+        farm, engine.digest, engine.bytes, what=what, if_none_match=if_none_match
+    )

@@ -94,6 +94,14 @@ def pull(
             "--all-targets", help="The best engine for each target that the version has any for."
         ),
     ] = False,
+    onnx: Annotated[
+        bool,
+        typer.Option(
+            "--onnx",
+            help="The version's ONNX instead, in the types of --precision or as it was exported, and "
+            "how to build an engine from it.",
+        ),
+    ] = False,
     explain: Annotated[
         bool,
         typer.Option(
@@ -129,7 +137,7 @@ def pull(
 
     The bytes are verified before the file is renamed into place; interrupted downloads are resumed.
     """
-    _check_named(model, engine, build, all_targets=all_targets)
+    _check_named(model, engine, build, {"--all-targets": all_targets, "--onnx": onnx})
     farm = connect(url)
     only: dict[str, Any] = {
         "runtime": runtime,
@@ -145,7 +153,8 @@ def pull(
     bar = transfer.bar(hidden=as_json or quiet)
     engine = engine or engine_meant(farm, model)
     if engine is not None:
-        refuse_choices({**choices, "--all-targets": all_targets}, "an engine's id")
+        named = {**choices, "--all-targets": all_targets, "--onnx": onnx}
+        refuse_choices(named, "an engine's id")
         with bar as progress:
             one = farm.pull_engine(engine, folder, doubtful=doubtful, progress=progress)
         shown.by_id(one)
@@ -156,6 +165,17 @@ def pull(
             made = farm.pull_build(build, folder, doubtful=doubtful, progress=progress)
         raise typer.Exit(shown.whole(made, build=build))
     assert model is not None
+    if onnx:
+        others = {"--gpu": gpu, "--runtime": runtime, "--prune": prune, "--has": has}
+        refuse_choices({**others, "--all-targets": all_targets}, "--onnx")
+        with bar as progress:
+            asked: Sequence[str | None] = split(precision) or [None]
+            files = [
+                farm.pull_onnx(model, folder, precision=one, version=version, progress=progress)
+                for one in asked
+            ]
+        shown.onnx(files)
+        return
     if all_targets:
         refuse_choices({"--gpu": gpu, "--has": has}, "--all-targets")
         with bar as progress:
@@ -180,9 +200,12 @@ def pull(
 
 
 def _check_named(
-    model: str | None, engine: str | None, build: str | None, *, all_targets: bool
+    model: str | None, engine: str | None, build: str | None, of_model: Mapping[str, bool]
 ) -> None:
     """Refuse a command line that names nothing to pull, or more than one thing.
+
+    Parameters:
+        of_model: options that go with a model's name alone.
 
     Raises:
         InvalidRequest
@@ -194,9 +217,9 @@ def _check_named(
             f"{' and '.join(given)} name different things" if given else "nothing to pull is named",
             hint="name one: farm pull MODEL, farm pull --engine ID, or farm pull --build ID",
         )
-    if all_targets and model is None:
+    for option in (option for option, is_given in of_model.items() if is_given and model is None):
         raise InvalidRequest(
-            f"--all-targets doesn't go with {given[0]}", hint="farm pull MODEL --all-targets"
+            f"{option} doesn't go with {given[0]}", hint=f"farm pull MODEL {option}"
         )
 
 

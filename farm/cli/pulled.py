@@ -11,6 +11,7 @@ from farm.cli.pull_by_id import misfit
 
 if TYPE_CHECKING:
     from farm.client import EngineSet, Missing, Pulled
+    from farm.client.onnx import PulledOnnx
     from farm.schemas.engines import PassedOver
 
 
@@ -48,6 +49,22 @@ class Shown:
         self._tell([pulled])
         if note:
             show.note(f"note: {note}")
+
+    def onnx(self, files: Sequence[PulledOnnx]) -> None:
+        """ONNX files, and how to build engines from them."""
+        if self.as_json:
+            show.document(
+                [{"path": str(one.path), "fresh": one.fresh, "onnx": one.onnx} for one in files]
+            )
+            return
+        for one in files:
+            if self.quiet:
+                print(one.path)
+                continue
+            show.line(f"{one.path}  {show.size(one.onnx.bytes)}  {one.onnx.digest}")
+            show.line(f"  why: {one.onnx.why}")
+            show.line("  verified" + ("" if one.fresh else "; already downloaded"))
+            show.line(f"  build an engine where TensorRT is: {one.onnx.build}")
 
     def whole(self, made: EngineSet, **more: str) -> int:
         """A set of engines; return the exit code: whether any is missing."""

@@ -18,10 +18,10 @@ def file_name(engine: EngineView, *, with_runtime: bool = False) -> str:
     Raises:
         DigestMismatch: it could lead out of its folder.
     """
-    return _checked(engine.file_name(with_runtime=with_runtime))
+    return checked(engine.file_name(with_runtime=with_runtime))
 
 
-def _checked(name: str) -> str:
+def checked(name: str) -> str:
     """A name that can't leave its folder, whoever runs the farm.
 
     Raises:

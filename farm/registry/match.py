@@ -235,4 +235,5 @@ def _build_it(session: Session, model: Named, number: int, tag: str, precision: 
         select(Version.source_digest).where(Version.model_id == model.id, Version.number == number)
     )
     wanted = f" --precision {precision}" if precision else ""
-    return f"farm submit {source} --name {model.name} --gpu {tag}{wanted}"
+    elsewhere = f"farm pull {model.name} --onnx{wanted} has its ONNX for elsewhere"
+    return f"farm submit {source} --name {model.name} --gpu {tag}{wanted}; {elsewhere}"

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
+from farm.cli import exits
 from farm.formats.rtx_header import parse_header
 from tests import loaded
 from tests.e2e.live import LiveFarm, wait_until
@@ -112,6 +114,21 @@ def test_the_manifest_beside_an_engine_traces_it_to_its_source(built: Built, fil
         built_by = built.jobs[manifest["provenance"]["build"]["job"]]
         assert built_by["key"] == manifest["provenance"]["build"]["key"]
         assert manifest["provenance"]["measure"]["recipe"]["inputs"]["source"] == source
+
+
+def test_the_onnx_on_the_way_to_an_engine_is_pulled_for_machines_without_one(
+    built: Built, farm: LiveFarm, tmp_path: Path
+) -> None:
+    _, told = farm.cli("pull", "digits", "--gpu", "h100", "-o", tmp_path).end(exits.NOT_FOUND)
+    assert "farm pull digits --onnx has its ONNX for elsewhere" in " ".join(told.split())
+    asked = ("pull", "digits", "--onnx", "--precision", "int8", "-o", tmp_path, "--json")
+    [pulled] = farm.cli(*asked).json()
+    graph = onnx.load(pulled["path"]).graph
+    assert Path(pulled["path"]).name == pulled["onnx"]["file_name"]
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in graph.node}
+    assert pulled["onnx"]["build"].startswith(f"trtexec --onnx={pulled['onnx']['file_name']}")
+    [again] = farm.cli(*asked).json()
+    assert (pulled["fresh"], again["fresh"]) == (True, False)
 
 
 def test_a_build_is_pulled_whole_and_its_engines_run_as_their_manifests_say(
