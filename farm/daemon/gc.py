@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
 
+from farm.database import references
 from farm.database.base import now
 from farm.database.session import Database
 from farm.schemas.storage import Blob, GcReport
@@ -88,7 +89,7 @@ class _Collector:
         if not dry_run:
             self._store.put_all_back()  # files that a killed gc had set aside
         with self._db.read() as session:
-            referred = artifacts.referred(session)
+            referred = references.referred(session)
         for batch in _batches(self._unreferred(referred), _BATCH):
             files = {file.digest: file for file in batch}
             for digest in self._would_go(files) if dry_run else self._remove(files):
