@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 
 from farm.daemon import gc
+from farm.database import references
 from farm.database.session import Database
 from farm.database.tables import Artifact, Build, EngineRow, Event, Job, Model, Version
 from farm.specs.states import BUILD_LIVE, LIVE, JobState
-from farm.database import references
 from farm.store.local import LocalStore
 from tests.chaos.crowd import Ended
 from tests.chaos.site import Site
