@@ -17,6 +17,7 @@ from farm.api import (
     blobs,
     builds,
     compare,
+    deletion,
     documents,
     fleet,
     gc,
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 
 _NOUNS = (
     *(blobs, builds, registry, aliases, compare, bench, fleet),
-    *(yanks, plugins, gc, scrub, keys, audit, health),
+    *(yanks, deletion, plugins, gc, scrub, keys, audit, health),
 )
 
 DESCRIPTION = """

@@ -10,6 +10,7 @@ import httpx2
 
 from farm.client.benches import Benches
 from farm.client.builds import Builds
+from farm.client.deletion import Deletions
 from farm.client.fleet import Fleet
 from farm.client.http import Http
 from farm.client.keys import Keys
@@ -23,7 +24,7 @@ from farm.client.storage import Storage
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
-class Farm(Benches, Builds, Registry, Pulls, Sets, Fleet, Plugins, Storage, Keys):
+class Farm(Benches, Builds, Registry, Deletions, Pulls, Sets, Fleet, Plugins, Storage, Keys):
     """The farm at ``url``; by default at ``FARM_URL``, else on this machine.
 
     Parameters:

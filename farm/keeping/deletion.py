@@ -1,8 +1,8 @@
 """Deletes engines, versions, models, and what was made between a source and its engines.
 
 What stays is history: builds, their jobs and the audit. A version's number is never given again. A job whose
-outputs go becomes a failed one, as if they had been damaged, so that the next submission which needs them runs
-it again. Files go only if nothing else names them (`farm.database.references`).
+outputs go becomes a failed one, as if they had been damaged, so that the next submission which needs them
+runs it again. Files go only if nothing else names them (`farm.database.references`).
 
 Every deletion locks its versions first, which submissions, retries and promotions share, then jobs.
 """

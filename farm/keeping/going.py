@@ -96,6 +96,7 @@ def take(session: Session, going: Going) -> Taken:
             if _BESIDE in outputs:
                 digests.add(outputs[_BESIDE])
                 _drop(session, job.id, outputs, _BESIDE)
+                rows["timing caches"] += 1
             continue
         digests |= set(outputs.values())
         if job.id not in needed:
