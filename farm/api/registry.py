@@ -172,6 +172,7 @@ def manifest(engine_id: EngineId, farm: Farm) -> Response:
     with farm.db.read() as session:
         engine = catalog.engine(session, engine_id)
         provenance = provenance_of(session, engine_id)
+    farm.pulled.note(engine_id)
     return answer(Manifest(engine=engine, provenance=provenance, load=loading.text(engine)))
 
 
@@ -230,6 +231,7 @@ def content(
     """The engine itself. `ETag` is its digest; `Range` and `If-Range` resume a download."""
     with farm.db.read() as session:
         engine = catalog.engine(session, engine_id)
+    farm.pulled.note(engine_id)
     etag = f'"{engine.digest}"'
     if if_none_match is not None and (
         if_none_match.strip() == "*"

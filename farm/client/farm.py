@@ -17,6 +17,7 @@ from farm.client.keys import Keys
 from farm.client.plugins import Plugins
 from farm.client.pulls import Pulls
 from farm.client.registry import Registry
+from farm.client.retention import Retentions
 from farm.client.retries import Backoff
 from farm.client.sets import Sets
 from farm.client.storage import Storage
@@ -24,7 +25,9 @@ from farm.client.storage import Storage
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
-class Farm(Benches, Builds, Registry, Deletions, Pulls, Sets, Fleet, Plugins, Storage, Keys):
+class Farm(
+    Benches, Builds, Registry, Deletions, Retentions, Pulls, Sets, Fleet, Plugins, Storage, Keys
+):
     """The farm at ``url``; by default at ``FARM_URL``, else on this machine.
 
     Parameters:

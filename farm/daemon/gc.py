@@ -125,7 +125,8 @@ class _Collector:
             files = {file.digest: file for file in batch}
             for digest in self._would_go(files) if dry_run else self.remove(files):
                 self._tally.remove(files[digest])
-        uploads = list(self._store.interrupted(self._arrived_before))
+        # Nothing resumes an upload whose process died, however long unused blobs are kept.
+        uploads = list(self._store.interrupted(self._started - _ARRIVING))
         if not dry_run:
             for upload in uploads:
                 self._store.delete_upload(upload)

@@ -31,6 +31,7 @@ class Reference:
     holds: Holds
     row: Any  #: its primary key; a tuple if that has several columns
     digest: str
+    role: str = ""  #: where in a JSON column: the name beside it
 
 
 def declared() -> Iterator[tuple[type[Base], str, Names]]:
@@ -50,6 +51,11 @@ def referred(session: Session, *, since: datetime | None = None) -> set[str]:
     return {one.digest for one in _all(session, since=since)}
 
 
+def every(session: Session) -> Iterator[Reference]:
+    """Everything in the database that refers to a blob."""
+    return _all(session)
+
+
 def holders(session: Session, digests: Collection[str]) -> Mapping[str, Sequence[Reference]]:
     """Of these blobs, those that are referred to, each with all that refers to it."""
     found: defaultdict[str, list[Reference]] = defaultdict(list)
@@ -63,8 +69,8 @@ def _all(
 ) -> Iterator[Reference]:
     for table, name, names in declared():
         if since is None or not names.comes_with:
-            for row, digest in _named(session, table, name, names, among, since):
-                yield Reference(table=table, holds=names.holds, row=row, digest=digest)
+            for row, role, digest in _named(session, table, name, names, among, since):
+                yield Reference(table=table, holds=names.holds, row=row, digest=digest, role=role)
 
 
 def _named(
@@ -74,7 +80,7 @@ def _named(
     names: Names,
     among: set[str] | None,
     since: datetime | None,
-) -> Iterator[tuple[Any, str]]:
+) -> Iterator[tuple[Any, str, str]]:
     column = getattr(table, name)
     key = list(table.__mapper__.primary_key)
     values = _values(column, names)
@@ -88,12 +94,13 @@ def _named(
         statement = statement.where(_mentions(column, among))
     for row in _rows(session, statement):
         place = row[0] if len(key) == 1 else tuple(row[: len(key)])
-        for value in row[len(key) :]:
-            for digest in value.values() if isinstance(value, dict) else (value,):
+        for path, value in zip(names.paths, row[len(key) :], strict=True):
+            told = value if isinstance(value, dict) else {path[0] if path else "": value}
+            for role, digest in told.items():
                 # A job's input is named by the job that makes it: key#role.
                 is_one = isinstance(digest, str) and "#" not in digest
                 if is_one and (among is None or digest in among):
-                    yield place, digest
+                    yield place, role, digest
 
 
 def _values(column: Any, names: Names) -> list[Any]:

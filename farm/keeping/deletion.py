@@ -43,14 +43,18 @@ def engine(session: Session, engine_id: str, *, dry_run: bool = False) -> Delete
         Conflict: an alias names its version, or a running build wants it.
     """
     version_id = catalog.engine_row(session, engine_id).version_id
-    _lock(session, [version_id])
     return engines(session, engine_id, version_id, [engine_id], dry_run=dry_run)
 
 
 def engines(
     session: Session, what: str, version_id: int, ids: Sequence[str], *, dry_run: bool = False
 ) -> Deleted:
-    """Delete engines of a version that this unit of work has locked."""
+    """Delete engines of a version, with all their judgements.
+
+    Raises:
+        NotFound, Conflict: as for one.
+    """
+    _lock(session, [version_id])
     session.expire_all()
     same = {identity(catalog.engine_row(session, one)) for one in ids}
     rows = session.scalars(

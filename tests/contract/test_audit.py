@@ -104,6 +104,7 @@ def _retry(api, _db, _monkeypatch):
 
 ALIAS = "/v1/models/{model}/aliases/{alias}"
 _PROD = "/v1/models/digits/aliases/prod"
+_RETENTION = "/v1/models/digits/retention"
 _VERSION = "/v1/models/digits/versions/1/yank"
 
 
@@ -203,6 +204,28 @@ def _delete_upload(api, _db, _monkeypatch):
     return "delete", digest
 
 
+def _retention(api, db, _monkeypatch):
+    _published(api, db)
+    for _ in range(2):
+        assert api.request("PUT", _RETENTION, json={"engines_days": 90}).is_success
+    return "retention", "digits"
+
+
+def _reset_retention(api, db, monkeypatch):
+    _retention(api, db, monkeypatch)
+    for _ in range(2):
+        assert api.request("DELETE", _RETENTION).is_success
+    return "retention.reset", "digits"
+
+
+def _apply_retention(api, db, _monkeypatch):
+    _published(api, db)
+    assert api.request("PUT", _RETENTION, json={"engines_days": 0, "newest": 0}).is_success
+    for dry_run in (True, False):
+        assert api.post("/v1/retention", json={"dry_run": dry_run}).json()["items"]
+    return "delete", "engines of digits@1"
+
+
 def _plugin(api, _db, monkeypatch):
     monkeypatch.setattr(plugins, "verified", lambda *_, **__: "a trusted key")
     digest = api.upload(b"\x7fELF library")
@@ -273,6 +296,9 @@ CHANGES = {
     ("DELETE", "/v1/models/{model}/versions/{version}/intermediates"): _delete_intermediates,
     ("DELETE", "/v1/models/{model}/intermediates"): _delete_all_intermediates,
     ("DELETE", "/v1/blobs/{digest}"): _delete_upload,
+    ("PUT", "/v1/models/{model}/retention"): _retention,
+    ("DELETE", "/v1/models/{model}/retention"): _reset_retention,
+    ("POST", "/v1/retention"): _apply_retention,
     ("POST", "/v1/keys"): _create_key,
     ("DELETE", "/v1/keys/{key_id}"): _revoke_key,
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import httpx2
 import pytest
 from typer.testing import CliRunner
 
@@ -12,50 +11,10 @@ from farm.cli import app, delete, exits
 from farm.client import Farm
 from farm.database.tables import Artifact
 from farm.specs.scopes import Scope
-from tests.contract.conftest import Api, request
+from tests.contract.conftest import Api, OverTheApi
 from tests.keys import a_key
-from tests.ledger import Ledger
 
 VERSION = "/v1/models/digits/versions/1"
-
-
-@pytest.fixture
-def store(api):
-    return api.app.state.services.store
-
-
-@pytest.fixture
-def made(api, db, store, tmp_path):
-    """A version of ``digits`` whose jobs' outputs lie in the store; returns its engine's id."""
-
-    def make(**changes) -> str:
-        assert api.post("/v1/builds", json=request(api, **changes)).status_code == 202
-        ledger = Ledger(db)
-        ledger.worker()
-        while queued := ledger.queued():
-            claim = ledger.claim(queued[0])
-            file = tmp_path / "output"
-            file.write_bytes(f"{claim.job_id:07d}".encode())  # as long as the ledger says
-            ledger.succeed(claim, digest=store.take(file).digest)
-        items = api.get(f"/v1/models/{changes.get('model', 'digits')}/engines").json()["items"]
-        return items[0]["id"]
-
-    return make
-
-
-class OverTheApi(httpx2.BaseTransport):
-    """Carries a client's requests to the application in this process."""
-
-    def __init__(self, api: Api) -> None:
-        self._api = api
-
-    def handle_request(self, asked: httpx2.Request) -> httpx2.Response:
-        answer = self._api.request(
-            asked.method, str(asked.url), content=asked.read(), headers=asked.headers
-        )
-        return httpx2.Response(
-            answer.status_code, headers=answer.headers, content=answer.content, request=asked
-        )
 
 
 @pytest.fixture
