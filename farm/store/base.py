@@ -142,7 +142,7 @@ class Store(Protocol):
         ...
 
     def find(self, digest: str) -> StoredFile | None:
-        """One blob as `blobs` lists it; None if it doesn't exist."""
+        """One blob as `blobs` lists it; None if it doesn't exist or this isn't a digest."""
         ...
 
     def set_aside(self, digest: str) -> StoredFile | None:

@@ -194,7 +194,7 @@ class LocalStore:
                         yield _stored(file.name, found)
 
     def find(self, digest: str) -> StoredFile | None:
-        with self._reading():
+        with self._reading(), suppress(NotFound):  # it isn't a digest
             for file, found in _found([self._place(digest)]):
                 return _stored(file.name, found)
         return None

@@ -327,6 +327,58 @@ def test_what_the_events_of_a_job_tell_is_that_its_outputs_were_deleted(ledger):
     assert [one.data["error"]["code"] for one in told] == ["result-deleted"] * 4
 
 
+@pytest.mark.parametrize("round_", range(4))
+def test_an_alias_never_names_a_version_that_is_deleted_at_that_moment(ledger, round_):
+    ledger.submit()
+    ledger.run_all()
+    done = at_once(lambda: promote(ledger), lambda: delete_version(ledger))
+    refused = [one for one in done if isinstance(one, FarmError)]
+    assert len(refused) == 1, done
+    with ledger.db.read() as session:
+        named = [one.version for one in aliases.all_of(session, "digits")]
+        kept = session.scalar(select(Version.deleted_at)) is None
+    assert (named == [1]) is kept
+    assert isinstance(refused[0], Conflict if kept else NotFound)
+
+
+@pytest.mark.parametrize("round_", range(4))
+def test_no_build_of_a_version_that_is_deleted_at_that_moment_runs_again(ledger, round_):
+    build = ledger.submit(precisions=["fp16", "fp32"])
+    ledger.succeed(ledger.claim_next())
+    ledger.fail(ledger.claim_next(), StageFailed("no"))
+    ledger.run_all()
+    assert ledger.view(build).state == "failed"
+    done = at_once(lambda: ledger.retry(build), lambda: delete_version(ledger))
+    refused = [one for one in done if isinstance(one, FarmError)]
+    assert len(refused) == 1, done
+    with ledger.db.read() as session:
+        kept = session.scalar(select(Version.deleted_at)) is None
+    assert (ledger.view(build).state != "failed") is kept
+    ledger.run_all()
+    assert ledger.view(build).state == ("succeeded" if kept else "failed")
+    assert referred(ledger) == set() or kept
+
+
+def at_once(*works):
+    """What each of these returned, or the farm's error, when they ran side by side."""
+    start, said = threading.Barrier(len(works)), []
+
+    def run(work):
+        start.wait()
+        try:
+            said.append(work())
+        except FarmError as err:
+            said.append(err)
+
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(said) == len(works)
+    return said
+
+
 @pytest.mark.parametrize("round_", range(6))
 def test_a_submission_that_joins_what_is_deleted_at_that_moment_loses_nothing(ledger, round_):
     ledger.submit()
