@@ -21,6 +21,7 @@ FarmError
 │   ├── WrongHost            421
 │   ├── CrossSite            403
 │   └── WrongContentType     415
+├── ResultDeleted            a job's outputs were deleted
 ├── StageFailed              a job's child process failed
 │   ├── InvalidModel
 │   ├── InvalidData
@@ -247,6 +248,12 @@ class BlobDamaged(FarmError):
         "run farm retry on the build to rebuild it; if it was uploaded, submit it again first. "
         "Then check the disk: farm scrub"
     )
+
+
+class ResultDeleted(FarmError):
+    """The job succeeded, and its outputs have been deleted since."""
+
+    default_hint = "submit the model again: what is missing is built again"
 
 
 class StageFailed(FarmError):

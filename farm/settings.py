@@ -14,6 +14,7 @@ from farm import signatures
 from farm.specs.gates import GateSet
 from farm.specs.home import DEFAULT_HOME
 from farm.specs.references import AliasName
+from farm.specs.retention import Retention
 from farm.specs.runtime import Runtime
 from farm.stages import STAGES, JobKind
 
@@ -119,6 +120,18 @@ class Settings(BaseSettings):
     scrub_bytes_per_s: float = Field(
         10e6, gt=0, description="rate at which each API process hashes the store in the background"
     )
+    retention: Retention = Field(
+        Retention(),
+        description="what is kept of models without a rule of their own (`farm retention`); by default "
+        'all of it. JSON with some or all of: `{"engines_days": 90, "intermediates_days": 14, "newest": 3, '
+        '"history": 1}`',
+    )
+    unused_after_s: float = Field(
+        7 * 86400.0,
+        ge=0,
+        description="the API removes uploads, also interrupted ones, and other files that nothing has "
+        "referred to for this long; 0 for never",
+    )
     cpu_slots: int = Field(
         2, ge=1, description="jobs a CPU worker runs in parallel; a GPU worker runs one"
     )
@@ -210,6 +223,7 @@ class Settings(BaseSettings):
         values = {name: getattr(self, name) for name in type(self).model_fields}
         values |= {name: ",".join(map(str, values[name])) for name in _LISTS}
         values["gates"] = self.gates.model_dump_json()
+        values["retention"] = self.retention.model_dump_json()
         values["stage_timeouts_s"] = json.dumps(self.stage_timeouts_s)
         return {f"FARM_{k.upper()}": str(v) for k, v in values.items() if v is not None}
 

@@ -29,6 +29,7 @@ METRICS = "/metrics"
 SCOPES: Mapping[tuple[str, str], Scope] = {
     ("POST", "/v1/blobs"): SUBMIT,
     ("HEAD", "/v1/blobs/{digest}"): SUBMIT,  # it protects the blob from garbage collection
+    ("DELETE", "/v1/blobs/{digest}"): SUBMIT,  # one's own
     ("GET", "/v1/blobs/{digest}/uses"): READ,
     ("POST", "/v1/builds"): SUBMIT,
     ("GET", "/v1/builds"): READ,
@@ -40,6 +41,15 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("POST", "/v1/builds/{build_id}/retry"): SUBMIT,
     ("GET", "/v1/models"): READ,
     ("GET", "/v1/models/{model}"): READ,
+    ("DELETE", "/v1/models/{model}"): ADMIN,
+    ("DELETE", "/v1/models/{model}/intermediates"): ADMIN,
+    ("DELETE", "/v1/models/{model}/versions/{version}"): ADMIN,
+    ("DELETE", "/v1/models/{model}/versions/{version}/intermediates"): ADMIN,
+    ("GET", "/v1/models/{model}/retention"): READ,
+    ("PUT", "/v1/models/{model}/retention"): ADMIN,
+    ("DELETE", "/v1/models/{model}/retention"): ADMIN,
+    ("POST", "/v1/retention"): ADMIN,
+    ("GET", "/v1/usage"): READ,
     ("GET", "/v1/models/{model}/bench"): READ,
     ("POST", "/v1/models/{model}/bench"): SUBMIT,
     ("GET", "/v1/models/{model}/engines"): READ,
@@ -55,6 +65,7 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("POST", "/v1/models/{model}/aliases/{alias}/rollback"): PROMOTE,
     ("GET", "/v1/models/{model}/aliases/{alias}/history"): READ,
     ("GET", "/v1/engines/{engine_id}"): READ,
+    ("DELETE", "/v1/engines/{engine_id}"): ADMIN,
     ("POST", "/v1/models/{model}/versions/{version}/yank"): PROMOTE,
     ("DELETE", "/v1/models/{model}/versions/{version}/yank"): PROMOTE,
     ("POST", "/v1/engines/{engine_id}/yank"): PROMOTE,

@@ -17,6 +17,7 @@ from farm.api import (
     blobs,
     builds,
     compare,
+    deletion,
     documents,
     fleet,
     gc,
@@ -26,7 +27,9 @@ from farm.api import (
     plugins,
     problems,
     registry,
+    retention,
     scrub,
+    usage,
     yanks,
 )
 from farm.api.access import Access
@@ -40,7 +43,7 @@ log = logging.getLogger(__name__)
 
 _NOUNS = (
     *(blobs, builds, registry, onnx, aliases, compare, bench, fleet),
-    *(yanks, plugins, gc, scrub, keys, audit, health),
+    *(yanks, deletion, retention, usage, plugins, gc, scrub, keys, audit, health),
 )
 
 DESCRIPTION = """
@@ -53,7 +56,7 @@ Errors are RFC 9457 problem documents whose `hint` says what to do next.
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The API for these settings. Its process also runs the sweep and the scrub."""
+    """The API for these settings. Its process also runs the sweep, the scrub and the keeper."""
     services = Services.create(settings)
 
     @asynccontextmanager
@@ -69,10 +72,11 @@ def create_app(settings: Settings) -> FastAPI:
         except Unavailable as err:
             log.warning("%s", err.detail)
         documents.prepare(app)
-        for thread in (services.sweeper, services.scrubber, services.uses):
+        threads = (services.sweeper, services.scrubber, services.uses, services.keeper)
+        for thread in threads:
             thread.start()
         yield
-        for thread in (services.uses, services.scrubber, services.sweeper):
+        for thread in reversed(threads):
             thread.stop()
         services.db.dispose()
 

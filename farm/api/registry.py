@@ -178,6 +178,7 @@ def manifest(engine_id: EngineId, farm: Farm) -> Response:
     with farm.db.read() as session:
         engine = catalog.engine(session, engine_id)
         provenance = provenance_of(session, engine_id)
+    farm.pulled.note(engine_id)
     return answer(Manifest(engine=engine, provenance=provenance, load=loading.text(engine)))
 
 
@@ -224,6 +225,7 @@ def content(
     """The engine itself. `ETag` is its digest; `Range` and `If-Range` resume a download."""
     with farm.db.read() as session:
         engine = catalog.engine(session, engine_id)
+    farm.pulled.note(engine_id)
     what = f"engine {engine.id}"
     return contents.content(
         farm, engine.digest, engine.bytes, what=what, if_none_match=if_none_match

@@ -16,11 +16,13 @@ from sqlalchemy.orm import Session
 from farm.api.documents import problem_response
 from farm.api.looks import Looks
 from farm.api.streams import Streams
+from farm.daemon.keeper import Keeper
 from farm.daemon.scrub import Scrubber
 from farm.daemon.sweep import Sweeper
 from farm.database.session import Database
 from farm.errors import Busy
 from farm.fleet.workers import Fleet
+from farm.keeping.pulled import Pulled
 from farm.queue.celery_app import create_celery
 from farm.queue.doorbell import Doorbell
 from farm.settings import Settings
@@ -47,6 +49,8 @@ class Services:
     scrubber: Scrubber
     looks: Looks
     streams: Streams
+    pulled: Pulled
+    keeper: Keeper
     ring: Ring
     uses: UseWriter
     planning: threading.BoundedSemaphore = field(
@@ -62,6 +66,7 @@ class Services:
         doorbell = Doorbell(db, create_celery(settings))
         store = store_of(settings)
         ring = Ring(db)
+        pulled = Pulled(db)
         return cls(
             settings=settings,
             db=db,
@@ -70,6 +75,8 @@ class Services:
             scrubber=Scrubber(db, store, bytes_per_s=settings.scrub_bytes_per_s),
             looks=Looks(store),
             streams=Streams(db),
+            pulled=pulled,
+            keeper=Keeper(db, store, pulled, settings),
             ring=ring,
             uses=UseWriter(ring),
         )

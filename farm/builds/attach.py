@@ -94,7 +94,7 @@ def attach_jobs(
     created = _create(session, build, planned, usable, places, before.attempts)
     rows = usable | created
     reuse = {key: before.reuse.get(job.id) or _reuse(job) for key, job in usable.items()}
-    jobs = [(rows[key], reuse.get(key, Reuse.RAN)) for key in planned.jobs]
+    jobs = [(rows[key], reuse.get(key, Reuse.RAN)) for key in planned.jobs if key in rows]
     _link(session, build, jobs)
     wanted = _wanted(session, build, planned, rows)
     state = build_state(JobState(job.state) for job in rows.values())
@@ -168,7 +168,8 @@ def _create(
     places: Turns,
     attempts: Mapping[str, int],
 ) -> dict[str, JobRow]:
-    new = [job for key, job in planned.jobs.items() if key not in usable]
+    needed = _needed(planned, usable)
+    new = [job for key, job in planned.jobs.items() if key in needed and key not in usable]
     if not new:
         return {}
     done = {key for key, job in usable.items() if job.state == JobState.SUCCEEDED}
@@ -196,6 +197,23 @@ def _create(
     ]
     insert_rows(session, Event, events)
     return created
+
+
+def _needed(planned: Plan, usable: Mapping[str, JobRow]) -> set[str]:
+    """The keys of the jobs that a build needs: what has succeeded needs its inputs no more.
+
+    So what was deleted between a source and its engines is made again only for what is missing.
+    """
+    needed: set[str] = set()
+    ahead = [job.key for engine in planned.engines for job in (engine.build, engine.measure)]
+    while ahead:
+        key = ahead.pop()
+        if key not in needed:
+            needed.add(key)
+            job = usable.get(key)
+            if job is None or job.state != JobState.SUCCEEDED:
+                ahead += [given.key for given in _made(planned.jobs[key]).values()]
+    return needed
 
 
 def _columns_of(

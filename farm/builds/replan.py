@@ -12,11 +12,23 @@ from farm.builds.attach import Before, Submitted, attach_jobs
 from farm.builds.cancel import locked
 from farm.builds.planned import gates_of, plan_of
 from farm.builds.versions import version_of
-from farm.database.tables import IS_OUTDATED, IS_QUEUED, Build, BuildJob, Event, Job, Wanted
+from farm.database.tables import (
+    IS_OUTDATED,
+    IS_QUEUED,
+    Build,
+    BuildJob,
+    Event,
+    Job,
+    Model,
+    Version,
+    Wanted,
+)
 from farm.fleet.workers import Fleet
 from farm.planning.targets import Choice
 from farm.queue import jobs, turns
 from farm.queue.turns import Bell
+from farm.registry import versions
+from farm.registry.names import Named
 from farm.schemas.submission import BuildRequest
 from farm.specs.precision import Precision
 from farm.specs.runtime import Target
@@ -34,6 +46,7 @@ def retry_build(session: Session, build_id: str, *, fleet: Fleet) -> Submitted:
     Raises:
         NotFound
     """
+    _hold_version(session, build_id)
     build = locked(session, build_id)
     if build.state not in (BuildState.FAILED, BuildState.CANCELLED):
         return Submitted(build_id=build.id, attached=None)
@@ -44,6 +57,22 @@ def retry_build(session: Session, build_id: str, *, fleet: Fleet) -> Submitted:
     session.flush()
     request = BuildRequest.model_validate(build.request)
     return _plan_anew(session, build, _choices(session, build_id, request), fleet)
+
+
+def _hold_version(session: Session, build_id: str) -> None:
+    """Keep a build's version from being deleted; before its jobs are locked, as a submission does.
+
+    Raises:
+        NotFound: it has been deleted.
+    """
+    found = session.execute(
+        select(Model.id, Model.name, Build.version_id)
+        .join(Version, Version.model_id == Model.id)
+        .join(Build, Build.version_id == Version.id)
+        .where(Build.id == build_id)
+    ).one_or_none()
+    if found is not None:
+        versions.hold(session, Named(id=found.id, name=found.name), found.version_id)
 
 
 def outdated(session: Session) -> Sequence[int]:

@@ -8,6 +8,7 @@ from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from farm.database.tables import (
+    IS_KEPT,
     Artifact,
     Version,
 )
@@ -27,10 +28,16 @@ _BLOBS = (
 )
 
 
-_VERSION = select(Version.id, Version.number).where(
-    Version.model_id == bindparam("model_id"),
-    Version.source_digest == bindparam("digest"),
-    Version.variant == bindparam("variant"),
+_VERSION = (
+    select(Version.id, Version.number)
+    .where(
+        Version.model_id == bindparam("model_id"),
+        Version.source_digest == bindparam("digest"),
+        Version.variant == bindparam("variant"),
+        IS_KEPT,
+    )
+    # A shared lock, like that of a foreign key: it keeps out a deletion until this one commits.
+    .with_for_update(key_share=True, read=True)
 )
 
 

@@ -41,7 +41,9 @@ def which(
         show.line(f"  source of {of}{_more(source.aliases, source.yanked)}")
     for data in found.data:
         show.line(f"  {data.role} data of build {data.build} of {data.model}@{data.version}")
-    if not (found.engines or found.sources or found.data):
+    for other in found.others:
+        show.line(f"  {other}")
+    if not (found.engines or found.sources or found.data or found.others):
         show.line("  nothing in the registry refers to it")
 
 

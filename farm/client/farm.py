@@ -10,6 +10,7 @@ import httpx2
 
 from farm.client.benches import Benches
 from farm.client.builds import Builds
+from farm.client.deletion import Deletions
 from farm.client.fleet import Fleet
 from farm.client.http import Http
 from farm.client.keys import Keys
@@ -17,6 +18,7 @@ from farm.client.onnx import Onnx
 from farm.client.plugins import Plugins
 from farm.client.pulls import Pulls
 from farm.client.registry import Registry
+from farm.client.retention import Retentions
 from farm.client.retries import Backoff
 from farm.client.sets import Sets
 from farm.client.storage import Storage
@@ -24,7 +26,20 @@ from farm.client.storage import Storage
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
-class Farm(Benches, Builds, Registry, Pulls, Onnx, Sets, Fleet, Plugins, Storage, Keys):
+class Farm(
+    Benches,
+    Builds,
+    Registry,
+    Deletions,
+    Retentions,
+    Pulls,
+    Onnx,
+    Sets,
+    Fleet,
+    Plugins,
+    Storage,
+    Keys,
+):
     """The farm at ``url``; by default at ``FARM_URL``, else on this machine.
 
     Parameters:

@@ -8,6 +8,7 @@ from farm.client.noun import Noun, part
 from farm.client.progress import TransferProgress
 from farm.client.submission import Files
 from farm.schemas.storage import GcReport, ScrubReport
+from farm.schemas.usage import Usage
 from farm.schemas.uses import BlobUses
 
 _LONGEST_S = 3600.0
@@ -48,6 +49,18 @@ class Storage(Noun):
             repeatable=False,
             timeout=_LONGEST_S,
         )
+
+    def usage(self, model: str | None = None) -> Usage:
+        """What takes the store's disk, by kind and by model.
+
+        Parameters:
+            model: list this one alone.
+
+        Raises:
+            NotFound, Unavailable
+        """
+        params = {} if model is None else {"model": model}
+        return self.http.read(Usage, "GET", "/v1/usage", params=params, timeout=_LONGEST_S)
 
     def scrub(self) -> ScrubReport:
         """Hash every blob in the farm's store and quarantine damaged ones.

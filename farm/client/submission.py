@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from farm.client.progress import TransferProgress
 from farm.client.upload import Content, digest_of, is_digest, require_file
 from farm.errors import InvalidRequest
-from farm.schemas.base import Request
 from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateChanges
 
-R = TypeVar("R", bound=Request)
+R = TypeVar("R", bound=BaseModel)
 
 
 class Files:

@@ -8,11 +8,12 @@ if it is still old and unreferenced by then.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
 
+from farm.database import references
 from farm.database.base import now
 from farm.database.session import Database
 from farm.schemas.storage import Blob, GcReport
@@ -74,6 +75,37 @@ def collect(
         store.keep_reserve()
 
 
+def free(db: Database, store: Store, digests: Iterable[str], *, by: Caller) -> int:
+    """Remove blobs that a deletion has just left without references; return their size in bytes.
+
+    What is being put again at this moment is left to the next collection.
+
+    Raises:
+        StorageUnavailable, DatabaseUnavailable: the next collection removes them.
+    """
+    collector = _Collector(db, store, by, older_than_s=0)
+    found = filter(None, map(store.find, digests))
+    removed = 0
+    for batch in _batches(found, _BATCH):
+        files = {file.digest: file for file in batch}
+        with db.read() as session:
+            known = artifacts.ages(session, files)
+        # A row is written after its file is put: one that is older is of an earlier put.
+        settled = {d: file for d, file in files.items() if d in known and file.put_at <= known[d]}
+        removed += sum(files[digest].bytes for digest in collector.remove(settled))
+    return removed
+
+
+def take_away(db: Database, store: Store, files: Mapping[str, StoredFile]) -> list[str]:
+    """Remove the files of blobs whose rows have just been deleted; return the digests of those removed.
+
+    Parameters:
+        files: as they were found before the rows were deleted; one that has been put since stays.
+    """
+    aside = [file for digest in sorted(files) if (file := store.set_aside(digest)) is not None]
+    return [file.digest for file in _look_again(db, store, aside, files) if store.delete(file)]
+
+
 class _Collector:
     def __init__(self, db: Database, store: Store, by: Caller, *, older_than_s: float) -> None:
         self._db = db
@@ -88,12 +120,13 @@ class _Collector:
         if not dry_run:
             self._store.put_all_back()  # files that a killed gc had set aside
         with self._db.read() as session:
-            referred = artifacts.referred(session)
+            referred = references.referred(session)
         for batch in _batches(self._unreferred(referred), _BATCH):
             files = {file.digest: file for file in batch}
-            for digest in self._would_go(files) if dry_run else self._remove(files):
+            for digest in self._would_go(files) if dry_run else self.remove(files):
                 self._tally.remove(files[digest])
-        uploads = list(self._store.interrupted(self._arrived_before))
+        # Nothing resumes an upload whose process died, however long unused blobs are kept.
+        uploads = list(self._store.interrupted(self._started - _ARRIVING))
         if not dry_run:
             for upload in uploads:
                 self._store.delete_upload(upload)
@@ -122,7 +155,7 @@ class _Collector:
     def _limit(self, is_known: bool) -> datetime:
         return self._before if is_known else self._arrived_before
 
-    def _remove(self, files: dict[str, StoredFile]) -> list[str]:
+    def remove(self, files: Mapping[str, StoredFile]) -> list[str]:
         with self._db.read() as session:
             known = artifacts.ages(session, files)
         candidates = [d for d, f in files.items() if f.put_at < self._limit(d in known)]
@@ -132,29 +165,27 @@ class _Collector:
             )
             if gone:
                 audit.record(session, self._by, "gc", f"{len(gone)} blobs", digests=sorted(gone))
-        aside = [
-            file for digest in sorted(gone) if (file := self._store.set_aside(digest)) is not None
-        ]
-        return [file.digest for file in self._look_again(aside, files) if self._store.delete(file)]
+        return take_away(self._db, self._store, {digest: files[digest] for digest in gone})
 
-    def _look_again(
-        self, aside: list[StoredFile], listed: dict[str, StoredFile]
-    ) -> Iterator[StoredFile]:
-        """The files that haven't changed; the others are put back."""
-        same: list[StoredFile] = []
-        for file in aside:
-            # Stored again before it was set aside.
-            if file.put_at != listed[file.digest].put_at:
-                self._store.put_back(file)
-            else:
-                same.append(file)
-        with self._db.read() as session:
-            known = artifacts.ages(session, [file.digest for file in same])
-        for file in same:
-            if file.digest in known:  # whatever refers to it created a row first
-                self._store.put_back(file)
-            else:
-                yield file
+
+def _look_again(
+    db: Database, store: Store, aside: list[StoredFile], listed: Mapping[str, StoredFile]
+) -> Iterator[StoredFile]:
+    """The files that haven't changed; the others are put back."""
+    same: list[StoredFile] = []
+    for file in aside:
+        # Stored again before it was set aside.
+        if file.put_at != listed[file.digest].put_at:
+            store.put_back(file)
+        else:
+            same.append(file)
+    with db.read() as session:
+        known = artifacts.ages(session, [file.digest for file in same])
+    for file in same:
+        if file.digest in known:  # whatever refers to it created a row first
+            store.put_back(file)
+        else:
+            yield file
 
 
 def _batches(files: Iterable[StoredFile], size: int) -> Iterator[list[StoredFile]]:

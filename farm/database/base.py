@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import (
     DateTime,
@@ -12,6 +13,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import TypeDecorator
+
+from farm.database.declared import Names
 
 
 class Base(DeclarativeBase):
@@ -24,6 +27,10 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
+    #: The columns that name blobs: the store keeps these for the row.
+    blobs: ClassVar[Mapping[str, Names]] = {}
+    #: The columns that could, by their name or type, and name none.
+    no_blobs: ClassVar[frozenset[str]] = frozenset()
 
 
 class Instant(TypeDecorator[datetime]):

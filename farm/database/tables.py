@@ -21,6 +21,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from farm.database.base import Base, Instant, now
+from farm.database.declared import ANY, Holds, Names
+from farm.specs.roles import GIVEN
 from farm.specs.states import EngineState
 
 # None is SQL's NULL, not JSON's null.
@@ -33,6 +35,9 @@ BigId = BigInteger().with_variant(Integer(), "sqlite")
 
 # SQLite ignores lengths, and would copy the table to change one.
 PrecisionName = String(20).with_variant(String(10), "sqlite")
+
+
+IS_KEPT = text("versions.deleted_at IS NULL")
 
 
 class Model(Base):
@@ -50,10 +55,13 @@ class Model(Base):
 class Version(Base):
     """A source of a model; each new source gets the next number.
 
-    The same bytes with different fixed inputs or another architecture are a different source.
+    The same bytes with different fixed inputs or another architecture are a different source. A deleted
+    version stays as a row, for its builds and its number, and keeps nothing in the store.
     """
 
     __tablename__ = "versions"
+    blobs = {"source_digest": Names(holds=Holds.SOURCE, only=IS_KEPT.text, comes_with="a build")}
+    no_blobs = frozenset({"variant", "fixed_inputs", "architecture"})
     __table_args__ = (
         UniqueConstraint("model_id", "number"),
         UniqueConstraint("model_id", "source_digest", "variant"),
@@ -63,11 +71,13 @@ class Version(Base):
     number: Mapped[int]
     source_digest: Mapped[str] = mapped_column(String(71))
     source_format: Mapped[str] = mapped_column(String(20))
-    #: `farm.planning.keys.variant` of the columns below; empty if they are.
+    #: `farm.planning.keys.variant` of the columns below; empty if they are. ``deleted:7`` of a deleted
+    #: version: its source may come again, as another one.
     variant: Mapped[str] = mapped_column(String(71), default="", server_default="")
     fixed_inputs: Mapped[dict[str, Any] | None] = mapped_column(Json)
     architecture: Mapped[dict[str, Any] | None] = mapped_column(Json)
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
+    deleted_at: Mapped[datetime | None] = mapped_column(Instant)
 
 
 class GoalRow(Base):
@@ -94,6 +104,7 @@ class AliasMove(Base):
     """A move of an alias. Never changed."""
 
     __tablename__ = "alias_moves"
+    no_blobs = frozenset({"left_out"})
     __table_args__ = (
         ForeignKeyConstraint(["model_id", "name"], ["aliases.model_id", "aliases.name"]),
     )
@@ -128,6 +139,7 @@ class Artifact(Base):
     """A blob in the store that the farm knows."""
 
     __tablename__ = "artifacts"
+    no_blobs = frozenset({"digest"})  # it is the blob
     digest: Mapped[str] = mapped_column(String(71), primary_key=True)
     bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
@@ -148,6 +160,15 @@ class Build(Base):
     """What a client asked for: one model version × precisions × targets."""
 
     __tablename__ = "builds"
+    blobs = {
+        "request": Names(
+            holds=Holds.DATA,
+            paths=tuple((role, "digest") for role in GIVEN),
+            only="builds.version_id NOT IN (SELECT id FROM versions WHERE deleted_at IS NOT NULL)",
+            newer="id",
+        )
+    }
+    no_blobs = frozenset({"gates", "left_out"})
     __table_args__ = (
         Index("ix_builds_version_id_id", "version_id", "id"),
         Index("ix_builds_state_id", "state", "id"),
@@ -187,6 +208,21 @@ class Job(Base):
     """A unit of work, identified by what it does. Failed and cancelled rows are history."""
 
     __tablename__ = "jobs"
+    blobs = {
+        "recipe": Names(
+            holds=Holds.INPUT,
+            paths=(("inputs", ANY),),
+            only="jobs.state IN ('waiting', 'queued', 'running')",
+            comes_with="a build",
+        ),
+        "outputs": Names(
+            holds=Holds.OUTPUT,
+            paths=((ANY,),),
+            only="jobs.state = 'succeeded'",
+            newer="finished_at",
+        ),
+    }
+    no_blobs = frozenset({"key", "facts", "error"})
     __table_args__ = (
         # Single flight: at most one job per key is live or has succeeded.
         Index(
@@ -272,6 +308,7 @@ class SharedParameter(Base):
     """A large parameter, stored once: recipes refer to it by digest."""
 
     __tablename__ = "shared_parameters"
+    no_blobs = frozenset({"digest", "value"})  # of the value, which is in the database
     digest: Mapped[str] = mapped_column(String(71), primary_key=True)
     value: Mapped[Any] = mapped_column(Json)
 
@@ -320,6 +357,8 @@ class EngineRow(Base):
     """The registry: an engine, checked against its model. Never changed."""
 
     __tablename__ = "engines"
+    blobs = {"digest": Names(holds=Holds.ENGINE, comes_with="an output of a job")}
+    no_blobs = frozenset({"accuracy", "metrics", "doubts", "description", "toolchain"})
     __table_args__ = (
         UniqueConstraint("version_id", "build_job_id", "measure_job_id"),
         Index("ix_engines_version_id_gpu_precision", "version_id", "gpu", "precision"),
@@ -347,10 +386,30 @@ class EngineRow(Base):
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
 
 
+class EnginePull(Base):
+    """When an engine was last pulled, to the hour; none until it first is."""
+
+    __tablename__ = "engine_pulls"
+    engine_id: Mapped[str] = mapped_column(ForeignKey("engines.id"), primary_key=True)
+    at: Mapped[datetime] = mapped_column(Instant)
+
+
+class RetentionRow(Base):
+    """What is kept of a model, instead of the farm's default."""
+
+    __tablename__ = "retentions"
+    no_blobs = frozenset({"rule"})
+    model_id: Mapped[int] = mapped_column(ForeignKey("models.id"), primary_key=True)
+    rule: Mapped[dict[str, Any]] = mapped_column(Json)  #: a ``farm.specs.retention.Retention``
+    who: Mapped[str] = mapped_column(String(400))
+    at: Mapped[datetime] = mapped_column(Instant)
+
+
 class Event(Base):
     """Every change of state, every phase and every piece of log, in order; a log's text is in ``JobLog``."""
 
     __tablename__ = "events"
+    no_blobs = frozenset({"data"})
     __table_args__ = (
         Index("ix_events_build_id_id", "build_id", "id"),
         Index("ix_events_job_id_id", "job_id", "id"),
@@ -378,6 +437,7 @@ class TimingCache(Base):
     """TensorRT's timing cache for one GPU and toolchain; only the newest revision."""
 
     __tablename__ = "timing_caches"
+    blobs = {"digest": Names(holds=Holds.TIMING_CACHE)}
     gpu: Mapped[str] = mapped_column(String(100), primary_key=True)
     compute_capability: Mapped[str] = mapped_column(String(20), primary_key=True)
     tensorrt: Mapped[str] = mapped_column(String(40), primary_key=True)
@@ -394,6 +454,7 @@ class Plugin(Base):
     """A plugin library that builds may load: one of the farm's keys signed it."""
 
     __tablename__ = "plugins"
+    blobs = {"digest": Names(holds=Holds.PLUGIN)}
     digest: Mapped[str] = mapped_column(ForeignKey("artifacts.digest"), primary_key=True)
     name: Mapped[str] = mapped_column(String(100))
     signature: Mapped[str] = mapped_column(String(100))
@@ -405,6 +466,7 @@ class ApiKey(Base):
     """An API key, of which only the digest is stored. Never deleted: the audit refers to it."""
 
     __tablename__ = "api_keys"
+    no_blobs = frozenset({"digest", "scopes"})
     id: Mapped[str] = mapped_column(
         String(10), primary_key=True
     )  #: the part of the key that isn't secret
@@ -422,6 +484,7 @@ class AuditRow(Base):
     """A change that somebody made. The database refuses to change or delete one."""
 
     __tablename__ = "audit"
+    no_blobs = frozenset({"details"})  # it says what was; nothing is kept for it
     __table_args__ = (Index("ix_audit_key_id_id", "key_id", "id"),)
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     at: Mapped[datetime] = mapped_column(Instant)
@@ -438,6 +501,7 @@ class Worker(Base):
     """A registered worker."""
 
     __tablename__ = "workers"
+    no_blobs = frozenset({"tags", "queues", "unread", "runtimes", "toolchain", "sandbox"})
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
     host: Mapped[str] = mapped_column(String(200))
     gpu: Mapped[str | None] = mapped_column(String(100))

@@ -259,6 +259,8 @@ def _move(
     left_out: Sequence[Lack] = (),
 ) -> None:
     before_id = row.version_id if row else None
+    if version_id is not None:
+        versions.hold(session, model, version_id)
     if row is None:
         row = AliasRow(model_id=model.id, name=alias, revision=0)
         session.add(row)

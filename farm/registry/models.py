@@ -5,14 +5,16 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from farm.database.tables import EngineRow, Model, Version, Yank
+from farm.database.tables import IS_KEPT, EngineRow, Model, Version, Yank
 from farm.registry import aliases, catalog, names
 from farm.registry.rows import IS_YANKED, count_engines
+from farm.registry.versions import given_or_newest
 from farm.schemas.models import ModelDetail, ModelView, VersionView
 
 
 def models(session: Session, *, after: str | None = None, limit: int = 50) -> list[ModelView]:
-    statement = select(Model).order_by(Model.name).limit(limit)
+    has_version = select(Version.id).where(Version.model_id == Model.id, IS_KEPT).exists()
+    statement = select(Model).where(has_version).order_by(Model.name).limit(limit)
     if after is not None:
         statement = statement.where(Model.name > after)
     return [_model(session, row) for row in session.scalars(statement)]
@@ -34,7 +36,8 @@ def model(session: Session, name: str) -> ModelDetail:
     Raises:
         NotFound, NameAmbiguous
     """
-    row = session.get_one(Model, names.named(session, name).id)
+    known = names.named(session, name)
+    row, _ = session.get_one(Model, known.id), given_or_newest(session, known, None)
     versions = _versions(session, row.id)
     return ModelDetail(
         name=row.name,
@@ -50,7 +53,7 @@ def _versions(session: Session, model_id: int) -> list[VersionView]:
         select(Version, count_engines(), Yank.reason)
         .outerjoin(EngineRow, EngineRow.version_id == Version.id)
         .outerjoin(Yank, IS_YANKED)
-        .where(Version.model_id == model_id)
+        .where(Version.model_id == model_id, IS_KEPT)
         .group_by(Version.id, Yank.reason)
         .order_by(Version.number)
     )

@@ -9,7 +9,7 @@ from sqlalchemy import and_, bindparam, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from farm.database.ids import new_id
-from farm.database.tables import Build, EngineRow, Job, Wanted
+from farm.database.tables import IS_KEPT, Build, EngineRow, Job, Version, Wanted
 from farm.planning import keys
 from farm.reports.description import Description
 from farm.specs.options import Prune
@@ -39,6 +39,7 @@ _COMPLETE = (
         _MEASURED.facts.label("report"),
     )
     .join(Build, Build.id == Wanted.build_id)
+    .join(Version, Version.id == Build.version_id)
     .join(_BUILT, _BUILT.id == Wanted.build_job_id)
     .join(_MEASURED, _MEASURED.id == Wanted.measure_job_id)
     .outerjoin(
@@ -51,9 +52,12 @@ _COMPLETE = (
     )
     .where(
         Wanted.engine_id.is_(None),
+        # A cancelled build of a deleted version may want what another model's build makes.
+        IS_KEPT,
         _BUILT.state == JobState.SUCCEEDED,
         _MEASURED.state == JobState.SUCCEEDED,
     )
+    .with_for_update(of=Version, read=True, key_share=True)
 )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Row, Select, select
 from sqlalchemy.orm import Session
 
-from farm.database.tables import AliasRow, Build, EngineRow, Version, Wanted, Yank
+from farm.database.tables import IS_KEPT, AliasRow, Build, EngineRow, Version, Wanted, Yank
 from farm.errors import NotFound
 from farm.registry.names import Named
 from farm.registry.rows import IS_YANKED, YANKED, with_yanks
@@ -88,16 +88,43 @@ def given_or_newest(session: Session, model: Named, number: int | None) -> tuple
     Raises:
         NotFound
     """
-    statement = select(Version.id, Version.number).where(Version.model_id == model.id)
-    if number is not None:
-        statement = statement.where(Version.number == number)
-    found = session.execute(statement.order_by(Version.number.desc()).limit(1)).one_or_none()
-    if found is None:
-        raise NotFound(
-            f"{model.name} has no version {number}",
-            hint=f"`farm models {model.name}` lists its versions",
-        )
+    statement = select(Version).where(Version.model_id == model.id)
+    statement = statement.where(IS_KEPT if number is None else Version.number == number)
+    found = session.scalar(statement.order_by(Version.number.desc()).limit(1))
+    if found is None or found.deleted_at is not None:
+        raise _no_version(model, number, found)
     return found.id, found.number
+
+
+def hold(session: Session, model: Named, version_id: int) -> None:
+    """Keep a version from being deleted before this unit of work ends.
+
+    Raises:
+        NotFound: it has been deleted.
+    """
+    statement = select(Version.id).where(Version.id == version_id, IS_KEPT)
+    # A shared lock, like that of a foreign key: it keeps out a deletion alone.
+    found = session.scalar(statement.with_for_update(read=True, key_share=True))
+    if found is None:
+        row = session.get_one(Version, version_id, populate_existing=True)
+        raise _no_version(model, row.number, row)
+
+
+def _no_version(model: Named, number: int | None, row: Version | None) -> NotFound:
+    if number is None:
+        return NotFound(
+            f"all versions of {model.name} have been deleted",
+            hint=f"submit it again: farm submit MODEL_FILE --name {model.name}",
+        )
+    if row is not None and row.deleted_at is not None:
+        return NotFound(
+            f"version {number} of {model.name} was deleted on {row.deleted_at:%Y-%m-%d}",
+            hint="submit its source again: it becomes the next version",
+        )
+    return NotFound(
+        f"{model.name} has no version {number}",
+        hint=f"`farm models {model.name}` lists its versions",
+    )
 
 
 def _with_engines(session: Session, model_id: int) -> Iterator[Row[int, int]]:

@@ -35,6 +35,9 @@ class BlobUses(Answer):
     engines: list[EngineView]
     sources: list[VersionUse]
     data: list[DataUse]
+    others: list[str] = Field(
+        default=[], description="jobs, timing caches and plugins that name it, in words"
+    )
     aliases: dict[str, list[str]] = Field(
         description="of the engines' versions: `digits@7` → the aliases that name it"
     )

@@ -11,4 +11,4 @@ class Scope(StrEnum):
     READ = "read"  #: see models, engines, builds and workers, and pull
     SUBMIT = "submit"  #: upload, submit, cancel, retry
     PROMOTE = "promote"  #: say which engines others are given by default
-    ADMIN = "admin"  #: everything: also keys, the audit, plugins, gc and scrub
+    ADMIN = "admin"  #: everything: also keys, the audit, plugins, deletion, gc and scrub

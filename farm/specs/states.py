@@ -57,7 +57,7 @@ JOB_TRANSITIONS: frozenset[tuple[JobState, JobState]] = frozenset(
         (JobState.RUNNING, JobState.FAILED),
         (JobState.RUNNING, JobState.CANCELLED),
         (JobState.RUNNING, JobState.QUEUED),  # its lease expired: next attempt
-        (JobState.SUCCEEDED, JobState.FAILED),  # an output was damaged in the store
+        (JobState.SUCCEEDED, JobState.FAILED),  # an output was damaged in the store, or deleted
     }
 )
 

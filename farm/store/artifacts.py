@@ -6,21 +6,17 @@ A row of ``artifacts`` promises that a blob exists. Putting the blob again or as
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, delete, select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from farm.database.base import now
-from farm.database.ids import first_id
-from farm.database.tables import Artifact, Build, EngineRow, Job, Plugin, TimingCache, Version
-from farm.specs.roles import GIVEN
-from farm.specs.states import JobState
-
-_ROWS = 1000  #: per read
+from farm.database.references import referred
+from farm.database.tables import Artifact
 
 
 def remember(session: Session, digest: str, *, size: int) -> None:
@@ -59,40 +55,6 @@ def renew(session: Session, digest: str) -> int | None:
 def lose(session: Session, digest: str) -> None:
     """Withdraw the promise that a blob exists: it was damaged."""
     session.execute(update(Artifact).where(Artifact.digest == digest).values(lost_at=now()))
-
-
-def referred(session: Session, *, since: datetime | None = None) -> set[str]:
-    """The digests that anything in the database refers to. Some are keys of jobs instead of blobs.
-
-    Parameters:
-        since: only references from builds submitted since, and from jobs that succeeded since. That covers
-            versions and recipes, which come with a build, and engines, which are outputs of jobs.
-    """
-    builds = select(*(Build.request[(role, "digest")].as_string() for role in GIVEN))
-    outputs = select(Job.outputs).where(Job.state == JobState.SUCCEEDED)
-    if since is not None:
-        builds = builds.where(Build.id >= first_id(since))
-        outputs = outputs.where(Job.finished_at >= since)
-    found = {digest for row in _rows(session, builds) for digest in row if digest}
-    found.update(_values(session, outputs))
-    # Always all of these: they are few, and one may be new.
-    for newest in (TimingCache.digest, Plugin.digest):
-        found.update(digest for (digest,) in _rows(session, select(newest)))
-    if since is None:
-        found.update(_values(session, select(Job.recipe["inputs"])))
-        for column in (Version.source_digest, EngineRow.digest):
-            found.update(digest for (digest,) in _rows(session, select(column)))
-    return found
-
-
-def _rows(session: Session, statement: Select[*tuple[Any, ...]]) -> Iterable[Any]:
-    return session.execute(statement.execution_options(yield_per=_ROWS))
-
-
-def _values(session: Session, statement: Select[*tuple[Any, ...]]) -> Iterator[str]:
-    for (named,) in _rows(session, statement):
-        roles: Mapping[str, str] = named or {}
-        yield from roles.values()
 
 
 def ages(session: Session, digests: Collection[str]) -> dict[str, datetime]:

@@ -141,6 +141,10 @@ class Store(Protocol):
         """Every blob; may or may not include those that come or go meanwhile."""
         ...
 
+    def find(self, digest: str) -> StoredFile | None:
+        """One blob as `blobs` lists it; None if it doesn't exist or this isn't a digest."""
+        ...
+
     def set_aside(self, digest: str) -> StoredFile | None:
         """Take a blob out of reach without deleting it; None if it doesn't exist.
 

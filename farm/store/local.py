@@ -193,6 +193,12 @@ class LocalStore:
                     ):
                         yield _stored(file.name, found)
 
+    def find(self, digest: str) -> StoredFile | None:
+        with self._reading(), suppress(NotFound):  # it isn't a digest
+            for file, found in _found([self._place(digest)]):
+                return _stored(file.name, found)
+        return None
+
     def interrupted(self, before: datetime) -> Iterator[Interrupted]:
         with self._reading():
             for file, found in _found(_entries(self._incoming)):

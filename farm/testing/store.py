@@ -159,6 +159,12 @@ class MemoryStore:
     def spend_reserve(self) -> None:
         self._reserved = 0
 
+    def find(self, digest: str) -> StoredFile | None:
+        self._answer()
+        with self._lock:
+            blob = self._blobs.get(digest)
+            return None if blob is None else blob.seen(digest)
+
     def blobs(self) -> Iterator[StoredFile]:
         self._answer()
         with self._lock:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 
 from farm.daemon import gc
+from farm.database import references
 from farm.database.session import Database
 from farm.database.tables import Artifact, Build, EngineRow, Event, Job, Model, Version
 from farm.specs.states import BUILD_LIVE, LIVE, JobState
-from farm.store import artifacts
 from farm.store.local import LocalStore
 from tests.chaos.crowd import Ended
 from tests.chaos.site import Site
@@ -78,7 +78,7 @@ def _database_is_right(db: Database, ended: Sequence[Ended], store: LocalStore) 
             assert f"sha256:{hashlib.sha256(content).hexdigest()}" == file.digest, "not whole"
         known = set(session.scalars(select(Artifact.digest)))
         assert all(map(store.has, known)), "a blob isn't in the store"
-        assert known <= artifacts.referred(session), "a blob is kept for nobody"
+        assert known <= references.referred(session), "a blob is kept for nobody"
         made = {d for job in jobs for d in (job.outputs or {}).values()}
         assert made <= known, "an output isn't in the store"
 

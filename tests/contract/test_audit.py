@@ -104,6 +104,7 @@ def _retry(api, _db, _monkeypatch):
 
 ALIAS = "/v1/models/{model}/aliases/{alias}"
 _PROD = "/v1/models/digits/aliases/prod"
+_RETENTION = "/v1/models/digits/retention"
 _VERSION = "/v1/models/digits/versions/1/yank"
 
 
@@ -163,6 +164,66 @@ def _restore_engine(api, db, monkeypatch):
     for _ in range(2):
         assert api.request("DELETE", f"/v1/engines/{engine}/yank").is_success
     return "unyank", engine
+
+
+def _delete_engine(api, db, _monkeypatch):
+    engine = _published(api, db)
+    assert api.request("DELETE", f"/v1/engines/{engine}", params={"dry_run": True}).is_success
+    assert api.request("DELETE", f"/v1/engines/{engine}").is_success
+    return "delete", engine
+
+
+def _delete_version(api, db, _monkeypatch):
+    _published(api, db)
+    assert api.request("DELETE", "/v1/models/digits/versions/1").is_success
+    return "delete", "digits@1"
+
+
+def _delete_model(api, db, _monkeypatch):
+    _published(api, db)
+    assert api.request("DELETE", "/v1/models/Digits").is_success
+    return "delete", "digits"
+
+
+def _delete_intermediates(api, db, _monkeypatch):
+    _published(api, db)
+    for _ in range(2):  # the second finds nothing
+        assert api.request("DELETE", "/v1/models/digits/versions/1/intermediates").is_success
+    return "delete", "intermediates of digits@1"
+
+
+def _delete_all_intermediates(api, db, _monkeypatch):
+    _published(api, db)
+    assert api.request("DELETE", "/v1/models/digits/intermediates").is_success
+    return "delete", "intermediates of digits"
+
+
+def _delete_upload(api, _db, _monkeypatch):
+    digest = api.upload(b"nobody's")
+    assert api.request("DELETE", f"/v1/blobs/{digest}").is_success
+    return "delete", digest
+
+
+def _retention(api, db, _monkeypatch):
+    _published(api, db)
+    for _ in range(2):
+        assert api.request("PUT", _RETENTION, json={"engines_days": 90}).is_success
+    return "retention", "digits"
+
+
+def _reset_retention(api, db, monkeypatch):
+    _retention(api, db, monkeypatch)
+    for _ in range(2):
+        assert api.request("DELETE", _RETENTION).is_success
+    return "retention.reset", "digits"
+
+
+def _apply_retention(api, db, _monkeypatch):
+    _published(api, db)
+    assert api.request("PUT", _RETENTION, json={"engines_days": 0, "newest": 0}).is_success
+    for dry_run in (True, False):
+        assert api.post("/v1/retention", json={"dry_run": dry_run}).json()["items"]
+    return "delete", "engines of digits@1"
 
 
 def _plugin(api, _db, monkeypatch):
@@ -229,6 +290,15 @@ CHANGES = {
     ("DELETE", "/v1/models/{model}/versions/{version}/yank"): _restore_version,
     ("POST", "/v1/engines/{engine_id}/yank"): _yank_engine,
     ("DELETE", "/v1/engines/{engine_id}/yank"): _restore_engine,
+    ("DELETE", "/v1/engines/{engine_id}"): _delete_engine,
+    ("DELETE", "/v1/models/{model}/versions/{version}"): _delete_version,
+    ("DELETE", "/v1/models/{model}"): _delete_model,
+    ("DELETE", "/v1/models/{model}/versions/{version}/intermediates"): _delete_intermediates,
+    ("DELETE", "/v1/models/{model}/intermediates"): _delete_all_intermediates,
+    ("DELETE", "/v1/blobs/{digest}"): _delete_upload,
+    ("PUT", "/v1/models/{model}/retention"): _retention,
+    ("DELETE", "/v1/models/{model}/retention"): _reset_retention,
+    ("POST", "/v1/retention"): _apply_retention,
     ("POST", "/v1/keys"): _create_key,
     ("DELETE", "/v1/keys/{key_id}"): _revoke_key,
 }

@@ -399,6 +399,15 @@ def test_all_blobs_are_listed_with_their_size_and_when_they_were_put(rig: Rig) -
     assert found[new].put_at - found[old].put_at > timedelta(days=1)
 
 
+def test_one_blob_is_found_as_it_is_listed(rig: Rig) -> None:
+    digest = put(rig.store, b"one of two")
+    put(rig.store, b"the other")
+    [listed] = [file for file in rig.store.blobs() if file.digest == digest]
+    assert rig.store.find(digest) == listed
+    for other in (ABSENT, *NO_DIGESTS):
+        assert rig.store.find(other) is None
+
+
 def test_putting_a_blob_again_makes_it_young(rig: Rig, tmp_path: Path) -> None:
     digest = put(rig.store, b"abc")
     again = tmp_path / "made"

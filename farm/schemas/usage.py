@@ -1,0 +1,50 @@
+"""What the store holds, by kind and by model."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from farm.schemas.base import Answer
+
+
+class FileKind(StrEnum):
+    """What a file is for. One that several name counts for the first of these alone."""
+
+    SOURCES = "sources"
+    ENGINES = "engines"
+    DATA = "data"  #: for calibration and evaluation
+    PLUGINS = "plugins"
+    REPORTS = "reports"  #: layers, measurements
+    TIMING_CACHES = "timing-caches"
+    INTERMEDIATES = "intermediates"  #: typed ONNX and the like: made again if needed
+    UNREFERENCED = "unreferenced"  #: uploads that no build used, and what deletions left
+
+
+class Files(Answer):
+    files: int
+    bytes: int
+
+
+class ModelUsage(Answer):
+    """What a model takes."""
+
+    model: str
+    files: int
+    bytes: int = Field(description="of all files that it names, each once")
+    shared_bytes: int = Field(description="of these, what other models name too")
+    kinds: dict[FileKind, Files]
+
+
+class Usage(Answer):
+    """What takes the store's disk. Each file counts once."""
+
+    files: int
+    bytes: int
+    kinds: dict[FileKind, Files]
+    models: list[ModelUsage] = Field(description="largest first; their shared bytes count for each")
+    interrupted_uploads: Files
+    log_bytes: int = Field(description="jobs' logs, which are in the database")
+    gc: Files = Field(description="what a garbage collection would remove now")
+    free_bytes: int | None = Field(description="on the store's disk; null if that has no limit")
