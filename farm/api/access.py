@@ -40,6 +40,8 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("POST", "/v1/builds/{build_id}/retry"): SUBMIT,
     ("GET", "/v1/models"): READ,
     ("GET", "/v1/models/{model}"): READ,
+    ("PATCH", "/v1/models/{model}"): SUBMIT,
+    ("PATCH", "/v1/models/{model}/versions/{version}"): SUBMIT,
     ("GET", "/v1/models/{model}/bench"): READ,
     ("POST", "/v1/models/{model}/bench"): SUBMIT,
     ("GET", "/v1/models/{model}/engines"): READ,

@@ -22,6 +22,7 @@ from farm.api import (
     gc,
     health,
     keys,
+    labels,
     onnx,
     plugins,
     problems,
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 _NOUNS = (
     *(blobs, builds, registry, onnx, aliases, compare, bench, fleet),
-    *(yanks, plugins, gc, scrub, keys, audit, health),
+    *(yanks, labels, plugins, gc, scrub, keys, audit, health),
 )
 
 DESCRIPTION = """

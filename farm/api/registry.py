@@ -14,6 +14,7 @@ from farm.api.services import (
     EngineId,
     Farm,
     GpuTag,
+    LabelFilters,
     Limit,
     ModelName,
     answer,
@@ -44,10 +45,12 @@ VersionNumber = Annotated[Annotated[int, Field(ge=1, le=2**31 - 1)] | None, Quer
 
 
 @router.get("/models", summary="List models", response_model=ModelPage)
-def list_models(farm: Farm, limit: Limit = 50, cursor: Cursor = None) -> Response:
-    """Models by name."""
+def list_models(
+    farm: Farm, label: LabelFilters = (), limit: Limit = 50, cursor: Cursor = None
+) -> Response:
+    """Models by name. A label may be the model's own, or one of its versions'."""
     with farm.db.read() as session:
-        items = models.models(session, after=cursor, limit=limit + 1)
+        items = models.models(session, label=label, after=cursor, limit=limit + 1)
     more = len(items) > limit
     cursor = items[limit - 1].name if more else None
     return answer(ModelPage(items=items[:limit], cursor=cursor))

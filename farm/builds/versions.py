@@ -7,10 +7,7 @@ from typing import NamedTuple
 from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
-from farm.database.tables import (
-    Artifact,
-    Version,
-)
+from farm.database.tables import HELD_BACK, Artifact, Version
 from farm.errors import NotFound
 from farm.planning import keys
 from farm.registry import names
@@ -27,7 +24,12 @@ _BLOBS = (
 )
 
 
-_VERSION = select(Version.id, Version.number).where(
+_VERSION = select(
+    Version.id,
+    Version.number,
+    HELD_BACK.label("is_held"),
+    Version.interface.is_not(None).label("is_known"),
+).where(
     Version.model_id == bindparam("model_id"),
     Version.source_digest == bindparam("digest"),
     Version.variant == bindparam("variant"),
@@ -40,6 +42,9 @@ class Versioned(NamedTuple):
     id: int
     number: int
     model: Named
+    is_new: bool = False
+    is_held: bool = False  #: back, for its inputs or outputs
+    is_known: bool = False  #: whether these are
 
     def in_its_name(self, request: BuildRequest) -> BuildRequest:
         """The request with the model's own name, which it may write in another case."""
@@ -78,7 +83,7 @@ def version_of(session: Session, request: BuildRequest) -> Versioned:
     asked = {"model_id": model.id, "digest": digest, "variant": variant}
     found = session.connection().execute(_VERSION, asked).one_or_none()
     if found is not None:
-        return Versioned(id=found.id, number=found.number, model=model)
+        return Versioned(**found._mapping, model=model)
     newest = session.scalar(select(func.max(Version.number)).where(Version.model_id == model.id))
     version = Version(
         model_id=model.id,
@@ -90,4 +95,4 @@ def version_of(session: Session, request: BuildRequest) -> Versioned:
     )
     session.add(version)
     session.flush()
-    return Versioned(id=version.id, number=version.number, model=model)
+    return Versioned(id=version.id, number=version.number, model=model, is_new=True)

@@ -187,6 +187,11 @@ def short(digest: str) -> str:
     return digest.removeprefix("sha256:")[:12]
 
 
+def labels(of: Mapping[str, str]) -> str:
+    """``team=vision, stage=canary``"""
+    return ", ".join(f"{key}={value}" if value else key for key, value in of.items())
+
+
 def fixed(inputs: Mapping[str, Any]) -> str:
     """``sr=16000, size=[640, 480]``"""
     return ", ".join(f"{name}={json.dumps(value)}" for name, value in inputs.items())

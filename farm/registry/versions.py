@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Row, Select, select
 from sqlalchemy.orm import Session
 
-from farm.database.tables import AliasRow, Build, EngineRow, Version, Wanted, Yank
+from farm.database.tables import HELD_BACK, AliasRow, Build, EngineRow, Version, Wanted, Yank
 from farm.errors import NotFound
 from farm.registry.names import Named
 from farm.registry.rows import IS_YANKED, YANKED, with_yanks
@@ -31,8 +31,8 @@ def taken(session: Session, model: Named, reference: Reference = Reference()) ->
     """The version that a reference means.
 
     Without one, ``prod`` if there is such an alias; else the newest version of which an ended build has an
-    engine that passed its gates for each of its GPUs; else the newest with any engine. Yanked ones only by
-    their number.
+    engine that passed its gates for each of its GPUs; else the newest with any engine. Yanked ones, and ones
+    with other inputs that nobody asked for, only by their number.
 
     Raises:
         NotFound: there is no such version, alias or engine, or the alias's version was yanked.
@@ -113,7 +113,7 @@ def _page(model_id: int, before: int | None) -> Select[int, int]:
     is_yanked = select(Yank.same).where(IS_YANKED).exists()
     found = (
         select(Version.id, Version.number)
-        .where(Version.model_id == model_id, has_engine, ~is_yanked)
+        .where(Version.model_id == model_id, has_engine, ~is_yanked, ~HELD_BACK)
         .order_by(Version.number.desc())
         .limit(_PAGE)
     )

@@ -15,6 +15,8 @@ from farm.specs.source import Architecture, SourceFormat
 
 class ModelView(Answer):
     name: str
+    labels: dict[str, str] = {}
+    note: str | None = None
     versions: list[int]
     engines: int
     created_at: datetime
@@ -32,14 +34,26 @@ class VersionView(Answer):
     source_format: SourceFormat
     fixed_inputs: FixedInputs = {}
     architecture: Architecture | None = None
+    labels: dict[str, str] = {}
+    note: str | None = None
     engines: int
     yanked: str | None = Field(None, description="why no pull takes it by default")
+    changes: list[str] = Field(
+        [], description="how its inputs and outputs differ from those of the version before it"
+    )
+    held_back: bool = Field(
+        False,
+        description="nobody has said that they may (`new_inputs`): no pull takes it by default, "
+        "and no alias names it",
+    )
     created_at: datetime
 
 
 class ModelDetail(Answer):
     name: str
     created_at: datetime
+    labels: dict[str, str] = {}
+    note: str | None = None
     aliases: list[AliasView] = []
     versions: list[VersionView]
     engines: list[EngineView] = Field(description="the newest version's engines")
