@@ -19,7 +19,7 @@ from farm.schemas.builds import BuildSummary, BuildView, JobView, WantedEngine
 from farm.schemas.problems import Failure
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target
-from farm.specs.states import ENDED, BuildState, EngineState, JobState
+from farm.specs.states import BUILD_ENDED, ENDED, BuildState, EngineState, JobState
 
 
 def build(rows: LoadedBuild, fleet: Fleet) -> BuildView:
@@ -102,11 +102,15 @@ def builds(
     *,
     model: str | None = None,
     state: str | None = None,
+    live: bool = False,
     label: Sequence[str] = (),
     before: str | None = None,
     limit: int = 50,
 ) -> list[BuildSummary]:
     """Builds, newest first.
+
+    Parameters:
+        live: only those that haven't ended.
 
     Raises:
         NotFound, NameAmbiguous: of the model.
@@ -117,6 +121,8 @@ def builds(
         statement = statement.where(Build.version_id.in_(versions))
     if state is not None:
         statement = statement.where(Build.state == state)
+    if live:
+        statement = statement.where(Build.state.not_in(BUILD_ENDED))
     statement = statement.where(*labels.matching(Build, label))
     if before is not None:
         statement = statement.where(Build.id < before)

@@ -39,10 +39,11 @@ def status(build_id: BuildId, as_json: Json = False, url: Url = None) -> None:
     if as_json:
         show.document(view)
     else:
-        _show(view, url)
+        show_build(view, url)
 
 
-def _show(view: BuildView, url: str | None) -> None:
+def show_build(view: BuildView, url: str | None) -> None:
+    """Print a build with its jobs and engines."""
     took = show.elapsed(view.created_at, view.finished_at)
     head = f"build {view.id} of {view.model} v{view.version}: "
     show.line(Text.assemble(head, show.state(view.state), f", {took}"))

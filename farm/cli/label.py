@@ -21,7 +21,7 @@ What = Annotated[
     typer.Argument(
         metavar="MODEL[@VERSION]",
         help="digits@7 or digits@prod for a version, digits for the model.",
-        autocompletion=complete.models,
+        autocompletion=complete.references,
     ),
 ]
 

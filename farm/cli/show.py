@@ -43,11 +43,15 @@ def on_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def console() -> Console:
-    """A console on stdout that prints texts verbatim."""
+def console(width: int | None = None) -> Console:
+    """A console on stdout that prints texts verbatim.
+
+    Parameters:
+        width: in columns; by default the terminal's, and elsewhere unbounded.
+    """
     return Console(
         file=sys.stdout,
-        width=None if on_terminal() else _UNBOUNDED,
+        width=width or (None if on_terminal() else _UNBOUNDED),
         markup=False,
         emoji=False,
         highlight=False,

@@ -140,14 +140,14 @@ def _serves_all(session: Session, build_id: str) -> bool:
         )
     ).all()
     served = {
-        _gpu(asked)
+        gpu_of(asked)
         for asked, state, yanked in found
         if state == EngineState.READY and yanked is None
     }
-    return bool(found) and served == {_gpu(asked) for asked, _, _ in found}
+    return bool(found) and served == {gpu_of(asked) for asked, _, _ in found}
 
 
-def _gpu(asked: str) -> str:
+def gpu_of(asked: str) -> str:
     """``onnxruntime:cpu`` → ``cpu``."""
     return asked.rpartition(":")[2]
 
