@@ -38,6 +38,7 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("GET", "/v1/builds/{build_id}/explain"): READ,
     ("POST", "/v1/builds/{build_id}/cancel"): SUBMIT,
     ("POST", "/v1/builds/{build_id}/retry"): SUBMIT,
+    ("GET", "/v1/search"): READ,
     ("GET", "/v1/models"): READ,
     ("GET", "/v1/models/{model}"): READ,
     ("PATCH", "/v1/models/{model}"): SUBMIT,

@@ -28,6 +28,7 @@ from farm.api import (
     problems,
     registry,
     scrub,
+    search,
     yanks,
 )
 from farm.api.access import Access
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 
 _NOUNS = (
     *(blobs, builds, registry, onnx, aliases, compare, bench, fleet),
-    *(yanks, labels, plugins, gc, scrub, keys, audit, health),
+    *(search, yanks, labels, plugins, gc, scrub, keys, audit, health),
 )
 
 DESCRIPTION = """

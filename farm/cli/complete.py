@@ -128,6 +128,12 @@ def scopes(incomplete: str) -> list[tuple[str, str]]:
     return list(_last_part(incomplete, dict.fromkeys(Scope, "")))
 
 
+def kinds(incomplete: str) -> list[tuple[str, str]]:
+    from farm.schemas.search import Kind
+
+    return list(_last_part(incomplete, dict.fromkeys(Kind, "")))
+
+
 def runtimes(incomplete: str) -> list[str]:
     return [name for name in RUNTIMES if name.startswith(incomplete)]
 

@@ -18,13 +18,14 @@ from farm.client.plugins import Plugins
 from farm.client.pulls import Pulls
 from farm.client.registry import Registry
 from farm.client.retries import Backoff
+from farm.client.search import Search
 from farm.client.sets import Sets
 from farm.client.storage import Storage
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
-class Farm(Benches, Builds, Registry, Pulls, Onnx, Sets, Fleet, Plugins, Storage, Keys):
+class Farm(Benches, Builds, Registry, Search, Pulls, Onnx, Sets, Fleet, Plugins, Storage, Keys):
     """The farm at ``url``; by default at ``FARM_URL``, else on this machine.
 
     Parameters:

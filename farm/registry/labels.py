@@ -33,18 +33,27 @@ def of(
     return found
 
 
-def has(subject: Subject, label: str) -> ColumnElement[bool]:
-    """Whether a row has a label: ``team=vision``, or ``team`` for any value."""
+def has(
+    subject: Subject, label: str, id: InstrumentedAttribute[Any] | None = None
+) -> ColumnElement[bool]:
+    """Whether something has a label: ``team=vision``, or ``team`` for any value.
+
+    Parameters:
+        id: where its id is found; by default in its own row.
+    """
     key, equals, value = label.partition("=")
     column = _COLUMNS[subject]
     owners = select(column).where(Label.key == key, column.is_not(None))
     if equals:
         owners = owners.where(Label.value == value)
-    return subject.id.in_(owners)
+    return (subject.id if id is None else id).in_(owners)
 
 
-def matching(subject: Subject, labels: Iterable[str]) -> list[ColumnElement[bool]]:
-    return [has(subject, label) for label in labels]
+def matching(
+    subject: Subject, labels: Iterable[str], id: InstrumentedAttribute[Any] | None = None
+) -> list[ColumnElement[bool]]:
+    """The conditions for all of these labels, each as in ``has``."""
+    return [has(subject, label, id) for label in labels]
 
 
 def keep(session: Session, subject: Subject, owner: int | str, labels: Mapping[str, str]) -> None:
