@@ -32,6 +32,12 @@ _VERSION = select(
 ).where(
     Version.model_id == bindparam("model_id"),
     Version.source_digest == bindparam("digest"),
+    Version.source_format == bindparam("format"),
+    Version.variant.in_([bindparam("variant"), bindparam("other")]),
+)
+_IS_TAKEN = select(Version.id).where(
+    Version.model_id == bindparam("model_id"),
+    Version.source_digest == bindparam("digest"),
     Version.variant == bindparam("variant"),
 )
 
@@ -68,6 +74,9 @@ def _check_blobs(session: Session, request: BuildRequest) -> None:
 def version_of(session: Session, request: BuildRequest) -> Versioned:
     """The version that a request is for; a source new to the model becomes its next version.
 
+    A source is its bytes, the format they are read in, its architecture with the configuration, and the
+    inputs that are fixed.
+
     Raises:
         NotFound: one of the request's blobs hasn't been uploaded.
         NameAmbiguous
@@ -77,20 +86,25 @@ def version_of(session: Session, request: BuildRequest) -> Versioned:
         "fixed_inputs": request.fixed_inputs or None,
         "architecture": architecture.model_dump(mode="json") if architecture else None,
     }
-    variant = keys.variant(**told)
+    read_as = request.source.format
+    # The format that bytes were first read in isn't part of the variant, another one is.
+    variant = keys.variant(told["fixed_inputs"], told["architecture"])
+    other = keys.variant(told["fixed_inputs"], told["architecture"], read_as)
     _check_blobs(session, request)
     model = names.named_or_new(session, request.model)
     asked = {"model_id": model.id, "digest": digest, "variant": variant}
-    found = session.connection().execute(_VERSION, asked).one_or_none()
+    of_format = asked | {"format": read_as, "other": other}
+    found = session.connection().execute(_VERSION, of_format).one_or_none()
     if found is not None:
         return Versioned(**found._mapping, model=model)
+    is_taken = session.connection().scalar(_IS_TAKEN, asked) is not None
     newest = session.scalar(select(func.max(Version.number)).where(Version.model_id == model.id))
     version = Version(
         model_id=model.id,
         number=(newest or 0) + 1,
         source_digest=digest,
-        source_format=request.source.format,
-        variant=variant,
+        source_format=read_as,
+        variant=other if is_taken else variant,
         **told,
     )
     session.add(version)
