@@ -65,7 +65,7 @@ def taken(session: Session, model: Named, reference: Reference = Reference()) ->
         newest = newest or version.number
     if newest is None:
         raise NotFound(
-            f"{model.name} has no engines that weren't yanked",
+            f"{model.name} has no engines that weren't yanked or held back for other inputs",
             hint="farm builds shows how far its builds are",
         )
     return Taken(
