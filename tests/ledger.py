@@ -15,6 +15,7 @@ from farm.database.tables import Artifact, BuildJob, Job
 from farm.errors import FarmError
 from farm.fleet import workers
 from farm.fleet.workers import Announcement, Fleet
+from farm.formats.sources import Look
 from farm.queue import jobs, leases, turns
 from farm.queue.jobs import Claim, Output
 from farm.queue.turns import Bell
@@ -55,7 +56,13 @@ class Ledger:
         return {"digest": digest, "format": "onnx"}
 
     def submit(
-        self, idempotency_key=None, client="", plugin_keys=(), held_to=GateSet(), **changes
+        self,
+        idempotency_key=None,
+        client="",
+        plugin_keys=(),
+        held_to=GateSet(),
+        look=Look(),
+        **changes,
     ) -> str:
         request = BuildRequest.model_validate(
             {
@@ -74,6 +81,7 @@ class Ledger:
                 runtimes=(Runtime.TENSORRT, Runtime.TENSORRT_RTX),
                 plugin_keys=plugin_keys,
                 gates=held_to,
+                look=look,
                 client=client,
                 idempotency_key=idempotency_key,
             )
@@ -119,7 +127,9 @@ class Ledger:
         assert claim is not None
         return claim
 
-    def succeed(self, claim: Claim, digest: str = "", doubts: Sequence[str] = ()) -> list[Bell]:
+    def succeed(
+        self, claim: Claim, digest: str = "", doubts: Sequence[str] = (), **told
+    ) -> list[Bell]:
         digest = digest or f"sha256:{'e' * 8}{claim.job_id:056d}"
         facts = {
             "runtime_version": "1.7.1",
@@ -130,7 +140,7 @@ class Ledger:
             "doubts": list(doubts),
             "metrics": None,
             "metrics_reason": "nobody measured",
-        }
+        } | told
         roles = {
             "prune": ["source"],
             "export": ["onnx"],
@@ -151,17 +161,18 @@ class Ledger:
         with self.db.write() as session:
             jobs.fail(session, claim.job_id, claim.attempt, error)
 
-    def run_all(self, limit=100, doubts: Sequence[str] = ()) -> list[str]:
+    def run_all(self, limit=100, doubts: Sequence[str] = (), **told) -> list[str]:
         """Run what is queued until nothing is; return the titles in the order they ran.
 
         Parameters:
             doubts: that every measurement has.
+            told: facts of every job.
         """
         ran = []
         while queue := self.queued():
             claim = self.claim(queue[0])
             assert claim is not None
-            self.succeed(claim, doubts=doubts)
+            self.succeed(claim, doubts=doubts, **told)
             ran.append(claim.title)
             assert len(ran) < limit
         return ran

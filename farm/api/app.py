@@ -23,12 +23,14 @@ from farm.api import (
     gc,
     health,
     keys,
+    labels,
     onnx,
     plugins,
     problems,
     registry,
     retention,
     scrub,
+    search,
     usage,
     yanks,
 )
@@ -43,7 +45,7 @@ log = logging.getLogger(__name__)
 
 _NOUNS = (
     *(blobs, builds, registry, onnx, aliases, compare, bench, fleet),
-    *(yanks, deletion, retention, usage, plugins, gc, scrub, keys, audit, health),
+    *(search, yanks, labels, deletion, retention, usage, plugins, gc, scrub, keys, audit, health),
 )
 
 DESCRIPTION = """

@@ -20,6 +20,7 @@ from farm.api.services import (
     By,
     Cursor,
     Farm,
+    LabelFilters,
     Limit,
     Services,
     answer,
@@ -143,12 +144,15 @@ def list_builds(
     farm: Farm,
     model: Annotated[Annotated[str, StringConstraints(max_length=100)] | None, Query()] = None,
     state: BuildState | None = None,
+    label: LabelFilters = (),
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Response:
     """Builds, newest first."""
     with farm.db.read() as session:
-        items = views.builds(session, model=model, state=state, before=cursor, limit=limit + 1)
+        items = views.builds(
+            session, model=model, state=state, label=label, before=cursor, limit=limit + 1
+        )
     more = len(items) > limit
     cursor = items[limit - 1].id if more else None
     return answer(BuildPage(items=items[:limit], cursor=cursor))

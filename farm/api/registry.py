@@ -14,13 +14,15 @@ from farm.api.services import (
     EngineId,
     Farm,
     GpuTag,
+    LabelFilters,
     Limit,
     ModelName,
     answer,
     problems,
 )
+from farm.builds import views
 from farm.errors import NotFound, TooLarge
-from farm.registry import catalog, loading, models
+from farm.registry import catalog, loading, models, overview
 from farm.registry.match import best_match
 from farm.registry.provenance import layer_report, provenance_of
 from farm.reports.layers import MAX_LAYER_REPORT_BYTES, LayerReport
@@ -40,14 +42,17 @@ Pruned = Annotated[
 _MOST_PARSED_BYTES = (
     4 * 2**20
 )  #: a model of ten thousand layers; larger reports are served as the stored file
+_MOST_RUNNING = 50
 VersionNumber = Annotated[Annotated[int, Field(ge=1, le=2**31 - 1)] | None, Query()]
 
 
 @router.get("/models", summary="List models", response_model=ModelPage)
-def list_models(farm: Farm, limit: Limit = 50, cursor: Cursor = None) -> Response:
-    """Models by name."""
+def list_models(
+    farm: Farm, label: LabelFilters = (), limit: Limit = 50, cursor: Cursor = None
+) -> Response:
+    """Models by name. A label may be the model's own, or one of its versions'."""
     with farm.db.read() as session:
-        items = models.models(session, after=cursor, limit=limit + 1)
+        items = models.models(session, label=label, after=cursor, limit=limit + 1)
     more = len(items) > limit
     cursor = items[limit - 1].name if more else None
     return answer(ModelPage(items=items[:limit], cursor=cursor))
@@ -60,9 +65,12 @@ def list_models(farm: Farm, limit: Limit = 50, cursor: Cursor = None) -> Respons
     responses=problems(404, 409),
 )
 def show_model(model: ModelName, farm: Farm) -> Response:
-    """A model's versions, and its newest version's engines."""
+    """A model's versions, aliases, and its newest version's engines; what its versions have for which GPU,
+    what `prod` lacks beside the newest, and what is being built."""
     with farm.db.read() as session:
-        return answer(models.model(session, model))
+        view = overview.overview(session, model)
+        running = views.builds(session, model=view.name, live=True, limit=_MOST_RUNNING)
+    return answer(view.model_copy(update={"running": running}))
 
 
 @router.get(

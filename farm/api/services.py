@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Query, Request, Response
-from pydantic import BaseModel, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints
 from sqlalchemy.orm import Session
 
 from farm.api.documents import problem_response
@@ -25,6 +25,7 @@ from farm.fleet.workers import Fleet
 from farm.keeping.pulled import Pulled
 from farm.queue.celery_app import create_celery
 from farm.queue.doorbell import Doorbell
+from farm.schemas.labels import LabelFilter
 from farm.settings import Settings
 from farm.store.base import Store
 from farm.store.chosen import store_of
@@ -134,6 +135,12 @@ Limit = Annotated[int, Query(ge=1, le=200)]
 Cursor = Annotated[
     Annotated[str, StringConstraints(max_length=100)] | None,
     Query(description="`cursor` from the previous page"),
+]
+
+
+LabelFilters = Annotated[
+    Annotated[tuple[LabelFilter, ...], Field(max_length=8)],
+    Query(description="only with this label: `team=vision`, or `team` for any value; repeatable"),
 ]
 
 

@@ -28,7 +28,7 @@ from farm.planning.plan import Plan
 from farm.planning.recipe import Made
 from farm.queue import build_states, transitions
 from farm.queue.turns import Bell, Turns
-from farm.registry import provenance, publish
+from farm.registry import interfaces, provenance, publish
 from farm.specs.states import BuildState, JobState, Reuse, build_state
 
 # Locked, so that none of them ends between this query and the commit: a new job that waits for one
@@ -110,6 +110,7 @@ def attach_jobs(
             jobs=jobs,
             wanted=wanted,
             doubts=provenance.doubts(session, wanted),
+            held_back=interfaces.held_back(session, build.version_id),
         ),
         ready=ready + [Bell.of(job) for job in created.values() if job.state == JobState.QUEUED],
     )

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from farm.database.job_rows import JobRow, select_job_rows
 from farm.database.tables import Build, BuildJob, Job, Model, Version, Wanted
 from farm.errors import NotFound
-from farm.registry import provenance
+from farm.registry import interfaces, provenance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class LoadedBuild:
     jobs: Sequence[tuple[JobRow, str]]  #: each with its reuse, in the plan's order
     wanted: Sequence[Wanted]
     doubts: Mapping[str, Sequence[str]] = field(default_factory=dict)  #: engine id → why
+    held_back: Sequence[str] = ()  #: how its version's inputs differ, if nobody said that they may
 
 
 def load(session: Session, build_id: str) -> LoadedBuild:
@@ -56,4 +57,5 @@ def load(session: Session, build_id: str) -> LoadedBuild:
         jobs=[(JobRow.of(one._mapping), one.reuse) for one in jobs],
         wanted=wanted,
         doubts=provenance.doubts(session, wanted),
+        held_back=interfaces.held_back(session, row.version_id),
     )

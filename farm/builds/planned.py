@@ -78,6 +78,11 @@ def _measured(
     return measured(session, model, tag, request.precisions, prune)
 
 
+def stored_request(build: Build) -> BuildRequest:
+    """A build's request. Without its labels: those of older farms may have any form."""
+    return BuildRequest.model_validate(build.request | {"labels": {}})
+
+
 def plan_of(
     request: BuildRequest,
     choices: Sequence[Choice],

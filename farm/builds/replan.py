@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from farm.builds.attach import Before, Submitted, attach_jobs
 from farm.builds.cancel import locked
-from farm.builds.planned import gates_of, plan_of
+from farm.builds.planned import gates_of, plan_of, stored_request
 from farm.builds.versions import version_of
 from farm.database.tables import (
     IS_OUTDATED,
@@ -55,7 +55,7 @@ def retry_build(session: Session, build_id: str, *, fleet: Fleet) -> Submitted:
         Event(build_id=build.id, kind="build", state=build.state, data={"cause": "retried"})
     )
     session.flush()
-    request = BuildRequest.model_validate(build.request)
+    request = stored_request(build)
     return _plan_anew(session, build, _choices(session, build_id, request), fleet)
 
 
@@ -112,7 +112,7 @@ def replan_build(
     build = locked(session, build_id)
     if left.state != JobState.QUEUED or left.outdated is None or build.state in BUILD_ENDED:
         return ()
-    request = BuildRequest.model_validate(build.request)
+    request = stored_request(build)
     choices = _choices(session, build_id, request)
     if left.key in plan_of(request, choices, fleet, gates_of(build)).jobs:
         return ()
@@ -151,7 +151,7 @@ def _plan_anew(
     fleet: Fleet,
     places: Mapping[str, int] | None = None,
 ) -> Submitted:
-    request = BuildRequest.model_validate(build.request)
+    request = stored_request(build)
     version = version_of(session, request)
     request = version.in_its_name(request)
     planned = plan_of(request, choices, fleet, gates_of(build))

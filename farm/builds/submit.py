@@ -10,23 +10,27 @@ from sqlalchemy.orm import Session
 
 from farm.builds.attach import Submitted, attach_jobs, columns, insert_rows
 from farm.builds.planned import chosen, plan_of
-from farm.builds.versions import version_of
+from farm.builds.versions import Versioned, version_of
 from farm.database.base import now
 from farm.database.ids import new_id
 from farm.database.tables import (
     Build,
     Event,
+    Version,
 )
 from farm.errors import Conflict
 from farm.fleet.workers import Fleet
 from farm.formats.sources import Look
 from farm.planning import targets
-from farm.registry import goals
+from farm.registry import goals, interfaces, labels
 from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.runtime import Runtime
 from farm.specs.states import BuildState
 from farm.trust import plugins
+
+#: Fields that requests of older farms don't have.
+_LATER: dict[str, Any] = {"bench": None, "new_inputs": False, "note": None}
 
 
 def submit_build(
@@ -53,7 +57,8 @@ def submit_build(
         InvalidRequest, UnknownGpu, TargetUnsupported, CalibrationMissing, PluginRefused
         NotFound: a blob hasn't been uploaded.
         NameAmbiguous
-        Conflict: the idempotency key was used for another request.
+        Conflict: the idempotency key was used for another request, or the source has other inputs or outputs
+            than the version before, and ``new_inputs`` isn't set.
     """
     document = request.model_dump(mode="json")
     if idempotency_key is not None:
@@ -62,6 +67,7 @@ def submit_build(
             return Submitted(build_id=first.id, attached=None)
     version = version_of(session, request)
     request = version.in_its_name(request)
+    _check_inputs(session, request, version, look)
     if request.gates:
         gates = gates.changed(request.gates)
     found = chosen(session, request, version.model, fleet, runtimes, look)
@@ -83,9 +89,36 @@ def submit_build(
     )
     insert_rows(session, Build, [columns(build)])
     _keep_goal(session, request, version.id)
+    _describe(session, request, version.id, build.id)
     created = {"build_id": build.id, "kind": "build", "state": build.state, "data": {}, "at": now()}
     insert_rows(session, Event, [created])
-    return attach_jobs(session, build, request.model, version.number, planned)
+    submitted = attach_jobs(session, build, request.model, version.number, planned)
+    if not version.is_known:
+        interfaces.reused(session, version.id, build.id)
+    return submitted
+
+
+def _describe(session: Session, request: BuildRequest, version_id: int, build_id: str) -> None:
+    """Keep a request's labels and its note."""
+    labels.keep(session, Build, build_id, request.labels)
+    labels.keep(session, Version, version_id, request.labels)
+    if request.note:
+        session.get_one(Version, version_id).note = request.note
+        session.flush()
+
+
+def _check_inputs(session: Session, request: BuildRequest, version: Versioned, look: Look) -> None:
+    """Refuse a version with other inputs than the one before, unless the request says that they may be.
+
+    Raises:
+        Conflict
+    """
+    if version.is_new:
+        interfaces.declared(session, version.id, look.interface)
+    if request.new_inputs:
+        interfaces.accept(session, version.id)
+    elif version.is_new or (version.is_held and request.bench is None):  # a bench changes no pull
+        interfaces.require_word(session, version.id)
 
 
 def _keep_goal(session: Session, request: BuildRequest, version_id: int) -> None:
@@ -99,6 +132,6 @@ def _keep_goal(session: Session, request: BuildRequest, version_id: int) -> None
 def _first_with(session: Session, key: str, document: dict[str, Any]) -> Build | None:
     """The build that this request made before."""
     first = session.scalar(select(Build).where(Build.idempotency_key == key))
-    if first is not None and {"bench": None} | first.request != document:
+    if first is not None and _LATER | first.request != document:
         raise Conflict("this Idempotency-Key was used for another request")
     return first

@@ -7,11 +7,7 @@ from typing import NamedTuple
 from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
-from farm.database.tables import (
-    IS_KEPT,
-    Artifact,
-    Version,
-)
+from farm.database.tables import HELD_BACK, IS_KEPT, Artifact, Version
 from farm.errors import NotFound
 from farm.planning import keys
 from farm.registry import names
@@ -29,15 +25,26 @@ _BLOBS = (
 
 
 _VERSION = (
-    select(Version.id, Version.number)
+    select(
+        Version.id,
+        Version.number,
+        HELD_BACK.label("is_held"),
+        Version.interface.is_not(None).label("is_known"),
+    )
     .where(
         Version.model_id == bindparam("model_id"),
         Version.source_digest == bindparam("digest"),
-        Version.variant == bindparam("variant"),
+        Version.source_format == bindparam("format"),
+        Version.variant.in_([bindparam("variant"), bindparam("other")]),
         IS_KEPT,
     )
     # A shared lock, like that of a foreign key: it keeps out a deletion until this one commits.
     .with_for_update(key_share=True, read=True)
+)
+_IS_TAKEN = select(Version.id).where(
+    Version.model_id == bindparam("model_id"),
+    Version.source_digest == bindparam("digest"),
+    Version.variant == bindparam("variant"),
 )
 
 
@@ -47,6 +54,9 @@ class Versioned(NamedTuple):
     id: int
     number: int
     model: Named
+    is_new: bool = False
+    is_held: bool = False  #: back, for its inputs or outputs
+    is_known: bool = False  #: whether these are
 
     def in_its_name(self, request: BuildRequest) -> BuildRequest:
         """The request with the model's own name, which it may write in another case."""
@@ -70,6 +80,9 @@ def _check_blobs(session: Session, request: BuildRequest) -> None:
 def version_of(session: Session, request: BuildRequest) -> Versioned:
     """The version that a request is for; a source new to the model becomes its next version.
 
+    A source is its bytes, the format they are read in, its architecture with the configuration, and the
+    inputs that are fixed.
+
     Raises:
         NotFound: one of the request's blobs hasn't been uploaded.
         NameAmbiguous
@@ -79,22 +92,27 @@ def version_of(session: Session, request: BuildRequest) -> Versioned:
         "fixed_inputs": request.fixed_inputs or None,
         "architecture": architecture.model_dump(mode="json") if architecture else None,
     }
-    variant = keys.variant(**told)
+    read_as = request.source.format
+    # The format that bytes were first read in isn't part of the variant, another one is.
+    variant = keys.variant(told["fixed_inputs"], told["architecture"])
+    other = keys.variant(told["fixed_inputs"], told["architecture"], read_as)
     _check_blobs(session, request)
     model = names.named_or_new(session, request.model)
     asked = {"model_id": model.id, "digest": digest, "variant": variant}
-    found = session.connection().execute(_VERSION, asked).one_or_none()
+    of_format = asked | {"format": read_as, "other": other}
+    found = session.connection().execute(_VERSION, of_format).one_or_none()
     if found is not None:
-        return Versioned(id=found.id, number=found.number, model=model)
+        return Versioned(**found._mapping, model=model)
+    is_taken = session.connection().scalar(_IS_TAKEN, asked) is not None
     newest = session.scalar(select(func.max(Version.number)).where(Version.model_id == model.id))
     version = Version(
         model_id=model.id,
         number=(newest or 0) + 1,
         source_digest=digest,
-        source_format=request.source.format,
-        variant=variant,
+        source_format=read_as,
+        variant=other if is_taken else variant,
         **told,
     )
     session.add(version)
     session.flush()
-    return Versioned(id=version.id, number=version.number, model=model)
+    return Versioned(id=version.id, number=version.number, model=model, is_new=True)

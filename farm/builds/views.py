@@ -13,13 +13,13 @@ from farm.database.job_rows import JobRow
 from farm.database.tables import Build, BuildJob, EngineRow, Job, Model, Version, Wanted
 from farm.fleet.workers import Fleet
 from farm.planning import policy
-from farm.registry import names
+from farm.registry import labels, names
 from farm.reports import kept
 from farm.schemas.builds import BuildSummary, BuildView, JobView, WantedEngine
 from farm.schemas.problems import Failure
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target
-from farm.specs.states import ENDED, BuildState, EngineState, JobState
+from farm.specs.states import BUILD_ENDED, ENDED, BuildState, EngineState, JobState
 
 
 def build(rows: LoadedBuild, fleet: Fleet) -> BuildView:
@@ -45,6 +45,7 @@ def build(rows: LoadedBuild, fleet: Fleet) -> BuildView:
         jobs=[_job(job, reuse, fleet) for job, reuse in rows.jobs],
         engines=[_wanted(want, rows.doubts) for want in rows.wanted],
         left_out=row.left_out or [],
+        held_back=list(rows.held_back),
     )
     if first and row.state == BuildState.FAILED:
         name = next(view.name_of(job) for job in view.jobs if job.id == first.id)
@@ -101,10 +102,15 @@ def builds(
     *,
     model: str | None = None,
     state: str | None = None,
+    live: bool = False,
+    label: Sequence[str] = (),
     before: str | None = None,
     limit: int = 50,
 ) -> list[BuildSummary]:
     """Builds, newest first.
+
+    Parameters:
+        live: only those that haven't ended.
 
     Raises:
         NotFound, NameAmbiguous: of the model.
@@ -115,6 +121,9 @@ def builds(
         statement = statement.where(Build.version_id.in_(versions))
     if state is not None:
         statement = statement.where(Build.state == state)
+    if live:
+        statement = statement.where(Build.state.not_in(BUILD_ENDED))
+    statement = statement.where(*labels.matching(Build, label))
     if before is not None:
         statement = statement.where(Build.id < before)
     return summaries(session, session.scalars(statement).all())

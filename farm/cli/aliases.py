@@ -51,6 +51,12 @@ def promote(
         bool,
         typer.Option("--partial", help="Promote it although GPUs lack an engine of it; list them."),
     ] = False,
+    new_inputs: Annotated[
+        bool,
+        typer.Option(
+            "--new-inputs", help="Promote it although its inputs or outputs are other ones."
+        ),
+    ] = False,
     max_slowdown: Annotated[
         float,
         typer.Option(
@@ -81,14 +87,15 @@ def promote(
     """Give the whole fleet a version: pulls of the alias take it from now on, for all GPUs at once.
 
     It must have an engine that passed its gates for each GPU that the version before served, no slower and no
-    less accurate than the one it replaces, as far as they can be compared. Pulls without a version take
-    ``prod``.
+    less accurate than the one it replaces, as far as they can be compared, and the same inputs and outputs.
+    Pulls without a version take ``prod``.
     """
     made = connect(url).promote(
         model,
         version,
         alias,
         partial=partial,
+        new_inputs=new_inputs,
         note=note,
         max_slowdown=max_slowdown,
         max_drop=max_drop,
@@ -117,6 +124,8 @@ def _say(made: Promotion, model: str, alias: str, way_back: str) -> None:
     ]
     headers = ("gpu", "engine", "replaces", "latency", "metric")
     show.table(headers, rows, keep=("gpu", "engine", "replaces"))
+    for change in made.changes:
+        show.line(f"other inputs or outputs: {change}")
     for lack in made.left_out:
         show.line(f"left out: {lack.gpu}: {lack.why}")
     if made.alias and made.before is not None:

@@ -36,10 +36,12 @@ from farm.cli.submission import (
     Metric,
     MinAgreement,
     Name,
+    NewInputs,
     Options,
     Priority,
     Profiles,
     SourceFormat,
+    VersionNote,
 )
 from farm.errors import InvalidRequest
 
@@ -140,6 +142,8 @@ def bench(
     option: Options = None,
     priority: Priority = 5,
     label: Labels = None,
+    note: VersionNote = None,
+    new_inputs: NewInputs = False,
     idempotency_key: IdempotencyKey = None,
     source_format: SourceFormat = None,
     architecture: ArchitectureName = None,
@@ -165,6 +169,8 @@ def bench(
         "architecture": architecture,
         "config": config,
         "fixed_inputs": fixed_inputs(fix) or None,
+        "note": note,
+        "new_inputs": new_inputs or None,
     }
     farm = connect(url)
     if not build:

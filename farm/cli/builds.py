@@ -9,8 +9,8 @@ import typer
 from rich.text import Text
 
 from farm.cli import complete, show
-from farm.cli.options import BuildId, Json, Url, again, connect, example
-from farm.cli.watch import jobs_table
+from farm.cli.options import BuildId, Json, LabelFilters, Url, again, connect, example
+from farm.cli.watch import jobs_table, tell_held_back
 
 if TYPE_CHECKING:
     from farm.client import Build
@@ -39,15 +39,16 @@ def status(build_id: BuildId, as_json: Json = False, url: Url = None) -> None:
     if as_json:
         show.document(view)
     else:
-        _show(view, url)
+        show_build(view, url)
 
 
-def _show(view: BuildView, url: str | None) -> None:
+def show_build(view: BuildView, url: str | None) -> None:
+    """Print a build with its jobs and engines."""
     took = show.elapsed(view.created_at, view.finished_at)
     head = f"build {view.id} of {view.model} v{view.version}: "
     show.line(Text.assemble(head, show.state(view.state), f", {took}"))
     if view.labels:
-        show.line("labels: " + ", ".join(f"{k}={v}" for k, v in view.labels.items()))
+        show.line(f"labels: {show.labels(view.labels)}")
     if view.fixed_inputs:
         show.line(f"fixed: {show.fixed(view.fixed_inputs)}")
     jobs_table(view.jobs)
@@ -58,6 +59,7 @@ def _show(view: BuildView, url: str | None) -> None:
     ]
     keep = ("target", "precision", "engine")
     show.table(("target", "precision", "engine", "why this target"), engines, keep=keep)
+    tell_held_back(view)
     _show_failures(view, url)
 
 
@@ -161,12 +163,13 @@ def builds(
             autocompletion=complete.build_states,
         ),
     ] = None,
+    label: LabelFilters = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of builds.")] = 20,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
     """List the newest builds."""
-    found = connect(url).builds(model=model, state=state, limit=limit)
+    found = connect(url).builds(model=model, state=state, labels=label or (), limit=limit)
     if as_json:
         show.document(found)
         return

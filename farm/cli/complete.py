@@ -53,6 +53,19 @@ def aliases(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     ]
 
 
+def references(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The models' names, and after an ``@`` the versions and aliases of one."""
+    name, at, _ = incomplete.partition("@")
+    if not at:
+        return models(ctx, incomplete)
+    found = [
+        str(of)
+        for one in _ask(ctx, lambda farm: [farm.model(name)])
+        for of in (*(a.alias for a in one.aliases), *reversed([v.version for v in one.versions]))
+    ]
+    return [f"{name}@{of}" for of in found if f"{name}@{of}".startswith(incomplete)][:_OFFERED]
+
+
 def models_and_files(ctx: typer.Context, incomplete: str) -> list[str]:
     """The models' names, and the files and folders that begin so."""
     from pathlib import Path
@@ -113,6 +126,12 @@ def scopes(incomplete: str) -> list[tuple[str, str]]:
     from farm.specs.scopes import Scope
 
     return list(_last_part(incomplete, dict.fromkeys(Scope, "")))
+
+
+def kinds(incomplete: str) -> list[tuple[str, str]]:
+    from farm.schemas.search import Kind
+
+    return list(_last_part(incomplete, dict.fromkeys(Kind, "")))
 
 
 def runtimes(incomplete: str) -> list[str]:

@@ -62,6 +62,15 @@ Version = Annotated[
     int | None, typer.Option("--version", metavar="N", min=1, help="Only this model version.")
 ]
 
+LabelFilters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label",
+        metavar="KEY[=VALUE]",
+        help="Only with this label: team=vision, or team for any value. Repeat for more.",
+    ),
+]
+
 Pruned = Annotated[
     str | None,
     typer.Option(

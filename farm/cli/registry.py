@@ -11,6 +11,7 @@ from farm.cli import complete, show
 from farm.cli.options import (
     Gpu,
     Json,
+    LabelFilters,
     ModelName,
     Precision,
     Pruned,
@@ -214,6 +215,7 @@ def models(
             show_default=False,
         ),
     ] = None,
+    label: LabelFilters = None,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
@@ -221,7 +223,7 @@ def models(
     if model is not None:
         _versions(model, url, as_json=as_json)
         return
-    found = connect(url).models()
+    found = connect(url).models(labels=label or ())
     if as_json:
         show.document(found)
         return
@@ -230,12 +232,15 @@ def models(
             one.name,
             f"v{max(one.versions)}" if one.versions else show.NONE,
             str(one.engines),
+            show.labels(one.labels) or show.NONE,
             show.ago(one.created_at),
         )
         for one in found
     ]
     empty = f"no models; submit one: {again('farm submit MODEL_FILE --gpu sm_89', url)}"
-    show.table(("model", "newest", "engines", "created"), rows, keep=("model",), empty=empty)
+    show.table(
+        ("model", "newest", "engines", "labels", "created"), rows, keep=("model",), empty=empty
+    )
 
 
 def _versions(model: str, url: str | None, *, as_json: bool) -> None:
@@ -251,11 +256,21 @@ def _versions(model: str, url: str | None, *, as_json: bool) -> None:
             one.source_digest,
             _told(one),
             str(one.engines),
+            show.labels(one.labels) or show.NONE,
             show.ago(one.created_at),
         )
         for one in detail.versions
     ]
-    columns = ("version", "aliases", "format", "source", "interpreted as", "engines", "submitted")
+    columns = (
+        "version",
+        "aliases",
+        "format",
+        "source",
+        "interpreted as",
+        "engines",
+        "labels",
+        "submitted",
+    )
     show.table(columns, rows, keep=("version", "source"))
     for one in detail.versions:
         if one.yanked:

@@ -43,11 +43,15 @@ def on_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def console() -> Console:
-    """A console on stdout that prints texts verbatim."""
+def console(width: int | None = None) -> Console:
+    """A console on stdout that prints texts verbatim.
+
+    Parameters:
+        width: in columns; by default the terminal's, and elsewhere unbounded.
+    """
     return Console(
         file=sys.stdout,
-        width=None if on_terminal() else _UNBOUNDED,
+        width=width or (None if on_terminal() else _UNBOUNDED),
         markup=False,
         emoji=False,
         highlight=False,
@@ -185,6 +189,11 @@ def precision(name: str, prune: str | None) -> str:
 def short(digest: str) -> str:
     """A digest, shortened for display."""
     return digest.removeprefix("sha256:")[:12]
+
+
+def labels(of: Mapping[str, str]) -> str:
+    """``team=vision, stage=canary``"""
+    return ", ".join(f"{key}={value}" if value else key for key, value in of.items())
 
 
 def fixed(inputs: Mapping[str, Any]) -> str:

@@ -112,7 +112,19 @@ Priority = Annotated[
 ]
 Labels = Annotated[
     list[str] | None,
-    typer.Option("--label", metavar="KEY=VALUE", help="Label the build. Repeat for more."),
+    typer.Option(
+        "--label", metavar="KEY=VALUE", help="Label the build and its version. Repeat for more."
+    ),
+]
+VersionNote = Annotated[
+    str | None, typer.Option("--note", metavar="TEXT", help="A note on the version.")
+]
+NewInputs = Annotated[
+    bool,
+    typer.Option(
+        "--new-inputs",
+        help="Accept a version with other inputs or outputs than the one before it.",
+    ),
 ]
 IdempotencyKey = Annotated[
     str | None,

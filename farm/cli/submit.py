@@ -34,11 +34,13 @@ from farm.cli.submission import (
     Metric,
     MinAgreement,
     Name,
+    NewInputs,
     Options,
     Priority,
     Profiles,
     Prune,
     SourceFormat,
+    VersionNote,
 )
 from farm.cli.watch import watch_build
 from farm.errors import InvalidRequest
@@ -105,6 +107,8 @@ def submit(
     prune: Prune = None,
     priority: Priority = 5,
     label: Labels = None,
+    note: VersionNote = None,
+    new_inputs: NewInputs = False,
     idempotency_key: IdempotencyKey = None,
     source_format: SourceFormat = None,
     architecture: ArchitectureName = None,
@@ -145,6 +149,8 @@ def submit(
                 prune=prune,
                 priority=priority,
                 labels=labels(label),
+                note=note,
+                new_inputs=new_inputs,
                 idempotency_key=idempotency_key,
                 progress=progress,
             )

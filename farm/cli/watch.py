@@ -81,9 +81,22 @@ def tell_ending(view: BuildView) -> None:
     done = f"{view.engines_done} of {view.engines_total} engines"
     doubtful = f", {view.engines_doubtful} of them doubtful" if view.engines_doubtful else ""
     show.line(f"build {view.id} {view.state} after {took}: {done}{doubtful}")
+    tell_held_back(view)
     for want in view.engines:
         for doubt in want.doubts:
             print(f"doubtful: {want.precision}@{want.target}: {doubt}", file=sys.stderr)
+
+
+def tell_held_back(view: BuildView) -> None:
+    """Say that pulls don't take a build's version, and why."""
+    for change in view.held_back:
+        print(f"v{view.version} has other inputs: {change}", file=sys.stderr)
+    if view.held_back:
+        print(
+            f"hint: no pull takes it by default. To give it to the fleet: farm promote {view.model} "
+            f"{view.version} prod --new-inputs; to let pulls take it: submit it again with --new-inputs",
+            file=sys.stderr,
+        )
 
 
 def _conclude(build: Build, url: str | None, *, as_json: bool) -> int:

@@ -54,6 +54,7 @@ class Aliases(Noun):
         alias: str = references.PROD,
         *,
         partial: bool = False,
+        new_inputs: bool = False,
         note: str | None = None,
         max_slowdown: float = 1.1,
         max_drop: float = 0.01,
@@ -65,6 +66,7 @@ class Aliases(Noun):
         Parameters:
             version: its number, or an alias that names it.
             partial: promote it although GPUs lack an engine of it.
+            new_inputs: promote it although its inputs or outputs are other ones.
             note: why, for the history.
             max_slowdown: largest ratio of the median latencies beside the engines it replaces.
             max_drop: largest drop of the task's metric beside them, on the same evaluation data.
@@ -72,7 +74,8 @@ class Aliases(Noun):
             dry_run: only say what would be left out.
 
         Raises:
-            Conflict: naming the GPUs that the version can't serve as the one before did.
+            Conflict: naming the GPUs that the version can't serve as the one before did, or how its inputs
+                and outputs differ.
             NotFound, InvalidRequest, ScopeMissing
         """
         _, number = self.version_of(f"{model}@{version}")
@@ -80,6 +83,7 @@ class Aliases(Noun):
             PromoteRequest,
             version=number,
             partial=partial,
+            new_inputs=new_inputs,
             note=note,
             max_slowdown=max_slowdown,
             max_drop=max_drop,

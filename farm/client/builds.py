@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from farm.client.build import Build
@@ -44,9 +45,18 @@ class Builds(Noun):
         return self.build(build_id).pull_all(folder, doubtful=doubtful, progress=progress)
 
     def builds(
-        self, *, model: str | None = None, state: str | None = None, limit: int = 50
+        self,
+        *,
+        model: str | None = None,
+        state: str | None = None,
+        labels: Sequence[str] = (),
+        limit: int = 50,
     ) -> list[BuildSummary]:
-        """The newest builds."""
-        query = {"model": model, "state": state}
+        """The newest builds.
+
+        Parameters:
+            labels: only with these: ``team=vision``, or ``team`` for any value.
+        """
+        query = {"model": model, "state": state, "label": list(labels) or None}
         pages = self._pages(BuildPage, "/v1/builds", query, limit)
         return [item for page in pages for item in page.items]

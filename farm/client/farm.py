@@ -20,6 +20,7 @@ from farm.client.pulls import Pulls
 from farm.client.registry import Registry
 from farm.client.retention import Retentions
 from farm.client.retries import Backoff
+from farm.client.search import Search
 from farm.client.sets import Sets
 from farm.client.storage import Storage
 
@@ -30,6 +31,7 @@ class Farm(
     Benches,
     Builds,
     Registry,
+    Search,
     Deletions,
     Retentions,
     Pulls,

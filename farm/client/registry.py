@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from farm.client.aliases import Aliases
-from farm.client.noun import part
+from farm.client.noun import given, part
 from farm.client.submission import checked
 from farm.reports.layers import LayerReport
 from farm.schemas.compare import Compared
 from farm.schemas.engines import EnginePage, EngineView
+from farm.schemas.labels import DescriptionChanges
 from farm.schemas.models import ModelDetail, ModelPage, ModelView
 from farm.schemas.yanks import YankRequest
 
@@ -15,9 +18,15 @@ from farm.schemas.yanks import YankRequest
 class Registry(Aliases):
     """Models and engines in the registry."""
 
-    def models(self, *, limit: int = 1000) -> list[ModelView]:
-        """Models by name."""
-        pages = self._pages(ModelPage, "/v1/models", {}, limit)
+    def models(self, *, labels: Sequence[str] = (), limit: int = 1000) -> list[ModelView]:
+        """Models by name.
+
+        Parameters:
+            labels: only with these, themselves or a version of theirs: ``team=vision``, or ``team`` for any
+                value.
+        """
+        query = {"label": list(labels) or None}
+        pages = self._pages(ModelPage, "/v1/models", query, limit)
         return [item for page in pages for item in page.items]
 
     def model(self, name: str) -> ModelDetail:
@@ -65,6 +74,30 @@ class Registry(Aliases):
         """
         path = f"/v1/models/{part(model)}/compare"
         return self.http.read(Compared, "GET", path, params={"a": str(a), "b": str(b)})
+
+    def describe(
+        self,
+        model: str,
+        labels: Mapping[str, str | None] | None = None,
+        *,
+        note: str | None = None,
+    ) -> ModelDetail:
+        """Change the labels and the note of a version, or of a model.
+
+        Parameters:
+            model: ``digits@7`` or ``digits@prod`` for a version, ``digits`` for the model.
+            labels: to set; None as a value removes one.
+            note: in place of the one before; an empty one removes it.
+
+        Raises:
+            NotFound, InvalidRequest, ScopeMissing
+        """
+        name, version = self.version_of(model)
+        fields = given({"labels": labels, "note": note})
+        body = checked(DescriptionChanges, **fields).model_dump(mode="json", exclude_unset=True)
+        path = f"/v1/models/{part(name)}"
+        path = path if version is None else f"{path}/versions/{version}"
+        return self.http.read(ModelDetail, "PATCH", path, json=body)
 
     def yank(self, model: str, version: int, reason: str) -> ModelDetail:
         """Have no pull take a version unless it asks for it by its number.

@@ -50,6 +50,8 @@ class Submissions(Noun):
         prune: str | None = None,
         priority: int = 5,
         labels: Mapping[str, str] | None = None,
+        note: str | None = None,
+        new_inputs: bool | None = False,
         idempotency_key: str | None = None,
         progress: TransferProgress | None = None,
     ) -> Build:
@@ -76,10 +78,14 @@ class Submissions(Noun):
                 false, or nested lists of these in the input's shape.
             options: ``tf32``, and TensorRT's builder's: ``farm.specs.options.BuilderOptions``.
             prune: ``2:4``, or ``l1:0.5`` for half of each layer's weights; not for ONNX.
+            labels: of the build and its version: `docs/how-to/registry.md` says what they may be.
+            note: of the version.
+            new_inputs: accept a new version with other inputs or outputs than the one before it.
             idempotency_key: a repeat with the same key returns the first build.
 
         Raises:
             NameMissing: none was given, and nothing tells.
+            Conflict: it has other inputs or outputs than the version before.
             InvalidRequest: or another subclass; nothing was submitted.
             Unavailable
         """
@@ -112,6 +118,8 @@ class Submissions(Noun):
             prune=None if prune is None else Prune.parse(prune),
             priority=priority,
             labels=dict(labels or {}),
+            note=note,
+            new_inputs=bool(new_inputs),
             **given,
         )
         made = self._post(

@@ -15,6 +15,8 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    and_,
+    false,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -49,6 +51,7 @@ class Model(Base):
     name: Mapped[str] = mapped_column(String(100), unique=True)
     #: `farm.specs.names.folded`; None for older names that differ from another in case alone.
     folded: Mapped[str | None] = mapped_column(String(100))
+    note: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
 
 
@@ -61,10 +64,11 @@ class Version(Base):
 
     __tablename__ = "versions"
     blobs = {"source_digest": Names(holds=Holds.SOURCE, only=IS_KEPT.text, comes_with="a build")}
-    no_blobs = frozenset({"variant", "fixed_inputs", "architecture"})
+    no_blobs = frozenset({"variant", "fixed_inputs", "architecture", "interface", "changes"})
     __table_args__ = (
         UniqueConstraint("model_id", "number"),
         UniqueConstraint("model_id", "source_digest", "variant"),
+        Index("ix_versions_source_digest", "source_digest"),
     )
     id: Mapped[int] = mapped_column(primary_key=True)
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
@@ -76,8 +80,33 @@ class Version(Base):
     variant: Mapped[str] = mapped_column(String(71), default="", server_default="")
     fixed_inputs: Mapped[dict[str, Any] | None] = mapped_column(Json)
     architecture: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    note: Mapped[str | None] = mapped_column(Text)
+    #: A ``farm.reports.interfaces.Interface``: the model's, as the file says, or once exported the graph.
+    interface: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    #: How it differs from that of the version before it, in words; None if it doesn't, or nobody knows.
+    changes: Mapped[list[str] | None] = mapped_column(Json)
+    #: Whether somebody said that it may.
+    new_inputs: Mapped[bool] = mapped_column(default=False, server_default=false())
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
     deleted_at: Mapped[datetime | None] = mapped_column(Instant)
+
+
+class Label(Base):
+    """A label of a model, a version or a build: one of the three ids is set."""
+
+    __tablename__ = "labels"
+    __table_args__ = (
+        UniqueConstraint("model_id", "key"),
+        UniqueConstraint("version_id", "key"),
+        UniqueConstraint("build_id", "key"),
+        Index("ix_labels_key_value", "key", "value"),
+    )
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    model_id: Mapped[int | None] = mapped_column(ForeignKey("models.id", ondelete="CASCADE"))
+    version_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"))
+    build_id: Mapped[str | None] = mapped_column(ForeignKey("builds.id", ondelete="CASCADE"))
+    key: Mapped[str] = mapped_column(String(100))
+    value: Mapped[str] = mapped_column(String(200))
 
 
 class GoalRow(Base):
@@ -188,6 +217,10 @@ class Build(Base):
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
     started_at: Mapped[datetime | None] = mapped_column(Instant)
     finished_at: Mapped[datetime | None] = mapped_column(Instant)
+
+
+#: Whether a version's inputs or outputs are other ones, and nobody said that they may be.
+HELD_BACK = and_(Version.changes.is_not(None), ~Version.new_inputs)
 
 
 # Conditions of the partial indexes. Queries must use the same text: with a bound parameter SQLite can't tell

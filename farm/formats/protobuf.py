@@ -59,6 +59,35 @@ def fields(
             raise MalformedMessage(f"it has a field of the unknown kind {kind}")
 
 
+def numbers(
+    data: bytes | mmap.mmap, at: int, end: int, effort: Effort | None = None
+) -> Iterator[tuple[int, int]]:
+    """Number and value of each variable-length integer, unsigned; others are skipped.
+
+    Raises:
+        MalformedMessage, TooManyFields
+    """
+    while at < end:
+        if effort is not None:
+            effort.left -= 1
+            if effort.left < 0:
+                raise TooManyFields
+        tag, at = _varint(data, at, end)
+        number, kind = tag >> 3, tag & 7
+        if kind == _VARINT:
+            value, at = _varint(data, at, end)
+            yield number, value
+        elif kind == _BYTES:
+            size, at = _varint(data, at, end)
+            if at + size > end:
+                raise MalformedMessage("it is cut off")
+            at += size
+        elif kind in (_FIXED64, _FIXED32):
+            at += 8 if kind == _FIXED64 else 4
+        else:
+            raise MalformedMessage(f"it has a field of the unknown kind {kind}")
+
+
 def _varint(data: bytes | mmap.mmap, at: int, end: int) -> tuple[int, int]:
     if at < end and (byte := data[at]) < 0x80:  # nearly always
         return byte, at + 1

@@ -16,8 +16,10 @@ from farm.formats.onnx_files import (
     names,
     operators,
 )
+from farm.formats.onnx_interface import interface
 from farm.formats.packs import Member
 from farm.formats.protobuf import Effort, MalformedMessage, TooManyFields
+from farm.reports.interfaces import Interface
 from farm.specs.source import SourceFormat
 
 PACK_HINT = (
@@ -46,6 +48,9 @@ class Look:
 
     operators: frozenset[str] | None = None  #: None if not determined
     may_be_quantized: bool = False  #: then int8 needs no data; the export determines whether it is
+    interface: Interface | None = (
+        None  #: as declared, with inputs that may be fixed; None if unknown
+    )
 
 
 #: For sources accepted earlier, which aren't inspected again.
@@ -53,8 +58,8 @@ TAKEN = Look(may_be_quantized=True)
 
 
 def look(path: Path, format: SourceFormat) -> Look:
-    """What can be found out about a source without loading it: an ONNX model's operators, nothing for
-    others."""
+    """What can be found out about a source without loading it: an ONNX model's operators, inputs and outputs,
+    nothing for others."""
     if format is not SourceFormat.ONNX:
         return Look()
     try:
@@ -65,12 +70,15 @@ def look(path: Path, format: SourceFormat) -> Look:
 
 def _look(path: Path, there: Mapping[str, Member] | None) -> Look:
     try:
-        found = _operators(path, there)
+        place = _place(there)
+        found, ports = operators(path, *place), interface(path, *place)
     except (packs.MalformedPack, MalformedMessage):
         return Look()
-    if found is None:
-        return Look(may_be_quantized=True)
-    return Look(operators=found, may_be_quantized=not _QUANTIZING.isdisjoint(found))
+    return Look(
+        operators=found,
+        may_be_quantized=found is None or not _QUANTIZING.isdisjoint(found),
+        interface=ports,
+    )
 
 
 def onnx_names(path: Path) -> OnnxNames:
@@ -85,11 +93,12 @@ def onnx_names(path: Path) -> OnnxNames:
         return OnnxNames()  # the export reports what is wrong with it
 
 
-def _operators(path: Path, there: Mapping[str, Member] | None) -> frozenset[str] | None:
+def _place(there: Mapping[str, Member] | None) -> tuple[int, int | None]:
+    """Where the model is in its file."""
     if there is None:
-        return operators(path)
+        return 0, None
     model = there[packs.one_ending(there, ".onnx")]
-    return operators(path, model.offset, model.bytes)
+    return model.offset, model.bytes
 
 
 def check(path: Path, format: SourceFormat) -> Look:

@@ -51,8 +51,12 @@ def key(recipe: Mapping[str, Any]) -> str:
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
-def variant(fixed_inputs: Mapping[str, Any] | None, architecture: Mapping[str, Any] | None) -> str:
+def variant(
+    fixed_inputs: Mapping[str, Any] | None,
+    architecture: Mapping[str, Any] | None,
+    format: SourceFormat | None = None,
+) -> str:
     """Distinguishes sources with the same bytes; empty for one that its bytes fully describe."""
-    told = {"fixed_inputs": fixed_inputs, "architecture": architecture}
+    told = {"fixed_inputs": fixed_inputs, "architecture": architecture, "format": format}
     given = {name: value for name, value in told.items() if value}
     return key(given) if given else ""

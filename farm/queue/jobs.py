@@ -17,7 +17,7 @@ from farm.planning import parameters
 from farm.planning.recipe import Given, Recipe
 from farm.queue import build_states, transitions
 from farm.queue.turns import Bell
-from farm.registry import publish
+from farm.registry import interfaces, publish
 from farm.specs.states import BUILD_ENDED, LIVE, JobState
 from farm.stages import STAGES, JobKind
 from farm.store import artifacts
@@ -160,6 +160,7 @@ def succeed(
     ready = transitions.release_dependents(session, job_id)
     # Its last job completes an engine. If two end at once, the second must see the first.
     wanting = build_states.locked_builds(session, [job_id])
+    interfaces.learn(session, job_id, job.kind, facts)
     if STAGES[JobKind(job.kind)].ends_engine:
         publish.publish(session, job_id)
     build_states.refresh_builds(session, wanting)

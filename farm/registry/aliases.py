@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session, aliased
 from farm.database.base import now
 from farm.database.tables import AliasMove, AliasRow, Model, Version
 from farm.errors import Conflict
-from farm.registry import compare, names, versions, yanks
+from farm.registry import compare, interfaces, names, versions, yanks
 from farm.registry.names import Named
 from farm.schemas.aliases import (
     Action,
@@ -142,8 +142,8 @@ def promote(
 
     Raises:
         NotFound: there is no such model or version.
-        Conflict: the version lacks an engine for a GPU that the one before served, or the alias was moved
-            meanwhile.
+        Conflict: the version lacks an engine for a GPU that the one before served, or has other inputs or
+            outputs, or the alias was moved meanwhile.
     """
     known = names.named(session, model)
     version_id = versions.version_id(session, known, request.version)
@@ -154,7 +154,15 @@ def promote(
             hint=f"take that back first: farm yank {known.name}@{request.version} --undo",
         )
     row = _locked(session, known, alias, by)
-    before = _number(session, row.version_id) if row else None
+    before_id = row.version_id if row else None
+    before = _number(session, before_id)
+    changes, meant = interfaces.promoted(session, version_id, before_id, word=request.new_inputs)
+    if not meant and not dry_run:
+        raise Conflict(
+            f"version {request.version} can't be {alias} of {known.name}: its inputs or outputs aren't "
+            f"those of the version before: {interfaces.told(changes)}",
+            hint=interfaces.HINT,
+        )
     beside, left_out = _compared(session, known, before, request)
     if left_out and not request.partial and not dry_run:
         lacks = "; ".join(f"{lack.gpu}: {lack.why}" for lack in left_out)
@@ -169,13 +177,20 @@ def promote(
         )
     view = None
     if not dry_run:
+        if request.new_inputs:
+            interfaces.accept(session, version_id)
         if row is None or row.version_id != version_id:
             _move(
                 session, known, alias, row, version_id, Action.PROMOTE, by, request.note, left_out
             )
         view = _one(session, known, alias)
     return Promotion(
-        alias=view, version=request.version, before=before, left_out=left_out, engines=beside
+        alias=view,
+        version=request.version,
+        before=before,
+        changes=changes,
+        left_out=left_out,
+        engines=beside,
     )
 
 

@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from collections.abc import Sequence
+
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from farm.database.tables import IS_KEPT, EngineRow, Model, Version, Yank
-from farm.registry import aliases, catalog, names
+from farm.registry import aliases, catalog, interfaces, labels, names
 from farm.registry.rows import IS_YANKED, count_engines
 from farm.registry.versions import given_or_newest
 from farm.schemas.models import ModelDetail, ModelView, VersionView
 
 
-def models(session: Session, *, after: str | None = None, limit: int = 50) -> list[ModelView]:
+def models(
+    session: Session,
+    *,
+    label: Sequence[str] = (),
+    after: str | None = None,
+    limit: int = 50,
+) -> list[ModelView]:
+    """Models by name.
+
+    Parameters:
+        label: ``team=vision``, or ``team``: only models that have it, or of which a version has; several
+            labels may be of different versions.
+    """
     has_version = select(Version.id).where(Version.model_id == Model.id, IS_KEPT).exists()
     statement = select(Model).where(has_version).order_by(Model.name).limit(limit)
+    for one in label:
+        versions = select(Version.model_id).where(labels.has(Version, one), IS_KEPT)
+        statement = statement.where(or_(labels.has(Model, one), Model.id.in_(versions)))
     if after is not None:
         statement = statement.where(Model.name > after)
-    return [_model(session, row) for row in session.scalars(statement)]
+    rows = session.scalars(statement).all()
+    of = labels.of(session, Model, [row.id for row in rows])
+    return [_model(session, row, of[row.id]) for row in rows]
 
 
-def _model(session: Session, row: Model) -> ModelView:
-    versions = _versions(session, row.id)
+def _model(session: Session, row: Model, labelled: dict[str, str]) -> ModelView:
+    found = versions(session, row.id)
     return ModelView(
         name=row.name,
         created_at=row.created_at,
-        versions=[version.version for version in versions],
-        engines=sum(version.engines for version in versions),
+        labels=labelled,
+        note=row.note,
+        versions=[version.version for version in found],
+        engines=sum(version.engines for version in found),
     )
 
 
@@ -38,17 +59,20 @@ def model(session: Session, name: str) -> ModelDetail:
     """
     known = names.named(session, name)
     row, _ = session.get_one(Model, known.id), given_or_newest(session, known, None)
-    versions = _versions(session, row.id)
+    found = versions(session, row.id)
     return ModelDetail(
         name=row.name,
         created_at=row.created_at,
+        labels=labels.of(session, Model, [row.id])[row.id],
+        note=row.note,
         aliases=aliases.all_of(session, row.name),
-        versions=versions,
-        engines=catalog.engines(session, row.name, version=versions[-1].version, limit=200),
+        versions=found,
+        engines=catalog.engines(session, row.name, version=found[-1].version, limit=200),
     )
 
 
-def _versions(session: Session, model_id: int) -> list[VersionView]:
+def versions(session: Session, model_id: int) -> list[VersionView]:
+    """A model's versions by their numbers."""
     rows = session.execute(
         select(Version, count_engines(), Yank.reason)
         .outerjoin(EngineRow, EngineRow.version_id == Version.id)
@@ -56,7 +80,8 @@ def _versions(session: Session, model_id: int) -> list[VersionView]:
         .where(Version.model_id == model_id, IS_KEPT)
         .group_by(Version.id, Yank.reason)
         .order_by(Version.number)
-    )
+    ).all()
+    of = labels.of(session, Version, [row[0].id for row in rows])
     return [
         VersionView(
             version=version.number,
@@ -64,8 +89,12 @@ def _versions(session: Session, model_id: int) -> list[VersionView]:
             source_format=version.source_format,
             fixed_inputs=version.fixed_inputs or {},
             architecture=version.architecture,
+            labels=of[version.id],
+            note=version.note,
             engines=engines,
             yanked=yanked,
+            changes=version.changes or [],
+            held_back=interfaces.is_held(version),
             created_at=version.created_at,
         )
         for version, engines, yanked in rows

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from sqlalchemy import Row, Select, select
 from sqlalchemy.orm import Session
 
-from farm.database.tables import IS_KEPT, AliasRow, Build, EngineRow, Version, Wanted, Yank
+from farm.database.tables import (
+    HELD_BACK,
+    IS_KEPT,
+    AliasRow,
+    Build,
+    EngineRow,
+    Version,
+    Wanted,
+    Yank,
+)
 from farm.errors import NotFound
 from farm.registry.names import Named
 from farm.registry.rows import IS_YANKED, YANKED, with_yanks
@@ -31,8 +40,8 @@ def taken(session: Session, model: Named, reference: Reference = Reference()) ->
     """The version that a reference means.
 
     Without one, ``prod`` if there is such an alias; else the newest version of which an ended build has an
-    engine that passed its gates for each of its GPUs; else the newest with any engine. Yanked ones only by
-    their number.
+    engine that passed its gates for each of its GPUs; else the newest with any engine. Yanked ones, and ones
+    with other inputs that nobody asked for, only by their number.
 
     Raises:
         NotFound: there is no such version, alias or engine, or the alias's version was yanked.
@@ -65,7 +74,7 @@ def taken(session: Session, model: Named, reference: Reference = Reference()) ->
         newest = newest or version.number
     if newest is None:
         raise NotFound(
-            f"{model.name} has no engines that weren't yanked",
+            f"{model.name} has no engines that weren't yanked or held back for other inputs",
             hint="farm builds shows how far its builds are",
         )
     return Taken(
@@ -140,7 +149,7 @@ def _page(model_id: int, before: int | None) -> Select[int, int]:
     is_yanked = select(Yank.same).where(IS_YANKED).exists()
     found = (
         select(Version.id, Version.number)
-        .where(Version.model_id == model_id, has_engine, ~is_yanked)
+        .where(Version.model_id == model_id, has_engine, ~is_yanked, ~HELD_BACK)
         .order_by(Version.number.desc())
         .limit(_PAGE)
     )
@@ -167,14 +176,14 @@ def _serves_all(session: Session, build_id: str) -> bool:
         )
     ).all()
     served = {
-        _gpu(asked)
+        gpu_of(asked)
         for asked, state, yanked in found
         if state == EngineState.READY and yanked is None
     }
-    return bool(found) and served == {_gpu(asked) for asked, _, _ in found}
+    return bool(found) and served == {gpu_of(asked) for asked, _, _ in found}
 
 
-def _gpu(asked: str) -> str:
+def gpu_of(asked: str) -> str:
     """``onnxruntime:cpu`` → ``cpu``."""
     return asked.rpartition(":")[2]
 

@@ -6,11 +6,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 from farm.schemas.base import Answer, Page, Request
-
-Note = Annotated[str, StringConstraints(max_length=1000, strip_whitespace=True)]
+from farm.schemas.labels import Note
 
 
 class Action(StrEnum):
@@ -79,6 +78,9 @@ class Promotion(Answer):
     alias: AliasView | None = Field(description="null if nothing was changed")
     version: int
     before: int | None
+    changes: list[str] = Field(
+        [], description="how its inputs and outputs differ from those of the version before"
+    )
     left_out: list[Lack]
     engines: list[Beside]
 
@@ -88,6 +90,9 @@ class PromoteRequest(Request):
 
     version: Annotated[int, Field(ge=1, le=2**31 - 1)]
     partial: bool = Field(False, description="promote it although GPUs lack an engine of it")
+    new_inputs: bool = Field(
+        False, description="promote it although its inputs or outputs are other ones"
+    )
     note: Note | None = Field(None, description="why, for the history")
     max_slowdown: Annotated[float, Field(ge=1, le=1000)] = Field(
         1.1, description="largest ratio of the median latencies, where they can be compared"

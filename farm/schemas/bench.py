@@ -9,12 +9,12 @@ from pydantic import ConfigDict, Field
 from farm.reports.accuracy import Accuracy
 from farm.schemas.base import Answer, Digest
 from farm.schemas.builds import LeftOut
+from farm.schemas.labels import Labels
 from farm.schemas.problems import Failure
 from farm.schemas.submission import (
     BenchOptions,
     Calibration,
     Evaluation,
-    Labels,
     Precisions,
     Priority,
     RequestedProfile,

@@ -104,6 +104,11 @@ class BuildView(BuildSummary):
     jobs: list[JobView]
     engines: list[WantedEngine]
     left_out: list[LeftOut] = Field([], description="what a bench doesn't build, and why")
+    held_back: list[str] = Field(
+        [],
+        description="how its version's inputs and outputs differ from those of the version before, while "
+        "nobody has said that they may (`new_inputs`): pulls and aliases don't take it",
+    )
 
     def name_of(self, job: JobView) -> str:
         """A job's title, with its runtime or targets if the title doesn't show them."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from farm.schemas.base import Digest, Name, Request
+from farm.schemas.labels import Labels, Note
 from farm.specs.gates import GateChanges
 from farm.specs.goals import Aim, BatchSize, Goal
 from farm.specs.options import BuilderOptions, Prune
@@ -93,13 +94,6 @@ Targets = Annotated[
     Field(min_length=1, max_length=64),
 ]
 Priority = Annotated[int, Field(ge=0, le=9, description="9 is the most urgent")]
-Labels = Annotated[
-    dict[
-        Annotated[str, StringConstraints(min_length=1, max_length=100)],
-        Annotated[str, StringConstraints(max_length=200)],
-    ],
-    Field(max_length=32),
-]
 
 
 class BenchOptions(Request):
@@ -165,7 +159,13 @@ class BuildRequest(Request):
         None, description="pruning of the source before anything else; not for ONNX"
     )
     priority: Priority = 5
-    labels: Labels = Field(default_factory=dict)
+    labels: Labels = Field(default_factory=dict, description="of the build, and of its version")
+    note: Note | None = Field(None, description="of the version, in place of an earlier one")
+    new_inputs: bool = Field(
+        False,
+        description="accept a new version with other inputs or outputs than the one before it: otherwise "
+        "409, or if only its export tells them, it is held back from pulls and aliases",
+    )
 
     @model_validator(mode="after")
     def _has_precisions(self) -> Self:

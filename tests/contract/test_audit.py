@@ -226,6 +226,22 @@ def _apply_retention(api, db, _monkeypatch):
     return "delete", "engines of digits@1"
 
 
+def _describe_model(api, db, _monkeypatch):
+    _published(api, db)
+    for _ in range(2):  # the second changes nothing
+        changes = {"labels": {"team": "vision"}, "note": "ours"}
+        assert api.request("PATCH", "/v1/models/digits", json=changes).is_success
+    return "describe", "digits"
+
+
+def _describe_version(api, db, _monkeypatch):
+    _published(api, db)
+    for _ in range(2):
+        path = "/v1/models/digits/versions/1"
+        assert api.request("PATCH", path, json={"labels": {"team": "vision"}}).is_success
+    return "describe", "digits@1"
+
+
 def _plugin(api, _db, monkeypatch):
     monkeypatch.setattr(plugins, "verified", lambda *_, **__: "a trusted key")
     digest = api.upload(b"\x7fELF library")
@@ -288,6 +304,8 @@ CHANGES = {
     ("DELETE", ALIAS): _delete_alias,
     ("POST", "/v1/models/{model}/versions/{version}/yank"): _yank_version,
     ("DELETE", "/v1/models/{model}/versions/{version}/yank"): _restore_version,
+    ("PATCH", "/v1/models/{model}"): _describe_model,
+    ("PATCH", "/v1/models/{model}/versions/{version}"): _describe_version,
     ("POST", "/v1/engines/{engine_id}/yank"): _yank_engine,
     ("DELETE", "/v1/engines/{engine_id}/yank"): _restore_engine,
     ("DELETE", "/v1/engines/{engine_id}"): _delete_engine,

@@ -27,17 +27,17 @@ def farm(tmp_path: Path) -> Iterator[LiveFarm]:
 def test_the_page_promotes_pulls_and_rolls_back(
     farm: LiveFarm, files: Path, tmp_path: Path
 ) -> None:
-    for name in ("small.onnx", "digits.pt2"):
+    for name, *word in (("small.onnx",), ("digits.pt2", "--new-inputs")):
         farm.cli(
             "submit", files / name, "--name", "digits", "--gpu", "cpu", "--precision", "fp32",
-            "--wait", "--json",
+            "--wait", "--json", *word,
         ).json()  # fmt: skip
     said = []
     for words in farm_lines.farm_commands(RUN):
         given = [str(tmp_path) if word == "engines" else word for word in words]
         said.append((words, farm.cli(*given, "--json").json()))
     by_command = {" ".join(words[:4]): answer for words, answer in said}
-    assert len(said) == 9
+    assert len(said) == 13
     assert by_command["pull digits --gpu cpu"][0]["engine"]["version"] == 2
     assert by_command["rollback digits prod --note"]["version"] == 1
     [prod] = by_command["aliases digits"]
@@ -48,4 +48,17 @@ def test_the_page_promotes_pulls_and_rolls_back(
         ("promote", 2),
         ("promote", 1),
     ]
+    assert by_command["label digits@2 team=vision stage=canary"]["labels"] == {
+        "stage": "canary",
+        "team": "vision",
+    }
+    assert by_command["note digits@2 worse at night"]["note"] == "worse at night"
+    assert [one["id"] for one in by_command["search digits team=vision --kind"]] == ["digits@2"]
+    shown = by_command["show digits"]
+    assert [one["complete"] for one in shown["versions"]] == [True, True]
+    assert "output `output`" in shown["versions"][1]["changes"][0]
+    assert [[cell["verdict"] for cell in row["cells"]] for row in shown["matrix"]] == [
+        ["passed", "passed"]
+    ]
+    assert (shown["prod_lacks"]["version"], shown["prod_lacks"]["newest"]) == (1, 2)
     assert by_command["pull digits@2 --gpu cpu"][0]["engine"]["version"] == 2

@@ -82,6 +82,8 @@ def test_submit_sends_what_the_contract_asks_for(
             "prune": None,
             "priority": 5,
             "labels": {"team": "vision"},
+            "note": None,
+            "new_inputs": False,
         }
     ]
 

@@ -9,6 +9,7 @@ from farm.planning import keys, targets
 from farm.planning.differences import differences
 from farm.planning.plan import plan
 from farm.planning.recipe import Given, Made
+from farm.schemas.labels import LABEL_KEY
 from farm.schemas.submission import BUILD_EXAMPLE, BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.options import Prune
@@ -307,16 +308,21 @@ EVERY_TOOL = {
     for tool in tools
 }
 names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,50}", fullmatch=True)
+label_keys = st.from_regex(LABEL_KEY, fullmatch=True)
 digests = st.integers(0, 2**256 - 1).map(lambda number: f"sha256:{number:064x}")
 
 
 @given(
     model=names,
     priority=st.integers(0, 9),
-    labels=st.dictionaries(names, st.text(max_size=50), max_size=5),
+    labels=st.dictionaries(
+        label_keys, st.text(st.characters(min_codepoint=128), max_size=50), max_size=5
+    ),
+    note=st.text(max_size=50),
+    new_inputs=st.booleans(),
 )
-def test_no_name_label_or_priority_changes_a_key(model, priority, labels):
-    made = planned(model=model, priority=priority, labels=labels)
+def test_no_name_label_note_or_priority_changes_a_key(model, priority, labels, note, new_inputs):
+    made = planned(model=model, priority=priority, labels=labels, note=note, new_inputs=new_inputs)
     assert all_keys(made) == all_keys(planned())
 
 
