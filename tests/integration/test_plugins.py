@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from farm import signatures
+from farm.signing import ed25519
 from farm.daemon import gc
 from farm.database.tables import Plugin
 from farm.errors import EngineBuildFailed, InvalidRequest, NotFound, PluginRefused
@@ -236,5 +236,5 @@ def test_keys_are_checked_when_the_settings_are_read(operator, tmp_path):
 
 def test_a_signature_by_the_second_key_counts_too(operator):
     signed = operator.sign(b"x")
-    assert signatures.signer(b"x", signed, [Operator().key, operator.key]) == operator.key
-    assert signatures.signer(b"y", signed, [operator.key]) is None
+    assert ed25519.signer(b"x", signed, [Operator().key, operator.key]) == operator.key
+    assert ed25519.signer(b"y", signed, [operator.key]) is None
