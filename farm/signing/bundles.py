@@ -114,7 +114,8 @@ def pae(payload: bytes) -> bytes:
     """What is signed: DSSE's pre-authentication encoding."""
     from securesystemslib.dsse import Envelope
 
-    return Envelope(payload, PAYLOAD_TYPE, {}).pae()
+    encoded: bytes = Envelope(payload, PAYLOAD_TYPE, {}).pae()
+    return encoded
 
 
 @dataclass(frozen=True, kw_only=True)
