@@ -18,8 +18,10 @@ from farm.cli import (
     retention,
     scrub,
     serve,
+    signing,
     speed,
     submit,
+    verify,
     watch,
     which,
     yank,
@@ -37,6 +39,7 @@ for noun in (
     aliases,
     compare,
     which,
+    verify,
     yank,
     delete,
     retention,
@@ -49,6 +52,7 @@ for noun in (
     gc,
     scrub,
     keys,
+    signing,
     serve,
 ):
     noun.register(app)

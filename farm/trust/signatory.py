@@ -83,6 +83,7 @@ class Signatory:
             raise SigningFailed(f"what is to be signed of engine {engine_id} is too large")
         try:
             with self._db.write() as session:
+                _check_trusted(session, signer.key)
                 signed.keep(session, engine_id, signer.key, engine, model)
         except IntegrityError:
             log.info("engine %s was signed, or deleted, by another process", engine_id)
@@ -143,16 +144,11 @@ def introduce(db: Database, signer: Signer) -> None:
     """Have the database know a key, and let it answer for the farm's others: they have signed engines.
 
     Raises:
-        SigningFailed
-        Conflict: the key was called compromised.
+        SigningFailed: it can't sign, or was called compromised.
     """
     with db.read() as session:
+        _check_trusted(session, signer.key)
         row = session.get(SigningKeyRow, signer.key.id)
-        if row is not None and row.revoked_at is not None:
-            raise SigningFailed(
-                f"the signing key {signer.key.fingerprint} was called compromised",
-                hint="make another: farm signing rotate",
-            )
         done = set(
             session.scalars(
                 select(SigningVoucher.key_id).where(SigningVoucher.by_id == signer.key.id)
@@ -223,10 +219,45 @@ def views(session: Session, current: PublicKey | None) -> list[SigningKeyView]:
     ]
 
 
+def _check_trusted(session: Session, key: PublicKey) -> None:
+    row = session.get(SigningKeyRow, key.id)
+    if row is not None and row.revoked_at is not None:
+        raise SigningFailed(
+            f"the signing key {key.fingerprint} was called compromised",
+            hint="make another: farm signing rotate",
+        )
+
+
 def _know(session: Session, key: PublicKey) -> None:
     if session.get(SigningKeyRow, key.id) is None:
         session.add(SigningKeyRow(id=key.id, pem=key.pem))
         session.flush()
+
+
+def rotate(db: Database, settings: Settings, *, compromised: bool) -> tuple[PublicKey, int]:
+    """Replace the key in its file, or make the first one. Return it, and how many engines it signs again.
+
+    Parameters:
+        compromised: the present key doesn't answer for the new one, and nothing it signed stays.
+
+    Raises:
+        SigningFailed
+    """
+    present = signer_of(settings)
+    # Beside the present one until clients can know it: a crash in between changes nothing.
+    file = settings.signing_key_file
+    coming = file.with_name(f"{file.name}.next")
+    made = signers.make(coming, password_of(settings))
+    again = 0
+    if present is not None and compromised:
+        with db.write() as session:
+            _know(session, present.key)
+            again = revoke(session, present.key.id)
+    elif present is not None:
+        vouch(db, present, made.key)
+    coming.replace(file)
+    introduce(db, made)
+    return made.key, again
 
 
 def make(settings: Settings) -> FileSigner:

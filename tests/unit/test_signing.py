@@ -386,3 +386,25 @@ def test_a_model_signing_statement_of_a_folder_isnt_taken_for_a_files(
     opened = bundles.opened((tmp_path / "model.sig").read_bytes(), [signer.key])
     with pytest.raises(SignatureRefused, match="isn't of a single file"):
         statements.file_in(opened.statement)
+
+
+VECTORS = Path(__file__).resolve().parents[1] / "data/model-signing"  # of its releases; Apache-2.0
+
+
+def test_we_verify_model_signings_published_signatures() -> None:
+    key = keys.read((VECTORS / "public.pem").read_bytes())
+    file = bundles.opened((VECTORS / "file-v1.0.0.sig").read_bytes(), [key]).statement
+    signed = "sha256:bc9a717db6064a32cbe9eae6fc40651dd6d36ef1757183f590eff2b1765d7ebc"
+    assert statements.file_in(file) == signed
+    folder = bundles.opened((VECTORS / "folder-v1.1.0.sig").read_bytes(), [key]).statement
+    names = [one["name"] for one in folder.predicate["resources"]]
+    assert names == ["signme-1", "signme-2"]
+
+
+def test_a_published_signature_with_another_payload_is_refused() -> None:
+    key = keys.read((VECTORS / "public.pem").read_bytes())
+    mixed = json.loads((VECTORS / "file-v1.0.0.sig").read_text())
+    folder = json.loads((VECTORS / "folder-v1.1.0.sig").read_text())
+    mixed["dsseEnvelope"]["payload"] = folder["dsseEnvelope"]["payload"]
+    with pytest.raises(SignatureRefused, match="isn't by a known key"):
+        bundles.opened(json.dumps(mixed).encode(), [key])
