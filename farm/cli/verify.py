@@ -62,7 +62,8 @@ def verify(
     with transfer.bar(hidden=as_json) as progress:
         found = verify_file(file, bundle=bundle, key=key, progress=progress)
     if as_json:
-        show.document(asdict(found) | {"engine": found.engine})
+        paths = {"file": str(found.file), "bundle": found.bundle and str(found.bundle)}
+        show.document(asdict(found) | paths | {"engine": found.engine})
     else:
         _say(found)
     raise typer.Exit(_CODES[found.verdict])
