@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     signing_key: Path | None = Field(
         None,
         description="file with the private key that signs engines: PKCS#8 in PEM, on P-256, P-384 or P-521; "
-        "by default `signing.pem` in the home folder, if it exists. `farm up` makes one there",
+        "by default `signing/key.pem` in the home folder, if it exists. `farm up` makes one there",
     )
     signing_password_file: Path | None = Field(
         None, description="file with the password of `FARM_SIGNING_KEY`, if that is encrypted"
@@ -269,7 +269,7 @@ class Settings(BaseSettings):
 
     @property
     def signing_key_file(self) -> Path:
-        return self.signing_key or self.home / "signing.pem"
+        return self.signing_key or self.home / "signing" / "key.pem"
 
     @property
     def store_dir(self) -> Path:

@@ -25,7 +25,7 @@ _signing = typer.Typer(help="Manage the keys that sign engines.", no_args_is_hel
 
 
 def register(app: typer.Typer) -> None:
-    _signing.command("show", epilog=example("farm signing show --pem > farm.pem"))(show_keys)
+    _signing.command("show", epilog=example("farm signing show --pem"))(show_keys)
     _signing.command("trust", epilog=example("farm signing trust sha256:4f0c…"))(trust)
     _signing.command("forget", epilog=example("farm signing forget"))(forget)
     _signing.command("rotate", epilog=example("farm signing rotate"))(rotate)
@@ -119,7 +119,7 @@ def rotate(
     """Make a new signing key, or the first one. Run it where the API runs.
 
     The present key signs the new one, so clients that know it follow. What it has signed stays valid.
-    The key's file is FARM_SIGNING_KEY, by default signing.pem in FARM_HOME.
+    The key's file is FARM_SIGNING_KEY, by default signing/key.pem in FARM_HOME.
     """
     made, again_count = _in_farm(lambda db, settings: _rotated(db, settings, compromised))
     if as_json:

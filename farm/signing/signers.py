@@ -134,6 +134,7 @@ def make(path: Path, password: bytes | None = None) -> FileSigner:
     private = ec.generate_private_key(ec.SECP256R1())
     pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, locked)
     try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Created with mode 0600.
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         try:

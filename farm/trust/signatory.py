@@ -243,7 +243,7 @@ def rotate(db: Database, settings: Settings, *, compromised: bool) -> tuple[Publ
     Raises:
         SigningFailed
     """
-    present = signer_of(settings)
+    present = signer_of(settings) if settings.signing_key_file.exists() else None
     # Beside the present one until clients can know it: a crash in between changes nothing.
     file = settings.signing_key_file
     coming = file.with_name(f"{file.name}.next")

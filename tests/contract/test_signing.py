@@ -44,7 +44,6 @@ def ledger(settings):
 
 @pytest.fixture
 def key_file(settings) -> Path:
-    settings.home.mkdir(parents=True, exist_ok=True)
     return settings.signing_key_file
 
 
