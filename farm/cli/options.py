@@ -107,8 +107,13 @@ def connect(
         url,
         signing_key=signing_key,
         accept_new_key=accept_new_key,
-        confirm_key=_confirmed if sys.stdin.isatty() else None,
+        confirm_key=_confirmed if can_ask() else None,
     )
+
+
+def can_ask() -> bool:
+    """Whether somebody is there to answer a question."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def _confirmed(url: str, key: PublicKey) -> bool:

@@ -13,7 +13,7 @@ from farm.trust.signatory import Signatory
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 20
-_REST_S = 5.0
+_REST_S = 30.0  #: whoever asks for a signature before that has it made
 _AFTER_ERROR_S = 60.0
 
 

@@ -6,6 +6,7 @@ import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -140,6 +141,53 @@ def test_pull_of_an_unsigned_farm_says_so(run: Run, stub: StubFarm, tmp_path: Pa
     stub.add(rtx_plan())
     result = run("pull", "digits", "--gpu", "sm_89", "-o", tmp_path)
     assert "unsigned: the farm has no signing key" in result.stdout
+
+
+@pytest.fixture
+def elsewhere(stub: StubFarm, signer: FileSigner, tmp_path: Path, monkeypatch: Any) -> StubFarm:
+    """A signing farm, as if it were on another machine."""
+    monkeypatch.setenv("FARM_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("farm.client.http._is_local", lambda _url: False)
+    stub.add(rtx_plan())
+    stub.signers = [signer]
+    return stub
+
+
+PULL = ("pull", "digits", "--gpu", "sm_89", "-o")
+
+
+def test_off_a_terminal_a_farm_elsewhere_has_to_be_named_or_accepted(
+    run: Run, elsewhere: StubFarm, signer: FileSigner, tmp_path: Path
+) -> None:
+    result = run(*PULL, tmp_path / "e")
+    assert result.exit_code == exits.USAGE
+    assert f"--signing-key {signer.key.fingerprint}" in result.stderr
+    assert "--accept-new-key" in result.stderr
+    assert not list((tmp_path / "e").glob("*"))
+    named = run(*PULL, tmp_path / "e", "--signing-key", signer.key.fingerprint)
+    assert named.exit_code == exits.OK, named.output
+    assert run(*PULL, tmp_path / "e").exit_code == exits.USAGE  # naming isn't remembered
+    assert run(*PULL, tmp_path / "e", "--accept-new-key").exit_code == exits.OK
+    assert run(*PULL, tmp_path / "e").exit_code == exits.OK
+
+
+@pytest.mark.parametrize(("said", "code"), [("y", exits.OK), ("n", exits.USAGE)])
+def test_on_a_terminal_it_asks_whether_the_fingerprint_is_the_operators(
+    stub: StubFarm,
+    elsewhere: StubFarm,
+    signer: FileSigner,
+    tmp_path: Path,
+    monkeypatch: Any,
+    said: str,
+    code: int,
+) -> None:
+    monkeypatch.setattr("farm.cli.options.can_ask", lambda: True)
+    monkeypatch.setenv("FARM_URL", stub.url)
+    words = [*PULL, str(tmp_path / "e")]
+    result = CliRunner().invoke(app, words, input=f"{said}\n")
+    assert result.exit_code == code, result.output
+    assert signer.key.fingerprint in result.stderr
+    assert "Does its operator see the same" in result.stderr
 
 
 def zipped(path: Path, *names: str) -> Path:
