@@ -116,8 +116,8 @@ class Trust:
         raise SigningKeyUnknown(
             f"the signing key of {self._url} isn't known here: it says {key.fingerprint}",
             hint="compare that with what its operator sees (farm signing show), then: "
-            f"farm signing trust {key.fingerprint}; or pass --signing-key {key.fingerprint}, or set {VARIABLE}. "
-            "--accept-new-key believes it unseen",
+            f"farm signing trust {key.fingerprint}; or pass --signing-key {key.fingerprint}, or set "
+            f"{VARIABLE}. --accept-new-key believes it unseen",
         )
 
     def _grown(

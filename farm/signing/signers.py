@@ -64,7 +64,10 @@ class FileSigner:
                 private = load_pem_private_key(file.read(_MAX_KEY_BYTES), password)
             return cls(key=keys.of_crypto(private.public_key()), _private=private)
         except OSError as err:
-            raise SigningFailed(f"can't read the signing key {path}: {err.strerror}") from err
+            raise SigningFailed(
+                f"can't read the signing key {path}: {err.strerror}",
+                hint="correct FARM_SIGNING_KEY, or make it as the API's user: farm signing rotate",
+            ) from err
         except (ValueError, TypeError, UnsupportedAlgorithm, InvalidRequest) as err:
             raise SigningFailed(f"can't use the signing key {path}: {err}", hint=_HINT) from err
 

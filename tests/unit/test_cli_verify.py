@@ -15,7 +15,9 @@ from farm.cli import app, exits
 from farm.formats.kinds import FileKind, kind_of
 from farm.signing import signers
 from farm.signing.signers import FileSigner
+from farm.testing import documents
 from farm.testing.documents import rtx_plan
+from farm.testing.signing import signed_bundle
 from farm.testing.stub_farm import StubFarm
 
 Run = Callable[..., Result]
@@ -113,6 +115,41 @@ def test_pull_refuses_a_changed_key_and_trust_believes_it(
     trusted = run("signing", "trust", other.key.fingerprint, "--json")
     assert json.loads(trusted.stdout) == {"farm": stub.url, "keys": [other.key.fingerprint]}
     assert run("pull", "digits", "--gpu", "sm_89", "-o", tmp_path / "new").exit_code == exits.OK
+
+
+def _other_bytes(stub: StubFarm, _signer: FileSigner) -> None:
+    row, data = stub.engines["01m7y8mbznssegkq"]
+    stub.engines[row["id"]] = (row, data[::-1])
+
+
+def _other_engines_signature(stub: StubFarm, signer: FileSigner) -> None:
+    row = documents.engine(rtx_plan(), id="01m7y8mbznssegkr")
+    stub.bundles["engine"] = signed_bundle(stub.manifest(row), "engine", signer)
+
+
+def _other_figures(stub: StubFarm, signer: FileSigner) -> None:
+    row, _ = stub.engines["01m7y8mbznssegkq"]
+    better = row | {"accuracy": row["accuracy"] | {"top1_agreement": 1.0}}
+    stub.bundles["engine"] = signed_bundle(stub.manifest(better), "engine", signer)
+
+
+def _one_more_signature(stub: StubFarm, signer: FileSigner) -> None:
+    row, _ = stub.engines["01m7y8mbznssegkq"]
+    bundle = json.loads(signed_bundle(stub.manifest(row), "engine", signer))
+    bundle["dsseEnvelope"]["signatures"] *= 2
+    stub.bundles["engine"] = json.dumps(bundle).encode()
+
+
+@pytest.mark.parametrize(
+    "tamper", [_other_bytes, _other_engines_signature, _other_figures, _one_more_signature]
+)
+def test_pull_exits_with_1_and_keeps_nothing_of_what_was_tampered_with(
+    run: Run, engine: Path, stub: StubFarm, signer: FileSigner, tmp_path: Path, tamper: Any
+) -> None:
+    tamper(stub, signer)
+    result = run("pull", "digits", "--gpu", "sm_89", "-o", tmp_path / "new")
+    assert result.exit_code == 1, result.output
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_a_forgotten_farm_is_met_anew(

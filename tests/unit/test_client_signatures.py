@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import httpx2
 import pytest
 
 from farm.client import Backoff, Farm, Verdict, verify_file
+from farm.client.trust import vouched
 from farm.errors import FarmError, InvalidRequest, SignatureRefused, SigningKeyUnknown
+from farm.schemas.signing import SigningKeys, SigningKeyView
 from farm.signing import bundles, signers, statements
 from farm.signing.signers import FileSigner
 from farm.testing import documents
@@ -320,6 +323,50 @@ def test_a_key_that_is_trusted_by_hand_replaces_what_was_known(
     stub.signers = [other]
     assert farm.trust_signing_key(other.key.fingerprint) == [other.key]
     assert Farm(stub.url).pull("digits", "sm_89", tmp_path / "a").signed_by == other.key.id
+
+
+def offered(key: Any, **vouchers: bytes) -> SigningKeyView:
+    return SigningKeyView(
+        id=key.id,
+        public_key=key.pem,
+        current=True,
+        created_at=datetime.now(UTC),
+        vouchers={by: bundle.decode() for by, bundle in vouchers.items()},
+    )
+
+
+def test_a_key_is_believed_for_a_known_keys_word_alone(
+    signer: FileSigner, other: FileSigner, tmp_path: Path
+) -> None:
+    third = signers.make(tmp_path / "third.pem")
+    words = {
+        "its own": bundles.sealed(statements.of_key(other.key), other),
+        "a stranger's": bundles.sealed(statements.of_key(other.key), third),
+        "the known key's, of another": bundles.sealed(statements.of_key(third.key), signer),
+        "an engine's": bundles.sealed(
+            statements.of_engine("e", "sha256:" + "b" * 64, {}, {}), signer
+        ),
+        "nonsense": b"{}",
+    }
+    for said, bundle in words.items():
+        forged = offered(other.key, **{signer.key.id: bundle})
+        assert vouched([forged], [signer.key]) == [signer.key], said
+    true = offered(
+        other.key, **{signer.key.id: bundles.sealed(statements.of_key(other.key), signer)}
+    )
+    assert vouched([true], [signer.key]) == [signer.key, other.key]
+    revoked = true.model_copy(update={"revoked_at": datetime.now(UTC)})
+    assert vouched([revoked], [signer.key]) == [signer.key]
+
+
+def test_a_key_that_a_farm_shows_under_another_ones_id_is_refused(
+    stub: StubFarm, signer: FileSigner, other: FileSigner, monkeypatch: Any, tmp_path: Path
+) -> None:
+    forged = offered(other.key).model_copy(update={"id": signer.key.id})
+    shown = SigningKeys(items=[forged]).model_dump_json().encode()
+    monkeypatch.setattr("farm.testing.stub_farm.shown_keys", lambda _signers: shown)
+    given = elsewhere(stub, signing_key=signer.key.fingerprint)
+    refused(given, tmp_path / "e", "shows another key")
 
 
 # Files
