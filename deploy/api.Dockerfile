@@ -7,9 +7,10 @@ COPY distributions distributions
 COPY farm farm
 COPY workers workers
 COPY migrations migrations
-RUN pip install -c constraints.txt ".[server,plugins]" ./distributions/server
+RUN pip install -c constraints.txt ".[server]" ./distributions/server
 # Each by its name: `install -d` gives the owner to the last folder of a path alone.
-RUN useradd --create-home --uid 1000 farm && install -d -o farm /var/lib/farm /var/lib/farm/store
+RUN useradd --create-home --uid 1000 farm && install -d -o farm /var/lib/farm /var/lib/farm/store && \
+    install -d -o farm -m 700 /var/lib/farm/signing
 USER farm
 EXPOSE 8000 5555
 CMD ["farm", "api", "--host", "0.0.0.0", "--port", "8000"]

@@ -1,5 +1,5 @@
 # Data plane: the default is a CPU worker with TensorRT-RTX; for GPUs
-#   --build-arg EXTRAS=worker,gpu,rtx,tensorrt,plugins --build-arg TORCH=cuda
+#   --build-arg EXTRAS=worker,gpu,rtx,tensorrt --build-arg TORCH=cuda
 FROM python:3.13-slim
 ARG EXTRAS=worker,cpu,rtx
 ARG TORCH=cpu

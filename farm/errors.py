@@ -10,10 +10,13 @@ FarmError
 │   │   ├── CalibrationMissing
 │   │   └── NameMissing
 │   ├── NotFound             404
+│   │   └── Unsigned
 │   ├── Conflict             409
 │   │   └── NameAmbiguous
 │   ├── DigestMismatch       400
 │   ├── EmptyBlob            400
+│   ├── SignatureRefused     400
+│   ├── SigningKeyUnknown    400
 │   ├── TooLarge             413
 │   ├── TooSlow              408
 │   ├── KeyNeeded            401
@@ -53,6 +56,7 @@ FarmError
     ├── DatabaseUnavailable
     ├── BrokerUnavailable
     ├── SandboxMissing
+    ├── SigningFailed
     ├── StorageUnavailable
     └── StorageFull          507
 
@@ -159,6 +163,22 @@ class NotFound(Rejected):
     """Not found."""
 
     status = 404
+
+
+class Unsigned(NotFound):
+    """This farm has no signing key, so its engines aren't signed."""
+
+    default_hint = "make one where the API runs: farm signing rotate"
+
+
+class SignatureRefused(Rejected):
+    """The signature, or what it covers, isn't the farm's."""
+
+    default_hint = "don't use this engine, and alert the farm's operator"
+
+
+class SigningKeyUnknown(Rejected):
+    """Nobody has said that this farm's signing key is the right one."""
 
 
 class Conflict(Rejected):
@@ -463,6 +483,12 @@ class SandboxMissing(Unavailable):
     default_hint = (
         "see what the machine lacks: farm worker --check-sandbox; or accept less: FARM_SANDBOX=best"
     )
+
+
+class SigningFailed(Unavailable):
+    """The farm can't use its signing key."""
+
+    default_hint = "check FARM_SIGNING_KEY or FARM_SIGNING_COMMAND where the API runs"
 
 
 class StorageUnavailable(Unavailable):

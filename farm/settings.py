@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from farm import signatures
+from farm.signing import ed25519
 from farm.specs.gates import GateSet
 from farm.specs.home import DEFAULT_HOME
 from farm.specs.references import AliasName
@@ -23,6 +23,7 @@ _LISTS = (
     *("runtimes", "plugin_keys", "hosts", "protected_aliases"),
     *("sandbox_read", "sandbox_environment"),
 )
+_PATHS = ("home", "store", "signing_key", "signing_password_file", "signing_public_key")
 
 
 class Settings(BaseSettings):
@@ -54,6 +55,22 @@ class Settings(BaseSettings):
         (),
         description="Ed25519 public keys (base64 of 32 bytes), comma-separated, whose signatures allow "
         "plugin libraries in builds; by default none",
+    )
+    signing_key: Path | None = Field(
+        None,
+        description="file with the private key that signs engines: PKCS#8 in PEM, on P-256, P-384 or P-521; "
+        "by default `signing/key.pem` in the home folder, if it exists. `farm up` makes one there",
+    )
+    signing_password_file: Path | None = Field(
+        None, description="file with the password of `FARM_SIGNING_KEY`, if that is encrypted"
+    )
+    signing_command: str = Field(
+        "",
+        description="command that signs instead of `FARM_SIGNING_KEY`, for a key service: it gets the bytes "
+        "on stdin and prints an ECDSA signature, in DER or base64; needs `FARM_SIGNING_PUBLIC_KEY`",
+    )
+    signing_public_key: Path | None = Field(
+        None, description="file with the public key, in PEM, of `FARM_SIGNING_COMMAND`"
     )
     gates: GateSet = Field(
         GateSet(),
@@ -199,7 +216,7 @@ class Settings(BaseSettings):
     @classmethod
     def _are_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
         for key in keys:
-            signatures.decoded(key, signatures.KEY_BYTES)
+            ed25519.decoded(key, ed25519.KEY_BYTES)
         return keys
 
     @field_validator("hosts")
@@ -213,9 +230,16 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _absolute(self) -> Self:
         # The farm's processes have different working folders: a relative path would split the state.
-        object.__setattr__(self, "home", self.home.expanduser().absolute())
-        if self.store is not None:
-            object.__setattr__(self, "store", self.store.expanduser().absolute())
+        for name in _PATHS:
+            path = getattr(self, name)
+            if path is not None:
+                object.__setattr__(self, name, path.expanduser().absolute())
+        return self
+
+    @model_validator(mode="after")
+    def _has_public_key(self) -> Self:
+        if self.signing_command and self.signing_public_key is None:
+            raise ValueError("FARM_SIGNING_COMMAND needs FARM_SIGNING_PUBLIC_KEY")
         return self
 
     def environment(self) -> dict[str, str]:
@@ -242,6 +266,10 @@ class Settings(BaseSettings):
             return self.broker_url
         written = self.home / "broker.url"
         return written.read_text().strip() if written.exists() else "redis://127.0.0.1:6379/0"
+
+    @property
+    def signing_key_file(self) -> Path:
+        return self.signing_key or self.home / "signing" / "key.pem"
 
     @property
     def store_dir(self) -> Path:

@@ -74,6 +74,8 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("POST", "/v1/engines/{engine_id}/yank"): PROMOTE,
     ("DELETE", "/v1/engines/{engine_id}/yank"): PROMOTE,
     ("GET", "/v1/engines/{engine_id}/manifest"): READ,
+    ("GET", "/v1/engines/{engine_id}/signature"): READ,
+    ("GET", "/v1/signing-keys"): READ,
     ("GET", "/v1/engines/{engine_id}/layers"): READ,
     ("GET", "/v1/engines/{engine_id}/content"): READ,
     ("HEAD", "/v1/engines/{engine_id}/content"): READ,

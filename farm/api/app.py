@@ -31,6 +31,7 @@ from farm.api import (
     retention,
     scrub,
     search,
+    signing,
     usage,
     yanks,
 )
@@ -44,7 +45,7 @@ from farm.settings import Settings
 log = logging.getLogger(__name__)
 
 _NOUNS = (
-    *(blobs, builds, registry, onnx, aliases, compare, bench, fleet),
+    *(blobs, builds, registry, signing, onnx, aliases, compare, bench, fleet),
     *(search, yanks, labels, deletion, retention, usage, plugins, gc, scrub, keys, audit, health),
 )
 
@@ -74,7 +75,10 @@ def create_app(settings: Settings) -> FastAPI:
         except Unavailable as err:
             log.warning("%s", err.detail)
         documents.prepare(app)
-        threads = (services.sweeper, services.scrubber, services.uses, services.keeper)
+        threads = (
+            *(services.sweeper, services.scrubber, services.notary),
+            *(services.uses, services.keeper),
+        )
         for thread in threads:
             thread.start()
         yield

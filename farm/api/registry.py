@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
@@ -21,10 +22,10 @@ from farm.api.services import (
     problems,
 )
 from farm.builds import views
-from farm.errors import NotFound, TooLarge
-from farm.registry import catalog, loading, models, overview
+from farm.errors import NotFound, TooLarge, Unsigned
+from farm.registry import catalog, models, overview, signed
 from farm.registry.match import best_match
-from farm.registry.provenance import layer_report, provenance_of
+from farm.registry.provenance import layer_report
 from farm.reports.layers import MAX_LAYER_REPORT_BYTES, LayerReport
 from farm.schemas.engines import EnginePage, EngineView, Manifest, Match
 from farm.schemas.models import ModelDetail, ModelPage
@@ -179,15 +180,16 @@ def show_engine(engine_id: EngineId, farm: Farm) -> Response:
     "/engines/{engine_id}/manifest",
     summary="Show an engine's manifest",
     response_model=Manifest,
-    responses=problems(404),
+    responses=problems(404, 503),
 )
 def manifest(engine_id: EngineId, farm: Farm) -> Response:
     """The engine's description and provenance, to store next to its bytes, and how to run it in Python."""
+    with suppress(Unsigned):
+        farm.signatory.bundle_of(engine_id)
     with farm.db.read() as session:
-        engine = catalog.engine(session, engine_id)
-        provenance = provenance_of(session, engine_id)
+        shown = signed.manifest_of(session, engine_id)
     farm.pulled.note(engine_id)
-    return answer(Manifest(engine=engine, provenance=provenance, load=loading.text(engine)))
+    return answer(shown)
 
 
 @router.get(

@@ -18,6 +18,7 @@ from farm.api.looks import Looks
 from farm.api.streams import Streams
 from farm.daemon.keeper import Keeper
 from farm.daemon.scrub import Scrubber
+from farm.daemon.signing import Notary
 from farm.daemon.sweep import Sweeper
 from farm.database.session import Database
 from farm.errors import Busy
@@ -31,6 +32,7 @@ from farm.store.base import Store
 from farm.store.chosen import store_of
 from farm.trust.callers import Caller
 from farm.trust.ring import Ring, UseWriter
+from farm.trust.signatory import Signatory
 
 CALLER = "farm.caller"  #: key in a request's ASGI scope
 _FLEET_S = 0.5
@@ -48,6 +50,8 @@ class Services:
     store: Store
     sweeper: Sweeper
     scrubber: Scrubber
+    signatory: Signatory
+    notary: Notary
     looks: Looks
     streams: Streams
     pulled: Pulled
@@ -68,12 +72,15 @@ class Services:
         store = store_of(settings)
         ring = Ring(db)
         pulled = Pulled(db)
+        signatory = Signatory(db, settings)
         return cls(
             settings=settings,
             db=db,
             store=store,
             sweeper=Sweeper(db, doorbell, settings),
             scrubber=Scrubber(db, store, bytes_per_s=settings.scrub_bytes_per_s),
+            signatory=signatory,
+            notary=Notary(db, signatory),
             looks=Looks(store),
             streams=Streams(db),
             pulled=pulled,

@@ -21,8 +21,10 @@ from farm.cli import (
     scrub,
     search,
     serve,
+    signing,
     speed,
     submit,
+    verify,
     watch,
     which,
     yank,
@@ -42,6 +44,7 @@ for noun in (
     aliases,
     compare,
     which,
+    verify,
     yank,
     delete,
     retention,
@@ -55,6 +58,7 @@ for noun in (
     gc,
     scrub,
     keys,
+    signing,
     serve,
 ):
     noun.register(app)

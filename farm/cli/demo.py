@@ -123,7 +123,7 @@ def run(as_json: bool, keep: Path | None) -> int:
         say(f"The farm is up after {show.duration(time.monotonic() - start)}:")
         say(f"  API {farm.addresses.api}/docs   Flower {farm.addresses.flower}")
         say(f"  Flower asks for the key in {credentials.home_file(settings.home)}\n")
-        with Farm(farm.addresses.api, key=farm.key) as client:
+        with Farm(farm.addresses.api, key=farm.key, home=settings.home) as client:
             shown = run_parts(client, settings.home, folder, as_json=as_json)
     took = time.monotonic() - start
     if as_json:

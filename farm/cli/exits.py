@@ -9,6 +9,7 @@ from farm.errors import (
     ExtraMissing,
     FarmError,
     NotFound,
+    SignatureRefused,
     StageFailed,
 )
 
@@ -20,7 +21,7 @@ UNAVAILABLE = 4
 DOUBTFUL = 5
 INTERRUPTED = 130
 
-_ENDED_BADLY = (BuildFailed, BuildCancelled, DigestMismatch, StageFailed)
+_ENDED_BADLY = (BuildFailed, BuildCancelled, DigestMismatch, SignatureRefused, StageFailed)
 
 #: For ``farm --help``.
 EPILOG = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from farm.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from farm.client import Farm
+    from farm.signing.keys import PublicKey
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Url = Annotated[
@@ -81,17 +83,52 @@ Pruned = Annotated[
     ),
 ]
 
+SigningKey = Annotated[
+    str | None,
+    typer.Option(
+        "--signing-key",
+        envvar="FARM_PINNED_KEY",
+        metavar="FILE|FINGERPRINT",
+        help="The farm's public signing key; by default what you have seen of it before.",
+    ),
+]
+AcceptNewKey = Annotated[
+    bool,
+    typer.Option(
+        "--accept-new-key",
+        help="Believe the signing key of a farm on another machine that you have never pulled from.",
+    ),
+]
+
 
 def example(text: str) -> str:
     """The epilog with a command's examples."""
     return f"Example: {text}"
 
 
-def connect(url: str | None) -> Farm:
+def connect(
+    url: str | None, *, signing_key: str | None = None, accept_new_key: bool = False
+) -> Farm:
     """The farm that the user means."""
     from farm.client import Farm
 
-    return Farm(url)
+    return Farm(
+        url,
+        signing_key=signing_key,
+        accept_new_key=accept_new_key,
+        confirm_key=_confirmed if can_ask() else None,
+    )
+
+
+def can_ask() -> bool:
+    """Whether somebody is there to answer a question."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _confirmed(url: str, key: PublicKey) -> bool:
+    """Ask the user whether a farm that was never met has this signing key."""
+    typer.echo(f"The signing key of {url} isn't known here: it says {key.fingerprint}.", err=True)
+    return typer.confirm("Does its operator see the same (farm signing show)?", err=True)
 
 
 def again(command: str, url: str | None) -> str:

@@ -10,9 +10,11 @@ import typer
 
 from farm.cli import complete, transfer
 from farm.cli.options import (
+    AcceptNewKey,
     Json,
     Pruned,
     Runtime,
+    SigningKey,
     Url,
     Version,
     connect,
@@ -118,6 +120,8 @@ def pull(
             autocompletion=complete.facts,
         ),
     ] = None,
+    signing_key: SigningKey = None,
+    accept_new_key: AcceptNewKey = False,
     folder: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write to.")
     ] = Path(),
@@ -135,10 +139,11 @@ def pull(
     A pruned engine is pulled only if ``--prune`` asks for it or the version has no other; a doubtful
     one, which failed a gate, only with ``--doubtful``.
 
-    The bytes are verified before the file is renamed into place; interrupted downloads are resumed.
+    Signature and bytes are verified before the file is renamed into place; interrupted downloads are
+    resumed.
     """
     _check_named(model, engine, build, {"--all-targets": all_targets, "--onnx": onnx})
-    farm = connect(url)
+    farm = connect(url, signing_key=signing_key, accept_new_key=accept_new_key)
     only: dict[str, Any] = {
         "runtime": runtime,
         "version": version,

@@ -103,7 +103,13 @@ def _say(pulled: Pulled) -> None:
     if pulled.engine.against is not None:
         show.line(f"  against {registry.against(pulled.engine)}")
     show.line(f"  runs on: {pulled.engine.runtime} {pulled.engine.runtime_version}")
-    show.line("  verified" + ("" if pulled.fresh else "; already downloaded"))
+    show.line(f"  {_verified(pulled)}" + ("" if pulled.fresh else "; already downloaded"))
+
+
+def _verified(pulled: Pulled) -> str:
+    if pulled.signed_by is None:
+        return "verified; unsigned: the farm has no signing key"
+    return f"verified: signed by sha256:{pulled.signed_by}"
 
 
 def _say_how_to_run(pulled: Sequence[Pulled]) -> None:
@@ -124,6 +130,7 @@ def _document(tag: str, pulled: Pulled) -> dict[str, Any]:
         "path": str(pulled.path),
         "manifest": str(pulled.manifest),
         "fresh": pulled.fresh,
+        "signed_by": pulled.signed_by,
         "why": pulled.why,
         "load": pulled.load,
         "engine": pulled.engine,

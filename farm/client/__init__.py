@@ -14,6 +14,7 @@ from farm.client.farm import Farm
 from farm.client.progress import TransferProgress
 from farm.client.retries import Backoff
 from farm.client.sets import EngineSet, Missing
+from farm.client.verify import Verdict, Verified, verify_file
 from farm.errors import BuildCancelled, BuildFailed, WaitTimedOut
 from farm.machine.facts import here
 from farm.specs.machines import Machine
@@ -29,6 +30,9 @@ __all__ = [
     "Missing",
     "Pulled",
     "TransferProgress",
+    "Verdict",
+    "Verified",
     "WaitTimedOut",
     "here",
+    "verify_file",
 ]

@@ -1,7 +1,8 @@
 """Engine downloads: resumed after a lost connection, verified before they get their final name.
 
 During the download the file is ``NAME.partial``. It becomes ``NAME`` only once its sha256 matches the
-registry's, so a file with the final name is complete; the manifest lies beside it as ``NAME.json``.
+registry's and its signature was verified, so a file with the final name is complete. Beside it lie its
+manifest, ``NAME.json``, and its signatures, ``NAME.sigstore`` and ``NAME.sig`` (Model Signing).
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from farm.client import header
+from farm.client import header, signatures
 from farm.client import partial as partials
 from farm.client.content import Content, fetch
 from farm.client.header import CONTRADICTION_HINT
 from farm.client.http import Http
 from farm.client.progress import TransferProgress
+from farm.client.signatures import Signatures
 from farm.client.upload import digest_of
 from farm.errors import DigestMismatch
 from farm.schemas.engines import EngineView, Manifest
@@ -37,6 +39,8 @@ class Pulled:
         ""  #: Python source that loads it from ``path`` and runs it; empty from an earlier farm
     )
 
+    signed_by: str | None = None  #: the id of the key that signed it; None if the farm doesn't sign
+
     @property
     def manifest(self) -> Path:
         """The file beside it."""
@@ -51,15 +55,18 @@ def download(
     why: str,
     progress: TransferProgress | None = None,
 ) -> Pulled:
-    """Download an engine and its manifest to ``path``, unless the same bytes are there.
+    """Download an engine, its manifest and its signatures to ``path``, unless the same bytes are there.
 
     Raises:
+        SignatureRefused: what the farm has signed isn't this engine, or the farm isn't the one it was.
+        SigningKeyUnknown: nobody has said which signing key is the farm's.
         DigestMismatch: the received bytes don't match the registry; they were deleted.
         Conflict: another pull is writing this file.
         Unavailable: the farm stayed unreachable; the partial file is kept, to resume from.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    manifest, load = _manifest(http, engine)
+    written, manifest = _manifest(http, engine)
+    signed = signatures.fetch(http, engine, manifest)
     fresh = not _is_there(path, engine)
     if fresh:
         with partials.held(path) as partial:
@@ -72,17 +79,34 @@ def download(
             fetch(http, content, partial, progress)
             header.verify(partial, engine)
             partial.replace(path)
-    _write_manifest(path, manifest)
-    return Pulled(path=path, engine=engine, why=why, fresh=fresh, load=_at(load, engine, path))
+    _write(manifest_path(path), written)
+    _keep(signed, path)
+    return Pulled(
+        path=path,
+        engine=engine,
+        why=why,
+        fresh=fresh,
+        load=_at(manifest.load, engine, path),
+        signed_by=signed.key.id if signed else None,
+    )
 
 
 def manifest_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _manifest(http: Http, engine: EngineView) -> tuple[bytes, str]:
-    """The manifest as the farm wrote it, byte for byte: a signature covers its bytes. And what it says
-    about loading the engine."""
+def bundle_path(path: Path) -> Path:
+    """The file beside an engine with its signed statement."""
+    return path.with_name(f"{path.name}.sigstore")
+
+
+def model_signature_path(path: Path) -> Path:
+    """The file beside an engine with its signature by OpenSSF Model Signing."""
+    return path.with_name(f"{path.name}.sig")
+
+
+def _manifest(http: Http, engine: EngineView) -> tuple[bytes, Manifest]:
+    """The manifest, and its bytes as the farm wrote them."""
     response = http.request("GET", f"/v1/engines/{engine.id}/manifest")
     manifest = http.understand(TypeAdapter(Manifest), response.content, "the manifest")
     stated = manifest.engine
@@ -92,7 +116,7 @@ def _manifest(http: Http, engine: EngineView) -> tuple[bytes, str]:
             f"but {stated.digest} in its manifest",
             hint=CONTRADICTION_HINT,
         )
-    return response.content, manifest.load
+    return response.content, manifest
 
 
 def _at(load: str, engine: EngineView, path: Path) -> str:
@@ -106,16 +130,26 @@ def _is_there(path: Path, engine: EngineView) -> bool:
     return whole and digest_of(path) == engine.digest
 
 
-def _write_manifest(path: Path, manifest: bytes) -> None:
+def _keep(signed: Signatures | None, path: Path) -> None:
+    """Write an engine's signatures beside it, or remove those of one that was there before."""
+    if signed is None:
+        bundle_path(path).unlink(missing_ok=True)
+        model_signature_path(path).unlink(missing_ok=True)
+        return
+    _write(bundle_path(path), signed.engine)
+    _write(model_signature_path(path), signed.model)
+
+
+def _write(path: Path, content: bytes) -> None:
     with tempfile.NamedTemporaryFile(
         dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as file:
         new = Path(file.name)
         try:
-            file.write(manifest)
+            file.write(content)
             file.flush()
             os.fchmod(file.fileno(), 0o666 & ~_umask())
-            new.replace(manifest_path(path))
+            new.replace(path)
         finally:
             new.unlink(missing_ok=True)
 

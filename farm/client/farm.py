@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -23,6 +24,7 @@ from farm.client.retries import Backoff
 from farm.client.search import Search
 from farm.client.sets import Sets
 from farm.client.storage import Storage
+from farm.client.trust import Confirm, Signing
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -49,7 +51,12 @@ class Farm(
             machine.
         timeout: seconds without a response after which a request fails.
         backoff: how repeatable requests are retried while the farm is unreachable.
+        signing_key: the farm's public signing key, as a file or a fingerprint; by default `FARM_PINNED_KEY`,
+            else what this user has seen of the farm before.
+        accept_new_key: believe a farm on another machine that this user has never pulled from.
+        confirm_key: asks somebody about such a farm: given its address and key, whether to believe it.
         transport: carries the requests; for tests.
+        home: the folder with this user's key and the farms known; by default `FARM_HOME`.
     """
 
     def __init__(
@@ -59,7 +66,11 @@ class Farm(
         *,
         key: str | None = None,
         backoff: Backoff | None = None,
+        signing_key: str | Path | None = None,
+        accept_new_key: bool = False,
+        confirm_key: Confirm | None = None,
         transport: httpx2.BaseTransport | None = None,
+        home: Path | None = None,
     ) -> None:
         self.url = url or os.environ.get("FARM_URL") or DEFAULT_URL
         http = Http(
@@ -68,6 +79,12 @@ class Farm(
             backoff=backoff or Backoff(),
             key=key,
             transport=transport,
+            home=home,
+            signing=Signing(
+                key=None if signing_key is None else str(signing_key),
+                accept_new=accept_new_key,
+                confirm=confirm_key,
+            ),
         )
         super().__init__(http)
 

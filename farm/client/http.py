@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
@@ -17,9 +18,13 @@ from pydantic import TypeAdapter, ValidationError
 from farm import __version__
 from farm.client import answers, problems
 from farm.client.key import find as find_key
+from farm.client.key import home_of_user
+from farm.client.pins import Pins
 from farm.client.plain import plain_json
 from farm.client.retries import Backoff
-from farm.errors import FarmError, InvalidRequest, KeyNeeded, Unavailable
+from farm.client.trust import Signing, Trust
+from farm.errors import FarmError, InvalidRequest, KeyNeeded, NotFound, Unavailable
+from farm.schemas.signing import SigningKeys, SigningKeyView
 
 T = TypeVar("T")
 
@@ -44,12 +49,22 @@ class Http:
         backoff: Backoff,
         key: str | None = None,
         transport: httpx2.BaseTransport | None = None,
+        home: Path | None = None,
+        signing: Signing = Signing(),
     ) -> None:
         self.url = url.rstrip("/")
         self.backoff = backoff
         try:
             is_local = _is_local(self.url)
-            self._key = find_key(key, is_local=is_local)
+            self._key = find_key(key, is_local=is_local, home=home)
+            pins = Pins.of_user(home or home_of_user())
+            self.trust = Trust(
+                self.url,
+                is_local=is_local,
+                pins=pins,
+                signing=signing,
+                offered=self.signing_keys,
+            )
             headers = {
                 "User-Agent": f"engine-farm/{__version__}",
                 "Farm-Client": _who(),
@@ -73,6 +88,17 @@ class Http:
 
     def close(self) -> None:
         self._client.close()
+
+    def signing_keys(self) -> list[SigningKeyView]:
+        """The keys that the farm shows, the newest first; none of an earlier one.
+
+        Raises:
+            FarmError
+        """
+        try:
+            return self.read(SigningKeys, "GET", "/v1/signing-keys").items
+        except NotFound:
+            return []
 
     def read(
         self,

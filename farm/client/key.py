@@ -19,13 +19,14 @@ class Found(NamedTuple):
     hint: str
 
 
-def find(given: str | None, *, is_local: bool) -> Found:
+def find(given: str | None, *, is_local: bool, home: Path | None = None) -> Found:
     """The key to use for a farm.
 
     Parameters:
         given: the caller's, which takes precedence.
         is_local: whether the farm is on this machine. The key of this user's own farm is never sent to
             another.
+        home: the folder of this user's own farm; by default FARM_HOME.
     """
     if given:
         return Found(given, f"pass a key of this farm; {_makes()}")
@@ -34,7 +35,7 @@ def find(given: str | None, *, is_local: bool) -> Found:
         return Found(variable, f"{credentials.VARIABLE} isn't a key of this farm; {_makes()}")
     if not is_local:
         return Found(None, f"set {credentials.VARIABLE} to a key of this farm; {_makes()}")
-    file = credentials.home_file(_home())
+    file = credentials.home_file(home or home_of_user())
     key = credentials.read(file)
     if key is None:
         return Found(
@@ -51,5 +52,6 @@ def _makes() -> str:
     return "an administrator makes one: farm keys create"
 
 
-def _home() -> Path:
+def home_of_user() -> Path:
+    """The folder in which this user keeps keys: the home of the user's own farm, if there is one."""
     return Path(os.environ.get("FARM_HOME") or DEFAULT_HOME).expanduser()

@@ -11,6 +11,8 @@ from farm.client.noun import Noun, given, part
 from farm.client.progress import TransferProgress
 from farm.errors import NotFound
 from farm.schemas.engines import EngineView, Match
+from farm.schemas.signing import SigningKeyView
+from farm.signing.keys import PublicKey
 from farm.specs import references
 from farm.specs.machines import ANY, Machine
 from farm.specs.states import EngineState
@@ -101,6 +103,24 @@ class Pulls(Noun):
         """
         path = Path(folder) / file_names.file_name(match.engine)
         return download(self.http, match.engine, path, why=match.why, progress=progress)
+
+    def signing_keys(self) -> list[SigningKeyView]:
+        """The keys that the farm signs with, or has signed with, newest first. None if it doesn't sign."""
+        return self.http.signing_keys()
+
+    def trust_signing_key(self, key: str | Path | None) -> list[PublicKey]:
+        """Believe that this is the farm's signing key, instead of what was known of it before.
+
+        Parameters:
+            key: its file, or the fingerprint of one that the farm shows; None forgets the farm.
+
+        Returns:
+            What is known now: this key, and those of the farm's that it answers for.
+
+        Raises:
+            InvalidRequest, SignatureRefused
+        """
+        return self.http.trust.pin(None if key is None else str(key))
 
     def pull_engine(
         self,

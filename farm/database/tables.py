@@ -495,6 +495,43 @@ class Plugin(Base):
     created_at: Mapped[datetime] = mapped_column(Instant)
 
 
+class SigningKeyRow(Base):
+    """A public key that the farm signs with, or has signed with. Never deleted."""
+
+    __tablename__ = "signing_keys"
+    no_blobs = frozenset({"id"})
+    id: Mapped[str] = mapped_column(
+        String(64), primary_key=True
+    )  #: ``farm.signing.keys.PublicKey``
+    pem: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(Instant, default=now)
+    revoked_at: Mapped[datetime | None] = mapped_column(Instant)  #: when it was called compromised
+
+
+class SigningVoucher(Base):
+    """A signed statement of one of the farm's keys that another one is the farm's too."""
+
+    __tablename__ = "signing_vouchers"
+    no_blobs = frozenset({"key_id", "by_id"})
+    key_id: Mapped[str] = mapped_column(ForeignKey("signing_keys.id"), primary_key=True)
+    by_id: Mapped[str] = mapped_column(ForeignKey("signing_keys.id"), primary_key=True)
+    bundle: Mapped[str] = mapped_column(Text)
+
+
+class EngineSignature(Base):
+    """The signatures of an engine; made once, and gone with the engine."""
+
+    __tablename__ = "engine_signatures"
+    no_blobs = frozenset({"key_id"})
+    engine_id: Mapped[str] = mapped_column(
+        ForeignKey("engines.id", ondelete="CASCADE"), primary_key=True
+    )
+    key_id: Mapped[str] = mapped_column(ForeignKey("signing_keys.id"), index=True)
+    engine: Mapped[str] = mapped_column(Text)  #: the bundle of its ``statements.ENGINE``
+    model: Mapped[str] = mapped_column(Text)  #: the bundle of its ``statements.MODEL``
+    created_at: Mapped[datetime] = mapped_column(Instant, default=now)
+
+
 class ApiKey(Base):
     """An API key, of which only the digest is stored. Never deleted: the audit refers to it."""
 

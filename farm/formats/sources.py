@@ -144,12 +144,12 @@ def check_start(path: Path, format: SourceFormat) -> None:
     names = _archive(path) if start == b"PK\x03\x04" else []
     if format is SourceFormat.SAFETENSORS:
         _check_safetensors(path)
-    if format is SourceFormat.TORCHSCRIPT and _has_torchscript(names):
+    if format is SourceFormat.TORCHSCRIPT and has_torchscript(names):
         return
     if any(name.rpartition("/")[2] == "data.pkl" and name.count("/") == 1 for name in names):
         what = (
             "torch.jit.save: use the format torchscript"
-            if _has_torchscript(names)
+            if has_torchscript(names)
             else ("torch.save: it contains a pickle, which runs code when loaded")
         )
         raise SourceRefused(f"this was saved with {what}")
@@ -157,7 +157,7 @@ def check_start(path: Path, format: SourceFormat) -> None:
         raise InvalidRequest(
             "this isn't TorchScript", hint="save it with torch.jit.trace(model, example).save(path)"
         )
-    if format is SourceFormat.PT2 and not _is_program(names):
+    if format is SourceFormat.PT2 and not is_program(names):
         raise InvalidRequest(
             "this isn't a torch.export program",
             hint="save it with torch.export.save(torch.export.export(model, …), 'model.pt2')",
@@ -277,12 +277,12 @@ def is_savedmodel(path: Path) -> bool:
 def is_torchscript(path: Path) -> bool:
     """Whether a file was saved by ``torch.jit.save``: by its names, nothing is loaded."""
     try:
-        return _has_torchscript(zip_names(path))
+        return has_torchscript(zip_names(path))
     except Malformed:
         return False
 
 
-def _has_torchscript(names: list[str]) -> bool:
+def has_torchscript(names: list[str]) -> bool:
     inner = {name.partition("/")[2] for name in names}
     return {"data.pkl", "constants.pkl"} <= inner and any(n.startswith("code/") for n in inner)
 
@@ -312,6 +312,6 @@ def _archive(path: Path) -> list[str]:
     return names
 
 
-def _is_program(names: list[str]) -> bool:
+def is_program(names: list[str]) -> bool:
     inner = {name.partition("/")[2] for name in names} | set(names)
     return "archive_format" in inner or "serialized_exported_program.json" in inner

@@ -14,12 +14,12 @@ from farm.database.session import Database
 from farm.database.tables import ApiKey
 from farm.settings import Settings
 from farm.specs.scopes import Scope
-from farm.trust import credentials, keys
+from farm.trust import credentials, keys, signatory
 from farm.trust.callers import this_user
 
 #: Files that only a farm's home has, and others that it may have.
 _SIGNS = frozenset({"farm.db", "up.lock", "broker.url"})
-_OURS = _SIGNS | {"store", "key", "work", "logs", "broker"}
+_OURS = _SIGNS | {"store", "key", "work", "logs", "broker", "signing", "known-farms.json"}
 
 
 def make_private(home: Path) -> None:
@@ -59,3 +59,13 @@ def key(settings: Settings, db: Database) -> str:
         row.created_by = maker
     credentials.write(file, text)
     return text
+
+
+def make_signing_key(settings: Settings) -> None:
+    """Make the key that signs the farm's engines, unless there is one or the settings name another.
+
+    Raises:
+        SigningFailed
+    """
+    if settings.signing_key is None and signatory.signer_of(settings) is None:
+        signatory.make(settings)

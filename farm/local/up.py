@@ -139,6 +139,7 @@ class LocalFarm:
         self._logs.mkdir(mode=0o700, exist_ok=True)
         migrate.upgrade(self._settings)
         self.key = _key(self._settings)
+        home.make_signing_key(self._settings)
         environment = self._settings.environment()
         if not self._settings.broker_url:
             environment["FARM_BROKER_URL"] = self._start_broker()

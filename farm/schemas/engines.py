@@ -161,6 +161,12 @@ class Manifest(Answer):
 
     engine: EngineView
     provenance: dict[str, Any]
+    files: dict[str, Digest] = Field(
+        {}, description="the engine's file and its reports, as they are signed: name → digest"
+    )
+    signed_by: str | None = Field(
+        None, description="id of the key that signed it: `/v1/signing-keys`; null if unsigned"
+    )
     load: str = Field(
         "",
         description="Python source that loads the engine from the file a pull makes, and runs it",

@@ -18,8 +18,11 @@ from urllib.parse import parse_qs, urlsplit
 from farm.registry import loading
 from farm.schemas.engines import EngineView
 from farm.schemas.storage import GC_EXAMPLE
+from farm.signing.bundles import MEDIA_TYPE
+from farm.signing.signers import Signer
 from farm.specs.names import folded
 from farm.testing.documents import BENCH, BUILD, EVENTS, LAYERS, NOW, build, digest_of, engine
+from farm.testing.signing import shown_keys, signed_bundle
 
 _ASKED = ("precision", "runtime", "version")  #: what engines are asked for by, beside the GPU
 
@@ -39,6 +42,10 @@ class StubFarm:
     cut_after: list[int] = field(default_factory=list)  #: bytes or events before the line drops
     ranges: bool = True
     load: bool = True  #: whether manifests say how to run the engine
+    #: Its signing keys, of which it uses the first; none to sign nothing.
+    signers: list[Signer] = field(default_factory=list)
+    #: Signature formats → bundles to send instead of the real ones.
+    bundles: dict[str, bytes] = field(default_factory=dict)
     bench: dict[str, Any] = field(default_factory=lambda: dict(BENCH))  #: of any GPU
     benched: list[dict[str, Any]] = field(default_factory=list)  #: the requests for more of it
     targets: list[dict[str, Any]] = field(default_factory=list)
@@ -55,6 +62,15 @@ class StubFarm:
         row = engine(data, **changes)
         self.engines[row["id"]] = (row, data if sent is None else sent)
         return row
+
+    def manifest(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What is beside an engine; of an earlier farm, if it doesn't say how to run it."""
+        engine = EngineView.model_validate(row)
+        manifest: dict[str, Any] = {"engine": row, "provenance": {"build": {"job": 2}}}
+        manifest["files"] = {engine.file_name(): engine.digest}
+        if self.load:
+            manifest["load"] = loading.text(engine)
+        return manifest
 
     def asked(self, method: str, path: str) -> list[dict[str, str]]:
         """The headers of the requests to a path."""
@@ -265,14 +281,24 @@ class _Handler(BaseHTTPRequestHandler):
         if len(parts) == 1:
             self._json(row)
         elif parts[1] == "manifest":
-            manifest: dict[str, Any] = {"engine": row, "provenance": {"build": {"job": 2}}}
-            if self.farm.load:
-                manifest["load"] = loading.text(EngineView.model_validate(row))
-            self._json(manifest)
+            self._json(self.farm.manifest(row))
+        elif parts[1] == "signature":
+            self._signature(row)
         elif parts[1] == "layers":
             self._json(LAYERS)
         else:
             self._content(row, data)
+
+    def _signature(self, row: dict[str, Any]) -> None:
+        if not self.farm.signers:
+            self._problem(404, {"code": "unsigned", "detail": "this farm has no signing key"})
+            return
+        [wanted] = parse_qs(urlsplit(self.path).query)["format"]
+        signed = signed_bundle(self.farm.manifest(row), wanted, self.farm.signers[0])
+        self._bytes(self.farm.bundles.get(wanted, signed), MEDIA_TYPE)
+
+    def _get_signing_keys(self, _parts: list[str], _body: bytes) -> None:
+        self._bytes(shown_keys(self.farm.signers), "application/json")
 
     def _content(self, row: dict[str, Any], data: bytes) -> None:
         start, etag = 0, f'"{row["digest"]}"'

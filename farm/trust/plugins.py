@@ -14,16 +14,16 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from farm import signatures
 from farm.database.base import now
 from farm.database.tables import Artifact, Plugin
 from farm.errors import InvalidRequest, NotFound, PluginRefused
 from farm.schemas.plugins import PluginRequest, PluginView
+from farm.signing import ed25519
 
 _ELF = b"\x7fELF"
 
 
-def signer(content: signatures.Content, signature: str, keys: Collection[str]) -> str:
+def signer(content: ed25519.Content, signature: str, keys: Collection[str]) -> str:
     """The key that signed a library.
 
     Raises:
@@ -36,7 +36,7 @@ def signer(content: signatures.Content, signature: str, keys: Collection[str]) -
             hint="have an operator set FARM_PLUGIN_KEYS on the API and the workers",
         )
     try:
-        key = signatures.signer(content, signature, keys)
+        key = ed25519.signer(content, signature, keys)
     except ValueError as err:
         raise InvalidRequest(
             f"the signature can't be read: {err}",

@@ -109,8 +109,9 @@ class LiveFarm:
         self.http = httpx2.Client(base_url=addresses.api, timeout=30, headers=bearer(self.key))
 
     def cli(self, *arguments: str | Path) -> Cli:
-        """Start ``farm …`` as a process."""
-        return Cli(self.addresses.api, *map(str, arguments), more={"FARM_KEY": self.key})
+        """Start ``farm …`` as a process of a user of this farm alone."""
+        more = {"FARM_KEY": self.key, "FARM_HOME": f"{self.home} of a user"}
+        return Cli(self.addresses.api, *map(str, arguments), more=more)
 
     def flower(self, path: str) -> Any:
         url = f"{self.addresses.flower}{path}"

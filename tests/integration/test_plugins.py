@@ -8,13 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from farm import signatures
 from farm.daemon import gc
 from farm.database.tables import Plugin
 from farm.errors import EngineBuildFailed, InvalidRequest, NotFound, PluginRefused
 from farm.schemas.plugins import PluginRequest
 from farm.settings import Settings
+from farm.signing import ed25519
 from farm.specs.options import BuilderOptions
 from farm.specs.runtime import Runtime
 from farm.store import artifacts
@@ -23,9 +24,6 @@ from farm.trust import plugins
 from workers.backends.trt import build, library
 from workers.runner import plugins as loading
 
-ed25519 = pytest.importorskip(
-    "cryptography.hazmat.primitives.asymmetric.ed25519", reason="pip install 'engine-farm[plugins]'"
-)
 LIBRARY = b"\x7fELF, with creators in it"
 
 
@@ -33,7 +31,7 @@ class Operator:
     """Somebody with a key."""
 
     def __init__(self):
-        self._key = ed25519.Ed25519PrivateKey.generate()
+        self._key = Ed25519PrivateKey.generate()
         self.key = base64.b64encode(self._key.public_key().public_bytes_raw()).decode()
 
     def sign(self, content):
@@ -236,5 +234,5 @@ def test_keys_are_checked_when_the_settings_are_read(operator, tmp_path):
 
 def test_a_signature_by_the_second_key_counts_too(operator):
     signed = operator.sign(b"x")
-    assert signatures.signer(b"x", signed, [Operator().key, operator.key]) == operator.key
-    assert signatures.signer(b"y", signed, [operator.key]) is None
+    assert ed25519.signer(b"x", signed, [Operator().key, operator.key]) == operator.key
+    assert ed25519.signer(b"y", signed, [operator.key]) is None

@@ -83,7 +83,7 @@ def test_pull_prints_the_file_and_why_it_was_the_match(run: Run, tmp_path: Path)
         "  why: built for sm_89; int8 is the only one",
         "  judged on: 450 evaluation",
         "  runs on: tensorrt-rtx 1.7.1.116",
-        "  verified",
+        "  verified; unsigned: the farm has no signing key",
     ]
 
 

@@ -7,8 +7,6 @@ import binascii
 import mmap
 from collections.abc import Iterable
 
-from farm.errors import FarmError
-
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 Content = bytes | mmap.mmap
@@ -37,16 +35,10 @@ def signer(content: Content, signature: str, keys: Iterable[str]) -> str | None:
 
     Raises:
         ValueError: the signature isn't one.
-        FarmError: the package that verifies isn't installed.
     """
-    try:
-        from cryptography.exceptions import InvalidSignature
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    except ImportError as err:
-        raise FarmError(
-            "signatures can't be verified here",
-            hint="install the extra: pip install 'engine-farm[plugins]'",
-        ) from err
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     raw = decoded(signature, SIGNATURE_BYTES)
     for key in keys:
         try:

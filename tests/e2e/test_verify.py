@@ -1,0 +1,67 @@
+"""The page on verifying engines, command by command, on a whole farm."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from farm.local import up
+from tests.e2e.conftest import fresh_settings
+from tests.e2e.live import ROOT, LiveFarm
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+PAGE = (ROOT / "docs/how-to/verify.md").read_text()
+RUN = re.search(r"<!-- run on a farm with an engine -->\s+```sh\n(.*?)```", PAGE, re.DOTALL)[1]
+
+
+@pytest.fixture
+def farm(tmp_path: Path) -> Iterator[LiveFarm]:
+    with fresh_settings(tmp_path / "a home") as settings, up.embedded(settings) as running:
+        yield LiveFarm(running.addresses, settings)
+
+
+def test_the_page_pulls_and_verifies_with_both_tools(
+    farm: LiveFarm, files: Path, tmp_path: Path
+) -> None:
+    farm.cli(
+        "submit", files / "small.onnx", "--name", "digits", "--gpu", "cpu", "--precision", "fp32",
+        "--wait", "--json",
+    ).json()  # fmt: skip
+    made = farm.settings.signing_key_file
+    assert made.stat().st_mode & 0o777 == 0o600
+    script = f"set -euo pipefail\ncd '{tmp_path}'\n{RUN}"
+    assert [line.split()[0] for line in RUN.splitlines()] == ["farm"] * 6 + ["model_signing"]
+    tools = f'farm() {{ "{sys.executable}" -m farm "$@"; }}\n'
+    tools += f'model_signing() {{ "{sys.executable}" -m model_signing "$@"; }}\n'
+    environment = os.environ | {
+        "FARM_URL": farm.addresses.api,
+        "FARM_KEY": farm.key,
+        "FARM_HOME": str(tmp_path / "a user's home"),
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        ["bash", "-c", tools + script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("verified: signed by sha256:") == 3
+    assert '"verdict": "verified"' in done.stdout
+    engine = tmp_path / "engines/digits-v1-fp32-cpu.onnx"
+    engine.write_bytes(engine.read_bytes() + b"\0")
+    again = subprocess.run(
+        [sys.executable, "-m", "farm", "verify", str(engine)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert again.returncode == 1, again.stdout + again.stderr
