@@ -31,6 +31,7 @@ from farm.api import (
     retention,
     scrub,
     search,
+    triton,
     usage,
     yanks,
 )
@@ -44,7 +45,7 @@ from farm.settings import Settings
 log = logging.getLogger(__name__)
 
 _NOUNS = (
-    *(blobs, builds, registry, onnx, aliases, compare, bench, fleet),
+    *(blobs, builds, registry, onnx, triton, aliases, compare, bench, fleet),
     *(search, yanks, labels, deletion, retention, usage, plugins, gc, scrub, keys, audit, health),
 )
 
