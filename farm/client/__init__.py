@@ -14,6 +14,7 @@ from farm.client.farm import Farm
 from farm.client.progress import TransferProgress
 from farm.client.retries import Backoff
 from farm.client.sets import EngineSet, Missing
+from farm.client.triton import Repository
 from farm.errors import BuildCancelled, BuildFailed, WaitTimedOut
 from farm.machine.facts import here
 from farm.specs.machines import Machine
@@ -28,6 +29,7 @@ __all__ = [
     "Machine",
     "Missing",
     "Pulled",
+    "Repository",
     "TransferProgress",
     "WaitTimedOut",
     "here",

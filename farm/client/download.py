@@ -6,8 +6,6 @@ registry's, so a file with the final name is complete; the manifest lies beside 
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +70,7 @@ def download(
             fetch(http, content, partial, progress)
             header.verify(partial, engine)
             partial.replace(path)
-    _write_manifest(path, manifest)
+    partials.write_whole(manifest_path(path), manifest)
     return Pulled(path=path, engine=engine, why=why, fresh=fresh, load=_at(load, engine, path))
 
 
@@ -104,23 +102,3 @@ def _is_there(path: Path, engine: EngineView) -> bool:
     # A symlink may lead anywhere: it is replaced, never followed.
     whole = not path.is_symlink() and path.is_file() and path.stat().st_size == engine.bytes
     return whole and digest_of(path) == engine.digest
-
-
-def _write_manifest(path: Path, manifest: bytes) -> None:
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        new = Path(file.name)
-        try:
-            file.write(manifest)
-            file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
-            new.replace(manifest_path(path))
-        finally:
-            new.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
