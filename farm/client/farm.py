@@ -23,6 +23,7 @@ from farm.client.retries import Backoff
 from farm.client.search import Search
 from farm.client.sets import Sets
 from farm.client.storage import Storage
+from farm.client.sync import Syncs
 from farm.client.triton import Repositories
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -39,6 +40,7 @@ class Farm(
     Onnx,
     Sets,
     Repositories,
+    Syncs,
     Fleet,
     Plugins,
     Storage,

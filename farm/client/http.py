@@ -48,7 +48,7 @@ class Http:
         self.url = url.rstrip("/")
         self.backoff = backoff
         try:
-            is_local = _is_local(self.url)
+            is_local = reaches_this_machine(self.url)
             self._key = find_key(key, is_local=is_local)
             headers = {
                 "User-Agent": f"engine-farm/{__version__}",
@@ -191,7 +191,12 @@ def _check_key(key: str) -> None:
         )
 
 
-def _is_local(url: str) -> bool:
+def reaches_this_machine(url: str) -> bool:
+    """Whether an address is this machine's own.
+
+    Raises:
+        httpx2.InvalidURL
+    """
     host = httpx2.URL(url).host
     try:
         return ipaddress.ip_address(host).is_loopback
