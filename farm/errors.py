@@ -6,6 +6,7 @@ FarmError
 │   │   ├── SourceRefused
 │   │   ├── UnknownGpu
 │   │   ├── TargetUnsupported
+│   │   ├── TritonUnsupported
 │   │   ├── PluginRefused
 │   │   ├── CalibrationMissing
 │   │   └── NameMissing
@@ -45,6 +46,7 @@ FarmError
 │       ├── ChildFilledDisk
 │       └── ChildOutOfMemory
 ├── BuildFailed, BuildCancelled, WaitTimedOut   how a client's wait ended
+├── TritonLoadFailed         Triton can't load a model that farm sync gave it
 ├── ExtraMissing             a command needs an extra that isn't installed
 ├── HttpError                no such call, or the request was aborted
 ├── InternalError            the farm has a bug
@@ -134,6 +136,10 @@ class TargetUnsupported(InvalidRequest):
     """None of the farm's runtimes supports this target."""
 
     default_hint = "`farm targets` lists what each runtime supports, and why not"
+
+
+class TritonUnsupported(InvalidRequest):
+    """Triton can't load this engine."""
 
 
 class PluginRefused(InvalidRequest):
@@ -398,6 +404,10 @@ class BuildCancelled(FarmError):
 
 class WaitTimedOut(FarmError):
     """The build didn't end within the given time; it continues."""
+
+
+class TritonLoadFailed(FarmError):
+    """Triton couldn't load the model; what it served before stays."""
 
 
 class ExtraMissing(FarmError):

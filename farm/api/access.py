@@ -79,6 +79,7 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("GET", "/v1/engines/{engine_id}/layers"): READ,
     ("GET", "/v1/engines/{engine_id}/content"): READ,
     ("HEAD", "/v1/engines/{engine_id}/content"): READ,
+    ("GET", "/v1/engines/{engine_id}/triton"): READ,
     ("GET", "/v1/workers"): READ,
     ("GET", "/v1/targets"): READ,
     ("GET", "/v1/timing-caches"): READ,

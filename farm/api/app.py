@@ -32,6 +32,7 @@ from farm.api import (
     scrub,
     search,
     signing,
+    triton,
     usage,
     yanks,
 )
@@ -45,7 +46,7 @@ from farm.settings import Settings
 log = logging.getLogger(__name__)
 
 _NOUNS = (
-    *(blobs, builds, registry, signing, onnx, aliases, compare, bench, fleet),
+    *(blobs, builds, registry, signing, onnx, triton, aliases, compare, bench, fleet),
     *(search, yanks, labels, deletion, retention, usage, plugins, gc, scrub, keys, audit, health),
 )
 

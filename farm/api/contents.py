@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import Header, Response
 
-from farm.api.files import BlobResponse
+from farm.api.files import BlobResponse, is_known
 from farm.api.services import Services, problems
 from farm.daemon import scrub
 from farm.errors import BlobDamaged, NotFound
@@ -39,15 +39,12 @@ def content(
         BlobDamaged: the store has lost them.
     """
     etag = f'"{digest}"'
-    if if_none_match is not None and (
-        if_none_match.strip() == "*"
-        or etag in (tag.strip().removeprefix("W/") for tag in if_none_match.split(","))
-    ):
+    if is_known(etag, if_none_match):
         return Response(status_code=304, headers={"ETag": etag})
-    return BlobResponse(_whole(farm, digest, size, what), etag=etag)
+    return BlobResponse(whole(farm, digest, size, what), etag=etag)
 
 
-def _whole(farm: Services, digest: str, size: int, what: str) -> pathlib.Path:
+def whole(farm: Services, digest: str, size: int, what: str) -> pathlib.Path:
     """The blob's file, checked for its length.
 
     Raises:

@@ -36,3 +36,11 @@ class BlobResponse(FileResponse):
                 headers={"Content-Range": f"bytes */{file_size}"},
             ) from None
         return ranges
+
+
+def is_known(etag: str, if_none_match: str | None) -> bool:
+    """Whether a request's If-None-Match names what it would be sent."""
+    if if_none_match is None:
+        return False
+    tags = (tag.strip().removeprefix("W/") for tag in if_none_match.split(","))
+    return if_none_match.strip() == "*" or etag in tags

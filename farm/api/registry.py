@@ -138,6 +138,10 @@ def match(
             f"NAME=VALUE, with one of {', '.join(NAMES)}",
         ),
     ] = None,
+    for_triton: Annotated[
+        Annotated[str, Field(max_length=40)] | None,
+        Query(description="only what this release of Triton loads", examples=["25.10"]),
+    ] = None,
 ) -> Response:
     """The best engine for a GPU tag, and why; its bytes are at `/v1/engines/{id}/content`.
 
@@ -160,6 +164,7 @@ def match(
             doubtful=doubtful,
             explain=explain,
             machine=Machine.of(has or ()),
+            for_triton=for_triton,
         )
     return answer(found)
 

@@ -12,7 +12,7 @@ from farm.builds.loaded import LoadedBuild
 from farm.database.job_rows import JobRow
 from farm.database.tables import Build, BuildJob, EngineRow, Job, Model, Version, Wanted
 from farm.fleet.workers import Fleet
-from farm.planning import policy
+from farm.planning import policy, targets
 from farm.registry import labels, names
 from farm.reports import kept
 from farm.schemas.builds import BuildSummary, BuildView, JobView, WantedEngine
@@ -84,12 +84,14 @@ _JOB_FIELDS = (
 
 def _wanted(row: Wanted, doubts: Mapping[str, Sequence[str]]) -> WantedEngine:
     runtime, _, gpu = row.target.rpartition(":")
-    note = policy.note(Target(runtime=Runtime(runtime), gpu=gpu), Precision(row.precision))
+    target = Target(runtime=Runtime(runtime), gpu=gpu)
+    note = policy.note(target, Precision(row.precision))
     return WantedEngine(
         asked=row.asked,
         target=row.target,
         why=f"{row.why}; {note}" if note else row.why,
         precision=row.precision,
+        warning=targets.warning(row.asked, target),
         build_job=row.build_job_id,
         measure_job=row.measure_job_id,
         engine=row.engine_id,

@@ -66,6 +66,13 @@ def references(ctx: typer.Context, incomplete: str) -> list[str]:
     return [f"{name}@{of}" for of in found if f"{name}@{of}".startswith(incomplete)][:_OFFERED]
 
 
+def triton_releases(incomplete: str) -> list[str]:
+    """The releases of Triton that the farm knows, newest first."""
+    from farm.specs import triton
+
+    return [name for name in reversed(list(triton.releases())) if name.startswith(incomplete)]
+
+
 def models_and_files(ctx: typer.Context, incomplete: str) -> list[str]:
     """The models' names, and the files and folders that begin so."""
     from pathlib import Path

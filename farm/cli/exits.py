@@ -11,6 +11,7 @@ from farm.errors import (
     NotFound,
     SignatureRefused,
     StageFailed,
+    TritonLoadFailed,
 )
 
 OK = 0
@@ -21,12 +22,19 @@ UNAVAILABLE = 4
 DOUBTFUL = 5
 INTERRUPTED = 130
 
-_ENDED_BADLY = (BuildFailed, BuildCancelled, DigestMismatch, SignatureRefused, StageFailed)
+_ENDED_BADLY = (
+    BuildFailed,
+    BuildCancelled,
+    DigestMismatch,
+    SignatureRefused,
+    StageFailed,
+    TritonLoadFailed,
+)
 
 #: For ``farm --help``.
 EPILOG = (
     f"Exit codes: {OK} ok · {FAILED} the build failed or was cancelled, a download doesn't match "
-    f"the registry, or an engine of several is missing · "
+    f"the registry, an engine of several is missing, or Triton refused a model · "
     f"{USAGE} usage error, or the farm refused the request (4xx) · "
     f"{NOT_FOUND} not found · {UNAVAILABLE} the farm is unreachable or had an error (5xx) · "
     f"{DOUBTFUL} the build succeeded, but an engine is doubtful · {INTERRUPTED} Ctrl+C."

@@ -22,6 +22,7 @@ from farm.cli.options import (
     split,
 )
 from farm.cli.pull_by_id import engine_meant, refuse_choices
+from farm.cli.pull_triton import ForTriton, IntoRepository, TritonBackend
 from farm.cli.pulled import Shown
 from farm.errors import InvalidRequest
 from farm.machine import facts, gpus
@@ -120,6 +121,12 @@ def pull(
             autocompletion=complete.facts,
         ),
     ] = None,
+    triton: Annotated[
+        bool,
+        typer.Option("--triton", help="Make a model repository of Triton Inference Server."),
+    ] = False,
+    triton_backend: TritonBackend = None,
+    for_triton: ForTriton = None,
     signing_key: SigningKey = None,
     accept_new_key: AcceptNewKey = False,
     folder: Annotated[
@@ -139,6 +146,8 @@ def pull(
     A pruned engine is pulled only if ``--prune`` asks for it or the version has no other; a doubtful
     one, which failed a gate, only with ``--doubtful``.
 
+    With ``--triton`` the output folder becomes a model repository for Triton Inference Server.
+
     Signature and bytes are verified before the file is renamed into place; interrupted downloads are
     resumed.
     """
@@ -150,29 +159,41 @@ def pull(
         "prune": prune,
         "doubtful": doubtful,
     }
-    only["explain"] = explain
+    only |= {"explain": explain, "for_triton": for_triton}
     told = Machine.of(has or ())
     choices: dict[str, object] = {"--gpu": gpu, "--precision": precision, "--runtime": runtime}
     choices |= {"--version": version, "--prune": prune, "--has": has}
+    for_repository: dict[str, object] = {"--triton": triton, "--triton-backend": triton_backend}
+    if triton_backend and not triton:
+        raise InvalidRequest("--triton-backend is for a repository", hint="add --triton")
     shown = Shown(as_json=as_json, quiet=quiet)
     bar = transfer.bar(hidden=as_json or quiet)
-    engine = engine or engine_meant(farm, model)
-    if engine is not None:
-        named = {**choices, "--all-targets": all_targets, "--onnx": onnx}
-        refuse_choices(named, "an engine's id")
-        with bar as progress:
-            one = farm.pull_engine(engine, folder, doubtful=doubtful, progress=progress)
-        shown.by_id(one)
-        return
     if build is not None:
-        refuse_choices(choices, "a build's id")
+        refuse_choices({**choices, **for_repository, "--for-triton": for_triton}, "a build's id")
         with bar as progress:
             made = farm.pull_build(build, folder, doubtful=doubtful, progress=progress)
         raise typer.Exit(shown.whole(made, build=build))
+    repository = IntoRepository(farm, folder, backend=triton_backend, shown=shown)
+    engine = engine or engine_meant(farm, model)
+    if engine is not None:
+        choices |= {"--all-targets": all_targets, "--for-triton": for_triton, "--onnx": onnx}
+        refuse_choices(choices, "an engine's id")
+        with bar as progress:
+            one = farm.match_by_id(engine, doubtful=doubtful)
+            if triton:
+                raise typer.Exit(repository.of([one], progress=progress))
+            shown.by_id(farm.fetch(one, folder, progress=progress))
+        return
     assert model is not None
     if onnx:
-        others = {"--gpu": gpu, "--runtime": runtime, "--prune": prune, "--has": has}
-        refuse_choices({**others, "--all-targets": all_targets}, "--onnx")
+        others: dict[str, object] = {
+            "--gpu": gpu,
+            "--runtime": runtime,
+            "--prune": prune,
+            "--has": has,
+        }
+        others |= {"--all-targets": all_targets, "--for-triton": for_triton}
+        refuse_choices({**others, **for_repository}, "--onnx")
         with bar as progress:
             asked: Sequence[str | None] = split(precision) or [None]
             files = [
@@ -183,23 +204,21 @@ def pull(
         return
     if all_targets:
         refuse_choices({"--gpu": gpu, "--has": has}, "--all-targets")
+        among = {name: value for name, value in only.items() if name != "explain"}
+        found = farm.match_all_targets(model, precisions=split(precision), **among)
         with bar as progress:
-            made = farm.pull_all_targets(
-                model,
-                folder,
-                precisions=split(precision),
-                runtime=runtime,
-                version=version,
-                prune=prune,
-                doubtful=doubtful,
-                progress=progress,
-            )
+            if triton:
+                raise typer.Exit(repository.of(found.matches, found.missing, progress=progress))
+            made = farm.fetch_all_targets(found, folder, progress=progress)
         raise typer.Exit(shown.whole(made))
     tags = split(gpu)
-    only["has"] = told if tags else facts.here().but(told)
-    tags = tags or _detected()
+    # Triton brings its own libraries.
+    only["has"] = told if tags or triton else facts.here().but(told)
+    tags = tags or detected()
     matches = list(_matches(farm, model, tags, split(precision) or [None], only))
     with bar as progress:
+        if triton:
+            raise typer.Exit(repository.of([one for _, one in matches], progress=progress))
         pulled = [(tag, farm.fetch(one, folder, progress=progress)) for tag, one in matches]
     shown.matched(pulled, [one.passed_over for _, one in matches])
 
@@ -228,7 +247,7 @@ def _check_named(
         )
 
 
-def _detected() -> list[str]:
+def detected() -> list[str]:
     """This machine's distinct GPU tags: the product's, else the compute capability's."""
     try:
         found = gpus.look()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,22 +29,20 @@ class Shown:
     ) -> None:
         """Engines pulled for GPU tags, each with those that were passed over for it, if that was asked."""
         if self.as_json:
-            documents = [_document(tag, one) for tag, one in pulled]
+            documents = [document(tag, one) for tag, one in pulled]
             told = zip(documents, passed_over, strict=True)
             show.document(
                 [one if others is None else one | {"passed_over": others} for one, others in told]
             )
             return
         self._tell([one for _, one in pulled])
-        for one in (one for others in passed_over for one in others or ()):
-            what = f"{one.precision} by {one.runtime}, {one.gpu}"
-            show.note(f"passed over: {one.engine} ({what}): {one.why}")
+        say_passed_over(one for others in passed_over for one in others or ())
 
     def by_id(self, pulled: Pulled) -> None:
         """The engine that was named, and whether it is for this machine."""
         note = misfit(pulled.engine)
         if self.as_json:
-            show.document([_document(pulled.engine.gpu, pulled) | {"note": note}])
+            show.document([document(pulled.engine.gpu, pulled) | {"note": note}])
             return
         self._tell([pulled])
         if note:
@@ -69,34 +67,32 @@ class Shown:
     def whole(self, made: EngineSet, **more: str) -> int:
         """A set of engines; return the exit code: whether any is missing."""
         if self.as_json:
-            pulled = [_document(one.engine.gpu, one) for one in made.pulled]
+            pulled = [document(one.engine.gpu, one) for one in made.pulled]
             missing = [asdict(one) for one in made.missing]
             named = {**more, "model": made.model, "version": made.version}
             show.document({**named, "pulled": pulled, "missing": missing})
-            return _code(made.missing)
+            return code(made.missing)
         self._tell(made.pulled)
-        for one in made.missing:
-            what = f"{one.precision}@{one.target}" if one.precision else one.target
-            show.note(f"missing: {what}{f' ({one.engine})' if one.engine else ''}: {one.why}")
-        return _code(made.missing)
+        say_missing(made.missing)
+        return code(made.missing)
 
     def _tell(self, pulled: Sequence[Pulled]) -> None:
         for one in pulled:
             if self.quiet:
                 print(one.path)
             else:
-                _say(one)
+                say(one)
         if not self.quiet and show.on_terminal():
             _say_how_to_run(pulled)
 
 
-def _code(missing: Sequence[Missing]) -> int:
+def code(missing: Sequence[Missing]) -> int:
     if any(not one.doubtful for one in missing):
         return exits.FAILED
     return exits.DOUBTFUL if missing else exits.OK
 
 
-def _say(pulled: Pulled) -> None:
+def say(pulled: Pulled) -> None:
     show.line(f"{pulled.path}  {show.size(pulled.engine.bytes)}  {pulled.engine.digest}")
     show.line(f"  why: {pulled.why}")
     show.line(f"  judged on: {show.judged_on(pulled.engine.accuracy)}")
@@ -112,6 +108,18 @@ def _verified(pulled: Pulled) -> str:
     return f"verified: signed by sha256:{pulled.signed_by}"
 
 
+def say_passed_over(passed_over: Iterable[PassedOver]) -> None:
+    for one in passed_over:
+        what = f"{one.precision} by {one.runtime}, {one.gpu}"
+        show.note(f"passed over: {one.engine} ({what}): {one.why}")
+
+
+def say_missing(missing: Sequence[Missing]) -> None:
+    for one in missing:
+        what = f"{one.precision}@{one.target}" if one.precision else one.target
+        show.note(f"missing: {what}{f' ({one.engine})' if one.engine else ''}: {one.why}")
+
+
 def _say_how_to_run(pulled: Sequence[Pulled]) -> None:
     """The Python that runs one engine, or where it is written for each of several."""
     runnable = [one for one in pulled if one.load]
@@ -124,7 +132,7 @@ def _say_how_to_run(pulled: Sequence[Pulled]) -> None:
         )
 
 
-def _document(tag: str, pulled: Pulled) -> dict[str, Any]:
+def document(tag: str, pulled: Pulled) -> dict[str, Any]:
     return {
         "gpu": tag,
         "path": str(pulled.path),

@@ -192,6 +192,8 @@ def _say(view: BuildView, url: str | None, *, waiting: bool) -> None:
     show.line(f"build {view.id} of {view.model} v{view.version}: {view.state}")
     rows = [(want.asked, want.target, str(want.precision), want.why) for want in view.engines]
     show.table(("asked", "target", "precision", "why"), rows, keep=("asked", "target", "precision"))
+    for warning in dict.fromkeys(want.warning for want in view.engines if want.warning):
+        show.note(f"warning: {warning}")
     reused = sum(job.reuse != "ran" for job in view.jobs)
     show.line(f"{view.jobs_total} jobs, {reused} of them reused")
     for missing in dict.fromkeys(job.waits_for for job in view.jobs if job.waits_for):

@@ -14,6 +14,7 @@ from farm.client.farm import Farm
 from farm.client.progress import TransferProgress
 from farm.client.retries import Backoff
 from farm.client.sets import EngineSet, Missing
+from farm.client.triton import Repository
 from farm.client.verify import Verdict, Verified, verify_file
 from farm.errors import BuildCancelled, BuildFailed, WaitTimedOut
 from farm.machine.facts import here
@@ -29,6 +30,7 @@ __all__ = [
     "Machine",
     "Missing",
     "Pulled",
+    "Repository",
     "TransferProgress",
     "Verdict",
     "Verified",

@@ -7,8 +7,6 @@ manifest, ``NAME.json``, and its signatures, ``NAME.sigstore`` and ``NAME.sig`` 
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +77,7 @@ def download(
             fetch(http, content, partial, progress)
             header.verify(partial, engine)
             partial.replace(path)
-    _write(manifest_path(path), written)
+    partials.write_whole(manifest_path(path), written)
     _keep(signed, path)
     return Pulled(
         path=path,
@@ -136,25 +134,5 @@ def _keep(signed: Signatures | None, path: Path) -> None:
         bundle_path(path).unlink(missing_ok=True)
         model_signature_path(path).unlink(missing_ok=True)
         return
-    _write(bundle_path(path), signed.engine)
-    _write(model_signature_path(path), signed.model)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        new = Path(file.name)
-        try:
-            file.write(content)
-            file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
-            new.replace(path)
-        finally:
-            new.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+    partials.write_whole(bundle_path(path), signed.engine)
+    partials.write_whole(model_signature_path(path), signed.model)

@@ -24,6 +24,8 @@ from farm.client.retries import Backoff
 from farm.client.search import Search
 from farm.client.sets import Sets
 from farm.client.storage import Storage
+from farm.client.sync import Syncs
+from farm.client.triton import Repositories
 from farm.client.trust import Confirm, Signing
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -39,6 +41,8 @@ class Farm(
     Pulls,
     Onnx,
     Sets,
+    Repositories,
+    Syncs,
     Fleet,
     Plugins,
     Storage,

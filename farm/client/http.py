@@ -55,7 +55,7 @@ class Http:
         self.url = url.rstrip("/")
         self.backoff = backoff
         try:
-            is_local = _is_local(self.url)
+            is_local = reaches_this_machine(self.url)
             self._key = find_key(key, is_local=is_local, home=home)
             pins = Pins.of_user(home or home_of_user())
             self.trust = Trust(
@@ -217,7 +217,12 @@ def _check_key(key: str) -> None:
         )
 
 
-def _is_local(url: str) -> bool:
+def reaches_this_machine(url: str) -> bool:
+    """Whether an address is this machine's own.
+
+    Raises:
+        httpx2.InvalidURL
+    """
     host = httpx2.URL(url).host
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -33,6 +33,7 @@ class Pulls(Noun):
         doubtful: bool = False,
         explain: bool = False,
         has: Machine = ANY,
+        for_triton: str | None = None,
     ) -> Match:
         """A model's best engine for a GPU tag, and why it was chosen.
 
@@ -44,10 +45,12 @@ class Pulls(Noun):
             doubtful: accept one that failed a gate if no other matches.
             explain: also list the version's other engines for the GPU, and why not.
             has: what is known of the machine that is to run it. ``farm.client.here()`` is this one.
+            for_triton: only what this release of Triton loads: ``25.10``.
 
         Raises:
             NotFound: naming what exists.
             UnknownGpu
+            InvalidRequest: the farm doesn't know this release of Triton.
         """
         model, of = references.split(model, version)
         query: dict[str, Any] = {"precision": precision, "runtime": runtime, "prune": prune}
@@ -57,6 +60,7 @@ class Pulls(Noun):
             "explain": explain or None,
             "has": has.facts() or None,
         }
+        query |= {"for_triton": for_triton}
         path = f"/v1/models/{part(model)}/engines/{part(gpu)}"
         return self.http.read(Match, "GET", path, params=given(query))
 
@@ -139,6 +143,17 @@ class Pulls(Noun):
             NotFound: there is no such engine, or it is doubtful.
             DigestMismatch, Unavailable
         """
+        return self.fetch(self.match_by_id(engine_id, doubtful=doubtful), folder, progress=progress)
+
+    def match_by_id(self, engine_id: str, *, doubtful: bool = False) -> Match:
+        """Exactly this engine, whatever GPU it is for, and even if it was yanked.
+
+        Parameters:
+            doubtful: accept it if it failed a gate.
+
+        Raises:
+            NotFound: there is no such engine, or it is doubtful.
+        """
         engine = self.http.read(EngineView, "GET", f"/v1/engines/{part(engine_id)}")
         if engine.state is EngineState.DOUBTFUL and not doubtful:
             raise NotFound(
@@ -152,4 +167,4 @@ class Pulls(Noun):
             why += f"; yanked: {engine.yanked}"
         if engine.doubts:
             why += f"; doubtful, as requested: {'; '.join(engine.doubts)}"
-        return self.fetch(Match(engine=engine, why=why), folder, progress=progress)
+        return Match(engine=engine, why=why)

@@ -43,13 +43,23 @@ class EngineSet:
     missing: list[Missing]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Matched:
+    """What a set is made of, and what is missing."""
+
+    model: str
+    version: int
+    matches: list[Match]
+    missing: list[Missing]
+
+
 def left_out(engine: EngineView) -> Missing:
     """A yanked or a doubtful engine, as it is left out of a set."""
     why = f"doubtful: {'; '.join(engine.doubts)}"
     if engine.yanked:
         why = f"yanked: {engine.yanked}; take it all the same by its id: farm pull {engine.id}"
     return Missing(
-        target=_target_of(engine),
+        target=target_of(engine),
         precision=engine.precision,
         why=why,
         engine=engine.id,
@@ -57,7 +67,7 @@ def left_out(engine: EngineView) -> Missing:
     )
 
 
-def _target_of(engine: EngineView) -> str:
+def target_of(engine: EngineView) -> str:
     return str(Target(runtime=engine.runtime, gpu=engine.gpu))
 
 
@@ -96,7 +106,7 @@ def _is_lost(err: FarmError) -> bool:
 
 def _lost(engine: EngineView, err: FarmError) -> Missing:
     return Missing(
-        target=_target_of(engine), precision=engine.precision, why=err.detail, engine=engine.id
+        target=target_of(engine), precision=engine.precision, why=err.detail, engine=engine.id
     )
 
 
@@ -121,6 +131,7 @@ class Sets(Noun):
         version: int | None = None,
         prune: str | None = None,
         doubtful: bool = False,
+        for_triton: str | None = None,
         progress: TransferProgress | None = None,
     ) -> EngineSet:
         """Download one version's best engine for each target that it has engines for.
@@ -131,10 +142,55 @@ class Sets(Noun):
             model: its name, or ``digits@7`` or ``digits@prod``.
             precisions: the best in each of these, instead of the best of all.
             doubtful: accept engines that failed a gate where no other matches.
+            for_triton: only what this release of Triton loads.
 
         Raises:
             NotFound: the model doesn't exist, or no target has such an engine.
             DigestMismatch, Unavailable
+        """
+        found = self.match_all_targets(
+            model,
+            precisions=precisions,
+            runtime=runtime,
+            version=version,
+            prune=prune,
+            doubtful=doubtful,
+            for_triton=for_triton,
+        )
+        return self.fetch_all_targets(found, folder, progress=progress)
+
+    def fetch_all_targets(
+        self,
+        found: Matched,
+        folder: str | Path = ".",
+        *,
+        progress: TransferProgress | None = None,
+    ) -> EngineSet:
+        """Download what ``match_all_targets`` has found.
+
+        Raises:
+            DigestMismatch, Unavailable
+        """
+        pulled, lost = fetch_all(self.http, found.matches, folder, progress)
+        return EngineSet(
+            model=found.model, version=found.version, pulled=pulled, missing=found.missing + lost
+        )
+
+    def match_all_targets(
+        self,
+        model: str,
+        *,
+        precisions: Sequence[str] = (),
+        runtime: str | None = None,
+        version: int | None = None,
+        prune: str | None = None,
+        doubtful: bool = False,
+        for_triton: str | None = None,
+    ) -> Matched:
+        """What ``pull_all_targets`` would download.
+
+        Raises:
+            NotFound: the model doesn't exist, or no target has such an engine.
         """
         name, number = Registry(self.http).version_of(model, version)
         there = self._there(name, precisions, {"runtime": runtime, "prune": prune})
@@ -142,6 +198,7 @@ class Sets(Noun):
         errors: dict[_Sought, FarmError] = {}
         for one in there:
             asked = {"version": number, "prune": prune, "doubtful": doubtful}
+            asked["for_triton"] = for_triton
             answer = self._match(name, one, asked)
             if isinstance(answer, FarmError):
                 errors[one] = answer
@@ -151,9 +208,8 @@ class Sets(Noun):
             number = answer.engine.version
         if number is None or not matches:
             raise next(iter(errors.values()))
-        pulled, lost = fetch_all(self.http, list(matches.values()), folder, progress)
         missing = list(_unmatched(there, errors, number))
-        return EngineSet(model=name, version=number, pulled=pulled, missing=missing + lost)
+        return Matched(model=name, version=number, matches=list(matches.values()), missing=missing)
 
     def _there(
         self, model: str, precisions: Sequence[str], among: Mapping[str, Any]

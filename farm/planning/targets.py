@@ -10,6 +10,7 @@ from farm.planning import policy
 from farm.specs import gpus
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target
+from farm.specs.triton import UNSUPPORTED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +127,20 @@ _OFFLINE = "no online worker can build it"
 def _why(why: str, passed_over: Mapping[Target, str | None]) -> str:
     said = [f"{target.runtime} ({reason})" for target, reason in passed_over.items() if reason]
     return f"{why}; passed over: {', '.join(said)}" if said else why
+
+
+def warning(asked: str, target: Target) -> str | None:
+    """What a user may not expect of the runtime that was chosen for a request; None of a named one.
+
+    A GPU of data centres is likely to serve with Triton.
+    """
+    runtime, tag = parse(asked)
+    if runtime is not None or target.runtime not in UNSUPPORTED or not gpus.serves(tag):
+        return None
+    return (
+        f"{target} isn't for Triton: {UNSUPPORTED[target.runtime]}. If that is what serves on {tag}, ask for "
+        f"tensorrt:{tag}"
+    )
 
 
 def named(asked: str) -> Target:

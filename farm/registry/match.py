@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from farm.database.tables import Version
 from farm.errors import BlobDamaged, NotFound
-from farm.registry import goals, names, ranking, versions
+from farm.registry import goals, names, ranking, triton_fit, versions
 from farm.registry.catalog import UNPRUNED, find
 from farm.registry.names import Named
 from farm.registry.ranking import Ranking
@@ -39,6 +39,7 @@ def best_match(
     doubtful: bool = False,
     explain: bool = False,
     machine: Machine = ANY,
+    for_triton: str | None = None,
 ) -> Match:
     """The best engine of a model for a GPU.
 
@@ -50,6 +51,7 @@ def best_match(
         doubtful: also consider engines that failed a gate, after those that didn't.
         explain: also list the version's other engines for the GPU, and why not.
         machine: what is known of the one that asks.
+        for_triton: consider only engines that this release of Triton loads.
 
     Raises:
         NotFound: names what exists.
@@ -85,13 +87,17 @@ def best_match(
         raise _only_doubtful(found[0], tag)
     if not good:
         raise _nothing(session, known, tag, of, **asked)
+    misfits = triton_fit.misfits(good, for_triton)
+    fitting = [one for one in good if one.id not in misfits]
+    if not fitting and for_triton is not None:
+        raise triton_fit.nothing(good, misfits, for_triton, tag)
     kept = goals.kept(session, known.id, of.number, tag)
-    ranked = ranking.rank(good, tag, kept or Goal(), by_precision=precision is not None)
+    ranked = ranking.rank(fitting, tag, kept or Goal(), by_precision=precision is not None)
     [compared] = beside_twins(session, [ranked.best])
     passed_over = None
     if explain:
         others = find(session, known, gpu=tag, version=of.number, limit=1000)
-        passed_over = list(_passed_over(others, found, ranked, asked, tag, machine))
+        passed_over = list(_passed_over(others, found, ranked, asked, tag, machine, misfits))
     return Match(engine=compared, why=_why(ranked, kept, tag, of, **asked), passed_over=passed_over)
 
 
@@ -102,14 +108,16 @@ def _passed_over(
     asked: Mapping[str, Any],
     tag: str,
     machine: Machine,
+    misfits: Mapping[str, str],
 ) -> Iterator[PassedOver]:
     """The engines that aren't the best match, and why.
 
     Parameters:
         found: what was asked for, doubtful ones included.
+        misfits: of those, what Triton doesn't load, and why.
     """
     behind = {one.id: ranking.behind(one, ranked) for one in ranked.chosen_from}
-    behind.update(ranked.passed_over)
+    behind.update({**ranked.passed_over, **misfits})
     doubtful = {one.id for one in found} - behind.keys()
     for one in others:
         if one.id != ranked.best.id:

@@ -56,6 +56,9 @@ class WantedEngine(Answer):
     precision: Precision
     build_job: int
     measure_job: int
+    warning: str | None = Field(
+        None, description="who can't run the engine of a runtime that was chosen by default"
+    )
     engine: str | None = Field(description="id in the registry, once published")
     doubts: list[str] = Field([], description="why the engine is doubtful; empty if it isn't")
 

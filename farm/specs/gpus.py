@@ -57,6 +57,11 @@ PRODUCTS: dict[str, str] = {
 
 CPU = "cpu"
 
+#: Products for data centres; the others are for workstations and devices.
+_SERVERS = frozenset(
+    "t4 a2 a10 a10g a16 a30 a40 a100 l4 l40 l40s h100 h200 gh200 b200 gb200 b300 gb300".split()
+)
+
 
 def number(compute_capability: str) -> int:
     """``sm_89`` → 89."""
@@ -116,6 +121,13 @@ def compute_capability(tag: str) -> str:
     if sliced:
         name = sliced["gpu"]
     return PRODUCTS.get(name, name)
+
+
+def serves(tag: str) -> bool:
+    """Whether a tag is a product for data centres, or a slice of one."""
+    name = canonical(tag)
+    sliced = _SLICE.fullmatch(name)
+    return (sliced["gpu"] if sliced else name) in _SERVERS
 
 
 def product_of(device_name: str) -> str | None:

@@ -10,6 +10,7 @@ import pytest
 
 from farm.cli import exits, options
 from farm.errors import InvalidRequest
+from farm.testing import documents
 from farm.testing.documents import BUILD
 from farm.testing.stub_farm import StubFarm
 from tests.unit.conftest import Run
@@ -65,6 +66,16 @@ def test_submit_says_what_was_chosen_and_what_comes_next(run: Run, model: Path) 
     assert "2 jobs, 1 of them reused" in result.stdout
     assert f"farm watch {BUILD}\n" in result.stdout
     assert "farm pull digits --gpu sm_89 -o engines\n" in result.stdout
+
+
+def test_submit_warns_of_what_was_chosen_by_default_once(
+    stub: StubFarm, run: Run, model: Path
+) -> None:
+    [want] = documents.build()["engines"]
+    warned = want | {"asked": "t4", "warning": "tensorrt-rtx:sm_75 isn't for Triton"}
+    stub.coming.append(documents.build("queued", engines=[warned, warned]))
+    result = run("submit", model, "--gpu", "t4", "--precision", "int8")
+    assert result.stderr.count("warning: tensorrt-rtx:sm_75 isn't for Triton\n") == 1
 
 
 def test_submit_takes_lists_by_commas_and_by_repeating(

@@ -167,3 +167,26 @@ def test_tensorrt_rtx_builds_on_cpu_workers_and_tensorrt_on_its_gpu():
         policy.build_queue(Target(runtime=Runtime.TENSORRT_RTX, gpu="sm_89")) == "tensorrt-rtx.cpu"
     )
     assert policy.build_queue(Target(runtime=Runtime.TENSORRT, gpu="h200")) == "tensorrt.h200"
+
+
+@pytest.mark.parametrize("asked", ["t4", "A10", "l40s"])
+def test_rtx_by_default_for_a_gpu_of_a_data_centre_is_warned_of(asked):
+    choice = choose(asked, ["tensorrt-rtx.cpu"])
+    assert choice.target.runtime is Runtime.TENSORRT_RTX
+    told = targets.warning(asked, choice.target)
+    assert "Triton has no backend for TensorRT-RTX" in told
+    assert f"tensorrt:{asked.lower()}" in told
+
+
+@pytest.mark.parametrize(
+    ("asked", "online"),
+    [
+        ("tensorrt-rtx:t4", ["tensorrt-rtx.cpu"]),
+        ("rtx-4090", ["tensorrt-rtx.cpu"]),
+        ("t4", ["tensorrt.t4"]),
+    ],
+    ids=["asked for", "a workstation's", "TensorRT"],
+)
+def test_a_runtime_that_serves_or_was_asked_for_is_not_warned_of(asked, online):
+    choice = choose(asked, online)
+    assert targets.warning(asked, choice.target) is None
