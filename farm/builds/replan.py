@@ -104,7 +104,7 @@ def settle(session: Session, job_id: int) -> None:
 def _choices(session: Session, build_id: str, request: BuildRequest) -> list[Choice]:
     """The targets chosen for a build, each in its precisions."""
     wanted = session.scalars(select(Wanted).where(Wanted.build_id == build_id)).all()
-    order = request.precisions or list(Precision)
+    order = list(dict.fromkeys([*request.precisions, *Precision]))
     found: dict[str, Choice] = {}
     for one in sorted(wanted, key=lambda one: (one.target, order.index(Precision(one.precision)))):
         choice = found.setdefault(
