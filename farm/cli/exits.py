@@ -10,6 +10,7 @@ from farm.errors import (
     FarmError,
     NotFound,
     StageFailed,
+    WaitTimedOut,
 )
 
 OK = 0
@@ -18,6 +19,7 @@ USAGE = 2
 NOT_FOUND = 3
 UNAVAILABLE = 4
 DOUBTFUL = 5
+TIMED_OUT = 6
 INTERRUPTED = 130
 
 _ENDED_BADLY = (BuildFailed, BuildCancelled, DigestMismatch, StageFailed)
@@ -28,7 +30,8 @@ EPILOG = (
     f"the registry, or an engine of several is missing · "
     f"{USAGE} usage error, or the farm refused the request (4xx) · "
     f"{NOT_FOUND} not found · {UNAVAILABLE} the farm is unreachable or had an error (5xx) · "
-    f"{DOUBTFUL} the build succeeded, but an engine is doubtful · {INTERRUPTED} Ctrl+C."
+    f"{DOUBTFUL} the build succeeded, but an engine is doubtful · "
+    f"{TIMED_OUT} --timeout was over before the build, which goes on · {INTERRUPTED} Ctrl+C."
 )
 
 
@@ -36,6 +39,8 @@ def of(error: FarmError) -> int:
     """The exit code for an error."""
     if isinstance(error, _ENDED_BADLY):
         return FAILED
+    if isinstance(error, WaitTimedOut):
+        return TIMED_OUT
     if isinstance(error, NotFound) or error.status == NotFound.status:
         return NOT_FOUND
     if isinstance(error, ExtraMissing):

@@ -30,7 +30,8 @@ class Submissions(Noun):
         source: str | Path,
         *,
         targets: Sequence[str],
-        precisions: Sequence[str],
+        precisions: Sequence[str] = (),
+        skip_unsupported: bool = False,
         bench: BenchOptions | None = None,
         name: str | None = None,
         format: str | None = None,
@@ -59,6 +60,11 @@ class Submissions(Noun):
             source: an ``.onnx``, ``.pt2``, TorchScript or ``.safetensors`` file, the folder of a
                 SavedModel, or the digest of an earlier upload. An ``.onnx`` file's external data files are
                 packed with it.
+            targets: GPU tags or ``RUNTIME:TAG``, each also with its own precisions: ``t4:fp16``,
+                ``tensorrt:h100:fp8,int8``.
+            precisions: of the targets that name none themselves.
+            skip_unsupported: leave out the engines that their target, the source or the options rule out,
+                instead of refusing all; ``Build.view.left_out`` tells which, and why.
             bench: build the targets in every runtime, and without ``precisions`` in every precision;
                 ``Farm.submit_bench`` sets it.
             name: the model's name. By default the file's without its suffix, unless that says nothing
@@ -105,6 +111,7 @@ class Submissions(Noun):
             },
             precisions=list(precisions),
             targets=list(targets),
+            skip_unsupported=skip_unsupported,
             bench=bench,
             profiles=list(profiles or ()),
             fixed_inputs=dict(fixed_inputs or {}),
