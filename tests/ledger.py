@@ -91,9 +91,9 @@ class Ledger:
         with self.db.write() as session:
             cancel_build(session, build_id)
 
-    def retry(self, build_id: str) -> None:
+    def retry(self, build_id: str, *, force: bool = False) -> None:
         with self.db.write() as session:
-            replan.retry_build(session, build_id, fleet=self.fleet(session))
+            replan.retry_build(session, build_id, fleet=self.fleet(session), force=force)
 
     def queued(self) -> list[Job]:
         with self.db.read() as session:

@@ -112,9 +112,16 @@ class Build:
         """Cancel the build; jobs that other builds need continue."""
         return self._post("cancel")
 
-    def retry(self) -> Self:
-        """Rerun failed and cancelled jobs; succeeded ones are kept."""
-        return self._post("retry")
+    def retry(self, *, force: bool = False) -> Self:
+        """Rerun failed and cancelled jobs; succeeded ones are kept.
+
+        Parameters:
+            force: even if all that failed would only fail again.
+
+        Raises:
+            Conflict: it would, and says what to change.
+        """
+        return self._post("retry", force="true") if force else self._post("retry")
 
     def logs(self, job: int | None = None) -> str:
         """What the build's jobs, or one of them, printed."""
@@ -246,8 +253,8 @@ class Build:
     def _path(self) -> str:
         return f"/v1/builds/{self.id}"
 
-    def _post(self, verb: str) -> Self:
-        self._view = self._http.read(BuildView, "POST", f"{self._path}/{verb}")
+    def _post(self, verb: str, **query: str) -> Self:
+        self._view = self._http.read(BuildView, "POST", f"{self._path}/{verb}", params=query)
         return self
 
 

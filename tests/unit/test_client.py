@@ -72,6 +72,7 @@ def test_submit_sends_what_the_contract_asks_for(
             },
             "precisions": ["int8"],
             "targets": ["sm_89"],
+            "skip_unsupported": False,
             "bench": None,
             "profiles": [{"image": {"min": [1, 3], "opt": [8, 3], "max": [64, 3]}}],
             "fixed_inputs": {},
