@@ -8,6 +8,7 @@ FarmError
 │   │   ├── TargetUnsupported
 │   │   ├── PluginRefused
 │   │   ├── CalibrationMissing
+│   │   ├── DataRefused
 │   │   └── NameMissing
 │   ├── NotFound             404
 │   ├── Conflict             409
@@ -152,6 +153,10 @@ class CalibrationMissing(InvalidRequest):
     default_hint = (
         "pass calibration data (--calibration samples.npz), or choose fp16, or int8-dynamic for cpu"
     )
+
+
+class DataRefused(InvalidRequest):
+    """These data don't fit the model's inputs."""
 
 
 class NameMissing(InvalidRequest):

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from farm.client import sources
+from farm.client import data, sources
 from farm.client.build import Build
 from farm.client.naming import ModelName, default_name
 from farm.client.noun import Noun
 from farm.client.progress import TransferProgress
 from farm.client.registry import Registry
 from farm.client.submission import Files, build_request, data_and_gates
-from farm.client.upload import is_digest, upload
+from farm.client.upload import Content, is_digest, upload
 from farm.errors import InvalidRequest, NameMissing, NotFound
 from farm.schemas.builds import BuildView
 from farm.schemas.submission import BenchOptions
 from farm.specs.options import Prune
 from farm.specs.source import SourceFormat
+
+
+class _Source(NamedTuple):
+    """What a submission tells of its source: its digest, or else its content."""
+
+    model: ModelName
+    format: str
+    digest: str | None = None
+    content: Content = Path()
+    inputs: data.Inputs | None = None  #: as far as they are told
 
 
 class Submissions(Noun):
@@ -74,7 +85,8 @@ class Submissions(Noun):
                 from the file's name and bytes, or for a digest the format it was first submitted in.
             architecture: for safetensors weights: ``LIBRARY:NAME``, such as ``transformers:BertModel``.
             config: its configuration, or the path of its ``config.json``.
-            calibration, evaluation: ``.npz`` or ``.safetensors`` files, or digests.
+            calibration, evaluation: ``.npz``, ``.npy`` or ``.safetensors`` files, or digests. Files are
+                checked against the inputs of an ONNX model before anything is sent.
             min_agreement, max_error: gates for all precisions instead of the farm's; an engine that fails
                 one is published as doubtful.
             profiles: input name → ``{"min": shape, "opt": shape, "max": shape}``.
@@ -90,11 +102,15 @@ class Submissions(Noun):
             Unavailable
         """
         files = Files(progress)
-        digest, source_kind, model = self._source(files, source, name, format, architecture, config)
+        told = self._source(source, name, format, architecture, config)
+        check = partial(
+            data.check, inputs=told.inputs, profiles=profiles or (), fixed=fixed_inputs or ()
+        )
         given = data_and_gates(
             files,
             calibration,
             evaluation,
+            check=check,
             calibration_method=calibration_method,
             calibration_batch_size=calibration_batch_size,
             metric=metric,
@@ -103,10 +119,10 @@ class Submissions(Noun):
             max_error=max_error,
         )
         request = build_request(
-            model=model.name,
+            model=told.model.name,
             source={
-                "digest": digest,
-                "format": source_kind,
+                "digest": told.digest or files.take(told.content),
+                "format": told.format,
                 "architecture": sources.architecture(architecture, config),
             },
             precisions=list(precisions),
@@ -124,19 +140,17 @@ class Submissions(Noun):
         made = self._post(
             "/v1/builds", request.model_dump(mode="json"), files, idempotency_key, progress
         )
-        made.named_after = model.after
+        made.named_after = told.model.after
         return made
 
     def _source(
         self,
-        files: Files,
         source: str | Path,
         name: str | None,
         given: str | None,
         architecture: str | None,
         config: Path | Mapping[str, Any] | None,
-    ) -> tuple[str, str, ModelName]:
-        """The source's digest and format, and the model's name."""
+    ) -> _Source:
         if not is_digest(str(source)):
             path = Path(source)
             found = sources.find(path, given)
@@ -147,10 +161,12 @@ class Submissions(Noun):
                     path, found.file, found.format, architecture=architecture, config=config
                 )
             )
-            return files.take(found.content), found.format, model
+            inputs = data.inputs_of(found.file, found.format)
+            return _Source(model, found.format, content=found.content, inputs=inputs)
         if name is None:
             raise NameMissing("a source given by its digest needs a name")
-        return str(source), given or self._known_format(str(source), name), ModelName(name)
+        known = given or self._known_format(str(source), name)
+        return _Source(ModelName(name), known, digest=str(source))
 
     def _known_format(self, digest: str, name: str) -> str:
         hint = f"pass format=… (--format): {', '.join(SourceFormat)}"

@@ -58,7 +58,7 @@ def operators(path: Path, offset: int = 0, size: int | None = None) -> frozenset
     """
     if path.stat().st_size == 0:
         return frozenset()
-    with _mapped(path, offset, size) as (data, end):
+    with mapped(path, offset, size) as (data, end):
         try:
             return _distinct(_kinds(data, offset, end, "model", 0, Effort()))
         except TooManyFields:
@@ -66,7 +66,7 @@ def operators(path: Path, offset: int = 0, size: int | None = None) -> frozenset
 
 
 @contextmanager
-def _mapped(path: Path, offset: int, size: int | None) -> Iterator[tuple[mmap.mmap, int]]:
+def mapped(path: Path, offset: int, size: int | None) -> Iterator[tuple[mmap.mmap, int]]:
     """A file that isn't empty, and where the model in it ends."""
     with (
         path.open("rb") as file,
@@ -126,7 +126,7 @@ def names(path: Path, offset: int = 0, size: int | None = None) -> OnnxNames:
     """
     if path.stat().st_size == 0:
         return OnnxNames()
-    with _mapped(path, offset, size) as (data, end):
+    with mapped(path, offset, size) as (data, end):
         try:
             return _names(data, offset, end, Effort())
         except TooManyFields:
@@ -148,7 +148,7 @@ def external_files(
     """
     if path.stat().st_size == 0:
         return frozenset()
-    with _mapped(path, offset, size) as (data, end):
+    with mapped(path, offset, size) as (data, end):
         found = _locations(data, offset, end, "model", 0, effort)
         return _distinct(found) if effort else frozenset(found)
 

@@ -23,6 +23,7 @@ from farm.specs.options import BuilderOptions
 from farm.testing import documents
 from farm.testing.documents import BUILD
 from farm.testing.stub_farm import StubFarm
+from tests.arrays import npz
 
 QUICK = Backoff(first_s=0)
 PROBLEM_503 = {"code": "database-unavailable", "detail": "the database is away", "hint": "wait"}
@@ -39,7 +40,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def samples(tmp_path: Path) -> Path:
     path = tmp_path / "samples.npz"
-    path.write_bytes(b"samples" * 1000)
+    npz(path, image=("<f4", (8, 3)))
     return path
 
 
