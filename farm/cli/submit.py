@@ -70,8 +70,9 @@ def submit(
         str,
         typer.Argument(
             metavar="MODEL_FILE",
-            help="An .onnx, torch.export .pt2, TorchScript or .safetensors file, a SavedModel folder, or the "
-            "digest of an earlier upload.",
+            help="An .onnx, torch.export .pt2, TorchScript or .safetensors file; a folder of a SavedModel, "
+            "of ONNX or of weights with their config.json, as hubs have them; or the digest of an earlier "
+            "upload.",
         ),
     ],
     gpu: Annotated[

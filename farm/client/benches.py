@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from farm.client import model_folders
 from farm.client.build import Build
 from farm.client.noun import given, part
 from farm.client.progress import TransferProgress
@@ -158,6 +159,7 @@ class Benches(Submissions):
 
 
 def is_file(model: str | Path) -> bool:
-    """Whether it is a source, as a file, a SavedModel's folder or a digest, and not a model's name."""
+    """Whether it is a source, as a file, a model's folder or a digest, and not a model's name."""
     path = Path(model)
-    return is_digest(str(model)) or path.is_file() or (path / SAVED_MODEL).is_file()
+    is_model = (path / SAVED_MODEL).is_file() or (path.is_dir() and model_folders.is_one(path))
+    return is_digest(str(model)) or path.is_file() or is_model

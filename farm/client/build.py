@@ -37,9 +37,11 @@ class Build:
     Attributes:
         named_after: what told the name of a model that was submitted without one; None if that was its file's
             name, or not known here.
+        taken: which file of the folder that was submitted is the model.
     """
 
     named_after: str | None = None
+    taken: Path | None = None
 
     def __init__(self, http: Http, view: BuildView) -> None:
         self._http = http

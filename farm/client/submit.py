@@ -28,9 +28,11 @@ class _Source(NamedTuple):
 
     model: ModelName
     format: str
+    architecture: dict[str, Any] | None
     digest: str | None = None
     content: Content = Path()
     inputs: data.Inputs | None = None  #: as far as they are told
+    file: Path | None = None  #: what was taken of a folder
 
 
 class Submissions(Noun):
@@ -69,8 +71,8 @@ class Submissions(Noun):
 
         Parameters:
             source: an ``.onnx``, ``.pt2``, TorchScript or ``.safetensors`` file, the folder of a
-                SavedModel, or the digest of an earlier upload. An ``.onnx`` file's external data files are
-                packed with it.
+                SavedModel, of ONNX or of weights with their ``config.json``, or the digest of an earlier
+                upload. An ``.onnx`` file's external data files are packed with it.
             targets: GPU tags or ``RUNTIME:TAG``, each also with its own precisions: ``t4:fp16``,
                 ``tensorrt:h100:fp8,int8``.
             precisions: of the targets that name none themselves.
@@ -83,8 +85,9 @@ class Submissions(Noun):
                 ``Build.named_after`` says. A model that has this name in another case is the same one.
             format: ``onnx``, ``pt2``, ``torchscript``, ``savedmodel`` or ``safetensors``; by default detected
                 from the file's name and bytes, or for a digest the format it was first submitted in.
-            architecture: for safetensors weights: ``LIBRARY:NAME``, such as ``transformers:BertModel``.
-            config: its configuration, or the path of its ``config.json``.
+            architecture: for safetensors weights: ``LIBRARY:NAME``, such as ``transformers:BertModel``; by
+                default the one that the ``config.json`` beside them tells.
+            config: its configuration, or the path of its ``config.json``; by default the one beside them.
             calibration, evaluation: ``.npz``, ``.npy`` or ``.safetensors`` files, or digests. Files are
                 checked against the inputs of an ONNX model before anything is sent.
             min_agreement, max_error: gates for all precisions instead of the farm's; an engine that fails
@@ -123,7 +126,7 @@ class Submissions(Noun):
             source={
                 "digest": told.digest or files.take(told.content),
                 "format": told.format,
-                "architecture": sources.architecture(architecture, config),
+                "architecture": told.architecture,
             },
             precisions=list(precisions),
             targets=list(targets),
@@ -140,7 +143,7 @@ class Submissions(Noun):
         made = self._post(
             "/v1/builds", request.model_dump(mode="json"), files, idempotency_key, progress
         )
-        made.named_after = told.model.after
+        made.named_after, made.taken = told.model.after, told.file
         return made
 
     def _source(
@@ -153,7 +156,9 @@ class Submissions(Noun):
     ) -> _Source:
         if not is_digest(str(source)):
             path = Path(source)
-            found = sources.find(path, given)
+            found = sources.find(path, given, architecture)
+            architecture = architecture or found.architecture
+            config = found.config if config is None else config
             model = (
                 ModelName(name)
                 if name
@@ -162,11 +167,20 @@ class Submissions(Noun):
                 )
             )
             inputs = data.inputs_of(found.file, found.format)
-            return _Source(model, found.format, content=found.content, inputs=inputs)
+            return _Source(
+                model,
+                found.format,
+                sources.architecture(architecture, config),
+                content=found.content,
+                inputs=inputs,
+                file=found.file if path.is_dir() and found.file != path else None,
+            )
         if name is None:
             raise NameMissing("a source given by its digest needs a name")
         known = given or self._known_format(str(source), name)
-        return _Source(ModelName(name), known, digest=str(source))
+        return _Source(
+            ModelName(name), known, sources.architecture(architecture, config), digest=str(source)
+        )
 
     def _known_format(self, digest: str, name: str) -> str:
         hint = f"pass format=… (--format): {', '.join(SourceFormat)}"
