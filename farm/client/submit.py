@@ -12,6 +12,7 @@ from farm.client import data, sources
 from farm.client.build import Build
 from farm.client.naming import ModelName, default_name
 from farm.client.noun import Noun
+from farm.client.objects import OnDisk, Source, on_disk
 from farm.client.progress import TransferProgress
 from farm.client.registry import Registry
 from farm.client.submission import Files, build_request, data_and_gates
@@ -23,7 +24,7 @@ from farm.specs.options import Prune
 from farm.specs.source import SourceFormat
 
 
-class _Source(NamedTuple):
+class _Told(NamedTuple):
     """What a submission tells of its source: its digest, or else its content."""
 
     model: ModelName
@@ -40,13 +41,14 @@ class Submissions(Noun):
 
     def submit(
         self,
-        source: str | Path,
+        source: Source,
         *,
         targets: Sequence[str],
         precisions: Sequence[str] = (),
         skip_unsupported: bool = False,
         bench: BenchOptions | None = None,
         name: str | None = None,
+        example_inputs: Any = None,
         format: str | None = None,
         architecture: str | None = None,
         config: Path | Mapping[str, Any] | None = None,
@@ -72,7 +74,10 @@ class Submissions(Noun):
         Parameters:
             source: an ``.onnx``, ``.pt2``, TorchScript or ``.safetensors`` file, the folder of a
                 SavedModel, of ONNX or of weights with their ``config.json``, or the digest of an earlier
-                upload. An ``.onnx`` file's external data files are packed with it.
+                upload. An ``.onnx`` file's external data files are packed with it. Or an object:
+                a ``torch.export.ExportedProgram``, a ``torch.nn.Module``, which is exported with a dynamic
+                batch if torch can, else with the example's, or an ``onnx.ModelProto``.
+            example_inputs: of a module: a tensor, the arguments of ``forward``, or a mapping of them by name.
             targets: GPU tags or ``RUNTIME:TAG``, each also with its own precisions: ``t4:fp16``,
                 ``tensorrt:h100:fp8,int8``.
             precisions: of the targets that name none themselves.
@@ -82,7 +87,8 @@ class Submissions(Noun):
                 ``Farm.submit_bench`` sets it.
             name: the model's name. By default the file's without its suffix, unless that says nothing
                 (``model.onnx``): then what the file, its ``config.json`` or its folder tells, which
-                ``Build.named_after`` says. A model that has this name in another case is the same one.
+                ``Build.named_after`` says; of an object its graph's name or its class. A model that has this
+                name in another case is the same one.
             format: ``onnx``, ``pt2``, ``torchscript``, ``savedmodel`` or ``safetensors``; by default detected
                 from the file's name and bytes, or for a digest the format it was first submitted in.
             architecture: for safetensors weights: ``LIBRARY:NAME``, such as ``transformers:BertModel``; by
@@ -104,70 +110,72 @@ class Submissions(Noun):
             InvalidRequest: or another subclass; nothing was submitted.
             Unavailable
         """
-        files = Files(progress)
-        told = self._source(source, name, format, architecture, config)
-        check = partial(
-            data.check, inputs=told.inputs, profiles=profiles or (), fixed=fixed_inputs or ()
-        )
-        given = data_and_gates(
-            files,
-            calibration,
-            evaluation,
-            check=check,
-            calibration_method=calibration_method,
-            calibration_batch_size=calibration_batch_size,
-            metric=metric,
-            max_drop=max_drop,
-            min_agreement=min_agreement,
-            max_error=max_error,
-        )
-        request = build_request(
-            model=told.model.name,
-            source={
-                "digest": told.digest or files.take(told.content),
-                "format": told.format,
-                "architecture": told.architecture,
-            },
-            precisions=list(precisions),
-            targets=list(targets),
-            skip_unsupported=skip_unsupported,
-            bench=bench,
-            profiles=list(profiles or ()),
-            fixed_inputs=dict(fixed_inputs or {}),
-            options=dict(options or {}),
-            prune=None if prune is None else Prune.parse(prune),
-            priority=priority,
-            labels=dict(labels or {}),
-            **given,
-        )
-        made = self._post(
-            "/v1/builds", request.model_dump(mode="json"), files, idempotency_key, progress
-        )
-        made.named_after, made.taken = told.model.after, told.file
-        return made
+        with on_disk(source, example_inputs) as given:
+            files = Files(progress)
+            told = self._source(given, name, format, architecture, config)
+            check = partial(
+                data.check, inputs=told.inputs, profiles=profiles or (), fixed=fixed_inputs or ()
+            )
+            fields = data_and_gates(
+                files,
+                calibration,
+                evaluation,
+                check=check,
+                calibration_method=calibration_method,
+                calibration_batch_size=calibration_batch_size,
+                metric=metric,
+                max_drop=max_drop,
+                min_agreement=min_agreement,
+                max_error=max_error,
+            )
+            request = build_request(
+                model=told.model.name,
+                source={
+                    "digest": told.digest or files.take(told.content),
+                    "format": told.format,
+                    "architecture": told.architecture,
+                },
+                precisions=list(precisions),
+                targets=list(targets),
+                skip_unsupported=skip_unsupported,
+                bench=bench,
+                profiles=list(profiles or ()),
+                fixed_inputs=dict(fixed_inputs or {}),
+                options=dict(options or {}),
+                prune=None if prune is None else Prune.parse(prune),
+                priority=priority,
+                labels=dict(labels or {}),
+                **fields,
+            )
+            made = self._post(
+                "/v1/builds", request.model_dump(mode="json"), files, idempotency_key, progress
+            )
+            made.named_after, made.taken = told.model.after, told.file
+            return made
 
     def _source(
         self,
-        source: str | Path,
+        on_disk: OnDisk,
         name: str | None,
         given: str | None,
         architecture: str | None,
         config: Path | Mapping[str, Any] | None,
-    ) -> _Source:
+    ) -> _Told:
+        source = on_disk.source
         if not is_digest(str(source)):
             path = Path(source)
             found = sources.find(path, given, architecture)
             architecture = architecture or found.architecture
             config = found.config if config is None else config
-            model = (
-                ModelName(name)
-                if name
-                else default_name(
+            model = ModelName(name) if name else on_disk.name
+            if model is None and on_disk.is_saved:
+                raise NameMissing("the object doesn't tell what the model is called")
+            if model is None:
+                model = default_name(
                     path, found.file, found.format, architecture=architecture, config=config
                 )
-            )
             inputs = data.inputs_of(found.file, found.format)
-            return _Source(
+            return _Told(
                 model,
                 found.format,
                 sources.architecture(architecture, config),
@@ -178,7 +186,7 @@ class Submissions(Noun):
         if name is None:
             raise NameMissing("a source given by its digest needs a name")
         known = given or self._known_format(str(source), name)
-        return _Source(
+        return _Told(
             ModelName(name), known, sources.architecture(architecture, config), digest=str(source)
         )
 
