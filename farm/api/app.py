@@ -21,6 +21,7 @@ from farm.api import (
     fleet,
     gc,
     health,
+    inference,
     keys,
     plugins,
     problems,
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 
 _NOUNS = (
     *(blobs, builds, registry, aliases, compare, bench, fleet),
-    *(yanks, plugins, gc, scrub, keys, audit, health),
+    *(inference, yanks, plugins, gc, scrub, keys, audit, health),
 )
 
 DESCRIPTION = """

@@ -31,7 +31,7 @@ EPILOG = (
     f"{USAGE} usage error, or the farm refused the request (4xx) · "
     f"{NOT_FOUND} not found · {UNAVAILABLE} the farm is unreachable or had an error (5xx) · "
     f"{DOUBTFUL} the build succeeded, but an engine is doubtful · "
-    f"{TIMED_OUT} --timeout was over before the build, which goes on · {INTERRUPTED} Ctrl+C."
+    f"{TIMED_OUT} --timeout was over; a build goes on, an inference is cancelled · {INTERRUPTED} Ctrl+C."
 )
 
 

@@ -12,6 +12,7 @@ from farm.client.benches import Benches
 from farm.client.builds import Builds
 from farm.client.fleet import Fleet
 from farm.client.http import Http
+from farm.client.inference import Inferences
 from farm.client.keys import Keys
 from farm.client.plugins import Plugins
 from farm.client.pulls import Pulls
@@ -23,7 +24,7 @@ from farm.client.storage import Storage
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
-class Farm(Benches, Builds, Registry, Pulls, Sets, Fleet, Plugins, Storage, Keys):
+class Farm(Benches, Builds, Registry, Pulls, Sets, Inferences, Fleet, Plugins, Storage, Keys):
     """The farm at ``url``; by default at ``FARM_URL``, else on this machine.
 
     Parameters:

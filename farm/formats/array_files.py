@@ -20,6 +20,9 @@ NPY = b"\x93NUMPY"
 _MAX_HEADER_BYTES = 10_000
 _MAX_SAFETENSORS_HEADER_BYTES = 8 << 20
 _MAX_AXES = 64
+_MAX_ARRAYS = 2000
+#: What NumPy writes; others may take much memory to begin with.
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _KINDS = {"f": "float", "i": "int", "u": "uint", "c": "complex"}
 _SAFETENSORS = {
     "BOOL": "bool",
@@ -64,9 +67,11 @@ def bytes_of(head: Head) -> int:
 def _of_npz(file: BinaryIO) -> dict[str, Head]:
     found: dict[str, Head] = {}
     with zipfile.ZipFile(file) as archive:
+        if len(archive.infolist()) > _MAX_ARRAYS:
+            raise Malformed(f"it has more than {_MAX_ARRAYS} arrays")
         for info in archive.infolist():
-            if info.flag_bits & 1:
-                raise Malformed(f"{info.filename[:80]!r} in it is encrypted")
+            if info.flag_bits & 1 or info.compress_type not in _COMPRESSIONS:
+                raise Malformed(f"{info.filename[:80]!r} in it is encrypted or oddly compressed")
             with archive.open(info) as member:
                 name = info.filename.removesuffix(".npy")
                 if name in found:
