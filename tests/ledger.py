@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from sqlalchemy import select
 
@@ -33,6 +34,7 @@ class Ledger:
 
     db: Database
     ready: Sequence[Bell] = ()  #: what the last submission rings for
+    facts: Mapping[str, Any] = field(default_factory=dict)  #: of every job, besides the usual ones
 
     def fleet(self, session) -> Fleet:
         return Fleet.load(session, ttl_s=30)
@@ -130,12 +132,14 @@ class Ledger:
             "doubts": list(doubts),
             "metrics": None,
             "metrics_reason": "nobody measured",
-        }
+            "run_ms": 1.0,
+        } | dict(self.facts)
         roles = {
             "prune": ["source"],
             "export": ["onnx"],
             "build": ["engine"],
             "measure": ["report"],
+            "infer": ["outputs"],
         }
         outputs = roles.get(claim.kind, ["typed", "typed_fp16", "typed_half"])
         with self.db.write() as session:
