@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from farm.database.base import now
-from farm.database.tables import IS_USABLE, Job
-from farm.errors import Conflict, DataRefused, NotFound
+from farm.database.tables import IS_IN_LINE, IS_USABLE, Job
+from farm.errors import Conflict, DataRefused, NotFound, TooMany
 from farm.fleet.workers import Fleet
 from farm.formats import array_files
 from farm.formats.archives import Malformed
@@ -34,6 +34,8 @@ from farm.stages import STAGES, InferParams, JobKind
 
 #: Ahead of all builds: somebody waits for it.
 _PRIORITY, _PLACE = 9, 0
+#: Of one client in one queue, so that builds have their turns, too.
+_MOST_WAITING = 16
 _ROLES = (Role.ENGINE, Role.INPUTS)
 
 
@@ -121,6 +123,7 @@ def start(
 
     Raises:
         Conflict: no online worker can run it.
+        TooMany: the client has many waiting.
     """
     target = Target(runtime=engine.runtime, gpu=engine.gpu)
     queue = _queue(target, fleet)
@@ -129,6 +132,13 @@ def start(
     if before is not None:
         before.cancel_requested = False
         return before.id, None
+    waiting = session.scalar(
+        select(func.count()).where(
+            Job.queue == queue, Job.client == client, Job.place == _PLACE, IS_IN_LINE
+        )
+    )
+    if (waiting or 0) >= _MOST_WAITING:
+        raise TooMany(f"{waiting} inferences of yours are waiting for {target} already")
     job = Job(
         key=recipe.key,
         kind=JobKind.INFER,

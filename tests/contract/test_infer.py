@@ -227,6 +227,13 @@ def test_an_inference_is_cancelled_once(api, ledger, infer):
         assert jobs.wants_cancel(session, claim.job_id, claim.attempt)
 
 
+def test_a_client_has_so_many_inferences_waiting_and_no_more(ledger, infer):
+    answers = [infer(good(count), gpu="cpu").status_code for count in range(1, 18)]
+    assert answers == [202] * 16 + [429]
+    ledger.succeed(ledger.claim_next())
+    assert infer(good(17), gpu="cpu").status_code == 202
+
+
 def test_a_builds_job_is_no_inference(api, ledger, infer):
     with ledger.db.read() as session:
         export = session.scalar(select(Job.id).where(Job.kind == "export"))
