@@ -9,6 +9,7 @@ FarmError
 │   │   ├── TritonUnsupported
 │   │   ├── PluginRefused
 │   │   ├── CalibrationMissing
+│   │   ├── DataRefused
 │   │   └── NameMissing
 │   ├── NotFound             404
 │   │   └── Unsigned
@@ -77,6 +78,7 @@ class FarmError(Exception):
 
     status = 500
     retryable = False
+    recurs = False  #: whether the same job would fail again with the same tools
     default_hint: str | None = None
     #: Seconds the API asked the caller to wait before a retry; zero if it didn't.
     retry_after_s = 0.0
@@ -99,6 +101,11 @@ def from_code(code: str, detail: str | None = None, hint: str | None = None) -> 
     error = _by_code(FarmError).get(code, FarmError)(detail, hint=hint)
     error.code = code
     return error
+
+
+def recurs(code: str) -> bool:
+    """Whether a job that failed with this code would do so again with the same tools."""
+    return _by_code(FarmError).get(code, FarmError).recurs
 
 
 def _by_code(cls: type[FarmError]) -> dict[str, type[FarmError]]:
@@ -157,6 +164,10 @@ class CalibrationMissing(InvalidRequest):
     default_hint = (
         "pass calibration data (--calibration samples.npz), or choose fp16, or int8-dynamic for cpu"
     )
+
+
+class DataRefused(InvalidRequest):
+    """These data don't fit the model's inputs."""
 
 
 class NameMissing(InvalidRequest):
@@ -289,35 +300,50 @@ class StageFailed(FarmError):
 class InvalidModel(StageFailed):
     """The model isn't valid."""
 
+    recurs = True
+
 
 class InvalidData(StageFailed):
     """The calibration or evaluation data doesn't fit the model."""
+
+    recurs = True
 
 
 class PruningFailed(StageFailed):
     """No layer of the model can be pruned this way."""
 
+    recurs = True
     default_hint = "use l1:0.5, which works for layers of any size, or submit without prune"
 
 
 class ProfileMismatch(StageFailed):
     """The profile doesn't fit the model's inputs."""
 
+    recurs = True
+
 
 class FixedInputRefused(StageFailed):
     """An input can't be fixed to this value."""
+
+    recurs = True
 
 
 class ExportDiverged(StageFailed):
     """The exported ONNX model's outputs differ from the PyTorch model's."""
 
+    recurs = True
+
 
 class CastFailed(StageFailed):
     """The model couldn't be converted to the requested precision."""
 
+    recurs = True
+
 
 class CalibrationFailed(StageFailed):
     """The model couldn't be calibrated."""
+
+    recurs = True
 
 
 class EngineBuildFailed(StageFailed):
@@ -327,12 +353,14 @@ class EngineBuildFailed(StageFailed):
 class PrecisionMissed(StageFailed):
     """Nothing in the engine would compute in the requested precision."""
 
+    recurs = True
     default_hint = "see the log of the calibrate or cast job for what it left out, and why"
 
 
 class AccuracyDropped(StageFailed):
     """The engine lost more accuracy than the build allows."""
 
+    recurs = True
     default_hint = (
         "add calibration data, choose another method or precision, prune less, or raise max_drop"
     )

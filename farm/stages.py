@@ -38,6 +38,7 @@ from farm.reports.records import (
     first_of,
 )
 from farm.specs.gates import Gates
+from farm.specs.inference import TIMEOUT_S
 from farm.specs.options import BuilderOptions, Prune
 from farm.specs.precision import TRAITS, CalibrationMethod, Precision
 from farm.specs.roles import Role
@@ -59,6 +60,7 @@ class JobKind(StrEnum):
     CALIBRATE = "calibrate"  #: ONNX + data → ONNX with explicit Q/DQ
     BUILD = "build"  #: typed ONNX → engine
     MEASURE = "measure"  #: engine → accuracy and latency
+    INFER = "infer"  #: engine + inputs → outputs; of no build, for a quick check
 
     @classmethod
     def of(cls, params: StageParams) -> JobKind:
@@ -134,8 +136,20 @@ class MeasureParams(Value):
     fixed_inputs: FixedInputs = {}
 
 
+class InferParams(Value):
+    target: Target
+    options: BuilderOptions = BuilderOptions()  #: the engine's build options
+    only_input: str | None = None  #: the input that an array without a name is for
+
+
 StageParams = (
-    PruneParams | ExportParams | CastParams | CalibrateParams | BuildParams | MeasureParams
+    PruneParams
+    | ExportParams
+    | CastParams
+    | CalibrateParams
+    | BuildParams
+    | MeasureParams
+    | InferParams
 )
 
 
@@ -238,6 +252,11 @@ class MeasureFacts(Facts):
     metrics_reason: Text | None
 
 
+class InferFacts(Facts):
+    outputs: Tensors
+    run_ms: Number
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageSpec:
     """One kind of stage."""
@@ -332,6 +351,15 @@ STAGES: Mapping[JobKind, StageSpec] = {
         runs_source=True,
         ends_engine=True,
         timeout_s=7200.0,
+    ),
+    JobKind.INFER: StageSpec(
+        params=InferParams,
+        facts=InferFacts,
+        version=1,
+        tools=("numpy",),
+        takes=(Role.ENGINE, Role.INPUTS),
+        makes=(Role.OUTPUTS,),
+        timeout_s=TIMEOUT_S,
     ),
 }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from sqlalchemy import select
 
@@ -34,6 +35,7 @@ class Ledger:
 
     db: Database
     ready: Sequence[Bell] = ()  #: what the last submission rings for
+    facts: Mapping[str, Any] = field(default_factory=dict)  #: of every job, besides the usual ones
 
     def fleet(self, session) -> Fleet:
         return Fleet.load(session, ttl_s=30)
@@ -99,9 +101,9 @@ class Ledger:
         with self.db.write() as session:
             cancel_build(session, build_id)
 
-    def retry(self, build_id: str) -> None:
+    def retry(self, build_id: str, *, force: bool = False) -> None:
         with self.db.write() as session:
-            replan.retry_build(session, build_id, fleet=self.fleet(session))
+            replan.retry_build(session, build_id, fleet=self.fleet(session), force=force)
 
     def queued(self) -> list[Job]:
         with self.db.read() as session:
@@ -131,21 +133,27 @@ class Ledger:
         self, claim: Claim, digest: str = "", doubts: Sequence[str] = (), **told
     ) -> list[Bell]:
         digest = digest or f"sha256:{'e' * 8}{claim.job_id:056d}"
-        facts = {
-            "runtime_version": "1.7.1",
-            "inputs": [],
-            "outputs": [],
-            "profiles": [],
-            "accuracy": {"cosine": 1.0},
-            "doubts": list(doubts),
-            "metrics": None,
-            "metrics_reason": "nobody measured",
-        } | told
+        facts = (
+            {
+                "runtime_version": "1.7.1",
+                "inputs": [],
+                "outputs": [],
+                "profiles": [],
+                "accuracy": {"cosine": 1.0},
+                "doubts": list(doubts),
+                "metrics": None,
+                "metrics_reason": "nobody measured",
+                "run_ms": 1.0,
+            }
+            | dict(self.facts)
+            | told
+        )
         roles = {
             "prune": ["source"],
             "export": ["onnx"],
             "build": ["engine"],
             "measure": ["report"],
+            "infer": ["outputs"],
         }
         outputs = roles.get(claim.kind, ["typed", "typed_fp16", "typed_half"])
         with self.db.write() as session:

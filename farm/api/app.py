@@ -22,6 +22,7 @@ from farm.api import (
     fleet,
     gc,
     health,
+    inference,
     keys,
     labels,
     onnx,
@@ -46,7 +47,7 @@ from farm.settings import Settings
 log = logging.getLogger(__name__)
 
 _NOUNS = (
-    *(blobs, builds, registry, signing, onnx, triton, aliases, compare, bench, fleet),
+    *(blobs, builds, registry, signing, onnx, triton, aliases, compare, bench, inference, fleet),
     *(search, yanks, labels, deletion, retention, usage, plugins, gc, scrub, keys, audit, health),
 )
 

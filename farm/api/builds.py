@@ -240,11 +240,22 @@ def cancel(build_id: BuildId, farm: Farm, by: By) -> Response:
     response_model=BuildView,
     responses=problems(404, 409),
 )
-def retry(build_id: BuildId, farm: Farm, by: By) -> Response:
-    """Rerun failed and cancelled jobs; succeeded jobs are kept. Idempotent."""
+def retry(
+    build_id: BuildId,
+    farm: Farm,
+    by: By,
+    force: Annotated[
+        bool,
+        Query(description="also if what failed would only fail again, which else is a conflict"),
+    ] = False,
+) -> Response:
+    """Rerun failed and cancelled jobs; succeeded jobs are kept. Idempotent.
+
+    A conflict if all that failed would fail again with the same request and tools.
+    """
 
     def retried(session: Session) -> Submitted:
-        found = replan.retry_build(session, build_id, fleet=farm.fleet(session))
+        found = replan.retry_build(session, build_id, fleet=farm.fleet(session), force=force)
         if found.attached is not None:
             audit.record(session, by, "retry", build_id)
         return found

@@ -15,13 +15,15 @@ from farm.formats.sources import TAKEN, Look
 from farm.planning import feasible, targets
 from farm.planning.every import every
 from farm.planning.plan import Plan, plan
+from farm.planning.refused import all_at_once, choose_all, without
 from farm.planning.targets import Choice, Measured
 from farm.registry.measured import measured
 from farm.registry.names import Named
 from farm.schemas.builds import LeftOut
 from farm.schemas.submission import BuildRequest
-from farm.specs import gpus
+from farm.specs import gpus, target_text
 from farm.specs.gates import GateSet
+from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target
 
 
@@ -30,7 +32,7 @@ class Chosen:
     """The targets of a request."""
 
     choices: Sequence[Choice]
-    left_out: Sequence[LeftOut] | None = None  #: of a bench: what isn't built
+    left_out: Sequence[LeftOut] | None = None  #: what isn't built; None if that would be an error
 
 
 def chosen(
@@ -44,38 +46,51 @@ def chosen(
     """Choose a request's targets, given what has been measured and who is online.
 
     Raises:
-        UnknownGpu, InvalidRequest, TargetUnsupported
+        UnknownGpu, InvalidRequest, TargetUnsupported, CalibrationMissing, SourceRefused
     """
     online = fleet.online_queues
     if request.bench is not None:
         found = every(request, online, look)
         return Chosen(choices=found.choices, left_out=found.left_out)
+    feasible.check_prune(request)
 
-    def refusal(target: Target) -> str | None:
-        reasons = (feasible.refusal(request, target, one, look) for one in request.precisions)
-        return next(filter(None, reasons), None)
+    def choose(asked: str) -> Choice:
+        precisions = target_text.split(asked).precisions or request.precisions
 
-    choices = [
-        targets.choose(
+        def refusal(target: Target) -> str | None:
+            reasons = (feasible.refusal(request, target, one, look) for one in precisions)
+            return next(filter(None, reasons), None)
+
+        return targets.choose(
             asked,
             runtimes=runtimes,
             online_queues=online,
             refusal=refusal,
-            measured=_measured(session, request, model, asked),
+            measured=_measured(session, request, model, asked, precisions),
         )
-        for asked in request.targets
-    ]
-    return Chosen(choices=choices)
+
+    choices, refused = choose_all(request, choose)
+    refused += feasible.refused(request, choices, look)
+    if not request.skip_unsupported:
+        if refused:
+            raise all_at_once(refused)
+        return Chosen(choices=choices)
+    kept = without(choices, request.precisions, refused)
+    return Chosen(choices=kept, left_out=[one.left_out() for one in refused])
 
 
 def _measured(
-    session: Session, request: BuildRequest, model: Named, asked: str
+    session: Session,
+    request: BuildRequest,
+    model: Named,
+    asked: str,
+    precisions: Sequence[Precision],
 ) -> Sequence[Measured]:
     runtime, tag = targets.parse(asked)
     if runtime is not None or tag == gpus.CPU:
         return ()
     prune = None if request.prune is None else str(request.prune)
-    return measured(session, model, tag, request.precisions, prune)
+    return measured(session, model, tag, precisions, prune)
 
 
 def stored_request(build: Build) -> BuildRequest:

@@ -23,6 +23,7 @@ from farm.database.tables import (
     Version,
     Wanted,
 )
+from farm.errors import Conflict, InputFailed, code_of, recurs
 from farm.fleet.workers import Fleet
 from farm.planning.targets import Choice
 from farm.queue import jobs, turns
@@ -35,21 +36,30 @@ from farm.specs.runtime import Target
 from farm.specs.states import BUILD_ENDED, BuildState, JobState, Reuse
 
 _AT_ONCE = 100
+#: The code of a job that failed because one before it did.
+_FOLLOWS = code_of(InputFailed)
+_FORCE = "if what was wrong is mended outside of the request: farm retry --force (?force=true)"
 
 
-def retry_build(session: Session, build_id: str, *, fleet: Fleet) -> Submitted:
+def retry_build(session: Session, build_id: str, *, fleet: Fleet, force: bool = False) -> Submitted:
     """Replan a failed or cancelled build with the current toolchain.
 
     It keeps its targets. Succeeded jobs are kept; failed ones run again. A live or succeeded build is left
     unchanged.
 
+    Parameters:
+        force: even if every failed job would only fail again.
+
     Raises:
         NotFound
+        Conflict: it would only fail again.
     """
     _hold_version(session, build_id)
     build = locked(session, build_id)
     if build.state not in (BuildState.FAILED, BuildState.CANCELLED):
         return Submitted(build_id=build.id, attached=None)
+    if build.state == BuildState.FAILED and not force:
+        _check_may_pass(session, build, fleet)
     build.state, build.finished_at = BuildState.QUEUED, None
     session.add(
         Event(build_id=build.id, kind="build", state=build.state, data={"cause": "retried"})
@@ -73,6 +83,33 @@ def _hold_version(session: Session, build_id: str) -> None:
     ).one_or_none()
     if found is not None:
         versions.hold(session, Named(id=found.id, name=found.name), found.version_id)
+
+
+def _check_may_pass(session: Session, build: Build, fleet: Fleet) -> None:
+    """Refuse a retry in which nothing would change: all that failed would recur, and the tools are the same.
+
+    Raises:
+        Conflict
+    """
+    rows = session.execute(
+        select(Job.key, Job.title, Job.error)
+        .join(BuildJob, BuildJob.job_id == Job.id)
+        .where(BuildJob.build_id == build.id, Job.state == JobState.FAILED)
+        .order_by(Job.finished_at, Job.id)
+    ).all()
+    failed = [row for row in rows if row.error["code"] != _FOLLOWS]
+    if not failed or not all(recurs(row.error["code"]) for row in failed):
+        return
+    request = BuildRequest.model_validate(build.request)
+    choices = _choices(session, build.id, request)
+    planned = plan_of(request, choices, fleet, gates_of(build)).jobs
+    if all(row.key in planned for row in failed):
+        said = dict.fromkeys(f"{row.title}: {row.error['detail']}" for row in failed)
+        hints = dict.fromkeys(row.error["hint"] for row in failed if row.error.get("hint"))
+        raise Conflict(
+            f"build {build.id} would fail again: {'; '.join(said)}",
+            hint="; or ".join([*hints, "change the request and submit it again", _FORCE]),
+        )
 
 
 def outdated(session: Session) -> Sequence[int]:
@@ -133,7 +170,7 @@ def settle(session: Session, job_id: int) -> None:
 def _choices(session: Session, build_id: str, request: BuildRequest) -> list[Choice]:
     """The targets chosen for a build, each in its precisions."""
     wanted = session.scalars(select(Wanted).where(Wanted.build_id == build_id)).all()
-    order = request.precisions or list(Precision)
+    order = list(dict.fromkeys([*request.precisions, *Precision]))
     found: dict[str, Choice] = {}
     for one in sorted(wanted, key=lambda one: (one.target, order.index(Precision(one.precision)))):
         choice = found.setdefault(

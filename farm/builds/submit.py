@@ -29,9 +29,6 @@ from farm.specs.runtime import Runtime
 from farm.specs.states import BuildState
 from farm.trust import plugins
 
-#: Fields that requests of older farms don't have.
-_LATER: dict[str, Any] = {"bench": None, "new_inputs": False, "note": None}
-
 
 def submit_build(
     session: Session,
@@ -129,9 +126,18 @@ def _keep_goal(session: Session, request: BuildRequest, version_id: int) -> None
             goals.keep(session, version_id, gpu, goal)
 
 
+#: Fields that requests of earlier farms lack.
+_ADDED: dict[str, Any] = {
+    "bench": None,
+    "new_inputs": False,
+    "note": None,
+    "skip_unsupported": False,
+}
+
+
 def _first_with(session: Session, key: str, document: dict[str, Any]) -> Build | None:
     """The build that this request made before."""
     first = session.scalar(select(Build).where(Build.idempotency_key == key))
-    if first is not None and _LATER | first.request != document:
+    if first is not None and _ADDED | first.request != document:
         raise Conflict("this Idempotency-Key was used for another request")
     return first

@@ -48,7 +48,6 @@ from farm.errors import InvalidRequest
 if TYPE_CHECKING:
     from farm.client import Build, Farm
     from farm.schemas.bench import Bench, BenchRow
-    from farm.schemas.builds import LeftOut
 
 _EXAMPLE = (
     "farm bench resnet50.pt2 --gpu h100 --calibration samples.npz --evaluation labelled.npz "
@@ -252,7 +251,7 @@ def _wait(build: Build, *, quiet: bool) -> None:
     view = build.view
     naming.explain(build)
     show.line(f"build {view.id} of {view.model} v{view.version}: {len(view.engines)} engines")
-    _left_out(view.left_out)
+    show.left_out(view.left_out)
     for missing in dict.fromkeys(job.waits_for for job in view.jobs if job.waits_for):
         show.line(f"waits for {missing}")
     watch.follow(build)
@@ -273,7 +272,7 @@ def _show(found: Bench, build_id: str | None, *, as_json: bool, url: str | None)
     rows = [_row(found, row) for row in found.rows]
     show.table(_HEADERS, rows, keep=_KEEP, empty="no engines")
     if build_id is None:
-        _left_out(found.left_out)
+        show.left_out(found.left_out)
     show.line()
     show.line(f"{'best: ' if found.winner else ''}{found.why}")
     if found.winner:
@@ -339,10 +338,3 @@ def _note(row: BenchRow) -> str:
     if row.doubts:
         return "; ".join(row.doubts)
     return row.passed_over or ""
-
-
-def _left_out(entries: list[LeftOut]) -> None:
-    for one in entries:
-        is_every = len(one.precisions) == len(complete.PRECISIONS)
-        precisions = "every precision" if is_every else ", ".join(one.precisions)
-        show.line(f"left out: {one.target} in {precisions}: {one.why}")

@@ -120,11 +120,21 @@ def cancel(build_id: BuildId, as_json: Json = False, url: Url = None) -> None:
     show.line(f"build {view.id} {was}{view.state}")
 
 
-def retry(build_id: BuildId, as_json: Json = False, url: Url = None) -> None:
-    """Rerun a build's failed and cancelled jobs. Succeeded jobs are kept."""
+def retry(
+    build_id: BuildId,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also if what failed would only fail again.")
+    ] = False,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Rerun a build's failed and cancelled jobs. Succeeded jobs are kept.
+
+    A build whose model, data or request is at fault is refused with what to change.
+    """
     build = connect(url).build(build_id)
     to_retry = build.view.state in ("failed", "cancelled")
-    view = build.retry().view
+    view = build.retry(force=force).view
     if as_json:
         show.document(view)
         return

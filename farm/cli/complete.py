@@ -98,6 +98,29 @@ def gpus(incomplete: str) -> list[tuple[str, str]]:
     return list(_last_part(incomplete, offered | PRODUCTS))
 
 
+def targets(incomplete: str) -> list[tuple[str, str]]:
+    """GPU tags, also after a runtime, and precisions after a tag: ``tensorrt:h100:fp8,int8``."""
+    before, comma, last = incomplete.rpartition(",")
+    words = last.split(":")
+    if len(words) > 1 and words[-2] not in RUNTIMES:
+        start = f"{before}{comma}{':'.join(words[:-1])}:"
+        return [(start + name, "precision") for name in PRECISIONS if name.startswith(words[-1])]
+    start = before + comma + "".join(f"{word}:" for word in words[:-1])
+    offered = [(start + name, meaning) for name, meaning in gpus(words[-1])]
+    if len(words) == 1 and _names_precisions(before):
+        more = [name for name in PRECISIONS if name.startswith(last)]
+        return [*offered, *((start + name, "precision") for name in more)]
+    return offered
+
+
+def _names_precisions(text: str) -> bool:
+    """Whether the last target before a comma names precisions of its own."""
+    from farm.specs.target_text import joined, split
+
+    given = joined(text.split(","))
+    return bool(given) and bool(split(given[-1]).precisions)
+
+
 def precisions(incomplete: str) -> list[tuple[str, str]]:
     return list(_last_part(incomplete, dict.fromkeys(PRECISIONS, "")))
 

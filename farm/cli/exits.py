@@ -12,6 +12,7 @@ from farm.errors import (
     SignatureRefused,
     StageFailed,
     TritonLoadFailed,
+    WaitTimedOut,
 )
 
 OK = 0
@@ -20,6 +21,7 @@ USAGE = 2
 NOT_FOUND = 3
 UNAVAILABLE = 4
 DOUBTFUL = 5
+TIMED_OUT = 6
 INTERRUPTED = 130
 
 _ENDED_BADLY = (
@@ -37,7 +39,8 @@ EPILOG = (
     f"the registry, an engine of several is missing, or Triton refused a model · "
     f"{USAGE} usage error, or the farm refused the request (4xx) · "
     f"{NOT_FOUND} not found · {UNAVAILABLE} the farm is unreachable or had an error (5xx) · "
-    f"{DOUBTFUL} the build succeeded, but an engine is doubtful · {INTERRUPTED} Ctrl+C."
+    f"{DOUBTFUL} the build succeeded, but an engine is doubtful · "
+    f"{TIMED_OUT} --timeout was over; a build goes on, an inference is cancelled · {INTERRUPTED} Ctrl+C."
 )
 
 
@@ -45,6 +48,8 @@ def of(error: FarmError) -> int:
     """The exit code for an error."""
     if isinstance(error, _ENDED_BADLY):
         return FAILED
+    if isinstance(error, WaitTimedOut):
+        return TIMED_OUT
     if isinstance(error, NotFound) or error.status == NotFound.status:
         return NOT_FOUND
     if isinstance(error, ExtraMissing):

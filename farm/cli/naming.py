@@ -33,7 +33,9 @@ def named(submit: Callable[[str | None], Build], name: str | None, *, as_json: b
 
 
 def explain(build: Build) -> None:
-    """Say where the name comes from, if that isn't evident."""
+    """Say what was taken of a folder, and where the name comes from, if that isn't evident."""
+    if build.taken is not None:
+        show.line(f"submitted {build.taken}")
     if build.named_after is not None:
         show.line(f"named {build.view.model} after {build.named_after}; --name chooses another")
 

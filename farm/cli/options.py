@@ -73,6 +73,14 @@ LabelFilters = Annotated[
     ),
 ]
 
+Timeout = Annotated[
+    str | None,
+    typer.Option(
+        "--timeout",
+        metavar="DURATION",
+        help="Stop waiting after this long, and exit with 6: 90s, 30m, 2h. The build goes on.",
+    ),
+]
 Pruned = Annotated[
     str | None,
     typer.Option(
@@ -141,6 +149,23 @@ def split(values: Iterable[str] | None) -> list[str]:
     """The values of an option that is repeated, comma-separated, or both."""
     parts = [part.strip() for value in values or () for part in value.split(",")]
     return list(dict.fromkeys(filter(None, parts)))
+
+
+def targets(values: Iterable[str] | None) -> list[str]:
+    """The targets in an option's values: ``["t4:fp16", "h100:fp8,int8,cpu"]`` → ``t4:fp16``,
+    ``h100:fp8,int8`` and ``cpu``.
+    """
+    from farm.specs.target_text import joined
+
+    parts = [joined(split([value])) for value in values or ()]
+    return list(dict.fromkeys(one for part in parts for one in part))
+
+
+def default_precisions(targets: Iterable[str]) -> list[str]:
+    """fp16, unless every target names precisions of its own."""
+    from farm.specs.target_text import split
+
+    return [] if all(split(one).precisions for one in targets) else ["fp16"]
 
 
 def labels(pairs: Iterable[str] | None) -> dict[str, str]:

@@ -20,6 +20,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from farm.reports.accuracy import Accuracy
+    from farm.schemas.builds import LeftOut
 
 NONE = "–"
 _UNBOUNDED = 10_000
@@ -194,6 +195,16 @@ def short(digest: str) -> str:
 def labels(of: Mapping[str, str]) -> str:
     """``team=vision, stage=canary``"""
     return ", ".join(f"{key}={value}" if value else key for key, value in of.items())
+
+
+def left_out(entries: Iterable[LeftOut]) -> None:
+    """What a build leaves out, and why."""
+    from farm.specs.precision import Precision
+
+    for one in entries:
+        is_every = len(one.precisions) == len(Precision)
+        precisions = "every precision" if is_every else ", ".join(one.precisions)
+        line(f"left out: {one.target} in {precisions}: {one.why}")
 
 
 def fixed(inputs: Mapping[str, Any]) -> str:

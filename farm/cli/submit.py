@@ -9,16 +9,20 @@ import typer
 from farm.cli import complete, naming, show, transfer
 from farm.cli.options import (
     Json,
+    Timeout,
     Url,
     again,
     builder_options,
     connect,
+    default_precisions,
     example,
     fixed_inputs,
     labels,
     profiles,
     split,
+    targets,
 )
+from farm.cli.patience import check_timeout
 from farm.cli.submission import (
     ArchitectureName,
     CalibrationBatchSize,
@@ -68,8 +72,9 @@ def submit(
         str,
         typer.Argument(
             metavar="MODEL_FILE",
-            help="An .onnx, torch.export .pt2, TorchScript or .safetensors file, a SavedModel folder, or the "
-            "digest of an earlier upload.",
+            help="An .onnx, torch.export .pt2, TorchScript or .safetensors file; a folder of a SavedModel, "
+            "of ONNX or of weights with their config.json, as hubs have them; or the digest of an earlier "
+            "upload.",
         ),
     ],
     gpu: Annotated[
@@ -77,10 +82,10 @@ def submit(
         typer.Option(
             "--gpu",
             "--target",
-            metavar="TAG",
+            metavar="TARGET",
             help="GPU tags or RUNTIME:TAG, repeated or comma-separated: sm_89, rtx-4090, cpu, "
-            "tensorrt-rtx:sm_120, torchscript:cpu.",
-            autocompletion=complete.gpus,
+            "tensorrt-rtx:sm_120, torchscript:cpu. Each may name its own precisions: t4:fp16, h100:fp8,int8.",
+            autocompletion=complete.targets,
         ),
     ] = None,
     precision: Annotated[
@@ -88,10 +93,18 @@ def submit(
         typer.Option(
             "--precision",
             metavar="PRECISION",
-            help="fp32, fp16, bf16, int8, fp8, int8-dynamic, repeated or comma-separated; by default fp16.",
+            help="fp32, fp16, bf16, int8, fp8, int8-dynamic, repeated or comma-separated; by default fp16. "
+            "Targets that name their own precisions don't take these.",
             autocompletion=complete.precisions,
         ),
     ] = None,
+    skip_unsupported: Annotated[
+        bool,
+        typer.Option(
+            "--skip-unsupported",
+            help="Leave out what can't be built, such as bf16 for a T4, and say what and why.",
+        ),
+    ] = False,
     name: Name = None,
     calibration: CalibrationData = None,
     calibration_method: CalibrationMethod = "entropy",
@@ -114,12 +127,14 @@ def submit(
     architecture: ArchitectureName = None,
     config: Config = None,
     wait: Annotated[bool, typer.Option("--wait", help="Watch the build until it ends.")] = False,
+    timeout: Timeout = None,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
     """Submit a model: every precision for every GPU. Finished and running jobs are reused."""
-    targets = split(gpu)
-    if not targets:
+    check_timeout(timeout, waits=wait)
+    wanted = targets(gpu)
+    if not wanted:
         raise InvalidRequest(
             "no GPU given", hint="pass one: --gpu sm_89 (see farm targets; cpu works too)"
         )
@@ -129,8 +144,9 @@ def submit(
         with transfer.bar(hidden=as_json) as progress:
             return farm.submit(
                 source,
-                targets=targets,
-                precisions=split(precision) or ["fp16"],
+                targets=wanted,
+                precisions=split(precision) or default_precisions(wanted),
+                skip_unsupported=skip_unsupported,
                 name=name,
                 format=source_format,
                 architecture=architecture,
@@ -160,7 +176,8 @@ def submit(
         naming.explain(build)
         _say(build.view, url, waiting=wait)
     if wait:
-        raise typer.Exit(watch_build(build, url, as_json=as_json, only_end=as_json))
+        code = watch_build(build, url, as_json=as_json, only_end=as_json, timeout=timeout)
+        raise typer.Exit(code)
     if as_json:
         show.document(build.view)
 
@@ -194,6 +211,7 @@ def _say(view: BuildView, url: str | None, *, waiting: bool) -> None:
     show.table(("asked", "target", "precision", "why"), rows, keep=("asked", "target", "precision"))
     for warning in dict.fromkeys(want.warning for want in view.engines if want.warning):
         show.note(f"warning: {warning}")
+    show.left_out(view.left_out)
     reused = sum(job.reuse != "ran" for job in view.jobs)
     show.line(f"{view.jobs_total} jobs, {reused} of them reused")
     for missing in dict.fromkeys(job.waits_for for job in view.jobs if job.waits_for):

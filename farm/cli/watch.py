@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from farm.cli import exits, show
-from farm.cli.options import BuildId, Json, Url, again, connect, example
+from farm.cli.options import BuildId, Json, Timeout, Url, again, connect, example
+from farm.cli.patience import Patience, check_timeout
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,31 +31,44 @@ def register(app: typer.Typer) -> None:
     app.command("watch", rich_help_panel="Builds", epilog=example(text))(watch)
 
 
-def watch(build_id: BuildId, as_json: Json = False, url: Url = None) -> None:
+def watch(
+    build_id: BuildId, timeout: Timeout = None, as_json: Json = False, url: Url = None
+) -> None:
     """Watch a build's stages until it ends. Ctrl+C stops watching, not the build.
 
     With --json, print each event as a line of JSON. Exits with 1 if the build failed or was cancelled,
-    and with 5 if it succeeded but an engine failed a gate.
+    with 5 if it succeeded but an engine failed a gate, and with 6 after --timeout.
     """
-    raise typer.Exit(watch_build(connect(url).build(build_id), url, as_json=as_json))
+    check_timeout(timeout, waits=True)
+    code = watch_build(connect(url).build(build_id), url, as_json=as_json, timeout=timeout)
+    raise typer.Exit(code)
 
 
-def watch_build(build: Build, url: str | None, *, as_json: bool, only_end: bool = False) -> int:
+def watch_build(
+    build: Build,
+    url: str | None,
+    *,
+    as_json: bool,
+    only_end: bool = False,
+    timeout: str | None = None,
+) -> int:
     """Watch a build until it ends; return the exit code.
 
     Parameters:
         only_end: with ``as_json``, print the build once it has ended instead of its events.
+
+    Raises:
+        WaitTimedOut
     """
+    patience = Patience(build, timeout, url)
     try:
         if only_end:
-            for _ in build.events():
-                pass
-            show.document(build.refresh().view)
+            _wait(build, patience)
         elif as_json:
-            for event in build.events():
+            for event in patience.events():
                 show.document(event)
         else:
-            follow(build)
+            follow(build, patience)
     except KeyboardInterrupt:
         return stopped(build, url)
     return _conclude(build.refresh(), url, as_json=as_json)
@@ -67,12 +81,26 @@ def stopped(build: Build, url: str | None) -> int:
     return exits.INTERRUPTED
 
 
-def follow(build: Build) -> None:
-    """Show a build's stages until it ends: live on a terminal, else line by line."""
+def follow(build: Build, patience: Patience | None = None) -> None:
+    """Show a build's stages until it ends: live on a terminal, else line by line.
+
+    Raises:
+        WaitTimedOut
+    """
+    patience = patience or Patience(build, None)
     if show.on_terminal():
-        _live(build)
+        _live(build, patience)
     else:
-        _lines(build)
+        _lines(build, patience)
+
+
+def _wait(build: Build, patience: Patience) -> None:
+    """Print the build once it has ended, or as it is when the time is up."""
+    try:
+        for _ in patience.events():
+            pass
+    finally:
+        show.document(build.refresh().view)
 
 
 def tell_ending(view: BuildView) -> None:
@@ -132,11 +160,11 @@ def _ended_well(view: BuildView) -> int:
     return exits.DOUBTFUL if view.engines_doubtful else exits.OK
 
 
-def _lines(build: Build) -> None:
+def _lines(build: Build, patience: Patience) -> None:
     """Print a line whenever a stage changes."""
     show.line(_title(build.view))
     phases: dict[int | None, str] = {}
-    for event in build.events():
+    for event in patience.events():
         if event.kind == "log" or event.state == "waiting":
             continue
         if event.kind == "phase":
@@ -173,7 +201,7 @@ def _phase(phase: str | None, progress: float | None) -> str:
     return phase if progress is None else f"{phase} {progress:.0%}"
 
 
-def _live(build: Build) -> None:
+def _live(build: Build, patience: Patience) -> None:
     """Show the jobs in place, with the time ticking, until the build has ended."""
     from rich.live import Live
 
@@ -182,6 +210,7 @@ def _live(build: Build) -> None:
     bell.thread.start()
     with Live(screen, console=show.console(), refresh_per_second=1 / _TICK_S):
         while not bell.ended:
+            patience.check()
             # Events only trigger a refresh: what is shown is always read from the farm.
             if bell.news.wait(_TICK_S):
                 bell.news.clear()

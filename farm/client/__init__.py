@@ -11,6 +11,7 @@ Nothing here needs torch, onnx, a database or a broker: any machine that reaches
 from farm.client.build import Build
 from farm.client.download import Pulled
 from farm.client.farm import Farm
+from farm.client.inference import Inference
 from farm.client.progress import TransferProgress
 from farm.client.retries import Backoff
 from farm.client.sets import EngineSet, Missing
@@ -27,6 +28,7 @@ __all__ = [
     "BuildFailed",
     "EngineSet",
     "Farm",
+    "Inference",
     "Machine",
     "Missing",
     "Pulled",

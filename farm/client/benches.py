@@ -7,8 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from farm.client import model_folders
 from farm.client.build import Build
 from farm.client.noun import given, part
+from farm.client.objects import Source
 from farm.client.progress import TransferProgress
 from farm.client.submission import Files, checked, data_and_gates
 from farm.client.submit import Submissions
@@ -78,7 +80,7 @@ class Benches(Submissions):
 
     def submit_bench(
         self,
-        model: str | Path,
+        model: Source,
         gpus: Sequence[str],
         *,
         goal: str | None = None,
@@ -157,7 +159,10 @@ class Benches(Submissions):
         return self._post(f"/v1/models/{part(model)}/bench", body, files, idempotency_key, progress)
 
 
-def is_file(model: str | Path) -> bool:
-    """Whether it is a source, as a file, a SavedModel's folder or a digest, and not a model's name."""
+def is_file(model: Source) -> bool:
+    """Whether it is a source, as an object, a file, a model's folder or a digest, and not a model's name."""
+    if not isinstance(model, str | Path):
+        return True
     path = Path(model)
-    return is_digest(str(model)) or path.is_file() or (path / SAVED_MODEL).is_file()
+    is_model = (path / SAVED_MODEL).is_file() or (path.is_dir() and model_folders.is_one(path))
+    return is_digest(str(model)) or path.is_file() or is_model

@@ -37,9 +37,11 @@ class Build:
     Attributes:
         named_after: what told the name of a model that was submitted without one; None if that was its file's
             name, or not known here.
+        taken: which file of the folder that was submitted is the model.
     """
 
     named_after: str | None = None
+    taken: Path | None = None
 
     def __init__(self, http: Http, view: BuildView) -> None:
         self._http = http
@@ -112,9 +114,16 @@ class Build:
         """Cancel the build; jobs that other builds need continue."""
         return self._post("cancel")
 
-    def retry(self) -> Self:
-        """Rerun failed and cancelled jobs; succeeded ones are kept."""
-        return self._post("retry")
+    def retry(self, *, force: bool = False) -> Self:
+        """Rerun failed and cancelled jobs; succeeded ones are kept.
+
+        Parameters:
+            force: even if all that failed would only fail again.
+
+        Raises:
+            Conflict: it would, and says what to change.
+        """
+        return self._post("retry", force="true") if force else self._post("retry")
 
     def logs(self, job: int | None = None) -> str:
         """What the build's jobs, or one of them, printed."""
@@ -246,8 +255,8 @@ class Build:
     def _path(self) -> str:
         return f"/v1/builds/{self.id}"
 
-    def _post(self, verb: str) -> Self:
-        self._view = self._http.read(BuildView, "POST", f"{self._path}/{verb}")
+    def _post(self, verb: str, **query: str) -> Self:
+        self._view = self._http.read(BuildView, "POST", f"{self._path}/{verb}", params=query)
         return self
 
 

@@ -31,5 +31,5 @@ def failed(view: BuildView) -> BuildFailed:
 
 
 def is_retryable(error: Failure) -> bool:
-    """Whether the same job may succeed if rerun unchanged."""
+    """Whether the same job may succeed if rerun unchanged, for a reason that is known."""
     return type(from_code(error.code)) is StageFailed or from_code(error.code).retryable

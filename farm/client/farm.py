@@ -14,6 +14,7 @@ from farm.client.builds import Builds
 from farm.client.deletion import Deletions
 from farm.client.fleet import Fleet
 from farm.client.http import Http
+from farm.client.inference import Inferences
 from farm.client.keys import Keys
 from farm.client.onnx import Onnx
 from farm.client.plugins import Plugins
@@ -41,6 +42,7 @@ class Farm(
     Pulls,
     Onnx,
     Sets,
+    Inferences,
     Repositories,
     Syncs,
     Fleet,

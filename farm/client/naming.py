@@ -51,14 +51,14 @@ def default_name(
     is_folder = given.is_dir()
     above = _Above(given if is_folder else given.parent)
     if is_folder and above.telling == given.resolve():
-        return ModelName(_cleaned(above.name))
+        return ModelName(cleaned(above.name))
     own = "" if file.is_dir() else file.stem
     if not is_generic(own):
-        return ModelName(_cleaned(own))
+        return ModelName(cleaned(own))
     part = dict.fromkeys([*above.parts, *parts(own)])
     for name, after in _told(file, format, architecture, config, above):
         if len(name) > 1 and not is_generic(name):
-            return ModelName(_cleaned(name, part), after)
+            return ModelName(cleaned(name, part), after)
     raise NameMissing(f"neither {given} nor its folder tells what the model is called")
 
 
@@ -122,7 +122,7 @@ def _told(
         yield inside.graph, "its graph's name"
         yield inside.metadata, "its metadata"
     found, place = _configuration(config, above)
-    yield _last(_text(found, "_name_or_path")), f"_name_or_path in {place}"
+    yield last_of(_text(found, "_name_or_path")), f"_name_or_path in {place}"
     library, _, module = (architecture or "").partition(":")
     if library != "transformers":
         yield module, "its architecture"
@@ -165,7 +165,7 @@ def _text(config: Mapping[str, Any], field: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _last(name_or_path: str) -> str:
+def last_of(name_or_path: str) -> str:
     """``openai/whisper-tiny``, or a folder on the machine that trained it → ``whisper-tiny``."""
     folders = re.split(r"[/\\]+", name_or_path.rstrip("/\\"))
     for folder in reversed(folders):
@@ -174,7 +174,7 @@ def _last(name_or_path: str) -> str:
     return folders[-1]
 
 
-def _cleaned(name: str, part: Iterable[str] = ()) -> str:
+def cleaned(name: str, part: Iterable[str] = ()) -> str:
     """A name without the characters that names can't have, and with a part that it doesn't tell itself."""
     there = words(name)
     suffix = "".join(f"-{word}" for word in part if word not in there)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from farm.client import model_folders
 from farm.client.upload import Content, require_file
 from farm.errors import InvalidRequest, SourceRefused
 from farm.formats import sources
@@ -36,13 +37,16 @@ class Found(NamedTuple):
     format: SourceFormat
     content: Content
     file: Path  #: the model's own, without its data; of a SavedModel its folder
+    architecture: str | None = None  #: of weights, as their configuration tells
+    config: Mapping[str, Any] | None = None
 
 
-def find(path: Path, given: str | None = None) -> Found:
+def find(path: Path, given: str | None = None, architecture: str | None = None) -> Found:
     """The source at ``path``: a file, a model with its data files, or a folder of one.
 
     Parameters:
         given: the format, if the name and the bytes don't say.
+        architecture: of weights, if their configuration's isn't to be taken.
 
     Raises:
         SourceRefused: a pickle by its name or its bytes, or an unsupported format.
@@ -51,14 +55,38 @@ def find(path: Path, given: str | None = None) -> Found:
     if path.is_dir():
         if given == SourceFormat.SAVEDMODEL or (path / sources.SAVED_MODEL).is_file():
             return Found(SourceFormat.SAVEDMODEL, _savedmodel(path), path)
-        path = _in_folder(path)
+        try:
+            weights = _weights(path, given, architecture)
+            if weights is not None:
+                return weights
+            path = model_folders.graph(path)
+        except MalformedPack as err:
+            raise InvalidRequest(
+                f"{path} isn't a model: {err}", hint="name the .onnx file"
+            ) from err
     kind = _format(path, given)
     require_file(path)
     sources.check_start(path, kind)
     if kind is SourceFormat.ONNX and not is_pack(path):
         return Found(kind, _with_data(path), path)
     sources.check(path, kind)
-    return Found(kind, path, path)
+    told = None
+    if kind is SourceFormat.SAFETENSORS and architecture is None:
+        told = model_folders.of_config(path.parent / model_folders.CONFIG)
+    return Found(kind, path, path, *(told or ()))
+
+
+def _weights(folder: Path, given: str | None, architecture: str | None) -> Found | None:
+    """The weights in a folder, if they are what is wanted of it."""
+    if given not in (None, SourceFormat.SAFETENSORS):
+        return None
+    found = model_folders.weights(folder, given=architecture)
+    if found is None:
+        return None
+    sources.check_start(found.file, SourceFormat.SAFETENSORS)
+    return Found(
+        SourceFormat.SAFETENSORS, found.content, found.file, found.architecture, found.config
+    )
 
 
 def architecture(
@@ -126,13 +154,6 @@ def _format(path: Path, given: str | None) -> SourceFormat:
             hint=_EXPORT_HINT,
         )
     return _FORMATS[suffix]
-
-
-def _in_folder(folder: Path) -> Path:
-    try:
-        return sources.model_in_folder(folder)
-    except (MalformedPack, MalformedMessage) as err:
-        raise InvalidRequest(f"{folder} isn't a model: {err}", hint="name the .onnx file") from err
 
 
 def _savedmodel(folder: Path) -> Pack:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from farm.client import data
 from farm.client.progress import TransferProgress
 from farm.client.upload import Content, digest_of, is_digest, require_file
 from farm.errors import InvalidRequest
@@ -47,6 +49,7 @@ def data_and_gates(
     calibration: str | Path | None,
     evaluation: str | Path | None,
     *,
+    check: Callable[[Path], None] = data.check,
     calibration_method: str,
     calibration_batch_size: int,
     metric: str | None,
@@ -56,13 +59,21 @@ def data_and_gates(
 ) -> dict[str, Any]:
     """A request's ``calibration``, ``evaluation`` and ``gates``, as far as they are given.
 
+    Parameters:
+        check: refuses files that don't fit the model, before any is read in full.
+
     Raises:
         InvalidRequest: there is no such file, it is empty, or a gate lacks its data.
+        DataRefused
     """
     if evaluation is None and (metric is not None or max_drop is not None):
         raise InvalidRequest(
             "metric and max_drop need evaluation data", hint="pass evaluation=… (--evaluation)"
         )
+    for given in (calibration, evaluation):
+        if given is not None and not is_digest(str(given)):
+            require_file(Path(given))
+            check(Path(given))
     fields: dict[str, Any] = {}
     if calibration is not None:
         fields["calibration"] = {

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from farm.client import sources
+from farm.client import data, sources
 from farm.client.build import Build
 from farm.client.naming import ModelName, default_name
 from farm.client.noun import Noun
+from farm.client.objects import OnDisk, Source, on_disk
 from farm.client.progress import TransferProgress
 from farm.client.registry import Registry
 from farm.client.submission import Files, build_request, data_and_gates
-from farm.client.upload import is_digest, upload
+from farm.client.upload import Content, is_digest, upload
 from farm.errors import InvalidRequest, NameMissing, NotFound
 from farm.schemas.builds import BuildView
 from farm.schemas.submission import BenchOptions
@@ -22,17 +24,31 @@ from farm.specs.options import Prune
 from farm.specs.source import SourceFormat
 
 
+class _Told(NamedTuple):
+    """What a submission tells of its source: its digest, or else its content."""
+
+    model: ModelName
+    format: str
+    architecture: dict[str, Any] | None
+    digest: str | None = None
+    content: Content = Path()
+    inputs: data.Inputs | None = None  #: as far as they are told
+    file: Path | None = None  #: what was taken of a folder
+
+
 class Submissions(Noun):
     """Submits models."""
 
     def submit(
         self,
-        source: str | Path,
+        source: Source,
         *,
         targets: Sequence[str],
-        precisions: Sequence[str],
+        precisions: Sequence[str] = (),
+        skip_unsupported: bool = False,
         bench: BenchOptions | None = None,
         name: str | None = None,
+        example_inputs: Any = None,
         format: str | None = None,
         architecture: str | None = None,
         config: Path | Mapping[str, Any] | None = None,
@@ -59,18 +75,29 @@ class Submissions(Noun):
 
         Parameters:
             source: an ``.onnx``, ``.pt2``, TorchScript or ``.safetensors`` file, the folder of a
-                SavedModel, or the digest of an earlier upload. An ``.onnx`` file's external data files are
-                packed with it.
+                SavedModel, of ONNX or of weights with their ``config.json``, or the digest of an earlier
+                upload. An ``.onnx`` file's external data files are packed with it. Or an object:
+                a ``torch.export.ExportedProgram``, a ``torch.nn.Module``, which is exported with a dynamic
+                batch if torch can, else with the example's, or an ``onnx.ModelProto``.
+            example_inputs: of a module: a tensor, the arguments of ``forward``, or a mapping of them by name.
+            targets: GPU tags or ``RUNTIME:TAG``, each also with its own precisions: ``t4:fp16``,
+                ``tensorrt:h100:fp8,int8``.
+            precisions: of the targets that name none themselves.
+            skip_unsupported: leave out the engines that their target, the source or the options rule out,
+                instead of refusing all; ``Build.view.left_out`` tells which, and why.
             bench: build the targets in every runtime, and without ``precisions`` in every precision;
                 ``Farm.submit_bench`` sets it.
             name: the model's name. By default the file's without its suffix, unless that says nothing
                 (``model.onnx``): then what the file, its ``config.json`` or its folder tells, which
-                ``Build.named_after`` says. A model that has this name in another case is the same one.
+                ``Build.named_after`` says; of an object its graph's name or its class. A model that has this
+                name in another case is the same one.
             format: ``onnx``, ``pt2``, ``torchscript``, ``savedmodel`` or ``safetensors``; by default detected
                 from the file's name and bytes, or for a digest the format it was first submitted in.
-            architecture: for safetensors weights: ``LIBRARY:NAME``, such as ``transformers:BertModel``.
-            config: its configuration, or the path of its ``config.json``.
-            calibration, evaluation: ``.npz`` or ``.safetensors`` files, or digests.
+            architecture: for safetensors weights: ``LIBRARY:NAME``, such as ``transformers:BertModel``; by
+                default the one that the ``config.json`` beside them tells.
+            config: its configuration, or the path of its ``config.json``; by default the one beside them.
+            calibration, evaluation: ``.npz``, ``.npy`` or ``.safetensors`` files, or digests. Files are
+                checked against the inputs of an ONNX model before anything is sent.
             min_agreement, max_error: gates for all precisions instead of the farm's; an engine that fails
                 one is published as doubtful.
             profiles: input name → ``{"min": shape, "opt": shape, "max": shape}``.
@@ -89,69 +116,87 @@ class Submissions(Noun):
             InvalidRequest: or another subclass; nothing was submitted.
             Unavailable
         """
-        files = Files(progress)
-        digest, source_kind, model = self._source(files, source, name, format, architecture, config)
-        given = data_and_gates(
-            files,
-            calibration,
-            evaluation,
-            calibration_method=calibration_method,
-            calibration_batch_size=calibration_batch_size,
-            metric=metric,
-            max_drop=max_drop,
-            min_agreement=min_agreement,
-            max_error=max_error,
-        )
-        request = build_request(
-            model=model.name,
-            source={
-                "digest": digest,
-                "format": source_kind,
-                "architecture": sources.architecture(architecture, config),
-            },
-            precisions=list(precisions),
-            targets=list(targets),
-            bench=bench,
-            profiles=list(profiles or ()),
-            fixed_inputs=dict(fixed_inputs or {}),
-            options=dict(options or {}),
-            prune=None if prune is None else Prune.parse(prune),
-            priority=priority,
-            labels=dict(labels or {}),
-            note=note,
-            new_inputs=bool(new_inputs),
-            **given,
-        )
-        made = self._post(
-            "/v1/builds", request.model_dump(mode="json"), files, idempotency_key, progress
-        )
-        made.named_after = model.after
-        return made
+        with on_disk(source, example_inputs) as given:
+            files = Files(progress)
+            told = self._source(given, name, format, architecture, config)
+            check = partial(
+                data.check, inputs=told.inputs, profiles=profiles or (), fixed=fixed_inputs or ()
+            )
+            fields = data_and_gates(
+                files,
+                calibration,
+                evaluation,
+                check=check,
+                calibration_method=calibration_method,
+                calibration_batch_size=calibration_batch_size,
+                metric=metric,
+                max_drop=max_drop,
+                min_agreement=min_agreement,
+                max_error=max_error,
+            )
+            request = build_request(
+                model=told.model.name,
+                source={
+                    "digest": told.digest or files.take(told.content),
+                    "format": told.format,
+                    "architecture": told.architecture,
+                },
+                precisions=list(precisions),
+                targets=list(targets),
+                skip_unsupported=skip_unsupported,
+                bench=bench,
+                profiles=list(profiles or ()),
+                fixed_inputs=dict(fixed_inputs or {}),
+                options=dict(options or {}),
+                prune=None if prune is None else Prune.parse(prune),
+                priority=priority,
+                labels=dict(labels or {}),
+                note=note,
+                new_inputs=bool(new_inputs),
+                **fields,
+            )
+            made = self._post(
+                "/v1/builds", request.model_dump(mode="json"), files, idempotency_key, progress
+            )
+            made.named_after, made.taken = told.model.after, told.file
+            return made
 
     def _source(
         self,
-        files: Files,
-        source: str | Path,
+        on_disk: OnDisk,
         name: str | None,
         given: str | None,
         architecture: str | None,
         config: Path | Mapping[str, Any] | None,
-    ) -> tuple[str, str, ModelName]:
-        """The source's digest and format, and the model's name."""
+    ) -> _Told:
+        source = on_disk.source
         if not is_digest(str(source)):
             path = Path(source)
-            found = sources.find(path, given)
-            model = (
-                ModelName(name)
-                if name
-                else default_name(
+            found = sources.find(path, given, architecture)
+            architecture = architecture or found.architecture
+            config = found.config if config is None else config
+            model = ModelName(name) if name else on_disk.name
+            if model is None and on_disk.is_saved:
+                raise NameMissing("the object doesn't tell what the model is called")
+            if model is None:
+                model = default_name(
                     path, found.file, found.format, architecture=architecture, config=config
                 )
+            inputs = data.inputs_of(found.file, found.format)
+            return _Told(
+                model,
+                found.format,
+                sources.architecture(architecture, config),
+                content=found.content,
+                inputs=inputs,
+                file=found.file if path.is_dir() and found.file != path else None,
             )
-            return files.take(found.content), found.format, model
         if name is None:
             raise NameMissing("a source given by its digest needs a name")
-        return str(source), given or self._known_format(str(source), name), ModelName(name)
+        known = given or self._known_format(str(source), name)
+        return _Told(
+            ModelName(name), known, sources.architecture(architecture, config), digest=str(source)
+        )
 
     def _known_format(self, digest: str, name: str) -> str:
         hint = f"pass format=… (--format): {', '.join(SourceFormat)}"

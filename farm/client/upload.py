@@ -12,12 +12,13 @@ from farm.client.http import Http
 from farm.client.progress import TransferProgress
 from farm.errors import DigestMismatch, InvalidRequest, NotFound
 from farm.formats.packs import Pack
+from farm.formats.shards import Shards
 from farm.schemas.storage import Blob
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CHUNK_BYTES = 1 << 20
 
-Content = Path | Pack
+Content = Path | Pack | Shards
 
 
 def is_digest(text: str) -> bool:
@@ -82,12 +83,12 @@ def has(http: Http, digest: str) -> bool:
 
 
 def _size(content: Content) -> int:
-    return content.total_bytes if isinstance(content, Pack) else content.stat().st_size
+    return content.stat().st_size if isinstance(content, Path) else content.total_bytes
 
 
 def _chunks(content: Content, what: str, progress: TransferProgress | None) -> Iterator[bytes]:
     done, total = 0, _size(content)
-    for chunk in content.chunks() if isinstance(content, Pack) else _read(content):
+    for chunk in _read(content) if isinstance(content, Path) else content.chunks():
         yield chunk
         done += len(chunk)
         if progress is not None:

@@ -212,7 +212,7 @@ class Build(Base):
     )  #: whose turn it takes in the queues
     idempotency_key: Mapped[str | None] = mapped_column(String(200), unique=True)
     gates: Mapped[dict[str, Any] | None] = mapped_column(Json)  #: gates its engines must pass
-    #: Of a bench: what isn't built, as ``farm.schemas.builds.LeftOut``.
+    #: Of a bench, or a build that skips the unsupported: what isn't built, as ``schemas.builds.LeftOut``.
     left_out: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
     started_at: Mapped[datetime | None] = mapped_column(Instant)

@@ -62,7 +62,7 @@ def fields(
 def numbers(
     data: bytes | mmap.mmap, at: int, end: int, effort: Effort | None = None
 ) -> Iterator[tuple[int, int]]:
-    """Number and value of each variable-length integer, unsigned; others are skipped.
+    """Number and value of each varint field, as an unsigned 64-bit number; others are skipped.
 
     Raises:
         MalformedMessage, TooManyFields
@@ -72,20 +72,24 @@ def numbers(
             effort.left -= 1
             if effort.left < 0:
                 raise TooManyFields
-        tag, at = _varint(data, at, end)
-        number, kind = tag >> 3, tag & 7
-        if kind == _VARINT:
-            value, at = _varint(data, at, end)
-            yield number, value
-        elif kind == _BYTES:
-            size, at = _varint(data, at, end)
-            if at + size > end:
-                raise MalformedMessage("it is cut off")
-            at += size
-        elif kind in (_FIXED64, _FIXED32):
-            at += 8 if kind == _FIXED64 else 4
-        else:
-            raise MalformedMessage(f"it has a field of the unknown kind {kind}")
+        tag, after = _varint(data, at, end)
+        if tag & 7 == _VARINT:
+            value, at = _varint(data, after, end)
+            yield tag >> 3, value & (2**64 - 1)
+            continue
+        at = _skipped(data, tag & 7, after, end)
+
+
+def _skipped(data: bytes | mmap.mmap, kind: int, at: int, end: int) -> int:
+    """Where a field that isn't a varint ends."""
+    if kind == _BYTES:
+        size, at = _varint(data, at, end)
+        if at + size > end:
+            raise MalformedMessage("it is cut off")
+        return at + size
+    if kind in (_FIXED64, _FIXED32):
+        return at + (8 if kind == _FIXED64 else 4)
+    raise MalformedMessage(f"it has a field of the unknown kind {kind}")
 
 
 def _varint(data: bytes | mmap.mmap, at: int, end: int) -> tuple[int, int]:

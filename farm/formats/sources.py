@@ -210,20 +210,27 @@ def _model_among(path: Path, there: Mapping[str, Member], effort: Effort | None)
     return _one_model(found, effort)
 
 
-def model_in_folder(folder: Path) -> Path:
-    """The ONNX model in a folder, as ``model_in_pack``.
+def models_in_folder(folder: Path) -> list[Path]:
+    """The ONNX models in a folder, without data files that are called ``.onnx`` as well.
 
     Raises:
-        MalformedPack, MalformedMessage
+        MalformedPack: it has too many files to look at.
     """
     named = {path.name: path for path in folder.iterdir() if path.name.lower().endswith(".onnx")}
-    return named[_one_model({name: (path, 0, None) for name, path in named.items()})]
+    models = _models({name: (path, 0, None) for name, path in sorted(named.items())})
+    return [named[name] for name in models]
 
 
-def _one_model(
-    candidates: Mapping[str, tuple[Path, int, int | None]], effort: Effort | None = None
-) -> str:
+_Candidates = Mapping[str, tuple[Path, int, int | None]]
+
+
+def _one_model(candidates: _Candidates, effort: Effort | None = None) -> str:
     """The one that isn't another's data file."""
+    return packs.one_ending(dict.fromkeys(_models(candidates, effort)), ".onnx")
+
+
+def _models(candidates: _Candidates, effort: Effort | None = None) -> list[str]:
+    """Those that aren't another's data file."""
     if len(candidates) > _MAX_CANDIDATES:
         raise packs.MalformedPack(
             f"it must contain one .onnx file, and there are {len(candidates)}"
@@ -238,7 +245,7 @@ def _one_model(
             continue
         folder = PurePosixPath(name).parent
         data |= {str(folder / location(one)) for one in kept}
-    return packs.one_ending({name: None for name in candidates if name not in data}, ".onnx")
+    return [name for name in candidates if name not in data]
 
 
 def savedmodel_root(names: Iterable[str]) -> PurePosixPath:

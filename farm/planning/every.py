@@ -12,6 +12,7 @@ from farm.planning import feasible, policy, targets
 from farm.planning.targets import Choice
 from farm.schemas.builds import LeftOut
 from farm.schemas.submission import BuildRequest
+from farm.specs import target_text
 from farm.specs.precision import Precision
 from farm.specs.queues import Queue
 from farm.specs.runtime import Runtime, Target
@@ -45,9 +46,9 @@ def every(request: BuildRequest, online_queues: Mapping[str, int], look: Look) -
     waits = request.bench is not None and request.bench.wait_for_workers
     choices: list[Choice] = []
     left_out: list[LeftOut] = []
-    for target, asked in _asked(request).items():
+    for target, (asked, precisions) in _asked(request).items():
         offline = None if waits else _offline(target, online_queues)
-        reasons = dict(_reasons(request, target, look, offline))
+        reasons = dict(_reasons(request, target, precisions, look, offline))
         built = reasons.pop(None, ())
         if built:
             why = f"every runtime and precision for {asked}"
@@ -66,13 +67,16 @@ def every(request: BuildRequest, online_queues: Mapping[str, int], look: Look) -
     return Every(choices=choices, left_out=left_out)
 
 
-def _asked(request: BuildRequest) -> Mapping[Target, str]:
-    """The targets, each with how it was asked for first: two tags may be one target."""
-    found: dict[Target, str] = {}
-    for asked in request.targets:
-        runtime, tag = targets.parse(asked)
+def _asked(request: BuildRequest) -> Mapping[Target, tuple[str, Sequence[Precision]]]:
+    """The targets, each with how it was asked for first, and its precisions: two tags may be one target."""
+    found: dict[Target, tuple[str, Sequence[Precision]]] = {}
+    for written in request.targets:
+        asked, own = target_text.split(written)
+        runtime, tag = targets.parse(written)
         for one in Runtime if runtime is None else [runtime]:
-            found.setdefault(targets.normal(one, tag), asked)
+            target = targets.normal(one, tag)
+            first, before = found.get(target, (asked, ()))
+            found[target] = first, [*before, *(own or request.precisions or Precision)]
     return found
 
 
@@ -84,9 +88,15 @@ def _offline(target: Target, online_queues: Mapping[str, int]) -> str | None:
     return f"no online worker can build it: it takes {worker.worker if worker else 'a CPU worker'}"
 
 
-def _reasons(request: BuildRequest, target: Target, look: Look, offline: str | None) -> _Reasons:
+def _reasons(
+    request: BuildRequest,
+    target: Target,
+    precisions: Sequence[Precision],
+    look: Look,
+    offline: str | None,
+) -> _Reasons:
     found: defaultdict[str | None, list[Precision]] = defaultdict(list)
-    for precision in dict.fromkeys(request.precisions or Precision):
+    for precision in dict.fromkeys(precisions):
         reason = feasible.refusal(request, target, precision, look)
         # Without what to use instead: the bench builds that anyway.
         found[reason.partition(";")[0] if reason else offline].append(precision)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from farm.errors import CalibrationMissing, SourceRefused, TargetUnsupported
+from farm.errors import CalibrationMissing, InvalidRequest, SourceRefused, TargetUnsupported
 from farm.formats.sources import Look
 from farm.planning import policy
 from farm.planning.policy import Refusal, Route
+from farm.planning.refused import Refused, all_at_once
 from farm.planning.targets import Choice
 from farm.schemas.submission import BuildRequest
 from farm.specs.precision import CALIBRATED, Precision
@@ -17,6 +20,15 @@ from farm.specs.source import MODULES, SourceFormat
 _CALLED = {Runtime.AOTINDUCTOR: "AOTInductor", Runtime.TORCHSCRIPT: "TorchScript"}
 
 Routes = Mapping[tuple[Target, Precision], Route]
+
+
+class _Fault(NamedTuple):
+    """Why an engine can't be built."""
+
+    why: str
+    error: type[InvalidRequest] = TargetUnsupported
+    hint: str | None = None
+    of_target: bool = False  #: whatever the precision
 
 
 def routes(request: BuildRequest, choices: Sequence[Choice], look: Look) -> Routes:
@@ -30,15 +42,30 @@ def routes(request: BuildRequest, choices: Sequence[Choice], look: Look) -> Rout
         CalibrationMissing: INT8 or FP8 without data, for a source that isn't quantised.
         SourceRefused: the source should be pruned and can't be.
     """
-    _check_source(request, choices)
-    _check_options(request, choices)
-    pairs = [(choice, one) for choice in choices for one in choice.of(request.precisions)]
-    for _, precision in pairs:
-        if precision in CALIBRATED and not _is_calibrated(request, look):
-            raise CalibrationMissing(f"{precision} needs calibration data")
-    return {
-        (choice.target, precision): _route(choice, precision, look) for choice, precision in pairs
-    }
+    check_prune(request)
+    faults = refused(request, choices, look)
+    if faults:
+        raise all_at_once(faults)
+    found: dict[tuple[Target, Precision], Route] = {}
+    for choice in choices:
+        for precision in choice.of(request.precisions):
+            route = policy.route(choice.target, precision, look.operators)
+            assert isinstance(route, Route)  # else it were refused
+            found[choice.target, precision] = route
+    return found
+
+
+def refused(request: BuildRequest, choices: Sequence[Choice], look: Look) -> Sequence[Refused]:
+    """The engines of a request that can't be built."""
+    found: list[Refused] = []
+    for choice in choices:
+        faults: defaultdict[_Fault, list[Precision]] = defaultdict(list)
+        for precision in dict.fromkeys(choice.of(request.precisions)):
+            fault = _fault(request, choice.target, precision, look)
+            if fault is not None:
+                faults[fault].append(precision)
+        found += [_refused(choice, fault, precisions) for fault, precisions in faults.items()]
+    return found
 
 
 def refusal(request: BuildRequest, target: Target, precision: Precision, look: Look) -> str | None:
@@ -46,62 +73,59 @@ def refusal(request: BuildRequest, target: Target, precision: Precision, look: L
 
     What isn't known before its jobs run isn't told: a model may lack what a precision needs.
     """
-    if precision in CALIBRATED and not _is_calibrated(request, look):
-        uncalibrated = f"{precision} needs calibration data"
-    else:
-        uncalibrated = None
-    route = policy.route(target, precision, look.operators)
-    return (
-        policy.refusal(target)
-        or _source_refusal(request.source.format, target.runtime)
-        or policy.option_refusal(target, request.options)
-        or (route if isinstance(route, Refusal) else None)
-        or uncalibrated
+    told = policy.refusal(target)
+    fault = _fault(request, target, precision, look)
+    return told or (fault and fault.why)
+
+
+def check_prune(request: BuildRequest) -> None:
+    """Refuse to prune what PyTorch doesn't run.
+
+    Raises:
+        SourceRefused
+    """
+    if request.prune and request.source.format not in MODULES:
+        raise SourceRefused(
+            f"pruning needs a PyTorch program, and the source is {request.source.format}",
+            hint="submit the torch.export program it was exported from, or prune the model before "
+            "exporting it and submit without prune",
+        )
+
+
+def _refused(choice: Choice, fault: _Fault, precisions: Sequence[Precision]) -> Refused:
+    which = "" if fault.of_target else f"{', '.join(precisions)} for "
+    of_request = fault.error is CalibrationMissing  # whatever the target
+    said = fault.why if of_request else f"{which}{choice.asked}: {fault.why}"
+    return Refused(
+        target=str(choice.target),
+        precisions=tuple(precisions),
+        why=fault.why,
+        said=said,
+        error=fault.error,
+        hint=fault.hint,
     )
 
 
-def _is_calibrated(request: BuildRequest, look: Look) -> bool:
-    return request.calibration is not None or look.may_be_quantized
+def _fault(
+    request: BuildRequest, target: Target, precision: Precision, look: Look
+) -> _Fault | None:
+    if reason := _source_refusal(request.source.format, target.runtime):
+        hint = f"use onnxruntime:{target.gpu}, or submit the torch.export program"
+        return _Fault(reason, SourceRefused, hint, of_target=True)
+    if reason := policy.option_refusal(target, request.options):
+        hint = "submit that target in a separate build"
+        return _Fault(reason, hint=hint, of_target=True)
+    route = policy.route(target, precision, look.operators)
+    if isinstance(route, Refusal):
+        hint = "leave out that pair, or name the precisions of each target: t4:fp16, h100:fp8,int8"
+        return _Fault(route, hint=hint)
+    has_data = request.calibration is not None or look.may_be_quantized
+    if precision in CALIBRATED and not has_data:
+        return _Fault(f"{precision} needs calibration data", CalibrationMissing)
+    return None
 
 
 def _source_refusal(format: SourceFormat, runtime: Runtime) -> str | None:
     if runtime not in OF_PROGRAMS or format in MODULES:
         return None
     return f"{_CALLED[runtime]} needs a PyTorch program, and the source is {format}"
-
-
-def _check_source(request: BuildRequest, choices: Sequence[Choice]) -> None:
-    if request.source.format in MODULES:
-        return
-    if request.prune:
-        raise SourceRefused(
-            f"pruning needs a PyTorch program, and the source is {request.source.format}",
-            hint="submit the torch.export program it was exported from, or prune the model before "
-            "exporting it and submit without prune",
-        )
-    for choice in choices:
-        reason = _source_refusal(request.source.format, choice.target.runtime)
-        if reason:
-            raise SourceRefused(
-                f"{choice.asked}: {reason}",
-                hint=f"use onnxruntime:{choice.target.gpu}, or submit the torch.export program",
-            )
-
-
-def _check_options(request: BuildRequest, choices: Sequence[Choice]) -> None:
-    for choice in choices:
-        reason = policy.option_refusal(choice.target, request.options)
-        if reason:
-            raise TargetUnsupported(
-                f"{choice.asked}: {reason}", hint="submit that target in a separate build"
-            )
-
-
-def _route(choice: Choice, precision: Precision, look: Look) -> Route:
-    route = policy.route(choice.target, precision, look.operators)
-    if isinstance(route, Refusal):
-        raise TargetUnsupported(
-            f"{precision} for {choice.asked}: {route}",
-            hint="leave out that pair, or submit the target with other precisions in a separate build",
-        )
-    return route

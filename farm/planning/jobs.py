@@ -11,6 +11,7 @@ from typing import Any
 from farm.planning import keys
 from farm.planning.recipe import SHARED, Input, Made, Recipe
 from farm.schemas.submission import BuildRequest
+from farm.specs.architectures import ARCHITECTURES, REVISIONS
 from farm.specs.precision import Precision
 from farm.specs.queues import CPU_QUEUE
 from farm.specs.roles import Role
@@ -83,7 +84,7 @@ class Jobs:
         runtime: Runtime | None = target.runtime if target else None
         recipe = Recipe(
             kind=kind,
-            stage=STAGES[kind].version,
+            stage=STAGES[kind].version + _revision(params),
             params=self._document(params) | {name: self._given[name] for name in given},
             inputs=inputs,
             tools=keys.tools(kind, runtime, self._toolchains(queue), self._request.source.format),
@@ -118,6 +119,15 @@ class Jobs:
         digest = keys.key({"value": value})
         self.shared[digest] = value
         return {SHARED: digest}
+
+
+def _revision(params: StageParams) -> int:
+    """What the version of a stage is raised by for the weights that it loads."""
+    architecture = getattr(params, "architecture", None)
+    if architecture is None:
+        return 0
+    takes = ARCHITECTURES[architecture.library].get(architecture.name)
+    return REVISIONS.get(takes, 0) if takes else 0
 
 
 def title(kind: JobKind, model: str, precision: Precision | None, target: Target | None) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from farm.errors import InvalidRequest, TargetUnsupported
 from farm.planning import policy
-from farm.specs import gpus
+from farm.specs import gpus, target_text
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target
 from farm.specs.triton import UNSUPPORTED
@@ -17,7 +18,7 @@ from farm.specs.triton import UNSUPPORTED
 class Choice:
     """The target chosen for a user's request, and why."""
 
-    asked: str
+    asked: str  #: without its precisions
     target: Target
     why: str
     precisions: tuple[Precision, ...] = ()  #: if not those of the request
@@ -46,20 +47,43 @@ Refuses = Callable[[Target], str | None]
 def parse(asked: str) -> tuple[Runtime | None, str]:
     """Split ``tensorrt-rtx:sm_120`` or ``rtx-4090`` into a runtime, if named, and a canonical tag.
 
+    Precisions at its end are left out.
+
     Raises:
-        UnknownGpu, InvalidRequest: the tag or the runtime doesn't exist.
+        UnknownGpu, InvalidRequest: the tag, the runtime or a precision doesn't exist.
     """
-    name, colon, tag = asked.strip().rpartition(":")
+    asked = target_text.split(asked).target
+    name, colon, tag = asked.rpartition(":")
     if not colon:
-        return None, gpus.canonical(asked)
+        return None, _gpu(asked)
     try:
         runtime = Runtime(name.strip().lower())
     except ValueError:
-        known = ", ".join(Runtime)
+        raise _unknown(name, tag) from None
+    return runtime, _gpu(tag)
+
+
+def _gpu(tag: str) -> str:
+    if tag.lower() in frozenset(Precision):
         raise InvalidRequest(
-            f"unknown runtime {name!r}", hint=f"the runtimes are {known}"
-        ) from None
-    return runtime, gpus.canonical(tag)
+            f"{tag} is a precision, not a GPU",
+            hint=f"name the target it is for: h100:{tag}; or pass it as a precision of all targets",
+        )
+    if tag.lower() in frozenset(Runtime):
+        raise InvalidRequest(f"{tag} is a runtime, not a GPU", hint=f"add the GPU: {tag}:TAG")
+    return gpus.canonical(tag)
+
+
+def _unknown(name: str, last: str) -> InvalidRequest:
+    """The error for ``NAME:LAST`` where the first isn't a runtime."""
+    target = name.rpartition(":")[2]
+    if gpus.is_known(target):
+        precisions = ", ".join(Precision)
+        return InvalidRequest(
+            f"{last!r} after {name!r} isn't a precision", hint=f"the precisions are {precisions}"
+        )
+    known = ", ".join(Runtime)
+    return InvalidRequest(f"unknown runtime {name!r}", hint=f"the runtimes are {known}")
 
 
 def choose(
@@ -85,12 +109,14 @@ def choose(
     Raises:
         UnknownGpu, InvalidRequest, TargetUnsupported
     """
+    asked, own = target_text.split(asked)
     runtime, tag = parse(asked)
+    chosen = partial(Choice, asked=asked, precisions=own)
     if runtime is not None:
-        return Choice(asked=asked, target=named(asked), why="named in the request")
+        return chosen(target=named(asked), why="named in the request")
     if tag == gpus.CPU:
         cpu = Target(runtime=Runtime.ONNXRUNTIME, gpu=tag)
-        return Choice(asked=asked, target=cpu, why="cpu means onnxruntime:cpu")
+        return chosen(target=cpu, why="cpu means onnxruntime:cpu")
     candidates = [normal(one, tag) for one in runtimes]
     possible = [target for target in candidates if policy.refusal(target) is None]
     if not possible:
@@ -108,7 +134,7 @@ def choose(
     for one, target in zip(measured, fast, strict=True):
         if reason(target) is None:
             faster = {other: reason(other) for other in fast[: fast.index(target)]}
-            return Choice(asked=asked, target=target, why=_why(one.why, faster))
+            return chosen(target=target, why=_why(one.why, faster))
     able = [target for target in possible if refusal(target) is None] or possible
     online = [target for target in able if online_queues.get(policy.build_queue(target))]
     target = (online or able)[0]
@@ -118,7 +144,7 @@ def choose(
         else f"no online worker can build for {tag}; waits for one with {target}"
     )
     before = {other: reason(other) for other in candidates[: candidates.index(target)]}
-    return Choice(asked=asked, target=target, why=_why(why, before))
+    return chosen(target=target, why=_why(why, before))
 
 
 _OFFLINE = "no online worker can build it"

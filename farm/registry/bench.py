@@ -23,6 +23,8 @@ from farm.specs.states import LIVE, EngineState, JobState
 
 _MOST = 1000
 _MOST_BUILDS = 100
+#: Other builds may leave something out as well: what they were asked to skip.
+_IS_BENCH = Build.request[("bench", "wait_for_workers")].as_string().is_not(None)
 
 
 def bench(
@@ -179,7 +181,7 @@ def _left_out(
     there = {(f"{one.runtime}:{one.gpu}", one.precision) for one in found}
     entries = session.scalars(
         select(Build.left_out)
-        .where(Build.version_id == version_id, Build.left_out.is_not(None))
+        .where(Build.version_id == version_id, Build.left_out.is_not(None), _IS_BENCH)
         .order_by(Build.id.desc())
         .limit(_MOST_BUILDS)
     )

@@ -64,9 +64,12 @@ class WantedEngine(Answer):
 
 
 class LeftOut(Answer):
-    """Engines that a bench doesn't build, and why."""
+    """Engines that a build leaves out, and why."""
 
-    target: str = Field(examples=["tensorrt-rtx:sm_90"])
+    target: str = Field(
+        description="as requested, if none of the farm's runtimes supports it",
+        examples=["tensorrt-rtx:sm_90"],
+    )
     precisions: list[Precision]
     why: str
 
@@ -76,7 +79,9 @@ class BuildSummary(Answer):
     model: str
     version: int
     state: BuildState
-    precisions: list[Precision] = Field(description="as requested; empty: every precision")
+    precisions: list[Precision] = Field(
+        description="as requested, for targets that name none themselves; empty: every precision"
+    )
     targets: list[str]
     bench: BenchOptions | None = Field(
         None, description="set if the build makes every engine of its targets"
@@ -106,7 +111,9 @@ class BuildView(BuildSummary):
     fixed_inputs: FixedInputs = {}
     jobs: list[JobView]
     engines: list[WantedEngine]
-    left_out: list[LeftOut] = Field([], description="what a bench doesn't build, and why")
+    left_out: list[LeftOut] = Field(
+        [], description="what a bench, or a build that skips the unsupported, leaves out, and why"
+    )
     held_back: list[str] = Field(
         [],
         description="how its version's inputs and outputs differ from those of the version before, while "

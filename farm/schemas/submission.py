@@ -14,6 +14,7 @@ from farm.specs.options import BuilderOptions, Prune
 from farm.specs.precision import CalibrationMethod, Precision
 from farm.specs.shapes import FixedInputs, ShapeRange
 from farm.specs.source import Architecture, SourceFormat
+from farm.specs.target_text import split
 
 
 class Source(Request):
@@ -91,7 +92,12 @@ BENCH_EXAMPLE: dict[str, Any] = {
 Precisions = Annotated[list[Precision], Field(max_length=8)]
 Targets = Annotated[
     list[Annotated[str, StringConstraints(min_length=1, max_length=100)]],
-    Field(min_length=1, max_length=64),
+    Field(
+        min_length=1,
+        max_length=64,
+        description="`GPU` or `RUNTIME:GPU`, each also with precisions of its own: `t4:fp16`, "
+        "`tensorrt:h100:fp8,int8`",
+    ),
 ]
 Priority = Annotated[int, Field(ge=0, le=9, description="9 is the most urgent")]
 
@@ -133,9 +139,16 @@ class BuildRequest(Request):
     ]
     source: Source
     precisions: Precisions = Field(
-        [], description="at least one; with `bench`, none means every precision"
+        [],
+        description="of the targets that name none themselves: at least one, or with `bench` none for every "
+        "precision",
     )
     targets: Targets
+    skip_unsupported: bool = Field(
+        False,
+        description="leave out the engines that their target, the source or the options rule out, instead of "
+        "refusing the build; `left_out` tells which, and why",
+    )
     bench: BenchOptions | None = Field(
         None,
         description="build the targets in every runtime, or in the one that they name, and in every "
@@ -169,9 +182,11 @@ class BuildRequest(Request):
 
     @model_validator(mode="after")
     def _has_precisions(self) -> Self:
-        if not self.precisions and self.bench is None:
+        has_none = [one for one in self.targets if not split(one).precisions]
+        if has_none and not self.precisions and self.bench is None:
             raise ValueError(
-                "no precisions: name at least one, or pass `bench` for an engine in each"
+                f"no precisions for {', '.join(has_none[:5])}: name at least one, or pass `bench` for an "
+                "engine in each"
             )
         return self
 

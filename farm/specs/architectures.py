@@ -58,6 +58,10 @@ ARCHITECTURES: Mapping[str, Mapping[str, Takes]] = {
     "torchvision": _names(_TORCHVISION, "image"),
 }
 
+#: How often what jobs make of such weights has changed, apart from their stages: raise it instead of the
+#: versions of all stages that load sources.
+REVISIONS: Mapping[Takes, int] = {"text": 1}
+
 #: Configuration fields that select code, files or hubs: refused.
 _CHOOSE_CODE = frozenset(
     """

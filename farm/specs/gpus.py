@@ -114,6 +114,15 @@ def _whole(tag: str) -> str:
     )
 
 
+def is_known(tag: str) -> bool:
+    """Whether the farm knows this GPU tag."""
+    try:
+        canonical(tag)
+    except UnknownGpu:
+        return False
+    return True
+
+
 def compute_capability(tag: str) -> str:
     """``h200`` → ``sm_90``; a compute capability and ``cpu`` stand for themselves."""
     name = canonical(tag)

@@ -20,6 +20,8 @@ class Role(StrEnum):
     TIMING_CACHE = "timing_cache"  #: TensorRT's
     PEERS = "peers"  #: PyTorch's figures, which a worker keeps from one measurement for the next
     REPORT = "report"
+    INPUTS = "inputs"  #: arrays to run an engine on
+    OUTPUTS = "outputs"  #: what it gave
 
     @property
     def in_words(self) -> str:
@@ -33,6 +35,7 @@ _WORDS = {
     Role.ONNX: "the exported ONNX",
     Role.TYPED: "the typed ONNX",
     Role.ENGINE: "the engine",
+    Role.INPUTS: "the inputs",
 }
 
 #: Roles uploaded with a submission.

@@ -279,3 +279,15 @@ BENCH: dict[str, Any] = {
         }
     ],
 }
+
+#: What an engine gave: an archive of no arrays.
+OUTPUTS = b"PK\x05\x06" + bytes(18)
+INFERENCE: dict[str, Any] = {
+    "id": 42,
+    "state": "succeeded",
+    "target": "onnxruntime:cpu",
+    "outputs": [{"name": "scores", "dtype": "float32", "shape": [8, 10]}],
+    "run_ms": 1.5,
+    "digest": digest_of(OUTPUTS),
+    "created_at": NOW,
+}

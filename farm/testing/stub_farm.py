@@ -21,7 +21,18 @@ from farm.schemas.storage import GC_EXAMPLE
 from farm.signing.bundles import MEDIA_TYPE
 from farm.signing.signers import Signer
 from farm.specs.names import folded
-from farm.testing.documents import BENCH, BUILD, EVENTS, LAYERS, NOW, build, digest_of, engine
+from farm.testing.documents import (
+    BENCH,
+    BUILD,
+    EVENTS,
+    INFERENCE,
+    LAYERS,
+    NOW,
+    OUTPUTS,
+    build,
+    digest_of,
+    engine,
+)
 from farm.testing.signing import shown_keys, signed_bundle
 
 _ASKED = ("precision", "runtime", "version")  #: what engines are asked for by, beside the GPU
@@ -48,6 +59,8 @@ class StubFarm:
     bundles: dict[str, bytes] = field(default_factory=dict)
     bench: dict[str, Any] = field(default_factory=lambda: dict(BENCH))  #: of any GPU
     benched: list[dict[str, Any]] = field(default_factory=list)  #: the requests for more of it
+    inference: dict[str, Any] = field(default_factory=lambda: dict(INFERENCE))
+    inferred: list[dict[str, Any]] = field(default_factory=list)  #: the requests for it
     targets: list[dict[str, Any]] = field(default_factory=list)
     workers: list[dict[str, Any]] = field(default_factory=list)
     plugins: list[dict[str, Any]] = field(default_factory=list)
@@ -110,6 +123,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._route()
 
+    def do_DELETE(self) -> None:
+        self._route()
+
     def _route(self) -> None:
         path = urlsplit(self.path).path
         headers = {name.lower(): value for name, value in self.headers.items()}
@@ -157,6 +173,19 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.farm.benched.append(json.loads(body))
         self._submitted()
+
+    def _post_infer(self, _parts: list[str], body: bytes) -> None:
+        self.farm.inferred.append(json.loads(body))
+        self._json(self.farm.inference | {"engine": BUILD, "why": "built for cpu"}, 202)
+
+    def _get_infer(self, parts: list[str], _body: bytes) -> None:
+        if len(parts) == 2:
+            self._bytes(OUTPUTS, "application/octet-stream")
+        else:
+            self._json(self.farm.inference)
+
+    def _delete_infer(self, _parts: list[str], _body: bytes) -> None:
+        self._json(self.farm.inference | {"state": "cancelled"})
 
     def _post_plugins(self, _parts: list[str], body: bytes) -> None:
         asked = json.loads(body)

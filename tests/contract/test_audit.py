@@ -102,6 +102,30 @@ def _retry(api, _db, _monkeypatch):
     return "retry", build
 
 
+#: An archive of no arrays, for an engine of no inputs.
+_NO_INPUTS = b"PK\x05\x06" + bytes(18)
+
+
+def _infer(api, db, _monkeypatch):
+    ledger = Ledger(db)
+    ledger.worker()
+    ledger.submit(targets=["cpu"], source={"digest": api.upload(b"a model"), "format": "onnx"})
+    ledger.run_all()
+    engine = api.get("/v1/models/digits/engines").json()["items"][0]["id"]
+    asked = {"engine": engine, "inputs": api.upload(_NO_INPUTS)}
+    for _ in range(2):  # the second joins the first
+        answer = api.post("/v1/infer", json=asked)
+        assert answer.status_code == 202, answer.text
+    return "infer", str(answer.json()["id"])
+
+
+def _cancel_inference(api, db, monkeypatch):
+    _, inference = _infer(api, db, monkeypatch)
+    for _ in range(2):  # the second finds nothing to cancel
+        assert api.request("DELETE", f"/v1/infer/{inference}").is_success
+    return "infer.cancel", inference
+
+
 ALIAS = "/v1/models/{model}/aliases/{alias}"
 _PROD = "/v1/models/digits/aliases/prod"
 _RETENTION = "/v1/models/digits/retention"
@@ -296,6 +320,8 @@ CHANGES = {
     ("POST", "/v1/models/{model}/bench"): _bench,
     ("POST", "/v1/builds/{build_id}/cancel"): _cancel,
     ("POST", "/v1/builds/{build_id}/retry"): _retry,
+    ("POST", "/v1/infer"): _infer,
+    ("DELETE", "/v1/infer/{inference_id}"): _cancel_inference,
     ("POST", "/v1/plugins"): _plugin,
     ("POST", "/v1/gc"): _gc,
     ("POST", "/v1/scrub"): _scrub,

@@ -13,10 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from farm.errors import InvalidData, ProfileMismatch
+from farm.specs.batch_axes import batch_symbol
 from farm.specs.precision import Precision
 from farm.specs.shapes import ShapeRange, TensorSpec
 from tests.zoo import runner
-from workers.inputs.batch import Batch, batch_symbol
+from workers.inputs.batch import Batch
 from workers.inputs.profiles import AxisRange, computed, resolve_profiles
 from workers.inputs.samples import check_samples
 

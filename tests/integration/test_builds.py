@@ -7,12 +7,20 @@ from sqlalchemy import func, select
 
 from farm.builds import attach, views
 from farm.database.tables import EngineRow, Event, Job
-from farm.errors import Conflict, InvalidModel, LeaseLost, NotFound
+from farm.errors import (
+    CastFailed,
+    ChildDied,
+    ChildOutOfMemory,
+    Conflict,
+    InvalidModel,
+    LeaseLost,
+    NotFound,
+)
 from farm.queue import jobs, leases
 from farm.registry import catalog, models, names
 from farm.registry.match import best_match
 from farm.specs.gates import GateSet, QuantizedGates
-from tests.ledger import DATA, SOURCE
+from tests.ledger import DATA, SOURCE, TOOLCHAIN
 
 
 def test_a_build_runs_its_jobs_in_order_and_publishes_its_engines(ledger):
@@ -194,13 +202,47 @@ def test_a_failure_is_not_cached(ledger):
 def test_a_retry_runs_what_failed_as_a_new_attempt_and_keeps_the_rest(ledger):
     build = ledger.submit()
     ledger.succeed(ledger.claim_next())
-    ledger.fail(ledger.claim_next(), InvalidModel("bad luck"))
+    ledger.fail(ledger.claim_next(), ChildOutOfMemory())
     ledger.retry(build)
     assert [(job.kind, job.attempt) for job in ledger.queued()] == [("cast", 2)]
     ledger.run_all()
     assert ledger.view(build).state == "succeeded"
     ledger.retry(build)
     assert ledger.view(build).state == "succeeded"
+
+
+def test_a_retry_that_would_only_fail_again_is_refused_with_what_to_change(ledger):
+    build = ledger.submit()
+    ledger.fail(ledger.claim_next(), InvalidModel("no operator Foo", hint="export it without Foo"))
+    with pytest.raises(
+        Conflict, match="would fail again: export digits: no operator Foo"
+    ) as caught:
+        ledger.retry(build)
+    assert caught.value.hint.startswith("export it without Foo; or ")
+    assert "--force" in caught.value.hint
+    assert ledger.view(build).state == "failed"
+    ledger.retry(build, force=True)
+    assert [(job.kind, job.attempt) for job in ledger.queued()] == [("export", 2)]
+
+
+def test_a_retry_is_taken_if_anything_that_failed_may_pass(ledger):
+    build = ledger.submit(targets=["sm_89", "cpu"], precisions=["fp16", "fp32"])
+    ledger.succeed(ledger.claim_next())
+    failed = [ledger.claim_next(), ledger.claim_next()]
+    ledger.fail(failed[0], CastFailed("a constant is too large"))
+    ledger.fail(failed[1], ChildDied())
+    ledger.run_all()
+    assert ledger.view(build).state == "failed"
+    ledger.retry(build)
+    assert ledger.view(build).state in ("queued", "running")
+
+
+def test_a_retry_is_taken_if_the_tools_have_changed(ledger):
+    build = ledger.submit()
+    ledger.fail(ledger.claim_next(), InvalidModel("torch can't read it"))
+    ledger.worker(toolchain=TOOLCHAIN | {"onnx": "99.0"})
+    ledger.retry(build)
+    assert ledger.view(build).state == "queued"
 
 
 def test_cancel_ends_what_nobody_else_wants(ledger):

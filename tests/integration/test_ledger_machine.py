@@ -13,7 +13,7 @@ from sqlalchemy import delete, select
 
 from farm.database.base import Base
 from farm.database.tables import Build, BuildJob, EngineRow, Event, Job, JobInput, Wanted
-from farm.errors import InvalidModel, LeaseLost
+from farm.errors import EngineBuildFailed, LeaseLost
 from farm.queue import jobs, leases
 from farm.specs.states import BUILD_ENDED, JOB_TRANSITIONS, LIVE, BuildState, JobState, build_state
 from tests.ledger import DATA, Ledger
@@ -63,7 +63,7 @@ def machine(ledger: Ledger) -> type[RuleBasedStateMachine]:
         @rule(n=pick)
         def fail(self, n: int) -> None:
             if self.claims:
-                error = InvalidModel("no operator Foo")
+                error = EngineBuildFailed("no tactic")
                 self._end(self.claims[n % len(self.claims)], lambda c: ledger.fail(c, error))
 
         def _end(self, claim: jobs.Claim, how) -> None:

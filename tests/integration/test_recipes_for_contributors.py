@@ -44,7 +44,7 @@ STAGE = {
     "farm/stages.py": [
         ("    @classmethod\n", '    STRIP = "strip"\n\n    @classmethod\n'),
         ("StageParams = (\n", "class StripParams(Value):\n    pass\n\n\nStageParams = (\n"),
-        ("    PruneParams | ", "    StripParams | PruneParams | "),
+        ("    PruneParams\n", "    PruneParams\n    | StripParams\n"),
         (
             "Mapping[JobKind, StageSpec] = {\n",
             """Mapping[JobKind, StageSpec] = {

@@ -124,6 +124,7 @@ def test_completion_offers_builds_and_tags_and_never_fails(
     assert "DIGits" in offered("farm pull DIG")
     assert "sm_80,rtx-4090" in offered("farm submit m.pt2 --gpu sm_80,rtx-40")
     assert "bf16" in offered("farm submit m.pt2 --precision b")
+    assert "h100:fp8,int8" in offered("farm submit m.pt2 --target h100:fp8,in")
     assert "digits" in offered("farm bench d")
     assert "throughput" in offered("farm bench digits --goal t")
     assert "rtx-4090" in offered("farm bench digits --gpu rtx-40")

@@ -42,6 +42,8 @@ def test_cancel_and_retry_say_what_became_of_the_build(run: Run, stub: StubFarm)
     assert run("cancel", BUILD).stdout == f"build {BUILD} cancelled\n"
     assert run("cancel", BUILD).stdout == f"build {BUILD} had already ended: cancelled\n"
     assert f"farm watch {BUILD}" in run("retry", BUILD).stdout
+    assert run("retry", BUILD, "--force").exit_code == exits.OK
+    assert stub.asked("POST", f"/v1/builds/{BUILD}/retry?force=true")
 
 
 def test_explain_says_what_differs(run: Run) -> None:

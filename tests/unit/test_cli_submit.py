@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from farm.cli import exits, options
+from farm.client import Build
 from farm.errors import InvalidRequest
+from farm.schemas.events import Event
 from farm.testing import documents
 from farm.testing.documents import BUILD
 from farm.testing.stub_farm import StubFarm
@@ -95,6 +99,66 @@ def test_submit_takes_lists_by_commas_and_by_repeating(
         {"image": image, "mask": {"min": [1, 8], "opt": [1, 8], "max": [1, 8]}}
     ]
     assert json.loads(result.stdout)["id"] == BUILD
+
+
+@pytest.mark.parametrize(
+    ("words", "targets", "precisions"),
+    [
+        ("--target t4:fp16 --target h100:fp8,int8", ["t4:fp16", "h100:fp8,int8"], []),
+        ("--gpu h100:fp8,int8,cpu --precision fp32", ["h100:fp8,int8", "cpu"], ["fp32"]),
+        ("--gpu a100:fp16,int8 --gpu h100:fp8,int8", ["a100:fp16,int8", "h100:fp8,int8"], []),
+        ("--gpu t4:int8,cpu", ["t4:int8", "cpu"], ["fp16"]),
+    ],
+)
+def test_a_target_may_name_precisions_of_its_own(
+    run: Run, stub: StubFarm, model: Path, words: str, targets: list[str], precisions: list[str]
+) -> None:
+    result = run("submit", model, *words.split())
+    assert result.exit_code == exits.OK, result.output
+    assert stub.submitted[0]["targets"] == targets
+    assert stub.submitted[0]["precisions"] == precisions
+
+
+def test_what_is_left_out_is_told_with_the_reason(run: Run, stub: StubFarm, model: Path) -> None:
+    why = "sm_75 has no bf16, which needs sm_80 or later; use fp16"
+    stub.builds[BUILD]["left_out"] = [
+        {"target": "tensorrt-rtx:sm_75", "precisions": ["bf16", "fp8"], "why": why}
+    ]
+    result = run("submit", model, "--gpu", "t4", "--skip-unsupported")
+    assert stub.submitted[0]["skip_unsupported"] is True
+    assert f"left out: tensorrt-rtx:sm_75 in bf16, fp8: {why}\n" in result.stdout
+
+
+def test_a_wait_ends_with_its_timeout_and_the_build_goes_on(
+    run: Run, stub: StubFarm, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+
+    def never(self: Build, *, after: int = 0) -> Iterator[Event]:
+        over.wait()
+        return iter(())
+
+    monkeypatch.setattr(Build, "events", never)
+    try:
+        for more in ((), ("--json",)):
+            result = run("submit", model, "--gpu", "t4", "--wait", "--timeout", "0s", *more)
+            assert result.exit_code == exits.TIMED_OUT
+            assert f"build {BUILD} hadn't ended after 0s; it continues" in result.stderr
+            assert f"farm watch {BUILD}" in result.stderr
+        assert json.loads(result.stdout)["id"] == BUILD
+        assert json.loads(result.stderr)["code"] == "wait-timed-out"
+        assert run("watch", BUILD, "--timeout", "0s").exit_code == exits.TIMED_OUT
+    finally:
+        over.set()
+    assert not stub.asked("POST", f"/v1/builds/{BUILD}/cancel")
+
+
+def test_a_timeout_needs_a_wait_and_a_duration(run: Run, stub: StubFarm, model: Path) -> None:
+    alone = run("submit", model, "--gpu", "t4", "--timeout", "30m")
+    assert (alone.exit_code, "add --wait" in alone.stderr) == (exits.USAGE, True)
+    wrong = run("submit", model, "--gpu", "t4", "--wait", "--timeout", "soon")
+    assert (wrong.exit_code, "'soon' isn't a duration" in wrong.stderr) == (exits.USAGE, True)
+    assert not stub.submitted
 
 
 def test_inputs_that_are_fixed_are_submitted_with_their_values(

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from farm.cli import exits, show, watch
+from farm.cli.patience import Patience
 from farm.client import Build, Farm
 from farm.errors import InvalidRequest
 from farm.testing import documents
@@ -114,7 +115,8 @@ def test_on_a_terminal_watch_shows_the_jobs_in_place(
     screen = Console(file=shown, force_terminal=True, width=120, height=40, markup=False)
     monkeypatch.setattr(show, "console", lambda: screen)
     with Farm(stub.url) as farm:
-        watch._live(farm.build(BUILD))
+        build = farm.build(BUILD)
+        watch._live(build, Patience(build, None))
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
     assert re.search(r"2 +build digits:int8@sm_89 +succeeded +host-cpu +1 min 05 s", text)
     assert "engines 1/1" in text
@@ -129,8 +131,10 @@ def test_on_a_terminal_watch_tells_when_the_farm_is_lost(
     monkeypatch.setattr(Build, "events", lose)
     screen = Console(file=io.StringIO(), force_terminal=True, width=120)
     monkeypatch.setattr(show, "console", lambda: screen)
-    with Farm(stub.url) as farm, pytest.raises(InvalidRequest, match="lost"):
-        watch._live(farm.build(BUILD))
+    with Farm(stub.url) as farm:
+        build = farm.build(BUILD)
+        with pytest.raises(InvalidRequest, match="lost"):
+            watch._live(build, Patience(build, None))
     assert not [t for t in threading.enumerate() if t.name == "watch"]
 
 

@@ -23,6 +23,7 @@ from farm.specs.options import BuilderOptions
 from farm.testing import documents
 from farm.testing.documents import BUILD
 from farm.testing.stub_farm import StubFarm
+from tests.arrays import npz
 
 QUICK = Backoff(first_s=0)
 PROBLEM_503 = {"code": "database-unavailable", "detail": "the database is away", "hint": "wait"}
@@ -39,7 +40,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def samples(tmp_path: Path) -> Path:
     path = tmp_path / "samples.npz"
-    path.write_bytes(b"samples" * 1000)
+    npz(path, image=("<f4", (8, 3)))
     return path
 
 
@@ -72,6 +73,7 @@ def test_submit_sends_what_the_contract_asks_for(
             },
             "precisions": ["int8"],
             "targets": ["sm_89"],
+            "skip_unsupported": False,
             "bench": None,
             "profiles": [{"image": {"min": [1, 3], "opt": [8, 3], "max": [64, 3]}}],
             "fixed_inputs": {},

@@ -68,6 +68,7 @@ HONEST: dict[JobKind, dict[str, Any]] = {
         },
         "metrics_reason": None,
     },
+    JobKind.INFER: {"outputs": [X], "run_ms": 1.5},
 }
 ROLES = {
     JobKind.PRUNE: ["source"],
@@ -76,6 +77,7 @@ ROLES = {
     JobKind.CALIBRATE: ["typed"],
     JobKind.BUILD: ["engine", "layers"],
     JobKind.MEASURE: ["report"],
+    JobKind.INFER: ["outputs"],
 }
 
 
@@ -165,6 +167,8 @@ def test_a_field_of_another_type_is_refused_wherever_it_stands(
         (JobKind.EXPORT, "unknown", 1),
         (JobKind.PRUNE, "layers", {str(n): "x" for n in range(30_000)}),
         (JobKind.CALIBRATE, "remainder_nodes", {"fp16": -1}),
+        (JobKind.INFER, "outputs.0.shape", "x"),
+        (JobKind.INFER, "run_ms", "soon"),
     ],
 )
 def test_a_lie_of_a_stage_is_refused_before_anything_keeps_it(

@@ -426,3 +426,16 @@ def test_the_keys_of_a_request_are_those_of_the_farm_before():
     assert keys.key({"keys": list(made.jobs)}) == (
         "sha256:bea6625114f69e0542a4d24962c0044962cd96b998d4c2c006009a352311f50b"
     )
+
+
+def test_text_models_are_built_again_that_took_their_mask_for_their_tokens():
+    def stages(name):
+        architecture = {"library": "transformers", "name": name, "config": {}}
+        source = {"digest": BUILD_EXAMPLE["source"]["digest"], "format": "safetensors"}
+        made = planned(
+            targets=["sm_89"], precisions=["fp32"], source=source | {"architecture": architecture}
+        )
+        return {job.kind: job.recipe.stage - STAGES[job.kind].version for job in made.jobs.values()}
+
+    assert stages("BertModel") == {"export": 1, "build": 0, "measure": 1}
+    assert stages("ViTModel") == {"export": 0, "build": 0, "measure": 0}

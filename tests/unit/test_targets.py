@@ -1,8 +1,11 @@
+import re
+
 import pytest
 
 from farm.errors import InvalidRequest, TargetUnsupported
 from farm.planning import policy, targets
 from farm.planning.targets import Measured
+from farm.specs import gpus, target_text
 from farm.specs.options import BuilderOptions
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target
@@ -190,3 +193,53 @@ def test_rtx_by_default_for_a_gpu_of_a_data_centre_is_warned_of(asked):
 def test_a_runtime_that_serves_or_was_asked_for_is_not_warned_of(asked, online):
     choice = choose(asked, online)
     assert targets.warning(asked, choice.target) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "target", "precisions"),
+    [
+        ("t4", "t4", ()),
+        ("t4:fp16", "t4", ("fp16",)),
+        ("tensorrt:h100:fp8,int8", "tensorrt:h100", ("fp8", "int8")),
+        ("onnxruntime:cpu:INT8-dynamic, fp32", "onnxruntime:cpu", ("int8-dynamic", "fp32")),
+        ("tensorrt:h100", "tensorrt:h100", ()),
+        ("h100:fp8,fp8", "h100", ("fp8",)),
+    ],
+)
+def test_a_target_may_name_its_own_precisions(asked, target, precisions):
+    assert target_text.split(asked) == (target, precisions)
+    choice = choose(asked, runtimes=ALL)
+    assert (choice.asked, choice.precisions) == (target, precisions)
+    assert str(choice.target) == str(choose(target, runtimes=ALL).target)
+
+
+def test_no_precision_is_a_runtime_or_a_gpu():
+    for one in Precision:
+        assert one not in set(Runtime)
+        assert not gpus.is_known(one)
+
+
+def test_precisions_between_commas_belong_to_the_target_before_them_if_that_names_any():
+    assert target_text.joined("t4:fp16 h100:fp8 int8 cpu a100:fp16 int8".split()) == [
+        "t4:fp16",
+        "h100:fp8,int8",
+        "cpu",
+        "a100:fp16,int8",
+    ]
+    assert target_text.joined(["t4", "int8"]) == ["t4", "int8"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "detail", "hint"),
+    [
+        ("t4:fp61", "'fp61' after 't4' isn't a precision", "int8-dynamic"),
+        ("tensorrt:t4:fp16,fp61", "'fp16,fp61' after 'tensorrt:t4' isn't a precision", "bf16"),
+        ("int8", "int8 is a precision, not a GPU", "h100:int8"),
+        ("tensorrt:int8", "tensorrt is a runtime, not a GPU", "tensorrt:TAG"),
+        ("tensorflow:t4", "unknown runtime 'tensorflow'", "tensorrt-rtx"),
+    ],
+)
+def test_a_target_that_is_none_is_refused_with_what_is_wrong_with_it(asked, detail, hint):
+    with pytest.raises(InvalidRequest, match=re.escape(detail)) as caught:
+        choose(asked)
+    assert hint in caught.value.hint

@@ -9,8 +9,9 @@ from math import prod
 from typing import Literal, NamedTuple
 
 from farm.errors import ProfileMismatch
+from farm.specs.batch_axes import batch_symbol
 from farm.specs.shapes import ANONYMOUS, Profile, ShapeRange, TensorSpec, ValueRange
-from workers.inputs.batch import Shapes, Sizes, batch_symbol, sizes_of
+from workers.inputs.batch import Shapes, Sizes, sizes_of
 
 #: Batch sizes (min, opt, max) for a model with a dynamic batch and no profile.
 DEFAULT_BATCH = (1, 8, 64)

@@ -14,25 +14,35 @@ from numpy.typing import NDArray
 
 from farm.errors import InvalidData
 from farm.formats.archives import Malformed, behind, zip_names
+from farm.formats.array_files import NPY
+from farm.specs.samples import BF16 as BF16
+from farm.specs.samples import LABEL as LABEL
+from farm.specs.samples import (
+    POSITIONAL,
+    Head,
+    check_counts,
+    check_label,
+    check_names,
+    check_sizes,
+    check_type,
+    named,
+)
+from farm.specs.samples import given_as as given_as
 from farm.specs.shapes import FixedInputs, Profile, TensorSpec
 from farm.specs.source import DataKind
 from workers.inputs.batch import Arrays as Arrays
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import shapes_at
-from workers.inputs.standins import BF16 as BF16
 from workers.inputs.standins import Runnable as Runnable
-from workers.inputs.standins import given_as as given_as
 from workers.inputs.standins import random_arrays as random_arrays
 from workers.inputs.standins import tried
 
-#: The name of the array of class indices in evaluation data.
-LABEL = "label"
 #: For random data, so that a job is reproducible.
 SEED = 0
 
 
 def read_samples(path: Path, fixed: FixedInputs | None = None) -> Arrays:
-    """Read a ``.npz`` or ``.safetensors`` file, detected by content. Pickles are never run.
+    """Read a ``.npz``, ``.npy`` or ``.safetensors`` file, detected by content. Pickles are never run.
 
     Parameters:
         fixed: inputs that the model no longer takes. The data may omit them; if present, they must have
@@ -87,36 +97,31 @@ def _arrays(path: Path) -> Arrays:
         from safetensors.numpy import load_file
 
         return dict(load_file(path))
-    raise Malformed("the file is neither .npz nor .safetensors")
+    if magic.startswith(NPY):
+        return {POSITIONAL: np.load(path, allow_pickle=False)}
+    raise Malformed("the file is neither .npz, .npy nor .safetensors")
 
 
 def check_samples(arrays: Arrays, inputs: Sequence[TensorSpec], profile: Profile) -> Arrays:
     """Return the arrays of the graph's inputs, checked for names, shapes, dtypes and finite values.
 
-    Never converts a dtype: silent casts are how uint8 images reach a model trained on floats in 0…1.
+    One array that was saved without a name is the only input's.
 
     Raises:
         InvalidData: names the input and what to do.
     """
-    samples = {name: array for name, array in arrays.items() if name != LABEL}
-    names = [spec.name for spec in inputs]
-    if set(samples) != set(names):
-        raise InvalidData(
-            f"the data has {_listed(samples)}, but the model's inputs are {_listed(names)}",
-            hint="save one array per input, under the input's exact name: "
-            f"numpy.savez(path, {', '.join(f'{name}=…' for name in names)})",
-        )
+    samples = {name: each for name, each in named(arrays, inputs).items() if name != LABEL}
+    check_names(samples, inputs, InvalidData)
     batch = Batch.of(inputs, profile)
+    heads = {name: head_of(array) for name, array in samples.items()}
     for spec in inputs:
         _check_array(samples[spec.name], spec, profile, batch.axis_of(spec.name))
-    counts = {name: batch.count({name: samples[name]}) for name in batch.inputs}
-    if len(set(counts.values())) > 1:
-        along = ", ".join(f"axis {batch.axis_of(name)} of {name!r}" for name in counts)
-        raise InvalidData(
-            f"the inputs have different numbers of samples: {counts}",
-            hint=f"every array needs the same number of samples along the batch axis: {along}",
-        )
-    return {name: samples[name] for name in names}
+    check_counts(heads, {name: batch.axis_of(name) for name in batch.inputs}, InvalidData)
+    return {spec.name: samples[spec.name] for spec in inputs}
+
+
+def head_of(array: NDArray[np.generic]) -> Head:
+    return Head(array.dtype.name, array.shape)
 
 
 def check_labels(arrays: Arrays, count: int) -> NDArray[np.int64] | None:
@@ -128,13 +133,7 @@ def check_labels(arrays: Arrays, count: int) -> NDArray[np.int64] | None:
     labels = arrays.get(LABEL)
     if labels is None:
         return None
-    if labels.shape[:1] != (count,) or labels.dtype.kind not in "iu":
-        raise InvalidData(
-            f"{LABEL!r} is {labels.dtype}{list(labels.shape)}, but integers for each of {count} samples "
-            "are required",
-            hint=f"save class indices as int64 of shape [{count}], or [{count}, height, width] where "
-            "each pixel has a class",
-        )
+    check_label(head_of(labels), count, InvalidData)
     return labels.astype(np.int64)
 
 
@@ -199,41 +198,13 @@ def samples_for(
 def _check_array(
     array: NDArray[np.generic], spec: TensorSpec, profile: Profile, batch_axis: int | None
 ) -> None:
-    if array.ndim != len(spec.shape):
-        raise InvalidData(
-            f"the data for input {spec.name!r} has shape {list(array.shape)}, "
-            f"but the model takes {list(spec.shape)}",
-            hint="this input has no batch axis: pass one array, shared by all samples"
-            if batch_axis is None
-            else f"put the samples on axis {batch_axis} and keep the model's other axes",
-        )
-    if array.dtype.name != given_as(spec):
-        raise InvalidData(
-            f"the data for input {spec.name!r} is {array.dtype.name}, "
-            f"but the model takes {spec.dtype}",
-            hint=f"preprocess it as for the model and save it with .astype(numpy.{given_as(spec)})",
-        )
-    shapes = profile[spec.name]
-    for axis in range(array.ndim):
-        if axis == batch_axis:
-            continue
-        low, high = shapes.min[axis], shapes.max[axis]
-        if not low <= array.shape[axis] <= high:
-            allowed = str(low) if low == high else f"{low} to {high}"
-            raise InvalidData(
-                f"axis {axis} of the data for input {spec.name!r} is {array.shape[axis]}, "
-                f"but the model takes {allowed}",
-                hint="resize or pad the samples as for the model",
-            )
-    if batch_axis is not None and array.shape[batch_axis] == 0:
-        raise InvalidData(f"input {spec.name!r} has no samples", hint="save at least two batches")
+    head = head_of(array)
+    check_type(head, spec, batch_axis, InvalidData)
+    others = [axis for axis in range(array.ndim) if axis != batch_axis]
+    check_sizes(head, spec.name, profile[spec.name], others, InvalidData)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = int((~np.isfinite(array)).sum())
         raise InvalidData(
             f"the data for input {spec.name!r} has {bad} NaN or infinite values",
             hint="remove those samples, or fix the preprocessing",
         )
-
-
-def _listed(names: object) -> str:
-    return ", ".join(map(repr, names)) or "nothing"  # type: ignore[call-overload]

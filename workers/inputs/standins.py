@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farm.errors import InvalidModel
+from farm.specs.batch_axes import batch_symbol
+from farm.specs.samples import given_as
 from farm.specs.shapes import Profile, TensorSpec
-from workers.inputs.batch import Arrays, Shapes, batch_symbol
+from workers.inputs.batch import Arrays, Shapes
 
 #: Inputs that give the length of each sample.
 _LENGTHS = re.compile(r"(?P<of>.*?)_?(len|lens|length|lengths)", re.IGNORECASE)
-#: NumPy lacks this type: a bf16 input is passed as float32 and rounded when the model runs.
-BF16 = "bfloat16"
 
 
 class Runnable(Protocol):
@@ -108,11 +108,6 @@ def tried(
     if runs:
         return runs[0]
     raise _refused(failures[0], inputs)
-
-
-def given_as(spec: TensorSpec) -> str:
-    """The NumPy dtype of an input's arrays."""
-    return "float32" if spec.dtype == BF16 else spec.dtype
 
 
 def _is_finite(arrays: Mapping[str, NDArray[np.generic]]) -> bool:

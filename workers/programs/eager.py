@@ -14,8 +14,9 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from farm.errors import InvalidModel
+from farm.specs.batch_axes import batch_symbol
 from farm.specs.shapes import TensorSpec
-from workers.inputs.batch import Arrays, batch_symbol
+from workers.inputs.batch import Arrays
 from workers.inputs.profiles import AxisRange
 from workers.inputs.samples import BF16
 from workers.programs.guard import checked

@@ -13,6 +13,7 @@ from farm.errors import ResultRefused
 from farm.reports import records
 from farm.reports.extent import TooMuch
 from farm.reports.layers import MAX_LAYER_REPORT_BYTES, LayerReport
+from farm.specs.inference import MAX_BYTES as MAX_OUTPUT_BYTES
 from farm.specs.roles import Role
 from farm.stages import STAGES, JobKind, check_facts
 from workers.peers.files import MAX_BYTES as MAX_PEERS_BYTES
@@ -54,6 +55,8 @@ def made_of(said: Any, kind: JobKind, workdir: Path) -> Made:
     files = {role: _file(role, path, workdir) for role, path in outputs.items()}
     if Role.PEERS in files and files[Role.PEERS].stat().st_size > MAX_PEERS_BYTES:
         raise ResultRefused("the stage's process sent more than PyTorch's figures")
+    if Role.OUTPUTS in files and files[Role.OUTPUTS].stat().st_size > 2 * MAX_OUTPUT_BYTES:
+        raise ResultRefused("the stage's process sent larger outputs than are allowed")
     if Role.LAYERS in files:
         _check_layers(files[Role.LAYERS])
     return Made(outputs=files, facts=facts)

@@ -202,7 +202,9 @@ def _example(module: nn.Module, architecture: Architecture) -> _Example:
     if takes == "text":
         length = Dim("length", min=1, max=_longest(config))
         tokens = torch.ones(_BATCH, _LENGTH, dtype=torch.int64)
-        return {"input_ids": tokens, "attention_mask": tokens}, batch | {1: length}
+        # Two tensors: torch.export takes one that is passed twice for one input, the last.
+        example = {"input_ids": tokens, "attention_mask": tokens.clone()}
+        return example, batch | {1: length}
     if takes == "image":
         size = getattr(config, "image_size", None) or 224
         height, width = (size, size) if isinstance(size, int) else size

@@ -22,6 +22,7 @@ build      source, for TorchScript; for AOTInductor      engine, layers
            also [calibration] or [evaluation]
 measure    source, [typed], [engine], [evaluation],      report
            [calibration]
+infer      engine, inputs                                outputs
 ========== ============================================= ======================================
 """
 

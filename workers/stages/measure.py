@@ -13,15 +13,12 @@ from numpy.typing import NDArray
 from farm.errors import AccuracyDropped, InvalidData, InvalidModel
 from farm.reports.accuracy import Accuracy
 from farm.reports.metrics import Metrics
-from farm.specs.gpus import CPU
 from farm.specs.roles import Role
-from farm.specs.runtime import OF_PROGRAMS, Runtime, Target
+from farm.specs.runtime import OF_PROGRAMS
 from farm.specs.shapes import Profile, TensorSpec
 from farm.specs.source import DataKind
 from farm.stages import MeasureFacts, MeasureParams
-from workers.backends.aotinductor.engine import AotiEngine
 from workers.backends.ort.cpu import OrtModel, cpu_threads
-from workers.backends.torchscript import TorchScriptModel
 from workers.graphs import files, interface
 from workers.graphs.rounding import is_half_typed, rounded_model
 from workers.inputs.batch import Batch
@@ -37,7 +34,7 @@ from workers.inputs.samples import (
     split,
 )
 from workers.inputs.standins import tried
-from workers.measure import cpu, gpu
+from workers.measure import cpu, engines, gpu
 from workers.measure.accuracy import OutputComparison
 from workers.measure.invariance import batch_invariance
 from workers.measure.verdict import doubts, refuse_broken
@@ -139,7 +136,7 @@ def _subject(
     """The measured model (the engine if it runs here, else its typed ONNX), its inputs, outputs and axes."""
     if params.target is not None and params.target.runtime in OF_PROGRAMS:
         assert isinstance(source, EagerModel)
-        model = _of_program(stage.inputs[Role.ENGINE], params.target)
+        model = engines.load(params.target, stage.inputs[Role.ENGINE], stage.workdir)
         return model, "engine", source.input_specs, source.output_specs, source.axis_ranges
     file, typed = files.read_model(stage.inputs[Role.TYPED], stage.workdir)
     subject, measured_on = _of_onnx(stage, params, file, typed)
@@ -147,25 +144,13 @@ def _subject(
     return subject, measured_on, inputs, outputs, interface.axis_ranges(typed)
 
 
-def _of_program(engine: Path, target: Target) -> Runnable | gpu.Loaded:
-    if target.runtime is Runtime.TORCHSCRIPT:
-        return TorchScriptModel(engine)
-    if target.gpu == CPU:
-        return AotiEngine(engine, "cpu")
-    return gpu.load(target.runtime, engine)
-
-
 def _of_onnx(
     stage: Stage, params: MeasureParams, file: Path, typed: onnx.ModelProto
 ) -> tuple[Runnable | gpu.Loaded, str]:
     if params.target is not None:
-        engine = stage.inputs[Role.ENGINE]
-        if params.target.runtime is Runtime.ONNXRUNTIME:
-            engine = files.model_file(engine, stage.workdir)
-        if params.target.gpu == CPU:
-            return OrtModel(engine, is_engine=True), "engine"
         libraries = stage.plugins(params.options)
-        return gpu.load(params.target.runtime, engine, libraries), "engine"
+        engine = stage.inputs[Role.ENGINE]
+        return engines.load(params.target, engine, stage.workdir, libraries), "engine"
     if is_half_typed(typed):
         files.load_weights(typed, file)
         file = stage.workdir / "rounded.onnx"

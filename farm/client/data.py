@@ -1,0 +1,101 @@
+"""Calibration and evaluation data, checked against the model's inputs before anything is uploaded.
+
+Only what is certain is refused: what the source tells without being loaded, in the words that the job would
+use. Values, and sources whose inputs aren't told, are checked by the jobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from farm.errors import DataRefused
+from farm.formats import array_files, onnx_inputs
+from farm.formats.archives import Malformed
+from farm.specs.batch_axes import batch_symbol, named_axis
+from farm.specs.samples import (
+    LABEL,
+    Head,
+    check_counts,
+    check_label,
+    check_names,
+    check_sizes,
+    check_type,
+    named,
+)
+from farm.specs.shapes import ShapeRange, TensorSpec
+from farm.specs.source import SourceFormat
+
+Inputs = Sequence[TensorSpec]
+
+
+def inputs_of(model: Path, format: SourceFormat) -> Inputs | None:
+    """The inputs that a source tells without being loaded; None if it doesn't."""
+    return onnx_inputs.inputs(model) if format is SourceFormat.ONNX and model.is_file() else None
+
+
+def check(
+    path: Path,
+    inputs: Inputs | None = None,
+    *,
+    profiles: Sequence[Mapping[str, Any]] = (),
+    fixed: Collection[str] = (),
+) -> None:
+    """Refuse data that the jobs would.
+
+    Parameters:
+        profiles: as requested; the first one counts.
+        fixed: the inputs that are fixed, which data may have or not.
+
+    Raises:
+        DataRefused
+    """
+    try:
+        heads = array_files.heads(path)
+    except Malformed as err:
+        raise DataRefused(
+            f"the data can't be read: {err}",
+            hint="save plain arrays with numpy.savez(path, input_name=array)",
+        ) from err
+    if inputs is None:
+        return
+    taken = [spec for spec in inputs if spec.name not in fixed]
+    _check(
+        {name: head for name, head in heads.items() if name not in fixed},
+        taken,
+        profiles[0] if profiles else {},
+    )
+
+
+def _check(given: Mapping[str, Head], inputs: Inputs, profile: Mapping[str, Any]) -> None:
+    heads = named(given, inputs)
+    label = heads.pop(LABEL, None)
+    check_names(heads, inputs, DataRefused)
+    symbol = batch_symbol(inputs)
+    axes = {spec.name: named_axis(spec.shape, symbol) if symbol else None for spec in inputs}
+    for spec in inputs:
+        # Without a dynamic batch the first axis may hold any number of samples.
+        axis = axes[spec.name] if symbol else 0
+        check_type(heads[spec.name], spec, axis, DataRefused)
+        if axes[spec.name] is not None or symbol is None:
+            _check_sizes(heads[spec.name], spec, axis, profile.get(spec.name))
+    count = check_counts(heads, axes, DataRefused)
+    if label is not None and count is not None:
+        check_label(label, count, DataRefused)
+
+
+def _check_sizes(head: Head, spec: TensorSpec, batch_axis: int | None, asked: Any) -> None:
+    """The axes of one size, and those that the profile gives a range, but the batch."""
+    known = {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, int)}
+    try:
+        shapes = ShapeRange.model_validate(asked) if asked else None
+    except ValueError:
+        return  # the request is refused for it
+    if shapes is not None and len(shapes.opt) == len(spec.shape):
+        axes = [axis for axis in range(len(spec.shape)) if axis != batch_axis]
+    else:
+        sizes = tuple(known.get(axis, 0) for axis in range(len(spec.shape)))
+        shapes = ShapeRange(min=sizes, opt=sizes, max=sizes)
+        axes = [axis for axis in known if axis != batch_axis]
+    check_sizes(head, spec.name, shapes, axes, DataRefused)
