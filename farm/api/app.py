@@ -22,6 +22,8 @@ from farm.api import (
     gc,
     health,
     keys,
+    oci,
+    oci_push,
     plugins,
     problems,
     registry,
@@ -39,7 +41,7 @@ log = logging.getLogger(__name__)
 
 _NOUNS = (
     *(blobs, builds, registry, aliases, compare, bench, fleet),
-    *(yanks, plugins, gc, scrub, keys, audit, health),
+    *(yanks, plugins, gc, scrub, keys, audit, health, oci, oci_push),
 )
 
 DESCRIPTION = """

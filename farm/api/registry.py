@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Path, Query, Response
 from fastapi.responses import FileResponse
 from pydantic import Field, ValidationError
 
-from farm.api.files import BlobResponse
+from farm.api.files import BlobResponse, not_modified
 from farm.api.services import (
     Cursor,
     EngineId,
@@ -231,12 +231,7 @@ def content(
     with farm.db.read() as session:
         engine = catalog.engine(session, engine_id)
     etag = f'"{engine.digest}"'
-    if if_none_match is not None and (
-        if_none_match.strip() == "*"
-        or etag in (tag.strip().removeprefix("W/") for tag in if_none_match.split(","))
-    ):
-        return Response(status_code=304, headers={"ETag": etag})
-    return BlobResponse(_whole(farm, engine), etag=etag)
+    return not_modified(etag, if_none_match) or BlobResponse(_whole(farm, engine), etag=etag)
 
 
 def _whole(farm: Services, engine: EngineView) -> pathlib.Path:

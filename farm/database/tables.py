@@ -12,6 +12,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     String,
     Text,
     UniqueConstraint,
@@ -345,6 +346,60 @@ class EngineRow(Base):
     build_job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
     measure_job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
+
+
+class OciDocument(Base):
+    """A JSON document as OCI clients get it: a manifest, or a small blob of one. Never changed."""
+
+    __tablename__ = "oci_documents"
+    digest: Mapped[str] = mapped_column(String(71), primary_key=True)
+    media_type: Mapped[str] = mapped_column(String(255))
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class OciManifest(Base):
+    """A manifest of a repository: pushed, or what the farm made of an engine or a version once."""
+
+    __tablename__ = "oci_manifests"
+    __table_args__ = (
+        Index("ix_oci_manifests_repository_subject", "repository", "subject"),
+        Index("ix_oci_manifests_engine_id", "engine_id"),
+        Index("ix_oci_manifests_version_id", "version_id"),
+    )
+    repository: Mapped[str] = mapped_column(String(255), primary_key=True)
+    digest: Mapped[str] = mapped_column(ForeignKey("oci_documents.digest"), primary_key=True)
+    subject: Mapped[str | None] = mapped_column(String(71))  #: the manifest that it is about
+    #: Digests of everything in the store that a pushed one needs.
+    blobs: Mapped[list[str]] = mapped_column(Json)
+    #: What the farm made it of; both None if it was pushed.
+    engine_id: Mapped[str | None] = mapped_column(ForeignKey("engines.id", ondelete="CASCADE"))
+    version_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime] = mapped_column(Instant, default=now)
+
+
+class OciTag(Base):
+    """A tag that was pushed."""
+
+    __tablename__ = "oci_tags"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["repository", "digest"], ["oci_manifests.repository", "oci_manifests.digest"]
+        ),
+    )
+    repository: Mapped[str] = mapped_column(String(255), primary_key=True)
+    tag: Mapped[str] = mapped_column(String(128), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(71))
+
+
+class OciBlob(Base):
+    """A blob that was pushed to a repository, or mounted into it."""
+
+    __tablename__ = "oci_blobs"
+    __table_args__ = (Index("ix_oci_blobs_digest", "digest"),)
+    repository: Mapped[str] = mapped_column(String(255), primary_key=True)
+    digest: Mapped[str] = mapped_column(
+        ForeignKey("artifacts.digest", ondelete="CASCADE"), primary_key=True
+    )
 
 
 class Event(Base):

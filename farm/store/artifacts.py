@@ -16,7 +16,16 @@ from sqlalchemy.orm import Session
 
 from farm.database.base import now
 from farm.database.ids import first_id
-from farm.database.tables import Artifact, Build, EngineRow, Job, Plugin, TimingCache, Version
+from farm.database.tables import (
+    Artifact,
+    Build,
+    EngineRow,
+    Job,
+    OciManifest,
+    Plugin,
+    TimingCache,
+    Version,
+)
 from farm.specs.roles import GIVEN
 from farm.specs.states import JobState
 
@@ -78,6 +87,8 @@ def referred(session: Session, *, since: datetime | None = None) -> set[str]:
     # Always all of these: they are few, and one may be new.
     for newest in (TimingCache.digest, Plugin.digest):
         found.update(digest for (digest,) in _rows(session, select(newest)))
+    for (blobs,) in _rows(session, select(OciManifest.blobs)):
+        found.update(blobs)
     if since is None:
         found.update(_values(session, select(Job.recipe["inputs"])))
         for column in (Version.source_digest, EngineRow.digest):
