@@ -38,7 +38,7 @@ async def begin_upload(
     check_repository(name)
     if mount is not None:
         check_digest(mount)
-        if origin and await run_in_threadpool(_mount, farm, by, name, mount, origin):
+        if await run_in_threadpool(_mount, farm, by, name, mount, origin):
             return _created(name, mount)
     expected = None if digest is None else check_digest(digest)
     upload = await run_in_threadpool(farm.sessions.begin, name, by.key_id or by.address)
@@ -48,7 +48,9 @@ async def begin_upload(
     return await run_in_threadpool(_finish, farm, by, name, upload, expected)
 
 
-def _mount(farm: Services, by: Caller, name: str, digest: str, origin: str) -> bool:
+def _mount(farm: Services, by: Caller, name: str, digest: str, origin: str | None) -> bool:
+    if origin is None:
+        return False  # blobs of all repositories aren't searched: that would tell what others have
     check_repository(origin)
     with farm.db.write() as session:
         try:

@@ -17,11 +17,12 @@ from farm.settings import Settings
 from farm.specs.scopes import Scope
 from tests.contract.ages import age
 from tests.contract.conftest import Api, request, with_key
+from tests.contract.files import run_with_files
 from tests.contract.registry import Registry, code, descriptor, digest_of, image
 from tests.keys import a_key
-from tests.ledger import Ledger
 
 ENGINE, MODEL = manifests.ENGINE, manifests.MODEL
+TYPE = manifests.ARTIFACT_TYPE
 SIGNATURE = "application/vnd.example.signature.v1+json"
 
 
@@ -34,20 +35,10 @@ def digits(api, db) -> Registry:
 
 
 def publish(api: Api, db, **changes) -> None:
+    """Submit a version, and have each of its jobs make a file."""
     answer = api.post("/v1/builds", json=request(api, **changes))
     assert answer.status_code == 202, answer.text
-    ledger = Ledger(db)
-    store = api.app.state.services.store
-
-    def made(claim, digest="", doubts=()):
-        # Each job's output is a file in the store.
-        path = store.root / f"made-{claim.job_id}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(f"made{claim.job_id:03}".encode())
-        return Ledger.succeed(ledger, claim, store.take(path).digest, doubts)
-
-    ledger.succeed = made
-    ledger.run_all()
+    run_with_files(db, api.app.state.services.store)
 
 
 def entries(registry: Registry, tag: str = "v1") -> list[dict]:
@@ -130,7 +121,8 @@ def test_a_tag_is_an_index_of_engines_by_gpu_with_the_source_last(digits):
     assert said["farm.engine.compute-capability"] == "sm_89"
     engine = digits.api.get(f"/v1/engines/{said['farm.engine.id']}").json()
     assert json.loads(said["farm.engine.toolchain"]) == engine["toolchain"]
-    assert (source["artifactType"], "platform" in source) == (MODEL, False)
+    assert [one["annotations"][TYPE] for one in engines] == [ENGINE, ENGINE]
+    assert (source["annotations"][TYPE], "platform" in source) == (MODEL, False)
 
 
 def test_what_a_pull_takes_comes_first_for_its_gpu(api, db):
@@ -226,7 +218,7 @@ def test_a_yanked_version_is_served_by_its_number_alone(api, digits):
 def test_doubtful_engines_are_not_in_the_index(api, db, digits):
     with db.write() as session:
         session.execute(update(EngineRow).values(state="doubtful"))
-    assert [one["artifactType"] for one in entries(digits)] == [MODEL]
+    assert [one["annotations"][TYPE] for one in entries(digits)] == [MODEL]
 
 
 def test_what_is_served_is_kept_once(db, digits):

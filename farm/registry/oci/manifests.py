@@ -23,7 +23,6 @@ EMPTY = "application/vnd.oci.empty.v1+json"
 ENGINE = "application/vnd.engine-farm.engine.v1+json"
 ENGINE_CONFIG = "application/vnd.engine-farm.engine.config.v1+json"
 ENGINE_CONTENT = "application/vnd.engine-farm.engine.content.v1"
-VERSION = "application/vnd.engine-farm.version.v1+json"
 ACCURACY = "application/vnd.engine-farm.accuracy.v1+json"
 METRICS = "application/vnd.engine-farm.metrics.v1+json"
 LAYERS = "application/vnd.engine-farm.layers.v1+json"
@@ -36,6 +35,7 @@ _CREATED = "org.opencontainers.image.created"
 _VERSION = "org.opencontainers.image.version"
 #: Prefix of the farm's own annotations.
 FARM = "farm.engine."
+ARTIFACT_TYPE = f"{FARM}artifact-type"
 
 _SUFFIXES = {
     SourceFormat.ONNX: "onnx",
@@ -63,6 +63,18 @@ class Document:
     @classmethod
     def of(cls, media_type: str, value: object) -> Document:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return cls(media_type=media_type, body=text.encode())
+
+    @classmethod
+    def as_go_writes(cls, media_type: str, value: object) -> Document:
+        """With the fields in this order, and the escapes of Go's `encoding/json`.
+
+        Go clients such as skopeo write an index anew when they copy it, and refuse a copy under the same
+        digest if these aren't the same bytes.
+        """
+        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+        for character in "<>&\u2028\u2029":
+            text = text.replace(character, f"\\u{ord(character):04x}")
         return cls(media_type=media_type, body=text.encode())
 
     def value(self) -> dict[str, Any]:
@@ -158,11 +170,11 @@ def said_of(view: EngineView) -> dict[str, str]:
 def platform(view: EngineView) -> dict[str, str]:
     """For clients that choose from an index: the GPU tag as the variant."""
     if view.gpu == gpus.CPU:
-        return {"os": "linux", "architecture": "amd64"}
+        return {"architecture": "amd64", "os": "linux"}
     on_arm = {view.gpu, gpus.compute_capability(view.gpu)} & _ON_ARM
     return {
-        "os": "linux",
         "architecture": "arm64" if on_arm else "amd64",
+        "os": "linux",
         "variant": view.gpu,
     }
 
@@ -236,30 +248,32 @@ def index(
     *,
     yanked: str | None,
 ) -> Document:
-    """A version across GPUs, what a client takes first in front; its source last."""
+    """A version across GPUs, what a client takes first in front; its source last.
+
+    Artifact types are annotations here: clients older than image-spec 1.1 drop fields they don't know.
+    """
+    named = {f"{FARM}model": of.model, f"{FARM}version": str(of.version)}
     listed = [
-        document.descriptor(artifactType=ENGINE, platform=platform(view), annotations=said_of(view))
+        document.descriptor(
+            annotations=_sorted(said_of(view) | {ARTIFACT_TYPE: ENGINE}), platform=platform(view)
+        )
         for view, document in engines
     ]
-    listed.append(
-        source_manifest.descriptor(
-            artifactType=MODEL,
-            annotations={f"{FARM}model": of.model, f"{FARM}version": str(of.version)},
-        )
-    )
-    said = {f"{FARM}model": of.model, f"{FARM}version": str(of.version)}
-    if yanked:
-        said[f"{FARM}yanked"] = yanked
-    return Document.of(
+    listed.append(source_manifest.descriptor(annotations=_sorted(named | {ARTIFACT_TYPE: MODEL})))
+    said = named | ({f"{FARM}yanked": yanked} if yanked else {})
+    return Document.as_go_writes(
         INDEX,
         {
             "schemaVersion": 2,
             "mediaType": INDEX,
-            "artifactType": VERSION,
             "manifests": listed,
-            "annotations": _of_version(of.version, of.created_at) | said,
+            "annotations": _sorted(_of_version(of.version, of.created_at) | said),
         },
     )
+
+
+def _sorted(strings: Mapping[str, str]) -> dict[str, str]:
+    return dict(sorted(strings.items()))
 
 
 def referrers(found: Sequence[Document]) -> Document:
