@@ -13,6 +13,7 @@ from farm.client.builds import Builds
 from farm.client.fleet import Fleet
 from farm.client.http import Http
 from farm.client.keys import Keys
+from farm.client.mirrors import Mirrors
 from farm.client.plugins import Plugins
 from farm.client.pulls import Pulls
 from farm.client.registry import Registry
@@ -23,7 +24,7 @@ from farm.client.storage import Storage
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
-class Farm(Benches, Builds, Registry, Pulls, Sets, Fleet, Plugins, Storage, Keys):
+class Farm(Benches, Builds, Registry, Pulls, Sets, Fleet, Plugins, Storage, Keys, Mirrors):
     """The farm at ``url``; by default at ``FARM_URL``, else on this machine.
 
     Parameters:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import oras.client
 import pytest
 
+from farm.client import Farm
 from farm.database.session import Database
+from farm.errors import NotFound
 from farm.registry.oci import manifests
 from farm.store.local import LocalStore
 from tests.contract.files import run_with_files
@@ -21,6 +25,8 @@ from tests.contract.registry import digest_of
 
 pytestmark = pytest.mark.xdist_group("oci clients")
 SOURCE = b"an ONNX model"
+PAGE = (Path(__file__).parents[2] / "docs/how-to/oci.md").read_text()
+RUN = re.search(r"<!-- run on a farm with .*? -->\s+```sh\n(.*?)```", PAGE, re.DOTALL)[1]
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +200,98 @@ def test_what_oras_pushes_is_pulled_and_can_be_submitted(
         "targets": ["tensorrt-rtx:sm_89"],
     }
     assert api.http.post("/v1/builds", json=asked).status_code == 202
+
+
+# Another farm
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> Iterator[LiveApi]:
+    with live_api(tmp_path / "second") as live:
+        yield live
+
+
+def test_a_second_farm_mirrors_a_version_under_the_same_digests(
+    api: LiveApi, second: LiveApi
+) -> None:
+    with Farm(api.url, key=api.key) as origin, Farm(second.url, key=second.key) as here:
+        made = here.mirror(origin.http, "digits")
+        again = here.mirror(origin.http, "digits@1")
+    assert (made.repository, made.tag) == ("mirror/digits", "v1")
+    assert (made.manifests, made.blobs > 0) == (2 + 1 + 2, True)  # engines, source, accuracies
+    assert (again.digest, again.blobs, again.bytes) == (made.digest, 0, 0)
+    assert second.http.get("/v2/mirror/digits/tags/list").json()["tags"] == ["latest", "v1"]
+    index = second.http.get("/v2/mirror/digits/manifests/v1")
+    assert index.content == api.http.get("/v2/digits/manifests/v1").content
+    for entry in index.json()["manifests"]:
+        for farm, name in ((api, "digits"), (second, "mirror/digits")):
+            manifest = farm.http.get(f"/v2/{name}/manifests/{entry['digest']}")
+            assert digest_of(manifest.content) == entry["digest"]
+            for one in [manifest.json()["config"], *manifest.json()["layers"]]:
+                blob = farm.http.get(f"/v2/{name}/blobs/{one['digest']}").content
+                assert digest_of(blob) == one["digest"]
+        referring = [
+            [one["digest"] for one in farm.http.get(path).json()["manifests"]]
+            for farm, path in (
+                (api, f"/v2/digits/referrers/{entry['digest']}"),
+                (second, f"/v2/mirror/digits/referrers/{entry['digest']}"),
+            )
+        ]
+        assert referring[0] == referring[1]
+
+
+def test_a_mirror_of_what_isnt_there_says_so(api: LiveApi, second: LiveApi) -> None:
+    with Farm(api.url, key=api.key) as origin, Farm(second.url, key=second.key) as here:
+        with pytest.raises(NotFound, match="digits has no version 9"):
+            here.mirror(origin.http, "digits@9")
+        with pytest.raises(NotFound, match="no repository 'nothing'"):
+            here.mirror(origin.http, "nothing")
+
+
+def test_farm_mirror_copies_with_both_farms_keys(api: LiveApi, second: LiveApi) -> None:
+    keys = {"FARM_KEY": second.key, "FARM_FROM_KEY": api.key, "FARM_URL": second.url}
+    command = [
+        sys.executable,
+        "-m",
+        "farm",
+        "mirror",
+        api.url,
+        "digits",
+        "--to",
+        "a/copy",
+        "--json",
+    ]
+    ran = subprocess.run(command, env=os.environ | keys, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    made = json.loads(ran.stdout)
+    assert (made["repository"], made["tag"]) == ("a/copy", "v1")
+    assert second.http.get("/v2/a/copy/manifests/v1").status_code == 200
+
+
+def test_the_page_pulls_copies_and_mirrors(
+    skopeo: Skopeo, api: LiveApi, second: LiveApi, tmp_path: Path
+) -> None:
+    (tmp_path / "bin").mkdir()
+    farm = tmp_path / "bin" / "farm"
+    farm.write_text(f'#!/bin/sh\nexec {sys.executable} -m farm "$@"\n')
+    farm.chmod(0o755)
+    given = {
+        "farm": skopeo.host,
+        "key": api.key,
+        "FARM_KEY": second.key,
+        "FARM_URL": second.url,
+        "REGISTRY_AUTH_FILE": str(tmp_path / "auth.json"),
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    command = ["bash", "-euo", "pipefail", "-c", RUN]
+    ran = subprocess.run(
+        command, env=os.environ | given, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr
+    manifest = json.loads((tmp_path / "engine" / "manifest.json").read_bytes())
+    assert manifest["annotations"]["farm.engine.gpu"] == "sm_89"
+    copied = api.http.get("/v2/copies/digits/manifests/v1").content
+    assert copied == api.http.get("/v2/digits/manifests/v1").content
+    assert copied == second.http.get("/v2/mirror/digits/manifests/v1").content
+    assert manifests.ACCURACY in ran.stdout.splitlines()

@@ -23,6 +23,7 @@ SHELL = {"sh", "bash", "shell", "console"}
 OTHER_VARIABLES = {
     "FARM_URL",
     "FARM_KEY",
+    "FARM_FROM_KEY",
     "FARM_TEST_DATABASE_URL",
     "FARM_TEST_BROKER_URL",
     *(f"FARM_BENCH_{name}" for name in ("MODELS", "BATCHES", "PRECISIONS", "SECONDS")),
