@@ -44,7 +44,11 @@ async def begin_upload(
     upload = await run_in_threadpool(farm.sessions.begin, name, by.key_id or by.address)
     if expected is None:
         return _accepted(name, upload, 0)
-    await farm.sessions.append(name, upload, request.stream(), start=None)
+    try:
+        await farm.sessions.append(name, upload, request.stream(), start=None)
+    except BaseException:
+        farm.sessions.end(name, upload)  # nobody knows its address
+        raise
     return await run_in_threadpool(_finish, farm, by, name, upload, expected)
 
 
