@@ -15,7 +15,7 @@ from farm.api.files import OciBlobResponse, immutable, not_modified
 from farm.api.services import Farm, Services
 from farm.daemon import scrub
 from farm.errors import BlobDamaged, NotFound
-from farm.registry.oci import derived, repositories
+from farm.registry.oci import derived, referrers, repositories
 from farm.registry.oci.derived import Derived
 from farm.registry.oci.manifests import Document
 from farm.registry.oci.repositories import InStore
@@ -95,7 +95,7 @@ def list_referrers(
     check_repository(name)
     check_digest(digest)
     with farm.db.read() as session:
-        index, new = repositories.referrers(session, name, digest, artifact_type)
+        index, new = referrers.listed(session, name, digest, artifact_type)
     _keep(farm, name, new)
     headers = {"OCI-Filters-Applied": "artifactType"} if artifact_type else {}
     return Response(index.body, headers=headers, media_type=index.media_type)

@@ -262,6 +262,16 @@ def test_an_engines_reports_and_signature_refer_to_it(digits, monkeypatch):
     assert only == listed[SIGNATURE]
 
 
+def test_what_refers_to_an_engine_can_be_asked_for_before_its_manifest_was(db, digits):
+    digest = engine_of(digits, "sm_89")["digest"]
+    before = digits.referrers(digest).json()
+    with db.write() as session:
+        for table in (OciManifest, OciDocument):
+            session.query(table).delete()
+    assert digits.referrers(digest).json() == before
+    assert len(before["manifests"]) == 1
+
+
 def test_what_is_pushed_about_an_engine_refers_to_it_too(api, digits):
     entry = engine_of(digits, "sm_89")
     digits.push_blob(b"{}")

@@ -131,14 +131,14 @@ def _by_digest(session: Session, repository: str, model: Named | None, digest: s
     if model is None:
         return None
     # Nobody has asked for it yet, but it can be told beforehand: a script may have computed it.
-    made = _not_kept(session, repository, model)
+    made = not_kept(session, repository, model)
     for one in made:
         if one.manifest.digest == digest:
             return Found(manifest=one.manifest, new=made)
     return None
 
 
-def _not_kept(session: Session, repository: str, model: Named) -> list[Derived]:
+def not_kept(session: Session, repository: str, model: Named) -> list[Derived]:
     """The manifests of engines that nobody has asked for yet."""
     kept = select(OciManifest.engine_id).where(
         OciManifest.repository == repository, OciManifest.engine_id == EngineRow.id
@@ -278,37 +278,6 @@ def catalog_of(session: Session) -> list[str]:
     for table in (OciManifest, OciBlob):
         found |= set(session.scalars(select(table.repository).distinct()))
     return sorted(found)
-
-
-def referrers(
-    session: Session, repository: str, digest: str, artifact_type: str | None
-) -> tuple[Document, list[Derived]]:
-    """The index of what refers to a manifest, and what is to be kept before it is served."""
-    rows = session.execute(
-        select(OciManifest, OciDocument)
-        .join(OciDocument, OciDocument.digest == OciManifest.digest)
-        .where(
-            OciManifest.repository == repository,
-            OciManifest.subject == digest,
-            OciManifest.engine_id.is_(None),
-        )
-        .order_by(OciManifest.created_at, OciManifest.digest)
-    ).all()
-    found = {row.digest: derived.document_of(document) for row, document in rows}
-    new: list[Derived] = []
-    about = session.get(OciManifest, (repository, digest))
-    if about is not None and about.engine_id is not None and about.subject is None:
-        manifest = derived.document_of(session.get_one(OciDocument, digest))
-        for one in derived.reports(session, about.engine_id, manifest):
-            found.setdefault(one.manifest.digest, one.manifest)
-            if session.get(OciManifest, (repository, one.manifest.digest)) is None:
-                new.append(one)
-    chosen = [
-        one
-        for one in found.values()
-        if artifact_type is None or manifests.artifact_type(one.value()) == artifact_type
-    ]
-    return manifests.referrers(chosen), new
 
 
 def blob(session: Session, repository: str, digest: str) -> Document | InStore:
