@@ -12,7 +12,18 @@ FarmError
 │   │   ├── DataRefused
 │   │   └── NameMissing
 │   ├── NotFound             404
-│   │   └── Unsigned
+│   │   ├── Unsigned
+│   │   ├── RepositoryUnknown
+│   │   ├── ManifestUnknown
+│   │   ├── BlobUnknown
+│   │   └── UploadUnknown
+│   ├── RepositoryNameInvalid  400
+│   ├── DigestInvalid        400
+│   ├── ManifestInvalid      400
+│   │   └── ManifestBlobUnknown
+│   ├── ChunkOutOfOrder      416
+│   ├── TagTaken             403
+│   ├── StillReferred        405
 │   ├── Conflict             409
 │   │   └── NameAmbiguous
 │   ├── DigestMismatch       400
@@ -196,6 +207,74 @@ class SignatureRefused(Rejected):
 
 class SigningKeyUnknown(Rejected):
     """Nobody has said that this farm's signing key is the right one."""
+
+
+class RepositoryUnknown(NotFound):
+    """There is no such repository."""
+
+
+class ManifestUnknown(NotFound):
+    """The repository has no such manifest."""
+
+
+class BlobUnknown(NotFound):
+    """The repository has no such blob."""
+
+
+class UploadUnknown(NotFound):
+    """There is no such upload: it ended, or was left for too long."""
+
+    default_hint = "begin another: POST /v2/NAME/blobs/uploads/"
+
+
+class RepositoryNameInvalid(Rejected):
+    """This can't be the name of a repository, or of a tag."""
+
+    default_hint = (
+        "a repository's name is lower-case letters and digits, with . _ __ - between them and / between its "
+        "parts; a tag is up to 128 letters, digits, and . _ -"
+    )
+
+
+class DigestInvalid(Rejected):
+    """This isn't a digest the farm knows."""
+
+    default_hint = "a digest is sha256: and 64 hexadecimal digits"
+
+
+class ManifestInvalid(Rejected):
+    """This manifest isn't accepted."""
+
+    default_hint = "push an OCI image manifest or image index, with its media type as Content-Type"
+
+
+class ManifestBlobUnknown(ManifestInvalid):
+    """The manifest refers to what the repository doesn't have."""
+
+    default_hint = "push the blobs and the manifests it refers to first"
+
+
+class ChunkOutOfOrder(Rejected):
+    """The chunk doesn't begin where the upload ends."""
+
+    status = 416
+    default_hint = "GET the upload: Range says how far it came"
+
+
+class TagTaken(Rejected):
+    """This tag is the farm's own."""
+
+    status = 403
+    default_hint = (
+        "push it by another tag, such as upload-1: versions come from submissions, and aliases move by "
+        "farm promote"
+    )
+
+
+class StillReferred(Rejected):
+    """Something of the farm refers to it."""
+
+    status = 405
 
 
 class Conflict(Rejected):

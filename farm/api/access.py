@@ -11,11 +11,13 @@ from anyio.lowlevel import RunVar
 from fastapi.routing import iter_route_contexts
 from starlette.routing import BaseRoute, compile_path
 
+from farm.api.oci_errors import is_oci
 from farm.database.tables import ApiKey
 from farm.errors import DatabaseUnavailable, InternalError, KeyNeeded, ScopeMissing
 from farm.settings import Settings
 from farm.specs.scopes import Scope
 from farm.trust.callers import Caller, allows
+from farm.trust.credentials import password
 from farm.trust.hosts import Headers
 from farm.trust.ring import Ring
 
@@ -97,6 +99,22 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("DELETE", "/v1/keys/{key_id}"): ADMIN,
     ("GET", "/v1/audit"): ADMIN,
     ("GET", METRICS): READ,
+    ("GET", "/v2/"): READ,
+    ("GET", "/v2/_catalog"): READ,
+    ("GET", "/v2/{name:path}/tags/list"): READ,
+    ("GET", "/v2/{name:path}/manifests/{reference}"): READ,
+    ("HEAD", "/v2/{name:path}/manifests/{reference}"): READ,
+    ("PUT", "/v2/{name:path}/manifests/{reference}"): SUBMIT,
+    ("DELETE", "/v2/{name:path}/manifests/{reference}"): ADMIN,
+    ("GET", "/v2/{name:path}/referrers/{digest}"): READ,
+    ("GET", "/v2/{name:path}/blobs/{digest}"): READ,
+    ("HEAD", "/v2/{name:path}/blobs/{digest}"): READ,
+    ("DELETE", "/v2/{name:path}/blobs/{digest}"): ADMIN,
+    ("POST", "/v2/{name:path}/blobs/uploads/"): SUBMIT,
+    ("GET", "/v2/{name:path}/blobs/uploads/{upload}"): READ,
+    ("PATCH", "/v2/{name:path}/blobs/uploads/{upload}"): SUBMIT,
+    ("PUT", "/v2/{name:path}/blobs/uploads/{upload}"): SUBMIT,
+    ("DELETE", "/v2/{name:path}/blobs/uploads/{upload}"): SUBMIT,
 }
 _LOOKS = 2  #: concurrent key lookups in the database
 _WAIT_S = 0.5  #: how long a caller known from a moment ago waits for the database
@@ -167,7 +185,7 @@ class Access:
             DatabaseUnavailable: the key can't be looked up.
         """
         label = headers.get("farm-client", ("",))[0][:_LABEL]
-        key = _sent(headers)
+        key = _sent(headers, basic=is_oci(path))
         wanted = self._scope(method, path)
         if wanted is None or (key is None and not self._settings.keys_required):
             return Caller(name="anonymous", address=address, label=label)
@@ -234,8 +252,11 @@ def _too_little(row: ApiKey, wanted: Scope) -> ScopeMissing:
     return err
 
 
-def _sent(headers: Headers) -> str | None:
+def _sent(headers: Headers, *, basic: bool) -> str | None:
     """The key that a request carries.
+
+    Parameters:
+        basic: whether it may be the password of any user, as OCI clients send it.
 
     Raises:
         KeyNeeded: it carries something else, or several.
@@ -244,6 +265,8 @@ def _sent(headers: Headers) -> str | None:
     if not said:
         return None
     scheme, _, key = said[0].partition(" ")
+    if basic and scheme.lower() == "basic":
+        scheme, key = "bearer", password(key)
     if len(said) > 1 or scheme.lower() != "bearer" or not key.strip():
         err = KeyNeeded("the request's Authorization isn't a key")
         err.was_given = True

@@ -25,6 +25,8 @@ from farm.api import (
     inference,
     keys,
     labels,
+    oci,
+    oci_push,
     onnx,
     plugins,
     problems,
@@ -49,6 +51,7 @@ log = logging.getLogger(__name__)
 _NOUNS = (
     *(blobs, builds, registry, signing, onnx, triton, aliases, compare, bench, inference, fleet),
     *(search, yanks, labels, deletion, retention, usage, plugins, gc, scrub, keys, audit, health),
+    *(oci, oci_push),
 )
 
 DESCRIPTION = """

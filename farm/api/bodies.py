@@ -54,14 +54,19 @@ class Bodies:
         with self._uploads.one(client):
             await app(scope, _Paced(receive, self._settings), send)
 
-    async def read(self, receive: Receive, headers: Headers, *, client: str) -> bytes:
+    async def read(
+        self, receive: Receive, headers: Headers, *, client: str, most: int | None = None
+    ) -> bytes:
         """A whole JSON body.
+
+        Parameters:
+            most: its longest size in bytes, by default as the settings have it.
 
         Raises:
             TooLarge: the rest isn't read.
             TooSlow, Busy, TooMany, WrongContentType, InvalidRequest
         """
-        most = self._settings.max_request_bytes
+        most = self._settings.max_request_bytes if most is None else most
         if _announced(headers) > most:
             raise _too_large(most)
         paced, body, held = _Paced(receive, self._settings), bytearray(), 0

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import Header, Response
 
-from farm.api.files import BlobResponse, is_known
+from farm.api.files import BlobResponse, not_modified
 from farm.api.services import Services, problems
 from farm.daemon import scrub
 from farm.errors import BlobDamaged, NotFound
@@ -39,9 +39,9 @@ def content(
         BlobDamaged: the store has lost them.
     """
     etag = f'"{digest}"'
-    if is_known(etag, if_none_match):
-        return Response(status_code=304, headers={"ETag": etag})
-    return BlobResponse(whole(farm, digest, size, what), etag=etag)
+    return not_modified(etag, if_none_match) or BlobResponse(
+        whole(farm, digest, size, what), etag=etag
+    )
 
 
 def whole(farm: Services, digest: str, size: int, what: str) -> pathlib.Path:

@@ -14,10 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from farm.api.access import Access
 from farm.api.bodies import JSON_HINT, Bodies
-from farm.api.problems import problem
+from farm.api.problems import rendered
 from farm.api.room import Places, Room
 from farm.api.services import CALLER
 from farm.errors import FarmError, WrongContentType
+from farm.registry.oci.pushed import LONGEST_MANIFEST_BYTES
 from farm.settings import Settings
 from farm.trust.hosts import Headers, Hosts
 
@@ -26,6 +27,8 @@ DOCS = "/docs"
 #: Paths that need no thread.
 _OWN_ROOM = re.compile(r"/healthz|/docs(/.*)?")
 _EVENTS = re.compile(r"/v1/builds/[^/]+/events")
+_OCI_UPLOADS = re.compile(r"/v2/.+/blobs/uploads(/[^/]*)?")
+_OCI_MANIFESTS = re.compile(r"/v2/.+/manifests/[^/]+")
 _BODY_METHODS = ("POST", "PUT", "PATCH", "DELETE")
 _JSON = re.compile(r"application/([a-z0-9!#$&^_.+-]+\+)?json")
 _BYTES = "application/octet-stream"
@@ -74,7 +77,7 @@ class Door:
         except FarmError as err:
             if answer.began:
                 raise
-            await problem(err)(scope, receive, answer)
+            await rendered(err, scope["path"])(scope, receive, answer)
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, method, path = _headers(scope["headers"]), scope["method"], scope["path"]
@@ -89,9 +92,12 @@ class Door:
                 headers, _is_bytes, "send the file's bytes: curl -X POST -T FILE …/v1/blobs"
             )
             await self._bodies.upload(self._app, scope, receive, send, headers, client=client)
+        elif _OCI_UPLOADS.fullmatch(path):
+            await self._bodies.upload(self._app, scope, receive, send, headers, client=client)
         else:
             _check_type(headers, _is_json, JSON_HINT)
-            body = await self._bodies.read(receive, headers, client=client)
+            most = LONGEST_MANIFEST_BYTES if _OCI_MANIFESTS.fullmatch(path) else None
+            body = await self._bodies.read(receive, headers, client=client, most=most)
             await self._call(path, scope, _once(body, receive), send, client)
 
     async def _call(

@@ -1,4 +1,4 @@
-"""Every error is rendered here, as RFC 9457 ``application/problem+json``."""
+"""Every error is rendered here, as RFC 9457 ``application/problem+json``, or below ``/v2/`` as OCI has it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 
+from farm.api import oci_errors
 from farm.errors import (
     FarmError,
     HttpError,
@@ -39,10 +40,18 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _bug)
 
 
+def rendered(err: FarmError, path: str, status: int | None = None) -> JSONResponse:
+    """An error as the response to a request for this path, by default with its class's status."""
+    if oci_errors.is_oci(path):
+        status = status or err.status
+        return oci_errors.answer(err, status, _later(status))
+    return problem(err, status)
+
+
 def problem(err: FarmError, status: int | None = None) -> JSONResponse:
-    """An error as the API's response, by default with its class's status."""
+    """An error as a problem document, by default with its class's status."""
     status = status or err.status
-    headers = {"Retry-After": "2"} if status in _LATER else {}
+    headers = _later(status)
     if isinstance(err, KeyNeeded | ScopeMissing):
         headers["WWW-Authenticate"] = _challenge(err)
     body = {
@@ -56,6 +65,10 @@ def problem(err: FarmError, status: int | None = None) -> JSONResponse:
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
+def _later(status: int) -> dict[str, str]:
+    return {"Retry-After": "2"} if status in _LATER else {}
+
+
 def _challenge(err: KeyNeeded | ScopeMissing) -> str:
     """The WWW-Authenticate header that RFC 6750 prescribes for a client that needs another key."""
     if isinstance(err, ScopeMissing):
@@ -67,12 +80,12 @@ async def _farm_error(request: Request, err: Exception) -> JSONResponse:
     assert isinstance(err, FarmError)
     if isinstance(err, Unavailable):
         log.warning("%s %s: %s", request.method, request.url.path, err.detail)
-    return problem(err)
+    return rendered(err, request.url.path)
 
 
-async def _invalid(_request: Request, err: Exception) -> JSONResponse:
+async def _invalid(request: Request, err: Exception) -> JSONResponse:
     assert isinstance(err, RequestValidationError)
-    return problem(invalid(err.errors()))
+    return rendered(invalid(err.errors()), request.url.path)
 
 
 def invalid(errors: Sequence[Any]) -> InvalidRequest:
@@ -92,7 +105,7 @@ def _explain(error: dict[str, Any]) -> str:
 async def _http(request: Request, err: Exception) -> JSONResponse:
     assert isinstance(err, HTTPException)
     hint = "the calls are listed at /docs" if err.status_code == HTTPStatus.NOT_FOUND else None
-    answer = problem(HttpError(str(err.detail), hint=hint), err.status_code)
+    answer = rendered(HttpError(str(err.detail), hint=hint), request.url.path, err.status_code)
     answer.headers.update(err.headers or {})
     if err.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         answer.headers["Allow"] = ", ".join(sorted(_methods(request)))
@@ -111,9 +124,10 @@ def _methods(request: Request) -> set[str]:
 async def _broken_off(request: Request, _err: Exception) -> JSONResponse:
     log.info("%s %s was aborted", request.method, request.url.path)
     detail = "the request was aborted, or its chunks are malformed; nothing was stored"
-    return problem(HttpError(detail, hint="send it again in full"))
+    return rendered(HttpError(detail, hint="send it again in full"), request.url.path)
 
 
 async def _bug(request: Request, err: Exception) -> JSONResponse:
     log.error("%s %s failed", request.method, request.url.path, exc_info=err)
-    return problem(InternalError("this is a bug in the farm; the API's log has the traceback"))
+    told = InternalError("this is a bug in the farm; the API's log has the traceback")
+    return rendered(told, request.url.path)

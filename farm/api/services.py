@@ -30,6 +30,7 @@ from farm.schemas.labels import LabelFilter
 from farm.settings import Settings
 from farm.store.base import Store
 from farm.store.chosen import store_of
+from farm.store.sessions import Sessions
 from farm.trust.callers import Caller
 from farm.trust.ring import Ring, UseWriter
 from farm.trust.signatory import Signatory
@@ -48,6 +49,7 @@ class Services:
     settings: Settings
     db: Database
     store: Store
+    sessions: Sessions
     sweeper: Sweeper
     scrubber: Scrubber
     signatory: Signatory
@@ -77,6 +79,9 @@ class Services:
             settings=settings,
             db=db,
             store=store,
+            sessions=Sessions(
+                settings.store_dir / "uploads", store, max_bytes=settings.max_upload_bytes
+            ),
             sweeper=Sweeper(db, doorbell, settings),
             scrubber=Scrubber(db, store, bytes_per_s=settings.scrub_bytes_per_s),
             signatory=signatory,

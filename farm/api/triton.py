@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from farm.api import contents
-from farm.api.files import is_known
+from farm.api.files import not_modified
 from farm.api.services import EngineId, Farm, Services, problems
 from farm.api.tars import TarResponse
 from farm.registry import catalog, triton
@@ -55,8 +55,9 @@ def triton_repository(
         engine = catalog.engine(session, engine_id)
     model = triton.model(engine, backend=backend)
     etag = _etag(model)
-    if is_known(etag, if_none_match):
-        return Response(status_code=304, headers={"ETag": etag})
+    same = not_modified(etag, if_none_match)
+    if same is not None:
+        return same
     version = f"{model.name}/{model.version}"
     return TarResponse(
         {

@@ -16,6 +16,7 @@ from farm.client.fleet import Fleet
 from farm.client.http import Http
 from farm.client.inference import Inferences
 from farm.client.keys import Keys
+from farm.client.mirrors import Mirrors
 from farm.client.onnx import Onnx
 from farm.client.plugins import Plugins
 from farm.client.pulls import Pulls
@@ -49,6 +50,7 @@ class Farm(
     Plugins,
     Storage,
     Keys,
+    Mirrors,
 ):
     """The farm at ``url``; by default at ``FARM_URL``, else on this machine.
 

@@ -54,10 +54,22 @@ def _problem(response: httpx2.Response) -> dict[str, Any] | None:
         body = response.json()
     except ValueError:
         return None
+    if isinstance(body, dict) and "errors" in body:
+        body = _of_oci(body)
     if not isinstance(body, dict) or not {"code", "detail"} <= body.keys():
         return None
     problem: dict[str, Any] = plain_value(body)
     return problem
+
+
+def _of_oci(body: dict[str, Any]) -> dict[str, Any] | None:
+    """The problem that the farm's OCI errors tell of."""
+    try:
+        [error] = body["errors"]
+        more: dict[str, Any] = error["detail"]
+        return {"detail": error["message"]} | more
+    except (TypeError, ValueError, KeyError):
+        return None
 
 
 def _foreign(response: httpx2.Response) -> FarmError:

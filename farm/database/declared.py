@@ -20,6 +20,7 @@ class Holds(StrEnum):
     ENGINE = "engine"
     TIMING_CACHE = "timing cache"
     PLUGIN = "plugin"
+    PUSHED = "pushed"  #: by a client of OCI, with the manifest that names it
 
 
 #: The last step of a path: every value of an object.
@@ -32,7 +33,7 @@ class Names:
 
     Parameters:
         holds: what the blobs are to the row.
-        paths: of a JSON column, where in it the digests are.
+        paths: of a JSON column, where in it the digests are: one, an object's values, or a list.
         only: SQL over the table: the rows that count. The others are history.
         newer: the column that tells rows from after a moment; empty if all rows are read, being few.
         comes_with: why no row from after a moment need be read: others name the same blobs then.

@@ -95,12 +95,20 @@ def _named(
     for row in _rows(session, statement):
         place = row[0] if len(key) == 1 else tuple(row[: len(key)])
         for path, value in zip(names.paths, row[len(key) :], strict=True):
-            told = value if isinstance(value, dict) else {path[0] if path else "": value}
-            for role, digest in told.items():
+            for role, digest in _told(value, path):
                 # A job's input is named by the job that makes it: key#role.
                 is_one = isinstance(digest, str) and "#" not in digest
                 if is_one and (among is None or digest in among):
                     yield place, role, digest
+
+
+def _told(value: Any, path: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """The digests in a value, each with its role."""
+    if isinstance(value, dict):
+        yield from value.items()
+    else:
+        role = path[0] if path else ""
+        yield from ((role, one) for one in (value if isinstance(value, list) else [value]))
 
 
 def _values(column: Any, names: Names) -> list[Any]:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     String,
     Text,
     UniqueConstraint,
@@ -436,6 +437,65 @@ class RetentionRow(Base):
     rule: Mapped[dict[str, Any]] = mapped_column(Json)  #: a ``farm.specs.retention.Retention``
     who: Mapped[str] = mapped_column(String(400))
     at: Mapped[datetime] = mapped_column(Instant)
+
+
+class OciDocument(Base):
+    """A JSON document as OCI clients get it: a manifest, or a small blob of one. Never changed."""
+
+    __tablename__ = "oci_documents"
+    no_blobs = frozenset({"digest", "body"})
+    digest: Mapped[str] = mapped_column(String(71), primary_key=True)
+    media_type: Mapped[str] = mapped_column(String(255))
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class OciManifest(Base):
+    """A manifest of a repository: pushed, or what the farm made of an engine or a version once."""
+
+    __tablename__ = "oci_manifests"
+    blobs = {"needs": Names(holds=Holds.PUSHED)}
+    no_blobs = frozenset({"digest", "subject"})
+    __table_args__ = (
+        Index("ix_oci_manifests_repository_subject", "repository", "subject"),
+        Index("ix_oci_manifests_engine_id", "engine_id"),
+        Index("ix_oci_manifests_version_id", "version_id"),
+    )
+    repository: Mapped[str] = mapped_column(String(255), primary_key=True)
+    digest: Mapped[str] = mapped_column(ForeignKey("oci_documents.digest"), primary_key=True)
+    subject: Mapped[str | None] = mapped_column(String(71))  #: the manifest that it is about
+    #: Digests of everything in the store that a pushed one needs.
+    needs: Mapped[list[str]] = mapped_column(Json)
+    #: What the farm made it of; both None if it was pushed.
+    engine_id: Mapped[str | None] = mapped_column(ForeignKey("engines.id", ondelete="CASCADE"))
+    version_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime] = mapped_column(Instant, default=now)
+
+
+class OciTag(Base):
+    """A tag that was pushed."""
+
+    __tablename__ = "oci_tags"
+    no_blobs = frozenset({"digest"})
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["repository", "digest"], ["oci_manifests.repository", "oci_manifests.digest"]
+        ),
+    )
+    repository: Mapped[str] = mapped_column(String(255), primary_key=True)
+    tag: Mapped[str] = mapped_column(String(128), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(71))
+
+
+class OciBlob(Base):
+    """A blob that was pushed to a repository, or mounted into it; kept while a manifest needs it."""
+
+    __tablename__ = "oci_blobs"
+    no_blobs = frozenset({"digest"})
+    __table_args__ = (Index("ix_oci_blobs_digest", "digest"),)
+    repository: Mapped[str] = mapped_column(String(255), primary_key=True)
+    digest: Mapped[str] = mapped_column(
+        ForeignKey("artifacts.digest", ondelete="CASCADE"), primary_key=True
+    )
 
 
 class Event(Base):

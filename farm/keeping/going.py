@@ -23,6 +23,7 @@ from farm.database.tables import (
 )
 from farm.errors import ResultDeleted
 from farm.queue import jobs, transitions
+from farm.registry.oci import derived
 from farm.registry.rows import identity
 from farm.specs.roles import Role
 from farm.specs.states import BUILD_ENDED, LIVE, JobState
@@ -157,6 +158,7 @@ def _take_engines(session: Session, rows: Sequence[EngineRow]) -> dict[str, int]
     if not rows:
         return {}
     ids = [row.id for row in rows]
+    derived.forget(session, engines=ids)
     for table in Base.metadata.sorted_tables:
         for column in table.columns:
             if any(key.target_fullname == "engines.id" for key in column.foreign_keys):
@@ -184,6 +186,7 @@ def _given(session: Session, versions: Sequence[int]) -> set[str]:
 
 
 def _take_versions(session: Session, versions: Sequence[int]) -> dict[str, int]:
+    derived.forget(session, versions=versions)
     for table in (Yank, GoalRow):
         about = delete(table).where(table.version_id.in_(versions))
         session.execute(about.execution_options(synchronize_session=False))

@@ -26,6 +26,7 @@ _OF_HOLDS = {
     Holds.ENGINE: FileKind.ENGINES,
     Holds.TIMING_CACHE: FileKind.TIMING_CACHES,
     Holds.PLUGIN: FileKind.PLUGINS,
+    Holds.PUSHED: FileKind.PUSHED,
 }
 _OF_OUTPUT: Mapping[str, FileKind] = {
     Role.ENGINE: FileKind.ENGINES,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import html
 import secrets
@@ -15,6 +13,7 @@ from tornado.httputil import HTTPServerRequest
 from tornado.web import RequestHandler
 
 from farm.errors import FarmError, KeyNeeded
+from farm.trust import credentials
 from farm.trust.ring import Ring
 
 PATH = "/login"
@@ -108,12 +107,7 @@ def _sent(authorization: str) -> str:
     scheme, _, said = authorization.partition(" ")
     if scheme.lower() == "bearer":
         return said.strip()
-    if scheme.lower() == "basic":
-        try:
-            return base64.b64decode(said, validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
-            return ""
-    return ""
+    return credentials.password(said) if scheme.lower() == "basic" else ""
 
 
 def is_browser(request: HTTPServerRequest) -> bool:

@@ -31,6 +31,8 @@ def in_words(session: Session, reference: Reference) -> str:
         case Holds.PLUGIN:
             name = session.scalar(select(Plugin.name).where(Plugin.digest == row))
             return f"plugin {name}"
+        case Holds.PUSHED:
+            return f"pushed to {row[0]}, with the manifest {row[1]}"
 
 
 def version(session: Session, version_id: int) -> str:

@@ -19,7 +19,7 @@ from farm.specs.roles import Role
 
 _MOST = 100
 #: What isn't listed by itself.
-_OTHERS = frozenset({Holds.INPUT, Holds.OUTPUT, Holds.TIMING_CACHE, Holds.PLUGIN})
+_OTHERS = frozenset({Holds.INPUT, Holds.OUTPUT, Holds.TIMING_CACHE, Holds.PLUGIN, Holds.PUSHED})
 
 
 def uses(session: Session, digest: str) -> BlobUses:

@@ -16,6 +16,7 @@ class FileKind(StrEnum):
     ENGINES = "engines"
     DATA = "data"  #: for calibration and evaluation
     PLUGINS = "plugins"
+    PUSHED = "pushed"  #: by clients of OCI
     REPORTS = "reports"  #: layers, measurements
     TIMING_CACHES = "timing-caches"
     INTERMEDIATES = "intermediates"  #: typed ONNX and the like: made again if needed

@@ -67,8 +67,14 @@ class Store(Protocol):
 
     # Putting
 
-    def take(self, source: Path) -> Stored:
+    def take(self, source: Path, *, expected: str | None = None) -> Stored:
         """Move a file into the store; if that fails, the file stays where it was.
+
+        Parameters:
+            expected: the announced digest, or None.
+
+        Raises:
+            DigestMismatch: nothing was stored.
 
         Putting an existing blob renews it, and repairs it if it was damaged. Concurrent puts of the same
         blob are safe: one blob results, and all callers get the same answer.

@@ -132,23 +132,24 @@ class LocalStore:
             damaged.mkdir(parents=True, exist_ok=True)
             place.replace(damaged / place.name)
 
-    def take(self, source: Path) -> Stored:
+    def take(self, source: Path, *, expected: str | None = None) -> Stored:
         with self._writing():  # on the same file system nothing is copied
             try:
-                return self._adopt(source)
+                return self._adopt(source, expected)
             except OSError as err:
                 if err.errno != errno.EXDEV:
                     raise
         with self._receiving() as blob, source.open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
                 blob.write(chunk)
-            stored = blob.keep(None)
+            stored = blob.keep(expected)
             source.unlink()
             return stored
 
-    def _adopt(self, source: Path) -> Stored:
+    def _adopt(self, source: Path, expected: str | None) -> Stored:
         with source.open("rb") as file:
             digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+            _check(digest, expected)
             size = os.fstat(file.fileno()).st_size
             self._put(source, file, digest)
         return Stored(digest=digest, bytes=size)
@@ -304,6 +305,11 @@ def _stored(name: str, found: os.stat_result) -> StoredFile:
     return StoredFile(digest=f"sha256:{name}", bytes=found.st_size, put_at=_time(found))
 
 
+def _check(digest: str, expected: str | None) -> None:
+    if expected is not None and digest != expected:
+        raise DigestMismatch(f"announced {expected}, received {digest}; nothing was stored")
+
+
 def _time(found: os.stat_result) -> datetime:
     return datetime.fromtimestamp(found.st_mtime, UTC)
 
@@ -324,8 +330,7 @@ class _Incoming:
 
     def keep(self, expected: str | None) -> Stored:
         digest = f"sha256:{self._hash.hexdigest()}"
-        if expected is not None and digest != expected:
-            raise DigestMismatch(f"announced {expected}, received {digest}; nothing was stored")
+        _check(digest, expected)
         self._file.flush()
         self._store._put(Path(self._file.name), self._file, digest)
         return Stored(digest=digest, bytes=self.bytes)

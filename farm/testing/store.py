@@ -92,9 +92,12 @@ class MemoryStore:
             self._identity = self._identity or str(uuid4())
             return self._identity
 
-    def take(self, source: Path) -> Stored:
+    def take(self, source: Path, *, expected: str | None = None) -> Stored:
         self._answer()
-        stored = self._put(source.read_bytes())
+        content = source.read_bytes()
+        if expected is not None and _digest_of(content) != expected:
+            raise DigestMismatch(f"announced {expected}, received {_digest_of(content)}")
+        stored = self._put(content)
         source.unlink()
         return stored
 

@@ -6,6 +6,8 @@ for secret scanners.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import os
 import re
@@ -37,6 +39,14 @@ def id_of(key: str) -> str | None:
 def digest_of(key: str) -> str:
     """The stored digest of a key. No salt or stretching: 256 random bits can't be guessed."""
     return hashlib.sha256(key.encode()).hexdigest()
+
+
+def password(basic: str) -> str:
+    """The password that ``Basic`` authentication sends, whatever the user: a key, if the client has one."""
+    try:
+        return base64.b64decode(basic, validate=True).decode().partition(":")[2].strip()
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
 
 
 def home_file(home: Path) -> Path:

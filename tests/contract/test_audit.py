@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
-import time
 
 import pytest
 from sqlalchemy import delete, select, text, update
@@ -19,7 +17,9 @@ from farm.specs.scopes import Scope
 from farm.specs.states import BuildState
 from farm.trust import audit, credentials, keys, plugins
 from farm.trust.callers import THE_FARM
+from tests.contract.ages import age
 from tests.contract.conftest import Api
+from tests.contract.registry import Registry, digest_of
 from tests.keys import a_key
 from tests.ledger import Ledger
 
@@ -278,11 +278,7 @@ def _plugin(api, _db, monkeypatch):
 def _old_upload(api, db) -> str:
     """An upload that nothing refers to, and that is old enough to go."""
     digest = api.upload(b"nobody's")
-    old = time.time() - 10 * 86400
-    os.utime(api.app.state.services.store.path(digest), (old, old))
-    with db.write() as session:
-        created = session.get(Artifact, digest)
-        created.created_at = created.created_at.replace(year=2020)
+    age(api.app.state.services, digest)
     return digest
 
 
@@ -311,6 +307,52 @@ def _revoke_key(api, _db, _monkeypatch):
     _, key_id = _create_key(api, _db, _monkeypatch)
     assert api.request("DELETE", f"/v1/keys/{key_id}").is_success
     return "key.revoke", key_id
+
+
+_MANIFEST = "/v2/{name:path}/manifests/{reference}"
+_UPLOADS = "/v2/{name:path}/blobs/uploads/"
+_UPLOAD = "/v2/{name:path}/blobs/uploads/{upload}"
+
+
+def _post_blob(api, _db, _monkeypatch):
+    digest = digest_of(b"pushed at once")
+    path = f"/v2/pushed/blobs/uploads/?digest={digest}"
+    assert api.post(path, content=b"pushed at once").status_code == 201
+    return "upload", digest
+
+
+def _patch_blob(api, _db, _monkeypatch):
+    pushed = Registry(api, "pushed")
+    answer = pushed.patch(pushed.begin(), b"pushed in parts")
+    assert pushed.finish(answer.headers["location"], digest_of(b"pushed in parts")).is_success
+    return "upload", digest_of(b"pushed in parts")
+
+
+def _put_blob(api, _db, _monkeypatch):
+    return "upload", Registry(api, "pushed").push_blob(b"pushed")
+
+
+def _drop_upload(api, _db, _monkeypatch):
+    location = Registry(api, "pushed").begin()
+    assert api.request("DELETE", location).is_success
+    return "upload.drop", f"pushed/{location.rpartition('/')[2]}"
+
+
+def _push(api, _db, _monkeypatch):
+    Registry(api, "pushed").push_image("mine")
+    return "push", "pushed:mine"
+
+
+def _delete_tag(api, db, monkeypatch):
+    _push(api, db, monkeypatch)
+    assert Registry(api, "pushed").manifest("mine", "DELETE").is_success
+    return "push.delete", "pushed:mine"
+
+
+def _delete_blob(api, db, monkeypatch):
+    _, digest = _put_blob(api, db, monkeypatch)
+    assert Registry(api, "pushed").blob(digest, "DELETE").is_success
+    return "push.delete", f"pushed@{digest}"
 
 
 #: One for each operation that changes something.
@@ -345,6 +387,13 @@ CHANGES = {
     ("POST", "/v1/retention"): _apply_retention,
     ("POST", "/v1/keys"): _create_key,
     ("DELETE", "/v1/keys/{key_id}"): _revoke_key,
+    ("POST", _UPLOADS): _post_blob,
+    ("PATCH", _UPLOAD): _patch_blob,
+    ("PUT", _UPLOAD): _put_blob,
+    ("DELETE", _UPLOAD): _drop_upload,
+    ("PUT", _MANIFEST): _push,
+    ("DELETE", _MANIFEST): _delete_tag,
+    ("DELETE", "/v2/{name:path}/blobs/{digest}"): _delete_blob,
 }
 
 

@@ -84,6 +84,15 @@ def test_a_scope_allows_reading_and_itself_and_admin_allows_all():
     assert not allows([], Scope.READ)
 
 
+def said(answer) -> tuple[str, str, str]:
+    """An error's code, detail and hint, in whichever of the API's two forms."""
+    body = answer.json()
+    if "errors" in body:
+        [error] = body["errors"]
+        return error["detail"]["code"], error["message"], error["detail"]["hint"]
+    return body["code"], body["detail"], body["hint"]
+
+
 def test_without_a_key_nothing_is_answered_but_what_is_open(api):
     nobody = with_key(api, None)
     for path in OPEN:
@@ -91,10 +100,12 @@ def test_without_a_key_nothing_is_answered_but_what_is_open(api):
     for method, path in [*locked(api), ("GET", "/none"), ("GET", "/v1"), ("PATCH", "/v1/builds")]:
         answer = nobody.request(method, filled(path))
         assert answer.status_code == 401, (method, path)
-        assert answer.headers["www-authenticate"] == 'Bearer realm="engine farm"'
+        scheme = "Basic" if path.startswith("/v2") else "Bearer"
+        assert answer.headers["www-authenticate"] == f'{scheme} realm="engine farm"'
         if method != "HEAD":
-            assert answer.json()["code"] == "key-needed"
-            assert "farm keys create" in answer.json()["hint"]
+            code, _, hint = said(answer)
+            assert code == "key-needed"
+            assert "farm keys create" in hint
 
 
 @pytest.mark.parametrize("scope", Scope)
@@ -107,11 +118,14 @@ def test_a_key_may_call_what_its_scope_allows_and_is_told_what_it_lacks(api, db,
             assert answer.status_code not in (401, 403), (method, path)
             continue
         assert answer.status_code == 403, (method, path)
-        assert f'error="insufficient_scope", scope="{needed}"' in answer.headers["www-authenticate"]
+        if not path.startswith("/v2"):  # OCI's clients would ask for another password
+            challenge = answer.headers["www-authenticate"]
+            assert f'error="insufficient_scope", scope="{needed}"' in challenge
         if method != "HEAD":
-            assert answer.json()["code"] == "scope-missing"
-            assert f"requires the scope {needed}" in answer.json()["detail"]
-            assert f"--scope {needed}" in answer.json()["hint"]
+            code, detail, hint = said(answer)
+            assert code == "scope-missing"
+            assert f"requires the scope {needed}" in detail
+            assert f"--scope {needed}" in hint
 
 
 @pytest.mark.parametrize(

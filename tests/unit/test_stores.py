@@ -197,6 +197,18 @@ def test_a_file_that_is_taken_is_gone_from_where_it_was(rig: Rig, tmp_path: Path
     assert rig.kept() == 1
 
 
+def test_a_file_with_other_bytes_than_announced_stays_where_it_was(
+    rig: Rig, tmp_path: Path
+) -> None:
+    file = tmp_path / "made"
+    file.write_bytes(b"abc")
+    with pytest.raises(DigestMismatch):
+        rig.store.take(file, expected=digest_of(b"abd"))
+    assert file.read_bytes() == b"abc"
+    assert rig.kept() == 0
+    assert rig.store.take(file, expected=digest_of(b"abc")).bytes == 3
+
+
 def test_of_one_blob_put_by_many_at_once_there_is_one_and_each_is_told_the_same(rig: Rig) -> None:
     content, told, start = bytes(range(256)) * 3, [], threading.Barrier(8)
 

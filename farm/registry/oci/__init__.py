@@ -1,0 +1,1 @@
+"""The registry as OCI clients see it."""
