@@ -54,8 +54,7 @@ def submit_build(
         InvalidRequest, UnknownGpu, TargetUnsupported, CalibrationMissing, PluginRefused
         NotFound: a blob hasn't been uploaded.
         NameAmbiguous
-        Conflict: the idempotency key was used for another request, or the source has other inputs or outputs
-            than the version before, and ``new_inputs`` isn't set.
+        Conflict: the idempotency key was used for another request, or ``new_inputs`` is missing.
     """
     document = request.model_dump(mode="json")
     if idempotency_key is not None:
@@ -65,8 +64,7 @@ def submit_build(
     version = version_of(session, request)
     request = version.in_its_name(request)
     _check_inputs(session, request, version, look)
-    if request.gates:
-        gates = gates.changed(request.gates)
+    gates = gates.changed(request.gates) if request.gates else gates
     found = chosen(session, request, version.model, fleet, runtimes, look)
     planned = plan_of(request, found.choices, fleet, gates, look, most_jobs)
     plugins.require(session, request.options.plugins, plugin_keys)
@@ -85,8 +83,7 @@ def submit_build(
         created_at=now(),
     )
     insert_rows(session, Build, [columns(build)])
-    _keep_goal(session, request, version.id)
-    _describe(session, request, version.id, build.id)
+    _remember(session, request, version.id, build.id)
     created = {"build_id": build.id, "kind": "build", "state": build.state, "data": {}, "at": now()}
     insert_rows(session, Event, [created])
     submitted = attach_jobs(session, build, request.model, version.number, planned)
@@ -95,8 +92,9 @@ def submit_build(
     return submitted
 
 
-def _describe(session: Session, request: BuildRequest, version_id: int, build_id: str) -> None:
-    """Keep a request's labels and its note."""
+def _remember(session: Session, request: BuildRequest, version_id: int, build_id: str) -> None:
+    """Keep a request's goal, its labels and its note."""
+    _keep_goal(session, request, version_id)
     labels.keep(session, Build, build_id, request.labels)
     labels.keep(session, Version, version_id, request.labels)
     if request.note:
