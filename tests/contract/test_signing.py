@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sqlalchemy import delete, select
+from sqlalchemy import select
 from typer.testing import CliRunner
 
 from farm.api.app import create_app
@@ -18,7 +18,7 @@ from farm.client import Farm
 from farm.client.trust import vouched
 from farm.daemon.signing import Notary
 from farm.database.session import Database
-from farm.database.tables import EngineRow, EngineSignature, SigningKeyRow, Wanted
+from farm.database.tables import EngineRow, EngineSignature, SigningKeyRow
 from farm.errors import DigestMismatch, SignatureRefused
 from farm.registry import signed
 from farm.schemas.signing import SigningKeyView
@@ -225,10 +225,9 @@ def test_a_command_without_its_public_key_is_refused(tmp_path):
 def test_a_deleted_engine_takes_its_signature_along(api, db, publish, signer):
     engine = publish()
     bundle_of(api, engine)
-    with db.write() as session:
-        build = session.get_one(EngineRow, engine).build_id
-        session.execute(delete(Wanted).where(Wanted.build_id == build))
-        session.execute(delete(EngineRow).where(EngineRow.id == engine))
+    gone = api.request("DELETE", f"/v1/engines/{engine}")
+    assert gone.status_code == 200, gone.text
+    assert problem(api.get(f"/v1/engines/{engine}/signature"), 404)["code"] == "not-found"
     with db.read() as session:
         assert session.scalars(select(EngineSignature)).all() == []
 
