@@ -45,8 +45,9 @@ def _version(session: Session, version_id: int | None) -> str:
         select(Model.name, Version.number)
         .join(Version, Version.model_id == Model.id)
         .where(Version.id == version_id)
-    ).one()
-    return f"{found.name}@{found.number}"
+    ).one_or_none()
+    # Its row was read a moment ago, and may have gone since.
+    return f"{found.name}@{found.number}" if found else "a version that was just deleted"
 
 
 def _job(session: Session, job_id: int) -> str:

@@ -1,4 +1,4 @@
-"""Deleting: what was made for it alone goes, what others need stays, what is asked for anew is made anew."""
+"""Deleting: what was made for it alone goes, what others need stays, what is asked for again is rebuilt."""
 
 from __future__ import annotations
 
