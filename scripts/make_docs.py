@@ -111,7 +111,12 @@ def _client_variables() -> Iterator[tuple[str, ...]]:
     }
     for variable, text in found.items():
         yield _code(str(variable)), _code(DEFAULT_URL), str(text).partition(";")[0]
-    # No option: what is on a command line, every user of the machine can see.
+    # No options: what is on a command line, every user of the machine can see.
+    yield (
+        _code("FARM_FROM_KEY"),
+        "that in `FARM_KEY`",
+        "The key of the farm that `farm mirror` copies from",
+    )
     yield (
         _code("FARM_KEY"),
         "",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
 from farm.cli import show, transfer
 from farm.cli.options import Json, Url, connect, example
+
+#: No option: what is on a command line, every user of the machine can see.
+FROM_KEY = "FARM_FROM_KEY"
 
 
 def register(app: typer.Typer) -> None:
@@ -26,25 +30,20 @@ def mirror(
             "--to", metavar="REPOSITORY", help="Where to; by default mirror/ and its repository."
         ),
     ] = None,
-    from_key: Annotated[
-        str | None,
-        typer.Option(
-            "--from-key",
-            envvar="FARM_FROM_KEY",
-            metavar="KEY",
-            help="The other farm's key; by default FARM_KEY. Prefer the variable: others see arguments.",
-        ),
-    ] = None,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
     """Copy a version of another farm: engines, source, reports and signatures, under the same digests.
 
-    Goes into a repository of this farm, for OCI clients. What is there already isn't sent again.
+    Goes into a repository of this farm, for OCI clients. What is there already isn't sent again. The other
+    farm's key is in FARM_FROM_KEY; by default it is FARM_KEY.
     """
     from farm.client import Farm
 
-    with Farm(origin, key=from_key) as other, transfer.bar(hidden=as_json) as progress:
+    with (
+        Farm(origin, key=os.environ.get(FROM_KEY)) as other,
+        transfer.bar(hidden=as_json) as progress,
+    ):
         made = connect(url).mirror(other.http, model, to=to, progress=progress)
     if as_json:
         show.document(made)
