@@ -9,6 +9,6 @@ class Scope(StrEnum):
     """What a key allows. Each of them lets its holder read, too."""
 
     READ = "read"  #: see models, engines, builds and workers, and pull
-    SUBMIT = "submit"  #: upload, submit, cancel, retry
+    SUBMIT = "submit"  #: upload, submit, cancel, retry, run engines
     PROMOTE = "promote"  #: say which engines others are given by default
     ADMIN = "admin"  #: everything: also keys, the audit, plugins, deletion, gc and scrub
