@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Header, Path, Query, Response
 from fastapi.responses import JSONResponse
 
+from farm.api import contents
 from farm.api.files import OciBlobResponse, immutable, not_modified
 from farm.api.services import Farm, Services
-from farm.daemon import scrub
-from farm.errors import BlobDamaged, NotFound
 from farm.registry.oci import derived, referrers, repositories
 from farm.registry.oci.derived import Derived
 from farm.registry.oci.manifests import Document
-from farm.registry.oci.repositories import InStore
 from farm.specs.repositories import check_digest, check_repository
 
 router = APIRouter(prefix="/v2", include_in_schema=False)
@@ -115,23 +112,8 @@ def get_blob(
     etag = f'"{digest}"'
     headers = _VERSION | {"Docker-Content-Digest": digest}
     return not_modified(etag, if_none_match) or OciBlobResponse(
-        _whole(farm, found), etag=etag, headers=headers
+        contents.whole(farm, digest, found.bytes, digest), etag=etag, headers=headers
     )
-
-
-def _whole(farm: Services, blob: InStore) -> Any:
-    """The blob's file, checked for its length.
-
-    Raises:
-        BlobDamaged
-    """
-    with suppress(NotFound, FileNotFoundError):
-        path = farm.store.path(blob.digest)
-        if path.stat().st_size == blob.bytes:
-            return path
-    with farm.db.write() as session:
-        scrub.check(session, farm.store, [blob.digest])
-    raise BlobDamaged(f"the store has lost the bytes of {blob.digest}")
 
 
 def _keep(farm: Services, name: str, new: Sequence[Derived]) -> None:

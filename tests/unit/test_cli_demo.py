@@ -16,6 +16,7 @@ from farm.cli import app, demo, exits
 from farm.testing import documents
 from farm.testing.documents import BUILD, rtx_plan
 from farm.testing.stub_farm import StubFarm
+from tests.arrays import npz
 
 FAILED = "06gm2vw9k3xq4t7n"
 Run = Callable[..., Result]
@@ -36,7 +37,7 @@ def run(stub: StubFarm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
         with zipfile.ZipFile(files / f"{model.name}.pt2", "w") as archive:
             archive.writestr(f"{model.name}/archive_format", "pt2")
         for name in ("-calibration.npz", "-evaluation.npz"):
-            (files / f"{model.name}{name}").write_bytes(f"{model.name}{name}".encode())
+            npz(files / f"{model.name}{name}", image=("<f4", (8, 64)))
 
     @contextmanager
     def embedded(_settings: object) -> Iterator[SimpleNamespace]:

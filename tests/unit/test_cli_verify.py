@@ -184,7 +184,7 @@ def test_pull_of_an_unsigned_farm_says_so(run: Run, stub: StubFarm, tmp_path: Pa
 def elsewhere(stub: StubFarm, signer: FileSigner, tmp_path: Path, monkeypatch: Any) -> StubFarm:
     """A signing farm, as if it were on another machine."""
     monkeypatch.setenv("FARM_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("farm.client.http._is_local", lambda _url: False)
+    monkeypatch.setattr("farm.client.http.reaches_this_machine", lambda _url: False)
     stub.add(rtx_plan())
     stub.signers = [signer]
     return stub

@@ -77,6 +77,7 @@ def test_what_is_declared_is_what_references_are_read_from():
         ("engines", "digest"): Holds.ENGINE,
         ("jobs", "outputs"): Holds.OUTPUT,
         ("jobs", "recipe"): Holds.INPUT,
+        ("oci_manifests", "needs"): Holds.PUSHED,
         ("plugins", "digest"): Holds.PLUGIN,
         ("timing_caches", "digest"): Holds.TIMING_CACHE,
         ("versions", "source_digest"): Holds.SOURCE,
