@@ -146,8 +146,8 @@ class Settings(BaseSettings):
     unused_after_s: float = Field(
         7 * 86400.0,
         ge=0,
-        description="the API removes uploads and other files that nothing has referred to for this long, and "
-        "with them what interrupted uploads left; 0 for never",
+        description="the API removes uploads and other files that nothing has referred to for this long, "
+        "what interrupted uploads left, and the results of inferences that old; 0 for never",
     )
     cpu_slots: int = Field(
         2, ge=1, description="jobs a CPU worker runs in parallel; a GPU worker runs one"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from farm.errors import DataRefused
-from farm.formats import array_files, onnx_inputs
+from farm.formats import array_files, onnx_interface
 from farm.formats.archives import Malformed
 from farm.specs.batch_axes import batch_symbol, named_axis
 from farm.specs.samples import (
@@ -32,7 +32,7 @@ Inputs = Sequence[TensorSpec]
 
 def inputs_of(model: Path, format: SourceFormat) -> Inputs | None:
     """The inputs that a source tells without being loaded; None if it doesn't."""
-    return onnx_inputs.inputs(model) if format is SourceFormat.ONNX and model.is_file() else None
+    return onnx_interface.inputs(model) if format is SourceFormat.ONNX and model.is_file() else None
 
 
 def check(

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 
 from sqlalchemy.orm import Session
 
@@ -13,7 +14,7 @@ from farm.daemon import gc
 from farm.database.base import now
 from farm.database.session import Database
 from farm.errors import Conflict, NotFound, Unavailable
-from farm.keeping import deletion, retention, uploads
+from farm.keeping import deletion, going, retention, uploads
 from farm.keeping.deletion import Deleted
 from farm.keeping.pulled import Pulled
 from farm.keeping.retention import Due
@@ -176,6 +177,8 @@ class Keeper(threading.Thread):
         for one in done.items:
             log.info("deleted %s: %s", one.deletion.what, one.why)
         if self._settings.unused_after_s:
+            with self._db.write() as session:
+                going.inferences(session, now() - timedelta(seconds=self._settings.unused_after_s))
             report = gc.collect(self._db, self._store, older_than_s=self._settings.unused_after_s)
             if report.removed_total or report.uploads:
                 log.info(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from farm.formats.onnx_files import mapped
 from farm.formats.protobuf import Effort, MalformedMessage, TooManyFields, fields, numbers
-from farm.reports.interfaces import Interface
+from farm.reports.interfaces import Interface, Port
+from farm.specs.shapes import ANONYMOUS, TensorSpec
 
 #: onnx.proto's field numbers, by message.
 _GRAPH = 7
@@ -18,7 +19,7 @@ _NAME, _TYPE = 1, 2
 _TENSOR_TYPE = 1
 _ELEMENT, _SHAPE = 1, 2
 _DIMENSION = 1
-_SIZE = 1
+_SIZE, _AXIS_NAME = 1, 2
 _UNKNOWN = "?"
 #: ``TensorProto.DataType`` as numpy calls them.
 _DTYPES = (
@@ -45,6 +46,25 @@ def interface(path: Path, offset: int = 0, size: int | None = None) -> Interface
             return _interface(data, offset, end, Effort())
         except (MalformedMessage, TooManyFields):
             return None  # the export reports what is wrong with it
+
+
+def inputs(path: Path) -> tuple[TensorSpec, ...] | None:
+    """The inputs that a caller must supply; None where one isn't a tensor of known type and rank.
+
+    An anonymous axis is named after its input, as the export does.
+    """
+    found = interface(path)
+    specs = tuple(filter(None, map(_spec, found.inputs))) if found else ()
+    return specs if found and specs and len(specs) == len(found.inputs) else None
+
+
+def _spec(port: Port) -> TensorSpec | None:
+    if port.shape is None or port.dtype == _UNKNOWN:
+        return None
+    shape = tuple(
+        f"{port.name}_{at}" if axis == ANONYMOUS else axis for at, axis in enumerate(port.shape)
+    )
+    return TensorSpec(name=port.name, dtype=port.dtype, shape=shape)
 
 
 def _interface(data: mmap.mmap, start: int, end: int, effort: Effort) -> Interface | None:
@@ -103,8 +123,12 @@ def _tensor(data: mmap.mmap, start: int, end: int, effort: Effort) -> dict[str, 
 
 def _axis(data: mmap.mmap, start: int, end: int, effort: Effort) -> int | str:
     size = dict(numbers(data, start, end, effort)).get(_SIZE)
-    # A negative one, in two's complement, is dynamic.
-    return _UNKNOWN if size is None or size >= 2**63 else size
+    if size is not None and size < 2**63:  # a negative one, in two's complement, is dynamic
+        return size
+    written = [
+        _text(data, a, b) for kind, a, b in fields(data, start, end, effort) if kind == _AXIS_NAME
+    ]
+    return (written[-1] if written else "") or ANONYMOUS
 
 
 def _text(data: mmap.mmap, at: int, until: int) -> str:

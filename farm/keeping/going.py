@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, or_, select, update
@@ -141,6 +142,18 @@ def _forget(session: Session, job_id: int, what: str) -> int:
     assert moved is not None, "it is locked"
     transitions.record(session, moved, JobState.FAILED, error=error)
     return 1
+
+
+def inferences(session: Session, before: datetime) -> int:
+    """Have the results of inferences that ended before this be none any more; return how many.
+
+    They belong to no version, so no deletion takes them.
+    """
+    ended = select(Job.id).where(
+        Job.kind == JobKind.INFER, Job.state == JobState.SUCCEEDED, Job.finished_at < before
+    )
+    ids = session.scalars(ended.with_for_update(skip_locked=True)).all()
+    return sum(_forget(session, job_id, "what was left for long") for job_id in ids)
 
 
 def _drop(session: Session, job_id: int, outputs: Mapping[str, str], role: str) -> None:

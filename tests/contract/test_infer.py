@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ from sqlalchemy import select
 
 from farm.api.access import SCOPES
 from farm.builds import inference
+from farm.database import references
+from farm.database.base import now
 from farm.database.tables import Event, Job
 from farm.errors import InvalidModel
+from farm.keeping import going
 from farm.queue import jobs
 from farm.queue.jobs import Output
 from farm.specs.scopes import Scope
@@ -103,6 +107,20 @@ def test_an_equal_inference_is_the_same_job_and_other_inputs_are_another(api, le
     finish(ledger, api, first)
     kept = infer(gpu="cpu").json()
     assert (kept["id"], kept["state"]) == (first.json()["id"], "succeeded")
+
+
+def test_a_result_goes_after_a_while_and_is_made_again(api, ledger, infer):
+    first = infer(gpu="cpu")
+    digest = finish(ledger, api, first)
+    with ledger.db.write() as session:
+        assert going.inferences(session, now() - timedelta(days=1)) == 0
+        assert digest in references.referred(session)
+        assert going.inferences(session, now()) == 1
+        assert digest not in references.referred(session)
+    answer = api.get(f"/v1/infer/{first.json()['id']}/outputs")
+    assert answer.status_code == 409
+    again = infer(gpu="cpu").json()
+    assert (again["state"], again["id"] != first.json()["id"]) == ("queued", True)
 
 
 def test_an_inference_goes_before_builds(api, ledger, infer):

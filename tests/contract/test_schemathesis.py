@@ -13,7 +13,9 @@ import pytest
 from sqlalchemy import update
 
 from farm.database.session import Database
-from farm.database.tables import EngineRow
+from farm.database.tables import EngineRow, Job
+from farm.specs.roles import Role
+from farm.stages import JobKind
 from farm.trust import credentials
 from tests.contract.live_api import LiveApi, live_api
 from tests.ledger import Ledger
@@ -44,6 +46,8 @@ def filled(api: LiveApi) -> dict[str, str]:
     content = api.upload(b"0123456789")
     with database.write() as session:
         session.execute(update(EngineRow).values(digest=content))
+        exported = update(Job).where(Job.kind == JobKind.EXPORT)
+        session.execute(exported.values(outputs={Role.ONNX: content}))
     database.dispose()
     return {
         "build_id": build["id"],

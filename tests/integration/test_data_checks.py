@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from farm.client import data
 from farm.errors import DataRefused, InvalidData
-from farm.formats import array_files, onnx_inputs
+from farm.formats import array_files, onnx_interface
 from farm.specs.samples import LABEL
 from farm.specs.shapes import TensorSpec
 from workers.graphs.intake import described
@@ -34,7 +34,7 @@ def saved(path, *inputs, initializers=()):
 
 
 def by_client(model, path, profiles=(), fixed=()):
-    inputs = onnx_inputs.inputs(model)
+    inputs = onnx_interface.inputs(model)
     assert inputs is not None
     data.check(path, inputs, profiles=profiles, fixed=fixed)
 
@@ -143,7 +143,7 @@ def test_the_inputs_are_those_that_the_export_finds(tmp_path):
         ("none", TensorProto.INT64, [0]),
     )
     model = saved(tmp_path / "m.onnx", *inputs, initializers=[weight])
-    found = onnx_inputs.inputs(model)
+    found = onnx_interface.inputs(model)
     assert found == input_specs(described(onnx.load(model)))
     assert found[0] == TensorSpec(
         name="image", dtype="float16", shape=("batch", 3, "image_2", "image_3")
@@ -156,11 +156,11 @@ def test_inputs_that_cannot_be_told_are_left_to_the_job(tmp_path):
     unranked = helper.make_tensor_value_info("x", TensorProto.FLOAT, None)
     graph = helper.make_graph([], "net", [unranked], [])
     onnx.save(helper.make_model(graph), path)
-    assert onnx_inputs.inputs(path) is None
+    assert onnx_interface.inputs(path) is None
     whole = saved(tmp_path / "whole.onnx", IMAGE).read_bytes()
     for end in range(len(whole)):
         path.write_bytes(whole[:end])
-        onnx_inputs.inputs(path)
+        onnx_interface.inputs(path)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

@@ -166,7 +166,7 @@ def keep(session: Session, repository: str, made: Iterable[Derived]) -> None:
             "repository": repository,
             "digest": one.manifest.digest,
             "subject": subject.get("digest"),
-            "blobs": [],
+            "needs": [],
             "engine_id": one.engine_id,
             "version_id": one.version_id,
             "created_at": now(),

@@ -82,7 +82,7 @@ def put(
         "repository": repository,
         "digest": document.digest,
         "subject": subject,
-        "blobs": sorted(set(blobs)),
+        "needs": sorted(set(blobs)),
         "created_at": now(),
     }
     derived.insert_new(session, OciManifest, row)
