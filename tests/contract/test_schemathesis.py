@@ -46,8 +46,9 @@ def filled(api: LiveApi) -> dict[str, str]:
     content = api.upload(b"0123456789")
     with database.write() as session:
         session.execute(update(EngineRow).values(digest=content))
-        exported = update(Job).where(Job.kind == JobKind.EXPORT)
-        session.execute(exported.values(outputs={Role.ONNX: content}))
+        for kind, role in ((JobKind.EXPORT, Role.ONNX), (JobKind.CAST, Role.TYPED)):
+            made = update(Job).where(Job.kind == kind).values(outputs={role: content})
+            session.execute(made)
     database.dispose()
     return {
         "build_id": build["id"],
