@@ -27,10 +27,10 @@ def farm(tmp_path: Path) -> Iterator[LiveFarm]:
 def test_the_page_deletes_a_version_and_builds_it_again_as_the_next(
     farm: LiveFarm, files: Path
 ) -> None:
-    for name in ("digits.pt2", "small.onnx"):
+    for name, *word in (("digits.pt2",), ("small.onnx", "--new-inputs")):
         farm.cli(
             "submit", files / name, "--name", "digits", "--gpu", "cpu", "--precision", "fp32",
-            "--wait", "--json",
+            *word, "--wait", "--json",
         ).json()  # fmt: skip
     said = {}
     for words in farm_lines.farm_commands(RUN):
