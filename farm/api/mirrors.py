@@ -50,17 +50,12 @@ def mirror(model: ModelName, body: Body, farm: Farm, by: By) -> Response:
             made = mirrored.register(
                 session, request, said, farm=asked.farm, look=look, client=by.client
             )
-            audit.record(
-                session,
-                by,
-                "mirror",
-                f"{made.model}@{made.version}",
-                farm=asked.farm,
-                repository=asked.repository,
-                digest=asked.digest,
-                signing_keys=sorted({one.key.fingerprint for one in said if one.key is not None}),
-                engines=[one.id for one in made.engines if one.is_new],
-            )
+            new = [one.id for one in made.engines if one.is_new]
+            if new:
+                keys = {one.key.fingerprint for one in said if one.key is not None}
+                details = asked.model_dump(include={"farm", "repository", "digest"})
+                details |= {"signing_keys": sorted(keys), "engines": new}
+                audit.record(session, by, "mirror", f"{made.model}@{made.version}", **details)
             return made
 
         for _ in range(_RACES):

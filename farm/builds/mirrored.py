@@ -31,7 +31,7 @@ from farm.database.tables import (
     JobInput,
     Wanted,
 )
-from farm.errors import InvalidRequest, NotFound
+from farm.errors import Conflict, InvalidRequest, NotFound
 from farm.formats.sources import Look
 from farm.planning import jobs as planned
 from farm.planning import keys, parameters
@@ -110,7 +110,8 @@ def register(
 
     Raises:
         NotFound: the source, or an engine, isn't in the store.
-        Conflict: the version's inputs differ from those of the one before, and nobody said that they may.
+        Conflict: the version's inputs differ from those of the one before, and nobody said that they may; or
+            this farm has results of its own of all this work.
         NameAmbiguous
     """
     version = version_of(session, request)
@@ -127,6 +128,8 @@ def register(
         ready.append(
             _with_jobs(session, one, usable, model=version.model.name, farm=farm, client=client)
         )
+    if not ready:
+        raise Conflict(f"none of its engines can be registered: {left_out[0].why}")
     before = _published(session, version.id, ready)
     new = [one for one in ready if (one.build.id, one.measure.id) not in before]
     for group in _groups(new):
