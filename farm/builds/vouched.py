@@ -26,6 +26,7 @@ from farm.schemas.base import Digest
 from farm.schemas.engines import EngineView
 from farm.schemas.signing import EnginePredicate
 from farm.signing import bundles, statements
+from farm.signing.bundles import Opened, Statement
 from farm.signing.keys import PublicKey
 from farm.specs import gpus
 from farm.specs.roles import Role
@@ -98,9 +99,7 @@ def _vouched(copy: EngineCopy, known: Sequence[PublicKey], read: Read) -> Vouche
     layers, key = next(iter(copy.layers), None), None
     files: Mapping[str, str] = {}
     if known:
-        opened = _opened(copy, known, read)
-        config, said = said, _predicate(opened.statement).model_dump(mode="json")
-        _check_config(config, said)
+        opened, said = _signed(copy, said, known, read)
         files, key = opened.statement.digests(), opened.key
         layers = files.get(Role.LAYERS) if files.get(Role.LAYERS) in copy.layers else None
     engine = _engine(said.get("engine"), copy)
@@ -137,7 +136,10 @@ def _json(content: bytes) -> dict[str, Any]:
     return value
 
 
-def _opened(copy: EngineCopy, known: Sequence[PublicKey], read: Read) -> bundles.Opened:
+def _signed(
+    copy: EngineCopy, config: Mapping[str, Any], known: Sequence[PublicKey], read: Read
+) -> tuple[Opened, dict[str, Any]]:
+    """The statement of an engine, verified, and its predicate. Anybody may have pushed others beside it."""
     why = SignatureRefused(
         f"the engine {copy.digest} has no signature here",
         hint="does that farm sign? farm signing show there; unsigned: true (--unsigned) believes it unseen",
@@ -145,19 +147,18 @@ def _opened(copy: EngineCopy, known: Sequence[PublicKey], read: Read) -> bundles
     for one in copy.bundles:
         try:
             opened = bundles.opened(_bounded(one, read), known)
+            said = _predicate(opened.statement, copy).model_dump(mode="json")
+            _check_config(config, said)
         except SignatureRefused as err:
             why = err
             continue
-        # Anybody may push one of the other farm's signatures here, of another engine.
-        if copy.digest in opened.statement.digests().values():
-            return opened
-        why = SignatureRefused(f"the signature isn't of the engine {copy.digest}")
+        return opened, said
     raise why
 
 
-def _predicate(statement: bundles.Statement) -> EnginePredicate:
-    if statement.type != statements.ENGINE:
-        raise SignatureRefused(f"the statement isn't of an engine: it is a {statement.type[:100]}")
+def _predicate(statement: Statement, copy: EngineCopy) -> EnginePredicate:
+    if statement.type != statements.ENGINE or copy.digest not in statement.digests().values():
+        raise SignatureRefused(f"the signature isn't of the engine {copy.digest}")
     return EnginePredicate.model_validate(dict(statement.predicate))
 
 

@@ -17,7 +17,7 @@ from farm.client import Farm
 from farm.database import migrate
 from farm.database.base import now
 from farm.database.tables import Artifact, Build, EngineRow, Job, Model, OciManifest, Version
-from farm.errors import Conflict, SignatureRefused, SigningKeyUnknown
+from farm.errors import Conflict, InvalidRequest, SignatureRefused, SigningKeyUnknown
 from farm.registry.oci import manifests
 from farm.schemas.mirrors import Mirrored
 from farm.settings import Settings
@@ -213,6 +213,67 @@ def test_work_that_is_on_its_way_isnt_taken_over(first, second):
     assert second.api.get(f"/v1/builds/{build['id']}").json()["state"] == "succeeded"
 
 
+def test_a_mirrored_build_is_shown_and_explained_as_any(first, second):
+    made = mirrored(first, second).registered
+    [build] = second.api.get("/v1/builds").json()["items"]
+    assert (build["state"], build["model"], build["version"]) == ("succeeded", "digits", 1)
+    shown = second.api.get(f"/v1/builds/{build['id']}").json()
+    assert {one["engine"] for one in shown["engines"]} == {one.id for one in made.engines}
+    assert {one["why"] for one in shown["engines"]} == {f"mirrored from {first.url}"}
+    assert {job["state"] for job in shown["jobs"]} == {"succeeded"}
+    for path in ("events", "logs", "explain"):
+        assert second.api.get(f"/v1/builds/{build['id']}/{path}").is_success
+    second.api.post(f"/v1/builds/{build['id']}/retry")
+    assert second.api.get(f"/v1/builds/{build['id']}").json()["state"] == "succeeded"
+
+
+def test_a_mirrored_version_is_deleted_and_mirrored_again(first, second):
+    mirrored(first, second)
+    answer = second.api.request("DELETE", "/v1/models/digits/versions/1")
+    assert answer.is_success, answer.text
+    assert second.engines() == []
+    made = mirrored(first, second).registered
+    assert (made.version, [one.is_new for one in made.engines]) == (2, [True, True])
+    assert {one["version"] for one in second.engines()} == {2}
+
+
+def test_a_large_parameter_has_the_same_key_on_both_farms(first, second):
+    fixed = {"scale": [0.5] * 600}
+    first.submit(model="fixed", fixed_inputs=fixed)
+    first.ledger().run_all()
+    mirrored(first, second, "fixed")
+    assert {tuple(one["fixed_inputs"]["scale"]) for one in second.engines("fixed")} == {
+        (0.5,) * 600
+    }
+    build = second.submit(model="fixed", fixed_inputs=fixed)
+    assert {job["reuse"] for job in build["jobs"]} == {"cached"}
+
+
+def test_a_version_of_doubtful_engines_alone_isnt_mirrored(first, second):
+    other = {"digest": first.api.upload(b"another model"), "format": "onnx"}
+    first.submit(model="doubted", source=other)
+    first.ledger().run_all(doubts=["its outputs differ"])
+    assert {one["state"] for one in first.engines("doubted")} == {"doubtful"}
+    with pytest.raises(InvalidRequest, match="at least one engine"):
+        mirrored(first, second, "doubted", unsigned=True)
+
+
+def test_other_inputs_need_a_word(first, second):
+    other = second.submit(
+        source={"digest": second.api.upload(b"another model"), "format": "onnx"},
+        targets=["onnxruntime:cpu"],
+    )
+    facts = {"inputs": [{"name": "x", "dtype": "float32", "shape": [1]}], "outputs": []}
+    second.ledger().run_all(**facts)
+    assert second.api.get(f"/v1/builds/{other['id']}").json()["state"] == "succeeded"
+    before = second.rows()
+    with pytest.raises(Conflict, match="inputs or outputs aren't those of version 1"):
+        mirrored(first, second)
+    assert second.rows() == before
+    made = mirrored(first, second, new_inputs=True).registered
+    assert made.version == 2
+
+
 def test_a_version_may_have_another_number_there(first, second):
     other = {"digest": second.api.upload(b"another model"), "format": "onnx"}
     second.submit(source=other)
@@ -334,7 +395,11 @@ def test_neither_keys_nor_unsigned_is_refused_and_so_are_both(first, second):
         assert "unsigned" in problem(asked(second, first, copied, **changes), 422)["detail"]
 
 
-# Hostile copies
+# Copies by hand, and hostile ones
+
+
+def unchanged(given: bytes) -> bytes:
+    return given
 
 
 @dataclass
@@ -367,11 +432,11 @@ class Forged:
                 if is_engine and one in manifest["layers"] and layer is not None:
                     content = layer
                 one |= {"digest": target.push_blob(content), "size": len(content)}
-            body = encoded(manifest)
+            body = manifests.Document.of(manifests.MANIFEST, manifest).body
             assert target.put(digest_of(body), body).status_code == 201
             if is_engine:
                 engine_id = entry["annotations"][f"{manifests.FARM}id"]
-                self._sign(target, engine_id, body, bundle or (lambda given: given))
+                self.sign(target, engine_id, body, bundle or unchanged)
             entry |= {"digest": digest_of(body), "size": len(body)}
         body = encoded(index)
         assert target.put(digest_of(body), body, manifests.INDEX).status_code == 201
@@ -389,7 +454,7 @@ class Forged:
             assert self.second.rows() == before  # nothing is half registered
         return answer
 
-    def _sign(self, target: Registry, engine_id: str, about: bytes, forge) -> None:
+    def sign(self, target: Registry, engine_id: str, about: bytes, forge=unchanged) -> None:
         signed = forge(self.first.api.get(f"/v1/engines/{engine_id}/signature").content)
         target.push_blob(signed)
         target.push_blob(b"{}")
@@ -408,6 +473,35 @@ def forged(first: One, second: One) -> Forged:
 
 
 def test_a_copy_by_other_clients_is_registered_too(forged):
+    assert len(forged().json()["engines"]) == 2
+
+
+def test_a_doubtful_engine_stays_doubtful(forged, second):
+    def doubted(said: dict[str, Any]) -> None:
+        _unsigned(said, state="doubtful", doubts=["its outputs differ"])
+
+    assert forged(config=doubted, signing_keys=[], unsigned=True).is_success
+    assert [(one["state"], one["doubts"]) for one in second.engines()] == [
+        ("doubtful", ["its outputs differ"])
+    ] * 2
+    assert second.api.get("/v1/models/digits/engines/cpu").status_code == 404
+
+
+def test_signatures_of_other_engines_beside_the_right_one_dont_matter(forged, tmp_path):
+    other = signers.make(tmp_path / "other.pem")
+    target = Registry(forged.second.api, "forged/digits")
+    index = Registry(forged.first.api, "digits").manifest("v1").json()
+    engine_ids = [
+        one["annotations"][f"{manifests.FARM}id"]
+        for one in index["manifests"]
+        if f"{manifests.FARM}id" in one["annotations"]
+    ]
+    for entry, engine_id in zip(index["manifests"], reversed(engine_ids), strict=False):
+        about = Registry(forged.first.api, "digits").manifest(entry["digest"]).content
+        forged.sign(target, engine_id, about)
+        forged.sign(
+            target, engine_id, about, lambda one: bundles.sealed(bundles.unverified(one), other)
+        )
     assert len(forged().json()["engines"]) == 2
 
 
