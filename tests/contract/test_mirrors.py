@@ -14,6 +14,7 @@ from sqlalchemy import delete, func, select, update
 
 from farm.api.app import create_app
 from farm.client import Farm
+from farm.client.verify import Verdict, verify_file
 from farm.database import migrate
 from farm.database.base import now
 from farm.database.tables import Artifact, Build, EngineRow, Job, Model, OciManifest, Version
@@ -139,10 +140,14 @@ def test_the_second_farm_has_the_version_with_its_engines_as_the_first_says(firs
 
 
 def test_farm_pull_gets_a_mirrored_engine_from_the_second_farm(first, second, tmp_path):
+    key = signers.make(second.settings.signing_key_file).key
     mirrored(first, second)
     pulled = second.client.pull("digits", "cpu", tmp_path / "engines")
     [theirs] = [one for one in first.engines() if one["gpu"] == "cpu"]
     assert digest_of(pulled.path.read_bytes()) == theirs["digest"]
+    verified = verify_file(pulled.path, home=second.home)
+    assert (verified.verdict, verified.key) == (Verdict.VERIFIED, key.id)
+    assert verified.farm == second.url
 
 
 def test_its_provenance_says_whose_it_is(first, second):

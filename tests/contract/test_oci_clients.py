@@ -322,3 +322,4 @@ def test_the_page_pulls_copies_and_mirrors(
     ]
     assert mine["digest"] == theirs["digest"]
     assert manifests.ACCURACY in ran.stdout.splitlines()
+    assert "digits@1 has 2 of its engines here, 2 of them new" in ran.stdout
