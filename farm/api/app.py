@@ -51,22 +51,8 @@ log = logging.getLogger(__name__)
 
 _NOUNS = (
     *(blobs, builds, registry, signing, onnx, triton, aliases, compare, bench, inference, fleet),
-    *(
-        search,
-        mirrors,
-        yanks,
-        labels,
-        deletion,
-        retention,
-        usage,
-        plugins,
-        gc,
-        scrub,
-        keys,
-        audit,
-        health,
-    ),
-    *(oci, oci_push),
+    *(search, yanks, labels, deletion, retention, usage, plugins, gc, scrub, keys, audit, health),
+    *(mirrors, oci, oci_push),
 )
 
 DESCRIPTION = """
