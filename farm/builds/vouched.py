@@ -176,9 +176,9 @@ def _check_config(config: Mapping[str, Any], signed: Mapping[str, Any]) -> None:
 
 
 def _engine(given: Any, copy: EngineCopy) -> EngineView:
-    if not isinstance(given, dict) or len(json.dumps(given)) > extent.MAX_BYTES:
-        raise TooMuch("its description is missing, or larger than any that a farm makes")
-    extent.check(given)
+    if not isinstance(given, dict):
+        _refuse("its description is missing")
+    _check_extent(given, "its description")
     engine = EngineView.model_validate(given)
     if not _ENGINE_ID.fullmatch(engine.id):
         _refuse("its id isn't one")
@@ -201,6 +201,15 @@ def _engine(given: Any, copy: EngineCopy) -> EngineView:
             raise err.__cause__ from None
         _refuse(str(err.__cause__))
     return engine
+
+
+def _check_extent(given: Mapping[str, Any], what: str) -> None:
+    text = json.dumps(given)
+    if len(text) > extent.MAX_BYTES:
+        _refuse(f"{what} is larger than any that a farm makes")
+    if "\\u0000" in text:  # Postgres can't keep it
+        _refuse(f"{what} has a null character")
+    extent.check(given)
 
 
 def _canonical(gpu: str) -> str | None:
@@ -230,9 +239,7 @@ def _done(said: Mapping[str, Any], name: str, kind: JobKind) -> Done:
     if not isinstance(given, dict) or not isinstance(given.get("recipe"), dict):
         _refuse(f"its provenance has no {name}")
     recipe, worker = given["recipe"], given.get("worker")
-    extent.check(recipe)
-    if len(json.dumps(recipe)) > extent.MAX_BYTES:
-        raise TooMuch(f"the recipe of its {name} has more than {extent.MAX_BYTES} bytes")
+    _check_extent(given, f"the {name} in its provenance")
     _check_recipe(recipe, kind)
     params, shared = jobs.reduced(recipe["params"])
     document = recipe | {"params": params}

@@ -593,6 +593,14 @@ LIES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "an input that is none": (lambda said: _recipe(said, inputs={"typed": "../x"}), "is none"),
     "a role that is none": (lambda said: _recipe(said, inputs={"x": "sha256:1"}), "is none"),
     "a huge recipe": (lambda said: _recipe(said, tools={"onnx": "9" * 9999}), "100 characters"),
+    "a null character": (
+        lambda said: _unsigned(said, metrics_reason="\x00"),
+        "null character",
+    ),
+    "a null worker": (
+        lambda said: said["provenance"]["measure"].update(worker="\x00"),
+        "null character",
+    ),
     "more in a recipe": (lambda said: _recipe(said, more=1), "other fields"),
 }
 
