@@ -73,6 +73,8 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("DELETE", "/v1/models/{model}/aliases/{alias}"): PROMOTE,
     ("POST", "/v1/models/{model}/aliases/{alias}/rollback"): PROMOTE,
     ("GET", "/v1/models/{model}/aliases/{alias}/history"): READ,
+    # Not PROMOTE: whoever vouches for another farm has its word count for every model's submissions.
+    ("POST", "/v1/models/{model}/mirror"): ADMIN,
     ("GET", "/v1/engines/{engine_id}"): READ,
     ("DELETE", "/v1/engines/{engine_id}"): ADMIN,
     ("POST", "/v1/models/{model}/versions/{version}/yank"): PROMOTE,

@@ -25,6 +25,7 @@ from farm.api import (
     inference,
     keys,
     labels,
+    mirrors,
     oci,
     oci_push,
     onnx,
@@ -51,7 +52,7 @@ log = logging.getLogger(__name__)
 _NOUNS = (
     *(blobs, builds, registry, signing, onnx, triton, aliases, compare, bench, inference, fleet),
     *(search, yanks, labels, deletion, retention, usage, plugins, gc, scrub, keys, audit, health),
-    *(oci, oci_push),
+    *(mirrors, oci, oci_push),
 )
 
 DESCRIPTION = """

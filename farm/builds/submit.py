@@ -63,7 +63,7 @@ def submit_build(
             return Submitted(build_id=first.id, attached=None)
     version = version_of(session, request)
     request = version.in_its_name(request)
-    _check_inputs(session, request, version, look)
+    check_inputs(session, request, version, look)
     gates = gates.changed(request.gates) if request.gates else gates
     found = chosen(session, request, version.model, fleet, runtimes, look)
     planned = plan_of(request, found.choices, fleet, gates, look, most_jobs)
@@ -102,7 +102,7 @@ def _remember(session: Session, request: BuildRequest, version_id: int, build_id
         session.flush()
 
 
-def _check_inputs(session: Session, request: BuildRequest, version: Versioned, look: Look) -> None:
+def check_inputs(session: Session, request: BuildRequest, version: Versioned, look: Look) -> None:
     """Refuse a version with other inputs than the one before, unless the request says that they may be.
 
     Raises:

@@ -115,13 +115,18 @@ def example(text: str) -> str:
 
 
 def connect(
-    url: str | None, *, signing_key: str | None = None, accept_new_key: bool = False
+    url: str | None,
+    *,
+    key: str | None = None,
+    signing_key: str | None = None,
+    accept_new_key: bool = False,
 ) -> Farm:
     """The farm that the user means."""
     from farm.client import Farm
 
     return Farm(
         url,
+        key=key,
         signing_key=signing_key,
         accept_new_key=accept_new_key,
         confirm_key=_confirmed if can_ask() else None,

@@ -1,22 +1,25 @@
-"""Copies of another farm's versions, by OCI: engines, source, reports and signatures, byte for byte."""
+"""Another farm's versions: copied by OCI, byte for byte, and registered here on a signature's word."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx2
 
 from farm.client import answers
 from farm.client.http import Http
-from farm.client.noun import Noun
+from farm.client.noun import Noun, part
 from farm.client.progress import TransferProgress, silent
-from farm.errors import DigestMismatch, FarmError, NotFound
-from farm.schemas.mirrors import Mirrored
+from farm.errors import DigestMismatch, FarmError, NotFound, SignatureRefused
+from farm.schemas.mirrors import Mirrored, Registered
 from farm.specs import repositories
+from farm.specs.names import folded
 from farm.specs.references import split
 
 _INDEX = "application/vnd.oci.image.index.v1+json"
@@ -24,6 +27,7 @@ _SILENCE_S = 60.0
 _MOST_DESCRIPTORS = 4096
 _NUMBER = re.compile(r"v[1-9]\d{0,8}")
 _VERSION = "org.opencontainers.image.version"
+_FARM = "farm.engine."  #: prefix of a farm's own annotations
 
 
 class Mirrors(Noun):
@@ -35,20 +39,31 @@ class Mirrors(Noun):
         model: str,
         *,
         to: str | None = None,
+        register: bool = True,
+        unsigned: bool = False,
+        new_inputs: bool = False,
         progress: TransferProgress | None = None,
     ) -> Mirrored:
-        """Copy a version of another farm into a repository of this one, under the same digests.
+        """Copy a version of another farm into a repository of this one, and have it in the registry here.
 
-        What is there already isn't sent again.
+        The copy has the same digests; what is there already isn't sent again. The other farm's signatures are
+        verified before anything is copied, with the keys that this user knows of it.
 
         Parameters:
             origin: the other farm.
             model: ``digits``, ``digits@prod``, ``digits@7``.
             to: the repository; by default ``mirror/`` and the model's.
+            register: have it in the registry, where pulls and submissions find it; needs the scope
+                ``admin``. Otherwise OCI clients alone do.
+            unsigned: believe a farm that doesn't sign.
+            new_inputs: accept other inputs or outputs than those of this farm's version before it.
 
         Raises:
             NotFound: the other farm has no such version.
             DigestMismatch: it sends other bytes than it says.
+            SignatureRefused: an engine isn't signed by it.
+            SigningKeyUnknown: nobody has said which signing key is the other farm's.
+            Conflict: the version's inputs differ, and ``new_inputs`` is missing.
             FarmError
         """
         name, reference = split(model)
@@ -57,7 +72,73 @@ class Mirrors(Noun):
         tag = numbered or reference.alias or "latest"
         target = repositories.check_repository(to or f"mirror/{repository}")
         copy = _Copy(origin, self.http, repository, target, progress or silent)
-        return copy.version(tag)
+        index = copy.index(tag)
+        if not register:
+            return copy.version(index, tag)
+        keys = _signers(origin, index, unsigned=unsigned)
+        copied = copy.version(index, tag)
+        asked = {
+            "repository": copied.repository,
+            "digest": copied.digest,
+            "farm": _address(origin.url),
+            "signing_keys": keys,
+            "unsigned": not keys,
+            "new_inputs": new_inputs,
+        }
+        path = f"/v1/models/{part(_name(index, name))}/mirror"
+        made = self.http.read(Registered, "POST", path, json=asked)
+        return copied.model_copy(update={"registered": made})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Index:
+    """A version's index, as the other farm sent it."""
+
+    body: bytes
+    digest: str
+    manifests: Sequence[Mapping[str, Any]]
+    version: str | None  #: its tag, if the index says so
+
+    def said(self, name: str) -> list[str]:
+        """What its engines' annotations say."""
+        found = [one.get("annotations") or {} for one in self.manifests]
+        engines = [one for one in found if isinstance(one, dict) and f"{_FARM}id" in one]
+        return [str(one.get(f"{_FARM}{name}", "")) for one in engines]
+
+
+def _signers(origin: Http, index: _Index, *, unsigned: bool) -> list[str]:
+    """The keys that signed the engines, in PEM; none if the other farm doesn't sign and needn't.
+
+    Raises:
+        SignatureRefused, SigningKeyUnknown
+    """
+    found: dict[str, str] = {}
+    for engine_id in index.said("id"):
+        try:
+            answer = origin.request("GET", f"/v1/engines/{part(engine_id)}/signature")
+        except NotFound:  # it doesn't sign, or is an earlier farm
+            if origin.trust.expects_signatures() or not unsigned:
+                raise SignatureRefused(
+                    f"engine {engine_id} of {origin.url} isn't signed",
+                    hint="if that farm has no signing key and you believe it all the same: --unsigned; "
+                    "--copy-only copies for OCI clients alone",
+                ) from None
+            continue
+        key = origin.trust.opened(answer.content).key
+        found[key.id] = key.pem
+    return list(found.values())
+
+
+def _name(index: _Index, name: str) -> str:
+    """The model's name as the other farm writes it."""
+    there = next(iter(index.said("model")), name)
+    return there if folded(there) == folded(name) else name
+
+
+def _address(url: str) -> str:
+    """An address without credentials."""
+    found = urlsplit(url)
+    return urlunsplit((found.scheme, found.netloc.rpartition("@")[2], found.path, "", ""))
 
 
 class _Copy:
@@ -70,20 +151,29 @@ class _Copy:
         self._progress = progress
         self._manifests = self._blobs = self._bytes = 0
 
-    def version(self, tag: str) -> Mirrored:
-        """Copy what a tag names, and give the copy the version's tag and this one."""
-        index, digest = self._fetched(tag)
-        value = _parsed(index)
-        for one in _descriptors(value, "manifests"):
-            self._manifest(one)
+    def index(self, tag: str) -> _Index:
+        """The index that a tag names."""
+        body, digest = self._fetched(tag)
+        value = _parsed(body)
         said = (value.get("annotations") or {}).get(_VERSION)
-        version = said if isinstance(said, str) and _NUMBER.fullmatch(said) else tag
+        return _Index(
+            body=body,
+            digest=digest,
+            manifests=_descriptors(value, "manifests"),
+            version=said if isinstance(said, str) and _NUMBER.fullmatch(said) else None,
+        )
+
+    def version(self, index: _Index, tag: str) -> Mirrored:
+        """Copy what an index lists, and give the copy the version's tag and this one."""
+        for one in index.manifests:
+            self._manifest(one)
+        version = index.version or tag
         for name in dict.fromkeys((version, tag)):
-            self._put(name, index, _INDEX)
+            self._put(name, index.body, _INDEX)
         return Mirrored(
             repository=self._target,
             tag=version,
-            digest=digest,
+            digest=index.digest,
             manifests=self._manifests,
             blobs=self._blobs,
             bytes=self._bytes,

@@ -22,6 +22,7 @@ from farm.stages import STAGES, JobKind, StageParams
 AS_GIVEN = frozenset({"profiles", "fixed_inputs"})
 #: The longest parameter inside a recipe, as JSON. Longer ones are stored once, and recipes refer to them.
 _MOST_INLINE_CHARS = 1024
+_MAY_BE_LARGE = AS_GIVEN | {"architecture"}
 
 Toolchains = Callable[[str], Mapping[str, str]]
 """Queue → the toolchain of a worker that consumes it, or nothing when none is known."""
@@ -113,12 +114,29 @@ class Jobs:
         return self._inline_or_named(source.model_dump(mode="json")["architecture"])
 
     def _inline_or_named(self, value: Any) -> Any:
-        """A parameter's form in recipes: a large one is replaced by its digest."""
-        if len(json.dumps(value)) <= _MOST_INLINE_CHARS:
-            return value
-        digest = keys.key({"value": value})
-        self.shared[digest] = value
-        return {SHARED: digest}
+        form, shared = _form(value)
+        self.shared |= shared
+        return form
+
+
+def _form(value: Any) -> tuple[Any, dict[str, Any]]:
+    """A parameter's form in recipes, where a large one is its digest; and what that stands for."""
+    if len(json.dumps(value)) <= _MOST_INLINE_CHARS:
+        return value, {}
+    digest = keys.key({"value": value})
+    return {SHARED: digest}, {digest: value}
+
+
+def reduced(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Whole parameters as recipes have them, and what their digests stand for.
+
+    The inverse of ``farm.planning.parameters.whole``.
+    """
+    found, shared = dict(params), dict[str, Any]()
+    for name in _MAY_BE_LARGE & params.keys():
+        found[name], more = _form(params[name])
+        shared |= more
+    return found, shared
 
 
 def _revision(params: StageParams) -> int:

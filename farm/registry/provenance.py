@@ -12,6 +12,7 @@ from farm.database.tables import EngineRow, Job, Wanted
 from farm.errors import NotFound
 from farm.planning import parameters
 from farm.planning.recipe import Recipe
+from farm.registry.publish import MIRRORED
 from farm.specs.roles import Role
 from farm.specs.states import EngineState
 
@@ -51,7 +52,10 @@ def layer_report(session: Session, engine_id: str) -> str:
 
 
 def provenance_of(session: Session, engine_id: str) -> dict[str, Any]:
-    """An engine's provenance: the jobs that built and measured it, with everything their keys cover."""
+    """An engine's provenance: the jobs that built and measured it, with everything their keys cover.
+
+    ``mirrored`` says whose work a job was, if it was another farm's.
+    """
     row = session.get_one(EngineRow, engine_id)
     jobs = {"build": row.build_job_id, "measure": row.measure_job_id}
     found = {name: session.get_one(Job, job_id) for name, job_id in jobs.items()}
@@ -62,5 +66,11 @@ def provenance_of(session: Session, engine_id: str) -> dict[str, Any]:
             "recipe": job.recipe | {"params": parameters.whole(session, Recipe.read(job.recipe))},
             "worker": job.owner,
         }
+        | _mirrored(job)
         for name, job in found.items()
     }
+
+
+def _mirrored(job: Job) -> dict[str, Any]:
+    found = (job.facts or {}).get(MIRRORED)
+    return {MIRRORED: found} if found else {}

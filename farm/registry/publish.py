@@ -19,6 +19,8 @@ from farm.specs.runtime import Target
 from farm.specs.states import EngineState, JobState
 from farm.stages import STAGES
 
+#: Of a job's facts: whose work it was, if another farm's. No worker can record it.
+MIRRORED = "mirrored"
 #: Fields of a build's description that are kept in the row.
 _DESCRIPTION = Description.model_fields.keys() - {"same"}
 
@@ -109,11 +111,18 @@ def _same(found: Any) -> str:
         "prune": request.get("prune"),
         "fixed_inputs": request.get("fixed_inputs"),
         "architecture": request["source"].get("architecture"),
-        "calibration": request.get("calibration") if calibrated else None,
+        "calibration": _calibration(found) if calibrated else None,
         "profiles": facts.get("profiles"),
         "options": facts.get("options"),
     }
     return keys.key(recipe)
+
+
+def _calibration(found: Any) -> Any:
+    """What an engine was calibrated with; of another farm's, whose data stayed there, the digest alone."""
+    mirrored = found.facts.get(MIRRORED) or {}
+    given = mirrored.get("materials", {}).get(Role.CALIBRATION)
+    return found.request.get("calibration") or given
 
 
 def _engine(session: Session, found: Any) -> str:

@@ -12,6 +12,7 @@ from farm.database.tables import EngineRow, EngineSignature, Job, JobInput
 from farm.planning.recipe import Given, Recipe
 from farm.registry import catalog, loading
 from farm.registry.provenance import provenance_of
+from farm.registry.publish import MIRRORED
 from farm.schemas.engines import EngineView, Manifest
 from farm.schemas.signing import EnginePredicate, JobRecord, SignatureFormat, SignedBy
 from farm.signing import bundles, statements
@@ -148,6 +149,8 @@ def _materials(view: EngineView, jobs: Sequence[Job]) -> dict[str, str]:
         for role in _MATERIALS:
             if role in given or role in made:
                 found.setdefault(str(role), given.get(role) or made[role])
+    for job in jobs:  # what another farm's jobs came from isn't here
+        found = (job.facts or {}).get(MIRRORED, {}).get("materials", {}) | found
     return found
 
 

@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from farm.api import access
 from farm.builds import cancel
+from farm.client import Farm
 from farm.daemon import gc
 from farm.database.tables import Artifact, AuditRow, Build
 from farm.errors import FarmError
@@ -19,7 +20,9 @@ from farm.trust import audit, credentials, keys, plugins
 from farm.trust.callers import THE_FARM
 from tests.contract.ages import age
 from tests.contract.conftest import Api
+from tests.contract.files import Files
 from tests.contract.registry import Registry, digest_of
+from tests.contract.test_key_clients import Bridge
 from tests.keys import a_key
 from tests.ledger import Ledger
 
@@ -355,6 +358,24 @@ def _delete_blob(api, db, monkeypatch):
     return "push.delete", f"pushed@{digest}"
 
 
+def _mirror(api, db, _monkeypatch):
+    """A copy of a version within one farm, registered as another model's."""
+    submitted(api)
+    Files(db, api.app.state.services.store).run_all()
+    farm = Farm("http://localhost", key=api.key, transport=Bridge(api))
+    copied = farm.mirror(farm.http, "digits", register=False)
+    asked = {
+        "repository": copied.repository,
+        "digest": copied.digest,
+        "farm": "http://localhost",
+        "unsigned": True,
+    }
+    for _ in range(2):  # the second changes nothing
+        answer = api.post("/v1/models/copies/mirror", json=asked)
+        assert answer.is_success, answer.text
+    return "mirror", "copies@1"
+
+
 #: One for each operation that changes something.
 CHANGES = {
     ("POST", "/v1/blobs"): _upload,
@@ -372,6 +393,7 @@ CHANGES = {
     ("DELETE", ALIAS): _delete_alias,
     ("POST", "/v1/models/{model}/versions/{version}/yank"): _yank_version,
     ("DELETE", "/v1/models/{model}/versions/{version}/yank"): _restore_version,
+    ("POST", "/v1/models/{model}/mirror"): _mirror,
     ("PATCH", "/v1/models/{model}"): _describe_model,
     ("PATCH", "/v1/models/{model}/versions/{version}"): _describe_version,
     ("POST", "/v1/engines/{engine_id}/yank"): _yank_engine,

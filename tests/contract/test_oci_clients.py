@@ -18,6 +18,8 @@ from farm.client import Farm
 from farm.database.session import Database
 from farm.errors import NotFound
 from farm.registry.oci import manifests
+from farm.settings import Settings
+from farm.signing import signers
 from farm.store.local import LocalStore
 from tests.contract.files import run_with_files
 from tests.contract.live_api import LiveApi, live_api
@@ -31,8 +33,10 @@ RUN = re.search(r"<!-- run on a farm with .*? -->\s+```sh\n(.*?)```", PAGE, re.D
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveApi]:
-    """Version 1 of digits, for two GPUs."""
-    with live_api(tmp_path_factory.mktemp("api")) as live:
+    """Version 1 of digits, for two GPUs, signed."""
+    home = tmp_path_factory.mktemp("api")
+    signers.make(Settings(home=home).signing_key_file)
+    with live_api(home) as live:
         asked = {
             "model": "digits",
             "source": {"digest": live.upload(SOURCE), "format": "onnx"},
@@ -212,13 +216,19 @@ def second(tmp_path: Path) -> Iterator[LiveApi]:
 
 
 def test_a_second_farm_mirrors_a_version_under_the_same_digests(
-    api: LiveApi, second: LiveApi
+    api: LiveApi, second: LiveApi, tmp_path: Path
 ) -> None:
-    with Farm(api.url, key=api.key) as origin, Farm(second.url, key=second.key) as here:
+    # Ports come again: not with the keys of who had them.
+    home = tmp_path / "client"
+    with (
+        Farm(api.url, key=api.key, home=home) as origin,
+        Farm(second.url, key=second.key, home=home) as here,
+    ):
         made = here.mirror(origin.http, "digits")
         again = here.mirror(origin.http, "digits@1")
     assert (made.repository, made.tag) == ("mirror/digits", "v1")
-    assert (made.manifests, made.blobs > 0) == (2 + 1 + 2, True)  # engines, source, accuracies
+    # Engines, source, accuracies and signatures.
+    assert (made.manifests, made.blobs > 0) == (2 + 1 + 2 + 2, True)
     assert (again.digest, again.blobs, again.bytes) == (made.digest, 0, 0)
     assert second.http.get("/v2/mirror/digits/tags/list").json()["tags"] == ["latest", "v1"]
     index = second.http.get("/v2/mirror/digits/manifests/v1")
@@ -248,8 +258,11 @@ def test_a_mirror_of_what_isnt_there_says_so(api: LiveApi, second: LiveApi) -> N
             here.mirror(origin.http, "nothing")
 
 
-def test_farm_mirror_copies_with_both_farms_keys(api: LiveApi, second: LiveApi) -> None:
+def test_farm_mirror_copies_and_registers_with_both_farms_keys(
+    api: LiveApi, second: LiveApi, tmp_path: Path
+) -> None:
     keys = {"FARM_KEY": second.key, "FARM_FROM_KEY": api.key, "FARM_URL": second.url}
+    keys["FARM_HOME"] = str(tmp_path / "client")
     command = [
         sys.executable,
         "-m",
@@ -266,6 +279,15 @@ def test_farm_mirror_copies_with_both_farms_keys(api: LiveApi, second: LiveApi) 
     made = json.loads(ran.stdout)
     assert (made["repository"], made["tag"]) == ("a/copy", "v1")
     assert second.http.get("/v2/a/copy/manifests/v1").status_code == 200
+    assert (made["registered"]["model"], made["registered"]["version"]) == ("digits", 1)
+    for gpu in ("sm_89", "sm_120"):
+        [mine, theirs] = [
+            one.http.get(f"/v1/models/digits/engines/{gpu}").json()["engine"]
+            for one in (second, api)
+        ]
+        assert mine["digest"] == theirs["digest"]
+        content = second.http.get(f"/v1/engines/{mine['id']}/content").content
+        assert digest_of(content) == mine["digest"]
 
 
 def test_the_page_pulls_copies_and_mirrors(
@@ -280,6 +302,7 @@ def test_the_page_pulls_copies_and_mirrors(
         "key": api.key,
         "FARM_KEY": second.key,
         "FARM_URL": second.url,
+        "FARM_HOME": str(tmp_path / "client"),
         "REGISTRY_AUTH_FILE": str(tmp_path / "auth.json"),
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": str(Path(__file__).parents[2]),
@@ -294,4 +317,9 @@ def test_the_page_pulls_copies_and_mirrors(
     copied = api.http.get("/v2/copies/digits/manifests/v1").content
     assert copied == api.http.get("/v2/digits/manifests/v1").content
     assert copied == second.http.get("/v2/mirror/digits/manifests/v1").content
+    [mine, theirs] = [
+        one.http.get("/v1/models/digits/engines/sm_89").json()["engine"] for one in (second, api)
+    ]
+    assert mine["digest"] == theirs["digest"]
     assert manifests.ACCURACY in ran.stdout.splitlines()
+    assert "digits@1 has 2 of its engines here, 2 of them new" in ran.stdout
