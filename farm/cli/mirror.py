@@ -36,14 +36,13 @@ def mirror(
     """Copy a version of another farm: engines, source, reports and signatures, under the same digests.
 
     Goes into a repository of this farm, for OCI clients. What is there already isn't sent again. The other
-    farm's key is in FARM_FROM_KEY; by default it is FARM_KEY.
+    farm's key is in FARM_FROM_KEY; FARM_KEY is never sent to it.
     """
     from farm.client import Farm
 
-    with (
-        Farm(origin, key=os.environ.get(FROM_KEY)) as other,
-        transfer.bar(hidden=as_json) as progress,
-    ):
+    # Never FARM_KEY: whoever runs the other farm could use it at this one.
+    key = os.environ.get(FROM_KEY, "").strip()
+    with Farm(origin, key=key) as other, transfer.bar(hidden=as_json) as progress:
         made = connect(url).mirror(other.http, model, to=to, progress=progress)
     if as_json:
         show.document(made)

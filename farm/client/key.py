@@ -23,13 +23,14 @@ def find(given: str | None, *, is_local: bool, home: Path | None = None) -> Foun
     """The key to use for a farm.
 
     Parameters:
-        given: the caller's, which takes precedence.
+        given: the caller's, which takes precedence; if it is empty, none is sent.
         is_local: whether the farm is on this machine. The key of this user's own farm is never sent to
             another.
         home: the folder of this user's own farm; by default FARM_HOME.
     """
-    if given:
-        return Found(given, f"pass a key of this farm; {_makes()}")
+    if given is not None:
+        what = "pass a key of this farm (farm mirror: in FARM_FROM_KEY)"
+        return Found(given or None, f"{what}; {_makes()}")
     variable = os.environ.get(credentials.VARIABLE, "").strip()
     if variable:
         return Found(variable, f"{credentials.VARIABLE} isn't a key of this farm; {_makes()}")

@@ -20,6 +20,7 @@ from farm.specs import repositories
 from farm.specs.references import split
 
 _INDEX = "application/vnd.oci.image.index.v1+json"
+_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _SILENCE_S = 60.0
 _MOST_DESCRIPTORS = 4096
 _NUMBER = re.compile(r"v[1-9]\d{0,8}")
@@ -57,7 +58,7 @@ class Mirrors(Noun):
         tag = numbered or reference.alias or "latest"
         target = repositories.check_repository(to or f"mirror/{repository}")
         copy = _Copy(origin, self.http, repository, target, progress or silent)
-        return copy.version(tag)
+        return copy.version(tag, numbered)
 
 
 class _Copy:
@@ -70,14 +71,22 @@ class _Copy:
         self._progress = progress
         self._manifests = self._blobs = self._bytes = 0
 
-    def version(self, tag: str) -> Mirrored:
-        """Copy what a tag names, and give the copy the version's tag and this one."""
+    def version(self, tag: str, numbered: str | None) -> Mirrored:
+        """Copy what a tag names, and give the copy the version's tag and this one.
+
+        Parameters:
+            numbered: the version, if one was asked for: no other gets a tag.
+        """
         index, digest = self._fetched(tag)
         value = _parsed(index)
         for one in _descriptors(value, "manifests"):
             self._manifest(one)
-        said = (value.get("annotations") or {}).get(_VERSION)
+            self._referrers(one["digest"])
+        annotations = value.get("annotations")
+        said = annotations.get(_VERSION) if isinstance(annotations, dict) else None
         version = said if isinstance(said, str) and _NUMBER.fullmatch(said) else tag
+        if numbered not in (None, version):
+            raise FarmError(f"{self._origin.url} sent {version} for {numbered}; no tag was set")
         for name in dict.fromkeys((version, tag)):
             self._put(name, index, _INDEX)
         return Mirrored(
@@ -90,18 +99,20 @@ class _Copy:
         )
 
     def _manifest(self, descriptor: Mapping[str, Any]) -> None:
-        """Copy a manifest with its blobs, and then what refers to it."""
+        """Copy a manifest with its blobs."""
         digest = descriptor["digest"]
         body, _ = self._fetched(digest)
         value = _parsed(body)
         for blob in [_checked(value.get("config")), *_descriptors(value, "layers")]:
             self._blob(blob)
-        self._put(digest, body, str(descriptor.get("mediaType")))
-        if "subject" in value:
-            return  # nothing refers to what refers to something
+        self._put(digest, body, _MANIFEST)
+
+    def _referrers(self, digest: str) -> None:
+        """Copy what refers to a manifest; nothing refers to that, whatever the other farm says."""
         answer = self._origin.request("GET", f"{self._from}/referrers/{digest}")
         for one in _descriptors(_parsed(answer.content), "manifests"):
-            self._manifest(one)
+            if one.get("mediaType") == _MANIFEST:  # no index: the farm makes none of an engine
+                self._manifest(one)
 
     def _fetched(self, reference: str) -> tuple[bytes, str]:
         """A manifest's bytes and digest.
@@ -182,7 +193,8 @@ def _descriptors(value: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]
 
 
 def _checked(given: Any) -> Mapping[str, Any]:
-    if not isinstance(given, dict) or type(given.get("size")) is not int:
+    is_one = isinstance(given, dict) and type(given.get("size")) is int
+    if not (is_one and 0 <= given["size"] < 2**63):
         raise FarmError("the other farm's manifest has something else than descriptors")
     repositories.check_digest(str(given.get("digest")))
     return given
