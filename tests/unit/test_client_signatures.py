@@ -13,7 +13,13 @@ import pytest
 
 from farm.client import Backoff, Farm, Verdict, verify_file
 from farm.client.trust import vouched
-from farm.errors import FarmError, InvalidRequest, SignatureRefused, SigningKeyUnknown
+from farm.errors import (
+    DigestMismatch,
+    FarmError,
+    InvalidRequest,
+    SignatureRefused,
+    SigningKeyUnknown,
+)
 from farm.schemas.signing import SigningKeys, SigningKeyView
 from farm.signing import bundles, signers, statements
 from farm.signing.signers import FileSigner
@@ -425,3 +431,45 @@ def test_a_huge_bundle_is_refused(engine: Path) -> None:
     engine.with_name(f"{NAME}.sigstore").write_bytes(b" " * (bundles.MAX_BUNDLE_BYTES + 2))
     found = verify_file(engine)
     assert (found.verdict, "at most" in found.why) == (Verdict.REFUSED, True)
+
+
+# Signed engines in the place of others
+
+
+@pytest.mark.parametrize(
+    ("answered", "asked", "told"),
+    [
+        ({"model": "cats"}, {}, "whose model is cats, not digits"),
+        ({"version": 1}, {"version": 2}, "whose version is 1, not 2"),
+        ({"precision": "fp16"}, {"precision": "int8"}, "whose precision is fp16, not int8"),
+        ({"runtime": "tensorrt"}, {"runtime": "tensorrt-rtx"}, "whose runtime is tensorrt, not"),
+    ],
+)
+def test_an_engine_that_the_farm_signed_isnt_taken_for_another(
+    farm: Farm,
+    stub: StubFarm,
+    monkeypatch: Any,
+    tmp_path: Path,
+    answered: Any,
+    asked: Any,
+    told: str,
+) -> None:
+    row = stub.add(rtx_plan(), **OTHER | answered)
+    say = {"engine": row, "why": "the best"}
+    monkeypatch.setattr("farm.testing.stub_farm._Handler._match", lambda self, *_: self._json(say))
+    with pytest.raises(DigestMismatch, match=told):
+        farm.pull("digits", "sm_89", tmp_path / "e", **asked)
+    assert engines(tmp_path / "e") == []
+
+
+def test_another_engine_than_the_one_named_is_refused(
+    farm: Farm, stub: StubFarm, tmp_path: Path
+) -> None:
+    stub.engines["01m7y8mbznssegkz"] = next(iter(stub.engines.values()))
+    with pytest.raises(DigestMismatch, match="not 01m7y8mbznssegkz; nothing was kept"):
+        farm.pull_engine("01m7y8mbznssegkz", tmp_path / "e")
+    assert engines(tmp_path / "e") == []
+
+
+def test_a_models_name_is_the_same_in_any_case(farm: Farm, tmp_path: Path) -> None:
+    assert farm.pull("Digits", "sm_89", tmp_path / "e").engine.model == "digits"
