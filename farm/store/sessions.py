@@ -174,6 +174,9 @@ class Sessions:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Busy("another request is adding to this upload") from None
+            # It may have become a blob since it was opened: nothing may be added to that.
+            if not os.path.samestat(os.fstat(file.fileno()), Path(file.name).stat()):
+                raise FileNotFoundError(file.name)
             yield file
 
 
