@@ -193,8 +193,10 @@ def _descriptors(value: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]
 
 
 def _checked(given: Any) -> Mapping[str, Any]:
-    is_one = isinstance(given, dict) and type(given.get("size")) is int
-    if not (is_one and 0 <= given["size"] < 2**63):
+    if not isinstance(given, dict):
+        given = {}
+    size = given.get("size")
+    if type(size) is not int or not 0 <= size < 2**63:
         raise FarmError("the other farm's manifest has something else than descriptors")
     repositories.check_digest(str(given.get("digest")))
     return given
