@@ -193,10 +193,11 @@ def _descriptors(value: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]
 
 
 def _checked(given: Any) -> Mapping[str, Any]:
-    if not isinstance(given, dict):
-        given = {}
-    size = given.get("size")
-    if type(size) is not int or not 0 <= size < 2**63:
+    if not isinstance(given, dict) or not _is_size(given.get("size")):
         raise FarmError("the other farm's manifest has something else than descriptors")
     repositories.check_digest(str(given.get("digest")))
     return given
+
+
+def _is_size(given: object) -> bool:
+    return type(given) is int and 0 <= given < 2**63
