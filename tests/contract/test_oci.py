@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 
 import pytest
@@ -418,6 +419,24 @@ def test_garbage_collection_keeps_what_pushed_manifests_need(api, db):
     assert registry.manifest(digest_of(image(b"{}", b"needed")), "DELETE").status_code == 202
     api.post("/v1/gc", json={"older_than_s": 7200})
     assert registry.blob(digest_of(b"needed")).status_code == 404
+
+
+@pytest.mark.parametrize("collect", ["gc", "the keeper"])
+def test_uploads_that_rested_for_long_are_collected(api, collect):
+    registry, services = Registry(api, "left"), api.app.state.services
+    left = registry.begin()
+    registry.patch(left, b"half")
+    [file] = (services.settings.store_dir / "uploads").iterdir()
+    api.post("/v1/gc", json={"older_than_s": 0})
+    assert file.is_file()
+    os.utime(file, (0, 0))
+    if collect == "gc":
+        api.post("/v1/gc", json={"older_than_s": 0, "dry_run": True})
+        assert file.is_file()
+        api.post("/v1/gc", json={"older_than_s": 0})
+    else:
+        services.keeper.round()
+    assert not file.exists()
 
 
 def test_a_blob_that_a_manifest_needs_is_not_deleted(api):
