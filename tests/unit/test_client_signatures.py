@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import httpx2
 import pytest
 
 from farm.client import Backoff, Farm, Verdict, verify_file
+from farm.client.pins import Pins
 from farm.client.trust import vouched
 from farm.errors import (
     DigestMismatch,
@@ -320,6 +322,18 @@ def test_a_damaged_list_of_known_farms_isnt_taken_for_an_empty_one(
     known.write_text(known.read_text()[:-10])
     with pytest.raises(FarmError, match=r"known-farms\.json"):
         Farm(farm.url).pull("digits", "sm_89", tmp_path / "a")
+
+
+def test_what_another_process_learns_of_a_farm_meanwhile_is_not_forgotten(
+    signer: FileSigner, tmp_path: Path
+) -> None:
+    pins = Pins(tmp_path / "known-farms.json")
+    other = threading.Thread(target=pins.pin, args=("http://b", [signer.key]))
+    with pins._alone():
+        other.start()
+        pins._write({"http://a": [signer.key.pem]})
+    other.join()
+    assert sorted(pins.all()) == ["http://a", "http://b"]
 
 
 def test_a_key_that_is_trusted_by_hand_replaces_what_was_known(
