@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from farm.client import file_names
+from farm.client.asked import check_is
 from farm.client.download import Pulled, download
 from farm.client.noun import Noun, given, part
 from farm.client.progress import TransferProgress
-from farm.errors import DigestMismatch, NotFound
+from farm.errors import NotFound
 from farm.schemas.engines import EngineView, Match
 from farm.schemas.signing import SigningKeyView
 from farm.signing.keys import PublicKey
 from farm.specs import references
 from farm.specs.machines import ANY, Machine
-from farm.specs.names import folded
 from farm.specs.states import EngineState
 
 
@@ -67,7 +66,7 @@ class Pulls(Noun):
         path = f"/v1/models/{part(model)}/engines/{part(gpu)}"
         found = self.http.read(Match, "GET", path, params=given(query))
         asked = {"model": model, "version": of.version, "precision": precision, "runtime": runtime}
-        _check_is(found.engine, given(asked))
+        check_is(found.engine, given(asked))
         return found
 
     def pull(
@@ -161,7 +160,7 @@ class Pulls(Noun):
             NotFound: there is no such engine, or it is doubtful.
         """
         engine = self.http.read(EngineView, "GET", f"/v1/engines/{part(engine_id)}")
-        _check_is(engine, {"id": engine_id})
+        check_is(engine, {"id": engine_id})
         if engine.state is EngineState.DOUBTFUL and not doubtful:
             raise NotFound(
                 f"engine {engine.id} ({engine.precision} of {engine.model} v{engine.version} for "
@@ -175,18 +174,3 @@ class Pulls(Noun):
         if engine.doubts:
             why += f"; doubtful, as requested: {'; '.join(engine.doubts)}"
         return Match(engine=engine, why=why)
-
-
-def _check_is(engine: EngineView, asked: Mapping[str, Any]) -> None:
-    """Whether this is what was asked for: any engine that the farm ever signed has a valid signature.
-
-    Raises:
-        DigestMismatch
-    """
-    for name, wanted in asked.items():
-        found = getattr(engine, name)
-        if folded(str(found)) != folded(str(wanted)):
-            raise DigestMismatch(
-                f"the farm answers with an engine whose {name} is {found}, not {wanted}; nothing was kept",
-                hint="don't use this farm, and alert its operator: somebody may be answering in its place",
-            )
