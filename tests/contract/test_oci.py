@@ -366,7 +366,23 @@ def test_pushing_takes_the_scope_submit_and_deleting_admin(api, db):
 # Pushes beside a model
 
 
-@pytest.mark.parametrize("tag", ["v1", "1", "v7", "v1-source", "prod", "latest", "canary"])
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "v1",
+        "1",
+        "v7",
+        "v1-source",
+        "prod",
+        "latest",
+        "canary",
+        "V7",
+        "v07",
+        "Latest",
+        "PROD",
+        "Canary",
+    ],
+)
 def test_a_push_moves_no_version_and_no_alias(api, digits, tag):
     assert api.request("PUT", "/v1/models/digits/aliases/canary", json={"version": 1}).is_success
     before = digits.manifest("v1").content

@@ -41,6 +41,7 @@ from farm.registry.oci.manifests import Document, Source
 from farm.registry.rows import IS_YANKED
 from farm.schemas.engines import EngineView
 from farm.specs import repositories
+from farm.specs.names import folded
 from farm.specs.references import PROD, Reference
 from farm.specs.roles import Role
 from farm.specs.states import EngineState
@@ -48,6 +49,7 @@ from farm.specs.states import EngineState
 #: What clients ask for without a tag: what a pull takes by default.
 LATEST = "latest"
 _VERSION = re.compile(r"v?([1-9]\d{0,8})(-source)?")
+_LIKE_A_VERSION = re.compile(r"v?\d+(-source)?")
 _MOST_ENGINES = 1000  #: in one index, and made at once
 
 
@@ -195,11 +197,12 @@ def _is_alias(session: Session, model: Named, tag: str) -> bool:
 
 
 def is_farms(session: Session, model: Named, tag: str, protected: Sequence[str]) -> bool:
-    """Whether a tag is, or may become, one of the farm's own."""
+    """Whether a tag is, may become, or could be taken for one of the farm's own: ``V7``, ``Prod``."""
+    low = folded(tag)
     return (
-        tag in (LATEST, PROD, *protected)
-        or _VERSION.fullmatch(tag) is not None
-        or _is_alias(session, model, tag)
+        low in (LATEST, PROD, *protected)
+        or _LIKE_A_VERSION.fullmatch(low) is not None
+        or _is_alias(session, model, low)
     )
 
 
