@@ -109,13 +109,15 @@ def _client_variables() -> Iterator[tuple[str, ...]]:
         for param in command.params
         if _env(param)
     }
+    defaults = {"FARM_URL": _code(DEFAULT_URL)}
     for variable, text in found.items():
-        yield _code(str(variable)), _code(DEFAULT_URL), str(text).partition(";")[0]
+        told = str(text).partition(";")[0]
+        yield _code(str(variable)), defaults.get(str(variable), ""), told
     # No options: what is on a command line, every user of the machine can see.
     yield (
         _code("FARM_FROM_KEY"),
-        "that in `FARM_KEY`",
-        "The key of the farm that `farm mirror` copies from",
+        "",
+        "The key of the farm that `farm mirror` copies from; it is sent no other",
     )
     yield (
         _code("FARM_KEY"),

@@ -18,7 +18,7 @@ from farm.api.problems import rendered
 from farm.api.room import Places, Room
 from farm.api.services import CALLER
 from farm.errors import FarmError, WrongContentType
-from farm.registry.oci.pushed import LONGEST_MANIFEST_BYTES
+from farm.registry.oci.received import LONGEST_MANIFEST_BYTES
 from farm.settings import Settings
 from farm.trust.hosts import Headers, Hosts
 

@@ -23,6 +23,8 @@ def collect(body: Body, farm: Farm, by: By) -> GcReport:
     """
     request = parsed(GcRequest, body)
     with farm.one_of(farm.collecting, "another garbage collection is running"):
+        if not request.dry_run:
+            farm.sessions.expire()
         return gc.collect(
             farm.db,
             farm.store,

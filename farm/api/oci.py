@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from farm.api import contents
 from farm.api.files import OciBlobResponse, immutable, not_modified
 from farm.api.services import Farm, Services
+from farm.errors import Busy
 from farm.registry.oci import derived, referrers, repositories
 from farm.registry.oci.derived import Derived
 from farm.registry.oci.manifests import Document
@@ -26,6 +27,9 @@ Digest = Annotated[str, Path(max_length=200)]
 IfNoneMatch = Annotated[str | None, Header()]
 _VERSION = {"Docker-Distribution-API-Version": "registry/2.0"}
 _PAGE = 1000
+#: How often a request makes further manifests before it has the client ask again, and how many it keeps at
+#: once: other writers wait meanwhile.
+_PASSES, _KEPT_AT_ONCE = 10, 100
 
 
 @router.get("/")
@@ -75,10 +79,13 @@ def get_manifest(
 ) -> Response:
     """A manifest, byte for byte as its digest has it."""
     check_repository(name)
-    with farm.db.read() as session:
-        found = repositories.manifest(session, name, reference)
-    _keep(farm, name, found.new)
-    return _served(found.manifest, if_none_match, is_fixed=":" in reference)
+    for _ in range(_PASSES):
+        with farm.db.read() as session:
+            found = repositories.manifest(session, name, reference)
+        _keep(farm, name, found.new)
+        if found.manifest is not None:
+            return _served(found.manifest, if_none_match, is_fixed=":" in reference)
+    raise Busy(f"the manifests of {name} are being made")
 
 
 @router.get("/{name:path}/referrers/{digest}")
@@ -91,9 +98,12 @@ def list_referrers(
     """What is known about a manifest: signature, reports, and what was pushed with it as subject."""
     check_repository(name)
     check_digest(digest)
-    with farm.db.read() as session:
-        index, new = referrers.listed(session, name, digest, artifact_type)
-    _keep(farm, name, new)
+    for _ in range(_PASSES):
+        with farm.db.read() as session:
+            index, new = referrers.listed(session, name, digest, artifact_type)
+        _keep(farm, name, new)
+        if not any(one.is_engines for one in new):
+            break
     headers = {"OCI-Filters-Applied": "artifactType"} if artifact_type else {}
     return Response(index.body, headers=headers, media_type=index.media_type)
 
@@ -118,9 +128,9 @@ def get_blob(
 
 def _keep(farm: Services, name: str, new: Sequence[Derived]) -> None:
     """Keep what is served for the first time: it is asked for by its digest next."""
-    if new:
+    for start in range(0, len(new), _KEPT_AT_ONCE):
         with farm.db.write() as session:
-            derived.keep(session, name, new)
+            derived.keep(session, name, new[start : start + _KEPT_AT_ONCE])
 
 
 def _served(document: Document, if_none_match: str | None, *, is_fixed: bool) -> Response:

@@ -75,13 +75,13 @@ class Services:
         ring = Ring(db)
         pulled = Pulled(db)
         signatory = Signatory(db, settings)
+        uploads = settings.store_dir / "uploads"
+        sessions = Sessions(uploads, store, max_bytes=settings.max_upload_bytes)
         return cls(
             settings=settings,
             db=db,
             store=store,
-            sessions=Sessions(
-                settings.store_dir / "uploads", store, max_bytes=settings.max_upload_bytes
-            ),
+            sessions=sessions,
             sweeper=Sweeper(db, doorbell, settings),
             scrubber=Scrubber(db, store, bytes_per_s=settings.scrub_bytes_per_s),
             signatory=signatory,
@@ -89,7 +89,7 @@ class Services:
             looks=Looks(store),
             streams=Streams(db),
             pulled=pulled,
-            keeper=Keeper(db, store, pulled, settings),
+            keeper=Keeper(db, store, pulled, settings, sessions),
             ring=ring,
             uses=UseWriter(ring),
         )

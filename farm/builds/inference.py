@@ -16,7 +16,7 @@ from farm.formats import array_files
 from farm.formats.archives import Malformed
 from farm.planning import keys, policy
 from farm.planning.recipe import Given, Recipe
-from farm.queue import jobs, transitions
+from farm.queue import jobs, transitions, turns
 from farm.queue.turns import Bell
 from farm.registry import catalog
 from farm.registry.match import best_match
@@ -32,8 +32,10 @@ from farm.specs.samples import Head, check_names, check_sizes, check_type, named
 from farm.specs.states import JobState
 from farm.stages import STAGES, InferParams, JobKind
 
-#: Ahead of all builds: somebody waits for it.
-_PRIORITY, _PLACE = 9, 0
+#: Priority and place of a client's one inference in a queue: ahead of all builds, as somebody waits for it.
+_FIRST = (9, 0)
+#: Priority of its others, which take turns with builds: else one client could hold a worker for good.
+_OTHERS = 5
 #: Of one client in one queue, so that builds have their turns, too.
 _MOST_WAITING = 16
 _ROLES = (Role.ENGINE, Role.INPUTS)
@@ -132,13 +134,7 @@ def start(
     if before is not None:
         before.cancel_requested = False
         return before.id, None
-    waiting = session.scalar(
-        select(func.count()).where(
-            Job.queue == queue, Job.client == client, Job.place == _PLACE, IS_IN_LINE
-        )
-    )
-    if (waiting or 0) >= _MOST_WAITING:
-        raise TooMany(f"{waiting} inferences of yours are waiting for {target} already")
+    priority, place = _turn(session, queue, client, target)
     job = Job(
         key=recipe.key,
         kind=JobKind.INFER,
@@ -149,9 +145,9 @@ def start(
         target=str(target),
         precision=engine.precision,
         queue=queue,
-        priority=_PRIORITY,
+        priority=priority,
         client=client,
-        place=_PLACE,
+        place=place,
         needs=0,
         attempt=1,
         first_attempt=1,
@@ -162,6 +158,23 @@ def start(
     session.flush()
     transitions.record(session, job, JobState.QUEUED)
     return job.id, Bell.of(job)
+
+
+def _turn(session: Session, queue: str, client: str, target: Target) -> tuple[int, int]:
+    """Priority and place of a client's next inference.
+
+    Raises:
+        TooMany: the client has many waiting.
+    """
+    own = (Job.queue == queue, Job.client == client, Job.kind == JobKind.INFER)
+    count = select(func.count()).select_from(Job)
+    waiting = session.scalar(count.where(*own, IS_IN_LINE)) or 0
+    if waiting >= _MOST_WAITING:
+        raise TooMany(f"{waiting} inferences of yours are waiting for {target} already")
+    running = session.scalar(count.where(*own, Job.state == JobState.RUNNING)) or 0
+    if not waiting and not running:
+        return _FIRST
+    return _OTHERS, turns.next_place(session, queue, client, _OTHERS)
 
 
 def _queue(target: Target, fleet: Fleet) -> str:

@@ -56,12 +56,13 @@ def mirror(
 
     Engines, source, reports and signatures go into a repository of this farm under the same digests. The
     other farm's signatures are verified first: --signing-key and --accept-new-key are about its key. What is
-    there already isn't sent again. The other farm's API key is in FARM_FROM_KEY; by default it is FARM_KEY.
-    This farm's needs the scope admin, or with --copy-only submit.
+    there already isn't sent again. The other farm's API key is in FARM_FROM_KEY; FARM_KEY is never
+    sent to it. This farm's needs the scope admin, or with --copy-only submit.
     """
+    # Never FARM_KEY: whoever runs the other farm could use it at this one.
     other = connect(
         origin,
-        key=os.environ.get(FROM_KEY),
+        key=os.environ.get(FROM_KEY, "").strip(),
         signing_key=signing_key,
         accept_new_key=accept_new_key,
     )

@@ -56,7 +56,7 @@ class Farm(
 
     Parameters:
         key: for the farm; by default `FARM_KEY`, else the key of the farm that this user runs on this
-            machine.
+            machine; `""` to send none.
         timeout: seconds without a response after which a request fails.
         backoff: how repeatable requests are retried while the farm is unreachable.
         signing_key: the farm's public signing key, as a file or a fingerprint; by default `FARM_PINNED_KEY`,

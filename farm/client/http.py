@@ -17,8 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from farm import __version__
 from farm.client import answers, problems
+from farm.client.key import check_listener, home_of_user
 from farm.client.key import find as find_key
-from farm.client.key import home_of_user
 from farm.client.pins import Pins
 from farm.client.plain import plain_json
 from farm.client.retries import Backoff
@@ -80,6 +80,7 @@ class Http:
                 headers=headers,
                 # A proxy meant for the internet can't reach this machine's own ports.
                 trust_env=not is_local,
+                event_hooks={"request": [self._check_listener]} if transport is None else None,
             )
         except (httpx2.InvalidURL, ValueError) as err:
             raise InvalidRequest(
@@ -88,6 +89,11 @@ class Http:
 
     def close(self) -> None:
         self._client.close()
+
+    def _check_listener(self, request: httpx2.Request) -> None:
+        # Each time: the farm may have ended, and somebody else have taken its port.
+        if self._key.file is not None:
+            check_listener(request.url, self._key.file)
 
     def signing_keys(self) -> list[SigningKeyView]:
         """The keys that the farm shows, the newest first; none of an earlier one.

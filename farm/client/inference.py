@@ -29,12 +29,14 @@ from farm.errors import (
 )
 from farm.schemas.inference import InferenceView, InferRequest
 from farm.specs import references
-from farm.specs.inference import TIMEOUT_S
+from farm.specs.inference import MAX_BYTES, TIMEOUT_S
 from farm.specs.states import ENDED, JobState
 
 _FIRST_POLL_S = 0.1
 _LONGEST_POLL_S = 1.0
 _SILENCE_S = 60.0
+#: Of a file of outputs: its arrays, and their names and headers.
+_MOST_BYTES = MAX_BYTES + 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +154,8 @@ class Inferences(Noun):
                 ) as response,
             ):
                 for chunk in answers.chunks(response):
+                    if file.tell() + len(chunk) > _MOST_BYTES:
+                        raise answers.too_long("the file of outputs", _MOST_BYTES)
                     found.update(chunk)
                     file.write(chunk)
             if f"sha256:{found.hexdigest()}" != view.digest:

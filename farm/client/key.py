@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx2
+
+from farm.errors import InvalidRequest
+from farm.machine import listeners
 from farm.specs.home import DEFAULT_HOME
 from farm.trust import credentials
 
@@ -17,19 +21,21 @@ class Found(NamedTuple):
 
     key: str | None
     hint: str
+    file: Path | None = None  #: that it is in: of this user's own farm
 
 
 def find(given: str | None, *, is_local: bool, home: Path | None = None) -> Found:
     """The key to use for a farm.
 
     Parameters:
-        given: the caller's, which takes precedence.
+        given: the caller's, which takes precedence; if it is empty, none is sent.
         is_local: whether the farm is on this machine. The key of this user's own farm is never sent to
             another.
         home: the folder of this user's own farm; by default FARM_HOME.
     """
-    if given:
-        return Found(given, f"pass a key of this farm; {_makes()}")
+    if given is not None:
+        what = "pass a key of this farm (farm mirror: in FARM_FROM_KEY)"
+        return Found(given or None, f"{what}; {_makes()}")
     variable = os.environ.get(credentials.VARIABLE, "").strip()
     if variable:
         return Found(variable, f"{credentials.VARIABLE} isn't a key of this farm; {_makes()}")
@@ -45,7 +51,28 @@ def find(given: str | None, *, is_local: bool, home: Path | None = None) -> Foun
     return Found(
         key,
         f"the key in {file} is another farm's: set FARM_HOME to the home that this one has printed, {_MAKE}",
+        file,
     )
+
+
+def check_listener(url: httpx2.URL, file: Path) -> None:
+    """Refuse to send this user's own key to a port where somebody else listens.
+
+    Parameters:
+        file: that has the key; its owner may run the farm.
+
+    Raises:
+        InvalidRequest
+    """
+    port = url.port or {"https": 443}.get(url.scheme, 80)
+    others = listeners.owners(url.host, port) - {0, os.getuid(), file.stat().st_uid}
+    if others:
+        raise InvalidRequest(
+            f"another user of this machine ({min(others)}) listens at port {port}: the key in {file} isn't "
+            "sent there",
+            hint="start your farm at another port (farm up --port); or, to use theirs, set FARM_KEY to a key "
+            "that they gave you",
+        )
 
 
 def _makes() -> str:

@@ -23,6 +23,7 @@ from farm.specs.names import folded
 from farm.specs.references import split
 
 _INDEX = "application/vnd.oci.image.index.v1+json"
+_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _SILENCE_S = 60.0
 _MOST_DESCRIPTORS = 4096
 _NUMBER = re.compile(r"v[1-9]\d{0,8}")
@@ -73,6 +74,8 @@ class Mirrors(Noun):
         target = repositories.check_repository(to or f"mirror/{repository}")
         copy = _Copy(origin, self.http, repository, target, progress or silent)
         index = copy.index(tag)
+        if numbered not in (None, index.version):
+            raise FarmError(f"{origin.url} sent {index.version or tag} for {numbered}")
         if not register:
             return copy.version(index, tag)
         keys = _signers(origin, index, unsigned=unsigned)
@@ -155,7 +158,8 @@ class _Copy:
         """The index that a tag names."""
         body, digest = self._fetched(tag)
         value = _parsed(body)
-        said = (value.get("annotations") or {}).get(_VERSION)
+        annotations = value.get("annotations")
+        said = annotations.get(_VERSION) if isinstance(annotations, dict) else None
         return _Index(
             body=body,
             digest=digest,
@@ -167,6 +171,7 @@ class _Copy:
         """Copy what an index lists, and give the copy the version's tag and this one."""
         for one in index.manifests:
             self._manifest(one)
+            self._referrers(one["digest"])
         version = index.version or tag
         for name in dict.fromkeys((version, tag)):
             self._put(name, index.body, _INDEX)
@@ -180,18 +185,20 @@ class _Copy:
         )
 
     def _manifest(self, descriptor: Mapping[str, Any]) -> None:
-        """Copy a manifest with its blobs, and then what refers to it."""
+        """Copy a manifest with its blobs."""
         digest = descriptor["digest"]
         body, _ = self._fetched(digest)
         value = _parsed(body)
         for blob in [_checked(value.get("config")), *_descriptors(value, "layers")]:
             self._blob(blob)
-        self._put(digest, body, str(descriptor.get("mediaType")))
-        if "subject" in value:
-            return  # nothing refers to what refers to something
+        self._put(digest, body, _MANIFEST)
+
+    def _referrers(self, digest: str) -> None:
+        """Copy what refers to a manifest; nothing refers to that, whatever the other farm says."""
         answer = self._origin.request("GET", f"{self._from}/referrers/{digest}")
         for one in _descriptors(_parsed(answer.content), "manifests"):
-            self._manifest(one)
+            if one.get("mediaType") == _MANIFEST:  # no index: the farm makes none of an engine
+                self._manifest(one)
 
     def _fetched(self, reference: str) -> tuple[bytes, str]:
         """A manifest's bytes and digest.
@@ -272,7 +279,11 @@ def _descriptors(value: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]
 
 
 def _checked(given: Any) -> Mapping[str, Any]:
-    if not isinstance(given, dict) or type(given.get("size")) is not int:
+    if not isinstance(given, dict) or not _is_size(given.get("size")):
         raise FarmError("the other farm's manifest has something else than descriptors")
     repositories.check_digest(str(given.get("digest")))
     return given
+
+
+def _is_size(given: object) -> bool:
+    return type(given) is int and 0 <= given < 2**63

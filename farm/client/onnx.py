@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 from farm.client import file_names
 from farm.client import partial as partials
+from farm.client.asked import check_is
 from farm.client.content import Content, fetch
 from farm.client.noun import Noun, given, part
 from farm.client.progress import TransferProgress
@@ -51,6 +52,12 @@ class Onnx(Noun):
         query = given({"precision": precision, "version": of.version, "alias": of.alias})
         where = f"/v1/models/{part(model)}/onnx"
         found = self.http.read(OnnxFile, "GET", where, params=query)
+        asked = {"model": model, "precision": precision, "version": of.version}
+        check_is(found, given(asked), "an ONNX file")
+        # It isn't signed, and mustn't take the place of an engine that is.
+        typed = f"-{found.precision}" if found.precision else ""
+        named = {"file_name": f"{found.model}-v{found.version}{typed}.onnx"}
+        check_is(found, named, "an ONNX file")
         # Of this version, even if another is promoted meanwhile.
         query = given({"precision": precision, "version": found.version})
         path = Path(folder) / file_names.checked(found.file_name)

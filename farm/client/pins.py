@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from farm.errors import FarmError
@@ -54,11 +55,26 @@ class Pins:
 
     def pin(self, url: str, known: Iterable[PublicKey]) -> None:
         """Know exactly these keys of a farm; none to forget it."""
-        pems = {one: [key.pem for key in theirs] for one, theirs in self.all().items()}
-        pems[url] = [key.pem for key in known]
-        if not pems[url]:
-            del pems[url]
         self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._alone():
+            pems = {one: [key.pem for key in theirs] for one, theirs in self.all().items()}
+            pems[url] = [key.pem for key in known]
+            if not pems[url]:
+                del pems[url]
+            self._write(pems)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait for other processes: what one of them has just said of a key mustn't be undone."""
+        import fcntl
+
+        lock = self.file.with_name(f".{self.file.name}.lock")
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        with os.fdopen(os.open(lock, flags, 0o600), "r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _write(self, pems: Mapping[str, list[str]]) -> None:
         descriptor, name = tempfile.mkstemp(dir=self.file.parent, prefix=f".{self.file.name}-")
         try:
             with os.fdopen(descriptor, "w") as fresh:

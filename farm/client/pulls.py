@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from farm.client import file_names
+from farm.client.asked import check_is
 from farm.client.download import Pulled, download
 from farm.client.noun import Noun, given, part
 from farm.client.progress import TransferProgress
@@ -50,6 +51,7 @@ class Pulls(Noun):
         Raises:
             NotFound: naming what exists.
             UnknownGpu
+            DigestMismatch: the farm answers with another engine than it was asked for.
             InvalidRequest: the farm doesn't know this release of Triton.
         """
         model, of = references.split(model, version)
@@ -62,7 +64,10 @@ class Pulls(Noun):
         }
         query |= {"for_triton": for_triton}
         path = f"/v1/models/{part(model)}/engines/{part(gpu)}"
-        return self.http.read(Match, "GET", path, params=given(query))
+        found = self.http.read(Match, "GET", path, params=given(query))
+        asked = {"model": model, "version": of.version, "precision": precision, "runtime": runtime}
+        check_is(found.engine, given(asked))
+        return found
 
     def pull(
         self,
@@ -155,6 +160,7 @@ class Pulls(Noun):
             NotFound: there is no such engine, or it is doubtful.
         """
         engine = self.http.read(EngineView, "GET", f"/v1/engines/{part(engine_id)}")
+        check_is(engine, {"id": engine_id})
         if engine.state is EngineState.DOUBTFUL and not doubtful:
             raise NotFound(
                 f"engine {engine.id} ({engine.precision} of {engine.model} v{engine.version} for "

@@ -21,7 +21,7 @@ from farm.client.progress import TransferProgress
 from farm.client.pulls import Pulls
 from farm.client.triton import locked, place
 from farm.client.triton_server import TritonServer
-from farm.errors import Conflict, InvalidRequest, TritonLoadFailed
+from farm.errors import InvalidRequest, TritonLoadFailed
 from farm.registry import triton
 from farm.registry.triton import Model
 from farm.schemas.engines import Match
@@ -138,7 +138,6 @@ class Sync:
         why = {match.engine.id: match.why for match in matches}
         with locked(self._repository / checked(model.name)) as root:
             before = _config(root)
-            _check_ours(root, before)
             changed = before != model.config or not _is_whole(root, model)
             if changed:
                 place(self._http, model, root, why=why, progress=progress)
@@ -202,15 +201,6 @@ class Sync:
 def _config(root: Path) -> str | None:
     path = root / triton.CONFIG
     return path.read_text(errors="replace") if path.is_file() else None
-
-
-def _check_ours(root: Path, config: str | None) -> None:
-    """Raise Conflict if somebody else made the folder's model."""
-    if config is not None and not config.startswith(triton.MADE_BY):
-        raise Conflict(
-            f"{root / triton.CONFIG} isn't the farm's",
-            hint="sync to another repository, or move this model out of it",
-        )
 
 
 def _version(config: str | None) -> int | None:

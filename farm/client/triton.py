@@ -65,7 +65,7 @@ class Repositories(Noun):
 
         Raises:
             TritonUnsupported: Triton can serve none of them.
-            Conflict: another pull is writing this model.
+            Conflict: another pull is writing this model, or somebody else made it.
             DigestMismatch, Unavailable
         """
         why = {match.engine.id: match.why for match in matches}
@@ -103,11 +103,12 @@ def locked(root: Path) -> Iterator[Path]:
     """A model's folder, created if missing, written by nobody else until the block ends.
 
     Raises:
-        Conflict: another process writes it.
+        Conflict: another process writes it, or somebody else made the model in it.
     """
     import fcntl
 
     root.mkdir(parents=True, exist_ok=True)
+    _check_ours(root)
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
     with os.fdopen(os.open(root / _LOCK, flags, 0o666), "ab") as file:
         try:
@@ -118,6 +119,21 @@ def locked(root: Path) -> Iterator[Path]:
                 hint="wait for it, or end it; two may not keep one model",
             ) from None
         yield root
+
+
+def _check_ours(root: Path) -> None:
+    """Raise Conflict if somebody else made the folder's model: its files would be replaced or removed."""
+    config = root / triton.CONFIG
+    if config.is_file():
+        is_ours = config.read_text(errors="replace").startswith(triton.MADE_BY)
+    else:
+        # Triton serves some models without a config. The lock is there from our first write on.
+        is_ours = (root / _LOCK).exists() or not any(one.name.isdecimal() for one in root.iterdir())
+    if not is_ours:
+        raise Conflict(
+            f"the model in {root} isn't the farm's",
+            hint="use another folder for the repository, or move this model out of it",
+        )
 
 
 def place(

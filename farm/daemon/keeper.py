@@ -24,6 +24,7 @@ from farm.settings import Settings
 from farm.specs.retention import Retention
 from farm.store import artifacts
 from farm.store.base import Store
+from farm.store.sessions import Sessions
 from farm.trust import audit
 from farm.trust.callers import THE_FARM, Caller
 
@@ -138,12 +139,20 @@ class Keeper(threading.Thread):
     Runs in every API process; several at once are harmless.
     """
 
-    def __init__(self, db: Database, store: Store, pulled: Pulled, settings: Settings) -> None:
+    def __init__(
+        self,
+        db: Database,
+        store: Store,
+        pulled: Pulled,
+        settings: Settings,
+        sessions: Sessions | None = None,
+    ) -> None:
         super().__init__(name="keeper", daemon=True)
         self._db = db
         self._store = store
         self._pulled = pulled
         self._settings = settings
+        self._sessions = sessions
         self._stopped = threading.Event()
 
     def stop(self) -> None:
@@ -173,6 +182,8 @@ class Keeper(threading.Thread):
         Raises:
             StorageUnavailable, DatabaseUnavailable
         """
+        if self._sessions is not None:
+            self._sessions.expire()
         done = retire(self._db, self._store, self._settings.retention)
         for one in done.items:
             log.info("deleted %s: %s", one.deletion.what, one.why)

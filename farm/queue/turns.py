@@ -82,16 +82,9 @@ class Turns:
     def place(self, queue: str) -> int:
         """The place after the client's newest here, or after the work in progress. Lower is earlier."""
         if queue not in self._places:
-            self._places[queue] = self._next(queue)
+            build = self._build
+            self._places[queue] = next_place(self._session, queue, build.client, build.priority)
         return self._places[queue]
-
-    def _next(self, queue: str) -> int:
-        client, priority = self._build.client, self._build.priority
-        first = (_PRIORITIES - 1 - priority) * _TURNS
-        of = {"queue": queue, "client": client, "priority": priority}
-        band = {"first": first, "last": first + _TURNS - 1}
-        own, started = self._session.connection().execute(_NEWEST, of | band).one()
-        return max(own or first, started or first) + 1
 
     def raise_priority(self, joined: Iterable[JobRow]) -> list[Bell]:
         """Move joined jobs that haven't started up to the place of the build that joins them.
@@ -116,6 +109,15 @@ class Turns:
             .returning(Job.state, *(getattr(Job, name) for name in Bell._fields))
         )
         return [Bell.of(job) for job in moved if job.state == JobState.QUEUED]
+
+
+def next_place(session: Session, queue: str, client: str, priority: int) -> int:
+    """The place in a queue after the client's newest of a priority, or after the work in progress."""
+    first = (_PRIORITIES - 1 - priority) * _TURNS
+    of = {"queue": queue, "client": client, "priority": priority}
+    band = {"first": first, "last": first + _TURNS - 1}
+    own, started = session.connection().execute(_NEWEST, of | band).one()
+    return max(own or first, started or first) + 1
 
 
 def places(session: Session, build: Build) -> dict[str, int]:

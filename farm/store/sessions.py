@@ -63,7 +63,7 @@ class Sessions:
         """
         with _writing():
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._expire()
+            self.expire()
             mine = f"{_short(client)}-"
             opened = [file.name for file in self._folder.iterdir()]
             if sum(name.startswith(mine) for name in opened) >= _MOST_OF_ONE:
@@ -74,12 +74,18 @@ class Sessions:
             (self._folder / f"{mine}{_short(repository)}-{upload}").touch(exist_ok=False)
         return upload
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """Drop uploads that have rested for long.
+
+        Raises:
+            StorageUnavailable
+        """
         oldest = time.time() - LASTS_S
-        for file in self._folder.iterdir():
-            with suppress(FileNotFoundError):  # another process was quicker
-                if file.stat().st_mtime < oldest:
-                    file.unlink()
+        with _writing(), suppress(FileNotFoundError):  # nobody ever began one
+            for file in self._folder.iterdir():
+                with suppress(FileNotFoundError):  # another process was quicker
+                    if file.stat().st_mtime < oldest:
+                        file.unlink()
 
     def _file(self, repository: str, upload: str) -> Path:
         if _ID.fullmatch(upload):
@@ -174,6 +180,9 @@ class Sessions:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Busy("another request is adding to this upload") from None
+            # It may have become a blob since it was opened: nothing may be added to that.
+            if not os.path.samestat(os.fstat(file.fileno()), Path(file.name).stat()):
+                raise FileNotFoundError(file.name)
             yield file
 
 

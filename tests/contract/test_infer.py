@@ -130,6 +130,29 @@ def test_an_inference_goes_before_builds(api, ledger, infer):
     assert ledger.first_in_line().id == view["id"]
 
 
+def test_further_inferences_of_a_client_take_turns_with_builds(api, ledger, infer):
+    source = {"digest": api.upload(b"another"), "format": "onnx"}
+    ledger.submit(targets=["cpu"], source=source)
+    first, _second = (infer(good(count), gpu="cpu").json()["id"] for count in (1, 2))
+    order = []
+    for _ in range(2):
+        job = ledger.first_in_line()
+        order.append(job.id if job.kind == "infer" else job.kind)
+        ledger.succeed(ledger.claim(job))
+    assert order == [first, "export"]
+
+
+def test_a_client_whose_inference_runs_has_no_other_before_builds(api, ledger, infer):
+    infer(good(1), gpu="cpu")
+    claim = ledger.claim_next()
+    infer(good(2), gpu="cpu")
+    source = {"digest": api.upload(b"another"), "format": "onnx"}
+    ledger.submit(targets=["cpu"], source=source, priority=9)
+    assert ledger.first_in_line().kind == "export"
+    ledger.succeed(claim)
+    assert ledger.first_in_line().kind == "export"
+
+
 def test_without_a_gpu_an_engine_that_an_online_worker_can_run_is_taken(api, ledger, infer):
     assert infer().json()["target"] == "onnxruntime:cpu"
     ledger.worker("gpu@there", ("tensorrt-rtx.sm_89",), gpu="NVIDIA L4", tags=("l4", "sm_89"))

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import Engine, event, func, select, update
 
 from farm.api.app import create_app
 from farm.database.tables import EngineRow, Model, OciDocument, OciManifest
-from farm.registry.oci import derived, manifests
+from farm.registry.oci import derived, manifests, pushed, repositories
 from farm.registry.oci.derived import Signature
 from farm.settings import Settings
 from farm.specs.scopes import Scope
 from tests.contract.ages import age
 from tests.contract.conftest import Api, request, with_key
 from tests.contract.files import run_with_files
-from tests.contract.registry import Registry, code, descriptor, digest_of, image
+from tests.contract.registry import Registry, code, descriptor, digest_of, image, index
 from tests.keys import a_key
 
 ENGINE, MODEL = manifests.ENGINE, manifests.MODEL
@@ -186,6 +187,31 @@ def test_a_digest_can_be_asked_for_before_any_tag_was(api, db, digits):
         assert digits.manifest(digest).status_code == 200
 
 
+@pytest.mark.parametrize("ask", [Registry.manifest, Registry.referrers])
+def test_digests_that_there_arent_cost_the_manifests_of_all_engines_once(digits, monkeypatch, ask):
+    made: list[str] = []
+    make = derived._engine
+    monkeypatch.setattr(derived, "_engine", lambda s, v: (made.append(v.id), make(s, v))[1])
+    monkeypatch.setattr(repositories, "_MOST_ENGINES", 1)
+    for content in (b"one", b"two"):
+        assert ask(digits, digest_of(content)).status_code in (200, 404)
+    assert len(made) == len(set(made)) == 2
+
+
+def test_a_manifest_that_was_pushed_before_the_farm_made_it_is_the_farms(api, db, digits):
+    entry = engine_of(digits, "sm_89")
+    body = digits.manifest(entry["digest"]).content
+    config = digits.blob(json.loads(body)["config"]["digest"]).content
+    with db.write() as session:
+        for table in (OciManifest, OciDocument):
+            session.query(table).delete()
+    digits.push_blob(config)
+    assert digits.put(entry["digest"], body).status_code == 201
+    assert entry["digest"] in [one["digest"] for one in entries(digits)]
+    answer = digits.manifest(entry["digest"], "DELETE")
+    assert (answer.status_code, code(answer)) == (405, "UNSUPPORTED")
+
+
 def test_an_engines_manifest_stays_whatever_happens_to_the_engine(api, db, digits):
     entry = engine_of(digits, "sm_89")
     before = digits.manifest(entry["digest"]).content
@@ -340,7 +366,23 @@ def test_pushing_takes_the_scope_submit_and_deleting_admin(api, db):
 # Pushes beside a model
 
 
-@pytest.mark.parametrize("tag", ["v1", "1", "v7", "v1-source", "prod", "latest", "canary"])
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "v1",
+        "1",
+        "v7",
+        "v1-source",
+        "prod",
+        "latest",
+        "canary",
+        "V7",
+        "v07",
+        "Latest",
+        "PROD",
+        "Canary",
+    ],
+)
 def test_a_push_moves_no_version_and_no_alias(api, digits, tag):
     assert api.request("PUT", "/v1/models/digits/aliases/canary", json={"version": 1}).is_success
     before = digits.manifest("v1").content
@@ -395,6 +437,24 @@ def test_garbage_collection_keeps_what_pushed_manifests_need(api, db):
     assert registry.blob(digest_of(b"needed")).status_code == 404
 
 
+@pytest.mark.parametrize("collect", ["gc", "the keeper"])
+def test_uploads_that_rested_for_long_are_collected(api, collect):
+    registry, services = Registry(api, "left"), api.app.state.services
+    left = registry.begin()
+    registry.patch(left, b"half")
+    [file] = (services.settings.store_dir / "uploads").iterdir()
+    api.post("/v1/gc", json={"older_than_s": 0})
+    assert file.is_file()
+    os.utime(file, (0, 0))
+    if collect == "gc":
+        api.post("/v1/gc", json={"older_than_s": 0, "dry_run": True})
+        assert file.is_file()
+        api.post("/v1/gc", json={"older_than_s": 0})
+    else:
+        services.keeper.round()
+    assert not file.exists()
+
+
 def test_a_blob_that_a_manifest_needs_is_not_deleted(api):
     registry = Registry(api, "kept")
     registry.push_image("mine", b"needed")
@@ -419,6 +479,15 @@ def test_a_blob_that_a_manifest_needs_is_not_deleted(api):
         b'{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json"}',
         json.dumps({"schemaVersion": 2, "config": descriptor(b"{}"), "layers": {}}).encode(),
         json.dumps({"schemaVersion": 2, "config": descriptor(b"{}") | {"size": 9}}).encode(),
+        image().replace(b'"layers": []', b'"layers": [], "layers": []'),
+        image().decode().encode("utf-16"),
+        image(manifests=[]),
+        image(annotations=["a"]),
+        image(annotations={"a": 1}),
+        image(annotations={"a": "\ud800"}),
+        image(artifactType="\ud800"),
+        image(artifactType=7),
+        image(subject=descriptor(b""), annotations={"a": "x" * 65536}),
     ],
 )
 def test_what_isnt_a_manifest_is_refused(api, body):
@@ -427,6 +496,43 @@ def test_what_isnt_a_manifest_is_refused(api, body):
     answer = registry.put("tag", body)
     assert answer.status_code == 400
     assert re.fullmatch("MANIFEST_INVALID|DIGEST_INVALID", code(answer))
+
+
+@pytest.mark.parametrize("more", [{"config": "x"}, {"layers": []}, {"config": descriptor(b"{}")}])
+def test_an_index_that_may_be_read_as_a_manifest_is_refused(api, more):
+    answer = Registry(api, "bad").put("tag", index(**more), manifests.INDEX)
+    assert (answer.status_code, code(answer)) == (400, "MANIFEST_INVALID")
+
+
+def test_a_manifest_of_many_layers_takes_as_many_statements_as_one_of_few(api):
+    registry = Registry(api, "many")
+    layers = [str(number).encode() for number in range(20)]
+    for one in (b"{}", *layers):
+        registry.push_blob(one)
+    counted: list[int] = []
+
+    def count(*_: object) -> None:
+        counted[-1] += 1
+
+    event.listen(Engine, "before_cursor_execute", count)
+    try:
+        for many in (1, 20):
+            counted.append(0)
+            body = image(b"{}", *layers[:many], *layers[:many])
+            assert registry.put(f"of-{many}", body).status_code == 201
+    finally:
+        event.remove(Engine, "before_cursor_execute", count)
+    assert counted[0] == counted[1]
+
+
+def test_a_manifest_has_so_many_referrers_and_no_more(api, monkeypatch):
+    monkeypatch.setattr(pushed, "_MOST_REFERRERS", 2)
+    registry = Registry(api, "about")
+    registry.push_blob(b"{}")
+    scans = [image(subject=descriptor(b""), artifactType=f"a/{n}") for n in range(3)]
+    answers = [registry.put(digest_of(one), one) for one in (*scans, scans[0])]
+    assert [one.status_code for one in answers] == [201, 201, 400, 201]
+    assert len(registry.referrers(digest_of(b"")).json()["manifests"]) == 2
 
 
 def test_a_manifest_of_another_type_is_refused(api):

@@ -69,6 +69,16 @@ def test_outputs_that_arrive_damaged_are_not_kept(
     assert [path.name for path in tmp_path.iterdir()] == ["images.npz"]
 
 
+def test_outputs_without_end_are_not_read_on(
+    run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farm.client.inference._MOST_BYTES", len(OUTPUTS) - 1)
+    result = run("infer", "digits", "--input", images, "-o", tmp_path / "out.npz")
+    assert result.exit_code == exits.UNAVAILABLE
+    assert "the file of outputs is longer" in result.stderr
+    assert not any(tmp_path.glob("*out*"))
+
+
 def test_what_holds_no_arrays_is_refused_before_anything_is_sent(
     run: Run, stub: StubFarm, tmp_path: Path
 ) -> None:

@@ -132,7 +132,7 @@ def test_a_doubtful_engine_is_pulled_by_its_id_only_if_it_is_accepted(
 def test_a_model_comes_before_an_engine_and_a_note_says_so(
     run: Run, stub: StubFarm, tmp_path: Path
 ) -> None:
-    stub.model = ID
+    stub.model = stub.engines[CPU_ID][0]["model"] = ID
     result = run("pull", ID, "--gpu", "cpu", "-o", tmp_path)
     assert result.exit_code == exits.OK, result.output
     assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".onnx", ".json"]
@@ -146,7 +146,7 @@ def test_a_model_comes_before_an_engine_and_a_note_says_so(
 def test_a_model_whose_name_only_looks_like_an_id_is_pulled_without_a_note(
     run: Run, stub: StubFarm, tmp_path: Path
 ) -> None:
-    stub.model = "resnet50resnet50"
+    stub.model = stub.engines[CPU_ID][0]["model"] = "resnet50resnet50"
     result = run("pull", stub.model, "--gpu", "cpu", "-o", tmp_path)
     assert (result.exit_code, result.stderr) == (exits.OK, "")
 

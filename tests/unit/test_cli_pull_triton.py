@@ -120,13 +120,20 @@ def test_options_that_do_not_go_together_are_refused(
     assert told in result.stderr
 
 
-@pytest.mark.parametrize("changes", [{"id": "../../E"}, {"model": "../digits"}, {"model": "a\nb"}])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"id": "../../E"}, "whose id is ../../E, not E9"),
+        ({"model": "../digits"}, "may lead elsewhere"),
+        ({"model": "a\nb"}, "may lead elsewhere"),
+    ],
+)
 def test_a_hostile_farm_names_no_file_outside(
-    stub: StubFarm, run: Run, tmp_path: Path, changes: dict[str, str]
+    stub: StubFarm, run: Run, tmp_path: Path, changes: dict[str, str], told: str
 ) -> None:
     row = stub.add(b"plan", **T4)
-    stub.engines["E9"] = (row | changes, b"plan")
+    stub.engines["E9"] = (row | {"id": "E9"} | changes, b"plan")
     result = run("pull", "--engine", "E9", "--triton", "-o", tmp_path / "in")
     assert result.exit_code == exits.FAILED
-    assert "may lead elsewhere" in result.stderr
+    assert told in result.stderr
     assert [name for name in files(tmp_path) if not name.startswith("in/")] == []

@@ -10,6 +10,7 @@ import pytest
 from farm.client import Farm
 from farm.client.plain import plain, plain_json
 from farm.errors import DigestMismatch
+from farm.schemas.engines import EngineView, Match
 from farm.testing.documents import rtx_plan
 from farm.testing.stub_farm import StubFarm
 
@@ -53,11 +54,11 @@ def test_answers_hold_nothing_that_a_terminal_would_obey(farm: Farm, stub: StubF
 def test_a_name_from_the_farm_chooses_no_path(
     farm: Farm, stub: StubFarm, tmp_path: Path, model: str
 ) -> None:
-    stub.add(PLAN, model=model)
+    engine = EngineView.model_validate(stub.add(PLAN, model=model))
     folder = tmp_path / "a" / "b" / "engines"
     folder.mkdir(parents=True)
     with pytest.raises(DigestMismatch, match="may lead elsewhere"):
-        farm.fetch(farm.match("digits", "sm_89"), folder)
+        farm.fetch(Match(engine=engine, why="the best"), folder)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 

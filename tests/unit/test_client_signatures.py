@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,15 @@ import httpx2
 import pytest
 
 from farm.client import Backoff, Farm, Verdict, verify_file
+from farm.client.pins import Pins
 from farm.client.trust import vouched
-from farm.errors import FarmError, InvalidRequest, SignatureRefused, SigningKeyUnknown
+from farm.errors import (
+    DigestMismatch,
+    FarmError,
+    InvalidRequest,
+    SignatureRefused,
+    SigningKeyUnknown,
+)
 from farm.schemas.signing import SigningKeys, SigningKeyView
 from farm.signing import bundles, signers, statements
 from farm.signing.signers import FileSigner
@@ -316,6 +324,18 @@ def test_a_damaged_list_of_known_farms_isnt_taken_for_an_empty_one(
         Farm(farm.url).pull("digits", "sm_89", tmp_path / "a")
 
 
+def test_what_another_process_learns_of_a_farm_meanwhile_is_not_forgotten(
+    signer: FileSigner, tmp_path: Path
+) -> None:
+    pins = Pins(tmp_path / "known-farms.json")
+    other = threading.Thread(target=pins.pin, args=("http://b", [signer.key]))
+    with pins._alone():
+        other.start()
+        pins._write({"http://a": [signer.key.pem]})
+    other.join()
+    assert sorted(pins.all()) == ["http://a", "http://b"]
+
+
 def test_a_key_that_is_trusted_by_hand_replaces_what_was_known(
     farm: Farm, stub: StubFarm, other: FileSigner, tmp_path: Path
 ) -> None:
@@ -425,3 +445,45 @@ def test_a_huge_bundle_is_refused(engine: Path) -> None:
     engine.with_name(f"{NAME}.sigstore").write_bytes(b" " * (bundles.MAX_BUNDLE_BYTES + 2))
     found = verify_file(engine)
     assert (found.verdict, "at most" in found.why) == (Verdict.REFUSED, True)
+
+
+# Signed engines in the place of others
+
+
+@pytest.mark.parametrize(
+    ("answered", "asked", "told"),
+    [
+        ({"model": "cats"}, {}, "whose model is cats, not digits"),
+        ({"version": 1}, {"version": 2}, "whose version is 1, not 2"),
+        ({"precision": "fp16"}, {"precision": "int8"}, "whose precision is fp16, not int8"),
+        ({"runtime": "tensorrt"}, {"runtime": "tensorrt-rtx"}, "whose runtime is tensorrt, not"),
+    ],
+)
+def test_an_engine_that_the_farm_signed_isnt_taken_for_another(
+    farm: Farm,
+    stub: StubFarm,
+    monkeypatch: Any,
+    tmp_path: Path,
+    answered: Any,
+    asked: Any,
+    told: str,
+) -> None:
+    row = stub.add(rtx_plan(), **OTHER | answered)
+    say = {"engine": row, "why": "the best"}
+    monkeypatch.setattr("farm.testing.stub_farm._Handler._match", lambda self, *_: self._json(say))
+    with pytest.raises(DigestMismatch, match=told):
+        farm.pull("digits", "sm_89", tmp_path / "e", **asked)
+    assert engines(tmp_path / "e") == []
+
+
+def test_another_engine_than_the_one_named_is_refused(
+    farm: Farm, stub: StubFarm, tmp_path: Path
+) -> None:
+    stub.engines["01m7y8mbznssegkz"] = next(iter(stub.engines.values()))
+    with pytest.raises(DigestMismatch, match="not 01m7y8mbznssegkz; nothing was kept"):
+        farm.pull_engine("01m7y8mbznssegkz", tmp_path / "e")
+    assert engines(tmp_path / "e") == []
+
+
+def test_a_models_name_is_the_same_in_any_case(farm: Farm, tmp_path: Path) -> None:
+    assert farm.pull("Digits", "sm_89", tmp_path / "e").engine.model == "digits"

@@ -16,7 +16,15 @@ from farm.client import Farm
 from farm.client.sync import Sync, Synced, Wish
 from farm.client.triton import locked
 from farm.client.triton_server import TritonServer
-from farm.errors import Conflict, InvalidRequest, TritonLoadFailed, TritonUnsupported, Unavailable
+from farm.errors import (
+    Conflict,
+    DigestMismatch,
+    FarmError,
+    InvalidRequest,
+    TritonLoadFailed,
+    TritonUnsupported,
+    Unavailable,
+)
 from farm.testing.documents import rtx_plan
 from farm.testing.stub_farm import StubFarm
 from tests.unit.conftest import Run
@@ -184,9 +192,9 @@ def test_a_triton_that_answers_nothing_is_asked_again_and_nothing_is_removed(
 
 
 def test_a_version_that_was_never_finished_goes_too(triton: FakeTriton, once: Once) -> None:
-    left = triton.repository / "digits"
-    for name in (".9.partial", "9", "notes", "9a"):
-        (left / name).mkdir(parents=True)
+    with locked(triton.repository / "digits") as left:
+        for name in (".9.partial", "9", "notes", "9a"):
+            (left / name).mkdir()
     assert once().removed == [".9.partial", "9"]
     assert versions(triton.repository) == {"1", "9a", "notes"}
 
@@ -242,13 +250,42 @@ def test_an_engine_that_triton_never_loads_is_refused(stub: StubFarm, once: Once
         once("sm_89")
 
 
-def test_somebody_elses_model_is_left_alone(triton: FakeTriton, once: Once) -> None:
-    theirs = triton.repository / "digits" / "config.pbtxt"
+@pytest.mark.parametrize("name", ["config.pbtxt", "3/model.onnx"])
+def test_somebody_elses_model_is_left_alone(
+    triton: FakeTriton, once: Once, farm: Farm, name: str
+) -> None:
+    theirs = triton.repository / "digits" / name
     theirs.parent.mkdir(parents=True)
-    theirs.write_text('platform: "tensorrt_plan"')
-    with pytest.raises(Conflict, match="isn't the farm's"):
+    theirs.write_text("theirs")
+    for _ in range(2):  # the first look leaves nothing that the second takes for its own
+        with pytest.raises(Conflict, match="isn't the farm's"):
+            once()
+        with pytest.raises(Conflict, match="isn't the farm's"):
+            farm.pull_triton([farm.match("digits", "t4")], triton.repository)
+    assert contents(triton.repository) == {f"digits/{name}": b"theirs"}
+
+
+def test_what_was_written_before_a_crash_is_taken_for_ones_own(
+    triton: FakeTriton, once: Once
+) -> None:
+    once()
+    (triton.repository / "digits/config.pbtxt").unlink()
+    assert once().changed
+    assert "digits/config.pbtxt" in contents(triton.repository)
+
+
+def test_another_model_than_the_one_asked_for_is_not_touched(
+    stub: StubFarm, triton: FakeTriton, once: Once
+) -> None:
+    once()
+    before = contents(triton.repository)
+    stub.model = stub.engines["E1"][0]["model"] = "cats"
+    with pytest.raises(FarmError):
         once()
-    assert theirs.read_text() == 'platform: "tensorrt_plan"'
+    stub.model = "digits"  # it answers for digits with an engine of cats
+    with pytest.raises(DigestMismatch, match="whose model is cats, not digits"):
+        once()
+    assert contents(triton.repository) == before
 
 
 def test_two_keepers_of_a_model_are_one_too_many(triton: FakeTriton, once: Once) -> None:

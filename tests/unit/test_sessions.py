@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import BinaryIO
 
 import anyio
 import pytest
@@ -159,3 +161,22 @@ def test_a_full_disk_is_said_to_be_full(sessions: Sessions) -> None:
     upload = sessions.begin("repo", "me")
     with pytest.raises(StorageFull):
         append(sessions, upload, b"abc", OSError(errno.ENOSPC, "full"))
+
+
+def test_a_request_that_comes_too_late_doesnt_add_to_the_blob(
+    sessions: Sessions, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = sessions.begin("repo", "me")
+    append(sessions, upload, b"abc")
+    lock, began = fcntl.flock, list[bool]()
+
+    def finished_meanwhile(file: BinaryIO, how: int) -> None:
+        if not began:  # the upload was opened, and isn't locked yet
+            began.append(True)
+            sessions.finish("repo", upload, digest_of(b"abc"))
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", finished_meanwhile)
+    with pytest.raises(UploadUnknown):
+        append(sessions, upload, b"def")
+    assert store.path(digest_of(b"abc")).read_bytes() == b"abc"

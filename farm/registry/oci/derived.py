@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -35,6 +35,11 @@ class Derived:
     engine_id: str | None = None
     version_id: int | None = None
     is_kept: bool = False
+
+    @property
+    def is_engines(self) -> bool:
+        """Whether it is an engine's own manifest rather than a report's."""
+        return self.engine_id is not None and "subject" not in self.manifest.value()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +176,25 @@ def keep(session: Session, repository: str, made: Iterable[Derived]) -> None:
             "version_id": one.version_id,
             "created_at": now(),
         }
-        insert_new(session, OciManifest, values)
+        if not insert_new(session, OciManifest, values):
+            _adopt(session, repository, one)
+
+
+def _adopt(session: Session, repository: str, made: Derived) -> None:
+    """Have a manifest that a client pushed before the farm made the same be the farm's."""
+    pushed = (
+        OciManifest.repository == repository,
+        OciManifest.digest == made.manifest.digest,
+        OciManifest.engine_id.is_(None),
+        OciManifest.version_id.is_(None),
+    )
+    owner = {"engine_id": made.engine_id, "version_id": made.version_id}
+    session.execute(
+        update(OciManifest)
+        .where(*pushed)
+        .values(**owner)
+        .execution_options(synchronize_session=False)
+    )
 
 
 def keep_document(session: Session, document: Document) -> None:

@@ -291,7 +291,8 @@ def referrers(found: Sequence[Document]) -> Document:
 
 def artifact_type(manifest: Mapping[str, Any]) -> str | None:
     """A manifest's artifact type; without one, its config's media type."""
-    found = manifest.get("artifactType") or (manifest.get("config") or {}).get("mediaType")
+    config = manifest.get("config")
+    found = manifest.get("artifactType") or (isinstance(config, dict) and config.get("mediaType"))
     return found if isinstance(found, str) else None
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from farm.database.base import now
@@ -22,22 +21,14 @@ from farm.errors import (
     StillReferred,
     TagTaken,
 )
-from farm.registry.oci import derived, manifests
+from farm.registry.oci import derived, received
 from farm.registry.oci.manifests import Document
 from farm.registry.oci.repositories import InStore, blob, is_farms, model_of
 from farm.specs import repositories
 
-#: What distribution-spec asks registries to accept at least.
-LONGEST_MANIFEST_BYTES = 4 * 2**20
-_MOST_DESCRIPTORS = 4096
-_DOCKER = "application/vnd.docker.distribution.manifest"
-#: Media type → whether it lists manifests.
-_TYPES = {
-    manifests.MANIFEST: False,
-    manifests.INDEX: True,
-    f"{_DOCKER}.v2+json": False,
-    f"{_DOCKER}.list.v2+json": True,
-}
+#: Of manifests about another: whoever asks for that one's referrers gets their annotations in one answer.
+_LONGEST_REFERRER_BYTES = 64 * 2**10
+_MOST_REFERRERS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,20 +60,25 @@ def put(
     """
     repositories.check_repository(repository)
     by_digest = repositories.is_digest(reference)
-    value = _parsed(body)
-    document = Document(media_type=_type(value, media_type), body=body)
+    value = received.parsed(body)
+    document = Document(media_type=received.type_of(value, media_type), body=body)
     if by_digest and document.digest != reference:
         raise DigestMismatch(f"the manifest's digest is {document.digest}; nothing was stored")
     if not by_digest:
         _check_tag(session, repository, reference, protected)
-    blobs = list(_needed(session, repository, value, lists=_TYPES[document.media_type]))
-    subject = _subject(value)
+    lists = received.TYPES[document.media_type]
+    received.check_one_kind(value, lists=lists)
+    received.check_texts(value)
+    blobs = _needed(session, repository, value, lists=lists)
+    subject = received.subject(value)
+    if subject is not None:
+        _check_referrer(session, repository, subject, document)
     derived.keep_document(session, document)
     row = {
         "repository": repository,
         "digest": document.digest,
         "subject": subject,
-        "needs": sorted(set(blobs)),
+        "needs": blobs,
         "created_at": now(),
     }
     derived.insert_new(session, OciManifest, row)
@@ -91,30 +87,19 @@ def put(
     return Put(digest=document.digest, subject=subject)
 
 
-def _parsed(body: bytes) -> Mapping[str, Any]:
-    if len(body) > LONGEST_MANIFEST_BYTES:
-        raise ManifestInvalid(f"manifests are limited to {LONGEST_MANIFEST_BYTES} bytes")
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as err:
-        raise ManifestInvalid("the manifest isn't JSON") from err
-    if not isinstance(value, dict) or value.get("schemaVersion") != 2:
-        raise ManifestInvalid("the manifest isn't an object with schemaVersion 2")
-    return value
-
-
-def _type(value: Mapping[str, Any], said: str | None) -> str:
-    own = value.get("mediaType")
-    said = said.partition(";")[0].strip().lower() if said else None
-    found = own if isinstance(own, str) else said
-    if found not in _TYPES:
+def _check_referrer(session: Session, repository: str, subject: str, document: Document) -> None:
+    if len(document.body) > _LONGEST_REFERRER_BYTES:
         raise ManifestInvalid(
-            f"manifests of the type {str(found)[:100]!r} aren't accepted",
-            hint=f"push one of {', '.join(_TYPES)}",
+            f"manifests with a subject are limited to {_LONGEST_REFERRER_BYTES} bytes",
+            hint="put what it says into a layer",
         )
-    if said is not None and said != found:
-        raise ManifestInvalid(f"the request says {said[:100]}, the manifest {found}")
-    return found
+    about = (OciManifest.repository == repository, OciManifest.subject == subject)
+    others = select(func.count()).where(*about, OciManifest.digest != document.digest)
+    if (session.scalar(others) or 0) >= _MOST_REFERRERS:
+        raise ManifestInvalid(
+            f"{_MOST_REFERRERS} manifests refer to {subject} already",
+            hint="an administrator may delete some",
+        )
 
 
 def _check_tag(session: Session, repository: str, tag: str, protected: Sequence[str]) -> None:
@@ -125,66 +110,61 @@ def _check_tag(session: Session, repository: str, tag: str, protected: Sequence[
 
 def _needed(
     session: Session, repository: str, value: Mapping[str, Any], *, lists: bool
-) -> Iterator[str]:
+) -> list[str]:
     """The digests in the store that a manifest needs; renews them.
 
     Raises:
         ManifestInvalid, ManifestBlobUnknown
     """
     if lists:
-        for one in _descriptors(value, "manifests"):
-            if session.get(OciManifest, (repository, one["digest"])) is None:
-                raise ManifestBlobUnknown(f"{repository} has no manifest {one['digest']}")
-        return
-    config = value.get("config")
-    for one in [_descriptor(config), *_descriptors(value, "layers")]:
-        if _is_foreign(one):
-            continue
+        _check_manifests(session, repository, received.descriptors(value, "manifests"))
+        return []
+    listed = [received.descriptor(value.get("config")), *received.descriptors(value, "layers")]
+    wanted = {one["digest"]: one["size"] for one in listed if not received.is_foreign(one)}
+    in_store = _sizes(session, repository, wanted)
+    found = dict(in_store)
+    for digest in wanted.keys() - in_store.keys():
         try:
-            found = blob(session, repository, one["digest"])
+            other = blob(session, repository, digest)
         except (BlobUnknown, RepositoryUnknown) as err:
             raise ManifestBlobUnknown(err.detail) from err
-        size = found.bytes if isinstance(found, InStore) else len(found.body)
+        if isinstance(other, InStore):
+            found[digest] = in_store[digest] = other.bytes
+        else:
+            found[digest] = len(other.body)
+    for one in listed:
+        size = found.get(one["digest"], one["size"])
         if size != one["size"]:
             raise ManifestInvalid(f"{one['digest']} has {size} bytes, not {one['size']}")
-        if isinstance(found, InStore):
-            _renew(session, one["digest"])
-            yield one["digest"]
+    gone = in_store.keys() - _renew(session, in_store)
+    if gone:
+        raise ManifestBlobUnknown(f"{repository} has no blob {min(gone)}")
+    return sorted(in_store)
 
 
-def _descriptors(value: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    given = value.get(name)
-    if not isinstance(given, list) or len(given) > _MOST_DESCRIPTORS:
-        raise ManifestInvalid(f"{name} isn't a list of at most {_MOST_DESCRIPTORS} descriptors")
-    return [_descriptor(one) for one in given]
+def _check_manifests(
+    session: Session, repository: str, listed: Sequence[Mapping[str, Any]]
+) -> None:
+    """Raise ManifestBlobUnknown unless the repository has these manifests."""
+    wanted = {one["digest"] for one in listed}
+    has = (OciManifest.repository == repository, OciManifest.digest.in_(wanted))
+    missing = wanted - set(session.scalars(select(OciManifest.digest).where(*has)))
+    if missing:
+        raise ManifestBlobUnknown(f"{repository} has no manifest {min(missing)}")
 
 
-def _descriptor(given: object) -> dict[str, Any]:
-    if (
-        not isinstance(given, dict)
-        or not isinstance(given.get("mediaType"), str)
-        or type(given.get("size")) is not int
-        or not isinstance(given.get("digest"), str)
-    ):
-        raise ManifestInvalid(
-            "what the manifest refers to needs descriptors: mediaType, digest, size"
+def _sizes(session: Session, repository: str, digests: Iterable[str]) -> dict[str, int]:
+    """The pushed blobs among these, thousands at once: other writers wait meanwhile."""
+    rows = session.execute(
+        select(OciBlob.digest, Artifact.bytes)
+        .join(Artifact, Artifact.digest == OciBlob.digest)
+        .where(
+            OciBlob.repository == repository,
+            OciBlob.digest.in_(list(digests)),
+            Artifact.lost_at.is_(None),
         )
-    repositories.check_digest(given["digest"])
-    return given
-
-
-def _is_foreign(one: Mapping[str, Any]) -> bool:
-    """Whether a layer is one that registries needn't have."""
-    kind = one["mediaType"]
-    return ".nondistributable." in kind or ".foreign." in kind
-
-
-def _subject(value: Mapping[str, Any]) -> str | None:
-    given = value.get("subject")
-    if given is None:
-        return None
-    digest: str = _descriptor(given)["digest"]  # it may not be there yet
-    return digest
+    )
+    return dict(rows.tuples().all())
 
 
 def _tag(session: Session, repository: str, tag: str, digest: str) -> None:
@@ -229,17 +209,21 @@ def link(session: Session, repository: str, digest: str) -> None:
 def mount(session: Session, repository: str, digest: str, origin: str) -> bool:
     """Have a repository have another's blob; False if that one hasn't it in the store."""
     found = blob(session, origin, digest)
-    if not isinstance(found, InStore) or not _renew(session, digest):
+    if not isinstance(found, InStore) or not _renew(session, [digest]):
         return False
     link(session, repository, digest)
     return True
 
 
-def _renew(session: Session, digest: str) -> bool:
-    """As `farm.store.artifacts.renew`: a garbage collection that is about to take it sees it is needed."""
-    young = update(Artifact).where(Artifact.digest == digest, Artifact.lost_at.is_(None))
+def _renew(session: Session, digests: Iterable[str]) -> set[str]:
+    """As `farm.store.artifacts.renew`: a garbage collection that is about to take them sees they are needed.
+
+    Returns:
+        Those that are still there.
+    """
+    young = update(Artifact).where(Artifact.digest.in_(list(digests)), Artifact.lost_at.is_(None))
     found = session.execute(young.values(created_at=now()).returning(Artifact.digest))
-    return found.first() is not None
+    return set(found.scalars())
 
 
 def unlink(session: Session, repository: str, digest: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -15,7 +17,10 @@ from farm.registry.oci.repositories import model_of, not_kept
 def listed(
     session: Session, repository: str, digest: str, artifact_type: str | None
 ) -> tuple[Document, list[Derived]]:
-    """The index of what refers to a manifest, and what is to be kept before it is served."""
+    """The index of what refers to a manifest, and what is to be kept before it is served.
+
+    If that has engines' own manifests, it is to be asked for again once they are kept.
+    """
     rows = session.execute(
         select(OciManifest, OciDocument)
         .join(OciDocument, OciDocument.digest == OciManifest.digest)
@@ -28,10 +33,11 @@ def listed(
     ).all()
     found = {row.digest: derived.document_of(document) for row, document in rows}
     new: list[Derived] = []
-    about = _engine_of(session, repository, digest)
-    if about is not None:
-        engine_id, manifest = about
-        for one in derived.reports(session, engine_id, manifest):
+    engine_id, unkept = _engine_of(session, repository, digest)
+    new.extend(unkept)
+    if engine_id is not None:
+        about = derived.document_of(session.get_one(OciDocument, digest))
+        for one in derived.reports(session, engine_id, about):
             found.setdefault(one.manifest.digest, one.manifest)
             if session.get(OciManifest, (repository, one.manifest.digest)) is None:
                 new.append(one)
@@ -43,15 +49,12 @@ def listed(
     return manifests.referrers(chosen), new
 
 
-def _engine_of(session: Session, repository: str, digest: str) -> tuple[str, Document] | None:
-    """The engine whose manifest this is, and the manifest."""
+def _engine_of(
+    session: Session, repository: str, digest: str
+) -> tuple[str | None, Sequence[Derived]]:
+    """The engine whose manifest this is; and if that isn't known, manifests to keep before asking again."""
     row = session.get(OciManifest, (repository, digest))
     if row is not None:
-        if row.engine_id is None or row.subject is not None:
-            return None
-        return row.engine_id, derived.document_of(session.get_one(OciDocument, digest))
+        return (row.engine_id if row.subject is None else None), ()
     model = model_of(session, repository)
-    for one in not_kept(session, repository, model) if model is not None else ():
-        if one.manifest.digest == digest and one.engine_id is not None:
-            return one.engine_id, one.manifest
-    return None
+    return None, () if model is None else not_kept(session, repository, model)

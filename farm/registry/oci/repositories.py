@@ -41,6 +41,7 @@ from farm.registry.oci.manifests import Document, Source
 from farm.registry.rows import IS_YANKED
 from farm.schemas.engines import EngineView
 from farm.specs import repositories
+from farm.specs.names import folded
 from farm.specs.references import PROD, Reference
 from farm.specs.roles import Role
 from farm.specs.states import EngineState
@@ -48,14 +49,19 @@ from farm.specs.states import EngineState
 #: What clients ask for without a tag: what a pull takes by default.
 LATEST = "latest"
 _VERSION = re.compile(r"v?([1-9]\d{0,8})(-source)?")
-_MOST_ENGINES = 1000  #: in one index
+_LIKE_A_VERSION = re.compile(r"v?\d+(-source)?")
+_MOST_ENGINES = 1000  #: in one index, and made at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A manifest to serve, and what is to be kept before."""
+    """A manifest to serve, and what is to be kept before.
 
-    manifest: Document
+    Without a manifest it is to be looked for again once these are kept: so they are made once in all, and not
+    for each digest that there isn't.
+    """
+
+    manifest: Document | None
     new: Sequence[Derived] = ()
 
 
@@ -116,7 +122,7 @@ def manifest(session: Session, repository: str, reference: str) -> Found:
         found = _by_digest(session, repository, model, reference)
     else:
         found = _by_tag(session, repository, model, reference)
-    if found is None:
+    if found is None or not (found.manifest or found.new):
         raise ManifestUnknown(
             f"{repository} has no manifest {reference}",
             hint=f"GET /v2/{repository}/tags/list lists its tags",
@@ -133,14 +139,12 @@ def _by_digest(session: Session, repository: str, model: Named | None, digest: s
         return None
     # Nobody has asked for it yet, but it can be told beforehand: a script may have computed it.
     made = not_kept(session, repository, model)
-    for one in made:
-        if one.manifest.digest == digest:
-            return Found(manifest=one.manifest, new=made)
-    return None
+    found = next((one.manifest for one in made if one.manifest.digest == digest), None)
+    return Found(manifest=found, new=made)
 
 
 def not_kept(session: Session, repository: str, model: Named) -> list[Derived]:
-    """The manifests of engines that nobody has asked for yet."""
+    """The manifests of engines that nobody has asked for yet; of many, the newest."""
     kept = select(OciManifest.engine_id).where(
         OciManifest.repository == repository, OciManifest.engine_id == EngineRow.id
     )
@@ -148,6 +152,8 @@ def not_kept(session: Session, repository: str, model: Named) -> list[Derived]:
         select(EngineRow.id)
         .join(Version, Version.id == EngineRow.version_id)
         .where(Version.model_id == model.id, ~kept.exists())
+        .order_by(EngineRow.id.desc())
+        .limit(_MOST_ENGINES)
     ).all()
     return list(derived.engines(session, repository, derived.views(session, ids)).values())
 
@@ -191,11 +197,12 @@ def _is_alias(session: Session, model: Named, tag: str) -> bool:
 
 
 def is_farms(session: Session, model: Named, tag: str, protected: Sequence[str]) -> bool:
-    """Whether a tag is, or may become, one of the farm's own."""
+    """Whether a tag is, may become, or could be taken for one of the farm's own: ``V7``, ``Prod``."""
+    low = folded(tag)
     return (
-        tag in (LATEST, PROD, *protected)
-        or _VERSION.fullmatch(tag) is not None
-        or _is_alias(session, model, tag)
+        low in (LATEST, PROD, *protected)
+        or _LIKE_A_VERSION.fullmatch(low) is not None
+        or _is_alias(session, model, low)
     )
 
 
