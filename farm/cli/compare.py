@@ -55,7 +55,7 @@ def compare(
         show.document(found)
         return
     headers = ("gpu", f"v{found.a}", f"v{found.b}", "size", "latency", "metric")
-    show.table(headers, [_row(one) for one in found.gpus], keep=headers[:3], empty="no engines")
+    show.table(headers, [_row(one) for one in found.gpus], keep=headers[:1], empty="no engines")
 
 
 def _row(one: ComparedGpu) -> tuple[str, ...]:
