@@ -226,7 +226,7 @@ def _nothing(
         }
     )
     exists = f"there is {', '.join(there)}" if there else "it has no engines yet"
-    asked = {"precision": precision, "runtime": runtime, "prune": prune}
+    asked: dict[str, Any] = {"precision": precision, "runtime": runtime, "prune": prune}
     good = {
         one.version
         for one in find(session, model, gpu=tag, only_whole=True, yanked=False, limit=1000, **asked)
