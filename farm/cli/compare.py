@@ -25,7 +25,9 @@ def compare(
     first: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL@VERSION", help="digits@prod, digits@7", autocompletion=complete.models
+            metavar="MODEL@VERSION",
+            help="digits@prod, digits@7",
+            autocompletion=complete.references,
         ),
     ],
     second: Annotated[
@@ -33,7 +35,7 @@ def compare(
         typer.Argument(
             metavar="[MODEL@]VERSION",
             help="Another version of the same model: digits@8, or 8 alone.",
-            autocompletion=complete.models,
+            autocompletion=complete.references,
         ),
     ],
     as_json: Json = False,

@@ -32,7 +32,7 @@ def delete(
         typer.Argument(
             metavar="MODEL|MODEL@VERSION|ENGINE|DIGEST",
             help="digits, digits@7, an engine's id, or an upload's sha256:…",
-            autocompletion=complete.models,
+            autocompletion=complete.references,
         ),
     ],
     intermediates: Annotated[

@@ -27,7 +27,7 @@ def yank(
         typer.Argument(
             metavar="MODEL@VERSION|ENGINE",
             help="digits@7, digits@canary, or an engine's id.",
-            autocompletion=complete.models,
+            autocompletion=complete.references,
         ),
     ],
     reason: Annotated[
