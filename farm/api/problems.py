@@ -99,7 +99,8 @@ def invalid(errors: Sequence[Any]) -> InvalidRequest:
 
 def _explain(error: dict[str, Any]) -> str:
     where = field_of(error["loc"])
-    told = f"{where}: {error['msg']}" if where else str(error["msg"])
+    said = str(error["msg"]).removeprefix("Value error, ")
+    told = f"{where}: {said}" if where else said
     return told if len(told) <= _MOST_CHARS else f"{told[:_MOST_CHARS]}…"
 
 
