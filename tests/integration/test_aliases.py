@@ -185,6 +185,7 @@ def test_an_engine_slower_than_the_one_it_replaces_stands_in_the_way(
     if passes:
         [beside] = promote(2).engines
         assert beside.latency_ratio == pytest.approx(p50)
+        assert beside.task_reason == "neither was evaluated with labels"
         return
     with pytest.raises(Conflict, match=r"takes 1\.20 × the time of the one it replaces"):
         promote(2)
