@@ -26,7 +26,7 @@ def _name(value: Any) -> Any:
     return value
 
 
-Name = Annotated[str, BeforeValidator(_name), StringConstraints(pattern=_NAME)]
+Name = Annotated[str, StringConstraints(pattern=_NAME), BeforeValidator(_name)]
 
 
 class Request(BaseModel):

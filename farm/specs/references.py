@@ -28,8 +28,8 @@ def _alias(value: Any) -> Any:
 
 AliasName = Annotated[
     str,
-    BeforeValidator(_alias),
     StringConstraints(pattern=_ALIAS, max_length=LONGEST_ALIAS),
+    BeforeValidator(_alias),
     Field(examples=[PROD]),
 ]
 VersionOrAlias = Annotated[
