@@ -25,6 +25,7 @@ from farm.errors import (
     ScopeMissing,
     Unavailable,
 )
+from farm.schemas.problems import field_of
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +98,9 @@ def invalid(errors: Sequence[Any]) -> InvalidRequest:
 
 
 def _explain(error: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in error["loc"] if part != "body")
-    told = f"{where}: {error['msg']}" if where else str(error["msg"])
+    where = field_of(error["loc"])
+    said = str(error["msg"]).removeprefix("Value error, ")
+    told = f"{where}: {said}" if where else said
     return told if len(told) <= _MOST_CHARS else f"{told[:_MOST_CHARS]}…"
 
 

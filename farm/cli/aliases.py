@@ -109,6 +109,11 @@ def promote(
 
 
 def _say(made: Promotion, model: str, alias: str, way_back: str) -> None:
+    if made.before == made.version:
+        show.line(
+            f"{model}@{alias} is v{made.version} already: nothing is moved, and no note is kept"
+        )
+        return
     before = "" if made.before is None else f", before v{made.before}"
     is_now = "is now" if made.alias else "would be"
     show.line(f"{model}@{alias} {is_now} v{made.version}{before}")

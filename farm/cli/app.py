@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import sys
 from http import HTTPStatus
@@ -19,6 +20,11 @@ from farm.errors import FarmError, InvalidRequest
 
 class FarmGroup(TyperGroup):
     """Commands whose errors are printed to stderr: as text, or with ``--json`` as a problem document."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for command in self.commands.values():
+            _fill_lines(command)
 
     def invoke(self, ctx: Any) -> Any:
         as_json = "--json" in ctx.args
@@ -37,6 +43,14 @@ class FarmGroup(TyperGroup):
                 raise
             tell(FarmError(f"system error: {err}"), as_json=as_json)
             raise typer.Exit(exits.FAILED) from err
+
+
+def _fill_lines(command: Any) -> None:
+    """Have the terminal's width break the lines of a command's help, not the source's."""
+    paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
+    command.help = "\n\n".join(" ".join(one.split()) for one in paragraphs)
+    for inner in getattr(command, "commands", {}).values():
+        _fill_lines(inner)
 
 
 def _bad_settings(err: ValidationError) -> InvalidRequest:

@@ -25,7 +25,9 @@ def compare(
     first: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL@VERSION", help="digits@prod, digits@7", autocompletion=complete.models
+            metavar="MODEL@VERSION",
+            help="digits@prod, digits@7",
+            autocompletion=complete.references,
         ),
     ],
     second: Annotated[
@@ -33,7 +35,7 @@ def compare(
         typer.Argument(
             metavar="[MODEL@]VERSION",
             help="Another version of the same model: digits@8, or 8 alone.",
-            autocompletion=complete.models,
+            autocompletion=complete.references,
         ),
     ],
     as_json: Json = False,
@@ -55,7 +57,7 @@ def compare(
         show.document(found)
         return
     headers = ("gpu", f"v{found.a}", f"v{found.b}", "size", "latency", "metric")
-    show.table(headers, [_row(one) for one in found.gpus], keep=headers[:3], empty="no engines")
+    show.table(headers, [_row(one) for one in found.gpus], keep=headers[:1], empty="no engines")
 
 
 def _row(one: ComparedGpu) -> tuple[str, ...]:

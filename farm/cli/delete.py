@@ -32,7 +32,7 @@ def delete(
         typer.Argument(
             metavar="MODEL|MODEL@VERSION|ENGINE|DIGEST",
             help="digits, digits@7, an engine's id, or an upload's sha256:…",
-            autocompletion=complete.models,
+            autocompletion=complete.references,
         ),
     ],
     intermediates: Annotated[
@@ -155,7 +155,8 @@ def _more(count: int) -> None:
 def _summary(found: Deletion) -> str:
     done = "would delete" if found.dry_run else "deleted"
     rows = ", ".join(f"{name}: {count}" for name, count in found.rows.items()) or "nothing"
-    text = f"{done} {found.what}: {rows}; {found.files_total} files, {show.size(found.freed_bytes)}"
+    files = "1 file" if found.files_total == 1 else f"{found.files_total} files"
+    text = f"{done} {found.what}: {rows}; {files}, {show.size(found.freed_bytes)}"
     if found.kept_bytes:
         text += f"; {show.size(found.kept_bytes)} stay for others"
     left = found.freed_bytes - found.removed_bytes

@@ -30,7 +30,7 @@ def infer(
         typer.Argument(
             metavar="[MODEL]",
             help="digits, digits@7, digits@prod.",
-            autocompletion=complete.models,
+            autocompletion=complete.references,
             show_default=False,
         ),
     ] = None,

@@ -46,7 +46,7 @@ def pull(
         typer.Argument(
             metavar="[MODEL]",
             help="The model's name; or an engine's id, unless a model has that name.",
-            autocompletion=complete.models,
+            autocompletion=complete.references,
             show_default=False,
         ),
     ] = None,

@@ -1,7 +1,7 @@
 """Output formatting: tables, sizes, times, JSON.
 
-On a terminal tables fit its width, except for ids, which are never truncated. Elsewhere lines are
-not wrapped.
+On a terminal tables fit its width, except for ids, which are never truncated: columns that would become
+too narrow to read are told below each row. Elsewhere lines are not wrapped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import humanize
 from pydantic import BaseModel
+from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 NONE = "–"
 _UNBOUNDED = 10_000
+_LEGIBLE, _GAP = 20, 2
 _STYLES = {
     "succeeded": "green",
     "buildable": "green",
@@ -89,16 +92,15 @@ def grid(
 ) -> Table:
     """A table whose columns in ``keep`` are neither wrapped nor truncated."""
     cells = [list(row) for row in rows]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     for index, header in enumerate(headers):
-        widest = max([len(header), *(len(row[index]) for row in cells)])
         whole = header in keep
         table.add_column(
             header,
             no_wrap=whole,
             overflow="fold",
             # Kept even if the table is wider than the terminal.
-            min_width=widest if whole else None,
+            min_width=_least(headers, cells, index, whole=True) if whole else None,
         )
     for row in cells:
         table.add_row(*row)
@@ -113,15 +115,58 @@ def table(
     empty: str = "",
 ) -> None:
     """Print a table, or ``empty`` if there are no rows."""
-    cells = list(rows)
+    cells = [list(row) for row in rows]
     if not cells:
         line(empty)
         return
+    least = [_least(headers, cells, n, whole=one in keep) for n, one in enumerate(headers)]
+    room = console().width - sum(least) - _GAP * (len(least) - 1)
+    if room < 0:
+        _print_stacked(headers, cells, keep or headers[:1])
+        return
     made = grid(headers, cells, keep=keep)
-    target = console()
-    # Wider than the terminal only if the ids require it: the terminal then wraps them.
-    width = max(target.width, target.measure(made).minimum)
-    target.print(made, width=width, crop=False)
+    lacking = [_least(headers, cells, n, whole=True) - one for n, one in enumerate(least)]
+    for left, index in enumerate(sorted(range(len(least)), key=lacking.__getitem__)):
+        more = min(lacking[index], room // (len(least) - left))
+        made.columns[index].width = least[index] + more
+        room -= more
+    console().print(made)
+
+
+def _least(
+    headers: Sequence[str], rows: Sequence[Sequence[str | Text]], index: int, *, whole: bool
+) -> int:
+    """The columns that a column needs: all of it, or what its longest word takes, within reason."""
+    cells = [headers[index], *(str(row[index]) for row in rows)]
+    if whole:
+        return max(map(cell_len, cells))
+    return min(_LEGIBLE, max(cell_len(word) for cell in cells for word in [*cell.split(), ""]))
+
+
+def _print_stacked(
+    headers: Sequence[str], rows: Sequence[Sequence[str | Text]], keep: Sequence[str]
+) -> None:
+    """Print the columns in ``keep`` as a table, and below each of its rows what the others hold."""
+    kept = [index for index, header in enumerate(headers) if header in keep]
+    beside = [index for index in range(len(headers)) if index not in kept]
+    widths = {index: _least(headers, rows, index, whole=True) for index in kept}
+
+    def told(row: Sequence[str | Text], style: str = "") -> None:
+        cells = [Text.assemble(row[n], " " * (widths[n] - cell_len(str(row[n])))) for n in kept]
+        text = Text(" " * _GAP, style=style).join(cells)
+        text.rstrip()
+        line(text)
+
+    told(headers, "bold")
+    for row in rows:
+        told(row)
+        held = [
+            Text.assemble(f"{headers[n]}: ", row[n])
+            for n in beside
+            if str(row[n]) not in ("", NONE)
+        ]
+        if held:
+            console().print(Padding(Text("; ").join(held), (0, 0, 0, _GAP)))
 
 
 def state(name: str) -> Text:

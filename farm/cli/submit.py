@@ -222,7 +222,7 @@ def _say(view: BuildView, url: str | None, *, waiting: bool) -> None:
     from farm.specs.runtime import Target
 
     tag = Target.parse(view.engines[0].target).gpu
-    pull = f"farm pull {view.model} --gpu {tag}{pruned} -o engines"
+    pull = f"farm pull {view.model}@{view.version} --gpu {tag}{pruned} -o engines"
     for what, command in (
         ("to watch it:", f"farm watch {view.id}"),
         ("why jobs ran:", f"farm explain {view.id}"),

@@ -148,7 +148,9 @@ def _conclude(build: Build, url: str | None, *, as_json: bool) -> int:
 
         tags = dict.fromkeys(Target.parse(want.target).gpu for want in view.engines)
         for tag in tags:
-            show.line(f"  {again(f'farm pull {view.model} --gpu {tag} -o engines', url)}")
+            show.line(
+                f"  {again(f'farm pull {view.model}@{view.version} --gpu {tag} -o engines', url)}"
+            )
         return _ended_well(view)
     # A failure of the model itself would only repeat.
     if view.state == "cancelled" or any(is_retryable(error) for _, error in failures(view)):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from farm.cli import complete, show
-from farm.cli.options import Json, Url, connect, example
-from farm.errors import InvalidRequest
+from farm.cli.options import Json, Url, again, connect, example
+from farm.errors import InvalidRequest, NotFound
+
+if TYPE_CHECKING:
+    from farm.client import Farm
+    from farm.schemas.engines import EngineView
+    from farm.schemas.models import ModelDetail
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +27,7 @@ def yank(
         typer.Argument(
             metavar="MODEL@VERSION|ENGINE",
             help="digits@7, digits@canary, or an engine's id.",
-            autocompletion=complete.models,
+            autocompletion=complete.references,
         ),
     ],
     reason: Annotated[
@@ -43,16 +48,30 @@ def yank(
             "a yank takes a reason", hint='pass --reason "…", or --undo to take a yank back'
         )
     farm = connect(url)
-    model, at, _ = what.partition("@")
-    view: object
-    if at:
+    view: ModelDetail | EngineView
+    named: list[str] = []
+    if "@" in what:
         name, number = farm.version_of(what)
         assert number is not None
         view = farm.unyank(name, number) if reason is None else farm.yank(name, number, reason)
-        what = f"{model}@{number}"
+        what = f"{view.name}@{number}"
+        named = [one.alias for one in view.aliases if one.version == number]
     else:
-        view = farm.unyank_engine(what) if reason is None else farm.yank_engine(what, reason)
+        view = _engine(farm, what, reason)
     if as_json:
         show.document(view)
         return
     show.line(f"{what} is pulled again" if undo else f"{what} is yanked: {reason}")
+    if reason is not None:
+        for alias in named:
+            model = what.partition("@")[0]
+            way_out = again(f"farm rollback {model} {alias}", url)
+            show.line(f"{alias} names it: its pulls fail until it is moved: {way_out}")
+
+
+def _engine(farm: Farm, what: str, reason: str | None) -> EngineView:
+    try:
+        return farm.unyank_engine(what) if reason is None else farm.yank_engine(what, reason)
+    except NotFound as err:
+        hint = "`farm engines MODEL` lists them; a version is named like digits@7"
+        raise NotFound(err.detail, hint=hint) from err

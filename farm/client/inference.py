@@ -93,9 +93,12 @@ class Inferences(Noun):
         Raises:
             DataRefused: the engine doesn't take these inputs.
             Conflict: no online worker can run it.
+            InvalidRequest: the output has no folder to go to.
             StageFailed: or a subclass; it can't run on these inputs.
             WaitTimedOut, NotFound, Unavailable
         """
+        if output is not None:
+            _check_folder(Path(output))
         name, of = references.split(model, version) if model else (None, references.Reference())
         with _on_disk(inputs) as path:
             data.check(path)
@@ -166,6 +169,18 @@ class Inferences(Noun):
         finally:
             new.unlink(missing_ok=True)
         return path
+
+
+def _check_folder(output: Path) -> None:
+    """Before anything is run, whether its outputs can be written.
+
+    Raises:
+        InvalidRequest
+    """
+    if output.is_dir():
+        raise InvalidRequest(f"{output} is a folder", hint="name a file: outputs.npz")
+    if not output.parent.is_dir():
+        raise InvalidRequest(f"there is no folder {output.parent}", hint="make it, or name another")
 
 
 def _raise_for_state(view: InferenceView) -> None:

@@ -7,10 +7,11 @@ from typing import Any, TypeGuard
 import httpx2
 
 from farm.client.plain import plain, plain_value
-from farm.errors import FarmError, NotFound, Unavailable, from_code
+from farm.errors import FarmError, KeyNeeded, NotFound, Unavailable, from_code
 
 #: Temporary: the farm is overloaded, or a part of it is unreachable.
 _BUSY = frozenset({429, 502, 503, 504})
+_CHALLENGE = 'Bearer realm="engine farm"'
 _LONGEST_RETRY_AFTER_S = 10.0
 START_HINT = "is the farm running? start one with: farm up; or set FARM_URL (--url) to where it is"
 
@@ -23,7 +24,8 @@ def is_passing(err: Exception) -> TypeGuard[Unavailable]:
 def unreachable(url: str, err: httpx2.TransportError) -> Unavailable:
     """The user-facing error for a lost or refused connection."""
     if isinstance(err, httpx2.UnsupportedProtocol):
-        return Unavailable(f"{url!r} isn't an http:// or https:// address", hint=START_HINT)
+        hint = f"write the scheme, too: http://{url}"
+        return Unavailable(f"{url!r} isn't an http:// or https:// address", hint=hint)
     if isinstance(err, httpx2.ConnectError | httpx2.ConnectTimeout):
         return Unavailable(f"no farm answers at {url}: {_said(err)}", hint=START_HINT)
     if isinstance(err, httpx2.TimeoutException):
@@ -36,7 +38,7 @@ def error_of(response: httpx2.Response) -> FarmError:
     status = response.status_code
     problem = _problem(response)
     if problem is None:
-        return _foreign(response)
+        return _keyless(response) or _foreign(response)
     hint = problem.get("hint")
     error = from_code(str(problem["code"]), str(problem["detail"]), hint and str(hint))
     # The status decides whether a client may retry; the unknown code is kept.
@@ -70,6 +72,15 @@ def _of_oci(body: dict[str, Any]) -> dict[str, Any] | None:
         return {"detail": error["message"]} | more
     except (TypeError, ValueError, KeyError):
         return None
+
+
+def _keyless(response: httpx2.Response) -> FarmError | None:
+    """The farm's error for a key that it doesn't accept, from the headers: an answer to HEAD has no body."""
+    challenge = response.headers.get("WWW-Authenticate", "")
+    if response.status_code != KeyNeeded.status or not challenge.startswith(_CHALLENGE):
+        return None
+    was_given = "invalid_token" in challenge
+    return KeyNeeded("the farm doesn't know this key" if was_given else "this farm requires a key")
 
 
 def _foreign(response: httpx2.Response) -> FarmError:

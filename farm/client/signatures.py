@@ -125,7 +125,7 @@ def check_manifest(signed: SignedEngine, manifest: Manifest) -> None:
     differs += [name for name, expected, found in pairs if expected != found]
     if differs:
         raise SignatureRefused(
-            f"the manifest of engine {said.id} isn't the signed one: {', '.join(differs)} differ"
+            f"the manifest of engine {said.id} isn't the signed one: it differs in {', '.join(differs)}"
         )
 
 

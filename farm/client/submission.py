@@ -12,9 +12,11 @@ from farm.client import data
 from farm.client.progress import TransferProgress
 from farm.client.upload import Content, digest_of, is_digest, require_file
 from farm.errors import InvalidRequest
+from farm.schemas.problems import field_of
 from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateChanges
 
+_MOST_SHOWN = 60
 R = TypeVar("R", bound=BaseModel)
 
 
@@ -114,7 +116,10 @@ def checked(shape: type[R], **fields: Any) -> R:
 
 
 def _explain(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+    where = field_of(error["loc"])
     if error["type"] == "value_error":  # our own message, which quotes the value
-        return f"{where}: {error['ctx']['error']}"
-    return f"{where}: {error['msg']}, not {error['input']!r}"
+        said = str(error["ctx"]["error"])
+    else:
+        given = repr(error["input"])
+        said = f"{error['msg']}, not {given if len(given) <= _MOST_SHOWN else f'{given[:_MOST_SHOWN]}…'}"
+    return f"{where}: {said}" if where else said

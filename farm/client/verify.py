@@ -71,6 +71,8 @@ def verify_file(
         InvalidRequest: there is no such file.
     """
     path = Path(file)
+    if path.is_dir():
+        raise InvalidRequest(f"{path} is a folder", hint="name one of the files in it")
     if not path.is_file():
         raise InvalidRequest(f"there is no file {path}", hint="check the path")
     beside = _beside(path, bundle)

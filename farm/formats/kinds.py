@@ -7,6 +7,7 @@ from pathlib import Path
 
 from farm.formats import packs, rtx_header
 from farm.formats.archives import Malformed, zip_names
+from farm.formats.array_files import NPY
 from farm.formats.onnx_files import operators
 from farm.formats.protobuf import MalformedMessage, TooManyFields
 from farm.formats.sources import has_torchscript, is_program
@@ -27,6 +28,7 @@ class FileKind(StrEnum):
     AOTINDUCTOR = "an AOTInductor package"
     PT2 = "a torch.export program"
     SAFETENSORS = "safetensors weights"
+    ARRAYS = "arrays: calibration or evaluation data, inputs or outputs"
     PACK = "a tar of a model's files"
     UNKNOWN = "nothing that the farm makes or takes"
 
@@ -41,6 +43,8 @@ def kind_of(path: Path) -> FileKind:
         return FileKind.TENSORRT
     if start.startswith(_ZIP):
         return _zipped(path)
+    if start.startswith(NPY):
+        return FileKind.ARRAYS
     if packs.is_pack(path):
         return FileKind.PACK
     if _is_safetensors(start):
@@ -66,6 +70,8 @@ def _zipped(path: Path) -> FileKind:
         names = zip_names(path)
     except Malformed:
         return FileKind.UNKNOWN
+    if names and all(name.endswith(".npy") for name in names):
+        return FileKind.ARRAYS
     if has_torchscript(names):
         return FileKind.TORCHSCRIPT
     if any("data/aotinductor/" in name for name in names):

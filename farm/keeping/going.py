@@ -137,8 +137,8 @@ def _needed(session: Session, going: Going, ids: set[int]) -> set[int]:
 def _forget(session: Session, job_id: int, what: str) -> int:
     """Have a job's outputs be no result any more."""
     error = jobs.describe(ResultDeleted(f"its outputs were deleted with {what}"))
-    values: dict[str, Any] = {"error": error, "finished_at": now()}
-    moved = transitions.move(session, job_id, JobState.SUCCEEDED, JobState.FAILED, **values)
+    # finished_at stays: it says how long the job took.
+    moved = transitions.move(session, job_id, JobState.SUCCEEDED, JobState.FAILED, error=error)
     assert moved is not None, "it is locked"
     transitions.record(session, moved, JobState.FAILED, error=error)
     return 1

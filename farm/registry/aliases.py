@@ -224,6 +224,11 @@ def rollback(
             f"{alias} of {known.name} has named no version before {_number(session, row.version_id)}",
             hint=f"promote one: farm promote {known.name} VERSION {alias}",
         )
+    if session.scalar(select(Version.deleted_at).where(Version.id == before)) is not None:
+        raise Conflict(
+            f"{alias} of {known.name} named version {_number(session, before)} before, which was deleted",
+            hint=f"promote another: farm promote {known.name} VERSION {alias}",
+        )
     _move(session, known, alias, row, before, Action.ROLLBACK, by, note)
     return _one(session, known, alias)
 

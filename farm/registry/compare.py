@@ -107,8 +107,10 @@ def _task_drop(
 ) -> tuple[float | None, str | None]:
     """The drop of the metric on the same evaluation data, or None and the reason."""
     task, before = new.accuracy.task, old.accuracy.task
+    if task is None and before is None:
+        return None, "neither was evaluated with labels"
     if task is None or before is None:
-        return None, "one of them was evaluated without labels"
+        return None, "only one of them was evaluated with labels"
     if (task.metric, _data(session, new)) != (before.metric, _data(session, old)):
         return None, "they were evaluated on different data"
     return round(before.engine - task.engine, 4), None

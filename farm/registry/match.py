@@ -190,10 +190,10 @@ _FITS = {
 
 def _none_fits(engine: EngineView, tag: str, machine: Machine) -> NotFound:
     return NotFound(
-        f"{engine.model} has no engine for {tag} that runs on this machine: "
+        f"{engine.model} has no engine for {tag} that runs on the machine: "
         f"{engine.precision} of version {engine.version} by {engine.runtime}: {misfit(engine, machine)}",
-        hint="install that, or build the model again with what the machine has; "
-        f"for another machine, name its GPU: farm pull {engine.model} --gpu {tag}",
+        hint="install that there, or build the model again with what the machine has; to pull it for "
+        f"another machine, name its GPU and no --has: farm pull {engine.model} --gpu {tag}",
     )
 
 
@@ -218,22 +218,26 @@ def _nothing(
     prune: str | None,
 ) -> NotFound:
     pruned = prune and ("unpruned" if prune == UNPRUNED else f"pruned {prune}")
-    asked = " ".join(filter(None, (pruned, precision, runtime)))
-    found = find(session, model, limit=1000)
+    wanted = " ".join(filter(None, (pruned, precision, runtime)))
     there = sorted(
         {
-            f"{e.precision}@{e.gpu} ({e.runtime}, v{e.version}{f', pruned {e.prune}' * bool(e.prune)})"
-            for e in found
+            f"{one.precision}@{one.gpu} ({one.runtime}{f', pruned {one.prune}' * bool(one.prune)})"
+            for one in find(session, model, version=of.number, limit=1000)
         }
     )
     exists = f"there is {', '.join(there)}" if there else "it has no engines yet"
-    others = {one.version for one in find(session, model, gpu=tag, limit=1000)} - {of.number}
-    older = f", or pull --version {max(others)} (version={max(others)})" if others else ""
-    what = f"{asked} engine" if asked else "engine"
+    asked: dict[str, Any] = {"precision": precision, "runtime": runtime, "prune": prune}
+    good = {
+        one.version
+        for one in find(session, model, gpu=tag, only_whole=True, yanked=False, limit=1000, **asked)
+        if one.state is EngineState.READY and reach(one, tag) is not None
+    } - {of.number}
+    other = f", or pull version {max(good)}: --version {max(good)}" if good else ""
+    what = f"{wanted} engine" if wanted else "engine"
     return NotFound(
         f"version {of.number} of {model.name} has no {what} for {tag}; {exists}",
         hint=f"{of.why}; build it for {tag}: "
-        f"{_build_it(session, model, of.number, tag, precision)}{older}",
+        f"{_build_it(session, model, of.number, tag, precision)}{other}",
     )
 
 

@@ -63,7 +63,8 @@ def onnx_of(
     kind = f"ONNX in {precision}" if precision else "ONNX"
     raise NotFound(
         f"the farm has no {kind} of version {of.number} of {known.name}",
-        hint="builds for TensorRT and ONNX Runtime make it: farm submit, with that precision",
+        hint="a build for TensorRT or ONNX Runtime makes it; if its intermediates were deleted, one for a "
+        "GPU that the version has no engine for: farm submit, with that precision",
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 Digest = Annotated[
     str,
@@ -13,7 +14,19 @@ Digest = Annotated[
 ]
 
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
+
+def _name(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(_NAME, value):
+        raise ValueError(
+            f"{value[:100]!r} can't be a model's name: use up to 100 letters, digits, '.', '_' and '-', "
+            "with a letter or a digit first"
+        )
+    return value
+
+
+Name = Annotated[str, StringConstraints(pattern=_NAME), BeforeValidator(_name)]
 
 
 class Request(BaseModel):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from farm.errors import InvalidRequest
 
@@ -15,8 +15,22 @@ PROD = "prod"
 LONGEST_ALIAS = 40
 #: None that could be a version: v7.
 _ALIAS = r"^([a-uw-z][a-z0-9-]*|v[a-z-][a-z0-9-]*)$"
+
+
+def _alias(value: Any) -> Any:
+    if isinstance(value, str) and not (re.fullmatch(_ALIAS, value) and len(value) <= LONGEST_ALIAS):
+        raise ValueError(
+            f"{value[:LONGEST_ALIAS]!r} can't be an alias: use a lower-case letter, then up to "
+            f"{LONGEST_ALIAS - 1} lower-case letters, digits and '-', and nothing like v7"
+        )
+    return value
+
+
 AliasName = Annotated[
-    str, StringConstraints(pattern=_ALIAS, max_length=LONGEST_ALIAS), Field(examples=[PROD])
+    str,
+    StringConstraints(pattern=_ALIAS, max_length=LONGEST_ALIAS),
+    BeforeValidator(_alias),
+    Field(examples=[PROD]),
 ]
 VersionOrAlias = Annotated[
     str,

@@ -151,3 +151,8 @@ def test_what_a_file_is_to_the_farm_is_told(api, ledger):
     unused = api.get(f"/v1/blobs/{api.upload(b'other')}/uses").json()
     assert (unused["engines"], unused["sources"], unused["data"]) == ([], [], [])
     assert "another farm" in problem(api.get(f"/v1/blobs/sha256:{'0' * 64}/uses"), 404)["hint"]
+
+
+def test_a_name_that_cannot_be_an_alias_is_refused_in_words(api, versions):
+    told = problem(api.request("PUT", "/v1/models/digits/aliases/7", json={"version": 1}), 422)
+    assert told["detail"].startswith("alias: '7' can't be an alias: use a lower-case letter")

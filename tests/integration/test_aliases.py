@@ -99,7 +99,10 @@ def test_a_pull_takes_one_version_whatever_the_gpu(built, promote, pulled):
     assert pulled("sm_89")[0] == 2
     with pytest.raises(NotFound, match="version 2 of digits has no engine for sm_75") as caught:
         pulled("sm_75")
-    assert "--version 1" in caught.value.hint
+    assert "or pull version 1: --version 1" in caught.value.hint
+    with pytest.raises(NotFound, match="no int8 engine for sm_75") as caught:
+        pulled("sm_75", precision="int8")
+    assert "--version" not in caught.value.hint  # version 1 has none either
     promote(1)
     assert {pulled("sm_89")[0], pulled("sm_75")[0]} == {1}
 
@@ -182,6 +185,7 @@ def test_an_engine_slower_than_the_one_it_replaces_stands_in_the_way(
     if passes:
         [beside] = promote(2).engines
         assert beside.latency_ratio == pytest.approx(p50)
+        assert beside.task_reason == "neither was evaluated with labels"
         return
     with pytest.raises(Conflict, match=r"takes 1\.20 × the time of the one it replaces"):
         promote(2)

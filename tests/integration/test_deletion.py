@@ -68,6 +68,7 @@ def promote(ledger, version=1, alias="prod"):
 def test_a_deleted_version_leaves_no_engine_and_keeps_no_file(ledger):
     build = ledger.submit()
     ledger.run_all()
+    before = ledger.view(build)
     report = delete_version(ledger).report
     assert report.versions == ["digits@1"]
     assert [one.precision for one in report.engines] == ["fp16"]
@@ -80,6 +81,7 @@ def test_a_deleted_version_leaves_no_engine_and_keeps_no_file(ledger):
     assert (view.state, view.model, view.version) == ("succeeded", "digits", 1)
     assert {job.state for job in view.jobs} == {"failed"}
     assert view.jobs[0].error.detail == "its outputs were deleted with digits@1"
+    assert view.jobs[0].finished_at == before.jobs[0].finished_at
     assert view.error is None
     with ledger.db.read() as session:
         assert [one.reuse for one in explain.explain(session, build).jobs] == ["ran"] * 4
@@ -163,8 +165,9 @@ def test_a_rollback_to_a_deleted_version_is_refused(ledger):
     promote(ledger, 1)
     promote(ledger, 2)
     delete_version(ledger, number=1)
-    with ledger.db.write() as session, pytest.raises(NotFound, match="version 1 of digits was de"):
+    with ledger.db.write() as session, pytest.raises(Conflict, match="named version 1 be") as told:
         aliases.rollback(session, "digits", "prod", ME)
+    assert told.value.hint == "promote another: farm promote digits VERSION prod"
 
 
 def test_a_version_with_a_running_build_is_refused(ledger):

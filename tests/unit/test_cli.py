@@ -72,6 +72,12 @@ def test_every_command_has_json_and_an_example_that_parses(name: str) -> None:
     assert "--json" in {opt for param in command.params for opt in param.opts}
 
 
+def test_helps_paragraphs_are_broken_by_the_terminal_alone() -> None:
+    for name, command in _subcommands().items():
+        for paragraph in command.help.split("\n\n"):
+            assert "\n" not in paragraph, name
+
+
 def test_help_tells_the_exit_codes(run: Run) -> None:
     text = " ".join(run("--help").stdout.split())
     assert "0 ok · 1 the build failed" in text
@@ -127,6 +133,8 @@ def test_completion_offers_builds_and_tags_and_never_fails(
     assert "h100:fp8,int8" in offered("farm submit m.pt2 --target h100:fp8,in")
     assert "digits" in offered("farm bench d")
     assert "throughput" in offered("farm bench digits --goal t")
+    for command in ("yank", "delete", "compare", "infer", "pull", "show"):
+        assert "digits@1" in offered(f"farm {command} digits@"), command
     assert "rtx-4090" in offered("farm bench digits --gpu rtx-40")
     monkeypatch.setenv("FARM_URL", "http://127.0.0.1:9")
     assert offered("farm status 01").strip() == ""

@@ -94,4 +94,16 @@ def test_what_holds_no_arrays_is_refused_before_anything_is_sent(
         exits.USAGE,
         True,
     )
+    assert "error: name an engine, or a model" in neither.stderr
+    assert not stub.seen
+
+
+def test_outputs_without_a_place_are_refused_before_anything_is_run(
+    run: Run, stub: StubFarm, images: Path, tmp_path: Path
+) -> None:
+    nowhere = run("infer", "digits", "--input", images, "-o", tmp_path / "nothing" / "out.npz")
+    assert nowhere.exit_code == exits.USAGE
+    assert f"there is no folder {tmp_path / 'nothing'}" in nowhere.stderr
+    folder = run("infer", "digits", "--input", images, "-o", tmp_path)
+    assert (folder.exit_code, "is a folder" in folder.stderr) == (exits.USAGE, True)
     assert not stub.seen

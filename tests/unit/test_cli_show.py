@@ -61,6 +61,32 @@ def test_a_terminal_narrower_than_an_id_still_shows_it_whole(
     assert "01m7y8mb9kssegkq" in _on_terminal(monkeypatch, 10)
 
 
+def test_columns_that_would_be_too_narrow_are_told_below_their_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout", terminal)
+    headers = ("id", "target", "size", "accuracy", "computes in")
+    rows = [
+        ("01m7y8mb9kssegkq", "tensorrt-rtx:sm_89", "1.4 MB", "–", "fp16 100 % (plan)"),
+        ("01m7y8mb9kssegkr", "onnxruntime:cpu", "2 kB", "99.8 %", "fp32 100 % (optimised graph)"),
+    ]
+    show.table(headers, rows, keep=("id", "target"))
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
+    assert [one.rstrip() for one in plain.splitlines()] == [
+        "id                target",
+        "01m7y8mb9kssegkq  tensorrt-rtx:sm_89",
+        "  size: 1.4 MB; computes in: fp16 100 %",
+        "  (plan)",
+        "01m7y8mb9kssegkr  onnxruntime:cpu",
+        "  size: 2 kB; accuracy: 99.8 %; computes",
+        "  in: fp32 100 % (optimised graph)",
+    ]
+
+
 def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setenv("NO_COLOR", "1")

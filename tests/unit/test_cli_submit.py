@@ -69,7 +69,7 @@ def test_submit_says_what_was_chosen_and_what_comes_next(run: Run, model: Path) 
     assert re.search(r"rtx-4090 +tensorrt-rtx:sm_89 +int8 +first of tensorrt", result.stdout)
     assert "2 jobs, 1 of them reused" in result.stdout
     assert f"farm watch {BUILD}\n" in result.stdout
-    assert "farm pull digits --gpu sm_89 -o engines\n" in result.stdout
+    assert "farm pull digits@1 --gpu sm_89 -o engines\n" in result.stdout
 
 
 def test_submit_warns_of_what_was_chosen_by_default_once(

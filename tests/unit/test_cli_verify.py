@@ -239,6 +239,7 @@ def test_kinds_of_files_are_told_apart_without_loading_them(tmp_path: Path) -> N
         FileKind.TENSORRT_RTX: rtx_plan(),
         FileKind.TENSORRT: b"ftrt" + bytes(60),
         FileKind.SAFETENSORS: (2).to_bytes(8, "little") + b"{}",
+        FileKind.ARRAYS: b"\x93NUMPY\x01\x00",
         FileKind.UNKNOWN: b"\x80\x02}q\x00.",
     }
     for kind, content in made.items():
@@ -249,6 +250,7 @@ def test_kinds_of_files_are_told_apart_without_loading_them(tmp_path: Path) -> N
     assert kind_of(zipped(tmp_path / "b.pt2", "b/archive_format")) is FileKind.PT2
     package = zipped(tmp_path / "c.pt2", "c/archive_format", "c/data/aotinductor/model/c.so")
     assert kind_of(package) is FileKind.AOTINDUCTOR
+    assert kind_of(zipped(tmp_path / "data.npz", "image.npy", "label.npy")) is FileKind.ARRAYS
     assert kind_of(zipped(tmp_path / "d.zip", "d.txt")) is FileKind.UNKNOWN
     (tmp_path / "empty").write_bytes(b"")
     assert kind_of(tmp_path / "empty") is FileKind.UNKNOWN

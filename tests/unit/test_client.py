@@ -256,6 +256,7 @@ def test_an_address_without_a_scheme_is_explained() -> None:
     with Farm("localhost:8000", backoff=QUICK) as farm, pytest.raises(FarmError) as caught:
         farm.workers()
     assert "http://" in caught.value.detail
+    assert caught.value.hint == "write the scheme, too: http://localhost:8000"
 
 
 def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,7 +153,7 @@ def test_a_manifest_that_isnt_the_signed_one_is_refused(
     }
     changed = {**manifest, field: evil[field]}
     monkeypatch.setattr(StubFarm, "manifest", lambda *_: changed)
-    refused(farm, tmp_path / "e", f"{field} differ")
+    refused(farm, tmp_path / "e", f"it differs in {field}")
 
 
 def test_a_manifest_with_other_figures_is_refused(
@@ -164,7 +164,7 @@ def test_a_manifest_with_other_figures_is_refused(
     stub.bundles["engine"] = signed_bundle(manifest, "engine", signer)
     better = row | {"accuracy": row["accuracy"] | {"top1_agreement": 1.0}}
     monkeypatch.setattr(StubFarm, "manifest", lambda *_: {**manifest, "engine": better})
-    refused(farm, tmp_path / "e", "accuracy differ")
+    refused(farm, tmp_path / "e", "it differs in accuracy")
 
 
 def test_a_yank_changes_nothing_that_is_signed(
@@ -410,7 +410,7 @@ def test_a_changed_manifest_beside_the_file_is_refused(engine: Path) -> None:
     document["load"] = "import os"
     manifest.write_text(json.dumps(document))
     found = verify_file(engine)
-    assert (found.verdict, "load differ" in found.why) == (Verdict.REFUSED, True)
+    assert (found.verdict, "it differs in load" in found.why) == (Verdict.REFUSED, True)
     manifest.write_text("{}")
     assert verify_file(engine).verdict is Verdict.REFUSED
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from farm.cli import app, exits
 from farm.client import Farm
 from farm.client.key import find
+from farm.client.problems import error_of
 from farm.database import migrate
 from farm.database.session import Database
 from farm.database.tables import ApiKey, AuditRow
@@ -134,6 +135,22 @@ def test_each_place_has_its_hint(at_home: Path, monkeypatch: pytest.MonkeyPatch)
     assert "set FARM_KEY" in find(None, is_local=False).hint
     monkeypatch.setenv("FARM_KEY", KEY)
     assert "FARM_KEY isn't a key of this farm" in find(None, is_local=True).hint
+
+
+@pytest.mark.parametrize(
+    ("challenge", "said"),
+    [
+        ("", "this farm requires a key"),
+        (', error="invalid_token"', "the farm doesn't know this key"),
+    ],
+)
+def test_a_refusal_without_a_body_is_told_by_its_headers(challenge: str, said: str) -> None:
+    headers = {"WWW-Authenticate": f'Bearer realm="engine farm"{challenge}'}
+    request = httpx2.Request("HEAD", "http://farm/v1/blobs/x")
+    told = error_of(httpx2.Response(401, headers=headers, request=request))
+    assert (type(told), told.detail) == (KeyNeeded, said)
+    other = error_of(httpx2.Response(401, request=request))
+    assert (type(other), other.hint) == (FarmError, "is this an engine farm's address?")
 
 
 def test_a_refusal_says_what_to_do_here(at_home: Path, stub: StubFarm) -> None:
