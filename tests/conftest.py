@@ -6,6 +6,7 @@ import importlib
 import os
 import shutil
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,16 @@ os.environ.setdefault("FARM_AOTINDUCTOR", "false")
 # How long an example takes is the machine's affair.
 hypothesis.settings.register_profile("farm", deadline=None)
 hypothesis.settings.load_profile("farm")
+
+# Keys of farms that tests start stay out of the home of whoever runs them.
+_HOME = None if "FARM_HOME" in os.environ else tempfile.mkdtemp(prefix="farm-tests-")
+os.environ.setdefault("FARM_HOME", _HOME or "")
+
+
+def pytest_unconfigure() -> None:
+    if _HOME is not None:
+        shutil.rmtree(_HOME, ignore_errors=True)
+
 
 CLASSIC = str(Path(__file__).parent / "classic")
 POSTGRES = os.environ.get("FARM_TEST_DATABASE_URL")

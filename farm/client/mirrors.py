@@ -75,7 +75,8 @@ class Mirrors(Noun):
         copy = _Copy(origin, self.http, repository, target, progress or silent)
         index = copy.index(tag)
         if numbered not in (None, index.version):
-            raise FarmError(f"{origin.url} sent {index.version or tag} for {numbered}")
+            sent = index.version or tag
+            raise FarmError(f"{origin.url} sent {sent} for {numbered}; no tag was set")
         if not register:
             return copy.version(index, tag)
         keys = _signers(origin, index, unsigned=unsigned)

@@ -102,7 +102,7 @@ def mirror(origin: Origin, here: Here) -> Mirror:
             "http://ours", key="k", backoff=backoff, transport=httpx2.MockTransport(here.answer)
         )
         with other, ours:
-            return ours.mirror(other.http, model)
+            return ours.mirror(other.http, model, register=False)
 
     return go
 
