@@ -109,7 +109,7 @@ def made(api, db, store, tmp_path):
 
     def make(**changes) -> str:
         ledger = Ledger(db)
-        # With the same worker online, and known to the API, equal work has equal keys however long this takes.
+        # With one worker online, and known to the API, equal work has equal keys however long this takes.
         ledger.worker()
         api.app.state.services._known_fleet = None
         assert api.post("/v1/builds", json=request(api, **changes)).status_code == 202
