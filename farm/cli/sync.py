@@ -44,7 +44,9 @@ def sync(
     repository: Annotated[
         str,
         typer.Option(
-            "--repository", metavar="DIR", help="The folder of Triton's --model-repository."
+            "--repository",
+            metavar="DIR|URL",
+            help="Triton's --model-repository: a folder, or a bucket such as s3://BUCKET/PREFIX.",
         ),
     ],
     triton_url: Annotated[

@@ -1,25 +1,26 @@
 """Keeps a model of a Triton repository at an alias: the old version goes once the new one is loaded.
 
 Files in use are never changed: a version has its folder, in it an engine has a file named by its id, and
-``config.pbtxt`` names both. That file is replaced last, and put back if Triton can't load what it names.
+``config.pbtxt`` names both. In folders and buckets the order is: the new version's files, ``config.pbtxt``,
+the load, and then the old version goes. If the load fails, ``config.pbtxt`` is put back first, and then the
+new version's files go. So no Triton, told to load or polling, sees a config that names what isn't all there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from farm.client.buckets import Bucket, is_bucket
 from farm.client.file_names import checked
 from farm.client.http import Http
 from farm.client.noun import Noun
-from farm.client.partial import write_whole
 from farm.client.progress import TransferProgress
 from farm.client.pulls import Pulls
-from farm.client.triton import locked, place
+from farm.client.repositories import Folder, Kept, KeptModel
 from farm.client.triton_server import TritonServer
 from farm.errors import InvalidRequest, TritonLoadFailed
 from farm.registry import triton
@@ -27,7 +28,7 @@ from farm.registry.triton import Model
 from farm.schemas.engines import Match
 from farm.specs.triton import Backend
 
-#: The config that Triton has loaded from this folder, by its digest.
+#: The config that Triton has loaded from this repository, by its digest.
 _LOADED = ".farm-loaded"
 #: A version's folder, or one that was never finished.
 _FOLDER = re.compile(r"(\d{1,18})|\.\d{1,18}\.partial", re.ASCII)
@@ -63,34 +64,33 @@ class Synced:
     engines: list[str]
     changed: bool
     loaded: bool  #: whether Triton was told to load it, and serves it now
-    removed: list[str]  #: what went from the folder, by name
+    removed: list[str]  #: what went from the model's folder, by name
     why: str
     notes: tuple[str, ...]
 
 
 class Sync:
-    """A folder, kept at what the farm says.
+    """A repository, kept at what the farm says.
 
     Parameters:
-        repository: for Triton's ``--model-repository``; other models in it are left alone.
-        server: told to load what has changed. Without one the version before stays in the folder until the
-            next change, for a Triton that polls.
+        repository: a folder, or a bucket's URL, for Triton's ``--model-repository``; other models in it are
+            left alone.
+        server: told to load what has changed. Without one the version before stays until the next change,
+            for a Triton that polls.
 
     Raises:
-        InvalidRequest: the repository isn't a folder.
+        InvalidRequest: the bucket's URL.
+        ExtraMissing: for buckets.
     """
 
     def __init__(
         self, http: Http, wish: Wish, repository: str | Path, server: TritonServer | None = None
     ) -> None:
-        if "://" in str(repository):
-            raise InvalidRequest(
-                f"{str(repository)!r} is a bucket: farm sync writes to folders alone",
-                hint="sync to a folder, and have Triton read that; or mirror it to the bucket yourself",
-            )
         self._http = http
         self._wish = wish
-        self._repository = Path(repository)
+        self._repository: Kept = (
+            Bucket(str(repository)) if is_bucket(repository) else Folder(Path(repository))
+        )
         self._server = server
 
     def wanted(self) -> tuple[Model, list[Match]]:
@@ -124,30 +124,30 @@ class Sync:
         *,
         progress: TransferProgress | None = None,
     ) -> Synced:
-        """Bring the folder, and Triton, to what the farm says now.
+        """Bring the repository, and Triton, to what the farm says now.
 
         Parameters:
             wanted: what ``wanted`` said a moment ago.
 
         Raises:
-            TritonLoadFailed: with Triton's reason; the folder and the server are as before.
-            Conflict: the folder has a model that ``farm sync`` and ``farm pull`` haven't made.
+            TritonLoadFailed: with Triton's reason; the repository and the server are as before.
+            Conflict: the repository has a model that ``farm sync`` and ``farm pull`` haven't made.
             NotFound, UnknownGpu, InvalidRequest, DigestMismatch, Unavailable
         """
         model, matches = wanted or self.wanted()
         why = {match.engine.id: match.why for match in matches}
-        with locked(self._repository / checked(model.name)) as root:
-            before = _config(root)
-            changed = before != model.config or not _is_whole(root, model)
+        with self._repository.model(checked(model.name)) as kept:
+            before = _config(kept)
+            changed = before != model.config or not _is_whole(kept, model)
             if changed:
-                place(self._http, model, root, why=why, progress=progress)
-                write_whole(root / triton.CONFIG, model.config.encode())
+                kept.place(self._http, model, why=why, progress=progress)
+                kept.write(triton.CONFIG, model.config.encode())
             loaded = False
             if self._server is not None:
-                loaded = self._load(self._server, root, model, before)
-                removed = _tidy(root, model)
+                loaded = self._load(self._server, kept, model, before)
+                removed = _tidy(kept, model)
             else:
-                removed = _tidy(root, model, also=_version(before)) if changed else []
+                removed = _tidy(kept, model, also=_version(before)) if changed else []
         return Synced(
             name=model.name,
             version=model.version,
@@ -176,31 +176,31 @@ class Sync:
             )
         return models[0]
 
-    def _load(self, server: TritonServer, root: Path, model: Model, before: str | None) -> bool:
+    def _load(
+        self, server: TritonServer, kept: KeptModel, model: Model, before: str | None
+    ) -> bool:
         """Have the server load the model, unless it serves exactly this already; return whether it had to.
 
         Raises:
-            TritonLoadFailed: the folder is as it was before.
+            TritonLoadFailed: the repository is as it was before.
             Unavailable: it isn't known whether the server loaded it; nothing is removed.
         """
-        digest = hashlib.sha256(model.config.encode()).hexdigest()
-        mark = root / _LOADED
-        is_told = mark.is_file() and mark.read_text() == digest
-        if is_told and server.is_ready(model.name, model.version):
+        digest = hashlib.sha256(model.config.encode()).hexdigest().encode()
+        if kept.read(_LOADED) == digest and server.is_ready(model.name, model.version):
             return False
         try:
             server.load(model.name, model.version)
         except TritonLoadFailed:
             if before != model.config:
-                _put_back(root, model, before)
+                _put_back(kept, model, before)
             raise
-        write_whole(mark, digest.encode())
+        kept.write(_LOADED, digest)
         return True
 
 
-def _config(root: Path) -> str | None:
-    path = root / triton.CONFIG
-    return path.read_text(errors="replace") if path.is_file() else None
+def _config(kept: KeptModel) -> str | None:
+    content = kept.read(triton.CONFIG)
+    return None if content is None else content.decode(errors="replace")
 
 
 def _version(config: str | None) -> int | None:
@@ -208,49 +208,44 @@ def _version(config: str | None) -> int | None:
     return None if config is None else triton.version_of(config)
 
 
-def _is_whole(root: Path, model: Model) -> bool:
-    folder = root / str(model.version)
+def _is_whole(kept: KeptModel, model: Model) -> bool:
     sizes = {name: engine.bytes for name, engine in model.engines.items()}
     sizes |= {name: len(content) for name, content in model.files.items()}
-    paths = {folder / name: size for name, size in sizes.items()}
-    return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
+    return sizes.items() <= kept.files(str(model.version)).items()
 
 
-def _put_back(root: Path, model: Model, before: str | None) -> None:
-    """The folder as it was, after a load that failed."""
-    config = root / triton.CONFIG
+def _put_back(kept: KeptModel, model: Model, before: str | None) -> None:
+    """The repository as it was, after a load that failed."""
     if before is None:
-        config.unlink()
+        kept.remove(triton.CONFIG)
     else:
-        write_whole(config, before.encode())
-    version = _version(before)
-    folder = root / str(model.version)
-    if version != model.version:
-        shutil.rmtree(folder)
+        kept.write(triton.CONFIG, before.encode())
+    folder = str(model.version)
+    if _version(before) != model.version:
+        kept.remove_folder(folder)
         return
-    for name in _named_by(model) - _mentioned(folder, before or ""):
-        (folder / name).unlink(missing_ok=True)
+    there = kept.files(folder)
+    for name in (_named_by(model) & set(there)) - _mentioned(there, before or ""):
+        kept.remove(f"{folder}/{name}")
 
 
-def _tidy(root: Path, model: Model, *, also: int | None = None) -> list[str]:
+def _tidy(kept: KeptModel, model: Model, *, also: int | None = None) -> list[str]:
     """Remove other versions' folders, and what the config doesn't name of this version's.
 
     Parameters:
         also: a version to keep, which may still be served.
     """
     removed = []
-    for folder in root.iterdir():
-        version = _FOLDER.fullmatch(folder.name)
-        if not version or not folder.is_dir() or folder.is_symlink():
-            continue
-        if version[1] is None or int(version[1]) not in (model.version, also):
-            shutil.rmtree(folder)
-            removed.append(folder.name)
-    folder = root / str(model.version)
-    for path in folder.iterdir() if also != model.version else ():
-        if path.is_file() and path.name not in _named_by(model):
-            path.unlink()
-            removed.append(f"{folder.name}/{path.name}")
+    for folder in kept.folders():
+        version = _FOLDER.fullmatch(folder)
+        if version and (version[1] is None or int(version[1]) not in (model.version, also)):
+            kept.remove_folder(folder)
+            removed.append(folder)
+    folder = str(model.version)
+    for name in kept.files(folder) if also != model.version else ():
+        if name not in _named_by(model):
+            kept.remove(f"{folder}/{name}")
+            removed.append(f"{folder}/{name}")
     return sorted(removed)
 
 
@@ -259,9 +254,9 @@ def _named_by(model: Model) -> set[str]:
     return {*model.files, *model.engines, *(f"{name}.json" for name in model.engines)}
 
 
-def _mentioned(folder: Path, config: str) -> set[str]:
-    """The files of a folder that a config names, and what lies beside them."""
-    named = {path.name for path in folder.iterdir() if f'"{path.name}"' in config}
+def _mentioned(there: Iterable[str], config: str) -> set[str]:
+    """The files that a config names, and what lies beside them."""
+    named = {name for name in there if f'"{name}"' in config}
     return named | {f"{name}.json" for name in named}
 
 
@@ -286,12 +281,13 @@ class Syncs(Noun):
 
         Parameters:
             model: ``digits@prod``; without a reference, the version that pulls take.
+            repository: a folder; or a bucket, ``s3://BUCKET/PREFIX``, which needs the extra ``buckets``.
             gpus: the GPUs that Triton serves on; several need TensorRT plans.
             triton_url: its HTTP address, in its model control mode explicit.
             doubtful: accept engines that failed a gate where no other matches.
 
         Raises:
-            TritonLoadFailed: with Triton's reason; the folder and the server are as before.
+            TritonLoadFailed: with Triton's reason; the repository and the server are as before.
             NotFound, InvalidRequest, Conflict, DigestMismatch, Unavailable
         """
         wish = Wish(

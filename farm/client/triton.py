@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,8 @@ from farm.schemas.engines import Match
 from farm.specs.quoting import quoted
 from farm.specs.triton import Backend
 
-_LOCK = ".farm.lock"
+#: Held while a model's folder is written; from then on it marks the model as the farm's.
+LOCK = ".farm.lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,7 @@ def locked(root: Path) -> Iterator[Path]:
     root.mkdir(parents=True, exist_ok=True)
     _check_ours(root)
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-    with os.fdopen(os.open(root / _LOCK, flags, 0o666), "ab") as file:
+    with os.fdopen(os.open(root / LOCK, flags, 0o666), "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -122,17 +123,28 @@ def locked(root: Path) -> Iterator[Path]:
 
 
 def _check_ours(root: Path) -> None:
-    """Raise Conflict if somebody else made the folder's model: its files would be replaced or removed."""
     config = root / triton.CONFIG
-    if config.is_file():
-        is_ours = config.read_text(errors="replace").startswith(triton.MADE_BY)
+    content = config.read_bytes() if config.is_file() else None
+    names = {one.name for one in root.iterdir()}
+    check_ours(str(root), content, names)
+
+
+def check_ours(where: str, config: bytes | None, names: Set[str]) -> None:
+    """Raise Conflict if somebody else made the model: its files would be replaced or removed.
+
+    Parameters:
+        config: its ``config.pbtxt``, if there is one.
+        names: what is in the model's folder.
+    """
+    if config is not None:
+        is_ours = config.startswith(triton.MADE_BY.encode())
     else:
         # Triton serves some models without a config. The lock is there from our first write on.
-        is_ours = (root / _LOCK).exists() or not any(one.name.isdecimal() for one in root.iterdir())
+        is_ours = LOCK in names or not any(name.isdecimal() for name in names)
     if not is_ours:
         raise Conflict(
-            f"the model in {root} isn't the farm's",
-            hint="use another folder for the repository, or move this model out of it",
+            f"the model in {where} isn't the farm's",
+            hint="use another folder or prefix for the repository, or move this model out of it",
         )
 
 

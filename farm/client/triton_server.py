@@ -62,7 +62,7 @@ class TritonServer:
             if time.monotonic() > deadline:
                 raise TritonLoadFailed(
                     f"Triton at {self.url} has loaded {model}, but its version {version} isn't ready",
-                    hint="does Triton's --model-repository name the folder given with --repository?",
+                    hint="is Triton's --model-repository the one given with --repository?",
                 )
             time.sleep(_POLL_S)
 
@@ -113,5 +113,5 @@ def _hint(response: httpx2.Response) -> str:
     if "explicit model load" in said:
         return _EXPLICIT
     if "failed to poll from model repository" in said:
-        return "does Triton's --model-repository name the folder given with --repository?"
+        return "is Triton's --model-repository the one given with --repository?"
     return "the version before still serves; promote another, or roll back: farm rollback MODEL"

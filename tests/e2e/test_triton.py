@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from farm.client.sync import Sync, Wish
 from farm.client.triton_server import TritonServer
 from farm.errors import TritonLoadFailed
 from farm.specs.triton import Backend
-from tests import farm_lines
+from tests import farm_lines, s3
 from tests import triton as server
 from tests.e2e.live import ROOT, LiveFarm, wait_until
 from tests.triton import Triton
@@ -167,7 +168,7 @@ def asking(triton: Triton, given: Any, seen: list[Any], failures: list[str]) -> 
 
 
 @contextmanager
-def watching(farm: LiveFarm, repository: Path, triton: Triton) -> Iterator[Any]:
+def watching(farm: LiveFarm, repository: Path | str, triton: Triton) -> Iterator[Any]:
     command = [
         *(sys.executable, "-m", "farm", "sync", f"{MODEL}@prod", "--repository", str(repository)),
         *("--triton-url", triton.url, "--gpu", "cpu", "--watch", "--interval", "0.2", "--json"),
@@ -186,10 +187,50 @@ def watching(farm: LiveFarm, repository: Path, triton: Triton) -> Iterator[Any]:
         assert process.wait(60) == 130
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A repository, as ``farm sync`` and as Triton name it."""
+
+    ours: Path | str
+    theirs: Path | str
+    versions: Callable[[], set[str]]  #: with files in it
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def kept(
+    request: pytest.FixtureRequest,
+    farm: LiveFarm,
+    built: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Iterator[Kept]:
+    if request.param == "folder":
+        at = tmp_path / "models"
+        yield Kept(
+            ours=at,
+            theirs=at,
+            versions=lambda: {one.parent.name for one in at.glob(f"{MODEL}/*/*")},
+        )
+        return
+    (tmp_path / "s3").mkdir()
+    with s3.running(tmp_path / "s3") as store:
+        for name, value in store.environment.items():
+            monkeypatch.setenv(name, value)
+        place = store.place("served/here")
+        # Triton doesn't start on a prefix with nothing below it.
+        sync = ("sync", f"{MODEL}@prod", "--repository", place.at, "--gpu", "cpu", "--json")
+        farm.cli(*sync).json()
+        yield Kept(
+            ours=place.at,
+            theirs=place.at.replace("s3://", f"s3://{store.address}/"),
+            versions=lambda: {name.split("/")[1] for name in place.files() if name.count("/") == 2},
+        )
+
+
 def test_promotion_and_rollback_reach_triton_without_a_failed_request(
-    farm: LiveFarm, built: list[Path], tmp_path: Path
+    farm: LiveFarm, built: list[Path], kept: Kept, tmp_path: Path
 ) -> None:
-    repository, given = tmp_path / "models", images(2)
+    given = images(2)
     right = [of_source(source, given) for source in built]
     seen: list[Any] = []
     failures: list[str] = []
@@ -200,7 +241,10 @@ def test_promotion_and_rollback_reach_triton_without_a_failed_request(
 
         return look
 
-    with server.running(repository) as triton, watching(farm, repository, triton) as process:
+    with (
+        server.running(kept.theirs, logs=tmp_path) as triton,
+        watching(farm, kept.ours, triton) as process,
+    ):
         assert json.loads(process.stdout.readline())["version"] == 1
         with asking(triton, given, seen, failures):
             wait_until("version 1 answers", answers_as(1))
@@ -211,8 +255,7 @@ def test_promotion_and_rollback_reach_triton_without_a_failed_request(
                 wait_until("version 1 answers again", answers_as(1))
         moves = [json.loads(process.stdout.readline()) for _ in range(4)]
         assert [(one["before"], one["version"]) for one in moves] == [(1, 2), (2, 1)] * 2
-        versions = [path.name for path in (repository / MODEL).iterdir() if path.is_dir()]
-        assert versions == ["1"]
+        assert kept.versions() == {"1"}
         ready = [one for one in triton.index() if one.get("state") == "READY"]
         assert [one["version"] for one in ready] == ["1"]
     assert failures == []

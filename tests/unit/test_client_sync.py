@@ -1,12 +1,14 @@
-"""``farm sync``: what is in the folder, and what Triton is told, when."""
+"""``farm sync``: what is in the folder or the bucket, and what Triton is told, when."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.abc import MetaPathFinder
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx2
 import pytest
@@ -36,16 +38,46 @@ TENSORS: dict[str, Any] = {
 T4: dict[str, Any] = {"gpu": "t4", "runtime": "tensorrt", "precision": "fp16", **TENSORS}
 
 
+@dataclass(frozen=True)
+class InFolder:
+    """A repository that is a folder."""
+
+    at: Path
+
+    def files(self) -> dict[str, bytes]:
+        found = [path for path in self.at.rglob("*") if path.is_file()]
+        return {str(path.relative_to(self.at)): path.read_bytes() for path in found}
+
+    def put(self, name: str, content: bytes) -> None:
+        (self.at / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.at / name).write_bytes(content)
+
+    def remove(self, name: str) -> None:
+        (self.at / name).unlink()
+
+
+class Place(Protocol):
+    """A repository; ``at`` is what ``--repository`` is given."""
+
+    at: Any
+
+    def files(self) -> dict[str, bytes]: ...
+
+    def put(self, name: str, content: bytes) -> None: ...
+
+    def remove(self, name: str) -> None: ...
+
+
 @dataclass
 class FakeTriton:
     """Loads what the repository's config names, as Triton does in its explicit mode."""
 
-    repository: Path
+    repository: Place
     refuses: str | None = None
     is_down: bool = False
     ready: set[str] = field(default_factory=set)
     loads: int = 0
-    #: The versions in the folder at each load.
+    #: The versions in the repository at each load.
     there: list[set[str]] = field(default_factory=list)
 
     def answer(self, request: httpx2.Request) -> httpx2.Response:
@@ -60,7 +92,7 @@ class FakeTriton:
         self.there.append(versions(self.repository))
         if self.refuses is not None:
             return httpx2.Response(400, json={"error": self.refuses})
-        config = (self.repository / "digits/config.pbtxt").read_text()
+        config = contents(self.repository)["digits/config.pbtxt"].decode()
         self.ready = {config.partition("versions: [")[2].partition("]")[0]}
         return httpx2.Response(200)
 
@@ -69,31 +101,48 @@ class FakeTriton:
         return TritonServer("http://triton:8000", transport=httpx2.MockTransport(self.answer))
 
 
-def versions(repository: Path) -> set[str]:
-    return {path.name for path in (repository / "digits").iterdir() if path.is_dir()}
+def versions(repository: Place) -> set[str]:
+    names = [name.split("/") for name in repository.files()]
+    return {parts[1] for parts in names if len(parts) > 2}
 
 
-def contents(repository: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(repository)): path.read_bytes()
-        for path in repository.rglob("*")
-        if path.is_file() and not path.name.startswith(".farm")
-    }
+def contents(repository: Place) -> dict[str, bytes]:
+    files = repository.files()
+    return {name: files[name] for name in files if "/.farm" not in name}
 
 
 Once = Callable[..., Synced]
 
 
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    pytest.importorskip("obstore", reason="the client alone has no buckets")
+    from tests import s3
+
+    with s3.running(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
 @pytest.fixture
-def triton(tmp_path: Path) -> FakeTriton:
-    return FakeTriton(tmp_path / "models")
+def bucket(server: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Place:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return server.place(f"{tmp_path.name}/of-mine")
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def triton(request: pytest.FixtureRequest, tmp_path: Path) -> FakeTriton:
+    if request.param == "folder":
+        return FakeTriton(InFolder(tmp_path / "models"))
+    return FakeTriton(request.getfixturevalue("bucket"))
 
 
 @pytest.fixture
 def once(farm: Farm, triton: FakeTriton) -> Once:
     def once_(*gpus: str, told: bool = True, **more: Any) -> Synced:
         wish = Wish(model="digits", gpus=gpus or ["t4"], **more)
-        return Sync(farm.http, wish, triton.repository, triton.server if told else None).once()
+        server = triton.server if told else None
+        return Sync(farm.http, wish, triton.repository.at, server).once()
 
     return once_
 
@@ -153,7 +202,7 @@ def test_another_engine_of_the_same_version_is_loaded_beside_the_first(
 
 
 @pytest.mark.parametrize("version", [1, 2], ids=["another engine", "another version"])
-def test_what_triton_refuses_leaves_the_folder_as_it_was(
+def test_what_triton_refuses_leaves_the_repository_as_it_was(
     stub: StubFarm, triton: FakeTriton, once: Once, version: int
 ) -> None:
     once()
@@ -192,11 +241,19 @@ def test_a_triton_that_answers_nothing_is_asked_again_and_nothing_is_removed(
 
 
 def test_a_version_that_was_never_finished_goes_too(triton: FakeTriton, once: Once) -> None:
-    with locked(triton.repository / "digits") as left:
-        for name in (".9.partial", "9", "notes", "9a"):
-            (left / name).mkdir()
+    triton.repository.put("digits/.farm.lock", b"")
+    for name in (".9.partial", "9", "9/deep", "notes", "9a"):
+        triton.repository.put(f"digits/{name}/file", b"x")
     assert once().removed == [".9.partial", "9"]
     assert versions(triton.repository) == {"1", "9a", "notes"}
+
+
+def test_an_empty_folder_of_another_version_goes_too(farm: Farm, tmp_path: Path) -> None:
+    with locked(tmp_path / "digits") as left:
+        (left / "9").mkdir()
+    made = Sync(farm.http, Wish(model="digits", gpus=["t4"]), tmp_path).once()
+    assert made.removed == ["9"]
+    assert not (tmp_path / "digits/9").exists()
 
 
 def test_a_triton_that_was_restarted_is_told_again(triton: FakeTriton, once: Once) -> None:
@@ -254,14 +311,14 @@ def test_an_engine_that_triton_never_loads_is_refused(stub: StubFarm, once: Once
 def test_somebody_elses_model_is_left_alone(
     triton: FakeTriton, once: Once, farm: Farm, name: str
 ) -> None:
-    theirs = triton.repository / "digits" / name
-    theirs.parent.mkdir(parents=True)
-    theirs.write_text("theirs")
+    triton.repository.put(f"digits/{name}", b"theirs")
     for _ in range(2):  # the first look leaves nothing that the second takes for its own
         with pytest.raises(Conflict, match="isn't the farm's"):
             once()
-        with pytest.raises(Conflict, match="isn't the farm's"):
-            farm.pull_triton([farm.match("digits", "t4")], triton.repository)
+        if isinstance(triton.repository, InFolder):
+            with pytest.raises(Conflict, match="isn't the farm's"):
+                farm.pull_triton([farm.match("digits", "t4")], triton.repository.at)
+    assert triton.repository.files().keys() == {f"digits/{name}"}
     assert contents(triton.repository) == {f"digits/{name}": b"theirs"}
 
 
@@ -269,7 +326,7 @@ def test_what_was_written_before_a_crash_is_taken_for_ones_own(
     triton: FakeTriton, once: Once
 ) -> None:
     once()
-    (triton.repository / "digits/config.pbtxt").unlink()
+    triton.repository.remove("digits/config.pbtxt")
     assert once().changed
     assert "digits/config.pbtxt" in contents(triton.repository)
 
@@ -288,15 +345,168 @@ def test_another_model_than_the_one_asked_for_is_not_touched(
     assert contents(triton.repository) == before
 
 
-def test_two_keepers_of_a_model_are_one_too_many(triton: FakeTriton, once: Once) -> None:
-    with locked(triton.repository / "digits"), pytest.raises(Conflict, match="farm sync"):
-        once()
+def test_two_keepers_of_a_folders_model_are_one_too_many(farm: Farm, tmp_path: Path) -> None:
+    keeper = Sync(farm.http, Wish(model="digits", gpus=["t4"]), tmp_path)
+    with locked(tmp_path / "digits"), pytest.raises(Conflict, match="farm sync"):
+        keeper.once()
 
 
-def test_a_bucket_is_refused(run: Run) -> None:
-    result = run("sync", "digits@prod", "--repository", "s3://models", "--gpu", "t4")
+def test_a_bucket_holds_what_a_folder_does(
+    stub: StubFarm, farm: Farm, bucket: Place, tmp_path: Path
+) -> None:
+    folder = InFolder(tmp_path / "models")
+    both: list[tuple[Place, Sync]] = []
+    for place in (folder, bucket):
+        triton = FakeTriton(place)
+        wish = Wish(model="digits", gpus=["t4"])
+        both.append((place, Sync(farm.http, wish, place.at, triton.server)))
+    for number in (2, 3):
+        made = [keeper.once() for _, keeper in both]
+        assert made[0] == made[1]
+        assert folder.files() == bucket.files()
+        stub.add(b"x" * number, id=f"E{number}", **T4 | {"version": number})
+
+
+class Recorded:
+    """What is written to and removed from a bucket, in order; a write may be made to fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        obstore = pytest.importorskip("obstore")
+        self.seen: list[str] = []
+        self.fails_at = ""
+        self._put, self._delete = obstore.put, obstore.delete
+        monkeypatch.setattr(obstore, "put", self.put)
+        monkeypatch.setattr(obstore, "delete", self.delete)
+
+    def put(self, store: Any, path: str, content: Any) -> None:
+        if path == self.fails_at:
+            raise FileNotFoundError("the bucket went")
+        self.seen.append(f"+{path}")
+        self._put(store, path, content)
+
+    def delete(self, store: Any, path: str) -> None:
+        self.seen.append(f"-{path}")
+        self._delete(store, path)
+
+
+def test_a_bucket_is_written_so_that_no_triton_sees_half_a_version(
+    stub: StubFarm, farm: Farm, bucket: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton = FakeTriton(bucket)
+    keeper = Sync(farm.http, Wish(model="digits", gpus=["t4"]), bucket.at, triton.server)
+    keeper.once()
+    stub.add(b"two", id="E2", **T4 | {"version": 2})
+    recorded = Recorded(monkeypatch)
+    new = ["+digits/2/E2.plan", "+digits/2/E2.plan.json", "+digits/config.pbtxt"]
+    triton.refuses = "no"
+    with pytest.raises(TritonLoadFailed):
+        keeper.once()
+    undone = ["+digits/config.pbtxt", "-digits/2/E2.plan", "-digits/2/E2.plan.json"]
+    assert recorded.seen == new + undone
+    triton.refuses = None
+    recorded.seen.clear()
+    keeper.once()
+    old = ["-digits/1/E1.plan", "-digits/1/E1.plan.json"]
+    assert recorded.seen == [*new, "+digits/.farm-loaded", *old]
+
+
+def test_an_upload_that_breaks_off_changes_nothing_that_is_served_and_is_made_up_for(
+    stub: StubFarm, farm: Farm, bucket: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = Sync(farm.http, Wish(model="digits", gpus=["t4"]), bucket.at)
+    keeper.once()
+    before = contents(bucket)
+    stub.add(b"two", id="E2", **T4 | {"version": 2})
+    recorded = Recorded(monkeypatch)
+    recorded.fails_at = "digits/2/E2.plan.json"
+    with pytest.raises(Unavailable, match="the bucket went"):
+        keeper.once()
+    assert contents(bucket) == before | {"digits/2/E2.plan": b"two"}
+    recorded.fails_at = ""
+    assert keeper.once().changed
+    assert versions(bucket) == {"1", "2"}
+    assert b"versions: [2]" in contents(bucket)["digits/config.pbtxt"]
+
+
+def test_a_large_engine_arrives_whole(
+    stub: StubFarm, farm: Farm, bucket: Place, tmp_path: Path
+) -> None:
+    large = bytes(range(256)) * 50_000  # three parts
+    stub.add(large, id="E2", **T4 | {"version": 2})
+    Sync(farm.http, Wish(model="digits", gpus=["t4"]), bucket.at).once()
+    assert bucket.files()["digits/2/E2.plan"] == large
+
+
+def test_models_beside_ones_own_in_a_bucket_are_left_alone(
+    stub: StubFarm, farm: Farm, bucket: Place
+) -> None:
+    theirs = {"digits2/9/model.onnx": b"theirs", "9/model.onnx": b"theirs"}
+    for name, content in theirs.items():
+        bucket.put(name, content)
+    for number in (2, 3):
+        stub.add(b"x" * number, id=f"E{number}", **T4 | {"version": number})
+        Sync(farm.http, Wish(model="digits", gpus=["t4"]), bucket.at).once()
+    assert theirs.items() <= bucket.files().items()
+
+
+def test_what_fails_its_digest_never_reaches_the_bucket(
+    stub: StubFarm, farm: Farm, bucket: Place
+) -> None:
+    stub.engines["E1"] = (stub.engines["E1"][0], b"eno")
+    with pytest.raises(DigestMismatch):
+        Sync(farm.http, Wish(model="digits", gpus=["t4"]), bucket.at).once()
+    assert contents(bucket) == {}
+
+
+def test_a_bucket_that_refuses_is_told_with_its_reason_and_what_to_set(
+    bucket: Place, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("sync", "digits", "--gpu", "t4", "--repository")
+    missing = run(*words, "s3://no-such-bucket/models")
+    assert missing.exit_code == exits.UNAVAILABLE
+    assert "NoSuchBucket" in missing.stderr
+    assert "Debug source" not in missing.stderr
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    refused = run(*words, bucket.at)
+    assert refused.exit_code == exits.UNAVAILABLE
+    assert "SignatureDoesNotMatch" in refused.stderr
+    assert "AWS_SECRET_ACCESS_KEY" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("s3://", "file:///models", "https://models.example", "s3://key:secret@models"),
+        *("s3://models/a/../b", "s3://models/%2e%2e/b", "s3://models//a", "s3://models/a?b=c"),
+        "s3://http://127.0.0.1:9000/models",
+    ],
+)
+def test_what_is_no_bucket_is_refused_and_not_repeated(run: Run, url: str) -> None:
+    result = run("sync", "digits@prod", "--repository", url, "--gpu", "t4")
     assert result.exit_code == exits.USAGE
-    assert "folders alone" in result.stderr
+    assert "s3://BUCKET/PREFIX" in result.stderr
+    assert "AWS_ENDPOINT_URL" in result.stderr
+    assert "secret@" not in result.stderr
+
+
+def test_a_bucket_without_its_extra_names_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [one for one in sys.modules if one.partition(".")[0] == "obstore"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [_Without("obstore"), *sys.meta_path])
+    result = run("sync", "digits", "--repository", "s3://models", "--gpu", "t4")
+    assert result.exit_code != 0
+    assert "pip install 'engine-farm[buckets]'" in result.stderr
+
+
+class _Without(MetaPathFinder):
+    """An environment in which a package isn't installed."""
+
+    def __init__(self, package: str) -> None:
+        self._package = package
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name.partition(".")[0] == self._package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def test_the_command_says_what_it_did(stub: StubFarm, run: Run, tmp_path: Path) -> None:
