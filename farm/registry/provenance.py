@@ -72,5 +72,6 @@ def provenance_of(session: Session, engine_id: str) -> dict[str, Any]:
 
 
 def _mirrored(job: Job) -> dict[str, Any]:
-    found = (job.facts or {}).get(MIRRORED)
+    # Earlier versions stored anything a stage sent.
+    found = job.facts.get(MIRRORED) if isinstance(job.facts, dict) else None
     return {MIRRORED: found} if found else {}

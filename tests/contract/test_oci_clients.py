@@ -295,7 +295,7 @@ def test_the_page_pulls_copies_and_mirrors(
 ) -> None:
     (tmp_path / "bin").mkdir()
     farm = tmp_path / "bin" / "farm"
-    farm.write_text(f'#!/bin/sh\nexec {sys.executable} -m farm "$@"\n')
+    farm.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m farm "$@"\n')
     farm.chmod(0o755)
     given = {
         "farm": skopeo.host,

@@ -61,7 +61,7 @@ def test_a_machine_on_which_nothing_runs_is_told_what_to_install(ledger, two):
         NotFound, match=r"needs tensorrt-rtx 1\.\d\.0, and the machine has 1.4.0"
     ) as told:
         pull(ledger, machine=Machine.of(["tensorrt-rtx=1.4.0"]))
-    assert "install that, or build the model again" in told.value.hint
+    assert "install that there, or build the model again" in told.value.hint
     with pytest.raises(
         NotFound, match=r"fp32 of version 1 by tensorrt-rtx: it needs tensorrt-rtx 1.2.0"
     ):
