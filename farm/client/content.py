@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -15,6 +15,7 @@ from farm.client import answers
 from farm.client import partial as partials
 from farm.client.http import Http
 from farm.client.progress import TransferProgress, silent
+from farm.client.upload import digest_of
 from farm.errors import DigestMismatch, Unavailable
 
 _SILENCE_S = 60.0
@@ -54,6 +55,38 @@ def fetch(
             "nothing was kept",
             hint="pull it again; if this repeats, the farm's store or a proxy on the way is broken",
         )
+
+
+def bring(
+    http: Http,
+    content: Content,
+    path: Path,
+    progress: TransferProgress | None = None,
+    *,
+    check: Callable[[Path], None] = lambda _partial: None,
+) -> bool:
+    """Download it to ``path``, unless the same bytes are there; return whether it was downloaded.
+
+    Parameters:
+        check: refuses what has come, before it gets its name.
+
+    Raises:
+        DigestMismatch, Unavailable
+        Conflict: another process is writing this file.
+    """
+    if _is_here(path, content):
+        return False
+    with partials.held(path) as partial:
+        fetch(http, content, partial, progress)
+        check(partial)
+        partial.replace(path)
+    return True
+
+
+def _is_here(path: Path, content: Content) -> bool:
+    # A symlink may lead anywhere: it is replaced, never followed.
+    whole = not path.is_symlink() and path.is_file() and path.stat().st_size == content.bytes
+    return whole and digest_of(path) == content.digest
 
 
 class _Received:

@@ -14,12 +14,11 @@ from pydantic import TypeAdapter
 
 from farm.client import header, signatures
 from farm.client import partial as partials
-from farm.client.content import Content, fetch
+from farm.client.content import Content, bring
 from farm.client.header import CONTRADICTION_HINT
 from farm.client.http import Http
 from farm.client.progress import TransferProgress
 from farm.client.signatures import Signatures
-from farm.client.upload import digest_of
 from farm.errors import DigestMismatch
 from farm.schemas.engines import EngineView, Manifest
 from farm.specs.quoting import quoted
@@ -65,18 +64,15 @@ def download(
     path.parent.mkdir(parents=True, exist_ok=True)
     written, manifest = _manifest(http, engine)
     signed = signatures.fetch(http, engine, manifest)
-    fresh = not _is_there(path, engine)
-    if fresh:
-        with partials.held(path) as partial:
-            content = Content(
-                path=f"/v1/engines/{engine.id}/content",
-                what=f"engine {engine.id}",
-                digest=engine.digest,
-                bytes=engine.bytes,
-            )
-            fetch(http, content, partial, progress)
-            header.verify(partial, engine)
-            partial.replace(path)
+    content = Content(
+        path=f"/v1/engines/{engine.id}/content",
+        what=f"engine {engine.id}",
+        digest=engine.digest,
+        bytes=engine.bytes,
+    )
+    fresh = bring(
+        http, content, path, progress, check=lambda partial: header.verify(partial, engine)
+    )
     partials.write_whole(manifest_path(path), written)
     _keep(signed, path)
     return Pulled(
@@ -120,12 +116,6 @@ def _manifest(http: Http, engine: EngineView) -> tuple[bytes, Manifest]:
 def _at(load: str, engine: EngineView, path: Path) -> str:
     """The manifest's text about loading, with this path for the file's usual name."""
     return load.replace(quoted(engine.file_name()), quoted(str(path)), 1)
-
-
-def _is_there(path: Path, engine: EngineView) -> bool:
-    # A symlink may lead anywhere: it is replaced, never followed.
-    whole = not path.is_symlink() and path.is_file() and path.stat().st_size == engine.bytes
-    return whole and digest_of(path) == engine.digest
 
 
 def _keep(signed: Signatures | None, path: Path) -> None:

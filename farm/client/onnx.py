@@ -7,12 +7,10 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from farm.client import file_names
-from farm.client import partial as partials
 from farm.client.asked import check_is
-from farm.client.content import Content, fetch
+from farm.client.content import Content, bring
 from farm.client.noun import Noun, given, part
 from farm.client.progress import TransferProgress
-from farm.client.upload import digest_of
 from farm.schemas.onnx import OnnxFile
 from farm.specs import references
 
@@ -62,15 +60,11 @@ class Onnx(Noun):
         query = given({"precision": precision, "version": found.version})
         path = Path(folder) / file_names.checked(found.file_name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_symlink() and path.is_file() and digest_of(path) == found.digest:
-            return PulledOnnx(path=path, onnx=found, fresh=False)
         content = Content(
             path=f"{where}/content?{urlencode(query)}",
             what=found.file_name,
             digest=found.digest,
             bytes=found.bytes,
         )
-        with partials.held(path) as partial:
-            fetch(self.http, content, partial, progress)
-            partial.replace(path)
-        return PulledOnnx(path=path, onnx=found, fresh=True)
+        fresh = bring(self.http, content, path, progress)
+        return PulledOnnx(path=path, onnx=found, fresh=fresh)
