@@ -11,13 +11,16 @@ import typer
 
 from farm import installed
 from farm.cli import complete, show
+from farm.cli.here import in_farm
 from farm.cli.options import Json, Url, again, connect, example, seconds, split
 from farm.errors import FarmError, InvalidRequest, KeyNeeded
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from farm.database.session import Database
     from farm.schemas.keys import AuditEntry, KeyRequest, KeyView, NewKey
+    from farm.settings import Settings
 
 T = TypeVar("T")
 
@@ -138,30 +141,14 @@ def _is_first() -> bool:
         return False
 
 
-@installed.needs("server")
 def _in_database(work: Callable[[Session], T]) -> T:
-    """Do something directly in the database named by this machine's settings.
+    """Do something directly in the database named by this machine's settings, in a unit of work."""
 
-    Raises:
-        SchemaOutdated, DatabaseUnavailable
-    """
-    from farm.database.migrate import require_schema
-    from farm.database.session import Database
-    from farm.settings import Settings
-
-    settings = Settings()
-    if not settings.database_url and not (settings.home / "farm.db").exists():
-        raise InvalidRequest(
-            f"no farm in {settings.home}",
-            hint="run it where the API runs, with its FARM_HOME or FARM_DATABASE_URL",
-        )
-    db = Database(settings.database)
-    try:
-        require_schema(db)
+    def working(db: Database, _settings: Settings) -> T:
         with db.write() as session:
             return work(session)
-    finally:
-        db.dispose()
+
+    return in_farm(working)
 
 
 def list_keys(local: Local = False, as_json: Json = False, url: Url = None) -> None:

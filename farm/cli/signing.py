@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farm import installed
 from farm.cli import show
+from farm.cli.here import in_farm
 from farm.cli.options import Json, Url, connect, example
 from farm.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from farm.database.session import Database
     from farm.schemas.signing import SigningKeyView
     from farm.settings import Settings
 
-T = TypeVar("T")
 
 _signing = typer.Typer(help="Manage the keys that sign engines.", no_args_is_help=True)
 
@@ -121,7 +118,7 @@ def rotate(
     The present key signs the new one, so clients that know it follow. What it has signed stays valid.
     The key's file is FARM_SIGNING_KEY, by default signing/key.pem in FARM_HOME.
     """
-    made, again_count = _in_farm(lambda db, settings: _rotated(db, settings, compromised))
+    made, again_count = in_farm(lambda db, settings: _rotated(db, settings, compromised))
     if as_json:
         show.document({"key": made, "signed_again": again_count})
         return
@@ -156,7 +153,7 @@ def vouch(
 
     For keys that a key service holds; farm signing rotate does it for a key in a file.
     """
-    key = _in_farm(lambda db, settings: _vouched(db, settings, public_key))
+    key = in_farm(lambda db, settings: _vouched(db, settings, public_key))
     if as_json:
         show.document({"key": key})
         return
@@ -177,24 +174,3 @@ def _vouched(db: Database, settings: Settings, public_key: Path) -> str:
     with db.write() as session:
         audit.record(session, this_user(), "signing.vouch", key.id)
     return key.fingerprint
-
-
-@installed.needs("server")
-def _in_farm(work: Callable[[Database, Settings], T]) -> T:
-    """Work with the farm in FARM_DATABASE_URL or FARM_HOME."""
-    from farm.database.migrate import require_schema
-    from farm.database.session import Database
-    from farm.settings import Settings
-
-    settings = Settings()
-    if not settings.database_url and not (settings.home / "farm.db").exists():
-        raise InvalidRequest(
-            f"no farm in {settings.home}",
-            hint="run it where the API runs, with its FARM_HOME or FARM_DATABASE_URL",
-        )
-    db = Database(settings.database)
-    try:
-        require_schema(db)
-        return work(db, settings)
-    finally:
-        db.dispose()
