@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 
@@ -30,7 +30,12 @@ def here() -> Machine:
 
 
 def _versions() -> Iterator[tuple[str, str]]:
-    for name, distributions in DISTRIBUTIONS.items():
+    return installed(DISTRIBUTIONS)
+
+
+def installed(named: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:
+    """Each name with the version of the first of its distributions that is installed."""
+    for name, distributions in named.items():
         for one in distributions:
             with suppress(metadata.PackageNotFoundError):
                 yield name, metadata.version(one)

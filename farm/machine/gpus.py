@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,28 @@ def look() -> list[Gpu]:
     Raises:
         NoGpu: there is no driver, or it can't be queried.
     """
+    with _nvml() as nvml:
+        return [
+            gpu
+            for index in range(nvml.nvmlDeviceGetCount())
+            for gpu in _gpus(nvml.nvmlDeviceGetHandleByIndex(index))
+        ]
+
+
+def driver() -> str | None:
+    """The version of the NVIDIA driver; None without one."""
+    with suppress(NoGpu), _nvml() as nvml, suppress(nvml.NVMLError):
+        return text(nvml.nvmlSystemGetDriverVersion())
+    return None
+
+
+@contextmanager
+def _nvml() -> Iterator[Any]:
+    """NVML, for as long as the block runs.
+
+    Raises:
+        NoGpu: there is no driver, or it can't be queried.
+    """
     try:
         import pynvml
     except ImportError as err:
@@ -70,29 +92,7 @@ def look() -> list[Gpu]:
     except pynvml.NVMLError as err:
         raise NoGpu(f"found no NVIDIA GPU on this machine: {err}") from err
     try:
-        return [
-            gpu
-            for index in range(pynvml.nvmlDeviceGetCount())
-            for gpu in _gpus(pynvml.nvmlDeviceGetHandleByIndex(index))
-        ]
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def driver() -> str | None:
-    """The version of the NVIDIA driver; None without one."""
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        return text(pynvml.nvmlSystemGetDriverVersion())
-    except pynvml.NVMLError:
-        return None
+        yield pynvml
     finally:
         pynvml.nvmlShutdown()
 

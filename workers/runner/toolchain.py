@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
@@ -48,18 +48,10 @@ def installed() -> Mapping[str, str]:
 @lru_cache(maxsize=1)
 def _installed(_moment: int) -> Mapping[str, str]:
     # Triton comes with builds of torch for GPUs, and only those need it.
-    found = {"python": platform.python_version(), "triton": "none"} | dict(_found())
+    found = {"python": platform.python_version(), "triton": "none"} | dict(
+        facts.installed(_DISTRIBUTIONS)
+    )
     return MappingProxyType(found | dict(compiler.tools()))
-
-
-def _found() -> Iterator[tuple[str, str]]:
-    for tool, distributions in _DISTRIBUTIONS.items():
-        for name in distributions:
-            try:
-                yield tool, metadata.version(name)
-                break
-            except metadata.PackageNotFoundError:
-                continue
 
 
 def cuda_of_tensorrt() -> str:
