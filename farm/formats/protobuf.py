@@ -51,12 +51,8 @@ def fields(
                 raise MalformedMessage("it is cut off")
             yield number, at, at + size
             at += size
-        elif kind == _VARINT:
-            _, at = _varint(data, at, end)
-        elif kind in (_FIXED64, _FIXED32):
-            at += 8 if kind == _FIXED64 else 4
         else:
-            raise MalformedMessage(f"it has a field of the unknown kind {kind}")
+            at = _skipped(data, kind, at, end)
 
 
 def numbers(
@@ -81,7 +77,9 @@ def numbers(
 
 
 def _skipped(data: bytes | mmap.mmap, kind: int, at: int, end: int) -> int:
-    """Where a field that isn't a varint ends."""
+    """Where a field ends."""
+    if kind == _VARINT:
+        return _varint(data, at, end)[1]
     if kind == _BYTES:
         size, at = _varint(data, at, end)
         if at + size > end:
