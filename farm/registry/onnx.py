@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sqlalchemy import select
@@ -19,6 +19,7 @@ from farm.specs.roles import Role
 from farm.specs.states import JobState
 from farm.stages import JobKind
 
+_AT_ONCE = 10
 #: What a precision's jobs may have made, the fastest to run first.
 _TYPED = (Role.TYPED_HALF, Role.TYPED_FP16, Role.TYPED)
 
@@ -70,7 +71,7 @@ def onnx_of(
 
 def _made(
     session: Session, version_id: int, precision: Precision | None
-) -> list[tuple[Mapping[str, str], Mapping[str, Any]]]:
+) -> Iterator[tuple[Mapping[str, str], Mapping[str, Any]]]:
     """What jobs of the version's builds made, the newest first, with the builds' requests."""
     kinds = [JobKind.EXPORT] if precision is None else [JobKind.CAST, JobKind.CALIBRATE]
     found = (
@@ -87,7 +88,9 @@ def _made(
     )
     if precision is not None:
         found = found.where(Job.precision == precision)
-    return [(row.outputs, row.request) for row in session.execute(found)]
+    # The first will nearly always do, and requests may be large.
+    for row in session.execute(found.execution_options(yield_per=_AT_ONCE)):
+        yield row.outputs, row.request
 
 
 def _command(file_name: str, request: Mapping[str, Any], *, typed: bool) -> str:
