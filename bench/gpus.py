@@ -27,7 +27,7 @@ MODELS_A_GPU = 3
 
 def scaling() -> Iterator[Row]:
     """GPU jobs a second with 1, 2, 4 … GPUs; every job sees a GPU of its own."""
-    found = gpus.discover()
+    found = gpus.visible(gpus.discover(), os.environ.get("CUDA_VISIBLE_DEVICES"))
     one: float | None = None
     count = 1
     while count <= len(found):
