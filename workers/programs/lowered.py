@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from typing import Any, Self
 
@@ -24,6 +25,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from farm.errors import EngineBuildFailed
+from workers.programs import masks
 from workers.programs.eager import called, specs
 from workers.programs.guard import checked
 from workers.programs.written import written
@@ -85,7 +87,7 @@ class Lowered(torch.nn.Module):
         super().__init__()
         self.dtype = dtype
         self.wide = frozenset(wide)
-        self._images_last = False
+        self.is_channels_last = False
         self.output_types = [getattr(torch, spec.dtype) for spec in specs(program)[1]]
         self.operators = called(program)
         #: Each graph's attributes: of a tensor its name here, of a region its graph.
@@ -95,6 +97,7 @@ class Lowered(torch.nn.Module):
         self._graph = (self._taken(program.module(check_guards=False), ""),)
         self._names = {}
         self._written = frozenset(written(self.graph))
+        self._open = frozenset(masks.open_attentions(self.graph, self.read, self._written))
 
     def _taken(self, module: torch.nn.Module, prefix: str) -> fx.GraphModule:
         """A copy of a graph without what its author wrote beside the operators, its tensors taken."""
@@ -155,7 +158,7 @@ class Lowered(torch.nn.Module):
 
     def channels_last(self, wanted: bool = True) -> Self:
         """Lay images and the weights of their convolutions out with channels last, or first again."""
-        self._images_last = wanted
+        self.is_channels_last = wanted
         layout = torch.channels_last if wanted else torch.contiguous_format
         for tensor in self.buffers():
             if tensor.dim() == 4:
@@ -168,7 +171,7 @@ class Lowered(torch.nn.Module):
         Raises:
             EngineBuildFailed: the program branches on its data, or an operator is given a strange text.
         """
-        if self._images_last:
+        if self.is_channels_last:
             inputs = tuple(map(_channels_last, inputs))
         made = Interpreter(self, self._graph[0]).run(*inputs)
         tensors = [leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, torch.Tensor)]
@@ -214,8 +217,11 @@ class Interpreter(fx.Interpreter):
             return super().run_node(node)
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         to = self._type(node)
+        if node.target is masks.ATTENTION:
+            is_open = node in self.owner._open
+            take = (lambda _: None) if is_open else partial(masks.for_kernels, dtype=to)
+            args, kwargs = masks.with_mask(args, kwargs, take)
         if to is not None:
-            args, kwargs = _finite_mask(node.target, args, kwargs, to)
             args, kwargs = pytree.tree_map(lambda one: _in_type(one, to), (args, kwargs))
         return self.call_function(node.target, args, kwargs)
 
@@ -225,7 +231,7 @@ class Interpreter(fx.Interpreter):
         if owner.dtype is None:
             return None
         name = node.target._opname  # type: ignore[union-attr]
-        values = (node, *_weighed(node))
+        values = (node, *masks.weighed(node))
         if _WIDE.fullmatch(name) or any(one.name in owner.wide for one in values):
             return torch.float32
         return owner.dtype if name in _OF_ONE_TYPE else None
@@ -317,25 +323,3 @@ def _channels_last(given: torch.Tensor) -> torch.Tensor:
 def _in_type(value: Any, dtype: torch.dtype) -> Any:
     is_float = isinstance(value, torch.Tensor) and value.dtype in _FLOATS
     return value.to(dtype) if is_float else value
-
-
-def _weighed(node: fx.Node) -> list[fx.Node]:
-    """The inputs whose range decides on a node's type: all but an attention mask, which is kept finite."""
-    if node.target is not aten.scaled_dot_product_attention.default:
-        return node.all_input_nodes
-    others = [*node.args[:3], *(one for name, one in node.kwargs.items() if name != "attn_mask")]
-    return [one for one in others if isinstance(one, fx.Node)]
-
-
-def _finite_mask(target: OpOverload, args: Any, kwargs: Any, dtype: torch.dtype) -> Any:
-    """Keep an attention mask's lowest value finite: a row of infinities would become NaN."""
-    if target._opname != "scaled_dot_product_attention":
-        return args, kwargs
-
-    def within(mask: Any) -> Any:
-        if not isinstance(mask, torch.Tensor) or mask.dtype not in _FLOATS:
-            return mask
-        return mask.clamp(min=torch.finfo(dtype).min)
-
-    args = tuple(within(one) if at == 3 else one for at, one in enumerate(args))
-    return args, {name: within(one) if name == "attn_mask" else one for name, one in kwargs.items()}
