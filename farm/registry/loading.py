@@ -55,13 +55,19 @@ _AOTINDUCTOR = """\
 import json
 import os
 
-os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"  # else a process's first load takes a minute
+os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
 import torch
+from torch._inductor import cpu_vec_isa
+
+# Packages use AVX2. Looking for wider vectors compiles and runs a program for each: half a minute.
+known = cpu_vec_isa.supported_vec_isa_list
+cpu_vec_isa.supported_vec_isa_list = [one for one in known if str(one) == "avx2"]
 
 model = torch._inductor.aoti_load_package($path, run_single_threaded=True)
 farm = json.loads(model.get_metadata()["engine_farm"])
 torch.set_float32_matmul_precision("high" if farm["tf32"] else "highest")
 torch.backends.cudnn.allow_tf32 = farm["tf32"]
+torch.backends.cudnn.benchmark = True
 $inputs
 with torch.inference_mode():
     made = model(*(inputs[one["name"]] for one in farm["inputs"]))

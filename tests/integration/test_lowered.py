@@ -7,11 +7,14 @@ from torch import nn
 from torch.export import Dim, export
 
 from farm.errors import EngineBuildFailed
+from workers.backends.aotinductor import build as backend
 from workers.backends.aotinductor.layout import laid_out
-from workers.programs.eager import EagerModel
+from workers.inputs.profiles import resolve_profiles
+from workers.programs.eager import EagerModel, specs
 from workers.programs.load import load_program
 from workers.programs.lowered import lowered, observed
 from workers.programs.program_interface import plain_program
+from workers.stages.build import aotinductor as stage
 
 
 class Net(nn.Module):
@@ -293,3 +296,26 @@ def test_what_can_not_be_timed_has_channels_last(image):
     made = laid_out(lowered(program_of(Net(), image)), [image], time_ms)
     [weight] = [tensor for tensor in made.buffers() if tensor.dim() == 4]
     assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_layout_that_can_not_be_compiled_gives_way_to_channels_first(
+    image, tmp_path, monkeypatch
+):
+    program, tried = program_of(Net(), image), []
+    inputs, outputs = specs(program)
+    of = backend.signature(inputs, outputs, resolve_profiles(inputs, []), tf32=False)
+
+    def compile_package(traced, of, package):
+        [weight] = [one for one in traced.state_dict.values() if one.dim() == 4]
+        tried.append(weight.is_contiguous(memory_format=torch.channels_last))
+        if tried[-1] or len(tried) > 2:
+            raise EngineBuildFailed("Cannot view a tensor")
+        return 1.5
+
+    monkeypatch.setattr(backend, "compile_package", compile_package)
+    module = lowered(program).channels_last()
+    assert stage._compiled(module, [image], of, tmp_path / "engine.pt2") == 1.5
+    assert tried == [True, False]
+    with pytest.raises(EngineBuildFailed, match="Cannot view"):
+        stage._compiled(module, [image], of, tmp_path / "engine.pt2")
+    assert tried == [True, False, False]

@@ -19,7 +19,7 @@ from farm.processes import die_with_parent
 from farm.reports.metrics import Timed
 from farm.reports.speed_ups import PYTORCH
 from farm.specs.precision import Precision
-from workers.backends.aotinductor.build import folder_for_compilers, set_tf32
+from workers.backends.aotinductor.build import choose_kernels, folder_for_compilers
 from workers.clocks.cuda import Bind, captured
 from workers.clocks.host import Pace
 from workers.inputs.batch import Arrays
@@ -129,7 +129,7 @@ def answered(figures: Figures, path: Path) -> None:
 
 def main(request: PeersRequest) -> None:
     """Answer a request, on the GPU that this process is pinned to."""
-    set_tf32(enabled=request.params.options.tf32)  # as the engine
+    choose_kernels(tf32=request.params.options.tf32)  # as the engine
     before = len(nvml.pids_on(request.uuid))
     program = reference.program(request.source, request.params)
     assert program is not None

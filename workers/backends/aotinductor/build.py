@@ -116,7 +116,7 @@ def compile_package(program: ExportedProgram, of: Signature, package: Path) -> f
     start = time.monotonic()
     os.environ.update(compiler.environment())
     _inductor.config.cpp.cxx = (None, os.environ["CXX"])  # read when it was imported
-    set_tf32(enabled=of.tf32)
+    choose_kernels(tf32=of.tf32)
     prepare_inductor()
     try:
         with torch.no_grad(), folder_for_compilers():
@@ -181,16 +181,24 @@ def _options(of: Signature) -> dict[str, Any]:
 
 
 def use_instruction_set() -> None:
-    """Have inductor take it that the processor runs packages' instructions, which ``compiler.tools`` reads.
+    """Have inductor take it that the processor has the vectors of packages (``compiler.tools``), no wider.
 
-    It would compile and run a program for each set that the processor has, a minute of them, in each process
-    that compiles or loads a package.
+    It would compile and run a program for each wider set that the processor has, half a minute of them, in
+    each process that compiles or loads a package; ``vec_isa_ok`` alone spares it only AVX2's.
     """
+    from torch._inductor import cpu_vec_isa
+
+    known = cpu_vec_isa.supported_vec_isa_list
+    cpu_vec_isa.supported_vec_isa_list = [one for one in known if str(one) == compiler.VECTORS]
     _inductor.config.cpp.simdlen = compiler.SIMD_BITS
     _inductor.config.cpp.vec_isa_ok = True
 
 
-def set_tf32(*, enabled: bool) -> None:
-    """Whether fp32 products may use TF32: of the compiler, and of the kernels that packages call."""
-    torch.set_float32_matmul_precision("high" if enabled else "highest")
-    torch.backends.cudnn.allow_tf32 = enabled
+def choose_kernels(*, tf32: bool) -> None:
+    """Set which kernels packages call: of fp32 products in TF32 or not, of convolutions the fastest.
+
+    cuDNN times its kernels at the first run of each shape then; by default it guesses.
+    """
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = True

@@ -16,6 +16,8 @@ from pathlib import Path
 #: AVX-512 would end a process on a machine without.
 INSTRUCTION_SET = "x86-64-v3"
 SIMD_BITS = 256
+#: Its vectors, as inductor names them.
+VECTORS = "avx2"
 #: How torch says it, from the release on that can.
 _MARCH = "TORCHINDUCTOR_CPP_MARCH"
 _NEEDS = frozenset("avx2 fma bmi1 bmi2 f16c movbe".split())

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import _inductor
 
 from farm.errors import EngineBuildFailed, InvalidModel
-from workers.backends.aotinductor.build import FARM, Signature, set_tf32, use_instruction_set
+from workers.backends.aotinductor.build import FARM, Signature, choose_kernels, use_instruction_set
 from workers.clocks.cuda import Bound, Tensors, captured
 from workers.graphs.check import brief
 from workers.inputs.samples import Arrays
@@ -38,7 +38,7 @@ class AotiEngine:
             raise EngineBuildFailed(
                 f"torch {torch.__version__} can't load this package: {brief(err)}"
             ) from err
-        set_tf32(enabled=of.tf32)
+        choose_kernels(tf32=of.tf32)
         self._device = device
         self._of = of
         self.input_names = [spec.name for spec in of.inputs]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
-from farm.errors import InvalidData
+from farm.errors import EngineBuildFailed, InvalidData
 from farm.reports.layers import Layer
 from farm.specs.gpus import CPU
 from farm.specs.precision import QUANTIZED, Precision
@@ -59,7 +60,7 @@ def build(stage: Stage, params: BuildParams) -> StageResult:
         profiles,
         tf32=params.options.tf32 and device == "cuda",
     )
-    backend.set_tf32(enabled=of.tf32)
+    backend.choose_kernels(tf32=of.tf32)
     stage.progress("lower", None)
     placed = program if device == "cpu" else move_to_device_pass(program, "cuda:0")
     module = _module(stage, params, placed, source, profiles, device)
@@ -72,9 +73,8 @@ def build(stage: Stage, params: BuildParams) -> StageResult:
     inputs = _tensors(source, example, device)
     if device == "cuda":
         module = laid_out(module, inputs)
-    traced = backend.traced(module, inputs, of)
     engine = stage.workdir / "engine.pt2"
-    build_s = backend.compile_package(traced, of, engine)
+    build_s = _compiled(module, inputs, of, engine)
     stage.progress("run in a fresh process", None)
     opt = random_arrays(
         source.input_specs, shapes_at(profiles[0], "opt"), seed=SEED, profile=profiles[0]
@@ -92,6 +92,23 @@ def build(stage: Stage, params: BuildParams) -> StageResult:
         operators=sum(node.op == "call_function" for node in program.graph.nodes),
     )
     return recorded(stage, params, loaded, built)
+
+
+def _compiled(
+    module: Lowered, inputs: Sequence[torch.Tensor], of: backend.Signature, package: Path
+) -> float:
+    """Compile the module in its layout, else with channels first; return the seconds it took.
+
+    Where an axis has one element layouts look alike, and the compiler may take one for another.
+    """
+    try:
+        return backend.compile_package(backend.traced(module, inputs, of), of, package)
+    except EngineBuildFailed as err:
+        if not module.is_channels_last:
+            raise
+        print(f"channels last can't be compiled, so channels first is: {err.detail}", flush=True)
+        first = module.channels_last(False)
+        return backend.compile_package(backend.traced(first, inputs, of), of, package)
 
 
 def _module(
