@@ -40,7 +40,7 @@ Made = tuple[Path, dict[str, Any]]
 
 def engines() -> Iterator[Row]:
     """The farm's best engine beside the best of PyTorch, for each model, batch and precision."""
-    found = gpus.discover()
+    found = gpus.visible(gpus.discover(), os.environ.get("CUDA_VISIBLE_DEVICES"))
     if not found:
         print("no GPU here: skipped")
         return
@@ -180,9 +180,9 @@ def _tell_jobs(name: str, build: Mapping[str, Any]) -> None:
 def _rows(kept: Mapping[str, Any]) -> Iterator[Row]:
     for model, batch, precision in sorted({_cell(one) for one in kept.values()}):
         of_cell = [one for one in kept.values() if _cell(one) == (model, batch, precision)]
-        told = [one for one in of_cell if one["speed_up_over_best"]]
+        told = [one for one in of_cell if one["speed_up_over_best"] and not one["doubts"]]
         if not told:
-            print(f"{model} b{batch} {precision}: {of_cell[0]['reason']}")
+            print(f"{model} b{batch} {precision}: {_untold(of_cell[0])}")
             continue
         best = max(told, key=lambda one: one["speed_up_over_best"])
         engine = min(filter(None, (best["p50"], best["p50_graph"])))
@@ -194,6 +194,11 @@ def _rows(kept: Mapping[str, Any]) -> Iterator[Row]:
             digits=3,
             most=1.05,
         )
+
+
+def _untold(one: Mapping[str, Any]) -> str:
+    """Why an engine's speed isn't set beside PyTorch's."""
+    return "doubtful" if one["doubts"] else "not told"
 
 
 def _cell(one: Mapping[str, Any]) -> tuple[str, int, str]:
@@ -230,7 +235,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
                 one["precision"],
                 one["runtime"],
                 *("–" if figure is None else f"{figure:.3f}" for figure in figures),
-                f"{over:.2f} ×" if over else "not told",
+                f"{over:.2f} ×" if over and not one["doubts"] else _untold(one),
                 "–" if one["error"] is None else f"{one['error']:.1e}",
                 ", ".join(f"{kind} {share:.0%}" for kind, share in (one["ran"] or {}).items())
                 or "–",
