@@ -32,20 +32,33 @@ needs_gpu = pytest.mark.skipif(
 HAS_FP8 = bool(FOUND) and int(FOUND[0].compute_capability.removeprefix("sm_")) >= 89
 
 
+def trained_norm(channels):
+    """Of statistics that differ between channels."""
+    norm = nn.BatchNorm2d(channels)
+    nn.init.normal_(norm.running_mean)
+    nn.init.uniform_(norm.running_var, 0.5, 3)
+    nn.init.uniform_(norm.weight, 0.5, 2)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
 class Net(nn.Module):
-    """Convolutions of three by three and one by one, and attention."""
+    """Normalised convolutions of three by three and one by one, pooling, and attention with an open mask."""
 
     def __init__(self):
         super().__init__()
         self.first, self.second = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 128, 1)
+        self.norms = nn.ModuleList([trained_norm(64), trained_norm(128)])
         self.project, self.out = nn.Linear(128, 3 * 128), nn.Linear(128, 128)
         self.last = nn.Linear(128, 16)
 
     def forward(self, x):
-        y = self.second(self.first(x).relu()).relu().flatten(2).transpose(1, 2)
+        y = nn.functional.max_pool2d(self.norms[0](self.first(x)).relu(), 2, stride=1, padding=1)
+        y = self.norms[1](self.second(y)).relu().flatten(2).transpose(1, 2)
         parts = self.project(y).chunk(3, -1)
         query, key, value = (part.unflatten(-1, (4, -1)).transpose(1, 2) for part in parts)
-        made = nn.functional.scaled_dot_product_attention(query, key, value)
+        mask = (torch.arange(query.shape[2]) >= 0)[:, None].expand(-1, query.shape[2])
+        made = nn.functional.scaled_dot_product_attention(query, key, value, mask)
         return self.last(self.out(made.transpose(1, 2).flatten(2)).mean(1))
 
 
