@@ -24,6 +24,7 @@ from farm.api.services import (
 from farm.builds import views
 from farm.errors import NotFound, TooLarge, Unsigned
 from farm.registry import catalog, models, overview, signed
+from farm.registry.fits import Where
 from farm.registry.match import best_match
 from farm.registry.provenance import layer_report
 from farm.reports.layers import MAX_LAYER_REPORT_BYTES, LayerReport
@@ -163,8 +164,7 @@ def match(
             prune=prune,
             doubtful=doubtful,
             explain=explain,
-            machine=Machine.of(has or ()),
-            for_triton=for_triton,
+            where=Where(machine=Machine.of(has or ()), triton=for_triton),
         )
     return answer(found)
 
