@@ -8,6 +8,7 @@ from typing import Any
 from farm.client import file_names
 from farm.client.asked import check_is
 from farm.client.download import Pulled, download
+from farm.client.http import Http
 from farm.client.noun import Noun, given, part
 from farm.client.progress import TransferProgress
 from farm.errors import NotFound
@@ -174,3 +175,38 @@ class Pulls(Noun):
         if engine.doubts:
             why += f"; doubtful, as requested: {'; '.join(engine.doubts)}"
         return Match(engine=engine, why=why)
+
+
+class OneVersion:
+    """Matches of one version: that of the first one, even if another is promoted meanwhile.
+
+    Parameters:
+        model: ``digits``, ``digits@prod``, ``digits@7``.
+    """
+
+    def __init__(self, http: Http, model: str, version: int | None = None) -> None:
+        self._pulls = Pulls(http)
+        self._model, self._asked = model, version
+        self._name = references.split(model, version)[0]
+        self.number: int | None = None  #: None before the first match
+
+    def match(self, gpu: str, **asked: Any) -> Match:
+        """The version's best engine, as ``Pulls.match`` finds it.
+
+        It asks as the user did, so that the reason says which version a pull takes.
+
+        Raises:
+            as ``Pulls.match``
+        """
+        try:
+            found = self._pulls.match(self._model, gpu, version=self._asked, **asked)
+        except NotFound:
+            if self.number is None:
+                raise
+            found = None
+        if found is None or self.number not in (None, found.engine.version):
+            found = self._pulls.match(self._name, gpu, version=self.number, **asked)
+            why = f"of version {self.number}, like those before it"
+            found = found.model_copy(update={"why": why})
+        self.number = found.engine.version
+        return found

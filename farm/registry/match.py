@@ -76,7 +76,8 @@ def best_match(
         others = find(session, known, gpu=tag, version=of.number, limit=1000)
         misfits = fits.misfits(others, where)
         passed_over = list(_passed_over(others, found, ranked, asked, tag, misfits))
-    return Match(engine=compared, why=_why(ranked, kept, tag, of, **asked), passed_over=passed_over)
+    why = _why(ranked, kept, tag, of, precision=precision, prune=prune)
+    return Match(engine=compared, why=why, passed_over=passed_over)
 
 
 def _good(
@@ -163,7 +164,6 @@ def _why(
     of: Taken,
     *,
     precision: str | None,
-    runtime: str | None,
     prune: str | None,
 ) -> str:
     best = ranked.best

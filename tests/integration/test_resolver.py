@@ -74,7 +74,7 @@ def test_one_error_says_what_keeps_each_engine_from_a_machine_and_from_triton(le
     record(ledger, made["fp16"], runtime="tensorrt", runtime_version="10.9.0")
     record(ledger, made["fp32"], runtime="tensorrt", runtime_version="10.13.3")
     where = Where(machine=Machine.of(["tensorrt=10.9.0"]), triton="25.10")
-    with pytest.raises(NotFound, match="that runs on the machine and Triton 25.10 loads") as told:
+    with pytest.raises(NotFound, match=r"runs on the machine and Triton 25\.10 loads") as told:
         pull(ledger, where=where)
     of_machine = "it needs tensorrt 10.13.3, and the machine has 10.9.0"
     of_triton = "Triton 25.10: it needs tensorrt 10.9.0, and the machine has 10.13.3"
