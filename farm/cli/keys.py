@@ -12,8 +12,9 @@ import typer
 from farm import installed
 from farm.cli import complete, show
 from farm.cli.here import in_farm
-from farm.cli.options import Json, Url, again, connect, example, seconds, split
+from farm.cli.options import Json, Url, again, connect, example, split
 from farm.errors import FarmError, InvalidRequest, KeyNeeded
+from farm.specs import durations
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -73,7 +74,7 @@ def create(
 
     For a farm's first key this writes to the database directly: run it where the API runs.
     """
-    request = _request(name, split(scope), None if expires is None else int(seconds(expires)))
+    request = _request(name, split(scope), None if expires is None else durations.parse(expires))
     made = _create(request, url, local=local)
     if as_json:
         show.document(made)

@@ -59,7 +59,7 @@ def best_match(
     of = versions.taken(session, known, Reference(version=version, alias=alias))
     asked: dict[str, Any] = {"precision": precision, "runtime": runtime, "prune": prune}
 
-    def there(**only: bool) -> list[EngineView]:
+    def there(**only: Any) -> list[EngineView]:
         found = find(session, known, gpu=tag, version=of.number, limit=1000, **only, **asked)
         return [one for one in found if reach(one, tag) is not None]
 
