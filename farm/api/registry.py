@@ -34,11 +34,12 @@ from farm.specs.machines import NAMES, Fact, Machine
 from farm.specs.precision import Precision
 from farm.specs.references import AliasName
 from farm.specs.runtime import Runtime
+from farm.specs.words import AnyCase
 
 router = APIRouter(prefix="/v1", tags=["registry"])
 
 Pruned = Annotated[
-    Annotated[str, Field(max_length=40)] | None,
+    Annotated[str, Field(max_length=40), AnyCase] | None,
     Query(description="2:4, l1:0.5, or none for unpruned engines", examples=["2:4"]),
 ]
 _MOST_PARSED_BYTES = (

@@ -208,6 +208,7 @@ def builder_options(pairs: Iterable[str] | None) -> dict[str, str]:
     found = {}
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
+        name = name.strip().lower()
         if not equals or name not in BuilderOptions.model_fields:
             known = ", ".join(BuilderOptions.model_fields)
             raise InvalidRequest(f"{pair!r} isn't an option", hint=f"use NAME=VALUE: {known}")

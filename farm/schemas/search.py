@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
 from farm.schemas.base import Answer, Digest, Page
+from farm.specs.words import Word
 
 #: Words, all of which must match.
 Query = Annotated[
@@ -21,7 +21,7 @@ Moment = Annotated[
 ]
 
 
-class Kind(StrEnum):
+class Kind(Word):
     """What is searched for, in the order of a result."""
 
     MODEL = "model"

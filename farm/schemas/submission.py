@@ -15,6 +15,7 @@ from farm.specs.precision import CalibrationMethod, Precision
 from farm.specs.shapes import FixedInputs, ShapeRange
 from farm.specs.source import Architecture, SourceFormat
 from farm.specs.target_text import split
+from farm.specs.words import AnyCase
 
 
 class Source(Request):
@@ -57,7 +58,7 @@ class Calibration(Request):
 
 class Evaluation(Request):
     digest: Digest
-    metric: Literal["top1"] | None = Field(
+    metric: Annotated[Literal["top1"], AnyCase] | None = Field(
         None, description="task metric; requires an array `label` in the data"
     )
     max_drop: Annotated[float, Field(ge=0, le=1)] | None = Field(
