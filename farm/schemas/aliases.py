@@ -75,6 +75,7 @@ class MovePage(Page):
 class Promotion(Answer):
     """What a promotion did, or with `dry_run` would do."""
 
+    model: str = Field("", description="its name; empty from an earlier farm")
     alias: AliasView | None = Field(description="null if nothing was changed")
     version: int
     before: int | None
