@@ -13,6 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from farm.api.services import By, Farm, Services, answer, problems
 from farm.errors import InvalidRequest, NotFound
 from farm.registry import uses
+from farm.schemas.base import Digest
 from farm.schemas.storage import Blob
 from farm.schemas.uses import BlobUses
 from farm.store import artifacts
@@ -89,7 +90,7 @@ def _remember(farm: Services, stored: Stored, by: Caller) -> None:
     response_model=BlobUses,
     responses=problems(404),
 )
-def show_uses(digest: Annotated[str, Path(max_length=100)], farm: Farm) -> Response:
+def show_uses(digest: Annotated[Digest, Path()], farm: Farm) -> Response:
     """Which engine a file is, of which version it is the source, or which builds it was given as data."""
     with farm.db.read() as session:
         return answer(uses.uses(session, digest))
@@ -101,7 +102,7 @@ def show_uses(digest: Annotated[str, Path(max_length=100)], farm: Farm) -> Respo
     response_class=Response,
     responses=problems(404),
 )
-def head(digest: Annotated[str, Path(max_length=100)], farm: Farm) -> Response:
+def head(digest: Annotated[Digest, Path()], farm: Farm) -> Response:
     """200 with its size as Content-Length, or 404. Lets a client skip an upload."""
     # The caller relies on it from now on, so renew it as an upload would.
     with farm.db.write() as session:

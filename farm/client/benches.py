@@ -14,11 +14,11 @@ from farm.client.objects import Source
 from farm.client.progress import TransferProgress
 from farm.client.submission import Files, checked, data_and_gates
 from farm.client.submit import Submissions
-from farm.client.upload import is_digest
 from farm.errors import BuildFailed
 from farm.formats.sources import SAVED_MODEL
 from farm.schemas.bench import Bench, ModelBench
 from farm.schemas.submission import BenchOptions
+from farm.specs import digests
 
 
 class Benches(Submissions):
@@ -165,4 +165,4 @@ def is_file(model: Source) -> bool:
         return True
     path = Path(model)
     is_model = (path / SAVED_MODEL).is_file() or (path.is_dir() and model_folders.is_one(path))
-    return is_digest(str(model)) or path.is_file() or is_model
+    return digests.means(str(model)) or path.is_file() or is_model

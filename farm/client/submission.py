@@ -10,10 +10,11 @@ from pydantic import BaseModel, ValidationError
 
 from farm.client import data
 from farm.client.progress import TransferProgress
-from farm.client.upload import Content, digest_of, is_digest, require_file
+from farm.client.upload import Content, digest_of, require_file
 from farm.errors import InvalidRequest
 from farm.schemas.problems import field_of
 from farm.schemas.submission import BuildRequest
+from farm.specs import digests
 from farm.specs.gates import GateChanges
 
 _MOST_SHOWN = 60
@@ -31,10 +32,10 @@ class Files:
         """The digest of a file, to be uploaded; a digest stands for itself.
 
         Raises:
-            InvalidRequest: there is no such file, or it is empty.
+            InvalidRequest: there is no such file, or it is empty; or it is no whole digest.
         """
-        if is_digest(str(given)):
-            return str(given)
+        if digests.means(str(given)):
+            return digests.parse(str(given))
         path = Path(given)
         require_file(path)
         return self.take(path)
@@ -73,7 +74,7 @@ def data_and_gates(
             "metric and max_drop need evaluation data", hint="pass evaluation=… (--evaluation)"
         )
     for given in (calibration, evaluation):
-        if given is not None and not is_digest(str(given)):
+        if given is not None and not digests.means(str(given)):
             require_file(Path(given))
             check(Path(given))
     fields: dict[str, Any] = {}

@@ -7,9 +7,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from farm.specs import digests
+
 Digest = Annotated[
     str,
     StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$"),
+    BeforeValidator(digests.checked),
     Field(examples=["sha256:" + "0" * 64]),
 ]
 

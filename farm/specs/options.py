@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    BeforeValidator,
     Field,
     StringConstraints,
     field_validator,
@@ -12,10 +13,13 @@ from pydantic import (
 )
 
 from farm.errors import InvalidRequest
+from farm.specs import digests
 from farm.specs.values import Value
 from farm.specs.words import AnyCase
 
-LibraryDigest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+LibraryDigest = Annotated[
+    str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$"), BeforeValidator(digests.checked)
+]
 
 
 _MAX_PLUGINS = 16
