@@ -83,6 +83,12 @@ class Settings(BaseSettings):
         'JSON with some or all of them: `{"quantized": {"agreement": 0.95}}`',
     )
     max_upload_bytes: int = Field(64 * 2**30, description="largest blob the API accepts")
+    max_unused_bytes: int = Field(
+        128 * 2**30,
+        ge=0,
+        description="what a key without the scope `admin` may hold in uploads that no build has used, those "
+        "that arrive and blobs pushed by OCI among them; 0 for no limit",
+    )
     max_uploads: int = Field(64, ge=1, description="limit of concurrent uploads")
     max_request_bytes: int = Field(2**20, ge=1024, description="largest JSON body the API accepts")
     max_build_jobs: int = Field(512, ge=1, description="most jobs per build; split larger ones")

@@ -18,6 +18,7 @@ from farm.schemas.storage import Blob
 from farm.schemas.uses import BlobUses
 from farm.store import artifacts
 from farm.store.base import Stored
+from farm.store.held import Hold
 from farm.trust import audit
 from farm.trust.callers import Caller
 
@@ -53,13 +54,19 @@ async def upload(
         ),
     ] = None,
 ) -> Blob:
-    """Store the raw request body under its sha256."""
-    stored = await farm.store.receive(
-        request.stream(),
-        expected=_announced(repr_digest),
-        max_bytes=farm.settings.max_upload_bytes,
-    )
-    await run_in_threadpool(_remember, farm, stored, by)
+    """Store the raw request body under its sha256.
+
+    What a key holds in uploads that no build has used is limited: 413 says what to do.
+    """
+    expected = _announced(repr_digest)
+    hold = farm.hold(by, announced=request.headers.get("content-length"))
+    async with hold.until_stored():
+        stored = await farm.store.receive(
+            hold.through(request.stream()),
+            expected=expected,
+            max_bytes=farm.settings.max_upload_bytes,
+        )
+        await run_in_threadpool(_remember, farm, hold, stored, by)
     return Blob(digest=stored.digest, bytes=stored.bytes)
 
 
@@ -78,9 +85,9 @@ def _announced(header: str | None) -> str | None:
     return f"sha256:{digest.hex()}"
 
 
-def _remember(farm: Services, stored: Stored, by: Caller) -> None:
+def _remember(farm: Services, hold: Hold, stored: Stored, by: Caller) -> None:
     with farm.db.write() as session:
-        artifacts.remember(session, stored.digest, size=stored.bytes)
+        hold.stored(session, stored)
         audit.record(session, by, "upload", stored.digest, bytes=stored.bytes)
 
 

@@ -178,6 +178,21 @@ class Artifact(Base):
     )  #: when it was found damaged; None once it was stored again
 
 
+class Upload(Base):
+    """An upload that counts for its client: no build has used it yet, or it is still arriving."""
+
+    __tablename__ = "uploads"
+    no_blobs = frozenset({"digest"})  # nothing is kept for it
+    __table_args__ = (Index("ix_uploads_owner", "owner"), Index("ix_uploads_digest", "digest"))
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(100))  #: the key, or without one the address
+    digest: Mapped[str | None] = mapped_column(
+        ForeignKey("artifacts.digest", ondelete="CASCADE")
+    )  #: None while it arrives
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    at: Mapped[datetime] = mapped_column(Instant, default=now)
+
+
 class KnownStore(Base):
     """The store that holds the artifacts."""
 

@@ -137,7 +137,9 @@ def test_commands_print_the_names_case_and_details_in_words(api, digits, monkeyp
         return told.stdout
 
     assert said("label", "DIGITS", "tier=1") == "digits: tier=1\n"
-    assert said("label", "Digits@1", "stage=canary", "team-") == "digits@1: stage=canary\nthe first\n"
+    assert (
+        said("label", "Digits@1", "stage=canary", "team-") == "digits@1: stage=canary\nthe first\n"
+    )
     assert "digits@prod would be v1" in said("promote", "DIGITS", "1", "PROD", "--dry-run")
     shown = said("audit", "--action", "describe")
     assert "labels stage=canary, team=–" in shown
