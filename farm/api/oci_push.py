@@ -13,11 +13,12 @@ from farm.api.services import Body, By, Farm, Services
 from farm.errors import BlobUnknown, ChunkOutOfOrder, DigestMismatch, RepositoryUnknown
 from farm.registry.oci import pushed
 from farm.specs.repositories import check_digest, check_repository
+from farm.specs.scopes import Scope
 from farm.store import held
 from farm.store.base import Stored
 from farm.store.held import Hold
 from farm.trust import audit
-from farm.trust.callers import Caller
+from farm.trust.callers import Caller, allows
 
 router = APIRouter(prefix="/v2", include_in_schema=False)
 
@@ -145,6 +146,7 @@ def put_manifest(
             body,
             media_type=content_type,
             protected=farm.settings.protected_aliases,
+            is_admins=allows(by.scopes, Scope.ADMIN),
         )
         audit.record(session, by, "push", f"{name}:{reference}", digest=put.digest)
     headers = {

@@ -499,6 +499,8 @@ class OciTag(Base):
     repository: Mapped[str] = mapped_column(String(255), primary_key=True)
     tag: Mapped[str] = mapped_column(String(128), primary_key=True)
     digest: Mapped[str] = mapped_column(String(71))
+    #: Whether a key with the scope admin wrote it: only such a key moves it then.
+    is_admins: Mapped[bool] = mapped_column(default=False, server_default=false())
 
 
 class OciBlob(Base):
