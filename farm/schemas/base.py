@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from farm.specs import digests
+from farm.specs import digests, texts
 
 Digest = Annotated[
     str,
@@ -30,6 +30,11 @@ def _name(value: Any) -> Any:
 
 
 Name = Annotated[str, StringConstraints(pattern=_NAME), BeforeValidator(_name)]
+
+
+#: What somebody typed, as it is shown to others: stored before it was checked, it may hold controls.
+Said = Annotated[str, BeforeValidator(texts.escaped)]
+SaidLabels = Annotated[dict[str, str], BeforeValidator(texts.escaped)]
 
 
 class Request(BaseModel):

@@ -12,7 +12,7 @@ from farm.reports.description import TimingCacheUse
 from farm.reports.layers import ComputeView
 from farm.reports.metrics import Metrics
 from farm.reports.provider import ProviderChoice
-from farm.schemas.base import Answer, Digest, Page
+from farm.schemas.base import Answer, Digest, Page, Said
 from farm.specs.options import BuilderOptions
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime
@@ -84,7 +84,7 @@ class EngineView(Answer):
         EngineState.READY, description="doubtful engines are pulled only on request"
     )
     doubts: list[str] = Field([], description="why it is doubtful")
-    yanked: str | None = Field(
+    yanked: Said | None = Field(
         None, description="why it, or its version, was yanked: no pull takes it by default"
     )
     compute: ComputeView | None = Field(

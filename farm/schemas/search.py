@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from farm.schemas.base import Answer, Digest, Page
+from farm.schemas.base import Answer, Digest, Page, Said, SaidLabels
 from farm.specs.words import Word
 
 #: Words, all of which must match.
@@ -39,8 +39,8 @@ class Hit(Answer):
     version: int | None = Field(description="null for a model")
     about: str = Field(description="what it is, in words", examples=["fp16 for tensorrt-rtx:sm_89"])
     digest: Digest | None = Field(description="of a version's source, or an engine")
-    labels: dict[str, str] = Field(description="an engine's are its version's")
-    note: str | None
+    labels: SaidLabels = Field(description="an engine's are its version's")
+    note: Said | None
     created_at: datetime
 
 

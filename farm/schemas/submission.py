@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from farm.schemas.base import Digest, Name, Request
 from farm.schemas.labels import Labels, Note
+from farm.specs import texts
 from farm.specs.gates import GateChanges
 from farm.specs.goals import Aim, BatchSize, Goal
 from farm.specs.options import BuilderOptions, Prune
@@ -92,7 +93,13 @@ BENCH_EXAMPLE: dict[str, Any] = {
 
 Precisions = Annotated[list[Precision], Field(max_length=8)]
 Targets = Annotated[
-    list[Annotated[str, StringConstraints(min_length=1, max_length=100)]],
+    list[
+        Annotated[
+            str,
+            StringConstraints(min_length=1, max_length=100, pattern=f"^{texts.LINE}*$"),
+            BeforeValidator(texts.checked),
+        ]
+    ],
     Field(
         min_length=1,
         max_length=64,
