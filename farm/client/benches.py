@@ -122,33 +122,21 @@ class Benches(Submissions):
         model: str,
         fields: Mapping[str, Any],
         *,
-        calibration: str | Path | None = None,
-        calibration_method: str = "entropy",
-        calibration_batch_size: int = 8,
-        evaluation: str | Path | None = None,
-        metric: str | None = None,
-        max_drop: float | None = None,
-        min_agreement: float | None = None,
-        max_error: float | None = None,
         profiles: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
         priority: int = 5,
         labels: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
         progress: TransferProgress | None = None,
+        **data: Any,
     ) -> Build:
+        """Submit a bench of a model that the farm has.
+
+        Parameters:
+            data: data and gates, as ``submission.data_and_gates`` takes them.
+        """
         files = Files(progress)
-        given_data = data_and_gates(
-            files,
-            calibration,
-            evaluation,
-            calibration_method=calibration_method,
-            calibration_batch_size=calibration_batch_size,
-            metric=metric,
-            max_drop=max_drop,
-            min_agreement=min_agreement,
-            max_error=max_error,
-        )
+        given_data = data_and_gates(files, **data)
         more = {
             "profiles": list(profiles) if profiles else None,
             "options": dict(options) if options else None,

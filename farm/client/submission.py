@@ -49,16 +49,16 @@ class Files:
 
 def data_and_gates(
     files: Files,
-    calibration: str | Path | None,
-    evaluation: str | Path | None,
     *,
+    calibration: str | Path | None = None,
+    calibration_method: str = "entropy",
+    calibration_batch_size: int = 8,
+    evaluation: str | Path | None = None,
+    metric: str | None = None,
+    max_drop: float | None = None,
+    min_agreement: float | None = None,
+    max_error: float | None = None,
     check: Callable[[Path], None] = data.check,
-    calibration_method: str,
-    calibration_batch_size: int,
-    metric: str | None,
-    max_drop: float | None,
-    min_agreement: float | None,
-    max_error: float | None,
 ) -> dict[str, Any]:
     """A request's ``calibration``, ``evaluation`` and ``gates``, as far as they are given.
 

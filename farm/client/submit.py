@@ -125,11 +125,11 @@ class Submissions(Noun):
             )
             fields = data_and_gates(
                 files,
-                calibration,
-                evaluation,
                 check=check,
+                calibration=calibration,
                 calibration_method=calibration_method,
                 calibration_batch_size=calibration_batch_size,
+                evaluation=evaluation,
                 metric=metric,
                 max_drop=max_drop,
                 min_agreement=min_agreement,

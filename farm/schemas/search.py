@@ -37,7 +37,9 @@ class Hit(Answer):
     id: str = Field(description="`digits`, `digits@7`, or the id of an engine or a build")
     model: str
     version: int | None = Field(description="null for a model")
-    about: str = Field(description="what it is, in words", examples=["fp16 for tensorrt-rtx:sm_89"])
+    about: Said = Field(
+        description="what it is, in words", examples=["fp16 for tensorrt-rtx:sm_89"]
+    )
     digest: Digest | None = Field(description="of a version's source, or an engine")
     labels: SaidLabels = Field(description="an engine's are its version's")
     note: Said | None
