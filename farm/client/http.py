@@ -23,6 +23,7 @@ from farm.client.meant import Meant
 from farm.client.pins import Pins
 from farm.client.plain import plain_json
 from farm.client.retries import Backoff
+from farm.client.seen import Seen
 from farm.client.trust import Signing, Trust
 from farm.errors import FarmError, InvalidRequest, KeyNeeded, NotFound, Unavailable
 from farm.schemas.signing import SigningKeys, SigningKeyView
@@ -61,6 +62,7 @@ class Http:
             is_local = reaches_this_machine(self.url)
             self._key = find_key(key, is_local=is_local, home=home)
             pins = Pins.of_user(home or home_of_user())
+            self.seen = Seen.of_user(home or home_of_user(), self.url)
             self.trust = Trust(
                 self.url,
                 is_local=is_local,

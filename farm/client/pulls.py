@@ -53,6 +53,8 @@ class Pulls(Noun):
             NotFound: naming what exists.
             UnknownGpu
             DigestMismatch: the farm answers with another engine than it was asked for.
+            SignatureRefused: the farm has signed another version of the alias, or this one is an older one
+                than this user has seen.
             InvalidRequest: the farm doesn't know this release of Triton.
         """
         model, of = references.split(model, version)
@@ -68,6 +70,8 @@ class Pulls(Noun):
         found = self.http.read(Match, "GET", path, params=given(query))
         asked = {"model": model, "version": of.version, "precision": precision, "runtime": runtime}
         check_is(found.engine, given(asked))
+        if of.version is None:
+            self.http.seen.check(found, self.http.trust, model, of.alias or references.PROD)
         return found
 
     def pull(
@@ -130,6 +134,8 @@ class Pulls(Noun):
         Raises:
             InvalidRequest, SignatureRefused
         """
+        if key is None:
+            self.http.seen.forget()
         return self.http.trust.pin(None if key is None else str(key))
 
     def pull_engine(

@@ -609,6 +609,21 @@ class EngineSignature(Base):
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
 
 
+class AliasStatement(Base):
+    """The signature of an alias's latest move, made before the move."""
+
+    __tablename__ = "alias_statements"
+    no_blobs = frozenset({"key_id"})
+    __table_args__ = (
+        ForeignKeyConstraint(["model_id", "name"], ["aliases.model_id", "aliases.name"]),
+    )
+    model_id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(40), primary_key=True)
+    revision: Mapped[int]
+    key_id: Mapped[str] = mapped_column(ForeignKey("signing_keys.id"), index=True)
+    bundle: Mapped[str] = mapped_column(Text)  #: of its ``farm.signing.moves.ALIAS``
+
+
 class ApiKey(Base):
     """An API key, of which only the digest is stored. Never deleted: the audit refers to it."""
 

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from farm.database.tables import Version
 from farm.errors import BlobDamaged, NotFound
-from farm.registry import fits, goals, names, ranking, versions
+from farm.registry import fits, goals, names, ranking, signed_aliases, versions
 from farm.registry.catalog import UNPRUNED, find
 from farm.registry.fits import Where
 from farm.registry.names import Named
@@ -21,7 +21,7 @@ from farm.schemas.engines import EngineView, Match, PassedOver
 from farm.specs import gpus
 from farm.specs.goals import Goal
 from farm.specs.reach import Reach, reach
-from farm.specs.references import Reference
+from farm.specs.references import PROD, Reference
 from farm.specs.states import EngineState
 
 
@@ -77,7 +77,10 @@ def best_match(
         misfits = fits.misfits(others, where)
         passed_over = list(_passed_over(others, found, ranked, asked, tag, misfits))
     why = _why(ranked, kept, tag, of, precision=precision, prune=prune)
-    return Match(engine=compared, why=why, passed_over=passed_over)
+    statement = None
+    if version is None:
+        statement = signed_aliases.bundle_of(session, known, alias or PROD)
+    return Match(engine=compared, why=why, passed_over=passed_over, statement=statement)
 
 
 def _good(

@@ -154,6 +154,10 @@ class Match(Answer):
     passed_over: list[PassedOver] | None = Field(
         None, description="the version's other engines for the GPU, and why not; with `explain`"
     )
+    statement: str | None = Field(
+        None,
+        description="by an alias, or by default: the signed bundle of its latest move, if it is signed",
+    )
 
 
 class Manifest(Answer):
