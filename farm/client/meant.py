@@ -34,6 +34,8 @@ class Meant:
         if not self.called:
             return
         err.detail = f"{self.called}, {url}: {err.detail}"
+        if self.key == credentials.VARIABLE:
+            return  # the client's own hints are about it
         if isinstance(err, ScopeMissing):
             err.hint = f"{self.key} holds the key for that farm: {err.hint}"
         elif isinstance(err, KeyNeeded):

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from farm.schemas.base import Answer, Digest, Page, Said, SaidLabels
-from farm.specs.words import Word
+from farm.specs.words import Folded
 
 #: Words, all of which must match.
 Query = Annotated[
@@ -21,7 +21,7 @@ Moment = Annotated[
 ]
 
 
-class Kind(Word):
+class Kind(Folded):
     """What is searched for, in the order of a result."""
 
     MODEL = "model"

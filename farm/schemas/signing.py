@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import Field
 
 from farm.schemas.base import Answer, Digest
-from farm.specs.words import Word
+from farm.specs.words import Folded
 
 
-class SignatureFormat(Word):
+class SignatureFormat(Folded):
     """Which of an engine's signatures."""
 
     ENGINE = "engine"  #: an in-toto statement of the engine, its reports and how it was made

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from farm.specs.words import AnyCase, Word
+from farm.specs.words import AnyCase, Folded
 
 
-class Precision(Word):
+class Precision(Folded):
     """The number format that an engine computes in."""
 
     FP32 = "fp32"

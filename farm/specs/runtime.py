@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Self
 
 from farm.specs.values import Value
-from farm.specs.words import Word
+from farm.specs.words import Folded
 
 
-class Runtime(Word):
+class Runtime(Folded):
     """What executes the engine."""
 
     TENSORRT = "tensorrt"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from farm.specs.words import Word
+from farm.specs.words import Folded
 
 
-class Scope(Word):
+class Scope(Folded):
     """What a key allows. Each of them lets its holder read, too."""
 
     READ = "read"  #: see models, engines, builds and workers, and pull

@@ -12,10 +12,10 @@ from pydantic import (
 
 from farm.specs import architectures
 from farm.specs.values import Value
-from farm.specs.words import AnyCase, Word
+from farm.specs.words import AnyCase, Folded
 
 
-class SourceFormat(Word):
+class SourceFormat(Folded):
     """The format of what the user submits."""
 
     ONNX = "onnx"

@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import BeforeValidator
 
 
-class Word(StrEnum):
+class Folded(StrEnum):
     """A member is found by its value in any case: ``FP16`` is ``fp16``."""
 
     @classmethod

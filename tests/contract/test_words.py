@@ -119,6 +119,7 @@ def test_references_fold_case(text):
 
 def test_settings_and_options_fold_case():
     settings = Settings(sandbox="BEST", log_level="debug", protected_aliases="Prod,STABLE")
+    assert Settings(stage_timeouts_s={"PRUNE": 600}).stage_timeouts_s == {"prune": 600}
     assert (settings.sandbox, settings.log_level) == ("best", "DEBUG")
     assert settings.protected_aliases == ("prod", "stable")
     assert str(Prune.parse("L1:0.5")) == "l1:0.5"

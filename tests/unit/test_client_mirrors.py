@@ -223,4 +223,4 @@ def test_this_farms_errors_are_told_as_its_own_in_a_mirror(origin: Origin) -> No
     with other, ours, pytest.raises(KeyNeeded) as told:
         ours.mirror(other.http, "digits", register=False)
     assert told.value.detail == "the farm to copy to, http://ours: this farm requires a key"
-    assert str(told.value.hint).startswith("set FARM_KEY to a key of that farm")
+    assert str(told.value.hint).startswith("pass a key of this farm")
