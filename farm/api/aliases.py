@@ -89,6 +89,9 @@ def promote(
             audit.record(session, by, "promote", subject, version=request.version)
         return made
 
+    if dry_run:
+        with farm.db.write() as session:
+            return answer(move(session))
     return answer(_signed(farm, model, alias, move))
 
 

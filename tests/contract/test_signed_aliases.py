@@ -185,6 +185,9 @@ def test_without_a_key_nothing_is_signed_and_pulls_go_on(api, db, versions, farm
 def test_a_promotion_of_what_it_names_signs_what_is_not_signed_yet(api, db, versions, settings):
     promote(api, 1)
     signer = signers.make(settings.signing_key_file)
+    dry = api.request("PUT", PROD, params={"dry_run": True}, json={"version": 1})
+    assert dry.status_code == 200
+    assert api.get("/v1/models/digits/engines/sm_89").json()["statement"] is None
     promote(api, 1)
     assert stated(api, signer) == Moved(model="digits", alias="prod", version=1, revision=1)
     with db.write() as session:
