@@ -42,6 +42,11 @@ def checked(value: Any) -> Any:
     return line
 
 
+def without(text: str) -> str:
+    """The text without control characters."""
+    return _CONTROL.sub("", text)
+
+
 def escaped(value: Any) -> Any:
     """A value with the control characters in its texts escaped, as in ``\\x1b`` and ``\\n``."""
     if isinstance(value, str):

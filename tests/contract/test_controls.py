@@ -6,9 +6,10 @@ import pytest
 from sqlalchemy import update
 from typer.testing import CliRunner
 
+from farm.builds.planned import stored_request
 from farm.cli import app
 from farm.client import Farm
-from farm.database.tables import AliasMove, AuditRow, Label, Model, Version, Yank
+from farm.database.tables import AliasMove, AuditRow, Build, Label, Model, Version, Yank
 from farm.specs import texts
 from farm.trust import audit
 from farm.trust.callers import Caller
@@ -128,3 +129,13 @@ def test_the_command_line_prints_no_forged_line(api, forged, monkeypatch):
         told = CliRunner().invoke(app, words)
         lines = (told.stdout + told.stderr).splitlines()
         assert not [line for line in lines if line.startswith("error: run")], words
+
+
+def test_a_build_of_before_is_planned_again_whatever_its_texts_hold(api, digits, db):
+    with db.write() as session:
+        build = session.get_one(Build, digits["id"])
+        targets = [f"{one}\x1b" for one in build.request["targets"]]
+        build.request = build.request | {"note": FORGED, "targets": targets}
+        said = stored_request(build)
+    assert (said.note, said.labels) == (None, {})
+    assert said.targets == digits["targets"]
