@@ -31,6 +31,7 @@ FarmError
 │   ├── SignatureRefused     400
 │   ├── SigningKeyUnknown    400
 │   ├── TooLarge             413
+│   ├── UploadsUnused        413
 │   ├── TooSlow              408
 │   ├── KeyNeeded            401
 │   ├── ScopeMissing         403
@@ -305,6 +306,13 @@ class TooLarge(Rejected):
 
     status = 413
     default_hint = "raise FARM_MAX_UPLOAD_BYTES on the API"
+
+
+class UploadsUnused(Rejected):
+    """This key holds as much as it may in uploads that no build uses."""
+
+    status = 413
+    default_hint = "submit them, or delete them: farm delete DIGEST"
 
 
 class TooSlow(Rejected):

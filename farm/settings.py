@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from farm.signing import ed25519
@@ -16,6 +16,7 @@ from farm.specs.home import DEFAULT_HOME
 from farm.specs.references import AliasName
 from farm.specs.retention import Retention
 from farm.specs.runtime import Runtime
+from farm.specs.words import AnyCase
 from farm.stages import STAGES, JobKind
 
 _HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
@@ -24,6 +25,10 @@ _LISTS = (
     *("sandbox_read", "sandbox_environment"),
 )
 _PATHS = ("home", "store", "signing_key", "signing_password_file", "signing_public_key")
+
+
+def _raised(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
@@ -78,6 +83,12 @@ class Settings(BaseSettings):
         'JSON with some or all of them: `{"quantized": {"agreement": 0.95}}`',
     )
     max_upload_bytes: int = Field(64 * 2**30, description="largest blob the API accepts")
+    max_unused_bytes: int = Field(
+        128 * 2**30,
+        ge=0,
+        description="what a key without the scope `admin` may hold in uploads that no build has used, those "
+        "that arrive and blobs pushed by OCI among them; 0 for no limit",
+    )
     max_uploads: int = Field(64, ge=1, description="limit of concurrent uploads")
     max_request_bytes: int = Field(2**20, ge=1024, description="largest JSON body the API accepts")
     max_build_jobs: int = Field(512, ge=1, description="most jobs per build; split larger ones")
@@ -179,7 +190,7 @@ class Settings(BaseSettings):
         ge=2**10,
         description="log kept per job: the beginning and the end of its output",
     )
-    sandbox: Literal["best", "required", "off"] = Field(
+    sandbox: Annotated[Literal["best", "required", "off"], AnyCase] = Field(
         "best",
         description="job isolation: `best`, everything this machine can enforce; `required`, "
         "a worker that can't enforce everything runs nothing; `off`, none. "
@@ -199,8 +210,8 @@ class Settings(BaseSettings):
     keep_workdirs: bool = Field(
         False, description="keep failed stages' work folders in the home folder for inspection"
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="log level of the farm's own processes"
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_raised)] = (
+        Field("INFO", description="log level of the farm's own processes")
     )
 
     @model_validator(mode="before")

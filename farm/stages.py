@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
@@ -46,12 +45,13 @@ from farm.specs.runtime import Target
 from farm.specs.shapes import FixedInputs, Profile
 from farm.specs.source import Architecture, HoldOut, SourceFormat
 from farm.specs.values import Value
+from farm.specs.words import Folded
 
 ReportProgress = Callable[[str, float | None], None]
 """What a stage calls with its phase, and with the share done in 0…1, or None where that isn't known."""
 
 
-class JobKind(StrEnum):
+class JobKind(Folded):
     """What a job does."""
 
     PRUNE = "prune"  #: source → the same program with some weights zero

@@ -13,8 +13,9 @@ from starlette.routing import BaseRoute, compile_path
 
 from farm.api.oci_errors import is_oci
 from farm.database.tables import ApiKey
-from farm.errors import DatabaseUnavailable, InternalError, KeyNeeded, ScopeMissing
+from farm.errors import DatabaseUnavailable, InternalError, InvalidRequest, KeyNeeded, ScopeMissing
 from farm.settings import Settings
+from farm.specs import texts
 from farm.specs.scopes import Scope
 from farm.trust.callers import Caller, allows
 from farm.trust.credentials import password
@@ -183,10 +184,10 @@ class Access:
         """The caller of this operation.
 
         Raises:
-            KeyNeeded, ScopeMissing
+            KeyNeeded, ScopeMissing, InvalidRequest
             DatabaseUnavailable: the key can't be looked up.
         """
-        label = headers.get("farm-client", ("",))[0][:_LABEL]
+        label = _label(headers)
         key = _sent(headers, basic=is_oci(path))
         wanted = self._scope(method, path)
         if wanted is None or (key is None and not self._settings.keys_required):
@@ -252,6 +253,19 @@ def _too_little(row: ApiKey, wanted: Scope) -> ScopeMissing:
     )
     err.scope = wanted
     return err
+
+
+def _label(headers: Headers) -> str:
+    """What the client calls itself, which histories show.
+
+    Raises:
+        InvalidRequest
+    """
+    said = headers.get("farm-client", ("",))[0][:_LABEL]
+    why = texts.fault(said)
+    if why is not None:
+        raise InvalidRequest(f"Farm-Client can't be {said!r}: {why}")
+    return said
 
 
 def _sent(headers: Headers, *, basic: bool) -> str | None:

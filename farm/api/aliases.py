@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Header, Path, Query, Response
 from pydantic import Field, StringConstraints
+from sqlalchemy.orm import Session
 
 from farm.api.documents import json_body
 from farm.api.extent import parsed
 from farm.api.services import Body, By, Farm, Limit, ModelName, Services, answer, problems
-from farm.errors import ScopeMissing
-from farm.registry import aliases
+from farm.errors import Conflict, ScopeMissing
+from farm.registry import aliases, names, signed_aliases
 from farm.schemas.aliases import (
     AliasList,
     AliasView,
@@ -24,6 +26,8 @@ from farm.specs.references import AliasName
 from farm.specs.scopes import Scope
 from farm.trust import audit
 from farm.trust.callers import Caller, allows
+
+T = TypeVar("T")
 
 router = APIRouter(prefix="/v1/models/{model}/aliases", tags=["aliases"])
 
@@ -77,12 +81,18 @@ def promote(
     """
     request = parsed(PromoteRequest, body)
     _check(farm, alias, by)
-    with farm.db.write() as session:
+
+    def move(session: Session) -> Promotion:
         made = aliases.promote(session, model, alias, request, _by(by, if_match), dry_run=dry_run)
         if made.alias is not None and made.before != made.version:
             subject = f"{made.alias.model}@{alias}"
             audit.record(session, by, "promote", subject, version=request.version)
-    return answer(made)
+        return made
+
+    if dry_run:
+        with farm.db.write() as session:
+            return answer(move(session))
+    return answer(_signed(farm, model, alias, move))
 
 
 @router.post(
@@ -98,10 +108,13 @@ def rollback(
     """Have an alias name the version it named before its present one was promoted. Nothing is checked."""
     request = parsed(RollbackRequest, body)
     _check(farm, alias, by)
-    with farm.db.write() as session:
+
+    def move(session: Session) -> AliasView:
         view = aliases.rollback(session, model, alias, _by(by, if_match), note=request.note)
         audit.record(session, by, "rollback", f"{view.model}@{alias}", version=view.version)
-    return _with_etag(view)
+        return view
+
+    return _with_etag(_signed(farm, model, alias, move))
 
 
 @router.delete("/{alias}", status_code=204, summary="Delete an alias", responses=problems(404, 409))
@@ -110,9 +123,12 @@ def delete(
 ) -> Response:
     """Delete an alias. Its history stays, and pulls take the default version again."""
     _check(farm, alias, by)
-    with farm.db.write() as session:
+
+    def move(session: Session) -> None:
         name = aliases.delete(session, model, alias, _by(by, if_match))
         audit.record(session, by, "unalias", f"{name}@{alias}")
+
+    _signed(farm, model, alias, move)
     return Response(status_code=204)
 
 
@@ -141,6 +157,33 @@ def history(
 
 def _with_etag(view: AliasView) -> Response:
     return answer(view, headers={"ETag": f'"{view.revision}"'})
+
+
+def _signed(farm: Services, model: str, alias: str, move: Callable[[Session], T]) -> T:
+    """Make a move, which is signed first if the farm has a key.
+
+    What the database says isn't signed later: whoever controls it could have anything signed.
+
+    Raises:
+        SigningFailed: nothing was moved.
+        Conflict: it was moved by somebody else meanwhile.
+    """
+    signer = farm.signatory.signer()
+    with farm.db.write() as session:
+        made = move(session)
+        known = names.named(session, model)
+        moved = signed_aliases.moved(session, known, alias)
+        if signer is None or moved is None or signed_aliases.is_signed(session, known, moved):
+            return made
+        session.rollback()
+    # Not in a transaction: a key service takes its time.
+    bundle = farm.signatory.sealed_move(moved, signer)
+    with farm.db.write() as session:
+        made = move(session)
+        if signed_aliases.moved(session, known, alias) != moved:
+            raise Conflict(f"{alias} of {known.name} was moved meanwhile", hint="look at it again")
+        signed_aliases.keep(session, known, moved, signer.key, bundle)
+    return made
 
 
 def _check(farm: Services, alias: str, by: Caller) -> None:

@@ -13,10 +13,12 @@ from fastapi.concurrency import run_in_threadpool
 from farm.api.services import By, Farm, Services, answer, problems
 from farm.errors import InvalidRequest, NotFound
 from farm.registry import uses
+from farm.schemas.base import Digest
 from farm.schemas.storage import Blob
 from farm.schemas.uses import BlobUses
 from farm.store import artifacts
 from farm.store.base import Stored
+from farm.store.held import Hold
 from farm.trust import audit
 from farm.trust.callers import Caller
 
@@ -52,13 +54,19 @@ async def upload(
         ),
     ] = None,
 ) -> Blob:
-    """Store the raw request body under its sha256."""
-    stored = await farm.store.receive(
-        request.stream(),
-        expected=_announced(repr_digest),
-        max_bytes=farm.settings.max_upload_bytes,
-    )
-    await run_in_threadpool(_remember, farm, stored, by)
+    """Store the raw request body under its sha256.
+
+    What a key holds in uploads that no build has used is limited: 413 says what to do.
+    """
+    expected = _announced(repr_digest)
+    hold = farm.hold(by, announced=request.headers.get("content-length"))
+    async with hold.until_stored():
+        stored = await farm.store.receive(
+            hold.through(request.stream()),
+            expected=expected,
+            max_bytes=farm.settings.max_upload_bytes,
+        )
+        await run_in_threadpool(_remember, farm, hold, stored, by)
     return Blob(digest=stored.digest, bytes=stored.bytes)
 
 
@@ -77,9 +85,9 @@ def _announced(header: str | None) -> str | None:
     return f"sha256:{digest.hex()}"
 
 
-def _remember(farm: Services, stored: Stored, by: Caller) -> None:
+def _remember(farm: Services, hold: Hold, stored: Stored, by: Caller) -> None:
     with farm.db.write() as session:
-        artifacts.remember(session, stored.digest, size=stored.bytes)
+        hold.stored(session, stored)
         audit.record(session, by, "upload", stored.digest, bytes=stored.bytes)
 
 
@@ -89,7 +97,7 @@ def _remember(farm: Services, stored: Stored, by: Caller) -> None:
     response_model=BlobUses,
     responses=problems(404),
 )
-def show_uses(digest: Annotated[str, Path(max_length=100)], farm: Farm) -> Response:
+def show_uses(digest: Annotated[Digest, Path()], farm: Farm) -> Response:
     """Which engine a file is, of which version it is the source, or which builds it was given as data."""
     with farm.db.read() as session:
         return answer(uses.uses(session, digest))
@@ -101,7 +109,7 @@ def show_uses(digest: Annotated[str, Path(max_length=100)], farm: Farm) -> Respo
     response_class=Response,
     responses=problems(404),
 )
-def head(digest: Annotated[str, Path(max_length=100)], farm: Farm) -> Response:
+def head(digest: Annotated[Digest, Path()], farm: Farm) -> Response:
     """200 with its size as Content-Length, or 404. Lets a client skip an upload."""
     # The caller relies on it from now on, so renew it as an upload would.
     with farm.db.write() as session:

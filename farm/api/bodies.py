@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from farm.api.room import Places, Shares
 from farm.errors import Busy, FarmError, InvalidRequest, TooLarge, TooSlow, WrongContentType
 from farm.settings import Settings
+from farm.specs import durations
 from farm.trust.hosts import Headers
 
 #: Total size of the JSON bodies being read at once.
@@ -132,7 +133,7 @@ class _Paced:
         with anyio.move_on_after(self._idle_s) as scope:
             message = await self._receive()
         if scope.cancelled_caught:
-            raise TooSlow(f"the request body stalled for {self._idle_s:g} s")
+            raise TooSlow(f"the request body stalled for {durations.told(self._idle_s)}")
         self._waited_s += time.monotonic() - began
         self._bytes += len(message.get("body", b""))
         self._ended = not message.get("more_body", False)

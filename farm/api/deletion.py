@@ -13,6 +13,7 @@ from farm.api.yanks import Number
 from farm.daemon import keeper
 from farm.keeping import deletion
 from farm.keeping.deletion import Deleted
+from farm.schemas.base import Digest
 from farm.schemas.deletion import Deletion, UploadDeleted
 from farm.trust.callers import Caller
 
@@ -122,7 +123,7 @@ def delete_model(model: ModelName, farm: Farm, by: By, dry_run: DryRun = False) 
     response_model=UploadDeleted,
     responses=problems(403, 404, 409),
 )
-def delete_upload(digest: Annotated[str, Path(max_length=100)], farm: Farm, by: By) -> Response:
+def delete_upload(digest: Annotated[Digest, Path()], farm: Farm, by: By) -> Response:
     """Delete an upload that nothing refers to. What somebody else uploaded takes the scope `admin`.
 
     Refused with 409, naming what refers to it.

@@ -23,6 +23,7 @@ _CODES: dict[type[FarmError], str] = {
     errors.ChunkOutOfOrder: "BLOB_UPLOAD_INVALID",
     errors.TooLarge: "SIZE_INVALID",
     errors.TagTaken: "DENIED",
+    errors.UploadsUnused: "DENIED",
     errors.StillReferred: "UNSUPPORTED",
     errors.KeyNeeded: "UNAUTHORIZED",
     errors.ScopeMissing: "DENIED",

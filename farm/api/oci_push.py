@@ -10,13 +10,15 @@ from fastapi.concurrency import run_in_threadpool
 
 from farm.api.oci import Digest, Reference, Repository
 from farm.api.services import Body, By, Farm, Services
-from farm.errors import BlobUnknown, ChunkOutOfOrder, RepositoryUnknown
+from farm.errors import BlobUnknown, ChunkOutOfOrder, DigestMismatch, RepositoryUnknown
 from farm.registry.oci import pushed
 from farm.specs.repositories import check_digest, check_repository
-from farm.store import artifacts
+from farm.specs.scopes import Scope
+from farm.store import held
 from farm.store.base import Stored
+from farm.store.held import Hold
 from farm.trust import audit
-from farm.trust.callers import Caller
+from farm.trust.callers import Caller, allows
 
 router = APIRouter(prefix="/v2", include_in_schema=False)
 
@@ -44,12 +46,18 @@ async def begin_upload(
     upload = await run_in_threadpool(farm.sessions.begin, name, by.key_id or by.address)
     if expected is None:
         return _accepted(name, upload, 0)
+    hold = _hold(farm, by, upload, request)
     try:
-        await farm.sessions.append(name, upload, request.stream(), start=None)
+        await farm.sessions.append(name, upload, request.stream(), start=None, hold=hold)
     except BaseException:
         farm.sessions.end(name, upload)  # nobody knows its address
+        await hold.rest(0)
         raise
-    return await run_in_threadpool(_finish, farm, by, name, upload, expected)
+    return await run_in_threadpool(_finish, farm, by, name, upload, expected, hold)
+
+
+def _hold(farm: Services, by: Caller, upload: str, request: Request) -> Hold:
+    return farm.hold(by, upload=upload, announced=request.headers.get("content-length"))
 
 
 def _mount(farm: Services, by: Caller, name: str, digest: str, origin: str | None) -> bool:
@@ -75,12 +83,18 @@ def show_upload(name: Repository, upload: str, farm: Farm) -> Response:
 
 @router.patch("/{name:path}/blobs/uploads/{upload}")
 async def add_to_upload(
-    request: Request, name: Repository, upload: str, farm: Farm, content_range: ContentRange = None
+    request: Request,
+    name: Repository,
+    upload: str,
+    farm: Farm,
+    by: By,
+    content_range: ContentRange = None,
 ) -> Response:
     """Add bytes to an upload, where it ends."""
     check_repository(name)
     start = _start(request, content_range)
-    size = await farm.sessions.append(name, upload, request.stream(), start=start)
+    hold = _hold(farm, by, upload, request)
+    size = await farm.sessions.append(name, upload, request.stream(), start=start, hold=hold)
     return _accepted(name, upload, size)
 
 
@@ -98,8 +112,9 @@ async def finish_upload(
     check_repository(name)
     check_digest(digest)
     start = _start(request, content_range)
-    await farm.sessions.append(name, upload, request.stream(), start=start)
-    return await run_in_threadpool(_finish, farm, by, name, upload, digest)
+    hold = _hold(farm, by, upload, request)
+    await farm.sessions.append(name, upload, request.stream(), start=start, hold=hold)
+    return await run_in_threadpool(_finish, farm, by, name, upload, digest, hold)
 
 
 @router.delete("/{name:path}/blobs/uploads/{upload}")
@@ -108,6 +123,7 @@ def drop_upload(name: Repository, upload: str, farm: Farm, by: By) -> Response:
     check_repository(name)
     farm.sessions.end(name, upload)
     with farm.db.write() as session:
+        held.drop(session, upload)
         audit.record(session, by, "upload.drop", f"{name}/{upload}")
     return Response(status_code=204)
 
@@ -130,6 +146,7 @@ def put_manifest(
             body,
             media_type=content_type,
             protected=farm.settings.protected_aliases,
+            is_admins=allows(by.scopes, Scope.ADMIN),
         )
         audit.record(session, by, "push", f"{name}:{reference}", digest=put.digest)
     headers = {
@@ -183,10 +200,17 @@ def _start(request: Request, content_range: str | None) -> int | None:
     return int(found[1])
 
 
-def _finish(farm: Services, by: Caller, name: str, upload: str, digest: str) -> Response:
-    stored: Stored = farm.sessions.finish(name, upload, digest)
+def _finish(
+    farm: Services, by: Caller, name: str, upload: str, digest: str, hold: Hold
+) -> Response:
+    try:
+        stored: Stored = farm.sessions.finish(name, upload, digest)
+    except DigestMismatch:
+        with farm.db.write() as session:
+            held.drop(session, upload)
+        raise
     with farm.db.write() as session:
-        artifacts.remember(session, stored.digest, size=stored.bytes)
+        hold.stored(session, stored)
         pushed.link(session, name, stored.digest)
         audit.record(session, by, "upload", stored.digest, bytes=stored.bytes, repository=name)
     return _created(name, stored.digest)

@@ -26,6 +26,7 @@ from farm.errors import (
     Unavailable,
 )
 from farm.schemas.problems import field_of
+from farm.specs import texts
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def invalid(errors: Sequence[Any]) -> InvalidRequest:
 def _explain(error: dict[str, Any]) -> str:
     where = field_of(error["loc"])
     said = str(error["msg"]).removeprefix("Value error, ")
-    told = f"{where}: {said}" if where else said
+    told: str = texts.escaped(f"{where}: {said}" if where else said)
     return told if len(told) <= _MOST_CHARS else f"{told[:_MOST_CHARS]}…"
 
 

@@ -24,6 +24,7 @@ from farm.api.services import (
 from farm.builds import views
 from farm.errors import NotFound, TooLarge, Unsigned
 from farm.registry import catalog, models, overview, signed
+from farm.registry.fits import Where
 from farm.registry.match import best_match
 from farm.registry.provenance import layer_report
 from farm.reports.layers import MAX_LAYER_REPORT_BYTES, LayerReport
@@ -33,11 +34,12 @@ from farm.specs.machines import NAMES, Fact, Machine
 from farm.specs.precision import Precision
 from farm.specs.references import AliasName
 from farm.specs.runtime import Runtime
+from farm.specs.words import AnyCase
 
 router = APIRouter(prefix="/v1", tags=["registry"])
 
 Pruned = Annotated[
-    Annotated[str, Field(max_length=40)] | None,
+    Annotated[str, Field(max_length=40), AnyCase] | None,
     Query(description="2:4, l1:0.5, or none for unpruned engines", examples=["2:4"]),
 ]
 _MOST_PARSED_BYTES = (
@@ -163,8 +165,7 @@ def match(
             prune=prune,
             doubtful=doubtful,
             explain=explain,
-            machine=Machine.of(has or ()),
-            for_triton=for_triton,
+            where=Where(machine=Machine.of(has or ()), triton=for_triton),
         )
     return answer(found)
 

@@ -28,10 +28,12 @@ from farm.queue.celery_app import create_celery
 from farm.queue.doorbell import Doorbell
 from farm.schemas.labels import LabelFilter
 from farm.settings import Settings
+from farm.specs.scopes import Scope
 from farm.store.base import Store
 from farm.store.chosen import store_of
+from farm.store.held import Hold
 from farm.store.sessions import Sessions
-from farm.trust.callers import Caller
+from farm.trust.callers import Caller, allows
 from farm.trust.ring import Ring, UseWriter
 from farm.trust.signatory import Signatory
 
@@ -109,6 +111,22 @@ class Services:
             yield
         finally:
             places.release()
+
+    def hold(self, by: Caller, *, upload: str | None = None, announced: str | None = None) -> Hold:
+        """The room that an upload takes of what its client may hold.
+
+        Parameters:
+            upload: its id, if it comes in several requests.
+            announced: the request's Content-Length.
+        """
+        is_free = allows(by.scopes, Scope.ADMIN) or not self.settings.max_unused_bytes
+        return Hold(
+            self.db,
+            by.key_id or by.address,
+            None if is_free else self.settings.max_unused_bytes,
+            upload=upload,
+            announced=None if announced is None else int(announced),
+        )
 
     def fleet(self, session: Session) -> Fleet:
         """The workers, at most half a second old."""

@@ -34,4 +34,6 @@ def show_usage(
         grace_s = GcRequest.model_validate({}).older_than_s
         collected = gc.collect(farm.db, farm.store, older_than_s=grace_s, dry_run=True)
         with farm.db.read() as session:
-            return answer(usage.usage(session, farm.store, collected, model))
+            most = farm.settings.max_unused_bytes
+            found = usage.usage(session, farm.store, collected, model, most_unused=most)
+            return answer(found)

@@ -31,6 +31,7 @@ from farm.specs.runtime import Target
 from farm.specs.samples import Head, check_names, check_sizes, check_type, named
 from farm.specs.states import JobState
 from farm.stages import STAGES, InferParams, JobKind
+from farm.store import held
 
 #: Priority and place of a client's one inference in a queue: ahead of all builds, as somebody waits for it.
 _FIRST = (9, 0)
@@ -130,6 +131,7 @@ def start(
     target = Target(runtime=engine.runtime, gpu=engine.gpu)
     queue = _queue(target, fleet)
     recipe = _recipe(engine, target, inputs, fleet.toolchain(queue))
+    held.settle(session, [inputs])
     before = session.scalar(select(Job).where(Job.key == recipe.key, IS_USABLE))
     if before is not None:
         before.cancel_requested = False

@@ -44,6 +44,7 @@ from farm.schemas.mirrors import LeftOut, MirroredEngine, Registered
 from farm.schemas.submission import BuildRequest
 from farm.specs.options import Prune
 from farm.specs.states import BuildState, Reuse
+from farm.store import held
 
 #: The most targets of a request: `farm.schemas.submission.Targets`; and precisions.
 _MOST_TARGETS, _MOST_PRECISIONS = 64, 8
@@ -180,6 +181,7 @@ def _require_blobs(session: Session, digests: Iterable[str]) -> None:
     missing = sorted(wanted - set(there))
     if missing:
         raise NotFound(f"the blob {missing[0]} isn't here", hint="mirror the version again")
+    held.settle(session, wanted)
 
 
 def _published(

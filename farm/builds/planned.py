@@ -21,7 +21,7 @@ from farm.registry.measured import measured
 from farm.registry.names import Named
 from farm.schemas.builds import LeftOut
 from farm.schemas.submission import BuildRequest
-from farm.specs import gpus, target_text
+from farm.specs import gpus, target_text, texts
 from farm.specs.gates import GateSet
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime, Target
@@ -94,8 +94,11 @@ def _measured(
 
 
 def stored_request(build: Build) -> BuildRequest:
-    """A build's request. Without its labels: those of older farms may have any form."""
-    return BuildRequest.model_validate(build.request | {"labels": {}})
+    """A build's request. Without what older farms took in any form: labels, the note, and controls in
+    targets, which mean the same without."""
+    said = build.request
+    targets = [texts.without(one) for one in said["targets"]]
+    return BuildRequest.model_validate(said | {"labels": {}, "note": None, "targets": targets})
 
 
 def plan_of(

@@ -100,7 +100,7 @@ def _check_may_pass(session: Session, build: Build, fleet: Fleet) -> None:
     failed = [row for row in rows if row.error["code"] != _FOLLOWS]
     if not failed or not all(recurs(row.error["code"]) for row in failed):
         return
-    request = BuildRequest.model_validate(build.request)
+    request = stored_request(build)
     choices = _choices(session, build.id, request)
     planned = plan_of(request, choices, fleet, gates_of(build)).jobs
     if all(row.key in planned for row in failed):

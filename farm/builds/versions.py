@@ -14,6 +14,7 @@ from farm.registry import names
 from farm.registry.names import Named
 from farm.schemas.submission import BuildRequest
 from farm.specs.roles import Role
+from farm.store import held
 
 # These statements are built once: building them is a good part of a submission's cost.
 _BLOBS = (
@@ -75,6 +76,7 @@ def _check_blobs(session: Session, request: BuildRequest) -> None:
             raise NotFound(
                 f"the {role} {digest} isn't here", hint="upload it first: POST /v1/blobs"
             )
+    held.settle(session, list(digests.values()))
 
 
 def version_of(session: Session, request: BuildRequest) -> Versioned:

@@ -105,18 +105,17 @@ def promote(
     if as_json:
         show.document(made)
         return
-    _say(made, model, alias, again(f"farm rollback {model} {alias}", url))
+    name = made.model or model
+    _say(made, f"{name}@{alias.lower()}", again(f"farm rollback {name} {alias.lower()}", url))
 
 
-def _say(made: Promotion, model: str, alias: str, way_back: str) -> None:
+def _say(made: Promotion, named: str, way_back: str) -> None:
     if made.before == made.version:
-        show.line(
-            f"{model}@{alias} is v{made.version} already: nothing is moved, and no note is kept"
-        )
+        show.line(f"{named} is v{made.version} already: nothing is moved, and no note is kept")
         return
     before = "" if made.before is None else f", before v{made.before}"
     is_now = "is now" if made.alias else "would be"
-    show.line(f"{model}@{alias} {is_now} v{made.version}{before}")
+    show.line(f"{named} {is_now} v{made.version}{before}")
     rows = [
         (
             one.gpu,
@@ -150,7 +149,7 @@ def rollback(
     if as_json:
         show.document(view)
         return
-    show.line(f"{model}@{alias} is v{view.version} again")
+    show.line(f"{view.model}@{view.alias} is v{view.version} again")
 
 
 def aliases(

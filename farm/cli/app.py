@@ -7,7 +7,7 @@ import inspect
 import json
 import sys
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -16,6 +16,8 @@ from typer.core import TyperGroup
 from farm import __version__
 from farm.cli import exits
 from farm.errors import FarmError, InvalidRequest
+
+_JSON = "--json"
 
 
 class FarmGroup(TyperGroup):
@@ -26,10 +28,25 @@ class FarmGroup(TyperGroup):
         for command in self.commands.values():
             _fill_lines(command)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        as_json = _JSON in args
+        try:
+            return super().parse_args(ctx, args)
+        except typer.TyperException as err:
+            _refuse_usage(err, as_json=as_json)
+
     def invoke(self, ctx: Any) -> Any:
-        as_json = "--json" in ctx.args
+        # What comes before a command's name isn't the command's.
+        as_json = _JSON in ctx.args
         try:
             return super().invoke(ctx)
+        except typer.TyperException as err:
+            _refuse_usage(err, as_json=as_json)
+        except typer.Abort as err:
+            if not as_json:
+                raise
+            tell(FarmError("aborted: nothing was done"), as_json=True)
+            raise typer.Exit(exits.FAILED) from err
         except FarmError as err:
             tell(err, as_json=as_json)
             raise typer.Exit(exits.of(err)) from err
@@ -43,6 +60,16 @@ class FarmGroup(TyperGroup):
                 raise
             tell(FarmError(f"system error: {err}"), as_json=as_json)
             raise typer.Exit(exits.FAILED) from err
+
+
+def _refuse_usage(err: typer.TyperException, *, as_json: bool) -> NoReturn:
+    """End with an error of the command line's parser; without ``--json`` it shows that itself."""
+    if not as_json:
+        raise err
+    ctx = getattr(err, "ctx", None)
+    command = "farm" if ctx is None else ctx.command_path
+    tell(InvalidRequest(err.format_message(), hint=f"see {command} --help"), as_json=True)
+    raise typer.Exit(err.exit_code) from err
 
 
 def _fill_lines(command: Any) -> None:

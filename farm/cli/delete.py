@@ -12,13 +12,13 @@ from farm.cli import complete, show
 from farm.cli.options import Json, Url, again, connect, example
 from farm.cli.pull_by_id import engine_meant
 from farm.errors import InvalidRequest
+from farm.specs import digests
 
 if TYPE_CHECKING:
     from farm.client import Farm
     from farm.schemas.deletion import Deletion
 
 _SHOWN = 20  #: of each list
-_UPLOAD = "sha256:"
 
 
 def register(app: typer.Typer) -> None:
@@ -55,8 +55,10 @@ def delete(
     is never given again, and what is submitted again is built again.
     """
     farm = connect(url)
-    if what.startswith(_UPLOAD):
-        _upload(farm, what, refused=intermediates or dry_run, yes=yes, as_json=as_json)
+    if digests.means(what):
+        _upload(
+            farm, digests.parse(what), refused=intermediates or dry_run, yes=yes, as_json=as_json
+        )
         return
     call = _call(farm, what, intermediates=intermediates)
     if not dry_run and not yes:

@@ -73,6 +73,11 @@ def _rest(found: Usage) -> None:
     uploads = found.interrupted_uploads
     if uploads.files:
         show.line(f"unfinished uploads: {uploads.files} ({show.size(uploads.bytes)})")
+    unused = found.unused_uploads
+    if unused.files:
+        most = found.unused_limit_bytes
+        limit = "" if most is None else f"; a key may hold {show.size(most)}"
+        show.line(f"uploads that no build uses: {unused.files} ({show.size(unused.bytes)}){limit}")
     show.line(f"farm gc would free {show.size(found.gc.bytes)} now")
     if found.free_bytes is not None:
         show.line(f"free on the store's disk: {show.size(found.free_bytes)}")

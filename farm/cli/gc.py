@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from farm.cli import show
-from farm.cli.options import Json, Url, again, connect, example, seconds
+from farm.cli.options import Json, Url, again, connect, example
+from farm.specs import durations
 
 if TYPE_CHECKING:
     from farm.schemas.storage import GcReport
@@ -37,7 +38,7 @@ def gc(
     These are uploads no build used, files of unsuccessful jobs, and remains of interrupted
     uploads. Builds can keep running.
     """
-    report = connect(url).gc(older_than_s=seconds(older_than), dry_run=dry_run)
+    report = connect(url).gc(older_than_s=durations.parse(older_than), dry_run=dry_run)
     if as_json:
         show.document(report)
         return

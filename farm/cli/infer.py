@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from farm.cli import complete, show, transfer
-from farm.cli.options import Gpu, Json, Precision, Runtime, Url, Version, connect, example, seconds
+from farm.cli.options import Gpu, Json, Precision, Runtime, Url, Version, connect, example
+from farm.specs import durations
 from farm.specs.inference import EXAMPLE
 
 
@@ -69,7 +70,7 @@ def infer(
             precision=precision,
             runtime=runtime,
             version=version,
-            timeout=seconds(timeout),
+            timeout=durations.parse(timeout),
             progress=progress,
         )
     view = made.view

@@ -12,8 +12,9 @@ import typer
 from farm import installed
 from farm.cli import complete, show
 from farm.cli.here import in_farm
-from farm.cli.options import Json, Url, again, connect, example, seconds, split
+from farm.cli.options import Json, Url, again, connect, example, split
 from farm.errors import FarmError, InvalidRequest, KeyNeeded
+from farm.specs import durations
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -73,7 +74,7 @@ def create(
 
     For a farm's first key this writes to the database directly: run it where the API runs.
     """
-    request = _request(name, split(scope), None if expires is None else int(seconds(expires)))
+    request = _request(name, split(scope), None if expires is None else durations.parse(expires))
     made = _create(request, url, local=local)
     if as_json:
         show.document(made)
@@ -257,7 +258,7 @@ def audit(
 
 def _entry(one: AuditEntry) -> tuple[str, ...]:
     who = f"{one.who} ({one.label})" if one.label else one.who
-    details = ", ".join(f"{name} {_short(value)}" for name, value in (one.details or {}).items())
+    details = ", ".join(f"{name} {_said(value)}" for name, value in (one.details or {}).items())
     return (
         one.at.astimezone().strftime("%Y-%m-%d %H:%M:%S"),
         who,
@@ -269,8 +270,13 @@ def _entry(one: AuditEntry) -> tuple[str, ...]:
     )
 
 
-def _short(value: object) -> str:
+def _said(value: object) -> str:
+    """A detail in words: no more than three of many."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        value = [f"{name}={_said(one)}" for name, one in value.items()]
     if isinstance(value, list):
-        shown = ", ".join(map(str, value[:3]))
-        return shown + (f" and {len(value) - 3} more" if len(value) > 3 else "")
-    return str(value)
+        shown = ", ".join(map(_said, value[:3]))
+        return (shown + (f" and {len(value) - 3} more" if len(value) > 3 else "")) or show.NONE
+    return show.NONE if value is None else str(value)

@@ -97,12 +97,12 @@ def _changes(words: Iterable[str]) -> dict[str, str | None]:
 
 
 def _print(detail: ModelDetail, model: str, as_json: bool, url: str | None) -> None:
-    name, at, _ = model.partition("@")
+    name, at = detail.name, "@" in model
     one: ModelDetail | VersionView = detail
     if at:
         number = connect(url).version_of(model)[1]
         one = next((one for one in detail.versions if one.version == number), detail)
-        name = f"{detail.name}@{number}"
+        name = f"{name}@{number}"
     if as_json:
         show.document({"labels": one.labels, "note": one.note})
         return

@@ -59,15 +59,21 @@ def mirror(
     there already isn't sent again. The other farm's API key is in FARM_FROM_KEY; FARM_KEY is never
     sent to it. This farm's needs the scope admin, or with --copy-only submit.
     """
+    from farm.client.meant import Meant
+
+    theirs = Meant(
+        called="the farm to copy from", address="FROM_URL, the first argument,", key=FROM_KEY
+    )
     # Never FARM_KEY: whoever runs the other farm could use it at this one.
     other = connect(
         origin,
         key=os.environ.get(FROM_KEY, "").strip(),
         signing_key=signing_key,
         accept_new_key=accept_new_key,
+        meant=theirs,
     )
     with other, transfer.bar(hidden=as_json) as progress:
-        made = connect(url).mirror(
+        made = connect(url, meant=Meant(called="the farm to copy to")).mirror(
             other.http,
             model,
             to=to,

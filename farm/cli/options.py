@@ -15,6 +15,7 @@ from farm.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from farm.client import Farm
+    from farm.client.meant import Meant
     from farm.signing.keys import PublicKey
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -120,8 +121,13 @@ def connect(
     key: str | None = None,
     signing_key: str | None = None,
     accept_new_key: bool = False,
+    meant: Meant | None = None,
 ) -> Farm:
-    """The farm that the user means."""
+    """The farm that the user means.
+
+    Parameters:
+        meant: what errors call it, in a command with two of them.
+    """
     from farm.client import Farm
 
     return Farm(
@@ -130,6 +136,7 @@ def connect(
         signing_key=signing_key,
         accept_new_key=accept_new_key,
         confirm_key=_confirmed if can_ask() else None,
+        meant=meant,
     )
 
 
@@ -201,6 +208,7 @@ def builder_options(pairs: Iterable[str] | None) -> dict[str, str]:
     found = {}
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
+        name = name.strip().lower()
         if not equals or name not in BuilderOptions.model_fields:
             known = ", ".join(BuilderOptions.model_fields)
             raise InvalidRequest(f"{pair!r} isn't an option", hint=f"use NAME=VALUE: {known}")
@@ -232,23 +240,6 @@ def fixed_inputs(pairs: Iterable[str] | None) -> dict[str, Any]:
             raise InvalidRequest(f"{name} is fixed twice", hint="pass one value per input")
         found[name] = value
     return found
-
-
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def seconds(duration: str) -> float:
-    """``"90m"`` → 5400.
-
-    Raises:
-        InvalidRequest
-    """
-    number, unit = duration[:-1], _UNITS_S.get(duration[-1:])
-    if unit is None or not number.isdecimal():
-        raise InvalidRequest(
-            f"{duration!r} isn't a duration", hint="use a number and s, m, h or d: 24h"
-        )
-    return int(number) * unit
 
 
 def profiles(inputs: Iterable[str] | None) -> list[dict[str, dict[str, list[int]]]]:

@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from farm.cli.options import again, seconds
+from farm.cli.options import again
 from farm.errors import InvalidRequest, WaitTimedOut
+from farm.specs import durations
 
 if TYPE_CHECKING:
     from farm.client import Build
@@ -28,7 +29,7 @@ class Patience:
 
     def __init__(self, build: Build, timeout: str | None, url: str | None = None) -> None:
         self._build, self._timeout, self._url = build, timeout, url
-        self._until = None if timeout is None else time.monotonic() + seconds(timeout)
+        self._until = None if timeout is None else time.monotonic() + durations.parse(timeout)
 
     def check(self) -> None:
         """Raise WaitTimedOut once the time is up."""
@@ -82,4 +83,4 @@ def check_timeout(timeout: str | None, *, waits: bool) -> None:
         return
     if not waits:
         raise InvalidRequest("--timeout limits the wait", hint="add --wait")
-    seconds(timeout)
+    durations.parse(timeout)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from farm.cli import complete, show
-from farm.cli.options import Json, Url, again, connect, example, seconds
+from farm.cli.options import Json, Url, again, connect, example
 from farm.errors import InvalidRequest
+from farm.specs import durations
 
 if TYPE_CHECKING:
     from farm.schemas.retention import RetentionReport, RetentionView
@@ -101,9 +102,9 @@ def retention(
 
 
 def _days(time: str | None) -> Any:
-    if time is None or time == _NEVER:
-        return time
-    return seconds(time) / _DAY_S
+    if time is None or time.lower() == _NEVER:
+        return time and _NEVER
+    return durations.parse(time) / _DAY_S
 
 
 def _show(view: RetentionView) -> None:
@@ -114,9 +115,11 @@ def _show(view: RetentionView) -> None:
         return
     show.line(f"{view.model}, {whose}:")
     if rule.engines_days is not None:
-        show.line(f"  other engines go after {rule.engines_days:g} days without a pull")
+        after = durations.told(rule.engines_days * _DAY_S)
+        show.line(f"  other engines go after {after} without a pull")
     if rule.intermediates_days is not None:
-        show.line(f"  intermediates go {rule.intermediates_days:g} days after the last build")
+        after = durations.told(rule.intermediates_days * _DAY_S)
+        show.line(f"  intermediates go {after} after the last build")
     for kept in view.kept:
         show.line(f"  version {kept.version} is kept: {', '.join(kept.why)}")
 

@@ -20,6 +20,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from farm.specs import durations
+
 if TYPE_CHECKING:
     from farm.reports.accuracy import Accuracy
     from farm.schemas.builds import LeftOut
@@ -179,13 +181,10 @@ def size(count: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``4.2 s``, ``1 min 05 s``, ``2 h 03 min``."""
+    """How long something took: ``4.2 s``, ``1 min 05 s``, ``2 h 03 min``."""
     if seconds < 60:
         return f"{max(seconds, 0):.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    return durations.by_two_units(seconds)
 
 
 def judged_on(accuracy: Accuracy) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from farm.cli import show
 from farm.cli.options import Json, Url, connect, example
+from farm.specs import durations
 
 if TYPE_CHECKING:
     from farm.reports.metrics import Metrics, Timed
@@ -68,7 +69,8 @@ def speed(
         if facts.reason:
             show.line(f"{name}: not measured: {facts.reason}")
     if metrics.peers_age_s is not None:
-        show.line(f"PyTorch was timed {metrics.peers_age_s} s before, beside another engine")
+        before = durations.told(metrics.peers_age_s)
+        show.line(f"PyTorch was timed {before} before, beside another engine")
     _throughput(metrics)
     _speed_ups(metrics)
     for name, facts in timed.items():

@@ -58,6 +58,7 @@ def yank(
         named = [one.alias for one in view.aliases if one.version == number]
     else:
         view = _engine(farm, what, reason)
+        what = view.id
     if as_json:
         show.document(view)
         return

@@ -14,11 +14,11 @@ from farm.client.objects import Source
 from farm.client.progress import TransferProgress
 from farm.client.submission import Files, checked, data_and_gates
 from farm.client.submit import Submissions
-from farm.client.upload import is_digest
 from farm.errors import BuildFailed
 from farm.formats.sources import SAVED_MODEL
 from farm.schemas.bench import Bench, ModelBench
 from farm.schemas.submission import BenchOptions
+from farm.specs import digests
 
 
 class Benches(Submissions):
@@ -122,33 +122,21 @@ class Benches(Submissions):
         model: str,
         fields: Mapping[str, Any],
         *,
-        calibration: str | Path | None = None,
-        calibration_method: str = "entropy",
-        calibration_batch_size: int = 8,
-        evaluation: str | Path | None = None,
-        metric: str | None = None,
-        max_drop: float | None = None,
-        min_agreement: float | None = None,
-        max_error: float | None = None,
         profiles: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
         priority: int = 5,
         labels: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
         progress: TransferProgress | None = None,
+        **data: Any,
     ) -> Build:
+        """Submit a bench of a model that the farm has.
+
+        Parameters:
+            data: data and gates, as ``submission.data_and_gates`` takes them.
+        """
         files = Files(progress)
-        given_data = data_and_gates(
-            files,
-            calibration,
-            evaluation,
-            calibration_method=calibration_method,
-            calibration_batch_size=calibration_batch_size,
-            metric=metric,
-            max_drop=max_drop,
-            min_agreement=min_agreement,
-            max_error=max_error,
-        )
+        given_data = data_and_gates(files, **data)
         more = {
             "profiles": list(profiles) if profiles else None,
             "options": dict(options) if options else None,
@@ -165,4 +153,4 @@ def is_file(model: Source) -> bool:
         return True
     path = Path(model)
     is_model = (path / SAVED_MODEL).is_file() or (path.is_dir() and model_folders.is_one(path))
-    return is_digest(str(model)) or path.is_file() or is_model
+    return digests.means(str(model)) or path.is_file() or is_model

@@ -24,6 +24,7 @@ from farm.errors import (
 from farm.schemas.builds import BuildView, Explanation, WantedEngine
 from farm.schemas.engines import EngineView, Match
 from farm.schemas.events import Event
+from farm.specs import durations
 from farm.specs.gpus import canonical, compute_capability
 from farm.specs.states import BUILD_ENDED, BuildState
 
@@ -89,7 +90,7 @@ class Build:
             left_s = float("inf") if deadline is None else deadline - time.monotonic()
             if left_s <= 0:
                 raise WaitTimedOut(
-                    f"build {self.id} hadn't ended after {timeout:g} s; it continues",
+                    f"build {self.id} hadn't ended after {durations.told(timeout or 0)}; it continues",
                     hint=f"wait again, or check its state: farm status {self.id}",
                 )
             time.sleep(min(pause_s, left_s))

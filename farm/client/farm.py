@@ -16,6 +16,7 @@ from farm.client.fleet import Fleet
 from farm.client.http import Http
 from farm.client.inference import Inferences
 from farm.client.keys import Keys
+from farm.client.meant import Meant
 from farm.client.mirrors import Mirrors
 from farm.client.onnx import Onnx
 from farm.client.plugins import Plugins
@@ -65,6 +66,7 @@ class Farm(
         confirm_key: asks somebody about such a farm: given its address and key, whether to believe it.
         transport: carries the requests; for tests.
         home: the folder with this user's key and the farms known; by default `FARM_HOME`.
+        meant: what errors call it, where there are several.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Farm(
         confirm_key: Confirm | None = None,
         transport: httpx2.BaseTransport | None = None,
         home: Path | None = None,
+        meant: Meant | None = None,
     ) -> None:
         self.url = url or os.environ.get("FARM_URL") or DEFAULT_URL
         http = Http(
@@ -88,6 +91,7 @@ class Farm(
             key=key,
             transport=transport,
             home=home,
+            meant=meant or Meant(),
             signing=Signing(
                 key=None if signing_key is None else str(signing_key),
                 accept_new=accept_new_key,

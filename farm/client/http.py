@@ -19,9 +19,11 @@ from farm import __version__
 from farm.client import answers, problems
 from farm.client.key import check_listener, home_of_user
 from farm.client.key import find as find_key
+from farm.client.meant import Meant
 from farm.client.pins import Pins
 from farm.client.plain import plain_json
 from farm.client.retries import Backoff
+from farm.client.seen import Seen
 from farm.client.trust import Signing, Trust
 from farm.errors import FarmError, InvalidRequest, KeyNeeded, NotFound, Unavailable
 from farm.schemas.signing import SigningKeys, SigningKeyView
@@ -51,13 +53,16 @@ class Http:
         transport: httpx2.BaseTransport | None = None,
         home: Path | None = None,
         signing: Signing = Signing(),
+        meant: Meant = Meant(),
     ) -> None:
         self.url = url.rstrip("/")
         self.backoff = backoff
+        self._meant = meant
         try:
             is_local = reaches_this_machine(self.url)
             self._key = find_key(key, is_local=is_local, home=home)
             pins = Pins.of_user(home or home_of_user())
+            self.seen = Seen.of_user(home or home_of_user(), self.url)
             self.trust = Trust(
                 self.url,
                 is_local=is_local,
@@ -83,9 +88,7 @@ class Http:
                 event_hooks={"request": [self._check_listener]} if transport is None else None,
             )
         except (httpx2.InvalidURL, ValueError) as err:
-            raise InvalidRequest(
-                f"{url!r} isn't an address: {err}", hint=problems.START_HINT
-            ) from err
+            raise InvalidRequest(f"{url!r} isn't an address: {err}", hint=meant.start_hint) from err
 
     def close(self) -> None:
         self._client.close()
@@ -204,13 +207,16 @@ class Http:
 
     def unreachable(self, err: httpx2.TransportError) -> Unavailable:
         """The user-facing error for a lost or refused connection."""
-        return problems.unreachable(self.url, err)
+        error = problems.unreachable(self.url, err, hint=self._meant.start_hint)
+        self._meant.told(error, self.url)
+        return error
 
     def error_of(self, response: httpx2.Response) -> FarmError:
         """The farm's error that a response reports; for a rejected key, with a hint that fits this client."""
         error = problems.error_of(response)
         if isinstance(error, KeyNeeded):
             error.hint = self._key.hint
+        self._meant.told(error, self.url)
         return error
 
 

@@ -28,7 +28,7 @@ from farm.errors import (
     from_code,
 )
 from farm.schemas.inference import InferenceView, InferRequest
-from farm.specs import references
+from farm.specs import durations, references
 from farm.specs.inference import MAX_BYTES, TIMEOUT_S
 from farm.specs.states import ENDED, JobState
 
@@ -131,7 +131,8 @@ class Inferences(Noun):
                 left_s = until - time.monotonic()
                 if left_s <= 0:
                     raise WaitTimedOut(
-                        f"inference {view.id} hadn't ended after {timeout_s:g} s, and is cancelled",
+                        f"inference {view.id} hadn't ended after {durations.told(timeout_s)}, and is "
+                        "cancelled",
                         hint=f"it waits for {view.waits_for}"
                         if view.waits_for
                         else "see what the workers do: farm workers",

@@ -34,7 +34,7 @@ def find(given: str | None, *, is_local: bool, home: Path | None = None) -> Foun
         home: the folder of this user's own farm; by default FARM_HOME.
     """
     if given is not None:
-        what = "pass a key of this farm (farm mirror: in FARM_FROM_KEY)"
+        what = "pass a key of this farm"
         return Found(given or None, f"{what}; {_makes()}")
     variable = os.environ.get(credentials.VARIABLE, "").strip()
     if variable:

@@ -56,30 +56,33 @@ class Pins:
     def pin(self, url: str, known: Iterable[PublicKey]) -> None:
         """Know exactly these keys of a farm; none to forget it."""
         self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._alone():
+        with alone(self.file):
             pems = {one: [key.pem for key in theirs] for one, theirs in self.all().items()}
             pems[url] = [key.pem for key in known]
             if not pems[url]:
                 del pems[url]
-            self._write(pems)
+            replaced(self.file, pems)
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Wait for other processes: what one of them has just said of a key mustn't be undone."""
-        import fcntl
 
-        lock = self.file.with_name(f".{self.file.name}.lock")
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-        with os.fdopen(os.open(lock, flags, 0o600), "r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+@contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """Wait for other processes that change a file: what one of them has just written mustn't be undone."""
+    import fcntl
 
-    def _write(self, pems: Mapping[str, list[str]]) -> None:
-        descriptor, name = tempfile.mkstemp(dir=self.file.parent, prefix=f".{self.file.name}-")
-        try:
-            with os.fdopen(descriptor, "w") as fresh:
-                json.dump(pems, fresh, indent=2)
-            Path(name).replace(self.file)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+    lock = file.with_name(f".{file.name}.lock")
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    with os.fdopen(os.open(lock, flags, 0o600), "r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
+def replaced(file: Path, value: object) -> None:
+    """Write a file's JSON whole or not at all."""
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+    try:
+        with os.fdopen(descriptor, "w") as fresh:
+            json.dump(value, fresh, indent=2)
+        Path(name).replace(file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

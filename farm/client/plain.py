@@ -10,11 +10,13 @@ import json
 import re
 from typing import Any
 
-#: C0 and C1 except tab and line feed, and Unicode's bidirectional controls.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+from farm.specs.texts import CONTROLS
+
+#: The controls but tab and line feed.
+_CONTROL = re.compile(rf"(?![\t\n])[{CONTROLS}]")
 #: In JSON they are escaped; C1 and the bidirectional controls may also be literal.
 _MAY_BE_IN_JSON = re.compile(
-    rb"\\u00|\\u20|\\[bfr]|\xc2[\x80-\x9f]|\xe2\x80[\xaa-\xae]|\xe2\x81[\xa6-\xa9]|\x7f"
+    rb"\\u00|\\u06|\\u20|\\[bfr]|\xc2[\x80-\x9f]|\xd8\x9c|\xe2\x80[\x8e\x8f\xa8-\xae]|\xe2\x81[\xa6-\xa9]|\x7f"
 )
 
 

@@ -13,7 +13,6 @@ from farm.errors import FarmError, KeyNeeded, NotFound, Unavailable, from_code
 _BUSY = frozenset({429, 502, 503, 504})
 _CHALLENGE = 'Bearer realm="engine farm"'
 _LONGEST_RETRY_AFTER_S = 10.0
-START_HINT = "is the farm running? start one with: farm up; or set FARM_URL (--url) to where it is"
 
 
 def is_passing(err: Exception) -> TypeGuard[Unavailable]:
@@ -21,13 +20,17 @@ def is_passing(err: Exception) -> TypeGuard[Unavailable]:
     return isinstance(err, Unavailable) and err.status in _BUSY
 
 
-def unreachable(url: str, err: httpx2.TransportError) -> Unavailable:
-    """The user-facing error for a lost or refused connection."""
+def unreachable(url: str, err: httpx2.TransportError, *, hint: str) -> Unavailable:
+    """The user-facing error for a lost or refused connection.
+
+    Parameters:
+        hint: if nothing answers there.
+    """
     if isinstance(err, httpx2.UnsupportedProtocol):
-        hint = f"write the scheme, too: http://{url}"
-        return Unavailable(f"{url!r} isn't an http:// or https:// address", hint=hint)
+        scheme = f"write the scheme, too: http://{url}"
+        return Unavailable(f"{url!r} isn't an http:// or https:// address", hint=scheme)
     if isinstance(err, httpx2.ConnectError | httpx2.ConnectTimeout):
-        return Unavailable(f"no farm answers at {url}: {_said(err)}", hint=START_HINT)
+        return Unavailable(f"no farm answers at {url}: {_said(err)}", hint=hint)
     if isinstance(err, httpx2.TimeoutException):
         return Unavailable(f"the farm at {url} didn't answer in time ({_said(err)})")
     return Unavailable(f"the connection to {url} was lost: {_said(err)}")

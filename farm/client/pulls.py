@@ -8,6 +8,7 @@ from typing import Any
 from farm.client import file_names
 from farm.client.asked import check_is
 from farm.client.download import Pulled, download
+from farm.client.http import Http
 from farm.client.noun import Noun, given, part
 from farm.client.progress import TransferProgress
 from farm.errors import NotFound
@@ -52,6 +53,8 @@ class Pulls(Noun):
             NotFound: naming what exists.
             UnknownGpu
             DigestMismatch: the farm answers with another engine than it was asked for.
+            SignatureRefused: the farm has signed another version of the alias, or this one is an older one
+                than this user has seen.
             InvalidRequest: the farm doesn't know this release of Triton.
         """
         model, of = references.split(model, version)
@@ -67,6 +70,8 @@ class Pulls(Noun):
         found = self.http.read(Match, "GET", path, params=given(query))
         asked = {"model": model, "version": of.version, "precision": precision, "runtime": runtime}
         check_is(found.engine, given(asked))
+        if of.version is None:
+            self.http.seen.check(found, self.http.trust, model, of.alias or references.PROD)
         return found
 
     def pull(
@@ -129,6 +134,8 @@ class Pulls(Noun):
         Raises:
             InvalidRequest, SignatureRefused
         """
+        if key is None:
+            self.http.seen.forget()
         return self.http.trust.pin(None if key is None else str(key))
 
     def pull_engine(
@@ -174,3 +181,38 @@ class Pulls(Noun):
         if engine.doubts:
             why += f"; doubtful, as requested: {'; '.join(engine.doubts)}"
         return Match(engine=engine, why=why)
+
+
+class OneVersion:
+    """Matches of one version: that of the first one, even if another is promoted meanwhile.
+
+    Parameters:
+        model: ``digits``, ``digits@prod``, ``digits@7``.
+    """
+
+    def __init__(self, http: Http, model: str, version: int | None = None) -> None:
+        self._pulls = Pulls(http)
+        self._model, self._asked = model, version
+        self._name = references.split(model, version)[0]
+        self.number: int | None = None  #: None before the first match
+
+    def match(self, gpu: str, **asked: Any) -> Match:
+        """The version's best engine, as ``Pulls.match`` finds it.
+
+        It asks as the user did, so that the reason says which version a pull takes.
+
+        Raises:
+            as ``Pulls.match``
+        """
+        try:
+            found = self._pulls.match(self._model, gpu, version=self._asked, **asked)
+        except NotFound:
+            if self.number is None:
+                raise
+            found = None
+        if found is None or self.number not in (None, found.engine.version):
+            found = self._pulls.match(self._name, gpu, version=self.number, **asked)
+            why = f"of version {self.number}, like those before it"
+            found = found.model_copy(update={"why": why})
+        self.number = found.engine.version
+        return found

@@ -12,10 +12,11 @@ from farm.client.download import Pulled, download
 from farm.client.http import Http
 from farm.client.noun import Noun
 from farm.client.progress import TransferProgress
-from farm.client.pulls import Pulls
+from farm.client.pulls import OneVersion
 from farm.client.registry import Registry
 from farm.errors import BlobDamaged, FarmError, NotFound, code_of
 from farm.schemas.engines import EngineView, Match
+from farm.specs.references import split
 from farm.specs.runtime import Runtime, Target
 from farm.specs.states import EngineState
 
@@ -192,21 +193,19 @@ class Sets(Noun):
         Raises:
             NotFound: the model doesn't exist, or no target has such an engine.
         """
-        name, number = Registry(self.http).version_of(model, version)
+        name = split(model, version)[0]
         there = self._there(name, precisions, {"runtime": runtime, "prune": prune})
+        of = OneVersion(self.http, model, version)
         matches: dict[str, Match] = {}
         errors: dict[_Sought, FarmError] = {}
         for one in there:
-            asked = {"version": number, "prune": prune, "doubtful": doubtful}
-            asked["for_triton"] = for_triton
-            answer = self._match(name, one, asked)
+            answer = _match(of, one, prune=prune, doubtful=doubtful, for_triton=for_triton)
             if isinstance(answer, FarmError):
                 errors[one] = answer
-                continue
-            matches[answer.engine.id] = answer
-            # All of one version, even if another is promoted meanwhile.
-            number = answer.engine.version
-        if number is None or not matches:
+            else:
+                matches[answer.engine.id] = answer
+        number = of.number
+        if number is None:
             raise next(iter(errors.values()))
         missing = list(_unmatched(there, errors, number))
         return Matched(model=name, version=number, matches=list(matches.values()), missing=missing)
@@ -231,15 +230,16 @@ class Sets(Noun):
             raise NotFound(f"{model} has no such engine", hint=f"`farm engines {model}` lists them")
         return there
 
-    def _match(self, model: str, sought: _Sought, asked: Mapping[str, Any]) -> Match | FarmError:
-        """The best engine for it, or why there is none."""
-        runtime, gpu, precision = sought
-        try:
-            return Pulls(self.http).match(model, gpu, runtime=runtime, precision=precision, **asked)
-        except FarmError as err:
-            if not isinstance(err, NotFound) and not _is_lost(err):
-                raise
-            return err
+
+def _match(of: OneVersion, sought: _Sought, **asked: Any) -> Match | FarmError:
+    """The best engine for it, or why there is none."""
+    runtime, gpu, precision = sought
+    try:
+        return of.match(gpu, runtime=runtime, precision=precision, **asked)
+    except FarmError as err:
+        if not isinstance(err, NotFound) and not _is_lost(err):
+            raise
+        return err
 
 
 def _unmatched(

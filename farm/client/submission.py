@@ -10,10 +10,11 @@ from pydantic import BaseModel, ValidationError
 
 from farm.client import data
 from farm.client.progress import TransferProgress
-from farm.client.upload import Content, digest_of, is_digest, require_file
+from farm.client.upload import Content, digest_of, require_file
 from farm.errors import InvalidRequest
 from farm.schemas.problems import field_of
 from farm.schemas.submission import BuildRequest
+from farm.specs import digests
 from farm.specs.gates import GateChanges
 
 _MOST_SHOWN = 60
@@ -31,10 +32,10 @@ class Files:
         """The digest of a file, to be uploaded; a digest stands for itself.
 
         Raises:
-            InvalidRequest: there is no such file, or it is empty.
+            InvalidRequest: there is no such file, or it is empty; or it is no whole digest.
         """
-        if is_digest(str(given)):
-            return str(given)
+        if digests.means(str(given)):
+            return digests.parse(str(given))
         path = Path(given)
         require_file(path)
         return self.take(path)
@@ -48,16 +49,16 @@ class Files:
 
 def data_and_gates(
     files: Files,
-    calibration: str | Path | None,
-    evaluation: str | Path | None,
     *,
+    calibration: str | Path | None = None,
+    calibration_method: str = "entropy",
+    calibration_batch_size: int = 8,
+    evaluation: str | Path | None = None,
+    metric: str | None = None,
+    max_drop: float | None = None,
+    min_agreement: float | None = None,
+    max_error: float | None = None,
     check: Callable[[Path], None] = data.check,
-    calibration_method: str,
-    calibration_batch_size: int,
-    metric: str | None,
-    max_drop: float | None,
-    min_agreement: float | None,
-    max_error: float | None,
 ) -> dict[str, Any]:
     """A request's ``calibration``, ``evaluation`` and ``gates``, as far as they are given.
 
@@ -73,7 +74,7 @@ def data_and_gates(
             "metric and max_drop need evaluation data", hint="pass evaluation=… (--evaluation)"
         )
     for given in (calibration, evaluation):
-        if given is not None and not is_digest(str(given)):
+        if given is not None and not digests.means(str(given)):
             require_file(Path(given))
             check(Path(given))
     fields: dict[str, Any] = {}

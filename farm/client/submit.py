@@ -16,10 +16,11 @@ from farm.client.objects import OnDisk, Source, on_disk
 from farm.client.progress import TransferProgress
 from farm.client.registry import Registry
 from farm.client.submission import Files, build_request, data_and_gates
-from farm.client.upload import Content, is_digest, upload
+from farm.client.upload import Content, upload
 from farm.errors import InvalidRequest, NameMissing, NotFound
 from farm.schemas.builds import BuildView
 from farm.schemas.submission import BenchOptions
+from farm.specs import digests
 from farm.specs.options import Prune
 from farm.specs.source import SourceFormat
 
@@ -124,11 +125,11 @@ class Submissions(Noun):
             )
             fields = data_and_gates(
                 files,
-                calibration,
-                evaluation,
                 check=check,
+                calibration=calibration,
                 calibration_method=calibration_method,
                 calibration_batch_size=calibration_batch_size,
+                evaluation=evaluation,
                 metric=metric,
                 max_drop=max_drop,
                 min_agreement=min_agreement,
@@ -170,7 +171,7 @@ class Submissions(Noun):
         config: Path | Mapping[str, Any] | None,
     ) -> _Told:
         source = on_disk.source
-        if not is_digest(str(source)):
+        if not digests.means(str(source)):
             path = Path(source)
             found = sources.find(path, given, architecture)
             architecture = architecture or found.architecture
@@ -193,9 +194,10 @@ class Submissions(Noun):
             )
         if name is None:
             raise NameMissing("a source given by its digest needs a name")
-        known = given or self._known_format(str(source), name)
+        digest = digests.parse(str(source))
+        known = given or self._known_format(digest, name)
         return _Told(
-            ModelName(name), known, sources.architecture(architecture, config), digest=str(source)
+            ModelName(name), known, sources.architecture(architecture, config), digest=digest
         )
 
     def _known_format(self, digest: str, name: str) -> str:

@@ -19,7 +19,7 @@ from farm.client.file_names import checked
 from farm.client.http import Http
 from farm.client.noun import Noun
 from farm.client.progress import TransferProgress
-from farm.client.pulls import Pulls
+from farm.client.pulls import OneVersion
 from farm.client.repositories import Folder, Kept, KeptModel
 from farm.client.triton_server import TritonServer
 from farm.errors import InvalidRequest, TritonLoadFailed
@@ -100,22 +100,18 @@ class Sync:
             NotFound, UnknownGpu, Unavailable
             InvalidRequest: the engines can't be one model of Triton.
         """
-        wish, matches, version = self._wish, list[Match](), None
-        name = wish.model
-        for gpu in wish.gpus:
-            matches.append(
-                Pulls(self._http).match(
-                    name,
-                    gpu,
-                    version=version,
-                    precision=wish.precision,
-                    runtime=wish.runtime,
-                    doubtful=wish.doubtful,
-                    for_triton=wish.for_triton,
-                )
+        wish = self._wish
+        of = OneVersion(self._http, wish.model)
+        matches = [
+            of.match(
+                gpu,
+                precision=wish.precision,
+                runtime=wish.runtime,
+                doubtful=wish.doubtful,
+                for_triton=wish.for_triton,
             )
-            # All of one version, even if another is promoted meanwhile.
-            name, version = wish.model.partition("@")[0], matches[0].engine.version
+            for gpu in wish.gpus
+        ]
         return self._one_model(matches), matches
 
     def once(

@@ -116,8 +116,8 @@ class Trust:
         raise SigningKeyUnknown(
             f"the signing key of {self._url} isn't known here: it says {key.fingerprint}",
             hint="compare that with what its operator sees (farm signing show), then: "
-            f"farm signing trust {key.fingerprint}; or pass --signing-key {key.fingerprint}, or set "
-            f"{VARIABLE}. --accept-new-key believes it unseen",
+            f"farm signing trust {key.fingerprint} --url {self._url}; or pass --signing-key "
+            f"{key.fingerprint}, or set {VARIABLE}. --accept-new-key believes it unseen",
         )
 
     def _grown(
@@ -134,7 +134,7 @@ class Trust:
                 f"the farm at {self._url} signs with sha256:{named}, and none of its keys that are known "
                 f"here answers for that one: {', '.join(key.fingerprint for key in believed)}",
                 hint="somebody may be pretending to be this farm. If its operator says that the key is new, "
-                f"compare the fingerprints, then: farm signing trust sha256:{named}",
+                f"compare the fingerprints, then: farm signing trust sha256:{named} --url {self._url}",
             )
         if self._given is None and grown != self._pins.of(self._url):
             self._pins.pin(self._url, grown)

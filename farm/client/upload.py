@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,14 +14,9 @@ from farm.formats.packs import Pack
 from farm.formats.shards import Shards
 from farm.schemas.storage import Blob
 
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CHUNK_BYTES = 1 << 20
 
 Content = Path | Pack | Shards
-
-
-def is_digest(text: str) -> bool:
-    return _DIGEST.fullmatch(text) is not None
 
 
 def require_file(path: Path) -> None:

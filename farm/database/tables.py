@@ -178,6 +178,21 @@ class Artifact(Base):
     )  #: when it was found damaged; None once it was stored again
 
 
+class Upload(Base):
+    """An upload that counts for its client: no build has used it yet, or it is still arriving."""
+
+    __tablename__ = "uploads"
+    no_blobs = frozenset({"digest"})  # nothing is kept for it
+    __table_args__ = (Index("ix_uploads_owner", "owner"), Index("ix_uploads_digest", "digest"))
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(100))  #: the key, or without one the address
+    digest: Mapped[str | None] = mapped_column(
+        ForeignKey("artifacts.digest", ondelete="CASCADE")
+    )  #: None while it arrives
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    at: Mapped[datetime] = mapped_column(Instant, default=now)
+
+
 class KnownStore(Base):
     """The store that holds the artifacts."""
 
@@ -484,6 +499,8 @@ class OciTag(Base):
     repository: Mapped[str] = mapped_column(String(255), primary_key=True)
     tag: Mapped[str] = mapped_column(String(128), primary_key=True)
     digest: Mapped[str] = mapped_column(String(71))
+    #: Whether a key with the scope admin wrote it: only such a key moves it then.
+    is_admins: Mapped[bool] = mapped_column(default=False, server_default=false())
 
 
 class OciBlob(Base):
@@ -590,6 +607,21 @@ class EngineSignature(Base):
     engine: Mapped[str] = mapped_column(Text)  #: the bundle of its ``statements.ENGINE``
     model: Mapped[str] = mapped_column(Text)  #: the bundle of its ``statements.MODEL``
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
+
+
+class AliasStatement(Base):
+    """The signature of an alias's latest move, made before the move."""
+
+    __tablename__ = "alias_statements"
+    no_blobs = frozenset({"key_id"})
+    __table_args__ = (
+        ForeignKeyConstraint(["model_id", "name"], ["aliases.model_id", "aliases.name"]),
+    )
+    model_id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(40), primary_key=True)
+    revision: Mapped[int]
+    key_id: Mapped[str] = mapped_column(ForeignKey("signing_keys.id"), index=True)
+    bundle: Mapped[str] = mapped_column(Text)  #: of its ``farm.signing.moves.ALIAS``
 
 
 class ApiKey(Base):

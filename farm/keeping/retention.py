@@ -28,10 +28,12 @@ from farm.registry import names
 from farm.registry.names import Named
 from farm.registry.rows import identity
 from farm.schemas.retention import KeptVersion, RetentionView
+from farm.specs import durations
 from farm.specs.retention import Retention
 from farm.specs.states import BUILD_ENDED
 
 _MOST_WHO = 400
+_DAY_S = 86400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +174,7 @@ def _of_model(session: Session, model: Named, rule: Retention, at: datetime) -> 
                     version=number,
                     version_id=version_id,
                     engines=ids,
-                    why=f"not pulled for {rule.engines_days:g} days",
+                    why=f"not pulled for {durations.told(rule.engines_days * _DAY_S)}",
                 )
         if rule.intermediates_days is not None and _has_idle_intermediates(
             session, version_id, at - timedelta(days=rule.intermediates_days)
@@ -182,7 +184,7 @@ def _of_model(session: Session, model: Named, rule: Retention, at: datetime) -> 
                 version=number,
                 version_id=version_id,
                 engines=(),
-                why=f"not built for {rule.intermediates_days:g} days",
+                why=f"not built for {durations.told(rule.intermediates_days * _DAY_S)}",
             )
 
 

@@ -18,6 +18,7 @@ from farm.registry import names
 from farm.schemas.storage import GcReport
 from farm.schemas.usage import FileKind, Files, ModelUsage, Usage
 from farm.specs.roles import Role
+from farm.store import held
 from farm.store.base import Store
 
 _ORDER = list(FileKind)
@@ -62,12 +63,20 @@ class _Owners:
         return () if found is None else (found,)
 
 
-def usage(session: Session, store: Store, collected: GcReport, model: str | None = None) -> Usage:
+def usage(
+    session: Session,
+    store: Store,
+    collected: GcReport,
+    model: str | None = None,
+    *,
+    most_unused: int = 0,
+) -> Usage:
     """What takes the store's disk.
 
     Parameters:
         collected: what a garbage collection would remove.
         model: only this one in the list of models.
+        most_unused: the limit of a key's unused uploads; 0 for none.
 
     Raises:
         NotFound, NameAmbiguous
@@ -84,6 +93,7 @@ def usage(session: Session, store: Store, collected: GcReport, model: str | None
     sizes = {file.digest: file.bytes for file in store.blobs()}
     of_all = {digest: kinds.get(digest, FileKind.UNREFERENCED) for digest in sizes}
     uploads = list(store.interrupted(now()))
+    unused = held.unused(session)
     return Usage(
         files=len(sizes),
         bytes=sum(sizes.values()),
@@ -93,6 +103,8 @@ def usage(session: Session, store: Store, collected: GcReport, model: str | None
             key=lambda made: (-made.bytes, made.model),
         ),
         interrupted_uploads=Files(files=len(uploads), bytes=sum(one.bytes for one in uploads)),
+        unused_uploads=Files(files=unused[0], bytes=unused[1]),
+        unused_limit_bytes=most_unused or None,
         log_bytes=session.scalar(select(func.sum(func.length(JobLog.text)))) or 0,
         gc=Files(
             files=collected.removed_total + collected.uploads,

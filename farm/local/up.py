@@ -27,6 +27,7 @@ from farm.errors import Conflict, FarmError, Unavailable
 from farm.local import home
 from farm.processes import die_with_parent
 from farm.settings import Settings
+from farm.specs import durations
 from farm.trust import credentials
 
 _START_S = 120.0
@@ -253,7 +254,8 @@ class LocalFarm:
             self._check_alive(part)
             if time.monotonic() > deadline:
                 raise Unavailable(
-                    f"{what} wasn't ready within {_START_S:g} s", hint=f"see {self._log(part)}"
+                    f"{what} wasn't ready within {durations.told(_START_S)}",
+                    hint=f"see {self._log(part)}",
                 )
             time.sleep(_POLL_S)
 

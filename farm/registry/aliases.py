@@ -185,6 +185,7 @@ def promote(
             )
         view = _one(session, known, alias)
     return Promotion(
+        model=known.name,
         alias=view,
         version=request.version,
         before=before,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -11,8 +10,9 @@ from sqlalchemy.orm import Session
 
 from farm.database.tables import Version
 from farm.errors import BlobDamaged, NotFound
-from farm.registry import goals, names, ranking, triton_fit, versions
+from farm.registry import fits, goals, names, ranking, signed_aliases, versions
 from farm.registry.catalog import UNPRUNED, find
+from farm.registry.fits import Where
 from farm.registry.names import Named
 from farm.registry.ranking import Ranking
 from farm.registry.twins import beside_twins
@@ -20,9 +20,8 @@ from farm.registry.versions import Taken
 from farm.schemas.engines import EngineView, Match, PassedOver
 from farm.specs import gpus
 from farm.specs.goals import Goal
-from farm.specs.machines import ANY, Machine, misfit
 from farm.specs.reach import Reach, reach
-from farm.specs.references import Reference
+from farm.specs.references import PROD, Reference
 from farm.specs.states import EngineState
 
 
@@ -38,20 +37,18 @@ def best_match(
     prune: str | None = None,
     doubtful: bool = False,
     explain: bool = False,
-    machine: Machine = ANY,
-    for_triton: str | None = None,
+    where: Where = Where(),
 ) -> Match:
     """The best engine of a model for a GPU.
 
-    Of one version, whatever the GPU (``registry.versions.taken``), and of that what can run on the machine.
+    Of one version, whatever the GPU (``registry.versions.taken``), and of that what can run there.
     ``registry.ranking.rank`` chooses among these, by the goal kept for the version and GPU, or else by
     latency.
 
     Parameters:
         doubtful: also consider engines that failed a gate, after those that didn't.
         explain: also list the version's other engines for the GPU, and why not.
-        machine: what is known of the one that asks.
-        for_triton: consider only engines that this release of Triton loads.
+        where: consider only engines that run there.
 
     Raises:
         NotFound: names what exists.
@@ -60,45 +57,59 @@ def best_match(
     tag = gpus.canonical(gpu)
     known = names.named(session, model)
     of = versions.taken(session, known, Reference(version=version, alias=alias))
-    asked: dict[str, Any] = {
-        "precision": precision,
-        "runtime": runtime,
-        "prune": prune,
-    }
-    matching = partial(find, session, known, gpu=tag, version=of.number, **asked)
-    whole = [
-        one
-        for one in matching(only_whole=True, yanked=False, limit=1000)
-        if reach(one, tag) is not None
-    ]
-    found = [one for one in whole if misfit(one, machine) is None]
-    if whole and not found:
-        raise _none_fits(whole[0], tag, machine)
-    if not found:
-        for one in matching(only_whole=True, limit=1):
-            raise NotFound(
-                f"engine {one.id} of {known.name} for {tag} was yanked: {one.yanked}",
-                hint=f"build the model again, or take it all the same by its id: farm pull {one.id}",
-            )
-        for lost in matching(limit=1):
-            raise BlobDamaged(f"the store has lost the bytes of engine {lost.id} of {known.name}")
-    good = [one for one in found if doubtful or one.state is EngineState.READY]
-    if found and not good:
-        raise _only_doubtful(found[0], tag)
+    asked: dict[str, Any] = {"precision": precision, "runtime": runtime, "prune": prune}
+
+    def there(**only: Any) -> list[EngineView]:
+        found = find(session, known, gpu=tag, version=of.number, limit=1000, **only, **asked)
+        return [one for one in found if reach(one, tag) is not None]
+
+    found = there(only_whole=True, yanked=False)
+    good = _good(found, where, tag, doubtful=doubtful)
     if not good:
+        _check_gone(there, known, tag)
         raise _nothing(session, known, tag, of, **asked)
-    misfits = triton_fit.misfits(good, for_triton)
-    fitting = [one for one in good if one.id not in misfits]
-    if not fitting and for_triton is not None:
-        raise triton_fit.nothing(good, misfits, for_triton, tag)
     kept = goals.kept(session, known.id, of.number, tag)
-    ranked = ranking.rank(fitting, tag, kept or Goal(), by_precision=precision is not None)
+    ranked = ranking.rank(good, tag, kept or Goal(), by_precision=precision is not None)
     [compared] = beside_twins(session, [ranked.best])
     passed_over = None
     if explain:
         others = find(session, known, gpu=tag, version=of.number, limit=1000)
-        passed_over = list(_passed_over(others, found, ranked, asked, tag, machine, misfits))
-    return Match(engine=compared, why=_why(ranked, kept, tag, of, **asked), passed_over=passed_over)
+        misfits = fits.misfits(others, where)
+        passed_over = list(_passed_over(others, found, ranked, asked, tag, misfits))
+    why = _why(ranked, kept, tag, of, precision=precision, prune=prune)
+    statement = None
+    if version is None:
+        statement = signed_aliases.bundle_of(session, known, alias or PROD)
+    return Match(engine=compared, why=why, passed_over=passed_over, statement=statement)
+
+
+def _good(
+    found: Sequence[EngineView], where: Where, tag: str, *, doubtful: bool
+) -> list[EngineView]:
+    """Those that run where they are to, and passed their gates if they must.
+
+    Raises:
+        NotFound: there are engines, and none is left.
+    """
+    misfits = fits.misfits(found, where)
+    fitting = [one for one in found if one.id not in misfits]
+    if found and not fitting:
+        raise fits.nothing(found, misfits, where, tag)
+    good = [one for one in fitting if doubtful or one.state is EngineState.READY]
+    if fitting and not good:
+        raise _only_doubtful(fitting[0], tag)
+    return good
+
+
+def _check_gone(there: Callable[..., Sequence[EngineView]], model: Named, tag: str) -> None:
+    """Raise what became of the engines asked for, if there were any: yanked, or lost."""
+    for one in there(only_whole=True):
+        raise NotFound(
+            f"engine {one.id} of {model.name} for {tag} was yanked: {one.yanked}",
+            hint=f"build the model again, or take it all the same by its id: farm pull {one.id}",
+        )
+    for lost in there():
+        raise BlobDamaged(f"the store has lost the bytes of engine {lost.id} of {model.name}")
 
 
 def _passed_over(
@@ -107,14 +118,13 @@ def _passed_over(
     ranked: Ranking,
     asked: Mapping[str, Any],
     tag: str,
-    machine: Machine,
     misfits: Mapping[str, str],
 ) -> Iterator[PassedOver]:
     """The engines that aren't the best match, and why.
 
     Parameters:
         found: what was asked for, doubtful ones included.
-        misfits: of those, what Triton doesn't load, and why.
+        misfits: what can't run where it is to, and why.
     """
     behind = {one.id: ranking.behind(one, ranked) for one in ranked.chosen_from}
     behind.update({**ranked.passed_over, **misfits})
@@ -122,8 +132,8 @@ def _passed_over(
     for one in others:
         if one.id != ranked.best.id:
             why = (
-                behind.get(one.id)
-                or _why_unfit(one, tag, machine)
+                _why_elsewhere(one, tag)
+                or behind.get(one.id)
                 or _why_not(one, asked, is_doubtful=one.id in doubtful)
             )
             yield PassedOver(
@@ -131,11 +141,11 @@ def _passed_over(
             )
 
 
-def _why_unfit(one: EngineView, tag: str, machine: Machine) -> str | None:
-    """Why it can't run on the machine; None if it can."""
+def _why_elsewhere(one: EngineView, tag: str) -> str | None:
+    """Why it isn't for the GPU after all; None if it is."""
     if reach(one, tag) is None:
         return f"it was built for {one.gpu} on a processor of another architecture"
-    return misfit(one, machine)
+    return None
 
 
 def _why_not(one: EngineView, asked: Mapping[str, Any], *, is_doubtful: bool) -> str:
@@ -157,16 +167,15 @@ def _why(
     of: Taken,
     *,
     precision: str | None,
-    runtime: str | None,
     prune: str | None,
 ) -> str:
     best = ranked.best
     reasons = [
-        _FITS[reach(best, tag) or Reach.EXACT].format(tag=tag, gpu=best.gpu),
+        _REACHES[reach(best, tag) or Reach.EXACT].format(tag=tag, gpu=best.gpu),
         of.why,
         f"{best.precision} as requested" if precision else "",
         ranking.reason(ranked) if ranked.compared or not precision else "",
-        f"{best.runtime} as requested" if runtime else f"runtime {best.runtime}",
+        f"runtime {best.runtime}",
     ]
     if kept and (ranked.compared or not precision):
         reasons.insert(2, f"the goal kept for {tag} is {kept}")
@@ -181,20 +190,11 @@ def _why(
     return "; ".join(filter(None, reasons))
 
 
-_FITS = {
+_REACHES = {
     Reach.EXACT: "built for {tag}",
     Reach.CAPABILITY: "built for {gpu}, the compute capability of {tag}",
     Reach.PORTABLE: "built on {gpu} to run on {tag} too, which costs speed",
 }
-
-
-def _none_fits(engine: EngineView, tag: str, machine: Machine) -> NotFound:
-    return NotFound(
-        f"{engine.model} has no engine for {tag} that runs on the machine: "
-        f"{engine.precision} of version {engine.version} by {engine.runtime}: {misfit(engine, machine)}",
-        hint="install that there, or build the model again with what the machine has; to pull it for "
-        f"another machine, name its GPU and no --has: farm pull {engine.model} --gpu {tag}",
-    )
 
 
 def _only_doubtful(engine: EngineView, tag: str) -> NotFound:

@@ -7,7 +7,7 @@ and notes are read through, of which there are few beside builds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -240,24 +240,11 @@ def _engines(
         session, statement, EngineRow.id, terms, map(_engine_matches, sought), key, limit
     )
     of = labels.of(session, Version, {row.version_id for row in rows})
-    names = _names(session, {row.version_id for row in rows})
-    return [
-        (
-            f"engine:{row.id}",
-            Hit(
-                kind=Kind.ENGINE,
-                id=row.id,
-                model=names[row.version_id][0],
-                version=names[row.version_id][1],
-                about=f"{row.precision} for {row.runtime}:{row.gpu}",
-                digest=row.digest,
-                labels=of[row.version_id],
-                note=None,
-                created_at=row.created_at,
-            ),
-        )
+    found = [
+        (row, f"{row.precision} for {row.runtime}:{row.gpu}", row.digest, of[row.version_id])
         for row in rows
     ]
+    return _by_id(session, Kind.ENGINE, found)
 
 
 def _build_matches(one: Sought) -> list[Condition]:
@@ -287,23 +274,37 @@ def _builds(
     ).where(*labels.matching(Build, terms.labels))
     rows = _newest(session, statement, Build.id, terms, map(_build_matches, sought), key, limit)
     of = labels.of(session, Build, [row.id for row in rows])
-    names = _names(session, {row.version_id for row in rows})
+    found = [(row, f"{row.state}, for {', '.join(row.targets)}", None, of[row.id]) for row in rows]
+    return _by_id(session, Kind.BUILD, found)
+
+
+def _by_id(
+    session: Session,
+    kind: Kind,
+    found: Sequence[tuple[Any, str, str | None, Mapping[str, str]]],
+) -> Hits:
+    """The hits of what has an id and a version.
+
+    Parameters:
+        found: rows, each with what it is in words, its digest and its labels.
+    """
+    names = _names(session, {row.version_id for row, *_ in found})
     return [
         (
-            f"build:{row.id}",
+            f"{kind}:{row.id}",
             Hit(
-                kind=Kind.BUILD,
+                kind=kind,
                 id=row.id,
                 model=names[row.version_id][0],
                 version=names[row.version_id][1],
-                about=f"{row.state}, for {', '.join(row.targets)}",
-                digest=None,
-                labels=of[row.id],
+                about=about,
+                digest=digest,
+                labels=dict(labelled),
                 note=None,
                 created_at=row.created_at,
             ),
         )
-        for row in rows
+        for row, about, digest, labelled in found
     ]
 
 

@@ -21,6 +21,7 @@ from farm.database.tables import (
 from farm.errors import NotFound
 from farm.registry.names import Named
 from farm.registry.rows import IS_YANKED, YANKED, with_yanks
+from farm.specs import texts
 from farm.specs.references import PROD, Reference
 from farm.specs.states import BuildState, EngineState
 
@@ -59,7 +60,8 @@ def taken(session: Session, model: Named, reference: Reference = Reference()) ->
     if named is not None:
         if named.reason is not None:
             raise NotFound(
-                f"version {named.number} of {model.name}, which is {alias}, was yanked: {named.reason}",
+                f"version {named.number} of {model.name}, which is {alias}, was yanked: "
+                f"{texts.escaped(named.reason)}",
                 hint=f"farm rollback {model.name} {alias}; "
                 f"--version {named.number} pulls it all the same",
             )

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from farm.schemas.base import Answer, Page, Request
+from farm.schemas.base import Answer, Page, Request, Said
 from farm.schemas.labels import Note
 
 
@@ -24,8 +24,8 @@ class AliasView(Answer):
     version: int
     revision: int = Field(description="number of its moves; the `ETag`, for `If-Match`")
     changed_at: datetime
-    changed_by: str
-    note: str | None = None
+    changed_by: Said
+    note: Said | None = None
 
 
 class AliasList(Answer):
@@ -62,8 +62,8 @@ class Move(Answer):
     action: Action
     version: int | None = Field(description="null if the alias was deleted")
     before: int | None = Field(description="the version before; null without one")
-    by: str
-    note: str | None
+    by: Said
+    note: Said | None
     left_out: list[Lack] = Field(description="GPUs that the version before served and this doesn't")
     at: datetime
 
@@ -75,6 +75,7 @@ class MovePage(Page):
 class Promotion(Answer):
     """What a promotion did, or with `dry_run` would do."""
 
+    model: str = Field("", description="its name; empty from an earlier farm")
     alias: AliasView | None = Field(description="null if nothing was changed")
     version: int
     before: int | None

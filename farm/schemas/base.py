@@ -7,9 +7,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from farm.specs import digests, texts
+
 Digest = Annotated[
     str,
     StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$"),
+    BeforeValidator(digests.checked),
     Field(examples=["sha256:" + "0" * 64]),
 ]
 
@@ -27,6 +30,11 @@ def _name(value: Any) -> Any:
 
 
 Name = Annotated[str, StringConstraints(pattern=_NAME), BeforeValidator(_name)]
+
+
+#: What somebody typed, as it is shown to others: stored before it was checked, it may hold controls.
+Said = Annotated[str, BeforeValidator(texts.escaped)]
+SaidLabels = Annotated[dict[str, str], BeforeValidator(texts.escaped)]
 
 
 class Request(BaseModel):

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from farm.schemas.base import Answer, Page
+from farm.schemas.base import Answer, Page, Said, SaidLabels
 from farm.schemas.problems import Failure
 from farm.schemas.submission import BenchOptions, Calibration, Evaluation, Source
 from farm.specs.gates import GateSet
@@ -32,7 +32,7 @@ class JobView(Answer):
     target: str | None = Field(examples=["tensorrt-rtx:sm_89"])
     precision: Precision | None
     attempt: int
-    worker: str | None
+    worker: Said | None
     waits_for: str | None = Field(
         None, description="the worker a queued job waits for, if no online worker can run it"
     )
@@ -50,7 +50,7 @@ class JobView(Answer):
 class WantedEngine(Answer):
     """One precision × target of a build: the request, the choice and the result."""
 
-    asked: str
+    asked: Said
     target: str
     why: str
     precision: Precision
@@ -87,7 +87,7 @@ class BuildSummary(Answer):
         None, description="set if the build makes every engine of its targets"
     )
     priority: int
-    labels: dict[str, str]
+    labels: SaidLabels
     jobs_total: int
     jobs_done: int
     engines_total: int

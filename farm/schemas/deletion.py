@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from farm.schemas.base import Answer, Digest
+from farm.schemas.base import Answer, Digest, Said
 from farm.schemas.storage import Blob
 
 _EXAMPLE: dict[str, Any] = {
@@ -81,6 +81,6 @@ class UploadDeleted(Answer):
 
     digest: Digest
     bytes: int
-    uploaded_by: str | None = Field(
+    uploaded_by: Said | None = Field(
         description="who last uploaded it; null if no upload was recorded"
     )

@@ -12,7 +12,7 @@ from farm.reports.description import TimingCacheUse
 from farm.reports.layers import ComputeView
 from farm.reports.metrics import Metrics
 from farm.reports.provider import ProviderChoice
-from farm.schemas.base import Answer, Digest, Page
+from farm.schemas.base import Answer, Digest, Page, Said
 from farm.specs.options import BuilderOptions
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime
@@ -84,7 +84,7 @@ class EngineView(Answer):
         EngineState.READY, description="doubtful engines are pulled only on request"
     )
     doubts: list[str] = Field([], description="why it is doubtful")
-    yanked: str | None = Field(
+    yanked: Said | None = Field(
         None, description="why it, or its version, was yanked: no pull takes it by default"
     )
     compute: ComputeView | None = Field(
@@ -153,6 +153,10 @@ class Match(Answer):
     why: str
     passed_over: list[PassedOver] | None = Field(
         None, description="the version's other engines for the GPU, and why not; with `explain`"
+    )
+    statement: str | None = Field(
+        None,
+        description="by an alias, or by default: the signed bundle of its latest move, if it is signed",
     )
 
 

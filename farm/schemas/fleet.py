@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from farm.schemas.base import Answer, Digest
+from farm.schemas.base import Answer, Digest, Said
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime
 
 
 class WorkerView(Answer):
-    name: str
-    host: str
+    name: Said
+    host: Said
     online: bool
     gpu: str | None = Field(description="the GPU's name; null for a CPU worker")
     gpu_uuid: str | None

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from farm.reports.records import Tensor
-from farm.schemas.base import Answer, Digest, Name, Request
+from farm.schemas.base import Answer, Digest, Name, Request, Said
 from farm.schemas.problems import Failure
 from farm.specs.precision import Precision
 from farm.specs.references import AliasName
@@ -60,7 +60,7 @@ class InferenceView(Answer):
     target: str
     why: str | None = Field(None, description="why this engine, in the answer to the request")
     phase: str | None = None
-    worker: str | None = None
+    worker: Said | None = None
     waits_for: str | None = Field(
         None, description="the worker it waits for, if none that can run it is online any more"
     )

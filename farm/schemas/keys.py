@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
 
-from farm.schemas.base import Answer, Page, Request
+from farm.schemas.base import Answer, Page, Request, Said
+from farm.specs import texts
 from farm.specs.scopes import Scope
 
 
@@ -37,7 +38,7 @@ class KeyView(Answer):
     name: str
     scopes: list[Scope]
     created_at: datetime
-    created_by: str
+    created_by: Said
     expires_at: datetime | None
     last_used_at: datetime | None = Field(description="to the minute")
     revoked_at: datetime | None
@@ -59,14 +60,14 @@ class AuditEntry(Answer):
     id: int
     at: datetime
     key_id: str | None = Field(description="the key used for the change; null without one")
-    who: str = Field(description="the key's name, or the user of a local command")
-    label: str = Field(description="the client's own name: `Farm-Client`")
+    who: Said = Field(description="the key's name, or the user of a local command")
+    label: Said = Field(description="the client's own name: `Farm-Client`")
     address: str
     action: str = Field(examples=["submit"])
-    object: str = Field(
+    object: Said = Field(
         description="what was changed: a build, a blob, a key", examples=["01m7y8mb9kssegkq"]
     )
-    details: dict[str, Any] | None
+    details: Annotated[dict[str, Any], BeforeValidator(texts.escaped)] | None
 
 
 class AuditPage(Page):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from farm.schemas.base import Request
+from farm.specs import texts
 
 MOST_LABELS = 32
 LABEL_KEY = r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?"
-_NO_CONTROLS = r"[^\x00-\x1f\x7f]{0,200}"
+_VALUE = f"{texts.LINE}{{0,200}}"
 
 
 def _key(key: str) -> str:
@@ -26,17 +27,23 @@ def _key(key: str) -> str:
 LabelKey = Annotated[str, AfterValidator(_key)]
 #: The schema of a key with a pattern would allow any other key, too.
 _KEYS: dict[str, Any] = {"propertyNames": {"pattern": f"^{LABEL_KEY}$"}}
-LabelValue = Annotated[str, StringConstraints(pattern=f"^{_NO_CONTROLS}$")]
+LabelValue = Annotated[
+    str, StringConstraints(pattern=f"^{_VALUE}$"), BeforeValidator(texts.checked)
+]
 Labels = Annotated[
     dict[LabelKey, LabelValue], Field(max_length=MOST_LABELS, json_schema_extra=_KEYS)
 ]
 #: A filter: ``team=vision``, or ``team`` for any value.
 LabelFilter = Annotated[
     str,
-    StringConstraints(pattern=f"^{LABEL_KEY}(={_NO_CONTROLS})?$"),
+    StringConstraints(pattern=f"^{LABEL_KEY}(={_VALUE})?$"),
     Field(examples=["team=vision"]),
 ]
-Note = Annotated[str, StringConstraints(max_length=1000, strip_whitespace=True)]
+Note = Annotated[
+    str,
+    StringConstraints(max_length=1000, pattern=f"^{texts.LINE}*$"),
+    BeforeValidator(texts.checked),
+]
 
 
 class DescriptionChanges(Request):

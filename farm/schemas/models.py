@@ -9,7 +9,7 @@ from pydantic import Field
 
 from farm.reports.interfaces import Interface
 from farm.schemas.aliases import AliasView, Beside
-from farm.schemas.base import Answer, Digest, Page
+from farm.schemas.base import Answer, Digest, Page, Said, SaidLabels
 from farm.schemas.builds import BuildSummary
 from farm.schemas.engines import EngineView
 from farm.specs.precision import Precision
@@ -19,8 +19,8 @@ from farm.specs.source import Architecture, SourceFormat
 
 class ModelView(Answer):
     name: str
-    labels: dict[str, str] = {}
-    note: str | None = None
+    labels: SaidLabels = {}
+    note: Said | None = None
     versions: list[int]
     engines: int
     created_at: datetime
@@ -38,10 +38,10 @@ class VersionView(Answer):
     source_format: SourceFormat
     fixed_inputs: FixedInputs = {}
     architecture: Architecture | None = None
-    labels: dict[str, str] = {}
-    note: str | None = None
+    labels: SaidLabels = {}
+    note: Said | None = None
     engines: int
-    yanked: str | None = Field(None, description="why no pull takes it by default")
+    yanked: Said | None = Field(None, description="why no pull takes it by default")
     changes: list[str] = Field(
         [], description="how its inputs and outputs differ from those of the version before it"
     )
@@ -102,8 +102,8 @@ class Behind(Answer):
 class ModelDetail(Answer):
     name: str
     created_at: datetime
-    labels: dict[str, str] = {}
-    note: str | None = None
+    labels: SaidLabels = {}
+    note: Said | None = None
     aliases: list[AliasView] = []
     versions: list[VersionView]
     engines: list[EngineView] = Field(description="the newest version's engines")

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from pydantic import Field
 
-from farm.schemas.base import Answer, Request
+from farm.schemas.base import Answer, Request, Said
 from farm.schemas.deletion import Deletion
 from farm.specs.retention import Retention
 
@@ -24,7 +24,7 @@ class RetentionView(Answer):
     model: str
     rule: Retention
     is_default: bool = Field(description="whether it is the farm's, FARM_RETENTION")
-    set_by: str | None
+    set_by: Said | None
     set_at: datetime | None
     kept: list[KeptVersion] = Field(description="versions whose engines stay")
 

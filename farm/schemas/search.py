@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from farm.schemas.base import Answer, Digest, Page
+from farm.schemas.base import Answer, Digest, Page, Said, SaidLabels
+from farm.specs.words import Folded
 
 #: Words, all of which must match.
 Query = Annotated[
@@ -21,7 +21,7 @@ Moment = Annotated[
 ]
 
 
-class Kind(StrEnum):
+class Kind(Folded):
     """What is searched for, in the order of a result."""
 
     MODEL = "model"
@@ -37,10 +37,12 @@ class Hit(Answer):
     id: str = Field(description="`digits`, `digits@7`, or the id of an engine or a build")
     model: str
     version: int | None = Field(description="null for a model")
-    about: str = Field(description="what it is, in words", examples=["fp16 for tensorrt-rtx:sm_89"])
+    about: Said = Field(
+        description="what it is, in words", examples=["fp16 for tensorrt-rtx:sm_89"]
+    )
     digest: Digest | None = Field(description="of a version's source, or an engine")
-    labels: dict[str, str] = Field(description="an engine's are its version's")
-    note: str | None
+    labels: SaidLabels = Field(description="an engine's are its version's")
+    note: Said | None
     created_at: datetime
 
 

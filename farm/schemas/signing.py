@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
 from pydantic import Field
 
 from farm.schemas.base import Answer, Digest
+from farm.specs.words import Folded
 
 
-class SignatureFormat(StrEnum):
+class SignatureFormat(Folded):
     """Which of an engine's signatures."""
 
     ENGINE = "engine"  #: an in-toto statement of the engine, its reports and how it was made

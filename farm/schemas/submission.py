@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from farm.schemas.base import Digest, Name, Request
 from farm.schemas.labels import Labels, Note
+from farm.specs import texts
 from farm.specs.gates import GateChanges
 from farm.specs.goals import Aim, BatchSize, Goal
 from farm.specs.options import BuilderOptions, Prune
@@ -15,6 +16,7 @@ from farm.specs.precision import CalibrationMethod, Precision
 from farm.specs.shapes import FixedInputs, ShapeRange
 from farm.specs.source import Architecture, SourceFormat
 from farm.specs.target_text import split
+from farm.specs.words import AnyCase
 
 
 class Source(Request):
@@ -57,7 +59,7 @@ class Calibration(Request):
 
 class Evaluation(Request):
     digest: Digest
-    metric: Literal["top1"] | None = Field(
+    metric: Annotated[Literal["top1"], AnyCase] | None = Field(
         None, description="task metric; requires an array `label` in the data"
     )
     max_drop: Annotated[float, Field(ge=0, le=1)] | None = Field(
@@ -91,7 +93,13 @@ BENCH_EXAMPLE: dict[str, Any] = {
 
 Precisions = Annotated[list[Precision], Field(max_length=8)]
 Targets = Annotated[
-    list[Annotated[str, StringConstraints(min_length=1, max_length=100)]],
+    list[
+        Annotated[
+            str,
+            StringConstraints(min_length=1, max_length=100, pattern=f"^{texts.LINE}*$"),
+            BeforeValidator(texts.checked),
+        ]
+    ],
     Field(
         min_length=1,
         max_length=64,

@@ -46,6 +46,13 @@ class Usage(Answer):
     kinds: dict[FileKind, Files]
     models: list[ModelUsage] = Field(description="largest first; their shared bytes count for each")
     interrupted_uploads: Files
+    unused_uploads: Files = Field(
+        Files(files=0, bytes=0),
+        description="what counts for the keys that uploaded it: no build has used it, or it is arriving",
+    )
+    unused_limit_bytes: int | None = Field(
+        None, description="what a key may hold of these (FARM_MAX_UNUSED_BYTES); null for no limit"
+    )
     log_bytes: int = Field(description="jobs' logs, which are in the database")
     gc: Files = Field(description="what a garbage collection would remove now")
     free_bytes: int | None = Field(description="on the store's disk; null if that has no limit")

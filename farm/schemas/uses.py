@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from farm.schemas.base import Answer, Digest
+from farm.schemas.base import Answer, Digest, Said
 from farm.schemas.engines import EngineView
 from farm.specs.roles import Role
 
@@ -15,7 +15,7 @@ class VersionUse(Answer):
     model: str
     version: int
     aliases: list[str]
-    yanked: str | None
+    yanked: Said | None
 
 
 class DataUse(Answer):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
 
 from farm.specs.values import Value
+from farm.specs.words import Folded
 
 BatchSize = Annotated[int, Field(ge=1, le=2**20)]
 
 
-class Aim(StrEnum):
+class Aim(Folded):
     LATENCY = "latency"  #: the lowest median latency
     THROUGHPUT = "throughput"  #: the most samples per second
 

@@ -6,6 +6,7 @@ import difflib
 import re
 
 from farm.errors import UnknownGpu
+from farm.specs import texts
 
 #: Product → compute capability. Source: NVIDIA's table of CUDA GPUs.
 PRODUCTS: dict[str, str] = {
@@ -89,6 +90,8 @@ def canonical(tag: str) -> str:
     Raises:
         UnknownGpu: suggests the closest known tags.
     """
+    if texts.fault(tag) is not None:
+        raise UnknownGpu(f"{tag!r} isn't a GPU tag", hint="`farm targets` lists every tag")
     if len(tag) > _MOST_CHARS:
         raise UnknownGpu(f"unknown GPU tag {tag[:40]!r}…", hint="`farm targets` lists every tag")
     sliced = _SLICE.fullmatch(tag.strip())

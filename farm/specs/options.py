@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    BeforeValidator,
     Field,
     StringConstraints,
     field_validator,
@@ -12,9 +13,13 @@ from pydantic import (
 )
 
 from farm.errors import InvalidRequest
+from farm.specs import digests
 from farm.specs.values import Value
+from farm.specs.words import AnyCase
 
-LibraryDigest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+LibraryDigest = Annotated[
+    str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$"), BeforeValidator(digests.checked)
+]
 
 
 _MAX_PLUGINS = 16
@@ -35,7 +40,9 @@ class BuilderOptions(Value):
     workspace_mib: Annotated[int, Field(ge=1, le=2**24)] | None = Field(
         None, description="memory limit per layer, in MiB; by default unlimited"
     )
-    hardware_compatibility_level: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
+    hardware_compatibility_level: Annotated[
+        Literal["none", "ampere_plus", "same_compute_capability"], AnyCase
+    ] = "none"
     version_compatible: bool = Field(
         False, description="also run with later TensorRT releases of the same major version"
     )
@@ -66,7 +73,7 @@ class BuilderOptions(Value):
 class Prune(Value):
     """Which weights of convolutions and matrix products become zero, layer by layer."""
 
-    method: Literal["l1-unstructured", "2:4"] = Field(
+    method: Annotated[Literal["l1-unstructured", "2:4"], AnyCase] = Field(
         description="weights of smallest magnitude, anywhere; or 2 in every 4 along the input channels"
     )
     amount: Annotated[float, Field(gt=0, lt=1)] | None = Field(
@@ -93,7 +100,7 @@ class Prune(Value):
         """
         if text == "2:4":
             return cls(method="2:4")
-        method, _, amount = text.partition(":")
+        method, _, amount = text.strip().lower().partition(":")
         try:
             if method == "l1":
                 return cls(method="l1-unstructured", amount=float(amount))

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
+
+from farm.specs.words import AnyCase, Folded
 
 
-class Precision(StrEnum):
+class Precision(Folded):
     """The number format that an engine computes in."""
 
     FP32 = "fp32"
@@ -48,4 +49,4 @@ TRAITS: dict[Precision, Traits] = {
 CALIBRATED = tuple(one for one, traits in TRAITS.items() if traits.typed_by == "calibrate")
 QUANTIZED = tuple(one for one, traits in TRAITS.items() if traits.quantized)
 
-CalibrationMethod = Literal["entropy", "max"]
+CalibrationMethod = Annotated[Literal["entropy", "max"], AnyCase]

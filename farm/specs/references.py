@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, StringConstraints
 
 from farm.errors import InvalidRequest
+from farm.specs.words import AnyCase, lowered
 
 #: What pulls take by default.
 PROD = "prod"
@@ -18,6 +19,7 @@ _ALIAS = r"^([a-uw-z][a-z0-9-]*|v[a-z-][a-z0-9-]*)$"
 
 
 def _alias(value: Any) -> Any:
+    value = lowered(value)
     if isinstance(value, str) and not (re.fullmatch(_ALIAS, value) and len(value) <= LONGEST_ALIAS):
         raise ValueError(
             f"{value[:LONGEST_ALIAS]!r} can't be an alias: use a lower-case letter, then up to "
@@ -35,6 +37,7 @@ AliasName = Annotated[
 VersionOrAlias = Annotated[
     str,
     StringConstraints(pattern=rf"^v?[1-9][0-9]{{0,8}}$|{_ALIAS}", max_length=LONGEST_ALIAS),
+    AnyCase,
     Field(examples=["7", PROD]),
 ]
 _NUMBER = re.compile(r"v?(\d{1,9})")
@@ -49,17 +52,18 @@ class Reference:
 
 
 def parse(text: str) -> Reference:
-    """``7`` and ``v7`` are a version, anything else an alias.
+    """``7`` and ``v7`` are a version, anything else an alias, in any case.
 
     Raises:
         InvalidRequest: it can't be either.
     """
+    said, text = text, lowered(text)
     number = _NUMBER.fullmatch(text)
     if number and int(number[1]) > 0:
         return Reference(version=int(number[1]))
     if number or len(text) > LONGEST_ALIAS or not re.fullmatch(_ALIAS, text):
         raise InvalidRequest(
-            f"{text!r} is neither a version nor an alias",
+            f"{said!r} is neither a version nor an alias",
             hint="a version is 7 or v7, an alias is a letter, then lower-case letters, digits and -: prod",
         )
     return Reference(alias=text)

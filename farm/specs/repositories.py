@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 
 from farm.errors import DigestInvalid, RepositoryNameInvalid
+from farm.specs import digests
 from farm.specs.names import folded
 
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_PART}(?:/{_PART})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _HEX = "hex/"
 LONGEST_REPOSITORY = 255
 
@@ -56,7 +56,7 @@ def check_digest(text: str) -> str:
     Raises:
         DigestInvalid
     """
-    if not _DIGEST.fullmatch(text):
+    if digests.fault(text) is not None:
         raise DigestInvalid(f"{text[:100]!r} isn't a sha256 digest")
     return text
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Self
 
 from farm.specs.values import Value
+from farm.specs.words import Folded
 
 
-class Runtime(StrEnum):
+class Runtime(Folded):
     """What executes the engine."""
 
     TENSORRT = "tensorrt"

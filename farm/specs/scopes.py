@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from farm.specs.words import Folded
 
 
-class Scope(StrEnum):
+class Scope(Folded):
     """What a key allows. Each of them lets its holder read, too."""
 
     READ = "read"  #: see models, engines, builds and workers, and pull

@@ -12,9 +12,10 @@ from pydantic import (
 
 from farm.specs import architectures
 from farm.specs.values import Value
+from farm.specs.words import AnyCase, Folded
 
 
-class SourceFormat(StrEnum):
+class SourceFormat(Folded):
     """The format of what the user submits."""
 
     ONNX = "onnx"
@@ -40,7 +41,7 @@ class DataKind(StrEnum):
 class Architecture(Value):
     """The module that safetensors weights are of."""
 
-    library: Literal["transformers", "timm", "torchvision"]
+    library: Annotated[Literal["transformers", "timm", "torchvision"], AnyCase]
     name: Annotated[str, Field(max_length=100)]  #: the class, or the function that makes the model
     config: dict[str, Any] = {}  #: transformers: the fields of config.json
 

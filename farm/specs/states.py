@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 
 from farm.errors import IllegalTransition
+from farm.specs.words import Folded
 
 
 class JobState(StrEnum):
@@ -20,7 +21,7 @@ class JobState(StrEnum):
     CANCELLED = "cancelled"  #: no build wants it any more
 
 
-class BuildState(StrEnum):
+class BuildState(Folded):
     QUEUED = "queued"  #: none of its jobs has started
     RUNNING = "running"
     SUCCEEDED = "succeeded"  #: every engine is in the registry

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from enum import StrEnum
 from functools import cache
 from importlib import resources
 
@@ -14,6 +13,7 @@ from farm.specs.gpus import CPU
 from farm.specs.machines import Built, Machine
 from farm.specs.runtime import Runtime
 from farm.specs.values import Value
+from farm.specs.words import Folded
 
 #: Why Triton can't serve a runtime's engines.
 UNSUPPORTED: Mapping[Runtime, str] = {
@@ -25,7 +25,7 @@ UNSUPPORTED: Mapping[Runtime, str] = {
 }
 
 
-class Backend(StrEnum):
+class Backend(Folded):
     """What in Triton executes an engine of ONNX Runtime."""
 
     ONNXRUNTIME = "onnxruntime"  #: Triton's own, of its release's version

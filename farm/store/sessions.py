@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from anyio import CapacityLimiter, to_thread
 
@@ -40,6 +40,14 @@ _THREADS = 8
 LASTS_S = 24 * 3600.0
 #: Uploads that may be open at once, of one client and of all.
 _MOST_OF_ONE, _MOST_OF_ALL = 256, 4096
+
+
+class Holds(Protocol):
+    """What counts an upload's bytes: ``farm.store.held.Hold``."""
+
+    def through(self, chunks: AsyncIterator[bytes], *, start: int = 0) -> AsyncIterator[bytes]: ...
+
+    async def rest(self, size: int) -> None: ...
 
 
 class Sessions:
@@ -113,15 +121,22 @@ class Sessions:
             self._file(repository, upload).unlink()
 
     async def append(
-        self, repository: str, upload: str, chunks: AsyncIterator[bytes], *, start: int | None
+        self,
+        repository: str,
+        upload: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        start: int | None,
+        hold: Holds | None = None,
     ) -> int:
         """Add bytes to an upload; return how many it has now.
 
         Parameters:
             start: where these begin, if the client says so.
+            hold: takes the room for them.
 
         Raises:
-            UploadUnknown, TooLarge, Busy, StorageFull, StorageUnavailable
+            UploadUnknown, TooLarge, UploadsUnused, Busy, StorageFull, StorageUnavailable
             ChunkOutOfOrder: they begin elsewhere than the upload ends.
         """
         with self._opened(repository, upload) as file:
@@ -129,6 +144,8 @@ class Sessions:
             if start is not None and start != size:
                 raise ChunkOutOfOrder(f"the upload has {size} bytes, the chunk begins at {start}")
             pending = bytearray()
+            if hold is not None:
+                chunks = hold.through(chunks, start=size)
             # Bytes that came before a connection broke stay: the client asks how many, and goes on there.
             try:
                 async for chunk in chunks:
@@ -143,6 +160,9 @@ class Sessions:
                 if pending:
                     file.write(pending)
                 file.flush()
+                if hold is not None:
+                    # While nobody else may add to it.
+                    await hold.rest(file.tell())
             return size
 
     def finish(self, repository: str, upload: str, digest: str) -> Stored:

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from farm.specs import texts
 from farm.specs.scopes import Scope
 
 
@@ -47,4 +48,6 @@ def this_user(address: str = "") -> Caller:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name
         user = str(os.getuid())
-    return Caller(name=f"{user}@{socket.gethostname()}", address=address or "this machine")
+    return Caller(
+        name=texts.escaped(f"{user}@{socket.gethostname()}"), address=address or "this machine"
+    )

@@ -19,6 +19,7 @@ from farm.database.tables import Artifact, Plugin
 from farm.errors import InvalidRequest, NotFound, PluginRefused
 from farm.schemas.plugins import PluginRequest, PluginView
 from farm.signing import ed25519
+from farm.store import held
 
 _ELF = b"\x7fELF"
 
@@ -84,6 +85,7 @@ def add(session: Session, request: PluginRequest, key: str) -> PluginView:
         NotFound: it hasn't been uploaded.
     """
     find_uploaded(session, request.digest)
+    held.settle(session, [request.digest])
     row = Plugin(
         digest=request.digest,
         name=request.name,

@@ -14,14 +14,15 @@ from sqlalchemy.orm import Session
 
 from farm.database.base import now
 from farm.database.session import Database
-from farm.database.tables import EngineSignature, SigningKeyRow, SigningVoucher
+from farm.database.tables import AliasStatement, EngineSignature, SigningKeyRow, SigningVoucher
 from farm.errors import Conflict, SigningFailed, Unsigned
 from farm.registry import catalog, signed
 from farm.schemas.signing import SignatureFormat, SigningKeyView
 from farm.settings import Settings
-from farm.signing import bundles, keys, signers, statements
+from farm.signing import bundles, keys, moves, signers, statements
 from farm.signing.bundles import MAX_BUNDLE_BYTES
 from farm.signing.keys import PublicKey
+from farm.signing.moves import Moved
 from farm.signing.signers import CommandSigner, FileSigner, Signer
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,15 @@ class Signatory:
                 signed.keep(session, engine_id, signer.key, engine, model)
         except IntegrityError:
             log.info("engine %s was signed, or deleted, by another process", engine_id)
+
+    def sealed_move(self, moved: Moved, signer: Signer) -> bytes:
+        """The bundle of an alias's move.
+
+        Raises:
+            SigningFailed
+        """
+        self._introduce(signer)
+        return bundles.sealed(moves.of_move(moved, now().isoformat()), signer)
 
     def _introduce(self, signer: Signer) -> None:
         """Have the database know this key, and the key answer for the farm's others."""
@@ -199,6 +209,7 @@ def revoke(session: Session, key_id: str) -> int:
     either = (SigningVoucher.by_id == key_id) | (SigningVoucher.key_id == key_id)
     session.execute(delete(SigningVoucher).where(either))
     session.execute(delete(EngineSignature).where(EngineSignature.key_id == key_id))
+    session.execute(delete(AliasStatement).where(AliasStatement.key_id == key_id))
     return signed_by_it
 
 

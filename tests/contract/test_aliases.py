@@ -74,7 +74,7 @@ def test_a_dry_run_moves_nothing_and_is_not_audited(api, versions):
     assert "promote" not in [e["action"] for e in api.get("/v1/audit").json()["items"]]
 
 
-@pytest.mark.parametrize("alias", ["v7", "7", "Prod", "a" * 41, "p%20q"])
+@pytest.mark.parametrize("alias", ["v7", "7", "prod_", "a" * 41, "p%20q"])
 def test_a_name_that_could_be_a_version_is_refused(api, versions, alias):
     path = f"/v1/models/digits/aliases/{alias}"
     problem(api.request("PUT", path, json={"version": 1}), 422)
@@ -131,7 +131,7 @@ def test_versions_are_compared_over_rest(api, versions):
         "sm_89": False,
     }
     problem(api.get("/v1/models/digits/compare", params={"a": "prod", "b": "9"}), 404)
-    problem(api.get("/v1/models/digits/compare", params={"a": "prod", "b": "Prod"}), 422)
+    problem(api.get("/v1/models/digits/compare", params={"a": "prod", "b": "prod!"}), 422)
 
 
 def test_what_a_file_is_to_the_farm_is_told(api, ledger):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from typer.testing import CliRunner
 
+from farm.cli import app as cli
+from farm.client import Farm
+from tests.contract.conftest import OverTheApi
 from tests.contract.test_api import problem, submit
 
 V1 = "/v1/models/digits/versions/1"
@@ -121,3 +125,22 @@ def test_a_build_whose_labels_an_older_farm_took_is_retried(api, digits, db):
         row = session.get_one(Build, digits["id"])
         row.request = row.request | {"labels": {"a key of old!": "x"}}
     assert api.post(f"/v1/builds/{digits['id']}/retry").json()["state"] == "queued"
+
+
+def test_commands_print_the_names_case_and_details_in_words(api, digits, monkeypatch):
+    farm = Farm("http://localhost", key=api.key, transport=OverTheApi(api))
+    monkeypatch.setattr("farm.client.Farm", lambda *_, **__: farm)
+
+    def said(*words):
+        told = CliRunner().invoke(cli, words)
+        assert told.exit_code == 0, told.output
+        return told.stdout
+
+    assert said("label", "DIGITS", "tier=1") == "digits: tier=1\n"
+    assert (
+        said("label", "Digits@1", "stage=canary", "team-") == "digits@1: stage=canary\nthe first\n"
+    )
+    assert "digits@prod would be v1" in said("promote", "DIGITS", "1", "PROD", "--dry-run")
+    shown = said("audit", "--action", "describe")
+    assert "labels stage=canary, team=–" in shown
+    assert "{" not in said("audit")

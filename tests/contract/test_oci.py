@@ -585,3 +585,25 @@ def test_a_range_that_isnt_one_is_refused(api, sent):
 def test_a_page_of_fewer_than_no_tags_is_refused(digits):
     answer = digits.call("GET", "tags/list?n=-1")
     assert (answer.status_code, code(answer)) == (422, "UNSUPPORTED")
+
+
+def test_a_tag_that_an_administrator_wrote_is_moved_by_administrators_alone(api):
+    mine = with_key(api, a_key(api.app.state.services.db, "submit"))
+    admins, others = Registry(api, "mirror/digits"), Registry(mine, "mirror/digits")
+    first = admins.push_image("v1", b"first")
+    others.push_blob(b"forged")
+    forged = image(b"{}", b"forged")
+    refused = others.put("v1", forged)
+    assert (refused.status_code, code(refused)) == (403, "DENIED")
+    assert "ask an administrator" in refused.json()["errors"][0]["detail"]["hint"]
+    assert admins.manifest("v1").content == first
+    # The same again moves nothing; nor does it become the other key's.
+    assert others.put("v1", first).status_code == 201
+    assert code(others.put("v1", forged)) == "DENIED"
+    # A key's own tags move, until an administrator writes them.
+    assert others.put("mine", first).status_code == 201
+    assert others.put("mine", forged).status_code == 201
+    assert admins.put("mine", first).status_code == 201
+    assert code(others.put("mine", forged)) == "DENIED"
+    assert admins.put("v1", forged).status_code == 201
+    assert admins.manifest("v1").content == forged

@@ -85,9 +85,11 @@ def test_a_rule_is_set_changed_and_reset_on_the_command_line(run, made):
     run("retention", "digits", "--engines", "90d", "--newest", "1")
     told = run("retention", "digits", "--intermediates", "12h").stdout
     assert "other engines go after 90 days without a pull" in told
-    assert "intermediates go 0.5 days after the last build" in told
+    assert "intermediates go 12 h after the last build" in told
     assert "version 1 is kept: among the 1 newest" in told
-    assert "without a pull" not in run("retention", "digits", "--engines", "never").stdout
+    told = run("retention", "digits", "--engines", "1s").stdout
+    assert "other engines go after 1 s without a pull" in told
+    assert "without a pull" not in run("retention", "digits", "--engines", "Never").stdout
     shown = json.loads(run("retention", "digits", "--json").stdout)
     assert shown["rule"] == {
         "history": 1,

@@ -205,7 +205,7 @@ def test_a_process_that_hangs_is_ended_with_all_that_it_started(source, tmp_path
     monkeypatch.setattr(beside, "time", clock)
     found, _ = ask(source, tmp_path, script, phases=phases)
     assert found["eager"].p50_ms == 2.0
-    assert "took longer than 1800 s" in found["compiled"].reason
+    assert "took longer than 30 min" in found["compiled"].reason
     assert phases == ["time: PyTorch compiled"]
     for pid in map(int, (tmp_path / "pids").read_text().split()):
         while is_running(pid):

@@ -82,7 +82,7 @@ def test_what_is_over_the_budget_is_not_tried() -> None:
         clocked(lambda extra: 2.0 - len(extra)), now=lambda: next(clock), budget_s=60.0
     )
     assert way == Way(options=TF32, fused=True)
-    assert [one.reason for one in choice.tried[2:]] == ["the budget of 60 s was spent"] * 2
+    assert [one.reason for one in choice.tried[2:]] == ["the budget of 1 min was spent"] * 2
 
 
 def test_a_figure_of_the_host_does_not_beat_one_with_a_cuda_graph() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from farm.errors import NotFound
 from farm.registry import catalog, names
+from farm.registry.fits import Where
 from farm.registry.match import best_match
 from farm.specs.machines import Machine
 from farm.specs.reach import reach
@@ -49,7 +50,7 @@ def two(ledger):
 
 def test_what_cant_run_on_the_machine_is_passed_over_with_the_reason(ledger, two):
     assert pull(ledger).engine.precision == "fp16"
-    found = pull(ledger, machine=Machine.of(["tensorrt-rtx=1.2.0"]), explain=True)
+    found = pull(ledger, where=Where(machine=Machine.of(["tensorrt-rtx=1.2.0"])), explain=True)
     assert found.engine.precision == "fp32"
     assert [(one.engine, one.why) for one in found.passed_over] == [
         (two["fp16"], "it needs tensorrt-rtx 1.3.0, and the machine has 1.2.0")
@@ -60,12 +61,26 @@ def test_a_machine_on_which_nothing_runs_is_told_what_to_install(ledger, two):
     with pytest.raises(
         NotFound, match=r"needs tensorrt-rtx 1\.\d\.0, and the machine has 1.4.0"
     ) as told:
-        pull(ledger, machine=Machine.of(["tensorrt-rtx=1.4.0"]))
+        pull(ledger, where=Where(machine=Machine.of(["tensorrt-rtx=1.4.0"])))
     assert "install that there, or build the model again" in told.value.hint
     with pytest.raises(
-        NotFound, match=r"fp32 of version 1 by tensorrt-rtx: it needs tensorrt-rtx 1.2.0"
+        NotFound, match=r"fp32 by tensorrt-rtx \(sm_89\): it needs tensorrt-rtx 1.2.0"
     ):
-        pull(ledger, precision="fp32", machine=Machine.of(["tensorrt-rtx=1.3.0"]))
+        pull(ledger, precision="fp32", where=Where(machine=Machine.of(["tensorrt-rtx=1.3.0"])))
+
+
+def test_one_error_says_what_keeps_each_engine_from_a_machine_and_from_triton(ledger):
+    made = build(ledger, precisions=["fp16", "fp32"])
+    record(ledger, made["fp16"], runtime="tensorrt", runtime_version="10.9.0")
+    record(ledger, made["fp32"], runtime="tensorrt", runtime_version="10.13.3")
+    where = Where(machine=Machine.of(["tensorrt=10.9.0"]), triton="25.10")
+    with pytest.raises(NotFound, match=r"runs on the machine and Triton 25\.10 loads") as told:
+        pull(ledger, where=where)
+    of_machine = "it needs tensorrt 10.13.3, and the machine has 10.9.0"
+    of_triton = "Triton 25.10: it needs tensorrt 10.9.0, and the machine has 10.13.3"
+    assert f"fp16 by tensorrt (sm_89): {of_triton}" in told.value.detail
+    assert f"fp32 by tensorrt (sm_89): {of_machine}" in told.value.detail
+    assert "install that there" in told.value.hint
 
 
 def test_a_portable_engine_is_pulled_where_nothing_closer_is(ledger):

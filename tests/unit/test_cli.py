@@ -138,3 +138,36 @@ def test_completion_offers_builds_and_tags_and_never_fails(
     assert "rtx-4090" in offered("farm bench digits --gpu rtx-40")
     monkeypatch.setenv("FARM_URL", "http://127.0.0.1:9")
     assert offered("farm status 01").strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "detail", "command"),
+    [
+        (["pull", "digits", "--bogus"], "No such option: --bogus", "farm pull"),
+        (["pull", "digits", "--version", "x"], "Invalid value for '--version'", "farm pull"),
+        (["status"], "Missing argument 'ID'", "farm status"),
+        (["keys", "revoke"], "Missing argument", "farm keys revoke"),
+        (["keys", "nothing"], "No such command 'nothing'", "farm keys"),
+        (["statsu"], "No such command 'statsu'. Did you mean 'status'", "farm"),
+        (["--bogus", "status"], "No such option: --bogus", "farm"),
+        (["aliases", "digits", "--delete"], "name the alias to delete", "farm aliases"),
+        (["yank", "digits@x y", "--reason", "a"], "", ""),
+    ],
+)
+def test_a_usage_error_with_json_is_a_problem_too(
+    run: Run, words: list[str], detail: str, command: str
+) -> None:
+    result = run(*words, "--json")
+    assert (result.exit_code, result.stdout) == (exits.USAGE, "")
+    told = json.loads(result.stderr)
+    assert set(told) == {"type", "title", "status", "code", "detail", "hint"}
+    assert (told["status"], told["code"]) == (422, "invalid-request")
+    assert detail in told["detail"]
+    assert not command or told["hint"] == f"see {command} --help"
+
+
+def test_a_usage_error_without_json_is_shown_with_the_usage(run: Run) -> None:
+    result = run("pull", "digits", "--bogus")
+    assert result.exit_code == exits.USAGE
+    assert "Usage: " in result.stderr
+    assert "No such option" in result.stderr

@@ -199,7 +199,7 @@ def test_speed_shows_an_engine_beside_pytorch_and_what_to_think_of_the_figures(
     assert re.search(r"^engine, CUDA graph +0\.500", shown, re.M)
     assert re.search(r"^PyTorch, fp32 +3\.000", shown, re.M)
     assert re.search(r"^PyTorch, fp16 \* +2\.000", shown, re.M)
-    assert "PyTorch was timed 90 s before, beside another engine" in shown
+    assert "PyTorch was timed 1 min 30 s before, beside another engine" in shown
     assert "* host-bound: the GPU waits for the host" in shown
     assert re.search(r"^PyTorch, torch.compile, fp16, NHWC, CUDA graph +0\.600", shown, re.M)
     assert "PyTorch, torch.compile, fp16: not measured: no C compiler" in shown

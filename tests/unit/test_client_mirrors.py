@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 
 from farm.cli import app, exits
 from farm.client import Backoff, Farm
+from farm.client.meant import Meant
 from farm.client.mirrors import _INDEX, _MANIFEST
-from farm.errors import FarmError
+from farm.errors import FarmError, KeyNeeded
+from farm.local.up import free_port
 from farm.schemas.mirrors import Mirrored
 from farm.testing.stub_farm import StubFarm
 
@@ -175,3 +177,50 @@ def test_the_other_farm_is_never_sent_this_farms_key(
     sent = [headers.get("authorization") for _, _, headers in stub.seen]
     assert set(sent[: len(sent) // 2]) == {None}
     assert set(sent[len(sent) // 2 :]) == {"Bearer farm_theirs"}
+
+
+def test_errors_say_which_of_the_two_farms_they_are_of(
+    stub: StubFarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+
+    def mirror(origin: str, ours: str) -> dict[str, Any]:
+        monkeypatch.setenv("FARM_URL", ours)
+        ran = CliRunner().invoke(app, ["mirror", origin, "digits", "--json"])
+        told: dict[str, Any] = json.loads(ran.stderr)
+        return told
+
+    monkeypatch.setattr("farm.client.farm.Backoff", lambda: Backoff(attempts=1))
+    gone = mirror(nobody, stub.url)
+    assert gone["detail"].startswith(f"the farm to copy from, {nobody}: no farm answers")
+    assert "FROM_URL, the first argument, says where it is" in gone["hint"]
+    assert "FARM_URL" not in gone["hint"]
+
+    index = "/v2/digits/manifests/latest"
+    stub.problems[index] = [(401, {"code": "key-needed", "detail": "this farm requires a key"})]
+    keyless = mirror(stub.url, nobody)
+    assert keyless["detail"] == f"the farm to copy from, {stub.url}: this farm requires a key"
+    assert keyless["hint"].startswith("set FARM_FROM_KEY to a key of that farm")
+    refused = {"code": "scope-missing", "detail": "this requires the scope read", "hint": "ask"}
+    stub.problems[index] = [(403, refused)]
+    assert mirror(stub.url, nobody)["hint"] == "FARM_FROM_KEY holds the key for that farm: ask"
+
+
+def test_this_farms_errors_are_told_as_its_own_in_a_mirror(origin: Origin) -> None:
+    origin.index("latest", origin.add(manifest()))
+    other = Farm("http://other", key="", transport=httpx2.MockTransport(origin.answer))
+
+    def refuses(_: httpx2.Request) -> httpx2.Response:
+        challenge = 'Bearer realm="engine farm"'
+        return httpx2.Response(401, headers={"WWW-Authenticate": challenge})
+
+    ours = Farm(
+        "http://ours",
+        key="k",
+        transport=httpx2.MockTransport(refuses),
+        meant=Meant(called="the farm to copy to"),
+    )
+    with other, ours, pytest.raises(KeyNeeded) as told:
+        ours.mirror(other.http, "digits", register=False)
+    assert told.value.detail == "the farm to copy to, http://ours: this farm requires a key"
+    assert str(told.value.hint).startswith("pass a key of this farm")

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from farm.client import Backoff, Farm, Verdict, verify_file
-from farm.client.pins import Pins
+from farm.client.pins import Pins, alone, replaced
 from farm.client.trust import vouched
 from farm.errors import (
     DigestMismatch,
@@ -329,9 +329,9 @@ def test_what_another_process_learns_of_a_farm_meanwhile_is_not_forgotten(
 ) -> None:
     pins = Pins(tmp_path / "known-farms.json")
     other = threading.Thread(target=pins.pin, args=("http://b", [signer.key]))
-    with pins._alone():
+    with alone(pins.file):
         other.start()
-        pins._write({"http://a": [signer.key.pem]})
+        replaced(pins.file, {"http://a": [signer.key.pem]})
     other.join()
     assert sorted(pins.all()) == ["http://a", "http://b"]
 

@@ -316,9 +316,11 @@ digests = st.integers(0, 2**256 - 1).map(lambda number: f"sha256:{number:064x}")
     model=names,
     priority=st.integers(0, 9),
     labels=st.dictionaries(
-        label_keys, st.text(st.characters(min_codepoint=128), max_size=50), max_size=5
+        label_keys,
+        st.text(st.characters(min_codepoint=0x3000, exclude_categories=("Cs",)), max_size=50),
+        max_size=5,
     ),
-    note=st.text(max_size=50),
+    note=st.text(st.characters(min_codepoint=0x3000, exclude_categories=("Cs",)), max_size=50),
     new_inputs=st.booleans(),
 )
 def test_no_name_label_note_or_priority_changes_a_key(model, priority, labels, note, new_inputs):

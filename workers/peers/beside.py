@@ -15,6 +15,7 @@ import numpy as np
 
 from farm.reports.metrics import MAX_CLOCK_DIFFERENCE, Timed
 from farm.reports.speed_ups import PYTORCH
+from farm.specs import durations
 from farm.stages import MeasureParams, ReportProgress
 from workers.backends.aotinductor import compiler
 from workers.measure.gpu import PeersAsked, PeersFound
@@ -124,7 +125,7 @@ class PeersBeside:
                 with suppress(subprocess.TimeoutExpired):
                     return _death(process.wait(_LOOK_S))
                 if time.monotonic() > deadline:
-                    return f"the process that times PyTorch took longer than {self._limit_s:g} s"
+                    return f"the process that times PyTorch took longer than {durations.told(self._limit_s)}"
                 if _is_short_of_memory():
                     return (
                         "the process that times PyTorch would have exceeded the job's memory limit"
@@ -157,7 +158,10 @@ def _kept(path: Path, sm_mhz: float | None) -> PeersFound | None:
     ):
         print("PyTorch is timed again: the GPU's clock was another", flush=True)
         return None
-    print(f"PyTorch was timed on this GPU {age_s:.0f} s ago, beside another engine", flush=True)
+    print(
+        f"PyTorch was timed on this GPU {durations.told(age_s)} ago, beside another engine",
+        flush=True,
+    )
     return PeersFound(figures=answer.peers, age_s=max(0, round(age_s)))
 
 

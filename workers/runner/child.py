@@ -31,6 +31,7 @@ from farm.errors import (
     StageFault,
     Unavailable,
 )
+from farm.specs import durations
 from workers.runner.child_events import ChildEvent, Line, StageProgressed, Tick
 from workers.runner.forks import processes
 from workers.runner.inside import Link, main
@@ -179,7 +180,7 @@ class Child:
                 self.end()
                 yield from self._last_printed()
                 raise ChildTimedOut(
-                    f"the stage ran longer than {self._timeout_s:g} s and was killed"
+                    f"the stage ran longer than {durations.told(self._timeout_s)} and was killed"
                 )
             if not self._process.is_alive() and not ready and heard == sources:
                 break  # only an escaped process could still hold the pipe open

@@ -47,6 +47,7 @@ def put(
     *,
     media_type: str | None,
     protected: Sequence[str],
+    is_admins: bool,
 ) -> Put:
     """Keep a manifest as it came, and have the tag name it.
 
@@ -54,6 +55,7 @@ def put(
         reference: a tag, or the manifest's digest.
         media_type: as the request said; must be the manifest's own.
         protected: aliases that are the farm's though no version has them yet.
+        is_admins: whether an administrator pushes it, whose tags nobody else moves.
 
     Raises:
         ManifestInvalid, ManifestBlobUnknown, TagTaken, DigestMismatch, DigestInvalid, RepositoryNameInvalid
@@ -83,7 +85,7 @@ def put(
     }
     derived.insert_new(session, OciManifest, row)
     if not by_digest:
-        _tag(session, repository, reference, document.digest)
+        _tag(session, repository, reference, document.digest, is_admins=is_admins)
     return Put(digest=document.digest, subject=subject)
 
 
@@ -167,11 +169,26 @@ def _sizes(session: Session, repository: str, digests: Iterable[str]) -> dict[st
     return dict(rows.tuples().all())
 
 
-def _tag(session: Session, repository: str, tag: str, digest: str) -> None:
-    values = {"repository": repository, "tag": tag, "digest": digest}
-    if not derived.insert_new(session, OciTag, values):
-        named = (OciTag.repository == repository) & (OciTag.tag == tag)
-        session.execute(update(OciTag).where(named).values(digest=digest))
+def _tag(session: Session, repository: str, tag: str, digest: str, *, is_admins: bool) -> None:
+    """Have a tag name a manifest.
+
+    Raises:
+        TagTaken: it is an administrator's, and names another.
+    """
+    told = {"digest": digest, "is_admins": is_admins}
+    if derived.insert_new(session, OciTag, {"repository": repository, "tag": tag, **told}):
+        return
+    named = (OciTag.repository == repository) & (OciTag.tag == tag)
+    if is_admins:
+        session.execute(update(OciTag).where(named).values(told))
+        return
+    mine = named & (OciTag.is_admins.is_(False) | (OciTag.digest == digest))
+    moved = update(OciTag).where(mine).values(digest=digest).returning(OciTag.tag)
+    if session.execute(moved).first() is None:
+        raise TagTaken(
+            f"{repository}:{tag} was written with a key of the scope admin: no other moves it",
+            hint="push it by another tag, or ask an administrator",
+        )
 
 
 def remove(session: Session, repository: str, reference: str, protected: Sequence[str]) -> None:

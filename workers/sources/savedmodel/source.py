@@ -21,6 +21,7 @@ import onnx
 from numpy.typing import NDArray
 
 from farm.errors import InvalidModel
+from farm.specs import durations
 from workers.graphs import walk
 from workers.inputs.samples import Arrays
 from workers.sources.savedmodel import files
@@ -109,7 +110,9 @@ class SavedModelSource:
     def _death(self, *, has_time: bool) -> str:
         _end(self._process)
         lines = self._log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-        what = "its process died" if has_time else f"it took more than {TIME_LIMIT_S:g} s"
+        what = (
+            "its process died" if has_time else f"it took more than {durations.told(TIME_LIMIT_S)}"
+        )
         return f"{what}; the end of its log: {' | '.join(lines)}"
 
 

@@ -18,6 +18,7 @@ import torch
 
 from farm.errors import EngineBuildFailed, FarmError
 from farm.reports.provider import ProviderChoice, Trial
+from farm.specs import durations
 from farm.specs.precision import Precision
 from workers.backends.ort import cuda
 from workers.backends.ort.provider import NHWC, SEARCH, TF32
@@ -98,7 +99,9 @@ def chosen(
     for change in tried if time_ is not None else ():
         way = change(best)
         if now() - began > budget_s:
-            trials.append(_record(way, reason=f"the budget of {budget_s:g} s was spent"))
+            trials.append(
+                _record(way, reason=f"the budget of {durations.told(budget_s)} was spent")
+            )
             continue
         trial, found = _trial(way, clock)
         assert time_ is not None
