@@ -63,6 +63,14 @@ def module(name: str, *arguments: str, home: Path) -> Iterator[None]:
         process.wait()
 
 
+def processor_s(pid: int) -> float:
+    """The processors' time of a process and of those that it started and that still run. Linux only."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    own = sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return own + sum(processor_s(int(child)) for child in children)
+
+
 def kinds() -> tuple[str, ...]:
     """The databases there are to measure: Postgres when ``FARM_TEST_DATABASE_URL`` is set."""
     return ("SQLite", "Postgres") if POSTGRES else ("SQLite",)

@@ -1,4 +1,4 @@
-"""The API's process: granian, which sends a file from its path without copying it through Python."""
+"""The API's process: granian."""
 
 from __future__ import annotations
 

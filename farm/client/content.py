@@ -1,9 +1,7 @@
-"""Content of the farm by its digest: resumed after a lost connection, hashed as it comes."""
+"""Content of the farm by its digest: resumed after a lost connection, hashed and stored as it comes."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -13,6 +11,8 @@ import httpx2
 
 from farm.client import answers
 from farm.client import partial as partials
+from farm.client.durable import Durable
+from farm.client.hashing import Hashing
 from farm.client.http import Http
 from farm.client.progress import TransferProgress, silent
 from farm.client.upload import digest_of
@@ -41,17 +41,19 @@ def fetch(
         DigestMismatch: the bytes aren't the content's; they were deleted.
         Unavailable: the farm stayed unreachable; what has come is kept.
     """
-    received = _Received(partial)
-    resumed = received.bytes > 0
-    _complete(http, content, received, progress or silent)
-    if received.digest != content.digest and resumed:
-        # The partial file was something else's, or damaged: start over.
-        received.restart()
+    with Hashing() as hashing:
+        received = _Received(partial, hashing)
+        resumed = received.bytes > 0
         _complete(http, content, received, progress or silent)
-    if received.digest != content.digest:
+        if received.digest != content.digest and resumed:
+            # The partial file was something else's, or damaged: start over.
+            received.restart()
+            _complete(http, content, received, progress or silent)
+        digest = received.digest
+    if digest != content.digest:
         partial.unlink()
         raise DigestMismatch(
-            f"{content.what} arrived as {received.digest}, the registry says {content.digest}; "
+            f"{content.what} arrived as {digest}, the registry says {content.digest}; "
             "nothing was kept",
             hint="pull it again; if this repeats, the farm's store or a proxy on the way is broken",
         )
@@ -92,26 +94,26 @@ def _is_here(path: Path, content: Content) -> bool:
 class _Received:
     """A partial file, with the digest of what it holds."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, hashing: Hashing) -> None:
         self.path = path
         self.bytes = 0
-        self._hash = hashlib.sha256()
+        self._hashing = hashing
         with path.open("rb") as file:
             while chunk := file.read(_READ_BYTES):
                 self.count(chunk)
 
     def count(self, chunk: bytes) -> None:
-        self._hash.update(chunk)
+        self._hashing.update(chunk)
         self.bytes += len(chunk)
 
     @property
     def digest(self) -> str:
-        return f"sha256:{self._hash.hexdigest()}"
+        return self._hashing.digest
 
     def restart(self) -> None:
         partials.truncate(self.path)
         self.bytes = 0
-        self._hash = hashlib.sha256()
+        self._hashing.restart()
 
 
 def _complete(
@@ -154,15 +156,14 @@ def _receive(http: Http, content: Content, received: _Received, progress: Transf
             received.restart()
         if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return
-        with partials.appending(received.path) as file:
+        with partials.appending(received.path) as file, Durable(file) as kept:
             for chunk in answers.chunks(response):
-                file.write(chunk)
+                kept.write(chunk)
                 received.count(chunk)
                 progress(f"download {received.path.stem}", received.bytes, content.bytes)
                 if received.bytes > content.bytes:
                     return  # too long: stop reading; the check that follows starts over
-            file.flush()
-            os.fsync(file.fileno())
+            kept.store()
 
 
 def _range(content: Content, have: int) -> Mapping[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import random
 import resource
 import socket
 import sqlite3
@@ -168,7 +170,7 @@ def test_json_that_says_no_length_is_read_up_to_the_limit_and_no_further(api):
         piece = b"10000\r\n" + b"[" * 0x10000 + b"\r\n"
         sent = 0
         try:
-            while sent < 300 * 2**20:
+            while sent < 250 * 2**20:
                 raw.sendall(piece)
                 sent += 0x10000
         except OSError:
@@ -381,3 +383,34 @@ def test_many_at_once_are_served_or_asked_to_come_again(tmp_path):
             statuses = list(pool.map(post, range(16)))
         assert set(statuses) <= {202, 429, 503}
         assert 202 in statuses
+
+
+def test_downloads_that_nobody_reads_are_kept_little_for_and_others_come_whole(api):
+    content = random.Random(3).randbytes(24 * 2**20)
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    blobs = "/v2/stalls/blobs/"
+    pushed = api.http.post(
+        f"{blobs}uploads/",
+        params={"digest": digest},
+        content=content,
+        headers={"Content-Type": "application/octet-stream"},
+    )
+    assert pushed.status_code == 201, pushed.text
+    asked = f"GET {blobs}{digest} HTTP/1.1\r\n".encode() + api.head
+    deaf = [api.connect() for _ in range(120)]
+    try:
+        before = api.memory_bytes()
+        for raw in deaf[:60]:
+            raw.sendall(asked + b"\r\n")
+        for raw in deaf[60:]:
+            raw.sendall(asked + b"Range: bytes=-6000000\r\n\r\n")
+        for raw in deaf:
+            assert raw.recv(13).startswith(b"HTTP/1.1 20")
+        assert api.http.get(f"{blobs}{digest}").content == content
+        resumed = api.http.get(f"{blobs}{digest}", headers={"Range": "bytes=9-"})
+        assert resumed.content == content[9:]
+        # Six megabytes for each of 8, one for each of the others; of all of them it would be 720.
+        assert api.memory_bytes() - before < 250 * 2**20
+    finally:
+        for raw in deaf:
+            raw.close()

@@ -1,0 +1,64 @@
+"""A file that grows, and is on the disk soon after its last byte."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import BinaryIO
+
+#: A disk takes this in a fraction of a second; a call to it isn't felt after so much.
+_AHEAD_BYTES = 64 << 20
+
+
+class Durable:
+    """Writes to a file, and has the disk store what was written meanwhile, in a thread of its own.
+
+    Otherwise all of it would be stored after the last byte, while the network idles.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._unstored = 0
+        self._storing: Future[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="fsync")
+
+    def __enter__(self) -> Durable:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._thread.shutdown()
+
+    def write(self, chunk: bytes) -> None:
+        """Append it.
+
+        Raises:
+            OSError: also if the disk couldn't store what was written before.
+        """
+        self._file.write(chunk)
+        self._unstored += len(chunk)
+        if self._unstored >= _AHEAD_BYTES and (self._storing is None or self._storing.done()):
+            self._check()
+            self._unstored = 0
+            self._storing = self._thread.submit(os.fsync, self._file.fileno())
+
+    def store(self) -> None:
+        """Return when all of it is on the disk.
+
+        Raises:
+            OSError
+        """
+        self._file.flush()
+        self._check()
+        os.fsync(self._file.fileno())
+
+    def _check(self) -> None:
+        if self._storing is not None:
+            # Linux reports what it failed to store once: the next fsync would succeed.
+            self._storing.result()
+            self._storing = None
