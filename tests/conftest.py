@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import shutil
@@ -25,6 +26,9 @@ from tests.ledger import DATA, LABELLED, SOURCE, Ledger
 # A worker would compile a package when it starts, for half a minute; tests of that say so.
 os.environ.setdefault("FARM_AOTINDUCTOR", "false")
 
+# Until everything is collected; then the garbage collector doesn't look at what there is by then.
+gc.disable()
+
 # How long an example takes is the machine's affair.
 hypothesis.settings.register_profile("farm", deadline=None)
 hypothesis.settings.load_profile("farm")
@@ -32,6 +36,24 @@ hypothesis.settings.load_profile("farm")
 # Keys of farms that tests start stay out of the home of whoever runs them.
 _HOME = None if "FARM_HOME" in os.environ else tempfile.mkdtemp(prefix="farm-tests-")
 os.environ.setdefault("FARM_HOME", _HOME or "")
+
+
+class _Frozen:
+    """Modules, which are never garbage.
+
+    What collects garbage, as each build by TensorRT-RTX does, would look at those of all tests, for seconds.
+    """
+
+    def __init__(self) -> None:
+        self._modules = 0
+
+    def again(self) -> None:
+        if len(sys.modules) > self._modules:
+            self._modules = len(sys.modules)
+            gc.freeze()
+
+
+frozen = _Frozen()
 
 
 def pytest_unconfigure() -> None:
@@ -51,6 +73,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = getattr(item, "fixturenames", ())
         if "template" in fixtures or item.path.parent.name in _WHOLE:
             item.add_marker("services")
+
+
+def pytest_collection_finish() -> None:
+    frozen.again()
+    gc.enable()
+
+
+def pytest_runtest_logfinish() -> None:
+    frozen.again()
 
 
 def _admin(statement: str) -> None:
