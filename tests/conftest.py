@@ -11,6 +11,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -21,6 +22,7 @@ from farm.database import migrate
 from farm.database.session import Database
 from farm.database.tables import Artifact
 from farm.settings import Settings
+from tests import schedule
 from tests.ledger import DATA, LABELLED, SOURCE, Ledger
 
 # A worker would compile a package when it starts, for half a minute; tests of that say so.
@@ -73,6 +75,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = getattr(item, "fixturenames", ())
         if "template" in fixtures or item.path.parent.name in _WHOLE:
             item.add_marker("services")
+    schedule.in_order(items)
 
 
 def pytest_collection_finish() -> None:
@@ -82,6 +85,11 @@ def pytest_collection_finish() -> None:
 
 def pytest_runtest_logfinish() -> None:
     frozen.again()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> schedule.Pieces:
+    return schedule.Pieces(config, log)
 
 
 def _admin(statement: str) -> None:

@@ -11,7 +11,7 @@ from farm.local import up
 from tests.e2e.conftest import fresh_settings
 from tests.e2e.live import LiveFarm
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

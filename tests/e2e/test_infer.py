@@ -17,7 +17,7 @@ from tests import farm_lines
 from tests.e2e.conftest import fresh_settings
 from tests.e2e.live import ROOT, LiveFarm, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+pytestmark = pytest.mark.slow
 PAGE = (ROOT / "docs/how-to/infer.md").read_text()
 RUN = re.search(r"<!-- run on a farm with digits -->\s+```sh\n(.*?)```", PAGE, re.DOTALL)[1]
 

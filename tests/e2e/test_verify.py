@@ -15,7 +15,7 @@ from farm.local import up
 from tests.e2e.conftest import fresh_settings
 from tests.e2e.live import ROOT, LiveFarm
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+pytestmark = pytest.mark.slow
 PAGE = (ROOT / "docs/how-to/verify.md").read_text()
 RUN = re.search(r"<!-- run on a farm with an engine -->\s+```sh\n(.*?)```", PAGE, re.DOTALL)[1]
 
