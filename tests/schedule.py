@@ -23,6 +23,14 @@ TOGETHER = {
         "tests/e2e/test_crashes.py",
         "tests/e2e/test_compression.py",
     ),
+    # Likewise, another one.
+    "pages": (
+        "tests/e2e/test_bench.py",
+        "tests/e2e/test_infer.py",
+        "tests/e2e/test_registry.py",
+        "tests/e2e/test_retention.py",
+        "tests/e2e/test_verify.py",
+    ),
     # Each attacks what it has started, and would disturb the others.
     "attacked": (
         "tests/contract/test_stalls.py",
@@ -31,7 +39,7 @@ TOGETHER = {
     ),
 }
 #: The dearest pieces in the order in which they are begun, so that none is left to the end.
-FIRST = ("farm", "attacked")
+FIRST = ("farm", "pages", "attacked")
 
 _PIECES = {module: name for name, modules in TOGETHER.items() for module in modules}
 
