@@ -28,6 +28,10 @@ from tests.ledger import DATA, LABELLED, SOURCE, Ledger
 # A worker would compile a package when it starts, for half a minute; tests of that say so.
 os.environ.setdefault("FARM_AOTINDUCTOR", "false")
 
+# The tests' models are tiny, and their processes many: threads would wait for cores, and spin meanwhile.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 # Until everything is collected; then the garbage collector doesn't look at what there is by then.
 gc.disable()
 

@@ -31,6 +31,16 @@ TOGETHER = {
         "tests/e2e/test_retention.py",
         "tests/e2e/test_verify.py",
     ),
+    # The network that `digits` learns, exports and calibrates.
+    "digits": (
+        "tests/integration/test_builder_options.py",
+        "tests/integration/test_profiles.py",
+        "tests/integration/test_stage_build.py",
+        "tests/integration/test_stage_calibrate.py",
+        "tests/integration/test_stage_cast.py",
+        "tests/integration/test_stage_export.py",
+        "tests/integration/test_stage_measure.py",
+    ),
     # Each attacks what it has started, and would disturb the others.
     "attacked": (
         "tests/contract/test_stalls.py",
@@ -39,7 +49,7 @@ TOGETHER = {
     ),
 }
 #: The dearest pieces in the order in which they are begun, so that none is left to the end.
-FIRST = ("farm", "pages", "attacked")
+FIRST = ("farm", "pages", "attacked", "digits")
 
 _PIECES = {module: name for name, modules in TOGETHER.items() for module in modules}
 
