@@ -92,8 +92,9 @@ def pytest_runtest_logfinish() -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> schedule.Pieces:
-    return schedule.Pieces(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> schedule.Pieces | None:
+    """Unless `--dist` asks for another than that of `-n`."""
+    return schedule.Pieces(config, log) if config.getvalue("dist") == "load" else None
 
 
 def _admin(statement: str) -> None:
