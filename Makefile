@@ -4,6 +4,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 export PYTHON
+# Tests start hundreds of processes, each of which would compile the code anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## List the targets
@@ -22,11 +24,11 @@ test: install lint test-run ## Install, check the style and the types, run the t
 
 .PHONY: test-run
 test-run: ## Run the tests; FARM_TEST_DATABASE_URL and FARM_TEST_BROKER_URL choose the services
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not heavy" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 -m "not heavy" $(ARGS)
 
 .PHONY: test-heavy
 test-heavy: install ## Run the tests that take long: a storm, whole models of the zoo
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m heavy $(ARGS)
+	@$(BIN)/python -m pytest -n 2 -m heavy $(ARGS)
 
 .PHONY: test-services
 test-services: install ## Run what uses a database or a broker on a real Postgres and Redis; scripts/services installs them
@@ -93,3 +95,4 @@ release: install ## Check, build both distributions into dist/, try them in a fr
 .PHONY: clean
 clean: ## Remove what the targets made
 	@rm -rf .venv .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .zoo
+	@find . -name __pycache__ -prune -exec rm -rf {} +

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import shutil
@@ -10,6 +11,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -20,10 +22,18 @@ from farm.database import migrate
 from farm.database.session import Database
 from farm.database.tables import Artifact
 from farm.settings import Settings
+from tests import schedule
 from tests.ledger import DATA, LABELLED, SOURCE, Ledger
 
 # A worker would compile a package when it starts, for half a minute; tests of that say so.
 os.environ.setdefault("FARM_AOTINDUCTOR", "false")
+
+# The tests' models are tiny, and their processes many: threads would wait for cores, and spin meanwhile.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+# Until everything is collected; then the garbage collector doesn't look at what there is by then.
+gc.disable()
 
 # How long an example takes is the machine's affair.
 hypothesis.settings.register_profile("farm", deadline=None)
@@ -32,6 +42,24 @@ hypothesis.settings.load_profile("farm")
 # Keys of farms that tests start stay out of the home of whoever runs them.
 _HOME = None if "FARM_HOME" in os.environ else tempfile.mkdtemp(prefix="farm-tests-")
 os.environ.setdefault("FARM_HOME", _HOME or "")
+
+
+class _Frozen:
+    """Modules, which are never garbage.
+
+    What collects garbage, as each build by TensorRT-RTX does, would look at those of all tests, for seconds.
+    """
+
+    def __init__(self) -> None:
+        self._modules = 0
+
+    def again(self) -> None:
+        if len(sys.modules) > self._modules:
+            self._modules = len(sys.modules)
+            gc.freeze()
+
+
+frozen = _Frozen()
 
 
 def pytest_unconfigure() -> None:
@@ -51,6 +79,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = getattr(item, "fixturenames", ())
         if "template" in fixtures or item.path.parent.name in _WHOLE:
             item.add_marker("services")
+    schedule.in_order(items)
+
+
+def pytest_collection_finish() -> None:
+    frozen.again()
+    gc.enable()
+
+
+def pytest_runtest_logfinish() -> None:
+    frozen.again()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> schedule.Pieces | None:
+    """Unless `--dist` asks for another than that of `-n`."""
+    return schedule.Pieces(config, log) if config.getvalue("dist") == "load" else None
 
 
 def _admin(statement: str) -> None:

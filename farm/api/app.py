@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 
 from fastapi import FastAPI
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from farm import __version__, logs
@@ -52,7 +54,7 @@ log = logging.getLogger(__name__)
 _NOUNS = (
     *(blobs, builds, registry, signing, onnx, triton, aliases, compare, bench, inference, fleet),
     *(search, yanks, labels, deletion, retention, usage, plugins, gc, scrub, keys, audit, health),
-    *(mirrors, oci, oci_push),
+    *(mirrors, oci, oci_push, documents),
 )
 
 DESCRIPTION = """
@@ -102,15 +104,23 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_url=None,  # `documents` has it
         docs_url=None,
         redoc_url=None,
+        routes=list(_routes()),
     )
     app.state.services = services
     problems.install(app)
-    for noun in _NOUNS:
-        app.include_router(noun.router)
     documents.install(app)
     # At startup rather than on the first request: an operation without a scope must not be served.
     Access(app.routes, services.ring, settings)
     return app
+
+
+@cache
+def _routes() -> tuple[BaseRoute, ...]:
+    """The routes of all operations, which depend on no settings: FastAPI derives them once a process."""
+    made = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    for noun in _NOUNS:
+        made.include_router(noun.router)
+    return tuple(made.routes)
 
 
 class _Api(FastAPI):

@@ -108,7 +108,6 @@ def install(app: FastAPI) -> None:
     app.openapi = document  # type: ignore[method-assign]
     app.state.document = content
     app.add_route("/openapi.json", answer, include_in_schema=False)
-    app.include_router(router)
 
 
 def prepare(app: FastAPI) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import os
 import resource
-
-from fastapi import FastAPI
+from typing import TYPE_CHECKING
 
 from farm.processes import die_with_parent, take_short_turns
 from farm.settings import Settings
+
+if TYPE_CHECKING:  # the supervisor's process does without
+    from fastapi import FastAPI
 
 _PARENT = "FARM_PARENT_PID"
 _STOP_S = 5
@@ -60,6 +62,8 @@ def _allow_files(wanted: int) -> int:
 
 def app() -> FastAPI:
     """Granian's worker process calls this."""
+    # Objects that exist when it is made stay: the collector needn't traverse them, now or repeatedly.
+    gc.disable()
     from farm.api.app import create_app
 
     # Granian's supervisor may be killed; its worker must not keep the port. On SIGTERM, the worker may wait
@@ -68,6 +72,6 @@ def app() -> FastAPI:
         die_with_parent(parent=int(os.environ[_PARENT]))
     take_short_turns()
     made = create_app(Settings())
-    # Objects that exist now stay: the collector needn't traverse them repeatedly.
     gc.freeze()
+    gc.enable()
     return made

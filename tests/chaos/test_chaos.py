@@ -9,7 +9,7 @@ import pytest
 from tests.chaos.__main__ import QUICK, weather
 from tests.e2e.conftest import fresh_settings
 
-pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("farm"), pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1200)]
 
 
 def test_every_build_ends_and_each_key_succeeds_once_in_a_storm(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_client_submits_watches_and_pulls_without_any_extra(tmp_path: Path) ->
             f"pull digits --gpu sm_89 --output {tmp_path}",
             "workers",
         ):
-            done = as_a_client(*line.split(), FARM_URL=farm.url)
+            done = as_a_client(*line.split(), FARM_URL=farm.url, FARM_HOME=str(tmp_path / "home"))
             assert done.returncode == 0, (line, done.stderr)
     assert list(tmp_path.glob("*.engine"))
 

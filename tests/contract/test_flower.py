@@ -21,8 +21,6 @@ from farm.trust import credentials, keys
 from farm.trust.callers import THE_FARM
 from tests.keys import a_key, bearer, key_of
 
-pytestmark = pytest.mark.xdist_group("live-api")
-
 
 @pytest.fixture(scope="module")
 def flower(tmp_path_factory):

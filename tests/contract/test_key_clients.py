@@ -82,7 +82,6 @@ def test_the_commands_show_the_keys_and_the_audit(api, monkeypatch):
     assert (row["object"], row["who"]) == (key_id, "tests")
 
 
-@pytest.mark.xdist_group("live-api")
 def test_a_served_api_writes_down_uses_and_hears_of_what_the_machines_owner_revokes(tmp_path):
     with live_api(tmp_path / "api") as live:
         made = live.http.post("/v1/keys", json={"name": "ci", "scopes": ["read"]}).json()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -86,7 +87,6 @@ class One:
 
 
 def a_farm(settings: Settings, url: str, home: Path) -> Iterator[One]:
-    migrate.upgrade(settings)
     app = create_app(settings)
     yield One(api=Api(app), settings=settings, url=url, home=home)
     app.state.services.db.dispose()
@@ -105,10 +105,19 @@ def first(settings: Settings, tmp_path: Path) -> Iterator[One]:
         yield one
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("migrated") / "farm.db"
+    migrate.upgrade(Settings(database_url=f"sqlite:///{path}"))
+    return path
+
+
 @pytest.fixture
-def second(tmp_path: Path) -> Iterator[One]:
+def second(migrated: Path, tmp_path: Path) -> Iterator[One]:
     home = tmp_path / "second"
+    home.mkdir(mode=0o700)
     settings = Settings(home=home, database_url=f"sqlite:///{home / 'farm.db'}")
+    shutil.copyfile(migrated, home / "farm.db")
     for one in a_farm(settings, "http://127.0.0.1:8002", tmp_path / "client"):
         one.ledger()
         yield one

@@ -25,7 +25,6 @@ from tests.contract.files import run_with_files
 from tests.contract.live_api import LiveApi, live_api
 from tests.contract.registry import digest_of
 
-pytestmark = pytest.mark.xdist_group("oci clients")
 SOURCE = b"an ONNX model"
 PAGE = (Path(__file__).parents[2] / "docs/how-to/oci.md").read_text()
 RUN = re.search(r"<!-- run on a farm with .*? -->\s+```sh\n(.*?)```", PAGE, re.DOTALL)[1]

@@ -19,8 +19,6 @@ from farm.specs.scopes import Scope
 from tests.contract.live_api import live_api
 from tests.keys import a_key, bearer
 
-pytestmark = pytest.mark.xdist_group("live-api")
-
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory):

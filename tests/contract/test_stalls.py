@@ -23,8 +23,6 @@ from farm.queue import jobs
 from tests.contract.live_api import live_api
 from tests.keys import bearer
 
-pytestmark = pytest.mark.xdist_group("live-api")
-
 TARGETS = [
     f"{runtime}:{gpu}"
     for runtime in ("tensorrt", "tensorrt-rtx", "onnxruntime")

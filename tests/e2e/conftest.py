@@ -98,6 +98,14 @@ def farm(tmp_path_factory: pytest.TempPathFactory, maker: object) -> Iterator[Li
         yield LiveFarm(running.addresses, settings)
 
 
+@pytest.fixture(scope="session")
+def pages(tmp_path_factory: pytest.TempPathFactory, maker: object) -> Iterator[LiveFarm]:
+    """Another farm, for what counts what there is; each module has models of its own there."""
+    home = tmp_path_factory.mktemp("pages") / "a home"
+    with fresh_settings(home) as settings, up.embedded(settings) as running:
+        yield LiveFarm(running.addresses, settings)
+
+
 @pytest.fixture
 def tidy(farm: LiveFarm) -> Iterator[None]:
     """Afterwards no child and no work folder is left."""

@@ -25,7 +25,11 @@ def write(folder: Path) -> None:
     demo.save_program(demo.train_digits(train, epochs=5), torch.zeros(2, 1, 8, 8), digits)
     np.savez(folder / "calibration.npz", image=train["image"][:64])
     np.savez(folder / "evaluation.npz", image=held_out["image"], label=held_out["label"])
+    # The same with other weights, so that nothing that is made of it is made of anything else.
+    other = demo.train_digits(train, epochs=1)
+    demo.save_program(other, torch.zeros(2, 1, 8, 8), folder / "retained.pt2")
     _write_small(folder / "small.onnx")
+    _write_small(folder / "retained.onnx", seed=1)
     _write_custom_operator(folder / "custom.onnx")
     _write_malicious(digits, folder / "malicious.pt2", folder / "executed")
     small = (folder / "small.onnx").read_bytes()
@@ -36,11 +40,11 @@ def write(folder: Path) -> None:
     (folder / "empty.onnx").touch()
 
 
-def _write_small(path: Path) -> None:
+def _write_small(path: Path, seed: int = 0) -> None:
     """A chain of convolutions [n,1,8,8] → [n,1,8,8]: quick to build, and calibrated as long as one
     likes by the number of samples.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     nodes, weights = [], []
     for layer in range(LAYERS):
         kernel = rng.standard_normal((16 if layer < LAYERS - 1 else 1, 16 if layer else 1, 3, 3))

@@ -21,7 +21,6 @@ from workers.programs.program_interface import plain_program
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.heavy,
-    pytest.mark.xdist_group("farm"),
     pytest.mark.timeout(900),  # two compilations, of a minute each on a busy machine of two cores
     pytest.mark.skipif(not compiler.tools(), reason="no usable C++ compiler here"),
 ]

@@ -12,7 +12,6 @@ from tests.e2e.live import LiveFarm, wait_until
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("farm"),
     pytest.mark.usefixtures("tidy"),
 ]
 

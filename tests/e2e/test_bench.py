@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from farm.local import up
-from tests.e2e.conftest import fresh_settings
 from tests.e2e.live import LiveFarm
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def farm(tmp_path: Path) -> Iterator[LiveFarm]:
-    """One of its own: other tests' jobs would be these, or these theirs."""
-    with fresh_settings(tmp_path / "a home") as settings, up.embedded(settings) as running:
-        yield LiveFarm(running.addresses, settings)
+def farm(pages: LiveFarm) -> LiveFarm:
+    return pages
 
 
 def test_a_bench_on_a_cpu_has_a_winner_that_a_pull_takes(

@@ -9,7 +9,7 @@ import torch
 
 from tests.e2e.live import LiveFarm
 
-pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("farm")]
+pytestmark = pytest.mark.heavy
 
 
 def test_a_pruned_model_is_built_as_torchscript_and_pulled_by_model_and_tag(

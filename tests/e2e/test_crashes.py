@@ -13,7 +13,6 @@ from tests.e2e.live import LiveFarm, Process, fork_servers, processes, stages, w
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("farm"),
     pytest.mark.usefixtures("tidy"),
 ]
 

@@ -18,7 +18,6 @@ from tests.keys import bearer
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("farm"),
     pytest.mark.usefixtures("tidy"),
 ]
 

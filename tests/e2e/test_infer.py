@@ -12,27 +12,22 @@ import pytest
 
 from farm.client import Farm
 from farm.errors import DataRefused
-from farm.local import up
 from tests import farm_lines
-from tests.e2e.conftest import fresh_settings
 from tests.e2e.live import ROOT, LiveFarm, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+pytestmark = pytest.mark.slow
 PAGE = (ROOT / "docs/how-to/infer.md").read_text()
 RUN = re.search(r"<!-- run on a farm with digits -->\s+```sh\n(.*?)```", PAGE, re.DOTALL)[1]
 
 
 @pytest.fixture(scope="module")
-def farm(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Iterator[LiveFarm]:
-    home = tmp_path_factory.mktemp("infer") / "a home"
-    with fresh_settings(home) as settings, up.embedded(settings) as running:
-        live = LiveFarm(running.addresses, settings)
-        for name, model in (("small.onnx", "small"), ("digits.pt2", "digits")):
-            live.cli(
-                "submit", files / name, "--name", model, "--gpu", "cpu", "--precision", "fp32",
-                "--wait", "--json",
-            ).json()  # fmt: skip
-        yield live
+def farm(pages: LiveFarm, files: Path) -> LiveFarm:
+    for name, model in (("small.onnx", "small"), ("digits.pt2", "digits")):
+        pages.cli(
+            "submit", files / name, "--name", model, "--gpu", "cpu", "--precision", "fp32",
+            "--wait", "--json",
+        ).json()  # fmt: skip
+    return pages
 
 
 @pytest.fixture

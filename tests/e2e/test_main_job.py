@@ -18,7 +18,7 @@ from farm.formats.rtx_header import parse_header
 from tests import loaded
 from tests.e2e.live import LiveFarm, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+pytestmark = pytest.mark.slow
 
 GPUS = ("sm_86", "sm_89", "sm_120")
 RTX = ",".join(f"tensorrt-rtx:{gpu}" for gpu in GPUS)

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from farm.local import up
 from tests import farm_lines
-from tests.e2e.conftest import fresh_settings
 from tests.e2e.live import ROOT, LiveFarm
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+pytestmark = pytest.mark.slow
 PAGE = (ROOT / "docs/how-to/registry.md").read_text()
 RUN = re.search(r"<!-- run on a farm with two versions -->\s+```sh\n(.*?)```", PAGE, re.DOTALL)[1]
+MODEL = "promoted"  # instead of the page's digits
 
 
 @pytest.fixture
-def farm(tmp_path: Path) -> Iterator[LiveFarm]:
-    with fresh_settings(tmp_path / "a home") as settings, up.embedded(settings) as running:
-        yield LiveFarm(running.addresses, settings)
+def farm(pages: LiveFarm) -> LiveFarm:
+    return pages
 
 
 def test_the_page_promotes_pulls_and_rolls_back(
@@ -29,12 +26,14 @@ def test_the_page_promotes_pulls_and_rolls_back(
 ) -> None:
     for name, *word in (("small.onnx",), ("digits.pt2", "--new-inputs")):
         farm.cli(
-            "submit", files / name, "--name", "digits", "--gpu", "cpu", "--precision", "fp32",
+            "submit", files / name, "--name", MODEL, "--gpu", "cpu", "--precision", "fp32",
             "--wait", "--json", *word,
         ).json()  # fmt: skip
     said = []
     for words in farm_lines.farm_commands(RUN):
-        given = [str(tmp_path) if word == "engines" else word for word in words]
+        given = [
+            str(tmp_path) if word == "engines" else word.replace("digits", MODEL) for word in words
+        ]
         said.append((words, farm.cli(*given, "--json").json()))
     by_command = {" ".join(words[:4]): answer for words, answer in said}
     assert len(said) == 13
@@ -53,7 +52,7 @@ def test_the_page_promotes_pulls_and_rolls_back(
         "team": "vision",
     }
     assert by_command["note digits@2 worse at night"]["note"] == "worse at night"
-    assert [one["id"] for one in by_command["search digits team=vision --kind"]] == ["digits@2"]
+    assert [one["id"] for one in by_command["search digits team=vision --kind"]] == [f"{MODEL}@2"]
     shown = by_command["show digits"]
     assert [one["complete"] for one in shown["versions"]] == [True, True]
     assert "output `output`" in shown["versions"][1]["changes"][0]

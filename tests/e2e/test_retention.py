@@ -3,42 +3,42 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from farm.local import up
 from tests import farm_lines
-from tests.e2e.conftest import fresh_settings
 from tests.e2e.live import ROOT, LiveFarm
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+pytestmark = pytest.mark.slow
 PAGE = (ROOT / "docs/how-to/retention.md").read_text()
 RUN = re.search(r"<!-- run on a farm with two versions -->\s+```sh\n(.*?)```", PAGE, re.DOTALL)[1]
+MODEL = "retained"  # instead of the page's digits, and of sources that no other model has
 
 
 @pytest.fixture
-def farm(tmp_path: Path) -> Iterator[LiveFarm]:
-    with fresh_settings(tmp_path / "a home") as settings, up.embedded(settings) as running:
-        yield LiveFarm(running.addresses, settings)
+def farm(pages: LiveFarm) -> LiveFarm:
+    return pages
 
 
 def test_the_page_deletes_a_version_and_builds_it_again_as_the_next(
     farm: LiveFarm, files: Path
 ) -> None:
-    for name, *word in (("digits.pt2",), ("small.onnx", "--new-inputs")):
+    for name, *word in (("retained.pt2",), ("retained.onnx", "--new-inputs")):
         farm.cli(
-            "submit", files / name, "--name", "digits", "--gpu", "cpu", "--precision", "fp32",
+            "submit", files / name, "--name", MODEL, "--gpu", "cpu", "--precision", "fp32",
             *word, "--wait", "--json",
         ).json()  # fmt: skip
     said = {}
     for words in farm_lines.farm_commands(RUN):
-        given = [str(files / word) if word == "digits.pt2" else word for word in words]
+        given = [
+            str(files / "retained.pt2") if word == "digits.pt2" else word.replace("digits", MODEL)
+            for word in words
+        ]
         said[" ".join(words)] = farm.cli(*given, "--json").json()
     assert len(said) == 9
     told, done = said["delete digits@1 --dry-run"], said["delete digits@1 --yes"]
-    assert (told["refused"], told["versions"], len(told["engines"])) == ([], ["digits@1"], 1)
+    assert (told["refused"], told["versions"], len(told["engines"])) == ([], [f"{MODEL}@1"], 1)
     between = said["delete digits --intermediates --yes"]
     assert between["rows"].keys() == {"jobs"}
     assert between["removed_bytes"] == between["freed_bytes"] > 0

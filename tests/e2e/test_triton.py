@@ -31,7 +31,7 @@ from tests import triton as server
 from tests.e2e.live import ROOT, LiveFarm, wait_until
 from tests.triton import Triton
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+pytestmark = pytest.mark.slow
 http = pytest.importorskip("tritonclient.http")
 MODEL = "served"
 TOLERANCE = {"rtol": 1e-3, "atol": 1e-4}

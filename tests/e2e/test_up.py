@@ -21,7 +21,7 @@ from farm.settings import Settings
 from tests.e2e.conftest import fresh_settings
 from tests.e2e.live import ROOT, LiveFarm, processes, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+pytestmark = pytest.mark.slow
 
 
 class Up:

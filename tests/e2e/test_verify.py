@@ -6,31 +6,29 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from farm.local import up
-from tests.e2e.conftest import fresh_settings
 from tests.e2e.live import ROOT, LiveFarm
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+pytestmark = pytest.mark.slow
 PAGE = (ROOT / "docs/how-to/verify.md").read_text()
+MODEL = "verified"  # instead of the page's digits
 RUN = re.search(r"<!-- run on a farm with an engine -->\s+```sh\n(.*?)```", PAGE, re.DOTALL)[1]
+RUN = RUN.replace("digits", MODEL)
 
 
 @pytest.fixture
-def farm(tmp_path: Path) -> Iterator[LiveFarm]:
-    with fresh_settings(tmp_path / "a home") as settings, up.embedded(settings) as running:
-        yield LiveFarm(running.addresses, settings)
+def farm(pages: LiveFarm) -> LiveFarm:
+    return pages
 
 
 def test_the_page_pulls_and_verifies_with_both_tools(
     farm: LiveFarm, files: Path, tmp_path: Path
 ) -> None:
     farm.cli(
-        "submit", files / "small.onnx", "--name", "digits", "--gpu", "cpu", "--precision", "fp32",
+        "submit", files / "small.onnx", "--name", MODEL, "--gpu", "cpu", "--precision", "fp32",
         "--wait", "--json",
     ).json()  # fmt: skip
     made = farm.settings.signing_key_file
@@ -55,7 +53,7 @@ def test_the_page_pulls_and_verifies_with_both_tools(
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("verified: signed by sha256:") == 3
     assert '"verdict": "verified"' in done.stdout
-    engine = tmp_path / "engines/digits-v1-fp32-cpu.onnx"
+    engine = tmp_path / f"engines/{MODEL}-v1-fp32-cpu.onnx"
     engine.write_bytes(engine.read_bytes() + b"\0")
     again = subprocess.run(
         [sys.executable, "-m", "farm", "verify", str(engine)],

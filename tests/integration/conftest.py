@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from farm import stages
 from farm.reports.layers import LayerReport
 from farm.settings import Settings
+from farm.stages import JobKind
 from tests.stage_bench import Bench, Digits, staged_digits
 from workers.clocks.host import Pace
 from workers.runner import trial
@@ -19,12 +20,18 @@ from workers.sandbox.features import Found
 from workers.stages import base
 from workers.stages.base import Stage, StageResult
 
+#: To time a model for a moment alone.
+QUICK = Pace(warmup_s=0.01, duration_s=0.05, min_iterations=3, max_s=0.2, slice_s=0.02)
 
-@pytest.fixture(autouse=True)
-def _stages_say_what_a_worker_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+
+@pytest.fixture(autouse=True, scope="module")
+def _stages_say_what_a_worker_takes_and_time_quickly() -> Iterator[None]:
     run = base.run
 
     def checked(stage: Stage) -> StageResult:
+        if stage.kind is JobKind.MEASURE:
+            patch.setattr("workers.measure.cpu.LATENCY_PACE", QUICK)
+            patch.setattr("workers.measure.cpu.THROUGHPUT_PACE", QUICK)
         result = run(stage)
         _, said = messages._parsed(
             json.dumps(["result", result.facts.model_dump(mode="json")]).encode()
@@ -34,7 +41,9 @@ def _stages_say_what_a_worker_takes(monkeypatch: pytest.MonkeyPatch) -> None:
             LayerReport.model_validate_json(result.outputs["layers"].read_bytes(), strict=True)
         return result
 
-    monkeypatch.setattr(base, "run", checked)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "run", checked)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -64,14 +73,6 @@ def bench(tmp_path: Path) -> Bench:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     return staged_digits(tmp_path_factory.mktemp("digits"))
-
-
-@pytest.fixture
-def quick_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the measure stage time a model for a moment alone."""
-    pace = Pace(warmup_s=0.01, duration_s=0.05, min_iterations=3, max_s=0.2, slice_s=0.02)
-    monkeypatch.setattr("workers.measure.cpu.LATENCY_PACE", pace)
-    monkeypatch.setattr("workers.measure.cpu.THROUGHPUT_PACE", pace)
 
 
 @pytest.fixture

@@ -33,8 +33,7 @@ from workers.quantize.dynamic_ranges import quantize_weights
 from workers.report.layers import INTEGER_KERNELS, check_integer_kernels
 from workers.stages import prune
 
-#: A group of its own, so that the digits are learnt once.
-pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("compression")]
+pytestmark = pytest.mark.heavy
 
 
 @pytest.fixture(scope="module", autouse=True)

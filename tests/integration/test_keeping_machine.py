@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from functools import partial
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
@@ -251,11 +252,14 @@ def _wipe(ledger, store) -> None:
         store.path(file.digest).unlink()
 
 
-def test_the_store_has_what_is_needed_and_a_collection_leaves_nothing_else(ledger, tmp_path):
+@pytest.mark.parametrize("examples", [10, pytest.param(40, marks=pytest.mark.heavy)])
+def test_the_store_has_what_is_needed_and_a_collection_leaves_nothing_else(
+    examples, ledger, tmp_path
+):
     run_state_machine_as_test(
         machine(ledger, LocalStore(tmp_path / "store"), tmp_path),
         settings=settings(
-            max_examples=40,
+            max_examples=examples,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -194,11 +194,12 @@ def _check_build(session, build: Build) -> None:
             raise AssertionError(f"{build.id} has succeeded without its {want.target}")
 
 
-def test_the_promises_hold_in_whatever_order_things_happen(ledger: Ledger) -> None:
+@pytest.mark.parametrize("examples", [8, pytest.param(25, marks=pytest.mark.heavy)])
+def test_the_promises_hold_in_whatever_order_things_happen(examples: int, ledger: Ledger) -> None:
     run_state_machine_as_test(
         machine(ledger),
         settings=settings(
-            max_examples=25,
+            max_examples=examples,
             stateful_step_count=40,
             suppress_health_check=list(HealthCheck),
         ),

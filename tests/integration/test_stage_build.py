@@ -17,8 +17,6 @@ from farm.stages import BuildParams, CalibrateParams, CastParams
 from tests.graphs import small_graph
 from tests.stage_bench import CPU, IMAGE, Bench, Digits, batch_profile, measured, rtx
 
-pytestmark = pytest.mark.usefixtures("quick_timing")
-
 
 @pytest.mark.parametrize("gpu", ["sm_75", "sm_86", "sm_89", "sm_120"])
 def test_rtx_engines_are_for_exactly_the_asked_gpu(gpu: str, bench: Bench, digits: Digits) -> None:

@@ -19,8 +19,6 @@ from workers.graphs.shapes import outline_of
 from workers.quantize.stored_weights import fold_quantized_weights
 from workers.stages import calibrate
 
-pytestmark = pytest.mark.usefixtures("quick_timing")
-
 
 def test_what_modelopt_stumbles_over_is_told_as_what_to_do(
     bench: Bench, digits: Digits, monkeypatch: pytest.MonkeyPatch

@@ -17,8 +17,6 @@ from tests.stage_bench import CPU, Bench, Digits, measured, save_npz
 from workers.clocks.host import Timings, percentile
 from workers.measure import cpu
 
-pytestmark = pytest.mark.usefixtures("quick_timing")
-
 
 def test_accuracy_is_that_of_the_typed_onnx_where_no_engine_runs(
     bench: Bench, digits: Digits

@@ -27,7 +27,8 @@ from tests.strange_models import MODELS
 from workers.graphs import interface
 from workers.inputs.profiles import resolve_profiles, shapes_at
 from workers.inputs.samples import random_arrays
-from workers.stages.base import Stage, StageResult, run
+from workers.stages import base
+from workers.stages.base import Stage, StageResult
 
 KINDS: dict[type[StageParams], JobKind] = {
     ExportParams: JobKind.EXPORT,
@@ -61,7 +62,7 @@ class Line:
             progress=lambda _phase, _share: None,
         )
         try:
-            made: StageResult = run(stage)
+            made: StageResult = base.run(stage)
         except StageFailed as err:
             self.failures.append(err)
             return {}

@@ -18,7 +18,6 @@ from farm.testing import documents
 from tests import triton as server
 from tests.triton import Triton
 
-pytestmark = pytest.mark.xdist_group("triton")
 HOSTILE = "a\"'\\ \u2028\U0001f600é"
 X = {"name": "x", "dtype": "float32", "shape": ["batch", 3]}
 Y = {"name": "y", "dtype": "float32", "shape": ["batch", 3]}

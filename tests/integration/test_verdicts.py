@@ -19,7 +19,8 @@ from workers.clocks.host import Pace
 from workers.inputs.batch import Batch
 from workers.measure import cpu
 from workers.measure.invariance import batch_invariance
-from workers.stages.base import Stage, run
+from workers.stages import base
+from workers.stages.base import Stage
 
 rng = np.random.default_rng(3)
 WEIGHTS = rng.standard_normal((16, 6)).astype(np.float32)
@@ -72,7 +73,7 @@ def measured(
         workdir=workdir,
         progress=lambda _phase, _share: None,
     )
-    facts = run(stage).facts.model_dump(mode="json")
+    facts = base.run(stage).facts.model_dump(mode="json")
     json.dumps(facts, allow_nan=False)
     return facts
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -81,13 +80,10 @@ HOSTILE = {
 }
 
 
-@pytest.fixture(autouse=True)
-def uncollected() -> Iterator[None]:
+@pytest.fixture(autouse=True, scope="module")
+def uncollected() -> None:
     """As in the API's process: the collector doesn't walk through what is there now."""
-    gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
