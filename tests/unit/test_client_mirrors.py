@@ -17,7 +17,6 @@ from farm.client import Backoff, Farm
 from farm.client.meant import Meant
 from farm.client.mirrors import _INDEX, _MANIFEST
 from farm.errors import FarmError, KeyNeeded
-from farm.local.up import free_port
 from farm.schemas.mirrors import Mirrored
 from farm.testing.stub_farm import StubFarm
 
@@ -182,7 +181,7 @@ def test_the_other_farm_is_never_sent_this_farms_key(
 def test_errors_say_which_of_the_two_farms_they_are_of(
     stub: StubFarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nobody = f"http://127.0.0.1:{free_port()}"
+    nobody = "http://127.0.0.1:1"
 
     def mirror(origin: str, ours: str) -> dict[str, Any]:
         monkeypatch.setenv("FARM_URL", ours)
