@@ -1,4 +1,4 @@
-"""skopeo and oras against a served API: login, pull by platform, push, and copies whose digests stay."""
+"""skopeo, oras and containerd against a served API: login, pull by platform, push, copies of equal digest."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from farm.store.local import LocalStore
 from tests.contract.files import run_with_files
 from tests.contract.live_api import LiveApi, live_api
 from tests.contract.registry import digest_of
+from tests.sandboxed import wait_for
 
 SOURCE = b"an ONNX model"
 PAGE = (Path(__file__).parents[2] / "docs/how-to/oci.md").read_text()
@@ -322,3 +324,62 @@ def test_the_page_pulls_copies_and_mirrors(
     assert mine["digest"] == theirs["digest"]
     assert manifests.ACCURACY in ran.stdout.splitlines()
     assert "digits@1 has 2 of its engines here, 2 of them new" in ran.stdout
+
+
+# containerd
+
+
+class Ctr:
+    def __init__(self, api: LiveApi, socket: Path) -> None:
+        self.host = f"127.0.0.1:{api.port}"
+        self._socket = socket
+
+    def __call__(self, *words: str, ok: bool = True) -> bytes:
+        command = ["ctr", "--address", str(self._socket), *words]
+        ran = subprocess.run(command, capture_output=True, timeout=60)
+        assert (ran.returncode == 0) is ok, ran.stderr
+        return ran.stdout if ok else ran.stderr
+
+    def is_ready(self) -> bool:
+        command = ["ctr", "--address", str(self._socket), "--connect-timeout", "1s", "version"]
+        return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+
+    def fetch(self, name: str, key: str, *more: str, ok: bool = True) -> bytes:
+        words = ("content", "fetch", "--plain-http", "--user", f"me:{key}", *more)
+        return self(*words, f"{self.host}/{name}", ok=ok)
+
+
+@pytest.fixture
+def ctr(api: LiveApi, tmp_path: Path) -> Iterator[Ctr]:
+    """containerd's client, beside a daemon of its own that holds content and nothing else."""
+    if os.geteuid():
+        pytest.skip("containerd runs as root")
+    if shutil.which("containerd") is None:
+        assert not os.environ.get("CI"), "CI installs containerd: scripts/services install"
+        pytest.skip("containerd isn't installed")
+    # Its socket's path may have 107 bytes.
+    with tempfile.TemporaryDirectory() as state:
+        config = tmp_path / "config.toml"
+        folders = f'root = "{tmp_path / "root"}"\nstate = "{state}"\n'
+        socket = Path(state, "socket")
+        config.write_text(
+            f'version = 2\n{folders}disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+            f'[grpc]\naddress = "{socket}"\n'
+        )
+        daemon = subprocess.Popen(["containerd", "--config", config], stderr=subprocess.DEVNULL)
+        try:
+            made = Ctr(api, socket)
+            wait_for(made.is_ready)
+            yield made
+        finally:
+            daemon.terminate()
+            daemon.wait()
+
+
+def test_containerd_fetches_a_version_with_its_engines(ctr: Ctr, api: LiveApi) -> None:
+    assert b"401" in ctr.fetch("digits:v1", f"{api.key}x", ok=False)
+    ctr.fetch("digits:v1", api.key, "--all-platforms")
+    for gpu in ("sm_89", "sm_120"):
+        engine = api.http.get(f"/v1/models/digits/engines/{gpu}").json()["engine"]
+        content = api.http.get(f"/v1/engines/{engine['id']}/content").content
+        assert ctr("content", "get", engine["digest"]) == content
