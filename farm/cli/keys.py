@@ -258,7 +258,9 @@ def audit(
 
 def _entry(one: AuditEntry) -> tuple[str, ...]:
     who = f"{one.who} ({one.label})" if one.label else one.who
-    details = ", ".join(f"{name} {_said(value)}" for name, value in (one.details or {}).items())
+    details = ", ".join(
+        f"{name} {_said(value)}" for name, value in sorted((one.details or {}).items())
+    )
     return (
         one.at.astimezone().strftime("%Y-%m-%d %H:%M:%S"),
         who,
@@ -271,11 +273,11 @@ def _entry(one: AuditEntry) -> tuple[str, ...]:
 
 
 def _said(value: object) -> str:
-    """A detail in words: no more than three of many."""
+    """A detail in words, no more than three of many; Postgres keeps no order of names."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        value = [f"{name}={_said(one)}" for name, one in value.items()]
+        value = [f"{name}={_said(one)}" for name, one in sorted(value.items())]
     if isinstance(value, list):
         shown = ", ".join(map(_said, value[:3]))
         return (shown + (f" and {len(value) - 3} more" if len(value) > 3 else "")) or show.NONE
