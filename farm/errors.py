@@ -5,6 +5,7 @@ FarmError
 │   ├── InvalidRequest       422
 │   │   ├── SourceRefused
 │   │   ├── UnknownGpu
+│   │   │   └── GpuUnsupported
 │   │   ├── TargetUnsupported
 │   │   ├── TritonUnsupported
 │   │   ├── PluginRefused
@@ -149,6 +150,12 @@ class SourceRefused(InvalidRequest):
 
 class UnknownGpu(InvalidRequest):
     """The farm doesn't know this GPU tag."""
+
+
+class GpuUnsupported(UnknownGpu):
+    """The farm builds nothing under this GPU's name."""
+
+    default_hint = "`farm targets` lists every tag; cpu is one of them"
 
 
 class TargetUnsupported(InvalidRequest):
