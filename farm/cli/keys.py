@@ -92,12 +92,13 @@ def _request(name: str, scopes: list[str], expires_in_s: int | None) -> KeyReque
     from pydantic import ValidationError
 
     from farm.schemas.keys import KeyRequest
+    from farm.specs import faults
 
     given: dict[str, Any] = {"name": name, "scopes": scopes, "expires_in_s": expires_in_s}
     try:
         return KeyRequest.model_validate(given)
     except ValidationError as err:
-        said = "; ".join(f"{one['loc'][0]}: {one['msg']}" for one in err.errors())
+        said = "; ".join(f"{one['loc'][0]}: {faults.told(one)}" for one in err.errors())
         raise InvalidRequest(said, hint="see farm keys create --help") from err
 
 

@@ -112,7 +112,11 @@ def test_a_bench_without_a_winner_has_an_exit_code(
         (["nothing", "--gpu", "h100"], exits.NOT_FOUND, "there is no model 'nothing'"),
         (["lost.pt2", "--gpu", "h100", "--name", "x"], exits.USAGE, "there is no file lost.pt2"),
         (["digits", "--gpu", "h100", "--fix", "sr=1"], exits.USAGE, "keeps its fixed inputs"),
-        (["digits", "--gpu", "h100", "--goal", "speed"], exits.USAGE, "goal: Input should be"),
+        (
+            ["digits", "--gpu", "h100", "--goal", "speed"],
+            exits.USAGE,
+            "goal: takes latency or throughput, not 'speed'",
+        ),
     ],
 )
 def test_what_cannot_be_benched_is_an_error(
