@@ -26,7 +26,8 @@ FarmError
 │   ├── TagTaken             403
 │   ├── StillReferred        405
 │   ├── Conflict             409
-│   │   └── NameAmbiguous
+│   │   ├── NameAmbiguous
+│   │   └── IdAmbiguous
 │   ├── DigestMismatch       400
 │   ├── EmptyBlob            400
 │   ├── SignatureRefused     400
@@ -293,6 +294,12 @@ class Conflict(Rejected):
 
 class NameAmbiguous(Conflict):
     """Several models' names differ from this one in case alone."""
+
+
+class IdAmbiguous(Conflict):
+    """Several ids begin like this one."""
+
+    default_hint = "give more of it"
 
 
 class DigestMismatch(Rejected):

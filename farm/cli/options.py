@@ -29,7 +29,13 @@ Url = Annotated[
     ),
 ]
 BuildId = Annotated[
-    str, typer.Argument(metavar="ID", help="The build's id.", autocompletion=complete.build_ids)
+    str,
+    typer.Argument(
+        metavar="ID",
+        help="The build's id, or its first characters; last is the newest build (of your key, where keys "
+        "are required).",
+        autocompletion=complete.build_ids,
+    ),
 ]
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="The model's name.", autocompletion=complete.models)
