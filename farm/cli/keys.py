@@ -12,7 +12,7 @@ import typer
 from farm import installed
 from farm.cli import complete, show
 from farm.cli.here import in_farm
-from farm.cli.options import Json, Url, again, connect, example, split
+from farm.cli.options import Json, Url, Wide, again, connect, example, split
 from farm.errors import FarmError, InvalidRequest, KeyNeeded
 from farm.specs import durations
 
@@ -153,7 +153,9 @@ def _in_database(work: Callable[[Session], T]) -> T:
     return in_farm(working)
 
 
-def list_keys(local: Local = False, as_json: Json = False, url: Url = None) -> None:
+def list_keys(
+    local: Local = False, wide: Wide = False, as_json: Json = False, url: Url = None
+) -> None:
     """List the keys with their scopes, expiry and last use."""
     found = _listed() if local else connect(url).keys()
     if as_json:
@@ -163,8 +165,8 @@ def list_keys(local: Local = False, as_json: Json = False, url: Url = None) -> N
         (
             one.id,
             one.name,
-            ",".join(one.scopes),
             show.state(_state(one)),
+            ", ".join(one.scopes),
             show.NONE if one.expires_at is None else _day(one.expires_at),
             show.NONE if one.last_used_at is None else show.ago(one.last_used_at),
             show.ago(one.created_at),
@@ -172,9 +174,9 @@ def list_keys(local: Local = False, as_json: Json = False, url: Url = None) -> N
         )
         for one in found
     ]
-    headers = ("id", "name", "scopes", "state", "expires", "used", "created", "by")
+    headers = ("id", "name", "state", "scopes", "expires", "used", "created", "by")
     empty = f"no keys; create one: {again('farm keys create --scope admin', url)}"
-    show.table(headers, rows, keep=("id", "name"), empty=empty)
+    show.table(headers, rows, keep=("id", "name"), empty=empty, wide=wide)
 
 
 @installed.needs("server")
@@ -245,6 +247,7 @@ def audit(
     limit: Annotated[
         int, typer.Option("--limit", metavar="N", min=1, help="Number of changes to show.")
     ] = 50,
+    wide: Wide = False,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
@@ -253,8 +256,9 @@ def audit(
     if as_json:
         show.document(found)
         return
-    headers = ("at", "who", "key", "from", "action", "object", "details")
-    show.table(headers, map(_entry, found), keep=("at", "key", "object"), empty="no changes yet")
+    headers = ("at", "action", "object", "who", "details", "key", "from")
+    keep = ("at", "action", "object")
+    show.table(headers, map(_entry, found), keep=keep, empty="no changes yet", wide=wide)
 
 
 def _entry(one: AuditEntry) -> tuple[str, ...]:
@@ -262,12 +266,12 @@ def _entry(one: AuditEntry) -> tuple[str, ...]:
     details = ", ".join(f"{name} {_said(value)}" for name, value in (one.details or {}).items())
     return (
         one.at.astimezone().strftime("%Y-%m-%d %H:%M:%S"),
-        who,
-        one.key_id or show.NONE,
-        one.address or show.NONE,
         one.action,
         one.object,
+        who,
         details or show.NONE,
+        one.key_id or show.NONE,
+        one.address or show.NONE,
     )
 
 

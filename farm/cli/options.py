@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from farm.signing.keys import PublicKey
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Wide = Annotated[bool, typer.Option("--wide", help="Show all columns, however wide.")]
 Url = Annotated[
     str | None,
     typer.Option(

@@ -75,7 +75,7 @@ def test_the_commands_show_the_keys_and_the_audit(api, monkeypatch):
     assert "submit" in table
     run("keys", "revoke", key_id)
     assert "revoked" in run("keys", "list").stdout
-    shown = run("audit").stdout
+    shown = run("audit", "--wide").stdout
     assert "key.revoke" in shown
     assert "name ci" in shown
     [row] = json.loads(run("audit", "--action", "key.revoke", "--json").stdout)
