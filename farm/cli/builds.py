@@ -198,5 +198,9 @@ def builds(
         for build in found
     ]
     headers = ("id", "model", "state", "engines", "submitted", "took", "targets", "precisions")
-    empty = f"no builds; submit one: {again('farm submit MODEL_FILE --gpu sm_89', url)}"
+    empty = (
+        f"no matching builds; list all: {again('farm builds', url)}"
+        if model or state or label
+        else f"no builds; submit one: {again('farm submit MODEL_FILE --gpu sm_89', url)}"
+    )
     show.table(headers, rows, keep=("id", "model", "state", "engines"), empty=empty, wide=wide)

@@ -13,7 +13,7 @@ from farm import installed
 from farm.cli import complete, show
 from farm.cli.here import in_farm
 from farm.cli.options import Json, Url, Wide, again, connect, example, split
-from farm.errors import FarmError, InvalidRequest, KeyNeeded
+from farm.errors import FarmError, InvalidRequest, KeyNeeded, ScopeMissing
 from farm.specs import durations
 
 if TYPE_CHECKING:
@@ -108,8 +108,13 @@ def _create(request: KeyRequest, url: str | None, *, local: bool) -> NewKey:
     with connect(url) as farm:
         try:
             return farm.create_key(request.name, request.scopes, expires_in_s=request.expires_in_s)
-        except KeyNeeded:
-            if not _is_first():
+        except (KeyNeeded, ScopeMissing) as err:
+            if isinstance(err, ScopeMissing) or not _is_first():
+                # Theirs is to run what has just failed.
+                err.hint = (
+                    "set FARM_KEY to an administrator's key; or, where the farm's database is: "
+                    "farm keys create --local"
+                )
                 raise
     return _locally(request)
 

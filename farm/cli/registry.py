@@ -69,7 +69,13 @@ def engines(
     if as_json:
         show.document(found)
         return
-    empty = f"no matching engines; list all: {again(f'farm engines {model}', url)}"
+    is_all = not any((gpu, precision, runtime, version, prune, "@" in model))
+    of = model.partition("@")[0]
+    empty = (
+        f"no engines of {of} yet; how far its builds are: {again(f'farm builds --model {of}', url)}"
+        if is_all
+        else f"no matching engines; list all: {again(f'farm engines {of}', url)}"
+    )
     engines_table(found, empty=empty, wide=wide)
 
 
@@ -249,7 +255,11 @@ def models(
         )
         for one in found
     ]
-    empty = f"no models; submit one: {again('farm submit MODEL_FILE --gpu sm_89', url)}"
+    empty = (
+        f"no matching models; list all: {again('farm models', url)}"
+        if label
+        else f"no models; submit one: {again('farm submit MODEL_FILE --gpu sm_89', url)}"
+    )
     show.table(
         ("model", "newest", "engines", "created", "labels"),
         rows,

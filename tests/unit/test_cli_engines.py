@@ -296,3 +296,15 @@ def test_models_and_their_versions_are_listed(run: Run) -> None:
     assert re.search(r"digits +v1 +0", run("models").stdout)
     assert "sha256:" + "a" * 64 in run("models", "digits", "--wide").stdout
     assert json.loads(run("models", "--json").stdout)[0]["name"] == "digits"
+
+
+def test_an_empty_list_does_not_point_at_the_command_that_was_just_run(
+    run: Run, stub: StubFarm
+) -> None:
+    assert "farm builds --model digits\n" in run("engines", "digits").stdout
+    assert "list all: farm engines digits\n" in run("engines", "digits", "--gpu", "cpu").stdout
+    stub.builds.clear()
+    assert "submit one: farm submit" in run("builds").stdout
+    assert (
+        run("builds", "--state", "failed").stdout == "no matching builds; list all: farm builds\n"
+    )
