@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 NONE = "–"
 _UNBOUNDED = 10_000
-_PIPED = 80
+PIPED = 80
 _LEGIBLE, _LONGEST_WORD, _GAP = 20, 40, 2
 _STYLES = {
     "succeeded": "green",
@@ -151,7 +151,7 @@ def _fitting(
 
     Prose is wrapped on a terminal; elsewhere one column of it may end the lines, which it makes longer.
     """
-    room = (console().width if on_terminal() else _PIPED) + _GAP
+    room = (console().width if on_terminal() else PIPED) + _GAP
     taken = [n for n, one in enumerate(headers) if one in keep]
     room -= sum(_least(headers, rows, n, whole=True) + _GAP for n in taken)
     prose: list[int] = []
