@@ -166,9 +166,9 @@ class LocalFarm:
         }
         for part in parts:
             self._start_part(part, commands[part], environment)
-        ready = {
+        ready: dict[str, tuple[str, Callable[[], bool | str]]] = {
             "api": ("the API", lambda: _answers(f"{self.addresses.api}/readyz")),
-            "workers": ("a worker", self._has_worker),
+            "workers": ("a worker", self._online_worker),
             "flower": ("Flower", lambda: _answers(f"{self.addresses.flower}/healthcheck")),
         }
         for part in parts:
@@ -272,10 +272,11 @@ class LocalFarm:
             lines = log.read().decode(errors="replace").splitlines()
         return lines[-1].strip() if lines else ""
 
-    def _await(self, what: str, part: str, ready: Callable[[], bool]) -> None:
+    def _await(self, what: str, part: str, ready: Callable[[], bool | str]) -> None:
+        """Wait until ``ready`` is true, or says what is ready."""
         deadline = time.monotonic() + _START_S
         self.starting.waits_for(what)
-        while not ready():
+        while not (found := ready()):
             self.starting.waits_for(what, self._last_line(part))
             self._check_alive(part)
             if time.monotonic() > deadline:
@@ -284,7 +285,7 @@ class LocalFarm:
                     hint=f"see {self._log(part)}",
                 )
             time.sleep(_POLL_S)
-        self.starting.ready(f"{what} is ready")
+        self.starting.ready(f"{found if isinstance(found, str) else what} is ready")
 
     def _check_alive(self, part: str) -> None:
         code = self._parts[part].poll()
@@ -292,15 +293,17 @@ class LocalFarm:
             lines = _tail(self._log(part).open("rb"))
             raise FarmError(f"{part} exited with {code}: {lines}", hint=f"see {self._log(part)}")
 
-    def _has_worker(self) -> bool:
+    def _online_worker(self) -> str:
+        """The names of the workers that are online; empty if none is."""
         try:
             asked = urllib.request.Request(
                 f"{self.addresses.api}/v1/workers", headers={"Authorization": f"Bearer {self.key}"}
             )
             with urllib.request.urlopen(asked, timeout=5) as answer:
-                return any(worker["online"] for worker in json.load(answer))
+                names = [worker["name"] for worker in json.load(answer) if worker["online"]]
         except (urllib.error.URLError, TimeoutError):
-            return False
+            return ""
+        return f"worker {', '.join(names)}" if names else ""
 
 
 def _key(settings: Settings) -> str:
