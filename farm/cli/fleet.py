@@ -84,7 +84,14 @@ def targets(
         )
         for one in found
     ]
-    show.table(headers, rows, keep=("target", "status"), empty=f"no targets for {gpu}", wide=wide)
+    show.table(
+        headers,
+        rows,
+        keep=("target", "status"),
+        empty=f"no targets for {gpu}",
+        wide=wide,
+        prose="why",
+    )
 
 
 def _is_for(target: TargetView, gpu: str) -> bool:

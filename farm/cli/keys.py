@@ -263,7 +263,9 @@ def audit(
         return
     headers = ("at", "action", "object", "who", "details", "key", "from")
     keep = ("at", "action", "object")
-    show.table(headers, map(_entry, found), keep=keep, empty="no changes yet", wide=wide)
+    show.table(
+        headers, map(_entry, found), keep=keep, empty="no changes yet", wide=wide, prose="details"
+    )
 
 
 def _entry(one: AuditEntry) -> tuple[str, ...]:

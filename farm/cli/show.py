@@ -118,18 +118,20 @@ def table(
     keep: Sequence[str] = (),
     empty: str = "",
     wide: bool | None = None,
+    prose: str | None = None,
 ) -> None:
     """Print a table, or ``empty`` if there are no rows.
 
     Parameters:
         wide: if False, leave out the columns that don't fit, the first of them last; never one in ``keep``.
+        prose: a column that ends the lines where there is no terminal, however long it makes them.
     """
     cells = [list(row) for row in rows]
     if not cells:
         line(empty)
         return
     if wide is False:
-        headers, cells = _fitting(headers, cells, keep)
+        headers, cells = _fitting(headers, cells, keep, prose)
     least = [_least(headers, cells, n, whole=one in keep) for n, one in enumerate(headers)]
     room = console().width - sum(least) - _GAP * (len(least) - 1)
     if room < 0:
@@ -145,7 +147,7 @@ def table(
 
 
 def _fitting(
-    headers: Sequence[str], rows: list[list[str | Text]], keep: Sequence[str]
+    headers: Sequence[str], rows: list[list[str | Text]], keep: Sequence[str], at_end: str | None
 ) -> tuple[Sequence[str], list[list[str | Text]]]:
     """The columns in ``keep``, and of the others those for which there is room, in their order.
 
@@ -154,10 +156,10 @@ def _fitting(
     room = (console().width if on_terminal() else PIPED) + _GAP
     taken = [n for n, one in enumerate(headers) if one in keep]
     room -= sum(_least(headers, rows, n, whole=True) + _GAP for n in taken)
-    prose: list[int] = []
+    prose = [n for n, one in enumerate(headers) if one == at_end and not on_terminal()]
     left_out = []
     for index, header in enumerate(headers):
-        if index in taken or all(str(row[index]) in ("", NONE) for row in rows):
+        if index in (*taken, *prose) or all(str(row[index]) in ("", NONE) for row in rows):
             continue
         whole = _least(headers, rows, index, whole=True)
         least = _least(headers, rows, index, whole=False)
