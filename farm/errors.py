@@ -5,6 +5,7 @@ FarmError
 │   ├── InvalidRequest       422
 │   │   ├── SourceRefused
 │   │   ├── UnknownGpu
+│   │   │   └── GpuUnsupported
 │   │   ├── TargetUnsupported
 │   │   ├── TritonUnsupported
 │   │   ├── PluginRefused
@@ -25,7 +26,8 @@ FarmError
 │   ├── TagTaken             403
 │   ├── StillReferred        405
 │   ├── Conflict             409
-│   │   └── NameAmbiguous
+│   │   ├── NameAmbiguous
+│   │   └── IdAmbiguous
 │   ├── DigestMismatch       400
 │   ├── EmptyBlob            400
 │   ├── SignatureRefused     400
@@ -149,6 +151,12 @@ class SourceRefused(InvalidRequest):
 
 class UnknownGpu(InvalidRequest):
     """The farm doesn't know this GPU tag."""
+
+
+class GpuUnsupported(UnknownGpu):
+    """The farm builds nothing under this GPU's name."""
+
+    default_hint = "`farm targets` lists every tag; cpu is one of them"
 
 
 class TargetUnsupported(InvalidRequest):
@@ -286,6 +294,12 @@ class Conflict(Rejected):
 
 class NameAmbiguous(Conflict):
     """Several models' names differ from this one in case alone."""
+
+
+class IdAmbiguous(Conflict):
+    """Several ids begin like this one."""
+
+    default_hint = "give more of it"
 
 
 class DigestMismatch(Rejected):

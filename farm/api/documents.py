@@ -145,6 +145,8 @@ def _complete(method: str, operation: dict[str, Any]) -> None:
     for parameter in operation.get("parameters", ()):
         parameter["schema"] = _without_null(parameter["schema"])
     statuses = set(_OF_ALL)
+    if {"build_id", "engine_id"} & {one["name"] for one in operation.get("parameters", ())}:
+        statuses.add(409)  # the id may be ambiguous
     if method in ("post", "put", "patch", "delete"):
         statuses |= set(_OF_BODIES)
     if operation.get("parameters") or "requestBody" in operation:

@@ -42,7 +42,7 @@ def parsed(shape: type[Shape], body: bytes) -> Shape:
         if err.error_count() > _MOST_FAULTS:
             detail = f"{err.error_count()} values in the request are invalid"
             raise InvalidRequest(detail, hint=_HINT) from None
-        told = err.errors(include_url=False, include_context=False, include_input=False)
+        told = err.errors(include_url=False, include_input=False)
         raise invalid(told) from None
 
 

@@ -26,7 +26,7 @@ from farm.errors import (
     Unavailable,
 )
 from farm.schemas.problems import field_of
-from farm.specs import texts
+from farm.specs import faults, texts
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +100,12 @@ def invalid(errors: Sequence[Any]) -> InvalidRequest:
 
 def _explain(error: dict[str, Any]) -> str:
     where = field_of(error["loc"])
-    said = str(error["msg"]).removeprefix("Value error, ")
-    told: str = texts.escaped(f"{where}: {said}" if where else said)
+    said = faults.told(error)
+    if where:
+        said = f"{where}: {said}"
+    elif not faults.is_own(error):
+        said = f"the request {said}"
+    told: str = texts.escaped(said)
     return told if len(told) <= _MOST_CHARS else f"{told[:_MOST_CHARS]}…"
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any
 
+from anyio import to_thread
 from fastapi import Depends, Path, Query, Request, Response
 from pydantic import BaseModel, Field, StringConstraints
 from sqlalchemy.orm import Session
@@ -20,12 +22,14 @@ from farm.daemon.keeper import Keeper
 from farm.daemon.scrub import Scrubber
 from farm.daemon.signing import Notary
 from farm.daemon.sweep import Sweeper
+from farm.database.ids import is_id
 from farm.database.session import Database
 from farm.errors import Busy
 from farm.fleet.workers import Fleet
 from farm.keeping.pulled import Pulled
 from farm.queue.celery_app import create_celery
 from farm.queue.doorbell import Doorbell
+from farm.registry import ids
 from farm.schemas.labels import LabelFilter
 from farm.settings import Settings
 from farm.specs.scopes import Scope
@@ -157,8 +161,50 @@ async def _caller(request: Request) -> Caller:
 Farm = Annotated[Services, Depends(_services)]
 By = Annotated[Caller, Depends(_caller)]
 Body = Annotated[bytes, Depends(_body)]
-BuildId = Annotated[str, Path(max_length=100)]
-EngineId = Annotated[str, Path(max_length=100)]
+
+
+async def _build_id(
+    build_id: Annotated[
+        str,
+        Path(
+            max_length=100,
+            description="the first characters suffice if no other id begins with them; `last` is the newest: "
+            "of this key, where keys are required",
+        ),
+    ],
+    farm: Farm,
+    by: By,
+) -> str:
+    if is_id(build_id):
+        return build_id
+    client = by.client if by.key_id else None
+    return await to_thread.run_sync(
+        _read, farm, partial(ids.build_id, given=build_id, client=client)
+    )
+
+
+async def _engine_id(
+    engine_id: Annotated[
+        str,
+        Path(
+            max_length=100,
+            description="the first characters suffice if no other id begins with them",
+        ),
+    ],
+    farm: Farm,
+) -> str:
+    if is_id(engine_id):
+        return engine_id
+    return await to_thread.run_sync(_read, farm, partial(ids.engine_id, given=engine_id))
+
+
+def _read(farm: Services, find: Callable[[Session], str]) -> str:
+    with farm.db.read() as session:
+        return find(session)
+
+
+BuildId = Annotated[str, Depends(_build_id)]
+EngineId = Annotated[str, Depends(_engine_id)]
 ModelName = Annotated[str, Path(max_length=100, description="in any case")]
 GpuTag = Annotated[str, StringConstraints(max_length=100)]
 Limit = Annotated[int, Query(ge=1, le=200)]

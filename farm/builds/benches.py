@@ -14,6 +14,7 @@ from farm.registry import names, versions
 from farm.registry.names import Named
 from farm.schemas.bench import ModelBench
 from farm.schemas.submission import BenchOptions, BuildRequest
+from farm.specs import faults
 
 _MOST = 200  #: builds to look through
 _OF_THE_BENCH = set(BenchOptions.model_fields)
@@ -39,7 +40,7 @@ def request_of(session: Session, model: str, asked: ModelBench) -> BuildRequest:
         return BuildRequest.model_validate(kept | given | {"model": known.name, "bench": bench})
     except ValidationError as err:
         # Each part is valid by itself, so these are messages of the request's own.
-        said = "; ".join(one["msg"].removeprefix("Value error, ") for one in err.errors())
+        said = "; ".join(faults.told(one) for one in err.errors())
         raise InvalidRequest(
             f"this doesn't fit the builds of {known.name}: {said}",
             hint="the version's fixed inputs and data stand where the bench gives none",

@@ -18,7 +18,7 @@ from farm.planning import keys, policy
 from farm.planning.recipe import Given, Recipe
 from farm.queue import jobs, transitions, turns
 from farm.queue.turns import Bell
-from farm.registry import catalog
+from farm.registry import catalog, ids
 from farm.registry.match import best_match
 from farm.schemas.engines import EngineView, Match
 from farm.schemas.inference import InferenceView, InferRequest
@@ -49,7 +49,8 @@ def found(session: Session, request: InferRequest, fleet: Fleet) -> Match:
         NotFound, NameAmbiguous, UnknownGpu
     """
     if request.engine is not None:
-        return Match(engine=catalog.engine(session, request.engine), why="requested by its id")
+        engine = catalog.engine(session, ids.engine_id(session, request.engine))
+        return Match(engine=engine, why="requested by its id")
     assert request.model is not None
     tags = [request.gpu] if request.gpu else _online(fleet)
     first: NotFound | None = None

@@ -77,7 +77,7 @@ def _job(job: JobRow, reuse: str, fleet: Fleet) -> JobView:
 
 
 _JOB_FIELDS = (
-    "id kind title key state runtime target precision attempt phase progress error "
+    "id kind title key state queue runtime target precision attempt phase progress error "
     "created_at started_at finished_at"
 ).split()
 

@@ -8,7 +8,7 @@ import typer
 
 from farm.cli import complete, show
 from farm.cli.compare import latency, metric
-from farm.cli.options import Json, ModelName, Url, again, connect, example
+from farm.cli.options import Json, ModelName, Url, Wide, again, connect, example
 from farm.specs.references import PROD
 
 if TYPE_CHECKING:
@@ -166,6 +166,7 @@ def aliases(
     delete: Annotated[
         bool, typer.Option("--delete", help="Delete the alias; its history stays.")
     ] = False,
+    wide: Wide = False,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
@@ -174,7 +175,7 @@ def aliases(
     if delete and alias is None:
         raise typer.BadParameter("name the alias to delete", param_hint="ALIAS")
     if alias is None:
-        _list(model, url, as_json=as_json)
+        _list(model, url, as_json=as_json, wide=wide)
         return
     if delete:
         farm.delete_alias(model, alias)
@@ -190,16 +191,16 @@ def aliases(
             show.NONE if move.before is None else f"v{move.before}",
             show.NONE if move.version is None else f"v{move.version}",
             move.by,
-            ", ".join(lack.gpu for lack in move.left_out) or show.NONE,
             move.note or show.NONE,
+            ", ".join(lack.gpu for lack in move.left_out) or show.NONE,
         )
         for move in moves
     ]
-    headers = ("revision", "when", "action", "from", "to", "by", "left out", "note")
-    show.table(headers, rows, keep=("revision", "from", "to"))
+    headers = ("revision", "when", "action", "from", "to", "by", "note", "left out")
+    show.table(headers, rows, keep=("revision", "from", "to"), wide=wide)
 
 
-def _list(model: str, url: str | None, *, as_json: bool) -> None:
+def _list(model: str, url: str | None, *, as_json: bool, wide: bool) -> None:
     found = connect(url).aliases(model)
     if as_json:
         show.document(found)
@@ -208,13 +209,13 @@ def _list(model: str, url: str | None, *, as_json: bool) -> None:
         (
             one.alias,
             f"v{one.version}",
-            str(one.revision),
             show.ago(one.changed_at),
             one.changed_by,
             one.note or show.NONE,
+            str(one.revision),
         )
         for one in found
     ]
     empty = f"no aliases; make one: {again(f'farm promote {model} 1 {PROD}', url)}"
-    headers = ("alias", "version", "revision", "changed", "by", "note")
-    show.table(headers, rows, keep=("alias", "version"), empty=empty)
+    headers = ("alias", "version", "changed", "by", "note", "revision")
+    show.table(headers, rows, keep=("alias", "version"), empty=empty, wide=wide)

@@ -81,8 +81,10 @@ def _fill_lines(command: Any) -> None:
 
 
 def _bad_settings(err: ValidationError) -> InvalidRequest:
+    from farm.specs import faults
+
     said = "; ".join(
-        f"FARM_{str(one['loc'][0]).upper()}: {one['msg']}" if one["loc"] else one["msg"]
+        f"FARM_{str(one['loc'][0]).upper()}: {faults.told(one)}" if one["loc"] else faults.told(one)
         for one in err.errors()
     )
     return InvalidRequest(

@@ -12,6 +12,7 @@ from farm.cli.options import (
     Json,
     Url,
     Version,
+    Wide,
     again,
     builder_options,
     connect,
@@ -59,14 +60,14 @@ _HEADERS = (
     "precision",
     "state",
     "p50",
-    "samples/s",
     "accuracy",
+    "samples/s",
     "size",
     "over PyTorch's best",
     "engine",
     "note",
 )
-_KEEP = ("", "target", "precision", "engine")
+_KEEP = ("", "target", "precision", "state")
 
 
 def register(app: typer.Typer) -> None:
@@ -147,6 +148,7 @@ def bench(
     source_format: SourceFormat = None,
     architecture: ArchitectureName = None,
     config: Config = None,
+    wide: Wide = False,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
@@ -179,7 +181,7 @@ def bench(
                 hint="pass the model's name (farm models lists them)",
             )
         found = farm.bench_table(model, gpu, goal=goal, batch=batch, version=version)
-        raise typer.Exit(_show(found, None, as_json=as_json, url=url))
+        raise typer.Exit(_show(found, None, as_json=as_json, wide=wide, url=url))
     submission: dict[str, Any] = {
         "calibration": calibration,
         "calibration_method": calibration_method,
@@ -215,7 +217,7 @@ def bench(
         _wait(made, quiet=as_json)
     except KeyboardInterrupt:
         raise typer.Exit(watch.stopped(made, url)) from None
-    raise typer.Exit(_show(_table(farm, made, gpu), made.id, as_json=as_json, url=url))
+    raise typer.Exit(_show(_table(farm, made, gpu), made.id, as_json=as_json, wide=wide, url=url))
 
 
 def _of_the_source(
@@ -263,14 +265,17 @@ def _table(farm: Farm, build: Build, gpu: str) -> Bench:
     return farm.bench_table(view.model, gpu, version=view.version)
 
 
-def _show(found: Bench, build_id: str | None, *, as_json: bool, url: str | None) -> int:
+def _show(found: Bench, build_id: str | None, *, as_json: bool, wide: bool, url: str | None) -> int:
     """Print the table; return the exit code."""
     if as_json:
         show.document({"build": build_id, **found.model_dump(mode="json")})
         return _code(found)
     show.line(f"{found.model} v{found.version} for {found.gpu}, ranked by {_goal(found)}")
-    rows = [_row(found, row) for row in found.rows]
-    show.table(_HEADERS, rows, keep=_KEEP, empty="no engines")
+    if wide:
+        rows = [_row(found, row) for row in found.rows]
+        show.table(_HEADERS, rows, keep=(*_KEEP, "engine"), empty="no engines")
+    else:
+        _show_narrow(found)
     if build_id is None:
         show.left_out(found.left_out)
     show.line()
@@ -278,6 +283,20 @@ def _show(found: Bench, build_id: str | None, *, as_json: bool, url: str | None)
     if found.winner:
         show.line(f"  {again(_pull(found), url)}")
     return _code(found)
+
+
+def _show_narrow(found: Bench) -> None:
+    """The table without what is in brackets, and the notes below it."""
+    rows = [
+        [cell.partition(" (")[0] if isinstance(cell, str) else cell for cell in _row(found, row)]
+        for row in found.rows
+    ]
+    headers = _HEADERS[:-1]
+    cells = [row[: len(headers)] for row in rows]
+    show.table(headers, cells, keep=_KEEP, empty="no engines", wide=False)
+    for row in found.rows:
+        if _note(row):
+            show.line(f"{row.target} {show.precision(row.precision, row.prune)}: {_note(row)}")
 
 
 def _pull(found: Bench) -> str:
@@ -310,8 +329,8 @@ def _row(found: Bench, row: BenchRow) -> tuple[str | Text, ...]:
         show.precision(row.precision, row.prune),
         show.state(str(row.state)),
         _latency(row),
-        _rate(row),
         show.NONE if row.accuracy is None else registry.worth(row.accuracy),
+        _rate(row),
         show.NONE if row.bytes is None else show.size(row.bytes),
         show.NONE if row.speed_up_over_best is None else f"{row.speed_up_over_best:.2f}×",
         row.engine or show.NONE,

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from farm.cli import complete, show
-from farm.cli.options import BuildId, Json, LabelFilters, Url, again, connect, example
+from farm.cli.options import BuildId, Json, LabelFilters, Url, Wide, again, connect, example
 from farm.cli.watch import jobs_table, tell_held_back
 
 if TYPE_CHECKING:
@@ -175,6 +175,7 @@ def builds(
     ] = None,
     label: LabelFilters = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of builds.")] = 20,
+    wide: Wide = False,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
@@ -189,13 +190,17 @@ def builds(
             f"{build.model} v{build.version}",
             show.state(build.state),
             f"{build.engines_done}/{build.engines_total}",
-            ",".join(build.precisions) or "every",
-            ",".join(build.targets),
             show.ago(build.created_at),
             show.elapsed(build.created_at, build.finished_at),
+            ", ".join(build.targets),
+            ", ".join(build.precisions) or "every",
         )
         for build in found
     ]
-    headers = ("id", "model", "state", "engines", "precisions", "targets", "submitted", "took")
-    empty = f"no builds; submit one: {again('farm submit MODEL_FILE --gpu sm_89', url)}"
-    show.table(headers, rows, keep=("id", "model", "state", "engines"), empty=empty)
+    headers = ("id", "model", "state", "engines", "submitted", "took", "targets", "precisions")
+    empty = (
+        f"no matching builds; list all: {again('farm builds', url)}"
+        if model or state or label
+        else f"no builds; submit one: {again('farm submit MODEL_FILE --gpu sm_89', url)}"
+    )
+    show.table(headers, rows, keep=("id", "model", "state", "engines"), empty=empty, wide=wide)

@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from farm.cli import complete, show
-from farm.cli.options import Json, Url, connect, example
+from farm.cli.options import Json, Url, Wide, connect, example
 
 if TYPE_CHECKING:
     from farm.schemas.fleet import TargetView, WorkerView
@@ -22,15 +22,17 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=_PANEL, epilog=example("farm timing-caches"))(timing_caches)
 
 
-def workers(as_json: Json = False, url: Url = None) -> None:
+def workers(wide: Wide = False, as_json: Json = False, url: Url = None) -> None:
     """List the workers: whether each is online, its GPU and runtimes, and its current job."""
     found = connect(url).workers()
     if as_json:
         show.document(found)
         return
-    headers = ("worker", "state", "gpu", "tags", "runtimes", "job", "seen")
+    headers = ("worker", "state", "tags", "job", "seen", "gpu", "runtimes")
     empty = "no workers; start some: farm worker"
-    show.table(headers, map(_worker, found), keep=("worker", "state", "tags"), empty=empty)
+    show.table(
+        headers, map(_worker, found), keep=("worker", "state", "tags"), empty=empty, wide=wide
+    )
 
 
 def _worker(worker: WorkerView) -> tuple[str | Text, ...]:
@@ -38,11 +40,11 @@ def _worker(worker: WorkerView) -> tuple[str | Text, ...]:
     return (
         worker.name,
         _state(worker),
-        worker.gpu or "CPU",
         ",".join(worker.tags) or show.NONE,
-        ", ".join(f"{name} {version}" for name, version in worker.runtimes.items()) or show.NONE,
         job,
         show.ago(worker.last_seen_at),
+        worker.gpu or "CPU",
+        ", ".join(f"{name} {version}" for name, version in worker.runtimes.items()) or show.NONE,
     )
 
 
@@ -62,6 +64,7 @@ def targets(
             autocompletion=complete.gpus,
         ),
     ] = None,
+    wide: Wide = False,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
@@ -70,18 +73,25 @@ def targets(
     if as_json:
         show.document(found)
         return
-    headers = ("target", "status", "precisions", "why", "products")
+    headers = ("target", "status", "why", "precisions", "products")
     rows = [
         (
             one.target,
             show.state(one.status),
-            ",".join(one.precisions) or show.NONE,
             one.why,
+            ", ".join(one.precisions) or show.NONE,
             ", ".join(one.products) or show.NONE,
         )
         for one in found
     ]
-    show.table(headers, rows, keep=("target", "status"), empty=f"no targets for {gpu}")
+    show.table(
+        headers,
+        rows,
+        keep=("target", "status"),
+        empty=f"no targets for {gpu}",
+        wide=wide,
+        prose="why",
+    )
 
 
 def _is_for(target: TargetView, gpu: str) -> bool:
@@ -90,7 +100,7 @@ def _is_for(target: TargetView, gpu: str) -> bool:
     return target.compute_capability == compute_capability(gpu)
 
 
-def timing_caches(as_json: Json = False, url: Url = None) -> None:
+def timing_caches(wide: Wide = False, as_json: Json = False, url: Url = None) -> None:
     """List TensorRT's timing caches, one per GPU and toolchain, which the next build starts from.
 
     A hit is a build that found every entry it looked up and timed nothing.
@@ -102,15 +112,15 @@ def timing_caches(as_json: Json = False, url: Url = None) -> None:
     rows = [
         (
             one.gpu,
-            f"tensorrt {one.tensorrt}, cuda {one.cuda}, {one.compute_capability}",
-            show.size(one.bytes),
-            show.NONE if one.entries is None else str(one.entries),
             str(one.builds),
             show.share(one.hit_rate),
+            show.size(one.bytes),
             show.ago(one.updated_at),
+            show.NONE if one.entries is None else str(one.entries),
+            f"tensorrt {one.tensorrt}, cuda {one.cuda}, {one.compute_capability}",
         )
         for one in found
     ]
-    headers = ("gpu", "toolchain", "size", "entries", "builds", "hits", "used")
+    headers = ("gpu", "builds", "hits", "size", "used", "entries", "toolchain")
     empty = "no timing caches yet: the first tensorrt build on a GPU creates one"
-    show.table(headers, rows, keep=("gpu",), empty=empty)
+    show.table(headers, rows, keep=("gpu",), empty=empty, wide=wide)

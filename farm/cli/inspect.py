@@ -30,7 +30,11 @@ _OPERANDS = 2  #: of a product; later inputs are biases and scales
 
 def inspect(
     engine: Annotated[
-        str, typer.Argument(metavar="ENGINE", help="An engine's id: farm engines MODEL lists them.")
+        str,
+        typer.Argument(
+            metavar="ENGINE",
+            help="An engine's id, or its first characters: farm engines MODEL lists them.",
+        ),
     ],
     all_layers: Annotated[
         bool, typer.Option("--all", help=f"List all layers instead of the first {_LAYERS}.")

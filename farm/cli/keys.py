@@ -12,8 +12,8 @@ import typer
 from farm import installed
 from farm.cli import complete, show
 from farm.cli.here import in_farm
-from farm.cli.options import Json, Url, again, connect, example, split
-from farm.errors import FarmError, InvalidRequest, KeyNeeded
+from farm.cli.options import Json, Url, Wide, again, connect, example, split
+from farm.errors import FarmError, InvalidRequest, KeyNeeded, ScopeMissing
 from farm.specs import durations
 
 if TYPE_CHECKING:
@@ -92,12 +92,13 @@ def _request(name: str, scopes: list[str], expires_in_s: int | None) -> KeyReque
     from pydantic import ValidationError
 
     from farm.schemas.keys import KeyRequest
+    from farm.specs import faults
 
     given: dict[str, Any] = {"name": name, "scopes": scopes, "expires_in_s": expires_in_s}
     try:
         return KeyRequest.model_validate(given)
     except ValidationError as err:
-        said = "; ".join(f"{one['loc'][0]}: {one['msg']}" for one in err.errors())
+        said = "; ".join(f"{one['loc'][0]}: {faults.told(one)}" for one in err.errors())
         raise InvalidRequest(said, hint="see farm keys create --help") from err
 
 
@@ -107,8 +108,13 @@ def _create(request: KeyRequest, url: str | None, *, local: bool) -> NewKey:
     with connect(url) as farm:
         try:
             return farm.create_key(request.name, request.scopes, expires_in_s=request.expires_in_s)
-        except KeyNeeded:
-            if not _is_first():
+        except (KeyNeeded, ScopeMissing) as err:
+            if isinstance(err, ScopeMissing) or not _is_first():
+                # Theirs is to run what has just failed.
+                err.hint = (
+                    "set FARM_KEY to an administrator's key; or, where the farm's database is: "
+                    "farm keys create --local"
+                )
                 raise
     return _locally(request)
 
@@ -152,7 +158,9 @@ def _in_database(work: Callable[[Session], T]) -> T:
     return in_farm(working)
 
 
-def list_keys(local: Local = False, as_json: Json = False, url: Url = None) -> None:
+def list_keys(
+    local: Local = False, wide: Wide = False, as_json: Json = False, url: Url = None
+) -> None:
     """List the keys with their scopes, expiry and last use."""
     found = _listed() if local else connect(url).keys()
     if as_json:
@@ -162,8 +170,8 @@ def list_keys(local: Local = False, as_json: Json = False, url: Url = None) -> N
         (
             one.id,
             one.name,
-            ",".join(one.scopes),
             show.state(_state(one)),
+            ", ".join(one.scopes),
             show.NONE if one.expires_at is None else _day(one.expires_at),
             show.NONE if one.last_used_at is None else show.ago(one.last_used_at),
             show.ago(one.created_at),
@@ -171,9 +179,9 @@ def list_keys(local: Local = False, as_json: Json = False, url: Url = None) -> N
         )
         for one in found
     ]
-    headers = ("id", "name", "scopes", "state", "expires", "used", "created", "by")
+    headers = ("id", "name", "state", "scopes", "expires", "used", "created", "by")
     empty = f"no keys; create one: {again('farm keys create --scope admin', url)}"
-    show.table(headers, rows, keep=("id", "name"), empty=empty)
+    show.table(headers, rows, keep=("id", "name"), empty=empty, wide=wide)
 
 
 @installed.needs("server")
@@ -244,6 +252,7 @@ def audit(
     limit: Annotated[
         int, typer.Option("--limit", metavar="N", min=1, help="Number of changes to show.")
     ] = 50,
+    wide: Wide = False,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
@@ -252,8 +261,11 @@ def audit(
     if as_json:
         show.document(found)
         return
-    headers = ("at", "who", "key", "from", "action", "object", "details")
-    show.table(headers, map(_entry, found), keep=("at", "key", "object"), empty="no changes yet")
+    headers = ("at", "action", "object", "who", "details", "key", "from")
+    keep = ("at", "action", "object")
+    show.table(
+        headers, map(_entry, found), keep=keep, empty="no changes yet", wide=wide, prose="details"
+    )
 
 
 def _entry(one: AuditEntry) -> tuple[str, ...]:
@@ -263,12 +275,12 @@ def _entry(one: AuditEntry) -> tuple[str, ...]:
     )
     return (
         one.at.astimezone().strftime("%Y-%m-%d %H:%M:%S"),
-        who,
-        one.key_id or show.NONE,
-        one.address or show.NONE,
         one.action,
         one.object,
+        who,
         details or show.NONE,
+        one.key_id or show.NONE,
+        one.address or show.NONE,
     )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from farm.signing.keys import PublicKey
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Wide = Annotated[bool, typer.Option("--wide", help="Show all columns, however wide.")]
 Url = Annotated[
     str | None,
     typer.Option(
@@ -29,7 +30,13 @@ Url = Annotated[
     ),
 ]
 BuildId = Annotated[
-    str, typer.Argument(metavar="ID", help="The build's id.", autocompletion=complete.build_ids)
+    str,
+    typer.Argument(
+        metavar="ID",
+        help="The build's id, or its first characters; last is the newest build (of your key, where keys "
+        "are required).",
+        autocompletion=complete.build_ids,
+    ),
 ]
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="The model's name.", autocompletion=complete.models)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from farm.cli import builds, complete, registry, show
 from farm.cli.compare import latency, metric
 from farm.cli.options import Json, Url, connect, example
-from farm.errors import NotFound
+from farm.cli.pull_by_id import may_begin_id
+from farm.errors import IdAmbiguous, NotFound
 
 if TYPE_CHECKING:
     from farm.client import Farm
     from farm.reports.interfaces import Port
     from farm.schemas.models import Behind, MatrixRow, ModelDetail, VersionView
 
+T = TypeVar("T")
 WIDTH = 80
 _GAP = 2
 
@@ -31,7 +33,7 @@ def overview(
         str,
         typer.Argument(
             metavar="MODEL[@VERSION]|ID",
-            help="A model, one version of it, or the id of a build or an engine.",
+            help="A model, one version of it, or a build's or an engine's id or its first characters.",
             autocompletion=complete.references,
         ),
     ],
@@ -61,27 +63,27 @@ def overview(
 
 def _by_id(farm: Farm, what: str, err: NotFound, url: str | None, *, as_json: bool) -> bool:
     """Show the build or the engine with this id, if there is one."""
-    from farm.database.ids import is_id
-
-    if not is_id(what):
+    if not may_begin_id(what) and what != "last":
         return False
-    try:
-        build = farm.build(what).view
-    except NotFound:
-        try:
-            engine = farm.engine(what)
-        except NotFound:
-            raise err from None
-        if as_json:
-            show.document(engine)
-        else:
-            registry.engines_table([engine])
-        return True
+    build, engine = _found(farm.build, what), _found(farm.engine, what)
+    if build is not None and engine is not None:
+        raise IdAmbiguous(f"{what!r} begins the ids of build {build.id} and engine {engine.id}")
+    if build is None and engine is None:
+        raise err from None
     if as_json:
-        show.document(build)
-    else:
-        builds.show_build(build, url)
+        show.document(engine or (build and build.view))
+    elif engine is not None:
+        registry.engines_table([engine])
+    elif build is not None:
+        builds.show_build(build.view, url)
     return True
+
+
+def _found(look: Callable[[str], T], what: str) -> T | None:
+    try:
+        return look(what)
+    except NotFound:
+        return None
 
 
 def _only(found: ModelDetail, number: int) -> ModelDetail:

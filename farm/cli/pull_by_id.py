@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from farm.cli import show
-from farm.database.ids import is_id
+from farm.database.ids import begins_id, is_id
 from farm.errors import InvalidRequest, NotFound
 from farm.machine import facts, gpus
 from farm.specs import machines
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from farm.client import Farm
     from farm.schemas.engines import EngineView
 
+_LEAST_BEGUN = 4  #: characters of an id, where a model may be named as well
+
 
 def engine_meant(farm: Farm, name: str | None) -> str | None:
     """The id of the engine that an argument names; None if it is a model's name.
@@ -25,9 +27,10 @@ def engine_meant(farm: Farm, name: str | None) -> str | None:
 
     Raises:
         NotFound: it has the form of an id, and is neither.
+        IdAmbiguous: it begins several engines' ids, and is no model's name.
     """
     if name is None or not is_id(name):
-        return None
+        return _begun(farm, name) if name is not None and may_begin_id(name) else None
     is_engine = _is_engine(farm, name)
     if _is_model(farm, name):
         if is_engine:
@@ -38,6 +41,21 @@ def engine_meant(farm: Farm, name: str | None) -> str | None:
     if not is_engine:
         raise NotFound(f"there is neither a model nor an engine {name!r}", hint=_hint(farm, name))
     return name
+
+
+def may_begin_id(text: str) -> bool:
+    """Whether an argument that may also be a model's name can be meant as the first characters of an id."""
+    return len(text) >= _LEAST_BEGUN and text[0].isdigit() and begins_id(text)
+
+
+def _begun(farm: Farm, name: str) -> str | None:
+    """The engine whose id begins like this; None if a model is called so, or there is no such engine."""
+    if _is_model(farm, name):
+        return None
+    try:
+        return farm.engine(name).id
+    except NotFound:
+        return None
 
 
 def refuse_choices(given: Mapping[str, object], named: str) -> None:

@@ -18,6 +18,7 @@ from farm.cli.options import (
     Runtime,
     Url,
     Version,
+    Wide,
     again,
     connect,
     example,
@@ -47,6 +48,7 @@ def engines(
     version: Version = None,
     prune: Pruned = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of engines.")] = 200,
+    wide: Wide = False,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
@@ -67,8 +69,14 @@ def engines(
     if as_json:
         show.document(found)
         return
-    empty = f"no matching engines; list all: {again(f'farm engines {model}', url)}"
-    engines_table(found, empty=empty)
+    is_all = not any((gpu, precision, runtime, version, prune, "@" in model))
+    of = model.partition("@")[0]
+    empty = (
+        f"no engines of {of} yet; how far its builds are: {again(f'farm builds --model {of}', url)}"
+        if is_all
+        else f"no matching engines; list all: {again(f'farm engines {of}', url)}"
+    )
+    engines_table(found, empty=empty, wide=wide)
 
 
 _HEADERS = (
@@ -76,23 +84,30 @@ _HEADERS = (
     "version",
     "target",
     "precision",
-    "size",
-    "agreement",
-    "cosine",
-    "task",
-    "judged on",
-    "measured on",
     "p50",
+    "agreement",
     "speed-up",
+    "size",
+    "task",
     "computes in",
     "against",
+    "cosine",
+    "judged on",
+    "measured on",
 )
 
 
-def engines_table(engines: Sequence[EngineView], *, empty: str = "") -> None:
+def engines_table(
+    engines: Sequence[EngineView], *, empty: str = "", wide: bool | None = None
+) -> None:
     """Print engines with their accuracy and speed."""
     rows = [row for engine in engines for row in (_row(engine), *map(_judged, engine.judgements))]
-    show.table(_HEADERS, rows, keep=("id", "version", "target", "precision"), empty=empty)
+    if wide is False:
+        share = _HEADERS.index("agreement")
+        # Its interval is for those who look closer.
+        rows = [(*row[:share], row[share].partition(" (")[0], *row[share + 1 :]) for row in rows]
+    keep = ("id", "version", "target", "precision")
+    show.table(_HEADERS, rows, keep=keep, empty=empty, wide=wide)
     for engine in engines:
         if engine.yanked:
             show.line(f"yanked: {engine.id} ({engine.precision}@{engine.gpu}): {engine.yanked}")
@@ -104,20 +119,22 @@ def engines_table(engines: Sequence[EngineView], *, empty: str = "") -> None:
 
 def _row(engine: EngineView) -> tuple[str, ...]:
     accuracy = engine.accuracy
+    p50, speed_up = _speed(engine.metrics)
     return (
         engine.id,
         f"v{engine.version}",
         f"{engine.runtime}:{engine.gpu}",
         show.precision(engine.precision, engine.prune),
-        show.size(engine.bytes),
+        p50,
         _agreement(accuracy),
-        _cosine(accuracy),
+        speed_up,
+        show.size(engine.bytes),
         _task(accuracy.task),
-        show.judged_on(accuracy),
-        accuracy.measured_on or show.NONE,
-        *_speed(engine.metrics),
         _types(engine),
         against(engine),
+        _cosine(accuracy),
+        show.judged_on(accuracy),
+        accuracy.measured_on or show.NONE,
     )
 
 
@@ -216,12 +233,13 @@ def models(
         ),
     ] = None,
     label: LabelFilters = None,
+    wide: Wide = False,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
     """List the models, or one model's versions."""
     if model is not None:
-        _versions(model, url, as_json=as_json)
+        _versions(model, url, as_json=as_json, wide=wide)
         return
     found = connect(url).models(labels=label or ())
     if as_json:
@@ -232,18 +250,26 @@ def models(
             one.name,
             f"v{max(one.versions)}" if one.versions else show.NONE,
             str(one.engines),
-            show.labels(one.labels) or show.NONE,
             show.ago(one.created_at),
+            show.labels(one.labels) or show.NONE,
         )
         for one in found
     ]
-    empty = f"no models; submit one: {again('farm submit MODEL_FILE --gpu sm_89', url)}"
+    empty = (
+        f"no matching models; list all: {again('farm models', url)}"
+        if label
+        else f"no models; submit one: {again('farm submit MODEL_FILE --gpu sm_89', url)}"
+    )
     show.table(
-        ("model", "newest", "engines", "labels", "created"), rows, keep=("model",), empty=empty
+        ("model", "newest", "engines", "created", "labels"),
+        rows,
+        keep=("model",),
+        empty=empty,
+        wide=wide,
     )
 
 
-def _versions(model: str, url: str | None, *, as_json: bool) -> None:
+def _versions(model: str, url: str | None, *, as_json: bool, wide: bool) -> None:
     detail = connect(url).model(model)
     if as_json:
         show.document(detail)
@@ -252,26 +278,26 @@ def _versions(model: str, url: str | None, *, as_json: bool) -> None:
         (
             f"v{one.version}",
             ", ".join(a.alias for a in detail.aliases if a.version == one.version) or show.NONE,
-            str(one.source_format),
-            one.source_digest,
-            _told(one),
             str(one.engines),
-            show.labels(one.labels) or show.NONE,
+            str(one.source_format),
+            one.source_digest if wide else show.short(one.source_digest),
             show.ago(one.created_at),
+            show.labels(one.labels) or show.NONE,
+            _told(one),
         )
         for one in detail.versions
     ]
     columns = (
         "version",
         "aliases",
+        "engines",
         "format",
         "source",
-        "interpreted as",
-        "engines",
-        "labels",
         "submitted",
+        "labels",
+        "interpreted as",
     )
-    show.table(columns, rows, keep=("version", "source"))
+    show.table(columns, rows, keep=("version", "aliases", "source"), wide=wide)
     for one in detail.versions:
         if one.yanked:
             show.line(f"yanked: v{one.version}: {one.yanked}")

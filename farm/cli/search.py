@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from farm.cli import complete, show
-from farm.cli.options import Json, LabelFilters, Url, connect, example, split
+from farm.cli.options import Json, LabelFilters, Url, Wide, connect, example, split
 
 
 def register(app: typer.Typer) -> None:
@@ -42,6 +42,7 @@ def search(
         typer.Option("--until", metavar="TIME", help="Only to this day, or before this time."),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of results.")] = 50,
+    wide: Wide = False,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
@@ -66,10 +67,10 @@ def search(
             one.id,
             "" if one.version is None or one.kind == "version" else f"{one.model}@{one.version}",
             one.about,
-            ", ".join(filter(None, (show.labels(one.labels), one.note))) or show.NONE,
             show.ago(one.created_at),
+            ", ".join(filter(None, (show.labels(one.labels), one.note))) or show.NONE,
         )
         for one in found
     ]
-    headers = ("kind", "id", "of", "what", "labels and note", "created")
-    show.table(headers, rows, keep=("kind", "id"), empty="nothing matches")
+    headers = ("kind", "id", "of", "what", "created", "labels and note")
+    show.table(headers, rows, keep=("kind", "id"), empty="nothing matches", wide=wide)

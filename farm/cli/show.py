@@ -1,7 +1,8 @@
 """Output formatting: tables, sizes, times, JSON.
 
 On a terminal tables fit its width, except for ids, which are never truncated: columns that would become
-too narrow to read are told below each row. Elsewhere lines are not wrapped.
+too narrow to read are told below each row. Elsewhere lines are not wrapped. Commands with ``--wide`` leave
+out, without it, the last of the columns that don't fit: into 80 where there is no terminal.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 NONE = "–"
 _UNBOUNDED = 10_000
-_LEGIBLE, _GAP = 20, 2
+PIPED = 80
+_LEGIBLE, _LONGEST_WORD, _GAP = 20, 40, 2
 _STYLES = {
     "succeeded": "green",
     "buildable": "green",
@@ -115,12 +117,21 @@ def table(
     *,
     keep: Sequence[str] = (),
     empty: str = "",
+    wide: bool | None = None,
+    prose: str | None = None,
 ) -> None:
-    """Print a table, or ``empty`` if there are no rows."""
+    """Print a table, or ``empty`` if there are no rows.
+
+    Parameters:
+        wide: if False, leave out the columns that don't fit, the first of them last; never one in ``keep``.
+        prose: a column that ends the lines where there is no terminal, however long it makes them.
+    """
     cells = [list(row) for row in rows]
     if not cells:
         line(empty)
         return
+    if wide is False:
+        headers, cells = _fitting(headers, cells, keep, prose)
     least = [_least(headers, cells, n, whole=one in keep) for n, one in enumerate(headers)]
     room = console().width - sum(least) - _GAP * (len(least) - 1)
     if room < 0:
@@ -135,6 +146,37 @@ def table(
     console().print(made)
 
 
+def _fitting(
+    headers: Sequence[str], rows: list[list[str | Text]], keep: Sequence[str], at_end: str | None
+) -> tuple[Sequence[str], list[list[str | Text]]]:
+    """The columns in ``keep``, and of the others those for which there is room, in their order.
+
+    Prose is wrapped on a terminal; elsewhere one column of it may end the lines, which it makes longer.
+    """
+    room = (console().width if on_terminal() else PIPED) + _GAP
+    taken = [n for n, one in enumerate(headers) if one in keep]
+    room -= sum(_least(headers, rows, n, whole=True) + _GAP for n in taken)
+    prose = [n for n, one in enumerate(headers) if one == at_end and not on_terminal()]
+    left_out = []
+    for index, header in enumerate(headers):
+        if index in (*taken, *prose) or all(str(row[index]) in ("", NONE) for row in rows):
+            continue
+        whole = _least(headers, rows, index, whole=True)
+        least = _least(headers, rows, index, whole=False)
+        ends_lines = not (on_terminal() or prose) and whole > max(_LONGEST_WORD, least)
+        needs = max(least, min(whole, _LEGIBLE)) if on_terminal() else whole
+        needs = (least if ends_lines else needs) + _GAP
+        if needs > room:
+            left_out.append(header)
+            continue
+        (prose if ends_lines else taken).append(index)
+        room -= needs
+    if left_out and on_terminal():
+        note(f"more with --wide: {', '.join(left_out)}")
+    shown = [*sorted(taken), *prose]
+    return [headers[n] for n in shown], [[row[n] for n in shown] for row in rows]
+
+
 def _least(
     headers: Sequence[str], rows: Sequence[Sequence[str | Text]], index: int, *, whole: bool
 ) -> int:
@@ -142,7 +184,7 @@ def _least(
     cells = [headers[index], *(str(row[index]) for row in rows)]
     if whole:
         return max(map(cell_len, cells))
-    return min(_LEGIBLE, max(cell_len(word) for cell in cells for word in [*cell.split(), ""]))
+    return min(_LONGEST_WORD, max(cell_len(word) for cell in cells for word in [*cell.split(), ""]))
 
 
 def _print_stacked(

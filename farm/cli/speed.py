@@ -35,7 +35,11 @@ def register(app: typer.Typer) -> None:
 
 def speed(
     engine: Annotated[
-        str, typer.Argument(metavar="ENGINE", help="An engine's id: farm engines MODEL lists them.")
+        str,
+        typer.Argument(
+            metavar="ENGINE",
+            help="An engine's id, or its first characters: farm engines MODEL lists them.",
+        ),
     ],
     as_json: Json = False,
     url: Url = None,

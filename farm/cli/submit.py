@@ -223,10 +223,14 @@ def _say(view: BuildView, url: str | None, *, waiting: bool) -> None:
 
     tag = Target.parse(view.engines[0].target).gpu
     pull = f"farm pull {view.model}@{view.version} --gpu {tag}{pruned} -o engines"
-    for what, command in (
+    explain = ("why jobs ran:", f"farm explain {view.id}")
+    running = [
         ("to watch it:", f"farm watch {view.id}"),
-        ("why jobs ran:", f"farm explain {view.id}"),
+        explain,
         ("to cancel it:", f"farm cancel {view.id}"),
         ("when it's done:", pull),
-    ):
+    ]
+    # Everything was there already.
+    done = [explain, ("to pull it:", pull)]
+    for what, command in done if view.state == "succeeded" else running:
         show.line(f"  {what:<20}{again(command, url)}")

@@ -181,10 +181,11 @@ def _lines(build: Build, patience: Patience) -> None:
 def _line(event: Event) -> str:
     what = event.title or f"build {event.build}"
     happened = event.state or _phase(event.data.get("phase"), event.data.get("progress"))
-    return f"{event.at.astimezone():%H:%M:%S}  {what}  {happened}{_more(event.data)}"
+    has_failed = event.state == "failed"
+    return f"{event.at.astimezone():%H:%M:%S}  {what}  {happened}{_more(event.data, has_failed=has_failed)}"
 
 
-def _more(data: dict[str, Any]) -> str:
+def _more(data: dict[str, Any], *, has_failed: bool) -> str:
     parts = []
     if data.get("worker"):
         parts.append(f"on {data['worker']}")
@@ -193,7 +194,8 @@ def _more(data: dict[str, Any]) -> str:
     if data.get("cause"):
         parts.append(str(data["cause"]))
     if data.get("error"):
-        parts.append(str(data["error"].get("detail")))
+        # Why a job failed for good is told once, with what to do, when the build has ended.
+        parts.append(str(data["error"].get("code" if has_failed else "detail")))
     return f" ({'; '.join(parts)})" if parts else ""
 
 

@@ -18,8 +18,12 @@ class Builds(Noun):
     def build(self, build_id: str) -> Build:
         """The build with this id.
 
+        Parameters:
+            build_id: its first characters suffice if no other id begins with them; ``last`` is the newest
+                build: of this key, where keys are required.
+
         Raises:
-            NotFound
+            NotFound, IdAmbiguous
         """
         view = self.http.read(BuildView, "GET", f"/v1/builds/{part(build_id)}")
         return Build(self.http, view)

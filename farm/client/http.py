@@ -27,6 +27,7 @@ from farm.client.seen import Seen
 from farm.client.trust import Signing, Trust
 from farm.errors import FarmError, InvalidRequest, KeyNeeded, NotFound, Unavailable
 from farm.schemas.signing import SigningKeys, SigningKeyView
+from farm.specs import faults
 
 T = TypeVar("T")
 
@@ -141,7 +142,7 @@ class Http:
             first = err.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise FarmError(
-                f"this client doesn't understand {what}: {where} {first['msg']}",
+                f"this client doesn't understand {what}: {where} {faults.told(first)}",
                 hint=f"is there an engine farm at {self.url}, and this client ({__version__}) "
                 "as new as it?",
             ) from err

@@ -167,7 +167,8 @@ class Pulls(Noun):
             NotFound: there is no such engine, or it is doubtful.
         """
         engine = self.http.read(EngineView, "GET", f"/v1/engines/{part(engine_id)}")
-        check_is(engine, {"id": engine_id})
+        if not engine_id or not engine.id.startswith(engine_id.lower()):
+            check_is(engine, {"id": engine_id})
         if engine.state is EngineState.DOUBTFUL and not doubtful:
             raise NotFound(
                 f"engine {engine.id} ({engine.precision} of {engine.model} v{engine.version} for "

@@ -137,8 +137,11 @@ class Registry(Aliases):
     def engine(self, engine_id: str) -> EngineView:
         """An engine's registry entry.
 
+        Parameters:
+            engine_id: its first characters suffice if no other id begins with them.
+
         Raises:
-            NotFound
+            NotFound, IdAmbiguous
         """
         return self.http.read(EngineView, "GET", f"/v1/engines/{part(engine_id)}")
 

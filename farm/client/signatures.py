@@ -16,6 +16,7 @@ from farm.schemas.signing import EnginePredicate, SignatureFormat
 from farm.signing import statements
 from farm.signing.bundles import Opened
 from farm.signing.keys import PublicKey
+from farm.specs import faults
 
 #: What an engine is asked for by, and what a wrong one would differ in.
 _IDENTITY = (
@@ -56,7 +57,7 @@ def signed_engine(opened: Opened) -> SignedEngine:
         engine = EngineView.model_validate(predicate.engine)
     except ValidationError as err:
         raise SignatureRefused(
-            f"this client doesn't understand the statement: {err.errors()[0]['msg']}",
+            f"this client doesn't understand the statement: {faults.told(err.errors()[0])}",
             hint="is this client as new as the farm?",
         ) from err
     files = statement.digests()

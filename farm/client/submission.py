@@ -14,7 +14,7 @@ from farm.client.upload import Content, digest_of, require_file
 from farm.errors import InvalidRequest
 from farm.schemas.problems import field_of
 from farm.schemas.submission import BuildRequest
-from farm.specs import digests
+from farm.specs import digests, faults
 from farm.specs.gates import GateChanges
 
 _MOST_SHOWN = 60
@@ -118,9 +118,8 @@ def checked(shape: type[R], **fields: Any) -> R:
 
 def _explain(error: Any) -> str:
     where = field_of(error["loc"])
-    if error["type"] == "value_error":  # our own message, which quotes the value
-        said = str(error["ctx"]["error"])
-    else:
+    said = faults.told(error)
+    if not faults.is_own(error) and error["type"] != "missing":
         given = repr(error["input"])
-        said = f"{error['msg']}, not {given if len(given) <= _MOST_SHOWN else f'{given[:_MOST_SHOWN]}…'}"
+        said += f", not {given if len(given) <= _MOST_SHOWN else f'{given[:_MOST_SHOWN]}…'}"
     return f"{where}: {said}" if where else said

@@ -20,6 +20,11 @@ def is_id(text: str) -> bool:
     return len(text) == _LENGTH and set(text) <= set(_ALPHABET)
 
 
+def begins_id(text: str) -> bool:
+    """Whether a text can be an id's first characters, or all of them."""
+    return 0 < len(text) <= _LENGTH and set(text) <= set(_ALPHABET)
+
+
 def first_id(at: datetime) -> str:
     """A value that sorts before every id created from this time on."""
     return _id(at.timestamp(), 0)

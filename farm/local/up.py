@@ -25,6 +25,7 @@ from typing import IO
 from farm.database import migrate, session
 from farm.errors import Conflict, FarmError, Unavailable
 from farm.local import home
+from farm.local.starting import Starting
 from farm.processes import die_with_parent
 from farm.settings import Settings
 from farm.specs import durations
@@ -33,6 +34,7 @@ from farm.trust import credentials
 _START_S = 120.0
 _STOP_S = 40.0
 _POLL_S = 0.1
+_LINE_BYTES = 1000
 #: Restarting a part doesn't help after this many deaths in this time.
 _DEATHS, _SPELL_S = 5, 60.0
 
@@ -51,7 +53,8 @@ def run(port: int = 8000, flower_port: int = 5555, as_json: bool = False) -> Non
         Conflict: another farm runs in this home, or a port is in use.
         FarmError: a part of the farm didn't start, or died.
     """
-    with embedded(Settings(), port=port, flower_port=flower_port) as farm:
+    starting = Starting(None if as_json else sys.stderr)
+    with embedded(Settings(), port=port, flower_port=flower_port, starting=starting) as farm:
         _tell(farm.addresses, as_json)
         farm.wait()
     if not as_json:
@@ -73,17 +76,23 @@ def _tell(at: Addresses, as_json: bool) -> None:
 
 
 @contextmanager
-def embedded(settings: Settings, *, port: int = 0, flower_port: int = 0) -> Iterator[LocalFarm]:
+def embedded(
+    settings: Settings, *, port: int = 0, flower_port: int = 0, starting: Starting | None = None
+) -> Iterator[LocalFarm]:
     """Run the farm as processes, ready for work, for the length of the block.
+
+    Parameters:
+        starting: told what is waited for.
 
     Raises:
         Conflict, FarmError
     """
     home.make_private(settings.home)
     with _sole_owner(settings.home), contextlib.ExitStack() as stack:
-        farm = LocalFarm(settings, port or free_port(), flower_port or free_port())
+        farm = LocalFarm(settings, port or free_port(), flower_port or free_port(), starting)
         stack.callback(farm.stop)
-        farm.start()
+        with contextlib.closing(farm.starting):
+            farm.start()
         yield farm
 
 
@@ -110,7 +119,10 @@ def free_port() -> int:
 class LocalFarm:
     """Broker, API, workers and Flower as child processes of this one."""
 
-    def __init__(self, settings: Settings, port: int, flower_port: int) -> None:
+    def __init__(
+        self, settings: Settings, port: int, flower_port: int, starting: Starting | None = None
+    ) -> None:
+        self.starting = starting or Starting()
         self._settings = settings
         self._port = port
         self._flower_port = flower_port
@@ -118,6 +130,7 @@ class LocalFarm:
         self._logs = settings.home / "logs"
         self._parts: dict[str, subprocess.Popen[bytes]] = {}
         self._spawned: dict[str, tuple[Sequence[str], Mapping[str, str], Path | None]] = {}
+        self._log_began: dict[str, int] = {}
         self._deaths: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_DEATHS))
         self._stopping = False
         self.key = ""  #: for whoever runs it; set once started
@@ -138,7 +151,9 @@ class LocalFarm:
             _check_free(port)
         home.make_private(self._settings.home)
         self._logs.mkdir(mode=0o700, exist_ok=True)
+        self.starting.waits_for("the database")
         migrate.upgrade(self._settings)
+        self.starting.ready("the database is ready")
         self.key = _key(self._settings)
         home.make_signing_key(self._settings)
         environment = self._settings.environment()
@@ -151,9 +166,9 @@ class LocalFarm:
         }
         for part in parts:
             self._start_part(part, commands[part], environment)
-        ready = {
+        ready: dict[str, tuple[str, Callable[[], bool | str]]] = {
             "api": ("the API", lambda: _answers(f"{self.addresses.api}/readyz")),
-            "workers": ("a worker", self._has_worker),
+            "workers": ("a worker", self._online_worker),
             "flower": ("Flower", lambda: _answers(f"{self.addresses.flower}/healthcheck")),
         }
         for part in parts:
@@ -221,6 +236,7 @@ class LocalFarm:
     ) -> None:
         self._spawned[name] = (command, more, cwd)
         with open(self._log(name), "ab", opener=_private) as log:
+            self._log_began[name] = log.tell()
             self._parts[name] = subprocess.Popen(
                 command,
                 env=os.environ | more,
@@ -248,9 +264,20 @@ class LocalFarm:
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
 
-    def _await(self, what: str, part: str, ready: Callable[[], bool]) -> None:
+    def _last_line(self, part: str) -> str:
+        """What a part has said last since it was started."""
+        with self._log(part).open("rb") as log:
+            end = log.seek(0, os.SEEK_END)
+            log.seek(max(self._log_began[part], end - _LINE_BYTES))
+            lines = log.read().decode(errors="replace").splitlines()
+        return lines[-1].strip() if lines else ""
+
+    def _await(self, what: str, part: str, ready: Callable[[], bool | str]) -> None:
+        """Wait until ``ready`` is true, or says what is ready."""
         deadline = time.monotonic() + _START_S
-        while not ready():
+        self.starting.waits_for(what)
+        while not (found := ready()):
+            self.starting.waits_for(what, self._last_line(part))
             self._check_alive(part)
             if time.monotonic() > deadline:
                 raise Unavailable(
@@ -258,6 +285,7 @@ class LocalFarm:
                     hint=f"see {self._log(part)}",
                 )
             time.sleep(_POLL_S)
+        self.starting.ready(f"{found if isinstance(found, str) else what} is ready")
 
     def _check_alive(self, part: str) -> None:
         code = self._parts[part].poll()
@@ -265,15 +293,17 @@ class LocalFarm:
             lines = _tail(self._log(part).open("rb"))
             raise FarmError(f"{part} exited with {code}: {lines}", hint=f"see {self._log(part)}")
 
-    def _has_worker(self) -> bool:
+    def _online_worker(self) -> str:
+        """The names of the workers that are online; empty if none is."""
         try:
             asked = urllib.request.Request(
                 f"{self.addresses.api}/v1/workers", headers={"Authorization": f"Bearer {self.key}"}
             )
             with urllib.request.urlopen(asked, timeout=5) as answer:
-                return any(worker["online"] for worker in json.load(answer))
+                names = [worker["name"] for worker in json.load(answer) if worker["online"]]
         except (urllib.error.URLError, TimeoutError):
-            return False
+            return ""
+        return f"worker {', '.join(names)}" if names else ""
 
 
 def _key(settings: Settings) -> str:

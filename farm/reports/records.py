@@ -14,6 +14,7 @@ from pydantic import (
     model_serializer,
 )
 
+from farm.specs import faults
 from farm.specs.shapes import ShapeRange, TensorSpec
 
 MOST_NAMES = 20_000  #: of layers, inputs or outputs: more than any buildable model has
@@ -100,5 +101,5 @@ def first_of(err: ValidationError) -> str:
     """The first of the errors as a text of bounded length."""
     if err.error_count() > MOST_LISTED:
         return f"{err.error_count()} values in it are invalid"
-    one = err.errors(include_url=False, include_context=False, include_input=False)[0]
-    return f"{'.'.join(map(str, one['loc']))[:200]}: {one['msg'][:200]}"
+    one = err.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, one['loc']))[:200]}: {faults.told(one)[:200]}"

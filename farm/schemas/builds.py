@@ -32,6 +32,7 @@ class JobView(Answer):
     target: str | None = Field(examples=["tensorrt-rtx:sm_89"])
     precision: Precision | None
     attempt: int
+    queue: str | None = Field(None, description="the queue for workers that can run it")
     worker: Said | None
     waits_for: str | None = Field(
         None, description="the worker a queued job waits for, if no online worker can run it"

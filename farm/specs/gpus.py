@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 
-from farm.errors import UnknownGpu
-from farm.specs import texts
+from farm.errors import GpuUnsupported, UnknownGpu
+from farm.specs import gpu_families, texts
 
 #: Product → compute capability. Source: NVIDIA's table of CUDA GPUs.
 PRODUCTS: dict[str, str] = {
@@ -88,6 +88,7 @@ def canonical(tag: str) -> str:
     """The tag as the farm writes it: ``RTX 4090`` → ``rtx-4090``, ``SM89`` → ``sm_89``, ``8.9`` → ``sm_89``.
 
     Raises:
+        GpuUnsupported: such a chip exists, and the farm builds nothing for it, or has no tag for it.
         UnknownGpu: suggests the closest known tags.
     """
     if texts.fault(tag) is not None:
@@ -109,12 +110,39 @@ def _whole(tag: str) -> str:
     squeezed = re.sub(r"[^a-z0-9]", "", f"sm{dotted[1]}{dotted[2]}" if dotted else tag.lower())
     if squeezed in _ALIASES:
         return _ALIASES[squeezed]
+    _refuse_existing(tag, squeezed)
     near = difflib.get_close_matches(squeezed, _ALIASES, n=3, cutoff=0.5)
     closest = ", ".join(_ALIASES[name] for name in near)
     raise UnknownGpu(
         f"unknown GPU tag {tag!r}",
         hint=f"did you mean {closest}? " * bool(closest) + "`farm targets` lists every tag",
     )
+
+
+def _refuse_existing(tag: str, squeezed: str) -> None:
+    """Say of a chip that exists why it is no tag: whoever wrote it made no typing error.
+
+    Raises:
+        GpuUnsupported
+    """
+    numbered = f"sm_{squeezed.removeprefix('sm')}"
+    capability = numbered if numbered in gpu_families.OLD else gpu_families.of(squeezed)
+    if capability in COMPUTE_CAPABILITIES:
+        raise GpuUnsupported(
+            f"{tag!r} has no tag of its own", hint=f"use its compute capability: {capability}"
+        )
+    if capability is not None:
+        first = COMPUTE_CAPABILITIES[0]
+        named = "" if capability == numbered else f", {capability}"
+        raise GpuUnsupported(
+            f"{tag!r} is too old ({gpu_families.OLD[capability]}{named}): "
+            f"the farm builds for {first} and newer"
+        )
+    made_by = gpu_families.foreign(squeezed)
+    if made_by is not None:
+        raise GpuUnsupported(
+            f"{tag!r} is {made_by}: the farm builds for NVIDIA's GPUs, and for cpu"
+        )
 
 
 def is_known(tag: str) -> bool:

@@ -117,7 +117,7 @@ def test_a_submission_answers_with_the_build_and_where_it_is(api, digest):
         (
             {"profiles": [{"x": {"min": [-1], "opt": [1], "max": [3]}}]},
             422,
-            "greater than or equal",
+            "takes at least 0",
         ),
         ({"priority": 10}, 422, "priority"),
     ],

@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 from farm.cli import app as commands
 from farm.client import Farm
 from farm.errors import Conflict, KeyNeeded, ScopeMissing
+from farm.specs.scopes import Scope
 from farm.trust import credentials
 from tests.contract.conftest import Api, with_key
 from tests.contract.live_api import live_api
-from tests.keys import bearer
+from tests.keys import a_key, bearer
 
 
 class Bridge(httpx2.BaseTransport):
@@ -75,7 +76,7 @@ def test_the_commands_show_the_keys_and_the_audit(api, monkeypatch):
     assert "submit" in table
     run("keys", "revoke", key_id)
     assert "revoked" in run("keys", "list").stdout
-    shown = run("audit").stdout
+    shown = run("audit", "--wide").stdout
     assert "key.revoke" in shown
     assert "name ci" in shown
     [row] = json.loads(run("audit", "--action", "key.revoke", "--json").stdout)
@@ -103,3 +104,16 @@ def until(condition) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_creating_a_key_without_being_allowed_to_points_elsewhere(api, monkeypatch):
+    for key, said in (
+        (a_key(api.app.state.services.db, Scope.READ), "this requires the scope admin"),
+        ("farm_unknown", "unknown key"),
+    ):
+        monkeypatch.setattr("farm.cli.keys.connect", lambda _url, key=key: client(api, key))
+        monkeypatch.setattr("farm.cli.keys._is_first", lambda: False)
+        result = CliRunner().invoke(commands, ["keys", "create", "--scope", "admin", "--name", "x"])
+        assert said in result.stderr, result.stderr
+        assert "set FARM_KEY to an administrator's key; or, where" in result.stderr
+        assert result.stderr.rstrip().endswith("farm keys create --local")

@@ -143,4 +143,4 @@ def test_a_bad_value_stops_a_process_before_it_starts():
     )
     assert run.returncode != 0
     assert "lease_ttl_s" in run.stderr.lower()
-    assert "valid number" in run.stderr
+    assert "FARM_LEASE_TTL_S: takes a number" in run.stderr

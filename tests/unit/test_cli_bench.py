@@ -32,15 +32,12 @@ def test_a_file_is_submitted_followed_and_shown_as_a_table_with_its_winner(
     assert out.count("left out:") == 1
     assert "build digits:int8@sm_89  running (on w1)" in out
     assert "digits v1 for h100, ranked by latency at batch 8" in out
-    assert re.search(
-        r"\* +aotinductor:sm_90 +fp16 +ready +0\.412 ms \(batch 8, CUDA graph\) +40120 \(batch 64\) "
-        r"+99\.8 % +51\.2 MB +1\.07×",
-        out,
-    )
-    assert re.search(r"2 +onnxruntime:h100 +fp16 +ready +0\.655 ms \(batch 8\)", out)
-    assert "other processes used 41% of the CPU" in out
-    assert re.search(r"fp8 +doubtful.*its error is 0\.9", out)
-    assert re.search(r"int8 +failed.*no kernel \[for c1\]", out)
+    assert re.search(r"\* +aotinductor:sm_90 +fp16 +ready +0\.412 ms +99\.8 % +40120 *\n", out)
+    assert re.search(r"2 +onnxruntime:h100 +fp16 +ready +0\.655 ms", out)
+    assert "onnxruntime:h100 bf16: other processes used 41% of the CPU" in out
+    assert re.search(r"fp8 +doubtful", out)
+    assert "aotinductor:sm_90 fp8: its error is 0.9\n" in out
+    assert "aotinductor:sm_90 int8: no kernel [for c1]\n" in out
     assert "at line 7" not in out
     assert "best: fp16 by aotinductor is the fastest" in out
     assert "farm pull digits --gpu h100 --version 1\n" in out
@@ -112,7 +109,11 @@ def test_a_bench_without_a_winner_has_an_exit_code(
         (["nothing", "--gpu", "h100"], exits.NOT_FOUND, "there is no model 'nothing'"),
         (["lost.pt2", "--gpu", "h100", "--name", "x"], exits.USAGE, "there is no file lost.pt2"),
         (["digits", "--gpu", "h100", "--fix", "sr=1"], exits.USAGE, "keeps its fixed inputs"),
-        (["digits", "--gpu", "h100", "--goal", "speed"], exits.USAGE, "goal: Input should be"),
+        (
+            ["digits", "--gpu", "h100", "--goal", "speed"],
+            exits.USAGE,
+            "goal: takes latency or throughput, not 'speed'",
+        ),
     ],
 )
 def test_what_cannot_be_benched_is_an_error(
@@ -159,3 +160,13 @@ def test_python_refuses_an_unknown_goal_before_anything_is_sent(
         with pytest.raises(InvalidRequest, match="goal"):
             farm.bench(what, "h100", goal="speed")
     assert (stub.submitted, stub.benched) == ([], [])
+
+
+def test_the_wide_table_has_every_figure_and_note_in_its_row(run: Run) -> None:
+    out = run("bench", "digits", "--gpu", "h100", "--no-build", "--wide").stdout
+    assert re.search(
+        r"\* +aotinductor:sm_90 +fp16 +ready +0\.412 ms \(batch 8, CUDA graph\) +99\.8 % "
+        r"+40120 \(batch 64\) +51\.2 MB +1\.07×",
+        out,
+    )
+    assert re.search(r"int8 +failed.*no kernel \[for c1\]", out)

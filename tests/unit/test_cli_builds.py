@@ -53,5 +53,7 @@ def test_explain_says_what_differs(run: Run) -> None:
 
 def test_builds_are_listed(run: Run) -> None:
     result = run("builds", "--model", "digits", "--state", "succeeded")
-    assert re.search(rf"{BUILD} +digits v1 +succeeded +1/1 +int8 +rtx-4090", result.stdout)
+    assert re.search(rf"{BUILD} +digits v1 +succeeded +1/1 +.* ago +1 min 05 s\n", result.stdout)
+    wide = run("builds", "--model", "digits", "--wide").stdout
+    assert re.search(r"1 min 05 s +rtx-4090 +int8", wide)
     assert [one["id"] for one in json.loads(run("builds", "--json").stdout)] == [BUILD]

@@ -99,7 +99,7 @@ def test_engines_say_what_they_compute_in_and_whether_it_was_worth_it(
     against = {"engine": "x", "precision": "fp16", "size_ratio": 0.52, "latency_ratio": 0.61}
     drops = {"task_drop": 0.002, "agreement_drop": 0.001}
     stub.add(rtx_plan(), compute=documents.LAYERS["compute"], against=against | drops)
-    shown = run("engines", "digits").stdout
+    shown = run("engines", "digits", "--wide").stdout
     assert "int8 97 %, fp16 3 % (typed graph)" in shown
     assert "fp16: 0.52× size, 0.61× p50, task -0.2 %" in shown
 
@@ -124,9 +124,9 @@ def test_other_judgements_of_an_engine_are_listed_beneath_it(run: Run, stub: Stu
         "created_at": "2026-07-01T10:00:00Z",
     }
     row = stub.add(rtx_plan(), judgements=[other])
-    lines = run("engines", "digits").stdout.splitlines()
+    lines = run("engines", "digits", "--wide").stdout.splitlines()
     [at] = [n for n, line in enumerate(lines) if row["id"] in line]
-    assert re.search(r"└ E2 +ready +96\.0 % +0\.9700 .*50 evaluation", lines[at + 1])
+    assert re.search(r"└ E2 +ready +96\.0 % +88\.0 % .*0\.9700 +50 evaluation", lines[at + 1])
 
 
 def test_a_doubtful_engine_and_what_it_was_judged_on_show_in_the_list(
@@ -134,30 +134,43 @@ def test_a_doubtful_engine_and_what_it_was_judged_on_show_in_the_list(
 ) -> None:
     accuracy = {"samples": 64, "data": "random", "equal": 0.19, "equal_interval": [0.1, 0.3]}
     stub.add(rtx_plan(), state="doubtful", doubts=[DOUBT], accuracy=accuracy)
-    shown = run("engines", "digits").stdout
+    shown = run("engines", "digits", "--wide").stdout
     assert re.search(r"19\.0 % \(10\.0–30\.0\) .* 64 random ", shown)
     assert f"doubtful: 01m7y8mbznssegkq (int8@sm_89): {DOUBT}" in shown
+
+
+def test_engines_show_what_matters_first_within_80_columns(run: Run, stub: StubFarm) -> None:
+    timed = {"latency_ms": {"p50": 0.1234, "p99": 0.2}, "speed_up": 3.456}
+    stub.add(rtx_plan(), metrics=timed)
+    lines = run("engines", "digits").stdout.splitlines()
+    assert [re.split(r" {2,}", line.rstrip()) for line in lines] == [
+        ["id", "version", "target", "precision", "p50", "agreement"],
+        ["01m7y8mbznssegkq", "v1", "tensorrt-rtx:sm_89", "int8", "0.123 ms", "99.8 %"],
+    ]
+    assert max(map(len, lines)) <= 80
 
 
 def test_engines_show_accuracy_and_say_where_nothing_was_measured(run: Run, stub: StubFarm) -> None:
     stub.add(rtx_plan())
     timed = {"latency_ms": {"p50": 0.1234, "p99": 0.2}, "speed_up": 3.456}
     stub.add(b"x", id="E2", gpu="cpu", runtime="onnxruntime", metrics=timed)
-    rows = run("engines", "digits").stdout.splitlines()
+    rows = run("engines", "digits", "--wide").stdout.splitlines()
     assert re.split(r" {2,}", rows[1].rstrip()) == [
         "01m7y8mbznssegkq",
         "v1",
         "tensorrt-rtx:sm_89",
         "int8",
-        "300.0 kB",
+        "–",
         "99.8 % (98.8–100.0)",
-        "0.9993",
+        "–",
+        "300.0 kB",
         "98.2 % (source 98.4 %)",
+        *"––",
+        "0.9993",
         "450 evaluation",
         "typed-onnx",
-        *"––––",
     ]
-    assert re.search(r"0\.123 ms +3\.46× +– +–$", rows[2].rstrip())
+    assert re.search(r"0\.123 ms +99\.8 % \S+ +3\.46× +1 B +", rows[2])
 
 
 def test_speed_shows_an_engine_beside_pytorch_and_what_to_think_of_the_figures(
@@ -239,11 +252,13 @@ def test_the_list_shows_a_gpu_engine_at_its_best_beside_the_best_of_pytorch(
     timed = {"latency_ms": {"p50": 0.9}, "cuda_graph": {"latency_ms": {"p50": 0.5}}}
     timed |= {"speed_up": 9.0, "speed_up_over_best": 0.8, "best_of_pytorch": "compiled", "gpu": {}}
     stub.add(b"x", gpu="h200", runtime="onnxruntime", metrics=timed)
-    assert re.search(r"0\.5 ms +0\.80×", run("engines", "digits").stdout)
+    assert re.search(r"0\.5 ms +99\.8 % \S+ +0\.80×", run("engines", "digits", "--wide").stdout)
     unknown = timed | {"speed_up_over_best": None, "best_of_pytorch": None}
     stub.add(b"x", id="E2", gpu="h200", runtime="onnxruntime", metrics=unknown)
-    [row] = [line for line in run("engines", "digits").stdout.splitlines() if "E2" in line]
-    assert re.search(r"0\.5 ms +–", row)
+    [row] = [
+        line for line in run("engines", "digits", "--wide").stdout.splitlines() if "E2" in line
+    ]
+    assert re.search(r"0\.5 ms +99\.8 % \S+ +–", row)
 
 
 def test_speed_says_why_an_engine_was_not_measured(run: Run, stub: StubFarm) -> None:
@@ -259,14 +274,16 @@ def test_a_pruned_engine_is_listed_as_one_beside_its_unpruned_twin(
         "task_drop": 0.012, "agreement_drop": None,
     }  # fmt: skip
     stub.add(rtx_plan(), precision="fp16", prune="2:4", against=against)
-    row = run("engines", "digits").stdout.splitlines()[1]
+    row = run("engines", "digits", "--wide").stdout.splitlines()[1]
     assert "fp16, pruned 2:4" in row
     assert "unpruned fp16: 1.00× size, task -1.2 %" in row
 
 
 def test_an_engine_without_figures_is_shown_with_dashes(run: Run, stub: StubFarm) -> None:
     stub.add(rtx_plan(), accuracy={"cosine_mean": 1.0, "top1_agreement": None, "task": None})
-    assert re.search(r"– +1\.0000 +– +– +– +–", run("engines", "digits").stdout)
+    assert re.search(
+        r"int8 +– +– +– +\S+ kB +– +– +– +1\.0000 +– +–", run("engines", "digits", "--wide").stdout
+    )
 
 
 def test_engines_of_an_unknown_model_name_those_that_are_there(run: Run) -> None:
@@ -277,5 +294,17 @@ def test_engines_of_an_unknown_model_name_those_that_are_there(run: Run) -> None
 
 def test_models_and_their_versions_are_listed(run: Run) -> None:
     assert re.search(r"digits +v1 +0", run("models").stdout)
-    assert "sha256:" + "a" * 64 in run("models", "digits").stdout
+    assert "sha256:" + "a" * 64 in run("models", "digits", "--wide").stdout
     assert json.loads(run("models", "--json").stdout)[0]["name"] == "digits"
+
+
+def test_an_empty_list_does_not_point_at_the_command_that_was_just_run(
+    run: Run, stub: StubFarm
+) -> None:
+    assert "farm builds --model digits\n" in run("engines", "digits").stdout
+    assert "list all: farm engines digits\n" in run("engines", "digits", "--gpu", "cpu").stdout
+    stub.builds.clear()
+    assert "submit one: farm submit" in run("builds").stdout
+    assert (
+        run("builds", "--state", "failed").stdout == "no matching builds; list all: farm builds\n"
+    )

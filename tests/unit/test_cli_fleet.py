@@ -33,8 +33,9 @@ def test_workers_are_listed(run: Run, stub: StubFarm) -> None:
         }
     ]
     assert re.search(
-        r"host-cpu +online +CPU +cpu +onnxruntime 1\.31\.0 +2 build", run("workers").stdout
+        r"host-cpu +online +cpu +2 build digits:int8@sm_89 +.* ago +CPU\n", run("workers").stdout
     )
+    assert "onnxruntime 1.31.0" in run("workers", "--wide").stdout
 
 
 def test_a_plugin_library_is_added_with_its_signature(
@@ -70,8 +71,8 @@ def test_timing_caches_are_listed_with_their_worth(run: Run, stub: StubFarm) -> 
         }
     ]
     assert re.search(
-        r"NVIDIA H200 +tensorrt 11\.4\.0\.106, cuda 13, sm_90 +4\.1 kB +– +4 +25\.0 %",
-        run("timing-caches").stdout,
+        r"NVIDIA H200 +4 +25\.0 % +4\.1 kB +.* ago +– +tensorrt 11\.4\.0\.106, cuda 13, sm_90",
+        run("timing-caches", "--wide").stdout,
     )
 
 

@@ -87,6 +87,59 @@ def test_columns_that_would_be_too_narrow_are_told_below_their_row(
     ]
 
 
+_ROWS = [
+    (
+        "01m7y8mb9kssegkq",
+        "tensorrt-rtx:sm_89",
+        "no worker online can build it",
+        "rtx-4080, rtx-4090",
+    ),
+    ("01m7y8mb9kssegkr", "onnxruntime:cpu", "because " * 9, "cpu"),
+]
+_COLUMNS = ("id", "target", "why", "products")
+
+
+def test_without_wide_columns_that_do_not_fit_are_left_out_and_named_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout", terminal)
+    show.table(_COLUMNS, _ROWS, keep=("id", "target"), wide=False)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue()).splitlines()
+    assert lines[0].split() == ["id", "target", "why"]
+    assert max(map(len, lines)) <= 60
+    assert capsys.readouterr().err == "more with --wide: products\n"
+
+
+def test_off_a_terminal_what_fits_80_columns_is_shown_with_prose_at_the_end_of_its_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    show.table(_COLUMNS, _ROWS, keep=("id", "target"), wide=False)
+    captured = capsys.readouterr()
+    assert [re.split(r" {2,}", line.rstrip()) for line in captured.out.splitlines()] == [
+        ["id", "target", "products", "why"],
+        ["01m7y8mb9kssegkq", "tensorrt-rtx:sm_89", "rtx-4080, rtx-4090", _ROWS[0][2]],
+        ["01m7y8mb9kssegkr", "onnxruntime:cpu", "cpu", _ROWS[1][2].rstrip()],
+    ]
+    assert captured.err == ""
+    show.table(_COLUMNS, _ROWS, keep=("id", "target"), wide=True)
+    assert "because " * 9 in capsys.readouterr().out
+
+
+def test_no_word_of_up_to_40_characters_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout", terminal)
+    title = "measure resnet50-v1-12:int8-dynamic@sm_120"
+    show.table(("job", "title", "why"), [("1", title, "it is so " * 20)], keep=("job",))
+    assert "resnet50-v1-12:int8-dynamic@sm_120" in terminal.getvalue()
+
+
 def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setenv("NO_COLOR", "1")

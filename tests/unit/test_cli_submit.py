@@ -62,7 +62,10 @@ def test_a_trtexec_command_becomes_a_submission(run: Run) -> None:
     assert run("import-trtexec", "trtexec --useDLACore=0 --onnx=m.onnx").exit_code == exits.USAGE
 
 
-def test_submit_says_what_was_chosen_and_what_comes_next(run: Run, model: Path) -> None:
+def test_submit_says_what_was_chosen_and_what_comes_next(
+    run: Run, stub: StubFarm, model: Path
+) -> None:
+    stub.coming.append(documents.build("queued"))
     result = run("submit", model, "--gpu", "rtx-4090", "--precision", "int8")
     assert result.exit_code == exits.OK, result.output
     assert f"build {BUILD} of digits v1" in result.stdout
@@ -70,6 +73,18 @@ def test_submit_says_what_was_chosen_and_what_comes_next(run: Run, model: Path) 
     assert "2 jobs, 1 of them reused" in result.stdout
     assert f"farm watch {BUILD}\n" in result.stdout
     assert "farm pull digits@1 --gpu sm_89 -o engines\n" in result.stdout
+
+
+def test_a_submission_of_what_was_built_before_is_to_be_pulled_not_watched(
+    run: Run, model: Path
+) -> None:
+    said = run("submit", model, "--gpu", "rtx-4090", "--precision", "int8").stdout
+    assert f"build {BUILD} of digits v1: succeeded\n" in said
+    next_steps = [line.split() for line in said.splitlines() if line.startswith("  ")]
+    assert next_steps == [
+        f"why jobs ran: farm explain {BUILD}".split(),
+        "to pull it: farm pull digits@1 --gpu sm_89 -o engines".split(),
+    ]
 
 
 def test_submit_warns_of_what_was_chosen_by_default_once(

@@ -48,6 +48,23 @@ def test_watching_a_build_that_fails_tells_the_cause_and_exits_1(run: Run, stub:
     assert "farm retry" not in result.stdout  # it would fail again
 
 
+def test_watch_tells_each_failure_once(run: Run, stub: StubFarm) -> None:
+    stub.builds[BUILD] = failed = documents.failed_build()
+    job = {"job": 1, "title": "calibrate digits"}
+    worker = {"code": "child-died", "detail": "killed"}
+    stub.events = [
+        documents.event(1, "job", state="queued", data={"error": worker, "attempt": 2}, **job),
+        documents.event(
+            2, "job", state="failed", data={"error": failed["jobs"][0]["error"]}, **job
+        ),
+        documents.event(3, "build", state="failed"),
+    ]
+    result = run("watch", BUILD)
+    assert "calibrate digits  queued (attempt 2; killed)\n" in result.stdout
+    assert "calibrate digits  failed (calibration-failed)\n" in result.stdout
+    assert (result.stdout + result.stderr).count("no samples [for image]") == 1
+
+
 def test_watching_a_build_whose_worker_failed_says_how_to_run_it_again(
     run: Run, stub: StubFarm
 ) -> None:

@@ -40,6 +40,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from farm.errors import BlobDamaged, StageFailed
+from farm.specs import faults
 from farm.specs.options import BuilderOptions
 from farm.stages import STAGES, Facts, JobKind, ReportProgress, StageParams
 from workers.failures.asked import Asked
@@ -99,7 +100,7 @@ def run_request(
     except ValidationError as err:
         raise StageFailed(
             f"this worker doesn't understand the {request.kind} job's request: "
-            f"{'; '.join(one['msg'] for one in err.errors())}",
+            f"{'; '.join(faults.told(one) for one in err.errors())}",
             hint="run the same version of the farm on the API and the workers (farm --version)",
         ) from err
     result = run(
