@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Response
 from sqlalchemy.orm import Session
 
-from farm.api.services import By, EngineId, Farm, ModelName, Services, answer, problems
+from farm.api.services import By, Farm, ModelName, Services, WholeEngineId, answer, problems
 from farm.api.yanks import Number
 from farm.daemon import keeper
 from farm.keeping import deletion
@@ -31,8 +31,10 @@ DryRun = Annotated[
     response_model=Deletion,
     responses=problems(404, 409),
 )
-def delete_engine(engine_id: EngineId, farm: Farm, by: By, dry_run: DryRun = False) -> Response:
-    """Delete an engine with all its judgements. Submitted again, it is built again.
+def delete_engine(
+    engine_id: WholeEngineId, farm: Farm, by: By, dry_run: DryRun = False
+) -> Response:
+    """Delete an engine, by its whole id, with all its judgements. Submitted again, it is built again.
 
     Refused with 409 while an alias names its version or a build that wants it is running.
     """

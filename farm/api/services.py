@@ -205,6 +205,8 @@ def _read(farm: Services, find: Callable[[Session], str]) -> str:
 
 BuildId = Annotated[str, Depends(_build_id)]
 EngineId = Annotated[str, Depends(_engine_id)]
+#: Of what is deleted: nothing goes by a guess.
+WholeEngineId = Annotated[str, Path(max_length=100)]
 ModelName = Annotated[str, Path(max_length=100, description="in any case")]
 GpuTag = Annotated[str, StringConstraints(max_length=100)]
 Limit = Annotated[int, Query(ge=1, le=200)]

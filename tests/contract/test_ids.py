@@ -114,5 +114,6 @@ def test_an_engine_is_shown_pulled_and_yanked_by_its_first_characters(
     assert "hint: give more of it" in told.stderr
     assert farm.yank_engine(engine.id[:5], "slow").id == engine.id
     assert farm.unyank_engine(engine.id[:5]).yanked is None
+    assert live.http.delete(f"/v1/engines/{engine.id[:-1]}").status_code == 404
     gone = _run(live, "delete", engine.id[:6], "--dry-run")
     assert f"engine {engine.id}: fp16" in gone.stdout, gone.output
