@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Self
+
+from farm.client.aside import Aside
 
 #: A disk takes this in a fraction of a second; a call to it isn't felt after so much.
 _AHEAD_BYTES = 64 << 20
@@ -20,19 +20,13 @@ class Durable:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._unstored = 0
-        self._storing: Future[None] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="fsync")
+        self._storing = Aside("fsync")
 
-    def __enter__(self) -> Durable:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._thread.shutdown()
+    def __exit__(self, *ended: object) -> None:
+        self._storing.close()
 
     def write(self, chunk: bytes) -> None:
         """Append it.
@@ -42,10 +36,9 @@ class Durable:
         """
         self._file.write(chunk)
         self._unstored += len(chunk)
-        if self._unstored >= _AHEAD_BYTES and (self._storing is None or self._storing.done()):
-            self._check()
+        if self._unstored >= _AHEAD_BYTES and self._storing.is_idle:
+            self._storing.start(os.fsync, self._file.fileno())
             self._unstored = 0
-            self._storing = self._thread.submit(os.fsync, self._file.fileno())
 
     def store(self) -> None:
         """Return when all of it is on the disk.
@@ -54,11 +47,6 @@ class Durable:
             OSError
         """
         self._file.flush()
-        self._check()
+        # Linux reports what it failed to store once: the next fsync would succeed.
+        self._storing.wait()
         os.fsync(self._file.fileno())
-
-    def _check(self) -> None:
-        if self._storing is not None:
-            # Linux reports what it failed to store once: the next fsync would succeed.
-            self._storing.result()
-            self._storing = None

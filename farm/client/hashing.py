@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
+from typing import Self
+
+from farm.client.aside import Aside
 
 #: Small enough for a processor's cache, and large enough that handing it over costs nothing.
 _BLOCK_BYTES = 1 << 20
@@ -22,19 +23,13 @@ class Hashing:
         self._filling = memoryview(bytearray(_BLOCK_BYTES))
         self._other = memoryview(bytearray(_BLOCK_BYTES))
         self._filled = 0
-        self._running: Future[None] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+        self._updating = Aside("sha256")
 
-    def __enter__(self) -> Hashing:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._thread.shutdown()
+    def __exit__(self, *ended: object) -> None:
+        self._updating.close()
 
     def update(self, data: bytes) -> None:
         left = memoryview(data)
@@ -44,26 +39,20 @@ class Hashing:
             self._filled += len(part)
             left = left[len(part) :]
             if self._filled == _BLOCK_BYTES:
-                self._wait()
-                self._running = self._thread.submit(self._hash.update, self._filling)
+                self._updating.start(self._hash.update, self._filling)
                 self._filling, self._other = self._other, self._filling
                 self._filled = 0
 
     def restart(self) -> None:
         """Forget all of it."""
-        self._wait()
+        self._updating.wait()
         self._filled = 0
         self._hash = hashlib.sha256()
 
     @property
     def digest(self) -> str:
         """``sha256:…`` of all of it so far."""
-        self._wait()
+        self._updating.wait()
         self._hash.update(self._filling[: self._filled])
         self._filled = 0
         return f"sha256:{self._hash.hexdigest()}"
-
-    def _wait(self) -> None:
-        if self._running is not None:
-            self._running.result()
-            self._running = None
