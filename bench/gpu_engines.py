@@ -182,7 +182,8 @@ def _rows(kept: Mapping[str, Any]) -> Iterator[Row]:
         of_cell = [one for one in kept.values() if _cell(one) == (model, batch, precision)]
         told = [one for one in of_cell if one["speed_up_over_best"] and not one["doubts"]]
         if not told:
-            print(f"{model} b{batch} {precision}: {_untold(of_cell[0])}")
+            first = of_cell[0]
+            print(f"{model} b{batch} {precision}: {'; '.join(first['doubts']) or first['reason']}")
             continue
         best = max(told, key=lambda one: one["speed_up_over_best"])
         engine = min(filter(None, (best["p50"], best["p50_graph"])))
