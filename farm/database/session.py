@@ -152,16 +152,15 @@ class Database:
         except PoolTimeout as err:
             raise DatabaseUnavailable("all connections to the database are in use") from err
         except DBAPIError as err:
-            session.rollback()
             fault = fault_of(err)
             if fault is not None:
                 raise fault from err
             raise
-        except BaseException:
-            session.rollback()
-            raise
         finally:
-            session.close()
+            # Rolls back what isn't committed. Where the connection broke meanwhile the database has done so:
+            # what was read stands, and an error keeps its own words.
+            with suppress(DBAPIError):
+                session.close()
 
     def dispose(self) -> None:
         self.engine.dispose()

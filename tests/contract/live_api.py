@@ -88,10 +88,12 @@ class LiveApi:
 
 
 @contextlib.contextmanager
-def live_api(home: Path, environment: Mapping[str, str] | None = None) -> Iterator[LiveApi]:
-    """A served API on an empty database, with these settings."""
+def live_api(
+    home: Path, environment: Mapping[str, str] | None = None, database_url: str | None = None
+) -> Iterator[LiveApi]:
+    """A served API on an empty database (by default SQLite's), with these settings."""
     home.mkdir(parents=True, exist_ok=True)
-    settings = Settings(home=home, database_url=f"sqlite:///{home / 'farm.db'}")
+    settings = Settings(home=home, database_url=database_url or f"sqlite:///{home / 'farm.db'}")
     migrate.upgrade(settings)
     port = free_port()
     with (home / "api.log").open("wb") as log:
