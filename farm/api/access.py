@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from http.cookies import CookieError, SimpleCookie
 
 import anyio
 from anyio import CapacityLimiter, to_thread
@@ -17,6 +19,7 @@ from farm.errors import DatabaseUnavailable, InternalError, InvalidRequest, KeyN
 from farm.settings import Settings
 from farm.specs import texts
 from farm.specs.scopes import Scope
+from farm.trust import credentials
 from farm.trust.callers import Caller, allows
 from farm.trust.credentials import password
 from farm.trust.hosts import Headers
@@ -26,10 +29,23 @@ READ, SUBMIT, PROMOTE, ADMIN = Scope.READ, Scope.SUBMIT, Scope.PROMOTE, Scope.AD
 #: Open to anyone who can reach the farm: its health, and the description of its API.
 OPEN = frozenset(
     {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/start.js", "/docs/{name}"}
+    | {"/login", "/static/{name}", "/v1/login"}
 )
 METRICS = "/metrics"
 #: Every other operation. The API doesn't start if one is missing here.
 SCOPES: Mapping[tuple[str, str], Scope] = {
+    ("GET", "/"): READ,
+    ("GET", "/builds"): READ,
+    ("GET", "/builds/{build_id}"): READ,
+    ("GET", "/jobs/{job_id}"): READ,
+    ("GET", "/models"): READ,
+    ("GET", "/models/{model}"): READ,
+    ("GET", "/engines/{engine_id}"): READ,
+    ("GET", "/fleet"): READ,
+    ("GET", "/search"): READ,
+    ("GET", "/audit"): ADMIN,
+    ("GET", "/keys"): ADMIN,
+    ("POST", "/v1/login/links"): READ,
     ("POST", "/v1/blobs"): SUBMIT,
     ("HEAD", "/v1/blobs/{digest}"): SUBMIT,  # it protects the blob from garbage collection
     ("DELETE", "/v1/blobs/{digest}"): SUBMIT,  # one's own
@@ -189,11 +205,15 @@ class Access:
         """
         label = _label(headers)
         key = _sent(headers, basic=is_oci(path))
+        login = logged_in(headers, self._settings) if key is None else None
         wanted = self._scope(method, path)
-        if wanted is None or (key is None and not self._settings.keys_required):
-            return Caller(name="anonymous", address=address, label=label)
-        row = await self._row(key) if key is not None else None
+        anonymous = Caller(name="anonymous", address=address, label=label)
+        if wanted is None or (key is None and login is None and not self._settings.keys_required):
+            return anonymous
+        row = await self._row(sent) if (sent := key or login) is not None else None
         if row is None:
+            if login is not None and not self._settings.keys_required:
+                return anonymous
             raise _refusal(key)
         if not allows([Scope(scope) for scope in row.scopes], wanted):
             raise _too_little(row, wanted)
@@ -266,6 +286,25 @@ def _label(headers: Headers) -> str:
     if why is not None:
         raise InvalidRequest(f"Farm-Client can't be {said!r}: {why}")
     return said
+
+
+def cookie_name(settings: Settings) -> str:
+    """The cookie that holds a browser's login: browsers share cookies among the ports of a host, and so
+    among farms."""
+    return f"farm_login_{hashlib.sha256(settings.database.encode()).hexdigest()[:8]}"
+
+
+def logged_in(headers: Headers, settings: Settings) -> str | None:
+    """The login that a browser sends, if it does."""
+    name = cookie_name(settings)
+    for said in headers.get("cookie", ()):
+        try:
+            found = SimpleCookie(said).get(name)
+        except CookieError:
+            continue
+        if found is not None and credentials.login_id_of(found.value):
+            return found.value
+    return None
 
 
 def _sent(headers: Headers, *, basic: bool) -> str | None:

@@ -45,6 +45,7 @@ from farm.api import (
 from farm.api.access import Access
 from farm.api.door import Door
 from farm.api.services import Services
+from farm.api.web import login, now, static_files
 from farm.database.migrate import require_schema
 from farm.errors import DatabaseUnavailable, Unavailable
 from farm.settings import Settings
@@ -55,6 +56,7 @@ _NOUNS = (
     *(blobs, builds, registry, signing, onnx, triton, aliases, compare, bench, inference, fleet),
     *(search, yanks, labels, deletion, retention, usage, plugins, gc, scrub, keys, audit, health),
     *(mirrors, oci, oci_push, documents),
+    *(static_files, login, now),
 )
 
 DESCRIPTION = """

@@ -17,6 +17,7 @@ from farm.api.bodies import JSON_HINT, Bodies
 from farm.api.problems import rendered
 from farm.api.room import Places, Room
 from farm.api.services import CALLER
+from farm.api.web import render
 from farm.errors import FarmError, WrongContentType
 from farm.registry.oci.received import LONGEST_MANIFEST_BYTES
 from farm.settings import Settings
@@ -25,7 +26,7 @@ from farm.trust.hosts import Headers, Hosts
 UPLOADS = "/v1/blobs"
 DOCS = "/docs"
 #: Paths that need no thread.
-_OWN_ROOM = re.compile(r"/healthz|/docs(/.*)?")
+_OWN_ROOM = re.compile(r"/healthz|/docs(/.*)?|/static/.*")
 _EVENTS = re.compile(r"/v1/builds/[^/]+/events")
 _OCI_UPLOADS = re.compile(r"/v2/.+/blobs/uploads(/[^/]*)?")
 _OCI_MANIFESTS = re.compile(r"/v2/.+/manifests/[^/]+")
@@ -71,7 +72,7 @@ class Door:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})  # the API has no WebSockets
             return
-        answer = _Answer(send, docs=scope["path"].startswith(DOCS))
+        answer = _Answer(send, scope["path"])
         try:
             await self._enter(scope, receive, answer)
         except FarmError as err:
@@ -115,9 +116,16 @@ class Door:
 class _Answer:
     """A response with the headers that every response carries."""
 
-    def __init__(self, send: Send, *, docs: bool) -> None:
+    def __init__(self, send: Send, path: str) -> None:
         self._send = send
-        self._policy = (b"content-security-policy", (_OF_DOCS if docs else _NOTHING).encode())
+        policy = (
+            _OF_DOCS
+            if path.startswith(DOCS)
+            else render.POLICY
+            if render.is_page(path)
+            else _NOTHING
+        )
+        self._policy = (b"content-security-policy", policy.encode())
         self.began = False
 
     async def __call__(self, message: Message) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 
 from farm.api import oci_errors
+from farm.api.web import render
 from farm.errors import (
     FarmError,
     HttpError,
@@ -42,11 +43,14 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _bug)
 
 
-def rendered(err: FarmError, path: str, status: int | None = None) -> JSONResponse:
+def rendered(err: FarmError, path: str, status: int | None = None) -> Response:
     """An error as the response to a request for this path, by default with its class's status."""
     if oci_errors.is_oci(path):
         status = status or err.status
         return oci_errors.answer(err, status, _later(status))
+    if render.is_page(path):
+        status = status or err.status
+        return render.failed(err, path, status, _later(status))
     return problem(err, status)
 
 
@@ -78,14 +82,14 @@ def _challenge(err: KeyNeeded | ScopeMissing) -> str:
     return 'Bearer realm="engine farm"' + (', error="invalid_token"' if err.was_given else "")
 
 
-async def _farm_error(request: Request, err: Exception) -> JSONResponse:
+async def _farm_error(request: Request, err: Exception) -> Response:
     assert isinstance(err, FarmError)
     if isinstance(err, Unavailable):
         log.warning("%s %s: %s", request.method, request.url.path, err.detail)
     return rendered(err, request.url.path)
 
 
-async def _invalid(request: Request, err: Exception) -> JSONResponse:
+async def _invalid(request: Request, err: Exception) -> Response:
     assert isinstance(err, RequestValidationError)
     return rendered(invalid(err.errors()), request.url.path)
 
@@ -109,7 +113,7 @@ def _explain(error: dict[str, Any]) -> str:
     return told if len(told) <= _MOST_CHARS else f"{told[:_MOST_CHARS]}…"
 
 
-async def _http(request: Request, err: Exception) -> JSONResponse:
+async def _http(request: Request, err: Exception) -> Response:
     assert isinstance(err, HTTPException)
     hint = "the calls are listed at /docs" if err.status_code == HTTPStatus.NOT_FOUND else None
     answer = rendered(HttpError(str(err.detail), hint=hint), request.url.path, err.status_code)
@@ -128,13 +132,13 @@ def _methods(request: Request) -> set[str]:
     return found
 
 
-async def _broken_off(request: Request, _err: Exception) -> JSONResponse:
+async def _broken_off(request: Request, _err: Exception) -> Response:
     log.info("%s %s was aborted", request.method, request.url.path)
     detail = "the request was aborted, or its chunks are malformed; nothing was stored"
     return rendered(HttpError(detail, hint="send it again in full"), request.url.path)
 
 
-async def _bug(request: Request, err: Exception) -> JSONResponse:
+async def _bug(request: Request, err: Exception) -> Response:
     log.error("%s %s failed", request.method, request.url.path, exc_info=err)
     told = InternalError("this is a bug in the farm; the API's log has the traceback")
     return rendered(told, request.url.path)

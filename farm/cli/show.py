@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import humanize
 from pydantic import BaseModel
 from rich.cells import cell_len
 from rich.console import Console
@@ -21,13 +19,19 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from farm.specs import durations
+from farm.reports.shown import NONE as NONE
+from farm.reports.shown import SOURCES as SOURCES
+from farm.reports.shown import ago as ago
+from farm.reports.shown import duration as duration
+from farm.reports.shown import elapsed as elapsed
+from farm.reports.shown import judged_on as judged_on
+from farm.reports.shown import milliseconds as milliseconds
+from farm.reports.shown import share as share
+from farm.reports.shown import size as size
 
 if TYPE_CHECKING:
-    from farm.reports.accuracy import Accuracy
     from farm.schemas.builds import LeftOut
 
-NONE = "–"
 _UNBOUNDED = 10_000
 PIPED = 80
 _LEGIBLE, _LONGEST_WORD, _GAP = 20, 40, 2
@@ -215,57 +219,6 @@ def _print_stacked(
 
 def state(name: str) -> Text:
     return Text(name, style=_STYLES.get(name, ""))
-
-
-def size(count: int) -> str:
-    """``1.4 MB``."""
-    return humanize.naturalsize(count).replace(" Bytes", " B").replace(" Byte", " B")
-
-
-def duration(seconds: float) -> str:
-    """How long something took: ``4.2 s``, ``1 min 05 s``, ``2 h 03 min``."""
-    if seconds < 60:
-        return f"{max(seconds, 0):.1f} s"
-    return durations.by_two_units(seconds)
-
-
-def judged_on(accuracy: Accuracy) -> str:
-    """``450 evaluation``, ``16 held out``, ``16 random``: how many samples of which data."""
-    data = (accuracy.data or "?").replace("-", " ")
-    return NONE if accuracy.samples is None else f"{accuracy.samples} {data}"
-
-
-def milliseconds(value: float) -> str:
-    """Three significant digits, all of them from a second on: ``0.0663 ms``, ``174 ms``, ``1490 ms``."""
-    return f"{value:.0f} ms" if value >= 1000 else f"{value:.3g} ms"
-
-
-def elapsed(start: datetime | None, end: datetime | None) -> str:
-    """How long something took, or has taken so far."""
-    if start is None:
-        return NONE
-    return duration(((end or datetime.now(UTC)) - start).total_seconds())
-
-
-def ago(moment: datetime) -> str:
-    """``3 minutes ago``; ``now`` if the other clock is ahead."""
-    passed = max(datetime.now(UTC) - moment, timedelta())
-    return humanize.naturaltime(passed)
-
-
-#: Where an engine's compute types come from.
-SOURCES = {
-    "graph": "typed graph",
-    "inspector": "inspector",
-    "engine": "inspector",  # an earlier farm's name for it
-    "plan": "plan",
-    "optimised-graph": "optimised graph",
-}
-
-
-def share(value: float | None, digits: int = 1) -> str:
-    """``99.8 %``."""
-    return NONE if value is None else f"{value * 100:.{digits}f} %"
 
 
 def precision(name: str, prune: str | None) -> str:

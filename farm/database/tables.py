@@ -642,6 +642,19 @@ class ApiKey(Base):
     revoked_at: Mapped[datetime | None] = mapped_column(Instant)
 
 
+class Login(Base):
+    """What a browser has instead of a key, or a link by which it gets one; only the digest is stored."""
+
+    __tablename__ = "logins"
+    no_blobs = frozenset({"digest"})
+    id: Mapped[str] = mapped_column(String(10), primary_key=True)
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"), index=True)
+    digest: Mapped[str] = mapped_column(String(64))
+    is_link: Mapped[bool]  #: opens one page, once, which then has a login
+    created_at: Mapped[datetime] = mapped_column(Instant)
+    expires_at: Mapped[datetime] = mapped_column(Instant, index=True)
+
+
 class AuditRow(Base):
     """A change that somebody made. The database refuses to change or delete one."""
 

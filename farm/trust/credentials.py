@@ -1,7 +1,7 @@
 """Keys on their holders' side: their format, and where one is stored on the holder's machine.
 
 A key is ``farm_ID_SECRET``: an id that lists may show, and 256 random bits. The prefix is for people and
-for secret scanners.
+for secret scanners. What a browser gets for a key is ``login_ID_SECRET``.
 """
 
 from __future__ import annotations
@@ -22,17 +22,33 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _ID_CHARS = 10
 _SECRET_BYTES = 32
 _KEY = re.compile(r"farm_([0-9a-hjkmnp-tv-z]{10})_[0-9a-f]{64}")
+_LOGIN = re.compile(r"login_([0-9a-hjkmnp-tv-z]{10})_[0-9a-f]{64}")
 
 
 def new() -> tuple[str, str]:
     """A new key and its id."""
-    key_id = "".join(secrets.choice(_ALPHABET) for _ in range(_ID_CHARS))
-    return f"farm_{key_id}_{secrets.token_hex(_SECRET_BYTES)}", key_id
+    return _new("farm")
+
+
+def new_login() -> tuple[str, str]:
+    """A new login and its id."""
+    return _new("login")
+
+
+def _new(prefix: str) -> tuple[str, str]:
+    made = "".join(secrets.choice(_ALPHABET) for _ in range(_ID_CHARS))
+    return f"{prefix}_{made}_{secrets.token_hex(_SECRET_BYTES)}", made
 
 
 def id_of(key: str) -> str | None:
     """The id in a key; None if it can't be one."""
     found = _KEY.fullmatch(key)
+    return found[1] if found else None
+
+
+def login_id_of(login: str) -> str | None:
+    """The id in a login; None if it can't be one."""
+    found = _LOGIN.fullmatch(login)
     return found[1] if found else None
 
 

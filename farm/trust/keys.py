@@ -125,5 +125,9 @@ def _live() -> Select[ApiKey]:
 
 def fits(row: ApiKey, text: str, *, at: datetime) -> bool:
     """Whether this is the row's key and valid at this time."""
-    is_it = hmac.compare_digest(row.digest, credentials.digest_of(text))
-    return is_it and row.revoked_at is None and (row.expires_at is None or row.expires_at > at)
+    return hmac.compare_digest(row.digest, credentials.digest_of(text)) and is_live(row, at=at)
+
+
+def is_live(row: ApiKey, *, at: datetime) -> bool:
+    """Whether a key is valid at this time."""
+    return row.revoked_at is None and (row.expires_at is None or row.expires_at > at)

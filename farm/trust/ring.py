@@ -12,9 +12,9 @@ from sqlalchemy import or_, update
 
 from farm.database.base import now
 from farm.database.session import Database
-from farm.database.tables import ApiKey
+from farm.database.tables import ApiKey, Login
 from farm.errors import DatabaseUnavailable, FarmError, Unavailable
-from farm.trust import credentials, keys
+from farm.trust import credentials, keys, logins
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +30,12 @@ _WRITE_S = 5.0
 
 
 class Ring:
-    """Looks up keys, and records when they were used."""
+    """Looks up keys, and the logins that browsers have for them, and records when keys were used."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
         self._rows: Mapping[str, ApiKey] = {}
+        self._logins: Mapping[str, Login] = {}
         self._looked_s: float | None = None
         self._failed: tuple[float, str] | None = None
         self._looking = threading.Lock()
@@ -53,7 +54,7 @@ class Ring:
         """Whether the key is known to be invalid without asking the database."""
         age_s = self._age_s()
         lately = age_s is not None and age_s <= _LOOK_AGAIN_S
-        return credentials.id_of(text) is None or (lately and self._fitting(text) is None)
+        return not _is_one(text) or (lately and self._fitting(text) is None)
 
     def look(self, text: str) -> ApiKey | None:
         """The key, or None if the farm doesn't have it. Asks the database.
@@ -61,7 +62,7 @@ class Ring:
         Raises:
             DatabaseUnavailable, SchemaOutdated
         """
-        if credentials.id_of(text) is None:
+        if not _is_one(text):
             return None
         with self._looking:
             found = self.known(text)
@@ -103,16 +104,24 @@ class Ring:
         try:
             with self._db.read() as session:
                 rows = {row.id: row for row in keys.live(session)}
+                logged_in = {row.id: row for row in logins.live(session)}
         except DatabaseUnavailable as err:
             # Requests waiting for this lookup get the same answer instead of each trying again.
             self._failed = time.monotonic(), err.detail
             raise
-        self._rows, self._looked_s, self._failed = rows, began, None
+        self._rows, self._logins = rows, logged_in
+        self._looked_s, self._failed = began, None
 
     def _fitting(self, text: str) -> ApiKey | None:
-        row = self._rows.get(credentials.id_of(text) or "")
         at = now()
-        if row is None or not keys.fits(row, text, at=at):
+        login = self._logins.get(credentials.login_id_of(text) or "")
+        if login is not None:
+            row = self._rows.get(login.key_id)
+            fits = logins.fits(login, text, at=at) and row is not None and keys.is_live(row, at=at)
+        else:
+            row = self._rows.get(credentials.id_of(text) or "")
+            fits = row is not None and keys.fits(row, text, at=at)
+        if row is None or not fits:
             return None
         self._note(row, at)
         return row
@@ -147,6 +156,10 @@ class Ring:
             with self._noting:
                 self._used = used | self._used
             raise
+
+
+def _is_one(text: str) -> bool:
+    return bool(credentials.id_of(text) or credentials.login_id_of(text))
 
 
 class UseWriter(threading.Thread):

@@ -1,0 +1,60 @@
+// Forms with data-call="METHOD /path" call the REST API with their fields as JSON. Fields named with a dot's
+// prefix are left out; data-json holds what is sent beside them; data-match an ETag for If-Match.
+"use strict";
+
+const told = document.getElementById("said");
+
+function say(text, isError) {
+  told.textContent = text;
+  told.classList.toggle("wrong", isError);
+}
+
+async function call(form, submitter) {
+  const [method, path] = form.dataset.call.split(" ");
+  const body = JSON.parse(form.dataset.json || "{}");
+  for (const [name, value] of new FormData(form)) if (value !== "") body[name] = value;
+  const headers = {};
+  if (form.dataset.match) headers["If-Match"] = form.dataset.match;
+  const hasBody = Object.keys(body).length > 0;
+  if (hasBody) headers["Content-Type"] = "application/json";
+  if (submitter) submitter.disabled = true;
+  try {
+    const answer = await fetch(path, { method, headers, body: hasBody ? JSON.stringify(body) : undefined });
+    if (answer.ok) {
+      location.assign(form.dataset.then || location.href);
+      return;
+    }
+    const problem = await answer.json();
+    say([problem.detail, problem.hint].filter(Boolean).join(". "), true);
+  } catch (err) {
+    say("The farm can't be reached: " + err.message, true);
+  } finally {
+    if (submitter) submitter.disabled = false;
+  }
+}
+
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  if (!form.dataset.call) return;
+  event.preventDefault();
+  if (form.dataset.confirm && !confirm(form.dataset.confirm)) return;
+  call(form, event.submitter);
+});
+
+// A page about one build follows its events, and reads itself again when some have come.
+const followed = document.querySelector("[data-events]");
+if (followed) {
+  const source = new EventSource(followed.dataset.events);
+  let waits = false;
+  const again = () => {
+    if (waits) return;
+    waits = true;
+    setTimeout(() => {
+      waits = false;
+      htmx.trigger(document.getElementById("live"), "news");
+    }, 300);
+  };
+  for (const kind of followed.dataset.kinds.split(" ")) source.addEventListener(kind, again);
+  source.onerror = () => again();
+  if (!followed.dataset.live) source.close();
+}

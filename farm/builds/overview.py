@@ -1,0 +1,94 @@
+"""What the farm does now: builds that run or wait, and what ended lately."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from farm.builds import views
+from farm.database.job_rows import JobRow, select_job_rows
+from farm.database.tables import Build, BuildJob, Job
+from farm.fleet.workers import Fleet
+from farm.schemas.builds import BuildSummary
+from farm.specs.states import BUILD_ENDED, BuildState, JobState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A build that hasn't ended.
+
+    Parameters:
+        waits_for: which workers its queued jobs wait for, where none is online.
+    """
+
+    build: BuildSummary
+    running: Sequence[JobRow]
+    queued: int
+    waits_for: Sequence[str]
+
+    @property
+    def progress(self) -> float:
+        """The share of its jobs that is done, 0 to 1; a running job counts by its phase's progress."""
+        done = self.build.jobs_done + sum(job.progress or 0.0 for job in self.running)
+        return min(done / self.build.jobs_total, 1.0) if self.build.jobs_total else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overview:
+    """The farm at one moment.
+
+    Parameters:
+        live: how many builds run or wait, of which ``work`` has the newest.
+        has_builds: whether there has ever been one.
+    """
+
+    work: Sequence[Work]
+    live: int
+    failed: Sequence[BuildSummary]
+    ended: Sequence[BuildSummary]
+    has_builds: bool
+
+
+def overview(session: Session, fleet: Fleet, *, most_live: int, most_ended: int) -> Overview:
+    """Read the newest builds that run or wait, that failed, and that ended otherwise."""
+    live = views.builds(session, live=True, limit=most_live)
+    jobs = _unfinished(session, [one.id for one in live])
+    failed = views.builds(session, state=BuildState.FAILED, limit=most_ended)
+    ended = views.builds(session, state=BuildState.SUCCEEDED, limit=most_ended)
+    unended = select(func.count()).select_from(Build).where(Build.state.not_in(BUILD_ENDED))
+    return Overview(
+        work=[_work(one, jobs.get(one.id, ()), fleet) for one in live],
+        live=session.scalar(unended) or 0,
+        failed=failed,
+        ended=ended,
+        has_builds=bool(live or failed or ended)
+        or session.scalar(select(Build.id).limit(1)) is not None,
+    )
+
+
+def _work(build: BuildSummary, jobs: Sequence[JobRow], fleet: Fleet) -> Work:
+    queued = [job for job in jobs if job.state == JobState.QUEUED]
+    reasons = {fleet.waits_for(job): None for job in queued}
+    return Work(
+        build=build,
+        running=[job for job in jobs if job.state == JobState.RUNNING],
+        queued=len(queued),
+        waits_for=[reason for reason in reasons if reason is not None],
+    )
+
+
+def _unfinished(session: Session, build_ids: Sequence[str]) -> dict[str, list[JobRow]]:
+    found: dict[str, list[JobRow]] = {}
+    rows = session.execute(
+        select_job_rows()
+        .add_columns(BuildJob.build_id)
+        .join(BuildJob, BuildJob.job_id == Job.id)
+        .where(BuildJob.build_id.in_(build_ids), Job.state.in_((JobState.RUNNING, JobState.QUEUED)))
+        .order_by(BuildJob.position)
+    )
+    for row in rows:
+        found.setdefault(row.build_id, []).append(JobRow.of(row._mapping))
+    return found

@@ -1,0 +1,81 @@
+"""Logins: what a browser has instead of a key.
+
+A login stands for its key and ends with it. `farm open` gives the browser a link, which works once, instead
+of the key itself.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from farm.database.base import now
+from farm.database.tables import ApiKey, Login
+from farm.errors import KeyNeeded
+from farm.trust import credentials
+
+LASTS = timedelta(hours=12)
+LINK_LASTS = timedelta(minutes=2)
+
+
+def begin(session: Session, key_id: str, *, is_link: bool = False) -> tuple[Login, str]:
+    """Let a browser in for a key, or make a link that does so once.
+
+    Returns:
+        Its row, and the login itself, which can't be recovered later.
+    """
+    at = now()
+    session.execute(delete(Login).where(Login.expires_at <= at))
+    text, login_id = credentials.new_login()
+    row = Login(
+        id=login_id,
+        key_id=key_id,
+        digest=credentials.digest_of(text),
+        is_link=is_link,
+        created_at=at,
+        expires_at=at + (LINK_LASTS if is_link else LASTS),
+    )
+    session.add(row)
+    session.flush()
+    return row, text
+
+
+def follow(session: Session, link: str) -> tuple[Login, str]:
+    """The login that a link leads to; the link then leads nowhere.
+
+    Raises:
+        KeyNeeded: it has been followed before, or is too old.
+    """
+    row = session.get(Login, credentials.login_id_of(link) or "")
+    if row is not None and row.is_link and _fits(row, link, at=now()):
+        key = session.get(ApiKey, row.key_id)
+        taken = session.execute(delete(Login).where(Login.id == row.id).returning(Login.id)).all()
+        if taken and key is not None and key.revoked_at is None:
+            return begin(session, row.key_id)
+    raise KeyNeeded(
+        "this link has been used, or is older than two minutes",
+        hint="`farm open` makes another one",
+    )
+
+
+def end(session: Session, login: str) -> None:
+    """Forget a login."""
+    session.execute(delete(Login).where(Login.digest == credentials.digest_of(login)))
+
+
+def live(session: Session) -> Sequence[Login]:
+    """The logins that are valid now."""
+    return session.scalars(select(Login).where(Login.expires_at > now(), ~Login.is_link)).all()
+
+
+def fits(row: Login, text: str, *, at: datetime) -> bool:
+    """Whether this is the row's login and valid at this time."""
+    return not row.is_link and _fits(row, text, at=at)
+
+
+def _fits(row: Login, text: str, *, at: datetime) -> bool:
+    return hmac.compare_digest(row.digest, credentials.digest_of(text)) and row.expires_at > at
