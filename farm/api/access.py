@@ -106,6 +106,8 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("HEAD", "/v1/engines/{engine_id}/content"): READ,
     ("GET", "/v1/engines/{engine_id}/triton"): READ,
     ("GET", "/v1/workers"): READ,
+    ("GET", "/v1/queues"): READ,
+    ("GET", "/v1/now"): READ,
     ("GET", "/v1/targets"): READ,
     ("GET", "/v1/timing-caches"): READ,
     ("GET", "/v1/plugins"): READ,

@@ -45,7 +45,9 @@ from farm.api import (
 from farm.api.access import Access
 from farm.api.door import Door
 from farm.api.services import Services
-from farm.api.web import login, now, static_files
+from farm.api.web import admin, login, now, static_files
+from farm.api.web import fleet as fleet_page
+from farm.api.web import search as search_page
 from farm.database.migrate import require_schema
 from farm.errors import DatabaseUnavailable, Unavailable
 from farm.settings import Settings
@@ -56,7 +58,7 @@ _NOUNS = (
     *(blobs, builds, registry, signing, onnx, triton, aliases, compare, bench, inference, fleet),
     *(search, yanks, labels, deletion, retention, usage, plugins, gc, scrub, keys, audit, health),
     *(mirrors, oci, oci_push, documents),
-    *(static_files, login, now),
+    *(static_files, login, now, fleet_page, search_page, admin),
 )
 
 DESCRIPTION = """

@@ -13,7 +13,9 @@ from farm.database.job_rows import JobRow, select_job_rows
 from farm.database.tables import Build, BuildJob, Job
 from farm.fleet.workers import Fleet
 from farm.schemas.builds import BuildSummary
+from farm.schemas.fleet import RunningJob
 from farm.specs.states import BUILD_ENDED, BuildState, JobState
+from farm.stages import JobKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,39 @@ def overview(session: Session, fleet: Fleet, *, most_live: int, most_ended: int)
         has_builds=bool(live or failed or ended)
         or session.scalar(select(Build.id).limit(1)) is not None,
     )
+
+
+def running(session: Session, *, limit: int) -> list[RunningJob]:
+    """The jobs that run now, the longest running first."""
+    rows = session.execute(
+        select_job_rows()
+        .where(Job.state == JobState.RUNNING)
+        .order_by(Job.started_at, Job.id)
+        .limit(limit)
+    )
+    jobs = [JobRow.of(row._mapping) for row in rows]
+    builds: dict[int, list[str]] = {}
+    for job_id, build_id in session.execute(
+        select(BuildJob.job_id, BuildJob.build_id)
+        .join(Build, Build.id == BuildJob.build_id)
+        .where(BuildJob.job_id.in_([job.id for job in jobs]), Build.state.not_in(BUILD_ENDED))
+        .order_by(BuildJob.build_id)
+    ):
+        builds.setdefault(job_id, []).append(build_id)
+    return [
+        RunningJob(
+            id=job.id,
+            title=job.title,
+            kind=JobKind(job.kind),
+            worker=job.owner,
+            attempt=job.attempt,
+            phase=job.phase,
+            progress=job.progress,
+            started_at=job.started_at,
+            builds=builds.get(job.id, []),
+        )
+        for job in jobs
+    ]
 
 
 def _work(build: BuildSummary, jobs: Sequence[JobRow], fleet: Fleet) -> Work:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,39 +15,14 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from farm.client import Farm
-    from farm.schemas.builds import JobView
-    from farm.schemas.fleet import WorkerView
+    from farm.schemas.fleet import NowView
 
 _REFRESH_S = 2.0
-_BUILDS = 50  #: whose jobs are looked at, of those that run and of those that wait
 _BAR = 10
 
 
 def register(app: typer.Typer) -> None:
     app.command("top", rich_help_panel="Fleet", epilog=example("farm top --once"))(top)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Queued:
-    """A queue with jobs in it.
-
-    Parameters:
-        workers: how many that are online read it.
-    """
-
-    queue: str
-    jobs: int
-    oldest_s: float
-    workers: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """The farm at one moment."""
-
-    workers: list[WorkerView]
-    queues: list[Queued]
-    running: list[JobView]
 
 
 def top(
@@ -61,13 +34,13 @@ def top(
 ) -> None:
     """Show the workers and what they do, the queues, and the running jobs. Ctrl+C ends it.
 
-    The jobs are those of the newest builds that run or wait.
+    At most 200 running jobs.
     """
     with connect(url) as farm:
         if as_json:
-            show.document(asdict(look(farm)))
+            show.document(_now(farm))
         elif once or not show.on_terminal():
-            for one in _shown(look(farm)):
+            for one in _shown(_now(farm)):
                 show.console(None if show.on_terminal() else show.PIPED).print(one)
         else:
             _live(farm)
@@ -78,49 +51,21 @@ def _live(farm: Farm) -> None:
     from rich.live import Live
 
     try:
-        with Live(Group(*_shown(look(farm))), console=show.console(), auto_refresh=False) as live:
+        with Live(Group(*_shown(_now(farm))), console=show.console(), auto_refresh=False) as live:
             while True:
                 time.sleep(_REFRESH_S)
-                live.update(Group(*_shown(look(farm))), refresh=True)
+                live.update(Group(*_shown(_now(farm))), refresh=True)
     except KeyboardInterrupt:
         return
 
 
-def look(farm: Farm) -> Seen:
-    """What the farm does now."""
-    jobs: dict[int, JobView] = {}
-    for state in ("running", "queued"):
-        for build in farm.builds(state=state, limit=_BUILDS):
-            jobs |= {job.id: job for job in farm.build(build.id).view.jobs}
-    workers = sorted(farm.workers(), key=lambda one: (not one.online, one.name))
-    running = [job for job in jobs.values() if job.state == "running"]
-    return Seen(
-        workers=workers,
-        queues=_queues([job for job in jobs.values() if job.state == "queued"], workers),
-        running=sorted(running, key=lambda job: job.started_at or job.created_at),
-    )
+def _now(farm: Farm) -> NowView:
+    seen = farm.now()
+    seen.workers.sort(key=lambda one: (not one.online, one.name))
+    return seen
 
 
-def _queues(jobs: Sequence[JobView], workers: Sequence[WorkerView]) -> list[Queued]:
-    now = datetime.now(UTC)
-    waiting: dict[str, list[JobView]] = {}
-    for job in jobs:
-        waiting.setdefault(job.queue or "?", []).append(job)
-    found = [
-        Queued(
-            queue=queue,
-            jobs=len(those),
-            oldest_s=max((now - min(job.created_at for job in those)).total_seconds(), 0.0),
-            workers=sum(
-                one.online and queue in one.queues and queue not in one.unread for one in workers
-            ),
-        )
-        for queue, those in waiting.items()
-    ]
-    return sorted(found, key=lambda one: -one.oldest_s)
-
-
-def _shown(seen: Seen) -> Iterator[RenderableType]:
+def _shown(seen: NowView) -> Iterator[RenderableType]:
     online = sum(one.online for one in seen.workers)
     waiting = sum(one.jobs for one in seen.queues)
     yield (
@@ -141,6 +86,7 @@ def _shown(seen: Seen) -> Iterator[RenderableType]:
     queues = [
         (one.queue, str(one.jobs), show.duration(one.oldest_s), str(one.workers))
         for one in seen.queues
+        if one.jobs
     ]
     yield ""
     yield _table(("queue", "jobs", "oldest", "workers"), queues, "nothing is queued")

@@ -144,12 +144,16 @@ class Fleet:
 
     def waits_for(self, job: Job | JobRow) -> str | None:
         """Which worker a queued job waits for, if no online worker can run it."""
-        if job.state != JobState.QUEUED or self.online_queues.get(job.queue):
+        return self.reader_of(job.queue) if job.state == JobState.QUEUED else None
+
+    def reader_of(self, name: str) -> str | None:
+        """The worker that a queue needs, if no online worker reads it."""
+        if self.online_queues.get(name):
             return None
-        deaf = self.unread_queues.get(job.queue)
+        deaf = self.unread_queues.get(name)
         if deaf:
             return f"{' or '.join(deaf)}, online without reading its queue (restart it)"
-        queue = Queue.parse(job.queue)
+        queue = Queue.parse(name)
         if queue is None or queue.gpu == gpus.CPU:
             return f"{queue.worker if queue else 'a CPU worker'} (start one: farm worker)"
         return f"{queue.worker} (start one there: farm worker)"

@@ -10,6 +10,7 @@ from pydantic import Field
 from farm.schemas.base import Answer, Digest, Said
 from farm.specs.precision import Precision
 from farm.specs.runtime import Runtime
+from farm.stages import JobKind
 
 
 class WorkerView(Answer):
@@ -35,6 +36,40 @@ class WorkerView(Answer):
     job_title: str | None
     started_at: datetime
     last_seen_at: datetime
+
+
+class QueueView(Answer):
+    """A queue of jobs that only certain workers read."""
+
+    queue: str = Field(examples=["tensorrt.rtx-4090"])
+    jobs: int = Field(description="number of jobs that wait in it")
+    oldest_s: float = Field(description="how long the oldest has waited, in seconds; 0 if empty")
+    workers: int = Field(description="number of online workers that read it")
+    waits_for: str | None = Field(
+        description="the worker it needs, if it has jobs and no online worker reads it"
+    )
+
+
+class RunningJob(Answer):
+    """A job that a worker runs now."""
+
+    id: int
+    title: str
+    kind: JobKind
+    worker: Said | None
+    attempt: int
+    phase: str | None
+    progress: float | None = Field(description="share of the phase done, 0 to 1")
+    started_at: datetime | None
+    builds: list[str] = Field(description="the builds that need it")
+
+
+class NowView(Answer):
+    """The farm at one moment."""
+
+    workers: list[WorkerView]
+    queues: list[QueueView] = Field(description="the longest wait first")
+    running: list[RunningJob] = Field(description="the longest running first; at most 200")
 
 
 class TimingCacheView(Answer):

@@ -63,6 +63,8 @@ class StubFarm:
     inferred: list[dict[str, Any]] = field(default_factory=list)  #: the requests for it
     targets: list[dict[str, Any]] = field(default_factory=list)
     workers: list[dict[str, Any]] = field(default_factory=list)
+    queues: list[dict[str, Any]] = field(default_factory=list)
+    running: list[dict[str, Any]] = field(default_factory=list)
     plugins: list[dict[str, Any]] = field(default_factory=list)
     timing_caches: list[dict[str, Any]] = field(default_factory=list)
     seen: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
@@ -346,6 +348,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.wfile.write(data[start : start + cut])
             self._drop()
+
+    def _get_now(self, _parts: list[str], _body: bytes) -> None:
+        farm = self.farm
+        self._json({"workers": farm.workers, "queues": farm.queues, "running": farm.running})
 
     def _get_workers(self, _parts: list[str], _body: bytes) -> None:
         self._json(self.farm.workers)

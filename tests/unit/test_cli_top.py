@@ -45,23 +45,23 @@ def _worker(name: str, *, online: bool = True, **changes: Any) -> dict[str, Any]
 def busy(stub: StubFarm) -> StubFarm:
     """A farm that runs one job, while three wait in two queues."""
     title = "build digits:int8@sm_89"
+    gone = "a worker with a GPU h200 and tensorrt installed (start one there: farm worker)"
     stub.workers = [
         _worker("b-off", online=False),
         _worker("gpu0", gpu="NVIDIA L4", queues=["tensorrt.sm_89"], job=2, job_title=title),
         _worker("cpu0"),
     ]
-    waits = {"started_at": None, "finished_at": None, "worker": None}
-    jobs = [
-        documents.job(
-            2, title, "running", phase="compile", progress=0.42,
-            started_at=_ago(65), finished_at=None, worker="gpu0", queue="tensorrt.sm_89",
-        ),
-        documents.job(3, "build a", "queued", queue="tensorrt.sm_89", created_at=_ago(30), **waits),
-        documents.job(4, "build b", "queued", queue="tensorrt.sm_89", created_at=_ago(20), **waits),
-        documents.job(5, "build c", "queued", queue="tensorrt.h200", created_at=_ago(7200), **waits),
-        documents.job(6, "cast d", "waiting", queue="cpu", **waits),
-    ]  # fmt: skip
-    stub.builds[BUILD] = documents.build("running", jobs=jobs)
+    stub.queues = [
+        {"queue": "tensorrt.h200", "jobs": 1, "oldest_s": 7201.5, "workers": 0, "waits_for": gone},
+        {"queue": "tensorrt.sm_89", "jobs": 2, "oldest_s": 30, "workers": 1, "waits_for": None},
+        {"queue": "cpu", "jobs": 0, "oldest_s": 0, "workers": 1, "waits_for": None},
+    ]
+    stub.running = [
+        {
+            **{"id": 2, "title": title, "kind": "build", "worker": "gpu0", "attempt": 1},
+            **{"phase": "compile", "progress": 0.42, "started_at": _ago(65), "builds": [BUILD]},
+        }
+    ]
     return stub
 
 
@@ -124,7 +124,7 @@ def test_on_a_terminal_top_refreshes_until_it_is_interrupted(
         pauses.append(seconds)
         if len(pauses) == 2:
             raise KeyboardInterrupt
-        busy.builds[BUILD]["jobs"][0]["phase"] = "time tactics"
+        busy.running[0]["phase"] = "time tactics"
 
     monkeypatch.setattr(top.time, "sleep", pause)
     with Farm(busy.url) as farm:

@@ -1,0 +1,66 @@
+"""For administrators: the audit and the keys."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from pydantic import Field
+from starlette.responses import Response
+
+from farm.api.services import By, Cursor, Farm
+from farm.api.web.render import page
+from farm.database.base import now
+from farm.schemas.keys import AuditEntry, KeyView
+from farm.trust import audit, keys
+
+router = APIRouter(include_in_schema=False)
+
+_PAGE = 50
+Text = Annotated[str, Query(max_length=100)]
+
+
+@router.get("/audit")
+def changes(
+    request: Request,
+    farm: Farm,
+    by: By,
+    key: Text = "",
+    action: Text = "",
+    cursor: Annotated[Annotated[int, Field(ge=1, le=2**63 - 1)] | None, Query()] = None,
+) -> Response:
+    with farm.db.read() as session:
+        rows = audit.page(
+            session, key=key or None, action=action or None, before=cursor, limit=_PAGE + 1
+        )
+        entries = [AuditEntry.model_validate(row) for row in rows]
+    return page(
+        request,
+        by,
+        "audit.html",
+        entries=entries[:_PAGE],
+        older=entries[_PAGE - 1].id if len(entries) > _PAGE else None,
+        key=key,
+        action=action,
+    )
+
+
+@router.get("/keys")
+def all_keys(request: Request, farm: Farm, by: By, cursor: Cursor = None) -> Response:
+    with farm.db.read() as session:
+        found = [
+            KeyView.model_validate(row)
+            for row in keys.page(session, before=cursor, limit=_PAGE + 1)
+        ]
+    older = found[_PAGE - 1].id if len(found) > _PAGE else None
+    return page(
+        request, by, "keys.html", keys=[(one, _state(one)) for one in found[:_PAGE]], older=older
+    )
+
+
+def _state(key: KeyView) -> str:
+    if key.revoked_at is not None:
+        return "revoked"
+    if key.expires_at is None:
+        return "valid"
+    return f"until {key.expires_at:%Y-%m-%d}" if key.expires_at > now() else "expired"
