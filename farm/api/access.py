@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from http.cookies import CookieError, SimpleCookie
 
 import anyio
 from anyio import CapacityLimiter, to_thread
@@ -13,13 +11,13 @@ from anyio.lowlevel import RunVar
 from fastapi.routing import iter_route_contexts
 from starlette.routing import BaseRoute, compile_path
 
+from farm.api.cookies import logged_in
 from farm.api.oci_errors import is_oci
 from farm.database.tables import ApiKey
 from farm.errors import DatabaseUnavailable, InternalError, InvalidRequest, KeyNeeded, ScopeMissing
 from farm.settings import Settings
 from farm.specs import texts
 from farm.specs.scopes import Scope
-from farm.trust import credentials
 from farm.trust.callers import Caller, allows
 from farm.trust.credentials import password
 from farm.trust.hosts import Headers
@@ -288,25 +286,6 @@ def _label(headers: Headers) -> str:
     if why is not None:
         raise InvalidRequest(f"Farm-Client can't be {said!r}: {why}")
     return said
-
-
-def cookie_name(settings: Settings) -> str:
-    """The cookie that holds a browser's login: browsers share cookies among the ports of a host, and so
-    among farms."""
-    return f"farm_login_{hashlib.sha256(settings.database.encode()).hexdigest()[:8]}"
-
-
-def logged_in(headers: Headers, settings: Settings) -> str | None:
-    """The login that a browser sends, if it does."""
-    name = cookie_name(settings)
-    for said in headers.get("cookie", ()):
-        try:
-            found = SimpleCookie(said).get(name)
-        except CookieError:
-            continue
-        if found is not None and credentials.login_id_of(found.value):
-            return found.value
-    return None
 
 
 def _sent(headers: Headers, *, basic: bool) -> str | None:

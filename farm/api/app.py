@@ -27,6 +27,7 @@ from farm.api import (
     inference,
     keys,
     labels,
+    logins,
     mirrors,
     oci,
     oci_push,
@@ -56,7 +57,21 @@ log = logging.getLogger(__name__)
 
 _NOUNS = (
     *(blobs, builds, registry, signing, onnx, triton, aliases, compare, bench, inference, fleet),
-    *(search, yanks, labels, deletion, retention, usage, plugins, gc, scrub, keys, audit, health),
+    *(
+        search,
+        yanks,
+        labels,
+        deletion,
+        retention,
+        usage,
+        plugins,
+        gc,
+        scrub,
+        keys,
+        logins,
+        audit,
+        health,
+    ),
     *(mirrors, oci, oci_push, documents),
     *(static_files, login, now, fleet_page, search_page, admin),
 )

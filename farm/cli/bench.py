@@ -19,6 +19,7 @@ from farm.cli.options import (
     example,
     fixed_inputs,
     labels,
+    page,
     profiles,
     split,
 )
@@ -214,7 +215,7 @@ def bench(
 
     made = naming.named(submitted, name, as_json=as_json)
     try:
-        _wait(made, quiet=as_json)
+        _wait(made, url, quiet=as_json)
     except KeyboardInterrupt:
         raise typer.Exit(watch.stopped(made, url)) from None
     raise typer.Exit(_show(_table(farm, made, gpu), made.id, as_json=as_json, wide=wide, url=url))
@@ -245,7 +246,7 @@ def _of_the_source(
     return {"version": version}
 
 
-def _wait(build: Build, *, quiet: bool) -> None:
+def _wait(build: Build, url: str | None, *, quiet: bool) -> None:
     if quiet:
         for _ in build.events():
             pass
@@ -253,6 +254,7 @@ def _wait(build: Build, *, quiet: bool) -> None:
     view = build.view
     naming.explain(build)
     show.line(f"build {view.id} of {view.model} v{view.version}: {len(view.engines)} engines")
+    show.line(f"on the page: {page(view.id, url)}")
     show.left_out(view.left_out)
     for missing in dict.fromkeys(job.waits_for for job in view.jobs if job.waits_for):
         show.line(f"waits for {missing}")

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from farm.cli import complete, show
-from farm.cli.options import BuildId, Json, LabelFilters, Url, Wide, again, connect, example
+from farm.cli.options import BuildId, Json, LabelFilters, Url, Wide, again, connect, example, page
 from farm.cli.watch import jobs_table, tell_held_back
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def show_build(view: BuildView, url: str | None) -> None:
     took = show.elapsed(view.created_at, view.finished_at)
     head = f"build {view.id} of {view.model} v{view.version}: "
     show.line(Text.assemble(head, show.state(view.state), f", {took}"))
+    show.line(f"on the page: {page(view.id, url)}")
     if view.labels:
         show.line(f"labels: {show.labels(view.labels)}")
     if view.fixed_inputs:
@@ -118,6 +119,7 @@ def cancel(build_id: BuildId, as_json: Json = False, url: Url = None) -> None:
         return
     was = "had already ended: " if had_ended else ""
     show.line(f"build {view.id} {was}{view.state}")
+    show.line(f"  on the page: {page(view.id, url)}")
 
 
 def retry(
@@ -140,6 +142,7 @@ def retry(
         return
     note = "" if to_retry else ", nothing to retry"
     show.line(f"build {view.id} {view.state}{note}")
+    show.line(f"  on the page: {page(view.id, url)}")
     if to_retry:
         show.line(f"  watch it: {again(f'farm watch {view.id}', url)}")
 

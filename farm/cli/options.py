@@ -164,6 +164,14 @@ def again(command: str, url: str | None) -> str:
     return command if same else f"{command} --url {url}"
 
 
+def page(build_id: str, url: str | None) -> str:
+    """Where a browser shows a build."""
+    from farm.client.farm import DEFAULT_URL
+
+    base = url or os.environ.get("FARM_URL") or DEFAULT_URL
+    return f"{base.rstrip('/')}/builds/{build_id}"
+
+
 def split(values: Iterable[str] | None) -> list[str]:
     """The values of an option that is repeated, comma-separated, or both."""
     parts = [part.strip() for value in values or () for part in value.split(",")]

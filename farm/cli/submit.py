@@ -18,6 +18,7 @@ from farm.cli.options import (
     example,
     fixed_inputs,
     labels,
+    page,
     profiles,
     split,
     targets,
@@ -232,5 +233,6 @@ def _say(view: BuildView, url: str | None, *, waiting: bool) -> None:
     ]
     # Everything was there already.
     done = [explain, ("to pull it:", pull)]
+    show.line(f"  {'on the page:':<20}{page(view.id, url)}")
     for what, command in done if view.state == "succeeded" else running:
         show.line(f"  {what:<20}{again(command, url)}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from farm.cli import exits, show
-from farm.cli.options import BuildId, Json, Timeout, Url, again, connect, example
+from farm.cli.options import BuildId, Json, Timeout, Url, again, connect, example, page
 from farm.cli.patience import Patience, check_timeout
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ def _conclude(build: Build, url: str | None, *, as_json: bool) -> int:
         build.raise_for_state()
         return _ended_well(view)
     tell_ending(view)
+    show.line(f"  on the page: {page(view.id, url)}")
     if view.state == "failed":
         for job, error in failures(view):
             print(f"error: {view.name_of(job)}: {error.detail}", file=sys.stderr)

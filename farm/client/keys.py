@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from farm.client.noun import Noun, part
 from farm.schemas.keys import AuditEntry, AuditPage, KeyPage, KeyView, NewKey
+from farm.schemas.logins import LoginLink
 
 
 class Keys(Noun):
@@ -25,6 +26,17 @@ class Keys(Noun):
         request = {"name": name, "scopes": list(scopes), "expires_in_s": expires_in_s}
         # A repeat would create another.
         return self.http.read(NewKey, "POST", "/v1/keys", json=request, repeatable=False)
+
+    def login_link(self, path: str = "/") -> LoginLink:
+        """A link that opens the farm's page in a browser, logged in with this key.
+
+        It works once, within two minutes.
+
+        Parameters:
+            path: the page: ``/builds/ID``.
+        """
+        query = {"next": path}
+        return self.http.read(LoginLink, "POST", "/v1/login/links", params=query, repeatable=False)
 
     def keys(self, *, limit: int = 1000) -> list[KeyView]:
         """The farm's keys, newest first, including expired and revoked ones."""

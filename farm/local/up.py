@@ -66,7 +66,8 @@ def _tell(at: Addresses, as_json: bool) -> None:
         print(json.dumps({"api": at.api, "flower": at.flower, "home": str(at.home)}), flush=True)
         return
     print(
-        f"The farm is up.\n  API     {at.api}  (documentation at {at.api}/docs)\n"
+        f"The farm is up.\n  page    {at.api}  (farm open logs you in)\n"
+        f"  API     {at.api}/docs\n"
         f"  Flower  {at.flower}\n  home    {at.home}\n"
         f"  key     {credentials.home_file(at.home)}  (the farm command finds it; Flower asks for it)\n"
         "Submit a model:  farm submit MODEL_FILE --gpu sm_89 --precision fp16\n"

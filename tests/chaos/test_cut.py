@@ -1,4 +1,4 @@
-"""A Postgres that cuts its connections again and again: the API says so (503), and is never at fault (500)."""
+"""A Postgres that cuts its connections again and again: the API answers 503, and never 500."""
 
 from __future__ import annotations
 

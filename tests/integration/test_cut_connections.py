@@ -22,6 +22,14 @@ def models(db: Database) -> int:
         return session.scalar(select(func.count()).select_from(Model)) or 0
 
 
+def fail(session: Session, error: Exception) -> None:
+    """End with this error on a connection that has broken."""
+    session.add(Model(name="lost"))
+    session.flush()
+    cut(session)
+    raise error
+
+
 def test_what_was_read_stands(db: Database) -> None:
     with db.read() as session:
         found = session.scalar(select(func.count()).select_from(Model))
@@ -31,17 +39,12 @@ def test_what_was_read_stands(db: Database) -> None:
 
 def test_an_error_keeps_its_own_words(db: Database) -> None:
     with pytest.raises(NotFound, match="no such build"), db.read() as session:
-        session.scalar(select(func.count()).select_from(Model))
-        cut(session)
-        raise NotFound("no such build")
+        fail(session, NotFound("no such build"))
 
 
 def test_nothing_is_written_and_the_next_unit_of_work_has_another_connection(db: Database) -> None:
     with pytest.raises(NotFound, match="no such version"), db.write() as session:
-        session.add(Model(name="lost"))
-        session.flush()
-        cut(session)
-        raise NotFound("no such version")
+        fail(session, NotFound("no such version"))
     assert models(db) == 0
     with db.write() as session:
         session.add(Model(name="kept"))

@@ -39,8 +39,9 @@ def test_logs_are_followed(run: Run) -> None:
 
 def test_cancel_and_retry_say_what_became_of_the_build(run: Run, stub: StubFarm) -> None:
     stub.builds[BUILD] = documents.build("running")
-    assert run("cancel", BUILD).stdout == f"build {BUILD} cancelled\n"
-    assert run("cancel", BUILD).stdout == f"build {BUILD} had already ended: cancelled\n"
+    link = f"  on the page: {stub.url}/builds/{BUILD}\n"
+    assert run("cancel", BUILD).stdout == f"build {BUILD} cancelled\n{link}"
+    assert run("cancel", BUILD).stdout == f"build {BUILD} had already ended: cancelled\n{link}"
     assert f"farm watch {BUILD}" in run("retry", BUILD).stdout
     assert run("retry", BUILD, "--force").exit_code == exits.OK
     assert stub.asked("POST", f"/v1/builds/{BUILD}/retry?force=true")

@@ -76,12 +76,13 @@ def test_submit_says_what_was_chosen_and_what_comes_next(
 
 
 def test_a_submission_of_what_was_built_before_is_to_be_pulled_not_watched(
-    run: Run, model: Path
+    run: Run, stub: StubFarm, model: Path
 ) -> None:
     said = run("submit", model, "--gpu", "rtx-4090", "--precision", "int8").stdout
     assert f"build {BUILD} of digits v1: succeeded\n" in said
     next_steps = [line.split() for line in said.splitlines() if line.startswith("  ")]
     assert next_steps == [
+        f"on the page: {stub.url}/builds/{BUILD}".split(),
         f"why jobs ran: farm explain {BUILD}".split(),
         "to pull it: farm pull digits@1 --gpu sm_89 -o engines".split(),
     ]

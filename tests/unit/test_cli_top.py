@@ -58,8 +58,15 @@ def busy(stub: StubFarm) -> StubFarm:
     ]
     stub.running = [
         {
-            **{"id": 2, "title": title, "kind": "build", "worker": "gpu0", "attempt": 1},
-            **{"phase": "compile", "progress": 0.42, "started_at": _ago(65), "builds": [BUILD]},
+            "id": 2,
+            "title": title,
+            "kind": "build",
+            "worker": "gpu0",
+            "attempt": 1,
+            "phase": "compile",
+            "progress": 0.42,
+            "started_at": _ago(65),
+            "builds": [BUILD],
         }
     ]
     return stub
@@ -100,6 +107,7 @@ def test_top_is_one_document_with_json(run: Run, busy: StubFarm) -> None:
     assert [(one["queue"], one["jobs"], one["workers"]) for one in seen["queues"]] == [
         ("tensorrt.h200", 1, 0),
         ("tensorrt.sm_89", 2, 1),
+        ("cpu", 0, 1),
     ]
     assert seen["queues"][0]["oldest_s"] >= 7200
     assert [(job["id"], job["progress"]) for job in seen["running"]] == [(2, 0.42)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -10,6 +11,7 @@ from starlette.responses import Response
 from farm.api.services import By, Farm
 from farm.api.web.render import page
 from farm.registry import search, terms
+from farm.schemas.search import Hit
 from farm.schemas.search import Query as Words
 
 router = APIRouter(include_in_schema=False)
@@ -25,7 +27,8 @@ def find(
     q: Annotated[Words, Query()] = "",
     cursor: Annotated[str | None, Query(max_length=120)] = None,
 ) -> Response:
-    hits, more = [], None
+    hits: Sequence[Hit] = ()
+    more = None
     if q.strip():
         asked = terms.parsed(q, labels=(), since=None, until=None, kinds=())
         with farm.db.read() as session:
