@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
@@ -27,7 +28,7 @@ router = APIRouter(prefix="/v1/login", tags=["keys"])
     responses=problems(),
     openapi_extra=json_body(LoginRequest),
 )
-def log_in(request: Request, body: Body, farm: Farm) -> Response:
+def log_in(request: Request, body: Body, farm: Farm, by: By) -> Response:
     """Check a key, and answer with a cookie that stands for it for twelve hours."""
     key = parsed(LoginRequest, body).key.strip()
     row = farm.ring.look(key) if credentials.id_of(key) else None
@@ -37,7 +38,7 @@ def log_in(request: Request, body: Body, farm: Farm) -> Response:
             hint="`farm up` writes one to the file `key` in its home; an administrator creates others",
         )
     with farm.db.write() as session:
-        _, text = logins.begin(session, row.id)
+        _, text = logins.begin(session, replace(by, key_id=row.id, name=row.name))
     farm.ring.forget()
     response = Response(status_code=204)
     cookies.keep(response, request, farm.settings, text)
@@ -71,6 +72,6 @@ def make_link(request: Request, farm: Farm, by: By, next: str = "/") -> Response
         link = LoginLink(url=f"{base}{to}", expires_at=None)
         return answer(link, status=201, headers=headers)
     with farm.db.write() as session:
-        made, text = logins.begin(session, by.key_id, is_link=True)
+        made, text = logins.begin(session, by, is_link=True)
     url = f"{base}/login?link={text}&next={quote(to, safe='/')}"
     return answer(LoginLink(url=url, expires_at=made.expires_at), status=201, headers=headers)

@@ -16,24 +16,26 @@ from sqlalchemy.orm import Session
 from farm.database.base import now
 from farm.database.tables import ApiKey, Login
 from farm.errors import KeyNeeded
-from farm.trust import credentials
+from farm.trust import audit, credentials
+from farm.trust.callers import Caller
 
 LASTS = timedelta(hours=12)
 LINK_LASTS = timedelta(minutes=2)
 
 
-def begin(session: Session, key_id: str, *, is_link: bool = False) -> tuple[Login, str]:
-    """Let a browser in for a key, or make a link that does so once.
+def begin(session: Session, by: Caller, *, is_link: bool = False) -> tuple[Login, str]:
+    """Let a browser in for the caller's key, or make a link that does so once.
 
     Returns:
         Its row, and the login itself, which can't be recovered later.
     """
     at = now()
     session.execute(delete(Login).where(Login.expires_at <= at))
+    assert by.key_id is not None
     text, login_id = credentials.new_login()
     row = Login(
         id=login_id,
-        key_id=key_id,
+        key_id=by.key_id,
         digest=credentials.digest_of(text),
         is_link=is_link,
         created_at=at,
@@ -41,11 +43,15 @@ def begin(session: Session, key_id: str, *, is_link: bool = False) -> tuple[Logi
     )
     session.add(row)
     session.flush()
+    audit.record(session, by, "login.link" if is_link else "login", login_id)
     return row, text
 
 
-def follow(session: Session, link: str) -> tuple[Login, str]:
+def follow(session: Session, link: str, *, address: str) -> tuple[Login, str]:
     """The login that a link leads to; the link then leads nowhere.
+
+    Parameters:
+        address: the browser's.
 
     Raises:
         KeyNeeded: it has been followed before, or is too old.
@@ -55,7 +61,7 @@ def follow(session: Session, link: str) -> tuple[Login, str]:
         key = session.get(ApiKey, row.key_id)
         taken = session.execute(delete(Login).where(Login.id == row.id).returning(Login.id)).all()
         if taken and key is not None and key.revoked_at is None:
-            return begin(session, row.key_id)
+            return begin(session, Caller(key_id=key.id, name=key.name, address=address))
     raise KeyNeeded(
         "this link has been used, or is older than two minutes",
         hint="`farm open` makes another one",

@@ -377,12 +377,18 @@ def _mirror(api, db, _monkeypatch):
 
 
 #: One for each operation that changes something.
+def _link(api, _db, _monkeypatch):
+    url = api.post("/v1/login/links").json()["url"]
+    return "login.link", url.partition("link=login_")[2].partition("_")[0]
+
+
 CHANGES = {
     ("POST", "/v1/blobs"): _upload,
     ("POST", "/v1/builds"): _submit,
     ("POST", "/v1/models/{model}/bench"): _bench,
     ("POST", "/v1/builds/{build_id}/cancel"): _cancel,
     ("POST", "/v1/builds/{build_id}/retry"): _retry,
+    ("POST", "/v1/login/links"): _link,
     ("POST", "/v1/infer"): _infer,
     ("DELETE", "/v1/infer/{inference_id}"): _cancel_inference,
     ("POST", "/v1/plugins"): _plugin,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import anyio
 import pytest
 from fastapi import Response
 
 from farm.api import access
 from farm.api.app import create_app
+from farm.api.web.render import is_page
 from farm.errors import InternalError
 from farm.settings import Settings
 from farm.specs.scopes import Scope
@@ -15,7 +18,15 @@ from farm.trust.callers import allows
 from tests.contract.conftest import Api, request, with_key
 from tests.keys import a_key
 
-OPEN = ("/healthz", "/readyz", "/docs", "/docs/swagger-ui.css", "/openapi.json")
+OPEN = (
+    "/healthz",
+    "/readyz",
+    "/docs",
+    "/docs/swagger-ui.css",
+    "/openapi.json",
+    "/login",
+    "/static/farm.css",
+)
 
 
 def operations(api: Api) -> list[tuple[str, str]]:
@@ -67,9 +78,14 @@ def test_no_websocket_is_opened(api):
     assert said == ["websocket.close"]
 
 
+_OF_ADMINS = ("/v1/keys", "/v1/audit", "/keys", "/audit")
+
+
 def test_what_only_reads_needs_no_more_than_reading_but_for_keys_and_the_audit():
     for (method, path), scope in access.SCOPES.items():
-        if method in ("GET", "HEAD") and not path.startswith(("/v1/keys", "/v1/audit")):
+        if path == "/v1/login/links":  # what it leads to can do no more than the key
+            assert scope is Scope.READ
+        elif method in ("GET", "HEAD") and not path.startswith(_OF_ADMINS):
             assert scope is Scope.READ or (method, path) == ("HEAD", "/v1/blobs/{digest}"), path
         else:
             assert scope is not Scope.READ, path
@@ -98,7 +114,11 @@ def test_without_a_key_nothing_is_answered_but_what_is_open(api):
     for path in OPEN:
         assert nobody.get(path).status_code != 401, path
     for method, path in [*locked(api), ("GET", "/none"), ("GET", "/v1"), ("PATCH", "/v1/builds")]:
-        answer = nobody.request(method, filled(path))
+        answer = nobody.request(method, filled(path), follow_redirects=False)
+        if is_page(path):
+            assert answer.status_code == 303, (method, path)
+            assert answer.headers["location"] == f"/login?next={quote(filled(path))}"
+            continue
         assert answer.status_code == 401, (method, path)
         scheme = "Basic" if path.startswith("/v2") else "Bearer"
         assert answer.headers["www-authenticate"] == f'{scheme} realm="engine farm"'
@@ -118,6 +138,9 @@ def test_a_key_may_call_what_its_scope_allows_and_is_told_what_it_lacks(api, db,
             assert answer.status_code not in (401, 403), (method, path)
             continue
         assert answer.status_code == 403, (method, path)
+        if is_page(path):
+            assert f"requires the scope {needed}" in answer.text
+            continue
         if not path.startswith("/v2"):  # OCI's clients would ask for another password
             challenge = answer.headers["www-authenticate"]
             assert f'error="insufficient_scope", scope="{needed}"' in challenge
