@@ -15,10 +15,11 @@ children    the start of a job's process beside that of a Python that imports th
 gpu         the engines of four models on this machine's GPUs, beside the best of PyTorch on each
 gpus        GPU jobs a second with 1, 2, 4 … GPUs, beside one
 resolver    a pull's choice among 100,000 engines beside one among 100
+page        the first paint of the farm's page with 10,000 builds beside a bare one
 pulls       a pull of a 1 GB engine beside nginx
 =========== =========================================================================
 
-``claims``, ``post`` and ``resolver`` also measure Postgres when ``FARM_TEST_DATABASE_URL`` is set.
+``claims``, ``page``, ``post`` and ``resolver`` also measure Postgres when ``FARM_TEST_DATABASE_URL`` is set.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from bench import (
     gpu_engines,
     gpus,
     int8,
+    page,
     posts,
     pulls,
     resolver,
@@ -54,6 +56,7 @@ BENCHES = {
     "gpus": gpus.scaling,
     "resolver": resolver.ratio,
     "pulls": pulls.ratios,
+    "page": page.paints,
 }
 
 

@@ -44,7 +44,7 @@ def costs() -> Iterator[Row]:
     for kind in kinds():
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             queues = [
-                _Queue(stack.enter_context(fresh_database(kind, Path(folder))), queued)
+                Queue(stack.enter_context(fresh_database(kind, Path(folder))), queued)
                 for queued in (MANY, FEW)
             ]
             for queue in queues:
@@ -62,7 +62,7 @@ def costs() -> Iterator[Row]:
         )
 
 
-class _Queue:
+class Queue:
     """A database with so many queued jobs."""
 
     def __init__(self, url: str, queued: int) -> None:
