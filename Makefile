@@ -54,6 +54,10 @@ format: install ## Format the code and mend what can be mended
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+.PHONY: docs-site
+docs-site: install ## Make the documentation's site, in site/
+	@$(BIN)/zensical build --strict --clean
+
 .PHONY: bench
 bench: install ## Measure the farm against its peers in one run; ARGS="dispatch jobs" measures these alone
 	@$(BIN)/python -m bench $(ARGS)
