@@ -136,26 +136,32 @@ def put_manifest(
     farm: Farm,
     by: By,
     content_type: Annotated[str | None, Header()] = None,
+    tag: Annotated[list[str] | None, Query()] = None,
 ) -> Response:
-    """Store a manifest, and have the tag name it. The farm's versions and aliases aren't moved so."""
+    """Store a manifest, and have the tags name it. The farm's versions and aliases aren't moved so."""
     with farm.db.write() as session:
         put = pushed.put(
             session,
             name,
             reference,
             body,
+            tags=tag or (),
             media_type=content_type,
             protected=farm.settings.protected_aliases,
             is_admins=allows(by.scopes, Scope.ADMIN),
         )
-        audit.record(session, by, "push", f"{name}:{reference}", digest=put.digest)
+        told = {"digest": put.digest} | ({"tags": put.tags} if tag else {})
+        audit.record(session, by, "push", f"{name}:{reference}", **told)
     headers = {
         "Location": f"/v2/{name}/manifests/{put.digest}",
         "Docker-Content-Digest": put.digest,
     }
     if put.subject is not None:
         headers["OCI-Subject"] = put.subject
-    return Response(status_code=201, headers=headers)
+    answer = Response(status_code=201, headers=headers)
+    for one in put.tags if tag else ():
+        answer.headers.append("OCI-Tag", one)
+    return answer
 
 
 @router.delete("/{name:path}/manifests/{reference}")

@@ -70,6 +70,16 @@ def is_digest(reference: str) -> bool:
     if ":" in reference:
         check_digest(reference)
         return True
-    if not _TAG.fullmatch(reference):
-        raise RepositoryNameInvalid(f"{reference[:100]!r} can't be a tag")
+    check_tag(reference)
     return False
+
+
+def check_tag(text: str) -> str:
+    """The tag itself.
+
+    Raises:
+        RepositoryNameInvalid
+    """
+    if not _TAG.fullmatch(text):
+        raise RepositoryNameInvalid(f"{text[:100]!r} can't be a tag")
+    return text

@@ -387,10 +387,16 @@ def test_a_push_moves_no_version_and_no_alias(api, digits, tag):
     assert api.request("PUT", "/v1/models/digits/aliases/canary", json={"version": 1}).is_success
     before = digits.manifest("v1").content
     digits.push_blob(b"{}")
-    for answer in (digits.put(tag, image()), digits.manifest(tag, "DELETE")):
+    by_digest = f"{digest_of(image())}?tag=mine&tag={tag}"
+    for answer in (
+        digits.put(tag, image()),
+        digits.put(by_digest, image()),
+        digits.manifest(tag, "DELETE"),
+    ):
         assert (answer.status_code, code(answer)) == (403, "DENIED")
         assert "farm promote" in answer.json()["errors"][0]["detail"]["hint"]
     assert digits.manifest("v1").content == before
+    assert digits.manifest("mine").status_code == 404
 
 
 def test_an_alias_hides_a_tag_that_was_pushed_before(api, digits):
@@ -600,6 +606,7 @@ def test_a_tag_that_an_administrator_wrote_is_moved_by_administrators_alone(api)
     # The same again moves nothing; nor does it become the other key's.
     assert others.put("v1", first).status_code == 201
     assert code(others.put("v1", forged)) == "DENIED"
+    assert code(others.put(f"{digest_of(forged)}?tag=v1", forged)) == "DENIED"
     # A key's own tags move, until an administrator writes them.
     assert others.put("mine", first).status_code == 201
     assert others.put("mine", forged).status_code == 201

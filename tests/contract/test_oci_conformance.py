@@ -6,6 +6,8 @@ the specification leaves them to the registry: sha512, sparse manifests, anonymo
 
 from __future__ import annotations
 
+from urllib.parse import urlencode
+
 import pytest
 
 from farm.registry.oci.manifests import EMPTY, INDEX, MANIFEST
@@ -315,6 +317,42 @@ def test_a_missing_manifest_is_not_found(registry, reference):
 
 
 # Tags
+
+
+def test_a_manifest_that_is_pushed_by_its_digest_gets_every_tag_asked_for(registry):
+    registry.push_blob(b"{}")
+    body = image()
+    answer = registry.put(f"{digest_of(body)}?tag=first&tag=Second&tag=first", body)
+    assert answer.status_code == 201
+    assert answer.headers.get_list("oci-tag") == ["Second", "first"]
+    assert answer.headers["location"] == f"/v2/{registry.name}/manifests/{digest_of(body)}"
+    for tag in ("first", "Second"):
+        assert registry.manifest(tag).content == body
+    assert registry.call("GET", "tags/list").json()["tags"] == ["Second", "first"]
+
+
+def test_a_manifest_that_is_pushed_by_a_tag_tells_no_other_tags(registry):
+    registry.push_blob(b"{}")
+    assert "oci-tag" not in registry.put("first", image()).headers
+    answer = registry.put("second?tag=third", image())
+    assert answer.headers.get_list("oci-tag") == ["second", "third"]
+
+
+@pytest.mark.parametrize(
+    ("tags", "status", "expected"),
+    [
+        (["good", "not good"], 400, "NAME_INVALID"),
+        (["good", digest_of(b"")], 400, "NAME_INVALID"),
+        ([f"tag-{number}" for number in range(101)], 400, "MANIFEST_INVALID"),
+    ],
+)
+def test_a_push_with_a_tag_that_cant_be_one_stores_nothing(registry, tags, status, expected):
+    registry.push_blob(b"{}")
+    query = urlencode([("tag", tag) for tag in tags])
+    answer = registry.put(f"{digest_of(image())}?{query}", image())
+    assert (answer.status_code, code(answer)) == (status, expected)
+    assert registry.manifest(digest_of(image())).status_code == 404
+    assert registry.call("GET", "tags/list").json()["tags"] == []
 
 
 def test_tags_come_in_pages(registry):

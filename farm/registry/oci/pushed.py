@@ -29,6 +29,7 @@ from farm.specs import repositories
 #: Of manifests about another: whoever asks for that one's referrers gets their annotations in one answer.
 _LONGEST_REFERRER_BYTES = 64 * 2**10
 _MOST_REFERRERS = 1000
+_MOST_TAGS = 100  #: of one push
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class Put:
 
     digest: str
     subject: str | None
+    tags: Sequence[str]
 
 
 def put(
@@ -45,14 +47,16 @@ def put(
     reference: str,
     body: bytes,
     *,
+    tags: Sequence[str] = (),
     media_type: str | None,
     protected: Sequence[str],
     is_admins: bool,
 ) -> Put:
-    """Keep a manifest as it came, and have the tag name it.
+    """Keep a manifest as it came, and have the tags name it.
 
     Parameters:
         reference: a tag, or the manifest's digest.
+        tags: further ones.
         media_type: as the request said; must be the manifest's own.
         protected: aliases that are the farm's though no version has them yet.
         is_admins: whether an administrator pushes it, whose tags nobody else moves.
@@ -66,8 +70,7 @@ def put(
     document = Document(media_type=received.type_of(value, media_type), body=body)
     if by_digest and document.digest != reference:
         raise DigestMismatch(f"the manifest's digest is {document.digest}; nothing was stored")
-    if not by_digest:
-        _check_tag(session, repository, reference, protected)
+    tags = _checked_tags(session, repository, tags if by_digest else [reference, *tags], protected)
     lists = received.TYPES[document.media_type]
     received.check_one_kind(value, lists=lists)
     received.check_texts(value)
@@ -84,9 +87,9 @@ def put(
         "created_at": now(),
     }
     derived.insert_new(session, OciManifest, row)
-    if not by_digest:
-        _tag(session, repository, reference, document.digest, is_admins=is_admins)
-    return Put(digest=document.digest, subject=subject)
+    for tag in tags:
+        _tag(session, repository, tag, document.digest, is_admins=is_admins)
+    return Put(digest=document.digest, subject=subject, tags=tags)
 
 
 def _check_referrer(session: Session, repository: str, subject: str, document: Document) -> None:
@@ -102,6 +105,20 @@ def _check_referrer(session: Session, repository: str, subject: str, document: D
             f"{_MOST_REFERRERS} manifests refer to {subject} already",
             hint="an administrator may delete some",
         )
+
+
+def _checked_tags(
+    session: Session, repository: str, tags: Sequence[str], protected: Sequence[str]
+) -> list[str]:
+    found = sorted(set(tags))  # in one order, so that two pushes don't wait for each other
+    if len(found) > _MOST_TAGS:
+        raise ManifestInvalid(
+            f"one push writes at most {_MOST_TAGS} tags", hint="push it again with the others"
+        )
+    for tag in found:
+        repositories.check_tag(tag)
+        _check_tag(session, repository, tag, protected)
+    return found
 
 
 def _check_tag(session: Session, repository: str, tag: str, protected: Sequence[str]) -> None:
