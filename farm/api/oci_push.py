@@ -217,9 +217,9 @@ def _finish(
         raise
     with farm.db.write() as session:
         hold.stored(session, stored)
-        pushed.link(session, name, stored.digest)
+        pushed.link(session, name, stored.digest, named=digest)
         audit.record(session, by, "upload", stored.digest, bytes=stored.bytes, repository=name)
-    return _created(name, stored.digest)
+    return _created(name, digest)
 
 
 def _accepted(name: str, upload: str, size: int, *, status: int = 202) -> Response:

@@ -10,7 +10,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from farm.database.base import now
-from farm.database.tables import Artifact, OciBlob, OciManifest, OciTag
+from farm.database.tables import Artifact, OciBlob, OciDigest, OciManifest, OciTag
 from farm.errors import (
     BlobUnknown,
     DigestMismatch,
@@ -23,7 +23,7 @@ from farm.errors import (
 )
 from farm.registry.oci import derived, received
 from farm.registry.oci.manifests import Document
-from farm.registry.oci.repositories import InStore, blob, is_farms, model_of
+from farm.registry.oci.repositories import InStore, blob, contents, is_farms, model_of
 from farm.specs import repositories
 
 #: Of manifests about another: whoever asks for that one's referrers gets their annotations in one answer.
@@ -67,7 +67,11 @@ def put(
     repositories.check_repository(repository)
     by_digest = repositories.is_digest(reference)
     value = received.parsed(body)
-    document = Document(media_type=received.type_of(value, media_type), body=body)
+    document = Document(
+        media_type=received.type_of(value, media_type),
+        body=body,
+        algorithm=reference.partition(":")[0] if by_digest else "sha256",
+    )
     if by_digest and document.digest != reference:
         raise DigestMismatch(f"the manifest's digest is {document.digest}; nothing was stored")
     tags = _checked_tags(session, repository, tags if by_digest else [reference, *tags], protected)
@@ -140,15 +144,16 @@ def _needed(
         return []
     listed = [received.descriptor(value.get("config")), *received.descriptors(value, "layers")]
     wanted = {one["digest"]: one["size"] for one in listed if not received.is_foreign(one)}
-    in_store = _sizes(session, repository, wanted)
-    found = dict(in_store)
-    for digest in wanted.keys() - in_store.keys():
+    named = contents(session, wanted)
+    in_store = _sizes(session, repository, named.values())
+    found = {digest: in_store[one] for digest, one in named.items() if one in in_store}
+    for digest in wanted.keys() - found.keys():
         try:
             other = blob(session, repository, digest)
         except (BlobUnknown, RepositoryUnknown) as err:
             raise ManifestBlobUnknown(err.detail) from err
         if isinstance(other, InStore):
-            found[digest] = in_store[digest] = other.bytes
+            found[digest] = in_store[other.digest] = other.bytes
         else:
             found[digest] = len(other.body)
     for one in listed:
@@ -235,17 +240,23 @@ def remove(session: Session, repository: str, reference: str, protected: Sequenc
     session.delete(row)
 
 
-def link(session: Session, repository: str, digest: str) -> None:
-    """Have a repository have a blob of the store."""
+def link(session: Session, repository: str, digest: str, *, named: str) -> None:
+    """Have a repository have a blob of the store.
+
+    Parameters:
+        named: the digest that the client knows it by.
+    """
     derived.insert_new(session, OciBlob, {"repository": repository, "digest": digest})
+    if named != digest:
+        derived.insert_new(session, OciDigest, {"digest": named, "content": digest})
 
 
 def mount(session: Session, repository: str, digest: str, origin: str) -> bool:
     """Have a repository have another's blob; False if that one hasn't it in the store."""
     found = blob(session, origin, digest)
-    if not isinstance(found, InStore) or not _renew(session, [digest]):
+    if not isinstance(found, InStore) or not _renew(session, [found.digest]):
         return False
-    link(session, repository, digest)
+    link(session, repository, found.digest, named=digest)
     return True
 
 
@@ -268,7 +279,8 @@ def unlink(session: Session, repository: str, digest: str) -> None:
         StillReferred: one of its manifests needs it.
     """
     repositories.check_digest(digest)
-    row = session.get(OciBlob, (repository, digest))
+    content = contents(session, [digest]).get(digest, digest)
+    row = session.get(OciBlob, (repository, content))
     if row is None:
         raise BlobUnknown(f"{repository} has no pushed blob {digest}")
     needed = session.execute(
@@ -277,6 +289,6 @@ def unlink(session: Session, repository: str, digest: str) -> None:
         )
     )
     for manifest, blobs in needed:
-        if digest in blobs:
+        if content in blobs:
             raise StillReferred(f"the manifest {manifest} needs it", hint="delete that one first")
     session.delete(row)
