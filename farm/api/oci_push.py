@@ -36,7 +36,7 @@ async def begin_upload(
     mount: str | None = None,
     origin: Annotated[str | None, Query(alias="from")] = None,
 ) -> Response:
-    """Begin an upload; or end it at once, with `digest` and the bytes, or with `mount` and `from`."""
+    """Begin an upload; or end it at once, with `digest` and the bytes, or with `mount`, from a repository."""
     check_repository(name)
     if mount is not None:
         check_digest(mount)
@@ -61,9 +61,8 @@ def _hold(farm: Services, by: Caller, upload: str, request: Request) -> Hold:
 
 
 def _mount(farm: Services, by: Caller, name: str, digest: str, origin: str | None) -> bool:
-    if origin is None:
-        return False  # blobs of all repositories aren't searched: that would tell what others have
-    check_repository(origin)
+    if origin is not None:
+        check_repository(origin)
     with farm.db.write() as session:
         try:
             mounted = pushed.mount(session, name, digest, origin)

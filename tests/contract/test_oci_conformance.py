@@ -160,7 +160,7 @@ def test_a_cancelled_upload_is_gone(registry):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("origin", [{"from": "conformance/other"}], ids=["named"])
+@pytest.mark.parametrize("origin", [{"from": "conformance/other"}, {}], ids=["named", "any"])
 def test_a_blob_is_mounted_from_another_repository(registry, origin, algorithm):
     other = Registry(registry.api, "conformance/other")
     digest = other.push_blob(BLOB, algorithm)
@@ -172,6 +172,14 @@ def test_a_blob_is_mounted_from_another_repository(registry, origin, algorithm):
     # The other's going takes nothing from this one.
     assert other.blob(digest, "DELETE").status_code == 202
     served(registry, BLOB, algorithm)
+
+
+def test_what_was_pushed_to_no_repository_is_mounted_from_none(registry):
+    digest = registry.api.post("/v1/blobs", content=BLOB).json()["digest"]
+    answer = registry.call("POST", "blobs/uploads/", params={"mount": digest})
+    assert answer.status_code == 202
+    registry.push_blob(b"another")
+    assert registry.blob(digest).status_code == 404
 
 
 @pytest.mark.parametrize("origin", [{"from": "conformance/other"}, {}])

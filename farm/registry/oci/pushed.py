@@ -251,13 +251,29 @@ def link(session: Session, repository: str, digest: str, *, named: str) -> None:
         derived.insert_new(session, OciDigest, {"digest": named, "content": digest})
 
 
-def mount(session: Session, repository: str, digest: str, origin: str) -> bool:
-    """Have a repository have another's blob; False if that one hasn't it in the store."""
-    found = blob(session, origin, digest)
+def mount(session: Session, repository: str, digest: str, origin: str | None) -> bool:
+    """Have a repository have another's blob; False if that one hasn't it in the store.
+
+    Parameters:
+        origin: the other; None for any to which it was pushed: whoever may push may read all of them.
+
+    Raises:
+        BlobUnknown, RepositoryUnknown
+    """
+    found = _anywhere(session, digest) if origin is None else blob(session, origin, digest)
     if not isinstance(found, InStore) or not _renew(session, [found.digest]):
         return False
     link(session, repository, found.digest, named=digest)
     return True
+
+
+def _anywhere(session: Session, digest: str) -> InStore | None:
+    content = contents(session, [digest]).get(digest, digest)
+    pushed = select(OciBlob.digest).where(OciBlob.digest == content).exists()
+    size = session.scalar(
+        select(Artifact.bytes).where(Artifact.digest == content, Artifact.lost_at.is_(None), pushed)
+    )
+    return None if size is None else InStore(digest=content, bytes=size)
 
 
 def _renew(session: Session, digests: Iterable[str]) -> set[str]:
