@@ -80,6 +80,10 @@ check-compose: install ## Check docker-compose.yml and the Dockerfiles without D
 check-tensorrt: install ## Check the adapter against classic TensorRT's published types and names
 	@$(BIN)/python scripts/check_tensorrt.py
 
+.PHONY: check-oci
+check-oci: install ## Run OCI's conformance suite against a farm; SUITE=a checkout of distribution-spec, or the suite's binary
+	@scripts/oci-conformance "$(SUITE)"
+
 .PHONY: support-matrix
 support-matrix: install ## Build the zoo for every GPU in every precision; write docs/support-matrix.md; ARGS=--again
 	@$(BIN)/python -m tests.zoo support-matrix $(ARGS)
@@ -98,5 +102,5 @@ release: install ## Check, build both distributions into dist/, try them in a fr
 
 .PHONY: clean
 clean: ## Remove what the targets made
-	@rm -rf .venv .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .zoo
+	@rm -rf .venv .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .zoo .oci-conformance
 	@find . -name __pycache__ -prune -exec rm -rf {} +

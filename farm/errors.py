@@ -248,7 +248,7 @@ class RepositoryNameInvalid(Rejected):
 class DigestInvalid(Rejected):
     """This isn't a digest the farm knows."""
 
-    default_hint = "a digest is sha256: and 64 hexadecimal digits"
+    default_hint = "a digest is sha256: and 64 hexadecimal digits, or sha512: and 128"
 
 
 class ManifestInvalid(Rejected):

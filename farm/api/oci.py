@@ -122,7 +122,7 @@ def get_blob(
     etag = f'"{digest}"'
     headers = _VERSION | {"Docker-Content-Digest": digest}
     return not_modified(etag, if_none_match) or OciBlobResponse(
-        contents.whole(farm, digest, found.bytes, digest), etag=etag, headers=headers
+        contents.whole(farm, found.digest, found.bytes, digest), etag=etag, headers=headers
     )
 
 

@@ -36,7 +36,7 @@ async def begin_upload(
     mount: str | None = None,
     origin: Annotated[str | None, Query(alias="from")] = None,
 ) -> Response:
-    """Begin an upload; or end it at once, with `digest` and the bytes, or with `mount` and `from`."""
+    """Begin an upload; or end it at once, with `digest` and the bytes, or with `mount`, from a repository."""
     check_repository(name)
     if mount is not None:
         check_digest(mount)
@@ -61,9 +61,8 @@ def _hold(farm: Services, by: Caller, upload: str, request: Request) -> Hold:
 
 
 def _mount(farm: Services, by: Caller, name: str, digest: str, origin: str | None) -> bool:
-    if origin is None:
-        return False  # blobs of all repositories aren't searched: that would tell what others have
-    check_repository(origin)
+    if origin is not None:
+        check_repository(origin)
     with farm.db.write() as session:
         try:
             mounted = pushed.mount(session, name, digest, origin)
@@ -136,26 +135,32 @@ def put_manifest(
     farm: Farm,
     by: By,
     content_type: Annotated[str | None, Header()] = None,
+    tag: Annotated[list[str] | None, Query()] = None,
 ) -> Response:
-    """Store a manifest, and have the tag name it. The farm's versions and aliases aren't moved so."""
+    """Store a manifest, and have the tags name it. The farm's versions and aliases aren't moved so."""
     with farm.db.write() as session:
         put = pushed.put(
             session,
             name,
             reference,
             body,
+            tags=tag or (),
             media_type=content_type,
             protected=farm.settings.protected_aliases,
             is_admins=allows(by.scopes, Scope.ADMIN),
         )
-        audit.record(session, by, "push", f"{name}:{reference}", digest=put.digest)
+        told = {"digest": put.digest} | ({"tags": put.tags} if tag else {})
+        audit.record(session, by, "push", f"{name}:{reference}", **told)
     headers = {
         "Location": f"/v2/{name}/manifests/{put.digest}",
         "Docker-Content-Digest": put.digest,
     }
     if put.subject is not None:
         headers["OCI-Subject"] = put.subject
-    return Response(status_code=201, headers=headers)
+    answer = Response(status_code=201, headers=headers)
+    for one in put.tags if tag else ():
+        answer.headers.append("OCI-Tag", one)
+    return answer
 
 
 @router.delete("/{name:path}/manifests/{reference}")
@@ -211,9 +216,9 @@ def _finish(
         raise
     with farm.db.write() as session:
         hold.stored(session, stored)
-        pushed.link(session, name, stored.digest)
+        pushed.link(session, name, stored.digest, named=digest)
         audit.record(session, by, "upload", stored.digest, bytes=stored.bytes, repository=name)
-    return _created(name, stored.digest)
+    return _created(name, digest)
 
 
 def _accepted(name: str, upload: str, size: int, *, status: int = 202) -> Response:

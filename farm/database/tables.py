@@ -454,12 +454,16 @@ class RetentionRow(Base):
     at: Mapped[datetime] = mapped_column(Instant)
 
 
+#: A sha512 with its prefix: OCI clients may name by it what they push.
+_LONGEST_DIGEST = 135
+
+
 class OciDocument(Base):
     """A JSON document as OCI clients get it: a manifest, or a small blob of one. Never changed."""
 
     __tablename__ = "oci_documents"
     no_blobs = frozenset({"digest", "body"})
-    digest: Mapped[str] = mapped_column(String(71), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(_LONGEST_DIGEST), primary_key=True)
     media_type: Mapped[str] = mapped_column(String(255))
     body: Mapped[bytes] = mapped_column(LargeBinary)
 
@@ -477,7 +481,8 @@ class OciManifest(Base):
     )
     repository: Mapped[str] = mapped_column(String(255), primary_key=True)
     digest: Mapped[str] = mapped_column(ForeignKey("oci_documents.digest"), primary_key=True)
-    subject: Mapped[str | None] = mapped_column(String(71))  #: the manifest that it is about
+    #: The manifest that it is about.
+    subject: Mapped[str | None] = mapped_column(String(_LONGEST_DIGEST))
     #: Digests of everything in the store that a pushed one needs.
     needs: Mapped[list[str]] = mapped_column(Json)
     #: What the farm made it of; both None if it was pushed.
@@ -498,7 +503,7 @@ class OciTag(Base):
     )
     repository: Mapped[str] = mapped_column(String(255), primary_key=True)
     tag: Mapped[str] = mapped_column(String(128), primary_key=True)
-    digest: Mapped[str] = mapped_column(String(71))
+    digest: Mapped[str] = mapped_column(String(_LONGEST_DIGEST))
     #: Whether a key with the scope admin wrote it: only such a key moves it then.
     is_admins: Mapped[bool] = mapped_column(default=False, server_default=false())
 
@@ -513,6 +518,16 @@ class OciBlob(Base):
     digest: Mapped[str] = mapped_column(
         ForeignKey("artifacts.digest", ondelete="CASCADE"), primary_key=True
     )
+
+
+class OciDigest(Base):
+    """Another digest of a blob, by which a client pushed it: its sha512. The store knows its sha256."""
+
+    __tablename__ = "oci_digests"
+    no_blobs = frozenset({"digest", "content"})
+    __table_args__ = (Index("ix_oci_digests_content", "content"),)
+    digest: Mapped[str] = mapped_column(String(_LONGEST_DIGEST), primary_key=True)
+    content: Mapped[str] = mapped_column(ForeignKey("artifacts.digest", ondelete="CASCADE"))
 
 
 class Event(Base):

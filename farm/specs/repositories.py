@@ -16,6 +16,7 @@ _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_PART}(?:/{_PART})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _HEX = "hex/"
+_SHA512 = re.compile(r"sha512:[0-9a-f]{128}")
 LONGEST_REPOSITORY = 255
 
 
@@ -51,14 +52,18 @@ def check_repository(name: str) -> str:
 
 
 def check_digest(text: str) -> str:
-    """The digest itself.
+    """The digest itself: a sha256 or a sha512.
 
     Raises:
         DigestInvalid
     """
-    if digests.fault(text) is not None:
-        raise DigestInvalid(f"{text[:100]!r} isn't a sha256 digest")
+    if not is_sha512(text) and digests.fault(text) is not None:
+        raise DigestInvalid(f"{text[:100]!r} isn't a sha256 or sha512 digest")
     return text
+
+
+def is_sha512(digest: str) -> bool:
+    return _SHA512.fullmatch(digest) is not None
 
 
 def is_digest(reference: str) -> bool:
@@ -70,6 +75,16 @@ def is_digest(reference: str) -> bool:
     if ":" in reference:
         check_digest(reference)
         return True
-    if not _TAG.fullmatch(reference):
-        raise RepositoryNameInvalid(f"{reference[:100]!r} can't be a tag")
+    check_tag(reference)
     return False
+
+
+def check_tag(text: str) -> str:
+    """The tag itself.
+
+    Raises:
+        RepositoryNameInvalid
+    """
+    if not _TAG.fullmatch(text):
+        raise RepositoryNameInvalid(f"{text[:100]!r} can't be a tag")
+    return text

@@ -16,8 +16,9 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from io import BufferedRandom
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from anyio import CapacityLimiter, to_thread
 
@@ -31,6 +32,7 @@ from farm.errors import (
     TooMany,
     UploadUnknown,
 )
+from farm.specs import repositories
 from farm.store.base import Store, Stored
 
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -168,13 +170,19 @@ class Sessions:
     def finish(self, repository: str, upload: str, digest: str) -> Stored:
         """Make an upload a blob of the store.
 
+        Parameters:
+            digest: its sha256 or sha512.
+
         Raises:
             UploadUnknown, Busy, StorageFull, StorageUnavailable
             DigestMismatch: the upload ends here; nothing was stored.
         """
-        with self._opened(repository, upload):
+        with self._opened(repository, upload) as file:
             path = self._file(repository, upload)
             try:
+                if repositories.is_sha512(digest):
+                    _check_sha512(file, digest)
+                    return self._store.take(path)
                 return self._store.take(path, expected=digest)
             except DigestMismatch:
                 path.unlink()
@@ -189,7 +197,7 @@ class Sessions:
                 raise UploadUnknown(f"{repository} has no upload {upload[:40]!r}") from None
 
     @contextmanager
-    def _opened(self, repository: str, upload: str) -> Iterator[BinaryIO]:
+    def _opened(self, repository: str, upload: str) -> Iterator[BufferedRandom]:
         """An upload's file, for one request at a time.
 
         Raises:
@@ -216,6 +224,13 @@ def _writing() -> Iterator[None]:
         if err.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull() from err
         raise StorageUnavailable(f"uploads can't be written: {err}") from err
+
+
+def _check_sha512(file: BufferedRandom, expected: str) -> None:
+    file.seek(0)
+    found = f"sha512:{hashlib.file_digest(file, 'sha512').hexdigest()}"
+    if found != expected:
+        raise DigestMismatch(f"announced {expected}, received {found}; nothing was stored")
 
 
 def _short(name: str) -> str:

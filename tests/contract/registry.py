@@ -14,8 +14,8 @@ LAYER = "application/vnd.oci.image.layer.v1.tar"
 BYTES = {"Content-Type": "application/octet-stream"}
 
 
-def digest_of(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+def digest_of(content: bytes, algorithm: str = "sha256") -> str:
+    return f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
 
 
 def encoded(value: object) -> bytes:
@@ -71,10 +71,11 @@ class Registry:
             "PUT", location, params={"digest": digest}, content=content, headers=headers
         )
 
-    def push_blob(self, content: bytes) -> str:
-        answer = self.finish(self.begin(), digest_of(content), content)
+    def push_blob(self, content: bytes, algorithm: str = "sha256") -> str:
+        digest = digest_of(content, algorithm)
+        answer = self.finish(self.begin(), digest, content)
         assert answer.status_code == 201, answer.text
-        return digest_of(content)
+        return digest
 
     def put(self, reference: str, body: bytes, media_type: str = MANIFEST):
         return self.call(

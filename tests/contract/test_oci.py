@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, event, func, select, update
 
 from farm.api.app import create_app
-from farm.database.tables import EngineRow, Model, OciDocument, OciManifest
+from farm.database.tables import EngineRow, Model, OciDigest, OciDocument, OciManifest
 from farm.registry.oci import derived, manifests, pushed, repositories
 from farm.registry.oci.derived import Signature
 from farm.settings import Settings
@@ -387,10 +387,16 @@ def test_a_push_moves_no_version_and_no_alias(api, digits, tag):
     assert api.request("PUT", "/v1/models/digits/aliases/canary", json={"version": 1}).is_success
     before = digits.manifest("v1").content
     digits.push_blob(b"{}")
-    for answer in (digits.put(tag, image()), digits.manifest(tag, "DELETE")):
+    by_digest = f"{digest_of(image())}?tag=mine&tag={tag}"
+    for answer in (
+        digits.put(tag, image()),
+        digits.put(by_digest, image()),
+        digits.manifest(tag, "DELETE"),
+    ):
         assert (answer.status_code, code(answer)) == (403, "DENIED")
         assert "farm promote" in answer.json()["errors"][0]["detail"]["hint"]
     assert digits.manifest("v1").content == before
+    assert digits.manifest("mine").status_code == 404
 
 
 def test_an_alias_hides_a_tag_that_was_pushed_before(api, digits):
@@ -435,6 +441,25 @@ def test_garbage_collection_keeps_what_pushed_manifests_need(api, db):
     assert registry.manifest(digest_of(image(b"{}", b"needed")), "DELETE").status_code == 202
     api.post("/v1/gc", json={"older_than_s": 7200})
     assert registry.blob(digest_of(b"needed")).status_code == 404
+
+
+def test_garbage_collection_keeps_what_a_manifest_needs_by_its_sha512(api, db):
+    registry = Registry(api, "kept")
+    for content in (b"{}", b"needed", b"not needed"):
+        registry.push_blob(content, "sha512")
+    needed, not_needed = (digest_of(content, "sha512") for content in (b"needed", b"not needed"))
+    body = image(layers=[descriptor(b"needed", digest=needed)])
+    assert registry.put(digest_of(body, "sha512"), body).status_code == 201
+    for content in (b"{}", b"needed", b"not needed"):
+        age(api.app.state.services, digest_of(content))
+    api.post("/v1/gc", json={"older_than_s": 7200})
+    assert registry.blob(needed).content == b"needed"
+    assert registry.blob(not_needed).status_code == 404
+    with db.read() as session:
+        assert not_needed not in set(session.scalars(select(OciDigest.digest)))
+    # What was collected can be pushed again.
+    registry.push_blob(b"not needed", "sha512")
+    assert registry.blob(not_needed).content == b"not needed"
 
 
 @pytest.mark.parametrize("collect", ["gc", "the keeper"])
@@ -600,6 +625,7 @@ def test_a_tag_that_an_administrator_wrote_is_moved_by_administrators_alone(api)
     # The same again moves nothing; nor does it become the other key's.
     assert others.put("v1", first).status_code == 201
     assert code(others.put("v1", forged)) == "DENIED"
+    assert code(others.put(f"{digest_of(forged)}?tag=v1", forged)) == "DENIED"
     # A key's own tags move, until an administrator writes them.
     assert others.put("mine", first).status_code == 201
     assert others.put("mine", forged).status_code == 201

@@ -15,12 +15,14 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, select, text
+from sqlalchemy.exc import IntegrityError
 
 from farm.database import migrate
 from farm.database import tables as declared
 from farm.database.base import Base
 from farm.database.migrate import migrations, require_schema
 from farm.database.session import Database
+from farm.database.tables import OciDocument, OciManifest, OciTag
 from farm.errors import DatabaseUnavailable, FarmError
 from farm.planning import keys
 from farm.settings import Settings
@@ -155,3 +157,26 @@ def test_versions_from_before_variants_keep_their_architecture(db, database_url)
     assert first.architecture == architecture
     assert first.variant == keys.variant(None, architecture)
     assert (second.variant, second.architecture, second.fixed_inputs) == ("", None, None)
+
+
+def test_what_was_pushed_before_digests_could_be_longer_stays(db, database_url):
+    run(db, command.downgrade, "0023")
+    digest, about = f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"
+    with db.write() as session:
+        session.add(OciDocument(digest=digest, media_type="a/b", body=b"{}"))
+        session.flush()
+        session.add(OciManifest(repository="pushed", digest=digest, subject=about, needs=[]))
+        session.flush()
+        session.add(OciTag(repository="pushed", digest=digest, tag="mine"))
+    assert migrate.upgrade(Settings(database_url=database_url)) == HEAD
+    longer = f"sha512:{'c' * 128}"
+    with db.write() as session:
+        tag = session.get_one(OciTag, ("pushed", "mine"))
+        manifest = session.get_one(OciManifest, ("pushed", tag.digest))
+        assert (manifest.subject, manifest.needs) == (about, [])
+        assert session.get_one(OciDocument, tag.digest).body == b"{}"
+        session.add(OciDocument(digest=longer, media_type="a/b", body=b"{}"))
+        session.flush()
+        session.add(OciManifest(repository="pushed", digest=longer, subject=longer, needs=[]))
+    with pytest.raises(IntegrityError), db.write() as session:
+        session.add(OciTag(repository="pushed", digest=f"sha512:{'d' * 128}", tag="dangling"))

@@ -145,8 +145,9 @@ def test_some_names_are_no_repositories(name):
 
 def test_a_reference_is_a_digest_or_a_tag():
     assert repositories.is_digest(DIGEST)
+    assert repositories.is_digest(f"sha512:{'1' * 128}")
     assert not repositories.is_digest("v7")
-    for bad in ("sha256:12", f"sha512:{'1' * 128}", "md5:1"):
+    for bad in ("sha256:12", f"sha512:{'1' * 127}", f"sha512:{'A' * 128}", "md5:1"):
         with pytest.raises(DigestInvalid):
             repositories.is_digest(bad)
     for bad in ("", "-a", "a b", "a" * 129):

@@ -53,8 +53,8 @@ def append(sessions: Sessions, upload: str, *given: bytes | BaseException, start
     return anyio.run(go)
 
 
-def digest_of(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+def digest_of(content: bytes, algorithm: str = "sha256") -> str:
+    return f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
 
 
 def left(store: LocalStore) -> list[Path]:
@@ -69,6 +69,26 @@ def test_an_upload_becomes_a_blob_and_leaves_nothing(sessions: Sessions, store: 
     assert (stored.digest, stored.bytes) == (digest_of(b"abcdef"), 6)
     assert store.path(stored.digest).read_bytes() == b"abcdef"
     assert left(store) == []
+
+
+def test_an_upload_that_is_announced_by_its_sha512_is_stored_by_its_sha256(
+    sessions: Sessions, store: LocalStore
+) -> None:
+    upload = sessions.begin("repo", "me")
+    append(sessions, upload, b"abc", b"def")
+    stored = sessions.finish("repo", upload, digest_of(b"abcdef", "sha512"))
+    assert (stored.digest, stored.bytes) == (digest_of(b"abcdef"), 6)
+    assert left(store) == []
+
+
+def test_an_upload_with_another_sha512_ends_and_stores_nothing(
+    sessions: Sessions, store: LocalStore
+) -> None:
+    upload = sessions.begin("repo", "me")
+    append(sessions, upload, b"abcdef")
+    with pytest.raises(DigestMismatch):
+        sessions.finish("repo", upload, digest_of(b"other", "sha512"))
+    assert (left(store), list(store.blobs())) == ([], [])
 
 
 def test_what_came_before_a_connection_broke_stays(sessions: Sessions) -> None:

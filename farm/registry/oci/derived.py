@@ -157,7 +157,8 @@ def _titled(document: Document, name: str) -> dict[str, object]:
 
 
 def document_of(row: OciDocument) -> Document:
-    return Document(media_type=row.media_type, body=row.body)
+    algorithm = row.digest.partition(":")[0]
+    return Document(media_type=row.media_type, body=row.body, algorithm=algorithm)
 
 
 def keep(session: Session, repository: str, made: Iterable[Derived]) -> None:

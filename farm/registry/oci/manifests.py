@@ -55,10 +55,12 @@ class Document:
 
     media_type: str
     body: bytes
+    algorithm: str = "sha256"  #: or sha512
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "digest", f"sha256:{hashlib.sha256(self.body).hexdigest()}")
+        found = hashlib.new(self.algorithm, self.body).hexdigest()
+        object.__setattr__(self, "digest", f"{self.algorithm}:{found}")
 
     @classmethod
     def of(cls, media_type: str, value: object) -> Document:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from farm.database.tables import OciDocument, OciManifest
 from farm.errors import BlobUnknown, InvalidRequest, NotFound
-from farm.registry.oci import manifests
+from farm.registry.oci import derived, manifests
 from farm.registry.oci.manifests import Document
 from farm.registry.oci.repositories import InStore, blob
 from farm.signing.bundles import MEDIA_TYPE
@@ -82,8 +82,7 @@ def _manifest(session: Session, repository: str, digest: str) -> Document:
         raise NotFound(
             f"{repository} has no manifest {digest}", hint="push it first: farm mirror does"
         )
-    kept = session.get_one(OciDocument, digest)
-    return Document(media_type=kept.media_type, body=kept.body)
+    return derived.document_of(session.get_one(OciDocument, digest))
 
 
 def _engine(session: Session, repository: str, manifest: Document) -> EngineCopy:

@@ -10,7 +10,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from farm.database.base import now
-from farm.database.tables import Artifact, OciBlob, OciManifest, OciTag
+from farm.database.tables import Artifact, OciBlob, OciDigest, OciManifest, OciTag
 from farm.errors import (
     BlobUnknown,
     DigestMismatch,
@@ -23,12 +23,13 @@ from farm.errors import (
 )
 from farm.registry.oci import derived, received
 from farm.registry.oci.manifests import Document
-from farm.registry.oci.repositories import InStore, blob, is_farms, model_of
+from farm.registry.oci.repositories import InStore, blob, contents, is_farms, model_of
 from farm.specs import repositories
 
 #: Of manifests about another: whoever asks for that one's referrers gets their annotations in one answer.
 _LONGEST_REFERRER_BYTES = 64 * 2**10
 _MOST_REFERRERS = 1000
+_MOST_TAGS = 100  #: of one push
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class Put:
 
     digest: str
     subject: str | None
+    tags: Sequence[str]
 
 
 def put(
@@ -45,14 +47,16 @@ def put(
     reference: str,
     body: bytes,
     *,
+    tags: Sequence[str] = (),
     media_type: str | None,
     protected: Sequence[str],
     is_admins: bool,
 ) -> Put:
-    """Keep a manifest as it came, and have the tag name it.
+    """Keep a manifest as it came, and have the tags name it.
 
     Parameters:
         reference: a tag, or the manifest's digest.
+        tags: further ones.
         media_type: as the request said; must be the manifest's own.
         protected: aliases that are the farm's though no version has them yet.
         is_admins: whether an administrator pushes it, whose tags nobody else moves.
@@ -63,11 +67,14 @@ def put(
     repositories.check_repository(repository)
     by_digest = repositories.is_digest(reference)
     value = received.parsed(body)
-    document = Document(media_type=received.type_of(value, media_type), body=body)
+    document = Document(
+        media_type=received.type_of(value, media_type),
+        body=body,
+        algorithm=reference.partition(":")[0] if by_digest else "sha256",
+    )
     if by_digest and document.digest != reference:
         raise DigestMismatch(f"the manifest's digest is {document.digest}; nothing was stored")
-    if not by_digest:
-        _check_tag(session, repository, reference, protected)
+    tags = _checked_tags(session, repository, tags if by_digest else [reference, *tags], protected)
     lists = received.TYPES[document.media_type]
     received.check_one_kind(value, lists=lists)
     received.check_texts(value)
@@ -84,9 +91,9 @@ def put(
         "created_at": now(),
     }
     derived.insert_new(session, OciManifest, row)
-    if not by_digest:
-        _tag(session, repository, reference, document.digest, is_admins=is_admins)
-    return Put(digest=document.digest, subject=subject)
+    for tag in tags:
+        _tag(session, repository, tag, document.digest, is_admins=is_admins)
+    return Put(digest=document.digest, subject=subject, tags=tags)
 
 
 def _check_referrer(session: Session, repository: str, subject: str, document: Document) -> None:
@@ -102,6 +109,20 @@ def _check_referrer(session: Session, repository: str, subject: str, document: D
             f"{_MOST_REFERRERS} manifests refer to {subject} already",
             hint="an administrator may delete some",
         )
+
+
+def _checked_tags(
+    session: Session, repository: str, tags: Sequence[str], protected: Sequence[str]
+) -> list[str]:
+    found = sorted(set(tags))  # in one order, so that two pushes don't wait for each other
+    if len(found) > _MOST_TAGS:
+        raise ManifestInvalid(
+            f"one push writes at most {_MOST_TAGS} tags", hint="push it again with the others"
+        )
+    for tag in found:
+        repositories.check_tag(tag)
+        _check_tag(session, repository, tag, protected)
+    return found
 
 
 def _check_tag(session: Session, repository: str, tag: str, protected: Sequence[str]) -> None:
@@ -123,15 +144,16 @@ def _needed(
         return []
     listed = [received.descriptor(value.get("config")), *received.descriptors(value, "layers")]
     wanted = {one["digest"]: one["size"] for one in listed if not received.is_foreign(one)}
-    in_store = _sizes(session, repository, wanted)
-    found = dict(in_store)
-    for digest in wanted.keys() - in_store.keys():
+    named = contents(session, wanted)
+    in_store = _sizes(session, repository, named.values())
+    found = {digest: in_store[one] for digest, one in named.items() if one in in_store}
+    for digest in wanted.keys() - found.keys():
         try:
             other = blob(session, repository, digest)
         except (BlobUnknown, RepositoryUnknown) as err:
             raise ManifestBlobUnknown(err.detail) from err
         if isinstance(other, InStore):
-            found[digest] = in_store[digest] = other.bytes
+            found[digest] = in_store[other.digest] = other.bytes
         else:
             found[digest] = len(other.body)
     for one in listed:
@@ -218,18 +240,40 @@ def remove(session: Session, repository: str, reference: str, protected: Sequenc
     session.delete(row)
 
 
-def link(session: Session, repository: str, digest: str) -> None:
-    """Have a repository have a blob of the store."""
+def link(session: Session, repository: str, digest: str, *, named: str) -> None:
+    """Have a repository have a blob of the store.
+
+    Parameters:
+        named: the digest that the client knows it by.
+    """
     derived.insert_new(session, OciBlob, {"repository": repository, "digest": digest})
+    if named != digest:
+        derived.insert_new(session, OciDigest, {"digest": named, "content": digest})
 
 
-def mount(session: Session, repository: str, digest: str, origin: str) -> bool:
-    """Have a repository have another's blob; False if that one hasn't it in the store."""
-    found = blob(session, origin, digest)
-    if not isinstance(found, InStore) or not _renew(session, [digest]):
+def mount(session: Session, repository: str, digest: str, origin: str | None) -> bool:
+    """Have a repository have another's blob; False if that one hasn't it in the store.
+
+    Parameters:
+        origin: the other; None for any to which it was pushed: whoever may push may read all of them.
+
+    Raises:
+        BlobUnknown, RepositoryUnknown
+    """
+    found = _anywhere(session, digest) if origin is None else blob(session, origin, digest)
+    if not isinstance(found, InStore) or not _renew(session, [found.digest]):
         return False
-    link(session, repository, digest)
+    link(session, repository, found.digest, named=digest)
     return True
+
+
+def _anywhere(session: Session, digest: str) -> InStore | None:
+    content = contents(session, [digest]).get(digest, digest)
+    pushed = select(OciBlob.digest).where(OciBlob.digest == content).exists()
+    size = session.scalar(
+        select(Artifact.bytes).where(Artifact.digest == content, Artifact.lost_at.is_(None), pushed)
+    )
+    return None if size is None else InStore(digest=content, bytes=size)
 
 
 def _renew(session: Session, digests: Iterable[str]) -> set[str]:
@@ -251,7 +295,8 @@ def unlink(session: Session, repository: str, digest: str) -> None:
         StillReferred: one of its manifests needs it.
     """
     repositories.check_digest(digest)
-    row = session.get(OciBlob, (repository, digest))
+    content = contents(session, [digest]).get(digest, digest)
+    row = session.get(OciBlob, (repository, content))
     if row is None:
         raise BlobUnknown(f"{repository} has no pushed blob {digest}")
     needed = session.execute(
@@ -260,6 +305,6 @@ def unlink(session: Session, repository: str, digest: str) -> None:
         )
     )
     for manifest, blobs in needed:
-        if digest in blobs:
+        if content in blobs:
             raise StillReferred(f"the manifest {manifest} needs it", hint="delete that one first")
     session.delete(row)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from farm.database.tables import (
     Job,
     Model,
     OciBlob,
+    OciDigest,
     OciDocument,
     OciManifest,
     OciTag,
@@ -69,7 +70,7 @@ class Found:
 class InStore:
     """A blob that the artifact store has."""
 
-    digest: str
+    digest: str  #: the store's, whatever it was asked for by
     bytes: int
 
 
@@ -298,14 +299,25 @@ def blob(session: Session, repository: str, digest: str) -> Document | InStore:
     """
     repositories.check_digest(digest)
     model = check(session, repository)
-    stored = session.get(Artifact, digest)
-    if stored is not None and stored.lost_at is None and _has(session, repository, model, digest):
-        return InStore(digest=digest, bytes=stored.bytes)
+    content = contents(session, [digest]).get(digest, digest)
+    stored = session.get(Artifact, content)
+    if stored is not None and stored.lost_at is None and _has(session, repository, model, content):
+        return InStore(digest=content, bytes=stored.bytes)
     document = session.get(OciDocument, digest) if model is not None else None
     # What is only a manifest isn't a blob.
     if document is not None and document.media_type not in (manifests.MANIFEST, manifests.INDEX):
         return derived.document_of(document)
     raise BlobUnknown(f"{repository} has no blob {digest}")
+
+
+def contents(session: Session, digests: Collection[str]) -> dict[str, str]:
+    """The digests by which the store has what these name; those of a sha512 that it may have."""
+    other = [digest for digest in digests if repositories.is_sha512(digest)]
+    found = {digest: digest for digest in digests if not repositories.is_sha512(digest)}
+    if other:
+        named = select(OciDigest.digest, OciDigest.content).where(OciDigest.digest.in_(other))
+        found |= dict(session.execute(named).tuples().all())
+    return found
 
 
 def _has(session: Session, repository: str, model: Named | None, digest: str) -> bool:
