@@ -160,7 +160,7 @@ def test_versions_from_before_variants_keep_their_architecture(db, database_url)
 
 
 def test_what_was_pushed_before_digests_could_be_longer_stays(db, database_url):
-    run(db, command.downgrade, "0023")
+    run(db, command.downgrade, "0024")
     digest, about = f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"
     with db.write() as session:
         session.add(OciDocument(digest=digest, media_type="a/b", body=b"{}"))
