@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 import pytest
@@ -13,12 +13,14 @@ from sqlalchemy.exc import DBAPIError
 
 from farm.builds import logs
 from farm.database.tables import Job
-from farm.errors import DatabaseUnavailable, LeaseLost, StorageUnavailable
+from farm.errors import CastFailed, DatabaseUnavailable, FarmError, LeaseLost, StorageUnavailable
 from farm.fleet import workers
+from farm.queue import shown
 from farm.specs.states import JobState
 from workers.runner import claims, task
 from workers.runner import watch as watch_module
-from workers.runner.watch import Watch
+from workers.runner.shown import Flower
+from workers.runner.watch import Stopping, Watch
 
 
 class Flaky:
@@ -123,9 +125,14 @@ class Heard:
 
     def __init__(self):
         self.told = []
+        self.tell_also = lambda: None
 
     def __getattr__(self, name):
-        return lambda *given: self.told.append((name, *given))
+        def hears(*given):
+            self.told.append((name, *given))
+            self.tell_also()
+
+        return hears
 
 
 class Bells:
@@ -192,3 +199,71 @@ def test_a_job_that_this_machine_failed_is_left_to_another_while_there_is_one(le
         workers.left(session, "cpu@there")
     monkeypatch.setattr(task, "_work", lambda *_: [])
     assert task._run("a task", here, job.id) == "succeeded", "there is nobody else"
+
+
+ENDS = {
+    "succeeded": ([], "succeeded", JobState.SUCCEEDED),
+    "failed": (CastFailed("an operator is unknown"), "failed", JobState.FAILED),
+    "buggy": (ZeroDivisionError("x"), "failed", JobState.FAILED),
+    "interrupted": (StorageUnavailable("the store is away"), "failed", JobState.QUEUED),
+    "refused": (LeaseLost("job 1 isn't held by attempt 1 any more"), "failed", JobState.RUNNING),
+    "with other tools": (task._OtherTools("torch 1 → 2"), "interrupted", JobState.QUEUED),
+    "given back": (Stopping(), "interrupted", JobState.RUNNING),
+    "cancelled": (task._Cancelled(), "cancelled", JobState.RUNNING),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_flower_is_told_how_an_attempt_ended_once_the_database_has_it(ledger, monkeypatch, end):
+    given, subject, state = ENDS[end]
+    ledger.submit()
+    [job] = ledger.queued()
+    here = context(ledger.db)
+    here.doorbell, here.flower = Bells(), Heard()
+    states = []
+
+    def works(_context, claim):
+        if given == []:
+            return ledger.succeed(claim)
+        raise given
+
+    here.flower.tell_also = lambda: states.append(JobState(ledger.reload(job).state))
+    monkeypatch.setattr(task, "_work", works)
+    with suppress(FarmError, ZeroDivisionError, task._OtherTools):
+        task._run("a message", here, job.id)
+    assert [one[0] for one in here.flower.told] == ["began", subject, "left"]
+    assert here.flower.told[1][1].job_id == job.id
+    assert states[1] == state
+
+
+class Consumer:
+    """Celery's consumer as far as it sends events."""
+
+    def __init__(self):
+        self.event_dispatcher, self.sent = self, []
+
+    def send(self, kind, **fields):
+        self.sent.append((kind, fields))
+
+
+def test_events_carry_the_attempts_own_id_and_the_errors_code(ledger):
+    ledger.submit()
+    claim = ledger.claim_next()
+    flower, consumer = Flower(), Consumer()
+    flower.progressed(claim, "nobody listens before the worker is ready")
+    flower._ready(consumer)
+    flower.began("a message", claim)
+    flower.progressed(claim, "exporting 50%")
+    flower.failed(claim, CastFailed("x" * 5000, hint="name it"))
+    flower.left("a message")
+    kinds = [kind.removeprefix("task-") for kind, _ in consumer.sent]
+    assert kinds == ["received", "started", "progress", "failed"]
+    assert {fields["uuid"] for _, fields in consumer.sent} == {shown.task_id(claim.job_id, 1)}
+    assert {(fields["job"], fields["attempt"]) for _, fields in consumer.sent} == {
+        (claim.job_id, 1)
+    }
+    failed = consumer.sent[-1][1]
+    assert failed["exception"].startswith("cast-failed: xxx")
+    assert len(failed["exception"]) <= 1000
+    assert failed["traceback"] is None
+    assert consumer.sent[0][1]["name"] == "export digits"

@@ -25,11 +25,11 @@ COLUMNS = {
     "build": "Build",
     "job": "Page",
     "kwargs": "Progress",
-    "exception": "Error",
     "runtime": "Runtime",
     "worker": "Worker",
     "received": "Received",
     "uuid": "UUID",
+    "exception": "Error",
 }
 _ENDS = {JobState.SUCCEEDED: "succeeded", JobState.FAILED: "failed", JobState.CANCELLED: "revoked"}
 _KINDS = frozenset(map(str, JobKind))
@@ -50,9 +50,9 @@ class AttemptTask(Task):  # type: ignore[misc]
     other_builds: str | None = None
     is_known = False
     _fields = (
+        *("job_page", "build_page", "model", "stage", "precision", "gpu", "attempt", "job"),
+        *("build", "other_builds", "key"),
         *Task._fields,
-        *("job", "attempt", "stage", "model", "gpu", "precision", "build", "other_builds"),
-        *("key", "job_page", "build_page"),
     )
 
     def event(
