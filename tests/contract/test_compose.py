@@ -166,6 +166,16 @@ def test_the_api_and_flower_are_reached_by_their_services_names_and_by_those_of_
             assert set(Settings(hosts=environment["FARM_HOSTS"]).hosts) == hosts
 
 
+def test_flower_and_the_pages_link_to_each_other_where_they_are_published():
+    for variable, service, of in (
+        ("FARM_PUBLIC_URL", "flower", "api"),
+        ("FARM_FLOWER_URL", "api", "flower"),
+    ):
+        (published,) = SERVICES[of]["ports"]
+        address = f"http://{published.rpartition(':')[0]}"
+        assert environment(service)[variable] == f"${{{variable}:-{address}}}"
+
+
 def test_every_variable_stands_empty_in_the_example():
     example = dict(
         line.split("=", 1)

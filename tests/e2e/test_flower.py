@@ -172,13 +172,13 @@ def test_an_attempt_whose_worker_was_killed_turns_red_and_history_outlasts_flowe
     job = farm.running(build["id"], "calibrate")
     settled(farm, job, "STARTED")
     wait_until("its progress is shown", lambda: task(farm, job)["kwargs"])
-    uuid, active = shown.task_id(job["id"], 1), "/api/workers?refresh=true"
+    uuid, name = shown.task_id(job["id"], 1), task(farm, job)["worker"]
 
-    def at_work() -> Any:
-        (told,) = farm.flower(active).values()
+    def active() -> Any:
+        told = farm.flower(f"/api/workers?refresh=true&workername={name}")[name]
         return [(one["id"], one["name"]) for one in told.get("active", ())]
 
-    wait_until("the worker says so", lambda: at_work() == [(uuid, job["title"])])
+    wait_until("the worker says so", lambda: active() == [(uuid, job["title"])])
     (worker,) = workers(farm.home)
     os.kill(worker.pid, signal.SIGKILL)
     found = settled(farm, job, "FAILURE")
