@@ -175,6 +175,18 @@ def test_metrics_name_the_stage_whatever_the_title(site):
     assert "export" in names
 
 
+def test_titles_are_forgotten_with_their_tasks(site):
+    site.state = Attempts(max_tasks_in_memory=5, max_workers_in_memory=10)
+    for number in range(50):
+        site.ledger.submit(model=f"m{number}", source=site.ledger.upload(number))
+        site.began(site.ledger.claim_next())
+        site.state.open(100)
+    assert len(site.state.tasks) == 5
+    assert len(site.state.tasks_by_type) <= 11
+    assert len(site.state.task_types()) <= 11
+    assert len(site.state.open(100)) == 5
+
+
 def test_the_sender_of_messages_never_counts_as_a_worker_that_left(site):
     site.ledger.submit()
     (job,) = site.ledger.queued()

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import TypeVar
 
 from tornado.ioloop import IOLoop
@@ -70,7 +71,7 @@ class Mirror(threading.Thread):
         for at in range(0, len(ids), _REPLAYED_AT_ONCE):
             with self._db.read() as session:
                 found = attempts.of_jobs(session, ids[at : at + _REPLAYED_AT_ONCE])
-            self._in_loop(lambda found=found: self._replay_all(found))  # type: ignore[misc]
+            self._in_loop(partial(self._replay_all, found))
 
     def _replay_all(self, found: list[Attempt]) -> None:
         for attempt in found:
@@ -80,7 +81,7 @@ class Mirror(threading.Thread):
 
     def _follow(self) -> None:
         """Complete the attempts that have ended without Flower knowing, and say what others are for."""
-        looked = self._in_loop(lambda: self._state.open(_AT_ONCE))
+        looked = self._in_loop(partial(self._state.open, _AT_ONCE))
         if not looked:
             return
         with self._db.read() as session:
@@ -90,7 +91,7 @@ class Mirror(threading.Thread):
         # The worker's own event may still be on its way.
         late = ended & self._ended
         self._ended = ended
-        self._in_loop(lambda: self._correct(looked, found, late))
+        self._in_loop(partial(self._correct, looked, found, late))
 
     def _correct(
         self, looked: list[Open], found: list[Attempt], late: set[tuple[int, int]]

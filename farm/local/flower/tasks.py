@@ -156,6 +156,7 @@ class Attempts(EventsState):  # type: ignore[misc]
 
     def open(self, limit: int) -> list[Open]:
         """Some attempts that have yet to end or be known, and next time others."""
+        self._forget_names()
         found = []
         for uuid in list(islice(self._open, limit)):
             del self._open[uuid]
@@ -165,6 +166,15 @@ class Attempts(EventsState):  # type: ignore[misc]
             self._open[uuid] = None
             found.append(Open(task.job, task.attempt, task.is_known))
         return found
+
+    def _forget_names(self) -> None:
+        """Keep no titles of tasks that are forgotten, as Celery would for ever."""
+        if len(self._seen_types) <= 2 * self.max_tasks_in_memory:
+            return
+        kept = {task.name for task in self.tasks.data.values()}
+        for name in self.tasks_by_type.keys() - kept:
+            del self.tasks_by_type[name]
+        self._seen_types.intersection_update(kept)
 
     def forget(self, one: Open) -> None:
         """Ask no more for an attempt that the database doesn't have."""
