@@ -20,6 +20,8 @@ from farm.specs.words import AnyCase
 from farm.stages import STAGES, JobKind
 
 _HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+#: Goes into pages as it is.
+_ADDRESS = re.compile(r"https?://[A-Za-z0-9_.:\[\]-]+(/[A-Za-z0-9_.~/-]*)?")
 _LISTS = (
     *("runtimes", "plugin_keys", "hosts", "protected_aliases"),
     *("sandbox_read", "sandbox_environment"),
@@ -114,6 +116,16 @@ class Settings(BaseSettings):
         description="host names the API and Flower answer to, comma-separated: `farm.example.com`, "
         "`*.example.com`, or `*` for any. Always accepted: `localhost`, this machine's own name, and "
         "IP addresses such as `192.0.2.7`",
+    )
+    public_url: str = Field(
+        "",
+        description="address of the API and its pages as browsers reach it, `https://farm.example.com`, for "
+        "links to jobs and builds from Flower; `farm up` knows its own",
+    )
+    flower_url: str = Field(
+        "",
+        description="address of Flower as browsers reach it, `https://flower.example.com`, for links from "
+        "jobs' pages; `farm up` knows its own",
     )
     keys_required: bool = Field(
         True,
@@ -237,6 +249,13 @@ class Settings(BaseSettings):
             if not _HOST.fullmatch(host):
                 raise ValueError(f"{host!r} isn't a host name; omit http:// and the port")
         return tuple(host.lower() for host in hosts)
+
+    @field_validator("public_url", "flower_url")
+    @classmethod
+    def _is_address(cls, url: str) -> str:
+        if url and not _ADDRESS.fullmatch(url):
+            raise ValueError(f"{url!r} isn't an address such as https://farm.example.com")
+        return url.rstrip("/")
 
     @model_validator(mode="after")
     def _absolute(self) -> Self:

@@ -22,6 +22,7 @@ TOGETHER = {
         "tests/e2e/test_hostile.py",
         "tests/e2e/test_crashes.py",
         "tests/e2e/test_compression.py",
+        "tests/e2e/test_flower.py",
     ),
     # Likewise, another one.
     "pages": (

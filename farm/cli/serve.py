@@ -140,7 +140,7 @@ def flower(
     """Run only Flower, to watch the workers in a browser."""
     with installed.needs("server"):
         from farm.local import preflight
-        from farm.local.flower import run
+        from farm.local.flower.server import run
 
     _close_home()
     preflight.require_port(host, port)

@@ -158,6 +158,8 @@ class LocalFarm:
         self.key = _key(self._settings)
         home.make_signing_key(self._settings)
         environment = self._settings.environment()
+        environment["FARM_PUBLIC_URL"] = self._settings.public_url or self.addresses.api
+        environment["FARM_FLOWER_URL"] = self._settings.flower_url or self.addresses.flower
         if not self._settings.broker_url:
             environment["FARM_BROKER_URL"] = self._start_broker()
         commands = {

@@ -9,10 +9,6 @@ from farm.settings import Settings
 TASK = "farm.run"
 
 
-#: Columns of Flower's task list; a running task's kwargs hold its phase and progress.
-COLUMNS = "name,state,args,kwargs,runtime,worker,received,uuid"
-
-
 def create_celery(settings: Settings) -> Celery:
     """The Celery application that producers, workers and Flower share."""
     app = Celery("farm", broker=settings.broker)
@@ -24,10 +20,8 @@ def create_celery(settings: Settings) -> Celery:
         result_accept_content=["json"],
         task_ignore_result=True,
         task_store_errors_even_if_ignored=False,
-        # Flower needs it to show names, arguments and states.
+        # The worker's own events about attempts, which Flower shows: `workers.runner.shown`.
         worker_send_task_events=True,
-        task_track_started=True,
-        result_extended=True,
         # The database holds the work. A message is only a bell, so it is acked on arrival.
         task_acks_late=False,
         worker_prefetch_multiplier=1,
@@ -47,8 +41,3 @@ def create_celery(settings: Settings) -> Celery:
         worker_enable_remote_control=True,  # read-only: `workers.runner.remote`
     )
     return app
-
-
-def shown_arguments(job_id: int, attempt: int, key: str) -> str:
-    """A task's arguments as Flower shows them."""
-    return f"job={job_id} attempt={attempt} key={key.removeprefix('sha256:')[:12]}"

@@ -17,8 +17,8 @@ from farm.database.base import now
 from farm.database.session import Database
 from farm.database.tables import IS_QUEUED, Job
 from farm.errors import BrokerUnavailable
-from farm.queue import turns
-from farm.queue.celery_app import TASK, shown_arguments
+from farm.queue import shown, turns
+from farm.queue.celery_app import TASK
 from farm.queue.turns import Bell
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Doorbell:
     def __init__(self, db: Database, celery: Celery) -> None:
         self._db = db
         self._celery = celery
-        self._events = celery.events.Dispatcher(enabled=False)
+        self._events = celery.events.Dispatcher(hostname=shown.DOORBELL, enabled=False)
         self._lost = (OperationalError, *celery.connection_for_write().connection_errors)
 
     def ring(self, bells: Sequence[Bell]) -> None:
@@ -129,19 +129,18 @@ class Doorbell:
             raise BrokerUnavailable(f"the broker can't be reached: {err}") from err
 
     def _send(self, bell: Bell, producer: Producer) -> None:
-        task_id, arguments = uuid(), shown_arguments(bell.id, bell.attempt, bell.key)
-        # Celery's own event would give every waiting task the same name. Sent first: after the worker's
-        # events it would overwrite them.
-        sent = {"uuid": task_id, "name": bell.title, "args": arguments, "queue": bell.queue}
+        # Celery's own event would tell of the message. Sent first: a worker may claim the job at once.
+        sent = shown.attempt_fields(bell.id, bell.attempt, bell.key)
+        sent |= {"name": bell.title, "routing_key": bell.queue}
         self._events.publish("task-sent", sent, producer)
         self._celery.send_task(
             TASK,
             args=(bell.id, bell.attempt),
-            task_id=task_id,
+            task_id=uuid(),
             queue=bell.queue,
             priority=9 - bell.priority,  # in Redis, 0 is the highest priority
             shadow=bell.title,
-            argsrepr=arguments,
+            argsrepr=shown.arguments(bell.id, bell.attempt, bell.key),
             producer=producer,
             retry=False,
             ignore_result=True,

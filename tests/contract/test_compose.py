@@ -166,6 +166,16 @@ def test_the_api_and_flower_are_reached_by_their_services_names_and_by_those_of_
             assert set(Settings(hosts=environment["FARM_HOSTS"]).hosts) == hosts
 
 
+def test_flower_and_the_pages_link_to_each_other_where_they_are_published():
+    for variable, service, of in (
+        ("FARM_PUBLIC_URL", "flower", "api"),
+        ("FARM_FLOWER_URL", "api", "flower"),
+    ):
+        (published,) = SERVICES[of]["ports"]
+        address = f"http://{published.rpartition(':')[0]}"
+        assert environment(service)[variable] == f"${{{variable}:-{address}}}"
+
+
 def test_every_variable_stands_empty_in_the_example():
     example = dict(
         line.split("=", 1)
@@ -212,6 +222,7 @@ def test_every_farm_variable_is_a_setting(name):
 @pytest.mark.parametrize("name", FARM)
 def test_a_part_of_the_farm_knows_database_broker_and_store(name, monkeypatch):
     for key, value in environment(name).items():
+        value = re.sub(r"\$\{\w+:-([^}]+)\}", r"\1", value)
         monkeypatch.setenv(key, re.sub(r"\$\{[^}]*\}", "secret", value))
     settings = Settings()
     assert settings.database == "postgresql://farm:secret@postgres:5432/farm"

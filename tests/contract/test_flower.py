@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import httpx2
@@ -14,20 +19,22 @@ import pytest
 
 from farm.database import migrate
 from farm.database.session import Database
+from farm.database.tables import Artifact
+from farm.errors import CastFailed
 from farm.local.up import free_port
+from farm.queue import shown
 from farm.settings import Settings
 from farm.specs.scopes import Scope
 from farm.trust import credentials, keys
 from farm.trust.callers import THE_FARM
 from tests.keys import a_key, bearer, key_of
+from tests.ledger import SOURCE, Ledger
 
 
-@pytest.fixture(scope="module")
-def flower(tmp_path_factory):
-    """Flower without a broker: it shows nothing, and says so to the same callers."""
-    port, home = free_port(), tmp_path_factory.mktemp("flower")
-    settings = Settings(home=home, database_url=f"sqlite:///{home / 'farm.db'}")
-    migrate.upgrade(settings)
+@contextmanager
+def running(settings: Settings, **more: str) -> Iterator[str]:
+    """Flower without a broker, at this address: it shows what the database tells."""
+    port, home = free_port(), settings.home
     environment = {
         "FARM_DATABASE_URL": settings.database_url,
         "FARM_HOME": str(home),
@@ -36,7 +43,7 @@ def flower(tmp_path_factory):
     with (home / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "farm", "flower", "--port", str(port)],
-            env=os.environ | environment | {"FARM_HOSTS": "farm.example.com"},
+            env=os.environ | environment | more,
             stdout=log,
             stderr=log,
         )
@@ -50,15 +57,28 @@ def flower(tmp_path_factory):
             assert process.poll() is None, (home / "log").read_text()
             assert time.monotonic() < deadline, (home / "log").read_text()
             time.sleep(0.1)
-    with httpx2.Client(base_url=url, headers=bearer(key_of(settings)), timeout=30) as client:
+    try:
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def flower(tmp_path_factory):
+    home = tmp_path_factory.mktemp("flower")
+    settings = Settings(home=home, database_url=f"sqlite:///{home / 'farm.db'}")
+    migrate.upgrade(settings)
+    with (
+        running(settings, FARM_HOSTS="farm.example.com") as url,
+        httpx2.Client(base_url=url, headers=bearer(key_of(settings)), timeout=30) as client,
+    ):
         client.database_url = settings.database_url
         yield client
-    process.terminate()
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 @pytest.mark.parametrize("path", ["/api/tasks", "/healthcheck", "/tasks", "/static/css/flower.css"])
@@ -209,3 +229,51 @@ def test_nobody_can_fill_its_memory(flower):
     with socket.create_connection((url.hostname, url.port), timeout=30) as raw:
         raw.sendall(b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
         assert raw.recv(100).startswith(b"HTTP/1.1 400 ")
+
+
+# In a browser
+
+#: As a broken stage's process, or a library that repeats a file's words, might say it.
+HOSTILE = '<img src=x onerror="document.title=1"> javascript:alert(1) http://evil.example/jobs/1'
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium isn't installed")
+def test_a_browser_is_led_from_a_row_to_the_farms_pages(tmp_path):
+    settings = Settings(home=tmp_path, database_url=f"sqlite:///{tmp_path / 'farm.db'}")
+    migrate.upgrade(settings)
+    ledger = Ledger(Database(settings.database))
+    with ledger.db.write() as session:
+        session.add(Artifact(digest=SOURCE, bytes=1))
+    build = ledger.submit()
+    claim = ledger.claim_next()
+    ledger.fail(claim, CastFailed(HOSTILE))
+    ledger.db.dispose()
+    uuid = shown.task_id(claim.job_id, 1)
+    more = {"FARM_KEYS_REQUIRED": "false", "FARM_PUBLIC_URL": "https://farm.example/at/"}
+    with running(settings, **more) as url:
+        deadline = time.monotonic() + 30
+        while uuid not in httpx2.get(f"{url}/api/tasks", timeout=30).json():
+            assert time.monotonic() < deadline, "it never has the attempt"
+            time.sleep(0.05)
+        rows, page = seen(f"{url}/tasks", tmp_path), seen(f"{url}/task/{uuid}", tmp_path)
+    job, its_build = (
+        f"https://farm.example/at/jobs/{claim.job_id}",
+        f"https://farm.example/at/builds/{build}",
+    )
+    assert f'<a href="{job}">job {claim.job_id}</a>' in rows
+    assert f'<a href="{its_build}">{build}</a>' in rows
+    for address in (job, its_build):
+        assert f'<a href="{address}">{address}</a>' in page
+    for shown_page in (rows, page):
+        assert "<img src=x" not in shown_page
+        assert HOSTILE in html.unescape(shown_page)
+        assert 'href="http://evil' not in shown_page
+        assert not re.search("<title>1</title>", shown_page)
+
+
+def seen(url: str, folder) -> str:
+    """A page as a browser has made it."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000"]
+    command = ["chromium", *options, f"--user-data-dir={folder / 'chromium'}", "--dump-dom", url]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout

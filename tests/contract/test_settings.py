@@ -144,3 +144,19 @@ def test_a_bad_value_stops_a_process_before_it_starts():
     assert run.returncode != 0
     assert "lease_ttl_s" in run.stderr.lower()
     assert "FARM_LEASE_TTL_S: takes a number" in run.stderr
+
+
+@pytest.mark.parametrize("name", ["public_url", "flower_url"])
+def test_an_address_that_goes_into_pages_is_one_of_the_web(name):
+    for given, kept in {
+        "": "",
+        "https://farm.example.com/": "https://farm.example.com",
+        "http://[::1]:8000": "http://[::1]:8000",
+        "http://10.0.0.1/at/farm/": "http://10.0.0.1/at/farm",
+    }.items():
+        assert getattr(Settings(**{name: given}), name) == kept
+    for given in (
+        "farm.example.com", "javascript:alert(1)", "https://a b", 'https://a"><script>', "https://a/?b",
+    ):  # fmt: skip
+        with pytest.raises(ValidationError, match=r"isn't an address such as https://farm"):
+            Settings(**{name: given})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 import pytest
@@ -13,12 +13,14 @@ from sqlalchemy.exc import DBAPIError
 
 from farm.builds import logs
 from farm.database.tables import Job
-from farm.errors import DatabaseUnavailable, LeaseLost, StorageUnavailable
+from farm.errors import CastFailed, DatabaseUnavailable, FarmError, LeaseLost, StorageUnavailable
 from farm.fleet import workers
+from farm.queue import shown
 from farm.specs.states import JobState
 from workers.runner import claims, task
 from workers.runner import watch as watch_module
-from workers.runner.watch import Watch
+from workers.runner.shown import Flower
+from workers.runner.watch import Stopping, Watch
 
 
 class Flaky:
@@ -92,7 +94,7 @@ def test_a_worker_that_shuts_down_waits_for_no_database(ledger):
 def test_a_job_goes_on_without_the_database_until_its_lease_has_run_out(ledger):
     ledger.submit()
     claim = ledger.claim_next()
-    watch = Watch(None, context(Flaky(ledger.db, failures=10**6), lease_ttl_s=0.3), claim)
+    watch = Watch(context(Flaky(ledger.db, failures=10**6), lease_ttl_s=0.3), claim)
     watch._text = "printed meanwhile"
     start = time.monotonic()
     with pytest.raises(LeaseLost, match="past its lease"):
@@ -110,12 +112,27 @@ def test_what_a_job_printed_while_the_database_was_away_is_kept(ledger, monkeypa
     monkeypatch.setattr(watch_module, "_LOG_FLUSH_S", 0.0)
     build = ledger.submit()
     claim = ledger.claim_next()
-    watch = Watch(None, context(Flaky(ledger.db, failures=2)), claim)
+    watch = Watch(context(Flaky(ledger.db, failures=2)), claim)
     watch._text = "printed meanwhile"
     for _ in range(4):
         watch._look()
     with ledger.db.read() as session:
         assert "printed meanwhile" in logs.log(session, build, None)
+
+
+class Heard:
+    """Flower, as the worker tells it of attempts."""
+
+    def __init__(self):
+        self.told = []
+        self.tell_also = lambda: None
+
+    def __getattr__(self, name):
+        def hears(*given):
+            self.told.append((name, *given))
+            self.tell_also()
+
+        return hears
 
 
 class Bells:
@@ -136,8 +153,8 @@ def receive(ledger, monkeypatch, job):
     worked, bells = [], Bells()
     here = context(ledger.db)
     here.doorbell = bells
-    here.flower = SimpleNamespace(tell=lambda *_, **__: None)
-    monkeypatch.setattr(task, "_work", lambda *a: worked.append(a[2]) or [])
+    here.flower = Heard()
+    monkeypatch.setattr(task, "_work", lambda *a: worked.append(a[1]) or [])
     task._run("a task", here, job.id)
     return worked[0], bells
 
@@ -162,14 +179,15 @@ def test_a_job_that_this_machine_failed_is_left_to_another_while_there_is_one(le
     ledger.submit()
     [job] = ledger.queued()
     here, bells = context(ledger.db), Bells()
-    here.doorbell, here.flower = bells, SimpleNamespace(tell=lambda *_, **__: None)
+    here.doorbell, here.flower = bells, Heard()
     monkeypatch.setattr(task, "_PASS_ON_S", 0.0)
 
     def fails(*_):
         raise StorageUnavailable("the artifact store isn't at /mnt/store")
 
     monkeypatch.setattr(task, "_work", fails)
-    assert task._run("a task", here, job.id).startswith("interrupted: the artifact store")
+    with pytest.raises(StorageUnavailable):
+        task._run("a task", here, job.id)
     with ledger.db.write() as session:
         session.get_one(Job, job.id).not_before = None
     ledger.worker("cpu@there")
@@ -180,4 +198,72 @@ def test_a_job_that_this_machine_failed_is_left_to_another_while_there_is_one(le
     with ledger.db.write() as session:
         workers.left(session, "cpu@there")
     monkeypatch.setattr(task, "_work", lambda *_: [])
-    assert task._run("a task", here, job.id) == "ended", "there is nobody else"
+    assert task._run("a task", here, job.id) == "succeeded", "there is nobody else"
+
+
+ENDS = {
+    "succeeded": ([], "succeeded", JobState.SUCCEEDED),
+    "failed": (CastFailed("an operator is unknown"), "failed", JobState.FAILED),
+    "buggy": (ZeroDivisionError("x"), "failed", JobState.FAILED),
+    "interrupted": (StorageUnavailable("the store is away"), "failed", JobState.QUEUED),
+    "refused": (LeaseLost("job 1 isn't held by attempt 1 any more"), "failed", JobState.RUNNING),
+    "with other tools": (task._OtherTools("torch 1 → 2"), "interrupted", JobState.QUEUED),
+    "given back": (Stopping(), "interrupted", JobState.RUNNING),
+    "cancelled": (task._Cancelled(), "cancelled", JobState.RUNNING),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_flower_is_told_how_an_attempt_ended_once_the_database_has_it(ledger, monkeypatch, end):
+    given, subject, state = ENDS[end]
+    ledger.submit()
+    [job] = ledger.queued()
+    here = context(ledger.db)
+    here.doorbell, here.flower = Bells(), Heard()
+    states = []
+
+    def works(_context, claim):
+        if given == []:
+            return ledger.succeed(claim)
+        raise given
+
+    here.flower.tell_also = lambda: states.append(JobState(ledger.reload(job).state))
+    monkeypatch.setattr(task, "_work", works)
+    with suppress(FarmError, ZeroDivisionError, task._OtherTools):
+        task._run("a message", here, job.id)
+    assert [one[0] for one in here.flower.told] == ["began", subject, "left"]
+    assert here.flower.told[1][1].job_id == job.id
+    assert states[1] == state
+
+
+class Consumer:
+    """Celery's consumer as far as it sends events."""
+
+    def __init__(self):
+        self.event_dispatcher, self.sent = self, []
+
+    def send(self, kind, **fields):
+        self.sent.append((kind, fields))
+
+
+def test_events_carry_the_attempts_own_id_and_the_errors_code(ledger):
+    ledger.submit()
+    claim = ledger.claim_next()
+    flower, consumer = Flower(), Consumer()
+    flower.progressed(claim, "nobody listens before the worker is ready")
+    flower._ready(consumer)
+    flower.began("a message", claim)
+    flower.progressed(claim, "exporting 50%")
+    flower.failed(claim, CastFailed("x" * 5000, hint="name it"))
+    flower.left("a message")
+    kinds = [kind.removeprefix("task-") for kind, _ in consumer.sent]
+    assert kinds == ["received", "started", "progress", "failed"]
+    assert {fields["uuid"] for _, fields in consumer.sent} == {shown.task_id(claim.job_id, 1)}
+    assert {(fields["job"], fields["attempt"]) for _, fields in consumer.sent} == {
+        (claim.job_id, 1)
+    }
+    failed = consumer.sent[-1][1]
+    assert failed["exception"].startswith("cast-failed: xxx")
+    assert len(failed["exception"]) <= 1000
+    assert failed["traceback"] is None
+    assert consumer.sent[0][1]["name"] == "export digits"

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from celery import Celery, signals
 from sqlalchemy.orm import Session
@@ -36,6 +35,7 @@ from farm.store.chosen import store_of
 from workers.runner import compiles, remote, toolchain, trial
 from workers.runner.child import await_preload
 from workers.runner.names import queues
+from workers.runner.shown import Flower
 from workers.runner.siblings import Siblings
 from workers.sandbox import Sandbox, environment, folder
 from workers.sandbox.features import missing
@@ -45,34 +45,6 @@ log = logging.getLogger(__name__)
 
 _ANNOUNCE_AGAIN_S = 1.0
 _PROVE_AGAIN_S = 0.5
-
-
-class Flower:
-    """Sends Flower more about a task, in order with the events of Celery's consumer.
-
-    Sent over a separate connection, an event could arrive first and be overwritten by a later one.
-    """
-
-    def __init__(self) -> None:
-        self._consumer: Any = None
-        signals.worker_ready.connect(self._ready, weak=False)
-
-    def _ready(self, sender: Any, **_: object) -> None:
-        self._consumer = sender
-
-    def unread(self, queues: Iterable[str]) -> list[str]:
-        """The worker's queues that it should read and doesn't."""
-        return remote.unread(self._consumer, queues)
-
-    def read(self, queues: Iterable[str]) -> None:
-        """Have the worker read more queues."""
-        remote.read(self._consumer, queues)
-
-    def tell(self, task_id: str, **fields: str) -> None:
-        # The consumer creates a new dispatcher when it reconnects.
-        events = getattr(self._consumer, "event_dispatcher", None)
-        if events is not None:
-            events.send("task-progress", uuid=task_id, **fields)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from farm.errors import (
     Unavailable,
 )
 from farm.queue import jobs, leases
-from farm.queue.celery_app import TASK, shown_arguments
+from farm.queue.celery_app import TASK
 from farm.queue.jobs import Claim, Output
 from farm.queue.turns import Bell
 from farm.stages import JobKind
@@ -50,18 +50,29 @@ class _OtherTools(Exception):
     """This worker lacks the tools that the job was planned with."""
 
 
+class _Cancelled(Exception):
+    """No build needs the job any more."""
+
+
 def register(app: Celery, context: Context) -> None:
     """Add the task to a worker's application."""
 
-    # Failures are ordinary results: Flower shows them as failures, and the log needs no traceback.
-    @app.task(name=TASK, bind=True, throws=(FarmError,))  # type: ignore[untyped-decorator]
+    # Failures are ordinary results: the log needs no traceback. Celery's own events are about messages, while
+    # Flower shows attempts.
+    @app.task(  # type: ignore[untyped-decorator]
+        name=TASK,
+        bind=True,
+        throws=(FarmError, _OtherTools),
+        send_events=False,
+        Request=context.flower.request_class(),
+    )
     def run(task: Task[Any, Any], job_id: int, _attempt: int) -> str:
         if type(job_id) is not int or not 0 < job_id < 2**63:
             return "no job's id"  # the farm never sends such a message
         return _run(task.request.id, context, job_id)
 
 
-def _run(task_id: str, context: Context, job_id: int) -> str:
+def _run(message_id: str, context: Context, job_id: int) -> str:
     # A lease that ran while frameworks are still being imported would expire before the job starts.
     await_preload()
     try:
@@ -76,54 +87,66 @@ def _run(task_id: str, context: Context, job_id: int) -> str:
     if claim is None:
         return "nothing to claim"
     context.held[claim.job_id] = claim.attempt
+    context.flower.began(message_id, claim)
     try:
-        return _run_claimed(task_id, context, job_id, claim)
+        return _run_claimed(context, job_id, claim)
     finally:
+        context.flower.left(message_id)
         # During a shutdown, jobs given back are released once the worker has ended.
         if not context.stopping.is_set():
             context.held.pop(claim.job_id, None)
 
 
-def _run_claimed(task_id: str, context: Context, job_id: int, claim: Claim) -> str:
+def _run_claimed(context: Context, job_id: int, claim: Claim) -> str:
     log.info("%s (job %s, attempt %s)", claim.title, claim.job_id, claim.attempt)
-    if claim.job_id != job_id:
-        # The message named a job that isn't first in line any more.
-        arguments = shown_arguments(claim.job_id, claim.attempt, claim.key)
-        context.flower.tell(task_id, name=claim.title, args=arguments)
-        if not claim.announced:
-            claims.pass_on(context, job_id)
+    # If the message named a job that isn't first in line any more, that one waits for another message.
+    if claim.job_id != job_id and not claim.announced:
+        claims.pass_on(context, job_id)
+    flower = context.flower
     try:
-        ready = _work(task_id, context, claim)
-    except LeaseLost as err:
-        log.warning("%s: the result is refused", err.detail)
-        return "lost its lease"
+        ready = _work(context, claim)
+    except _Cancelled:
+        flower.cancelled(claim)
+        return "cancelled"
     except Stopping:
+        flower.interrupted(claim, f"worker {context.worker} shuts down")
         return "given back: the worker shuts down"
     except _OtherTools as err:
         log.warning("%s: %s", claim.title, err)
         cause = str(err)
         _end(context, lambda session: leases.leave(session, claim.job_id, claim.attempt, cause))
-        return f"not run here: {cause}"
-    except Unavailable as err:
+        flower.interrupted(claim, cause)
+        raise
+    except FarmError as err:
+        _end_failed(context, claim, err)
+        flower.failed(claim, err)
+        raise
+    except Exception as err:
+        bug = InternalError(f"the worker has a bug here: {err!r}")
+        _fail(context, claim, bug)
+        flower.failed(claim, bug)
+        raise
+    flower.succeeded(claim)
+    _ring(context, ready)
+    return "succeeded"
+
+
+def _end_failed(context: Context, claim: Claim, err: FarmError) -> None:
+    """End an attempt at a job that didn't succeed: there is another one if it may help."""
+    if isinstance(err, LeaseLost):
+        log.warning("%s: the result is refused", err.detail)
+        return
+    if isinstance(err, Unavailable):
         log.warning("%s is interrupted: %s", claim.title, err.detail)
         context.shunned[claim.job_id] = time.monotonic() + _SHUN_S
         _interrupt(context, claim, err)
-        return f"interrupted: {err.detail}"
-    except BlobDamaged as err:
+        return
+    if isinstance(err, BlobDamaged):
         # Don't rely on the child: it may report a sound blob as damaged.
         claims.insist(
             context, lambda session: scrub.check(session, context.store, claim.inputs.values())
         )
-        _fail(context, claim, err)
-        raise
-    except FarmError as err:
-        _fail(context, claim, err)
-        raise
-    except Exception as err:
-        _fail(context, claim, InternalError(f"the worker has a bug here: {err!r}"))
-        raise
-    _ring(context, ready)
-    return "ended"
+    _fail(context, claim, err)
 
 
 def _interrupt(context: Context, claim: Claim, error: Unavailable) -> None:
@@ -158,8 +181,13 @@ def _ring(context: Context, ready: Sequence[Bell]) -> None:
         log.warning("%s; the sweep rings for %s", err.detail, [bell.title for bell in ready])
 
 
-def _work(task_id: str, context: Context, claim: Claim) -> list[Bell]:
-    """Run the job's stage and finish it; return the bells of the jobs that became ready."""
+def _work(context: Context, claim: Claim) -> list[Bell]:
+    """Run the job's stage and finish it; return the bells of the jobs that became ready.
+
+    Raises:
+        FarmError: the attempt has failed or can't be finished.
+        Stopping, _OtherTools, _Cancelled
+    """
     _check_toolchain(claim)
     with _workdir(context, claim) as workdir:
         parts = [hook(context, claim) for hook in HOOKS]
@@ -173,14 +201,14 @@ def _work(task_id: str, context: Context, claim: Claim) -> list[Bell]:
             sandbox=context.sandbox(workdir, request.inputs.values(), timeout_s=timeout_s),
             log_bytes=context.settings.job_log_bytes,
         ) as child:
-            cancelled = Watch(task_id, context, claim).follow(child)
+            cancelled = Watch(context, claim).follow(child)
             if cancelled:
                 child.end()
                 claims.insist(
                     context,
                     lambda session: jobs.end_cancelled(session, claim.job_id, claim.attempt),
                 )
-                return []
+                raise _Cancelled
             try:
                 result = child.result()
             except FarmError:

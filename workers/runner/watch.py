@@ -23,8 +23,7 @@ class Stopping(Exception):
 class Watch:
     """Follows a child: renews its lease, records its output, notices cancellation."""
 
-    def __init__(self, task_id: str, context: Context, claim: Claim) -> None:
-        self._task_id = task_id
+    def __init__(self, context: Context, claim: Claim) -> None:
         self._context = context
         self._claim = claim
         self._text = ""
@@ -95,5 +94,4 @@ class Watch:
         self._text, self._progress = "", None
         if progress:
             share = "" if progress.share is None else f" {progress.share:.0%}"
-            # Flower shows a task's kwargs in its list.
-            self._context.flower.tell(self._task_id, kwargs=f"{progress.phase}{share}")
+            self._context.flower.progressed(self._claim, f"{progress.phase}{share}")
