@@ -75,6 +75,8 @@ def ring(api) -> Ring:
 
 
 def with_key(api: Api, key: str | None) -> Api:
+    # It may be new: the API would look for it a tenth of a second after its last look.
+    api.app.state.services.ring.forget()
     return Api(api.app, key)
 
 
