@@ -30,6 +30,7 @@ from farm.queue import build_states, transitions
 from farm.queue.turns import Bell, Turns
 from farm.registry import interfaces, provenance, publish
 from farm.specs.states import BuildState, JobState, Reuse, build_state
+from farm.store import artifacts
 
 # Locked, so that none of them ends between this query and the commit: a new job that waits for one
 # would miss its end.
@@ -169,17 +170,17 @@ def _create(
     places: Turns,
     attempts: Mapping[str, int],
 ) -> dict[str, JobRow]:
-    needed = _needed(planned, usable)
+    needed = needed_keys(planned, usable)
     new = [job for key, job in planned.jobs.items() if key in needed and key not in usable]
     if not new:
         return {}
     done = {key for key, job in usable.items() if job.state == JobState.SUCCEEDED}
+    size = artifacts.size(session, build.request["source"]["digest"])
     inserted = []
     for job in new:
-        needs = sum(given.key not in done for given in _made(job).values())
-        inserted.append(
-            _columns_of(job, build, places.place(job.queue), needs, attempts.get(job.key, 0) + 1)
-        )
+        needs = sum(given.key not in done for given in made_inputs(job).values())
+        place, attempt = places.place(job.queue), attempts.get(job.key, 0) + 1
+        inserted.append(_columns_of(job, build, size, place, needs, attempt))
     ids = session.connection().execute(_JOB_INSERT, inserted).scalars()
     created = {
         row["key"]: JobRow.of({"id": job_id} | row)
@@ -200,7 +201,7 @@ def _create(
     return created
 
 
-def _needed(planned: Plan, usable: Mapping[str, JobRow]) -> set[str]:
+def needed_keys(planned: Plan, usable: Mapping[str, JobRow]) -> set[str]:
     """The keys of the jobs that a build needs: what has succeeded needs its inputs no more.
 
     So what was deleted between a source and its engines is made again only for what is missing.
@@ -213,16 +214,17 @@ def _needed(planned: Plan, usable: Mapping[str, JobRow]) -> set[str]:
             needed.add(key)
             job = usable.get(key)
             if job is None or job.state != JobState.SUCCEEDED:
-                ahead += [given.key for given in _made(planned.jobs[key]).values()]
+                ahead += [given.key for given in made_inputs(planned.jobs[key]).values()]
     return needed
 
 
 def _columns_of(
-    job: PlannedJob, build: Build, place: int, needs: int, attempt: int
+    job: PlannedJob, build: Build, size: int | None, place: int, needs: int, attempt: int
 ) -> dict[str, Any]:
     """A new job's columns.
 
     Parameters:
+        size: the source's, in bytes.
         needs: the number of its inputs that have yet to be made.
     """
     at = now()
@@ -235,6 +237,7 @@ def _columns_of(
         "runtime": job.target.runtime if job.target else None,
         "target": str(job.target) if job.target else None,
         "precision": job.precision,
+        "source_bytes": size,
         "queue": job.queue,
         "priority": build.priority,
         "client": build.client,
@@ -257,13 +260,13 @@ def _connect(session: Session, planned: Sequence[PlannedJob], rows: Mapping[str,
             "output": given.role,
         }
         for job in planned
-        for role, given in _made(job).items()
+        for role, given in made_inputs(job).items()
     ]
     if edges:
         session.execute(insert(JobInput), edges)
 
 
-def _made(job: PlannedJob) -> dict[str, Made]:
+def made_inputs(job: PlannedJob) -> dict[str, Made]:
     """A job's inputs that are made by other jobs."""
     return {role: one for role, one in job.recipe.inputs.items() if isinstance(one, Made)}
 

@@ -34,6 +34,7 @@ class Announcement:
     queues: tuple[str, ...]
     runtimes: Mapping[str, str]
     toolchain: Mapping[str, str]
+    slots: int = 1  #: jobs it runs at once
 
 
 def announce(session: Session, worker: Announcement) -> None:
@@ -47,6 +48,7 @@ def announce(session: Session, worker: Announcement) -> None:
             gpu=worker.gpu,
             gpu_uuid=worker.gpu_uuid,
             tags=list(worker.tags),
+            slots=worker.slots,
             queues=list(worker.queues),
             runtimes=dict(worker.runtimes),
             toolchain=dict(worker.toolchain),
@@ -179,5 +181,5 @@ def worker_views(session: Session, fleet: Fleet) -> list[WorkerView]:
 
 
 _WORKER_FIELDS = (
-    "name host gpu gpu_uuid tags queues runtimes toolchain sandbox started_at last_seen_at".split()
+    "name host gpu gpu_uuid tags slots queues runtimes toolchain sandbox started_at last_seen_at".split()
 )
