@@ -32,15 +32,14 @@ from farm.registry import interfaces, provenance, publish
 from farm.specs.states import BuildState, JobState, Reuse, build_state
 from farm.store import artifacts
 
-# Locked, so that none of them ends between this query and the commit: a new job that waits for one
-# would miss its end.
 _JOBS = (
     select_job_rows()
     .where(Job.key.in_(bindparam("keys", expanding=True)), IS_USABLE)
     .order_by(Job.id)
-    # Not their keys: an engine being published refers to them.
-    .with_for_update(key_share=True)
 )
+# Locked, so that none of them ends between this query and the commit: a new job that waits for one
+# would miss its end. Not their keys: an engine being published refers to them.
+_LOCKED_JOBS = _JOBS.with_for_update(key_share=True)
 
 
 _INSERTS: dict[type[Base], Insert] = {
@@ -94,7 +93,7 @@ def attach_jobs(
     ready = places.raise_priority(usable.values())
     created = _create(session, build, planned, usable, places, before.attempts)
     rows = usable | created
-    reuse = {key: before.reuse.get(job.id) or _reuse(job) for key, job in usable.items()}
+    reuse = {key: before.reuse.get(job.id) or reuse_of(job) for key, job in usable.items()}
     jobs = [(rows[key], reuse.get(key, Reuse.RAN)) for key in planned.jobs if key in rows]
     _link(session, build, jobs)
     wanted = _wanted(session, build, planned, rows)
@@ -149,16 +148,22 @@ def _wanted(
     return wanted
 
 
+def usable_jobs(session: Session, planned: Plan, *, locked: bool = False) -> dict[str, JobRow]:
+    """The jobs of a plan that are there: on their way, or succeeded."""
+    statement = _LOCKED_JOBS if locked else _JOBS
+    rows = session.connection().execute(statement, {"keys": list(planned.jobs)})
+    return {row.key: JobRow.of(row._mapping) for row in rows}
+
+
 def _usable(session: Session, planned: Plan) -> dict[str, JobRow]:
-    rows = session.connection().execute(_JOBS, {"keys": list(planned.jobs)})
-    found = {row.key: JobRow.of(row._mapping) for row in rows}
+    found = usable_jobs(session, planned, locked=True)
     ending = [job.id for job in found.values() if job.cancel_requested]
     if ending:
         session.execute(update(Job).where(Job.id.in_(ending)).values(cancel_requested=False))
     return found
 
 
-def _reuse(job: JobRow) -> Reuse:
+def reuse_of(job: JobRow) -> Reuse:
     return Reuse.CACHED if job.state == JobState.SUCCEEDED else Reuse.JOINED
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -127,6 +127,11 @@ class Fleet:
         """Queue → how many workers read it."""
         return Counter(queue for w in self.workers if self.online(w) for queue in _read(w))
 
+    def reading(self, queues: Collection[str]) -> list[tuple[Worker, frozenset[str]]]:
+        """The online workers that read any of these queues, each with all that it reads."""
+        found = [(w, frozenset(_read(w))) for w in self.workers if self.online(w)]
+        return [(worker, read) for worker, read in found if not read.isdisjoint(queues)]
+
     @cached_property
     def unread_queues(self) -> dict[str, list[str]]:
         """Queue → its online workers, for queues that none of them reads."""
@@ -146,12 +151,16 @@ class Fleet:
 
     def waits_for(self, job: Job | JobRow) -> str | None:
         """Which worker a queued job waits for, if no online worker can run it."""
-        if job.state != JobState.QUEUED or self.online_queues.get(job.queue):
+        return self.lacks(job.queue) if job.state == JobState.QUEUED else None
+
+    def lacks(self, name: str) -> str | None:
+        """Which worker the jobs of a queue wait for, if no online worker reads it."""
+        if self.online_queues.get(name):
             return None
-        deaf = self.unread_queues.get(job.queue)
+        deaf = self.unread_queues.get(name)
         if deaf:
             return f"{' or '.join(deaf)}, online without reading its queue (restart it)"
-        queue = Queue.parse(job.queue)
+        queue = Queue.parse(name)
         if queue is None or queue.gpu == gpus.CPU:
             return f"{queue.worker if queue else 'a CPU worker'} (start one: farm worker)"
         return f"{queue.worker} (start one there: farm worker)"
@@ -181,5 +190,5 @@ def worker_views(session: Session, fleet: Fleet) -> list[WorkerView]:
 
 
 _WORKER_FIELDS = (
-    "name host gpu gpu_uuid tags slots queues runtimes toolchain sandbox started_at last_seen_at".split()
-)
+    "name host gpu gpu_uuid tags slots queues runtimes toolchain sandbox started_at last_seen_at"
+).split()

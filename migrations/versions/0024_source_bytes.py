@@ -36,9 +36,7 @@ def upgrade() -> None:
         sqlite_where=_HAS_RUN,
         postgresql_where=_HAS_RUN,
     )
-    op.add_column(
-        "workers", sa.Column("slots", sa.Integer(), nullable=False, server_default="1")
-    )
+    op.add_column("workers", sa.Column("slots", sa.Integer(), nullable=False, server_default="1"))
 
 
 def downgrade() -> None:
