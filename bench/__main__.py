@@ -16,6 +16,7 @@ gpu         the engines of four models on this machine's GPUs, beside the best o
 gpus        GPU jobs a second with 1, 2, 4 … GPUs, beside one
 resolver    a pull's choice among 100,000 engines beside one among 100
 pulls       a pull of a 1 GB engine beside nginx
+forecasts   a job's forecast among 100,000 that ran beside one among 1,000
 =========== =========================================================================
 
 ``claims``, ``post`` and ``resolver`` also measure Postgres when ``FARM_TEST_DATABASE_URL`` is set.
@@ -31,6 +32,7 @@ from bench import (
     claims,
     cold,
     dispatch,
+    forecasts,
     gpu_engines,
     gpus,
     int8,
@@ -54,6 +56,7 @@ BENCHES = {
     "gpus": gpus.scaling,
     "resolver": resolver.ratio,
     "pulls": pulls.ratios,
+    "forecasts": forecasts.costs,
 }
 
 

@@ -73,7 +73,7 @@ def _past(session: Session, sought: Sought) -> Iterator[Past]:
             has_precision=sought.precision is not None,
         )
         for row in session.connection().execute(statement, values):
-            past = _read(row)
+            past = read(row)
             if past is not None:
                 yield past
 
@@ -120,7 +120,7 @@ def _nearest(
     )
 
 
-def _read(row: Row[*tuple[Any, ...]]) -> Past | None:
+def read(row: Row[*tuple[Any, ...]]) -> Past | None:
     """A row as a job of the past; None if its machine's clock went backwards meanwhile."""
     if row.finished_at is None or row.finished_at < row.started_at:
         return None
