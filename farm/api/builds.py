@@ -30,6 +30,7 @@ from farm.builds import loaded, replan, views
 from farm.builds.attach import Submitted
 from farm.builds.cancel import cancel_build
 from farm.builds.dry_run import dry_run as foretold
+from farm.builds.expected import expect
 from farm.builds.explain import explain
 from farm.builds.logs import log
 from farm.builds.submit import Terms, submit_build
@@ -226,7 +227,11 @@ def list_builds(
 def show(build_id: BuildId, farm: Farm) -> Response:
     """State, jobs, engines and errors of a build."""
     with farm.db.read() as session:
-        return answer(views.build(loaded.load(session, build_id), farm.fleet(session)))
+        rows, fleet = loaded.load(session, build_id), farm.fleet(session)
+        view = views.build(rows, fleet)
+        longest_s = farm.settings.job_timeout_s
+        expect(session, view, rows, fleet, farm.history, longest_s=longest_s)
+        return answer(view)
 
 
 @router.get(

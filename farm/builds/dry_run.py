@@ -147,7 +147,7 @@ class _Foretold:
         return shown.ForeseenJob(
             key=job.key,
             kind=job.kind,
-            title=job.title if row is None else row.title,
+            title=job.title,
             reuse=Reuse.RAN if row is None else reuse_of(row),
             job=row.id if row else None,
             state=JobState(row.state) if row else None,

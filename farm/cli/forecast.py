@@ -23,8 +23,8 @@ def show_dry_run(found: DryRun, *, as_json: bool) -> None:
     if as_json:
         show.document(found)
         return
-    new = "a new version" if found.is_new_version else "as before"
-    show.line(f"dry run: {found.model} v{found.version} ({new}), nothing is submitted")
+    version = f"v{found.version}, a new version" if found.is_new_version else f"v{found.version}"
+    show.line(f"dry run of {found.model} {version}: nothing is submitted")
     _jobs(found)
     ran = sum(job.reuse == Reuse.RAN for job in found.jobs)
     engines = sum(engine.is_new for engine in found.engines)

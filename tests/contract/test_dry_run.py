@@ -1,20 +1,28 @@
-"""A dry run of a submission: what it tells, and that it leaves nothing behind."""
+"""What is expected of builds: of a dry run, which leaves nothing behind, and of one that runs."""
 
 from __future__ import annotations
 
+import json
+import re
 from datetime import timedelta
+from pathlib import Path
 
+import onnx
 import pytest
 from sqlalchemy import select, update
+from typer.testing import CliRunner
 
+from farm.cli import app, exits, submit
+from farm.client import Farm
 from farm.database.base import Base, now
 from farm.database.tables import Artifact, Job
 from farm.specs.scopes import Scope
-from tests.contract.conftest import REQUEST, Api, request
+from tests.contract.conftest import REQUEST, Api, OverTheApi, request
 from tests.keys import a_key
 from tests.ledger import Ledger
 
 DRY = {"dry_run": True}
+LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
 ABSENT = "sha256:" + "9" * 64
 
 
@@ -273,3 +281,99 @@ def test_a_blob_that_nobody_uploaded_stays_unknown(api, db, online):
     dry(api, REQUEST | {"source": {"digest": ABSENT, "format": "pt2"}}, source_bytes=7)
     with db.read() as session:
         assert session.get(Artifact, ABSENT) is None
+
+
+def test_a_live_build_tells_what_is_expected_of_it(api, db, online, made):
+    made()
+    took(db, 8.0)
+    source = {"digest": api.upload(b"model 2"), "format": "onnx"}
+    build = api.post("/v1/builds", json=REQUEST | {"source": source}).json()["id"]
+    told = api.get(f"/v1/builds/{build}").json()
+    assert [job["expected_s"] for job in told["jobs"]] == [8.0] * 4
+    assert told["remaining_s"] == 32.0
+    claim = online.claim_next()
+    assert 24.0 <= api.get(f"/v1/builds/{build}").json()["remaining_s"] <= 32.0
+    online.succeed(claim)
+    told = api.get(f"/v1/builds/{build}").json()
+    assert [job["expected_s"] for job in told["jobs"]] == [None, 8.0, 8.0, 8.0]
+    assert told["remaining_s"] == 24.0
+    online.run_all()
+    told = api.get(f"/v1/builds/{build}").json()
+    assert (told["state"], told["remaining_s"]) == ("succeeded", None)
+    assert {job["expected_s"] for job in told["jobs"]} == {None}
+
+
+def test_a_build_in_line_waits_for_those_before_it(api, db, online, made):
+    made()
+    took(db, 8.0)
+    left = []
+    for number in (2, 3):
+        source = {"digest": api.upload(b"model %d" % number), "format": "onnx"}
+        build = api.post("/v1/builds", json=REQUEST | {"source": source}).json()["id"]
+        left.append(api.get(f"/v1/builds/{build}").json()["remaining_s"])
+    assert left == [32.0, 64.0]
+
+
+def test_what_is_left_is_unknown_if_one_job_is_unlike_any(api, db, online, made):
+    made()
+    took(db, 8.0)
+    build = api.post("/v1/builds", json=request(api, precisions=["fp32", "fp16"])).json()["id"]
+    told = api.get(f"/v1/builds/{build}").json()
+    assert told["remaining_s"] is None
+    assert {job["title"]: job["expected_s"] for job in told["jobs"]}["measure digits:fp32"] is None
+
+
+# On the command line
+
+
+@pytest.fixture
+def run(api, monkeypatch):
+    farm = Farm("http://localhost", key=api.key, transport=OverTheApi(api))
+    monkeypatch.setattr(submit, "connect", lambda _url: farm)
+    return lambda *words: CliRunner().invoke(app, ["submit", *map(str, words)])
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "digits.onnx"
+    path.write_bytes((LIGHT / "light_squeezenet.onnx").read_bytes())
+    return path
+
+
+def test_the_command_uploads_nothing_and_fits_a_terminal(api, db, store, online, made, run, model):
+    made()
+    took(db, 8.0, peak_memory_bytes=812_000_000)
+    with db.write() as session:
+        session.execute(update(Job).values(source_bytes=model.stat().st_size))
+    before = everything(db)
+    words = (model, "--gpu", "tensorrt:h200,sm_89", "--precision", "fp16")
+    result = run(*words, "--dry-run")
+    assert result.exit_code == exits.OK, result.output
+    assert everything(db) == before
+    table, rest = result.stdout.split("jobs, 0 of them reused")
+    assert "dry run of digits v2, a new version: nothing is submitted\n" in table
+    assert re.search(r"cast +fp16 +new +8\.0 s +– +812\.0 MB +1\b", table)
+    assert re.search(r"build +fp16@h200 +new +unknown +– +unknown +0\b", table)
+    assert "to be uploaded: the source" in rest
+    assert "would wait for a worker with a GPU h200" in rest
+    assert "expected to take at least 32.0 s" in rest
+    tables = [line for line in result.stdout.splitlines() if "  " in line.strip()]
+    assert tables
+    assert max(len(line.rstrip()) for line in tables) <= 80
+    told = json.loads(run(*words, "--dry-run", "--json").stdout)
+    assert told["wall"]["stuck"] == 2
+
+
+def test_the_command_waits_for_no_dry_run(run, model):
+    for more in (["--wait"], ["--idempotency-key", "once"]):
+        result = run(model, "--gpu", "sm_89", "--dry-run", *more)
+        assert result.exit_code == exits.USAGE
+        assert "a dry run submits nothing" in result.stderr
+
+
+def test_the_client_tells_it_in_python(api, online, model):
+    farm = Farm("http://localhost", key=api.key, transport=OverTheApi(api))
+    told = farm.dry_run(model, targets=["sm_89"], precisions=["fp16"])
+    assert [job.kind for job in told.jobs] == ["export", "cast", "build", "measure"]
+    assert told.absent[0].role == "source"
+    assert farm.builds() == []
