@@ -153,7 +153,6 @@ def _foretold(
             look=look,
             client=by.client,
             source_bytes=source_bytes,
-            longest_s=farm.settings.job_timeout_s,
         )
 
     return _raced(farm, work)
@@ -229,8 +228,7 @@ def show(build_id: BuildId, farm: Farm) -> Response:
     with farm.db.read() as session:
         rows, fleet = loaded.load(session, build_id), farm.fleet(session)
         view = views.build(rows, fleet)
-        longest_s = farm.settings.job_timeout_s
-        expect(session, view, rows, fleet, farm.history, longest_s=longest_s)
+        expect(session, view, rows, fleet, farm.history)
         return answer(view)
 
 

@@ -44,7 +44,6 @@ def dry_run(
     look: Look,
     client: str,
     source_bytes: int | None,
-    longest_s: float,
 ) -> shown.DryRun:
     """What a submission would do. Rolls the session back.
 
@@ -52,7 +51,6 @@ def dry_run(
 
     Parameters:
         source_bytes: the source's size, if it hasn't been.
-        longest_s: the longest that any job may run.
 
     Raises:
         FarmError: as ``submit.prepare``.
@@ -62,7 +60,7 @@ def dry_run(
     found = prepare(session, request, terms, TAKEN if is_unseen else look, may_be_absent=True)
     size = artifacts.size(session, request.source.digest) or source_bytes
     foretold = _Foretold(session, found, terms.fleet, history, size)
-    ahead = foretold.outlook(client, longest_s=longest_s)
+    ahead = foretold.outlook(client)
     version = found.version
     told = shown.DryRun(
         model=found.request.model,
@@ -117,7 +115,7 @@ class _Foretold:
         row = self._there.get(job.key)
         return row is not None and row.state == JobState.SUCCEEDED
 
-    def outlook(self, client: str, *, longest_s: float) -> Outlook:
+    def outlook(self, client: str) -> Outlook:
         own = [row.id for row in self._there.values() if row.state != JobState.SUCCEEDED]
         return outlook(
             self._session,
@@ -125,7 +123,6 @@ class _Foretold:
             self._history,
             [self._comes(job) for job in self._coming],
             Who(client=client, priority=self._found.request.priority, own=own),
-            longest_s=longest_s,
         )
 
     def _comes(self, job: PlannedJob) -> Coming:

@@ -18,6 +18,7 @@ from farm.planning.forecast import Range
 from farm.schemas.builds import BuildView
 from farm.specs.states import BUILD_ENDED, ENDED, JobState
 
+_MOST_AHEAD = 100
 _EDGES = select(JobInput.job_id, JobInput.needs_id).where(
     JobInput.job_id.in_(bindparam("ids", expanding=True))
 )
@@ -29,13 +30,10 @@ def expect(
     rows: LoadedBuild,
     fleet: Fleet,
     history: History,
-    *,
-    longest_s: float,
 ) -> None:
     """Add to a live build's view what is expected of it, as far as jobs like its own have run.
 
-    Parameters:
-        longest_s: the longest that any job may run.
+    What is left isn't told while many jobs come first: builds are asked for often.
     """
     if view.state in BUILD_ENDED:
         return
@@ -60,7 +58,7 @@ def expect(
             places=places,
             first=min((job.id for job in in_line), default=0),
         ),
-        longest_s=longest_s,
+        most_ahead=_MOST_AHEAD,
     )
     if found.took is not None and not found.is_least:
         view.remaining_s = found.took.expected

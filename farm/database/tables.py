@@ -247,6 +247,9 @@ IS_USABLE = text("jobs.state NOT IN ('failed', 'cancelled')")
 IS_QUEUED = text("jobs.state = 'queued'")
 
 
+IS_RUNNING = text("jobs.state = 'running'")
+
+
 IS_OUTDATED = text("jobs.outdated IS NOT NULL")
 
 
@@ -307,6 +310,13 @@ class Job(Base):
             "id",
             sqlite_where=HAS_RUN,
             postgresql_where=HAS_RUN,
+        ),
+        # What workers do now.
+        Index(
+            "ix_jobs_running_queue",
+            "queue",
+            sqlite_where=IS_RUNNING,
+            postgresql_where=IS_RUNNING,
         ),
         # Jobs that wait to be announced.
         Index(

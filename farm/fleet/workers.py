@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from farm.database.base import now
 from farm.database.job_rows import JobRow
-from farm.database.tables import Job, Worker
+from farm.database.tables import IS_RUNNING, Job, Worker
 from farm.schemas.fleet import WorkerView
 from farm.specs import gpus
 from farm.specs.queues import Queue
@@ -171,9 +171,7 @@ def _read(worker: Worker) -> set[str]:
 
 
 def worker_views(session: Session, fleet: Fleet) -> list[WorkerView]:
-    running = {
-        job.owner: job for job in session.scalars(select(Job).where(Job.state == JobState.RUNNING))
-    }
+    running = {job.owner: job for job in session.scalars(select(Job).where(IS_RUNNING))}
     views = []
     for worker in sorted(fleet.workers, key=lambda w: w.name):
         job = running.get(worker.name)

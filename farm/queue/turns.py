@@ -21,7 +21,7 @@ from farm.database.job_rows import JobRow
 from farm.database.tables import IS_IN_LINE, IS_QUEUED, Build, BuildJob, Job
 from farm.specs.states import JobState
 
-PRIORITIES = 10  #: 0 to 9
+_PRIORITIES = 10
 _TURNS = 2**40  #: more than a farm ever uses
 _OTHER = aliased(Job)
 _NOT_STARTED = (JobState.WAITING, JobState.QUEUED)
@@ -113,7 +113,7 @@ class Turns:
 
 def next_place(session: Session, queue: str, client: str, priority: int) -> int:
     """The place in a queue after the client's newest of a priority, or after the work in progress."""
-    first = (PRIORITIES - 1 - priority) * _TURNS
+    first = (_PRIORITIES - 1 - priority) * _TURNS
     of = {"queue": queue, "client": client, "priority": priority}
     band = {"first": first, "last": first + _TURNS - 1}
     own, started = session.connection().execute(_NEWEST, of | band).one()

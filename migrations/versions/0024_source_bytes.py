@@ -1,4 +1,5 @@
 """Jobs know the size of their source, and workers say how many jobs they run at once: forecasts need both.
+What runs now is found by an index.
 
 The size is filled in for jobs that have run, as far as their source is still known.
 """
@@ -14,6 +15,7 @@ branch_labels = None
 depends_on = None
 
 _HAS_RUN = sa.text("jobs.facts IS NOT NULL AND jobs.started_at IS NOT NULL")
+_IS_RUNNING = sa.text("jobs.state = 'running'")
 _FILL = """
 UPDATE jobs SET source_bytes = (
     SELECT max(artifacts.bytes)
@@ -36,10 +38,18 @@ def upgrade() -> None:
         sqlite_where=_HAS_RUN,
         postgresql_where=_HAS_RUN,
     )
+    op.create_index(
+        "ix_jobs_running_queue",
+        "jobs",
+        ["queue"],
+        sqlite_where=_IS_RUNNING,
+        postgresql_where=_IS_RUNNING,
+    )
     op.add_column("workers", sa.Column("slots", sa.Integer(), nullable=False, server_default="1"))
 
 
 def downgrade() -> None:
     op.drop_column("workers", "slots")
+    op.drop_index("ix_jobs_running_queue", table_name="jobs")
     op.drop_index("ix_jobs_like", table_name="jobs")
     op.drop_column("jobs", "source_bytes")
