@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import event, select, update
 from typer.testing import CliRunner
 
 from farm.cli import app, exits, submit
@@ -321,6 +321,26 @@ def test_what_is_left_is_unknown_if_one_job_is_unlike_any(api, db, online, made)
     told = api.get(f"/v1/builds/{build}").json()
     assert told["remaining_s"] is None
     assert {job["title"]: job["expected_s"] for job in told["jobs"]}["measure digits:fp32"] is None
+
+
+def test_what_is_read_of_many_jobs_is_found_by_indexes(api, db, online):
+    """SQLite tells its plan without statistics; Postgres scans what is small."""
+    if not db.is_sqlite:
+        pytest.skip("Postgres chooses by the number of rows")
+    plans = []
+
+    def planned(_connection, cursor, statement, values, _context, _many):
+        if "FROM jobs" in statement and statement.startswith("SELECT"):
+            found = cursor.execute(f"EXPLAIN QUERY PLAN {statement}", values)
+            plans.extend(row[3] for row in found.fetchall())
+        return statement, values
+
+    event.listen(db.engine, "before_cursor_execute", planned, retval=True)
+    dry(api, REQUEST | {"source": {"digest": ABSENT, "format": "pt2"}}, source_bytes=7)
+    assert {"ix_jobs_like", "ix_jobs_running_queue", "ix_jobs_queue_client_place"} <= {
+        word for plan in plans for word in plan.split()
+    }
+    assert not [plan for plan in plans if plan.startswith("SCAN jobs")]
 
 
 # On the command line
