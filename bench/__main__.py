@@ -17,6 +17,7 @@ gpus        GPU jobs a second with 1, 2, 4 … GPUs, beside one
 resolver    a pull's choice among 100,000 engines beside one among 100
 page        the first paint of the farm's page with 10,000 builds beside a bare one
 pulls       a pull of a 1 GB engine beside nginx
+forecasts   a job's forecast among 100,000 that ran beside one among 1,000
 =========== =========================================================================
 
 ``claims``, ``page``, ``post`` and ``resolver`` also measure Postgres when ``FARM_TEST_DATABASE_URL`` is set.
@@ -32,6 +33,7 @@ from bench import (
     claims,
     cold,
     dispatch,
+    forecasts,
     gpu_engines,
     gpus,
     int8,
@@ -57,6 +59,7 @@ BENCHES = {
     "resolver": resolver.ratio,
     "pulls": pulls.ratios,
     "page": page.paints,
+    "forecasts": forecasts.costs,
 }
 
 

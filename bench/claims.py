@@ -99,7 +99,8 @@ class Queue:
             session.add(Artifact(digest=_DIGEST, bytes=1))
             session.flush()
             fleet = Fleet.load(session, ttl_s=30)
-            submit.submit_build(session, request, fleet=fleet, runtimes=Settings().runtimes)
+            terms = submit.Terms(fleet=fleet, runtimes=Settings().runtimes)
+            submit.submit_build(session, request, terms)
 
     def _multiply(self, queued: int) -> None:
         """Copy the one build with all that belongs to it."""

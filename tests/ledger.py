@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from farm.builds import loaded, replan, views
 from farm.builds.cancel import cancel_build
-from farm.builds.submit import submit_build
+from farm.builds.submit import Terms, submit_build
 from farm.database.session import Database
 from farm.database.tables import Artifact, BuildJob, Job
 from farm.errors import FarmError
@@ -79,10 +79,12 @@ class Ledger:
             submitted = submit_build(
                 session,
                 request,
-                fleet=self.fleet(session),
-                runtimes=(Runtime.TENSORRT, Runtime.TENSORRT_RTX),
-                plugin_keys=plugin_keys,
-                gates=held_to,
+                Terms(
+                    fleet=self.fleet(session),
+                    runtimes=(Runtime.TENSORRT, Runtime.TENSORRT_RTX),
+                    plugin_keys=plugin_keys,
+                    gates=held_to,
+                ),
                 look=look,
                 client=client,
                 idempotency_key=idempotency_key,

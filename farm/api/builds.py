@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import PlainTextResponse
@@ -29,12 +29,16 @@ from farm.api.services import (
 from farm.builds import loaded, replan, views
 from farm.builds.attach import Submitted
 from farm.builds.cancel import cancel_build
+from farm.builds.dry_run import dry_run as foretold
+from farm.builds.expected import expect
 from farm.builds.explain import explain
 from farm.builds.logs import log
-from farm.builds.submit import submit_build
+from farm.builds.submit import Terms, submit_build
 from farm.errors import Conflict
+from farm.fleet.workers import Fleet
 from farm.schemas.builds import BuildPage, BuildView, Explanation
 from farm.schemas.events import Event
+from farm.schemas.forecast import DryRun
 from farm.schemas.submission import BuildRequest
 from farm.specs.states import BuildState
 from farm.trust import audit
@@ -58,6 +62,7 @@ ClientName = Annotated[
         "required, across these names, or else addresses",
     ),
 ]
+R = TypeVar("R")
 _RACES = 10  #: how often a submission that raced another for the same work is retried
 
 
@@ -66,7 +71,8 @@ _RACES = 10  #: how often a submission that raced another for the same work is r
     status_code=202,
     summary="Submit a build",
     response_model=BuildView,
-    responses=problems(404, 409, 413),
+    responses=problems(404, 409, 413)
+    | {200: {"model": DryRun, "description": "With `dry_run`: what would be done"}},
     openapi_extra=json_body(BuildRequest),
 )
 def submit(
@@ -75,13 +81,27 @@ def submit(
     by: By,
     idempotency_key: IdempotencyKey = None,
     _client: ClientName = None,
+    dry_run: Annotated[
+        bool,
+        Query(
+            description="only tell what would be done and how long it would take, as like jobs took: the "
+            "blobs needn't be uploaded, and nothing is kept"
+        ),
+    ] = False,
+    source_bytes: Annotated[
+        Annotated[int, Field(ge=1, le=2**53)] | None,
+        Query(description="of a dry run: the size of a source that isn't uploaded"),
+    ] = None,
 ) -> Response:
     """Plan a model version × precisions × targets. Finished and running jobs are reused.
 
     With `bench`, every runtime and precision of the targets that can be built.
     """
+    request = parsed(BuildRequest, body)
     with farm.one_of(farm.planning, "other builds are being planned"):
-        view = submitted(farm, parsed(BuildRequest, body), by, idempotency_key)
+        if dry_run:
+            return answer(_foretold(farm, request, by, source_bytes))
+        view = submitted(farm, request, by, idempotency_key)
     return answer(view, status=202, headers={"Location": f"/v1/builds/{view.id}"})
 
 
@@ -95,20 +115,47 @@ def submitted(
         made = submit_build(
             session,
             request,
+            _terms(farm, session),
             look=look,
-            fleet=farm.fleet(session),
-            runtimes=farm.settings.runtimes,
-            plugin_keys=farm.settings.plugin_keys,
-            gates=farm.settings.gates,
             client=by.client,
             idempotency_key=_of(by, idempotency_key),
-            most_jobs=farm.settings.max_build_jobs,
         )
         if made.attached is not None:
             audit.record(session, by, "submit", made.build_id, model=made.attached.model)
         return made
 
     return _unit(farm, work)
+
+
+def _terms(farm: Services, session: Session) -> Terms:
+    settings = farm.settings
+    return Terms(
+        fleet=farm.fleet(session),
+        runtimes=settings.runtimes,
+        plugin_keys=settings.plugin_keys,
+        gates=settings.gates,
+        most_jobs=settings.max_build_jobs,
+    )
+
+
+def _foretold(
+    farm: Services, request: BuildRequest, by: Caller, source_bytes: int | None
+) -> DryRun:
+    """What a submission would do."""
+    look = farm.looks.at(request.source.digest, request.source.format)
+
+    def work(session: Session) -> DryRun:
+        return foretold(
+            session,
+            request,
+            _terms(farm, session),
+            farm.history,
+            look=look,
+            client=by.client,
+            source_bytes=source_bytes,
+        )
+
+    return _raced(farm, work)
 
 
 def _of(by: Caller, idempotency_key: str | None) -> str | None:
@@ -119,24 +166,39 @@ def _of(by: Caller, idempotency_key: str | None) -> str | None:
 
 
 def _unit(farm: Services, work: Callable[[Session], Submitted]) -> BuildView:
-    """Run a unit of work that may race another for a unique row, then announce its jobs."""
-    for _ in range(_RACES):
-        try:
-            with farm.db.write() as session:
-                submitted = work(session)
-                session.flush()
-                fleet = farm.fleet(session)
-                if submitted.attached is None:
-                    return views.build(loaded.load(session, submitted.build_id), fleet)
-            break
-        except IntegrityError:
-            continue
-    else:
-        raise Conflict("too many concurrent submissions of the same work", hint="submit it again")
+    """Run a unit of work, then announce its jobs."""
+
+    def whole(session: Session) -> tuple[Submitted, Fleet, BuildView | None]:
+        submitted = work(session)
+        session.flush()
+        fleet = farm.fleet(session)
+        if submitted.attached is not None:
+            return submitted, fleet, None
+        return submitted, fleet, views.build(loaded.load(session, submitted.build_id), fleet)
+
+    submitted, fleet, view = _raced(farm, whole)
+    if view is not None:
+        return view
+    assert submitted.attached is not None
     if submitted.ready:
         farm.sweeper.ring(submitted.ready)
     # A worker is notified in the meantime.
     return views.build(submitted.attached, fleet)
+
+
+def _raced(farm: Services, work: Callable[[Session], R]) -> R:
+    """Run a unit of work that may race another for a unique row.
+
+    Raises:
+        Conflict: it lost again and again.
+    """
+    for _ in range(_RACES):
+        try:
+            with farm.db.write() as session:
+                return work(session)
+        except IntegrityError:
+            continue
+    raise Conflict("too many concurrent submissions of the same work", hint="submit it again")
 
 
 @router.get("", summary="List builds", response_model=BuildPage, responses=problems(404, 409))
@@ -164,7 +226,10 @@ def list_builds(
 def show(build_id: BuildId, farm: Farm) -> Response:
     """State, jobs, engines and errors of a build."""
     with farm.db.read() as session:
-        return answer(views.build(loaded.load(session, build_id), farm.fleet(session)))
+        rows, fleet = loaded.load(session, build_id), farm.fleet(session)
+        view = views.build(rows, fleet)
+        expect(session, view, rows, fleet, farm.history)
+        return answer(view)
 
 
 @router.get(

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from farm.api.documents import problem_response
 from farm.api.looks import Looks
 from farm.api.streams import Streams
+from farm.builds.history import History
 from farm.daemon.keeper import Keeper
 from farm.daemon.scrub import Scrubber
 from farm.daemon.signing import Notary
@@ -61,6 +62,7 @@ class Services:
     signatory: Signatory
     notary: Notary
     looks: Looks
+    history: History
     streams: Streams
     pulled: Pulled
     keeper: Keeper
@@ -93,6 +95,7 @@ class Services:
             signatory=signatory,
             notary=Notary(db, signatory),
             looks=Looks(store),
+            history=History(),
             streams=Streams(db),
             pulled=pulled,
             keeper=Keeper(db, store, pulled, settings, sessions),

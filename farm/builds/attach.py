@@ -30,16 +30,16 @@ from farm.queue import build_states, transitions
 from farm.queue.turns import Bell, Turns
 from farm.registry import interfaces, provenance, publish
 from farm.specs.states import BuildState, JobState, Reuse, build_state
+from farm.store import artifacts
 
-# Locked, so that none of them ends between this query and the commit: a new job that waits for one
-# would miss its end.
 _JOBS = (
     select_job_rows()
     .where(Job.key.in_(bindparam("keys", expanding=True)), IS_USABLE)
     .order_by(Job.id)
-    # Not their keys: an engine being published refers to them.
-    .with_for_update(key_share=True)
 )
+# Locked, so that none of them ends between this query and the commit: a new job that waits for one
+# would miss its end. Not their keys: an engine being published refers to them.
+_LOCKED_JOBS = _JOBS.with_for_update(key_share=True)
 
 
 _INSERTS: dict[type[Base], Insert] = {
@@ -93,7 +93,7 @@ def attach_jobs(
     ready = places.raise_priority(usable.values())
     created = _create(session, build, planned, usable, places, before.attempts)
     rows = usable | created
-    reuse = {key: before.reuse.get(job.id) or _reuse(job) for key, job in usable.items()}
+    reuse = {key: before.reuse.get(job.id) or reuse_of(job) for key, job in usable.items()}
     jobs = [(rows[key], reuse.get(key, Reuse.RAN)) for key in planned.jobs if key in rows]
     _link(session, build, jobs)
     wanted = _wanted(session, build, planned, rows)
@@ -148,16 +148,22 @@ def _wanted(
     return wanted
 
 
+def usable_jobs(session: Session, planned: Plan, *, locked: bool = False) -> dict[str, JobRow]:
+    """The jobs of a plan that are there: on their way, or succeeded."""
+    statement = _LOCKED_JOBS if locked else _JOBS
+    rows = session.connection().execute(statement, {"keys": list(planned.jobs)})
+    return {row.key: JobRow.of(row._mapping) for row in rows}
+
+
 def _usable(session: Session, planned: Plan) -> dict[str, JobRow]:
-    rows = session.connection().execute(_JOBS, {"keys": list(planned.jobs)})
-    found = {row.key: JobRow.of(row._mapping) for row in rows}
+    found = usable_jobs(session, planned, locked=True)
     ending = [job.id for job in found.values() if job.cancel_requested]
     if ending:
         session.execute(update(Job).where(Job.id.in_(ending)).values(cancel_requested=False))
     return found
 
 
-def _reuse(job: JobRow) -> Reuse:
+def reuse_of(job: JobRow) -> Reuse:
     return Reuse.CACHED if job.state == JobState.SUCCEEDED else Reuse.JOINED
 
 
@@ -169,17 +175,17 @@ def _create(
     places: Turns,
     attempts: Mapping[str, int],
 ) -> dict[str, JobRow]:
-    needed = _needed(planned, usable)
+    needed = needed_keys(planned, usable)
     new = [job for key, job in planned.jobs.items() if key in needed and key not in usable]
     if not new:
         return {}
     done = {key for key, job in usable.items() if job.state == JobState.SUCCEEDED}
+    size = artifacts.size(session, build.request["source"]["digest"])
     inserted = []
     for job in new:
-        needs = sum(given.key not in done for given in _made(job).values())
-        inserted.append(
-            _columns_of(job, build, places.place(job.queue), needs, attempts.get(job.key, 0) + 1)
-        )
+        needs = sum(given.key not in done for given in made_inputs(job).values())
+        place, attempt = places.place(job.queue), attempts.get(job.key, 0) + 1
+        inserted.append(_columns_of(job, build, size, place, needs, attempt))
     ids = session.connection().execute(_JOB_INSERT, inserted).scalars()
     created = {
         row["key"]: JobRow.of({"id": job_id} | row)
@@ -200,7 +206,7 @@ def _create(
     return created
 
 
-def _needed(planned: Plan, usable: Mapping[str, JobRow]) -> set[str]:
+def needed_keys(planned: Plan, usable: Mapping[str, JobRow]) -> set[str]:
     """The keys of the jobs that a build needs: what has succeeded needs its inputs no more.
 
     So what was deleted between a source and its engines is made again only for what is missing.
@@ -213,16 +219,17 @@ def _needed(planned: Plan, usable: Mapping[str, JobRow]) -> set[str]:
             needed.add(key)
             job = usable.get(key)
             if job is None or job.state != JobState.SUCCEEDED:
-                ahead += [given.key for given in _made(planned.jobs[key]).values()]
+                ahead += [given.key for given in made_inputs(planned.jobs[key]).values()]
     return needed
 
 
 def _columns_of(
-    job: PlannedJob, build: Build, place: int, needs: int, attempt: int
+    job: PlannedJob, build: Build, size: int | None, place: int, needs: int, attempt: int
 ) -> dict[str, Any]:
     """A new job's columns.
 
     Parameters:
+        size: the source's, in bytes.
         needs: the number of its inputs that have yet to be made.
     """
     at = now()
@@ -235,6 +242,7 @@ def _columns_of(
         "runtime": job.target.runtime if job.target else None,
         "target": str(job.target) if job.target else None,
         "precision": job.precision,
+        "source_bytes": size,
         "queue": job.queue,
         "priority": build.priority,
         "client": build.client,
@@ -257,13 +265,13 @@ def _connect(session: Session, planned: Sequence[PlannedJob], rows: Mapping[str,
             "output": given.role,
         }
         for job in planned
-        for role, given in _made(job).items()
+        for role, given in made_inputs(job).items()
     ]
     if edges:
         session.execute(insert(JobInput), edges)
 
 
-def _made(job: PlannedJob) -> dict[str, Made]:
+def made_inputs(job: PlannedJob) -> dict[str, Made]:
     """A job's inputs that are made by other jobs."""
     return {role: one for role, one in job.recipe.inputs.items() if isinstance(one, Made)}
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from farm.builds.attach import Submitted, attach_jobs, columns, insert_rows
-from farm.builds.planned import chosen, plan_of
+from farm.builds.planned import Chosen, chosen, plan_of
 from farm.builds.versions import Versioned, version_of
 from farm.database.base import now
 from farm.database.ids import new_id
@@ -22,6 +23,7 @@ from farm.errors import Conflict
 from farm.fleet.workers import Fleet
 from farm.formats.sources import Look
 from farm.planning import targets
+from farm.planning.plan import Plan
 from farm.registry import goals, interfaces, labels
 from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet
@@ -30,44 +32,81 @@ from farm.specs.states import BuildState
 from farm.trust import plugins
 
 
-def submit_build(
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What a farm plans submissions by."""
+
+    fleet: Fleet
+    runtimes: Sequence[Runtime]
+    plugin_keys: Collection[str] = ()
+    gates: GateSet = field(default_factory=GateSet)  #: for those that the request doesn't set
+    most_jobs: int | None = None  #: limit on a build's number of jobs; None for none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A submission that is accepted, of which only the version is there yet."""
+
+    request: BuildRequest  #: in the model's own name
+    version: Versioned
+    gates: GateSet
+    chosen: Chosen
+    planned: Plan
+
+
+def prepare(
     session: Session,
     request: BuildRequest,
+    terms: Terms,
+    look: Look,
     *,
-    fleet: Fleet,
-    runtimes: Sequence[Runtime],
-    plugin_keys: Collection[str] = (),
-    gates: GateSet = GateSet(),
-    look: Look = Look(),
-    client: str = "",
-    idempotency_key: str | None = None,
-    most_jobs: int | None = None,
-) -> Submitted:
-    """Accept a build: plan its jobs, and create those that don't exist yet.
+    may_be_absent: bool = False,
+) -> Prepared:
+    """Check a submission and plan its jobs.
 
     Parameters:
         look: what is known about the source's graph.
-        gates: the farm's, for those the request doesn't set. The build stores them.
-        most_jobs: limit on its number of jobs; by default none.
+        may_be_absent: whether its blobs needn't be here.
 
     Raises:
         InvalidRequest, UnknownGpu, TargetUnsupported, CalibrationMissing, PluginRefused
         NotFound: a blob hasn't been uploaded.
         NameAmbiguous
-        Conflict: the idempotency key was used for another request, or ``new_inputs`` is missing.
+        Conflict: ``new_inputs`` is missing.
+    """
+    version = version_of(session, request, may_be_absent=may_be_absent)
+    request = version.in_its_name(request)
+    check_inputs(session, request, version, look)
+    gates = terms.gates.changed(request.gates) if request.gates else terms.gates
+    found = chosen(session, request, version.model, terms.fleet, terms.runtimes, look)
+    planned = plan_of(request, found.choices, terms.fleet, gates, look, terms.most_jobs)
+    plugins.require(session, request.options.plugins, terms.plugin_keys)
+    return Prepared(request=request, version=version, gates=gates, chosen=found, planned=planned)
+
+
+def submit_build(
+    session: Session,
+    request: BuildRequest,
+    terms: Terms,
+    *,
+    look: Look = Look(),
+    client: str = "",
+    idempotency_key: str | None = None,
+) -> Submitted:
+    """Accept a build: plan its jobs, and create those that don't exist yet. The build stores its gates.
+
+    Raises:
+        FarmError: as ``prepare``.
+        Conflict: the idempotency key was used for another request.
     """
     document = request.model_dump(mode="json")
     if idempotency_key is not None:
         first = _first_with(session, idempotency_key, document)
         if first is not None:
             return Submitted(build_id=first.id, attached=None)
-    version = version_of(session, request)
-    request = version.in_its_name(request)
-    check_inputs(session, request, version, look)
-    gates = gates.changed(request.gates) if request.gates else gates
-    found = chosen(session, request, version.model, fleet, runtimes, look)
-    planned = plan_of(request, found.choices, fleet, gates, look, most_jobs)
-    plugins.require(session, request.options.plugins, plugin_keys)
+    found = prepare(session, request, terms, look)
+    request, version = found.request, found.version
+    left_out = found.chosen.left_out
     build = Build(
         id=new_id(),
         version_id=version.id,
@@ -76,17 +115,15 @@ def submit_build(
         priority=request.priority,
         client=client,
         idempotency_key=idempotency_key,
-        gates=gates.model_dump(),
-        left_out=None
-        if found.left_out is None
-        else [one.model_dump(mode="json") for one in found.left_out],
+        gates=found.gates.model_dump(),
+        left_out=None if left_out is None else [one.model_dump(mode="json") for one in left_out],
         created_at=now(),
     )
     insert_rows(session, Build, [columns(build)])
     _remember(session, request, version.id, build.id)
     created = {"build_id": build.id, "kind": "build", "state": build.state, "data": {}, "at": now()}
     insert_rows(session, Event, [created])
-    submitted = attach_jobs(session, build, request.model, version.number, planned)
+    submitted = attach_jobs(session, build, request.model, version.number, found.planned)
     if not version.is_known:
         interfaces.reused(session, version.id, build.id)
     return submitted

@@ -64,31 +64,45 @@ class Versioned(NamedTuple):
         return request.model_copy(update={"model": self.model.name})
 
 
-def _check_blobs(session: Session, request: BuildRequest) -> None:
-    digests = {"source": request.source.digest}
+def absent(session: Session, request: BuildRequest) -> dict[str, str]:
+    """The blobs of a request that haven't been uploaded: role → digest."""
+    digests = _blobs(request)
+    there = set(session.connection().scalars(_BLOBS, {"digests": list(digests.values())}))
+    return {role: digest for role, digest in digests.items() if digest not in there}
+
+
+def _blobs(request: BuildRequest) -> dict[str, str]:
+    digests: dict[str, str] = {Role.SOURCE: request.source.digest}
     if request.calibration:
         digests[Role.CALIBRATION] = request.calibration.digest
     if request.evaluation:
         digests[Role.EVALUATION] = request.evaluation.digest
-    there = set(session.connection().scalars(_BLOBS, {"digests": list(digests.values())}))
-    for role, digest in digests.items():
-        if digest not in there:
-            raise NotFound(
-                f"the {role} {digest} isn't here", hint="upload it first: POST /v1/blobs"
-            )
-    held.settle(session, list(digests.values()))
+    return digests
 
 
-def version_of(session: Session, request: BuildRequest) -> Versioned:
+def _take_blobs(session: Session, request: BuildRequest) -> None:
+    for role, digest in absent(session, request).items():
+        raise NotFound(f"the {role} {digest} isn't here", hint="upload it first: POST /v1/blobs")
+    held.settle(session, list(_blobs(request).values()))
+
+
+def version_of(
+    session: Session, request: BuildRequest, *, may_be_absent: bool = False
+) -> Versioned:
     """The version that a request is for; a source new to the model becomes its next version.
 
     A source is its bytes, the format they are read in, its architecture with the configuration, and the
     inputs that are fixed.
 
+    Parameters:
+        may_be_absent: whether the request's blobs needn't be here; otherwise they are taken into use.
+
     Raises:
         NotFound: one of the request's blobs hasn't been uploaded.
         NameAmbiguous
     """
+    if not may_be_absent:
+        _take_blobs(session, request)
     digest, architecture = request.source.digest, request.source.architecture
     told = {
         "fixed_inputs": request.fixed_inputs or None,
@@ -98,7 +112,6 @@ def version_of(session: Session, request: BuildRequest) -> Versioned:
     # The format that bytes were first read in isn't part of the variant, another one is.
     variant = keys.variant(told["fixed_inputs"], told["architecture"])
     other = keys.variant(told["fixed_inputs"], told["architecture"], read_as)
-    _check_blobs(session, request)
     model = names.named_or_new(session, request.model)
     asked = {"model_id": model.id, "digest": digest, "variant": variant}
     of_format = asked | {"format": read_as, "other": other}

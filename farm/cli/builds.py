@@ -10,7 +10,7 @@ from rich.text import Text
 
 from farm.cli import complete, show
 from farm.cli.options import BuildId, Json, LabelFilters, Url, Wide, again, connect, example, page
-from farm.cli.watch import jobs_table, tell_held_back
+from farm.cli.watch import jobs_table, remaining, tell_held_back
 
 if TYPE_CHECKING:
     from farm.client import Build
@@ -46,7 +46,7 @@ def show_build(view: BuildView, url: str | None) -> None:
     """Print a build with its jobs and engines."""
     took = show.elapsed(view.created_at, view.finished_at)
     head = f"build {view.id} of {view.model} v{view.version}: "
-    show.line(Text.assemble(head, show.state(view.state), f", {took}"))
+    show.line(Text.assemble(head, show.state(view.state), f", {took}{remaining(view)}"))
     show.line(f"on the page: {page(view.id, url)}")
     if view.labels:
         show.line(f"labels: {show.labels(view.labels)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
@@ -14,8 +14,10 @@ from farm.errors import NameMissing
 if TYPE_CHECKING:
     from farm.client import Build
 
+R = TypeVar("R")
 
-def named(submit: Callable[[str | None], Build], name: str | None, *, as_json: bool) -> Build:
+
+def named(submit: Callable[[str | None], R], name: str | None, *, as_json: bool) -> R:
     """Submit, and ask for the name if it is missing and somebody is there to answer.
 
     Raises:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.cli import complete, naming, show, transfer
+from farm.cli import complete, forecast, naming, show, transfer
 from farm.cli.options import (
     Json,
     Timeout,
@@ -53,6 +53,7 @@ from farm.errors import InvalidRequest
 if TYPE_CHECKING:
     from farm.client import Build
     from farm.schemas.builds import BuildView
+    from farm.schemas.forecast import DryRun
 
 _EXAMPLE = (
     "farm submit digits.pt2 --gpu sm_89,rtx-5090 --precision fp16,int8 "
@@ -127,6 +128,15 @@ def submit(
     source_format: SourceFormat = None,
     architecture: ArchitectureName = None,
     config: Config = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Submit nothing: print the jobs, which of them are there, what the others would take, as "
+            "like jobs took, and what they would wait for. Nothing is uploaded: the farm can't check a file "
+            "that it doesn't have.",
+        ),
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Watch the build until it ends.")] = False,
     timeout: Timeout = None,
     as_json: Json = False,
@@ -139,39 +149,52 @@ def submit(
         raise InvalidRequest(
             "no GPU given", hint="pass one: --gpu sm_89 (see farm targets; cpu works too)"
         )
+    if dry_run and (wait or idempotency_key):
+        raise InvalidRequest(
+            "a dry run submits nothing", hint="leave out --wait and --idempotency-key, or --dry-run"
+        )
     farm = connect(url)
+
+    def options(name: str | None) -> dict[str, Any]:
+        return {
+            "targets": wanted,
+            "precisions": split(precision) or default_precisions(wanted),
+            "skip_unsupported": skip_unsupported,
+            "name": name,
+            "format": source_format,
+            "architecture": architecture,
+            "config": config,
+            "calibration": calibration,
+            "calibration_method": calibration_method,
+            "calibration_batch_size": calibration_batch_size,
+            "evaluation": evaluation,
+            "metric": metric,
+            "max_drop": max_drop,
+            "min_agreement": min_agreement,
+            "max_error": max_error,
+            "profiles": profiles(profile),
+            "fixed_inputs": fixed_inputs(fix),
+            "options": builder_options(option),
+            "prune": prune,
+            "priority": priority,
+            "labels": labels(label),
+            "note": note,
+            "new_inputs": new_inputs,
+        }
+
+    def foretold(name: str | None) -> DryRun:
+        with transfer.bar(hidden=as_json) as progress:
+            return farm.dry_run(source, progress=progress, **options(name))
 
     def submitted(name: str | None) -> Build:
         with transfer.bar(hidden=as_json) as progress:
             return farm.submit(
-                source,
-                targets=wanted,
-                precisions=split(precision) or default_precisions(wanted),
-                skip_unsupported=skip_unsupported,
-                name=name,
-                format=source_format,
-                architecture=architecture,
-                config=config,
-                calibration=calibration,
-                calibration_method=calibration_method,
-                calibration_batch_size=calibration_batch_size,
-                evaluation=evaluation,
-                metric=metric,
-                max_drop=max_drop,
-                min_agreement=min_agreement,
-                max_error=max_error,
-                profiles=profiles(profile),
-                fixed_inputs=fixed_inputs(fix),
-                options=builder_options(option),
-                prune=prune,
-                priority=priority,
-                labels=labels(label),
-                note=note,
-                new_inputs=new_inputs,
-                idempotency_key=idempotency_key,
-                progress=progress,
+                source, idempotency_key=idempotency_key, progress=progress, **options(name)
             )
 
+    if dry_run:
+        forecast.show_dry_run(naming.named(foretold, name, as_json=as_json), as_json=as_json)
+        return
     build = naming.named(submitted, name, as_json=as_json)
     if not as_json:
         naming.explain(build)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -165,7 +166,7 @@ def _ended_well(view: BuildView) -> int:
 
 def _lines(build: Build, patience: Patience) -> None:
     """Print a line whenever a stage changes."""
-    show.line(_title(build.view))
+    show.line(_title(build.view) + remaining(build.view))
     phases: dict[int | None, str] = {}
     for event in patience.events():
         if event.kind == "log" or event.state == "waiting":
@@ -219,8 +220,8 @@ def _live(build: Build, patience: Patience) -> None:
             # Events only trigger a refresh: what is shown is always read from the farm.
             if bell.news.wait(_TICK_S):
                 bell.news.clear()
-                screen.view = build.refresh().view
-        screen.view = build.refresh().view
+                screen.show(build.refresh().view)
+        screen.show(build.refresh().view)
     if bell.error is not None:
         raise bell.error
 
@@ -251,12 +252,16 @@ class _Screen:
     """A build as a live table."""
 
     def __init__(self, view: BuildView) -> None:
-        self.view = view
+        self.show(view)
+
+    def show(self, view: BuildView) -> None:
+        """Show the build as it was just fetched."""
+        self.view, self._fetched = view, time.monotonic()
 
     def __rich_console__(self, console: Any, options: Any) -> Any:
         yield _title(self.view)
         yield _jobs_grid(self.view.jobs, room=console.height - _ROOM)
-        yield _summary(self.view)
+        yield _summary(self.view, time.monotonic() - self._fetched)
 
 
 def _jobs_grid(jobs: list[JobView], *, room: int | None = None) -> RenderableType:
@@ -287,8 +292,26 @@ def _row(job: JobView) -> tuple[Any, ...]:
         show.state(job.state),
         stage + attempt,
         job.worker or show.NONE,
-        show.elapsed(job.started_at, job.finished_at),
+        show.elapsed(job.started_at, job.finished_at) + _expected(job),
     )
+
+
+def _expected(job: JobView) -> str:
+    """How long a running job's like took."""
+    if job.state != "running" or job.expected_s is None:
+        return ""
+    return f" of ~{show.duration(job.expected_s)}"
+
+
+def remaining(view: BuildView, since_s: float = 0.0) -> str:
+    """How much longer a build is expected to take.
+
+    Parameters:
+        since_s: how long ago it was fetched.
+    """
+    if view.remaining_s is None:
+        return ""
+    return f", about {show.duration(view.remaining_s - since_s)} left"
 
 
 def _title(view: BuildView) -> str:
@@ -298,7 +321,7 @@ def _title(view: BuildView) -> str:
     )
 
 
-def _summary(view: BuildView) -> str:
+def _summary(view: BuildView, since_s: float) -> str:
     took = show.elapsed(view.created_at, view.finished_at)
     done = (
         f"jobs {view.jobs_done}/{view.jobs_total} "
@@ -306,4 +329,5 @@ def _summary(view: BuildView) -> str:
     )
     if view.finished_at is not None:
         return f"{view.state} after {took} · {done}"
-    return f"{view.state} for {took} · {done} · Ctrl+C stops watching, not the build"
+    left = remaining(view, since_s)
+    return f"{view.state} for {took}{left} · {done} · Ctrl+C stops watching, not the build"

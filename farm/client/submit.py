@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +17,11 @@ from farm.client.objects import OnDisk, Source, on_disk
 from farm.client.progress import TransferProgress
 from farm.client.registry import Registry
 from farm.client.submission import Files, build_request, data_and_gates
-from farm.client.upload import Content, upload
+from farm.client.upload import Content, size_of, upload
 from farm.errors import InvalidRequest, NameMissing, NotFound
 from farm.schemas.builds import BuildView
-from farm.schemas.submission import BenchOptions
+from farm.schemas.forecast import DryRun
+from farm.schemas.submission import BenchOptions, BuildRequest
 from farm.specs import digests
 from farm.specs.options import Prune
 from farm.specs.source import SourceFormat
@@ -35,6 +37,14 @@ class _Told(NamedTuple):
     content: Content = Path()
     inputs: data.Inputs | None = None  #: as far as they are told
     file: Path | None = None  #: what was taken of a folder
+
+
+class _Asked(NamedTuple):
+    """A submission that is ready to be sent."""
+
+    told: _Told
+    request: BuildRequest
+    files: Files
 
 
 class Submissions(Noun):
@@ -117,24 +127,94 @@ class Submissions(Noun):
             InvalidRequest: or another subclass; nothing was submitted.
             Unavailable
         """
+        with self._asked(
+            source,
+            targets=targets,
+            precisions=precisions,
+            skip_unsupported=skip_unsupported,
+            bench=bench,
+            name=name,
+            example_inputs=example_inputs,
+            format=format,
+            architecture=architecture,
+            config=config,
+            profiles=profiles,
+            fixed_inputs=fixed_inputs,
+            options=options,
+            prune=prune,
+            priority=priority,
+            labels=labels,
+            note=note,
+            new_inputs=new_inputs,
+            progress=progress,
+            calibration=calibration,
+            calibration_method=calibration_method,
+            calibration_batch_size=calibration_batch_size,
+            evaluation=evaluation,
+            metric=metric,
+            max_drop=max_drop,
+            min_agreement=min_agreement,
+            max_error=max_error,
+        ) as asked:
+            request = asked.request.model_dump(mode="json")
+            made = self._post("/v1/builds", request, asked.files, idempotency_key, progress)
+            made.named_after, made.taken = asked.told.model.after, asked.told.file
+            return made
+
+    def dry_run(self, source: Source, *, targets: Sequence[str], **submission: Any) -> DryRun:
+        """What a submission would do, and how long it would take. Nothing is uploaded, and nothing is kept.
+
+        Parameters:
+            submission: as in ``submit``, but for ``idempotency_key``.
+
+        Raises:
+            FarmError: as ``submit`` would.
+        """
+        with self._asked(source, targets=targets, **submission) as asked:
+            content = asked.files.by_digest.get(asked.request.source.digest)
+            query: dict[str, Any] = {"dry_run": True}
+            if content is not None:
+                query["source_bytes"] = size_of(content)
+            request = asked.request.model_dump(mode="json")
+            return self.http.read(DryRun, "POST", "/v1/builds", params=query, json=request)
+
+    @contextmanager
+    def _asked(
+        self,
+        source: Source,
+        *,
+        targets: Sequence[str],
+        precisions: Sequence[str] = (),
+        skip_unsupported: bool = False,
+        bench: BenchOptions | None = None,
+        name: str | None = None,
+        example_inputs: Any = None,
+        format: str | None = None,
+        architecture: str | None = None,
+        config: Path | Mapping[str, Any] | None = None,
+        profiles: Sequence[Mapping[str, Any]] | None = None,
+        fixed_inputs: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        prune: str | None = None,
+        priority: int = 5,
+        labels: Mapping[str, str] | None = None,
+        note: str | None = None,
+        new_inputs: bool | None = False,
+        progress: TransferProgress | None = None,
+        **given_data: Any,
+    ) -> Iterator[_Asked]:
+        """A submission's request and its files, as ``submit`` takes them.
+
+        Parameters:
+            given_data: data and gates, as ``submission.data_and_gates`` takes them.
+        """
         with on_disk(source, example_inputs) as given:
             files = Files(progress)
             told = self._source(given, name, format, architecture, config)
             check = partial(
                 data.check, inputs=told.inputs, profiles=profiles or (), fixed=fixed_inputs or ()
             )
-            fields = data_and_gates(
-                files,
-                check=check,
-                calibration=calibration,
-                calibration_method=calibration_method,
-                calibration_batch_size=calibration_batch_size,
-                evaluation=evaluation,
-                metric=metric,
-                max_drop=max_drop,
-                min_agreement=min_agreement,
-                max_error=max_error,
-            )
+            fields = data_and_gates(files, check=check, **given_data)
             request = build_request(
                 model=told.model.name,
                 source={
@@ -156,11 +236,7 @@ class Submissions(Noun):
                 new_inputs=bool(new_inputs),
                 **fields,
             )
-            made = self._post(
-                "/v1/builds", request.model_dump(mode="json"), files, idempotency_key, progress
-            )
-            made.named_after, made.taken = told.model.after, told.file
-            return made
+            yield _Asked(told, request, files)
 
     def _source(
         self,

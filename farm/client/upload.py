@@ -50,7 +50,7 @@ def upload(
     raw = bytes.fromhex(digest.removeprefix("sha256:"))
     headers = {
         "Content-Type": "application/octet-stream",
-        "Content-Length": str(_size(content)),
+        "Content-Length": str(size_of(content)),
         "Repr-Digest": f"sha-256=:{base64.b64encode(raw).decode()}:",
     }
     # Repeatable: blobs are named by their content.
@@ -76,12 +76,13 @@ def has(http: Http, digest: str) -> bool:
     return True
 
 
-def _size(content: Content) -> int:
+def size_of(content: Content) -> int:
+    """The bytes of a file or a pack."""
     return content.stat().st_size if isinstance(content, Path) else content.total_bytes
 
 
 def _chunks(content: Content, what: str, progress: TransferProgress | None) -> Iterator[bytes]:
-    done, total = 0, _size(content)
+    done, total = 0, size_of(content)
     for chunk in _read(content) if isinstance(content, Path) else content.chunks():
         yield chunk
         done += len(chunk)

@@ -24,6 +24,7 @@ class JobRow:
     runtime: str | None
     target: str | None
     precision: str | None
+    source_bytes: int | None
     queue: str
     priority: int
     place: int

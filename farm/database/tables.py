@@ -247,10 +247,17 @@ IS_USABLE = text("jobs.state NOT IN ('failed', 'cancelled')")
 IS_QUEUED = text("jobs.state = 'queued'")
 
 
+IS_RUNNING = text("jobs.state = 'running'")
+
+
 IS_OUTDATED = text("jobs.outdated IS NOT NULL")
 
 
 IS_IN_LINE = text("jobs.state IN ('waiting', 'queued')")
+
+
+#: Whether it once succeeded, whatever became of its outputs: it says how long its like take.
+HAS_RUN = text("jobs.facts IS NOT NULL AND jobs.started_at IS NOT NULL")
 
 
 class Job(Base):
@@ -293,6 +300,24 @@ class Job(Base):
             sqlite_where=IS_IN_LINE,
             postgresql_where=IS_IN_LINE,
         ),
+        # A job's like, nearest by size.
+        Index(
+            "ix_jobs_like",
+            "kind",
+            "runtime",
+            "precision",
+            "source_bytes",
+            "id",
+            sqlite_where=HAS_RUN,
+            postgresql_where=HAS_RUN,
+        ),
+        # What workers do now.
+        Index(
+            "ix_jobs_running_queue",
+            "queue",
+            sqlite_where=IS_RUNNING,
+            postgresql_where=IS_RUNNING,
+        ),
         # Jobs that wait to be announced.
         Index(
             "ix_jobs_rung_at",
@@ -325,6 +350,8 @@ class Job(Base):
     runtime: Mapped[str | None] = mapped_column(String(20))
     target: Mapped[str | None] = mapped_column(String(60))
     precision: Mapped[str | None] = mapped_column(PrecisionName)
+    #: Of its build's source; None if it has none, or of jobs from before this was kept.
+    source_bytes: Mapped[int | None] = mapped_column(BigInteger)
     queue: Mapped[str] = mapped_column(String(80))
     priority: Mapped[int]
     client: Mapped[str] = mapped_column(
@@ -697,6 +724,7 @@ class Worker(Base):
     gpu: Mapped[str | None] = mapped_column(String(100))
     gpu_uuid: Mapped[str | None] = mapped_column(String(100))
     tags: Mapped[list[str]] = mapped_column(Json)
+    slots: Mapped[int] = mapped_column(default=1, server_default="1")  #: jobs it runs at once
     queues: Mapped[list[str]] = mapped_column(Json)
     unread: Mapped[list[str] | None] = mapped_column(
         Json

@@ -33,7 +33,7 @@ def queue_views(session: Session, fleet: Fleet) -> list[QueueView]:
                 jobs=count,
                 oldest_s=0.0 if oldest is None else max((at - oldest).total_seconds(), 0.0),
                 workers=fleet.online_queues.get(queue, 0),
-                waits_for=fleet.reader_of(queue) if count else None,
+                waits_for=fleet.lacks(queue) if count else None,
             )
         )
     return sorted(found, key=lambda one: (-one.oldest_s, one.queue))

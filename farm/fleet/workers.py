@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from farm.database.base import now
 from farm.database.job_rows import JobRow
-from farm.database.tables import Job, Worker
+from farm.database.tables import IS_RUNNING, Job, Worker
 from farm.schemas.fleet import WorkerView
 from farm.specs import gpus
 from farm.specs.queues import Queue
@@ -34,6 +34,7 @@ class Announcement:
     queues: tuple[str, ...]
     runtimes: Mapping[str, str]
     toolchain: Mapping[str, str]
+    slots: int = 1  #: jobs it runs at once
 
 
 def announce(session: Session, worker: Announcement) -> None:
@@ -47,6 +48,7 @@ def announce(session: Session, worker: Announcement) -> None:
             gpu=worker.gpu,
             gpu_uuid=worker.gpu_uuid,
             tags=list(worker.tags),
+            slots=worker.slots,
             queues=list(worker.queues),
             runtimes=dict(worker.runtimes),
             toolchain=dict(worker.toolchain),
@@ -125,6 +127,11 @@ class Fleet:
         """Queue → how many workers read it."""
         return Counter(queue for w in self.workers if self.online(w) for queue in _read(w))
 
+    def reading(self, queues: Collection[str]) -> list[tuple[Worker, frozenset[str]]]:
+        """The online workers that read any of these queues, each with all that it reads."""
+        found = [(w, frozenset(_read(w))) for w in self.workers if self.online(w)]
+        return [(worker, read) for worker, read in found if not read.isdisjoint(queues)]
+
     @cached_property
     def unread_queues(self) -> dict[str, list[str]]:
         """Queue → its online workers, for queues that none of them reads."""
@@ -144,10 +151,10 @@ class Fleet:
 
     def waits_for(self, job: Job | JobRow) -> str | None:
         """Which worker a queued job waits for, if no online worker can run it."""
-        return self.reader_of(job.queue) if job.state == JobState.QUEUED else None
+        return self.lacks(job.queue) if job.state == JobState.QUEUED else None
 
-    def reader_of(self, name: str) -> str | None:
-        """The worker that a queue needs, if no online worker reads it."""
+    def lacks(self, name: str) -> str | None:
+        """Which worker the jobs of a queue wait for, if no online worker reads it."""
         if self.online_queues.get(name):
             return None
         deaf = self.unread_queues.get(name)
@@ -164,9 +171,7 @@ def _read(worker: Worker) -> set[str]:
 
 
 def worker_views(session: Session, fleet: Fleet) -> list[WorkerView]:
-    running = {
-        job.owner: job for job in session.scalars(select(Job).where(Job.state == JobState.RUNNING))
-    }
+    running = {job.owner: job for job in session.scalars(select(Job).where(IS_RUNNING))}
     views = []
     for worker in sorted(fleet.workers, key=lambda w: w.name):
         job = running.get(worker.name)
@@ -183,5 +188,5 @@ def worker_views(session: Session, fleet: Fleet) -> list[WorkerView]:
 
 
 _WORKER_FIELDS = (
-    "name host gpu gpu_uuid tags queues runtimes toolchain sandbox started_at last_seen_at".split()
-)
+    "name host gpu gpu_uuid tags slots queues runtimes toolchain sandbox started_at last_seen_at"
+).split()

@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from farm.database.base import now
-from farm.database.tables import Job
+from farm.database.tables import IS_RUNNING, Job
 from farm.errors import FarmError, LeaseLost, StageFailed
 from farm.queue import transitions
 from farm.queue.jobs import end_cancelled, fail, held, locked, requeue
@@ -71,9 +71,7 @@ class Lease(NamedTuple):
 
 def running(session: Session) -> list[Lease]:
     """The leases of all running jobs."""
-    rows = session.execute(
-        select(Job.id, Job.attempt, Job.lease_until).where(Job.state == JobState.RUNNING)
-    )
+    rows = session.execute(select(Job.id, Job.attempt, Job.lease_until).where(IS_RUNNING))
     return [Lease(*row) for row in rows]
 
 

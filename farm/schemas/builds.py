@@ -41,6 +41,11 @@ class JobView(Answer):
         None, description="current phase; for a queued job, what interrupted it"
     )
     progress: float | None = Field(None, description="share of the phase done, 0 to 1")
+    expected_s: float | None = Field(
+        None,
+        description="seconds that jobs like it took, while it is live; null if none has run. Told by `GET "
+        "/v1/builds/{id}`",
+    )
     error: Failure | None
     facts: dict[str, Any] = Field(description="facts recorded by the stage")
     created_at: datetime
@@ -110,6 +115,12 @@ class BuildView(BuildSummary):
     gates: GateSet | None = Field(None, description="gates its engines must pass")
     profiles: list[Profile]
     fixed_inputs: FixedInputs = {}
+    remaining_s: float | None = Field(
+        None,
+        description="seconds until a live build ends, on the workers online now and after the jobs in line "
+        "before its own, if each takes as long as like jobs took; null if that isn't known of each. Told by "
+        "`GET /v1/builds/{id}`",
+    )
     jobs: list[JobView]
     engines: list[WantedEngine]
     left_out: list[LeftOut] = Field(

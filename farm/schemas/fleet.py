@@ -20,6 +20,7 @@ class WorkerView(Answer):
     gpu: str | None = Field(description="the GPU's name; null for a CPU worker")
     gpu_uuid: str | None
     tags: list[str]
+    slots: int = Field(1, description="how many jobs it runs at once")
     queues: list[str]
     unread: list[str] = Field(
         [],

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import bindparam, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -40,6 +40,15 @@ _REMEMBER = {
     "sqlite": _upsert(sqlite.insert(Artifact)),
     "postgresql": _upsert(postgresql.insert(Artifact)),
 }
+
+
+# Built once: every submission of new work runs it.
+_SIZE = select(Artifact.bytes).where(Artifact.digest == bindparam("digest"))
+
+
+def size(session: Session, digest: str) -> int | None:
+    """A blob's size in bytes, or None if the database doesn't know it."""
+    return session.connection().scalar(_SIZE, {"digest": digest})
 
 
 def renew(session: Session, digest: str) -> int | None:

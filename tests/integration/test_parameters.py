@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import func, select
@@ -108,9 +109,9 @@ def test_a_build_has_so_many_jobs_and_no_more(ledger):
     )
     with ledger.db.write() as session:
         fleet = Fleet.load(session, ttl_s=30)
-        options = {"fleet": fleet, "runtimes": (Runtime.TENSORRT_RTX,)}
+        terms = submit.Terms(fleet=fleet, runtimes=(Runtime.TENSORRT_RTX,), most_jobs=5)
         with pytest.raises(InvalidRequest, match="more than 5 jobs") as caught:
-            submit.submit_build(session, request, most_jobs=5, **options)
+            submit.submit_build(session, request, terms)
     assert "several builds" in caught.value.hint
     with ledger.db.write() as session:
-        submit.submit_build(session, request, most_jobs=6, **options)
+        submit.submit_build(session, request, replace(terms, most_jobs=6))

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from farm.builds.submit import submit_build
+from farm.builds.submit import Terms, submit_build
 from farm.errors import (
     CalibrationFailed,
     CalibrationMissing,
@@ -281,8 +281,7 @@ def submit(ledger, look, **changes):
         return submit_build(
             session,
             BuildRequest.model_validate(request | changes),
-            fleet=ledger.fleet(session),
-            runtimes=(Runtime.TENSORRT_RTX,),
+            Terms(fleet=ledger.fleet(session), runtimes=(Runtime.TENSORRT_RTX,)),
             look=look,
         ).build_id
 

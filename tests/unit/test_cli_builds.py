@@ -58,3 +58,14 @@ def test_builds_are_listed(run: Run) -> None:
     wide = run("builds", "--model", "digits", "--wide").stdout
     assert re.search(r"1 min 05 s +rtx-4090 +int8", wide)
     assert [one["id"] for one in json.loads(run("builds", "--json").stdout)] == [BUILD]
+
+
+def test_status_tells_how_much_longer_a_build_is_expected_to_take(run: Run, stub: StubFarm) -> None:
+    running = documents.build("running", remaining_s=65.0)
+    running["jobs"][-1] |= {"state": "running", "expected_s": 8.0, "finished_at": None}
+    stub.builds[BUILD] = running
+    said = run("status", BUILD).stdout
+    assert re.search(r": running, .*, about 1 min 05 s left\n", said)
+    assert " of ~8.0 s" in said
+    stub.builds[BUILD] = documents.build("running")
+    assert " left" not in run("status", BUILD).stdout

@@ -76,10 +76,13 @@ class Context:
         )
 
 
-def announcement(name: str, gpu: Gpu | None, *, compiles: bool = False) -> Announcement:
+def announcement(
+    name: str, gpu: Gpu | None, *, slots: int = 1, compiles: bool = False
+) -> Announcement:
     """What a worker for this GPU, or for CPU work, announces.
 
     Parameters:
+        slots: how many jobs it runs at once.
         compiles: whether its AOTInductor packages run.
     """
     runtimes = toolchain.runtimes(compiles=compiles)
@@ -92,6 +95,7 @@ def announcement(name: str, gpu: Gpu | None, *, compiles: bool = False) -> Annou
         queues=queues(gpu, runtimes),
         runtimes=runtimes,
         toolchain=dict(toolchain.installed()),
+        slots=slots,
     )
 
 
@@ -105,7 +109,8 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     logs.configure(settings.log_level)
     # On a GPU before it takes a job: nothing else works there while one is measured.
     compiles_here = gpu is not None and _compiles(settings, gpu, Siblings())
-    me = announcement(name, gpu, compiles=compiles_here)
+    slots = settings.cpu_slots if gpu is None else 1
+    me = announcement(name, gpu, slots=slots, compiles=compiles_here)
     db = Database(settings.database)
     require_schema(db)
     app = create_celery(settings)
@@ -137,7 +142,7 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
                 f"--queues={','.join(me.queues) or f'nothing.{name}'}",
                 # Each job already has its own process; a thread of this one follows it.
                 "--pool=threads",
-                f"--concurrency={settings.cpu_slots if gpu is None else 1}",
+                f"--concurrency={slots}",
                 "--without-mingle",
                 "--without-gossip",
                 f"--loglevel={settings.log_level}",
