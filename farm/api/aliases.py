@@ -90,7 +90,7 @@ def promote(
         return made
 
     if dry_run:
-        with farm.db.write() as session:
+        with farm.db.read() as session:
             return answer(move(session))
     return answer(_signed(farm, model, alias, move))
 

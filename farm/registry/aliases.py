@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
 from farm.database.base import now
-from farm.database.tables import AliasMove, AliasRow, Model, Version
+from farm.database.tables import IS_KEPT, AliasMove, AliasRow, Model, Version
 from farm.errors import Conflict
 from farm.registry import compare, interfaces, names, versions, yanks
 from farm.registry.names import Named
@@ -153,7 +153,7 @@ def promote(
             f"version {request.version} of {known.name} was yanked: {reason}",
             hint=f"take that back first: farm yank {known.name}@{request.version} --undo",
         )
-    row = _locked(session, known, alias, by)
+    row = _seen(session, known, alias, by, lock=not dry_run)
     before_id = row.version_id if row else None
     before = _number(session, before_id)
     changes, meant = interfaces.promoted(session, version_id, before_id, word=request.new_inputs)
@@ -205,21 +205,10 @@ def rollback(
         Conflict: it never named another version, or was moved meanwhile.
     """
     known = names.named(session, model)
-    row = _locked(session, known, alias, by)
+    row = _seen(session, known, alias, by)
     if row is None or row.version_id is None:
         raise versions.no_alias(session, known, alias)
-    before = session.scalar(
-        select(AliasMove.before_id)
-        .where(
-            AliasMove.model_id == row.model_id,
-            AliasMove.name == alias,
-            AliasMove.action == Action.PROMOTE,
-            AliasMove.version_id == row.version_id,
-            AliasMove.before_id != row.version_id,
-        )
-        .order_by(AliasMove.revision.desc())
-        .limit(1)
-    )
+    before = _earlier(session, row)
     if before is None:
         raise Conflict(
             f"{alias} of {known.name} has named no version before {_number(session, row.version_id)}",
@@ -234,6 +223,34 @@ def rollback(
     return _one(session, known, alias)
 
 
+def _earlier(session: Session, row: AliasRow) -> int | None:
+    """The id of the version that an alias named before its present one was promoted."""
+    return session.scalar(
+        select(AliasMove.before_id)
+        .where(
+            AliasMove.model_id == row.model_id,
+            AliasMove.name == row.name,
+            AliasMove.action == Action.PROMOTE,
+            AliasMove.version_id == row.version_id,
+            AliasMove.before_id != row.version_id,
+        )
+        .order_by(AliasMove.revision.desc())
+        .limit(1)
+    )
+
+
+def rolls_back_to(session: Session, model: str, alias: str) -> int | None:
+    """The version that a rollback would have an alias name; None if there is none.
+
+    Raises:
+        NotFound: there is no such model.
+    """
+    known = names.named(session, model)
+    row = session.get(AliasRow, (known.id, alias))
+    before = None if row is None or row.version_id is None else _earlier(session, row)
+    return session.scalar(select(Version.number).where(Version.id == before, IS_KEPT))
+
+
 def delete(session: Session, model: str, alias: str, by: By) -> str:
     """Delete an alias; its history stays. Return the model's name.
 
@@ -241,24 +258,26 @@ def delete(session: Session, model: str, alias: str, by: By) -> str:
         NotFound, Conflict
     """
     known = names.named(session, model)
-    row = _locked(session, known, alias, by)
+    row = _seen(session, known, alias, by)
     if row is None or row.version_id is None:
         raise versions.no_alias(session, known, alias)
     _move(session, known, alias, row, None, Action.DELETE, by)
     return known.name
 
 
-def _locked(session: Session, model: Named, alias: str, by: By) -> AliasRow | None:
+def _seen(
+    session: Session, model: Named, alias: str, by: By, *, lock: bool = True
+) -> AliasRow | None:
     """The alias's row, which nobody else changes before this unit of work ends.
+
+    Parameters:
+        lock: False if it is only to be read.
 
     Raises:
         Conflict: its revision isn't the one the caller saw.
     """
-    row = session.scalar(
-        select(AliasRow)
-        .where(AliasRow.model_id == model.id, AliasRow.name == alias)
-        .with_for_update()
-    )
+    asked = select(AliasRow).where(AliasRow.model_id == model.id, AliasRow.name == alias)
+    row = session.scalar(asked.with_for_update() if lock else asked)
     revision = row.revision if row and row.version_id is not None else 0
     if by.revision is not None and by.revision != revision:
         raise Conflict(
