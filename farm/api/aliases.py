@@ -186,13 +186,18 @@ def _signed(farm: Services, model: str, alias: str, move: Callable[[Session], T]
     return made
 
 
+def needed(farm: Services, alias: str) -> Scope:
+    """The scope that moving this alias takes."""
+    return Scope.ADMIN if alias in farm.settings.protected_aliases else Scope.PROMOTE
+
+
 def _check(farm: Services, alias: str, by: Caller) -> None:
     """Refuse to move a protected alias without the scope for it.
 
     Raises:
         ScopeMissing
     """
-    if alias in farm.settings.protected_aliases and not allows(by.scopes, Scope.ADMIN):
+    if not allows(by.scopes, needed(farm, alias)):
         err = ScopeMissing(f"{alias} is a protected alias: moving it requires the scope admin")
         err.scope = Scope.ADMIN
         raise err
