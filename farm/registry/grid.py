@@ -36,7 +36,7 @@ _MOST_BUILDS = 100
 class Missing(StrEnum):
     """What became of an engine that isn't there."""
 
-    RUNNING = "running"  #: a build is making it
+    RUNNING = "being built"
     FAILED = "failed"
     CANCELLED = "cancelled"
     LEFT_OUT = "left out"  #: a build was asked for it, and couldn't make it
@@ -278,7 +278,7 @@ def _row(
         asked=sorted(asked - {gpu}),
         cells=cells,
         best=ranked.best if ranked else None,
-        why=ranking.reason(ranked) if ranked else _why_none(mine),
+        why=ranking.reason(ranked) if ranked else _why_none(mine, cells.values()),
     )
 
 
@@ -306,7 +306,9 @@ def _why(engine: EngineView, ranked: Ranking | None, pulled: Sequence[EngineView
     return ranked.passed_over.get(engine.id, "")
 
 
-def _why_none(mine: Sequence[EngineView]) -> str:
+def _why_none(mine: Sequence[EngineView], cells: Iterable[Cell]) -> str:
+    if any(gap.missing is Missing.RUNNING for cell in cells for gap in cell.gaps):
+        return "no engine is finished yet" if not mine else "no engine is good enough yet"
     if not mine:
         return "there are no engines"
     if any(one.state is EngineState.DOUBTFUL for one in mine):

@@ -104,7 +104,7 @@ def charts(found: Sequence[Curve]) -> list[Chart]:
             latency = {one.name: latency[one.name]}
         rate = {one.name: [point.samples_per_s for point in points]}
         for what, figures in (
-            (("Median latency", "ms"), latency),
+            (("Latency", "ms"), latency),
             (("Throughput", "samples/s"), rate),
         ):
             told = {name: values for name, values in figures.items() if any(values)}
