@@ -29,7 +29,7 @@ async function call(form, submitter) {
   for (const field of form.elements) add(body, field);
   const headers = {};
   if (form.dataset.match) headers["If-Match"] = form.dataset.match;
-  const hasBody = Object.keys(body).length > 0;
+  const hasBody = "json" in form.dataset || Object.keys(body).length > 0;
   if (hasBody) headers["Content-Type"] = "application/json";
   if (submitter) submitter.disabled = true;
   try {

@@ -1,7 +1,6 @@
 // Draws each figure with data-chart from the JSON in the script of that id: series of figures by batch size.
 "use strict";
 
-const style = () => getComputedStyle(document.documentElement);
 const DASHES = [[], [], [2, 3], [8, 4], [8, 3, 2, 3], [4, 4], [12, 4], [2, 6], [6, 2]];
 const plots = new Map();
 
@@ -15,9 +14,8 @@ const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignif
 function draw(holder) {
   const { unit, batches, series } = JSON.parse(document.getElementById(holder.dataset.chart).textContent);
   const place = holder.querySelector(".plot");
-  const colours = style();
+  const colours = getComputedStyle(document.documentElement);
   const axis = { stroke: colours.getPropertyValue("--dim"), grid: { stroke: colours.getPropertyValue("--line"), width: 1 } };
-  const names = Object.keys(series);
   const options = {
     width: place.clientWidth,
     height: 260,
@@ -31,7 +29,7 @@ function draw(holder) {
     ],
     series: [
       { label: "batch", value: (_, at) => (at == null ? "–" : batches[at]) },
-      ...names.map((name, at) => {
+      ...series.map(([name], at) => {
         const stroke = colours.getPropertyValue(`--series-${at % 6}`);
         return {
           label: name,
@@ -45,7 +43,7 @@ function draw(holder) {
     ],
   };
   plots.get(holder)?.destroy();
-  plots.set(holder, new uPlot(options, [batches.map((_, at) => at), ...names.map((name) => series[name])], place));
+  plots.set(holder, new uPlot(options, [batches.map((_, at) => at), ...series.map(([, values]) => values)], place));
 }
 
 function drawAll() {
