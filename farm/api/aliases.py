@@ -186,18 +186,13 @@ def _signed(farm: Services, model: str, alias: str, move: Callable[[Session], T]
     return made
 
 
-def needed(farm: Services, alias: str) -> Scope:
-    """The scope that moving this alias takes."""
-    return Scope.ADMIN if alias in farm.settings.protected_aliases else Scope.PROMOTE
-
-
 def _check(farm: Services, alias: str, by: Caller) -> None:
     """Refuse to move a protected alias without the scope for it.
 
     Raises:
         ScopeMissing
     """
-    if not allows(by.scopes, needed(farm, alias)):
+    if not allows(by.scopes, farm.scope_to_move(alias)):
         err = ScopeMissing(f"{alias} is a protected alias: moving it requires the scope admin")
         err.scope = Scope.ADMIN
         raise err

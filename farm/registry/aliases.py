@@ -17,12 +17,11 @@ from sqlalchemy.orm import Session, aliased
 from farm.database.base import now
 from farm.database.tables import IS_KEPT, AliasMove, AliasRow, Model, Version
 from farm.errors import Conflict
-from farm.registry import compare, interfaces, names, versions, yanks
+from farm.registry import interfaces, names, replaced, versions, yanks
 from farm.registry.names import Named
 from farm.schemas.aliases import (
     Action,
     AliasView,
-    Beside,
     Lack,
     Move,
     PromoteRequest,
@@ -163,7 +162,7 @@ def promote(
             f"those of the version before: {interfaces.told(changes)}",
             hint=interfaces.HINT,
         )
-    beside, left_out = _compared(session, known, before, request)
+    beside, left_out = replaced.compared(session, known, before, request)
     if left_out and not request.partial and not dry_run:
         lacks = "; ".join(f"{lack.gpu}: {lack.why}" for lack in left_out)
         raise Conflict(
@@ -330,41 +329,3 @@ def _move(
 
 def _number(session: Session, version_id: int | None) -> int | None:
     return session.scalar(select(Version.number).where(Version.id == version_id))
-
-
-def _compared(
-    session: Session, model: Named, before: int | None, request: PromoteRequest
-) -> tuple[list[Beside], list[Lack]]:
-    """The version's engines beside those that they replace, by GPU, and the GPUs it can't serve."""
-    beside: list[Beside] = []
-    left_out: list[Lack] = []
-    served = [] if before is None else compare.gpus(session, model, before)
-    for gpu in dict.fromkeys([*served, *compare.gpus(session, model, request.version)]):
-        old = compare.engine(session, model, gpu, before) if gpu in served else None
-        new = compare.engine(session, model, gpu, request.version)
-        if new is None:
-            left_out.append(
-                Lack(gpu=gpu, why=compare.why_none(session, model, gpu, request.version))
-            )
-            continue
-        found = compare.beside(session, gpu, new, old)
-        beside.append(found)
-        why = _too_much(found, request)
-        if why:
-            left_out.append(Lack(gpu=gpu, why=why))
-    return beside, left_out
-
-
-def _too_much(found: Beside, request: PromoteRequest) -> str | None:
-    """What the new engine costs more than it may, in words."""
-    if found.latency_ratio is not None and found.latency_ratio > request.max_slowdown:
-        return (
-            f"its engine takes {found.latency_ratio:.2f} × the time of the one it replaces, and may take "
-            f"{request.max_slowdown:.2f} ×"
-        )
-    if found.task_drop is not None and found.task_drop > request.max_drop:
-        return (
-            f"its engine's metric is {found.task_drop:.4f} below that of the one it replaces on the same "
-            f"data, and may be {request.max_drop:.4f}"
-        )
-    return None

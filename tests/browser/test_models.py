@@ -67,6 +67,17 @@ def test_an_alias_is_moved_and_rolled_back_from_the_page(page: Any, farm: LiveAp
     assert farm.http.get("/v1/models/digits/aliases/prod").json()["version"] == 1
 
 
+def test_a_note_is_kept_and_an_empty_one_removed(page: Any, farm: LiveApi) -> None:
+    for note in ("it guesses <i>well</i>", ""):
+        page.goto("/models/digits?version=1")
+        page.get_by_text("Change the notes").click()
+        page.get_by_label("Note of v1").fill(note)
+        with page.expect_navigation():
+            page.get_by_role("button", name="Keep the version’s note").press("Enter")
+        kept = farm.http.get("/v1/models/digits").json()["versions"][0]["note"]
+        assert kept == (note or None)
+
+
 def test_a_move_that_somebody_else_made_meanwhile_is_told(page: Any, farm: LiveApi) -> None:
     page.goto("/models/digits?version=1&promote=canary")
     farm.http.put("/v1/models/digits/aliases/canary", json={"version": 2}).raise_for_status()

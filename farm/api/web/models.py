@@ -10,7 +10,6 @@ from pydantic import BeforeValidator, Field, StringConstraints
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from farm.api.aliases import needed
 from farm.api.services import By, Cursor, Farm, ModelName, Services
 from farm.api.web.render import page
 from farm.builds import views
@@ -113,7 +112,9 @@ def model(
         listed=list(reversed(found.versions))[:_VERSIONS],
         beside=beside,
         history=history,
-        movable={one.alias for one in found.aliases if allows(by.scopes, needed(farm, one.alias))},
+        movable={
+            one.alias for one in found.aliases if allows(by.scopes, farm.scope_to_move(one.alias))
+        },
         base=str(request.base_url).rstrip("/"),
         **values,
     )
@@ -149,8 +150,8 @@ def _promotion(
     now = [one for one in aliases.all_of(session, known.name) if one.alias == alias]
     told: dict[str, Any] = {
         "alias": alias,
-        "may": allows(by.scopes, needed(farm, alias)),
-        "scope": needed(farm, alias),
+        "may": allows(by.scopes, farm.scope_to_move(alias)),
+        "scope": farm.scope_to_move(alias),
         "match": f'"{now[0].revision}"' if now else '"0"',
         "is_there": bool(now) and now[0].version == number,
     }
