@@ -91,26 +91,25 @@ class Chart:
 def charts(found: Sequence[Curve]) -> list[Chart]:
     """Latency and throughput by batch size; none that would be empty."""
     batches = sorted({point.batch for one in found for point in one.points if point.batch})
-    series: dict[tuple[str, str], dict[str, Sequence[float | None]]] = {}
+    latency: dict[str, Sequence[float | None]] = {}
+    rate: dict[str, Sequence[float | None]] = {}
     for one in found:
-        at = {point.batch: point for point in one.points}
-        points = [at.get(batch, Point(batch=batch)) for batch in batches]
-        latency = {
-            one.name: [point.p50_ms for point in points],
-            f"{one.name}, p90": [point.p90_ms for point in points],
-            f"{one.name}, p99": [point.p99_ms for point in points],
-        }
-        if one is not found[0]:  # the peers' would crowd it
-            latency = {one.name: latency[one.name]}
-        rate = {one.name: [point.samples_per_s for point in points]}
-        for what, figures in (
-            (("Latency", "ms"), latency),
-            (("Throughput", "samples/s"), rate),
-        ):
-            told = {name: values for name, values in figures.items() if any(values)}
-            series.setdefault(what, {}).update(told)
+        points = _at(one, batches)
+        latency[one.name] = [point.p50_ms for point in points]
+        rate[one.name] = [point.samples_per_s for point in points]
+    for one in found[
+        :1
+    ]:  # the peers' would crowd it; last, so that a model's place is the same in each chart
+        latency[f"{one.name}, p90"] = [point.p90_ms for point in _at(one, batches)]
+        latency[f"{one.name}, p99"] = [point.p99_ms for point in _at(one, batches)]
+    both = (("Latency", "ms", latency), ("Throughput", "samples/s", rate))
     return [
         Chart(title=title, unit=unit, batches=batches, series=told)
-        for (title, unit), told in series.items()
-        if told and batches
+        for title, unit, series in both
+        if (told := {name: values for name, values in series.items() if any(values)})
     ]
+
+
+def _at(curve: Curve, batches: Sequence[int]) -> list[Point]:
+    found = {point.batch: point for point in curve.points}
+    return [found.get(batch, Point(batch=batch)) for batch in batches]

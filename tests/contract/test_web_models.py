@@ -12,8 +12,11 @@ import pytest
 from sqlalchemy import event, update
 
 from farm.api.access import SCOPES
+from farm.builds.listed import listed
 from farm.database.tables import Artifact, EngineRow, Job, Label, Model, Version
 from farm.errors import EngineBuildFailed
+from farm.registry.grid import grid as grid_of
+from farm.registry.names import named
 from farm.specs.scopes import Scope
 from tests.contract.conftest import Api, request, with_key
 from tests.keys import a_key
@@ -32,6 +35,7 @@ TIMED = {
     ],
     "eager": {"latency_ms": {"p50": 5.0}, "samples_per_s": 1600.0},
     "compiled": {"reason": "PyTorch has no compiler here"},
+    "speed_up": 2.0,
     "settings": {"device": "cpu", "cpu": "a CPU"},
 }
 _VOID = {"meta", "link", "input", "br"}
@@ -371,39 +375,41 @@ def test_models_are_listed_filtered_and_paged(api, ledger, submit, monkeypatch) 
 
 
 @pytest.fixture
-def queries(api, db):
-    """How many queries a page takes."""
+def queries(db):
+    """How many queries it takes to read something."""
     asked: list[str] = []
     event.listen(db.engine, "before_cursor_execute", lambda *told: asked.append(told[2]))
 
-    def count(path: str) -> int:
-        get(api, path)
-        asked.clear()
-        get(api, path)
-        return len(asked)
+    def count(read) -> int:
+        with db.read() as session:
+            asked.clear()
+            read(session)
+            return len(asked)
 
     return count
 
 
 def test_a_list_of_models_takes_as_many_queries_however_many_there_are(submit, queries) -> None:
+    def read(session) -> None:
+        listed(session, limit=50)
+
     submit(b"0", model="m0", targets=["onnxruntime:cpu"])
-    few = queries("/models")
+    few = queries(read)
     for number in range(1, 6):
         submit(f"{number}".encode(), model=f"m{number}", targets=["onnxruntime:cpu"])
-    assert queries("/models") == few
+    assert queries(read) == few
 
 
-def test_a_model_takes_as_many_queries_however_many_engines_it_has(
-    api, ledger, submit, queries
-) -> None:
-    submit(targets=["onnxruntime:cpu:fp32"])
+def test_a_grid_takes_as_many_queries_however_many_engines_it_has(ledger, submit, queries) -> None:
+    def read(session) -> None:
+        grid_of(session, named(session, "digits"), 1)
+
+    submit(targets=["onnxruntime:cpu:fp32,int8-dynamic"])
     drive(ledger, {})
-    few = queries("/models/digits")
-    build = submit(targets=["onnxruntime:cpu:fp32,fp16,int8-dynamic", "sm_89:fp16", "t4:fp32"])
-    api.post(f"/v1/builds/{build['id']}/cancel")
-    submit(targets=["onnxruntime:cpu:fp32,fp16,int8-dynamic", "sm_89:fp16"])
-    drive(ledger, {"digits:int8-dynamic@cpu": {"fail": "no"}})
-    assert queries("/models/digits") <= few + 3  # of two more builds
+    few = queries(read)
+    submit(targets=["onnxruntime:cpu:fp32,fp16,int8-dynamic", "sm_89:fp16", "t4:fp32"])
+    drive(ledger, {"digits:fp16": {"fail": "no"}})
+    assert queries(read) == few
 
 
 def test_an_engines_figures_are_a_chart_and_a_table(api, ledger, submit) -> None:
@@ -416,9 +422,9 @@ def test_an_engines_figures_are_a_chart_and_a_table(api, ledger, submit) -> None
     assert latency["batches"] == rate["batches"] == [1, 8, 32]
     assert latency["series"] == [
         ["engine", [2.0, 2.5, 5.0]],
+        ["PyTorch, eager", [None, 5.0, None]],
         ["engine, p90", [None, 3.0, None]],
         ["engine, p99", [None, 4.0, None]],
-        ["PyTorch, eager", [None, 5.0, None]],
     ]
     assert rate["series"] == [
         ["engine", [500.0, 3200.0, 6400.0]],
@@ -428,6 +434,15 @@ def test_an_engines_figures_are_a_chart_and_a_table(api, ledger, submit) -> None
     assert "engine 8 2.5 ms 3 ms 4 ms 3,200" in told
     assert "engine 32 5 ms – – 6,400" in told
     assert "PyTorch, compiled not measured: PyTorch has no compiler here" in told
+    assert "2.00 × over PyTorch, eager" in told
+    graph = {"cuda_graph": {"latency_ms": {"p50": 1.0}}, "speed_up_over_best": 1.5}
+    submit(b"another", targets=["onnxruntime:cpu"])
+    drive(ledger, {"measure": {"metrics": TIMED | graph, "metrics_reason": None}})
+    [entry] = engines(api, version=2)
+    told = page(api, f"/engines/{entry['id']}").root.text
+    assert "p50 1 ms at batch 8, with a CUDA graph" in told
+    assert "1.50 × over the best of PyTorch" in told
+    assert "engine, CUDA graph 8 1 ms" in told
 
 
 def test_an_engine_says_where_it_came_from_and_how_to_take_and_load_it(api, ledger, submit) -> None:
