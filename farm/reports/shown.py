@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import humanize
 
-from farm.reports.accuracy import Accuracy, Task
-from farm.reports.layers import ComputeView
 from farm.specs import durations
+
+if TYPE_CHECKING:
+    from farm.reports.accuracy import Accuracy, Task
+    from farm.reports.layers import ComputeView
 
 NONE = "–"
 
