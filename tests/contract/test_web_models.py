@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import event, update
 
 from farm.api.access import SCOPES
+from farm.api.web.render import POLICY
 from farm.builds.listed import listed
 from farm.database.tables import Artifact, EngineRow, Job, Label, Model, Version
 from farm.errors import EngineBuildFailed
@@ -463,6 +464,17 @@ def test_an_engine_says_where_it_came_from_and_how_to_take_and_load_it(api, ledg
     assert "Unknown: it was built without a layer report" in told
     assert "signed" in told
     assert "no engine" in get(api, "/engines/none", 404)
+
+
+def test_models_and_engines_have_no_script_or_style_of_their_own(api, versions) -> None:
+    [entry] = engines(api, version=1, gpu="cpu")
+    for path in ("/models", "/models/digits?promote=prod", f"/engines/{entry['id']}?delete=true"):
+        answer = api.get(path)
+        assert answer.headers["content-security-policy"] == POLICY
+        for one in Page(answer.text).root.all("script"):
+            src = one.attributes.get("src") or ""
+            assert src.startswith("/static/") or one.attributes["type"] == "application/json"
+        assert not re.search(r"\son\w+=|\sstyle=|<style|javascript:", answer.text)
 
 
 def test_judgements_of_the_same_engine_are_beneath_it(api, ledger, submit) -> None:
