@@ -90,7 +90,7 @@ def promote(
         return made
 
     if dry_run:
-        with farm.db.write() as session:
+        with farm.db.read() as session:
             return answer(move(session))
     return answer(_signed(farm, model, alias, move))
 
@@ -192,7 +192,7 @@ def _check(farm: Services, alias: str, by: Caller) -> None:
     Raises:
         ScopeMissing
     """
-    if alias in farm.settings.protected_aliases and not allows(by.scopes, Scope.ADMIN):
+    if not allows(by.scopes, farm.scope_to_move(alias)):
         err = ScopeMissing(f"{alias} is a protected alias: moving it requires the scope admin")
         err.scope = Scope.ADMIN
         raise err

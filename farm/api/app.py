@@ -46,7 +46,7 @@ from farm.api import (
 from farm.api.access import Access
 from farm.api.door import Door
 from farm.api.services import Services
-from farm.api.web import admin, login, now, static_files
+from farm.api.web import admin, engines, login, models, now, static_files
 from farm.api.web import fleet as fleet_page
 from farm.api.web import search as search_page
 from farm.database.migrate import require_schema
@@ -73,7 +73,7 @@ _NOUNS = (
         health,
     ),
     *(mirrors, oci, oci_push, documents),
-    *(static_files, login, now, fleet_page, search_page, admin),
+    *(static_files, login, now, fleet_page, search_page, admin, models, engines),
 )
 
 DESCRIPTION = """

@@ -7,9 +7,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import FileResponse
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from farm.api import contents
+from farm.api import contents, layer_reports
 from farm.api.services import (
     Cursor,
     EngineId,
@@ -22,12 +22,12 @@ from farm.api.services import (
     problems,
 )
 from farm.builds import views
-from farm.errors import NotFound, TooLarge, Unsigned
+from farm.errors import Unsigned
 from farm.registry import catalog, models, overview, signed
 from farm.registry.fits import Where
 from farm.registry.match import best_match
 from farm.registry.provenance import layer_report
-from farm.reports.layers import MAX_LAYER_REPORT_BYTES, LayerReport
+from farm.reports.layers import LayerReport
 from farm.schemas.engines import EnginePage, EngineView, Manifest, Match
 from farm.schemas.models import ModelDetail, ModelPage
 from farm.specs.machines import NAMES, Fact, Machine
@@ -42,9 +42,6 @@ Pruned = Annotated[
     Annotated[str, Field(max_length=40), AnyCase] | None,
     Query(description="2:4, l1:0.5, or none for unpruned engines", examples=["2:4"]),
 ]
-_MOST_PARSED_BYTES = (
-    4 * 2**20
-)  #: a model of ten thousand layers; larger reports are served as the stored file
 _MOST_RUNNING = 50
 VersionNumber = Annotated[Annotated[int, Field(ge=1, le=2**31 - 1)] | None, Query()]
 
@@ -208,22 +205,10 @@ def layers(engine_id: EngineId, farm: Farm) -> Response:
     """The engine's layers and the types it computes in."""
     with farm.db.read() as session:
         digest = layer_report(session, engine_id)
-    path = farm.store.path(digest)
-    size = path.stat().st_size
-    if size > MAX_LAYER_REPORT_BYTES:
-        raise TooLarge(
-            f"the layer report has {size} bytes",
-            hint=f"it is the blob {digest} in the artifact store",
-        )
-    if size > _MOST_PARSED_BYTES:
+    path = layer_reports.path(farm.store, digest)
+    if path.stat().st_size > layer_reports.MOST_PARSED_BYTES:
         return FileResponse(path, media_type="application/json")
-    try:
-        return answer(LayerReport.model_validate_json(path.read_bytes()))
-    except ValidationError:
-        raise NotFound(
-            f"engine {engine_id!r} has an unreadable layer report",
-            hint="don't trust this engine: its stage sent a report that no stage of the farm sends",
-        ) from None
+    return answer(layer_reports.read(path, engine_id))
 
 
 @router.head("/engines/{engine_id}/content", include_in_schema=False)

@@ -135,6 +135,10 @@ class Services:
             announced=None if announced is None else int(announced),
         )
 
+    def scope_to_move(self, alias: str) -> Scope:
+        """The scope that moving this alias takes."""
+        return Scope.ADMIN if alias in self.settings.protected_aliases else Scope.PROMOTE
+
     def fleet(self, session: Session) -> Fleet:
         """The workers, at most half a second old."""
         known = self._known_fleet

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from farm.cli import complete, exits, naming, registry, show, transfer, watch
+from farm.cli import complete, exits, naming, show, transfer, watch
 from farm.cli.options import (
     Json,
     Url,
@@ -331,7 +331,7 @@ def _row(found: Bench, row: BenchRow) -> tuple[str | Text, ...]:
         show.precision(row.precision, row.prune),
         show.state(str(row.state)),
         _latency(row),
-        show.NONE if row.accuracy is None else registry.worth(row.accuracy),
+        show.NONE if row.accuracy is None else show.worth(row.accuracy),
         _rate(row),
         show.NONE if row.bytes is None else show.size(row.bytes),
         show.NONE if row.speed_up_over_best is None else f"{row.speed_up_over_best:.2f}×",

@@ -25,7 +25,6 @@ from farm.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from farm.reports.accuracy import Accuracy, Task
     from farm.reports.metrics import Metrics
     from farm.schemas.engines import EngineView, Judgement
     from farm.schemas.models import VersionView
@@ -126,13 +125,13 @@ def _row(engine: EngineView) -> tuple[str, ...]:
         f"{engine.runtime}:{engine.gpu}",
         show.precision(engine.precision, engine.prune),
         p50,
-        _agreement(accuracy),
+        show.agreement(accuracy),
         speed_up,
         show.size(engine.bytes),
-        _task(accuracy.task),
-        _types(engine),
+        show.task(accuracy.task),
+        show.compute_types(engine.compute),
         against(engine),
-        _cosine(accuracy),
+        show.cosine(accuracy),
         show.judged_on(accuracy),
         accuracy.measured_on or show.NONE,
     )
@@ -143,22 +142,13 @@ def _judged(one: Judgement) -> tuple[str, ...]:
     row = dict.fromkeys(_HEADERS, "") | {
         "id": f"└ {one.engine}",
         "precision": str(one.state),
-        "agreement": _agreement(one.accuracy),
-        "cosine": _cosine(one.accuracy),
-        "task": _task(one.accuracy.task),
+        "agreement": show.agreement(one.accuracy),
+        "cosine": show.cosine(one.accuracy),
+        "task": show.task(one.accuracy.task),
         "judged on": show.judged_on(one.accuracy),
         "measured on": one.accuracy.measured_on or show.NONE,
     }
     return tuple(row.values())
-
-
-def _types(engine: EngineView) -> str:
-    """``int8 97 %, fp16 3 % (plan)``."""
-    if engine.compute is None or not engine.compute.types:
-        return show.NONE
-    types = sorted(engine.compute.types.items(), key=lambda item: -(item[1].share or 0))
-    shares = ", ".join(f"{name} {show.share(of.share, 0)}" for name, of in types)
-    return f"{shares} ({show.SOURCES[engine.compute.source]})"
 
 
 def against(engine: EngineView) -> str:
@@ -173,41 +163,6 @@ def against(engine: EngineView) -> str:
         said.append(f"task {round(-100 * found.task_drop, 1) + 0.0:+.1f} %")  # no -0.0
     twin = f"unpruned {found.precision}" if engine.prune else found.precision
     return f"{twin}: {', '.join(said)}"
-
-
-def worth(accuracy: Accuracy) -> str:
-    """An engine's accuracy in a word: of its task, else its agreement, else its outputs' cosine."""
-    if accuracy.task:
-        return _task(accuracy.task)
-    agreement = _agreement(accuracy)
-    if agreement != show.NONE or accuracy.cosine_mean is None:
-        return agreement
-    return f"cosine {_cosine(accuracy)}"
-
-
-def _cosine(accuracy: Accuracy) -> str:
-    return show.NONE if accuracy.cosine_mean is None else f"{accuracy.cosine_mean:.4f}"
-
-
-def _agreement(accuracy: Accuracy) -> str:
-    """``90.6 % (75.8–96.8)``: of classes, else of integers, else of items found; and its 95 % interval."""
-    for share, interval in (
-        (accuracy.top1_agreement, accuracy.top1_interval),
-        (accuracy.equal, accuracy.equal_interval),
-        (accuracy.matched, accuracy.matched_interval),
-    ):
-        if share is not None:
-            ends = [100 * end for end in interval or () if end is not None]
-            between = " ({:.1f}–{:.1f})".format(*ends) if len(ends) == 2 else ""
-            return f"{show.share(share)}{between}"
-    return show.NONE
-
-
-def _task(task: Task | None) -> str:
-    """``98.2 % (98.4 %)``: the engine's, and the source's."""
-    if not task:
-        return show.NONE
-    return f"{show.share(task.engine)} (source {show.share(task.source)})"
 
 
 def _speed(metrics: Metrics | None) -> tuple[str, str]:

@@ -22,12 +22,17 @@ from rich.text import Text
 from farm.reports.shown import NONE as NONE
 from farm.reports.shown import SOURCES as SOURCES
 from farm.reports.shown import ago as ago
+from farm.reports.shown import agreement as agreement
+from farm.reports.shown import compute_types as compute_types
+from farm.reports.shown import cosine as cosine
 from farm.reports.shown import duration as duration
 from farm.reports.shown import elapsed as elapsed
 from farm.reports.shown import judged_on as judged_on
 from farm.reports.shown import milliseconds as milliseconds
 from farm.reports.shown import share as share
 from farm.reports.shown import size as size
+from farm.reports.shown import task as task
+from farm.reports.shown import worth as worth
 
 if TYPE_CHECKING:
     from farm.schemas.builds import LeftOut

@@ -15,14 +15,13 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
 from farm.database.base import now
-from farm.database.tables import AliasMove, AliasRow, Model, Version
+from farm.database.tables import IS_KEPT, AliasMove, AliasRow, Model, Version
 from farm.errors import Conflict
-from farm.registry import compare, interfaces, names, versions, yanks
+from farm.registry import interfaces, names, replaced, versions, yanks
 from farm.registry.names import Named
 from farm.schemas.aliases import (
     Action,
     AliasView,
-    Beside,
     Lack,
     Move,
     PromoteRequest,
@@ -153,7 +152,7 @@ def promote(
             f"version {request.version} of {known.name} was yanked: {reason}",
             hint=f"take that back first: farm yank {known.name}@{request.version} --undo",
         )
-    row = _locked(session, known, alias, by)
+    row = _seen(session, known, alias, by, lock=not dry_run)
     before_id = row.version_id if row else None
     before = _number(session, before_id)
     changes, meant = interfaces.promoted(session, version_id, before_id, word=request.new_inputs)
@@ -163,7 +162,7 @@ def promote(
             f"those of the version before: {interfaces.told(changes)}",
             hint=interfaces.HINT,
         )
-    beside, left_out = _compared(session, known, before, request)
+    beside, left_out = replaced.compared(session, known, before, request)
     if left_out and not request.partial and not dry_run:
         lacks = "; ".join(f"{lack.gpu}: {lack.why}" for lack in left_out)
         raise Conflict(
@@ -205,21 +204,10 @@ def rollback(
         Conflict: it never named another version, or was moved meanwhile.
     """
     known = names.named(session, model)
-    row = _locked(session, known, alias, by)
+    row = _seen(session, known, alias, by)
     if row is None or row.version_id is None:
         raise versions.no_alias(session, known, alias)
-    before = session.scalar(
-        select(AliasMove.before_id)
-        .where(
-            AliasMove.model_id == row.model_id,
-            AliasMove.name == alias,
-            AliasMove.action == Action.PROMOTE,
-            AliasMove.version_id == row.version_id,
-            AliasMove.before_id != row.version_id,
-        )
-        .order_by(AliasMove.revision.desc())
-        .limit(1)
-    )
+    before = _earlier(session, row)
     if before is None:
         raise Conflict(
             f"{alias} of {known.name} has named no version before {_number(session, row.version_id)}",
@@ -234,6 +222,34 @@ def rollback(
     return _one(session, known, alias)
 
 
+def _earlier(session: Session, row: AliasRow) -> int | None:
+    """The id of the version that an alias named before its present one was promoted."""
+    return session.scalar(
+        select(AliasMove.before_id)
+        .where(
+            AliasMove.model_id == row.model_id,
+            AliasMove.name == row.name,
+            AliasMove.action == Action.PROMOTE,
+            AliasMove.version_id == row.version_id,
+            AliasMove.before_id != row.version_id,
+        )
+        .order_by(AliasMove.revision.desc())
+        .limit(1)
+    )
+
+
+def rolls_back_to(session: Session, model: str, alias: str) -> int | None:
+    """The version that a rollback would have an alias name; None if there is none.
+
+    Raises:
+        NotFound: there is no such model.
+    """
+    known = names.named(session, model)
+    row = session.get(AliasRow, (known.id, alias))
+    before = None if row is None or row.version_id is None else _earlier(session, row)
+    return session.scalar(select(Version.number).where(Version.id == before, IS_KEPT))
+
+
 def delete(session: Session, model: str, alias: str, by: By) -> str:
     """Delete an alias; its history stays. Return the model's name.
 
@@ -241,24 +257,26 @@ def delete(session: Session, model: str, alias: str, by: By) -> str:
         NotFound, Conflict
     """
     known = names.named(session, model)
-    row = _locked(session, known, alias, by)
+    row = _seen(session, known, alias, by)
     if row is None or row.version_id is None:
         raise versions.no_alias(session, known, alias)
     _move(session, known, alias, row, None, Action.DELETE, by)
     return known.name
 
 
-def _locked(session: Session, model: Named, alias: str, by: By) -> AliasRow | None:
+def _seen(
+    session: Session, model: Named, alias: str, by: By, *, lock: bool = True
+) -> AliasRow | None:
     """The alias's row, which nobody else changes before this unit of work ends.
+
+    Parameters:
+        lock: False if it is only to be read.
 
     Raises:
         Conflict: its revision isn't the one the caller saw.
     """
-    row = session.scalar(
-        select(AliasRow)
-        .where(AliasRow.model_id == model.id, AliasRow.name == alias)
-        .with_for_update()
-    )
+    asked = select(AliasRow).where(AliasRow.model_id == model.id, AliasRow.name == alias)
+    row = session.scalar(asked.with_for_update() if lock else asked)
     revision = row.revision if row and row.version_id is not None else 0
     if by.revision is not None and by.revision != revision:
         raise Conflict(
@@ -311,41 +329,3 @@ def _move(
 
 def _number(session: Session, version_id: int | None) -> int | None:
     return session.scalar(select(Version.number).where(Version.id == version_id))
-
-
-def _compared(
-    session: Session, model: Named, before: int | None, request: PromoteRequest
-) -> tuple[list[Beside], list[Lack]]:
-    """The version's engines beside those that they replace, by GPU, and the GPUs it can't serve."""
-    beside: list[Beside] = []
-    left_out: list[Lack] = []
-    served = [] if before is None else compare.gpus(session, model, before)
-    for gpu in dict.fromkeys([*served, *compare.gpus(session, model, request.version)]):
-        old = compare.engine(session, model, gpu, before) if gpu in served else None
-        new = compare.engine(session, model, gpu, request.version)
-        if new is None:
-            left_out.append(
-                Lack(gpu=gpu, why=compare.why_none(session, model, gpu, request.version))
-            )
-            continue
-        found = compare.beside(session, gpu, new, old)
-        beside.append(found)
-        why = _too_much(found, request)
-        if why:
-            left_out.append(Lack(gpu=gpu, why=why))
-    return beside, left_out
-
-
-def _too_much(found: Beside, request: PromoteRequest) -> str | None:
-    """What the new engine costs more than it may, in words."""
-    if found.latency_ratio is not None and found.latency_ratio > request.max_slowdown:
-        return (
-            f"its engine takes {found.latency_ratio:.2f} × the time of the one it replaces, and may take "
-            f"{request.max_slowdown:.2f} ×"
-        )
-    if found.task_drop is not None and found.task_drop > request.max_drop:
-        return (
-            f"its engine's metric is {found.task_drop:.4f} below that of the one it replaces on the same "
-            f"data, and may be {request.max_drop:.4f}"
-        )
-    return None

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
-from farm.database.tables import Build, Job, Wanted
+from farm.database.tables import Build
 from farm.registry import catalog, figures, goals, names, ranking, versions
 from farm.registry.ranking import Ranking
+from farm.registry.unbuilt import unbuilt
 from farm.reports.metrics import Metrics
 from farm.schemas.bench import Bench, BenchGoal, BenchRow
 from farm.schemas.builds import LeftOut
 from farm.schemas.engines import EngineView
 from farm.specs import gpus
 from farm.specs.goals import Aim, Goal
-from farm.specs.precision import Precision
 from farm.specs.runtime import Target
-from farm.specs.states import LIVE, EngineState, JobState
+from farm.specs.states import LIVE, EngineState
 
 _MOST = 1000
 _MOST_BUILDS = 100
@@ -54,16 +54,16 @@ def bench(
     good = [one for one in found if one.state is EngineState.READY and one.yanked is None]
     ranked = ranking.rank(good, tag, wanted) if good else None
     tags = {tag, gpus.compute_capability(tag)}
-    unbuilt = list(_unbuilt(session, version_id, tags))
+    missing = list(_unbuilt(session, version_id, tags))
     rows = [_row(one, wanted, ranked) for one in found]
     return Bench(
         model=known.name,
         version=number,
         gpu=tag,
         goal=BenchGoal(aim=wanted.aim, batch=wanted.batch, followed=wanted == followed),
-        rows=sorted(rows, key=lambda row: _order(row, wanted)) + unbuilt,
+        rows=sorted(rows, key=lambda row: _order(row, wanted)) + missing,
         winner=ranked.best.id if ranked else None,
-        why=ranking.reason(ranked) if ranked else _why_none(found, unbuilt),
+        why=ranking.reason(ranked) if ranked else _why_none(found, missing),
         left_out=list(_left_out(session, version_id, tags, found)),
     )
 
@@ -136,41 +136,16 @@ def _why_none(found: Sequence[EngineView], unbuilt: Sequence[BenchRow]) -> str:
     return "no engine could be built" if unbuilt else "there are no engines yet"
 
 
-_BUILT, _MEASURED = aliased(Job), aliased(Job)
-
-
 def _unbuilt(session: Session, version_id: int, tags: set[str]) -> Iterator[BenchRow]:
     """What the newest build that wanted it hasn't got: not yet, or not at all."""
-    newest = (
-        select(Wanted.target, Wanted.precision, func.max(Wanted.build_id).label("build_id"))
-        .join(Build, Build.id == Wanted.build_id)
-        .where(Build.version_id == version_id)
-        .group_by(Wanted.target, Wanted.precision)
-        .subquery()
-    )
-    rows = session.execute(
-        select(Wanted.target, Wanted.precision, _BUILT, _MEASURED)
-        .join(
-            newest,
-            (newest.c.build_id == Wanted.build_id)
-            & (newest.c.target == Wanted.target)
-            & (newest.c.precision == Wanted.precision),
-        )
-        .join(_BUILT, _BUILT.id == Wanted.build_job_id)
-        .join(_MEASURED, _MEASURED.id == Wanted.measure_job_id)
-        .where(Wanted.engine_id.is_(None))
-        .order_by(Wanted.target, Wanted.precision)
-    )
-    for name, precision, built, measured in rows:
-        target = Target.parse(name)
-        if target.gpu in tags:
-            job = measured if built.state == JobState.SUCCEEDED else built
+    for one in unbuilt(session, version_id):
+        if one.target.gpu in tags:
             yield BenchRow(
-                target=name,
-                runtime=target.runtime,
-                precision=Precision(precision),
-                state=JobState(job.state),
-                error=job.error,
+                target=str(one.target),
+                runtime=one.target.runtime,
+                precision=one.precision,
+                state=one.state,
+                error=one.error,
             )
 
 

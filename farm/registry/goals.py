@@ -26,3 +26,9 @@ def kept(session: Session, model_id: int, version: int, gpu: str) -> Goal | None
         .where(Version.model_id == model_id, Version.number == version, GoalRow.gpu == gpu)
     )
     return None if row is None else Goal(aim=Aim(row.aim), batch=row.batch)
+
+
+def of_version(session: Session, version_id: int) -> dict[str, Goal]:
+    """The goals kept for a version, by GPU tag."""
+    rows = session.scalars(select(GoalRow).where(GoalRow.version_id == version_id))
+    return {row.gpu: Goal(aim=Aim(row.aim), batch=row.batch) for row in rows}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import or_, select
+from sqlalchemy import Select, func, or_, select
 from sqlalchemy.orm import Session
 
 from farm.database.tables import IS_KEPT, EngineRow, Model, Version, Yank
@@ -12,6 +12,7 @@ from farm.registry import aliases, catalog, interfaces, labels, names
 from farm.registry.rows import IS_YANKED, count_engines
 from farm.registry.versions import given_or_newest
 from farm.schemas.models import ModelDetail, ModelView, VersionView
+from farm.specs.names import folded
 
 
 def models(
@@ -27,16 +28,32 @@ def models(
         label: ``team=vision``, or ``team``: only models that have it, or of which a version has; several
             labels may be of different versions.
     """
+    statement = select_models(label=label, after=after, limit=limit)
+    rows = session.scalars(statement).all()
+    of = labels.of(session, Model, [row.id for row in rows])
+    return [_model(session, row, of[row.id]) for row in rows]
+
+
+def select_models(
+    *, name: str | None = None, label: Sequence[str] = (), after: str | None = None, limit: int
+) -> Select[Model]:
+    """Models that have a version, by name.
+
+    Parameters:
+        name: only those that have this in their name, in any case.
+        label: as in ``models``.
+    """
     has_version = select(Version.id).where(Version.model_id == Model.id, IS_KEPT).exists()
     statement = select(Model).where(has_version).order_by(Model.name).limit(limit)
+    if name:
+        known = func.coalesce(Model.folded, func.lower(Model.name))
+        statement = statement.where(known.contains(folded(name), autoescape=True))
     for one in label:
         versions = select(Version.model_id).where(labels.has(Version, one), IS_KEPT)
         statement = statement.where(or_(labels.has(Model, one), Model.id.in_(versions)))
     if after is not None:
         statement = statement.where(Model.name > after)
-    rows = session.scalars(statement).all()
-    of = labels.of(session, Model, [row.id for row in rows])
-    return [_model(session, row, of[row.id]) for row in rows]
+    return statement
 
 
 def _model(session: Session, row: Model, labelled: dict[str, str]) -> ModelView:

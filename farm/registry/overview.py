@@ -24,15 +24,18 @@ _MOST_ALIASED = 20
 _VERDICTS = tuple(Verdict)
 
 
-def overview(session: Session, model: str) -> ModelDetail:
+def overview(session: Session, model: str, *, also: int | None = None) -> ModelDetail:
     """A model with its matrix and what ``prod`` lacks.
+
+    Parameters:
+        also: a version to show in detail even if it is an old one.
 
     Raises:
         NotFound, NameAmbiguous
     """
     known = names.named(session, model)
     found = models.model(session, known.name)
-    detailed = _detailed(found)
+    detailed = {*_detailed(found), also}
     rows = session.scalars(
         select(Version).where(Version.model_id == known.id, Version.number.in_(detailed), IS_KEPT)
     )

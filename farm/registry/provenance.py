@@ -8,13 +8,16 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from farm.database.tables import EngineRow, Job, Wanted
+from farm.database.tables import EngineRow, Job, JobInput, Wanted
 from farm.errors import NotFound
 from farm.planning import parameters
-from farm.planning.recipe import Recipe
+from farm.planning.recipe import Given, Recipe
 from farm.registry.publish import MIRRORED
-from farm.specs.roles import Role
+from farm.schemas.engines import EngineView
+from farm.specs.roles import GIVEN, Role
 from farm.specs.states import EngineState
+
+_MATERIALS = (*GIVEN, Role.TYPED, Role.TYPED_FP16, Role.TYPED_HALF)
 
 
 def doubts(session: Session, wanted: Sequence[Wanted]) -> dict[str, list[str]]:
@@ -75,3 +78,35 @@ def _mirrored(job: Job) -> dict[str, Any]:
     # Earlier versions stored anything a stage sent.
     found = job.facts.get(MIRRORED) if isinstance(job.facts, dict) else None
     return {MIRRORED: found} if found else {}
+
+
+def jobs_of(session: Session, engine_id: str) -> list[Job]:
+    """The jobs that an engine comes from: its measurement, its build, and all before them."""
+    row = session.get_one(EngineRow, engine_id)
+    found: dict[int, Job] = {}
+    ahead = [row.measure_job_id, row.build_job_id]
+    while ahead:
+        job_id = ahead.pop(0)
+        if job_id not in found:
+            found[job_id] = session.get_one(Job, job_id)
+            needs = select(JobInput.needs_id).where(JobInput.job_id == job_id)
+            ahead += session.scalars(needs.order_by(JobInput.role))
+    return list(found.values())
+
+
+def materials(view: EngineView, jobs: Sequence[Job]) -> dict[str, str]:
+    """What an engine was made from and judged on: role → digest."""
+    found = {str(Role.SOURCE): view.source_digest}
+    for job in jobs:
+        given = {
+            str(role): one.digest
+            for role, one in Recipe.read(job.recipe).inputs.items()
+            if isinstance(one, Given)
+        }
+        made = {str(role): digest for role, digest in (job.outputs or {}).items()}
+        for role in _MATERIALS:
+            if role in given or role in made:
+                found.setdefault(str(role), given.get(role) or made[role])
+    for job in jobs:  # what another farm's jobs came from isn't here
+        found = (job.facts or {}).get(MIRRORED, {}).get("materials", {}) | found
+    return found

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from farm.database.tables import EngineRow, EngineSignature, Job, JobInput
-from farm.planning.recipe import Given, Recipe
-from farm.registry import catalog, loading
-from farm.registry.provenance import provenance_of
-from farm.registry.publish import MIRRORED
+from farm.database.tables import EngineRow, EngineSignature, Job, SigningKeyRow
+from farm.registry import catalog, loading, provenance
 from farm.schemas.engines import EngineView, Manifest
 from farm.schemas.signing import EnginePredicate, JobRecord, SignatureFormat, SignedBy
 from farm.signing import bundles, statements
 from farm.signing.bundles import Statement
 from farm.signing.keys import PublicKey
-from farm.specs.roles import GIVEN, Role
+from farm.specs.roles import Role
 
 #: What may change about a published engine, and so isn't signed.
 CHANGING = frozenset({"yanked", "against", "judgements"})
-_MATERIALS = (*GIVEN, Role.TYPED, Role.TYPED_FP16, Role.TYPED_HALF)
 
 
 def bundle_of(
@@ -51,6 +49,29 @@ def count_signed_by(session: Session, key_id: str) -> int:
     return session.scalar(mine) or 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Signed:
+    """An engine's signature, as far as it is shown.
+
+    Parameters:
+        revoked_at: when its key was called compromised: nothing that it signed is to be trusted.
+    """
+
+    key_id: str
+    at: datetime
+    revoked_at: datetime | None
+
+
+def signature_of(session: Session, engine_id: str) -> Signed | None:
+    """Which key has signed an engine; None if none has yet."""
+    row = session.execute(
+        select(EngineSignature.key_id, EngineSignature.created_at, SigningKeyRow.revoked_at)
+        .join(SigningKeyRow, SigningKeyRow.id == EngineSignature.key_id)
+        .where(EngineSignature.engine_id == engine_id)
+    ).one_or_none()
+    return None if row is None else Signed(key_id=row[0], at=row[1], revoked_at=row[2])
+
+
 def keep(session: Session, engine_id: str, key: PublicKey, engine: bytes, model: bytes) -> None:
     """Store an engine's signatures, unless it has some: another process may have been quicker."""
     if session.get(EngineSignature, engine_id) is None:
@@ -68,11 +89,11 @@ def statements_of(session: Session, engine_id: str, key: PublicKey) -> tuple[Sta
     """
     view = catalog.engine(session, engine_id)
     name = view.file_name()
-    jobs = list(_jobs(session, engine_id))
+    jobs = provenance.jobs_of(session, engine_id)
     predicate = EnginePredicate(
         engine=_unchanging(view),
-        materials=_materials(view, jobs),
-        provenance=provenance_of(session, engine_id),
+        materials=provenance.materials(view, jobs),
+        provenance=provenance.provenance_of(session, engine_id),
         jobs=[_record(job) for job in jobs],
         load=loading.text(view),
         signing_key=SignedBy(id=key.id, public_key=key.pem),
@@ -101,10 +122,10 @@ def manifest_of(session: Session, engine_id: str) -> Manifest:
     view = catalog.engine(session, engine_id)
     bundle = bundle_of(session, engine_id)
     if bundle is None:
-        provenance = provenance_of(session, engine_id)
+        made = provenance.provenance_of(session, engine_id)
         files = {view.file_name(): view.digest} | reports_of(session, engine_id)
         return Manifest(
-            engine=view, provenance=provenance, files=files, load=loading.text(view), signed_by=None
+            engine=view, provenance=made, files=files, load=loading.text(view), signed_by=None
         )
     # A newer farm may see an old row in another light: what was signed stands.
     statement = bundles.unverified(bundle)
@@ -121,37 +142,6 @@ def manifest_of(session: Session, engine_id: str) -> Manifest:
 
 def _unchanging(view: EngineView) -> dict[str, Any]:
     return view.model_dump(mode="json", exclude=set(CHANGING))
-
-
-def _jobs(session: Session, engine_id: str) -> Iterator[Job]:
-    """The jobs that an engine comes from: its measurement, its build, and all before them."""
-    row = session.get_one(EngineRow, engine_id)
-    seen: set[int] = set()
-    ahead = [row.measure_job_id, row.build_job_id]
-    while ahead:
-        job_id = ahead.pop(0)
-        if job_id not in seen:
-            seen.add(job_id)
-            yield session.get_one(Job, job_id)
-            needs = select(JobInput.needs_id).where(JobInput.job_id == job_id)
-            ahead += session.scalars(needs.order_by(JobInput.role))
-
-
-def _materials(view: EngineView, jobs: Sequence[Job]) -> dict[str, str]:
-    found = {str(Role.SOURCE): view.source_digest}
-    for job in jobs:
-        given = {
-            str(role): one.digest
-            for role, one in Recipe.read(job.recipe).inputs.items()
-            if isinstance(one, Given)
-        }
-        made = {str(role): digest for role, digest in (job.outputs or {}).items()}
-        for role in _MATERIALS:
-            if role in given or role in made:
-                found.setdefault(str(role), given.get(role) or made[role])
-    for job in jobs:  # what another farm's jobs came from isn't here
-        found = (job.facts or {}).get(MIRRORED, {}).get("materials", {}) | found
-    return found
 
 
 def _record(job: Job) -> JobRecord:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import humanize
 
-from farm.reports.accuracy import Accuracy
 from farm.specs import durations
+
+if TYPE_CHECKING:
+    from farm.reports.accuracy import Accuracy, Task
+    from farm.reports.layers import ComputeView
 
 NONE = "–"
 
@@ -61,3 +65,55 @@ SOURCES = {
     "plan": "plan",
     "optimised-graph": "optimised graph",
 }
+
+
+def worth(accuracy: Accuracy) -> str:
+    """An engine's accuracy in a word: of its task, else its agreement, else its outputs' cosine."""
+    if accuracy.task:
+        return task(accuracy.task)
+    agreed = agreement(accuracy)
+    if agreed != NONE or accuracy.cosine_mean is None:
+        return agreed
+    return f"cosine {cosine(accuracy)}"
+
+
+def agrees(accuracy: Accuracy) -> str:
+    """``agreement 99.8 % (99.1–100.0)``, or else ``cosine 0.9999``; empty if neither is known."""
+    agreed = agreement(accuracy)
+    if agreed != NONE:
+        return f"agreement {agreed}"
+    return "" if accuracy.cosine_mean is None else f"cosine {cosine(accuracy)}"
+
+
+def cosine(accuracy: Accuracy) -> str:
+    return NONE if accuracy.cosine_mean is None else f"{accuracy.cosine_mean:.4f}"
+
+
+def agreement(accuracy: Accuracy) -> str:
+    """``90.6 % (75.8–96.8)``: of classes, else of integers, else of items found; and its 95 % interval."""
+    for value, interval in (
+        (accuracy.top1_agreement, accuracy.top1_interval),
+        (accuracy.equal, accuracy.equal_interval),
+        (accuracy.matched, accuracy.matched_interval),
+    ):
+        if value is not None:
+            ends = [100 * end for end in interval or () if end is not None]
+            between = " ({:.1f}–{:.1f})".format(*ends) if len(ends) == 2 else ""
+            return f"{share(value)}{between}"
+    return NONE
+
+
+def task(found: Task | None) -> str:
+    """``98.2 % (98.4 %)``: the engine's, and the source's."""
+    if not found:
+        return NONE
+    return f"{share(found.engine)} (source {share(found.source)})"
+
+
+def compute_types(compute: ComputeView | None) -> str:
+    """``int8 97 %, fp16 3 % (plan)``: what an engine multiplies in, and who says so."""
+    if compute is None or not compute.types:
+        return NONE
+    types = sorted(compute.types.items(), key=lambda item: -(item[1].share or 0))
+    shares = ", ".join(f"{name} {share(of.share, 0)}" for name, of in types)
+    return f"{shares} ({SOURCES[compute.source]})"

@@ -52,6 +52,16 @@ def reach(engine: Aimed, tag: str) -> Reach | None:
     return Reach.PORTABLE if _is_portable(engine, tag, capability) else None
 
 
+def served(engine: Aimed) -> dict[Reach, list[str]]:
+    """The products that an engine serves, by how closely."""
+    found: dict[Reach, list[str]] = {}
+    for product in gpus.PRODUCTS:
+        close = reach(engine, product)
+        if close is not None:
+            found.setdefault(close, []).append(product)
+    return dict(sorted(found.items()))
+
+
 def _is_portable(engine: Aimed, tag: str, capability: str) -> bool:
     """By TensorRT's levels of hardware compatibility, which aren't for Jetson."""
     if engine.runtime is not Runtime.TENSORRT or engine.options is None:

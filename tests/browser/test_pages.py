@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,9 +115,11 @@ def test_the_first_key_pressed_skips_to_the_content(page: Any) -> None:
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_every_page_can_be_read_by_everybody(
-    chromium: Any, farm: LiveApi, path: str, tmp_path: Path
-) -> None:
+def test_every_page_can_be_read_by_everybody(chromium: Any, farm: LiveApi, path: str) -> None:
+    check_readable(chromium, farm, path)
+
+
+def check_readable(chromium: Any, farm: LiveApi, path: str) -> None:
     """WCAG 2.2 AA by axe, in both themes; on a phone nothing but tables scrolls sideways."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     for theme in THEMES:

@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from farm import __version__
 from farm.errors import FarmError, KeyNeeded
+from farm.registry.verdicts import verdict
 from farm.reports import shown
 from farm.specs import texts
 from farm.specs.scopes import Scope
@@ -106,6 +107,10 @@ def environment() -> Environment:
         "share": shown.share,
         "size": shown.size,
         "judged_on": shown.judged_on,
+        "task": shown.task,
+        "agrees": shown.agrees,
+        "compute_types": shown.compute_types,
+        "verdict": verdict,
         "told": texts.escaped,
         "json": lambda value: json.dumps(value, ensure_ascii=False, separators=(",", ":")),
         "segment": lambda value: quote(str(value), safe=""),

@@ -1,5 +1,6 @@
 // Forms with data-call="METHOD /path" call the REST API with their fields as JSON. Fields named with a dot's
-// prefix are left out; data-json holds what is sent beside them; data-match an ETag for If-Match.
+// prefix are left out; a checkbox is true, or with a value one of a list. data-json holds what is sent beside
+// them; data-match an ETag for If-Match.
 "use strict";
 
 const told = document.getElementById("said");
@@ -9,13 +10,26 @@ function say(text, isError) {
   told.classList.toggle("wrong", isError);
 }
 
+function add(body, field) {
+  const { name, type, value } = field;
+  if (!name || name.startsWith(".") || field.disabled || type === "submit") return;
+  if (type === "checkbox" || type === "radio") {
+    if (!field.checked) return;
+    if (type === "radio") body[name] = value;
+    else if (field.hasAttribute("value")) (body[name] ??= []).push(value);
+    else body[name] = true;
+  } else if (value !== "") {
+    body[name] = type === "number" ? Number(value) : value;
+  }
+}
+
 async function call(form, submitter) {
   const [method, path] = form.dataset.call.split(" ");
   const body = JSON.parse(form.dataset.json || "{}");
-  for (const [name, value] of new FormData(form)) if (value !== "") body[name] = value;
+  for (const field of form.elements) add(body, field);
   const headers = {};
   if (form.dataset.match) headers["If-Match"] = form.dataset.match;
-  const hasBody = Object.keys(body).length > 0;
+  const hasBody = "json" in form.dataset || Object.keys(body).length > 0;
   if (hasBody) headers["Content-Type"] = "application/json";
   if (submitter) submitter.disabled = true;
   try {
