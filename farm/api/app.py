@@ -25,6 +25,7 @@ from farm.api import (
     gc,
     health,
     inference,
+    jobs,
     keys,
     labels,
     logins,
@@ -56,7 +57,20 @@ from farm.settings import Settings
 log = logging.getLogger(__name__)
 
 _NOUNS = (
-    *(blobs, builds, registry, signing, onnx, triton, aliases, compare, bench, inference, fleet),
+    *(
+        blobs,
+        builds,
+        jobs,
+        registry,
+        signing,
+        onnx,
+        triton,
+        aliases,
+        compare,
+        bench,
+        inference,
+        fleet,
+    ),
     *(
         search,
         yanks,
