@@ -47,7 +47,7 @@ from farm.api import (
 from farm.api.access import Access
 from farm.api.door import Door
 from farm.api.services import Services
-from farm.api.web import admin, login, now, static_files
+from farm.api.web import admin, build, job, login, now, static_files
 from farm.api.web import fleet as fleet_page
 from farm.api.web import search as search_page
 from farm.database.migrate import require_schema
@@ -87,7 +87,7 @@ _NOUNS = (
         health,
     ),
     *(mirrors, oci, oci_push, documents),
-    *(static_files, login, now, fleet_page, search_page, admin),
+    *(static_files, login, now, build, job, fleet_page, search_page, admin),
 )
 
 DESCRIPTION = """
