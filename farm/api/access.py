@@ -56,6 +56,7 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("GET", "/v1/builds/{build_id}/explain"): READ,
     ("POST", "/v1/builds/{build_id}/cancel"): SUBMIT,
     ("POST", "/v1/builds/{build_id}/retry"): SUBMIT,
+    ("GET", "/v1/jobs/{job_id}/samples"): READ,
     ("GET", "/v1/search"): READ,
     ("POST", "/v1/infer"): SUBMIT,
     ("GET", "/v1/infer/{inference_id}"): READ,

@@ -25,6 +25,7 @@ from farm.api import (
     gc,
     health,
     inference,
+    jobs,
     keys,
     labels,
     logins,
@@ -46,7 +47,7 @@ from farm.api import (
 from farm.api.access import Access
 from farm.api.door import Door
 from farm.api.services import Services
-from farm.api.web import admin, engines, login, models, now, static_files
+from farm.api.web import admin, build, engines, job, login, models, now, static_files
 from farm.api.web import fleet as fleet_page
 from farm.api.web import search as search_page
 from farm.database.migrate import require_schema
@@ -56,7 +57,20 @@ from farm.settings import Settings
 log = logging.getLogger(__name__)
 
 _NOUNS = (
-    *(blobs, builds, registry, signing, onnx, triton, aliases, compare, bench, inference, fleet),
+    *(
+        blobs,
+        builds,
+        jobs,
+        registry,
+        signing,
+        onnx,
+        triton,
+        aliases,
+        compare,
+        bench,
+        inference,
+        fleet,
+    ),
     *(
         search,
         yanks,
@@ -73,7 +87,7 @@ _NOUNS = (
         health,
     ),
     *(mirrors, oci, oci_push, documents),
-    *(static_files, login, now, fleet_page, search_page, admin, models, engines),
+    *(static_files, login, now, build, job, models, engines, fleet_page, search_page, admin),
 )
 
 DESCRIPTION = """

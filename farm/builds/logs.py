@@ -33,6 +33,27 @@ def log(session: Session, build_id: str, job_id: int | None) -> str:
     return "".join(f"=== {title}\n{text}" for title, text in parts if text)
 
 
+def tail(session: Session, job_id: int, most: int) -> tuple[str, bool]:
+    """The last ``most`` characters that a job printed, in whole lines; whether that is all of it."""
+    pieces = session.scalars(
+        select(JobLog.text)
+        .join(EventRow, EventRow.id == JobLog.event_id)
+        .where(EventRow.job_id == job_id)
+        .order_by(EventRow.id.desc())
+        .execution_options(yield_per=20)
+    )
+    found: list[str] = []
+    size = 0
+    for piece in pieces:
+        found.append(piece)
+        size += len(piece)
+        if size > most:
+            text = "".join(reversed(found))[-most:]
+            pieces.close()
+            return text.partition("\n")[2] or text, False
+    return "".join(reversed(found)), True
+
+
 def _job_log(session: Session, job_id: int) -> str:
     return "".join(
         session.scalars(

@@ -585,6 +585,19 @@ class JobLog(Base):
     text: Mapped[str] = mapped_column(Text)
 
 
+class JobSampleRow(Base):
+    """What an attempt at a job used over its time, in columns as ``farm.schemas.samples.AttemptSamples``."""
+
+    __tablename__ = "job_samples"
+    no_blobs = frozenset({"series"})
+    job_id: Mapped[int] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    began_at: Mapped[datetime] = mapped_column(Instant)
+    series: Mapped[dict[str, list[Any]]] = mapped_column(Json)
+
+
 class TimingCache(Base):
     """TensorRT's timing cache for one GPU and toolchain; only the newest revision."""
 

@@ -47,6 +47,13 @@ def create(
     return row, text
 
 
+def client_name(session: Session, client: str) -> str:
+    """What to call a client (``Caller.client``): a key by its name."""
+    key_id = client.removeprefix("key ")
+    row = session.get(ApiKey, key_id) if key_id != client else None
+    return row.name if row is not None else client
+
+
 def revoke(session: Session, key_id: str, *, by: Caller) -> ApiKey:
     """Revoke a key. Does nothing if it is already revoked.
 

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from farm.database.base import now
 from farm.database.session import Database
 from farm.database.tables import Build, Job
+from farm.queue import jobs as reporting
+from farm.queue import samples
 from tests.chaos.crowd import _tiny_model
 from tests.contract.live_api import LiveApi, live_api
 
@@ -19,7 +22,10 @@ pytestmark = pytest.mark.heavy
 ATTACK = "<img src=x onerror=\"document.title='owned'\">"
 THEMES = ("light", "dark")
 WIDTHS = {"desk": 1280, "phone": 390}
-PAGES = ("/", "/builds", "/fleet", "/search?q=tiny", "/audit", "/keys", "/login")
+PAGES = (
+    *("/", "/builds", "/builds/last?explain=1", "/jobs/1"),
+    *("/fleet", "/search?q=tiny", "/audit", "/keys", "/login"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +43,22 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveApi]:
             jobs = [one["id"] for one in answer.json()["jobs"] if one["reuse"] == "ran"]
             session.execute(update(Job).where(Job.id.in_(jobs)).values(state="failed", error=error))
             session.execute(update(Build).where(Build.id == build).values(state="failed"))
+            samples.keep(session, 1, 1, began_at=now(), series=_SERIES)
+            for job in (1, *jobs):
+                reporting.report(session, job, 1, text=f"{ATTACK}\n" + "layer 1\n" * 9)
         db.dispose()
         yield api
+
+
+_SERIES = {
+    "at_s": [0.5, 1.0, 1.5],
+    "cpus": [0.5, 1.5, 1.0],
+    "memory_bytes": [10**8, 2 * 10**8, 2 * 10**8],
+    "gpu_share": [0.1, None, 0.9],
+    "gpu_memory_bytes": [10**9, 2 * 10**9, 10**9],
+    "gpu_power_w": [90.0, 300.0, 280.0],
+    "gpu_clock_mhz": [1500, 1980, 1980],
+}
 
 
 def _request(digest: str, model: str) -> dict[str, Any]:
@@ -139,3 +159,50 @@ def check_readable(chromium: Any, farm: LiveApi, path: str) -> None:
             found = axe.run(page, options={"runOnly": {"type": "tag", "values": tags}})
             assert found.violations_count == 0, (path, theme, name, found.generate_report())
             context.close()
+
+
+def test_a_build_follows_its_events_and_keeps_what_was_asked_for(page: Any, farm: LiveApi) -> None:
+    build = _build(farm, "tiny")
+    page.goto(f"/builds/{build}")
+    page.get_by_role("link", name="Compare them with earlier jobs").click()
+    page.get_by_text("no earlier job of this kind").first.wait_for()
+    page.on("dialog", lambda asked: asked.accept())
+    canceller = page.context.new_page()
+    canceller.goto(f"/builds/{build}")
+    canceller.on("dialog", lambda asked: asked.accept())
+    canceller.get_by_role("button", name="Cancel the build").click()
+    # The first page hears of it.
+    page.locator(".head .state.cancelled").wait_for()
+    assert page.get_by_text("no earlier job of this kind").count() > 0
+    page.get_by_role("button", name="Retry the build").click()
+    page.get_by_role("button", name="Cancel the build").wait_for()
+
+
+def test_an_answer_that_is_an_error_replaces_nothing(chromium: Any, farm: LiveApi) -> None:
+    context = chromium.new_context(base_url=farm.url)
+    page = context.new_page()
+    _log_in(page, farm)
+    body = '<main id="live">away</main>'
+    page.route(farm.url + "/", lambda route: route.fulfill(status=503, body=body))
+    for _ in range(2):  # it goes on asking
+        with page.expect_response(lambda answer: answer.status == 503):
+            pass
+    assert page.locator("h1").inner_text() == "Now"
+    context.close()
+
+
+def test_what_a_job_used_is_drawn(page: Any, farm: LiveApi) -> None:
+    page.goto("/jobs/1")
+    page.locator("canvas").first.wait_for()
+    assert page.locator(".u-title").all_inner_texts() == [
+        "CPUs in use",
+        "Memory, GiB",
+        "GPU in use, %",
+        "Power, W",
+        "SM clock, MHz",
+    ]
+
+
+def _build(farm: LiveApi, model: str) -> str:
+    found = farm.http.get("/v1/builds", params={"model": model}).json()
+    return str(found["items"][0]["id"])

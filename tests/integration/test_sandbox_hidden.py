@@ -342,7 +342,7 @@ def following(child: Child) -> threading.Thread:
 def states(guard: int) -> Iterator[tuple[str, str]]:
     """The state of each process of a job, as the kernel says it; of the guard, too."""
     for pid in (guard, *tree.below(guard)):
-        who = "job" if pid in tree._of_job(guard) else "guard"
+        who = "job" if pid in tree.of_job(guard) else "guard"
         yield who, tree._state(Path(f"/proc/{pid}"))
 
 

@@ -80,6 +80,41 @@ class Telemetry:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """What a GPU does at one moment, for all its processes; None for what it doesn't report."""
+
+    share: float | None = None  #: of the time in which a kernel ran, 0 to 1
+    memory_bytes: int | None = None
+    power_w: float | None = None
+    sm_mhz: int | None = None
+
+
+@contextmanager
+def asking(uuid: str) -> Iterator[Callable[[], Use] | None]:
+    """What asks a GPU for its use, for as long as the block runs; None without NVML."""
+    with _handle(uuid) as handle:
+        if handle is None:
+            yield None
+            return
+        nvml, device = handle
+
+        def ask() -> Use:
+            rates = _asked(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(device))
+            memory = _asked(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(device))
+            power = _asked(nvml, lambda: nvml.nvmlDeviceGetPowerUsage(device))
+            return Use(
+                share=None if rates is None else rates.gpu / 100,
+                memory_bytes=None if memory is None else memory.used,
+                power_w=None if power is None else power / 1e3,
+                sm_mhz=_asked(
+                    nvml, lambda: nvml.nvmlDeviceGetClockInfo(device, nvml.NVML_CLOCK_SM)
+                ),
+            )
+
+        yield ask
+
+
 @contextmanager
 def watching(tenants: Tenants) -> Iterator[Telemetry]:
     """Sample a GPU in the background. Without NVML, or on a GPU slice (MIG), fewer values are known."""

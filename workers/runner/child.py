@@ -151,6 +151,11 @@ class Child:
         self._guard_said: dict[str, str | None] = {}
         self._siblings.enter(self)
 
+    @property
+    def pid(self) -> int:
+        """Its guard's, whose descendants do the work."""
+        return self._pid
+
     def events(self) -> Iterator[ChildEvent]:
         """Yield what the child prints and reports until it has ended, and a tick at least every 100 ms.
 

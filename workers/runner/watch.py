@@ -1,4 +1,4 @@
-"""Follows a job's child: renews the lease, records its output, notices cancellation."""
+"""Follows a job's child: renews the lease, records its output and what it uses, notices cancellation."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import time
 from contextlib import suppress
 
 from farm.errors import DatabaseUnavailable, LeaseLost
-from farm.queue import jobs, leases
+from farm.queue import jobs, leases, samples
 from farm.queue.jobs import Claim
 from workers.runner.app import Context
 from workers.runner.child import Child
 from workers.runner.child_events import Line, StageProgressed
+from workers.runner.sampler import Sampler
 
 _CANCEL_POLL_S = 0.5
 _LOG_FLUSH_S = 0.5
@@ -28,6 +29,7 @@ class Watch:
         self._claim = claim
         self._text = ""
         self._progress: StageProgressed | None = None
+        self._sampler: Sampler | None = None
         at = time.monotonic()
         self._renewed = self._polled = self._flushed = at
 
@@ -37,18 +39,22 @@ class Watch:
         Raises:
             LeaseLost, ChildTimedOut
         """
-        try:
-            for happening in child.events():
-                if isinstance(happening, Line):
-                    self._text += happening.text
-                elif isinstance(happening, StageProgressed):
-                    self._progress = happening
-                if self._look():
-                    return True
-            return False
-        finally:
-            with suppress(DatabaseUnavailable):  # better to lose the end of the log than the job
-                self._flush()
+        gpu = self._context.gpu
+        with Sampler(child.pid, gpu.uuid if gpu else None) as self._sampler:
+            try:
+                for happening in child.events():
+                    if isinstance(happening, Line):
+                        self._text += happening.text
+                    elif isinstance(happening, StageProgressed):
+                        self._progress = happening
+                    self._sampler.look()
+                    if self._look():
+                        return True
+                return False
+            finally:
+                # Better to lose the end of the log than the job.
+                with suppress(DatabaseUnavailable):
+                    self._flush(has_ended=True)
 
     def _look(self) -> bool:
         if self._context.stopping.is_set():
@@ -78,19 +84,25 @@ class Watch:
                 return jobs.wants_cancel(session, self._claim.job_id, self._claim.attempt)
         return False
 
-    def _flush(self) -> None:
-        text, progress = self._text, self._progress
-        if not text and progress is None:
+    def _flush(self, *, has_ended: bool = False) -> None:
+        text, progress, sampler = self._text, self._progress, self._sampler
+        series = sampler.to_keep(has_ended=has_ended) if sampler else None
+        if not text and progress is None and series is None:
             return
+        job_id, attempt = self._claim.job_id, self._claim.attempt
         with self._context.db.write() as session:
             jobs.report(
                 session,
-                self._claim.job_id,
-                self._claim.attempt,
+                job_id,
+                attempt,
                 phase=progress.phase if progress else None,
                 progress=progress.share if progress else None,
                 text=text,
             )
+            if sampler and series:
+                samples.keep(session, job_id, attempt, began_at=sampler.began_at, series=series)
+        if sampler and series:
+            sampler.kept()
         self._text, self._progress = "", None
         if progress:
             share = "" if progress.share is None else f" {progress.share:.0%}"

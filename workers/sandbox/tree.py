@@ -53,7 +53,7 @@ def stop(guard: int) -> None:
     again.
     """
     for _ in range(_PASSES):
-        found = _of_job(guard)
+        found = of_job(guard)
         running = {pid: parent for pid, parent in found.items() if _runs(pid)}
         if not running:
             return
@@ -63,7 +63,7 @@ def stop(guard: int) -> None:
 
 def resume(guard: int) -> None:
     """Continue all processes of a guard's job."""
-    send(_of_job(guard), signal.SIGCONT)
+    send(of_job(guard), signal.SIGCONT)
 
 
 def send(processes: dict[int, int], sig: signal.Signals) -> None:
@@ -90,7 +90,8 @@ def _send(pid: int, family: Iterable[int], sig: signal.Signals) -> None:
         os.close(handle)
 
 
-def _of_job(guard: int) -> dict[int, int]:
+def of_job(guard: int) -> dict[int, int]:
+    """All processes of a guard's job: PID → parent. Neither the guard, nor the namespace's first process."""
     found = below(guard)
     return {
         pid: parent

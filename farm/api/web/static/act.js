@@ -35,7 +35,8 @@ async function call(form, submitter) {
   try {
     const answer = await fetch(path, { method, headers, body: hasBody ? JSON.stringify(body) : undefined });
     if (answer.ok) {
-      location.assign(form.dataset.then || location.href);
+      if (form.dataset.then) location.assign(form.dataset.then);
+      else location.reload();
       return;
     }
     const problem = await answer.json();
@@ -66,9 +67,11 @@ if (followed) {
     setTimeout(() => {
       waits = false;
       htmx.trigger(document.getElementById("live"), "news");
-    }, 300);
+    }, 1000);
   };
   for (const kind of followed.dataset.kinds.split(" ")) source.addEventListener(kind, again);
-  source.onerror = () => again();
-  if (!followed.dataset.live) source.close();
+  // The stream ends with the build. The page, read again, says whether there is more to come.
+  const isLive = () => document.querySelector("[data-events]")?.dataset.live;
+  source.onerror = () => (isLive() ? again() : source.close());
+  if (!isLive()) source.close();
 }
