@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from farm import __version__, logs
+from farm import __version__
 from farm.api import (
     aliases,
     audit,
@@ -94,7 +94,6 @@ def create_app(settings: Settings) -> FastAPI:
             thread.stop()
         services.db.dispose()
 
-    logs.configure(settings.log_level)
     app = _Api(
         title="Engine farm",
         version=__version__,

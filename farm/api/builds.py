@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from pydantic import Field, StringConstraints
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from farm import logs as own_logs
 from farm.api.documents import event_stream, json_body
 from farm.api.extent import parsed
 from farm.api.services import (
@@ -30,7 +32,7 @@ from farm.builds import loaded, replan, views
 from farm.builds.attach import Submitted
 from farm.builds.cancel import cancel_build
 from farm.builds.explain import explain
-from farm.builds.logs import log
+from farm.builds.logs import log as printed
 from farm.builds.submit import submit_build
 from farm.errors import Conflict
 from farm.schemas.builds import BuildPage, BuildView, Explanation
@@ -39,6 +41,8 @@ from farm.schemas.submission import BuildRequest
 from farm.specs.states import BuildState
 from farm.trust import audit
 from farm.trust.callers import Caller
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1/builds", tags=["builds"])
 
@@ -133,6 +137,8 @@ def _unit(farm: Services, work: Callable[[Session], Submitted]) -> BuildView:
             continue
     else:
         raise Conflict("too many concurrent submissions of the same work", hint="submit it again")
+    own_logs.note(build=submitted.build_id)
+    log.info("%d of %d jobs are ready", len(submitted.ready), len(submitted.attached.jobs))
     if submitted.ready:
         farm.sweeper.ring(submitted.ready)
     # A worker is notified in the meantime.
@@ -200,7 +206,7 @@ def logs(
 ) -> str:
     """The output of the build's jobs, as text."""
     with farm.db.read() as session:
-        return log(session, build_id, job)
+        return printed(session, build_id, job)
 
 
 @router.get(

@@ -7,11 +7,13 @@ It checks, in this order: the host name and the requesting page's origin (`farm.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Awaitable, Callable, Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from farm import logs
 from farm.api.access import Access
 from farm.api.bodies import JSON_HINT, Bodies
 from farm.api.problems import rendered
@@ -24,6 +26,8 @@ from farm.trust.hosts import Headers, Hosts
 
 UPLOADS = "/v1/blobs"
 DOCS = "/docs"
+REQUEST_ID = "x-request-id"
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 #: Paths that need no thread.
 _OWN_ROOM = re.compile(r"/healthz|/docs(/.*)?")
 _EVENTS = re.compile(r"/v1/builds/[^/]+/events")
@@ -71,16 +75,19 @@ class Door:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})  # the API has no WebSockets
             return
-        answer = _Answer(send, docs=scope["path"].startswith(DOCS))
-        try:
-            await self._enter(scope, receive, answer)
-        except FarmError as err:
-            if answer.began:
-                raise
-            await rendered(err, scope["path"])(scope, receive, answer)
+        headers = _headers(scope["headers"])
+        request_id = _request_id(headers)
+        answer = _Answer(send, request_id, docs=scope["path"].startswith(DOCS))
+        with logs.handling(request_id=request_id):
+            try:
+                await self._enter(scope, receive, answer, headers)
+            except FarmError as err:
+                if answer.began:
+                    raise
+                await rendered(err, scope["path"])(scope, receive, answer)
 
-    async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers, method, path = _headers(scope["headers"]), scope["method"], scope["path"]
+    async def _enter(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        method, path = scope["method"], scope["path"]
         self._hosts.check(method, headers)
         address = (scope.get("client") or ("",))[0]
         caller = await self._access.caller(method, path, headers, address)
@@ -115,15 +122,18 @@ class Door:
 class _Answer:
     """A response with the headers that every response carries."""
 
-    def __init__(self, send: Send, *, docs: bool) -> None:
+    def __init__(self, send: Send, request_id: str, *, docs: bool) -> None:
         self._send = send
-        self._policy = (b"content-security-policy", (_OF_DOCS if docs else _NOTHING).encode())
+        self._own = (
+            (b"content-security-policy", (_OF_DOCS if docs else _NOTHING).encode()),
+            (REQUEST_ID.encode(), request_id.encode()),
+        )
         self.began = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.began = True
-            headers = [*message.get("headers", ()), *_ALWAYS, self._policy]
+            headers = [*message.get("headers", ()), *_ALWAYS, *self._own]
             message = {**message, "headers": headers}
         await self._send(message)
 
@@ -133,6 +143,14 @@ def _headers(sent: Iterable[tuple[bytes, bytes]]) -> Headers:
     for name, value in sent:
         found.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
     return found
+
+
+def _request_id(headers: Headers) -> str:
+    """The caller's id for the request, if it is harmless; otherwise a new one."""
+    given = headers.get(REQUEST_ID, ())
+    if len(given) == 1 and _ID.fullmatch(given[0]):
+        return given[0]
+    return os.urandom(8).hex()
 
 
 def _check_type(headers: Headers, fits: Callable[[str], bool], hint: str) -> None:

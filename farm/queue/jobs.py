@@ -36,6 +36,7 @@ class Claim:
     inputs: Mapping[str, str]  #: role → digest
     toolchain: Mapping[str, str]
     announced: bool  #: whether a message was sent for this attempt
+    build: str | None = None  #: the first of the live builds that want it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,7 @@ def claim(
     transitions.record(session, job, JobState.RUNNING, worker=owner)
     build_states.start_builds(session, job_id)
     recipe = Recipe.read(job.recipe)
+    wanting = session.connection().execute(_WANTING, {"job_id": job_id}).all()
     return Claim(
         job_id=job_id,
         attempt=attempt,
@@ -77,6 +79,7 @@ def claim(
         inputs=_input_digests(session, job_id, recipe),
         toolchain=recipe.tools,
         announced=job.rung_at is not None,
+        build=wanting[0].id if wanting else None,
     )
 
 
@@ -86,6 +89,14 @@ def _input_digests(session: Session, job_id: int, recipe: Recipe) -> dict[str, s
     return made | {
         role: given.digest for role, given in recipe.inputs.items() if isinstance(given, Given)
     }
+
+
+_WANTING = (
+    select(Build.id)
+    .join(BuildJob, BuildJob.build_id == Build.id)
+    .where(BuildJob.job_id == bindparam("job_id"), Build.state.not_in(BUILD_ENDED))
+    .order_by(Build.id)
+)
 
 
 _INPUTS = (

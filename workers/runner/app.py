@@ -130,7 +130,7 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     # The settings hold all that is needed of it from here on. The fork server may be restarted, and must
     # not inherit the rest.
     environment.replace(environment.of_worker(settings.sandbox_environment))
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format, settings.log_file, worker=name)
     # On a GPU before it takes a job: nothing else works there while one is measured.
     compiles_here = gpu is not None and _compiles(settings, gpu, Siblings())
     me = announcement(name, gpu, compiles=compiles_here)
@@ -154,11 +154,18 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     def stop(**_: object) -> None:
         context.stopping.set()
 
+    # Celery would add handlers of its own. What is printed becomes records, as by default.
+    def log_printed(**_: object) -> None:
+        app.log.redirect_stdouts("WARNING")
+
+    signals.setup_logging.connect(log_printed, weak=False)
+
     signals.worker_shutting_down.connect(stop, weak=False)
     _await_store(context)
     with _announced(context, me, every_s=settings.worker_ttl_s / 3):
         app.worker_main(
             [
+                "--quiet",  # no banner: it isn't a record
                 "worker",
                 f"--hostname={name}",
                 # A worker without a runtime reads a queue that nobody fills.

@@ -12,6 +12,7 @@ from typing import Any
 from celery import Celery, Task
 from sqlalchemy.orm import Session
 
+from farm import logs
 from farm.daemon import scrub
 from farm.errors import (
     BlobDamaged,
@@ -77,15 +78,25 @@ def _run(task_id: str, context: Context, job_id: int) -> str:
         return "nothing to claim"
     context.held[claim.job_id] = claim.attempt
     try:
-        return _run_claimed(task_id, context, job_id, claim)
+        with logs.handling(**_fields(claim)):
+            return _run_claimed(task_id, context, job_id, claim)
     finally:
         # During a shutdown, jobs given back are released once the worker has ended.
         if not context.stopping.is_set():
             context.held.pop(claim.job_id, None)
 
 
+def _fields(claim: Claim) -> dict[str, object]:
+    return {
+        "build": claim.build,
+        "job": claim.job_id,
+        "attempt": claim.attempt,
+        "stage": claim.kind,
+    }
+
+
 def _run_claimed(task_id: str, context: Context, job_id: int, claim: Claim) -> str:
-    log.info("%s (job %s, attempt %s)", claim.title, claim.job_id, claim.attempt)
+    log.info("%s begins", claim.title)
     if claim.job_id != job_id:
         # The message named a job that isn't first in line any more.
         arguments = shown_arguments(claim.job_id, claim.attempt, claim.key)
@@ -122,6 +133,7 @@ def _run_claimed(task_id: str, context: Context, job_id: int, claim: Claim) -> s
     except Exception as err:
         _fail(context, claim, InternalError(f"the worker has a bug here: {err!r}"))
         raise
+    log.info("%s ended", claim.title)
     _ring(context, ready)
     return "ended"
 
@@ -141,6 +153,7 @@ def _interrupt(context: Context, claim: Claim, error: Unavailable) -> None:
 
 
 def _fail(context: Context, claim: Claim, error: FarmError) -> None:
+    log.warning("%s failed: %s: %s", claim.title, error.code, error.detail)
     _end(context, lambda session: jobs.fail(session, claim.job_id, claim.attempt, error))
 
 
