@@ -48,6 +48,7 @@ from farm.api.services import Services
 from farm.database.migrate import require_schema
 from farm.errors import DatabaseUnavailable, Unavailable
 from farm.settings import Settings
+from farm.tracing import spans
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ def create_app(settings: Settings) -> FastAPI:
         for thread in reversed(threads):
             thread.stop()
         services.db.dispose()
+        spans.shut_down()
 
     app = _Api(
         title="Engine farm",

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from farm import logs
+from farm.api import request_spans
 from farm.api.access import Access
 from farm.api.bodies import JSON_HINT, Bodies
 from farm.api.problems import rendered
@@ -78,7 +79,10 @@ class Door:
         headers = _headers(scope["headers"])
         request_id = _request_id(headers)
         answer = _Answer(send, request_id, docs=scope["path"].startswith(DOCS))
-        with logs.handling(request_id=request_id):
+        with (
+            logs.handling(request_id=request_id),
+            request_spans.request(scope, headers, request_id) as answer.seen,
+        ):
             try:
                 await self._enter(scope, receive, answer, headers)
             except FarmError as err:
@@ -129,10 +133,12 @@ class _Answer:
             (REQUEST_ID.encode(), request_id.encode()),
         )
         self.began = False
+        self.seen: request_spans.Seen = request_spans.unseen
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.began = True
+            self.seen(message["status"])
             headers = [*message.get("headers", ()), *_ALWAYS, *self._own]
             message = {**message, "headers": headers}
         await self._send(message)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from farm import logs
 from farm.processes import die_with_parent, take_short_turns
 from farm.settings import Settings
+from farm.tracing import spans
 
 if TYPE_CHECKING:  # the supervisor's process does without
     from fastapi import FastAPI
@@ -83,6 +84,7 @@ def app() -> FastAPI:
     take_short_turns()
     settings = Settings()
     logs.configure(settings.log_level, settings.log_format, settings.log_file)
+    spans.configure("engine-farm-api")
     made = create_app(settings)
     gc.freeze()
     gc.enable()

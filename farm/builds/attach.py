@@ -30,6 +30,7 @@ from farm.queue import build_states, transitions
 from farm.queue.turns import Bell, Turns
 from farm.registry import interfaces, provenance, publish
 from farm.specs.states import BuildState, JobState, Reuse, build_state
+from farm.tracing import spans
 
 # Locked, so that none of them ends between this query and the commit: a new job that waits for one
 # would miss its end.
@@ -244,6 +245,7 @@ def _columns_of(
         "first_attempt": attempt,
         "cancel_requested": False,
         "rung_at": None if needs else at,
+        "trace": spans.of_reserved(build.trace),
         "created_at": at,
     }
 

@@ -27,6 +27,7 @@ from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.runtime import Runtime
 from farm.specs.states import BuildState
+from farm.tracing import spans
 from farm.trust import plugins
 
 
@@ -80,6 +81,7 @@ def submit_build(
         left_out=None
         if found.left_out is None
         else [one.model_dump(mode="json") for one in found.left_out],
+        trace=spans.reserved(),
         created_at=now(),
     )
     insert_rows(session, Build, [columns(build)])

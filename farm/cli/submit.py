@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farm.cli import complete, naming, show, transfer
+from farm.cli import complete, naming, show, traced, transfer
 from farm.cli.options import (
     Json,
     Timeout,
@@ -171,7 +171,8 @@ def submit(
                 progress=progress,
             )
 
-    build = naming.named(submitted, name, as_json=as_json)
+    with traced.command("submit"):
+        build = naming.named(submitted, name, as_json=as_json)
     if not as_json:
         naming.explain(build)
         _say(build.view, url, waiting=wait)

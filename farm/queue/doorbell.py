@@ -142,6 +142,8 @@ class Doorbell:
             priority=9 - bell.priority,  # in Redis, 0 is the highest priority
             shadow=bell.title,
             argsrepr=arguments,
+            # For those who watch the broker: a worker takes it from the job that it claims.
+            headers=dict(bell.trace or {}),
             producer=producer,
             retry=False,
             ignore_result=True,

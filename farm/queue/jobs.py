@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -21,6 +21,7 @@ from farm.registry import interfaces, publish
 from farm.specs.states import BUILD_ENDED, LIVE, JobState
 from farm.stages import STAGES, JobKind
 from farm.store import artifacts
+from farm.tracing import spans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,11 @@ class Claim:
     toolchain: Mapping[str, str]
     announced: bool  #: whether a message was sent for this attempt
     build: str | None = None  #: the first of the live builds that want it
+    reuse: str | None = None  #: how that build got it
+    target: str | None = None
+    precision: str | None = None
+    #: Headers that name the spans of those that wait for it: the one it is part of, then the others.
+    traces: Sequence[Mapping[str, str]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +86,17 @@ def claim(
         toolchain=recipe.tools,
         announced=job.rung_at is not None,
         build=wanting[0].id if wanting else None,
+        reuse=wanting[0].reuse if wanting else None,
+        target=job.target,
+        precision=job.precision,
+        traces=_traces(job, wanting),
     )
+
+
+def _traces(job: Any, wanting: Sequence[Any]) -> list[dict[str, str]]:
+    """The contexts of the builds that want a job; without builds, its own."""
+    found = [spans.of_reserved(build.trace) for build in wanting] or [job.trace]
+    return [one for one in found if one is not None]
 
 
 def _input_digests(session: Session, job_id: int, recipe: Recipe) -> dict[str, str]:
@@ -92,7 +108,7 @@ def _input_digests(session: Session, job_id: int, recipe: Recipe) -> dict[str, s
 
 
 _WANTING = (
-    select(Build.id)
+    select(Build.id, Build.trace, BuildJob.reuse)
     .join(BuildJob, BuildJob.build_id == Build.id)
     .where(BuildJob.job_id == bindparam("job_id"), Build.state.not_in(BUILD_ENDED))
     .order_by(Build.id)

@@ -33,6 +33,7 @@ from farm.specs import gpus
 from farm.store import proof
 from farm.store.base import Store
 from farm.store.chosen import store_of
+from farm.tracing import spans
 from workers.runner import compiles, remote, toolchain, trial
 from workers.runner.child import await_preload
 from workers.runner.names import queues
@@ -127,6 +128,8 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     """Consume this worker's queues until SIGTERM. ``register`` adds the task to the application."""
     take_short_turns()
     settings = Settings()
+    # Before its variables go, of which some are secret.
+    spans.configure("engine-farm-worker", instance=name)
     # The settings hold all that is needed of it from here on. The fork server may be restarted, and must
     # not inherit the rest.
     environment.replace(environment.of_worker(settings.sandbox_environment))
@@ -270,3 +273,4 @@ def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterato
         with context.db.write() as session:
             workers.left(session, me.name)
             leases.release(session, me.name, dict(context.held))
+        spans.shut_down()

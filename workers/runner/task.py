@@ -28,7 +28,15 @@ from farm.queue.celery_app import TASK, shown_arguments
 from farm.queue.jobs import Claim, Output
 from farm.queue.turns import Bell
 from farm.stages import JobKind
-from workers.runner import claims, inputs, kept_peers, plugins, timing_caches, toolchain
+from workers.runner import (
+    claims,
+    inputs,
+    kept_peers,
+    plugins,
+    stage_spans,
+    timing_caches,
+    toolchain,
+)
 from workers.runner.app import Context
 from workers.runner.child import Child, await_preload
 from workers.runner.hooks import Hook, Part
@@ -104,7 +112,8 @@ def _run_claimed(task_id: str, context: Context, job_id: int, claim: Claim) -> s
         if not claim.announced:
             claims.pass_on(context, job_id)
     try:
-        ready = _work(task_id, context, claim)
+        with stage_spans.attempt(claim):
+            ready = _work(task_id, context, claim)
     except LeaseLost as err:
         log.warning("%s: the result is refused", err.detail)
         return "lost its lease"
@@ -178,15 +187,18 @@ def _work(task_id: str, context: Context, claim: Claim) -> list[Bell]:
         parts = [hook(context, claim) for hook in HOOKS]
         request = _request(context, claim, workdir, parts)
         timeout_s = context.settings.timeout_s(request.kind)
-        with Child(
-            _run_stage,
-            request,
-            timeout_s=timeout_s,
-            siblings=context.siblings,
-            sandbox=context.sandbox(workdir, request.inputs.values(), timeout_s=timeout_s),
-            log_bytes=context.settings.job_log_bytes,
-        ) as child:
-            cancelled = Watch(task_id, context, claim).follow(child)
+        with (
+            stage_spans.stage(claim) as phases,
+            Child(
+                _run_stage,
+                request,
+                timeout_s=timeout_s,
+                siblings=context.siblings,
+                sandbox=context.sandbox(workdir, request.inputs.values(), timeout_s=timeout_s),
+                log_bytes=context.settings.job_log_bytes,
+            ) as child,
+        ):
+            cancelled = Watch(task_id, context, claim, phases).follow(child)
             if cancelled:
                 child.end()
                 claims.insist(

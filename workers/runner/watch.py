@@ -11,6 +11,7 @@ from farm.queue.jobs import Claim
 from workers.runner.app import Context
 from workers.runner.child import Child
 from workers.runner.child_events import Line, StageProgressed
+from workers.runner.stage_spans import Phases
 
 _CANCEL_POLL_S = 0.5
 _LOG_FLUSH_S = 0.5
@@ -23,10 +24,13 @@ class Stopping(Exception):
 class Watch:
     """Follows a child: renews its lease, records its output, notices cancellation."""
 
-    def __init__(self, task_id: str, context: Context, claim: Claim) -> None:
+    def __init__(
+        self, task_id: str, context: Context, claim: Claim, phases: Phases | None = None
+    ) -> None:
         self._task_id = task_id
         self._context = context
         self._claim = claim
+        self._phases = phases or Phases()
         self._text = ""
         self._progress: StageProgressed | None = None
         at = time.monotonic()
@@ -44,6 +48,7 @@ class Watch:
                     self._text += happening.text
                 elif isinstance(happening, StageProgressed):
                     self._progress = happening
+                    self._phases.reach(happening.phase)
                 if self._look():
                     return True
             return False
