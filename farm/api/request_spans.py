@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http import HTTPStatus
+from http import HTTPMethod, HTTPStatus
 
 from starlette.types import Scope
 
@@ -12,6 +12,7 @@ from farm.tracing import spans
 from farm.trust.hosts import Headers
 
 Seen = Callable[[int], None]
+_METHODS = frozenset(method.value for method in HTTPMethod)
 #: Asked all the time by machines, and never of a build.
 _UNTRACED = frozenset({"/healthz", "/readyz", "/metrics"})
 
@@ -26,9 +27,11 @@ def request(scope: Scope, headers: Headers, request_id: str) -> Iterator[Seen]:
     if not spans.is_on() or scope["path"] in _UNTRACED:
         yield unseen
         return
-    method = scope["method"] if scope["method"].isalpha() else "HTTP"
+    # As OpenTelemetry has it: a method is any word.
+    known = scope["method"] in _METHODS
+    method = scope["method"] if known else "HTTP"
     attributes = {
-        "http.request.method": method,
+        "http.request.method": method if known else "_OTHER",
         "url.scheme": scope.get("scheme"),
         "farm.request.id": request_id,
     }
