@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from http import HTTPMethod, HTTPStatus
 
 from starlette.types import Scope
@@ -21,12 +21,18 @@ def unseen(_status: int) -> None:
     """What is told the status of a response that isn't traced."""
 
 
-@contextmanager
-def request(scope: Scope, headers: Headers, request_id: str) -> Iterator[Seen]:
-    """The span of a request; yields what is told the response's status."""
+_NOTHING = nullcontext(unseen)
+
+
+def request(scope: Scope, headers: Headers, request_id: str) -> AbstractContextManager[Seen]:
+    """The span of a request; gives what is told the response's status."""
     if not spans.is_on() or scope["path"] in _UNTRACED:
-        yield unseen
-        return
+        return _NOTHING
+    return _traced(scope, headers, request_id)
+
+
+@contextmanager
+def _traced(scope: Scope, headers: Headers, request_id: str) -> Iterator[Seen]:
     # As OpenTelemetry has it: a method is any word.
     known = scope["method"] in _METHODS
     method = scope["method"] if known else "HTTP"
