@@ -52,9 +52,8 @@ def submit_build(
         most_jobs: limit on its number of jobs; by default none.
 
     Raises:
-        InvalidRequest, UnknownGpu, TargetUnsupported, CalibrationMissing, PluginRefused
+        InvalidRequest, UnknownGpu, TargetUnsupported, CalibrationMissing, PluginRefused, NameAmbiguous
         NotFound: a blob hasn't been uploaded.
-        NameAmbiguous
         Conflict: the idempotency key was used for another request, or ``new_inputs`` is missing.
     """
     document = request.model_dump(mode="json")

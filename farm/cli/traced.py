@@ -15,8 +15,6 @@ def command(name: str) -> Iterator[None]:
     if not spans.is_on():
         yield
         return
-    try:
-        with spans.span(f"farm {name}", "client", parent=spans.of_environment()):
-            yield
-    finally:
-        spans.shut_down()
+    parent = spans.of_environment()
+    with spans.sent_at_the_end(), spans.span(f"farm {name}", "client", parent=parent):
+        yield

@@ -78,6 +78,15 @@ def shut_down() -> None:
         _tracer = None
 
 
+@contextmanager
+def sent_at_the_end() -> Iterator[None]:
+    """Whatever ends the block, its spans are sent."""
+    try:
+        yield
+    finally:
+        shut_down()
+
+
 def is_on() -> bool:
     return _tracer is not None
 

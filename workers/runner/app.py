@@ -165,7 +165,7 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
 
     signals.worker_shutting_down.connect(stop, weak=False)
     _await_store(context)
-    with _announced(context, me, every_s=settings.worker_ttl_s / 3):
+    with spans.sent_at_the_end(), _announced(context, me, every_s=settings.worker_ttl_s / 3):
         app.worker_main(
             [
                 "--quiet",  # no banner: it isn't a record
@@ -273,4 +273,3 @@ def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterato
         with context.db.write() as session:
             workers.left(session, me.name)
             leases.release(session, me.name, dict(context.held))
-        spans.shut_down()
