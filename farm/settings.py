@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from farm import logs
 from farm.signing import ed25519
 from farm.specs.gates import GateSet
 from farm.specs.home import DEFAULT_HOME
@@ -26,7 +27,7 @@ _LISTS = (
     *("runtimes", "plugin_keys", "hosts", "protected_aliases"),
     *("sandbox_read", "sandbox_environment"),
 )
-_PATHS = ("home", "store", "signing_key", "signing_password_file", "signing_public_key")
+_PATHS = ("home", "store", "log_file", "signing_key", "signing_password_file", "signing_public_key")
 
 
 def _raised(value: object) -> object:
@@ -224,6 +225,22 @@ class Settings(BaseSettings):
     )
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_raised)] = (
         Field("INFO", description="log level of the farm's own processes")
+    )
+    log_format: Annotated[logs.Format, AnyCase] = Field(
+        "text",
+        description="`text`, or `json` for one object a line, with the ids of the request, the build and "
+        "the job that it is about",
+    )
+    log_file: Path | None = Field(
+        None,
+        description="file for a process's output instead of standard output and error; it may be renamed at "
+        "any time, by logrotate for example. `farm up` writes into `logs` in the home folder",
+    )
+    log_file_bytes: int = Field(
+        10 * 2**20, ge=2**10, description="size at which `farm up` begins another log file"
+    )
+    log_files: int = Field(
+        5, ge=1, description="earlier log files that `farm up` keeps of each part"
     )
 
     @model_validator(mode="before")

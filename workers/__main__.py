@@ -8,6 +8,7 @@ GPUs that something else uses.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import subprocess
@@ -15,13 +16,15 @@ import sys
 import time
 from types import FrameType
 
-from farm import installed
+from farm import installed, logs
 from farm.errors import InvalidRequest
 from farm.machine import gpus
 from farm.settings import Settings
 from workers.backends.aotinductor import compiler
 from workers.runner import forks, toolchain
 from workers.sandbox import features
+
+log = logging.getLogger(__name__)
 
 #: A cold shutdown takes 3 s; with the broker gone it may wait for ever, and leases cover the rest.
 _GRACE_S = 10.0
@@ -53,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     except InvalidRequest as err:
         print(f"error: {err.detail}\nhint: {err.hint}", file=sys.stderr)
         return 2
+    settings = Settings()
+    logs.configure(settings.log_level, settings.log_format, settings.log_file)
     return _Supervisor(commands).run()
 
 
@@ -148,6 +153,8 @@ class _Supervisor:
         while not self._stopping:
             for name in self._commands:
                 worker = self._running.get(name)
+                if worker is not None and worker.poll() is not None:
+                    log.warning("worker %s exited with %s; restarting it", name, worker.returncode)
                 if worker is None or worker.poll() is not None:
                     self._start(name)
             time.sleep(_RESTART_S if len(self._running) else 0)

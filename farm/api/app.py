@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from farm import __version__, logs
+from farm import __version__
 from farm.api import (
     aliases,
     audit,
@@ -53,6 +53,7 @@ from farm.api.web import search as search_page
 from farm.database.migrate import require_schema
 from farm.errors import DatabaseUnavailable, Unavailable
 from farm.settings import Settings
+from farm.tracing import spans
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +127,8 @@ def create_app(settings: Settings) -> FastAPI:
         for thread in reversed(threads):
             thread.stop()
         services.db.dispose()
+        spans.shut_down()
 
-    logs.configure(settings.log_level)
     app = _Api(
         title="Engine farm",
         version=__version__,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from typing import Annotated, TypeVar
 
@@ -12,6 +13,7 @@ from pydantic import Field, StringConstraints
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from farm import logs as own_logs
 from farm.api.documents import event_stream, json_body
 from farm.api.extent import parsed
 from farm.api.services import (
@@ -32,7 +34,7 @@ from farm.builds.cancel import cancel_build
 from farm.builds.dry_run import dry_run as foretold
 from farm.builds.expected import expect
 from farm.builds.explain import explain
-from farm.builds.logs import log
+from farm.builds.logs import log as printed
 from farm.builds.submit import Terms, submit_build
 from farm.errors import Conflict
 from farm.fleet.workers import Fleet
@@ -43,6 +45,8 @@ from farm.schemas.submission import BuildRequest
 from farm.specs.states import BuildState
 from farm.trust import audit
 from farm.trust.callers import Caller
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1/builds", tags=["builds"])
 
@@ -180,6 +184,8 @@ def _unit(farm: Services, work: Callable[[Session], Submitted]) -> BuildView:
     if view is not None:
         return view
     assert submitted.attached is not None
+    own_logs.note(build=submitted.build_id)
+    log.info("%d of %d jobs are ready", len(submitted.ready), len(submitted.attached.jobs))
     if submitted.ready:
         farm.sweeper.ring(submitted.ready)
     # A worker is notified in the meantime.
@@ -265,7 +271,7 @@ def logs(
 ) -> str:
     """The output of the build's jobs, as text."""
     with farm.db.read() as session:
-        return log(session, build_id, job)
+        return printed(session, build_id, job)
 
 
 @router.get(

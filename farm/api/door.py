@@ -7,11 +7,14 @@ It checks, in this order: the host name and the requesting page's origin (`farm.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Awaitable, Callable, Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from farm import logs
+from farm.api import request_spans
 from farm.api.access import Access
 from farm.api.bodies import JSON_HINT, Bodies
 from farm.api.problems import rendered
@@ -25,6 +28,8 @@ from farm.trust.hosts import Headers, Hosts
 
 UPLOADS = "/v1/blobs"
 DOCS = "/docs"
+REQUEST_ID = "x-request-id"
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 #: Paths that need no thread.
 _OWN_ROOM = re.compile(r"/healthz|/docs(/.*)?|/static/.*")
 _EVENTS = re.compile(r"/v1/builds/[^/]+/events")
@@ -72,16 +77,22 @@ class Door:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})  # the API has no WebSockets
             return
-        answer = _Answer(send, scope["path"])
-        try:
-            await self._enter(scope, receive, answer)
-        except FarmError as err:
-            if answer.began:
-                raise
-            await rendered(err, scope["path"])(scope, receive, answer)
+        headers = _headers(scope["headers"])
+        request_id = _request_id(headers)
+        answer = _Answer(send, request_id, scope["path"])
+        with (
+            logs.handling(request_id=request_id),
+            request_spans.request(scope, headers, request_id) as answer.seen,
+        ):
+            try:
+                await self._enter(scope, receive, answer, headers)
+            except FarmError as err:
+                if answer.began:
+                    raise
+                await rendered(err, scope["path"])(scope, receive, answer)
 
-    async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers, method, path = _headers(scope["headers"]), scope["method"], scope["path"]
+    async def _enter(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        method, path = scope["method"], scope["path"]
         self._hosts.check(method, headers)
         address = (scope.get("client") or ("",))[0]
         caller = await self._access.caller(method, path, headers, address)
@@ -116,7 +127,7 @@ class Door:
 class _Answer:
     """A response with the headers that every response carries."""
 
-    def __init__(self, send: Send, path: str) -> None:
+    def __init__(self, send: Send, request_id: str, path: str) -> None:
         self._send = send
         policy = (
             _OF_DOCS
@@ -125,13 +136,18 @@ class _Answer:
             if render.is_page(path)
             else _NOTHING
         )
-        self._policy = (b"content-security-policy", policy.encode())
+        self._own = (
+            (b"content-security-policy", policy.encode()),
+            (REQUEST_ID.encode(), request_id.encode()),
+        )
         self.began = False
+        self.seen: request_spans.Seen = request_spans.unseen
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.began = True
-            headers = [*message.get("headers", ()), *_ALWAYS, self._policy]
+            self.seen(message["status"])
+            headers = [*message.get("headers", ()), *_ALWAYS, *self._own]
             message = {**message, "headers": headers}
         await self._send(message)
 
@@ -141,6 +157,14 @@ def _headers(sent: Iterable[tuple[bytes, bytes]]) -> Headers:
     for name, value in sent:
         found.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
     return found
+
+
+def _request_id(headers: Headers) -> str:
+    """The caller's id for the request, if it is harmless; otherwise a new one."""
+    given = headers.get(REQUEST_ID, ())
+    if len(given) == 1 and _ID.fullmatch(given[0]):
+        return given[0]
+    return os.urandom(8).hex()
 
 
 def _check_type(headers: Headers, fits: Callable[[str], bool], hint: str) -> None:

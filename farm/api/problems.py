@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 
+from farm import logs
 from farm.api import oci_errors
 from farm.api.web import render
 from farm.errors import (
@@ -140,5 +141,9 @@ async def _broken_off(request: Request, _err: Exception) -> Response:
 
 async def _bug(request: Request, err: Exception) -> Response:
     log.error("%s %s failed", request.method, request.url.path, exc_info=err)
-    told = InternalError("this is a bug in the farm; the API's log has the traceback")
+    request_id = logs.handled().get("request_id")
+    told = InternalError(
+        "this is a bug in the farm; the API's log has the traceback"
+        + (f" under request {request_id}" if request_id else "")
+    )
     return rendered(told, request.url.path)

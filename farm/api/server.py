@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import resource
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from farm import logs
 from farm.processes import die_with_parent, take_short_turns
 from farm.settings import Settings
+from farm.tracing import spans
 
 if TYPE_CHECKING:  # the supervisor's process does without
     from fastapi import FastAPI
@@ -21,6 +23,12 @@ _OTHER_FILES = 256  #: for the database, the broker, blobs, the program itself
 #: For a request's headers to arrive, and for an idle connection.
 _HEADERS_MS = 15_000
 _HEADERS_BYTES = 2**16
+#: Granian logs as the farm does.
+_LOGGERS: dict[str, Any] = {
+    "formatters": {},
+    "handlers": {},
+    "loggers": {"_granian": {"handlers": [], "propagate": True}},
+}
 
 
 def serve(host: str = "127.0.0.1", port: int = 8000) -> None:
@@ -29,6 +37,8 @@ def serve(host: str = "127.0.0.1", port: int = 8000) -> None:
     from granian.constants import HTTPModes, Interfaces
     from granian.http import HTTP1Settings
 
+    settings = Settings()
+    logs.configure(settings.log_level, settings.log_format, settings.log_file)
     os.environ[_PARENT] = str(os.getpid())
     files = _allow_files(_CONNECTIONS + _OTHER_FILES)
     connections = max(files // 2, min(_CONNECTIONS, files - _OTHER_FILES))
@@ -47,6 +57,7 @@ def serve(host: str = "127.0.0.1", port: int = 8000) -> None:
             header_read_timeout=_HEADERS_MS, max_buffer_size=_HEADERS_BYTES
         ),
         log_access=False,
+        log_dictconfig=_LOGGERS,
         workers_kill_timeout=_STOP_S,
     ).serve()
 
@@ -71,7 +82,10 @@ def app() -> FastAPI:
     if _PARENT in os.environ:
         die_with_parent(parent=int(os.environ[_PARENT]))
     take_short_turns()
-    made = create_app(Settings())
+    settings = Settings()
+    logs.configure(settings.log_level, settings.log_format, settings.log_file)
+    spans.configure("engine-farm-api")
+    made = create_app(settings)
     gc.freeze()
     gc.enable()
     return made

@@ -15,6 +15,7 @@ from fastapi import Depends, Path, Query, Request, Response
 from pydantic import BaseModel, Field, StringConstraints
 from sqlalchemy.orm import Session
 
+from farm import logs
 from farm.api.documents import problem_response
 from farm.api.looks import Looks
 from farm.api.streams import Streams
@@ -182,12 +183,12 @@ async def _build_id(
     farm: Farm,
     by: By,
 ) -> str:
-    if is_id(build_id):
-        return build_id
-    client = by.client if by.key_id else None
-    return await to_thread.run_sync(
-        _read, farm, partial(ids.build_id, given=build_id, client=client)
-    )
+    if not is_id(build_id):
+        client = by.client if by.key_id else None
+        find = partial(ids.build_id, given=build_id, client=client)
+        build_id = await to_thread.run_sync(_read, farm, find)
+    logs.note(build=build_id)
+    return build_id
 
 
 async def _engine_id(

@@ -31,6 +31,7 @@ from farm.queue.turns import Bell, Turns
 from farm.registry import interfaces, provenance, publish
 from farm.specs.states import BuildState, JobState, Reuse, build_state
 from farm.store import artifacts
+from farm.tracing import spans
 
 _JOBS = (
     select_job_rows()
@@ -252,6 +253,7 @@ def _columns_of(
         "first_attempt": attempt,
         "cancel_requested": False,
         "rung_at": None if needs else at,
+        "trace": spans.of_reserved(build.trace),
         "created_at": at,
     }
 

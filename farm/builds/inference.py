@@ -32,6 +32,7 @@ from farm.specs.samples import Head, check_names, check_sizes, check_type, named
 from farm.specs.states import JobState
 from farm.stages import STAGES, InferParams, JobKind
 from farm.store import held
+from farm.tracing import spans
 
 #: Priority and place of a client's one inference in a queue: ahead of all builds, as somebody waits for it.
 _FIRST = (9, 0)
@@ -156,6 +157,7 @@ def start(
         first_attempt=1,
         cancel_requested=False,
         rung_at=now(),
+        trace=spans.carrier(),
     )
     session.add(job)
     session.flush()

@@ -34,6 +34,7 @@ from farm.schemas.submission import BuildRequest
 from farm.specs.precision import Precision
 from farm.specs.runtime import Target
 from farm.specs.states import BUILD_ENDED, BuildState, JobState, Reuse
+from farm.tracing import spans
 
 _AT_ONCE = 100
 #: The code of a job that failed because one before it did.
@@ -60,7 +61,7 @@ def retry_build(session: Session, build_id: str, *, fleet: Fleet, force: bool = 
         return Submitted(build_id=build.id, attached=None)
     if build.state == BuildState.FAILED and not force:
         _check_may_pass(session, build, fleet)
-    build.state, build.finished_at = BuildState.QUEUED, None
+    build.state, build.finished_at, build.trace = BuildState.QUEUED, None, spans.reserved()
     session.add(
         Event(build_id=build.id, kind="build", state=build.state, data={"cause": "retried"})
     )

@@ -29,6 +29,7 @@ from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.runtime import Runtime
 from farm.specs.states import BuildState
+from farm.tracing import spans
 from farm.trust import plugins
 
 
@@ -69,7 +70,7 @@ def prepare(
         may_be_absent: whether its blobs needn't be here.
 
     Raises:
-        InvalidRequest, UnknownGpu, TargetUnsupported, CalibrationMissing, PluginRefused
+        InvalidRequest, UnknownGpu, TargetUnsupported, CalibrationMissing, PluginRefused, NameAmbiguous
         NotFound: a blob hasn't been uploaded.
         NameAmbiguous
         Conflict: ``new_inputs`` is missing.
@@ -117,6 +118,7 @@ def submit_build(
         idempotency_key=idempotency_key,
         gates=found.gates.model_dump(),
         left_out=None if left_out is None else [one.model_dump(mode="json") for one in left_out],
+        trace=spans.reserved(),
         created_at=now(),
     )
     insert_rows(session, Build, [columns(build)])

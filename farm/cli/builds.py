@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from farm.cli import complete, show
+from farm.cli import complete, show, traced
 from farm.cli.options import BuildId, Json, LabelFilters, Url, Wide, again, connect, example, page
 from farm.cli.watch import jobs_table, remaining, tell_held_back
 
@@ -136,7 +136,8 @@ def retry(
     """
     build = connect(url).build(build_id)
     to_retry = build.view.state in ("failed", "cancelled")
-    view = build.retry(force=force).view
+    with traced.command("retry"):
+        view = build.retry(force=force).view
     if as_json:
         show.document(view)
         return

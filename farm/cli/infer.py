@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from farm.cli import complete, show, transfer
+from farm.cli import complete, show, traced, transfer
 from farm.cli.options import Gpu, Json, Precision, Runtime, Url, Version, connect, example
 from farm.specs import durations
 from farm.specs.inference import EXAMPLE
@@ -60,7 +60,7 @@ def infer(
     way to serve a model: inputs and outputs are limited to 256 MiB each.
     """
     farm = connect(url)
-    with transfer.bar(hidden=as_json) as progress:
+    with traced.command("infer"), transfer.bar(hidden=as_json) as progress:
         made = farm.infer(
             model,
             inputs,

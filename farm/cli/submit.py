@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.cli import complete, forecast, naming, show, transfer
+from farm.cli import complete, forecast, naming, show, traced, transfer
 from farm.cli.options import (
     Json,
     Timeout,
@@ -195,7 +195,8 @@ def submit(
     if dry_run:
         forecast.show_dry_run(naming.named(foretold, name, as_json=as_json), as_json=as_json)
         return
-    build = naming.named(submitted, name, as_json=as_json)
+    with traced.command("submit"):
+        build = naming.named(submitted, name, as_json=as_json)
     if not as_json:
         naming.explain(build)
         _say(build.view, url, waiting=wait)

@@ -28,6 +28,7 @@ from farm.client.trust import Signing, Trust
 from farm.errors import FarmError, InvalidRequest, KeyNeeded, NotFound, Unavailable
 from farm.schemas.signing import SigningKeys, SigningKeyView
 from farm.specs import faults
+from farm.tracing import spans
 
 T = TypeVar("T")
 
@@ -79,6 +80,7 @@ class Http:
             if self._key.key:
                 _check_key(self._key.key)
                 headers["Authorization"] = f"Bearer {self._key.key}"
+            hooks = [_carry_trace] if transport else [_carry_trace, self._check_listener]
             self._client = httpx2.Client(
                 base_url=self.url,
                 timeout=timeout_s,
@@ -86,7 +88,7 @@ class Http:
                 headers=headers,
                 # A proxy meant for the internet can't reach this machine's own ports.
                 trust_env=not is_local,
-                event_hooks={"request": [self._check_listener]} if transport is None else None,
+                event_hooks={"request": hooks},
             )
         except (httpx2.InvalidURL, ValueError) as err:
             raise InvalidRequest(f"{url!r} isn't an address: {err}", hint=meant.start_hint) from err
@@ -219,6 +221,11 @@ class Http:
             error.hint = self._key.hint
         self._meant.told(error, self.url)
         return error
+
+
+def _carry_trace(request: httpx2.Request) -> None:
+    """Have the farm continue the trace that this request is part of."""
+    request.headers.update(spans.outgoing())
 
 
 def _check_key(key: str) -> None:

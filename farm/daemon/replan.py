@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from sqlalchemy.exc import IntegrityError
 
+from farm import logs
 from farm.builds.replan import outdated, replan_build, settle, wanting
 from farm.database.session import Database
 from farm.errors import FarmError, Unavailable
@@ -32,7 +33,11 @@ def replan_outdated(db: Database, *, ttl_s: float) -> list[Bell]:
     """
     with db.read() as session:
         left = outdated(session)
-    return [bell for job_id in left for bell in _replan(db, job_id, ttl_s)]
+    ready: list[Bell] = []
+    for job_id in left:
+        with logs.handling(job=job_id):
+            ready += _replan(db, job_id, ttl_s)
+    return ready
 
 
 def _replan(db: Database, job_id: int, ttl_s: float) -> list[Bell]:
@@ -47,7 +52,7 @@ def _replan(db: Database, job_id: int, ttl_s: float) -> list[Bell]:
     except Unavailable:
         raise
     except FarmError as err:
-        log.warning("can't replan job %s: %s", job_id, err.detail)
+        log.warning("the job can't be replanned: %s", err.detail)
         with db.write() as session:
             jobs.fail_outdated(session, job_id, err)
     return ready

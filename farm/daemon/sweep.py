@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
+from farm import logs
 from farm.daemon.expiry import LeaseExpiry
 from farm.daemon.replan import replan_outdated
 from farm.database.session import Database
@@ -93,5 +94,7 @@ class Sweeper(threading.Thread):
         with self._db.read() as session:
             held = leases.running(session)
         for lease in self._expiry.expired(held, time.monotonic()):
+            with logs.handling(job=lease.job_id, attempt=lease.attempt):
+                log.warning("the worker has been silent past its lease")
             with self._db.write() as session:
                 leases.reap(session, lease, max_attempts=self._settings.max_attempts)

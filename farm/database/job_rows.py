@@ -35,6 +35,7 @@ class JobRow:
     owner: str | None
     facts: dict[str, Any] | None
     error: dict[str, Any] | None
+    trace: dict[str, str] | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

@@ -213,7 +213,7 @@ class Build(Base):
             newer="id",
         )
     }
-    no_blobs = frozenset({"gates", "left_out"})
+    no_blobs = frozenset({"gates", "left_out", "trace"})
     __table_args__ = (
         Index("ix_builds_version_id_id", "version_id", "id"),
         Index("ix_builds_state_id", "state", "id"),
@@ -230,6 +230,8 @@ class Build(Base):
     gates: Mapped[dict[str, Any] | None] = mapped_column(Json)  #: gates its engines must pass
     #: Of a bench, or a build that skips the unsupported: what isn't built, as ``schemas.builds.LeftOut``.
     left_out: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
+    #: Its span, as ``farm.tracing.spans.reserved``; None if nobody traces it.
+    trace: Mapped[dict[str, str] | None] = mapped_column(Json)
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
     started_at: Mapped[datetime | None] = mapped_column(Instant)
     finished_at: Mapped[datetime | None] = mapped_column(Instant)
@@ -278,7 +280,7 @@ class Job(Base):
             newer="finished_at",
         ),
     }
-    no_blobs = frozenset({"key", "facts", "error"})
+    no_blobs = frozenset({"key", "facts", "error", "trace"})
     __table_args__ = (
         # Single flight: at most one job per key is live or has succeeded.
         Index(
@@ -375,6 +377,8 @@ class Job(Base):
     outputs: Mapped[dict[str, str] | None] = mapped_column(Json)  #: role → digest
     facts: Mapped[dict[str, Any] | None] = mapped_column(Json)
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    #: Headers that name the span below which its attempts are: of its first build, or its request.
+    trace: Mapped[dict[str, str] | None] = mapped_column(Json)
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
     started_at: Mapped[datetime | None] = mapped_column(Instant)
     finished_at: Mapped[datetime | None] = mapped_column(Instant)

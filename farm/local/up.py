@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
 from farm.database import migrate, session
 from farm.errors import Conflict, FarmError, Unavailable
 from farm.local import home
+from farm.local.log_files import LogFiles
 from farm.local.starting import Starting
 from farm.processes import die_with_parent
 from farm.settings import Settings
@@ -34,7 +34,6 @@ from farm.trust import credentials
 _START_S = 120.0
 _STOP_S = 40.0
 _POLL_S = 0.1
-_LINE_BYTES = 1000
 #: Restarting a part doesn't help after this many deaths in this time.
 _DEATHS, _SPELL_S = 5, 60.0
 
@@ -128,10 +127,11 @@ class LocalFarm:
         self._port = port
         self._flower_port = flower_port
         self._broker_port = free_port()
-        self._logs = settings.home / "logs"
+        self._logs = LogFiles(
+            settings.home / "logs", most_bytes=settings.log_file_bytes, kept=settings.log_files
+        )
         self._parts: dict[str, subprocess.Popen[bytes]] = {}
         self._spawned: dict[str, tuple[Sequence[str], Mapping[str, str], Path | None]] = {}
-        self._log_began: dict[str, int] = {}
         self._deaths: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_DEATHS))
         self._stopping = False
         self.key = ""  #: for whoever runs it; set once started
@@ -151,7 +151,7 @@ class LocalFarm:
         for port in (self._port, self._flower_port):
             _check_free(port)
         home.make_private(self._settings.home)
-        self._logs.mkdir(mode=0o700, exist_ok=True)
+        self._logs.create()
         self.starting.waits_for("the database")
         migrate.upgrade(self._settings)
         self.starting.ready("the database is ready")
@@ -191,6 +191,7 @@ class LocalFarm:
             signal.signal(sig, stop)
         while not self._stopping:
             for name in list(self._parts):
+                self._logs.rotate(name)
                 if self._parts[name].poll() is not None:
                     self._start_again(name)
             time.sleep(_POLL_S)
@@ -221,6 +222,8 @@ class LocalFarm:
         # Others on this machine mustn't send messages, so it has a password, kept off the command line.
         config.write_text(
             f"bind 127.0.0.1\nport {self._broker_port}\nrequirepass {password}\n"
+            # It opens the file for each line, so it follows when that is renamed.
+            f"logfile ../logs/{self._logs.path('broker').name}\n"
             'appendonly yes\nappendfsync everysec\nsave ""\nmaxmemory-policy noeviction\n'
         )
         self._spawn("broker", [str(get_binary_path()), str(config)], {}, cwd=folder)
@@ -232,14 +235,14 @@ class LocalFarm:
         return url
 
     def _start_part(self, name: str, command: Sequence[str], more: Mapping[str, str]) -> None:
+        more = {**more, "FARM_LOG_FILE": str(self._logs.path(name))}
         self._spawn(name, [sys.executable, "-m", "farm", *command], more)
 
     def _spawn(
         self, name: str, command: Sequence[str], more: Mapping[str, str], cwd: Path | None = None
     ) -> None:
         self._spawned[name] = (command, more, cwd)
-        with open(self._log(name), "ab", opener=_private) as log:
-            self._log_began[name] = log.tell()
+        with self._logs.open(name) as log:
             self._parts[name] = subprocess.Popen(
                 command,
                 env=os.environ | more,
@@ -264,28 +267,17 @@ class LocalFarm:
         print(f"{name} exited with {code}; restarting it", file=sys.stderr, flush=True)
         self._spawn(name, *self._spawned[name])
 
-    def _log(self, name: str) -> Path:
-        return self._logs / f"{name}.log"
-
-    def _last_line(self, part: str) -> str:
-        """What a part has said last since it was started."""
-        with self._log(part).open("rb") as log:
-            end = log.seek(0, os.SEEK_END)
-            log.seek(max(self._log_began[part], end - _LINE_BYTES))
-            lines = log.read().decode(errors="replace").splitlines()
-        return lines[-1].strip() if lines else ""
-
     def _await(self, what: str, part: str, ready: Callable[[], bool | str]) -> None:
         """Wait until ``ready`` is true, or says what is ready."""
         deadline = time.monotonic() + _START_S
         self.starting.waits_for(what)
         while not (found := ready()):
-            self.starting.waits_for(what, self._last_line(part))
+            self.starting.waits_for(what, self._logs.last_line(part))
             self._check_alive(part)
             if time.monotonic() > deadline:
                 raise Unavailable(
                     f"{what} wasn't ready within {durations.told(_START_S)}",
-                    hint=f"see {self._log(part)}",
+                    hint=f"see {self._logs.path(part)}",
                 )
             time.sleep(_POLL_S)
         self.starting.ready(f"{found if isinstance(found, str) else what} is ready")
@@ -293,8 +285,10 @@ class LocalFarm:
     def _check_alive(self, part: str) -> None:
         code = self._parts[part].poll()
         if code is not None:
-            lines = _tail(self._log(part).open("rb"))
-            raise FarmError(f"{part} exited with {code}: {lines}", hint=f"see {self._log(part)}")
+            raise FarmError(
+                f"{part} exited with {code}: {self._logs.tail(part)}",
+                hint=f"see {self._logs.path(part)}",
+            )
 
     def _online_worker(self) -> str:
         """The names of the workers that are online; empty if none is."""
@@ -315,10 +309,6 @@ def _key(settings: Settings) -> str:
         return home.key(settings, database)
     finally:
         database.dispose()
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _tethered() -> None:
@@ -345,8 +335,3 @@ def _answers(url: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
-
-
-def _tail(log: IO[bytes], lines: int = 5) -> str:
-    with log:
-        return b"\n".join(log.read().splitlines()[-lines:]).decode(errors="replace")

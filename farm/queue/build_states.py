@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from farm.database.base import Instant, now
 from farm.database.tables import Build, BuildJob, Job, Wanted
+from farm.queue import build_spans
 from farm.queue.transitions import RECORD_EVENT, locked_rows
 from farm.specs.states import BUILD_ENDED, BuildState, JobState, build_state
 
@@ -105,3 +106,5 @@ def set_build_state(session: Session, build: Any, state: BuildState) -> None:
         "at": now(),
     }
     session.connection().execute(RECORD_EVENT, values)
+    if state in BUILD_ENDED:
+        build_spans.ended(session, build.id, state)

@@ -141,6 +141,8 @@ class Doorbell:
             priority=9 - bell.priority,  # in Redis, 0 is the highest priority
             shadow=bell.title,
             argsrepr=shown.arguments(bell.id, bell.attempt, bell.key),
+            # For those who watch the broker: a worker takes it from the job that it claims.
+            headers=dict(bell.trace or {}),
             producer=producer,
             retry=False,
             ignore_result=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -21,6 +21,7 @@ from farm.registry import interfaces, publish
 from farm.specs.states import BUILD_ENDED, LIVE, JobState
 from farm.stages import STAGES, JobKind
 from farm.store import artifacts
+from farm.tracing import spans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,12 @@ class Claim:
     inputs: Mapping[str, str]  #: role → digest
     toolchain: Mapping[str, str]
     announced: bool  #: whether a message was sent for this attempt
+    build: str | None = None  #: the first of the live builds that want it
+    reuse: str | None = None  #: how that build got it
+    target: str | None = None
+    precision: str | None = None
+    #: Headers that name the spans of those that wait for it: the one it is part of, then the others.
+    traces: Sequence[Mapping[str, str]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +74,7 @@ def claim(
     transitions.record(session, job, JobState.RUNNING, worker=owner)
     build_states.start_builds(session, job_id)
     recipe = Recipe.read(job.recipe)
+    wanting = session.connection().execute(_WANTING, {"job_id": job_id}).all()
     return Claim(
         job_id=job_id,
         attempt=attempt,
@@ -77,7 +85,18 @@ def claim(
         inputs=_input_digests(session, job_id, recipe),
         toolchain=recipe.tools,
         announced=job.rung_at is not None,
+        build=wanting[0].id if wanting else None,
+        reuse=wanting[0].reuse if wanting else None,
+        target=job.target,
+        precision=job.precision,
+        traces=_traces(job, wanting),
     )
+
+
+def _traces(job: Any, wanting: Sequence[Any]) -> list[dict[str, str]]:
+    """The contexts of the builds that want a job; without builds, its own."""
+    found = [spans.of_reserved(build.trace) for build in wanting] or [job.trace]
+    return [one for one in found if one is not None]
 
 
 def _input_digests(session: Session, job_id: int, recipe: Recipe) -> dict[str, str]:
@@ -86,6 +105,14 @@ def _input_digests(session: Session, job_id: int, recipe: Recipe) -> dict[str, s
     return made | {
         role: given.digest for role, given in recipe.inputs.items() if isinstance(given, Given)
     }
+
+
+_WANTING = (
+    select(Build.id, Build.trace, BuildJob.reuse)
+    .join(BuildJob, BuildJob.build_id == Build.id)
+    .where(BuildJob.job_id == bindparam("job_id"), Build.state.not_in(BUILD_ENDED))
+    .order_by(Build.id)
+)
 
 
 _INPUTS = (

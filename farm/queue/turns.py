@@ -36,6 +36,7 @@ class Bell(NamedTuple):
     priority: int
     title: str
     key: str
+    trace: Mapping[str, str] | None = None
 
     @classmethod
     def of(cls, job: Any) -> Self:

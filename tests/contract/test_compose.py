@@ -222,7 +222,7 @@ def test_every_farm_variable_is_a_setting(name):
 @pytest.mark.parametrize("name", FARM)
 def test_a_part_of_the_farm_knows_database_broker_and_store(name, monkeypatch):
     for key, value in environment(name).items():
-        value = re.sub(r"\$\{\w+:-([^}]+)\}", r"\1", value)
+        value = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value)
         monkeypatch.setenv(key, re.sub(r"\$\{[^}]*\}", "secret", value))
     settings = Settings()
     assert settings.database == "postgresql://farm:secret@postgres:5432/farm"

@@ -110,3 +110,29 @@ def test_what_sigterm_interrupts_is_given_back_and_finished_by_the_next_farm_up(
     second.farm.running(build["id"], "calibrate")
     # Not even a chance to clean up.
     second.end(signal.SIGKILL)
+
+
+def test_every_part_goes_on_in_another_log_file_once_its_own_is_full(settings: Settings) -> None:
+    # Room for the last records, so that each of them is found in one of the files.
+    changes = {"log_file_bytes": 1024, "log_files": 50, "log_format": "json", "aotinductor": False}
+    up = Up(settings.model_copy(update=changes))
+    logs = up.farm.home / "logs"
+
+    def text(part: str) -> str:
+        return "".join(one.read_text() for one in logs.glob(f"{part}.log*"))
+
+    builds = {
+        up.farm.request(f"model-{number}", b"no model", targets=["cpu"]).json()["id"]
+        for number in range(12)
+    }
+    wait_until("the files are rotated", lambda: (logs / "api.log.2").exists())
+    more = up.farm.request("more", b"no model", targets=["cpu"]).json()["id"]
+    wait_until("the API logs on", lambda: f'"build": "{more}"' in text("api"))
+    up.end(signal.SIGTERM)
+    records = [json.loads(line) for line in text("api").splitlines() if line.startswith("{")]
+    assert {one["build"] for one in records if "build" in one} == builds | {more}
+    assert sum("build" in one for one in records) == len(builds) + 1
+    if settings.broker_url == "":
+        assert (logs / "broker.log.1").exists()
+        assert text("broker").rstrip().endswith("bye bye...")
+    assert all(one.stat().st_mode & 0o077 == 0 for one in logs.iterdir())

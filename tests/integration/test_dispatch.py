@@ -125,3 +125,14 @@ def test_a_broker_that_is_away_costs_nothing_but_time(bench, site):
         bench.sweep()
     with bench.ledger.db.read() as session:
         assert set(session.scalars(select(Job.rung_at).where(Job.state == "queued"))) == {None}
+
+
+def test_a_message_carries_the_trace_of_its_job(bench):
+    context = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+    with bench.ledger.db.write() as session:
+        session.execute(update(Job).where(Job.state == "queued").values(trace=context))
+    bench.rung(None)
+    bench.sweep()
+    with bench.celery.connection_for_read() as connection:
+        message = connection.default_channel.basic_get("cpu", no_ack=True)
+    assert {name: message.headers.get(name) for name in context} == context

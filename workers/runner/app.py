@@ -32,6 +32,7 @@ from farm.specs import gpus
 from farm.store import proof
 from farm.store.base import Store
 from farm.store.chosen import store_of
+from farm.tracing import spans
 from workers.runner import compiles, remote, toolchain, trial
 from workers.runner.child import await_preload
 from workers.runner.names import queues
@@ -103,10 +104,12 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     """Consume this worker's queues until SIGTERM. ``register`` adds the task to the application."""
     take_short_turns()
     settings = Settings()
+    # Before its variables go, of which some are secret.
+    spans.configure("engine-farm-worker", instance=name)
     # The settings hold all that is needed of it from here on. The fork server may be restarted, and must
     # not inherit the rest.
     environment.replace(environment.of_worker(settings.sandbox_environment))
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format, settings.log_file, worker=name)
     # On a GPU before it takes a job: nothing else works there while one is measured.
     compiles_here = gpu is not None and _compiles(settings, gpu, Siblings())
     slots = settings.cpu_slots if gpu is None else 1
@@ -131,11 +134,18 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     def stop(**_: object) -> None:
         context.stopping.set()
 
+    # Celery would add handlers of its own. What is printed becomes records, as by default.
+    def log_printed(**_: object) -> None:
+        app.log.redirect_stdouts("WARNING")
+
+    signals.setup_logging.connect(log_printed, weak=False)
+
     signals.worker_shutting_down.connect(stop, weak=False)
     _await_store(context)
-    with _announced(context, me, every_s=settings.worker_ttl_s / 3):
+    with spans.sent_at_the_end(), _announced(context, me, every_s=settings.worker_ttl_s / 3):
         app.worker_main(
             [
+                "--quiet",  # no banner: it isn't a record
                 "worker",
                 f"--hostname={name}",
                 # A worker without a runtime reads a queue that nobody fills.

@@ -21,6 +21,7 @@ from functools import cache
 from multiprocessing.connection import Connection
 from typing import Any
 
+from farm import logs
 from farm.errors import (
     ChildDied,
     ChildFilledDisk,
@@ -132,7 +133,10 @@ class Child:
         self._told, told = processes.Pipe(duplex=False)
         self._process = processes.Process(
             target=main,
-            args=(function, argument, log, messages_end, told, memory_bytes, sandbox),
+            args=(
+                *(function, argument, log, messages_end, told, memory_bytes, sandbox),
+                logs.handled(),
+            ),
             daemon=False,
         )
         try:

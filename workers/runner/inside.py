@@ -7,12 +7,13 @@ import os
 import resource
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
+from farm import logs
 from farm.errors import (
     ChildOutOfMemory,
     FarmError,
@@ -68,6 +69,7 @@ def main(
     told: Connection,
     memory_bytes: int | None,
     sandbox: Sandbox | None,
+    handled: Mapping[str, object],
 ) -> None:
     """Run the guard, which forks the child."""
     os.setsid()
@@ -79,6 +81,7 @@ def main(
     def job(around: Surroundings) -> NoReturn:
         die_with_parent()
         _print_to(log.fileno())
+        logs.inherit(handled)
         if memory_bytes is not None:
             resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
         if sandbox is not None and sandbox.mode is not Mode.OFF:

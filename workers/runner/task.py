@@ -12,6 +12,7 @@ from typing import Any
 from celery import Celery, Task
 from sqlalchemy.orm import Session
 
+from farm import logs
 from farm.daemon import scrub
 from farm.errors import (
     BlobDamaged,
@@ -27,7 +28,14 @@ from farm.queue.celery_app import TASK
 from farm.queue.jobs import Claim, Output
 from farm.queue.turns import Bell
 from farm.stages import JobKind
-from workers.runner import claims, inputs, kept_peers, plugins, timing_caches, toolchain
+from workers.runner import (
+    claims,
+    inputs,
+    kept_peers,
+    plugins,
+    timing_caches,
+    toolchain,
+)
 from workers.runner.app import Context
 from workers.runner.child import Child, await_preload
 from workers.runner.hooks import Hook, Part
@@ -89,7 +97,8 @@ def _run(message_id: str, context: Context, job_id: int) -> str:
     context.held[claim.job_id] = claim.attempt
     context.flower.began(message_id, claim)
     try:
-        return _run_claimed(context, job_id, claim)
+        with logs.handling(**_fields(claim)):
+            return _run_claimed(context, job_id, claim)
     finally:
         context.flower.left(message_id)
         # During a shutdown, jobs given back are released once the worker has ended.
@@ -97,14 +106,24 @@ def _run(message_id: str, context: Context, job_id: int) -> str:
             context.held.pop(claim.job_id, None)
 
 
+def _fields(claim: Claim) -> dict[str, object]:
+    return {
+        "build": claim.build,
+        "job": claim.job_id,
+        "attempt": claim.attempt,
+        "stage": claim.kind,
+    }
+
+
 def _run_claimed(context: Context, job_id: int, claim: Claim) -> str:
-    log.info("%s (job %s, attempt %s)", claim.title, claim.job_id, claim.attempt)
+    log.info("%s begins", claim.title)
     # If the message named a job that isn't first in line any more, that one waits for another message.
     if claim.job_id != job_id and not claim.announced:
         claims.pass_on(context, job_id)
     flower = context.flower
     try:
-        ready = _work(context, claim)
+        with stage_spans.attempt(claim):
+            ready = _work(context, claim)
     except _Cancelled:
         flower.cancelled(claim)
         return "cancelled"
@@ -126,6 +145,7 @@ def _run_claimed(context: Context, job_id: int, claim: Claim) -> str:
         _fail(context, claim, bug)
         flower.failed(claim, bug)
         raise
+    log.info("%s succeeded", claim.title)
     flower.succeeded(claim)
     _ring(context, ready)
     return "succeeded"
@@ -164,6 +184,7 @@ def _interrupt(context: Context, claim: Claim, error: Unavailable) -> None:
 
 
 def _fail(context: Context, claim: Claim, error: FarmError) -> None:
+    log.warning("%s failed: %s: %s", claim.title, error.code, error.detail)
     _end(context, lambda session: jobs.fail(session, claim.job_id, claim.attempt, error))
 
 
@@ -193,15 +214,18 @@ def _work(context: Context, claim: Claim) -> list[Bell]:
         parts = [hook(context, claim) for hook in HOOKS]
         request = _request(context, claim, workdir, parts)
         timeout_s = context.settings.timeout_s(request.kind)
-        with Child(
-            _run_stage,
-            request,
-            timeout_s=timeout_s,
-            siblings=context.siblings,
-            sandbox=context.sandbox(workdir, request.inputs.values(), timeout_s=timeout_s),
-            log_bytes=context.settings.job_log_bytes,
-        ) as child:
-            cancelled = Watch(context, claim).follow(child)
+        with (
+            stage_spans.stage(claim) as phases,
+            Child(
+                _run_stage,
+                request,
+                timeout_s=timeout_s,
+                siblings=context.siblings,
+                sandbox=context.sandbox(workdir, request.inputs.values(), timeout_s=timeout_s),
+                log_bytes=context.settings.job_log_bytes,
+            ) as child,
+        ):
+            cancelled = Watch(context, claim, phases).follow(child)
             if cancelled:
                 child.end()
                 claims.insist(

@@ -12,6 +12,7 @@ from workers.runner.app import Context
 from workers.runner.child import Child
 from workers.runner.child_events import Line, StageProgressed
 from workers.runner.sampler import Sampler
+from workers.runner.stage_spans import Phases
 
 _CANCEL_POLL_S = 0.5
 _LOG_FLUSH_S = 0.5
@@ -24,9 +25,10 @@ class Stopping(Exception):
 class Watch:
     """Follows a child: renews its lease, records its output, notices cancellation."""
 
-    def __init__(self, context: Context, claim: Claim) -> None:
+    def __init__(self, context: Context, claim: Claim, phases: Phases | None = None) -> None:
         self._context = context
         self._claim = claim
+        self._phases = phases or Phases()
         self._text = ""
         self._progress: StageProgressed | None = None
         self._sampler: Sampler | None = None
@@ -47,6 +49,7 @@ class Watch:
                         self._text += happening.text
                     elif isinstance(happening, StageProgressed):
                         self._progress = happening
+                        self._phases.reach(happening.phase)
                     self._sampler.look()
                     if self._look():
                         return True

@@ -12,6 +12,7 @@ import flower.views.tasks
 from tornado.httputil import HTTPServerRequest
 from tornado.web import RequestHandler
 
+from farm import logs
 from farm.database.session import Database
 from farm.errors import FarmError, KeyNeeded
 from farm.local.flower.links import SCRIPT, Linked, Script
@@ -41,6 +42,7 @@ _HEADERS = {
 def run(host: str = "127.0.0.1", port: int = 5555) -> None:
     """Run Flower read-only: tasks sent from it would bypass the database."""
     settings = Settings()
+    logs.configure(settings.log_level, settings.log_format, settings.log_file)
     # Without this, Flower's own API asks for a login. It also lets every page read it: hence _set_headers.
     os.environ.setdefault("FLOWER_UNAUTHENTICATED_API", "true")
     flower.views.BaseHandler.set_default_headers = _set_headers

@@ -1,0 +1,1 @@
+"""Traces by OpenTelemetry, where an OTLP endpoint is configured; otherwise nothing is imported."""
