@@ -22,6 +22,8 @@ class Api:
     def __init__(self, app, key="") -> None:
         self.app = app
         self.key = a_key(app.state.services.db) if key == "" else key
+        # It may be new: the API would look for it a tenth of a second after its last look.
+        app.state.services.ring.forget()
 
     def request(self, method, path, **options) -> httpx2.Response:
         async def go():
@@ -75,8 +77,6 @@ def ring(api) -> Ring:
 
 
 def with_key(api: Api, key: str | None) -> Api:
-    # It may be new: the API would look for it a tenth of a second after its last look.
-    api.app.state.services.ring.forget()
     return Api(api.app, key)
 
 

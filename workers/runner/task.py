@@ -33,6 +33,7 @@ from workers.runner import (
     inputs,
     kept_peers,
     plugins,
+    stage_spans,
     timing_caches,
     toolchain,
 )
