@@ -22,6 +22,7 @@ from farm.errors import Conflict
 from farm.fleet.workers import Fleet
 from farm.formats.sources import Look
 from farm.planning import targets
+from farm.queue import counted
 from farm.registry import goals, interfaces, labels
 from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet
@@ -83,6 +84,7 @@ def submit_build(
         created_at=now(),
     )
     insert_rows(session, Build, [columns(build)])
+    counted.submitted(session)
     _remember(session, request, version.id, build.id)
     created = {"build_id": build.id, "kind": "build", "state": build.state, "data": {}, "at": now()}
     insert_rows(session, Event, [created])
