@@ -8,6 +8,7 @@ It checks, in this order: the host name and the requesting page's origin (`farm.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,6 +19,7 @@ from farm.api.problems import rendered
 from farm.api.room import Places, Room
 from farm.api.services import CALLER
 from farm.errors import FarmError, WrongContentType
+from farm.monitoring.requests import Requests
 from farm.registry.oci.received import LONGEST_MANIFEST_BYTES
 from farm.settings import Settings
 from farm.trust.hosts import Headers, Hosts
@@ -51,9 +53,12 @@ _ALWAYS = (
 class Door:
     """The ASGI application in front of the API's."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, access: Access) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, access: Access, requests: Requests
+    ) -> None:
         self._app = app
         self._access = access
+        self._requests = requests
         self._hosts = Hosts(settings.hosts)
         self._bodies = Bodies(settings)
         self._room = Room(settings.max_client_share)
@@ -71,7 +76,15 @@ class Door:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})  # the API has no WebSockets
             return
-        answer = _Answer(send, docs=scope["path"].startswith(DOCS))
+        began = time.monotonic()
+
+        def count(status: int) -> None:
+            # Starlette notes the route that it found; none for what was refused here.
+            route = getattr(scope.get("route"), "path", None)
+            took_s = time.monotonic() - began
+            self._requests.answered(scope["method"], route, status, took_s)
+
+        answer = _Answer(send, count, docs=scope["path"].startswith(DOCS))
         try:
             await self._enter(scope, receive, answer)
         except FarmError as err:
@@ -113,16 +126,22 @@ class Door:
 
 
 class _Answer:
-    """A response with the headers that every response carries."""
+    """A response with the headers that every response carries.
 
-    def __init__(self, send: Send, *, docs: bool) -> None:
+    Parameters:
+        count: called with its status once it begins.
+    """
+
+    def __init__(self, send: Send, count: Callable[[int], None], *, docs: bool) -> None:
         self._send = send
+        self._count = count
         self._policy = (b"content-security-policy", (_OF_DOCS if docs else _NOTHING).encode())
         self.began = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.began = True
+            self._count(message["status"])
             headers = [*message.get("headers", ()), *_ALWAYS, self._policy]
             message = {**message, "headers": headers}
         await self._send(message)

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from farm.database.base import now
 from farm.database.job_rows import JobRow
 from farm.database.tables import Job, Worker
+from farm.machine.load import GpuLoad
 from farm.schemas.fleet import WorkerView
 from farm.specs import gpus
 from farm.specs.queues import Queue
@@ -52,6 +53,7 @@ def announce(session: Session, worker: Announcement) -> None:
             toolchain=dict(worker.toolchain),
             unread=None,
             sandbox={},
+            gpu_load=None,
             started_at=at,
             last_seen_at=at,
             left_at=None,
@@ -59,17 +61,21 @@ def announce(session: Session, worker: Announcement) -> None:
     )
 
 
-def seen(session: Session, name: str, *, unread: Sequence[str] = ()) -> None:
+def seen(
+    session: Session, name: str, *, unread: Sequence[str] = (), load: GpuLoad | None = None
+) -> None:
     """Record that a worker is alive.
 
     Parameters:
         unread: queues that it should read and doesn't.
+        load: of its GPU.
     """
     row = session.get(Worker, name)
     if row is not None:
         row.last_seen_at = now()
         if (row.unread or []) != list(unread):
             row.unread = list(unread)
+        row.gpu_load = dict(load.known()) if load else None
         row.left_at = None
 
 
