@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -129,7 +129,12 @@ class Fleet:
     @cached_property
     def online_queues(self) -> Counter[str]:
         """Queue → how many workers read it."""
-        return Counter(queue for w in self.workers if self.online(w) for queue in _read(w))
+        return self.readers()
+
+    def readers(self, *, but: Collection[str | None] = ()) -> Counter[str]:
+        """Queue → how many online workers read it, without those of these names."""
+        online = (w for w in self.workers if self.online(w) and w.name not in but)
+        return Counter(queue for worker in online for queue in _read(worker))
 
     @cached_property
     def unread_queues(self) -> dict[str, list[str]]:

@@ -49,6 +49,7 @@ _LIVE_JOBS = (
     .where(IS_LIVE)
     .group_by(Job.state, Job.queue, Job.kind)
 )
+_OWNERS = select(Job.owner).where(IS_LIVE, Job.state == JobState.RUNNING).distinct()
 _LIVE_BUILDS = (
     select(Build.state, func.count()).where(Build.state.in_(BUILD_LIVE)).group_by(Build.state)
 )
@@ -138,7 +139,6 @@ class Figures(Collector):
 
 
 def _of_queues(session: Session, fleet: Fleet) -> Iterator[Family]:
-    readers = fleet.online_queues
     known = {*targets.queues(), *(queue for worker in fleet.workers for queue in worker.queues)}
     zero: Values = {_labels(queue): 0 for queue in sorted(known | {_OTHER})}
     queued, running, ages = dict(zero), dict(zero), dict(zero)
@@ -157,8 +157,12 @@ def _of_queues(session: Session, fleet: Fleet) -> Iterator[Family]:
     yield gauge_of(monitoring.QUEUED_JOBS, queued)
     yield gauge_of(monitoring.RUNNING_JOBS, running)
     yield gauge_of(monitoring.QUEUE_AGE, ages)
-    read = zero | {_labels(queue): count for queue, count in readers.items()}
-    yield gauge_of(monitoring.QUEUE_WORKERS, read)
+    busy = set(session.scalars(_OWNERS))
+    for metric, readers in (
+        (monitoring.QUEUE_WORKERS, fleet.online_queues),
+        (monitoring.IDLE_WORKERS, fleet.readers(but=busy)),
+    ):
+        yield gauge_of(metric, zero | {_labels(queue): n for queue, n in readers.items()})
 
 
 def _labels(queue: str) -> tuple[str, str, str]:

@@ -115,6 +115,12 @@ QUEUE_WORKERS = Metric(
     text="Online workers that read the queue.",
     labels=_QUEUE,
 )
+IDLE_WORKERS = Metric(
+    name="farm_queue_idle_workers",
+    form=Form.GAUGE,
+    text="Online workers that read the queue and run nothing, of this queue or another.",
+    labels=_QUEUE,
+)
 WORKERS = Metric(
     name="farm_workers",
     form=Form.GAUGE,
