@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from datetime import timedelta
 
 import pytest
@@ -23,6 +20,7 @@ from farm.queue.jobs import Output
 from farm.specs.monitoring import METRICS, Form
 from tests.contract.conftest import Api, request
 from tests.ledger import Ledger
+from tests.promtool import promtool
 
 pytestmark = pytest.mark.services
 
@@ -433,20 +431,4 @@ def test_what_is_told_is_what_is_declared(api, db, ledger, made):
 def test_promtool_finds_nothing_to_say_about_the_metrics(api, made):
     made()
     api.app.state.services.stocktaker.count()
-    done = subprocess.run(
-        [promtool(), "check", "metrics"],
-        input=Scrape(api).text,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stdout + done.stderr) == (0, "")
-
-
-def promtool() -> str:
-    found = shutil.which("promtool")
-    if found is None:
-        assert "CI" not in os.environ, "scripts/services install brings promtool"
-        pytest.skip("promtool isn't installed: scripts/services install brings it")
-    return found
+    assert promtool("check", "metrics", given=Scrape(api).text) == ""
