@@ -16,9 +16,11 @@ gpu         the engines of four models on this machine's GPUs, beside the best o
 gpus        GPU jobs a second with 1, 2, 4 … GPUs, beside one
 resolver    a pull's choice among 100,000 engines beside one among 100
 pulls       a pull of a 1 GB engine beside nginx
+scrapes     a scrape of /metrics with 10,000 builds beside one with 100
 =========== =========================================================================
 
-``claims``, ``post`` and ``resolver`` also measure Postgres when ``FARM_TEST_DATABASE_URL`` is set.
+``claims``, ``post``, ``resolver`` and ``scrapes`` also measure Postgres when ``FARM_TEST_DATABASE_URL`` is
+set.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from bench import (
     posts,
     pulls,
     resolver,
+    scrapes,
     submissions,
 )
 from bench.table import Row, show
@@ -54,6 +57,7 @@ BENCHES = {
     "gpus": gpus.scaling,
     "resolver": resolver.ratio,
     "pulls": pulls.ratios,
+    "scrapes": scrapes.ratio,
 }
 
 

@@ -12,9 +12,10 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -73,36 +74,31 @@ def settle(session: Session, shard: int) -> None:
     if not counted:
         return
     session.flush()
-    rows = [
-        {
-            "metric": metric,
-            "labels": json.dumps(labels),
-            "le": le,
-            "shard": shard,
-            "count": number,
-            "total": total,
-        }
-        for (metric, labels, le), (number, total) in sorted(counted.items())
-    ]
-    session.connection().execute(_WRITE[session.get_bind().dialect.name], rows)
-
-
-def _upsert(statement: postgresql.Insert | sqlite.Insert) -> Any:
-    more = {
-        "count": Tally.count + statement.excluded.count,
-        "total": Tally.total + statement.excluded.total,
+    parameters = {
+        f"{name}_{n}": value
+        for n, ((metric, labels, le), sums) in enumerate(sorted(counted.items()))
+        for name, value in zip(
+            _COLUMNS, (metric, json.dumps(labels), le, shard, *sums), strict=True
+        )
     }
-    return statement.on_conflict_do_update(
-        index_elements=["metric", "labels", "le", "shard"], set_=more
+    statement = _write(session.get_bind().dialect.name, len(counted))
+    session.connection().execute(statement, parameters)
+
+
+@cache
+def _write(dialect: str, rows: int) -> Any:
+    """Adds so many rows, in one round trip."""
+    # On the table, not the class: the unit of work's bookkeeping isn't needed.
+    table = Base.metadata.tables[Tally.__tablename__]
+    made = sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
+    statement: Any = made.values(
+        [{name: bindparam(f"{name}_{n}") for name in _COLUMNS} for n in range(rows)]
     )
+    more = {name: table.c[name] + statement.excluded[name] for name in ("count", "total")}
+    return statement.on_conflict_do_update(index_elements=_COLUMNS[:4], set_=more)
 
 
-# On the table, not the class: the unit of work's bookkeeping isn't needed.
-_TABLE = Base.metadata.tables[Tally.__tablename__]
-_WRITE = {
-    "sqlite": _upsert(sqlite.insert(_TABLE)),
-    "postgresql": _upsert(postgresql.insert(_TABLE)),
-}
+_COLUMNS = ("metric", "labels", "le", "shard", "count", "total")
 _READ = select(Tally.metric, Tally.labels, Tally.le, func.sum(Tally.count), func.sum(Tally.total))
 _READ = _READ.group_by(Tally.metric, Tally.labels, Tally.le)
 

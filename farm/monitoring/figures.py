@@ -6,7 +6,6 @@ what has ended is tallied, and all of it serves every scrape of the next seconds
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import Counter, defaultdict
@@ -36,8 +35,6 @@ from farm.specs.queues import Queue
 from farm.specs.states import BUILD_LIVE, LIVE, JobState
 from farm.stages import JobKind
 from farm.store.base import Store
-
-log = logging.getLogger(__name__)
 
 _FRESH_S = 5.0
 #: The queue under which those are told that no worker reads and no GPU of the farm's list has: a tag of a
@@ -102,9 +99,8 @@ class Figures(Collector):
         try:
             with self._db.read() as session:
                 found = [*self._of(session)]
-        except DatabaseUnavailable as err:
+        except DatabaseUnavailable:
             # This process's own metrics are told all the same.
-            log.warning("no figures of the farm: %s", err.detail)
             return [gauge_of(monitoring.DATABASE_UP, {(): 0})]
         return [gauge_of(monitoring.DATABASE_UP, {(): 1}), *found, *self._of_store()]
 
@@ -132,8 +128,7 @@ class Figures(Collector):
         yield gauge_of(monitoring.STORE_COUNTED, {(): stock.at.timestamp()} if stock else {})
         try:
             free = self._store.free_bytes()
-        except StorageUnavailable as err:
-            log.warning("no figure of the store's free space: %s", err.detail)
+        except StorageUnavailable:
             free = None
         yield gauge_of(monitoring.STORE_FREE, {} if free is None else {(): free})
 

@@ -154,7 +154,7 @@ STORE_COUNTED = Metric(
 STORE_FREE = Metric(
     name="farm_store_free_bytes",
     form=Form.GAUGE,
-    text="Free space for the store; absent if it is unlimited.",
+    text="Free space for the store; absent if that is unlimited or the store can't be read.",
 )
 
 # A worker's GPU, as of its last heartbeat
