@@ -18,9 +18,11 @@ resolver    a pull's choice among 100,000 engines beside one among 100
 page        the first paint of the farm's page with 10,000 builds beside a bare one
 pulls       a pull of a 1 GB engine beside nginx
 forecasts   a job's forecast among 100,000 that ran beside one among 1,000
+scrapes     a scrape of /metrics with 10,000 builds beside one with 100
 =========== =========================================================================
 
-``claims``, ``page``, ``post`` and ``resolver`` also measure Postgres when ``FARM_TEST_DATABASE_URL`` is set.
+``claims``, ``page``, ``post``, ``resolver`` and ``scrapes`` also measure Postgres when
+``FARM_TEST_DATABASE_URL`` is set.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from bench import (
     posts,
     pulls,
     resolver,
+    scrapes,
     submissions,
 )
 from bench.table import Row, show
@@ -60,6 +63,7 @@ BENCHES = {
     "pulls": pulls.ratios,
     "page": page.paints,
     "forecasts": forecasts.costs,
+    "scrapes": scrapes.ratio,
 }
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sqlalchemy import RowMapping, Table, insert, select, text, update
+from sqlalchemy import RowMapping, Table, insert, select, update
 
 from bench import submissions
-from bench.processes import fresh_database, kinds
+from bench.processes import analyze, fresh_database, kinds
 from bench.table import Row, row
 from farm.builds import submit
 from farm.database import migrate
@@ -36,7 +36,6 @@ from farm.specs.states import JobState
 FEW, MANY = 100, 10_000
 CLAIMS = 200
 _OWNER = "cpu@bench"
-_DIGEST = f"sha256:{'1' * 64}"
 
 
 def costs() -> Iterator[Row]:
@@ -64,6 +63,8 @@ def costs() -> Iterator[Row]:
 
 class Queue:
     """A database with so many queued jobs."""
+
+    DIGEST = f"sha256:{'1' * 64}"
 
     def __init__(self, url: str, queued: int) -> None:
         migrate.upgrade(Settings(database_url=url))
@@ -94,9 +95,9 @@ class Queue:
         return taken
 
     def _submit(self) -> None:
-        request = BuildRequest.model_validate(submissions.build(_DIGEST, 0))
+        request = BuildRequest.model_validate(submissions.build(self.DIGEST, 0))
         with self.db.write() as session:
-            session.add(Artifact(digest=_DIGEST, bytes=1))
+            session.add(Artifact(digest=self.DIGEST, bytes=1))
             session.flush()
             fleet = Fleet.load(session, ttl_s=30)
             terms = submit.Terms(fleet=fleet, runtimes=Settings().runtimes)
@@ -110,11 +111,7 @@ class Queue:
                 rows = session.execute(select(table)).mappings().all()
                 copies = (_copy(table, row, n) for n in range(1, queued) for row in rows)
                 session.execute(insert(table), list(copies))
-        if not self.db.is_sqlite:  # as autovacuum would in a minute
-            with self.db.engine.connect().execution_options(
-                isolation_level="AUTOCOMMIT"
-            ) as connection:
-                connection.execute(text("VACUUM ANALYZE"))
+        analyze(self.db)
 
 
 def _copy(table: Table, row: RowMapping, number: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import httpx2
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
+from farm.database.session import Database
 from farm.local import up
 from farm.settings import Settings
 
@@ -95,3 +96,10 @@ def _admin(statement: str) -> None:
     with engine.connect() as connection:
         connection.execute(text(statement))
     engine.dispose()
+
+
+def analyze(db: Database) -> None:
+    """Have Postgres know its tables, as autovacuum would in a minute."""
+    if not db.is_sqlite:
+        with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM ANALYZE"))

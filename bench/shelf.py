@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import insert, text
+from sqlalchemy import insert
 
+from bench.processes import analyze
 from farm.database.base import Base, now
 from farm.database.session import Database
 from farm.database.tables import Artifact, Build, EngineRow, Job, Model, Version, Wanted
@@ -30,14 +31,12 @@ def fill(db: Database, engines: int, *, models: int, digest: str, size: int) -> 
         Version: (_version(n, each) for n in range(1, versions + 1)),
         Build: (_build(n) for n in range(1, versions + 1)),
         Job: (_job(n) for n in range(1, OF_VERSION + 1)),
-        EngineRow: (_engine(n, digest) for n in range(engines)),
+        EngineRow: (engine(n, digest) for n in range(engines)),
         Wanted: (_wanted(n) for n in range(engines)),
     }
     for table, made in rows.items():
         _insert(db, table, made)
-    if not db.is_sqlite:  # as autovacuum would in a minute
-        with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text("VACUUM ANALYZE"))
+    analyze(db)
     return [f"model-{n}" for n in range(1, models + 1)]
 
 
@@ -82,7 +81,8 @@ def _job(n: int) -> dict[str, Any]:
     return given | {"id": n, "key": f"sha256:{n:064x}", "state": "failed", "recipe": _RECIPE}
 
 
-def _engine(n: int, digest: str) -> dict[str, Any]:
+def engine(n: int, digest: str) -> dict[str, Any]:
+    """The columns of an engine of the shelf."""
     version, of_version = divmod(n, OF_VERSION)
     gpu, precision = divmod(of_version, len(PRECISIONS))
     return {
@@ -104,12 +104,10 @@ def _engine(n: int, digest: str) -> dict[str, Any]:
 
 
 def _wanted(n: int) -> dict[str, Any]:
-    engine = _engine(n, "")
-    kept = {
-        name: engine[name] for name in ("build_id", "precision", "build_job_id", "measure_job_id")
-    }
-    target = f"{engine['runtime']}:{engine['gpu']}"
-    return kept | {"target": target, "asked": engine["gpu"], "why": "", "engine_id": engine["id"]}
+    row = engine(n, "")
+    kept = {name: row[name] for name in ("build_id", "precision", "build_job_id", "measure_job_id")}
+    target = f"{row['runtime']}:{row['gpu']}"
+    return kept | {"target": target, "asked": row["gpu"], "why": "", "engine_id": row["id"]}
 
 
 _RECIPE = {"kind": "build", "stage": 1, "params": {}, "inputs": {}, "tools": {}}

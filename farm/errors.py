@@ -117,6 +117,16 @@ def from_code(code: str, detail: str | None = None, hint: str | None = None) -> 
     return error
 
 
+def is_code(code: str) -> bool:
+    """Whether this is the code of one of the farm's errors."""
+    return code in _by_code(FarmError)
+
+
+def codes(*roots: type[FarmError]) -> list[str]:
+    """The codes of these errors and of all kinds of them."""
+    return sorted({code for root in roots for code in _by_code(root)})
+
+
 def recurs(code: str) -> bool:
     """Whether a job that failed with this code would do so again with the same tools."""
     return _by_code(FarmError).get(code, FarmError).recurs

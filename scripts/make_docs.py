@@ -22,7 +22,8 @@ from farm.cli import app as cli
 from farm.cli import exits
 from farm.errors import FarmError, Rejected, StageFailed, Unavailable, code_of
 from farm.settings import Settings
-from farm.specs import states
+from farm.specs import monitoring, states
+from farm.specs.monitoring import Metric, Source
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
 NONE = "–"
@@ -36,6 +37,7 @@ def pages() -> dict[str, str]:
         "openapi.json": openapi_document(),
         "errors.md": errors_page(),
         "states.md": states_page(),
+        "metrics.md": metrics_page(),
     }
 
 
@@ -63,6 +65,42 @@ def _cell(text: str) -> str:
 
 def _code(text: str) -> str:
     return f"`{text}`" if text else ""
+
+
+# Metrics
+
+
+def metrics_page() -> str:
+    headers = ("metric", "type", "labels", "what it is")
+    parts = {
+        source: [_metric(m) for m in monitoring.METRICS if m.source is source] for source in Source
+    }
+    return _page(
+        "Metrics",
+        "`farm/specs/monitoring.py`",
+        "What `/metrics` tells. Scraping, alerts and the dashboard: "
+        "[how-to/monitoring.md](../how-to/monitoring.md).",
+        "## Of the farm",
+        "From the database: every API process tells the same, so queries count them once, "
+        "`max without (instance) (…)`. Counters go on over restarts, and deletions take nothing from them.",
+        _table(headers, parts[Source.FARM]),
+        "## Of one API process",
+        "They begin at zero when it starts. Prometheus's client adds `process_*`: memory, CPU, open files.",
+        _table(headers, parts[Source.PROCESS]),
+        "## Buckets",
+        _table(
+            ("histogram", "upper bounds in seconds"),
+            [
+                (_code(one.name), ", ".join(f"{bound:g}" for bound in one.buckets))
+                for one in monitoring.METRICS
+                if one.buckets
+            ],
+        ),
+    )
+
+
+def _metric(one: Metric) -> tuple[str, ...]:
+    return _code(one.name), one.form, ", ".join(map(_code, one.labels)), one.text
 
 
 # Settings

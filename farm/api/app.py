@@ -119,7 +119,7 @@ def create_app(settings: Settings) -> FastAPI:
         documents.prepare(app)
         threads = (
             *(services.sweeper, services.scrubber, services.notary),
-            *(services.uses, services.keeper),
+            *(services.uses, services.keeper, services.stocktaker),
         )
         for thread in threads:
             thread.start()
@@ -163,4 +163,4 @@ class _Api(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         services: Services = self.state.services
         access = Access(self.routes, services.ring, services.settings)
-        return Door(super().build_middleware_stack(), services.settings, access)
+        return Door(super().build_middleware_stack(), services.settings, access, services.requests)

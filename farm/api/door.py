@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,6 +23,7 @@ from farm.api.room import Places, Room
 from farm.api.services import CALLER
 from farm.api.web import render
 from farm.errors import FarmError, WrongContentType
+from farm.monitoring.requests import Requests
 from farm.registry.oci.received import LONGEST_MANIFEST_BYTES
 from farm.settings import Settings
 from farm.trust.hosts import Headers, Hosts
@@ -57,9 +59,12 @@ _ALWAYS = (
 class Door:
     """The ASGI application in front of the API's."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, access: Access) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, access: Access, requests: Requests
+    ) -> None:
         self._app = app
         self._access = access
+        self._requests = requests
         self._hosts = Hosts(settings.hosts)
         self._bodies = Bodies(settings)
         self._room = Room(settings.max_client_share)
@@ -77,9 +82,17 @@ class Door:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})  # the API has no WebSockets
             return
+        began = time.monotonic()
+
+        def count(status: int) -> None:
+            # Starlette notes the route that it found; none for what was refused here.
+            route = getattr(scope.get("route"), "path", None)
+            took_s = time.monotonic() - began
+            self._requests.answered(scope["method"], route, status, took_s)
+
         headers = _headers(scope["headers"])
         request_id = _request_id(headers)
-        answer = _Answer(send, request_id, scope["path"])
+        answer = _Answer(send, count, request_id, scope["path"])
         with (
             logs.handling(request_id=request_id),
             request_spans.request(scope, headers, request_id) as answer.seen,
@@ -125,10 +138,17 @@ class Door:
 
 
 class _Answer:
-    """A response with the headers that every response carries."""
+    """A response with the headers that every response carries.
 
-    def __init__(self, send: Send, request_id: str, path: str) -> None:
+    Parameters:
+        count: called with its status once it begins.
+    """
+
+    def __init__(
+        self, send: Send, count: Callable[[int], None], request_id: str, path: str
+    ) -> None:
         self._send = send
+        self._count = count
         policy = (
             _OF_DOCS
             if path.startswith(DOCS)
@@ -146,6 +166,7 @@ class _Answer:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.began = True
+            self._count(message["status"])
             self.seen(message["status"])
             headers = [*message.get("headers", ()), *_ALWAYS, *self._own]
             message = {**message, "headers": headers}

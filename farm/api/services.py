@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from anyio import to_thread
 from fastapi import Depends, Path, Query, Request, Response
+from prometheus_client.registry import CollectorRegistry
 from pydantic import BaseModel, Field, StringConstraints
 from sqlalchemy.orm import Session
 
@@ -23,12 +24,15 @@ from farm.builds.history import History
 from farm.daemon.keeper import Keeper
 from farm.daemon.scrub import Scrubber
 from farm.daemon.signing import Notary
+from farm.daemon.stock import Stocktaker
 from farm.daemon.sweep import Sweeper
 from farm.database.ids import is_id
 from farm.database.session import Database
 from farm.errors import Busy
 from farm.fleet.workers import Fleet
 from farm.keeping.pulled import Pulled
+from farm.monitoring.figures import Figures
+from farm.monitoring.requests import Requests
 from farm.queue.celery_app import create_celery
 from farm.queue.doorbell import Doorbell
 from farm.registry import ids
@@ -62,6 +66,10 @@ class Services:
     scrubber: Scrubber
     signatory: Signatory
     notary: Notary
+    stocktaker: Stocktaker
+    figures: Figures
+    registry: CollectorRegistry
+    requests: Requests
     looks: Looks
     history: History
     streams: Streams
@@ -86,6 +94,10 @@ class Services:
         signatory = Signatory(db, settings)
         uploads = settings.store_dir / "uploads"
         sessions = Sessions(uploads, store, max_bytes=settings.max_upload_bytes)
+        stocktaker = Stocktaker(db)
+        figures = Figures(db, store, stocktaker.latest, worker_ttl_s=settings.worker_ttl_s)
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(figures)
         return cls(
             settings=settings,
             db=db,
@@ -95,6 +107,10 @@ class Services:
             scrubber=Scrubber(db, store, bytes_per_s=settings.scrub_bytes_per_s),
             signatory=signatory,
             notary=Notary(db, signatory),
+            stocktaker=stocktaker,
+            figures=figures,
+            registry=registry,
+            requests=Requests(registry),
             looks=Looks(store),
             history=History(),
             streams=Streams(db),

@@ -26,7 +26,7 @@ from farm.planning import parameters
 from farm.planning.jobs import PlannedJob
 from farm.planning.plan import Plan
 from farm.planning.recipe import Made
-from farm.queue import build_states, transitions
+from farm.queue import build_states, counted, transitions
 from farm.queue.turns import Bell, Turns
 from farm.registry import interfaces, provenance, publish
 from farm.specs.states import BuildState, JobState, Reuse, build_state
@@ -97,6 +97,7 @@ def attach_jobs(
     reuse = {key: before.reuse.get(job.id) or reuse_of(job) for key, job in usable.items()}
     jobs = [(rows[key], reuse.get(key, Reuse.RAN)) for key in planned.jobs if key in rows]
     _link(session, build, jobs)
+    counted.wanted(session, ((job.kind, how) for job, how in jobs if job.id not in before.reuse))
     wanted = _wanted(session, build, planned, rows)
     state = build_state(JobState(job.state) for job in rows.values())
     if state != build.state:
@@ -252,6 +253,7 @@ def _columns_of(
         "attempt": attempt,
         "first_attempt": attempt,
         "cancel_requested": False,
+        "queued_at": None if needs else at,
         "rung_at": None if needs else at,
         "trace": spans.of_reserved(build.trace),
         "created_at": at,

@@ -16,7 +16,7 @@ from farm.formats import array_files
 from farm.formats.archives import Malformed
 from farm.planning import keys, policy
 from farm.planning.recipe import Given, Recipe
-from farm.queue import jobs, transitions, turns
+from farm.queue import counted, jobs, transitions, turns
 from farm.queue.turns import Bell
 from farm.registry import catalog, ids
 from farm.registry.match import best_match
@@ -29,7 +29,7 @@ from farm.specs.queues import Queue
 from farm.specs.roles import Role
 from farm.specs.runtime import Target
 from farm.specs.samples import Head, check_names, check_sizes, check_type, named
-from farm.specs.states import JobState
+from farm.specs.states import JobState, Reuse
 from farm.stages import STAGES, InferParams, JobKind
 from farm.store import held
 from farm.tracing import spans
@@ -137,6 +137,8 @@ def start(
     before = session.scalar(select(Job).where(Job.key == recipe.key, IS_USABLE))
     if before is not None:
         before.cancel_requested = False
+        is_done = before.state == JobState.SUCCEEDED
+        counted.wanted(session, [(before.kind, Reuse.CACHED if is_done else Reuse.JOINED)])
         return before.id, None
     priority, place = _turn(session, queue, client, target)
     job = Job(
@@ -156,12 +158,14 @@ def start(
         attempt=1,
         first_attempt=1,
         cancel_requested=False,
-        rung_at=now(),
+        queued_at=(at := now()),
+        rung_at=at,
         trace=spans.carrier(),
     )
     session.add(job)
     session.flush()
     transitions.record(session, job, JobState.QUEUED)
+    counted.wanted(session, [(job.kind, Reuse.RAN)])
     return job.id, Bell.of(job)
 
 

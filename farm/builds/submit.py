@@ -24,6 +24,7 @@ from farm.fleet.workers import Fleet
 from farm.formats.sources import Look
 from farm.planning import targets
 from farm.planning.plan import Plan
+from farm.queue import counted
 from farm.registry import goals, interfaces, labels
 from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet
@@ -122,6 +123,7 @@ def submit_build(
         created_at=now(),
     )
     insert_rows(session, Build, [columns(build)])
+    counted.submitted(session)
     _remember(session, request, version.id, build.id)
     created = {"build_id": build.id, "kind": "build", "state": build.state, "data": {}, "at": now()}
     insert_rows(session, Event, [created])

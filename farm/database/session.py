@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sqlite3
 import threading
 import time
@@ -21,6 +22,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
+from farm.database import tallies
 from farm.database.faults import BUSY, fault_of
 from farm.errors import DatabaseUnavailable, InvalidRequest
 
@@ -51,6 +53,7 @@ class Database:
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
         # SQLite has one writer, and makes the others sleep and poll. Within a process they queue instead.
         self._writer = threading.Lock() if self.is_sqlite else None
+        self._shard = 0 if self.is_sqlite else random.randrange(tallies.SHARDS)  # noqa: S311
 
     def _sqlite(self) -> Engine:
         if self.url.database and self.url.database != ":memory:":
@@ -125,6 +128,7 @@ class Database:
         """
         with self._turn() as patience_s, self._session(write_within_s=patience_s) as session:
             yield session
+            tallies.settle(session, self._shard)
             session.commit()
 
     @contextmanager

@@ -260,6 +260,7 @@ IS_IN_LINE = text("jobs.state IN ('waiting', 'queued')")
 
 #: Whether it once succeeded, whatever became of its outputs: it says how long its like take.
 HAS_RUN = text("jobs.facts IS NOT NULL AND jobs.started_at IS NOT NULL")
+IS_LIVE = text("jobs.state IN ('waiting', 'queued', 'running')")
 
 
 class Job(Base):
@@ -333,6 +334,16 @@ class Job(Base):
             sqlite_where=IS_OUTDATED,
             postgresql_where=IS_OUTDATED,
         ),
+        # What monitoring asks, without reading the rows.
+        Index(
+            "ix_jobs_live",
+            "state",
+            "queue",
+            "kind",
+            "queued_at",
+            sqlite_where=IS_LIVE,
+            postgresql_where=IS_LIVE,
+        ),
         # The order in which a queue's jobs are claimed.
         Index(
             "ix_jobs_queue_place_id",
@@ -365,6 +376,7 @@ class Job(Base):
     needs: Mapped[int] = mapped_column(default=0)  #: inputs that haven't succeeded yet
     attempt: Mapped[int] = mapped_column(default=1)
     first_attempt: Mapped[int] = mapped_column(default=1)
+    queued_at: Mapped[datetime | None] = mapped_column(Instant)  #: since when it can run
     rung_at: Mapped[datetime | None] = mapped_column(Instant)  #: when its message was last sent
     not_before: Mapped[datetime | None] = mapped_column(Instant)  #: when it may be tried again
     owner: Mapped[str | None] = mapped_column(String(200))
@@ -735,7 +747,9 @@ class Worker(Base):
     """A registered worker."""
 
     __tablename__ = "workers"
-    no_blobs = frozenset({"tags", "queues", "unread", "runtimes", "toolchain", "sandbox"})
+    no_blobs = frozenset(
+        {"tags", "queues", "unread", "runtimes", "toolchain", "sandbox", "gpu_load"}
+    )
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
     host: Mapped[str] = mapped_column(String(200))
     gpu: Mapped[str | None] = mapped_column(String(100))
@@ -749,6 +763,21 @@ class Worker(Base):
     runtimes: Mapped[dict[str, str]] = mapped_column(Json)
     toolchain: Mapped[dict[str, str]] = mapped_column(Json)
     sandbox: Mapped[dict[str, Any]] = mapped_column(Json, server_default="{}")
+    gpu_load: Mapped[dict[str, float] | None] = mapped_column(Json)  #: a ``machine.load.GpuLoad``
     started_at: Mapped[datetime] = mapped_column(Instant)
     last_seen_at: Mapped[datetime] = mapped_column(Instant)
     left_at: Mapped[datetime | None] = mapped_column(Instant)
+
+
+class Tally(Base):
+    """A part of a counter, or of a histogram's bucket: `farm.database.tallies`. It only grows."""
+
+    __tablename__ = "tallies"
+    metric: Mapped[str] = mapped_column(String(60), primary_key=True)
+    labels: Mapped[str] = mapped_column(String(200), primary_key=True)  #: values, a JSON array
+    le: Mapped[str] = mapped_column(
+        String(20), primary_key=True
+    )  #: the bucket; empty for a counter
+    shard: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    count: Mapped[int] = mapped_column(BigInteger)
+    total: Mapped[float]  #: of the values observed

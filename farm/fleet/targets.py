@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
+
 from farm.fleet.workers import Fleet
 from farm.planning import policy
 from farm.schemas.fleet import TargetView
 from farm.specs import gpus
 from farm.specs.precision import Precision
+from farm.specs.queues import CPU_QUEUE, Queue
 from farm.specs.runtime import Runtime, Target
 
 
 def target_views(fleet: Fleet) -> list[TargetView]:
     """Every runtime × GPU tag: buildable now, once a matching worker joins, or unsupported, and why."""
-    tags = (gpus.CPU, *gpus.COMPUTE_CAPABILITIES)
-    return [_target_view(fleet, Target(runtime=r, gpu=tag)) for tag in tags for r in Runtime]
+    return [_target_view(fleet, target) for target in _every()]
+
+
+@cache
+def queues() -> tuple[str, ...]:
+    """Every queue that a job for a whole GPU or the CPU can be in."""
+    found = [CPU_QUEUE]
+    for target in _every():
+        if policy.refusal(target) is None:
+            found += [policy.build_queue(target), str(Queue.of(target))]
+    return tuple(dict.fromkeys(found))
+
+
+def _every() -> Iterator[Target]:
+    for tag in (gpus.CPU, *gpus.COMPUTE_CAPABILITIES):
+        yield from (Target(runtime=runtime, gpu=tag) for runtime in Runtime)
 
 
 def _target_view(fleet: Fleet, target: Target) -> TargetView:

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from farm.database.base import now
 from farm.database.job_rows import JobRow
 from farm.database.tables import IS_RUNNING, Job, Worker
+from farm.machine.load import GpuLoad
 from farm.schemas.fleet import WorkerView
 from farm.specs import gpus
 from farm.specs.queues import Queue
@@ -54,6 +55,7 @@ def announce(session: Session, worker: Announcement) -> None:
             toolchain=dict(worker.toolchain),
             unread=None,
             sandbox={},
+            gpu_load=None,
             started_at=at,
             last_seen_at=at,
             left_at=None,
@@ -61,17 +63,21 @@ def announce(session: Session, worker: Announcement) -> None:
     )
 
 
-def seen(session: Session, name: str, *, unread: Sequence[str] = ()) -> None:
+def seen(
+    session: Session, name: str, *, unread: Sequence[str] = (), load: GpuLoad | None = None
+) -> None:
     """Record that a worker is alive.
 
     Parameters:
         unread: queues that it should read and doesn't.
+        load: of its GPU.
     """
     row = session.get(Worker, name)
     if row is not None:
         row.last_seen_at = now()
         if (row.unread or []) != list(unread):
             row.unread = list(unread)
+        row.gpu_load = dict(load.known()) if load else None
         row.left_at = None
 
 
@@ -125,7 +131,12 @@ class Fleet:
     @cached_property
     def online_queues(self) -> Counter[str]:
         """Queue → how many workers read it."""
-        return Counter(queue for w in self.workers if self.online(w) for queue in _read(w))
+        return self.readers()
+
+    def readers(self, *, but: Collection[str | None] = ()) -> Counter[str]:
+        """Queue → how many online workers read it, without those of these names."""
+        online = (w for w in self.workers if self.online(w) and w.name not in but)
+        return Counter(queue for worker in online for queue in _read(worker))
 
     def reading(self, queues: Collection[str]) -> list[tuple[Worker, frozenset[str]]]:
         """The online workers that read any of these queues, each with all that it reads."""

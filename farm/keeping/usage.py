@@ -13,7 +13,16 @@ from farm.database import references
 from farm.database.base import now
 from farm.database.declared import Holds
 from farm.database.references import Reference
-from farm.database.tables import IS_KEPT, Build, BuildJob, EngineRow, JobLog, Model, Version
+from farm.database.tables import (
+    IS_KEPT,
+    Artifact,
+    Build,
+    BuildJob,
+    EngineRow,
+    JobLog,
+    Model,
+    Version,
+)
 from farm.registry import names
 from farm.schemas.storage import GcReport
 from farm.schemas.usage import FileKind, Files, ModelUsage, Usage
@@ -82,22 +91,20 @@ def usage(
         NotFound, NameAmbiguous
     """
     only = names.named(session, model).name if model else None
-    kinds: dict[str, FileKind] = {}
     models: defaultdict[str, dict[str, FileKind]] = defaultdict(dict)
     owners = _owners(session)
-    for one in references.every(session):
-        kind = _kind(one)
+    kinds: dict[str, FileKind] = {}
+    for one, kind in _named(session):
         kinds[one.digest] = _first(kind, kinds.get(one.digest))
         for name in owners.of(one):
             models[name][one.digest] = _first(kind, models[name].get(one.digest))
     sizes = {file.digest: file.bytes for file in store.blobs()}
-    of_all = {digest: kinds.get(digest, FileKind.UNREFERENCED) for digest in sizes}
     uploads = list(store.interrupted(now()))
     unused = held.unused(session)
     return Usage(
         files=len(sizes),
         bytes=sum(sizes.values()),
-        kinds=_by_kind(of_all, sizes),
+        kinds=_by_kind(_of_all(kinds, sizes), sizes),
         models=sorted(
             (made for made in _models(models, sizes) if only in (None, made.model)),
             key=lambda made: (-made.bytes, made.model),
@@ -112,6 +119,27 @@ def usage(
         ),
         free_bytes=store.free_bytes(),
     )
+
+
+def recorded(session: Session) -> dict[FileKind, Files]:
+    """The files that the database has on record, by kind: what the store holds, without asking it."""
+    kinds: dict[str, FileKind] = {}
+    for one, kind in _named(session):
+        kinds[one.digest] = _first(kind, kinds.get(one.digest))
+    known = session.execute(
+        select(Artifact.digest, Artifact.bytes).where(Artifact.lost_at.is_(None))
+    )
+    sizes = dict(known.tuples().all())
+    return _by_kind(_of_all(kinds, sizes), sizes)
+
+
+def _named(session: Session) -> Iterator[tuple[Reference, FileKind]]:
+    for one in references.every(session):
+        yield one, _kind(one)
+
+
+def _of_all(kinds: Mapping[str, FileKind], sizes: Mapping[str, int]) -> dict[str, FileKind]:
+    return {digest: kinds.get(digest, FileKind.UNREFERENCED) for digest in sizes}
 
 
 def _kind(one: Reference) -> FileKind:

@@ -61,23 +61,23 @@ def look() -> list[Gpu]:
     Raises:
         NoGpu: there is no driver, or it can't be queried.
     """
-    with _nvml() as nvml:
+    with nvml() as lib:
         return [
             gpu
-            for index in range(nvml.nvmlDeviceGetCount())
-            for gpu in _gpus(nvml.nvmlDeviceGetHandleByIndex(index))
+            for index in range(lib.nvmlDeviceGetCount())
+            for gpu in _gpus(lib.nvmlDeviceGetHandleByIndex(index))
         ]
 
 
 def driver() -> str | None:
     """The version of the NVIDIA driver; None without one."""
-    with suppress(NoGpu), _nvml() as nvml, suppress(nvml.NVMLError):
-        return text(nvml.nvmlSystemGetDriverVersion())
+    with suppress(NoGpu), nvml() as lib, suppress(lib.NVMLError):
+        return text(lib.nvmlSystemGetDriverVersion())
     return None
 
 
 @contextmanager
-def _nvml() -> Iterator[Any]:
+def nvml() -> Iterator[Any]:
     """NVML, for as long as the block runs.
 
     Raises:

@@ -10,13 +10,13 @@ from sqlalchemy.orm import Session
 
 from farm.database.base import Instant, now
 from farm.database.tables import Build, BuildJob, Job, Wanted
-from farm.queue import build_spans
+from farm.queue import build_spans, counted
 from farm.queue.transitions import RECORD_EVENT, locked_rows
 from farm.specs.states import BUILD_ENDED, BuildState, JobState, build_state
 
 # Not "state IN (live states)": SQLite would scan all live builds.
 _BUILDS = locked_rows(
-    select(Build.id, Build.state, Build.started_at)
+    select(Build.id, Build.state, Build.created_at, Build.started_at)
     .where(
         Build.id.in_(
             select(BuildJob.build_id).where(
@@ -30,7 +30,7 @@ _BUILDS = locked_rows(
 
 
 _QUEUED_BUILDS = locked_rows(
-    select(Build.id, Build.state, Build.started_at)
+    select(Build.id, Build.state, Build.created_at, Build.started_at)
     .where(
         Build.id.in_(select(BuildJob.build_id).where(BuildJob.job_id == bindparam("job_id"))),
         Build.state.not_in(frozenset(BuildState) - {BuildState.QUEUED}),
@@ -87,10 +87,11 @@ def set_build_state(session: Session, build: Any, state: BuildState) -> None:
     """Move a build to a state and record its times and event; do nothing if it is already there.
 
     Parameters:
-        build: a row with its id, state and started_at, or a Build, which the caller must refresh.
+        build: a row with its id, state and times, or a Build, which the caller must refresh.
     """
     if state == build.state:
         return
+    counted.build_moved(session, build, state)
     starts = state != BuildState.QUEUED and build.started_at is None
     at = {
         "new_started_at": now() if starts else build.started_at,

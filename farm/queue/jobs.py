@@ -15,10 +15,10 @@ from farm.database.tables import Build, BuildJob, Event, Job, JobInput, JobLog
 from farm.errors import FarmError, LeaseLost
 from farm.planning import parameters
 from farm.planning.recipe import Given, Recipe
-from farm.queue import build_states, transitions
+from farm.queue import build_states, counted, transitions
 from farm.queue.turns import Bell
 from farm.registry import interfaces, publish
-from farm.specs.states import BUILD_ENDED, LIVE, JobState
+from farm.specs.states import BUILD_ENDED, LIVE, JobState, Requeued
 from farm.stages import STAGES, JobKind
 from farm.store import artifacts
 from farm.tracing import spans
@@ -236,13 +236,14 @@ def end_cancelled(session: Session, job_id: int, attempt: int) -> None:
     job = held(session, job_id, attempt)
     if not job.cancel_requested:
         job.first_attempt += 1
-        requeue(session, job, cause="a build joined it while it was being cancelled")
+        cause = "a build joined it while it was being cancelled"
+        requeue(session, job, Requeued.REJOINED, cause=cause)
         return
     _finish(session, job_id, attempt, JobState.CANCELLED)
     build_states.refresh_builds(session, build_states.locked_builds(session, [job_id]))
 
 
-def requeue(session: Session, job: Job, *, cause: str) -> bool:
+def requeue(session: Session, job: Job, why: Requeued, *, cause: str) -> bool:
     """Requeue a running job as its next attempt, which the sweep announces."""
     moved = transitions.move(
         session,
@@ -259,6 +260,7 @@ def requeue(session: Session, job: Job, *, cause: str) -> bool:
     )
     if not moved:
         return False
+    counted.requeued(session, moved.kind, why)
     transitions.record(session, moved, JobState.QUEUED, cause=cause)
     build_states.refresh_builds(session, build_states.locked_builds(session, [job.id]))
     return True

@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session
 from farm.database.base import now
 from farm.database.tables import IS_RUNNING, Job
 from farm.errors import FarmError, LeaseLost, StageFailed
-from farm.queue import transitions
+from farm.queue import counted, transitions
 from farm.queue.jobs import end_cancelled, fail, held, locked, requeue
-from farm.specs.states import JobState
+from farm.specs.states import JobState, Requeued
 
 #: How long other workers have to claim a job that one couldn't run.
 _LEAVE_FOR = timedelta(seconds=5)
@@ -58,7 +58,7 @@ def release(session: Session, owner: str, attempts: Mapping[int, int]) -> None:
             end_cancelled(session, job.id, job.attempt)
         else:
             job.first_attempt += 1
-            requeue(session, job, cause=f"worker {owner} shut down")
+            requeue(session, job, Requeued.SHUT_DOWN, cause=f"worker {owner} shut down")
 
 
 class Lease(NamedTuple):
@@ -80,11 +80,12 @@ def reap(session: Session, lease: Lease, *, max_attempts: int) -> None:
     job = locked(session, [lease.job_id])[lease.job_id]
     if job.state != JobState.RUNNING or Lease(job.id, job.attempt, job.lease_until) != lease:
         return  # it was just renewed, or the job ended
+    counted.lease_lost(session, job.kind)
     if job.cancel_requested:
         end_cancelled(session, job.id, job.attempt)
     else:
         cause = f"worker {job.owner} let its lease expire"
-        _again_or_fail(session, job, cause, max_attempts)
+        _again_or_fail(session, job, Requeued.LEASE_EXPIRED, cause, max_attempts)
 
 
 def interrupt(
@@ -107,7 +108,7 @@ def interrupt(
     job = held(session, job_id, attempt)
     first_s, most_s = wait_s
     wait = timedelta(seconds=min(first_s * 4.0 ** min(attempt - job.first_attempt, 20), most_s))
-    if _again_or_fail(session, job, error.detail, max_attempts):
+    if _again_or_fail(session, job, Requeued.INTERRUPTED, error.detail, max_attempts):
         until = now() + wait
         why = f"interrupted: {error.detail}"[:100]
         values = {"not_before": until, "phase": why}
@@ -130,14 +131,16 @@ def leave(session: Session, job_id: int, attempt: int, cause: str) -> None:
         end_cancelled(session, job_id, attempt)
         return
     job.first_attempt += 1
-    if requeue(session, job, cause=cause):
+    if requeue(session, job, Requeued.OTHER_TOOLS, cause=cause):
         later = {"not_before": now() + _LEAVE_FOR, "phase": cause[:100], "outdated": cause[:200]}
         session.execute(update(Job).where(Job.id == job.id).values(later))
 
 
-def _again_or_fail(session: Session, job: Job, cause: str, max_attempts: int) -> bool:
+def _again_or_fail(
+    session: Session, job: Job, why: Requeued, cause: str, max_attempts: int
+) -> bool:
     if job.attempt - job.first_attempt + 1 < max_attempts:
-        return requeue(session, job, cause=cause)
+        return requeue(session, job, why, cause=cause)
     hint = "check the job's log and the worker, then: farm retry"
     error = StageFailed(f"{cause}, in each of {max_attempts} attempts", hint=hint)
     fail(session, job.id, job.attempt, error)

@@ -12,6 +12,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from farm.database.base import Base, now
 from farm.database.tables import Event, Job, JobInput
 from farm.errors import InputFailed, code_of
+from farm.queue import counted
 from farm.queue.turns import Bell
 from farm.specs.states import JobState, check_transition
 
@@ -84,6 +85,8 @@ def move(
         state or is at another attempt.
     """
     check_transition(old, new)
+    if new is JobState.QUEUED:
+        values["queued_at"] = now()
     # Flush the unit of work's own changes first, as before a query.
     session.flush()
     found = session.connection().execute(
@@ -91,7 +94,10 @@ def move(
         {f"new_{name}": value for name, value in values.items()}
         | {"job_id": job_id, "old": old, "new": new, "of_attempt": of_attempt},
     )
-    return found.one_or_none()
+    moved = found.one_or_none()
+    if moved is not None:
+        counted.moved(session, moved, old)
+    return moved
 
 
 @cache

@@ -46,6 +46,16 @@ class Reuse(StrEnum):
     CACHED = "cached"  #: the job had already succeeded
 
 
+class Requeued(StrEnum):
+    """Why an attempt ended with the job back in its queue."""
+
+    LEASE_EXPIRED = "lease-expired"
+    INTERRUPTED = "interrupted"  #: by the machine, the store or another external cause
+    OTHER_TOOLS = "other-tools"  #: planned with tools that the worker lacks
+    SHUT_DOWN = "shut-down"
+    REJOINED = "rejoined"  #: a build joined it while it was being cancelled
+
+
 JOB_TRANSITIONS: frozenset[tuple[JobState, JobState]] = frozenset(
     {
         (JobState.WAITING, JobState.QUEUED),  # its inputs are available

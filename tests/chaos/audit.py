@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 
 from farm.daemon import gc
-from farm.database import references
+from farm.database import references, tallies
 from farm.database.session import Database
 from farm.database.tables import Artifact, Build, EngineRow, Event, Job, Model, Version
+from farm.specs import monitoring
 from farm.specs.states import BUILD_LIVE, LIVE, JobState
 from farm.store.local import LocalStore
 from tests.chaos.crowd import Ended
@@ -39,6 +40,7 @@ def audit(site: Site, ended: Sequence[Ended]) -> Findings:
         store = LocalStore(site.settings.store_dir)
         gc.collect(db, store, older_than_s=0)
         findings = _database_is_right(db, ended, store)
+        _tallies_are_right(db, builds=len(ended))
     finally:
         db.dispose()
     return findings
@@ -101,6 +103,25 @@ def _database_is_right(db: Database, ended: Sequence[Ended], store: LocalStore) 
             engines=len(engines),
             blobs=len(known),
         )
+
+
+def _tallies_are_right(db: Database, *, builds: int) -> None:
+    """What was counted is what happened: the events, which are written in the same transactions, say so."""
+    with db.read() as session:
+        counters = tallies.read(session).counters
+        assert counters[monitoring.BUILDS_SUBMITTED.name] == {(): builds}
+        moves = Counter(
+            session.scalars(
+                select(Event.state).where(Event.kind == "job", Event.state.not_in(LIVE))
+            )
+        )
+        ends: Counter[str | None] = Counter()
+        for (_kind, state, _code), number in counters[monitoring.JOBS_ENDED.name].items():
+            ends[state] += number
+        assert ends == moves, "an end was counted twice, or not"
+        began = select(func.count()).where(Event.kind == "job", Event.state == JobState.RUNNING)
+        attempts = sum(counters[monitoring.JOB_ATTEMPTS.name].values())
+        assert attempts == session.scalar(began), "an attempt was counted twice, or not"
 
 
 def _wants(build: Ended) -> set[tuple[str, str, str, str]]:

@@ -402,15 +402,6 @@ def test_workers_are_told_with_what_they_do(api, ledger, digest):
     )
 
 
-def test_metrics_count_builds_jobs_and_workers(api, ledger, digest):
-    ledger.worker()
-    submit(api, digest)
-    text = api.get("/metrics").text
-    assert 'farm_builds{state="queued"} 1.0' in text
-    assert 'farm_queued_jobs{queue="cpu"} 1.0' in text
-    assert "farm_workers_online 1.0" in text
-
-
 def test_an_unknown_path_is_a_problem_too(api):
     problem(api.get("/v1/nothing"), 404)
     problem(api.request("DELETE", "/v1/builds"), 405)

@@ -31,7 +31,11 @@ PROGRAMS = {
     "postgres": {"pg_isready"},
     "redis": {"redis-cli", "grep"},
     "engine": {"python", "celery", "farm"},
+    "prom": {"wget"},  # busybox's
+    "grafana": {"wget"},
 }
+#: Ports on which others' programs listen by themselves, as their documentation says.
+THEIR_PORTS = {"prometheus": "9090", "grafana": "3000"}
 
 services = pytest.mark.parametrize("name", sorted(SERVICES))
 running = pytest.mark.parametrize("name", RUNNING)
@@ -55,12 +59,41 @@ def steps(path: Path) -> list[tuple[str, str]]:
 
 def test_the_services_are_those_of_a_fleet():
     parts = {"postgres", "redis", "migrate", "api", "cpu-worker", "gpu-worker", "flower"}
-    assert set(SERVICES) == parts
+    assert set(SERVICES) == parts | {"prometheus", "grafana"}
 
 
-def test_only_the_gpu_worker_waits_for_its_profile():
+def test_gpu_workers_and_monitoring_wait_for_their_profiles():
     profiles = {n: s["profiles"] for n, s in SERVICES.items() if "profiles" in s}
-    assert profiles == {"gpu-worker": ["gpu"]}
+    monitoring = {name: ["monitoring"] for name in ("prometheus", "grafana")}
+    assert profiles == {"gpu-worker": ["gpu"]} | monitoring
+
+
+def test_prometheus_scrapes_the_api_by_a_name_that_it_answers_to():
+    config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    [farm] = config["scrape_configs"]
+    [[target]] = [one["targets"] for one in farm["static_configs"]]
+    name, port = target.split(":")
+    assert port == command(name)[command(name).index("--port") + 1]
+    assert name in SETTINGS["FARM_HOSTS"].split(",")
+
+
+def test_grafana_finds_prometheus_and_the_dashboard():
+    folder = ROOT / "deploy/grafana/provisioning"
+    [source] = yaml.safe_load((folder / "datasources/prometheus.yml").read_text())["datasources"]
+    assert source["url"] == f"http://prometheus:{THEIR_PORTS['prometheus']}"
+    [provider] = yaml.safe_load((folder / "dashboards/engine-farm.yml").read_text())["providers"]
+    mounted = dict(one.split(":")[:2] for one in SERVICES["grafana"]["volumes"])
+    [source] = [
+        ROOT / here for here, there in mounted.items() if there == provider["options"]["path"]
+    ]
+    home = Path(environment("grafana")["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    assert (source / home.name).is_file()
+
+
+def test_grafana_has_no_account_and_shows_only():
+    given = environment("grafana")
+    assert given["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert given["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
 
 
 def test_the_gpu_worker_gets_every_gpu_with_its_compute_libraries():
@@ -193,7 +226,7 @@ def test_the_real_env_file_is_ignored_by_git():
 @services
 def test_a_secret_is_never_written_out(name):
     for key, value in environment(name).items():
-        if re.search(r"PASSWORD|AUTH|SECRET|_URL$", key):
+        if re.search(r"PASSWORD|AUTH$|SECRET|_URL$", key):
             password = re.search(r"://[^:/]*:([^@]*)@", value)
             assert (password[1] if password else value).startswith("${")
 
@@ -209,6 +242,9 @@ def test_ports_are_published_on_loopback_alone(name):
 def test_a_published_port_is_the_one_listened_on(name):
     for port in SERVICES[name].get("ports", []):
         words = command(name)
+        if name in THEIR_PORTS:
+            assert port.rpartition(":")[2] == THEIR_PORTS[name]
+            continue
         assert words[words.index("--port") + 1] == port.rpartition(":")[2]
         assert words[words.index("--host") + 1] == "0.0.0.0"
 
@@ -238,7 +274,12 @@ def test_api_and_workers_share_the_store(name):
 @services
 def test_named_volumes_are_declared(name):
     for volume in SERVICES[name].get("volumes", []):
-        assert volume.partition(":")[0] in COMPOSE["volumes"]
+        source = volume.partition(":")[0]
+        if source.startswith("./"):
+            assert (ROOT / source).is_dir()
+            assert volume.endswith(":ro")
+        else:
+            assert source in COMPOSE["volumes"]
 
 
 @pytest.mark.parametrize("name", FARM)

@@ -269,3 +269,29 @@ def test_flower_shows_the_worker_and_every_job_by_its_title(built: Built, farm: 
     job = next(job for job in built.jobs.values() if job["title"] == task["name"])
     assert (task["job"], task["attempt"], task["key"]) == (job["id"], 1, job["key"][7:19])
     assert task["worker"] == job["worker"]
+
+
+def test_the_metrics_tell_of_the_work_of_real_workers(built: Built, farm: LiveFarm) -> None:
+    kinds = Counter(job["kind"] for job in built.jobs.values())
+
+    def told() -> dict[str, float]:
+        text = farm.http.get("/metrics").raise_for_status().text
+        lines = (line.rpartition(" ") for line in text.splitlines() if line[0] != "#")
+        return {series: float(value) for series, _, value in lines}
+
+    def tells_all() -> bool:
+        found = told()  # scrapes share what was read a few seconds ago
+        is_counted = 'farm_store_bytes{kind="engines"}' in found
+        return is_counted and all(
+            found[f'farm_jobs_ended_total{{code="",kind="{kind}",state="succeeded"}}'] >= number
+            for kind, number in kinds.items()
+        )
+
+    wait_until("the ended jobs and the store are counted", tells_all)
+    found = told()
+    for kind, number in kinds.items():
+        assert found[f'farm_job_attempts_total{{kind="{kind}"}}'] >= number
+        timed = f'farm_job_duration_seconds_sum{{kind="{kind}",state="succeeded"}}'
+        assert found[timed] > 0
+    assert found['farm_queue_workers{gpu="cpu",queue="cpu",runtime=""}'] >= 1
+    assert found['farm_workers{state="silent"}'] == 0

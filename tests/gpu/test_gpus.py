@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from farm.machine import gpus
+from farm.machine.load import gpu_load
 
 pytestmark = pytest.mark.gpu
 
@@ -25,6 +26,19 @@ def test_every_gpu_has_a_uuid_of_its_own_and_its_tags():
         assert gpu.tags[0] == gpu.compute_capability
         assert gpu.memory_bytes > 1 << 30
         print(gpu, gpu.tags)
+
+
+@needs_gpu
+@pytest.mark.parametrize("gpu", FOUND, ids=lambda gpu: gpu.uuid)
+def test_a_gpu_tells_its_load(gpu):
+    load = gpu_load(gpu.uuid)
+    assert load.memory_bytes == gpu.memory_bytes
+    assert 0 < load.memory_used_bytes <= load.memory_bytes
+    if not gpu.is_slice:
+        assert 0 <= load.utilization <= 1
+        assert 1 < load.power_w < 2000
+        assert 0 < load.temperature_c < 120
+    print(load)
 
 
 @needs_gpu

@@ -7,6 +7,7 @@ import pytest
 
 from farm.errors import InvalidRequest
 from farm.machine import gpus
+from farm.machine.load import GpuLoad, gpu_load
 
 
 class NVMLError(Exception):
@@ -34,7 +35,16 @@ class Nvml(SimpleNamespace):
             "nvmlDeviceGetCudaComputeCapability": lambda device: device["capability"],
             "nvmlDeviceGetUUID": lambda device: device["uuid"],
             "nvmlDeviceGetName": lambda device: device["name"],
-            "nvmlDeviceGetMemoryInfo": lambda device: SimpleNamespace(total=device["memory"]),
+            "nvmlDeviceGetMemoryInfo": lambda device: SimpleNamespace(
+                total=device["memory"], used=device.get("used", 0)
+            ),
+            "nvmlDeviceGetHandleByUUID": self.by_uuid,
+            "nvmlDeviceGetUtilizationRates": lambda device: SimpleNamespace(
+                gpu=told(device, "gpu")
+            ),
+            "nvmlDeviceGetPowerUsage": lambda device: told(device, "power"),
+            "nvmlDeviceGetTemperature": lambda device, _sensor: told(device, "temperature"),
+            "NVML_TEMPERATURE_GPU": 0,
             "nvmlDeviceGetMigMode": self.mode,
             "nvmlDeviceGetMaxMigDeviceCount": lambda _device: 7,
             "nvmlDeviceGetMigDeviceHandleByIndex": self.instance,
@@ -46,10 +56,22 @@ class Nvml(SimpleNamespace):
             raise NVMLError("not supported")
         return 1, 1
 
+    def by_uuid(self, uuid):
+        for one in self.devices:
+            if one["uuid"] == uuid:
+                return one
+        raise NVMLError("not found")
+
     def instance(self, device, index):
         if index >= len(device["slices"]):
             raise NVMLError("not found")
         return device["slices"][index]
+
+
+def told(device: dict, what: str):
+    if what not in device:
+        raise NVMLError("not supported")
+    return device[what]
 
 
 def device(uuid: str, name: str, **more: object) -> dict:
@@ -113,3 +135,33 @@ def test_a_gpu_that_is_not_there_is_an_error_that_names_those_that_are(discovere
     with pytest.raises(InvalidRequest) as caught:
         gpus.visible(found, wanted)
     assert "GPU-ab (NVIDIA H200)" in caught.value.hint
+
+
+def test_a_gpus_load_is_told_in_base_units(monkeypatch):
+    busy = {"used": 3 << 30, "gpu": 45, "power": 312_500, "temperature": 61}
+    nvml = Nvml(device("GPU-1", "NVIDIA H200", **busy))
+    monkeypatch.setitem(__import__("sys").modules, "pynvml", nvml)
+    assert gpu_load("GPU-1") == GpuLoad(
+        utilization=0.45,
+        memory_used_bytes=3 << 30,
+        memory_bytes=141 << 30,
+        power_w=312.5,
+        temperature_c=61,
+    )
+
+
+def test_what_a_slice_does_not_report_is_left_out(monkeypatch):
+    nvml = Nvml(device("MIG-0", "NVIDIA H200 MIG 1g.18gb", used=1))
+    monkeypatch.setitem(__import__("sys").modules, "pynvml", nvml)
+    load = gpu_load("MIG-0")
+    assert dict(load.known()) == {"memory_used_bytes": 1, "memory_bytes": 141 << 30}
+
+
+def test_a_gpu_that_is_gone_has_no_load(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pynvml", Nvml())
+    assert gpu_load("GPU-1") is None
+
+
+def test_what_a_worker_stored_as_its_load_is_numbers_or_nothing():
+    stored = {"utilization": "a lot", "power_w": float("nan"), "temperature_c": 40, "model": 1}
+    assert GpuLoad.read(stored) == GpuLoad(temperature_c=40.0)

@@ -23,6 +23,7 @@ from farm.errors import Unavailable
 from farm.fleet import workers
 from farm.fleet.workers import Announcement
 from farm.machine.gpus import Gpu
+from farm.machine.load import gpu_load
 from farm.processes import take_short_turns
 from farm.queue import leases
 from farm.queue.celery_app import create_celery
@@ -193,12 +194,13 @@ def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterato
             if dict(toolchain.installed()) != me.toolchain:
                 log.warning("packages were changed under this worker: it starts again")
                 os.kill(os.getpid(), signal.SIGTERM)  # it gives its jobs back; see the supervisor
+            load = gpu_load(me.gpu_uuid) if me.gpu_uuid else None
             # The next heartbeat makes up for a missed one; after several, the worker counts as offline.
             with suppress(Unavailable), context.db.write() as session:
-                if announced:
-                    workers.seen(session, me.name, unread=context.flower.unread(me.queues))
-                else:
+                if not announced:
                     workers.announce(session, me)
+                unread = context.flower.unread(me.queues) if announced else ()
+                workers.seen(session, me.name, unread=unread, load=load)
                 announced = True
             stopped.wait(every_s if announced else _ANNOUNCE_AGAIN_S)
 
