@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1/login", tags=["keys"])
     status_code=204,
     summary="Log a browser in",
     response_class=Response,
-    responses=problems(),
+    responses=problems(401),
     openapi_extra=json_body(LoginRequest),
 )
 def log_in(request: Request, body: Body, farm: Farm, by: By) -> Response:

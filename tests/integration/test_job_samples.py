@@ -48,7 +48,7 @@ def watch(ledger, claim, gpu=None) -> Watch:
     here = SimpleNamespace(
         db=ledger.db, stopping=threading.Event(), settings=settings, gpu=gpu, flower=flower
     )
-    return Watch("a task", here, claim)
+    return Watch(here, claim)
 
 
 def follow(ledger, claim, gpu=None) -> None:

@@ -169,7 +169,7 @@ def test_a_new_stage_takes_three_files(tmp_path: Path) -> None:
     assert printed[-1] == "gives 0.3 1.0 1.0 2.6"
 
 
-@pytest.mark.parametrize("what", ["a precision", "a stage", "a store", "a metric"])
+@pytest.mark.parametrize("what", ["a precision", "a stage", "a store", "a metric of engines"])
 def test_the_files_to_touch_are_there(what: str) -> None:
     for file in files_for(what):
         assert "NAME" in file or (ROOT / file).is_file()

@@ -280,7 +280,7 @@ def test_a_worker_gives_its_job_the_cache_and_takes_it_out_of_what_the_job_made(
         gpu=H200,
     )
     claim = replace(worker.claim, inputs={"typed": typed.digest}, toolchain={})
-    task._work("a task", context, claim)
+    task._work(context, claim)
     with worker.ledger.db.read() as session:
         job = session.get_one(Job, claim.job_id)
         assert job.state == "succeeded"
