@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests.contract.oci_suite import summary
 
 ROOT = Path(__file__).parents[2]
 #: Stands in for the suite: asks whether the registry is one, and writes what the suite writes.
-SUITE = """#!{python}
+SUITE = """
 import base64, os, pathlib, sys, urllib.request
 key = base64.b64encode(f"{{os.environ['OCI_USERNAME']}}:{{os.environ['OCI_PASSWORD']}}".encode()).decode()
 assert os.environ["OCI_TLS"] == "disabled"
@@ -40,8 +41,10 @@ def run(tmp_path: Path, suite: Path | str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(("result", "code", "expected"), [("Pass", 0, 0), ("FAIL", 0, 1)])
 def test_the_suite_finds_a_farm_and_its_verdict_is_the_scripts(tmp_path, result, code, expected):
-    suite = tmp_path / "suite"
-    suite.write_text(SUITE.format(python=sys.executable, result=result, code=code))
+    suite, script = tmp_path / "suite", tmp_path / "suite.py"
+    script.write_text(SUITE.format(result=result, code=code))
+    # Not the interpreter in the first line: its path may have spaces.
+    suite.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(script))}\n")
     suite.chmod(0o755)
     ended = run(tmp_path, suite)
     assert (ended.returncode, ended.stderr) == (expected, "")
