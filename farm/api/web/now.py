@@ -27,9 +27,15 @@ def now(request: Request, farm: Farm, by: By) -> Response:
     with farm.db.read() as session:
         fleet = farm.fleet(session)
         seen = overview(session, fleet, most_live=_LIVE, most_ended=_ENDED)
-        workers = [(fleet.online(one), one) for one in fleet.workers]
-    base = str(request.base_url).rstrip("/")
-    return page(request, by, "now.html", seen=seen, workers=workers, base=base)
+    return page(
+        request,
+        by,
+        "now.html",
+        seen=seen,
+        workers=len(fleet.workers),
+        online=sum(map(fleet.online, fleet.workers)),
+        base=str(request.base_url).rstrip("/"),
+    )
 
 
 @router.get("/builds")
