@@ -1,12 +1,12 @@
-"""A real browser: headless Chromium, driven by Playwright. ``CI`` makes its absence a failure."""
+"""A real browser: headless Chromium, driven by Playwright."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 
 import pytest
+
+from tests import chromium as chromium_of_tests
 
 _OPTIONS = (
     *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
@@ -16,11 +16,7 @@ _OPTIONS = (
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[object]:
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        if os.environ.get("CI"):
-            pytest.fail("chromium isn't installed: scripts/services install")
-        pytest.skip("chromium isn't installed")
+    program = chromium_of_tests.program()
     api = pytest.importorskip("playwright.sync_api")
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=list(_OPTIONS))

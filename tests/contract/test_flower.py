@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from farm.settings import Settings
 from farm.specs.scopes import Scope
 from farm.trust import credentials, keys
 from farm.trust.callers import THE_FARM
+from tests import chromium
 from tests.keys import a_key, bearer, key_of
 from tests.ledger import SOURCE, Ledger
 
@@ -238,8 +238,8 @@ HOSTILE = '<img src=x onerror="document.title=1"> javascript:alert(1) http://evi
 
 
 @pytest.mark.heavy
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium isn't installed")
 def test_a_browser_is_led_from_a_row_to_the_farms_pages(tmp_path):
+    program = chromium.program()
     settings = Settings(home=tmp_path, database_url=f"sqlite:///{tmp_path / 'farm.db'}")
     migrate.upgrade(settings)
     ledger = Ledger(Database(settings.database))
@@ -256,7 +256,9 @@ def test_a_browser_is_led_from_a_row_to_the_farms_pages(tmp_path):
         while uuid not in httpx2.get(f"{url}/api/tasks", timeout=30).json():
             assert time.monotonic() < deadline, "it never has the attempt"
             time.sleep(0.05)
-        rows, page = seen(f"{url}/tasks", tmp_path), seen(f"{url}/task/{uuid}", tmp_path)
+        rows, page = (
+            seen(program, f"{url}/{path}", tmp_path) for path in ("tasks", f"task/{uuid}")
+        )
     job, its_build = (
         f"https://farm.example/at/jobs/{claim.job_id}",
         f"https://farm.example/at/builds/{build}",
@@ -272,8 +274,8 @@ def test_a_browser_is_led_from_a_row_to_the_farms_pages(tmp_path):
         assert not re.search("<title>1</title>", shown_page)
 
 
-def seen(url: str, folder) -> str:
+def seen(program: str, url: str, folder) -> str:
     """A page as a browser has made it."""
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000"]
-    command = ["chromium", *options, f"--user-data-dir={folder / 'chromium'}", "--dump-dom", url]
+    command = [program, *options, f"--user-data-dir={folder / 'chromium'}", "--dump-dom", url]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout

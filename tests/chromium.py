@@ -1,0 +1,18 @@
+"""The browser of the tests: Debian's Chromium, which a bare machine lacks. ``CI`` makes that a failure."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+
+def program() -> str:
+    """Its path; skips the test where there is none."""
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail("chromium isn't installed: scripts/services install")
+        pytest.skip("chromium isn't installed")
+    return found
