@@ -8,13 +8,13 @@ from torch.export import Dim, export
 
 from farm.errors import EngineBuildFailed
 from workers.backends.aotinductor import build as backend
+from workers.backends.aotinductor import packages
 from workers.backends.aotinductor.layout import laid_out
 from workers.inputs.profiles import resolve_profiles
 from workers.programs.eager import EagerModel, specs
 from workers.programs.load import load_program
 from workers.programs.lowered import lowered, observed
 from workers.programs.program_interface import plain_program
-from workers.stages.build import aotinductor as stage
 
 
 class Net(nn.Module):
@@ -90,6 +90,20 @@ def test_values_beyond_fp16_stay_in_fp32():
     wide = [name for name, values in seen.items() if values.largest > 3e4]
     [made] = lowered(program, torch.float16, wide=wide)(x)
     assert torch.allclose(made, module(x), atol=1e-2)
+
+
+def test_weights_beyond_fp16_stay_in_fp32():
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(3).eval()
+    norm.running_var.copy_(torch.tensor([1.0, 5e5, 2.0]))  # as a trained pitch tracker's
+    norm.running_mean.normal_()
+    x = torch.randn(4, 3, 8, 8) * 700
+    program = program_of(norm, x)
+    seen = observed(lowered(program), [(x,)])
+    wide = [name for name, values in seen.items() if values.largest > 3e4]
+    module = lowered(program, torch.float16, wide=wide)
+    assert {tensor.abs().max().item() for tensor in module.buffers()} >= {5e5}
+    assert torch.allclose(module(x)[0], norm(x), rtol=2e-3, atol=2e-2)
 
 
 def test_a_value_that_is_no_number_counts_as_infinite():
@@ -298,24 +312,90 @@ def test_what_can_not_be_timed_has_channels_last(image):
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_layout_that_can_not_be_compiled_gives_way_to_channels_first(
-    image, tmp_path, monkeypatch
-):
-    program, tried = program_of(Net(), image), []
-    inputs, outputs = specs(program)
-    of = backend.signature(inputs, outputs, resolve_profiles(inputs, []), tf32=False)
+class Compiled:
+    """Stands in for the compiler and for the fresh process.
 
-    def compile_package(traced, of, package):
+    Each layout's package computes the program's outputs times a factor; without one it can't be compiled.
+    """
+
+    def __init__(self, monkeypatch, **factors):
+        self.factors = factors
+        self.tried = []
+        monkeypatch.setattr(backend, "compile_package", self.compile_package)
+        monkeypatch.setattr(packages.proof, "proved", self.proved)
+
+    def compile_package(self, traced, of, package):
         [weight] = [one for one in traced.state_dict.values() if one.dim() == 4]
-        tried.append(weight.is_contiguous(memory_format=torch.channels_last))
-        if tried[-1] or len(tried) > 2:
+        last = weight.is_contiguous(memory_format=torch.channels_last)
+        self.tried.append("last" if last else "first")
+        if self.factors[self.tried[-1]] is None:
             raise EngineBuildFailed("Cannot view a tensor")
         return 1.5
 
-    monkeypatch.setattr(backend, "compile_package", compile_package)
-    module = lowered(program).channels_last()
-    assert stage._compiled(module, [image], of, tmp_path / "engine.pt2") == 1.5
-    assert tried == [True, False]
+    def proved(self, package, device, arrays, folder):
+        made = self.module(*map(torch.from_numpy, arrays.values()))
+        factor = self.factors[self.tried[-1]]
+        outputs = {name: factor * one.numpy() for name, one in zip(self.names, made, strict=True)}
+        return packages.proof.Ran(outputs=outputs, kernels={})
+
+    def packaged(self, image, folder):
+        program = program_of(Net(), image)
+        inputs, outputs = specs(program)
+        self.names = [spec.name for spec in outputs]
+        of = backend.signature(inputs, outputs, resolve_profiles(inputs, []), tf32=False)
+        self.module = lowered(program).channels_last()
+        arrays = {inputs[0].name: image.numpy()}
+        return packages.packaged(self.module, [image], arrays, of, folder, lambda *_: None)
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """Layouts are chosen on GPUs alone."""
+    monkeypatch.setattr(packages, "chooses_layouts", lambda module, _: module.has_images)
+
+
+def test_a_layout_that_can_not_be_compiled_gives_way_to_the_other(
+    image, tmp_path, monkeypatch, on_a_gpu
+):
+    compiled = Compiled(monkeypatch, last=None, first=1)
+    assert compiled.packaged(image, tmp_path).off == 0.0
+    assert compiled.tried == ["last", "first"]
+    compiled.factors["first"] = None
     with pytest.raises(EngineBuildFailed, match="Cannot view"):
-        stage._compiled(module, [image], of, tmp_path / "engine.pt2")
-    assert tried == [True, False, False]
+        compiled.packaged(image, tmp_path)
+
+
+def test_a_package_that_computes_otherwise_gives_way_to_the_other_layout(
+    image, tmp_path, monkeypatch, on_a_gpu
+):
+    compiled = Compiled(monkeypatch, last=2, first=1)
+    made = compiled.packaged(image, tmp_path)
+    assert (compiled.tried, made.off, made.path.name) == (["last", "first"], 0.0, "engine1.pt2")
+
+
+def test_of_packages_that_all_compute_otherwise_the_nearest_is_taken(
+    image, tmp_path, monkeypatch, on_a_gpu
+):
+    compiled = Compiled(monkeypatch, last=2, first=4)
+    made = compiled.packaged(image, tmp_path)
+    assert compiled.tried == ["last", "first"]
+    assert made.path.name == "engine0.pt2"
+    assert made.off > 0.1
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "off"),
+    [
+        ([1.0, 3.0], [1.0, 3.0], 0.0),
+        ([2.0, 4.0], [1.0, 3.0], 1.0),
+        ([5.5], [5.0], 0.1),  # one number has no deviation
+        ([inf, 1.0], [inf, 1.0], 0.0),
+        ([inf, 1.0], [0.0, 1.0], inf),
+        ([0.1], [0.0], inf),
+        ([1, 2, 3, 4], [1, 2, 3, 5], 0.25),
+        ([], [], 0.0),
+    ],
+)
+def test_a_package_s_deviation_is_over_that_of_the_values(found, wanted, off):
+    arrays = {"y": np.array(found)}, {"y": np.array(wanted)}
+    assert packages.deviation(*arrays) == pytest.approx(off)

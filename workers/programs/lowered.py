@@ -74,7 +74,7 @@ class Lowered(torch.nn.Module):
 
     Parameters:
         dtype: the type it computes in; the program's own types by default.
-        wide: nodes whose values leave that type's range, by name.
+        wide: nodes whose values leave that type's range, by name; weights among them.
     """
 
     def __init__(
@@ -106,10 +106,13 @@ class Lowered(torch.nn.Module):
             copied[node] = graph.node_copy(node, copied.__getitem__)
             copied[node].meta = {}
             if node.op == "get_attr" and prefix + node.target not in self._tensors:
-                self._take(attrgetter(node.target)(module), prefix + node.target)
+                found = attrgetter(node.target)(module)
+                self._take(
+                    found, prefix + node.target, None if node.name in self.wide else self.dtype
+                )
         return fx.GraphModule(module, graph)
 
-    def _take(self, found: Any, target: str) -> None:
+    def _take(self, found: Any, target: str, dtype: torch.dtype | None) -> None:
         if isinstance(found, fx.GraphModule):
             self._regions[target] = self._taken(found, f"{target}.")
             return
@@ -119,8 +122,8 @@ class Lowered(torch.nn.Module):
         if name in self._buffers:
             return
         tensor = found.detach()
-        if self.dtype is not None and tensor.dtype in _FLOATS:
-            tensor = tensor.to(self.dtype)
+        if dtype is not None and tensor.dtype in _FLOATS:
+            tensor = tensor.to(dtype)
         self.register_buffer(name, tensor)
 
     @property

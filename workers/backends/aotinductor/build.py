@@ -121,7 +121,7 @@ def compile_package(program: ExportedProgram, of: Signature, package: Path) -> f
     try:
         with torch.no_grad(), folder_for_compilers():
             _inductor.aoti_compile_and_package(
-                program, package_path=str(package), inductor_configs=_options(of)
+                program, package_path=str(package), inductor_configs=_options(program, of)
             )
     except Exception as err:  # the compiler raises its own types, and bare RuntimeErrors
         print(err, flush=True)  # with what the C++ compiler said
@@ -164,7 +164,7 @@ def folder_for_compilers() -> Iterator[None]:
             os.environ["TMPDIR"] = before
 
 
-def _options(of: Signature) -> dict[str, Any]:
+def _options(program: ExportedProgram, of: Signature) -> dict[str, Any]:
     options: dict[str, Any] = {
         # Weights are constants: folded, and laid out for the kernels.
         "freezing": True,
@@ -172,6 +172,10 @@ def _options(of: Signature) -> dict[str, Any]:
         # oneDNN's layout of weights is the building processor's.
         "cpp.weight_prepack": False,
     }
+    if any(tensor.device.type == "cuda" for tensor in program.state_dict.values()):
+        # The program has the layout that was measured to be the fastest; where torch 2.11 changes it, some
+        # kernels read the output of a convolution in the other one.
+        options["layout_optimization"] = False
     if hasattr(_inductor.config.cpp, "march"):
         options["cpp.march"] = compiler.INSTRUCTION_SET
     if hasattr(_inductor.config.aot_inductor, "precompile_headers"):

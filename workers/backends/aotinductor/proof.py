@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +22,28 @@ from farm import installed
 from farm.errors import EngineBuildFailed, FarmError
 from farm.processes import die_with_parent
 from workers.backends.aotinductor.engine import AotiEngine
+from workers.inputs.samples import Arrays
 
 _NAME = "workers.backends.aotinductor.proof"
 _TIME_S = 900.0
 _LAST_LINES = 400
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """What a package did in a process of its own."""
+
+    outputs: Mapping[str, NDArray[np.generic]]
+    kernels: Mapping[str, float]  #: on a GPU, in order, and the microseconds of each
+
+
 def proved(
     package: Path, device: str, arrays: Mapping[str, NDArray[np.generic]], folder: Path
-) -> Mapping[str, float]:
-    """Load and run a package in a fresh process; return a GPU's kernels and their microseconds, in order.
+) -> Ran:
+    """Load and run a package in a fresh process.
 
     Parameters:
-        folder: for the files that tell that process what to run.
+        folder: for the files that tell that process what to run, and what it answers.
 
     Raises:
         EngineBuildFailed: it crashed, or refused to run.
@@ -59,7 +69,13 @@ def proved(
     found = json.loads(said.read_text())
     if "refused" in found:
         raise EngineBuildFailed(f"the package doesn't run: {found['refused']}")
-    return dict(found["kernels"])
+    with np.load(_outputs(said), allow_pickle=False) as archive:
+        outputs = dict(archive)
+    return Ran(outputs=outputs, kernels=dict(found["kernels"]))
+
+
+def _outputs(said: Path) -> Path:
+    return said.with_suffix(".outputs.npz")
 
 
 def _why(done: subprocess.CompletedProcess[str]) -> str:
@@ -76,7 +92,8 @@ def main(package: str, device: str, data: str, said: str) -> None:
     with np.load(data, allow_pickle=False) as archive:
         arrays = dict(archive)
     try:
-        found = _run(Path(package), device, arrays)
+        outputs, found = _run(Path(package), device, arrays)
+        np.savez(_outputs(Path(said)), **outputs)  # type: ignore[arg-type]
     except FarmError as err:
         found = {"refused": err.detail}
     Path(said).write_text(json.dumps(found))
@@ -84,10 +101,10 @@ def main(package: str, device: str, data: str, said: str) -> None:
 
 def _run(
     package: Path, device: str, arrays: Mapping[str, NDArray[np.generic]]
-) -> dict[str, object]:
+) -> tuple[Arrays, dict[str, object]]:
     engine = AotiEngine(package, device)
-    engine.run(arrays)
-    return {"kernels": _kernels(engine, arrays) if device == "cuda" else {}}
+    outputs = engine.run(arrays)
+    return outputs, {"kernels": _kernels(engine, arrays) if device == "cuda" else {}}
 
 
 def _kernels(engine: AotiEngine, arrays: Mapping[str, NDArray[np.generic]]) -> Mapping[str, float]:

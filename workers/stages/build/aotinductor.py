@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
-from farm.errors import EngineBuildFailed, InvalidData
+from farm.errors import InvalidData
 from farm.reports.layers import Layer
 from farm.specs.gpus import CPU
 from farm.specs.precision import QUANTIZED, Precision
@@ -20,7 +19,7 @@ from farm.stages import BuildParams
 from workers.backends.aotinductor import build as backend
 from workers.backends.aotinductor import compiler
 from workers.backends.aotinductor.layout import laid_out
-from workers.backends.aotinductor.proof import proved
+from workers.backends.aotinductor.packages import chooses_layouts, packaged
 from workers.graphs.compute import Compute
 from workers.inputs.batch import Arrays, Batch, Shapes
 from workers.inputs.profiles import shapes_at
@@ -71,44 +70,24 @@ def build(stage: Stage, params: BuildParams) -> StageResult:
         source.input_specs, _example_shapes(of, profiles[0]), seed=SEED, profile=profiles[0]
     )
     inputs = _tensors(source, example, device)
-    if device == "cuda":
+    if chooses_layouts(module, device):
         module = laid_out(module, inputs)
-    engine = stage.workdir / "engine.pt2"
-    build_s = _compiled(module, inputs, of, engine)
-    stage.progress("run in a fresh process", None)
     opt = random_arrays(
         source.input_specs, shapes_at(profiles[0], "opt"), seed=SEED, profile=profiles[0]
     )
-    kernels = proved(engine, device, opt, stage.workdir)
+    made = packaged(module, inputs, opt, of, stage.workdir, stage.progress)
     built = Built(
-        engine=engine,
-        build_s=build_s,
+        engine=made.path,
+        build_s=made.build_s,
         version=backend.VERSION,
         runs_on=[compiler.INSTRUCTION_SET if device == "cpu" else params.compute_capability],
         compute=compute,
-        layers=[_layer(*kernel) for kernel in kernels.items()] or layers_of(program),
-        layers_source=_PROFILED if kernels else FROM_PROGRAM,
-        ran=kernel_types.shares(kernels) if kernels else None,
+        layers=[_layer(*kernel) for kernel in made.kernels.items()] or layers_of(program),
+        layers_source=_PROFILED if made.kernels else FROM_PROGRAM,
+        ran=kernel_types.shares(made.kernels) if made.kernels else None,
         operators=sum(node.op == "call_function" for node in program.graph.nodes),
     )
     return recorded(stage, params, loaded, built)
-
-
-def _compiled(
-    module: Lowered, inputs: Sequence[torch.Tensor], of: backend.Signature, package: Path
-) -> float:
-    """Compile the module in its layout, else with channels first; return the seconds it took.
-
-    Where an axis has one element layouts look alike, and the compiler may take one for another.
-    """
-    try:
-        return backend.compile_package(backend.traced(module, inputs, of), of, package)
-    except EngineBuildFailed as err:
-        if not module.is_channels_last:
-            raise
-        print(f"channels last can't be compiled, so channels first is: {err.detail}", flush=True)
-        first = module.channels_last(False)
-        return backend.compile_package(backend.traced(first, inputs, of), of, package)
 
 
 def _module(
