@@ -201,10 +201,14 @@ def builds(
             show.elapsed(build.created_at, build.finished_at),
             ", ".join(build.targets),
             ", ".join(build.precisions) or "every",
+            build.error.detail.partition("\n")[0] if build.error else "",
         )
         for build in found
     ]
-    headers = ("id", "model", "state", "engines", "submitted", "took", "targets", "precisions")
+    headers = (
+        *("id", "model", "state", "engines", "submitted", "took"),
+        *("targets", "precisions", "error"),
+    )
     empty = (
         f"no matching builds; list all: {again('farm builds', url)}"
         if model or state or label
