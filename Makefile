@@ -58,6 +58,10 @@ format: install ## Format the code and mend what can be mended
 docs-site: install ## Make the documentation's site, in site/
 	@$(BIN)/zensical build --strict --clean
 
+.PHONY: docs-pictures
+docs-pictures: install ## Make the documentation's pictures of the page, in docs/pictures; needs chromium
+	@CI=1 FARM_DOCS_PICTURES=1 $(BIN)/python -m pytest -q -m heavy tests/browser/test_pictures.py
+
 .PHONY: bench
 bench: install ## Measure the farm against its peers in one run; ARGS="dispatch jobs" measures these alone
 	@$(BIN)/python -m bench $(ARGS)

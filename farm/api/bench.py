@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from farm.api.builds import ClientName, IdempotencyKey, submitted
+from farm.api.builds import ClientName, IdempotencyKey, OnlyForetell, foreseen, submitted
 from farm.api.documents import json_body
 from farm.api.extent import parsed
 from farm.api.registry import VersionNumber
@@ -15,6 +15,7 @@ from farm.builds import benches
 from farm.registry.bench import bench
 from farm.schemas.bench import Bench, ModelBench
 from farm.schemas.builds import BuildView
+from farm.schemas.forecast import DryRun
 from farm.specs.goals import Aim, BatchSize, Goal
 
 router = APIRouter(prefix="/v1/models/{model}/bench", tags=["bench"])
@@ -51,7 +52,8 @@ def show(
     status_code=202,
     summary="Bench a model that the farm has",
     response_model=BuildView,
-    responses=problems(404, 409),
+    responses=problems(404, 409)
+    | {200: {"model": DryRun, "description": "With `dry_run`: what would be done"}},
     openapi_extra=json_body(ModelBench),
 )
 def build(
@@ -61,6 +63,7 @@ def build(
     by: By,
     idempotency_key: IdempotencyKey = None,
     _client: ClientName = None,
+    dry_run: OnlyForetell = False,
 ) -> Response:
     """Build what is missing of a version, in every runtime and precision of the targets.
 
@@ -71,5 +74,7 @@ def build(
     with farm.one_of(farm.planning, "other builds are being planned"):
         with farm.db.read() as session:
             request = benches.request_of(session, model, asked)
+        if dry_run:
+            return answer(foreseen(farm, request, by))
         view = submitted(farm, request, by, idempotency_key)
     return answer(view, status=202, headers={"Location": f"/v1/builds/{view.id}"})

@@ -66,6 +66,13 @@ ClientName = Annotated[
         "required, across these names, or else addresses",
     ),
 ]
+OnlyForetell = Annotated[
+    bool,
+    Query(
+        description="only tell what would be done and how long it would take, as like jobs took: the "
+        "blobs needn't be uploaded, and nothing is kept"
+    ),
+]
 R = TypeVar("R")
 _RACES = 10  #: how often a submission that raced another for the same work is retried
 
@@ -85,13 +92,7 @@ def submit(
     by: By,
     idempotency_key: IdempotencyKey = None,
     _client: ClientName = None,
-    dry_run: Annotated[
-        bool,
-        Query(
-            description="only tell what would be done and how long it would take, as like jobs took: the "
-            "blobs needn't be uploaded, and nothing is kept"
-        ),
-    ] = False,
+    dry_run: OnlyForetell = False,
     source_bytes: Annotated[
         Annotated[int, Field(ge=1, le=2**53)] | None,
         Query(description="of a dry run: the size of a source that isn't uploaded"),
@@ -104,7 +105,7 @@ def submit(
     request = parsed(BuildRequest, body)
     with farm.one_of(farm.planning, "other builds are being planned"):
         if dry_run:
-            return answer(_foretold(farm, request, by, source_bytes))
+            return answer(foreseen(farm, request, by, source_bytes))
         view = submitted(farm, request, by, idempotency_key)
     return answer(view, status=202, headers={"Location": f"/v1/builds/{view.id}"})
 
@@ -142,8 +143,8 @@ def _terms(farm: Services, session: Session) -> Terms:
     )
 
 
-def _foretold(
-    farm: Services, request: BuildRequest, by: Caller, source_bytes: int | None
+def foreseen(
+    farm: Services, request: BuildRequest, by: Caller, source_bytes: int | None = None
 ) -> DryRun:
     """What a submission would do."""
     look = farm.looks.at(request.source.digest, request.source.format)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from farm.builds import views
 from farm.database.job_rows import JobRow, select_job_rows
-from farm.database.tables import Build, BuildJob, Job
+from farm.database.tables import IS_RUNNING, Build, BuildJob, Job
 from farm.fleet.workers import Fleet
 from farm.schemas.builds import BuildSummary
 from farm.schemas.fleet import RunningJob
@@ -32,6 +32,11 @@ class Work:
     waits_for: Sequence[str]
 
     @property
+    def rank(self) -> int:
+        """What runs comes first, then what waits for a worker that isn't there, then the rest."""
+        return 0 if self.running else 1 if self.waits_for else 2
+
+    @property
     def progress(self) -> float:
         """The share of its jobs that is done, 0 to 1; a running job counts by its phase's progress."""
         done = self.build.jobs_done + sum(job.progress or 0.0 for job in self.running)
@@ -43,7 +48,8 @@ class Overview:
     """The farm at one moment.
 
     Parameters:
-        live: how many builds run or wait, of which ``work`` has the newest.
+        live: how many builds run or wait.
+        work: of these the ones with jobs that run, and the newest others; by their rank.
         has_builds: whether there has ever been one.
     """
 
@@ -56,19 +62,40 @@ class Overview:
 
 def overview(session: Session, fleet: Fleet, *, most_live: int, most_ended: int) -> Overview:
     """Read the newest builds that run or wait, that failed, and that ended otherwise."""
-    live = views.builds(session, live=True, limit=most_live)
+    live = _live(session, most_live)
     jobs = _unfinished(session, [one.id for one in live])
     failed = views.builds(session, state=BuildState.FAILED, limit=most_ended)
     ended = views.builds(session, state=BuildState.SUCCEEDED, limit=most_ended)
     unended = select(func.count()).select_from(Build).where(Build.state.not_in(BUILD_ENDED))
     return Overview(
-        work=[_work(one, jobs.get(one.id, ()), fleet) for one in live],
+        work=sorted(
+            (_work(one, jobs.get(one.id, ()), fleet) for one in live), key=lambda one: one.rank
+        ),
         live=session.scalar(unended) or 0,
         failed=failed,
         ended=ended,
         has_builds=bool(live or failed or ended)
         or session.scalar(select(Build.id).limit(1)) is not None,
     )
+
+
+def _live(session: Session, limit: int) -> list[BuildSummary]:
+    """Builds that run or wait: those with jobs that run before others, each newest first."""
+    runs = session.scalars(
+        select(Build)
+        .where(
+            Build.state.not_in(BUILD_ENDED),
+            Build.id.in_(
+                select(BuildJob.build_id).join(Job, Job.id == BuildJob.job_id).where(IS_RUNNING)
+            ),
+        )
+        .order_by(Build.id.desc())
+        .limit(limit)
+    ).all()
+    found = views.summaries(session, runs)
+    known = {one.id for one in found}
+    others = views.builds(session, live=True, limit=limit)
+    return [*found, *(one for one in others if one.id not in known)][:limit]
 
 
 def running(session: Session, *, limit: int) -> list[RunningJob]:

@@ -120,14 +120,15 @@ def _say(made: Promotion, named: str, way_back: str) -> None:
         (
             one.gpu,
             one.engine,
+            one.what or show.NONE,
             one.replaces or show.NONE,
             latency(one),
             metric(one),
         )
         for one in made.engines
     ]
-    headers = ("gpu", "engine", "replaces", "latency", "metric")
-    show.table(headers, rows, keep=("gpu", "engine", "replaces"))
+    headers = ("gpu", "engine", "what", "replaces", "latency", "metric")
+    show.table(headers, rows, keep=("gpu", "engine", "what"))
     for change in made.changes:
         show.line(f"other inputs or outputs: {change}")
     for lack in made.left_out:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from farm.cli import complete, exits, naming, show, transfer, watch
+from farm.cli import complete, exits, forecast, naming, show, transfer, watch
 from farm.cli.options import (
     Json,
     Url,
@@ -29,6 +29,7 @@ from farm.cli.submission import (
     CalibrationData,
     CalibrationMethod,
     Config,
+    DryRunOnly,
     EvaluationData,
     Fixed,
     IdempotencyKey,
@@ -50,6 +51,7 @@ from farm.errors import InvalidRequest
 if TYPE_CHECKING:
     from farm.client import Build, Farm
     from farm.schemas.bench import Bench, BenchRow
+    from farm.schemas.forecast import DryRun
 
 _EXAMPLE = (
     "farm bench resnet50.pt2 --gpu h100 --calibration samples.npz --evaluation labelled.npz "
@@ -149,6 +151,7 @@ def bench(
     source_format: SourceFormat = None,
     architecture: ArchitectureName = None,
     config: Config = None,
+    dry_run: DryRunOnly = False,
     wide: Wide = False,
     as_json: Json = False,
     url: Url = None,
@@ -174,6 +177,11 @@ def bench(
         "note": note,
         "new_inputs": new_inputs or None,
     }
+    if dry_run and (idempotency_key or not build):
+        raise InvalidRequest(
+            "a dry run submits nothing",
+            hint="leave out --no-build and --idempotency-key, or --dry-run",
+        )
     farm = connect(url)
     if not build:
         if is_file(model):
@@ -196,29 +204,43 @@ def bench(
         "options": builder_options(option),
         "priority": priority,
         "labels": labels(label),
-        "idempotency_key": idempotency_key,
     }
     submission |= _of_the_source(model, of_files, version, is_file=is_file(model))
+
+    submission |= {
+        "goal": goal,
+        "batch": batch,
+        "wait_for_workers": wait_for_workers,
+        "precisions": split(precision),
+    }
+
+    def foretold(name: str | None) -> DryRun:
+        with transfer.bar(hidden=as_json) as progress:
+            return farm.dry_run_bench(model, [gpu], progress=progress, **_named(submission, name))
 
     def submitted(name: str | None) -> Build:
         with transfer.bar(hidden=as_json) as progress:
             return farm.submit_bench(
                 model,
                 [gpu],
-                goal=goal,
-                batch=batch,
-                wait_for_workers=wait_for_workers,
-                precisions=split(precision),
                 progress=progress,
-                **(submission if name is None else submission | {"name": name}),
+                idempotency_key=idempotency_key,
+                **_named(submission, name),
             )
 
+    if dry_run:
+        forecast.show_dry_run(naming.named(foretold, name, as_json=as_json), as_json=as_json)
+        return
     made = naming.named(submitted, name, as_json=as_json)
     try:
         _wait(made, url, quiet=as_json)
     except KeyboardInterrupt:
         raise typer.Exit(watch.stopped(made, url)) from None
     raise typer.Exit(_show(_table(farm, made, gpu), made.id, as_json=as_json, wide=wide, url=url))
+
+
+def _named(submission: dict[str, Any], name: str | None) -> dict[str, Any]:
+    return submission if name is None else submission | {"name": name}
 
 
 def _of_the_source(

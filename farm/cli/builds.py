@@ -11,6 +11,7 @@ from rich.text import Text
 from farm.cli import complete, show, traced
 from farm.cli.options import BuildId, Json, LabelFilters, Url, Wide, again, connect, example, page
 from farm.cli.watch import jobs_table, remaining, tell_held_back
+from farm.specs.states import BUILD_ENDED
 
 if TYPE_CHECKING:
     from farm.client import Build
@@ -55,11 +56,13 @@ def show_build(view: BuildView, url: str | None) -> None:
     jobs_table(view.jobs)
     show.line()
     engines = [
-        (want.target, str(want.precision), want.engine or show.NONE, want.why)
-        for want in view.engines
+        (want.target, str(want.precision), want.engine or show.NONE) for want in view.engines
     ]
-    keep = ("target", "precision", "engine")
-    show.table(("target", "precision", "engine", "why this target"), engines, keep=keep)
+    show.table(("target", "precision", "engine"), engines)
+    if view.state not in BUILD_ENDED:
+        # Once: the precisions of a target share the reason.
+        for target, why in dict.fromkeys((want.target, want.why) for want in view.engines):
+            show.line(f"{target}: {why}")
     tell_held_back(view)
     _show_failures(view, url)
 
@@ -198,10 +201,14 @@ def builds(
             show.elapsed(build.created_at, build.finished_at),
             ", ".join(build.targets),
             ", ".join(build.precisions) or "every",
+            build.error.detail.partition("\n")[0] if build.error else "",
         )
         for build in found
     ]
-    headers = ("id", "model", "state", "engines", "submitted", "took", "targets", "precisions")
+    headers = (
+        *("id", "model", "state", "engines", "submitted", "took"),
+        *("targets", "precisions", "error"),
+    )
     empty = (
         f"no matching builds; list all: {again('farm builds', url)}"
         if model or state or label

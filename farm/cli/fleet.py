@@ -36,12 +36,12 @@ def workers(wide: Wide = False, as_json: Json = False, url: Url = None) -> None:
 
 
 def _worker(worker: WorkerView) -> tuple[str | Text, ...]:
-    job = show.NONE if worker.job is None else f"{worker.job} {worker.job_title}"
+    jobs = "\n".join(f"{one.id} {one.title}" for one in worker.running) or show.NONE
     return (
         worker.name,
         _state(worker),
         ",".join(worker.tags) or show.NONE,
-        job,
+        jobs,
         show.ago(worker.last_seen_at),
         worker.gpu or "CPU",
         ", ".join(f"{name} {version}" for name, version in worker.runtimes.items()) or show.NONE,

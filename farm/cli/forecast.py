@@ -1,4 +1,4 @@
-"""What ``farm submit --dry-run`` prints."""
+"""What ``--dry-run`` of ``farm submit`` and ``farm bench`` prints."""
 
 from __future__ import annotations
 

@@ -111,6 +111,12 @@ def pull(
             "--explain", help="List the version's other engines for the GPU, and why not."
         ),
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Download nothing: only say which engine it would be, and why."
+        ),
+    ] = False,
     has: Annotated[
         list[str] | None,
         typer.Option(
@@ -168,6 +174,11 @@ def pull(
         raise InvalidRequest("--triton-backend is for a repository", hint="add --triton")
     shown = Shown(as_json=as_json, quiet=quiet)
     bar = transfer.bar(hidden=as_json or quiet)
+    if dry_run:
+        more = {"--build": build, "--onnx": onnx, "--all-targets": all_targets}
+        _check_dry_run(
+            {**more, "--triton": triton, "--engine": engine or engine_meant(farm, model)}
+        )
     if build is not None:
         refuse_choices({**choices, **for_repository, "--for-triton": for_triton}, "a build's id")
         with bar as progress:
@@ -216,6 +227,9 @@ def pull(
     only["has"] = told if tags or triton else facts.here().but(told)
     tags = tags or detected()
     matches = list(_matches(farm, model, tags, split(precision) or [None], only))
+    if dry_run:
+        shown.foretold(matches)
+        return
     with bar as progress:
         if triton:
             raise typer.Exit(repository.of([one for _, one in matches], progress=progress))
@@ -244,6 +258,19 @@ def _check_named(
     for option in (option for option, is_given in of_model.items() if is_given and model is None):
         raise InvalidRequest(
             f"{option} doesn't go with {given[0]}", hint=f"farm pull MODEL {option}"
+        )
+
+
+def _check_dry_run(given: Mapping[str, object]) -> None:
+    """Refuse to foretell what isn't chosen among a version's engines.
+
+    Raises:
+        InvalidRequest
+    """
+    for option in (option for option, value in given.items() if value):
+        raise InvalidRequest(
+            f"--dry-run says which engine a GPU would get of a model: it doesn't go with {option}",
+            hint="name a model: farm pull MODEL --gpu TAG --dry-run",
         )
 
 

@@ -12,7 +12,7 @@ from farm.cli.pull_by_id import misfit
 if TYPE_CHECKING:
     from farm.client import EngineSet, Missing, Pulled
     from farm.client.onnx import PulledOnnx
-    from farm.schemas.engines import PassedOver
+    from farm.schemas.engines import Match, PassedOver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,25 @@ class Shown:
             return
         self._tell([one for _, one in pulled])
         say_passed_over(one for others in passed_over for one in others or ())
+
+    def foretold(self, matches: Sequence[tuple[str, Match]]) -> None:
+        """What would be pulled for GPU tags; nothing is."""
+        if self.as_json:
+            show.document(
+                [{"asked": tag, "engine": one.engine, "why": one.why} for tag, one in matches]
+            )
+            return
+        for tag, one in matches:
+            engine = one.engine
+            if self.quiet:
+                print(engine.id)
+                continue
+            precision = show.precision(engine.precision, engine.prune)
+            what = f"{engine.model} v{engine.version} in {precision} by {engine.runtime}"
+            show.line(f"{tag}: {engine.id}, {what}, {show.size(engine.bytes)}")
+            show.line(f"  why: {one.why}")
+            show.line(f"  judged on: {show.judged_on(engine.accuracy)}")
+        say_passed_over(other for _, one in matches for other in one.passed_over or ())
 
     def by_id(self, pulled: Pulled) -> None:
         """The engine that was named, and whether it is for this machine."""

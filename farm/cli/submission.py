@@ -154,3 +154,12 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="The architecture's config.json."),
 ]
+DryRunOnly = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Submit nothing: print the jobs, which of them are there, what the others would take, as "
+        "like jobs took, and what they would wait for. Nothing is uploaded: the farm can't check a file "
+        "that it doesn't have.",
+    ),
+]

@@ -30,6 +30,7 @@ from farm.cli.submission import (
     CalibrationData,
     CalibrationMethod,
     Config,
+    DryRunOnly,
     EvaluationData,
     Fixed,
     IdempotencyKey,
@@ -128,15 +129,7 @@ def submit(
     source_format: SourceFormat = None,
     architecture: ArchitectureName = None,
     config: Config = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Submit nothing: print the jobs, which of them are there, what the others would take, as "
-            "like jobs took, and what they would wait for. Nothing is uploaded: the farm can't check a file "
-            "that it doesn't have.",
-        ),
-    ] = False,
+    dry_run: DryRunOnly = False,
     wait: Annotated[bool, typer.Option("--wait", help="Watch the build until it ends.")] = False,
     timeout: Timeout = None,
     as_json: Json = False,

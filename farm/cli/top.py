@@ -78,7 +78,7 @@ def _shown(seen: NowView) -> Iterator[RenderableType]:
             one.name,
             show.state("online" if one.online else "offline"),
             one.gpu or "CPU",
-            one.job_title or show.NONE,
+            "\n".join(job.title for job in one.running) or show.NONE,
         )
         for one in seen.workers
     ]

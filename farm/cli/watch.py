@@ -282,14 +282,14 @@ def _row(job: JobView) -> tuple[Any, ...]:
     if job.reuse != "ran":
         stage = stage or job.reuse
     if job.error is not None:
-        stage = job.error.code
+        stage = "" if job.never_ran else job.error.code
     if job.waits_for:
         stage = f"waits for {job.waits_for}"
     attempt = f" (attempt {job.attempt})" if job.attempt > 1 else ""
     return (
         str(job.id),
         job.title,
-        show.state(job.state),
+        show.state("not run" if job.never_ran else job.state),
         stage + attempt,
         job.worker or show.NONE,
         show.elapsed(job.started_at, job.finished_at) + _expected(job),

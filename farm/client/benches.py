@@ -11,12 +11,12 @@ from farm.client import model_folders
 from farm.client.build import Build
 from farm.client.noun import given, part
 from farm.client.objects import Source
-from farm.client.progress import TransferProgress
 from farm.client.submission import Files, checked, data_and_gates
 from farm.client.submit import Submissions
 from farm.errors import BuildFailed
 from farm.formats.sources import SAVED_MODEL
 from farm.schemas.bench import Bench, ModelBench
+from farm.schemas.forecast import DryRun
 from farm.schemas.submission import BenchOptions
 from farm.specs import digests
 
@@ -75,8 +75,7 @@ class Benches(Submissions):
             NotFound, UnknownGpu
         """
         query = {"gpu": gpu, "goal": goal, "batch": batch, "version": version}
-        path = f"/v1/models/{part(model)}/bench"
-        return self.http.read(Bench, "GET", path, params=given(query))
+        return self.http.read(Bench, "GET", _path(model), params=given(query))
 
     def submit_bench(
         self,
@@ -110,41 +109,79 @@ class Benches(Submissions):
             return self.submit(
                 model, targets=gpus, precisions=precisions, bench=bench, **submission
             )
-        return self._of_model(
-            str(model),
-            given(options | {"targets": list(gpus), "version": version})
-            | ({"precisions": list(precisions)} if precisions else {}),
-            **submission,
-        )
+        key, progress = (submission.pop(name, None) for name in ("idempotency_key", "progress"))
+        files = Files(progress)
+        request = _of_model(files, options, gpus, precisions, version, **submission)
+        return self._post(_path(model), request, files, key, progress)
 
-    def _of_model(
+    def dry_run_bench(
         self,
-        model: str,
-        fields: Mapping[str, Any],
+        model: Source,
+        gpus: Sequence[str],
         *,
-        profiles: Sequence[Mapping[str, Any]] | None = None,
-        options: Mapping[str, Any] | None = None,
-        priority: int = 5,
-        labels: Mapping[str, str] | None = None,
-        idempotency_key: str | None = None,
-        progress: TransferProgress | None = None,
-        **data: Any,
-    ) -> Build:
-        """Submit a bench of a model that the farm has.
+        goal: str | None = None,
+        batch: int | None = None,
+        wait_for_workers: bool = False,
+        precisions: Sequence[str] = (),
+        version: int | None = None,
+        **submission: Any,
+    ) -> DryRun:
+        """What a bench would build, and how long it would take. Nothing is uploaded, and nothing is kept.
 
         Parameters:
-            data: data and gates, as ``submission.data_and_gates`` takes them.
+            submission: as in ``submit_bench``, but for ``idempotency_key``.
+
+        Raises:
+            FarmError: as ``submit_bench`` would.
         """
-        files = Files(progress)
-        given_data = data_and_gates(files, **data)
-        more = {
-            "profiles": list(profiles) if profiles else None,
-            "options": dict(options) if options else None,
-            "labels": dict(labels) if labels else None,
-        }
-        request = checked(ModelBench, **fields, **given_data, **given(more), priority=priority)
-        body = request.model_dump(mode="json", exclude_unset=True)
-        return self._post(f"/v1/models/{part(model)}/bench", body, files, idempotency_key, progress)
+        options = {"goal": goal, "batch": batch, "wait_for_workers": wait_for_workers}
+        if is_file(model):
+            bench = checked(BenchOptions, **options)
+            return self.dry_run(
+                model, targets=gpus, precisions=precisions, bench=bench, **submission
+            )
+        files = Files(submission.pop("progress", None))
+        request = _of_model(files, options, gpus, precisions, version, **submission)
+        return self.http.read(DryRun, "POST", _path(model), params={"dry_run": True}, json=request)
+
+
+def _path(model: Source) -> str:
+    return f"/v1/models/{part(str(model))}/bench"
+
+
+def _of_model(
+    files: Files,
+    bench: Mapping[str, Any],
+    gpus: Sequence[str],
+    precisions: Sequence[str],
+    version: int | None,
+    *,
+    profiles: Sequence[Mapping[str, Any]] | None = None,
+    options: Mapping[str, Any] | None = None,
+    priority: int = 5,
+    labels: Mapping[str, str] | None = None,
+    **data: Any,
+) -> dict[str, Any]:
+    """The request of a bench of a model that the farm has.
+
+    Parameters:
+        data: data and gates, as ``submission.data_and_gates`` takes them.
+    """
+    fields = {
+        "targets": list(gpus),
+        "version": version,
+        "precisions": list(precisions) or None,
+        "profiles": list(profiles) if profiles else None,
+        "options": dict(options) if options else None,
+        "labels": dict(labels) if labels else None,
+    }
+    request = checked(
+        ModelBench,
+        **given(dict(bench) | fields),
+        **data_and_gates(files, **data),
+        priority=priority,
+    )
+    return request.model_dump(mode="json", exclude_unset=True)
 
 
 def is_file(model: Source) -> bool:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from farm.errors import BuildFailed, InputFailed, StageFailed, code_of, from_code
+from farm.errors import BuildFailed, StageFailed, from_code
 from farm.schemas.builds import BuildView, JobView
 from farm.schemas.problems import Failure
 from farm.specs.states import JobState
-
-#: The code of a job that failed because one before it did.
-_FOLLOWS = code_of(InputFailed)
 
 
 def failures(view: BuildView) -> list[tuple[JobView, Failure]]:
     """The jobs that failed by themselves, not because one before them did, and why."""
     found = [(job, job.error) for job in view.jobs if job.error and job.state is JobState.FAILED]
-    return [(job, error) for job, error in found if error.code != _FOLLOWS] or found
+    return [(job, error) for job, error in found if not job.never_ran] or found
 
 
 def failed(view: BuildView) -> BuildFailed:

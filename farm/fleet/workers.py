@@ -15,7 +15,7 @@ from farm.database.base import now
 from farm.database.job_rows import JobRow
 from farm.database.tables import IS_RUNNING, Job, Worker
 from farm.machine.load import GpuLoad
-from farm.schemas.fleet import WorkerView
+from farm.schemas.fleet import WorkerJob, WorkerView
 from farm.specs import gpus
 from farm.specs.queues import Queue
 from farm.specs.states import JobState
@@ -182,17 +182,22 @@ def _read(worker: Worker) -> set[str]:
 
 
 def worker_views(session: Session, fleet: Fleet) -> list[WorkerView]:
-    running = {job.owner: job for job in session.scalars(select(Job).where(IS_RUNNING))}
+    running: dict[str | None, list[WorkerJob]] = {}
+    for owner, job, title in session.execute(
+        select(Job.owner, Job.id, Job.title).where(IS_RUNNING).order_by(Job.started_at, Job.id)
+    ):
+        running.setdefault(owner, []).append(WorkerJob(id=job, title=title))
     views = []
     for worker in sorted(fleet.workers, key=lambda w: w.name):
-        job = running.get(worker.name)
+        jobs = running.get(worker.name, [])
         views.append(
             WorkerView(
                 **{c: getattr(worker, c) for c in _WORKER_FIELDS},
                 unread=worker.unread or [],
                 online=fleet.online(worker),
-                job=job.id if job else None,
-                job_title=job.title if job else None,
+                job=jobs[0].id if jobs else None,
+                job_title=jobs[0].title if jobs else None,
+                jobs=jobs,
             )
         )
     return views

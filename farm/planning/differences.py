@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from farm.planning.recipe import Made, Recipe, named
 from farm.specs.roles import Role
+
+#: The fields of a target, which is told as one.
+_TARGET = {"runtime", "gpu"}
 
 
 def differences(old: Recipe, new: Recipe, samples: str = "") -> Iterator[str]:
@@ -37,14 +40,26 @@ def _in_words(role: str) -> str:
 def _fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name), new.get(name)
+        if before == after:
+            continue
         if name == "options" and before and after:
             yield from _fields(before, after)
-        elif before != after:
+        elif _is_group(before) and _is_group(after):
+            yield from (f"{name}: {one}" for one in _fields(before, after))
+        else:
             yield f"{name} {_short(before)} → {_short(after)}"
 
 
+def _is_group(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, dict) and value.keys() != _TARGET and not named(value)
+
+
 def _short(value: Any) -> str:
-    if isinstance(value, dict) and value.keys() == {"runtime", "gpu"}:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict) and value.keys() == _TARGET:
         return f"{value['runtime']}:{value['gpu']}"
     text = named(value) or str(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

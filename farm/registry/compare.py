@@ -88,18 +88,23 @@ def why_none(session: Session, model: Named, gpu: str, version: int) -> str:
 
 def beside(session: Session, gpu: str, new: EngineView, old: EngineView | None) -> Beside:
     if old is None:
-        return Beside(gpu=gpu, engine=new.id, replaces=None)
+        return Beside(gpu=gpu, engine=new.id, what=_what(new), replaces=None)
     ratio, no_ratio = latencies.ratio(new.metrics, old.metrics)
     drop, no_drop = _task_drop(session, new, old)
     return Beside(
         gpu=gpu,
         engine=new.id,
+        what=_what(new),
         replaces=old.id,
         latency_ratio=ratio,
         latency_reason=no_ratio,
         task_drop=drop,
         task_reason=no_drop,
     )
+
+
+def _what(engine: EngineView) -> str:
+    return f"{engine.precision} by {engine.runtime}"
 
 
 def _task_drop(

@@ -37,6 +37,7 @@ class Missing(StrEnum):
     """What became of an engine that isn't there."""
 
     RUNNING = "being built"
+    QUEUED = "queued"
     FAILED = "failed"
     CANCELLED = "cancelled"
     LEFT_OUT = "left out"  #: a build was asked for it, and couldn't make it
@@ -54,6 +55,7 @@ class Gap:
     target: str | None = None
     build: str | None = None
     job: int | None = None
+    queue: str | None = None  #: of workers that can run the job, while it is queued
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +236,8 @@ class _Gaps:
 def _unbuilt(one: Unbuilt) -> Gap:
     where = {"target": str(one.target), "build": one.build}
     if one.state in LIVE or one.state is JobState.SUCCEEDED:
+        if one.state is JobState.QUEUED:
+            return Gap(missing=Missing.QUEUED, job=one.job, queue=one.queue, **where)
         return Gap(missing=Missing.RUNNING, why=str(one.state), job=one.job, **where)
     if one.state is JobState.CANCELLED:
         return Gap(missing=Missing.CANCELLED, job=one.job, **where)
@@ -307,7 +311,7 @@ def _why(engine: EngineView, ranked: Ranking | None, pulled: Sequence[EngineView
 
 
 def _why_none(mine: Sequence[EngineView], cells: Iterable[Cell]) -> str:
-    if any(gap.missing is Missing.RUNNING for cell in cells for gap in cell.gaps):
+    if any(gap.missing in (Missing.RUNNING, Missing.QUEUED) for cell in cells for gap in cell.gaps):
         return "no engine is finished yet" if not mine else "no engine is good enough yet"
     if not mine:
         return "there are no engines"

@@ -26,6 +26,7 @@ class Unbuilt:
     precision: Precision
     job: int
     state: JobState
+    queue: str
     error: dict[str, Any] | None  #: as ``farm.schemas.problems.Failure``
 
 
@@ -43,8 +44,8 @@ def unbuilt(session: Session, version_id: int) -> Iterator[Unbuilt]:
             Wanted.build_id,
             Wanted.target,
             Wanted.precision,
-            *(_BUILT.id, _BUILT.state, _BUILT.error),
-            *(_MEASURED.id, _MEASURED.state, _MEASURED.error),
+            *(_BUILT.id, _BUILT.state, _BUILT.queue, _BUILT.error),
+            *(_MEASURED.id, _MEASURED.state, _MEASURED.queue, _MEASURED.error),
         )
         .join(
             newest,
@@ -58,13 +59,14 @@ def unbuilt(session: Session, version_id: int) -> Iterator[Unbuilt]:
         .order_by(Wanted.target, Wanted.precision)
     )
     for build, target, precision, *jobs in rows:
-        built, measured = jobs[:3], jobs[3:]
-        job, state, error = measured if built[1] == JobState.SUCCEEDED else built
+        built, measured = jobs[:4], jobs[4:]
+        job, state, queue, error = measured if built[1] == JobState.SUCCEEDED else built
         yield Unbuilt(
             build=build,
             target=Target.parse(target),
             precision=Precision(precision),
             job=job,
             state=JobState(state),
+            queue=queue,
             error=error,
         )

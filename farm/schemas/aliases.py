@@ -44,6 +44,9 @@ class Beside(Answer):
 
     gpu: str
     engine: str
+    what: str | None = Field(
+        None, description="its precision and runtime, in words", examples=["fp16 by tensorrt"]
+    )
     replaces: str | None = Field(description="the engine that pulls took before; null without one")
     latency_ratio: float | None = Field(
         None, description="of the median latencies; below 1 if the new engine is faster"

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
+from farm.errors import InputFailed, code_of
 from farm.schemas.base import Answer, Page, Said, SaidLabels
 from farm.schemas.problems import Failure
 from farm.schemas.submission import BenchOptions, Calibration, Evaluation, Source
@@ -17,6 +18,9 @@ from farm.specs.runtime import Runtime
 from farm.specs.shapes import FixedInputs, Profile
 from farm.specs.states import BuildState, JobState, Reuse
 from farm.stages import JobKind
+
+#: The code of a job that failed because one before it did.
+_FOLLOWS = code_of(InputFailed)
 
 
 class JobView(Answer):
@@ -51,6 +55,11 @@ class JobView(Answer):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+
+    @property
+    def never_ran(self) -> bool:
+        """Whether it failed only because a job before it did."""
+        return self.error is not None and self.error.code == _FOLLOWS
 
 
 class WantedEngine(Answer):

@@ -13,6 +13,13 @@ from farm.specs.runtime import Runtime
 from farm.stages import JobKind
 
 
+class WorkerJob(Answer):
+    """A job that a worker runs."""
+
+    id: int
+    title: str
+
+
 class WorkerView(Answer):
     name: Said
     host: Said
@@ -33,10 +40,18 @@ class WorkerView(Answer):
         description="job isolation by part: whether it is enforced, and how or why not; "
         "empty until tested",
     )
-    job: int | None
+    job: int | None = Field(description="the job it has run longest; `jobs` has all of them")
     job_title: str | None
+    jobs: list[WorkerJob] = Field([], description="the jobs it runs, the longest running first")
     started_at: datetime
     last_seen_at: datetime
+
+    @property
+    def running(self) -> list[WorkerJob]:
+        """The jobs it runs, also by a farm that tells of one alone."""
+        if self.jobs or self.job is None:
+            return self.jobs
+        return [WorkerJob(id=self.job, title=self.job_title or "")]
 
 
 class QueueView(Answer):

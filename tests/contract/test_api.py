@@ -400,6 +400,18 @@ def test_workers_are_told_with_what_they_do(api, ledger, digest):
         True,
         "export digits",
     )
+    assert worker["jobs"] == [{"id": worker["job"], "title": "export digits"}]
+
+
+def test_a_worker_with_several_slots_is_told_with_all_its_jobs(api, ledger, digest):
+    ledger.worker(name="cpu@there")
+    submit(api, digest)
+    submit(api, api.upload(b"another"), model="letters")
+    first = ledger.claim_next(owner="cpu@there")
+    second = ledger.claim_next(owner="cpu@there")
+    worker = api.get("/v1/workers").json()[0]
+    assert [one["id"] for one in worker["jobs"]] == [first.job_id, second.job_id]
+    assert worker["job"] == first.job_id
 
 
 def test_an_unknown_path_is_a_problem_too(api):

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import event, select, update
 from typer.testing import CliRunner
 
-from farm.cli import app, exits, submit
+from farm.cli import app, bench, exits, submit
 from farm.client import Farm
 from farm.database.base import Base, now
 from farm.database.tables import Artifact, Job
@@ -349,8 +349,9 @@ def test_what_is_read_of_many_jobs_is_found_by_indexes(api, db, online):
 @pytest.fixture
 def run(api, monkeypatch):
     farm = Farm("http://localhost", key=api.key, transport=OverTheApi(api))
-    monkeypatch.setattr(submit, "connect", lambda _url: farm)
-    return lambda *words: CliRunner().invoke(app, ["submit", *map(str, words)])
+    for module in (submit, bench):
+        monkeypatch.setattr(module, "connect", lambda _url: farm)
+    return lambda *words, command="submit": CliRunner().invoke(app, [command, *map(str, words)])
 
 
 @pytest.fixture
@@ -397,3 +398,30 @@ def test_the_client_tells_it_in_python(api, online, model):
     assert [job.kind for job in told.jobs] == ["export", "cast", "build", "measure"]
     assert told.absent[0].role == "source"
     assert farm.builds() == []
+
+
+@pytest.mark.parametrize("of", ["model", "file"])
+def test_a_bench_is_foretold_as_its_submission_would_be(api, db, online, made, run, model, of):
+    made()
+    before = everything(db)
+    asked = {"model": ("digits",), "file": (model, "--name", "digits", "--new-inputs")}[of]
+    result = run(*asked, "--gpu", "cpu", "--dry-run", "--json", command="bench")
+    assert result.exit_code == exits.OK, result.output
+    told = json.loads(result.stdout)
+    assert everything(db) == before
+    assert told["is_new_version"] == (of == "file")
+    assert {(one["target"], one["precision"]) for one in told["engines"]} >= {
+        ("onnxruntime:cpu", "fp32"),
+        ("onnxruntime:cpu", "int8-dynamic"),
+    }
+    assert any("AOTInductor" in one["why"] for one in told["left_out"])
+    if of == "model":
+        view = api.post("/v1/models/digits/bench", json={"targets": ["cpu"]}).json()
+        assert [job["title"] for job in view["jobs"]] == [job["title"] for job in told["jobs"]]
+
+
+def test_a_bench_that_only_shows_has_no_dry_run(run):
+    for more in (("--no-build",), ("--idempotency-key", "again")):
+        result = run("digits", "--gpu", "cpu", "--dry-run", *more, command="bench")
+        assert result.exit_code == exits.USAGE
+        assert "a dry run submits nothing" in result.stderr

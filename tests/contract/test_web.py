@@ -197,6 +197,39 @@ def test_now_shows_what_waits_and_for_which_worker(api: Api, db, ledger) -> None
     assert "Nothing has been built yet" not in page
 
 
+def test_now_shows_what_runs_before_what_lacks_a_worker_and_what_is_behind_others(
+    api: Api, db, ledger
+) -> None:
+    """However many newer builds wait."""
+    from farm.database.tables import Job
+
+    ledger.worker(name="cpu@there")
+    names = ("runs", "lacks", *(f"behind{one}" for one in range(12)))
+    builds = {
+        name: submitted(api, model=name, source=_source(api, name.encode())) for name in names
+    }
+    first = {name: build["jobs"][0]["id"] for name, build in builds.items()}
+    with db.write() as session:
+        one = update(Job).where(Job.id == first["runs"])
+        session.execute(one.values(state="running", owner="cpu@there", started_at=now()))
+        one = update(Job).where(Job.id == first["lacks"])
+        session.execute(one.values(queue="tensorrt.h200"))
+    page = api.get("/").text
+    places = [
+        page.index(f'id="build-{builds[name]["id"]}"') for name in ("runs", "lacks", "behind11")
+    ]
+    assert places == sorted(places)
+    assert page.index('id="running"') < places[0] < page.index('id="waiting"') < places[1]
+    assert places[1] < page.index('id="queued"') < places[2]
+    assert f'id="build-{builds["behind2"]["id"]}"' in page
+    assert f'id="build-{builds["behind1"]["id"]}"' not in page
+    assert '<a href="/builds?state=queued">2 more wait</a>' in page
+
+
+def _source(api: Api, content: bytes) -> dict:
+    return {"digest": api.upload(content), "format": "onnx"}
+
+
 def test_now_shows_a_failure_with_its_hint_as_text(api: Api, db) -> None:
     from farm.database.tables import Build, Job
 

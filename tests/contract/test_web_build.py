@@ -141,7 +141,11 @@ def test_what_failed_is_told_first_with_its_hint_and_where(api, submit, ledger):
     assert "What failed export digits on" not in words  # it is no GPU's work
     assert "no sample fits send more samples calibration-failed" in words
     assert words.index("no sample fits") < words.index("Engines Target")
-    assert "tensorrt-rtx:sm_89 fp16 failed build" in words
+    assert "tensorrt-rtx:sm_89 fp16 failed export" in words  # the cause, not what never ran
+    assert re.search(r"2 cast digits:fp16 not run – – –", words)
+    svg = page.partition("<svg")[2].partition("</svg>")[0]
+    drawn = re.findall(r">([^<]*)</text>", svg)
+    assert (drawn.count("failed"), drawn.count("not run")) == (1, 3)
 
 
 def test_a_failure_on_a_gpu_names_it(api, submit, ledger):

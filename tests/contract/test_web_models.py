@@ -181,7 +181,7 @@ def test_a_cell_says_what_an_engine_is_worth_and_which_is_the_best(api, grid) ->
     engine = found.cell("cpu", "fp32")
     assert "passed best" in engine.text
     assert "7 B, p50 2.5 ms at batch 8" in engine.text
-    assert "agreement 87.5 % 16 random random inputs" in engine.text
+    assert "agreement 87.5 % 16 random samples random inputs" in engine.text
     [entry] = engines(api, gpu="cpu", precision="fp32")
     assert [one.attributes["href"] for one in engine.all("a")] == [f"/engines/{entry['id']}"]
     doubtful = found.cell("sm_89", "fp16").text
@@ -202,10 +202,21 @@ def test_an_empty_cell_says_why_and_where_to_look(api, grid) -> None:
     left_out = found.cell("cpu", "bf16")
     assert left_out.text.startswith("left out ONNX Runtime has no bf16 kernels for CPUs")
     assert next(left_out.all("a")).attributes["href"] == f"/builds/{grid['id']}"
-    assert found.cell("sm_89", "fp32").text == "being built queued"
+    assert found.cell("sm_89", "fp32").text == "queued"
     assert found.cell("sm_89", "bf16").text == "not requested"
     assert found.cell("t4", "bf16").text.startswith("can't be built sm_75 has no bf16")
     assert "Not requested in int8, fp8." in found.root.text
+
+
+def test_a_cell_whose_job_no_worker_can_run_says_which_it_waits_for(api, db, grid) -> None:
+    [job] = [one for one in grid["jobs"] if one["title"] == "build digits:fp32@sm_89"]
+    with db.write() as session:
+        one = update(Job).where(Job.id == job["id"])
+        session.execute(one.values(queue="tensorrt.sm_89"))
+    cell = page(api, "/models/digits").cell("sm_89", "fp32")
+    assert cell.text == (
+        "queued Waits for a worker with a GPU sm_89 and tensorrt installed (start one there: farm worker)"
+    )
 
 
 def test_what_was_cancelled_or_yanked_or_lost_is_told(api, db, ledger, submit) -> None:
@@ -489,7 +500,7 @@ def test_judgements_of_the_same_engine_are_beneath_it(api, ledger, submit) -> No
     [best] = engines(api)
     told = page(api, f"/engines/{best['id']}").root.text
     assert "cosine 1.0000, judged on 9 evaluation" in told
-    assert f"{first['id']} passed cosine 0.5000 4 random random inputs" in told
+    assert f"{first['id']} passed cosine 0.5000 4 random samples random inputs" in told
 
 
 def test_a_deletion_says_what_goes_before_it_is_confirmed(api, versions) -> None:

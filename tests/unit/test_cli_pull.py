@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,26 @@ def test_pull_prints_the_file_and_why_it_was_the_match(run: Run, tmp_path: Path)
         "  runs on: tensorrt-rtx 1.7.1.116",
         "  verified; unsigned: the farm has no signing key",
     ]
+
+
+def test_a_dry_run_says_which_engine_a_gpu_would_get_and_downloads_nothing(
+    run: Run, stub: StubFarm, tmp_path: Path
+) -> None:
+    result = run("--gpu", "rtx-4090", "--dry-run", "-o", tmp_path)
+    assert result.exit_code == exits.OK, result.output
+    [engine, why, judged] = result.stdout.splitlines()
+    assert re.fullmatch(r"rtx-4090: \w{16}, digits v1 in int8 by tensorrt-rtx, 300\.0 kB", engine)
+    assert (why, judged) == (
+        "  why: built for sm_89; int8 is the only one",
+        "  judged on: 450 evaluation",
+    )
+    [told] = json.loads(run("--gpu", "rtx-4090", "--dry-run", "--json").stdout)
+    assert (told["asked"], told["engine"]["precision"]) == ("rtx-4090", "int8")
+    assert list(tmp_path.iterdir()) == []
+    assert not stub.asked("GET", f"/v1/engines/{told['engine']['id']}/content")
+    refused = run("--gpu", "rtx-4090", "--dry-run", "--triton")
+    assert refused.exit_code == exits.USAGE
+    assert "it doesn't go with --triton" in refused.stderr
 
 
 def test_pull_without_a_gpu_takes_this_machines(

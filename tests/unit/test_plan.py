@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -412,6 +413,19 @@ def test_a_pruning_is_told_as_what_differs():
         for made in (planned(), planned(prune={"method": "2:4"}))
     )
     assert list(differences(before, after)) == ["the pruning of the source differs"]
+
+
+def test_differences_within_groups_are_told_one_by_one_and_without_pythons_words():
+    recipe = next(iter(planned().jobs.values())).recipe
+    before, after = (
+        replace(recipe, params={"gates": {"drop": drop, "error": 0.1}, "some": some, "tf32": tf32})
+        for drop, some, tf32 in ((0.01, None, True), (0.03, 8, False))
+    )
+    assert list(differences(before, after)) == [
+        "gates: drop 0.01 → 0.03",
+        "some none → 8",
+        "tf32 true → false",
+    ]
 
 
 def test_differences_are_told_in_words():

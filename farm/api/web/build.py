@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Request
@@ -54,7 +54,7 @@ def build(
         who=who,
         is_live=view.state not in BUILD_ENDED,
         failures=list(_failures(view, fleet)),
-        outcomes=[_outcome(view, want) for want in view.engines],
+        outcomes=[_outcome(view, want, pairs) for want in view.engines],
         drawing=graph.draw(view.jobs, pairs),
         waits_for=list(dict.fromkeys(job.waits_for for job in view.jobs if job.waits_for)),
         pulls=_pulls(view),
@@ -71,7 +71,7 @@ def _failures(view: BuildView, fleet: Fleet) -> Iterator[tuple[JobView, str, obj
         yield job, view.name_of(job), error, gpus.get(job.worker or "") or job.target
 
 
-def _outcome(view: BuildView, want: WantedEngine) -> Outcome:
+def _outcome(view: BuildView, want: WantedEngine, pairs: Collection[tuple[int, int]]) -> Outcome:
     if want.engine is not None:
         return Outcome(want=want, state=EngineState.DOUBTFUL if want.doubts else EngineState.READY)
     jobs = {job.id: job for job in view.jobs}
@@ -79,8 +79,24 @@ def _outcome(view: BuildView, want: WantedEngine) -> Outcome:
     for state in (JobState.FAILED, JobState.CANCELLED, JobState.RUNNING, JobState.QUEUED):
         for job in (made, measured):
             if job.state == state:
-                return Outcome(want=want, state=state, job=job)
+                return Outcome(want=want, state=state, job=_cause(job, jobs, pairs))
     return Outcome(want=want, state=JobState.WAITING, job=made)
+
+
+def _cause(
+    job: JobView, jobs: Mapping[int, JobView], pairs: Collection[tuple[int, int]]
+) -> JobView:
+    """The job because of which this one never ran, or itself."""
+    new, seen = [job], {job.id}
+    while new:
+        one = new.pop()
+        if not one.never_ran:
+            return one
+        before = [jobs[made] for made, taker in pairs if taker == one.id and made in jobs]
+        failed = [made for made in before if made.error and made.id not in seen]
+        seen.update(made.id for made in failed)
+        new += failed
+    return job
 
 
 def _pulls(view: BuildView) -> Sequence[str]:

@@ -34,12 +34,21 @@ class Node:
 
     @property
     def place(self) -> str:
-        return _short(self.job.target or self.job.runtime or "")
+        job = self.job
+        typed = "on its typed ONNX" if job.kind is JobKind.MEASURE else ""
+        return _short(job.target or job.runtime or typed)
+
+    @property
+    def look(self) -> str:
+        """The class by which it is drawn."""
+        return "skipped" if self.job.never_ran else str(self.job.state)
 
     @property
     def said(self) -> str:
         """Its state, with its progress, or how the build came by it."""
         job = self.job
+        if job.never_ran:
+            return "not run"
         if job.state == "running" and job.progress is not None:
             return f"{job.state} {job.progress:.0%}"
         return f"{job.state} · {job.reuse}" if job.reuse != "ran" else job.state

@@ -94,6 +94,7 @@ def model(
         known = named(session, found.name)
         number = versions.given_or_newest(session, known, version)[1]
         values = {
+            "fleet": farm.fleet(session),
             "grid": grid(session, known, number),
             "builds": views.builds(session, model=known.name, limit=_BUILDS),
             "compared": _beside(session, known, beside, number),

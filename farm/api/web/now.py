@@ -16,7 +16,7 @@ from farm.specs.states import BuildState
 
 router = APIRouter(include_in_schema=False)
 
-_LIVE, _ENDED, _PAGE = 50, 8, 50
+_LIVE, _QUEUED, _ENDED, _PAGE = 50, 10, 5, 50
 
 
 @router.get("/")
@@ -32,6 +32,7 @@ def now(request: Request, farm: Farm, by: By) -> Response:
         by,
         "now.html",
         seen=seen,
+        most_queued=_QUEUED,
         workers=len(fleet.workers),
         online=sum(map(fleet.online, fleet.workers)),
         base=str(request.base_url).rstrip("/"),
