@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import threading
@@ -22,6 +23,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from farm.database.faults import BUSY, fault_of
+from farm.database.pings import keep_working
 from farm.errors import DatabaseUnavailable, InvalidRequest
 
 _URL_HINT = "use postgresql://USER:PASSWORD@HOST:5432/NAME or sqlite:////PATH"
@@ -76,8 +78,11 @@ class Database:
         def _begin(connection: Connection) -> None:
             # A read transaction that becomes a write can't wait for another writer: it would fail at once.
             options = connection.get_execution_options()
-            patience_s = options.get("farm_patience_s", self._patience_s)
-            connection.exec_driver_sql(f"PRAGMA busy_timeout={int(patience_s * 1000)}")
+            # To a tenth of a second: then it is mostly what it was.
+            tenths = math.ceil(options.get("farm_patience_s", self._patience_s) * 10)
+            if connection.info.get("farm_patience_tenths") != tenths:
+                connection.exec_driver_sql(f"PRAGMA busy_timeout={tenths * 100}")
+                connection.info["farm_patience_tenths"] = tenths
             immediate = options.get("farm_write", False)
             connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
@@ -91,7 +96,6 @@ class Database:
             self.url,
             pool_size=pool_size,
             max_overflow=20,
-            pool_pre_ping=True,
             pool_timeout=self._patience_s,
             connect_args=limits,
         )
@@ -103,6 +107,7 @@ class Database:
                 cursor.execute(f"SET lock_timeout = {int(self._patience_s * 1000)}")
             connection.commit()
 
+        keep_working(engine)
         return engine
 
     @contextmanager
