@@ -22,6 +22,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
+from farm.database.commits import Herald, Watch
 from farm.database.faults import BUSY, fault_of
 from farm.database.pings import keep_working
 from farm.errors import DatabaseUnavailable, InvalidRequest
@@ -53,6 +54,7 @@ class Database:
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
         # SQLite has one writer, and makes the others sleep and poll. Within a process they queue instead.
         self._writer = threading.Lock() if self.is_sqlite else None
+        self._herald = None if self.is_sqlite else Herald(self.engine)
 
     def _sqlite(self) -> Engine:
         if self.url.database and self.url.database != ":memory:":
@@ -131,6 +133,12 @@ class Database:
         with self._turn() as patience_s, self._session(write_within_s=patience_s) as session:
             yield session
             session.commit()
+        if self._herald is not None:
+            self._herald.tell()
+
+    def watch(self) -> Watch:
+        """What waits for commits; to be closed."""
+        return Watch(self.engine)
 
     @contextmanager
     def _turn(self) -> Iterator[float]:
@@ -168,6 +176,8 @@ class Database:
                 session.close()
 
     def dispose(self) -> None:
+        if self._herald is not None:
+            self._herald.stop()
         self.engine.dispose()
 
 
