@@ -6,12 +6,17 @@ pool and ``FARM_CPU_SLOTS`` threads (``bench.noop_worker`` says what these do).
 
 from __future__ import annotations
 
+import json
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 from pathlib import Path
+from queue import SimpleQueue
 from statistics import median
+from typing import Any
 
 import httpx2
 from sqlalchemy import ColumnElement, func, select
@@ -41,7 +46,7 @@ def latency() -> Iterator[Row]:
     """
     for kind in kinds():
         with _Sides.started(kind) as sides, sides.farm_worker(), sides.bare_worker():
-            wait_for(lambda: any(w["online"] for w in sides.client.get("/v1/workers").json()))
+            sides.await_farm_worker()
             turns = range(SUBMISSIONS + 2)
             times = [(*sides.farm_delays(n), sides.bare_delay()) for n in turns][2:]
         stored, posted, theirs = (median(side) * 1000 for side in zip(*times, strict=True))
@@ -50,6 +55,27 @@ def latency() -> Iterator[Row]:
             (f"the same, from before the build's POST, {kind}", posted),
         ):
             yield row(what, ours, theirs, " ms", most=2)
+
+
+def news() -> Iterator[Row]:
+    """From the time in the event of a build's end until a client that follows the build has it, over the
+    same of Celery's ``task-succeeded`` and a receiver of its events, as Flower is.
+
+    Medians; the sides take turns.
+    """
+    for kind in kinds():
+        with (
+            _Sides.started(kind) as sides,
+            sides.farm_worker(),
+            sides.bare_worker(),
+            sides.bare_events() as heard,
+        ):
+            sides.await_farm_worker()
+            turns = range(SUBMISSIONS + 2)
+            times = [(sides.farm_news(n), sides.bare_news(heard)) for n in turns][2:]
+        ours, theirs = (median(side) * 1000 for side in zip(*times, strict=True))
+        what = f"an event until a follower has it, over one of Celery's, {kind}"
+        yield row(what, ours, theirs, " ms")
 
 
 def throughput() -> Iterator[Row]:
@@ -113,6 +139,46 @@ class _Sides:
     def bare_worker(self) -> AbstractContextManager[None]:
         arguments = ("celery", str(self._started))
         return module("bench.noop_worker", *arguments, home=self._settings.home)
+
+    def await_farm_worker(self) -> None:
+        wait_for(lambda: any(w["online"] for w in self.client.get("/v1/workers").json()))
+
+    @contextmanager
+    def bare_events(self) -> Iterator[SimpleQueue[float]]:
+        """The seconds until each end of the bare worker's tasks was received."""
+        heard: SimpleQueue[float] = SimpleQueue()
+
+        def hear(event: dict[str, Any]) -> None:
+            if event["hostname"] == "bare@bench":
+                heard.put(time.time() - event["timestamp"])
+
+        with self._bare.connection_for_read() as connection:
+            receiver = self._bare.events.Receiver(connection, handlers={"task-succeeded": hear})
+            thread = threading.Thread(target=lambda: receiver.capture(wakeup=False), daemon=True)
+            thread.start()
+            wait_for(lambda: self._send(dependents=0) or not heard.empty(), every_s=0.2)
+            while heard.qsize() != len(self._starts()):
+                time.sleep(0.02)
+            while not heard.empty():
+                heard.get()
+            yield heard
+            receiver.should_stop = True
+            thread.join()
+
+    def farm_news(self, number: int) -> float:
+        """Seconds."""
+        build_id = self._submit(number)
+        with self.client.stream("GET", f"/v1/builds/{build_id}/events") as answer:
+            for line in answer.iter_lines():
+                if line.startswith("data:"):
+                    told, last = time.time(), json.loads(line.removeprefix("data:"))
+        assert last["state"] == "succeeded"
+        return told - datetime.fromisoformat(last["at"]).timestamp()
+
+    def bare_news(self, heard: SimpleQueue[float]) -> float:
+        """Seconds."""
+        self._send(dependents=0)
+        return heard.get(timeout=60)
 
     def farm_delays(self, number: int) -> tuple[float, float]:
         """Seconds from the build's row, and from before its POST, to the first claim."""

@@ -30,7 +30,7 @@ from farm.specs.states import BUILD_ENDED
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-_APART_S = 0.05  #: between two looks
+_APART_S = 0.02  #: between two looks
 _AWAY_S = 1.0  #: before an unreachable database is tried again
 #: Something is sent at least this often, so that neither side takes the other for dead.
 _PING_S = 15.0
