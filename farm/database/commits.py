@@ -47,7 +47,7 @@ class Herald(threading.Thread):
             self._stopped.set()
         self._committed.set()
         if self.ident is not None:
-            self.join()
+            self.join(timeout=_AT_MOST_S)  # it may wait for a database that is away
 
     def run(self) -> None:
         while True:
