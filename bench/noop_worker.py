@@ -3,7 +3,8 @@
 The farm's is the real worker with the real task of ``workers.runner.task``. Only the child process is
 replaced: a stand-in in its place leaves the small files that the farm's fake stages make. Message,
 claim, toolchain check, work folder, log, taking the outputs into the store, finishing with events and
-dependents, publishing and ringing for the dependents are the farm's own.
+dependents, publishing and ringing for the dependents are the farm's own. What a worker tries once at its
+start, the sandbox and the compiler, is left out: it would run beside the first seconds of the jobs.
 
 Celery's is an application with the farm's Celery settings on the same broker, with the same pool and
 concurrency: it sends Flower's events too, and prefetches nothing. Its tasks write down when they
@@ -36,6 +37,8 @@ DEPENDENTS = 2
 class NoChild:
     """Stands in for ``workers.runner.child.Child``: has ended before it began, and made its outputs."""
 
+    pid = 0  #: it is no process: nobody samples it
+
     def __init__(self, _function: object, request: StageRequest, **_options: object) -> None:
         self._request = request
 
@@ -58,6 +61,9 @@ def farm() -> None:
     """Be a CPU worker of the farm in ``FARM_HOME``."""
     task.Child = NoChild  # type: ignore[assignment, attr-defined]
     task.await_preload = lambda: None  # type: ignore[assignment, attr-defined]
+    app.trial.tried = lambda *_, **__: []  # type: ignore[assignment, attr-defined]
+    app.compiles.refusal = lambda *_: "it is a bench's"  # type: ignore[assignment, attr-defined]
+    app.await_preload = lambda: None  # type: ignore[assignment, attr-defined]
     app.run_worker("cpu@bench", None, register=task.register)
 
 

@@ -100,11 +100,11 @@ def _traces(job: Any, wanting: Sequence[Any]) -> list[dict[str, str]]:
 
 
 def _input_digests(session: Session, job_id: int, recipe: Recipe) -> dict[str, str]:
+    given = {role: one.digest for role, one in recipe.inputs.items() if isinstance(one, Given)}
+    if len(given) == len(recipe.inputs):
+        return given
     rows = session.connection().execute(_INPUTS, {"job_id": job_id})
-    made = {role: (outputs or {})[output] for role, output, outputs in rows}
-    return made | {
-        role: given.digest for role, given in recipe.inputs.items() if isinstance(given, Given)
-    }
+    return {role: (outputs or {})[output] for role, output, outputs in rows} | given
 
 
 _WANTING = (
@@ -317,8 +317,7 @@ def held(session: Session, job_id: int, attempt: int) -> Job:
 
 def _remember_blobs(session: Session, outputs: Iterable[Output]) -> None:
     # In a fixed order, so that two jobs with the same outputs don't deadlock.
-    for output in sorted(outputs, key=lambda output: output.digest):
-        artifacts.remember(session, output.digest, size=output.bytes)
+    artifacts.remember_all(session, dict(sorted((one.digest, one.bytes) for one in outputs)))
 
 
 def describe(error: FarmError) -> dict[str, Any]:
