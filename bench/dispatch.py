@@ -22,7 +22,7 @@ import httpx2
 from sqlalchemy import ColumnElement, func, select
 
 from bench import submissions
-from bench.noop_worker import DEPENDENTS, FIRST, QUEUE, bare
+from bench.noop_worker import DEPENDENTS, FIRST, QUEUE, Peer, bare
 from bench.processes import api_without_worker, fresh_database, kinds, module, wait_for
 from bench.table import Row, row
 from farm.database.session import Database
@@ -83,22 +83,28 @@ def throughput() -> Iterator[Row]:
     """Jobs a second, from the first job's claim to the last one's end, over bare Celery's tasks a
     second, from the first one's start to the last one's.
 
-    On both sides a third of the messages lie in the broker when the worker starts; each of these
+    Two Celeries: as it is by itself, and durable (``bench.noop_worker``). On all sides a third of the messages
+    lie in the broker when the worker starts; each of these
     jobs, or tasks, makes the worker send two more. The median of some rounds in which the sides
     take turns.
     """
     for kind in kinds():
         with _Sides.started(kind) as sides:
-            rates = [(sides.farm_rate(number), sides.bare_rate()) for number in range(ROUNDS)]
-        ours, theirs = sorted(rates, key=lambda pair: pair[0] / pair[1])[ROUNDS // 2]
-        yield row(
-            f"no-op jobs/s over bare Celery (orchestration only, no child process), {kind}",
-            ours,
-            theirs,
-            "/s",
-            digits=0,
-            least=0.5,
-        )
+            rates = [
+                (sides.farm_rate(number), {peer: sides.bare_rate(peer) for peer in Peer})
+                for number in range(ROUNDS)
+            ]
+        for peer, what in _PEERS.items():
+            pairs = [(ours, theirs[peer]) for ours, theirs in rates]
+            ours, theirs = sorted(pairs, key=lambda pair: pair[0] / pair[1])[ROUNDS // 2]
+            what = f"no-op jobs/s (no child process) over {what}, {kind}"
+            yield row(what, ours, theirs, "/s", digits=0, least=0.5)
+
+
+_PEERS = {
+    Peer.PLAIN: "bare Celery",
+    Peer.DURABLE: "Celery with late acks and its results in the database",
+}
 
 
 class _Sides:
@@ -137,9 +143,14 @@ class _Sides:
             database_url=self._settings.database_url,
         )
 
-    def bare_worker(self) -> AbstractContextManager[None]:
-        arguments = ("celery", str(self._started))
-        return module("bench.noop_worker", *arguments, home=self._settings.home)
+    def bare_worker(self, peer: Peer = Peer.PLAIN) -> AbstractContextManager[None]:
+        return module(
+            "bench.noop_worker",
+            peer,
+            str(self._started),
+            home=self._settings.home,
+            database_url=self._settings.database_url,
+        )
 
     def await_farm_worker(self) -> None:
         wait_for(lambda: any(w["online"] for w in self.client.get("/v1/workers").json()))
@@ -225,13 +236,13 @@ class _Sides:
         assert last is not None
         return every / (last - first).total_seconds()
 
-    def bare_rate(self) -> float:
+    def bare_rate(self, peer: Peer) -> float:
         """Tasks a second."""
         self._started.write_bytes(b"")
         for _ in range(BUILDS):
-            self._send(dependents=DEPENDENTS)
+            self._send(dependents=DEPENDENTS, keep=peer is Peer.DURABLE)
         every = BUILDS * _JOBS_OF_A_BUILD
-        with self.bare_worker():
+        with self.bare_worker(peer):
             wait_for(lambda: len(self._starts()) == every, seconds=_LONGEST_S, every_s=0.5)
         starts = self._starts()
         return every / (max(starts) - min(starts))
@@ -255,8 +266,8 @@ class _Sides:
             )
         return counted or 0
 
-    def _send(self, *, dependents: int) -> None:
-        self._bare.send_task(FIRST, args=(dependents,), queue=QUEUE, ignore_result=True)
+    def _send(self, *, dependents: int, keep: bool = False) -> None:
+        self._bare.send_task(FIRST, args=(dependents,), queue=QUEUE, ignore_result=not keep)
 
     def _starts(self) -> list[float]:
         return [float(line) for line in self._started.read_text().splitlines()]
