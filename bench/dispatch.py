@@ -83,10 +83,9 @@ def throughput() -> Iterator[Row]:
     """Jobs a second, from the first job's claim to the last one's end, over bare Celery's tasks a
     second, from the first one's start to the last one's.
 
-    Two Celeries: as it is by itself, and durable (``bench.noop_worker``). On all sides a third of the messages
-    lie in the broker when the worker starts; each of these
-    jobs, or tasks, makes the worker send two more. The median of some rounds in which the sides
-    take turns.
+    Two Celeries: as it is by itself, and durable (``bench.noop_worker``). On all sides a third of the
+    messages lie in the broker when the worker starts; each of these jobs, or tasks, makes the worker send
+    two more. The median of some rounds in which the sides take turns.
     """
     for kind in kinds():
         with _Sides.started(kind) as sides:
