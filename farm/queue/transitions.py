@@ -14,7 +14,7 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from farm.database import noted
@@ -37,15 +37,6 @@ def locked_rows(statement: S, *, skip: bool = False) -> S:
 
 
 # Statements that every job uses are built once: building them takes longer than running them.
-_EDGES = (
-    select(JobInput.job_id, func.count())
-    .join(Job, Job.id == JobInput.job_id)
-    .where(JobInput.needs_id == bindparam("job_id"), Job.state == JobState.WAITING)
-    .group_by(JobInput.job_id)
-    .order_by(JobInput.job_id)
-)
-
-
 def record(session: Session, job: Any, state: JobState, **data: Any) -> None:
     """Record a state change as an event.
 
@@ -92,7 +83,7 @@ def move(
     return moved
 
 
-_JOB = Job.__table__.c
+_JOB, _OTHER = Job.__table__.c, aliased(Job)
 _MOVED = [column for column in _JOB if column.name not in ("outputs", "facts")]
 
 
@@ -107,11 +98,22 @@ def _move_statement(names: tuple[str, ...], is_of_attempt: bool) -> ReturningUpd
 
 def _release_statement() -> ReturningUpdate[Any]:
     check_transition(JobState.WAITING, JobState.QUEUED)
-    left = Job.needs - bindparam("count", type_=_JOB.needs.type)
+    of_this = JobInput.needs_id == bindparam("job_id")
+    taken = select(func.count()).where(JobInput.job_id == Job.id, of_this)
+    left = Job.needs - taken.correlate(Job).scalar_subquery()
+    # Locked in order, so that two inputs of the same jobs that end at once don't deadlock.
+    waiting = locked_rows(
+        select(_OTHER.id)
+        .where(
+            _OTHER.id.in_(select(JobInput.job_id).where(of_this)),
+            _OTHER.state == JobState.WAITING,
+        )
+        .order_by(_OTHER.id)
+    )
     at = bindparam("at", type_=_JOB.queued_at.type)
     return (
         update(Job)
-        .where(Job.id == bindparam("id_"), Job.state == JobState.WAITING)
+        .where(Job.id.in_(waiting), Job.state == JobState.WAITING)
         .values(
             needs=left,
             state=case((left == 0, JobState.QUEUED), else_=Job.state),
@@ -131,16 +133,12 @@ def release_dependents(session: Session, job_id: int) -> list[Bell]:
     Returns:
         The bells to ring after the commit.
     """
-    ready = []
-    edges = session.connection().execute(_EDGES, {"job_id": job_id}).all()
-    for dependent_id, count in edges:
-        values = {"id_": dependent_id, "count": count, "at": now()}
-        job = session.connection().execute(_RELEASE, values).one_or_none()
-        if job is not None and job.state == JobState.QUEUED:
-            counted.moved(session, job, JobState.WAITING)
-            record(session, job, JobState.QUEUED)
-            ready.append(Bell.of(job))
-    return ready
+    found = session.connection().execute(_RELEASE, {"job_id": job_id, "at": now()})
+    ready = sorted((job for job in found if job.state == JobState.QUEUED), key=lambda job: job.id)
+    for job in ready:
+        counted.moved(session, job, JobState.WAITING)
+        record(session, job, JobState.QUEUED)
+    return [Bell.of(job) for job in ready]
 
 
 def fail_dependents(session: Session, job_id: int) -> list[int]:
