@@ -8,7 +8,7 @@ cold        a first build beside a plain script, and the same build again
 submissions submissions a second beside a handler of two inserts
 dispatch    from a submission to its first claim, beside the delay of a Celery task
 news        from an event to whoever follows the build, beside Celery's events
-jobs        jobs a second that do nothing, beside Celery tasks that do nothing
+jobs        jobs a second that do nothing, beside tasks of Celery that do nothing, plain and durable
 claims      a claim with 10,000 queued jobs beside one with 100
 post        the 99th percentile of a submission's time beside a handler of two inserts, and its own median
 int8        engines for cpu in int8 beside fp32, with the processor's name

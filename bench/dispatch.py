@@ -1,7 +1,7 @@
 """How fast a job starts, and how many go through a worker, over bare Celery's tasks.
 
-Both sides use one broker, the Valkey that ``farm up`` starts, and one worker each with the thread
-pool and ``FARM_CPU_SLOTS`` threads (``bench.noop_worker`` says what these do).
+All sides use one broker, the Valkey that ``farm up`` starts, and one worker each that works at
+``FARM_CPU_SLOTS`` tasks at once (``bench.noop_worker`` says what these do).
 """
 
 from __future__ import annotations
