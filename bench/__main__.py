@@ -7,9 +7,10 @@ these benches:
 cold        a first build beside a plain script, and the same build again
 submissions submissions a second beside a handler of two inserts
 dispatch    from a submission to its first claim, beside the delay of a Celery task
-jobs        jobs a second that do nothing, beside Celery tasks that do nothing
+news        from an event to whoever follows the build, beside Celery's events
+jobs        jobs a second that do nothing, beside tasks of Celery that do nothing, plain and durable
 claims      a claim with 10,000 queued jobs beside one with 100
-post        the 99th percentile of a submission's time beside a handler of two inserts
+post        the 99th percentile of a submission's time beside a handler of two inserts, and its own median
 int8        engines for cpu in int8 beside fp32, with the processor's name
 children    the start of a job's process beside that of a Python that imports the same
 gpu         the engines of four models on this machine's GPUs, beside the best of PyTorch on each
@@ -21,8 +22,8 @@ forecasts   a job's forecast among 100,000 that ran beside one among 1,000
 scrapes     a scrape of /metrics with 10,000 builds beside one with 100
 =========== =========================================================================
 
-``claims``, ``page``, ``post``, ``resolver`` and ``scrapes`` also measure Postgres when
-``FARM_TEST_DATABASE_URL`` is set.
+``dispatch``, ``news``, ``jobs``, ``claims``, ``page``, ``post``, ``resolver`` and ``scrapes`` also measure
+Postgres when ``FARM_TEST_DATABASE_URL`` is set.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ BENCHES = {
     "cold": cold.builds,
     "submissions": submissions.ratio,
     "dispatch": dispatch.latency,
+    "news": dispatch.news,
     "jobs": dispatch.throughput,
     "claims": claims.costs,
     "post": posts.p99,

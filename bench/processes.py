@@ -47,13 +47,16 @@ def api_without_worker(settings: Settings) -> Iterator[httpx2.Client]:
 
 
 @contextmanager
-def module(name: str, *arguments: str, home: Path) -> Iterator[None]:
+def module(
+    name: str, *arguments: str, home: Path, database_url: str | None = None
+) -> Iterator[None]:
     """``python -m name arguments…`` with this home, until the block's end."""
+    settings = {"FARM_HOME": str(home), "FARM_DATABASE_URL": database_url or ""}
     with (home / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", name, *arguments],
             cwd=ROOT,
-            env=os.environ | {"FARM_HOME": str(home)},
+            env=os.environ | settings,
             stdout=log,
             stderr=log,
         )

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from farm import logs
 from farm.api.documents import problem_response
 from farm.api.looks import Looks
+from farm.api.places import Places
 from farm.api.streams import Streams
 from farm.builds.history import History
 from farm.daemon.keeper import Keeper
@@ -77,9 +78,7 @@ class Services:
     keeper: Keeper
     ring: Ring
     uses: UseWriter
-    planning: threading.BoundedSemaphore = field(
-        default_factory=lambda: threading.BoundedSemaphore(_PLANNING), init=False
-    )
+    planning: Places = field(default_factory=lambda: Places(_PLANNING), init=False)
     collecting: threading.Lock = field(default_factory=threading.Lock, init=False)
     verifying: threading.Lock = field(default_factory=threading.Lock, init=False)
     _known_fleet: tuple[float, Fleet] | None = field(default=None, init=False)
@@ -121,9 +120,7 @@ class Services:
         )
 
     @contextmanager
-    def one_of(
-        self, places: threading.BoundedSemaphore | threading.Lock, what: str
-    ) -> Iterator[None]:
+    def one_of(self, places: Places | threading.Lock, what: str) -> Iterator[None]:
         """Hold one of a limited number of places.
 
         Raises:

@@ -1,6 +1,7 @@
-"""Event streams: however many clients follow builds, one database poll serves all of them.
+"""Event streams: however many clients follow builds, one look into the database serves all of them.
 
-A client first reads past events, then what the shared poller finds from then on. One that falls behind reads
+A client first reads past events, then what the shared poller finds from then on. It looks when something has
+been committed. One that falls behind reads
 from the database again; nothing is buffered for it.
 """
 
@@ -29,7 +30,7 @@ from farm.specs.states import BUILD_ENDED
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-_POLL_S = 0.25
+_APART_S = 0.02  #: between two looks
 _AWAY_S = 1.0  #: before an unreachable database is tried again
 #: Something is sent at least this often, so that neither side takes the other for dead.
 _PING_S = 15.0
@@ -87,6 +88,7 @@ class _Hub:
     def __init__(self, db: Database) -> None:
         self.loop = asyncio.get_running_loop()
         self._reading = CapacityLimiter(_READERS)
+        self._waiting = CapacityLimiter(1)
         self._db = db
         self._feeds: dict[str, _Feed] = {}
         self._upto = 0
@@ -140,21 +142,32 @@ class _Hub:
         return await to_thread.run_sync(within, limiter=self._reading)
 
     async def _poll(self) -> None:
-        while self._feeds:
-            try:
-                news, rendered = await self._run(_news, frozenset(self._feeds), self._upto)
-            except Unavailable as err:
-                log.warning("%s; event streams are paused", err.detail)
-                await anyio.sleep(_AWAY_S)
-                continue
-            except Exception:
-                # The only poller: a bug may cost a round, but must not end it.
-                log.exception("the event poller hit a bug; it continues")
-                await anyio.sleep(_AWAY_S)
-                continue
-            self._publish(news, rendered)
-            if len(news.builds) < _PAGE:
-                await anyio.sleep(_POLL_S)
+        watch = self._db.watch()
+        try:
+            while self._feeds:
+                if await self._look():
+                    await anyio.sleep(_APART_S)
+                    await to_thread.run_sync(
+                        watch.wait, limiter=self._waiting, abandon_on_cancel=True
+                    )
+        finally:
+            watch.close()
+
+    async def _look(self) -> bool:
+        """Publish what is new; return whether that is all."""
+        try:
+            news, rendered = await self._run(_news, frozenset(self._feeds), self._upto)
+        except Unavailable as err:
+            log.warning("%s; event streams are paused", err.detail)
+            await anyio.sleep(_AWAY_S)
+            return False
+        except Exception:
+            # The only poller: a bug may cost a round, but must not end it.
+            log.exception("the event poller hit a bug; it continues")
+            await anyio.sleep(_AWAY_S)
+            return False
+        self._publish(news, rendered)
+        return len(news.builds) < _PAGE
 
     def _publish(self, news: News, rendered: Sequence[bytes]) -> None:
         self._upto = news.upto

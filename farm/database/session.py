@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import sqlite3
@@ -22,8 +23,10 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
-from farm.database import tallies
+from farm.database import noted, tallies
+from farm.database.commits import Herald, Watch
 from farm.database.faults import BUSY, fault_of
+from farm.database.pings import keep_working
 from farm.errors import DatabaseUnavailable, InvalidRequest
 
 _URL_HINT = "use postgresql://USER:PASSWORD@HOST:5432/NAME or sqlite:////PATH"
@@ -54,6 +57,7 @@ class Database:
         # SQLite has one writer, and makes the others sleep and poll. Within a process they queue instead.
         self._writer = threading.Lock() if self.is_sqlite else None
         self._shard = 0 if self.is_sqlite else random.randrange(tallies.SHARDS)  # noqa: S311
+        self._herald = None if self.is_sqlite else Herald(self.engine)
 
     def _sqlite(self) -> Engine:
         if self.url.database and self.url.database != ":memory:":
@@ -79,8 +83,11 @@ class Database:
         def _begin(connection: Connection) -> None:
             # A read transaction that becomes a write can't wait for another writer: it would fail at once.
             options = connection.get_execution_options()
-            patience_s = options.get("farm_patience_s", self._patience_s)
-            connection.exec_driver_sql(f"PRAGMA busy_timeout={int(patience_s * 1000)}")
+            # To a tenth of a second: then it is mostly what it was.
+            tenths = math.ceil(options.get("farm_patience_s", self._patience_s) * 10)
+            if connection.info.get("farm_patience_tenths") != tenths:
+                connection.exec_driver_sql(f"PRAGMA busy_timeout={tenths * 100}")
+                connection.info["farm_patience_tenths"] = tenths
             immediate = options.get("farm_write", False)
             connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
@@ -94,7 +101,6 @@ class Database:
             self.url,
             pool_size=pool_size,
             max_overflow=20,
-            pool_pre_ping=True,
             pool_timeout=self._patience_s,
             connect_args=limits,
         )
@@ -106,6 +112,7 @@ class Database:
                 cursor.execute(f"SET lock_timeout = {int(self._patience_s * 1000)}")
             connection.commit()
 
+        keep_working(engine)
         return engine
 
     @contextmanager
@@ -128,8 +135,15 @@ class Database:
         """
         with self._turn() as patience_s, self._session(write_within_s=patience_s) as session:
             yield session
+            noted.settle(session)
             tallies.settle(session, self._shard)
             session.commit()
+        if self._herald is not None:
+            self._herald.tell()
+
+    def watch(self) -> Watch:
+        """What waits for commits; to be closed."""
+        return Watch(self.engine)
 
     @contextmanager
     def _turn(self) -> Iterator[float]:
@@ -167,6 +181,8 @@ class Database:
                 session.close()
 
     def dispose(self) -> None:
+        if self._herald is not None:
+            self._herald.stop()
         self.engine.dispose()
 
 

@@ -13,13 +13,10 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
-from sqlalchemy import bindparam, func, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import TextClause, func, select, text
 from sqlalchemy.orm import Session
 
-from farm.database.base import Base
 from farm.database.tables import Tally
 from farm.specs.monitoring import TALLIED, Metric
 
@@ -81,21 +78,18 @@ def settle(session: Session, shard: int) -> None:
             _COLUMNS, (metric, json.dumps(labels), le, shard, *sums), strict=True
         )
     }
-    statement = _write(session.get_bind().dialect.name, len(counted))
-    session.connection().execute(statement, parameters)
+    session.connection().execute(_write(len(counted)), parameters)
 
 
 @cache
-def _write(dialect: str, rows: int) -> Any:
-    """Adds so many rows, in one round trip."""
-    # On the table, not the class: the unit of work's bookkeeping isn't needed.
-    table = Base.metadata.tables[Tally.__tablename__]
-    made = sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
-    statement: Any = made.values(
-        [{name: bindparam(f"{name}_{n}") for name in _COLUMNS} for n in range(rows)]
+def _write(rows: int) -> TextClause:
+    """Adds so many rows, in one round trip. Text, since SQLAlchemy compiles such an insert anew each time."""
+    values = ", ".join(f"({', '.join(f':{name}_{n}' for name in _COLUMNS)})" for n in range(rows))
+    more = ", ".join(f"{name} = tallies.{name} + excluded.{name}" for name in ("count", "total"))
+    return text(
+        f"INSERT INTO tallies ({', '.join(_COLUMNS)}) VALUES {values} "  # noqa: S608
+        f"ON CONFLICT ({', '.join(_COLUMNS[:4])}) DO UPDATE SET {more}"
     )
-    more = {name: table.c[name] + statement.excluded[name] for name in ("count", "total")}
-    return statement.on_conflict_do_update(index_elements=_COLUMNS[:4], set_=more)
 
 
 _COLUMNS = ("metric", "labels", "le", "shard", "count", "total")
@@ -108,8 +102,8 @@ def read(session: Session) -> Tallies:
     known = {one.name: one for one in TALLIED}
     counters: dict[str, dict[Labels, int]] = defaultdict(dict)
     histograms: dict[str, dict[Labels, Histogram]] = defaultdict(lambda: defaultdict(Histogram))
-    for name, text, le, number, total in session.execute(_READ):
-        metric, labels = known.get(name), tuple(json.loads(text))
+    for name, kept, le, number, total in session.execute(_READ):
+        metric, labels = known.get(name), tuple(json.loads(kept))
         if metric is None or len(labels) != len(metric.labels):
             continue
         if not le:

@@ -8,13 +8,15 @@ from typing import Any
 from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.orm import Session
 
+from farm.database import noted
 from farm.database.base import Instant, now
 from farm.database.tables import Build, BuildJob, Job, Wanted
 from farm.queue import build_spans, counted
-from farm.queue.transitions import RECORD_EVENT, locked_rows
+from farm.queue.transitions import locked_rows
 from farm.specs.states import BUILD_ENDED, BuildState, JobState, build_state
 
 # Not "state IN (live states)": SQLite would scan all live builds.
+_IS_QUEUED = Build.state.not_in(frozenset(BuildState) - {BuildState.QUEUED})
 _BUILDS = locked_rows(
     select(Build.id, Build.state, Build.created_at, Build.started_at)
     .where(
@@ -29,13 +31,38 @@ _BUILDS = locked_rows(
 )
 
 
-_QUEUED_BUILDS = locked_rows(
-    select(Build.id, Build.state, Build.created_at, Build.started_at)
+_ENGINES_DONE = (
+    select(func.count())
+    .where(Wanted.build_id == Build.id, Wanted.engine_id.is_not(None))
+    .correlate(Build)
+    .scalar_subquery()
+)
+
+
+_START = (
+    update(Build)
     .where(
-        Build.id.in_(select(BuildJob.build_id).where(BuildJob.job_id == bindparam("job_id"))),
-        Build.state.not_in(frozenset(BuildState) - {BuildState.QUEUED}),
+        # Locked in order, as by whoever else locks several.
+        Build.id.in_(
+            locked_rows(
+                select(Build.id)
+                .where(
+                    Build.id.in_(
+                        select(BuildJob.build_id).where(BuildJob.job_id == bindparam("job_id"))
+                    ),
+                    _IS_QUEUED,
+                )
+                .order_by(Build.id)
+            )
+        ),
+        _IS_QUEUED,
     )
-    .order_by(Build.id)
+    .values(
+        state=BuildState.RUNNING,
+        started_at=func.coalesce(Build.started_at, bindparam("at", type_=Instant())),
+        finished_at=None,
+    )
+    .returning(Build.id, Build.created_at, Build.started_at, _ENGINES_DONE)
 )
 
 
@@ -55,19 +82,19 @@ _SET_BUILD = (
         started_at=bindparam("new_started_at", type_=Instant()),
         finished_at=bindparam("new_finished_at", type_=Instant()),
     )
-)
-
-
-_ENGINES_DONE = select(func.count()).where(
-    Wanted.build_id == bindparam("build_id"), Wanted.engine_id.is_not(None)
+    .returning(_ENGINES_DONE)
 )
 
 
 def start_builds(session: Session, job_id: int) -> None:
     """Mark the builds that want this job as started."""
     session.flush()
-    for build in session.connection().execute(_QUEUED_BUILDS, {"job_id": job_id}).all():
-        set_build_state(session, build, BuildState.RUNNING)
+    at = now()
+    started = session.connection().execute(_START, {"job_id": job_id, "at": at})
+    for build_id, created_at, started_at, done in sorted(started.tuples()):
+        if started_at == at:  # a build that is tried again keeps its first start
+            counted.build_started(session, created_at, at)
+        _record(session, build_id, BuildState.RUNNING, done)
 
 
 def locked_builds(session: Session, job_ids: Sequence[int]) -> Sequence[Any]:
@@ -97,15 +124,12 @@ def set_build_state(session: Session, build: Any, state: BuildState) -> None:
         "new_started_at": now() if starts else build.started_at,
         "new_finished_at": now() if state in BUILD_ENDED else None,
     }
-    session.connection().execute(_SET_BUILD, {"build_id": build.id, "new": state} | at)
-    done = session.connection().scalar(_ENGINES_DONE, {"build_id": build.id})
-    values = {
-        "build_id": build.id,
-        "kind": "build",
-        "state": state,
-        "data": {"engines_done": done},
-        "at": now(),
-    }
-    session.connection().execute(RECORD_EVENT, values)
+    done = session.connection().scalar(_SET_BUILD, {"build_id": build.id, "new": state} | at)
+    _record(session, build.id, state, done)
     if state in BUILD_ENDED:
         build_spans.ended(session, build.id, state)
+
+
+def _record(session: Session, build_id: str, state: BuildState, engines_done: int | None) -> None:
+    data = {"engines_done": engines_done}
+    noted.note(session, kind="build", build_id=build_id, state=state, data=data)

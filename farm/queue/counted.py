@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import bindparam, select
@@ -47,16 +48,21 @@ def submitted(session: Session) -> None:
     tallies.count(session, monitoring.BUILDS_SUBMITTED)
 
 
+def build_started(session: Session, created_at: datetime, at: datetime) -> None:
+    """Count a build's first start."""
+    tallies.observe(session, monitoring.BUILD_START_DELAY, (at - created_at).total_seconds())
+
+
 def build_moved(session: Session, build: Any, new: BuildState) -> None:
     """Count a build's start or end.
 
     Parameters:
         build: its columns before the move, without its event.
     """
-    age_s = (now() - build.created_at).total_seconds()
     if new is BuildState.RUNNING and build.started_at is None:
-        tallies.observe(session, monitoring.BUILD_START_DELAY, age_s)
+        build_started(session, build.created_at, now())
     if new in BUILD_ENDED:
+        age_s = (now() - build.created_at).total_seconds()
         tallies.count(session, monitoring.BUILDS_ENDED, new)
         if not session.connection().scalar(_ENDED_BEFORE, {"build_id": build.id}):
             tallies.observe(session, monitoring.BUILD_DURATION, age_s, new)

@@ -18,7 +18,7 @@ from farm.planning.recipe import Given, Recipe
 from farm.queue import build_states, counted, transitions
 from farm.queue.turns import Bell
 from farm.registry import interfaces, publish
-from farm.specs.states import BUILD_ENDED, LIVE, JobState, Requeued
+from farm.specs.states import BUILD_ENDED, LIVE, BuildState, JobState, Requeued
 from farm.stages import STAGES, JobKind
 from farm.store import artifacts
 from farm.tracing import spans
@@ -72,9 +72,10 @@ def claim(
     if job is None:
         return None
     transitions.record(session, job, JobState.RUNNING, worker=owner)
-    build_states.start_builds(session, job_id)
     recipe = Recipe.read(job.recipe)
     wanting = session.connection().execute(_WANTING, {"job_id": job_id}).all()
+    if any(build.state == BuildState.QUEUED for build in wanting):
+        build_states.start_builds(session, job_id)
     return Claim(
         job_id=job_id,
         attempt=attempt,
@@ -100,15 +101,15 @@ def _traces(job: Any, wanting: Sequence[Any]) -> list[dict[str, str]]:
 
 
 def _input_digests(session: Session, job_id: int, recipe: Recipe) -> dict[str, str]:
+    given = {role: one.digest for role, one in recipe.inputs.items() if isinstance(one, Given)}
+    if len(given) == len(recipe.inputs):
+        return given
     rows = session.connection().execute(_INPUTS, {"job_id": job_id})
-    made = {role: (outputs or {})[output] for role, output, outputs in rows}
-    return made | {
-        role: given.digest for role, given in recipe.inputs.items() if isinstance(given, Given)
-    }
+    return {role: (outputs or {})[output] for role, output, outputs in rows} | given
 
 
 _WANTING = (
-    select(Build.id, Build.trace, BuildJob.reuse)
+    select(Build.id, Build.state, Build.trace, BuildJob.reuse)
     .join(BuildJob, BuildJob.build_id == Build.id)
     .where(BuildJob.job_id == bindparam("job_id"), Build.state.not_in(BUILD_ENDED))
     .order_by(Build.id)
@@ -317,8 +318,7 @@ def held(session: Session, job_id: int, attempt: int) -> Job:
 
 def _remember_blobs(session: Session, outputs: Iterable[Output]) -> None:
     # In a fixed order, so that two jobs with the same outputs don't deadlock.
-    for output in sorted(outputs, key=lambda output: output.digest):
-        artifacts.remember(session, output.digest, size=output.bytes)
+    artifacts.remember_all(session, dict(sorted((one.digest, one.bytes) for one in outputs)))
 
 
 def describe(error: FarmError) -> dict[str, Any]:

@@ -5,12 +5,21 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import GenerativeSelect, Row, bindparam, func, insert, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import (
+    GenerativeSelect,
+    Row,
+    bindparam,
+    case,
+    func,
+    select,
+    update,
+)
+from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from farm.database.base import Base, now
-from farm.database.tables import Event, Job, JobInput
+from farm.database import noted
+from farm.database.base import now
+from farm.database.tables import Job, JobInput
 from farm.errors import InputFailed, code_of
 from farm.queue import counted
 from farm.queue.turns import Bell
@@ -28,40 +37,13 @@ def locked_rows(statement: S, *, skip: bool = False) -> S:
 
 
 # Statements that every job uses are built once: building them takes longer than running them.
-RECORD_EVENT = insert(Base.metadata.tables[Event.__tablename__])
-
-
-_EDGES = (
-    select(JobInput.job_id, func.count())
-    .join(Job, Job.id == JobInput.job_id)
-    .where(JobInput.needs_id == bindparam("job_id"), Job.state == JobState.WAITING)
-    .group_by(JobInput.job_id)
-    .order_by(JobInput.job_id)
-)
-
-
-_COUNT_DOWN = (
-    update(Job)
-    .where(Job.id == bindparam("id_"), Job.state == JobState.WAITING)
-    .values(needs=Job.needs - bindparam("count"))
-    .returning(Job.needs)
-)
-
-
 def record(session: Session, job: Any, state: JobState, **data: Any) -> None:
     """Record a state change as an event.
 
     Parameters:
         job: a Job, or a row with its id, kind, title and attempt.
     """
-    values = {
-        "job_id": job.id,
-        "kind": "job",
-        "state": state,
-        "data": about(job, **data),
-        "at": now(),
-    }
-    session.connection().execute(RECORD_EVENT, values)
+    noted.note(session, kind="job", job_id=job.id, state=state, data=about(job, **data))
 
 
 def about(job: Any, **data: Any) -> dict[str, Any]:
@@ -78,7 +60,8 @@ def move(
     of_attempt: int | None = None,
     **values: Any,
 ) -> Row[*tuple[Any, ...]] | None:
-    """Change a job's state by compare-and-set. The only place where a job's state changes.
+    """Change a job's state by compare-and-set. Together with ``release_dependents``, which counts down by
+    the same means, the only place where a job's state changes.
 
     Returns:
         The job's new columns, without the large ones its stage filled; None if the job isn't in the old
@@ -100,16 +83,48 @@ def move(
     return moved
 
 
+_JOB, _OTHER = Job.__table__.c, aliased(Job)
+_MOVED = [column for column in _JOB if column.name not in ("outputs", "facts")]
+
+
 @cache
 def _move_statement(names: tuple[str, ...], is_of_attempt: bool) -> ReturningUpdate[Any]:
     statement = update(Job).where(Job.id == bindparam("job_id"), Job.state == bindparam("old"))
     if is_of_attempt:
         statement = statement.where(Job.attempt == bindparam("of_attempt"))
-    columns = Job.__table__.c
-    changes = {name: bindparam(f"new_{name}", type_=columns[name].type) for name in names}
-    return statement.values(state=bindparam("new"), **changes).returning(
-        *(column for column in columns if column.name not in ("outputs", "facts"))
+    changes = {name: bindparam(f"new_{name}", type_=_JOB[name].type) for name in names}
+    return statement.values(state=bindparam("new"), **changes).returning(*_MOVED)
+
+
+def _release_statement() -> ReturningUpdate[Any]:
+    check_transition(JobState.WAITING, JobState.QUEUED)
+    of_this = JobInput.needs_id == bindparam("job_id")
+    taken = select(func.count()).where(JobInput.job_id == Job.id, of_this)
+    left = Job.needs - taken.correlate(Job).scalar_subquery()
+    # Locked in order, so that two inputs of the same jobs that end at once don't deadlock.
+    waiting = locked_rows(
+        select(_OTHER.id)
+        .where(
+            _OTHER.id.in_(select(JobInput.job_id).where(of_this)),
+            _OTHER.state == JobState.WAITING,
+        )
+        .order_by(_OTHER.id)
     )
+    at = bindparam("at", type_=_JOB.queued_at.type)
+    return (
+        update(Job)
+        .where(Job.id.in_(waiting), Job.state == JobState.WAITING)
+        .values(
+            needs=left,
+            state=case((left == 0, JobState.QUEUED), else_=Job.state),
+            queued_at=case((left == 0, at), else_=Job.queued_at),
+            rung_at=case((left == 0, at), else_=Job.rung_at),
+        )
+        .returning(*_MOVED)
+    )
+
+
+_RELEASE = _release_statement()
 
 
 def release_dependents(session: Session, job_id: int) -> list[Bell]:
@@ -118,17 +133,12 @@ def release_dependents(session: Session, job_id: int) -> list[Bell]:
     Returns:
         The bells to ring after the commit.
     """
-    ready = []
-    edges = session.connection().execute(_EDGES, {"job_id": job_id}).all()
-    for dependent_id, count in edges:
-        left = session.connection().scalar(_COUNT_DOWN, {"id_": dependent_id, "count": count})
-        if left != 0:
-            continue
-        job = move(session, dependent_id, JobState.WAITING, JobState.QUEUED, rung_at=now())
-        if job is not None:
-            record(session, job, JobState.QUEUED)
-            ready.append(Bell.of(job))
-    return ready
+    found = session.connection().execute(_RELEASE, {"job_id": job_id, "at": now()})
+    ready = sorted((job for job in found if job.state == JobState.QUEUED), key=lambda job: job.id)
+    for job in ready:
+        counted.moved(session, job, JobState.WAITING)
+        record(session, job, JobState.QUEUED)
+    return [Bell.of(job) for job in ready]
 
 
 def fail_dependents(session: Session, job_id: int) -> list[int]:

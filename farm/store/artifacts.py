@@ -6,7 +6,7 @@ A row of ``artifacts`` promises that a blob exists. Putting the blob again or as
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -21,8 +21,18 @@ from farm.database.tables import Artifact
 
 def remember(session: Session, digest: str, *, size: int) -> None:
     """Note that a blob is in the store, as of now."""
-    values = {"digest": digest, "bytes": size, "created_at": now(), "lost_at": None}
-    session.connection().execute(_REMEMBER[session.get_bind().dialect.name], values)
+    remember_all(session, {digest: size})
+
+
+def remember_all(session: Session, sizes: Mapping[str, int]) -> None:
+    """As ``remember``: digest → size, locked in this order."""
+    at = now()
+    values = [
+        {"digest": digest, "bytes": size, "created_at": at, "lost_at": None}
+        for digest, size in sizes.items()
+    ]
+    if values:
+        session.connection().execute(_REMEMBER[session.get_bind().dialect.name], values)
 
 
 def _upsert(statement: postgresql.Insert | sqlite.Insert) -> Any:

@@ -37,6 +37,7 @@ from farm.tracing import spans
 from workers.runner import compiles, remote, toolchain, trial
 from workers.runner.child import await_preload
 from workers.runner.names import queues
+from workers.runner.pool import Pool
 from workers.runner.shown import Flower
 from workers.runner.siblings import Siblings
 from workers.sandbox import Sandbox, environment, folder
@@ -118,6 +119,8 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     db = Database(settings.database)
     require_schema(db)
     app = create_celery(settings)
+    # Each job already has its own process; a thread of this one follows it.
+    app.conf.worker_pool = f"{Pool.__module__}:{Pool.__name__}"
     context = Context(
         settings=settings,
         db=db,
@@ -151,8 +154,6 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
                 f"--hostname={name}",
                 # A worker without a runtime reads a queue that nobody fills.
                 f"--queues={','.join(me.queues) or f'nothing.{name}'}",
-                # Each job already has its own process; a thread of this one follows it.
-                "--pool=threads",
                 f"--concurrency={slots}",
                 "--without-mingle",
                 "--without-gossip",

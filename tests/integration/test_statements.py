@@ -1,0 +1,115 @@
+"""What a job costs the database: on Postgres each statement is a round trip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import event, select, text
+
+from farm.database import noted
+from farm.database.session import Database
+from farm.database.tables import Event, Model
+from farm.queue.jobs import Claim
+from tests.ledger import Ledger
+
+
+@contextmanager
+def counted(db: Database) -> Iterator[list[str]]:
+    """The statements of a block, each as often as it is run."""
+    statements: list[str] = []
+
+    def count(*args: object) -> None:
+        statements.append(str(args[2]))
+
+    event.listen(db.engine, "before_cursor_execute", count)
+    try:
+        yield statements
+    finally:
+        event.remove(db.engine, "before_cursor_execute", count)
+
+
+def of_work(statements: list[str]) -> list[str]:
+    beside = ("BEGIN", "PRAGMA", "NOTIFY")  # what isn't a round trip, and what another thread says
+    return [one for one in statements if not one.startswith(beside)]
+
+
+def claim_and_end(ledger: Ledger) -> tuple[Claim, int, int]:
+    """Run the next job; return its claim, and the statements of the claim and of the end."""
+    job = ledger.queued()[0]
+    with counted(ledger.db) as claiming:
+        claim = ledger.claim(job)
+    assert claim is not None
+    with counted(ledger.db) as ending:
+        ledger.succeed(claim)
+    return claim, len(of_work(claiming)), len(of_work(ending))
+
+
+def test_each_job_takes_few_statements(ledger: Ledger) -> None:
+    ledger.submit(precisions=["fp32"], targets=["tensorrt-rtx:sm_89"])
+    seen = {}
+    while ledger.queued():
+        claim, claiming, ending = claim_and_end(ledger)
+        seen[claim.kind] = (claiming, ending)
+    # A higher number has to be worth a round trip of every job.
+    assert seen == {"export": (5, 11), "build": (5, 9), "measure": (5, 12)}
+
+
+def test_the_events_of_a_unit_of_work_take_one_statement_and_keep_their_order(
+    ledger: Ledger,
+) -> None:
+    build_id = ledger.submit()
+    with counted(ledger.db) as statements, ledger.db.write() as session:
+        for n in range(3):
+            noted.note(session, build_id=build_id, kind="build", state="running", data={"n": n})
+    assert len([one for one in statements if "events" in one]) == 1
+    newest = select(Event.data).order_by(Event.id.desc()).limit(3)
+    with ledger.db.read() as session:
+        assert list(session.scalars(newest)) == [{"n": 2}, {"n": 1}, {"n": 0}]
+
+
+def test_an_event_that_was_added_before_comes_before(ledger: Ledger) -> None:
+    build_id = ledger.submit()
+    with ledger.db.write() as session:
+        session.add(Event(build_id=build_id, kind="build", data={"n": 0}))
+        noted.note(session, build_id=build_id, kind="build", state="running", data={"n": 1})
+    newest = select(Event.data).order_by(Event.id.desc()).limit(2)
+    with ledger.db.read() as session:
+        assert list(session.scalars(newest)) == [{"n": 1}, {"n": 0}]
+
+
+def test_a_unit_of_work_that_fails_leaves_no_events(ledger: Ledger) -> None:
+    build_id = ledger.submit()
+
+    def fail() -> None:
+        with ledger.db.write() as session:
+            noted.note(session, build_id=build_id, kind="build", state="running", data={"n": 0})
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        fail()
+    with ledger.db.write() as session:
+        assert {"n": 0} not in session.scalars(select(Event.data)).all()
+
+
+def test_a_connection_that_the_server_has_ended_is_replaced_unnoticed(db: Database) -> None:
+    if db.is_sqlite:
+        pytest.skip("SQLite has no server")
+    for _ in range(3):
+        with db.read() as session:
+            pid = session.scalar(text("SELECT pg_backend_pid()"))
+        other = Database(db.url.render_as_string(hide_password=False))
+        with other.read() as session:
+            assert session.scalar(text("SELECT pg_terminate_backend(:pid, 10000)"), {"pid": pid})
+        other.dispose()
+        with db.write() as session:
+            session.add(Model(name=f"after {pid}"))
+
+
+def test_a_connection_that_worked_just_now_is_asked_nothing(db: Database) -> None:
+    with db.read() as session:
+        session.scalar(select(1))
+    with counted(db) as statements, db.read() as session:
+        session.scalar(select(1))
+    assert len(of_work(statements)) == 1
