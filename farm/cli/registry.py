@@ -93,6 +93,7 @@ _HEADERS = (
     "cosine",
     "judged on",
     "measured on",
+    "drop (95 %)",
 )
 
 
@@ -134,6 +135,7 @@ def _row(engine: EngineView) -> tuple[str, ...]:
         show.cosine(accuracy),
         show.judged_on(accuracy),
         accuracy.measured_on or show.NONE,
+        show.drop_interval(accuracy.task) or show.NONE,
     )
 
 
@@ -144,6 +146,7 @@ def _judged(one: Judgement) -> tuple[str, ...]:
         "precision": str(one.state),
         "agreement": show.agreement(one.accuracy),
         "cosine": show.cosine(one.accuracy),
+        "drop (95 %)": show.drop_interval(one.accuracy.task) or show.NONE,
         "task": show.task(one.accuracy.task),
         "judged on": show.judged_on(one.accuracy),
         "measured on": one.accuracy.measured_on or show.NONE,

@@ -18,18 +18,20 @@ from farm.formats.array_files import NPY
 from farm.specs.samples import BF16 as BF16
 from farm.specs.samples import LABEL as LABEL
 from farm.specs.samples import (
+    LABELS,
     POSITIONAL,
     Head,
     check_counts,
-    check_label,
     check_names,
     check_sizes,
     check_type,
     named,
 )
+from farm.specs.samples import check_labels as check_label_heads
 from farm.specs.samples import given_as as given_as
 from farm.specs.shapes import FixedInputs, Profile, TensorSpec
 from farm.specs.source import DataKind
+from farm.specs.tasks import Metric
 from workers.inputs.batch import Arrays as Arrays
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import shapes_at
@@ -110,7 +112,7 @@ def check_samples(arrays: Arrays, inputs: Sequence[TensorSpec], profile: Profile
     Raises:
         InvalidData: names the input and what to do.
     """
-    samples = {name: each for name, each in named(arrays, inputs).items() if name != LABEL}
+    samples = {name: each for name, each in named(arrays, inputs).items() if name not in LABELS}
     check_names(samples, inputs, InvalidData)
     batch = Batch.of(inputs, profile)
     heads = {name: head_of(array) for name, array in samples.items()}
@@ -124,17 +126,17 @@ def head_of(array: NDArray[np.generic]) -> Head:
     return Head(array.dtype.name, array.shape)
 
 
-def check_labels(arrays: Arrays, count: int) -> NDArray[np.int64] | None:
-    """The class index of every sample, or of each of its positions; None without labels.
+def check_labels(arrays: Arrays, count: int, metric: Metric | None = None) -> Arrays:
+    """The labels of every sample, or of each of its positions; empty without labels.
 
     Raises:
-        InvalidData: the labels aren't integers, or don't cover every sample.
+        InvalidData: the labels aren't what the metric takes, or don't cover every sample.
     """
-    labels = arrays.get(LABEL)
-    if labels is None:
-        return None
-    check_label(head_of(labels), count, InvalidData)
-    return labels.astype(np.int64)
+    labels = {name: arrays[name] for name in LABELS if name in arrays}
+    if LABEL not in labels:
+        return {}
+    check_label_heads({n: head_of(a) for n, a in labels.items()}, count, InvalidData, metric)
+    return labels
 
 
 def split(
