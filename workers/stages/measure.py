@@ -30,8 +30,8 @@ from workers.inputs.samples import (
     Runnable,
     check_labels,
     check_samples,
+    open_samples,
     random_arrays,
-    read_samples,
     split,
 )
 from workers.inputs.standins import tried
@@ -173,7 +173,7 @@ def _data(
     """Evaluation data, else held-out calibration data, else seeded random data."""
     judged = params.metric is not None or params.max_drop is not None
     if Role.EVALUATION in stage.inputs:
-        arrays = read_samples(stage.inputs[Role.EVALUATION], params.fixed_inputs)
+        arrays = open_samples(stage.inputs[Role.EVALUATION], params.fixed_inputs)
         samples = check_samples(arrays, inputs, profile)
         labels = check_labels(arrays, batch.count(samples), params.metric)
         if judged and not labels:
@@ -188,12 +188,13 @@ def _data(
             hint="pass evaluation data with the array 'label', or leave out max_drop",
         )
     if Role.CALIBRATION in stage.inputs:
-        arrays = read_samples(stage.inputs[Role.CALIBRATION], params.fixed_inputs)
+        arrays = open_samples(stage.inputs[Role.CALIBRATION], params.fixed_inputs)
         given = check_samples(arrays, inputs, profile)
         _, held = split(given, inputs, profile, params.hold_out)
         samples = given if held is None else held
         kind = DataKind.CALIBRATION if held is None else DataKind.HELD_OUT
-        return batch.take(samples, slice(MAX_CALIBRATION_SAMPLES)), {}, kind
+        first = np.arange(batch.count(samples)) < MAX_CALIBRATION_SAMPLES
+        return batch.select(samples, first), {}, kind
     return random_samples(source, inputs, profile), {}, DataKind.RANDOM
 
 
