@@ -111,6 +111,8 @@ def engines_table(
     for engine in engines:
         if engine.yanked:
             show.line(f"yanked: {engine.id} ({engine.precision}@{engine.gpu}): {engine.yanked}")
+        for warning in engine.accuracy.data_warnings if wide is not False else ():
+            show.line(f"data of {engine.id} ({engine.precision}@{engine.gpu}): {warning}")
         if engine.doubts:
             show.line(
                 f"doubtful: {engine.id} ({engine.precision}@{engine.gpu}): {'; '.join(engine.doubts)}"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from farm.reports.records import MOST_NAMES, Count, Interval, Name, Number, OpenRecord, Word
+from farm.reports.records import MOST_NAMES, Count, Interval, Name, Number, OpenRecord, Text, Word
 from farm.specs.tasks import ERRORS, IN_UNITS
 
 
@@ -71,6 +71,9 @@ class Accuracy(OpenRecord):
     data: Word | None = None
     measured_on: Word | None = None
     samples: Count | None = None
+    data_warnings: Annotated[list[Text], Field(max_length=MOST_NAMES, fail_fast=True)] = Field(
+        [], description="what looks wrong with the data, by their values"
+    )
     task: Task | None = None
     top1_agreement: Number | None = None
     top1_interval: Interval | None = None

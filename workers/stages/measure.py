@@ -21,6 +21,7 @@ from farm.stages import MeasureFacts, MeasureParams
 from workers.backends.ort.cpu import OrtModel, cpu_threads
 from workers.graphs import files, interface
 from workers.graphs.rounding import is_half_typed, rounded_model
+from workers.inputs.advice import advice
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import AxisRanges, resolve_profiles
 from workers.inputs.samples import (
@@ -76,7 +77,12 @@ def run(stage: Stage) -> StageResult:
     samples, labels, data = _data(stage, params, source, inputs, profile, batch)
     runnable = subject.engine if isinstance(subject, gpu.Loaded) else subject
     accuracy = _compare(source, runnable, samples, labels, batch, params)
-    accuracy = accuracy.model_copy(update={"data": data, "measured_on": measured_on})
+    warned = advice(samples, inputs, batch) if data is not DataKind.RANDOM else []
+    for one in warned:
+        print(f"warning: {one}", flush=True)
+    accuracy = accuracy.model_copy(
+        update={"data": data, "measured_on": measured_on, "data_warnings": shortened(warned)}
+    )
     refuse_broken(accuracy, params.max_drop)
     if measured_on == "engine":
         invariance = batch_invariance(runnable, source, samples, batch, params.precision)
