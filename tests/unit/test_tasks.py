@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from farm.errors import InvalidData
+from farm.errors import DataRefused, InvalidData
 from farm.reports import shown
 from farm.reports.accuracy import Accuracy, OutputAccuracy, Task, task_drop
 from farm.schemas.submission import Evaluation
 from farm.specs.gates import Gates
+from farm.specs.samples import Head, check_labels
 from farm.specs.tasks import Metric, TaskOptions
 from workers.measure import bootstrap, detections, sums
 from workers.measure.task import TaskJudge
@@ -239,3 +240,26 @@ def test_an_output_with_a_tolerance_of_its_own_is_judged_by_it_alone() -> None:
     assert tight == "the error of 'scores' is 0.01 of its spread (0.005 is its gate) over 9 samples"
     [absent] = doubts(accuracy, Gates(error=1, outputs={"mask": 0.4}), None)
     assert absent.startswith("the gates name the output 'mask', which the model lacks")
+
+
+@pytest.mark.parametrize(
+    ("metric", "label", "boxes", "refused"),
+    [
+        (Metric.TOP5, Head("int64", (8,)), None, None),
+        (Metric.TOP5, Head("float32", (8,)), None, "but integers for each of 8"),
+        (Metric.MAE, Head("float32", (8, 3)), None, None),
+        (Metric.MAE, Head("int64", (8, 3)), None, "but numbers like the output's"),
+        (Metric.MAP, Head("int64", (8, 5)), Head("float32", (8, 5, 4)), None),
+        (Metric.MAP, Head("int64", (8, 5)), None, "'label_boxes' is missing"),
+        (Metric.MAP, Head("int64", (8, 5)), Head("float32", (8, 4, 4)), "a class and a box"),
+    ],
+)
+def test_labels_are_what_the_metric_takes(
+    metric: Metric, label: Head, boxes: Head | None, refused: str | None
+) -> None:
+    heads = {"label": label} | ({"label_boxes": boxes} if boxes else {})
+    if refused is None:
+        check_labels(heads, 8, DataRefused, metric)
+        return
+    with pytest.raises(DataRefused, match=refused):
+        check_labels(heads, 8, DataRefused, metric)
