@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError
 
@@ -44,6 +44,7 @@ from farm.specs.roles import Role
 from farm.specs.runtime import Target
 from farm.specs.shapes import FixedInputs, Profile
 from farm.specs.source import Architecture, HoldOut, SourceFormat
+from farm.specs.tasks import Metric, TaskOptions
 from farm.specs.values import Value
 from farm.specs.words import Folded
 
@@ -128,7 +129,8 @@ class MeasureParams(Value):
     architecture: Architecture | None = None
     profiles: tuple[Profile, ...] = ()
     options: BuilderOptions = BuilderOptions()  #: the engine's build options, if it is run
-    metric: Literal["top1"] | None = None
+    metric: Metric | None = None
+    task: TaskOptions = TaskOptions()
     max_drop: float | None = None
     gates: Gates = Gates()
     pruned: bool = False  #: whether the engine's source was pruned, so that its outputs may differ
@@ -342,7 +344,7 @@ STAGES: Mapping[JobKind, StageSpec] = {
     JobKind.MEASURE: StageSpec(
         params=MeasureParams,
         facts=MeasureFacts,
-        version=4,
+        version=5,
         tools=("torch", "onnx", "onnxruntime", "numpy"),
         takes=(Role.SOURCE,),
         may_take=(Role.TYPED, Role.ENGINE, *_DATA, Role.PEERS),

@@ -125,6 +125,12 @@ def precisions(incomplete: str) -> list[tuple[str, str]]:
     return list(_last_part(incomplete, dict.fromkeys(PRECISIONS, "")))
 
 
+def metrics(incomplete: str) -> list[str]:
+    from farm.specs.tasks import Metric
+
+    return [one for one in Metric if one.startswith(incomplete.lower())]
+
+
 def builder_options(incomplete: str) -> list[str]:
     from farm.specs.options import BuilderOptions
 

@@ -231,6 +231,43 @@ def builder_options(pairs: Iterable[str] | None) -> dict[str, str]:
     return found
 
 
+def task_options(pairs: Iterable[str] | None) -> dict[str, str] | None:
+    """``["space=27"]`` → ``{"space": "27"}``; the request checks the values.
+
+    Raises:
+        InvalidRequest: naming the keys that exist.
+    """
+    from farm.specs.tasks import TaskOptions
+
+    found = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        name = name.strip().lower()
+        if not equals or name not in TaskOptions.model_fields:
+            known = ", ".join(TaskOptions.model_fields)
+            raise InvalidRequest(f"{pair!r} says nothing of a task", hint=f"use KEY=VALUE: {known}")
+        found[name] = value
+    return found or None
+
+
+def output_errors(pairs: Iterable[str] | None) -> dict[str, str] | None:
+    """``["logits=0.05"]`` → ``{"logits": "0.05"}``; the request checks the values.
+
+    Raises:
+        InvalidRequest
+    """
+    found = {}
+    for pair in pairs or ():
+        name, _, value = pair.rpartition("=")  # a number has no equals sign
+        if not name:
+            raise InvalidRequest(
+                f"{pair!r} isn't an output's tolerance",
+                hint="use OUTPUT=RATIO: --max-output-error logits=0.05",
+            )
+        found[name] = value
+    return found or None
+
+
 def fixed_inputs(pairs: Iterable[str] | None) -> dict[str, Any]:
     """``["sr=16000"]`` → ``{"sr": 16000}``; the request checks the values.
 

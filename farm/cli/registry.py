@@ -93,6 +93,7 @@ _HEADERS = (
     "cosine",
     "judged on",
     "measured on",
+    "drop (95 %)",
 )
 
 
@@ -110,6 +111,8 @@ def engines_table(
     for engine in engines:
         if engine.yanked:
             show.line(f"yanked: {engine.id} ({engine.precision}@{engine.gpu}): {engine.yanked}")
+        for warning in engine.accuracy.data_warnings if wide is not False else ():
+            show.line(f"data of {engine.id} ({engine.precision}@{engine.gpu}): {warning}")
         if engine.doubts:
             show.line(
                 f"doubtful: {engine.id} ({engine.precision}@{engine.gpu}): {'; '.join(engine.doubts)}"
@@ -134,6 +137,7 @@ def _row(engine: EngineView) -> tuple[str, ...]:
         show.cosine(accuracy),
         show.judged_on(accuracy),
         accuracy.measured_on or show.NONE,
+        show.drop_interval(accuracy.task) or show.NONE,
     )
 
 
@@ -144,6 +148,7 @@ def _judged(one: Judgement) -> tuple[str, ...]:
         "precision": str(one.state),
         "agreement": show.agreement(one.accuracy),
         "cosine": show.cosine(one.accuracy),
+        "drop (95 %)": show.drop_interval(one.accuracy.task) or show.NONE,
         "task": show.task(one.accuracy.task),
         "judged on": show.judged_on(one.accuracy),
         "measured on": one.accuracy.measured_on or show.NONE,

@@ -25,6 +25,7 @@ from farm.reports.shown import ago as ago
 from farm.reports.shown import agreement as agreement
 from farm.reports.shown import compute_types as compute_types
 from farm.reports.shown import cosine as cosine
+from farm.reports.shown import drop_interval as drop_interval
 from farm.reports.shown import duration as duration
 from farm.reports.shown import elapsed as elapsed
 from farm.reports.shown import judged_on as judged_on

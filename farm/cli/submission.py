@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from farm.cli import complete
+from farm.specs import tasks
 
 Name = Annotated[
     str | None,
@@ -46,12 +47,37 @@ EvaluationData = Annotated[
     ),
 ]
 Metric = Annotated[
-    str | None, typer.Option("--metric", metavar="METRIC", help="The task's metric: top1.")
+    str | None,
+    typer.Option(
+        "--metric",
+        metavar="METRIC",
+        help=f"The task's metric: {', '.join(tasks.Metric)}.",
+        autocompletion=complete.metrics,
+    ),
 ]
 MaxDrop = Annotated[
     float | None,
     typer.Option(
-        "--max-drop", metavar="SHARE", min=0, max=1, help="Largest allowed drop of the metric."
+        "--max-drop",
+        metavar="DROP",
+        min=0,
+        help="Largest allowed drop of the metric, as a share; of mae and rmse in the labels' units.",
+    ),
+]
+Task = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        metavar="KEY=VALUE",
+        help=f"How outputs are read for the metric, repeatable: {', '.join(tasks.TaskOptions.model_fields)}.",
+    ),
+]
+MaxOutputError = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--max-output-error",
+        metavar="OUTPUT=RATIO",
+        help="A tolerance of this output's own, repeatable: --max-output-error logits=0.05.",
     ),
 ]
 MinAgreement = Annotated[

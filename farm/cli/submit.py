@@ -18,10 +18,12 @@ from farm.cli.options import (
     example,
     fixed_inputs,
     labels,
+    output_errors,
     page,
     profiles,
     split,
     targets,
+    task_options,
 )
 from farm.cli.patience import check_timeout
 from farm.cli.submission import (
@@ -37,6 +39,7 @@ from farm.cli.submission import (
     Labels,
     MaxDrop,
     MaxError,
+    MaxOutputError,
     Metric,
     MinAgreement,
     Name,
@@ -46,6 +49,7 @@ from farm.cli.submission import (
     Profiles,
     Prune,
     SourceFormat,
+    Task,
     VersionNote,
 )
 from farm.cli.watch import watch_build
@@ -115,8 +119,10 @@ def submit(
     evaluation: EvaluationData = None,
     metric: Metric = None,
     max_drop: MaxDrop = None,
+    task: Task = None,
     min_agreement: MinAgreement = None,
     max_error: MaxError = None,
+    max_output_error: MaxOutputError = None,
     profile: Profiles = None,
     fix: Fixed = None,
     option: Options = None,
@@ -163,8 +169,10 @@ def submit(
             "evaluation": evaluation,
             "metric": metric,
             "max_drop": max_drop,
+            "task": task_options(task),
             "min_agreement": min_agreement,
             "max_error": max_error,
+            "output_errors": output_errors(max_output_error),
             "profiles": profiles(profile),
             "fixed_inputs": fixed_inputs(fix),
             "options": builder_options(option),

@@ -97,7 +97,7 @@ class Benches(Submissions):
             version: of a model that the farm has, by default the newest.
             submission: for a file as in ``submit``; for a model instead of what its builds had:
                 ``calibration`` and its options, ``evaluation`` and its options, ``profiles``, ``options``,
-                ``min_agreement``, ``max_error``, ``priority``, ``labels``.
+                ``min_agreement``, ``max_error``, ``output_errors``, ``priority``, ``labels``.
 
         Raises:
             InvalidRequest: or a subclass; nothing was submitted.

@@ -16,9 +16,10 @@ from farm.formats.archives import Malformed
 from farm.specs.batch_axes import batch_symbol, named_axis
 from farm.specs.samples import (
     LABEL,
+    LABELS,
     Head,
     check_counts,
-    check_label,
+    check_labels,
     check_names,
     check_sizes,
     check_type,
@@ -26,6 +27,7 @@ from farm.specs.samples import (
 )
 from farm.specs.shapes import ShapeRange, TensorSpec
 from farm.specs.source import SourceFormat
+from farm.specs.tasks import Metric
 
 Inputs = Sequence[TensorSpec]
 
@@ -41,12 +43,14 @@ def check(
     *,
     profiles: Sequence[Mapping[str, Any]] = (),
     fixed: Collection[str] = (),
+    metric: Metric | None = None,
 ) -> None:
     """Refuse data that the jobs would.
 
     Parameters:
         profiles: as requested; the first one counts.
         fixed: the inputs that are fixed, which data may have or not.
+        metric: that the labels are for.
 
     Raises:
         DataRefused
@@ -65,12 +69,15 @@ def check(
         {name: head for name, head in heads.items() if name not in fixed},
         taken,
         profiles[0] if profiles else {},
+        metric,
     )
 
 
-def _check(given: Mapping[str, Head], inputs: Inputs, profile: Mapping[str, Any]) -> None:
+def _check(
+    given: Mapping[str, Head], inputs: Inputs, profile: Mapping[str, Any], metric: Metric | None
+) -> None:
     heads = named(given, inputs)
-    label = heads.pop(LABEL, None)
+    labels = {name: heads.pop(name) for name in LABELS if name in heads}
     check_names(heads, inputs, DataRefused)
     symbol = batch_symbol(inputs)
     axes = {spec.name: named_axis(spec.shape, symbol) if symbol else None for spec in inputs}
@@ -81,8 +88,8 @@ def _check(given: Mapping[str, Head], inputs: Inputs, profile: Mapping[str, Any]
         if axes[spec.name] is not None or symbol is None:
             _check_sizes(heads[spec.name], spec, axis, profile.get(spec.name))
     count = check_counts(heads, axes, DataRefused)
-    if label is not None and count is not None:
-        check_label(label, count, DataRefused)
+    if LABEL in labels and count is not None:
+        check_labels(labels, count, DataRefused, metric)
 
 
 def _check_sizes(head: Head, spec: TensorSpec, batch_axis: int | None, asked: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from farm.errors import InvalidRequest
 from farm.schemas.problems import field_of
 from farm.schemas.submission import BuildRequest
 from farm.specs import digests, faults
-from farm.specs.gates import GateChanges
+from farm.specs.tasks import Metric
 
 _MOST_SHOWN = 60
 R = TypeVar("R", bound=BaseModel)
@@ -56,9 +56,11 @@ def data_and_gates(
     evaluation: str | Path | None = None,
     metric: str | None = None,
     max_drop: float | None = None,
+    task: Mapping[str, Any] | None = None,
     min_agreement: float | None = None,
     max_error: float | None = None,
-    check: Callable[[Path], None] = data.check,
+    output_errors: Mapping[str, float] | None = None,
+    check: Callable[..., None] = data.check,
 ) -> dict[str, Any]:
     """A request's ``calibration``, ``evaluation`` and ``gates``, as far as they are given.
 
@@ -69,14 +71,15 @@ def data_and_gates(
         InvalidRequest: there is no such file, it is empty, or a gate lacks its data.
         DataRefused
     """
-    if evaluation is None and (metric is not None or max_drop is not None):
+    if evaluation is None and (metric, max_drop, task) != (None, None, None):
         raise InvalidRequest(
-            "metric and max_drop need evaluation data", hint="pass evaluation=… (--evaluation)"
+            "metric, max_drop and task need evaluation data",
+            hint="pass evaluation=… (--evaluation)",
         )
     for given in (calibration, evaluation):
         if given is not None and not digests.means(str(given)):
             require_file(Path(given))
-            check(Path(given))
+            check(Path(given), **({"metric": known(metric)} if given is evaluation else {}))
     fields: dict[str, Any] = {}
     if calibration is not None:
         fields["calibration"] = {
@@ -89,10 +92,23 @@ def data_and_gates(
             "digest": files.digest(evaluation),
             "metric": metric,
             "max_drop": max_drop,
+            "task": task or {},
         }
-    if (min_agreement, max_error) != (None, None):
-        fields["gates"] = GateChanges(agreement=min_agreement, error=max_error)
+    if (min_agreement, max_error, output_errors) != (None, None, None):
+        fields["gates"] = {
+            "agreement": min_agreement,
+            "error": max_error,
+            "outputs": output_errors,
+        }
     return fields
+
+
+def known(metric: str | None) -> Metric | None:
+    """The metric of this name; None for another, which the request is refused for."""
+    try:
+        return Metric(metric) if metric is not None else None
+    except ValueError:
+        return None
 
 
 def build_request(**fields: Any) -> BuildRequest:

@@ -69,8 +69,10 @@ class Submissions(Noun):
         evaluation: str | Path | None = None,
         metric: str | None = None,
         max_drop: float | None = None,
+        task: Mapping[str, Any] | None = None,
         min_agreement: float | None = None,
         max_error: float | None = None,
+        output_errors: Mapping[str, float] | None = None,
         profiles: Sequence[Mapping[str, Any]] | None = None,
         fixed_inputs: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
@@ -109,8 +111,10 @@ class Submissions(Noun):
             config: its configuration, or the path of its ``config.json``; by default the one beside them.
             calibration, evaluation: ``.npz``, ``.npy`` or ``.safetensors`` files, or digests. Files are
                 checked against the inputs of an ONNX model before anything is sent.
+            metric, max_drop, task: how engines are judged on labels: ``farm.specs.tasks``.
             min_agreement, max_error: gates for all precisions instead of the farm's; an engine that fails
                 one is published as doubtful.
+            output_errors: output → its own gate, instead of the others.
             profiles: input name → ``{"min": shape, "opt": shape, "max": shape}``.
             fixed_inputs: input name → its constant value, which is folded into the graph: a number, true or
                 false, or nested lists of these in the input's shape.
@@ -153,8 +157,10 @@ class Submissions(Noun):
             evaluation=evaluation,
             metric=metric,
             max_drop=max_drop,
+            task=task,
             min_agreement=min_agreement,
             max_error=max_error,
+            output_errors=output_errors,
         ) as asked:
             request = asked.request.model_dump(mode="json")
             made = self._post("/v1/builds", request, asked.files, idempotency_key, progress)

@@ -21,6 +21,7 @@ from farm.specs.queues import CPU_QUEUE
 from farm.specs.roles import Role
 from farm.specs.runtime import TENSORRTS, Target
 from farm.specs.source import Architecture, SourceFormat
+from farm.specs.tasks import TaskOptions
 from farm.stages import (
     BuildParams,
     CalibrateParams,
@@ -203,6 +204,7 @@ class _Stages:
             architecture=request.source.architecture,
             options=self._options(target) if runnable else BuilderOptions(),
             metric=evaluation.metric if evaluation else None,
+            task=evaluation.task if evaluation else TaskOptions(),
             max_drop=evaluation.max_drop if evaluation else None,
             gates=self._gates.of(precision),
             pruned=request.prune is not None,

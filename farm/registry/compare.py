@@ -13,6 +13,7 @@ from farm.registry import catalog, latencies, names, versions
 from farm.registry.match import best_match
 from farm.registry.names import Named
 from farm.registry.rows import NOT_YANKED, with_yanks
+from farm.reports.accuracy import task_drop
 from farm.schemas.aliases import Beside
 from farm.schemas.compare import Compared, ComparedGpu
 from farm.schemas.engines import EngineView
@@ -118,7 +119,8 @@ def _task_drop(
         return None, "only one of them was evaluated with labels"
     if (task.metric, _data(session, new)) != (before.metric, _data(session, old)):
         return None, "they were evaluated on different data"
-    return round(before.engine - task.engine, 4), None
+    drop = task_drop(task, before)
+    return drop, None if drop is not None else "the other's error is 0"
 
 
 def _data(session: Session, engine: EngineView) -> object:

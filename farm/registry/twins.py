@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from farm.database.tables import EngineRow
 from farm.registry import latencies
 from farm.registry.rows import grouped, select_rows
+from farm.reports.accuracy import task_drop
 from farm.schemas.engines import Comparison, EngineView
 from farm.specs.precision import QUANTIZED, Precision
 
@@ -63,7 +64,9 @@ def _against(
                 size_ratio=round(view.bytes / twin.bytes, 4),
                 latency_ratio=latency_ratio,
                 latency_reason=no_latency,
-                task_drop=_drop(_task(view), _task(twin)) if _same_task(view, twin) else None,
+                task_drop=task_drop(view.accuracy.task, twin.accuracy.task)
+                if _same_task(view, twin)
+                else None,
                 agreement_drop=_drop(view.accuracy.top1_agreement, twin.accuracy.top1_agreement)
                 if _same_data(view, twin)
                 else None,
@@ -82,12 +85,15 @@ def _same_data(view: EngineView, twin: EngineView) -> bool:
 def _same_task(view: EngineView, twin: EngineView) -> bool:
     """Whether the source scored the same in both judgements, as it does on the same labels."""
     task, other = view.accuracy.task, twin.accuracy.task
-    return task is not None and other is not None and task.source == other.source
-
-
-def _task(view: EngineView) -> float | None:
-    task = view.accuracy.task
-    return None if task is None else task.engine
+    return (
+        task is not None
+        and other is not None
+        and (task.metric, task.source)
+        == (
+            other.metric,
+            other.source,
+        )
+    )
 
 
 def _drop(value: float | None, of_twin: float | None) -> float | None:

@@ -6,18 +6,37 @@ from typing import Annotated
 
 from pydantic import Field
 
-from farm.reports.records import MOST_NAMES, Count, Interval, Name, Number, OpenRecord, Word
+from farm.reports.records import MOST_NAMES, Count, Interval, Name, Number, OpenRecord, Text, Word
+from farm.specs.tasks import ERRORS, IN_UNITS
 
 
 class Task(OpenRecord):
-    """The task's metric on labelled data, of the source and of the engine, as shares."""
+    """The task's metric on labelled data, of the source and of the engine, and 95 % intervals.
+
+    A positive drop is for the worse, also where lower is better, as of an error.
+    """
 
     metric: Word | None = None
+    output: Name | None = None
     source: Number
     engine: Number
     drop: Number
+    source_interval: Interval | None = None
     engine_interval: Interval | None = None
     drop_interval: Interval | None = None
+
+
+def task_drop(task: Task | None, before: Task | None) -> float | None:
+    """How much worse an engine does its task than another on the same labels; above 0 is for the worse.
+
+    A share, also of errors in units of their own: then of the other's error. None if that is unknown.
+    """
+    if task is None or before is None or task.engine is None or before.engine is None:
+        return None
+    rise = task.engine - before.engine
+    if task.metric in IN_UNITS:
+        return round(rise / before.engine, 4) if before.engine > 0 else None
+    return round(rise if task.metric in ERRORS else 0.0 - rise, 4)
 
 
 class OutputAccuracy(OpenRecord):
@@ -52,6 +71,9 @@ class Accuracy(OpenRecord):
     data: Word | None = None
     measured_on: Word | None = None
     samples: Count | None = None
+    data_warnings: Annotated[list[Text], Field(max_length=MOST_NAMES, fail_fast=True)] = Field(
+        [], description="what looks wrong with the data, by their values"
+    )
     task: Task | None = None
     top1_agreement: Number | None = None
     top1_interval: Interval | None = None

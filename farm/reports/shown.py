@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import humanize
 
 from farm.specs import durations
+from farm.specs.tasks import IN_UNITS
 
 if TYPE_CHECKING:
     from farm.reports.accuracy import Accuracy, Task
@@ -104,10 +105,27 @@ def agreement(accuracy: Accuracy) -> str:
 
 
 def task(found: Task | None) -> str:
-    """``98.2 % (98.4 %)``: the engine's, and the source's."""
+    """``98.2 % (source 98.4 %)``; in units of its own ``mae 0.213 (source 0.208)``."""
     if not found:
         return NONE
-    return f"{share(found.engine)} (source {share(found.source)})"
+    told = f"{_figure(found, found.engine)} (source {_figure(found, found.source)})"
+    return told if found.metric in (None, "top1") else f"{found.metric} {told}"
+
+
+def drop_interval(found: Task | None) -> str:
+    """``-0.2 to 1.3 points``: the 95 % interval of the engine's drop; empty if it is unknown."""
+    ends = [end for end in (found.drop_interval if found else None) or () if end is not None]
+    if not found or len(ends) != 2:
+        return ""
+    if found.metric in IN_UNITS:
+        return "{:.3g} to {:.3g}".format(*ends)
+    return "{:.1f} to {:.1f} points".format(*(100 * end + 0.0 for end in ends))
+
+
+def _figure(found: Task, value: float | None) -> str:
+    if value is None:
+        return NONE
+    return f"{value:.3g}" if found.metric in IN_UNITS else share(value)
 
 
 def compute_types(compute: ComputeView | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
@@ -16,7 +16,7 @@ from farm.specs.precision import CalibrationMethod, Precision
 from farm.specs.shapes import FixedInputs, ShapeRange
 from farm.specs.source import Architecture, SourceFormat
 from farm.specs.target_text import split
-from farm.specs.words import AnyCase
+from farm.specs.tasks import IN_UNITS, Metric, TaskOptions
 
 
 class Source(Request):
@@ -59,12 +59,25 @@ class Calibration(Request):
 
 class Evaluation(Request):
     digest: Digest
-    metric: Annotated[Literal["top1"], AnyCase] | None = Field(
+    metric: Metric | None = Field(
         None, description="task metric; requires an array `label` in the data"
     )
-    max_drop: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="largest allowed drop of the metric; beyond it the build fails"
+    max_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        None,
+        description="largest allowed drop of the metric, or rise of an error; beyond it the build fails. A "
+        "share, but for `mae` and `rmse` in the labels' units",
     )
+    task: TaskOptions = TaskOptions()
+
+    @model_validator(mode="after")
+    def _fits_the_metric(self) -> Self:
+        if self.max_drop is not None and self.max_drop > 1 and self.metric not in IN_UNITS:
+            raise ValueError("max_drop is a share of the metric, 0 to 1: 0.01 is one point")
+        if self.metric is Metric.WER and self.task.space is None:
+            raise ValueError(
+                "wer needs task.space, the class between words (--task space=…); without words use cer"
+            )
+        return self
 
 
 BUILD_EXAMPLE: dict[str, Any] = {

@@ -11,6 +11,15 @@ from pydantic import (
 from farm.specs.precision import QUANTIZED, Precision
 from farm.specs.values import Value
 
+#: Output → the largest error of its floats, or share of its integers that differ.
+OfOutputs = Annotated[
+    dict[
+        Annotated[str, Field(min_length=1, max_length=200)],
+        Annotated[float, Field(ge=0, allow_inf_nan=False)],
+    ],
+    Field(max_length=512),
+]
+
 
 class Gates(Value):
     """An engine that fails one of these isn't broken, and doubtful: no pull takes it by default.
@@ -28,7 +37,14 @@ class Gates(Value):
         "source's values; 0.1 is a cosine similarity of about 0.995",
     )
     drop: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.01, description="largest allowed drop of the task's metric, if there are labels"
+        0.01,
+        description="largest allowed drop of the task's metric, if there are labels; of `mae` and `rmse` "
+        "as a share of the source's",
+    )
+    outputs: OfOutputs = Field(
+        {},
+        description="output → its own tolerance, with labels and without: the largest error of its floats, "
+        "or share of its integers that differ. Other gates leave it out",
     )
 
 
@@ -63,3 +79,4 @@ class GateChanges(Value):
     agreement: Annotated[float, Field(ge=0, le=1)] | None = None
     error: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     drop: Annotated[float, Field(ge=0, le=1)] | None = None
+    outputs: OfOutputs | None = None

@@ -10,9 +10,14 @@ from typing import NamedTuple, TypeVar
 
 from farm.errors import FarmError
 from farm.specs.shapes import ShapeRange, TensorSpec
+from farm.specs.tasks import OF_BOXES, OF_FLOATS, Metric
 
-#: The name of the array of class indices in evaluation data.
+#: The name of the array of class indices, or of what else the outputs should be, in evaluation data.
 LABEL = "label"
+#: The name of the array of a detector's labelled boxes.
+BOXES = "label_boxes"
+#: The arrays that are no input.
+LABELS = (LABEL, BOXES)
 #: What ``numpy.savez(path, array)`` calls an array that it is given without a name.
 POSITIONAL = "arr_0"
 #: NumPy lacks this type: a bf16 input is passed as float32 and rounded when the model runs.
@@ -36,7 +41,7 @@ def given_as(spec: TensorSpec) -> str:
 
 def named(arrays: Mapping[str, T], inputs: Sequence[TensorSpec]) -> dict[str, T]:
     """The arrays by input; one saved without a name is the only input's."""
-    others = [name for name in arrays if name != LABEL]
+    others = [name for name in arrays if name not in LABELS]
     if others == [POSITIONAL] and len(inputs) == 1:
         return {inputs[0].name if name == POSITIONAL else name: arrays[name] for name in arrays}
     return dict(arrays)
@@ -46,7 +51,7 @@ def check_names(names: Collection[str], inputs: Sequence[TensorSpec], error: Ref
     """Refuse data that lack an input or have another.
 
     Parameters:
-        names: without ``label``.
+        names: without the labels.
     """
     wanted = [spec.name for spec in inputs]
     if set(names) != set(wanted):
@@ -113,14 +118,40 @@ def check_counts(
     return next(iter(counts.values()), None)
 
 
-def check_label(head: Head, count: int, error: Refusal) -> None:
-    """Refuse labels that aren't integers, or not one for each sample or each of its positions."""
-    if head.shape[:1] != (count,) or not head.dtype.startswith(("int", "uint")):
+def check_labels(
+    heads: Mapping[str, Head], count: int, error: Refusal, metric: Metric | None = None
+) -> None:
+    """Refuse labels of another type or number than the samples and the metric take.
+
+    Parameters:
+        heads: of the data, which have ``label``.
+    """
+    head = heads[LABEL]
+    kinds = ("float",) if metric in OF_FLOATS else ("int", "uint")
+    if head.shape[:1] != (count,) or not head.dtype.startswith(kinds):
+        what = "numbers like the output's" if metric in OF_FLOATS else "integers"
         raise error(
-            f"{LABEL!r} is {head.dtype}{list(head.shape)}, but integers for each of {count} samples "
+            f"{LABEL!r} is {head.dtype}{list(head.shape)}, but {what} for each of {count} samples "
             "are required",
-            hint=f"save class indices as int64 of shape [{count}], or [{count}, height, width] where "
+            hint=f"save what the output should be as float32 of shape [{count}, …]"
+            if metric in OF_FLOATS
+            else f"save class indices as int64 of shape [{count}], or [{count}, height, width] where "
             "each pixel has a class",
+        )
+    if metric in OF_BOXES:
+        _check_boxes(heads, error)
+
+
+def _check_boxes(heads: Mapping[str, Head], error: Refusal) -> None:
+    label, boxes = heads[LABEL], heads.get(BOXES)
+    is_right = len(label.shape) == 2 and boxes is not None and boxes.shape == (*label.shape, 4)
+    if not is_right or boxes is None or not boxes.dtype.startswith("float"):
+        given = f"{boxes.dtype}{list(boxes.shape)}" if boxes else "missing"
+        raise error(
+            f"{LABEL!r} is {label.dtype}{list(label.shape)} and {BOXES!r} is {given}, but a detector's "
+            "labels are a class and a box for each object",
+            hint=f"save {LABEL} as int64 [samples, objects], padded with -1, and {BOXES} as float32 "
+            "[samples, objects, 4]: x1, y1, x2, y2",
         )
 
 

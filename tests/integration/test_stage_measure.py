@@ -184,3 +184,29 @@ def test_a_static_batch_is_measured_in_whole_batches(bench: Bench, tmp_path: Pat
     params = MeasureParams(precision="fp32", format="onnx")
     facts = bench.run(params, source=source, typed=source, evaluation=data).facts
     assert facts["accuracy"]["samples"] == 9
+
+
+def test_a_task_is_judged_by_the_metric_that_was_asked_for(bench: Bench, digits: Digits) -> None:
+    facts = bench.run(
+        measured("int8", metric="f1"),
+        source=digits.source,
+        typed=digits.int8_fp16,
+        evaluation=digits.evaluation,
+    ).facts
+    task = facts["accuracy"]["task"]
+    assert task["metric"] == "f1"
+    assert task["source"] > 0.9
+    assert abs(task["drop"]) < 0.02
+    low, high = task["drop_interval"]
+    assert low <= task["drop"] <= high
+    assert task["source_interval"][0] < task["source"] < 1
+
+
+def test_a_metric_that_no_output_fits_is_refused_by_name(bench: Bench, digits: Digits) -> None:
+    with pytest.raises(InvalidData, match="no output fits cer"):
+        bench.run(
+            measured("int8", metric="cer"),
+            source=digits.source,
+            typed=digits.int8_fp16,
+            evaluation=digits.evaluation,
+        )

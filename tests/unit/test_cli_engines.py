@@ -169,6 +169,7 @@ def test_engines_show_accuracy_and_say_where_nothing_was_measured(run: Run, stub
         "0.9993",
         "450 evaluation",
         "typed-onnx",
+        "–",
     ]
     assert re.search(r"0\.123 ms +99\.8 % \S+ +3\.46× +1 B +", rows[2])
 

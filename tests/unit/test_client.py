@@ -20,6 +20,7 @@ from farm.errors import (
     Unavailable,
 )
 from farm.specs.options import BuilderOptions
+from farm.specs.tasks import TaskOptions
 from farm.testing import documents
 from farm.testing.documents import BUILD
 from farm.testing.stub_farm import StubFarm
@@ -78,8 +79,13 @@ def test_submit_sends_what_the_contract_asks_for(
             "profiles": [{"image": {"min": [1, 3], "opt": [8, 3], "max": [64, 3]}}],
             "fixed_inputs": {},
             "calibration": {"digest": data, "method": "max", "batch_size": 8},
-            "evaluation": {"digest": data, "metric": "top1", "max_drop": 0.01},
-            "gates": {"agreement": 0.9, "error": None, "drop": None},
+            "evaluation": {
+                "digest": data,
+                "metric": "top1",
+                "max_drop": 0.01,
+                "task": TaskOptions().model_dump(),
+            },
+            "gates": {"agreement": 0.9, "error": None, "drop": None, "outputs": None},
             "options": BuilderOptions().model_dump(mode="json") | {"tf32": False},
             "prune": None,
             "priority": 5,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from farm.specs.batch_axes import batch_symbol, named_axis
 from farm.specs.shapes import ANONYMOUS, Profile, ShapeRange, TensorSpec
+from workers.inputs.stored import Column
 
 Arrays = dict[str, NDArray[np.generic]]
 Shapes = dict[str, tuple[int, ...]]
@@ -114,6 +116,17 @@ class Batch:
             axis = self.axes.get(name)
             taken[name] = array if axis is None else array[(slice(None),) * axis + (which,)]
         return taken
+
+    def select(self, arrays: Mapping[str, NDArray[np.generic]], which: NDArray[np.bool_]) -> Arrays:
+        """The samples that a mask marks; those on disk stay there."""
+        every = cast(Mapping[str, NDArray[np.generic] | Column], arrays)
+        chosen = {
+            name: one.selected(which)
+            if isinstance(one, Column)
+            else self.take({name: one}, which)[name]
+            for name, one in every.items()
+        }
+        return cast(Arrays, chosen)
 
     def repeated(self, arrays: Mapping[str, NDArray[np.generic]], size: int) -> Arrays:
         """A batch of this size: the samples in order, repeated as needed."""

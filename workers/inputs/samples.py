@@ -6,39 +6,43 @@ all samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from farm.errors import InvalidData
-from farm.formats.archives import Malformed, behind, zip_names
-from farm.formats.array_files import NPY
+from farm.formats.archives import Malformed, behind
 from farm.specs.samples import BF16 as BF16
 from farm.specs.samples import LABEL as LABEL
 from farm.specs.samples import (
-    POSITIONAL,
+    LABELS,
     Head,
     check_counts,
-    check_label,
     check_names,
     check_sizes,
     check_type,
     named,
 )
+from farm.specs.samples import check_labels as check_label_heads
 from farm.specs.samples import given_as as given_as
 from farm.specs.shapes import FixedInputs, Profile, TensorSpec
 from farm.specs.source import DataKind
+from farm.specs.tasks import Metric
 from workers.inputs.batch import Arrays as Arrays
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import shapes_at
 from workers.inputs.standins import Runnable as Runnable
 from workers.inputs.standins import random_arrays as random_arrays
 from workers.inputs.standins import tried
+from workers.inputs.stored import columns
 
 #: For random data, so that a job is reproducible.
 SEED = 0
+_AT_ONCE_BYTES = 1 << 20
 
 
 def read_samples(path: Path, fixed: FixedInputs | None = None) -> Arrays:
@@ -52,9 +56,18 @@ def read_samples(path: Path, fixed: FixedInputs | None = None) -> Arrays:
         InvalidData: the file is neither, is damaged, holds Python objects, or has other values for a fixed
             input.
     """
+    return {name: np.asarray(array) for name, array in open_samples(path, fixed).items()}
+
+
+def open_samples(path: Path, fixed: FixedInputs | None = None) -> Arrays:
+    """The same, but large arrays are a ``Column``, which reads the samples that a batch takes.
+
+    Raises:
+        InvalidData: as ``read_samples``.
+    """
     arrays = _read(path)
     for name in (fixed or {}).keys() & arrays.keys():
-        if not _is_always(arrays.pop(name), np.asarray((fixed or {})[name])):
+        if not _is_always(np.asarray(arrays.pop(name)), np.asarray((fixed or {})[name])):
             raise InvalidData(
                 f"the input {name!r} is fixed to {(fixed or {})[name]}, but the data has other values "
                 "for it",
@@ -72,34 +85,21 @@ def _is_always(array: NDArray[np.generic], value: NDArray[np.generic]) -> bool:
 
 
 def _read(path: Path) -> Arrays:
+    with _behind_data():
+        return cast(Arrays, columns(path))
+
+
+@contextmanager
+def _behind_data() -> Iterator[None]:
+    """Turn every error of reading data into a refusal of it."""
     try:
         with behind():
-            return _arrays(path)
+            yield
     except Malformed as err:
         raise InvalidData(
             f"the data can't be read: {err}",
             hint="save plain arrays with numpy.savez(path, input_name=array)",
         ) from err
-
-
-def _arrays(path: Path) -> Arrays:
-    with path.open("rb") as file:
-        magic = file.read(9)
-    if magic[:2] == b"PK":
-        zip_names(path)  # checks the size of its directory
-        with np.load(path, allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files}
-        others = [name for name, array in found.items() if not isinstance(array, np.ndarray)]
-        if others:  # members other than .npy are returned as bytes
-            raise Malformed(f"{others[0][:80]!r} in it isn't an array")
-        return found
-    if magic[8:9] == b"{":
-        from safetensors.numpy import load_file
-
-        return dict(load_file(path))
-    if magic.startswith(NPY):
-        return {POSITIONAL: np.load(path, allow_pickle=False)}
-    raise Malformed("the file is neither .npz, .npy nor .safetensors")
 
 
 def check_samples(arrays: Arrays, inputs: Sequence[TensorSpec], profile: Profile) -> Arrays:
@@ -110,11 +110,13 @@ def check_samples(arrays: Arrays, inputs: Sequence[TensorSpec], profile: Profile
     Raises:
         InvalidData: names the input and what to do.
     """
-    samples = {name: each for name, each in named(arrays, inputs).items() if name != LABEL}
+    samples = {name: each for name, each in named(arrays, inputs).items() if name not in LABELS}
     check_names(samples, inputs, InvalidData)
     batch = Batch.of(inputs, profile)
     heads = {name: head_of(array) for name, array in samples.items()}
     for spec in inputs:
+        if batch.axis_of(spec.name) != 0:  # shared by all samples, or they aren't in one piece
+            samples[spec.name] = np.asarray(samples[spec.name])
         _check_array(samples[spec.name], spec, profile, batch.axis_of(spec.name))
     check_counts(heads, {name: batch.axis_of(name) for name in batch.inputs}, InvalidData)
     return {spec.name: samples[spec.name] for spec in inputs}
@@ -124,17 +126,17 @@ def head_of(array: NDArray[np.generic]) -> Head:
     return Head(array.dtype.name, array.shape)
 
 
-def check_labels(arrays: Arrays, count: int) -> NDArray[np.int64] | None:
-    """The class index of every sample, or of each of its positions; None without labels.
+def check_labels(arrays: Arrays, count: int, metric: Metric | None = None) -> Arrays:
+    """The labels of every sample, or of each of its positions; empty without labels.
 
     Raises:
-        InvalidData: the labels aren't integers, or don't cover every sample.
+        InvalidData: the labels aren't what the metric takes, or don't cover every sample.
     """
-    labels = arrays.get(LABEL)
-    if labels is None:
-        return None
-    check_label(head_of(labels), count, InvalidData)
-    return labels.astype(np.int64)
+    labels = {name: arrays[name] for name in LABELS if name in arrays}
+    if LABEL not in labels:
+        return {}
+    check_label_heads({n: head_of(a) for n, a in labels.items()}, count, InvalidData, metric)
+    return {name: np.asarray(array) for name, array in labels.items()}
 
 
 def split(
@@ -149,7 +151,7 @@ def split(
     is_held = _is_held_out(batch.count(samples), max(hold_out, batch.min) if hold_out else None)
     if not is_held.any():
         return samples, None
-    return batch.take(samples, ~is_held), batch.take(samples, is_held)
+    return batch.select(samples, ~is_held), batch.select(samples, is_held)
 
 
 def _is_held_out(count: int, size: int | None) -> NDArray[np.bool_]:
@@ -185,7 +187,7 @@ def samples_for(
     """
     for kind in (DataKind.CALIBRATION, DataKind.EVALUATION):
         if kind in given:
-            samples = check_samples(read_samples(given[kind], fixed), inputs, profile)
+            samples = check_samples(open_samples(given[kind], fixed), inputs, profile)
             if kind is DataKind.CALIBRATION:
                 samples, _ = split(samples, inputs, profile, hold_out)
             return samples, kind
@@ -202,9 +204,19 @@ def _check_array(
     check_type(head, spec, batch_axis, InvalidData)
     others = [axis for axis in range(array.ndim) if axis != batch_axis]
     check_sizes(head, spec.name, profile[spec.name], others, InvalidData)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        bad = int((~np.isfinite(array)).sum())
+    bad = _not_finite(array)
+    if bad:
         raise InvalidData(
             f"the data for input {spec.name!r} has {bad} NaN or infinite values",
             hint="remove those samples, or fix the preprocessing",
         )
+
+
+def _not_finite(array: NDArray[np.generic]) -> int:
+    """How many values are NaN or infinite, from a few samples at a time; all are read, so none is damaged."""
+    if not array.ndim or not array.size:
+        return int((~np.isfinite(np.asarray(array))).sum())
+    step = max(1, _AT_ONCE_BYTES * len(array) // array.nbytes)
+    parts = (array[start : start + step] for start in range(0, len(array), step))
+    with _behind_data():
+        return sum(int((~np.isfinite(part)).sum()) for part in parts)

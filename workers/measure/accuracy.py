@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farm.reports.accuracy import Accuracy, OutputAccuracy, Task
-from workers.measure import intervals, items
+from farm.specs.tasks import Metric
+from workers.measure import bootstrap, intervals, items
 
 Outputs = Mapping[str, NDArray[np.generic]]
 Labels = NDArray[np.int64]
@@ -334,15 +335,19 @@ def _worst(
 
 def _task(source: NDArray[np.bool_], engine: NDArray[np.bool_]) -> Task:
     """Accuracy before and after, per sample: a sample with several positions may be partly right."""
-    rights = [hits.reshape(len(hits), -1).mean(axis=1) for hits in (source, engine)]
-    before, after = (float(right.mean()) for right in rights)
+    before, after = (hits.reshape(len(hits), -1).mean(axis=1) for hits in (source, engine))
+    count = len(before)
+    of_source, of_engine = (float(right.mean()) for right in (before, after))
+    spread = bootstrap.intervals(count, lambda w: w @ before / count, lambda w: w @ after / count)
     return Task(
-        metric="top1",
-        source=before,
-        engine=after,
-        drop=before - after,
-        engine_interval=intervals.of_share(after, len(engine)),
-        drop_interval=intervals.of_mean(rights[0] - rights[1]),
+        metric=Metric.TOP1,
+        source=of_source,
+        engine=of_engine,
+        drop=of_source - of_engine,
+        # Where all samples are right, a bootstrap says nothing.
+        source_interval=intervals.of_share(of_source, count),
+        engine_interval=intervals.of_share(of_engine, count),
+        drop_interval=[0.0 - spread[2][1], 0.0 - spread[2][0]] if spread else None,
     )
 
 

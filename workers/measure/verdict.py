@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from farm.errors import AccuracyDropped
-from farm.reports.accuracy import Accuracy
+from farm.reports.accuracy import Accuracy, Task
 from farm.specs.gates import Gates
 from farm.specs.source import DataKind
+from farm.specs.tasks import ERRORS, IN_UNITS, Metric
 from workers.measure import intervals
 
 #: Below this the engine is broken, whatever the data.
@@ -26,7 +27,7 @@ def refuse_broken(accuracy: Accuracy, max_drop: float | None) -> None:
     if max_drop is not None and task is not None:
         if task.drop > max_drop:
             raise AccuracyDropped(
-                f"top-1 drops from {task.source:.4f} to {task.engine:.4f}, by {task.drop:.4f} "
+                f"{_goes(task)} from {task.source:.4f} to {task.engine:.4f}, by {task.drop:.4f} "
                 f"over {accuracy.samples} samples; {max_drop:g} is allowed"
             )
         return  # the user's own measure outranks likeness
@@ -71,11 +72,15 @@ def doubts(accuracy: Accuracy, gates: Gates, max_drop: float | None) -> list[str
 
 
 def _doubts(accuracy: Accuracy, gates: Gates, max_drop: float | None) -> Iterator[str]:
+    yield from _of_outputs(accuracy, gates)
     task = accuracy.task
     if task is not None:
         low = task.drop_interval[0] if task.drop_interval else task.drop
-        if max_drop is None and low is not None and low > gates.drop:
-            yield f"top-1 drops by {task.drop:.1%} ({gates.drop:.1%} is the gate)"
+        # An error in units of its own is judged by how much of itself it grows.
+        unit = abs(task.source) if task.metric in IN_UNITS else 1.0
+        if max_drop is None and low is not None and low > gates.drop * unit:
+            by = f"{task.drop / unit:.1%}" if unit else f"{task.drop:.3g}"
+            yield f"{_goes(task)} by {by} ({gates.drop:.1%} is the gate)"
         if max_drop is not None:
             return  # the user's own measure outranks likeness
     for share, what in (
@@ -91,12 +96,39 @@ def _doubts(accuracy: Accuracy, gates: Gates, max_drop: float | None) -> Iterato
             and intervals.of_share(share, accuracy.samples or 0)[1] < gates.agreement
         ):
             yield f"{what} {share:.1%} ({gates.agreement:.0%} is the gate)"
-    error = accuracy.relative_error
+    error = _error(accuracy, gates)
     if task is None and error is not None and error > gates.error:
         yield (
             f"the error is {error:.2g} of the outputs' own spread ({gates.error:g} is the gate; "
             f"cosine {accuracy.cosine_mean:.4f})"
         )
+
+
+def _of_outputs(accuracy: Accuracy, gates: Gates) -> Iterator[str]:
+    """What is said of outputs with tolerances of their own."""
+    found = {output.name: output for output in accuracy.outputs}
+    for name, most in gates.outputs.items():
+        output = found.get(name)
+        if output is None:
+            yield f"the gates name the output {name!r}, which the model lacks"
+        elif output.relative_error is not None and output.relative_error > most:
+            yield f"the error of {name!r} is {output.relative_error:.2g} of its spread ({most:g} is its gate)"
+        elif output.equal is not None and 1 - output.equal > most:
+            yield f"{1 - output.equal:.1%} of {name!r} differ ({most:.1%} is its gate)"
+
+
+def _error(accuracy: Accuracy, gates: Gates) -> float | None:
+    """The largest error of the outputs that have no tolerance of their own."""
+    if not gates.outputs:
+        return accuracy.relative_error
+    errors = [one.relative_error for one in accuracy.outputs if one.name not in gates.outputs]
+    return max((error for error in errors if error is not None), default=None)
+
+
+def _goes(task: Task) -> str:
+    """``top-1 drops``, ``wer rises``."""
+    name = "top-1" if task.metric in (None, Metric.TOP1) else task.metric
+    return f"{name} {'rises' if task.metric in ERRORS else 'drops'}"
 
 
 def _samples(accuracy: Accuracy) -> str:

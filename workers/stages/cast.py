@@ -150,7 +150,7 @@ def _measured(
     every = batch.split(samples, size, smallest=batch.min)
     batches: list[Arrays] = list(islice(every, max(1, MAX_SAMPLES // size)))
     if not batches:
-        batches = [samples]
+        batches = [batch.take(samples, slice(None))]
     stage.progress("measure ranges", None)
     magnitudes = measured(model, batches, stage.workdir)
     return magnitudes, data, sum(map(batch.count, batches))

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 
 from farm.errors import AccuracyDropped, InvalidData, InvalidModel
 from farm.reports.accuracy import Accuracy
@@ -17,26 +16,30 @@ from farm.specs.roles import Role
 from farm.specs.runtime import OF_PROGRAMS
 from farm.specs.shapes import Profile, TensorSpec
 from farm.specs.source import DataKind
+from farm.specs.tasks import Metric
 from farm.stages import MeasureFacts, MeasureParams
 from workers.backends.ort.cpu import OrtModel, cpu_threads
 from workers.graphs import files, interface
 from workers.graphs.rounding import is_half_typed, rounded_model
+from workers.inputs.advice import advice
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import AxisRanges, resolve_profiles
 from workers.inputs.samples import (
+    LABEL,
     SEED,
     Arrays,
     Runnable,
     check_labels,
     check_samples,
+    open_samples,
     random_arrays,
-    read_samples,
     split,
 )
 from workers.inputs.standins import tried
 from workers.measure import cpu, engines, gpu
 from workers.measure.accuracy import OutputComparison
 from workers.measure.invariance import batch_invariance
+from workers.measure.task import TaskJudge
 from workers.measure.verdict import doubts, refuse_broken
 from workers.peers.beside import PeersBeside
 from workers.programs.eager import EagerModel
@@ -48,6 +51,8 @@ from workers.stages.base import Stage, StageResult, shortened
 RANDOM_BATCHES = 2
 #: Enough calibration samples for the comparison, if no evaluation data were given.
 MAX_CALIBRATION_SAMPLES = 256
+#: Of labels; each sample counts them all.
+_MOST_CLASSES = 100_000
 
 _NO_METRICS = "the engine can't run on this worker: accuracy is that of the typed ONNX, on the CPU"
 
@@ -71,8 +76,13 @@ def run(stage: Stage) -> StageResult:
     stage.progress("compare", None)
     samples, labels, data = _data(stage, params, source, inputs, profile, batch)
     runnable = subject.engine if isinstance(subject, gpu.Loaded) else subject
-    accuracy = _compare(source, runnable, samples, labels, batch)
-    accuracy = accuracy.model_copy(update={"data": data, "measured_on": measured_on})
+    accuracy = _compare(source, runnable, samples, labels, batch, params)
+    warned = advice(samples, inputs, batch) if data is not DataKind.RANDOM else []
+    for one in warned:
+        print(f"warning: {one}", flush=True)
+    accuracy = accuracy.model_copy(
+        update={"data": data, "measured_on": measured_on, "data_warnings": shortened(warned)}
+    )
     refuse_broken(accuracy, params.max_drop)
     if measured_on == "engine":
         invariance = batch_invariance(runnable, source, samples, batch, params.precision)
@@ -165,14 +175,14 @@ def _data(
     inputs: Sequence[TensorSpec],
     profile: Profile,
     batch: Batch,
-) -> tuple[Arrays, NDArray[np.int64] | None, DataKind]:
+) -> tuple[Arrays, Arrays, DataKind]:
     """Evaluation data, else held-out calibration data, else seeded random data."""
     judged = params.metric is not None or params.max_drop is not None
     if Role.EVALUATION in stage.inputs:
-        arrays = read_samples(stage.inputs[Role.EVALUATION], params.fixed_inputs)
+        arrays = open_samples(stage.inputs[Role.EVALUATION], params.fixed_inputs)
         samples = check_samples(arrays, inputs, profile)
-        labels = check_labels(arrays, batch.count(samples))
-        if judged and labels is None:
+        labels = check_labels(arrays, batch.count(samples), params.metric)
+        if judged and not labels:
             raise InvalidData(
                 "the accuracy drop can't be judged: the evaluation data hold no 'label'",
                 hint="add the array 'label' with a class index per sample, or leave out max_drop",
@@ -184,13 +194,14 @@ def _data(
             hint="pass evaluation data with the array 'label', or leave out max_drop",
         )
     if Role.CALIBRATION in stage.inputs:
-        arrays = read_samples(stage.inputs[Role.CALIBRATION], params.fixed_inputs)
+        arrays = open_samples(stage.inputs[Role.CALIBRATION], params.fixed_inputs)
         given = check_samples(arrays, inputs, profile)
         _, held = split(given, inputs, profile, params.hold_out)
         samples = given if held is None else held
         kind = DataKind.CALIBRATION if held is None else DataKind.HELD_OUT
-        return batch.take(samples, slice(MAX_CALIBRATION_SAMPLES)), None, kind
-    return random_samples(source, inputs, profile), None, DataKind.RANDOM
+        first = np.arange(batch.count(samples)) < MAX_CALIBRATION_SAMPLES
+        return batch.select(samples, first), {}, kind
+    return random_samples(source, inputs, profile), {}, DataKind.RANDOM
 
 
 def random_samples(source: Runnable, inputs: Sequence[TensorSpec], profile: Profile) -> Arrays:
@@ -208,23 +219,71 @@ def _compare(
     source: Runnable,
     subject: Runnable,
     samples: Arrays,
-    labels: NDArray[np.int64] | None,
+    labels: Arrays,
     batch: Batch,
+    params: MeasureParams,
 ) -> Accuracy:
+    judge = _judge(labels, params)
+    classes = labels[LABEL].astype(np.int64) if labels and judge is None else None
     varying: dict[str, int] = {}
     while True:
         comparison = OutputComparison(
             batch_axes=batch.output_axes,
-            places=() if labels is None else labels.shape[1:],
+            places=() if classes is None else classes.shape[1:],
             varying=dict(varying),
         )
         for arrays in batch.split(samples, batch.opt, smallest=batch.min):
             expected, actual = source.run(arrays), subject.run(arrays)
             _check_outputs(expected, actual)
-            comparison.add(expected, actual, batch.count(arrays))
+            start, count = comparison.samples, batch.count(arrays)
+            comparison.add(expected, actual, count)
+            if judge:
+                given = {name: each[start : start + count] for name, each in labels.items()}
+                of_source, of_engine = (_by_sample(o, batch, count) for o in (expected, actual))
+                judge.add(of_source, of_engine, given)
         if comparison.varying == varying:
             break
-        varying = comparison.varying
+        varying, judge = comparison.varying, _judge(labels, params)
+    _refuse_unfit(comparison, samples, batch)
+    accuracy = comparison.found(classes)
+    if judge:
+        accuracy = accuracy.model_copy(update={"task": judge.found()})
+    if classes is not None and accuracy.task is None:
+        raise InvalidData(
+            f"there are labels of shape {list(classes.shape)}, but no output has classes of that shape",
+            hint="labels need an output of scores [samples, classes] or [samples, classes, …], or of "
+            "integers of the labels' own shape; for a model that isn't a classifier choose its metric, or "
+            "leave 'label' out",
+        )
+    return accuracy
+
+
+def _judge(labels: Arrays, params: MeasureParams) -> TaskJudge | None:
+    """What judges the task, unless it is the top-1 of whichever output has classes."""
+    metric, options = params.metric or Metric.TOP1, params.task
+    if not labels or (metric is Metric.TOP1 and options.output is None):
+        return None
+    label = labels[LABEL]
+    classes = int(label.max(initial=-1)) + 1 if label.dtype.kind in "iu" else 0
+    if classes > _MOST_CLASSES:
+        raise InvalidData(
+            f"'label' has the class {classes - 1}",
+            hint=f"classes count from 0, and are below {_MOST_CLASSES}; padding is below 0",
+        )
+    return TaskJudge(metric=metric, options=options, classes=classes)
+
+
+def _by_sample(outputs: Arrays, batch: Batch, count: int) -> Arrays:
+    """The outputs that have the samples along an axis, with that axis first."""
+    found: Arrays = {}
+    for name, array in outputs.items():
+        axis = batch.axis_of_output(name)
+        if axis is not None and array.ndim > axis and array.shape[axis] == count:
+            found[name] = np.moveaxis(array, axis, 0)
+    return found
+
+
+def _refuse_unfit(comparison: OutputComparison, samples: Arrays, batch: Batch) -> None:
     if comparison.samples == 0:
         raise InvalidData(
             f"{batch.count(samples)} samples don't fill the model's smallest batch of {batch.min}",
@@ -236,14 +295,6 @@ def _compare(
             hint="choose bf16 or fp32, or for int8 a GPU that has bf16 (sm_80 and later): values of this "
             "model leave the range of fp16",
         )
-    accuracy = comparison.found(labels)
-    if labels is not None and accuracy.task is None:
-        raise InvalidData(
-            f"there are labels of shape {list(labels.shape)}, but no output has classes of that shape",
-            hint="labels need an output of scores [samples, classes] or [samples, classes, …], or of "
-            "integers of the labels' own shape; leave 'label' out for a model that isn't a classifier",
-        )
-    return accuracy
 
 
 def _check_outputs(expected: Arrays, actual: Arrays) -> None:

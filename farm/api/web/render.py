@@ -108,6 +108,7 @@ def environment() -> Environment:
         "size": shown.size,
         "judged_on": shown.judged_on,
         "task": shown.task,
+        "drop_interval": shown.drop_interval,
         "agrees": shown.agrees,
         "compute_types": shown.compute_types,
         "verdict": verdict,

@@ -1,0 +1,106 @@
+"""Samples stay on disk until a batch takes them."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from farm.errors import InvalidData
+from farm.specs.shapes import ShapeRange, TensorSpec
+from workers.inputs.batch import Batch
+from workers.inputs.samples import check_samples, open_samples, read_samples, split
+from workers.inputs.stored import Column, columns
+
+Save = Callable[[Path, dict[str, np.ndarray]], None]
+
+SAVES: dict[str, Save] = {
+    "stored": lambda path, arrays: np.savez(path, **arrays),
+    "compressed": lambda path, arrays: np.savez_compressed(path, **arrays),
+    "safetensors": lambda path, arrays: save_file(arrays, path),
+}
+SIZE = (3, 96, 96)
+SPEC = TensorSpec(name="image", dtype="float32", shape=("batch", *SIZE))
+PROFILE = {
+    "image": ShapeRange(min=(1, *SIZE), opt=(8, *SIZE), max=(64, *SIZE)),
+}
+
+
+def saved(save: Save, path: Path, arrays: dict[str, np.ndarray]) -> Path:
+    made = path.with_suffix(".npz")
+    save(made, arrays)
+    return made
+
+
+@pytest.mark.parametrize("save", SAVES.values(), ids=SAVES)
+def test_every_way_of_indexing_gives_what_the_array_has(save: Save, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).normal(size=(100, 7, 500)).astype(np.float32)
+    few = np.arange(5)
+    path = saved(save, tmp_path / "data", {"image": array, "few": few})
+    found = columns(path)
+    column = found["image"]
+    assert isinstance(column, Column)
+    assert (column.shape, column.dtype, len(column)) == (array.shape, array.dtype, 100)
+    assert isinstance(found["few"], np.ndarray)  # small: read at once
+    mask = np.arange(100) % 3 == 1
+    for key in (slice(3, 9), slice(None), slice(0, 50, 7), [5, 5, 2, 99], mask, (slice(2, 4), 1)):
+        assert np.array_equal(column[key], array[key]), key
+    assert np.array_equal(column[:2], array[:2])  # after the end was read
+    held = column.selected(mask)
+    assert isinstance(held, Column)
+    assert np.array_equal(held[4:9], array[mask][4:9])
+    assert np.array_equal(np.asarray(held), array[mask])
+    assert np.array_equal(read_samples(path)["image"], array)
+
+
+def peak_bytes(path: Path) -> int:
+    """Of checking, splitting and iterating, as a stage does."""
+    batch = Batch.of([SPEC], PROFILE)
+    tracemalloc.start()
+    try:
+        samples = check_samples(open_samples(path), [SPEC], PROFILE)
+        kept, held = split(samples, [SPEC], PROFILE, 8)
+        assert held is not None
+        seen = sum(batch.count(b) for part in (kept, held) for b in batch.split(part, 8))
+        assert seen == batch.count(samples)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("save", SAVES.values(), ids=SAVES)
+def test_memory_is_the_same_for_128_and_1024_images(save: Save, tmp_path: Path) -> None:
+    peaks = []
+    for count in (128, 1024):
+        images = np.zeros((count, *SIZE), np.float32)
+        path = saved(save, tmp_path / f"of-{count}", {"image": images})
+        del images
+        peaks.append(peak_bytes(path))
+        path.unlink()
+    assert peaks[1] < 1.1 * peaks[0]
+    assert peaks[1] < 12 << 20  # all of it is 113 MB
+
+
+def test_damage_is_told_before_a_batch_meets_it(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 9, (64, 40_000))
+    path = tmp_path / "data.npz"
+    np.savez_compressed(path, ids=array)
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2 : len(whole) // 2 + 64] = bytes(64)
+    path.write_bytes(whole)
+    spec = TensorSpec(name="ids", dtype="int64", shape=("batch", 40_000))
+    shapes = {"ids": ShapeRange(min=(1, 40_000), opt=(8, 40_000), max=(8, 40_000))}
+    with pytest.raises(InvalidData, match="can't be read"):
+        check_samples(open_samples(path), [spec], shapes)
+
+
+def test_values_that_are_not_finite_are_counted_over_the_whole_file(tmp_path: Path) -> None:
+    images = np.zeros((200, *SIZE), np.float32)
+    images[[3, 190], 0, 0, 0] = np.nan, np.inf
+    np.savez(tmp_path / "data.npz", image=images)
+    with pytest.raises(InvalidData, match="2 NaN or infinite"):
+        check_samples(open_samples(tmp_path / "data.npz"), [SPEC], PROFILE)
