@@ -38,7 +38,8 @@ def test_what_modelopt_stumbles_over_is_told_as_what_to_do(
 def test_one_calibration_serves_gpus_and_cpus(digits: Digits) -> None:
     facts = digits.calibrated.facts
     assert (facts["samples"], facts["batch_size"], facts["batches"]) == (64, 8, 8)
-    assert facts["method"] == "entropy"
+    assert facts["method"] == "auto"
+    assert sum(facts["chosen"].values()) > 2
     assert facts["qdq_pairs"] > 5
     assert facts["remainder"] == "fp16"
     fp32, fp16 = (onnx.load(str(path)) for path in (digits.int8, digits.int8_fp16))
@@ -162,7 +163,6 @@ def test_calibration_depends_on_the_data(bench: Bench, digits: Digits, tmp_path:
         ({"image": (IMAGE * 255).astype(np.uint8)}, "uint8"),
         ({"image": np.where(IMAGE > 0.5, np.float32(np.nan), IMAGE)}, "NaN"),
         ({"image": IMAGE[:0]}, "no samples"),
-        ({"image": IMAGE[:8]}, "single batch"),
         ({"image": np.array([{}], dtype=object)}, "can't be read"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
