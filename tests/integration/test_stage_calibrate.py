@@ -16,8 +16,8 @@ from tests.stage_bench import CPU, IMAGE, Bench, Digits, batch_profile, rtx, sav
 from workers.backends.ort.cpu import OrtModel
 from workers.graphs import casting, interface, walk
 from workers.graphs.shapes import outline_of
+from workers.quantize import modelopt
 from workers.quantize.stored_weights import fold_quantized_weights
-from workers.stages import calibrate
 
 
 def test_what_modelopt_stumbles_over_is_told_as_what_to_do(
@@ -29,7 +29,7 @@ def test_what_modelopt_stumbles_over_is_told_as_what_to_do(
     monkeypatch.setattr(casting, "typed", stumble)
     error = bench.fails(CastFailed, CastParams(precision="bf16"), onnx=digits.onnx)
     assert "this graph can't be cast to bf16: no shape of node n7" in error.detail
-    monkeypatch.setattr(calibrate, "quantize", stumble)
+    monkeypatch.setattr(modelopt, "quantize", stumble)
     inputs = {"onnx": digits.onnx, "calibration": digits.calibration}
     error = bench.fails(CalibrationFailed, CalibrateParams(), **inputs)
     assert "can't calibrate this graph for int8: no shape of node n7" in error.detail

@@ -13,9 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 import onnx
-from modelopt.onnx.quantization import quantize
 from onnx import TensorProto
-from onnxruntime.quantization.calibrate import CalibrationDataReader
 
 from farm.errors import CalibrationFailed, FarmError, InvalidData
 from farm.planning import policy
@@ -25,12 +23,11 @@ from farm.specs.roles import Role
 from farm.specs.runtime import Runtime, Target
 from farm.specs.source import DataKind
 from farm.stages import CalibrateFacts, CalibrateParams
-from workers.graphs import casting, check, files, floats, interface, opsets, shapes, standard, walk
-from workers.graphs.normal import normalised
+from workers.graphs import casting, check, files, interface, opsets, shapes, standard, walk
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import resolve_profiles
 from workers.inputs.samples import Arrays, samples_for
-from workers.quantize import calibrated, choosing, qat, unquantised
+from workers.quantize import calibrated, choosing, modelopt, qat
 from workers.quantize.magnitudes import MAX_SAMPLES, Magnitudes, measured
 from workers.quantize.stored_weights import fold_quantized_weights
 from workers.stages.base import Stage, StageResult
@@ -65,7 +62,9 @@ def run(stage: Stage) -> StageResult:
         raise _too_few(count, batch)
 
     files.load_weights(model, file)
-    quantized = _placed(stage, params, model, next(batch.split(samples, size)))
+    stage.progress("place Q/DQ", None)
+    first = next(batch.split(samples, size))
+    quantized = modelopt.placed(model, first, params.precision, stage.workdir)
     made = calibrated.calibrate(
         quantized,
         samples,
@@ -144,24 +143,6 @@ def _samples(
     return samples, Batch.of(inputs, profile), kind
 
 
-def _placed(
-    stage: Stage, params: CalibrateParams, model: onnx.ModelProto, first: Arrays
-) -> onnx.ModelProto:
-    """The Q/DQ graph in fp32 with the model's own outputs; its activations' scales are of the first batch."""
-    wide = floats.calibratable(model)
-    through = walk.take_out_given(wide)
-    file, made = stage.workdir / "source.onnx", stage.workdir / "typed.onnx"
-    files.write_model(wide, file)  # ModelOpt writes next to the file it reads
-    stage.progress("place Q/DQ", None)
-    _quantize(file, made, OneBatch(first), params, is_large=files.is_large(model))
-    quantized = normalised(onnx.load(str(made)))
-    for position, value in through.items():  # in their original order
-        quantized.graph.output.insert(position, value)
-    _check_pairs(quantized, params.precision)
-    interface.keep_axis_ranges(quantized, interface.axis_ranges(model))
-    return quantized
-
-
 def _write_for_gpus(
     stage: Stage, quantized: onnx.ModelProto, batches: Sequence[Arrays]
 ) -> tuple[dict[str, Path], dict[str, int]]:
@@ -215,26 +196,6 @@ def _count(quantized: onnx.ModelProto, chosen: choosing.Chosen) -> dict[str, int
     return dict(counts)
 
 
-class OneBatch(CalibrationDataReader):  # type: ignore[misc]
-    """A batch for ModelOpt, which places Q/DQ by the shapes in it, and reads it more than once."""
-
-    def __init__(self, batch: Arrays) -> None:
-        self._batch = batch
-        self._is_read = False
-
-    def get_next(self) -> Arrays | None:
-        given = None if self._is_read else self._batch
-        self._is_read = True
-        return given
-
-    def get_first(self) -> Arrays:
-        """The batch, without reading it: ModelOpt tries the session with it."""
-        return self._batch
-
-    def rewind(self) -> None:
-        self._is_read = False
-
-
 def batch_size(asked: int, batch: Batch) -> int:
     """The batch size to calibrate with.
 
@@ -246,38 +207,6 @@ def batch_size(asked: int, batch: Batch) -> int:
             f"batch size {size} instead of {asked}: the profile allows {batch.min} to {batch.max}"
         )
     return size
-
-
-def _quantize(
-    source: Path, typed: Path, reader: OneBatch, params: CalibrateParams, *, is_large: bool
-) -> None:
-    try:
-        quantize(
-            str(source),
-            quantize_mode=str(params.precision),
-            calibration_method="max",
-            calibration_data_reader=reader,
-            calibration_eps=["cpu"],
-            high_precision_dtype="fp32",
-            output_path=str(typed),
-            log_level="INFO",
-            use_external_data_format=is_large,
-        )
-    except Exception as err:  # it may raise anything, including bare Exceptions
-        raise CalibrationFailed(
-            f"ModelOpt can't calibrate this graph for {params.precision}: {check.brief(err)}",
-            hint="choose fp16; see the job's log for what it stumbled over",
-        ) from err
-    if not typed.exists():
-        raise CalibrationFailed("ModelOpt wrote no quantised model")
-
-
-def _check_pairs(quantized: onnx.ModelProto, precision: Precision) -> None:
-    if walk.qdq_pairs(quantized) == 0:
-        why, hint = unquantised.reasons(quantized)
-        raise CalibrationFailed(
-            f"no convolution or matrix product of the graph can be {precision}: {why}", hint=hint
-        )
 
 
 def _refuse_unquantisable(stage: Stage, model: onnx.ModelProto, precision: Precision) -> None:
