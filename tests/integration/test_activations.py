@@ -22,7 +22,7 @@ from tests.stage_bench import Bench, Digits, batch_profile, save_npz
 from workers.backends.ort import cpu
 from workers.graphs import walk
 from workers.inputs.batch import Batch
-from workers.quantize import activations, placement
+from workers.quantize import activations, placement, trials
 
 METHODS = ("auto", "max", "percentile", "entropy", "mse")
 
@@ -142,7 +142,7 @@ def test_what_a_concat_joins_shares_one_scale_by_every_method(
     found = scales(made.outputs["typed"])
     assert found["ra"] == found["rb"] == found["c"] != found["x"]
     assert sum(made.facts["chosen"].values()) == len(found) - 2
-    assert made.facts["chosen"].keys() <= set(METHODS[1:])
+    assert made.facts["chosen"].keys() <= {*METHODS[1:], "mild-mse", "middle"}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -206,6 +206,28 @@ def test_a_percentile_clips_what_lies_beyond_it(bench: Bench, digits: Digits) ->
     )
     assert wide.keys() == narrow.keys()
     assert all(narrow[name] < wide[name] for name in wide)
+
+
+def test_of_several_scales_those_are_best_that_change_the_outputs_least(
+    digits: Digits, tmp_path: Path
+) -> None:
+    image = {"image": np.load(digits.calibration)["image"][:16]}
+    source = tmp_path / "model.onnx"
+    source.write_bytes(digits.onnx.read_bytes())
+    quantized = onnx.load(str(by_modelopt(source, image, tmp_path / "typed.onnx", "int8")))
+    tensors = placement.placed(quantized).tensors
+    values = {t.name: numpy_helper.to_array(t) for t in quantized.graph.initializer}
+    right = {
+        node.input[0]: np.float32(values[node.input[1]])
+        for node in quantized.graph.node
+        if node.op_type == "QuantizeLinear" and node.input[0] in tensors
+    }
+    wrong = {
+        f"times {n}": {name: np.float32(scale * n) for name, scale in right.items()}
+        for n in (20.0, 0.05)
+    }
+    assert trials.best(quantized, wrong | {"right": right}, [image], tmp_path) == "right"
+    assert trials.best(quantized, {"one": wrong["times 20.0"]}, [image], tmp_path) == "one"
 
 
 def test_a_quantised_graph_without_its_pairs_is_the_graph_before(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from workers.quantize import thresholds
+from workers.quantize import thresholds, trials
 from workers.quantize.activations import held_out
 from workers.quantize.histograms import Histogram, edges
 
@@ -188,3 +188,41 @@ def test_whole_blocks_are_held_out_and_the_rest_fits(count: int, block: int) -> 
     if count >= 2 * block:
         assert 0 < marks.sum() < count
     assert np.array_equal(marks, held_out(count, block))
+
+
+@pytest.mark.parametrize(
+    ("expected", "made", "distance"),
+    [
+        ([[1.0, 3.0]], [[1.0, 3.0]], 0.0),
+        ([[1.0, 3.0]], [[2.0, 3.0]], 0.5),
+        ([[1.0, 3.0]], [[1.0, np.nan]], np.inf),
+        ([[np.nan, 3.0, 1.0]], [[0.0, 3.0, 1.0]], 0.0),
+        ([[2.0]], [[1.0]], 0.25),
+        ([1.0, 2.0], [1.0], 1.0),
+        ([], [], 0.0),
+    ],
+)
+def test_outputs_are_as_far_apart_as_their_error_over_their_spread(
+    expected: list[float], made: list[float], distance: float
+) -> None:
+    outputs = [[{"y": np.array(value, np.float32)}] for value in (expected, made)]
+    assert trials.distance(*outputs) == pytest.approx(distance)
+
+
+def test_integer_outputs_are_as_far_apart_as_they_differ() -> None:
+    one, other = {"y": np.array([1, 2, 3, 4])}, {"y": np.array([1, 2, 3, 5])}
+    assert trials.distance([one], [other]) == 0.25
+
+
+def test_the_distance_does_not_depend_on_batches() -> None:
+    rng = np.random.default_rng(0)
+    whole = [rng.standard_normal((12, 5)).astype(np.float32) for _ in range(2)]
+    parts = [[{"y": rows} for rows in np.split(each, [3, 4, 9])] for each in whole]
+    assert trials.distance(*parts) == trials.distance(*([{"y": each}] for each in whole))
+
+
+def test_clipping_weighs_more_where_asked() -> None:
+    values = np.random.default_rng(0).laplace(size=100_000).astype(np.float32)
+    found = histogram(values)
+    mild, sharp = (thresholds.least_error(found, weight) for weight in (2.0, 1.0))
+    assert sharp < mild < found.most

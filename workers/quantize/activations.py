@@ -52,6 +52,22 @@ def gathered(
     return found
 
 
+def of_parts(
+    model: onnx.ModelProto,
+    names: Sequence[str],
+    parts: Iterable[Iterable[Arrays]],
+    folder: Path,
+    *,
+    counted: bool,
+) -> list[Statistics]:
+    """The statistics of these tensors over each part of the samples.
+
+    Extremes alone are exact to the bit: see ``observed``.
+    """
+    session = observed(model, names, folder, exact=not counted)
+    return [gathered(session, names, batches, counted=counted) for batches in parts]
+
+
 def observed(
     model: onnx.ModelProto, names: Sequence[str], folder: Path, *, exact: bool
 ) -> OrtModel:

@@ -1,13 +1,14 @@
 """Calibrates: chooses the scales of a Q/DQ graph's activations from samples.
 
 ``auto`` chooses for each tensor between the methods. They take their thresholds from three quarters of the
-samples; the one with the least error on the last quarter takes its threshold from all of them.
+samples; the one with the least error on the last quarter takes its threshold from all of them. This mix then
+competes with ``max``, ``mse`` and the middle between itself and ``max``, by the graph's outputs.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
@@ -15,14 +16,21 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from farm.specs.precision import Precision
 from workers.backends.ort.cpu import cpu_threads
 from workers.inputs.batch import Batch
 from workers.inputs.samples import Arrays
-from workers.quantize import activations, placement, thresholds
+from workers.quantize import activations, placement, thresholds, trials
 from workers.quantize.activations import Statistics
 from workers.quantize.histograms import Histogram
+
+Rows = NDArray[np.bool_]
+
+#: Held-out samples on which whole graphs are compared.
+_TRIED = 16
+_MIX, _MIDDLE = "mix", "middle"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,29 +65,42 @@ def calibrate(
     """
     where = placement.placed(quantized)
     method = _method(method, precision)
-    session = activations.observed(
-        placement.without_pairs(quantized), where.tensors, folder, exact=method == "max"
-    )
-
-    def run(which: Iterable[Arrays]) -> Statistics:
-        counted = method != "max"
-        return activations.gathered(session, where.tensors, which, counted=counted)
-
     count = batch.count(samples)
-    is_held = np.zeros(count, bool)
-    if method == "auto":
-        is_held = activations.held_out(count, batch.min)
+    is_held = activations.held_out(count, batch.min) & (method == "auto")
     told = _Told(batch, seen)
-    fit = run(told.of(activations.batches_of(samples, batch, size, ~is_held)))
-    held = run(told.of(activations.batches_of(samples, batch, size, is_held)))
-    chosen = _rescaled(quantized, where, fit, held, method, percentile, precision)
+
+    def batches(which: Rows) -> Iterator[Arrays]:
+        return activations.batches_of(samples, batch, size, which)
+
+    fit, held = activations.of_parts(
+        placement.without_pairs(quantized),
+        where.tensors,
+        [told.of(batches(~is_held)), told.of(batches(is_held))],
+        folder,
+        counted=method != "max",
+    )
+    ranges = _Ranges(where, fit, held, percentile)
+    if method == "auto":
+        choices = ranges.choices()
+        scales = {name: ranges.scales(limits, precision) for name, (limits, _) in choices.items()}
+        tried = list(batches(_first(is_held if is_held.any() else ~is_held)))
+        limits, chosen = choices[trials.best(quantized, scales, tried, folder)]
+    else:
+        limits = ranges.by(thresholds.methods(percentile)[method])
+        chosen = {method: len(where.groups)}
+    placement.rescale(quantized, ranges.scales(limits, precision))
     lost = {name: fit[name].not_finite + held[name].not_finite for name in where.tensors}
     return Calibration(
         samples=told.samples,
         batches=told.batches,
         chosen=chosen,
-        not_finite={name: count for name, count in lost.items() if count},
+        not_finite={name: number for name, number in lost.items() if number},
     )
+
+
+def _first(which: Rows) -> Rows:
+    """The first of the marked samples, enough to compare whole graphs on."""
+    return which & (np.cumsum(which) <= _TRIED)
 
 
 def _method(method: str, precision: Precision) -> str:
@@ -102,33 +123,47 @@ class _Told:
             self._seen(self.samples)
 
 
-def _rescaled(
-    quantized: onnx.ModelProto,
-    where: placement.Placement,
-    fit: Statistics,
-    held: Statistics,
-    method: str,
-    percentile: float | None,
-    precision: Precision,
-) -> dict[str, int]:
-    methods = thresholds.methods(percentile)
+class _Ranges:
+    """Thresholds of the groups of tensors that share a scale."""
 
-    def found(group: tuple[str, ...]) -> tuple[str, float]:
-        taken, judged = (
-            reduce(Histogram.merged, (part[name] for name in group)) for part in (fit, held)
+    def __init__(
+        self,
+        where: placement.Placement,
+        fit: Statistics,
+        held: Statistics,
+        percentile: float | None,
+    ) -> None:
+        self._groups, self._percentile = where.groups, percentile
+        self._fit, self._held = (
+            [reduce(Histogram.merged, (part[name] for name in group)) for group in where.groups]
+            for part in (fit, held)
         )
-        everything = taken.merged(judged)
-        name = method
-        if method == "auto":
-            name = thresholds.chosen(taken, judged if judged.total else taken, methods)
-        return name, methods[name](everything)
+        self._all = [one.merged(other) for one, other in zip(self._fit, self._held, strict=True)]
 
-    with ThreadPoolExecutor(cpu_threads()) as threads:
-        results = list(threads.map(found, where.groups))
-    scales = {
-        name: placement.scale_of(threshold, precision)
-        for group, (_, threshold) in zip(where.groups, results, strict=True)
-        for name in group
-    }
-    placement.rescale(quantized, scales)
-    return dict(Counter(name for name, _ in results))
+    def by(self, method: thresholds.Threshold) -> list[float]:
+        with ThreadPoolExecutor(cpu_threads()) as threads:
+            return list(threads.map(method, self._all))
+
+    def choices(self) -> dict[str, tuple[list[float], dict[str, int]]]:
+        """Name → the thresholds, and how many each method gave: what ``auto`` tries on the whole graph."""
+        methods = thresholds.candidates(self._percentile)
+
+        def mixed(fit: Histogram, held: Histogram, whole: Histogram) -> tuple[str, float]:
+            name = thresholds.chosen(fit, held if held.total else fit, methods)
+            return name, methods[name](whole)
+
+        with ThreadPoolExecutor(cpu_threads()) as threads:
+            mix = list(threads.map(mixed, self._fit, self._held, self._all))
+        found = {_MIX: ([limit for _, limit in mix], dict(Counter(name for name, _ in mix)))}
+        for name in ("max", "mse"):
+            found[name] = self.by(methods[name]), {name: len(mix)}
+        middle = np.sqrt(np.multiply(found[_MIX][0], found["max"][0])).tolist()
+        return found | {_MIDDLE: (middle, {_MIDDLE: len(mix)})}
+
+    def scales(self, limits: Iterable[float], precision: Precision) -> Mapping[str, np.float32]:
+        """The scale of each tensor."""
+        return {
+            name: placement.scale_of(limit, precision)
+            for group, limit in zip(self._groups, limits, strict=True)
+            for name in group
+        }

@@ -5,12 +5,12 @@ ModelOpt places Q/DQ. What it decides stays, but for the activations' scales.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from farm.specs.precision import Precision
 from workers.graphs import walk
@@ -105,18 +105,36 @@ def scale_of(threshold: float, precision: Precision) -> np.float32:
     return np.float32(scale * 448.0 / 127.0) if precision is Precision.FP8 else scale
 
 
+def with_scales_given(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
+    """A copy of the graph that takes these activations' scales as inputs, by ``scale_name``."""
+    given = onnx.ModelProto()
+    given.CopyFrom(model)
+    _renamed(given.graph, tensors)
+    for name in tensors:
+        value = helper.make_tensor_value_info(scale_name(name), TensorProto.FLOAT, [])
+        given.graph.input.append(value)
+    walk.drop_unused(given.graph)
+    return given
+
+
+def scale_name(tensor: str) -> str:
+    return f"{tensor}__scale"
+
+
 def rescale(model: onnx.ModelProto, scales: Mapping[str, np.float32]) -> None:
     """Give activations these scales, each tensor its own constant."""
-    graph = model.graph
+    _renamed(model.graph, scales)
+    for name, scale in scales.items():
+        constant = numpy_helper.from_array(np.asarray(scale, np.float32), scale_name(name))
+        model.graph.initializer.append(constant)
+    walk.drop_unused(model.graph)
+
+
+def _renamed(graph: onnx.GraphProto, tensors: Collection[str]) -> None:
     renamed: dict[str, str] = {}  #: quantised tensor → its scale
     for node in graph.node:
-        if node.op_type == "QuantizeLinear" and node.input[0] in scales:
-            renamed[node.output[0]] = node.input[1] = f"{node.input[0]}__scale"
+        if node.op_type == "QuantizeLinear" and node.input[0] in tensors:
+            renamed[node.output[0]] = node.input[1] = scale_name(node.input[0])
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in renamed:
             node.input[1] = renamed[node.input[0]]
-    for name, scale in scales.items():
-        graph.initializer.append(
-            numpy_helper.from_array(np.asarray(scale, np.float32), f"{name}__scale")
-        )
-    walk.drop_unused(graph)

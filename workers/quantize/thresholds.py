@@ -15,6 +15,10 @@ from workers.quantize.histograms import Floats, Histogram
 #: int8, symmetric.
 LEVELS = 127
 DEFAULT_PERCENTILE = 99.99
+#: Rounding errors cancel in a product's sum; those of clipping have one sign, and add up.
+CLIPPED = 2.0
+#: ``mse``, with the error of clipping counted ``CLIPPED`` times.
+MILD = "mild-mse"
 #: How far below the maximum a threshold is looked for.
 _OCTAVES = 6
 #: Thresholds tried in an octave, at first; then the best one's neighbourhood is searched this finely again.
@@ -42,16 +46,20 @@ def percentile(histogram: Histogram, percent: float = DEFAULT_PERCENTILE) -> flo
     return float(low[at] + (high[at] - low[at]) * np.clip(share, 0, 1))
 
 
-def least_error(histogram: Histogram) -> float:
-    """The threshold with the least mean squared error of the quantised values."""
+def least_error(histogram: Histogram, clipped: float = 1.0) -> float:
+    """The threshold with the least mean squared error of the quantised values.
+
+    Parameters:
+        clipped: how often the error of values that are clipped counts.
+    """
     most = float(histogram.most)
     if most == 0:
         return 0.0
     tried = most * 2.0 ** -(np.arange(_OCTAVES * _STEPS + 1) / _STEPS)
-    best = tried[int(np.argmin(errors(histogram, tried)))]
+    best = tried[int(np.argmin(errors(histogram, tried, clipped)))]
     fine = best * 2.0 ** (np.arange(-_FINE, _FINE + 1) / (_FINE * _STEPS))
     fine = np.minimum(fine, most)
-    return float(fine[int(np.argmin(errors(histogram, fine)))])
+    return float(fine[int(np.argmin(errors(histogram, fine, clipped)))])
 
 
 def entropy(histogram: Histogram) -> float:
@@ -72,8 +80,12 @@ def entropy(histogram: Histogram) -> float:
     return most * float(kept[best]) / _LINEAR
 
 
-def errors(histogram: Histogram, thresholds: Floats) -> Floats:
-    """The mean squared error of the values, quantised to int8 with each of these thresholds."""
+def errors(histogram: Histogram, thresholds: Floats, clipped: float = 1.0) -> Floats:
+    """The mean squared error of the values, quantised to int8 with each of these thresholds.
+
+    Parameters:
+        clipped: how often the error of values that are clipped counts.
+    """
     low, high, counts = histogram.bins()
     if not counts.size:
         return np.zeros(len(thresholds))
@@ -88,10 +100,10 @@ def errors(histogram: Histogram, thresholds: Floats) -> Floats:
     # Rounding up to the threshold, clipping from there on; a bin may have parts on both sides.
     inner, outer = np.minimum(low, limit), np.minimum(high, limit)
     rounded = (_rounding(outer / step) - _rounding(inner / step)) * step**3
-    clipped = (np.maximum(high - limit, 0) ** 3 - np.maximum(low - limit, 0) ** 3) / 3
+    beyond = (np.maximum(high - limit, 0) ** 3 - np.maximum(low - limit, 0) ** 3) / 3 * clipped
     width = high - low
     is_point = width <= 0
-    spread = (rounded + clipped) / np.where(is_point, 1, width)
+    spread = (rounded + beyond) / np.where(is_point, 1, width)
     if is_point.any():
         at = low - np.minimum(np.rint(low / step), LEVELS) * step
         spread = np.where(is_point, at**2, spread)
@@ -102,11 +114,11 @@ def errors(histogram: Histogram, thresholds: Floats) -> Floats:
 def chosen(fit: Histogram, held: Histogram, methods: dict[str, Threshold]) -> str:
     """The method whose threshold, taken from ``fit``, errs least on ``held``; the first of equals."""
     found = np.array([method(fit) for method in methods.values()])
-    return list(methods)[int(np.argmin(errors(held, found)))]
+    return list(methods)[int(np.argmin(errors(held, found, CLIPPED)))]
 
 
 def methods(percent: float | None) -> dict[str, Threshold]:
-    """The methods by name, the mildest first."""
+    """The methods that users choose from, by name, the mildest first."""
     share = DEFAULT_PERCENTILE if percent is None else percent
     return {
         "max": maximum,
@@ -114,6 +126,11 @@ def methods(percent: float | None) -> dict[str, Threshold]:
         "mse": least_error,
         "entropy": entropy,
     }
+
+
+def candidates(percent: float | None) -> dict[str, Threshold]:
+    """What ``auto`` chooses from for a tensor."""
+    return methods(percent) | {MILD: lambda histogram: least_error(histogram, CLIPPED)}
 
 
 def _rounding(ticks: Floats) -> Floats:
