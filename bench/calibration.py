@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ _TIMEOUT_S = 1800.0
 @dataclass(frozen=True, kw_only=True)
 class Cost:
     seconds: float
+    processor_s: float  #: of all cores; on a machine with other work it says more
     peak_mb: float
 
 
@@ -86,7 +87,11 @@ def _beside(
 
 def _measured(what: str, count: int, model: Path) -> Cost:
     cost = Cost(**json.loads(_child(what, count, model).splitlines()[-1]))
-    print(f"  {what}, {count} images: {cost.seconds:.1f} s, {cost.peak_mb:.0f} MB", flush=True)
+    print(
+        f"  {what}, {count} images: {cost.seconds:.1f} s, {cost.processor_s:.1f} s of processors, "
+        f"{cost.peak_mb:.0f} MB",
+        flush=True,
+    )
     return cost
 
 
@@ -255,11 +260,14 @@ def main(what: str, count: str, model: str) -> None:
         _write(Path(model))
         return
     run = _prepared(what, Images(int(count)), Path(model))
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     run()
-    seconds = time.perf_counter() - start
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "peak_mb": peak_mb}))
+    cost = Cost(
+        seconds=time.perf_counter() - start,
+        processor_s=time.process_time() - processor,
+        peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    )
+    print(json.dumps(asdict(cost)))
 
 
 if __name__ == "__main__":
