@@ -441,3 +441,31 @@ def test_text_models_are_built_again_that_took_their_mask_for_their_tokens():
 
     assert stages("BertModel") == {"export": 1, "build": 0, "measure": 1}
     assert stages("ViTModel") == {"export": 0, "build": 0, "measure": 0}
+
+
+def test_how_ranges_are_found_is_a_part_of_the_key():
+    def key(**asked):
+        data = {"digest": BUILD_EXAMPLE["calibration"]["digest"]} | asked
+        made = planned(targets=["sm_89"], precisions=["int8"], calibration=data)
+        return next(key for key, job in made.jobs.items() if job.kind == "calibrate")
+
+    assert key() == key(method="auto") == key(method="AUTO", batch_size=8)
+    others = [
+        {"method": "mse"},
+        {"method": "max"},
+        {"method": "percentile"},
+        {"method": "percentile", "percentile": 99.9},
+        {"percentile": 99.9},
+    ]
+    assert len({key(), *(key(**other) for other in others)}) == 6
+
+
+def test_a_percentile_that_no_method_uses_is_refused():
+    for method in ("max", "mse", "entropy"):
+        data = {
+            "digest": BUILD_EXAMPLE["calibration"]["digest"],
+            "method": method,
+            "percentile": 99,
+        }
+        with pytest.raises(ValueError, match=f"percentile has no meaning with the method {method}"):
+            planned(targets=["sm_89"], precisions=["int8"], calibration=data)
