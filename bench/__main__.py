@@ -20,6 +20,7 @@ page        the first paint of the farm's page with 10,000 builds beside a bare 
 pulls       a pull of a 1 GB engine beside nginx
 forecasts   a job's forecast among 100,000 that ran beside one among 1,000
 scrapes     a scrape of /metrics with 10,000 builds beside one with 100
+calibration INT8 calibration of ResNet-50 beside forward passes, and beside three peers
 =========== =========================================================================
 
 ``dispatch``, ``news``, ``jobs``, ``claims``, ``page``, ``post``, ``resolver`` and ``scrapes`` also measure
@@ -32,6 +33,7 @@ import argparse
 import sys
 
 from bench import (
+    calibration,
     children,
     claims,
     cold,
@@ -66,6 +68,7 @@ BENCHES = {
     "page": page.paints,
     "forecasts": forecasts.costs,
     "scrapes": scrapes.ratio,
+    "calibration": calibration.costs,
 }
 
 

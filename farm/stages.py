@@ -39,7 +39,7 @@ from farm.reports.records import (
 from farm.specs.gates import Gates
 from farm.specs.inference import TIMEOUT_S
 from farm.specs.options import BuilderOptions, Prune
-from farm.specs.precision import TRAITS, CalibrationMethod, Precision
+from farm.specs.precision import TRAITS, CalibrationMethod, Percentile, Precision
 from farm.specs.roles import Role
 from farm.specs.runtime import Target
 from farm.specs.shapes import FixedInputs, Profile
@@ -101,7 +101,8 @@ class CastParams(Value):
 
 class CalibrateParams(Value):
     precision: Annotated[Precision, AfterValidator(_typed_by("calibrate"))] = Precision.INT8
-    method: CalibrationMethod = "entropy"
+    method: CalibrationMethod = "auto"
+    percentile: Percentile | None = None
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
     profiles: tuple[Profile, ...] = ()
     hold_out: HoldOut = None
@@ -213,6 +214,7 @@ class CalibrateFacts(Facts):
     batches: Count | None = None
     precision: Word | None = None
     method: Word | None = None
+    chosen: Annotated[dict[Word, Count], Field(max_length=MOST_LISTED)] = {}
     qdq_pairs: Count | None = None
     remainder: Word | None = None
     remainder_nodes: Annotated[dict[Word, Count], Field(max_length=MOST_LISTED)] = {}
@@ -324,7 +326,7 @@ STAGES: Mapping[JobKind, StageSpec] = {
     JobKind.CALIBRATE: StageSpec(
         params=CalibrateParams,
         facts=CalibrateFacts,
-        version=5,
+        version=6,
         tools=_MODELOPT,
         takes=(Role.ONNX,),
         may_take=(Role.CALIBRATION,),

@@ -26,7 +26,23 @@ CalibrationData = Annotated[
     ),
 ]
 CalibrationMethod = Annotated[
-    str, typer.Option("--calibration-method", metavar="METHOD", help="entropy or max.")
+    str,
+    typer.Option(
+        "--calibration-method",
+        metavar="METHOD",
+        help="How activations' ranges are chosen: auto (for each tensor what errs least on samples held "
+        "out), max, percentile, entropy or mse.",
+    ),
+]
+CalibrationPercentile = Annotated[
+    float | None,
+    typer.Option(
+        "--calibration-percentile",
+        metavar="P",
+        min=50,
+        max=100,
+        help="The percentage of values that isn't clipped, for percentile and auto; 99.99 by default.",
+    ),
 ]
 CalibrationBatchSize = Annotated[
     int,
@@ -35,7 +51,7 @@ CalibrationBatchSize = Annotated[
         metavar="N",
         min=1,
         max=4096,
-        help="Samples per batch; entropy needs at least two batches.",
+        help="Samples per batch.",
     ),
 ]
 EvaluationData = Annotated[

@@ -51,7 +51,8 @@ def data_and_gates(
     files: Files,
     *,
     calibration: str | Path | None = None,
-    calibration_method: str = "entropy",
+    calibration_method: str = "auto",
+    calibration_percentile: float | None = None,
     calibration_batch_size: int = 8,
     evaluation: str | Path | None = None,
     metric: str | None = None,
@@ -85,6 +86,7 @@ def data_and_gates(
         fields["calibration"] = {
             "digest": files.digest(calibration),
             "method": calibration_method,
+            "percentile": calibration_percentile,
             "batch_size": calibration_batch_size,
         }
     if evaluation is not None:

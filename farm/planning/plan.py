@@ -131,7 +131,7 @@ class _Stages:
 
     def _calibrate(self, precision: Precision) -> PlannedJob:
         data = self._request.calibration
-        asked = {"method": data.method, "batch_size": data.batch_size} if data else {}
+        asked = data.model_dump(exclude={"digest"}) if data else {}
         params = CalibrateParams.model_validate(
             {"precision": precision, "hold_out": self._hold_out} | asked
         )

@@ -12,7 +12,7 @@ from farm.specs import texts
 from farm.specs.gates import GateChanges
 from farm.specs.goals import Aim, BatchSize, Goal
 from farm.specs.options import BuilderOptions, Prune
-from farm.specs.precision import CalibrationMethod, Precision
+from farm.specs.precision import CalibrationMethod, Percentile, Precision
 from farm.specs.shapes import FixedInputs, ShapeRange
 from farm.specs.source import Architecture, SourceFormat
 from farm.specs.target_text import split
@@ -53,8 +53,21 @@ RequestedProfile = Annotated[
 
 class Calibration(Request):
     digest: Digest
-    method: CalibrationMethod = "entropy"
+    method: CalibrationMethod = Field(
+        "auto",
+        description="how ranges are found; `auto`: for each tensor, by its error on samples held out",
+    )
+    percentile: Percentile | None = None
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
+
+    @model_validator(mode="after")
+    def _percentile_is_used(self) -> Calibration:
+        if self.percentile is not None and self.method not in ("auto", "percentile"):
+            raise ValueError(
+                f"percentile has no meaning with the method {self.method}: leave it out, or choose "
+                "the method percentile"
+            )
+        return self
 
 
 class Evaluation(Request):
@@ -86,7 +99,7 @@ BUILD_EXAMPLE: dict[str, Any] = {
     "precisions": ["fp16", "int8"],
     "targets": ["sm_89", "rtx-4090", "tensorrt-rtx:sm_120", "onnxruntime:cpu"],
     "profiles": [{"image": {"min": [1, 1, 8, 8], "opt": [8, 1, 8, 8], "max": [64, 1, 8, 8]}}],
-    "calibration": {"digest": "sha256:" + "b" * 64, "method": "entropy", "batch_size": 8},
+    "calibration": {"digest": "sha256:" + "b" * 64, "method": "auto", "batch_size": 8},
     "evaluation": {"digest": "sha256:" + "c" * 64, "metric": "top1", "max_drop": 0.01},
     "options": {"tf32": True},
     "priority": 5,

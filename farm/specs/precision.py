@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from pydantic import Field
+
 from farm.specs.words import AnyCase, Folded
 
 
@@ -49,4 +51,13 @@ TRAITS: dict[Precision, Traits] = {
 CALIBRATED = tuple(one for one, traits in TRAITS.items() if traits.typed_by == "calibrate")
 QUANTIZED = tuple(one for one, traits in TRAITS.items() if traits.quantized)
 
-CalibrationMethod = Annotated[Literal["entropy", "max"], AnyCase]
+CalibrationMethod = Annotated[Literal["auto", "max", "percentile", "entropy", "mse"], AnyCase]
+
+Percentile = Annotated[
+    float,
+    Field(
+        ge=50,
+        le=100,
+        description="the percentage of a tensor's values that isn't clipped; 99.99 by default",
+    ),
+]

@@ -305,12 +305,6 @@ def test_a_branch_on_values_is_known():
     assert_known(caught.value, "control", EXPORTED)
 
 
-def test_a_histogram_with_too_many_bins_is_known():
-    with pytest.raises(ValueError, match="bins") as caught:
-        np.histogram(np.float32([0, 1e-45]), bins=2048)
-    assert_known(caught.value, "bins", Asked(stage=JobKind.CALIBRATE, precision=Precision.INT8))
-
-
 def test_torch_without_memory_is_known():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**48, dtype=torch.float32)

@@ -53,7 +53,8 @@ def test_submit_sends_what_the_contract_asks_for(
         targets=["sm_89"],
         precisions=["int8"],
         calibration=samples,
-        calibration_method="max",
+        calibration_method="percentile",
+        calibration_percentile=99.9,
         evaluation=samples,
         metric="top1",
         max_drop=0.01,
@@ -78,7 +79,12 @@ def test_submit_sends_what_the_contract_asks_for(
             "bench": None,
             "profiles": [{"image": {"min": [1, 3], "opt": [8, 3], "max": [64, 3]}}],
             "fixed_inputs": {},
-            "calibration": {"digest": data, "method": "max", "batch_size": 8},
+            "calibration": {
+                "digest": data,
+                "method": "percentile",
+                "percentile": 99.9,
+                "batch_size": 8,
+            },
             "evaluation": {
                 "digest": data,
                 "metric": "top1",

@@ -110,7 +110,6 @@ SAID = {
     "node": "Failed deserializing node Node(target='torch.ops.aten.newop.default', inputs=[]",
     "output": "Unable to deserialize output node Argument(as_string=hello)",
     "control": "Could not guard on data-dependent expression Eq(u0, 1) (unhinted: Eq(u0, 1)).",
-    "bins": "Too many bins for data range. Cannot create 128 finite-sized bins.",
     "strings": "could not convert string to float: 'cat'",
     "sequence": "Function: dtype is unsupported for objects of type: list",
     "metadata": "Cannot restore public graph output metadata because names changed: ['y', 'x'] -> ['y']",

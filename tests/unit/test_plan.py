@@ -440,7 +440,7 @@ def test_the_keys_of_a_request_are_those_of_the_farm_before():
     """What was built stays built. They change with a stage's version, and by nothing else."""
     made = planned(targets=["sm_89", "cpu"], precisions=["fp32", "fp16", "int8"])
     assert keys.key({"keys": list(made.jobs)}) == (
-        "sha256:2164937a8ae4473944a380a48cd73d60055bc8ccf9a9f61b45998c150b02bb60"
+        "sha256:1fdadf1f5d9c884f62643d2b6e1959d6a30ab36a3a827545f69d5a08b7273dcc"
     )
 
 
@@ -455,3 +455,31 @@ def test_text_models_are_built_again_that_took_their_mask_for_their_tokens():
 
     assert stages("BertModel") == {"export": 1, "build": 0, "measure": 1}
     assert stages("ViTModel") == {"export": 0, "build": 0, "measure": 0}
+
+
+def test_how_ranges_are_found_is_a_part_of_the_key():
+    def key(**asked):
+        data = {"digest": BUILD_EXAMPLE["calibration"]["digest"]} | asked
+        made = planned(targets=["sm_89"], precisions=["int8"], calibration=data)
+        return next(key for key, job in made.jobs.items() if job.kind == "calibrate")
+
+    assert key() == key(method="auto") == key(method="AUTO", batch_size=8)
+    others = [
+        {"method": "mse"},
+        {"method": "max"},
+        {"method": "percentile"},
+        {"method": "percentile", "percentile": 99.9},
+        {"percentile": 99.9},
+    ]
+    assert len({key(), *(key(**other) for other in others)}) == 6
+
+
+def test_a_percentile_that_no_method_uses_is_refused():
+    for method in ("max", "mse", "entropy"):
+        data = {
+            "digest": BUILD_EXAMPLE["calibration"]["digest"],
+            "method": method,
+            "percentile": 99,
+        }
+        with pytest.raises(ValueError, match=f"percentile has no meaning with the method {method}"):
+            planned(targets=["sm_89"], precisions=["int8"], calibration=data)

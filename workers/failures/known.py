@@ -283,11 +283,6 @@ TABLE: tuple[Known, ...] = (
     ),
     # ModelOpt 0.47, and the runtimes it uses
     _entry(
-        r"Too many bins",
-        "calibrate with --calibration-method max, or look for outliers: a tensor's values are spread "
-        "too widely for a histogram",
-    ),
-    _entry(
         r"unexpected dtype: object|for abs\(\): 'str'|could not convert string to float",
         "keep strings outside the model and pass numbers: string values can't be compared",
     ),

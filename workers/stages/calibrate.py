@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import onnx
-from modelopt.onnx.quantization import quantize
 from onnx import TensorProto
-from onnxruntime.quantization.calibrate import CalibrationDataReader
 
 from farm.errors import CalibrationFailed, FarmError, InvalidData
 from farm.planning import policy
@@ -23,13 +22,12 @@ from farm.specs.precision import Precision
 from farm.specs.roles import Role
 from farm.specs.runtime import Runtime, Target
 from farm.specs.source import DataKind
-from farm.stages import CalibrateFacts, CalibrateParams, ReportProgress
-from workers.graphs import casting, check, files, floats, interface, opsets, shapes, standard, walk
-from workers.graphs.normal import normalised
+from farm.stages import CalibrateFacts, CalibrateParams
+from workers.graphs import casting, check, files, interface, opsets, shapes, standard, walk
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import resolve_profiles
 from workers.inputs.samples import Arrays, samples_for
-from workers.quantize import choosing, qat, unquantised
+from workers.quantize import calibrated, choosing, modelopt, qat
 from workers.quantize.magnitudes import MAX_SAMPLES, Magnitudes, measured
 from workers.quantize.stored_weights import fold_quantized_weights
 from workers.stages.base import Stage, StageResult
@@ -58,25 +56,44 @@ def run(stage: Stage) -> StageResult:
         return _as_it_is(stage, params, file, model)
     _refuse_unquantisable(stage, model, params.precision)
     samples, batch, _ = _samples(stage, params, model)
-    size, smallest = batch_size(params.batch_size, batch)
-    batches = list(batch.split(samples, size, smallest=smallest))
-    _refuse_too_few(batches, batch.count(samples), size, params)
+    size = batch_size(params.batch_size, batch)
+    count = batch.count(samples)
+    if count < batch.min:
+        raise _too_few(count, batch)
 
     files.load_weights(model, file)
-    quantized, pairs = _calibrated(stage, params, model, batches)
+    stage.progress("place Q/DQ", None)
+    first = next(batch.split(samples, size))
+    quantized = modelopt.placed(model, first, params.precision, stage.workdir)
+    made = calibrated.calibrate(
+        quantized,
+        samples,
+        batch,
+        size=size,
+        method=params.method,
+        percentile=params.percentile,
+        precision=params.precision,
+        folder=stage.workdir,
+        seen=lambda done: stage.progress("calibrate", done / count),
+    )
+    for name, lost in made.not_finite.items():
+        print(f"{lost} values of {name} are infinite or NaN: its range is that of the others")
+    pairs = walk.qdq_pairs(quantized)
+    fold_quantized_weights(quantized)
     typed = stage.workdir / "typed.onnx"
     files.save_model(quantized, typed)
     stage.progress("cast the remainder", None)
-    seen = batches[: max(1, MAX_SAMPLES // size)]
-    outputs, remainder = _write_for_gpus(stage, quantized, seen)
+    seen = islice(batch.split(samples, size, smallest=batch.min), max(1, MAX_SAMPLES // size))
+    outputs, remainder = _write_for_gpus(stage, quantized, list(seen))
     if policy.refusal(_CPU, params.precision) is None:
         outputs[Role.TYPED] = typed
     facts = CalibrateFacts(
-        samples=sum(map(batch.count, batches)),
+        samples=made.samples,
         batch_size=size,
-        batches=len(batches),
+        batches=made.batches,
         precision=str(params.precision),
         method=params.method,
+        chosen=made.chosen,
         qdq_pairs=pairs,
         remainder=max(remainder, key=lambda name: remainder[name]),
         remainder_nodes=remainder,
@@ -124,25 +141,6 @@ def _samples(
         stage.inputs, inputs, profile, hold_out=params.hold_out, fixed=params.fixed_inputs
     )
     return samples, Batch.of(inputs, profile), kind
-
-
-def _calibrated(
-    stage: Stage, params: CalibrateParams, model: onnx.ModelProto, batches: Sequence[Arrays]
-) -> tuple[onnx.ModelProto, int]:
-    """The Q/DQ graph in fp32 with the model's own outputs, and its number of Q/DQ pairs."""
-    wide = floats.calibratable(model)
-    through = walk.take_out_given(wide)
-    file, made = stage.workdir / "source.onnx", stage.workdir / "typed.onnx"
-    files.write_model(wide, file)  # ModelOpt writes next to the file it reads
-    reader = BatchReader(batches, stage.progress)
-    _quantize(file, made, reader, params, is_large=files.is_large(model))
-    quantized = normalised(onnx.load(str(made)))
-    for position, value in through.items():  # in their original order
-        quantized.graph.output.insert(position, value)
-    pairs = _checked_pairs(quantized, params.precision)
-    interface.keep_axis_ranges(quantized, interface.axis_ranges(model))
-    fold_quantized_weights(quantized)
-    return quantized, pairs
 
 
 def _write_for_gpus(
@@ -198,32 +196,8 @@ def _count(quantized: onnx.ModelProto, chosen: choosing.Chosen) -> dict[str, int
     return dict(counts)
 
 
-class BatchReader(CalibrationDataReader):  # type: ignore[misc]
-    """Feeds ModelOpt the user's batches; it reads them more than once, each time from the start."""
-
-    def __init__(self, batches: Sequence[Arrays], progress: ReportProgress) -> None:
-        self._batches = batches
-        self._progress = progress
-        self._position = 0
-
-    def get_next(self) -> Arrays | None:
-        if self._position == len(self._batches):
-            return None
-        batch = self._batches[self._position]
-        self._position += 1
-        self._progress("calibrate", self._position / len(self._batches))
-        return batch
-
-    def get_first(self) -> Arrays:
-        """The first batch, without advancing: ModelOpt tries the session with it."""
-        return self._batches[0]
-
-    def rewind(self) -> None:
-        self._position = 0
-
-
-def batch_size(asked: int, batch: Batch) -> tuple[int, int]:
-    """The batch size to calibrate with, and the profile's smallest batch.
+def batch_size(asked: int, batch: Batch) -> int:
+    """The batch size to calibrate with.
 
     The requested size is clamped to the profile's range; a static batch leaves no choice.
     """
@@ -232,41 +206,7 @@ def batch_size(asked: int, batch: Batch) -> tuple[int, int]:
         print(
             f"batch size {size} instead of {asked}: the profile allows {batch.min} to {batch.max}"
         )
-    return size, batch.min
-
-
-def _quantize(
-    source: Path, typed: Path, reader: BatchReader, params: CalibrateParams, *, is_large: bool
-) -> None:
-    try:
-        quantize(
-            str(source),
-            quantize_mode=str(params.precision),
-            calibration_method=params.method,
-            calibration_data_reader=reader,
-            calibration_eps=["cpu"],
-            high_precision_dtype="fp32",
-            output_path=str(typed),
-            log_level="INFO",
-            use_external_data_format=is_large,
-        )
-    except Exception as err:  # it may raise anything, including bare Exceptions
-        raise CalibrationFailed(
-            f"ModelOpt can't calibrate this graph for {params.precision}: {check.brief(err)}",
-            hint="choose fp16; see the job's log for what it stumbled over",
-        ) from err
-    if not typed.exists():
-        raise CalibrationFailed("ModelOpt wrote no quantised model")
-
-
-def _checked_pairs(quantized: onnx.ModelProto, precision: Precision) -> int:
-    pairs = walk.qdq_pairs(quantized)
-    if pairs == 0:
-        why, hint = unquantised.reasons(quantized)
-        raise CalibrationFailed(
-            f"no convolution or matrix product of the graph can be {precision}: {why}", hint=hint
-        )
-    return pairs
+    return size
 
 
 def _refuse_unquantisable(stage: Stage, model: onnx.ModelProto, precision: Precision) -> None:
@@ -290,17 +230,8 @@ def _refuse_unquantisable(stage: Stage, model: onnx.ModelProto, precision: Preci
         )
 
 
-def _refuse_too_few(
-    batches: Sequence[Arrays], samples: int, size: int, params: CalibrateParams
-) -> None:
-    if not batches:
-        raise InvalidData(
-            f"{samples} samples don't fill one batch of {size}, the smallest that the model takes",
-            hint=f"pass at least {2 * size} samples",
-        )
-    if params.method == "entropy" and len(batches) < 2:
-        # The histogram's range comes from the first batch: with only one there is nothing to compare.
-        raise InvalidData(
-            f"{samples} samples are a single batch of {size}, and entropy calibration needs two",
-            hint=f"pass at least {size + 1} samples, a smaller batch_size, or the method max",
-        )
+def _too_few(samples: int, batch: Batch) -> InvalidData:
+    return InvalidData(
+        f"{samples} samples don't fill one batch of {batch.min}, the smallest that the model takes",
+        hint=f"pass at least {2 * batch.min} samples",
+    )

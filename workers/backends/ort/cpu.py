@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,9 @@ from workers.inputs.samples import Arrays
 VERSION = onnxruntime.__version__
 
 Optimisation = Literal["none", "extended", "all"]
+Provider = str | tuple[str, dict[str, str]]  #: its name, and options
+_ON_CPU = "CPUExecutionProvider"
+_ON_GPU = "CUDAExecutionProvider"
 _LEVELS = {
     "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
@@ -34,6 +37,14 @@ _SOURCE = re.compile(
 )
 
 
+def fastest_providers() -> list[Provider]:
+    """A GPU where ONNX Runtime can use one, in full fp32; else the CPU."""
+    if _ON_GPU not in onnxruntime.get_available_providers():
+        return [_ON_CPU]
+    # TensorFloat-32 keeps ten bits of the mantissa.
+    return [(_ON_GPU, {"use_tf32": "0"}), _ON_CPU]
+
+
 def cpu_threads() -> int:
     """The number of cores this process may use."""
     return len(os.sched_getaffinity(0))
@@ -46,6 +57,7 @@ class OrtModel:
         is_engine: run it as its users' sessions do; any other graph's Q/DQ are computed in floats, as
             written.
         quiet: don't log errors: they are expected, and raised.
+        providers: what runs the operators; the CPU unless told otherwise.
 
     Raises:
         InvalidModel: the runtime can't load the model.
@@ -58,6 +70,7 @@ class OrtModel:
         optimisation: Optimisation = "all",
         is_engine: bool = False,
         quiet: bool = False,
+        providers: Sequence[Provider] = (_ON_CPU,),
     ) -> None:
         options = session_options(optimisation)
         if quiet:
@@ -69,7 +82,7 @@ class OrtModel:
             self._session = onnxruntime.InferenceSession(
                 model if isinstance(model, bytes) else str(model),
                 options,
-                providers=["CPUExecutionProvider"],
+                providers=list(providers),
             )
         except Exception as err:  # pybind classes of ONNX Runtime with no common public base
             raise InvalidModel(
@@ -120,7 +133,7 @@ def build_engine(typed: Path, engine: Path, *, weights_beside: bool = False) -> 
     start = time.monotonic()
     options = writing_options(engine, weights_beside=weights_beside)
     try:
-        onnxruntime.InferenceSession(str(typed), options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(str(typed), options, providers=[_ON_CPU])
     except Exception as err:  # pybind classes of ONNX Runtime with no common public base
         raise EngineBuildFailed(
             f"ONNX Runtime {VERSION} can't build this graph: {brief(err)}"

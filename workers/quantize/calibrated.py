@@ -1,0 +1,169 @@
+"""Calibrates: chooses the scales of a Q/DQ graph's activations from samples.
+
+``auto`` chooses for each tensor between the methods. They take their thresholds from three quarters of the
+samples; the one with the least error on the last quarter takes its threshold from all of them. This mix then
+competes with ``max``, ``mse`` and the middle between itself and ``max``, by the graph's outputs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from farm.specs.precision import Precision
+from workers.backends.ort.cpu import cpu_threads
+from workers.inputs.batch import Batch
+from workers.inputs.samples import Arrays
+from workers.quantize import activations, placement, thresholds, trials
+from workers.quantize.activations import Statistics
+from workers.quantize.histograms import Histogram
+
+Rows = NDArray[np.bool_]
+
+#: Held-out samples on which whole graphs are compared.
+_TRIED = 16
+_MIX, _MIDDLE = "mix", "middle"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How a graph's activations were calibrated."""
+
+    samples: int
+    batches: int
+    chosen: dict[str, int]  #: method → tensors, or groups of them, whose scale it gave
+    not_finite: dict[str, int]  #: tensor → infinite and NaN values, which no range holds
+
+
+def calibrate(
+    quantized: onnx.ModelProto,
+    samples: Arrays,
+    batch: Batch,
+    *,
+    size: int,
+    method: str,
+    percentile: float | None,
+    precision: Precision,
+    folder: Path,
+    seen: Callable[[int], None],
+) -> Calibration:
+    """Give the graph's activations scales from the samples.
+
+    Parameters:
+        quantized: as ModelOpt wrote it.
+        size: of a batch.
+        method: ``auto``, or one of ``thresholds.methods``.
+        seen: is told the number of samples after each batch.
+    """
+    where = placement.placed(quantized)
+    method = _method(method, precision)
+    count = batch.count(samples)
+    is_held = activations.held_out(count, batch.min) & (method == "auto")
+    told = _Told(batch, seen)
+
+    def batches(which: Rows) -> Iterator[Arrays]:
+        return activations.batches_of(samples, batch, size, which)
+
+    fit, held = activations.of_parts(
+        placement.without_pairs(quantized),
+        where.tensors,
+        [told.of(batches(~is_held)), told.of(batches(is_held))],
+        folder,
+        counted=method != "max",
+    )
+    ranges = _Ranges(where, fit, held, percentile)
+    if method == "auto":
+        choices = ranges.choices()
+        scales = {name: ranges.scales(limits, precision) for name, (limits, _) in choices.items()}
+        tried = list(batches(_first(is_held if is_held.any() else ~is_held)))
+        limits, chosen = choices[trials.best(quantized, scales, tried, folder)]
+    else:
+        limits = ranges.by(thresholds.methods(percentile)[method])
+        chosen = {method: len(where.groups)}
+    placement.rescale(quantized, ranges.scales(limits, precision))
+    lost = {name: fit[name].not_finite + held[name].not_finite for name in where.tensors}
+    return Calibration(
+        samples=told.samples,
+        batches=told.batches,
+        chosen=chosen,
+        not_finite={name: number for name, number in lost.items() if number},
+    )
+
+
+def _first(which: Rows) -> Rows:
+    """The first of the marked samples, enough to compare whole graphs on."""
+    return which & (np.cumsum(which) <= _TRIED)
+
+
+def _method(method: str, precision: Precision) -> str:
+    """For fp8 what has the least error is ``max``: clipping gains no precision among its floats."""
+    return "max" if precision is Precision.FP8 and method in ("auto", "mse") else method
+
+
+class _Told:
+    """Counts samples as they pass."""
+
+    def __init__(self, batch: Batch, seen: Callable[[int], None]) -> None:
+        self._batch, self._seen = batch, seen
+        self.samples = self.batches = 0
+
+    def of(self, batches: Iterable[Arrays]) -> Iterator[Arrays]:
+        for each in batches:
+            yield each
+            self.samples += self._batch.count(each)
+            self.batches += 1
+            self._seen(self.samples)
+
+
+class _Ranges:
+    """Thresholds of the groups of tensors that share a scale."""
+
+    def __init__(
+        self,
+        where: placement.Placement,
+        fit: Statistics,
+        held: Statistics,
+        percentile: float | None,
+    ) -> None:
+        self._groups, self._percentile = where.groups, percentile
+        self._fit, self._held = (
+            [reduce(Histogram.merged, (part[name] for name in group)) for group in where.groups]
+            for part in (fit, held)
+        )
+        self._all = [one.merged(other) for one, other in zip(self._fit, self._held, strict=True)]
+
+    def by(self, method: thresholds.Threshold) -> list[float]:
+        with ThreadPoolExecutor(cpu_threads()) as threads:
+            return list(threads.map(method, self._all))
+
+    def choices(self) -> dict[str, tuple[list[float], dict[str, int]]]:
+        """Name → the thresholds, and how many each method gave: what ``auto`` tries on the whole graph."""
+        methods = thresholds.candidates(self._percentile)
+
+        def mixed(fit: Histogram, held: Histogram, whole: Histogram) -> tuple[str, float]:
+            name = thresholds.chosen(fit, held if held.total else fit, methods)
+            return name, methods[name](whole)
+
+        with ThreadPoolExecutor(cpu_threads()) as threads:
+            mix = list(threads.map(mixed, self._fit, self._held, self._all))
+        found = {_MIX: ([limit for _, limit in mix], dict(Counter(name for name, _ in mix)))}
+        for name in ("max", "mse"):
+            found[name] = self.by(methods[name]), {name: len(mix)}
+        middle = np.sqrt(np.multiply(found[_MIX][0], found["max"][0])).tolist()
+        return found | {_MIDDLE: (middle, {_MIDDLE: len(mix)})}
+
+    def scales(self, limits: Iterable[float], precision: Precision) -> Mapping[str, np.float32]:
+        """The scale of each tensor."""
+        return {
+            name: placement.scale_of(limit, precision)
+            for group, limit in zip(self._groups, limits, strict=True)
+            for name in group
+        }
