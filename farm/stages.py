@@ -346,7 +346,7 @@ STAGES: Mapping[JobKind, StageSpec] = {
     JobKind.MEASURE: StageSpec(
         params=MeasureParams,
         facts=MeasureFacts,
-        version=5,
+        version=4,
         tools=("torch", "onnx", "onnxruntime", "numpy"),
         takes=(Role.SOURCE,),
         may_take=(Role.TYPED, Role.ENGINE, *_DATA, Role.PEERS),

@@ -12,17 +12,20 @@ from farm.planning import keys
 from farm.planning.recipe import SHARED, Input, Made, Recipe
 from farm.schemas.submission import BuildRequest
 from farm.specs.architectures import ARCHITECTURES, REVISIONS
+from farm.specs.gpus import CPU
 from farm.specs.precision import Precision
 from farm.specs.queues import CPU_QUEUE
 from farm.specs.roles import Role
 from farm.specs.runtime import OF_PROGRAMS, Runtime, Target
-from farm.stages import STAGES, JobKind, StageParams
+from farm.specs.tasks import TaskOptions
+from farm.stages import STAGES, BuildParams, JobKind, StageParams
 
 #: Parameters that jobs take from the request unchanged.
 AS_GIVEN = frozenset({"profiles", "fixed_inputs"})
 #: The longest parameter inside a recipe, as JSON. Longer ones are stored once, and recipes refer to them.
 _MOST_INLINE_CHARS = 1024
 _MAY_BE_LARGE = AS_GIVEN | {"architecture"}
+_TASK = TaskOptions().model_dump(mode="json")
 
 Toolchains = Callable[[str], Mapping[str, str]]
 """Queue → the toolchain of a worker that consumes it, or nothing when none is known."""
@@ -105,7 +108,7 @@ class Jobs:
         if "architecture" in type(params).model_fields:
             has = getattr(params, "architecture", None) is not None
             document["architecture"] = self._architecture if has else None
-        return document
+        return _without_later(document)
 
     @cached_property
     def _architecture(self) -> Any:
@@ -139,8 +142,20 @@ def reduced(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return found, shared
 
 
+def _without_later(document: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what came later, where it has its default: what was built stays built."""
+    if document.get("task") == _TASK:
+        del document["task"]
+    if "gates" in document and not document["gates"].get("outputs"):
+        document["gates"] = {n: one for n, one in document["gates"].items() if n != "outputs"}
+    return document
+
+
 def _revision(params: StageParams) -> int:
-    """What the version of a stage is raised by for the weights that it loads."""
+    """What the version of a stage is raised by for the runtime, or for the weights that it loads."""
+    target = params.target if isinstance(params, BuildParams) else None
+    if target is not None and target.runtime is Runtime.AOTINDUCTOR and target.gpu != CPU:
+        return 1  # packages that computed something else than their programs
     architecture = getattr(params, "architecture", None)
     if architecture is None:
         return 0

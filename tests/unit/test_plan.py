@@ -440,7 +440,7 @@ def test_the_keys_of_a_request_are_those_of_the_farm_before():
     """What was built stays built. They change with a stage's version, and by nothing else."""
     made = planned(targets=["sm_89", "cpu"], precisions=["fp32", "fp16", "int8"])
     assert keys.key({"keys": list(made.jobs)}) == (
-        "sha256:1fdadf1f5d9c884f62643d2b6e1959d6a30ab36a3a827545f69d5a08b7273dcc"
+        "sha256:28839a82a534f9bf5ea4bda7147855330bd5c08c0323f8356db0a814eeb15f0c"
     )
 
 
@@ -455,6 +455,26 @@ def test_text_models_are_built_again_that_took_their_mask_for_their_tokens():
 
     assert stages("BertModel") == {"export": 1, "build": 0, "measure": 1}
     assert stages("ViTModel") == {"export": 0, "build": 0, "measure": 0}
+
+
+def test_packages_for_gpus_are_built_again_that_computed_something_else():
+    def stage(target):
+        made = planned(targets=[target], precisions=["fp32"])
+        [build] = [job for job in made.jobs.values() if job.kind == JobKind.BUILD]
+        return build.recipe.stage - STAGES[JobKind.BUILD].version
+
+    assert stage("aotinductor:sm_89") == 1
+    assert stage("aotinductor:cpu") == stage("sm_89") == 0
+
+
+def test_parameters_that_came_later_are_no_part_of_a_key_at_their_defaults():
+    def measured(**evaluation):
+        made = planned(evaluation=BUILD_EXAMPLE["evaluation"] | evaluation)
+        return next(job.recipe for job in made.jobs.values() if job.kind == JobKind.MEASURE)
+
+    assert "task" not in measured().params
+    assert "outputs" not in measured().params["gates"]
+    assert measured(task={"output": "y"}).params["task"]["output"] == "y"
 
 
 def test_how_ranges_are_found_is_a_part_of_the_key():
