@@ -163,7 +163,6 @@ def with_nan() -> np.ndarray:
         ("dtypes", {"image": (GOOD * 255).astype(np.uint8)}, "uint8"),
         ("nan", {"image": with_nan()}, "finite"),
         ("objects", {"image": np.array([{}, []], dtype=object)}, "read"),
-        ("few", {"image": GOOD[:1]}, "sample"),
         ("none", {"image": GOOD[:0]}, "sample"),
     ],
 )

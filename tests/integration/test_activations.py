@@ -300,3 +300,27 @@ def test_samples_are_held_out_in_batches_of_their_own() -> None:
     ]
     assert sorted(parts[0] + parts[1]) == list(range(12))
     assert len(parts[1]) == 3
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_graph_that_quantises_its_input_alone_is_calibrated(tmp_path, counted):
+    weights = np.random.default_rng(0).standard_normal((16, 32)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "one",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 16])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 32])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)])
+    samples = np.random.default_rng(1).uniform(-2, 2, (64, 16)).astype(np.float32)
+    samples[5, 3] = 2.54
+    found = activations.of_parts(
+        model,
+        ["x"],
+        [[{"x": samples[:32]}, {"x": samples[32:]}]],
+        tmp_path,
+        counted=counted,
+    )
+    [one] = found
+    assert one["x"].most == np.float32(2.54)

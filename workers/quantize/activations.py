@@ -31,13 +31,12 @@ Statistics = dict[str, Histogram]
 
 
 def gathered(
-    session: OrtModel, names: Sequence[str], batches: Iterable[Arrays], *, counted: bool
+    session: OrtModel | None, names: Sequence[str], batches: Iterable[Arrays], *, counted: bool
 ) -> Statistics:
     """The histogram of each of these tensors over the batches.
 
     Parameters:
-        session: gives these tensors: see ``observed``.
-        names: also inputs of the graph.
+        session: gives those of these tensors that aren't inputs of the graph: see ``observed``.
         counted: whether histograms are wanted, or only minima and maxima.
     """
     found = {name: Histogram.empty(counted=counted) for name in names}
@@ -47,7 +46,7 @@ def gathered(
 
     with ThreadPoolExecutor(cpu_threads()) as threads:
         for batch in batches:
-            made = batch | session.run(batch)
+            made = batch if session is None else batch | session.run(batch)
             list(threads.map(add, names, repeat(made)))
     return found
 
@@ -70,20 +69,23 @@ def of_parts(
 
 def observed(
     model: onnx.ModelProto, names: Sequence[str], folder: Path, *, exact: bool
-) -> OrtModel:
-    """A session of the graph that gives these tensors.
+) -> OrtModel | None:
+    """A session of the graph that gives these tensors; None if they are all inputs of the graph.
 
     Parameters:
         exact: compute each operator as it stands alone, to the bit. ONNX Runtime else arranges tensors for
             the processor's vectors, which is faster and rounds differently.
     """
+    given = {value.name for value in model.graph.input}
+    made = [name for name in names if name not in given]
+    if not made:
+        return None
     seen = onnx.ModelProto()
     seen.CopyFrom(model)
-    given = {value.name for value in seen.graph.input}
     del seen.graph.output[:]
-    for name in names:
-        if name not in given:
-            seen.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    seen.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in made
+    )
     file = folder / "observed.onnx"
     files.write_model(seen, file)
     level: Optimisation = "extended" if exact else "all"
