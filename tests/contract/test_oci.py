@@ -8,7 +8,7 @@ import os
 import re
 
 import pytest
-from sqlalchemy import Engine, event, func, select, update
+from sqlalchemy import Engine, func, select, update
 
 from farm.api.app import create_app
 from farm.database.tables import EngineRow, Model, OciDigest, OciDocument, OciManifest
@@ -21,6 +21,7 @@ from tests.contract.conftest import Api, request, with_key
 from tests.contract.files import run_with_files
 from tests.contract.registry import Registry, code, descriptor, digest_of, image, index
 from tests.keys import a_key
+from tests.statements import counted, of_work
 
 ENGINE, MODEL = manifests.ENGINE, manifests.MODEL
 TYPE = manifests.ARTIFACT_TYPE
@@ -534,20 +535,13 @@ def test_a_manifest_of_many_layers_takes_as_many_statements_as_one_of_few(api):
     layers = [str(number).encode() for number in range(20)]
     for one in (b"{}", *layers):
         registry.push_blob(one)
-    counted: list[int] = []
-
-    def count(*_: object) -> None:
-        counted[-1] += 1
-
-    event.listen(Engine, "before_cursor_execute", count)
-    try:
-        for many in (1, 20):
-            counted.append(0)
-            body = image(b"{}", *layers[:many], *layers[:many])
+    asked = []
+    for many in (1, 20):
+        body = image(b"{}", *layers[:many], *layers[:many])
+        with counted(Engine) as statements:
             assert registry.put(f"of-{many}", body).status_code == 201
-    finally:
-        event.remove(Engine, "before_cursor_execute", count)
-    assert counted[0] == counted[1]
+        asked.append(len(of_work(statements)))
+    assert asked[0] == asked[1]
 
 
 def test_a_manifest_has_so_many_referrers_and_no_more(api, monkeypatch):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
 import pytest
-from sqlalchemy import event, update
+from sqlalchemy import update
 
 from farm.api.access import SCOPES
 from farm.api.web.render import POLICY
@@ -22,6 +22,7 @@ from farm.specs.scopes import Scope
 from tests.contract.conftest import Api, request, with_key
 from tests.keys import a_key
 from tests.ledger import Ledger
+from tests.statements import counted, of_work
 
 PLAIN = "</script><b>x</b>"
 HOSTILE = f"{PLAIN}\x1b[31m"
@@ -389,14 +390,11 @@ def test_models_are_listed_filtered_and_paged(api, ledger, submit, monkeypatch) 
 @pytest.fixture
 def queries(db):
     """How many queries it takes to read something."""
-    asked: list[str] = []
-    event.listen(db.engine, "before_cursor_execute", lambda *told: asked.append(told[2]))
 
     def count(read) -> int:
-        with db.read() as session:
-            asked.clear()
+        with db.read() as session, counted(db.engine) as statements:
             read(session)
-            return len(asked)
+        return len(of_work(statements))
 
     return count
 

@@ -2,46 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
-from sqlalchemy import event, select, text
+from sqlalchemy import select, text
 
 from farm.database import noted
 from farm.database.session import Database
 from farm.database.tables import Event, Model
 from farm.queue.jobs import Claim
 from tests.ledger import Ledger
-
-
-@contextmanager
-def counted(db: Database) -> Iterator[list[str]]:
-    """The statements of a block, each as often as it is run."""
-    statements: list[str] = []
-
-    def count(*args: object) -> None:
-        statements.append(str(args[2]))
-
-    event.listen(db.engine, "before_cursor_execute", count)
-    try:
-        yield statements
-    finally:
-        event.remove(db.engine, "before_cursor_execute", count)
-
-
-def of_work(statements: list[str]) -> list[str]:
-    beside = ("BEGIN", "PRAGMA", "NOTIFY")  # what isn't a round trip, and what another thread says
-    return [one for one in statements if not one.startswith(beside)]
+from tests.statements import counted, of_work
 
 
 def claim_and_end(ledger: Ledger) -> tuple[Claim, int, int]:
     """Run the next job; return its claim, and the statements of the claim and of the end."""
     job = ledger.queued()[0]
-    with counted(ledger.db) as claiming:
+    with counted(ledger.db.engine) as claiming:
         claim = ledger.claim(job)
     assert claim is not None
-    with counted(ledger.db) as ending:
+    with counted(ledger.db.engine) as ending:
         ledger.succeed(claim)
     return claim, len(of_work(claiming)), len(of_work(ending))
 
@@ -60,7 +38,7 @@ def test_the_events_of_a_unit_of_work_take_one_statement_and_keep_their_order(
     ledger: Ledger,
 ) -> None:
     build_id = ledger.submit()
-    with counted(ledger.db) as statements, ledger.db.write() as session:
+    with counted(ledger.db.engine) as statements, ledger.db.write() as session:
         for n in range(3):
             noted.note(session, build_id=build_id, kind="build", state="running", data={"n": n})
     assert len([one for one in statements if "events" in one]) == 1
@@ -110,6 +88,6 @@ def test_a_connection_that_the_server_has_ended_is_replaced_unnoticed(db: Databa
 def test_a_connection_that_worked_just_now_is_asked_nothing(db: Database) -> None:
     with db.read() as session:
         session.scalar(select(1))
-    with counted(db) as statements, db.read() as session:
+    with counted(db.engine) as statements, db.read() as session:
         session.scalar(select(1))
     assert len(of_work(statements)) == 1
