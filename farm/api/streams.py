@@ -156,7 +156,9 @@ class _Hub:
     async def _look(self) -> bool:
         """Publish what is new; return whether that is all."""
         try:
-            news, rendered = await self._run(_news, frozenset(self._feeds), self._upto)
+            async with self._joining:  # who joins meanwhile would miss what was found without it
+                news, rendered = await self._run(_news, frozenset(self._feeds), self._upto)
+                self._publish(news, rendered)
         except Unavailable as err:
             log.warning("%s; event streams are paused", err.detail)
             await anyio.sleep(_AWAY_S)
@@ -166,7 +168,6 @@ class _Hub:
             log.exception("the event poller hit a bug; it continues")
             await anyio.sleep(_AWAY_S)
             return False
-        self._publish(news, rendered)
         return len(news.builds) < _PAGE
 
     def _publish(self, news: News, rendered: Sequence[bytes]) -> None:
