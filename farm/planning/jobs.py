@@ -154,13 +154,13 @@ def _without_later(document: dict[str, Any]) -> dict[str, Any]:
 def _revision(params: StageParams) -> int:
     """What the version of a stage is raised by for the runtime, or for the weights that it loads."""
     target = params.target if isinstance(params, BuildParams) else None
-    if target is not None and target.runtime is Runtime.AOTINDUCTOR and target.gpu != CPU:
-        return 1  # packages that computed something else than their programs
+    # Packages for GPUs computed something else than their programs.
+    raised = int(target is not None and target.runtime is Runtime.AOTINDUCTOR and target.gpu != CPU)
     architecture = getattr(params, "architecture", None)
     if architecture is None:
-        return 0
+        return raised
     takes = ARCHITECTURES[architecture.library].get(architecture.name)
-    return REVISIONS.get(takes, 0) if takes else 0
+    return raised + (REVISIONS.get(takes, 0) if takes else 0)
 
 
 def title(kind: JobKind, model: str, precision: Precision | None, target: Target | None) -> str:
