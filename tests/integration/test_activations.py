@@ -22,7 +22,7 @@ from tests.stage_bench import Bench, Digits, batch_profile, save_npz
 from workers.backends.ort import cpu
 from workers.graphs import walk
 from workers.inputs.batch import Batch
-from workers.quantize import activations, placement, trials
+from workers.quantize import activations, calibrated, placement, trials
 
 METHODS = ("auto", "max", "percentile", "entropy", "mse")
 
@@ -324,3 +324,9 @@ def test_a_graph_that_quantises_its_input_alone_is_calibrated(tmp_path, counted)
     )
     [one] = found
     assert one["x"].most == np.float32(2.54)
+
+
+def test_enough_held_out_samples_are_tried_to_fill_a_large_fixed_batch():
+    held = np.tile([False, True], 64)
+    assert calibrated._first(held, 1).sum() == 16
+    assert calibrated._first(held, 32).sum() == 32

@@ -104,3 +104,21 @@ def test_values_that_are_not_finite_are_counted_over_the_whole_file(tmp_path: Pa
     np.savez(tmp_path / "data.npz", image=images)
     with pytest.raises(InvalidData, match="2 NaN or infinite"):
         check_samples(open_samples(tmp_path / "data.npz"), [SPEC], PROFILE)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_large_array_with_a_flipped_byte_is_refused(save: Save, tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).integers(0, 1 << 40, 1 << 18)  # 2 MiB
+    path = tmp_path / "labels.npz"
+    save(path, label=labels)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(InvalidData, match="can't be read"):
+        read_samples(path)
+
+
+def test_an_array_of_one_number_is_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "scale.npy", np.float32(3))
+    [found] = read_samples(tmp_path / "scale.npy").values()
+    assert (found.shape, float(found)) == ((), 3.0)

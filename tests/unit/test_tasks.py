@@ -13,9 +13,11 @@ from farm.schemas.submission import Evaluation
 from farm.specs.gates import Gates
 from farm.specs.samples import Head, check_labels
 from farm.specs.tasks import Metric, TaskOptions
+from farm.stages import MeasureParams
 from workers.measure import bootstrap, detections, sums
 from workers.measure.task import TaskJudge
 from workers.measure.verdict import doubts
+from workers.stages import measure
 
 RANDOM = np.random.default_rng(7)
 
@@ -263,3 +265,60 @@ def test_labels_are_what_the_metric_takes(
         return
     with pytest.raises(DataRefused, match=refused):
         check_labels(heads, 8, DataRefused, metric)
+
+
+def test_a_label_of_a_class_that_the_output_lacks_is_refused() -> None:
+    label = np.array([1, 2, 3, 3])  # counted from one
+    scores = RANDOM.normal(size=(4, 3))
+    for metric in ("miou", "f1"):
+        with pytest.raises(InvalidData, match="the class 3, and the output scores 3"):
+            judged(metric, {"y": scores}, {"y": scores}, label=label)
+
+
+def test_a_class_that_no_label_has_counts_as_wrongly_found() -> None:
+    label = np.array([0, 0, 1, 1])
+    found = judged("miou", {"y": label}, {"y": np.array([0, 7, 1, 1])}, label=label)
+    assert found.source == 1.0
+    assert found.engine == pytest.approx(
+        (0.5 + 1 + 0) / 3
+    )  # of 0, of 1, and of what isn't labelled
+
+
+def test_a_detector_that_finds_nothing_in_a_batch_is_judged() -> None:
+    truth, label = np.array([[[0.0, 0, 2, 2]]] * 4), np.zeros((4, 1), np.int64)
+    right = {"boxes": truth, "scores": np.full((4, 1, 1), 0.9)}
+    nothing = {"boxes": np.zeros((4, 0, 4)), "scores": np.zeros((4, 0, 1))}
+    found = judged("map50", right, nothing, boxes=truth, label=label)
+    assert (found.source, found.engine, found.drop) == (1.0, 0.0, 1.0)
+
+
+def test_average_precision_is_the_same_however_many_resamples_are_computed_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    matches = detections.Matches(at=detections.OVERLAPS)
+    for number in range(6):
+        boxes = np.array([[0.0, 0, 2, 2 + number / 4], [5, 5, 6, 6]])
+        made = detections.suppressed(boxes, np.array([[0.9 - number / 10], [0.5]]), 0.5)
+        matches.add(made, np.array([[0.0, 0, 2, 2]]), np.array([0]))
+    weights = RANDOM.integers(0, 3, (20, 6)).astype(float)
+    whole = matches.value(weights)
+    monkeypatch.setattr(detections, "_MOST_VALUES", 30)
+    assert np.array_equal(matches.value(weights), whole)
+    assert 0 < whole[0] < 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint64, np.int8])
+def test_classes_are_counted_whatever_type_the_labels_have(dtype: type) -> None:
+    params = MeasureParams(precision="fp16", format="onnx", metric="miou")
+    judge = measure._judge({"label": np.array([0, 4, 2], dtype)}, params)
+    assert judge is not None
+    assert judge.classes == 5
+
+
+def test_labels_that_are_no_classes_may_be_large() -> None:
+    labels = {"label": np.array([1_234_567, 89])}
+    for metric in ("recall@1", "cer"):
+        params = MeasureParams(precision="fp16", format="onnx", metric=metric)
+        assert measure._judge(labels, params) is not None
+    with pytest.raises(InvalidData, match="the class 1234567"):
+        measure._judge(labels, MeasureParams(precision="fp16", format="onnx", metric="f1"))

@@ -56,7 +56,7 @@ def read_samples(path: Path, fixed: FixedInputs | None = None) -> Arrays:
         InvalidData: the file is neither, is damaged, holds Python objects, or has other values for a fixed
             input.
     """
-    return {name: np.asarray(array) for name, array in open_samples(path, fixed).items()}
+    return {name: _whole(array) for name, array in open_samples(path, fixed).items()}
 
 
 def open_samples(path: Path, fixed: FixedInputs | None = None) -> Arrays:
@@ -67,7 +67,7 @@ def open_samples(path: Path, fixed: FixedInputs | None = None) -> Arrays:
     """
     arrays = _read(path)
     for name in (fixed or {}).keys() & arrays.keys():
-        if not _is_always(np.asarray(arrays.pop(name)), np.asarray((fixed or {})[name])):
+        if not _is_always(_whole(arrays.pop(name)), np.asarray((fixed or {})[name])):
             raise InvalidData(
                 f"the input {name!r} is fixed to {(fixed or {})[name]}, but the data has other values "
                 "for it",
@@ -87,6 +87,16 @@ def _is_always(array: NDArray[np.generic], value: NDArray[np.generic]) -> bool:
 def _read(path: Path) -> Arrays:
     with _behind_data():
         return cast(Arrays, columns(path))
+
+
+def _whole(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    """All of an array that may still be on disk.
+
+    Raises:
+        InvalidData: its file is damaged.
+    """
+    with _behind_data():
+        return np.asarray(array)
 
 
 @contextmanager
@@ -116,7 +126,7 @@ def check_samples(arrays: Arrays, inputs: Sequence[TensorSpec], profile: Profile
     heads = {name: head_of(array) for name, array in samples.items()}
     for spec in inputs:
         if batch.axis_of(spec.name) != 0:  # shared by all samples, or they aren't in one piece
-            samples[spec.name] = np.asarray(samples[spec.name])
+            samples[spec.name] = _whole(samples[spec.name])
         _check_array(samples[spec.name], spec, profile, batch.axis_of(spec.name))
     check_counts(heads, {name: batch.axis_of(name) for name in batch.inputs}, InvalidData)
     return {spec.name: samples[spec.name] for spec in inputs}
@@ -136,7 +146,7 @@ def check_labels(arrays: Arrays, count: int, metric: Metric | None = None) -> Ar
     if LABEL not in labels:
         return {}
     check_label_heads({n: head_of(a) for n, a in labels.items()}, count, InvalidData, metric)
-    return {name: np.asarray(array) for name, array in labels.items()}
+    return {name: _whole(array) for name, array in labels.items()}
 
 
 def split(

@@ -170,7 +170,7 @@ def columns(path: Path) -> dict[str, NDArray[Any] | Column]:
         with path.open("rb") as file:
             shape, fortran, dtype = _npy_head(file)
             found = _Mapped(path, file.tell(), shape, dtype)
-        whole = found if not fortran else np.load(path, allow_pickle=False)
+        whole = found if shape and not fortran else np.load(path, allow_pickle=False)
         return {POSITIONAL: _settled(whole)}
     return _of_safetensors(path)
 
@@ -202,6 +202,8 @@ def _of_npz(path: Path) -> dict[str, NDArray[Any] | Column]:
                 with archive.open(info) as member:
                     found[name] = npy.read_array(member, allow_pickle=False)
             elif info.compress_type == zipfile.ZIP_STORED:
+                with archive.open(info) as member:
+                    _pass(member, info.file_size)  # checks its sum, which reads by offset don't
                 start = _start_of(path, info.header_offset) + skip
                 found[name] = _Mapped(path, start, shape, dtype)
             else:

@@ -17,6 +17,8 @@ Integers = NDArray[np.int64]
 OVERLAPS = tuple(np.linspace(0.5, 0.95, 10))
 MOST_BOXES = 100
 _MOST_CANDIDATES = 1000  #: per sample, before suppression
+#: Resamples times boxes at once.
+_MOST_VALUES = 4_000_000
 _RECALLS = np.linspace(0.0, 1.0, 101)
 
 
@@ -103,6 +105,13 @@ class Matches:
 
     def value(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """The mean over classes and overlaps, for weights [resamples, samples]."""
+        boxes = sum(len(scores) for scores in self._scores)
+        step = max(1, _MOST_VALUES // max(1, boxes))
+        return np.concatenate(
+            [self._value(weights[at : at + step]) for at in range(0, len(weights), step)]
+        )
+
+    def _value(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         labelled = np.asarray(self._labelled, np.int64).reshape(-1, 2)
         sample, scores, classes = (
             np.concatenate(each) for each in (self._sample, self._scores, self._classes)

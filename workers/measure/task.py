@@ -158,7 +158,10 @@ class TaskJudge:
                 return sums.top(array, whole, 1 if self.metric is Metric.TOP1 else 5)
             case Metric.MIOU | Metric.F1:
                 if array.dtype.kind in "iu":
-                    return sums.confusion(array.astype(np.int64), whole, self.classes)
+                    # Classes that no label has are one more, which is never right.
+                    found = np.minimum(array.astype(np.int64), self.classes)
+                    return sums.confusion(found, whole, self.classes + 1)
+                _refuse_other_classes(whole, array.shape[1])
                 classes = array.astype(np.float64).argmax(axis=1)
                 return sums.confusion(classes, whole, array.shape[1])
             case Metric.CER | Metric.WER:
@@ -210,7 +213,7 @@ class TaskJudge:
         count = boxes.shape[1]
         for array in floats.values():
             if array.shape[:2] == boxes.shape[:2]:
-                scores = array.reshape(len(boxes), count, -1)
+                scores = array if array.ndim == 3 else array[..., None]
                 break
             if array.ndim == 3 and array.shape[2] == count:
                 scores = np.moveaxis(array, 1, 2)
@@ -223,6 +226,14 @@ class TaskJudge:
         return (
             detections.corners(boxes) if self.options.boxes == "cxcywh" else boxes,
             scores,
+        )
+
+
+def _refuse_other_classes(labels: NDArray[np.int64], classes: int) -> None:
+    if labels.size and labels.max() >= classes:
+        raise InvalidData(
+            f"'label' has the class {labels.max()}, and the output scores {classes} classes",
+            hint="classes count from 0; padding is below 0",
         )
 
 

@@ -83,7 +83,7 @@ def calibrate(
     if method == "auto":
         choices = ranges.choices()
         scales = {name: ranges.scales(limits, precision) for name, (limits, _) in choices.items()}
-        tried = list(batches(_first(is_held if is_held.any() else ~is_held)))
+        tried = list(batches(_first(is_held if is_held.any() else ~is_held, batch.min)))
         limits, chosen = choices[trials.best(quantized, scales, tried, folder)]
     else:
         limits = ranges.by(thresholds.methods(percentile)[method])
@@ -98,9 +98,9 @@ def calibrate(
     )
 
 
-def _first(which: Rows) -> Rows:
-    """The first of the marked samples, enough to compare whole graphs on."""
-    return which & (np.cumsum(which) <= _TRIED)
+def _first(which: Rows, least: int) -> Rows:
+    """The first of the marked samples, enough to compare whole graphs on, and to fill the least batch."""
+    return which & (np.cumsum(which) <= max(_TRIED, least))
 
 
 def _method(method: str, precision: Precision) -> str:

@@ -264,7 +264,8 @@ def _judge(labels: Arrays, params: MeasureParams) -> TaskJudge | None:
     if not labels or (metric is Metric.TOP1 and options.output is None):
         return None
     label = labels[LABEL]
-    classes = int(label.max(initial=-1)) + 1 if label.dtype.kind in "iu" else 0
+    of_classes = metric in (Metric.MIOU, Metric.F1) and label.size
+    classes = int(label.max()) + 1 if of_classes else 0
     if classes > _MOST_CLASSES:
         raise InvalidData(
             f"'label' has the class {classes - 1}",
