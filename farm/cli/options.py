@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -220,15 +220,7 @@ def builder_options(pairs: Iterable[str] | None) -> dict[str, str]:
     """
     from farm.specs.options import BuilderOptions
 
-    found = {}
-    for pair in pairs or ():
-        name, equals, value = pair.partition("=")
-        name = name.strip().lower()
-        if not equals or name not in BuilderOptions.model_fields:
-            known = ", ".join(BuilderOptions.model_fields)
-            raise InvalidRequest(f"{pair!r} isn't an option", hint=f"use NAME=VALUE: {known}")
-        found[name] = value
-    return found
+    return _known(pairs, BuilderOptions.model_fields, "isn't an option", "NAME=VALUE")
 
 
 def task_options(pairs: Iterable[str] | None) -> dict[str, str] | None:
@@ -239,15 +231,20 @@ def task_options(pairs: Iterable[str] | None) -> dict[str, str] | None:
     """
     from farm.specs.tasks import TaskOptions
 
+    return _known(pairs, TaskOptions.model_fields, "says nothing of a task", "KEY=VALUE") or None
+
+
+def _known(
+    pairs: Iterable[str] | None, names: Collection[str], fault: str, form: str
+) -> dict[str, str]:
     found = {}
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
         name = name.strip().lower()
-        if not equals or name not in TaskOptions.model_fields:
-            known = ", ".join(TaskOptions.model_fields)
-            raise InvalidRequest(f"{pair!r} says nothing of a task", hint=f"use KEY=VALUE: {known}")
+        if not equals or name not in names:
+            raise InvalidRequest(f"{pair!r} {fault}", hint=f"use {form}: {', '.join(names)}")
         found[name] = value
-    return found or None
+    return found
 
 
 def output_errors(pairs: Iterable[str] | None) -> dict[str, str] | None:
