@@ -393,6 +393,7 @@ def test_of_packages_that_all_compute_otherwise_the_nearest_is_taken(
         ([inf, 1.0], [0.0, 1.0], inf),
         ([0.1], [0.0], inf),
         ([1, 2, 3, 4], [1, 2, 3, 5], 0.25),
+        ([1, 2, 3], [1, 2], inf),
         ([], [], 0.0),
     ],
 )
