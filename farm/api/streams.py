@@ -1,8 +1,7 @@
 """Event streams: however many clients follow builds, one look into the database serves all of them.
 
-A client first reads past events, then what the shared poller finds from then on. It looks when something has
-been committed. One that falls behind reads
-from the database again; nothing is buffered for it.
+A client first reads past events, then what the shared poller finds from then on. It looks when something
+has been committed. A client that falls behind reads from the database again; nothing is buffered for it.
 """
 
 from __future__ import annotations

@@ -5,15 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import (
-    GenerativeSelect,
-    Row,
-    bindparam,
-    case,
-    func,
-    select,
-    update,
-)
+from sqlalchemy import GenerativeSelect, Row, bindparam, case, func, select, update
 from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql.dml import ReturningUpdate
 
@@ -36,7 +28,6 @@ def locked_rows(statement: S, *, skip: bool = False) -> S:
     return statement.with_for_update(skip_locked=skip, key_share=True)
 
 
-# Statements that every job uses are built once: building them takes longer than running them.
 def record(session: Session, job: Any, state: JobState, **data: Any) -> None:
     """Record a state change as an event.
 
@@ -83,6 +74,7 @@ def move(
     return moved
 
 
+# Statements that every job uses are built once: building them takes longer than running them.
 _JOB, _OTHER = Job.__table__.c, aliased(Job)
 _MOVED = [column for column in _JOB if column.name not in ("outputs", "facts")]
 
