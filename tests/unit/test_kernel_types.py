@@ -13,6 +13,14 @@ from workers.report.kernel_types import shares, type_of
             "void cutlass::Kernel2<cutlass_80_tensorop_i16832gemm_s8_128x64_128x3_tn_align16>(cutlass_80",
             "int8",
         ),
+        (
+            "void cutlass1x::gemm::gemm_kernel_nolb<cutlass1x::gemm::Gemm<cutlass1x::gemm::IgemmTraits<",
+            "int8",
+        ),
+        (
+            "void implicit_convolve_sgemm<__half, __half, 1024, 5, 5, 3, 3, 3, 1, false, false, true>(int",
+            "fp16",
+        ),
         ("sm90_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc_tilesize64x64x64", "fp16"),
         (
             "sm90_xmma_fprop_image_first_layer_f16f16_f32_f16_nhwckrsc_nhwc_hmma_k64c4r7s7_stride2x2",
@@ -41,6 +49,13 @@ from workers.report.kernel_types import shares, type_of
 )
 def test_a_kernels_name_tells_what_it_multiplies_in(name, kind):
     assert type_of(name) == kind
+
+
+@pytest.mark.parametrize("half", ["fp16", "bf16"])
+def test_cudnns_attention_runs_in_the_graphs_type_of_16_bits(half):
+    name = "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x64_4x1x1_kernel0_0"
+    assert type_of(name, half) == half
+    assert shares({name: 3.0, "nvjet_sm90_qqhsh_64x104": 1.0}, half) == {half: 0.75, "fp8": 0.25}
 
 
 def test_the_shares_are_of_the_time_in_products():

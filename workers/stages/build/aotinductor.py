@@ -76,15 +76,16 @@ def build(stage: Stage, params: BuildParams) -> StageResult:
         source.input_specs, shapes_at(profiles[0], "opt"), seed=SEED, profile=profiles[0]
     )
     made = packaged(module, inputs, opt, of, stage.workdir, stage.progress)
+    half = "bf16" if params.precision == "bf16" else "fp16"
     built = Built(
         engine=made.path,
         build_s=made.build_s,
         version=backend.VERSION,
         runs_on=[compiler.INSTRUCTION_SET if device == "cpu" else params.compute_capability],
         compute=compute,
-        layers=[_layer(*kernel) for kernel in made.kernels.items()] or layers_of(program),
+        layers=[_layer(*kernel, half) for kernel in made.kernels.items()] or layers_of(program),
         layers_source=_PROFILED if made.kernels else FROM_PROGRAM,
-        ran=kernel_types.shares(made.kernels) if made.kernels else None,
+        ran=kernel_types.shares(made.kernels, half) if made.kernels else None,
         operators=sum(node.op == "call_function" for node in program.graph.nodes),
     )
     return recorded(stage, params, loaded, built)
@@ -188,8 +189,8 @@ def _compute(program: ExportedProgram, module: Lowered) -> Compute:
     return Compute(products=made)
 
 
-def _layer(name: str, microseconds: float) -> Layer:
-    kind = kernel_types.type_of(name)
+def _layer(name: str, microseconds: float, half: str) -> Layer:
+    kind = kernel_types.type_of(name, half)
     return Layer(
         name=name[:200],
         type=f"{kind} product" if kind else "other",
