@@ -17,6 +17,7 @@ from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.options import BuilderOptions
 from farm.specs.precision import CALIBRATED, TRAITS, Precision
+from farm.specs.preprocess import Preprocess
 from farm.specs.queues import CPU_QUEUE
 from farm.specs.roles import Role
 from farm.specs.runtime import TENSORRTS, Target
@@ -121,12 +122,21 @@ class _Stages:
 
     def _export(self) -> PlannedJob:
         source, kind = self._source()
-        params = ExportParams(format=kind, architecture=self._architecture(kind))
-        return self._jobs.add(params, {Role.SOURCE: source} | self._samples())
+        inputs = {Role.SOURCE: source} | self._samples()
+        params = ExportParams(
+            format=kind,
+            architecture=self._architecture(kind),
+            preprocess=self._preprocess(inputs),
+        )
+        return self._jobs.add(params, inputs)
 
     def _cast(self, precision: Precision) -> PlannedJob:
-        params = CastParams(precision=precision, hold_out=self._hold_out)
         inputs = {Role.ONNX: self._export().output(Role.ONNX)} | self._samples()
+        params = CastParams(
+            precision=precision,
+            hold_out=self._hold_out,
+            preprocess=self._preprocess(inputs),
+        )
         return self._jobs.add(params, inputs, precision=precision)
 
     def _calibrate(self, precision: Precision) -> PlannedJob:
@@ -168,6 +178,7 @@ class _Stages:
             format=kind,
             architecture=self._architecture(kind) if kind else None,
             hold_out=self._hold_out if ranges or (kind and precision in CALIBRATED) else None,
+            preprocess=self._preprocess(inputs | ranges),
         )
         return self._jobs.add(
             params,
@@ -197,6 +208,15 @@ class _Stages:
         request, evaluation = self._request, self._request.evaluation
         queue = policy.run_queue(target, self._online_queues)
         runnable = queue is not None
+        inputs: dict[str, Input] = {Role.SOURCE: Given(request.source.digest)}
+        if route.typed is not None:
+            inputs[Role.TYPED] = self._typed(precision, route.typed)
+        if runnable:
+            inputs[Role.ENGINE] = build.output(Role.ENGINE)
+        if evaluation:
+            inputs[Role.EVALUATION] = Given(evaluation.digest)
+        elif request.calibration:
+            inputs[Role.CALIBRATION] = Given(request.calibration.digest)
         params = MeasureParams(
             precision=precision,
             target=target if runnable else None,
@@ -209,16 +229,8 @@ class _Stages:
             gates=self._gates.of(precision),
             pruned=request.prune is not None,
             hold_out=self._hold_out,
+            preprocess=self._preprocess(inputs),
         )
-        inputs: dict[str, Input] = {Role.SOURCE: Given(request.source.digest)}
-        if route.typed is not None:
-            inputs[Role.TYPED] = self._typed(precision, route.typed)
-        if runnable:
-            inputs[Role.ENGINE] = build.output(Role.ENGINE)
-        if evaluation:
-            inputs[Role.EVALUATION] = Given(evaluation.digest)
-        elif request.calibration:
-            inputs[Role.CALIBRATION] = Given(request.calibration.digest)
         return self._jobs.add(
             params,
             inputs,
@@ -234,6 +246,12 @@ class _Stages:
         if self._request.evaluation:
             return {Role.EVALUATION: Given(self._request.evaluation.digest)}
         return {}
+
+    def _preprocess(self, inputs: Mapping[str, Input]) -> Preprocess | None:
+        """What is done to the data among a job's inputs."""
+        data = self._request.evaluation if Role.EVALUATION in inputs else self._request.calibration
+        has_data = Role.EVALUATION in inputs or Role.CALIBRATION in inputs
+        return data.preprocess if data and has_data else None
 
     @property
     def _hold_out(self) -> int | None:

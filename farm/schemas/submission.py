@@ -13,6 +13,7 @@ from farm.specs.gates import GateChanges
 from farm.specs.goals import Aim, BatchSize, Goal
 from farm.specs.options import BuilderOptions, Prune
 from farm.specs.precision import CalibrationMethod, Percentile, Precision
+from farm.specs.preprocess import PRESETS, Preprocessing
 from farm.specs.shapes import FixedInputs, ShapeRange
 from farm.specs.source import Architecture, SourceFormat
 from farm.specs.target_text import split
@@ -51,6 +52,14 @@ RequestedProfile = Annotated[
 ]
 
 
+_PREPROCESS = Field(
+    None,
+    description="how images become the model's input, where the data is a tar of them; or the name of a "
+    f"preset: {', '.join(PRESETS)}",
+    examples=["imagenet", PRESETS["imagenet"].changed()],
+)
+
+
 class Calibration(Request):
     digest: Digest
     method: CalibrationMethod = Field(
@@ -59,6 +68,7 @@ class Calibration(Request):
     )
     percentile: Percentile | None = None
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
+    preprocess: Preprocessing | None = _PREPROCESS
 
     @model_validator(mode="after")
     def _percentile_is_used(self) -> Calibration:
@@ -81,6 +91,7 @@ class Evaluation(Request):
         "share, but for `mae` and `rmse` in the labels' units",
     )
     task: TaskOptions = TaskOptions()
+    preprocess: Preprocessing | None = _PREPROCESS
 
     @model_validator(mode="after")
     def _fits_the_metric(self) -> Self:

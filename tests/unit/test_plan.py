@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from farm.errors import CalibrationMissing, InvalidRequest, SourceRefused, TargetUnsupported
 from farm.planning import keys, targets
@@ -14,6 +15,7 @@ from farm.schemas.labels import LABEL_KEY
 from farm.schemas.submission import BUILD_EXAMPLE, BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.options import Prune
+from farm.specs.preprocess import PRESETS
 from farm.specs.runtime import Runtime
 from farm.stages import STAGES, JobKind
 
@@ -475,6 +477,36 @@ def test_parameters_that_came_later_are_no_part_of_a_key_at_their_defaults():
     assert "task" not in measured().params
     assert "outputs" not in measured().params["gates"]
     assert measured(task={"output": "y"}).params["task"]["output"] == "y"
+
+
+def test_how_images_are_preprocessed_is_a_part_of_the_keys_of_the_jobs_that_see_them():
+    def preprocessed(**asked):
+        given = {role: BUILD_EXAMPLE[role] | {"preprocess": how} for role, how in asked.items()}
+        return planned(targets=["sm_89", "cpu"], **given).jobs
+
+    plain = preprocessed()
+    assert plain.keys() == preprocessed(calibration=None).keys()
+    assert not any("preprocess" in job.recipe.params for job in plain.values())
+    named, written = (
+        preprocessed(calibration=how, evaluation=how)
+        for how in ("ImageNet", PRESETS["imagenet"].model_dump(mode="json"))
+    )
+    assert named.keys() == written.keys()
+    recipes = [job.recipe for job in named.values()]
+    assert all(
+        (job.params.get("preprocess") == PRESETS["imagenet"].changed())
+        == bool({"calibration", "evaluation"} & job.inputs.keys())
+        for job in recipes
+    )
+    other = preprocessed(evaluation="imagenet")
+    assert {other[key].kind.value for key in other.keys() - plain.keys()} == {"measure"}
+    assert preprocessed(calibration={}).keys() != plain.keys()
+
+
+def test_a_preset_that_there_is_not_is_refused_with_those_there_are():
+    data = BUILD_EXAMPLE["calibration"] | {"preprocess": "imagnet"}
+    with pytest.raises(ValidationError, match="choose of imagenet, imagenet-v2, clip, vit"):
+        planned(calibration=data)
 
 
 def test_how_ranges_are_found_is_a_part_of_the_key():

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farm.errors import InvalidData
+from farm.formats import image_tars
 from farm.formats.archives import Malformed, behind
+from farm.specs.preprocess import Preprocess
 from farm.specs.samples import BF16 as BF16
 from farm.specs.samples import LABEL as LABEL
 from farm.specs.samples import (
@@ -38,7 +40,7 @@ from workers.inputs.profiles import shapes_at
 from workers.inputs.standins import Runnable as Runnable
 from workers.inputs.standins import random_arrays as random_arrays
 from workers.inputs.standins import tried
-from workers.inputs.stored import columns
+from workers.inputs.stored import Column, columns
 
 #: For random data, so that a job is reproducible.
 SEED = 0
@@ -59,13 +61,23 @@ def read_samples(path: Path, fixed: FixedInputs | None = None) -> Arrays:
     return {name: _whole(array) for name, array in open_samples(path, fixed).items()}
 
 
-def open_samples(path: Path, fixed: FixedInputs | None = None) -> Arrays:
-    """The same, but large arrays are a ``Column``, which reads the samples that a batch takes.
+def open_samples(
+    path: Path,
+    fixed: FixedInputs | None = None,
+    *,
+    preprocess: Preprocess | None = None,
+    inputs: Sequence[TensorSpec] = (),
+) -> Arrays:
+    """The same, but large arrays are a ``Column``, which reads the samples that a batch takes; or a tar of
+    images with what is done to them.
+
+    Parameters:
+        inputs: the model's, of which one takes the images.
 
     Raises:
-        InvalidData: as ``read_samples``.
+        InvalidData: as ``read_samples``; or images that don't fit the inputs.
     """
-    arrays = _read(path)
+    arrays = _read(path, preprocess, inputs)
     for name in (fixed or {}).keys() & arrays.keys():
         if not _is_always(_whole(arrays.pop(name)), np.asarray((fixed or {})[name])):
             raise InvalidData(
@@ -84,9 +96,14 @@ def _is_always(array: NDArray[np.generic], value: NDArray[np.generic]) -> bool:
         return False
 
 
-def _read(path: Path) -> Arrays:
+def _read(path: Path, preprocess: Preprocess | None, inputs: Sequence[TensorSpec]) -> Arrays:
+    image_tars.check_kind(path, preprocess, InvalidData)
     with _behind_data():
-        return cast(Arrays, columns(path))
+        if preprocess is None:
+            return cast(Arrays, columns(path))
+        from workers.inputs import images  # Pillow, which few jobs need
+
+        return cast(Arrays, images.opened(path, preprocess, inputs))
 
 
 def _whole(array: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -108,7 +125,8 @@ def _behind_data() -> Iterator[None]:
     except Malformed as err:
         raise InvalidData(
             f"the data can't be read: {err}",
-            hint="save plain arrays with numpy.savez(path, input_name=array)",
+            hint="save plain arrays with numpy.savez(path, input_name=array), or pack images: tar -cf "
+            "images.tar FOLDER",
         ) from err
 
 
@@ -126,10 +144,20 @@ def check_samples(arrays: Arrays, inputs: Sequence[TensorSpec], profile: Profile
     heads = {name: head_of(array) for name, array in samples.items()}
     for spec in inputs:
         if batch.axis_of(spec.name) != 0:  # shared by all samples, or they aren't in one piece
+            _refuse_images(samples[spec.name], spec)
             samples[spec.name] = _whole(samples[spec.name])
         _check_array(samples[spec.name], spec, profile, batch.axis_of(spec.name))
     check_counts(heads, {name: batch.axis_of(name) for name in batch.inputs}, InvalidData)
     return {spec.name: samples[spec.name] for spec in inputs}
+
+
+def _refuse_images(array: NDArray[np.generic] | Column, spec: TensorSpec) -> None:
+    """Images stay in their tar, so their samples are on axis 0."""
+    if isinstance(array, Column) and array.is_finite:
+        raise InvalidData(
+            f"input {spec.name!r} doesn't have its samples on axis 0, where images have them",
+            hint="save the images as an array in the input's own layout: numpy.savez",
+        )
 
 
 def head_of(array: NDArray[np.generic]) -> Head:
@@ -179,6 +207,7 @@ def samples_for(
     inputs: Sequence[TensorSpec],
     profile: Profile,
     *,
+    preprocess: Preprocess | None = None,
     hold_out: int | None = None,
     fixed: FixedInputs | None = None,
     source: Callable[[], Runnable] | None = None,
@@ -187,6 +216,7 @@ def samples_for(
 
     Parameters:
         given: a stage's inputs.
+        preprocess: what is done to the data if they are images.
         hold_out: the batch size used to hold out calibration data.
         fixed: inputs that the model no longer takes.
         source: loads the model on which random data are tried, so that its outputs are finite.
@@ -197,7 +227,8 @@ def samples_for(
     """
     for kind in (DataKind.CALIBRATION, DataKind.EVALUATION):
         if kind in given:
-            samples = check_samples(open_samples(given[kind], fixed), inputs, profile)
+            arrays = open_samples(given[kind], fixed, preprocess=preprocess, inputs=inputs)
+            samples = check_samples(arrays, inputs, profile)
             if kind is DataKind.CALIBRATION:
                 samples, _ = split(samples, inputs, profile, hold_out)
             return samples, kind
@@ -224,6 +255,8 @@ def _check_array(
 
 def _not_finite(array: NDArray[np.generic]) -> int:
     """How many values are NaN or infinite, from a few samples at a time; all are read, so none is damaged."""
+    if isinstance(array, Column) and array.is_finite:
+        return 0
     if not array.ndim or not array.size:
         return int((~np.isfinite(np.asarray(array))).sum())
     step = max(1, _AT_ONCE_BYTES * len(array) // array.nbytes)

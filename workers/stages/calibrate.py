@@ -138,7 +138,12 @@ def _samples(
     inputs = interface.input_specs(model)
     profile = resolve_profiles(inputs, params.profiles, interface.axis_ranges(model))[0]
     samples, kind = samples_for(
-        stage.inputs, inputs, profile, hold_out=params.hold_out, fixed=params.fixed_inputs
+        stage.inputs,
+        inputs,
+        profile,
+        hold_out=params.hold_out,
+        preprocess=params.preprocess,
+        fixed=params.fixed_inputs,
     )
     return samples, Batch.of(inputs, profile), kind
 

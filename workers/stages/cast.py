@@ -141,6 +141,7 @@ def _measured(
         inputs,
         profile,
         hold_out=params.hold_out,
+        preprocess=params.preprocess,
         fixed=params.fixed_inputs,
         source=lambda: reference.onnx_model(
             *files.read_model(stage.inputs[Role.ONNX], stage.workdir), {}, stage.workdir

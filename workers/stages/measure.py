@@ -179,7 +179,7 @@ def _data(
     """Evaluation data, else held-out calibration data, else seeded random data."""
     judged = params.metric is not None or params.max_drop is not None
     if Role.EVALUATION in stage.inputs:
-        arrays = open_samples(stage.inputs[Role.EVALUATION], params.fixed_inputs)
+        arrays = _opened(stage.inputs[Role.EVALUATION], params, inputs)
         samples = check_samples(arrays, inputs, profile)
         labels = check_labels(arrays, batch.count(samples), params.metric)
         if judged and not labels:
@@ -194,7 +194,7 @@ def _data(
             hint="pass evaluation data with the array 'label', or leave out max_drop",
         )
     if Role.CALIBRATION in stage.inputs:
-        arrays = open_samples(stage.inputs[Role.CALIBRATION], params.fixed_inputs)
+        arrays = _opened(stage.inputs[Role.CALIBRATION], params, inputs)
         given = check_samples(arrays, inputs, profile)
         _, held = split(given, inputs, profile, params.hold_out)
         samples = given if held is None else held
@@ -202,6 +202,10 @@ def _data(
         first = np.arange(batch.count(samples)) < MAX_CALIBRATION_SAMPLES
         return batch.select(samples, first), {}, kind
     return random_samples(source, inputs, profile), {}, DataKind.RANDOM
+
+
+def _opened(path: Path, params: MeasureParams, inputs: Sequence[TensorSpec]) -> Arrays:
+    return open_samples(path, params.fixed_inputs, preprocess=params.preprocess, inputs=inputs)
 
 
 def random_samples(source: Runnable, inputs: Sequence[TensorSpec], profile: Profile) -> Arrays:

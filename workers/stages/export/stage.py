@@ -185,7 +185,9 @@ def _keep_sizes(
     ]
     if not sizes or not has_samples(stage):
         return False
-    samples, _ = samples_for(stage.inputs, inputs, profile, fixed=params.fixed_inputs)
+    samples, _ = samples_for(
+        stage.inputs, inputs, profile, preprocess=params.preprocess, fixed=params.fixed_inputs
+    )
     ranges = dict(interface.axis_ranges(model))
     for name in sizes:
         if samples[name].size <= MAX_SIZES:
