@@ -93,7 +93,13 @@ class Jobs:
             stage=STAGES[kind].version + _revision(params),
             params=self._document(params) | {name: self._given[name] for name in given},
             inputs=inputs,
-            tools=keys.tools(kind, runtime, self._toolchains(queue), self._request.source.format),
+            tools=keys.tools(
+                kind,
+                runtime,
+                self._toolchains(queue),
+                self._request.source.format,
+                images=getattr(params, "preprocess", None) is not None,
+            ),
         )
         if recipe.key not in self.by_key:
             self.by_key[recipe.key] = PlannedJob(

@@ -498,6 +498,7 @@ def test_how_images_are_preprocessed_is_a_part_of_the_keys_of_the_jobs_that_see_
         == bool({"calibration", "evaluation"} & job.inputs.keys())
         for job in recipes
     )
+    assert all(("pillow" in one.tools) == ("preprocess" in one.params) for one in recipes)
     other = preprocessed(evaluation="imagenet")
     assert {other[key].kind.value for key in other.keys() - plain.keys()} == {"measure"}
     assert preprocessed(calibration={}).keys() != plain.keys()

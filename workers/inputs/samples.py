@@ -98,11 +98,17 @@ def _is_always(array: NDArray[np.generic], value: NDArray[np.generic]) -> bool:
 
 def _read(path: Path, preprocess: Preprocess | None, inputs: Sequence[TensorSpec]) -> Arrays:
     image_tars.check_kind(path, preprocess, InvalidData)
-    with _behind_data():
-        if preprocess is None:
+    if preprocess is None:
+        with _behind_data():
             return cast(Arrays, columns(path))
+    try:
         from workers.inputs import images  # Pillow, which few jobs need
-
+    except ImportError as err:
+        raise InvalidData(
+            f"this worker can't read images: {err}",
+            hint="on the workers: pip install pillow; or save the images as arrays: numpy.savez",
+        ) from err
+    with _behind_data():
         return cast(Arrays, images.opened(path, preprocess, inputs))
 
 
