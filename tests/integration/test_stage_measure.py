@@ -210,3 +210,17 @@ def test_a_metric_that_no_output_fits_is_refused_by_name(bench: Bench, digits: D
             typed=digits.int8_fp16,
             evaluation=digits.evaluation,
         )
+
+
+def test_a_label_beyond_an_outputs_classes_is_refused(
+    bench: Bench, digits: Digits, tmp_path: Path
+) -> None:
+    image = np.load(digits.evaluation)["image"][:40]
+    data = save_npz(tmp_path / "e.npz", image=image, label=np.arange(1, 41) % 10 + 1)
+    inputs = {"source": digits.source, "typed": digits.onnx, "evaluation": data}
+    assert (
+        "classes up to 10, but no output"
+        in bench.fails(InvalidData, measured("fp32"), **inputs).detail
+    )
+    told = bench.fails(InvalidData, measured("fp32", metric="f1"), **inputs).detail
+    assert "'label' has the class 10, and the output scores 10 classes" in told

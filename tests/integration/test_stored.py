@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from safetensors.numpy import save_file
 
 from farm.errors import InvalidData
 from farm.specs.shapes import ShapeRange, TensorSpec
+from tests.graphs import matmul
 from workers.inputs.batch import Batch
 from workers.inputs.samples import check_samples, open_samples, read_samples, split
 from workers.inputs.stored import Column, columns
+from workers.quantize.ranges import largest
 
 Save = Callable[[Path, dict[str, np.ndarray]], None]
 
@@ -122,3 +127,22 @@ def test_an_array_of_one_number_is_read(tmp_path: Path) -> None:
     np.save(tmp_path / "scale.npy", np.float32(3))
     [found] = read_samples(tmp_path / "scale.npy").values()
     assert (found.shape, float(found)) == ((), 3.0)
+
+
+def test_ranges_for_a_cpu_engine_hold_one_batch_at_a_time(tmp_path: Path) -> None:
+    model = onnx.load(matmul(tmp_path / "m.onnx"))
+    alive: list[int] = []
+    made: list[weakref.ref[np.ndarray]] = []
+
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        for number in range(6):
+            x = np.full((2, 4), float(number), np.float32)
+            made.append(weakref.ref(x))
+            alive.append(sum(each() is not None for each in made))
+            yield {"x": x}
+            del x
+
+    found = largest(model, model, batches, tmp_path, ["y"])
+    assert max(alive) <= 2, "the batch before, and the next one"
+    weights = numpy_helper.to_array(model.graph.initializer[0])
+    assert found["y"] == pytest.approx(5 * np.abs(weights.sum(axis=0)).max(), rel=1e-6)

@@ -110,7 +110,9 @@ def _as_it_is(
     print("the graph is quantised already: nothing is calibrated, and data only run it")
     files.load_weights(model, file)
     samples, batch, kind = _samples(stage, params, model)
-    first = next(iter(batch.split(samples, batch.opt, smallest=batch.min)))
+    first = next(batch.split(samples, batch.opt, smallest=batch.min), None)
+    if first is None:  # too few for a batch, and enough to run the graph
+        first = batch.repeated(samples, batch.min)
     typed = stage.workdir / "typed.onnx"
     files.save_model(model, typed)
     stage.progress("cast the remainder", None)

@@ -233,7 +233,7 @@ def _compare(
     while True:
         comparison = OutputComparison(
             batch_axes=batch.output_axes,
-            places=() if classes is None else classes.shape[1:],
+            labels=classes,
             varying=dict(varying),
         )
         for arrays in batch.split(samples, batch.opt, smallest=batch.min):
@@ -249,12 +249,13 @@ def _compare(
             break
         varying, judge = comparison.varying, _judge(labels, params)
     _refuse_unfit(comparison, samples, batch)
-    accuracy = comparison.found(classes)
+    accuracy = comparison.found()
     if judge:
         accuracy = accuracy.model_copy(update={"task": judge.found()})
     if classes is not None and accuracy.task is None:
         raise InvalidData(
-            f"there are labels of shape {list(classes.shape)}, but no output has classes of that shape",
+            f"there are labels of shape {list(classes.shape)}, with classes up to {classes.max(initial=-1)}, "
+            "but no output has classes of that shape, and as many",
             hint="labels need an output of scores [samples, classes] or [samples, classes, …], or of "
             "integers of the labels' own shape; for a model that isn't a classifier choose its metric, or "
             "leave 'label' out",

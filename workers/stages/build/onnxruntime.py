@@ -224,7 +224,7 @@ def _ranges(stage: Stage, params: BuildParams, quantized: onnx.ModelProto) -> Ra
         preprocess=params.preprocess,
         fixed=params.fixed_inputs,
     )
-    batches = list(batch.split(samples, batch.opt, smallest=batch.min))
+    batches = partial(batch.split, samples, batch.opt, smallest=batch.min)
     return partial(largest, source, quantized, batches, stage.workdir)
 
 
