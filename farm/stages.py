@@ -221,6 +221,7 @@ class CalibrateFacts(Facts):
     precision: Word | None = None
     method: Word | None = None
     chosen: Annotated[dict[Word, Count], Field(max_length=MOST_LISTED)] = {}
+    without_range: Texts = []  #: tensors that an imported cache lacks
     qdq_pairs: Count | None = None
     remainder: Word | None = None
     remainder_nodes: Annotated[dict[Word, Count], Field(max_length=MOST_LISTED)] = {}
@@ -335,7 +336,7 @@ STAGES: Mapping[JobKind, StageSpec] = {
         version=6,
         tools=_MODELOPT,
         takes=(Role.ONNX,),
-        may_take=(Role.CALIBRATION,),
+        may_take=(*_DATA, Role.RANGES),
         may_make=(Role.TYPED, Role.TYPED_FP16, Role.TYPED_HALF),
     ),
     JobKind.BUILD: StageSpec(

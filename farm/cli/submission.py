@@ -25,7 +25,8 @@ CalibrationData = Annotated[
     typer.Option(
         "--calibration",
         metavar="FILE",
-        help="Samples for int8 and fp8: .npz, .safetensors, or a tar of images.",
+        help="Samples for int8 and fp8: .npz, .safetensors, or a tar of images; or for int8 the calibration "
+        "cache of TensorRT 10 or earlier.",
     ),
 ]
 ImagePreprocess = Annotated[

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from farm.errors import DataRefused
-from farm.formats import array_files, image_tars, onnx_interface, packs
+from farm.formats import array_files, calibration_caches, image_tars, onnx_interface, packs
 from farm.formats.archives import Malformed
+from farm.specs import digests
 from farm.specs.batch_axes import batch_symbol, named_axis
 from farm.specs.preprocess import Preprocess, check_fits, image_input
 from farm.specs.samples import (
@@ -31,6 +32,8 @@ from farm.specs.source import SourceFormat
 from farm.specs.tasks import Metric
 
 Inputs = Sequence[TensorSpec]
+#: The format of TensorRT's calibration caches, and how each begins.
+CACHE, _CACHE_START = "tensorrt-cache", b"TRT-"
 
 
 def inputs_of(model: Path, format: SourceFormat) -> Inputs | None:
@@ -79,6 +82,29 @@ def check(
         profiles[0] if profiles else {},
         metric,
     )
+
+
+def calibration_format(given: str | Path) -> str:
+    """What calibration data are, by the file: a cache begins as no others do, and a digest tells nothing."""
+    if digests.means(str(given)) or not Path(given).is_file():
+        return "samples"
+    with Path(given).open("rb") as file:
+        return CACHE if file.read(len(_CACHE_START)) == _CACHE_START else "samples"
+
+
+def check_cache(path: Path) -> None:
+    """Refuse a calibration cache that the job would.
+
+    Raises:
+        DataRefused
+    """
+    try:
+        calibration_caches.read(path)
+    except Malformed as err:
+        raise DataRefused(
+            f"the calibration cache can't be read: {err}",
+            hint="pass the file that TensorRT's calibrator wrote, or calibration data instead",
+        ) from err
 
 
 def are_images(path: Path) -> bool:

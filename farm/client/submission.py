@@ -52,6 +52,7 @@ def data_and_gates(
     files: Files,
     *,
     calibration: str | Path | None = None,
+    calibration_format: str | None = None,
     calibration_method: str = "auto",
     calibration_percentile: float | None = None,
     calibration_batch_size: int = 8,
@@ -79,17 +80,23 @@ def data_and_gates(
             "metric, max_drop and task need evaluation data",
             hint="pass evaluation=… (--evaluation)",
         )
+    if calibration is not None and calibration_format is None:
+        calibration_format = data.calibration_format(calibration)
     how = preprocessing(preprocess)
     images = _images(calibration, evaluation) if how is not None else []
     for given in (calibration, evaluation):
         if given is not None and not digests.means(str(given)):
             require_file(Path(given))
+            if given is calibration and calibration_format == data.CACHE:
+                data.check_cache(Path(given))
+                continue
             judged = {"metric": known(metric)} if given is evaluation else {}
             check(Path(given), **judged, preprocess=how if given in images else None)
     fields: dict[str, Any] = {}
     if calibration is not None:
         fields["calibration"] = {
             "digest": files.digest(calibration),
+            "format": calibration_format,
             "method": calibration_method,
             "percentile": calibration_percentile,
             "batch_size": calibration_batch_size,

@@ -64,6 +64,7 @@ class Submissions(Noun):
         architecture: str | None = None,
         config: Path | Mapping[str, Any] | None = None,
         calibration: str | Path | None = None,
+        calibration_format: str | None = None,
         calibration_method: str = "auto",
         calibration_percentile: float | None = None,
         calibration_batch_size: int = 8,
@@ -113,6 +114,8 @@ class Submissions(Noun):
             config: its configuration, or the path of its ``config.json``; by default the one beside them.
             calibration, evaluation: ``.npz``, ``.npy`` or ``.safetensors`` files, tars of images, or digests.
                 Files are checked against the inputs of an ONNX model before anything is sent.
+            calibration_format: ``samples``, or ``tensorrt-cache`` for the ranges in TensorRT's calibration
+                cache; by default told from the file, and ``samples`` for a digest.
             preprocess: what is done to images: a preset's name, or fields of
                 ``farm.specs.preprocess.Preprocess``.
             metric, max_drop, task: how engines are judged on labels: ``farm.specs.tasks``.
@@ -156,6 +159,7 @@ class Submissions(Noun):
             new_inputs=new_inputs,
             progress=progress,
             calibration=calibration,
+            calibration_format=calibration_format,
             calibration_method=calibration_method,
             calibration_percentile=calibration_percentile,
             calibration_batch_size=calibration_batch_size,

@@ -13,7 +13,7 @@ from farm.planning.jobs import AS_GIVEN, Jobs, PlannedJob, Toolchains
 from farm.planning.policy import Route
 from farm.planning.recipe import Given, Input
 from farm.planning.targets import Choice
-from farm.schemas.submission import BuildRequest
+from farm.schemas.submission import BuildRequest, Calibration
 from farm.specs.gates import GateSet
 from farm.specs.options import BuilderOptions
 from farm.specs.precision import CALIBRATED, TRAITS, Precision
@@ -141,12 +141,15 @@ class _Stages:
 
     def _calibrate(self, precision: Precision) -> PlannedJob:
         data = self._request.calibration
-        asked = data.model_dump(exclude={"digest"}) if data else {}
+        asked = data.model_dump(exclude={"digest", "format"}) if data else {}
         params = CalibrateParams.model_validate(
             {"precision": precision, "hold_out": self._hold_out} | asked
         )
         inputs: dict[str, Input] = {Role.ONNX: self._export().output(Role.ONNX)}
-        if data:  # a graph quantised in training needs none
+        if data and data.is_cache:
+            inputs |= {Role.RANGES: Given(data.digest)} | self._samples()
+            params = params.model_copy(update={"preprocess": self._preprocess(inputs)})
+        elif data:  # a graph quantised in training needs none
             inputs[Role.CALIBRATION] = Given(data.digest)
         return self._jobs.add(params, inputs, precision=precision)
 
@@ -191,7 +194,7 @@ class _Stages:
 
     def _ranges(self) -> dict[str, Input]:
         """The inputs from which a build measures ranges, which integer kernels need on CPUs only."""
-        data = self._request.calibration
+        data = self._calibration
         if data is None:
             return {}
         onnx = self._export().output(Role.ONNX)
@@ -215,8 +218,8 @@ class _Stages:
             inputs[Role.ENGINE] = build.output(Role.ENGINE)
         if evaluation:
             inputs[Role.EVALUATION] = Given(evaluation.digest)
-        elif request.calibration:
-            inputs[Role.CALIBRATION] = Given(request.calibration.digest)
+        elif self._calibration:
+            inputs[Role.CALIBRATION] = Given(self._calibration.digest)
         params = MeasureParams(
             precision=precision,
             target=target if runnable else None,
@@ -241,22 +244,28 @@ class _Stages:
 
     def _samples(self) -> dict[str, Input]:
         """The samples for every run of the model: the user's own data, if any."""
-        if self._request.calibration:
-            return {Role.CALIBRATION: Given(self._request.calibration.digest)}
+        if self._calibration:
+            return {Role.CALIBRATION: Given(self._calibration.digest)}
         if self._request.evaluation:
             return {Role.EVALUATION: Given(self._request.evaluation.digest)}
         return {}
 
+    @property
+    def _calibration(self) -> Calibration | None:
+        """The calibration data, if they are samples."""
+        data = self._request.calibration
+        return None if data is None or data.is_cache else data
+
     def _preprocess(self, inputs: Mapping[str, Input]) -> Preprocess | None:
         """What is done to the data among a job's inputs."""
-        data = self._request.evaluation if Role.EVALUATION in inputs else self._request.calibration
+        data = self._request.evaluation if Role.EVALUATION in inputs else self._calibration
         has_data = Role.EVALUATION in inputs or Role.CALIBRATION in inputs
         return data.preprocess if data and has_data else None
 
     @property
     def _hold_out(self) -> int | None:
         """The batch size for holding out data: no engine is judged on its own calibration data."""
-        data = self._request.calibration
+        data = self._calibration
         return data.batch_size if data and not self._request.evaluation else None
 
     def _architecture(self, kind: SourceFormat) -> Architecture | None:

@@ -124,7 +124,8 @@ def _calibration(found: Any) -> Any:
     given = mirrored.get("materials", {}).get(Role.CALIBRATION)
     asked = found.request.get("calibration")
     if asked:  # as it was before there were images, if these are none
-        return {name: one for name, one in asked.items() if one is not None or name != "preprocess"}
+        later = {"preprocess": None, "format": "samples"}
+        return {name: one for name, one in asked.items() if name not in later or one != later[name]}
     return given
 
 

@@ -291,3 +291,18 @@ def test_images_need_a_preprocess_and_a_preprocess_images(
         done = run(*submit, *data, "--preprocess", "imagenet")
         assert done.exit_code == 2
         assert "preprocess is for images" in " ".join(done.output.split())
+
+
+def test_a_calibration_cache_is_told_by_its_first_line(
+    run: Run, stub: StubFarm, model: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "calibration.cache"
+    submit = ["submit", str(model), "--gpu", "sm_89", "--calibration", str(cache)]
+    cache.write_text("TRT-8501-EntropyCalibration2\nimage: 3c010a14\n")
+    done = run(*submit)
+    assert done.exit_code == 0, done.output
+    assert [one["calibration"]["format"] for one in stub.submitted] == ["tensorrt-cache"]
+    cache.write_text("TRT-8501-EntropyCalibration2\nimage: x\n")
+    done = run(*submit)
+    assert done.exit_code == 2
+    assert "line 2 isn't a tensor's name and its scale" in " ".join(done.output.split())

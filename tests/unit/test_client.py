@@ -81,6 +81,7 @@ def test_submit_sends_what_the_contract_asks_for(
             "fixed_inputs": {},
             "calibration": {
                 "digest": data,
+                "format": "samples",
                 "method": "percentile",
                 "percentile": 99.9,
                 "batch_size": 8,

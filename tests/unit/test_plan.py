@@ -504,6 +504,32 @@ def test_how_images_are_preprocessed_is_a_part_of_the_keys_of_the_jobs_that_see_
     assert preprocessed(calibration={}).keys() != plain.keys()
 
 
+def test_a_calibration_cache_is_an_input_of_the_calibration_alone():
+    cache = {"digest": BUILD_EXAMPLE["calibration"]["digest"], "format": "tensorrt-cache"}
+    made = planned(targets=["sm_89", "cpu"], calibration=cache, evaluation=None)
+    by_kind = {}
+    for job in made.jobs.values():
+        by_kind.setdefault(job.kind.value, set()).update(map(str, job.recipe.inputs))
+    assert by_kind["calibrate"] == {"onnx", "ranges"}
+    others = set().union(*(roles for kind, roles in by_kind.items() if kind != "calibrate"))
+    assert others.isdisjoint({"ranges", "calibration"})
+    assert not any(job.recipe.params.get("hold_out") for job in made.jobs.values())
+    judged = planned(targets=["cpu"], precisions=["int8"], calibration=cache)
+    roles = {job.kind: set(job.recipe.inputs) for job in judged.jobs.values()}
+    assert roles["calibrate"] == {"onnx", "ranges", "evaluation"}
+
+
+def test_a_calibration_cache_is_for_int8_of_onnx_and_has_its_ranges():
+    cache = {"digest": BUILD_EXAMPLE["calibration"]["digest"], "format": "TensorRT-cache"}
+    with pytest.raises(TargetUnsupported, match="fp8 can't take a calibration cache of TensorRT"):
+        planned(targets=["sm_89"], precisions=["fp8"], calibration=cache)
+    with pytest.raises(TargetUnsupported, match="AOTInductor can't take a calibration cache"):
+        planned(targets=["aotinductor:sm_89"], precisions=["int8"], calibration=cache)
+    for more in ({"method": "max"}, {"percentile": 99.0}, {"preprocess": "imagenet"}):
+        with pytest.raises(ValidationError, match="a tensorrt-cache holds the ranges"):
+            planned(calibration=cache | more)
+
+
 def test_a_preset_that_there_is_not_is_refused_with_those_there_are():
     data = BUILD_EXAMPLE["calibration"] | {"preprocess": "imagnet"}
     with pytest.raises(ValidationError, match="choose of imagenet, imagenet-v2, clip, vit"):
