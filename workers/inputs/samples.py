@@ -259,13 +259,41 @@ def _check_array(
         )
 
 
+def check_ids(samples: Arrays, vocabularies: Mapping[str, int]) -> None:
+    """Refuse values that aren't in the table that an input's are looked up in.
+
+    Parameters:
+        vocabularies: input → the table's size. Negative ids count from its end, as ONNX has it.
+
+    Raises:
+        InvalidData: names the input, the value and the table's size.
+    """
+    for name, size in vocabularies.items():
+        if name not in samples or samples[name].dtype.kind not in "iu":
+            continue
+        for part in _parts(samples[name]):
+            outside = part[(part >= size) | (part < -size)]  # type: ignore[operator]
+            if outside.size:
+                raise InvalidData(
+                    f"the data for input {name!r} has the id {outside.flat[0]}, but the model's table for it "
+                    f"has {size} rows, 0 to {size - 1}",
+                    hint="tokenise the samples with the model's own tokenizer, and pad with an id of its",
+                )
+
+
 def _not_finite(array: NDArray[np.generic]) -> int:
     """How many values are NaN or infinite, from a few samples at a time; all are read, so none is damaged."""
     if isinstance(array, Column) and array.is_finite:
         return 0
+    return sum(int((~np.isfinite(part)).sum()) for part in _parts(array))
+
+
+def _parts(array: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
+    """All values, a few samples at a time."""
     if not array.ndim or not array.size:
-        return int((~np.isfinite(np.asarray(array))).sum())
+        yield np.asarray(array)
+        return
     step = max(1, _AT_ONCE_BYTES * len(array) // array.nbytes)
-    parts = (array[start : start + step] for start in range(0, len(array), step))
     with _behind_data():
-        return sum(int((~np.isfinite(part)).sum()) for part in parts)
+        for start in range(0, len(array), step):
+            yield array[start : start + step]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from farm.specs.source import DataKind
 from farm.specs.tasks import Metric
 from farm.stages import MeasureFacts, MeasureParams
 from workers.backends.ort.cpu import OrtModel, cpu_threads
-from workers.graphs import files, interface
+from workers.graphs import files, interface, vocabularies, walk
 from workers.graphs.rounding import is_half_typed, rounded_model
 from workers.inputs.advice import advice
 from workers.inputs.batch import Batch
@@ -29,6 +30,7 @@ from workers.inputs.samples import (
     SEED,
     Arrays,
     Runnable,
+    check_ids,
     check_labels,
     check_samples,
     open_samples,
@@ -36,7 +38,7 @@ from workers.inputs.samples import (
     split,
 )
 from workers.inputs.standins import tried
-from workers.measure import cpu, engines, gpu
+from workers.measure import cpu, engines, gpu, silent
 from workers.measure.accuracy import OutputComparison
 from workers.measure.invariance import batch_invariance
 from workers.measure.task import TaskJudge
@@ -70,14 +72,16 @@ def run(stage: Stage) -> StageResult:
     torch.set_num_threads(cpu_threads())
     stage.progress("load", None)
     source = reference(stage.inputs[Role.SOURCE], params, stage.workdir)
-    subject, measured_on, inputs, outputs, ranges = _subject(stage, params, source)
+    subject, measured_on, inputs, outputs, ranges, graph = _subject(stage, params, source)
     profile = resolve_profiles(inputs, params.profiles, ranges)[0]
     batch = Batch.of(inputs, profile, outputs)
     stage.progress("compare", None)
     samples, labels, data = _data(stage, params, source, inputs, profile, batch)
+    if graph is not None and data is not DataKind.RANDOM:
+        check_ids(samples, vocabularies.sizes(graph[1]))
     runnable = subject.engine if isinstance(subject, gpu.Loaded) else subject
     accuracy = _compare(source, runnable, samples, labels, batch, params)
-    warned = advice(samples, inputs, batch) if data is not DataKind.RANDOM else []
+    warned = _warnings(stage, samples, inputs, batch, graph) if data is not DataKind.RANDOM else []
     for one in warned:
         print(f"warning: {one}", flush=True)
     accuracy = accuracy.model_copy(
@@ -104,6 +108,24 @@ def run(stage: Stage) -> StageResult:
     if peers and peers.to_keep:
         files[Role.PEERS] = peers.to_keep
     return StageResult(outputs=files, facts=facts)
+
+
+def _warnings(
+    stage: Stage,
+    samples: Arrays,
+    inputs: Sequence[TensorSpec],
+    batch: Batch,
+    graph: tuple[Path, onnx.ModelProto] | None,
+) -> list[str]:
+    """What looks wrong with the data; of a quantised graph also which of its channels they don't reach."""
+    found = advice(samples, inputs, batch)
+    if graph is None or not walk.is_quantized(graph[1]):
+        return found
+    file, typed = graph
+    files.load_weights(typed, file)
+    plain = rounded_model(typed) if is_half_typed(typed) else typed
+    about = silent.warning(plain, samples, batch, stage.workdir)
+    return found + ([about] if about else [])
 
 
 def _peers(stage: Stage, params: MeasureParams, source: Runnable) -> PeersBeside | None:
@@ -140,18 +162,30 @@ def _metrics(
         return cpu.metrics(subject, eager, batch, samples)
 
 
-def _subject(
-    stage: Stage, params: MeasureParams, source: Runnable
-) -> tuple[Runnable | gpu.Loaded, str, Sequence[TensorSpec], Sequence[TensorSpec], AxisRanges]:
-    """The measured model (the engine if it runs here, else its typed ONNX), its inputs, outputs and axes."""
+class _Subject(NamedTuple):
+    """What is measured."""
+
+    model: Runnable | gpu.Loaded
+    measured_on: str
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    ranges: AxisRanges
+    graph: tuple[Path, onnx.ModelProto] | None  #: as typed, with its file; None for a program
+
+
+def _subject(stage: Stage, params: MeasureParams, source: Runnable) -> _Subject:
+    """The engine if it runs here, else its typed ONNX."""
     if params.target is not None and params.target.runtime in OF_PROGRAMS:
         assert isinstance(source, EagerModel)
         model = engines.load(params.target, stage.inputs[Role.ENGINE], stage.workdir)
-        return model, "engine", source.input_specs, source.output_specs, source.axis_ranges
+        inputs, outputs = source.input_specs, source.output_specs
+        return _Subject(model, "engine", inputs, outputs, source.axis_ranges, None)
     file, typed = files.read_model(stage.inputs[Role.TYPED], stage.workdir)
     subject, measured_on = _of_onnx(stage, params, file, typed)
     inputs, outputs = interface.input_specs(typed), interface.output_specs(typed)
-    return subject, measured_on, inputs, outputs, interface.axis_ranges(typed)
+    return _Subject(
+        subject, measured_on, inputs, outputs, interface.axis_ranges(typed), (file, typed)
+    )
 
 
 def _of_onnx(
