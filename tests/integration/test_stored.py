@@ -17,7 +17,8 @@ from farm.errors import InvalidData
 from farm.specs.shapes import ShapeRange, TensorSpec
 from tests.graphs import matmul
 from workers.inputs.batch import Batch
-from workers.inputs.samples import check_samples, open_samples, read_samples, split
+from workers.inputs.samples import check_labels, check_samples, open_samples, read_samples, split
+from workers.inputs.samples import largest as highest
 from workers.inputs.stored import Column, columns
 from workers.quantize.ranges import largest
 
@@ -146,3 +147,22 @@ def test_ranges_for_a_cpu_engine_hold_one_batch_at_a_time(tmp_path: Path) -> Non
     assert max(alive) <= 2, "the batch before, and the next one"
     weights = numpy_helper.to_array(model.graph.initializer[0])
     assert found["y"] == pytest.approx(5 * np.abs(weights.sum(axis=0)).max(), rel=1e-6)
+
+
+def test_labels_of_pixels_stay_on_disk_and_damage_in_them_is_told(tmp_path: Path) -> None:
+    arrays = {"image": np.zeros((512, 3), np.float32), "label": np.zeros((512, 256, 256), np.uint8)}
+    arrays["label"][500, 3, 4] = 7
+    path = tmp_path / "labels.npz"
+    np.savez_compressed(path, **arrays)
+    labels = check_labels(open_samples(path), 512)
+    assert isinstance(labels["label"], Column)
+    tracemalloc.start()
+    assert highest(labels["label"]) == 7
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20  # of 32 MiB
+    tracemalloc.stop()
+    raw = bytearray(path.read_bytes())
+    at = raw.rindex(b"label.npy", 0, raw.rindex(b"label.npy"))
+    raw[at + 2000 : at + 2200] = bytes(200)
+    path.write_bytes(raw)
+    with pytest.raises(InvalidData, match="the data can't be read"):
+        check_labels(open_samples(path), 512)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farm.errors import InvalidData
-from farm.formats import image_tars
+from farm.formats import image_tars, packs
 from farm.formats.archives import Malformed, behind
 from farm.specs.preprocess import Preprocess
 from farm.specs.samples import BF16 as BF16
@@ -58,6 +58,11 @@ def read_samples(path: Path, fixed: FixedInputs | None = None) -> Arrays:
         InvalidData: the file is neither, is damaged, holds Python objects, or has other values for a fixed
             input.
     """
+    if packs.is_pack(path):
+        raise InvalidData(
+            "the data is a tar, and arrays are needed",
+            hint="save plain arrays with numpy.savez(path, input_name=array)",
+        )
     return {name: _whole(array) for name, array in open_samples(path, fixed).items()}
 
 
@@ -171,7 +176,7 @@ def head_of(array: NDArray[np.generic]) -> Head:
 
 
 def check_labels(arrays: Arrays, count: int, metric: Metric | None = None) -> Arrays:
-    """The labels of every sample, or of each of its positions; empty without labels.
+    """The labels of every sample, or of each of its positions; empty without labels. Large ones stay on disk.
 
     Raises:
         InvalidData: the labels aren't what the metric takes, or don't cover every sample.
@@ -180,7 +185,15 @@ def check_labels(arrays: Arrays, count: int, metric: Metric | None = None) -> Ar
     if LABEL not in labels:
         return {}
     check_label_heads({n: head_of(a) for n, a in labels.items()}, count, InvalidData, metric)
-    return {name: _whole(array) for name, array in labels.items()}
+    for array in labels.values():
+        for _ in _parts(array):  # so that none is damaged
+            pass
+    return labels
+
+
+def largest(array: NDArray[np.generic]) -> int:
+    """The largest of integers that may be on disk; -1 for none."""
+    return max((int(part.max()) for part in _parts(array) if part.size), default=-1)
 
 
 def split(

@@ -43,7 +43,7 @@ class OutputComparison:
     """
 
     batch_axes: Mapping[str, int | None] = field(default_factory=dict)
-    labels: Labels | None = None
+    labels: NDArray[np.generic] | None = None
     varying: dict[str, int] = field(default_factory=dict)
     samples: int = 0
     not_finite: int = 0  #: values that are finite in the source and not in the engine
@@ -68,7 +68,9 @@ class OutputComparison:
             axis = _batch_axis(expected, self.batch_axes.get(name, 0), count)
             known.add(expected, actual, axis, count)
             labels = self.labels
-            of_batch = None if labels is None else labels[self.samples : self.samples + count]
+            of_batch = None
+            if labels is not None:
+                of_batch = labels[self.samples : self.samples + count].astype(np.int64)
             known.add_classes(expected, actual, axis, of_batch)
         self.not_finite = sum(output.not_finite for output in self._outputs.values())
         for group in items.groups(self.varying, source, engine):

@@ -15,7 +15,7 @@ from workers.quantize import activations
 _FIRING = ("Relu",)
 #: Samples that are looked at, and that it takes to say anything.
 _MOST, _FEWEST = 64, 32
-_MANY = 0.1  #: of all channels
+_MANY = 0.25  #: of all channels
 
 
 def warning(model: onnx.ModelProto, samples: Arrays, batch: Batch, folder: Path) -> str | None:
@@ -57,8 +57,9 @@ def _told(counts: dict[str, tuple[int, int]], seen: int) -> str | None:
         return None
     worst = max(counts, key=lambda name: counts[name][0] / max(1, counts[name][1]))
     some, of = counts[worst]
+    name = worst.removesuffix("__wide")  # as workers.graphs.rounding calls it before it is rounded
     return (
         f"{silent} of {all_of_them} channels after Relu never fire on {seen} samples, most in "
-        f"{worst[:100]!r} ({some} of {of}): either the samples are less varied than those of training, or "
+        f"{name[:100]!r} ({some} of {of}): either the samples are less varied than those of training, or "
         "these channels are dead in the model"
     )

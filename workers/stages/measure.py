@@ -33,6 +33,7 @@ from workers.inputs.samples import (
     check_ids,
     check_labels,
     check_samples,
+    largest,
     open_samples,
     random_arrays,
     split,
@@ -262,7 +263,7 @@ def _compare(
     params: MeasureParams,
 ) -> Accuracy:
     judge = _judge(labels, params)
-    classes = labels[LABEL].astype(np.int64) if labels and judge is None else None
+    classes = labels[LABEL] if labels and judge is None else None
     varying: dict[str, int] = {}
     while True:
         comparison = OutputComparison(
@@ -288,7 +289,7 @@ def _compare(
         accuracy = accuracy.model_copy(update={"task": judge.found()})
     if classes is not None and accuracy.task is None:
         raise InvalidData(
-            f"there are labels of shape {list(classes.shape)}, with classes up to {classes.max(initial=-1)}, "
+            f"there are labels of shape {list(classes.shape)}, with classes up to {largest(classes)}, "
             "but no output has classes of that shape, and as many",
             hint="labels need an output of scores [samples, classes] or [samples, classes, …], or of "
             "integers of the labels' own shape; for a model that isn't a classifier choose its metric, or "
@@ -304,7 +305,7 @@ def _judge(labels: Arrays, params: MeasureParams) -> TaskJudge | None:
         return None
     label = labels[LABEL]
     of_classes = metric in (Metric.MIOU, Metric.F1) and label.size
-    classes = int(label.max()) + 1 if of_classes else 0
+    classes = largest(label) + 1 if of_classes else 0
     if classes > _MOST_CLASSES:
         raise InvalidData(
             f"'label' has the class {classes - 1}",
