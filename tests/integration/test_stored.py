@@ -162,7 +162,7 @@ def test_labels_of_pixels_stay_on_disk_and_damage_in_them_is_told(tmp_path: Path
     tracemalloc.stop()
     raw = bytearray(path.read_bytes())
     at = raw.rindex(b"label.npy", 0, raw.rindex(b"label.npy"))
-    raw[at + 2000 : at + 2200] = bytes(200)
+    raw[at + 2000 : at + 2200] = b"\xff" * 200
     path.write_bytes(raw)
     with pytest.raises(InvalidData, match="the data can't be read"):
         check_labels(open_samples(path), 512)
