@@ -170,7 +170,14 @@ def _of_preset(given: Any) -> Any:
 
 
 #: A preset's name stands for its figures.
-Preprocessing = Annotated[Preprocess, BeforeValidator(_of_preset)]
+Preprocessing = Annotated[
+    Preprocess,
+    BeforeValidator(
+        _of_preset,
+        json_schema_input_type=Preprocess
+        | Annotated[str, Field(json_schema_extra={"enum": list(PRESETS)})],
+    ),
+]
 
 
 def image_input(
