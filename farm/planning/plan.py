@@ -257,10 +257,14 @@ class _Stages:
         return None if data is None or data.is_cache else data
 
     def _preprocess(self, inputs: Mapping[str, Input]) -> Preprocess | None:
-        """What is done to the data among a job's inputs."""
-        data = self._request.evaluation if Role.EVALUATION in inputs else self._calibration
-        has_data = Role.EVALUATION in inputs or Role.CALIBRATION in inputs
-        return data.preprocess if data and has_data else None
+        """What is done to the data that a job runs the model on: calibration data, if it has both."""
+        for role, data in (
+            (Role.CALIBRATION, self._calibration),
+            (Role.EVALUATION, self._request.evaluation),
+        ):
+            if role in inputs and data is not None:
+                return data.preprocess
+        return None
 
     @property
     def _hold_out(self) -> int | None:
