@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from farm.specs.preprocess import MOST_SIDE, Preprocess
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
 #: Of an image, as it is and resized: 200 MB in RGB.
 MOST_PIXELS = 64 << 20
+#: Larger ones are decoded one at a time, so that threads don't multiply their memory.
+_LARGE_PIXELS = 8 << 20
+_ALONE = Lock()
 # Pillow's own limit would warn at less, and allow more.
 Image.MAX_IMAGE_PIXELS = None
 _HINT = "remove it from the tar, or replace it"
@@ -51,17 +55,22 @@ def pixels(raw: bytes, name: str, how: Preprocess) -> NDArray[np.uint8]:
     """
     with _behind(name):
         image = _opened(raw, name)
-        image.load()
-        if how.exif:
-            image = ImageOps.exif_transpose(image)
-        image = _in_channels(image, name, how)
-        height, width = how.resized(image.height, image.width)
-        if height * width > MOST_PIXELS or max(height, width) > MOST_SIDE * 4:
-            raise _refused(name, f"would be {height} × {width} pixels after resizing")
-        if (height, width) != (image.height, image.width):
-            kind = Image.Resampling[how.interpolation.upper()]
-            image = image.resize((width, height), kind)
-        array = np.asarray(image, np.uint8).reshape(height, width, how.channel_count)
+        is_large = image.width * image.height > _LARGE_PIXELS
+        with _ALONE if is_large else nullcontext():
+            return _pixels(image, name, how)
+
+
+def _pixels(image: Image.Image, name: str, how: Preprocess) -> NDArray[np.uint8]:
+    image.load()
+    if how.exif:
+        image = ImageOps.exif_transpose(image)
+    image = _in_channels(image, name, how)
+    height, width = how.resized(image.height, image.width)
+    if height * width > MOST_PIXELS or max(height, width) > MOST_SIDE * 4:
+        raise _refused(name, f"would be {height} × {width} pixels after resizing")
+    if (height, width) != (image.height, image.width):
+        image = image.resize((width, height), Image.Resampling[how.interpolation.upper()])
+    array = np.asarray(image, np.uint8).reshape(height, width, how.channel_count)
     return _cropped(array, how.size(height, width))
 
 

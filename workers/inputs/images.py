@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,6 @@ from farm.specs.samples import LABEL
 from farm.specs.shapes import TensorSpec
 from workers.inputs import decoding
 from workers.inputs.stored import Column, columns_in
-
-#: Larger files are decoded one at a time, so that threads don't multiply their memory.
-_LARGE_BYTES = 2 << 20
 
 
 class Images(Column):
@@ -42,7 +38,6 @@ class Images(Column):
         super().__init__((len(members), *shape), np.dtype(how.dtype))
         self._path, self._members, self._how = path, members, how
         self._table = decoding.table(how)
-        self._alone = Lock()
 
     def _rows(self, start: int, stop: int) -> NDArray[Any]:
         return self._picked(np.arange(start, stop))
@@ -53,19 +48,12 @@ class Images(Column):
 
         def decode(at: int) -> None:
             member = self._members[int(numbers[at])]
-            if member.bytes > _LARGE_BYTES:
-                with self._alone:
-                    values = self._pixels(member)
-            else:
-                values = self._pixels(member)
+            values = decoding.pixels(_read(self._path, member), member.name, self._how)
             decoding.write(values, self._table, self._how, made[at])
 
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
             list(threads.map(decode, range(len(numbers))))
         return made
-
-    def _pixels(self, member: Member) -> NDArray[np.uint8]:
-        return decoding.pixels(_read(self._path, member), member.name, self._how)
 
 
 def _read(path: Path, member: Member) -> bytes:
