@@ -40,6 +40,7 @@ from farm.specs.gates import Gates
 from farm.specs.inference import TIMEOUT_S
 from farm.specs.options import BuilderOptions, Prune
 from farm.specs.precision import TRAITS, CalibrationMethod, Percentile, Precision
+from farm.specs.preprocess import Preprocess
 from farm.specs.roles import Role
 from farm.specs.runtime import Target
 from farm.specs.shapes import FixedInputs, Profile
@@ -89,6 +90,7 @@ class ExportParams(Value):
     format: SourceFormat
     architecture: Architecture | None = None
     profiles: tuple[Profile, ...] = ()
+    preprocess: Preprocess | None = None  #: of its data, if they are images
     fixed_inputs: FixedInputs = {}
 
 
@@ -96,6 +98,7 @@ class CastParams(Value):
     precision: Annotated[Precision, AfterValidator(_typed_by("cast"))]
     profiles: tuple[Profile, ...] = ()
     hold_out: HoldOut = None
+    preprocess: Preprocess | None = None  #: of its data, if they are images
     fixed_inputs: FixedInputs = {}
 
 
@@ -106,6 +109,7 @@ class CalibrateParams(Value):
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
     profiles: tuple[Profile, ...] = ()
     hold_out: HoldOut = None
+    preprocess: Preprocess | None = None  #: of its data, if they are images
     fixed_inputs: FixedInputs = {}
 
 
@@ -118,6 +122,7 @@ class BuildParams(Value):
     format: SourceFormat | None = None  #: the source's, if the engine is built from it
     architecture: Architecture | None = None
     hold_out: HoldOut = None
+    preprocess: Preprocess | None = None  #: of its data, if they are images
     fixed_inputs: FixedInputs = {}
 
 
@@ -136,6 +141,7 @@ class MeasureParams(Value):
     gates: Gates = Gates()
     pruned: bool = False  #: whether the engine's source was pruned, so that its outputs may differ
     hold_out: HoldOut = None
+    preprocess: Preprocess | None = None  #: of its data, if they are images
     fixed_inputs: FixedInputs = {}
 
 
@@ -215,6 +221,7 @@ class CalibrateFacts(Facts):
     precision: Word | None = None
     method: Word | None = None
     chosen: Annotated[dict[Word, Count], Field(max_length=MOST_LISTED)] = {}
+    without_range: Texts = []  #: tensors that an imported cache lacks
     qdq_pairs: Count | None = None
     remainder: Word | None = None
     remainder_nodes: Annotated[dict[Word, Count], Field(max_length=MOST_LISTED)] = {}
@@ -329,7 +336,7 @@ STAGES: Mapping[JobKind, StageSpec] = {
         version=6,
         tools=_MODELOPT,
         takes=(Role.ONNX,),
-        may_take=(Role.CALIBRATION,),
+        may_take=(*_DATA, Role.RANGES),
         may_make=(Role.TYPED, Role.TYPED_FP16, Role.TYPED_HALF),
     ),
     JobKind.BUILD: StageSpec(

@@ -25,6 +25,7 @@ from farm.cli.options import (
     split,
     task_options,
 )
+from farm.cli.preprocessing import preprocess_of
 from farm.cli.submission import (
     ArchitectureName,
     CalibrationBatchSize,
@@ -36,6 +37,7 @@ from farm.cli.submission import (
     EvaluationData,
     Fixed,
     IdempotencyKey,
+    ImagePreprocess,
     Labels,
     MaxDrop,
     MaxError,
@@ -141,6 +143,7 @@ def bench(
     calibration_method: CalibrationMethod = "auto",
     calibration_percentile: CalibrationPercentile = None,
     calibration_batch_size: CalibrationBatchSize = 8,
+    preprocess: ImagePreprocess = None,
     evaluation: EvaluationData = None,
     metric: Metric = None,
     max_drop: MaxDrop = None,
@@ -204,6 +207,7 @@ def bench(
         "calibration_method": calibration_method,
         "calibration_percentile": calibration_percentile,
         "calibration_batch_size": calibration_batch_size,
+        "preprocess": preprocess_of(preprocess),
         "evaluation": evaluation,
         "metric": metric,
         "max_drop": max_drop,

@@ -131,6 +131,12 @@ def metrics(incomplete: str) -> list[str]:
     return [one for one in Metric if one.startswith(incomplete.lower())]
 
 
+def preprocess(incomplete: str) -> list[str]:
+    from farm.specs.preprocess import PRESETS
+
+    return [one for one in PRESETS if one.startswith(incomplete.lower())]
+
+
 def builder_options(incomplete: str) -> list[str]:
     from farm.specs.options import BuilderOptions
 

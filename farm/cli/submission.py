@@ -9,6 +9,7 @@ import typer
 
 from farm.cli import complete
 from farm.specs import tasks
+from farm.specs.preprocess import PRESETS
 
 Name = Annotated[
     str | None,
@@ -22,7 +23,20 @@ Name = Annotated[
 CalibrationData = Annotated[
     str | None,
     typer.Option(
-        "--calibration", metavar="FILE", help="Samples for int8 and fp8: .npz or .safetensors."
+        "--calibration",
+        metavar="FILE",
+        help="Samples for int8 and fp8: .npz, .safetensors, or a tar of images; or for int8 the calibration "
+        "cache of TensorRT 10 or earlier.",
+    ),
+]
+ImagePreprocess = Annotated[
+    str | None,
+    typer.Option(
+        "--preprocess",
+        metavar="PRESET|FILE",
+        help=f"How images become the model's input: {', '.join(PRESETS)}, or a JSON or YAML file with "
+        "resize, crop, mean, std and others.",
+        autocompletion=complete.preprocess,
     ),
 ]
 CalibrationMethod = Annotated[
@@ -59,7 +73,7 @@ EvaluationData = Annotated[
     typer.Option(
         "--evaluation",
         metavar="FILE",
-        help="Evaluation samples, optionally with labels: .npz or .safetensors.",
+        help="Evaluation samples, optionally with labels: .npz, .safetensors, or a tar of images.",
     ),
 ]
 Metric = Annotated[

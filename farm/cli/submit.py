@@ -26,6 +26,7 @@ from farm.cli.options import (
     task_options,
 )
 from farm.cli.patience import check_timeout
+from farm.cli.preprocessing import preprocess_of
 from farm.cli.submission import (
     ArchitectureName,
     CalibrationBatchSize,
@@ -37,6 +38,7 @@ from farm.cli.submission import (
     EvaluationData,
     Fixed,
     IdempotencyKey,
+    ImagePreprocess,
     Labels,
     MaxDrop,
     MaxError,
@@ -118,6 +120,7 @@ def submit(
     calibration_method: CalibrationMethod = "auto",
     calibration_percentile: CalibrationPercentile = None,
     calibration_batch_size: CalibrationBatchSize = 8,
+    preprocess: ImagePreprocess = None,
     evaluation: EvaluationData = None,
     metric: Metric = None,
     max_drop: MaxDrop = None,
@@ -169,6 +172,7 @@ def submit(
             "calibration_method": calibration_method,
             "calibration_percentile": calibration_percentile,
             "calibration_batch_size": calibration_batch_size,
+            "preprocess": preprocess_of(preprocess),
             "evaluation": evaluation,
             "metric": metric,
             "max_drop": max_drop,

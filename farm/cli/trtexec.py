@@ -139,8 +139,8 @@ class _Reader:
             "shapes": lambda v: made.notes.append(
                 f"--shapes={v}: the farm measures at the profile's batch sizes"
             ),
-            "calib": lambda _: made.notes.append(
-                "--calib: the farm calibrates from your data instead: add --calibration FILE"
+            "calib": lambda v: made.notes.append(
+                f"--calib={v}: for int8 add --calibration {v}, whose ranges are then taken, or your data"
             ),
             "timingCacheFile": lambda _: made.notes.append(
                 "--timingCacheFile: the farm keeps one per GPU and toolchain: farm timing-caches"

@@ -15,6 +15,7 @@ from farm.errors import InvalidRequest
 from farm.schemas.problems import field_of
 from farm.schemas.submission import BuildRequest
 from farm.specs import digests, faults
+from farm.specs.preprocess import PRESETS, Preprocess
 from farm.specs.tasks import Metric
 
 _MOST_SHOWN = 60
@@ -51,9 +52,11 @@ def data_and_gates(
     files: Files,
     *,
     calibration: str | Path | None = None,
+    calibration_format: str | None = None,
     calibration_method: str = "auto",
     calibration_percentile: float | None = None,
     calibration_batch_size: int = 8,
+    preprocess: Preprocess | str | Mapping[str, Any] | None = None,
     evaluation: str | Path | None = None,
     metric: str | None = None,
     max_drop: float | None = None,
@@ -77,17 +80,27 @@ def data_and_gates(
             "metric, max_drop and task need evaluation data",
             hint="pass evaluation=… (--evaluation)",
         )
+    if calibration is not None and calibration_format is None:
+        calibration_format = data.calibration_format(calibration)
+    how = preprocessing(preprocess)
+    images = _images(calibration, evaluation) if how is not None else []
     for given in (calibration, evaluation):
         if given is not None and not digests.means(str(given)):
             require_file(Path(given))
-            check(Path(given), **({"metric": known(metric)} if given is evaluation else {}))
+            if given is calibration and calibration_format == data.CACHE:
+                data.check_cache(Path(given))
+                continue
+            judged = {"metric": known(metric)} if given is evaluation else {}
+            check(Path(given), **judged, preprocess=how if given in images else None)
     fields: dict[str, Any] = {}
     if calibration is not None:
         fields["calibration"] = {
             "digest": files.digest(calibration),
+            "format": calibration_format,
             "method": calibration_method,
             "percentile": calibration_percentile,
             "batch_size": calibration_batch_size,
+            "preprocess": how if calibration in images else None,
         }
     if evaluation is not None:
         fields["evaluation"] = {
@@ -95,6 +108,7 @@ def data_and_gates(
             "metric": metric,
             "max_drop": max_drop,
             "task": task or {},
+            "preprocess": how if evaluation in images else None,
         }
     if (min_agreement, max_error, output_errors) != (None, None, None):
         fields["gates"] = {
@@ -103,6 +117,43 @@ def data_and_gates(
             "outputs": output_errors,
         }
     return fields
+
+
+def preprocessing(given: Preprocess | str | Mapping[str, Any] | None) -> Preprocess | None:
+    """What is done to images: as it is, a preset's by name, or these fields.
+
+    Raises:
+        InvalidRequest
+    """
+    if given is None or isinstance(given, Preprocess):
+        return given
+    if isinstance(given, str):
+        if given.strip().lower() not in PRESETS:
+            raise InvalidRequest(
+                f"there is no preset {given[:60]!r}", hint=f"choose of {', '.join(PRESETS)}"
+            )
+        return PRESETS[given.strip().lower()]
+    return checked(Preprocess, **given)
+
+
+def _images(*given: str | Path | None) -> list[str | Path]:
+    """Those of the data that are tars of images; without any, the digests, which don't tell.
+
+    Raises:
+        InvalidRequest: neither are there.
+    """
+    there = [one for one in given if one is not None]
+    local = [one for one in there if not digests.means(str(one))]
+    for one in local:
+        require_file(Path(one))
+    found = [one for one in local if data.are_images(Path(one))]
+    found = found or [one for one in there if one not in local]
+    if not found:
+        raise InvalidRequest(
+            "preprocess is for images, and neither calibration nor evaluation data are a tar of them",
+            hint="pack images without compression (tar -cf images.tar FOLDER), or leave preprocess out",
+        )
+    return found
 
 
 def known(metric: str | None) -> Metric | None:

@@ -64,9 +64,11 @@ class Submissions(Noun):
         architecture: str | None = None,
         config: Path | Mapping[str, Any] | None = None,
         calibration: str | Path | None = None,
+        calibration_format: str | None = None,
         calibration_method: str = "auto",
         calibration_percentile: float | None = None,
         calibration_batch_size: int = 8,
+        preprocess: str | Mapping[str, Any] | None = None,
         evaluation: str | Path | None = None,
         metric: str | None = None,
         max_drop: float | None = None,
@@ -110,8 +112,12 @@ class Submissions(Noun):
             architecture: for safetensors weights: ``LIBRARY:NAME``, such as ``transformers:BertModel``; by
                 default the one that the ``config.json`` beside them tells.
             config: its configuration, or the path of its ``config.json``; by default the one beside them.
-            calibration, evaluation: ``.npz``, ``.npy`` or ``.safetensors`` files, or digests. Files are
-                checked against the inputs of an ONNX model before anything is sent.
+            calibration, evaluation: ``.npz``, ``.npy`` or ``.safetensors`` files, tars of images, or digests.
+                Files are checked against the inputs of an ONNX model before anything is sent.
+            calibration_format: ``samples``, or ``tensorrt-cache`` for the ranges in TensorRT's calibration
+                cache; by default told from the file, and ``samples`` for a digest.
+            preprocess: what is done to images: a preset's name, or fields of
+                ``farm.specs.preprocess.Preprocess``.
             metric, max_drop, task: how engines are judged on labels: ``farm.specs.tasks``.
             min_agreement, max_error: gates for all precisions instead of the farm's; an engine that fails
                 one is published as doubtful.
@@ -153,9 +159,11 @@ class Submissions(Noun):
             new_inputs=new_inputs,
             progress=progress,
             calibration=calibration,
+            calibration_format=calibration_format,
             calibration_method=calibration_method,
             calibration_percentile=calibration_percentile,
             calibration_batch_size=calibration_batch_size,
+            preprocess=preprocess,
             evaluation=evaluation,
             metric=metric,
             max_drop=max_drop,

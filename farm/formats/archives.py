@@ -17,15 +17,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from farm.errors import FarmError
+
 #: Limits on reading one tar's headers: a few hundred bytes, in three reads, per file.
 MAX_BYTES = 32 << 20
 MAX_READS = 40_000
 #: Limit of one header: a name, and other metadata of a file.
 MAX_HEADER_BYTES = 64 << 10
 #: Entries of all extended headers together (`path=…`, `mtime=…`): a few per file, 10 µs each.
-_MAX_FIELDS = 60_000
+MAX_FIELDS = 60_000
 #: CPU time for any archive: several times what the largest accepted one needs.
-_MAX_CPU_S = 4.0
+MAX_CPU_S = 4.0
 #: Of a zip's directory, which is read at once: zipfile takes 10 µs for each name, of which there are fewer in
 #: any program.
 _MAX_DIRECTORY_BYTES = 6 << 20
@@ -44,7 +46,8 @@ class Malformed(ValueError):
 
 @contextmanager
 def behind(kind: type[Malformed] = Malformed) -> Iterator[None]:
-    """Convert any exception in the block to ``kind`` with the reason; ``kind`` itself passes through.
+    """Convert any exception in the block to ``kind`` with the reason; ``kind`` itself passes through, as does
+    what the farm itself refuses.
 
     A file that can't be read at all isn't malformed: its OSError passes through.
 
@@ -53,7 +56,7 @@ def behind(kind: type[Malformed] = Malformed) -> Iterator[None]:
     """
     try:
         yield
-    except kind:
+    except (kind, FarmError):
         raise
     except OSError as err:
         # A header may point to an impossible offset; any other errno means that the disk failed.
@@ -91,6 +94,8 @@ class Window(io.RawIOBase):
     Parameters:
         max_bytes: limit on all reads together.
         max_read_bytes: limit on one read.
+        max_fields: limit on the entries of extended headers.
+        max_cpu_s: limit on this thread's time.
     """
 
     def __init__(
@@ -100,14 +105,16 @@ class Window(io.RawIOBase):
         max_bytes: int = MAX_BYTES,
         max_reads: int = MAX_READS,
         max_read_bytes: int = MAX_HEADER_BYTES,
+        max_fields: int = MAX_FIELDS,
+        max_cpu_s: float = MAX_CPU_S,
     ) -> None:
         self._file = file
         self._bytes_left = max_bytes
         self._reads_left = max_reads
         self._most = max_read_bytes
-        self._fields_left = _MAX_FIELDS
+        self._fields_left = max_fields
         # This thread's CPU time: what other threads do meanwhile isn't the archive's fault.
-        self._until_s = time.thread_time() + _MAX_CPU_S
+        self._until_s = time.thread_time() + max_cpu_s
 
     def readable(self) -> bool:
         return True

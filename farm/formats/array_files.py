@@ -54,7 +54,7 @@ def heads(path: Path) -> dict[str, Head]:
         if magic[8:9] == b"{":
             return _of_safetensors(file)
         if magic.startswith(NPY):
-            return {"arr_0": _head(file, path.stat().st_size)}
+            return {"arr_0": head_in(file, path.stat().st_size)}
         raise Malformed("the file is neither .npz, .npy nor .safetensors")
 
 
@@ -76,11 +76,11 @@ def _of_npz(file: BinaryIO) -> dict[str, Head]:
                 name = info.filename.removesuffix(".npy")
                 if name in found:
                     raise Malformed(f"{name[:80]!r} is in it twice")
-                found[name] = _head(member, info.file_size, info.filename)
+                found[name] = head_in(member, info.file_size, info.filename)
     return found
 
 
-def _head(file: IO[bytes], size: int, name: str = "") -> Head:
+def head_in(file: IO[bytes], size: int, name: str = "") -> Head:
     """An array's head, checked against the size of its file."""
     what = f"{name[:80]!r} in it" if name else "the file"
     start = file.read(8)

@@ -11,7 +11,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from farm.formats.archives import Malformed, Window, behind, check_name
+from farm.formats.archives import (
+    MAX_BYTES,
+    MAX_CPU_S,
+    MAX_FIELDS,
+    MAX_READS,
+    Malformed,
+    Window,
+    behind,
+    check_name,
+)
 
 _CHUNK_BYTES = 1 << 20
 _MAGIC_AT = 257
@@ -73,8 +82,11 @@ def is_pack(path: Path) -> bool:
         return file.read(len(_MAGIC)) == _MAGIC
 
 
-def members(path: Path) -> dict[str, Member]:
+def members(path: Path, *, most_files: int = _MAX_FILES) -> dict[str, Member]:
     """The files in a pack, by name.
+
+    Parameters:
+        most_files: it may hold; the limits on reading grow with it.
 
     Raises:
         MalformedPack: it is damaged, or holds links, devices, sparse files or paths out of it.
@@ -82,10 +94,20 @@ def members(path: Path) -> dict[str, Member]:
     found: dict[str, Member] = {}
     above: set[str] = set()
     size = path.stat().st_size
+    more = max(1, most_files // _MAX_FILES)
     with (
         behind(MalformedPack),
         path.open("rb") as file,
-        tarfile.open(fileobj=Window(file), mode="r:") as archive,
+        tarfile.open(
+            fileobj=Window(
+                file,
+                max_bytes=more * MAX_BYTES,
+                max_reads=more * MAX_READS,
+                max_fields=more * MAX_FIELDS,
+                max_cpu_s=more * MAX_CPU_S,
+            ),
+            mode="r:",
+        ) as archive,
     ):
         folders = 0
         for entry in archive:
@@ -102,8 +124,8 @@ def members(path: Path) -> dict[str, Member]:
             if not 0 <= member.offset <= member.offset + member.bytes <= size:
                 raise MalformedPack(f"it ends within {member.name!r}")
             found[member.name] = member
-            if len(found) > _MAX_FILES:
-                raise MalformedPack(f"it contains more than {_MAX_FILES} files")
+            if len(found) > most_files:
+                raise MalformedPack(f"it contains more than {most_files} files")
     for name in found:
         folder = name.rpartition("/")[0]
         while folder and folder not in above:  # else already checked for another file

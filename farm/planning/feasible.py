@@ -122,7 +122,19 @@ def _fault(
     has_data = request.calibration is not None or look.may_be_quantized
     if precision in CALIBRATED and not has_data:
         return _Fault(f"{precision} needs calibration data", CalibrationMissing)
+    if request.calibration and request.calibration.is_cache and precision in CALIBRATED:
+        return _cache_fault(target.runtime, precision)
     return None
+
+
+def _cache_fault(runtime: Runtime, precision: Precision) -> _Fault | None:
+    if runtime not in OF_PROGRAMS and precision is Precision.INT8:
+        return None
+    return _Fault(
+        f"{_CALLED.get(runtime, precision)} can't take a calibration cache of TensorRT, which has ranges for "
+        "int8 by the names of ONNX tensors",
+        hint="pass calibration data instead",
+    )
 
 
 def _source_refusal(format: SourceFormat, runtime: Runtime) -> str | None:

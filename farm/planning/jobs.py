@@ -14,6 +14,7 @@ from farm.schemas.submission import BuildRequest
 from farm.specs.architectures import ARCHITECTURES, REVISIONS
 from farm.specs.gpus import CPU
 from farm.specs.precision import Precision
+from farm.specs.preprocess import Preprocess
 from farm.specs.queues import CPU_QUEUE
 from farm.specs.roles import Role
 from farm.specs.runtime import OF_PROGRAMS, Runtime, Target
@@ -26,6 +27,7 @@ AS_GIVEN = frozenset({"profiles", "fixed_inputs"})
 _MOST_INLINE_CHARS = 1024
 _MAY_BE_LARGE = AS_GIVEN | {"architecture"}
 _TASK = TaskOptions().model_dump(mode="json")
+_PREPROCESS = Preprocess().model_dump(mode="json")
 
 Toolchains = Callable[[str], Mapping[str, str]]
 """Queue → the toolchain of a worker that consumes it, or nothing when none is known."""
@@ -91,7 +93,13 @@ class Jobs:
             stage=STAGES[kind].version + _revision(params),
             params=self._document(params) | {name: self._given[name] for name in given},
             inputs=inputs,
-            tools=keys.tools(kind, runtime, self._toolchains(queue), self._request.source.format),
+            tools=keys.tools(
+                kind,
+                runtime,
+                self._toolchains(queue),
+                self._request.source.format,
+                images=getattr(params, "preprocess", None) is not None,
+            ),
         )
         if recipe.key not in self.by_key:
             self.by_key[recipe.key] = PlannedJob(
@@ -146,9 +154,19 @@ def _without_later(document: dict[str, Any]) -> dict[str, Any]:
     """Leave out what came later, where it has its default: what was built stays built."""
     if document.get("task") == _TASK:
         del document["task"]
+    if "preprocess" in document:
+        changed = _changed(document.pop("preprocess"))
+        document |= {} if changed is None else {"preprocess": changed}
     if "gates" in document and not document["gates"].get("outputs"):
         document["gates"] = {n: one for n, one in document["gates"].items() if n != "outputs"}
     return document
+
+
+def _changed(preprocess: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What differs from the defaults."""
+    if preprocess is None:
+        return None
+    return {name: value for name, value in preprocess.items() if value != _PREPROCESS[name]}
 
 
 def _revision(params: StageParams) -> int:

@@ -26,6 +26,8 @@ RUNTIME_TOOLS: dict[Runtime, tuple[str, ...]] = {
 FORMAT_TOOLS: dict[SourceFormat, tuple[str, ...]] = {
     SourceFormat.SAVEDMODEL: ("tensorflow", "tf2onnx"),
 }
+#: Packages that decode and resize images.
+IMAGE_TOOLS = ("pillow",)
 
 
 def tools(
@@ -33,13 +35,20 @@ def tools(
     runtime: Runtime | None,
     toolchain: Mapping[str, str],
     format: SourceFormat | None = None,
+    *,
+    images: bool = False,
 ) -> dict[str, str]:
     """The part of a worker's toolchain that a job's key covers.
+
+    Parameters:
+        images: whether its data are images.
 
     A tool that no worker has announced yet is ``any``: the worker that claims the job fills in the version.
     """
     spec = STAGES[kind]
     names = {*spec.tools, *(RUNTIME_TOOLS[runtime] if runtime else ())}
+    if images:
+        names |= set(IMAGE_TOOLS)
     if format is not None and spec.runs_source:
         names |= set(FORMAT_TOOLS.get(format, ()))
     return {name: toolchain.get(name, "any") for name in sorted(names)}

@@ -13,10 +13,11 @@ from farm.planning.jobs import AS_GIVEN, Jobs, PlannedJob, Toolchains
 from farm.planning.policy import Route
 from farm.planning.recipe import Given, Input
 from farm.planning.targets import Choice
-from farm.schemas.submission import BuildRequest
+from farm.schemas.submission import BuildRequest, Calibration
 from farm.specs.gates import GateSet
 from farm.specs.options import BuilderOptions
 from farm.specs.precision import CALIBRATED, TRAITS, Precision
+from farm.specs.preprocess import Preprocess
 from farm.specs.queues import CPU_QUEUE
 from farm.specs.roles import Role
 from farm.specs.runtime import TENSORRTS, Target
@@ -121,22 +122,34 @@ class _Stages:
 
     def _export(self) -> PlannedJob:
         source, kind = self._source()
-        params = ExportParams(format=kind, architecture=self._architecture(kind))
-        return self._jobs.add(params, {Role.SOURCE: source} | self._samples())
+        inputs = {Role.SOURCE: source} | self._samples()
+        params = ExportParams(
+            format=kind,
+            architecture=self._architecture(kind),
+            preprocess=self._preprocess(inputs),
+        )
+        return self._jobs.add(params, inputs)
 
     def _cast(self, precision: Precision) -> PlannedJob:
-        params = CastParams(precision=precision, hold_out=self._hold_out)
         inputs = {Role.ONNX: self._export().output(Role.ONNX)} | self._samples()
+        params = CastParams(
+            precision=precision,
+            hold_out=self._hold_out,
+            preprocess=self._preprocess(inputs),
+        )
         return self._jobs.add(params, inputs, precision=precision)
 
     def _calibrate(self, precision: Precision) -> PlannedJob:
         data = self._request.calibration
-        asked = data.model_dump(exclude={"digest"}) if data else {}
+        asked = data.model_dump(exclude={"digest", "format"}) if data else {}
         params = CalibrateParams.model_validate(
             {"precision": precision, "hold_out": self._hold_out} | asked
         )
         inputs: dict[str, Input] = {Role.ONNX: self._export().output(Role.ONNX)}
-        if data:  # a graph quantised in training needs none
+        if data and data.is_cache:
+            inputs |= {Role.RANGES: Given(data.digest)} | self._samples()
+            params = params.model_copy(update={"preprocess": self._preprocess(inputs)})
+        elif data:  # a graph quantised in training needs none
             inputs[Role.CALIBRATION] = Given(data.digest)
         return self._jobs.add(params, inputs, precision=precision)
 
@@ -168,6 +181,7 @@ class _Stages:
             format=kind,
             architecture=self._architecture(kind) if kind else None,
             hold_out=self._hold_out if ranges or (kind and precision in CALIBRATED) else None,
+            preprocess=self._preprocess(inputs | ranges),
         )
         return self._jobs.add(
             params,
@@ -180,7 +194,7 @@ class _Stages:
 
     def _ranges(self) -> dict[str, Input]:
         """The inputs from which a build measures ranges, which integer kernels need on CPUs only."""
-        data = self._request.calibration
+        data = self._calibration
         if data is None:
             return {}
         onnx = self._export().output(Role.ONNX)
@@ -197,6 +211,15 @@ class _Stages:
         request, evaluation = self._request, self._request.evaluation
         queue = policy.run_queue(target, self._online_queues)
         runnable = queue is not None
+        inputs: dict[str, Input] = {Role.SOURCE: Given(request.source.digest)}
+        if route.typed is not None:
+            inputs[Role.TYPED] = self._typed(precision, route.typed)
+        if runnable:
+            inputs[Role.ENGINE] = build.output(Role.ENGINE)
+        if evaluation:
+            inputs[Role.EVALUATION] = Given(evaluation.digest)
+        elif self._calibration:
+            inputs[Role.CALIBRATION] = Given(self._calibration.digest)
         params = MeasureParams(
             precision=precision,
             target=target if runnable else None,
@@ -209,16 +232,8 @@ class _Stages:
             gates=self._gates.of(precision),
             pruned=request.prune is not None,
             hold_out=self._hold_out,
+            preprocess=self._preprocess(inputs),
         )
-        inputs: dict[str, Input] = {Role.SOURCE: Given(request.source.digest)}
-        if route.typed is not None:
-            inputs[Role.TYPED] = self._typed(precision, route.typed)
-        if runnable:
-            inputs[Role.ENGINE] = build.output(Role.ENGINE)
-        if evaluation:
-            inputs[Role.EVALUATION] = Given(evaluation.digest)
-        elif request.calibration:
-            inputs[Role.CALIBRATION] = Given(request.calibration.digest)
         return self._jobs.add(
             params,
             inputs,
@@ -229,16 +244,32 @@ class _Stages:
 
     def _samples(self) -> dict[str, Input]:
         """The samples for every run of the model: the user's own data, if any."""
-        if self._request.calibration:
-            return {Role.CALIBRATION: Given(self._request.calibration.digest)}
+        if self._calibration:
+            return {Role.CALIBRATION: Given(self._calibration.digest)}
         if self._request.evaluation:
             return {Role.EVALUATION: Given(self._request.evaluation.digest)}
         return {}
 
     @property
+    def _calibration(self) -> Calibration | None:
+        """The calibration data, if they are samples."""
+        data = self._request.calibration
+        return None if data is None or data.is_cache else data
+
+    def _preprocess(self, inputs: Mapping[str, Input]) -> Preprocess | None:
+        """What is done to the data that a job runs the model on: calibration data, if it has both."""
+        for role, data in (
+            (Role.CALIBRATION, self._calibration),
+            (Role.EVALUATION, self._request.evaluation),
+        ):
+            if role in inputs and data is not None:
+                return data.preprocess
+        return None
+
+    @property
     def _hold_out(self) -> int | None:
         """The batch size for holding out data: no engine is judged on its own calibration data."""
-        data = self._request.calibration
+        data = self._calibration
         return data.batch_size if data and not self._request.evaluation else None
 
     def _architecture(self, kind: SourceFormat) -> Architecture | None:

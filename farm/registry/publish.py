@@ -122,7 +122,11 @@ def _calibration(found: Any) -> Any:
     """What an engine was calibrated with; of another farm's, whose data stayed there, the digest alone."""
     mirrored = found.facts.get(MIRRORED) or {}
     given = mirrored.get("materials", {}).get(Role.CALIBRATION)
-    return found.request.get("calibration") or given
+    asked = found.request.get("calibration")
+    if asked:  # as it was before there were images, if these are none
+        later = {"preprocess": None, "format": "samples"}
+        return {name: one for name, one in asked.items() if name not in later or one != later[name]}
+    return given
 
 
 def _engine(session: Session, found: Any) -> str:

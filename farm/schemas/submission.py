@@ -12,7 +12,8 @@ from farm.specs import texts
 from farm.specs.gates import GateChanges
 from farm.specs.goals import Aim, BatchSize, Goal
 from farm.specs.options import BuilderOptions, Prune
-from farm.specs.precision import CalibrationMethod, Percentile, Precision
+from farm.specs.precision import CalibrationFormat, CalibrationMethod, Percentile, Precision
+from farm.specs.preprocess import PRESETS, Preprocessing
 from farm.specs.shapes import FixedInputs, ShapeRange
 from farm.specs.source import Architecture, SourceFormat
 from farm.specs.target_text import split
@@ -51,14 +52,28 @@ RequestedProfile = Annotated[
 ]
 
 
+_PREPROCESS = Field(
+    None,
+    description="how images become the model's input, where the data is a tar of them; or the name of a "
+    f"preset: {', '.join(PRESETS)}",
+    examples=["imagenet", PRESETS["imagenet"].changed()],
+)
+
+
 class Calibration(Request):
     digest: Digest
+    format: CalibrationFormat = Field(
+        "samples",
+        description="what the file is: samples, or the calibration cache of TensorRT 10 or earlier, whose "
+        "ranges are taken for int8 instead of finding them",
+    )
     method: CalibrationMethod = Field(
         "auto",
         description="how ranges are found; `auto`: for each tensor, by its error on samples held out",
     )
     percentile: Percentile | None = None
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
+    preprocess: Preprocessing | None = _PREPROCESS
 
     @model_validator(mode="after")
     def _percentile_is_used(self) -> Calibration:
@@ -68,6 +83,24 @@ class Calibration(Request):
                 "the method percentile"
             )
         return self
+
+    @model_validator(mode="after")
+    def _cache_needs_nothing_else(self) -> Calibration:
+        if self.is_cache and (self.method, self.percentile, self.preprocess) != (
+            "auto",
+            None,
+            None,
+        ):
+            raise ValueError(
+                "method, percentile and preprocess are for samples: a tensorrt-cache holds the ranges "
+                "themselves"
+            )
+        return self
+
+    @property
+    def is_cache(self) -> bool:
+        """Whether these are ranges rather than samples."""
+        return self.format == "tensorrt-cache"
 
 
 class Evaluation(Request):
@@ -81,6 +114,7 @@ class Evaluation(Request):
         "share, but for `mae` and `rmse` in the labels' units",
     )
     task: TaskOptions = TaskOptions()
+    preprocess: Preprocessing | None = _PREPROCESS
 
     @model_validator(mode="after")
     def _fits_the_metric(self) -> Self:

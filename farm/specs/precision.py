@@ -53,6 +53,9 @@ QUANTIZED = tuple(one for one, traits in TRAITS.items() if traits.quantized)
 
 CalibrationMethod = Annotated[Literal["auto", "max", "percentile", "entropy", "mse"], AnyCase]
 
+#: What calibration takes: samples, or the ranges that TensorRT 10 or earlier found.
+CalibrationFormat = Annotated[Literal["samples", "tensorrt-cache"], AnyCase]
+
 Percentile = Annotated[
     float,
     Field(

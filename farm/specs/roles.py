@@ -11,6 +11,7 @@ class Role(StrEnum):
     SOURCE = "source"
     CALIBRATION = "calibration"
     EVALUATION = "evaluation"
+    RANGES = "ranges"  #: TensorRT's calibration cache, in place of calibration data
     ONNX = "onnx"
     TYPED = "typed"  #: ONNX in a precision's types; if quantised, the rest in fp32
     TYPED_FP16 = "typed_fp16"  #: quantised, the rest in fp16
@@ -32,6 +33,7 @@ _WORDS = {
     Role.SOURCE: "the source",
     Role.CALIBRATION: "calibration data",
     Role.EVALUATION: "evaluation data",
+    Role.RANGES: "the calibration cache",
     Role.ONNX: "the exported ONNX",
     Role.TYPED: "the typed ONNX",
     Role.ENGINE: "the engine",

@@ -20,8 +20,10 @@ from farm.formats import onnx_files, protobuf, sources
 from farm.formats.sources import Look
 from farm.schemas.submission import BuildRequest
 from farm.specs.runtime import Runtime, Target
+from farm.specs.shapes import ShapeRange
 from farm.specs.source import SourceFormat
 from farm.stages import BuildParams, CalibrateParams, CastParams, JobKind
+from tests.graphs import matmul
 from workers.backends.ort.cpu import OrtModel
 from workers.graphs import shapes
 from workers.graphs.compute import compute_of
@@ -181,6 +183,21 @@ def test_calibration_data_of_a_quantised_model_only_run_it(tmp_path, source, cap
         compute_of(onnx.load(one["outputs"]["typed"]), {"x": (1, 3, 8, 8)}) for one in (made, plain)
     ]
     assert [one.as_facts()["types"]["int8"]["layers"] for one in sizes] == [3, 3]
+
+
+def test_fewer_samples_than_the_smallest_batch_run_a_quantised_model(tmp_path, source):
+    data = tmp_path / "data.npz"
+    np.savez(data, x=np.ones((3, 3, 8, 8), np.float32))
+    sizes = {"min": (4, 3, 8, 8), "opt": (8, 3, 8, 8), "max": (8, 3, 8, 8)}
+    params = CalibrateParams(profiles=[{"x": ShapeRange(**sizes)}])
+    made = run(tmp_path / "c", JobKind.CALIBRATE, params, onnx=source(), calibration=data)
+    assert made["facts"]["remainder_by"] == "calibration"
+    float_model = matmul(tmp_path / "float.onnx")
+    np.savez(data, x=np.ones((3, 4), np.float32))
+    sizes = {"min": (4, 4), "opt": (8, 4), "max": (8, 4)}
+    cast = CastParams(precision="fp16", profiles=[{"x": ShapeRange(**sizes)}])
+    made = run(tmp_path / "d", JobKind.CAST, cast, onnx=float_model, calibration=data)
+    assert made["facts"]["samples"] == 3
 
 
 def test_integer_biases_become_the_floats_that_they_stand_for():

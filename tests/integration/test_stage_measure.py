@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from farm.errors import AccuracyDropped, InvalidData
-from farm.stages import BuildParams, CastParams, MeasureParams
+from farm.stages import BuildParams, CalibrateParams, CastParams, MeasureParams
 from tests.graphs import matmul, small_graph
 from tests.stage_bench import CPU, Bench, Digits, measured, save_npz
 from workers.clocks.host import Timings, percentile
@@ -210,3 +210,41 @@ def test_a_metric_that_no_output_fits_is_refused_by_name(bench: Bench, digits: D
             typed=digits.int8_fp16,
             evaluation=digits.evaluation,
         )
+
+
+def test_a_label_beyond_an_outputs_classes_is_refused(
+    bench: Bench, digits: Digits, tmp_path: Path
+) -> None:
+    image = np.load(digits.evaluation)["image"][:40]
+    data = save_npz(tmp_path / "e.npz", image=image, label=np.arange(1, 41) % 10 + 1)
+    inputs = {"source": digits.source, "typed": digits.onnx, "evaluation": data}
+    assert (
+        "classes up to 10, but no output"
+        in bench.fails(InvalidData, measured("fp32"), **inputs).detail
+    )
+    told = bench.fails(InvalidData, measured("fp32", metric="f1"), **inputs).detail
+    assert "'label' has the class 10, and the output scores 10 classes" in told
+
+
+def test_channels_that_never_fire_are_warned_of(bench: Bench, tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
+    bias = np.where(np.arange(32) < 8, -100, 0).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Add", ["a", "b"], ["c"]),
+        helper.make_node("Relu", ["c"], ["fires"]),
+        helper.make_node("MatMul", ["fires", "w"], ["y"]),
+    ]
+    model = small_graph(
+        tmp_path / "m.onnx", *nodes, shape=("n", 32), weights={"w": weights, "b": bias}
+    )
+    x = np.random.default_rng(1).normal(size=(64, 32)).astype(np.float32)
+    data = save_npz(tmp_path / "x.npz", x=x)
+    typed = bench.run(CalibrateParams(), onnx=model, calibration=data).outputs["typed"]
+    params = MeasureParams(precision="int8", format="onnx")
+    facts = bench.run(params, source=model, typed=typed, evaluation=data).facts
+    [one] = facts["accuracy"]["data_warnings"]
+    assert "8 of 32 channels after Relu never fire on 64 samples, most in 'fires' (8 of 32)" in one
+    few = save_npz(tmp_path / "few.npz", x=x[:31])
+    facts = bench.run(params, source=model, typed=typed, evaluation=few).facts
+    assert not any("never fire" in one for one in facts["accuracy"]["data_warnings"])

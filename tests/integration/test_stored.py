@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from safetensors.numpy import save_file
 
 from farm.errors import InvalidData
 from farm.specs.shapes import ShapeRange, TensorSpec
+from tests.graphs import matmul
 from workers.inputs.batch import Batch
-from workers.inputs.samples import check_samples, open_samples, read_samples, split
+from workers.inputs.samples import check_labels, check_samples, open_samples, read_samples, split
+from workers.inputs.samples import largest as highest
 from workers.inputs.stored import Column, columns
+from workers.quantize.ranges import largest
 
 Save = Callable[[Path, dict[str, np.ndarray]], None]
 
@@ -122,3 +128,41 @@ def test_an_array_of_one_number_is_read(tmp_path: Path) -> None:
     np.save(tmp_path / "scale.npy", np.float32(3))
     [found] = read_samples(tmp_path / "scale.npy").values()
     assert (found.shape, float(found)) == ((), 3.0)
+
+
+def test_ranges_for_a_cpu_engine_hold_one_batch_at_a_time(tmp_path: Path) -> None:
+    model = onnx.load(matmul(tmp_path / "m.onnx"))
+    alive: list[int] = []
+    made: list[weakref.ref[np.ndarray]] = []
+
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        for number in range(6):
+            x = np.full((2, 4), float(number), np.float32)
+            made.append(weakref.ref(x))
+            alive.append(sum(each() is not None for each in made))
+            yield {"x": x}
+            del x
+
+    found = largest(model, model, batches, tmp_path, ["y"])
+    assert max(alive) <= 2, "the batch before, and the next one"
+    weights = numpy_helper.to_array(model.graph.initializer[0])
+    assert found["y"] == pytest.approx(5 * np.abs(weights.sum(axis=0)).max(), rel=1e-6)
+
+
+def test_labels_of_pixels_stay_on_disk_and_damage_in_them_is_told(tmp_path: Path) -> None:
+    arrays = {"image": np.zeros((512, 3), np.float32), "label": np.zeros((512, 256, 256), np.uint8)}
+    arrays["label"][500, 3, 4] = 7
+    path = tmp_path / "labels.npz"
+    np.savez_compressed(path, **arrays)
+    labels = check_labels(open_samples(path), 512)
+    assert isinstance(labels["label"], Column)
+    tracemalloc.start()
+    assert highest(labels["label"]) == 7
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20  # of 32 MiB
+    tracemalloc.stop()
+    raw = bytearray(path.read_bytes())
+    at = raw.rindex(b"label.npy", 0, raw.rindex(b"label.npy"))
+    raw[at + 2000 : at + 2200] = b"\xff" * 200
+    path.write_bytes(raw)
+    with pytest.raises(InvalidData, match="the data can't be read"):
+        check_labels(open_samples(path), 512)

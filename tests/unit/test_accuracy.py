@@ -17,9 +17,9 @@ rng = np.random.default_rng(5)
 
 
 def compared(source, engine, labels=None, **more):
-    comparison = OutputComparison(**more)
+    comparison = OutputComparison(labels=labels, **more)
     comparison.add(source, engine, len(next(iter(source.values()))))
-    return comparison.found(labels).model_copy(update={"data": DataKind.EVALUATION}), comparison
+    return comparison.found().model_copy(update={"data": DataKind.EVALUATION}), comparison
 
 
 def facts_of(source, engine, **more):
@@ -52,7 +52,7 @@ def test_labels_may_be_a_class_for_each_pixel():
     labels = scores.argmax(axis=1)
     worse = scores.copy()
     worse[0] = -worse[0]
-    facts = facts_of(scores, worse, labels=labels, places=labels.shape[1:])
+    facts = facts_of(scores, worse, labels=labels)
     assert facts.task.source == 1.0
     right = (worse.argmax(axis=1) == labels).mean()
     assert facts.task.engine == pytest.approx(right)
@@ -95,7 +95,7 @@ def test_detections_are_compared_as_sets_when_their_number_differs():
     }
     comparison = OutputComparison()
     comparison.add(source, engine, 8)
-    facts = comparison.found(None)
+    facts = comparison.found()
     assert facts.matched == pytest.approx(2 * 39 / (40 + 39))
     assert facts.cosine_mean is None
     assert facts.match_tolerance == 0.05
@@ -106,7 +106,7 @@ def test_a_detection_of_another_class_has_no_partner():
     engine = {"scores": np.array([0.9, 0.8]), "classes": np.array([1, 5])}
     comparison = OutputComparison()
     comparison.add(source, engine, 1)
-    assert comparison.found(None).matched == pytest.approx(2 / 5)
+    assert comparison.found().matched == pytest.approx(2 / 5)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_no_detections_are_like_none_alone(left, right, matched):
     comparison = OutputComparison()
     comparison.varying = {"boxes": 0}
     comparison.add({"boxes": np.ones((left, 4))}, {"boxes": np.ones((right, 4))}, 1)
-    assert comparison.found(None).matched == matched
+    assert comparison.found().matched == matched
 
 
 def test_batches_before_a_size_differed_are_compared_item_by_item_as_well():
@@ -128,7 +128,7 @@ def test_batches_before_a_size_differed_are_compared_item_by_item_as_well():
     again = OutputComparison(varying=found.varying)
     for source, engine in batches:
         again.add({"boxes": source}, {"boxes": engine}, 1)
-    assert again.found(None).matched == pytest.approx((1 + 6 / 7) / 2)
+    assert again.found().matched == pytest.approx((1 + 6 / 7) / 2)
 
 
 def test_an_empty_output_is_no_error():
@@ -194,7 +194,7 @@ def test_scores_of_one_batch_that_are_of_length_1_are_scores_with_those_of_the_n
     for length in (1.0, 3.0):
         scores = np.eye(4) * length - 0.0
         comparison.add({"y": scores - 0.1 * (length > 1)}, {"y": scores}, 4)
-    assert comparison.found(None).top1_agreement == 1.0
+    assert comparison.found().top1_agreement == 1.0
 
 
 def test_probabilities_are_the_classes_also_where_boxes_come_first():
@@ -259,3 +259,28 @@ def test_one_class_in_a_hundred_that_rounding_moves_is_no_difference():
     assert difference({"y": source}, {"y": engine}).beyond(1e-3) is None
     engine[:10] = 1
     assert "5.0% of an output's integers" in difference({"y": source}, {"y": engine}).beyond(1e-3)
+
+
+def test_classes_of_pixels_are_counted_and_not_kept():
+    """A thousand masks of 512 × 512 would take 4 GB."""
+    labels = rng.integers(0, 3, (8, 128, 128))
+    comparison = OutputComparison(labels=labels)
+    for start in range(0, 8, 2):
+        scores = np.eye(3)[labels[start : start + 2]].transpose(0, 3, 1, 2)
+        comparison.add({"y": scores}, {"y": np.roll(scores, 1, axis=1)}, 2)
+    [output] = comparison._outputs.values()
+    assert output._source == output._engine == []
+    facts = comparison.found()
+    assert (facts.task.source, facts.task.engine) == (1.0, 0.0)
+    assert facts.top1_agreement is None
+
+
+def test_an_output_that_lacks_a_labels_class_is_not_judged_by_it():
+    labels = np.array([0, 4, 1, 2])
+    few, many = (np.eye(classes)[[0, 3 % classes, 1, 2]] for classes in (3, 5))
+    comparison = OutputComparison(labels=labels)
+    comparison.add({"few": few, "many": many}, {"few": few, "many": many}, 4)
+    assert comparison.found().task.source == 0.75
+    comparison = OutputComparison(labels=labels)
+    comparison.add({"few": few}, {"few": few}, 4)
+    assert comparison.found().task is None

@@ -54,3 +54,22 @@ def test_raw_pixels_are() -> None:
 def test_padding_that_dominates_is() -> None:
     [one] = told(padded(8))
     assert "looks like padding for 75%" in one
+
+
+def test_channels_that_are_always_the_same_are() -> None:
+    empty = IMAGES.copy()
+    empty[:, 1] = 0.5
+    [one] = told(empty)
+    assert "is the same in all samples for 1 of 3 channels (1)" in one
+    [last] = told(np.ascontiguousarray(np.moveaxis(empty, 1, 3)))
+    assert "1 of 3 channels (1)" in last
+    assert told(IMAGES.mean(axis=1, keepdims=True)) == []
+
+
+def test_a_few_features_that_are_always_the_same_are_not() -> None:
+    rows = RANDOM.normal(size=(64, 20)).astype(np.float32)
+    rows[:, :5] = 0
+    assert told(rows) == []
+    rows[:, 5] = 1
+    [one] = told(rows)
+    assert "6 of 20 features (0, 1, 2, 3, 4, …)" in one

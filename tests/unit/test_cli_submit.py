@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,12 @@ from farm.cli import exits, options
 from farm.client import Build
 from farm.errors import InvalidRequest
 from farm.schemas.events import Event
+from farm.specs.preprocess import PRESETS, Preprocess
 from farm.testing import documents
 from farm.testing.documents import BUILD
 from farm.testing.stub_farm import StubFarm
+from tests.arrays import npz
+from tests.tars import tarred
 from tests.unit.conftest import Run
 
 
@@ -222,3 +226,83 @@ def test_a_profiles_input_may_have_a_colon_in_its_name() -> None:
 def test_a_label_that_is_not_one_is_explained() -> None:
     with pytest.raises(InvalidRequest, match="'team' isn't a label"):
         options.labels(["team"])
+
+
+def test_images_are_submitted_with_what_is_done_to_them(
+    run: Run, stub: StubFarm, model: Path, tmp_path: Path
+) -> None:
+    images = tarred(tmp_path / "images.tar", {"1.png": b"an image"})
+    arrays = npz(tmp_path / "labelled.npz", image=("<f4", (4, 3)), label=("<i8", (4,)))
+    files = {"how.json": '{"resize": [32, 32], "std": 0.5}'}
+    if find_spec("yaml"):  # which not every client has
+        files["how.yaml"] = "resize: [32, 32]\nstd: 0.5\n"
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    data = ["--calibration", str(images), "--evaluation", str(arrays)]
+    asked = ["ImageNet", *(str(tmp_path / name) for name in files)]
+    for how in asked:
+        done = run("submit", str(model), "--gpu", "sm_89", *data, "--preprocess", how)
+        assert done.exit_code == 0, done.output
+    given = [one["calibration"]["preprocess"] for one in stub.submitted]
+    assert given[0] == PRESETS["imagenet"].model_dump(mode="json")
+    written = Preprocess(resize=(32, 32), std=(0.5,)).model_dump(mode="json")
+    assert given[1:] == [written] * len(files)
+    assert {one["evaluation"]["preprocess"] for one in stub.submitted} == {None}
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("imagnet", "'imagnet' is neither a preset nor a file"),
+        ("{resize: 3", "can't be read"),
+        ("[3]", "holds no fields"),
+        ('{"resise": 3}', "resise"),
+        ('{"std": 0}', "std is divided by, so it can't be 0"),
+        ('{"mean": [1, 2]}', "mean has 2 values, but rgb has 3 channels"),
+        ('{"dtype": "uint8", "scale": 1}', "leave them out for the dtype uint8"),
+        ('{"dtype": "float16", "scale": 1000}', "give values that float16 can't hold"),
+        ('{"layout": "nhw"}', "it takes channels gray"),
+    ],
+)
+def test_a_preprocess_that_is_none_is_explained(
+    run: Run, model: Path, tmp_path: Path, how: str, told: str
+) -> None:
+    images = tarred(tmp_path / "images.tar", {"1.png": b"an image"})
+    if how[0] in "{[":
+        (tmp_path / "how.json").write_text(how)
+        how = str(tmp_path / "how.json")
+    done = run(
+        "submit", str(model), "--gpu", "sm_89", "--calibration", str(images), "--preprocess", how
+    )
+    assert done.exit_code == 2
+    assert told in " ".join(done.output.split())
+
+
+def test_images_need_a_preprocess_and_a_preprocess_images(
+    run: Run, model: Path, tmp_path: Path
+) -> None:
+    images = tarred(tmp_path / "images.tar", {"1.png": b"an image"})
+    arrays = npz(tmp_path / "arrays.npz", image=("<f4", (4, 3)))
+    submit = ["submit", str(model), "--gpu", "sm_89"]
+    without = run(*submit, "--calibration", str(images))
+    assert without.exit_code == 2
+    assert "add preprocess (--preprocess imagenet" in " ".join(without.output.split())
+    for data in ([], ["--calibration", str(arrays)]):
+        done = run(*submit, *data, "--preprocess", "imagenet")
+        assert done.exit_code == 2
+        assert "preprocess is for images" in " ".join(done.output.split())
+
+
+def test_a_calibration_cache_is_told_by_its_first_line(
+    run: Run, stub: StubFarm, model: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "calibration.cache"
+    submit = ["submit", str(model), "--gpu", "sm_89", "--calibration", str(cache)]
+    cache.write_text("TRT-8501-EntropyCalibration2\nimage: 3c010a14\n")
+    done = run(*submit)
+    assert done.exit_code == 0, done.output
+    assert [one["calibration"]["format"] for one in stub.submitted] == ["tensorrt-cache"]
+    cache.write_text("TRT-8501-EntropyCalibration2\nimage: x\n")
+    done = run(*submit)
+    assert done.exit_code == 2
+    assert "line 2 isn't a tensor's name and its scale" in " ".join(done.output.split())

@@ -81,15 +81,18 @@ def test_submit_sends_what_the_contract_asks_for(
             "fixed_inputs": {},
             "calibration": {
                 "digest": data,
+                "format": "samples",
                 "method": "percentile",
                 "percentile": 99.9,
                 "batch_size": 8,
+                "preprocess": None,
             },
             "evaluation": {
                 "digest": data,
                 "metric": "top1",
                 "max_drop": 0.01,
                 "task": TaskOptions().model_dump(),
+                "preprocess": None,
             },
             "gates": {"agreement": 0.9, "error": None, "drop": None, "outputs": None},
             "options": BuilderOptions().model_dump(mode="json") | {"tf32": False},

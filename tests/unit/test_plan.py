@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from farm.errors import CalibrationMissing, InvalidRequest, SourceRefused, TargetUnsupported
 from farm.planning import keys, targets
@@ -14,6 +15,7 @@ from farm.schemas.labels import LABEL_KEY
 from farm.schemas.submission import BUILD_EXAMPLE, BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.options import Prune
+from farm.specs.preprocess import PRESETS
 from farm.specs.runtime import Runtime
 from farm.stages import STAGES, JobKind
 
@@ -475,6 +477,63 @@ def test_parameters_that_came_later_are_no_part_of_a_key_at_their_defaults():
     assert "task" not in measured().params
     assert "outputs" not in measured().params["gates"]
     assert measured(task={"output": "y"}).params["task"]["output"] == "y"
+
+
+def test_how_images_are_preprocessed_is_a_part_of_the_keys_of_the_jobs_that_see_them():
+    def preprocessed(**asked):
+        given = {role: BUILD_EXAMPLE[role] | {"preprocess": how} for role, how in asked.items()}
+        return planned(targets=["sm_89", "cpu"], **given).jobs
+
+    plain = preprocessed()
+    assert plain.keys() == preprocessed(calibration=None).keys()
+    assert not any("preprocess" in job.recipe.params for job in plain.values())
+    named, written = (
+        preprocessed(calibration=how, evaluation=how)
+        for how in ("ImageNet", PRESETS["imagenet"].model_dump(mode="json"))
+    )
+    assert named.keys() == written.keys()
+    recipes = [job.recipe for job in named.values()]
+    assert all(
+        (job.params.get("preprocess") == PRESETS["imagenet"].changed())
+        == bool({"calibration", "evaluation"} & job.inputs.keys())
+        for job in recipes
+    )
+    assert all(("pillow" in one.tools) == ("preprocess" in one.params) for one in recipes)
+    other = preprocessed(evaluation="imagenet")
+    assert {other[key].kind.value for key in other.keys() - plain.keys()} == {"measure"}
+    assert preprocessed(calibration={}).keys() != plain.keys()
+
+
+def test_a_calibration_cache_is_an_input_of_the_calibration_alone():
+    cache = {"digest": BUILD_EXAMPLE["calibration"]["digest"], "format": "tensorrt-cache"}
+    made = planned(targets=["sm_89", "cpu"], calibration=cache, evaluation=None)
+    by_kind = {}
+    for job in made.jobs.values():
+        by_kind.setdefault(job.kind.value, set()).update(map(str, job.recipe.inputs))
+    assert by_kind["calibrate"] == {"onnx", "ranges"}
+    others = set().union(*(roles for kind, roles in by_kind.items() if kind != "calibrate"))
+    assert others.isdisjoint({"ranges", "calibration"})
+    assert not any(job.recipe.params.get("hold_out") for job in made.jobs.values())
+    judged = planned(targets=["cpu"], precisions=["int8"], calibration=cache)
+    roles = {job.kind: set(job.recipe.inputs) for job in judged.jobs.values()}
+    assert roles["calibrate"] == {"onnx", "ranges", "evaluation"}
+
+
+def test_a_calibration_cache_is_for_int8_of_onnx_and_has_its_ranges():
+    cache = {"digest": BUILD_EXAMPLE["calibration"]["digest"], "format": "TensorRT-cache"}
+    with pytest.raises(TargetUnsupported, match="fp8 can't take a calibration cache of TensorRT"):
+        planned(targets=["sm_89"], precisions=["fp8"], calibration=cache)
+    with pytest.raises(TargetUnsupported, match="AOTInductor can't take a calibration cache"):
+        planned(targets=["aotinductor:sm_89"], precisions=["int8"], calibration=cache)
+    for more in ({"method": "max"}, {"percentile": 99.0}, {"preprocess": "imagenet"}):
+        with pytest.raises(ValidationError, match="a tensorrt-cache holds the ranges"):
+            planned(calibration=cache | more)
+
+
+def test_a_preset_that_there_is_not_is_refused_with_those_there_are():
+    data = BUILD_EXAMPLE["calibration"] | {"preprocess": "imagnet"}
+    with pytest.raises(ValidationError, match="choose of imagenet, imagenet-v2, clip, vit"):
+        planned(calibration=data)
 
 
 def test_how_ranges_are_found_is_a_part_of_the_key():

@@ -14,7 +14,7 @@ from farm.specs.gates import Gates
 from farm.specs.samples import Head, check_labels
 from farm.specs.tasks import Metric, TaskOptions
 from farm.stages import MeasureParams
-from workers.measure import bootstrap, detections, sums
+from workers.measure import bootstrap, confusions, detections, sums
 from workers.measure.task import TaskJudge
 from workers.measure.verdict import doubts
 from workers.stages import measure
@@ -270,9 +270,12 @@ def test_labels_are_what_the_metric_takes(
 def test_a_label_of_a_class_that_the_output_lacks_is_refused() -> None:
     label = np.array([1, 2, 3, 3])  # counted from one
     scores = RANDOM.normal(size=(4, 3))
-    for metric in ("miou", "f1"):
+    for metric in ("miou", "f1", "top1"):
         with pytest.raises(InvalidData, match="the class 3, and the output scores 3"):
             judged(metric, {"y": scores}, {"y": scores}, label=label)
+    boxes = {"boxes": np.zeros((4, 2, 4)), "scores": np.ones((4, 2, 3))}
+    with pytest.raises(InvalidData, match="the class 3, and the output scores 3"):
+        judged("map", boxes, boxes, boxes=np.zeros((4, 1, 4)), label=label[:, None])
 
 
 def test_a_class_that_no_label_has_counts_as_wrongly_found() -> None:
@@ -322,3 +325,77 @@ def test_labels_that_are_no_classes_may_be_large() -> None:
         assert measure._judge(labels, params) is not None
     with pytest.raises(InvalidData, match="the class 1234567"):
         measure._judge(labels, MeasureParams(precision="fp16", format="onnx", metric="f1"))
+
+
+def test_top1_takes_an_output_of_classes() -> None:
+    label = np.array([0, 1, -1, 3])
+    for shape in ((4,), (4, 1)):
+        source, engine = (
+            {"y": np.array(each).reshape(shape)} for each in ([0, 1, 2, 3], [0, 1, 2, 2])
+        )
+        found = judged("top1", source, engine, label=label, output="y")
+        assert (found.source, found.engine) == (1.0, pytest.approx(2 / 3))
+    with pytest.raises(InvalidData, match="no output fits top5") as caught:
+        judged("top5", source, engine, label=label, output="y")
+    assert "for classes alone choose top1" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("metric", ["f1", "mae", "recall@1"])
+def test_an_output_whose_rows_leave_the_batch_is_refused_by_name(metric: str) -> None:
+    judge = TaskJudge(metric=Metric(metric), options=TaskOptions(), classes=3)
+    is_float = metric == "mae"
+    label = np.zeros((4, 3), np.float32) if is_float else np.array([0, 1, 2, 0])
+    scores = {"y": np.ones((4, 3), np.float32)}
+    judge.add(scores, scores, {"label": label})
+    for engine in ({}, {"y": np.ones((2, 3), np.float32)}):
+        if metric == "recall@1" and engine:
+            continue  # of any number of rows
+        with pytest.raises(InvalidData, match="the output 'y' has") as caught:
+            judge.add(scores, engine, {"label": label})
+        assert "--task output=" in (caught.value.hint or "")
+
+
+def test_means_over_classes_take_memory_for_the_classes_that_samples_have() -> None:
+    """50,000 samples of 1,000 classes would take 2.4 GB as rows of sums."""
+    import tracemalloc
+
+    random = np.random.default_rng(3)
+    count, classes = 20_000, 1000
+    label = random.integers(0, classes, count)
+    wrong = np.where(random.random(count) < 0.2, random.integers(0, classes, count), label)
+    judge = TaskJudge(metric=Metric.F1, options=TaskOptions(), classes=classes)
+    tracemalloc.start()
+    for start in range(0, count, 500):
+        part = slice(start, start + 500)
+        judge.add({"y": label[part]}, {"y": wrong[part]}, {"label": label[part]})
+    found = judge.found()
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+    assert found.source == 1.0
+    assert found.engine == pytest.approx(metrics.f1_score(label, wrong, average="macro"))
+    low, high = found.drop_interval or [0, 0]
+    assert low < found.drop < high
+    assert high - low < 0.02
+
+
+def test_counts_of_many_classes_per_sample_are_bounded_and_stay_right() -> None:
+    random = np.random.default_rng(4)
+    labels, found = (random.integers(0, 40, (300, 8, 8)) for _ in range(2))
+    exact, bounded, coarse = (
+        confusions.Confusions(of=confusions.f1, most=most) for most in (10**6, 2000, 0)
+    )
+    for start in range(0, 300, 7):
+        for each in (exact, bounded, coarse):
+            each.add(found[start : start + 7], labels[start : start + 7], 40)
+    assert (exact.group, exact.groups) == (1, 300)
+    assert bounded.groups < 30
+    assert coarse.groups == 1
+    values = [float(each.value(np.ones((1, each.groups)))[0]) for each in (exact, bounded, coarse)]
+    assert values[0] == pytest.approx(
+        metrics.f1_score(labels.ravel(), found.ravel(), average="macro")
+    )
+    assert values[1] == values[2] == pytest.approx(values[0], rel=1e-12)
+    confusions.together([exact, bounded])
+    assert exact.groups == bounded.groups
+    weights = np.eye(exact.groups)[:3]
+    assert exact.value(weights) == pytest.approx(bounded.value(weights), rel=1e-12)

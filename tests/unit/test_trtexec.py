@@ -41,7 +41,7 @@ def test_a_common_command_becomes_a_submission():
         ("--stronglyTyped", ["fp32"], "keeps the graph's own types"),
         ("--bf16", ["bf16"], None),
         ("--fp16 --int8", ["int8"], "for engines in fp16 too"),
-        ("--int8 --calib=cache", ["int8"], "add --calibration FILE"),
+        ("--int8 --calib=cache", ["int8"], "add --calibration cache, whose ranges"),
         ("--best", ["fp16", "int8"], "the registry compares them"),
     ],
 )

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farm.errors import InvalidData
+from farm.formats import image_tars, packs
 from farm.formats.archives import Malformed, behind
+from farm.specs.preprocess import Preprocess
 from farm.specs.samples import BF16 as BF16
 from farm.specs.samples import LABEL as LABEL
 from farm.specs.samples import (
@@ -38,7 +40,7 @@ from workers.inputs.profiles import shapes_at
 from workers.inputs.standins import Runnable as Runnable
 from workers.inputs.standins import random_arrays as random_arrays
 from workers.inputs.standins import tried
-from workers.inputs.stored import columns
+from workers.inputs.stored import Column, columns
 
 #: For random data, so that a job is reproducible.
 SEED = 0
@@ -56,16 +58,31 @@ def read_samples(path: Path, fixed: FixedInputs | None = None) -> Arrays:
         InvalidData: the file is neither, is damaged, holds Python objects, or has other values for a fixed
             input.
     """
+    if packs.is_pack(path):
+        raise InvalidData(
+            "the data is a tar, and arrays are needed",
+            hint="save plain arrays with numpy.savez(path, input_name=array)",
+        )
     return {name: _whole(array) for name, array in open_samples(path, fixed).items()}
 
 
-def open_samples(path: Path, fixed: FixedInputs | None = None) -> Arrays:
-    """The same, but large arrays are a ``Column``, which reads the samples that a batch takes.
+def open_samples(
+    path: Path,
+    fixed: FixedInputs | None = None,
+    *,
+    preprocess: Preprocess | None = None,
+    inputs: Sequence[TensorSpec] = (),
+) -> Arrays:
+    """The same, but large arrays are a ``Column``, which reads the samples that a batch takes; or a tar of
+    images with what is done to them.
+
+    Parameters:
+        inputs: the model's, of which one takes the images.
 
     Raises:
-        InvalidData: as ``read_samples``.
+        InvalidData: as ``read_samples``; or images that don't fit the inputs.
     """
-    arrays = _read(path)
+    arrays = _read(path, preprocess, inputs)
     for name in (fixed or {}).keys() & arrays.keys():
         if not _is_always(_whole(arrays.pop(name)), np.asarray((fixed or {})[name])):
             raise InvalidData(
@@ -84,9 +101,20 @@ def _is_always(array: NDArray[np.generic], value: NDArray[np.generic]) -> bool:
         return False
 
 
-def _read(path: Path) -> Arrays:
+def _read(path: Path, preprocess: Preprocess | None, inputs: Sequence[TensorSpec]) -> Arrays:
+    image_tars.check_kind(path, preprocess, InvalidData)
+    if preprocess is None:
+        with _behind_data():
+            return cast(Arrays, columns(path))
+    try:
+        from workers.inputs import images  # Pillow, which few jobs need
+    except ImportError as err:
+        raise InvalidData(
+            f"this worker can't read images: {err}",
+            hint="on the workers: pip install pillow; or save the images as arrays: numpy.savez",
+        ) from err
     with _behind_data():
-        return cast(Arrays, columns(path))
+        return cast(Arrays, images.opened(path, preprocess, inputs))
 
 
 def _whole(array: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -108,7 +136,8 @@ def _behind_data() -> Iterator[None]:
     except Malformed as err:
         raise InvalidData(
             f"the data can't be read: {err}",
-            hint="save plain arrays with numpy.savez(path, input_name=array)",
+            hint="save plain arrays with numpy.savez(path, input_name=array), or pack images: tar -cf "
+            "images.tar FOLDER",
         ) from err
 
 
@@ -126,10 +155,20 @@ def check_samples(arrays: Arrays, inputs: Sequence[TensorSpec], profile: Profile
     heads = {name: head_of(array) for name, array in samples.items()}
     for spec in inputs:
         if batch.axis_of(spec.name) != 0:  # shared by all samples, or they aren't in one piece
+            _refuse_images(samples[spec.name], spec)
             samples[spec.name] = _whole(samples[spec.name])
         _check_array(samples[spec.name], spec, profile, batch.axis_of(spec.name))
     check_counts(heads, {name: batch.axis_of(name) for name in batch.inputs}, InvalidData)
     return {spec.name: samples[spec.name] for spec in inputs}
+
+
+def _refuse_images(array: NDArray[np.generic] | Column, spec: TensorSpec) -> None:
+    """Images stay in their tar, so their samples are on axis 0."""
+    if isinstance(array, Column) and array.is_finite:
+        raise InvalidData(
+            f"input {spec.name!r} doesn't have its samples on axis 0, where images have them",
+            hint="save the images as an array in the input's own layout: numpy.savez",
+        )
 
 
 def head_of(array: NDArray[np.generic]) -> Head:
@@ -137,7 +176,7 @@ def head_of(array: NDArray[np.generic]) -> Head:
 
 
 def check_labels(arrays: Arrays, count: int, metric: Metric | None = None) -> Arrays:
-    """The labels of every sample, or of each of its positions; empty without labels.
+    """The labels of every sample, or of each of its positions; empty without labels. Large ones stay on disk.
 
     Raises:
         InvalidData: the labels aren't what the metric takes, or don't cover every sample.
@@ -146,7 +185,15 @@ def check_labels(arrays: Arrays, count: int, metric: Metric | None = None) -> Ar
     if LABEL not in labels:
         return {}
     check_label_heads({n: head_of(a) for n, a in labels.items()}, count, InvalidData, metric)
-    return {name: _whole(array) for name, array in labels.items()}
+    for array in labels.values():
+        for _ in _parts(array):  # so that none is damaged
+            pass
+    return labels
+
+
+def largest(array: NDArray[np.generic]) -> int:
+    """The largest of integers that may be on disk; -1 for none."""
+    return max((int(part.max()) for part in _parts(array) if part.size), default=-1)
 
 
 def split(
@@ -179,6 +226,7 @@ def samples_for(
     inputs: Sequence[TensorSpec],
     profile: Profile,
     *,
+    preprocess: Preprocess | None = None,
     hold_out: int | None = None,
     fixed: FixedInputs | None = None,
     source: Callable[[], Runnable] | None = None,
@@ -187,6 +235,7 @@ def samples_for(
 
     Parameters:
         given: a stage's inputs.
+        preprocess: what is done to the data if they are images.
         hold_out: the batch size used to hold out calibration data.
         fixed: inputs that the model no longer takes.
         source: loads the model on which random data are tried, so that its outputs are finite.
@@ -197,7 +246,8 @@ def samples_for(
     """
     for kind in (DataKind.CALIBRATION, DataKind.EVALUATION):
         if kind in given:
-            samples = check_samples(open_samples(given[kind], fixed), inputs, profile)
+            arrays = open_samples(given[kind], fixed, preprocess=preprocess, inputs=inputs)
+            samples = check_samples(arrays, inputs, profile)
             if kind is DataKind.CALIBRATION:
                 samples, _ = split(samples, inputs, profile, hold_out)
             return samples, kind
@@ -222,11 +272,41 @@ def _check_array(
         )
 
 
+def check_ids(samples: Arrays, vocabularies: Mapping[str, int]) -> None:
+    """Refuse values that aren't in the table that an input's are looked up in.
+
+    Parameters:
+        vocabularies: input → the table's size. Negative ids count from its end, as ONNX has it.
+
+    Raises:
+        InvalidData: names the input, the value and the table's size.
+    """
+    for name, size in vocabularies.items():
+        if name not in samples or samples[name].dtype.kind not in "iu":
+            continue
+        for part in _parts(samples[name]):
+            outside = part[(part >= size) | (part < -size)]  # type: ignore[operator]
+            if outside.size:
+                raise InvalidData(
+                    f"the data for input {name!r} has the id {outside.flat[0]}, but the model's table for it "
+                    f"has {size} rows, 0 to {size - 1}",
+                    hint="tokenise the samples with the model's own tokenizer, and pad with an id of its",
+                )
+
+
 def _not_finite(array: NDArray[np.generic]) -> int:
     """How many values are NaN or infinite, from a few samples at a time; all are read, so none is damaged."""
+    if isinstance(array, Column) and array.is_finite:
+        return 0
+    return sum(int((~np.isfinite(part)).sum()) for part in _parts(array))
+
+
+def _parts(array: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
+    """All values, a few samples at a time."""
     if not array.ndim or not array.size:
-        return int((~np.isfinite(np.asarray(array))).sum())
+        yield np.asarray(array)
+        return
     step = max(1, _AT_ONCE_BYTES * len(array) // array.nbytes)
-    parts = (array[start : start + step] for start in range(0, len(array), step))
     with _behind_data():
-        return sum(int((~np.isfinite(part)).sum()) for part in parts)
+        for start in range(0, len(array), step):
+            yield array[start : start + step]

@@ -32,6 +32,9 @@ _LOCAL_HEADER_BYTES = 30
 class Column:
     """An array on disk, as much of NumPy's interface as batches take: indexing the first axis copies."""
 
+    #: Whether its values are computed, and therefore never NaN or infinite: reading all to see is no use.
+    is_finite = False
+
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.shape, self.dtype = shape, dtype
 
@@ -167,12 +170,23 @@ def columns(path: Path) -> dict[str, NDArray[Any] | Column]:
     if magic[:2] == b"PK":
         return _of_npz(path)
     if magic.startswith(NPY):
-        with path.open("rb") as file:
-            shape, fortran, dtype = _npy_head(file)
-            found = _Mapped(path, file.tell(), shape, dtype)
-        whole = found if shape and not fortran else np.load(path, allow_pickle=False)
-        return {POSITIONAL: _settled(whole)}
+        return columns_in(path, {POSITIONAL: 0})
     return _of_safetensors(path)
+
+
+def columns_in(path: Path, at: Mapping[str, int]) -> dict[str, NDArray[Any] | Column]:
+    """The ``.npy`` files that begin at these offsets of a file, by name."""
+    found: dict[str, NDArray[Any] | Column] = {}
+    with path.open("rb") as file:
+        for name, offset in at.items():
+            file.seek(offset)
+            shape, fortran, dtype = _npy_head(file)
+            if shape and not fortran:
+                found[name] = _settled(_Mapped(path, file.tell(), shape, dtype))
+            else:
+                file.seek(offset)
+                found[name] = npy.read_array(file, allow_pickle=False)
+    return found
 
 
 def _settled(array: NDArray[Any] | Column) -> NDArray[Any] | Column:

@@ -36,14 +36,14 @@ class OutputComparison:
     Parameters:
         batch_axes: output → batch axis, None if it is the same for every sample; by default 0, if that
             axis is as long as the batch.
-        places: the shape of a sample's labels, if each position has its own class.
+        labels: the classes of all samples, [N], or [N, …] where each position has its own.
         varying: the outputs whose size depends on the data: output → axis that counts its items. If one
             is found to vary only in a later batch, earlier ones weren't compared item by item: repeat the
             whole comparison with the final value of this field.
     """
 
     batch_axes: Mapping[str, int | None] = field(default_factory=dict)
-    places: tuple[int, ...] = ()
+    labels: NDArray[np.generic] | None = None
     varying: dict[str, int] = field(default_factory=dict)
     samples: int = 0
     not_finite: int = 0  #: values that are finite in the source and not in the engine
@@ -67,13 +67,17 @@ class OutputComparison:
             known = self._outputs.setdefault(name, _Output(name=name))
             axis = _batch_axis(expected, self.batch_axes.get(name, 0), count)
             known.add(expected, actual, axis, count)
-            known.add_classes(expected, actual, axis, self.places)
+            labels = self.labels
+            of_batch = None
+            if labels is not None:
+                of_batch = labels[self.samples : self.samples + count].astype(np.int64)
+            known.add_classes(expected, actual, axis, of_batch)
         self.not_finite = sum(output.not_finite for output in self._outputs.values())
         for group in items.groups(self.varying, source, engine):
             self._matched.append(items.matched(group, source, engine))
         self.samples += count
 
-    def found(self, labels: Labels | None) -> Accuracy:
+    def found(self) -> Accuracy:
         """Return the figures; with labels, also the task accuracy of source and engine, as shares.
 
         A figure is None if no output has it. With several outputs, the worst one counts.
@@ -107,7 +111,7 @@ class OutputComparison:
             all_nan=[output.name for output in compared if output.is_all_nan],
             outputs=[one.found() for one in compared]
             + [OutputAccuracy(name=name, kind="items") for name in self.varying],
-            task=_first_task(by_kind, labels[: self.samples]) if labels is not None else None,
+            task=next(filter(None, (output.task() for output in by_kind)), None),
         )
 
 
@@ -133,6 +137,12 @@ class _Output:
     _source: list[NDArray[np.int64]] = field(default_factory=list)  #: classes
     _engine: list[NDArray[np.int64]] = field(default_factory=list)
     _tied: list[NDArray[np.bool_]] = field(default_factory=list)
+    has_places: bool = False  #: whether a sample has several classes
+    _is_judged: bool = True  #: whether its classes fit the labels
+    #: of source and engine: by sample, the share of its classes that is right
+    _hits: tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]] = field(
+        default_factory=lambda: ([], [])
+    )
 
     def add(
         self,
@@ -158,14 +168,27 @@ class _Output:
         expected: NDArray[np.generic],
         actual: NDArray[np.generic],
         axis: int | None,
-        places: tuple[int, ...],
+        labels: Labels | None,
     ) -> None:
-        """Add the classes of a batch, if the output has any."""
+        """Add the classes of a batch, if the output has any.
+
+        Those of positions, such as pixels, are counted and not kept.
+        """
         if axis is None:
             return
-        rows = np.moveaxis(expected, axis, 0)
+        rows, places = np.moveaxis(expected, axis, 0), () if labels is None else labels.shape[1:]
         source, engine = _classes(rows, places), _classes(np.moveaxis(actual, axis, 0), places)
         if source is None or engine is None:
+            return
+        if labels is not None:
+            count = rows.shape[1] if self.is_float else np.inf
+            fits = source.shape == labels.shape and int(labels.max(initial=-1)) < count
+            self._is_judged = fits and self._is_judged
+            for hits, classes in zip(self._hits, (source, engine), strict=True):
+                if self._is_judged:
+                    hits.append((classes == labels).reshape(len(labels), -1).mean(axis=1))
+        self.has_places = source.ndim > 1
+        if self.has_places:
             return
         if self.is_float and rows.ndim == 2:
             scores = rows.astype(np.float64)
@@ -200,7 +223,8 @@ class _Output:
 
     @property
     def has_classes(self) -> bool:
-        return bool(self._source) and (self.is_probabilities or not self.is_directions)
+        has = bool(self._source) or self.has_places
+        return has and (self.is_probabilities or not self.is_directions)
 
     def cosines(self) -> NDArray[np.float64]:
         return np.concatenate(self._cosines)
@@ -242,18 +266,10 @@ class _Output:
     def classes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return np.concatenate(self._source), np.concatenate(self._engine)
 
-    def task(self, labels: Labels) -> Task | None:
-        """Top-1 accuracy for these labels; None if the output has no classes of their shape."""
-        if not self._source:
-            return None
-        source, engine = self.classes()
-        if source.shape != labels.shape:
-            return None
-        return _task(source == labels, engine == labels)
-
-
-def _first_task(outputs: Sequence[_Output], labels: Labels) -> Task | None:
-    return next(filter(None, (output.task(labels) for output in outputs)), None)
+    def task(self) -> Task | None:
+        """Top-1 accuracy; None without labels, or if the output lacks their shape or classes."""
+        before, after = self._hits
+        return _task(*map(np.concatenate, (before, after))) if self._is_judged and before else None
 
 
 def _batch_axis(array: NDArray[np.generic], axis: int | None, count: int) -> int | None:
@@ -293,9 +309,9 @@ class _Agreement:
 def _agreement(classes: _Output | None) -> _Agreement:
     if classes is None:
         return _Agreement()
-    source, engine = classes.classes()
-    if source.ndim > 1:
+    if classes.has_places:
         return _Agreement()
+    source, engine = classes.classes()
     share = float((source == engine).mean())
     return _Agreement(
         share=share,
@@ -333,9 +349,8 @@ def _worst(
     return mean, intervals.of_share(mean, len(worst))
 
 
-def _task(source: NDArray[np.bool_], engine: NDArray[np.bool_]) -> Task:
+def _task(before: NDArray[np.float64], after: NDArray[np.float64]) -> Task:
     """Accuracy before and after, per sample: a sample with several positions may be partly right."""
-    before, after = (hits.reshape(len(hits), -1).mean(axis=1) for hits in (source, engine))
     count = len(before)
     of_source, of_engine = (float(right.mean()) for right in (before, after))
     spread = bootstrap.intervals(count, lambda w: w @ before / count, lambda w: w @ after / count)

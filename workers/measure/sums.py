@@ -27,37 +27,10 @@ def top(scores: Array, labels: Integers, k: int) -> Rows:
     return np.stack([_per_sample(right), _per_sample(known)], axis=1)
 
 
-def confusion(found: Integers, labels: Integers, classes: int) -> Rows:
-    """[both, found, labelled] of each class: 3 × ``classes`` columns."""
-    count = len(labels)
-    known = (labels >= 0) & (labels < classes)
-    sample = np.broadcast_to(np.arange(count).reshape(-1, *(1,) * (labels.ndim - 1)), labels.shape)
-
-    def counted(which: NDArray[np.bool_], values: Integers) -> Rows:
-        flat = sample[which] * classes + values[which]
-        return (
-            np.bincount(flat, minlength=count * classes).reshape(count, classes).astype(np.float64)
-        )
-
-    inside = known & (found >= 0) & (found < classes)
-    return np.concatenate(
-        [
-            counted(inside & (found == labels), labels),
-            counted(inside, found),
-            counted(known, labels),
-        ],
-        axis=1,
-    )
-
-
-def mean_iou(totals: Rows) -> NDArray[np.float64]:
-    both, found, labelled = np.split(totals, 3, axis=-1)
-    return _mean_of_present(both, found + labelled - both)
-
-
-def f1(totals: Rows) -> NDArray[np.float64]:
-    both, found, labelled = np.split(totals, 3, axis=-1)
-    return _mean_of_present(2 * both, found + labelled)
+def same(found: Integers, labels: Integers) -> Rows:
+    """[right, labelled] of classes [N, …] for labels of that shape."""
+    known = labels >= 0
+    return np.stack([_per_sample(known & (found == labels)), _per_sample(known)], axis=1)
 
 
 def ratio(totals: Rows) -> NDArray[np.float64]:
@@ -150,17 +123,6 @@ def _distance(left: Sequence[object], right: Sequence[object]) -> int:
                 min(row[place] + 1, row[place - 1] + 1, before + (one != other)),
             )
     return row[-1]
-
-
-def _mean_of_present(part: Rows, whole: Rows) -> NDArray[np.float64]:
-    """The mean over the classes that are found or labelled anywhere."""
-    present = whole > 0
-    values = np.divide(part, whole, out=np.zeros(np.shape(part)), where=present)
-    count = present.sum(axis=-1)
-    found: NDArray[np.float64] = np.divide(
-        values.sum(axis=-1), count, out=np.full(np.shape(count), np.nan), where=count > 0
-    )
-    return found
 
 
 def _per_sample(values: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from farm.errors import InvalidData
 from farm.reports.accuracy import Task
 from farm.specs.samples import BOXES, LABEL
 from farm.specs.tasks import ERRORS, OF_BOXES, Metric, TaskOptions
-from workers.measure import bootstrap, detections, intervals, sums
+from workers.measure import bootstrap, confusions, detections, intervals, sums
 
 Array = NDArray[np.generic]
 Arrays = Mapping[str, Array]
@@ -22,10 +22,10 @@ _SHARES = (Metric.RECALL1, Metric.RECALL5)
 #: Each is a sort of all boxes.
 _RESAMPLES_OF_BOXES = 200
 _TOTALS: Mapping[Metric, Callable[[sums.Rows], NDArray[np.float64]]] = {
-    Metric.MIOU: sums.mean_iou,
-    Metric.F1: sums.f1,
-    Metric.RMSE: sums.root_ratio,
+    Metric.RMSE: sums.root_ratio
 }
+#: Means over classes.
+_OVER_CLASSES = {Metric.MIOU: confusions.mean_iou, Metric.F1: confusions.f1}
 
 
 @dataclass(kw_only=True)
@@ -44,12 +44,14 @@ class TaskJudge:
     _embeddings: tuple[list[Array], list[Array]] = field(default_factory=lambda: ([], []))
     _labels: list[Array] = field(default_factory=list)
     _matches: tuple[detections.Matches, detections.Matches] | None = None
+    _confusions: tuple[confusions.Confusions, confusions.Confusions] | None = None
 
     def add(self, source: Arrays, engine: Arrays, labels: Arrays) -> None:
         """Add one batch.
 
         Raises:
-            InvalidData: no output fits the labels and the metric.
+            InvalidData: no output fits the labels and the metric, or it has its samples on no axis in this
+                batch.
         """
         if self.metric in OF_BOXES:
             self._add_boxes(source, engine, labels)
@@ -57,13 +59,46 @@ class TaskJudge:
         label = labels[LABEL]
         if self._output is None:
             self._output = self._chosen(source, label)
-        for number, outputs in enumerate((source, engine)):
-            if self.metric in _SHARES:
-                self._embeddings[number].append(outputs[self._output])
-            else:
-                self._rows[number].append(self._sums(outputs[self._output], label))
+        one, other = (self._judged(outputs, label) for outputs in (source, engine))
         if self.metric in _SHARES:
+            for kept, array in zip(self._embeddings, (one, other), strict=True):
+                kept.append(array)
             self._labels.append(label)
+        elif self.metric in _OVER_CLASSES:
+            self._add_classes((one, other), label.astype(np.int64))
+        else:
+            for rows, array in zip(self._rows, (one, other), strict=True):
+                rows.append(self._sums(array, label))
+
+    def _judged(self, outputs: Arrays, label: Array) -> Array:
+        """The judged output, which must have one row for each label."""
+        assert self._output is not None
+        array = outputs.get(self._output)
+        if array is None or not self._fits(array, label):
+            shape = (
+                "no axis of the batch's size" if array is None else f"the shape {list(array.shape)}"
+            )
+            raise InvalidData(
+                f"the output {self._output!r} has {shape} in a batch of {len(label)}, and another in the "
+                f"batches before: {self.metric} can't match its rows with labels",
+                hint="name another output (--task output=…), or leave the metric out: outputs of sizes that "
+                "depend on the data are then compared item by item",
+            )
+        return array
+
+    def _add_classes(self, outputs: tuple[Array, Array], labels: NDArray[np.int64]) -> None:
+        if self._confusions is None:
+            of = _OVER_CLASSES[self.metric]
+            self._confusions = confusions.Confusions(of=of), confusions.Confusions(of=of)
+        for kept, array in zip(self._confusions, outputs, strict=True):
+            if array.dtype.kind in "iu":
+                # Classes that no label has are one more, which is never right.
+                found = np.minimum(array.astype(np.int64), self.classes)
+                kept.add(found.reshape(labels.shape), labels, self.classes + 1)
+                continue
+            _refuse_other_classes(labels, array.shape[1])
+            found = np.asarray(array.astype(np.float64).argmax(axis=1), np.int64)
+            kept.add(found, labels, array.shape[1])
 
     def found(self) -> Task:
         """The figures with their intervals; a drop above 0 is always for the worse.
@@ -108,6 +143,10 @@ class TaskJudge:
         if self._matches is not None:
             left, right = self._matches
             return left.count, left.value, right.value
+        if self._confusions is not None:
+            confusions.together(self._confusions)
+            one, other = self._confusions
+            return one.groups, one.value, other.value
         if self.metric in _SHARES:
             k = 1 if self.metric is Metric.RECALL1 else 5
             labels = np.concatenate(self._labels).astype(np.int64)
@@ -139,10 +178,13 @@ class TaskJudge:
         scores = is_float and array.ndim >= 2 and array.shape[1] > 1
         of_places = (array.shape[0], *array.shape[2:]) == label.shape
         match self.metric:
-            case Metric.TOP1 | Metric.TOP5:
+            case Metric.TOP5:
                 return scores and of_places
-            case Metric.MIOU | Metric.F1:
-                is_class = array.dtype.kind in "iu" and array.shape == label.shape
+            case Metric.TOP1 | Metric.MIOU | Metric.F1:
+                is_class = array.dtype.kind in "iu" and array.shape in (
+                    label.shape,
+                    (*label.shape, 1),
+                )
                 return is_class or (scores and of_places)
             case Metric.RECALL1 | Metric.RECALL5:
                 return is_float and array.ndim >= 2
@@ -155,15 +197,10 @@ class TaskJudge:
         whole = label.astype(np.int64) if label.dtype.kind in "iu" else np.zeros(0, np.int64)
         match self.metric:
             case Metric.TOP1 | Metric.TOP5:
-                return sums.top(array, whole, 1 if self.metric is Metric.TOP1 else 5)
-            case Metric.MIOU | Metric.F1:
                 if array.dtype.kind in "iu":
-                    # Classes that no label has are one more, which is never right.
-                    found = np.minimum(array.astype(np.int64), self.classes)
-                    return sums.confusion(found, whole, self.classes + 1)
+                    return sums.same(array.astype(np.int64).reshape(whole.shape), whole)
                 _refuse_other_classes(whole, array.shape[1])
-                classes = array.astype(np.float64).argmax(axis=1)
-                return sums.confusion(classes, whole, array.shape[1])
+                return sums.top(array, whole, 1 if self.metric is Metric.TOP1 else 5)
             case Metric.CER | Metric.WER:
                 chosen = array.argmax(axis=2) if array.ndim == 3 else array
                 texts = sums.decoded(np.asarray(chosen, np.int64), self.options.blank)
@@ -182,6 +219,7 @@ class TaskJudge:
         truth, classes = labels[BOXES].astype(np.float64), labels[LABEL].astype(np.int64)
         for matches, outputs in zip(self._matches, (source, engine), strict=True):
             boxes, scores = self._detected(outputs)
+            _refuse_other_classes(classes, scores.shape[2])
             for number in range(len(classes)):
                 found = detections.suppressed(
                     boxes[number], scores[number], self.options.nms_overlap
@@ -237,9 +275,10 @@ def _refuse_other_classes(labels: NDArray[np.int64], classes: int) -> None:
         )
 
 
-_OF_CLASSES = (
+_OF_SCORES = (
     "it needs scores [samples, classes] or [samples, classes, …] and integer labels [samples, …]"
 )
+_OF_CLASSES = f"{_OF_SCORES}; or classes, integers of the labels' shape"
 _OF_VALUES = "it needs an output of floats of the labels' own shape"
 _OF_TEXT = (
     "it needs scores [samples, steps, classes], or classes [samples, steps], and integer labels "
@@ -252,7 +291,7 @@ _OF_DETECTIONS = (
 _OF_EMBEDDINGS = "it needs an output of floats [samples, values] and one integer label per sample"
 _FITS: Mapping[Metric, str] = {
     Metric.TOP1: _OF_CLASSES,
-    Metric.TOP5: _OF_CLASSES,
+    Metric.TOP5: f"{_OF_SCORES}; for classes alone choose top1",
     Metric.MIOU: _OF_CLASSES,
     Metric.F1: _OF_CLASSES,
     Metric.MAP: _OF_DETECTIONS,

@@ -59,7 +59,7 @@ def placed(model: onnx.ModelProto) -> Placement:
 
     for node in graph.node:
         if node.op_type in _JOINS and node.output[0] in of:
-            for name in (_dequantized(each, makers) for each in node.input):
+            for name in (dequantized(each, makers) for each in node.input):
                 # Equal to the bit, or ModelOpt didn't join them.
                 if name in of and of[name] == of[node.output[0]]:
                     together[first(name)] = first(node.output[0])
@@ -69,7 +69,7 @@ def placed(model: onnx.ModelProto) -> Placement:
     return Placement(groups=tuple(map(tuple, groups.values())))
 
 
-def _dequantized(name: str, makers: Mapping[str, onnx.NodeProto]) -> str:
+def dequantized(name: str, makers: Mapping[str, onnx.NodeProto]) -> str:
     """The activation behind a Q/DQ pair; the name itself without one."""
     for kind in ("DequantizeLinear", "QuantizeLinear"):
         maker = makers.get(name)
@@ -85,7 +85,7 @@ def without_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
     plain.CopyFrom(model)
     makers = {name: node for node in plain.graph.node for name in node.output}
     behind = {
-        node.output[0]: _dequantized(node.output[0], makers)
+        node.output[0]: dequantized(node.output[0], makers)
         for node in plain.graph.node
         if node.op_type == "DequantizeLinear"
     }

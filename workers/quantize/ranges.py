@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import onnx
@@ -16,13 +16,14 @@ from workers.inputs.samples import Arrays
 def largest(
     source: onnx.ModelProto,
     quantized: onnx.ModelProto,
-    batches: Sequence[Arrays],
+    batches: Callable[[], Iterable[Arrays]],
     folder: Path,
     names: Sequence[str],
 ) -> dict[str, float]:
     """The largest magnitude of each of these tensors of ``quantized`` over the batches.
 
     Parameters:
+        batches: reads the data anew; one batch is in memory at a time.
         folder: for the graph that measures them.
     """
     # ModelOpt may have renamed some; if not, running the source is several times faster.
@@ -39,7 +40,7 @@ def largest(
     file = folder / "largest.onnx"
     files.write_model(model, file)
     session = OrtModel(file)
-    results = [session.run(batch) for batch in batches]
+    results = [session.run(batch) for batch in batches()]
     return {
         name: max(float(result[f"largest_{index}"]) for result in results)
         for index, name in enumerate(names)

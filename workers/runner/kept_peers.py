@@ -25,7 +25,7 @@ from workers.runner.hooks import Part
 from workers.runner.made import Made
 
 FRESH_S = 3600.0
-_PARAMS = ("format", "architecture", "profiles", "fixed_inputs", "hold_out")
+_PARAMS = ("format", "architecture", "profiles", "fixed_inputs", "hold_out", "preprocess")
 _TOOLS = ("torch", "cuda", "triton", "c++")
 
 

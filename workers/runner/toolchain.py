@@ -27,6 +27,7 @@ _DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "nvidia-modelopt": ("nvidia-modelopt",),
     "onnx-graphsurgeon": ("onnx-graphsurgeon",),
     "onnxslim": ("onnxslim",),
+    "pillow": ("pillow",),
     "polygraphy": ("polygraphy",),
     "tensorflow": ("tensorflow-cpu", "tensorflow"),
     "tf2onnx": ("tf2onnx",),

@@ -16,7 +16,10 @@ import onnx
 from onnx import TensorProto
 
 from farm.errors import CalibrationFailed, FarmError, InvalidData
+from farm.formats import calibration_caches
+from farm.formats.archives import Malformed
 from farm.planning import policy
+from farm.reports.records import MOST_LISTED
 from farm.specs.gpus import CPU
 from farm.specs.precision import Precision
 from farm.specs.roles import Role
@@ -27,7 +30,7 @@ from workers.graphs import casting, check, files, interface, opsets, shapes, sta
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import resolve_profiles
 from workers.inputs.samples import Arrays, samples_for
-from workers.quantize import calibrated, choosing, modelopt, qat
+from workers.quantize import calibrated, choosing, imported, modelopt, qat
 from workers.quantize.magnitudes import MAX_SAMPLES, Magnitudes, measured
 from workers.quantize.stored_weights import fold_quantized_weights
 from workers.stages.base import Stage, StageResult
@@ -55,6 +58,8 @@ def run(stage: Stage) -> StageResult:
     if walk.is_quantized(model):
         return _as_it_is(stage, params, file, model)
     _refuse_unquantisable(stage, model, params.precision)
+    if Role.RANGES in stage.inputs:
+        return _with_ranges(stage, params, file, model)
     samples, batch, _ = _samples(stage, params, model)
     size = batch_size(params.batch_size, batch)
     count = batch.count(samples)
@@ -110,7 +115,9 @@ def _as_it_is(
     print("the graph is quantised already: nothing is calibrated, and data only run it")
     files.load_weights(model, file)
     samples, batch, kind = _samples(stage, params, model)
-    first = next(iter(batch.split(samples, batch.opt, smallest=batch.min)))
+    first = next(batch.split(samples, batch.opt, smallest=batch.min), None)
+    if first is None:  # too few for a batch, and enough to run the graph
+        first = batch.repeated(samples, batch.min)
     typed = stage.workdir / "typed.onnx"
     files.save_model(model, typed)
     stage.progress("cast the remainder", None)
@@ -131,6 +138,46 @@ def _as_it_is(
     return StageResult(outputs=outputs, facts=facts)
 
 
+def _with_ranges(
+    stage: Stage, params: CalibrateParams, file: Path, model: onnx.ModelProto
+) -> StageResult:
+    """With the ranges of a calibration cache; data only run the graph."""
+    try:
+        cache = calibration_caches.read(stage.inputs[Role.RANGES])
+    except Malformed as err:
+        raise InvalidData(
+            f"the calibration cache can't be read: {err}",
+            hint="pass the file that TensorRT's calibrator wrote, or calibration data instead",
+        ) from err
+    samples, batch, kind = _samples(stage, params, model)
+    files.load_weights(model, file)
+    stage.progress("place Q/DQ", None)
+    first = batch.repeated(samples, batch_size(params.batch_size, batch))
+    quantized = modelopt.placed(model, first, params.precision, stage.workdir)
+    made = imported.scales(quantized, cache)
+    print("\n".join(imported.told(made)))
+    pairs = walk.qdq_pairs(quantized)
+    fold_quantized_weights(quantized)
+    typed = stage.workdir / "typed.onnx"
+    files.save_model(quantized, typed)
+    stage.progress("cast the remainder", None)
+    outputs, remainder = _write_for_gpus(stage, quantized, [first])
+    outputs[Role.TYPED] = typed
+    facts = CalibrateFacts(
+        samples=0,
+        precision=str(params.precision),
+        method="tensorrt-cache",
+        chosen={"tensorrt-cache": made.given},
+        without_range=list(made.absent[:MOST_LISTED]),
+        qdq_pairs=pairs,
+        remainder=max(remainder, key=lambda name: remainder[name]),
+        remainder_nodes=remainder,
+        remainder_by=str(kind),
+        opset=shapes.opset_of(quantized),
+    )
+    return StageResult(outputs=outputs, facts=facts)
+
+
 def _samples(
     stage: Stage, params: CalibrateParams, model: onnx.ModelProto
 ) -> tuple[Arrays, Batch, DataKind]:
@@ -138,7 +185,12 @@ def _samples(
     inputs = interface.input_specs(model)
     profile = resolve_profiles(inputs, params.profiles, interface.axis_ranges(model))[0]
     samples, kind = samples_for(
-        stage.inputs, inputs, profile, hold_out=params.hold_out, fixed=params.fixed_inputs
+        stage.inputs,
+        inputs,
+        profile,
+        hold_out=params.hold_out,
+        preprocess=params.preprocess,
+        fixed=params.fixed_inputs,
     )
     return samples, Batch.of(inputs, profile), kind
 
@@ -210,7 +262,7 @@ def batch_size(asked: int, batch: Batch) -> int:
 
 
 def _refuse_unquantisable(stage: Stage, model: onnx.ModelProto, precision: Precision) -> None:
-    if Role.CALIBRATION not in stage.inputs:
+    if stage.inputs.keys().isdisjoint((Role.CALIBRATION, Role.RANGES)):
         raise CalibrationFailed(
             f"{precision} needs calibration data, since the graph holds no Q/DQ of its own",
             hint="pass calibration data (--calibration samples.npz), or choose fp16",

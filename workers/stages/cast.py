@@ -141,6 +141,7 @@ def _measured(
         inputs,
         profile,
         hold_out=params.hold_out,
+        preprocess=params.preprocess,
         fixed=params.fixed_inputs,
         source=lambda: reference.onnx_model(
             *files.read_model(stage.inputs[Role.ONNX], stage.workdir), {}, stage.workdir
@@ -149,11 +150,12 @@ def _measured(
     size = batch.opt
     every = batch.split(samples, size, smallest=batch.min)
     batches: list[Arrays] = list(islice(every, max(1, MAX_SAMPLES // size)))
-    if not batches:
-        batches = [batch.take(samples, slice(None))]
+    count = sum(map(batch.count, batches))
+    if not batches:  # too few for a batch, and enough to run the graph
+        batches, count = [batch.repeated(samples, batch.min)], batch.count(samples)
     stage.progress("measure ranges", None)
     magnitudes = measured(model, batches, stage.workdir)
-    return magnitudes, data, sum(map(batch.count, batches))
+    return magnitudes, data, count
 
 
 def _is_of(model: onnx.ModelProto, precision: Precision) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from farm.specs.source import DataKind
 from farm.specs.tasks import Metric
 from farm.stages import MeasureFacts, MeasureParams
 from workers.backends.ort.cpu import OrtModel, cpu_threads
-from workers.graphs import files, interface
+from workers.graphs import files, interface, vocabularies, walk
 from workers.graphs.rounding import is_half_typed, rounded_model
 from workers.inputs.advice import advice
 from workers.inputs.batch import Batch
@@ -29,14 +30,16 @@ from workers.inputs.samples import (
     SEED,
     Arrays,
     Runnable,
+    check_ids,
     check_labels,
     check_samples,
+    largest,
     open_samples,
     random_arrays,
     split,
 )
 from workers.inputs.standins import tried
-from workers.measure import cpu, engines, gpu
+from workers.measure import cpu, engines, gpu, silent
 from workers.measure.accuracy import OutputComparison
 from workers.measure.invariance import batch_invariance
 from workers.measure.task import TaskJudge
@@ -70,14 +73,16 @@ def run(stage: Stage) -> StageResult:
     torch.set_num_threads(cpu_threads())
     stage.progress("load", None)
     source = reference(stage.inputs[Role.SOURCE], params, stage.workdir)
-    subject, measured_on, inputs, outputs, ranges = _subject(stage, params, source)
+    subject, measured_on, inputs, outputs, ranges, graph = _subject(stage, params, source)
     profile = resolve_profiles(inputs, params.profiles, ranges)[0]
     batch = Batch.of(inputs, profile, outputs)
     stage.progress("compare", None)
     samples, labels, data = _data(stage, params, source, inputs, profile, batch)
+    if graph is not None and data is not DataKind.RANDOM:
+        check_ids(samples, vocabularies.sizes(graph[1]))
     runnable = subject.engine if isinstance(subject, gpu.Loaded) else subject
     accuracy = _compare(source, runnable, samples, labels, batch, params)
-    warned = advice(samples, inputs, batch) if data is not DataKind.RANDOM else []
+    warned = _warnings(stage, samples, inputs, batch, graph) if data is not DataKind.RANDOM else []
     for one in warned:
         print(f"warning: {one}", flush=True)
     accuracy = accuracy.model_copy(
@@ -104,6 +109,24 @@ def run(stage: Stage) -> StageResult:
     if peers and peers.to_keep:
         files[Role.PEERS] = peers.to_keep
     return StageResult(outputs=files, facts=facts)
+
+
+def _warnings(
+    stage: Stage,
+    samples: Arrays,
+    inputs: Sequence[TensorSpec],
+    batch: Batch,
+    graph: tuple[Path, onnx.ModelProto] | None,
+) -> list[str]:
+    """What looks wrong with the data; of a quantised graph also which of its channels they don't reach."""
+    found = advice(samples, inputs, batch)
+    if graph is None or not walk.is_quantized(graph[1]):
+        return found
+    file, typed = graph
+    files.load_weights(typed, file)
+    plain = rounded_model(typed) if is_half_typed(typed) else typed
+    about = silent.warning(plain, samples, batch, stage.workdir)
+    return found + ([about] if about else [])
 
 
 def _peers(stage: Stage, params: MeasureParams, source: Runnable) -> PeersBeside | None:
@@ -140,18 +163,30 @@ def _metrics(
         return cpu.metrics(subject, eager, batch, samples)
 
 
-def _subject(
-    stage: Stage, params: MeasureParams, source: Runnable
-) -> tuple[Runnable | gpu.Loaded, str, Sequence[TensorSpec], Sequence[TensorSpec], AxisRanges]:
-    """The measured model (the engine if it runs here, else its typed ONNX), its inputs, outputs and axes."""
+class _Subject(NamedTuple):
+    """What is measured."""
+
+    model: Runnable | gpu.Loaded
+    measured_on: str
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    ranges: AxisRanges
+    graph: tuple[Path, onnx.ModelProto] | None  #: as typed, with its file; None for a program
+
+
+def _subject(stage: Stage, params: MeasureParams, source: Runnable) -> _Subject:
+    """The engine if it runs here, else its typed ONNX."""
     if params.target is not None and params.target.runtime in OF_PROGRAMS:
         assert isinstance(source, EagerModel)
         model = engines.load(params.target, stage.inputs[Role.ENGINE], stage.workdir)
-        return model, "engine", source.input_specs, source.output_specs, source.axis_ranges
+        inputs, outputs = source.input_specs, source.output_specs
+        return _Subject(model, "engine", inputs, outputs, source.axis_ranges, None)
     file, typed = files.read_model(stage.inputs[Role.TYPED], stage.workdir)
     subject, measured_on = _of_onnx(stage, params, file, typed)
     inputs, outputs = interface.input_specs(typed), interface.output_specs(typed)
-    return subject, measured_on, inputs, outputs, interface.axis_ranges(typed)
+    return _Subject(
+        subject, measured_on, inputs, outputs, interface.axis_ranges(typed), (file, typed)
+    )
 
 
 def _of_onnx(
@@ -179,7 +214,7 @@ def _data(
     """Evaluation data, else held-out calibration data, else seeded random data."""
     judged = params.metric is not None or params.max_drop is not None
     if Role.EVALUATION in stage.inputs:
-        arrays = open_samples(stage.inputs[Role.EVALUATION], params.fixed_inputs)
+        arrays = _opened(stage.inputs[Role.EVALUATION], params, inputs)
         samples = check_samples(arrays, inputs, profile)
         labels = check_labels(arrays, batch.count(samples), params.metric)
         if judged and not labels:
@@ -194,7 +229,7 @@ def _data(
             hint="pass evaluation data with the array 'label', or leave out max_drop",
         )
     if Role.CALIBRATION in stage.inputs:
-        arrays = open_samples(stage.inputs[Role.CALIBRATION], params.fixed_inputs)
+        arrays = _opened(stage.inputs[Role.CALIBRATION], params, inputs)
         given = check_samples(arrays, inputs, profile)
         _, held = split(given, inputs, profile, params.hold_out)
         samples = given if held is None else held
@@ -202,6 +237,10 @@ def _data(
         first = np.arange(batch.count(samples)) < MAX_CALIBRATION_SAMPLES
         return batch.select(samples, first), {}, kind
     return random_samples(source, inputs, profile), {}, DataKind.RANDOM
+
+
+def _opened(path: Path, params: MeasureParams, inputs: Sequence[TensorSpec]) -> Arrays:
+    return open_samples(path, params.fixed_inputs, preprocess=params.preprocess, inputs=inputs)
 
 
 def random_samples(source: Runnable, inputs: Sequence[TensorSpec], profile: Profile) -> Arrays:
@@ -224,12 +263,12 @@ def _compare(
     params: MeasureParams,
 ) -> Accuracy:
     judge = _judge(labels, params)
-    classes = labels[LABEL].astype(np.int64) if labels and judge is None else None
+    classes = labels[LABEL] if labels and judge is None else None
     varying: dict[str, int] = {}
     while True:
         comparison = OutputComparison(
             batch_axes=batch.output_axes,
-            places=() if classes is None else classes.shape[1:],
+            labels=classes,
             varying=dict(varying),
         )
         for arrays in batch.split(samples, batch.opt, smallest=batch.min):
@@ -245,12 +284,13 @@ def _compare(
             break
         varying, judge = comparison.varying, _judge(labels, params)
     _refuse_unfit(comparison, samples, batch)
-    accuracy = comparison.found(classes)
+    accuracy = comparison.found()
     if judge:
         accuracy = accuracy.model_copy(update={"task": judge.found()})
     if classes is not None and accuracy.task is None:
         raise InvalidData(
-            f"there are labels of shape {list(classes.shape)}, but no output has classes of that shape",
+            f"there are labels of shape {list(classes.shape)}, with classes up to {largest(classes)}, "
+            "but no output has classes of that shape, and as many",
             hint="labels need an output of scores [samples, classes] or [samples, classes, …], or of "
             "integers of the labels' own shape; for a model that isn't a classifier choose its metric, or "
             "leave 'label' out",
@@ -265,7 +305,7 @@ def _judge(labels: Arrays, params: MeasureParams) -> TaskJudge | None:
         return None
     label = labels[LABEL]
     of_classes = metric in (Metric.MIOU, Metric.F1) and label.size
-    classes = int(label.max()) + 1 if of_classes else 0
+    classes = largest(label) + 1 if of_classes else 0
     if classes > _MOST_CLASSES:
         raise InvalidData(
             f"'label' has the class {classes - 1}",

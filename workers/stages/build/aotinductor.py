@@ -144,6 +144,7 @@ def _batches(
         inputs,
         profile,
         hold_out=params.hold_out,
+        preprocess=params.preprocess,
         fixed=params.fixed_inputs,
         source=lambda: source,
     )

@@ -170,7 +170,12 @@ def _one_batch(stage: Stage, params: BuildParams, model: onnx.ModelProto) -> tup
     profile = resolve_profiles(inputs, params.profiles, axis_ranges(model))[0]
     batch = Batch.of(inputs, profile)
     samples, _ = samples_for(
-        stage.inputs, inputs, profile, hold_out=params.hold_out, fixed=params.fixed_inputs
+        stage.inputs,
+        inputs,
+        profile,
+        hold_out=params.hold_out,
+        preprocess=params.preprocess,
+        fixed=params.fixed_inputs,
     )
     return batch.opt, batch.repeated(samples, batch.opt)
 
@@ -212,9 +217,14 @@ def _ranges(stage: Stage, params: BuildParams, quantized: onnx.ModelProto) -> Ra
     profile = resolve_profiles(inputs, params.profiles, axis_ranges(source))[0]
     batch = Batch.of(inputs, profile)
     samples, _ = samples_for(
-        stage.inputs, inputs, profile, hold_out=params.hold_out, fixed=params.fixed_inputs
+        stage.inputs,
+        inputs,
+        profile,
+        hold_out=params.hold_out,
+        preprocess=params.preprocess,
+        fixed=params.fixed_inputs,
     )
-    batches = list(batch.split(samples, batch.opt, smallest=batch.min))
+    batches = partial(batch.split, samples, batch.opt, smallest=batch.min)
     return partial(largest, source, quantized, batches, stage.workdir)
 
 

@@ -61,7 +61,9 @@ def _batches(
             for shapes in (shapes_at(profile, "min"), shapes_at(profile, "opt")):
                 yield random_arrays(inputs, shapes, seed=SEED, profile=profile)
         return
-    samples, _ = samples_for(stage.inputs, inputs, profiles[0], fixed=params.fixed_inputs)
+    samples, _ = samples_for(
+        stage.inputs, inputs, profiles[0], preprocess=params.preprocess, fixed=params.fixed_inputs
+    )
     batch = Batch.of(inputs, profiles[0])
     for size in dict.fromkeys((batch.min, batch.opt)):
         yield batch.repeated(samples, size)

@@ -69,7 +69,13 @@ def data_for(
         batch = Batch.of(inputs, profile)
         sizes += batch_sizes(batch)
         if number == 0 and has_samples(stage):
-            samples, kind = samples_for(stage.inputs, inputs, profile, fixed=params.fixed_inputs)
+            samples, kind = samples_for(
+                stage.inputs,
+                inputs,
+                profile,
+                preprocess=params.preprocess,
+                fixed=params.fixed_inputs,
+            )
             count = batch.count(samples)
             for size in batch_sizes(batch):
                 batches.append(batch.take(samples, [one % count for one in range(size)]))

@@ -14,14 +14,14 @@ from farm.specs.shapes import Profile, TensorSpec
 from farm.specs.source import SourceFormat
 from farm.stages import Check, ExportFacts, ExportParams
 from workers.backends.ort.cpu import OrtModel
-from workers.graphs import files, fixing, interface, opsets, shapes, walk
+from workers.graphs import files, fixing, interface, opsets, shapes, vocabularies, walk
 from workers.graphs.check import check_model, own_operators
 from workers.graphs.intake import described, is_modern, modernised
 from workers.graphs.normal import normalised
 from workers.graphs.standard import MIN_OPSET
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import resolve_profiles, value_ranges
-from workers.inputs.samples import samples_for
+from workers.inputs.samples import check_ids, samples_for
 from workers.programs.eager import EagerModel
 from workers.sources import reference as references
 from workers.sources.savedmodel.source import SavedModelSource
@@ -169,7 +169,8 @@ def _from_onnx(stage: Stage, params: ExportParams, target: Path) -> Exported:
 def _keep_sizes(
     stage: Stage, model: onnx.ModelProto, inputs: Sequence[TensorSpec], profile: Profile
 ) -> bool:
-    """Store the user's values for inputs that may be sizes: few integers, the same in every sample.
+    """Store the user's values for inputs that may be sizes: few integers, the same in every sample; and
+    refuse ids that the model lacks, before frameworks do so in their words.
 
     Returns whether there are any.
     """
@@ -183,9 +184,15 @@ def _keep_sizes(
         and spec.dtype in ("int32", "int64")
         and len(spec.shape) <= 1
     ]
-    if not sizes or not has_samples(stage):
+    looked_up = vocabularies.sizes(model)
+    if not (sizes or looked_up) or not has_samples(stage):
         return False
-    samples, _ = samples_for(stage.inputs, inputs, profile, fixed=params.fixed_inputs)
+    samples, _ = samples_for(
+        stage.inputs, inputs, profile, preprocess=params.preprocess, fixed=params.fixed_inputs
+    )
+    check_ids(samples, looked_up)
+    if not sizes:
+        return False
     ranges = dict(interface.axis_ranges(model))
     for name in sizes:
         if samples[name].size <= MAX_SIZES:
