@@ -1,4 +1,4 @@
-"""The oldest farm that a schema still suits, so that old and new ones run beside each other during an upgrade."""
+"""The oldest farm that a schema still suits: old and new ones run beside each other during an upgrade."""
 
 from __future__ import annotations
 
