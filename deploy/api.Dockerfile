@@ -11,6 +11,6 @@ RUN pip install -c constraints.txt ".[server,otel]" ./distributions/server
 # Each by its name: `install -d` gives the owner to the last folder of a path alone.
 RUN useradd --create-home --uid 1000 farm && install -d -o farm /var/lib/farm /var/lib/farm/store && \
     install -d -o farm -m 700 /var/lib/farm/signing
-USER farm
+USER 1000
 EXPOSE 8000 5555
 CMD ["farm", "api", "--host", "0.0.0.0", "--port", "8000"]

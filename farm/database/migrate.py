@@ -7,16 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import (
-    inspect,
-    text,
-)
+from sqlalchemy import delete, insert, inspect, select, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from farm import installed
 from farm.database.faults import fault_of
 from farm.database.session import Database
+from farm.database.tables import SchemaFloor
 from farm.errors import DatabaseUnavailable, SchemaOutdated
 from farm.settings import Settings
 
@@ -58,10 +56,14 @@ def migrations() -> Path:
 
 
 def upgrade(settings: Settings | None = None) -> str:
-    """Bring the database to the newest schema, one process at a time; return its revision."""
+    """Bring the database to the newest schema, one process at a time; return its revision.
+
+    A newer one that suits this farm too stays: during an upgrade an old machine may start once more.
+    """
     from alembic import command
     from alembic.config import Config
     from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
     from alembic.util import CommandError
 
     db = Database((settings or Settings()).database)
@@ -81,10 +83,13 @@ def upgrade(settings: Settings | None = None) -> str:
                 )
                 connection.execute(text("SET LOCAL lock_timeout = '10s'"))
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-            if db.is_sqlite:
-                _check_references(connection)
             revision = MigrationContext.configure(connection).get_current_revision()
+            if not _suits(connection, revision):
+                command.upgrade(config, "head")
+                _lay_floor(connection, ScriptDirectory.from_config(config))
+                if db.is_sqlite:
+                    _check_references(connection)
+                revision = MigrationContext.configure(connection).get_current_revision()
     except DBAPIError as err:
         raise fault_of(err) or err from err
     except CommandError as err:
@@ -97,13 +102,34 @@ def upgrade(settings: Settings | None = None) -> str:
     return str(revision)
 
 
+def _lay_floor(connection: Connection, scripts: Any) -> None:
+    """Note the newest migration that older farms can't live with: one that doesn't say `expands = True`."""
+    breaking = (
+        one.revision
+        for one in scripts.walk_revisions()
+        if not getattr(one.module, "expands", False)
+    )
+    connection.execute(delete(SchemaFloor))
+    connection.execute(insert(SchemaFloor).values(revision=max(breaking)))
+
+
+def _suits(connection: Connection, found: str | None) -> bool:
+    """Whether the schema is newer than this farm's, and only has more than it needs."""
+    if found is None or found <= newest_schema():
+        return False
+    if not inspect(connection).has_table(SchemaFloor.__tablename__):
+        return False
+    floor = connection.scalar(select(SchemaFloor.revision))
+    return floor is not None and floor <= newest_schema()
+
+
 def newest_schema() -> str:
     """The revision that this code is for."""
     return max(path.name[:4] for path in migrations().glob("versions/[0-9]*.py"))
 
 
 def require_schema(db: Database) -> None:
-    """Return if the database has the schema that this code is for.
+    """Return if the database has the schema that this code is for, or a newer one that suits it too.
 
     Raises:
         SchemaOutdated, DatabaseUnavailable, DatabaseDamaged
@@ -117,6 +143,8 @@ def require_schema(db: Database) -> None:
                 if there
                 else None
             )
+            if _suits(connection, found):
+                return
     except DBAPIError as err:
         raise fault_of(err) or err from err
     if found is None:

@@ -781,3 +781,10 @@ class Tally(Base):
     shard: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     count: Mapped[int] = mapped_column(BigInteger)
     total: Mapped[float]  #: of the values observed
+
+
+class SchemaFloor(Base):
+    """The oldest revision whose farms still work with this schema: `farm.database.migrate`. One row."""
+
+    __tablename__ = "schema_floor"
+    revision: Mapped[str] = mapped_column(String(4), primary_key=True)

@@ -10,6 +10,7 @@ revision = "0027"
 down_revision = "0026"
 branch_labels = None
 depends_on = None
+expands = True
 
 
 def upgrade() -> None:

@@ -10,6 +10,7 @@ revision = "0028"
 down_revision = "0027"
 branch_labels = None
 depends_on = None
+expands = True
 
 _JSON = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 

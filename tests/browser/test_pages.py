@@ -13,7 +13,7 @@ from farm.database.session import Database
 from farm.database.tables import Build, Job
 from farm.queue import jobs as reporting
 from farm.queue import samples
-from tests.chaos.crowd import _tiny_model
+from tests.chaos.crowd import tiny_model
 from tests.contract.live_api import LiveApi, live_api
 
 pytestmark = pytest.mark.heavy
@@ -32,7 +32,7 @@ PAGES = (
 def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveApi]:
     """A farm with a build that waits and one that failed; no worker."""
     with live_api(tmp_path_factory.mktemp("farm")) as api:
-        digest = api.upload(_tiny_model(1))
+        digest = api.upload(tiny_model(1))
         for model in ("tiny", "other"):
             answer = api.http.post("/v1/builds", json=_request(digest, model))
             assert answer.status_code == 202, answer.text

@@ -47,7 +47,7 @@ class Crowd:
         self._url = url
         self._headers = bearer(key)
         self._builds = builds
-        self._models = [_tiny_model(n) for n in range(models)]
+        self._models = [tiny_model(n) for n in range(models)]
         self._clients = clients
         self._seed = seed
         self.retries = itertools.count()
@@ -135,7 +135,7 @@ def _insist(
         time.sleep(0.2)
 
 
-def _tiny_model(number: int) -> bytes:
+def tiny_model(number: int) -> bytes:
     """A real model of two layers [n,8] → [n,4]; each number has weights of its own."""
     rng = np.random.default_rng(number)
     shapes: Sequence[tuple[int, int]] = ((8, 16), (16, 4))

@@ -22,19 +22,27 @@ from tests.e2e.live import ROOT, Process, fork_servers, processes, stages, wait_
 from tests.keys import bearer, key_of
 
 CLOCK = Path(__file__).parent / "clock"
+_FARM = (sys.executable, "-m", "farm")
 
 
 class Part:
     """One process, and how to start it again. Its clock, and its children's, can be put."""
 
     def __init__(
-        self, name: str, command: Sequence[str], environment: dict[str, str], log: Path
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: dict[str, str],
+        log: Path,
+        code: Path = ROOT,
     ) -> None:
         self.name = name
         self._command = command
+        self._code = code
         self._clock = log.with_suffix(".clock")
         self.put_clock(0.0)
-        mine = {"FARM_CHAOS_CLOCK": str(self._clock), "PYTHONPATH": str(CLOCK)}
+        path = os.pathsep.join([str(CLOCK), str(code)])
+        mine = {"FARM_CHAOS_CLOCK": str(self._clock), "PYTHONPATH": path}
         self._environment = environment | mine
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -43,7 +51,7 @@ class Part:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
-                cwd=ROOT,
+                cwd=self._code,
                 env=os.environ | self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -61,6 +69,11 @@ class Part:
         if self._process is not None:
             self._process.send_signal(sig)
             self._process.wait(30)
+
+    def wait(self) -> int:
+        """Its exit code."""
+        assert self._process is not None
+        return self._process.wait(120)
 
     def restart(self, sig: signal.Signals = signal.SIGKILL) -> None:
         self.kill(sig)
@@ -83,17 +96,30 @@ class Site:
         settings = settings.model_copy(update={"broker_url": broker_url})
         self.settings = settings
         environment = settings.environment()
-        port = up.free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        farm = (sys.executable, "-m", "farm")
-        self.api = self._part("api", [*farm, "api", "--port", str(port)], environment)
-        self.supervisors = [
-            self._part(name, [*farm, "worker", "--cpu-only", "--name", name], environment)
-            for name in ("one", "two")
-        ]
+        self._environment = environment
+        self.api, self.url = self.an_api("api")
+        self.supervisors = [self.a_worker(name) for name in ("one", "two")]
 
-    def _part(self, name: str, command: Sequence[str], environment: dict[str, str]) -> Part:
-        return Part(name, command, environment, self._logs / f"{name}.log")
+    def an_api(self, name: str, code: Path = ROOT) -> tuple[Part, str]:
+        """An API on a port of its own, not started: the process, and its URL."""
+        port = up.free_port()
+        command = [*_FARM, "api", "--port", str(port)]
+        return self._part(name, command, self._environment, code), f"http://127.0.0.1:{port}"
+
+    def a_worker(self, name: str, code: Path = ROOT) -> Part:
+        command = [*_FARM, "worker", "--cpu-only", "--name", name]
+        return self._part(name, command, self._environment, code)
+
+    def upgrade(self, code: Path) -> None:
+        """``farm db upgrade`` by this farm."""
+        part = self._part("upgrade", [*_FARM, "db", "upgrade"], self._environment, code)
+        part.start()
+        assert part.wait() == 0, (self._logs / "upgrade.log").read_text()
+
+    def _part(
+        self, name: str, command: Sequence[str], environment: dict[str, str], code: Path = ROOT
+    ) -> Part:
+        return Part(name, command, environment, self._logs / f"{name}.log", code)
 
     def _own_broker(self) -> str:
         folder = self.home / "broker"
