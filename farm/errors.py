@@ -37,6 +37,7 @@ FarmError
 │   ├── TooSlow              408
 │   ├── KeyNeeded            401
 │   ├── ScopeMissing         403
+│   ├── QuotaExceeded        403
 │   ├── WrongHost            421
 │   ├── CrossSite            403
 │   └── WrongContentType     415
@@ -70,6 +71,7 @@ FarmError
 └── Unavailable              503, worth a retry
     ├── Busy
     │   └── TooMany          429
+    │       └── RateExceeded
     ├── DatabaseUnavailable
     ├── BrokerUnavailable
     ├── SandboxMissing
@@ -365,6 +367,14 @@ class ScopeMissing(Rejected):
     default_hint = "ask an administrator for a key with that scope: farm keys create --scope …"
 
 
+class QuotaExceeded(Rejected):
+    """This key has used up one of its limits."""
+
+    status = 403
+    quota = ""  #: which: a ``farm.specs.limits.Quota``
+    default_hint = "see what is used and what is left: farm whoami"
+
+
 class WrongHost(Rejected):
     """The farm doesn't accept this host name."""
 
@@ -592,6 +602,13 @@ class TooMany(Busy):
 
     status = 429
     default_hint = "wait for some of your other requests to finish, then try again"
+
+
+class RateExceeded(TooMany):
+    """This key has sent more requests than it may."""
+
+    rate: Any = None  #: what is left, and when there is more: a ``farm.quotas.rates.Rate``
+    default_hint = "wait as long as Retry-After says"
 
 
 class DatabaseUnavailable(Unavailable):

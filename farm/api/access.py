@@ -18,6 +18,7 @@ from farm.errors import DatabaseUnavailable, InternalError, InvalidRequest, KeyN
 from farm.settings import Settings
 from farm.specs import texts
 from farm.specs.scopes import Scope
+from farm.trust import keys
 from farm.trust.callers import Caller, allows
 from farm.trust.credentials import password
 from farm.trust.hosts import Headers
@@ -117,6 +118,9 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("GET", "/v1/keys"): ADMIN,
     ("GET", "/v1/keys/{key_id}"): ADMIN,
     ("DELETE", "/v1/keys/{key_id}"): ADMIN,
+    ("GET", "/v1/keys/{key_id}/limits"): ADMIN,
+    ("PATCH", "/v1/keys/{key_id}/limits"): ADMIN,
+    ("GET", "/v1/me"): READ,
     ("GET", "/v1/audit"): ADMIN,
     ("GET", METRICS): READ,
     ("GET", "/v2/"): READ,
@@ -224,6 +228,7 @@ class Access:
             scopes=frozenset(map(Scope, row.scopes)),
             address=address,
             label=label,
+            limits=keys.limits_of(row, self._settings.limits),
         )
 
     def _scope(self, method: str, path: str) -> Scope | None:

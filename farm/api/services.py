@@ -36,6 +36,8 @@ from farm.monitoring.figures import Figures
 from farm.monitoring.requests import Requests
 from farm.queue.celery_app import create_celery
 from farm.queue.doorbell import Doorbell
+from farm.quotas import stored
+from farm.quotas.rates import Rates
 from farm.registry import ids
 from farm.schemas.labels import LabelFilter
 from farm.settings import Settings
@@ -78,6 +80,7 @@ class Services:
     keeper: Keeper
     ring: Ring
     uses: UseWriter
+    rates: Rates
     planning: Places = field(default_factory=lambda: Places(_PLANNING), init=False)
     collecting: threading.Lock = field(default_factory=threading.Lock, init=False)
     verifying: threading.Lock = field(default_factory=threading.Lock, init=False)
@@ -117,6 +120,7 @@ class Services:
             keeper=Keeper(db, store, pulled, settings, sessions),
             ring=ring,
             uses=UseWriter(ring),
+            rates=Rates(settings.broker),
         )
 
     @contextmanager
@@ -145,6 +149,7 @@ class Services:
             self.db,
             by.key_id or by.address,
             None if is_free else self.settings.max_unused_bytes,
+            stored=None if by.key_id is None else stored.stock(by.key_id, by.name, by.limits),
             upload=upload,
             announced=None if announced is None else int(announced),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -170,8 +170,11 @@ class Artifact(Base):
 
     __tablename__ = "artifacts"
     no_blobs = frozenset({"digest"})  # it is the blob
+    __table_args__ = (Index("ix_artifacts_owner_bytes", "owner", "bytes"),)
     digest: Mapped[str] = mapped_column(String(71), primary_key=True)
     bytes: Mapped[int] = mapped_column(BigInteger)
+    #: The client (`farm.trust.callers`) that stored it first; None if nobody is known to have.
+    owner: Mapped[str | None] = mapped_column(String(100))
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
     lost_at: Mapped[datetime | None] = mapped_column(
         Instant
@@ -394,6 +397,15 @@ class Job(Base):
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
     started_at: Mapped[datetime | None] = mapped_column(Instant)
     finished_at: Mapped[datetime | None] = mapped_column(Instant)
+
+
+class GpuTime(Base):
+    """How long a key's jobs took GPUs, by the day of UTC on which they ended. Jobs may be gone by then."""
+
+    __tablename__ = "gpu_times"
+    client: Mapped[str] = mapped_column(String(100), primary_key=True)  #: as ``Job.client``
+    day: Mapped[date] = mapped_column(primary_key=True)
+    seconds: Mapped[float]
 
 
 class SharedParameter(Base):
@@ -699,13 +711,15 @@ class ApiKey(Base):
     """An API key, of which only the digest is stored. Never deleted: the audit refers to it."""
 
     __tablename__ = "api_keys"
-    no_blobs = frozenset({"digest", "scopes"})
+    no_blobs = frozenset({"digest", "scopes", "limits"})
     id: Mapped[str] = mapped_column(
         String(10), primary_key=True
     )  #: the part of the key that isn't secret
     name: Mapped[str] = mapped_column(String(100))
     digest: Mapped[str] = mapped_column(String(64), unique=True)  #: sha256 of the whole key
     scopes: Mapped[list[str]] = mapped_column(Json)
+    #: A ``farm.specs.limits.Limits`` without what isn't set; None if nothing is.
+    limits: Mapped[dict[str, Any] | None] = mapped_column(Json)
     created_at: Mapped[datetime] = mapped_column(Instant)
     created_by: Mapped[str] = mapped_column(String(400))
     expires_at: Mapped[datetime | None] = mapped_column(Instant)
