@@ -12,12 +12,11 @@ from pydantic import BeforeValidator, Field
 
 from farm.errors import InvalidRequest
 from farm.specs.values import Value
-from farm.specs.words import AnyCase, lowered
 
 UNLIMITED = "unlimited"
 #: From this share of a limit on its holder is warned.
 NEAR = 0.8
-_BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kmgt]i?)?b?", re.IGNORECASE)
+_NUMBER = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?([kmgt]i?)?b?")
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -36,40 +35,59 @@ class Quota(StrEnum):
         return self.value.replace("_", "-")
 
 
-def _size(value: object) -> object:
-    """``50GB`` → 50,000,000,000."""
-    found = _BYTES.fullmatch(value.strip()) if isinstance(value, str) else None
+def _reader(least: int, most: int, *, whole: bool = True) -> BeforeValidator:
+    """Reads a limit as it comes from JSON, a command line or a form."""
+
+    def read(value: object) -> object:
+        if isinstance(value, str):
+            value = _read(value.strip().lower())
+        if value is None or value == UNLIMITED:
+            return value
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (is_number and least <= cast("float", value) <= most):
+            raise ValueError(f"takes a number from {least} to {most}, or {UNLIMITED}")
+        if whole and value != int(cast("float", value)):
+            raise ValueError("takes a whole number")
+        return int(cast("float", value)) if whole else float(cast("float", value))
+
+    return BeforeValidator(read)
+
+
+def _read(text: str) -> object:
+    """``50gb`` → 50,000,000,000."""
+    found = _NUMBER.fullmatch(text)
     if found is None:
-        return value
-    unit = (found[2] or "").lower()
-    return int(float(found[1]) * (1024 if unit.endswith("i") else 1000) ** _POWERS[unit[:1]])
+        return text
+    unit = found[2] or ""
+    return float(found[1]) * (1024 if unit.endswith("i") else 1000) ** _POWERS[unit[:1]]
 
 
-_Unlimited = Annotated[Literal["unlimited"], AnyCase]
-_Count = Annotated[int, Field(ge=0, le=2**53)]
-_Minutes = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
-_Lowered = BeforeValidator(lowered)
+_MOST = 2**53
+_Unlimited = Literal["unlimited"]
+_Count = Annotated[Annotated[int, Field(ge=0, le=_MOST)] | _Unlimited | None, _reader(0, _MOST)]
+_Minutes = Annotated[
+    Annotated[float, Field(ge=0, le=10**9)] | _Unlimited | None, _reader(0, 10**9, whole=False)
+]
+_Rate = Annotated[Annotated[int, Field(ge=1, le=10**6)] | _Unlimited | None, _reader(1, 10**6)]
 _SAME = "`unlimited` for none; null for the farm's default"
 
 
 class Limits(Value):
     """What a key may use. What isn't set is as the farm's settings have it."""
 
-    builds: Annotated[_Count | _Unlimited | None, _Lowered] = Field(
-        None, description=f"builds that are queued or running; {_SAME}"
-    )
-    gpu_minutes_day: Annotated[_Minutes | _Unlimited | None, _Lowered] = Field(
+    builds: _Count = Field(None, description=f"builds that are queued or running; {_SAME}")
+    gpu_minutes_day: _Minutes = Field(
         None, description=f"minutes that jobs may take GPUs on a day of UTC; {_SAME}"
     )
-    gpu_minutes_month: Annotated[_Minutes | _Unlimited | None, _Lowered] = Field(
+    gpu_minutes_month: _Minutes = Field(
         None, description=f"minutes that jobs may take GPUs in a month of UTC; {_SAME}"
     )
-    stored_bytes: Annotated[_Count | _Unlimited | None, _Lowered, BeforeValidator(_size)] = Field(
+    stored_bytes: _Count = Field(
         None, description=f"bytes of uploads and of what its builds made, or `50GB`; {_SAME}"
     )
-    requests_per_minute: Annotated[
-        Annotated[int, Field(ge=1, le=10**6)] | _Unlimited | None, _Lowered
-    ] = Field(None, description=f"requests within a minute, to all API processes; {_SAME}")
+    requests_per_minute: _Rate = Field(
+        None, description=f"requests within a minute, to all API processes; {_SAME}"
+    )
 
     def of(self, quota: Quota) -> float | None:
         """The limit on something; None for none."""
@@ -135,11 +153,12 @@ def near(use: Iterable[Used]) -> list[str]:
 
 def told(one: Used) -> str:
     """``4 of 5 builds in flight``."""
-    limit = "unlimited" if one.limit is None else _number(one.quota, one.limit)
-    return f"{_number(one.quota, one.used)} of {limit} {NOUNS[one.quota]}"
+    limit = "unlimited" if one.limit is None else number(one.quota, one.limit)
+    return f"{number(one.quota, one.used)} of {limit} {NOUNS[one.quota]}"
 
 
-def _number(quota: Quota, value: float) -> str:
+def number(quota: Quota, value: float) -> str:
+    """``12``, ``1.5``; of bytes ``1.5 GB``."""
     if quota is not Quota.STORED_BYTES:
         return f"{value:.0f}" if value == int(value) or value >= 100 else f"{value:.1f}"
     for unit in ("B", "kB", "MB", "GB"):

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select
+from typer.testing import CliRunner
 
 from farm.api.app import create_app
+from farm.cli import app as commands
+from farm.client import Farm
 from farm.database.base import now
 from farm.database.tables import Artifact, AuditRow, Build, Job, Model, Version
 from farm.settings import Settings
 from farm.specs.limits import Limits
 from farm.trust import credentials, keys
 from farm.trust.callers import THE_FARM
-from tests.contract.conftest import REQUEST, Api, with_key
+from tests.contract.conftest import REQUEST, Api, OverTheApi, with_key
 from tests.contract.registry import digest_of
 from tests.contract.test_api import problem
 from tests.keys import a_key
 from tests.ledger import Ledger
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def limited(api: Api, *scopes: str, name="ci", **limits) -> Api:
@@ -465,3 +472,74 @@ def test_refusals_are_counted_by_limit_and_not_by_key(api, ledger):
         'farm_quota_refusals_total{quota="requests_per_minute"} 1.0',
         'farm_quota_refusals_total{quota="stored_bytes"} 0.0',
     ]
+
+
+# On the command line
+
+
+@pytest.fixture
+def said(api, monkeypatch):
+    def run(*words: str, key: str | None = None, fails: bool = False) -> str:
+        farm = Farm("http://localhost", key=key or api.key, transport=OverTheApi(api))
+        monkeypatch.setattr("farm.client.Farm", lambda *_, **__: farm)
+        told = CliRunner().invoke(commands, words)
+        assert (told.exit_code != 0) == fails, told.output
+        return told.output
+
+    return run
+
+
+def rows_of(table: str) -> dict[str, list[str]]:
+    found = (re.split(r" {2,}", line.strip()) for line in table.splitlines())
+    return {row[0]: row[1:] for row in found if len(row) > 1}
+
+
+def test_the_commands_of_the_page_on_limits_do_what_it_says(api, said):
+    page = (ROOT / "docs/how-to/limits.md").read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    lines = [line.split() for block in blocks for line in block.splitlines()]
+    outputs, key_id = [], ""
+    for words in lines:
+        if words[0] == "farm":
+            asked = [key_id if word == "7k2c9qd4mx" else word for word in words[1:]]
+            outputs.append(said(*asked))
+            key_id = key_id or credentials.id_of(outputs[0].splitlines()[0])
+    assert len(outputs) == 6
+    second, third = rows_of(outputs[1]), rows_of(outputs[3])
+    assert second["builds"] == ["0", "5", "–"]
+    assert second["gpu-minutes-day"][:2] == ["0", "600"]
+    assert second["stored-bytes"] == ["0 B", "50.0 GB", "–"]
+    assert third["builds"] == ["0", "unlimited", "–"]
+    assert third["gpu-minutes-day"][1] == "unlimited"
+    assert "key.limits" in outputs[4]
+    assert outputs[5].startswith(f"tests ({credentials.id_of(api.key)}): admin\n")
+
+
+def test_whoami_warns_and_a_wrong_limit_is_told(api, said, ledger):
+    mine = limited(api, builds=1)
+    submit(mine, 1)
+    told = said("whoami", key=mine.key)
+    assert told.startswith(f"ci ({credentials.id_of(mine.key)}): submit\n")
+    assert "warning: 1 of 1 builds in flight" in told
+    wrong = said("keys", "limits", "7k2c9qd4mx", "bilds=5", fails=True)
+    assert "'bilds=5' isn't a limit" in wrong
+    assert "builds, gpu-minutes-day" in wrong
+    wrong = said("keys", "create", "--scope", "read", "--quota", "builds=many", fails=True)
+    assert "limits.builds" in wrong
+
+
+def test_a_submission_says_on_the_command_line_what_is_near_and_what_is_beyond(
+    api, said, ledger, tmp_path
+):
+    mine = limited(api, builds=1, requests_per_minute=1000)
+    model = tmp_path / "one.onnx"
+    model.write_bytes(own(1))
+    words = ("submit", str(model), "--gpu", "sm_89", "--name", "one")
+    assert "warning: 1 of 1 builds in flight" in said(*words, "--dry-run", key=mine.key)
+    assert "warning: 1 of 1 builds in flight" in said(*words, key=mine.key)
+    model.write_bytes(own(2))
+    told = said(*words, "--dry-run", key=mine.key)
+    assert "it would be refused now: the key ci has 1 of 1 builds in flight" in told
+    told = said(*words, key=mine.key, fails=True)
+    assert "the key ci has 1 of 1 builds in flight" in told
+    assert "farm cancel ID" in told
