@@ -36,6 +36,7 @@ FarmError
 │   ├── UploadsUnused        413
 │   ├── TooSlow              408
 │   ├── KeyNeeded            401
+│   │   └── TokenRefused
 │   ├── ScopeMissing         403
 │   ├── QuotaExceeded        403
 │   ├── WrongHost            421
@@ -73,6 +74,7 @@ FarmError
     │   └── TooMany          429
     │       └── RateExceeded
     ├── DatabaseUnavailable
+    ├── IssuerUnavailable
     ├── BrokerUnavailable
     ├── SandboxMissing
     ├── SigningFailed
@@ -359,6 +361,13 @@ class KeyNeeded(Rejected):
     )
 
 
+class TokenRefused(KeyNeeded):
+    """The farm doesn't accept this token."""
+
+    was_given = True
+    default_hint = "get another one from the issuer, or use a key: farm keys create makes one"
+
+
 class ScopeMissing(Rejected):
     """The key doesn't allow this."""
 
@@ -637,6 +646,14 @@ class SchemaOutdated(FarmError):
 
     status = 503
     default_hint = "run: farm db upgrade"
+
+
+class IssuerUnavailable(Unavailable):
+    """The issuer of tokens doesn't give its keys."""
+
+    default_hint = (
+        "try again in a moment, or use a key; an operator checks FARM_OIDC and the issuer"
+    )
 
 
 class BrokerUnavailable(Unavailable):

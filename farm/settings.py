@@ -15,6 +15,7 @@ from farm.signing import ed25519
 from farm.specs.gates import GateSet
 from farm.specs.home import DEFAULT_HOME
 from farm.specs.limits import NO_LIMITS, Limits
+from farm.specs.oidc import Oidc
 from farm.specs.references import AliasName
 from farm.specs.retention import Retention
 from farm.specs.runtime import Runtime
@@ -133,6 +134,12 @@ class Settings(BaseSettings):
         True,
         description="whether the API and Flower require a key; if not, anyone who can reach them may do "
         "anything. `farm up` creates one that its user's commands find by themselves",
+    )
+    oidc: Oidc | None = Field(
+        None,
+        description="OpenID Connect issuer whose tokens are accepted beside keys; JSON: "
+        '`{"issuer": "https://login.example.com", "audience": "engine-farm", "scopes_claim": "groups", '
+        '"roles": {"ml": ["submit"]}}`',
     )
     limits: Limits = Field(
         NO_LIMITS,
@@ -302,6 +309,7 @@ class Settings(BaseSettings):
         values |= {name: ",".join(map(str, values[name])) for name in _LISTS}
         values["gates"] = self.gates.model_dump_json()
         values["limits"] = self.limits.model_dump_json()
+        values["oidc"] = None if self.oidc is None else self.oidc.model_dump_json()
         values["retention"] = self.retention.model_dump_json()
         values["stage_timeouts_s"] = json.dumps(self.stage_timeouts_s)
         return {f"FARM_{k.upper()}": str(v) for k, v in values.items() if v is not None}

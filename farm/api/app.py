@@ -164,7 +164,7 @@ class _Api(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         services: Services = self.state.services
-        access = Access(self.routes, services.ring, services.settings)
+        access = Access(self.routes, services.ring, services.settings, services.subjects)
         return Door(
             super().build_middleware_stack(),
             services.settings,

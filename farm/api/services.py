@@ -49,6 +49,7 @@ from farm.store.sessions import Sessions
 from farm.trust.callers import Caller, allows
 from farm.trust.ring import Ring, UseWriter
 from farm.trust.signatory import Signatory
+from farm.trust.subjects import Subjects
 
 CALLER = "farm.caller"  #: key in a request's ASGI scope
 _FLEET_S = 0.5
@@ -81,6 +82,7 @@ class Services:
     ring: Ring
     uses: UseWriter
     rates: Rates
+    subjects: Subjects | None  #: None where no issuer's tokens are accepted
     planning: Places = field(default_factory=lambda: Places(_PLANNING), init=False)
     collecting: threading.Lock = field(default_factory=threading.Lock, init=False)
     verifying: threading.Lock = field(default_factory=threading.Lock, init=False)
@@ -121,6 +123,7 @@ class Services:
             ring=ring,
             uses=UseWriter(ring),
             rates=Rates(settings.broker),
+            subjects=None if settings.oidc is None else Subjects(settings.oidc, db, ring),
         )
 
     @contextmanager

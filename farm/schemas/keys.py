@@ -38,7 +38,11 @@ class KeyView(Answer):
 
     id: str = Field(description="the part of the key that isn't secret", examples=["7k2c9qd4mx"])
     name: str
-    scopes: list[Scope]
+    issuer: str | None = Field(
+        None, description="whose tokens for this subject count as the key; null of a key"
+    )
+    subject: Said | None = Field(None, description="whom its issuer's tokens are for")
+    scopes: list[Scope] = Field(description="none of a subject: its tokens say")
     created_at: datetime
     created_by: Said
     expires_at: datetime | None

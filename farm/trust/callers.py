@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 
 from farm.specs import texts
 from farm.specs.limits import NO_LIMITS, Limits
@@ -25,6 +26,7 @@ class Caller:
     scopes: frozenset[Scope] = frozenset(Scope)
     address: str = ""
     label: str = ""  #: the client's own name; never trusted
+    until: datetime | None = None  #: when the token expires that it came with
     limits: Limits = NO_LIMITS  #: the key's, with the farm's defaults
 
     @property

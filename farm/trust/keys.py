@@ -51,10 +51,17 @@ def create(
     return row, text
 
 
-def limits_of(row: ApiKey, defaults: Limits) -> Limits:
-    """A key's limits, and where it has none the farm's; those don't hold for administrators."""
+def limits_of(
+    row: ApiKey, defaults: Limits, scopes: Collection[Scope | str] | None = None
+) -> Limits:
+    """A key's limits, and where it has none the farm's; those don't hold for administrators.
+
+    Parameters:
+        scopes: by default the key's.
+    """
     own = Limits.model_construct(**row.limits) if row.limits else NO_LIMITS
-    return own if Scope.ADMIN in row.scopes else own.over(defaults)
+    is_admin = Scope.ADMIN in (row.scopes if scopes is None else scopes)
+    return own if is_admin else own.over(defaults)
 
 
 def limit(session: Session, key_id: str, changes: Limits, *, by: Caller) -> ApiKey:
