@@ -46,6 +46,7 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("GET", "/search"): READ,
     ("GET", "/audit"): ADMIN,
     ("GET", "/keys"): ADMIN,
+    ("GET", "/keys/{key_id}"): ADMIN,
     ("POST", "/v1/login/links"): READ,
     ("POST", "/v1/blobs"): SUBMIT,
     ("HEAD", "/v1/blobs/{digest}"): SUBMIT,  # it protects the blob from garbage collection

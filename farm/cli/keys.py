@@ -185,7 +185,7 @@ def list_keys(
             one.id,
             one.name,
             show.state(_state(one)),
-            ", ".join(one.scopes),
+            ", ".join(one.scopes) if one.issuer is None else "as its tokens say",
             show.NONE if one.expires_at is None else _day(one.expires_at),
             show.NONE if one.last_used_at is None else show.ago(one.last_used_at),
             show.ago(one.created_at),

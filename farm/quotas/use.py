@@ -63,12 +63,6 @@ def use(session: Session, holder: Holder) -> list[Used]:
     return [Used(quota=one, used=value, limit=limits.of(one)) for one, value in used.items()]
 
 
-def of_key(session: Session, row: ApiKey, defaults: Limits) -> list[Used]:
-    """What a key uses, whether or not anything limits it."""
-    limits = keys.limits_of(row, defaults)
-    return use(session, Holder(key_id=row.id, name=row.name, limits=limits))
-
-
 def _builds(session: Session, client: str) -> int:
     live = Build.state.in_(BUILD_LIVE)
     return session.scalar(select(func.count(Build.id)).where(Build.client == client, live)) or 0

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import socket
 import time
+from pathlib import Path
 
 import pytest
 from joserfc import jwt
 from joserfc.jwk import OctKey, RSAKey
 from sqlalchemy import func, select
+from typer.testing import CliRunner
 
 from farm.api.app import create_app
+from farm.cli import app as commands
 from farm.client import Farm
 from farm.database.tables import ApiKey, Login
 from farm.errors import TokenRefused
@@ -23,6 +27,8 @@ from tests.contract.conftest import REQUEST, Api, OverTheApi, with_key
 from tests.contract.test_api import problem
 from tests.issuer import Issuer
 from tests.ledger import Ledger
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -386,3 +392,48 @@ def test_a_token_with_any_character_changed_is_refused_and_never_an_accident(api
     for end in range(0, whole, 7):
         with pytest.raises(TokenRefused):
             subjects.look(token[:end])
+
+
+# The page on it
+
+
+def test_what_the_page_on_tokens_says_is_so(api, issuer, monkeypatch):
+    page = (ROOT / "docs/how-to/oidc.md").read_text()
+    shell = "".join(re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    settings = re.findall(r"FARM_OIDC='(.*)'", shell) + re.findall(
+        r"^```json\n(.*?)^```", page, re.MULTILINE | re.DOTALL
+    )
+    assert [Oidc.model_validate_json(one).audience for one in settings] == ["engine-farm"] * 2
+    documented = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    assert documented == set(Oidc.model_fields)
+    token = issuer.token("erin")
+    key_id = by(api, token).get("/v1/me").json()["key"]
+    told = {}
+    for line in shell.splitlines():
+        if line.startswith("farm ") and line != "farm api":
+            sent = token if line == "farm whoami" else api.key
+            farm = Farm("http://localhost", key=sent, transport=OverTheApi(api))
+            monkeypatch.setattr("farm.client.Farm", lambda *_, farm=farm, **__: farm)
+            words = line.replace("7k2c9qd4mx", key_id).split()[1:]
+            done = CliRunner().invoke(commands, words)
+            assert done.exit_code == 0, done.output
+            told[line] = done.output
+    assert len(told) == 4
+    assert told["farm whoami"].startswith(f"erin ({key_id}): submit\n")
+    assert re.search(rf"{key_id} +erin +valid +as its tokens say", told["farm keys list"])
+    assert told["farm keys revoke 7k2c9qd4mx"] == f"erin ({key_id}) is revoked\n"
+    assert "revoked them" in refused(api, token)
+
+
+def test_the_farms_defaults_do_not_hold_for_a_token_of_an_administrator(
+    issuer, oidc, database_url, tmp_path
+):
+    settings = Settings(home=tmp_path, database_url=database_url, oidc=oidc, limits={"builds": 1})
+    app = create_app(settings)
+
+    def limit(scope: str) -> float | None:
+        me = by(Api(app), issuer.token("frank", scope=scope)).get("/v1/me").json()
+        return me["limits"][0]["limit"]
+
+    assert (limit("farm:submit"), limit("farm:admin")) == (1, None)
+    app.state.services.db.dispose()
