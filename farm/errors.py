@@ -36,7 +36,9 @@ FarmError
 │   ├── UploadsUnused        413
 │   ├── TooSlow              408
 │   ├── KeyNeeded            401
+│   │   └── TokenRefused
 │   ├── ScopeMissing         403
+│   ├── QuotaExceeded        403
 │   ├── WrongHost            421
 │   ├── CrossSite            403
 │   └── WrongContentType     415
@@ -70,7 +72,9 @@ FarmError
 └── Unavailable              503, worth a retry
     ├── Busy
     │   └── TooMany          429
+    │       └── RateExceeded
     ├── DatabaseUnavailable
+    ├── IssuerUnavailable
     ├── BrokerUnavailable
     ├── SandboxMissing
     ├── SigningFailed
@@ -357,12 +361,27 @@ class KeyNeeded(Rejected):
     )
 
 
+class TokenRefused(KeyNeeded):
+    """The farm doesn't accept this token."""
+
+    was_given = True
+    default_hint = "get another one from the issuer, or use a key: farm keys create makes one"
+
+
 class ScopeMissing(Rejected):
     """The key doesn't allow this."""
 
     status = 403
     scope = ""  #: that it lacks
     default_hint = "ask an administrator for a key with that scope: farm keys create --scope …"
+
+
+class QuotaExceeded(Rejected):
+    """This key has used up one of its limits."""
+
+    status = 403
+    quota = ""  #: which: a ``farm.specs.limits.Quota``
+    default_hint = "see what is used and what is left: farm whoami"
 
 
 class WrongHost(Rejected):
@@ -594,6 +613,13 @@ class TooMany(Busy):
     default_hint = "wait for some of your other requests to finish, then try again"
 
 
+class RateExceeded(TooMany):
+    """This key has sent more requests than it may."""
+
+    rate: Any = None  #: what is left, and when there is more: a ``farm.quotas.rates.Rate``
+    default_hint = "wait as long as Retry-After says"
+
+
 class DatabaseUnavailable(Unavailable):
     """The database can't be reached."""
 
@@ -620,6 +646,14 @@ class SchemaOutdated(FarmError):
 
     status = 503
     default_hint = "run: farm db upgrade"
+
+
+class IssuerUnavailable(Unavailable):
+    """The issuer of tokens doesn't give its keys."""
+
+    default_hint = (
+        "try again in a moment, or use a key; an operator checks FARM_OIDC and the issuer"
+    )
 
 
 class BrokerUnavailable(Unavailable):

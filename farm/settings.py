@@ -14,6 +14,8 @@ from farm import logs
 from farm.signing import ed25519
 from farm.specs.gates import GateSet
 from farm.specs.home import DEFAULT_HOME
+from farm.specs.limits import NO_LIMITS, Limits
+from farm.specs.oidc import Oidc
 from farm.specs.references import AliasName
 from farm.specs.retention import Retention
 from farm.specs.runtime import Runtime
@@ -132,6 +134,18 @@ class Settings(BaseSettings):
         True,
         description="whether the API and Flower require a key; if not, anyone who can reach them may do "
         "anything. `farm up` creates one that its user's commands find by themselves",
+    )
+    oidc: Oidc | None = Field(
+        None,
+        description="OpenID Connect issuer whose tokens are accepted beside keys; JSON: "
+        '`{"issuer": "https://login.example.com", "audience": "engine-farm", "scopes_claim": "groups", '
+        '"roles": {"ml": ["submit"]}}`',
+    )
+    limits: Limits = Field(
+        NO_LIMITS,
+        description="what a key without limits of its own (`farm keys limits`) and without the scope `admin` "
+        'may use; by default all of it. JSON with some or all of: `{"builds": 20, "gpu_minutes_day": 600, '
+        '"gpu_minutes_month": 9000, "stored_bytes": "500GB", "requests_per_minute": 600}`',
     )
     protected_aliases: Annotated[tuple[AliasName, ...], NoDecode] = Field(
         (),
@@ -294,6 +308,8 @@ class Settings(BaseSettings):
         values = {name: getattr(self, name) for name in type(self).model_fields}
         values |= {name: ",".join(map(str, values[name])) for name in _LISTS}
         values["gates"] = self.gates.model_dump_json()
+        values["limits"] = self.limits.model_dump_json()
+        values["oidc"] = None if self.oidc is None else self.oidc.model_dump_json()
         values["retention"] = self.retention.model_dump_json()
         values["stage_timeouts_s"] = json.dumps(self.stage_timeouts_s)
         return {f"FARM_{k.upper()}": str(v) for k, v in values.items() if v is not None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import anyio
 from anyio import CapacityLimiter, to_thread
@@ -18,10 +18,13 @@ from farm.errors import DatabaseUnavailable, InternalError, InvalidRequest, KeyN
 from farm.settings import Settings
 from farm.specs import texts
 from farm.specs.scopes import Scope
+from farm.trust import keys, tokens
 from farm.trust.callers import Caller, allows
 from farm.trust.credentials import password
 from farm.trust.hosts import Headers
 from farm.trust.ring import Ring
+from farm.trust.subjects import Subjects
+from farm.trust.tokens import Identity
 
 READ, SUBMIT, PROMOTE, ADMIN = Scope.READ, Scope.SUBMIT, Scope.PROMOTE, Scope.ADMIN
 #: Open to anyone who can reach the farm: its health, and the description of its API.
@@ -43,6 +46,7 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("GET", "/search"): READ,
     ("GET", "/audit"): ADMIN,
     ("GET", "/keys"): ADMIN,
+    ("GET", "/keys/{key_id}"): ADMIN,
     ("POST", "/v1/login/links"): READ,
     ("POST", "/v1/blobs"): SUBMIT,
     ("HEAD", "/v1/blobs/{digest}"): SUBMIT,  # it protects the blob from garbage collection
@@ -117,6 +121,9 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("GET", "/v1/keys"): ADMIN,
     ("GET", "/v1/keys/{key_id}"): ADMIN,
     ("DELETE", "/v1/keys/{key_id}"): ADMIN,
+    ("GET", "/v1/keys/{key_id}/limits"): ADMIN,
+    ("PATCH", "/v1/keys/{key_id}/limits"): ADMIN,
+    ("GET", "/v1/me"): READ,
     ("GET", "/v1/audit"): ADMIN,
     ("GET", METRICS): READ,
     ("GET", "/v2/"): READ,
@@ -180,12 +187,22 @@ def operations(routes: Sequence[BaseRoute]) -> list[tuple[str, str]]:
 class Access:
     """Authenticates callers and checks their scopes.
 
+    Parameters:
+        subjects: authenticates by tokens, where an issuer's are accepted.
+
     Raises:
         InternalError: an operation has no scope.
     """
 
-    def __init__(self, routes: Sequence[BaseRoute], ring: Ring, settings: Settings) -> None:
+    def __init__(
+        self,
+        routes: Sequence[BaseRoute],
+        ring: Ring,
+        settings: Settings,
+        subjects: Subjects | None = None,
+    ) -> None:
         self._ring = ring
+        self._subjects = subjects
         self._settings = settings
         #: In routing order: method, path and scope; None for an open operation.
         self._rules: list[tuple[str, re.Pattern[str], Scope | None]] = [
@@ -201,7 +218,8 @@ class Access:
         """The caller of this operation.
 
         Raises:
-            KeyNeeded, ScopeMissing, InvalidRequest
+            KeyNeeded, TokenRefused, ScopeMissing, InvalidRequest
+            IssuerUnavailable: the issuer's keys are needed to verify a token.
             DatabaseUnavailable: the key can't be looked up.
         """
         label = _label(headers)
@@ -211,20 +229,37 @@ class Access:
         anonymous = Caller(name="anonymous", address=address, label=label)
         if wanted is None or (key is None and login is None and not self._settings.keys_required):
             return anonymous
-        row = await self._row(sent) if (sent := key or login) is not None else None
+        row: ApiKey | None
+        identity = None
+        if key is not None and self._subjects is not None and tokens.is_one(key):
+            row, identity = await self._subjects.of(key)
+        else:
+            row = await self._row(sent) if (sent := key or login) is not None else None
         if row is None:
             if login is not None and not self._settings.keys_required:
                 return anonymous
             raise _refusal(key)
-        if not allows([Scope(scope) for scope in row.scopes], wanted):
-            raise _too_little(row, wanted)
+        scopes = self._scopes(row, identity, login)
+        if not allows(scopes, wanted):
+            raise _too_little(row, scopes, wanted)
         return Caller(
             key_id=row.id,
             name=row.name,
-            scopes=frozenset(map(Scope, row.scopes)),
+            scopes=scopes,
             address=address,
             label=label,
+            until=None if identity is None else identity.expires_at,
+            limits=keys.limits_of(row, self._settings.limits, scopes),
         )
+
+    def _scopes(
+        self, row: ApiKey, identity: Identity | None, login: str | None
+    ) -> frozenset[Scope]:
+        """What the caller's key, token or login allows."""
+        if identity is not None:
+            return identity.scopes
+        of_token = None if login is None else self._ring.scopes_of_login(login)
+        return frozenset(map(Scope, row.scopes if of_token is None else of_token))
 
     def _scope(self, method: str, path: str) -> Scope | None:
         for one, pattern, scope in self._rules:
@@ -267,10 +302,14 @@ def _refusal(key: str | None) -> KeyNeeded:
     return err
 
 
-def _too_little(row: ApiKey, wanted: Scope) -> ScopeMissing:
+def _too_little(row: ApiKey, scopes: Collection[Scope], wanted: Scope) -> ScopeMissing:
+    what = "key" if row.issuer is None else "token of"
+    has = ", ".join(sorted(scopes)) or "none"
+    hint = f"ask an administrator for a key with that scope: farm keys create --scope {wanted}"
+    if row.issuer is not None:
+        hint = f"have {row.issuer} say so in the token: FARM_OIDC on the API tells which of its roles do"
     err = ScopeMissing(
-        f"this requires the scope {wanted}; the key {row.name} ({row.id}) has {', '.join(row.scopes)}",
-        hint=f"ask an administrator for a key with that scope: farm keys create --scope {wanted}",
+        f"this requires the scope {wanted}; the {what} {row.name} ({row.id}) has {has}", hint=hint
     )
     err.scope = wanted
     return err

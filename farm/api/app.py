@@ -29,6 +29,7 @@ from farm.api import (
     keys,
     labels,
     logins,
+    me,
     mirrors,
     oci,
     oci_push,
@@ -83,6 +84,7 @@ _NOUNS = (
         gc,
         scrub,
         keys,
+        me,
         logins,
         audit,
         health,
@@ -162,5 +164,11 @@ class _Api(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         services: Services = self.state.services
-        access = Access(self.routes, services.ring, services.settings)
-        return Door(super().build_middleware_stack(), services.settings, access, services.requests)
+        access = Access(self.routes, services.ring, services.settings, services.subjects)
+        return Door(
+            super().build_middleware_stack(),
+            services.settings,
+            access,
+            services.requests,
+            services.rates,
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Header, Query, Response
@@ -38,11 +39,14 @@ from farm.builds.logs import log as printed
 from farm.builds.submit import Terms, submit_build
 from farm.errors import Conflict
 from farm.fleet.workers import Fleet
+from farm.quotas.admission import Work, admit, foresee
+from farm.quotas.use import Holder
 from farm.schemas.builds import BuildPage, BuildView, Explanation
 from farm.schemas.events import Event
 from farm.schemas.forecast import DryRun
 from farm.schemas.submission import BuildRequest
-from farm.specs.states import BuildState
+from farm.specs.roles import Role
+from farm.specs.states import BuildState, JobState, Reuse
 from farm.trust import audit
 from farm.trust.callers import Caller
 
@@ -127,9 +131,21 @@ def submitted(
         )
         if made.attached is not None:
             audit.record(session, by, "submit", made.build_id, model=made.attached.model)
-        return made
+        return _admitted(session, Holder.of(by), made)
 
     return _unit(farm, work)
+
+
+def _admitted(session: Session, holder: Holder | None, made: Submitted) -> Submitted:
+    """A build that its key's limits allow.
+
+    Raises:
+        QuotaExceeded
+    """
+    if holder is None or made.attached is None:
+        return made
+    work = Work(builds=int(made.is_live), queues=made.new_queues)
+    return replace(made, warnings=admit(session, holder, work))
 
 
 def _terms(farm: Services, session: Session) -> Terms:
@@ -160,7 +176,22 @@ def foreseen(
             source_bytes=source_bytes,
         )
 
-    return _raced(farm, work)
+    told = _raced(farm, work)
+    holder = Holder.of(by)
+    if holder is not None:
+        with farm.db.read() as session:
+            told.refusal, told.warnings = foresee(session, holder, _work(told, source_bytes))
+    return told
+
+
+def _work(told: DryRun, source_bytes: int | None) -> Work:
+    """What a build would be to its key's limits."""
+    is_absent = any(one.role == Role.SOURCE for one in told.absent)
+    return Work(
+        builds=int(any(job.state != JobState.SUCCEEDED for job in told.jobs)),
+        queues={job.queue for job in told.jobs if job.reuse is Reuse.RAN},
+        bytes=(source_bytes or 0) if is_absent else 0,
+    )
 
 
 def _of(by: Caller, idempotency_key: str | None) -> str | None:
@@ -190,7 +221,9 @@ def _unit(farm: Services, work: Callable[[Session], Submitted]) -> BuildView:
     if submitted.ready:
         farm.sweeper.ring(submitted.ready)
     # A worker is notified in the meantime.
-    return views.build(submitted.attached, fleet)
+    view = views.build(submitted.attached, fleet)
+    view.warnings = list(submitted.warnings)
+    return view
 
 
 def _raced(farm: Services, work: Callable[[Session], R]) -> R:
@@ -328,9 +361,13 @@ def retry(
 
     def retried(session: Session) -> Submitted:
         found = replan.retry_build(session, build_id, fleet=farm.fleet(session), force=force)
-        if found.attached is not None:
-            audit.record(session, by, "retry", build_id)
-        return found
+        if found.attached is None:
+            return found
+        audit.record(session, by, "retry", build_id)
+        # Whoever retries it: it is in flight for the key that submitted it.
+        client = found.attached.build.client
+        holder = Holder.of_client(session, client, farm.settings.limits)
+        return _admitted(session, holder, found)
 
     with farm.one_of(farm.planning, "other builds are being planned"):
         view = _unit(farm, retried)

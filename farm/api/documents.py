@@ -34,7 +34,8 @@ _SCHEME = "key"
 _BEARER = {
     "type": "http",
     "scheme": "bearer",
-    "description": "A key from `farm keys create`; `farm up` writes one to the file `key` in its home.",
+    "description": "A key from `farm keys create`; `farm up` writes one to the file `key` in its home. "
+    "Or a token of the issuer in `FARM_OIDC`.",
 }
 _OF_BODIES = (400, 408, 413, 415)
 NAMES = {

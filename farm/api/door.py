@@ -1,8 +1,8 @@
 """The door: what every request must satisfy before it is routed, and what every response carries.
 
 It checks, in this order: the host name and the requesting page's origin (`farm.trust.hosts`); the key
-(`farm.api.access`); the body's media type; its size and speed (`farm.api.bodies`); whether there is room
-(`farm.api.room`).
+(`farm.api.access`), and how many requests it sends (`farm.quotas.rates`); the body's media type; its size and
+speed (`farm.api.bodies`); whether there is room (`farm.api.room`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from farm.api.problems import rendered
 from farm.api.room import Places, Room
 from farm.api.services import CALLER
 from farm.api.web import render
-from farm.errors import FarmError, WrongContentType
+from farm.errors import FarmError, RateExceeded, WrongContentType
 from farm.monitoring.requests import Requests
+from farm.quotas.rates import Rates
 from farm.registry.oci.received import LONGEST_MANIFEST_BYTES
 from farm.settings import Settings
+from farm.specs.limits import Quota
+from farm.trust.callers import Caller
 from farm.trust.hosts import Headers, Hosts
 
 UPLOADS = "/v1/blobs"
@@ -60,9 +63,15 @@ class Door:
     """The ASGI application in front of the API's."""
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, access: Access, requests: Requests
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        access: Access,
+        requests: Requests,
+        rates: Rates,
     ) -> None:
         self._app = app
+        self._rates = rates
         self._access = access
         self._requests = requests
         self._hosts = Hosts(settings.hosts)
@@ -102,14 +111,16 @@ class Door:
             except FarmError as err:
                 if answer.began:
                     raise
+                self._requests.refused(err)
                 await rendered(err, scope["path"])(scope, receive, answer)
 
-    async def _enter(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+    async def _enter(self, scope: Scope, receive: Receive, send: _Answer, headers: Headers) -> None:
         method, path = scope["method"], scope["path"]
         self._hosts.check(method, headers)
         address = (scope.get("client") or ("",))[0]
         caller = await self._access.caller(method, path, headers, address)
         scope[CALLER], client = caller, caller.key_id or address
+        await self._count(caller, send)
         if method not in _BODY_METHODS:
             await self._call(path, scope, receive, send, client)
         elif path == UPLOADS:
@@ -124,6 +135,22 @@ class Door:
             most = LONGEST_MANIFEST_BYTES if _OCI_MANIFESTS.fullmatch(path) else None
             body = await self._bodies.read(receive, headers, client=client, most=most)
             await self._call(path, scope, _once(body, receive), send, client)
+
+    async def _count(self, caller: Caller, answer: _Answer) -> None:
+        """Count a request of a key that may send only so many.
+
+        Raises:
+            RateExceeded
+        """
+        limit = caller.limits.of(Quota.REQUESTS)
+        if limit is None or caller.key_id is None:
+            return
+        try:
+            rate = await self._rates.take(caller.key_id, int(limit))
+        except RateExceeded as err:
+            answer.add(err.rate.headers)
+            raise
+        answer.add(rate.headers)
 
     async def _call(
         self, path: str, scope: Scope, receive: Receive, send: Send, client: str
@@ -156,12 +183,16 @@ class _Answer:
             if render.is_page(path)
             else _NOTHING
         )
-        self._own = (
+        self._own = [
             (b"content-security-policy", policy.encode()),
             (REQUEST_ID.encode(), request_id.encode()),
-        )
+        ]
         self.began = False
         self.seen: request_spans.Seen = request_spans.unseen
+
+    def add(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Have the response carry these, too."""
+        self._own += headers
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":

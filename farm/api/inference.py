@@ -13,6 +13,8 @@ from farm.api.files import BlobResponse
 from farm.api.services import Body, By, Farm, Services, answer, problems
 from farm.builds import inference
 from farm.errors import Conflict, NotFound
+from farm.quotas.admission import Work, admit
+from farm.quotas.use import Holder
 from farm.schemas.engines import Match
 from farm.schemas.inference import InferenceView, InferRequest
 from farm.trust import audit
@@ -59,6 +61,7 @@ def _started(farm: Services, request: InferRequest, match: Match, by: Caller) ->
                     session, match.engine, request.inputs, fleet, client=by.client
                 )
                 if bell is not None:
+                    admit(session, Holder.of(by), Work(queues=[bell.queue]))
                     audit.record(session, by, "infer", str(job_id), engine=match.engine.id)
                 session.flush()
                 view = inference.view(session, job_id, fleet, match)

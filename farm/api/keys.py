@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Path, Response
 
 from farm.api.documents import json_body
 from farm.api.extent import parsed
+from farm.api.me import limits_of
 from farm.api.services import Body, By, Cursor, Farm, Limit, answer, problems
-from farm.schemas.keys import KeyPage, KeyRequest, KeyView, NewKey
+from farm.schemas.keys import KeyLimits, KeyPage, KeyRequest, KeyView, NewKey
+from farm.specs.limits import Limits
 from farm.trust import keys
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"])
@@ -33,6 +36,7 @@ def create(body: Body, farm: Farm, by: By) -> Response:
             name=request.name,
             scopes=request.scopes,
             expires_in_s=request.expires_in_s,
+            limits=request.limits,
             by=by,
         )
         made = NewKey(key=text, **KeyView.model_validate(row).model_dump())
@@ -59,6 +63,40 @@ def show(key_id: KeyId, farm: Farm) -> Response:
     """A key's metadata, without its secret."""
     with farm.db.read() as session:
         return answer(KeyView.model_validate(keys.get(session, key_id)))
+
+
+@router.get(
+    "/{key_id}/limits",
+    summary="Show a key's limits",
+    response_model=KeyLimits,
+    responses=problems(404),
+)
+async def show_limits(key_id: KeyId, farm: Farm) -> Response:
+    """What a key may use, and what it uses now."""
+    return answer(await limits_of(farm, key_id))
+
+
+@router.patch(
+    "/{key_id}/limits",
+    summary="Change a key's limits",
+    response_model=KeyLimits,
+    responses=problems(404),
+    openapi_extra=json_body(Limits),
+)
+async def change_limits(key_id: KeyId, body: Body, farm: Farm, by: By) -> Response:
+    """Change the limits that are given; null lets the farm's default hold again.
+
+    Takes effect everywhere within a second. What has begun goes on.
+    """
+    changes = parsed(Limits, body)
+
+    def changed() -> None:
+        with farm.db.write() as session:
+            keys.limit(session, key_id, changes, by=by)
+        farm.ring.forget()
+
+    await to_thread.run_sync(changed)
+    return answer(await limits_of(farm, key_id))
 
 
 @router.delete(

@@ -15,7 +15,7 @@ from farm.api.services import Body, By, Farm, answer, problems
 from farm.errors import KeyNeeded
 from farm.schemas.logins import LoginLink, LoginRequest
 from farm.specs.paths import local
-from farm.trust import credentials, logins
+from farm.trust import credentials, logins, tokens
 
 router = APIRouter(prefix="/v1/login", tags=["keys"])
 
@@ -29,16 +29,19 @@ router = APIRouter(prefix="/v1/login", tags=["keys"])
     openapi_extra=json_body(LoginRequest),
 )
 def log_in(request: Request, body: Body, farm: Farm, by: By) -> Response:
-    """Check a key, and answer with a cookie that stands for it for twelve hours."""
+    """Check a key or a token, and answer with a cookie that stands for it for twelve hours at most."""
     key = parsed(LoginRequest, body).key.strip()
-    row = farm.ring.look(key) if credentials.id_of(key) else None
+    row, who = farm.ring.look(key) if credentials.id_of(key) else None, by
+    if farm.subjects is not None and tokens.is_one(key):
+        row, identity = farm.subjects.look(key)
+        who = replace(by, scopes=identity.scopes, until=identity.expires_at)
     if row is None:
         raise KeyNeeded(
             "unknown key: it belongs to another farm, has expired, or was revoked",
             hint="`farm up` writes one to the file `key` in its home; an administrator creates others",
         )
     with farm.db.write() as session:
-        _, text = logins.begin(session, replace(by, key_id=row.id, name=row.name))
+        _, text = logins.begin(session, replace(who, key_id=row.id, name=row.name))
     farm.ring.forget()
     response = Response(status_code=204)
     cookies.keep(response, request, farm.settings, text)

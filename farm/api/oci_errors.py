@@ -27,6 +27,7 @@ _CODES: dict[type[FarmError], str] = {
     errors.StillReferred: "UNSUPPORTED",
     errors.KeyNeeded: "UNAUTHORIZED",
     errors.ScopeMissing: "DENIED",
+    errors.QuotaExceeded: "DENIED",
     errors.CrossSite: "DENIED",
     errors.WrongHost: "DENIED",
     errors.TooMany: "TOOMANYREQUESTS",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -48,17 +49,17 @@ def rendered(err: FarmError, path: str, status: int | None = None) -> Response:
     """An error as the response to a request for this path, by default with its class's status."""
     if oci_errors.is_oci(path):
         status = status or err.status
-        return oci_errors.answer(err, status, _later(status))
+        return oci_errors.answer(err, status, _later(err, status))
     if render.is_page(path):
         status = status or err.status
-        return render.failed(err, path, status, _later(status))
+        return render.failed(err, path, status, _later(err, status))
     return problem(err, status)
 
 
 def problem(err: FarmError, status: int | None = None) -> JSONResponse:
     """An error as a problem document, by default with its class's status."""
     status = status or err.status
-    headers = _later(status)
+    headers = _later(err, status)
     if isinstance(err, KeyNeeded | ScopeMissing):
         headers["WWW-Authenticate"] = _challenge(err)
     body = {
@@ -72,8 +73,9 @@ def problem(err: FarmError, status: int | None = None) -> JSONResponse:
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
-def _later(status: int) -> dict[str, str]:
-    return {"Retry-After": "2"} if status in _LATER else {}
+def _later(err: FarmError, status: int) -> dict[str, str]:
+    wait_s = math.ceil(err.retry_after_s) or 2
+    return {"Retry-After": str(wait_s)} if status in _LATER else {}
 
 
 def _challenge(err: KeyNeeded | ScopeMissing) -> str:
@@ -87,6 +89,7 @@ async def _farm_error(request: Request, err: Exception) -> Response:
     assert isinstance(err, FarmError)
     if isinstance(err, Unavailable):
         log.warning("%s %s: %s", request.method, request.url.path, err.detail)
+    request.app.state.services.requests.refused(err)
     return rendered(err, request.url.path)
 
 

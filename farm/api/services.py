@@ -36,6 +36,8 @@ from farm.monitoring.figures import Figures
 from farm.monitoring.requests import Requests
 from farm.queue.celery_app import create_celery
 from farm.queue.doorbell import Doorbell
+from farm.quotas import stored
+from farm.quotas.rates import Rates
 from farm.registry import ids
 from farm.schemas.labels import LabelFilter
 from farm.settings import Settings
@@ -47,6 +49,7 @@ from farm.store.sessions import Sessions
 from farm.trust.callers import Caller, allows
 from farm.trust.ring import Ring, UseWriter
 from farm.trust.signatory import Signatory
+from farm.trust.subjects import Subjects
 
 CALLER = "farm.caller"  #: key in a request's ASGI scope
 _FLEET_S = 0.5
@@ -78,6 +81,8 @@ class Services:
     keeper: Keeper
     ring: Ring
     uses: UseWriter
+    rates: Rates
+    subjects: Subjects | None  #: None where no issuer's tokens are accepted
     planning: Places = field(default_factory=lambda: Places(_PLANNING), init=False)
     collecting: threading.Lock = field(default_factory=threading.Lock, init=False)
     verifying: threading.Lock = field(default_factory=threading.Lock, init=False)
@@ -117,6 +122,8 @@ class Services:
             keeper=Keeper(db, store, pulled, settings, sessions),
             ring=ring,
             uses=UseWriter(ring),
+            rates=Rates(settings.broker),
+            subjects=None if settings.oidc is None else Subjects(settings.oidc, db, ring),
         )
 
     @contextmanager
@@ -145,6 +152,7 @@ class Services:
             self.db,
             by.key_id or by.address,
             None if is_free else self.settings.max_unused_bytes,
+            stored=None if by.key_id is None else stored.stock(by.key_id, by.name, by.limits),
             upload=upload,
             announced=None if announced is None else int(announced),
         )

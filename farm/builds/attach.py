@@ -29,7 +29,7 @@ from farm.planning.recipe import Made
 from farm.queue import build_states, counted, transitions
 from farm.queue.turns import Bell, Turns
 from farm.registry import interfaces, provenance, publish
-from farm.specs.states import BuildState, JobState, Reuse, build_state
+from farm.specs.states import BUILD_ENDED, LIVE, BuildState, JobState, Reuse, build_state
 from farm.store import artifacts
 from farm.tracing import spans
 
@@ -58,6 +58,18 @@ class Submitted:
     build_id: str
     attached: LoadedBuild | None  #: None if nothing was done: the build existed before
     ready: Sequence[Bell] = ()  #: to ring after the commit
+    warnings: Sequence[str] = ()  #: for whoever asked for it
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it has been given something to do."""
+        return self.attached is not None and self.attached.build.state not in BUILD_ENDED
+
+    @property
+    def new_queues(self) -> set[str]:
+        """The queues in which it has new jobs."""
+        jobs = self.attached.jobs if self.attached is not None else ()
+        return {job.queue for job, how in jobs if how is Reuse.RAN and job.state in LIVE}
 
 
 def insert_rows(session: Session, table: type[Base], rows: Iterable[Mapping[str, Any]]) -> None:

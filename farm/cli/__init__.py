@@ -14,6 +14,7 @@ from farm.cli import (
     inspect,
     keys,
     label,
+    limits,
     mirror,
     overview,
     page,
@@ -68,6 +69,7 @@ for noun in (
     gc,
     scrub,
     keys,
+    limits,
     signing,
     serve,
 ):

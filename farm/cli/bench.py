@@ -293,6 +293,8 @@ def _wait(build: Build, url: str | None, *, quiet: bool) -> None:
     show.line(f"build {view.id} of {view.model} v{view.version}: {len(view.engines)} engines")
     show.line(f"on the page: {page(view.id, url)}")
     show.left_out(view.left_out)
+    for warning in view.warnings:
+        show.note(f"warning: {warning}")
     for missing in dict.fromkeys(job.waits_for for job in view.jobs if job.waits_for):
         show.line(f"waits for {missing}")
     watch.follow(build)

@@ -170,6 +170,12 @@ def scopes(incomplete: str) -> list[tuple[str, str]]:
     return list(_last_part(incomplete, dict.fromkeys(Scope, "")))
 
 
+def quotas(incomplete: str) -> list[str]:
+    from farm.specs.limits import Quota
+
+    return [f"{one.option}=" for one in Quota if one.option.startswith(incomplete)]
+
+
 def kinds(incomplete: str) -> list[tuple[str, str]]:
     from farm.schemas.search import Kind
 

@@ -35,6 +35,10 @@ def show_dry_run(found: DryRun, *, as_json: bool) -> None:
     show.left_out(found.left_out)
     for warning in dict.fromkeys(one.warning for one in found.engines if one.warning):
         show.note(f"warning: {warning}")
+    if found.refusal is not None:
+        show.note(f"it would be refused now: {found.refusal}")
+    for warning in found.warnings:
+        show.note(f"warning: {warning}")
     _queues(found)
     for missing in dict.fromkeys(job.waits_for for job in found.jobs if job.waits_for):
         show.line(f"would wait for {missing}")

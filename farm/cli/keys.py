@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from farm import installed
-from farm.cli import complete, show
+from farm.cli import complete, limits, show
 from farm.cli.here import in_farm
+from farm.cli.limits import Quotas
 from farm.cli.options import Json, Url, Wide, again, connect, example, split
 from farm.errors import FarmError, InvalidRequest, KeyNeeded, ScopeMissing
 from farm.specs import durations
@@ -42,6 +43,7 @@ def register(app: typer.Typer) -> None:
     _keys.command("create", epilog=example(text))(create)
     _keys.command("list", epilog=example("farm keys list"))(list_keys)
     _keys.command("revoke", epilog=example("farm keys revoke 7k2c9qd4mx"))(revoke)
+    limits.register_for_keys(_keys)
     app.add_typer(_keys, name="keys", rich_help_panel=_PANEL)
     app.command(rich_help_panel=_PANEL, epilog=example("farm audit --action submit"))(audit)
 
@@ -66,6 +68,7 @@ def create(
             "--expires", metavar="TIME", help="Lifetime: 90d, 12h, …; by default unlimited."
         ),
     ] = None,
+    quota: Quotas = None,
     local: Local = False,
     as_json: Json = False,
     url: Url = None,
@@ -74,7 +77,8 @@ def create(
 
     For a farm's first key this writes to the database directly: run it where the API runs.
     """
-    request = _request(name, split(scope), None if expires is None else durations.parse(expires))
+    expires_in_s = None if expires is None else durations.parse(expires)
+    request = _request(name, split(scope), expires_in_s, quota or ())
     made = _create(request, url, local=local)
     if as_json:
         show.document(made)
@@ -88,17 +92,21 @@ def create(
     )
 
 
-def _request(name: str, scopes: list[str], expires_in_s: int | None) -> KeyRequest:
+def _request(
+    name: str, scopes: list[str], expires_in_s: int | None, quotas: Iterable[str]
+) -> KeyRequest:
     from pydantic import ValidationError
 
     from farm.schemas.keys import KeyRequest
-    from farm.specs import faults
+    from farm.schemas.problems import field_of
+    from farm.specs import faults, limits
 
     given: dict[str, Any] = {"name": name, "scopes": scopes, "expires_in_s": expires_in_s}
+    given["limits"] = limits.parse(quotas)
     try:
         return KeyRequest.model_validate(given)
     except ValidationError as err:
-        said = "; ".join(f"{one['loc'][0]}: {faults.told(one)}" for one in err.errors())
+        said = "; ".join(f"{field_of(one['loc'])}: {faults.told(one)}" for one in err.errors())
         raise InvalidRequest(said, hint="see farm keys create --help") from err
 
 
@@ -107,7 +115,12 @@ def _create(request: KeyRequest, url: str | None, *, local: bool) -> NewKey:
         return _locally(request)
     with connect(url) as farm:
         try:
-            return farm.create_key(request.name, request.scopes, expires_in_s=request.expires_in_s)
+            return farm.create_key(
+                request.name,
+                request.scopes,
+                expires_in_s=request.expires_in_s,
+                limits=request.limits.model_dump(exclude_none=True),
+            )
         except (KeyNeeded, ScopeMissing) as err:
             if isinstance(err, ScopeMissing) or not _is_first():
                 # Theirs is to run what has just failed.
@@ -131,6 +144,7 @@ def _locally(request: KeyRequest) -> NewKey:
             name=request.name,
             scopes=request.scopes,
             expires_in_s=request.expires_in_s,
+            limits=request.limits,
             by=this_user(),
         )
         return NewKey(key=text, **KeyView.model_validate(row).model_dump())
@@ -171,7 +185,7 @@ def list_keys(
             one.id,
             one.name,
             show.state(_state(one)),
-            ", ".join(one.scopes),
+            ", ".join(one.scopes) if one.issuer is None else "as its tokens say",
             show.NONE if one.expires_at is None else _day(one.expires_at),
             show.NONE if one.last_used_at is None else show.ago(one.last_used_at),
             show.ago(one.created_at),

@@ -245,6 +245,8 @@ def _say(view: BuildView, url: str | None, *, waiting: bool) -> None:
     for warning in dict.fromkeys(want.warning for want in view.engines if want.warning):
         show.note(f"warning: {warning}")
     show.left_out(view.left_out)
+    for warning in view.warnings:
+        show.note(f"warning: {warning}")
     reused = sum(job.reuse != "ran" for job in view.jobs)
     show.line(f"{view.jobs_total} jobs, {reused} of them reused")
     for missing in dict.fromkeys(job.waits_for for job in view.jobs if job.waits_for):

@@ -25,7 +25,14 @@ from farm.client.plain import plain_json
 from farm.client.retries import Backoff
 from farm.client.seen import Seen
 from farm.client.trust import Signing, Trust
-from farm.errors import FarmError, InvalidRequest, KeyNeeded, NotFound, Unavailable
+from farm.errors import (
+    FarmError,
+    InvalidRequest,
+    KeyNeeded,
+    NotFound,
+    TokenRefused,
+    Unavailable,
+)
 from farm.schemas.signing import SigningKeys, SigningKeyView
 from farm.specs import faults
 from farm.tracing import spans
@@ -217,7 +224,7 @@ class Http:
     def error_of(self, response: httpx2.Response) -> FarmError:
         """The farm's error that a response reports; for a rejected key, with a hint that fits this client."""
         error = problems.error_of(response)
-        if isinstance(error, KeyNeeded):
+        if isinstance(error, KeyNeeded) and not isinstance(error, TokenRefused):
             error.hint = self._key.hint
         self._meant.told(error, self.url)
         return error

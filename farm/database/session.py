@@ -23,7 +23,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
-from farm.database import noted, tallies
+from farm.database import gpu_times, noted, tallies
 from farm.database.commits import Herald, Watch
 from farm.database.faults import BUSY, fault_of
 from farm.database.pings import keep_working
@@ -136,6 +136,7 @@ class Database:
         with self._turn() as patience_s, self._session(write_within_s=patience_s) as session:
             yield session
             noted.settle(session)
+            gpu_times.settle(session)
             tallies.settle(session, self._shard)
             session.commit()
         if self._herald is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -170,8 +170,11 @@ class Artifact(Base):
 
     __tablename__ = "artifacts"
     no_blobs = frozenset({"digest"})  # it is the blob
+    __table_args__ = (Index("ix_artifacts_owner_bytes", "owner", "bytes"),)
     digest: Mapped[str] = mapped_column(String(71), primary_key=True)
     bytes: Mapped[int] = mapped_column(BigInteger)
+    #: The client (`farm.trust.callers`) that stored it first; None if nobody is known to have.
+    owner: Mapped[str | None] = mapped_column(String(100))
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
     lost_at: Mapped[datetime | None] = mapped_column(
         Instant
@@ -394,6 +397,15 @@ class Job(Base):
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
     started_at: Mapped[datetime | None] = mapped_column(Instant)
     finished_at: Mapped[datetime | None] = mapped_column(Instant)
+
+
+class GpuTime(Base):
+    """How long a key's jobs took GPUs, by the day of UTC on which they ended. Jobs may be gone by then."""
+
+    __tablename__ = "gpu_times"
+    client: Mapped[str] = mapped_column(String(100), primary_key=True)  #: as ``Job.client``
+    day: Mapped[date] = mapped_column(primary_key=True)
+    seconds: Mapped[float]
 
 
 class SharedParameter(Base):
@@ -696,16 +708,24 @@ class AliasStatement(Base):
 
 
 class ApiKey(Base):
-    """An API key, of which only the digest is stored. Never deleted: the audit refers to it."""
+    """An API key, of which only the digest is stored. Never deleted: the audit refers to it.
+
+    Or whom an issuer's tokens are for: whatever is a key's, is theirs.
+    """
 
     __tablename__ = "api_keys"
-    no_blobs = frozenset({"digest", "scopes"})
+    no_blobs = frozenset({"digest", "scopes", "limits"})
     id: Mapped[str] = mapped_column(
         String(10), primary_key=True
     )  #: the part of the key that isn't secret
     name: Mapped[str] = mapped_column(String(100))
-    digest: Mapped[str] = mapped_column(String(64), unique=True)  #: sha256 of the whole key
-    scopes: Mapped[list[str]] = mapped_column(Json)
+    #: sha256 of the whole key; of a subject, of its issuer and its name there.
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    issuer: Mapped[str | None] = mapped_column(String(400))  #: None of a key
+    subject: Mapped[str | None] = mapped_column(String(255))
+    scopes: Mapped[list[str]] = mapped_column(Json)  #: none of a subject: its tokens say
+    #: A ``farm.specs.limits.Limits`` without what isn't set; None if nothing is.
+    limits: Mapped[dict[str, Any] | None] = mapped_column(Json)
     created_at: Mapped[datetime] = mapped_column(Instant)
     created_by: Mapped[str] = mapped_column(String(400))
     expires_at: Mapped[datetime | None] = mapped_column(Instant)
@@ -717,11 +737,13 @@ class Login(Base):
     """What a browser has instead of a key, or a link by which it gets one; only the digest is stored."""
 
     __tablename__ = "logins"
-    no_blobs = frozenset({"digest"})
+    no_blobs = frozenset({"digest", "scopes"})
     id: Mapped[str] = mapped_column(String(10), primary_key=True)
     key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"), index=True)
     digest: Mapped[str] = mapped_column(String(64))
     is_link: Mapped[bool]  #: opens one page, once, which then has a login
+    scopes: Mapped[list[str] | None] = mapped_column(Json)  #: of the token; None of a key's
+    until: Mapped[datetime | None] = mapped_column(Instant)  #: when the token expires
     created_at: Mapped[datetime] = mapped_column(Instant)
     expires_at: Mapped[datetime] = mapped_column(Instant, index=True)
 

@@ -9,12 +9,13 @@ from typing import Any
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
-from farm.database import tallies
+from farm.database import gpu_times, tallies
 from farm.database.base import now
 from farm.database.tables import Event
 from farm.errors import is_code
-from farm.specs import monitoring
+from farm.specs import monitoring, queues
 from farm.specs.states import BUILD_ENDED, ENDED, BuildState, JobState, Requeued, Reuse
+from farm.trust.callers import KEY
 
 
 def moved(session: Session, job: Any, old: JobState) -> None:
@@ -34,6 +35,8 @@ def moved(session: Session, job: Any, old: JobState) -> None:
         if old is JobState.RUNNING:
             ran_s = (job.finished_at - job.started_at).total_seconds()
             tallies.observe(session, monitoring.JOB_DURATION, ran_s, job.kind, new)
+            if queues.takes_gpu(job.queue) and job.client.startswith(KEY):
+                gpu_times.add(session, job.client, job.finished_at, ran_s)
 
 
 def requeued(session: Session, kind: str, why: Requeued) -> None:

@@ -175,7 +175,7 @@ def succeed(
     Raises:
         LeaseLost: this attempt doesn't hold the job, so the result is refused.
     """
-    _remember_blobs(session, outputs.values())
+    _remember_blobs(session, job_id, outputs.values())
     job = _finish(
         session,
         job_id,
@@ -316,9 +316,10 @@ def held(session: Session, job_id: int, attempt: int) -> Job:
     return job
 
 
-def _remember_blobs(session: Session, outputs: Iterable[Output]) -> None:
+def _remember_blobs(session: Session, job_id: int, outputs: Iterable[Output]) -> None:
     # In a fixed order, so that two jobs with the same outputs don't deadlock.
-    artifacts.remember_all(session, dict(sorted((one.digest, one.bytes) for one in outputs)))
+    sizes = dict(sorted((one.digest, one.bytes) for one in outputs))
+    artifacts.remember_all(session, sizes, job_id=job_id)
 
 
 def describe(error: FarmError) -> dict[str, Any]:

@@ -135,6 +135,11 @@ class BuildView(BuildSummary):
     left_out: list[LeftOut] = Field(
         [], description="what a bench, or a build that skips the unsupported, leaves out, and why"
     )
+    warnings: list[str] = Field(
+        [],
+        description="limits of the key that this build brings near their end (`GET /v1/me`); told when it is "
+        "submitted or retried",
+    )
     held_back: list[str] = Field(
         [],
         description="how its version's inputs and outputs differ from those of the version before, while "

@@ -150,6 +150,8 @@ DRY_RUN_EXAMPLE: dict[str, Any] = {
     "left_out": [],
     "absent": [],
     "unchecked": [],
+    "refusal": None,
+    "warnings": ["4 of 5 builds in flight: wait for one to end, or cancel one"],
     "queues": [
         {
             "queue": "tensorrt-rtx.cpu",
@@ -190,6 +192,12 @@ class DryRun(Answer):
     absent: list[Absent] = Field([], description="what has to be uploaded first")
     unchecked: list[str] = Field(
         [], description="what a submission checks and this couldn't, in words"
+    )
+    refusal: str | None = Field(
+        None, description="why the key's limits would refuse it now, and what to do"
+    )
+    warnings: list[str] = Field(
+        [], description="limits of the key that it would bring near their end (`GET /v1/me`)"
     )
     queues: list[QueueForecast] = Field(description="where new and joined jobs would wait")
     wall: WallForecast

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
 
 from farm.schemas.base import Answer, Page, Request, Said
 from farm.specs import texts
+from farm.specs.limits import NO_LIMITS, Limits, Quota
 from farm.specs.scopes import Scope
 
 
@@ -26,6 +27,7 @@ class KeyRequest(Request):
         description="who or what the key is for"
     )
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=len(Scope))]
+    limits: Limits = NO_LIMITS
     expires_in_s: Annotated[int, Field(ge=60, le=10 * 366 * 86400)] | None = Field(
         None, description="lifetime in seconds; null for unlimited"
     )
@@ -36,12 +38,24 @@ class KeyView(Answer):
 
     id: str = Field(description="the part of the key that isn't secret", examples=["7k2c9qd4mx"])
     name: str
-    scopes: list[Scope]
+    issuer: str | None = Field(
+        None, description="whose tokens for this subject count as the key; null of a key"
+    )
+    subject: Said | None = Field(None, description="whom its issuer's tokens are for")
+    scopes: list[Scope] = Field(description="none of a subject: its tokens say")
     created_at: datetime
     created_by: Said
     expires_at: datetime | None
     last_used_at: datetime | None = Field(description="to the minute")
     revoked_at: datetime | None
+    limits: Limits = Field(
+        NO_LIMITS, description="its own; what isn't set is as the farm's settings have it"
+    )
+
+    @field_validator("limits", mode="before")
+    @classmethod
+    def _of_row(cls, given: object) -> object:
+        return given or NO_LIMITS
 
 
 class NewKey(KeyView):
@@ -52,6 +66,39 @@ class NewKey(KeyView):
 
 class KeyPage(Page):
     items: list[KeyView]
+
+
+class LimitView(Answer):
+    """What a key may use of something, and uses."""
+
+    quota: Quota
+    limit: float | None = Field(description="null for no limit")
+    used: float
+    is_near: bool = Field(description="whether it uses four fifths of it, or more")
+    resets_at: datetime | None = Field(
+        None,
+        description="when what is used begins at zero again; null if that isn't a matter of time",
+    )
+    told: str = Field(examples=["4 of 5 builds in flight"])
+
+
+class KeyLimits(Answer):
+    """A key's limits, and what it uses of them."""
+
+    key: str = Field(description="the key's id", examples=["7k2c9qd4mx"])
+    own: Limits = Field(description="set for this key")
+    limits: list[LimitView] = Field(description="what holds, with the farm's defaults")
+
+
+class Me(Answer):
+    """Who the farm takes the caller for, and what it may do and use."""
+
+    key: str | None = Field(description="the key's id; null without one")
+    name: Said
+    scopes: list[Scope]
+    expires_at: datetime | None = None
+    limits: list[LimitView] = Field(description="none without a key")
+    warnings: list[str] = Field(description="limits that are four fifths used, or more")
 
 
 class AuditEntry(Answer):

@@ -10,9 +10,9 @@ from farm.schemas.base import Answer, Request
 
 
 class LoginRequest(Request):
-    """A key that a browser is to stand for."""
+    """A key, or a token, that a browser is to stand for."""
 
-    key: str = Field(max_length=200, examples=["farm_7k2c9qd4mx_…"])
+    key: str = Field(max_length=2**14, examples=["farm_7k2c9qd4mx_…"])
 
 
 class LoginLink(Answer):

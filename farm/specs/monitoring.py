@@ -273,6 +273,15 @@ HTTP_DURATION = Metric(
     source=Source.PROCESS,
 )
 
+QUOTA_REFUSALS = Metric(
+    name="farm_quota_refusals_total",
+    form=Form.COUNTER,
+    text="Requests refused by a limit of their key, by the limit: builds, gpu_minutes_day, "
+    "gpu_minutes_month, stored_bytes or requests_per_minute.",
+    labels=("quota",),
+    source=Source.PROCESS,
+)
+
 METRICS: tuple[Metric, ...] = tuple(one for one in vars().copy().values() if type(one) is Metric)
 TALLIED: tuple[Metric, ...] = tuple(
     one for one in METRICS if one.form is not Form.GAUGE and one.source is Source.FARM

@@ -10,6 +10,11 @@ from farm.specs.runtime import Runtime, Target
 CPU_QUEUE = "cpu"  #: for jobs that any CPU worker can run
 
 
+def takes_gpu(name: str) -> bool:
+    """Whether the jobs of a queue take a GPU."""
+    return name != CPU_QUEUE and not name.endswith(f".{gpus.CPU}")
+
+
 class Queue(NamedTuple):
     """The queue for workers with this runtime and a GPU with this tag, or ``cpu``."""
 

@@ -10,29 +10,34 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, delete, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from farm.database.base import now
 from farm.database.references import referred
-from farm.database.tables import Artifact
+from farm.database.tables import Artifact, Job
 
 
-def remember(session: Session, digest: str, *, size: int) -> None:
-    """Note that a blob is in the store, as of now."""
-    remember_all(session, {digest: size})
+def remember(session: Session, digest: str, *, size: int, owner: str | None = None) -> None:
+    """Note that a blob is in the store, as of now.
+
+    Parameters:
+        owner: the client that stores it: it counts for whoever did so first.
+    """
+    row = _row(digest, size) | {"owner": owner}
+    session.connection().execute(_REMEMBER[session.get_bind().dialect.name], [row])
 
 
-def remember_all(session: Session, sizes: Mapping[str, int]) -> None:
-    """As ``remember``: digest → size, locked in this order."""
-    at = now()
-    values = [
-        {"digest": digest, "bytes": size, "created_at": at, "lost_at": None}
-        for digest, size in sizes.items()
-    ]
+def remember_all(session: Session, sizes: Mapping[str, int], *, job_id: int) -> None:
+    """As ``remember``, what a job made for its client: digest → size, locked in this order."""
+    values = [_row(digest, size) | {"of_job": job_id} for digest, size in sizes.items()]
     if values:
-        session.connection().execute(_REMEMBER[session.get_bind().dialect.name], values)
+        session.connection().execute(_MADE[session.get_bind().dialect.name], values)
+
+
+def _row(digest: str, size: int) -> dict[str, Any]:
+    return {"digest": digest, "bytes": size, "created_at": now(), "lost_at": None}
 
 
 def _upsert(statement: postgresql.Insert | sqlite.Insert) -> Any:
@@ -42,6 +47,7 @@ def _upsert(statement: postgresql.Insert | sqlite.Insert) -> Any:
         "created_at": statement.excluded.created_at,
         "bytes": statement.excluded.bytes,
         "lost_at": statement.excluded.lost_at,
+        "owner": func.coalesce(Artifact.owner, statement.excluded.owner),
     }
     return statement.on_conflict_do_update(index_elements=["digest"], set_=young)
 
@@ -49,6 +55,12 @@ def _upsert(statement: postgresql.Insert | sqlite.Insert) -> Any:
 _REMEMBER = {
     "sqlite": _upsert(sqlite.insert(Artifact)),
     "postgresql": _upsert(postgresql.insert(Artifact)),
+}
+# One statement, so that a job's end asks no more of the database.
+_CLIENT = select(Job.client).where(Job.id == bindparam("of_job")).scalar_subquery()
+_MADE = {
+    "sqlite": _upsert(sqlite.insert(Artifact).values(owner=_CLIENT)),
+    "postgresql": _upsert(postgresql.insert(Artifact).values(owner=_CLIENT)),
 }
 
 
@@ -59,6 +71,14 @@ _SIZE = select(Artifact.bytes).where(Artifact.digest == bindparam("digest"))
 def size(session: Session, digest: str) -> int | None:
     """A blob's size in bytes, or None if the database doesn't know it."""
     return session.connection().scalar(_SIZE, {"digest": digest})
+
+
+_OWNED = select(func.sum(Artifact.bytes)).where(Artifact.owner == bindparam("owner"))
+
+
+def owned_bytes(session: Session, owner: str) -> int:
+    """The bytes of the blobs that this client stored first."""
+    return int(session.connection().scalar(_OWNED, {"owner": owner}) or 0)
 
 
 def renew(session: Session, digest: str) -> int | None:

@@ -7,8 +7,9 @@ read, so that two uploads at once can't pass the limit together.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 
 from anyio import CancelScope, to_thread
@@ -18,7 +19,7 @@ from sqlalchemy.orm import Session
 from farm.database.base import now
 from farm.database.session import Database
 from farm.database.tables import Artifact, Upload
-from farm.errors import UploadsUnused
+from farm.errors import FarmError, UploadsUnused
 from farm.store import artifacts
 from farm.store.base import Stored
 from farm.store.sessions import LASTS_S
@@ -28,11 +29,26 @@ _AHEAD_BYTES = 16 * 2**20  #: taken at once of an upload that doesn't say how lo
 _TOLD = 3
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stock:
+    """All that a client stores: its uploads, and what its builds made.
+
+    Parameters:
+        limit: in bytes; None for none.
+        refused: the error for an upload of so many bytes when so many are stored.
+    """
+
+    client: str
+    limit: int | None
+    refused: Callable[[int, int], FarmError]
+
+
 class Hold:
     """The room that one upload takes of what its owner may hold.
 
     Parameters:
         most_bytes: the owner's limit; None for none, of an administrator for instance.
+        stored: the limit of what the owner may store in all; None for none.
         upload: of an upload in several requests, its id.
         announced: how many bytes are to come, if the client says so.
     """
@@ -43,11 +59,13 @@ class Hold:
         owner: str,
         most_bytes: int | None,
         *,
+        stored: Stock | None = None,
         upload: str | None = None,
         announced: int | None = None,
     ) -> None:
         self._db = db
-        self._owner, self._most = owner, most_bytes
+        self._owner, self._most, self._stock = owner, most_bytes, stored
+        self._counts = most_bytes is not None or (stored is not None and stored.limit is not None)
         self._id = upload or secrets.token_hex(16)
         self._announced = announced
         self._taken = 0
@@ -61,7 +79,7 @@ class Hold:
             start: the bytes of the upload that are there already.
 
         Raises:
-            UploadsUnused
+            UploadsUnused, QuotaExceeded
         """
         size = start
         if self._announced is None:
@@ -74,24 +92,40 @@ class Hold:
             yield chunk
 
     async def _take(self, least: int, wished: int) -> None:
-        if self._most is not None and least > self._taken:
+        if self._counts and least > self._taken:
             self._taken = await to_thread.run_sync(self._granted, least, wished)
 
     def _granted(self, least: int, wished: int) -> int:
-        assert self._most is not None
         with self._db.write() as session:
             _lock(session, self._owner)
             _expire(session)
-            room = self._most - _bytes_of(session, self._owner, but=self._id)
-            if least > room:
-                raise _refusal(session, self._owner, self._most, least - max(room, 0))
-            granted = min(wished, room)
+            granted = wished
+            if self._most is not None:
+                room = self._most - _bytes_of(session, self._owner, but=self._id)
+                if least > room:
+                    raise _refusal(session, self._owner, self._most, least - max(room, 0))
+                granted = min(granted, room)
+            if self._stock is not None and self._stock.limit is not None:
+                granted = min(granted, self._of_stock(session, self._stock, least))
             _put(session, self._id, self._owner, granted)
         return granted
 
+    def _of_stock(self, session: Session, stock: Stock, least: int) -> int:
+        """What is left of all that the owner may store.
+
+        Raises:
+            QuotaExceeded
+        """
+        arriving = _bytes_of(session, self._owner, but=self._id, only_arriving=True)
+        used = artifacts.owned_bytes(session, stock.client) + arriving
+        room = (stock.limit or 0) - used
+        if least > room:
+            raise stock.refused(used, least)
+        return room
+
     async def rest(self, size: int) -> None:
         """Have the upload take what is there of it, between two requests; nothing once it has ended."""
-        if self._most is None:
+        if not self._counts:
             return
         with CancelScope(shield=True):
             await to_thread.run_sync(self._rest, size)
@@ -115,7 +149,8 @@ class Hold:
     def stored(self, session: Session, stored: Stored) -> None:
         """Remember the upload's blob, which counts from now on unless the farm has used it before."""
         counts = self._most is not None and _is_unused(session, stored.digest)
-        artifacts.remember(session, stored.digest, size=stored.bytes)
+        owner = None if self._stock is None else self._stock.client
+        artifacts.remember(session, stored.digest, size=stored.bytes, owner=owner)
         mine = (Upload.owner == self._owner) & (Upload.digest == stored.digest)
         session.execute(delete(Upload).where(mine | (Upload.id == self._id)))
         if counts:
@@ -152,9 +187,11 @@ def _expire(session: Session) -> None:
     session.execute(delete(Upload).where(rested))
 
 
-def _bytes_of(session: Session, owner: str, *, but: str) -> int:
+def _bytes_of(session: Session, owner: str, *, but: str, only_arriving: bool = False) -> int:
     held = select(func.sum(Upload.bytes)).where(Upload.owner == owner, Upload.id != but)
-    return session.scalar(held) or 0
+    if only_arriving:
+        held = held.where(Upload.digest.is_(None))
+    return int(session.scalar(held) or 0)
 
 
 def _put(session: Session, upload: str, owner: str, size: int) -> None:

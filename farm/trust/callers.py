@@ -7,9 +7,14 @@ import os
 import socket
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 
 from farm.specs import texts
+from farm.specs.limits import NO_LIMITS, Limits
 from farm.specs.scopes import Scope
+
+#: What a key's ``Caller.client`` begins with.
+KEY = "key "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +26,8 @@ class Caller:
     scopes: frozenset[Scope] = frozenset(Scope)
     address: str = ""
     label: str = ""  #: the client's own name; never trusted
+    until: datetime | None = None  #: when the token expires that it came with
+    limits: Limits = NO_LIMITS  #: the key's, with the farm's defaults
 
     @property
     def signature(self) -> str:
@@ -30,7 +37,7 @@ class Caller:
     @property
     def client(self) -> str:
         """The client for fair queuing: the key, or else the label."""
-        return f"key {self.key_id}" if self.key_id else self.label or self.address
+        return f"{KEY}{self.key_id}" if self.key_id else self.label or self.address
 
 
 #: The caller for the farm's own actions.

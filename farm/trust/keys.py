@@ -12,9 +12,10 @@ from sqlalchemy.orm import Session
 from farm.database.base import now
 from farm.database.tables import ApiKey
 from farm.errors import Conflict, NotFound
+from farm.specs.limits import NO_LIMITS, Limits
 from farm.specs.scopes import Scope
 from farm.trust import audit, credentials
-from farm.trust.callers import Caller
+from farm.trust.callers import KEY, Caller
 
 
 def create(
@@ -24,6 +25,7 @@ def create(
     scopes: Collection[Scope],
     by: Caller,
     expires_in_s: float | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> tuple[ApiKey, str]:
     """Create a key.
 
@@ -37,19 +39,51 @@ def create(
         name=name,
         digest=credentials.digest_of(text),
         scopes=sorted(set(scopes)),
+        limits=limits.model_dump(exclude_none=True) or None,
         created_at=at,
         created_by=by.name,
         expires_at=None if expires_in_s is None else at + timedelta(seconds=expires_in_s),
     )
     session.add(row)
     session.flush()
-    audit.record(session, by, "key.create", key_id, name=name, scopes=row.scopes)
+    told = {"limits": row.limits} if row.limits else {}
+    audit.record(session, by, "key.create", key_id, name=name, scopes=row.scopes, **told)
     return row, text
+
+
+def limits_of(
+    row: ApiKey, defaults: Limits, scopes: Collection[Scope | str] | None = None
+) -> Limits:
+    """A key's limits, and where it has none the farm's; those don't hold for administrators.
+
+    Parameters:
+        scopes: by default the key's.
+    """
+    own = Limits.model_construct(**row.limits) if row.limits else NO_LIMITS
+    is_admin = Scope.ADMIN in (row.scopes if scopes is None else scopes)
+    return own if is_admin else own.over(defaults)
+
+
+def limit(session: Session, key_id: str, changes: Limits, *, by: Caller) -> ApiKey:
+    """Change the limits that are set in ``changes``, be it to None for the farm's default.
+
+    Raises:
+        NotFound
+    """
+    row = session.get(ApiKey, key_id, with_for_update=True) or get(session, key_id)
+    before = row.limits or {}
+    changed = changes.model_dump(exclude_unset=True)
+    after = {name: value for name, value in (before | changed).items() if value is not None}
+    if after != before:
+        row.limits = after or None
+        session.flush()
+        audit.record(session, by, "key.limits", row.id, name=row.name, limits=after)
+    return row
 
 
 def client_name(session: Session, client: str) -> str:
     """What to call a client (``Caller.client``): a key by its name."""
-    key_id = client.removeprefix("key ")
+    key_id = client.removeprefix(KEY)
     row = session.get(ApiKey, key_id) if key_id != client else None
     return row.name if row is not None else client
 

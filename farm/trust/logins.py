@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
@@ -16,11 +17,13 @@ from sqlalchemy.orm import Session
 from farm.database.base import now
 from farm.database.tables import ApiKey, Login
 from farm.errors import KeyNeeded
+from farm.specs.scopes import Scope
 from farm.trust import audit, credentials
 from farm.trust.callers import Caller
 
 LASTS = timedelta(hours=12)
 LINK_LASTS = timedelta(minutes=2)
+_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 def begin(session: Session, by: Caller, *, is_link: bool = False) -> tuple[Login, str]:
@@ -38,8 +41,11 @@ def begin(session: Session, by: Caller, *, is_link: bool = False) -> tuple[Login
         key_id=by.key_id,
         digest=credentials.digest_of(text),
         is_link=is_link,
+        # A token's holder may have others, which allow more or less.
+        scopes=None if by.until is None else sorted(by.scopes),
+        until=by.until,
         created_at=at,
-        expires_at=at + (LINK_LASTS if is_link else LASTS),
+        expires_at=min(at + (LINK_LASTS if is_link else LASTS), by.until or _NEVER),
     )
     session.add(row)
     session.flush()
@@ -61,7 +67,9 @@ def follow(session: Session, link: str, *, address: str) -> tuple[Login, str]:
         key = session.get(ApiKey, row.key_id)
         taken = session.execute(delete(Login).where(Login.id == row.id).returning(Login.id)).all()
         if taken and key is not None and key.revoked_at is None:
-            return begin(session, Caller(key_id=key.id, name=key.name, address=address))
+            by = Caller(key_id=key.id, name=key.name, address=address, until=row.until)
+            scopes = frozenset(map(Scope, row.scopes)) if row.scopes is not None else by.scopes
+            return begin(session, replace(by, scopes=scopes))
     raise KeyNeeded(
         "this link has been used, or is older than two minutes",
         hint="`farm open` makes another one",

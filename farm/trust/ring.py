@@ -36,6 +36,7 @@ class Ring:
         self._db = db
         self._rows: Mapping[str, ApiKey] = {}
         self._logins: Mapping[str, Login] = {}
+        self._subjects: Mapping[str, ApiKey] = {}  #: by their digests
         self._looked_s: float | None = None
         self._failed: tuple[float, str] | None = None
         self._looking = threading.Lock()
@@ -71,6 +72,33 @@ class Ring:
                 self._refresh()
                 found = self._fitting(text)
         return found
+
+    def subject(self, digest: str) -> ApiKey | None:
+        """Whom an issuer's tokens are for, if known without asking the database."""
+        age_s = self._age_s()
+        row = self._subjects.get(digest)
+        if row is None or age_s is None or age_s > _FRESH_S:
+            return None
+        self._note(row, now())
+        return row
+
+    def look_subject(self, digest: str) -> ApiKey | None:
+        """As ``subject``, or None if the farm doesn't know of it. Asks the database.
+
+        Raises:
+            DatabaseUnavailable, SchemaOutdated
+        """
+        with self._looking:
+            found = self.subject(digest)
+            if found is None:
+                self._refresh()
+                found = self.subject(digest)
+        return found
+
+    def scopes_of_login(self, login: str) -> list[str] | None:
+        """What the token allowed that a browser logged in with; None if that was a key."""
+        row = self._logins.get(credentials.login_id_of(login) or "")
+        return None if row is None else row.scopes
 
     def opens(self, key_id: str) -> bool:
         """Whether the key with this id, which was presented before, is still valid.
@@ -110,6 +138,7 @@ class Ring:
             self._failed = time.monotonic(), err.detail
             raise
         self._rows, self._logins = rows, logged_in
+        self._subjects = {row.digest: row for row in rows.values() if row.issuer is not None}
         self._looked_s, self._failed = began, None
 
     def _fitting(self, text: str) -> ApiKey | None:

@@ -139,6 +139,25 @@ def test_every_page_can_be_read_by_everybody(chromium: Any, farm: LiveApi, path:
     check_readable(chromium, farm, path)
 
 
+def test_the_page_of_a_key_can_be_read_and_sets_its_limits(chromium: Any, farm: LiveApi) -> None:
+    key_id = farm.key.split("_")[1]
+    check_readable(chromium, farm, f"/keys/{key_id}")
+    context = chromium.new_context(base_url=farm.url)
+    page = context.new_page()
+    _log_in(page, farm)
+    page.goto(f"/keys/{key_id}")
+    page.get_by_label("stored-bytes").fill("50 GB")
+    page.get_by_role("button", name="Keep these limits").click()
+    page.get_by_role("cell", name="50.0 GB").wait_for()
+    page.get_by_label("stored-bytes").fill("many")
+    page.get_by_role("button", name="Keep these limits").click()
+    page.get_by_text("stored_bytes: takes a number from 0").wait_for()
+    page.get_by_label("stored-bytes").fill("")
+    page.get_by_role("button", name="Keep these limits").click()
+    page.get_by_role("cell", name="50.0 GB").wait_for(state="detached")
+    context.close()
+
+
 def check_readable(chromium: Any, farm: LiveApi, path: str) -> None:
     """WCAG 2.2 AA by axe, in both themes; on a phone nothing but tables scrolls sideways."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()

@@ -312,6 +312,14 @@ def _revoke_key(api, _db, _monkeypatch):
     return "key.revoke", key_id
 
 
+def _limit_key(api, _db, _monkeypatch):
+    _, key_id = _create_key(api, _db, _monkeypatch)
+    for _ in range(2):  # the second changes nothing
+        path = f"/v1/keys/{key_id}/limits"
+        assert api.request("PATCH", path, json={"builds": 5}).is_success
+    return "key.limits", key_id
+
+
 _MANIFEST = "/v2/{name:path}/manifests/{reference}"
 _UPLOADS = "/v2/{name:path}/blobs/uploads/"
 _UPLOAD = "/v2/{name:path}/blobs/uploads/{upload}"
@@ -415,6 +423,7 @@ CHANGES = {
     ("POST", "/v1/retention"): _apply_retention,
     ("POST", "/v1/keys"): _create_key,
     ("DELETE", "/v1/keys/{key_id}"): _revoke_key,
+    ("PATCH", "/v1/keys/{key_id}/limits"): _limit_key,
     ("POST", _UPLOADS): _post_blob,
     ("PATCH", _UPLOAD): _patch_blob,
     ("PUT", _UPLOAD): _put_blob,

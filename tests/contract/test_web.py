@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
 from datetime import timedelta
 
@@ -328,10 +330,32 @@ def test_administrators_see_keys_and_changes(api: Api) -> None:
     key_id = api.key.split("_")[1]
     assert f'data-call="DELETE /v1/keys/{key_id}"' in keys
     assert api.key not in keys
+    assert f'href="/keys/{key_id}"' in keys
+
+
+def test_administrators_see_and_change_what_a_key_may_use(api: Api, db) -> None:
+    key_id = a_key(db, Scope.SUBMIT, name="ci").split("_")[1]
+    changes = {"builds": 5, "stored_bytes": "unlimited"}
+    assert api.request("PATCH", f"/v1/keys/{key_id}/limits", json=changes).is_success
+    page = api.get(f"/keys/{key_id}").text
+    assert '<th scope="row">builds</th><td>0</td><td>5</td>' in page
+    assert '<th scope="row">stored-bytes</th><td>0 B</td><td>unlimited</td>' in page
+    assert f'data-call="PATCH /v1/keys/{key_id}/limits"' in page
+    # What the form sends if nothing is changed changes nothing, and an empty field is the default.
+    sent = json.loads(html.unescape(re.search(r'data-json="([^"]*)"', page)[1]))
+    assert set(sent.values()) == {None}
+    fields = dict(re.findall(r'<input name="(\w+)" value="([^"]*)"', page))
+    assert set(fields) == set(sent)
+    sent |= {name: value for name, value in fields.items() if value}
+    answer = api.request("PATCH", f"/v1/keys/{key_id}/limits", json=sent)
+    assert answer.json()["own"] == dict.fromkeys(sent) | changes
+    assert api.get("/keys/0000000000").status_code == 404
 
 
 def test_pages_are_told_from_the_api_by_their_paths() -> None:
-    assert all(map(is_page, ("/", "/builds", "/builds/last", "/models/a", "/login", "/keys")))
+    assert all(
+        map(is_page, ("/", "/builds", "/builds/last", "/models/a", "/login", "/keys", "/keys/a"))
+    )
     assert not any(
         map(is_page, ("/v1", "/v2/", "/v1/builds", "/docs", "/static/farm.css", "/none"))
     )

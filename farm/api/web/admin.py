@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from farm.api.me import shown_limits
 from farm.api.services import By, Cursor, Farm
 from farm.api.web.render import page
 from farm.database.base import now
 from farm.schemas.keys import AuditEntry, KeyView
+from farm.specs.limits import Quota, number
 from farm.trust import audit, keys
 
 router = APIRouter(include_in_schema=False)
 
 _PAGE = 50
 Text = Annotated[str, Query(max_length=100)]
+KeyId = Annotated[str, Path(max_length=100)]
 
 
 @router.get("/audit")
@@ -55,6 +58,24 @@ def all_keys(request: Request, farm: Farm, by: By, cursor: Cursor = None) -> Res
     older = found[_PAGE - 1].id if len(found) > _PAGE else None
     return page(
         request, by, "keys.html", keys=[(one, _state(one)) for one in found[:_PAGE]], older=older
+    )
+
+
+@router.get("/keys/{key_id}")
+async def one_key(request: Request, farm: Farm, by: By, key_id: KeyId) -> Response:
+    """A key's limits, and what it uses."""
+    row, found = await shown_limits(farm, key_id)
+    view = KeyView.model_validate(row)
+    return page(
+        request,
+        by,
+        "key.html",
+        key=view,
+        state=_state(view),
+        limits=found.limits,
+        own=found.own.model_dump(),
+        unset=dict.fromkeys(Quota),
+        number=number,
     )
 
 
