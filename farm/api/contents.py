@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import pathlib
-from contextlib import suppress
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from fastapi import Header, Response
 
-from farm.api.files import BlobResponse, not_modified
+from farm.api.files import OCTETS, BlobResponse, StreamedResponse, not_modified
 from farm.api.services import Services, problems
 from farm.daemon import scrub
 from farm.errors import BlobDamaged, NotFound
@@ -39,21 +40,55 @@ def content(
         BlobDamaged: the store has lost them.
     """
     etag = f'"{digest}"'
-    return not_modified(etag, if_none_match) or BlobResponse(
-        whole(farm, digest, size, what), etag=etag
+    return not_modified(etag, if_none_match) or sent(farm, digest, size, what=what, etag=etag)
+
+
+def sent(
+    farm: Services,
+    digest: str,
+    size: int,
+    *,
+    what: str,
+    etag: str,
+    headers: Mapping[str, str] = MappingProxyType({}),
+    media_type: str = OCTETS,
+    kind: type[BlobResponse] = BlobResponse,
+) -> Response:
+    """A blob's bytes, from wherever the store has them.
+
+    Parameters:
+        what: the name of it for people.
+
+    Raises:
+        BlobDamaged: the store has lost them.
+    """
+    require_whole(farm, digest, size, what)
+    try:
+        path = farm.store.place(digest)
+        if path is not None:
+            return kind(path, etag=etag, headers=headers, media_type=media_type)
+    except (NotFound, FileNotFoundError):
+        raise _lost(what) from None
+    read = partial(farm.store.read, digest)
+    return StreamedResponse(
+        read, size, etag=etag, headers=headers, media_type=media_type, kind=kind
     )
 
 
-def whole(farm: Services, digest: str, size: int, what: str) -> pathlib.Path:
-    """The blob's file, checked for its length.
+def require_whole(farm: Services, digest: str, size: int, what: str) -> None:
+    """Return if the store has the blob, as long as it must be.
 
     Raises:
         BlobDamaged
     """
-    with suppress(NotFound, FileNotFoundError):
-        path = farm.store.path(digest)
-        if path.stat().st_size == size:
-            return path
+    found = farm.store.find(digest)
+    if found is None:
+        raise _lost(what)
+    if found.bytes != size:
         with farm.db.write() as session:
             scrub.check(session, farm.store, [digest])
-    raise BlobDamaged(f"the store has lost the bytes of {what}")
+        raise _lost(what)
+
+
+def _lost(what: str) -> BlobDamaged:
+    return BlobDamaged(f"the store has lost the bytes of {what}")

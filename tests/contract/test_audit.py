@@ -294,7 +294,7 @@ def _gc(api, db, _monkeypatch):
 
 def _scrub(api, db, _monkeypatch):
     digest = api.upload(b"right bytes")
-    path = api.app.state.services.store.path(digest)
+    path = api.app.state.services.store.place(digest)
     path.chmod(0o644)
     path.write_bytes(b"wrong bytes")
     assert api.post("/v1/scrub").json()["damaged"] == [digest]

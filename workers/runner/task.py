@@ -314,7 +314,7 @@ def _request_file(workdir: Path) -> Path:
 
 def _request(context: Context, claim: Claim, workdir: Path, parts: Sequence[Part]) -> StageRequest:
     """The child's request: the job's own inputs, and those of the hooks."""
-    blobs = {role: context.store.path(digest) for role, digest in claim.inputs.items()}
+    blobs = dict(claim.inputs)
     placed: dict[str, Path] = {}
     for part in parts:
         blobs |= part.blobs
@@ -322,7 +322,7 @@ def _request(context: Context, claim: Claim, workdir: Path, parts: Sequence[Part
     request = StageRequest(
         kind=JobKind(claim.kind),
         params=dict(claim.params),
-        inputs=inputs.hold(blobs, _inputs_folder(workdir)) | placed,
+        inputs=inputs.hold(context.store, blobs, _inputs_folder(workdir)) | placed,
         workdir=workdir,
         digests=dict(claim.inputs),
     )

@@ -29,7 +29,7 @@ from farm.errors import (
     TooLarge,
 )
 from farm.store import local
-from farm.store.base import Store, Stored
+from farm.store.base import Blobs, Store, Stored
 from farm.store.local import LocalStore
 from farm.testing.store import MemoryStore
 
@@ -72,7 +72,7 @@ class LocalMedium:
         )
 
     def damage(self, digest: str) -> None:
-        place = self.store.path(digest)
+        place = self.store.place(digest)
         content = bytearray(place.read_bytes())
         content[0] ^= 1
         place.chmod(0o644)
@@ -80,7 +80,7 @@ class LocalMedium:
 
     def age(self, digest: str, age: timedelta) -> None:
         then = (datetime.now(UTC) - age).timestamp()
-        os.utime(self.store.path(digest), (then, then))
+        os.utime(self.store.place(digest), (then, then))
 
     def interrupt(self, name: str, age: timedelta) -> None:
         file = self._root / "incoming" / name
@@ -131,7 +131,7 @@ class MemoryMedium:
 
     def age(self, digest: str, age: timedelta) -> None:
         with self.in_the_past(age):
-            receive(self.store, self.store.path(digest).read_bytes())
+            receive(self.store, content_of(self.store, digest))
 
     def interrupt(self, name: str, age: timedelta) -> None:
         with self.in_the_past(age):
@@ -173,6 +173,11 @@ def receive(
     return anyio.run(go)
 
 
+def content_of(store: Blobs, digest: str) -> bytes:
+    with store.local(digest) as file:
+        return file.read_bytes()
+
+
 def put(store: Store, content: bytes) -> str:
     return receive(store, content).digest
 
@@ -184,7 +189,7 @@ def test_a_blob_that_arrives_in_pieces_is_found_by_the_digest_of_the_whole(store
     stored = receive(store, b"ab", b"", b"c", expected=digest_of(b"abc"))
     assert (stored.digest, stored.bytes) == (digest_of(b"abc"), 3)
     assert store.has(stored.digest)
-    assert store.path(stored.digest).read_bytes() == b"abc"
+    assert content_of(store, stored.digest) == b"abc"
     assert store.is_right(stored.digest)
 
 
@@ -222,7 +227,7 @@ def test_of_one_blob_put_by_many_at_once_there_is_one_and_each_is_told_the_same(
     for thread in threads:
         thread.join(60)
     assert told == [Stored(digest=digest_of(content), bytes=768)] * 8
-    assert rig.store.path(digest_of(content)).read_bytes() == content
+    assert content_of(rig.store, digest_of(content)) == content
     assert rig.kept() == 1
 
 
@@ -280,7 +285,7 @@ def test_a_full_store_says_so_keeps_nothing_and_leaves_the_file_that_it_was_give
 def test_a_full_store_still_gives_what_it_has_and_can_be_collected(rig: Rig) -> None:
     digest = put(rig.store, b"abc")
     rig.fill()
-    assert rig.store.path(digest).read_bytes() == b"abc"
+    assert content_of(rig.store, digest) == b"abc"
     rig.store.spend_reserve()
     file = rig.store.set_aside(digest)
     assert file is not None
@@ -294,7 +299,9 @@ def test_a_store_that_does_not_answer_is_unavailable_and_no_blob_of_it_is_lost(r
         lambda: receive(rig.store, b"abc"),
         lambda: rig.store.is_right(digest),
         lambda: rig.store.has(digest),
-        lambda: rig.store.path(digest),
+        lambda: content_of(rig.store, digest),
+        lambda: b"".join(rig.store.read(digest)),
+        lambda: rig.store.find(digest),
         lambda: list(rig.store.blobs()),
         lambda: list(rig.store.interrupted(datetime.now(UTC))),
         lambda: rig.store.set_aside(digest),
@@ -322,20 +329,42 @@ def test_a_store_that_does_not_answer_is_unavailable_and_no_blob_of_it_is_lost(r
 def test_what_is_not_there_or_no_digest_is_not_found(store: Store, digest: str) -> None:
     put(store, b"something else")
     assert not store.has(digest)
-    for look in (store.path, store.is_right):
+    looks: tuple[Callable[[str], object], ...] = (
+        lambda digest: content_of(store, digest),
+        lambda digest: list(store.read(digest)),
+        store.place,
+        lambda digest: store.link(digest, lasts_s=60),
+        store.is_right,
+    )
+    for look in looks:
         with pytest.raises(NotFound):
             look(digest)
 
 
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, None), (0, 6), (2, None), (2, 4), (5, 6), (6, None), (3, 3)]
+)
+def test_any_part_of_a_blob_can_be_read(store: Store, start: int, stop: int | None) -> None:
+    digest = put(store, b"abcdef")
+    assert b"".join(store.read(digest, start, stop)) == b"abcdef"[start:stop]
+
+
+def test_a_store_in_files_says_where_a_blob_is_and_another_says_none(store: Store) -> None:
+    digest = put(store, b"abc")
+    place = store.place(digest)
+    assert place is None or place.read_bytes() == b"abc"
+
+
 def test_a_file_of_a_blob_cannot_be_written_by_mistake(store: Store) -> None:
     digest = put(store, b"abc")
-    assert not store.path(digest).stat().st_mode & 0o222
-    assert store.path(digest).read_bytes() == store.path(digest).read_bytes() == b"abc"
+    with store.local(digest) as file:
+        assert not file.stat().st_mode & 0o222
+    assert content_of(store, digest) == content_of(store, digest) == b"abc"
 
 
 def test_who_has_opened_a_blob_reads_it_to_its_end_though_it_is_collected(store: Store) -> None:
     digest = put(store, b"abc")
-    with store.path(digest).open("rb") as file:
+    with store.local(digest) as copy, copy.open("rb") as file:
         aside = store.set_aside(digest)
         assert aside is not None
         store.delete(aside)
@@ -360,11 +389,11 @@ def test_damage_is_found_and_what_is_condemned_is_out_of_reach_and_kept(rig: Rig
 
 def test_putting_the_right_bytes_heals_a_damaged_blob(rig: Rig) -> None:
     digest = put(rig.store, b"abc")
-    rig.store.path(digest)
+    content_of(rig.store, digest)
     rig.damage(digest)
     put(rig.store, b"abc")
     assert rig.store.is_right(digest)
-    assert rig.store.path(digest).read_bytes() == b"abc"
+    assert content_of(rig.store, digest) == b"abc"
 
 
 # Whose it is, and its room
@@ -440,12 +469,12 @@ def test_a_blob_that_is_set_aside_is_out_of_reach_until_it_is_put_back_as_new(ri
     assert aside == listed
     assert not rig.store.has(digest)
     with pytest.raises(NotFound):
-        rig.store.path(digest)
+        content_of(rig.store, digest)
     assert list(rig.store.blobs()) == []
     assert rig.store.set_aside(digest) is None
     rig.store.put_back(aside)
     rig.store.put_back(aside)  # another collector was quicker
-    assert rig.store.path(digest).read_bytes() == b"abc"
+    assert content_of(rig.store, digest) == b"abc"
     [file] = rig.store.blobs()
     assert file.put_at > listed.put_at + timedelta(days=1)
 
@@ -467,7 +496,7 @@ def test_deleting_the_one_aside_leaves_one_that_was_put_since(rig: Rig) -> None:
     put(rig.store, b"abc")
     assert rig.store.delete(aside)
     assert not rig.store.delete(aside)
-    assert rig.store.path(digest).read_bytes() == b"abc"
+    assert content_of(rig.store, digest) == b"abc"
     assert rig.kept() == 1
 
 
@@ -527,5 +556,5 @@ def test_nothing_is_lost_between_those_who_put_and_those_who_collect(rig: Rig) -
     finally:
         stop.set()
         collector.join(60)
-    assert rig.store.path(digest).read_bytes() == b"abc"
+    assert content_of(rig.store, digest) == b"abc"
     assert rig.kept() == 1
