@@ -24,6 +24,7 @@ from farm.trust.hosts import Headers
 from farm.trust.ring import Ring
 
 READ, SUBMIT, PROMOTE, ADMIN = Scope.READ, Scope.SUBMIT, Scope.PROMOTE, Scope.ADMIN
+WORK = Scope.WORK
 #: Open to anyone who can reach the farm: its health, and the description of its API.
 OPEN = frozenset(
     {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/start.js", "/docs/{name}"}
@@ -47,6 +48,14 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("POST", "/v1/blobs"): SUBMIT,
     ("HEAD", "/v1/blobs/{digest}"): SUBMIT,  # it protects the blob from garbage collection
     ("DELETE", "/v1/blobs/{digest}"): SUBMIT,  # one's own
+    ("GET", "/v1/blobs/{digest}"): WORK,  # others read what they are given, as engines and ONNX
+    ("POST", "/v1/blobs/{digest}/check"): WORK,
+    ("POST", "/v1/blobs/uploads"): SUBMIT,
+    ("GET", "/v1/blobs/uploads/{upload}"): SUBMIT,
+    ("PATCH", "/v1/blobs/uploads/{upload}"): SUBMIT,
+    ("PUT", "/v1/blobs/uploads/{upload}"): SUBMIT,
+    ("DELETE", "/v1/blobs/uploads/{upload}"): SUBMIT,
+    ("GET", "/v1/store"): READ,
     ("GET", "/v1/blobs/{digest}/uses"): READ,
     ("POST", "/v1/builds"): SUBMIT,
     ("GET", "/v1/builds"): READ,
@@ -136,6 +145,11 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("PUT", "/v2/{name:path}/blobs/uploads/{upload}"): SUBMIT,
     ("DELETE", "/v2/{name:path}/blobs/uploads/{upload}"): SUBMIT,
 }
+#: What the scope `work` allows, too: a worker stores files, and submits nothing.
+OF_WORKERS = frozenset(
+    {("HEAD", "/v1/blobs/{digest}"), ("POST", "/v1/blobs")}
+    | {one for one in SCOPES if one[1].startswith("/v1/blobs/uploads")}
+)
 _LOOKS = 2  #: concurrent key lookups in the database
 _WAIT_S = 0.5  #: how long a caller known from a moment ago waits for the database
 _LABEL = 100
@@ -196,6 +210,7 @@ class Access:
             )
             for method, path in operations(routes)
         ]
+        self._of_workers = [(method, compile_path(path)[0]) for method, path in OF_WORKERS]
 
     async def caller(self, method: str, path: str, headers: Headers, address: str) -> Caller:
         """The caller of this operation.
@@ -216,7 +231,8 @@ class Access:
             if login is not None and not self._settings.keys_required:
                 return anonymous
             raise _refusal(key)
-        if not allows([Scope(scope) for scope in row.scopes], wanted):
+        held = [Scope(scope) for scope in row.scopes]
+        if not allows(held, wanted) and not (WORK in held and self._is_of_workers(method, path)):
             raise _too_little(row, wanted)
         return Caller(
             key_id=row.id,
@@ -233,6 +249,9 @@ class Access:
         # Another method of an open path, or no such path: without a key, callers don't learn which.
         opens = any(scope is None and pattern.match(path) for _, pattern, scope in self._rules)
         return None if opens else READ
+
+    def _is_of_workers(self, method: str, path: str) -> bool:
+        return any(one == method and pattern.match(path) for one, pattern in self._of_workers)
 
     async def _row(self, key: str) -> ApiKey | None:
         row = self._ring.known(key)

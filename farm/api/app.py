@@ -16,6 +16,7 @@ from farm.api import (
     aliases,
     audit,
     bench,
+    blob_uploads,
     blobs,
     builds,
     compare,
@@ -40,6 +41,7 @@ from farm.api import (
     scrub,
     search,
     signing,
+    store,
     triton,
     usage,
     yanks,
@@ -59,7 +61,9 @@ log = logging.getLogger(__name__)
 
 _NOUNS = (
     *(
+        blob_uploads,
         blobs,
+        store,
         builds,
         jobs,
         registry,

@@ -28,7 +28,7 @@ from farm.registry.oci.received import LONGEST_MANIFEST_BYTES
 from farm.settings import Settings
 from farm.trust.hosts import Headers, Hosts
 
-UPLOADS = "/v1/blobs"
+UPLOADS = re.compile(r"/v1/blobs(/uploads/[^/]+)?")
 DOCS = "/docs"
 REQUEST_ID = "x-request-id"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
@@ -112,7 +112,7 @@ class Door:
         scope[CALLER], client = caller, caller.key_id or address
         if method not in _BODY_METHODS:
             await self._call(path, scope, receive, send, client)
-        elif path == UPLOADS:
+        elif UPLOADS.fullmatch(path):
             _check_type(
                 headers, _is_bytes, "send the file's bytes: curl -X POST -T FILE …/v1/blobs"
             )

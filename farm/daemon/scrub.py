@@ -25,7 +25,7 @@ from farm.queue import jobs, transitions
 from farm.schemas.storage import ScrubReport
 from farm.specs.states import JobState
 from farm.store import artifacts, proof
-from farm.store.base import Store
+from farm.store.base import Blobs, Store
 from farm.trust import audit
 from farm.trust.callers import THE_FARM, Caller
 
@@ -52,7 +52,7 @@ def scrub(db: Database, store: Store, by: Caller = THE_FARM) -> ScrubReport:
             report = report.model_copy(update={"missing": missing})
             continue
         found: list[str] = []
-        if not _is_right(store, digest):  # hash it before holding the database
+        if not is_right(store, digest):  # hash it before holding the database
             with db.write() as session:
                 found = check(session, store, [digest], by)
         report = report.model_copy(
@@ -69,17 +69,25 @@ def check(
     session: Session, store: Store, digests: Iterable[str], by: Caller = THE_FARM
 ) -> list[str]:
     """Hash these blobs and set damaged ones aside; return the damaged ones."""
-    damaged = [digest for digest in sorted(set(digests)) if not _is_right(store, digest)]
+    damaged = [digest for digest in sorted(set(digests)) if not is_right(store, digest)]
+    quarantine(session, store, damaged, by)
+    return damaged
+
+
+def quarantine(
+    session: Session, store: Blobs, damaged: Iterable[str], by: Caller = THE_FARM
+) -> None:
+    """Set damaged blobs aside."""
     for digest in damaged:
         log.error("blob %s is damaged: quarantined", digest)
         store.condemn(digest)
         artifacts.lose(session, digest)
         audit.record(session, by, "condemn", digest)
         _fail_its_makers(session, digest)
-    return damaged
 
 
-def _is_right(store: Store, digest: str) -> bool:
+def is_right(store: Blobs, digest: str) -> bool:
+    """Whether a blob's bytes are right; True of one that isn't there."""
     try:
         return store.is_right(digest)
     except NotFound:
@@ -154,7 +162,7 @@ class Scrubber(threading.Thread):
         start = random.randrange(len(known)) if known else 0  # noqa: S311 no secret
         for digest, size in known[start:] + known[:start]:
             began = time.monotonic()
-            if not _is_right(self._store, digest):
+            if not is_right(self._store, digest):
                 with self._db.write() as session:
                     check(session, self._store, [digest])
             spent_s = time.monotonic() - began

@@ -110,6 +110,14 @@ class Blobs(Protocol):
         """Delete this machine's copy of a blob if its bytes are wrong; return whether they were."""
         ...
 
+    def condemn(self, digest: str) -> None:
+        """Take a damaged blob out of reach, and keep it for inspection. A missing blob isn't an error."""
+        ...
+
+    def heal(self, digest: str) -> bool:
+        """Put a damaged or missing blob again if this machine has a right copy; return whether it had one."""
+        ...
+
 
 class Store(Blobs, Protocol):
     """Stores artifacts."""
@@ -154,14 +162,6 @@ class Store(Blobs, Protocol):
         Raises:
             NotFound
         """
-        ...
-
-    def condemn(self, digest: str) -> None:
-        """Take a damaged blob out of reach, and keep it for inspection. A missing blob isn't an error."""
-        ...
-
-    def heal(self, digest: str) -> bool:
-        """Put a damaged or missing blob again if this machine has a right copy; return whether it had one."""
         ...
 
     # Room

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import hashlib
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import obstore
 import pytest
+from anyio import to_thread
 
+from farm.client.api_store import ApiStore
+from farm.client.http import Http
+from farm.client.retries import Backoff
+from farm.schemas.storage import Blob
 from farm.store import local, puts
 from farm.store.base import Blobs, Store, Stored
 from farm.store.bucket import BucketStore
@@ -24,6 +31,7 @@ from farm.store.cache import Cache
 from farm.store.local import LocalStore
 from farm.testing.store import MemoryStore
 from tests import faults, s3
+from tests.contract.conftest import OverTheApi
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +80,7 @@ class LocalMedium:
         self.store = LocalStore(root)
         self._root = root
         self._patch = monkeypatch
+        self._spared = root / "none"
 
     def rig(self) -> Rig:
         return Rig(
@@ -108,11 +117,21 @@ class LocalMedium:
         def refused(*_: object, **__: object) -> None:
             raise OSError(code, os.strerror(code))
 
-        self._patch.setattr("os.fsync", refused)
+        self._patch.setattr("os.fsync", self._refusing_files(os.fsync, refused))
         self._patch.setattr(local.tempfile, "NamedTemporaryFile", refused)
         if code == errno.EIO:
             for name in ("read_text", "stat", "is_file", "open", "iterdir", "replace", "unlink"):
                 self._patch.setattr(Path, name, self._refusing(getattr(Path, name), refused))
+
+    def _refusing_files(
+        self, real: Callable[[int], None], refused: Callable[[], None]
+    ) -> Callable[[int], None]:
+        def but_spared(fd: int) -> None:
+            if not Path(f"/proc/self/fd/{fd}").readlink().is_relative_to(self._spared):
+                refused()
+            real(fd)
+
+        return but_spared
 
     def _refusing(
         self, real: Callable[..., Any], refused: Callable[[], None]
@@ -157,6 +176,50 @@ class MemoryMedium:
         self.age_of_new = age
         yield
         self.age_of_new = timedelta()
+
+
+class ThroughApi:
+    """A worker's store by the API, and for the rest the API's own."""
+
+    def __init__(self, http: Http, store: Store, folder: Path) -> None:
+        self._http = http
+        self._there = store
+        self._here = ApiStore(http, Cache(folder))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._here if hasattr(Blobs, name) else self._there, name)
+
+    async def receive(
+        self, chunks: AsyncIterator[bytes], *, expected: str | None, max_bytes: int
+    ) -> Stored:
+        parts = [chunk async for chunk in chunks]
+        headers = {"Content-Type": "application/octet-stream"}
+        if expected is not None:
+            raw = base64.b64encode(bytes.fromhex(expected.removeprefix("sha256:"))).decode()
+            headers["Repr-Digest"] = f"sha-256=:{raw}:"
+        ask = partial(self._http.read, Blob, "POST", "/v1/blobs", headers=headers)
+        blob = await to_thread.run_sync(partial(ask, body=lambda: iter(parts)))
+        return Stored(digest=blob.digest, bytes=blob.bytes)
+
+
+class ApiMedium(LocalMedium):
+    """The real API with a folder, in this process, so that its disk can be made to fail."""
+
+    def __init__(self, api: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        services = api.app.state.services
+        super().__init__(services.settings.store_dir, monkeypatch)
+        self._spared = folder  # a worker's own disk
+        http = Http(
+            *("http://localhost",),
+            timeout_s=60,
+            backoff=Backoff(attempts=1, first_s=0),
+            transport=OverTheApi(api),
+            key=api.key,
+        )
+        self.through = ThroughApi(http, services.store, folder)
+
+    def rig(self) -> Rig:
+        return replace(super().rig(), store=self.through)
 
 
 class BucketMedium:

@@ -14,6 +14,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from farm.api.app import create_app
 from farm.errors import (
     DigestMismatch,
     EmptyBlob,
@@ -23,9 +24,12 @@ from farm.errors import (
     StorageUnavailable,
     TooLarge,
 )
+from farm.settings import Settings
 from farm.store.base import Store, Stored
 from tests import s3
+from tests.contract.conftest import Api
 from tests.contract.rigs import (
+    ApiMedium,
     BucketMedium,
     LocalMedium,
     MemoryMedium,
@@ -46,7 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.S3]:
         yield server
 
 
-@pytest.fixture(params=["local", "memory", "bucket"])
+@pytest.fixture(params=["local", "memory", "bucket", "api"])
 def rig(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Rig]:
@@ -54,6 +58,13 @@ def rig(
         yield LocalMedium(tmp_path / "store", monkeypatch).rig()
     elif request.param == "memory":
         yield MemoryMedium(tmp_path / "copies").rig()
+    elif request.param == "api":
+        url = request.getfixturevalue("database_url")
+        settings = Settings(home=tmp_path / "home", database_url=url, max_upload_bytes=1000)
+        app = create_app(settings)
+        yield ApiMedium(Api(app), tmp_path / "copies", monkeypatch).rig()
+        monkeypatch.undo()
+        app.state.services.db.dispose()
     else:
         server = request.getfixturevalue("server")
         medium = BucketMedium(server, tmp_path / "copies", monkeypatch)

@@ -31,8 +31,7 @@ from farm.queue.doorbell import Doorbell
 from farm.settings import Settings
 from farm.specs import gpus
 from farm.store import proof
-from farm.store.base import Store
-from farm.store.chosen import store_of
+from farm.store.base import Blobs
 from farm.tracing import spans
 from workers.runner import compiles, remote, toolchain, trial
 from workers.runner.child import await_preload
@@ -40,6 +39,7 @@ from workers.runner.names import queues
 from workers.runner.pool import Pool
 from workers.runner.shown import Flower
 from workers.runner.siblings import Siblings
+from workers.runner.stores import blobs_of
 from workers.sandbox import Sandbox, environment, folder
 from workers.sandbox.features import missing
 from workers.sandbox.settings import sandbox_of
@@ -56,7 +56,7 @@ class Context:
 
     settings: Settings
     db: Database
-    store: Store
+    store: Blobs
     doorbell: Doorbell
     worker: str
     gpu: Gpu | None = None  #: the GPU the worker is pinned to
@@ -108,6 +108,7 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     settings = Settings()
     # Before its variables go, of which some are secret.
     spans.configure("engine-farm-worker", instance=name)
+    store = blobs_of(settings)
     # The settings hold all that is needed of it from here on. The fork server may be restarted, and must
     # not inherit the rest.
     environment.replace(environment.of_worker(settings.sandbox_environment))
@@ -124,7 +125,7 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     context = Context(
         settings=settings,
         db=db,
-        store=store_of(settings),
+        store=store,
         doorbell=Doorbell(db, app),
         worker=name,
         gpu=gpu,

@@ -164,9 +164,13 @@ def _end_failed(context: Context, claim: Claim, err: FarmError) -> None:
         return
     if isinstance(err, BlobDamaged):
         # Don't rely on the child: it may report a sound blob as damaged.
-        claims.insist(
-            context, lambda session: scrub.check(session, context.store, claim.inputs.values())
-        )
+        copies = [one for one in claim.inputs.values() if context.store.drop_wrong_copy(one)]
+        damaged = [d for d in claim.inputs.values() if not scrub.is_right(context.store, d)]
+        if copies and not damaged:
+            here = StorageUnavailable(f"this machine's copy of {copies[0]} was damaged")
+            _interrupt(context, claim, here)
+            return
+        claims.insist(context, lambda session: scrub.quarantine(session, context.store, damaged))
     _fail(context, claim, err)
 
 
