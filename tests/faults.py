@@ -29,6 +29,7 @@ class Faults:
     refuses: bool = False  #: every connection
     is_full: bool = False  #: every PUT and POST is answered by 507, until something is deleted
     ignores_ranges: bool = False  #: requests arrive without their Range
+    answers_200: bool = False  #: to ranges, too
     #: Positions in a connection's answers, or requests, whose bytes are changed; each once.
     corrupt_answers: set[int] = field(default_factory=set)
     corrupt_requests: set[int] = field(default_factory=set)
@@ -43,6 +44,7 @@ class Proxy:
         self.faults = Faults()
         self.connections = 0
         self.cuts = 0
+        self.forwarded_bytes = 0
         self._server = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._server.getsockname()[1]}"
         self._open: set[socket.socket] = set()
@@ -102,7 +104,14 @@ class Proxy:
 
     def _answers(self, number: int, client: socket.socket, server: socket.socket) -> None:
         limit, wrong = self.faults.cut_answers(number), self.faults.corrupt_answers
-        self._pump(server, client, limit, wrong, lambda data: data)
+
+        def changed(data: bytes) -> bytes:
+            if self.faults.answers_200 and data.startswith(b"HTTP/1.1 206 "):
+                _, _, rest = data.partition(b"\r\n")
+                return b"HTTP/1.1 200 OK\r\n" + rest
+            return data
+
+        self._pump(server, client, limit, wrong, changed)
 
     def _pump(
         self,
@@ -120,6 +129,7 @@ class Proxy:
                 if self.faults.refuses:
                     break
                 data = bytearray(changed(data))
+                self.forwarded_bytes += len(data)
                 for at in [one for one in wrong if done <= one < done + len(data)]:
                     wrong.discard(at)
                     data[at - done] ^= 1

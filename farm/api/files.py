@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from fastapi import Response
 from fastapi.concurrency import run_in_threadpool
@@ -149,6 +150,26 @@ class StreamedResponse(Response):
             return None
         ranges = self._kind.ranges(asked, self._size)
         return ranges[0] if len(ranges) == 1 else None
+
+
+class LinkedResponse(StreamedResponse):
+    """The same, where a client may fetch it from the store itself.
+
+    Parameters:
+        link: a URL that needs no key, for a while.
+    """
+
+    def __init__(self, link: str, *words: Any, **options: Any) -> None:
+        super().__init__(*words, **options)
+        self._link = link
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the link to whoever wants the bytes; the headers, otherwise."""
+        if scope["method"] == "HEAD":
+            await super().__call__(scope, receive, send)
+            return
+        headers = {"Location": self._link, "Cache-Control": "private, no-store"}
+        await Response(status_code=307, headers=headers)(scope, receive, send)
 
 
 class _Tapering:

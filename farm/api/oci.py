@@ -127,6 +127,7 @@ def get_blob(
         etag=etag,
         headers=headers,
         kind=OciBlobResponse,
+        may_redirect=True,
     )
 
 

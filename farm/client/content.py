@@ -150,7 +150,7 @@ def _lost(
 
 
 def _receive(http: Http, content: Content, received: _Received, progress: TransferProgress) -> None:
-    headers = _range(content, received.bytes)
+    headers = _range(received.bytes)
     with http.stream(content.path, headers=headers, read_timeout_s=_SILENCE_S) as response:
         if not continues(response, received.bytes):
             received.restart()
@@ -166,8 +166,9 @@ def _receive(http: Http, content: Content, received: _Received, progress: Transf
             kept.store()
 
 
-def _range(content: Content, have: int) -> Mapping[str, str]:
-    return {"Range": f"bytes={have}-", "If-Range": f'"{content.digest}"'} if have else {}
+def _range(have: int) -> Mapping[str, str]:
+    # Without If-Range: where the bytes really are, a bucket for example, has another ETag. The digest decides.
+    return {"Range": f"bytes={have}-"} if have else {}
 
 
 def continues(response: httpx2.Response, have: int) -> bool:

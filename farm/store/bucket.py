@@ -27,6 +27,7 @@ from farm.errors import EmptyBlob, FarmError, NotFound, StorageUnavailable, TooL
 from farm.store import digests, objects, streams
 from farm.store.base import Interrupted, Stored, StoredFile
 from farm.store.cache import Cache
+from farm.store.etags import Etag
 from farm.store.puts import ASIDE, DAMAGED, DATA, POINTER, REACH, Puts, new_id, newest_of
 
 #: A part of an upload. There are at most 10,000 of them.
@@ -98,39 +99,45 @@ class BucketStore:
 
     def take(self, source: Path, *, expected: str | None = None) -> Stored:
         with self._puts.reached("written"):
-            digest, size = digests.of_path(source), source.stat().st_size
+            size = source.stat().st_size
+            etag, digest = _read_through(source, part_bytes := _part_bytes(size))
             digests.check(digest, expected)
-            self._upload(source, digest, size)
+            self._upload(source, digest, size, etag, part_bytes)
         self._cache.adopt(source, digest)
         return Stored(digest=digest, bytes=size)
 
-    def _upload(self, source: Path, digest: str, size: int) -> None:
+    def _upload(self, source: Path, digest: str, size: int, etag: Etag, part_bytes: int) -> None:
         import obstore
 
         made = new_id()
-        part_bytes = max(_PART_BYTES, size // _MOST_PARTS)
-        obstore.put(
+        told = obstore.put(
             *(self._bucket, f"{DATA}/{made}", source),
             chunk_size=part_bytes,
             max_concurrency=_PARTS,
         )
-        self._announce(made, digest, size)
+        self._announce(made, digest, size, is_proven=etag.says(told["e_tag"]))
 
     async def receive(
         self, chunks: AsyncIterator[bytes], *, expected: str | None, max_bytes: int
     ) -> Stored:
         import obstore
 
-        size, found, made = 0, hashlib.sha256(), new_id()
+        size, found, made, etag = 0, hashlib.sha256(), new_id(), Etag(_PART_BYTES)
         in_thread = partial(to_thread.run_sync, limiter=self._uploading)
         with self._puts.reached("written"):
             writer = obstore.open_writer(
                 *(self._bucket, f"{DATA}/{made}"), buffer_size=_PART_BYTES, max_concurrency=_PARTS
             )
 
-            def write(chunk: bytes | bytearray) -> None:
+            def write(chunk: bytearray) -> None:
                 found.update(chunk)
+                etag.update(chunk)
                 writer.write(bytes(chunk))
+
+            def end(digest: str) -> None:
+                writer.close()
+                told = obstore.head(self._bucket, f"{DATA}/{made}")
+                self._announce(made, digest, size, is_proven=etag.says(told["e_tag"]))
 
             pending = bytearray()
             # A writer that isn't closed leaves no object.
@@ -147,16 +154,31 @@ class BucketStore:
             await in_thread(write, pending)
             digest = f"sha256:{found.hexdigest()}"
             digests.check(digest, expected)
-            await in_thread(writer.close)
-            await in_thread(self._announce, made, digest, size)
+            await in_thread(end, digest)
         return Stored(digest=digest, bytes=size)
 
-    def _announce(self, made: str, digest: str, size: int) -> None:
-        """Have an upload be a blob, in place of its earlier puts."""
+    def _announce(self, made: str, digest: str, size: int, *, is_proven: bool) -> None:
+        """Have an upload be a blob, in place of its earlier puts.
+
+        Parameters:
+            is_proven: whether all its bytes arrived as they were; otherwise they are read back.
+
+        Raises:
+            StorageUnavailable: other bytes did.
+        """
+        if not is_proven and self._digest_of(made, size) != digest:
+            self._puts.delete([f"{DATA}/{made}"])
+            raise StorageUnavailable(f"other bytes than were sent arrived at {self._url}")
         before = self._puts.of(digest)
         name = digests.name_of(digest)
         self._puts.write(f"{REACH}/{name[:2]}/{name}/{made}.{size}", digest.encode())
         self._puts.erase(before)
+
+    def _digest_of(self, made: str, size: int) -> str:
+        found = hashlib.sha256()
+        for chunk in streams.resumed(partial(self._object_at, f"{DATA}/{made}"), 0, size):
+            found.update(chunk)
+        return f"sha256:{found.hexdigest()}"
 
     # Reading
 
@@ -177,25 +199,26 @@ class BucketStore:
 
     def _open_at(self, digest: str, start: int) -> Iterator[bytes]:
         """A blob's bytes over one connection: of another put if that has been replaced meanwhile."""
+        puts = sorted(self._puts.of(digest), key=lambda one: one.order, reverse=True)
+        for put in puts:
+            with suppress(FileNotFoundError):
+                yield from self._object_at(put.data, start)
+                return
+        raise digests.absent(digest)
+
+    def _object_at(self, path: str, start: int) -> Iterator[bytes]:
         import obstore
         from obstore.exceptions import BaseError
 
-        puts = sorted(self._puts.of(digest), key=lambda one: one.order, reverse=True)
-        with self._puts.reached("read"):
-            for put in puts:
-                with suppress(FileNotFoundError):
-                    try:
-                        got = obstore.get(
-                            self._bucket, put.data, options={"range": {"offset": start}}
-                        )
-                        yield from map(bytes, got.stream(_READ_BYTES))
-                    except BaseError as err:
-                        if _WHOLE not in str(err):
-                            raise
-                        whole = obstore.get(self._bucket, put.data).stream(_READ_BYTES)
-                        yield from streams.skipping(map(bytes, whole), start)
-                    return
-        raise digests.absent(digest)
+        with self._puts.reached("read", but=(FileNotFoundError,)):
+            try:
+                got = obstore.get(self._bucket, path, options={"range": {"offset": start}})
+                yield from map(bytes, got.stream(_READ_BYTES))
+            except BaseError as err:
+                if _WHOLE not in str(err):
+                    raise
+                whole = obstore.get(self._bucket, path).stream(_READ_BYTES)
+                yield from streams.skipping(map(bytes, whole), start)
 
     def place(self, digest: str) -> None:
         self._puts.newest(digest)
@@ -223,10 +246,13 @@ class BucketStore:
 
     def heal(self, digest: str) -> bool:
         with self._cache.held(digest) as copy, self._puts.reached("written"):
-            if copy is None or digests.of_path(copy) != digest:
+            if copy is None:
                 return False
-            self._upload(copy, digest, copy.stat().st_size)
-            return True
+            size = copy.stat().st_size
+            etag, found = _read_through(copy, part_bytes := _part_bytes(size))
+            if found == digest:
+                self._upload(copy, digest, size, etag, part_bytes)
+            return found == digest
 
     # Room
 
@@ -303,3 +329,17 @@ class BucketStore:
         found = POINTER.fullmatch(upload.name)
         with self._puts.reached("written"):
             self._puts.delete([upload.name, *([f"{DATA}/{found[2]}"] if found else [])])
+
+
+def _part_bytes(size: int) -> int:
+    return max(_PART_BYTES, size // _MOST_PARTS)
+
+
+def _read_through(source: Path, part_bytes: int) -> tuple[Etag, str]:
+    """A file's ETag in parts of this size, and its digest."""
+    etag, found = Etag(part_bytes), hashlib.sha256()
+    with source.open("rb") as file:
+        while chunk := file.read(_READ_BYTES):
+            etag.update(chunk)
+            found.update(chunk)
+    return etag, f"sha256:{found.hexdigest()}"

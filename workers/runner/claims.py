@@ -85,9 +85,14 @@ def pass_on(context: Context, job_id: int) -> None:
         log.warning("%s; the sweep rings again for what is queued", err.detail)
 
 
-def insist(context: Context, work: Callable[[Session], T]) -> T:
+def insist(
+    context: Context, work: Callable[[Session], T], *, before: Callable[[], None] = lambda: None
+) -> T:
     """Do a unit of work, and retry it while the database is away: a restart of the database mustn't
     lose hours of work. If another worker took the job over meanwhile, it keeps it.
+
+    Parameters:
+        before: called before each try, outside of the unit of work.
 
     Raises:
         DatabaseUnavailable: the worker is shutting down.
@@ -97,6 +102,7 @@ def insist(context: Context, work: Callable[[Session], T]) -> T:
     races = 0
     while True:
         try:
+            before()
             with context.db.write() as session:
                 return work(session)
         except IntegrityError:

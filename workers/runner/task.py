@@ -36,6 +36,7 @@ from workers.runner import (
     stage_spans,
     timing_caches,
     toolchain,
+    transfers,
 )
 from workers.runner.app import Context
 from workers.runner.child import Child, await_preload
@@ -255,19 +256,23 @@ def _work(context: Context, claim: Claim) -> list[Bell]:
 def _keep(context: Context, claim: Claim, made: Made) -> list[Bell]:
     """Store what was made, and finish the job with it."""
     outputs = {}
-    for role, path in made.outputs.items():
-        stored = context.store.take(path)
-        outputs[role] = Output(digest=stored.digest, bytes=stored.bytes)
+    with transfers.leased(context, claim):
+        for role, path in made.outputs.items():
+            stored = context.store.take(path)
+            outputs[role] = Output(digest=stored.digest, bytes=stored.bytes)
 
-    def succeed(session: Session) -> list[Bell]:
+    def require_outputs() -> None:
         # After an hour, garbage collection may have taken outputs that nothing refers to yet.
         if not all(context.store.has(output.digest) for output in outputs.values()):
             raise StorageUnavailable("the store has lost what was made")
+
+    def succeed(session: Session) -> list[Bell]:
         return jobs.succeed(
             session, claim.job_id, claim.attempt, outputs=outputs, facts=dict(made.facts)
         )
 
-    return claims.insist(context, succeed)
+    # Not within: the store may be the API, which has to write, too.
+    return claims.insist(context, succeed, before=require_outputs)
 
 
 def _run_stage(request: StageRequest, link: Link) -> dict[str, Any]:
@@ -323,10 +328,12 @@ def _request(context: Context, claim: Claim, workdir: Path, parts: Sequence[Part
     for part in parts:
         blobs |= part.blobs
         placed |= part.place(workdir)
+    with transfers.leased(context, claim):
+        held = inputs.hold(context.store, blobs, _inputs_folder(workdir))
     request = StageRequest(
         kind=JobKind(claim.kind),
         params=dict(claim.params),
-        inputs=inputs.hold(context.store, blobs, _inputs_folder(workdir)) | placed,
+        inputs=held | placed,
         workdir=workdir,
         digests=dict(claim.inputs),
     )
