@@ -13,7 +13,6 @@ from fastapi import Header, Response
 from farm.api.files import (
     OCTETS,
     BlobResponse,
-    LinkedResponse,
     StreamedResponse,
     immutable,
     not_modified,
@@ -87,19 +86,16 @@ def sent(
             return kind(path, etag=etag, headers=headers, media_type=media_type)
     except (NotFound, FileNotFoundError):
         raise _lost(what) from None
-    read = partial(farm.store.read, digest)
-    streamed = partial(
-        *(StreamedResponse, read, size),
+    is_linked = may_redirect and farm.settings.redirect_pulls
+    return StreamedResponse(
+        partial(farm.store.read, digest),
+        size,
         etag=etag,
         headers=headers,
         media_type=media_type,
         kind=kind,
+        link=farm.store.link(digest, lasts_s=_LINK_S) if is_linked else None,
     )
-    if may_redirect and farm.settings.redirect_pulls:
-        link = farm.store.link(digest, lasts_s=_LINK_S)
-        if link is not None:
-            return LinkedResponse(link, *streamed.args, **streamed.keywords)
-    return streamed()
 
 
 def _by_nginx(

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from fastapi import Response
 from fastapi.concurrency import run_in_threadpool
@@ -108,6 +107,7 @@ class StreamedResponse(Response):
     Parameters:
         read: the bytes from a first one to before another.
         kind: parses ranges.
+        link: where a client may fetch it from the store itself: it is sent there.
     """
 
     def __init__(
@@ -119,6 +119,7 @@ class StreamedResponse(Response):
         headers: Mapping[str, str] = MappingProxyType({}),
         media_type: str = OCTETS,
         kind: type[BlobResponse] = BlobResponse,
+        link: str | None = None,
     ) -> None:
         all_headers = {"Accept-Ranges": "bytes", **immutable(etag), **headers}
         super().__init__(headers=all_headers, media_type=media_type)
@@ -126,9 +127,14 @@ class StreamedResponse(Response):
         self._size = size
         self._etag = etag
         self._kind = kind
+        self._link = link
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. A blob that is gone is refused before anything is sent."""
+        if self._link is not None and scope["method"] != "HEAD":
+            headers = {"Location": self._link, "Cache-Control": "private, no-store"}
+            await Response(status_code=307, headers=headers)(scope, receive, send)
+            return
         asked = self._asked(Headers(scope=scope))
         start, stop = asked or (0, self._size)
         sent = {name: value for name, value in self.headers.items() if name != "content-length"}
@@ -150,26 +156,6 @@ class StreamedResponse(Response):
             return None
         ranges = self._kind.ranges(asked, self._size)
         return ranges[0] if len(ranges) == 1 else None
-
-
-class LinkedResponse(StreamedResponse):
-    """The same, where a client may fetch it from the store itself.
-
-    Parameters:
-        link: a URL that needs no key, for a while.
-    """
-
-    def __init__(self, link: str, *words: Any, **options: Any) -> None:
-        super().__init__(*words, **options)
-        self._link = link
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the link to whoever wants the bytes; the headers, otherwise."""
-        if scope["method"] == "HEAD":
-            await super().__call__(scope, receive, send)
-            return
-        headers = {"Location": self._link, "Cache-Control": "private, no-store"}
-        await Response(status_code=307, headers=headers)(scope, receive, send)
 
 
 class _Tapering:

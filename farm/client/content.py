@@ -167,7 +167,7 @@ def _receive(http: Http, content: Content, received: _Received, progress: Transf
 
 
 def _range(have: int) -> Mapping[str, str]:
-    # Without If-Range: where the bytes really are, a bucket for example, has another ETag. The digest decides.
+    # Without If-Range: where the bytes really are, in a bucket say, they have another ETag. The digest tells.
     return {"Range": f"bytes={have}-"} if have else {}
 
 

@@ -20,6 +20,7 @@ from farm.errors import (
     FarmError,
     InternalError,
     LeaseLost,
+    StorageFull,
     StorageUnavailable,
     Unavailable,
 )
@@ -85,6 +86,9 @@ def register(app: Celery, context: Context) -> None:
 def _run(message_id: str, context: Context, job_id: int) -> str:
     # A lease that ran while frameworks are still being imported would expire before the job starts.
     await_preload()
+    if not context.store_watch.is_usable():
+        context.stopping.wait(_PASS_ON_S)
+        return "not claimed: the store can't be used; the sweep rings again"
     try:
         claim = claims.claim(context, job_id)
     except DatabaseUnavailable as err:
@@ -160,6 +164,8 @@ def _end_failed(context: Context, claim: Claim, err: FarmError) -> None:
         return
     if isinstance(err, Unavailable):
         log.warning("%s is interrupted: %s", claim.title, err.detail)
+        if isinstance(err, StorageUnavailable | StorageFull):
+            context.store_watch.doubt()
         context.shunned[claim.job_id] = time.monotonic() + _SHUN_S
         _interrupt(context, claim, err)
         return
