@@ -69,6 +69,20 @@ def _is_for_others(context: Context, session: Session, job_id: int) -> bool:
     if time.monotonic() > until:
         del context.shunned[job_id]
         return False
+    return _others_may(context, session, job_id)
+
+
+def others_may(context: Context, job_id: int) -> bool:
+    """Whether another worker that is available reads this job's queue.
+
+    Raises:
+        DatabaseUnavailable
+    """
+    with context.db.read() as session:
+        return session.get(Job, job_id) is not None and _others_may(context, session, job_id)
+
+
+def _others_may(context: Context, session: Session, job_id: int) -> bool:
     queue = session.get_one(Job, job_id).queue
     fleet = Fleet.load(session, ttl_s=context.settings.worker_ttl_s)
     return any(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +87,7 @@ def _run(message_id: str, context: Context, job_id: int) -> str:
     # A lease that ran while frameworks are still being imported would expire before the job starts.
     await_preload()
     if not context.store_watch.is_usable():
-        context.stopping.wait(_PASS_ON_S)
-        return "not claimed: the store can't be used; the sweep rings again"
+        return _left_without_store(context, job_id)
     try:
         claim = claims.claim(context, job_id)
     except DatabaseUnavailable as err:
@@ -110,6 +109,15 @@ def _run(message_id: str, context: Context, job_id: int) -> str:
         # During a shutdown, jobs given back are released once the worker has ended.
         if not context.stopping.is_set():
             context.held.pop(claim.job_id, None)
+
+
+def _left_without_store(context: Context, job_id: int) -> str:
+    context.stopping.wait(_PASS_ON_S)  # otherwise it would come back here at once
+    with suppress(DatabaseUnavailable):
+        if claims.others_may(context, job_id):
+            claims.pass_on(context, job_id)
+            return "left for another worker: the store can't be used here"
+    return "not claimed: the store can't be used; the sweep rings again"
 
 
 def _fields(claim: Claim) -> dict[str, object]:
