@@ -50,11 +50,11 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("DELETE", "/v1/blobs/{digest}"): SUBMIT,  # one's own
     ("GET", "/v1/blobs/{digest}"): WORK,  # others read what they are given, as engines and ONNX
     ("POST", "/v1/blobs/{digest}/check"): WORK,
-    ("POST", "/v1/blobs/uploads"): SUBMIT,
-    ("GET", "/v1/blobs/uploads/{upload}"): SUBMIT,
-    ("PATCH", "/v1/blobs/uploads/{upload}"): SUBMIT,
-    ("PUT", "/v1/blobs/uploads/{upload}"): SUBMIT,
-    ("DELETE", "/v1/blobs/uploads/{upload}"): SUBMIT,
+    ("POST", "/v1/uploads"): SUBMIT,
+    ("GET", "/v1/uploads/{upload}"): SUBMIT,
+    ("PATCH", "/v1/uploads/{upload}"): SUBMIT,
+    ("PUT", "/v1/uploads/{upload}"): SUBMIT,
+    ("DELETE", "/v1/uploads/{upload}"): SUBMIT,
     ("GET", "/v1/store"): READ,
     ("GET", "/v1/blobs/{digest}/uses"): READ,
     ("POST", "/v1/builds"): SUBMIT,
@@ -148,7 +148,7 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
 #: What the scope `work` allows, too: a worker stores files, and submits nothing.
 OF_WORKERS = frozenset(
     {("HEAD", "/v1/blobs/{digest}"), ("POST", "/v1/blobs")}
-    | {one for one in SCOPES if one[1].startswith("/v1/blobs/uploads")}
+    | {one for one in SCOPES if one[1].startswith("/v1/uploads")}
 )
 _LOOKS = 2  #: concurrent key lookups in the database
 _WAIT_S = 0.5  #: how long a caller known from a moment ago waits for the database

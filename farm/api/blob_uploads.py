@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from farm.api.chunks import ContentRange, start_of
 from farm.api.services import By, Farm, Services, answer, problems
-from farm.errors import DigestMismatch
+from farm.errors import DigestMismatch, EmptyBlob
 from farm.schemas.base import Digest
 from farm.schemas.storage import Blob, BlobUpload
 from farm.store import held
@@ -18,7 +18,7 @@ from farm.store.held import Hold
 from farm.trust import audit
 from farm.trust.callers import Caller
 
-router = APIRouter(prefix="/v1/blobs/uploads", tags=["blobs"])
+router = APIRouter(prefix="/v1/uploads", tags=["blobs"])
 
 #: The name of no repository: uploads of OCI's clients are others.
 _OURS = "/v1/blobs"
@@ -73,7 +73,7 @@ async def add(
     "/{upload}",
     status_code=201,
     summary="End an upload",
-    responses=problems(404, 507),
+    responses=problems(404, 416, 507),
     openapi_extra=_BYTES,
 )
 async def finish(
@@ -87,7 +87,8 @@ async def finish(
     """Add the request's body, if it has one, and store all of it; nothing if it has another digest."""
     start = start_of(request, content_range)
     hold = farm.hold(by, upload=upload, announced=request.headers.get("content-length"))
-    await farm.sessions.append(_OURS, upload, request.stream(), start=start, hold=hold)
+    if not await farm.sessions.append(_OURS, upload, request.stream(), start=start, hold=hold):
+        raise EmptyBlob()
     try:
         stored = await run_in_threadpool(farm.sessions.finish, _OURS, upload, digest)
     except DigestMismatch:

@@ -28,7 +28,7 @@ from farm.registry.oci.received import LONGEST_MANIFEST_BYTES
 from farm.settings import Settings
 from farm.trust.hosts import Headers, Hosts
 
-UPLOADS = re.compile(r"/v1/blobs(/uploads/[^/]+)?")
+UPLOADS = re.compile(r"/v1/blobs|/v1/uploads/[^/]+")
 DOCS = "/docs"
 REQUEST_ID = "x-request-id"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")

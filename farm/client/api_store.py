@@ -59,8 +59,8 @@ class ApiStore:
     def try_to_write(self) -> None:
         with self._reached():
             _require_no(self._http.read(StoreView, "GET", "/v1/store").problem)
-            begun = self._http.read(BlobUpload, "POST", "/v1/blobs/uploads")
-            self._http.request("DELETE", f"/v1/blobs/uploads/{begun.id}")
+            begun = self._http.read(BlobUpload, "POST", "/v1/uploads")
+            self._http.request("DELETE", f"/v1/uploads/{begun.id}")
             with suppress(NotFound):  # the key may read, and there is no such blob
                 self._http.request("GET", f"/v1/blobs/{_NOBODYS}")
 

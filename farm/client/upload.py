@@ -29,7 +29,7 @@ from farm.schemas.storage import Blob, BlobUpload
 from farm.store.streams import skipping
 
 _CHUNK_BYTES = 1 << 20
-_UPLOADS = "/v1/blobs/uploads"
+_UPLOADS = "/v1/uploads"
 #: Smaller ones are sent again as quickly.
 _LARGE_BYTES = 8 << 20
 _TRIES = 3

@@ -342,7 +342,7 @@ def _drop_upload(api, _db, _monkeypatch):
 
 
 def _uploaded_in_parts(api, content):
-    begun = api.post("/v1/blobs/uploads")
+    begun = api.post("/v1/uploads")
     path = begun.headers["location"]
     for start in (0, 5):
         part = content[start : start + 5] if start == 0 else content[start:]
@@ -366,7 +366,7 @@ def _end_upload(api, _db, _monkeypatch):
 
 
 def _drop_parts(api, _db, _monkeypatch):
-    path = api.post("/v1/blobs/uploads").headers["location"]
+    path = api.post("/v1/uploads").headers["location"]
     assert api.request("DELETE", path).status_code == 204
     return "upload.drop", path.rpartition("/")[2]
 
@@ -423,10 +423,10 @@ def _link(api, _db, _monkeypatch):
 
 CHANGES = {
     ("POST", "/v1/blobs"): _upload,
-    ("POST", "/v1/blobs/uploads"): _begin_upload,
-    ("PATCH", "/v1/blobs/uploads/{upload}"): _add_to_upload,
-    ("PUT", "/v1/blobs/uploads/{upload}"): _end_upload,
-    ("DELETE", "/v1/blobs/uploads/{upload}"): _drop_parts,
+    ("POST", "/v1/uploads"): _begin_upload,
+    ("PATCH", "/v1/uploads/{upload}"): _add_to_upload,
+    ("PUT", "/v1/uploads/{upload}"): _end_upload,
+    ("DELETE", "/v1/uploads/{upload}"): _drop_parts,
     ("POST", "/v1/blobs/{digest}/check"): _check,
     ("POST", "/v1/builds"): _submit,
     ("POST", "/v1/models/{model}/bench"): _bench,

@@ -79,7 +79,7 @@ def test_no_websocket_is_opened(api):
 
 
 #: HEAD protects a blob; any file is read only by workers; an upload is seen by whoever may upload.
-_OF_UPLOADERS = ("/v1/blobs/{digest}", "/v1/blobs/uploads/{upload}")
+_OF_UPLOADERS = ("/v1/blobs/{digest}", "/v1/uploads/{upload}")
 _OF_ADMINS = ("/v1/keys", "/v1/audit", "/keys", "/audit")
 
 
@@ -98,7 +98,7 @@ def test_a_worker_elsewhere_stores_and_reads_files_and_does_nothing_else(api):
     digest = worker.upload(b"made by a job")
     assert worker.get(f"/v1/blobs/{digest}").content == b"made by a job"
     assert worker.request("HEAD", f"/v1/blobs/{digest}").status_code == 200
-    path = worker.post("/v1/blobs/uploads").headers["location"]
+    path = worker.post("/v1/uploads").headers["location"]
     assert worker.get(path).json()["bytes"] == 0
     assert worker.post(f"/v1/blobs/{digest}/check").json()["right"] is True
     assert worker.post("/v1/builds", json={}).status_code == 403
