@@ -93,7 +93,7 @@ def ratios() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         digest, engine, written = _stored(home), f"e{0:015}", home / "written"
-        blob = LocalStore(home / "store").path(digest)
+        blob = LocalStore(home / "store").place(digest)
         with _api(home) as farm, _nginx(blob, home) as nginx:
             at = f"{nginx.url}/{blob.name}"
             content = _turns(

@@ -7,7 +7,7 @@ COPY distributions distributions
 COPY farm farm
 COPY workers workers
 COPY migrations migrations
-RUN pip install -c constraints.txt ".[server,otel]" ./distributions/server
+RUN pip install -c constraints.txt ".[server,otel,buckets]" ./distributions/server
 # Each by its name: `install -d` gives the owner to the last folder of a path alone.
 RUN useradd --create-home --uid 1000 farm && install -d -o farm /var/lib/farm /var/lib/farm/store && \
     install -d -o farm -m 700 /var/lib/farm/signing

@@ -1,7 +1,7 @@
 # Data plane: the default is a CPU worker with TensorRT-RTX; for GPUs
-#   --build-arg EXTRAS=worker,gpu,rtx,tensorrt,otel --build-arg TORCH=cuda
+#   --build-arg EXTRAS=worker,gpu,rtx,tensorrt,otel,buckets --build-arg TORCH=cuda
 FROM python:3.13-slim
-ARG EXTRAS=worker,cpu,rtx,otel
+ARG EXTRAS=worker,cpu,rtx,otel,buckets
 ARG TORCH=cpu
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1

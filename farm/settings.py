@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from farm import logs
 from farm.signing import ed25519
+from farm.specs import stores
 from farm.specs.gates import GateSet
 from farm.specs.home import DEFAULT_HOME
 from farm.specs.limits import NO_LIMITS, Limits
@@ -25,11 +26,12 @@ from farm.stages import STAGES, JobKind
 _HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 #: Goes into pages as it is.
 _ADDRESS = re.compile(r"https?://[A-Za-z0-9_.:\[\]-]+(/[A-Za-z0-9_.~/-]*)?")
+_LOCATION = re.compile(r"/([A-Za-z0-9_.~-]+/)+")
 _LISTS = (
     *("runtimes", "plugin_keys", "hosts", "protected_aliases"),
     *("sandbox_read", "sandbox_environment"),
 )
-_PATHS = ("home", "store", "log_file", "signing_key", "signing_password_file", "signing_public_key")
+_PATHS = ("home", "log_file", "signing_key", "signing_password_file", "signing_public_key")
 
 
 def _raised(value: object) -> object:
@@ -53,8 +55,32 @@ class Settings(BaseSettings):
     broker_url: str = Field(
         "", description="Redis or Valkey URL; by default the embedded Valkey that `farm up` starts"
     )
-    store: Path | None = Field(
-        None, description="folder of the artifact store; by default `store` in the home folder"
+    store: str = Field(
+        "",
+        description="the artifact store: a folder, as a path or `file:///srv/farm/store`; a bucket, "
+        "`s3://BUCKET/PREFIX`, `gs://…` or `az://…`; for workers also `https://farm.example.com`, the farm's "
+        "API, with `FARM_KEY`. By default the folder `store` in the home folder",
+    )
+    store_endpoint: str = Field(
+        "",
+        description="address of an S3 store as clients reach it, for `FARM_REDIRECT_PULLS`, if that isn't "
+        "the API's `AWS_ENDPOINT_URL`",
+    )
+    redirect_pulls: bool = Field(
+        False,
+        description="redirect downloads to the bucket, by URLs signed for 15 minutes, rather than send the "
+        "bytes through the API",
+    )
+    accel_redirect: str = Field(
+        "",
+        description="path of nginx's internal location for the store's folder, `/stored/`: downloads are "
+        "answered by `X-Accel-Redirect`, and nginx sends the file",
+    )
+    cache_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="what this machine's copies of blobs from a bucket or the API may take, in `cache` in "
+        "the home folder; by default a fifth of its disk. Copies in use stay even if they take more",
     )
     runtimes: Annotated[tuple[Runtime, ...], NoDecode] = Field(
         (Runtime.TENSORRT, Runtime.TENSORRT_RTX, Runtime.AOTINDUCTOR, Runtime.ONNXRUNTIME),
@@ -281,12 +307,24 @@ class Settings(BaseSettings):
                 raise ValueError(f"{host!r} isn't a host name; omit http:// and the port")
         return tuple(host.lower() for host in hosts)
 
-    @field_validator("public_url", "flower_url")
+    @field_validator("public_url", "flower_url", "store_endpoint")
     @classmethod
     def _is_address(cls, url: str) -> str:
         if url and not _ADDRESS.fullmatch(url):
             raise ValueError(f"{url!r} isn't an address such as https://farm.example.com")
         return url.rstrip("/")
+
+    @field_validator("store")
+    @classmethod
+    def _is_store(cls, store: str) -> str:
+        return stores.checked(store)
+
+    @field_validator("accel_redirect")
+    @classmethod
+    def _is_location(cls, path: str) -> str:
+        if path and not _LOCATION.fullmatch(path):
+            raise ValueError(f"{path!r} isn't a location such as /stored/")
+        return path
 
     @model_validator(mode="after")
     def _absolute(self) -> Self:
@@ -336,4 +374,5 @@ class Settings(BaseSettings):
 
     @property
     def store_dir(self) -> Path:
-        return self.store or self.home / "store"
+        """The store's folder, and otherwise a folder for what is on its way to the store."""
+        return stores.folder_of(self.store) or self.home / "store"

@@ -39,6 +39,10 @@ def main(argv: list[str] | None = None) -> int:
         from workers.runner import trial
 
         return trial.show(Settings(), as_document=options.json)
+    if options.check_store:
+        from workers.runner import stores
+
+        return stores.show(Settings(), as_document=options.json)
     missing = toolchain.missing()
     if missing:
         print(
@@ -72,6 +76,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--check-sandbox",
         action="store_true",
         help="test job isolation on this machine and exit",
+    )
+    parser.add_argument(
+        "--check-store",
+        action="store_true",
+        help="test this machine's way to the artifact store and exit",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # "cpu", or a GPU's UUID

@@ -27,6 +27,7 @@ from farm.trust.subjects import Subjects
 from farm.trust.tokens import Identity
 
 READ, SUBMIT, PROMOTE, ADMIN = Scope.READ, Scope.SUBMIT, Scope.PROMOTE, Scope.ADMIN
+WORK = Scope.WORK
 #: Open to anyone who can reach the farm: its health, and the description of its API.
 OPEN = frozenset(
     {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/start.js", "/docs/{name}"}
@@ -51,6 +52,14 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("POST", "/v1/blobs"): SUBMIT,
     ("HEAD", "/v1/blobs/{digest}"): SUBMIT,  # it protects the blob from garbage collection
     ("DELETE", "/v1/blobs/{digest}"): SUBMIT,  # one's own
+    ("GET", "/v1/blobs/{digest}"): WORK,  # others read what they are given, as engines and ONNX
+    ("POST", "/v1/blobs/{digest}/check"): WORK,
+    ("POST", "/v1/uploads"): SUBMIT,
+    ("GET", "/v1/uploads/{upload}"): SUBMIT,
+    ("PATCH", "/v1/uploads/{upload}"): SUBMIT,
+    ("PUT", "/v1/uploads/{upload}"): SUBMIT,
+    ("DELETE", "/v1/uploads/{upload}"): SUBMIT,
+    ("GET", "/v1/store"): READ,
     ("GET", "/v1/blobs/{digest}/uses"): READ,
     ("POST", "/v1/builds"): SUBMIT,
     ("GET", "/v1/builds"): READ,
@@ -143,6 +152,11 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("PUT", "/v2/{name:path}/blobs/uploads/{upload}"): SUBMIT,
     ("DELETE", "/v2/{name:path}/blobs/uploads/{upload}"): SUBMIT,
 }
+#: What the scope `work` allows, too: a worker stores files, and submits nothing.
+OF_WORKERS = frozenset(
+    {("HEAD", "/v1/blobs/{digest}"), ("POST", "/v1/blobs")}
+    | {one for one in SCOPES if one[1].startswith("/v1/uploads")}
+)
 _LOOKS = 2  #: concurrent key lookups in the database
 _WAIT_S = 0.5  #: how long a caller known from a moment ago waits for the database
 _LABEL = 100
@@ -213,6 +227,7 @@ class Access:
             )
             for method, path in operations(routes)
         ]
+        self._of_workers = [(method, compile_path(path)[0]) for method, path in OF_WORKERS]
 
     async def caller(self, method: str, path: str, headers: Headers, address: str) -> Caller:
         """The caller of this operation.
@@ -240,7 +255,8 @@ class Access:
                 return anonymous
             raise _refusal(key)
         scopes = self._scopes(row, identity, login)
-        if not allows(scopes, wanted):
+        of_workers = Scope.WORK in scopes and self._is_of_workers(method, path)
+        if not allows(scopes, wanted) and not of_workers:
             raise _too_little(row, scopes, wanted)
         return Caller(
             key_id=row.id,
@@ -268,6 +284,9 @@ class Access:
         # Another method of an open path, or no such path: without a key, callers don't learn which.
         opens = any(scope is None and pattern.match(path) for _, pattern, scope in self._rules)
         return None if opens else READ
+
+    def _is_of_workers(self, method: str, path: str) -> bool:
+        return any(one == method and pattern.match(path) for one, pattern in self._of_workers)
 
     async def _row(self, key: str) -> ApiKey | None:
         row = self._ring.known(key)

@@ -16,6 +16,7 @@ from farm.api import (
     aliases,
     audit,
     bench,
+    blob_uploads,
     blobs,
     builds,
     compare,
@@ -41,6 +42,7 @@ from farm.api import (
     scrub,
     search,
     signing,
+    store,
     triton,
     usage,
     yanks,
@@ -60,7 +62,9 @@ log = logging.getLogger(__name__)
 
 _NOUNS = (
     *(
+        blob_uploads,
         blobs,
+        store,
         builds,
         jobs,
         registry,

@@ -10,11 +10,13 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from farm.api import contents
 from farm.api.services import By, Farm, Services, answer, problems
+from farm.daemon import scrub
 from farm.errors import InvalidRequest, NotFound
 from farm.registry import uses
 from farm.schemas.base import Digest
-from farm.schemas.storage import Blob
+from farm.schemas.storage import Blob, BlobCheck
 from farm.schemas.uses import BlobUses
 from farm.store import artifacts
 from farm.store.base import Stored
@@ -92,6 +94,40 @@ def _remember(farm: Services, hold: Hold, stored: Stored, by: Caller) -> None:
 
 
 @router.get(
+    "/{digest}",
+    summary="Download a file",
+    response_class=Response,
+    responses=contents.ANSWERS,
+)
+def download(
+    digest: Annotated[Digest, Path()], farm: Farm, if_none_match: contents.IfNoneMatch = None
+) -> Response:
+    """Any file, by its digest, for workers. `Range` resumes a download."""
+    with farm.db.read() as session:
+        size = artifacts.size(session, digest)
+    if size is None:
+        raise _absent(digest)
+    return contents.content(farm, digest, size, what=f"blob {digest}", if_none_match=if_none_match)
+
+
+@router.post(
+    "/{digest}/check",
+    summary="Check a file",
+    response_model=BlobCheck,
+    responses=problems(404),
+)
+def check(digest: Annotated[Digest, Path()], farm: Farm, by: By) -> Response:
+    """Hash a file, and quarantine it if it is damaged, for a worker that has got other bytes."""
+    if not farm.store.has(digest):
+        raise _absent(digest)
+    right = scrub.is_right(farm.store, digest)
+    if not right:
+        with farm.db.write() as session:
+            scrub.quarantine(session, farm.store, [digest], by)
+    return answer(BlobCheck(digest=digest, right=right))
+
+
+@router.get(
     "/{digest}/uses",
     summary="Show what refers to a blob",
     response_model=BlobUses,
@@ -115,5 +151,9 @@ def head(digest: Annotated[Digest, Path()], farm: Farm) -> Response:
     with farm.db.write() as session:
         size = artifacts.renew(session, digest)
     if size is None or not farm.store.has(digest):
-        raise NotFound(f"there is no blob {digest}", hint="upload it: POST /v1/blobs")
+        raise _absent(digest)
     return Response(headers={"Content-Length": str(size), "ETag": f'"{digest}"'})
+
+
+def _absent(digest: str) -> NotFound:
+    return NotFound(f"there is no blob {digest}", hint="upload it: POST /v1/blobs")

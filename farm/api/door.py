@@ -31,7 +31,7 @@ from farm.specs.limits import Quota
 from farm.trust.callers import Caller
 from farm.trust.hosts import Headers, Hosts
 
-UPLOADS = "/v1/blobs"
+UPLOADS = re.compile(r"/v1/blobs|/v1/uploads/[^/]+")
 DOCS = "/docs"
 REQUEST_ID = "x-request-id"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
@@ -123,7 +123,7 @@ class Door:
         await self._count(caller, send)
         if method not in _BODY_METHODS:
             await self._call(path, scope, receive, send, client)
-        elif path == UPLOADS:
+        elif UPLOADS.fullmatch(path):
             _check_type(
                 headers, _is_bytes, "send the file's bytes: curl -X POST -T FILE …/v1/blobs"
             )

@@ -1,19 +1,23 @@
-"""Files as responses: in large chunks while few are sent, else by the server from their path."""
+"""Files as responses: in large chunks while few are sent, else by the server from their path; or as they
+come out of a store elsewhere."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
 from fastapi import Response
-from fastapi.responses import FileResponse
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse, StreamingResponse
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import MalformedRangeHeader, RangeNotSatisfiable
 from starlette.types import Message, Receive, Scope, Send
 
+OCTETS = "application/octet-stream"
 _MOST_RANGES = 16  #: more than any client uses to resume; beyond it the whole file is sent
 #: The server itself sends files in pieces of 128 KiB, with a change of threads for each.
 _LARGE_BYTES = 1 << 20
@@ -28,13 +32,18 @@ class BlobResponse(FileResponse):
     """An immutable file; an invalid range is ignored, as RFC 9110 allows."""
 
     def __init__(
-        self, path: Path, *, etag: str, headers: Mapping[str, str] = MappingProxyType({})
+        self,
+        path: Path,
+        *,
+        etag: str,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        media_type: str = OCTETS,
     ) -> None:
         stat = path.stat()
         super().__init__(
             path,
             headers=immutable(etag) | dict(headers),
-            media_type="application/octet-stream",
+            media_type=media_type,
             stat_result=stat,
         )
         self._is_large = stat.st_size >= _LARGE_FILE_BYTES
@@ -53,6 +62,15 @@ class BlobResponse(FileResponse):
 
     @classmethod
     def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
+        return cls.ranges(http_range, file_size)
+
+    @classmethod
+    def ranges(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
+        """What a client asks for, each from its first byte to before its last; none for the whole file.
+
+        Raises:
+            HTTPException: 416.
+        """
         if http_range.count(",") >= _MOST_RANGES:
             return []
         try:
@@ -72,8 +90,8 @@ class OciBlobResponse(BlobResponse):
     """The same for OCI's clients, whose conformance suite has an invalid range refused."""
 
     @classmethod
-    def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
-        ranges = super()._parse_range_header(http_range, file_size)
+    def ranges(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
+        ranges = super().ranges(http_range, file_size)
         if not ranges:
             raise HTTPException(
                 416,
@@ -81,6 +99,63 @@ class OciBlobResponse(BlobResponse):
                 headers={"Content-Range": f"bytes */{file_size}"},
             )
         return ranges
+
+
+class StreamedResponse(Response):
+    """A blob of a store elsewhere, as it comes; of several ranges the whole of it, as RFC 9110 allows.
+
+    Parameters:
+        read: the bytes from a first one to before another.
+        kind: parses ranges.
+        link: where a client may fetch it from the store itself: it is sent there.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int, int], Iterator[bytes]],
+        size: int,
+        *,
+        etag: str,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        media_type: str = OCTETS,
+        kind: type[BlobResponse] = BlobResponse,
+        link: str | None = None,
+    ) -> None:
+        all_headers = {"Accept-Ranges": "bytes", **immutable(etag), **headers}
+        super().__init__(headers=all_headers, media_type=media_type)
+        self._read = read
+        self._size = size
+        self._etag = etag
+        self._kind = kind
+        self._link = link
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it. A blob that is gone is refused before anything is sent."""
+        if self._link is not None and scope["method"] != "HEAD":
+            headers = {"Location": self._link, "Cache-Control": "private, no-store"}
+            await Response(status_code=307, headers=headers)(scope, receive, send)
+            return
+        asked = self._asked(Headers(scope=scope))
+        start, stop = asked or (0, self._size)
+        sent = {name: value for name, value in self.headers.items() if name != "content-length"}
+        sent["content-length"] = str(stop - start)
+        if asked:
+            sent["content-range"] = f"bytes {start}-{stop - 1}/{self._size}"
+        status = 206 if asked else 200
+        if scope["method"] == "HEAD":
+            await Response(status_code=status, headers=sent)(scope, receive, send)
+            return
+        chunks = self._read(start, stop)
+        first = await run_in_threadpool(next, chunks, b"")
+        body = StreamingResponse(chain([first], chunks), status, sent)
+        await body(scope, receive, send)
+
+    def _asked(self, headers: Headers) -> tuple[int, int] | None:
+        asked, unchanged = headers.get("range"), headers.get("if-range")
+        if asked is None or unchanged not in (None, self._etag):
+            return None
+        ranges = self._kind.ranges(asked, self._size)
+        return ranges[0] if len(ranges) == 1 else None
 
 
 class _Tapering:

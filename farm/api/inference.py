@@ -7,9 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Response
 from sqlalchemy.exc import IntegrityError
 
+from farm.api import contents
 from farm.api.documents import json_body
 from farm.api.extent import parsed
-from farm.api.files import BlobResponse
 from farm.api.services import Body, By, Farm, Services, answer, problems
 from farm.builds import inference
 from farm.errors import Conflict, NotFound
@@ -46,8 +46,11 @@ def infer(body: Body, farm: Farm, by: By) -> Response:
         raise NotFound(
             f"the inputs {request.inputs} aren't here", hint="upload them first: POST /v1/blobs"
         )
-    with farm.one_of(farm.planning, "other requests are being planned"):
-        inference.check(farm.store.path(request.inputs), match.engine)
+    with (
+        farm.one_of(farm.planning, "other requests are being planned"),
+        farm.store.local(request.inputs) as file,
+    ):
+        inference.check(file, match.engine)
     view = _started(farm, request, match, by)
     return answer(view, status=202, headers={"Location": f"/v1/infer/{view.id}"})
 
@@ -105,7 +108,11 @@ def outputs(inference_id: InferenceId, farm: Farm) -> Response:
     """The outputs of an inference that has succeeded. `ETag` is their digest."""
     with farm.db.read() as session:
         digest = inference.outputs(session, inference_id)
-    return BlobResponse(farm.store.path(digest), etag=f'"{digest}"')
+    found = farm.store.find(digest)
+    if found is None:
+        raise NotFound(f"the outputs of inference {inference_id} were deleted", hint="run it again")
+    what = f"inference {inference_id}'s outputs"
+    return contents.sent(farm, digest, found.bytes, what=what, etag=f'"{digest}"')
 
 
 @router.delete(

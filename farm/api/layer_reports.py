@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
-
 from pydantic import ValidationError
 
 from farm.errors import NotFound, TooLarge
@@ -14,30 +12,33 @@ from farm.store.base import Store
 MOST_PARSED_BYTES = 4 * 2**20
 
 
-def path(store: Store, digest: str) -> pathlib.Path:
-    """The report's file.
+def size(store: Store, digest: str) -> int:
+    """How many bytes a report has.
 
     Raises:
         NotFound, TooLarge
     """
-    found = store.path(digest)
-    size = found.stat().st_size
-    if size > MAX_LAYER_REPORT_BYTES:
+    found = store.find(digest)
+    if found is None:
+        raise NotFound("the store has lost its layer report")
+    if found.bytes > MAX_LAYER_REPORT_BYTES:
         raise TooLarge(
-            f"the layer report has {size} bytes",
+            f"the layer report has {found.bytes} bytes",
             hint=f"it is the blob {digest} in the artifact store",
         )
-    return found
+    return found.bytes
 
 
-def read(file: pathlib.Path, engine_id: str) -> LayerReport:
+def read(store: Store, digest: str, engine_id: str) -> LayerReport:
     """The report of an engine.
 
     Raises:
         NotFound: no stage of the farm writes what is there.
     """
+    with store.local(digest) as file:
+        content = file.read_bytes()
     try:
-        return LayerReport.model_validate_json(file.read_bytes())
+        return LayerReport.model_validate_json(content)
     except ValidationError:
         raise NotFound(
             f"engine {engine_id!r} has an unreadable layer report",

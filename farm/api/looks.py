@@ -37,7 +37,10 @@ class Looks:
         """
         if not self._store.has(digest):
             return Look()
-        path = self._store.path(digest)
+        with self._store.local(digest) as path:
+            return self._at(path, digest, format)
+
+    def _at(self, path: Path, digest: str, format: SourceFormat) -> Look:
         found = path.stat()
         key = (digest, format, found.st_ino, found.st_size)
         seen = self._recall(key)

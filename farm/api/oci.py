@@ -121,8 +121,13 @@ def get_blob(
         return _served(found, if_none_match, is_fixed=True)
     etag = f'"{digest}"'
     headers = _VERSION | {"Docker-Content-Digest": digest}
-    return not_modified(etag, if_none_match) or OciBlobResponse(
-        contents.whole(farm, found.digest, found.bytes, digest), etag=etag, headers=headers
+    return not_modified(etag, if_none_match) or contents.sent(
+        *(farm, found.digest, found.bytes),
+        what=digest,
+        etag=etag,
+        headers=headers,
+        kind=OciBlobResponse,
+        may_redirect=True,
     )
 
 

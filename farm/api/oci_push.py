@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from farm.api import chunks
+from farm.api.chunks import ContentRange
 from farm.api.oci import Digest, Reference, Repository
 from farm.api.services import Body, By, Farm, Services
-from farm.errors import BlobUnknown, ChunkOutOfOrder, DigestMismatch, RepositoryUnknown
+from farm.errors import BlobUnknown, DigestMismatch, RepositoryUnknown
 from farm.registry.oci import pushed
 from farm.specs.repositories import check_digest, check_repository
 from farm.specs.scopes import Scope
@@ -21,9 +22,6 @@ from farm.trust import audit
 from farm.trust.callers import Caller, allows
 
 router = APIRouter(prefix="/v2", include_in_schema=False)
-
-_RANGE = re.compile(r"(?:bytes )?(\d{1,18})-(\d{1,18})(?:/\S+)?")
-ContentRange = Annotated[str | None, Header(alias="Content-Range", max_length=100)]
 
 
 @router.post("/{name:path}/blobs/uploads/")
@@ -91,7 +89,7 @@ async def add_to_upload(
 ) -> Response:
     """Add bytes to an upload, where it ends."""
     check_repository(name)
-    start = _start(request, content_range)
+    start = chunks.start_of(request, content_range)
     hold = _hold(farm, by, upload, request)
     size = await farm.sessions.append(name, upload, request.stream(), start=start, hold=hold)
     return _accepted(name, upload, size)
@@ -110,7 +108,7 @@ async def finish_upload(
     """Add the last bytes, if there are any, and store the blob if it has this digest."""
     check_repository(name)
     check_digest(digest)
-    start = _start(request, content_range)
+    start = chunks.start_of(request, content_range)
     hold = _hold(farm, by, upload, request)
     await farm.sessions.append(name, upload, request.stream(), start=start, hold=hold)
     return await run_in_threadpool(_finish, farm, by, name, upload, digest, hold)
@@ -181,28 +179,6 @@ def delete_blob(name: Repository, digest: Digest, farm: Farm, by: By) -> Respons
         pushed.unlink(session, name, digest)
         audit.record(session, by, "push.delete", f"{name}@{digest}")
     return Response(status_code=202)
-
-
-def _start(request: Request, content_range: str | None) -> int | None:
-    """Where the request's bytes begin, if it says so.
-
-    Raises:
-        ChunkOutOfOrder: what it says isn't a range, or not that of the bytes.
-    """
-    if content_range is None:
-        return None
-    found = _RANGE.fullmatch(content_range.strip())
-    if not found or int(found[2]) < int(found[1]):
-        raise ChunkOutOfOrder(
-            f"Content-Range: {content_range!r} isn't a range", hint="send it as FIRST-LAST: 0-1023"
-        )
-    length = request.headers.get("content-length")
-    if length is not None and int(length) != int(found[2]) - int(found[1]) + 1:
-        raise ChunkOutOfOrder(
-            f"Content-Range: {content_range} isn't a range of the {length} bytes sent",
-            hint="send it as FIRST-LAST, both included",
-        )
-    return int(found[1])
 
 
 def _finish(

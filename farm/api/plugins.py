@@ -25,9 +25,12 @@ def add(body: Body, farm: Farm, by: By) -> PluginView:
     request = parsed(PluginRequest, body)
     with farm.db.read() as session:
         plugins.find_uploaded(session, request.digest)
-    with farm.one_of(farm.verifying, "another library is being verified"):
+    with (
+        farm.one_of(farm.verifying, "another library is being verified"),
+        farm.store.local(request.digest) as library,
+    ):
         key = plugins.verified(
-            farm.store.path(request.digest),
+            library,
             request.signature,
             farm.settings.plugin_keys,
             most_bytes=farm.settings.max_plugin_bytes,

@@ -6,7 +6,6 @@ from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
-from fastapi.responses import FileResponse
 from pydantic import Field
 
 from farm.api import contents, layer_reports
@@ -205,10 +204,13 @@ def layers(engine_id: EngineId, farm: Farm) -> Response:
     """The engine's layers and the types it computes in."""
     with farm.db.read() as session:
         digest = layer_report(session, engine_id)
-    path = layer_reports.path(farm.store, digest)
-    if path.stat().st_size > layer_reports.MOST_PARSED_BYTES:
-        return FileResponse(path, media_type="application/json")
-    return answer(layer_reports.read(path, engine_id))
+    size = layer_reports.size(farm.store, digest)
+    if size > layer_reports.MOST_PARSED_BYTES:
+        what = f"the layer report of engine {engine_id}"
+        return contents.sent(
+            *(farm, digest, size), what=what, etag=f'"{digest}"', media_type="application/json"
+        )
+    return answer(layer_reports.read(farm.store, digest, engine_id))
 
 
 @router.head("/engines/{engine_id}/content", include_in_schema=False)

@@ -46,7 +46,7 @@ from farm.store.base import Store
 from farm.store.chosen import store_of
 from farm.store.held import Hold
 from farm.store.sessions import Sessions
-from farm.trust.callers import Caller, allows
+from farm.trust.callers import Caller
 from farm.trust.ring import Ring, UseWriter
 from farm.trust.signatory import Signatory
 from farm.trust.subjects import Subjects
@@ -147,7 +147,8 @@ class Services:
             upload: its id, if it comes in several requests.
             announced: the request's Content-Length.
         """
-        is_free = allows(by.scopes, Scope.ADMIN) or not self.settings.max_unused_bytes
+        # What a worker stores, its job uses.
+        is_free = bool({Scope.ADMIN, Scope.WORK} & by.scopes) or not self.settings.max_unused_bytes
         return Hold(
             self.db,
             by.key_id or by.address,

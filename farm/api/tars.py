@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import tarfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from fastapi.responses import StreamingResponse
 
-_CHUNK_BYTES = 2**20
 _END = bytes(2 * tarfile.BLOCKSIZE)
 
 
-class TarResponse(StreamingResponse):
-    """Files by their names in the archive: bytes, or a file's path and its size."""
+@dataclass(frozen=True, kw_only=True)
+class Streamed:
+    """A file that is read while it is sent."""
 
-    def __init__(
-        self, files: Mapping[str, bytes | tuple[Path, int]], *, etag: str, file_name: str
-    ) -> None:
+    read: Callable[[], Iterator[bytes]]
+    bytes: int
+
+
+class TarResponse(StreamingResponse):
+    """Files by their names in the archive."""
+
+    def __init__(self, files: Mapping[str, bytes | Streamed], *, etag: str, file_name: str) -> None:
         members = [(_header(name, _size(one)), one) for name, one in files.items()]
         padded = (len(header) + _size(one) + _padding(_size(one)) for header, one in members)
         super().__init__(
@@ -32,31 +36,31 @@ class TarResponse(StreamingResponse):
         )
 
 
-def _chunks(members: list[tuple[bytes, bytes | tuple[Path, int]]]) -> Iterator[bytes]:
+def _chunks(members: list[tuple[bytes, bytes | Streamed]]) -> Iterator[bytes]:
     for header, content in members:
         yield header
         if isinstance(content, bytes):
             yield content
         else:
-            path, size = content
-            with path.open("rb") as file:
-                yield from _read(file, size)
+            yield from _read(content)
         yield bytes(_padding(_size(content)))
     yield _END
 
 
-def _read(file: io.BufferedReader, size: int) -> Iterator[bytes]:
+def _read(file: Streamed) -> Iterator[bytes]:
     """Exactly as many bytes as the header says.
 
     Raises:
-        EOFError: the file has become shorter; the connection ends before the archive does.
+        EOFError: there are fewer; the connection ends before the archive does.
     """
-    while size:
-        chunk = file.read(min(size, _CHUNK_BYTES))
-        if not chunk:
-            raise EOFError(f"{file.name} has become shorter")
-        size -= len(chunk)
-        yield chunk
+    left = file.bytes
+    for chunk in file.read():
+        yield chunk[:left]
+        left -= len(chunk)
+        if left <= 0:
+            return
+    if left:
+        raise EOFError(f"{left} bytes are missing")
 
 
 def _header(name: str, size: int) -> bytes:
@@ -66,8 +70,8 @@ def _header(name: str, size: int) -> bytes:
     return entry.tobuf(tarfile.GNU_FORMAT)
 
 
-def _size(content: bytes | tuple[Path, int]) -> int:
-    return len(content) if isinstance(content, bytes) else content[1]
+def _size(content: bytes | Streamed) -> int:
+    return len(content) if isinstance(content, bytes) else content.bytes
 
 
 def _padding(size: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import pathlib
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Response
 from farm.api import contents
 from farm.api.files import not_modified
 from farm.api.services import EngineId, Farm, Services, problems
-from farm.api.tars import TarResponse
+from farm.api.tars import Streamed, TarResponse
 from farm.registry import catalog, triton
 from farm.registry.triton import Model
 from farm.schemas.engines import EngineView
@@ -63,18 +63,16 @@ def triton_repository(
         {
             f"{model.name}/{triton.CONFIG}": model.config.encode(),
             **{f"{version}/{name}": content for name, content in model.files.items()},
-            **{
-                f"{version}/{name}": (_whole(farm, one), one.bytes)
-                for name, one in model.engines.items()
-            },
+            **{f"{version}/{name}": _whole(farm, one) for name, one in model.engines.items()},
         },
         etag=etag,
         file_name=f"{model.name}-v{model.version}-triton.tar",
     )
 
 
-def _whole(farm: Services, engine: EngineView) -> pathlib.Path:
-    return contents.whole(farm, engine.digest, engine.bytes, f"engine {engine.id}")
+def _whole(farm: Services, engine: EngineView) -> Streamed:
+    contents.require_whole(farm, engine.digest, engine.bytes, f"engine {engine.id}")
+    return Streamed(read=partial(farm.store.read, engine.digest), bytes=engine.bytes)
 
 
 def _etag(model: Model) -> str:

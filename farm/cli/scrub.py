@@ -22,7 +22,12 @@ def scrub(as_json: Json = False, url: Url = None) -> None:
     if as_json:
         show.document(report)
     else:
-        for what, digests in (("damaged", report.damaged), ("missing", report.missing)):
+        told = (
+            ("damaged", report.damaged),
+            ("missing", report.missing),
+            ("healed", report.healed),
+        )
+        for what, digests in told:
             for digest in digests:
                 print(f"{what}  {digest}")
         print(

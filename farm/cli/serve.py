@@ -85,13 +85,21 @@ def worker(
             help="Test job isolation on this machine and exit.",
         ),
     ] = False,
+    check_store: Annotated[
+        bool,
+        typer.Option(
+            "--check-store",
+            help="Test this machine's way to the artifact store and exit.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Join this machine to a farm: one worker pinned to each GPU, and one for CPU work.
 
     Limit the GPUs with CUDA_VISIBLE_DEVICES.
 
-    FARM_DATABASE_URL, FARM_BROKER_URL and FARM_STORE select the farm. With --json, print the process
+    FARM_DATABASE_URL, FARM_BROKER_URL and FARM_STORE select the farm; FARM_STORE may be the address
+    of its API, with FARM_KEY. With --json, print the process
     on one line before it starts.
     """
     with installed.needs("worker"):
@@ -102,6 +110,9 @@ def worker(
     _close_home()
     if check_sandbox:  # a property of this machine: there may be no farm yet
         options = ["--check-sandbox"] + ["--json"] * as_json
+    elif check_store:
+        preflight.require_database(Settings())
+        options = ["--check-store"] + ["--json"] * as_json
     else:
         installed.require("torch", "worker")
         preflight.require_database(Settings())

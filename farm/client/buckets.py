@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from farm import installed
 from farm.client.http import Http
-from farm.client.plain import plain
 from farm.client.progress import TransferProgress
 from farm.client.repositories import KeptModel
 from farm.client.triton import LOCK, check_ours, place
 from farm.errors import InvalidRequest, Unavailable
 from farm.registry import triton
 from farm.registry.triton import Model
+from farm.specs import buckets
+from farm.store import objects
 
 if TYPE_CHECKING:
-    from obstore.store import ObjectStore, RetryConfig
-
-_URL = re.compile(r"(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]*(/(?!\.\.?(/|$))[\w.=+-]+)*/?", re.ASCII)
-_FORMS = (
-    "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX, of letters, digits and ._=+-"
-)
-#: Where the libraries of each store take what a URL doesn't say.
-_VARIABLES = {
-    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION; another store's address is "
-    "AWS_ENDPOINT_URL, with AWS_ALLOW_HTTP=true if that is http",
-    "gs": "GOOGLE_SERVICE_ACCOUNT or GOOGLE_APPLICATION_CREDENTIALS",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY",
-}
-_DETAIL_CHARS = 400
-#: Without credentials a cloud's metadata service is asked, which may be nowhere.
-_RETRIES: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(minutes=1)}
+    from obstore.store import ObjectStore
 
 
 def is_bucket(repository: str | Path) -> bool:
@@ -58,24 +41,15 @@ class Bucket:
     """
 
     def __init__(self, url: str) -> None:
-        if not _URL.fullmatch(url):
+        if not buckets.is_bucket(url):
             # What was given isn't repeated: there may be a password in it.
             raise InvalidRequest(
-                f"this isn't a bucket that farm sync writes to: it wants {_FORMS}",
+                f"this isn't a bucket that farm sync writes to: it wants {buckets.FORMS}",
                 hint="an endpoint and credentials go into the environment, not into the URL: "
-                f"{_VARIABLES['s3']}",
+                f"{buckets.VARIABLES['s3']}",
             )
-        with installed.needs("buckets"):
-            from obstore.exceptions import BaseError
-            from obstore.store import from_url
         self._url = url.rstrip("/")
-        try:
-            # Without options for its client: any would replace all that the environment says.
-            self._store = from_url(url, retry_config=_RETRIES)
-        except (BaseError, ValueError) as err:
-            raise InvalidRequest(
-                f"{url} can't be used: {_first_line(err)}", hint=_hint(url)
-            ) from err
+        self._store = objects.opened(url)
 
     @contextmanager
     def model(self, name: str) -> Iterator[KeptModel]:
@@ -165,15 +139,6 @@ class _BucketModel:
             yield
         except (BaseError, FileNotFoundError) as err:  # the latter: no such bucket, at a write
             raise Unavailable(
-                f"{self._url} can't be used: {_first_line(err)}", hint=_hint(self._url)
+                f"{self._url} can't be used: {objects.first_line(err)}",
+                hint=buckets.hint(self._url),
             ) from err
-
-
-def _first_line(err: Exception) -> str:
-    """What the store said, without the library's own dump of it."""
-    said = str(err).partition("\n\nDebug source")[0]
-    return plain(" ".join(said.split()))[:_DETAIL_CHARS]
-
-
-def _hint(url: str) -> str:
-    return f"is there such a bucket, and does the environment say how to reach it? {_VARIABLES[url[:2]]}"

@@ -150,9 +150,9 @@ def _lost(
 
 
 def _receive(http: Http, content: Content, received: _Received, progress: TransferProgress) -> None:
-    headers = _range(content, received.bytes)
+    headers = _range(received.bytes)
     with http.stream(content.path, headers=headers, read_timeout_s=_SILENCE_S) as response:
-        if not _continues(response, received.bytes):
+        if not continues(response, received.bytes):
             received.restart()
         if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return
@@ -166,11 +166,12 @@ def _receive(http: Http, content: Content, received: _Received, progress: Transf
             kept.store()
 
 
-def _range(content: Content, have: int) -> Mapping[str, str]:
-    return {"Range": f"bytes={have}-", "If-Range": f'"{content.digest}"'} if have else {}
+def _range(have: int) -> Mapping[str, str]:
+    # Without If-Range: where the bytes really are, in a bucket say, they have another ETag. The digest tells.
+    return {"Range": f"bytes={have}-"} if have else {}
 
 
-def _continues(response: httpx2.Response, have: int) -> bool:
+def continues(response: httpx2.Response, have: int) -> bool:
     """Whether the response continues where we stopped; otherwise it is the whole file."""
     starts_at = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
     return response.status_code == HTTPStatus.PARTIAL_CONTENT and starts_at == str(have)

@@ -16,7 +16,7 @@ import httpx2
 from pydantic import TypeAdapter, ValidationError
 
 from farm import __version__
-from farm.client import answers, problems
+from farm.client import answers, linked, problems
 from farm.client.key import check_listener, home_of_user
 from farm.client.key import find as find_key
 from farm.client.meant import Meant
@@ -203,17 +203,26 @@ class Http:
     ) -> Iterator[httpx2.Response]:
         """One attempt at a streamed GET, to be read by ``answers``; later failures are httpx2's errors.
 
+        If the farm says that a bucket has the bytes, they come from there: whoever reads them verifies them.
+
         Raises:
             FarmError: the farm responded with an error other than 416.
         """
         timeout = httpx2.Timeout(self._client.timeout.connect, read=read_timeout_s)
         with self._client.stream("GET", path, headers=headers, timeout=timeout) as response:
-            if (
-                response.is_error
-                and response.status_code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
-            ):
-                raise self.error_of(answers.whole(response))
-            yield response
+            if response.status_code == HTTPStatus.TEMPORARY_REDIRECT:
+                elsewhere = response.url.join(response.headers.get("Location", ""))
+            else:
+                elsewhere = None
+                if (
+                    response.is_error
+                    and response.status_code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+                ):
+                    raise self.error_of(answers.whole(response))
+                yield response
+        if elsewhere is not None:
+            with linked.stream(self.url, elsewhere, headers, timeout) as response:
+                yield response
 
     def unreachable(self, err: httpx2.TransportError) -> Unavailable:
         """The user-facing error for a lost or refused connection."""

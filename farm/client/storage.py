@@ -7,7 +7,7 @@ from pathlib import Path
 from farm.client.noun import Noun, part
 from farm.client.progress import TransferProgress
 from farm.client.submission import Files
-from farm.schemas.storage import GcReport, ScrubReport
+from farm.schemas.storage import GcReport, ScrubReport, StoreView
 from farm.schemas.usage import Usage
 from farm.schemas.uses import BlobUses
 
@@ -61,6 +61,14 @@ class Storage(Noun):
         """
         params = {} if model is None else {"model": model}
         return self.http.read(Usage, "GET", "/v1/usage", params=params, timeout=_LONGEST_S)
+
+    def store(self) -> StoreView:
+        """Where the farm's artifacts are, and whether that can be read and written.
+
+        Raises:
+            Unavailable
+        """
+        return self.http.read(StoreView, "GET", "/v1/store")
 
     def scrub(self) -> ScrubReport:
         """Hash every blob in the farm's store and quarantine damaged ones.

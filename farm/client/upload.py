@@ -5,16 +5,34 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator
+from functools import partial
+from http import HTTPStatus
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from farm.client.http import Http
 from farm.client.progress import TransferProgress
-from farm.errors import DigestMismatch, InvalidRequest, NotFound
+from farm.errors import (
+    ChunkOutOfOrder,
+    DigestMismatch,
+    FarmError,
+    InvalidRequest,
+    NotFound,
+    TooSlow,
+    Unavailable,
+    UploadUnknown,
+)
 from farm.formats.packs import Pack
 from farm.formats.shards import Shards
-from farm.schemas.storage import Blob
+from farm.schemas.storage import Blob, BlobUpload
+from farm.store.streams import skipping
 
 _CHUNK_BYTES = 1 << 20
+_UPLOADS = "/v1/uploads"
+#: Smaller ones are sent again as quickly.
+_LARGE_BYTES = 8 << 20
+_TRIES = 3
 
 Content = Path | Pack | Shards
 
@@ -39,13 +57,26 @@ def digest_of(content: Content, *, what: str = "", progress: TransferProgress | 
 def upload(
     http: Http, content: Content, digest: str, *, progress: TransferProgress | None = None
 ) -> None:
-    """Upload a file or a pack unless the farm has it.
+    """Upload a file or a pack unless the farm has it; a large one goes on where a connection was lost.
 
     Raises:
         DigestMismatch: the file changed after it was hashed.
         FarmError
     """
-    if has(http, digest):
+    if not has(http, digest):
+        send(http, content, digest, progress=progress)
+
+
+def send(
+    http: Http, content: Content, digest: str, *, progress: TransferProgress | None = None
+) -> None:
+    """Upload a file or a pack even if the farm has it: a damaged one is repaired.
+
+    Raises:
+        DigestMismatch: the file changed after it was hashed.
+        FarmError
+    """
+    if size_of(content) >= _LARGE_BYTES and _in_parts(http, content, digest, progress):
         return
     raw = bytes.fromhex(digest.removeprefix("sha256:"))
     headers = {
@@ -67,6 +98,64 @@ def upload(
         )
 
 
+def _in_parts(http: Http, content: Content, digest: str, progress: TransferProgress | None) -> bool:
+    """Upload in as many requests as it takes; False if this farm, an earlier one, knows no such uploads."""
+    for attempt in range(_TRIES):
+        try:
+            begun = http.read(BlobUpload, "POST", _UPLOADS)
+        except FarmError as err:
+            if err.status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
+                return False
+            raise
+        path = f"{_UPLOADS}/{begun.id}"
+        _send(http, content, path, progress)
+        try:
+            http.request("PUT", path, params={"digest": digest})
+        except UploadUnknown:
+            if not has(http, digest):  # the answer to a first PUT may have been lost
+                raise
+        except DigestMismatch as err:
+            # The file has changed, or bytes on their way did.
+            if attempt + 1 == _TRIES or digest_of(content) != digest:
+                raise DigestMismatch(
+                    f"the farm received {content.name} otherwise than as {digest}"
+                ) from err
+            continue
+        return True
+    raise AssertionError("the last try returns or raises")
+
+
+def _send(http: Http, content: Content, path: str, progress: TransferProgress | None) -> None:
+    """Add all of it to an upload, from where that ends.
+
+    Raises:
+        Unavailable: several connections in a row were lost without progress.
+    """
+    total, have = size_of(content), 0
+    for attempt in http.backoff.in_a_row(http.backoff.attempts):
+        if have == total:
+            return
+        with attempt:
+            before = have
+            try:
+                chunks = partial(_chunks, content, f"upload {content.name}", progress, start=before)
+                headers = {
+                    "Content-Type": "application/octet-stream",
+                    "Content-Length": str(total - before),
+                    "Content-Range": f"bytes {before}-{total - 1}/{total}",
+                }
+                sent = http.request("PATCH", path, repeatable=False, body=chunks, headers=headers)
+                have = http.understand(TypeAdapter(BlobUpload), sent.content, "an upload").bytes
+            except (Unavailable, ChunkOutOfOrder, TooSlow):
+                have = http.read(BlobUpload, "GET", path).bytes
+                attempt.got_on = have > before
+                raise Unavailable(
+                    f"the upload of {content.name} was cut; {have} of {total} bytes are there"
+                ) from None
+            if have != total:
+                raise Unavailable(f"{have} of {total} bytes of {content.name} arrived")
+
+
 def has(http: Http, digest: str) -> bool:
     """Whether the farm holds these bytes."""
     try:
@@ -81,16 +170,22 @@ def size_of(content: Content) -> int:
     return content.stat().st_size if isinstance(content, Path) else content.total_bytes
 
 
-def _chunks(content: Content, what: str, progress: TransferProgress | None) -> Iterator[bytes]:
-    done, total = 0, size_of(content)
-    for chunk in _read(content) if isinstance(content, Path) else content.chunks():
+def _chunks(
+    content: Content, what: str, progress: TransferProgress | None, *, start: int = 0
+) -> Iterator[bytes]:
+    done, total = start, size_of(content)
+    for chunk in _read_from(content, start):
         yield chunk
         done += len(chunk)
         if progress is not None:
             progress(what, done, total)
 
 
-def _read(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
+def _read_from(content: Content, start: int) -> Iterator[bytes]:
+    if not isinstance(content, Path):
+        yield from skipping(content.chunks(), start)
+        return
+    with content.open("rb") as file:
+        file.seek(start)
         while chunk := file.read(_CHUNK_BYTES):
             yield chunk

@@ -25,7 +25,7 @@ from farm.queue import jobs, transitions
 from farm.schemas.storage import ScrubReport
 from farm.specs.states import JobState
 from farm.store import artifacts, proof
-from farm.store.base import Store
+from farm.store.base import Blobs, Store
 from farm.trust import audit
 from farm.trust.callers import THE_FARM, Caller
 
@@ -45,41 +45,69 @@ def scrub(db: Database, store: Store, by: Caller = THE_FARM) -> ScrubReport:
     Raises:
         StorageUnavailable, DatabaseUnavailable
     """
-    report = ScrubReport(checked=0, checked_bytes=0, damaged=[], missing=[])
+    report = ScrubReport(checked=0, checked_bytes=0, damaged=[], missing=[], healed=[])
     for digest, size in _known(db):
-        if not store.has(digest):
-            missing = [*report.missing, digest][:_LISTED]
-            report = report.model_copy(update={"missing": missing})
-            continue
+        is_there = store.has(digest)
         found: list[str] = []
-        if not _is_right(store, digest):  # hash it before holding the database
-            with db.write() as session:
-                found = check(session, store, [digest], by)
+        healed = False
+        if not is_there or not is_right(store, digest):  # hash it before holding the database
+            healed = heal(db, store, digest, by)
+            if is_there and not healed:
+                with db.write() as session:
+                    found = check(session, store, [digest], by)
+        missing = [] if is_there or healed else [digest]
         report = report.model_copy(
             update={
-                "checked": report.checked + 1,
-                "checked_bytes": report.checked_bytes + size,
+                "checked": report.checked + is_there,
+                "checked_bytes": report.checked_bytes + size * is_there,
                 "damaged": [*report.damaged, *found][:_LISTED],
+                "missing": [*report.missing, *missing][:_LISTED],
+                "healed": [*report.healed, *([digest] if healed else [])][:_LISTED],
             }
         )
     return report
+
+
+def heal(db: Database, store: Blobs, digest: str, by: Caller = THE_FARM) -> bool:
+    """Put a damaged or missing blob again, if this machine has a right copy; return whether it had.
+
+    Raises:
+        StorageFull, StorageUnavailable, DatabaseUnavailable
+    """
+    with db.read() as session:
+        size = artifacts.size(session, digest)
+    if size is None or not store.heal(digest):
+        return False
+    log.warning("blob %s was damaged or missing: put again from a copy", digest)
+    with db.write() as session:
+        artifacts.remember(session, digest, size=size)
+        audit.record(session, by, "heal", digest)
+    return True
 
 
 def check(
     session: Session, store: Store, digests: Iterable[str], by: Caller = THE_FARM
 ) -> list[str]:
     """Hash these blobs and set damaged ones aside; return the damaged ones."""
-    damaged = [digest for digest in sorted(set(digests)) if not _is_right(store, digest)]
+    damaged = [digest for digest in sorted(set(digests)) if not is_right(store, digest)]
+    quarantine(session, store, damaged, by)
+    return damaged
+
+
+def quarantine(
+    session: Session, store: Blobs, damaged: Iterable[str], by: Caller = THE_FARM
+) -> None:
+    """Set damaged blobs aside."""
     for digest in damaged:
         log.error("blob %s is damaged: quarantined", digest)
         store.condemn(digest)
         artifacts.lose(session, digest)
         audit.record(session, by, "condemn", digest)
         _fail_its_makers(session, digest)
-    return damaged
 
 
-def _is_right(store: Store, digest: str) -> bool:
+def is_right(store: Blobs, digest: str) -> bool:
+    """Whether a blob's bytes are right; True of one that isn't there."""
     try:
         return store.is_right(digest)
     except NotFound:
@@ -154,7 +182,7 @@ class Scrubber(threading.Thread):
         start = random.randrange(len(known)) if known else 0  # noqa: S311 no secret
         for digest, size in known[start:] + known[:start]:
             began = time.monotonic()
-            if not _is_right(self._store, digest):
+            if not is_right(self._store, digest) and not heal(self._db, self._store, digest):
                 with self._db.write() as session:
                     check(session, self._store, [digest])
             spent_s = time.monotonic() - began

@@ -19,7 +19,7 @@ from farm.trust.callers import this_user
 
 #: Files that only a farm's home has, and others that it may have.
 _SIGNS = frozenset({"farm.db", "up.lock", "broker.url"})
-_OURS = _SIGNS | {"store", "key", "work", "logs", "broker", "signing", "known-farms.json"}
+_OURS = _SIGNS | {"store", "cache", "key", "work", "logs", "broker", "signing", "known-farms.json"}
 
 
 def make_private(home: Path) -> None:

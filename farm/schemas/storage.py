@@ -14,6 +14,39 @@ class Blob(Answer):
     bytes: int
 
 
+class BlobUpload(Answer):
+    """An upload in several requests."""
+
+    id: str
+    bytes: int = Field(description="how many came so far: the next part begins there")
+
+
+class BlobCheck(Answer):
+    """Whether a blob's bytes are what its digest says."""
+
+    digest: Digest
+    right: bool = Field(description="false: they aren't, and it is quarantined")
+
+
+class StoreProblem(Answer):
+    """Why the store can't be used."""
+
+    code: str = Field(examples=["storage-unavailable", "storage-full"])
+    detail: str
+    hint: str | None
+
+
+class StoreView(Answer):
+    """The artifact store, as the API has it."""
+
+    id: str | None = Field(
+        description="by which a worker knows that its store is this one; null if it can't be read"
+    )
+    address: str = Field(examples=["s3://models/farm", "/var/lib/farm/store"])
+    problem: StoreProblem | None = Field(description="why it can't be used now; null if it can")
+    free_bytes: int | None = Field(description="null if it has no limit, or can't be read")
+
+
 class GcRequest(Request):
     """What garbage collection shall take."""
 
@@ -65,4 +98,9 @@ class ScrubReport(Answer):
     )
     missing: list[str] = Field(
         description="digests of blobs the farm needs and the store lacks; the first 1000"
+    )
+    healed: list[str] = Field(
+        [],
+        description="digests of damaged or missing blobs, put again from copies on the API's machine; "
+        "the first 1000",
     )

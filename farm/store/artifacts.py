@@ -96,6 +96,12 @@ def lose(session: Session, digest: str) -> None:
     session.execute(update(Artifact).where(Artifact.digest == digest).values(lost_at=now()))
 
 
+def lost(session: Session, *, most: int) -> list[str]:
+    """Blobs that were damaged or are missing, the latest first."""
+    rows = select(Artifact.digest).where(Artifact.lost_at.is_not(None))
+    return list(session.scalars(rows.order_by(Artifact.lost_at.desc()).limit(most)))
+
+
 def ages(session: Session, digests: Collection[str]) -> dict[str, datetime]:
     """When blobs were last put or asked for, for those the database knows."""
     rows = session.execute(

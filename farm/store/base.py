@@ -5,13 +5,16 @@ at any point, by an error or by its process's death, leaves nothing that a calle
 only exception is a medium that damages stored bytes, which `is_right` detects.
 
 Every call may raise `StorageUnavailable`, and writing calls also `StorageFull`; neither leaves a blob half
-put or half removed. Many threads and processes use a store at once. tests/unit/test_stores.py checks all of
-this for every store.
+put or half removed. Many threads and processes use a store at once. tests/contract/test_stores.py checks all
+of this for every store.
+
+A worker needs `Blobs`: it puts what it made and reads what its jobs need. The API needs a whole `Store`.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -47,25 +50,21 @@ class Interrupted:
     put_at: datetime  #: when it was last written to
 
 
-class Store(Protocol):
-    """Stores artifacts."""
+class Blobs(Protocol):
+    """Puts and reads artifacts."""
 
     @property
     def address(self) -> str:
         """Its location, for messages."""
         ...
 
-    # Ownership
-
     def identity(self) -> str | None:
         """The store's unique id, or None if no farm has used it. Writes nothing."""
         ...
 
-    def identify(self) -> str:
-        """Its identity, created if it has none. Concurrent callers get the same one."""
+    def try_to_write(self) -> None:
+        """Raise the error that writing would raise."""
         ...
-
-    # Putting
 
     def take(self, source: Path, *, expected: str | None = None) -> Stored:
         """Move a file into the store; if that fails, the file stays where it was.
@@ -81,6 +80,52 @@ class Store(Protocol):
         """
         ...
 
+    def has(self, digest: str) -> bool:
+        """Whether the blob exists; False for anything that isn't a digest."""
+        ...
+
+    def local(self, digest: str) -> AbstractContextManager[Path]:
+        """A local, read-only file with the blob, for the block.
+
+        What comes over a network is resumed after a lost connection, and verified before the block begins; a
+        file on a disk is as the disk has it. Once opened, it keeps the blob's bytes whatever happens to the
+        blob; its name may disappear soon after the blob does.
+
+        Raises:
+            NotFound: it doesn't exist, or this isn't a digest.
+            BlobDamaged: other bytes arrive, again and again.
+            StorageFull: there is no room for a copy.
+        """
+        ...
+
+    def is_right(self, digest: str) -> bool:
+        """Whether a blob's bytes match its digest; reads all of them.
+
+        Raises:
+            NotFound
+        """
+        ...
+
+    def drop_wrong_copy(self, digest: str) -> bool:
+        """Delete this machine's copy of a blob if its bytes are wrong; return whether they were."""
+        ...
+
+    def condemn(self, digest: str) -> None:
+        """Take a damaged blob out of reach, and keep it for inspection. A missing blob isn't an error."""
+        ...
+
+    def heal(self, digest: str) -> bool:
+        """Put a damaged or missing blob again if this machine has a right copy; return whether it had one."""
+        ...
+
+
+class Store(Blobs, Protocol):
+    """Stores artifacts."""
+
+    def identify(self) -> str:
+        """Its identity, created if it has none. Concurrent callers get the same one."""
+        ...
+
     async def receive(
         self, chunks: AsyncIterator[bytes], *, expected: str | None, max_bytes: int
     ) -> Stored:
@@ -94,40 +139,32 @@ class Store(Protocol):
         """
         ...
 
-    # Reading
-
-    def has(self, digest: str) -> bool:
-        """Whether the blob exists; False for anything that isn't a digest."""
-        ...
-
-    def path(self, digest: str) -> Path:
-        """A local, read-only file with the blob.
-
-        Once opened, it keeps the blob's bytes whatever happens to the blob; its name may disappear soon
-        after the blob does.
+    def read(self, digest: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """A blob's bytes from ``start`` to before ``stop``, as they come. Not verified: the reader does that.
 
         Raises:
-            NotFound: it doesn't exist, or this isn't a digest.
+            NotFound: before the first byte.
+            StorageUnavailable: the rest can't be had.
         """
         ...
 
-    def is_right(self, digest: str) -> bool:
-        """Whether a blob's bytes match its digest; reads all of them.
+    def place(self, digest: str) -> Path | None:
+        """The file with a blob, if the store keeps its blobs in files here: a server may send it.
 
         Raises:
             NotFound
         """
         ...
 
-    def condemn(self, digest: str) -> None:
-        """Take a damaged blob out of reach, and keep it for inspection. A missing blob isn't an error."""
+    def link(self, digest: str, *, lasts_s: float) -> str | None:
+        """A URL under which anybody may read the blob for a while; None if the store gives none.
+
+        Raises:
+            NotFound
+        """
         ...
 
     # Room
-
-    def try_to_write(self) -> None:
-        """Raise the error that writing would raise."""
-        ...
 
     def free_bytes(self) -> int | None:
         """The free space, or None if the store is unlimited."""

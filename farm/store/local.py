@@ -5,31 +5,24 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import shutil
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
 from anyio import CapacityLimiter, to_thread
 
-from farm.errors import (
-    DigestMismatch,
-    EmptyBlob,
-    NotFound,
-    StorageFull,
-    StorageUnavailable,
-    TooLarge,
-)
+from farm.errors import EmptyBlob, NotFound, StorageFull, StorageUnavailable, TooLarge
+from farm.store import digests
 from farm.store.base import RESERVE_BYTES, Interrupted, Stored, StoredFile
 
-_NAME = re.compile(r"[0-9a-f]{64}")
-_DIGEST = re.compile(rf"sha256:{_NAME.pattern}")
 _ASIDE = "aside-"
 _CHUNK_BYTES = 1 << 20
 _UPLOAD_THREADS = 8
@@ -52,9 +45,7 @@ class LocalStore:
         return CapacityLimiter(_UPLOAD_THREADS)
 
     def _place(self, digest: str) -> Path:
-        if not _DIGEST.fullmatch(digest):
-            raise NotFound(f"{digest!r} isn't a sha256 digest")
-        name = digest.removeprefix("sha256:")
+        name = digests.name_of(digest)
         return self.root / "sha256" / name[:2] / name
 
     def has(self, digest: str) -> bool:
@@ -62,7 +53,7 @@ class LocalStore:
             return self._place(digest).is_file()
         return False
 
-    def path(self, digest: str) -> Path:
+    def place(self, digest: str) -> Path:
         place = self._place(digest)
         with self._reading():
             if not place.is_file():
@@ -70,8 +61,30 @@ class LocalStore:
                     raise StorageUnavailable(
                         f"the artifact store isn't at {self.root}", hint="is it mounted there?"
                     )
-                raise NotFound(f"the store has no blob {digest}", hint="upload it: POST /v1/blobs")
+                raise digests.absent(digest)
         return place
+
+    @contextmanager
+    def local(self, digest: str) -> Iterator[Path]:
+        yield self.place(digest)
+
+    def read(self, digest: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        with self._reading(), self._opened(digest) as file:
+            file.seek(start)
+            left = sys.maxsize if stop is None else stop - start
+            while left > 0 and (chunk := file.read(min(left, _CHUNK_BYTES))):
+                left -= len(chunk)
+                yield chunk
+
+    def _opened(self, digest: str) -> BufferedReader:
+        try:
+            return self.place(digest).open("rb")
+        except FileNotFoundError:
+            raise NotFound(f"the store has lost the blob {digest} just now") from None
+
+    def link(self, digest: str, *, lasts_s: float) -> None:
+        del lasts_s
+        self.place(digest)
 
     def try_to_write(self) -> None:
         with self._writing():
@@ -118,13 +131,16 @@ class LocalStore:
         return identity
 
     def is_right(self, digest: str) -> bool:
-        with self._reading():
-            try:
-                file = self.path(digest).open("rb")
-            except FileNotFoundError:
-                raise NotFound(f"the store has lost the blob {digest} just now") from None
-            with file:
-                return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest
+        with self._reading(), self._opened(digest) as file:
+            return digests.of_file(file) == digest
+
+    def drop_wrong_copy(self, digest: str) -> bool:
+        del digest
+        return False  # its files are the blobs themselves
+
+    def heal(self, digest: str) -> bool:
+        del digest
+        return False  # there is no other copy
 
     def condemn(self, digest: str) -> None:
         place, damaged = self._place(digest), self.root / "damaged"
@@ -148,8 +164,8 @@ class LocalStore:
 
     def _adopt(self, source: Path, expected: str | None) -> Stored:
         with source.open("rb") as file:
-            digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-            _check(digest, expected)
+            digest = digests.of_file(file)
+            digests.check(digest, expected)
             size = os.fstat(file.fileno()).st_size
             self._put(source, file, digest)
         return Stored(digest=digest, bytes=size)
@@ -190,7 +206,7 @@ class LocalStore:
                 if folder.is_dir():
                     # Skip stray files that file systems and people leave there.
                     for file, found in _found(
-                        f for f in _entries(folder) if _NAME.fullmatch(f.name)
+                        f for f in _entries(folder) if digests.NAME.fullmatch(f.name)
                     ):
                         yield _stored(file.name, found)
 
@@ -305,11 +321,6 @@ def _stored(name: str, found: os.stat_result) -> StoredFile:
     return StoredFile(digest=f"sha256:{name}", bytes=found.st_size, put_at=_time(found))
 
 
-def _check(digest: str, expected: str | None) -> None:
-    if expected is not None and digest != expected:
-        raise DigestMismatch(f"announced {expected}, received {digest}; nothing was stored")
-
-
 def _time(found: os.stat_result) -> datetime:
     return datetime.fromtimestamp(found.st_mtime, UTC)
 
@@ -330,7 +341,7 @@ class _Incoming:
 
     def keep(self, expected: str | None) -> Stored:
         digest = f"sha256:{self._hash.hexdigest()}"
-        _check(digest, expected)
+        digests.check(digest, expected)
         self._file.flush()
         self._store._put(Path(self._file.name), self._file, digest)
         return Stored(digest=digest, bytes=self.bytes)

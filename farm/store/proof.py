@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from farm.database.session import Database
 from farm.database.tables import KnownStore
 from farm.errors import StorageUnavailable
-from farm.store.base import Store
+from farm.store.base import Blobs, Store
 
 
 def adopt(db: Database, store: Store) -> None:
@@ -32,7 +32,7 @@ def adopt(db: Database, store: Store) -> None:
     prove(db, store)
 
 
-def prove(db: Database, store: Store) -> None:
+def prove(db: Database, store: Blobs) -> None:
     """Return if this is the farm's store, raise otherwise.
 
     Raises:
@@ -48,8 +48,8 @@ def prove(db: Database, store: Store) -> None:
     if store.identity() != known:
         raise StorageUnavailable(
             f"{store.address} isn't the farm's artifact store",
-            hint="set FARM_STORE to the API's store folder, or mount it there; if you moved the "
-            "store, move its file id too",
+            hint="set FARM_STORE to the API's: its folder, mounted here, or its bucket; or to the API's "
+            "address, https://…; if you moved the store, move its file id too",
         )
 
 

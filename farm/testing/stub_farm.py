@@ -334,7 +334,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _content(self, row: dict[str, Any], data: bytes) -> None:
         start, etag = 0, f'"{row["digest"]}"'
         wanted = self.headers.get("Range")
-        if wanted and self.farm.ranges and self.headers.get("If-Range") == etag:
+        if wanted and self.farm.ranges and self.headers.get("If-Range", etag) == etag:
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
         self.send_response(206 if start else 200)
         if start:

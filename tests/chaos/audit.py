@@ -76,7 +76,7 @@ def _database_is_right(db: Database, ended: Sequence[Ended], store: LocalStore) 
         assert ends.keys() == {job.id for job in jobs if job.state == JobState.SUCCEEDED}
 
         for file in store.blobs():
-            content = store.path(file.digest).read_bytes()
+            content = store.place(file.digest).read_bytes()
             assert f"sha256:{hashlib.sha256(content).hexdigest()}" == file.digest, "not whole"
         known = set(session.scalars(select(Artifact.digest)))
         assert all(map(store.has, known)), "a blob isn't in the store"

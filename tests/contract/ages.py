@@ -12,7 +12,7 @@ from farm.database.tables import Artifact
 def age(services: Any, digest: str) -> None:
     """Have a blob's file and row be days old."""
     old = time.time() - 10 * 86400
-    os.utime(services.store.path(digest), (old, old))
+    os.utime(services.store.place(digest), (old, old))
     with services.db.write() as session:
         created = session.get(Artifact, digest)
         created.created_at = created.created_at.replace(year=2020)

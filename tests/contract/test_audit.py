@@ -294,7 +294,7 @@ def _gc(api, db, _monkeypatch):
 
 def _scrub(api, db, _monkeypatch):
     digest = api.upload(b"right bytes")
-    path = api.app.state.services.store.path(digest)
+    path = api.app.state.services.store.place(digest)
     path.chmod(0o644)
     path.write_bytes(b"wrong bytes")
     assert api.post("/v1/scrub").json()["damaged"] == [digest]
@@ -349,6 +349,45 @@ def _drop_upload(api, _db, _monkeypatch):
     return "upload.drop", f"pushed/{location.rpartition('/')[2]}"
 
 
+def _uploaded_in_parts(api, content):
+    begun = api.post("/v1/uploads")
+    path = begun.headers["location"]
+    for start in (0, 5):
+        part = content[start : start + 5] if start == 0 else content[start:]
+        said = f"bytes {start}-{start + len(part) - 1}/{len(content)}"
+        sent = api.request("PATCH", path, content=part, headers={"Content-Range": said})
+        assert sent.json()["bytes"] == start + len(part)
+    assert api.request("PUT", path, params={"digest": digest_of(content)}).status_code == 201
+    return "upload", digest_of(content)
+
+
+def _begin_upload(api, _db, _monkeypatch):
+    return _uploaded_in_parts(api, b"begun first")
+
+
+def _add_to_upload(api, _db, _monkeypatch):
+    return _uploaded_in_parts(api, b"added in parts")
+
+
+def _end_upload(api, _db, _monkeypatch):
+    return _uploaded_in_parts(api, b"ended last")
+
+
+def _drop_parts(api, _db, _monkeypatch):
+    path = api.post("/v1/uploads").headers["location"]
+    assert api.request("DELETE", path).status_code == 204
+    return "upload.drop", path.rpartition("/")[2]
+
+
+def _check(api, _db, _monkeypatch):
+    digest = api.upload(b"right bytes, too")
+    path = api.app.state.services.store.place(digest)
+    path.chmod(0o644)
+    path.write_bytes(b"wrong bytes, too")
+    assert api.post(f"/v1/blobs/{digest}/check").json() == {"digest": digest, "right": False}
+    return "condemn", digest
+
+
 def _push(api, _db, _monkeypatch):
     Registry(api, "pushed").push_image("mine")
     return "push", "pushed:mine"
@@ -392,6 +431,11 @@ def _link(api, _db, _monkeypatch):
 
 CHANGES = {
     ("POST", "/v1/blobs"): _upload,
+    ("POST", "/v1/uploads"): _begin_upload,
+    ("PATCH", "/v1/uploads/{upload}"): _add_to_upload,
+    ("PUT", "/v1/uploads/{upload}"): _end_upload,
+    ("DELETE", "/v1/uploads/{upload}"): _drop_parts,
+    ("POST", "/v1/blobs/{digest}/check"): _check,
     ("POST", "/v1/builds"): _submit,
     ("POST", "/v1/models/{model}/bench"): _bench,
     ("POST", "/v1/builds/{build_id}/cancel"): _cancel,

@@ -263,7 +263,7 @@ def test_a_range_past_the_end_is_a_problem_with_the_size(api, settings):
     @api.app.get("/a-file")
     async def a_file() -> BlobResponse:
         store = api.app.state.services.store
-        return BlobResponse(store.path(digest), etag='"x"')
+        return BlobResponse(store.place(digest), etag='"x"')
 
     answer = api.get("/a-file", headers={"Range": "bytes=10-"})
     assert answer.status_code == 416

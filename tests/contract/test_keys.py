@@ -175,5 +175,5 @@ def test_an_engine_isnt_kept_by_caches_that_serve_others(api):
     from farm.api.files import BlobResponse
 
     store = api.app.state.services.store
-    answer = BlobResponse(store.path(api.upload(b"an engine")), etag='"x"')
+    answer = BlobResponse(store.place(api.upload(b"an engine")), etag='"x"')
     assert answer.headers["cache-control"].startswith("private")

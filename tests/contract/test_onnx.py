@@ -90,7 +90,7 @@ def test_what_there_isnt_is_refused_with_what_makes_it(api, made, asked, status,
 
 def test_damaged_bytes_are_told_and_never_sent(api, made, settings):
     store = LocalStore(settings.store_dir)
-    file = store.path(shown(api)["digest"])
+    file = store.place(shown(api)["digest"])
     file.chmod(0o644)
     file.write_bytes(b"half")
     answer = api.get("/v1/models/digits/onnx/content")

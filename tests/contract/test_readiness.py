@@ -203,7 +203,7 @@ def test_gc_works_on_a_full_disk(small_disk):
     garbage = small_disk / "garbage"
     garbage.write_bytes(b"g" * 3 * RESERVE_BYTES)
     digest = store.take(garbage).digest
-    os.utime(store.path(digest), (0, 0))
+    os.utime(store.place(digest), (0, 0))
     _fill(small_disk)
     with pytest.raises(StorageFull):
         store.try_to_write()

@@ -78,6 +78,8 @@ def test_no_websocket_is_opened(api):
     assert said == ["websocket.close"]
 
 
+#: HEAD protects a blob; any file is read only by workers; an upload is seen by whoever may upload.
+_OF_UPLOADERS = ("/v1/blobs/{digest}", "/v1/uploads/{upload}")
 _OF_ADMINS = ("/v1/keys", "/v1/audit", "/keys", "/audit")
 
 
@@ -86,9 +88,24 @@ def test_what_only_reads_needs_no_more_than_reading_but_for_keys_and_the_audit()
         if path == "/v1/login/links":  # what it leads to can do no more than the key
             assert scope is Scope.READ
         elif method in ("GET", "HEAD") and not path.startswith(_OF_ADMINS):
-            assert scope is Scope.READ or (method, path) == ("HEAD", "/v1/blobs/{digest}"), path
+            assert scope is Scope.READ or path in _OF_UPLOADERS, path
         else:
             assert scope is not Scope.READ, path
+
+
+def test_a_worker_elsewhere_stores_and_reads_files_and_does_nothing_else(api):
+    worker = with_key(api, a_key(api.app.state.services.db, Scope.WORK))
+    digest = worker.upload(b"made by a job")
+    assert worker.get(f"/v1/blobs/{digest}").content == b"made by a job"
+    assert worker.request("HEAD", f"/v1/blobs/{digest}").status_code == 200
+    path = worker.post("/v1/uploads").headers["location"]
+    assert worker.get(path).json()["bytes"] == 0
+    assert worker.post(f"/v1/blobs/{digest}/check").json()["right"] is True
+    assert worker.post("/v1/builds", json={}).status_code == 403
+    assert worker.request("DELETE", f"/v1/blobs/{digest}").status_code == 403
+    for scope in (Scope.READ, Scope.SUBMIT, Scope.PROMOTE):
+        other = with_key(api, a_key(api.app.state.services.db, scope))
+        assert other.get(f"/v1/blobs/{digest}").status_code == 403
 
 
 def test_a_scope_allows_reading_and_itself_and_admin_allows_all():
@@ -134,7 +151,8 @@ def test_a_key_may_call_what_its_scope_allows_and_is_told_what_it_lacks(api, db,
     for method, path in locked(api):
         answer = caller.request(method, filled(path))
         needed = access.SCOPES[method, path]
-        if allows([scope], needed):
+        is_works = scope is Scope.WORK and (method, path) in access.OF_WORKERS
+        if allows([scope], needed) or is_works:
             assert answer.status_code not in (401, 403), (method, path)
             continue
         assert answer.status_code == 403, (method, path)

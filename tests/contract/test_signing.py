@@ -345,7 +345,7 @@ def refused(farm, engine: str, folder: Path, why: str) -> None:
 def test_a_tampered_blob_is_refused(api, farm, settings, publish, signer, tmp_path):
     engine = publish()
     digest = api.get(f"/v1/engines/{engine}").json()["digest"]
-    path = LocalStore(settings.store_dir).path(digest)
+    path = LocalStore(settings.store_dir).place(digest)
     path.chmod(0o644)
     path.write_bytes(PLAN[::-1])
     with pytest.raises(DigestMismatch):

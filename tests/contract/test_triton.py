@@ -42,11 +42,11 @@ def engine(api, ledger):
 def stored(api, engine, monkeypatch):
     """The store has each engine's bytes."""
     from farm.api import triton as route
+    from farm.api.tars import Streamed
 
     def whole(farm, view):
-        path = farm.settings.home / "plan"
-        path.write_bytes(CONTENT.ljust(view.bytes, b"."))
-        return path
+        content = CONTENT.ljust(view.bytes, b".")
+        return Streamed(read=lambda: iter([content[:5], content[5:]]), bytes=view.bytes)
 
     monkeypatch.setattr(route, "_whole", whole)
     return engine

@@ -52,7 +52,7 @@ def test_each_file_counts_once_by_kind_and_for_each_model_that_names_it(api, mad
 def test_what_gc_would_free_and_unfinished_uploads_are_told(api, db, store, run):
     digest = api.upload(b"700 MB")
     old = time.time() - 10 * 86400
-    os.utime(store.path(digest), (old, old))
+    os.utime(store.place(digest), (old, old))
     with db.write() as session:
         row = session.get(Artifact, digest)
         row.created_at = row.created_at.replace(year=2020)

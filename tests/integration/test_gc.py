@@ -43,7 +43,7 @@ class Shelf:
 
     def age(self, digest, age_s):
         then = now() - timedelta(seconds=age_s)
-        os.utime(self.store.path(digest), (then.timestamp(),) * 2)
+        os.utime(self.store.place(digest), (then.timestamp(),) * 2)
         with self.ledger.db.write() as session:
             session.execute(
                 update(Artifact).where(Artifact.digest == digest).values(created_at=then)
@@ -128,7 +128,7 @@ def test_what_else_lies_in_the_store_is_left_alone(shelf):
     digest = shelf.put(b"garbage")
     strays = [
         shelf.store.root / "sha256" / ".DS_Store",
-        shelf.store.path(digest).with_name(".nfs0001"),
+        shelf.store.place(digest).with_name(".nfs0001"),
     ]
     for stray in strays:
         stray.touch()
@@ -175,7 +175,7 @@ def test_a_blob_that_is_put_again_while_it_is_taken_out_of_its_place_stays(
 
     monkeypatch.setattr(LocalStore, "set_aside", put_again)
     shelf.collect()
-    assert shelf.store.path(digest).read_bytes() == b"wanted again"
+    assert shelf.store.place(digest).read_bytes() == b"wanted again"
     assert digest in shelf.rows()
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def put(store, tmp_path):
     def put_(content):
         file = tmp_path / "new"
         file.write_bytes(content)
-        return store.path(store.take(file).digest)
+        return store.take(file).digest
 
     return put_
 
@@ -44,7 +45,7 @@ def test_a_job_reads_its_input_though_the_same_bytes_are_uploaded_again_meanwhil
     tmp_path, put, store
 ):
     blob = put(b"the model")
-    held = inputs.hold({"source": blob}, tmp_path / "inputs")
+    held = inputs.hold(store, {"source": blob}, tmp_path / "inputs")
     workdir = tmp_path / "work"
     workdir.mkdir()
     limits = Limits.of_machine(workdir, slots=2, timeout_s=60)
@@ -53,34 +54,43 @@ def test_a_job_reads_its_input_though_the_same_bytes_are_uploaded_again_meanwhil
     with Child(reads_when_told, asked, timeout_s=60, sandbox=box) as child:
         for happening in child.events():
             if isinstance(happening, StageProgressed):
-                before = blob.stat().st_ino
+                before = store.place(blob).stat().st_ino
                 put(b"the model")
-                assert blob.stat().st_ino != before
+                assert store.place(blob).stat().st_ino != before
                 (workdir / "go").touch()
         assert child.result() == ["the model"]
 
 
 @pytest.mark.parametrize("refusal", [errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK])
-def test_where_a_file_gets_no_second_name_a_job_has_a_copy(tmp_path, put, monkeypatch, refusal):
+def test_where_a_file_gets_no_second_name_a_job_has_a_copy(
+    tmp_path, put, store, monkeypatch, refusal
+):
     blob = put(b"the model")
 
     def refuse(*_):
         raise OSError(refusal, os.strerror(refusal))
 
     monkeypatch.setattr(os, "link", refuse)
-    held = inputs.hold({"source": blob}, tmp_path / "inputs")["source"]
-    blob.unlink()
+    held = inputs.hold(store, {"source": blob}, tmp_path / "inputs")["source"]
+    store.place(blob).unlink()
     assert held.read_bytes() == b"the model"
 
 
-def test_a_blob_that_goes_meanwhile_is_the_stores_fault(tmp_path, put):
+def test_a_blob_that_goes_meanwhile_is_the_stores_fault(tmp_path, put, store, monkeypatch):
     blob = put(b"the model")
-    blob.unlink()
+
+    @contextmanager
+    def goes(digest):
+        path = store.place(digest)
+        path.unlink()
+        yield path
+
+    monkeypatch.setattr(store, "local", goes)
     with pytest.raises(StorageUnavailable, match="can't be read"):
-        inputs.hold({"source": blob}, tmp_path / "inputs")
+        inputs.hold(store, {"source": blob}, tmp_path / "inputs")
 
 
-def test_no_room_for_a_copy_is_told_as_such(tmp_path, put, monkeypatch):
+def test_no_room_for_a_copy_is_told_as_such(tmp_path, put, store, monkeypatch):
     blob = put(b"the model")
 
     def refuse(*_):
@@ -92,11 +102,11 @@ def test_no_room_for_a_copy_is_told_as_such(tmp_path, put, monkeypatch):
     monkeypatch.setattr(os, "link", refuse)
     monkeypatch.setattr(shutil, "copyfile", fill)
     with pytest.raises(StorageFull):
-        inputs.hold({"source": blob}, tmp_path / "inputs")
+        inputs.hold(store, {"source": blob}, tmp_path / "inputs")
 
 
-def test_what_fails_when_its_inputs_have_gone_is_no_failure_of_the_model(tmp_path, put):
-    held = inputs.hold({"source": put(b"one"), "typed": put(b"two")}, tmp_path / "inputs")
+def test_what_fails_when_its_inputs_have_gone_is_no_failure_of_the_model(tmp_path, put, store):
+    held = inputs.hold(store, {"source": put(b"one"), "typed": put(b"two")}, tmp_path / "inputs")
     inputs.require(held.values())
     held["typed"].unlink()
     with pytest.raises(StorageUnavailable, match="typed"):

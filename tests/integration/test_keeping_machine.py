@@ -249,7 +249,7 @@ def _wipe(ledger, store) -> None:
             if table.name not in KEPT:
                 session.execute(delete_rows(table))
     for file in list(store.blobs()):
-        store.path(file.digest).unlink()
+        store.place(file.digest).unlink()
 
 
 @pytest.mark.parametrize("examples", [10, pytest.param(40, marks=pytest.mark.heavy)])

@@ -66,7 +66,7 @@ class Farm:
             name="libfoo.so",
             signature=signature or self.operator.sign(content),
         )
-        library = self.store.path(request.digest)
+        library = self.store.place(request.digest)
         key = plugins.verified(library, request.signature, self.keys, most_bytes=self.most_bytes)
         with self.ledger.db.write() as session:
             return plugins.add(session, request, key)
@@ -146,7 +146,7 @@ def test_a_key_that_is_not_trusted_any_more_takes_its_libraries_with_it(farm):
 
 def test_a_worker_loads_nothing_that_was_changed_in_the_store(farm):
     added = farm.add()
-    path = farm.store.path(added.digest)
+    path = farm.store.place(added.digest)
     path.chmod(0o644)
     path.write_bytes(LIBRARY + b", and something else")
     with pytest.raises(EngineBuildFailed, match="the store has other bytes"):

@@ -35,7 +35,7 @@ def put(ledger, store, tmp_path):
 
 def flip(store, digest):
     """One bit, as a disk does: neither the size nor the time changes."""
-    place = store.path(digest)
+    place = store.place(digest)
     place.chmod(0o644)
     content = bytearray(place.read_bytes())
     content[len(content) // 2] ^= 1
@@ -53,7 +53,7 @@ def test_an_input_is_hashed_before_a_stage_reads_it(store, put, tmp_path):
     request = StageRequest(
         kind=JobKind.EXPORT,
         params={"format": "onnx"},
-        inputs={"source": store.path(digest)},
+        inputs={"source": store.place(digest)},
         workdir=tmp_path,
         digests={"source": digest},
     )
@@ -67,9 +67,9 @@ def test_a_scrub_takes_damage_out_of_reach_and_uploads_heal_it(ledger, store, pu
     right, wrong, short = put(b"right"), put(b"wrong in the middle"), put(b"cut off")
     lost = put(b"lost")
     flip(store, wrong)
-    store.path(short).chmod(0o644)
-    store.path(short).write_bytes(b"cut")
-    store.path(lost).unlink()
+    store.place(short).chmod(0o644)
+    store.place(short).write_bytes(b"cut")
+    store.place(lost).unlink()
     before = known(ledger)
     report = scrub.scrub(ledger.db, store)
     assert sorted(report.damaged) == sorted([wrong, short])

@@ -17,9 +17,12 @@ from farm.errors import CastFailed, DatabaseUnavailable, FarmError, LeaseLost, S
 from farm.fleet import workers
 from farm.queue import shown
 from farm.specs.states import JobState
+from farm.store import proof
+from farm.store.local import LocalStore
 from workers.runner import claims, task
 from workers.runner import watch as watch_module
 from workers.runner.shown import Flower
+from workers.runner.store_watch import StoreWatch
 from workers.runner.watch import Stopping, Watch
 
 
@@ -41,6 +44,20 @@ class Flaky:
     read = write
 
 
+class Watched:
+    """The store, which can be used until a job was interrupted by it, or a test says so."""
+
+    def __init__(self):
+        self.doubted = 0
+        self.usable = True
+
+    def doubt(self):
+        self.doubted += 1
+
+    def is_usable(self):
+        return self.usable
+
+
 def context(db, lease_ttl_s=30.0):
     settings = SimpleNamespace(
         lease_ttl_s=lease_ttl_s,
@@ -50,7 +67,13 @@ def context(db, lease_ttl_s=30.0):
         max_attempts=3,
     )
     return SimpleNamespace(
-        db=db, stopping=threading.Event(), settings=settings, worker="cpu@here", held={}, shunned={}
+        db=db,
+        stopping=threading.Event(),
+        settings=settings,
+        worker="cpu@here",
+        held={},
+        shunned={},
+        store_watch=Watched(),
     )
 
 
@@ -199,6 +222,37 @@ def test_a_job_that_this_machine_failed_is_left_to_another_while_there_is_one(le
         workers.left(session, "cpu@there")
     monkeypatch.setattr(task, "_work", lambda *_: [])
     assert task._run("a task", here, job.id) == "succeeded", "there is nobody else"
+
+
+def test_nothing_is_claimed_while_the_store_cant_be_used(ledger, monkeypatch):
+    ledger.submit()
+    [job] = ledger.queued()
+    here, bells = context(ledger.db), Bells()
+    here.doorbell, here.flower = bells, Heard()
+    monkeypatch.setattr(task, "_PASS_ON_S", 0.0)
+    here.store_watch.usable = False
+    assert task._run("a task", here, job.id).startswith("not claimed: the store")
+    ledger.worker("cpu@there")
+    assert task._run("a task", here, job.id).startswith("left for another worker")
+    assert bells.passed_on == [job.id]
+    with ledger.db.read() as session:
+        found = session.get_one(Job, job.id)
+        assert (found.state, found.attempt) == (JobState.QUEUED, job.attempt)
+
+
+def test_a_store_that_interrupts_a_job_is_looked_at_before_the_next(ledger, tmp_path, caplog):
+    store = LocalStore(tmp_path / "store")
+    proof.adopt(ledger.db, store)
+    watch = StoreWatch(ledger.db, store)
+    assert watch.is_usable()
+    (tmp_path / "store" / "id").rename(tmp_path / "id")
+    assert watch.is_usable(), "nobody doubts it"
+    watch.doubt()
+    assert not watch.is_usable()
+    assert "no jobs are taken" in caplog.text
+    assert "FARM_STORE" in caplog.text
+    (tmp_path / "id").rename(tmp_path / "store" / "id")
+    assert watch.is_usable()
 
 
 ENDS = {

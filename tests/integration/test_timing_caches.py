@@ -88,7 +88,8 @@ class Worker:
         claim = SimpleNamespace(**{**vars(self.claim), "params": params})
         part = fleet_caches.Cache(self.context, claim)
         typed = chain(workdir / "typed.onnx", *widths)
-        inputs = {"typed": typed, **part.blobs}
+        cached = {role: self.context.store.place(one) for role, one in part.blobs.items()}
+        inputs = {"typed": typed, **cached}
         request = StageRequest(kind=JobKind.BUILD, params=params, inputs=inputs, workdir=workdir)
 
         def end():
@@ -171,7 +172,7 @@ def test_a_broken_cache_costs_a_build_the_time_and_is_replaced(worker, tmp_path,
 
 def test_a_cache_that_was_deleted_behind_the_farms_back_is_made_anew(worker):
     worker.build(4, 8)
-    path = worker.context.store.path(worker.listed()[0].digest)
+    path = worker.context.store.place(worker.listed()[0].digest)
     path.unlink()
     facts = worker.build(4, 8)
     assert (facts["digest"], facts["misses"]) == (None, 1)

@@ -67,7 +67,7 @@ def test_an_upload_becomes_a_blob_and_leaves_nothing(sessions: Sessions, store: 
     assert append(sessions, upload, b"def", start=3) == 6
     stored = sessions.finish("repo", upload, digest_of(b"abcdef"))
     assert (stored.digest, stored.bytes) == (digest_of(b"abcdef"), 6)
-    assert store.path(stored.digest).read_bytes() == b"abcdef"
+    assert store.place(stored.digest).read_bytes() == b"abcdef"
     assert left(store) == []
 
 
@@ -199,4 +199,4 @@ def test_a_request_that_comes_too_late_doesnt_add_to_the_blob(
     monkeypatch.setattr(fcntl, "flock", finished_meanwhile)
     with pytest.raises(UploadUnknown):
         append(sessions, upload, b"def")
-    assert store.path(digest_of(b"abc")).read_bytes() == b"abc"
+    assert store.place(digest_of(b"abc")).read_bytes() == b"abc"

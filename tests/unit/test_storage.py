@@ -65,4 +65,4 @@ def test_a_full_disk_is_told_and_leaves_nothing(store, monkeypatch):
 
 def test_a_store_that_is_not_mounted_is_unavailable_and_its_blobs_are_not_lost(store):
     with pytest.raises(StorageUnavailable, match="isn't at"):
-        store.path("sha256:" + "0" * 64)
+        store.place("sha256:" + "0" * 64)

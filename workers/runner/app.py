@@ -7,10 +7,10 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from celery import Celery, signals
@@ -30,9 +30,7 @@ from farm.queue.celery_app import create_celery
 from farm.queue.doorbell import Doorbell
 from farm.settings import Settings
 from farm.specs import gpus
-from farm.store import proof
-from farm.store.base import Store
-from farm.store.chosen import store_of
+from farm.store.base import Blobs
 from farm.tracing import spans
 from workers.runner import compiles, remote, toolchain, trial
 from workers.runner.child import await_preload
@@ -40,6 +38,8 @@ from workers.runner.names import queues
 from workers.runner.pool import Pool
 from workers.runner.shown import Flower
 from workers.runner.siblings import Siblings
+from workers.runner.store_watch import StoreWatch
+from workers.runner.stores import blobs_of
 from workers.sandbox import Sandbox, environment, folder
 from workers.sandbox.features import missing
 from workers.sandbox.settings import sandbox_of
@@ -47,7 +47,6 @@ from workers.sandbox.settings import sandbox_of
 log = logging.getLogger(__name__)
 
 _ANNOUNCE_AGAIN_S = 1.0
-_PROVE_AGAIN_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +55,20 @@ class Context:
 
     settings: Settings
     db: Database
-    store: Store
+    store: Blobs
     doorbell: Doorbell
     worker: str
     gpu: Gpu | None = None  #: the GPU the worker is pinned to
     flower: Flower = field(default_factory=Flower)
     siblings: Siblings = field(default_factory=Siblings)
     stopping: threading.Event = field(default_factory=threading.Event)
+    store_watch: StoreWatch = field(init=False)
     held: dict[int, int] = field(default_factory=dict)  #: running jobs: job id → attempt
     #: jobs that this machine failed: job id → until when other jobs come first
     shunned: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "store_watch", StoreWatch(self.db, self.store))
 
     @property
     def workdirs(self) -> Path:
@@ -108,6 +111,7 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     settings = Settings()
     # Before its variables go, of which some are secret.
     spans.configure("engine-farm-worker", instance=name)
+    store = blobs_of(settings)
     # The settings hold all that is needed of it from here on. The fork server may be restarted, and must
     # not inherit the rest.
     environment.replace(environment.of_worker(settings.sandbox_environment))
@@ -124,7 +128,7 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     context = Context(
         settings=settings,
         db=db,
-        store=store_of(settings),
+        store=store,
         doorbell=Doorbell(db, app),
         worker=name,
         gpu=gpu,
@@ -145,7 +149,8 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     signals.setup_logging.connect(log_printed, weak=False)
 
     signals.worker_shutting_down.connect(stop, weak=False)
-    _await_store(context)
+    # It takes no work, and isn't online, before its store has been shown to be the farm's.
+    context.store_watch.wait()
     with spans.sent_at_the_end(), _announced(context, me, every_s=settings.worker_ttl_s / 3):
         app.worker_main(
             [
@@ -168,20 +173,6 @@ def _compiles(settings: Settings, gpu: Gpu | None, siblings: Siblings) -> bool:
     if why_not:
         log.info("no AOTInductor packages are built here: %s", why_not)
     return why_not is None
-
-
-def _await_store(context: Context) -> None:
-    """Take no work before this worker has shown that its store is the farm's."""
-    told = ""
-    while True:
-        try:
-            proof.prove(context.db, context.store)
-            return
-        except Unavailable as err:
-            if err.detail != told:
-                log.warning("%s; hint: %s", err.detail, err.hint)
-                told = err.detail
-        time.sleep(_PROVE_AGAIN_S)
 
 
 @contextmanager
@@ -241,6 +232,8 @@ def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterato
     def ready(**_: object) -> None:
         beats.start()
         threading.Thread(target=try_sandbox, name="sandbox", daemon=True).start()
+        heal = partial(context.store_watch.heal_until, stopped)
+        threading.Thread(target=heal, name="heal", daemon=True).start()
 
     signals.worker_ready.connect(ready, weak=False)
     try:

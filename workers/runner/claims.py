@@ -69,6 +69,20 @@ def _is_for_others(context: Context, session: Session, job_id: int) -> bool:
     if time.monotonic() > until:
         del context.shunned[job_id]
         return False
+    return _others_may(context, session, job_id)
+
+
+def others_may(context: Context, job_id: int) -> bool:
+    """Whether another worker that is available reads this job's queue.
+
+    Raises:
+        DatabaseUnavailable
+    """
+    with context.db.read() as session:
+        return session.get(Job, job_id) is not None and _others_may(context, session, job_id)
+
+
+def _others_may(context: Context, session: Session, job_id: int) -> bool:
     queue = session.get_one(Job, job_id).queue
     fleet = Fleet.load(session, ttl_s=context.settings.worker_ttl_s)
     return any(
@@ -85,9 +99,14 @@ def pass_on(context: Context, job_id: int) -> None:
         log.warning("%s; the sweep rings again for what is queued", err.detail)
 
 
-def insist(context: Context, work: Callable[[Session], T]) -> T:
+def insist(
+    context: Context, work: Callable[[Session], T], *, before: Callable[[], None] = lambda: None
+) -> T:
     """Do a unit of work, and retry it while the database is away: a restart of the database mustn't
     lose hours of work. If another worker took the job over meanwhile, it keeps it.
+
+    Parameters:
+        before: called before each try, outside of the unit of work.
 
     Raises:
         DatabaseUnavailable: the worker is shutting down.
@@ -97,6 +116,7 @@ def insist(context: Context, work: Callable[[Session], T]) -> T:
     races = 0
     while True:
         try:
+            before()
             with context.db.write() as session:
                 return work(session)
         except IntegrityError:

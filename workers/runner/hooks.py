@@ -17,8 +17,8 @@ from workers.runner.made import Made
 class Part:
     """A hook's part in one job; the base class does nothing."""
 
-    #: Inputs besides the job's own: role → blob in the store.
-    blobs: Mapping[str, Path] = {}
+    #: Inputs besides the job's own: role → digest.
+    blobs: Mapping[str, str] = {}
 
     def place(self, workdir: Path) -> Mapping[str, Path]:
         """Put inputs into the job's folder; return them by role."""

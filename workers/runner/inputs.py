@@ -13,20 +13,28 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from farm.errors import StorageFull, StorageUnavailable
+from farm.store.base import Blobs
 
 
-def hold(blobs: Mapping[str, Path], folder: Path) -> dict[str, Path]:
+def hold(store: Blobs, blobs: Mapping[str, str], folder: Path) -> dict[str, Path]:
     """Create the folder with a hard link to each blob, or a copy where the file system has no links.
 
+    A cache removes no file that has another name.
+
     Parameters:
-        blobs: role → the blob's file, in the store.
+        blobs: role → digest.
 
     Raises:
+        NotFound, BlobDamaged
         StorageFull: there was no room for a copy.
         StorageUnavailable: a blob can't be read, or disappeared meanwhile.
     """
     folder.mkdir(parents=True)
-    return {role: _held(blob, folder / role) for role, blob in blobs.items()}
+    held = {}
+    for role, digest in blobs.items():
+        with store.local(digest) as blob:
+            held[role] = _held(blob, folder / role)
+    return held
 
 
 def _held(blob: Path, held: Path) -> Path:

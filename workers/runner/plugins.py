@@ -45,7 +45,8 @@ def _verified(context: Context, digest: str, folder: Path) -> Path:
     copy = folder / row.name
     try:
         # Verify and load the copy: others may write to the store.
-        shutil.copyfile(context.store.path(digest), copy)
+        with context.store.local(digest) as library:
+            shutil.copyfile(library, copy)
         content = copy.read_bytes()
         if f"sha256:{hashlib.sha256(content).hexdigest()}" != digest:
             raise DigestMismatch(f"the store has other bytes under {digest}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from farm.errors import (
     FarmError,
     InternalError,
     LeaseLost,
+    StorageFull,
     StorageUnavailable,
     Unavailable,
 )
@@ -36,6 +37,7 @@ from workers.runner import (
     stage_spans,
     timing_caches,
     toolchain,
+    transfers,
 )
 from workers.runner.app import Context
 from workers.runner.child import Child, await_preload
@@ -84,6 +86,8 @@ def register(app: Celery, context: Context) -> None:
 def _run(message_id: str, context: Context, job_id: int) -> str:
     # A lease that ran while frameworks are still being imported would expire before the job starts.
     await_preload()
+    if not context.store_watch.is_usable():
+        return _left_without_store(context, job_id)
     try:
         claim = claims.claim(context, job_id)
     except DatabaseUnavailable as err:
@@ -105,6 +109,15 @@ def _run(message_id: str, context: Context, job_id: int) -> str:
         # During a shutdown, jobs given back are released once the worker has ended.
         if not context.stopping.is_set():
             context.held.pop(claim.job_id, None)
+
+
+def _left_without_store(context: Context, job_id: int) -> str:
+    context.stopping.wait(_PASS_ON_S)  # otherwise it would come back here at once
+    with suppress(DatabaseUnavailable):
+        if claims.others_may(context, job_id):
+            claims.pass_on(context, job_id)
+            return "left for another worker: the store can't be used here"
+    return "not claimed: the store can't be used; the sweep rings again"
 
 
 def _fields(claim: Claim) -> dict[str, object]:
@@ -159,14 +172,20 @@ def _end_failed(context: Context, claim: Claim, err: FarmError) -> None:
         return
     if isinstance(err, Unavailable):
         log.warning("%s is interrupted: %s", claim.title, err.detail)
+        if isinstance(err, StorageUnavailable | StorageFull):
+            context.store_watch.doubt()
         context.shunned[claim.job_id] = time.monotonic() + _SHUN_S
         _interrupt(context, claim, err)
         return
     if isinstance(err, BlobDamaged):
         # Don't rely on the child: it may report a sound blob as damaged.
-        claims.insist(
-            context, lambda session: scrub.check(session, context.store, claim.inputs.values())
-        )
+        copies = [one for one in claim.inputs.values() if context.store.drop_wrong_copy(one)]
+        damaged = [d for d in claim.inputs.values() if not scrub.is_right(context.store, d)]
+        if copies and not damaged:
+            here = StorageUnavailable(f"this machine's copy of {copies[0]} was damaged")
+            _interrupt(context, claim, here)
+            return
+        claims.insist(context, lambda session: scrub.quarantine(session, context.store, damaged))
     _fail(context, claim, err)
 
 
@@ -251,19 +270,23 @@ def _work(context: Context, claim: Claim) -> list[Bell]:
 def _keep(context: Context, claim: Claim, made: Made) -> list[Bell]:
     """Store what was made, and finish the job with it."""
     outputs = {}
-    for role, path in made.outputs.items():
-        stored = context.store.take(path)
-        outputs[role] = Output(digest=stored.digest, bytes=stored.bytes)
+    with transfers.leased(context, claim):
+        for role, path in made.outputs.items():
+            stored = context.store.take(path)
+            outputs[role] = Output(digest=stored.digest, bytes=stored.bytes)
 
-    def succeed(session: Session) -> list[Bell]:
+    def require_outputs() -> None:
         # After an hour, garbage collection may have taken outputs that nothing refers to yet.
         if not all(context.store.has(output.digest) for output in outputs.values()):
             raise StorageUnavailable("the store has lost what was made")
+
+    def succeed(session: Session) -> list[Bell]:
         return jobs.succeed(
             session, claim.job_id, claim.attempt, outputs=outputs, facts=dict(made.facts)
         )
 
-    return claims.insist(context, succeed)
+    # Not within: the store may be the API, which has to write, too.
+    return claims.insist(context, succeed, before=require_outputs)
 
 
 def _run_stage(request: StageRequest, link: Link) -> dict[str, Any]:
@@ -314,15 +337,17 @@ def _request_file(workdir: Path) -> Path:
 
 def _request(context: Context, claim: Claim, workdir: Path, parts: Sequence[Part]) -> StageRequest:
     """The child's request: the job's own inputs, and those of the hooks."""
-    blobs = {role: context.store.path(digest) for role, digest in claim.inputs.items()}
+    blobs = dict(claim.inputs)
     placed: dict[str, Path] = {}
     for part in parts:
         blobs |= part.blobs
         placed |= part.place(workdir)
+    with transfers.leased(context, claim):
+        held = inputs.hold(context.store, blobs, _inputs_folder(workdir))
     request = StageRequest(
         kind=JobKind(claim.kind),
         params=dict(claim.params),
-        inputs=inputs.hold(blobs, _inputs_folder(workdir)) | placed,
+        inputs=held | placed,
         workdir=workdir,
         digests=dict(claim.inputs),
     )

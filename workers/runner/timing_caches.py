@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from farm.errors import FarmError, NotFound
+from farm.errors import FarmError
 from farm.fleet import timing_caches
 from farm.fleet.timing_caches import Revision, Timed
 from farm.queue import jobs
@@ -41,13 +41,12 @@ class Offer:
 
     timed: Timed
     revision: Revision
-    path: Path | None
+    digest: str | None  #: None if there is none yet, or its blob is gone
 
     def as_facts(self) -> dict[str, Any]:
-        given = self.path is not None
         return {
-            "digest": self.revision.digest if given else None,
-            "revision": self.revision.number if given else None,
+            "digest": self.digest,
+            "revision": self.revision.number if self.digest else None,
         }
 
 
@@ -59,8 +58,8 @@ class Cache(Part):
         self._claim = claim
         self._offer = offer(context, claim)
         self._timed: tuple[Path, Mapping[str, Any]] | None = None
-        if self._offer and self._offer.path:
-            self.blobs = {Role.TIMING_CACHE: self._offer.path}
+        if self._offer and self._offer.digest:
+            self.blobs = {Role.TIMING_CACHE: self._offer.digest}
 
     def made(self, made: Made) -> Made:
         """Drop the cache: its revisions aren't outputs of the job."""
@@ -85,14 +84,14 @@ def offer(context: Context, claim: Claim) -> Offer | None:
     try:
         with context.db.write() as session:
             revision = timing_caches.newest(session, timed)
-        path = context.store.path(revision.digest) if revision.digest else None
-    except NotFound as err:  # deleted behind the farm's back: this build's cache replaces it
-        log.warning("%s: its timing cache is gone: %s", claim.title, err.detail)
-        path = None
+        is_here = revision.digest is not None and context.store.has(revision.digest)
     except FarmError as err:
         log.warning("%s: without a timing cache: %s", claim.title, err.detail)
         return None
-    return Offer(timed=timed, revision=revision, path=path)
+    if revision.digest and not is_here:
+        # Deleted behind the farm's back: this build's cache replaces it.
+        log.warning("%s: its timing cache %s is gone", claim.title, revision.digest)
+    return Offer(timed=timed, revision=revision, digest=revision.digest if is_here else None)
 
 
 def _timed(context: Context, claim: Claim) -> Timed | None:
@@ -140,9 +139,12 @@ def _add(context: Context, offer: Offer, made: Path, entries: int | None) -> boo
             ):
                 return True
             revision = timing_caches.newest(session, offer.timed)
-        mine, newest = context.store.path(stored.digest), context.store.path(revision.digest or "")
         made = beside / f"combined-{race}"
-        combined = _combined(context, newest, mine, made)
+        with (
+            context.store.local(stored.digest) as mine,
+            context.store.local(revision.digest or "") as newest,
+        ):
+            combined = _combined(context, newest, mine, made)
         if not combined["done"]:
             return False
         entries = combined["entries"]

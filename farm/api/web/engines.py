@@ -12,7 +12,7 @@ from farm.api import layer_reports
 from farm.api.services import By, EngineId, Farm, Services
 from farm.api.web.render import page
 from farm.daemon import keeper
-from farm.errors import NotFound, StorageUnavailable, TooLarge
+from farm.errors import BlobDamaged, NotFound, StorageUnavailable, TooLarge
 from farm.keeping import deletion
 from farm.keeping.deletion import Deleted
 from farm.registry import catalog, loading, provenance, signed
@@ -88,14 +88,11 @@ def _report(
     if digest is None:
         return None, "it was built without a layer report"
     try:
-        file = layer_reports.path(farm.store, digest)
-        if file.stat().st_size > layer_reports.MOST_PARSED_BYTES:
+        if layer_reports.size(farm.store, digest) > layer_reports.MOST_PARSED_BYTES:
             return None, "its layer report is too long for a page"
-        return layer_reports.read(file, engine_id), None
-    except (NotFound, TooLarge, StorageUnavailable) as err:
+        return layer_reports.read(farm.store, digest, engine_id), None
+    except (NotFound, TooLarge, BlobDamaged, StorageUnavailable) as err:
         return None, err.detail
-    except FileNotFoundError:
-        return None, "the store has lost its layer report"
 
 
 def _going(farm: Services, by: Caller, engine_id: str) -> Deletion:

@@ -109,10 +109,11 @@ def _layers(farm: Services, found: JobDetail) -> list[LayerTime]:
     if digest is None or found.row.state != "succeeded":
         return []
     try:
-        path = farm.store.path(digest)
-        if path.stat().st_size > _MOST_LAYER_BYTES:
+        stored = farm.store.find(digest)
+        if stored is None or stored.bytes > _MOST_LAYER_BYTES:
             return []
-        report = LayerReport.model_validate_json(path.read_bytes())
+        with farm.store.local(digest) as file:
+            report = LayerReport.model_validate_json(file.read_bytes())
     except (FarmError, OSError, ValidationError):
         return []  # the engine's own operation says what is wrong with it
     timed = [(one, one.microseconds) for one in report.layers if one.microseconds is not None]
