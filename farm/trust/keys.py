@@ -54,14 +54,16 @@ def create(
 def limits_of(
     row: ApiKey, defaults: Limits, scopes: Collection[Scope | str] | None = None
 ) -> Limits:
-    """A key's limits, and where it has none the farm's; those don't hold for administrators.
+    """A key's limits, and where it has none the farm's; those don't hold for administrators and workers.
 
     Parameters:
         scopes: by default the key's.
     """
     own = Limits.model_construct(**row.limits) if row.limits else NO_LIMITS
-    is_admin = Scope.ADMIN in (row.scopes if scopes is None else scopes)
-    return own if is_admin else own.over(defaults)
+    is_of_the_farm = not {Scope.ADMIN, Scope.WORK}.isdisjoint(
+        row.scopes if scopes is None else scopes
+    )
+    return own if is_of_the_farm else own.over(defaults)
 
 
 def limit(session: Session, key_id: str, changes: Limits, *, by: Caller) -> ApiKey:

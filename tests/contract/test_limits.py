@@ -429,7 +429,7 @@ def test_wrong_limits_are_refused(api, wrong):
     problem(api.request("PATCH", f"/v1/keys/{key_id}/limits", json=wrong), 422)
 
 
-def test_the_farms_defaults_hold_for_keys_without_limits_but_not_for_administrators(
+def test_the_farms_defaults_hold_for_keys_without_limits_but_not_for_administrators_and_workers(
     database_url, tmp_path
 ):
     settings = Settings(
@@ -451,6 +451,8 @@ def test_the_farms_defaults_hold_for_keys_without_limits_but_not_for_administrat
     assert used(free)["builds"] == (0, None)
     assert used(free)["requests_per_minute"][1] == 50
     assert used(api)["builds"] == (0, None)
+    worker = with_key(api, a_key(app.state.services.db, "work", name="worker"))
+    assert used(worker)["requests_per_minute"][1] is None
     submit(mine, 1)
     problem(submit(mine, 2), 403)
     assert submit(free, 3).status_code == 202
