@@ -8,11 +8,13 @@ products, bf16 on GPUs that have it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from farm.errors import CalibrationFailed, FarmError, InvalidData
@@ -27,8 +29,8 @@ from workers.graphs import casting, check, files, interface, opsets, shapes, sta
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import resolve_profiles
 from workers.inputs.samples import Arrays, samples_for
-from workers.quantize import calibrated, choosing, modelopt, qat
-from workers.quantize.magnitudes import MAX_SAMPLES, Magnitudes, measured
+from workers.quantize import calibrated, choosing, modelopt, placement, qat
+from workers.quantize.magnitudes import MAX_SAMPLES, Magnitudes, measured, raised
 from workers.quantize.stored_weights import fold_quantized_weights
 from workers.stages.base import Stage, StageResult
 
@@ -63,7 +65,8 @@ def run(stage: Stage) -> StageResult:
 
     files.load_weights(model, file)
     stage.progress("place Q/DQ", None)
-    first = next(batch.split(samples, size))
+    # ModelOpt only asks whether there is one row, or there are more.
+    first = batch.take(samples, slice(0, max(batch.min, min(size, 2))))
     quantized = modelopt.placed(model, first, params.precision, stage.workdir)
     made = calibrated.calibrate(
         quantized,
@@ -83,8 +86,9 @@ def run(stage: Stage) -> StageResult:
     typed = stage.workdir / "typed.onnx"
     files.save_model(quantized, typed)
     stage.progress("cast the remainder", None)
-    seen = islice(batch.split(samples, size, smallest=batch.min), max(1, MAX_SAMPLES // size))
-    outputs, remainder = _write_for_gpus(stage, quantized, list(seen))
+    telling = _telling(quantized, samples, batch, size, made.extreme)
+    largest = placement.with_dequantized(quantized, made.largest)
+    outputs, remainder = _write_for_gpus(stage, quantized, telling, largest)
     if policy.refusal(_CPU, params.precision) is None:
         outputs[Role.TYPED] = typed
     facts = CalibrateFacts(
@@ -115,7 +119,7 @@ def _as_it_is(
     files.save_model(model, typed)
     stage.progress("cast the remainder", None)
     taken = qat.for_gpus(model)
-    outputs, remainder = _write_for_gpus(stage, taken, [first])
+    outputs, remainder = _write_for_gpus(stage, taken, [first], {})
     if policy.refusal(_CPU, params.precision) is None:
         outputs[Role.TYPED] = typed
     facts = CalibrateFacts(
@@ -143,15 +147,39 @@ def _samples(
     return samples, Batch.of(inputs, profile), kind
 
 
+def _telling(
+    quantized: onnx.ModelProto,
+    samples: Arrays,
+    batch: Batch,
+    size: int,
+    extreme: NDArray[np.intp],
+) -> list[Arrays]:
+    """The batches to measure magnitudes on: where calibration saw the largest, with which others come.
+
+    What branches and loops compute, calibration didn't see.
+    """
+    if any(walk.bodies(node) for node in quantized.graph.node):
+        every = batch.split(samples, size, smallest=batch.min)
+        return list(islice(every, max(1, MAX_SAMPLES // size)))
+    return list(batch.split(batch.take(samples, extreme), size, smallest=batch.min))
+
+
 def _write_for_gpus(
-    stage: Stage, quantized: onnx.ModelProto, batches: Sequence[Arrays]
+    stage: Stage,
+    quantized: onnx.ModelProto,
+    batches: Sequence[Arrays],
+    largest: Mapping[str, float],
 ) -> tuple[dict[str, Path], dict[str, int]]:
-    """``typed_fp16`` and ``typed_half``, and how many operators of the latter's remainder have each type."""
+    """``typed_fp16`` and ``typed_half``, and how many operators of the latter's remainder have each type.
+
+    Parameters:
+        largest: magnitudes that are known of more samples than these.
+    """
     paths: dict[str, Path] = {
         role: stage.workdir / f"{role}.onnx" for role in (Role.TYPED_FP16, Role.TYPED_HALF)
     }
     try:
-        magnitudes = measured(quantized, batches, stage.workdir)
+        magnitudes = raised(measured(quantized, batches, stage.workdir), largest)
         fp16, chosen = _with_remainder(quantized, magnitudes, None)
         files.save_model(fp16, paths[Role.TYPED_FP16])
         if chosen.why:
