@@ -2,7 +2,7 @@
 
 ``auto`` chooses for each tensor between the methods. They take their thresholds from three quarters of the
 samples; the one with the least error on the last quarter takes its threshold from all of them. This mix then
-competes with ``max``, ``mse`` and the middle between itself and ``max``, by the graph's outputs.
+competes with ``max``, ``mse``, ``entropy`` and the middle between itself and ``max``, by the graph's outputs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class Calibration:
     batches: int
     chosen: dict[str, int]  #: method → tensors, or groups of them, whose scale it gave
     not_finite: dict[str, int]  #: tensor → infinite and NaN values, which no range holds
-    largest: dict[str, float]  #: tensor → its largest magnitude over all samples; infinite if any value is
+    largest: dict[
+        str, float
+    ]  #: tensor → its largest magnitude over all samples; infinite if any value is
     extreme: NDArray[np.intp]  #: a few samples that hold the largest values of the most tensors
 
 
@@ -173,7 +175,7 @@ class _Ranges:
         with ThreadPoolExecutor(cpu_threads()) as threads:
             mix = list(threads.map(mixed, self._fit, self._held, self._all))
         found = {_MIX: ([limit for _, limit in mix], dict(Counter(name for name, _ in mix)))}
-        for name in ("max", "mse"):
+        for name in ("max", "mse", "entropy"):
             found[name] = self.by(methods[name]), {name: len(mix)}
         middle = np.sqrt(np.multiply(found[_MIX][0], found["max"][0])).tolist()
         return found | {_MIDDLE: (middle, {_MIDDLE: len(mix)})}

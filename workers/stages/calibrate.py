@@ -8,7 +8,7 @@ products, bf16 on GPUs that have it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -29,7 +29,16 @@ from workers.graphs import casting, check, files, interface, opsets, shapes, sta
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import resolve_profiles
 from workers.inputs.samples import Arrays, samples_for
-from workers.quantize import calibrated, choosing, modelopt, placement, qat
+from workers.quantize import (
+    activations,
+    calibrated,
+    choosing,
+    fidelity,
+    modelopt,
+    placement,
+    qat,
+    rules,
+)
 from workers.quantize.magnitudes import MAX_SAMPLES, Magnitudes, measured, raised
 from workers.quantize.stored_weights import fold_quantized_weights
 from workers.stages.base import Stage, StageResult
@@ -40,6 +49,8 @@ _NAMES = {
     TensorProto.BFLOAT16: str(Precision.BF16),
 }
 
+#: Samples on which layers are compared; nodes named for each rule, and how much of their names.
+_COMPARED, _NAMED, _NAME_LENGTH = 8, 100, 200
 _CPU = Target(runtime=Runtime.ONNXRUNTIME, gpu=CPU)
 
 
@@ -82,6 +93,8 @@ def run(stage: Stage) -> StageResult:
     for name, lost in made.not_finite.items():
         print(f"{lost} values of {name} are infinite or NaN: its range is that of the others")
     pairs = walk.qdq_pairs(quantized)
+    stage.progress("compare layers", None)
+    snr_db = fidelity.by_layer(quantized, _compared(samples, batch), stage.workdir)
     fold_quantized_weights(quantized)
     typed = stage.workdir / "typed.onnx"
     files.save_model(quantized, typed)
@@ -101,9 +114,24 @@ def run(stage: Stage) -> StageResult:
         qdq_pairs=pairs,
         remainder=max(remainder, key=lambda name: remainder[name]),
         remainder_nodes=remainder,
+        snr_db=snr_db,
+        left_in_float=_named(rules.left_in_float(quantized)),
         opset=shapes.opset_of(quantized),
     )
     return StageResult(outputs=outputs, facts=facts)
+
+
+def _compared(samples: Arrays, batch: Batch) -> Iterator[Arrays]:
+    """A few of the samples that methods were judged by, at once no more than the model needs."""
+    is_held = activations.held_out(batch.count(samples), batch.min)
+    which = is_held if is_held.any() else ~is_held
+    which &= np.cumsum(which) <= max(_COMPARED, batch.min)
+    return activations.batches_of(samples, batch, max(batch.min, min(2, batch.max)), which)
+
+
+def _named(found: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Rule → the first of its nodes, whose names may be of any length."""
+    return {rule: [name[:_NAME_LENGTH] for name in names[:_NAMED]] for rule, names in found.items()}
 
 
 def _as_it_is(
