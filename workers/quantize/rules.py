@@ -157,15 +157,16 @@ def without_heads(model: onnx.ModelProto, shapes: Shapes) -> tuple[str, ...]:
                 if maker is not None and maker.op_type == kind:
                     name = maker.input[0]
             node.input[at] = name
-    for kind in ("DequantizeLinear", "QuantizeLinear"):  # pairs that nothing else takes
-        used = {name for node in walk.all_nodes(model.graph) for name in node.input}
-        used |= {value.name for value in model.graph.output}
-        walk.drop_nodes(
-            model.graph,
-            lambda node, kind=kind, used=used: node.op_type == kind and node.output[0] not in used,
-        )
+    for kind in ("DequantizeLinear", "QuantizeLinear"):
+        _drop_untaken(model.graph, kind)
     walk.drop_unused(model.graph)
     return tuple(_names(last))
+
+
+def _drop_untaken(graph: onnx.GraphProto, kind: str) -> None:
+    used = {name for node in walk.all_nodes(graph) for name in node.input}
+    used |= {value.name for value in graph.output}
+    walk.drop_nodes(graph, lambda node: node.op_type == kind and node.output[0] not in used)
 
 
 def _is_light(compute: Compute, names: Collection[str]) -> bool:
