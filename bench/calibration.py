@@ -9,12 +9,13 @@ take long, or more memory with each image, stop at fewer images: ``MOST``.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +40,8 @@ MOST = {
     "NNCF": ("auto", 512),
 }
 _TIMEOUT_S = 1800.0
+#: For all measurements: those that would pass it by the time of the ones before are left out, and told.
+_BUDGET_S = float(os.environ.get("FARM_BENCH_BUDGET_S", "3600"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,36 +56,67 @@ def costs() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "resnet50.onnx"
         _child("write", 0, model)
-        forward = {count: _measured(FORWARD, count, model) for count in COUNTS}
-        farm = {
-            method: {count: _measured(method, count, model) for count in COUNTS} for method in FARM
-        }
+        measure = _Budget(model)
+        forward = measure(FORWARD, COUNTS)
+        # First what says most, should the budget end.
+        farm = {method: measure(method, COUNTS) for method in FARM}
         for method, by_count in farm.items():
             most = 1.5 if method == "max" else 2.0
             for count, cost in by_count.items():
                 name = f"{method}, {count} images, over the forward passes"
                 # Fewer images don't outweigh the placement of Q/DQ, which takes the same time for any number.
                 goal = most if count == COUNTS[-1] else None
-                yield row(name, cost.seconds, forward[count].seconds, " s", digits=2, most=goal)
-            flat = by_count[COUNTS[-1]].peak_mb, by_count[128].peak_mb
-            yield row(f"{method}, peak, 1,024 images over 128", *flat, " MB", digits=2, most=1.1)
+                if count in forward:
+                    yield row(name, cost.seconds, forward[count].seconds, " s", digits=2, most=goal)
+                    name = f"{name}, of processors"
+                    both = cost.processor_s, forward[count].processor_s
+                    yield row(name, *both, " s", digits=2)
+            if {128, COUNTS[-1]} <= by_count.keys():
+                flat = by_count[COUNTS[-1]].peak_mb, by_count[128].peak_mb
+                name = f"{method}, peak, 1,024 images over 128"
+                yield row(name, *flat, " MB", digits=2, most=1.1)
         for peer, (method, limit) in MOST.items():
-            yield from _beside(peer, farm[method], method, limit, model)
+            yield from _beside(peer, farm[method], method, limit, measure)
+
+
+class _Budget:
+    """Measures while there is time: what is left out is told."""
+
+    def __init__(self, model: Path) -> None:
+        self._model, self._end = model, time.monotonic() + _BUDGET_S
+
+    def __call__(self, what: str, counts: Iterable[int]) -> dict[int, Cost]:
+        found: dict[int, Cost] = {}
+        for count in counts:
+            # Nothing grows faster than with the number of images.
+            last = max(found, default=0)
+            forecast_s = found[last].seconds * count / last if last else 0.0
+            if time.monotonic() + forecast_s > self._end:
+                print(f"  {what}, {count} images: left out, the time is up", flush=True)
+                continue
+            try:
+                found[count] = _measured(what, count, self._model)
+            except Failed as err:
+                print(f"  {what}, {count} images: {err}", flush=True)
+                break
+        return found
 
 
 def _beside(
-    peer: str, farm: dict[int, Cost], method: str, limit: int, model: Path
+    peer: str, farm: dict[int, Cost], method: str, limit: int, measure: _Budget
 ) -> Iterator[Row]:
     if peer == "NNCF" and find_spec("nncf") is None:
-        print("NNCF isn't installed: pip install nncf", flush=True)
+        print("NNCF isn't installed: pip install 'engine-farm[peers]'", flush=True)
         return
-    for count in COUNTS:
-        if count > limit:
-            continue
-        theirs, ours = _measured(peer, count, model), farm[count]
+    for count, theirs in measure(peer, [c for c in COUNTS if c <= limit and c in farm]).items():
+        ours = farm[count]
         name = f"{method} beside {peer}, {count} images"
         yield row(name, ours.seconds, theirs.seconds, " s", digits=2, most=1)
         yield row(f"{name}, peak", ours.peak_mb, theirs.peak_mb, " MB", digits=2)
+
+
+class Failed(Exception):
+    """A measurement ended without a figure."""
 
 
 def _measured(what: str, count: int, model: Path) -> Cost:
@@ -96,15 +130,18 @@ def _measured(what: str, count: int, model: Path) -> Cost:
 
 
 def _child(what: str, count: int, model: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.calibration", what, str(count), str(model)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_S,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.calibration", what, str(count), str(model)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise Failed(f"not done after {_TIMEOUT_S:.0f} s") from None
     if done.returncode:
-        sys.exit(f"{what} failed:\n{done.stderr[-2000:]}")
+        raise Failed(f"ended with {done.returncode}: {done.stderr[-2000:]}")
     return done.stdout
 
 
@@ -224,22 +261,22 @@ def _forward(images: Images, name: str, model: Path) -> None:
 
 
 def _farm(method: str, images: Images, name: str, model: Path) -> Callable[[], object]:
-    """As the stage does it, from the source's graph to the Q/DQ graph."""
+    """As the stage does it, from the source's graph to the Q/DQ graph and the ranges of its remainder."""
     import onnx
 
     from farm.specs.precision import Precision
     from workers.graphs import files, interface
     from workers.inputs.batch import Batch
     from workers.inputs.profiles import resolve_profiles
-    from workers.quantize import calibrated, modelopt
+    from workers.quantize import calibrated, magnitudes, modelopt
 
     def calibrate() -> None:
         graph = onnx.load(str(model))
         inputs = interface.input_specs(graph)
         batch = Batch.of(inputs, resolve_profiles(inputs, (), interface.axis_ranges(graph))[0])
         with tempfile.TemporaryDirectory() as folder:
-            placed = modelopt.placed(graph, images.batches(name)[0](), Precision.INT8, Path(folder))
-            calibrated.calibrate(
+            placed = modelopt.placed(graph, {name: images[:2]}, Precision.INT8, Path(folder))
+            made = calibrated.calibrate(
                 placed,
                 {name: images},  # type: ignore[dict-item]
                 batch,
@@ -250,6 +287,8 @@ def _farm(method: str, images: Images, name: str, model: Path) -> Callable[[], o
                 folder=Path(folder),
                 seen=lambda _: None,
             )
+            extreme = {name: images[made.extreme]}
+            magnitudes.measured(placed, list(batch.split(extreme, BATCH)), Path(folder))
             files.save_model(placed, Path(folder) / "calibrated.onnx")
 
     return calibrate

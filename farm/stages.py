@@ -226,6 +226,8 @@ class CalibrateFacts(Facts):
     remainder: Word | None = None
     remainder_nodes: Annotated[dict[Word, Count], Field(max_length=MOST_LISTED)] = {}
     remainder_by: Word | None = None
+    snr_db: Annotated[dict[Name, Number], Field(max_length=MOST_LISTED)] = {}
+    left_in_float: Annotated[dict[Word, Texts], Field(max_length=MOST_LISTED)] = {}
     opset: Count | None = None
 
 
@@ -333,7 +335,7 @@ STAGES: Mapping[JobKind, StageSpec] = {
     JobKind.CALIBRATE: StageSpec(
         params=CalibrateParams,
         facts=CalibrateFacts,
-        version=6,
+        version=7,
         tools=_MODELOPT,
         takes=(Role.ONNX,),
         may_take=(*_DATA, Role.RANGES),

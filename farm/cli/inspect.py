@@ -11,6 +11,7 @@ from farm.cli import show
 from farm.cli.options import Json, Url, again, connect, example
 
 if TYPE_CHECKING:
+    from farm.client import Farm
     from farm.reports.description import TimingCacheUse
     from farm.reports.layers import Layer, LayerReport, LayerTensor
     from farm.schemas.engines import EngineView
@@ -59,6 +60,7 @@ def inspect(
     _provider(row)
     _interface(row)
     _compute(report, row.precision)
+    _quantization(farm, row)
     _memory(report, row)
     if row.timing_cache:
         show.line(_timing_cache(row.timing_cache))
@@ -160,6 +162,26 @@ def _compute(report: LayerReport, precision: Precision) -> None:
         if product.type != wanted and product.not_quantized:
             inputs = ", ".join(product.not_quantized)
             show.line(f"not in {wanted}: {product.op_type} {product.name} ({inputs} isn't)")
+
+
+def _quantization(farm: Farm, row: EngineView) -> None:
+    """Which layers quantisation hurts most, and which rules left some in floats."""
+    from farm.errors import NotFound
+    from farm.specs.precision import QUANTIZED
+
+    if row.precision not in QUANTIZED:
+        return
+    try:
+        found = farm.quantization(row.id)
+    except NotFound:  # it was quantised before it came here
+        return
+    for rule, names in found.left_in_float.items():
+        listed = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+        show.line(f"left in floats, {rule}: {listed}")
+    rows = [(f"{ratio:.1f} dB", name) for name, ratio in found.noisiest(_NAMED)]
+    if rows:
+        show.line(f"the noisiest of {len(found.snr_db)} quantised tensors:")
+        show.table(("signal to noise", "tensor"), rows, keep=("signal to noise",))
 
 
 def _source(report: LayerReport) -> str:

@@ -8,6 +8,7 @@ from farm.client.aliases import Aliases
 from farm.client.noun import given, part
 from farm.client.submission import checked
 from farm.reports.layers import LayerReport
+from farm.reports.quantization import Quantization
 from farm.schemas.compare import Compared
 from farm.schemas.engines import EnginePage, EngineView
 from farm.schemas.labels import DescriptionChanges
@@ -152,6 +153,14 @@ class Registry(Aliases):
             NotFound
         """
         return self.http.read(LayerReport, "GET", f"/v1/engines/{part(engine_id)}/layers")
+
+    def quantization(self, engine_id: str) -> Quantization:
+        """What calibration made of a quantised engine's graph.
+
+        Raises:
+            NotFound: it wasn't calibrated, or not by this farm.
+        """
+        return self.http.read(Quantization, "GET", f"/v1/engines/{part(engine_id)}/quantization")
 
 
 def _yank(model: str, version: int) -> str:

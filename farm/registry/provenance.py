@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -13,9 +14,11 @@ from farm.errors import NotFound
 from farm.planning import parameters
 from farm.planning.recipe import Given, Recipe
 from farm.registry.publish import MIRRORED
+from farm.reports.quantization import Quantization
 from farm.schemas.engines import EngineView
 from farm.specs.roles import GIVEN, Role
 from farm.specs.states import EngineState
+from farm.stages import JobKind
 
 _MATERIALS = (*GIVEN, Role.TYPED, Role.TYPED_FP16, Role.TYPED_HALF)
 
@@ -52,6 +55,26 @@ def layer_report(session: Session, engine_id: str) -> str:
     if Role.LAYERS not in outputs:
         raise NotFound(f"engine {engine_id!r} was built without a layer report")
     return outputs[Role.LAYERS]
+
+
+def quantization(session: Session, engine_id: str) -> Quantization:
+    """What calibration made of an engine's graph.
+
+    Raises:
+        NotFound: it has none that is known here.
+    """
+    if session.get(EngineRow, engine_id) is None:
+        raise NotFound(f"there is no engine {engine_id!r}", hint="`farm engines MODEL` lists them")
+    for job in jobs_of(session, engine_id):
+        if job.kind == JobKind.CALIBRATE and isinstance(job.facts, dict):
+            try:
+                return Quantization.read(job.facts)
+            except ValidationError:
+                break
+    raise NotFound(
+        f"nothing is known of a calibration of engine {engine_id!r}",
+        hint="int8 and fp8 engines that were built here have one",
+    )
 
 
 def provenance_of(session: Session, engine_id: str) -> dict[str, Any]:
@@ -108,5 +131,6 @@ def materials(view: EngineView, jobs: Sequence[Job]) -> dict[str, str]:
             if role in given or role in made:
                 found.setdefault(str(role), given.get(role) or made[role])
     for job in jobs:  # what another farm's jobs came from isn't here
-        found = (job.facts or {}).get(MIRRORED, {}).get("materials", {}) | found
+        facts = job.facts if isinstance(job.facts, dict) else {}
+        found = facts.get(MIRRORED, {}).get("materials", {}) | found
     return found

@@ -124,3 +124,38 @@ def test_a_layer_report_that_nobody_can_read_is_no_report(api, ledger, build, te
         session.execute(update(Job).where(Job.kind == JobKind.BUILD).values(outputs=outputs))
     answer = api.get(f"/v1/engines/{engine}/layers")
     assert (answer.status_code, answer.json()["code"]) == (404, "not-found")
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"snr_db": [1]}, {"snr_db": {"a": "x"}}, nested(400), [1], {"left_in_float": {"a": 1}}],
+)
+def test_a_calibration_that_nobody_can_read_is_none(api, ledger, build, facts) -> None:
+    with ledger.db.write() as session:
+        session.execute(update(Job).where(Job.kind == JobKind.CALIBRATE).values(facts=facts))
+    for engine in ask(api, build):
+        answer = api.get(f"/v1/engines/{engine}/quantization")
+        is_empty = answer.status_code == 200 and not answer.json()["snr_db"]
+        assert is_empty or (answer.status_code, answer.json()["code"]) == (404, "not-found")
+        assert api.get(f"/engines/{engine}").status_code == 200
+
+
+def test_a_calibration_tells_its_noise_and_what_stayed_in_floats(api, ledger, build) -> None:
+    facts = {"samples": 64, "method": "auto", "snr_db": {"<b>": -3.5, "relu": 31.25}}
+    facts["left_in_float"] = {"small product": ["head"]}
+    with ledger.db.write() as session:
+        session.execute(update(Job).where(Job.kind == JobKind.CALIBRATE).values(facts=facts))
+    shown = {}
+    for engine in ask(api, build):
+        precision = api.get(f"/v1/engines/{engine}").json()["precision"]
+        shown[precision] = api.get(f"/v1/engines/{engine}/quantization"), engine
+    assert shown["int8"][0].json()["snr_db"] == facts["snr_db"]
+    assert shown["int8"][0].json()["left_in_float"] == facts["left_in_float"]
+    assert shown["fp16"][0].status_code == 404
+    assert api.get("/v1/engines/none/quantization").status_code == 404
+    text = api.get(f"/engines/{shown['int8'][1]}").text
+    assert "Signal to noise in dB by layer" in text
+    for part in ("31.2 dB", "-3.5 dB", "&lt;b&gt;"):
+        assert part in text
+    assert "Left in floats, small product: head" in text
+    assert "Signal to noise" not in api.get(f"/engines/{shown['fp16'][1]}").text

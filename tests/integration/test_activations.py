@@ -315,15 +315,16 @@ def test_a_graph_that_quantises_its_input_alone_is_calibrated(tmp_path, counted)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)])
     samples = np.random.default_rng(1).uniform(-2, 2, (64, 16)).astype(np.float32)
     samples[5, 3] = 2.54
-    found = activations.of_parts(
+    [one], [peaks] = activations.of_parts(
         model,
         ["x"],
         [[{"x": samples[:32]}, {"x": samples[32:]}]],
         tmp_path,
         counted=counted,
+        batch=Batch(axes={"x": 0}, min=1, opt=8, max=32, is_dynamic=True),
     )
-    [one] = found
     assert one["x"].most == np.float32(2.54)
+    assert 5 in peaks.rows(4)
 
 
 def test_enough_held_out_samples_are_tried_to_fill_a_large_fixed_batch():

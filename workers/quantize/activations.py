@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,45 +26,119 @@ from workers.quantize.histograms import Histogram
 #: One in so many samples is held out, to judge a method by.
 _HELD_OUT = 4
 _SEED = 0
+#: Activations held at once: what fits is counted from the processor's cache, and costs no fresh pages.
+_AT_ONCE_BYTES = 96 << 20
+#: A single row takes other kernels, which may round differently.
+_LEAST = 2
 
 Statistics = dict[str, Histogram]
 
 
+@dataclass(kw_only=True, eq=False)
+class Peaks:
+    """Which samples hold the largest magnitudes of a graph's tensors."""
+
+    of: dict[str, slice] = field(default_factory=dict)  #: tensor → a few samples, by their order
+
+    def rows(self, most: int) -> NDArray[np.intp]:
+        """Up to about so many samples, those first that hold the largest values of the most tensors."""
+        counts: dict[tuple[int, int], int] = {}
+        for span in self.of.values():
+            counts[span.start, span.stop] = counts.get((span.start, span.stop), 0) + 1
+        taken: list[int] = []
+        for start, stop in sorted(counts, key=lambda span: (-counts[span], span)):
+            if taken and len(taken) + stop - start > most:
+                break
+            taken += range(start, stop)
+        return np.array(sorted(set(taken)), np.intp)
+
+
 def gathered(
-    session: OrtModel | None, names: Sequence[str], batches: Iterable[Arrays], *, counted: bool
+    session: OrtModel | None,
+    names: Sequence[str],
+    batches: Iterable[Arrays],
+    *,
+    counted: bool,
+    batch: Batch | None = None,
+    peaks: Peaks | None = None,
 ) -> Statistics:
     """The histogram of each of these tensors over the batches.
 
     Parameters:
         session: gives those of these tensors that aren't inputs of the graph: see ``observed``.
         counted: whether histograms are wanted, or only minima and maxima.
+        batch: lets batches run in pieces, as far as their activations are large.
+        peaks: is told where the largest magnitudes are; needs ``batch``.
     """
     found = {name: Histogram.empty(counted=counted) for name in names}
+    pieces = _Pieces(batch)
 
-    def add(name: str, made: Arrays) -> None:
+    def add(name: str, made: Arrays, span: slice) -> None:
+        before = found[name].most
         found[name].add(made[name].astype(np.float32, copy=False))
+        if peaks is not None and (found[name].most > before or name not in peaks.of):
+            peaks.of[name] = span
 
     with ThreadPoolExecutor(cpu_threads()) as threads:
-        for batch in batches:
-            made = batch if session is None else batch | session.run(batch)
-            list(threads.map(add, names, repeat(made)))
+        for piece, span in pieces.of(batches):
+            made = piece if session is None else piece | session.run(piece)
+            pieces.saw(made, span)
+            list(threads.map(lambda name, made=made, span=span: add(name, made, span), names))
     return found
+
+
+class _Pieces:
+    """Cuts batches by the size of the activations that the pieces before had."""
+
+    def __init__(self, batch: Batch | None) -> None:
+        self._batch, self._size = batch, 0
+
+    def of(self, batches: Iterable[Arrays]) -> Iterator[tuple[Arrays, slice]]:
+        """The pieces, and which samples each has."""
+        batch, start = self._batch, 0
+        for whole in batches:
+            count = 0 if batch is None else batch.count(whole)
+            if batch is None or not batch.is_dynamic:
+                yield whole, slice(start, start + count)
+                start += count
+                continue
+            least, at = max(batch.min, min(_LEAST, batch.max)), 0
+            while at < count:
+                size = max(self._size, least)
+                # The last piece takes what would be too small for one of its own.
+                if count - at - size < least:
+                    size = count - at
+                span = slice(start + at, start + at + size)
+                yield batch.take(whole, slice(at, at + size)), span
+                at += size
+            start += count
+
+    def saw(self, made: Arrays, span: slice) -> None:
+        if not self._size:
+            each = sum(array.nbytes for array in made.values()) / max(1, span.stop - span.start)
+            self._size = int(max(1, _AT_ONCE_BYTES // max(1.0, each)))
 
 
 def of_parts(
     model: onnx.ModelProto,
     names: Sequence[str],
-    parts: Iterable[Iterable[Arrays]],
+    parts: Sequence[Iterable[Arrays]],
     folder: Path,
     *,
     counted: bool,
-) -> list[Statistics]:
-    """The statistics of these tensors over each part of the samples.
+    batch: Batch,
+) -> tuple[list[Statistics], list[Peaks]]:
+    """The statistics of these tensors over each part of the samples, and where their largest values are.
 
     Extremes alone are exact to the bit: see ``observed``.
     """
     session = observed(model, names, folder, exact=not counted)
-    return [gathered(session, names, batches, counted=counted) for batches in parts]
+    peaks = [Peaks() for _ in parts]
+    found = [
+        gathered(session, names, batches, counted=counted, batch=batch, peaks=seen)
+        for batches, seen in zip(parts, peaks, strict=True)
+    ]
+    return found, peaks
 
 
 def observed(

@@ -2,7 +2,7 @@
 
 ``auto`` chooses for each tensor between the methods. They take their thresholds from three quarters of the
 samples; the one with the least error on the last quarter takes its threshold from all of them. This mix then
-competes with ``max``, ``mse`` and the middle between itself and ``max``, by the graph's outputs.
+competes with ``max``, ``mse``, ``entropy`` and the middle between itself and ``max``, by the graph's outputs.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ Rows = NDArray[np.bool_]
 #: Held-out samples on which whole graphs are compared.
 _TRIED = 16
 _MIX, _MIDDLE = "mix", "middle"
+#: Samples of either part whose values are the largest.
+_EXTREME = (12, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,10 @@ class Calibration:
     batches: int
     chosen: dict[str, int]  #: method → tensors, or groups of them, whose scale it gave
     not_finite: dict[str, int]  #: tensor → infinite and NaN values, which no range holds
+    largest: dict[
+        str, float
+    ]  #: tensor → its largest magnitude over all samples; infinite if any value is
+    extreme: NDArray[np.intp]  #: a few samples that hold the largest values of the most tensors
 
 
 def calibrate(
@@ -72,12 +78,13 @@ def calibrate(
     def batches(which: Rows) -> Iterator[Arrays]:
         return activations.batches_of(samples, batch, size, which)
 
-    fit, held = activations.of_parts(
+    (fit, held), peaks = activations.of_parts(
         placement.without_pairs(quantized),
         where.tensors,
         [told.of(batches(~is_held)), told.of(batches(is_held))],
         folder,
         counted=method != "max",
+        batch=batch,
     )
     ranges = _Ranges(where, fit, held, percentile)
     if method == "auto":
@@ -89,13 +96,26 @@ def calibrate(
         limits = ranges.by(thresholds.methods(percentile)[method])
         chosen = {method: len(where.groups)}
     placement.rescale(quantized, ranges.scales(limits, precision))
-    lost = {name: fit[name].not_finite + held[name].not_finite for name in where.tensors}
+    both = {name: fit[name].merged(held[name]) for name in where.tensors}
+    lost = {name: one.not_finite for name, one in both.items() if one.not_finite}
     return Calibration(
         samples=told.samples,
         batches=told.batches,
         chosen=chosen,
-        not_finite={name: number for name, number in lost.items() if number},
+        not_finite=lost,
+        largest={n: np.inf if n in lost else float(one.most) for n, one in both.items()},
+        extreme=_extreme(peaks, (~is_held, is_held)),
     )
+
+
+def _extreme(peaks: Iterable[activations.Peaks], parts: Iterable[Rows]) -> NDArray[np.intp]:
+    """The samples with the largest values, most of them from the first part, as are most samples."""
+    found = [
+        np.flatnonzero(which)[seen.rows(most)]
+        for seen, which, most in zip(peaks, parts, _EXTREME, strict=True)
+        if seen.of
+    ]
+    return np.sort(np.concatenate(found))
 
 
 def _first(which: Rows, least: int) -> Rows:
@@ -155,7 +175,7 @@ class _Ranges:
         with ThreadPoolExecutor(cpu_threads()) as threads:
             mix = list(threads.map(mixed, self._fit, self._held, self._all))
         found = {_MIX: ([limit for _, limit in mix], dict(Counter(name for name, _ in mix)))}
-        for name in ("max", "mse"):
+        for name in ("max", "mse", "entropy"):
             found[name] = self.by(methods[name]), {name: len(mix)}
         middle = np.sqrt(np.multiply(found[_MIX][0], found["max"][0])).tolist()
         return found | {_MIDDLE: (middle, {_MIDDLE: len(mix)})}

@@ -17,7 +17,7 @@ from farm.specs.precision import Precision
 from workers.graphs import check, files, floats, interface, walk
 from workers.graphs.normal import normalised
 from workers.inputs.samples import Arrays
-from workers.quantize import unquantised
+from workers.quantize import rules, unquantised
 
 
 def placed(
@@ -40,6 +40,7 @@ def placed(
     quantized = normalised(onnx.load(str(made)))
     for position, value in through.items():  # in their original order
         quantized.graph.output.insert(position, value)
+    rules.without_heads(quantized, {name: array.shape for name, array in first.items()})
     _check_pairs(quantized, precision)
     interface.keep_axis_ranges(quantized, interface.axis_ranges(model))
     return quantized

@@ -105,6 +105,19 @@ def scale_of(threshold: float, precision: Precision) -> np.float32:
     return np.float32(scale * 448.0 / 127.0) if precision is Precision.FP8 else scale
 
 
+def with_dequantized(model: onnx.ModelProto, largest: Mapping[str, float]) -> dict[str, float]:
+    """Magnitudes of activations, and those that are left of them behind their Q/DQ pairs."""
+    values = {tensor.name: tensor for tensor in model.graph.initializer}
+    found, behind = dict(largest), {}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[0] in largest:
+            behind[node.output[0]] = node.input[0]
+        elif node.op_type == "DequantizeLinear" and node.input[0] in behind:
+            scale = float(numpy_helper.to_array(values[node.input[1]]))
+            found[node.output[0]] = min(largest[behind[node.input[0]]], scale * (LEVELS + 1))
+    return found
+
+
 def with_scales_given(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
     """A copy of the graph that takes these activations' scales as inputs, by ``scale_name``."""
     given = onnx.ModelProto()

@@ -23,7 +23,7 @@ _RECURS = "recur (GRU, LSTM, RNN)"
 def reasons(model: onnx.ModelProto) -> tuple[str, str]:
     """What happened to the graph's products, and what to do about it, in words."""
     counts: Counter[str] = Counter()
-    sizes = _sizes(model)
+    sizes = sizes_of(model)
     for node in model.graph.node:
         for inner in (one for body in walk.bodies(node) for one in walk.all_nodes(body)):
             if inner.op_type in PRODUCTS:
@@ -40,7 +40,7 @@ def reasons(model: onnx.ModelProto) -> tuple[str, str]:
     return said or "it has none", _what_to_do(model, counts)
 
 
-def _sizes(model: onnx.ModelProto) -> dict[str, list[int]]:
+def sizes_of(model: onnx.ModelProto) -> dict[str, list[int]]:
     """Tensor → its known sizes."""
     graph = shapes.inferred_of(model).graph
     values = {

@@ -8,11 +8,13 @@ products, bf16 on GPUs that have it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from farm.errors import CalibrationFailed, FarmError, InvalidData
@@ -30,8 +32,18 @@ from workers.graphs import casting, check, files, interface, opsets, shapes, sta
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import resolve_profiles
 from workers.inputs.samples import Arrays, samples_for
-from workers.quantize import calibrated, choosing, imported, modelopt, qat
-from workers.quantize.magnitudes import MAX_SAMPLES, Magnitudes, measured
+from workers.quantize import (
+    activations,
+    calibrated,
+    choosing,
+    fidelity,
+    imported,
+    modelopt,
+    placement,
+    qat,
+    rules,
+)
+from workers.quantize.magnitudes import MAX_SAMPLES, Magnitudes, measured, raised
 from workers.quantize.stored_weights import fold_quantized_weights
 from workers.stages.base import Stage, StageResult
 
@@ -41,6 +53,8 @@ _NAMES = {
     TensorProto.BFLOAT16: str(Precision.BF16),
 }
 
+#: Samples on which layers are compared; nodes named for each rule, and how much of their names.
+_COMPARED, _NAMED, _NAME_LENGTH = 8, 100, 200
 _CPU = Target(runtime=Runtime.ONNXRUNTIME, gpu=CPU)
 
 
@@ -68,7 +82,8 @@ def run(stage: Stage) -> StageResult:
 
     files.load_weights(model, file)
     stage.progress("place Q/DQ", None)
-    first = next(batch.split(samples, size))
+    # ModelOpt only asks whether there is one row, or there are more.
+    first = batch.take(samples, slice(0, max(batch.min, min(size, 2))))
     quantized = modelopt.placed(model, first, params.precision, stage.workdir)
     made = calibrated.calibrate(
         quantized,
@@ -84,12 +99,15 @@ def run(stage: Stage) -> StageResult:
     for name, lost in made.not_finite.items():
         print(f"{lost} values of {name} are infinite or NaN: its range is that of the others")
     pairs = walk.qdq_pairs(quantized)
+    stage.progress("compare layers", None)
+    snr_db = fidelity.by_layer(quantized, _compared(samples, batch), stage.workdir)
     fold_quantized_weights(quantized)
     typed = stage.workdir / "typed.onnx"
     files.save_model(quantized, typed)
     stage.progress("cast the remainder", None)
-    seen = islice(batch.split(samples, size, smallest=batch.min), max(1, MAX_SAMPLES // size))
-    outputs, remainder = _write_for_gpus(stage, quantized, list(seen))
+    telling = _telling(quantized, samples, batch, size, made.extreme)
+    largest = placement.with_dequantized(quantized, made.largest)
+    outputs, remainder = _write_for_gpus(stage, quantized, telling, largest)
     if policy.refusal(_CPU, params.precision) is None:
         outputs[Role.TYPED] = typed
     facts = CalibrateFacts(
@@ -102,9 +120,24 @@ def run(stage: Stage) -> StageResult:
         qdq_pairs=pairs,
         remainder=max(remainder, key=lambda name: remainder[name]),
         remainder_nodes=remainder,
+        snr_db=snr_db,
+        left_in_float=_named(rules.left_in_float(quantized)),
         opset=shapes.opset_of(quantized),
     )
     return StageResult(outputs=outputs, facts=facts)
+
+
+def _compared(samples: Arrays, batch: Batch) -> Iterator[Arrays]:
+    """A few of the samples that methods were judged by, at once no more than the model needs."""
+    is_held = activations.held_out(batch.count(samples), batch.min)
+    which = is_held if is_held.any() else ~is_held
+    which &= np.cumsum(which) <= max(_COMPARED, batch.min)
+    return activations.batches_of(samples, batch, max(batch.min, min(2, batch.max)), which)
+
+
+def _named(found: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Rule → the first of its nodes, whose names may be of any length."""
+    return {rule: [name[:_NAME_LENGTH] for name in names[:_NAMED]] for rule, names in found.items()}
 
 
 def _as_it_is(
@@ -122,7 +155,7 @@ def _as_it_is(
     files.save_model(model, typed)
     stage.progress("cast the remainder", None)
     taken = qat.for_gpus(model)
-    outputs, remainder = _write_for_gpus(stage, taken, [first])
+    outputs, remainder = _write_for_gpus(stage, taken, [first], {})
     if policy.refusal(_CPU, params.precision) is None:
         outputs[Role.TYPED] = typed
     facts = CalibrateFacts(
@@ -161,7 +194,7 @@ def _with_ranges(
     typed = stage.workdir / "typed.onnx"
     files.save_model(quantized, typed)
     stage.progress("cast the remainder", None)
-    outputs, remainder = _write_for_gpus(stage, quantized, [first])
+    outputs, remainder = _write_for_gpus(stage, quantized, [first], {})
     outputs[Role.TYPED] = typed
     facts = CalibrateFacts(
         samples=0,
@@ -195,15 +228,39 @@ def _samples(
     return samples, Batch.of(inputs, profile), kind
 
 
+def _telling(
+    quantized: onnx.ModelProto,
+    samples: Arrays,
+    batch: Batch,
+    size: int,
+    extreme: NDArray[np.intp],
+) -> list[Arrays]:
+    """The batches to measure magnitudes on: where calibration saw the largest, with which others come.
+
+    What branches and loops compute, calibration didn't see.
+    """
+    if any(walk.bodies(node) for node in quantized.graph.node):
+        every = batch.split(samples, size, smallest=batch.min)
+        return list(islice(every, max(1, MAX_SAMPLES // size)))
+    return list(batch.split(batch.take(samples, extreme), size, smallest=batch.min))
+
+
 def _write_for_gpus(
-    stage: Stage, quantized: onnx.ModelProto, batches: Sequence[Arrays]
+    stage: Stage,
+    quantized: onnx.ModelProto,
+    batches: Sequence[Arrays],
+    largest: Mapping[str, float],
 ) -> tuple[dict[str, Path], dict[str, int]]:
-    """``typed_fp16`` and ``typed_half``, and how many operators of the latter's remainder have each type."""
+    """``typed_fp16`` and ``typed_half``, and how many operators of the latter's remainder have each type.
+
+    Parameters:
+        largest: magnitudes that are known of more samples than these.
+    """
     paths: dict[str, Path] = {
         role: stage.workdir / f"{role}.onnx" for role in (Role.TYPED_FP16, Role.TYPED_HALF)
     }
     try:
-        magnitudes = measured(quantized, batches, stage.workdir)
+        magnitudes = raised(measured(quantized, batches, stage.workdir), largest)
         fp16, chosen = _with_remainder(quantized, magnitudes, None)
         files.save_model(fp16, paths[Role.TYPED_FP16])
         if chosen.why:

@@ -20,6 +20,7 @@ from farm.registry.publish import MIRRORED
 from farm.registry.verdicts import verdict
 from farm.reports import curves
 from farm.reports.layers import LayerReport
+from farm.reports.quantization import Quantization
 from farm.schemas.deletion import Deletion
 from farm.specs import reach
 from farm.specs.scopes import Scope
@@ -47,8 +48,10 @@ def engine(
             "mirrored": _mirrored(jobs[0].facts),
             "signature": signed.signature_of(session, engine_id),
             "digest": _layers(session, engine_id),
+            "quantization": _quantization(session, engine_id),
         }
     figures = curves.curves(found.metrics) if found.metrics else []
+    charts = [*curves.charts(figures), *curves.noise(values["quantization"])]
     report, no_report = _report(farm, values.pop("digest"), engine_id)
     return page(
         request,
@@ -57,7 +60,7 @@ def engine(
         engine=found,
         verdict=verdict(found),
         curves=figures,
-        charts=curves.charts(figures),
+        charts=charts,
         served={str(how.name).lower(): names for how, names in reach.served(found).items()},
         load=loading.text(found),
         report=report,
@@ -77,6 +80,13 @@ def _mirrored(facts: Any) -> Any:
 def _layers(session: Session, engine_id: str) -> str | None:
     try:
         return provenance.layer_report(session, engine_id)
+    except NotFound:
+        return None
+
+
+def _quantization(session: Session, engine_id: str) -> Quantization | None:
+    try:
+        return provenance.quantization(session, engine_id)
     except NotFound:
         return None
 

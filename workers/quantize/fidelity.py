@@ -1,0 +1,74 @@
+"""How much of a graph's activations is left by quantisation: the signal-to-noise ratio of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from farm.errors import InvalidModel
+from workers.inputs.samples import Arrays
+from workers.quantize import placement
+from workers.quantize.activations import observed
+
+#: Layers kept, the noisiest first: a hostile model may have any number, with names of any length.
+MOST_LAYERS = 200
+_NAME_LENGTH = 200
+#: What a layer without noise is given, and one without signal.
+_LIMIT_DB = 150.0
+
+
+def by_layer(
+    quantized: onnx.ModelProto, batches: Iterable[Arrays], folder: Path
+) -> dict[str, float]:
+    """Quantised activation → its signal-to-noise ratio in dB, in the order of the graph.
+
+    The signal is what the unquantised graph computes there; the noise is what the quantised one adds to
+    it, by its own rounding and by that of every layer before.
+    """
+    names = placement.placed(quantized).tensors
+    try:
+        plain = observed(placement.without_pairs(quantized), names, folder, exact=False)
+        rounded = observed(quantized, names, folder, exact=False)
+        if plain is None or rounded is None:
+            return {}
+        power = {name: np.zeros(2) for name in plain.output_names}
+        for batch in batches:
+            expected, made = plain.run(batch), rounded.run(batch)
+            for name, sums in power.items():
+                sums += _powers(expected[name], made[name])
+    except InvalidModel as err:  # what can't be run beside the other has no ratio
+        print(f"no signal-to-noise ratios: {err.detail}")
+        return {}
+    return _noisiest({name: decibels(*sums) for name, sums in power.items()})
+
+
+def decibels(signal: float, noise: float) -> float:
+    """The ratio of two powers, within ±150 dB."""
+    if noise <= 0:
+        return _LIMIT_DB
+    if signal <= 0:
+        return -_LIMIT_DB
+    return round(float(np.clip(10 * np.log10(signal / noise), -_LIMIT_DB, _LIMIT_DB)), 2)
+
+
+def _powers(expected: NDArray[np.generic], made: NDArray[np.generic]) -> tuple[float, float]:
+    if expected.shape != made.shape:  # sizes that depend on values: nothing to compare
+        return 0.0, float(expected.size)
+    one, other = (array.reshape(-1).astype(np.float64) for array in (expected, made))
+    counts = np.isfinite(one) & np.isfinite(other)
+    if not counts.all():
+        one, other = one[counts], other[counts]
+    noise = one - other
+    return float(np.dot(one, one)), float(np.dot(noise, noise))
+
+
+def _noisiest(found: dict[str, float]) -> dict[str, float]:
+    kept: Sequence[str] = list(found)
+    if len(found) > MOST_LAYERS:
+        worst = set(sorted(found, key=lambda name: found[name])[:MOST_LAYERS])
+        kept = [name for name in found if name in worst]
+    return {name[:_NAME_LENGTH]: found[name] for name in kept}
