@@ -36,6 +36,8 @@ from farm.reports.records import (
     Words,
     first_of,
 )
+from farm.reports.search import Search
+from farm.specs.accuracy_goal import AccuracyGoal, Pins
 from farm.specs.gates import Gates
 from farm.specs.inference import TIMEOUT_S
 from farm.specs.options import BuilderOptions, Prune
@@ -104,6 +106,8 @@ class CalibrateParams(Value):
     method: CalibrationMethod = "auto"
     percentile: Percentile | None = None
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
+    goal: AccuracyGoal | None = None
+    pins: Pins = Pins()
     profiles: tuple[Profile, ...] = ()
     hold_out: HoldOut = None
     fixed_inputs: FixedInputs = {}
@@ -220,6 +224,7 @@ class CalibrateFacts(Facts):
     remainder_nodes: Annotated[dict[Word, Count], Field(max_length=MOST_LISTED)] = {}
     remainder_by: Word | None = None
     opset: Count | None = None
+    search: Search | None = None
 
 
 class CacheUse(Record):
@@ -329,7 +334,7 @@ STAGES: Mapping[JobKind, StageSpec] = {
         version=6,
         tools=_MODELOPT,
         takes=(Role.ONNX,),
-        may_take=(Role.CALIBRATION,),
+        may_take=_DATA,
         may_make=(Role.TYPED, Role.TYPED_FP16, Role.TYPED_HALF),
     ),
     JobKind.BUILD: StageSpec(

@@ -28,6 +28,7 @@ from farm.cli.options import (
 from farm.cli.submission import (
     ArchitectureName,
     CalibrationBatchSize,
+    CalibrationBudget,
     CalibrationData,
     CalibrationMethod,
     CalibrationPercentile,
@@ -36,6 +37,8 @@ from farm.cli.submission import (
     EvaluationData,
     Fixed,
     IdempotencyKey,
+    KeepFloat,
+    KeepQuantized,
     Labels,
     MaxDrop,
     MaxError,
@@ -52,6 +55,7 @@ from farm.cli.submission import (
     VersionNote,
 )
 from farm.errors import InvalidRequest
+from farm.specs.accuracy_goal import BUDGET_S
 
 if TYPE_CHECKING:
     from farm.client import Build, Farm
@@ -141,6 +145,9 @@ def bench(
     calibration_method: CalibrationMethod = "auto",
     calibration_percentile: CalibrationPercentile = None,
     calibration_batch_size: CalibrationBatchSize = 8,
+    calibration_budget: CalibrationBudget = BUDGET_S,
+    keep_float: KeepFloat = None,
+    keep_quantized: KeepQuantized = None,
     evaluation: EvaluationData = None,
     metric: Metric = None,
     max_drop: MaxDrop = None,
@@ -204,6 +211,9 @@ def bench(
         "calibration_method": calibration_method,
         "calibration_percentile": calibration_percentile,
         "calibration_batch_size": calibration_batch_size,
+        "calibration_budget_s": calibration_budget,
+        "keep_float": keep_float or (),
+        "keep_quantized": keep_quantized or (),
         "evaluation": evaluation,
         "metric": metric,
         "max_drop": max_drop,

@@ -29,6 +29,7 @@ from farm.cli.patience import check_timeout
 from farm.cli.submission import (
     ArchitectureName,
     CalibrationBatchSize,
+    CalibrationBudget,
     CalibrationData,
     CalibrationMethod,
     CalibrationPercentile,
@@ -37,6 +38,8 @@ from farm.cli.submission import (
     EvaluationData,
     Fixed,
     IdempotencyKey,
+    KeepFloat,
+    KeepQuantized,
     Labels,
     MaxDrop,
     MaxError,
@@ -55,6 +58,7 @@ from farm.cli.submission import (
 )
 from farm.cli.watch import watch_build
 from farm.errors import InvalidRequest
+from farm.specs.accuracy_goal import BUDGET_S
 
 if TYPE_CHECKING:
     from farm.client import Build
@@ -118,6 +122,9 @@ def submit(
     calibration_method: CalibrationMethod = "auto",
     calibration_percentile: CalibrationPercentile = None,
     calibration_batch_size: CalibrationBatchSize = 8,
+    calibration_budget: CalibrationBudget = BUDGET_S,
+    keep_float: KeepFloat = None,
+    keep_quantized: KeepQuantized = None,
     evaluation: EvaluationData = None,
     metric: Metric = None,
     max_drop: MaxDrop = None,
@@ -169,6 +176,9 @@ def submit(
             "calibration_method": calibration_method,
             "calibration_percentile": calibration_percentile,
             "calibration_batch_size": calibration_batch_size,
+            "calibration_budget_s": calibration_budget,
+            "keep_float": keep_float or (),
+            "keep_quantized": keep_quantized or (),
             "evaluation": evaluation,
             "metric": metric,
             "max_drop": max_drop,

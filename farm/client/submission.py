@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from farm.errors import InvalidRequest
 from farm.schemas.problems import field_of
 from farm.schemas.submission import BuildRequest
 from farm.specs import digests, faults
+from farm.specs.accuracy_goal import BUDGET_S
 from farm.specs.tasks import Metric
 
 _MOST_SHOWN = 60
@@ -54,6 +55,9 @@ def data_and_gates(
     calibration_method: str = "auto",
     calibration_percentile: float | None = None,
     calibration_batch_size: int = 8,
+    calibration_budget_s: int = BUDGET_S,
+    keep_float: Sequence[str] = (),
+    keep_quantized: Sequence[str] = (),
     evaluation: str | Path | None = None,
     metric: str | None = None,
     max_drop: float | None = None,
@@ -88,6 +92,9 @@ def data_and_gates(
             "method": calibration_method,
             "percentile": calibration_percentile,
             "batch_size": calibration_batch_size,
+            "budget_s": calibration_budget_s,
+            "keep_float": tuple(keep_float),
+            "keep_quantized": tuple(keep_quantized),
         }
     if evaluation is not None:
         fields["evaluation"] = {

@@ -11,6 +11,7 @@ from typing import Any
 from farm.planning import keys
 from farm.planning.recipe import SHARED, Input, Made, Recipe
 from farm.schemas.submission import BuildRequest
+from farm.specs.accuracy_goal import Pins
 from farm.specs.architectures import ARCHITECTURES, REVISIONS
 from farm.specs.gpus import CPU
 from farm.specs.precision import Precision
@@ -25,7 +26,11 @@ AS_GIVEN = frozenset({"profiles", "fixed_inputs"})
 #: The longest parameter inside a recipe, as JSON. Longer ones are stored once, and recipes refer to them.
 _MOST_INLINE_CHARS = 1024
 _MAY_BE_LARGE = AS_GIVEN | {"architecture"}
-_TASK = TaskOptions().model_dump(mode="json")
+_LATER = {
+    "task": TaskOptions().model_dump(mode="json"),
+    "goal": None,
+    "pins": Pins().model_dump(mode="json"),
+}
 
 Toolchains = Callable[[str], Mapping[str, str]]
 """Queue → the toolchain of a worker that consumes it, or nothing when none is known."""
@@ -144,8 +149,7 @@ def reduced(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _without_later(document: dict[str, Any]) -> dict[str, Any]:
     """Leave out what came later, where it has its default: what was built stays built."""
-    if document.get("task") == _TASK:
-        del document["task"]
+    document = {n: one for n, one in document.items() if n not in _LATER or one != _LATER[n]}
     if "gates" in document and not document["gates"].get("outputs"):
         document["gates"] = {n: one for n, one in document["gates"].items() if n != "outputs"}
     return document

@@ -14,7 +14,7 @@ stage      inputs                                        outputs
 prune      source                                        source
 export     source                                        onnx
 cast       onnx                                          typed
-calibrate  onnx, calibration                             typed (fp32 remainder), typed_fp16,
+calibrate  onnx, calibration, [evaluation]               typed (fp32 remainder), typed_fp16,
                                                          typed_half (fp16, and bf16 for its range)
 build      typed, [onnx, calibration],                   engine, layers, [timing_cache]
            [timing_cache], [plugin-0, …]
