@@ -21,6 +21,7 @@ pulls       a pull of a 1 GB engine beside nginx
 forecasts   a job's forecast among 100,000 that ran beside one among 1,000
 scrapes     a scrape of /metrics with 10,000 builds beside one with 100
 calibration INT8 calibration of ResNet-50 beside forward passes, and beside three peers
+goals       INT8 that keeps an accuracy, the farm's search beside NNCF's; five models, three from wheels
 =========== =========================================================================
 
 ``dispatch``, ``news``, ``jobs``, ``claims``, ``page``, ``post``, ``resolver`` and ``scrapes`` also measure
@@ -39,6 +40,7 @@ from bench import (
     cold,
     dispatch,
     forecasts,
+    goals,
     gpu_engines,
     gpus,
     int8,
@@ -69,6 +71,7 @@ BENCHES = {
     "forecasts": forecasts.costs,
     "scrapes": scrapes.ratio,
     "calibration": calibration.costs,
+    "goals": goals.searches,
 }
 
 

@@ -36,6 +36,8 @@ from farm.reports.records import (
     Words,
     first_of,
 )
+from farm.reports.search import Search
+from farm.specs.accuracy_goal import AccuracyGoal, Pins
 from farm.specs.gates import Gates
 from farm.specs.inference import TIMEOUT_S
 from farm.specs.options import BuilderOptions, Prune
@@ -107,6 +109,8 @@ class CalibrateParams(Value):
     method: CalibrationMethod = "auto"
     percentile: Percentile | None = None
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
+    goal: AccuracyGoal | None = None
+    pins: Pins = Pins()
     profiles: tuple[Profile, ...] = ()
     hold_out: HoldOut = None
     preprocess: Preprocess | None = None  #: of its data, if they are images
@@ -229,6 +233,7 @@ class CalibrateFacts(Facts):
     snr_db: Annotated[dict[Name, Number], Field(max_length=MOST_LISTED)] = {}
     left_in_float: Annotated[dict[Word, Texts], Field(max_length=MOST_LISTED)] = {}
     opset: Count | None = None
+    search: Search | None = None
 
 
 class CacheUse(Record):

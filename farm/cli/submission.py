@@ -9,6 +9,7 @@ import typer
 
 from farm.cli import complete
 from farm.specs import tasks
+from farm.specs.accuracy_goal import MOST_BUDGET_S
 from farm.specs.preprocess import PRESETS
 
 Name = Annotated[
@@ -66,6 +67,32 @@ CalibrationBatchSize = Annotated[
         min=1,
         max=4096,
         help="Samples per batch.",
+    ),
+]
+CalibrationBudget = Annotated[
+    int,
+    typer.Option(
+        "--calibration-budget",
+        metavar="SECONDS",
+        min=0,
+        max=MOST_BUDGET_S,
+        help="How long int8 and fp8 may be looked for that keep --max-drop; 0 tries plain calibration alone.",
+    ),
+]
+KeepFloat = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep-float",
+        metavar="PATTERN",
+        help="Operators that stay in floats, repeatable: --keep-float '/head/*'. farm inspect names them.",
+    ),
+]
+KeepQuantized = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep-quantized",
+        metavar="PATTERN",
+        help="Operators that stay quantised whatever --max-drop asks, repeatable.",
     ),
 ]
 EvaluationData = Annotated[

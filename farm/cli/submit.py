@@ -30,6 +30,7 @@ from farm.cli.preprocessing import preprocess_of
 from farm.cli.submission import (
     ArchitectureName,
     CalibrationBatchSize,
+    CalibrationBudget,
     CalibrationData,
     CalibrationMethod,
     CalibrationPercentile,
@@ -39,6 +40,8 @@ from farm.cli.submission import (
     Fixed,
     IdempotencyKey,
     ImagePreprocess,
+    KeepFloat,
+    KeepQuantized,
     Labels,
     MaxDrop,
     MaxError,
@@ -57,6 +60,7 @@ from farm.cli.submission import (
 )
 from farm.cli.watch import watch_build
 from farm.errors import InvalidRequest
+from farm.specs.accuracy_goal import BUDGET_S
 
 if TYPE_CHECKING:
     from farm.client import Build
@@ -121,6 +125,9 @@ def submit(
     calibration_percentile: CalibrationPercentile = None,
     calibration_batch_size: CalibrationBatchSize = 8,
     preprocess: ImagePreprocess = None,
+    calibration_budget: CalibrationBudget = BUDGET_S,
+    keep_float: KeepFloat = None,
+    keep_quantized: KeepQuantized = None,
     evaluation: EvaluationData = None,
     metric: Metric = None,
     max_drop: MaxDrop = None,
@@ -173,6 +180,9 @@ def submit(
             "calibration_percentile": calibration_percentile,
             "calibration_batch_size": calibration_batch_size,
             "preprocess": preprocess_of(preprocess),
+            "calibration_budget_s": calibration_budget,
+            "keep_float": keep_float or (),
+            "keep_quantized": keep_quantized or (),
             "evaluation": evaluation,
             "metric": metric,
             "max_drop": max_drop,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from farm.errors import InvalidRequest
 from farm.schemas.problems import field_of
 from farm.schemas.submission import BuildRequest
 from farm.specs import digests, faults
+from farm.specs.accuracy_goal import BUDGET_S
 from farm.specs.preprocess import PRESETS, Preprocess
 from farm.specs.tasks import Metric
 
@@ -57,6 +58,9 @@ def data_and_gates(
     calibration_percentile: float | None = None,
     calibration_batch_size: int = 8,
     preprocess: Preprocess | str | Mapping[str, Any] | None = None,
+    calibration_budget_s: int = BUDGET_S,
+    keep_float: Sequence[str] = (),
+    keep_quantized: Sequence[str] = (),
     evaluation: str | Path | None = None,
     metric: str | None = None,
     max_drop: float | None = None,
@@ -101,6 +105,9 @@ def data_and_gates(
             "percentile": calibration_percentile,
             "batch_size": calibration_batch_size,
             "preprocess": how if calibration in images else None,
+            "budget_s": calibration_budget_s,
+            "keep_float": tuple(keep_float),
+            "keep_quantized": tuple(keep_quantized),
         }
     if evaluation is not None:
         fields["evaluation"] = {

@@ -23,6 +23,7 @@ from farm.schemas.builds import BuildView
 from farm.schemas.forecast import DryRun
 from farm.schemas.submission import BenchOptions, BuildRequest
 from farm.specs import digests
+from farm.specs.accuracy_goal import BUDGET_S
 from farm.specs.options import Prune
 from farm.specs.source import SourceFormat
 
@@ -69,6 +70,9 @@ class Submissions(Noun):
         calibration_percentile: float | None = None,
         calibration_batch_size: int = 8,
         preprocess: str | Mapping[str, Any] | None = None,
+        calibration_budget_s: int = BUDGET_S,
+        keep_float: Sequence[str] = (),
+        keep_quantized: Sequence[str] = (),
         evaluation: str | Path | None = None,
         metric: str | None = None,
         max_drop: float | None = None,
@@ -118,6 +122,10 @@ class Submissions(Noun):
                 cache; by default told from the file, and ``samples`` for a digest.
             preprocess: what is done to images: a preset's name, or fields of
                 ``farm.specs.preprocess.Preprocess``.
+            calibration_budget_s: how long int8 and fp8 are looked for that keep ``max_drop``; 0 tries
+                plain calibration alone.
+            keep_float, keep_quantized: names of operators that stay in floats, or quantised whatever
+                ``max_drop`` asks; ``*`` and ``?`` match any characters.
             metric, max_drop, task: how engines are judged on labels: ``farm.specs.tasks``.
             min_agreement, max_error: gates for all precisions instead of the farm's; an engine that fails
                 one is published as doubtful.
@@ -164,6 +172,9 @@ class Submissions(Noun):
             calibration_percentile=calibration_percentile,
             calibration_batch_size=calibration_batch_size,
             preprocess=preprocess,
+            calibration_budget_s=calibration_budget_s,
+            keep_float=keep_float,
+            keep_quantized=keep_quantized,
             evaluation=evaluation,
             metric=metric,
             max_drop=max_drop,

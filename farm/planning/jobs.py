@@ -11,6 +11,7 @@ from typing import Any
 from farm.planning import keys
 from farm.planning.recipe import SHARED, Input, Made, Recipe
 from farm.schemas.submission import BuildRequest
+from farm.specs.accuracy_goal import Pins
 from farm.specs.architectures import ARCHITECTURES, REVISIONS
 from farm.specs.gpus import CPU
 from farm.specs.precision import Precision
@@ -26,7 +27,11 @@ AS_GIVEN = frozenset({"profiles", "fixed_inputs"})
 #: The longest parameter inside a recipe, as JSON. Longer ones are stored once, and recipes refer to them.
 _MOST_INLINE_CHARS = 1024
 _MAY_BE_LARGE = AS_GIVEN | {"architecture"}
-_TASK = TaskOptions().model_dump(mode="json")
+_LATER = {
+    "task": TaskOptions().model_dump(mode="json"),
+    "goal": None,
+    "pins": Pins().model_dump(mode="json"),
+}
 _PREPROCESS = Preprocess().model_dump(mode="json")
 
 Toolchains = Callable[[str], Mapping[str, str]]
@@ -98,7 +103,7 @@ class Jobs:
                 runtime,
                 self._toolchains(queue),
                 self._request.source.format,
-                images=getattr(params, "preprocess", None) is not None,
+                images=_sees_images(params),
             ),
         )
         if recipe.key not in self.by_key:
@@ -152,14 +157,18 @@ def reduced(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _without_later(document: dict[str, Any]) -> dict[str, Any]:
     """Leave out what came later, where it has its default: what was built stays built."""
-    if document.get("task") == _TASK:
-        del document["task"]
+    document = {n: one for n, one in document.items() if n not in _LATER or one != _LATER[n]}
     if "preprocess" in document:
         changed = _changed(document.pop("preprocess"))
         document |= {} if changed is None else {"preprocess": changed}
     if "gates" in document and not document["gates"].get("outputs"):
         document["gates"] = {n: one for n, one in document["gates"].items() if n != "outputs"}
     return document
+
+
+def _sees_images(params: StageParams) -> bool:
+    own, goal = getattr(params, "preprocess", None), getattr(params, "goal", None)
+    return own is not None or (goal is not None and goal.preprocess is not None)
 
 
 def _changed(preprocess: dict[str, Any] | None) -> dict[str, Any] | None:

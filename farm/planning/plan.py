@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,9 @@ from farm.planning.policy import Route
 from farm.planning.recipe import Given, Input
 from farm.planning.targets import Choice
 from farm.schemas.submission import BuildRequest, Calibration
+from farm.specs.accuracy_goal import AccuracyGoal
 from farm.specs.gates import GateSet
+from farm.specs.gpus import CPU
 from farm.specs.options import BuilderOptions
 from farm.specs.precision import CALIBRATED, TRAITS, Precision
 from farm.specs.preprocess import Preprocess
@@ -75,7 +78,7 @@ def plan(
     """
     routes = feasible.routes(request, choices, look)
     jobs = Jobs(request, toolchains)
-    stages = _Stages(request, jobs, online_queues, gates)
+    stages = _Stages(request, jobs, online_queues, gates, choices)
     engines: dict[tuple[Target, Precision], PlannedEngine] = {}
     for choice in choices:
         for precision in dict.fromkeys(choice.of(request.precisions)):
@@ -99,9 +102,15 @@ class _Stages:
         jobs: Jobs,
         online_queues: Mapping[str, int],
         gates: GateSet,
+        choices: Sequence[Choice],
     ) -> None:
         self._request = request
         self._jobs = jobs
+        #: Precision → what its engines are for: a GPU each, or a CPU.
+        self._gpus: defaultdict[Precision, set[str]] = defaultdict(set)
+        for choice in choices:
+            for precision in choice.of(request.precisions):
+                self._gpus[precision].add(choice.target.gpu)
         self._online_queues = online_queues
         self._gates = gates
 
@@ -140,10 +149,17 @@ class _Stages:
         return self._jobs.add(params, inputs, precision=precision)
 
     def _calibrate(self, precision: Precision) -> PlannedJob:
-        data = self._request.calibration
-        asked = data.model_dump(exclude={"digest", "format"}) if data else {}
+        data, evaluation = self._request.calibration, self._request.evaluation
+        goal = self._goal(precision)
+        asked = (
+            data.model_dump(include={"method", "percentile", "batch_size", "preprocess"})
+            if data
+            else {}
+        )
+        if data:
+            asked["pins"] = {"floats": data.keep_float, "quantized": data.keep_quantized}
         params = CalibrateParams.model_validate(
-            {"precision": precision, "hold_out": self._hold_out} | asked
+            {"precision": precision, "hold_out": self._hold_out, "goal": goal} | asked
         )
         inputs: dict[str, Input] = {Role.ONNX: self._export().output(Role.ONNX)}
         if data and data.is_cache:
@@ -151,7 +167,27 @@ class _Stages:
             params = params.model_copy(update={"preprocess": self._preprocess(inputs)})
         elif data:  # a graph quantised in training needs none
             inputs[Role.CALIBRATION] = Given(data.digest)
+        if goal and evaluation:
+            inputs[Role.EVALUATION] = Given(evaluation.digest)
         return self._jobs.add(params, inputs, precision=precision)
+
+    def _goal(self, precision: Precision) -> AccuracyGoal | None:
+        """What a calibration looks for, in the forms that its engines will run in."""
+        data, evaluation = self._request.calibration, self._request.evaluation
+        if not data or data.is_cache or not data.budget_s:
+            return None
+        if evaluation is None or evaluation.max_drop is None:
+            return None
+        on_cpus = CPU in self._gpus[precision]
+        return AccuracyGoal(
+            metric=evaluation.metric,
+            task=evaluation.task,
+            max_drop=evaluation.max_drop,
+            preprocess=evaluation.preprocess,
+            on_cpus=on_cpus,
+            on_gpus=not on_cpus or len(self._gpus[precision]) > 1,
+            budget_s=data.budget_s,
+        )
 
     def _typed(self, precision: Precision, role: Role) -> Input:
         """The typed ONNX; one serves every architecture."""

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, mode
 from farm.schemas.base import Digest, Name, Request
 from farm.schemas.labels import Labels, Note
 from farm.specs import texts
+from farm.specs.accuracy_goal import BUDGET_S, BudgetSeconds, Patterns
 from farm.specs.gates import GateChanges
 from farm.specs.goals import Aim, BatchSize, Goal
 from farm.specs.options import BuilderOptions, Prune
@@ -74,6 +75,19 @@ class Calibration(Request):
     percentile: Percentile | None = None
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
     preprocess: Preprocessing | None = _PREPROCESS
+    keep_float: Patterns = Field(
+        (),
+        description="names of operators that stay in floats; `*` and `?` match any characters",
+        examples=[["/head/*"]],
+    )
+    keep_quantized: Patterns = Field(
+        (), description="names of operators that a search for `max_drop` leaves quantised"
+    )
+    budget_s: BudgetSeconds = Field(
+        BUDGET_S,
+        description="seconds to look for what meets the evaluation's `max_drop`; 0: plain, which is refused "
+        "if it misses",
+    )
 
     @model_validator(mode="after")
     def _percentile_is_used(self) -> Calibration:

@@ -86,6 +86,9 @@ def test_submit_sends_what_the_contract_asks_for(
                 "percentile": 99.9,
                 "batch_size": 8,
                 "preprocess": None,
+                "keep_float": [],
+                "keep_quantized": [],
+                "budget_s": 600,
             },
             "evaluation": {
                 "digest": data,

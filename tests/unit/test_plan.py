@@ -245,6 +245,8 @@ def test_what_cannot_change_the_result_does_not_change_a_key(changes):
 
 
 DIGEST = "sha256:" + "d" * 64
+#: Without a search for what keeps an accuracy.
+PLAIN = BUILD_EXAMPLE["calibration"] | {"budget_s": 0}
 
 
 @pytest.mark.parametrize(
@@ -259,7 +261,10 @@ DIGEST = "sha256:" + "d" * 64
             {"calibration": {"digest": DIGEST}},
             {"export", "cast", "calibrate", "build", "measure"},
         ),
-        ({"targets": ["sm_89"], "options": {"tf32": False}}, {"build"}),
+        (
+            {"targets": ["sm_89"], "options": {"tf32": False}, "calibration": PLAIN},
+            {"calibrate", "build", "measure"},
+        ),
         (
             {"calibration": BUILD_EXAMPLE["calibration"] | {"batch_size": 16}},
             {"calibrate", "build", "measure"},
@@ -268,8 +273,12 @@ DIGEST = "sha256:" + "d" * 64
             {"calibration": BUILD_EXAMPLE["calibration"] | {"method": "max"}},
             {"calibrate", "build", "measure"},
         ),
-        ({"evaluation": {"digest": DIGEST}}, {"measure"}),
-        ({"evaluation": BUILD_EXAMPLE["evaluation"] | {"max_drop": 0.5}}, {"measure"}),
+        # An accuracy is a goal of calibrations.
+        ({"evaluation": {"digest": DIGEST}}, {"calibrate", "build", "measure"}),
+        (
+            {"evaluation": BUILD_EXAMPLE["evaluation"] | {"max_drop": 0.5}},
+            {"calibrate", "build", "measure"},
+        ),
         (
             {"prune": {"method": "2:4"}},
             {"prune", "export", "cast", "calibrate", "build", "measure"},
@@ -440,9 +449,9 @@ def test_differences_are_told_in_words():
 
 def test_the_keys_of_a_request_are_those_of_the_farm_before():
     """What was built stays built. They change with a stage's version, and by nothing else."""
-    made = planned(targets=["sm_89", "cpu"], precisions=["fp32", "fp16", "int8"])
+    made = planned(targets=["sm_89", "cpu"], precisions=["fp32", "fp16", "int8"], calibration=PLAIN)
     assert keys.key({"keys": list(made.jobs)}) == (
-        "sha256:28839a82a534f9bf5ea4bda7147855330bd5c08c0323f8356db0a814eeb15f0c"
+        "sha256:8eb33113335032c6f9c80f20b61c786a5ab760b004306b753bb86443354c6776"
     )
 
 
@@ -481,7 +490,8 @@ def test_parameters_that_came_later_are_no_part_of_a_key_at_their_defaults():
 
 def test_how_images_are_preprocessed_is_a_part_of_the_keys_of_the_jobs_that_see_them():
     def preprocessed(**asked):
-        given = {role: BUILD_EXAMPLE[role] | {"preprocess": how} for role, how in asked.items()}
+        given = {"calibration": PLAIN, "evaluation": BUILD_EXAMPLE["evaluation"]}
+        given |= {role: given[role] | {"preprocess": how} for role, how in asked.items()}
         return planned(targets=["sm_89", "cpu"], **given).jobs
 
     plain = preprocessed()
@@ -534,6 +544,46 @@ def test_a_preset_that_there_is_not_is_refused_with_those_there_are():
     data = BUILD_EXAMPLE["calibration"] | {"preprocess": "imagnet"}
     with pytest.raises(ValidationError, match="choose of imagenet, imagenet-v2, clip, vit"):
         planned(calibration=data)
+
+
+def calibrated(**changes):
+    made = planned(**({"targets": ["sm_89"], "precisions": ["int8"]} | changes))
+    return next(job.recipe for job in made.jobs.values() if job.kind == JobKind.CALIBRATE)
+
+
+def test_an_accuracy_is_a_goal_of_calibrations_in_the_forms_in_which_engines_run():
+    asked = {"metric": "top1", "max_drop": 0.01, "budget_s": 600}
+    made = calibrated()
+    assert made.inputs["evaluation"] == Given(BUILD_EXAMPLE["evaluation"]["digest"])
+    assert made.params["goal"].items() >= (asked | {"on_cpus": False, "on_gpus": True}).items()
+    for wanted, on in {("cpu",): (True, False), ("cpu", "sm_89"): (True, True)}.items():
+        goal = calibrated(targets=list(wanted)).params["goal"]
+        assert (goal["on_cpus"], goal["on_gpus"]) == on
+    assert calibrated(targets=["sm_120", "sm_89"]).key == made.key
+    # No CPU runs fp8.
+    fp8 = calibrated(targets=["sm_89", "cpu:int8"], precisions=["fp8"])
+    assert not fp8.params["goal"]["on_cpus"]
+
+
+def test_a_calibration_that_looks_for_an_accuracy_sees_the_images_that_judge_it():
+    images = {"evaluation": BUILD_EXAMPLE["evaluation"] | {"preprocess": "clip"}}
+    made = calibrated(**images)
+    assert made.params["goal"]["preprocess"]["resize"] == PRESETS["clip"].model_dump()["resize"]
+    assert "pillow" in made.tools
+    assert "pillow" not in calibrated().tools
+    cache = {"digest": BUILD_EXAMPLE["calibration"]["digest"], "format": "tensorrt-cache"}
+    assert "goal" not in calibrated(calibration=cache).params
+
+
+def test_without_a_goal_or_pins_a_calibration_has_neither_in_its_key():
+    for changes in ({"evaluation": None}, {"calibration": PLAIN}):
+        recipe = calibrated(**changes)
+        assert recipe.params.keys().isdisjoint({"goal", "pins"})
+        assert "evaluation" not in recipe.inputs
+    other = {"evaluation": BUILD_EXAMPLE["evaluation"] | {"max_drop": 0.5}}
+    assert calibrated(calibration=PLAIN, **other).key == calibrated(calibration=PLAIN).key
+    pinned = calibrated(calibration=PLAIN | {"keep_float": ["/head/*"]})
+    assert pinned.params["pins"] == {"floats": ["/head/*"], "quantized": []}
 
 
 def test_how_ranges_are_found_is_a_part_of_the_key():

@@ -13,11 +13,10 @@ from farm.schemas.submission import Evaluation
 from farm.specs.gates import Gates
 from farm.specs.samples import Head, check_labels
 from farm.specs.tasks import Metric, TaskOptions
-from farm.stages import MeasureParams
 from workers.measure import bootstrap, confusions, detections, sums
+from workers.measure.judged import judge_of
 from workers.measure.task import TaskJudge
 from workers.measure.verdict import doubts
-from workers.stages import measure
 
 RANDOM = np.random.default_rng(7)
 
@@ -312,19 +311,17 @@ def test_average_precision_is_the_same_however_many_resamples_are_computed_at_on
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint64, np.int8])
 def test_classes_are_counted_whatever_type_the_labels_have(dtype: type) -> None:
-    params = MeasureParams(precision="fp16", format="onnx", metric="miou")
-    judge = measure._judge({"label": np.array([0, 4, 2], dtype)}, params)
+    judge = judge_of({"label": np.array([0, 4, 2], dtype)}, Metric.MIOU, TaskOptions())
     assert judge is not None
     assert judge.classes == 5
 
 
 def test_labels_that_are_no_classes_may_be_large() -> None:
     labels = {"label": np.array([1_234_567, 89])}
-    for metric in ("recall@1", "cer"):
-        params = MeasureParams(precision="fp16", format="onnx", metric=metric)
-        assert measure._judge(labels, params) is not None
+    for metric in (Metric.RECALL1, Metric.CER):
+        assert judge_of(labels, metric, TaskOptions()) is not None
     with pytest.raises(InvalidData, match="the class 1234567"):
-        measure._judge(labels, MeasureParams(precision="fp16", format="onnx", metric="f1"))
+        judge_of(labels, Metric.F1, TaskOptions())
 
 
 def test_top1_takes_an_output_of_classes() -> None:

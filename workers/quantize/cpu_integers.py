@@ -76,6 +76,18 @@ def integer_graph(
     return rewriter.result()
 
 
+def with_results_quantized(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
+    """The graph with Q/DQ also where its integer kernels will give integers, over these ranges."""
+    rewriter = _Rewriter(model)
+    rewriter.quantize_results(ranges)
+    return rewriter.result()
+
+
+def narrowed_by() -> float:
+    """How much coarser weights are rounded for CPUs."""
+    return _SIGNED_LEVELS / LARGEST_WEIGHT
+
+
 def _shift(zero: NDArray[np.generic]) -> int:
     """The offset that makes a quantised type unsigned."""
     return 128 if zero.dtype == np.int8 else 0

@@ -33,6 +33,17 @@ def fold_quantized_weights(model: onnx.ModelProto) -> None:
     walk.drop_unused(graph)
 
 
+def quantised_values(
+    node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto]
+) -> NDArray[np.float64] | None:
+    """What a symmetric QuantizeLinear of a constant makes of it, dequantised; None for others."""
+    if not _is_of(node, tensors):
+        return None
+    made: NDArray[np.float64] = numpy_helper.to_array(_quantized(node, tensors)).astype(np.float64)
+    made *= _shaped(node, made, numpy_helper.to_array(tensors[node.input[1]]))
+    return made
+
+
 def _is_of(node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto]) -> bool:
     if node.op_type != "QuantizeLinear" or len(node.input) < 3:
         return False
@@ -57,12 +68,20 @@ def _quantized(node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto]) ->
 def _scaled(
     node: onnx.NodeProto, weights: NDArray[np.float32], scale: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    axis = next((a.i for a in node.attribute if a.name == "axis"), _DEFAULT_AXIS)
-    if scale.ndim and weights.ndim:
-        shape = [1] * weights.ndim
-        shape[axis] = -1
-        scale = scale.reshape(shape)
+    scale = _shaped(node, weights, scale)
     scaled: NDArray[np.float32] = np.divide(
         weights, scale, out=np.zeros_like(weights), where=scale != 0
     )
     return scaled
+
+
+def _shaped(
+    node: onnx.NodeProto, weights: NDArray[np.floating], scale: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The scales, along the axis of the weights that they are for."""
+    axis = next((a.i for a in node.attribute if a.name == "axis"), _DEFAULT_AXIS)
+    if scale.ndim and weights.ndim:
+        shape = [1] * weights.ndim
+        shape[axis] = -1
+        return scale.reshape(shape)
+    return scale

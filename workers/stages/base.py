@@ -14,8 +14,8 @@ stage      inputs                                        outputs
 prune      source                                        source
 export     source                                        onnx
 cast       onnx                                          typed
-calibrate  onnx, calibration; or onnx, ranges,           typed (fp32 remainder), typed_fp16,
-           [evaluation]                                  typed_half (fp16, and bf16 for its range)
+calibrate  onnx, calibration, [evaluation]; or onnx,     typed (fp32 remainder), typed_fp16,
+           ranges, [evaluation]                          typed_half (fp16, and bf16 for its range)
 build      typed, [onnx, calibration],                   engine, layers, [timing_cache]
            [timing_cache], [plugin-0, …]
 build      source, for TorchScript; for AOTInductor      engine, layers

@@ -28,6 +28,7 @@ from farm.specs.roles import Role
 from farm.specs.runtime import Runtime, Target
 from farm.specs.source import DataKind
 from farm.stages import CalibrateFacts, CalibrateParams
+from workers.goals import kept as goals
 from workers.graphs import casting, check, files, interface, opsets, shapes, standard, walk
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import resolve_profiles
@@ -81,22 +82,38 @@ def run(stage: Stage) -> StageResult:
         raise _too_few(count, batch)
 
     files.load_weights(model, file)
-    stage.progress("place Q/DQ", None)
     # ModelOpt only asks whether there is one row, or there are more.
     first = batch.take(samples, slice(0, max(batch.min, min(size, 2))))
-    quantized = modelopt.placed(model, first, params.precision, stage.workdir)
-    made = calibrated.calibrate(
-        quantized,
+    made: list[calibrated.Calibration] = []
+
+    def quantised(graph: onnx.ModelProto) -> onnx.ModelProto:
+        stage.progress("place Q/DQ", None)
+        placed = modelopt.placed(graph, first, params.precision, stage.workdir)
+        found = calibrated.calibrate(
+            placed,
+            samples,
+            batch,
+            size=size,
+            method=params.method,
+            percentile=params.percentile,
+            precision=params.precision,
+            folder=stage.workdir,
+            seen=lambda done: stage.progress("calibrate", done / count),
+        )
+        made.append(found)
+        return placed
+
+    quantized, search = goals.kept(
+        params,
+        model,
+        quantised,
         samples,
         batch,
-        size=size,
-        method=params.method,
-        percentile=params.percentile,
-        precision=params.precision,
+        evaluation=stage.inputs.get(Role.EVALUATION),
         folder=stage.workdir,
-        seen=lambda done: stage.progress("calibrate", done / count),
+        progress=stage.progress,
     )
-    for name, lost in made.not_finite.items():
+    for name, lost in made[0].not_finite.items():
         print(f"{lost} values of {name} are infinite or NaN: its range is that of the others")
     pairs = walk.qdq_pairs(quantized)
     stage.progress("compare layers", None)
@@ -105,18 +122,18 @@ def run(stage: Stage) -> StageResult:
     typed = stage.workdir / "typed.onnx"
     files.save_model(quantized, typed)
     stage.progress("cast the remainder", None)
-    telling = _telling(quantized, samples, batch, size, made.extreme)
-    largest = placement.with_dequantized(quantized, made.largest)
+    telling = _telling(quantized, samples, batch, size, made[0].extreme)
+    largest = placement.with_dequantized(quantized, made[0].largest)
     outputs, remainder = _write_for_gpus(stage, quantized, telling, largest)
     if policy.refusal(_CPU, params.precision) is None:
         outputs[Role.TYPED] = typed
     facts = CalibrateFacts(
-        samples=made.samples,
+        samples=made[0].samples,
         batch_size=size,
-        batches=made.batches,
+        batches=made[0].batches,
         precision=str(params.precision),
         method=params.method,
-        chosen=made.chosen,
+        chosen=made[0].chosen,
         qdq_pairs=pairs,
         remainder=max(remainder, key=lambda name: remainder[name]),
         remainder_nodes=remainder,
@@ -124,6 +141,8 @@ def run(stage: Stage) -> StageResult:
         left_in_float=_named(rules.left_in_float(quantized)),
         opset=shapes.opset_of(quantized),
     )
+    if search is not None:
+        facts = facts.model_copy(update={"search": search})
     return StageResult(outputs=outputs, facts=facts)
 
 

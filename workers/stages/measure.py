@@ -10,14 +10,12 @@ import numpy as np
 import onnx
 import torch
 
-from farm.errors import AccuracyDropped, InvalidData, InvalidModel
-from farm.reports.accuracy import Accuracy
+from farm.errors import InvalidData
 from farm.reports.metrics import Metrics
 from farm.specs.roles import Role
 from farm.specs.runtime import OF_PROGRAMS
 from farm.specs.shapes import Profile, TensorSpec
 from farm.specs.source import DataKind
-from farm.specs.tasks import Metric
 from farm.stages import MeasureFacts, MeasureParams
 from workers.backends.ort.cpu import OrtModel, cpu_threads
 from workers.graphs import files, interface, vocabularies, walk
@@ -26,23 +24,19 @@ from workers.inputs.advice import advice
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import AxisRanges, resolve_profiles
 from workers.inputs.samples import (
-    LABEL,
     SEED,
     Arrays,
     Runnable,
     check_ids,
-    check_labels,
     check_samples,
-    largest,
     open_samples,
     random_arrays,
     split,
 )
 from workers.inputs.standins import tried
 from workers.measure import cpu, engines, gpu, silent
-from workers.measure.accuracy import OutputComparison
 from workers.measure.invariance import batch_invariance
-from workers.measure.task import TaskJudge
+from workers.measure.judged import compare, labelled
 from workers.measure.verdict import doubts, refuse_broken
 from workers.peers.beside import PeersBeside
 from workers.programs.eager import EagerModel
@@ -54,8 +48,6 @@ from workers.stages.base import Stage, StageResult, shortened
 RANDOM_BATCHES = 2
 #: Enough calibration samples for the comparison, if no evaluation data were given.
 MAX_CALIBRATION_SAMPLES = 256
-#: Of labels; each sample counts them all.
-_MOST_CLASSES = 100_000
 
 _NO_METRICS = "the engine can't run on this worker: accuracy is that of the typed ONNX, on the CPU"
 
@@ -81,7 +73,7 @@ def run(stage: Stage) -> StageResult:
     if graph is not None and data is not DataKind.RANDOM:
         check_ids(samples, vocabularies.sizes(graph[1]))
     runnable = subject.engine if isinstance(subject, gpu.Loaded) else subject
-    accuracy = _compare(source, runnable, samples, labels, batch, params)
+    accuracy = compare(source, runnable, samples, labels, batch, params.metric, params.task)
     warned = _warnings(stage, samples, inputs, batch, graph) if data is not DataKind.RANDOM else []
     for one in warned:
         print(f"warning: {one}", flush=True)
@@ -214,14 +206,16 @@ def _data(
     """Evaluation data, else held-out calibration data, else seeded random data."""
     judged = params.metric is not None or params.max_drop is not None
     if Role.EVALUATION in stage.inputs:
-        arrays = _opened(stage.inputs[Role.EVALUATION], params, inputs)
-        samples = check_samples(arrays, inputs, profile)
-        labels = check_labels(arrays, batch.count(samples), params.metric)
-        if judged and not labels:
-            raise InvalidData(
-                "the accuracy drop can't be judged: the evaluation data hold no 'label'",
-                hint="add the array 'label' with a class index per sample, or leave out max_drop",
-            )
+        samples, labels = labelled(
+            stage.inputs[Role.EVALUATION],
+            params.fixed_inputs,
+            inputs,
+            profile,
+            batch,
+            params.metric,
+            judged=judged,
+            preprocess=params.preprocess,
+        )
         return samples, labels, DataKind.EVALUATION
     if judged:
         raise InvalidData(
@@ -252,99 +246,3 @@ def random_samples(source: Runnable, inputs: Sequence[TensorSpec], profile: Prof
     more = random_arrays(inputs, batch.at(profile, count), seed=SEED, profile=profile, kind=kind)
     # Inputs without a batch keep the values that the source was tried with.
     return {name: more[name] if name in batch.inputs else found[name] for name in more}
-
-
-def _compare(
-    source: Runnable,
-    subject: Runnable,
-    samples: Arrays,
-    labels: Arrays,
-    batch: Batch,
-    params: MeasureParams,
-) -> Accuracy:
-    judge = _judge(labels, params)
-    classes = labels[LABEL] if labels and judge is None else None
-    varying: dict[str, int] = {}
-    while True:
-        comparison = OutputComparison(
-            batch_axes=batch.output_axes,
-            labels=classes,
-            varying=dict(varying),
-        )
-        for arrays in batch.split(samples, batch.opt, smallest=batch.min):
-            expected, actual = source.run(arrays), subject.run(arrays)
-            _check_outputs(expected, actual)
-            start, count = comparison.samples, batch.count(arrays)
-            comparison.add(expected, actual, count)
-            if judge:
-                given = {name: each[start : start + count] for name, each in labels.items()}
-                of_source, of_engine = (_by_sample(o, batch, count) for o in (expected, actual))
-                judge.add(of_source, of_engine, given)
-        if comparison.varying == varying:
-            break
-        varying, judge = comparison.varying, _judge(labels, params)
-    _refuse_unfit(comparison, samples, batch)
-    accuracy = comparison.found()
-    if judge:
-        accuracy = accuracy.model_copy(update={"task": judge.found()})
-    if classes is not None and accuracy.task is None:
-        raise InvalidData(
-            f"there are labels of shape {list(classes.shape)}, with classes up to {largest(classes)}, "
-            "but no output has classes of that shape, and as many",
-            hint="labels need an output of scores [samples, classes] or [samples, classes, …], or of "
-            "integers of the labels' own shape; for a model that isn't a classifier choose its metric, or "
-            "leave 'label' out",
-        )
-    return accuracy
-
-
-def _judge(labels: Arrays, params: MeasureParams) -> TaskJudge | None:
-    """What judges the task, unless it is the top-1 of whichever output has classes."""
-    metric, options = params.metric or Metric.TOP1, params.task
-    if not labels or (metric is Metric.TOP1 and options.output is None):
-        return None
-    label = labels[LABEL]
-    of_classes = metric in (Metric.MIOU, Metric.F1) and label.size
-    classes = largest(label) + 1 if of_classes else 0
-    if classes > _MOST_CLASSES:
-        raise InvalidData(
-            f"'label' has the class {classes - 1}",
-            hint=f"classes count from 0, and are below {_MOST_CLASSES}; padding is below 0",
-        )
-    return TaskJudge(metric=metric, options=options, classes=classes)
-
-
-def _by_sample(outputs: Arrays, batch: Batch, count: int) -> Arrays:
-    """The outputs that have the samples along an axis, with that axis first."""
-    found: Arrays = {}
-    for name, array in outputs.items():
-        axis = batch.axis_of_output(name)
-        if axis is not None and array.ndim > axis and array.shape[axis] == count:
-            found[name] = np.moveaxis(array, axis, 0)
-    return found
-
-
-def _refuse_unfit(comparison: OutputComparison, samples: Arrays, batch: Batch) -> None:
-    if comparison.samples == 0:
-        raise InvalidData(
-            f"{batch.count(samples)} samples don't fill the model's smallest batch of {batch.min}",
-            hint=f"pass at least {batch.min} samples",
-        )
-    if comparison.not_finite:
-        raise AccuracyDropped(
-            f"{comparison.not_finite} of the outputs are NaN or infinite, and finite in the source",
-            hint="choose bf16 or fp32, or for int8 a GPU that has bf16 (sm_80 and later): values of this "
-            "model leave the range of fp16",
-        )
-
-
-def _check_outputs(expected: Arrays, actual: Arrays) -> None:
-    """Check ranks only: sizes may depend on the data, and so on rounding."""
-    for name, array in expected.items():
-        if name not in actual or actual[name].ndim != array.ndim:
-            raise InvalidModel(
-                f"the source's output {name!r} has shape {list(array.shape)}, and the engine's "
-                f"outputs are { ({n: list(a.shape) for n, a in actual.items()}) }",
-                hint="this is the farm's fault, or the runtime's: report it with the model; until then "
-                "leave that output out of the model",
-            )

@@ -1,0 +1,55 @@
+"""How a calibration looked for what keeps the accuracy: the trail of what it tried."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from farm.reports.records import MOST_LISTED, Count, Name, Number, Record, Share, Text, Word
+
+
+class Tried(Record):
+    """One way to quantise a graph."""
+
+    what: Text
+    drop: Number | None = Field(
+        None,
+        description="of the metric, on the samples to choose by; null if its outputs are broken",
+    )
+    held_out_drop: Number | None = Field(None, description="on the samples held out")
+    error: Number | None = Field(
+        None, description="RMS error of the outputs over their standard deviation"
+    )
+    int8_share: Share | None = Field(None, description="of all multiplications")
+    predicted_time: Number | None = Field(
+        None, description="of convolutions and matrix products, over their time in floats"
+    )
+    seconds: Number | None = None
+    kept: bool = False
+
+
+class Search(Record):
+    """What a goal led to."""
+
+    metric: Word | None = None
+    max_drop: Number
+    source: Number | None = Field(None, description="the metric of the unquantised graph")
+    budget_s: Count
+    spent_s: Number
+    samples: Count = Field(description="that it chose by")
+    held_out: Count = Field(description="by which nothing was chosen")
+    drop: Number | None = Field(None, description="on all samples, of what was kept")
+    held_out_drop: Number | None = None
+    int8_share: Share | None = None
+    predicted_time: Number | None = None
+    measured_times: bool = Field(
+        False, description="whether operators' times were measured, else counted in multiplications"
+    )
+    method: Word | None = Field(None, description="what the assignment started from")
+    units: Count | None = Field(None, description="parts that could be in floats or not")
+    in_floats: Annotated[list[Name], Field(max_length=MOST_LISTED)] = Field(
+        [], description="operators and tensors that could be quantised and aren't"
+    )
+    tried: Annotated[list[Tried], Field(max_length=MOST_LISTED)] = []
+    cut_short: bool = Field(False, description="whether the budget ended the search")
