@@ -55,6 +55,7 @@ from farm.cli.submission import (
 )
 from farm.cli.watch import watch_build
 from farm.errors import InvalidRequest
+from farm.specs.counted import counted
 
 if TYPE_CHECKING:
     from farm.client import Build
@@ -242,7 +243,7 @@ def _say(view: BuildView, url: str | None, *, waiting: bool) -> None:
         show.note(f"warning: {warning}")
     show.left_out(view.left_out)
     reused = sum(job.reuse != "ran" for job in view.jobs)
-    show.line(f"{view.jobs_total} jobs, {reused} of them reused")
+    show.line(f"{counted(view.jobs_total, 'job')}, {reused} of them reused")
     for missing in dict.fromkeys(job.waits_for for job in view.jobs if job.waits_for):
         show.line(f"waits for {missing}")
     if waiting:
