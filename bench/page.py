@@ -6,7 +6,6 @@ third of the builds wait, a third has failed, a third has succeeded.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from bench.table import Row, row
 from farm.database.base import now
 from farm.database.tables import Build
 from farm.settings import Settings
+from tests import chromium
 
 BUILDS, PAINTS = 10_000, 15
 _PAINT = """
@@ -32,7 +32,7 @@ _PAINT = """
 
 def paints() -> Iterator[Row]:
     """Medians; the two pages take turns."""
-    program = shutil.which("chromium")
+    program = chromium.found()
     if program is None:
         return
     from playwright.sync_api import sync_playwright

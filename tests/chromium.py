@@ -8,11 +8,16 @@ import shutil
 import pytest
 
 
+def found() -> str | None:
+    """Its path, where there is one."""
+    return shutil.which("chromium") or shutil.which("google-chrome")
+
+
 def program() -> str:
     """Its path; skips the test where there is none."""
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None:
+    path = found()
+    if path is None:
         if os.environ.get("CI"):
             pytest.fail("chromium isn't installed: scripts/services install")
         pytest.skip("chromium isn't installed")
-    return found
+    return path

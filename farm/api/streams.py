@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from farm.builds import events
 from farm.builds.events import News
+from farm.database.commits import Watch
 from farm.database.session import Database
 from farm.errors import Busy, Unavailable
 from farm.schemas.events import Event
@@ -144,29 +145,29 @@ class _Hub:
         watch = self._db.watch()
         try:
             while self._feeds:
-                if await self._look():
-                    await anyio.sleep(_APART_S)
-                    await to_thread.run_sync(
-                        watch.wait, limiter=self._waiting, abandon_on_cancel=True
-                    )
+                await self._round(watch)
         finally:
             watch.close()
 
-    async def _look(self) -> bool:
-        """Publish what is new; return whether that is all."""
+    async def _round(self, watch: Watch) -> None:
+        """Publish what is new, and if that is all, wait for more."""
         try:
-            async with self._joining:  # who joins meanwhile would miss what was found without it
-                news, rendered = await self._run(_news, frozenset(self._feeds), self._upto)
-                self._publish(news, rendered)
+            if await self._look():
+                await anyio.sleep(_APART_S)
+                await to_thread.run_sync(watch.wait, limiter=self._waiting, abandon_on_cancel=True)
         except Unavailable as err:
             log.warning("%s; event streams are paused", err.detail)
             await anyio.sleep(_AWAY_S)
-            return False
         except Exception:
             # The only poller: a bug may cost a round, but must not end it.
             log.exception("the event poller hit a bug; it continues")
             await anyio.sleep(_AWAY_S)
-            return False
+
+    async def _look(self) -> bool:
+        """Publish what is new; return whether that is all."""
+        async with self._joining:  # who joins meanwhile would miss what was found without it
+            news, rendered = await self._run(_news, frozenset(self._feeds), self._upto)
+            self._publish(news, rendered)
         return len(news.builds) < _PAGE
 
     def _publish(self, news: News, rendered: Sequence[bytes]) -> None:

@@ -145,12 +145,18 @@ def rollback(
     as_json: Json = False,
     url: Url = None,
 ) -> None:
-    """Give the fleet the version back that an alias named before its present one was promoted."""
+    """Give the fleet the version back that an alias named before its present one was promoted.
+
+    Doing so again goes back one promotion further, never forward: `farm promote` does that.
+    """
     view = connect(url).rollback(model, alias, note=note, revision=revision)
     if as_json:
         show.document(view)
         return
     show.line(f"{view.model}@{view.alias} is v{view.version} again")
+    forward = again(f"farm promote {view.model} VERSION {view.alias}", url)
+    moves = again(f"farm aliases {view.model} {view.alias}", url)
+    show.line(f"the way forward: {forward}; what it has named: {moves}")
 
 
 def aliases(

@@ -58,6 +58,7 @@ from farm.cli.submission import (
 )
 from farm.errors import InvalidRequest
 from farm.specs.accuracy_goal import BUDGET_S
+from farm.specs.counted import counted
 
 if TYPE_CHECKING:
     from farm.client import Build, Farm
@@ -300,7 +301,9 @@ def _wait(build: Build, url: str | None, *, quiet: bool) -> None:
         return
     view = build.view
     naming.explain(build)
-    show.line(f"build {view.id} of {view.model} v{view.version}: {len(view.engines)} engines")
+    show.line(
+        f"build {view.id} of {view.model} v{view.version}: {counted(len(view.engines), 'engine')}"
+    )
     show.line(f"on the page: {page(view.id, url)}")
     show.left_out(view.left_out)
     for warning in view.warnings:

@@ -13,6 +13,7 @@ from farm.cli.options import Json, Url, again, connect, example
 from farm.cli.pull_by_id import engine_meant
 from farm.errors import InvalidRequest
 from farm.specs import digests
+from farm.specs.counted import counted
 
 if TYPE_CHECKING:
     from farm.client import Farm
@@ -157,7 +158,7 @@ def _more(count: int) -> None:
 def _summary(found: Deletion) -> str:
     done = "would delete" if found.dry_run else "deleted"
     rows = ", ".join(f"{name}: {count}" for name, count in found.rows.items()) or "nothing"
-    files = "1 file" if found.files_total == 1 else f"{found.files_total} files"
+    files = counted(found.files_total, "file")
     text = f"{done} {found.what}: {rows}; {files}, {show.size(found.freed_bytes)}"
     if found.kept_bytes:
         text += f"; {show.size(found.kept_bytes)} stay for others"

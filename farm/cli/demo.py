@@ -18,6 +18,7 @@ from farm.client import Farm
 from farm.errors import BuildFailed, FarmError, NotFound
 from farm.local import up
 from farm.settings import Settings
+from farm.specs.counted import counted
 from farm.trust import credentials
 
 if TYPE_CHECKING:
@@ -133,14 +134,14 @@ def run(as_json: bool, keep: Path | None) -> int:
         show.line(f"\n{name}")
         registry.engines_table(engines, empty="no engines")
     show.line(
-        f"\n{len(shown.pulled)} engines pulled into {folder}, each verified against its digest."
+        f"\n{counted(len(shown.pulled), 'engine')} pulled into {folder}, each verified against its digest."
     )
     for failed in shown.failed:
         print(f"error: {_named(failed)}: {failed.detail}", file=sys.stderr)
         print(f"hint: {failed.hint}", file=sys.stderr)
     if shown.failed:
         done = len(MODELS) * len(TARGETS) - len(shown.failed)
-        show.line(f"{done} of {done + len(shown.failed)} builds succeeded.")
+        show.line(f"{done} of {counted(done + len(shown.failed), 'build')} succeeded.")
     show.line(f"Done in {show.duration(took)}; nothing is left running.")
     return shown.code
 

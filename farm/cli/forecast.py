@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from farm.cli import show
+from farm.specs.counted import counted
 from farm.specs.states import Reuse
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ def show_dry_run(found: DryRun, *, as_json: bool) -> None:
     ran = sum(job.reuse == Reuse.RAN for job in found.jobs)
     engines = sum(engine.is_new for engine in found.engines)
     show.line(
-        f"{len(found.jobs)} jobs, {len(found.jobs) - ran} of them reused; "
-        f"{len(found.engines)} engines, {engines} of them new"
+        f"{counted(len(found.jobs), 'job')}, {len(found.jobs) - ran} of them reused; "
+        f"{counted(len(found.engines), 'engine')}, {engines} of them new"
     )
     show.left_out(found.left_out)
     for warning in dict.fromkeys(one.warning for one in found.engines if one.warning):

@@ -9,6 +9,7 @@ import typer
 from farm.cli import show
 from farm.cli.options import Json, Url, again, connect, example
 from farm.specs import durations
+from farm.specs.counted import counted
 
 if TYPE_CHECKING:
     from farm.schemas.storage import GcReport
@@ -60,5 +61,4 @@ def _summary(report: GcReport) -> str:
 
 
 def _counted(number: int, noun: str, size: int) -> str:
-    plural = "" if number == 1 else "s"
-    return f"{number} {noun}{plural} ({show.size(size)})"
+    return f"{counted(number, noun)} ({show.size(size)})"

@@ -9,6 +9,7 @@ import typer
 
 from farm.cli import show
 from farm.cli.options import Json, Url, again, connect, example
+from farm.specs.counted import counted
 
 if TYPE_CHECKING:
     from farm.client import Farm
@@ -64,7 +65,7 @@ def inspect(
     _memory(report, row)
     if row.timing_cache:
         show.line(_timing_cache(row.timing_cache))
-    show.line(f"{len(report.layers)} layers from {report.source}")
+    show.line(f"{counted(len(report.layers), 'layer')} from {report.source}")
     _kinds(report)
     listed = report.layers if all_layers else report.layers[:_LAYERS]
     _list(listed)
@@ -95,7 +96,11 @@ def _provider(row: EngineView) -> None:
     found = row.provider
     if found is None:
         return
-    fused = f", attention fused in {found.fused_attention} places" if found.fused_attention else ""
+    fused = (
+        f", attention fused in {counted(found.fused_attention, 'place')}"
+        if found.fused_attention
+        else ""
+    )
     show.line(f"runs with {_options(found.options)}{fused}")
     for one in found.tried:
         fused = " and fused attention" if one.fused_attention else ""
@@ -222,17 +227,17 @@ def _timing_cache(used: TimingCacheUse) -> str:
     if not used.taken:
         return "timing cache: none existed for its GPU and toolchain"
     known, misses = used.entries_before, used.misses
-    entries = "" if known is None else f" with {known} entries"
+    entries = "" if known is None else f" with {counted(known, 'entry', 'entries')}"
     timed = "" if misses is None else f"; {misses or 'no'} more were timed"
     return f"timing cache: revision {used.revision}{entries}{timed}"
 
 
 def _kinds(report: LayerReport) -> None:
     kinds = sorted(report.kinds.items(), key=lambda item: -item[1])
-    if kinds:
+    if kinds and report.operators is not None:
         more = f", and {len(kinds) - _NAMED} more kinds" if len(kinds) > _NAMED else ""
         named = ", ".join(f"{count} {kind}" for kind, count in kinds[:_NAMED])
-        show.line(f"{report.operators} operators in the typed graph: {named}{more}")
+        show.line(f"{counted(report.operators, 'operator')} in the typed graph: {named}{more}")
     if report.fusions:
         fused = ", ".join(f"{count} {kind}" for kind, count in report.fusions.items())
         show.line(f"fused layers: {fused}")

@@ -9,6 +9,7 @@ import typer
 
 from farm.cli import show, transfer
 from farm.cli.options import AcceptNewKey, Json, SigningKey, Url, connect, example
+from farm.specs.counted import counted
 
 if TYPE_CHECKING:
     from farm.schemas.mirrors import Registered
@@ -87,7 +88,7 @@ def mirror(
         return
     show.line(f"{made.repository}:{made.tag} {made.digest}")
     size = show.size(made.bytes)
-    show.line(f"{made.manifests} manifests; {made.blobs} blobs ({size}) weren't here yet")
+    show.line(f"{counted(made.manifests, 'manifest')}; {counted(made.blobs, 'blob')} ({size}) came")
     if made.registered is not None:
         _show(made.registered)
 

@@ -12,6 +12,7 @@ from farm.cli.compare import latency, metric
 from farm.cli.options import Json, Url, connect, example
 from farm.cli.pull_by_id import may_begin_id
 from farm.errors import IdAmbiguous, NotFound
+from farm.specs.counted import counted
 
 if TYPE_CHECKING:
     from farm.client import Farm
@@ -118,7 +119,7 @@ def _only(found: ModelDetail, number: int) -> ModelDetail:
 
 def _print(found: ModelDetail, *, whole: bool) -> None:
     detailed = [one for one in found.versions if one.version in found.detailed]
-    head = f"{found.name}, {_count(len(found.versions))}, created {show.ago(found.created_at)}"
+    head = f"{found.name}, {counted(len(found.versions), 'version')}, created {show.ago(found.created_at)}"
     if whole:
         _say(f"{head}; {show.labels(found.labels)}" if found.labels else head)
         if found.note:
@@ -137,7 +138,7 @@ def _print(found: ModelDetail, *, whole: bool) -> None:
     if found.prod_lacks:
         _behind(found.prod_lacks)
     for build in found.running:
-        done = f"{build.engines_done} of {build.engines_total} engines"
+        done = f"{build.engines_done} of {counted(build.engines_total, 'engine')}"
         _say(f"build {build.id} of v{build.version} is {build.state}: {done}")
 
 
@@ -151,8 +152,16 @@ def _version(one: VersionView) -> tuple[str, ...]:
         show.short(one.source_digest),
         str(one.source_format),
         str(one.engines),
-        show.NONE if one.complete is None else "yes" if one.complete else "no",
+        _completeness(one),
     )
+
+
+def _completeness(one: VersionView) -> str:
+    if one.complete is None:
+        return show.NONE
+    if not one.complete:
+        return "no"
+    return "yes, and building" if one.missing else "yes"
 
 
 def _more(one: VersionView, *, with_inputs: bool) -> Iterator[str]:
@@ -168,7 +177,7 @@ def _more(one: VersionView, *, with_inputs: bool) -> Iterator[str]:
     for change in one.changes:
         yield f"{'held back: ' if one.held_back else ''}{change}"
     for missing in one.missing:
-        yield f"missing: {missing}"
+        yield f"{'building' if one.complete else 'missing'}: {missing}"
     if with_inputs and one.interface:
         yield f"takes {_ports(one.interface.inputs)}"
         yield f"gives {_ports(one.interface.outputs)}"
@@ -205,10 +214,6 @@ def _behind(lacks: Behind) -> None:
         _say(f"  engines for {', '.join(lacks.targets)}")
     for one in lacks.better:
         _say(f"  a better one for {one.gpu}: latency {latency(one)}, metric {metric(one)}")
-
-
-def _count(versions: int) -> str:
-    return "1 version" if versions == 1 else f"{versions} versions"
 
 
 def _say(text: str) -> None:

@@ -6,6 +6,7 @@ import typer
 
 from farm.cli import exits, show
 from farm.cli.options import Json, Url, connect, example
+from farm.specs.counted import counted
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +32,7 @@ def scrub(as_json: Json = False, url: Url = None) -> None:
             for digest in digests:
                 print(f"{what}  {digest}")
         print(
-            f"checked {report.checked} blobs ({show.size(report.checked_bytes)}): "
+            f"checked {counted(report.checked, 'blob')} ({show.size(report.checked_bytes)}): "
             f"{len(report.damaged)} damaged, {len(report.missing)} missing"
         )
     if report.damaged or report.missing:

@@ -133,6 +133,8 @@ def table(
     """Print a table, or ``empty`` if there are no rows.
 
     Parameters:
+        keep: columns that are neither wrapped nor truncated; on a terminal too narrow for all of them, only
+            the first and what fits beside it.
         wide: if False, leave out the columns that don't fit, the first of them last; never one in ``keep``.
         prose: a column that ends the lines where there is no terminal, however long it makes them.
     """
@@ -140,6 +142,7 @@ def table(
     if not cells:
         line(empty)
         return
+    keep = _fitting_whole(headers, cells, keep)
     if wide is False:
         headers, cells = _fitting(headers, cells, keep, prose)
     least = [_least(headers, cells, n, whole=one in keep) for n, one in enumerate(headers)]
@@ -154,6 +157,22 @@ def table(
         made.columns[index].width = least[index] + more
         room -= more
     console().print(made)
+
+
+def _fitting_whole(
+    headers: Sequence[str], rows: list[list[str | Text]], keep: Sequence[str]
+) -> Sequence[str]:
+    """The columns of ``keep`` that fit a terminal beside each other: the first, and the narrowest others."""
+    if not on_terminal():
+        return keep
+    widths = {
+        header: _least(headers, rows, n, whole=True)
+        for n, header in enumerate(headers)
+        if header in keep
+    }
+    while len(widths) > 1 and sum(widths.values()) + _GAP * (len(widths) - 1) > console().width:
+        del widths[max(list(widths)[1:], key=widths.__getitem__)]
+    return tuple(widths)
 
 
 def _fitting(
@@ -230,6 +249,13 @@ def state(name: str) -> Text:
 def precision(name: str, prune: str | None) -> str:
     """``fp16``, ``fp16, pruned 2:4``."""
     return f"{name}, pruned {prune}" if prune else str(name)
+
+
+def one_line(cell: str | Text) -> Text:
+    """A cell that is cut where a column is too narrow for it, instead of wrapped."""
+    text = Text(cell) if isinstance(cell, str) else cell.copy()
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text
 
 
 def short(digest: str) -> str:

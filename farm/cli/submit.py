@@ -61,6 +61,7 @@ from farm.cli.submission import (
 from farm.cli.watch import watch_build
 from farm.errors import InvalidRequest
 from farm.specs.accuracy_goal import BUDGET_S
+from farm.specs.counted import counted
 
 if TYPE_CHECKING:
     from farm.client import Build
@@ -258,7 +259,7 @@ def _say(view: BuildView, url: str | None, *, waiting: bool) -> None:
     for warning in view.warnings:
         show.note(f"warning: {warning}")
     reused = sum(job.reuse != "ran" for job in view.jobs)
-    show.line(f"{view.jobs_total} jobs, {reused} of them reused")
+    show.line(f"{counted(view.jobs_total, 'job')}, {reused} of them reused")
     for missing in dict.fromkeys(job.waits_for for job in view.jobs if job.waits_for):
         show.line(f"waits for {missing}")
     if waiting:

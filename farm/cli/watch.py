@@ -12,6 +12,7 @@ import typer
 from farm.cli import exits, show
 from farm.cli.options import BuildId, Json, Timeout, Url, again, connect, example, page
 from farm.cli.patience import Patience, check_timeout
+from farm.specs.counted import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -107,7 +108,7 @@ def _wait(build: Build, patience: Patience) -> None:
 def tell_ending(view: BuildView) -> None:
     """Report how a build ended, and which of its engines are doubtful."""
     took = show.elapsed(view.created_at, view.finished_at)
-    done = f"{view.engines_done} of {view.engines_total} engines"
+    done = f"{view.engines_done} of {counted(view.engines_total, 'engine')}"
     doubtful = f", {view.engines_doubtful} of them doubtful" if view.engines_doubtful else ""
     show.line(f"build {view.id} {view.state} after {took}: {done}{doubtful}")
     tell_held_back(view)
@@ -265,11 +266,12 @@ class _Screen:
 
 
 def _jobs_grid(jobs: list[JobView], *, room: int | None = None) -> RenderableType:
-    """The jobs as a table; if there isn't room for all, those that matter most now."""
+    """The jobs, each on a line, as a table; if there isn't room for all, those that matter most now."""
     shown = list(jobs)
     if room is not None and len(jobs) > room:
         shown = sorted(jobs, key=lambda job: _ORDER.index(job.state))[: max(room, 1)]
-    return show.grid(_HEADERS, [_row(job) for job in shown], keep=_KEEP)
+    rows = [[show.one_line(cell) for cell in _row(job)] for job in shown]
+    return show.grid(_HEADERS, rows, keep=_KEEP)
 
 
 def jobs_table(jobs: list[JobView]) -> None:
@@ -316,9 +318,8 @@ def remaining(view: BuildView, since_s: float = 0.0) -> str:
 
 def _title(view: BuildView) -> str:
     reused = sum(job.reuse != "ran" for job in view.jobs)
-    return (
-        f"build {view.id} of {view.model} v{view.version}: {view.jobs_total} jobs, {reused} reused"
-    )
+    jobs = counted(view.jobs_total, "job")
+    return f"build {view.id} of {view.model} v{view.version}: {jobs}, {reused} reused"
 
 
 def _summary(view: BuildView, since_s: float) -> str:

@@ -25,6 +25,7 @@ from farm.schemas.builds import BuildView, Explanation, WantedEngine
 from farm.schemas.engines import EngineView, Match
 from farm.schemas.events import Event
 from farm.specs import durations
+from farm.specs.counted import counted
 from farm.specs.gpus import canonical, compute_capability
 from farm.specs.states import BUILD_ENDED, BuildState
 
@@ -203,7 +204,7 @@ class Build:
         ready = self._view.engines_done == self._view.engines_total
         if not ready and not self.has_ended:
             raise Conflict(
-                f"{self._view.engines_done} of {self._view.engines_total} engines of build "
+                f"{self._view.engines_done} of {counted(self._view.engines_total, 'engine')} of build "
                 f"{self.id} are ready",
                 hint="wait for it first: build.wait(), or farm watch " + self.id,
             )

@@ -17,6 +17,7 @@ from farm.database import references
 from farm.database.base import now
 from farm.database.session import Database
 from farm.schemas.storage import Blob, GcReport
+from farm.specs.counted import counted
 from farm.store import artifacts
 from farm.store.base import Store, StoredFile
 from farm.trust import audit
@@ -164,7 +165,9 @@ class _Collector:
                 session, candidates, before=self._before, since=self._started - _SKEW
             )
             if gone:
-                audit.record(session, self._by, "gc", f"{len(gone)} blobs", digests=sorted(gone))
+                audit.record(
+                    session, self._by, "gc", counted(len(gone), "blob"), digests=sorted(gone)
+                )
         return take_away(self._db, self._store, {digest: files[digest] for digest in gone})
 
 

@@ -6,12 +6,19 @@ A file that has become too large is renamed. Processes that log go over to the n
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+_log = logging.getLogger(__name__)
+
 _LINE_BYTES = 1000
+_LOOK_S = 0.1
 
 
 class LogFiles:
@@ -27,6 +34,7 @@ class LogFiles:
         self._kept = kept
         #: Part → where its file was as long as this when the part was started.
         self._began: defaultdict[str, int] = defaultdict(int)
+        self._rotating = threading.Lock()
 
     def create(self) -> None:
         """Make the folder."""
@@ -37,14 +45,43 @@ class LogFiles:
 
     def open(self, part: str) -> IO[bytes]:
         """A part's file, to start the part with."""
-        self.rotate(part)
-        log = self.path(part)
-        log.touch(mode=0o600)
-        self._began[part] = log.stat().st_size
-        return log.open("ab")
+        with self._rotating:
+            self._rotate(part)
+            file = self.path(part)
+            file.touch(mode=0o600)
+            self._began[part] = file.stat().st_size
+            return file.open("ab")
 
     def rotate(self, part: str) -> None:
         """Begin another file if a part's has become too large."""
+        with self._rotating:
+            self._rotate(part)
+
+    @contextmanager
+    def rotated(self) -> Iterator[None]:
+        """Rotate what parts have opened, all through the block: also while they start and stop."""
+        ended = threading.Event()
+
+        def look() -> None:
+            while not ended.wait(_LOOK_S):
+                try:
+                    self._look()
+                except OSError as err:  # a full disk, say: the files grow until there is room
+                    _log.warning("can't rotate the log files: %s", err)
+
+        thread = threading.Thread(target=look, name="log files", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _look(self) -> None:
+        for part in list(self._began):
+            self.rotate(part)
+
+    def _rotate(self, part: str) -> None:
         log = self.path(part)
         try:
             if log.stat().st_size < self._most_bytes:
@@ -65,7 +102,7 @@ class LogFiles:
 
     def last_line(self, part: str) -> str:
         """What a part has said last since it was started."""
-        with self.path(part).open("rb") as log:
+        with self._rotating, self.path(part).open("rb") as log:
             end = log.seek(0, os.SEEK_END)
             log.seek(max(self._began[part], end - _LINE_BYTES))
             lines = log.read().decode(errors="replace").splitlines()
@@ -73,5 +110,6 @@ class LogFiles:
 
     def tail(self, part: str, lines: int = 5) -> str:
         """The end of a part's file."""
-        last = self.path(part).read_bytes().splitlines()[-lines:]
+        with self._rotating:
+            last = self.path(part).read_bytes().splitlines()[-lines:]
         return b"\n".join(last).decode(errors="replace")

@@ -90,6 +90,7 @@ def embedded(
     home.make_private(settings.home)
     with _sole_owner(settings.home), contextlib.ExitStack() as stack:
         farm = LocalFarm(settings, port or free_port(), flower_port or free_port(), starting)
+        stack.enter_context(farm.logs.rotated())
         stack.callback(farm.stop)
         with contextlib.closing(farm.starting):
             farm.start()
@@ -127,7 +128,7 @@ class LocalFarm:
         self._port = port
         self._flower_port = flower_port
         self._broker_port = free_port()
-        self._logs = LogFiles(
+        self.logs = LogFiles(
             settings.home / "logs", most_bytes=settings.log_file_bytes, kept=settings.log_files
         )
         self._parts: dict[str, subprocess.Popen[bytes]] = {}
@@ -151,7 +152,7 @@ class LocalFarm:
         for port in (self._port, self._flower_port):
             _check_free(port)
         home.make_private(self._settings.home)
-        self._logs.create()
+        self.logs.create()
         self.starting.waits_for("the database")
         migrate.upgrade(self._settings)
         self.starting.ready("the database is ready")
@@ -191,7 +192,6 @@ class LocalFarm:
             signal.signal(sig, stop)
         while not self._stopping:
             for name in list(self._parts):
-                self._logs.rotate(name)
                 if self._parts[name].poll() is not None:
                     self._start_again(name)
             time.sleep(_POLL_S)
@@ -223,7 +223,7 @@ class LocalFarm:
         config.write_text(
             f"bind 127.0.0.1\nport {self._broker_port}\nrequirepass {password}\n"
             # It opens the file for each line, so it follows when that is renamed.
-            f"logfile ../logs/{self._logs.path('broker').name}\n"
+            f"logfile ../logs/{self.logs.path('broker').name}\n"
             'appendonly yes\nappendfsync everysec\nsave ""\nmaxmemory-policy noeviction\n'
         )
         self._spawn("broker", [str(get_binary_path()), str(config)], {}, cwd=folder)
@@ -235,14 +235,14 @@ class LocalFarm:
         return url
 
     def _start_part(self, name: str, command: Sequence[str], more: Mapping[str, str]) -> None:
-        more = {**more, "FARM_LOG_FILE": str(self._logs.path(name))}
+        more = {**more, "FARM_LOG_FILE": str(self.logs.path(name))}
         self._spawn(name, [sys.executable, "-m", "farm", *command], more)
 
     def _spawn(
         self, name: str, command: Sequence[str], more: Mapping[str, str], cwd: Path | None = None
     ) -> None:
         self._spawned[name] = (command, more, cwd)
-        with self._logs.open(name) as log:
+        with self.logs.open(name) as log:
             self._parts[name] = subprocess.Popen(
                 command,
                 env=os.environ | more,
@@ -272,12 +272,12 @@ class LocalFarm:
         deadline = time.monotonic() + _START_S
         self.starting.waits_for(what)
         while not (found := ready()):
-            self.starting.waits_for(what, self._logs.last_line(part))
+            self.starting.waits_for(what, self.logs.last_line(part))
             self._check_alive(part)
             if time.monotonic() > deadline:
                 raise Unavailable(
                     f"{what} wasn't ready within {durations.told(_START_S)}",
-                    hint=f"see {self._logs.path(part)}",
+                    hint=f"see {self.logs.path(part)}",
                 )
             time.sleep(_POLL_S)
         self.starting.ready(f"{found if isinstance(found, str) else what} is ready")
@@ -286,8 +286,8 @@ class LocalFarm:
         code = self._parts[part].poll()
         if code is not None:
             raise FarmError(
-                f"{part} exited with {code}: {self._logs.tail(part)}",
-                hint=f"see {self._logs.path(part)}",
+                f"{part} exited with {code}: {self.logs.tail(part)}",
+                hint=f"see {self.logs.path(part)}",
             )
 
     def _online_worker(self) -> str:

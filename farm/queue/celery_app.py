@@ -33,6 +33,8 @@ def create_celery(settings: Settings) -> Celery:
             "priority_steps": list(range(10)),
             # A backlog in one queue mustn't starve a worker's others.
             "queue_order_strategy": "round_robin",
+            # Who sends doesn't wait for a broker that is away, as Kombu does for 12 s: the sweep sends again
+            "max_retries": 0,
             "socket_connect_timeout": 2,
             "socket_timeout": 5,
         },

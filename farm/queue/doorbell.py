@@ -107,6 +107,7 @@ class Doorbell:
         with self._db.read() as session:
             missing = Counter(dict(session.execute(queued, due).tuples().all()))
         with self._reaching(), self._celery.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=0)
             missing -= Counter({queue: _messages(connection, queue) for queue in missing})
         by_queue = {queue: [b for b in bells if b.queue == queue] for queue in missing}
         return [bell for queue, count in missing.items() for bell in by_queue[queue][:count]]

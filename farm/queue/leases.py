@@ -142,6 +142,7 @@ def _again_or_fail(
     if job.attempt - job.first_attempt + 1 < max_attempts:
         return requeue(session, job, why, cause=cause)
     hint = "check the job's log and the worker, then: farm retry"
-    error = StageFailed(f"{cause}, in each of {max_attempts} attempts", hint=hint)
+    attempts = "its only attempt" if max_attempts == 1 else f"each of {max_attempts} attempts"
+    error = StageFailed(f"{cause}, in {attempts}", hint=hint)
     fail(session, job.id, job.attempt, error)
     return False

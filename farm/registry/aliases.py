@@ -210,8 +210,10 @@ def rollback(
     before = _earlier(session, row)
     if before is None:
         raise Conflict(
-            f"{alias} of {known.name} has named no version before {_number(session, row.version_id)}",
-            hint=f"promote one: farm promote {known.name} VERSION {alias}",
+            f"{alias} of {known.name} named no version before {_number(session, row.version_id)} was "
+            "promoted: there is nothing to go back to",
+            hint=f"promote another: farm promote {known.name} VERSION {alias}; all that it has named: "
+            f"farm aliases {known.name} {alias}",
         )
     if session.scalar(select(Version.deleted_at).where(Version.id == before)) is not None:
         raise Conflict(

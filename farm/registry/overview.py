@@ -20,6 +20,7 @@ from farm.specs.states import BUILD_ENDED, EngineState
 
 #: Of a model's versions these are shown in detail, and those with an alias.
 _NEWEST = 20
+_MOST_BUILDING = 5
 _MOST_ALIASED = 20
 _VERDICTS = tuple(Verdict)
 
@@ -66,13 +67,27 @@ def _in_detail(session: Session, view: VersionView, row: Version) -> VersionView
         update={
             "interface": interfaces.of(row),
             "complete": complete,
-            "missing": [] if complete else _missing(session, row.id),
+            "missing": [
+                *_building(session, row.id),
+                *([] if complete else _missing(session, row.id)),
+            ],
         }
     )
 
 
+def _building(session: Session, version_id: int) -> list[str]:
+    """Its builds that haven't ended: also what is complete may have engines that wait."""
+    rows = session.execute(
+        select(Build.id, Build.state)
+        .where(Build.version_id == version_id, Build.state.not_in(BUILD_ENDED))
+        .order_by(Build.id.desc())
+        .limit(_MOST_BUILDING)
+    )
+    return [f"build {build.id} is {build.state}" for build in rows]
+
+
 def _missing(session: Session, version_id: int) -> list[str]:
-    """What its newest build lacks, by GPU."""
+    """What its newest build lacks, by GPU, if that has ended."""
     build = session.execute(
         select(Build.id, Build.state)
         .where(Build.version_id == version_id)
@@ -82,7 +97,7 @@ def _missing(session: Session, version_id: int) -> list[str]:
     if build is None:
         return ["it has no build"]
     if build.state not in BUILD_ENDED:
-        return [f"build {build.id} is {build.state}"]
+        return []
     rows = session.execute(
         with_yanks(
             select(Wanted.asked, Wanted.precision, EngineRow.state, YANKED)

@@ -54,7 +54,11 @@ class VersionView(Answer):
         description="whether of one of its builds that ended, an engine for each GPU passed its gates; null "
         "for versions that aren't in `detailed`",
     )
-    missing: list[str] = Field([], description="what is missing to that, by the newest build")
+    missing: list[str] = Field(
+        [],
+        description="what is missing to that, by the newest build; also of a complete version the "
+        "builds that haven't ended",
+    )
     held_back: bool = Field(
         False,
         description="nobody has said that they may (`new_inputs`): no pull takes it by default, "

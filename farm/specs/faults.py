@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from farm.specs.counted import counted
+
 Context = Mapping[str, Any]
 
 _WHOLE, _NUMBER, _FLAG = "takes a whole number", "takes a number", "takes true or false"
@@ -55,18 +57,14 @@ def _short(number: Any) -> Any:
     return f"{number:g}" if isinstance(number, float) else number
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 def _too_short(of: Context) -> str:
     least = of["min_length"]
-    return "is empty" if least == 1 else f"takes at least {_counted(least, 'item')}"
+    return "is empty" if least == 1 else f"takes at least {counted(least, 'item')}"
 
 
 def _short_text(of: Context) -> str:
     least = of["min_length"]
-    return "is empty" if least == 1 else f"takes at least {_counted(least, 'character')}"
+    return "is empty" if least == 1 else f"takes at least {counted(least, 'character')}"
 
 
 _OF_CONTEXT: dict[str, Callable[[Context], str]] = {
@@ -78,9 +76,9 @@ _OF_CONTEXT: dict[str, Callable[[Context], str]] = {
     "less_than_equal": lambda of: f"takes at most {_short(of['le'])}",
     "multiple_of": lambda of: f"takes a multiple of {of['multiple_of']}",
     "too_short": _too_short,
-    "too_long": lambda of: f"takes at most {_counted(of['max_length'], 'item')}",
+    "too_long": lambda of: f"takes at most {counted(of['max_length'], 'item')}",
     "string_too_short": _short_text,
-    "string_too_long": lambda of: f"takes at most {_counted(of['max_length'], 'character')}",
+    "string_too_long": lambda of: f"takes at most {counted(of['max_length'], 'character')}",
     "string_pattern_mismatch": lambda of: f"must match {of['pattern']}",
     "json_invalid": lambda of: f"isn't JSON: {of['error']}",
     "union_tag_invalid": lambda of: f"its {of['discriminator']} is one of {of['expected_tags']}",

@@ -112,6 +112,8 @@ def running() -> Iterator[StubFarm]:
 class _Handler(BaseHTTPRequestHandler):
     farm: StubFarm
     protocol_version = "HTTP/1.1"
+    # An answer is sent in two pieces, of which the second would wait 40 ms for the first's receipt.
+    disable_nagle_algorithm = True
 
     def log_message(self, *args: Any) -> None:
         pass

@@ -1,4 +1,4 @@
-"""The documentation's pictures: the page, of a farm that was made up for them.
+"""The documentation's pictures: the page and Flower, of a farm that was made up for them.
 
 ``make docs-pictures`` writes them into ``docs/pictures``;
 otherwise they are made, and their words are checked.
@@ -21,11 +21,13 @@ from farm.database.session import Database
 from farm.database.tables import Artifact, Build, EngineRow, Job
 from farm.errors import InvalidModel
 from farm.queue import jobs as reporting
-from farm.queue import samples
+from farm.queue import samples, shown
 from farm.registry import aliases
 from farm.schemas.aliases import PromoteRequest
 from tests import chromium as browser_of_tests
+from tests.contract import test_flower as flower
 from tests.contract.live_api import LiveApi, live_api
+from tests.e2e.live import wait_until
 from tests.ledger import DATA, LABELLED, SOURCE, Ledger
 
 pytestmark = pytest.mark.heavy
@@ -54,7 +56,9 @@ _STILL = """() => {
   document.querySelectorAll("time").forEach((one) => { one.textContent = "3 minutes ago" })
   const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
   for (let one; (one = walk.nextNode()); ) {
-    one.textContent = one.textContent.replace(/\\b01[0-9a-z]{14}\\b/g, "01m7y8mb9kssegkq")
+    one.textContent = one.textContent
+      .replace(/\\b01[0-9a-z]{14}\\b/g, "01m7y8mb9kssegkq")
+      .replace(/\\b20\\d\\d-\\d\\d-\\d\\d \\d\\d:\\d\\d:\\d\\d\\.\\d+/g, "2026-11-26 09:14:00.000000")
   }
 }"""
 
@@ -246,3 +250,24 @@ def test_a_job(page: Any, farm: LiveApi, tmp_path: Path) -> None:
     assert "GPU power\n30 to 68 W" in words
     _from(page, "#used")
     _kept(page, "job", tmp_path)
+
+
+def test_a_task_in_flower(page: Any, farm: LiveApi, tmp_path: Path) -> None:
+    db = Database(farm.settings.database)
+    with db.read() as session:
+        failed = select(Job).where(Job.state == "failed", Job.started_at.is_not(None))
+        job = session.scalars(failed.order_by(Job.id)).first()
+        task = shown.task_id(job.id, job.attempt)
+    db.dispose()
+    with flower.running(farm.settings, FARM_PUBLIC_URL=f"http://{NAME}") as url:
+
+        def is_there() -> bool:
+            answer = page.goto(f"{url}/task/{task}")
+            return bool(answer.ok)
+
+        wait_until("Flower has the attempt", is_there)
+        page.get_by_text("FAILURE").first.wait_for()
+        words = page.inner_text("body")
+        assert f"http://{NAME}/jobs/{job.id}" in words
+        assert "acme:MagicBlend" in words
+        _kept(page, "flower", tmp_path)

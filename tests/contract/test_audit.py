@@ -289,7 +289,7 @@ def _gc(api, db, _monkeypatch):
     _old_upload(api, db)
     report = api.post("/v1/gc", json={"older_than_s": 7200}).json()
     assert report["removed_total"] == 1
-    return "gc", "1 blobs"
+    return "gc", "1 blob"
 
 
 def _scrub(api, db, _monkeypatch):

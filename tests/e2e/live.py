@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 
 import httpx2
 import numpy as np
+from typer.testing import CliRunner
 
+from farm.cli import app
 from farm.local.up import Addresses
 from farm.settings import Settings
 from tests.keys import bearer, key_of
@@ -110,8 +112,17 @@ class LiveFarm:
 
     def cli(self, *arguments: str | Path) -> Cli:
         """Start ``farm …`` as a process of a user of this farm alone."""
-        more = {"FARM_KEY": self.key, "FARM_HOME": f"{self.home} of a user"}
-        return Cli(self.addresses.api, *map(str, arguments), more=more)
+        return Cli(self.addresses.api, *map(str, arguments), more=self._user())
+
+    def says(self, *arguments: str | Path) -> Any:
+        """The JSON that ``farm …`` prints, run within this process: the second of imports is saved."""
+        environment = {"FARM_URL": self.addresses.api, **self._user()}
+        ran = CliRunner().invoke(app, [*map(str, arguments), "--json"], env=environment)
+        assert ran.exit_code == 0, ran.output
+        return json.loads(ran.stdout)
+
+    def _user(self) -> dict[str, str]:
+        return {"FARM_KEY": self.key, "FARM_HOME": f"{self.home} of a user"}
 
     def flower(self, path: str) -> Any:
         url = f"{self.addresses.flower}{path}"

@@ -19,11 +19,11 @@ def farm(pages: LiveFarm) -> LiveFarm:
 def test_a_bench_on_a_cpu_has_a_winner_that_a_pull_takes(
     farm: LiveFarm, files: Path, tmp_path: Path
 ) -> None:
-    found = farm.cli(
+    found = farm.says(
         "bench", files / "digits.pt2", "--name", "benched", "--gpu", "cpu", "--goal", "throughput",
         "--calibration", files / "calibration.npz", "--evaluation", files / "evaluation.npz",
-        "--metric", "top1", "--precision", "fp32,int8,int8-dynamic", "--json",
-    ).json()  # fmt: skip
+        "--metric", "top1", "--precision", "fp32,int8,int8-dynamic",
+    )  # fmt: skip
     rows = {(row["runtime"], row["precision"]): row for row in found["rows"]}
     there = [("onnxruntime", one) for one in ("fp32", "int8", "int8-dynamic")]
     assert {*there, ("torchscript", "fp32")} <= rows.keys()
@@ -32,13 +32,11 @@ def test_a_bench_on_a_cpu_has_a_winner_that_a_pull_takes(
     assert "run" in left_out["tensorrt:cpu"]
     won = next(row for row in found["rows"] if row["engine"] == found["winner"])
     assert won["samples_per_s"] > 0
-    shown = farm.cli("bench", "benched", "--gpu", "cpu", "--no-build", "--json").json()
+    shown = farm.says("bench", "benched", "--gpu", "cpu", "--no-build")
     assert shown["winner"] == found["winner"]
-    [pulled] = farm.cli("pull", "benched", "--gpu", "cpu", "-o", tmp_path, "--json").json()
+    [pulled] = farm.says("pull", "benched", "--gpu", "cpu", "-o", tmp_path)
     assert pulled["engine"]["id"] == found["winner"]
     assert "the goal kept for cpu is throughput" in pulled["why"]
-    again = farm.cli(
-        "bench", "benched", "--gpu", "cpu", "--precision", "fp32,int8", "--json"
-    ).json()
+    again = farm.says("bench", "benched", "--gpu", "cpu", "--precision", "fp32,int8")
     jobs = farm.get(f"/v1/builds/{again['build']}")["jobs"]
     assert {job["reuse"] for job in jobs} == {"cached"}  # what is there isn't built again

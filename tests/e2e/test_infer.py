@@ -23,10 +23,10 @@ RUN = re.search(r"<!-- run on a farm with digits -->\s+```sh\n(.*?)```", PAGE, r
 @pytest.fixture(scope="module")
 def farm(pages: LiveFarm, files: Path) -> LiveFarm:
     for name, model in (("small.onnx", "small"), ("digits.pt2", "digits")):
-        pages.cli(
+        pages.says(
             "submit", files / name, "--name", model, "--gpu", "cpu", "--precision", "fp32",
-            "--wait", "--json",
-        ).json()  # fmt: skip
+            "--wait",
+        )  # fmt: skip
     return pages
 
 
@@ -64,7 +64,7 @@ def test_the_page_runs_an_engine(farm: LiveFarm, files: Path, tmp_path: Path) ->
     for words in farm_lines.farm_commands(RUN):
         named = {"images.npz", "scores.npz"}
         given = [str(tmp_path / word) if word in named else word for word in words]
-        said.append(farm.cli(*given, "--json").json())
+        said.append(farm.says(*given))
     assert len(said) == 3
     assert {one["state"] for one in said} == {"succeeded"}
     with np.load(tmp_path / "scores.npz") as scores:

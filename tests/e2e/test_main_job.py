@@ -16,6 +16,7 @@ import pytest
 from farm.cli import exits
 from farm.formats.rtx_header import parse_header
 from tests import loaded
+from tests.e2e.conftest import QUICK
 from tests.e2e.live import LiveFarm, wait_until
 
 pytestmark = pytest.mark.slow
@@ -122,25 +123,25 @@ def test_the_onnx_on_the_way_to_an_engine_is_pulled_for_machines_without_one(
     _, told = farm.cli("pull", "digits", "--gpu", "h100", "-o", tmp_path).end(exits.NOT_FOUND)
     assert "farm pull digits --onnx has its ONNX for elsewhere" in " ".join(told.split())
     asked = ("pull", "digits", "--onnx", "--precision", "int8", "-o", tmp_path, "--json")
-    [pulled] = farm.cli(*asked).json()
+    [pulled] = farm.says(*asked)
     graph = onnx.load(pulled["path"]).graph
     assert Path(pulled["path"]).name == pulled["onnx"]["file_name"]
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in graph.node}
     assert pulled["onnx"]["build"].startswith(f"trtexec --onnx={pulled['onnx']['file_name']}")
-    [again] = farm.cli(*asked).json()
+    [again] = farm.says(*asked)
     assert (pulled["fresh"], again["fresh"]) == (True, False)
 
 
 def test_a_build_is_pulled_whole_and_its_engines_run_as_their_manifests_say(
     built: Built, farm: LiveFarm, files: Path, tmp_path: Path
 ) -> None:
-    made = farm.cli("pull", "--build", built.cpu["id"], "-o", tmp_path, "--json").json()
+    made = farm.says("pull", "--build", built.cpu["id"], "-o", tmp_path)
     assert made["missing"] == []
     data = np.load(files / "evaluation.npz")
     for one in made["pulled"]:
         engine = one["engine"]
         assert built.engines["cpu", engine["precision"]] == engine
-        [again] = farm.cli("pull", engine["id"], "-o", tmp_path, "--json").json()
+        [again] = farm.says("pull", engine["id"], "-o", tmp_path)
         assert (again["path"], again["load"], again["fresh"]) == (one["path"], one["load"], False)
         [scores] = loaded.run_with(one["load"], {"image": data["image"]}, tmp_path).values()
         right = float((scores.argmax(1) == data["label"]).mean())
@@ -163,13 +164,13 @@ def test_every_engine_computes_in_the_type_that_it_is_called_by(
     for (gpu, precision), engine in built.engines.items():
         types = engine["compute"]["types"]
         assert types[precision]["share"] > 0.98, (gpu, precision, types)
-        report = farm.cli("inspect", engine["id"], "--json").json()
+        report = farm.says("inspect", engine["id"])
         assert report["compute"] == engine["compute"]
         assert len(report["layers"]) > len(report["products"]) == 5
 
 
 def test_int8_is_shown_beside_its_twin(built: Built, farm: LiveFarm) -> None:
-    listed = {(e["gpu"], e["precision"]): e for e in farm.cli("engines", "digits", "--json").json()}
+    listed = {(e["gpu"], e["precision"]): e for e in farm.says("engines", "digits")}
     for gpu, wider in [*((gpu, "fp16") for gpu in GPUS), ("cpu", "fp32")]:
         against = listed[gpu, "int8"]["against"]
         assert against["engine"] == built.engines[gpu, wider]["id"]
@@ -201,18 +202,20 @@ def test_a_cpu_engine_gives_the_recorded_accuracy(
     assert task["source"] == pytest.approx((expected == data["label"]).mean())
     assert task["engine"] > 0.9
     assert engine["metrics"]["latency_ms"]["p50"] > 0
+    taken = engine["metrics"]["settings"]["latency"]["duration_s"]
+    assert taken == QUICK["cpu_timing_share"]  # of the usual second
 
 
 def test_the_same_build_again_has_succeeded_at_once(
     built: Built, farm: LiveFarm, files: Path
 ) -> None:
-    again = farm.cli(*options(files, RTX, "fp16,int8")).json()
+    again = farm.says(*options(files, RTX, "fp16,int8"))
     assert again["id"] != built.gpu["id"]
     assert again["state"] == "succeeded"
     assert {job["reuse"] for job in again["jobs"]} == {"cached"}
     ids = {want["engine"] for want in built.gpu["engines"]}
     assert {want["engine"] for want in again["engines"]} == ids
-    why = farm.cli("explain", again["id"], "--json").json()
+    why = farm.says("explain", again["id"])
     assert all("already succeeded" in job["why"] for job in why["jobs"])
 
 

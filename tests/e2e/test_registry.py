@@ -25,16 +25,16 @@ def test_the_page_promotes_pulls_and_rolls_back(
     farm: LiveFarm, files: Path, tmp_path: Path
 ) -> None:
     for name, *word in (("small.onnx",), ("digits.pt2", "--new-inputs")):
-        farm.cli(
+        farm.says(
             "submit", files / name, "--name", MODEL, "--gpu", "cpu", "--precision", "fp32",
-            "--wait", "--json", *word,
-        ).json()  # fmt: skip
+            "--wait", *word,
+        )  # fmt: skip
     said = []
     for words in farm_lines.farm_commands(RUN):
         given = [
             str(tmp_path) if word == "engines" else word.replace("digits", MODEL) for word in words
         ]
-        said.append((words, farm.cli(*given, "--json").json()))
+        said.append((words, farm.says(*given)))
     by_command = {" ".join(words[:4]): answer for words, answer in said}
     assert len(said) == 13
     assert by_command["pull digits --gpu cpu"][0]["engine"]["version"] == 2

@@ -25,17 +25,17 @@ def test_the_page_deletes_a_version_and_builds_it_again_as_the_next(
     farm: LiveFarm, files: Path
 ) -> None:
     for name, *word in (("retained.pt2",), ("retained.onnx", "--new-inputs")):
-        farm.cli(
+        farm.says(
             "submit", files / name, "--name", MODEL, "--gpu", "cpu", "--precision", "fp32",
-            *word, "--wait", "--json",
-        ).json()  # fmt: skip
+            *word, "--wait",
+        )  # fmt: skip
     said = {}
     for words in farm_lines.farm_commands(RUN):
         given = [
             str(files / "retained.pt2") if word == "digits.pt2" else word.replace("digits", MODEL)
             for word in words
         ]
-        said[" ".join(words)] = farm.cli(*given, "--json").json()
+        said[" ".join(words)] = farm.says(*given)
     assert len(said) == 9
     told, done = said["delete digits@1 --dry-run"], said["delete digits@1 --yes"]
     assert (told["refused"], told["versions"], len(told["engines"])) == ([], [f"{MODEL}@1"], 1)

@@ -82,11 +82,11 @@ def sources(files: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
 def built(farm: LiveFarm, sources: list[Path]) -> list[Path]:
     """Both versions on the farm, as engines of ONNX Runtime; ``prod`` is the first."""
     for source in sources:
-        farm.cli(
+        farm.says(
             "submit", source, "--name", MODEL, "--gpu", "cpu", "--precision", "fp32",
-            "--wait", "--json",
-        ).json()  # fmt: skip
-    farm.cli("promote", MODEL, "1", "prod", "--json").json()
+            "--wait",
+        )  # fmt: skip
+    farm.says("promote", MODEL, "1", "prod")
     return sources
 
 
@@ -94,7 +94,7 @@ def test_a_pulled_repository_is_served_and_answers_as_the_source_does(
     farm: LiveFarm, built: list[Path], tmp_path: Path
 ) -> None:
     repository = tmp_path / "models"
-    made = farm.cli("pull", MODEL, "--gpu", "cpu", "--triton", "-o", repository, "--json").json()
+    made = farm.says("pull", MODEL, "--gpu", "cpu", "--triton", "-o", repository)
     [model] = made["models"]
     assert (model["name"], model["version"], made["missing"]) == (MODEL, 1, [])
     assert "onnxruntime==" in model["notes"][0]
@@ -112,7 +112,7 @@ def test_the_apis_tar_is_the_same_repository(
     farm: LiveFarm, built: list[Path], tmp_path: Path
 ) -> None:
     repository = tmp_path / "models"
-    made = farm.cli("pull", MODEL, "--gpu", "cpu", "--triton", "-o", repository, "--json").json()
+    made = farm.says("pull", MODEL, "--gpu", "cpu", "--triton", "-o", repository)
     [engine] = made["models"][0]["engines"]
     answer = farm.http.get(f"/v1/engines/{engine['engine']['id']}/triton").raise_for_status()
     unpacked = tmp_path / "unpacked"
@@ -219,7 +219,7 @@ def kept(
         place = store.place("served/here")
         # Triton doesn't start on a prefix with nothing below it.
         sync = ("sync", f"{MODEL}@prod", "--repository", place.at, "--gpu", "cpu", "--json")
-        farm.cli(*sync).json()
+        farm.says(*sync)
         yield Kept(
             ours=place.at,
             theirs=place.at.replace("s3://", f"s3://{store.address}/"),
@@ -249,9 +249,9 @@ def test_promotion_and_rollback_reach_triton_without_a_failed_request(
         with asking(triton, given, seen, failures):
             wait_until("version 1 answers", answers_as(1))
             for _ in range(2):
-                farm.cli("promote", MODEL, "2", "prod", "--max-slowdown", "1000", "--json").json()
+                farm.says("promote", MODEL, "2", "prod", "--max-slowdown", "1000")
                 wait_until("version 2 answers", answers_as(2))
-                farm.cli("rollback", MODEL, "prod", "--json").json()
+                farm.says("rollback", MODEL, "prod")
                 wait_until("version 1 answers again", answers_as(1))
         moves = [json.loads(process.stdout.readline()) for _ in range(4)]
         assert [(one["before"], one["version"]) for one in moves] == [(1, 2), (2, 1)] * 2

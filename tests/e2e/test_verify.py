@@ -27,10 +27,10 @@ def farm(pages: LiveFarm) -> LiveFarm:
 def test_the_page_pulls_and_verifies_with_both_tools(
     farm: LiveFarm, files: Path, tmp_path: Path
 ) -> None:
-    farm.cli(
+    farm.says(
         "submit", files / "small.onnx", "--name", MODEL, "--gpu", "cpu", "--precision", "fp32",
-        "--wait", "--json",
-    ).json()  # fmt: skip
+        "--wait",
+    )  # fmt: skip
     made = farm.settings.signing_key_file
     assert made.stat().st_mode & 0o777 == 0o600
     script = f"set -euo pipefail\ncd '{tmp_path}'\n{RUN}"

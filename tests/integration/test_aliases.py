@@ -252,7 +252,9 @@ def test_a_rollback_goes_one_step_back_each_time_and_the_history_tells_all(
     assert rollback(by=By(who="bob"), note="it burns").version == 2
     assert pulled()[0] == 2
     assert rollback().version == 1
-    with pytest.raises(Conflict, match="has named no version before 1"):
+    with pytest.raises(
+        Conflict, match="named no version before 1 was promoted: there is nothing to go back to"
+    ):
         rollback()
     with ledger.db.read() as session:
         moves = aliases.history(session, "digits", "prod", limit=10)

@@ -115,12 +115,17 @@ def test_what_was_announced_before_the_clock_was_put_back_is_not_forgotten(bench
     assert bench.messages() == 5
 
 
-def test_a_broker_that_is_away_costs_nothing_but_time(bench, site):
+def test_a_broker_that_is_away_costs_nothing_and_is_not_waited_for(bench, site, monkeypatch):
     farm, settings = site
+
+    def waited(_seconds):
+        raise AssertionError("it waits for the broker")
+
     if settings.broker_url:
         pytest.skip("the broker is shared")
     bench.rung(None)
     farm.stop()
+    monkeypatch.setattr("kombu.utils.functional.sleep", waited)
     with pytest.raises(BrokerUnavailable):
         bench.sweep()
     with bench.ledger.db.read() as session:

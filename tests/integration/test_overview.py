@@ -84,6 +84,21 @@ def test_what_is_missing_is_told_by_the_newest_build(ledger, shown):
     assert (shown().versions[2].complete, shown().versions[2].missing) == (True, [])
 
 
+def test_a_complete_version_whose_engines_still_wait_says_so(ledger, shown, capsys):
+    ledger.submit(targets=["sm_89"])
+    ledger.run_all()
+    more = ledger.submit(targets=["sm_75"])
+    [version] = shown().versions
+    assert (version.complete, version.missing) == (True, [f"build {more} is running"])
+    command._print(shown(), whole=True)
+    printed = capsys.readouterr().out
+    assert "yes, and building" in printed
+    assert f"v1: building: build {more} is running" in printed
+    ledger.run_all()
+    [version] = shown().versions
+    assert (version.complete, version.missing) == (True, [])
+
+
 def test_what_prod_lacks_beside_the_newest_is_told(ledger, shown, promote):
     ledger.submit(targets=["sm_89"])
     ledger.run_all()
@@ -145,7 +160,7 @@ def test_the_table_fits_into_80_columns(ledger, shown, promote, capsys):
     assert "v12" in said
     assert "team=vision" in said
     assert "… and of v" in said
-    assert "is queued: 0 of 1 engines" in said
+    assert "is queued: 0 of 1 engine" in said
     command._print(command._only(shown(), 12), whole=False)
     said = capsys.readouterr().out
     assert "v11" not in said

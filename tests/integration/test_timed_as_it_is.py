@@ -72,3 +72,9 @@ def test_lstms_run_by_the_kernels_that_pytorch_chooses_when_they_are_timed():
     cpu.metrics(Recurrent(), None, Batch.of(INPUTS, PROFILE), SAMPLES)
     assert seen[0] is False
     assert seen[-1] is True
+
+
+def test_a_share_of_the_usual_time_is_what_the_figures_say_was_taken():
+    found = cpu.metrics(Program(), None, Batch.of(INPUTS, PROFILE), SAMPLES, timing_share=0.5)
+    for taken in (found.settings.latency, found.settings.throughput):
+        assert (taken.duration_s, taken.warmup_s, taken.min_iterations) == (0.005, 0.1, 10)

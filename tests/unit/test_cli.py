@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from farm.cli import app, exits
 from farm.installed import parts
@@ -117,14 +118,17 @@ def test_python_m_farm_is_the_command_line() -> None:
 def test_completion_offers_builds_and_tags_and_never_fails(
     stub: StubFarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def offered(words: str) -> str:
+    def asked(words: str) -> dict[str, str]:
         shell = {"_FARM_COMPLETE": "complete_bash", "COMP_WORDS": words}
-        shell["COMP_CWORD"] = str(len(words.split(" ")) - 1)
-        command = [sys.executable, "-m", "farm"]
-        environment = {**os.environ, **shell}
-        return subprocess.run(command, env=environment, capture_output=True, text=True).stdout
+        return shell | {"COMP_CWORD": str(len(words.split(" ")) - 1)}
+
+    def offered(words: str) -> str:
+        return CliRunner().invoke(app, [], env=asked(words), prog_name="farm").stdout
 
     monkeypatch.setenv("FARM_URL", stub.url)
+    command, status = [sys.executable, "-m", "farm"], asked("farm status 01")
+    ran = subprocess.run(command, env=os.environ | status, capture_output=True, text=True)
+    assert BUILD in ran.stdout
     assert BUILD in offered("farm status 01")
     assert "digits" in offered("farm pull d")
     assert "DIGits" in offered("farm pull DIG")

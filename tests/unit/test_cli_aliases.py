@@ -19,6 +19,9 @@ class Fleet:
     def promote(self, _model: str, _version: str, _alias: str, **_: Any) -> Promotion:
         return Promotion(alias=None, version=2, before=2, changes=[], left_out=[], engines=[])
 
+    def rollback(self, _model: str, alias: str, **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(model="Digits", alias=alias, version=1)
+
     def version_of(self, what: str) -> tuple[str, int]:
         return what.partition("@")[0], 2
 
@@ -61,3 +64,14 @@ def test_a_yank_of_a_model_says_how_a_version_is_named(monkeypatch: pytest.Monke
     result = run(monkeypatch, "yank", "digits", "--reason", "it guesses")
     assert result.exit_code == exits.NOT_FOUND
     assert "a version is named like digits@7" in result.stderr
+
+
+def test_a_rollback_says_how_to_go_forward_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run(monkeypatch, "rollback", "digits")
+    assert (result.exit_code, result.stdout.splitlines()) == (
+        exits.OK,
+        [
+            "Digits@prod is v1 again",
+            "the way forward: farm promote Digits VERSION prod; what it has named: farm aliases Digits prod",
+        ],
+    )

@@ -7,6 +7,7 @@ import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from rich.cells import cell_len
 
 from farm.cli import show
 
@@ -155,3 +156,22 @@ def test_off_a_terminal_a_row_is_one_line(
     monkeypatch.setenv("COLUMNS", "20")
     show.table(("id", "why"), [("01m7y8mb9kssegkq", "word " * 100)])
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_a_column_that_is_kept_whole_gives_way_where_a_terminal_has_no_room_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr("sys.stdout", terminal)
+    rows = [
+        ("01m7y8mb9kssegkq", f"{name}-encoder v1", "failed") for name in ("漢字" * 20, "x" * 90)
+    ]
+    show.table(("id", "model", "state"), rows, keep=("id", "model", "state"), wide=False)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue()).splitlines()
+    assert max(map(cell_len, lines)) <= 80
+    assert sum("01m7y8mb9kssegkq" in line and "failed" in line for line in lines) == 2
+    assert sum(line.count("x") for line in lines) == 90
+    assert sum(line.count("漢字") for line in lines) >= 19  # one is parted by the line's end

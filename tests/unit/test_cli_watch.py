@@ -9,12 +9,14 @@ import threading
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from farm.cli import exits, show, watch
 from farm.cli.patience import Patience
 from farm.client import Build, Farm
 from farm.errors import InvalidRequest
+from farm.schemas.builds import BuildView
 from farm.testing import documents
 from farm.testing.documents import BUILD
 from farm.testing.stub_farm import StubFarm
@@ -32,7 +34,7 @@ def test_watch_prints_a_line_a_change(run: Run) -> None:
         "build digits:int8@sm_89  succeeded",
         f"build {BUILD}  succeeded",
     ]
-    assert f"build {BUILD} succeeded after 1 min 05 s: 1 of 1 engines" in result.stdout
+    assert f"build {BUILD} succeeded after 1 min 05 s: 1 of 1 engine" in result.stdout
 
 
 def test_watch_prints_events_as_lines_of_json(run: Run) -> None:
@@ -92,7 +94,7 @@ def test_watching_a_build_with_a_doubtful_engine_says_why_and_exits_5(
     stub.builds[BUILD] |= {"engines_doubtful": 1, "engines": [doubtful]}
     result = run("watch", BUILD)
     assert result.exit_code == exits.DOUBTFUL
-    assert "1 of 1 engines, 1 of them doubtful" in result.stdout
+    assert "1 of 1 engine, 1 of them doubtful" in result.stdout
     assert f"doubtful: int8@tensorrt-rtx:sm_89: {DOUBT}" in result.stderr
     assert run("watch", BUILD, "--json").exit_code == exits.DOUBTFUL
 
@@ -166,3 +168,20 @@ def test_a_build_of_many_jobs_shows_those_that_matter_on_a_small_terminal() -> N
     Console(file=out, width=100).print(table)
     assert len(out.getvalue().splitlines()) == 4
     assert "build 40" in out.getvalue()
+
+
+def test_each_job_is_a_line_of_a_narrow_terminal_however_long_its_title_is() -> None:
+    title = "build 漢字の名前がとても長い-encoder:int8@tensorrt-rtx:sm_89"
+    jobs = [
+        documents.job(number, f"{title}-{number}", "running", worker="a-host-with-a-long-name-gpu0")
+        for number in range(60)
+    ]
+    view = BuildView.model_validate(documents.build("running", jobs=jobs, finished_at=None))
+    shown = io.StringIO()
+    screen = Console(file=shown, force_terminal=True, width=80, height=30, markup=False)
+    screen.print(watch._Screen(view))
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue()).splitlines()
+    assert len(lines) <= 30
+    assert max(map(cell_len, lines)) <= 80
+    assert sum("running" in line for line in lines) == 22 + 1  # the jobs, and the build
+    assert lines[2].startswith("0    build")

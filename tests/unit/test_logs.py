@@ -18,6 +18,7 @@ from anyio import to_thread
 
 from farm import logs
 from farm.local.log_files import LogFiles
+from tests.e2e.live import wait_until
 
 HOSTILE = "gone\n2026-01-01 00:00:00,000 INFO    farm: all is well\r\x1b[2J\u2028{}\x85"
 BUILD = "01m7y8mb9kssegkq"
@@ -217,6 +218,17 @@ def test_no_line_of_several_processes_is_lost_while_their_file_is_rotated(files,
             assert text.count(f"line {name} {number}.") == 1
             assert text.count(f"raw {name} {number}.") == 1
     assert all(one.stat().st_mode & 0o077 == 0 for one in logged)
+
+
+def test_a_file_is_rotated_also_while_its_part_starts_or_stops(tmp_path):
+    files = LogFiles(tmp_path, most_bytes=10, kept=2)
+    with files.rotated():
+        with files.open("part") as log:
+            log.write(b"what a part prints before it is ready\n")
+        wait_until("it is rotated", (tmp_path / "part.log.1").exists)
+        assert files.last_line("part") == ""
+    files.path("part").write_text("printed after the block\n")
+    assert not (tmp_path / "part.log.2").exists()
 
 
 def test_as_many_files_are_kept_as_the_setting_says(tmp_path):

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from farm.reports.metrics import PaceView
@@ -23,6 +23,16 @@ class Pace:
     min_iterations: int = 10
     max_s: float = 3.0  #: stops a slow model before its min_iterations
     slice_s: float = 0.25  #: how long a model runs before the next one's turn
+
+    def scaled(self, share: float) -> Pace:
+        """The same for this share of the time, as few iterations at least."""
+        return replace(
+            self,
+            warmup_s=self.warmup_s * share,
+            duration_s=self.duration_s * share,
+            max_s=self.max_s * share,
+            slice_s=self.slice_s * share,
+        )
 
     def view(self) -> PaceView:
         return PaceView(**asdict(self))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from farm.errors import InvalidData
 from farm.formats import image_tars, packs
 from farm.formats.archives import Malformed, behind
+from farm.specs.counted import counted
 from farm.specs.preprocess import Preprocess
 from farm.specs.samples import BF16 as BF16
 from farm.specs.samples import LABEL as LABEL
@@ -267,7 +268,7 @@ def _check_array(
     bad = _not_finite(array)
     if bad:
         raise InvalidData(
-            f"the data for input {spec.name!r} has {bad} NaN or infinite values",
+            f"the data for input {spec.name!r} has {counted(bad, 'NaN or infinite value')}",
             hint="remove those samples, or fix the preprocessing",
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -26,21 +27,38 @@ from workers.programs import guard
 LATENCY_PACE = Pace()
 #: At the other batch sizes, for throughput.
 THROUGHPUT_PACE = Pace(duration_s=0.5)
+
+
+class Paces(NamedTuple):
+    """At the profile's opt batch, and at the others."""
+
+    latency: Pace
+    throughput: Pace
+
+
 #: How often the headline latency is measured again on a busy machine.
 RETRIES = 1
 #: A batch isn't timed if a single run would take longer.
 MAX_RUN_S = 1.5
 
 
-def metrics(engine: Runnable, eager: Runnable | None, batch: Batch, samples: Arrays) -> Metrics:
+def metrics(
+    engine: Runnable,
+    eager: Runnable | None,
+    batch: Batch,
+    samples: Arrays,
+    timing_share: float = 1.0,
+) -> Metrics:
     """Latency and throughput at the batch sizes of a profile.
 
     Parameters:
         samples: run in batches.
+        timing_share: of the usual time, for which each model is timed.
     """
+    paces = Paces(LATENCY_PACE.scaled(timing_share), THROUGHPUT_PACE.scaled(timing_share))
     models: dict[str, Runnable] = {"engine": engine} | ({"eager": eager} if eager else {})
     smallest, opt, largest = batch.min, batch.opt, batch.max
-    headline = _time_headline(models, batch.repeated(samples, opt))
+    headline = _time_headline(models, batch.repeated(samples, opt), paces.latency)
     latencies = {opt: headline.latencies}
     skipped: dict[int, float] = {}
     for size in sorted({smallest, largest} - {opt}):
@@ -48,7 +66,7 @@ def metrics(engine: Runnable, eager: Runnable | None, batch: Batch, samples: Arr
         if slowest > MAX_RUN_S:
             skipped[size] = slowest
         else:
-            timed = _time_batch(models, batch.repeated(samples, size), THROUGHPUT_PACE)
+            timed = _time_batch(models, batch.repeated(samples, size), paces.throughput)
             latencies[size] = timed.latencies
     timings = {name: _timed(name, latencies, skipped, opt) for name in models}
     ratio, no_ratio = speed_up(headline)
@@ -64,7 +82,7 @@ def metrics(engine: Runnable, eager: Runnable | None, batch: Batch, samples: Arr
         speed_up=ratio,
         speed_up_reason=no_ratio,
         others_cpu_share=round(headline.others_share, 3),
-        settings=_settings(),
+        settings=_settings(paces),
     )
 
 
@@ -79,13 +97,13 @@ def speed_up(timings: Timings) -> tuple[float | None, str | None]:
     return round(medians["eager"] / medians["engine"], 3), None
 
 
-def _time_headline(models: dict[str, Runnable], arrays: Arrays) -> Timings:
+def _time_headline(models: dict[str, Runnable], arrays: Arrays, pace: Pace) -> Timings:
     """The least disturbed of several timings; the first if the machine was quiet."""
-    best = _time_batch(models, arrays, LATENCY_PACE)
+    best = _time_batch(models, arrays, pace)
     for _ in range(RETRIES):
         if best.others_share <= MAX_OTHERS_SHARE:
             break
-        again = _time_batch(models, arrays, LATENCY_PACE)
+        again = _time_batch(models, arrays, pace)
         best = min(best, again, key=lambda timings: timings.others_share)
     return best
 
@@ -121,7 +139,7 @@ def _timed(
     )
 
 
-def _settings() -> Settings:
+def _settings(paces: Paces) -> Settings:
     return Settings(
         device="cpu",
         cpu=cpu_name(),
@@ -129,6 +147,6 @@ def _settings() -> Settings:
         torch=torch.__version__,
         glibc_tunables=os.environ.get("GLIBC_TUNABLES"),
         clock="host time around one call, side by side in one process",
-        latency=LATENCY_PACE.view(),
-        throughput=THROUGHPUT_PACE.view(),
+        latency=paces.latency.view(),
+        throughput=paces.throughput.view(),
     )

@@ -350,6 +350,7 @@ def _request(context: Context, claim: Claim, workdir: Path, parts: Sequence[Part
         inputs=held | placed,
         workdir=workdir,
         digests=dict(claim.inputs),
+        timing_share=context.settings.cpu_timing_share,
     )
     if context.settings.keep_workdirs:
         file = _request_file(workdir)

@@ -59,6 +59,7 @@ class Stage:
     workdir: Path  #: private, and empty except for inputs
     progress: ReportProgress
     quiet: Callable[[], AbstractContextManager[None]] = nullcontext  #: pauses other jobs
+    timing_share: float = 1.0  #: of the usual time, for which an engine on a CPU is timed
 
     def plugins(self, options: BuilderOptions) -> list[Path]:
         """The plugin libraries that these options name, verified."""
@@ -81,6 +82,7 @@ class StageRequest(BaseModel):
     inputs: dict[str, Path]
     workdir: Path
     digests: dict[str, str] = {}  #: role → the input's expected digest
+    timing_share: float = 1.0
 
 
 def run_request(
@@ -111,6 +113,7 @@ def run_request(
             workdir=request.workdir,
             progress=progress,
             quiet=quiet,
+            timing_share=request.timing_share,
         )
     )
     return {
@@ -169,5 +172,6 @@ def _request_of(stage: Stage) -> str:
         params=stage.params.model_dump(mode="json"),
         inputs=dict(stage.inputs),
         workdir=stage.workdir,
+        timing_share=stage.timing_share,
     )
     return request.model_dump_json()

@@ -152,7 +152,7 @@ def _metrics(
     stage.progress("time", None)
     with stage.quiet():
         eager = source if isinstance(source, EagerModel) else None
-        return cpu.metrics(subject, eager, batch, samples)
+        return cpu.metrics(subject, eager, batch, samples, stage.timing_share)
 
 
 class _Subject(NamedTuple):

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from farm.api.me import shown_limits
 from farm.api.services import By, Cursor, Farm
+from farm.api.web.paging import LOOKED_FOR, cut
 from farm.api.web.render import page
 from farm.database.base import now
 from farm.schemas.keys import AuditEntry, KeyView
@@ -18,7 +19,6 @@ from farm.trust import audit, keys
 
 router = APIRouter(include_in_schema=False)
 
-_PAGE = 50
 Text = Annotated[str, Query(max_length=100)]
 KeyId = Annotated[str, Path(max_length=100)]
 
@@ -34,15 +34,15 @@ def changes(
 ) -> Response:
     with farm.db.read() as session:
         rows = audit.page(
-            session, key=key or None, action=action or None, before=cursor, limit=_PAGE + 1
+            session, key=key or None, action=action or None, before=cursor, limit=LOOKED_FOR
         )
-        entries = [AuditEntry.model_validate(row) for row in rows]
+        entries, older = cut([AuditEntry.model_validate(row) for row in rows], lambda one: one.id)
     return page(
         request,
         by,
         "audit.html",
-        entries=entries[:_PAGE],
-        older=entries[_PAGE - 1].id if len(entries) > _PAGE else None,
+        entries=entries,
+        older=older,
         key=key,
         action=action,
     )
@@ -51,14 +51,10 @@ def changes(
 @router.get("/keys")
 def all_keys(request: Request, farm: Farm, by: By, cursor: Cursor = None) -> Response:
     with farm.db.read() as session:
-        found = [
-            KeyView.model_validate(row)
-            for row in keys.page(session, before=cursor, limit=_PAGE + 1)
-        ]
-    older = found[_PAGE - 1].id if len(found) > _PAGE else None
-    return page(
-        request, by, "keys.html", keys=[(one, _state(one)) for one in found[:_PAGE]], older=older
-    )
+        rows = keys.page(session, before=cursor, limit=LOOKED_FOR)
+        found, older = cut([KeyView.model_validate(row) for row in rows], lambda one: one.id)
+    states = [(one, _state(one)) for one in found]
+    return page(request, by, "keys.html", keys=states, older=older)
 
 
 @router.get("/keys/{key_id}")

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from farm.api.services import By, Cursor, Farm, ModelName, Services
+from farm.api.web.paging import LOOKED_FOR, cut
 from farm.api.web.render import page
 from farm.builds import views
 from farm.builds.listed import listed
@@ -26,7 +27,7 @@ from farm.trust.callers import Caller, allows
 
 router = APIRouter(include_in_schema=False)
 
-_PAGE, _BUILDS, _MOVES, _ALIASES, _VERSIONS = 50, 5, 20, 20, 20
+_BUILDS, _MOVES, _ALIASES, _VERSIONS = 5, 20, 20, 20
 
 
 def _given(value: Any) -> Any:
@@ -56,14 +57,15 @@ def models(
 ) -> Response:
     with farm.db.read() as session:
         found = listed(
-            session, name=name, label=[label] if label else [], after=cursor, limit=_PAGE + 1
+            session, name=name, label=[label] if label else [], after=cursor, limit=LOOKED_FOR
         )
+    shown, more = cut(found, lambda one: one.name)
     return page(
         request,
         by,
         "models.html",
-        models=found[:_PAGE],
-        more=found[_PAGE - 1].name if len(found) > _PAGE else None,
+        models=shown,
+        more=more,
         name=name or "",
         label=label or "",
         is_first=cursor is None,

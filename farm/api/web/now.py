@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from farm.api.services import By, Cursor, Farm, answer
+from farm.api.web.paging import LOOKED_FOR, cut
 from farm.api.web.render import page
 from farm.builds import views
 from farm.builds.overview import overview
@@ -16,7 +17,7 @@ from farm.specs.states import BuildState
 
 router = APIRouter(include_in_schema=False)
 
-_LIVE, _QUEUED, _ENDED, _PAGE = 50, 10, 5, 50
+_LIVE, _QUEUED, _ENDED = 50, 10, 5
 
 
 @router.get("/")
@@ -50,14 +51,15 @@ def builds(
 ) -> Response:
     with farm.db.read() as session:
         found = views.builds(
-            session, model=model or None, state=state, before=cursor, limit=_PAGE + 1
+            session, model=model or None, state=state, before=cursor, limit=LOOKED_FOR
         )
+    shown, older = cut(found, lambda one: one.id)
     return page(
         request,
         by,
         "builds.html",
-        builds=found[:_PAGE],
-        older=found[_PAGE - 1].id if len(found) > _PAGE else None,
+        builds=shown,
+        older=older,
         state=state,
         model=model or "",
         states=list(BuildState),
