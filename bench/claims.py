@@ -28,7 +28,7 @@ from farm.database.base import Base
 from farm.database.session import Database
 from farm.database.tables import Artifact, Build, BuildJob, Job, JobInput, Wanted
 from farm.fleet.workers import Fleet
-from farm.queue import jobs, leases, turns
+from farm.queue import jobs, leases
 from farm.schemas.submission import BuildRequest
 from farm.settings import Settings
 from farm.specs.states import JobState
@@ -83,9 +83,9 @@ class Queue:
         """Claim a job and give it back; return the seconds that the claim took."""
         start = time.perf_counter()
         with self.db.write() as session:
-            first = turns.first_in_line(session, self._bell, longest_s=60.0)
-            assert first is not None
-            claim = jobs.claim(session, *first, owner=_OWNER, lease_s=30.0)
+            claim = jobs.claim_first(
+                session, self._bell, owner=_OWNER, lease_s=30.0, longest_s=60.0
+            )
         taken = time.perf_counter() - start
         assert claim is not None
         place = self._chance.randrange(self._places)

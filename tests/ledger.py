@@ -119,8 +119,10 @@ class Ledger:
         """What a message for any job of the queue makes a worker do."""
         with self.db.write() as session:
             anyone = session.scalar(select(Job.id).where(Job.queue == queue).limit(1))
-            first = turns.first_in_line(session, anyone, longest_s=60) if anyone else None
-            return session.get_one(Job, first[0]) if first else None
+            values = {"job_id": anyone} | turns.due(longest_s=60)
+            found = (session.scalar(line, values) for line in turns.LINES)
+            first = next(filter(None, found), None)
+            return session.get_one(Job, first) if first else None
 
     def reload(self, job: Job) -> Job:
         with self.db.read() as session:

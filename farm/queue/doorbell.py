@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 
@@ -117,10 +117,16 @@ class Doorbell:
         with self._db.write() as session:
             session.execute(update(Job).where(Job.id.in_(ids), IS_QUEUED).values(rung_at=at))
 
-    def _publish(self, bells: Iterable[Bell]) -> None:
+    def _publish(self, bells: Sequence[Bell]) -> None:
         with self._reaching(), self._celery.producer_or_acquire() as producer:
             for bell in bells:
                 self._send(bell, producer)
+            # Celery's own events would tell of the messages. Sent after those, which workers wait for: a
+            # receiver that has heard of an attempt's start keeps its state.
+            for bell in bells:
+                sent = shown.attempt_fields(bell.id, bell.attempt, bell.key)
+                sent |= {"name": bell.title, "routing_key": bell.queue}
+                self._events.publish("task-sent", sent, producer)
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
@@ -130,10 +136,6 @@ class Doorbell:
             raise BrokerUnavailable(f"the broker can't be reached: {err}") from err
 
     def _send(self, bell: Bell, producer: Producer) -> None:
-        # Celery's own event would tell of the message. Sent first: a worker may claim the job at once.
-        sent = shown.attempt_fields(bell.id, bell.attempt, bell.key)
-        sent |= {"name": bell.title, "routing_key": bell.queue}
-        self._events.publish("task-sent", sent, producer)
         self._celery.send_task(
             TASK,
             args=(bell.id, bell.attempt),

@@ -63,27 +63,44 @@ def claim(
         JobState.QUEUED,
         JobState.RUNNING,
         of_attempt=attempt,
-        owner=owner,
-        lease_until=now() + timedelta(seconds=lease_s),
-        started_at=now(),
-        outdated=None,
-        phase=None,
+        **_held_by(owner, lease_s),
     )
-    if job is None:
-        return None
+    return None if job is None else _claimed(session, job, owner)
+
+
+def claim_first(
+    session: Session, job_id: int, *, owner: str, lease_s: float, longest_s: float
+) -> Claim | None:
+    """Claim the first job in line, in the queue where this job is or was; return None if there is none.
+
+    Parameters:
+        longest_s: the longest time for which a job is held back.
+    """
+    job = transitions.start_first(session, job_id, longest_s=longest_s, **_held_by(owner, lease_s))
+    return None if job is None else _claimed(session, job, owner)
+
+
+def _held_by(owner: str, lease_s: float) -> dict[str, Any]:
+    at = now()
+    until = at + timedelta(seconds=lease_s)
+    return {"owner": owner, "lease_until": until, "started_at": at, "outdated": None, "phase": None}
+
+
+def _claimed(session: Session, job: Any, owner: str) -> Claim:
+    """What is to be done for a job that was just moved to running."""
     transitions.record(session, job, JobState.RUNNING, worker=owner)
     recipe = Recipe.read(job.recipe)
-    wanting = session.connection().execute(_WANTING, {"job_id": job_id}).all()
+    wanting = session.connection().execute(_WANTING, {"job_id": job.id}).all()
     if any(build.state == BuildState.QUEUED for build in wanting):
-        build_states.start_builds(session, job_id)
+        build_states.start_builds(session, job.id)
     return Claim(
-        job_id=job_id,
-        attempt=attempt,
+        job_id=job.id,
+        attempt=job.attempt,
         key=job.key,
         kind=job.kind,
         title=job.title,
         params=parameters.whole(session, recipe),
-        inputs=_input_digests(session, job_id, recipe),
+        inputs=_input_digests(session, job.id, recipe),
         toolchain=recipe.tools,
         announced=job.rung_at is not None,
         build=wanting[0].id if wanting else None,

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import GenerativeSelect, Row, bindparam, case, func, select, update
+from sqlalchemy import (
+    GenerativeSelect,
+    Row,
+    Select,
+    Update,
+    bindparam,
+    case,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql.dml import ReturningUpdate
 
@@ -13,7 +24,7 @@ from farm.database import noted
 from farm.database.base import now
 from farm.database.tables import Job, JobInput
 from farm.errors import InputFailed, code_of
-from farm.queue import counted
+from farm.queue import counted, turns
 from farm.queue.turns import Bell
 from farm.specs.states import JobState, check_transition
 
@@ -55,20 +66,54 @@ def move(
     the same means, the only place where a job's state changes.
 
     Returns:
-        The job's new columns, without the large ones its stage filled; None if the job isn't in the old
-        state or is at another attempt.
+        What is told of a job that moves (``_TOLD``), and of one that starts its recipe; None if the job isn't
+        in the old state or is at another attempt.
     """
     check_transition(old, new)
     if new is JobState.QUEUED:
         values["queued_at"] = now()
+    statement = _move_statement(
+        tuple(sorted(values)), of_attempt is not None, new is JobState.RUNNING
+    )
+    return _moved(
+        session, statement, old, new, values, {"job_id": job_id, "of_attempt": of_attempt}
+    )
+
+
+def start_first(
+    session: Session, job_id: int, *, longest_s: float, **values: Any
+) -> Row[*tuple[Any, ...]] | None:
+    """Move the first job in line, in the queue where this job is or was, to running: as ``move`` does.
+
+    A message announces work in a queue: the next job is chosen when a worker is free, not when the
+    message is sent.
+
+    Parameters:
+        longest_s: the longest time for which a job is held back.
+    """
+    check_transition(JobState.QUEUED, JobState.RUNNING)
+    given = {"job_id": job_id} | turns.due(longest_s)
+    for line in turns.LINES:
+        statement = _start_statement(line, tuple(sorted(values)))
+        started = _moved(session, statement, JobState.QUEUED, JobState.RUNNING, values, given)
+        if started is not None:
+            return started
+    return None
+
+
+def _moved(
+    session: Session,
+    statement: ReturningUpdate[Any],
+    old: JobState,
+    new: JobState,
+    values: Mapping[str, Any],
+    given: Mapping[str, Any],
+) -> Row[*tuple[Any, ...]] | None:
     # Flush the unit of work's own changes first, as before a query.
     session.flush()
-    found = session.connection().execute(
-        _move_statement(tuple(sorted(values)), of_attempt is not None),
-        {f"new_{name}": value for name, value in values.items()}
-        | {"job_id": job_id, "old": old, "new": new, "of_attempt": of_attempt},
-    )
-    moved = found.one_or_none()
+    parameters = {f"new_{name}": value for name, value in values.items()}
+    parameters |= {"old": old, "new": new, **given}
+    moved = session.connection().execute(statement, parameters).one_or_none()
     if moved is not None:
         counted.moved(session, moved, old)
     return moved
@@ -76,16 +121,34 @@ def move(
 
 # Statements that every job uses are built once: building them takes longer than running them.
 _JOB, _OTHER = Job.__table__.c, aliased(Job)
-_MOVED = [column for column in _JOB if column.name not in ("outputs", "facts")]
+#: Each column that a statement returns costs it time.
+_TOLD = [
+    *(_JOB[name] for name in Bell._fields),
+    *(_JOB[name] for name in ("kind", "state", "queued_at", "rung_at", "started_at")),
+    *(_JOB[name] for name in ("finished_at", "error", "target", "precision")),
+]
 
 
 @cache
-def _move_statement(names: tuple[str, ...], is_of_attempt: bool) -> ReturningUpdate[Any]:
+def _move_statement(
+    names: tuple[str, ...], is_of_attempt: bool, starts: bool
+) -> ReturningUpdate[Any]:
     statement = update(Job).where(Job.id == bindparam("job_id"), Job.state == bindparam("old"))
     if is_of_attempt:
         statement = statement.where(Job.attempt == bindparam("of_attempt"))
+    return _with_changes(statement, names).returning(*_TOLD, *([_JOB.recipe] if starts else ()))
+
+
+@cache
+def _start_statement(line: Select[int], names: tuple[str, ...]) -> ReturningUpdate[Any]:
+    first = line.correlate(None).scalar_subquery()
+    statement = update(Job).where(Job.id == first, Job.state == bindparam("old"))
+    return _with_changes(statement, names).returning(*_TOLD, _JOB.recipe)
+
+
+def _with_changes(statement: Update, names: tuple[str, ...]) -> Update:
     changes = {name: bindparam(f"new_{name}", type_=_JOB[name].type) for name in names}
-    return statement.values(state=bindparam("new"), **changes).returning(*_MOVED)
+    return statement.values(state=bindparam("new"), **changes)
 
 
 def _release_statement() -> ReturningUpdate[Any]:
@@ -112,7 +175,7 @@ def _release_statement() -> ReturningUpdate[Any]:
             queued_at=case((left == 0, at), else_=Job.queued_at),
             rung_at=case((left == 0, at), else_=Job.rung_at),
         )
-        .returning(*_MOVED)
+        .returning(*_TOLD)
     )
 
 
@@ -128,7 +191,6 @@ def release_dependents(session: Session, job_id: int) -> list[Bell]:
     found = session.connection().execute(_RELEASE, {"job_id": job_id, "at": now()})
     ready = sorted((job for job in found if job.state == JobState.QUEUED), key=lambda job: job.id)
     for job in ready:
-        counted.moved(session, job, JobState.WAITING)
         record(session, job, JobState.QUEUED)
     return [Bell.of(job) for job in ready]
 

@@ -136,25 +136,6 @@ def places(session: Session, build: Build) -> dict[str, int]:
     return dict(rows.tuples().all())
 
 
-def first_in_line(session: Session, job_id: int, *, longest_s: float) -> tuple[int, int] | None:
-    """The first job in line, with its attempt, in the queue where this job is or was.
-
-    A message announces work in a queue: the next job is chosen when a worker is free, not when the
-    message is sent.
-
-    Parameters:
-        longest_s: the longest time for which a job is held back.
-    """
-    values = {"job_id": job_id} | due(longest_s)
-    # Skip a locked job, which another worker may be claiming. If there is no other, wait for it: a
-    # submission may hold the lock, and then nobody else would claim it.
-    for statement in (_FIRST_FREE, _FIRST):
-        first = session.connection().execute(statement, values).one_or_none()
-        if first is not None:
-            return first.id, first.attempt
-    return None
-
-
 def may_start() -> ColumnElement[bool]:
     """The condition that a job isn't held back now; ``due`` makes its parameters."""
     return or_(
@@ -171,7 +152,7 @@ def due(longest_s: float) -> dict[str, datetime]:
 
 
 _IN_LINE = (
-    select(Job.id, Job.attempt)
+    select(Job.id)
     .where(
         Job.queue == select(_OTHER.queue).where(_OTHER.id == bindparam("job_id")).scalar_subquery(),
         IS_QUEUED,
@@ -180,5 +161,9 @@ _IN_LINE = (
     .order_by(Job.place, Job.id)
     .limit(1)
 )
-_FIRST_FREE = _IN_LINE.with_for_update(skip_locked=True, key_share=True)
-_FIRST = _IN_LINE.with_for_update(key_share=True)
+#: The first in line, in the queue of job ``job_id``. Skip a locked job, which another worker may be claiming.
+#: If there is no other, wait for it: a submission may hold the lock, and then nobody else would claim it.
+LINES = (
+    _IN_LINE.with_for_update(skip_locked=True, key_share=True),
+    _IN_LINE.with_for_update(key_share=True),
+)

@@ -25,7 +25,7 @@ HINT = "if that is meant, say so: --new-inputs (new_inputs=true)"
 _TELLING = (JobKind.EXPORT, JobKind.BUILD)
 # Built once: every job that may tell an interface runs it.
 _UNTOLD = (
-    select(Version)
+    select(Version.id, Version.interface)
     .where(
         Version.id.in_(
             select(Build.version_id)
@@ -102,11 +102,14 @@ def learn(session: Session, job_id: int, kind: str, facts: Mapping[str, Any]) ->
     if kind not in _TELLING:
         return
     better = SourceFormat.ONNX if kind == JobKind.EXPORT else None
-    versions = session.scalars(_UNTOLD, {"job_id": job_id, "format": better}).all()
+    versions = session.connection().execute(_UNTOLD, {"job_id": job_id, "format": better}).all()
     found = Interface.read(facts) if versions else None
-    if found is not None:
-        for version in versions:
-            _keep(session, version, found)
+    if found is None:
+        return
+    told = found.model_dump(mode="json")
+    for version_id, known in versions:
+        if known != told:
+            _keep(session, session.get_one(Version, version_id), found)
 
 
 def _keep(session: Session, version: Version, found: Interface) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import and_, bindparam, or_, select
+from sqlalchemy import Select, and_, bindparam, insert, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from farm.database.base import Base
 from farm.database.ids import new_id
 from farm.database.tables import IS_KEPT, Build, EngineRow, Job, Version, Wanted
 from farm.planning import keys
@@ -31,7 +32,11 @@ _BUILT, _MEASURED = aliased(Job), aliased(Job)
 # Built once: every successful build and measure job runs it.
 _COMPLETE = (
     select(
-        Wanted,
+        Wanted.build_id,
+        Wanted.target,
+        Wanted.precision,
+        Wanted.build_job_id,
+        Wanted.measure_job_id,
         Build.version_id,
         Build.request,
         EngineRow.id.label("engine_id"),
@@ -73,25 +78,53 @@ _COMPLETE_OF_BUILD = _COMPLETE.where(Wanted.build_id == bindparam("build_id"))
 
 def publish(session: Session, job_id: int) -> None:
     """Publish the engines that are complete now that this job has succeeded."""
-    _publish(session, session.execute(_COMPLETE_BY_JOB, {"job_id": job_id}).all())
+    _publish(session, _COMPLETE_BY_JOB, {"job_id": job_id})
 
 
 def publish_build(session: Session, build_id: str) -> Sequence[Wanted]:
     """Publish the engines that a new build finds complete; return all engines it wants."""
-    _publish(session, session.execute(_COMPLETE_OF_BUILD, {"build_id": build_id}).all())
-    return session.scalars(select(Wanted).where(Wanted.build_id == build_id)).all()
+    _publish(session, _COMPLETE_OF_BUILD, {"build_id": build_id})
+    wanted = select(Wanted).where(Wanted.build_id == build_id)
+    return session.scalars(wanted, execution_options={"populate_existing": True}).all()
 
 
-def _publish(session: Session, complete: Sequence[Any]) -> None:
+def _publish(session: Session, which: Select[Any], parameters: Mapping[str, Any]) -> None:
+    session.flush()
+    connection = session.connection()
     # Several builds may want the same engine.
     published: dict[tuple[int, int, int], str] = {}
-    for found in complete:
-        want = found.Wanted
-        same = (found.version_id, want.build_job_id, want.measure_job_id)
+    engines, wanted = [], []
+    for found in connection.execute(which, parameters):
+        same = (found.version_id, found.build_job_id, found.measure_job_id)
         if same not in published:
-            published[same] = found.engine_id or _engine(session, found)
-        want.engine_id = published[same]
-    session.flush()
+            published[same] = found.engine_id or new_id()
+            if found.engine_id is None:
+                engines.append(_engine(found) | {"id": published[same]})
+        wanted.append(
+            {
+                "of_build": found.build_id,
+                "of_target": found.target,
+                "of_precision": found.precision,
+                "engine": published[same],
+            }
+        )
+    if engines:
+        connection.execute(_INSERT, engines)
+    if wanted:
+        connection.execute(_HAVE, wanted)
+
+
+# Without the unit of work's objects, which would take longer than the statements.
+_INSERT = insert(Base.metadata.tables[EngineRow.__tablename__])
+_HAVE = (
+    update(Base.metadata.tables[Wanted.__tablename__])
+    .where(
+        Wanted.build_id == bindparam("of_build"),
+        Wanted.target == bindparam("of_target"),
+        Wanted.precision == bindparam("of_precision"),
+    )
+    .values(engine_id=bindparam("engine"))
+)
 
 
 def _same(found: Any) -> str:
@@ -101,10 +134,10 @@ def _same(found: Any) -> str:
     range of a type. Calibration data do.
     """
     facts, request = found.facts, found.request
-    calibrated = found.Wanted.precision in CALIBRATED
+    calibrated = found.precision in CALIBRATED
     recipe = {
-        "target": found.Wanted.target,
-        "precision": found.Wanted.precision,
+        "target": found.target,
+        "precision": found.precision,
         "runtime_version": facts["runtime_version"],
         "toolchain": found.toolchain,
         "stages": {kind.value: stage.version for kind, stage in STAGES.items()},
@@ -129,30 +162,27 @@ def _calibration(found: Any) -> Any:
     return given
 
 
-def _engine(session: Session, found: Any) -> str:
-    want, facts, report = found.Wanted, found.facts, found.report
-    target = Target.parse(want.target)
+def _engine(found: Any) -> dict[str, Any]:
+    """The columns of a new engine, but its id."""
+    facts, report = found.facts, found.report
+    target = Target.parse(found.target)
     prune = found.request.get("prune")
-    row = EngineRow(
-        id=new_id(),
-        version_id=found.version_id,
-        runtime=target.runtime,
-        runtime_version=facts["runtime_version"],
-        gpu=target.gpu,
-        precision=want.precision,
-        prune=str(Prune.model_validate(prune)) if prune else None,
-        digest=found.outputs[Role.ENGINE],
-        accuracy=report["accuracy"],
-        metrics=report["metrics"],
-        metrics_reason=report["metrics_reason"],
-        state=EngineState.DOUBTFUL if report.get("doubts") else EngineState.READY,
-        doubts=report.get("doubts"),
-        description={name: facts.get(name) for name in _DESCRIPTION} | {"same": _same(found)},
-        toolchain=found.toolchain,
-        build_id=want.build_id,
-        build_job_id=want.build_job_id,
-        measure_job_id=want.measure_job_id,
-    )
-    session.add(row)
-    session.flush()
-    return row.id
+    return {
+        "version_id": found.version_id,
+        "runtime": target.runtime,
+        "runtime_version": facts["runtime_version"],
+        "gpu": target.gpu,
+        "precision": found.precision,
+        "prune": str(Prune.model_validate(prune)) if prune else None,
+        "digest": found.outputs[Role.ENGINE],
+        "accuracy": report["accuracy"],
+        "metrics": report["metrics"],
+        "metrics_reason": report["metrics_reason"],
+        "state": EngineState.DOUBTFUL if report.get("doubts") else EngineState.READY,
+        "doubts": report.get("doubts"),
+        "io": {name: facts.get(name) for name in _DESCRIPTION} | {"same": _same(found)},
+        "toolchain": found.toolchain,
+        "build_id": found.build_id,
+        "build_job_id": found.build_job_id,
+        "measure_job_id": found.measure_job_id,
+    }

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from farm.database.base import now
 from farm.database.tables import Job
 from farm.errors import Unavailable
-from farm.queue import leases
+from farm.queue import jobs, leases
 from tests.ledger import Ledger
 
 
@@ -148,3 +148,49 @@ def test_a_submission_that_holds_the_only_job_makes_its_worker_wait_and_not_go_a
         assert worker.is_alive()
     worker.join(30)
     assert found[0].title == "export digits"
+
+
+def claim_first(session, job, owner="cpu@here"):
+    return jobs.claim_first(session, job.id, owner=owner, lease_s=30, longest_s=60)
+
+
+def test_a_message_makes_its_worker_claim_the_first_in_line_whichever_job_it_names(ledger):
+    submit(ledger, range(2), "a")
+    first, second = ledger.queued()
+    for expected in (first, second):
+        with ledger.db.write() as session:
+            claim = claim_first(session, second)
+        assert (claim.job_id, claim.attempt) == (expected.id, 1)
+        assert ledger.reload(expected).owner == "cpu@here"
+    with ledger.db.write() as session:
+        assert claim_first(session, second) is None, "a message too many claims nothing"
+
+
+def test_two_workers_that_claim_at_once_get_two_jobs_and_neither_waits(ledger):
+    if ledger.db.is_sqlite:
+        pytest.skip("SQLite has one writer")
+    submit(ledger, range(2), "a")
+    bell = ledger.queued()[0]
+    with ledger.db.write() as one, ledger.db.write() as other:
+        claims = [claim_first(one, bell), claim_first(other, bell, owner="cpu@there")]
+    assert [claim.title for claim in claims] == ["export a-0", "export a-1"]
+
+
+def test_of_two_workers_that_claim_the_only_job_at_once_one_gets_it(ledger):
+    if ledger.db.is_sqlite:
+        pytest.skip("SQLite has one writer")
+    ledger.submit()
+    bell = ledger.queued()[0]
+    found = []
+
+    def claim():
+        with ledger.db.write() as session:
+            found.append(claim_first(session, bell, owner="cpu@there"))
+
+    with ledger.db.write() as session:
+        assert claim_first(session, bell).job_id == bell.id
+        worker = threading.Thread(target=claim)
+        worker.start()
+    worker.join(30)
+    assert found == [None]
+    assert ledger.reload(bell).owner == "cpu@here"

@@ -35,7 +35,7 @@ from farm.tracing import spans
 from workers.runner import compiles, remote, toolchain, trial
 from workers.runner.child import await_preload
 from workers.runner.names import queues
-from workers.runner.pool import Pool
+from workers.runner.pool import Left, pool_of
 from workers.runner.shown import Flower
 from workers.runner.siblings import Siblings
 from workers.runner.store_watch import StoreWatch
@@ -59,6 +59,7 @@ class Context:
     doorbell: Doorbell
     worker: str
     gpu: Gpu | None = None  #: the GPU the worker is pinned to
+    left: Left = field(default_factory=Left)
     flower: Flower = field(default_factory=Flower)
     siblings: Siblings = field(default_factory=Siblings)
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -124,7 +125,8 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     require_schema(db)
     app = create_celery(settings)
     # Each job already has its own process; a thread of this one follows it.
-    app.conf.worker_pool = f"{Pool.__module__}:{Pool.__name__}"
+    left = Left()
+    app.conf.worker_pool = pool_of(left)
     context = Context(
         settings=settings,
         db=db,
@@ -132,6 +134,7 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
         doorbell=Doorbell(db, app),
         worker=name,
         gpu=gpu,
+        left=left,
     )
     # What a killed predecessor of this name left behind.
     folder.remove(context.workdirs)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from farm.database.tables import Job
 from farm.errors import DatabaseUnavailable, Unavailable
 from farm.fleet.workers import Fleet
-from farm.queue import jobs, turns
+from farm.queue import jobs
 from farm.queue.jobs import Claim
 from workers.runner.app import Context
 
@@ -51,14 +51,16 @@ def claim(context: Context, job_id: int) -> Claim | None:
 
 def _try_to_claim(context: Context, job_id: int) -> Claim | None:
     with context.db.write() as session:
-        first = turns.first_in_line(session, job_id, longest_s=context.settings.retry_longest_s)
-        if first is None:
-            return None
-        if _is_for_others(context, session, first[0]):
-            raise ForOthers(first[0])
-        return jobs.claim(
-            session, *first, owner=context.worker, lease_s=context.settings.lease_ttl_s
+        found = jobs.claim_first(
+            session,
+            job_id,
+            owner=context.worker,
+            lease_s=context.settings.lease_ttl_s,
+            longest_s=context.settings.retry_longest_s,
         )
+        if found is not None and _is_for_others(context, session, found.job_id):
+            raise ForOthers(found.job_id)  # which rolls the claim back
+        return found
 
 
 def _is_for_others(context: Context, session: Session, job_id: int) -> bool:

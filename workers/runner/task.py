@@ -230,7 +230,7 @@ def _work(context: Context, claim: Claim) -> list[Bell]:
         Stopping, _OtherTools, _Cancelled
     """
     _check_toolchain(claim)
-    with _workdir(context, claim) as workdir:
+    with context.left.leaving() as leave_slot, _workdir(context, claim) as workdir:
         parts = [hook(context, claim) for hook in HOOKS]
         request = _request(context, claim, workdir, parts)
         timeout_s = context.settings.timeout_s(request.kind)
@@ -259,6 +259,8 @@ def _work(context: Context, claim: Claim) -> list[Bell]:
                 inputs.require(request.inputs.values())
                 raise
             made = made_of(result, request.kind, workdir)
+        if context.gpu is None:  # nothing else works beside a job that is measured on a GPU
+            leave_slot()
         for part in parts:
             made = part.made(made)
         ready = _keep(context, claim, made)
