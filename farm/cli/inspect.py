@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from farm.client import Farm
     from farm.reports.description import TimingCacheUse
     from farm.reports.layers import Layer, LayerReport, LayerTensor
+    from farm.reports.search import Search
     from farm.schemas.engines import EngineView
     from farm.specs.precision import Precision
     from farm.specs.shapes import Profile
@@ -183,10 +184,28 @@ def _quantization(farm: Farm, row: EngineView) -> None:
     for rule, names in found.left_in_float.items():
         listed = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
         show.line(f"left in floats, {rule}: {listed}")
+    if found.search is not None:
+        _search(found.search)
     rows = [(f"{ratio:.1f} dB", name) for name, ratio in found.noisiest(_NAMED)]
     if rows:
         show.line(f"the noisiest of {len(found.snr_db)} quantised tensors:")
         show.table(("signal to noise", "tensor"), rows, keep=("signal to noise",))
+
+
+def _search(search: Search) -> None:
+    """What was tried to keep the accuracy."""
+    show.line(search.told)
+    rows = [
+        (
+            "broken" if one.drop is None else f"{one.drop:.4f}",
+            "" if one.int8_share is None else f"{one.int8_share:.0%}",
+            "" if one.predicted_time is None else f"{one.predicted_time:.2f}",
+            one.what,
+        )
+        for one in search.tried
+    ]
+    if rows:
+        show.table(("drop", "int8", "time", "tried"), rows, keep=("drop", "int8", "time"))
 
 
 def _source(report: LayerReport) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from farm.reports.base import Report
+from farm.reports.search import Search
 
 
 class Quantization(Report):
@@ -30,6 +31,10 @@ class Quantization(Report):
         {},
         description="rule → the products that it left in floats, at most 100 each",
         examples=[{"head of a detector": ["/head/conv"]}],
+    )
+
+    search: Search | None = Field(
+        None, description="what was tried to keep the evaluation's `max_drop`, if the build has one"
     )
 
     @classmethod

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from farm.reports.records import MOST_LISTED, Count, Name, Number, Record, Share, Text, Word
+from farm.specs.counted import counted
 
 
 class Tried(Record):
@@ -26,7 +27,7 @@ class Tried(Record):
         None, description="of convolutions and matrix products, over their time in floats"
     )
     seconds: Number | None = None
-    kept: bool = False
+    kept: bool = Field(False, description="whether the search went on from it")
 
 
 class Search(Record):
@@ -53,3 +54,20 @@ class Search(Record):
     )
     tried: Annotated[list[Tried], Field(max_length=MOST_LISTED)] = []
     cut_short: bool = Field(False, description="whether the budget ended the search")
+
+    @property
+    def told(self) -> str:
+        """``top1 may drop by 0.01 and drops by 0.004, with 96% of the multiplications in int8; …``."""
+        share = (
+            ""
+            if self.int8_share is None
+            else f", with {self.int8_share:.0%} of the multiplications in int8"
+        )
+        drop = (
+            "nobody knows by how much it does" if self.drop is None else f"drops by {self.drop:.4f}"
+        )
+        ended = ", which was all it might take" if self.cut_short else ""
+        return (
+            f"{self.metric or 'top1'} may drop by {self.max_drop:g} and {drop}{share}; "
+            f"{counted(len(self.tried), 'way')} tried in {self.spent_s:.0f} s{ended}"
+        )

@@ -53,6 +53,7 @@ class StubFarm:
     cut_after: list[int] = field(default_factory=list)  #: bytes or events before the line drops
     ranges: bool = True
     load: bool = True  #: whether manifests say how to run the engine
+    quantization: dict[str, Any] = field(default_factory=dict)  #: of any engine; empty for none
     #: Its signing keys, of which it uses the first; none to sign nothing.
     signers: list[Signer] = field(default_factory=list)
     #: Signature formats → bundles to send instead of the real ones.
@@ -319,6 +320,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._signature(row)
         elif parts[1] == "layers":
             self._json(LAYERS)
+        elif parts[1] == "quantization" and self.farm.quantization:
+            self._json(self.farm.quantization)
+        elif parts[1] == "quantization":
+            self._missing(f"nothing is known of a calibration of engine {parts[0]!r}")
         else:
             self._content(row, data)
 

@@ -143,6 +143,18 @@ def test_a_calibration_that_nobody_can_read_is_none(api, ledger, build, facts) -
 def test_a_calibration_tells_its_noise_and_what_stayed_in_floats(api, ledger, build) -> None:
     facts = {"samples": 64, "method": "auto", "snr_db": {"<b>": -3.5, "relu": 31.25}}
     facts["left_in_float"] = {"small product": ["head"]}
+    tried = {"what": "plain", "drop": 0.25, "int8_share": 1.0, "predicted_time": 0.4, "seconds": 2}
+    facts["search"] = {
+        "metric": "f1",
+        "max_drop": 0.01,
+        "budget_s": 600,
+        "spent_s": 31.4,
+        "samples": 48,
+        "held_out": 16,
+        "drop": 0.004,
+        "int8_share": 0.96,
+        "tried": [tried, {"what": "<i>equalised", "drop": None, "kept": True}],
+    }
     with ledger.db.write() as session:
         session.execute(update(Job).where(Job.kind == JobKind.CALIBRATE).values(facts=facts))
     shown = {}
@@ -158,4 +170,15 @@ def test_a_calibration_tells_its_noise_and_what_stayed_in_floats(api, ledger, bu
     for part in ("31.2 dB", "-3.5 dB", "&lt;b&gt;"):
         assert part in text
     assert "Left in floats, small product: head" in text
+    found = shown["int8"][0].json()["search"]
+    assert [(one["what"], one["drop"], one.get("kept", False)) for one in found["tried"]] == [
+        ("plain", 0.25, False),
+        ("<i>equalised", None, True),
+    ]
+    assert (
+        "f1 may drop by 0.01 and drops by 0.0040, with 96% of the multiplications in int8; "
+        "2 ways tried in 31 s." in text
+    )
+    for part in ("0.2500", "&lt;i&gt;equalised", "broken"):
+        assert part in text
     assert "Signal to noise" not in api.get(f"/engines/{shown['fp16'][1]}").text

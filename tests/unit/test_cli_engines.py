@@ -36,6 +36,31 @@ def test_inspect_shows_the_types_and_the_layers_of_an_engine(run: Run, stub: Stu
     assert len(shown["layers"]) == 50
 
 
+def test_inspect_shows_the_noise_of_an_engine_and_what_kept_its_accuracy(
+    run: Run, stub: StubFarm
+) -> None:
+    tried = [
+        {"what": "plain", "drop": 0.25, "int8_share": 1.0, "predicted_time": 0.41},
+        {"what": "plain, 1 of 7 layers in floats", "int8_share": 0.9, "kept": True},
+    ]
+    search = {"metric": "f1", "max_drop": 0.01, "drop": 0.004, "int8_share": 0.9, "tried": tried}
+    search |= {"budget_s": 600, "spent_s": 31.4, "samples": 48, "held_out": 16}
+    stub.quantization = {
+        "snr_db": {"relu_3": 31.25, "pooled": 9.0},
+        "left_in_float": {"light head": ["/head/conv"]},
+        "search": search,
+    }
+    shown = run("inspect", stub.add(rtx_plan())["id"]).stdout
+    assert "left in floats, light head: /head/conv\n" in shown
+    assert (
+        "f1 may drop by 0.01 and drops by 0.0040, with 90% of the multiplications in int8; 2 ways"
+        in shown
+    )
+    assert re.search(r"0\.2500 +100% +0\.41 +plain *\n", shown)
+    assert re.search(r"broken +90% +plain, 1 of 7 layers in floats", shown)
+    assert re.search(r"9\.0 dB +pooled\n31\.2 dB +relu_3", shown)
+
+
 def test_inspect_shows_how_to_run_an_engine_and_what_was_tried(run: Run, stub: StubFarm) -> None:
     nhwc = {"prefer_nhwc": "1", "use_tf32": "1"}
     tried = [
