@@ -125,7 +125,7 @@ _JOB, _OTHER = Job.__table__.c, aliased(Job)
 _TOLD = [
     *(_JOB[name] for name in Bell._fields),
     *(_JOB[name] for name in ("kind", "state", "queued_at", "rung_at", "started_at")),
-    *(_JOB[name] for name in ("finished_at", "error", "target", "precision")),
+    *(_JOB[name] for name in ("finished_at", "error", "target", "precision", "client")),
 ]
 
 
