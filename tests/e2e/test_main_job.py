@@ -78,9 +78,12 @@ def test_every_engine_that_was_asked_for_is_built_and_pulled(built: Built, farm:
     assert farm.get("/v1/models/digits")["versions"][0]["engines"] == len(built.engines)
 
 
-def test_one_export_one_cast_and_one_calibration_serve_every_engine(built: Built) -> None:
+def test_one_export_and_one_cast_serve_every_engine_and_one_calibration_all_gpus(
+    built: Built,
+) -> None:
+    # Integers on a CPU are another form of the graph: its own build keeps the accuracy in that one.
     kinds = Counter(job["kind"] for job in built.jobs.values())
-    assert kinds == {"export": 1, "cast": 1, "calibrate": 1, "build": 8, "measure": 4}
+    assert kinds == {"export": 1, "cast": 1, "calibrate": 2, "build": 8, "measure": 4}
     assert all(job["attempt"] == 1 for job in built.jobs.values())
 
 
@@ -163,7 +166,9 @@ def test_every_engine_computes_in_the_type_that_it_is_called_by(
 ) -> None:
     for (gpu, precision), engine in built.engines.items():
         types = engine["compute"]["types"]
-        assert types[precision]["share"] > 0.98, (gpu, precision, types)
+        # What a CPU computes faster in floats stays there.
+        least = 0.9 if (gpu, precision) == ("cpu", "int8") else 0.98
+        assert types[precision]["share"] > least, (gpu, precision, types)
         report = farm.says("inspect", engine["id"])
         assert report["compute"] == engine["compute"]
         assert len(report["layers"]) > len(report["products"]) == 5
