@@ -16,6 +16,7 @@ from farm.schemas.engines import EngineView
 from farm.specs.triton import Backend
 from farm.testing import documents
 from tests import triton as server
+from tests.e2e.live import wait_until
 from tests.triton import Triton
 
 HOSTILE = "a\"'\\ \u2028\U0001f600é"
@@ -159,6 +160,8 @@ def test_requests_at_once_are_answered_in_one_batch_each_with_its_own(
         url = served.url.removeprefix("http://")
         found = list(threads.map(lambda one: _asked(url, "batched", one), given))
     np.testing.assert_array_equal(np.concatenate(found), 2 * np.concatenate(given))
+    # It counts after it has answered.
+    wait_until("Triton has counted all", lambda: counts(client, "batched")[0] >= before[0] + 8)
     inferences, executions = counts(client, "batched")
     assert inferences - before[0] == 8
     assert executions - before[1] < 8
