@@ -137,13 +137,8 @@ class _Corrector:
         graph.initializer.extend(
             numpy_helper.from_array(np.asarray(kept, np.int64), name) for name, kept in axes.items()
         )
-        file = self._folder / "means.onnx"
-        files.write_model(seen, file)
-        try:
+        with files.written(seen, self._folder / "means.onnx") as file:
             session = OrtModel(file, providers=fastest_providers())
-        finally:
-            for path in (file, file.with_name(f"{file.name}.data")):
-                path.unlink(missing_ok=True)
         sums: dict[str, Floats] = {}
         count = 0
         for batch in batches:

@@ -99,17 +99,16 @@ def _ratio(node: onnx.NodeProto) -> float:
 
 def _timed(plain: onnx.ModelProto, batch: Arrays, folder: Path) -> Mapping[str, float]:
     """Operator → its seconds on this machine; nothing if they can't be measured."""
-    file = folder / "timed.onnx"
-    files.write_model(plain, file)
     names = {name_of(node) for node in plain.graph.node}
     options = cpu.session_options("extended")
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "timed")
     found: Counter[str] = Counter()
     try:
-        session = onnxruntime.InferenceSession(
-            str(file), options, providers=["CPUExecutionProvider"]
-        )
+        with files.written(plain, folder / "timed.onnx") as file:
+            session = onnxruntime.InferenceSession(
+                str(file), options, providers=["CPUExecutionProvider"]
+            )
         for _ in range(_RUNS):
             session.run(None, batch)
         profile = Path(session.end_profiling())
@@ -118,9 +117,6 @@ def _timed(plain: onnx.ModelProto, batch: Arrays, folder: Path) -> Mapping[str, 
     except Exception as err:  # pybind classes of ONNX Runtime with no common public base
         print(f"operators aren't timed: {cpu.brief(err)}", flush=True)
         return {}
-    finally:
-        for path in (file, file.with_name(f"{file.name}.data")):
-            path.unlink(missing_ok=True)
     for event in events:
         name = str(event.get("name", "")).removesuffix(_KERNEL)
         if event.get("cat") == "Node" and name in names and event["name"].endswith(_KERNEL):

@@ -321,13 +321,8 @@ def _magnitudes(
         graph.output.append(
             helper.make_tensor_value_info(f"most_{number}", TensorProto.FLOAT, None)
         )
-    file = folder / "channels.onnx"
-    files.write_model(seen, file)
-    try:
+    with files.written(seen, folder / "channels.onnx") as file:
         session = OrtModel(file, providers=fastest_providers())
-    finally:
-        for path in (file, file.with_name(f"{file.name}.data")):
-            path.unlink(missing_ok=True)
     found: dict[str, Floats] = {}
     for batch in batches:
         made = session.run(batch)

@@ -171,15 +171,10 @@ class Forms:
         return found
 
     def _session(self, model: onnx.ModelProto, *, is_engine: bool) -> OrtModel:
-        file = self._folder / "judged.onnx"
-        files.write_model(model, file)
-        try:
+        with files.written(model, self._folder / "judged.onnx") as file:
             if is_engine:
                 return OrtModel(file, is_engine=True)
             return OrtModel(file, providers=fastest_providers())
-        finally:
-            for path in (file, file.with_name(f"{file.name}.data")):
-                path.unlink(missing_ok=True)
 
 
 def _folded(quantized: onnx.ModelProto) -> onnx.ModelProto:

@@ -102,10 +102,5 @@ def _pinned(quantized: onnx.ModelProto, pins: Pins) -> onnx.ModelProto:
 
 
 def _reference(source: onnx.ModelProto, folder: Path) -> OrtModel:
-    file = folder / "reference.onnx"
-    files.write_model(source, file)
-    try:
+    with files.written(source, folder / "reference.onnx") as file:
         return OrtModel(file, providers=fastest_providers())
-    finally:
-        for path in (file, file.with_name(f"{file.name}.data")):
-            path.unlink(missing_ok=True)

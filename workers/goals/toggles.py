@@ -30,13 +30,8 @@ class Toggled:
 
     def __init__(self, model: onnx.ModelProto, units: Units, folder: Path) -> None:
         self._units = [unit.id for unit in units.all]
-        file = folder / "toggled.onnx"
-        files.write_model(toggled(model, units), file)
-        try:
+        with files.written(toggled(model, units), folder / "toggled.onnx") as file:
             self._session = OrtModel(file, providers=fastest_providers())
-        finally:
-            for path in (file, file.with_name(f"{file.name}.data")):
-                path.unlink(missing_ok=True)
 
     def run(self, batch: Arrays, quantized: Collection[str]) -> Arrays:
         """The outputs for a batch with these units quantised, and no others."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from uuid import uuid4
@@ -155,6 +157,17 @@ def write_model(model: onnx.ModelProto, file: Path) -> None:
         location=f"{file.name}.data",
         size_threshold=8 * _SMALL_TENSOR,
     )
+
+
+@contextmanager
+def written(model: onnx.ModelProto, file: Path) -> Iterator[Path]:
+    """A model as ``write_model`` writes it, for a runtime that reads it within the block; then deleted."""
+    write_model(model, file)
+    try:
+        yield file
+    finally:
+        for path in (file, file.with_name(f"{file.name}.data")):
+            path.unlink(missing_ok=True)
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:

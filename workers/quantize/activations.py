@@ -160,14 +160,9 @@ def observed(
     seen.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in made
     )
-    file = folder / "observed.onnx"
-    files.write_model(seen, file)
     level: Optimisation = "extended" if exact else "all"
-    try:
+    with files.written(seen, folder / "observed.onnx") as file:
         return OrtModel(file, optimisation=level, providers=fastest_providers())
-    finally:
-        for path in (file, file.with_name(f"{file.name}.data")):
-            path.unlink(missing_ok=True)
 
 
 def held_out(count: int, block: int) -> NDArray[np.bool_]:

@@ -118,16 +118,11 @@ def _probed_run(
     del probed.graph.output[:]
     for name in names:
         probed.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
-    file = folder / "magnitudes.onnx"
-    files.write_model(probed, file)
     found: dict[str, Magnitude] = {}
-    try:
+    with files.written(probed, folder / "magnitudes.onnx") as file:
         session = OrtModel(file, optimisation="none", quiet=quiet)
         for batch in batches:
             _merge(found, probes.read(session.run(batch)))
-    finally:
-        for path in (file, file.with_name(f"{file.name}.data")):
-            path.unlink(missing_ok=True)
     return found
 
 

@@ -80,10 +80,5 @@ def _distance(one: Sequence[NDArray[np.generic]], other: Sequence[NDArray[np.gen
 
 
 def _session(model: onnx.ModelProto, folder: Path) -> OrtModel:
-    file = folder / "tried.onnx"
-    files.write_model(model, file)
-    try:
+    with files.written(model, folder / "tried.onnx") as file:
         return OrtModel(file, providers=fastest_providers())
-    finally:
-        for path in (file, file.with_name(f"{file.name}.data")):
-            path.unlink(missing_ok=True)
