@@ -423,10 +423,11 @@ def test_a_submission_that_joins_what_is_deleted_at_that_moment_loses_nothing(le
     for build in builds:
         view = ledger.view(build)
         assert view.state == "succeeded"
-        by_id = {want.engine for want in view.engines}
+        wanted = {want.engine for want in view.engines}
         there = {one.id for one in engines(ledger, view.model, version=view.version)}
-        # One that was submitted first may have been deleted after it was complete.
-        assert by_id <= there or round_ % 3 == 1
+        # One whose work was all reused was complete before the deletion, which then took what is its own.
+        went = view.model == "digits" and round_ % 3 in {0, 1}
+        assert wanted <= there or (went and not there)
     with ledger.db.read() as session:
         held = references.referred(session)
         assert set(session.scalars(select(EngineRow.digest))) <= held
