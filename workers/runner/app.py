@@ -40,6 +40,7 @@ from workers.runner.shown import Flower
 from workers.runner.siblings import Siblings
 from workers.runner.store_watch import StoreWatch
 from workers.runner.stores import blobs_of
+from workers.runner.transfers import Transfers
 from workers.sandbox import Sandbox, environment, folder
 from workers.sandbox.features import missing
 from workers.sandbox.settings import sandbox_of
@@ -64,12 +65,15 @@ class Context:
     siblings: Siblings = field(default_factory=Siblings)
     stopping: threading.Event = field(default_factory=threading.Event)
     store_watch: StoreWatch = field(init=False)
+    transfers: Transfers = field(init=False)
     held: dict[int, int] = field(default_factory=dict)  #: running jobs: job id → attempt
     #: jobs that this machine failed: job id → until when other jobs come first
     shunned: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "store_watch", StoreWatch(self.db, self.store))
+        transfers = Transfers(self.db, lease_s=self.settings.lease_ttl_s)
+        object.__setattr__(self, "transfers", transfers)
 
     @property
     def workdirs(self) -> Path:

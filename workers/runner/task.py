@@ -37,7 +37,6 @@ from workers.runner import (
     stage_spans,
     timing_caches,
     toolchain,
-    transfers,
 )
 from workers.runner.app import Context
 from workers.runner.child import Child, await_preload
@@ -137,7 +136,7 @@ def _run_claimed(context: Context, job_id: int, claim: Claim) -> str:
     flower = context.flower
     try:
         with stage_spans.attempt(claim):
-            ready = _work(context, claim)
+            _work(context, claim)
     except _Cancelled:
         flower.cancelled(claim)
         return "cancelled"
@@ -161,7 +160,6 @@ def _run_claimed(context: Context, job_id: int, claim: Claim) -> str:
         raise
     log.info("%s succeeded", claim.title)
     flower.succeeded(claim)
-    _ring(context, ready)
     return "succeeded"
 
 
@@ -222,8 +220,8 @@ def _ring(context: Context, ready: Sequence[Bell]) -> None:
         log.warning("%s; the sweep rings for %s", err.detail, [bell.title for bell in ready])
 
 
-def _work(context: Context, claim: Claim) -> list[Bell]:
-    """Run the job's stage and finish it; return the bells of the jobs that became ready.
+def _work(context: Context, claim: Claim) -> None:
+    """Run the job's stage, finish it, and ring for the jobs that became ready.
 
     Raises:
         FarmError: the attempt has failed or can't be finished.
@@ -264,15 +262,15 @@ def _work(context: Context, claim: Claim) -> list[Bell]:
         for part in parts:
             made = part.made(made)
         ready = _keep(context, claim, made)
+        _ring(context, ready)  # before the folder goes, which takes as long as they wait
         for part in parts:
             part.kept()
-        return ready
 
 
 def _keep(context: Context, claim: Claim, made: Made) -> list[Bell]:
-    """Store what was made, and finish the job with it."""
+    """Store what was made, and finish the job with it; return the bells of those that became ready."""
     outputs = {}
-    with transfers.leased(context, claim):
+    with context.transfers.leased(claim):
         for role, path in made.outputs.items():
             stored = context.store.take(path)
             outputs[role] = Output(digest=stored.digest, bytes=stored.bytes)
@@ -344,7 +342,7 @@ def _request(context: Context, claim: Claim, workdir: Path, parts: Sequence[Part
     for part in parts:
         blobs |= part.blobs
         placed |= part.place(workdir)
-    with transfers.leased(context, claim):
+    with context.transfers.leased(claim):
         held = inputs.hold(context.store, blobs, _inputs_folder(workdir))
     request = StageRequest(
         kind=JobKind(claim.kind),
