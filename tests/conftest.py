@@ -22,7 +22,7 @@ from farm.database import migrate
 from farm.database.session import Database
 from farm.database.tables import Artifact
 from farm.settings import Settings
-from tests import schedule
+from tests import compiled, schedule
 from tests.ledger import DATA, LABELLED, SOURCE, Ledger
 
 # A worker would compile a package when it starts, for half a minute; tests of that say so.
@@ -38,6 +38,8 @@ gc.disable()
 # How long an example takes is the machine's affair.
 hypothesis.settings.register_profile("farm", deadline=None)
 hypothesis.settings.load_profile("farm")
+
+compiled.share()
 
 # Keys of farms that tests start stay out of the home of whoever runs them.
 _HOME = None if "FARM_HOME" in os.environ else tempfile.mkdtemp(prefix="farm-tests-")
