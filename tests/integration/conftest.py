@@ -15,10 +15,14 @@ from farm.stages import JobKind
 from tests.stage_bench import Bench, Digits, staged_digits
 from workers.clocks.host import Pace
 from workers.runner import trial
+from workers.runner.forks import processes
 from workers.sandbox import Feature, Limits, Sandbox, messages
 from workers.sandbox.features import Found
 from workers.stages import base
 from workers.stages.base import Stage, StageResult
+
+# Where tests start children by themselves: each would import these anew, for a fifth of a second.
+processes.set_forkserver_preload(["pytest", "tests.sandboxed", "workers.runner.inside"])
 
 #: To time a model for a moment alone.
 QUICK = Pace(warmup_s=0.01, duration_s=0.05, min_iterations=3, max_s=0.2, slice_s=0.02)
