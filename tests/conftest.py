@@ -10,6 +10,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,18 +126,27 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     _admin(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@pytest.fixture
-def database_url(template: str, tmp_path: Path) -> Iterator[str]:
-    """The URL of a fresh, migrated database."""
+@contextmanager
+def copied(template: str, folder: Path) -> Iterator[str]:
+    """A copy of a database that nobody uses: a file in the folder, or the name of a Postgres database."""
     if POSTGRES is None:
-        path = tmp_path / "farm.db"
-        shutil.copyfile(template, path)
-        yield f"sqlite:///{path}"
+        yield str(shutil.copyfile(template, folder / "farm.db"))
         return
     name = f"farm_test_{uuid.uuid4().hex[:12]}"
     _admin(f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield _postgres_url(name)
+    yield name
     _admin(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def url_of(copy: str) -> str:
+    return f"sqlite:///{copy}" if POSTGRES is None else _postgres_url(copy)
+
+
+@pytest.fixture
+def database_url(template: str, tmp_path: Path) -> Iterator[str]:
+    """The URL of a fresh, migrated database."""
+    with copied(template, tmp_path) as copy:
+        yield url_of(copy)
 
 
 @pytest.fixture
