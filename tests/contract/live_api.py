@@ -17,9 +17,11 @@ from typing import TypeVar
 import httpx2
 
 from farm.database import migrate
+from farm.database.session import Database
 from farm.local.up import free_port
 from farm.settings import Settings
-from tests.keys import bearer, key_of
+from farm.specs.scopes import Scope
+from tests.keys import a_key, bearer, key_of
 
 T = TypeVar("T")
 _START_S = 60.0
@@ -35,6 +37,17 @@ class LiveApi:
         #: Of a request that is written by hand.
         self.head = f"Host: localhost\r\nAuthorization: Bearer {self.key}\r\n".encode()
         self.http = httpx2.Client(base_url=self.url, timeout=60, headers=bearer(self.key))
+
+    def new_key(self, *scopes: Scope) -> str:
+        """Another client's key, which it has come to know: it looks for unknown ones ten times a second."""
+        db = Database(self.settings.database)
+        made = a_key(db, *scopes, name="another")
+        db.dispose()
+        deadline = time.monotonic() + _START_S
+        while self.http.get("/v1/builds", headers=bearer(made)).status_code == 401:
+            assert time.monotonic() < deadline, "it never knows the key"
+            time.sleep(0.05)
+        return made
 
     def upload(self, content: bytes) -> str:
         answer = self.http.post("/v1/blobs", content=content)
