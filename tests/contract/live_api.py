@@ -22,6 +22,7 @@ from farm.local.up import free_port
 from farm.settings import Settings
 from farm.specs.scopes import Scope
 from tests.keys import a_key, bearer, key_of
+from workers.sandbox import tree
 
 T = TypeVar("T")
 _START_S = 60.0
@@ -84,8 +85,7 @@ class LiveApi:
     def _processes(self) -> list[Path]:
         """Those that serve, and their supervisor, in `/proc`."""
         own = self.process.pid
-        children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
-        return [Path(f"/proc/{pid}") for pid in (own, *children)]
+        return [Path(f"/proc/{pid}") for pid in (own, *tree.below(own))]
 
     def memory_bytes(self) -> int:
         """Of the process that serves, and of its supervisor."""
