@@ -22,9 +22,10 @@ demo: install ## Install, run the farm and its main job to pulled engines, leave
 .PHONY: test
 test: install lint test-run ## Install, check the style and the types, run the tests
 
+# On two cores three processes: what tests start, and wait for, leaves a third of them idle otherwise.
 .PHONY: test-run
 test-run: ## Run the tests; FARM_TEST_DATABASE_URL and FARM_TEST_BROKER_URL choose the services
-	@$(BIN)/python -m pytest -n 2 -m "not heavy" $(ARGS)
+	@$(BIN)/python -m pytest -n 3 -m "not heavy" $(ARGS)
 
 .PHONY: test-heavy
 test-heavy: install ## Run the tests that take long: a storm, whole models of the zoo

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from farm.database import migrate
 from farm.database.session import Database
 from farm.database.tables import Artifact
 from farm.settings import Settings
-from tests import schedule
+from tests import compiled, schedule
 from tests.ledger import DATA, LABELLED, SOURCE, Ledger
 
 # A worker would compile a package when it starts, for half a minute; tests of that say so.
@@ -38,6 +39,8 @@ gc.disable()
 # How long an example takes is the machine's affair.
 hypothesis.settings.register_profile("farm", deadline=None)
 hypothesis.settings.load_profile("farm")
+
+compiled.share()
 
 # Keys of farms that tests start stay out of the home of whoever runs them.
 _HOME = None if "FARM_HOME" in os.environ else tempfile.mkdtemp(prefix="farm-tests-")
@@ -123,18 +126,27 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     _admin(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@pytest.fixture
-def database_url(template: str, tmp_path: Path) -> Iterator[str]:
-    """The URL of a fresh, migrated database."""
+@contextmanager
+def copied(template: str, folder: Path) -> Iterator[str]:
+    """A copy of a database that nobody uses: a file in the folder, or the name of a Postgres database."""
     if POSTGRES is None:
-        path = tmp_path / "farm.db"
-        shutil.copyfile(template, path)
-        yield f"sqlite:///{path}"
+        yield str(shutil.copyfile(template, folder / "farm.db"))
         return
     name = f"farm_test_{uuid.uuid4().hex[:12]}"
     _admin(f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield _postgres_url(name)
+    yield name
     _admin(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def url_of(copy: str) -> str:
+    return f"sqlite:///{copy}" if POSTGRES is None else _postgres_url(copy)
+
+
+@pytest.fixture
+def database_url(template: str, tmp_path: Path) -> Iterator[str]:
+    """The URL of a fresh, migrated database."""
+    with copied(template, tmp_path) as copy:
+        yield url_of(copy)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from farm.database.session import Database
 from farm.errors import IdAmbiguous
 from farm.specs.scopes import Scope
 from tests.contract.live_api import LiveApi, live_api
-from tests.keys import a_key, bearer
+from tests.keys import bearer
 from tests.ledger import Ledger
 
 
@@ -93,9 +93,7 @@ def test_what_begins_no_id_is_not_found_as_it_was_written(live: LiveApi, given: 
 def test_last_is_the_newest_build_of_the_key(live: LiveApi, farm: Farm) -> None:
     assert farm.build("last").id == farm.builds(limit=1)[0].id
     assert _run(live, "status", "last", "--json").exit_code == exits.OK
-    db = Database(live.settings.database)
-    other = a_key(db, Scope.READ)
-    db.dispose()
+    other = live.new_key(Scope.READ)
     answer = live.http.get("/v1/builds/last", headers=bearer(other))
     assert answer.status_code == 404
     assert answer.json()["detail"] == "there is no build of this key yet"

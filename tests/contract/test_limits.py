@@ -21,6 +21,7 @@ from farm.settings import Settings
 from farm.specs.limits import Limits
 from farm.trust import credentials, keys
 from farm.trust.callers import THE_FARM
+from tests.again import until_served
 from tests.contract.conftest import REQUEST, Api, OverTheApi, with_key
 from tests.contract.registry import digest_of
 from tests.contract.test_api import problem
@@ -153,10 +154,7 @@ def test_two_submissions_at_once_do_not_both_take_the_last_place(api, ledger, db
 
     def go(body):
         barrier.wait()
-        answer = mine.post("/v1/builds", json=body)
-        while answer.status_code in (429, 503):  # the farm plans few builds at once
-            answer = mine.post("/v1/builds", json=body)
-        return answer.status_code
+        return until_served(lambda: mine.post("/v1/builds", json=body)).status_code
 
     with ThreadPoolExecutor(len(bodies)) as pool:
         statuses = list(pool.map(go, bodies))
@@ -284,9 +282,14 @@ def test_deleting_gives_bytes_back(api, ledger):
 
 def test_two_uploads_at_once_do_not_pass_the_limit_together(api):
     mine = limited(api, stored_bytes=100)
+
+    def upload(number):
+        content = bytes([number]) * 60
+        return until_served(lambda: mine.post("/v1/blobs", content=content)).status_code
+
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda n: mine.post("/v1/blobs", content=bytes([n]) * 60), range(4)))
-    assert sorted(one.status_code for one in found) == [201, 403, 403, 403]
+        found = list(pool.map(upload, range(4)))
+    assert sorted(found) == [201, 403, 403, 403]
 
 
 # Requests

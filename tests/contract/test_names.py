@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import insert
 
 from farm.database.tables import Model
+from tests.again import until_served
 from tests.contract.conftest import request
 
 
@@ -93,7 +94,9 @@ def test_first_submissions_at_once_in_different_cases_are_all_accepted_as_one_mo
         for name in ("bert", "Bert", "BERT", "bErT")
     ]
     with ThreadPoolExecutor(len(bodies)) as pool:
-        answers = list(pool.map(lambda body: api.post("/v1/builds", json=body), bodies))
+        answers = list(
+            pool.map(lambda body: until_served(lambda: api.post("/v1/builds", json=body)), bodies)
+        )
     assert [answer.status_code for answer in answers] == [202] * len(bodies)
     assert len({answer.json()["model"] for answer in answers}) == 1
     assert sorted(answer.json()["version"] for answer in answers) == [1, 2, 3, 4]

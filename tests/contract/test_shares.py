@@ -13,11 +13,10 @@ import anyio
 import pytest
 
 from farm.api.room import Places, Room, Shares
-from farm.database.session import Database
 from farm.errors import Busy, TooMany
 from farm.specs.scopes import Scope
 from tests.contract.live_api import live_api
-from tests.keys import a_key, bearer
+from tests.keys import bearer
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +29,7 @@ def api(tmp_path_factory):
 @pytest.fixture(scope="module")
 def others(api) -> bytes:
     """The head of another client's requests."""
-    db = Database(api.settings.database)
-    key = a_key(db, Scope.SUBMIT, name="another")
-    db.dispose()
+    key = api.new_key(Scope.SUBMIT)
     return f"Host: localhost\r\nAuthorization: {bearer(key)['Authorization']}\r\n".encode()
 
 

@@ -12,6 +12,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -77,20 +78,41 @@ def _broker(url: str) -> Iterator[str]:
     pytest.fail("every Redis database is taken: FLUSHALL it")
 
 
-@pytest.fixture(scope="session")
-def maker(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Popen[bytes], Path]:
-    """What makes the files, while the farm starts."""
-    folder = tmp_path_factory.mktemp("files")
-    command = [sys.executable, "-m", "tests.e2e.files", str(folder)]
-    return subprocess.Popen(command, cwd=ROOT), folder
+#: A file beside the others, once they are all there.
+ALL_THERE = "all there"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maker:
+    """Makes the files, while the farm starts."""
+
+    folder: Path
+    process: subprocess.Popen[bytes] | None  #: none where another process of the tests has it
+
+    def made(self) -> bool:
+        assert self.process is None or not self.process.poll()
+        return (self.folder / ALL_THERE).exists()
 
 
 @pytest.fixture(scope="session")
-def files(maker: tuple[subprocess.Popen[bytes], Path]) -> Path:
+def maker(tmp_path_factory: pytest.TempPathFactory) -> Maker:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        folder = tmp_path_factory.mktemp("files")
+    else:
+        folder = tmp_path_factory.getbasetemp().with_name("files")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            return Maker(folder=folder, process=None)
+    command = [sys.executable, "-m", "tests.e2e.files", str(folder), ALL_THERE]
+    return Maker(folder=folder, process=subprocess.Popen(command, cwd=ROOT))
+
+
+@pytest.fixture(scope="session")
+def files(maker: Maker) -> Path:
     """A folder with what is submitted; ``tests.e2e.files`` says what."""
-    process, folder = maker
-    assert process.wait(120) == 0
-    return folder
+    wait_until("the files are made", maker.made, 200)
+    return maker.folder
 
 
 @pytest.fixture(scope="session")
@@ -112,4 +134,4 @@ def pages(tmp_path_factory: pytest.TempPathFactory, maker: object) -> Iterator[L
 def tidy(farm: LiveFarm) -> Iterator[None]:
     """Afterwards no child and no work folder is left."""
     yield
-    wait_until("nothing is left behind", farm.is_tidy, 15)
+    wait_until("nothing is left behind", farm.is_tidy)

@@ -1,4 +1,6 @@
-"""The files that the farm is given, honest and not: ``python -m tests.e2e.files OUT_DIR``.
+"""The files that the farm is given, honest and not: ``python -m tests.e2e.files OUT_DIR LAST``.
+
+``LAST`` is an empty one that is made when all others are there.
 
 Made in a process of its own, since they need PyTorch and the tests don't.
 """
@@ -94,3 +96,4 @@ def _write_malicious(honest: Path, path: Path, marker: Path) -> None:
 
 if __name__ == "__main__":
     write(Path(sys.argv[1]))
+    (Path(sys.argv[1]) / sys.argv[2]).touch()

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import httpx2
 import numpy as np
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from farm.cli import app
 from farm.local.up import Addresses
@@ -114,10 +114,14 @@ class LiveFarm:
         """Start ``farm …`` as a process of a user of this farm alone."""
         return Cli(self.addresses.api, *map(str, arguments), more=self._user())
 
-    def says(self, *arguments: str | Path) -> Any:
-        """The JSON that ``farm …`` prints, run within this process: the second of imports is saved."""
+    def ran(self, *arguments: str | Path) -> Result:
+        """``farm …`` within this process: the second of imports is saved."""
         environment = {"FARM_URL": self.addresses.api, **self._user()}
-        ran = CliRunner().invoke(app, [*map(str, arguments), "--json"], env=environment)
+        return CliRunner().invoke(app, [*map(str, arguments)], env=environment)
+
+    def says(self, *arguments: str | Path) -> Any:
+        """The JSON that ``farm …`` prints, within this process."""
+        ran = self.ran(*arguments, "--json")
         assert ran.exit_code == 0, ran.output
         return json.loads(ran.stdout)
 

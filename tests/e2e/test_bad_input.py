@@ -93,12 +93,11 @@ def test_a_request_that_cannot_be_served_is_refused_at_the_door(
 def test_the_command_line_says_what_is_wrong_and_what_to_do(
     file: str, more: list[str], words: str, farm: LiveFarm, files: Path
 ) -> None:
-    command = farm.cli("submit", files / file, "--gpu", "tensorrt-rtx:sm_86", *more)
-    out, err = command.end(2)
-    assert not out
-    assert words in err
-    assert "\nhint: " in err
-    assert "Traceback" not in err
+    ran = farm.ran("submit", files / file, "--gpu", "tensorrt-rtx:sm_86", *more)
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert words in ran.stderr
+    assert "\nhint: " in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 # Failed by the worker

@@ -28,7 +28,7 @@ NAME = "flower.x_1-y"
 def task(farm: LiveFarm, job: Any, attempt: int = 1) -> Any:
     """An attempt's task once Flower has it."""
     uuid = shown.task_id(job["id"], attempt)
-    return wait_until(f"Flower has {uuid}", lambda: farm.flower("/api/tasks").get(uuid), 20)
+    return wait_until(f"Flower has {uuid}", lambda: farm.flower("/api/tasks").get(uuid))
 
 
 def settled(farm: LiveFarm, job: Any, state: str, attempt: int = 1) -> Any:
@@ -38,7 +38,7 @@ def settled(farm: LiveFarm, job: Any, state: str, attempt: int = 1) -> Any:
         found = task(farm, job, attempt)
         return found if found["state"] == state and found["build"] else None
 
-    return wait_until(f"attempt {attempt} of {job['title']} is {state}", look, 20)
+    return wait_until(f"attempt {attempt} of {job['title']} is {state}", look)
 
 
 def page(farm: LiveFarm, path: str) -> httpx2.Response:

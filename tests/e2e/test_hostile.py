@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
+from tests.again import until_served
 from tests.e2e.live import LiveFarm, processes, wait_until
 from tests.keys import bearer
 
@@ -120,8 +121,14 @@ def test_a_chunked_upload_that_breaks_off_is_refused_and_leaves_nothing(
 
 def test_the_same_file_uploaded_by_many_at_once_is_kept_once(farm: LiveFarm) -> None:
     content = b"the same bytes" * 1000
+
+    def upload(_: int) -> str:
+        answer = until_served(lambda: farm.http.post("/v1/blobs", content=content))
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["digest"])
+
     with ThreadPoolExecutor(12) as pool:
-        digests = set(pool.map(lambda _: farm.upload(content), range(24)))
+        digests = set(pool.map(upload, range(24)))
     assert len(digests) == 1
 
 
@@ -129,9 +136,8 @@ def test_identical_submissions_at_once_share_their_jobs(farm: LiveFarm, files: P
     request = body(farm, files, model="at-once", targets=["tensorrt-rtx:sm_75"])
 
     def submit(_: int) -> Any:
-        return httpx2.post(
-            f"{farm.addresses.api}/v1/builds", json=request, timeout=60, headers=bearer(farm.key)
-        )
+        url, headers = f"{farm.addresses.api}/v1/builds", bearer(farm.key)
+        return until_served(lambda: httpx2.post(url, json=request, timeout=60, headers=headers))
 
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(submit, range(24)))
@@ -151,9 +157,8 @@ def test_cancels_and_retries_that_race_leave_a_build_that_can_be_finished(
         verb = "cancel" if turn % 2 else "retry"
         url = f"{farm.addresses.api}/v1/builds/{build}/{verb}"
         # They wait for each other, and on a busy machine one may be asked to come again.
-        while (answer := httpx2.post(url, timeout=60, headers=bearer(farm.key))).status_code == 503:
-            time.sleep(float(answer.headers["Retry-After"]))
-        return answer.status_code
+        ask = partial(httpx2.post, url, timeout=60, headers=bearer(farm.key))
+        return until_served(ask).status_code
 
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(poke, range(32))) == {200}
@@ -167,7 +172,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(farm: LiveFarm) -> None:
     for _ in range(10):
         connected(farm, head + "x" * 100_000).close()
     incoming = farm.settings.store_dir / "incoming"
-    wait_until("nothing is on its way in", lambda: not any(incoming.iterdir()), 10)
+    wait_until("nothing is on its way in", lambda: not any(incoming.iterdir()))
 
 
 def test_listeners_that_vanish_are_forgotten(farm: LiveFarm, files: Path) -> None:
@@ -185,5 +190,5 @@ def test_listeners_that_vanish_are_forgotten(farm: LiveFarm, files: Path) -> Non
     held = descriptors()
     for listener in listeners:
         listener.close()
-    wait_until("their connections are closed", lambda: descriptors() <= held - 35, 20)
+    wait_until("their connections are closed", lambda: descriptors() <= held - 35)
     farm.http.post(f"/v1/builds/{build}/cancel").raise_for_status()

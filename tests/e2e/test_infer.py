@@ -101,4 +101,4 @@ def test_inputs_that_are_none_are_refused_before_anything_runs(
 def test_an_inference_leaves_nothing_behind(farm: LiveFarm, client: Farm) -> None:
     made = client.infer("digits", {"image": np.ones((1, 1, 8, 8), "float32")})
     assert made.view.worker
-    wait_until("nothing is left behind", farm.is_tidy, 15)
+    wait_until("nothing is left behind", farm.is_tidy)

@@ -271,7 +271,7 @@ def test_flower_shows_the_worker_and_every_job_by_its_title(built: Built, farm: 
         states = {task["name"]: task["state"] for task in tasks}
         return all(states.get(job["title"]) == "SUCCESS" for job in built.jobs.values())
 
-    wait_until("Flower has seen every job end", finished, 20)
+    wait_until("Flower has seen every job end", finished)
     shown = {task["name"]: task for task in farm.flower("/api/tasks").values()}
     task = shown["build digits:int8@sm_89"]
     job = next(job for job in built.jobs.values() if job["title"] == task["name"])

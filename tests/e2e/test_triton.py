@@ -34,6 +34,8 @@ from tests.triton import Triton
 pytestmark = pytest.mark.slow
 http = pytest.importorskip("tritonclient.http")
 MODEL = "served"
+#: Each version that Triton loads is a process that imports ONNX Runtime.
+SLOWLY = 200
 TOLERANCE = {"rtol": 1e-3, "atol": 1e-4}
 
 
@@ -247,12 +249,12 @@ def test_promotion_and_rollback_reach_triton_without_a_failed_request(
     ):
         assert json.loads(process.stdout.readline())["version"] == 1
         with asking(triton, given, seen, failures):
-            wait_until("version 1 answers", answers_as(1))
+            wait_until("version 1 answers", answers_as(1), SLOWLY)
             for _ in range(2):
                 farm.says("promote", MODEL, "2", "prod", "--max-slowdown", "1000")
-                wait_until("version 2 answers", answers_as(2))
+                wait_until("version 2 answers", answers_as(2), SLOWLY)
                 farm.says("rollback", MODEL, "prod")
-                wait_until("version 1 answers again", answers_as(1))
+                wait_until("version 1 answers again", answers_as(1), SLOWLY)
         moves = [json.loads(process.stdout.readline()) for _ in range(4)]
         assert [(one["before"], one["version"]) for one in moves] == [(1, 2), (2, 1)] * 2
         assert kept.versions() == {"1"}

@@ -47,7 +47,7 @@ class Up:
         code = self.process.wait(30)
         assert code == (0 if sig == signal.SIGTERM else -sig)
         try:
-            wait_until("every process has ended", lambda: not processes(self.farm.home), 25)
+            wait_until("every process has ended", lambda: not processes(self.farm.home))
         except AssertionError:
             print(*processes(self.farm.home), sep="\n")
             raise
@@ -70,7 +70,7 @@ def kill_and_see_it_again(farm: LiveFarm, part: str) -> None:
     before = there()
     assert before
     os.kill(min(before), signal.SIGKILL)
-    wait_until(f"{part} is there again", lambda: there() - before, 30)
+    wait_until(f"{part} is there again", lambda: there() - before)
 
 
 def answers(farm: LiveFarm) -> bool:

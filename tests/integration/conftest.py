@@ -15,10 +15,14 @@ from farm.stages import JobKind
 from tests.stage_bench import Bench, Digits, staged_digits
 from workers.clocks.host import Pace
 from workers.runner import trial
+from workers.runner.forks import processes
 from workers.sandbox import Feature, Limits, Sandbox, messages
 from workers.sandbox.features import Found
 from workers.stages import base
 from workers.stages.base import Stage, StageResult
+
+# Where tests start children by themselves: each would import these anew, for a fifth of a second.
+processes.set_forkserver_preload(["pytest", "tests.sandboxed", "workers.runner.inside"])
 
 #: To time a model for a moment alone.
 QUICK = Pace(warmup_s=0.01, duration_s=0.05, min_iterations=3, max_s=0.2, slice_s=0.02)
@@ -43,6 +47,8 @@ def _stages_say_what_a_worker_takes_and_time_quickly() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, "run", checked)
+        # A second thread for models this small only spins, and takes as much time again.
+        patch.setattr("workers.backends.ort.cpu.cpu_threads", lambda: 1)
         yield
 
 

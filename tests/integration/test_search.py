@@ -7,12 +7,14 @@ from datetime import UTC, datetime
 import pytest
 from sqlalchemy import select, text, update
 
-from farm.database.tables import Build, EngineRow, Version
+from farm.database.session import Database
+from farm.database.tables import Artifact, Build, EngineRow, Version
 from farm.errors import InvalidRequest
 from farm.registry import labels, search, terms
 from farm.schemas.labels import DescriptionChanges
 from farm.schemas.search import Kind
-from tests.ledger import DATA, LABELLED
+from tests.conftest import copied, url_of
+from tests.ledger import DATA, LABELLED, SOURCE, Ledger
 
 
 @pytest.fixture
@@ -38,9 +40,36 @@ def describe(ledger, model, number=None, **changes):
             labels.describe_version(session, model, number, changes)
 
 
+@pytest.fixture(scope="module")
+def filled(template, tmp_path_factory):
+    """A database to copy, and its builds: three models; digits has two versions and an engine of each."""
+    with copied(template, tmp_path_factory.mktemp("filled")) as copy:
+        db = Database(url_of(copy))
+        builds = fill(Ledger(db))
+        db.dispose()
+        yield copy, builds
+
+
 @pytest.fixture
-def farm(ledger):
-    """Three models; digits has two versions and an engine of each."""
+def database_url(filled, tmp_path):
+    with copied(filled[0], tmp_path) as copy:
+        yield url_of(copy)
+
+
+@pytest.fixture
+def ledger(db):
+    return Ledger(db)
+
+
+@pytest.fixture
+def farm(filled):
+    return filled[1]
+
+
+def fill(ledger):
+    with ledger.db.write() as session:
+        session.add_all(Artifact(digest=digest, bytes=10) for digest in (SOURCE, DATA, LABELLED))
+    ledger.worker()
     builds = {}
     for number, (name, more) in enumerate(
         [

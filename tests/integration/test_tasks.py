@@ -117,9 +117,9 @@ def test_a_worker_that_shuts_down_waits_for_no_database(ledger):
 def test_a_job_goes_on_without_the_database_until_its_lease_has_run_out(ledger):
     ledger.submit()
     claim = ledger.claim_next()
+    start = time.monotonic()
     watch = Watch(context(Flaky(ledger.db, failures=10**6), lease_ttl_s=0.3), claim)
     watch._text = "printed meanwhile"
-    start = time.monotonic()
     with pytest.raises(LeaseLost, match="past its lease"):
         _look_until_it_raises(watch)
     assert time.monotonic() - start >= 0.3

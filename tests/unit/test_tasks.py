@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 import pytest
-from sklearn import metrics
 
 from farm.errors import DataRefused, InvalidData
 from farm.reports import shown
@@ -19,6 +20,14 @@ from workers.measure.task import TaskJudge
 from workers.measure.verdict import doubts
 
 RANDOM = np.random.default_rng(7)
+
+
+@pytest.fixture(scope="module")
+def metrics() -> ModuleType:
+    """Scikit-learn's: every process that collects tests would take half a second to import it."""
+    from sklearn import metrics
+
+    return metrics
 
 
 def judged(
@@ -43,7 +52,7 @@ def judged(
 
 
 @pytest.mark.parametrize(("metric", "k"), [("top1", 1), ("top5", 5)])
-def test_top_k_is_that_of_scikit_learn(metric: str, k: int) -> None:
+def test_top_k_is_that_of_scikit_learn(metric: str, k: int, metrics: ModuleType) -> None:
     scores = RANDOM.normal(size=(50, 12))
     label = RANDOM.integers(0, 12, 50)
     found = judged(metric, {"y": scores}, {"y": -scores}, label=label, output="y")
@@ -54,7 +63,7 @@ def test_top_k_is_that_of_scikit_learn(metric: str, k: int) -> None:
     assert found.output == "y"
 
 
-def test_mean_iou_and_f1_are_those_of_scikit_learn() -> None:
+def test_mean_iou_and_f1_are_those_of_scikit_learn(metrics: ModuleType) -> None:
     label = RANDOM.integers(-1, 4, (10, 6, 6))
     scores = RANDOM.normal(size=(10, 5, 6, 6))
     known, chosen = label >= 0, scores.argmax(axis=1)
@@ -352,7 +361,9 @@ def test_an_output_whose_rows_leave_the_batch_is_refused_by_name(metric: str) ->
         assert "--task output=" in (caught.value.hint or "")
 
 
-def test_means_over_classes_take_memory_for_the_classes_that_samples_have() -> None:
+def test_means_over_classes_take_memory_for_the_classes_that_samples_have(
+    metrics: ModuleType,
+) -> None:
     """50,000 samples of 1,000 classes would take 2.4 GB as rows of sums."""
     import tracemalloc
 
@@ -375,7 +386,7 @@ def test_means_over_classes_take_memory_for_the_classes_that_samples_have() -> N
     assert high - low < 0.02
 
 
-def test_counts_of_many_classes_per_sample_are_bounded_and_stay_right() -> None:
+def test_counts_of_many_classes_per_sample_are_bounded_and_stay_right(metrics: ModuleType) -> None:
     random = np.random.default_rng(4)
     labels, found = (random.integers(0, 40, (300, 8, 8)) for _ in range(2))
     exact, bounded, coarse = (
