@@ -15,7 +15,7 @@ import httpx2
 from redis.exceptions import RedisError
 from sqlalchemy import make_url
 
-from tests.chaos.site import Site
+from tests.chaos.site import Part, Site
 from tests.conftest import POSTGRES, _admin
 from tests.e2e.live import Process
 from tests.keys import bearer
@@ -49,16 +49,23 @@ class Storm(threading.Thread):
             "kill a stage": lambda: self._kill(self._site.stages),
             "kill a fork server": lambda: self._kill(self._site.fork_servers),
             "kill a worker": lambda: self._kill(self._site.workers),
-            "store can't be written": self._close_the_store,
             "stop a worker past its lease": self._stop_a_worker,
-            "kill the API": self._kill_the_api,
+            "kill a machine": lambda: self._restart_a_machine(signal.SIGKILL),
+            "restart a machine": lambda: self._restart_a_machine(signal.SIGTERM),
+            "kill the API": lambda: self._restart(self._site.api, signal.SIGKILL, 0.0),
+            "API gone for a while": lambda: self._restart(self._site.api, signal.SIGTERM, 3.0),
             "flush the broker": self._flush_the_broker,
             "collect garbage": self._collect_garbage,
             "put a clock": self._put_a_clock,
         }
-        if self._site.broker is not None:
-            acts["kill the broker"] = lambda: self._restart_the_broker(signal.SIGKILL, 0.0)
-            acts["broker gone for a while"] = lambda: self._restart_the_broker(signal.SIGTERM, 3.0)
+        if (broker := self._site.broker) is not None:
+            acts["kill the broker"] = lambda: self._restart(broker, signal.SIGKILL, 0.0)
+            acts["broker gone for a while"] = lambda: self._restart(broker, signal.SIGTERM, 3.0)
+        if (s3 := self._site.s3) is not None:
+            acts["kill S3"] = lambda: self._restart(s3, signal.SIGKILL, 0.0)
+            acts["S3 gone for a while"] = lambda: self._restart(s3, signal.SIGTERM, 5.0)
+        else:
+            acts["store can't be written"] = self._close_the_store
         if POSTGRES is not None:
             acts["database gone for a while"] = self._close_the_database
         try:
@@ -124,10 +131,6 @@ class Storm(threading.Thread):
         _admin(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
         return True
 
-    def _kill_the_api(self) -> bool:
-        self._site.api.restart()
-        return True
-
     def _put_a_clock(self) -> bool:
         """Let one machine's clock jump, by many leases. Garbage collection takes ten minutes."""
         part = self._random.choice([self._site.api, *self._site.supervisors])
@@ -154,10 +157,11 @@ class Storm(threading.Thread):
             return False  # it is being restarted
         return True
 
-    def _restart_the_broker(self, sig: signal.Signals, gone_s: float) -> bool:
-        broker = self._site.broker
-        assert broker is not None
-        broker.kill(sig)
+    def _restart(self, part: Part, sig: signal.Signals, gone_s: float) -> bool:
+        part.kill(sig)
         time.sleep(gone_s)
-        broker.start()
+        part.start()
         return True
+
+    def _restart_a_machine(self, sig: signal.Signals) -> bool:
+        return self._restart(self._random.choice(self._site.supervisors), sig, 0.0)
