@@ -29,6 +29,8 @@ from tests.e2e.live import ROOT, Process, fork_servers, processes, stages, wait_
 from tests.keys import a_key, bearer, key_of
 
 CLOCK = Path(__file__).parent / "clock"
+#: By how much a clock may be put.
+CLOCKS_OFF_S = 240.0
 _FARM = (sys.executable, "-m", "farm")
 
 

@@ -15,13 +15,12 @@ import httpx2
 from redis.exceptions import RedisError
 from sqlalchemy import make_url
 
-from tests.chaos.site import Part, Site
+from tests.chaos.site import CLOCKS_OFF_S, Part, Site
 from tests.conftest import POSTGRES, _admin
 from tests.e2e.live import Process
 from tests.keys import bearer
 
 _LOOK_S = 3.0
-_CLOCKS_OFF_S = 240.0
 
 
 class Storm(threading.Thread):
@@ -134,7 +133,7 @@ class Storm(threading.Thread):
     def _put_a_clock(self) -> bool:
         """Let one machine's clock jump, by many leases. Garbage collection takes ten minutes."""
         part = self._random.choice([self._site.api, *self._site.supervisors])
-        part.put_clock(self._random.uniform(-_CLOCKS_OFF_S, _CLOCKS_OFF_S))
+        part.put_clock(self._random.uniform(-CLOCKS_OFF_S, CLOCKS_OFF_S))
         return True
 
     def _collect_garbage(self) -> bool:
