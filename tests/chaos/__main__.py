@@ -40,7 +40,10 @@ def weather(
 ) -> tuple[Findings, Storm, Crowd]:
     """Let a storm go over a farm at work, then look whether all is right.
 
+    The crowd goes on until the storm has done each of its acts.
+
     Parameters:
+        builds: at a time.
         pause_s: the shortest and the longest time between two strikes.
         strikes: how many at most. Each death costs a worker its imports again: a storm without an
             end could kill the workers of a slow machine faster than they start.
@@ -56,7 +59,9 @@ def weather(
         storm = Storm(site, seed, pause_s=pause_s, strikes=strikes)
         storm.start()
         try:
-            ended = crowd.run(patience_s=600 + 10.0 * builds)
+            ended = crowd.run(patience_s := 600 + 10.0 * builds)
+            while storm.has_more_to_show:
+                ended += crowd.run(patience_s)
         finally:
             storm.end()
         return audit(site, ended), storm, crowd

@@ -52,6 +52,7 @@ class Crowd:
         self._key = key
         self._headers = bearer(key)
         self._builds = builds
+        self._numbers = itertools.count()
         self._models = [tiny_model(n) for n in range(models)]
         self._clients = clients
         self._seed = seed
@@ -59,10 +60,11 @@ class Crowd:
         self.pulls = itertools.count()
 
     def run(self, patience_s: float) -> list[Ended]:
-        """Submit them all and follow each to its end."""
+        """Submit them all, again as other builds, and follow each to its end."""
         deadline = time.monotonic() + patience_s
+        numbers = list(itertools.islice(self._numbers, self._builds))
         with ThreadPoolExecutor(self._clients) as pool:
-            return list(pool.map(lambda n: self._one(n, deadline), range(self._builds)))
+            return list(pool.map(lambda n: self._one(n, deadline), numbers))
 
     def _one(self, number: int, deadline: float) -> Ended:
         chance = random.Random(f"{self._seed}-{number}")

@@ -41,9 +41,16 @@ class Storm(threading.Thread):
         self._strikes = strikes
         self._over = threading.Event()
         self.done: Counter[str] = Counter()
+        self._first = self._random.sample(sorted(acts := self._acts()), len(acts))
+        self._by_name = acts
         self.error: BaseException | None = None
 
-    def run(self) -> None:
+    @property
+    def has_more_to_show(self) -> bool:
+        """Whether there is something that it does, and hasn't done yet."""
+        return bool(self._first) and self.is_alive()
+
+    def _acts(self) -> dict[str, Callable[[], bool]]:
         acts: dict[str, Callable[[], bool]] = {
             "kill a stage": lambda: self._kill(self._site.stages),
             "kill a fork server": lambda: self._kill(self._site.fork_servers),
@@ -67,17 +74,23 @@ class Storm(threading.Thread):
             acts["store can't be written"] = self._close_the_store
         if POSTGRES is not None:
             acts["database gone for a while"] = self._close_the_database
+        return acts
+
+    def run(self) -> None:
         try:
             # Each once, in the seed's order, and then at random.
-            first = self._random.sample(sorted(acts), len(acts))
             while self.done.total() < self._strikes:
                 if self._over.wait(self._random.uniform(*self._pause_s)):
                     break
-                name = first.pop(0) if first else self._random.choice(sorted(acts))
-                if acts[name]():
+                first = self._first[:1]
+                name = first[0] if first else self._random.choice(sorted(self._by_name))
+                has_done = self._by_name[name]()
+                if first:
+                    self._first.remove(name)
+                if has_done:
                     self.done[name] += 1
-                elif first and not self.done[name]:
-                    first.append(name)  # there was nothing to kill, or to collect
+                elif first:
+                    self._first.append(name)  # there was nothing to kill, or to collect
         except BaseException as err:
             self.error = err
 
