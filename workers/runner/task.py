@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,7 @@ def _work(context: Context, claim: Claim) -> list[Bell]:
         Stopping, _OtherTools, _Cancelled
     """
     _check_toolchain(claim)
+    began = time.monotonic()
     with context.left.leaving() as leave_slot, _workdir(context, claim) as workdir:
         parts = [hook(context, claim) for hook in HOOKS]
         request = _request(context, claim, workdir, parts)
@@ -263,23 +265,31 @@ def _work(context: Context, claim: Claim) -> list[Bell]:
             leave_slot()
         for part in parts:
             made = part.made(made)
-        ready = _keep(context, claim, made)
+        ready = _keep(context, claim, made, took_s=time.monotonic() - began)
         for part in parts:
             part.kept()
         return ready
 
 
-def _keep(context: Context, claim: Claim, made: Made) -> list[Bell]:
-    """Store what was made, and finish the job with it."""
+def _keep(context: Context, claim: Claim, made: Made, *, took_s: float) -> list[Bell]:
+    """Store what was made, and finish the job with it.
+
+    Parameters:
+        took_s: how long it took to make.
+    """
     outputs = {}
-    with transfers.leased(context, claim):
+    with transfers.leased(context, claim) as lost:
+        insist = partial(transfers.insist, context, lost=lost, took_s=took_s)
         for role, path in made.outputs.items():
-            stored = context.store.take(path)
+            stored = insist(partial(context.store.take, path))
             outputs[role] = Output(digest=stored.digest, bytes=stored.bytes)
+
+    def are_there() -> bool:
+        return all(context.store.has(output.digest) for output in outputs.values())
 
     def require_outputs() -> None:
         # After an hour, garbage collection may have taken outputs that nothing refers to yet.
-        if not all(context.store.has(output.digest) for output in outputs.values()):
+        if not insist(are_there):
             raise StorageUnavailable("the store has lost what was made")
 
     def succeed(session: Session) -> list[Bell]:
