@@ -188,11 +188,11 @@ def _commands(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 def cli_page() -> str:
     panels: dict[str, list[str]] = {}
-    last = ""
+    top = typer.main.get_command(cli).commands  # type: ignore[attr-defined]
     for name, command in commands():
-        # A command of a group stands where its group does, with the panel before it.
-        last = str(getattr(command, "rich_help_panel", None) or last)
-        panels.setdefault(last, []).append(_command(name, command))
+        # A command of a group stands where its group does.
+        panel = str(top[name.split()[1]].rich_help_panel)
+        panels.setdefault(panel, []).append(_command(name, command))
     sections = [part for panel, parts in panels.items() for part in (f"## {panel}", *parts)]
     return _page(
         "Command line",
