@@ -20,6 +20,7 @@ from farm.store.cache import Cache
 from farm.store.local import LocalStore
 from farm.store.migration import Migration
 from tests import faults, s3
+from tests.contract.live_api import live_api
 from tests.contract.rigs import content_of, digest_of, put
 
 BLOBS = [bytes([n]) * (n + 1) for n in range(30)]
@@ -254,3 +255,31 @@ def test_the_command_refuses_what_isnt_a_store_to_copy(
     assert code == 2
     assert told in " ".join((out + err).split())
     assert "secret" not in out + err
+
+
+def test_a_farm_goes_on_in_its_new_store_with_all_that_was_uploaded_meanwhile(
+    proxy: faults.Proxy, tmp_path: Path
+) -> None:
+    to, home = a_prefix(), tmp_path / "home"
+
+    def shown(url: str, key: str) -> dict[str, object]:
+        environment = {"FARM_URL": url, "FARM_KEY": key}
+        ran = CliRunner().invoke(app, ["store", "--json"], env=environment)
+        assert ran.exit_code == 0, ran.output
+        return json.loads(ran.stdout)  # type: ignore[no-any-return]
+
+    with live_api(home) as api:
+        first = api.upload(b"before the copy")
+        before = shown(api.url, api.key)
+        assert farm("--from", before["address"], "--to", to)[0] == 0
+        second = api.upload(b"while it is used")
+    code, out, _ = farm("--from", before["address"], "--to", to)
+    assert (code, out.splitlines()[0]) == (0, "copied 1 file (16 B); 1 there already")
+    with live_api(home, {"FARM_STORE": to}) as api:
+        after = shown(api.url, api.key)
+        assert (after["id"], after["problem"]) == (before["id"], None)
+        assert str(after["address"]).startswith(to)
+        assert api.http.get(f"/v1/blobs/{first}").content == b"before the copy"
+        assert api.http.get(f"/v1/blobs/{second}").content == b"while it is used"
+        scrubbed = api.http.post("/v1/scrub").json()
+    assert (scrubbed["checked"], scrubbed["damaged"], scrubbed["missing"]) == (2, [], [])
