@@ -6,7 +6,10 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 
+_LOOK_S = 0.5
 _PR_SET_PDEATHSIG = 1
 
 
@@ -21,6 +24,25 @@ def die_with_parent(sig: int = signal.SIGKILL, *, parent: int | None = None) -> 
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(sig), 0, 0, 0)
     if parent is not None and os.getppid() != parent:
         os.kill(os.getpid(), sig)
+
+
+def end_with_parent(parent: int, *, grace_s: float) -> None:
+    """End this process in order, by SIGTERM, when its parent dies, and without if that takes too long.
+
+    Nobody else is left who would see that it hangs.
+
+    Parameters:
+        parent: the parent's id, which may be dead already.
+    """
+
+    def insist() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_S)
+        time.sleep(grace_s)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    die_with_parent(signal.SIGTERM, parent=parent)
+    threading.Thread(target=insist, name="insists on the end", daemon=True).start()
 
 
 def take_short_turns() -> None:

@@ -179,6 +179,8 @@ def commands() -> Iterator[tuple[str, Any]]:
 def _commands(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
+            if command.invoke_without_command:
+                yield f"{prefix} {name}", command
             yield from _commands(command, f"{prefix} {name}")
         else:
             yield f"{prefix} {name}", command
@@ -186,11 +188,11 @@ def _commands(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 def cli_page() -> str:
     panels: dict[str, list[str]] = {}
-    last = ""
+    top = typer.main.get_command(cli).commands  # type: ignore[attr-defined]
     for name, command in commands():
-        # A command of a group stands where its group does, with the panel before it.
-        last = str(getattr(command, "rich_help_panel", None) or last)
-        panels.setdefault(last, []).append(_command(name, command))
+        # A command of a group stands where its group does.
+        panel = str(top[name.split()[1]].rich_help_panel)
+        panels.setdefault(panel, []).append(_command(name, command))
     sections = [part for panel, parts in panels.items() for part in (f"## {panel}", *parts)]
     return _page(
         "Command line",

@@ -71,7 +71,7 @@ def check_options(words: Sequence[str]) -> None:
 def find(words: Sequence[str]):
     """The command that these words name, and what is left of them."""
     command, rest = ROOT, list(words)
-    while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
+    while hasattr(command, "commands") and rest and not rest[0].startswith(("-", "[")):
         name = rest.pop(0)
         assert name in command.commands, f"farm {' '.join(words)}: no command {name!r}"
         command = command.commands[name]

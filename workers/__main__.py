@@ -16,7 +16,7 @@ import sys
 import time
 from types import FrameType
 
-from farm import installed, logs
+from farm import installed, logs, processes
 from farm.errors import InvalidRequest
 from farm.machine import gpus
 from farm.settings import Settings
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 2
     if options.one is not None:
-        return _one(options.one, options.name)
+        return _one(options.one, options.name, options.supervisor)
     if Settings().sandbox == "required" and _lacks_sandbox():
         return 2
     try:
@@ -84,6 +84,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # "cpu", or a GPU's UUID
+    # Its process id.
+    parser.add_argument("--supervisor", type=int, default=os.getppid(), help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -102,14 +104,13 @@ def _lacks_sandbox() -> bool:
     return bool(lacking)
 
 
-def _one(which: str, name: str) -> int:
-    """Be one worker."""
-    # First of all: it takes seconds, and runs beside the imports of Celery.
+def _one(which: str, name: str, supervisor: int) -> int:
+    """Be one worker, for as long as its supervisor lives."""
+    processes.end_with_parent(supervisor, grace_s=_GRACE_S)
+    # First of all imports: it takes seconds, and runs beside those of Celery.
     forks.preload(PRELOADED)
-    from farm.processes import die_with_parent
     from workers.runner import app, task
 
-    die_with_parent(signal.SIGTERM)
     found = {gpu.uuid: gpu for gpu in gpus.discover()} if which != "cpu" else {}
     app.run_worker(name, found.get(which), register=task.register)
     return 0
@@ -172,7 +173,8 @@ class _Supervisor:
     def _start(self, name: str) -> None:
         more = dict(self._commands[name])
         one = more.pop("FARM_ONE")
-        command = installed.command("workers", "--one", one, "--name", name)
+        mine = ("--supervisor", str(os.getpid()))
+        command = installed.command("workers", "--one", one, "--name", name, *mine)
         # In a session of its own: Ctrl+C reaches this process alone, which then ends them in order.
         self._running[name] = subprocess.Popen(
             command, env=installed.environment() | more, start_new_session=True

@@ -47,6 +47,22 @@ class StoreView(Answer):
     free_bytes: int | None = Field(description="null if it has no limit, or can't be read")
 
 
+class StoreCopy(Answer):
+    """What a copy of a store has done, or would do."""
+
+    source: str
+    target: str
+    id: str = Field(description="the farm's store's, which the target has once all is there")
+    dry_run: bool
+    copied: int = Field(description="files that weren't there, or would be copied")
+    copied_bytes: int
+    present: int = Field(description="files that were there already")
+    damaged: list[str] = Field(
+        description="digests of files that aren't what these say: they were left out"
+    )
+    complete: bool = Field(description="whether the target has all that the source had, and its id")
+
+
 class GcRequest(Request):
     """What garbage collection shall take."""
 

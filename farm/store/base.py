@@ -122,8 +122,8 @@ class Blobs(Protocol):
 class Store(Blobs, Protocol):
     """Stores artifacts."""
 
-    def identify(self) -> str:
-        """Its identity, created if it has none. Concurrent callers get the same one."""
+    def identify(self, identity: str | None = None) -> str:
+        """Its identity: if it has none, this one or else a new one. Concurrent callers get the same one."""
         ...
 
     async def receive(

@@ -81,19 +81,19 @@ class BucketStore:
     def identity(self) -> str | None:
         return self._puts.text("id")
 
-    def identify(self) -> str:
+    def identify(self, identity: str | None = None) -> str:
         from obstore.exceptions import AlreadyExistsError
 
         if known := self.identity():
             return known
         with suppress(AlreadyExistsError), self._puts.reached("written", but=(AlreadyExistsError,)):
             self._puts.write(
-                "id", f"{uuid4()}\n".encode(), is_new=True
+                "id", f"{identity or uuid4()}\n".encode(), is_new=True
             )  # of concurrent callers, one wins
-        identity = self.identity()
-        if identity is None:
+        kept = self.identity()
+        if kept is None:
             raise StorageUnavailable(f"{self._url} didn't keep its identity")
-        return identity
+        return kept
 
     # Putting
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from farm.errors import InvalidRequest
 from farm.settings import Settings
 from farm.specs import buckets, stores
@@ -17,16 +19,23 @@ def store_of(settings: Settings) -> Store:
     Raises:
         InvalidRequest, ExtraMissing
     """
-    if buckets.is_bucket(settings.store):
-        return BucketStore(
-            settings.store, cache_of(settings), public_endpoint=settings.store_endpoint
-        )
-    if stores.is_api(settings.store):
+    return store_at(settings.store or str(settings.store_dir), settings)
+
+
+def store_at(place: str, settings: Settings) -> Store:
+    """The store in a folder or a bucket, which needn't be the farm's.
+
+    Raises:
+        InvalidRequest, ExtraMissing
+    """
+    if buckets.is_bucket(place):
+        return BucketStore(place, cache_of(settings), public_endpoint=settings.store_endpoint)
+    if stores.is_api(place):
         raise InvalidRequest(
-            f"{settings.store} is a store for workers: the API needs a folder or a bucket",
-            hint="set FARM_STORE to a folder or to s3://BUCKET/PREFIX",
+            f"{place} is a store for workers: the API, and farm store copy, need a folder or a bucket",
+            hint="name a folder, or s3://BUCKET/PREFIX",
         )
-    return LocalStore(settings.store_dir)
+    return LocalStore(Path(place))
 
 
 def cache_of(settings: Settings) -> Cache:

@@ -114,21 +114,21 @@ class LocalStore:
             return (self.root / "id").read_text().strip() or None
         return None
 
-    def identify(self) -> str:
+    def identify(self, identity: str | None = None) -> str:
         with self._writing():
             self._incoming.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=self._incoming) as file:
-                file.write(f"{uuid4()}\n")
+                file.write(f"{identity or uuid4()}\n")
                 file.flush()
                 os.fchmod(file.fileno(), 0o444)
                 with suppress(FileExistsError):
                     os.link(file.name, self.root / "id")  # of concurrent callers, one wins
-        identity = self.identity()
-        if identity is None:
+        kept = self.identity()
+        if kept is None:
             raise StorageUnavailable(
                 f"the artifact store at {self.root} didn't keep its identity file"
             )
-        return identity
+        return kept
 
     def is_right(self, digest: str) -> bool:
         with self._reading(), self._opened(digest) as file:

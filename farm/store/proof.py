@@ -5,6 +5,8 @@ A worker with another folder would take jobs and fail all of them, since their i
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -22,13 +24,13 @@ def adopt(db: Database, store: Store) -> None:
         StorageUnavailable: the farm has another one.
         DatabaseUnavailable
     """
-    identity = store.identify()
-    try:
-        with db.write() as session:
+    with db.read() as session:
+        is_known = _known(session) is not None
+    if not is_known:  # otherwise a store that isn't the farm's, or not yet, is left as it is
+        identity = store.identify()
+        with suppress(IntegrityError), db.write() as session:  # another API process may be faster
             if _known(session) is None:
                 session.add(KnownStore(id=identity))
-    except IntegrityError:
-        pass  # another API process was faster
     prove(db, store)
 
 

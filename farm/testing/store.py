@@ -88,10 +88,10 @@ class MemoryStore:
         self._answer()
         return self._identity
 
-    def identify(self) -> str:
+    def identify(self, identity: str | None = None) -> str:
         with self._lock:
             self._answer()
-            self._identity = self._identity or str(uuid4())
+            self._identity = self._identity or identity or str(uuid4())
             return self._identity
 
     def take(self, source: Path, *, expected: str | None = None) -> Stored:

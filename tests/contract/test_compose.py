@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from farm.settings import Settings
-from tests import farm_lines
+from tests import farm_lines, s3
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text()
@@ -24,6 +24,10 @@ SERVICES = COMPOSE["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
 ONE_SHOT = {"migrate"}
 SETTINGS = COMPOSE["x-farm"]
+#: For those who keep their artifacts in a folder.
+FOLDER = "/var/lib/farm/store"
+#: Who reads and writes artifacts.
+OF_THE_STORE = ["api", "cpu-worker", "gpu-worker"]
 RUNNING = sorted(set(SERVICES) - ONE_SHOT)
 #: Whose image `farm` comes from: built by one service, used by others.
 FARM = sorted(name for name, service in SERVICES.items() if service["image"].startswith("engine-"))
@@ -33,6 +37,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PROGRAMS = {
     "postgres": {"pg_isready"},
     "redis": {"redis-cli", "grep"},
+    "chrislusf": {"wget"},  # busybox's
     "engine": {"python", "celery", "farm"},
     "prom": {"wget"},  # busybox's
     "grafana": {"wget"},
@@ -61,7 +66,7 @@ def steps(path: Path) -> list[tuple[str, str]]:
 
 
 def test_the_services_are_those_of_a_fleet():
-    parts = {"postgres", "redis", "migrate", "api", "cpu-worker", "gpu-worker", "flower"}
+    parts = {"postgres", "redis", "s3", "migrate", "api", "cpu-worker", "gpu-worker", "flower"}
     assert set(SERVICES) == parts | {"prometheus", "grafana"}
 
 
@@ -144,11 +149,11 @@ def test_a_health_check_in_python_is_python(name):
 
 
 def test_a_health_check_asks_for_its_own_service(subtests):
-    for name, path in (("api", "/readyz"), ("flower", "/healthcheck")):
+    for name, path in (("api", "/readyz'"), ("flower", "/healthcheck'"), ("s3", "/healthz")):
         with subtests.test(name):
             text = " ".join(SERVICES[name]["healthcheck"]["test"])
-            port = command(name)[command(name).index("--port") + 1]
-            assert f"http://127.0.0.1:{port}{path}'" in text
+            port = re.search(r"[-.]port[ =](\d+)", " ".join(command(name)))[1]
+            assert f"http://127.0.0.1:{port}{path}" in text
 
 
 def test_postgres_is_asked_by_tcp():
@@ -170,6 +175,9 @@ def test_dependencies_wait_for_a_condition_that_can_come_true(name):
     [
         ("migrate", "postgres"),
         ("api", "migrate"),
+        ("api", "s3"),
+        ("cpu-worker", "s3"),
+        ("gpu-worker", "s3"),
         ("cpu-worker", "migrate"),
         ("cpu-worker", "redis"),
         ("gpu-worker", "migrate"),
@@ -266,12 +274,43 @@ def test_a_part_of_the_farm_knows_database_broker_and_store(name, monkeypatch):
     settings = Settings()
     assert settings.database == "postgresql://farm:secret@postgres:5432/farm"
     assert settings.broker == "redis://:secret@redis:6379/0"
-    assert str(settings.store_dir) == "/var/lib/farm/store"
+    assert settings.store == "s3://farm/store"
 
 
-@pytest.mark.parametrize("name", ["api", "cpu-worker", "gpu-worker"])
-def test_api_and_workers_share_the_store(name):
-    assert f"store:{environment(name)['FARM_STORE']}" in SERVICES[name]["volumes"]
+def test_the_bucket_is_made_where_the_farm_looks_for_it():
+    [store] = re.findall(r"\$\{FARM_STORE:-s3://([^/}]+)", TEXT)
+    assert f"-bucket={store}" in command("s3")
+    for name in OF_THE_STORE:
+        port = re.search(r":-http://s3:(\d+)\}", environment(name)["AWS_ENDPOINT_URL"])[1]
+        assert f"-s3.port={port}" in command("s3")
+
+
+def test_only_the_api_and_workers_reach_the_bucket_and_have_its_key():
+    with_key = [n for n in SERVICES if "AWS_SECRET_ACCESS_KEY" in environment(n)]
+    there = [n for n, one in SERVICES.items() if "store" in one.get("networks", [])]
+    assert sorted(with_key) == sorted(there) == sorted([*OF_THE_STORE, "s3"])
+    for name in OF_THE_STORE:
+        assert {k: environment(name)[k] for k in environment("s3")} == environment("s3")
+        assert "default" in SERVICES[name]["networks"]
+
+
+@pytest.mark.parametrize("name", OF_THE_STORE)
+def test_a_folder_serves_as_the_store_too(name):
+    assert f"store:{FOLDER}" in SERVICES[name]["volumes"]
+
+
+def test_the_bucket_is_of_the_version_that_the_tests_run():
+    _, _, version = s3.WHEEL.partition("==")
+    assert re.fullmatch(
+        rf"chrislusf/seaweedfs:{re.escape(version)}@sha256:[0-9a-f]{{64}}", SERVICES["s3"]["image"]
+    )
+
+
+@services
+def test_nothing_changes_an_images_programs_or_gains_rights(name):
+    assert SERVICES[name]["read_only"] is True
+    assert SERVICES[name]["security_opt"] == ["no-new-privileges:true"]
+    assert any(one.startswith("/tmp") for one in SERVICES[name]["tmpfs"])
 
 
 @services
@@ -391,7 +430,7 @@ def test_its_user_owns_home_and_store(path):
     # `install -d -o` gives the owner to the folders that it names, not to those on the way.
     [text] = [text for step, text in steps(path) if "install -d" in text]
     owned = text.partition("install -d -o farm ")[2].split()
-    assert {SETTINGS["FARM_HOME"], SETTINGS["FARM_STORE"]} <= set(owned)
+    assert {SETTINGS["FARM_HOME"], FOLDER} <= set(owned)
 
 
 def test_the_images_share_the_user_that_owns_the_store():

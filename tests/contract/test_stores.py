@@ -301,6 +301,11 @@ def test_a_store_has_no_identity_until_it_is_given_one_which_it_keeps(rig: Rig) 
     assert list(rig.store.blobs()) == []
 
 
+def test_a_store_takes_the_identity_of_the_one_that_it_is_to_replace_and_keeps_it(store: Store):
+    assert store.identify("of the old one") == "of the old one"
+    assert store.identify("of another one") == store.identity() == "of the old one"
+
+
 def test_who_identifies_a_store_at_once_gets_the_same(store: Store) -> None:
     told, start = [], threading.Barrier(4)
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,14 +46,13 @@ class Process:
     command: str
 
 
-def processes(home: Path) -> list[Process]:
-    """The living processes of the farm in this home, known by their environment or their folder; and what
+def processes(*homes: Path) -> list[Process]:
+    """The living processes of the farm in these homes, known by their environment or their folder; and what
     they have started, of which some forget their environment."""
-    own = f"FARM_HOME={home}".encode()
     there = {
         process.pid: (process, mine)
         for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and (found := _process(entry, own, home)) is not None
+        if entry.name.isdigit() and (found := _process(entry, homes)) is not None
         for process, mine in [found]
     }
 
@@ -63,7 +62,7 @@ def processes(home: Path) -> list[Process]:
     return [process for process, _ in there.values() if is_mine(process.pid)]
 
 
-def _process(entry: Path, own: bytes, home: Path) -> tuple[Process, bool] | None:
+def _process(entry: Path, homes: Sequence[Path]) -> tuple[Process, bool] | None:
     try:
         state, parent, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
         command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -73,28 +72,29 @@ def _process(entry: Path, own: bytes, home: Path) -> tuple[Process, bool] | None
         return None
     found = Process(pid=int(entry.name), parent=int(parent), session=int(session), command=command)
     try:
-        mine = own in (entry / "environ").read_bytes().split(b"\0")
-        mine = mine or (entry / "cwd").readlink().is_relative_to(home)
+        own = {f"FARM_HOME={home}".encode() for home in homes}
+        mine = not own.isdisjoint((entry / "environ").read_bytes().split(b"\0"))
+        mine = mine or any(map((entry / "cwd").readlink().is_relative_to, homes))
     except OSError:  # it ended, or isn't ours to look at, or is in a folder whose name is too long
         mine = False
     return found, mine
 
 
-def stages(home: Path) -> list[Process]:
+def stages(*homes: Path) -> list[Process]:
     """The guards of the stages: forked from the fork server, each with its child in a session of its own."""
-    found = processes(home)
+    found = processes(*homes)
     return [p for p in found if "forkserver" in p.command and p.session == p.pid]
 
 
-def fork_servers(home: Path) -> list[Process]:
+def fork_servers(*homes: Path) -> list[Process]:
     """The processes that stages are forked from."""
-    parents = {p.parent for p in stages(home)}
-    return [p for p in processes(home) if p.pid in parents]
+    parents = {p.parent for p in stages(*homes)}
+    return [p for p in processes(*homes) if p.pid in parents]
 
 
-def workers(home: Path) -> list[Process]:
+def workers(*homes: Path) -> list[Process]:
     """The Celery workers."""
-    return [p for p in processes(home) if "-m workers --one" in p.command]
+    return [p for p in processes(*homes) if "-m workers --one" in p.command]
 
 
 # The farm

@@ -43,6 +43,8 @@ def test_a_worker_with_another_store_is_told_so(ledger, store, tmp_path, used):
 
 def test_an_api_with_another_store_does_not_take_the_farm_over(ledger, store, tmp_path):
     proof.adopt(ledger.db, store)
+    other = LocalStore(tmp_path / "other")
     with pytest.raises(StorageUnavailable):
-        proof.adopt(ledger.db, LocalStore(tmp_path / "other"))
+        proof.adopt(ledger.db, other)
+    assert other.identity() is None, "else it could never become the farm's"
     proof.prove(ledger.db, store)

@@ -18,9 +18,11 @@ from farm.fleet import workers
 from farm.queue import shown
 from farm.specs.states import JobState
 from farm.store import proof
+from farm.store.base import Stored
 from farm.store.local import LocalStore
-from workers.runner import claims, task
+from workers.runner import claims, task, transfers
 from workers.runner import watch as watch_module
+from workers.runner.made import Made
 from workers.runner.shown import Flower
 from workers.runner.store_watch import StoreWatch
 from workers.runner.watch import Stopping, Watch
@@ -66,9 +68,11 @@ def context(db, lease_ttl_s=30.0):
         worker_ttl_s=30.0,
         max_attempts=3,
     )
+    stopping = threading.Event()
     return SimpleNamespace(
         db=db,
-        stopping=threading.Event(),
+        stopping=stopping,
+        transfers=transfers.Transfers(db, lease_s=lease_ttl_s, stopping=stopping),
         settings=settings,
         worker="cpu@here",
         held={},
@@ -80,6 +84,7 @@ def context(db, lease_ttl_s=30.0):
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(claims, "_RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr(transfers, "_RETRY_S", (0.01, 0.02))
     monkeypatch.setattr(claims, "_CLAIM_AGAIN_S", (0.01, 0.02))
 
 
@@ -89,6 +94,80 @@ def test_a_result_waits_for_a_database_that_is_away(ledger):
     titles = claims.insist(context(flaky), lambda session: session.scalars(select(Job.title)).all())
     assert "export digits" in titles
     assert flaky.failures == 0
+
+
+class FlakyStore:
+    """A store that is away for the first few calls."""
+
+    def __init__(self, failures):
+        self.failures = failures
+        self.taken = []
+
+    def take(self, path):
+        self._answer()
+        self.taken.append(path)
+        return Stored(digest="sha256:" + "a" * 64, bytes=7)
+
+    def has(self, _digest):
+        self._answer()
+        return True
+
+    def _answer(self):
+        if self.failures > 0:
+            self.failures -= 1
+            raise StorageUnavailable("the store is being restarted")
+
+
+@pytest.fixture
+def kept(ledger, tmp_path):
+    """Keeps what a job made, which took so long; returns the worker's context, and the store."""
+
+    def keep(store, *, took_s=3600.0, lease_ttl_s=30.0):
+        ledger.submit()
+        claim = ledger.claim_next()
+        here = context(ledger.db, lease_ttl_s)
+        here.store = store
+        made = Made(outputs={"onnx": tmp_path / "model.onnx"}, facts={})
+        return here, lambda: task._keep(here, claim, made, took_s=took_s), claim
+
+    return keep
+
+
+def test_a_result_waits_for_a_store_that_is_away(ledger, kept):
+    store = FlakyStore(failures=8)
+    _, keep, claim = kept(store)
+    keep()
+    assert len(store.taken) == 1
+    with ledger.db.read() as session:
+        job = session.get_one(Job, claim.job_id)
+        assert (job.state, job.attempt) == (JobState.SUCCEEDED, claim.attempt)
+
+
+def test_a_result_is_kept_for_as_long_as_it_took_to_make_it(kept, monkeypatch):
+    monkeypatch.setattr(transfers, "_PATIENCE_S", (0.0, 600.0))
+    store = FlakyStore(failures=10**6)
+    _, keep, _ = kept(store, took_s=0.2)
+    start = time.monotonic()
+    with pytest.raises(StorageUnavailable, match="being restarted"):
+        keep()
+    assert time.monotonic() - start >= 0.1
+    assert store.failures < 10**6 - 3
+
+
+def test_a_worker_that_shuts_down_waits_for_no_store(kept):
+    here, keep, _ = kept(FlakyStore(failures=10**6))
+    here.stopping.set()
+    with pytest.raises(StorageUnavailable):
+        keep()
+
+
+def test_a_result_that_another_attempt_took_over_isnt_kept_for_a_store_that_is_away(ledger, kept):
+    store = FlakyStore(failures=10**6)
+    _, keep, claim = kept(store, lease_ttl_s=0.3)
+    with ledger.db.write() as session:
+        session.get_one(Job, claim.job_id).attempt += 1
+    with pytest.raises(StorageUnavailable):
+        keep()
 
 
 def test_a_claim_is_tried_again_before_its_message_is_given_up(ledger):

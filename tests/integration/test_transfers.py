@@ -16,7 +16,7 @@ LEASE_S = 0.6
 
 @pytest.fixture
 def transfers(ledger):
-    return Transfers(ledger.db, lease_s=LEASE_S)
+    return Transfers(ledger.db, lease_s=LEASE_S, stopping=threading.Event())
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,20 @@ time.sleep(60)
 """
 
 
+#: Like Celery's warm shutdown, which may wait for ever for a broker that is gone.
+HANGS = """
+import os, signal, sys, time
+from farm.processes import end_with_parent
+def hang(*_):
+    print("asked to end", flush=True)
+    time.sleep(60)
+signal.signal(signal.SIGTERM, hang)
+print(os.getpid(), flush=True)
+end_with_parent(int(sys.argv[1]) or os.getppid(), grace_s=0.1)
+time.sleep(60)
+"""
+
+
 BETWEEN = """
 import subprocess, sys
 orphan = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], stdout=subprocess.PIPE, text=True)
@@ -25,9 +39,10 @@ print(orphan.stdout.readline(), flush=True)
 """
 
 
+@pytest.mark.parametrize("orphan", [ORPHAN, HANGS], ids=["ignores it", "hangs"])
 @pytest.mark.parametrize("parent", [0, 999999], ids=["dies later", "was dead already"])
-def test_a_process_that_ignores_the_death_of_its_parent_ends_all_the_same(parent):
-    command = [sys.executable, "-c", BETWEEN, ORPHAN, str(parent)]
+def test_a_process_ends_with_its_parent_whatever_it_does_about_that(orphan, parent):
+    command = [sys.executable, "-c", BETWEEN, orphan, str(parent)]
     made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
     orphan = int(made.stdout)
     deadline = time.monotonic() + 20

@@ -72,7 +72,7 @@ class Context:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "store_watch", StoreWatch(self.db, self.store))
-        transfers = Transfers(self.db, lease_s=self.settings.lease_ttl_s)
+        transfers = Transfers(self.db, lease_s=self.settings.lease_ttl_s, stopping=self.stopping)
         object.__setattr__(self, "transfers", transfers)
 
     @property

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,7 @@ def _work(context: Context, claim: Claim) -> None:
         Stopping, _OtherTools, _Cancelled
     """
     _check_toolchain(claim)
+    began = time.monotonic()
     with context.left.leaving() as leave_slot, _workdir(context, claim) as workdir:
         parts = [hook(context, claim) for hook in HOOKS]
         request = _request(context, claim, workdir, parts)
@@ -261,23 +263,31 @@ def _work(context: Context, claim: Claim) -> None:
             leave_slot()
         for part in parts:
             made = part.made(made)
-        ready = _keep(context, claim, made)
+        ready = _keep(context, claim, made, took_s=time.monotonic() - began)
         _ring(context, ready)  # before the folder goes, which takes as long as they wait
         for part in parts:
             part.kept()
 
 
-def _keep(context: Context, claim: Claim, made: Made) -> list[Bell]:
-    """Store what was made, and finish the job with it; return the bells of those that became ready."""
+def _keep(context: Context, claim: Claim, made: Made, *, took_s: float) -> list[Bell]:
+    """Store what was made, and finish the job with it; return the bells of those that became ready.
+
+    Parameters:
+        took_s: how long it took to make.
+    """
     outputs = {}
-    with context.transfers.leased(claim):
+    with context.transfers.leased(claim) as lost:
+        insist = partial(context.transfers.insist, lost=lost, took_s=took_s)
         for role, path in made.outputs.items():
-            stored = context.store.take(path)
+            stored = insist(partial(context.store.take, path))
             outputs[role] = Output(digest=stored.digest, bytes=stored.bytes)
+
+    def are_there() -> bool:
+        return all(context.store.has(output.digest) for output in outputs.values())
 
     def require_outputs() -> None:
         # After an hour, garbage collection may have taken outputs that nothing refers to yet.
-        if not all(context.store.has(output.digest) for output in outputs.values()):
+        if not insist(are_there):
             raise StorageUnavailable("the store has lost what was made")
 
     def succeed(session: Session) -> list[Bell]:
