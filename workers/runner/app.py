@@ -14,14 +14,16 @@ from functools import partial
 from pathlib import Path
 
 from celery import Celery, signals
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from farm import logs
 from farm.database.migrate import require_schema
 from farm.database.session import Database
-from farm.errors import Unavailable
+from farm.errors import Unavailable, WorkerNameTaken
 from farm.fleet import workers
 from farm.fleet.workers import Announcement
+from farm.local import home as homes
 from farm.machine.gpus import Gpu
 from farm.machine.load import gpu_load
 from farm.processes import take_short_turns
@@ -65,6 +67,7 @@ class Context:
     stopping: threading.Event = field(default_factory=threading.Event)
     store_watch: StoreWatch = field(init=False)
     held: dict[int, int] = field(default_factory=dict)  #: running jobs: job id → attempt
+    lost_name: threading.Event = field(default_factory=threading.Event)
     #: jobs that this machine failed: job id → until when other jobs come first
     shunned: dict[int, float] = field(default_factory=dict)
 
@@ -84,11 +87,17 @@ class Context:
 
 
 def announcement(
-    name: str, gpu: Gpu | None, *, slots: int = 1, compiles: bool = False
+    name: str,
+    gpu: Gpu | None,
+    *,
+    holder: str | None = None,
+    slots: int = 1,
+    compiles: bool = False,
 ) -> Announcement:
     """What a worker for this GPU, or for CPU work, announces.
 
     Parameters:
+        holder: the id of its home.
         slots: how many jobs it runs at once.
         compiles: whether its AOTInductor packages run.
     """
@@ -103,11 +112,16 @@ def announcement(
         runtimes=runtimes,
         toolchain=dict(toolchain.installed()),
         slots=slots,
+        holder=holder,
     )
 
 
 def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Context], None]) -> None:
-    """Consume this worker's queues until SIGTERM. ``register`` adds the task to the application."""
+    """Consume this worker's queues until SIGTERM. ``register`` adds the task to the application.
+
+    Raises:
+        WorkerNameTaken: another machine's worker has this name, or took it while this one was silent.
+    """
     take_short_turns()
     settings = Settings()
     # Before its variables go, of which some are secret.
@@ -120,7 +134,8 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     # On a GPU before it takes a job: nothing else works there while one is measured.
     compiles_here = gpu is not None and _compiles(settings, gpu, Siblings())
     slots = settings.cpu_slots if gpu is None else 1
-    me = announcement(name, gpu, slots=slots, compiles=compiles_here)
+    holder = homes.holder(settings.home)
+    me = announcement(name, gpu, holder=holder, slots=slots, compiles=compiles_here)
     db = Database(settings.database)
     require_schema(db)
     app = create_celery(settings)
@@ -168,6 +183,8 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
                 f"--loglevel={settings.log_level}",
             ]
         )
+    if context.lost_name.is_set():
+        raise WorkerNameTaken(f"another worker is {name}")
 
 
 def _compiles(settings: Settings, gpu: Gpu | None, siblings: Siblings) -> bool:
@@ -191,12 +208,28 @@ def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterato
                 os.kill(os.getpid(), signal.SIGTERM)  # it gives its jobs back; see the supervisor
             load = gpu_load(me.gpu_uuid) if me.gpu_uuid else None
             # The next heartbeat makes up for a missed one; after several, the worker counts as offline.
-            with suppress(Unavailable), context.db.write() as session:
-                if not announced:
-                    workers.announce(session, me)
-                unread = context.flower.unread(me.queues) if announced else ()
-                workers.seen(session, me.name, unread=unread, load=load)
+            try:
+                with context.db.write() as session:
+                    if not announced:
+                        workers.announce(session, me, ttl_s=context.settings.worker_ttl_s)
+                    unread = context.flower.unread(me.queues) if announced else ()
+                    holds = workers.seen(
+                        session, me.name, holder=me.holder, unread=unread, load=load
+                    )
                 announced = True
+            except (
+                Unavailable,
+                IntegrityError,
+            ):  # or another has just announced itself by this name
+                holds = True
+            except WorkerNameTaken as err:
+                log.error("%s; %s", err.detail, err.hint)
+                holds = False
+            if not holds:
+                # Its jobs are another's by now, or go back.
+                context.lost_name.set()
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
             stopped.wait(every_s if announced else _ANNOUNCE_AGAIN_S)
 
     def until_kept(write: Callable[[Session], bool]) -> None:
@@ -222,7 +255,7 @@ def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterato
         """Add what a CPU worker can compile, beside its jobs: making a package takes a while."""
         if not _compiles(context.settings, None, context.siblings):
             return
-        more = announcement(me.name, None, compiles=True)
+        more = announcement(me.name, None, holder=me.holder, compiles=True)
         context.flower.read(set(more.queues) - set(me.queues))
         until_kept(
             lambda session: workers.offers(
@@ -247,5 +280,5 @@ def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterato
         if beats.is_alive():
             beats.join()
         with context.db.write() as session:
-            workers.left(session, me.name)
+            workers.left(session, me.name, holder=me.holder)
             leases.release(session, me.name, dict(context.held))
