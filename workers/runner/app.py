@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 from celery import Celery, signals
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from farm import logs
@@ -25,7 +24,6 @@ from farm.fleet import workers
 from farm.fleet.workers import Announcement
 from farm.local import home as homes
 from farm.machine.gpus import Gpu
-from farm.machine.load import gpu_load
 from farm.processes import take_short_turns
 from farm.queue import leases
 from farm.queue.celery_app import create_celery
@@ -36,6 +34,7 @@ from farm.store.base import Blobs
 from farm.tracing import spans
 from workers.runner import compiles, remote, toolchain, trial
 from workers.runner.child import await_preload
+from workers.runner.heartbeat import Heartbeat
 from workers.runner.names import queues
 from workers.runner.pool import Left, pool_of
 from workers.runner.shown import Flower
@@ -199,38 +198,18 @@ def _compiles(settings: Settings, gpu: Gpu | None, siblings: Siblings) -> bool:
 def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterator[None]:
     """Announce the worker once it is ready; give its jobs back when it ends, whatever the signal."""
     stopped = threading.Event()
+    heart = Heartbeat(context.db, me, context.flower, ttl_s=context.settings.worker_ttl_s)
 
     def beat() -> None:
-        announced = False
         while not stopped.is_set():
             if dict(toolchain.installed()) != me.toolchain:
                 log.warning("packages were changed under this worker: it starts again")
                 os.kill(os.getpid(), signal.SIGTERM)  # it gives its jobs back; see the supervisor
-            load = gpu_load(me.gpu_uuid) if me.gpu_uuid else None
-            # The next heartbeat makes up for a missed one; after several, the worker counts as offline.
-            try:
-                with context.db.write() as session:
-                    if not announced:
-                        workers.announce(session, me, ttl_s=context.settings.worker_ttl_s)
-                    unread = context.flower.unread(me.queues) if announced else ()
-                    holds = workers.seen(
-                        session, me.name, holder=me.holder, unread=unread, load=load
-                    )
-                announced = True
-            except (
-                Unavailable,
-                IntegrityError,
-            ):  # or another has just announced itself by this name
-                holds = True
-            except WorkerNameTaken as err:
-                log.error("%s; %s", err.detail, err.hint)
-                holds = False
-            if not holds:
-                # Its jobs are another's by now, or go back.
+            if not heart.beat():
                 context.lost_name.set()
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
-            stopped.wait(every_s if announced else _ANNOUNCE_AGAIN_S)
+            stopped.wait(every_s if heart.announced else _ANNOUNCE_AGAIN_S)
 
     def until_kept(write: Callable[[Session], bool]) -> None:
         """Repeat a write that needs the worker's row, which the first heartbeat makes."""
