@@ -137,7 +137,7 @@ def test_a_supervisor_asks_for_its_names_elsewhere_and_holds_them_here(db, datab
     other = Settings(home=tmp_path / "two", database_url=database_url)
     with sole.sole_supervisor(settings, ["cpu@box", "gpu0@box"]):
         with (
-            pytest.raises(WorkerNameTaken, match="gpu0@box already runs in .*one, supervised by"),
+            pytest.raises(WorkerNameTaken, match=r"gpu0@box already runs in .*one, supervised by"),
             sole.sole_supervisor(settings, ["gpu0@box"]),
         ):
             pass

@@ -1,4 +1,4 @@
-"""A worker's heartbeat: the farm knows by it that the worker lives, and the worker that its name is its own."""
+"""A worker's heartbeat: the farm knows by it that the worker lives, the worker that its name is its own."""
 
 from __future__ import annotations
 
