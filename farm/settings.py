@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     join_database_url: str = Field(
         "",
         description="the database as machines that join by a token reach it, if that isn't the API's "
-        "`FARM_DATABASE_URL`; it may name a user of Postgres with fewer rights",
+        "`FARM_DATABASE_URL`; it may name a user of Postgres who can't read keys: how-to/fleet.md",
     )
     join_store_url: str = Field(
         "",

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
 
 from farm.client import Farm
+from farm.database.session import Database
 from farm.local import up
+from farm.settings import Settings
 from farm.trust import credentials
+from tests.conftest import POSTGRES, _admin
 from tests.e2e.conftest import fresh_settings
 from tests.e2e.live import ROOT, LiveFarm, wait_until, workers
 
@@ -27,14 +34,41 @@ TAKEN = 3
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFarm]:
-    """A farm without workers."""
+    """A farm without workers; on Postgres it gives those that join a user of their own."""
     home = tmp_path_factory.mktemp("alone") / "home"
     with ExitStack() as stack:
+        user = stack.enter_context(_user_of_workers()) if POSTGRES else None
         settings = stack.enter_context(fresh_settings(home))
+        if user:
+            theirs = make_url(settings.database).set(username=user)
+            told = theirs.render_as_string(hide_password=False)
+            settings = settings.model_copy(update={"join_database_url": told})
         farm = up.LocalFarm(settings, up.free_port(), up.free_port())
         stack.callback(farm.stop)
         farm.start(("api",))
+        if user:
+            _grant(settings, user)
         yield LiveFarm(farm.addresses, settings)
+
+
+@contextmanager
+def _user_of_workers() -> Iterator[str]:
+    name = f"farm_worker_{uuid.uuid4().hex[:12]}"
+    _admin(f"CREATE ROLE {name} LOGIN")
+    yield name
+    _admin(f"DROP ROLE {name}")
+
+
+def _grant(settings: Settings, user: str) -> None:
+    """What docs/how-to/fleet.md says that this user may do."""
+    text = (ROOT / "docs" / "how-to" / "fleet.md").read_text()
+    [block] = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+    database = Database(settings.database)
+    with database.engine.begin() as connection:
+        for statement in block.replace("farm_worker", user).split(";"):
+            if statement.strip():
+                connection.exec_driver_sql(statement)
+    database.dispose()
 
 
 class Machine:
@@ -166,6 +200,17 @@ def test_a_machine_whose_workers_were_killed_has_its_name_at_once(
 
         wait_until("it is online again", began_again, 120)
         assert again.poll() is None
+
+
+@pytest.mark.skipif(POSTGRES is None, reason="SQLite has no users")
+@pytest.mark.parametrize("table", ["api_keys", "join_tokens", "logins", "audit"])
+def test_what_a_machine_is_told_reads_no_keys_and_no_audit(alone: LiveFarm, table: str) -> None:
+    database = Database(alone.settings.join_database_url)
+    with database.engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM jobs").scalar() is not None
+        with pytest.raises(DBAPIError, match="permission denied"):
+            connection.exec_driver_sql(f"SELECT * FROM {table}")
+    database.dispose()
 
 
 def test_tokens_that_open_nothing_are_refused_with_what_to_do(
