@@ -96,11 +96,11 @@ def joined_by(url: str, token: str | None, name: str | None, home: Path) -> Join
             hint="farm tokens create --worker, then FARM_JOIN_TOKEN=…",
         )
     name = name or os.environ.get("FARM_WORKER_HOST") or socket.gethostname()
+    _warn_of_plain(url)
     with Farm(url, key="") as farm:
         answer = farm.join(token, name, holder=homes.holder(home))
     made = joined.of_answer(answer, farm=url, name=name, token_id=token_id)
     joined.keep(home, made)
-    _warn_of_plain(url)
     return made
 
 
@@ -109,6 +109,7 @@ def _warn_of_plain(url: str) -> None:
 
     if url.startswith("http://") and not reaches_this_machine(url):
         print(
-            f"warning: {url} isn't encrypted: the token and the farm's passwords could be read on the way",
+            f"warning: {url} isn't encrypted: the token, and the passwords in the farm's answer, can be read "
+            "on the way",
             file=sys.stderr,
         )
