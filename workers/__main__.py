@@ -94,7 +94,7 @@ def _supervise(settings: Settings, options: argparse.Namespace) -> int:
     if options.name:
         os.environ["FARM_WORKER_HOST"] = options.name
     gpus_of = _workers(options)
-    with sole.sole_supervisor(settings, gpus_of):
+    with sole.sole_supervisor(settings.home, gpus_of):
         if options.prove:
             from workers.runner import proving
 

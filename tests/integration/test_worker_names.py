@@ -16,9 +16,8 @@ from farm.errors import WorkerNameTaken
 from farm.fleet import workers
 from farm.fleet.workers import Announcement
 from farm.local import home as homes
-from farm.settings import Settings
 from workers.runner import sole
-from workers.runner.heartbeat import Heartbeat
+from workers.runner.heartbeat import Heartbeat, require_name
 from workers.runner.shown import Flower
 
 pytestmark = pytest.mark.services
@@ -126,26 +125,27 @@ def test_of_many_that_begin_at_once_one_has_the_name(db):
     assert sorted(held) == [False, False, False, True]
 
 
-def test_while_the_database_is_away_no_name_is_lost(tmp_path):
-    settings = Settings(home=tmp_path, database_url="postgresql://farm@127.0.0.1:1/farm")
-    with sole.sole_supervisor(settings, ["cpu@box"]):
+def test_a_supervisor_is_the_only_one_of_its_names_in_its_home(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    with sole.sole_supervisor(one, ["cpu@box", "gpu0@box"]):
+        with (
+            pytest.raises(WorkerNameTaken, match=r"gpu0@box already runs in .*one, supervised by"),
+            sole.sole_supervisor(one, ["gpu0@box"]),
+        ):
+            pass
+        with sole.sole_supervisor(one, ["cpu@another"]), sole.sole_supervisor(two, ["cpu@box"]):
+            pass
+    with sole.sole_supervisor(one, ["cpu@box"]):
         pass
 
 
-def test_a_supervisor_asks_for_its_names_elsewhere_and_holds_them_here(db, database_url, tmp_path):
-    settings = Settings(home=tmp_path / "one", database_url=database_url)
-    other = Settings(home=tmp_path / "two", database_url=database_url)
-    with sole.sole_supervisor(settings, ["cpu@box", "gpu0@box"]):
-        with (
-            pytest.raises(WorkerNameTaken, match=r"gpu0@box already runs in .*one, supervised by"),
-            sole.sole_supervisor(settings, ["gpu0@box"]),
-        ):
-            pass
-        with sole.sole_supervisor(settings, ["cpu@another"]):
-            pass
-    assert heart(db, replace(ONE, holder=homes.holder(settings.home))).beat()
+def test_a_worker_asks_for_its_name_before_it_does_anything(db, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "one")
+    assert heart(db, ONE).beat()
+    require_name(db, ONE.name, holder=ONE.holder, ttl_s=TTL_S)
     with pytest.raises(WorkerNameTaken, match="cpu@box is online on one"):
-        sole.require_free(other, ["cpu@box"])
+        require_name(db, ONE.name, holder=OTHER.holder, ttl_s=TTL_S)
+    require_name(db, "cpu@another", holder=OTHER.holder, ttl_s=TTL_S)
 
 
 def test_a_home_has_one_id_whoever_asks_first(tmp_path):

@@ -32,7 +32,7 @@ from farm.settings import Settings
 from farm.specs import gpus
 from farm.store.base import Blobs
 from farm.tracing import spans
-from workers.runner import compiles, remote, toolchain, trial
+from workers.runner import compiles, heartbeat, remote, toolchain, trial
 from workers.runner.child import await_preload
 from workers.runner.heartbeat import Heartbeat
 from workers.runner.names import queues
@@ -137,6 +137,7 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     me = announcement(name, gpu, holder=holder, slots=slots, compiles=compiles_here)
     db = Database(settings.database)
     require_schema(db)
+    heartbeat.require_name(db, name, holder=holder, ttl_s=settings.worker_ttl_s)
     app = create_celery(settings)
     # Each job already has its own process; a thread of this one follows it.
     left = Left()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 
 from sqlalchemy.exc import IntegrityError
 
@@ -14,6 +15,18 @@ from farm.machine.load import gpu_load
 from workers.runner.shown import Flower
 
 log = logging.getLogger(__name__)
+
+
+def require_name(db: Database, name: str, *, holder: str, ttl_s: float) -> None:
+    """Return if no other machine, and no other home, has a worker online by this name.
+
+    Another may begin in the same moment: the first to announce itself then has the name.
+
+    Raises:
+        WorkerNameTaken, DatabaseUnavailable
+    """
+    with db.read() as session:
+        workers.require_free(session, name, host=socket.gethostname(), holder=holder, ttl_s=ttl_s)
 
 
 class Heartbeat:

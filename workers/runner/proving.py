@@ -15,12 +15,13 @@ from farm import __version__
 from farm.database.migrate import newest_schema, require_schema
 from farm.database.session import Database
 from farm.errors import BrokerUnavailable, FarmError, SandboxMissing
+from farm.local import home as homes
 from farm.local import joined
 from farm.local.joined import Joined
 from farm.machine.gpus import Gpu
 from farm.queue.celery_app import create_celery
 from farm.settings import Settings
-from workers.runner import forks, sole, stores, toolchain, trial
+from workers.runner import forks, heartbeat, stores, toolchain, trial
 from workers.runner.names import queues
 from workers.sandbox import Mode
 from workers.sandbox.features import missing
@@ -122,7 +123,13 @@ def _store(settings: Settings) -> str:
 
 
 def _names(settings: Settings, workers: Mapping[str, Gpu | None]) -> str:
-    sole.require_free(settings, workers)
+    db = Database(settings.database)
+    try:
+        holder = homes.holder(settings.home)
+        for name in workers:
+            heartbeat.require_name(db, name, holder=holder, ttl_s=settings.worker_ttl_s)
+    finally:
+        db.dispose()
     return "ok, nobody else's"
 
 

@@ -1,56 +1,30 @@
-"""Workers' names are unique: a supervisor holds its own on this machine, and asks for them elsewhere."""
+"""A supervisor of workers is the only one of their names in its home.
+
+That no other machine has them, each worker asks for itself. Imports little, since the supervisor uses it.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from farm.database.session import Database
-from farm.errors import Unavailable, WorkerNameTaken
-from farm.fleet import workers
-from farm.local import home as homes
-from farm.settings import Settings
+from farm.errors import WorkerNameTaken
 
 
 @contextmanager
-def sole_supervisor(settings: Settings, names: Iterable[str]) -> Iterator[None]:
-    """Be the only supervisor of workers of these names, here and elsewhere.
-
-    Elsewhere one may begin in the same moment; the first to announce its worker then has the name.
+def sole_supervisor(home: Path, names: Iterable[str]) -> Iterator[None]:
+    """Hold these workers' names in this home.
 
     Raises:
         WorkerNameTaken
     """
     with ExitStack() as locks:
         for name in names:
-            locks.enter_context(_locked(settings.home, name))
-        require_free(settings, names)
+            locks.enter_context(_locked(home, name))
         yield
-
-
-def require_free(settings: Settings, names: Iterable[str]) -> None:
-    """Return if no other machine, and no other home, has a worker online by one of these names.
-
-    While the database is away nobody knows.
-
-    Raises:
-        WorkerNameTaken
-    """
-    holder, ttl_s = homes.holder(settings.home), settings.worker_ttl_s
-    db = Database(settings.database)
-    try:
-        with db.read() as session:
-            for name in names:
-                host = socket.gethostname()
-                workers.require_free(session, name, host=host, holder=holder, ttl_s=ttl_s)
-    except Unavailable:
-        pass
-    finally:
-        db.dispose()
 
 
 @contextmanager
