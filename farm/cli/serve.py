@@ -117,20 +117,17 @@ def worker(
     name = _take_settings(join, given, name)
     environment = installed.environment()
     options = ["--json"] * as_json
-    if check_sandbox:  # a property of this machine: there may be no farm yet
-        options += ["--check-sandbox"]
-    elif check_store:
+    if join is None and not check_sandbox:  # joining proves it; the sandbox is the machine's
         preflight.require_database(Settings())
-        options += ["--check-store"]
+    if check_sandbox or check_store:
+        options += ["--check-sandbox" if check_sandbox else "--check-store"]
     else:
         installed.require("torch", "worker")
         options = ["--cpu-only"] * cpu_only + ["--no-cpu"] * no_cpu
         options += ["--name", name] if name else []
-        if join is None:
-            preflight.require_database(Settings())
-        else:  # it proves the database, too
+        if join is not None:
             options += ["--prove"] + ["--json"] * as_json
-        if as_json and join is None:
+        elif as_json:
             _announce(pid=os.getpid(), options=options)
     sys.stdout.flush()
     os.execve(sys.executable, installed.command("workers", *options), environment)  # noqa: S606 - no shell

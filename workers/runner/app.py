@@ -170,21 +170,23 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     # It takes no work, and isn't online, before its store has been shown to be the farm's.
     context.store_watch.wait()
     with spans.sent_at_the_end(), _announced(context, me, every_s=settings.worker_ttl_s / 3):
-        app.worker_main(
-            [
-                "--quiet",  # no banner: it isn't a record
-                "worker",
-                f"--hostname={name}",
-                # A worker without a runtime reads a queue that nobody fills.
-                f"--queues={','.join(me.queues) or f'nothing.{name}'}",
-                f"--concurrency={slots}",
-                "--without-mingle",
-                "--without-gossip",
-                f"--loglevel={settings.log_level}",
-            ]
-        )
+        app.worker_main(_arguments(settings, me))
     if context.lost_name.is_set():
         raise WorkerNameTaken(f"another worker is {name}")
+
+
+def _arguments(settings: Settings, me: Announcement) -> list[str]:
+    return [
+        "--quiet",  # no banner: it isn't a record
+        "worker",
+        f"--hostname={me.name}",
+        # A worker without a runtime reads a queue that nobody fills.
+        f"--queues={','.join(me.queues) or f'nothing.{me.name}'}",
+        f"--concurrency={me.slots}",
+        "--without-mingle",
+        "--without-gossip",
+        f"--loglevel={settings.log_level}",
+    ]
 
 
 def _compiles(settings: Settings, gpu: Gpu | None, siblings: Siblings) -> bool:
