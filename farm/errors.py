@@ -27,7 +27,8 @@ FarmError
 │   ├── StillReferred        405
 │   ├── Conflict             409
 │   │   ├── NameAmbiguous
-│   │   └── IdAmbiguous
+│   │   ├── IdAmbiguous
+│   │   └── WorkerNameTaken
 │   ├── DigestMismatch       400
 │   ├── EmptyBlob            400
 │   ├── SignatureRefused     400
@@ -38,6 +39,7 @@ FarmError
 │   ├── KeyNeeded            401
 │   │   └── TokenRefused
 │   ├── ScopeMissing         403
+│   ├── JoinRefused          403
 │   ├── QuotaExceeded        403
 │   ├── WrongHost            421
 │   ├── CrossSite            403
@@ -316,6 +318,12 @@ class IdAmbiguous(Conflict):
     default_hint = "give more of it"
 
 
+class WorkerNameTaken(Conflict):
+    """Another worker has this name."""
+
+    default_hint = "give this machine another name: farm worker --name NAME"
+
+
 class DigestMismatch(Rejected):
     """The received bytes don't match the announced digest; nothing was stored."""
 
@@ -374,6 +382,13 @@ class ScopeMissing(Rejected):
     status = 403
     scope = ""  #: that it lacks
     default_hint = "ask an administrator for a key with that scope: farm keys create --scope …"
+
+
+class JoinRefused(Rejected):
+    """This join token doesn't open the farm."""
+
+    status = 403
+    default_hint = "an administrator makes another: farm tokens create --worker"
 
 
 class QuotaExceeded(Rejected):

@@ -1,4 +1,5 @@
-"""How the farm's processes behave: none outlives its parent, threads don't wait for each other."""
+"""How the farm's processes behave: none outlives its parent, threads don't wait for each other, and a secret
+isn't shown among their arguments."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 _LOOK_S = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -52,3 +55,17 @@ def take_short_turns() -> None:
     twenty of them would wait for the others twenty times.
     """
     sys.setswitchinterval(0.0005)
+
+
+def hide_argument(secret: str) -> None:
+    """Overwrite a secret among this process's arguments, which any user may list. Linux only."""
+    with suppress(OSError, ValueError, IndexError):
+        # Fields 48 and 49: where the kernel put the arguments at the start.
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        start, end = int(fields[45]), int(fields[46])
+        said = secret.encode()
+        if not said or not 0 < start < end:
+            return
+        at = ctypes.string_at(start, end - start).find(said)
+        if at >= 0:
+            ctypes.memset(start + at, ord("x"), len(said))

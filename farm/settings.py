@@ -76,6 +76,21 @@ class Settings(BaseSettings):
         description="path of nginx's internal location for the store's folder, `/stored/`: downloads are "
         "answered by `X-Accel-Redirect`, and nginx sends the file",
     )
+    join_broker_url: str = Field(
+        "",
+        description="the broker as machines that join by a token reach it, if that isn't the API's "
+        "`FARM_BROKER_URL`",
+    )
+    join_database_url: str = Field(
+        "",
+        description="the database as machines that join by a token reach it, if that isn't the API's "
+        "`FARM_DATABASE_URL`; it may name a user of Postgres who can't read keys: how-to/fleet.md",
+    )
+    join_store_url: str = Field(
+        "",
+        description="the store of machines that join by a token: a folder mounted on each, or a bucket, for "
+        "which they need credentials of their own; by default the API",
+    )
     cache_bytes: int | None = Field(
         None,
         ge=0,
@@ -321,6 +336,11 @@ class Settings(BaseSettings):
         if url and not _ADDRESS.fullmatch(url):
             raise ValueError(f"{url!r} isn't an address such as https://farm.example.com")
         return url.rstrip("/")
+
+    @field_validator("join_store_url")
+    @classmethod
+    def _is_store_elsewhere(cls, store: str) -> str:
+        return store and stores.checked(store)
 
     @field_validator("store")
     @classmethod

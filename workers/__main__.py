@@ -17,8 +17,9 @@ import time
 from types import FrameType
 
 from farm import installed, logs, processes
-from farm.errors import InvalidRequest
+from farm.errors import InvalidRequest, WorkerNameTaken
 from farm.machine import gpus
+from farm.machine.gpus import Gpu
 from farm.settings import Settings
 from workers.backends.aotinductor import compiler
 from workers.runner import forks, toolchain
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 #: A cold shutdown takes 3 s; with the broker gone it may wait for ever, and leases cover the rest.
 _GRACE_S = 10.0
 _RESTART_S = 2.0
+#: How a process ends whose worker's name is another's: there is no point in starting it again.
+_NAME_TAKEN = 3
 #: What a job's child would otherwise import on its own time.
 PRELOADED = ["workers.stages.warm"]
 
@@ -51,18 +54,15 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    if options.one is not None:
-        return _one(options.one, options.name, options.supervisor)
-    if Settings().sandbox == "required" and _lacks_sandbox():
-        return 2
     try:
-        commands = _commands(options)
-    except InvalidRequest as err:
+        if options.one is not None:
+            return _one(options.one, options.name, options.supervisor)
+        if Settings().sandbox == "required" and not options.prove and _lacks_sandbox():
+            return 2
+        return _supervise(Settings(), options)
+    except (InvalidRequest, WorkerNameTaken) as err:
         print(f"error: {err.detail}\nhint: {err.hint}", file=sys.stderr)
-        return 2
-    settings = Settings()
-    logs.configure(settings.log_level, settings.log_format, settings.log_file)
-    return _Supervisor(commands).run()
+        return _NAME_TAKEN if isinstance(err, WorkerNameTaken) else 2
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -82,11 +82,28 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="test this machine's way to the artifact store and exit",
     )
+    parser.add_argument("--prove", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # "cpu", or a GPU's UUID
     # Its process id.
     parser.add_argument("--supervisor", type=int, default=os.getppid(), help=argparse.SUPPRESS)
     return parser.parse_args(argv)
+
+
+def _supervise(settings: Settings, options: argparse.Namespace) -> int:
+    from workers.runner import sole
+
+    if options.name:
+        os.environ["FARM_WORKER_HOST"] = options.name
+    gpus_of = _workers(options)
+    with sole.sole_supervisor(settings.home, gpus_of):
+        if options.prove:
+            from workers.runner import proving
+
+            if not proving.prove(settings, gpus_of, as_document=options.json):
+                return 1
+        logs.configure(settings.log_level, settings.log_format, settings.log_file)
+        return _Supervisor({name: _pinned(gpu) for name, gpu in gpus_of.items()}).run()
 
 
 def _lacks_sandbox() -> bool:
@@ -116,21 +133,18 @@ def _one(which: str, name: str, supervisor: int) -> int:
     return 0
 
 
-def _commands(options: argparse.Namespace) -> dict[str, dict[str, str]]:
-    """Worker's name → what its environment needs."""
+def _workers(options: argparse.Namespace) -> dict[str, Gpu | None]:
+    """Worker's name → its GPU; None for CPU work."""
     from workers.runner.names import default_name, queues
 
-    if options.name:
-        os.environ["FARM_WORKER_HOST"] = options.name
-    commands: dict[str, dict[str, str]] = {}
+    found: dict[str, Gpu | None] = {}
     if not options.no_cpu:
-        # CPU work sees no GPU, so that no stage takes memory on one by accident.
-        commands[default_name(None, 0)] = {"FARM_ONE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        found[default_name(None, 0)] = None
     if not options.cpu_only:
         # Whether it really compiles, each worker tries when it starts.
         runtimes = toolchain.runtimes(compiles=bool(compiler.tools()))
-        found = gpus.visible(gpus.discover(), os.environ.get("CUDA_VISIBLE_DEVICES"))
-        for index, gpu in enumerate(found):
+        there = gpus.visible(gpus.discover(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+        for index, gpu in enumerate(there):
             if not queues(gpu, runtimes):
                 print(
                     f"{gpu.name} ({gpu.uuid}) gets no worker: no runtime for GPUs is installed "
@@ -138,9 +152,16 @@ def _commands(options: argparse.Namespace) -> dict[str, dict[str, str]]:
                     file=sys.stderr,
                 )
                 continue
-            pinned = {"FARM_ONE": gpu.uuid, "CUDA_VISIBLE_DEVICES": gpu.uuid}
-            commands[default_name(gpu, index)] = pinned
-    return commands
+            found[default_name(gpu, index)] = gpu
+    return found
+
+
+def _pinned(gpu: Gpu | None) -> dict[str, str]:
+    """What a worker's environment needs."""
+    # CPU work sees no GPU, so that no stage takes memory on one by accident.
+    if gpu is None:
+        return {"FARM_ONE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    return {"FARM_ONE": gpu.uuid, "CUDA_VISIBLE_DEVICES": gpu.uuid}
 
 
 class _Supervisor:
@@ -163,11 +184,16 @@ class _Supervisor:
         while not self._stopping:
             for name in self._commands:
                 worker = self._running.get(name)
+                if worker is not None and worker.poll() == _NAME_TAKEN:
+                    log.error("another machine has the name %s: this one stops", name)
+                    self._stop()
+                    break
                 if worker is not None and worker.poll() is not None:
                     log.warning("worker %s exited with %s; restarting it", name, worker.returncode)
                 if worker is None or worker.poll() is not None:
                     self._start(name)
-            time.sleep(_RESTART_S if len(self._running) else 0)
+            if not self._stopping:
+                time.sleep(_RESTART_S if len(self._running) else 0)
         return self._end()
 
     def _start(self, name: str) -> None:
@@ -180,19 +206,21 @@ class _Supervisor:
             command, env=installed.environment() | more, start_new_session=True
         )
 
-    def _stop(self, _signal: int, _frame: FrameType | None) -> None:
+    def _stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
         self._stopping = True
         for worker in self._running.values():
             worker.terminate()
 
     def _end(self) -> int:
+        """Wait for the workers to end; how this process ends."""
         deadline = time.monotonic() + _GRACE_S
         for worker in self._running.values():
             try:
                 worker.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 worker.kill()
-        return 0
+        codes = {worker.poll() for worker in self._running.values()}
+        return _NAME_TAKEN if _NAME_TAKEN in codes else 0
 
 
 if __name__ == "__main__":

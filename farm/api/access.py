@@ -28,10 +28,11 @@ from farm.trust.tokens import Identity
 
 READ, SUBMIT, PROMOTE, ADMIN = Scope.READ, Scope.SUBMIT, Scope.PROMOTE, Scope.ADMIN
 WORK = Scope.WORK
-#: Open to anyone who can reach the farm: its health, and the description of its API.
+#: Open to anyone who can reach the farm: its health, the description of its API, and what takes another
+#: credential than a key.
 OPEN = frozenset(
     {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/start.js", "/docs/{name}"}
-    | {"/login", "/static/{name}", "/v1/login"}
+    | {"/login", "/static/{name}", "/v1/login", "/v1/join"}
 )
 METRICS = "/metrics"
 #: Every other operation. The API doesn't start if one is missing here.
@@ -133,6 +134,10 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("DELETE", "/v1/keys/{key_id}"): ADMIN,
     ("GET", "/v1/keys/{key_id}/limits"): ADMIN,
     ("PATCH", "/v1/keys/{key_id}/limits"): ADMIN,
+    ("POST", "/v1/tokens"): ADMIN,
+    ("GET", "/v1/tokens"): ADMIN,
+    ("GET", "/v1/tokens/{token_id}"): ADMIN,
+    ("DELETE", "/v1/tokens/{token_id}"): ADMIN,
     ("GET", "/v1/me"): READ,
     ("GET", "/v1/audit"): ADMIN,
     ("GET", METRICS): READ,

@@ -66,6 +66,15 @@ def references(ctx: typer.Context, incomplete: str) -> list[str]:
     return [f"{name}@{of}" for of in found if f"{name}@{of}".startswith(incomplete)][:_OFFERED]
 
 
+def token_ids(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """The join tokens that aren't revoked."""
+    return [
+        (one.id, f"{one.used} of {one.uses} used")
+        for one in _ask(ctx, lambda farm: farm.tokens(limit=_OFFERED))
+        if one.revoked_at is None and one.id.startswith(incomplete)
+    ]
+
+
 def triton_releases(incomplete: str) -> list[str]:
     """The releases of Triton that the farm knows, newest first."""
     from farm.specs import triton

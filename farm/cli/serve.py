@@ -11,8 +11,10 @@ from typing import Annotated
 import typer
 
 from farm import installed
-from farm.cli import exits
+from farm.cli import exits, joining
+from farm.cli.joining import Join, Token, TokenFile
 from farm.cli.options import Json, example
+from farm.errors import InvalidRequest
 
 _PANEL = "Run a farm"
 _db = typer.Typer(help="Manage the farm's database.", no_args_is_help=True)
@@ -92,36 +94,68 @@ def worker(
             help="Test this machine's way to the artifact store and exit.",
         ),
     ] = False,
+    join: Join = None,
+    token: Token = None,
+    token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
     """Join this machine to a farm: one worker pinned to each GPU, and one for CPU work.
 
     Limit the GPUs with CUDA_VISIBLE_DEVICES.
 
-    FARM_DATABASE_URL, FARM_BROKER_URL and FARM_STORE select the farm; FARM_STORE may be the address
-    of its API, with FARM_KEY. With --json, print the process
-    on one line before it starts.
+    With --join and a token, the settings come from the farm: each is tried, and kept in FARM_HOME, so that
+    the next start needs neither. Otherwise FARM_DATABASE_URL, FARM_BROKER_URL and FARM_STORE select the farm;
+    FARM_STORE may be the address of its API, with FARM_KEY. With --json, print the process on one line before
+    it starts.
     """
     with installed.needs("worker"):
         from farm.local import preflight
         from farm.settings import Settings
 
-    environment = installed.environment()
+    given = joining.token_of(token, token_file)
     _close_home()
-    if check_sandbox:  # a property of this machine: there may be no farm yet
-        options = ["--check-sandbox"] + ["--json"] * as_json
-    elif check_store:
+    name = _take_settings(join, given, name)
+    environment = installed.environment()
+    options = ["--json"] * as_json
+    if join is None and not check_sandbox:  # joining proves it; the sandbox is the machine's
         preflight.require_database(Settings())
-        options = ["--check-store"] + ["--json"] * as_json
+    if check_sandbox or check_store:
+        options += ["--check-sandbox" if check_sandbox else "--check-store"]
     else:
         installed.require("torch", "worker")
-        preflight.require_database(Settings())
         options = ["--cpu-only"] * cpu_only + ["--no-cpu"] * no_cpu
         options += ["--name", name] if name else []
-        if as_json:
+        if join is not None:
+            options += ["--prove"] + ["--json"] * as_json
+        elif as_json:
             _announce(pid=os.getpid(), options=options)
     sys.stdout.flush()
     os.execve(sys.executable, installed.command("workers", *options), environment)  # noqa: S606 - no shell
+
+
+def _take_settings(join: str | None, token: str | None, name: str | None) -> str | None:
+    """Add what this home has joined, maybe now, to the environment; return this machine's name, if any.
+
+    Raises:
+        InvalidRequest, JoinRefused, WorkerNameTaken, Conflict, Unavailable
+    """
+    from farm.local import home as homes
+    from farm.local import joined
+    from farm.settings import Settings
+
+    home = Settings().home
+    if join is not None:
+        found: joined.Joined | None = joining.joined_by(join, token, name, home)
+    elif token is not None:
+        raise InvalidRequest(
+            "a join token needs the farm's address", hint="farm worker --join https://…"
+        )
+    else:
+        found = None if homes.has_farm(home) else joined.read(home)
+    if found is None:
+        return name
+    found.apply(os.environ)
+    return name or found.name
 
 
 def api(

@@ -28,6 +28,7 @@ from farm.client.search import Search
 from farm.client.sets import Sets
 from farm.client.storage import Storage
 from farm.client.sync import Syncs
+from farm.client.tokens import Tokens
 from farm.client.triton import Repositories
 from farm.client.trust import Confirm, Signing
 
@@ -51,6 +52,7 @@ class Farm(
     Plugins,
     Storage,
     Keys,
+    Tokens,
     Mirrors,
 ):
     """The farm at ``url``; by default at ``FARM_URL``, else on this machine.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Any, TypeGuard
 
 import httpx2
@@ -29,11 +30,37 @@ def unreachable(url: str, err: httpx2.TransportError, *, hint: str) -> Unavailab
     if isinstance(err, httpx2.UnsupportedProtocol):
         scheme = f"write the scheme, too: http://{url}"
         return Unavailable(f"{url!r} isn't an http:// or https:// address", hint=scheme)
+    tls = _tls_fault(err)
+    if tls is not None:
+        return _untrusted(url, tls)
     if isinstance(err, httpx2.ConnectError | httpx2.ConnectTimeout):
         return Unavailable(f"no farm answers at {url}: {_said(err)}", hint=hint)
     if isinstance(err, httpx2.TimeoutException):
         return Unavailable(f"the farm at {url} didn't answer in time ({_said(err)})")
     return Unavailable(f"the connection to {url} was lost: {_said(err)}")
+
+
+def _tls_fault(err: BaseException) -> ssl.SSLError | None:
+    """What went wrong with TLS, if that is why there is no connection."""
+    cause: BaseException | None = err
+    while cause is not None:
+        if isinstance(cause, ssl.SSLError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _untrusted(url: str, err: ssl.SSLError) -> Unavailable:
+    if isinstance(err, ssl.SSLCertVerificationError):
+        return Unavailable(
+            f"the certificate of {url} isn't trusted here: {err.verify_message or _said(err)}",
+            hint="if it is of a CA of your own, set SSL_CERT_FILE to that CA's certificate; otherwise check "
+            "the address, and this machine's clock",
+        )
+    return Unavailable(
+        f"no TLS connection to {url}: {err.reason or _said(err)}",
+        hint="does it speak TLS there? if not, write http://",
+    )
 
 
 def error_of(response: httpx2.Response) -> FarmError:

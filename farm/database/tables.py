@@ -748,6 +748,21 @@ class Login(Base):
     expires_at: Mapped[datetime] = mapped_column(Instant, index=True)
 
 
+class JoinToken(Base):
+    """What a machine joins the farm by, of which only the digest is stored. Never deleted, as keys aren't."""
+
+    __tablename__ = "join_tokens"
+    no_blobs = frozenset({"digest"})
+    id: Mapped[str] = mapped_column(String(10), primary_key=True)  #: isn't secret
+    digest: Mapped[str] = mapped_column(String(64))
+    uses: Mapped[int]  #: how often it may be used
+    used: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime] = mapped_column(Instant)
+    created_by: Mapped[str] = mapped_column(String(400))
+    expires_at: Mapped[datetime] = mapped_column(Instant)
+    revoked_at: Mapped[datetime | None] = mapped_column(Instant)
+
+
 class AuditRow(Base):
     """A change that somebody made. The database refuses to change or delete one."""
 
@@ -774,6 +789,8 @@ class Worker(Base):
     )
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
     host: Mapped[str] = mapped_column(String(200))
+    #: Whose the name is: the id of the home that it works in. None of older farms' workers.
+    holder: Mapped[str | None] = mapped_column(String(36))
     gpu: Mapped[str | None] = mapped_column(String(100))
     gpu_uuid: Mapped[str | None] = mapped_column(String(100))
     tags: Mapped[list[str]] = mapped_column(Json)

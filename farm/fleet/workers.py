@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from farm.database.base import now
 from farm.database.job_rows import JobRow
 from farm.database.tables import IS_RUNNING, Job, Worker
+from farm.errors import WorkerNameTaken
 from farm.machine.load import GpuLoad
 from farm.schemas.fleet import WorkerJob, WorkerView
 from farm.specs import gpus
@@ -36,16 +37,55 @@ class Announcement:
     runtimes: Mapping[str, str]
     toolchain: Mapping[str, str]
     slots: int = 1  #: jobs it runs at once
+    holder: str | None = None  #: whose the name is: the id of the home that it works in
 
 
-def announce(session: Session, worker: Announcement) -> None:
-    """Record that a worker came online; forget workers not seen for a week."""
+def require_free(
+    session: Session, name: str, *, host: str, holder: str | None, ttl_s: float
+) -> None:
+    """Return if no worker of another machine, or home, is online by this name.
+
+    Raises:
+        WorkerNameTaken
+    """
+    row = session.get(Worker, name, with_for_update=True)
+    if row is None or row.left_at is not None:
+        return
+    # One of an older farm has no holder.
+    is_ours = row.host == host and row.holder in (None, holder)
+    if not is_ours and now() - row.last_seen_at < timedelta(seconds=ttl_s):
+        raise taken(row, ttl_s=ttl_s)
+
+
+def taken(row: Worker, *, ttl_s: float) -> WorkerNameTaken:
+    """The error that says who has a name."""
+    seen_s = max(0.0, (now() - row.last_seen_at).total_seconds())
+    return WorkerNameTaken(
+        f"{row.name} is online on {row.host} since {row.started_at:%Y-%m-%d %H:%M:%S} UTC, "
+        f"last seen {seen_s:.0f} s ago",
+        hint="give this machine another name: farm worker --name NAME; or stop the other: if it dies, its "
+        f"name is free after {ttl_s:g} s",
+    )
+
+
+def announce(session: Session, worker: Announcement, *, ttl_s: float | None = None) -> None:
+    """Record that a worker came online; forget workers not seen for a week.
+
+    Parameters:
+        ttl_s: how long another one without a sign of life has the name; by default it has it no longer.
+
+    Raises:
+        WorkerNameTaken
+    """
     at = now()
+    if ttl_s is not None:
+        require_free(session, worker.name, host=worker.host, holder=worker.holder, ttl_s=ttl_s)
     session.execute(delete(Worker).where(Worker.last_seen_at < at - _FORGET))
     session.merge(
         Worker(
             name=worker.name,
             host=worker.host,
+            holder=worker.holder,
             gpu=worker.gpu,
             gpu_uuid=worker.gpu_uuid,
             tags=list(worker.tags),
@@ -64,21 +104,29 @@ def announce(session: Session, worker: Announcement) -> None:
 
 
 def seen(
-    session: Session, name: str, *, unread: Sequence[str] = (), load: GpuLoad | None = None
-) -> None:
-    """Record that a worker is alive.
+    session: Session,
+    name: str,
+    *,
+    holder: str | None = None,
+    unread: Sequence[str] = (),
+    load: GpuLoad | None = None,
+) -> bool:
+    """Record that a worker is alive; False if its name is another's by now.
 
     Parameters:
         unread: queues that it should read and doesn't.
         load: of its GPU.
     """
-    row = session.get(Worker, name)
+    row = session.get(Worker, name, with_for_update=True)
+    if row is not None and row.holder != holder:
+        return False
     if row is not None:
         row.last_seen_at = now()
         if (row.unread or []) != list(unread):
             row.unread = list(unread)
         row.gpu_load = dict(load.known()) if load else None
         row.left_at = None
+    return True
 
 
 def confines(session: Session, name: str, sandbox: Mapping[str, object]) -> bool:
@@ -100,10 +148,10 @@ def offers(
     return row is not None
 
 
-def left(session: Session, name: str) -> None:
-    """Record that a worker left."""
+def left(session: Session, name: str, *, holder: str | None = None) -> None:
+    """Record that a worker left, unless its name is another's by now."""
     row = session.get(Worker, name)
-    if row is not None:
+    if row is not None and row.holder == holder:
         row.left_at = now()
 
 

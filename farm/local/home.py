@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy import select
@@ -12,6 +14,7 @@ from sqlalchemy import select
 from farm.database.base import now
 from farm.database.session import Database
 from farm.database.tables import ApiKey
+from farm.errors import InvalidRequest
 from farm.settings import Settings
 from farm.specs.scopes import Scope
 from farm.trust import credentials, keys, signatory
@@ -20,6 +23,7 @@ from farm.trust.callers import this_user
 #: Files that only a farm's home has, and others that it may have.
 _SIGNS = frozenset({"farm.db", "up.lock", "broker.url"})
 _OURS = _SIGNS | {"store", "cache", "key", "work", "logs", "broker", "signing", "known-farms.json"}
+_OURS |= {"joined.json", "worker-id"}
 
 
 def make_private(home: Path) -> None:
@@ -34,6 +38,30 @@ def make_private(home: Path) -> None:
         there = {one.name for one in home.iterdir()}
         if there & _SIGNS or there <= _OURS:
             home.chmod(0o700)
+
+
+def has_farm(home: Path) -> bool:
+    """Whether a farm was started in this home. A command that looked for one may have left a database."""
+    return (home / "up.lock").exists() or (home / "store" / "id").exists()
+
+
+def holder(home: Path) -> str:
+    """This home's id, which the names of its workers belong to."""
+    file = home / "worker-id"
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    made = file.with_name(f".{file.name}-{uuid.uuid4()}")
+    try:
+        if not file.exists():
+            made.write_text(str(uuid.uuid4()))
+            with suppress(FileExistsError):  # another process was faster
+                os.link(made, file)
+        return str(uuid.UUID(file.read_text().strip()))
+    except ValueError:
+        raise InvalidRequest(
+            f"{file} isn't a worker's id", hint="delete it; the next start makes another"
+        ) from None
+    finally:
+        made.unlink(missing_ok=True)
 
 
 def key(settings: Settings, db: Database) -> str:

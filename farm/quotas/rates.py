@@ -1,4 +1,5 @@
-"""How many requests keys send: counted in Redis, and so over all API processes, where the broker is one.
+"""How many requests keys send, and how many wrong join tokens an address does: counted in Redis, and so over
+all API processes, where the broker is one.
 
 While Redis doesn't answer, and where the broker is another, each process counts for itself: a limit on
 requests is no reason to answer none.
@@ -32,6 +33,8 @@ _PATIENCE_S = 0.25
 #: After Redis failed, requests are counted without it for so long.
 _WITHOUT_S = 10.0
 _NAMESPACE = "farm-requests"
+#: Wrong join tokens that an address may send in a minute.
+GUESSES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +92,26 @@ class Rates:
         err.rate = rate
         raise err
 
+    async def require_guess(self, address: str) -> None:
+        """Return if an address may send a join token: it hasn't sent too many wrong ones.
+
+        Raises:
+            RateExceeded
+        """
+        rate = await self._rate(_guesser(address), GUESSES, takes=False)
+        if rate.left > 0:
+            return
+        err = RateExceeded(
+            f"{address} has sent {GUESSES} wrong join tokens within a minute",
+            hint=f"wait {rate.resets_in_s} s, and check the token; farm tokens create --worker makes another",
+        )
+        err.retry_after_s = rate.resets_in_s
+        raise err
+
+    async def guessed(self, address: str) -> None:
+        """Count a wrong join token."""
+        await self._rate(_guesser(address), GUESSES, takes=True)
+
     async def look(self, key_id: str, limit: int) -> Rate:
         """What is left, without counting."""
         return await self._rate(key_id, limit, takes=False)
@@ -119,6 +142,10 @@ class Rates:
             made = Shared(storage)
             self._shared.set(made)
             return made
+
+
+def _guesser(address: str) -> str:
+    return f"join {address}"
 
 
 def _told(limit: int, stats: Any, allowed: bool) -> Rate:

@@ -1,7 +1,8 @@
 """Keys on their holders' side: their format, and where one is stored on the holder's machine.
 
 A key is ``farm_ID_SECRET``: an id that lists may show, and 256 random bits. The prefix is for people and
-for secret scanners. What a browser gets for a key is ``login_ID_SECRET``.
+for secret scanners. What a browser gets for a key is ``login_ID_SECRET``; what a machine joins by is
+``join_ID_SECRET``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _ID_CHARS = 10
 _SECRET_BYTES = 32
 _KEY = re.compile(r"farm_([0-9a-hjkmnp-tv-z]{10})_[0-9a-f]{64}")
 _LOGIN = re.compile(r"login_([0-9a-hjkmnp-tv-z]{10})_[0-9a-f]{64}")
+_JOIN = re.compile(r"join_([0-9a-hjkmnp-tv-z]{10})_[0-9a-f]{64}")
 
 
 def new() -> tuple[str, str]:
@@ -33,6 +35,11 @@ def new() -> tuple[str, str]:
 def new_login() -> tuple[str, str]:
     """A new login and its id."""
     return _new("login")
+
+
+def new_join_token() -> tuple[str, str]:
+    """A new join token and its id."""
+    return _new("join")
 
 
 def _new(prefix: str) -> tuple[str, str]:
@@ -49,6 +56,12 @@ def id_of(key: str) -> str | None:
 def login_id_of(login: str) -> str | None:
     """The id in a login; None if it can't be one."""
     found = _LOGIN.fullmatch(login)
+    return found[1] if found else None
+
+
+def join_id_of(token: str) -> str | None:
+    """The id in a join token; None if it can't be one."""
+    found = _JOIN.fullmatch(token)
     return found[1] if found else None
 
 

@@ -320,6 +320,18 @@ def _limit_key(api, _db, _monkeypatch):
     return "key.limits", key_id
 
 
+def _create_token(api, _db, _monkeypatch):
+    made = api.post("/v1/tokens", json={}).json()
+    return "token.create", made["id"]
+
+
+def _revoke_token(api, _db, _monkeypatch):
+    _, token_id = _create_token(api, _db, _monkeypatch)
+    for _ in range(2):  # the second changes nothing
+        assert api.request("DELETE", f"/v1/tokens/{token_id}").is_success
+    return "token.revoke", token_id
+
+
 _MANIFEST = "/v2/{name:path}/manifests/{reference}"
 _UPLOADS = "/v2/{name:path}/blobs/uploads/"
 _UPLOAD = "/v2/{name:path}/blobs/uploads/{upload}"
@@ -468,6 +480,8 @@ CHANGES = {
     ("POST", "/v1/keys"): _create_key,
     ("DELETE", "/v1/keys/{key_id}"): _revoke_key,
     ("PATCH", "/v1/keys/{key_id}/limits"): _limit_key,
+    ("POST", "/v1/tokens"): _create_token,
+    ("DELETE", "/v1/tokens/{token_id}"): _revoke_token,
     ("POST", _UPLOADS): _post_blob,
     ("PATCH", _UPLOAD): _patch_blob,
     ("PUT", _UPLOAD): _put_blob,

@@ -80,7 +80,7 @@ def test_no_websocket_is_opened(api):
 
 #: HEAD protects a blob; any file is read only by workers; an upload is seen by whoever may upload.
 _OF_UPLOADERS = ("/v1/blobs/{digest}", "/v1/uploads/{upload}")
-_OF_ADMINS = ("/v1/keys", "/v1/audit", "/keys", "/audit")
+_OF_ADMINS = ("/v1/keys", "/v1/tokens", "/v1/audit", "/keys", "/audit")
 
 
 def test_what_only_reads_needs_no_more_than_reading_but_for_keys_and_the_audit():

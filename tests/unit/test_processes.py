@@ -53,3 +53,19 @@ def test_a_process_ends_with_its_parent_whatever_it_does_about_that(orphan, pare
             return
         assert time.monotonic() < deadline, "it is still there"
         time.sleep(0.05)
+
+
+HIDING = """
+import sys
+from pathlib import Path
+from farm.processes import hide_argument
+hide_argument(sys.argv[2])
+print(Path("/proc/self/cmdline").read_bytes().split(b"\\0")[-4:])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels keep arguments elsewhere")
+def test_a_secret_among_a_processs_arguments_isnt_shown_once_it_is_hidden():
+    command = [sys.executable, "-c", HIDING, "--token", "join_secret", "--name"]
+    made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+    assert made.stdout.strip() == "[b'--token', b'xxxxxxxxxxx', b'--name', b'']"

@@ -19,11 +19,11 @@ from sqlalchemy.orm import Session
 from farm import logs
 from farm.database.migrate import require_schema
 from farm.database.session import Database
-from farm.errors import Unavailable
+from farm.errors import Unavailable, WorkerNameTaken
 from farm.fleet import workers
 from farm.fleet.workers import Announcement
+from farm.local import home as homes
 from farm.machine.gpus import Gpu
-from farm.machine.load import gpu_load
 from farm.processes import take_short_turns
 from farm.queue import leases
 from farm.queue.celery_app import create_celery
@@ -32,8 +32,9 @@ from farm.settings import Settings
 from farm.specs import gpus
 from farm.store.base import Blobs
 from farm.tracing import spans
-from workers.runner import compiles, remote, toolchain, trial
+from workers.runner import compiles, heartbeat, remote, toolchain, trial
 from workers.runner.child import await_preload
+from workers.runner.heartbeat import Heartbeat
 from workers.runner.names import queues
 from workers.runner.pool import Left, pool_of
 from workers.runner.shown import Flower
@@ -67,6 +68,7 @@ class Context:
     store_watch: StoreWatch = field(init=False)
     transfers: Transfers = field(init=False)
     held: dict[int, int] = field(default_factory=dict)  #: running jobs: job id → attempt
+    lost_name: threading.Event = field(default_factory=threading.Event)
     #: jobs that this machine failed: job id → until when other jobs come first
     shunned: dict[int, float] = field(default_factory=dict)
 
@@ -88,11 +90,17 @@ class Context:
 
 
 def announcement(
-    name: str, gpu: Gpu | None, *, slots: int = 1, compiles: bool = False
+    name: str,
+    gpu: Gpu | None,
+    *,
+    holder: str | None = None,
+    slots: int = 1,
+    compiles: bool = False,
 ) -> Announcement:
     """What a worker for this GPU, or for CPU work, announces.
 
     Parameters:
+        holder: the id of its home.
         slots: how many jobs it runs at once.
         compiles: whether its AOTInductor packages run.
     """
@@ -107,11 +115,16 @@ def announcement(
         runtimes=runtimes,
         toolchain=dict(toolchain.installed()),
         slots=slots,
+        holder=holder,
     )
 
 
 def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Context], None]) -> None:
-    """Consume this worker's queues until SIGTERM. ``register`` adds the task to the application."""
+    """Consume this worker's queues until SIGTERM. ``register`` adds the task to the application.
+
+    Raises:
+        WorkerNameTaken: another machine's worker has this name, or took it while this one was silent.
+    """
     take_short_turns()
     settings = Settings()
     # Before its variables go, of which some are secret.
@@ -124,9 +137,11 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     # On a GPU before it takes a job: nothing else works there while one is measured.
     compiles_here = gpu is not None and _compiles(settings, gpu, Siblings())
     slots = settings.cpu_slots if gpu is None else 1
-    me = announcement(name, gpu, slots=slots, compiles=compiles_here)
+    holder = homes.holder(settings.home)
+    me = announcement(name, gpu, holder=holder, slots=slots, compiles=compiles_here)
     db = Database(settings.database)
     require_schema(db)
+    heartbeat.require_name(db, name, holder=holder, ttl_s=settings.worker_ttl_s)
     app = create_celery(settings)
     # Each job already has its own process; a thread of this one follows it.
     left = Left()
@@ -159,19 +174,23 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     # It takes no work, and isn't online, before its store has been shown to be the farm's.
     context.store_watch.wait()
     with spans.sent_at_the_end(), _announced(context, me, every_s=settings.worker_ttl_s / 3):
-        app.worker_main(
-            [
-                "--quiet",  # no banner: it isn't a record
-                "worker",
-                f"--hostname={name}",
-                # A worker without a runtime reads a queue that nobody fills.
-                f"--queues={','.join(me.queues) or f'nothing.{name}'}",
-                f"--concurrency={slots}",
-                "--without-mingle",
-                "--without-gossip",
-                f"--loglevel={settings.log_level}",
-            ]
-        )
+        app.worker_main(_arguments(settings, me))
+    if context.lost_name.is_set():
+        raise WorkerNameTaken(f"another worker is {name}")
+
+
+def _arguments(settings: Settings, me: Announcement) -> list[str]:
+    return [
+        "--quiet",  # no banner: it isn't a record
+        "worker",
+        f"--hostname={me.name}",
+        # A worker without a runtime reads a queue that nobody fills.
+        f"--queues={','.join(me.queues) or f'nothing.{me.name}'}",
+        f"--concurrency={me.slots}",
+        "--without-mingle",
+        "--without-gossip",
+        f"--loglevel={settings.log_level}",
+    ]
 
 
 def _compiles(settings: Settings, gpu: Gpu | None, siblings: Siblings) -> bool:
@@ -186,22 +205,18 @@ def _compiles(settings: Settings, gpu: Gpu | None, siblings: Siblings) -> bool:
 def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterator[None]:
     """Announce the worker once it is ready; give its jobs back when it ends, whatever the signal."""
     stopped = threading.Event()
+    heart = Heartbeat(context.db, me, context.flower, ttl_s=context.settings.worker_ttl_s)
 
     def beat() -> None:
-        announced = False
         while not stopped.is_set():
             if dict(toolchain.installed()) != me.toolchain:
                 log.warning("packages were changed under this worker: it starts again")
                 os.kill(os.getpid(), signal.SIGTERM)  # it gives its jobs back; see the supervisor
-            load = gpu_load(me.gpu_uuid) if me.gpu_uuid else None
-            # The next heartbeat makes up for a missed one; after several, the worker counts as offline.
-            with suppress(Unavailable), context.db.write() as session:
-                if not announced:
-                    workers.announce(session, me)
-                unread = context.flower.unread(me.queues) if announced else ()
-                workers.seen(session, me.name, unread=unread, load=load)
-                announced = True
-            stopped.wait(every_s if announced else _ANNOUNCE_AGAIN_S)
+            if not heart.beat():
+                context.lost_name.set()
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            stopped.wait(every_s if heart.announced else _ANNOUNCE_AGAIN_S)
 
     def until_kept(write: Callable[[Session], bool]) -> None:
         """Repeat a write that needs the worker's row, which the first heartbeat makes."""
@@ -226,7 +241,7 @@ def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterato
         """Add what a CPU worker can compile, beside its jobs: making a package takes a while."""
         if not _compiles(context.settings, None, context.siblings):
             return
-        more = announcement(me.name, None, compiles=True)
+        more = announcement(me.name, None, holder=me.holder, compiles=True)
         context.flower.read(set(more.queues) - set(me.queues))
         until_kept(
             lambda session: workers.offers(
@@ -251,5 +266,5 @@ def _announced(context: Context, me: Announcement, *, every_s: float) -> Iterato
         if beats.is_alive():
             beats.join()
         with context.db.write() as session:
-            workers.left(session, me.name)
+            workers.left(session, me.name, holder=me.holder)
             leases.release(session, me.name, dict(context.held))

@@ -31,14 +31,27 @@ def blobs_of(settings: Settings) -> Blobs:
     return store_of(settings)
 
 
+def proven(settings: Settings) -> Blobs:
+    """The store, once it has been shown to be the farm's, and to be readable and writable from here.
+
+    Raises:
+        FarmError
+    """
+    store = blobs_of(settings)
+    db = Database(settings.database)
+    try:
+        proof.prove(db, store)
+        store.try_to_write()
+    finally:
+        db.dispose()
+    return store
+
+
 def show(settings: Settings, *, as_document: bool) -> int:
     """Print whether this machine reaches the farm's store; return 0 if it can read and write there."""
     address, problem = settings.store or str(settings.store_dir), None
     try:
-        store = blobs_of(settings)
-        address = store.address
-        proof.prove(Database(settings.database), store)
-        store.try_to_write()
+        address = proven(settings).address
     except FarmError as err:
         problem = err
     if as_document:
