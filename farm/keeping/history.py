@@ -215,6 +215,6 @@ def _jobs_without(going: Select[str], before: datetime) -> Select[int]:
     return select(Job.id).where(Job.id.not_in(select(kept.c.id)))
 
 
-def _count(session: Session, which: Select[Any]) -> int:
+def _count(session: Session, which: Select[*tuple[Any, ...]]) -> int:
     rows = which.order_by(None).subquery()
     return session.scalar(select(func.count()).select_from(rows)) or 0
