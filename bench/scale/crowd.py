@@ -109,11 +109,11 @@ class _Process:
         for thread in threads:
             thread.join()
 
-    def insist(self, work: Callable[[Session], T]) -> T:
+    def insist(self, work: Callable[[Session], T], db: Database | None = None) -> T:
         """Do a unit of work, and again if the database broke it off, as a worker does."""
         while True:
             try:
-                with self.db.write() as session:
+                with (db or self.db).write() as session:
                     return work(session)
             except DatabaseUnavailable as err:
                 add(self.controls.broken, 1)
@@ -217,6 +217,8 @@ class _Worker:
         self._process = process
         self._name = name
         self._facts = facts
+        # As a real one: a lock that one thread holds while it waits for the interpreter is its own.
+        self._db = Database(process.settings.database, pool_size=2)
         self._alive_s = time.monotonic()
         one = Announcement(
             name=name,
@@ -228,8 +230,10 @@ class _Worker:
             runtimes={},
             toolchain=_TOOLS,
         )
-        with process.db.write() as session:
-            workers.announce(session, one)
+        self._insist(lambda session: workers.announce(session, one))
+
+    def _insist(self, work: Callable[[Session], T]) -> T:
+        return self._process.insist(work, self._db)
 
     def run(self) -> None:
         queues = [BrokerQueue(name, routing_key=name) for name in QUEUES]
@@ -247,7 +251,7 @@ class _Worker:
             self._process.doorbell.ring([bell])
 
     def _run(self, job_id: int) -> list[Bell]:
-        settings, insist = self._process.settings, self._process.insist
+        settings, insist = self._process.settings, self._insist
         lease_s, longest_s = settings.lease_ttl_s, settings.retry_longest_s
         claim = insist(
             lambda session: jobs.claim_first(
@@ -280,7 +284,7 @@ class _Worker:
     def _say_alive(self) -> None:
         if time.monotonic() - self._alive_s > _ALIVE_S:
             self._alive_s = time.monotonic()
-            self._process.insist(lambda session: workers.seen(session, self._name))
+            self._insist(lambda session: workers.seen(session, self._name))
 
 
 def _told(session: Session, claim: Claim, began_at: datetime) -> None:
