@@ -26,7 +26,8 @@ class Controls:
     most_open: Synchronized[float] = field(default_factory=_number)  #: unfinished jobs at most
     hold_s: Synchronized[float] = field(default_factory=_number)  #: how long a job runs
 
-    pairs: Synchronized[float] = field(default_factory=_number)  #: begun
+    pairs: Synchronized[float] = field(default_factory=_number)  #: begun,
+    done: Synchronized[float] = field(default_factory=_number)  #: and submitted
     ran: Synchronized[float] = field(default_factory=_number)  #: jobs that submissions created,
     joined: Synchronized[float] = field(default_factory=_number)  #: joined while in flight,
     cached: Synchronized[float] = field(default_factory=_number)  #: and found done
@@ -41,6 +42,12 @@ class Controls:
     def asked(self) -> int:
         """Jobs that submissions asked for: each ran, was joined, or was done already."""
         return int(self.ran.value + self.joined.value + self.cached.value)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all that was begun has ended."""
+        all_done = self.done.value >= self.pairs.value
+        return all_done and self.finished.value >= self.ran.value
 
     @property
     def is_full(self) -> bool:

@@ -166,8 +166,11 @@ class _Client:
             number = self._pace.turn()
             if number is None:
                 time.sleep(0.01)
-            else:
+                continue
+            try:
                 self._pair(number)
+            finally:
+                add(self._process.controls.done, 1)
 
     def _pair(self, number: int) -> None:
         digest = _digest("source", number)

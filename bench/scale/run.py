@@ -219,7 +219,7 @@ class _Bench:
         used = self._processors_s()
         controls.upto.value = pairs
         told_s = began_s
-        while controls.pairs.value < pairs or controls.finished.value < controls.ran.value:
+        while controls.pairs.value < pairs or not controls.is_idle:
             time.sleep(0.02)
             at_s = time.monotonic()
             if at_s - told_s > 10:
@@ -243,7 +243,7 @@ class _Bench:
     def _point(self, told: str, fill: Fill) -> Point:
         rate = fill.finished / fill.seconds
         since = now()
-        per_s = self._steady(rate / 2)
+        per_s = self._steady(max(rate / 2, 1.0))
         start = self._centiles("builds", "started_at - created_at", since)
         wait = self._centiles("jobs", "started_at - queued_at", since)
         self._say(
@@ -275,9 +275,7 @@ class _Bench:
         time.sleep(plan.steady_s)
         per_s = (controls.finished.value - finished) / (time.monotonic() - began_s)
         controls.upto.value = 0
-        wait_for(lambda: controls.finished.value >= controls.ran.value, seconds=120)
-        time.sleep(0.5)  # a client may be between its two submissions
-        wait_for(lambda: controls.finished.value >= controls.ran.value, seconds=120)
+        wait_for(lambda: controls.is_idle, seconds=120)
         controls.upto.value, controls.most_open.value = controls.pairs.value, plan.most_open
         return per_s
 
