@@ -24,6 +24,9 @@ calibration INT8 calibration of ResNet-50 beside forward passes, and beside thre
 goals       INT8 that keeps an accuracy, the farm's search beside NNCF's; five models, three from wheels
 =========== =========================================================================
 
+``python -m bench scale`` is another one, of minutes: what grows with history, for 100 workers and 100,000
+jobs (``--help``).
+
 ``dispatch``, ``news``, ``jobs``, ``claims``, ``page``, ``post``, ``resolver`` and ``scrapes`` also measure
 Postgres when ``FARM_TEST_DATABASE_URL`` is set.
 """
@@ -51,6 +54,7 @@ from bench import (
     scrapes,
     submissions,
 )
+from bench.scale import __main__ as scale
 from bench.table import Row, show
 
 BENCHES = {
@@ -76,6 +80,8 @@ BENCHES = {
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["scale"]:
+        return scale.main(sys.argv[2:])
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description=__doc__,

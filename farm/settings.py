@@ -14,6 +14,7 @@ from farm import logs
 from farm.signing import ed25519
 from farm.specs import stores
 from farm.specs.gates import GateSet
+from farm.specs.history import KeptHistory
 from farm.specs.home import DEFAULT_HOME
 from farm.specs.limits import NO_LIMITS, Limits
 from farm.specs.oidc import Oidc
@@ -228,6 +229,30 @@ class Settings(BaseSettings):
         description="the API removes uploads and other files that nothing has referred to for this long, "
         "what interrupted uploads left, and the results of inferences that old; 0 for never",
     )
+    keep_builds_days: float | None = Field(
+        None,
+        gt=0,
+        description="days after which builds that have ended are forgotten, with jobs that nothing else "
+        "needs; builds that engines came of, and each version's newest, stay. By default never",
+    )
+    keep_events_days: float | None = Field(
+        None,
+        gt=0,
+        description="days after which the phases and changes of state of jobs that have ended are forgotten; "
+        "by default with their jobs",
+    )
+    keep_logs_days: float | None = Field(
+        None,
+        gt=0,
+        description="days after which the output of jobs that have ended is forgotten; by default with their "
+        "jobs",
+    )
+    keep_samples_days: float | None = Field(
+        None,
+        gt=0,
+        description="days after which it is forgotten what attempts at jobs used over their time; by default "
+        "with their jobs",
+    )
     cpu_slots: int = Field(
         2, ge=1, description="jobs a CPU worker runs in parallel; a GPU worker runs one"
     )
@@ -383,6 +408,15 @@ class Settings(BaseSettings):
     def timeout_s(self, kind: JobKind) -> float:
         """The time limit of a stage."""
         return min(self.job_timeout_s, self.stage_timeouts_s.get(kind, self.job_timeout_s))
+
+    @property
+    def kept_history(self) -> KeptHistory:
+        return KeptHistory(
+            builds_days=self.keep_builds_days,
+            events_days=self.keep_events_days,
+            logs_days=self.keep_logs_days,
+            samples_days=self.keep_samples_days,
+        )
 
     @property
     def database(self) -> str:

@@ -97,7 +97,9 @@ def _nearest(
         if is_larger
         else (Job.source_bytes <= size) & (Job.source_bytes >= bindparam("least"))
     )
-    order = (Job.source_bytes, Job.id) if is_larger else (Job.source_bytes.desc(), Job.id.desc())
+    # In the index's whole order: Postgres doesn't see that what ``IS NULL`` needs no sorting.
+    ordered = (Job.runtime, Job.precision, Job.source_bytes, Job.id)
+    order = ordered if is_larger else [column.desc() for column in ordered]
     return (
         select(
             Job.id,

@@ -37,7 +37,7 @@ def gc(
     """Remove blobs that no model, build, finished job or engine refers to.
 
     These are uploads no build used, files of unsuccessful jobs, and remains of interrupted
-    uploads. Builds can keep running.
+    uploads. Builds can keep running. History older than FARM_KEEP_BUILDS_DAYS and the like goes, too.
     """
     report = connect(url).gc(older_than_s=durations.parse(older_than), dry_run=dry_run)
     if as_json:
@@ -47,7 +47,10 @@ def gc(
         rows = [(blob.digest, show.size(blob.bytes)) for blob in report.removed]
         show.table(("blob", "size"), rows, keep=("blob", "size"))
     print(_summary(report))
-    if dry_run and (report.removed_total or report.uploads):
+    forgotten = _of_history(report)
+    if forgotten:
+        print(forgotten)
+    if dry_run and (report.removed_total or report.uploads or forgotten):
         print(f"to remove them: {again(f'farm gc --older-than {older_than}', url)}")
 
 
@@ -58,6 +61,20 @@ def _summary(report: GcReport) -> str:
         f"{_counted(report.uploads, 'interrupted upload', report.uploads_bytes)}; "
         f"kept {_counted(report.kept, 'blob', report.kept_bytes)}"
     )
+
+
+def _of_history(report: GcReport) -> str:
+    """Empty if there is nothing to tell."""
+    told = {
+        ("build", "builds"): report.history.builds,
+        ("job", "jobs"): report.history.jobs,
+        ("event", "events"): report.history.events,
+        ("piece of logs", "pieces of logs"): report.history.logs,
+        ("attempt's samples", "attempts' samples"): report.history.samples,
+    }
+    found = [counted(number, *nouns) for nouns, number in told.items() if number]
+    done = "would forget" if report.dry_run else "forgot"
+    return f"{done} {', '.join(found)}" if found else ""
 
 
 def _counted(number: int, noun: str, size: int) -> str:

@@ -1,4 +1,5 @@
-"""Deletes, with the files: what a caller asks for, what the rules of retention say, what nobody uses."""
+"""Deletes, with the files: what a caller asks for, what the rules of retention say, what nobody uses; and
+history that is old."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from datetime import timedelta
 
 from sqlalchemy.orm import Session
 
-from farm.daemon import gc
+from farm.daemon import gc, history
 from farm.database.base import now
 from farm.database.session import Database
 from farm.errors import Conflict, NotFound, Unavailable
@@ -187,6 +188,8 @@ class Keeper(threading.Thread):
         done = retire(self._db, self._store, self._settings.retention)
         for one in done.items:
             log.info("deleted %s: %s", one.deletion.what, one.why)
+        # Before files are collected: what it named may go with them.
+        history.forget(self._db, self._settings.kept_history)
         if self._settings.unused_after_s:
             with self._db.write() as session:
                 going.inferences(session, now() - timedelta(seconds=self._settings.unused_after_s))

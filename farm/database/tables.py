@@ -467,6 +467,10 @@ class EngineRow(Base):
         UniqueConstraint("version_id", "build_job_id", "measure_job_id"),
         Index("ix_engines_version_id_gpu_precision", "version_id", "gpu", "precision"),
         Index("ix_engines_digest", "digest"),
+        # For whether a build or a job can go.
+        Index("ix_engines_build_id", "build_id"),
+        Index("ix_engines_build_job_id", "build_job_id"),
+        Index("ix_engines_measure_job_id", "measure_job_id"),
     )
     id: Mapped[str] = mapped_column(String(16), primary_key=True)
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"))
@@ -591,8 +595,17 @@ class Event(Base):
     __tablename__ = "events"
     no_blobs = frozenset({"data"})
     __table_args__ = (
-        Index("ix_events_build_id_id", "build_id", "id"),
-        Index("ix_events_job_id_id", "job_id", "id"),
+        # An event is of a build or of a job.
+        *(
+            Index(
+                f"ix_events_{column}_id",
+                column,
+                "id",
+                sqlite_where=text(f"events.{column} IS NOT NULL"),
+                postgresql_where=text(f"events.{column} IS NOT NULL"),
+            )
+            for column in ("build_id", "job_id")
+        ),
     )
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     build_id: Mapped[str | None] = mapped_column(ForeignKey("builds.id"))
@@ -618,6 +631,7 @@ class JobSampleRow(Base):
 
     __tablename__ = "job_samples"
     no_blobs = frozenset({"series"})
+    __table_args__ = (Index("ix_job_samples_began_at", "began_at"),)
     job_id: Mapped[int] = mapped_column(
         ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -16,6 +16,7 @@ from farm.database.tables import (
     AliasMove,
     AliasRow,
     Build,
+    BuildJob,
     EnginePull,
     EngineRow,
     Job,
@@ -30,7 +31,7 @@ from farm.registry.rows import identity
 from farm.schemas.retention import KeptVersion, RetentionView
 from farm.specs import durations
 from farm.specs.retention import Retention
-from farm.specs.states import BUILD_ENDED
+from farm.specs.states import BUILD_LIVE, JobState
 
 _MOST_WHO = 400
 _DAY_S = 86400
@@ -155,30 +156,34 @@ def _kept(session: Session, model_id: int, rule: Retention) -> Mapping[int, list
 
 
 def _of_model(session: Session, model: Named, rule: Retention, at: datetime) -> Iterator[Due]:
-    kept = _kept(session, model.id, rule)
+    kept, numbers = _kept(session, model.id, rule), _numbers(session, model.id)
+    unpulled: Mapping[int, Sequence[str]] = {}
+    idle: Collection[int] = ()
+    if rule.engines_days is not None:
+        unpulled = _unpulled(session, model.id, kept, at - timedelta(days=rule.engines_days))
+    if rule.intermediates_days is not None:
+        idle = _with_idle_intermediates(
+            session, model.id, at - timedelta(days=rule.intermediates_days)
+        )
     running = set(
         session.scalars(
             select(Build.version_id)
             .join(Version, Version.id == Build.version_id)
-            .where(Version.model_id == model.id, Build.state.not_in(BUILD_ENDED))
+            .where(Version.model_id == model.id, Build.state.in_(BUILD_LIVE))
         )
     )
-    for version_id, number in _numbers(session, model.id).items():
+    for version_id, number in numbers.items():
         if version_id in running:
             continue
-        if rule.engines_days is not None and version_id not in kept:
-            ids = _unpulled(session, version_id, at - timedelta(days=rule.engines_days))
-            if ids:
-                yield Due(
-                    model=model.name,
-                    version=number,
-                    version_id=version_id,
-                    engines=ids,
-                    why=f"not pulled for {durations.told(rule.engines_days * _DAY_S)}",
-                )
-        if rule.intermediates_days is not None and _has_idle_intermediates(
-            session, version_id, at - timedelta(days=rule.intermediates_days)
-        ):
+        if rule.engines_days is not None and version_id in unpulled:
+            yield Due(
+                model=model.name,
+                version=number,
+                version_id=version_id,
+                engines=unpulled[version_id],
+                why=f"not pulled for {durations.told(rule.engines_days * _DAY_S)}",
+            )
+        if rule.intermediates_days is not None and version_id in idle:
             yield Due(
                 model=model.name,
                 version=number,
@@ -188,31 +193,49 @@ def _of_model(session: Session, model: Named, rule: Retention, at: datetime) -> 
             )
 
 
-def _unpulled(session: Session, version_id: int, since: datetime) -> list[str]:
-    """Engines of a version that were neither published nor pulled since; one id for each engine."""
+def _unpulled(
+    session: Session, model_id: int, but: Collection[int], since: datetime
+) -> dict[int, list[str]]:
+    """Engines of a model's versions but these that were neither published nor pulled since; one id for each
+    engine."""
     rows = session.execute(
         select(EngineRow, EnginePull.at)
+        .join(Version, Version.id == EngineRow.version_id)
         .outerjoin(EnginePull, EnginePull.engine_id == EngineRow.id)
-        .where(EngineRow.version_id == version_id)
+        .where(Version.model_id == model_id, IS_KEPT, Version.id.not_in(but))
         .order_by(EngineRow.id)
     ).all()
-    used: dict[str, datetime] = {}
-    first: dict[str, str] = {}
+    used: dict[tuple[int, str], datetime] = {}
+    first: dict[tuple[int, str], str] = {}
     for row, pulled_at in rows:
-        same = identity(row)
+        same = (row.version_id, identity(row))
         first.setdefault(same, row.id)
         last = max(row.created_at, pulled_at or row.created_at)
         used[same] = max(last, used.get(same, last))
-    return [first[same] for same, last in used.items() if last < since]
+    found: defaultdict[int, list[str]] = defaultdict(list)
+    for same, last in used.items():
+        if last < since:
+            found[same[0]].append(first[same])
+    return found
 
 
-def _has_idle_intermediates(session: Session, version_id: int, since: datetime) -> bool:
-    newest = session.scalar(
-        select(func.max(Build.finished_at)).where(Build.version_id == version_id)
+def _with_idle_intermediates(session: Session, model_id: int, since: datetime) -> set[int]:
+    """A model's versions with intermediates and no build since."""
+    idle = (
+        select(Build.version_id)
+        .join(Version, Version.id == Build.version_id)
+        .where(Version.model_id == model_id)
+        .group_by(Build.version_id)
+        .having(func.max(Build.finished_at) < since)
     )
-    if newest is None or newest >= since:
-        return False
-    of_kind = select(Job.id).where(
-        Job.id.in_(going.intermediates(session, [version_id])), Job.kind.in_(going.INTERMEDIATE)
+    made = (
+        select(BuildJob.build_id)
+        .join(Job, Job.id == BuildJob.job_id)
+        .where(
+            BuildJob.build_id == Build.id,
+            Job.state == JobState.SUCCEEDED,
+            Job.kind.in_(going.INTERMEDIATE),
+        )
     )
-    return session.scalar(of_kind.limit(1)) is not None
+    found = select(Build.version_id).where(Build.version_id.in_(idle), made.exists())
+    return set(session.scalars(found.distinct()))

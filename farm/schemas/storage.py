@@ -77,6 +77,16 @@ class GcRequest(Request):
     )
 
 
+class HistoryReport(Answer):
+    """What was forgotten, or would be, as the settings `FARM_KEEP_…` say."""
+
+    events: int = Field(0, description="phases and changes of state of jobs")
+    logs: int = Field(0, description="pieces of jobs' output")
+    samples: int = Field(0, description="attempts whose samples of what they used go")
+    builds: int = 0
+    jobs: int = Field(0, description="that nothing which stays needs")
+
+
 GC_EXAMPLE: dict[str, Any] = {
     "dry_run": False,
     "removed": [{"digest": "sha256:" + "d" * 64, "bytes": 52_428_800}],
@@ -86,6 +96,7 @@ GC_EXAMPLE: dict[str, Any] = {
     "uploads_bytes": 0,
     "kept": 14,
     "kept_bytes": 734_003_200,
+    "history": {"events": 0, "logs": 0, "samples": 0, "builds": 0, "jobs": 0},
 }
 
 
@@ -102,6 +113,9 @@ class GcReport(Answer):
     uploads_bytes: int
     kept: int = Field(description="number of remaining blobs")
     kept_bytes: int
+    history: HistoryReport = Field(
+        HistoryReport(), description="rows of the database; files that they named go later"
+    )
 
 
 class ScrubReport(Answer):

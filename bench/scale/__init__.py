@@ -1,0 +1,1 @@
+"""``python -m bench scale``: a hundred workers, a hundred thousand jobs, and what grows with history."""
