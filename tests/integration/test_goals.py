@@ -243,7 +243,7 @@ def test_a_graph_that_plain_int8_ruins_keeps_its_accuracy(bench: Bench, tmp_path
 def test_layers_that_harm_most_are_given_back_to_floats(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.goals.search.equalised.equalised", lambda *_: None)
+    monkeypatch.setattr("workers.goals.equalised.equalised", lambda *_: None)
     given = _judged(tmp_path, _convolutions(tmp_path / "m.onnx", spread=3000))
     goal = AccuracyGoal(max_drop=0.1, on_gpus=True, budget_s=120)
     made = bench.run(CalibrateParams(goal=goal), **given)
