@@ -161,9 +161,15 @@ def _without_later(document: dict[str, Any]) -> dict[str, Any]:
     if "preprocess" in document:
         changed = _changed(document.pop("preprocess"))
         document |= {} if changed is None else {"preprocess": changed}
+    if document.get("goal") and document["goal"].get("max_latency_ratio") is None:
+        document["goal"] = _but(document["goal"], "max_latency_ratio")
     if "gates" in document and not document["gates"].get("outputs"):
-        document["gates"] = {n: one for n, one in document["gates"].items() if n != "outputs"}
+        document["gates"] = _but(document["gates"], "outputs")
     return document
+
+
+def _but(document: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {n: one for n, one in document.items() if n != name}
 
 
 def _sees_images(params: StageParams) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from farm.errors import FarmError
 from workers.goals import faster, harm
-from workers.goals.attempts import Attempts, Found
+from workers.goals.attempts import Attempts, Found, Miss
 from workers.goals.faster import kinds_of
 from workers.goals.harm import Group
 from workers.goals.variants import Variant
@@ -135,8 +135,10 @@ def _until_it_holds(
     step = 1
     while True:
         done = attempts.confirmed(variant, floats)
-        if done is not None:
+        if isinstance(done, Found):
             return done
+        if done is Miss.LATENCY:  # and more of it in floats takes no less
+            return None
         rest = [group for group in order if not group <= floats]
         step = min(step, _most_groups(variant, rest, floats))
         if not step or not attempts.has_time():

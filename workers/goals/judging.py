@@ -159,6 +159,9 @@ class Forms:
         folded = _folded(quantized)
         return self._session(integer_graph(folded, self.ranges(folded)), is_engine=True)
 
+    def source_on_cpu(self) -> Runnable:
+        return self._session(self._source, is_engine=True)
+
     def ranges(self, quantized: onnx.ModelProto) -> Ranges:
         def found(names: Sequence[str]) -> Mapping[str, float]:
             missing = [name for name in names if name not in self._largest]

@@ -52,6 +52,7 @@ def kept(
 
     Raises:
         AccuracyDropped: none keeps it.
+        LatencyMissed: none that keeps it is fast enough.
         CalibrationFailed: a pin names nothing, or leaves nothing quantised.
         InvalidData: the evaluation data don't fit.
     """

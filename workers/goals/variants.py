@@ -10,7 +10,7 @@ import onnx
 
 from farm.errors import FarmError
 from farm.specs.accuracy_goal import AccuracyGoal, Pins
-from workers.goals import bias, equalised
+from workers.goals import bias, equalised, faster
 from workers.goals.judging import BROKEN, Forms, Judged
 from workers.goals.pins import pinned
 from workers.goals.trail import Trail
@@ -65,6 +65,10 @@ class Variant:
     def on_cpu(self, floats: Collection[str]) -> Runnable:
         """The engine for CPUs of the graph in which these units compute in floats."""
         return self.forms.on_cpu(self.without(floats))
+
+    def latency_ratio(self, floats: Collection[str], batch: Arrays) -> float:
+        """The engine's time for this batch over that of the source's, both on this machine's CPU."""
+        return faster.ratio(self.on_cpu(floats), self.forms.source_on_cpu(), batch)
 
     def int8(self, floats: Collection[str]) -> list[str]:
         """The units that are quantised beside these floats."""
