@@ -184,11 +184,22 @@ def _changed(preprocess: dict[str, Any] | None) -> dict[str, Any] | None:
     return {name: value for name, value in preprocess.items() if value != _PREPROCESS[name]}
 
 
+def _rounds_results(params: StageParams) -> bool:
+    """Whether a job makes the form in integers for CPUs, or judges by it."""
+    if isinstance(params, BuildParams):
+        on_cpu = params.target.runtime is Runtime.ONNXRUNTIME and params.target.gpu == CPU
+        return on_cpu and params.precision is Precision.INT8
+    goal = getattr(params, "goal", None)
+    return goal is not None and goal.on_cpus
+
+
 def _revision(params: StageParams) -> int:
     """What the version of a stage is raised by for the runtime, or for the weights that it loads."""
     target = params.target if isinstance(params, BuildParams) else None
     # Packages for GPUs computed something else than their programs.
     raised = int(target is not None and target.runtime is Runtime.AOTINDUCTOR and target.gpu != CPU)
+    # The results of convolutions were rounded up to their largest values.
+    raised += _rounds_results(params)
     architecture = getattr(params, "architecture", None)
     if architecture is None:
         return raised
