@@ -451,7 +451,7 @@ def test_the_keys_of_a_request_are_those_of_the_farm_before():
     """What was built stays built. They change with a stage's version, and by nothing else."""
     made = planned(targets=["sm_89", "cpu"], precisions=["fp32", "fp16", "int8"], calibration=PLAIN)
     assert keys.key({"keys": list(made.jobs)}) == (
-        "sha256:8eb33113335032c6f9c80f20b61c786a5ab760b004306b753bb86443354c6776"
+        "sha256:0e660d29089f2016652ae625b5db50dfc7fae6ac13e03eac092ba390c21e0b3e"
     )
 
 
@@ -578,6 +578,15 @@ def test_a_latency_is_a_part_of_an_int8_calibrations_goal_and_of_its_key_if_it_i
         if job.kind == JobKind.CALIBRATE
     }
     assert goals == {"int8": 0.8, "fp8": None}  # no CPU computes fp8
+
+
+def test_what_rounds_results_otherwise_is_built_anew_and_nothing_else():
+    made = planned(targets=["sm_89", "cpu"], precisions=["fp16", "int8"])
+    raised = {
+        job.title for job in made.jobs.values() if job.recipe.stage != STAGES[job.kind].version
+    }
+    # The calibration judges by the engine for CPUs.
+    assert raised == {"calibrate digits:int8", "build digits:int8@cpu"}
 
 
 def test_a_latency_that_nothing_would_look_for_is_refused():
