@@ -4,16 +4,22 @@ Each side has a process of its own (``python -m bench.goals SIDE FOLDER``), whic
 calibrates with 128 samples, searches with labelled ones, and leaves what ONNX Runtime runs on a CPU. A third
 process judges both on samples that neither has seen, and times them in turns. Ahead is who meets the goal
 where it searched; of two who do, who has the lower p50, then the larger share of multiplications in int8.
+
+``FARM_BENCH_CASES`` chooses cases by their numbers (``0,2``), ``FARM_BENCH_KEEP`` is a folder that keeps them
+with each side's log and graph, and ``FARM_BENCH_BUDGET_S`` the farm's seconds for a search. NNCF is in the
+extra ``peers``: ``pip install -c constraints.txt -e '.[peers]'`` moves nothing that is pinned.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,65 +34,67 @@ from bench.processes import ROOT
 from bench.table import Row, row, verdict
 
 SIDES = ("farm", "nncf")
-BUDGET_S = 180
+BUDGET_S = int(os.environ.get("FARM_BENCH_BUDGET_S", "180"))
 _TIMEOUT_S = 1800.0
 _ROUNDS = 60
 #: Shares of multiplications, and latencies, this close count as level.
 _LEVEL = 0.05
+_FIGURES = (
+    ("drop where it searched", "drop", "{:.4f}"),
+    ("drop on other data", "test_drop", "{:.4f}"),
+    ("multiplications in int8", "int8_share", "{:.0%}"),
+    ("layers in floats", "in_float", "{}"),
+    ("p50 over fp32's", "p50_of_fp32", "{:.2f}"),
+)
 
 
-def searches(only: Iterable[str] = (), keep: Path | None = None) -> Iterator[Row]:
-    """For each case the share of multiplications in int8, seconds and p50, beside NNCF's.
-
-    Parameters:
-        only: numbers of cases; all by default.
-        keep: a folder for the cases, by default one that is removed.
-    """
+def searches() -> Iterator[Row]:
+    """For each case drops, the share of multiplications in int8, seconds and p50, beside NNCF's."""
     if find_spec("nncf") is None:
-        print("NNCF isn't installed: pip install nncf", flush=True)
+        print("NNCF isn't installed: pip install 'engine-farm[peers]'", flush=True)
         return
+    only = [one for one in os.environ.get("FARM_BENCH_CASES", "").split(",") if one]
     with tempfile.TemporaryDirectory() as made:
-        root = keep or Path(made)
-        behind = 0
+        root = Path(os.environ.get("FARM_BENCH_KEEP") or made)
+        places: Counter[str] = Counter()
         for number, name in enumerate(goal_cases.cases()):
             if only and str(number) not in only:
                 continue
             folder = root / str(number)
             if not (folder / "case.json").exists():
                 shutil.rmtree(folder, ignore_errors=True)
+                print(f"  {name}: prepare", flush=True)
                 goal_cases.write(name, folder, root / "wheels")
-            found = {side: _child(side, folder) for side in SIDES}
+            found = {}
+            for side in SIDES:
+                print(f"  {name}: {side}", flush=True)
+                (folder / f"{side}.onnx").unlink(missing_ok=True)
+                found[side] = _child(side, folder)
             judged = _child("judge", folder)
             for side in SIDES:
                 found[side] |= judged.get(side, {})
                 print(f"  {name}, {side}: {json.dumps(found[side])}", flush=True)
             yield from _rows(name, found)
             place = _place(goal_cases.read(folder), found)
-            behind += place == "behind"
-            yield {
-                "what": f"{name}: the farm is",
-                "farm": place,
-                "peer": "",
-                "ratio": "",
-                "goal": "–",
-                "verdict": "",
-            }
-        yield {
-            "what": "cases in which NNCF is ahead",
-            "farm": str(behind),
-            "peer": "",
-            "ratio": "",
-            "goal": "≤ 0",
-            "verdict": verdict(behind == 0),
-        }
+            places[place] += 1
+            yield _beside(f"{name}: the farm is", place)
+        for what, place, most in (("NNCF is ahead", "behind", 0), ("both are level", "level", 1)):
+            told = {"goal": f"≤ {most}", "verdict": verdict(places[place] <= most)}
+            yield _beside(f"cases in which {what}", str(places[place])) | told
 
 
 def _rows(name: str, found: dict[str, dict[str, Any]]) -> Iterator[Row]:
     farm, nncf = (found[side] for side in SIDES)
-    if "p50_ms" not in nncf or "p50_ms" not in farm:
-        return
-    yield row(f"{name}: seconds", farm["seconds"], nncf["seconds"], " s")
-    yield row(f"{name}: p50", farm["p50_ms"], nncf["p50_ms"], " ms", digits=2)
+    for what, key, form in _FIGURES:
+        told = [form.format(one[key]) if key in one else "failed" for one in (farm, nncf)]
+        yield _beside(f"{name}: {what}", *told)
+    if "p50_ms" in nncf and "p50_ms" in farm:
+        yield row(f"{name}: seconds", farm["seconds"], nncf["seconds"], " s")
+        yield row(f"{name}: p50", farm["p50_ms"], nncf["p50_ms"], " ms", digits=2)
+
+
+def _beside(what: str, farm: str, peer: str = "") -> Row:
+    return {"what": what, "farm": farm, "peer": peer, "ratio": "", "goal": "–", "verdict": ""}
 
 
 def _place(case: Case, found: dict[str, dict[str, Any]]) -> str:

@@ -57,6 +57,7 @@ FarmError
 │   ├── EngineBuildFailed
 │   ├── PrecisionMissed
 │   ├── AccuracyDropped
+│   ├── LatencyMissed
 │   ├── StageFault           a bug in the farm, not in the model
 │   │   └── ResultRefused    its process sent an invalid result
 │   ├── InputFailed          a job before this one failed
@@ -509,6 +510,12 @@ class AccuracyDropped(StageFailed):
     default_hint = (
         "add calibration data, choose another method or precision, prune less, or raise max_drop"
     )
+
+
+class LatencyMissed(StageFailed):
+    """What keeps the accuracy isn't as fast as the build asks."""
+
+    default_hint = "raise max_latency_ratio, or max_drop"
 
 
 class StageFault(StageFailed):

@@ -200,12 +200,14 @@ def _search(search: Search) -> None:
             "broken" if one.drop is None else f"{one.drop:.4f}",
             "" if one.int8_share is None else f"{one.int8_share:.0%}",
             "" if one.predicted_time is None else f"{one.predicted_time:.2f}",
+            "" if one.latency_ratio is None else f"{one.latency_ratio:.2f}",
             one.what,
         )
         for one in search.tried
     ]
     if rows:
-        show.table(("drop", "int8", "time", "tried"), rows, keep=("drop", "int8", "time"))
+        figures = ("drop", "int8", "time", "measured")
+        show.table((*figures, "tried"), rows, keep=figures)
 
 
 def _source(report: LayerReport) -> str:

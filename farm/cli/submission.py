@@ -121,6 +121,15 @@ MaxDrop = Annotated[
         help="Largest allowed drop of the metric, as a share; of mae and rmse in the labels' units.",
     ),
 ]
+MaxLatencyRatio = Annotated[
+    float | None,
+    typer.Option(
+        "--max-latency-ratio",
+        metavar="RATIO",
+        min=0,
+        help="With --max-drop: the most time int8 may take over fp32, both in ONNX Runtime on a CPU.",
+    ),
+]
 Task = Annotated[
     list[str] | None,
     typer.Option(

@@ -64,6 +64,7 @@ def data_and_gates(
     evaluation: str | Path | None = None,
     metric: str | None = None,
     max_drop: float | None = None,
+    max_latency_ratio: float | None = None,
     task: Mapping[str, Any] | None = None,
     min_agreement: float | None = None,
     max_error: float | None = None,
@@ -79,9 +80,9 @@ def data_and_gates(
         InvalidRequest: there is no such file, it is empty, or a gate lacks its data.
         DataRefused
     """
-    if evaluation is None and (metric, max_drop, task) != (None, None, None):
+    if evaluation is None and (metric, max_drop, max_latency_ratio, task) != (None,) * 4:
         raise InvalidRequest(
-            "metric, max_drop and task need evaluation data",
+            "metric, max_drop, max_latency_ratio and task need evaluation data",
             hint="pass evaluation=… (--evaluation)",
         )
     if calibration is not None and calibration_format is None:
@@ -114,6 +115,7 @@ def data_and_gates(
             "digest": files.digest(evaluation),
             "metric": metric,
             "max_drop": max_drop,
+            "max_latency_ratio": max_latency_ratio,
             "task": task or {},
             "preprocess": how if evaluation in images else None,
         }

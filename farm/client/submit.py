@@ -76,6 +76,7 @@ class Submissions(Noun):
         evaluation: str | Path | None = None,
         metric: str | None = None,
         max_drop: float | None = None,
+        max_latency_ratio: float | None = None,
         task: Mapping[str, Any] | None = None,
         min_agreement: float | None = None,
         max_error: float | None = None,
@@ -127,6 +128,7 @@ class Submissions(Noun):
             keep_float, keep_quantized: names of operators that stay in floats, or quantised whatever
                 ``max_drop`` asks; ``*`` and ``?`` match any characters.
             metric, max_drop, task: how engines are judged on labels: ``farm.specs.tasks``.
+            max_latency_ratio: with ``max_drop``, the most time that int8 may take over fp32 on a CPU.
             min_agreement, max_error: gates for all precisions instead of the farm's; an engine that fails
                 one is published as doubtful.
             output_errors: output → its own gate, instead of the others.
@@ -178,6 +180,7 @@ class Submissions(Noun):
             evaluation=evaluation,
             metric=metric,
             max_drop=max_drop,
+            max_latency_ratio=max_latency_ratio,
             task=task,
             min_agreement=min_agreement,
             max_error=max_error,

@@ -161,9 +161,15 @@ def _without_later(document: dict[str, Any]) -> dict[str, Any]:
     if "preprocess" in document:
         changed = _changed(document.pop("preprocess"))
         document |= {} if changed is None else {"preprocess": changed}
+    if document.get("goal") and document["goal"].get("max_latency_ratio") is None:
+        document["goal"] = _but(document["goal"], "max_latency_ratio")
     if "gates" in document and not document["gates"].get("outputs"):
-        document["gates"] = {n: one for n, one in document["gates"].items() if n != "outputs"}
+        document["gates"] = _but(document["gates"], "outputs")
     return document
+
+
+def _but(document: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {n: one for n, one in document.items() if n != name}
 
 
 def _sees_images(params: StageParams) -> bool:
@@ -178,11 +184,22 @@ def _changed(preprocess: dict[str, Any] | None) -> dict[str, Any] | None:
     return {name: value for name, value in preprocess.items() if value != _PREPROCESS[name]}
 
 
+def _rounds_results(params: StageParams) -> bool:
+    """Whether a job makes the form in integers for CPUs, or judges by it."""
+    if isinstance(params, BuildParams):
+        on_cpu = params.target.runtime is Runtime.ONNXRUNTIME and params.target.gpu == CPU
+        return on_cpu and params.precision is Precision.INT8
+    goal = getattr(params, "goal", None)
+    return goal is not None and goal.on_cpus
+
+
 def _revision(params: StageParams) -> int:
     """What the version of a stage is raised by for the runtime, or for the weights that it loads."""
     target = params.target if isinstance(params, BuildParams) else None
     # Packages for GPUs computed something else than their programs.
     raised = int(target is not None and target.runtime is Runtime.AOTINDUCTOR and target.gpu != CPU)
+    # The results of convolutions were rounded up to their largest values.
+    raised += _rounds_results(params)
     architecture = getattr(params, "architecture", None)
     if architecture is None:
         return raised

@@ -183,6 +183,8 @@ class _Stages:
             metric=evaluation.metric,
             task=evaluation.task,
             max_drop=evaluation.max_drop,
+            # No CPU computes fp8.
+            max_latency_ratio=evaluation.max_latency_ratio if precision is Precision.INT8 else None,
             preprocess=evaluation.preprocess,
             on_cpus=on_cpus,
             on_gpus=not on_cpus or len(self._gpus[precision]) > 1,

@@ -26,6 +26,9 @@ class Tried(Record):
     predicted_time: Number | None = Field(
         None, description="of convolutions and matrix products, over their time in floats"
     )
+    latency_ratio: Number | None = Field(
+        None, description="the measured time of a forward pass over that in floats, on a CPU"
+    )
     seconds: Number | None = None
     kept: bool = Field(False, description="whether the search went on from it")
 
@@ -35,6 +38,7 @@ class Search(Record):
 
     metric: Word | None = None
     max_drop: Number
+    max_latency_ratio: Number | None = None
     source: Number | None = Field(None, description="the metric of the unquantised graph")
     budget_s: Count
     spent_s: Number
@@ -44,6 +48,11 @@ class Search(Record):
     held_out_drop: Number | None = None
     int8_share: Share | None = None
     predicted_time: Number | None = None
+    latency_ratio: Number | None = Field(
+        None,
+        description="the measured time of a forward pass over that in floats, in ONNX Runtime on the CPU of "
+        "the worker that searched; null unless a largest one was asked",
+    )
     measured_times: bool = Field(
         False, description="whether operators' times were measured, else counted in multiplications"
     )
@@ -66,8 +75,14 @@ class Search(Record):
         drop = (
             "nobody knows by how much it does" if self.drop is None else f"drops by {self.drop:.4f}"
         )
+        speed = (
+            ""
+            if self.latency_ratio is None
+            else f", and takes {self.latency_ratio:.2f} of floats' time on a CPU"
+            + ("" if self.max_latency_ratio is None else f" of {self.max_latency_ratio:g} allowed")
+        )
         ended = ", which was all it might take" if self.cut_short else ""
         return (
-            f"{self.metric or 'top1'} may drop by {self.max_drop:g} and {drop}{share}; "
+            f"{self.metric or 'top1'} may drop by {self.max_drop:g} and {drop}{share}{speed}; "
             f"{counted(len(self.tried), 'way')} tried in {self.spent_s:.0f} s{ended}"
         )

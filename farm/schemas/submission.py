@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, mode
 from farm.schemas.base import Digest, Name, Request
 from farm.schemas.labels import Labels, Note
 from farm.specs import texts
-from farm.specs.accuracy_goal import BUDGET_S, BudgetSeconds, Patterns
+from farm.specs.accuracy_goal import BUDGET_S, BudgetSeconds, LatencyRatio, Patterns
 from farm.specs.gates import GateChanges
 from farm.specs.goals import Aim, BatchSize, Goal
 from farm.specs.options import BuilderOptions, Prune
@@ -127,6 +127,11 @@ class Evaluation(Request):
         description="largest allowed drop of the metric, or rise of an error; beyond it the build fails. A "
         "share, but for `mae` and `rmse` in the labels' units",
     )
+    max_latency_ratio: LatencyRatio | None = Field(
+        None,
+        description="with `max_drop`, for int8: the largest median time of a forward pass over that in fp32, "
+        "both in ONNX Runtime on the CPU of the worker that calibrates; for GPUs this only stands in",
+    )
     task: TaskOptions = TaskOptions()
     preprocess: Preprocessing | None = _PREPROCESS
 
@@ -134,6 +139,10 @@ class Evaluation(Request):
     def _fits_the_metric(self) -> Self:
         if self.max_drop is not None and self.max_drop > 1 and self.metric not in IN_UNITS:
             raise ValueError("max_drop is a share of the metric, 0 to 1: 0.01 is one point")
+        if self.max_latency_ratio is not None and self.max_drop is None:
+            raise ValueError(
+                "max_latency_ratio is what int8 may take that keeps max_drop: pass max_drop too"
+            )
         if self.metric is Metric.WER and self.task.space is None:
             raise ValueError(
                 "wer needs task.space, the class between words (--task space=…); without words use cer"
@@ -269,6 +278,22 @@ class BuildRequest(Request):
             raise ValueError(
                 f"no precisions for {', '.join(has_none[:5])}: name at least one, or pass `bench` for an "
                 "engine in each"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _searches_for_its_latency(self) -> Self:
+        if self.evaluation is None or self.evaluation.max_latency_ratio is None:
+            return self
+        asked = set(self.precisions).union(*(split(one).precisions for one in self.targets))
+        if asked and Precision.INT8 not in asked:
+            raise ValueError(
+                "max_latency_ratio is for int8, which isn't among the precisions: add int8, or leave it out"
+            )
+        data = self.calibration
+        if data is None or data.is_cache or not data.budget_s:
+            raise ValueError(
+                "max_latency_ratio needs a search: pass samples as calibration data, with a budget above 0"
             )
         return self
 

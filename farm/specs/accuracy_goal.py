@@ -14,6 +14,9 @@ from farm.specs.values import Value
 BUDGET_S = 600
 MOST_BUDGET_S = 6 * 3600
 
+#: The time of a quantised forward pass over that of one in fp32.
+LatencyRatio = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
+
 BudgetSeconds = Annotated[int, Field(ge=0, le=MOST_BUDGET_S)]
 
 #: Names of a graph's operators, with ``*`` and ``?``.
@@ -29,6 +32,7 @@ class AccuracyGoal(Value):
     metric: Metric | None = None
     task: TaskOptions = TaskOptions()
     max_drop: float
+    max_latency_ratio: LatencyRatio | None = None  #: of the engine for CPUs
     on_cpus: bool = False  #: in integers, with weights of seven bits
     on_gpus: bool = False  #: as the graph is written
     preprocess: Preprocess | None = None  #: of the samples that judge, if they are images

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from farm.errors import AccuracyDropped, CalibrationFailed, InvalidData
+from farm.errors import AccuracyDropped, CalibrationFailed, InvalidData, LatencyMissed
 from farm.specs.accuracy_goal import AccuracyGoal
 from farm.specs.precision import Precision
 from farm.stages import BuildParams, CalibrateParams
@@ -243,7 +243,7 @@ def test_a_graph_that_plain_int8_ruins_keeps_its_accuracy(bench: Bench, tmp_path
 def test_layers_that_harm_most_are_given_back_to_floats(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.goals.search.equalised.equalised", lambda *_: None)
+    monkeypatch.setattr("workers.goals.equalised.equalised", lambda *_: None)
     given = _judged(tmp_path, _convolutions(tmp_path / "m.onnx", spread=3000))
     goal = AccuracyGoal(max_drop=0.1, on_gpus=True, budget_s=120)
     made = bench.run(CalibrateParams(goal=goal), **given)
@@ -269,6 +269,35 @@ def test_a_goal_that_nothing_meets_says_what_came_closest(bench: Bench, tmp_path
     error = bench.fails(AccuracyDropped, params, **given)
     assert "no quantised graph keeps top1 within -0.01 of its 1.0000" in error.detail
     assert "the closest has a drop of" in error.detail
+
+
+def test_what_keeps_the_accuracy_is_timed_beside_floats_if_it_has_to_be_fast(
+    bench: Bench, digits: Digits
+) -> None:
+    given = {"onnx": digits.onnx, "calibration": digits.calibration}
+    given["evaluation"] = digits.evaluation
+    # No machine takes 100 times as long, nor a millionth of the time.
+    for forms in ({"on_cpus": True}, {"on_gpus": True}):
+        goal = AccuracyGoal(max_drop=0.05, max_latency_ratio=100, **forms)
+        search = bench.run(CalibrateParams(goal=goal), **given).facts["search"]
+        assert 0 < search["latency_ratio"] <= search["max_latency_ratio"] == 100
+        assert search["tried"][-1]["latency_ratio"] == search["latency_ratio"]
+        assert search["tried"][0].get("latency_ratio") is None
+    goal = AccuracyGoal(max_drop=0.05, max_latency_ratio=1e-6, on_cpus=True)
+    error = bench.fails(LatencyMissed, CalibrateParams(goal=goal), **given)
+    assert "keeps top1 within 0.05 takes 1e-06 of the time in floats or less" in error.detail
+    assert "the closest takes " in error.detail
+    assert "raise max_latency_ratio or max_drop" in (error.hint or "")
+    assert any("biases corrected" in phase for phase, _ in bench.phases)  # it went on looking
+
+
+def test_a_graph_that_came_quantised_is_not_looked_for_and_has_no_latency_to_meet(
+    bench: Bench, digits: Digits
+) -> None:
+    given = {"onnx": digits.int8, "calibration": digits.calibration}
+    goal = AccuracyGoal(max_drop=0.05, max_latency_ratio=1, on_cpus=True)
+    error = bench.fails(CalibrationFailed, CalibrateParams(goal=goal), **given)
+    assert "quantised already" in error.detail
 
 
 def test_a_goal_needs_labels(bench: Bench, tmp_path: Path) -> None:

@@ -43,7 +43,16 @@ def test_inspect_shows_the_noise_of_an_engine_and_what_kept_its_accuracy(
         {"what": "plain", "drop": 0.25, "int8_share": 1.0, "predicted_time": 0.41},
         {"what": "plain, 1 of 7 layers in floats", "int8_share": 0.9, "kept": True},
     ]
-    search = {"metric": "f1", "max_drop": 0.01, "drop": 0.004, "int8_share": 0.9, "tried": tried}
+    tried[1]["latency_ratio"] = 0.723
+    search = {
+        "max_latency_ratio": 0.8,
+        "latency_ratio": 0.723,
+        "metric": "f1",
+        "max_drop": 0.01,
+        "drop": 0.004,
+        "int8_share": 0.9,
+        "tried": tried,
+    }
     search |= {"budget_s": 600, "spent_s": 31.4, "samples": 48, "held_out": 16}
     stub.quantization = {
         "snr_db": {"relu_3": 31.25, "pooled": 9.0},
@@ -53,11 +62,11 @@ def test_inspect_shows_the_noise_of_an_engine_and_what_kept_its_accuracy(
     shown = run("inspect", stub.add(rtx_plan())["id"]).stdout
     assert "left in floats, light head: /head/conv\n" in shown
     assert (
-        "f1 may drop by 0.01 and drops by 0.0040, with 90% of the multiplications in int8; 2 ways"
-        in shown
+        "f1 may drop by 0.01 and drops by 0.0040, with 90% of the multiplications in int8, and takes 0.72 of "
+        "floats' time on a CPU of 0.8 allowed; 2 ways" in shown
     )
     assert re.search(r"0\.2500 +100% +0\.41 +plain *\n", shown)
-    assert re.search(r"broken +90% +plain, 1 of 7 layers in floats", shown)
+    assert re.search(r"broken +90% +0\.72 +plain, 1 of 7 layers in floats", shown)
     assert re.search(r"9\.0 dB +pooled\n31\.2 dB +relu_3", shown)
 
 

@@ -451,7 +451,7 @@ def test_the_keys_of_a_request_are_those_of_the_farm_before():
     """What was built stays built. They change with a stage's version, and by nothing else."""
     made = planned(targets=["sm_89", "cpu"], precisions=["fp32", "fp16", "int8"], calibration=PLAIN)
     assert keys.key({"keys": list(made.jobs)}) == (
-        "sha256:8eb33113335032c6f9c80f20b61c786a5ab760b004306b753bb86443354c6776"
+        "sha256:0e660d29089f2016652ae625b5db50dfc7fae6ac13e03eac092ba390c21e0b3e"
     )
 
 
@@ -563,6 +563,49 @@ def test_an_accuracy_is_a_goal_of_calibrations_in_the_forms_in_which_engines_run
     # No CPU runs fp8.
     fp8 = calibrated(targets=["sm_89", "cpu:int8"], precisions=["fp8"])
     assert not fp8.params["goal"]["on_cpus"]
+
+
+def test_a_latency_is_a_part_of_an_int8_calibrations_goal_and_of_its_key_if_it_is_asked():
+    asked = {"evaluation": BUILD_EXAMPLE["evaluation"] | {"max_latency_ratio": 0.8}}
+    made = calibrated(**asked)
+    assert made.params["goal"]["max_latency_ratio"] == 0.8
+    assert "max_latency_ratio" not in calibrated().params["goal"]
+    assert made.key != calibrated().key
+    both = planned(targets=["sm_89"], precisions=["int8", "fp8"], **asked)
+    goals = {
+        job.precision: job.recipe.params["goal"].get("max_latency_ratio")
+        for job in both.jobs.values()
+        if job.kind == JobKind.CALIBRATE
+    }
+    assert goals == {"int8": 0.8, "fp8": None}  # no CPU computes fp8
+
+
+def test_what_rounds_results_otherwise_is_built_anew_and_nothing_else():
+    made = planned(targets=["sm_89", "cpu"], precisions=["fp16", "int8"])
+    raised = {
+        job.title for job in made.jobs.values() if job.recipe.stage != STAGES[job.kind].version
+    }
+    # The calibration judges by the engine for CPUs.
+    assert raised == {"calibrate digits:int8", "build digits:int8@cpu"}
+
+
+def test_a_latency_that_nothing_would_look_for_is_refused():
+    asked = BUILD_EXAMPLE["evaluation"] | {"max_latency_ratio": 0.8}
+    data = BUILD_EXAMPLE["calibration"]
+    cache = {"digest": data["digest"], "format": "tensorrt-cache"}
+    refused = {
+        "pass max_drop too": {"evaluation": asked | {"max_drop": None}},
+        "isn't among the precisions": {"evaluation": asked, "precisions": ["fp16", "fp8"]},
+        "with a budget above 0": {"evaluation": asked, "calibration": data | {"budget_s": 0}},
+        "as calibration data": {"evaluation": asked, "calibration": cache},
+        "needs a search": {"evaluation": asked, "calibration": None},
+        "greater than 0": {"evaluation": asked | {"max_latency_ratio": 0}},
+    }
+    for why, changes in refused.items():
+        with pytest.raises(ValidationError, match=why):
+            planned(**({"targets": ["sm_89"]} | changes))
+    # A target's own precisions count.
+    assert planned(targets=["sm_89", "cpu:int8"], precisions=["fp16"], evaluation=asked)
 
 
 def test_a_calibration_that_looks_for_an_accuracy_sees_the_images_that_judge_it():

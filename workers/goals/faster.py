@@ -16,8 +16,8 @@ from workers.inputs.samples import Runnable
 _ROUNDS = 11
 #: That one comparison may take.
 MOST_S = 2.0
-#: The share of all multiplications that the smallest products have together.
-_SMALL = 0.05
+#: Shares of all multiplications that the smallest products have together.
+_SMALL = (0.05, 0.2, 0.5)
 
 
 def kinds_of(model: onnx.ModelProto, units: Units, costs: Costs) -> Mapping[str, frozenset[str]]:
@@ -29,19 +29,25 @@ def kinds_of(model: onnx.ModelProto, units: Units, costs: Costs) -> Mapping[str,
         for unit in units.products
         if any(one.name == "group" and one.i > 1 for one in nodes[unit.id].attribute)
     }
-    small, sum_ = set(), 0
-    for unit in sorted(units.products, key=lambda one: costs.macs[one.id]):
-        sum_ += costs.macs[unit.id]
-        if sum_ > _SMALL * costs.all_macs:
-            break
-        small.add(unit.id)
     found = {
         "products of two activations": {u.id for u in units.products} - with_weights,
         "depthwise convolutions": depthwise,
-        "the smallest products": small,
-        "tensors between products": {u.id for u in units.all if not u.is_product},
     }
+    for share in _SMALL:
+        found[f"the smallest products, {share:.0%} together,"] = _smallest(units, costs, share)
+    found["tensors between products"] = {u.id for u in units.all if not u.is_product}
     return {name: frozenset(ids) for name, ids in found.items() if ids}
+
+
+def _smallest(units: Units, costs: Costs, share: float) -> set[str]:
+    """The products that have up to this share of all multiplications together."""
+    found, sum_ = set(), 0
+    for unit in sorted(units.products, key=lambda one: costs.macs[one.id]):
+        sum_ += costs.macs[unit.id]
+        if sum_ > share * costs.all_macs:
+            break
+        found.add(unit.id)
+    return found
 
 
 def ratio(one: Runnable, other: Runnable, batch: Arrays) -> float:

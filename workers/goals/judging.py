@@ -24,7 +24,7 @@ from workers.inputs.samples import Arrays, Runnable
 from workers.measure.judged import compare
 from workers.quantize import activations
 from workers.quantize.cpu_integers import Ranges, integer_graph
-from workers.quantize.ranges import largest
+from workers.quantize.ranges import fitting
 from workers.quantize.stored_weights import fold_quantized_weights
 
 #: The most bytes of the source's outputs that are kept between evaluations.
@@ -145,7 +145,7 @@ class Forms:
     ) -> None:
         self._goal, self._folder = goal, folder
         self._source, self._batches = source, batches
-        self._largest: dict[str, float] = {}
+        self._limits: dict[str, float] = {}
 
     def of(self, quantized: onnx.ModelProto) -> list[Runnable]:
         made: list[Runnable] = []
@@ -159,14 +159,17 @@ class Forms:
         folded = _folded(quantized)
         return self._session(integer_graph(folded, self.ranges(folded)), is_engine=True)
 
+    def source_on_cpu(self) -> Runnable:
+        return self._session(self._source, is_engine=True)
+
     def ranges(self, quantized: onnx.ModelProto) -> Ranges:
         def found(names: Sequence[str]) -> Mapping[str, float]:
-            missing = [name for name in names if name not in self._largest]
+            missing = [name for name in names if name not in self._limits]
             if missing:
-                self._largest |= largest(
+                self._limits |= fitting(
                     self._source, quantized, lambda: self._batches, self._folder, missing
                 )
-            return self._largest
+            return self._limits
 
         return found
 

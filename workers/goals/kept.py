@@ -18,6 +18,7 @@ from workers.goals.judging import Jury
 from workers.goals.pins import pinned
 from workers.goals.trail import Trail
 from workers.goals.units import units_of, without
+from workers.goals.variants import Given
 from workers.graphs import files, floats, interface
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import resolve_profiles
@@ -51,6 +52,7 @@ def kept(
 
     Raises:
         AccuracyDropped: none keeps it.
+        LatencyMissed: none that keeps it is fast enough.
         CalibrationFailed: a pin names nothing, or leaves nothing quantised.
         InvalidData: the evaluation data don't fit.
     """
@@ -62,7 +64,7 @@ def kept(
     profile = resolve_profiles(inputs, params.profiles, ranges)[0]
     source = floats.calibratable(model)
     size = batch.opt
-    given = search.Given(
+    given = Given(
         source=source,
         plain=plain,
         again=quantised,

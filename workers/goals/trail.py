@@ -47,6 +47,7 @@ class Trail:
         since_s: float,
         kept: bool,
         held: Judged | None = None,
+        latency_ratio: float | None = None,
     ) -> None:
         """Keep what was tried, and say it in the log."""
         one = Tried(
@@ -56,14 +57,16 @@ class Trail:
             error=_number(judged.error),
             int8_share=min(1.0, max(0.0, share)),
             predicted_time=time_ratio,
+            latency_ratio=latency_ratio,
             seconds=round(self.spent_s - since_s, 3),
             kept=kept,
         )
         told = "broken" if one.drop is None else f"drop {one.drop:.4f}"
         beside = "" if one.held_out_drop is None else f" ({one.held_out_drop:.4f} held out)"
+        measured = "" if latency_ratio is None else f", measured {latency_ratio:.2f}"
         print(
             f"tried {what}: {told}{beside}, {share:.1%} of the multiplications quantised, predicted time "
-            f"{time_ratio:.2f} of floats', {one.seconds:.1f} s{', kept' if kept else ''}",
+            f"{time_ratio:.2f} of floats'{measured}, {one.seconds:.1f} s{', kept' if kept else ''}",
             flush=True,
         )
         if len(self.tried) < _MOST:

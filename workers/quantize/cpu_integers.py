@@ -28,7 +28,7 @@ from workers.graphs import shapes, walk
 from workers.quantize.integer_products import LARGEST_WEIGHT, fits_int32
 
 Ranges = Callable[[Sequence[str]], Mapping[str, float]]
-"""The largest magnitude of each of these tensors over the calibration data."""
+"""The magnitude up to which each of these tensors is rounded."""
 
 _SIGNED_LEVELS, _UNSIGNED_LEVELS = 127, 255
 _ZERO = {True: np.uint8(128), False: np.uint8(0)}  #: whether it is signed → its zero point
@@ -166,10 +166,10 @@ class _Rewriter:
             if name not in self._outputs
             and any(node.op_type != "QuantizeLinear" for node in self._consumers[name])
         ]
-        largest = ranges(missing) if missing else {}
+        limits = ranges(missing) if missing else {}
         for name in missing:
-            if largest[name] > 0:
-                self._insert_pair(name, np.float32(largest[name] / _SIGNED_LEVELS))
+            if limits[name] > 0:
+                self._insert_pair(name, np.float32(limits[name] / _SIGNED_LEVELS))
         self._index()
 
     def make_activations_unsigned(self) -> None:

@@ -6,42 +6,33 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import onnx
-from onnx import TensorProto, helper
 
-from workers.backends.ort.cpu import OrtModel
-from workers.graphs import files
+from workers.inputs.batch import Batch
 from workers.inputs.samples import Arrays
+from workers.quantize import activations, thresholds
 
 
-def largest(
+def fitting(
     source: onnx.ModelProto,
     quantized: onnx.ModelProto,
     batches: Callable[[], Iterable[Arrays]],
     folder: Path,
     names: Sequence[str],
+    *,
+    batch: Batch | None = None,
 ) -> dict[str, float]:
-    """The largest magnitude of each of these tensors of ``quantized`` over the batches.
+    """The magnitude up to which each of these tensors of ``quantized`` errs least if it is rounded.
+
+    Up to the largest one, most levels of a convolution's result would be spent on a few values.
 
     Parameters:
         batches: reads the data anew; one batch is in memory at a time.
-        folder: for the graph that measures them.
+        folder: for the graph that gives them.
+        batch: lets batches run in pieces, as far as their results are large.
     """
     # ModelOpt may have renamed some; if not, running the source is several times faster.
     there = {name for node in source.graph.node for name in node.output}
-    model = onnx.ModelProto()
-    model.CopyFrom(source if there.issuperset(names) else quantized)
-    graph = model.graph
-    del graph.output[:]
-    for index, name in enumerate(names):
-        magnitude, most = f"magnitude_{index}", f"largest_{index}"
-        graph.node.append(helper.make_node("Abs", [name], [magnitude]))
-        graph.node.append(helper.make_node("ReduceMax", [magnitude], [most], keepdims=0))
-        graph.output.append(helper.make_tensor_value_info(most, TensorProto.FLOAT, []))
-    file = folder / "largest.onnx"
-    files.write_model(model, file)
-    session = OrtModel(file)
-    results = [session.run(batch) for batch in batches()]
-    return {
-        name: max(float(result[f"largest_{index}"]) for result in results)
-        for index, name in enumerate(names)
-    }
+    model = source if there.issuperset(names) else quantized
+    session = activations.observed(model, names, folder, exact=False)
+    found = activations.gathered(session, names, batches(), counted=True, batch=batch)
+    return {name: thresholds.least_error(found[name]) for name in names}

@@ -164,6 +164,11 @@ def _as_it_is(
 ) -> StageResult:
     """A graph quantised in training. Its remainder is cast like that of one quantised here."""
     qat.check(model, params.precision)
+    if params.goal is not None and params.goal.max_latency_ratio is not None:
+        raise CalibrationFailed(
+            "the graph is quantised already, so nothing is looked for that takes max_latency_ratio",
+            hint="leave out max_latency_ratio, or submit the model from before it was quantised",
+        )
     print("the graph is quantised already: nothing is calibrated, and data only run it")
     files.load_weights(model, file)
     samples, batch, kind = _samples(stage, params, model)

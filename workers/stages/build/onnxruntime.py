@@ -27,7 +27,7 @@ from workers.inputs.profiles import (
 from workers.inputs.samples import samples_for
 from workers.quantize import half_weights, integer_products, saturation
 from workers.quantize.cpu_integers import Ranges, integer_graph
-from workers.quantize.ranges import largest
+from workers.quantize.ranges import fitting
 from workers.report import layers
 from workers.stages.base import Stage
 from workers.stages.build import tuning
@@ -225,7 +225,7 @@ def _ranges(stage: Stage, params: BuildParams, quantized: onnx.ModelProto) -> Ra
         fixed=params.fixed_inputs,
     )
     batches = partial(batch.split, samples, batch.opt, smallest=batch.min)
-    return partial(largest, source, quantized, batches, stage.workdir)
+    return partial(fitting, source, quantized, batches, stage.workdir, batch=batch)
 
 
 def _whole(stage: Stage, role: str) -> onnx.ModelProto:
