@@ -268,7 +268,7 @@ def _farm(method: str, images: Images, name: str, model: Path) -> Callable[[], o
     from workers.graphs import files, interface
     from workers.inputs.batch import Batch
     from workers.inputs.profiles import resolve_profiles
-    from workers.quantize import calibrated, magnitudes, modelopt
+    from workers.quantize import calibrated, magnitudes, modelopt, placement
 
     def calibrate() -> None:
         graph = onnx.load(str(model))
@@ -288,7 +288,8 @@ def _farm(method: str, images: Images, name: str, model: Path) -> Callable[[], o
                 seen=lambda _: None,
             )
             extreme = {name: images[made.extreme]}
-            magnitudes.measured(placed, list(batch.split(extreme, BATCH)), Path(folder))
+            known = placement.with_dequantized(placed, made.largest)
+            magnitudes.measured(placed, list(batch.split(extreme, BATCH)), Path(folder), known)
             files.save_model(placed, Path(folder) / "calibrated.onnx")
 
     return calibrate
