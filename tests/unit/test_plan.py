@@ -451,7 +451,7 @@ def test_the_keys_of_a_request_are_those_of_the_farm_before():
     """What was built stays built. They change with a stage's version, and by nothing else."""
     made = planned(targets=["sm_89", "cpu"], precisions=["fp32", "fp16", "int8"], calibration=PLAIN)
     assert keys.key({"keys": list(made.jobs)}) == (
-        "sha256:8eb33113335032c6f9c80f20b61c786a5ab760b004306b753bb86443354c6776"
+        "sha256:6822b7c91efd65c6d16446786d10c988e708b3d2b10fb581b2e499d9ef6f3d78"
     )
 
 
