@@ -39,14 +39,14 @@ def by_layer(
         rounded = observed(quantized, names, folder, exact=False)
         if plain is None or rounded is None:
             return {}
-        names = plain.output_names
-        power = {name: np.zeros(2) for name in names}
+        layers = plain.output_names
+        power = {name: np.zeros(2) for name in layers}
         with ThreadPoolExecutor(cpu_threads()) as threads:
             for batch in batches:
                 expected, made = plain.run(batch), rounded.run(batch)
-                pairs = [(expected[name], made[name]) for name in names]
+                pairs = [(expected[name], made[name]) for name in layers]
                 found = threads.map(lambda pair: _powers(*pair), pairs)
-                for name, sums in zip(names, found, strict=True):
+                for name, sums in zip(layers, found, strict=True):
                     power[name] += sums
     except InvalidModel as err:  # what can't be run beside the other has no ratio
         print(f"no signal-to-noise ratios: {err.detail}")
