@@ -1,47 +1,54 @@
 """INT8 calibration of ResNet-50: seconds and peak memory by number of images, the farm beside its peers.
 
-Each measurement has a process of its own (``python -m bench.calibration WHAT IMAGES MODEL``), which prints
-its seconds, imports left out, and the most memory that it held. Images are made as they are read, so that
-none but a batch is in memory. The forward passes are plain ONNX Runtime over the same images. Peers that
-take long, or more memory with each image, stop at fewer images: ``MOST``.
+Each measurement has a process of its own (``bench.calibrators``), in the order of what they tell, all within
+``FARM_BENCH_BUDGET_S`` seconds: what is forecast to need more time, or more memory than is free, is left
+out, and told. ``python -m bench.calibration document`` writes the table of ``docs/why/calibration.md``.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from bench.calibrators import FARM, FORWARD
 from bench.processes import ROOT
-from bench.table import Row, row
+from bench.table import Row, row, show
 
 COUNTS = (32, 128, 512, 1024)
-BATCH = 8
-FORWARD = "forward passes"
-FARM = ("max", "auto", "percentile", "entropy", "mse")
-#: Peer → the method of the farm's that it compares with, and the most images it gets.
-MOST = {
-    "ModelOpt max": ("max", 512),
-    "ModelOpt entropy": ("entropy", 128),
-    "ONNX Runtime MinMax": ("max", 128),
-    "ONNX Runtime Entropy": ("entropy", 32),  # 15 GB for 128
-    "NNCF": ("auto", 512),
+#: Peer → the method of the farm's that it compares with.
+PEERS = {
+    "ModelOpt max": "max",
+    "ONNX Runtime MinMax": "max",
+    "NNCF": "auto",
+    "ModelOpt entropy": "entropy",
+    "ONNX Runtime Entropy": "entropy",
 }
-_TIMEOUT_S = 1800.0
-#: For all measurements: those that would pass it by the time of the ones before are left out, and told.
-_BUDGET_S = float(os.environ.get("FARM_BENCH_BUDGET_S", "3600"))
+#: What is measured in which order: the goals first, then what compares at the fewest images.
+_FIRST = (FORWARD, "max", "auto")
+_OTHERS = tuple(method for method in FARM if method not in _FIRST)
+ORDER = (
+    *((what, count) for count in COUNTS for what in _FIRST),
+    *((what, count) for count in COUNTS[:2] for what in (*PEERS, *_OTHERS)),
+    *((what, count) for count in COUNTS[2:] for what in (*PEERS, *_OTHERS)),
+)
+#: At 1,024 images. With fewer the placement of Q/DQ shows, which takes the same time for any number.
+GOALS = dict.fromkeys(FARM, 2.0) | {"max": 1.5}
+_BUDGET_S = float(os.environ.get("FARM_BENCH_BUDGET_S", "720"))
+#: How much of the memory that is free may be forecast.
+_OF_MEMORY = 0.7
+_PAGE = ROOT / "docs" / "why" / "calibration.md"
+_BEGIN, _END = "<!-- python -m bench.calibration document -->", "<!-- the end of what it writes -->"
+
+Costs = dict[int, "Cost"]  #: by number of images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,265 +56,189 @@ class Cost:
     seconds: float
     processor_s: float  #: of all cores; on a machine with other work it says more
     peak_mb: float
+    whole_s: float  #: with the process's start and imports
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    costs: dict[str, Costs] = field(default_factory=dict)  #: by what was measured
+    left_out: dict[tuple[str, int], str] = field(default_factory=dict)  #: why
+
+
+class LeftOut(Exception):
+    """A measurement that isn't made, or ended without a figure: why."""
+
+
+Measure = Callable[[str, int, float], Cost]
+"""What, images, and the seconds that it may take → its cost, or ``LeftOut``."""
 
 
 def costs() -> Iterator[Row]:
     """Times over those of the forward passes, and peaks at the most images over those at 128."""
+    return rows(_all())
+
+
+def _all() -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "resnet50.onnx"
-        _child("write", 0, model)
-        measure = _Budget(model)
-        forward = measure(FORWARD, COUNTS)
-        # First what says most, should the budget end.
-        farm = {method: measure(method, COUNTS) for method in FARM}
-        for method, by_count in farm.items():
-            most = 1.5 if method == "max" else 2.0
-            for count, cost in by_count.items():
-                name = f"{method}, {count} images, over the forward passes"
-                # Fewer images don't outweigh the placement of Q/DQ, which takes the same time for any number.
-                goal = most if count == COUNTS[-1] else None
-                if count in forward:
-                    yield row(name, cost.seconds, forward[count].seconds, " s", digits=2, most=goal)
-                    name = f"{name}, of processors"
-                    both = cost.processor_s, forward[count].processor_s
-                    yield row(name, *both, " s", digits=2)
-            if {128, COUNTS[-1]} <= by_count.keys():
-                flat = by_count[COUNTS[-1]].peak_mb, by_count[128].peak_mb
-                name = f"{method}, peak, 1,024 images over 128"
-                yield row(name, *flat, " MB", digits=2, most=1.1)
-        for peer, (method, limit) in MOST.items():
-            yield from _beside(peer, farm[method], method, limit, measure)
+        _child("write", 0, model, 600.0)
+        return measured(lambda *asked: _measured(*asked, model), _BUDGET_S, _free_mb())
 
 
-class _Budget:
-    """Measures while there is time: what is left out is told."""
-
-    def __init__(self, model: Path) -> None:
-        self._model, self._end = model, time.monotonic() + _BUDGET_S
-
-    def __call__(self, what: str, counts: Iterable[int]) -> dict[int, Cost]:
-        found: dict[int, Cost] = {}
-        for count in counts:
-            # Nothing grows faster than with the number of images.
-            last = max(found, default=0)
-            forecast_s = found[last].seconds * count / last if last else 0.0
-            if time.monotonic() + forecast_s > self._end:
-                print(f"  {what}, {count} images: left out, the time is up", flush=True)
-                continue
-            try:
-                found[count] = _measured(what, count, self._model)
-            except Failed as err:
-                print(f"  {what}, {count} images: {err}", flush=True)
-                break
-        return found
+def measured(
+    measure: Measure, budget_s: float, free_mb: float, now: Callable[[], float] = time.monotonic
+) -> Measured:
+    """Everything in its order, as far as time and memory go."""
+    end, found = now() + budget_s, Measured()
+    for what, count in ORDER:
+        seen = found.costs.setdefault(what, {})
+        try:
+            _refuse(what, count, found, end - now(), free_mb * _OF_MEMORY)
+            seen[count] = measure(what, count, end - now())
+            print(f"  {what}, {count} images: {_told(seen[count])}", flush=True)
+        except LeftOut as why:
+            found.left_out[what, count] = str(why)
+            print(f"  {what}, {count} images: left out, {why}", flush=True)
+    return found
 
 
-def _beside(
-    peer: str, farm: dict[int, Cost], method: str, limit: int, measure: _Budget
-) -> Iterator[Row]:
-    if peer == "NNCF" and find_spec("nncf") is None:
-        print("NNCF isn't installed: pip install 'engine-farm[peers]'", flush=True)
-        return
-    for count, theirs in measure(peer, [c for c in COUNTS if c <= limit and c in farm]).items():
-        ours = farm[count]
-        name = f"{method} beside {peer}, {count} images"
-        yield row(name, ours.seconds, theirs.seconds, " s", digits=2, most=1)
-        yield row(f"{name}, peak", ours.peak_mb, theirs.peak_mb, " MB", digits=2)
+def _told(cost: Cost) -> str:
+    return f"{cost.seconds:.1f} s, {cost.processor_s:.1f} s of processors, {cost.peak_mb:.0f} MB"
 
 
-class Failed(Exception):
-    """A measurement ended without a figure."""
+def _refuse(what: str, count: int, found: Measured, left_s: float, most_mb: float) -> None:
+    """Raise ``LeftOut`` for what has no figure with fewer images, or would need too much."""
+    if what == "NNCF" and find_spec("nncf") is None:
+        raise LeftOut("NNCF isn't installed: pip install 'engine-farm[peers]'")
+    if any(name == what and fewer < count for name, fewer in found.left_out):
+        raise LeftOut("fewer images were")
+    if left_s <= 0:
+        raise LeftOut("the time is up")
+    seen = found.costs[what]
+    needs_s = forecast({n: one.whole_s for n, one in seen.items()}, count)
+    if needs_s > left_s:
+        raise LeftOut(f"it would take about {needs_s:.0f} s of the {left_s:.0f} s left")
+    needs_mb = forecast({n: one.peak_mb for n, one in seen.items()}, count)
+    if needs_mb > most_mb:
+        raise LeftOut(f"it would need about {needs_mb / 1024:.1f} GB of memory")
 
 
-def _measured(what: str, count: int, model: Path) -> Cost:
-    cost = Cost(**json.loads(_child(what, count, model).splitlines()[-1]))
-    print(
-        f"  {what}, {count} images: {cost.seconds:.1f} s, {cost.processor_s:.1f} s of processors, "
-        f"{cost.peak_mb:.0f} MB",
-        flush=True,
-    )
-    return cost
+def forecast(known: Mapping[int, float], count: int) -> float:
+    """By the line through the last two; with one known, as if it all grew with the images."""
+    if not known:
+        return 0.0
+    *before, last = sorted(known)
+    if not before:
+        return known[last] * count / last
+    each = max(0.0, (known[last] - known[before[-1]]) / (last - before[-1]))
+    return known[last] + each * (count - last)
 
 
-def _child(what: str, count: int, model: Path) -> str:
+def rows(found: Measured) -> Iterator[Row]:
+    forward = found.costs.get(FORWARD, {})
+    for method in FARM:
+        by_count = found.costs.get(method, {})
+        for count in sorted(by_count.keys() & forward.keys()):
+            cost, plain = by_count[count], forward[count]
+            name = f"{method}, {count} images, over the forward passes"
+            most = GOALS[method] if count == COUNTS[-1] else None
+            yield row(name, cost.seconds, plain.seconds, " s", digits=2, most=most)
+            both = cost.processor_s, plain.processor_s
+            yield row(f"{name}, of processors", *both, " s", digits=2)
+        if {128, COUNTS[-1]} <= by_count.keys():
+            flat = by_count[COUNTS[-1]].peak_mb, by_count[128].peak_mb
+            name = f"{method}, peak, 1,024 images over 128"
+            yield row(name, *flat, " MB", digits=2, most=1.1)
+    for peer, method in PEERS.items():
+        ours = found.costs.get(method, {})
+        for count, theirs in found.costs.get(peer, {}).items():
+            if count in ours:
+                name = f"{method} beside {peer}, {count} images"
+                yield row(name, ours[count].seconds, theirs.seconds, " s", digits=2, most=1)
+                peaks = ours[count].peak_mb, theirs.peak_mb
+                yield row(f"{name}, peak", *peaks, " MB", digits=2)
+
+
+def table(found: Measured) -> str:
+    """All figures in Markdown, and what was left out."""
+    lines = [
+        "| what | images | s | over the forward passes | of processors | peak, MB |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    forward = found.costs.get(FORWARD, {})
+    for what in (FORWARD, *FARM, *PEERS):
+        for count, cost in sorted(found.costs.get(what, {}).items()):
+            name = f"`{what}`" if what in FARM else what
+            plain = forward.get(count)
+            over = (
+                (
+                    f"{cost.seconds / plain.seconds:.2f}",
+                    f"{cost.processor_s / plain.processor_s:.2f}",
+                )
+                if plain
+                else ("–", "–")
+            )
+            cells = (name, f"{count:,}", f"{cost.seconds:.1f}", *over, f"{cost.peak_mb:,.0f}")
+            lines.append(f"| {' | '.join(cells)} |")
+    if found.left_out:
+        lines += ["", "Left out:", ""]
+        lines += [
+            f"- {what}, {count:,} images: {why}" for (what, count), why in found.left_out.items()
+        ]
+    return "\n".join(lines)
+
+
+def written(page: str, text: str) -> str:
+    """The page with this text between its two marks."""
+    before, _, rest = page.partition(_BEGIN)
+    _, mark, after = rest.partition(_END)
+    if not mark:
+        raise ValueError(f"the page lacks {_BEGIN} or {_END}")
+    return f"{before}{_BEGIN}\n\n{text}\n\n{_END}{after}"
+
+
+def _measured(what: str, count: int, limit_s: float, model: Path) -> Cost:
+    start = time.monotonic()
+    found = json.loads(_child(what, count, model, limit_s).splitlines()[-1])
+    return Cost(**found, whole_s=time.monotonic() - start)
+
+
+def _child(what: str, count: int, model: Path, limit_s: float) -> str:
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "bench.calibration", what, str(count), str(model)],
+            [sys.executable, "-m", "bench.calibrators", what, str(count), str(model)],
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=_TIMEOUT_S,
+            timeout=max(limit_s, 1.0),
         )
     except subprocess.TimeoutExpired:
-        raise Failed(f"not done after {_TIMEOUT_S:.0f} s") from None
+        raise LeftOut(f"not done after {limit_s:.0f} s, when the time was up") from None
     if done.returncode:
-        raise Failed(f"ended with {done.returncode}: {done.stderr[-2000:]}")
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise LeftOut(f"it ended with {done.returncode}: {last[:200]}")
     return done.stdout
 
 
-class Images:
-    """Textured images, made when they are asked for: an array, as far as batches are taken from it."""
-
-    def __init__(self, count: int) -> None:
-        from workers.demo import textured_images
-
-        self._base = textured_images(32, seed=0)
-        self.shape = (count, *self._base.shape[1:])
-
-    def __getitem__(self, rows: Any) -> NDArray[np.float32]:
-        taken = np.arange(self.shape[0])[rows]
-        scale = 0.6 + 0.8 * np.random.default_rng(0).random(self.shape[0], np.float32)[taken]
-        return self._base[taken % len(self._base)] * scale[:, None, None, None]
-
-    def batches(self, name: str) -> list[Callable[[], dict[str, NDArray[np.float32]]]]:
-        return [
-            lambda start=start: {name: self[start : start + BATCH]}  # type: ignore[misc]
-            for start in range(0, self.shape[0], BATCH)
-        ]
+def _free_mb() -> float:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    [free] = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(free) / 1024
 
 
-class Reader:
-    """Batches as ModelOpt and ONNX Runtime read them."""
+def document() -> None:
+    """Measure, and write the page's table."""
+    from bench.int8 import processor
+    from workers.backends.ort.cpu import cpu_threads
 
-    def __init__(self, images: Images, name: str) -> None:
-        self._batches, self._at = images.batches(name), 0
-
-    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        self._at += 1
-        return self._batches[self._at - 1]() if self._at <= len(self._batches) else None
-
-    def get_first(self) -> dict[str, NDArray[np.float32]]:
-        return self._batches[0]()
-
-    def rewind(self) -> None:
-        self._at = 0
-
-    def __iter__(self) -> Iterator[dict[str, NDArray[np.float32]]]:
-        return iter(self.get_next, None)
-
-
-def _write(model: Path) -> None:
-    """ResNet-50 with random weights, as the farm exports it."""
-    import torch
-
-    from farm.stages import ExportParams, JobKind
-    from workers.demo import random_resnet50, save_program, textured_images
-    from workers.stages.base import Stage, run
-
-    program = model.with_suffix(".pt2")
-    save_program(random_resnet50(textured_images(8, seed=0)), torch.zeros(2, 3, 224, 224), program)
-    work = model.parent / "export"
-    work.mkdir()
-    made = run(
-        Stage(
-            kind=JobKind.EXPORT,
-            params=ExportParams.model_validate({"format": "pt2"}),
-            inputs={"source": program},
-            workdir=work,
-            progress=lambda *_: None,
-        )
-    )
-    made.outputs["onnx"].rename(model)
-
-
-def _prepared(what: str, images: Images, model: Path) -> Callable[[], object]:
-    """What is measured; everything it needs is imported."""
-    import onnx
-
-    name = onnx.load(str(model), load_external_data=False).graph.input[0].name
-    typed = model.with_name(f"{what.replace(' ', '-')}.onnx")
-    if what == FORWARD:
-        return lambda: _forward(images, name, model)
-    if what in FARM:
-        return _farm(what, images, name, model)
-    if what == "NNCF":
-        import nncf
-
-        dataset = nncf.Dataset(Reader(images, name))
-        count = images.shape[0] // BATCH
-        return lambda: onnx.save(
-            nncf.quantize(onnx.load(str(model)), dataset, subset_size=count), str(typed)
-        )
-    method = what.split()[-1]
-    if what.startswith("ModelOpt"):
-        from modelopt.onnx.quantization import quantize
-
-        return lambda: quantize(
-            str(model),
-            calibration_method=method,
-            calibration_data_reader=Reader(images, name),
-            calibration_eps=["cpu"],
-            high_precision_dtype="fp32",
-            output_path=str(typed),
-        )
-    from onnxruntime import quantization
-
-    return lambda: quantization.quantize_static(
-        str(model),
-        str(typed),
-        Reader(images, name),
-        per_channel=True,
-        calibrate_method=quantization.CalibrationMethod[method],
-        extra_options={"ActivationSymmetric": True},
-    )
-
-
-def _forward(images: Images, name: str, model: Path) -> None:
-    from workers.backends.ort.cpu import OrtModel
-
-    session = OrtModel(model)
-    for batch in images.batches(name):
-        session.run(batch())
-
-
-def _farm(method: str, images: Images, name: str, model: Path) -> Callable[[], object]:
-    """As the stage does it, from the source's graph to the Q/DQ graph and the ranges of its remainder."""
-    import onnx
-
-    from farm.specs.precision import Precision
-    from workers.graphs import files, interface
-    from workers.inputs.batch import Batch
-    from workers.inputs.profiles import resolve_profiles
-    from workers.quantize import calibrated, magnitudes, modelopt
-
-    def calibrate() -> None:
-        graph = onnx.load(str(model))
-        inputs = interface.input_specs(graph)
-        batch = Batch.of(inputs, resolve_profiles(inputs, (), interface.axis_ranges(graph))[0])
-        with tempfile.TemporaryDirectory() as folder:
-            placed = modelopt.placed(graph, {name: images[:2]}, Precision.INT8, Path(folder))
-            made = calibrated.calibrate(
-                placed,
-                {name: images},  # type: ignore[dict-item]
-                batch,
-                size=BATCH,
-                method=method,
-                percentile=None,
-                precision=Precision.INT8,
-                folder=Path(folder),
-                seen=lambda _: None,
-            )
-            extreme = {name: images[made.extreme]}
-            magnitudes.measured(placed, list(batch.split(extreme, BATCH)), Path(folder))
-            files.save_model(placed, Path(folder) / "calibrated.onnx")
-
-    return calibrate
-
-
-def main(what: str, count: str, model: str) -> None:
-    if what == "write":
-        _write(Path(model))
-        return
-    run = _prepared(what, Images(int(count)), Path(model))
-    start, processor = time.perf_counter(), time.process_time()
-    run()
-    cost = Cost(
-        seconds=time.perf_counter() - start,
-        processor_s=time.process_time() - processor,
-        peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    )
-    print(json.dumps(asdict(cost)))
+    found = _all()
+    show(list(rows(found)))
+    where = f"Measured {datetime.now(UTC):%Y-%m-%d} on {cpu_threads()} cores, {processor()}."
+    where = where.replace("; one thread", "")
+    _PAGE.write_text(written(_PAGE.read_text(), f"{where}\n\n{table(found)}"))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1:] != ["document"]:
+        sys.exit("python -m bench.calibration document, or python -m bench calibration")
+    document()

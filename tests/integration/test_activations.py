@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from tests.stage_bench import Bench, Digits, batch_profile, save_npz
 from workers.backends.ort import cpu
 from workers.graphs import walk
 from workers.inputs.batch import Batch
-from workers.quantize import activations, calibrated, placement, trials
+from workers.quantize import activations, calibrated, modelopt, placement, trials
 
 METHODS = ("auto", "max", "percentile", "entropy", "mse")
 
@@ -302,8 +303,7 @@ def test_samples_are_held_out_in_batches_of_their_own() -> None:
     assert len(parts[1]) == 3
 
 
-@pytest.mark.parametrize("counted", [True, False])
-def test_a_graph_that_quantises_its_input_alone_is_calibrated(tmp_path, counted):
+def test_a_graph_that_quantises_its_input_alone_is_calibrated(tmp_path):
     weights = np.random.default_rng(0).standard_normal((16, 32)).astype(np.float32)
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
@@ -320,7 +320,6 @@ def test_a_graph_that_quantises_its_input_alone_is_calibrated(tmp_path, counted)
         ["x"],
         [[{"x": samples[:32]}, {"x": samples[32:]}]],
         tmp_path,
-        counted=counted,
         batch=Batch(axes={"x": 0}, min=1, opt=8, max=32, is_dynamic=True),
     )
     assert one["x"].most == np.float32(2.54)
@@ -331,3 +330,28 @@ def test_enough_held_out_samples_are_tried_to_fill_a_large_fixed_batch():
     held = np.tile([False, True], 64)
     assert calibrated._first(held, 1).sum() == 16
     assert calibrated._first(held, 32).sum() == 32
+
+
+@pytest.mark.parametrize("channels", [[0.0, 1.0, -3.0], [1e-45, 1.5e-38, 3e38], [-0.0, 0.0, 2.0]])
+def test_scales_of_weights_are_those_of_onnx_runtime_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: list[float]
+) -> None:
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.uniform(-1, 1, (48, 16, 3, 3)).astype(np.float32)}
+    weights["w"] *= np.resize(np.float32(channels), (48, 1, 1, 1))
+    source = small_graph(
+        tmp_path / "m.onnx",
+        helper.make_node("Conv", ["x", "w"], ["y"], name="c"),
+        shape=("n", 16, 8, 8),
+        weights=weights,
+    )
+    first = {"x": rng.standard_normal((2, 16, 8, 8)).astype(np.float32)}
+
+    def made(folder: Path) -> bytes:
+        folder.mkdir()
+        graph = modelopt.placed(onnx.load(str(source)), first, Precision.INT8, folder)
+        return graph.SerializeToString(deterministic=True)
+
+    quick = made(tmp_path / "quick")
+    monkeypatch.setattr(modelopt, "_quick_scales", nullcontext)
+    assert quick == made(tmp_path / "checked")

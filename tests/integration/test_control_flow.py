@@ -236,13 +236,14 @@ def test_what_inference_or_data_do_not_reach_stays_in_fp32(
 
 def test_a_loops_magnitudes_are_those_of_all_turns(tmp_path: Path) -> None:
     body = graph(
-        [node("Mul", "s ten", "sn"), node("Identity", "ci", "co")],
+        [node("Mul", "s ten", "sn"), node("Identity", "ci", "co"), node("Reciprocal", "sn", "q")],
         [value("it", I64, []), value("ci", BOOL, []), value("s", F, ["n"])],
-        [value("co", BOOL, []), value("sn", F, ["n"])],
+        [value("co", BOOL, []), value("sn", F, ["n"]), value("q", F, ["n"])],
     )
-    nodes = [node("Loop", "trips true x", "y", body=body)]
+    nodes = [node("Loop", "trips true x", "y qs", body=body)]
     tensors = {"trips": np.array(3), "true": np.array(True), "ten": np.float32(10)}
-    made = model(graph(nodes, [value("x", F, ["n"])], [value("y", F, ["n"])], tensors))
+    outputs = [value("y", F, ["n"]), value("qs", F, ["t", "n"])]
+    made = model(graph(nodes, [value("x", F, ["n"])], outputs, tensors))
     found = measured(normalised(made), [{"x": np.float32([1, 2])}], tmp_path)
     assert (found["sn"].most, found["sn"].least) == (2000, 10)
     assert found["s"].most == 200

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,35 +21,17 @@ from workers.graphs import files
 from workers.inputs.batch import Batch
 from workers.inputs.samples import Arrays
 from workers.quantize.histograms import Histogram
+from workers.quantize.peaks import Peaks
 
 #: One in so many samples is held out, to judge a method by.
 _HELD_OUT = 4
 _SEED = 0
 #: Activations held at once: what fits is counted from the processor's cache, and costs no fresh pages.
-_AT_ONCE_BYTES = 96 << 20
+_AT_ONCE_BYTES = 384 << 20
 #: A single row takes other kernels, which may round differently.
-_LEAST = 2
+LEAST = 2
 
 Statistics = dict[str, Histogram]
-
-
-@dataclass(kw_only=True, eq=False)
-class Peaks:
-    """Which samples hold the largest magnitudes of a graph's tensors."""
-
-    of: dict[str, slice] = field(default_factory=dict)  #: tensor → a few samples, by their order
-
-    def rows(self, most: int) -> NDArray[np.intp]:
-        """Up to about so many samples, those first that hold the largest values of the most tensors."""
-        counts: dict[tuple[int, int], int] = {}
-        for span in self.of.values():
-            counts[span.start, span.stop] = counts.get((span.start, span.stop), 0) + 1
-        taken: list[int] = []
-        for start, stop in sorted(counts, key=lambda span: (-counts[span], span)):
-            if taken and len(taken) + stop - start > most:
-                break
-            taken += range(start, stop)
-        return np.array(sorted(set(taken)), np.intp)
 
 
 def gathered(
@@ -68,23 +49,33 @@ def gathered(
         session: gives those of these tensors that aren't inputs of the graph: see ``observed``.
         counted: whether histograms are wanted, or only minima and maxima.
         batch: lets batches run in pieces, as far as their activations are large.
-        peaks: is told where the largest magnitudes are; needs ``batch``.
+        peaks: is told the largest magnitudes of each sample; needs ``batch``.
     """
     found = {name: Histogram.empty(counted=counted) for name in names}
     pieces = _Pieces(batch)
 
-    def add(name: str, made: Arrays, span: slice) -> None:
-        before = found[name].most
-        found[name].add(made[name].astype(np.float32, copy=False))
-        if peaks is not None and (found[name].most > before or name not in peaks.of):
-            peaks.of[name] = span
+    def add(name: str, made: Arrays, count: int) -> None:
+        values = made[name].astype(np.float32, copy=False)
+        low, high = _extremes(values, count)
+        if peaks is not None:
+            peaks.saw(name, np.maximum(np.abs(low), np.abs(high)), count)
+        found[name].add(values, (low.min(), high.max()))
 
     with ThreadPoolExecutor(cpu_threads()) as threads:
-        for piece, span in pieces.of(batches):
+        for piece, count in pieces.of(batches):
             made = piece if session is None else piece | session.run(piece)
-            pieces.saw(made, span)
-            list(threads.map(lambda name, made=made, span=span: add(name, made, span), names))
+            pieces.saw(made, count)
+            list(threads.map(lambda name, made=made, count=count: add(name, made, count), names))
     return found
+
+
+def _extremes(values: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], ...]:
+    """The minima and maxima of each sample's values; of all, where samples can't be told apart."""
+    if not values.size:
+        return np.zeros(1, np.float32), np.zeros(1, np.float32)
+    is_by_sample = count > 0 and values.ndim > 0 and values.shape[0] == count
+    rows = values.reshape(count if is_by_sample else 1, -1)
+    return rows.min(axis=1), rows.max(axis=1)
 
 
 class _Pieces:
@@ -93,29 +84,26 @@ class _Pieces:
     def __init__(self, batch: Batch | None) -> None:
         self._batch, self._size = batch, 0
 
-    def of(self, batches: Iterable[Arrays]) -> Iterator[tuple[Arrays, slice]]:
-        """The pieces, and which samples each has."""
-        batch, start = self._batch, 0
+    def of(self, batches: Iterable[Arrays]) -> Iterator[tuple[Arrays, int]]:
+        """The pieces, and how many samples each has."""
+        batch = self._batch
         for whole in batches:
             count = 0 if batch is None else batch.count(whole)
             if batch is None or not batch.is_dynamic:
-                yield whole, slice(start, start + count)
-                start += count
+                yield whole, count
                 continue
-            least, at = max(batch.min, min(_LEAST, batch.max)), 0
+            least, at = max(batch.min, min(LEAST, batch.max)), 0
             while at < count:
                 size = max(self._size, least)
                 # The last piece takes what would be too small for one of its own.
                 if count - at - size < least:
                     size = count - at
-                span = slice(start + at, start + at + size)
-                yield batch.take(whole, slice(at, at + size)), span
+                yield batch.take(whole, slice(at, at + size)), size
                 at += size
-            start += count
 
-    def saw(self, made: Arrays, span: slice) -> None:
+    def saw(self, made: Arrays, count: int) -> None:
         if not self._size:
-            each = sum(array.nbytes for array in made.values()) / max(1, span.stop - span.start)
+            each = sum(array.nbytes for array in made.values()) / max(1, count)
             self._size = int(max(1, _AT_ONCE_BYTES // max(1.0, each)))
 
 
@@ -125,17 +113,13 @@ def of_parts(
     parts: Sequence[Iterable[Arrays]],
     folder: Path,
     *,
-    counted: bool,
     batch: Batch,
 ) -> tuple[list[Statistics], list[Peaks]]:
-    """The statistics of these tensors over each part of the samples, and where their largest values are.
-
-    Extremes alone are exact to the bit: see ``observed``.
-    """
-    session = observed(model, names, folder, exact=not counted)
-    peaks = [Peaks() for _ in parts]
+    """The histograms of these tensors over each part of the samples, and where their largest values are."""
+    session = observed(model, names, folder, exact=False)
+    peaks = [Peaks(batch.min) for _ in parts]
     found = [
-        gathered(session, names, batches, counted=counted, batch=batch, peaks=seen)
+        gathered(session, names, batches, counted=True, batch=batch, peaks=seen)
         for batches, seen in zip(parts, peaks, strict=True)
     ]
     return found, peaks

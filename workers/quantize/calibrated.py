@@ -22,9 +22,10 @@ from farm.specs.precision import Precision
 from workers.backends.ort.cpu import cpu_threads
 from workers.inputs.batch import Batch
 from workers.inputs.samples import Arrays
-from workers.quantize import activations, placement, thresholds, trials
+from workers.quantize import activations, extremes, placement, thresholds, trials
 from workers.quantize.activations import Statistics
 from workers.quantize.histograms import Histogram
+from workers.quantize.peaks import Peaks
 
 Rows = NDArray[np.bool_]
 
@@ -78,14 +79,16 @@ def calibrate(
     def batches(which: Rows) -> Iterator[Arrays]:
         return activations.batches_of(samples, batch, size, which)
 
-    (fit, held), peaks = activations.of_parts(
-        placement.without_pairs(quantized),
-        where.tensors,
-        [told.of(batches(~is_held)), told.of(batches(is_held))],
-        folder,
-        counted=method != "max",
-        batch=batch,
-    )
+    plain = placement.without_pairs(quantized)
+    if method == "max":
+        fit, found = extremes.largest(
+            plain, where.tensors, samples, folder, batch=batch, size=size, told=told.of
+        )
+        held = {name: Histogram.empty(counted=False) for name in where.tensors}
+        peaks = [found, Peaks()]
+    else:
+        parts = [told.of(batches(~is_held)), told.of(batches(is_held))]
+        (fit, held), peaks = activations.of_parts(plain, where.tensors, parts, folder, batch=batch)
     ranges = _Ranges(where, fit, held, percentile)
     if method == "auto":
         choices = ranges.choices()
@@ -108,12 +111,11 @@ def calibrate(
     )
 
 
-def _extreme(peaks: Iterable[activations.Peaks], parts: Iterable[Rows]) -> NDArray[np.intp]:
+def _extreme(peaks: Iterable[Peaks], parts: Iterable[Rows]) -> NDArray[np.intp]:
     """The samples with the largest values, most of them from the first part, as are most samples."""
     found = [
         np.flatnonzero(which)[seen.rows(most)]
         for seen, which, most in zip(peaks, parts, _EXTREME, strict=True)
-        if seen.of
     ]
     return np.sort(np.concatenate(found))
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Extremes = tuple[np.float32, np.float32]
 
 BINS = 1 << 15
 _FINITE = 0x7F80  #: the first bin of infinities and NaN
@@ -41,12 +42,16 @@ class Histogram:
     def empty(cls, *, counted: bool) -> Histogram:
         return cls(counts=np.zeros(BINS, np.int64) if counted else None)
 
-    def add(self, values: NDArray[np.float32]) -> None:
-        """Count the values of an array of any shape."""
+    def add(self, values: NDArray[np.float32], extremes: Extremes | None = None) -> None:
+        """Count the values of an array of any shape.
+
+        Parameters:
+            extremes: their minimum and maximum, where these are known.
+        """
         flat = np.ascontiguousarray(values, np.float32).reshape(-1)
         if not flat.size:
             return
-        lowest, highest = flat.min(), flat.max()
+        lowest, highest = extremes or (flat.min(), flat.max())
         if not (np.isfinite(lowest) and np.isfinite(highest)):
             finite = flat[np.isfinite(flat)]
             self.not_finite += flat.size - finite.size

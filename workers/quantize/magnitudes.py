@@ -7,7 +7,7 @@ data take is forced, where possible.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from workers.backends.ort.cpu import OrtModel
 from workers.graphs import files, shapes, walk
 from workers.graphs.floats import narrowed
 from workers.inputs.samples import Arrays
+from workers.quantize.half_operators import KEEPS_SMALL, NOT_ZERO
 
 #: Enough to see how large values get; the margin covers other data.
 MAX_SAMPLES = 256
@@ -38,7 +39,7 @@ class Magnitude:
     """The magnitudes of a tensor's values over all data."""
 
     most: float
-    least: float = 0.0
+    least: float = 0.0  #: 0 where it doesn't count
     inner: float = 0.0  #: the largest sum of magnitudes added up to compute it
 
 
@@ -47,18 +48,26 @@ Magnitudes = Mapping[str, Magnitude]
 
 
 def measured(
-    model: onnx.ModelProto, batches: Sequence[Arrays], folder: Path
+    model: onnx.ModelProto,
+    batches: Sequence[Arrays],
+    folder: Path,
+    largest: Mapping[str, float] | None = None,
 ) -> dict[str, Magnitude]:
     """The magnitudes of a graph's floats on these batches.
 
     Parameters:
         model: in normal form, fp32 except for its inputs and outputs.
         folder: for the graph with probes.
+        largest: known magnitudes of tensors outside of bodies, of more data, which aren't measured.
 
     Raises:
         InvalidModel: if the graph can't run on the data.
     """
-    found = _run(model, batches, folder)
+    known = largest or {}
+    found = _run(model, batches, folder, known)
+    for name, most in known.items():
+        one = found.get(name, Magnitude(most=most))
+        found[name] = replace(one, most=max(one.most, most))
     untaken = (
         ways
         for ways, body in _branches(model.graph, {})
@@ -71,14 +80,6 @@ def measured(
         except InvalidModel:  # a branch meant for other data
             continue
     return found | _of_constants(model)
-
-
-def raised(found: Magnitudes, largest: Mapping[str, float]) -> dict[str, Magnitude]:
-    """The same, where these largest magnitudes of tensors, of more data, aren't larger."""
-    return {
-        name: replace(one, most=max(one.most, largest.get(name, 0.0)))
-        for name, one in found.items()
-    }
 
 
 def _branches(
@@ -96,11 +97,13 @@ def _branches(
             yield from _branches(attribute.g, to)
 
 
-def _run(model: onnx.ModelProto, batches: Sequence[Arrays], folder: Path) -> dict[str, Magnitude]:
+def _run(
+    model: onnx.ModelProto, batches: Sequence[Arrays], folder: Path, known: Collection[str]
+) -> dict[str, Magnitude]:
     try:
-        return _probed_run(model, batches, folder, careful=False, quiet=True)
+        return _probed_run(model, batches, folder, careful=False, quiet=True, known=known)
     except InvalidModel:  # ONNX Runtime can't take the maximum of an empty tensor
-        return _probed_run(model, batches, folder, careful=True, quiet=False)
+        return _probed_run(model, batches, folder, careful=True, quiet=False, known=known)
 
 
 def _probed_run(
@@ -110,11 +113,14 @@ def _probed_run(
     *,
     careful: bool,
     quiet: bool,
+    known: Collection[str] = (),
 ) -> dict[str, Magnitude]:
     # NumPy has no bf16: such tensors are passed as fp32.
     probed = narrowed(model, kinds=(TensorProto.BFLOAT16,))
-    probes = _Probes(shapes.types_of(model), careful=careful)
+    probes = _Probes(shapes.types_of(model), careful=careful, known=known, small=_near_zero(model))
     names = probes.add(probed.graph)
+    if not names:
+        return {}
     del probed.graph.output[:]
     for name in names:
         probed.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
@@ -123,6 +129,23 @@ def _probed_run(
         session = OrtModel(file, optimisation="none", quiet=quiet)
         for batch in batches:
             _merge(found, probes.read(session.run(batch)))
+    return found
+
+
+def _near_zero(model: onnx.ModelProto) -> set[str]:
+    """The tensors whose smallest magnitudes count: denominators and such, and what these are made of."""
+    nodes = [node for graph in walk.graphs_of(model) for node in graph.node]
+    makers = {name: node for node in nodes for name in node.output if name}
+    found: set[str] = set()
+    left = [node.input[NOT_ZERO[node.op_type]] for node in nodes if node.op_type in NOT_ZERO]
+    while left:
+        name = left.pop()
+        if name in found:
+            continue
+        found.add(name)
+        maker = makers.get(name)
+        if maker is not None and maker.op_type in KEEPS_SMALL:
+            left += maker.input
     return found
 
 
@@ -165,8 +188,15 @@ def _forced(model: onnx.ModelProto, ways: Mapping[str, bool]) -> onnx.ModelProto
 class _Probes:
     """Adds the probes to a graph that measure magnitudes."""
 
-    def __init__(self, types: Mapping[str, int], *, careful: bool) -> None:
-        self._types, self._careful = types, careful
+    def __init__(
+        self,
+        types: Mapping[str, int],
+        *,
+        careful: bool,
+        known: Collection[str],
+        small: Collection[str],
+    ) -> None:
+        self._types, self._careful, self._known, self._small = types, careful, known, small
         self._of: dict[str, tuple[str, str]] = {}  #: probe → tensor, and the figure it measures
 
     def add(self, graph: onnx.GraphProto) -> list[str]:
@@ -209,16 +239,22 @@ class _Probes:
         return (name for name in names if name and self._types.get(name) == TensorProto.FLOAT)
 
     def _probe(self, name: str, nodes: list[onnx.NodeProto]) -> list[str]:
+        is_small = name in self._small
+        if name in self._known and not is_small:
+            return []
         magnitude, smallest = f"{name}__magnitude", f"{name}__smallest"
         most, least = f"{name}__{_MOST}", f"{name}__{_LEAST}"
         nodes.append(helper.make_node("Abs", [name], [magnitude]))
         magnitude = self._filled(magnitude, nodes)
+        nodes.append(helper.make_node("ReduceMax", [magnitude], [most], keepdims=0))
+        self._of[most] = name, _MOST
+        if not is_small:
+            return [most]
         nodes += [
-            helper.make_node("ReduceMax", [magnitude], [most], keepdims=0),
             helper.make_node("ReduceMin", [magnitude], [smallest], keepdims=0),
             helper.make_node("Neg", [smallest], [least]),
         ]
-        self._of |= {most: (name, _MOST), least: (name, _LEAST)}
+        self._of[least] = name, _LEAST
         return [most, least]
 
     def _filled(self, name: str, nodes: list[onnx.NodeProto]) -> str:

@@ -6,10 +6,17 @@ had better share a scale.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 from modelopt.onnx.quantization import quantize
+from numpy.typing import NDArray
+from onnx import TensorProto
+from onnxruntime.quantization import qdq_quantizer
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 
 from farm.errors import CalibrationFailed
@@ -17,7 +24,7 @@ from farm.specs.precision import Precision
 from workers.graphs import check, files, floats, interface, walk
 from workers.graphs.normal import normalised
 from workers.inputs.samples import Arrays
-from workers.quantize import rules, unquantised
+from workers.quantize import placement, rules, unquantised
 
 
 def placed(
@@ -70,17 +77,18 @@ def _quantize(
     source: Path, typed: Path, reader: OneBatch, precision: Precision, *, is_large: bool
 ) -> None:
     try:
-        quantize(
-            str(source),
-            quantize_mode=str(precision),
-            calibration_method="max",
-            calibration_data_reader=reader,
-            calibration_eps=["cpu"],
-            high_precision_dtype="fp32",
-            output_path=str(typed),
-            log_level="INFO",
-            use_external_data_format=is_large,
-        )
+        with _quick_scales():
+            quantize(
+                str(source),
+                quantize_mode=str(precision),
+                calibration_method="max",
+                calibration_data_reader=reader,
+                calibration_eps=["cpu"],
+                high_precision_dtype="fp32",
+                output_path=str(typed),
+                log_level="INFO",
+                use_external_data_format=is_large,
+            )
     except Exception as err:  # it may raise anything, including bare Exceptions
         raise CalibrationFailed(
             f"ModelOpt can't calibrate this graph for {precision}: {check.brief(err)}",
@@ -88,6 +96,35 @@ def _quantize(
         ) from err
     if not typed.exists():
         raise CalibrationFailed("ModelOpt wrote no quantised model")
+
+
+@contextmanager
+def _quick_scales() -> Iterator[None]:
+    """Compute the scales of weights as ONNX Runtime does, to the bit, but for its checks of each channel.
+
+    These took 40 % of ModelOpt's time on ResNet-50, which has 27,560 channels.
+    """
+    checked = qdq_quantizer.compute_data_quant_params
+
+    def computed(
+        data: NDArray[np.generic], quant_type: int, symmetric: bool, *others: Any, **options: Any
+    ) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+        # What else it may ask for changes the scale.
+        is_plain = symmetric and not any(others) and not any(options.values())
+        if is_plain and quant_type == TensorProto.INT8 and data.dtype == np.float32 and data.size:
+            most = max(-data.min(), data.max())
+            if np.isfinite(most):
+                scale = placement.scale_of(float(most), Precision.INT8)
+                return np.array(0, np.int8), np.array(scale)
+        made: tuple[NDArray[np.generic], NDArray[np.generic]]
+        made = checked(data, quant_type, symmetric, *others, **options)
+        return made
+
+    qdq_quantizer.compute_data_quant_params = computed
+    try:
+        yield
+    finally:
+        qdq_quantizer.compute_data_quant_params = checked
 
 
 def _check_pairs(quantized: onnx.ModelProto, precision: Precision) -> None:

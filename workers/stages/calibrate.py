@@ -44,7 +44,7 @@ from workers.quantize import (
     qat,
     rules,
 )
-from workers.quantize.magnitudes import MAX_SAMPLES, Magnitudes, measured, raised
+from workers.quantize.magnitudes import MAX_SAMPLES, Magnitudes, measured
 from workers.quantize.stored_weights import fold_quantized_weights
 from workers.stages.base import Stage, StageResult
 
@@ -284,7 +284,7 @@ def _write_for_gpus(
         role: stage.workdir / f"{role}.onnx" for role in (Role.TYPED_FP16, Role.TYPED_HALF)
     }
     try:
-        magnitudes = raised(measured(quantized, batches, stage.workdir), largest)
+        magnitudes = measured(quantized, batches, stage.workdir, largest)
         fp16, chosen = _with_remainder(quantized, magnitudes, None)
         files.save_model(fp16, paths[Role.TYPED_FP16])
         if chosen.why:
