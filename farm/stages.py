@@ -340,11 +340,11 @@ STAGES: Mapping[JobKind, StageSpec] = {
     JobKind.CALIBRATE: StageSpec(
         params=CalibrateParams,
         facts=CalibrateFacts,
-        version=7,
+        version=8,
         tools=_MODELOPT,
         takes=(Role.ONNX,),
         may_take=(*_DATA, Role.RANGES),
-        may_make=(Role.TYPED, Role.TYPED_FP16, Role.TYPED_HALF),
+        may_make=(Role.TYPED, Role.TYPED_FP16, Role.TYPED_HALF, Role.HISTOGRAMS),
     ),
     JobKind.BUILD: StageSpec(
         params=BuildParams,

@@ -39,6 +39,7 @@ from workers.quantize import (
     choosing,
     fidelity,
     imported,
+    kept_histograms,
     modelopt,
     placement,
     qat,
@@ -113,27 +114,32 @@ def run(stage: Stage) -> StageResult:
         folder=stage.workdir,
         progress=stage.progress,
     )
-    for name, lost in made[0].not_finite.items():
+    found = _of_graph(made, quantized, params.precision)
+    for name, lost in found.not_finite.items():
         print(f"{lost} values of {name} are infinite or NaN: its range is that of the others")
     pairs = walk.qdq_pairs(quantized)
     stage.progress("compare layers", None)
     snr_db = fidelity.by_layer(quantized, _compared(samples, batch), stage.workdir)
+    histograms = stage.workdir / "histograms.json"
+    told = kept_histograms.recorded(found.kept, quantized, snr_db, params.precision)
+    histograms.write_text(told.model_dump_json())
     fold_quantized_weights(quantized)
     typed = stage.workdir / "typed.onnx"
     files.save_model(quantized, typed)
     stage.progress("cast the remainder", None)
-    telling = _telling(quantized, samples, batch, size, made[0].extreme)
-    largest = placement.with_dequantized(quantized, made[0].largest)
+    telling = _telling(quantized, samples, batch, size, found.extreme)
+    largest = placement.with_dequantized(quantized, found.largest)
     outputs, remainder = _write_for_gpus(stage, quantized, telling, largest)
+    outputs[Role.HISTOGRAMS] = histograms
     if policy.refusal(_CPU, params.precision) is None:
         outputs[Role.TYPED] = typed
     facts = CalibrateFacts(
-        samples=made[0].samples,
+        samples=found.samples,
         batch_size=size,
-        batches=made[0].batches,
+        batches=found.batches,
         precision=str(params.precision),
         method=params.method,
-        chosen=made[0].chosen,
+        chosen=found.chosen,
         qdq_pairs=pairs,
         remainder=max(remainder, key=lambda name: remainder[name]),
         remainder_nodes=remainder,
@@ -144,6 +150,22 @@ def run(stage: Stage) -> StageResult:
     if search is not None:
         facts = facts.model_copy(update={"search": search})
     return StageResult(outputs=outputs, facts=facts)
+
+
+def _of_graph(
+    made: Sequence[calibrated.Calibration], quantized: onnx.ModelProto, precision: Precision
+) -> calibrated.Calibration:
+    """The calibration whose scales a graph has: a goal may have the equalised graph calibrated, too."""
+    scales = placement.scales_of(quantized)
+
+    def same(one: calibrated.Calibration) -> int:
+        return sum(
+            scales.get(name) == placement.scale_of(kept.limit, precision)
+            for kept in one.kept
+            for name in kept.group
+        )
+
+    return max(made, key=same)
 
 
 def _compared(samples: Arrays, batch: Batch) -> Iterator[Arrays]:
