@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from farm.reports.records import Count, Number, Record, Share, Word
+from farm.reports.shown import share
 
 #: Tensors kept, the noisiest first: a hostile model may have any number.
 MOST_TENSORS = 100
@@ -35,6 +36,25 @@ class TensorHistogram(Record):
     ranges: Annotated[dict[Word, Annotated[Number, Field(ge=0)]], Field(max_length=16)] = Field(
         {}, description="method → the range that it takes"
     )
+
+    @property
+    def taken(self) -> str:
+        """``4.07 by mse``, or ``in floats``."""
+        if self.range is None:
+            return "in floats"
+        return f"{self.range:.4g} by {self.method}" if self.method else f"{self.range:.4g}"
+
+    @property
+    def told(self) -> str:
+        """``Magnitudes to 5.35; range 4.07 by mse, which clips 0.010 % of them; by other methods …``."""
+        clips = "" if self.clipped is None else f", which clips {share(self.clipped, 3)} of them"
+        taken = f"it stays {self.taken}" if self.range is None else f"range {self.taken}{clips}"
+        others = ", ".join(
+            f"{name} {value:.4g}" for name, value in self.ranges.items() if name != self.method
+        )
+        rest = f"; by other methods {others}" if others else ""
+        shared = f"; {self.sharing} more tensors share its scale" if self.sharing else ""
+        return f"Magnitudes to {self.largest:.4g}; {taken}{rest}{shared}"
 
     @property
     def clipped(self) -> Share | None:

@@ -14,7 +14,7 @@ from workers.quantize import placement, thresholds
 from workers.quantize.histograms import Histogram
 
 _NAME_LENGTH = 200
-#: Methods whose ranges are kept although they weren't asked for: the others take a tenth of a second a tensor.
+#: Methods whose ranges are kept without being asked for: the others take a tenth of a second a tensor.
 _QUICK = ("max", "percentile", "entropy")
 
 
