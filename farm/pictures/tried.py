@@ -40,7 +40,7 @@ def tried(search: Search) -> Picture:
         (low - pad, high + pad),
     )
     made = area.axes(
-        "predicted time of its products, of that in floats",
+        "predicted time of the products (in floats: 1)",
         f"drop of {search.metric or 'top1'}",
         ticks(area.x.low, area.x.high, 8),
         ticks(area.y.low, area.y.high, 5),
@@ -49,10 +49,10 @@ def tried(search: Search) -> Picture:
     for number, one in placed:
         made += _point(number, one, area, is_chosen=number == chosen)
     for row, (number, one) in enumerate(keyed):
-        told = f"{number}  {shortened(one.what, 84)}: {_drop(one)}{', chosen' if number == chosen else ''}"
-        made.append(
-            text(area.left, _HEIGHT + 8 + row * _ROW, told, colour="front", bold=number == chosen)
-        )
+        told = f"{shortened(one.what, 84)}: {_drop(one)}{', chosen' if number == chosen else ''}"
+        y, bold = _HEIGHT + 8 + row * _ROW, number == chosen
+        made.append(text(area.left + 18, y, str(number), colour="front", anchor="end", bold=bold))
+        made.append(text(area.left + 28, y, told, colour="front", bold=bold))
     return Picture(
         title="Accuracy against time of each mix tried",
         description=f"{search.told}. {_chosen(search, chosen)}",
@@ -97,5 +97,7 @@ def _point(number: int, one: Tried, area: Plot, *, is_chosen: bool) -> list[svg.
     if is_chosen:
         made.append(svg.Circle(cx=x, cy=y, r=10, fill="none", **stroke("green", 2)))
     label = f"{number} chosen" if is_chosen else str(number)
-    made.append(text(x + (13 if is_chosen else 7), y - 6, label, colour="front", bold=is_chosen))
+    # Below the point, since the goal's line is above what meets it.
+    where = (x + 7, y + 24) if is_chosen and y + 28 < area.bottom else (x + 12, y - 6)
+    made.append(text(*where, label, colour="front", bold=is_chosen))
     return made

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from farm.database.tables import EngineRow, Job, JobInput
 from farm.errors import NotFound
-from farm.reports.quantization import Quantization
+from farm.reports.quantization import AS_IT_CAME, Quantization
 from farm.schemas.engines import EngineView
 from farm.specs.precision import QUANTIZED, Precision
 from farm.specs.roles import Role
@@ -19,7 +19,7 @@ from farm.specs.runtime import Runtime
 from farm.stages import JobKind
 
 _DYNAMIC = Quantization(
-    method="dynamic",
+    method="dynamic ranges",
     snr_reason="not measured: activations are quantised at run time, each batch by its own range",
     histograms_reason="none: nothing is calibrated before it runs",
 )
@@ -32,7 +32,7 @@ _ELSEWHERE = Quantization(snr_reason="unknown: it wasn't calibrated by this farm
 _UNREADABLE = Quantization(snr_reason="unknown: the stored record can't be read")
 #: What a calibration's facts call their method → why there are no ratios.
 _NOT_COMPARED = {
-    "as it came": "not measured: it was quantised in training, and comes without the graph from before",
+    AS_IT_CAME: "not measured: it was quantised in training, and comes without the graph from before",
     "tensorrt-cache": "not measured: its ranges come from a calibration cache, without samples",
 }
 _OLD = "not measured: it was calibrated by an earlier farm, or its layers can't be compared"

@@ -13,6 +13,8 @@ from farm.reports.histograms import Histograms, TensorHistogram
 from farm.reports.search import Search
 from farm.specs.counted import counted
 
+#: What a calibration's method is called where the graph came quantised.
+AS_IT_CAME = "as it came"
 #: Columns of a line, indented, on a terminal of 80.
 _LINE = 78
 
@@ -36,7 +38,7 @@ class QuantizationBrief(Report):
         share = "partly" if self.share is None else f"{self.share * 100:.0f} %"
         said = f"{share} {computes_in}"
         if self.method is not None:
-            said = f"{said} by {self.method}"
+            said += f", {self.method}" if self.method == AS_IT_CAME else f" by {self.method}"
         if self.samples:
             said = f"{said}, {counted(self.samples, 'sample')}"
         if self.worst_snr_db is None:

@@ -202,7 +202,7 @@ def test_without_ratios_the_reason_is_told(api, engines, calibrated, facts, reas
     [
         (
             {"precision": "int8-dynamic", "runtime": "onnxruntime", "gpu": "cpu"},
-            "dynamic",
+            "dynamic ranges",
             "not measured: activations are quantised at run time",
             "none: nothing is calibrated before it runs",
         ),

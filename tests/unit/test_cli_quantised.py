@@ -56,7 +56,7 @@ def test_a_models_quantised_engines_show_the_gates_figures_within_80_columns(
     assert lines[at + 1 : at + 4] == [
         "  top1 97.3 % (source 97.8 %), drop -0.2 to 1.3 points",
         "  agreement 98.5 % (97.1–99.3), judged on 450 evaluation samples",
-        "  97 % int8 by auto, 512 samples; worst layer 9.0 dB: …tention/output/Add_output_0",
+        "  97 % int8 by auto, 512 samples; worst layer 9.0 dB: …ntion/output/Add_output_0",
     ]
     assert max(map(len, lines)) <= 80
     told = json.loads(run("show", "digits", "--json").stdout)["engines"][0]
@@ -68,10 +68,14 @@ def test_a_models_quantised_engines_show_the_gates_figures_within_80_columns(
     ("brief", "line"),
     [
         (
-            {"method": "dynamic", "share": 0.4, "reason": "not measured: at run time"},
-            "40 % int8 by dynamic; signal to noise not measured: at run time",
+            {"method": "dynamic ranges", "share": 0.4, "reason": "not measured: at run time"},
+            "40 % int8 by dynamic ranges; signal to noise not measured: at run time",
         ),
         ({}, "partly int8; signal to noise unknown"),
+        (
+            {"method": "as it came", "share": 1.0, "reason": "not measured: it came so"},
+            "100 % int8, as it came; signal to noise not measured: it came so",
+        ),
     ],
 )
 def test_what_was_not_measured_says_why(
@@ -96,7 +100,7 @@ def test_inspect_shows_the_figures_the_ranges_and_all_of_it_as_json(
     shown = run("inspect", engine).stdout
     assert "drop -0.2 to 1.3 points\n" in shown
     assert "agreement 98.5 % (97.1–99.3), judged on 450 evaluation samples\n" in shown
-    assert "worst layer 9.0 dB: …tention/output/Add_output_0\n" in shown
+    assert "worst layer 9.0 dB: …ntion/output/Add_output_0\n" in shown
     assert re.search(r"9\.0 dB +pooled +4 by mse *\n31\.2 dB +relu_3 +in floats", shown)
     told = json.loads(run("inspect", engine, "--json").stdout)
     assert told["engine"]["accuracy"]["top1_interval"] == [0.971, 0.993]

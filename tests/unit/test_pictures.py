@@ -119,14 +119,14 @@ def test_each_mix_tried_is_a_point_and_the_goal_a_line() -> None:
     assert above < float(goal.get("y1", 0)) < below
     words = told(found)
     assert {"1", "2", "3 chosen", "goal: at most 0.01"} <= set(words)
-    assert "3  2 layers in floats: drop 0.0040, chosen" in words
+    assert "2 layers in floats: drop 0.0040, chosen" in words
     assert "Chosen: 2 layers in floats, with drop 0.0040." in told(found, "desc")[0]
 
 
 def test_of_very_many_tries_the_picture_spells_out_the_chosen_one_alone() -> None:
     many = [Tried(what=f"way {n}", drop=0.1, predicted_time=0.5, kept=n == 7) for n in range(300)]
     words = told(read(tried(search(tried=many)).file()))
-    assert [one for one in words if "way" in one] == ["8  way 7: drop 0.1000, chosen"]
+    assert [one for one in words if "way" in one] == ["way 7: drop 0.1000, chosen"]
 
 
 def test_texts_of_a_model_are_texts_in_every_picture() -> None:

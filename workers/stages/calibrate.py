@@ -21,6 +21,7 @@ from farm.errors import CalibrationFailed, FarmError, InvalidData
 from farm.formats import calibration_caches
 from farm.formats.archives import Malformed
 from farm.planning import policy
+from farm.reports.quantization import AS_IT_CAME
 from farm.reports.records import MOST_LISTED
 from farm.specs.gpus import CPU
 from farm.specs.precision import Precision
@@ -202,7 +203,7 @@ def _as_it_is(
     facts = CalibrateFacts(
         samples=0,
         precision=str(params.precision),
-        method="as it came",
+        method=AS_IT_CAME,
         qdq_pairs=walk.qdq_pairs(model),
         remainder=max(remainder, key=lambda name: remainder[name]),
         remainder_nodes=remainder,
