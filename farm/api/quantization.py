@@ -17,6 +17,7 @@ from farm.reports.quantization import Quantization
 router = APIRouter(prefix="/v1/engines/{engine_id}/quantization", tags=["registry"])
 
 _MEDIA_TYPE = "image/svg+xml"
+_UNREADABLE = "unknown: no stage of the farm writes what is stored"
 
 
 @router.get(
@@ -70,12 +71,17 @@ def _histograms(farm: Services, digest: str | None) -> tuple[Histograms | None, 
     if digest is None:
         return None, "unknown: none were kept when it was quantised"
     held = farm.store.find(digest)
-    if held is None or held.bytes > MAX_BYTES:
-        return None, "unknown: the store has lost them"
+    if held is None:
+        return (
+            None,
+            "unknown: they were deleted with the calibrated graph, or the store has lost them",
+        )
+    if held.bytes > MAX_BYTES:
+        return None, _UNREADABLE
     try:
         with farm.store.local(digest) as file:
             return Histograms.model_validate_json(file.read_bytes()), None
     except (BlobDamaged, NotFound, StorageUnavailable) as err:
         return None, f"unknown: {err.detail}"
     except ValidationError:
-        return None, "unknown: no stage of the farm writes what is stored"
+        return None, _UNREADABLE

@@ -40,7 +40,6 @@ _OF_HOLDS = {
 }
 _OF_OUTPUT: Mapping[str, FileKind] = {
     Role.ENGINE: FileKind.ENGINES,
-    Role.HISTOGRAMS: FileKind.REPORTS,
     Role.LAYERS: FileKind.REPORTS,
     Role.REPORT: FileKind.REPORTS,
     Role.PEERS: FileKind.REPORTS,

@@ -161,7 +161,7 @@ def test_engines_and_models_tell_in_short_how_each_was_quantised(api, engines, c
         (None, "unknown: none were kept when it was quantised"),
         (b"{]", "unknown: no stage of the farm writes what is stored"),
         (b'{"tensors": [{"tensor": "a"}]}', "unknown: no stage of the farm writes what is stored"),
-        (b"[" * 2_000_000, "unknown: the store has lost them"),
+        (b"[" * 2_000_000, "unknown: no stage of the farm writes what is stored"),
     ],
     ids=["an old record", "garbage", "another shape", "2 MB"],
 )
@@ -173,6 +173,20 @@ def test_without_histograms_the_reason_is_told(
     assert (found["histograms"], found["histograms_reason"]) == (None, reason)
     assert reason in api.get(f"/engines/{engines['int8']}").text
     assert reason in api.get(f"/v1/engines/{engines['int8']}/quantization/picture.svg").text
+
+
+def test_what_is_left_of_a_calibration_whose_files_were_deleted_is_told(
+    api, ledger, engines, calibrated
+) -> None:
+    calibrated()
+    with ledger.db.write() as session:
+        outputs = {"histograms": "sha256:" + "9" * 64}
+        session.execute(
+            update(Job).where(Job.kind == JobKind.CALIBRATE).values(state="failed", outputs=outputs)
+        )
+    found = api.get(f"/v1/engines/{engines['int8']}/quantization").json()
+    assert found["histograms_reason"].startswith("unknown: they were deleted with the calibrated")
+    assert found["snr_db"] == FACTS["snr_db"]
 
 
 @pytest.mark.parametrize(
