@@ -15,7 +15,8 @@ from farm.specs.precision import Precision
 from farm.stages import CalibrateParams
 from tests.graphs import small_graph
 from tests.stage_bench import Bench, Digits, Ran, save_npz
-from workers.quantize import kept_histograms, placement
+from workers.quantize import calibrated, kept_histograms, placement
+from workers.quantize.calibrated import Calibration
 from workers.quantize.histograms import Histogram
 
 
@@ -132,3 +133,32 @@ def test_each_tensor_with_a_scale_of_its_own_is_kept(bench: Bench, tmp_path: Pat
     assert sorted(one.tensor for one in found.tensors) == ["a", "b", "x"]
     assert [one.sharing for one in found.tensors] == [0, 0, 0]
     assert found.left_out == 0
+
+
+def test_of_two_calibrations_the_facts_are_those_of_the_graph_that_was_kept(
+    digits: Digits,
+) -> None:
+    graph = onnx.load(str(digits.int8))
+    scales = placement.scales_of(graph)
+
+    def calibration(factor: float) -> Calibration:
+        limits = {n: placement.largest_of(s, Precision.INT8) * factor for n, s in scales.items()}
+        kept = [
+            kept_histograms.Kept(
+                group=(name,), method="max", limit=limit, largest=limit, limits={}, counts=()
+            )
+            for name, limit in limits.items()
+        ]
+        return Calibration(
+            samples=1,
+            batches=1,
+            chosen={},
+            not_finite={},
+            largest={},
+            extreme=np.zeros(0, np.intp),
+            kept=kept,
+        )
+
+    plain, equalised = calibration(2.0), calibration(1.0)
+    assert calibrated.of_graph([plain, equalised], graph, Precision.INT8) is equalised
+    assert calibrated.of_graph([equalised, plain], graph, Precision.INT8) is equalised

@@ -8,7 +8,7 @@ competes with ``max``, ``mse``, ``entropy`` and the middle between itself and ``
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
@@ -115,6 +115,22 @@ def calibrate(
         extreme=_extreme(peaks, (~is_held, is_held)),
         kept=kept(where.groups, ranges.whole, known, limits, gave, percentile),
     )
+
+
+def of_graph(
+    made: Sequence[Calibration], quantized: onnx.ModelProto, precision: Precision
+) -> Calibration:
+    """The calibration whose scales a graph has: a goal may have the equalised graph calibrated, too."""
+    scales = placement.scales_of(quantized)
+
+    def same(one: Calibration) -> int:
+        return sum(
+            scales.get(name) == placement.scale_of(kept.limit, precision)
+            for kept in one.kept
+            for name in kept.group
+        )
+
+    return max(made, key=same)
 
 
 def _extreme(peaks: Iterable[activations.Peaks], parts: Iterable[Rows]) -> NDArray[np.intp]:

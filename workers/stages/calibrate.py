@@ -115,7 +115,7 @@ def run(stage: Stage) -> StageResult:
         folder=stage.workdir,
         progress=stage.progress,
     )
-    found = _of_graph(made, quantized, params.precision)
+    found = calibrated.of_graph(made, quantized, params.precision)
     for name, lost in found.not_finite.items():
         print(f"{lost} values of {name} are infinite or NaN: its range is that of the others")
     pairs = walk.qdq_pairs(quantized)
@@ -151,22 +151,6 @@ def run(stage: Stage) -> StageResult:
     if search is not None:
         facts = facts.model_copy(update={"search": search})
     return StageResult(outputs=outputs, facts=facts)
-
-
-def _of_graph(
-    made: Sequence[calibrated.Calibration], quantized: onnx.ModelProto, precision: Precision
-) -> calibrated.Calibration:
-    """The calibration whose scales a graph has: a goal may have the equalised graph calibrated, too."""
-    scales = placement.scales_of(quantized)
-
-    def same(one: calibrated.Calibration) -> int:
-        return sum(
-            scales.get(name) == placement.scale_of(kept.limit, precision)
-            for kept in one.kept
-            for name in kept.group
-        )
-
-    return max(made, key=same)
 
 
 def _compared(samples: Arrays, batch: Batch) -> Iterator[Arrays]:
