@@ -31,7 +31,7 @@ PALETTE = {
     "teal": ("#00696f", "#6fd3d8"),
 }
 FONT = 12
-_WIDE = 0.56  #: of a letter, of the font's size, on average
+_WIDE = 0.6  #: of a letter, of the font's size, on average
 #: What XML can't hold.
 _NOT_XML = re.compile("[\ufffe\uffff]")
 

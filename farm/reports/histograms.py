@@ -14,6 +14,8 @@ MOST_TENSORS = 100
 #: Bins of equal width, from 0 to the largest magnitude.
 BINS = 128
 MAX_BYTES = 2**20
+#: A share that rounds to more than zero.
+_SEEN = 5e-6
 
 TensorName = Annotated[str, Field(max_length=200)]
 
@@ -47,7 +49,10 @@ class TensorHistogram(Record):
     @property
     def told(self) -> str:
         """``Magnitudes to 5.35; range 4.07 by mse, which clips 0.010 % of them; by other methods …``."""
-        clips = "" if self.clipped is None else f", which clips {share(self.clipped, 3)} of them"
+        clips = ""
+        if self.clipped is not None:
+            told = "none" if self.clipped < _SEEN else share(self.clipped, 3)
+            clips = f", which clips {told} of them"
         taken = f"it stays {self.taken}" if self.range is None else f"range {self.taken}{clips}"
         others = ", ".join(
             f"{name} {value:.4g}" for name, value in self.ranges.items() if name != self.method

@@ -100,6 +100,11 @@ def test_the_share_that_a_range_clips_is_counted_in_bins(
     assert histogram(**changes).clipped == (clipped and pytest.approx(clipped))
 
 
+def test_a_range_up_to_the_largest_magnitude_clips_none() -> None:
+    told = histogram(range=8.0 - 1e-7).told
+    assert told.startswith("Magnitudes to 8; range 8 by mse, which clips none of them; ")
+
+
 def test_a_tensor_that_was_not_counted_or_stays_in_floats_says_so() -> None:
     found = read(ranges(histogram(counts=[], range=None)).file())
     assert "its values weren’t counted" in told(found)
