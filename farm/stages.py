@@ -344,7 +344,7 @@ STAGES: Mapping[JobKind, StageSpec] = {
         tools=_MODELOPT,
         takes=(Role.ONNX,),
         may_take=(*_DATA, Role.RANGES),
-        may_make=(Role.TYPED, Role.TYPED_FP16, Role.TYPED_HALF),
+        may_make=(Role.TYPED, Role.TYPED_FP16, Role.TYPED_HALF, Role.HISTOGRAMS),
     ),
     JobKind.BUILD: StageSpec(
         params=BuildParams,

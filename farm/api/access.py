@@ -116,6 +116,7 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("GET", "/v1/signing-keys"): READ,
     ("GET", "/v1/engines/{engine_id}/layers"): READ,
     ("GET", "/v1/engines/{engine_id}/quantization"): READ,
+    ("GET", "/v1/engines/{engine_id}/quantization/picture.svg"): READ,
     ("GET", "/v1/engines/{engine_id}/content"): READ,
     ("HEAD", "/v1/engines/{engine_id}/content"): READ,
     ("GET", "/v1/engines/{engine_id}/triton"): READ,

@@ -50,6 +50,8 @@ _OF_DOCS = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+#: A picture has its colours for dark mode in itself.
+_OF_PICTURES = _NOTHING.replace(";", "; style-src 'unsafe-inline';", 1)
 _ALWAYS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -181,6 +183,8 @@ class _Answer:
             if path.startswith(DOCS)
             else render.POLICY
             if render.is_page(path)
+            else _OF_PICTURES
+            if path.endswith(".svg")
             else _NOTHING
         )
         self._own = [

@@ -25,9 +25,8 @@ from farm.errors import Unsigned
 from farm.registry import catalog, models, overview, signed
 from farm.registry.fits import Where
 from farm.registry.match import best_match
-from farm.registry.provenance import layer_report, quantization
+from farm.registry.provenance import layer_report
 from farm.reports.layers import LayerReport
-from farm.reports.quantization import Quantization
 from farm.schemas.engines import EnginePage, EngineView, Manifest, Match
 from farm.schemas.models import ModelDetail, ModelPage
 from farm.specs.machines import NAMES, Fact, Machine
@@ -212,18 +211,6 @@ def layers(engine_id: EngineId, farm: Farm) -> Response:
             *(farm, digest, size), what=what, etag=f'"{digest}"', media_type="application/json"
         )
     return answer(layer_reports.read(farm.store, digest, engine_id))
-
-
-@router.get(
-    "/engines/{engine_id}/quantization",
-    summary="Show an engine's calibration",
-    response_model=Quantization,
-    responses=problems(404),
-)
-def calibration(engine_id: EngineId, farm: Farm) -> Response:
-    """What calibration made of the engine's graph: signal-to-noise by layer, and what stayed in floats."""
-    with farm.db.read() as session:
-        return answer(quantization(session, engine_id))
 
 
 @router.head("/engines/{engine_id}/content", include_in_schema=False)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farm.cli import show
+from farm.cli import quantised, show
 from farm.cli.options import Json, Url, again, connect, example
+from farm.errors import InvalidRequest
 from farm.specs.counted import counted
 
 if TYPE_CHECKING:
-    from farm.client import Farm
     from farm.reports.description import TimingCacheUse
     from farm.reports.layers import Layer, LayerReport, LayerTensor
-    from farm.reports.search import Search
     from farm.schemas.engines import EngineView
     from farm.specs.precision import Precision
     from farm.specs.shapes import Profile
@@ -42,16 +42,40 @@ def inspect(
     all_layers: Annotated[
         bool, typer.Option("--all", help=f"List all layers instead of the first {_LAYERS}.")
     ] = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--picture",
+            metavar="FILE.svg",
+            help="Only write a picture of how it was quantised: signal to noise by layer, ranges over "
+            "histograms, and what was tried to keep an accuracy.",
+        ),
+    ] = None,
+    tensor: Annotated[
+        str | None,
+        typer.Option("--tensor", metavar="NAME", help="With --picture: this tensor's range alone."),
+    ] = None,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
-    """Show an engine's inputs, compute types, weights, memory, fusions and layers."""
+    """Show an engine's accuracy, inputs, compute types, quantisation, weights, memory, fusions and layers.
+
+    --json has the layer report, with the registry's entry as `engine` and all that is known of its
+    calibration as `quantization`.
+    """
     farm = connect(url)
-    report = farm.layers(engine)
-    if as_json:
-        show.document(report)
+    if tensor is not None and picture is None:
+        raise InvalidRequest("--tensor has no picture", hint="pass --picture FILE.svg with it")
+    if picture is not None:
+        quantised.draw(farm, engine, tensor, picture, as_json=as_json)
         return
+    report = farm.layers(engine)
     row = farm.engine(engine)
+    calibration = quantised.known(farm, row)
+    if as_json:
+        more = {"engine": row, "quantization": calibration}
+        show.document(report.model_dump(mode="json") | more)
+        return
     show.line(
         f"{row.model} v{row.version} {show.precision(row.precision, row.prune)} for {row.runtime}:{row.gpu}, "
         f"{row.runtime} {row.runtime_version}, {show.size(row.bytes)}"
@@ -59,10 +83,13 @@ def inspect(
     changed = row.options.changed() if row.options else {}
     if changed:
         show.line("built with " + ", ".join(f"{n}={_value(v)}" for n, v in changed.items()))
+    for line in quantised.lines(row):
+        show.line(line)
     _provider(row)
     _interface(row)
     _compute(report, row.precision)
-    _quantization(farm, row)
+    if calibration is not None:
+        quantised.details(calibration)
     _memory(report, row)
     if row.timing_cache:
         show.line(_timing_cache(row.timing_cache))
@@ -168,46 +195,6 @@ def _compute(report: LayerReport, precision: Precision) -> None:
         if product.type != wanted and product.not_quantized:
             inputs = ", ".join(product.not_quantized)
             show.line(f"not in {wanted}: {product.op_type} {product.name} ({inputs} isn't)")
-
-
-def _quantization(farm: Farm, row: EngineView) -> None:
-    """Which layers quantisation hurts most, and which rules left some in floats."""
-    from farm.errors import NotFound
-    from farm.specs.precision import QUANTIZED
-
-    if row.precision not in QUANTIZED:
-        return
-    try:
-        found = farm.quantization(row.id)
-    except NotFound:  # it was quantised before it came here
-        return
-    for rule, names in found.left_in_float.items():
-        listed = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
-        show.line(f"left in floats, {rule}: {listed}")
-    if found.search is not None:
-        _search(found.search)
-    rows = [(f"{ratio:.1f} dB", name) for name, ratio in found.noisiest(_NAMED)]
-    if rows:
-        show.line(f"the noisiest of {len(found.snr_db)} quantised tensors:")
-        show.table(("signal to noise", "tensor"), rows, keep=("signal to noise",))
-
-
-def _search(search: Search) -> None:
-    """What was tried to keep the accuracy."""
-    show.line(search.told)
-    rows = [
-        (
-            "broken" if one.drop is None else f"{one.drop:.4f}",
-            "" if one.int8_share is None else f"{one.int8_share:.0%}",
-            "" if one.predicted_time is None else f"{one.predicted_time:.2f}",
-            "" if one.latency_ratio is None else f"{one.latency_ratio:.2f}",
-            one.what,
-        )
-        for one in search.tried
-    ]
-    if rows:
-        figures = ("drop", "int8", "time", "measured")
-        show.table((*figures, "tried"), rows, keep=figures)
 
 
 def _source(report: LayerReport) -> str:

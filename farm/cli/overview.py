@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
+from rich.padding import Padding
+from rich.text import Text
 
-from farm.cli import builds, complete, registry, show
+from farm.cli import builds, complete, quantised, registry, show
 from farm.cli.compare import latency, metric
 from farm.cli.options import Json, Url, connect, example
 from farm.cli.pull_by_id import may_begin_id
@@ -17,11 +19,13 @@ from farm.specs.counted import counted
 if TYPE_CHECKING:
     from farm.client import Farm
     from farm.reports.interfaces import Port
+    from farm.schemas.engines import EngineView
     from farm.schemas.models import Behind, MatrixRow, ModelDetail, VersionView
 
 T = TypeVar("T")
 WIDTH = 80
 _GAP = 2
+_MOST_QUANTISED = 12
 
 
 def register(app: typer.Typer) -> None:
@@ -135,6 +139,7 @@ def _print(found: ModelDetail, *, whole: bool) -> None:
     if len(detailed) < len(found.versions) and whole:
         _say(f"… {len(found.versions) - len(detailed)} older: farm models {found.name}")
     _matrix(found.matrix)
+    _quantised(found.engines)
     if found.prod_lacks:
         _behind(found.prod_lacks)
     for build in found.running:
@@ -204,6 +209,19 @@ def _matrix(rows: Sequence[MatrixRow]) -> None:
     if len(shown) < len(numbers):
         older = ", ".join(f"v{number}" for number in numbers[fit:])
         _say(f"… and of {older}: --json")
+
+
+def _quantised(engines: Sequence[EngineView]) -> None:
+    """The figures of the newest version's quantised engines."""
+    shown = [one for one in engines if one.quantization is not None]
+    for one in shown[:_MOST_QUANTISED]:
+        verdict = "passed" if one.state == "ready" else str(one.state)
+        name = show.precision(one.precision, one.prune)
+        _say(f"v{one.version} {name} for {one.runtime}:{one.gpu}: {verdict}, {one.id}")
+        for line in quantised.lines(one):
+            show.console(WIDTH).print(Padding(Text(line), (0, 0, 0, _GAP)))
+    if len(shown) > _MOST_QUANTISED:
+        _say(f"… and {len(shown) - _MOST_QUANTISED} more quantised engines: --json")
 
 
 def _behind(lacks: Behind) -> None:

@@ -23,6 +23,7 @@ from farm.reports.shown import NONE as NONE
 from farm.reports.shown import SOURCES as SOURCES
 from farm.reports.shown import ago as ago
 from farm.reports.shown import agreement as agreement
+from farm.reports.shown import agrees as agrees
 from farm.reports.shown import compute_types as compute_types
 from farm.reports.shown import cosine as cosine
 from farm.reports.shown import drop_interval as drop_interval

@@ -158,9 +158,21 @@ class Registry(Aliases):
         """What calibration made of a quantised engine's graph.
 
         Raises:
-            NotFound: it wasn't calibrated, or not by this farm.
+            NotFound: it isn't quantised.
         """
         return self.http.read(Quantization, "GET", f"/v1/engines/{part(engine_id)}/quantization")
+
+    def quantization_picture(self, engine_id: str, tensor: str | None = None) -> bytes:
+        """An SVG of the same.
+
+        Parameters:
+            tensor: only this tensor's histogram, with its ranges.
+
+        Raises:
+            NotFound: it isn't quantised, or the tensor has no histogram.
+        """
+        path = f"/v1/engines/{part(engine_id)}/quantization/picture.svg"
+        return self.http.request("GET", path, params=given({"tensor": tensor})).content
 
 
 def _yank(model: str, version: int) -> str:

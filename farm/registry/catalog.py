@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from farm.database.tables import Artifact, EngineRow, Version
 from farm.errors import NotFound
-from farm.registry import judgements, names
+from farm.registry import judgements, names, quantised
 from farm.registry.names import Named
 from farm.registry.rows import NOT_YANKED, SAME, grouped, identity, select_rows, view_of
 from farm.registry.twins import beside_twins
@@ -27,8 +27,9 @@ def engine(session: Session, engine_id: str) -> EngineView:
     same = select_rows().where(EngineRow.version_id == row.version_id, SAME.in_([identity(row)]))
     views = [view_of(one) for one in session.execute(same)]
     [asked] = [view for view in views if view.id == engine_id]
-    [compared] = beside_twins(session, [judgements.beneath(asked, views)])
-    return compared
+    compared = beside_twins(session, [judgements.beneath(asked, views)])
+    [told] = quantised.with_briefs(session, compared)
+    return told
 
 
 def engine_row(session: Session, engine_id: str) -> EngineRow:
@@ -78,7 +79,7 @@ def engines(
         before=before,
         limit=limit,
     )
-    return beside_twins(session, found)
+    return quantised.with_briefs(session, beside_twins(session, found))
 
 
 def find(

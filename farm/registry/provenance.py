@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -14,11 +13,9 @@ from farm.errors import NotFound
 from farm.planning import parameters
 from farm.planning.recipe import Given, Recipe
 from farm.registry.publish import MIRRORED
-from farm.reports.quantization import Quantization
 from farm.schemas.engines import EngineView
 from farm.specs.roles import GIVEN, Role
 from farm.specs.states import EngineState
-from farm.stages import JobKind
 
 _MATERIALS = (*GIVEN, Role.TYPED, Role.TYPED_FP16, Role.TYPED_HALF)
 
@@ -55,26 +52,6 @@ def layer_report(session: Session, engine_id: str) -> str:
     if Role.LAYERS not in outputs:
         raise NotFound(f"engine {engine_id!r} was built without a layer report")
     return outputs[Role.LAYERS]
-
-
-def quantization(session: Session, engine_id: str) -> Quantization:
-    """What calibration made of an engine's graph.
-
-    Raises:
-        NotFound: it has none that is known here.
-    """
-    if session.get(EngineRow, engine_id) is None:
-        raise NotFound(f"there is no engine {engine_id!r}", hint="`farm engines MODEL` lists them")
-    for job in jobs_of(session, engine_id):
-        if job.kind == JobKind.CALIBRATE and isinstance(job.facts, dict):
-            try:
-                return Quantization.read(job.facts)
-            except ValidationError:
-                break
-    raise NotFound(
-        f"nothing is known of a calibration of engine {engine_id!r}",
-        hint="int8 and fp8 engines that were built here have one",
-    )
 
 
 def provenance_of(session: Session, engine_id: str) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from farm.signing.bundles import Statement
 from farm.signing.keys import PublicKey
 from farm.specs.roles import Role
 
-#: What may change about a published engine, and so isn't signed.
-CHANGING = frozenset({"yanked", "against", "judgements"})
+#: What may change about a published engine, or is told anew each time, and so isn't signed.
+CHANGING = frozenset({"yanked", "against", "judgements", "quantization"})
 
 
 def bundle_of(

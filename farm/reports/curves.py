@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from farm.reports.metrics import Metrics, Timed
-from farm.reports.quantization import Quantization
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +86,6 @@ class Chart:
     unit: str
     batches: Sequence[int]
     series: Mapping[str, Sequence[float | None]]
-    by: str = "batch size"
 
 
 def charts(found: Sequence[Curve]) -> list[Chart]:
@@ -110,15 +108,6 @@ def charts(found: Sequence[Curve]) -> list[Chart]:
         for title, unit, series in both
         if (told := {name: values for name, values in series.items() if any(values)})
     ]
-
-
-def noise(found: Quantization | None) -> list[Chart]:
-    """The signal-to-noise ratio of each quantised tensor, in the graph's order."""
-    if found is None or not found.snr_db:
-        return []
-    places = range(1, len(found.snr_db) + 1)
-    series = {"signal to noise": list(found.snr_db.values())}
-    return [Chart(title="Signal to noise", unit="dB", by="layer", batches=places, series=series)]
 
 
 def _at(curve: Curve, batches: Sequence[int]) -> list[Point]:

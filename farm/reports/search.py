@@ -65,6 +65,12 @@ class Search(Record):
     cut_short: bool = Field(False, description="whether the budget ended the search")
 
     @property
+    def chosen(self) -> int | None:
+        """The number, from 1, of the way that was taken: the last that the search went on from."""
+        kept = [number for number, one in enumerate(self.tried, start=1) if one.kept]
+        return kept[-1] if kept else None
+
+    @property
     def told(self) -> str:
         """``top1 may drop by 0.01 and drops by 0.004, with 96% of the multiplications in int8; …``."""
         share = (

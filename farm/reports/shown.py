@@ -79,11 +79,15 @@ def worth(accuracy: Accuracy) -> str:
 
 
 def agrees(accuracy: Accuracy) -> str:
-    """``agreement 99.8 % (99.1–100.0)``, or else ``cosine 0.9999``; empty if neither is known."""
+    """``agreement 99.8 % (99.1–100.0)``, or else ``cosine 0.9999 (0.9998–1.0000)``, if either is known."""
     agreed = agreement(accuracy)
     if agreed != NONE:
         return f"agreement {agreed}"
-    return "" if accuracy.cosine_mean is None else f"cosine {cosine(accuracy)}"
+    if accuracy.cosine_mean is None:
+        return ""
+    ends = [end for end in accuracy.cosine_interval or () if end is not None]
+    between = " ({:.4f}–{:.4f})".format(*ends) if len(ends) == 2 else ""
+    return f"cosine {cosine(accuracy)}{between}"
 
 
 def cosine(accuracy: Accuracy) -> str:

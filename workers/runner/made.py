@@ -7,17 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from farm.errors import ResultRefused
 from farm.reports import records
 from farm.reports.extent import TooMuch
+from farm.reports.histograms import MAX_BYTES as MAX_HISTOGRAMS_BYTES
+from farm.reports.histograms import Histograms
 from farm.reports.layers import MAX_LAYER_REPORT_BYTES, LayerReport
 from farm.specs.inference import MAX_BYTES as MAX_OUTPUT_BYTES
 from farm.specs.roles import Role
 from farm.stages import STAGES, JobKind, check_facts
 from workers.peers.files import MAX_BYTES as MAX_PEERS_BYTES
 from workers.sandbox import folder
+
+#: The outputs that the API itself reads: what they hold, their most bytes, and their name.
+_REPORTS: Mapping[str, tuple[type[BaseModel], int, str]] = {
+    Role.LAYERS: (LayerReport, MAX_LAYER_REPORT_BYTES, "a layer report"),
+    Role.HISTOGRAMS: (Histograms, MAX_HISTOGRAMS_BYTES, "histograms"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,21 +65,21 @@ def made_of(said: Any, kind: JobKind, workdir: Path) -> Made:
         raise ResultRefused("the stage's process sent more than PyTorch's figures")
     if Role.OUTPUTS in files and files[Role.OUTPUTS].stat().st_size > 2 * MAX_OUTPUT_BYTES:
         raise ResultRefused("the stage's process sent larger outputs than are allowed")
-    if Role.LAYERS in files:
-        _check_layers(files[Role.LAYERS])
+    for role in _REPORTS.keys() & files.keys():
+        _check_report(role, files[role])
     return Made(outputs=files, facts=facts)
 
 
-def _check_layers(path: Path) -> None:
-    """Check the layers file: the only output that the API itself reads."""
+def _check_report(role: str, path: Path) -> None:
+    report, most, name = _REPORTS[role]
     size = path.stat().st_size
-    if size > MAX_LAYER_REPORT_BYTES:
-        raise ResultRefused(f"the stage's process sent a layer report of {size} bytes")
+    if size > most:
+        raise ResultRefused(f"the stage's process sent {name} of {size} bytes")
     try:
-        LayerReport.model_validate_json(path.read_bytes(), strict=True)
+        report.model_validate_json(path.read_bytes(), strict=True)
     except ValidationError as err:
         told = records.first_of(err)
-        raise ResultRefused(f"the stage's process sent an invalid layer report: {told}") from None
+        raise ResultRefused(f"the stage's process sent invalid {name}: {told}") from None
 
 
 def _is_use(facts: Any) -> bool:

@@ -8,7 +8,7 @@ products, bf16 on GPUs that have it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from farm.errors import CalibrationFailed, FarmError, InvalidData
 from farm.formats import calibration_caches
 from farm.formats.archives import Malformed
 from farm.planning import policy
+from farm.reports.quantization import AS_IT_CAME
 from farm.reports.records import MOST_LISTED
+from farm.reports.search import Search
 from farm.specs.gpus import CPU
 from farm.specs.precision import Precision
 from farm.specs.roles import Role
@@ -34,11 +36,11 @@ from workers.inputs.batch import Batch
 from workers.inputs.profiles import resolve_profiles
 from workers.inputs.samples import Arrays, samples_for
 from workers.quantize import (
-    activations,
     calibrated,
     choosing,
     fidelity,
     imported,
+    kept_histograms,
     modelopt,
     placement,
     qat,
@@ -54,8 +56,8 @@ _NAMES = {
     TensorProto.BFLOAT16: str(Precision.BF16),
 }
 
-#: Samples on which layers are compared; nodes named for each rule, and how much of their names.
-_COMPARED, _NAMED, _NAME_LENGTH = 8, 100, 200
+#: Nodes named for each rule, and how much of their names.
+_NAMED, _NAME_LENGTH = 100, 200
 _CPU = Target(runtime=Runtime.ONNXRUNTIME, gpu=CPU)
 
 
@@ -82,6 +84,52 @@ def run(stage: Stage) -> StageResult:
         raise _too_few(count, batch)
 
     files.load_weights(model, file)
+    quantized, search, found = _quantised(stage, params, model, samples, batch, size)
+    pairs = walk.qdq_pairs(quantized)
+    stage.progress("compare layers", None)
+    snr_db = fidelity.by_layer(quantized, fidelity.few(samples, batch), stage.workdir)
+    histograms = stage.workdir / "histograms.json"
+    told = kept_histograms.recorded(found.kept, quantized, snr_db, params.precision)
+    histograms.write_text(told.model_dump_json())
+    fold_quantized_weights(quantized)
+    typed = stage.workdir / "typed.onnx"
+    files.save_model(quantized, typed)
+    stage.progress("cast the remainder", None)
+    telling = _telling(quantized, samples, batch, size, found.extreme)
+    largest = placement.with_dequantized(quantized, found.largest)
+    outputs, remainder = _write_for_gpus(stage, quantized, telling, largest)
+    outputs[Role.HISTOGRAMS] = histograms
+    if policy.refusal(_CPU, params.precision) is None:
+        outputs[Role.TYPED] = typed
+    facts = CalibrateFacts(
+        samples=found.samples,
+        batch_size=size,
+        batches=found.batches,
+        precision=str(params.precision),
+        method=params.method,
+        chosen=found.chosen,
+        qdq_pairs=pairs,
+        remainder=max(remainder, key=lambda name: remainder[name]),
+        remainder_nodes=remainder,
+        snr_db=snr_db,
+        left_in_float=_named(rules.left_in_float(quantized)),
+        opset=shapes.opset_of(quantized),
+    )
+    if search is not None:
+        facts = facts.model_copy(update={"search": search})
+    return StageResult(outputs=outputs, facts=facts)
+
+
+def _quantised(
+    stage: Stage,
+    params: CalibrateParams,
+    model: onnx.ModelProto,
+    samples: Arrays,
+    batch: Batch,
+    size: int,
+) -> tuple[onnx.ModelProto, Search | None, calibrated.Calibration]:
+    """The graph with Q/DQ, how it was found if there is a goal, and its calibration."""
+    count = batch.count(samples)
     # ModelOpt only asks whether there is one row, or there are more.
     first = batch.take(samples, slice(0, max(batch.min, min(size, 2))))
     made: list[calibrated.Calibration] = []
@@ -113,45 +161,10 @@ def run(stage: Stage) -> StageResult:
         folder=stage.workdir,
         progress=stage.progress,
     )
-    for name, lost in made[0].not_finite.items():
+    found = calibrated.of_graph(made, quantized, params.precision)
+    for name, lost in found.not_finite.items():
         print(f"{lost} values of {name} are infinite or NaN: its range is that of the others")
-    pairs = walk.qdq_pairs(quantized)
-    stage.progress("compare layers", None)
-    snr_db = fidelity.by_layer(quantized, _compared(samples, batch), stage.workdir)
-    fold_quantized_weights(quantized)
-    typed = stage.workdir / "typed.onnx"
-    files.save_model(quantized, typed)
-    stage.progress("cast the remainder", None)
-    telling = _telling(quantized, samples, batch, size, made[0].extreme)
-    largest = placement.with_dequantized(quantized, made[0].largest)
-    outputs, remainder = _write_for_gpus(stage, quantized, telling, largest)
-    if policy.refusal(_CPU, params.precision) is None:
-        outputs[Role.TYPED] = typed
-    facts = CalibrateFacts(
-        samples=made[0].samples,
-        batch_size=size,
-        batches=made[0].batches,
-        precision=str(params.precision),
-        method=params.method,
-        chosen=made[0].chosen,
-        qdq_pairs=pairs,
-        remainder=max(remainder, key=lambda name: remainder[name]),
-        remainder_nodes=remainder,
-        snr_db=snr_db,
-        left_in_float=_named(rules.left_in_float(quantized)),
-        opset=shapes.opset_of(quantized),
-    )
-    if search is not None:
-        facts = facts.model_copy(update={"search": search})
-    return StageResult(outputs=outputs, facts=facts)
-
-
-def _compared(samples: Arrays, batch: Batch) -> Iterator[Arrays]:
-    """A few of the samples that methods were judged by, at once no more than the model needs."""
-    is_held = activations.held_out(batch.count(samples), batch.min)
-    which = is_held if is_held.any() else ~is_held
-    which &= np.cumsum(which) <= max(_COMPARED, batch.min)
-    return activations.batches_of(samples, batch, max(batch.min, min(2, batch.max)), which)
+    return quantized, search, found
 
 
 def _named(found: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -185,7 +198,7 @@ def _as_it_is(
     facts = CalibrateFacts(
         samples=0,
         precision=str(params.precision),
-        method="as it came",
+        method=AS_IT_CAME,
         qdq_pairs=walk.qdq_pairs(model),
         remainder=max(remainder, key=lambda name: remainder[name]),
         remainder_nodes=remainder,

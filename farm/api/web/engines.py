@@ -8,13 +8,14 @@ from fastapi import APIRouter, Query, Request
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from farm.api import layer_reports
+from farm.api import layer_reports, quantization
 from farm.api.services import By, EngineId, Farm, Services
 from farm.api.web.render import page
 from farm.daemon import keeper
 from farm.errors import BlobDamaged, NotFound, StorageUnavailable, TooLarge
 from farm.keeping import deletion
 from farm.keeping.deletion import Deleted
+from farm.pictures import sheet
 from farm.registry import catalog, loading, provenance, signed
 from farm.registry.publish import MIRRORED
 from farm.registry.verdicts import verdict
@@ -48,10 +49,9 @@ def engine(
             "mirrored": _mirrored(jobs[0].facts),
             "signature": signed.signature_of(session, engine_id),
             "digest": _layers(session, engine_id),
-            "quantization": _quantization(session, engine_id),
         }
     figures = curves.curves(found.metrics) if found.metrics else []
-    charts = [*curves.charts(figures), *curves.noise(values["quantization"])]
+    quantised = _quantization(farm, engine_id)
     report, no_report = _report(farm, values.pop("digest"), engine_id)
     return page(
         request,
@@ -60,7 +60,9 @@ def engine(
         engine=found,
         verdict=verdict(found),
         curves=figures,
-        charts=charts,
+        charts=curves.charts(figures),
+        quantization=quantised,
+        pictures=sheet.drawn(quantised) if quantised else None,
         served={str(how.name).lower(): names for how, names in reach.served(found).items()},
         load=loading.text(found),
         report=report,
@@ -84,9 +86,9 @@ def _layers(session: Session, engine_id: str) -> str | None:
         return None
 
 
-def _quantization(session: Session, engine_id: str) -> Quantization | None:
+def _quantization(farm: Services, engine_id: str) -> Quantization | None:
     try:
-        return provenance.quantization(session, engine_id)
+        return quantization.known(farm, engine_id)
     except NotFound:
         return None
 

@@ -11,14 +11,8 @@ function figure(value) {
 
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
 
-/** At most twenty places of so many. */
-function ticks(count) {
-  const step = Math.ceil(count / 20);
-  return Array.from({ length: Math.ceil(count / step) }, (_, at) => at * step);
-}
-
 function draw(holder) {
-  const { unit, by, batches, series } = JSON.parse(document.getElementById(holder.dataset.chart).textContent);
+  const { unit, batches, series } = JSON.parse(document.getElementById(holder.dataset.chart).textContent);
   const place = holder.querySelector(".plot");
   const colours = getComputedStyle(document.documentElement);
   const axis = { stroke: colours.getPropertyValue("--dim"), grid: { stroke: colours.getPropertyValue("--line"), width: 1 } };
@@ -27,14 +21,14 @@ function draw(holder) {
     height: 260,
     scales: {
       x: { time: false, range: [-0.25, batches.length - 0.75] },
-      y: { range: (_, low, high) => [Math.min(0, low), (high || 1) * 1.08] },
+      y: { range: (_, low, high) => [0, (high || 1) * 1.08] },
     },
     axes: [
-      { ...axis, splits: ticks(batches.length), values: (_, splits) => splits.map((at) => batches[at] ?? "") },
+      { ...axis, splits: batches.map((_, at) => at), values: (_, splits) => splits.map((at) => batches[at] ?? "") },
       { ...axis, size: 60, values: (_, splits) => splits.map((value) => compact.format(value)) },
     ],
     series: [
-      { label: by === "layer" ? by : "batch", value: (_, at) => (at == null ? "–" : batches[at]) },
+      { label: "batch", value: (_, at) => (at == null ? "–" : batches[at]) },
       ...series.map(([name], at) => {
         const stroke = colours.getPropertyValue(`--series-${at % 6}`);
         return {
