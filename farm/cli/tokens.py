@@ -24,7 +24,7 @@ _tokens = typer.Typer(
 
 
 def register(app: typer.Typer) -> None:
-    _tokens.callback()(_without_command)
+    _tokens.callback(epilog=example("farm tokens"))(_without_command)
     text = "farm tokens create --worker --expires 1h --uses 4"
     _tokens.command("create", epilog=example(text))(create)
     _tokens.command("list", epilog=example("farm tokens list"))(list_tokens)

@@ -28,7 +28,7 @@ OTHER_VARIABLES = {
     "FARM_JOIN_TOKEN",
     "FARM_TEST_DATABASE_URL",
     "FARM_TEST_BROKER_URL",
-    *(f"FARM_BENCH_{name}" for name in ("MODELS", "BATCHES", "PRECISIONS", "SECONDS")),
+    *(f"FARM_BENCH_{name}" for name in ("MODELS", "BATCHES", "PRECISIONS", "SECONDS", "BUDGET_S")),
 }
 
 _FENCE = re.compile(r"^( *)```([\w-]*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
