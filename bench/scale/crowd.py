@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
@@ -256,11 +257,14 @@ class _Worker:
     def _run(self, job_id: int) -> list[Bell]:
         settings, insist = self._process.settings, self._insist
         lease_s, longest_s = settings.lease_ttl_s, settings.retry_longest_s
-        claim = insist(
-            lambda session: jobs.claim_first(
-                session, job_id, owner=self._name, lease_s=lease_s, longest_s=longest_s
-            )
+        look = partial(
+            jobs.claim_first,
+            job_id=job_id,
+            owner=self._name,
+            lease_s=lease_s,
+            longest_s=longest_s,
         )
+        claim = insist(look) or insist(partial(look, waits=True))
         if claim is None:
             return []
         of, began_at = (claim.job_id, claim.attempt), now()

@@ -69,14 +69,26 @@ def claim(
 
 
 def claim_first(
-    session: Session, job_id: int, *, owner: str, lease_s: float, longest_s: float
+    session: Session,
+    job_id: int,
+    *,
+    owner: str,
+    lease_s: float,
+    longest_s: float,
+    waits: bool = False,
 ) -> Claim | None:
     """Claim the first job in line, in the queue where this job is or was; return None if there is none.
 
+    On Postgres a claim may leave locks on jobs that others have just claimed, until its unit of work ends.
+    One that waits needs a unit of work of its own: otherwise it may wait for who waits for such a lock.
+
     Parameters:
         longest_s: the longest time for which a job is held back.
+        waits: for a job that another unit of work has locked, which is skipped otherwise. If that one is
+            rolled back, or only moves the job in its line, nobody else would claim it.
     """
-    job = transitions.start_first(session, job_id, longest_s=longest_s, **_held_by(owner, lease_s))
+    values = _held_by(owner, lease_s)
+    job = transitions.start_first(session, job_id, longest_s=longest_s, waits=waits, **values)
     return None if job is None else _claimed(session, job, owner)
 
 

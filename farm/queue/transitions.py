@@ -81,7 +81,7 @@ def move(
 
 
 def start_first(
-    session: Session, job_id: int, *, longest_s: float, **values: Any
+    session: Session, job_id: int, *, longest_s: float, waits: bool, **values: Any
 ) -> Row[*tuple[Any, ...]] | None:
     """Move the first job in line, in the queue where this job is or was, to running: as ``move`` does.
 
@@ -90,15 +90,13 @@ def start_first(
 
     Parameters:
         longest_s: the longest time for which a job is held back.
+        waits: for a job that is locked, which is skipped otherwise.
     """
     check_transition(JobState.QUEUED, JobState.RUNNING)
     given = {"job_id": job_id} | turns.due(longest_s)
-    for line in turns.LINES:
-        statement = _start_statement(line, tuple(sorted(values)))
-        started = _moved(session, statement, JobState.QUEUED, JobState.RUNNING, values, given)
-        if started is not None:
-            return started
-    return None
+    line = turns.WHOLE_LINE if waits else turns.LINE
+    statement = _start_statement(line, tuple(sorted(values)))
+    return _moved(session, statement, JobState.QUEUED, JobState.RUNNING, values, given)
 
 
 def _moved(

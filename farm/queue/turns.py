@@ -161,9 +161,7 @@ _IN_LINE = (
     .order_by(Job.place, Job.id)
     .limit(1)
 )
-#: The first in line, in the queue of job ``job_id``. Skip a locked job, which another worker may be claiming.
-#: If there is no other, wait for it: a submission may hold the lock, and then nobody else would claim it.
-LINES = (
-    _IN_LINE.with_for_update(skip_locked=True, key_share=True),
-    _IN_LINE.with_for_update(key_share=True),
-)
+#: The first in line, in the queue of job ``job_id``, except locked ones, which others may be claiming.
+LINE = _IN_LINE.with_for_update(skip_locked=True, key_share=True)
+#: Also a locked one, for which it waits: a submission may hold the lock, and then nobody else would claim it.
+WHOLE_LINE = _IN_LINE.with_for_update(key_share=True)

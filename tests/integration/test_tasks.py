@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from farm.builds import logs
 from farm.database.tables import Job
 from farm.errors import CastFailed, DatabaseUnavailable, FarmError, LeaseLost, StorageUnavailable
 from farm.fleet import workers
-from farm.queue import shown
+from farm.queue import jobs, shown
 from farm.specs.states import JobState
 from farm.store import proof
 from farm.store.base import Stored
@@ -177,6 +178,32 @@ def test_a_claim_is_tried_again_before_its_message_is_given_up(ledger):
         claims.claim(context(Flaky(ledger.db, failures=3)), job.id)
     claim = claims.claim(context(Flaky(ledger.db, failures=2)), job.id)
     assert claim.job_id == job.id
+
+
+def test_a_claim_waits_for_locked_jobs_in_a_unit_of_work_of_its_own(ledger, monkeypatch):
+    """On Postgres the locks that its first look leaves may be what the others wait for."""
+    looks = []
+    monkeypatch.setattr(
+        jobs, "claim_first", lambda session, *_, waits, **__: looks.append((session, waits))
+    )
+    assert claims.claim(context(ledger.db), 1) is None
+    [(one, first), (other, second)] = looks
+    assert (first, second) == (False, True)
+    assert one is not other
+
+
+def test_a_job_that_others_only_look_at_is_claimed_once_they_are_done(ledger):
+    if ledger.db.is_sqlite:
+        pytest.skip("SQLite has one writer")
+    ledger.submit()
+    [job] = ledger.queued()
+    with ThreadPoolExecutor(1) as pool:
+        with ledger.db.write() as session:
+            session.get_one(Job, job.id, with_for_update=True)
+            claim = pool.submit(claims.claim, context(ledger.db), job.id)
+            with pytest.raises(TimeoutError):
+                claim.result(0.3)
+        assert claim.result(60).job_id == job.id
 
 
 def test_a_bug_is_not_taken_for_a_database_that_is_away(ledger):

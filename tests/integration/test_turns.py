@@ -150,8 +150,8 @@ def test_a_submission_that_holds_the_only_job_makes_its_worker_wait_and_not_go_a
     assert found[0].title == "export digits"
 
 
-def claim_first(session, job, owner="cpu@here"):
-    return jobs.claim_first(session, job.id, owner=owner, lease_s=30, longest_s=60)
+def claim_first(session, job, owner="cpu@here", *, waits=False):
+    return jobs.claim_first(session, job.id, owner=owner, lease_s=30, longest_s=60, waits=waits)
 
 
 def test_a_message_makes_its_worker_claim_the_first_in_line_whichever_job_it_names(ledger):
@@ -185,7 +185,7 @@ def test_of_two_workers_that_claim_the_only_job_at_once_one_gets_it(ledger):
 
     def claim():
         with ledger.db.write() as session:
-            found.append(claim_first(session, bell, owner="cpu@there"))
+            found.append(claim_first(session, bell, owner="cpu@there", waits=True))
 
     with ledger.db.write() as session:
         assert claim_first(session, bell).job_id == bell.id

@@ -50,6 +50,10 @@ def claim(context: Context, job_id: int) -> Claim | None:
 
 
 def _try_to_claim(context: Context, job_id: int) -> Claim | None:
+    return _look(context, job_id, waits=False) or _look(context, job_id, waits=True)
+
+
+def _look(context: Context, job_id: int, *, waits: bool) -> Claim | None:
     with context.db.write() as session:
         found = jobs.claim_first(
             session,
@@ -57,6 +61,7 @@ def _try_to_claim(context: Context, job_id: int) -> Claim | None:
             owner=context.worker,
             lease_s=context.settings.lease_ttl_s,
             longest_s=context.settings.retry_longest_s,
+            waits=waits,
         )
         if found is not None and _is_for_others(context, session, found.job_id):
             raise ForOthers(found.job_id)  # which rolls the claim back
