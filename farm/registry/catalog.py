@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 
@@ -27,9 +29,8 @@ def engine(session: Session, engine_id: str) -> EngineView:
     same = select_rows().where(EngineRow.version_id == row.version_id, SAME.in_([identity(row)]))
     views = [view_of(one) for one in session.execute(same)]
     [asked] = [view for view in views if view.id == engine_id]
-    compared = beside_twins(session, [judgements.beneath(asked, views)])
-    [told] = quantised.with_briefs(session, compared)
-    return told
+    [found] = completed(session, [judgements.beneath(asked, views)])
+    return found
 
 
 def engine_row(session: Session, engine_id: str) -> EngineRow:
@@ -79,7 +80,12 @@ def engines(
         before=before,
         limit=limit,
     )
-    return quantised.with_briefs(session, beside_twins(session, found))
+    return completed(session, found)
+
+
+def completed(session: Session, views: Sequence[EngineView]) -> list[EngineView]:
+    """The same engines, with what isn't in their own rows: their twins, and how they were quantised."""
+    return quantised.with_briefs(session, beside_twins(session, views))
 
 
 def find(
@@ -96,7 +102,7 @@ def find(
     yanked: bool = True,
     limit: int,
 ) -> list[EngineView]:
-    """Engines, newest first.
+    """Engines as their rows say, newest first: whoever shows them has them ``completed``.
 
     Parameters:
         only_whole: leave out those whose bytes the store has lost.

@@ -11,11 +11,10 @@ from sqlalchemy.orm import Session
 from farm.database.tables import Version
 from farm.errors import BlobDamaged, NotFound
 from farm.registry import fits, goals, names, ranking, signed_aliases, versions
-from farm.registry.catalog import UNPRUNED, find
+from farm.registry.catalog import UNPRUNED, completed, find
 from farm.registry.fits import Where
 from farm.registry.names import Named
 from farm.registry.ranking import Ranking
-from farm.registry.twins import beside_twins
 from farm.registry.versions import Taken
 from farm.schemas.engines import EngineView, Match, PassedOver
 from farm.specs import gpus
@@ -70,7 +69,7 @@ def best_match(
         raise _nothing(session, known, tag, of, **asked)
     kept = goals.kept(session, known.id, of.number, tag)
     ranked = ranking.rank(good, tag, kept or Goal(), by_precision=precision is not None)
-    [compared] = beside_twins(session, [ranked.best])
+    [best] = completed(session, [ranked.best])
     passed_over = None
     if explain:
         others = find(session, known, gpu=tag, version=of.number, limit=1000)
@@ -80,7 +79,7 @@ def best_match(
     statement = None
     if version is None:
         statement = signed_aliases.bundle_of(session, known, alias or PROD)
-    return Match(engine=compared, why=why, passed_over=passed_over, statement=statement)
+    return Match(engine=best, why=why, passed_over=passed_over, statement=statement)
 
 
 def _good(

@@ -11,7 +11,7 @@ from farm.database import references
 from farm.database.declared import Holds
 from farm.database.tables import AliasRow, Artifact, Build, EngineRow, Model, Version, Yank
 from farm.errors import NotFound
-from farm.registry import holders
+from farm.registry import catalog, holders
 from farm.registry.names import named
 from farm.registry.rows import IS_YANKED, grouped, select_rows
 from farm.schemas.uses import BlobUses, DataUse, VersionUse
@@ -39,7 +39,8 @@ def uses(session: Session, digest: str) -> BlobUses:
     # An engine is its build job's output as well: it is said once.
     others = _OTHERS - {Holds.OUTPUT} if by_kind[Holds.ENGINE] else _OTHERS
     rows = select_rows().where(EngineRow.id.in_(by_kind[Holds.ENGINE]))
-    engines = grouped(session.execute(rows.order_by(EngineRow.id.desc()).limit(_MOST)))
+    found = grouped(session.execute(rows.order_by(EngineRow.id.desc()).limit(_MOST)))
+    engines = catalog.completed(session, found)
     return BlobUses(
         digest=digest,
         bytes=blob.bytes,

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import update
 
 from farm.database.tables import Artifact, EngineRow
-from farm.registry import catalog, judgements, latencies, models, ranking
+from farm.registry import catalog, judgements, latencies, models, ranking, uses
 from farm.registry.match import best_match
 from farm.reports.accuracy import Accuracy
 from farm.reports.metrics import Metrics
@@ -177,7 +177,7 @@ def test_drops_are_of_the_same_data_alone(ledger):
     assert (against.task_drop, against.agreement_drop) == (None, None)
 
 
-def test_lists_models_manifests_and_pulls_compare_an_engine_alike(ledger):
+def test_lists_models_manifests_pulls_and_blobs_tell_the_same_of_an_engine(ledger):
     made = build(ledger, precisions=["fp16", "int8"], calibration=CALIBRATION)
     record(ledger, made["fp16"], metrics=timed(2.0), size=1000)
     record(ledger, made["int8"], metrics=timed(1.0), size=1700)
@@ -187,10 +187,16 @@ def test_lists_models_manifests_and_pulls_compare_an_engine_alike(ledger):
             next(one for one in models.model(session, "digits").engines if one.precision == "int8"),
             catalog.engine(session, made["int8"]),
             best_match(session, "digits", "sm_89").engine,
+            *uses.uses(session, catalog.engine(session, made["int8"]).digest).engines,
         ]
-    assert [(one.id, one.against.latency_ratio, one.against.size_ratio) for one in shown] == [
-        (made["int8"], 0.5, 1.7)
-    ] * 4
+    assert shown == [shown[0]] * 5
+    told = shown[0]
+    assert (told.id, told.against.latency_ratio, told.against.size_ratio) == (
+        made["int8"],
+        0.5,
+        1.7,
+    )
+    assert told.quantization is not None
 
 
 # What a pull takes.

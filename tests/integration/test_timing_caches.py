@@ -272,16 +272,18 @@ def test_what_is_listed_says_when_it_was_used(worker):
 def test_a_worker_gives_its_job_the_cache_and_takes_it_out_of_what_the_job_made(worker, tmp_path):
     worker.build(4, 16)
     typed = worker.context.store.take(chain(tmp_path / "typed.onnx", 4, 8, 16))
+    rung = []
     context = Context(
         settings=Settings(home=tmp_path / "home"),
         db=worker.ledger.db,
         store=worker.context.store,
-        doorbell=None,
+        doorbell=SimpleNamespace(ring=rung.extend),
         worker="gpu0@here",
         gpu=H200,
     )
     claim = replace(worker.claim, inputs={"typed": typed.digest}, toolchain={})
     task._work(context, claim)
+    assert [bell.title.split()[0] for bell in rung] == ["measure"]
     with worker.ledger.db.read() as session:
         job = session.get_one(Job, claim.job_id)
         assert job.state == "succeeded"

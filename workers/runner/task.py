@@ -264,9 +264,9 @@ def _work(context: Context, claim: Claim) -> None:
         for part in parts:
             made = part.made(made)
         ready = _keep(context, claim, made, took_s=time.monotonic() - began)
-        _ring(context, ready)  # before the folder goes, which takes as long as they wait
         for part in parts:
             part.kept()
+        _ring(context, ready)  # before the folder goes, which takes as long as they wait
 
 
 def _keep(context: Context, claim: Claim, made: Made, *, took_s: float) -> list[Bell]:
