@@ -70,7 +70,6 @@ def run(api: LiveApi, folder: Path, *options: str) -> None:
             f"--config-file={HERE / 'schemathesis.toml'}",
             "run",
             f"{api.url}/openapi.json",
-            "--checks=all",
             "--mode=all",
             "--phases=examples,coverage,fuzzing,stateful",
             "--continue-on-failure",
