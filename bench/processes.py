@@ -68,9 +68,11 @@ def module(
 
 
 def processor_s(pid: int) -> float:
-    """The processors' time of a process and of those that it started and that still run. Linux only."""
+    """The processors' time of a process and of those that it started, unless nobody waited for their end.
+    Linux only.
+    """
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    own = sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+    own = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return own + sum(processor_s(int(child)) for child in children)
 

@@ -120,7 +120,7 @@ class Ledger:
         with self.db.write() as session:
             anyone = session.scalar(select(Job.id).where(Job.queue == queue).limit(1))
             values = {"job_id": anyone} | turns.due(longest_s=60)
-            first = session.scalar(turns.LINE, values) or session.scalar(turns.WHOLE_LINE, values)
+            first = session.scalar(turns.LINE, values)
             return session.get_one(Job, first) if first else None
 
     def reload(self, job: Job) -> Job:

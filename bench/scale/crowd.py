@@ -264,7 +264,11 @@ class _Worker:
             lease_s=lease_s,
             longest_s=longest_s,
         )
-        claim = insist(look) or insist(partial(look, waits=True))
+        claim, wait_s = insist(look), 0.01
+        while claim is None and insist(lambda s: jobs.is_in_line(s, job_id, longest_s=longest_s)):
+            time.sleep(wait_s)  # as `workers.runner.claims` does
+            wait_s = min(2 * wait_s, 0.3)
+            claim = insist(look)
         if claim is None:
             return []
         of, began_at = (claim.job_id, claim.attempt), now()

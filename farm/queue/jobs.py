@@ -15,7 +15,7 @@ from farm.database.tables import Build, BuildJob, Event, Job, JobInput, JobLog
 from farm.errors import FarmError, LeaseLost
 from farm.planning import parameters
 from farm.planning.recipe import Given, Recipe
-from farm.queue import build_states, counted, transitions
+from farm.queue import build_states, counted, transitions, turns
 from farm.queue.turns import Bell
 from farm.registry import interfaces, publish
 from farm.specs.states import BUILD_ENDED, LIVE, BuildState, JobState, Requeued
@@ -69,27 +69,24 @@ def claim(
 
 
 def claim_first(
-    session: Session,
-    job_id: int,
-    *,
-    owner: str,
-    lease_s: float,
-    longest_s: float,
-    waits: bool = False,
+    session: Session, job_id: int, *, owner: str, lease_s: float, longest_s: float
 ) -> Claim | None:
-    """Claim the first job in line, in the queue where this job is or was; return None if there is none.
+    """Claim the first job in line, in the queue where this job is or was.
 
-    On Postgres a claim may leave locks on jobs that others have just claimed, until its unit of work ends.
-    One that waits needs a unit of work of its own: otherwise it may wait for who waits for such a lock.
+    Returns:
+        None if there is none, or others have locked all: ``is_in_line`` tells, in another unit of work.
 
     Parameters:
         longest_s: the longest time for which a job is held back.
-        waits: for a job that another unit of work has locked, which is skipped otherwise. If that one is
-            rolled back, or only moves the job in its line, nobody else would claim it.
     """
-    values = _held_by(owner, lease_s)
-    job = transitions.start_first(session, job_id, longest_s=longest_s, waits=waits, **values)
+    job = transitions.start_first(session, job_id, longest_s=longest_s, **_held_by(owner, lease_s))
     return None if job is None else _claimed(session, job, owner)
+
+
+def is_in_line(session: Session, job_id: int, *, longest_s: float) -> bool:
+    """Whether a job is in line, in the queue where this job is or was, be it locked or not."""
+    values = {"job_id": job_id} | turns.due(longest_s)
+    return session.connection().scalar(turns.IN_LINE, values) is not None
 
 
 def _held_by(owner: str, lease_s: float) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from sqlalchemy import (
     GenerativeSelect,
     Row,
-    Select,
     Update,
     bindparam,
     case,
@@ -81,7 +80,7 @@ def move(
 
 
 def start_first(
-    session: Session, job_id: int, *, longest_s: float, waits: bool, **values: Any
+    session: Session, job_id: int, *, longest_s: float, **values: Any
 ) -> Row[*tuple[Any, ...]] | None:
     """Move the first job in line, in the queue where this job is or was, to running: as ``move`` does.
 
@@ -90,12 +89,10 @@ def start_first(
 
     Parameters:
         longest_s: the longest time for which a job is held back.
-        waits: for a job that is locked, which is skipped otherwise.
     """
     check_transition(JobState.QUEUED, JobState.RUNNING)
     given = {"job_id": job_id} | turns.due(longest_s)
-    line = turns.WHOLE_LINE if waits else turns.LINE
-    statement = _start_statement(line, tuple(sorted(values)))
+    statement = _start_statement(tuple(sorted(values)))
     return _moved(session, statement, JobState.QUEUED, JobState.RUNNING, values, given)
 
 
@@ -138,8 +135,8 @@ def _move_statement(
 
 
 @cache
-def _start_statement(line: Select[int], names: tuple[str, ...]) -> ReturningUpdate[Any]:
-    first = line.correlate(None).scalar_subquery()
+def _start_statement(names: tuple[str, ...]) -> ReturningUpdate[Any]:
+    first = turns.LINE.correlate(None).scalar_subquery()
     statement = update(Job).where(Job.id == first, Job.state == bindparam("old"))
     return _with_changes(statement, names).returning(*_TOLD, _JOB.recipe)
 

@@ -151,7 +151,8 @@ def due(longest_s: float) -> dict[str, datetime]:
     return {"at": now(), "too_far": now() + timedelta(seconds=longest_s)}
 
 
-_IN_LINE = (
+#: The first in line, in the queue of job ``job_id``.
+IN_LINE = (
     select(Job.id)
     .where(
         Job.queue == select(_OTHER.queue).where(_OTHER.id == bindparam("job_id")).scalar_subquery(),
@@ -161,7 +162,6 @@ _IN_LINE = (
     .order_by(Job.place, Job.id)
     .limit(1)
 )
-#: The first in line, in the queue of job ``job_id``, except locked ones, which others may be claiming.
-LINE = _IN_LINE.with_for_update(skip_locked=True, key_share=True)
-#: Also a locked one, for which it waits: a submission may hold the lock, and then nobody else would claim it.
-WHOLE_LINE = _IN_LINE.with_for_update(key_share=True)
+#: The first that isn't locked, as others may be claiming it.
+#: On Postgres, whoever waited for one would meanwhile hold locks on those that have left the line.
+LINE = IN_LINE.with_for_update(skip_locked=True, key_share=True)

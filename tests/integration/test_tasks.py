@@ -16,7 +16,7 @@ from farm.builds import logs
 from farm.database.tables import Job
 from farm.errors import CastFailed, DatabaseUnavailable, FarmError, LeaseLost, StorageUnavailable
 from farm.fleet import workers
-from farm.queue import jobs, shown
+from farm.queue import shown
 from farm.specs.states import JobState
 from farm.store import proof
 from farm.store.base import Stored
@@ -180,19 +180,7 @@ def test_a_claim_is_tried_again_before_its_message_is_given_up(ledger):
     assert claim.job_id == job.id
 
 
-def test_a_claim_waits_for_locked_jobs_in_a_unit_of_work_of_its_own(ledger, monkeypatch):
-    """On Postgres the locks that its first look leaves may be what the others wait for."""
-    looks = []
-    monkeypatch.setattr(
-        jobs, "claim_first", lambda session, *_, waits, **__: looks.append((session, waits))
-    )
-    assert claims.claim(context(ledger.db), 1) is None
-    [(one, first), (other, second)] = looks
-    assert (first, second) == (False, True)
-    assert one is not other
-
-
-def test_a_job_that_others_only_look_at_is_claimed_once_they_are_done(ledger):
+def test_a_submission_that_holds_the_only_job_makes_its_worker_come_again_and_not_go_away(ledger):
     if ledger.db.is_sqlite:
         pytest.skip("SQLite has one writer")
     ledger.submit()

@@ -134,24 +134,8 @@ def test_an_interrupted_job_is_left_alone_for_a_while_and_the_others_come_first(
     assert ledger.reload(first).phase is None
 
 
-def test_a_submission_that_holds_the_only_job_makes_its_worker_wait_and_not_go_away(ledger):
-    if ledger.db.is_sqlite:
-        pytest.skip("SQLite has one writer")
-    ledger.submit()
-    held, found = threading.Event(), []
-    with ledger.db.write() as session:
-        session.execute(select(Job).with_for_update(key_share=True)).all()
-        worker = threading.Thread(target=lambda: held.set() or found.append(ledger.first_in_line()))
-        worker.start()
-        held.wait()
-        worker.join(0.3)
-        assert worker.is_alive()
-    worker.join(30)
-    assert found[0].title == "export digits"
-
-
-def claim_first(session, job, owner="cpu@here", *, waits=False):
-    return jobs.claim_first(session, job.id, owner=owner, lease_s=30, longest_s=60, waits=waits)
+def claim_first(session, job, owner="cpu@here"):
+    return jobs.claim_first(session, job.id, owner=owner, lease_s=30, longest_s=60)
 
 
 def test_a_message_makes_its_worker_claim_the_first_in_line_whichever_job_it_names(ledger):
@@ -185,7 +169,7 @@ def test_of_two_workers_that_claim_the_only_job_at_once_one_gets_it(ledger):
 
     def claim():
         with ledger.db.write() as session:
-            found.append(claim_first(session, bell, owner="cpu@there", waits=True))
+            found.append(claim_first(session, bell, owner="cpu@there"))
 
     with ledger.db.write() as session:
         assert claim_first(session, bell).job_id == bell.id

@@ -22,6 +22,11 @@ log = logging.getLogger(__name__)
 _RETRY_S = (0.5, 10.0)  #: between tries while the database is away: the first wait, and the longest
 _CLAIM_AGAIN_S = (0.2, 1.0)  #: before the second and third try of a claim
 _RACES = 10
+_LOCKED_S = (
+    0.01,
+    0.3,
+)  #: between looks at jobs that others have locked: the first wait, and the longest
+_PATIENCE_S = 30.0  #: with such jobs; the sweep rings again
 
 T = TypeVar("T")
 
@@ -50,10 +55,22 @@ def claim(context: Context, job_id: int) -> Claim | None:
 
 
 def _try_to_claim(context: Context, job_id: int) -> Claim | None:
-    return _look(context, job_id, waits=False) or _look(context, job_id, waits=True)
+    """Look until a job is claimed or none is in line: a submission that moves one may hold its lock."""
+    wait_s, longest_s = _LOCKED_S
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        claim = _look(context, job_id)
+        if claim is not None or time.monotonic() > until:
+            return claim
+        with context.db.read() as session:
+            if not jobs.is_in_line(session, job_id, longest_s=context.settings.retry_longest_s):
+                return None
+        if context.stopping.wait(wait_s):
+            return None
+        wait_s = min(2 * wait_s, longest_s)
 
 
-def _look(context: Context, job_id: int, *, waits: bool) -> Claim | None:
+def _look(context: Context, job_id: int) -> Claim | None:
     with context.db.write() as session:
         found = jobs.claim_first(
             session,
@@ -61,7 +78,6 @@ def _look(context: Context, job_id: int, *, waits: bool) -> Claim | None:
             owner=context.worker,
             lease_s=context.settings.lease_ttl_s,
             longest_s=context.settings.retry_longest_s,
-            waits=waits,
         )
         if found is not None and _is_for_others(context, session, found.job_id):
             raise ForOthers(found.job_id)  # which rolls the claim back
