@@ -6,14 +6,14 @@ import hmac
 from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from farm.database.base import now
 from farm.database.tables import ApiKey, JoinToken
 from farm.errors import JoinRefused, NotFound
 from farm.specs.scopes import Scope
-from farm.trust import audit, credentials, keys
+from farm.trust import audit, credentials, keys, pages
 from farm.trust.callers import Caller
 
 _MAKER = "join token "
@@ -65,17 +65,8 @@ def page(session: Session, *, before: str | None = None, limit: int) -> Sequence
     Raises:
         NotFound: the token ``before`` doesn't exist.
     """
-    order = (JoinToken.created_at.desc(), JoinToken.id.desc())
-    found = select(JoinToken).order_by(*order).limit(limit)
-    if before is not None:
-        last = get(session, before)
-        found = found.where(
-            or_(
-                JoinToken.created_at < last.created_at,
-                (JoinToken.created_at == last.created_at) & (JoinToken.id < last.id),
-            )
-        )
-    return session.scalars(found).all()
+    last = None if before is None else get(session, before)
+    return session.scalars(pages.newest_first(JoinToken, before=last, limit=limit)).all()
 
 
 def revoke(session: Session, token_id: str, *, by: Caller) -> JoinToken:

@@ -14,7 +14,7 @@ from farm.database.tables import ApiKey
 from farm.errors import Conflict, NotFound
 from farm.specs.limits import NO_LIMITS, Limits
 from farm.specs.scopes import Scope
-from farm.trust import audit, credentials
+from farm.trust import audit, credentials, pages
 from farm.trust.callers import KEY, Caller
 
 
@@ -142,16 +142,8 @@ def page(session: Session, *, before: str | None = None, limit: int) -> Sequence
     Raises:
         NotFound: the key ``before`` doesn't exist.
     """
-    found = select(ApiKey).order_by(ApiKey.created_at.desc(), ApiKey.id.desc()).limit(limit)
-    if before is not None:
-        last = get(session, before)
-        found = found.where(
-            or_(
-                ApiKey.created_at < last.created_at,
-                (ApiKey.created_at == last.created_at) & (ApiKey.id < last.id),
-            )
-        )
-    return session.scalars(found).all()
+    last = None if before is None else get(session, before)
+    return session.scalars(pages.newest_first(ApiKey, before=last, limit=limit)).all()
 
 
 def live(session: Session) -> Sequence[ApiKey]:
