@@ -84,7 +84,7 @@ def create(
         show.document(made)
         return
     print(made.key)
-    until = "forever" if made.expires_at is None else f"until {_day(made.expires_at)}"
+    until = "forever" if made.expires_at is None else f"until {show.minute(made.expires_at)}"
     print(
         f"{made.name} ({', '.join(made.scopes)}) is valid {until}: set FARM_KEY to it.\n"
         f"It isn't shown again; to revoke it: {again(f'farm keys revoke {made.id}', url)}",
@@ -186,7 +186,7 @@ def list_keys(
             one.name,
             show.state(_state(one)),
             ", ".join(one.scopes) if one.issuer is None else "as its tokens say",
-            show.NONE if one.expires_at is None else _day(one.expires_at),
+            show.NONE if one.expires_at is None else show.minute(one.expires_at),
             show.NONE if one.last_used_at is None else show.ago(one.last_used_at),
             show.ago(one.created_at),
             one.created_by,
@@ -213,10 +213,6 @@ def _state(key: KeyView) -> str:
         return "revoked"
     is_over = key.expires_at is not None and key.expires_at <= datetime.now(UTC)
     return "expired" if is_over else "valid"
-
-
-def _day(at: datetime) -> str:
-    return at.astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def revoke(

@@ -82,7 +82,7 @@ def _show(found: Sequence[LimitView]) -> None:
             one.quota.option,
             limits.number(one.quota, one.used),
             limits.UNLIMITED if one.limit is None else limits.number(one.quota, one.limit),
-            show.NONE if one.resets_at is None else f"{one.resets_at.astimezone():%Y-%m-%d %H:%M}",
+            show.NONE if one.resets_at is None else show.minute(one.resets_at),
         )
         for one in found
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -257,6 +258,11 @@ def one_line(cell: str | Text) -> Text:
     text = Text(cell) if isinstance(cell, str) else cell.copy()
     text.no_wrap, text.overflow = True, "ellipsis"
     return text
+
+
+def minute(at: datetime) -> str:
+    """A time of this machine's, to the minute."""
+    return f"{at.astimezone():%Y-%m-%d %H:%M}"
 
 
 def short(digest: str) -> str:

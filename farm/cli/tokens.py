@@ -66,7 +66,7 @@ def create(
     print(made.token)
     machines = "one machine" if made.uses == 1 else f"{made.uses} machines"
     print(
-        f"It lets {machines} join until {_day(made.expires_at)}, and isn't shown again. There:\n"
+        f"It lets {machines} join until {show.minute(made.expires_at)}, and isn't shown again. There:\n"
         f"  FARM_JOIN_TOKEN=… farm worker --join {at}\n"
         f"To revoke it: {again(f'farm tokens revoke {made.id}', url)}",
         file=sys.stderr,
@@ -85,7 +85,7 @@ def list_tokens(wide: Wide = False, as_json: Json = False, url: Url = None) -> N
             one.id,
             show.state(_state(one)),
             f"{one.used} of {one.uses}",
-            _day(one.expires_at),
+            show.minute(one.expires_at),
             show.ago(one.created_at),
             one.created_by,
         )
@@ -102,10 +102,6 @@ def _state(token: TokenView) -> str:
     if token.used >= token.uses:
         return "used"
     return "expired" if token.expires_at <= datetime.now(UTC) else "valid"
-
-
-def _day(at: datetime) -> str:
-    return at.astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def revoke(
