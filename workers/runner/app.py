@@ -32,7 +32,7 @@ from farm.settings import Settings
 from farm.specs import gpus
 from farm.store.base import Blobs
 from farm.tracing import spans
-from workers.runner import compiles, heartbeat, remote, toolchain, trial
+from workers.runner import compiles, heartbeat, messages, remote, toolchain, trial
 from workers.runner.child import await_preload
 from workers.runner.heartbeat import Heartbeat
 from workers.runner.names import queues
@@ -159,6 +159,7 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     folder.remove(context.workdirs)
     register(app, context)
     remote.close(app)
+    messages.take(app)
 
     # A build may take hours: a worker told to stop gives its jobs back at once.
     def stop(**_: object) -> None:

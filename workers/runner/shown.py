@@ -7,12 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from celery import signals
-from celery.worker.request import Request
 
 from farm.errors import FarmError
 from farm.queue import shown
 from farm.queue.jobs import Claim, describe
-from workers.runner import remote
+from workers.runner import messages, remote
 
 
 class Flower:
@@ -80,7 +79,7 @@ class Flower:
         """Celery's request, which tells what the worker is doing by the job that its message led to."""
         claims = self._claims
 
-        class Message(Request):  # type: ignore[misc]
+        class Message(messages.Message):
             def info(self, safe: bool = False) -> dict[str, Any]:
                 told: dict[str, Any] = super().info(safe)
                 claim = claims.get(told["id"])
