@@ -144,16 +144,17 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     heartbeat.require_name(db, name, holder=holder, ttl_s=settings.worker_ttl_s)
     app = create_celery(settings)
     # Each job already has its own process; a thread of this one follows it.
-    left = Left()
+    left, flower = Left(), Flower()
     app.conf.worker_pool = pool_of(left)
     context = Context(
         settings=settings,
         db=db,
         store=store,
-        doorbell=Doorbell(db, app),
+        doorbell=Doorbell(db, app, tell=flower.rung),
         worker=name,
         gpu=gpu,
         left=left,
+        flower=flower,
     )
     # What a killed predecessor of this name left behind.
     folder.remove(context.workdirs)
