@@ -568,10 +568,10 @@ def test_the_commands_of_the_page_on_limits_do_what_it_says(api, said):
             key_id = key_id or credentials.id_of(outputs[0].splitlines()[0])
     assert len(outputs) == 6
     second, third = rows_of(outputs[1]), rows_of(outputs[3])
-    assert second["builds"] == ["0", "5", "–"]
+    assert second["builds"] == ["0", "5", "–", "–"]
     assert second["gpu-minutes-day"][:2] == ["0", "600"]
-    assert second["stored-bytes"] == ["0 B", "50.0 GB", "–"]
-    assert third["builds"] == ["0", "unlimited", "–"]
+    assert second["stored-bytes"] == ["0 B", "50.0 GB", "–", "–"]
+    assert third["builds"] == ["0", "unlimited", "–", "–"]
     assert third["gpu-minutes-day"][1] == "unlimited"
     assert "key.limits" in outputs[4]
     assert outputs[5].startswith(f"tests ({credentials.id_of(api.key)}): admin\n")
