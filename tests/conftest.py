@@ -8,10 +8,12 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
@@ -163,6 +165,13 @@ def ledger(db: Database) -> Ledger:
     made = Ledger(db)
     made.worker()
     return made
+
+
+@pytest.fixture
+def within_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process counts requests by the minutes of the clock: none of them ends meanwhile."""
+    second = time.time() // 60 * 60 + 1
+    monkeypatch.setattr("limits.storage.memory.time", SimpleNamespace(time=lambda: second))
 
 
 @pytest.fixture

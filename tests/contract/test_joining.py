@@ -164,7 +164,7 @@ def test_what_is_no_token_of_the_farms_is_refused_without_a_word_about_others(ap
     assert refused.json()["detail"] == "unknown join token: it is another farm's, or mistyped"
 
 
-def test_guesses_are_limited_by_address_and_right_tokens_count_nothing(api):
+def test_guesses_are_limited_by_address_and_right_tokens_count_nothing(api, within_a_minute):
     right = token(api, uses=50)
     for n in range(GUESSES + 1):
         assert join(api, right, name=f"box-{n}").status_code == 201

@@ -30,6 +30,8 @@ from tests.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[2]
 
+pytestmark = pytest.mark.usefixtures("within_a_minute")
+
 
 def limited(api: Api, *scopes: str, name="ci", **limits) -> Api:
     """The API with a key that has these limits."""
