@@ -81,8 +81,9 @@ class Machine:
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     folder = tmp_path_factory.mktemp("compose")
-    api, redis, bucket = up.free_port(), up.free_port(), up.free_port()
-    others = [f"-{name}={up.free_port()}" for name in s3.PORTS if name != "s3.port"]
+    names = [name for name in s3.PORTS if name != "s3.port"]
+    api, redis, bucket, *ports = up.free_ports(3 + len(names))
+    others = [f"-{name}={port}" for name, port in zip(names, ports, strict=True)]
     (folder / "data").mkdir()
     machine = Machine(
         folder=folder,

@@ -43,7 +43,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFarm]:
             theirs = make_url(settings.database).set(username=user)
             told = theirs.render_as_string(hide_password=False)
             settings = settings.model_copy(update={"join_database_url": told})
-        farm = up.LocalFarm(settings, up.free_port(), up.free_port())
+        farm = up.LocalFarm(settings)
         stack.callback(farm.stop)
         farm.start(("api",))
         if user:

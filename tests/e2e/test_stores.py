@@ -40,7 +40,7 @@ def spread(tmp_path_factory: pytest.TempPathFactory, server: s3.S3) -> Iterator[
             patch.setenv(name, value)
         store = f"s3://{s3.BUCKET}/farm"
         settings = stack.enter_context(fresh_settings(home, store=store))
-        farm = up.LocalFarm(settings, up.free_port(), up.free_port())
+        farm = up.LocalFarm(settings)
         stack.callback(farm.stop)
         farm.start(("api",))
         yield Spread(LiveFarm(farm.addresses, settings), server, home.parent)
