@@ -48,6 +48,12 @@ class Api:
 
 
 @pytest.fixture
+def patient(monkeypatch) -> None:
+    """The API waits for its database for as long as a slow machine's other threads may hold it."""
+    monkeypatch.setattr("farm.api.services._PATIENCE_S", 60.0)
+
+
+@pytest.fixture
 def settings(database_url, tmp_path) -> Settings:
     return Settings(home=tmp_path / "home", database_url=database_url)
 

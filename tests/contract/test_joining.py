@@ -138,6 +138,7 @@ def test_an_expired_token_lets_nobody_in(api, monkeypatch):
     assert "expired at" in refused.json()["detail"]
 
 
+@pytest.mark.usefixtures("patient")
 def test_of_many_that_join_at_once_no_more_do_than_a_token_has_uses(api, db):
     text = token(api, uses=2)
     answers = []

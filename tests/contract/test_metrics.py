@@ -369,6 +369,7 @@ def test_no_statement_of_a_scrape_reads_all_jobs_or_builds(api, db, figures):
     assert all("COVERING INDEX" in one or one == of_running for one in read), read
 
 
+@pytest.mark.usefixtures("patient")
 def test_counting_at_once_loses_nothing(api, db):
     from concurrent.futures import ThreadPoolExecutor
 
