@@ -173,7 +173,7 @@ def test_a_queue_that_an_online_worker_doesnt_read_is_told_until_one_reads_it(db
     with db.write() as session:
         _worker(session, "deaf", unread=["cpu"])
     with db.read() as session:
-        found = Fleet.load(session, ttl_s=30)
+        found = Fleet.load(session, ttl_s=240)
         assert found.unread_queues == {"cpu": ["deaf"]}
         assert found.online_queues == {"onnxruntime.cpu": 1}
         assert "deaf, online without reading" in found.waits_for(job)
@@ -184,7 +184,7 @@ def test_a_queue_that_an_online_worker_doesnt_read_is_told_until_one_reads_it(db
     with db.write() as session:
         _worker(session, "well")
     with db.read() as session:
-        found = Fleet.load(session, ttl_s=30)
+        found = Fleet.load(session, ttl_s=240)
         assert found.unread_queues == {}
         assert found.waits_for(job) is None
     assert readiness._queues(Settings(), db) == readiness.OK
@@ -193,4 +193,4 @@ def test_a_queue_that_an_online_worker_doesnt_read_is_told_until_one_reads_it(db
         workers.seen(session, "deaf")
     with db.read() as session:
         assert session.get(Worker, "deaf").unread == []
-        assert Fleet.load(session, ttl_s=30).unread_queues == {}
+        assert Fleet.load(session, ttl_s=240).unread_queues == {}

@@ -66,7 +66,7 @@ def context(db, lease_ttl_s=30.0):
         lease_ttl_s=lease_ttl_s,
         retry_first_s=15.0,
         retry_longest_s=60.0,
-        worker_ttl_s=30.0,
+        worker_ttl_s=240.0,
         max_attempts=3,
     )
     stopping = threading.Event()
