@@ -96,7 +96,8 @@ class Storm(threading.Thread):
 
     def end(self) -> None:
         self._over.set()
-        self.join(60)
+        self.join(600)
+        assert not self.is_alive(), "it goes on, and would spoil what is looked at now"
         if self.error is not None:
             raise self.error
 
