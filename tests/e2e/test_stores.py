@@ -102,7 +102,7 @@ class Spread:
         return (self._folder / f"{name}.log").read_text()
 
 
-QUICK_WORKER = {"lease_ttl_s": 4.0, "retry_first_s": 2.5, "retry_longest_s": 10.0}
+QUICK_WORKER = {"lease_ttl_s": 8.0, "retry_first_s": 2.5, "retry_longest_s": 10.0}
 
 
 def built(spread: Spread, files: Path, model: str, folder: Path) -> dict[str, object]:
