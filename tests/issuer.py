@@ -161,7 +161,7 @@ class Issuer:
     def stop(self) -> None:
         self._http.close()
         self._process.terminate()
-        self._process.wait(30)
+        self._process.wait(120)
         self._process.stdout.close()
 
 

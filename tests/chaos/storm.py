@@ -156,7 +156,7 @@ class Storm(threading.Thread):
             answer = httpx2.post(
                 f"{self._site.url}/v1/gc",
                 json={"older_than_s": 0},
-                timeout=60,
+                timeout=180,
                 headers=bearer(self._site.key),
             )
         except httpx2.TransportError:

@@ -146,11 +146,14 @@ def _ask(front: Front, key: str, over: threading.Event) -> Counter[tuple[str, in
         with front.one() as url:
             path = _PATHS[number % len(_PATHS)]
             if number % 5:
-                answer = httpx2.get(f"{url}{path}", headers=bearer(key), timeout=60)
+                answer = httpx2.get(f"{url}{path}", headers=bearer(key), timeout=180)
             else:
                 path = "POST /v1/blobs"
                 answer = httpx2.post(
-                    f"{url}/v1/blobs", content=random.randbytes(64), headers=bearer(key), timeout=60
+                    f"{url}/v1/blobs",
+                    content=random.randbytes(64),
+                    headers=bearer(key),
+                    timeout=180,
                 )
         found[path, answer.status_code] += 1
     return found
@@ -159,7 +162,9 @@ def _ask(front: Front, key: str, over: threading.Event) -> Counter[tuple[str, in
 def _build(front: Front, key: str, number: int) -> str:
     def ask(method: str, path: str, **more):
         with front.one() as url:
-            answer = httpx2.request(method, f"{url}{path}", headers=bearer(key), timeout=60, **more)
+            answer = httpx2.request(
+                method, f"{url}{path}", headers=bearer(key), timeout=180, **more
+            )
         assert answer.status_code < 300, answer.text
         return answer.json()
 

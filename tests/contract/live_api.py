@@ -25,7 +25,7 @@ from tests.keys import a_key, bearer, key_of
 from workers.sandbox import tree
 
 T = TypeVar("T")
-_START_S = 60.0
+_START_S = 180.0
 
 
 class LiveApi:
@@ -37,7 +37,7 @@ class LiveApi:
         self.key = key_of(settings)
         #: Of a request that is written by hand.
         self.head = f"Host: localhost\r\nAuthorization: Bearer {self.key}\r\n".encode()
-        self.http = httpx2.Client(base_url=self.url, timeout=60, headers=bearer(self.key))
+        self.http = httpx2.Client(base_url=self.url, timeout=_START_S, headers=bearer(self.key))
 
     def new_key(self, *scopes: Scope) -> str:
         """Another client's key, which it has come to know: it looks for unknown ones ten times a second."""
@@ -56,7 +56,7 @@ class LiveApi:
         return answer.json()["digest"]
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=_START_S)
 
     def health_s(self) -> float:
         """How long it takes to say that it is well, on a connection of its own."""

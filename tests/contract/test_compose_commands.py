@@ -106,7 +106,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
                 process = subprocess.Popen(
                     words, cwd=folder, env=machine.environment(name), stdout=log, stderr=log
                 )
-            stack.callback(process.wait, 60)
+            stack.callback(process.wait, 180)
             stack.callback(process.terminate)
 
         start("s3", [*machine.command("s3", str(s3.weed())), *others])

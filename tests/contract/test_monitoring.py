@@ -186,7 +186,7 @@ def prometheus(api: LiveApi, home: Path) -> Iterator[httpx2.Client]:
             yield http
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
 
 
 @pytest.mark.heavy

@@ -197,7 +197,7 @@ def test_a_database_that_others_write_to_is_told_within_two_seconds(api):
 
         def post(_n: int = 0) -> httpx2.Response:
             return httpx2.post(
-                f"{api.url}/v1/builds", json=sent, timeout=60, headers=api.http.headers
+                f"{api.url}/v1/builds", json=sent, timeout=180, headers=api.http.headers
             )
 
         with api.staying_well(), ThreadPoolExecutor(40) as pool:
@@ -316,7 +316,7 @@ def test_a_resumed_reader_is_told_all_that_the_first_was_and_nothing_twice(api):
 
     reader = threading.Thread(target=follow)
     reader.start()
-    assert started.wait(30)
+    assert started.wait(120)
     database = Database(api.settings.database)
     with database.read() as session:
         job = session.scalars(select(Job).order_by(Job.id.desc())).first()
@@ -324,7 +324,7 @@ def test_a_resumed_reader_is_told_all_that_the_first_was_and_nothing_twice(api):
         with database.write() as session:
             jobs.report(session, job.id, job.attempt, text=f"{n}\n")
     api.http.post(f"/v1/builds/{build}/cancel")
-    reader.join(60)
+    reader.join(180)
     assert not reader.is_alive()
     assert len(numbers) > 1200
     assert numbers == sorted(set(numbers))

@@ -111,7 +111,7 @@ def maker(tmp_path_factory: pytest.TempPathFactory) -> Maker:
 @pytest.fixture(scope="session")
 def files(maker: Maker) -> Path:
     """A folder with what is submitted; ``tests.e2e.files`` says what."""
-    wait_until("the files are made", maker.made, 200)
+    wait_until("the files are made", maker.made, 400)
     return maker.folder
 
 

@@ -34,7 +34,7 @@ class Server:
             cwd=self._folder,
             stdout=subprocess.DEVNULL,
         )
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         while not (self._folder / "socket").exists():
             assert time.monotonic() < until
             time.sleep(0.01)
@@ -42,7 +42,7 @@ class Server:
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(30)
+            self._process.wait(120)
             self._process = None
 
 

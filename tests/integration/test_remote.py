@@ -74,7 +74,7 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 
 def _until(condition, process, log: Path):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not (found := condition()):
         assert process is None or process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
