@@ -113,6 +113,14 @@ def _postgres_url(name: str) -> str:
     return make_url(POSTGRES or "").set(database=name).render_as_string(hide_password=False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _slow_postgres() -> Iterator[None]:
+    """A busy machine's Postgres takes more than five seconds for a connection, now and then."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("farm.database.session._CONNECT_S", 60)
+        yield
+
+
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A migrated, empty database that tests copy: a file, or the name of a Postgres database."""
