@@ -113,15 +113,19 @@ def test_the_pages_bring_the_script_that_makes_links(done: Any, farm: LiveFarm) 
 
 
 def test_its_metrics_name_stages_and_no_titles(done: Any, failed: Any, farm: LiveFarm) -> None:
-    text = page(farm, "/metrics").text
+    def told() -> tuple[str, set[str]]:
+        text = page(farm, "/metrics").text
+        return text, set(re.findall(r'flower_events_total\{.*type="(task-[a-z]+)"', text))
+
+    heard = {"task-sent", "task-succeeded", "task-failed"}
+    wait_until("it has heard of them", lambda: heard <= told()[1])
+    text, kinds = told()
     named = set(re.findall(r'task="([^"]*)"', text))
     assert {"export", "build"} <= named
     assert named <= {"prune", "export", "cast", "calibrate", "build", "measure", "infer", "other"}
     assert NAME not in text
-    kinds = set(re.findall(r'flower_events_total\{.*type="(task-[a-z]+)"', text))
     known = "sent received started progress succeeded failed revoked".split()
     assert kinds <= {f"task-{kind}" for kind in known}
-    assert {"task-sent", "task-succeeded", "task-failed"} <= kinds
 
 
 def test_the_broker_page_lists_the_queues_of_absent_gpus(farm: LiveFarm, files: Path) -> None:
