@@ -43,7 +43,7 @@ def settled(farm: LiveFarm, job: Any, state: str, attempt: int = 1) -> Any:
 
 def page(farm: LiveFarm, path: str) -> httpx2.Response:
     url = f"{farm.addresses.flower}{path}"
-    return httpx2.get(url, headers=bearer(farm.key), timeout=30).raise_for_status()
+    return httpx2.get(url, headers=bearer(farm.key), timeout=120).raise_for_status()
 
 
 def rows(farm: LiveFarm, search: str) -> list[Any]:
@@ -51,7 +51,7 @@ def rows(farm: LiveFarm, search: str) -> list[Any]:
     query = {"draw": 1, "start": 0, "length": 50, "search[value]": search,
              "order[0][column]": 0, "columns[0][data]": "received"}  # fmt: skip
     url = f"{farm.addresses.flower}/tasks/datatable"
-    answer = httpx2.get(url, params=query, headers=bearer(farm.key), timeout=30)
+    answer = httpx2.get(url, params=query, headers=bearer(farm.key), timeout=120)
     return answer.raise_for_status().json()["data"]
 
 
@@ -191,7 +191,7 @@ def test_an_attempt_whose_worker_was_killed_turns_red_and_history_outlasts_flowe
 
         def shows() -> Any:
             try:
-                return httpx2.get(f"{url}/api/tasks", headers=bearer(farm.key), timeout=30).json()
+                return httpx2.get(f"{url}/api/tasks", headers=bearer(farm.key), timeout=120).json()
             except httpx2.TransportError:
                 return None
 

@@ -81,7 +81,7 @@ class Spread:
             yield home
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(180)
 
     def by_bucket(self) -> dict[str, str]:
         return {"FARM_STORE": self.farm.settings.store, **self.server.environment}
