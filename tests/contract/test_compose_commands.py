@@ -136,7 +136,7 @@ def key(machine: Machine) -> str:
 
 
 def test_what_the_api_takes_is_in_the_bucket_and_not_on_its_disk(machine: Machine) -> None:
-    with httpx2.Client(base_url=machine.url, headers=bearer(key(machine)), timeout=30) as client:
+    with httpx2.Client(base_url=machine.url, headers=bearer(key(machine)), timeout=120) as client:
         shown = client.get("/v1/store").json()
         assert shown["problem"] is None
         assert shown["address"].startswith("s3://farm/store")
@@ -156,5 +156,5 @@ def test_a_worker_reaches_the_bucket_by_its_environment(machine: Machine, name: 
 
 def test_the_bucket_is_closed_to_whoever_has_no_key(machine: Machine) -> None:
     address = machine._of("http://s3:8333")
-    assert httpx2.get(f"{address}/farm", timeout=30).status_code == 403
-    assert httpx2.put(f"{address}/farm/x", content=b"x", timeout=30).status_code == 403
+    assert httpx2.get(f"{address}/farm", timeout=120).status_code == 403
+    assert httpx2.put(f"{address}/farm/x", content=b"x", timeout=120).status_code == 403

@@ -148,7 +148,7 @@ PAGE = {"Accept": "text/html,application/xhtml+xml"}
 @pytest.fixture
 def browser(flower):
     """Somebody without a key."""
-    with httpx2.Client(base_url=flower.base_url, timeout=30, headers=PAGE) as client:
+    with httpx2.Client(base_url=flower.base_url, timeout=120, headers=PAGE) as client:
         yield client
 
 
