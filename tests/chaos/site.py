@@ -197,7 +197,7 @@ class Site:
                 part.start()
         with httpx2.Client(base_url=self.url, headers=bearer(self.key)) as client:
             wanted = len(self.supervisors)
-            wait_until("all workers are there", lambda: self._online(client) == wanted, 120)
+            wait_until("all workers are there", lambda: self._online(client) == wanted, 400)
 
     def wait_for_s3(self) -> None:
         if self._server is not None:
