@@ -226,12 +226,12 @@ def test_the_workers_children_find_the_same_workers(site: Site) -> None:
     code = (
         "import subprocess; from farm import installed;"
         "made = installed.command('workers.stages.warm'), installed.environment();"
-        "print(made[1]['PYTHONPATH']);"
+        "print(made[1]['PYTHONPATH'], flush=True);"
         "code = 'import workers.runner.names, workers; print(workers.__file__)';"
         "subprocess.run([made[0][0], '-P', '-c', code], env=made[1], check=True)"
     )
     done = site.run("-P", "-c", code)
-    folder, file = done.stdout.split()
+    folder, file = done.stdout.splitlines()
     assert folder == str(site.packages / "farm/_parts"), done.stderr
     assert file == f"{folder}/workers/__init__.py"
 
