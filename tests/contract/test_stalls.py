@@ -77,6 +77,13 @@ def uploaded(hasty, content: bytes) -> None:
     assert answer.status_code == 201, answer.text
 
 
+def asking(api, path: str, more: bytes = b"") -> socket.socket:
+    """A connection that has asked for this: one that says nothing for a while is ended."""
+    raw = api.connect()
+    raw.sendall(f"GET {path} HTTP/1.1\r\n".encode() + api.head + more + b"\r\n")
+    return raw
+
+
 def ranges(inputs: int) -> list[dict]:
     sizes = {"min": [1, 3, 8, 8], "opt": [8, 3, 8, 8], "max": [64, 3, 8, 8]}
     return [{f"input_{n}": sizes for n in range(inputs)}]
@@ -293,11 +300,11 @@ def test_a_thousand_readers_of_events_are_served_or_asked_to_wait(api):
     digest = api.upload(b"followed")
     build = api.http.post("/v1/builds", json=request(digest, targets=["tensorrt:t4"])).json()
     path = f"/v1/builds/{build['id']}/events"
-    readers = [api.connect() for _ in range(1000)]
+    readers: list[socket.socket] = []
     try:
         with api.staying_well():
-            for raw in readers:
-                raw.sendall(f"GET {path} HTTP/1.1\r\n".encode() + api.head + b"\r\n")
+            for _ in range(1000):
+                readers.append(asking(api, path))
             first = [raw.recv(1 << 16) for raw in readers]
             served = [
                 raw for raw, told in zip(readers, first, strict=True) if b" 200 " in told[:15]
@@ -366,14 +373,12 @@ def test_readers_that_read_nothing_are_kept_little_for_and_others_are_told_all(a
                 jobs.report(session, job.id, job.attempt, text="x" * 60_000)
     database.dispose()
     api.http.post(f"/v1/builds/{build}/cancel")
-    deaf = [api.connect() for _ in range(50)]
+    deaf: list[socket.socket] = []
     try:
         before = api.memory_bytes()
         with api.staying_well():
-            for raw in deaf:
-                raw.sendall(
-                    f"GET /v1/builds/{build}/events HTTP/1.1\r\n".encode() + api.head + b"\r\n"
-                )
+            for _ in range(50):
+                deaf.append(asking(api, f"/v1/builds/{build}/events"))
             with Farm(api.url, key=api.key) as farm:
                 told = list(farm.build(build).events())
         assert sum(len(event.data.get("text", "")) for event in told) == 200 * 60_000
@@ -418,13 +423,13 @@ def test_downloads_that_nobody_reads_are_kept_little_for_and_others_come_whole(a
         headers={"Content-Type": "application/octet-stream"},
     )
     assert pushed.status_code == 201, pushed.text
-    asked = f"GET {blobs}{digest} HTTP/1.1\r\n".encode() + api.head
-    deaf = [api.connect() for _ in range(120)]
+    deaf: list[socket.socket] = []
     try:
         before = api.memory_bytes()
         # One after the other: of many at once some would be asked to come again.
-        for number, raw in enumerate(deaf):
-            raw.sendall(asked + (b"" if number < 60 else b"Range: bytes=-6000000\r\n") + b"\r\n")
+        for number in range(120):
+            part = b"" if number < 60 else b"Range: bytes=-6000000\r\n"
+            deaf.append(raw := asking(api, f"{blobs}{digest}", part))
             assert raw.recv(13).startswith(b"HTTP/1.1 20")
         assert api.http.get(f"{blobs}{digest}").content == content
         resumed = api.http.get(f"{blobs}{digest}", headers={"Range": "bytes=9-"})
