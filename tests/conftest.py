@@ -8,10 +8,12 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
@@ -111,6 +113,14 @@ def _postgres_url(name: str) -> str:
     return make_url(POSTGRES or "").set(database=name).render_as_string(hide_password=False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _slow_postgres() -> Iterator[None]:
+    """A busy machine's Postgres takes more than five seconds for a connection, now and then."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("farm.database.session._CONNECT_S", 60)
+        yield
+
+
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A migrated, empty database that tests copy: a file, or the name of a Postgres database."""
@@ -163,6 +173,13 @@ def ledger(db: Database) -> Ledger:
     made = Ledger(db)
     made.worker()
     return made
+
+
+@pytest.fixture
+def within_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process counts requests by the minutes of the clock: none of them ends meanwhile."""
+    second = time.time() // 60 * 60 + 1
+    monkeypatch.setattr("limits.storage.memory.time", SimpleNamespace(time=lambda: second))
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ class Issuer:
         )
         self.url = self._process.stdout.readline().strip()
         assert self.url, "the issuer didn't start"
-        self._http = httpx2.Client(base_url=self.url, timeout=30, trust_env=False)
+        self._http = httpx2.Client(base_url=self.url, timeout=120, trust_env=False)
 
     def token(self, subject: str = "alice", **form: str) -> str:
         answer = self._http.post("/token", data={"client_id": subject} | form)
@@ -161,7 +161,7 @@ class Issuer:
     def stop(self) -> None:
         self._http.close()
         self._process.terminate()
-        self._process.wait(30)
+        self._process.wait(120)
         self._process.stdout.close()
 
 

@@ -25,6 +25,8 @@ from farm.schemas.submission import BuildRequest
 from farm.specs.gates import GateSet
 from farm.specs.runtime import Runtime
 
+#: For how long a worker that a test has announced is online, however slow its machine.
+TTL_S = 240.0
 SOURCE, DATA, LABELLED = (f"sha256:{digit * 64}" for digit in "123")
 TOOLCHAIN = {"torch": "2.13.0", "onnx": "1.23.2", "onnxruntime": "1.31.1", "tensorrt-rtx": "1.7.1"}
 
@@ -38,7 +40,7 @@ class Ledger:
     facts: Mapping[str, Any] = field(default_factory=dict)  #: of every job, besides the usual ones
 
     def fleet(self, session) -> Fleet:
-        return Fleet.load(session, ttl_s=30)
+        return Fleet.load(session, ttl_s=TTL_S)
 
     def worker(
         self, name="cpu@here", queues=("cpu", "tensorrt-rtx.cpu", "onnxruntime.cpu"), **more

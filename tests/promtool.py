@@ -26,7 +26,7 @@ def promtool(*words: str | Path, given: str | None = None) -> str:
         input=given,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     said = done.stdout + done.stderr

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import httpx2
 import obstore
 from obstore.store import S3Store
 
+from farm.local.up import free_ports
 from tests import wheels
 from tests.e2e.live import wait_until
 
@@ -112,11 +112,7 @@ class Program:
 
 def program(folder: Path) -> Program:
     """One that keeps its data in this folder, and is to run there."""
-    with ExitStack() as held:
-        free = [held.enter_context(socket.socket()) for _ in PORTS]
-        for one in free:
-            one.bind(("127.0.0.1", 0))
-        ports = [one.getsockname()[1] for one in free]
+    ports = free_ports(len(PORTS))
     return Program(
         command=[
             *(str(weed()), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
@@ -153,7 +149,7 @@ def running(folder: Path) -> Iterator[S3]:
     finally:
         process.terminate()
         try:
-            process.wait(30)
+            process.wait(120)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -11,7 +11,7 @@ from workers.runner.child_events import Line
 ROOT = Path(__file__).parents[1]
 
 
-def run(function, argument, box, *, timeout_s=60, **options):
+def run(function, argument, box, *, timeout_s=180, **options):
     """What a child gives, and all that it told on the way."""
     with Child(function, argument, timeout_s=timeout_s, sandbox=box, **options) as child:
         events = list(child.events())
@@ -27,7 +27,7 @@ def printed(events):
     return "".join(one.text for one in events if isinstance(one, Line))
 
 
-def wait_for(condition, seconds=60.0):
+def wait_for(condition, seconds=180.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"

@@ -51,7 +51,7 @@ class Triton:
 
     def index(self) -> list[dict[str, str]]:
         """Each version of each model with its state, and the reason of a failure."""
-        answer = httpx2.post(f"{self.url}/v2/repository/index", timeout=30)
+        answer = httpx2.post(f"{self.url}/v2/repository/index", timeout=120)
         found: list[dict[str, str]] = answer.raise_for_status().json()
         return found
 
@@ -62,7 +62,7 @@ class Triton:
         return None if answer.is_success else str(answer.json()["error"])
 
     def config(self, model: str) -> Any:
-        answer = httpx2.get(f"{self.url}/v2/models/{model}/config", timeout=30)
+        answer = httpx2.get(f"{self.url}/v2/models/{model}/config", timeout=120)
         return answer.raise_for_status().json()
 
 
@@ -119,7 +119,7 @@ def running(
     finally:
         process.terminate()
         try:
-            process.wait(30)
+            process.wait(120)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -29,6 +29,9 @@ from farm.database.faults import BUSY, fault_of
 from farm.database.pings import keep_working
 from farm.errors import DatabaseUnavailable, InvalidRequest
 
+#: A network that swallows packets is noticed within seconds: a worker must know by then that it can't keep
+#: its lease.
+_CONNECT_S, _SILENCE_MS = 5, 10_000
 _URL_HINT = "use postgresql://USER:PASSWORD@HOST:5432/NAME or sqlite:////PATH"
 
 
@@ -94,9 +97,7 @@ class Database:
         return engine
 
     def _postgres(self, pool_size: int) -> Engine:
-        # A network that swallows packets is noticed within seconds: a worker must know by then that it
-        # can't keep its lease.
-        limits = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
+        limits = {"connect_timeout": _CONNECT_S, "tcp_user_timeout": _SILENCE_MS}
         engine = create_engine(
             self.url,
             pool_size=pool_size,

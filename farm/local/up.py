@@ -89,7 +89,7 @@ def embedded(
     """
     home.make_private(settings.home)
     with _sole_owner(settings.home), contextlib.ExitStack() as stack:
-        farm = LocalFarm(settings, port or free_port(), flower_port or free_port(), starting)
+        farm = LocalFarm(settings, port, flower_port, starting)
         stack.enter_context(farm.logs.rotated())
         stack.callback(farm.stop)
         with contextlib.closing(farm.starting):
@@ -111,23 +111,38 @@ def _sole_owner(home: Path) -> Iterator[None]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports at which nobody listens, no two alike."""
+    with contextlib.ExitStack() as held:  # each until all are known: a free one may be given twice
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 class LocalFarm:
-    """Broker, API, workers and Flower as child processes of this one."""
+    """Broker, API, workers and Flower as child processes of this one.
+
+    Parameters:
+        port, flower_port: 0 for a free one.
+    """
 
     def __init__(
-        self, settings: Settings, port: int, flower_port: int, starting: Starting | None = None
+        self,
+        settings: Settings,
+        port: int = 0,
+        flower_port: int = 0,
+        starting: Starting | None = None,
     ) -> None:
+        free, free_of_flower, self._broker_port = free_ports(3)
+        port, flower_port = port or free, flower_port or free_of_flower
         self.starting = starting or Starting()
         self._settings = settings
         self._port = port
         self._flower_port = flower_port
-        self._broker_port = free_port()
         self.logs = LogFiles(
             settings.home / "logs", most_bytes=settings.log_file_bytes, kept=settings.log_files
         )

@@ -56,9 +56,9 @@ def _every_build_ended_well(ended: Sequence[Ended]) -> None:
 
 
 def _nothing_runs(site: Site) -> None:
-    wait_until("no stage is left", lambda: not site.stages(), 30)
+    wait_until("no stage is left", lambda: not site.stages())
     wanted = len(site.supervisors)
-    wait_until("all workers are there", lambda: len(site.workers()) == wanted, 60)
+    wait_until("all workers are there", lambda: len(site.workers()) == wanted)
     site.wait_for_s3()
 
 

@@ -59,7 +59,7 @@ class Part:
     def kill(self, sig: signal.Signals = signal.SIGKILL) -> None:
         if self._process is not None:
             self._process.send_signal(sig)
-            self._process.wait(60)
+            self._process.wait(180)
 
     @property
     def has_ended(self) -> bool:

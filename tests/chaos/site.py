@@ -35,7 +35,7 @@ from tests.keys import a_key, bearer, key_of
 #: By how much a clock may be put.
 CLOCKS_OFF_S = 240.0
 #: Within which workers are online, or no longer.
-_WORKERS_S = 180.0
+_WORKERS_S = 400.0
 _FARM = (sys.executable, "-m", "farm")
 
 

@@ -101,7 +101,8 @@ class Storm(threading.Thread):
 
     def end(self) -> None:
         self._over.set()
-        self.join(60)
+        self.join(600)
+        assert not self.is_alive(), "it goes on, and would spoil what is looked at now"
         if self.error is not None:
             raise self.error
 
@@ -156,7 +157,7 @@ class Storm(threading.Thread):
             answer = httpx2.post(
                 f"{self._site.url}/v1/gc",
                 json={"older_than_s": 0},
-                timeout=60,
+                timeout=180,
                 headers=bearer(self._site.key),
             )
         except httpx2.TransportError:

@@ -10,7 +10,7 @@ from farm.api.app import create_app
 from farm.settings import Settings
 from farm.trust.ring import Ring
 from tests.keys import a_key, bearer
-from tests.ledger import Ledger
+from tests.ledger import TTL_S, Ledger
 
 
 class Api:
@@ -48,8 +48,14 @@ class Api:
 
 
 @pytest.fixture
+def patient(monkeypatch) -> None:
+    """The API waits for its database for as long as a slow machine's other threads may hold it."""
+    monkeypatch.setattr("farm.api.services._PATIENCE_S", 60.0)
+
+
+@pytest.fixture
 def settings(database_url, tmp_path) -> Settings:
-    return Settings(home=tmp_path / "home", database_url=database_url)
+    return Settings(home=tmp_path / "home", database_url=database_url, worker_ttl_s=TTL_S)
 
 
 @pytest.fixture

@@ -81,8 +81,9 @@ class Machine:
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     folder = tmp_path_factory.mktemp("compose")
-    api, redis, bucket = up.free_port(), up.free_port(), up.free_port()
-    others = [f"-{name}={up.free_port()}" for name in s3.PORTS if name != "s3.port"]
+    names = [name for name in s3.PORTS if name != "s3.port"]
+    api, redis, bucket, *ports = up.free_ports(3 + len(names))
+    others = [f"-{name}={port}" for name, port in zip(names, ports, strict=True)]
     (folder / "data").mkdir()
     machine = Machine(
         folder=folder,
@@ -105,7 +106,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
                 process = subprocess.Popen(
                     words, cwd=folder, env=machine.environment(name), stdout=log, stderr=log
                 )
-            stack.callback(process.wait, 60)
+            stack.callback(process.wait, 180)
             stack.callback(process.terminate)
 
         start("s3", [*machine.command("s3", str(s3.weed())), *others])
@@ -135,7 +136,7 @@ def key(machine: Machine) -> str:
 
 
 def test_what_the_api_takes_is_in_the_bucket_and_not_on_its_disk(machine: Machine) -> None:
-    with httpx2.Client(base_url=machine.url, headers=bearer(key(machine)), timeout=30) as client:
+    with httpx2.Client(base_url=machine.url, headers=bearer(key(machine)), timeout=120) as client:
         shown = client.get("/v1/store").json()
         assert shown["problem"] is None
         assert shown["address"].startswith("s3://farm/store")
@@ -155,5 +156,5 @@ def test_a_worker_reaches_the_bucket_by_its_environment(machine: Machine, name: 
 
 def test_the_bucket_is_closed_to_whoever_has_no_key(machine: Machine) -> None:
     address = machine._of("http://s3:8333")
-    assert httpx2.get(f"{address}/farm", timeout=30).status_code == 403
-    assert httpx2.put(f"{address}/farm/x", content=b"x", timeout=30).status_code == 403
+    assert httpx2.get(f"{address}/farm", timeout=120).status_code == 403
+    assert httpx2.put(f"{address}/farm/x", content=b"x", timeout=120).status_code == 403

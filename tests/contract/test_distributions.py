@@ -90,14 +90,14 @@ def test_a_client_submits_watches_and_pulls_without_any_extra(tmp_path: Path) ->
         archive.writestr("digits/archive_format", "pt2")
     with stub_farm.running() as farm:
         farm.add(documents.rtx_plan())
-        for line in (
-            f"submit {model} --gpu sm_89 --precision fp16",
-            f"watch {documents.BUILD}",
-            f"pull digits --gpu sm_89 --output {tmp_path}",
-            "workers",
+        for words in (
+            ["submit", str(model), *"--gpu sm_89 --precision fp16".split()],
+            ["watch", documents.BUILD],
+            [*"pull digits --gpu sm_89 --output".split(), str(tmp_path)],
+            ["workers"],
         ):
-            done = as_a_client(*line.split(), FARM_URL=farm.url, FARM_HOME=str(tmp_path / "home"))
-            assert done.returncode == 0, (line, done.stderr)
+            done = as_a_client(*words, FARM_URL=farm.url, FARM_HOME=str(tmp_path / "home"))
+            assert done.returncode == 0, (words, done.stderr)
     assert list(tmp_path.glob("*.engine"))
 
 
@@ -226,12 +226,12 @@ def test_the_workers_children_find_the_same_workers(site: Site) -> None:
     code = (
         "import subprocess; from farm import installed;"
         "made = installed.command('workers.stages.warm'), installed.environment();"
-        "print(made[1]['PYTHONPATH']);"
+        "print(made[1]['PYTHONPATH'], flush=True);"
         "code = 'import workers.runner.names, workers; print(workers.__file__)';"
         "subprocess.run([made[0][0], '-P', '-c', code], env=made[1], check=True)"
     )
     done = site.run("-P", "-c", code)
-    folder, file = done.stdout.split()
+    folder, file = done.stdout.splitlines()
     assert folder == str(site.packages / "farm/_parts"), done.stderr
     assert file == f"{folder}/workers/__init__.py"
 

@@ -138,6 +138,7 @@ def test_an_expired_token_lets_nobody_in(api, monkeypatch):
     assert "expired at" in refused.json()["detail"]
 
 
+@pytest.mark.usefixtures("patient")
 def test_of_many_that_join_at_once_no_more_do_than_a_token_has_uses(api, db):
     text = token(api, uses=2)
     answers = []
@@ -164,7 +165,7 @@ def test_what_is_no_token_of_the_farms_is_refused_without_a_word_about_others(ap
     assert refused.json()["detail"] == "unknown join token: it is another farm's, or mistyped"
 
 
-def test_guesses_are_limited_by_address_and_right_tokens_count_nothing(api):
+def test_guesses_are_limited_by_address_and_right_tokens_count_nothing(api, within_a_minute):
     right = token(api, uses=50)
     for n in range(GUESSES + 1):
         assert join(api, right, name=f"box-{n}").status_code == 201

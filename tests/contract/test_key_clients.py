@@ -100,7 +100,7 @@ def test_a_served_api_writes_down_uses_and_hears_of_what_the_machines_owner_revo
 
 
 def until(condition) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -107,6 +107,7 @@ def test_the_last_key_that_can_make_others_cant_be_revoked(api, db):
     assert api.request("DELETE", f"/v1/keys/{mine}").status_code == 200
 
 
+@pytest.mark.usefixtures("patient")
 def test_of_two_admins_that_revoke_each_other_one_stays(api, db):
     ids = [credentials.id_of(api.key), credentials.id_of(a_key(db, Scope.ADMIN))]
     ended = []

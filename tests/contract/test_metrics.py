@@ -326,7 +326,7 @@ def test_a_database_that_is_away_leaves_this_processs_own_metrics(api, figures, 
     assert scrape("farm_http_requests_total", route="/healthz") == 1
 
 
-def test_scrapes_at_once_read_the_database_once(api, db, figures):
+def test_scrapes_at_once_read_the_database_once(api, db, figures, monkeypatch):
     statements = []
     Scrape(api)
 
@@ -335,6 +335,7 @@ def test_scrapes_at_once_read_the_database_once(api, db, figures):
         statements.append(statement)
 
     try:
+        monkeypatch.setattr("farm.monitoring.figures._FRESH_S", 3600.0)
         figures.forget()
         [list(figures.collect()) for _ in range(5)]
     finally:
@@ -369,6 +370,7 @@ def test_no_statement_of_a_scrape_reads_all_jobs_or_builds(api, db, figures):
     assert all("COVERING INDEX" in one or one == of_running for one in read), read
 
 
+@pytest.mark.usefixtures("patient")
 def test_counting_at_once_loses_nothing(api, db):
     from concurrent.futures import ThreadPoolExecutor
 

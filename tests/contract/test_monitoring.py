@@ -174,7 +174,7 @@ def prometheus(api: LiveApi, home: Path) -> Iterator[httpx2.Client]:
     with (home / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as http:
 
             def is_ready() -> bool:
                 assert process.poll() is None, (home / "prometheus.log").read_text()
@@ -186,7 +186,7 @@ def prometheus(api: LiveApi, home: Path) -> Iterator[httpx2.Client]:
             yield http
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
 
 
 @pytest.mark.heavy

@@ -59,7 +59,7 @@ class Skopeo:
     def __call__(self, *words: str | Path, ok: bool = True) -> str:
         command = ["skopeo", "--insecure-policy", *map(str, words)]
         environment = os.environ | {"REGISTRY_AUTH_FILE": str(self._auth)}
-        ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
         assert (ran.returncode == 0) is ok, ran.stderr
         return ran.stdout if ok else ran.stderr
 
@@ -275,7 +275,9 @@ def test_farm_mirror_copies_and_registers_with_both_farms_keys(
         "a/copy",
         "--json",
     ]
-    ran = subprocess.run(command, env=os.environ | keys, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(
+        command, env=os.environ | keys, capture_output=True, text=True, timeout=180
+    )
     assert ran.returncode == 0, ran.stderr
     made = json.loads(ran.stdout)
     assert (made["repository"], made["tag"]) == ("a/copy", "v1")
@@ -336,13 +338,13 @@ class Ctr:
 
     def __call__(self, *words: str, ok: bool = True) -> bytes:
         command = ["ctr", "--address", str(self._socket), *words]
-        ran = subprocess.run(command, capture_output=True, timeout=60)
+        ran = subprocess.run(command, capture_output=True, timeout=180)
         assert (ran.returncode == 0) is ok, ran.stderr
         return ran.stdout if ok else ran.stderr
 
     def is_ready(self) -> bool:
         command = ["ctr", "--address", str(self._socket), "--connect-timeout", "1s", "version"]
-        return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+        return subprocess.run(command, capture_output=True, timeout=180).returncode == 0
 
     def fetch(self, name: str, key: str, *more: str, ok: bool = True) -> bytes:
         words = ("content", "fetch", "--plain-http", "--user", f"me:{key}", *more)

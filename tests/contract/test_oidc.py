@@ -39,8 +39,9 @@ def site():
 
 
 @pytest.fixture
-def issuer(site) -> Issuer:
+def issuer(site, monkeypatch) -> Issuer:
     site.mute(False)
+    monkeypatch.setattr("farm.trust.issuer._TIMEOUT_S", 120.0)  # its process may be slow here
     return site
 
 
@@ -204,7 +205,8 @@ def test_a_new_key_of_the_issuer_is_fetched_once_it_signs(api, issuer, monkeypat
     issuer.rotate("RSA")
 
 
-def test_made_up_keys_have_the_issuer_asked_rarely(api, issuer):
+def test_made_up_keys_have_the_issuer_asked_rarely(api, issuer, monkeypatch):
+    monkeypatch.setattr("farm.trust.issuer._UNKNOWN_AGAIN_S", 3600.0)
     assert by(api, issuer.token()).get("/v1/me").status_code == 200
     before = len(issuer.asked())
     stranger = RSAKey.generate_key(2048)

@@ -163,7 +163,7 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveApi, 
             yield live, f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(120)
 
 
 def _answers(port: int) -> bool:

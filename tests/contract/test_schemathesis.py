@@ -77,7 +77,7 @@ def run(api: LiveApi, folder: Path, *options: str) -> None:
             "--no-color",
             f"--seed={SEED}",
             "--generation-database=none",
-            "--request-timeout=10",
+            "--request-timeout=120",
             f"--header=Authorization: Bearer {api.key}",
             *options,
         ],

@@ -139,7 +139,7 @@ def test_a_bad_value_stops_a_process_before_it_starts():
         env=os.environ | {"FARM_LEASE_TTL_S": "soon"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert run.returncode != 0
     assert "lease_ttl_s" in run.stderr.lower()

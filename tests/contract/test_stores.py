@@ -60,6 +60,7 @@ def rig(
         yield MemoryMedium(tmp_path / "copies").rig()
     elif request.param == "api":
         url = request.getfixturevalue("database_url")
+        request.getfixturevalue("patient")
         settings = Settings(home=tmp_path / "home", database_url=url, max_upload_bytes=1000)
         app = create_app(settings)
         yield ApiMedium(Api(app), tmp_path / "copies", monkeypatch).rig()
@@ -113,14 +114,14 @@ def test_of_one_blob_put_by_many_at_once_there_is_one_and_each_is_told_the_same(
     content, told, start = bytes(range(256)) * 3, [], threading.Barrier(8)
 
     def upload() -> None:
-        start.wait(60)
+        start.wait(180)
         told.append(receive(rig.store, content[:300], content[300:]))
 
     threads = [threading.Thread(target=upload) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(180)
     assert told == [Stored(digest=digest_of(content), bytes=768)] * 8
     assert content_of(rig.store, digest_of(content)) == content
     assert rig.kept() == 1
@@ -310,14 +311,14 @@ def test_who_identifies_a_store_at_once_gets_the_same(store: Store) -> None:
     told, start = [], threading.Barrier(4)
 
     def identify() -> None:
-        start.wait(60)
+        start.wait(180)
         told.append(store.identify())
 
     threads = [threading.Thread(target=identify) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(180)
     assert told == [store.identity()] * 4
 
 
@@ -455,6 +456,6 @@ def test_nothing_is_lost_between_those_who_put_and_those_who_collect(rig: Rig) -
             put(rig.store, b"abc")
     finally:
         stop.set()
-        collector.join(60)
+        collector.join(180)
     assert content_of(rig.store, digest) == b"abc"
     assert rig.kept() == 1

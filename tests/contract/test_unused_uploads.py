@@ -123,6 +123,7 @@ def test_an_upload_counts_while_it_arrives(api, mine, announced):
     assert unused(api) == (2, MOST)
 
 
+@pytest.mark.usefixtures("patient")
 def test_of_many_uploads_at_once_no_more_get_room_than_fit(db):
     def take(_: int) -> bool:
         try:

@@ -29,7 +29,7 @@ BROKER = os.environ.get("FARM_TEST_BROKER_URL")
 #: Short leases, so that what a crash interrupted goes on soon; long enough for a busy machine. What engines
 #: are timed at is another test's affair.
 QUICK = {
-    "lease_ttl_s": 4.0,
+    "lease_ttl_s": 8.0,
     "sweep_interval_s": 0.5,
     "ring_again_s": 10.0,
     "retry_first_s": 2.5,
@@ -111,7 +111,7 @@ def maker(tmp_path_factory: pytest.TempPathFactory) -> Maker:
 @pytest.fixture(scope="session")
 def files(maker: Maker) -> Path:
     """A folder with what is submitted; ``tests.e2e.files`` says what."""
-    wait_until("the files are made", maker.made, 200)
+    wait_until("the files are made", maker.made, 400)
     return maker.folder
 
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ENDED = ("succeeded", "failed", "cancelled")
 
 
-def wait_until(what: str, condition: Callable[[], T], seconds: float = 60.0) -> T:
+def wait_until(what: str, condition: Callable[[], T], seconds: float = 180.0) -> T:
     """What the condition gives, as soon as that is true."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -108,7 +108,7 @@ class LiveFarm:
         self.settings = settings
         self.home = addresses.home
         self.key = key_of(settings)
-        self.http = httpx2.Client(base_url=addresses.api, timeout=30, headers=bearer(self.key))
+        self.http = httpx2.Client(base_url=addresses.api, timeout=120, headers=bearer(self.key))
 
     def cli(self, *arguments: str | Path) -> Cli:
         """Start ``farm …`` as a process of a user of this farm alone."""
@@ -130,7 +130,7 @@ class LiveFarm:
 
     def flower(self, path: str) -> Any:
         url = f"{self.addresses.flower}{path}"
-        return httpx2.get(url, timeout=30, headers=bearer(self.key)).raise_for_status().json()
+        return httpx2.get(url, timeout=120, headers=bearer(self.key)).raise_for_status().json()
 
     def get(self, path: str, **query: Any) -> Any:
         return self.http.get(path, params=query).raise_for_status().json()
@@ -162,7 +162,7 @@ class LiveFarm:
     def build(self, build_id: str) -> Any:
         return self.get(f"/v1/builds/{build_id}")
 
-    def ended(self, build_id: str, seconds: float = 220.0) -> Any:
+    def ended(self, build_id: str, seconds: float = 400.0) -> Any:
         """The build once it has ended."""
 
         def look() -> Any:
@@ -217,7 +217,7 @@ class Cli:
             text=True,
         )
 
-    def end(self, code: int = 0, seconds: float = 180.0) -> tuple[str, str]:
+    def end(self, code: int = 0, seconds: float = 400.0) -> tuple[str, str]:
         """What it printed, once it has ended with this exit code."""
         try:
             out, err = self.process.communicate(timeout=seconds)

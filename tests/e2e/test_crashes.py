@@ -30,7 +30,7 @@ def only_stage(farm: LiveFarm) -> Process:
 
 def has_gone(farm: LiveFarm, *gone: Process) -> None:
     pids = {process.pid for process in gone}
-    wait_until("they have ended", lambda: not pids & {p.pid for p in processes(farm.home)}, 10)
+    wait_until("they have ended", lambda: not pids & {p.pid for p in processes(farm.home)})
 
 
 def test_cancelling_a_running_build_ends_its_child_and_the_worker_goes_on(
@@ -79,10 +79,10 @@ def test_a_job_whose_whole_worker_is_killed_is_run_again(farm: LiveFarm, files: 
 
 def test_a_cpu_worker_runs_two_jobs_side_by_side(farm: LiveFarm, files: Path) -> None:
     builds = [long_build(farm, files, seed=seed, samples=60_000) for seed in (31, 32, 33)]
-    wait_until("two of them run", lambda: len(stages(farm.home)) == 2, 60)
+    wait_until("two of them run", lambda: len(stages(farm.home)) == 2)
     for build in builds:
         farm.http.post(f"/v1/builds/{build['id']}/cancel").raise_for_status()
-    wait_until("they have ended", lambda: not stages(farm.home), 10)
+    wait_until("they have ended", lambda: not stages(farm.home))
 
 
 @pytest.mark.heavy

@@ -43,7 +43,7 @@ def settled(farm: LiveFarm, job: Any, state: str, attempt: int = 1) -> Any:
 
 def page(farm: LiveFarm, path: str) -> httpx2.Response:
     url = f"{farm.addresses.flower}{path}"
-    return httpx2.get(url, headers=bearer(farm.key), timeout=30).raise_for_status()
+    return httpx2.get(url, headers=bearer(farm.key), timeout=120).raise_for_status()
 
 
 def rows(farm: LiveFarm, search: str) -> list[Any]:
@@ -51,7 +51,7 @@ def rows(farm: LiveFarm, search: str) -> list[Any]:
     query = {"draw": 1, "start": 0, "length": 50, "search[value]": search,
              "order[0][column]": 0, "columns[0][data]": "received"}  # fmt: skip
     url = f"{farm.addresses.flower}/tasks/datatable"
-    answer = httpx2.get(url, params=query, headers=bearer(farm.key), timeout=30)
+    answer = httpx2.get(url, params=query, headers=bearer(farm.key), timeout=120)
     return answer.raise_for_status().json()["data"]
 
 
@@ -79,8 +79,10 @@ def test_a_row_names_the_build_the_version_and_the_jobs_page(done: Any, farm: Li
         assert found["job_page"] == f"{farm.addresses.api}/jobs/{job['id']}"
         assert found["worker"] == job["worker"]
     build = next(job for job in done["jobs"] if job["kind"] == "build")
-    assert settled(farm, build, "SUCCESS")["gpu"] == "sm_75"
-    assert build["id"] in {row["job"] for row in rows(farm, done["id"])}
+    found = settled(farm, build, "SUCCESS")
+    assert found["gpu"] == "sm_75"
+    # Of another build, if another module's has run it before.
+    assert build["id"] in {row["job"] for row in rows(farm, found["build"])}
 
 
 def test_a_failed_attempt_is_red_and_says_what_failed(failed: Any, farm: LiveFarm) -> None:
@@ -113,15 +115,19 @@ def test_the_pages_bring_the_script_that_makes_links(done: Any, farm: LiveFarm) 
 
 
 def test_its_metrics_name_stages_and_no_titles(done: Any, failed: Any, farm: LiveFarm) -> None:
-    text = page(farm, "/metrics").text
+    def told() -> tuple[str, set[str]]:
+        text = page(farm, "/metrics").text
+        return text, set(re.findall(r'flower_events_total\{.*type="(task-[a-z]+)"', text))
+
+    heard = {"task-sent", "task-succeeded", "task-failed"}
+    wait_until("it has heard of them", lambda: heard <= told()[1])
+    text, kinds = told()
     named = set(re.findall(r'task="([^"]*)"', text))
     assert {"export", "build"} <= named
     assert named <= {"prune", "export", "cast", "calibrate", "build", "measure", "infer", "other"}
     assert NAME not in text
-    kinds = set(re.findall(r'flower_events_total\{.*type="(task-[a-z]+)"', text))
     known = "sent received started progress succeeded failed revoked".split()
     assert kinds <= {f"task-{kind}" for kind in known}
-    assert {"task-sent", "task-succeeded", "task-failed"} <= kinds
 
 
 def test_the_broker_page_lists_the_queues_of_absent_gpus(farm: LiveFarm, files: Path) -> None:
@@ -137,7 +143,7 @@ def test_the_broker_page_lists_the_queues_of_absent_gpus(farm: LiveFarm, files: 
         found = farm.flower("/api/queues/length")["active_queues"][0]
         return found if found["name"] == "onnxruntime.h200" else None
 
-    first = wait_until("the queue without a worker comes first", waits, 60)
+    first = wait_until("the queue without a worker comes first", waits)
     assert first["consumers"] == 0
     assert first["messages_ready"] == 1
     farm.http.post(f"/v1/builds/{wait['id']}/cancel").raise_for_status()
@@ -160,7 +166,7 @@ def another_flower(farm: LiveFarm) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
 
 
 @pytest.mark.heavy
@@ -187,7 +193,7 @@ def test_an_attempt_whose_worker_was_killed_turns_red_and_history_outlasts_flowe
 
         def shows() -> Any:
             try:
-                return httpx2.get(f"{url}/api/tasks", headers=bearer(farm.key), timeout=30).json()
+                return httpx2.get(f"{url}/api/tasks", headers=bearer(farm.key), timeout=120).json()
             except httpx2.TransportError:
                 return None
 

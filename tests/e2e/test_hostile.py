@@ -106,7 +106,7 @@ def test_a_chunked_upload_that_breaks_off_is_refused_and_leaves_nothing(
 ) -> None:
     incoming = farm.settings.store_dir / "incoming"
     host, port = httpx2.URL(farm.addresses.api).host, httpx2.URL(farm.addresses.api).port
-    with socket.create_connection((host, port), timeout=30) as line:
+    with socket.create_connection((host, port), timeout=120) as line:
         line.sendall(
             f"POST /v1/blobs HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {farm.key}\r\n".encode()
             + b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n"

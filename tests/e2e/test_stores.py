@@ -40,7 +40,7 @@ def spread(tmp_path_factory: pytest.TempPathFactory, server: s3.S3) -> Iterator[
             patch.setenv(name, value)
         store = f"s3://{s3.BUCKET}/farm"
         settings = stack.enter_context(fresh_settings(home, store=store))
-        farm = up.LocalFarm(settings, up.free_port(), up.free_port())
+        farm = up.LocalFarm(settings)
         stack.callback(farm.stop)
         farm.start(("api",))
         yield Spread(LiveFarm(farm.addresses, settings), server, home.parent)
@@ -81,7 +81,7 @@ class Spread:
             yield home
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(180)
 
     def by_bucket(self) -> dict[str, str]:
         return {"FARM_STORE": self.farm.settings.store, **self.server.environment}
@@ -102,7 +102,7 @@ class Spread:
         return (self._folder / f"{name}.log").read_text()
 
 
-QUICK_WORKER = {"lease_ttl_s": 4.0, "retry_first_s": 2.5, "retry_longest_s": 10.0}
+QUICK_WORKER = {"lease_ttl_s": 8.0, "retry_first_s": 2.5, "retry_longest_s": 10.0}
 
 
 def built(spread: Spread, files: Path, model: str, folder: Path) -> dict[str, object]:

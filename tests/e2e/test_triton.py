@@ -186,7 +186,7 @@ def watching(farm: LiveFarm, repository: Path | str, triton: Triton) -> Iterator
         yield process
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        assert process.wait(180) == 130
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ class Up:
     def end(self, sig: int) -> None:
         """Send it a signal; nothing of it is left then."""
         self.process.send_signal(sig)
-        code = self.process.wait(30)
+        code = self.process.wait(120)
         assert code == (0 if sig == signal.SIGTERM else -sig)
         try:
             wait_until("every process has ended", lambda: not processes(self.farm.home))
@@ -104,7 +104,7 @@ def test_what_sigterm_interrupts_is_given_back_and_finished_by_the_next_farm_up(
     if settings.broker_url == "":
         kill_and_see_it_again(second.farm, "valkey")
     kill_and_see_it_again(second.farm, " api --port")
-    wait_until("the API answers", lambda: answers(second.farm), 60)
+    wait_until("the API answers", lambda: answers(second.farm))
     data = second.farm.long_calibration(seed=6)
     build = second.farm.submit("small", files / "small.onnx", precisions=["int8"], calibration=data)
     second.farm.running(build["id"], "calibrate")

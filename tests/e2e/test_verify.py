@@ -60,6 +60,6 @@ def test_the_page_pulls_and_verifies_with_both_tools(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert again.returncode == 1, again.stdout + again.stderr

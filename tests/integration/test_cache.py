@@ -145,7 +145,7 @@ def test_many_who_want_one_blob_at_once_download_it_once(cache):
     source, start = Source(bytes(range(90))), threading.Barrier(6)
 
     def read() -> None:
-        start.wait(60)
+        start.wait(180)
         with source.copy(cache) as path:
             assert path.read_bytes() == source.content
 
@@ -153,7 +153,7 @@ def test_many_who_want_one_blob_at_once_download_it_once(cache):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(180)
     assert source.starts == [0]
 
 
@@ -174,7 +174,7 @@ def test_another_process_takes_nothing_from_who_reads(cache, tmp_path):
     use(cache, Source(b"2" * 60), Source(b"3" * 60))
     assert one.digest[7:] in names(tmp_path)
     go.set()
-    process.join(60)
+    process.join(180)
     assert process.exitcode == 0
 
 

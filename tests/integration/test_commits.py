@@ -12,7 +12,7 @@ from farm.database.commits import Watch
 from farm.database.session import Database
 from farm.database.tables import Model
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 FOREVER_S = 3600.0  #: a wait that only ends by itself fails the test by its time limit
 

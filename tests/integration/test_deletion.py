@@ -377,7 +377,7 @@ def at_once(*works):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert len(said) == len(works)
     return said
 
@@ -416,7 +416,7 @@ def test_a_submission_that_joins_what_is_deleted_at_that_moment_loses_nothing(le
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert all(isinstance(one, Conflict) for one in said), said
     assert len(builds) == 2
     ledger.run_all()

@@ -23,7 +23,7 @@ AGAIN_S = 60.0
 def site(tmp_path):
     """A broker, and the settings with which it is reached."""
     with fresh_settings(tmp_path) as settings:
-        farm = up.LocalFarm(settings, up.free_port(), up.free_port())
+        farm = up.LocalFarm(settings)
         farm.start(parts=())
         yield farm, settings
         farm.stop()

@@ -29,9 +29,10 @@ def texts(found):
     return [event.data["text"] for event in found if event.kind == "log"]
 
 
-def test_a_reader_waits_for_what_is_committed_after_its_successor(ledger):
+def test_a_reader_waits_for_what_is_committed_after_its_successor(ledger, monkeypatch):
     if ledger.db.is_sqlite:
         pytest.skip("SQLite has one writer: numbers are in the order of the commits")
+    monkeypatch.setattr(events, "_PATIENCE_S", 120.0)
     build = ledger.submit()
     [job_id] = [job.id for job in ledger.queued()]
     got = []
@@ -43,7 +44,7 @@ def test_a_reader_waits_for_what_is_committed_after_its_successor(ledger):
         reader.start()
         reader.join(0.2)
         assert reader.is_alive()
-    reader.join(10)
+    reader.join(120)
     assert texts(got) == ["first, and committed last", "second"]
 
 

@@ -212,9 +212,9 @@ def test_nothing_that_a_build_counts_on_is_lost_while_gc_runs_without_a_grace(sh
     for thread in (collector, *clients):
         thread.start()
     for thread in clients:
-        thread.join(60)
+        thread.join(180)
     stop.set()
-    collector.join(60)
+    collector.join(180)
     assert len(accepted) + len(refused) == 24
     assert accepted
     assert all(map(shelf.store.has, accepted))

@@ -236,7 +236,7 @@ def test_what_meets_the_goal_at_once_stays_as_it_is(bench: Bench, digits: Digits
 def test_a_graph_that_plain_int8_ruins_keeps_its_accuracy(bench: Bench, tmp_path: Path) -> None:
     source = _convolutions(tmp_path / "m.onnx", spread=3000)
     given = _judged(tmp_path, source)
-    goal = AccuracyGoal(max_drop=0.1, on_cpus=True, budget_s=120)
+    goal = AccuracyGoal(max_drop=0.1, on_cpus=True, budget_s=500)
     made = bench.run(CalibrateParams(goal=goal), **given)
     search = made.facts["search"]
     assert search["tried"][0]["what"] == "plain"
@@ -244,7 +244,7 @@ def test_a_graph_that_plain_int8_ruins_keeps_its_accuracy(bench: Bench, tmp_path
     assert search["drop"] <= 0.1
     assert search["held_out_drop"] <= 0.1
     assert search["held_out"] == 24
-    assert search["spent_s"] < 120
+    assert search["spent_s"] < 500
     assert any("equalised" in one["what"] for one in search["tried"])
     # The engine of the very graph keeps it too.
     build = BuildParams(target=CPU, compute_capability="cpu", precision="int8")
@@ -262,7 +262,7 @@ def test_layers_that_harm_most_are_given_back_to_floats(
 ) -> None:
     monkeypatch.setattr("workers.goals.equalised.equalised", lambda *_: None)
     given = _judged(tmp_path, _convolutions(tmp_path / "m.onnx", spread=3000))
-    goal = AccuracyGoal(max_drop=0.1, on_gpus=True, budget_s=120)
+    goal = AccuracyGoal(max_drop=0.1, on_gpus=True, budget_s=500)
     made = bench.run(CalibrateParams(goal=goal), **given)
     search = made.facts["search"]
     assert "second" in search["in_floats"]  # reads the channels of very different sizes

@@ -244,7 +244,7 @@ def test_a_job_that_a_submission_is_joining_stays(ledger: Ledger) -> None:
         jobs.locked(session, [export])
         thread = threading.Thread(target=history.forget, args=(ledger.db, BUILDS))
         thread.start()
-        thread.join(timeout=60)
+        thread.join(timeout=180)
         assert not thread.is_alive()  # it waits for nobody
         assert session.scalar(select(Job.id).where(Job.id == export)) == export
 

@@ -108,7 +108,7 @@ def test_a_build_has_so_many_jobs_and_no_more(ledger):
         }
     )
     with ledger.db.write() as session:
-        fleet = Fleet.load(session, ttl_s=30)
+        fleet = Fleet.load(session, ttl_s=240)
         terms = submit.Terms(fleet=fleet, runtimes=(Runtime.TENSORRT_RTX,), most_jobs=5)
         with pytest.raises(InvalidRequest, match="more than 5 jobs") as caught:
             submit.submit_build(session, request, terms)

@@ -14,7 +14,7 @@ from farm.queue import transitions
 from farm.queue.turns import Bell
 from tests.ledger import Ledger
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 _WAITS = text(
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"

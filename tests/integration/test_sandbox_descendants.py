@@ -68,7 +68,7 @@ def test_nothing_that_a_job_has_started_outlives_it(box, how, error, sandboxed):
     with Child(
         leaves_others,
         argument,
-        timeout_s=60 if how != "waits" else 3,
+        timeout_s=180 if how != "waits" else 3,
         sandbox=box if sandboxed else None,
     ) as child:
         if error is None:
@@ -84,7 +84,7 @@ def test_nothing_that_a_job_has_started_outlives_it(box, how, error, sandboxed):
 def test_a_cancelled_job_and_all_it_has_started_have_ended_when_it_is_cancelled(box):
     held, ready = box.workdir / "held", box.workdir / "ready"
     argument = {"held": str(held), "ready": str(ready), "how": "waits"}
-    with Child(leaves_others, argument, timeout_s=60, sandbox=box) as child:
+    with Child(leaves_others, argument, timeout_s=180, sandbox=box) as child:
         wait_for(ready.exists)
         assert is_held(held)
         child.pause()  # as while another has quiet
@@ -104,7 +104,7 @@ if __name__ == "__main__":
     work = Path(sys.argv[1])
     box = Sandbox(workdir=work, reads=(), limits=Limits.of_machine(work, slots=2, timeout_s=60))
     argument = {"held": str(work / "held"), "ready": str(work / "ready"), "how": "waits"}
-    with Child(t.leaves_others, argument, timeout_s=60, sandbox=box) as child:
+    with Child(t.leaves_others, argument, timeout_s=180, sandbox=box) as child:
         for _ in child.events():
             pass
 """
@@ -115,7 +115,7 @@ def test_a_killed_worker_leaves_nothing_running(tmp_path, needs, stopped):
     needs(Feature.DESCENDANTS)
     worker = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path], cwd=ROOT)
     try:
-        wait_for((tmp_path / "ready").exists, 60)
+        wait_for((tmp_path / "ready").exists)
         assert is_held(tmp_path / "held")
         if stopped:
             for pid in children(worker.pid):

@@ -187,7 +187,7 @@ def hides_memory(how, _link):
         area.madvise(15)  # no huge pages
         for at in range(0, length, 2 * MIB):
             area[at]
-        time.sleep(60)
+        time.sleep(600)
     if how == "another thread":
         threading.Thread(target=grows).start()
         ctypes.CDLL(None).syscall(60 if X86 else 93, 0)  # the first ends, and it alone
@@ -197,12 +197,12 @@ def hides_memory(how, _link):
             if os.fork() == 0:
                 for _ in range(PIPES):
                     os.pipe()
-                time.sleep(60)
-        time.sleep(60)
+                time.sleep(600)
+        time.sleep(600)
     held = Path("/dev/shm/held").open("wb")  # noqa: SIM115
     for _ in range(200):
         held.write(bytes(MIB))
-    time.sleep(60)
+    time.sleep(600)
 
 
 def grows():
@@ -271,7 +271,7 @@ def hides_files(how, _link):
                 held.append(_mapped(file.fileno()))
         if how in ("open", "mapped"):
             Path(f"f{number}").unlink()
-    time.sleep(60)
+    time.sleep(600)
 
 
 def _mapped(descriptor: int) -> int:
@@ -485,6 +485,6 @@ def leaves_a_sibling(_argument, link):
 
 
 def test_a_sibling_that_a_job_has_left_keeps_nobody_waiting(tmp_path):
-    with Child(leaves_a_sibling, None, timeout_s=60, sandbox=box_in(tmp_path)) as child:
+    with Child(leaves_a_sibling, None, timeout_s=180, sandbox=box_in(tmp_path)) as child:
         list(child.events())
         assert child.result() == "done"

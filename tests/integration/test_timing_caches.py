@@ -265,7 +265,7 @@ def test_a_cache_that_cannot_tell_its_entries_is_compared_by_its_bytes(
 def test_what_is_listed_says_when_it_was_used(worker):
     worker.build(4, 8)
     [cache] = worker.listed()
-    assert (now() - cache.updated_at).total_seconds() < 60
+    assert (now() - cache.updated_at).total_seconds() < 600
     assert json.loads(cache.model_dump_json())["builds"] == 1
 
 

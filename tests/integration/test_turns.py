@@ -175,6 +175,6 @@ def test_of_two_workers_that_claim_the_only_job_at_once_one_gets_it(ledger):
         assert claim_first(session, bell).job_id == bell.id
         worker = threading.Thread(target=claim)
         worker.start()
-    worker.join(30)
+    worker.join(120)
     assert found == [None]
     assert ledger.reload(bell).owner == "cpu@here"

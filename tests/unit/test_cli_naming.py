@@ -81,7 +81,7 @@ def on_a_terminal(stub: StubFarm, *words: str, answers: str) -> subprocess.Compl
             stdin=terminal,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
         )
     finally:
         os.close(keyboard)

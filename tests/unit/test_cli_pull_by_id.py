@@ -12,6 +12,7 @@ from farm.cli.pull_by_id import misfit
 from farm.machine import gpus
 from farm.machine.gpus import Gpu
 from farm.schemas.engines import EngineView
+from farm.specs.quoting import quoted
 from farm.testing.documents import BUILD, rtx_plan
 from farm.testing.stub_farm import StubFarm
 from tests.unit.conftest import Run
@@ -198,9 +199,10 @@ def test_on_a_terminal_a_pull_prints_how_to_run_the_engine_where_it_lies(
     said, _, source = shown.partition(":\n\n")
     assert said.replace("\n", "") == f"{path}.json says it too)"
     compile(source, "load", "exec")
-    assert f'onnxruntime.InferenceSession("{path}", providers=providers)' in source
+    where = quoted(str(path))
+    assert f"onnxruntime.InferenceSession({where}, providers=providers)" in source
     manifest = json.loads(Path(f"{path}.json").read_text())
-    assert manifest["load"].strip().replace(path.name, str(path)) == source.strip()
+    assert manifest["load"].strip().replace(quoted(path.name), where) == source.strip()
 
 
 def test_several_engines_are_told_where_each_says_how_to_run_it(
@@ -215,7 +217,7 @@ def test_several_engines_are_told_where_each_says_how_to_run_it(
 def test_off_a_terminal_a_pull_does_not_say_how_to_run_it(run: Run, tmp_path: Path) -> None:
     assert "import" not in run("pull", CPU_ID, "-o", tmp_path).stdout
     [pulled] = json.loads(run("pull", CPU_ID, "-o", tmp_path, "--json").stdout)
-    assert pulled["path"] in pulled["load"]
+    assert quoted(pulled["path"]) in pulled["load"]
 
 
 def test_a_quiet_pull_prints_the_path_alone(

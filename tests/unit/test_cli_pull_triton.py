@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from farm.cli import exits
+from farm.specs.quoting import quoted
 from farm.testing.documents import rtx_plan
 from farm.testing.stub_farm import StubFarm
 from tests.unit.conftest import Run
@@ -61,7 +62,7 @@ def test_an_engine_by_its_id_is_pulled_into_a_repository(
     [model] = made["models"]
     assert model["folder"] == str(tmp_path / "digits")
     assert model["engines"][0]["path"] == str(tmp_path / "digits/1/E2.onnx")
-    assert str(tmp_path / "digits/1/E2.onnx") in model["engines"][0]["load"]
+    assert quoted(str(tmp_path / "digits/1/E2.onnx")) in model["engines"][0]["load"]
     assert "onnxruntime==1.31.1" in model["notes"][0]
     assert "digits/1/model.py" in files(tmp_path)
     # Once more, nothing is fetched.

@@ -34,7 +34,7 @@ def test_the_disk_stores_what_was_written_before_the_last_byte(
     monkeypatch.setattr(os, "fsync", fsync)
     with (tmp_path / "file").open("ab", buffering=0) as file, Durable(file) as kept:
         kept.write(b"x" * 1000)
-        assert stored.wait(30)
+        assert stored.wait(120)
         kept.write(b"y")
         kept.store()
     assert sizes == [1000, 1001]

@@ -199,7 +199,7 @@ def writers(files: LogFiles) -> Iterator[list[subprocess.Popen[str]]]:
     for process in made:
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
 
 
 def test_no_line_of_several_processes_is_lost_while_their_file_is_rotated(files, writers):

@@ -10,7 +10,7 @@ import pytest
 
 from farm.api.places import Places
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(300)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -23,7 +23,7 @@ def ask(places: Places, name: str, given: list[str]) -> threading.Thread:
     before = len(places._line)
 
     def wait() -> None:
-        assert places.acquire(timeout=60)
+        assert places.acquire(timeout=240)
         given.append(name)
 
     thread = threading.Thread(target=wait)

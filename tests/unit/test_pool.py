@@ -13,7 +13,7 @@ from kombu.asynchronous import get_event_loop, set_event_loop
 
 from workers.runner.pool import Left, Pool, pool_of
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(300)
 
 
 class Loop:
@@ -104,7 +104,7 @@ def test_the_next_task_begins_while_one_that_left_its_slot_goes_on(loop: Loop) -
     def store() -> str:
         with left.leaving() as leave:
             leave()
-            assert go_on.wait(30)
+            assert go_on.wait(120)
         return "stored"
 
     pool.on_apply(store, (), {}, callback=ended.put)
