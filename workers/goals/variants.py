@@ -95,7 +95,7 @@ def variants(
     plain = _variant("plain", given, given.source, given.plain, goal, pins)
     yield plain
     if has_time():
-        fixed = _corrected(plain, given, trail)
+        fixed = _corrected(plain, given, goal, trail)
         if fixed is not None:
             yield fixed
     if not has_time():
@@ -112,7 +112,7 @@ def variants(
         print(f"the equalised graph can't be quantised: {err.detail}", flush=True)
         return
     yield again
-    fixed = _corrected(again, given, trail) if has_time() else None
+    fixed = _corrected(again, given, goal, trail) if has_time() else None
     if fixed is not None:
         yield fixed
 
@@ -138,9 +138,13 @@ def _variant(
     )
 
 
-def _corrected(variant: Variant, given: Given, trail: Trail) -> Variant | None:
+def _corrected(
+    variant: Variant, given: Given, goal: AccuracyGoal, trail: Trail
+) -> Variant | None:
     trail.phase("correct biases")
-    made = bias.corrected(variant.quantized, variant.units, given.batches, given.folder)
+    made = bias.corrected(
+        variant.quantized, variant.units, given.batches, given.folder, seven_bits=goal.on_cpus
+    )
     if made is None:
         return None
     is_plain = variant.name == "plain"
