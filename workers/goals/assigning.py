@@ -68,7 +68,7 @@ def _order(variant: Variant, attempts: Attempts) -> list[list[Group]] | None:
     ranges = variant.forms.ranges(variant.quantized) if attempts.goal.on_cpus else None
     judged = harm.as_judged(variant.quantized, ranges)
     try:
-        found = harm.of_units(judged, free, given.batches, trail, given.folder)
+        found = harm.of_units(judged, variant.before, free, given.batches, trail, given.folder)
     except FarmError as err:  # what can't be toggled can't be ranked
         print(f"units can't be quantised one by one: {err.detail}", flush=True)
         return None

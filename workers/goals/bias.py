@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from workers.backends.ort.cpu import OrtModel, fastest_providers
+from workers.goals import harm
 from workers.goals.units import Edge, Units
 from workers.graphs import files, shapes
 from workers.inputs.samples import Arrays
@@ -50,20 +51,37 @@ class Corrected:
 
 
 def corrected(
-    model: onnx.ModelProto, units: Units, batches: Iterable[Arrays], folder: Path
+    model: onnx.ModelProto,
+    units: Units,
+    batches: Iterable[Arrays],
+    folder: Path,
+    *,
+    seven_bits: bool = False,
 ) -> Corrected | None:
-    """A copy of a Q/DQ graph with corrected biases; None if it has none to correct."""
-    return _Corrector(model, units, folder).corrected(batches)
+    """A copy of a Q/DQ graph with corrected biases; None if it has none to correct.
+
+    Parameters:
+        seven_bits: correct what weights lose in the seven bits that CPUs get.
+    """
+    return _Corrector(model, units, folder, seven_bits=seven_bits).corrected(batches)
 
 
 class _Corrector:
-    def __init__(self, model: onnx.ModelProto, units: Units, folder: Path) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, units: Units, folder: Path, *, seven_bits: bool
+    ) -> None:
         self._folder = folder
         self._before: dict[str, tuple[str, int, str]] = {}
         self._model = onnx.ModelProto()
         self._model.CopyFrom(model)
         graph = self._model.graph
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+        #: The same graph, with weights as they will be rounded.
+        self._judged = onnx.ModelProto()
+        self._judged.CopyFrom(model)
+        if seven_bits:
+            harm.narrow(self._judged)
+        self._constants = {tensor.name: tensor for tensor in self._judged.graph.initializer}
         self._nodes = {node.output[0]: node for node in graph.node if node.output}
         self._makers = {name: node for node in graph.node for name in node.output}
         ranks = {
@@ -121,7 +139,7 @@ class _Corrector:
             for given, _, axis, rank in self._products.values()
         }
         seen = onnx.ModelProto()
-        seen.CopyFrom(self._model)
+        seen.CopyFrom(self._judged)
         graph = seen.graph
         del graph.output[:]
         axes: dict[str, list[int]] = {}
@@ -182,7 +200,7 @@ class _Corrector:
 
     def _rounded(self, weights: Edge) -> Floats | None:
         quantize = self._makers[self._makers[weights.dequantized].input[0]]
-        return quantised_values(quantize, self._tensors)
+        return quantised_values(quantize, self._constants)
 
     def _add(self, node: onnx.NodeProto, error: Floats) -> None:
         found = self._bias_of(node)

@@ -36,6 +36,7 @@ Group = frozenset[str]
 
 def of_units(
     judged: onnx.ModelProto,
+    before: Mapping[str, str],
     free: Sequence[str],
     batches: Sequence[Arrays],
     trail: Trail,
@@ -43,11 +44,14 @@ def of_units(
 ) -> dict[Group, float]:
     """The harm of each of these units, or of groups of them where time is short.
 
+    Parameters:
+        before: weights that were rounded anew → those that units in floats have.
+
     Raises:
         InvalidModel: ONNX Runtime can't toggle this graph.
     """
     trail.phase("measure each layer's harm")
-    toggled = Toggled(judged, units_of(judged), folder)
+    toggled = Toggled(judged, units_of(judged).renamed(before), folder)
     start = time.monotonic()
     expected = [toggled.run(batches[0], ())]
     toggled.run(batches[0], free)
@@ -86,6 +90,11 @@ def as_judged(quantized: onnx.ModelProto, ranges: Ranges | None) -> onnx.ModelPr
         return quantized
     made = cpu_integers.with_results_quantized(quantized, ranges)
     narrow(made)
+    # Weights that only units in floats read, if there are any, are none of an engine's.
+    there = {tensor.name for tensor in made.graph.initializer}
+    made.graph.initializer.extend(
+        tensor for tensor in quantized.graph.initializer if tensor.name not in there
+    )
     return made
 
 

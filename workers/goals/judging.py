@@ -54,6 +54,11 @@ class Judged:
         """The lower the better."""
         return self.drop, self.error
 
+    @classmethod
+    def unknown(cls) -> Judged:
+        """Of a graph that hasn't been judged, or can't be: any other is better."""
+        return cls(drop=BROKEN, source=0.0, error=BROKEN)
+
 
 class Part:
     """Samples that graphs are judged on, beside what the source gives for them."""
@@ -84,7 +89,7 @@ class Part:
             )
         except AccuracyDropped:
             self._source.rewind()
-            return Judged(drop=BROKEN, source=0.0, error=BROKEN)
+            return Judged.unknown()
         assert found.task is not None
         return Judged(
             drop=found.task.drop, source=found.task.source, error=found.relative_error or 0.0

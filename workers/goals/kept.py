@@ -25,7 +25,7 @@ from workers.inputs.profiles import resolve_profiles
 from workers.inputs.samples import Arrays
 from workers.measure.judged import labelled
 
-#: Calibration samples for bias correction, channels' magnitudes and units' harm.
+#: Calibration samples for bias correction, channels' magnitudes, inputs' moments and units' harm.
 _SAMPLES = 128
 
 Quantise = Callable[[onnx.ModelProto], onnx.ModelProto]
@@ -71,6 +71,7 @@ def kept(
         batches=list(
             islice(batch.split(samples, size, smallest=batch.min), max(1, _SAMPLES // size))
         ),
+        batch=batch,
         shapes=batch.at(profile, size),
         folder=folder,
     )

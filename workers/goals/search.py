@@ -1,10 +1,11 @@
 """Looks for the fastest way to quantise a graph that keeps a metric.
 
-Plain first. If that loses too much, what costs no time in the engine: corrected biases, equalised channels.
-If that isn't enough, units are given back to floats. Each unit's harm is measured by quantising it alone, in
-one session; then those that harm most for the time they save are floats first, as many as the goal takes.
-What turns out to be harmless together is quantised again. All within a budget of seconds. What keeps the
-metric may have to be fast, too: then it is timed beside floats, and if it isn't, the next way is tried.
+Plain first. If that loses too much, what costs no time in the engine: corrected biases, equalised channels,
+weights rounded by what their products read. If that isn't enough, units are given back to floats. Each unit's
+harm is measured by quantising it alone, in one session; then those that harm most for the time they save are
+floats first, as many as the goal takes. What turns out to be harmless together is quantised again. All within
+a budget of seconds. What keeps the metric may have to be fast, too: then it is timed beside floats, and if it
+isn't, the next way is tried.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -66,6 +66,11 @@ class Units:
     @property
     def products(self) -> list[Unit]:
         return [unit for unit in self.all if unit.is_product]
+
+    def renamed(self, tensors: Mapping[str, str]) -> Units:
+        """The same with other tensors where nothing is quantised: weights that were rounded have others."""
+        edges = [replace(one, tensor=tensors.get(one.tensor, one.tensor)) for one in self.edges]
+        return replace(self, edges=edges)
 
 
 def units_of(model: onnx.ModelProto) -> Units:

@@ -1,22 +1,28 @@
-"""Ways to quantise all of a graph that cost an engine no time: plain, biases corrected, channels equal."""
+"""Ways to quantise all of a graph that cost an engine no time.
+
+Plain, biases corrected, channels equal, and weights rounded by what their products read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
 
 from farm.errors import FarmError
 from farm.specs.accuracy_goal import AccuracyGoal, Pins
-from workers.goals import bias, equalised, faster
-from workers.goals.judging import BROKEN, Forms, Judged
+from workers.goals import bias, equalised, faster, harm, rounding
+from workers.goals.judging import Forms, Judged
 from workers.goals.pins import pinned
 from workers.goals.trail import Trail
 from workers.goals.units import Units, units_of, without
-from workers.inputs.batch import Shapes
+from workers.inputs.batch import Batch, Shapes
 from workers.inputs.samples import Arrays, Runnable
+
+#: The share of the seconds left that rounding weights may take.
+_SHARE = 0.35
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +34,7 @@ class Given:
         plain: the same quantised.
         again: quantises another form of the source.
         batches: of the calibration data, as many as bias correction and ranges need.
+        batch: says where a batch may be cut.
         shapes: of the inputs at the profile's opt.
     """
 
@@ -35,6 +42,7 @@ class Given:
     plain: onnx.ModelProto
     again: Callable[[onnx.ModelProto], onnx.ModelProto]
     batches: Sequence[Arrays]
+    batch: Batch
     shapes: Shapes
     folder: Path
 
@@ -45,6 +53,7 @@ class Variant:
 
     Parameters:
         quantized: with the biases that it had.
+        before: weights that were rounded anew → those that they were made from, which it has besides.
     """
 
     name: str
@@ -54,8 +63,9 @@ class Variant:
     forms: Forms
     floats: frozenset[str]  #: units that the user keeps in floats
     kept: frozenset[str]  #: units that the user keeps quantised
+    before: Mapping[str, str] = field(default_factory=dict)
     corrected: bias.Corrected | None = None
-    judged: Judged = field(default_factory=lambda: Judged(drop=BROKEN, source=0.0, error=BROKEN))
+    judged: Judged = field(default_factory=Judged.unknown)
 
     def without(self, floats: Collection[str]) -> onnx.ModelProto:
         """The quantised graph in which these units compute in floats."""
@@ -89,32 +99,52 @@ class Variant:
 
 
 def variants(
-    given: Given, goal: AccuracyGoal, pins: Pins, trail: Trail, has_time: Callable[[], bool]
+    given: Given, goal: AccuracyGoal, pins: Pins, trail: Trail, has_time: Callable[[float], bool]
 ) -> Iterator[Variant]:
-    """Plain first, then each other way, as long as there is time to judge one more."""
-    plain = _variant("plain", given, given.source, given.plain, goal, pins)
-    yield plain
-    if has_time():
-        fixed = _corrected(plain, given, trail)
+    """Plain first, then each other way, as long as there is time to judge one more.
+
+    Each is judged by whoever takes it, before it asks for the next.
+
+    Parameters:
+        has_time: whether there is so much time besides what it takes to judge one.
+    """
+    made = []
+    for one in _whole(given, goal, pins, trail, has_time):
+        made.append(one)
+        yield one
+    if has_time(0.0):
+        best = min(made, key=lambda one: one.judged.rank)
+        again = _rounded(best, given, goal, trail, has_time)
+        if again is not None:
+            yield again
+
+
+def _whole(
+    given: Given, goal: AccuracyGoal, pins: Pins, trail: Trail, has_time: Callable[[float], bool]
+) -> Iterator[Variant]:
+    """Plain and equalised, each also with corrected biases."""
+    variant: Variant | None = _variant("plain", given, given.source, given.plain, goal, pins)
+    while variant is not None:
+        yield variant
+        fixed = _corrected(variant, given, goal, trail) if has_time(0.0) else None
         if fixed is not None:
             yield fixed
-    if not has_time():
-        return
+        is_last = variant.source is not given.source or not has_time(0.0)
+        variant = None if is_last else _equalised(given, goal, pins, trail)
+
+
+def _equalised(given: Given, goal: AccuracyGoal, pins: Pins, trail: Trail) -> Variant | None:
     trail.phase("equalise channels")
     even = equalised.equalised(given.source, given.batches, given.folder)
     if even is None:
-        return
+        return None
     source, count = even
     print(f"the channels of {count} activations are equalised", flush=True)
     try:
-        again = _variant("equalised", given, source, given.again(source), goal, pins)
+        return _variant("equalised", given, source, given.again(source), goal, pins)
     except FarmError as err:
         print(f"the equalised graph can't be quantised: {err.detail}", flush=True)
-        return
-    yield again
-    fixed = _corrected(again, given, trail) if has_time() else None
-    if fixed is not None:
-        yield fixed
+        return None
 
 
 def _variant(
@@ -138,19 +168,49 @@ def _variant(
     )
 
 
-def _corrected(variant: Variant, given: Given, trail: Trail) -> Variant | None:
+def _corrected(variant: Variant, given: Given, goal: AccuracyGoal, trail: Trail) -> Variant | None:
     trail.phase("correct biases")
-    made = bias.corrected(variant.quantized, variant.units, given.batches, given.folder)
+    made = bias.corrected(
+        variant.quantized, variant.units, given.batches, given.folder, seven_bits=goal.on_cpus
+    )
     if made is None:
         return None
     is_plain = variant.name == "plain"
-    return Variant(
-        name="biases corrected" if is_plain else f"{variant.name}, biases corrected",
-        source=variant.source,
-        quantized=variant.quantized,
-        units=variant.units,
-        forms=variant.forms,
-        floats=variant.floats,
-        kept=variant.kept,
+    name = "biases corrected" if is_plain else f"{variant.name}, biases corrected"
+    return replace(variant, name=name, corrected=made, judged=Judged.unknown())
+
+
+def _rounded(
+    variant: Variant,
+    given: Given,
+    goal: AccuracyGoal,
+    trail: Trail,
+    has_time: Callable[[float], bool],
+) -> Variant | None:
+    """The same with weights rounded anew, and with biases corrected for those."""
+    trail.phase("round weights")
+    until_s = trail.left_s * (1 - _SHARE)
+    ranges = variant.forms.ranges(variant.quantized) if goal.on_cpus else None
+    found = rounding.rounded(
+        variant.quantized,
+        harm.as_judged(variant.quantized, ranges),
+        variant.units,
+        given.batches,
+        given.batch,
+        given.folder,
+        seven_bits=goal.on_cpus,
+        has_time=lambda: has_time(until_s),
+    )
+    if found is None:
+        return None
+    made = bias.corrected(
+        found.model, variant.units, given.batches, given.folder, seven_bits=goal.on_cpus
+    )
+    return replace(
+        variant,
+        name="rounded by GPTQ" if variant.source is given.source else "equalised, rounded by GPTQ",
+        quantized=found.model,
+        before=found.before,
         corrected=made,
+        judged=Judged.unknown(),
     )

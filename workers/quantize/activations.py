@@ -57,7 +57,7 @@ def gathered(
         peaks: is told the largest magnitudes of each sample; needs ``batch``.
     """
     found = {name: Histogram.empty(counted=counted) for name in names}
-    pieces = _Pieces(batch)
+    pieces = Pieces(batch)
 
     def add(name: str, made: Arrays, count: int) -> None:
         values = made[name].astype(np.float32, copy=False)
@@ -101,7 +101,7 @@ def _extremes(values: NDArray[np.float32], count: int) -> tuple[NDArray[np.float
     return tuple(torch.stack(ends).numpy() for ends in zip(*pairs, strict=True))
 
 
-class _Pieces:
+class Pieces:
     """Cuts batches by the size of the activations that the pieces before had."""
 
     def __init__(self, batch: Batch | None) -> None:

@@ -40,7 +40,7 @@ def quantised_values(
     if not _is_of(node, tensors):
         return None
     made: NDArray[np.float64] = numpy_helper.to_array(_quantized(node, tensors)).astype(np.float64)
-    made *= _shaped(node, made, numpy_helper.to_array(tensors[node.input[1]]))
+    made *= shaped_scale(node, made, numpy_helper.to_array(tensors[node.input[1]]))
     return made
 
 
@@ -68,14 +68,14 @@ def _quantized(node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto]) ->
 def _scaled(
     node: onnx.NodeProto, weights: NDArray[np.float32], scale: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    scale = _shaped(node, weights, scale)
+    scale = shaped_scale(node, weights, scale)
     scaled: NDArray[np.float32] = np.divide(
         weights, scale, out=np.zeros_like(weights), where=scale != 0
     )
     return scaled
 
 
-def _shaped(
+def shaped_scale(
     node: onnx.NodeProto, weights: NDArray[np.floating], scale: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """The scales, along the axis of the weights that they are for."""
