@@ -17,6 +17,7 @@ from workers.goals.trail import Trail
 from workers.goals.units import Units, units_of, without
 from workers.inputs.batch import Shapes
 from workers.inputs.samples import Arrays, Runnable
+from workers.quantize.magnitudes import Magnitudes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class Given:
         source: the unquantised graph.
         plain: the same quantised.
         again: quantises another form of the source.
+        seen: the magnitudes of a quantised graph's values, by which GPUs' types are chosen.
         batches: of the calibration data, as many as bias correction and ranges need.
         shapes: of the inputs at the profile's opt.
     """
@@ -34,6 +36,7 @@ class Given:
     source: onnx.ModelProto
     plain: onnx.ModelProto
     again: Callable[[onnx.ModelProto], onnx.ModelProto]
+    seen: Callable[[onnx.ModelProto], Magnitudes]
     batches: Sequence[Arrays]
     shapes: Shapes
     folder: Path
@@ -132,7 +135,7 @@ def _variant(
         source=source,
         quantized=quantized,
         units=units,
-        forms=Forms(goal, source, given.batches, given.folder),
+        forms=Forms(goal, source, given.batches, given.seen, given.folder),
         floats=frozenset(floats),
         kept=frozenset(kept),
     )
