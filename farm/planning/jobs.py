@@ -193,6 +193,12 @@ def _rounds_results(params: StageParams) -> bool:
     return goal is not None and goal.on_cpus
 
 
+def _ends_in_halves(params: StageParams) -> bool:
+    """Whether a job looks for what keeps an accuracy with the rest in fp16, as GPUs compute it."""
+    goal = getattr(params, "goal", None)
+    return goal is not None and goal.on_gpus
+
+
 def _revision(params: StageParams) -> int:
     """What the version of a stage is raised by for the runtime, or for the weights that it loads."""
     target = params.target if isinstance(params, BuildParams) else None
@@ -200,6 +206,8 @@ def _revision(params: StageParams) -> int:
     raised = int(target is not None and target.runtime is Runtime.AOTINDUCTOR and target.gpu != CPU)
     # The results of convolutions were rounded up to their largest values.
     raised += _rounds_results(params)
+    # What was found for GPUs was judged with the rest in fp32.
+    raised += _ends_in_halves(params)
     architecture = getattr(params, "architecture", None)
     if architecture is None:
         return raised

@@ -61,6 +61,10 @@ class Search(Record):
     in_floats: Annotated[list[Name], Field(max_length=MOST_LISTED)] = Field(
         [], description="operators and tensors that could be quantised and aren't"
     )
+    in_fp32: Annotated[list[Name], Field(max_length=MOST_LISTED)] = Field(
+        [],
+        description="operators that GPUs compute in fp32, since in fp16 the goal was missed",
+    )
     tried: Annotated[list[Tried], Field(max_length=MOST_LISTED)] = []
     cut_short: bool = Field(False, description="whether the budget ended the search")
 

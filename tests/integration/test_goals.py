@@ -18,11 +18,13 @@ from tests.stage_bench import CPU, Bench, Digits, save_npz
 from workers.backends.ort.cpu import OrtModel
 from workers.goals import bias
 from workers.goals.equalised import equalised
+from workers.goals.halves import in_fp32
 from workers.goals.harm import narrow
 from workers.goals.toggles import Toggled
 from workers.goals.units import units_of, without
 from workers.graphs import walk
 from workers.graphs.compute import compute_of
+from workers.graphs.rounding import rounded_model
 from workers.inputs.batch import Batch
 from workers.inputs.samples import Arrays
 from workers.quantize import calibrated, modelopt
@@ -275,6 +277,64 @@ def test_layers_that_harm_most_are_given_back_to_floats(
     pinned = CalibrateParams(goal=goal, pins={"quantized": ["first", "second"]})
     error = bench.fails(AccuracyDropped, pinned, **given)
     assert "the closest has a drop of" in error.detail
+
+
+def _fading(tmp_path: Path) -> dict[str, Path]:
+    """A product whose scores pass through values at which fp16 has steps of four, and its data."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "m"], ["scores"], name="head"),
+        helper.make_node("Add", ["scores", "far"], ["there"], name="away"),
+        helper.make_node("Sub", ["there", "far"], ["y"], name="back"),
+    ]
+    weights = {
+        "m": _RANDOM.normal(0, 0.2, (16, 32)).astype(np.float32),
+        "far": np.full(1, 4096, np.float32),
+    }
+    source = small_graph(tmp_path / "m.onnx", *nodes, shape=("n", 16), weights=weights)
+    samples = _RANDOM.normal(0, 1, (160, 16)).astype(np.float32)
+    classes = _run(onnx.load(str(source)), {"x": samples}).argmax(axis=1)
+    return {
+        "onnx": source,
+        "calibration": save_npz(tmp_path / "calibration.npz", x=samples[:64]),
+        "evaluation": save_npz(tmp_path / "evaluation.npz", x=samples[64:], label=classes[64:]),
+    }
+
+
+def test_what_fp16_loses_is_fp32_for_gpus(bench: Bench, tmp_path: Path) -> None:
+    given = _fading(tmp_path)
+    goal = AccuracyGoal(max_drop=0.2, on_gpus=True, budget_s=3600)
+    without = bench.run(CalibrateParams(), onnx=given["onnx"], calibration=given["calibration"])
+    made = bench.run(CalibrateParams(goal=goal), **given)
+    right = []
+    with np.load(given["evaluation"]) as data:
+        for one in (without, made):
+            half = rounded_model(onnx.load(str(one.outputs["typed_half"])))
+            found = _run(half, {"x": data["x"]}).argmax(axis=1)
+            right.append(float((found == data["label"]).mean()))
+    assert right[0] < 0.5
+    assert right[1] >= 0.8
+    search = made.facts["search"]
+    assert search["in_fp32"] == ["away", "back"]
+    assert search["in_floats"] == []
+    assert search["tried"][-1]["what"] == "plain, 2 operators in fp32, all samples"
+    assert search["drop"] == pytest.approx(1 - right[1])
+    assert without.facts["remainder_nodes"] == {"fp16": 3}
+    assert made.facts["remainder_nodes"] == {"fp16": 1, "fp32": 2}
+
+
+def test_few_operators_are_fp32_and_all_of_them_where_time_is_short() -> None:
+    operators = [f"operator {n}" for n in range(13)]
+    asked: list[frozenset[str]] = []
+
+    def meets(wide: frozenset[str]) -> bool:
+        asked.append(wide)
+        return {"operator 3", "operator 4", "operator 11"} <= wide
+
+    found = in_fp32(operators, meets, lambda: True)
+    assert found == {"operator 3", "operator 4", "operator 11"}
+    assert len(asked) < 20
+    # Without time nothing is tried, and all of it is as it was seen to be met.
+    assert in_fp32(operators, meets, lambda: False) == set(operators)
 
 
 def test_a_goal_that_nothing_meets_says_what_came_closest(bench: Bench, tmp_path: Path) -> None:

@@ -589,6 +589,14 @@ def test_what_rounds_results_otherwise_is_built_anew_and_nothing_else():
     assert raised == {"calibrate digits:int8", "build digits:int8@cpu"}
 
 
+def test_what_was_found_for_gpus_with_the_rest_in_fp32_is_looked_for_anew():
+    version = STAGES[JobKind.CALIBRATE].version
+    assert calibrated(evaluation=None).stage == version
+    assert calibrated().stage == version + 1
+    # And results were rounded otherwise.
+    assert calibrated(targets=["sm_89", "cpu"]).stage == version + 2
+
+
 def test_a_latency_that_nothing_would_look_for_is_refused():
     asked = BUILD_EXAMPLE["evaluation"] | {"max_latency_ratio": 0.8}
     data = BUILD_EXAMPLE["calibration"]

@@ -12,8 +12,10 @@ from farm.errors import AccuracyDropped, LatencyMissed, StageFailed
 from farm.reports.records import MOST_LISTED
 from farm.reports.search import Search
 from farm.specs.accuracy_goal import AccuracyGoal
-from workers.goals import faster
+from farm.specs.counted import counted
+from workers.goals import faster, halves
 from workers.goals.costs import Costs, costs_of
+from workers.goals.halves import Halved
 from workers.goals.judging import BROKEN, Judged, Jury
 from workers.goals.trail import Trail
 from workers.goals.variants import Given, Variant
@@ -25,8 +27,15 @@ _MARGIN = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
+    """What meets the goal.
+
+    Parameters:
+        wide: operators that GPUs compute in fp32 for that, by their first outputs.
+    """
+
     quantized: onnx.ModelProto
     report: Search
+    wide: frozenset[str] = frozenset()
 
 
 class Miss(Enum):
@@ -43,6 +52,23 @@ class _Slow:
     latency_ratio: float
     drop: float
     what: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ended:
+    """A graph as engines are built of it.
+
+    Parameters:
+        held: where it is held out.
+        whole: on all samples.
+        wide: operators in fp32 that fp16 holds, by their first outputs; ``names`` by their names.
+    """
+
+    quantized: onnx.ModelProto
+    held: Judged
+    whole: Judged
+    wide: frozenset[str]
+    names: list[str]
 
 
 class Attempts:
@@ -80,23 +106,57 @@ class Attempts:
         """What was found, if it also meets the goal where it is held out, and on the whole."""
         since = self.trail.spent_s
         self.trail.phase("check what is held out")
-        quantized = variant.without(floats)
-        held, whole = self._jury.finally_(variant.forms.of(quantized))
-        miss = None if self.holds(held) and self.holds(whole) else Miss.DROP
+        ended = self._ended(variant, floats)
+        miss = None if self.holds(ended.held) and self.holds(ended.whole) else Miss.DROP
         latency_ratio, most = None, self.goal.max_latency_ratio
         if most is not None and miss is None:
             self.trail.phase("time it beside floats")
             latency_ratio = variant.latency_ratio(floats, self.given.batches[0])
             if latency_ratio > most:
                 miss = Miss.LATENCY
-                self._remember(latency_ratio, whole.drop, variant.words(floats))
+                self._remember(latency_ratio, ended.whole.drop, variant.words(floats))
         self._tell(
-            variant, floats, whole, since, kept=miss is None, held=held, latency_ratio=latency_ratio
+            variant,
+            floats,
+            ended.whole,
+            since,
+            kept=miss is None,
+            held=ended.held,
+            latency_ratio=latency_ratio,
+            wide=len(ended.names),
         )
         if miss is not None:
             return miss
-        report = self._report(variant, floats, whole, held, latency_ratio)
-        return Found(quantized=quantized, report=report)
+        report = self._report(variant, floats, ended, latency_ratio)
+        return Found(quantized=ended.quantized, report=report, wide=ended.wide)
+
+    def _ended(self, variant: Variant, floats: frozenset[str]) -> _Ended:
+        """How it does as its engines are built, with what loses too much in fp16 in fp32."""
+        quantized = variant.without(floats)
+        forms, wide = variant.forms, frozenset[str]()
+        halved = forms.halved(quantized)
+        held, whole = self._jury.finally_(forms.ends(quantized, halved))
+        if halved is not None and not (self.holds(held) and self.holds(whole)):
+            wide = self._in_fp32(variant, halved)
+            if wide:
+                self.trail.phase("check what is held out")
+                held, whole = self._jury.finally_(forms.ends(quantized, halved, wide))
+        names = halved.names(wide) if halved else []
+        return _Ended(quantized=quantized, held=held, whole=whole, wide=wide, names=names)
+
+    def _in_fp32(self, variant: Variant, halved: Halved) -> frozenset[str]:
+        """Operators that miss the goal in fp16 where the search chooses; none if it isn't fp16 that does."""
+
+        def meets(wide: frozenset[str]) -> bool:
+            subjects = variant.forms.in_halves(halved, wide)
+            return self.holds(self._jury.judge(subjects))
+
+        self.trail.phase("find what misses in fp16")
+        operators = halved.operators
+        for wide, is_met in ((frozenset[str](), False), (frozenset(operators), True)):
+            if not self.has_time() or meets(wide) is not is_met:
+                return frozenset()
+        return halves.in_fp32(operators, meets, self.has_time)
 
     def _remember(self, latency_ratio: float, drop: float, what: str) -> None:
         if self._fastest is None or latency_ratio < self._fastest.latency_ratio:
@@ -175,8 +235,10 @@ class Attempts:
         kept: bool,
         held: Judged | None = None,
         latency_ratio: float | None = None,
+        wide: int = 0,
     ) -> None:
         what = variant.words(floats)
+        what += f", {counted(wide, 'operator')} in fp32" if wide else ""
         self.trail.add(
             what if held is None else f"{what}, all samples",
             judged,
@@ -192,8 +254,7 @@ class Attempts:
         self,
         variant: Variant,
         floats: Collection[str],
-        whole: Judged,
-        held: Judged,
+        ended: _Ended,
         latency_ratio: float | None,
     ) -> Search:
         costs, jury = self.costs_of(variant), self._jury
@@ -203,19 +264,20 @@ class Attempts:
             max_drop=self.goal.max_drop,
             max_latency_ratio=self.goal.max_latency_ratio,
             latency_ratio=latency_ratio,
-            source=whole.source,
+            source=ended.whole.source,
             budget_s=self.goal.budget_s,
             spent_s=round(self.trail.spent_s, 3),
             samples=jury.chosen_by.count,
             held_out=jury.held.count if jury.held is not jury.all else 0,
-            drop=whole.drop,
-            held_out_drop=held.drop,
+            drop=ended.whole.drop,
+            held_out_drop=ended.held.drop,
             int8_share=costs.share(variant.int8(floats)),
             predicted_time=self.predicted(variant, floats),
             measured_times=costs.measured,
             method=variant.name,
             units=len(variant.units.all),
             in_floats=[name[:4096] for name in names[:MOST_LISTED]],
+            in_fp32=[name[:4096] for name in ended.names[:MOST_LISTED]],
             tried=self.trail.tried,
             cut_short=self.cut_short,
         )

@@ -6,7 +6,7 @@ A part of the samples is held out: nothing is chosen by it, and what is kept has
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,15 @@ from farm.errors import AccuracyDropped, InvalidData
 from farm.reports.accuracy import Accuracy
 from farm.specs.accuracy_goal import AccuracyGoal
 from workers.backends.ort.cpu import OrtModel, fastest_providers
+from workers.goals.halves import Halved
 from workers.graphs import files
+from workers.graphs.rounding import rounded_model
 from workers.inputs.batch import Batch
 from workers.inputs.samples import Arrays, Runnable
 from workers.measure.judged import compare
 from workers.quantize import activations
 from workers.quantize.cpu_integers import Ranges, integer_graph
+from workers.quantize.magnitudes import Magnitudes
 from workers.quantize.ranges import fitting
 from workers.quantize.stored_weights import fold_quantized_weights
 
@@ -134,11 +137,12 @@ def _rows_of(samples: Arrays, batch: Batch) -> Arrays:
 
 
 class Forms:
-    """The forms in which a quantised graph will run: as it is written on GPUs, in integers on CPUs.
+    """The forms in which a quantised graph will run: on GPUs with the rest in fp16, in integers on CPUs.
 
     Parameters:
         source: unquantised, for the ranges that integers need.
         batches: of the calibration data.
+        seen: the magnitudes of a quantised graph's values, by which GPUs' types are chosen.
     """
 
     def __init__(
@@ -146,19 +150,47 @@ class Forms:
         goal: AccuracyGoal,
         source: onnx.ModelProto,
         batches: Sequence[Arrays],
+        seen: Callable[[onnx.ModelProto], Magnitudes],
         folder: Path,
     ) -> None:
-        self._goal, self._folder = goal, folder
+        self._goal, self._seen, self._folder = goal, seen, folder
         self._source, self._batches = source, batches
         self._limits: dict[str, float] = {}
 
     def of(self, quantized: onnx.ModelProto) -> list[Runnable]:
+        """What is searched by: for GPUs the graph as it is written, whose rest is fp32."""
         made: list[Runnable] = []
         if self._goal.on_gpus:
             made.append(self._session(_folded(quantized), is_engine=False))
         if self._goal.on_cpus:
             made.append(self.on_cpu(quantized))
         return made
+
+    def halved(self, quantized: onnx.ModelProto) -> Halved | None:
+        """What GPUs get of a graph; None if none runs it."""
+        if not self._goal.on_gpus:
+            return None
+        folded = _folded(quantized)
+        return Halved(folded, self._seen(folded))
+
+    def ends(
+        self, quantized: onnx.ModelProto, halved: Halved | None, wide: Collection[str] = ()
+    ) -> list[Runnable]:
+        """What all engines are built of, each result that is fp16 or bf16 rounded to it.
+
+        Parameters:
+            wide: operators that are fp32 for GPUs although fp16 holds their values.
+        """
+        made: list[Runnable] = [] if halved is None else self.in_halves(halved, wide)
+        if self._goal.on_cpus:
+            made.append(self.on_cpu(quantized))
+        return made
+
+    def in_halves(self, halved: Halved, wide: Collection[str] = ()) -> list[Runnable]:
+        """What engines for GPUs are built of."""
+        return [
+            self._session(rounded_model(model), is_engine=False) for model in halved.forms(wide)
+        ]
 
     def on_cpu(self, quantized: onnx.ModelProto) -> Runnable:
         folded = _folded(quantized)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from workers.inputs.batch import Batch
 from workers.inputs.profiles import resolve_profiles
 from workers.inputs.samples import Arrays
 from workers.measure.judged import labelled
+from workers.quantize.magnitudes import Magnitudes
 
 #: Calibration samples for bias correction, channels' magnitudes, inputs' moments and units' harm.
 _SAMPLES = 128
@@ -31,22 +33,38 @@ _SAMPLES = 128
 Quantise = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A calibrated graph.
+
+    Parameters:
+        search: how it was found; None without a goal.
+        wide: operators that GPUs compute in fp32 for the goal's sake, by their first outputs.
+    """
+
+    quantized: onnx.ModelProto
+    search: Search | None = None
+    wide: frozenset[str] = frozenset()
+
+
 def kept(
     params: CalibrateParams,
     model: onnx.ModelProto,
     quantised: Quantise,
+    seen: Callable[[onnx.ModelProto], Magnitudes],
     samples: Arrays,
     batch: Batch,
     *,
     evaluation: Path | None,
     folder: Path,
     progress: ReportProgress,
-) -> tuple[onnx.ModelProto, Search | None]:
-    """The quantised graph that keeps the goal, and how it was found; without a goal the plain one.
+) -> Kept:
+    """The quantised graph that keeps the goal; without a goal the plain one.
 
     Parameters:
         model: with its weights.
         quantised: quantises a graph from the calibration data.
+        seen: the magnitudes of a quantised graph's values on them.
         samples: the calibration data.
         evaluation: what the goal is judged by.
 
@@ -58,7 +76,7 @@ def kept(
     """
     plain = quantised(model)
     if params.goal is None or evaluation is None:
-        return _pinned(plain, params.pins), None
+        return Kept(quantized=_pinned(plain, params.pins))
     trail = Trail(params.goal.budget_s, progress)
     inputs, ranges = interface.input_specs(model), interface.axis_ranges(model)
     profile = resolve_profiles(inputs, params.profiles, ranges)[0]
@@ -68,6 +86,7 @@ def kept(
         source=source,
         plain=plain,
         again=quantised,
+        seen=seen,
         batches=list(
             islice(batch.split(samples, size, smallest=batch.min), max(1, _SAMPLES // size))
         ),
@@ -88,7 +107,7 @@ def kept(
     )
     jury = Jury(_reference(source, folder), evaluated, labels, judged_by, params.goal)
     made = search.found(given, params.goal, params.pins, jury, trail)
-    return made.quantized, made.report
+    return Kept(quantized=made.quantized, search=made.report, wide=made.wide)
 
 
 def _pinned(quantized: onnx.ModelProto, pins: Pins) -> onnx.ModelProto:

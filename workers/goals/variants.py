@@ -20,6 +20,7 @@ from workers.goals.trail import Trail
 from workers.goals.units import Units, units_of, without
 from workers.inputs.batch import Batch, Shapes
 from workers.inputs.samples import Arrays, Runnable
+from workers.quantize.magnitudes import Magnitudes
 
 #: The share of the seconds left that rounding weights may take.
 _SHARE = 0.35
@@ -33,6 +34,7 @@ class Given:
         source: the unquantised graph.
         plain: the same quantised.
         again: quantises another form of the source.
+        seen: the magnitudes of a quantised graph's values, by which GPUs' types are chosen.
         batches: of the calibration data, as many as bias correction and ranges need.
         batch: says where a batch may be cut.
         shapes: of the inputs at the profile's opt.
@@ -41,6 +43,7 @@ class Given:
     source: onnx.ModelProto
     plain: onnx.ModelProto
     again: Callable[[onnx.ModelProto], onnx.ModelProto]
+    seen: Callable[[onnx.ModelProto], Magnitudes]
     batches: Sequence[Arrays]
     batch: Batch
     shapes: Shapes
@@ -162,7 +165,7 @@ def _variant(
         source=source,
         quantized=quantized,
         units=units,
-        forms=Forms(goal, source, given.batches, given.folder),
+        forms=Forms(goal, source, given.batches, given.seen, given.folder),
         floats=frozenset(floats),
         kept=frozenset(kept),
     )

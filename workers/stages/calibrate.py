@@ -7,23 +7,20 @@ products, bf16 on GPUs that have it.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto
 
-from farm.errors import CalibrationFailed, FarmError, InvalidData
+from farm.errors import CalibrationFailed, InvalidData
 from farm.formats import calibration_caches
 from farm.formats.archives import Malformed
 from farm.planning import policy
 from farm.reports.quantization import AS_IT_CAME
 from farm.reports.records import MOST_LISTED
-from farm.reports.search import Search
 from farm.specs.gpus import CPU
 from farm.specs.precision import Precision
 from farm.specs.roles import Role
@@ -31,30 +28,24 @@ from farm.specs.runtime import Runtime, Target
 from farm.specs.source import DataKind
 from farm.stages import CalibrateFacts, CalibrateParams
 from workers.goals import kept as goals
-from workers.graphs import casting, check, files, interface, opsets, shapes, standard, walk
+from workers.graphs import check, files, interface, shapes, standard, walk
 from workers.inputs.batch import Batch
 from workers.inputs.profiles import resolve_profiles
 from workers.inputs.samples import Arrays, samples_for
 from workers.quantize import (
     calibrated,
-    choosing,
     fidelity,
     imported,
     kept_histograms,
     modelopt,
     placement,
     qat,
+    remainder,
     rules,
 )
-from workers.quantize.magnitudes import MAX_SAMPLES, Magnitudes, measured
+from workers.quantize.magnitudes import MAX_SAMPLES, Magnitudes
 from workers.quantize.stored_weights import fold_quantized_weights
 from workers.stages.base import Stage, StageResult
-
-_NAMES = {
-    TensorProto.FLOAT: str(Precision.FP32),
-    TensorProto.FLOAT16: str(Precision.FP16),
-    TensorProto.BFLOAT16: str(Precision.BF16),
-}
 
 #: Nodes named for each rule, and how much of their names.
 _NAMED, _NAME_LENGTH = 100, 200
@@ -84,7 +75,8 @@ def run(stage: Stage) -> StageResult:
         raise _too_few(count, batch)
 
     files.load_weights(model, file)
-    quantized, search, found = _quantised(stage, params, model, samples, batch, size)
+    kept, found = _quantised(stage, params, model, samples, batch, size)
+    quantized = kept.quantized
     pairs = walk.qdq_pairs(quantized)
     stage.progress("compare layers", None)
     snr_db = fidelity.by_layer(quantized, fidelity.few(samples, batch), stage.workdir)
@@ -95,9 +87,8 @@ def run(stage: Stage) -> StageResult:
     typed = stage.workdir / "typed.onnx"
     files.save_model(quantized, typed)
     stage.progress("cast the remainder", None)
-    telling = _telling(quantized, samples, batch, size, found.extreme)
-    largest = placement.with_dequantized(quantized, found.largest)
-    outputs, remainder = _write_for_gpus(stage, quantized, telling, largest)
+    magnitudes = _magnitudes(stage, quantized, samples, batch, size, found)
+    outputs, types = _write_for_gpus(stage, quantized, magnitudes, kept.wide)
     outputs[Role.HISTOGRAMS] = histograms
     if policy.refusal(_CPU, params.precision) is None:
         outputs[Role.TYPED] = typed
@@ -109,14 +100,14 @@ def run(stage: Stage) -> StageResult:
         method=params.method,
         chosen=found.chosen,
         qdq_pairs=pairs,
-        remainder=max(remainder, key=lambda name: remainder[name]),
-        remainder_nodes=remainder,
+        remainder=max(types, key=lambda name: types[name]),
+        remainder_nodes=types,
         snr_db=snr_db,
         left_in_float=_named(rules.left_in_float(quantized)),
         opset=shapes.opset_of(quantized),
     )
-    if search is not None:
-        facts = facts.model_copy(update={"search": search})
+    if kept.search is not None:
+        facts = facts.model_copy(update={"search": kept.search})
     return StageResult(outputs=outputs, facts=facts)
 
 
@@ -127,7 +118,7 @@ def _quantised(
     samples: Arrays,
     batch: Batch,
     size: int,
-) -> tuple[onnx.ModelProto, Search | None, calibrated.Calibration]:
+) -> tuple[goals.Kept, calibrated.Calibration]:
     """The graph with Q/DQ, how it was found if there is a goal, and its calibration."""
     count = batch.count(samples)
     # ModelOpt only asks whether there is one row, or there are more.
@@ -151,20 +142,39 @@ def _quantised(
         made.append(found)
         return placed
 
-    quantized, search = goals.kept(
+    def seen(graph: onnx.ModelProto) -> Magnitudes:
+        one = calibrated.of_graph(made, graph, params.precision)
+        return _magnitudes(stage, graph, samples, batch, size, one)
+
+    kept = goals.kept(
         params,
         model,
         quantised,
+        seen,
         samples,
         batch,
         evaluation=stage.inputs.get(Role.EVALUATION),
         folder=stage.workdir,
         progress=stage.progress,
     )
-    found = calibrated.of_graph(made, quantized, params.precision)
+    found = calibrated.of_graph(made, kept.quantized, params.precision)
     for name, lost in found.not_finite.items():
         print(f"{lost} values of {name} are infinite or NaN: its range is that of the others")
-    return quantized, search, found
+    return kept, found
+
+
+def _magnitudes(
+    stage: Stage,
+    quantized: onnx.ModelProto,
+    samples: Arrays,
+    batch: Batch,
+    size: int,
+    found: calibrated.Calibration,
+) -> Magnitudes:
+    """What the types of a graph's remainder are chosen by."""
+    telling = _telling(quantized, samples, batch, size, found.extreme)
+    largest = placement.with_dequantized(quantized, found.largest)
+    return remainder.measured(quantized, telling, stage.workdir, largest)
 
 
 def _named(found: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -192,7 +202,8 @@ def _as_it_is(
     files.save_model(model, typed)
     stage.progress("cast the remainder", None)
     taken = qat.for_gpus(model)
-    outputs, remainder = _write_for_gpus(stage, taken, [first], {})
+    magnitudes = remainder.measured(taken, [first], stage.workdir, {})
+    outputs, types = _write_for_gpus(stage, taken, magnitudes)
     if policy.refusal(_CPU, params.precision) is None:
         outputs[Role.TYPED] = typed
     facts = CalibrateFacts(
@@ -200,8 +211,8 @@ def _as_it_is(
         precision=str(params.precision),
         method=AS_IT_CAME,
         qdq_pairs=walk.qdq_pairs(model),
-        remainder=max(remainder, key=lambda name: remainder[name]),
-        remainder_nodes=remainder,
+        remainder=max(types, key=lambda name: types[name]),
+        remainder_nodes=types,
         remainder_by=str(kind),
         opset=shapes.opset_of(model),
     )
@@ -231,7 +242,8 @@ def _with_ranges(
     typed = stage.workdir / "typed.onnx"
     files.save_model(quantized, typed)
     stage.progress("cast the remainder", None)
-    outputs, remainder = _write_for_gpus(stage, quantized, [first], {})
+    magnitudes = remainder.measured(quantized, [first], stage.workdir, {})
+    outputs, types = _write_for_gpus(stage, quantized, magnitudes)
     outputs[Role.TYPED] = typed
     facts = CalibrateFacts(
         samples=0,
@@ -240,8 +252,8 @@ def _with_ranges(
         chosen={"tensorrt-cache": made.given},
         without_range=list(made.absent[:MOST_LISTED]),
         qdq_pairs=pairs,
-        remainder=max(remainder, key=lambda name: remainder[name]),
-        remainder_nodes=remainder,
+        remainder=max(types, key=lambda name: types[name]),
+        remainder_nodes=types,
         remainder_by=str(kind),
         opset=shapes.opset_of(quantized),
     )
@@ -285,61 +297,27 @@ def _telling(
 def _write_for_gpus(
     stage: Stage,
     quantized: onnx.ModelProto,
-    batches: Sequence[Arrays],
-    largest: Mapping[str, float],
+    magnitudes: Magnitudes,
+    wide: Collection[str] = (),
 ) -> tuple[dict[str, Path], dict[str, int]]:
     """``typed_fp16`` and ``typed_half``, and how many operators of the latter's remainder have each type.
 
     Parameters:
-        largest: magnitudes that are known of more samples than these.
+        wide: operators that are fp32 although fp16 holds their values.
     """
     paths: dict[str, Path] = {
         role: stage.workdir / f"{role}.onnx" for role in (Role.TYPED_FP16, Role.TYPED_HALF)
     }
-    try:
-        magnitudes = measured(quantized, batches, stage.workdir, largest)
-        fp16, chosen = _with_remainder(quantized, magnitudes, None)
-        files.save_model(fp16, paths[Role.TYPED_FP16])
-        if chosen.why:
-            reasons = ", ".join(f"{why} ({n})" for why, n in sorted(chosen.counts().items()))
-            print(f"{len(chosen.why)} operators of the remainder stay in fp32: {reasons}")
-        if not choosing.products_out_of_range(quantized, chosen):
-            paths[Role.TYPED_HALF].hardlink_to(paths[Role.TYPED_FP16])
-            return paths, _count(quantized, chosen)
-        # The names of the measured tensors stay the same.
-        newer = opsets.upgraded(quantized, casting.BF16_OPSET)
-        half, chosen = _with_remainder(newer, magnitudes, TensorProto.BFLOAT16)
-        files.save_model(half, paths[Role.TYPED_HALF])
-    except FarmError:
-        raise
-    except Exception as err:  # onnx's inference and converter may raise anything
-        raise CalibrationFailed(
-            f"the remainder of the quantised graph can't be typed: {check.brief(err)}",
-            hint="choose fp16 or bf16, and report the graph's operators",
-        ) from err
-    return paths, _count(newer, chosen)
-
-
-def _with_remainder(
-    quantized: onnx.ModelProto, magnitudes: Magnitudes, instead: int | None
-) -> tuple[onnx.ModelProto, choosing.Chosen]:
-    chosen = choosing.choose(
-        quantized, magnitudes, TensorProto.FLOAT16, DataKind.CALIBRATION, instead=instead
-    )
-    made = casting.typed(quantized, chosen.types)
-    check.check_model(made)
-    interface.keep_axis_ranges(made, interface.axis_ranges(quantized))
-    return made, chosen
-
-
-def _count(quantized: onnx.ModelProto, chosen: choosing.Chosen) -> dict[str, int]:
-    """Operators by type: type → count, without Q/DQ."""
-    counts: Counter[str] = Counter({str(Precision.FP16): 0})
-    for node in walk.all_nodes(quantized.graph):
-        name = node.output[0] if node.output else ""
-        if node.op_type not in walk.QDQ_OPS and (name in chosen.types or name in chosen.why):
-            counts[_NAMES[chosen.types.get(name, TensorProto.FLOAT)]] += 1
-    return dict(counts)
+    made = remainder.for_gpus(quantized, magnitudes, wide)
+    files.save_model(made.fp16, paths[Role.TYPED_FP16])
+    if made.why:
+        reasons = ", ".join(f"{why} ({n})" for why, n in sorted(made.why.items()))
+        print(f"{sum(made.why.values())} operators of the remainder stay in fp32: {reasons}")
+    if made.half is None:
+        paths[Role.TYPED_HALF].hardlink_to(paths[Role.TYPED_FP16])
+    else:
+        files.save_model(made.half, paths[Role.TYPED_HALF])
+    return paths, dict(made.types)
 
 
 def batch_size(asked: int, batch: Batch) -> int:
