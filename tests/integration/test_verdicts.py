@@ -18,6 +18,7 @@ from farm.stages import JobKind, MeasureParams
 from workers.clocks.host import Pace
 from workers.inputs.batch import Batch
 from workers.measure import cpu
+from workers.measure import invariance as measure_invariance
 from workers.measure.invariance import batch_invariance
 from workers.stages import base
 from workers.stages.base import Stage
@@ -193,6 +194,38 @@ def test_rows_that_have_nothing_to_do_with_each_other_hold():
 
 def test_a_source_whose_rows_depend_on_each_other_may_have_such_an_engine():
     assert invariance(Rows(leak=0.5), Rows(leak=0.5)).holds is True
+
+
+class Tail:
+    """Adds a bias to each row, and is wrong beyond so many of them, as a kernel for large batches may be."""
+
+    def __init__(self, right: int, by: float = 1.0) -> None:
+        self._right, self._by = right, by
+
+    def run(self, arrays):
+        x = arrays["x"]
+        wrong = np.arange(len(x))[:, None] >= self._right
+        return {"y": np.where(wrong, x + 1 + self._by, x + 1)}
+
+
+@pytest.mark.parametrize("low", [1, 2])
+def test_an_engine_that_is_wrong_at_the_largest_batch_alone_is_found(low):
+    found = invariance(Tail(right=32), Rows(), low=low, high=64)
+    assert (found.batch, found.holds) == (64, False)
+    assert found.max_error > 0.05
+    whole = invariance(Tail(right=64), Rows(), low=low, high=64)
+    assert (whole.batch, whole.holds, whole.max_error) == (64, True, 0.0)
+    assert invariance(Tail(right=32), Rows(), low=low, high=32).holds is True
+
+
+def test_nan_in_the_last_row_of_the_largest_batch_is_found():
+    assert invariance(Tail(right=63, by=np.nan), Rows(), high=64).holds is False
+
+
+def test_the_largest_batch_is_left_out_if_it_would_take_long(monkeypatch):
+    monkeypatch.setattr(measure_invariance, "_MAX_RUN_S", 0.0)
+    found = invariance(Tail(right=32), Rows(), high=64)
+    assert (found.batch, found.holds) == (4, True)
 
 
 def test_a_fixed_batch_has_no_rows_to_compare():
