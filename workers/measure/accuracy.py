@@ -46,7 +46,7 @@ class OutputComparison:
     labels: NDArray[np.generic] | None = None
     varying: dict[str, int] = field(default_factory=dict)
     samples: int = 0
-    not_finite: int = 0  #: values that are finite in the source and not in the engine
+    not_finite: int = 0  #: values that are NaN or infinite in one, and not the same in the other
     _outputs: dict[str, _Output] = field(default_factory=dict)
     #: one share per batch in which sizes differ
     _matched: list[float] = field(default_factory=list)
@@ -202,10 +202,10 @@ class _Output:
     def _add_floats(
         self, left: NDArray[np.float64], right: NDArray[np.float64], count: int
     ) -> None:
-        is_number, stays = np.isfinite(left), np.isfinite(right)
+        both = np.isfinite(left) & np.isfinite(right)
         same = (left == right) | (np.isnan(left) & np.isnan(right))
-        self.not_finite += int((~same & (is_number ^ stays)).sum())
-        both = is_number & stays
+        # Another infinity, or NaN for one, is as wrong as either for a number.
+        self.not_finite += int((~same & ~both).sum())
         error = np.abs(np.where(both, left, 0.0) - np.where(both, right, 0.0))
         self.max_abs_error = max(self.max_abs_error, float(error.max(initial=0.0)))
         self._values += int(both.sum())

@@ -144,7 +144,8 @@ def _refuse_unfit(comparison: OutputComparison, samples: Arrays, batch: Batch) -
         )
     if comparison.not_finite:
         raise AccuracyDropped(
-            f"{comparison.not_finite} of the outputs are NaN or infinite, and finite in the source",
+            f"{comparison.not_finite} of the outputs are NaN or infinite in the engine or in the source, and "
+            "not the same in the other",
             hint="choose bf16 or fp32, or for int8 a GPU that has bf16 (sm_80 and later): values of this "
             "model leave the range of fp16",
         )
