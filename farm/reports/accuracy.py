@@ -49,6 +49,9 @@ class OutputAccuracy(OpenRecord):
     relative_error: Number | None = None
     max_abs_error: Number | None = None
     not_finite: Count | None = None
+    in_task: bool | None = Field(
+        None, description="whether the task's metric reads it; null without labels"
+    )
 
 
 class BatchInvariance(OpenRecord):

@@ -232,6 +232,46 @@ def test_a_drop_that_the_user_allows_outranks_likeness():
         refuse_broken(facts_of(source, engine, labels=np.zeros(64, np.int64)), 0.01)
 
 
+def beside(engine, **more):
+    """A classifier whose labels are right, and what an engine makes of an output beside its scores."""
+    scores = rng.standard_normal((64, 6)).astype(np.float32)
+    source = {"y": scores, "z": rng.standard_normal((64, 6)).astype(np.float32)}
+    source |= {"k": rng.integers(0, 9, 64)}
+    made = source | {name: made(source[name]) for name, made in engine.items()}
+    return compared(source, made, labels=scores.argmax(axis=1), **more)[0]
+
+
+def test_a_drop_that_the_user_allows_says_nothing_of_outputs_that_the_task_does_not_read():
+    facts = beside({"z": np.zeros_like})
+    assert [(one.name, one.in_task) for one in facts.outputs] == [
+        ("y", True),
+        ("z", False),
+        ("k", False),
+    ]
+    assert facts.task.drop == 0.0
+    with pytest.raises(AccuracyDropped, match=r"'z', which top-1 doesn't read.* is 0\.000 over 64"):
+        refuse_broken(facts, 0.01)
+
+
+@pytest.mark.parametrize("max_drop", [None, 0.01])
+def test_an_output_beside_the_tasks_has_the_gate_for_errors(max_drop):
+    facts = beside({"z": lambda z: z * 2})
+    refuse_broken(facts, max_drop)
+    [doubt] = doubts(facts, QuantizedGates(), max_drop)
+    assert (
+        "the error of 'z', which top-1 doesn't read, is 1 of its spread (0.35 is the gate)" in doubt
+    )
+    assert doubts(facts, QuantizedGates(outputs={"z": 2.0}), max_drop) == []
+    assert doubts(beside({"y": lambda y: y * 2}), QuantizedGates(), max_drop) == []
+
+
+@pytest.mark.parametrize("max_drop", [None, 0.01])
+def test_integers_beside_the_tasks_output_have_the_gate_for_agreement(max_drop):
+    [doubt] = doubts(beside({"k": lambda k: k + 1}), QuantizedGates(), max_drop)
+    assert "0.0% (90% is the gate) over 64 samples" in doubt
+    assert doubts(beside({}), QuantizedGates(), max_drop) == []
+
+
 def test_figures_on_random_data_say_so():
     facts = facts_of(*scores(64, 12)).model_copy(update={"data": DataKind.RANDOM})
     assert "64 random samples" in doubts(facts, Gates(), None)[0]

@@ -7,7 +7,7 @@ booleans by the share of equal values; outputs whose size depends on the data it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -92,6 +92,9 @@ class OutputComparison:
         agreement = _agreement(classes)
         equal, equal_interval = _worst([one.equal() for one in compared if not one.is_float])
         matched, matched_interval = _worst([np.asarray(self._matched)] if self._matched else [])
+        outputs = [one.found() for one in compared]
+        outputs += [OutputAccuracy(name=name, kind="items") for name in self.varying]
+        task = next(filter(None, (output.task() for output in by_kind)), None)
         return Accuracy(
             samples=self.samples,
             top1_agreement=agreement.share,
@@ -109,9 +112,8 @@ class OutputComparison:
             relative_error=max((e for e in errors if e is not None), default=None),
             max_abs_error=max((o.max_abs_error for o in compared if o.is_float), default=None),
             all_nan=[output.name for output in compared if output.is_all_nan],
-            outputs=[one.found() for one in compared]
-            + [OutputAccuracy(name=name, kind="items") for name in self.varying],
-            task=next(filter(None, (output.task() for output in by_kind)), None),
+            outputs=in_task(outputs, [task.output]) if task else outputs,
+            task=task,
         )
 
 
@@ -269,7 +271,16 @@ class _Output:
     def task(self) -> Task | None:
         """Top-1 accuracy; None without labels, or if the output lacks their shape or classes."""
         before, after = self._hits
-        return _task(*map(np.concatenate, (before, after))) if self._is_judged and before else None
+        if not self._is_judged or not before:
+            return None
+        return _task(self.name, *map(np.concatenate, (before, after)))
+
+
+def in_task(
+    outputs: Sequence[OutputAccuracy], read: Collection[str | None]
+) -> list[OutputAccuracy]:
+    """The outputs, each with whether it is among those that the task's metric reads."""
+    return [one.model_copy(update={"in_task": one.name in read}) for one in outputs]
 
 
 def _batch_axis(array: NDArray[np.generic], axis: int | None, count: int) -> int | None:
@@ -349,13 +360,14 @@ def _worst(
     return mean, intervals.of_share(mean, len(worst))
 
 
-def _task(before: NDArray[np.float64], after: NDArray[np.float64]) -> Task:
+def _task(output: str, before: NDArray[np.float64], after: NDArray[np.float64]) -> Task:
     """Accuracy before and after, per sample: a sample with several positions may be partly right."""
     count = len(before)
     of_source, of_engine = (float(right.mean()) for right in (before, after))
     spread = bootstrap.intervals(count, lambda w: w @ before / count, lambda w: w @ after / count)
     return Task(
         metric=Metric.TOP1,
+        output=output,
         source=of_source,
         engine=of_engine,
         drop=of_source - of_engine,

@@ -22,7 +22,7 @@ from workers.inputs.samples import (
     largest,
     open_samples,
 )
-from workers.measure.accuracy import OutputComparison
+from workers.measure.accuracy import OutputComparison, in_task
 from workers.measure.task import TaskJudge
 
 #: Of labels; each sample counts them all.
@@ -98,7 +98,8 @@ def compare(
     _refuse_unfit(comparison, samples, batch)
     accuracy = comparison.found()
     if judge:
-        accuracy = accuracy.model_copy(update={"task": judge.found()})
+        outputs = in_task(accuracy.outputs, judge.read)
+        accuracy = accuracy.model_copy(update={"task": judge.found(), "outputs": outputs})
     if classes is not None and accuracy.task is None:
         raise InvalidData(
             f"there are labels of shape {list(classes.shape)}, with classes up to {largest(classes)}, "
