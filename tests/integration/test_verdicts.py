@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from farm.errors import AccuracyDropped
+from farm.errors import AccuracyDropped, InvalidModel
 from farm.specs.precision import Precision
 from farm.specs.shapes import ShapeRange, TensorSpec
 from farm.stages import JobKind, MeasureParams
@@ -84,6 +84,29 @@ def test_an_engine_whose_only_output_is_an_argmax_is_refused_when_its_classes_ar
     wrong = classifier(tmp_path / "engine.onnx", np.roll(WEIGHTS, 1, axis=1))
     with pytest.raises(AccuracyDropped, match=r"0\.0% of the outputs' integers"):
         measured(tmp_path, source, wrong, evaluation=samples(tmp_path / "e.npz", 64))
+
+
+@pytest.mark.parametrize(
+    ("weights", "ends_in_argmax", "told"),
+    [(WEIGHTS[:, :5], False, r"float32 \[8, 5\]"), (WEIGHTS, True, r"int64 \[8\]")],
+)
+def test_an_engine_with_other_shapes_or_types_is_refused(weights, ends_in_argmax, told, tmp_path):
+    source = classifier(tmp_path / "source.onnx", ends_in_argmax=False)
+    other = classifier(tmp_path / "engine.onnx", weights, ends_in_argmax=ends_in_argmax)
+    with pytest.raises(InvalidModel, match=r"float32 \[8, 6\].*" + told):
+        measured(tmp_path, source, other, evaluation=samples(tmp_path / "e.npz", 64))
+
+
+def test_integers_for_floats_of_the_same_shape_are_refused(tmp_path):
+    source = classifier(tmp_path / "source.onnx", ends_in_argmax=False)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["s"]),
+        helper.make_node("Cast", ["s"], ["y"], to=TensorProto.INT64),
+    ]
+    output = helper.make_tensor_value_info("y", TensorProto.INT64, ["n", 6])
+    whole = model(tmp_path / "engine.onnx", nodes, output)
+    with pytest.raises(InvalidModel, match=r"int64 \[8, 6\]"):
+        measured(tmp_path, source, whole, evaluation=samples(tmp_path / "e.npz", 64))
 
 
 def test_an_engine_with_an_argmax_is_judged_by_labels(tmp_path):
