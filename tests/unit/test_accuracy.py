@@ -137,6 +137,62 @@ def test_an_empty_output_is_no_error():
     assert compared(nothing, nothing)[0].cosine_mean == pytest.approx(1.0)
 
 
+def test_an_output_without_a_value_in_all_of_the_data_is_said_to_be_so():
+    nothing = {"y": np.ones((2, 3)), "z": np.ones((2, 0))}
+    facts, comparison = compared(nothing, nothing)
+    assert facts.all_empty == ["z"]
+    assert (
+        "returns nothing in 'z', so nothing there was compared" in doubts(facts, Gates(), None)[0]
+    )
+    some = {"y": np.ones((2, 3)), "z": np.ones((2, 1))}
+    comparison.add(some, some, 2)
+    assert comparison.found().all_empty == []
+
+
+@pytest.mark.parametrize("first", [0, 3])
+@pytest.mark.parametrize(("dtype", "figure"), [("float32", "cosine_mean"), ("int64", "equal")])
+def test_an_output_without_a_value_in_some_batch_is_compared_in_the_others(first, dtype, figure):
+    comparison = OutputComparison()
+    for found in (first, 3 - first):
+        outputs = {"y": np.ones((2, 4), "float32"), "z": np.ones((found, 4), dtype)}
+        comparison.add(outputs, outputs | {"z": 0 * outputs["z"]}, 2)
+    facts = comparison.found()
+    assert (facts.samples, facts.all_empty) == (4, [])
+    assert getattr(facts, figure) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool"])
+def test_a_map_that_lost_all_but_the_background_is_doubtful_however_large_that_is(dtype):
+    source = np.zeros((32, 20, 20), dtype)
+    source[:, 3, :4] = 1
+    facts = facts_of(source, np.zeros_like(source))
+    assert facts.equal == pytest.approx(0.99)
+    [doubt] = doubts(facts, Gates(), None)
+    assert (
+        "of the 128 integers in 'y' that aren't the source's most common one, the engine has 0.0%"
+        in doubt
+    )
+    assert doubts(facts, Gates(outputs={"y": 0.02}), None) == []
+    most = source.copy()
+    most[:, 3, 0] = 0
+    assert doubts(facts_of(source, most), Gates(), None) == []
+
+
+def test_few_integers_beside_the_most_common_one_raise_no_doubt_of_their_own():
+    source = np.zeros(300, np.int64)
+    source[:3] = 1
+    facts = facts_of(source, np.zeros_like(source))
+    assert (facts.outputs[0].rare, facts.outputs[0].rare_equal) == (3, 0.0)
+    assert doubts(facts, Gates(), None) == []
+
+
+@pytest.mark.parametrize("odd", [-1, 1000, 2**62])
+def test_integers_of_many_values_are_not_counted_by_value(odd):
+    source = np.array([[0, 0, 0, odd]] * 8)
+    facts = facts_of(source, source * 0)
+    assert (facts.equal, facts.outputs[0].rare_equal) == (0.75, None)
+
+
 def test_what_all_outputs_share_hides_no_error():
     """Temperatures in kelvin: whatever becomes of the degrees, the cosine is 1."""
     source = 300 + rng.standard_normal((32, 4)).astype(np.float32)

@@ -26,6 +26,8 @@ from workers.inputs.samples import (
 from workers.measure.accuracy import OutputComparison, in_task
 from workers.measure.task import TaskJudge
 
+Array = NDArray[np.generic]
+
 #: Of labels; each sample counts them all.
 _MOST_CLASSES = 100_000
 
@@ -65,19 +67,19 @@ def compare(
     batch: Batch,
     metric: Metric | None,
     options: TaskOptions,
+    outputs: Sequence[TensorSpec] = (),
 ) -> Accuracy:
     """The figures of an engine beside its source's.
-    outputs: Sequence[TensorSpec] = (),
 
     Parameters:
         metric: of the task, for labels; top-1 by default.
+        outputs: as the graph declares them; sizes that it fixes don't depend on the data.
 
     Raises:
-        outputs: as the graph declares them; sizes that it fixes don't depend on the data.
         AccuracyDropped: outputs aren't finite where the source's are.
+        InvalidModel: the engine's outputs have other types or shapes.
         InvalidData: the data don't fit the model or the metric.
     """
-        InvalidModel: the engine's outputs have other types or shapes.
     judge = judge_of(labels, metric, options)
     classes = labels[LABEL] if labels and judge is None else None
     varying: dict[str, int] = {}
@@ -101,6 +103,9 @@ def compare(
         varying, judge = comparison.varying, judge_of(labels, metric, options)
     _refuse_unfit(comparison, samples, batch)
     accuracy = comparison.found()
+    never = {spec.name for spec in outputs if 0 in spec.shape}
+    left = [name for name in accuracy.all_empty if name not in never]
+    accuracy = accuracy.model_copy(update={"all_empty": left})
     if judge:
         told = in_task(accuracy.outputs, judge.read)
         accuracy = accuracy.model_copy(update={"task": judge.found(), "outputs": told})

@@ -80,11 +80,17 @@ def doubts(accuracy: Accuracy, gates: Gates, max_drop: float | None) -> list[str
         found.append(
             f"on this data the source returns only NaN in {names}, so nothing there was compared"
         )
+    if accuracy.all_empty:
+        names = ", ".join(map(repr, accuracy.all_empty))
+        found.append(
+            f"on this data the source returns nothing in {names}, so nothing there was compared"
+        )
     return found
 
 
 def _doubts(accuracy: Accuracy, gates: Gates, max_drop: float | None) -> Iterator[str]:
     yield from _of_outputs(accuracy, gates)
+    yield from _of_rare_values(accuracy, gates)
     task = accuracy.task
     if task is not None:
         low = task.drop_interval[0] if task.drop_interval else task.drop
@@ -130,6 +136,23 @@ def _of_outputs(accuracy: Accuracy, gates: Gates) -> Iterator[str]:
             yield f"the error of {name!r} is {output.relative_error:.2g} of its spread ({most:g} is its gate)"
         elif output.equal is not None and 1 - output.equal > most:
             yield f"{1 - output.equal:.1%} of {name!r} differ ({most:.1%} is its gate)"
+
+
+def _of_rare_values(accuracy: Accuracy, gates: Gates) -> Iterator[str]:
+    """What is said of integers that hide, behind one that nearly all are, that the others are lost."""
+    for output in accuracy.outputs:
+        if output.in_task or output.name in gates.outputs or output.rare_equal is None:
+            continue
+        samples = accuracy.samples or 0
+        if intervals.of_share(output.equal or 0.0, samples)[1] < gates.agreement:
+            continue  # that is said of all of them
+        # Those of one sample, such as pixels, go together.
+        count = min(output.rare or 0, samples)
+        if intervals.of_share(output.rare_equal, count)[1] < MIN_SHARE:
+            yield (
+                f"of the {output.rare} integers in {output.name!r} that aren't the source's most common one, "
+                f"the engine has {output.rare_equal:.1%}"
+            )
 
 
 def _errors_beside(accuracy: Accuracy, gates: Gates) -> Iterator[str]:
