@@ -365,8 +365,8 @@ class KeyNeeded(Rejected):
     status = 401
     was_given = False  #: a key, or something like it
     default_hint = (
-        "send Authorization: Bearer KEY (FARM_KEY for the command line); an administrator creates keys: "
-        "farm keys create"
+        "send Authorization: Bearer KEY (FARM_KEY for the command line, FARM_TOKEN for an issuer's token); "
+        "an administrator creates keys: farm keys create"
     )
 
 

@@ -340,7 +340,7 @@ STAGES: Mapping[JobKind, StageSpec] = {
     JobKind.CALIBRATE: StageSpec(
         params=CalibrateParams,
         facts=CalibrateFacts,
-        version=8,
+        version=9,
         tools=_MODELOPT,
         takes=(Role.ONNX,),
         may_take=(*_DATA, Role.RANGES),

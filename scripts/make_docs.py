@@ -162,6 +162,11 @@ def _client_variables() -> Iterator[tuple[str, ...]]:
         "",
         "A key to the farm; without it, for a farm on this machine, that of `FARM_HOME`",
     )
+    yield (
+        _code("FARM_TOKEN"),
+        "",
+        "A token of the farm's OpenID Connect issuer, instead of a key; not beside `FARM_KEY`",
+    )
 
 
 def _env(param: Any) -> bool:

@@ -53,6 +53,7 @@ from farm.specs.states import Reuse
 from farm.stages import JobKind
 from farm.testing import documents
 from farm.testing.stages import FakeStages
+from workers.runner.waits import LOCKED_S, doubling
 
 T = TypeVar("T")
 
@@ -264,10 +265,9 @@ class _Worker:
             lease_s=lease_s,
             longest_s=longest_s,
         )
-        claim, wait_s = insist(look), 0.01
+        claim, waits = insist(look), doubling(*LOCKED_S)
         while claim is None and insist(lambda s: jobs.is_in_line(s, job_id, longest_s=longest_s)):
-            time.sleep(wait_s)  # as `workers.runner.claims` does
-            wait_s = min(2 * wait_s, 0.3)
+            time.sleep(next(waits))  # as `workers.runner.claims` does
             claim = insist(look)
         if claim is None:
             return []

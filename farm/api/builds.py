@@ -45,6 +45,7 @@ from farm.schemas.builds import BuildPage, BuildView, Explanation
 from farm.schemas.events import Event
 from farm.schemas.forecast import DryRun
 from farm.schemas.submission import BuildRequest
+from farm.specs.queues import takes_gpu
 from farm.specs.roles import Role
 from farm.specs.states import BuildState, JobState, Reuse
 from farm.trust import audit
@@ -131,12 +132,14 @@ def submitted(
         )
         if made.attached is not None:
             audit.record(session, by, "submit", made.build_id, model=made.attached.model)
-        return _admitted(session, Holder.of(by), made)
+        return _admitted(farm, session, Holder.of(by), made)
 
     return _unit(farm, work)
 
 
-def _admitted(session: Session, holder: Holder | None, made: Submitted) -> Submitted:
+def _admitted(
+    farm: Services, session: Session, holder: Holder | None, made: Submitted
+) -> Submitted:
     """A build that its key's limits allow.
 
     Raises:
@@ -145,7 +148,7 @@ def _admitted(session: Session, holder: Holder | None, made: Submitted) -> Submi
     if holder is None or made.attached is None:
         return made
     work = Work(builds=int(made.is_live), queues=made.new_queues)
-    return replace(made, warnings=admit(session, holder, work))
+    return replace(made, warnings=admit(session, holder, work, farm.expected_s))
 
 
 def _terms(farm: Services, session: Session) -> Terms:
@@ -180,17 +183,22 @@ def foreseen(
     holder = Holder.of(by)
     if holder is not None:
         with farm.db.read() as session:
-            told.refusal, told.warnings = foresee(session, holder, _work(told, source_bytes))
+            work_of = _work(told, source_bytes)
+            told.refusal, told.warnings = foresee(session, holder, work_of, farm.expected_s)
     return told
 
 
 def _work(told: DryRun, source_bytes: int | None) -> Work:
     """What a build would be to its key's limits."""
     is_absent = any(one.role == Role.SOURCE for one in told.absent)
+    new = [job for job in told.jobs if job.reuse is Reuse.RAN]
     return Work(
         builds=int(any(job.state != JobState.SUCCEEDED for job in told.jobs)),
-        queues={job.queue for job in told.jobs if job.reuse is Reuse.RAN},
+        queues={job.queue for job in new},
         bytes=(source_bytes or 0) if is_absent else 0,
+        gpu_s=sum(
+            job.forecast.took.expected for job in new if job.forecast and takes_gpu(job.queue)
+        ),
     )
 
 
@@ -367,7 +375,7 @@ def retry(
         # Whoever retries it: it is in flight for the key that submitted it.
         client = found.attached.build.client
         holder = Holder.of_client(session, client, farm.settings.limits)
-        return _admitted(session, holder, found)
+        return _admitted(farm, session, holder, found)
 
     with farm.one_of(farm.planning, "other builds are being planned"):
         view = _unit(farm, retried)

@@ -64,7 +64,7 @@ def _started(farm: Services, request: InferRequest, match: Match, by: Caller) ->
                     session, match.engine, request.inputs, fleet, client=by.client
                 )
                 if bell is not None:
-                    admit(session, Holder.of(by), Work(queues=[bell.queue]))
+                    admit(session, Holder.of(by), Work(queues=[bell.queue]), farm.expected_s)
                     audit.record(session, by, "infer", str(job_id), engine=match.engine.id)
                 session.flush()
                 view = inference.view(session, job_id, fleet, match)

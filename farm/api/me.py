@@ -71,7 +71,7 @@ async def _use(
             row = keys.get(session, key_id)
             own = held_to or keys.limits_of(row, farm.settings.limits)
             holder = Holder(key_id=row.id, name=row.name, limits=own)
-            return row, holder, use(session, holder)
+            return row, holder, use(session, holder, farm.expected_s)
 
     row, holder, used = await to_thread.run_sync(read)
     limit = holder.limits.of(Quota.REQUESTS)
@@ -87,6 +87,7 @@ def views(used: Iterable[Used]) -> list[LimitView]:
             quota=one.quota,
             limit=one.limit,
             used=one.used,
+            reserved=one.reserved,
             is_near=one.is_near,
             resets_at=limits.resets_at(one.quota, at),
             told=limits.told(one),

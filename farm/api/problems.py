@@ -12,6 +12,8 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import iter_route_contexts
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
@@ -20,6 +22,7 @@ from farm import logs
 from farm.api import oci_errors
 from farm.api.web import render
 from farm.errors import (
+    Conflict,
     FarmError,
     HttpError,
     InternalError,
@@ -42,6 +45,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(ClientDisconnect, _broken_off)
+    app.add_exception_handler(IntegrityError, _raced)
+    app.add_exception_handler(StaleDataError, _raced)
     app.add_exception_handler(Exception, _bug)
 
 
@@ -140,6 +145,16 @@ async def _broken_off(request: Request, _err: Exception) -> Response:
     log.info("%s %s was aborted", request.method, request.url.path)
     detail = "the request was aborted, or its chunks are malformed; nothing was stored"
     return rendered(HttpError(detail, hint="send it again in full"), request.url.path)
+
+
+async def _raced(request: Request, err: Exception) -> Response:
+    """A row that another request made, changed or deleted meanwhile: nothing of this one was kept."""
+    log.warning("%s %s lost a race", request.method, request.url.path, exc_info=err)
+    told = Conflict(
+        "another request changed what this one needs at the same moment; nothing was done",
+        hint="look at it again, and send the request again",
+    )
+    return rendered(told, request.url.path)
 
 
 async def _bug(request: Request, err: Exception) -> Response:

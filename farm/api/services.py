@@ -21,7 +21,7 @@ from farm.api.documents import problem_response
 from farm.api.looks import Looks
 from farm.api.places import Places
 from farm.api.streams import Streams
-from farm.builds.history import History
+from farm.builds.history import History, Sought
 from farm.daemon.keeper import Keeper
 from farm.daemon.scrub import Scrubber
 from farm.daemon.signing import Notary
@@ -38,6 +38,7 @@ from farm.queue.celery_app import create_celery
 from farm.queue.doorbell import Doorbell
 from farm.quotas import stored
 from farm.quotas.rates import Rates
+from farm.quotas.reserved import Like
 from farm.registry import ids
 from farm.schemas.labels import LabelFilter
 from farm.settings import Settings
@@ -125,6 +126,11 @@ class Services:
             rates=Rates(settings.broker),
             subjects=None if settings.oidc is None else Subjects(settings.oidc, db, ring),
         )
+
+    def expected_s(self, session: Session, like: Like) -> float | None:
+        """How many seconds a job like this takes; None if none has run."""
+        found = self.history.forecast(session, Sought(*like))
+        return None if found is None else found.took_s.expected
 
     @contextmanager
     def one_of(self, places: Places | threading.Lock, what: str) -> Iterator[None]:

@@ -44,7 +44,8 @@ _LOCKED_JOBS = _JOBS.with_for_update(key_share=True)
 
 
 _INSERTS: dict[type[Base], Insert] = {
-    row: insert(Base.metadata.tables[row.__tablename__]) for row in (Build, BuildJob, Event, Wanted)
+    row: insert(Base.metadata.tables[row.__tablename__])
+    for row in (Build, BuildJob, Event, JobInput, Wanted)
 }
 
 
@@ -64,6 +65,12 @@ class Submitted:
     def is_live(self) -> bool:
         """Whether it has been given something to do."""
         return self.attached is not None and self.attached.build.state not in BUILD_ENDED
+
+    @property
+    def has_finished_jobs(self) -> bool:
+        """Whether it takes results that were there."""
+        jobs = self.attached.jobs if self.attached is not None else ()
+        return any(job.state == JobState.SUCCEEDED for job, _ in jobs)
 
     @property
     def new_queues(self) -> set[str]:
@@ -206,17 +213,8 @@ def _create(
         for row, job_id in zip(inserted, ids, strict=True)
     }
     _connect(session, new, {**usable, **created})
-    events = [
-        {
-            "job_id": row.id,
-            "kind": "job",
-            "state": row.state,
-            "data": transitions.about(row, build=build.id),
-            "at": row.created_at,
-        }
-        for row in created.values()
-    ]
-    insert_rows(session, Event, events)
+    for row in created.values():
+        transitions.record(session, row, JobState(row.state), build=build.id)
     return created
 
 
@@ -284,7 +282,7 @@ def _connect(session: Session, planned: Sequence[PlannedJob], rows: Mapping[str,
         for role, given in made_inputs(job).items()
     ]
     if edges:
-        session.execute(insert(JobInput), edges)
+        insert_rows(session, JobInput, edges)
 
 
 def made_inputs(job: PlannedJob) -> dict[str, Made]:

@@ -12,11 +12,11 @@ from sqlalchemy.orm import Session
 from farm.builds.attach import Submitted, attach_jobs, columns, insert_rows
 from farm.builds.planned import Chosen, chosen, plan_of
 from farm.builds.versions import Versioned, version_of
+from farm.database import noted
 from farm.database.base import now
 from farm.database.ids import new_id
 from farm.database.tables import (
     Build,
-    Event,
     Version,
 )
 from farm.errors import Conflict
@@ -125,10 +125,9 @@ def submit_build(
     insert_rows(session, Build, [columns(build)])
     counted.submitted(session)
     _remember(session, request, version.id, build.id)
-    created = {"build_id": build.id, "kind": "build", "state": build.state, "data": {}, "at": now()}
-    insert_rows(session, Event, [created])
+    noted.note(session, kind="build", build_id=build.id, state=build.state, data={})
     submitted = attach_jobs(session, build, request.model, version.number, found.planned)
-    if not version.is_known:
+    if not version.is_known and submitted.has_finished_jobs:
         interfaces.reused(session, version.id, build.id)
     return submitted
 

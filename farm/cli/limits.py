@@ -82,10 +82,13 @@ def _show(found: Sequence[LimitView]) -> None:
             one.quota.option,
             limits.number(one.quota, one.used),
             limits.UNLIMITED if one.limit is None else limits.number(one.quota, one.limit),
+            limits.number(one.quota, one.reserved) if one.reserved else show.NONE,
             show.NONE if one.resets_at is None else show.minute(one.resets_at),
         )
         for one in found
     ]
     show.table(
-        ("limit", "used", "may use", "begins again"), rows, keep=("limit", "used", "may use")
+        ("limit", "used", "may use", "reserved", "begins again"),
+        rows,
+        keep=("limit", "used", "may use"),
     )

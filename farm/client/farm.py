@@ -60,6 +60,7 @@ class Farm(
     Parameters:
         key: for the farm; by default `FARM_KEY`, else the key of the farm that this user runs on this
             machine; `""` to send none.
+        token: of an OpenID Connect issuer that the farm trusts, instead of a key; by default `FARM_TOKEN`.
         timeout: seconds without a response after which a request fails.
         backoff: how repeatable requests are retried while the farm is unreachable.
         signing_key: the farm's public signing key, as a file or a fingerprint; by default `FARM_PINNED_KEY`,
@@ -77,6 +78,7 @@ class Farm(
         timeout: float = 30.0,
         *,
         key: str | None = None,
+        token: str | None = None,
         backoff: Backoff | None = None,
         signing_key: str | Path | None = None,
         accept_new_key: bool = False,
@@ -91,6 +93,7 @@ class Farm(
             timeout_s=timeout,
             backoff=backoff or Backoff(),
             key=key,
+            token=token,
             transport=transport,
             home=home,
             meant=meant or Meant(),

@@ -59,6 +59,7 @@ class Http:
         timeout_s: float,
         backoff: Backoff,
         key: str | None = None,
+        token: str | None = None,
         transport: httpx2.BaseTransport | None = None,
         home: Path | None = None,
         signing: Signing = Signing(),
@@ -69,7 +70,7 @@ class Http:
         self._meant = meant
         try:
             is_local = reaches_this_machine(self.url)
-            self._key = find_key(key, is_local=is_local, home=home)
+            self._key = find_key(key, is_local=is_local, home=home, token=token)
             pins = Pins.of_user(home or home_of_user())
             self.seen = Seen.of_user(home or home_of_user(), self.url)
             self.trust = Trust(
@@ -231,9 +232,11 @@ class Http:
         return error
 
     def error_of(self, response: httpx2.Response) -> FarmError:
-        """The farm's error that a response reports; for a rejected key, with a hint that fits this client."""
+        """The farm's error that a response reports; for a rejected key or token, with this client's hint."""
         error = problems.error_of(response)
-        if isinstance(error, KeyNeeded) and not isinstance(error, TokenRefused):
+        if isinstance(error, TokenRefused):
+            error.hint = self._key.refused_hint
+        elif isinstance(error, KeyNeeded):
             error.hint = self._key.hint
         self._meant.told(error, self.url)
         return error
@@ -248,8 +251,8 @@ def _check_key(key: str) -> None:
     """Raise InvalidRequest unless it can be sent in a header."""
     if not key.isascii() or not key.isprintable() or " " in key:
         raise InvalidRequest(
-            "the given key isn't a farm's key",
-            hint="a key is one word, farm_…: look at FARM_KEY",
+            "the given key isn't a farm's key, nor a token",
+            hint="a key is one word, farm_…: look at FARM_KEY; so is a token, FARM_TOKEN",
         )
 
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from farm.database import upserts
 from farm.database.base import now
 from farm.database.job_rows import JobRow
 from farm.database.tables import IS_RUNNING, Job, Worker
@@ -48,8 +49,13 @@ def require_free(
     Raises:
         WorkerNameTaken
     """
-    row = session.get(Worker, name, with_for_update=True)
-    if row is None or row.left_at is not None:
+    row = session.get(Worker, name)
+    if row is not None:
+        _require_free(row, host=host, holder=holder, ttl_s=ttl_s)
+
+
+def _require_free(row: Worker, *, host: str, holder: str | None, ttl_s: float) -> None:
+    if row.left_at is not None:
         return
     # One of an older farm has no holder.
     is_ours = row.host == host and row.holder in (None, holder)
@@ -71,6 +77,9 @@ def taken(row: Worker, *, ttl_s: float) -> WorkerNameTaken:
 def announce(session: Session, worker: Announcement, *, ttl_s: float | None = None) -> None:
     """Record that a worker came online; forget workers not seen for a week.
 
+    Of several that begin at once by a new name the first to commit has it: the others wait for it, and are
+    refused.
+
     Parameters:
         ttl_s: how long another one without a sign of life has the name; by default it has it no longer.
 
@@ -78,29 +87,34 @@ def announce(session: Session, worker: Announcement, *, ttl_s: float | None = No
         WorkerNameTaken
     """
     at = now()
-    if ttl_s is not None:
-        require_free(session, worker.name, host=worker.host, holder=worker.holder, ttl_s=ttl_s)
+    told: dict[str, object] = {
+        "host": worker.host,
+        "holder": worker.holder,
+        "gpu": worker.gpu,
+        "gpu_uuid": worker.gpu_uuid,
+        "tags": list(worker.tags),
+        "slots": worker.slots,
+        "queues": list(worker.queues),
+        "runtimes": dict(worker.runtimes),
+        "toolchain": dict(worker.toolchain),
+        "unread": None,
+        "sandbox": {},
+        "gpu_load": None,
+        "started_at": at,
+        "last_seen_at": at,
+        "left_at": None,
+    }
+    while not upserts.insert_new(session, Worker, {"name": worker.name} | told):
+        row = session.get(Worker, worker.name, with_for_update=True)
+        if row is None:  # forgotten meanwhile
+            continue
+        if ttl_s is not None:
+            _require_free(row, host=worker.host, holder=worker.holder, ttl_s=ttl_s)
+        for name, value in told.items():
+            setattr(row, name, value)
+        session.flush()
+        break
     session.execute(delete(Worker).where(Worker.last_seen_at < at - _FORGET))
-    session.merge(
-        Worker(
-            name=worker.name,
-            host=worker.host,
-            holder=worker.holder,
-            gpu=worker.gpu,
-            gpu_uuid=worker.gpu_uuid,
-            tags=list(worker.tags),
-            slots=worker.slots,
-            queues=list(worker.queues),
-            runtimes=dict(worker.runtimes),
-            toolchain=dict(worker.toolchain),
-            unread=None,
-            sandbox={},
-            gpu_load=None,
-            started_at=at,
-            last_seen_at=at,
-            left_at=None,
-        )
-    )
 
 
 def seen(

@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
+from farm.database import upserts
 from farm.database.base import now
 from farm.database.tables import (
     IS_KEPT,
@@ -83,9 +84,8 @@ def put(session: Session, model: str, rule: Retention, who: str) -> Named | None
     row = session.get(RetentionRow, known.id)
     if row is not None and row.rule == rule.model_dump():
         return None
-    made = RetentionRow(model_id=known.id, rule=rule.model_dump(), who=who[:_MOST_WHO], at=now())
-    session.merge(made)
-    session.flush()
+    made = {"model_id": known.id, "rule": rule.model_dump(), "who": who[:_MOST_WHO], "at": now()}
+    upserts.put(session, RetentionRow, made)
     return known
 
 
@@ -96,12 +96,9 @@ def reset(session: Session, model: str) -> Named | None:
         NotFound, NameAmbiguous
     """
     known = names.named(session, model)
-    row = session.get(RetentionRow, known.id)
-    if row is None:
-        return None
-    session.delete(row)
-    session.flush()
-    return known
+    mine = delete(RetentionRow).where(RetentionRow.model_id == known.id)
+    gone = session.scalar(mine.returning(RetentionRow.model_id))
+    return None if gone is None else known
 
 
 def due(session: Session, default: Retention, *, at: datetime) -> list[Due]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from typing import Any
 
 from celery import Celery, uuid
 from kombu import Connection, Producer
@@ -34,8 +35,19 @@ class Doorbell:
     crash in between loses the message, the sweep resends it later.
     """
 
-    def __init__(self, db: Database, celery: Celery) -> None:
+    def __init__(
+        self,
+        db: Database,
+        celery: Celery,
+        *,
+        tell: Callable[[Sequence[Bell]], None] | None = None,
+    ) -> None:
+        """
+        Parameters:
+            tell: sends the events about sent messages, which the doorbell does by itself otherwise.
+        """
         self._db = db
+        self._tell = tell
         self._celery = celery
         self._events = celery.events.Dispatcher(hostname=shown.DOORBELL, enabled=False)
         self._lost = (OperationalError, *celery.connection_for_write().connection_errors)
@@ -123,10 +135,11 @@ class Doorbell:
                 self._send(bell, producer)
             # Celery's own events would tell of the messages. Sent after those, which workers wait for: a
             # receiver that has heard of an attempt's start keeps its state.
+            if self._tell is not None:
+                self._tell(bells)
+                return
             for bell in bells:
-                sent = shown.attempt_fields(bell.id, bell.attempt, bell.key)
-                sent |= {"name": bell.title, "routing_key": bell.queue}
-                self._events.publish("task-sent", sent, producer)
+                self._events.publish("task-sent", about(bell), producer)
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
@@ -150,6 +163,12 @@ class Doorbell:
             retry=False,
             ignore_result=True,
         )
+
+
+def about(bell: Bell) -> dict[str, Any]:
+    """What the event about a sent message carries."""
+    attempt = shown.attempt_fields(bell.id, bell.attempt, bell.key)
+    return attempt | {"name": bell.title, "routing_key": bell.queue}
 
 
 def _messages(connection: Connection, queue: str) -> int:

@@ -8,6 +8,7 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from farm.database import upserts
 from farm.database.tables import Job, JobSampleRow
 from farm.errors import NotFound
 from farm.schemas.samples import AttemptSamples, JobSamples
@@ -26,7 +27,8 @@ def keep(
 ) -> None:
     """Replace the samples of an attempt."""
     columns = {name: list(values) for name, values in series.items()}
-    session.merge(JobSampleRow(job_id=job_id, attempt=attempt, began_at=began_at, series=columns))
+    row = {"job_id": job_id, "attempt": attempt, "began_at": began_at, "series": columns}
+    upserts.put(session, JobSampleRow, row)
 
 
 def of_job(session: Session, job_id: int) -> JobSamples:

@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from farm.errors import QuotaExceeded
+from farm.quotas.reserved import Expects
 from farm.quotas.use import Holder, use
 from farm.specs import limits, queues
 from farm.specs.limits import Quota, Used
@@ -27,14 +28,16 @@ class Work:
         builds: how many more builds would be in flight.
         queues: those in which new jobs would be.
         bytes: that would be uploaded for it.
+        gpu_s: for which jobs that aren't in line yet are expected to take GPUs.
     """
 
     builds: int = 0
     queues: Collection[str] = ()
     bytes: int = 0
+    gpu_s: float = 0.0
 
 
-def admit(session: Session, holder: Holder | None, work: Work) -> list[str]:
+def admit(session: Session, holder: Holder | None, work: Work, expects: Expects) -> list[str]:
     """Refuse what is beyond a key's limits; else say which of them it is near to.
 
     Parameters:
@@ -49,21 +52,29 @@ def admit(session: Session, holder: Holder | None, work: Work) -> list[str]:
     if session.get_bind().dialect.name == "postgresql":  # SQLite has one writer
         session.execute(select(func.pg_advisory_xact_lock(_LOCK, func.hashtext(holder.client))))
     session.flush()
-    found = use(session, holder)
+    found = use(session, holder, expects)
     for one in found:
         if _is_beyond(one, work):
             raise refusal(holder, one)
     return limits.near(found)
 
 
-def foresee(session: Session, holder: Holder | None, work: Work) -> tuple[str | None, list[str]]:
+def foresee(
+    session: Session, holder: Holder | None, work: Work, expects: Expects
+) -> tuple[str | None, list[str]]:
     """Why ``admit`` would refuse this work, if it would, and else what it would warn of."""
     if holder is None:
         return None, []
     more = {Quota.BUILDS: work.builds, Quota.STORED_BYTES: work.bytes}
+    minutes = dict.fromkeys((Quota.GPU_MINUTES_DAY, Quota.GPU_MINUTES_MONTH), work.gpu_s / 60)
     found = [
-        one.model_copy(update={"used": one.used + more.get(one.quota, 0)})
-        for one in use(session, holder)
+        one.model_copy(
+            update={
+                "used": one.used + more.get(one.quota, 0),
+                "reserved": one.reserved + minutes.get(one.quota, 0.0),
+            }
+        )
+        for one in use(session, holder, expects)
     ]
     for one in found:
         is_too_large = one.quota is Quota.STORED_BYTES and work.bytes and _is_over(one)
@@ -76,8 +87,8 @@ def foresee(session: Session, holder: Holder | None, work: Work) -> tuple[str | 
 def _is_beyond(one: Used, work: Work) -> bool:
     """Whether this work, which counts already, is beyond a limit.
 
-    How long jobs take and how large their outputs are is known when they end: what is left of these limits
-    lets one more build begin.
+    How large outputs are is known when jobs end: what is left of the bytes lets one more build begin. So do
+    minutes of GPUs where no job like the build's has run.
     """
     if one.limit is None:
         return False
@@ -85,7 +96,8 @@ def _is_beyond(one: Used, work: Work) -> bool:
         return bool(work.builds) and _is_over(one)
     if one.quota is Quota.STORED_BYTES:
         return bool(work.queues) and one.used >= one.limit
-    return any(map(queues.takes_gpu, work.queues)) and one.used >= one.limit
+    is_spent = one.used >= one.limit or one.used + one.reserved > one.limit
+    return is_spent and any(map(queues.takes_gpu, work.queues))
 
 
 def _is_over(one: Used) -> bool:

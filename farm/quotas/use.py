@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from farm.database import gpu_times
 from farm.database.base import now
-from farm.database.tables import IS_RUNNING, ApiKey, Build, Job, Upload
-from farm.specs import queues
+from farm.database.tables import ApiKey, Build, Upload
+from farm.quotas import reserved
+from farm.quotas.reserved import Expects
 from farm.specs.limits import Limits, Quota, Used
 from farm.specs.states import BUILD_LIVE
 from farm.store import artifacts
@@ -50,17 +50,18 @@ class Holder:
         return cls(key_id=row.id, name=row.name, limits=limits)
 
 
-def use(session: Session, holder: Holder) -> list[Used]:
+def use(session: Session, holder: Holder, expects: Expects) -> list[Used]:
     """What a key uses of each, and its limit."""
-    today, month = _gpu_minutes(session, holder.client)
-    used = {
-        Quota.BUILDS: float(_builds(session, holder.client)),
-        Quota.GPU_MINUTES_DAY: today,
-        Quota.GPU_MINUTES_MONTH: month,
-        Quota.STORED_BYTES: float(_stored(session, holder)),
-    }
     limits = holder.limits
-    return [Used(quota=one, used=value, limit=limits.of(one)) for one, value in used.items()]
+    found = {
+        Quota.BUILDS: (float(_builds(session, holder.client)), 0.0),
+        **_gpu_minutes(session, holder, expects),
+        Quota.STORED_BYTES: (float(_stored(session, holder)), 0.0),
+    }
+    return [
+        Used(quota=one, used=used, reserved=more, limit=limits.of(one))
+        for one, (used, more) in found.items()
+    ]
 
 
 def _builds(session: Session, client: str) -> int:
@@ -68,20 +69,24 @@ def _builds(session: Session, client: str) -> int:
     return session.scalar(select(func.count(Build.id)).where(Build.client == client, live)) or 0
 
 
-def _gpu_minutes(session: Session, client: str) -> tuple[float, float]:
-    """Minutes of GPUs, today and this month: of jobs that have ended, and of those that run."""
+def _gpu_minutes(
+    session: Session, holder: Holder, expects: Expects
+) -> dict[Quota, tuple[float, float]]:
+    """Minutes of GPUs, today and this month: used by jobs that ended or run, and expected beyond that."""
     at = now()
-    running = session.execute(
-        select(Job.queue, Job.started_at).where(IS_RUNNING, Job.client == client)
-    ).all()
-    so_far_s = sum(_age_s(row.started_at, at) for row in running if queues.takes_gpu(row.queue))
-    today = gpu_times.since(session, client, at.date())
-    month = gpu_times.since(session, client, at.date().replace(day=1))
-    return (today + so_far_s) / _MINUTE_S, (month + so_far_s) / _MINUTE_S
-
-
-def _age_s(since: datetime | None, at: datetime) -> float:
-    return 0.0 if since is None else max(0.0, (at - since).total_seconds())
+    first_day = {
+        Quota.GPU_MINUTES_DAY: at.date(),
+        Quota.GPU_MINUTES_MONTH: at.date().replace(day=1),
+    }
+    is_limited = any(holder.limits.of(one) is not None for one in first_day)
+    live = reserved.of_live_jobs(session, holder.client, at, expects if is_limited else None)
+    return {
+        quota: (
+            (gpu_times.since(session, holder.client, day) + live.so_far) / _MINUTE_S,
+            live.expected / _MINUTE_S,
+        )
+        for quota, day in first_day.items()
+    }
 
 
 def _stored(session: Session, holder: Holder) -> int:

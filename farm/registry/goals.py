@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from farm.database import upserts
 from farm.database.tables import GoalRow, Version
 from farm.specs.goals import Aim, Goal
 
@@ -15,7 +16,8 @@ def keep(session: Session, version_id: int, gpu: str, goal: Goal) -> None:
     Parameters:
         gpu: a canonical tag.
     """
-    session.merge(GoalRow(version_id=version_id, gpu=gpu, aim=goal.aim, batch=goal.batch))
+    row = {"version_id": version_id, "gpu": gpu, "aim": goal.aim, "batch": goal.batch}
+    upserts.put(session, GoalRow, row)
 
 
 def kept(session: Session, model_id: int, version: int, gpu: str) -> Goal | None:

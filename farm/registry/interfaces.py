@@ -39,6 +39,18 @@ _UNTOLD = (
     .order_by(Version.id)
 )
 
+_TOLD = (
+    select(Job.facts)
+    .join(BuildJob, BuildJob.job_id == Job.id)
+    .where(
+        BuildJob.build_id == bindparam("build_id"),
+        Job.state == JobState.SUCCEEDED,
+        Job.kind.in_(_TELLING),
+    )
+    .order_by(Job.kind.desc(), Job.id)  # an export tells more than a build
+    .limit(1)
+)
+
 _HELD = select(Version.changes).where(Version.id == bindparam("version_id"), HELD_BACK)
 
 
@@ -80,17 +92,7 @@ def reused(session: Session, version_id: int, build_id: str) -> None:
     version = session.get_one(Version, version_id)
     if version.interface is not None:
         return
-    facts = session.scalar(
-        select(Job.facts)
-        .join(BuildJob, BuildJob.job_id == Job.id)
-        .where(
-            BuildJob.build_id == build_id,
-            Job.state == JobState.SUCCEEDED,
-            Job.kind.in_(_TELLING),
-        )
-        .order_by(Job.kind.desc(), Job.id)  # an export tells more than a build
-        .limit(1)
-    )
+    facts = session.connection().scalar(_TOLD, {"build_id": build_id})
     found = Interface.read(facts or {})
     if found is not None:
         _keep(session, version, found)

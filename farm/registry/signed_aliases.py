@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from farm.database import upserts
 from farm.database.tables import AliasRow, AliasStatement, Version
 from farm.registry.names import Named
 from farm.signing.keys import PublicKey
@@ -31,16 +32,14 @@ def is_signed(session: Session, model: Named, move: Moved) -> bool:
 
 def keep(session: Session, model: Named, move: Moved, key: PublicKey, bundle: bytes) -> None:
     """Store a move's bundle in place of the one before."""
-    session.merge(
-        AliasStatement(
-            model_id=model.id,
-            name=move.alias,
-            revision=move.revision,
-            key_id=key.id,
-            bundle=bundle.decode(),
-        )
-    )
-    session.flush()
+    row = {
+        "model_id": model.id,
+        "name": move.alias,
+        "revision": move.revision,
+        "key_id": key.id,
+        "bundle": bundle.decode(),
+    }
+    upserts.put(session, AliasStatement, row)
 
 
 def bundle_of(session: Session, model: Named, alias: str) -> str | None:

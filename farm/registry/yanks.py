@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from farm.database import upserts
 from farm.database.base import now
 from farm.database.tables import Yank
 from farm.registry import catalog, names, versions
@@ -62,15 +63,11 @@ def _keep(session: Session, version_id: int, same: str, reason: str, who: str) -
     before = session.get(Yank, (version_id, same))
     if before is not None and before.reason == reason:
         return False
-    made = Yank(version_id=version_id, same=same, reason=reason, who=who[:_MOST_WHO], at=now())
-    session.merge(made)
-    session.flush()
+    made = {"version_id": version_id, "same": same, "reason": reason}
+    upserts.put(session, Yank, made | {"who": who[:_MOST_WHO], "at": now()})
     return True
 
 
 def _forget(session: Session, version_id: int, same: str) -> bool:
-    before = session.get(Yank, (version_id, same))
-    if before is not None:
-        session.delete(before)
-        session.flush()
-    return before is not None
+    mine = delete(Yank).where(Yank.version_id == version_id, Yank.same == same)
+    return session.scalar(mine.returning(Yank.version_id)) is not None

@@ -74,7 +74,13 @@ class LimitView(Answer):
     quota: Quota
     limit: float | None = Field(description="null for no limit")
     used: float
-    is_near: bool = Field(description="whether it uses four fifths of it, or more")
+    reserved: float = Field(
+        0.0,
+        description="what jobs that are queued or running are expected to use beyond that: minutes of GPUs",
+    )
+    is_near: bool = Field(
+        description="whether what is used and reserved is four fifths of it, or more"
+    )
     resets_at: datetime | None = Field(
         None,
         description="when what is used begins at zero again; null if that isn't a matter of time",

@@ -16,6 +16,8 @@ from farm.specs.values import Value
 UNLIMITED = "unlimited"
 #: From this share of a limit on its holder is warned.
 NEAR = 0.8
+#: Less than this is shown as zero.
+_LEAST_TOLD = 0.05
 _NUMBER = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?([kmgt]i?)?b?")
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -139,11 +141,12 @@ class Used(Value):
     quota: Quota
     used: float
     limit: float | None
+    reserved: float = 0.0  #: that jobs which haven't ended are expected to use beyond that
 
     @property
     def is_near(self) -> bool:
         """Whether it is time to warn."""
-        return self.limit is not None and self.used >= NEAR * self.limit
+        return self.limit is not None and self.used + self.reserved >= NEAR * self.limit
 
 
 def near(use: Iterable[Used]) -> list[str]:
@@ -154,7 +157,11 @@ def near(use: Iterable[Used]) -> list[str]:
 def told(one: Used) -> str:
     """``4 of 5 builds in flight``."""
     limit = "unlimited" if one.limit is None else number(one.quota, one.limit)
-    return f"{number(one.quota, one.used)} of {limit} {NOUNS[one.quota]}"
+    said = f"{number(one.quota, one.used)} of {limit} {NOUNS[one.quota]}"
+    if one.reserved < _LEAST_TOLD:
+        return said
+    more = number(one.quota, one.reserved)
+    return f"{said}, and {more} more reserved for jobs that are queued or running"
 
 
 def number(quota: Quota, value: float) -> str:

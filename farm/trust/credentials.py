@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 VARIABLE = "FARM_KEY"
+TOKEN_VARIABLE = "FARM_TOKEN"  #: of an OpenID Connect issuer  # noqa: S105 its name
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _ID_CHARS = 10
 _SECRET_BYTES = 32

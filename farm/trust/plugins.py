@@ -14,6 +14,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from farm.database import upserts
 from farm.database.base import now
 from farm.database.tables import Artifact, Plugin
 from farm.errors import InvalidRequest, NotFound, PluginRefused
@@ -86,15 +87,14 @@ def add(session: Session, request: PluginRequest, key: str) -> PluginView:
     """
     find_uploaded(session, request.digest)
     held.settle(session, [request.digest])
-    row = Plugin(
-        digest=request.digest,
-        name=request.name,
-        signature=request.signature,
-        key=key,
-        created_at=now(),
-    )
-    session.merge(row)
-    session.flush()
+    row = {
+        "digest": request.digest,
+        "name": request.name,
+        "signature": request.signature,
+        "key": key,
+        "created_at": now(),
+    }
+    upserts.put(session, Plugin, row)
     [view] = [one for one in views(session) if one.digest == request.digest]
     return view
 

@@ -29,6 +29,7 @@ class Findings:
     attempts: int  #: more than jobs: these were run again
     engines: int
     blobs: int
+    attempts_by_joined: int  #: of them, by machines that joined by a token
 
 
 def audit(site: Site, ended: Sequence[Ended]) -> Findings:
@@ -40,7 +41,8 @@ def audit(site: Site, ended: Sequence[Ended]) -> Findings:
         store = site.store()
         # An API whose clock was ahead has dated into the future what it stored.
         gc.collect(db, store, older_than_s=-CLOCKS_OFF_S)
-        findings = _database_is_right(db, ended, store)
+        by_joined = sum(joiner.audited(db) for joiner in site.joiners)
+        findings = _database_is_right(db, ended, store, by_joined)
         _tallies_are_right(db, builds=len(ended))
     finally:
         db.dispose()
@@ -60,7 +62,9 @@ def _nothing_runs(site: Site) -> None:
     site.wait_for_s3()
 
 
-def _database_is_right(db: Database, ended: Sequence[Ended], store: Store) -> Findings:
+def _database_is_right(
+    db: Database, ended: Sequence[Ended], store: Store, by_joined: int
+) -> Findings:
     with db.read() as session:
         assert not session.scalars(select(Job.title).where(Job.state.in_(LIVE))).all()
         assert not session.scalars(select(Job.title).where(Job.lease_until.is_not(None))).all()
@@ -105,6 +109,7 @@ def _database_is_right(db: Database, ended: Sequence[Ended], store: Store) -> Fi
             attempts=sum(job.attempt - job.first_attempt + 1 for job in jobs),
             engines=len(engines),
             blobs=len(known),
+            attempts_by_joined=by_joined,
         )
 
 

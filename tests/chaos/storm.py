@@ -13,10 +13,11 @@ from contextlib import suppress
 
 import httpx2
 from redis.exceptions import RedisError
-from sqlalchemy import make_url
 
-from tests.chaos.site import CLOCKS_OFF_S, Part, Site
-from tests.conftest import POSTGRES, _admin
+from farm.database.session import Database
+from tests.chaos.part import Part
+from tests.chaos.site import CLOCKS_OFF_S, Site
+from tests.conftest import POSTGRES
 from tests.e2e.live import Process
 from tests.keys import bearer
 
@@ -63,10 +64,14 @@ class Storm(threading.Thread):
             "flush the broker": self._flush_the_broker,
             "collect garbage": self._collect_garbage,
             "put a clock": self._put_a_clock,
+            "revoke a join token": lambda: self._random.choice(self._site.joiners).revoke_token(),
+            "let a join token expire": self._expire_a_token,
+            "join again": self._join_again,
+            "kill the broker": lambda: self._restart(self._site.broker, signal.SIGKILL, 0.0),
+            "broker gone for a while": lambda: self._restart(
+                self._site.broker, signal.SIGTERM, 3.0
+            ),
         }
-        if (broker := self._site.broker) is not None:
-            acts["kill the broker"] = lambda: self._restart(broker, signal.SIGKILL, 0.0)
-            acts["broker gone for a while"] = lambda: self._restart(broker, signal.SIGTERM, 3.0)
         if (s3 := self._site.s3) is not None:
             acts["kill S3"] = lambda: self._restart(s3, signal.SIGKILL, 0.0)
             acts["S3 gone for a while"] = lambda: self._restart(s3, signal.SIGTERM, 5.0)
@@ -135,12 +140,8 @@ class Storm(threading.Thread):
         return True
 
     def _close_the_database(self) -> bool:
-        """Cut every connection, and let none be made for a while."""
-        name = make_url(self._site.settings.database).database
-        _admin(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-        _admin(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
-        time.sleep(self._random.uniform(0.5, 5.0))
-        _admin(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        with self._site.closed_database():
+            time.sleep(self._random.uniform(0.5, 5.0))
         return True
 
     def _put_a_clock(self) -> bool:
@@ -161,6 +162,21 @@ class Storm(threading.Thread):
         except httpx2.TransportError:
             return False  # it is being restarted
         return answer.is_success and answer.json()["removed_total"] > 0
+
+    def _expire_a_token(self) -> bool:
+        db = Database(self._site.settings.database)
+        try:
+            return self._random.choice(self._site.joiners).expire_token(db)
+        finally:
+            db.dispose()
+
+    def _join_again(self) -> bool:
+        """Let a machine that has joined be killed, and start by a new token, with a new key."""
+        joiner = self._random.choice(self._site.joiners)
+        joiner.part.kill()
+        self._site.wait_for_s3()
+        joiner.join()
+        return True
 
     def _flush_the_broker(self) -> bool:
         try:

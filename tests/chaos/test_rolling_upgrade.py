@@ -16,7 +16,8 @@ import pytest
 
 from farm.database import migrate
 from tests.chaos.crowd import ENDED, tiny_model
-from tests.chaos.site import Part, Site
+from tests.chaos.part import Part
+from tests.chaos.site import Site
 from tests.conftest import POSTGRES
 from tests.e2e.conftest import fresh_settings
 from tests.e2e.live import ROOT, wait_until

@@ -189,13 +189,11 @@ GPU = {"targets": ["tensorrt:sm_89"]}
 def test_gpu_minutes_are_those_of_recorded_jobs(api, gpu):
     mine = limited(api, gpu_minutes_day=10)
     assert submit(mine, 1, **GPU).status_code == 202
-    spend(gpu, 3)  # build and measure
-    assert used(mine)["gpu_minutes_day"] == (pytest.approx(6, abs=0.1), 10)
-    assert used(mine)["gpu_minutes_month"] == (pytest.approx(6, abs=0.1), None)
-    assert submit(mine, 2, **GPU).status_code == 202
-    spend(gpu, 3)
+    spend(gpu, 6)  # build and measure; of others like them nothing was known
+    assert used(mine)["gpu_minutes_day"] == (pytest.approx(12, abs=0.1), 10)
+    assert used(mine)["gpu_minutes_month"] == (pytest.approx(12, abs=0.1), None)
     told = problem(submit(mine, 3, **GPU), 403)
-    assert told["detail"] == "the key ci has 12.0 of 10 GPU minutes today (UTC)"
+    assert told["detail"].startswith("the key ci has 12.0 of 10 GPU minutes today (UTC)")
     assert "the next day begins at 00:00 UTC; builds for cpu take no GPU" in told["hint"]
     # What takes no GPU, and what is there, goes on.
     assert submit(mine, 3, targets=["tensorrt-rtx:sm_89"]).status_code == 202
@@ -211,6 +209,65 @@ def test_a_job_that_runs_counts_so_far(api, gpu):
     with gpu.db.write() as session:
         session.get_one(Job, claim.job_id).started_at = now() - timedelta(minutes=5)
     problem(submit(mine, 2, **GPU), 403)
+
+
+def reserved(api: Api) -> float:
+    me = api.get("/v1/me").json()
+    return {one["quota"]: one["reserved"] for one in me["limits"]}["gpu_minutes_day"]
+
+
+def test_minutes_that_queued_jobs_are_expected_to_take_are_reserved_until_they_end(api, gpu):
+    submit(api, 0, **GPU)
+    spend(gpu, 3)  # somebody else's build and measure, which tell how long such jobs take
+    mine = limited(api, gpu_minutes_day=14)
+    assert [submit(mine, number, **GPU).status_code for number in (1, 2)] == [202, 202]
+    assert reserved(mine) == pytest.approx(12, abs=0.1)
+    assert used(mine)["gpu_minutes_day"] == (0, 14)
+    told = problem(submit(mine, 3, **GPU), 403)
+    assert told["detail"] == (
+        "the key ci has 0 of 14 GPU minutes today (UTC), and 18.0 more reserved for jobs that are queued or "
+        "running"
+    )
+    assert reserved(mine) == pytest.approx(12, abs=0.1)  # the refused build left nothing
+    spend(gpu, 1)
+    assert reserved(mine) == 0
+    assert used(mine)["gpu_minutes_day"] == (pytest.approx(4, abs=0.1), 14)
+    assert submit(mine, 3, **GPU).status_code == 202
+
+
+def test_the_rest_of_a_job_that_runs_is_reserved(api, gpu):
+    submit(api, 0, **GPU)
+    spend(gpu, 3)
+    mine = limited(api, gpu_minutes_day=100)
+    submit(mine, 1, **GPU)
+    while (job := gpu.queued()[0]).queue != "tensorrt.sm_89":
+        gpu.succeed(gpu.claim(job))
+    claim = gpu.claim(job, owner="gpu@there")
+    with gpu.db.write() as session:
+        session.get_one(Job, claim.job_id).started_at = now() - timedelta(minutes=2)
+    assert used(mine)["gpu_minutes_day"] == (pytest.approx(2, abs=0.1), 100)
+    assert reserved(mine) == pytest.approx(1 + 3, abs=0.1)  # of this one, and the measure after it
+    with gpu.db.write() as session:
+        session.get_one(Job, claim.job_id).started_at = now() - timedelta(minutes=9)
+    assert reserved(mine) == pytest.approx(3, abs=0.1)
+
+
+def test_reserved_minutes_are_warned_of_and_foreseen(api, gpu):
+    submit(api, 0, **GPU)
+    spend(gpu, 3)
+    mine = limited(api, gpu_minutes_day=7)
+    body = body_of(1) | GPU
+    mine.upload(own(1))
+    foreseen = mine.post("/v1/builds", params={"dry_run": True}, json=body).json()
+    assert foreseen["refusal"] is None
+    assert "6.0 more reserved" in foreseen["warnings"][0]
+    made = mine.post("/v1/builds", json=body).json()
+    assert "0 of 7 GPU minutes today (UTC), and 6.0 more reserved" in made["warnings"][0]
+    mine.upload(own(2))
+    foreseen = mine.post("/v1/builds", params={"dry_run": True}, json=body_of(2) | GPU).json()
+    assert "12.0 more reserved" in foreseen["refusal"]
+    # What takes no GPU doesn't mind.
+    assert submit(mine, 2, targets=["tensorrt-rtx:sm_89"]).status_code == 202
 
 
 def test_gpu_minutes_outlive_the_jobs(api, gpu, db):
@@ -511,10 +568,10 @@ def test_the_commands_of_the_page_on_limits_do_what_it_says(api, said):
             key_id = key_id or credentials.id_of(outputs[0].splitlines()[0])
     assert len(outputs) == 6
     second, third = rows_of(outputs[1]), rows_of(outputs[3])
-    assert second["builds"] == ["0", "5", "–"]
+    assert second["builds"] == ["0", "5", "–", "–"]
     assert second["gpu-minutes-day"][:2] == ["0", "600"]
-    assert second["stored-bytes"] == ["0 B", "50.0 GB", "–"]
-    assert third["builds"] == ["0", "unlimited", "–"]
+    assert second["stored-bytes"] == ["0 B", "50.0 GB", "–", "–"]
+    assert third["builds"] == ["0", "unlimited", "–", "–"]
     assert third["gpu-minutes-day"][1] == "unlimited"
     assert "key.limits" in outputs[4]
     assert outputs[5].startswith(f"tests ({credentials.id_of(api.key)}): admin\n")

@@ -23,6 +23,7 @@ SHELL = {"sh", "bash", "shell", "console"}
 OTHER_VARIABLES = {
     "FARM_URL",
     "FARM_KEY",
+    "FARM_TOKEN",
     "FARM_FROM_KEY",
     "FARM_PINNED_KEY",
     "FARM_JOIN_TOKEN",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from tests.stage_bench import Bench, Digits, batch_profile, save_npz
 from workers.backends.ort import cpu
 from workers.graphs import walk
 from workers.inputs.batch import Batch
-from workers.quantize import activations, calibrated, modelopt, placement, trials
+from workers.quantize import activations, calibrated, placement, trials
 
 METHODS = ("auto", "max", "percentile", "entropy", "mse")
 
@@ -330,28 +329,3 @@ def test_enough_held_out_samples_are_tried_to_fill_a_large_fixed_batch():
     held = np.tile([False, True], 64)
     assert calibrated._first(held, 1).sum() == 16
     assert calibrated._first(held, 32).sum() == 32
-
-
-@pytest.mark.parametrize("channels", [[0.0, 1.0, -3.0], [1e-45, 1.5e-38, 3e38], [-0.0, 0.0, 2.0]])
-def test_scales_of_weights_are_those_of_onnx_runtime_to_the_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: list[float]
-) -> None:
-    rng = np.random.default_rng(0)
-    weights = {"w": rng.uniform(-1, 1, (48, 16, 3, 3)).astype(np.float32)}
-    weights["w"] *= np.resize(np.float32(channels), (48, 1, 1, 1))
-    source = small_graph(
-        tmp_path / "m.onnx",
-        helper.make_node("Conv", ["x", "w"], ["y"], name="c"),
-        shape=("n", 16, 8, 8),
-        weights=weights,
-    )
-    first = {"x": rng.standard_normal((2, 16, 8, 8)).astype(np.float32)}
-
-    def made(folder: Path) -> bytes:
-        folder.mkdir()
-        graph = modelopt.placed(onnx.load(str(source)), first, Precision.INT8, folder)
-        return graph.SerializeToString(deterministic=True)
-
-    quick = made(tmp_path / "quick")
-    monkeypatch.setattr(modelopt, "_quick_scales", nullcontext)
-    assert quick == made(tmp_path / "checked")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import helper
 
 from tests.graphs import small_graph
@@ -133,3 +135,21 @@ def test_copies_of_a_sample_are_run_again_once(convolutions, passes, tmp_path):
     found, _, _ = largest(convolutions, samples, tmp_path, batch=batch_of(1, 64), size=8)
     assert found == plain(convolutions, samples, tmp_path)
     assert passes[-1] == (True, 2)
+
+
+@pytest.mark.parametrize("length", [7, 1 << 15])
+def test_the_extremes_of_each_sample_are_numpys(length):
+    values = np.random.default_rng(0).standard_normal((5, length)).astype(np.float32)
+    values[1, 3], values[2, 0], values[3] = np.nan, -np.inf, 0
+    values.flags.writeable = False
+    low, high = activations._extremes(values, 5)
+    assert np.array_equal(low, values.min(axis=1), equal_nan=True)
+    assert np.array_equal(high, values.max(axis=1), equal_nan=True)
+
+
+def test_counting_leaves_pytorch_its_threads():
+    before = torch.get_num_threads()
+    activations.gathered(None, ["x"], [images(2)], counted=True)
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(torch.get_num_threads).result() == before
+    assert torch.get_num_threads() == before

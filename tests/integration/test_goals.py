@@ -23,8 +23,9 @@ from workers.goals.toggles import Toggled
 from workers.goals.units import units_of, without
 from workers.graphs import walk
 from workers.graphs.compute import compute_of
+from workers.inputs.batch import Batch
 from workers.inputs.samples import Arrays
-from workers.quantize import modelopt
+from workers.quantize import calibrated, modelopt
 
 _RANDOM = np.random.default_rng(0)
 _SHAPE = (8, 16, 8, 8)
@@ -71,11 +72,27 @@ def _run(model: onnx.ModelProto, batch: Arrays) -> np.ndarray:
     return np.asarray(OrtModel(model.SerializeToString()).run(batch)["y"])
 
 
+def _calibrated(model: onnx.ModelProto, batch: Arrays, folder: Path) -> onnx.ModelProto:
+    quantized = modelopt.placed(model, batch, Precision.INT8, folder)
+    calibrated.calibrate(
+        quantized,
+        batch,
+        Batch(axes={"x": 0}, min=1, opt=8, max=64, is_dynamic=True),
+        size=8,
+        method="max",
+        percentile=None,
+        precision=Precision.INT8,
+        folder=folder,
+        seen=lambda _: None,
+    )
+    return quantized
+
+
 @pytest.fixture(scope="module")
 def placed(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
     folder = tmp_path_factory.mktemp("placed")
     model = onnx.load(str(_convolutions(folder / "m.onnx")))
-    return modelopt.placed(model, {"x": _images(8)}, Precision.INT8, folder)
+    return _calibrated(model, {"x": _images(8)}, folder)
 
 
 def test_units_are_products_and_the_tensors_that_others_read(placed: onnx.ModelProto) -> None:
@@ -131,7 +148,7 @@ def test_equalised_channels_leave_the_function_and_lose_less(tmp_path: Path) -> 
     for number, graph in enumerate((model, even)):
         folder = tmp_path / str(number)
         folder.mkdir()
-        quantized = modelopt.placed(graph, batch, Precision.INT8, folder)
+        quantized = _calibrated(graph, batch, folder)
         errors.append(float(np.square(_run(quantized, batch) - expected).mean()))
     assert errors[1] < errors[0] / 10
 
@@ -149,7 +166,7 @@ def test_a_corrected_bias_takes_the_mean_error_out_of_a_product(tmp_path: Path) 
     source = small_graph(tmp_path / "m.onnx", *nodes, shape=("n", 32), weights=weights)
     model = onnx.load(str(source))
     batch = {"x": _RANDOM.uniform(1, 2, (64, 32)).astype(np.float32)}
-    quantized = modelopt.placed(model, batch, Precision.INT8, tmp_path)
+    quantized = _calibrated(model, batch, tmp_path)
     fixed = bias.corrected(quantized, units_of(quantized), [batch], tmp_path)
     assert fixed is not None
     before, after = (

@@ -54,6 +54,21 @@ def test_each_job_takes_few_statements(
     assert seen == expected
 
 
+def test_a_submission_of_new_work_writes_its_events_at_once_and_reads_no_results(
+    ledger: Ledger,
+) -> None:
+    with counted(ledger.db.engine) as statements:
+        build_id = ledger.submit()
+    asked = of_work(statements)
+    assert len([one for one in asked if one.startswith("INSERT INTO events")]) == 1
+    # Nothing has finished that could tell of the version's inputs.
+    assert not [one for one in asked if one.startswith("SELECT jobs.facts")]
+    with ledger.db.read() as session:
+        told = session.execute(select(Event.build_id, Event.job_id).order_by(Event.id)).all()
+    jobs = sorted(job.id for job in ledger.view(build_id).jobs)
+    assert [tuple(one) for one in told] == [(build_id, None), *((None, job) for job in jobs)]
+
+
 def test_the_events_of_a_unit_of_work_take_one_statement_and_keep_their_order(
     ledger: Ledger,
 ) -> None:

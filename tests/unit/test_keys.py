@@ -29,13 +29,14 @@ from farm.trust.callers import THE_FARM
 from tests.keys import a_key
 
 KEY, OTHER = credentials.new()[0], credentials.new()[0]
+TOKEN = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmVk"
 
 
 @pytest.fixture
 def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home with a key in it, and nothing in the environment."""
-    monkeypatch.delenv("FARM_KEY", raising=False)
-    monkeypatch.delenv("FARM_URL", raising=False)
+    for name in ("FARM_KEY", "FARM_TOKEN", "FARM_URL"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FARM_HOME", str(tmp_path))
     credentials.write(credentials.home_file(tmp_path), KEY)
     return tmp_path
@@ -89,6 +90,41 @@ def test_the_variable_comes_before_the_file_and_an_argument_before_both(
     assert sent("http://farm.example", key=KEY) == f"Bearer {KEY}"
     monkeypatch.setenv("FARM_KEY", "")
     assert sent("http://127.0.0.1:8000") == f"Bearer {KEY}"
+
+
+def test_a_token_is_sent_instead_of_a_key_wherever_the_farm_is(
+    at_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sent("http://farm.example", token=TOKEN) == f"Bearer {TOKEN}"
+    monkeypatch.setenv("FARM_TOKEN", f" {TOKEN}\n")
+    assert sent("http://farm.example") == f"Bearer {TOKEN}"
+    assert sent("http://127.0.0.1:8000") == f"Bearer {TOKEN}"
+    # A caller's own comes first: `farm mirror` sends neither variable to the farm that it copies from.
+    assert sent("http://farm.example", key=KEY) == f"Bearer {KEY}"
+    assert sent("http://farm.example", key="") is None
+    monkeypatch.setenv("FARM_KEY", OTHER)
+    assert sent("http://farm.example", token=TOKEN) == f"Bearer {TOKEN}"
+
+
+def test_a_key_beside_a_token_is_refused_rather_than_one_chosen(
+    at_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidRequest, match="a key and a token"):
+        Farm("http://farm.example", key=KEY, token=TOKEN)
+    monkeypatch.setenv("FARM_KEY", KEY)
+    monkeypatch.setenv("FARM_TOKEN", TOKEN)
+    with pytest.raises(InvalidRequest, match="FARM_KEY and FARM_TOKEN are both set") as raised:
+        Farm("http://farm.example")
+    assert KEY not in str(raised.value) + raised.value.hint
+    assert TOKEN not in str(raised.value) + raised.value.hint
+
+
+def test_a_key_in_a_tokens_place_is_told(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARM_TOKEN", KEY)
+    with pytest.raises(InvalidRequest, match="FARM_TOKEN is a key") as raised:
+        Farm("http://farm.example")
+    assert "set FARM_KEY" in raised.value.hint
+    assert KEY not in str(raised.value) + raised.value.hint
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
@@ -30,6 +33,8 @@ _SEED = 0
 _AT_ONCE_BYTES = 384 << 20
 #: A single row takes other kernels, which may round differently.
 LEAST = 2
+#: Values of a sample from which on a call for each sample costs nothing.
+_LONG = 1 << 14
 
 Statistics = dict[str, Histogram]
 
@@ -61,12 +66,25 @@ def gathered(
             peaks.saw(name, np.maximum(np.abs(low), np.abs(high)), count)
         found[name].add(values, (low.min(), high.max()))
 
-    with ThreadPoolExecutor(cpu_threads()) as threads:
+    with _counters() as threads:
         for piece, count in pieces.of(batches):
             made = piece if session is None else piece | session.run(piece)
             pieces.saw(made, count)
             list(threads.map(lambda name, made=made, count=count: add(name, made, count), names))
     return found
+
+
+@contextmanager
+def _counters() -> Iterator[ThreadPoolExecutor]:
+    """Threads that count, one a core. Those of PyTorch's own would only wait for one another."""
+    before = torch.get_num_threads()
+    alone = partial(torch.set_num_threads, 1)
+    try:
+        with ThreadPoolExecutor(cpu_threads(), initializer=alone) as threads:
+            yield threads
+    finally:
+        # The last call counts for threads that are yet to start.
+        torch.set_num_threads(before)
 
 
 def _extremes(values: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], ...]:
@@ -75,7 +93,12 @@ def _extremes(values: NDArray[np.float32], count: int) -> tuple[NDArray[np.float
         return np.zeros(1, np.float32), np.zeros(1, np.float32)
     is_by_sample = count > 0 and values.ndim > 0 and values.shape[0] == count
     rows = values.reshape(count if is_by_sample else 1, -1)
-    return rows.min(axis=1), rows.max(axis=1)
+    if rows.shape[1] < _LONG:
+        return rows.min(axis=1), rows.max(axis=1)
+    # Both from one look at the memory.
+    writable = rows if rows.flags.writeable else rows.copy()
+    pairs = [torch.aminmax(row) for row in torch.from_numpy(writable)]
+    return tuple(torch.stack(ends).numpy() for ends in zip(*pairs, strict=True))
 
 
 class _Pieces:

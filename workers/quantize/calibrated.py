@@ -194,16 +194,19 @@ class _Ranges:
     def choices(self) -> dict[str, tuple[list[float], list[str]]]:
         """Name → the thresholds, and which method gave each: what ``auto`` tries on the whole graph."""
         methods = thresholds.candidates(self._percentile)
+        everywhere = {name: self.by(methods[name]) for name in _EVERYWHERE}
 
-        def mixed(fit: Histogram, held: Histogram, whole: Histogram) -> tuple[str, float]:
+        def mixed(at: int) -> tuple[str, float]:
+            fit, held, whole = self._fit[at], self._held[at], self.whole[at]
             name = thresholds.chosen(fit, held if held.total else fit, methods)
-            return name, methods[name](whole)
+            known = everywhere.get(name)
+            return name, methods[name](whole) if known is None else known[at]
 
         with ThreadPoolExecutor(cpu_threads()) as threads:
-            mix = list(threads.map(mixed, self._fit, self._held, self.whole))
+            mix = list(threads.map(mixed, range(len(self.whole))))
         found = {_MIX: ([limit for _, limit in mix], [name for name, _ in mix])}
-        for name in _EVERYWHERE:
-            found[name] = self.by(methods[name]), [name] * len(mix)
+        for name, limits in everywhere.items():
+            found[name] = limits, [name] * len(mix)
         middle = np.sqrt(np.multiply(found[_MIX][0], found["max"][0])).tolist()
         return found | {_MIDDLE: (middle, [_MIDDLE] * len(mix))}
 

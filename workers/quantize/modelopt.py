@@ -6,17 +6,10 @@ had better share a scale.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
 from modelopt.onnx.quantization import quantize
-from numpy.typing import NDArray
-from onnx import TensorProto
-from onnxruntime.quantization import qdq_quantizer
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 
 from farm.errors import CalibrationFailed
@@ -24,16 +17,16 @@ from farm.specs.precision import Precision
 from workers.graphs import check, files, floats, interface, walk
 from workers.graphs.normal import normalised
 from workers.inputs.samples import Arrays
-from workers.quantize import placement, rules, unquantised
+from workers.quantize import rules, shortcuts, unquantised
 
 
 def placed(
     model: onnx.ModelProto, first: Arrays, precision: Precision, folder: Path
 ) -> onnx.ModelProto:
-    """The Q/DQ graph in fp32 with the model's own outputs; its activations' scales are of one batch.
+    """The Q/DQ graph in fp32 with the model's own outputs; its activations' scales are made up, each its own.
 
     Parameters:
-        model: with its weights.
+        model: in normal form, with its weights.
         folder: for files on the way.
 
     Raises:
@@ -42,7 +35,10 @@ def placed(
     wide = floats.calibratable(model)
     through = walk.take_out_given(wide)
     file, made = folder / "source.onnx", folder / "typed.onnx"
+    stated = list(wide.graph.value_info)
+    del wide.graph.value_info[:]  # ModelOpt would clear it, and write another file
     files.write_model(wide, file)  # ModelOpt writes next to the file it reads
+    wide.graph.value_info.extend(stated)
     _quantize(file, made, OneBatch(first), precision, is_large=files.is_large(model))
     quantized = normalised(onnx.load(str(made)))
     for position, value in through.items():  # in their original order
@@ -77,7 +73,7 @@ def _quantize(
     source: Path, typed: Path, reader: OneBatch, precision: Precision, *, is_large: bool
 ) -> None:
     try:
-        with _quick_scales():
+        with shortcuts.taken():
             quantize(
                 str(source),
                 quantize_mode=str(precision),
@@ -96,35 +92,6 @@ def _quantize(
         ) from err
     if not typed.exists():
         raise CalibrationFailed("ModelOpt wrote no quantised model")
-
-
-@contextmanager
-def _quick_scales() -> Iterator[None]:
-    """Compute the scales of weights as ONNX Runtime does, to the bit, but for its checks of each channel.
-
-    These took 40 % of ModelOpt's time on ResNet-50, which has 27,560 channels.
-    """
-    checked = qdq_quantizer.compute_data_quant_params
-
-    def computed(
-        data: NDArray[np.generic], quant_type: int, symmetric: bool, *others: Any, **options: Any
-    ) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
-        # What else it may ask for changes the scale.
-        is_plain = symmetric and not any(others) and not any(options.values())
-        if is_plain and quant_type == TensorProto.INT8 and data.dtype == np.float32 and data.size:
-            most = max(-data.min(), data.max())
-            if np.isfinite(most):
-                scale = placement.scale_of(float(most), Precision.INT8)
-                return np.array(0, np.int8), np.array(scale)
-        made: tuple[NDArray[np.generic], NDArray[np.generic]]
-        made = checked(data, quant_type, symmetric, *others, **options)
-        return made
-
-    qdq_quantizer.compute_data_quant_params = computed
-    try:
-        yield
-    finally:
-        qdq_quantizer.compute_data_quant_params = checked
 
 
 def _check_pairs(quantized: onnx.ModelProto, precision: Precision) -> None:

@@ -18,6 +18,8 @@ from workers.quantize.thresholds import LEVELS
 
 #: Their range is known: ModelOpt takes 0 to 1 for a Softmax.
 _KNOWN = ("Softmax",)
+#: A smaller scale says that there were zeros alone, as far as data tell.
+_LEAST = np.finfo(np.float32).tiny
 #: Whose output is requantised for free where the inputs share its scale.
 _JOINS = ("Concat",)
 
@@ -108,8 +110,7 @@ def without_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
 def scale_of(threshold: float, precision: Precision) -> np.float32:
     """The scale by which this magnitude is the largest integer, to the bit as ModelOpt computes it."""
     wide = np.float64(np.float32(threshold)) * 2 / (2 * LEVELS)
-    # Zeros alone, as far as data tell.
-    scale = np.float32(1) if wide < np.finfo(np.float32).tiny else np.float32(wide)
+    scale = np.float32(1) if wide < _LEAST else np.float32(wide)
     return np.float32(scale * 448.0 / 127.0) if precision is Precision.FP8 else scale
 
 

@@ -23,6 +23,8 @@ MILD = "mild-mse"
 _OCTAVES = 6
 #: Thresholds tried in an octave, at first; then the best one's neighbourhood is searched this finely again.
 _STEPS, _FINE = 12, 8
+#: Thresholds whose errors are computed at once: what they take stays in a core's cache.
+_AT_ONCE = 8
 #: Bins of equal width for the entropy, how many integers they are merged into, and the candidates' distance.
 _LINEAR, _MERGED, _STRIDE = 2048, 128, 16
 
@@ -94,8 +96,20 @@ def errors(histogram: Histogram, thresholds: Floats, clipped: float = 1.0) -> Fl
     small, smaller = high[is_zero], low[is_zero]
     squares = (small**2 + small * smaller + smaller**2) / 3
     lost, all_counts = squares @ counts[is_zero], counts.sum()
-    low, high, counts = low[~is_zero], high[~is_zero], counts[~is_zero]
-    limit = np.asarray(thresholds, np.float64)[:, None]
+    rest = low[~is_zero], high[~is_zero], counts[~is_zero]
+    every = np.asarray(thresholds, np.float64)
+    spread = [
+        _spread(*rest, every[at : at + _AT_ONCE], clipped) for at in range(0, every.size, _AT_ONCE)
+    ]
+    found: Floats = (np.concatenate(spread) + lost) / all_counts
+    return found
+
+
+def _spread(
+    low: Floats, high: Floats, counts: Floats, thresholds: Floats, clipped: float
+) -> Floats:
+    """The sums of the squared errors of what bins hold."""
+    limit = thresholds[:, None]
     step = np.maximum(limit, np.finfo(np.float64).tiny) / LEVELS
     # Rounding up to the threshold, clipping from there on; a bin may have parts on both sides.
     inner, outer = np.minimum(low, limit), np.minimum(high, limit)
@@ -107,7 +121,7 @@ def errors(histogram: Histogram, thresholds: Floats, clipped: float = 1.0) -> Fl
     if is_point.any():
         at = low - np.minimum(np.rint(low / step), LEVELS) * step
         spread = np.where(is_point, at**2, spread)
-    found: Floats = (spread @ counts + lost) / all_counts
+    found: Floats = spread @ counts
     return found
 
 

@@ -32,7 +32,7 @@ from farm.settings import Settings
 from farm.specs import gpus
 from farm.store.base import Blobs
 from farm.tracing import spans
-from workers.runner import compiles, heartbeat, remote, toolchain, trial
+from workers.runner import compiles, heartbeat, messages, remote, toolchain, trial
 from workers.runner.child import await_preload
 from workers.runner.heartbeat import Heartbeat
 from workers.runner.names import queues
@@ -144,21 +144,23 @@ def run_worker(name: str, gpu: Gpu | None, *, register: Callable[[Celery, Contex
     heartbeat.require_name(db, name, holder=holder, ttl_s=settings.worker_ttl_s)
     app = create_celery(settings)
     # Each job already has its own process; a thread of this one follows it.
-    left = Left()
+    left, flower = Left(), Flower()
     app.conf.worker_pool = pool_of(left)
     context = Context(
         settings=settings,
         db=db,
         store=store,
-        doorbell=Doorbell(db, app),
+        doorbell=Doorbell(db, app, tell=flower.rung),
         worker=name,
         gpu=gpu,
         left=left,
+        flower=flower,
     )
     # What a killed predecessor of this name left behind.
     folder.remove(context.workdirs)
     register(app, context)
     remote.close(app)
+    messages.take(app)
 
     # A build may take hours: a worker told to stop gives its jobs back at once.
     def stop(**_: object) -> None:

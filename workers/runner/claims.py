@@ -16,17 +16,14 @@ from farm.fleet.workers import Fleet
 from farm.queue import jobs
 from farm.queue.jobs import Claim
 from workers.runner.app import Context
+from workers.runner.waits import LOCKED_S, doubling
 
 log = logging.getLogger(__name__)
 
 _RETRY_S = (0.5, 10.0)  #: between tries while the database is away: the first wait, and the longest
 _CLAIM_AGAIN_S = (0.2, 1.0)  #: before the second and third try of a claim
 _RACES = 10
-_LOCKED_S = (
-    0.01,
-    0.3,
-)  #: between looks at jobs that others have locked: the first wait, and the longest
-_PATIENCE_S = 30.0  #: with such jobs; the sweep rings again
+_PATIENCE_S = 30.0  #: with jobs that others have locked; the sweep rings again
 
 T = TypeVar("T")
 
@@ -56,8 +53,7 @@ def claim(context: Context, job_id: int) -> Claim | None:
 
 def _try_to_claim(context: Context, job_id: int) -> Claim | None:
     """Look until a job is claimed or none is in line: a submission that moves one may hold its lock."""
-    wait_s, longest_s = _LOCKED_S
-    until = time.monotonic() + _PATIENCE_S
+    waits, until = doubling(*LOCKED_S), time.monotonic() + _PATIENCE_S
     while True:
         claim = _look(context, job_id)
         if claim is not None or time.monotonic() > until:
@@ -65,9 +61,8 @@ def _try_to_claim(context: Context, job_id: int) -> Claim | None:
         with context.db.read() as session:
             if not jobs.is_in_line(session, job_id, longest_s=context.settings.retry_longest_s):
                 return None
-        if context.stopping.wait(wait_s):
+        if context.stopping.wait(next(waits)):
             return None
-        wait_s = min(2 * wait_s, longest_s)
 
 
 def _look(context: Context, job_id: int) -> Claim | None:
@@ -135,8 +130,7 @@ def insist(
         DatabaseUnavailable: the worker is shutting down.
         LeaseLost
     """
-    wait_s, longest_s = _RETRY_S
-    races = 0
+    waits, races = doubling(*_RETRY_S), 0
     while True:
         try:
             before()
@@ -147,7 +141,7 @@ def insist(
             if races > _RACES:
                 raise
         except DatabaseUnavailable as err:
+            wait_s = next(waits)
             log.warning("%s; trying again in %s s", err.detail, wait_s)
             if context.stopping.wait(wait_s):
                 raise
-            wait_s = min(2 * wait_s, longest_s)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import socket
 
-from sqlalchemy.exc import IntegrityError
-
 from farm.database.session import Database
 from farm.errors import Unavailable, WorkerNameTaken
 from farm.fleet import workers
@@ -54,12 +52,11 @@ class Heartbeat:
             with self._db.write() as session:
                 if not self.announced:
                     workers.announce(session, self._me, ttl_s=self._ttl_s)
-                    session.flush()
                 unread = self._flower.unread(self._me.queues) if self.announced else ()
                 holds = workers.seen(
                     session, self._me.name, holder=self._me.holder, unread=unread, load=load
                 )
-        except (Unavailable, IntegrityError):  # or another has just announced itself by this name
+        except Unavailable:
             return True
         except WorkerNameTaken as err:
             log.error("%s; %s", err.detail, err.hint)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from celery import signals
-from celery.worker.request import Request
+from celery.events import Event
 
 from farm.errors import FarmError
-from farm.queue import shown
+from farm.queue import doorbell, shown
 from farm.queue.jobs import Claim, describe
-from workers.runner import remote
+from farm.queue.turns import Bell
+from workers.runner import messages, remote
+
+#: How long events wait for others, to go in one message. Each carries its own time.
+_GATHER_S = 0.05
 
 
 class Flower:
@@ -26,6 +30,7 @@ class Flower:
         self._consumer: Any = None
         self._claims: dict[str, Claim] = {}  #: of messages being worked on, by their ids
         self._began_s: dict[int, float] = {}
+        self._goes_s = 0.0  #: when what has been gathered is sent
         signals.worker_ready.connect(self._ready, weak=False)
 
     def _ready(self, sender: Any, **_: object) -> None:
@@ -38,6 +43,11 @@ class Flower:
     def read(self, queues: Iterable[str]) -> None:
         """Have the worker read more queues."""
         remote.read(self._consumer, queues)
+
+    def rung(self, bells: Sequence[Bell]) -> None:
+        """This worker has sent messages."""
+        for bell in bells:
+            self._tell("task-sent", Event=_of_doorbell, **doorbell.about(bell))
 
     def began(self, message_id: str, claim: Claim) -> None:
         """A message has made this worker claim a job, which may be another than the message's."""
@@ -70,17 +80,34 @@ class Flower:
         self._send("failed", claim, exception=shown.interruption(cause), traceback=None)
 
     def _send(self, subject: str, claim: Claim, **fields: Any) -> None:
+        about = shown.attempt_fields(claim.job_id, claim.attempt, claim.key)
+        self._tell(f"task-{subject}", **about, **fields)
+
+    def _tell(self, kind: str, **fields: Any) -> None:
         # The consumer creates a new dispatcher when it reconnects.
         events = getattr(self._consumer, "event_dispatcher", None)
         if events is not None:
-            about = shown.attempt_fields(claim.job_id, claim.attempt, claim.key)
-            events.send(f"task-{subject}", **about, **fields)
+            events.on_send_buffered = self._gather
+            events.send(kind, **fields)
+
+    def _gather(self) -> None:
+        """Have the consumer's loop send the events a moment later, rather than turn for each."""
+        loop, at = self._consumer.hub, time.monotonic()
+        if loop is not None and at >= self._goes_s:
+            self._goes_s = at + _GATHER_S
+            loop.call_soon(loop.call_later, _GATHER_S, self._flush)
+
+    def _flush(self) -> None:
+        self._goes_s = 0.0
+        events = self._consumer.event_dispatcher
+        if events is not None:
+            events.flush()
 
     def request_class(self) -> type[Any]:
         """Celery's request, which tells what the worker is doing by the job that its message led to."""
         claims = self._claims
 
-        class Message(Request):  # type: ignore[misc]
+        class Message(messages.Message):
             def info(self, safe: bool = False) -> dict[str, Any]:
                 told: dict[str, Any] = super().info(safe)
                 claim = claims.get(told["id"])
@@ -93,3 +120,7 @@ class Flower:
                 }
 
         return Message
+
+
+def _of_doorbell(kind: str, **fields: Any) -> Any:
+    return Event(kind, **fields | {"hostname": shown.DOORBELL})

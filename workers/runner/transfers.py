@@ -13,6 +13,7 @@ from farm.database.session import Database
 from farm.errors import DatabaseUnavailable, LeaseLost, StorageUnavailable
 from farm.queue import leases
 from farm.queue.jobs import Claim
+from workers.runner.waits import doubling
 
 log = logging.getLogger(__name__)
 
@@ -72,17 +73,17 @@ class Transfers:
         """
         least_s, most_s = _PATIENCE_S
         until = time.monotonic() + min(max(took_s, least_s), most_s)
-        wait_s, longest_s = _RETRY_S
+        waits = doubling(*_RETRY_S)
         while True:
             try:
                 return work()
             except StorageUnavailable as err:
+                wait_s = next(waits)
                 if lost.is_set() or time.monotonic() + wait_s > until:
                     raise
                 log.warning("%s; trying again in %s s", err.detail, wait_s)
                 if self._stopping.wait(wait_s):
                     raise
-                wait_s = min(2 * wait_s, longest_s)
 
     def _renew(self) -> None:
         """Renew what is on its way, twice before a third of a lease is over; end once nothing is."""

@@ -11,11 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy import delete, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from farm.database.base import Base, now
+from farm.database.base import now
 from farm.database.tables import Artifact, EngineRow, OciDocument, OciManifest, OciTag
+from farm.database.upserts import insert_new
 from farm.errors import NotFound
 from farm.registry import loading, signed
 from farm.registry.oci import manifests
@@ -205,13 +205,6 @@ def keep_document(session: Session, document: Document) -> None:
         "body": document.body,
     }
     insert_new(session, OciDocument, values)
-
-
-def insert_new(session: Session, table: type[Base], values: Mapping[str, object]) -> bool:
-    """Insert a row unless its key is taken, by another transaction perhaps."""
-    kind = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
-    statement = kind.insert(table).values(**values).on_conflict_do_nothing()
-    return session.connection().execute(statement).rowcount > 0
 
 
 def forget(

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from farm.database.base import now
 from farm.database.tables import Artifact, OciBlob, OciDigest, OciManifest, OciTag
+from farm.database.upserts import insert_new
 from farm.errors import (
     BlobUnknown,
     DigestMismatch,
@@ -90,7 +91,7 @@ def put(
         "needs": blobs,
         "created_at": now(),
     }
-    derived.insert_new(session, OciManifest, row)
+    insert_new(session, OciManifest, row)
     for tag in tags:
         _tag(session, repository, tag, document.digest, is_admins=is_admins)
     return Put(digest=document.digest, subject=subject, tags=tags)
@@ -198,7 +199,7 @@ def _tag(session: Session, repository: str, tag: str, digest: str, *, is_admins:
         TagTaken: it is an administrator's, and names another.
     """
     told = {"digest": digest, "is_admins": is_admins}
-    if derived.insert_new(session, OciTag, {"repository": repository, "tag": tag, **told}):
+    if insert_new(session, OciTag, {"repository": repository, "tag": tag, **told}):
         return
     named = (OciTag.repository == repository) & (OciTag.tag == tag)
     if is_admins:
@@ -246,9 +247,9 @@ def link(session: Session, repository: str, digest: str, *, named: str) -> None:
     Parameters:
         named: the digest that the client knows it by.
     """
-    derived.insert_new(session, OciBlob, {"repository": repository, "digest": digest})
+    insert_new(session, OciBlob, {"repository": repository, "digest": digest})
     if named != digest:
-        derived.insert_new(session, OciDigest, {"digest": named, "content": digest})
+        insert_new(session, OciDigest, {"digest": named, "content": digest})
 
 
 def mount(session: Session, repository: str, digest: str, origin: str | None) -> bool:
